@@ -1,0 +1,29 @@
+//! The guest ABI, version [`ABI`]. Three conversations, each with a module:
+//!
+//! ```text
+//!  program in the guest ──unix socket, JSON lines──▶ gc-agent      [`local`]
+//!  gc-agent ──vsock, guest to host, JSON lines──▶ vmm              [`link`]
+//!  vmm/vmmd ──vsock, host to guest, binary frames──▶ gc-agent      [`exec`]
+//! ```
+//!
+//! Every side treats the other as hostile: lines and frames have a greatest length, and what does not
+//! parse ends the connection, nothing else. The crate has no I/O: it is types, limits and codecs.
+
+pub mod exec;
+pub mod link;
+pub mod local;
+
+/// Version of everything in this crate; a host refuses an agent with another one.
+pub const ABI: u32 = 1;
+
+/// The guest's vsock address, the same in every VM: a vsock is private to its VM, so clones need no new one.
+pub const GUEST_CID: u32 = 3;
+/// The host's vsock address (fixed by the virtio specification).
+pub const HOST_CID: u32 = 2;
+/// Where the host listens for the agent's link ([`link`]).
+pub const LINK_PORT: u32 = 1024;
+/// Where the agent listens for exec sessions ([`exec`]).
+pub const EXEC_PORT: u32 = 1025;
+
+/// Longest JSON line on the link and on the local socket, newline included.
+pub const LINE_MAX_BYTES: usize = 64 * 1024;

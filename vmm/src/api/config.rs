@@ -1,0 +1,47 @@
+//! How a `vmm` process is told what to run.
+//!
+//! `vmmd` starts `vmm --config-fd N`; N is a file (memfd) that holds one [`VmConfig`] as JSON, read from
+//! offset 0. Every resource is an inherited file descriptor, so that the process needs no rights of its own.
+
+use patina_abi::link::Identity;
+use serde::{Deserialize, Serialize};
+use std::os::fd::RawFd;
+
+/// Fewest and most vCPUs.
+pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=16;
+/// Least and most RAM, MiB.
+pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=65_536;
+/// Longest kernel command line that a user may add, bytes.
+pub const CMDLINE_MAX_BYTES: usize = 1024;
+
+/// All that a `vmm` needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// The VM's name, for log lines only.
+    pub name: String,
+    /// See [`VCPUS`].
+    pub vcpus: u8,
+    /// See [`MEMORY_MIB`].
+    pub memory_mib: u32,
+    /// Added to the end of the command line that the vmm makes.
+    pub cmdline: String,
+    /// `/dev/kvm`, opened read-write.
+    pub kvm_fd: RawFd,
+    /// The kernel: ELF (with a PVH note or a 64-bit entry) or bzImage, opened for reading.
+    pub kernel_fd: RawFd,
+    /// The root disk, opened for reading; the guest sees a read-only `/dev/vda`.
+    pub rootfs_fd: RawFd,
+    /// The tap (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, non-blocking).
+    pub tap_fd: RawFd,
+    /// The console's log, opened read-write, empty. The vmm keeps at most [`CONSOLE_LOG_MAX_BYTES`] in it.
+    pub console_fd: RawFd,
+    /// A listening Unix stream socket: see [`super::control`].
+    pub control_fd: RawFd,
+    /// A file opened for writing: the vmm writes one [`super::end::End`] there, as JSON, when the VM ends.
+    pub end_fd: RawFd,
+    /// Who the VM is.
+    pub identity: Identity,
+}
+
+/// Greatest size of a console log, bytes: when it is full its older half goes.
+pub const CONSOLE_LOG_MAX_BYTES: u64 = 1024 * 1024;

@@ -1,0 +1,2 @@
+//! The `vmm` process: runs one VM, configured by a file descriptor.
+fn main() {}
