@@ -1,1 +1,24 @@
-//! Devices.
+//! Devices: what the guest sees besides CPUs and RAM.
+//!
+//! - [`event_loop`]: one thread for each VM that drives all of its devices. While it is stopped nothing touches
+//!   a queue, which is how a VM is frozen.
+//! - [`virtio`]: the virtio-mmio transport, virtqueues, and the block, net, vsock and rng devices.
+//! - [`console`]: the serial port, its bounded log and the people attached to it.
+//!
+//! Everything that a guest writes is hostile: it is bounded and checked here, and the worst that it can reach
+//! is that its own device asks for a reset.
+
+pub mod console;
+pub mod event_loop;
+mod sys;
+pub mod virtio;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The guest's RAM.
+pub type Memory = Arc<vm_memory::GuestMemoryMmap<()>>;
+
+/// Locks a mutex whose data stays valid whatever its last holder did, so that poison means nothing.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,237 @@
+//! The serial console (a 16550 at I/O ports 0x3f8-0x3ff, IRQ 4).
+//!
+//! ```text
+//!  vCPU --port write--> pending output --device thread--> log (bounded), attached clients
+//!  clients --device thread--> pending input --port read--> vCPU
+//! ```
+//! Both pending buffers are bounded. The vCPU pays for a byte in memory; files and sockets are the device
+//! thread's, unless the guest fills the buffer faster than that can empty it: then the vCPU helps.
+
+mod clients;
+mod log;
+mod output;
+
+use super::event_loop::{DeviceLoop, EventHandler, LoopError, Source};
+use super::{lock, sys};
+use clients::Clients;
+use log::Log;
+use output::Output;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, Serial};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// The first of the serial port's I/O ports.
+pub const PORT_BASE: u16 = 0x3f8;
+/// How many I/O ports it has.
+pub const PORT_COUNT: u16 = 8;
+/// Its interrupt.
+pub const IRQ: u32 = 4;
+/// Most clients attached at a time.
+pub const CLIENTS_MAX: usize = 8;
+/// How much of the last output is kept in memory, bytes.
+pub const TAIL_BYTES: usize = 4096;
+
+/// Input that waits for the guest at most, bytes.
+const INPUT_MAX_BYTES: usize = 4096;
+
+const TOKEN_WAKE: u32 = 0;
+const TOKEN_CLIENTS: u32 = 1;
+
+/// Why the console could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// The kernel gave no event or epoll descriptor.
+    #[error("create the console's events")]
+    Create(#[source] io::Error),
+    /// The log's size could not be found.
+    #[error("find the size of the console log")]
+    Log(#[source] io::Error),
+    /// There are [`CLIENTS_MAX`] clients already.
+    #[error("attach to the console: {CLIENTS_MAX} clients are attached already, detach one first")]
+    TooManyClients,
+    /// The client's socket could not be watched.
+    #[error("attach to the console")]
+    Client(#[source] io::Error),
+}
+
+/// The serial port and all that is behind it.
+pub struct Console {
+    serial: Mutex<Serial<Line, NoEvents, Pending>>,
+    line: EventFd,
+    output: Arc<Mutex<Output>>,
+    input: Mutex<VecDeque<u8>>,
+    /// Held while output goes out, so that it does so in order; taken before `output`.
+    sinks: Mutex<Sinks>,
+    wake: Arc<EventFd>,
+    clients_ready: std::os::fd::OwnedFd,
+}
+
+struct Sinks {
+    log: Log,
+    clients: Clients,
+}
+
+/// The interrupt line of the port.
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        // The only error is a full counter: then an edge is pending already.
+        self.0.write(1).ok();
+        Ok(())
+    }
+}
+
+/// Where the port puts the guest's bytes.
+struct Pending {
+    output: Arc<Mutex<Output>>,
+    wake: Arc<EventFd>,
+}
+
+impl Write for Pending {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if lock(&self.output).push(bytes) {
+            // The only error is a full counter: then the device thread is awake already.
+            self.wake.write(1).ok();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Console {
+    /// A console that logs to `log`, of which it keeps at most `log_max_bytes`.
+    pub fn new(log: File, log_max_bytes: u64) -> Result<Self, ConsoleError> {
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ConsoleError::Create);
+        let line = event()?;
+        let trigger = Line(line.try_clone().map_err(ConsoleError::Create)?);
+        let output = Arc::new(Mutex::new(Output::default()));
+        let wake = Arc::new(event()?);
+        let clients = Clients::new().map_err(ConsoleError::Create)?;
+        let pending = Pending { output: Arc::clone(&output), wake: Arc::clone(&wake) };
+        Ok(Self {
+            serial: Mutex::new(Serial::new(trigger, pending)),
+            line,
+            output,
+            input: Mutex::default(),
+            clients_ready: clients.ready().map_err(ConsoleError::Create)?,
+            sinks: Mutex::new(Sinks {
+                log: Log::new(log, log_max_bytes).map_err(ConsoleError::Log)?,
+                clients,
+            }),
+            wake,
+        })
+    }
+
+    /// The interrupt line: register it as the irqfd of [`IRQ`].
+    pub fn interrupt_line(&self) -> &EventFd {
+        &self.line
+    }
+
+    /// Lets the device thread write the log and serve the clients.
+    pub fn attach(self: &Arc<Self>, devices: &DeviceLoop) -> Result<(), LoopError> {
+        let sources = [
+            Source { fd: sys::borrow(&self.wake), token: TOKEN_WAKE, edge: false },
+            Source { fd: self.clients_ready.as_fd(), token: TOKEN_CLIENTS, edge: false },
+        ];
+        devices.add(Arc::clone(self) as Arc<dyn EventHandler>, &sources)
+    }
+
+    /// A vCPU reads a port, counted from [`PORT_BASE`].
+    pub fn read(&self, offset: u8) -> u8 {
+        let mut serial = lock(&self.serial);
+        let value = serial.read(offset);
+        self.feed(&mut serial);
+        value
+    }
+
+    /// A vCPU writes a port, counted from [`PORT_BASE`].
+    pub fn write(&self, offset: u8, value: u8) {
+        let is_full = {
+            let mut serial = lock(&self.serial);
+            // Neither the line nor the pending output ever fails.
+            serial.write(offset, value).ok();
+            self.feed(&mut serial);
+            lock(&self.output).is_full()
+        };
+        if is_full {
+            self.flush();
+        }
+    }
+
+    /// Adds a client: it gets what the guest writes from now on, and what it sends is input. One that reads
+    /// too slowly loses output.
+    pub fn add_client(&self, stream: UnixStream) -> Result<(), ConsoleError> {
+        lock(&self.sinks).clients.add(stream)
+    }
+
+    /// The last [`TAIL_BYTES`] of output, up to this moment.
+    pub fn tail(&self) -> Vec<u8> {
+        lock(&self.output).tail()
+    }
+
+    /// Brings all output to the log and the clients. The device thread does it by itself; a VM that ends does
+    /// it a last time.
+    pub fn flush(&self) {
+        let mut sinks = lock(&self.sinks);
+        let pending = lock(&self.output).take();
+        if !pending.is_empty() {
+            sinks.log.append(&pending);
+            sinks.clients.write(&pending);
+        }
+        lock(&self.output).give_back(pending);
+    }
+
+    /// Moves waiting input into the port as far as it has room.
+    fn feed(&self, serial: &mut Serial<Line, NoEvents, Pending>) {
+        let mut input = lock(&self.input);
+        if input.is_empty() {
+            return;
+        }
+        let was_full = input.len() == INPUT_MAX_BYTES;
+        let room = serial.fifo_capacity().min(input.len());
+        let bytes: Vec<u8> = input.iter().take(room).copied().collect();
+        // The line never fails, and there is room; in loopback mode the port takes nothing.
+        let taken = serial.enqueue_raw_bytes(&bytes).unwrap_or(0);
+        input.drain(..taken);
+        if was_full && taken > 0 {
+            // There is room to read from clients again. A full counter means that it will be seen anyway.
+            self.wake.write(1).ok();
+        }
+    }
+
+    fn read_clients(&self) {
+        {
+            let mut sinks = lock(&self.sinks);
+            let mut input = lock(&self.input);
+            sinks.clients.read(&mut input, INPUT_MAX_BYTES);
+        }
+        self.feed(&mut lock(&self.serial));
+    }
+}
+
+impl EventHandler for Console {
+    fn event(&self, token: u32) {
+        if token == TOKEN_WAKE {
+            // Nothing to read means that the wake-up was already taken.
+            self.wake.read().ok();
+            self.flush();
+        }
+        self.read_clients();
+    }
+}
+
+#[cfg(test)]
+#[path = "console_test.rs"]
+mod tests;

@@ -1,0 +1,213 @@
+//! The thread that drives a VM's devices.
+//!
+//! ```text
+//!  guest kick (ioeventfd) --+
+//!  tap, vsock streams ------+--> epoll --> handler.event(token), one at a time
+//!  other threads (run) -----+
+//! ```
+//! All device work is done, synchronously, on this thread; so once [`DeviceLoop::stop`] has returned, no
+//! queue and no guest memory is touched by a device until [`DeviceLoop::start`]. Events that arrive in between
+//! are not lost: they stay pending in the kernel.
+
+use super::lock;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
+
+/// Events taken from the kernel at a time.
+const BATCH_EVENTS: usize = 32;
+/// The token of the loop's own wake-up event.
+const WAKE: u64 = u64::MAX;
+
+/// Why the event loop could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// The kernel gave no epoll or event descriptor.
+    #[error("create the device loop")]
+    Create(#[source] io::Error),
+    /// A source could not be watched.
+    #[error("watch source {token:#x} in the device loop")]
+    Watch {
+        /// The source's token.
+        token: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread could not be started.
+    #[error("start the device thread")]
+    Start(#[source] io::Error),
+    /// The thread ended because waiting failed.
+    #[error("wait for device events")]
+    Wait(#[source] io::Error),
+    /// The thread panicked.
+    #[error("the device thread panicked")]
+    Panicked,
+}
+
+/// What is called when one of its sources has an event, always on the device thread.
+pub trait EventHandler: Send + Sync {
+    /// The source with this token has something to do.
+    fn event(&self, token: u32);
+}
+
+/// A file descriptor to watch.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The descriptor; whoever owns it keeps it open as long as the loop lives.
+    pub fd: BorrowedFd<'a>,
+    /// Handed to the handler.
+    pub token: u32,
+    /// Report arrivals only (the handler remembers what it left unread), instead of as long as there is
+    /// something to read.
+    pub edge: bool,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Shared {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    stopping: AtomicBool,
+    jobs: Mutex<Vec<Job>>,
+    handlers: Mutex<Vec<Arc<dyn EventHandler>>>,
+}
+
+/// The loop; dropping it stops its thread.
+pub struct DeviceLoop {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Result<(), LoopError>>>,
+}
+
+/// Runs closures on the device thread, from any thread.
+#[derive(Clone)]
+pub struct LoopHandle(Arc<Shared>);
+
+impl LoopHandle {
+    /// Runs `job` on the device thread, between two events. While the loop is stopped the job waits for the
+    /// next start.
+    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        lock(&self.0.jobs).push(Box::new(job));
+        self.0.wake();
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        // The only error is a full counter, and then the loop is awake already.
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).ok();
+    }
+
+    fn watch(&self, source: &Source<'_>, data: u64) -> Result<(), LoopError> {
+        let mut flags = epoll::EventFlags::IN;
+        if source.edge {
+            flags |= epoll::EventFlags::ET;
+        }
+        epoll::add(&self.epoll, source.fd, epoll::EventData::new_u64(data), flags)
+            .map_err(|error| LoopError::Watch { token: source.token, source: error.into() })
+    }
+
+    fn run(&self) -> Result<(), LoopError> {
+        let mut batch = Vec::with_capacity(BATCH_EVENTS);
+        while !self.stopping.load(Ordering::Acquire) {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut batch), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(LoopError::Wait(error.into())),
+            }
+            for event in batch.drain(..) {
+                self.dispatch(event.data.u64());
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatch(&self, data: u64) {
+        if data == WAKE {
+            let mut count = [0; 8];
+            // Nothing to read means that the wake-up was already taken.
+            rustix::io::read(&self.wake, &mut count).ok();
+            let jobs = std::mem::take(&mut *lock(&self.jobs));
+            for job in jobs {
+                job();
+            }
+            return;
+        }
+        let [index, token] = split(data);
+        let handler = usize::try_from(index).ok().and_then(|index| lock(&self.handlers).get(index).cloned());
+        if let Some(handler) = handler {
+            handler.event(token);
+        }
+    }
+}
+
+fn split(data: u64) -> [u32; 2] {
+    // Both halves fit by construction.
+    [(data >> 32) as u32, (data & 0xffff_ffff) as u32]
+}
+
+impl DeviceLoop {
+    /// A loop that is not running yet.
+    pub fn new() -> Result<Self, LoopError> {
+        let create = |error: rustix::io::Errno| LoopError::Create(error.into());
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(create)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(create)?;
+        let shared = Shared {
+            epoll,
+            wake,
+            stopping: AtomicBool::new(false),
+            jobs: Mutex::default(),
+            handlers: Mutex::default(),
+        };
+        shared.watch(&Source { fd: shared.wake.as_fd(), token: u32::MAX, edge: false }, WAKE)?;
+        Ok(Self { shared: Arc::new(shared), thread: None })
+    }
+
+    /// Watches `sources` and hands their events to `handler`, which the loop keeps.
+    pub fn add(&self, handler: Arc<dyn EventHandler>, sources: &[Source<'_>]) -> Result<(), LoopError> {
+        let index = {
+            let mut handlers = lock(&self.shared.handlers);
+            handlers.push(handler);
+            (handlers.len() - 1) as u64
+        };
+        sources.iter().try_for_each(|source| self.shared.watch(source, index << 32 | u64::from(source.token)))
+    }
+
+    /// For other threads.
+    pub fn handle(&self) -> LoopHandle {
+        LoopHandle(Arc::clone(&self.shared))
+    }
+
+    /// Starts the thread; nothing happens when it runs already.
+    pub fn start(&mut self) -> Result<(), LoopError> {
+        if self.thread.is_some() {
+            return Ok(());
+        }
+        self.shared.stopping.store(false, Ordering::Release);
+        let shared = Arc::clone(&self.shared);
+        let thread = Builder::new().name("devices".into()).spawn(move || shared.run());
+        self.thread = Some(thread.map_err(LoopError::Start)?);
+        Ok(())
+    }
+
+    /// Stops the thread after the events that it is at, and waits for it. May be started again.
+    pub fn stop(&mut self) -> Result<(), LoopError> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.wake();
+        thread.join().map_err(|_| LoopError::Panicked)?
+    }
+}
+
+impl Drop for DeviceLoop {
+    fn drop(&mut self) {
+        // Nobody is left to tell; the thread has ended either way.
+        self.stop().ok();
+    }
+}
+
+#[cfg(test)]
+#[path = "event_loop_test.rs"]
+mod tests;

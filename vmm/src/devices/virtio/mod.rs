@@ -1,0 +1,152 @@
+//! Virtio devices on an MMIO transport (virtio 1.2).
+//!
+//! - [`mmio`]: the register window that vCPUs read and write, and what owns a device and its queues.
+//! - [`handshake`]: status and feature negotiation, as pure logic.
+//! - [`queue`]: virtqueues and descriptor chains, checked against the guest's RAM.
+//! - [`interrupt`]: how a device calls the guest.
+//! - [`block`], [`net`], [`rng`], [`vsock`]: the devices.
+
+pub mod block;
+pub mod handshake;
+pub mod interrupt;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+pub mod rng;
+pub mod vsock;
+
+use super::Memory;
+use super::event_loop::Source;
+use interrupt::Interrupt;
+use queue::{Chain, QueueError, VirtQueue};
+use std::io;
+
+/// What a device does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Waits for an event.
+    Wait,
+    /// Has more to do, but lets the other devices go first: handle this queue again.
+    Again(usize),
+}
+
+/// Why a device stopped: it sets DEVICE_NEEDS_RESET and does nothing until the guest resets it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The guest broke a queue.
+    #[error("handle queue {index}")]
+    Queue {
+        /// Which one.
+        index: usize,
+        /// How.
+        #[source]
+        source: QueueError,
+    },
+    /// What is behind the device failed.
+    #[error("{operation}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DeviceError {
+    /// For `map_err` at an I/O operation.
+    pub fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { operation, source }
+    }
+
+    /// For `map_err` at a queue operation.
+    pub fn queue(index: usize) -> impl Fn(QueueError) -> Self {
+        move |source| Self::Queue { index, source }
+    }
+}
+
+/// What an active device works with.
+pub struct Io<'a> {
+    /// Its queues, as many as [`VirtioDevice::queue_max_sizes`]; those that the guest did not set up are empty
+    /// for ever.
+    pub queues: &'a mut [VirtQueue],
+    /// The guest's RAM.
+    pub memory: &'a Memory,
+    /// To call the guest.
+    pub interrupt: &'a Interrupt,
+    /// The features that the guest accepted.
+    pub features: u64,
+}
+
+impl Io<'_> {
+    /// Handles the chains of a queue one by one: `handle` says how many bytes it wrote into each. Takes at most
+    /// as many as the queue holds, so that a guest that keeps filling it does not keep the other devices
+    /// waiting.
+    pub fn serve(
+        &mut self,
+        index: usize,
+        chain: &mut Chain,
+        mut handle: impl FnMut(&Memory, &Chain) -> Result<u32, DeviceError>,
+    ) -> Result<Next, DeviceError> {
+        let (memory, failed) = (self.memory, DeviceError::queue(index));
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.size() > 0) else {
+            return Ok(Next::Wait);
+        };
+        queue.no_kicks(memory).map_err(&failed)?;
+        let (mut next, mut used) = (Next::Again(index), false);
+        for _ in 0..queue.size() {
+            if queue.next(memory, chain).map_err(&failed)? {
+                let written = handle(memory, chain)?;
+                queue.add_used(memory, chain.head(), written).map_err(&failed)?;
+                used = true;
+            } else if !queue.wait_for_kick(memory).map_err(&failed)? {
+                next = Next::Wait;
+                break;
+            }
+        }
+        if used {
+            queue.signal(memory, self.interrupt).map_err(&failed)?;
+        }
+        Ok(next)
+    }
+}
+
+/// A device behind a transport. All calls come with the transport's lock held; those with [`Io`] come from
+/// the device thread, except [`VirtioDevice::activate`].
+pub trait VirtioDevice: Send {
+    /// The virtio device type.
+    fn device_type(&self) -> u32;
+    /// Greatest size of each queue, powers of two.
+    fn queue_max_sizes(&self) -> &[u16];
+    /// The features offered, besides those of the transport (see [`handshake::TRANSPORT_FEATURES`]).
+    fn features(&self) -> u64;
+    /// Reads the configuration space; what lies beyond it stays as it is.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes the configuration space; by default there is nothing to write.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The guest's driver is ready. Called on a vCPU thread, so it must not touch the queues; every queue gets
+    /// a [`VirtioDevice::queue_event`] right afterwards.
+    fn activate(&mut self, _features: u64) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    /// The guest kicked a queue, or [`Next::Again`] asked for it.
+    fn queue_event(&mut self, io: &mut Io<'_>, index: usize) -> Result<Next, DeviceError>;
+    /// Descriptors of its own to watch, tokens below [`mmio::SOURCE_TOKENS`].
+    fn sources(&self) -> Vec<Source<'_>> {
+        Vec::new()
+    }
+    /// One of its own descriptors has an event; without [`Io`] while the device is not active.
+    fn source_event(&mut self, _io: Option<&mut Io<'_>>, _token: u32) -> Result<Next, DeviceError> {
+        Ok(Next::Wait)
+    }
+    /// The guest resets the device, or the device failed: forget all that belongs to the driver.
+    fn reset(&mut self);
+}
+
+/// Reads `data.len()` bytes at `offset` of a configuration space; what lies beyond it is left alone.
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}

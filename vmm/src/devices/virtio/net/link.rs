@@ -1,0 +1,49 @@
+//! The gate between a VM and its network.
+
+use super::PortError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// Opens and shuts a network card's link, from any thread. The guest does not notice: its card stays up.
+#[derive(Clone)]
+pub struct Link(Arc<Shared>);
+
+struct Shared {
+    open: AtomicBool,
+    opened: AtomicBool,
+    changed: EventFd,
+}
+
+impl Link {
+    pub(super) fn new() -> Result<Self, PortError> {
+        let changed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PortError::Event)?;
+        Ok(Self(Arc::new(Shared { open: AtomicBool::new(true), opened: AtomicBool::new(false), changed })))
+    }
+
+    /// While it is shut all that the guest sends is dropped, and it receives nothing. What arrives meanwhile is
+    /// thrown away when it opens. A frame that the device thread is handling at this very moment may still
+    /// pass: to rule that out, set it while the device loop is stopped.
+    pub fn set_open(&self, open: bool) {
+        if self.0.open.swap(open, Ordering::SeqCst) != open && open {
+            self.0.opened.store(true, Ordering::SeqCst);
+        }
+        // The only error is a full counter: then the change will be seen anyway.
+        self.0.changed.write(1).ok();
+    }
+
+    /// Whether frames pass.
+    pub fn is_open(&self) -> bool {
+        // What arrived while it was shut is still to be thrown away.
+        self.0.open.load(Ordering::SeqCst) && !self.0.opened.load(Ordering::SeqCst)
+    }
+
+    /// True once after each opening; from then on frames pass.
+    pub(super) fn take_opened(&self) -> bool {
+        self.0.opened.swap(false, Ordering::SeqCst)
+    }
+
+    pub(super) fn changed(&self) -> &EventFd {
+        &self.0.changed
+    }
+}

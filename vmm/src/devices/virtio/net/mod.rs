@@ -1,0 +1,154 @@
+//! virtio-net on a tap.
+//!
+//! ```text
+//!  guest tx queue --writev--> tap     (dropped while the link is shut)
+//!  tap --read--> one frame --> guest rx queue
+//! ```
+//! A frame from the tap is kept until the guest has buffers for it, and meanwhile the tap is not read: its own
+//! queue is the bound. The tap is watched by edges, so that a guest without buffers costs nothing.
+
+mod link;
+mod port;
+mod rx;
+
+pub use link::Link;
+pub use port::{FramePort, Offloads, PortError, Tap};
+
+use super::queue::{Chain, QueueError, Side};
+use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
+use crate::devices::event_loop::Source;
+use crate::devices::{Memory, sys};
+use rx::Receiver;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+
+/// The virtio type of a network device.
+pub const DEVICE_TYPE: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+/// Size of the header in front of every frame (virtio_net_hdr_v1), bytes.
+pub const HEADER_BYTES: usize = 12;
+/// Longest frame with its header, bytes: 64 KiB of IP, an Ethernet header with a VLAN tag, and ours.
+pub const FRAME_MAX_BYTES: usize = 65_535 + 18 + HEADER_BYTES;
+
+const RX: usize = 0;
+const TX: usize = 1;
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+/// An Ethernet header is the least that a frame has.
+const FRAME_MIN_BYTES: usize = HEADER_BYTES + 14;
+
+const TOKEN_PORT: u32 = 0;
+const TOKEN_LINK: u32 = 1;
+
+/// The device.
+pub struct Net {
+    port: Box<dyn FramePort>,
+    link: Link,
+    receiver: Receiver,
+    chain: Chain,
+    config: [u8; 8],
+}
+
+impl Net {
+    /// A network card with this MAC address. The link is open; see [`Net::link`].
+    pub fn new(port: Box<dyn FramePort>, mac: [u8; 6]) -> Result<Self, PortError> {
+        let mut config = [0; 8];
+        config[..6].copy_from_slice(&mac);
+        config[6] = VIRTIO_NET_S_LINK_UP as u8;
+        Ok(Self { port, link: Link::new()?, receiver: Receiver::default(), chain: Chain::default(), config })
+    }
+
+    /// Opens and shuts the network from other threads.
+    pub fn link(&self) -> Link {
+        self.link.clone()
+    }
+
+    fn receive(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
+        let mergeable = io.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        self.receiver.run(io, RX, &*self.port, &self.link, mergeable)
+    }
+
+    fn transmit(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
+        let (port, link) = (&*self.port, &self.link);
+        io.serve(TX, &mut self.chain, |memory, chain| {
+            send(memory, chain, port, link).map_err(DeviceError::queue(TX)).map(|()| 0)
+        })
+    }
+}
+
+/// Sends one frame, or drops it as a network may: when the link is shut, the port is full or does not like it.
+fn send(memory: &Memory, chain: &Chain, port: &dyn FramePort, link: &Link) -> Result<(), QueueError> {
+    let length = chain.readable_bytes() as usize;
+    if link.is_open() && (FRAME_MIN_BYTES..=FRAME_MAX_BYTES).contains(&length) {
+        let frame = chain.slices(memory, Side::Readable, 0, length)?;
+        frame.write_to(port.fd()).ok();
+    }
+    Ok(())
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        [
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_STATUS,
+        ]
+        .iter()
+        .fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, features: u64) -> Result<(), DeviceError> {
+        let has = |bit: u32| features & 1 << bit != 0;
+        let offloads =
+            Offloads { checksum: has(VIRTIO_NET_F_GUEST_CSUM), tso4: has(VIRTIO_NET_F_GUEST_TSO4) };
+        self.port.set_offloads(offloads).map_err(DeviceError::io("set the offloads of the tap"))
+    }
+
+    fn queue_event(&mut self, io: &mut Io<'_>, index: usize) -> Result<Next, DeviceError> {
+        if index == TX { self.transmit(io) } else { self.receive(io) }
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        vec![
+            Source { fd: self.port.fd(), token: TOKEN_PORT, edge: true },
+            Source { fd: sys::borrow(self.link.changed()), token: TOKEN_LINK, edge: false },
+        ]
+    }
+
+    fn source_event(&mut self, io: Option<&mut Io<'_>>, token: u32) -> Result<Next, DeviceError> {
+        if token == TOKEN_LINK {
+            // Nothing to read means that the change was already seen.
+            self.link.changed().read().ok();
+            if self.link.take_opened() {
+                self.receiver.discard(&*self.port);
+            }
+        }
+        // An edge of the port that comes while the device is not active is not lost: activation kicks the
+        // receive queue, which reads the port.
+        io.map_or(Ok(Next::Wait), |io| self.receive(io))
+    }
+
+    fn reset(&mut self) {
+        self.receiver = Receiver::default();
+    }
+}
+
+#[cfg(test)]
+#[path = "net_test.rs"]
+mod tests;

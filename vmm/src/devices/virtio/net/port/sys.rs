@@ -1,0 +1,43 @@
+//! The ioctls of a tap.
+#![allow(unsafe_code, reason = "ioctls that no crate wraps")]
+
+use super::Offloads;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const TUN_F_CSUM: libc::c_ulong = 1;
+const TUN_F_TSO4: libc::c_ulong = 2;
+
+/// `_IOW('T', 208, unsigned int)`.
+const TUNSETOFFLOAD: libc::c_ulong = write_request(208, size_of::<libc::c_uint>());
+/// `_IOW('T', 216, int)`.
+const TUNSETVNETHDRSZ: libc::c_ulong = write_request(216, size_of::<libc::c_int>());
+const _: () = assert!(TUNSETOFFLOAD == 0x4004_54d0 && TUNSETVNETHDRSZ == 0x4004_54d8);
+
+const fn write_request(number: u8, bytes: usize) -> libc::c_ulong {
+    1 << 30 | (bytes as libc::c_ulong) << 16 | (b'T' as libc::c_ulong) << 8 | number as libc::c_ulong
+}
+
+/// `TUNSETVNETHDRSZ`: the size of the header in front of each frame.
+pub fn set_header_bytes(tap: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: the request reads one c_int (asserted above) through the pointer, which is valid for the call.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })
+}
+
+/// `TUNSETOFFLOAD`: what the reader of the tap can take unfinished.
+pub fn set_offloads(tap: BorrowedFd<'_>, offloads: Offloads) -> io::Result<()> {
+    let mut flags = 0;
+    if offloads.checksum {
+        flags |= TUN_F_CSUM;
+        if offloads.tso4 {
+            flags |= TUN_F_TSO4;
+        }
+    }
+    // SAFETY: the request takes its flags by value and no pointer.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, flags) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

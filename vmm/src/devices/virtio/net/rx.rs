@@ -1,0 +1,146 @@
+//! From the port to the guest: one frame at a time.
+
+use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, Link};
+use crate::devices::virtio::queue::{Chain, QueueError};
+use crate::devices::virtio::{DeviceError, Io, Next};
+use rustix::io::Errno;
+
+/// Where the number of merged buffers stands in the header.
+const BUFFERS_AT: u32 = 10;
+/// Frames thrown away at most when the link opens; a tap holds fewer.
+const DISCARD_MAX_FRAMES: usize = 8192;
+
+/// The frame that waits for the guest's buffers, if any.
+#[derive(Default)]
+pub struct Receiver {
+    frame: Vec<u8>,
+    /// Length of the frame that waits, 0 for none.
+    waiting_bytes: usize,
+    chains: Vec<Chain>,
+}
+
+/// What became of a frame.
+#[derive(Debug, PartialEq, Eq)]
+enum Delivery {
+    Delivered,
+    /// The guest has no buffers for it now.
+    Waits,
+    /// It does not fit in all the buffers that the guest can have.
+    TooLong,
+}
+
+impl Receiver {
+    /// Receives until the port is empty, the guest has no buffers, or it is the turn of another device.
+    pub fn run(
+        &mut self,
+        io: &mut Io<'_>,
+        index: usize,
+        port: &dyn FramePort,
+        link: &Link,
+        mergeable: bool,
+    ) -> Result<Next, DeviceError> {
+        let failed = DeviceError::queue(index);
+        let (mut next, mut used) = (Next::Again(index), false);
+        for _ in 0..io.queues.get(index).map_or(0, |queue| queue.size()) {
+            if !link.is_open() || !self.fetch(port)? {
+                next = Next::Wait;
+                break;
+            }
+            match self.deliver(io, index, mergeable).map_err(&failed)? {
+                Delivery::Delivered => (self.waiting_bytes, used) = (0, true),
+                Delivery::TooLong => self.waiting_bytes = 0,
+                Delivery::Waits => {
+                    if let Some(queue) = io.queues.get_mut(index)
+                        && !queue.wait_for_kick(io.memory).map_err(&failed)?
+                    {
+                        next = Next::Wait;
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(queue) = io.queues.get_mut(index) {
+            if queue.size() == 0 {
+                return Ok(Next::Wait);
+            }
+            if used {
+                queue.signal(io.memory, io.interrupt).map_err(&failed)?;
+            }
+        }
+        Ok(next)
+    }
+
+    /// Reads the next frame unless one waits; false when the port has none.
+    fn fetch(&mut self, port: &dyn FramePort) -> Result<bool, DeviceError> {
+        if self.waiting_bytes > 0 {
+            return Ok(true);
+        }
+        self.frame.resize(FRAME_MAX_BYTES, 0);
+        loop {
+            match rustix::io::read(port.fd(), &mut self.frame[..]) {
+                // A frame without a header is nothing that a guest can take.
+                Ok(length) if length <= HEADER_BYTES => {
+                    if length == 0 {
+                        return Ok(false);
+                    }
+                }
+                Ok(length) => {
+                    self.waiting_bytes = length;
+                    return Ok(true);
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(error) => return Err(DeviceError::io("receive from the tap")(error.into())),
+            }
+        }
+    }
+
+    fn deliver(&mut self, io: &mut Io<'_>, index: usize, mergeable: bool) -> Result<Delivery, QueueError> {
+        let Some(queue) = io.queues.get_mut(index) else { return Ok(Delivery::Waits) };
+        let most = if mergeable { queue.size() } else { 1 };
+        let (mut taken, mut room_bytes) = (0_u16, 0_usize);
+        while room_bytes < self.waiting_bytes {
+            if taken == most {
+                // No more buffers can come: they are all here, and go back to the guest's next frame.
+                queue.put_back(taken);
+                return Ok(Delivery::TooLong);
+            }
+            let at = usize::from(taken);
+            if self.chains.len() == at {
+                self.chains.push(Chain::default());
+            }
+            let Some(chain) = self.chains.get_mut(at) else { break };
+            if !queue.next(io.memory, chain)? {
+                queue.put_back(taken);
+                return Ok(Delivery::Waits);
+            }
+            room_bytes = room_bytes.saturating_add(chain.writable_bytes() as usize);
+            taken += 1;
+        }
+        let header = self.frame.get_mut(BUFFERS_AT as usize..HEADER_BYTES);
+        if let Some(buffers) = header {
+            buffers.copy_from_slice(&taken.to_le_bytes());
+        }
+        let mut rest = self.frame.get(..self.waiting_bytes).unwrap_or_default();
+        for chain in self.chains.iter().take(usize::from(taken)) {
+            let (now, later) = rest.split_at(rest.len().min(chain.writable_bytes() as usize));
+            chain.write(io.memory, 0, now)?;
+            queue.add_used(io.memory, chain.head(), now.len() as u32)?;
+            rest = later;
+        }
+        Ok(Delivery::Delivered)
+    }
+
+    /// Throws away what waits, here and in the port.
+    pub fn discard(&mut self, port: &dyn FramePort) {
+        self.waiting_bytes = 0;
+        // Enough for the header; of the rest of a frame the kernel disposes.
+        let mut start = [0; 64];
+        for _ in 0..DISCARD_MAX_FRAMES {
+            match rustix::io::read(port.fd(), &mut start) {
+                Ok(1..) | Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+}
