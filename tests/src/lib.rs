@@ -1,1 +1,16 @@
-//! Harness.
+//! The harness: a real `vmmd` with real guests, cleaned away afterwards.
+//!
+//! - [`setup`]: which binaries and images are used, and what the machine lacks to run guests.
+//! - [`host`]: [`host::Host`], a private `vmmd` with its own socket and state directory.
+//! - [`vm`]: [`vm::Vm`], one VM of it: run programs in it, look at it, end it.
+//! - [`process`]: running a program with a deadline, collecting what it prints.
+//! - [`leftovers`]: processes and network interfaces that were not there before.
+//!
+//! Everything goes through `vmctl`, the command that users have, so that the tests tell what users see.
+//! The `demo` and `bench` programs are built on the same harness.
+
+pub mod host;
+pub mod leftovers;
+pub mod process;
+pub mod setup;
+pub mod vm;

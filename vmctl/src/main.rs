@@ -1,2 +1,43 @@
-//! Placeholder.
-fn main() {}
+//! `vmctl`, the operator's command: says to `vmmd` over gRPC what the command line says.
+//!
+//! - [`cli`]: the command line; [`values`]: sizes and ports as people write them.
+//! - [`client`]: the connection; [`error`]: what can go wrong, in words and as an exit code.
+//! - [`commands`]: one module a command.
+//! - [`view`]: a VM as a table row and as JSON; [`output`]: where results go.
+//! - [`terminal`]: raw mode and window size.
+//!
+//! Data goes to standard output, progress and errors to standard error.
+
+mod cli;
+mod client;
+mod commands;
+mod error;
+mod output;
+mod terminal;
+mod values;
+mod view;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let own_error = arguments.command.own_error_code();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(commands::run(arguments));
+    // A read of standard input may still wait in its thread: it must not hold us back.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            error.explain();
+            ExitCode::from(own_error.unwrap_or(error.exit_code()))
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! A private `vmmd` with its own socket and state directory, which leaves nothing behind.
+
+use crate::{
+    leftovers::Snapshot,
+    process::{self, Output, ProcessError},
+    setup::Setup,
+    vm::Vm,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
+};
+use std::{
+    fs, io,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// How long `vmmd` may take to start.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long `vmmd` may take to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a `vmctl` call may take unless the caller says otherwise.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(180);
+
+/// A running `vmmd` of one's own.
+#[derive(Debug)]
+pub struct Host {
+    setup: Setup,
+    dir: TempDir,
+    arguments: Vec<String>,
+    vmmd: Option<Child>,
+    before: Snapshot,
+}
+
+/// What went wrong with a [`Host`] or a [`Vm`].
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A system call on the host failed.
+    #[error("{what}: {source}")]
+    System {
+        /// The operation.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `vmmd` ended, or said nothing, instead of getting ready.
+    #[error("start vmmd: {what}; its log:\n{log}")]
+    Start {
+        /// What it did.
+        what: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// A program could not be run to its end.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// A `vmctl` command ended with another code than 0.
+    #[error("vmctl {arguments}: exit code {code}, stdout: {stdout}, stderr: {stderr}")]
+    Call {
+        /// Its arguments.
+        arguments: String,
+        /// Its exit code.
+        code: i32,
+        /// What it printed.
+        stdout: String,
+        /// What it complained about.
+        stderr: String,
+    },
+    /// A `vmctl -o json` command printed something else.
+    #[error("vmctl printed no JSON: {source}: {text}")]
+    Json {
+        /// What the parser said.
+        source: serde_json::Error,
+        /// What was printed.
+        text: String,
+    },
+    /// Something of this host is still there.
+    #[error("left behind: {}", .0.join(", "))]
+    Leftovers(Vec<String>),
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> HostError {
+    move |source| HostError::System { what, source }
+}
+
+impl Host {
+    /// Starts `vmmd --standalone` on a socket and a state directory of its own.
+    ///
+    /// # Errors
+    /// It does not start, or is not ready within half a minute; its log is in the error.
+    pub fn start(setup: &Setup) -> Result<Self, HostError> {
+        Self::start_with(setup, &[])
+    }
+
+    /// Starts `vmmd` with more arguments.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub fn start_with(setup: &Setup, arguments: &[&str]) -> Result<Self, HostError> {
+        let dir = tempfile::Builder::new()
+            .prefix("patina-")
+            .tempdir()
+            .map_err(system("make a temporary directory"))?;
+        let mut host = Self {
+            setup: setup.clone(),
+            dir,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            vmmd: None,
+            before: Snapshot::take().map_err(system("look for processes"))?,
+        };
+        host.start_vmmd()?;
+        Ok(host)
+    }
+
+    /// Starts `vmmd` again after [`Host::kill_vmmd`], with the same socket and state.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub fn start_vmmd(&mut self) -> Result<(), HostError> {
+        let notify_path = self.dir.path().join("notify");
+        if notify_path.exists() {
+            fs::remove_file(&notify_path).map_err(system("remove the notify socket"))?;
+        }
+        let notify = UnixDatagram::bind(&notify_path).map_err(system("bind the notify socket"))?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.vmmd_log_path())
+            .map_err(system("open vmmd's log"))?;
+        let errors = log.try_clone().map_err(system("share vmmd's log"))?;
+        let mut child = self
+            .vmmd_command()
+            .env("NOTIFY_SOCKET", &notify_path)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .map_err(system("start vmmd"))?;
+        if let Err(what) = ready(&notify, &mut child) {
+            child.kill().and_then(|()| child.wait()).map_err(system("kill vmmd"))?;
+            return Err(HostError::Start { what, log: self.vmmd_log() });
+        }
+        self.vmmd = Some(child);
+        Ok(())
+    }
+
+    /// The command that starts a `vmmd` on this host's socket and state directory.
+    #[must_use]
+    pub fn vmmd_command(&self) -> Command {
+        let mut command = Command::new(self.setup.binary("vmmd"));
+        command
+            .arg("--standalone")
+            .arg("--socket")
+            .arg(self.socket())
+            .arg("--state-dir")
+            .arg(self.state_dir())
+            .arg("--kernel")
+            .arg(&self.setup.kernel)
+            .arg("--rootfs")
+            .arg(&self.setup.rootfs)
+            .args(&self.arguments);
+        command
+    }
+
+    /// Kills `vmmd` with SIGKILL, as a crash would; its VMs run on.
+    ///
+    /// # Errors
+    /// The kernel does not let us.
+    pub fn kill_vmmd(&mut self) -> Result<(), HostError> {
+        if let Some(mut child) = self.vmmd.take() {
+            child.kill().and_then(|()| child.wait()).map_err(system("kill vmmd"))?;
+        }
+        Ok(())
+    }
+
+    /// The socket that `vmctl --host` takes.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("vmmd.sock")
+    }
+
+    /// Where `vmmd` keeps its state.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A directory for files of tests; it goes with the host.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What the host was started with.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The pid of `vmmd`, while it runs.
+    #[must_use]
+    pub fn vmmd_pid(&self) -> Option<u32> {
+        self.vmmd.as_ref().map(Child::id)
+    }
+
+    /// A `vmctl` command to this host, not started yet.
+    #[must_use]
+    pub fn vmctl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.setup.binary("vmctl"));
+        command.env("PATINA_HOST", format!("unix:{}", self.socket().display())).args(arguments);
+        command
+    }
+
+    /// Runs `vmctl` with `arguments`, whatever its exit code.
+    ///
+    /// # Errors
+    /// It could not be run, or did not end within [`CALL_DEADLINE`].
+    pub fn vmctl(&self, arguments: &[&str]) -> Result<Output, HostError> {
+        self.vmctl_with_input(arguments, b"")
+    }
+
+    /// Runs `vmctl` with `input` on its standard input.
+    ///
+    /// # Errors
+    /// As [`Host::vmctl`].
+    pub fn vmctl_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Output, HostError> {
+        Ok(process::run(&mut self.vmctl_command(arguments), input, CALL_DEADLINE)?)
+    }
+
+    /// Runs `vmctl` with `arguments`, which must work: what it printed.
+    ///
+    /// # Errors
+    /// Its exit code is not 0.
+    pub fn call(&self, arguments: &[&str]) -> Result<String, HostError> {
+        succeeded(arguments, &self.vmctl(arguments)?)
+    }
+
+    /// Runs `vmctl -o json` with `arguments`, which must work: what it printed.
+    ///
+    /// # Errors
+    /// Its exit code is not 0, or it prints no JSON.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value, HostError> {
+        let text = self.call(&[&["-o", "json"], arguments].concat())?;
+        serde_json::from_str(&text).map_err(|source| HostError::Json { source, text })
+    }
+
+    /// Runs a VM (`vmctl run --name NAME ARGUMENTS…`) and waits until its agent is ready.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn run(&self, name: &str, arguments: &[&str]) -> Result<Vm<'_>, HostError> {
+        self.call(&[&["run", "--name", name], arguments].concat())?;
+        Ok(Vm::new(self, name))
+    }
+
+    /// A VM that is there already.
+    #[must_use]
+    pub fn vm(&self, name: &str) -> Vm<'_> {
+        Vm::new(self, name)
+    }
+
+    /// The end of what `vmmd` has logged.
+    #[must_use]
+    pub fn vmmd_log(&self) -> String {
+        let log = fs::read_to_string(self.vmmd_log_path()).unwrap_or_else(|error| error.to_string());
+        tail(&log, 60)
+    }
+
+    /// Ends every VM and `vmmd`, and looks for what they left.
+    ///
+    /// # Errors
+    /// [`HostError::Leftovers`] when something is still there.
+    pub fn stop(mut self) -> Result<(), HostError> {
+        self.clean()?;
+        let now = Snapshot::take().map_err(system("look for processes"))?;
+        let mut left = now.since(&self.before);
+        if self.socket().exists() {
+            left.push(format!("socket {}", self.socket().display()));
+        }
+        if left.is_empty() { Ok(()) } else { Err(HostError::Leftovers(left)) }
+    }
+
+    /// Removes all VMs, then ends `vmmd`. A `vmmd` that was killed is started again: only it knows
+    /// which bridges and processes are its own.
+    fn clean(&mut self) -> Result<(), HostError> {
+        if self.vmmd.is_none() {
+            self.start_vmmd()?;
+        }
+        let removed = self.remove_all();
+        if let Some(mut child) = self.vmmd.take() {
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+            if let Some(pid) = pid {
+                kill_process(pid, Signal::TERM).map_err(|errno| system("end vmmd")(errno.into()))?;
+            }
+            if process::wait(&mut child, STOP_DEADLINE).map_err(system("wait for vmmd"))?.is_none() {
+                child.kill().and_then(|()| child.wait()).map_err(system("kill vmmd"))?;
+                return Err(HostError::Start {
+                    what: format!("did not end within {} s of SIGTERM", STOP_DEADLINE.as_secs()),
+                    log: self.vmmd_log(),
+                });
+            }
+        }
+        removed
+    }
+
+    fn remove_all(&self) -> Result<(), HostError> {
+        let vms = self.json(&["ls"])?;
+        let names: Vec<&str> =
+            vms.as_array().into_iter().flatten().filter_map(|vm| vm["name"].as_str()).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        self.call(&[&["rm", "-f"], names.as_slice()].concat()).map(|_| ())
+    }
+
+    fn vmmd_log_path(&self) -> PathBuf {
+        self.dir.path().join("vmmd.log")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.vmmd.is_some()
+            && let Err(error) = self.clean()
+        {
+            eprintln!("clean up {}: {error}", self.dir.path().display());
+        }
+    }
+}
+
+/// What a `vmctl` command printed, when its exit code is 0.
+///
+/// # Errors
+/// Its exit code is another.
+pub fn succeeded(arguments: &[&str], output: &Output) -> Result<String, HostError> {
+    if output.code == 0 {
+        return Ok(output.text());
+    }
+    Err(HostError::Call {
+        arguments: arguments.join(" "),
+        code: output.code,
+        stdout: output.text(),
+        stderr: output.errors(),
+    })
+}
+
+/// The last `lines` lines of `text`.
+#[must_use]
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Waits for `READY=1` on the notify socket (sd_notify(3)), or for the end of `child`.
+fn ready(notify: &UnixDatagram, child: &mut Child) -> Result<(), String> {
+    let deadline = Timespec::try_from(START_DEADLINE).map_err(|error| error.to_string())?;
+    let pidfd = process::pidfd(child.id()).map_err(|error| error.to_string())?;
+    loop {
+        let mut fds = [PollFd::new(notify, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+        let count = poll(&mut fds, Some(&deadline)).map_err(|error| error.to_string())?;
+        if count == 0 {
+            return Err(format!("not ready within {} s", START_DEADLINE.as_secs()));
+        }
+        if fds[0].revents().is_empty() {
+            let status = child.wait().map_err(|error| error.to_string())?;
+            return Err(format!("ended with {status}"));
+        }
+        let mut message = [0; 1024];
+        let length = notify.recv(&mut message).map_err(|error| error.to_string())?;
+        if String::from_utf8_lossy(&message[..length]).lines().any(|line| line == "READY=1") {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tail;
+
+    #[test]
+    fn tail_keeps_the_end() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(tail("a", 2), "a");
+    }
+}

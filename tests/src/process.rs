@@ -1,0 +1,178 @@
+//! Running a program with a deadline, collecting what it prints.
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use std::{
+    io::{self, Read, Write},
+    os::fd::OwnedFd,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What a program left: its exit code and what it printed.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Exit code; 128 + signal when a signal ended it.
+    pub code: i32,
+    /// Standard output, bytes.
+    pub stdout: Vec<u8>,
+    /// Standard error, bytes.
+    pub stderr: Vec<u8>,
+    /// Start to end.
+    pub elapsed: Duration,
+}
+
+/// Why there is no [`Output`].
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The program could not be started or waited for.
+    #[error("run {program}: {source}")]
+    Run {
+        /// The command line.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It did not end in time, and was killed.
+    #[error("{program} did not end within {seconds} s; it had printed: {printed}")]
+    Deadline {
+        /// The command line.
+        program: String,
+        /// The deadline.
+        seconds: u64,
+        /// Both outputs so far.
+        printed: String,
+    },
+}
+
+impl Output {
+    /// Standard output as text, without the last newline.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+
+    /// Standard error as text.
+    #[must_use]
+    pub fn errors(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).trim_end().to_owned()
+    }
+}
+
+/// Runs `command` with `input` on its standard input until it ends, at most `deadline`.
+///
+/// # Errors
+/// It could not be started, or did not end in time (it is killed then).
+pub fn run(command: &mut Command, input: &[u8], deadline: Duration) -> Result<Output, ProcessError> {
+    let program = format!("{command:?}");
+    let failed = |source| ProcessError::Run { program: program.clone(), source };
+    let started = Instant::now();
+    let mut child = command
+        .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        // A program may end without reading all of its input: what came of the write does not matter.
+        let writer = scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input)));
+        let stdout = scope.spawn(move || collect(stdout));
+        let stderr = scope.spawn(move || collect(stderr));
+        let status = wait(&mut child, deadline).map_err(failed)?;
+        if status.is_none() {
+            child.kill().and_then(|()| child.wait()).map_err(failed)?;
+        }
+        drop(writer.join());
+        let stdout = stdout.join().unwrap_or_default();
+        let stderr = stderr.join().unwrap_or_default();
+        match status {
+            Some(status) => Ok(Output { code: code(status), stdout, stderr, elapsed: started.elapsed() }),
+            None => Err(ProcessError::Deadline {
+                program: program.clone(),
+                seconds: deadline.as_secs(),
+                printed: String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned(),
+            }),
+        }
+    })
+}
+
+/// Waits for `child` to end, at most `deadline`; `None` when it still runs then.
+///
+/// # Errors
+/// The kernel does not let us wait.
+pub fn wait(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(Some(status));
+    }
+    let pidfd = pidfd(child.id())?;
+    if ended(&pidfd, deadline)? { child.wait().map(Some) } else { Ok(None) }
+}
+
+/// A file descriptor that becomes readable when the process ends.
+///
+/// # Errors
+/// There is no such process.
+pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Waits until the process of `pidfd` has ended, at most `deadline`: whether it has.
+///
+/// # Errors
+/// The kernel does not let us wait.
+pub fn ended(pidfd: &OwnedFd, deadline: Duration) -> io::Result<bool> {
+    let limit = Instant::now() + deadline;
+    loop {
+        let left = Timespec::try_from(limit.saturating_duration_since(Instant::now()))
+            .map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left)) {
+            Ok(count) => return Ok(count > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn collect(pipe: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        // A read error ends the output; what came before it is what there is to show.
+        if let Err(error) = pipe.read_to_end(&mut bytes) {
+            bytes.extend_from_slice(format!("\n[read: {error}]").as_bytes());
+        }
+    }
+    bytes
+}
+
+fn code(status: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt as _;
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn output_code_and_input_are_passed() {
+        let output = run(&mut sh("cat; echo oops >&2; exit 3"), b"in", Duration::from_secs(10)).unwrap();
+        assert_eq!((output.code, output.text().as_str(), output.errors().as_str()), (3, "in", "oops"));
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed() {
+        let error = run(&mut sh("echo begun; exec sleep 60"), b"", Duration::from_millis(300)).unwrap_err();
+        assert!(matches!(&error, ProcessError::Deadline { printed, .. } if printed == "begun\n"), "{error}");
+    }
+}

@@ -1,0 +1,98 @@
+//! The command line.
+
+use crate::{
+    commands::{console, exec, inspect, kill, logs, rm, run, wait},
+    output::Format,
+};
+use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the call failed
+  2    wrong usage, or a value that vmmd refuses
+  3    no VM of that name
+  4    the name or a published port is in use
+  5    the VM is not in the state that the command needs
+  6    vmmd, the VM's process or its agent does not answer
+  124  not within the time given with --timeout
+  125  exec: vmctl itself failed; any other code is the guest program's own
+  141  standard output was closed";
+
+/// Runs, looks at and ends virtual machines of a Patina host.
+#[derive(Debug, Parser)]
+#[command(name = "vmctl", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Arguments {
+    /// Where vmmd listens: unix:PATH or http://ADDRESS:PORT.
+    #[arg(long, global = true, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS")]
+    pub host: String,
+    /// How to print results.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a VM and start it; wait until its agent is ready; print its name.
+    Run(run::Arguments),
+    /// List the VMs of the host.
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Show all about a VM.
+    Inspect(inspect::Arguments),
+    /// Run a program in a VM: its input, output, signals and exit code are passed on.
+    Exec(exec::Arguments),
+    /// Attach to a VM's serial console; Ctrl-] detaches.
+    Console(console::Arguments),
+    /// Print what a VM's console has said.
+    Logs(logs::Arguments),
+    /// End VMs at once.
+    Kill(kill::Arguments),
+    /// Forget ended VMs and delete their files.
+    Rm(rm::Arguments),
+    /// Wait until a VM is ready or has ended.
+    Wait(wait::Arguments),
+    /// Check what this machine has of what Patina needs, and say how to get the rest.
+    Doctor,
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Print the versions of vmctl and of vmmd.
+    Version,
+}
+
+impl Command {
+    /// The exit code for errors of vmctl's own, where that is not the error's: under `exec` every other
+    /// code is the guest program's.
+    pub fn own_error_code(&self) -> Option<u8> {
+        matches!(self, Self::Exec(_)).then_some(125)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_belongs_to_the_guest() {
+        let arguments = Arguments::parse_from(["vmctl", "exec", "a", "--", "ls", "-o", "json"]);
+        let Command::Exec(exec) = arguments.command else { panic!("not exec") };
+        assert_eq!(
+            (exec.name.as_str(), exec.argv.as_slice()),
+            ("a", ["ls", "-o", "json"].map(str::to_owned).as_slice())
+        );
+    }
+}

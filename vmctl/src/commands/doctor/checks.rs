@@ -1,0 +1,244 @@
+//! What follows from the facts: one check each, with the fix.
+
+use super::facts::Facts;
+use serde::Serialize;
+use std::{io, net::Ipv4Addr};
+
+/// The least memory that a small guest and its host processes need, MiB.
+const MEMORY_LEAST_MIB: u64 = 384;
+/// Below this there is room for little more than one guest, MiB.
+const MEMORY_GOOD_MIB: u64 = 2048;
+/// userfaultfd on shared memory (minor faults), which clones from other hosts need.
+const KERNEL_GOOD: (u32, u32) = (5, 14);
+/// Families get their addresses from here: 100.64.0.0/10.
+const FAMILIES: (u32, u32) = (0x6440_0000, 0xffc0_0000);
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Verdict {
+    /// As it must be.
+    Pass,
+    /// Guests run, but something does not.
+    Warn,
+    /// Guests do not run.
+    Fail,
+}
+
+impl Verdict {
+    /// Four letters.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "PASS",
+            Self::Warn => "WARN",
+            Self::Fail => "FAIL",
+        }
+    }
+}
+
+/// One check: `-o json` prints it as it is.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    pub fix: Option<String>,
+}
+
+fn pass(name: &'static str, found: impl Into<String>) -> Check {
+    Check { name, verdict: Verdict::Pass, found: found.into(), fix: None }
+}
+
+fn warn(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check { name, verdict: Verdict::Warn, found: found.into(), fix: Some(fix.into()) }
+}
+
+fn fail(name: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Check {
+    Check { name, verdict: Verdict::Fail, found: found.into(), fix: Some(fix.into()) }
+}
+
+/// All checks, the hardest first.
+pub fn all(facts: &Facts) -> Vec<Check> {
+    let mut checks = vec![
+        kvm(facts),
+        tun(facts),
+        memory(facts),
+        root(facts),
+        kernel(facts),
+        userfaultfd(facts),
+        cgroups(facts),
+        addresses(facts),
+        vmmd(facts),
+    ];
+    checks.extend(images(facts));
+    checks
+}
+
+fn kvm(facts: &Facts) -> Check {
+    const NAME: &str = "kvm";
+    let has = |flag: &str| facts.cpu_flags.iter().any(|word| word == flag);
+    match &facts.kvm {
+        Ok(12) if has("vmx") => pass(NAME, "VT-x, API version 12"),
+        Ok(12) if has("svm") => pass(NAME, "AMD-V, API version 12"),
+        Ok(12) => pass(
+            NAME,
+            "software KVM, API version 12: the CPU has neither VT-x nor AMD-V, but KVM works. \
+             Guests run; their kernel code is emulated and slow, their programs run at full speed",
+        ),
+        Ok(version) => fail(NAME, format!("API version {version}, not 12"), "boot Linux 5.14 or later"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fail(
+            NAME,
+            "/dev/kvm is not there",
+            "`modprobe kvm_intel` or `modprobe kvm_amd`; in a VM, enable nested virtualization; in a container, pass --device /dev/kvm",
+        ),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => fail(
+            NAME,
+            "/dev/kvm may not be opened",
+            "run as root, or `usermod -aG kvm USER` and log in again",
+        ),
+        Err(error) => fail(
+            NAME,
+            format!("/dev/kvm does not make a VM: {error}"),
+            "see `dmesg | grep -i kvm`; enable virtualization in the firmware",
+        ),
+    }
+}
+
+fn tun(facts: &Facts) -> Check {
+    match &facts.tun {
+        Ok(()) => pass("tun", "/dev/net/tun opens"),
+        Err(error) => fail(
+            "tun",
+            format!("open /dev/net/tun: {error}"),
+            "`modprobe tun`; in a container, pass --device /dev/net/tun and --cap-add NET_ADMIN",
+        ),
+    }
+}
+
+fn memory(facts: &Facts) -> Check {
+    const NAME: &str = "memory";
+    const FIX: &str = "free memory, or run guests with less: `vmctl run --memory 128M`";
+    let Some((total, available)) = facts.memory_mib else {
+        return warn(NAME, "/proc/meminfo does not say", "mount /proc");
+    };
+    let found = format!("{available} MiB of {total} MiB available");
+    match available {
+        0..MEMORY_LEAST_MIB => fail(NAME, found, FIX),
+        MEMORY_LEAST_MIB..MEMORY_GOOD_MIB => warn(NAME, found, FIX),
+        _ => pass(NAME, found),
+    }
+}
+
+fn root(facts: &Facts) -> Check {
+    if facts.root {
+        pass("rights", "root")
+    } else {
+        warn(
+            "rights",
+            "not root: vmmd makes bridges and taps",
+            "run vmmd as root, or with CAP_NET_ADMIN and the right to open /dev/kvm",
+        )
+    }
+}
+
+fn kernel(facts: &Facts) -> Check {
+    let mut numbers = facts.kernel.split(['.', '-']).map(|part| part.parse::<u32>().ok());
+    let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
+        return warn("kernel", format!("\"{}\" is not a version that vmctl can read", facts.kernel), "");
+    };
+    let found = format!("Linux {}", facts.kernel);
+    if (major, minor) >= KERNEL_GOOD {
+        pass("kernel", found)
+    } else {
+        let (major, minor) = KERNEL_GOOD;
+        warn(
+            "kernel",
+            found,
+            format!("Linux {major}.{minor} or later is needed to clone from another host's memory"),
+        )
+    }
+}
+
+fn userfaultfd(facts: &Facts) -> Check {
+    const NAME: &str = "userfaultfd";
+    match (&facts.userfaultfd_device, facts.userfaultfd_sysctl.as_deref()) {
+        (Ok(()), _) => pass(NAME, "/dev/userfaultfd opens"),
+        (Err(_), Some("1")) => pass(NAME, "allowed for every user (vm.unprivileged_userfaultfd = 1)"),
+        (Err(_), Some(_)) if facts.root => pass(NAME, "allowed for root"),
+        (Err(error), Some(_)) => warn(
+            NAME,
+            format!("open /dev/userfaultfd: {error}; guests run, clones from other hosts do not"),
+            "run vmmd as root, `chown` /dev/userfaultfd, or `sysctl vm.unprivileged_userfaultfd=1`",
+        ),
+        (Err(_), None) => warn(
+            NAME,
+            "the kernel has none; guests run, clones from other hosts do not",
+            "boot a kernel with CONFIG_USERFAULTFD",
+        ),
+    }
+}
+
+fn cgroups(facts: &Facts) -> Check {
+    const NAME: &str = "cgroups";
+    match (facts.cgroup_v2, facts.cgroup_v1) {
+        (true, _) => pass(NAME, "version 2"),
+        (false, true) => pass(NAME, "version 1"),
+        (false, false) => warn(
+            NAME,
+            "not mounted: guests run without limits of their own",
+            "mount -t cgroup2 none /sys/fs/cgroup",
+        ),
+    }
+}
+
+/// Another network in the range of the families (carrier-grade NAT, some VPNs) would hide guests or be hidden by them.
+fn addresses(facts: &Facts) -> Check {
+    const NAME: &str = "addresses";
+    let taken: Vec<String> = facts.routes.lines().skip(1).filter_map(foreign_route).collect();
+    if taken.is_empty() {
+        return pass(NAME, "no other network uses 100.64.0.0/10");
+    }
+    let found = format!("other networks use 100.64.0.0/10: {}", taken.join(", "));
+    warn(NAME, found, "give vmmd another range with `vmmd --network`")
+}
+
+/// A line of /proc/net/route that overlaps the families' range and is not one of their bridges.
+fn foreign_route(line: &str) -> Option<String> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let hex = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::swap_bytes);
+    let (interface, destination, mask) = (fields.first()?, hex(fields.get(1)?)?, hex(fields.get(7)?)?);
+    let shared = mask & FAMILIES.1;
+    let overlaps = mask != 0 && destination & shared == FAMILIES.0 & shared;
+    (overlaps && !interface.starts_with("pt"))
+        .then(|| format!("{}/{} on {interface}", Ipv4Addr::from(destination), mask.count_ones()))
+}
+
+fn vmmd(facts: &Facts) -> Check {
+    match &facts.vmmd {
+        Ok(revision) => pass("vmmd", format!("{} answers, {revision}", facts.host)),
+        Err(error) => warn("vmmd", error, "start it: `vmmd --standalone`"),
+    }
+}
+
+fn images(facts: &Facts) -> Vec<Check> {
+    let check = |(variable, path, there): &(&'static str, std::path::PathBuf, bool)| {
+        if *there {
+            pass("image", format!("{variable}: {}", path.display()))
+        } else {
+            warn(
+                "image",
+                format!("{variable}: {} is not there", path.display()),
+                "build it: `cargo xtask image`",
+            )
+        }
+    };
+    facts.images.iter().map(check).collect()
+}
+
+#[cfg(test)]
+#[path = "checks_test.rs"]
+mod tests;

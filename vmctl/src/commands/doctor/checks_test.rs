@@ -1,0 +1,82 @@
+use super::*;
+use std::path::PathBuf;
+
+/// A machine on which everything is well.
+fn healthy() -> Facts {
+    Facts {
+        kvm: Ok(12),
+        cpu_flags: vec!["fpu".into(), "vmx".into()],
+        userfaultfd_device: Ok(()),
+        userfaultfd_sysctl: Some("0".into()),
+        tun: Ok(()),
+        memory_mib: Some((24_000, 20_000)),
+        cgroup_v2: true,
+        cgroup_v1: false,
+        kernel: "6.1.0-18-amd64".into(),
+        root: true,
+        routes: "Iface\tDestination\tGateway\nlo\t0000007F\t0\t1\t0\t0\t0\t000000FF".into(),
+        vmmd: Ok("0.1.0".into()),
+        host: "unix:/run/patina/vmmd.sock".into(),
+        images: vec![("PATINA_KERNEL", PathBuf::from("/k"), true)],
+    }
+}
+
+fn verdict(facts: &Facts, name: &str) -> Verdict {
+    all(facts).iter().find(|check| check.name == name).unwrap().verdict
+}
+
+#[test]
+fn a_healthy_machine_passes_and_needs_no_fix() {
+    let checks = all(&healthy());
+    assert!(checks.iter().all(|check| check.verdict == Verdict::Pass && check.fix.is_none()), "{checks:?}");
+}
+
+#[test]
+fn the_kind_of_kvm_is_named() {
+    for (flags, word) in [(vec!["vmx"], "VT-x"), (vec!["svm"], "AMD-V"), (vec![], "software KVM")] {
+        let cpu_flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let check = kvm(&Facts { cpu_flags, ..healthy() });
+        assert!(check.verdict == Verdict::Pass && check.found.starts_with(word), "{check:?}");
+    }
+}
+
+#[test]
+fn what_keeps_guests_from_running_fails_with_a_fix() {
+    let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+    let broken = [
+        ("kvm", Facts { kvm: Err(io::ErrorKind::NotFound.into()), ..healthy() }),
+        ("kvm", Facts { kvm: Err(denied()), ..healthy() }),
+        ("tun", Facts { tun: Err(denied()), ..healthy() }),
+        ("memory", Facts { memory_mib: Some((512, 100)), ..healthy() }),
+    ];
+    for (name, facts) in broken {
+        let check = all(&facts).into_iter().find(|check| check.name == name).unwrap();
+        assert_eq!(check.verdict, Verdict::Fail, "{check:?}");
+        assert!(check.fix.is_some_and(|fix| !fix.is_empty()), "{name}");
+    }
+}
+
+#[test]
+fn what_guests_can_do_without_warns() {
+    let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+    assert_eq!(verdict(&Facts { vmmd: Err("gone".into()), ..healthy() }, "vmmd"), Verdict::Warn);
+    assert_eq!(verdict(&Facts { root: false, ..healthy() }, "rights"), Verdict::Warn);
+    assert_eq!(verdict(&Facts { kernel: "5.10.1".into(), ..healthy() }, "kernel"), Verdict::Warn);
+    assert_eq!(verdict(&Facts { cgroup_v2: false, ..healthy() }, "cgroups"), Verdict::Warn);
+    let facts = Facts { userfaultfd_device: Err(denied()), root: false, ..healthy() };
+    assert_eq!(verdict(&facts, "userfaultfd"), Verdict::Warn);
+}
+
+#[test]
+fn a_foreign_network_in_the_range_is_seen() {
+    let line = |interface: &str, destination: &str, mask: &str| {
+        foreign_route(&format!("{interface}\t{destination}\t00000000\t1\t0\t0\t0\t{mask}\t0\t0\t0"))
+    };
+    // 100.100.0.0/16, and a /8 that holds the whole range.
+    assert_eq!(line("vpn0", "00006464", "0000FFFF").as_deref(), Some("100.100.0.0/16 on vpn0"));
+    assert_eq!(line("vpn0", "00000064", "000000FF").as_deref(), Some("100.0.0.0/8 on vpn0"));
+    // Patina's own bridge, the default route, 10.0.0.0/8.
+    assert_eq!(line("pt4711", "00004064", "00F0FFFF"), None);
+    assert_eq!(line("eth0", "00000000", "00000000"), None);
+    assert_eq!(line("eth0", "0000000A", "000000FF"), None);
+}

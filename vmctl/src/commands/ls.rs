@@ -1,0 +1,28 @@
+//! `vmctl ls`: the VMs of the host.
+
+use super::Context;
+use crate::{
+    error::CtlError,
+    output::{self, Format},
+    view::{HEADER, VmView},
+};
+use patina_proto::v1::ListVmsRequest;
+
+/// Prints all VMs, page by page where there are many.
+pub async fn run(context: &Context) -> Result<(), CtlError> {
+    let mut client = context.client().await?;
+    let mut vms: Vec<VmView> = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let page = client.list_vms(ListVmsRequest { page_size: 0, page_token }).await?.into_inner();
+        vms.extend(page.vms.into_iter().map(VmView::from));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        page_token = page.next_page_token;
+    }
+    match context.format {
+        Format::Json => output::json(&vms),
+        Format::Table => output::table(&HEADER, vms.iter().map(VmView::row)),
+    }
+}

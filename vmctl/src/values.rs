@@ -1,0 +1,95 @@
+//! Sizes, ports and environment variables as people write them.
+
+use patina_proto::v1::PublishedPort;
+use std::net::IpAddr;
+
+/// Why a value on the command line is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// Not a size of memory.
+    #[error("\"{0}\" is not a size: write MiB as a number, or 512M, or 2G")]
+    Memory(String),
+    /// Not a published port.
+    #[error("\"{0}\" is not a published port: write HOST:GUEST or ADDRESS:HOST:GUEST, ports from 1 to 65535")]
+    Port(String),
+    /// Not an environment variable.
+    #[error("\"{0}\" is not an environment variable: write KEY=VALUE")]
+    Variable(String),
+}
+
+/// `512`, `512M`, `2G`: MiB.
+pub fn memory_mib(text: &str) -> Result<u32, ValueError> {
+    let error = || ValueError::Memory(text.to_owned());
+    let upper = text.to_ascii_uppercase();
+    let upper = upper.strip_suffix("IB").or(upper.strip_suffix('B')).unwrap_or(&upper);
+    let (digits, factor) = match upper.strip_suffix('G') {
+        Some(digits) => (digits, 1024),
+        None => (upper.strip_suffix('M').unwrap_or(upper), 1),
+    };
+    // `parse` would take a sign.
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(error());
+    }
+    let number: u32 = digits.parse().map_err(|_| error())?;
+    number.checked_mul(factor).filter(|&mib| mib > 0).ok_or_else(error)
+}
+
+/// `8080:80`, `0.0.0.0:8080:80`, `[::1]:8080:80`.
+pub fn published_port(text: &str) -> Result<PublishedPort, ValueError> {
+    let error = || ValueError::Port(text.to_owned());
+    let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port > 0).map(u32::from);
+    let (rest, guest) = text.rsplit_once(':').ok_or_else(error)?;
+    let (address, host) = rest.rsplit_once(':').unwrap_or(("", rest));
+    let address = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
+    if !address.is_empty() && address.parse::<IpAddr>().is_err() {
+        return Err(error());
+    }
+    Ok(PublishedPort {
+        host_port: port(host).ok_or_else(error)?,
+        guest_port: port(guest).ok_or_else(error)?,
+        host_address: address.to_owned(),
+    })
+}
+
+/// `KEY=VALUE`, as it is.
+pub fn variable(text: &str) -> Result<String, ValueError> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
+        _ => Err(ValueError::Variable(text.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_as_mib() {
+        let sizes = ["256", "512M", "2G", "2GiB", "64mb"].map(memory_mib);
+        assert_eq!(sizes, [Ok(256), Ok(512), Ok(2048), Ok(2048), Ok(64)]);
+        for wrong in ["", "G", "-1", "+5", "1T", "0", "9999999999", "4194304G"] {
+            assert_eq!(memory_mib(wrong), Err(ValueError::Memory(wrong.to_owned())));
+        }
+    }
+
+    #[test]
+    fn ports_read_with_and_without_an_address() {
+        let port = |address: &str| PublishedPort {
+            host_port: 8080,
+            guest_port: 80,
+            host_address: address.to_owned(),
+        };
+        assert_eq!(published_port("8080:80"), Ok(port("")));
+        assert_eq!(published_port("0.0.0.0:8080:80"), Ok(port("0.0.0.0")));
+        assert_eq!(published_port("[::1]:8080:80"), Ok(port("::1")));
+        for wrong in ["80", "0:80", "8080:65536", "here:8080:80", "8080:", ":80", "a:b"] {
+            assert_eq!(published_port(wrong), Err(ValueError::Port(wrong.to_owned())), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn variables_have_a_name() {
+        assert_eq!(variable("A=b=c"), Ok("A=b=c".to_owned()));
+        assert!(variable("=b").is_err() && variable("A").is_err());
+    }
+}
