@@ -58,3 +58,6 @@ impl FramePort for Tap {
         sys::set_offloads(self.fd(), offloads)
     }
 }
+
+#[cfg(test)]
+pub(super) use sys::make_tap_for_test;
