@@ -1,0 +1,42 @@
+//! `guest-check`, the static program that end-to-end tests run in guests:
+//!
+//! - [`avx`]: `avx ROUNDS [sabotage]`: two processes on one CPU keep values in vector registers across
+//!   context switches and look whether they stay.
+//! - [`cpus`]: `cpus MS`: two busy threads, and how much CPU time they got while one clock ran.
+//! - [`flood`]: `flood PORT COUNT`: vsock connections to the host, with rubbish.
+//!
+//! Exit code 0 when what was looked for holds, 1 when not, 2 for wrong usage.
+
+mod avx;
+mod cpus;
+mod flood;
+mod sys;
+
+use std::{env, process::ExitCode};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let number = |text: &str| text.parse::<u32>().ok();
+    let result = match words.as_slice() {
+        ["avx", rounds] => number(rounds).map(|rounds| avx::pair(rounds, false)),
+        ["avx", rounds, "sabotage"] => number(rounds).map(|rounds| avx::pair(rounds, true)),
+        ["avx-other", rounds] => number(rounds).map(avx::other),
+        ["cpus", ms] => number(ms).map(cpus::busy),
+        ["flood", port, count] => {
+            number(port).zip(number(count)).map(|(port, count)| flood::flood(port, count))
+        }
+        _ => None,
+    };
+    match result {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+        None => {
+            eprintln!("usage: guest-check avx ROUNDS [sabotage] | cpus MS | flood PORT COUNT");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The edge: vector registers by hand, and AF_VSOCK sockets.
+#![allow(unsafe_code, reason = "vector registers are reached by inline assembly, AF_VSOCK by system calls")]
+
+use std::{
+    arch::asm,
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+/// Registers that are filled at most.
+pub const SLOTS: usize = 32;
+/// Bytes of memory for each register.
+pub const SLOT_BYTES: usize = 64;
+
+/// Which registers this CPU has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registers {
+    /// 16 of 32 bytes.
+    Ymm,
+    /// 32 of 64 bytes.
+    Zmm,
+}
+
+impl Registers {
+    /// The widest that the CPU has and the kernel allows (CPUID and XCR0).
+    pub fn widest() -> Option<Self> {
+        if std::is_x86_feature_detected!("avx512f") {
+            Some(Self::Zmm)
+        } else {
+            std::is_x86_feature_detected!("avx").then_some(Self::Ymm)
+        }
+    }
+
+    /// `ymm` or `zmm`.
+    pub fn name(self) -> &'static str {
+        if self == Self::Zmm { "zmm" } else { "ymm" }
+    }
+
+    /// How many there are.
+    pub fn count(self) -> usize {
+        if self == Self::Zmm { 32 } else { 16 }
+    }
+
+    /// Bytes of each.
+    pub fn bytes(self) -> usize {
+        if self == Self::Zmm { 64 } else { 32 }
+    }
+}
+
+/// `vmovups ymm3, [rdi + 64*3]` for each number.
+macro_rules! load {
+    ($register:literal, $($n:literal)*) => {
+        concat!($("vmovups ", $register, $n, ", [rdi + 64*", $n, "]\n"),*)
+    };
+}
+/// `vmovups [rsi + 64*3], ymm3` for each number.
+macro_rules! store {
+    ($register:literal, $($n:literal)*) => {
+        concat!($("vmovups [rsi + 64*", $n, "], ", $register, $n, "\n"),*)
+    };
+}
+
+/// sched_yield as often as r8 says. With r9 set the upper half of register 7 is lost, as it is under a
+/// kernel that saves SSE registers only: the test of the test.
+macro_rules! yield_loop {
+    () => {
+        "
+    2:
+    mov eax, 24
+    syscall
+    dec r8
+    jnz 2b
+    test r9, r9
+    jz 3f
+    vmovaps xmm7, xmm7
+    3:
+"
+    };
+}
+
+/// Fills `registers` from `pattern`, yields the CPU with them live, and stores them into `kept`.
+pub fn hold(
+    registers: Registers,
+    pattern: &[u8; SLOTS * SLOT_BYTES],
+    kept: &mut [u8; SLOTS * SLOT_BYTES],
+    yields: u64,
+    sabotage: bool,
+) {
+    macro_rules! hold {
+        ($load:expr, $store:expr) => {
+            // SAFETY: both pointers are valid for SLOTS * SLOT_BYTES bytes, which is as far as the loads and
+            // stores reach; the caller checked with CPUID and XCR0 that the registers exist; every register that
+            // is written is declared (the compiler itself uses none above xmm15 without AVX-512).
+            unsafe {
+                asm!(
+                    $load, yield_loop!(), $store, "vzeroupper",
+                    in("rdi") pattern.as_ptr(), in("rsi") kept.as_mut_ptr(),
+                    inout("r8") yields.max(1) => _, in("r9") u64::from(sabotage),
+                    out("rax") _, out("rcx") _, out("r11") _,
+                    out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                    out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                    out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                    out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                    options(nostack),
+                );
+            }
+        };
+    }
+    match registers {
+        Registers::Ymm => hold!(
+            load!("ymm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+            store!("ymm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+        ),
+        Registers::Zmm => hold!(
+            load!("zmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31),
+            store!("zmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+        ),
+    }
+}
+
+/// A stream to a vsock port of the host, non-blocking: what the host does not take at once fails.
+pub fn connect_to_host(port: u32) -> io::Result<File> {
+    // SAFETY: socket(2) takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: sockaddr_vm is plain data, for which all zeroes is a value.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).map_err(io::Error::other)?;
+    address.svm_cid = libc::VMADDR_CID_HOST;
+    address.svm_port = port;
+    let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
+    // SAFETY: the address is a live sockaddr_vm of that length.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Ok(File::from(socket))
+}
