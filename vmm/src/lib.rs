@@ -1,7 +1,31 @@
-//! The VMM of Patina: runs one VM in one process.
+//! The VMM of Patina: runs one VM in one process, with synchronous threads.
 //!
-//! - [`api`]: what `vmmd` and a `vmm` process say to each other: its configuration, its control socket.
-//! - [`devices`]: the virtio devices, their MMIO transport, the serial console and the event loop that drives them.
+//! Follow a VM from its start: [`process`] reads the configuration ([`api`]) and takes its descriptors over;
+//! [`machine`] puts RAM ([`memory`]), kernel ([`boot`]), [`devices`] and CPUs ([`vcpu`]) together; each vCPU then runs on a thread
+//! of its own, all devices on one, and the main thread talks with `vmmd` and the guest's agent ([`control`]).
+//!
+//! [`software`] finishes instructions where KVM has no hardware virtualization; [`sys`] is the edge to the kernel.
 
 pub mod api;
+pub mod boot;
+pub mod control;
 pub mod devices;
+pub mod machine;
+pub mod memory;
+pub mod process;
+pub mod software;
+pub mod sys;
+pub mod vcpu;
+
+/// An error with its causes, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

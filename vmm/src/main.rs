@@ -1,2 +1,36 @@
-//! The `vmm` process: runs one VM, configured by a file descriptor.
-fn main() {}
+//! The `vmm` process: runs one VM. Started by `vmmd`, not by people.
+
+use std::process::ExitCode;
+use vmm::sys::inherit::Inherited;
+
+const USAGE: &str = "usage: vmm --config-fd N   (started by vmmd; see `vmctl run`)";
+
+fn main() -> ExitCode {
+    let inherited = claim();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let fd = match &args[..] {
+        [option, fd] if option == "--config-fd" => fd.parse().ok(),
+        [option] if option == "--version" => {
+            println!("vmm {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        _ => None,
+    };
+    let Some(fd) = fd else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match vmm::process::run(inherited, fd) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmm: {}", vmm::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(unsafe_code, reason = "the one place where a process may claim its inherited descriptors")]
+fn claim() -> Inherited {
+    // SAFETY: the first thing that main does: nothing has opened or owns a descriptor above 2.
+    unsafe { Inherited::claim() }
+}

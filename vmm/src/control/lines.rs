@@ -1,0 +1,165 @@
+//! JSON lines on a non-blocking Unix socket. What comes in is bounded by the longest line, what waits to go
+//! out by [`OUT_MAX_BYTES`]: a peer that does not read loses its connection, not the vmm its memory.
+
+use patina_abi::LINE_MAX_BYTES;
+use serde::Serialize;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+/// Most bytes that wait for a peer to read.
+pub const OUT_MAX_BYTES: usize = 16 * LINE_MAX_BYTES;
+
+/// Why a connection is over.
+#[derive(Debug, thiserror::Error)]
+pub enum LinesError {
+    /// The peer has closed.
+    #[error("the peer has closed the connection")]
+    Closed,
+    /// Reading or writing failed.
+    #[error("use the connection")]
+    Io(#[source] std::io::Error),
+    /// The peer sends a line that is too long.
+    #[error("read a line: it is longer than {LINE_MAX_BYTES} bytes")]
+    TooLong,
+    /// The peer does not read.
+    #[error("write a line: the peer leaves {OUT_MAX_BYTES} bytes unread")]
+    NotReading,
+}
+
+/// A connection of lines.
+#[derive(Debug)]
+pub struct Lines {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes a connected socket over and makes it non-blocking.
+    ///
+    /// # Errors
+    /// The socket refuses.
+    pub fn new(stream: UnixStream) -> std::io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, input: Vec::new(), output: Vec::new() })
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Whether something waits to be written.
+    #[must_use]
+    pub fn wants_write(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// The lines that have arrived in full, without their newlines.
+    ///
+    /// # Errors
+    /// The connection is over. Lines that arrived before are lost with it: whoever says them does not listen.
+    pub fn receive(&mut self) -> Result<Vec<Vec<u8>>, LinesError> {
+        let mut chunk = [0; 4096];
+        let mut lines = Vec::new();
+        // At most a line's worth at a time: a peer that floods does not keep the thread from the others.
+        for _ in 0..LINE_MAX_BYTES / chunk.len() {
+            let length = match self.stream.read(&mut chunk) {
+                Ok(0) if lines.is_empty() => return Err(LinesError::Closed),
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(LinesError::Io(error)),
+            };
+            self.input.extend_from_slice(&chunk[..length]);
+            while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
+                let mut line: Vec<u8> = self.input.drain(..=end).collect();
+                line.pop();
+                lines.push(line);
+            }
+            if self.input.len() >= LINE_MAX_BYTES {
+                return Err(LinesError::TooLong);
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Queues one message and writes what the socket takes.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn send(&mut self, message: &impl Serialize) -> Result<(), LinesError> {
+        serde_json::to_writer(&mut self.output, message).map_err(|error| LinesError::Io(error.into()))?;
+        self.output.push(b'\n');
+        self.flush()?;
+        if self.output.len() > OUT_MAX_BYTES {
+            return Err(LinesError::NotReading);
+        }
+        Ok(())
+    }
+
+    /// Writes what the socket takes of what waits.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn flush(&mut self) -> Result<(), LinesError> {
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(0) => return Err(LinesError::Closed),
+                Ok(length) => drop(self.output.drain(..length)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(LinesError::Io(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Lines, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        (Lines::new(ours).expect("non-blocking"), theirs)
+    }
+
+    #[test]
+    fn lines_arrive_whole_whatever_the_pieces() {
+        let (mut lines, mut peer) = pair();
+        peer.write_all(b"one\ntw").expect("write");
+        assert_eq!(lines.receive().expect("open"), [b"one".to_vec()]);
+        peer.write_all(b"o\n\n").expect("write");
+        assert_eq!(lines.receive().expect("open"), [b"two".to_vec(), b"".to_vec()]);
+        assert!(lines.receive().expect("open").is_empty());
+        drop(peer);
+        assert!(matches!(lines.receive(), Err(LinesError::Closed)));
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let (mut lines, mut peer) = pair();
+        let writer = std::thread::spawn(move || peer.write_all(&vec![b'x'; 64 * LINE_MAX_BYTES]).is_err());
+        let error = loop {
+            if let Err(error) = lines.receive() {
+                break error;
+            }
+        };
+        assert!(matches!(error, LinesError::TooLong));
+        drop(lines);
+        assert!(writer.join().expect("the writer"), "the peer sees the connection go");
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_given_up() {
+        let (mut lines, _peer) = pair();
+        let message = "x".repeat(LINE_MAX_BYTES);
+        let error = (0..1000).find_map(|_| lines.send(&message).err()).expect("given up");
+        assert!(matches!(error, LinesError::NotReading));
+        assert!(lines.output.len() <= OUT_MAX_BYTES + 2 * LINE_MAX_BYTES);
+    }
+}

@@ -1,0 +1,76 @@
+use super::*;
+use serde_json::json;
+
+fn session() -> Session {
+    Session::new(Identity {
+        vmid: 0,
+        family: "f".into(),
+        ip: std::net::Ipv4Addr::new(100, 64, 0, 1),
+        prefix: 20,
+        gateway: std::net::Ipv4Addr::new(100, 64, 15, 254),
+        mac: "02:00:00:00:00:01".into(),
+        hostname: "a".into(),
+        clock_ns: 0,
+    })
+}
+
+fn say(session: &mut Session, message: serde_json::Value) -> Vec<Effect> {
+    session.agent_line(message.to_string().as_bytes(), true, 7)
+}
+
+fn greeted() -> Session {
+    let mut session = session();
+    let effects = say(&mut session, json!({"t": "hello", "abi": ABI, "agent": "1"}));
+    assert!(
+        matches!(&effects[..], [Effect::ToAgent(FromHost::Identity(identity))] if identity.clock_ns == 7)
+    );
+    session
+}
+
+#[test]
+fn hello_brings_the_identity_and_ready_counts_once() {
+    let mut session = greeted();
+    assert_eq!(say(&mut session, json!({"t": "ready"})), [Effect::Ready]);
+    assert_eq!(say(&mut session, json!({"t": "ready"})), []);
+    session.link_opened();
+    assert!(matches!(&say(&mut session, json!({"t": "ready"}))[..], [Effect::DropLink(_)]));
+}
+
+#[test]
+fn another_abi_no_hello_and_rubbish_end_the_link() {
+    for line in
+        [r#"{"t":"hello","abi":99,"agent":"x"}"#, r#"{"t":"ready"}"#, "rubbish", "", "[]", r#"{"t":"fly"}"#]
+    {
+        let effects = session().agent_line(line.as_bytes(), true, 0);
+        assert!(matches!(&effects[..], [Effect::DropLink(_)]), "{line}: {effects:?}");
+    }
+}
+
+#[test]
+fn requests_reach_vmmd_and_replies_the_right_caller() {
+    let mut session = greeted();
+    let mut ids = Vec::new();
+    for id in [5, 6] {
+        match &say(&mut session, json!({"t": "request", "id": id, "verb": "list"}))[..] {
+            [Effect::ToVmmd(FromVmm::GuestRequest { id, verb, .. })] if verb == "list" => ids.push(*id),
+            other => panic!("{other:?}"),
+        }
+    }
+    let reply = |id| json!({"t": "guest_reply", "id": id, "ok": ["x"]}).to_string();
+    let effects = session.vmmd_line(reply(ids[1]).as_bytes()).expect("a reply");
+    assert_eq!(effects, [Effect::ToAgent(FromHost::Reply { id: 6, result: Answer::Ok(json!(["x"])) })]);
+    assert_eq!(session.vmmd_line(reply(ids[1]).as_bytes()).expect("a reply"), [], "answered once");
+    assert!(matches!(&session.vmmd_lost()[..], [Effect::ToAgent(FromHost::Reply { id: 5, .. })]));
+}
+
+#[test]
+fn without_vmmd_or_with_too_many_waiting_a_call_is_refused() {
+    let mut session = greeted();
+    let request = json!({"t": "request", "id": 1, "verb": "list"}).to_string();
+    let refused = |effects: &[Effect], code| matches!(effects, [Effect::ToAgent(FromHost::Reply { result: Answer::Error(error), .. })] if error.code == code);
+    assert!(refused(&session.agent_line(request.as_bytes(), false, 0), ECONNREFUSED));
+    for _ in 0..REQUESTS_MAX {
+        assert!(!refused(&session.agent_line(request.as_bytes(), true, 0), EAGAIN));
+    }
+    assert!(refused(&session.agent_line(request.as_bytes(), true, 0), EAGAIN));
+}

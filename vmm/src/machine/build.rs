@@ -1,0 +1,286 @@
+//! Makes a VM from its configuration, in the order that KVM needs.
+
+use super::bus::Bus;
+use super::doors::{LinkPort, VmDoors};
+use super::wiring::{self, WiringError};
+use crate::api::config::{CONSOLE_LOG_MAX_BYTES, MEMORY_MIB, VCPUS, VmConfig};
+use crate::boot::{cmdline, kernel, layout, tables};
+use crate::control::mailbox::{Inbox, Mailbox, mailbox};
+use crate::control::server::Server;
+use crate::control::session::Session;
+use crate::devices::console::{Console, ConsoleError};
+use crate::devices::event_loop::{DeviceLoop, LoopError};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::{Block, SizeError};
+use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::net::{Net, PortError, Tap};
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
+use crate::memory::{self, Memory, MemoryError};
+use crate::sys::inherit::{InheritError, Inherited};
+use crate::sys::kvm;
+use crate::sys::slot::{SlotError, VmWithMemory};
+use crate::vcpu::kind::KvmKind;
+use crate::vcpu::run::Runner;
+use crate::vcpu::setup::{self, SetupError};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VmFd};
+use patina_abi::GUEST_CID;
+use std::fs::File;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Why a VM could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A value is out of its range.
+    #[error("make the VM: {what} is {value}, and must be {least} to {most}")]
+    Range {
+        /// Which.
+        what: &'static str,
+        /// Its value.
+        value: u32,
+        /// The least.
+        least: u32,
+        /// The most.
+        most: u32,
+    },
+    /// The family's MAC address is not one.
+    #[error("make the VM: {0:?} is not a MAC address")]
+    Mac(String),
+    /// KVM refused.
+    #[error("make the VM: {call}")]
+    Kvm {
+        /// The call.
+        call: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// A thread or descriptor could not be had.
+    #[error("make the VM: {what}")]
+    Io {
+        /// What was wanted.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A descriptor is not there.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    /// No RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM takes no RAM.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// No kernel.
+    #[error(transparent)]
+    Kernel(#[from] kernel::KernelError),
+    /// No command line.
+    #[error(transparent)]
+    Cmdline(#[from] cmdline::CmdlineError),
+    /// No boot tables.
+    #[error(transparent)]
+    Tables(#[from] tables::TablesError),
+    /// No vCPU.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// No console.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// The root disk has no size.
+    #[error("use the root disk")]
+    Disk(#[from] SizeError),
+    /// The tap is of no use.
+    #[error("use the tap")]
+    Tap(#[from] PortError),
+    /// No vsock.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// No device thread.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    /// KVM does not connect a device.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+}
+
+fn kvm_failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
+    move |source| BuildError::Kvm { call, source }
+}
+
+fn io_failed(what: &'static str) -> impl Fn(std::io::Error) -> BuildError {
+    move |source| BuildError::Io { what, source }
+}
+
+/// A VM that runs.
+pub struct Running {
+    /// The control thread's work, for the main thread.
+    pub server: Server<VmDoors>,
+    console: Arc<Console>,
+    devices: DeviceLoop,
+    // Keeps the VM and its memory while the threads of its vCPUs run.
+    _vm: VmWithMemory,
+}
+
+impl Running {
+    /// Stops the devices and brings the console's last output to its log.
+    pub fn finish(&mut self) {
+        if let Err(error) = self.devices.stop() {
+            eprintln!("vmm: {}", crate::chain(&error));
+        }
+        self.console.flush();
+    }
+}
+
+/// The devices of a VM and what is needed to reach them.
+struct Devices {
+    bus: Bus,
+    dialer: VsockDialer,
+    device_loop: DeviceLoop,
+}
+
+/// Makes and starts the VM that `config` describes.
+///
+/// # Errors
+/// See [`BuildError`]; nothing of the VM is left then.
+pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> Result<Running, BuildError> {
+    check(config)?;
+    let (mailbox, inbox) = mailbox().map_err(|error| io_failed("an eventfd")(error.into()))?;
+    let kvm = kvm::open(inherited.take(config.kvm_fd)?);
+    let kind = KvmKind::detect();
+    let supported =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
+    let (_memfd, memory) = memory::allocate(u64::from(config.memory_mib) << 20)?;
+    let vm = create_vm(&kvm, &memory)?;
+
+    let Devices { bus, dialer, mut device_loop } =
+        make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
+    let kernel_file = File::from(inherited.take(config.kernel_fd)?);
+    let entry = kernel::load(kernel_file, &memory)?;
+    let line = cmdline::compose(bus.transports.len() as u32, &kind.cmdline(&supported), &config.cmdline)?;
+    tables::write(&memory, entry, config.vcpus, &line)?;
+
+    let console = Arc::clone(&bus.serial);
+    let server =
+        make_server(config, inherited, inbox, VmDoors { console: Arc::clone(&console), dialer }, started)?;
+    device_loop.start()?;
+    start_vcpus(config.vcpus, &vm, &supported, entry, (kind, Arc::new(bus), mailbox))?;
+    Ok(Running { server, console, devices: device_loop, _vm: vm })
+}
+
+fn check(config: &VmConfig) -> Result<(), BuildError> {
+    let (vcpus, memory) = (config.vcpus, config.memory_mib);
+    if !VCPUS.contains(&vcpus) {
+        let (least, most) = (u32::from(*VCPUS.start()), u32::from(*VCPUS.end()));
+        return Err(BuildError::Range { what: "the number of vCPUs", value: vcpus.into(), least, most });
+    }
+    if !MEMORY_MIB.contains(&memory) {
+        let (least, most) = (*MEMORY_MIB.start(), *MEMORY_MIB.end());
+        return Err(BuildError::Range { what: "RAM in MiB", value: memory, least, most });
+    }
+    Ok(())
+}
+
+fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmWithMemory, BuildError> {
+    let vm = kvm.create_vm().map_err(kvm_failed("KVM_CREATE_VM"))?;
+    vm.set_tss_address(layout::KVM_TSS).map_err(kvm_failed("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(kvm_failed("KVM_CREATE_IRQCHIP"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+    vm.create_pit2(pit).map_err(kvm_failed("KVM_CREATE_PIT2"))?;
+    Ok(VmWithMemory::new(vm, Arc::clone(memory))?)
+}
+
+fn make_devices(
+    config: &VmConfig,
+    inherited: &mut Inherited,
+    vm: &VmFd,
+    memory: &Memory,
+    mailbox: &Mailbox,
+) -> Result<Devices, BuildError> {
+    let device_loop = DeviceLoop::new()?;
+    let log = File::from(inherited.take(config.console_fd)?);
+    let serial = Arc::new(Console::new(log, CONSOLE_LOG_MAX_BYTES)?);
+    serial.attach(&device_loop)?;
+    vm.register_irqfd(serial.interrupt_line(), layout::SERIAL_IRQ).map_err(kvm_failed("KVM_IRQFD"))?;
+
+    let rootfs = File::from(inherited.take(config.rootfs_fd)?);
+    let tap = Tap::new(inherited.take(config.tap_fd)?)?;
+    let mac = parse_mac(&config.identity.mac).ok_or_else(|| BuildError::Mac(config.identity.mac.clone()))?;
+    let (vsock, dialer) = Vsock::new(GUEST_CID, Box::new(LinkPort(mailbox.clone())))?;
+    let devices: [Box<dyn VirtioDevice>; 4] = [
+        Box::new(Block::new(rootfs, true, "root")?),
+        Box::new(Net::new(Box::new(tap), mac)?),
+        Box::new(vsock),
+        Box::new(Rng::default()),
+    ];
+    let mut transports = Vec::new();
+    for (index, device) in (0u32..).zip(devices) {
+        let transport =
+            MmioTransport::new(device, Arc::clone(memory)).map_err(io_failed("a device's events"))?;
+        let transport = Arc::new(transport);
+        wiring::connect(vm, index, &transport)?;
+        transport.attach(&device_loop)?;
+        transports.push(transport);
+    }
+    Ok(Devices { bus: Bus { transports, serial }, dialer, device_loop })
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+fn make_server(
+    config: &VmConfig,
+    inherited: &mut Inherited,
+    inbox: Inbox,
+    doors: VmDoors,
+    started: Instant,
+) -> Result<Server<VmDoors>, BuildError> {
+    let listener = UnixListener::from(inherited.take(config.control_fd)?);
+    let session = Session::new(config.identity.clone());
+    Server::new(listener, inbox, doors, session, started).map_err(io_failed("the control socket"))
+}
+
+/// Makes all vCPUs before the first one runs: the kernel starts the others by interrupts of its own.
+fn start_vcpus(
+    vcpus: u8,
+    vm: &VmWithMemory,
+    supported: &CpuId,
+    entry: kernel::Entry,
+    (kind, bus, mailbox): (KvmKind, Arc<Bus>, Mailbox),
+) -> Result<(), BuildError> {
+    let mut runners = Vec::new();
+    for index in 0..vcpus {
+        let vcpu = setup::create(vm.vm(), vm.memory(), supported, (index, vcpus), entry)?;
+        let (bus, memory, mailbox) = (Arc::clone(&bus), Arc::clone(vm.memory()), mailbox.clone());
+        runners.push(Runner { vcpu, index, bus, memory, kind, mailbox });
+    }
+    for runner in runners {
+        let name = format!("vcpu{}", runner.index);
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || runner.run())
+            .map_err(io_failed("a vCPU's thread"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_mac;
+
+    #[test]
+    fn mac_addresses() {
+        assert_eq!(parse_mac("02:00:0a:ff:00:01"), Some([2, 0, 10, 255, 0, 1]));
+        for bad in ["", "02:00:0a:ff:00", "02:00:0a:ff:00:01:02", "02:00:0a:ff:00:zz"] {
+            assert_eq!(parse_mac(bad), None, "{bad}");
+        }
+    }
+}

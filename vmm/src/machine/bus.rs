@@ -1,0 +1,132 @@
+//! What a vCPU's port and memory-mapped I/O reaches.
+
+use super::ports::{Ports, PortsEffect};
+use crate::api::end::{End, EndKind};
+use crate::boot::layout::{MMIO_BASE, MMIO_WINDOW_BYTES};
+use crate::devices::console::{Console, PORT_BASE, PORT_COUNT};
+use crate::devices::virtio::mmio::MmioTransport;
+use std::sync::Arc;
+
+/// The ports of the serial console.
+const SERIAL: std::ops::Range<u16> = PORT_BASE..PORT_BASE + PORT_COUNT;
+
+/// Everything with an address.
+pub struct Bus {
+    /// In the order of their windows.
+    pub transports: Vec<Arc<MmioTransport>>,
+    /// The console.
+    pub serial: Arc<Console>,
+}
+
+/// The guest stops its VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    kind: EndKind,
+    reason: String,
+}
+
+impl Stop {
+    /// As the record of the VM's end.
+    #[must_use]
+    pub fn into_end(self) -> End {
+        End { kind: self.kind, reason: self.reason }
+    }
+}
+
+impl Bus {
+    /// The guest writes to a port.
+    ///
+    /// # Errors
+    /// The write ends the VM.
+    pub fn port_write(&self, port: u16, data: &[u8]) -> Result<(), Stop> {
+        if SERIAL.contains(&port) {
+            // The port is a byte wide; of a wider write the first byte reaches it.
+            if let Some(byte) = data.first() {
+                self.serial.write((port - PORT_BASE) as u8, *byte);
+            }
+            return Ok(());
+        }
+        match Ports::write(port, data) {
+            PortsEffect::None => Ok(()),
+            PortsEffect::PowerOff => {
+                Err(Stop { kind: EndKind::PoweredOff, reason: "the guest powered off".into() })
+            }
+            PortsEffect::Panic => Err(self.panicked().unwrap_or_else(|| Stop {
+                kind: EndKind::Panicked,
+                reason: "the guest's kernel panicked; see the VM's console log".into(),
+            })),
+            // A kernel without our power driver resets after a panic: its last words tell.
+            PortsEffect::Reset => Err(self.panicked().unwrap_or_else(|| Stop {
+                kind: EndKind::Rebooted,
+                reason: "the guest asked for a reset; a VM does not start twice".into(),
+            })),
+        }
+    }
+
+    /// The guest reads a port. Where nothing is, all bits are set.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        if SERIAL.contains(&port) {
+            if let Some(byte) = data.first_mut() {
+                *byte = self.serial.read((port - PORT_BASE) as u8);
+            }
+        } else {
+            Ports::read(port, data);
+        }
+    }
+
+    /// The guest reads device memory.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((transport, offset)) = self.transport(address) {
+            transport.read(offset, data);
+        }
+    }
+
+    /// The guest writes device memory.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let Some((transport, offset)) = self.transport(address) {
+            transport.write(offset, data);
+        }
+    }
+
+    fn transport(&self, address: u64) -> Option<(&MmioTransport, u64)> {
+        let offset = address.checked_sub(MMIO_BASE)?;
+        let transport = self.transports.get(usize::try_from(offset / MMIO_WINDOW_BYTES).ok()?)?;
+        Some((transport, offset % MMIO_WINDOW_BYTES))
+    }
+
+    fn panicked(&self) -> Option<Stop> {
+        let reason = panic_message(&self.serial.tail())?;
+        Some(Stop { kind: EndKind::Panicked, reason: format!("the guest's kernel panicked: {reason}") })
+    }
+}
+
+/// What the kernel said as it panicked, if the end of the console shows it. The guest wrote this: it is cut
+/// to one printable line.
+fn panic_message(tail: &[u8]) -> Option<String> {
+    const WORDS: &str = "Kernel panic - not syncing: ";
+    const MAX_CHARS: usize = 200;
+    let text = String::from_utf8_lossy(tail);
+    let message = &text[text.rfind(WORDS)? + WORDS.len()..];
+    Some(
+        message
+            .chars()
+            .take_while(|c| *c != '\n' && *c != '\r')
+            .filter(|c| !c.is_control())
+            .take(MAX_CHARS)
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::panic_message;
+
+    #[test]
+    fn the_last_panic_is_found_and_made_printable() {
+        let tail = b"[1.0] Kernel panic - not syncing: first\r\n[2.0] Kernel panic - not syncing: No \x1binit\xff found.\r\nmore";
+        assert_eq!(panic_message(tail).as_deref(), Some("No init\u{fffd} found."));
+        assert_eq!(panic_message(b"all is well"), None);
+    }
+}

@@ -1,0 +1,39 @@
+//! Reads the details of an exit that kvm-ioctls leaves in `kvm_run`'s union.
+
+use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION};
+use kvm_ioctls::VcpuFd;
+
+/// Longest x86 instruction, bytes.
+pub const INSTRUCTION_MAX_BYTES: usize = 15;
+
+/// What KVM says of an internal error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InternalError {
+    /// 1: KVM's emulator does not know the instruction.
+    pub suberror: u32,
+    /// The instruction's bytes (and what follows it), where KVM tells them.
+    pub instruction: Vec<u8>,
+}
+
+/// The details of the internal error that `vcpu` has just returned with, if that is why it returned.
+#[must_use]
+pub fn internal_error(vcpu: &mut VcpuFd) -> Option<InternalError> {
+    /// KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.
+    const HAS_BYTES: u64 = 1;
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        return None;
+    }
+    // SAFETY: the exit reason, written by the kernel, says that this member of the union is valid.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    if internal.suberror != KVM_INTERNAL_ERROR_EMULATION
+        || internal.ndata == 0
+        || internal.data[0] & HAS_BYTES == 0
+    {
+        return Some(InternalError { suberror: internal.suberror, instruction: Vec::new() });
+    }
+    // The layout of `emulation_failure`: flags, then one byte of length and 15 of instruction.
+    let bytes: Vec<u8> = internal.data[1..3].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let length = usize::from(bytes[0]).min(INSTRUCTION_MAX_BYTES);
+    Some(InternalError { suberror: internal.suberror, instruction: bytes[1..=length].to_vec() })
+}

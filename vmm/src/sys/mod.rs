@@ -1,0 +1,21 @@
+//! The system-call edge: every `unsafe` block of the VMM outside the devices, behind safe signatures.
+//!
+//! - [`inherit`]: takes over file descriptors that were inherited by number.
+//! - [`slot`]: gives guest RAM to KVM.
+//! - [`exit`]: reads the parts of `kvm_run` that kvm-ioctls leaves in a union.
+//! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
+//! - [`kvm`]: /dev/kvm itself.
+//! - [`plain`]: structs of the boot protocols as bytes.
+//! - [`xstate`]: XSAVE areas as KVM gives them.
+#![allow(
+    unsafe_code,
+    reason = "the edge to KVM and to inherited descriptors; each block names its invariant"
+)]
+
+pub mod exit;
+pub mod host_cpu;
+pub mod inherit;
+pub mod kvm;
+pub mod plain;
+pub mod slot;
+pub mod xstate;

@@ -1,0 +1,17 @@
+//! linux-loader's structs as bytes: plain old data that the boot protocols define.
+
+use linux_loader::loader::bootparam::boot_params;
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+use vm_memory::ByteValued;
+
+/// A struct without padding, of which every bit pattern is valid.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Plain<T: Copy>(pub T);
+
+// SAFETY: repr(C) integers without padding.
+unsafe impl ByteValued for Plain<hvm_start_info> {}
+// SAFETY: repr(C) integers without padding.
+unsafe impl ByteValued for Plain<hvm_memmap_table_entry> {}
+// SAFETY: repr(C, packed) integers.
+unsafe impl ByteValued for Plain<boot_params> {}

@@ -1,0 +1,63 @@
+//! Gives guest RAM to KVM as memory slots.
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// KVM refused a memory slot.
+#[derive(Debug, thiserror::Error)]
+#[error("give KVM memory slot {slot}, guest address {guest:#x}, {bytes} bytes")]
+pub struct SlotError {
+    slot: u32,
+    guest: u64,
+    bytes: u64,
+    source: kvm_ioctls::Error,
+}
+
+/// A VM together with the memory that its slots point into, so that neither outlives the other.
+#[derive(Debug)]
+pub struct VmWithMemory {
+    vm: VmFd,
+    memory: std::sync::Arc<GuestMemoryMmap>,
+}
+
+impl VmWithMemory {
+    /// Gives each region of `memory` to `vm` as a slot, numbered from 0.
+    ///
+    /// # Errors
+    /// KVM refuses one.
+    pub fn new(vm: VmFd, memory: std::sync::Arc<GuestMemoryMmap>) -> Result<Self, SlotError> {
+        for (slot, region) in (0u32..).zip(memory.iter()) {
+            let host = region.as_ptr() as u64;
+            let (guest, bytes) = (region.start_addr().raw_value(), region.len());
+            let entry = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: guest,
+                memory_size: bytes,
+                userspace_addr: host,
+            };
+            // SAFETY: the host range is a live mapping of exactly `bytes`, owned by `memory`, which this
+            // struct keeps as long as the VM.
+            unsafe { vm.set_user_memory_region(entry) }.map_err(|source| SlotError {
+                slot,
+                guest,
+                bytes,
+                source,
+            })?;
+        }
+        Ok(Self { vm, memory })
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn memory(&self) -> &std::sync::Arc<GuestMemoryMmap> {
+        &self.memory
+    }
+}

@@ -1,0 +1,110 @@
+//! Which kind of KVM the host has. On software KVM (no VT-x, no AMD-V) CPUID is not intercepted: the guest
+//! kernel sees the host CPU's own bits and would use what KVM cannot run. Those that a kernel uses itself and KVM does
+//! not offer are therefore cleared on the guest's command line, all but XSAVE: the VMM finishes XSAVE and XRSTOR
+//! (`software`), so that the kernel saves the AVX registers of every process.
+
+use super::cpuid::find;
+use crate::sys::host_cpu;
+use kvm_bindings::CpuId;
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvmKind {
+    /// Intel VT-x.
+    Vmx,
+    /// AMD-V.
+    Svm,
+    /// KVM without hardware virtualization.
+    Software,
+}
+
+impl KvmKind {
+    /// Looks at the CPU: without VMX and SVM, a working /dev/kvm can only be software.
+    #[must_use]
+    pub fn detect() -> Self {
+        const VMX_ECX: u32 = 1 << 5;
+        const SVM_ECX: u32 = 1 << 2;
+        if host_cpu::cpuid(1, 0).ecx & VMX_ECX != 0 {
+            Self::Vmx
+        } else if host_cpu::cpuid(0x8000_0001, 0).ecx & SVM_ECX != 0 {
+            Self::Svm
+        } else {
+            Self::Software
+        }
+    }
+
+    /// What this kind needs on the guest's command line.
+    #[must_use]
+    pub fn cmdline(self, supported: &CpuId) -> String {
+        if self != Self::Software {
+            return String::new();
+        }
+        let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
+        if bits.is_empty() { String::new() } else { format!("clearcpuid={}", bits.join(",")) }
+    }
+}
+
+/// A register of CPUID that Linux keeps as one word of its feature bits.
+struct Word {
+    /// Linux's number of the word: a feature is word * 32 + bit.
+    number: u32,
+    leaf: u32,
+    subleaf: u32,
+    register: fn(u32, u32, u32, u32) -> u32,
+    /// The bits that a Linux kernel acts on itself, by the instructions it then uses. Others only tell programs.
+    used: &'static [u32],
+}
+
+/// Linux takes at most 127 characters of `clearcpuid`, so this is no list of all that KVM may lack. AVX and its
+/// kin are left out on purpose: the kernel takes from them which registers to save.
+const WORDS: [Word; 6] = [
+    // 1 GiB pages, RDTSCP
+    Word { number: 1, leaf: 0x8000_0001, subleaf: 0, register: |_, _, _, d| d, used: &[26, 27] },
+    // PCLMULQDQ, SSSE3, CMPXCHG16B, PCID, SSE4.1, SSE4.2, POPCNT, AES, RDRAND
+    Word {
+        number: 4,
+        leaf: 1,
+        subleaf: 0,
+        register: |_, _, c, _| c,
+        used: &[1, 9, 13, 17, 19, 20, 23, 25, 30],
+    },
+    // FSGSBASE, SMEP, INVPCID, RDSEED, SMAP, CLFLUSHOPT, CLWB, SHA
+    Word { number: 9, leaf: 7, subleaf: 0, register: |_, b, _, _| b, used: &[0, 7, 10, 18, 20, 23, 24, 29] },
+    // XSAVEOPT, XSAVEC, XGETBV1, XSAVES
+    Word { number: 10, leaf: 0xd, subleaf: 1, register: |a, _, _, _| a, used: &[0, 1, 2, 3] },
+    // UMIP, PKU, RDPID
+    Word { number: 16, leaf: 7, subleaf: 0, register: |_, _, c, _| c, used: &[2, 3, 22] },
+    // SERIALIZE, AMX-TILE
+    Word { number: 18, leaf: 7, subleaf: 0, register: |_, _, _, d| d, used: &[14, 24] },
+];
+
+/// Linux's numbers of the features that the CPU shows, the kernel would use, and KVM does not offer.
+fn unsupported(supported: &CpuId) -> Vec<u32> {
+    let mut features = Vec::new();
+    for word in &WORDS {
+        let host = host_cpu::cpuid(word.leaf, word.subleaf);
+        let host = (word.register)(host.eax, host.ebx, host.ecx, host.edx);
+        let offered = find(supported, word.leaf, word.subleaf)
+            .map_or(0, |entry| (word.register)(entry.eax, entry.ebx, entry.ecx, entry.edx));
+        let missing = host & !offered;
+        features.extend(
+            word.used.iter().filter(|bit| missing & (1 << **bit) != 0).map(|bit| word.number * 32 + bit),
+        );
+    }
+    features
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Linux reads the option into a buffer of 128 bytes and silently cuts the rest, in the middle of a number.
+    #[test]
+    fn all_that_can_be_cleared_fits_into_what_linux_reads() {
+        let all: Vec<String> = WORDS
+            .iter()
+            .flat_map(|word| word.used.iter().map(|bit| (word.number * 32 + bit).to_string()))
+            .collect();
+        assert!(all.join(",").len() < 128, "{}", all.join(",").len());
+    }
+}
