@@ -1,1 +1,75 @@
-//! Images.
+//! Builds what a guest boots from: a kernel ([`kernel`]) and a root file system ([`rootfs`]).
+//!
+//! ```text
+//!  kernel/config, kernel/patches, Debian's linux-source ──▶ kernel.rs ──▶ CACHE/kernel/KEY/vmlinux
+//!  recipes/*.toml ─▶ recipe.rs ─▶ base.rs (packages, unpacked, trimmed) ─▶ CACHE/base/KEY/tree
+//!                                   └─ rootfs.rs (+ guest binaries) ─────▶ CACHE/rootfs/KEY/rootfs.erofs
+//! ```
+//!
+//! Every product lies in the cache under a hash of all that went into it ([`cache`]), appears there by one
+//! rename, and is built by one process at a time. Debian's tools do the work ([`apt`], [`run`]); nothing is
+//! mounted and, once the packages are installed, nothing needs root. Steps are told to a [`Progress`].
+
+pub mod apt;
+mod base;
+pub mod cache;
+mod files;
+mod kernel;
+mod ld_cache;
+mod progress;
+mod recipe;
+mod rootfs;
+mod run;
+
+use std::path::{Path, PathBuf};
+
+pub use apt::ensure_packages;
+pub use cache::default_cache_dir;
+pub use progress::{Progress, Silent, Stderr};
+pub use recipe::{Binary, ExtraFile, Recipe, RecipeError, Symlink};
+
+/// Why an image could not be built: the module that failed, whose error says the rest.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A Debian package is missing or cannot be had.
+    #[error(transparent)]
+    Apt(#[from] apt::AptError),
+    /// The cache directory cannot be used.
+    #[error(transparent)]
+    Cache(#[from] cache::CacheError),
+    /// The kernel did not build.
+    #[error(transparent)]
+    Kernel(#[from] kernel::KernelError),
+    /// A recipe is not usable.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The packages could not be made into a tree.
+    #[error(transparent)]
+    Base(#[from] base::BaseError),
+    /// The tree could not be made into a root file system.
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::RootfsError),
+}
+
+/// Finds or builds the guest kernel and returns the path of its `vmlinux`, a stripped ELF with a PVH entry.
+///
+/// # Errors
+/// See [`Error`]; after a failed build the log's path and its last lines are in the message.
+pub fn kernel(cache: &Path, progress: &mut dyn Progress) -> Result<PathBuf, Error> {
+    kernel::build(&cache::Cache::open(cache)?, progress)
+}
+
+/// Finds or builds the root file system of `recipe`, an uncompressed erofs image, and returns its path.
+///
+/// `guest_bin_dir` holds the static programs that [`Recipe::binaries`] names.
+///
+/// # Errors
+/// See [`Error`].
+pub fn rootfs(
+    cache: &Path,
+    recipe: &Recipe,
+    guest_bin_dir: &Path,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf, Error> {
+    rootfs::build(&cache::Cache::open(cache)?, recipe, guest_bin_dir, progress)
+}
