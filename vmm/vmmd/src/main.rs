@@ -1,2 +1,37 @@
-//! Placeholder.
-fn main() {}
+//! The daemon of a Patina host.
+
+use clap::Parser;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+use vmmd::{daemon, options::Options};
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    start_log(options.log_json);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("start threads: {error}")),
+    };
+    let result = runtime.block_on(daemon::run(options));
+    // Supervisors and streams end here, wherever they are: their VMs run on.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn start_log(json: bool) {
+    let filter = EnvFilter::try_from_env("PATINA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("vmmd: {message}");
+    ExitCode::FAILURE
+}

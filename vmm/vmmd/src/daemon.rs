@@ -1,0 +1,217 @@
+//! The daemon's life: lock the state, take over what runs, serve, stop. VMs outlive it.
+
+use crate::{
+    grpc::{MESSAGE_MAX_BYTES, facts::Facts, service::Service},
+    listen::{self, Address, Connection, Incoming, ListenError},
+    notify,
+    options::Options,
+    plan::spec::DefaultImages,
+    process::spawn,
+    store::{StateDir, StoreError},
+    vms::{Host, Settings, error::Error as HostError},
+};
+use patina_proto::v1::vmmd_server::VmmdServer;
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_stream::StreamExt;
+use tonic::transport::{Server, server::Connected};
+
+/// Most calls at once on one connection; the next ones wait.
+const CALLS_PER_CONNECTION: usize = 256;
+/// How long calls that run may take to finish once vmmd is to stop; streams are cut then.
+const DRAIN: Duration = Duration::from_secs(2);
+/// A client on the other side of a dead network is let go after this.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Why vmmd does not start, or stops.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Not this way.
+    #[error("start: say --standalone; a host that belongs to a cluster comes later")]
+    Mode,
+    /// No `vmm`.
+    #[error("find the vmm program {path}: {source}; install it beside vmmd, or name it with --vmm")]
+    Vmm {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The state folder.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The VMs.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Signals.
+    #[error("watch for signals: {0}")]
+    Signal(#[source] io::Error),
+    /// The server.
+    #[error("serve: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// Reflection.
+    #[error("describe the service: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start, or the server broke.
+pub async fn run(options: Options) -> Result<(), DaemonError> {
+    if !options.standalone {
+        return Err(DaemonError::Mode);
+    }
+    let stop = stop_signals()?;
+    let settings = settings(&options)?;
+    let state = StateDir::open(&options.state_dir)?;
+    // Before anything is taken over: one who cannot serve leaves all as it is.
+    let incoming = listen::listen(&options.listen).await?;
+    let served = serve(&options, settings, state, incoming, stop).await;
+    if let Address::Unix(path) = &options.listen
+        && let Err(error) = fs::remove_file(path)
+    {
+        tracing::warn!(socket = %path.display(), %error, "remove");
+    }
+    served
+}
+
+async fn serve(
+    options: &Options,
+    settings: Settings,
+    state: StateDir,
+    incoming: Incoming,
+    stop: watch::Receiver<bool>,
+) -> Result<(), DaemonError> {
+    let host = Host::new(settings, state)?;
+    let adopted = host.adopt().await?;
+    tracing::info!(adopted.running, adopted.ended, adopted.reaped, "state taken over");
+    if let Err(error) = spawn::open_kvm() {
+        // Not the end: what runs is looked after, and `vmctl doctor` can ask.
+        tracing::error!(%error, "no VM can be made on this host");
+    }
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<VmmdServer<Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(patina_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let service =
+        VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let server = Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming.map(|client| client.map(Client)), stopped(stop.clone()));
+    let mut server = std::pin::pin!(server);
+    tracing::info!(listen = %options.listen, state = %host.state().path().display(), "ready");
+    notify::notify(notify::READY);
+    tokio::select! {
+        result = &mut server => result?,
+        () = stopped(stop) => {
+            notify::notify(notify::STOPPING);
+            tracing::info!(vms = running(&host), "stopping; VMs keep running and are taken over by the next vmmd");
+            // Streams that go on for ever must not hold it up.
+            if let Ok(result) = tokio::time::timeout(DRAIN, server).await {
+                result?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn running(host: &Host) -> usize {
+    use crate::plan::lifecycle::Phase;
+    host.table.all().iter().filter(|vm| !matches!(vm.status().phase, Phase::Ended(_))).count()
+}
+
+fn settings(options: &Options) -> Result<Settings, DaemonError> {
+    let vmm = match &options.vmm {
+        Some(path) => path.clone(),
+        None => beside_this_program(),
+    };
+    let vmm = vmm.canonicalize().map_err(|source| DaemonError::Vmm { path: vmm, source })?;
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    Ok(Settings {
+        vmm,
+        images: DefaultImages { kernel: absolute(&options.kernel), rootfs: absolute(&options.rootfs) },
+        range: options.network,
+        hostname: Facts::gather().hostname,
+    })
+}
+
+fn beside_this_program() -> PathBuf {
+    env::current_exe().map_or_else(|_| PathBuf::from("vmm"), |own| own.with_file_name("vmm"))
+}
+
+fn stop_signals() -> Result<watch::Receiver<bool>, DaemonError> {
+    let mut term = signal(SignalKind::terminate()).map_err(DaemonError::Signal)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(DaemonError::Signal)?;
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        sender.send_replace(true);
+    });
+    Ok(receiver)
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // The sender going away without a word means that the runtime ends: the same.
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        tracing::debug!("signals are no longer watched");
+    }
+}
+
+/// A client's connection, as tonic wants it.
+struct Client(Box<dyn Connection>);
+
+impl Connected for Client {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Client {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,83 @@
+//! VMs as messages.
+
+use crate::{
+    plan::{address::FAMILY_PREFIX, lifecycle::Phase, spec::Port},
+    vms::Vm,
+};
+use patina_proto::v1::{self, PublishedPort};
+use vmm::api::end::EndKind;
+
+/// A VM as it stands now.
+#[must_use]
+pub fn vm(vm: &Vm) -> v1::Vm {
+    let record = &vm.record;
+    let status = vm.status();
+    let mut message = v1::Vm {
+        name: record.name.clone(),
+        uuid: record.uuid.to_string(),
+        family: record.family.to_string(),
+        vmid: record.vmid,
+        vcpus: record.vcpus.into(),
+        memory_mib: record.memory_mib,
+        ip: record.net.ip(record.vmid).map(|ip| ip.to_string()).unwrap_or_default(),
+        prefix: FAMILY_PREFIX.into(),
+        gateway: record.net.gateway().to_string(),
+        mac: record.net.mac(record.vmid),
+        bridge: record.net.bridge(),
+        tap: record.net.tap(record.vmid),
+        ports: record.ports.iter().map(port).collect(),
+        kernel: record.kernel.display().to_string(),
+        rootfs: record.rootfs.display().to_string(),
+        created_unix_ms: record.created_unix_ms,
+        ready_after_us: status.ready_after_us.unwrap_or(0),
+        ..v1::Vm::default()
+    };
+    match status.phase {
+        Phase::Booting => message.set_state(v1::VmState::Booting),
+        Phase::Ready => message.set_state(v1::VmState::Ready),
+        Phase::Ended(ended) => {
+            message.set_state(v1::VmState::Ended);
+            message.set_end_kind(end_kind(ended.end.kind));
+            message.end_reason = ended.end.reason;
+            message.ended_unix_ms = ended.unix_ms;
+            return message;
+        }
+    }
+    message.pid = record.process.as_ref().map_or(0, |process| process.pid);
+    message
+}
+
+fn port(port: &Port) -> PublishedPort {
+    PublishedPort {
+        host_port: port.host.port().into(),
+        guest_port: port.guest_port.into(),
+        host_address: port.host.ip().to_string(),
+    }
+}
+
+fn end_kind(kind: EndKind) -> v1::EndKind {
+    match kind {
+        EndKind::PoweredOff => v1::EndKind::PoweredOff,
+        EndKind::Rebooted => v1::EndKind::Rebooted,
+        EndKind::Panicked => v1::EndKind::Panicked,
+        EndKind::TripleFaulted => v1::EndKind::TripleFaulted,
+        EndKind::Killed => v1::EndKind::Killed,
+        EndKind::VmmError => v1::EndKind::VmmError,
+        EndKind::VmmDied => v1::EndKind::VmmDied,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vms::tests::ended_vm;
+
+    #[test]
+    fn an_ended_vm_says_how_and_has_no_process() {
+        let message = vm(&ended_vm("a"));
+        assert_eq!((message.name.as_str(), message.pid), ("a", 0));
+        assert_eq!((message.state(), message.end_kind()), (v1::VmState::Ended, v1::EndKind::PoweredOff));
+        assert_eq!((message.ip.as_str(), message.gateway.as_str()), ("100.64.32.1", "100.64.47.254"));
+        assert_eq!(message.ports[0].host_address, "127.0.0.1");
+    }
+}

@@ -1,0 +1,132 @@
+//! The calls of `patina.v1.Vmmd`.
+
+use super::{Answers, console, convert, exec, facts::Facts, logs, status::invalid};
+use crate::{
+    plan::spec::Spec,
+    vms::{Host, Until, error::Error, unix_ms},
+};
+use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
+use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Most VMs on a page.
+pub const PAGE_MAX: usize = 1000;
+
+/// The service.
+#[derive(Debug)]
+pub struct Service {
+    host: Arc<Host>,
+    started_unix_ms: u64,
+}
+
+impl Service {
+    /// Serves a host.
+    #[must_use]
+    pub fn new(host: Arc<Host>) -> Self {
+        Self { host, started_unix_ms: unix_ms() }
+    }
+}
+
+#[tonic::async_trait]
+impl Vmmd for Service {
+    async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let facts = Facts::gather();
+        let mut message = v1::Host {
+            revision: crate::REVISION.to_owned(),
+            hostname: facts.hostname,
+            kernel: facts.kernel,
+            cpus: facts.cpus,
+            memory_mib: facts.memory_mib,
+            state_dir: self.host.state().path().display().to_string(),
+            network: self.host.settings.range.to_string(),
+            started_unix_ms: self.started_unix_ms,
+            ..v1::Host::default()
+        };
+        message.set_kvm(facts.kvm);
+        Ok(Response::new(message))
+    }
+
+    async fn create_vm(&self, request: Request<v1::CreateVmRequest>) -> Result<Response<v1::Vm>, Status> {
+        let spec = Spec::check(request.into_inner(), &self.host.settings.images).map_err(Error::Invalid)?;
+        let vm = self.host.create(spec).await?;
+        Ok(Response::new(convert::vm(&vm)))
+    }
+
+    async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
+        let vm = self.host.table.find(&request.into_inner().name)?;
+        Ok(Response::new(convert::vm(&vm)))
+    }
+
+    async fn list_vms(
+        &self,
+        request: Request<v1::ListVmsRequest>,
+    ) -> Result<Response<v1::ListVmsResponse>, Status> {
+        let request = request.into_inner();
+        let size = match usize::try_from(request.page_size) {
+            Ok(0) | Err(_) => PAGE_MAX,
+            Ok(size) => size.min(PAGE_MAX),
+        };
+        // A page's token is the last name on it: names stay in order whatever comes and goes in between.
+        let (vms, more) = self.host.table.page(&request.page_token, size);
+        let next = vms.last().filter(|_| more).map(|vm| vm.record.name.clone());
+        let vms = vms.iter().map(|vm| convert::vm(vm)).collect();
+        Ok(Response::new(v1::ListVmsResponse { vms, next_page_token: next.unwrap_or_default() }))
+    }
+
+    async fn kill_vm(&self, request: Request<v1::KillVmRequest>) -> Result<Response<v1::Vm>, Status> {
+        let vm = self.host.kill(&request.into_inner().name, "killed by an operator").await?;
+        Ok(Response::new(convert::vm(&vm)))
+    }
+
+    async fn remove_vm(
+        &self,
+        request: Request<v1::RemoveVmRequest>,
+    ) -> Result<Response<v1::RemoveVmResponse>, Status> {
+        let request = request.into_inner();
+        self.host.remove(&request.name, request.force).await?;
+        Ok(Response::new(v1::RemoveVmResponse {}))
+    }
+
+    async fn wait_vm(&self, request: Request<v1::WaitVmRequest>) -> Result<Response<v1::Vm>, Status> {
+        let request = request.into_inner();
+        let until = match wait_vm_request::Until::try_from(request.until) {
+            Ok(wait_vm_request::Until::Ready) => Until::Ready,
+            Ok(wait_vm_request::Until::Unspecified | wait_vm_request::Until::Ended) => Until::Ended,
+            Err(_) => return Err(invalid("until", "not a state that can be waited for")),
+        };
+        let vm = self.host.table.find(&request.name)?;
+        match request.timeout_ms {
+            0 => vm.wait(until).await?,
+            timeout_ms => {
+                let late = |_| Error::WaitTimeout { name: request.name, timeout_ms };
+                timeout(Duration::from_millis(timeout_ms), vm.wait(until)).await.map_err(late)??;
+            }
+        }
+        Ok(Response::new(convert::vm(&vm)))
+    }
+
+    type ExecStream = Answers<v1::ExecResponse>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<v1::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        exec::run(&self.host, request.into_inner()).await.map(Response::new)
+    }
+
+    type ConsoleStream = Answers<v1::ConsoleResponse>;
+
+    async fn console(
+        &self,
+        request: Request<Streaming<v1::ConsoleRequest>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        console::run(&self.host, request.into_inner()).await.map(Response::new)
+    }
+
+    type LogsStream = Answers<v1::LogsResponse>;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        logs::run(&self.host, &request.into_inner()).map(Response::new)
+    }
+}

@@ -1,0 +1,145 @@
+//! Errors as `google.rpc.Status`: the code for programs, `ErrorInfo` (domain `patina`) with a reason for programs that want
+//! to know more, details about fields or preconditions, and the message for people.
+
+use crate::{plan::spec::Violation, vms::error::Error};
+use std::{collections::HashMap, io};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "patina";
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        let (code, reason) = classify(&error);
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, DOMAIN, metadata(&error));
+        match &error {
+            Error::Invalid(violations) => {
+                for violation in violations {
+                    details.add_bad_request_violation(&violation.field, &violation.description);
+                }
+            }
+            Error::Image(image) => {
+                details.add_bad_request_violation(image.field(), &message);
+            }
+            Error::Running(name) => {
+                details.add_precondition_failure_violation(
+                    "VM_STATE",
+                    name,
+                    "the VM runs; it must have ended",
+                );
+            }
+            Error::NotReady { name, state } => {
+                let text = format!("the VM is {state}; it must be ready");
+                details.add_precondition_failure_violation("VM_STATE", name, text);
+            }
+            Error::EndedFirst { name, .. } => {
+                details.add_precondition_failure_violation("VM_STATE", name, "the VM has ended");
+            }
+            Error::NotFound(name) | Error::NameTaken(name) => {
+                details.set_resource_info("vm", name, "", &message);
+            }
+            Error::Port(port) if code == Code::InvalidArgument => {
+                details.add_bad_request_violation("ports", port.to_string());
+            }
+            Error::Port(port) => {
+                details.set_resource_info("port", port.port.host.to_string(), "", &message);
+            }
+            Error::TooMany => {
+                details.add_quota_failure_violation("vms", &message);
+            }
+            Error::NoFamily(_) => {
+                details.add_quota_failure_violation("families", &message);
+            }
+            _ => {}
+        }
+        // Our messages say what to do after a semicolon; a client that shows one line to a person takes this.
+        if let Some((_, advice)) = message.split_once("; ") {
+            details.set_localized_message("en", advice);
+        }
+        Status::with_error_details(code, message, details)
+    }
+}
+
+/// A field that cannot be as it is.
+#[must_use]
+pub fn invalid(field: &str, description: &str) -> Status {
+    Error::Invalid(vec![Violation::new(field, description)]).into()
+}
+
+fn classify(error: &Error) -> (Code, &'static str) {
+    match error {
+        Error::Invalid(_) => (Code::InvalidArgument, "INVALID_FIELD"),
+        Error::Image(_) => (Code::InvalidArgument, "BAD_IMAGE"),
+        Error::NotFound(_) => (Code::NotFound, "NO_SUCH_VM"),
+        Error::NameTaken(_) => (Code::AlreadyExists, "NAME_IN_USE"),
+        Error::Port(port) => match port.source.kind() {
+            io::ErrorKind::AddrInUse => (Code::AlreadyExists, "PORT_IN_USE"),
+            io::ErrorKind::AddrNotAvailable => (Code::InvalidArgument, "NO_SUCH_ADDRESS"),
+            _ => (Code::Internal, "PORT_FAILED"),
+        },
+        Error::Running(_) => (Code::FailedPrecondition, "VM_RUNS"),
+        Error::NotReady { .. } => (Code::FailedPrecondition, "VM_NOT_READY"),
+        Error::EndedFirst { .. } => (Code::FailedPrecondition, "VM_ENDED"),
+        Error::WaitTimeout { .. } => (Code::DeadlineExceeded, "WAIT_TIMED_OUT"),
+        Error::TooMany => (Code::ResourceExhausted, "TOO_MANY_VMS"),
+        Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
+        Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
+        Error::Stopping => (Code::Unavailable, "VMMD_STOPS"),
+        Error::Unkillable(_) => (Code::Internal, "VM_DOES_NOT_END"),
+        Error::Store(_) => (Code::Internal, "STATE_FAILED"),
+        Error::Net(_) => (Code::Internal, "NETWORK_FAILED"),
+        Error::Spawn(crate::process::spawn::SpawnError::Kvm { .. }) => (Code::Internal, "NO_KVM"),
+        Error::Spawn(_) => (Code::Internal, "SPAWN_FAILED"),
+        Error::Log { .. } => (Code::Internal, "LOG_FAILED"),
+    }
+}
+
+/// Every message starts with its operation: that part goes to programs too.
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let message = error.to_string();
+    let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);
+    HashMap::from([("operation".to_owned(), operation.to_owned())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{net::ports::PortError, plan::spec::Port};
+
+    fn port(kind: io::ErrorKind) -> Error {
+        let port = Port { host: "127.0.0.1:80".parse().unwrap(), guest_port: 8 };
+        Error::Port(PortError { port, source: kind.into() })
+    }
+
+    #[test]
+    fn every_wrong_field_stands_in_bad_request() {
+        let status: Status =
+            Error::Invalid(vec![Violation::new("vcpus", "17"), Violation::new("name", "x")]).into();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let fields = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>(), ["vcpus", "name"]);
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let status: Status = port(io::ErrorKind::AddrInUse).into();
+        assert_eq!(status.code(), Code::AlreadyExists);
+        assert!(status.message().contains("127.0.0.1:80"), "{}", status.message());
+        assert_eq!(status.get_details_error_info().unwrap().reason, "PORT_IN_USE");
+        let status: Status = port(io::ErrorKind::AddrNotAvailable).into();
+        assert_eq!(status.code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn states_are_preconditions_with_advice() {
+        let status: Status = Error::Running("a".into()).into();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.get_details_precondition_failure().unwrap().violations[0].subject, "a");
+        assert!(status.get_details_localized_message().unwrap().message.contains("vmctl kill"));
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.domain.as_str(), info.metadata["operation"].as_str()), (DOMAIN, "remove VM \"a\""));
+    }
+}

@@ -1,0 +1,31 @@
+//! The daemon of a Patina host.
+//!
+//! - [`daemon`]: its life ([`options`] in, [`listen`], [`notify`] out): lock the state, take over what runs, serve, stop and leave the VMs running.
+//! - [`grpc`]: the operator's interface, `patina.v1.Vmmd`.
+//! - [`vms`]: the host's VMs: making, supervising, ending and adopting them.
+//! - [`plan`]: what is decided without I/O: names, addresses, states.
+//! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files.
+//!
+//! ```text
+//!  vmctl ──gRPC──▶ grpc ──▶ vms ──spawn, control socket──▶ vmm (one process a VM)
+//!                            ├──▶ net    bridge, tap, published ports
+//!                            └──▶ store  vm.json: what a new vmmd adopts
+//! ```
+
+pub mod daemon;
+pub mod grpc;
+pub mod listen;
+pub mod net;
+pub mod notify;
+pub mod options;
+pub mod plan;
+pub mod process;
+pub mod store;
+pub mod sys;
+pub mod vms;
+
+/// What this `vmmd` was built from.
+pub const REVISION: &str = match option_env!("PATINA_REVISION") {
+    Some(revision) => revision,
+    None => concat!("v", env!("CARGO_PKG_VERSION")),
+};

@@ -1,0 +1,264 @@
+//! The families' networks, through netlink alone.
+//!
+//! A bridge is claimed by making it: the kernel lets one maker of a name win, so several `vmmd`s share a
+//! machine without talking. Whose a bridge is stands in its MAC (`06`, three bytes of the state folder's hash, the
+//! family's number), set as it is made, and for people in its alias. A tap has no owner to find: it goes with its vmm.
+//!
+//! Nothing here routes between families, and nothing forbids it either: on a host with `net.ipv4.ip_forward=1`, families
+//! can reach each other through the host.
+
+pub mod ports;
+pub mod sys;
+
+use crate::plan::address::{FAMILY_PREFIX, FamilyNet};
+use futures::TryStreamExt;
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec,
+    packet_route::link::{BridgeStpState, LinkAttribute, LinkMessage},
+};
+use sha2::{Digest, Sha256};
+use std::{io, net::IpAddr, os::fd::OwnedFd, path::Path};
+use tokio::task::JoinHandle;
+
+const MTU_BYTES: u32 = 1500;
+
+/// Why a network operation did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// No netlink socket.
+    #[error("open netlink: {0}")]
+    Open(#[source] io::Error),
+    /// Netlink refused.
+    #[error("{operation} {link}: {source}{}", rights(.source))]
+    Netlink {
+        /// For example "create bridge".
+        operation: &'static str,
+        /// The interface.
+        link: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The tap could not be made.
+    #[error("create tap {name}: {source}{}", rights(.source))]
+    Tap {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn rights(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => " (run vmmd as root, or with CAP_NET_ADMIN)",
+        io::ErrorKind::NotFound => " (is the module loaded? modprobe tun; modprobe bridge)",
+        _ => "",
+    }
+}
+
+impl NetError {
+    /// The interface existed already.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        match self {
+            Self::Netlink { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
+            Self::Open(_) | Self::Tap { .. } => false,
+        }
+    }
+}
+
+/// Whose bridges: the hash of a state folder's path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    hash: [u8; 8],
+}
+
+impl Owner {
+    /// The `vmmd` of this state folder (canonical path).
+    #[must_use]
+    pub fn of(state_dir: &Path) -> Self {
+        let digest = Sha256::digest(state_dir.as_os_str().as_encoded_bytes());
+        let mut hash = [0; 8];
+        hash.copy_from_slice(&digest[..8]);
+        Self { hash }
+    }
+
+    fn mac(&self, index: u16) -> [u8; 6] {
+        let [a, b, c, ..] = self.hash;
+        let [d, e] = index.to_be_bytes();
+        [0x06, a, b, c, d, e]
+    }
+
+    fn alias(&self, family: &str) -> String {
+        format!("patina {:016x} family {family}", u64::from_be_bytes(self.hash))
+    }
+
+    /// The number of the family, when a link is a bridge of this owner's.
+    fn family_of(&self, link: &LinkMessage) -> Option<u16> {
+        let mut index = None;
+        let mut mac: &[u8] = &[];
+        let mut alias = None;
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => {
+                    index = name.strip_prefix("pt").and_then(|n| n.parse::<u16>().ok());
+                }
+                LinkAttribute::Address(address) => mac = address,
+                LinkAttribute::IfAlias(text) => alias = Some(text),
+                _ => {}
+            }
+        }
+        let index = index.filter(|index| mac == self.mac(*index))?;
+        // The alias comes a moment after the bridge: a vmmd that was killed in between leaves none.
+        let prefix = self.alias("");
+        alias.is_none_or(|alias| alias.starts_with(&prefix)).then_some(index)
+    }
+}
+
+/// The host's interfaces.
+#[derive(Debug)]
+pub struct Net {
+    handle: Handle,
+    owner: Owner,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Net {
+    /// Opens netlink in the caller's network namespace.
+    ///
+    /// # Errors
+    /// The socket cannot be opened.
+    pub fn open(owner: Owner) -> Result<Self, NetError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetError::Open)?;
+        let connection = tokio::spawn(connection);
+        Ok(Self { handle, owner, connection })
+    }
+
+    /// Makes the family's bridge with the host's address on it. When a later step fails, the bridge is gone again.
+    ///
+    /// # Errors
+    /// [`NetError::exists`]: the number is taken on this machine. Else netlink refused.
+    pub async fn claim(&self, net: FamilyNet, family: &str) -> Result<(), NetError> {
+        let name = net.bridge();
+        let bridge = LinkBridge::new(&name)
+            .address(self.owner.mac(net.index).to_vec())
+            .mtu(MTU_BYTES)
+            .stp_state(BridgeStpState::Disabled)
+            .forward_delay(0)
+            .build();
+        self.handle.link().add(bridge).execute().await.map_err(|e| failed("create bridge", &name, e))?;
+        let finished = self.furnish(net, &name, family).await;
+        if finished.is_err()
+            && let Err(error) = self.release(net).await
+        {
+            tracing::error!(bridge = name, %error, "a half-made bridge stays behind");
+        }
+        finished
+    }
+
+    async fn furnish(&self, net: FamilyNet, name: &str, family: &str) -> Result<(), NetError> {
+        let Some(index) = self.index_of(name).await? else {
+            return Err(failed("find bridge", name, rtnetlink::Error::RequestFailed));
+        };
+        let alias = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::IfAlias(self.owner.alias(family)))
+            .build();
+        self.handle.link().change(alias).execute().await.map_err(|e| failed("name bridge", name, e))?;
+        self.handle
+            .address()
+            .add(index, IpAddr::V4(net.gateway()), FAMILY_PREFIX)
+            .execute()
+            .await
+            .map_err(|e| failed("set address of bridge", name, e))
+    }
+
+    /// Makes a VM's tap and puts it on its family's bridge. It goes when the last descriptor of it is closed.
+    ///
+    /// # Errors
+    /// It cannot be made, or the bridge is gone.
+    pub async fn tap(&self, net: FamilyNet, vmid: u32) -> Result<OwnedFd, NetError> {
+        let (name, bridge) = (net.tap(vmid), net.bridge());
+        let tap = sys::create_tap(&name).map_err(|source| NetError::Tap { name: name.clone(), source })?;
+        let Some(controller) = self.index_of(&bridge).await? else {
+            return Err(failed("find bridge", &bridge, rtnetlink::Error::RequestFailed));
+        };
+        let Some(index) = self.index_of(&name).await? else {
+            return Err(failed("find tap", &name, rtnetlink::Error::RequestFailed));
+        };
+        let link = LinkUnspec::new_with_index(index).mtu(MTU_BYTES).controller(controller).up().build();
+        self.handle.link().change(link).execute().await.map_err(|e| failed("attach tap", &name, e))?;
+        Ok(tap)
+    }
+
+    /// Deletes a family's bridge if it is there and ours.
+    ///
+    /// # Errors
+    /// Netlink refused.
+    pub async fn release(&self, net: FamilyNet) -> Result<(), NetError> {
+        let name = net.bridge();
+        match self.link(&name).await? {
+            Some(link) if self.owner.family_of(&link) == Some(net.index) => self.delete(&link, &name).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes this owner's bridges that are of no living family; the numbers of those deleted.
+    ///
+    /// # Errors
+    /// Netlink refused.
+    pub async fn reap(&self, living: &[u16]) -> Result<Vec<u16>, NetError> {
+        let links = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        let mut gone = Vec::new();
+        for link in links.map_err(|e| failed("list", "interfaces", e))? {
+            if let Some(index) = self.owner.family_of(&link).filter(|index| !living.contains(index)) {
+                self.delete(&link, &format!("pt{index}")).await?;
+                gone.push(index);
+            }
+        }
+        Ok(gone)
+    }
+
+    async fn delete(&self, link: &LinkMessage, name: &str) -> Result<(), NetError> {
+        match self.handle.link().del(link.header.index).execute().await {
+            Err(error) if !is(&error, libc::ENODEV) => Err(failed("delete bridge", name, error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn index_of(&self, name: &str) -> Result<Option<u32>, NetError> {
+        Ok(self.link(name).await?.map(|link| link.header.index))
+    }
+
+    async fn link(&self, name: &str) -> Result<Option<LinkMessage>, NetError> {
+        let mut found = std::pin::pin!(self.handle.link().get().match_name(name).execute());
+        match found.try_next().await {
+            Ok(link) => Ok(link),
+            Err(error) if is(&error, libc::ENODEV) => Ok(None),
+            Err(error) => Err(failed("find", name, error)),
+        }
+    }
+}
+
+fn is(error: &rtnetlink::Error, errno: i32) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
+}
+
+fn failed(operation: &'static str, link: &str, error: rtnetlink::Error) -> NetError {
+    let source = match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    };
+    NetError::Netlink { operation, link: link.to_owned(), source }
+}
+
+#[cfg(test)]
+#[path = "net_test.rs"]
+mod tests;

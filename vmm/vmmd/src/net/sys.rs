@@ -1,0 +1,44 @@
+//! Making a tap: the one ioctl of this crate.
+#![allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper in the crates that the workspace uses")]
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+};
+
+/// Makes the tap `name` (at most 15 bytes): frames without packet information, each with a virtio-net header,
+/// non-blocking. It lives as long as a descriptor of it is open.
+///
+/// # Errors
+/// No rights, no `/dev/net/tun`, or an interface of that name.
+pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
+    let tun: File = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            // TUN_EXCL: an interface of that name, somebody else's, is an error and not shared.
+            ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL)
+                as libc::c_short,
+        },
+    };
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "an interface's name has at most 15 bytes"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: TUNSETIFF reads and writes one ifreq; `request` is one, initialised whole, and outlives the call.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(tun.into())
+}

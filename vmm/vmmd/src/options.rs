@@ -1,0 +1,64 @@
+//! The command line.
+
+use crate::{listen::Address, plan::address::Range};
+use clap::Parser;
+use std::path::PathBuf;
+
+/// The daemon of a Patina host: runs VMs and answers `vmctl`.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "vmmd", version = crate::REVISION)]
+pub struct Options {
+    /// Serve this host alone, with everything built in
+    #[arg(long)]
+    pub standalone: bool,
+
+    /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT on a loopback address
+    #[arg(long, default_value = "unix:/run/patina/vmmd.sock", env = "PATINA_LISTEN")]
+    pub listen: Address,
+
+    /// Where state is kept: VMs and their logs
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/patina", env = "PATINA_STATE_DIR")]
+    pub state_dir: PathBuf,
+
+    /// The range that families of VMs take their networks from, a /20 each
+    #[arg(long, value_name = "RANGE", default_value = "100.64.0.0/10", env = "PATINA_NETWORK")]
+    pub network: Range,
+
+    /// Kernel of VMs that name none: a vmlinux or a bzImage
+    #[arg(long, value_name = "FILE", default_value = "/usr/lib/patina/vmlinux", env = "PATINA_KERNEL")]
+    pub kernel: PathBuf,
+
+    /// Root file system of VMs that name none
+    #[arg(long, value_name = "FILE", default_value = "/usr/lib/patina/rootfs.erofs", env = "PATINA_ROOTFS")]
+    pub rootfs: PathBuf,
+
+    /// The vmm program [default: `vmm` beside this program]
+    #[arg(long, value_name = "FILE", env = "PATINA_VMM")]
+    pub vmm: Option<PathBuf>,
+
+    /// Log in JSON
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_needs_no_configuration() {
+        Options::command().debug_assert();
+        let options = Options::try_parse_from(["vmmd", "--standalone"]).unwrap();
+        assert_eq!(options.listen.to_string(), "unix:/run/patina/vmmd.sock");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_can() {
+        let refused = |args: &[&str]| Options::try_parse_from(args).unwrap_err().to_string();
+        let text = refused(&["vmmd", "--network", "100.64.0.0/24"]);
+        assert!(text.contains("/20"), "{text}");
+        let text = refused(&["vmmd", "--listen", "tcp:0.0.0.0:1"]);
+        assert!(text.contains("TLS comes later"), "{text}");
+    }
+}

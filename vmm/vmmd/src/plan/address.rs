@@ -1,0 +1,174 @@
+//! Numbers of families: each has a /20 out of the host's range, a bridge and a tap per VM.
+//!
+//! ```text
+//!  100.64.0.0/10, family 3:   100.64.48.0/20   bridge pt3
+//!    vmid 0 (master)          100.64.48.1      tap pt3.0   02:70:00:03:00:00
+//!    vmid 1                   100.64.48.2      tap pt3.1   02:70:00:03:00:01
+//!    the host                 100.64.63.254
+//! ```
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::Ipv4Addr, str::FromStr};
+
+/// Prefix length of a family's network.
+pub const FAMILY_PREFIX: u8 = 20;
+/// Greatest vmid: the address after it is the host's.
+pub const VMID_MAX: u32 = 4092;
+/// Shortest prefix of a host's range: it still numbers its families in 16 bits.
+const PREFIX_MIN: u8 = 8;
+
+/// The range that families are numbered from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    base: u32,
+    prefix: u8,
+}
+
+/// Why a text is not a range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    /// Not `ADDRESS/PREFIX`.
+    #[error("{0:?} is not a network: write it like 100.64.0.0/10")]
+    Form(String),
+    /// The prefix leaves no room for a family, or for too many.
+    #[error("the prefix /{0} is outside /8../20: a family takes a /20")]
+    Prefix(u8),
+    /// Bits are set behind the prefix.
+    #[error("{address}/{prefix} has bits set behind its prefix: did you mean {meant}/{prefix}?")]
+    HostBits {
+        /// As given.
+        address: Ipv4Addr,
+        /// As given.
+        prefix: u8,
+        /// With those bits cleared.
+        meant: Ipv4Addr,
+    },
+}
+
+impl FromStr for Range {
+    type Err = RangeError;
+
+    fn from_str(text: &str) -> Result<Self, RangeError> {
+        let form = || RangeError::Form(text.to_owned());
+        let (address, prefix) = text.split_once('/').ok_or_else(form)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| form())?;
+        let prefix: u8 = prefix.parse().map_err(|_| form())?;
+        if !(PREFIX_MIN..=FAMILY_PREFIX).contains(&prefix) {
+            return Err(RangeError::Prefix(prefix));
+        }
+        let base = u32::from(address);
+        let kept = base & (u32::MAX << (32 - prefix));
+        if kept != base {
+            return Err(RangeError::HostBits { address, prefix, meant: kept.into() });
+        }
+        Ok(Self { base, prefix })
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.base), self.prefix)
+    }
+}
+
+impl Range {
+    /// How many families have room in it.
+    #[must_use]
+    pub fn families(&self) -> u16 {
+        1 << (FAMILY_PREFIX - self.prefix)
+    }
+
+    /// The network of one family; None past [`Self::families`].
+    #[must_use]
+    pub fn family(&self, index: u16) -> Option<FamilyNet> {
+        (index < self.families())
+            .then(|| FamilyNet { index, base: Ipv4Addr::from(self.base + u32::from(index) * 4096) })
+    }
+}
+
+/// The network of one family. Recorded whole, so that it stays when the host's range is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FamilyNet {
+    /// Its number on this host.
+    pub index: u16,
+    /// Its first address.
+    pub base: Ipv4Addr,
+}
+
+impl FamilyNet {
+    /// A VM's address; None past [`VMID_MAX`].
+    #[must_use]
+    pub fn ip(&self, vmid: u32) -> Option<Ipv4Addr> {
+        (vmid <= VMID_MAX).then(|| Ipv4Addr::from(u32::from(self.base) + 1 + vmid))
+    }
+
+    /// The host's address on the family's bridge: the last usable one.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) + 4094)
+    }
+
+    /// A VM's MAC: locally administered, from the family's number and the vmid.
+    #[must_use]
+    pub fn mac(&self, vmid: u32) -> String {
+        let [a, b] = self.index.to_be_bytes();
+        let [_, _, c, d] = vmid.to_be_bytes();
+        format!("02:70:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    }
+
+    /// Name of the bridge.
+    #[must_use]
+    pub fn bridge(&self) -> String {
+        format!("pt{}", self.index)
+    }
+
+    /// Name of a VM's tap.
+    #[must_use]
+    pub fn tap(&self, vmid: u32) -> String {
+        format!("pt{}.{vmid}", self.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_default_range_has_1024_families() {
+        let range: Range = "100.64.0.0/10".parse().unwrap();
+        assert_eq!(range.families(), 1024);
+        let family = range.family(3).unwrap();
+        assert_eq!(family.ip(0), Some(Ipv4Addr::new(100, 64, 48, 1)));
+        assert_eq!(family.gateway(), Ipv4Addr::new(100, 64, 63, 254));
+        assert_eq!(family.mac(258), "02:70:00:03:01:02");
+        assert_eq!(range.family(1023).unwrap().gateway(), Ipv4Addr::new(100, 127, 255, 254));
+        assert_eq!(range.family(1024), None);
+    }
+
+    #[test]
+    fn ranges_that_are_none_are_refused() {
+        assert!(matches!("100.64.0.0".parse::<Range>(), Err(RangeError::Form(_))));
+        assert!(matches!("x/10".parse::<Range>(), Err(RangeError::Form(_))));
+        assert_eq!("10.0.0.0/21".parse::<Range>(), Err(RangeError::Prefix(21)));
+        assert_eq!("0.0.0.0/0".parse::<Range>(), Err(RangeError::Prefix(0)));
+        let error = "100.64.1.0/10".parse::<Range>().unwrap_err().to_string();
+        assert!(error.contains("did you mean 100.64.0.0/10"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn addresses_and_names_never_meet(index in 0u16..4096, vmid in 0u32..5000) {
+            let range: Range = "10.0.0.0/8".parse().unwrap();
+            let family = range.family(index).unwrap();
+            prop_assert!(family.tap(VMID_MAX).len() <= 15);
+            match family.ip(vmid) {
+                Some(ip) => {
+                    prop_assert!(ip < family.gateway());
+                    prop_assert_eq!(u32::from(ip) >> 12, u32::from(family.base) >> 12);
+                }
+                None => prop_assert!(vmid > VMID_MAX),
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Where a VM stands, and what moves it.
+//!
+//! ```text
+//!            vmm says ready            process gone
+//!  booting ─────────────────▶ ready ─────────────────▶ ended
+//!     └──────────────────── process gone ────────────────▲
+//! ```
+//!
+//! A VM has ended when its process is gone, not when the vmm says so: whoever sees `ended` finds nothing
+//! of the VM running. There is no way back, and `ended` is reached once.
+
+use serde::{Deserialize, Serialize};
+use vmm::api::{
+    control::State,
+    end::{End, EndKind},
+};
+
+/// Where a VM stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// The process runs, the agent has not answered.
+    Booting,
+    /// The agent has its identity.
+    Ready,
+    /// The process is gone.
+    Ended(Ended),
+}
+
+impl Phase {
+    /// One word, as operators and guests read it.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Booting => "booting",
+            Self::Ready => "ready",
+            Self::Ended(_) => "ended",
+        }
+    }
+}
+
+/// How and when a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// How.
+    #[serde(flatten)]
+    pub end: End,
+    /// When, milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// How the vmm process went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// With an exit code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+    /// Another process was its parent: nobody told.
+    Unknown,
+}
+
+/// What moves a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The vmm said where the VM stands.
+    Said(State),
+    /// An operator wants it ended.
+    KillAsked {
+        /// By whom and why.
+        reason: String,
+    },
+    /// The process is gone.
+    Gone {
+        /// What the vmm left in its end file.
+        left: Option<End>,
+        /// How it went.
+        exit: Exit,
+        /// The last lines of the process's own log.
+        log_tail: String,
+        /// Now, milliseconds since 1970.
+        unix_ms: u64,
+    },
+}
+
+/// A VM's state with what is remembered until its end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lifecycle {
+    /// Where it stands.
+    pub phase: Phase,
+    /// Start of the vmm process to agent ready, microseconds.
+    pub ready_after_us: Option<u64>,
+    said_end: Option<End>,
+    kill_reason: Option<String>,
+}
+
+impl Lifecycle {
+    /// A VM whose process has just been started or found.
+    #[must_use]
+    pub fn running(ready_after_us: Option<u64>) -> Self {
+        let phase = if ready_after_us.is_some() { Phase::Ready } else { Phase::Booting };
+        Self { phase, ready_after_us, said_end: None, kill_reason: None }
+    }
+
+    /// Takes an event; true when the phase changed.
+    pub fn on(&mut self, event: Event) -> bool {
+        if matches!(self.phase, Phase::Ended(_)) {
+            return false;
+        }
+        match event {
+            Event::Said(State::Booting) => false,
+            Event::Said(State::Ready { after_us }) => {
+                let changed = self.phase == Phase::Booting;
+                self.ready_after_us.get_or_insert(after_us);
+                self.phase = Phase::Ready;
+                changed
+            }
+            Event::Said(State::Ended(end)) => {
+                self.said_end.get_or_insert(end);
+                false
+            }
+            Event::KillAsked { reason } => {
+                self.kill_reason.get_or_insert(reason);
+                false
+            }
+            Event::Gone { left, exit, log_tail, unix_ms } => {
+                let end = self.end_of(left, exit, &log_tail);
+                self.phase = Phase::Ended(Ended { end, unix_ms });
+                true
+            }
+        }
+    }
+
+    /// The end's account: the vmm's own word first, then the operator's, then what can be seen from outside.
+    fn end_of(&mut self, left: Option<End>, exit: Exit, log_tail: &str) -> End {
+        // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its own.
+        let own_word = left.or_else(|| self.said_end.take()).map(|end| match end.kind {
+            EndKind::VmmDied => End { kind: EndKind::VmmError, ..end },
+            _ => end,
+        });
+        if let Some(end) = own_word {
+            return end;
+        }
+        if let Some(reason) = self.kill_reason.take() {
+            return End { kind: EndKind::Killed, reason };
+        }
+        let how = match exit {
+            Exit::Code(code) => format!("the vmm process exited with code {code} and left no word"),
+            Exit::Signal(signal) => format!("the vmm process was ended by signal {signal}"),
+            Exit::Unknown => "the vmm process went away and left no word".to_owned(),
+        };
+        let tail = log_tail.trim();
+        let reason = if tail.is_empty() { how } else { format!("{how}; its last lines: {tail}") };
+        End { kind: EndKind::VmmDied, reason }
+    }
+}
+
+#[cfg(test)]
+#[path = "lifecycle_test.rs"]
+mod tests;

@@ -1,0 +1,80 @@
+use super::*;
+
+fn end(kind: EndKind) -> End {
+    End { kind, reason: "said".into() }
+}
+
+fn gone(left: Option<End>, exit: Exit, log_tail: &str) -> Event {
+    Event::Gone { left, exit, log_tail: log_tail.into(), unix_ms: 7 }
+}
+
+fn ended(life: &Lifecycle) -> &Ended {
+    match &life.phase {
+        Phase::Ended(ended) => ended,
+        other => panic!("not ended: {other:?}"),
+    }
+}
+
+#[test]
+fn a_vm_boots_gets_ready_and_powers_off() {
+    let mut life = Lifecycle::running(None);
+    assert!(!life.on(Event::Said(State::Booting)));
+    assert!(life.on(Event::Said(State::Ready { after_us: 9 })));
+    assert!(!life.on(Event::Said(State::Ended(end(EndKind::PoweredOff)))), "its process still runs");
+    assert_eq!(life.phase, Phase::Ready);
+    assert!(life.on(gone(None, Exit::Code(0), "")));
+    assert_eq!(ended(&life), &Ended { end: end(EndKind::PoweredOff), unix_ms: 7 });
+    assert_eq!(life.ready_after_us, Some(9));
+}
+
+#[test]
+fn ready_is_told_once_and_booting_never_comes_back() {
+    let mut life = Lifecycle::running(None);
+    assert!(life.on(Event::Said(State::Ready { after_us: 9 })));
+    assert!(!life.on(Event::Said(State::Ready { after_us: 10 })));
+    assert!(!life.on(Event::Said(State::Booting)));
+    assert_eq!((life.phase, life.ready_after_us), (Phase::Ready, Some(9)));
+}
+
+#[test]
+fn the_end_comes_once() {
+    let mut life = Lifecycle::running(None);
+    assert!(life.on(gone(Some(end(EndKind::Panicked)), Exit::Code(1), "")));
+    let before = life.clone();
+    assert!(!life.on(gone(Some(end(EndKind::PoweredOff)), Exit::Code(0), "")));
+    assert!(!life.on(Event::Said(State::Ready { after_us: 1 })));
+    assert_eq!(life, before);
+}
+
+#[test]
+fn what_the_vmm_left_in_its_file_comes_first() {
+    let mut life = Lifecycle::running(None);
+    life.on(Event::KillAsked { reason: "operator".into() });
+    life.on(Event::Said(State::Ended(end(EndKind::Rebooted))));
+    life.on(gone(Some(end(EndKind::TripleFaulted)), Exit::Code(0), ""));
+    assert_eq!(ended(&life).end.kind, EndKind::TripleFaulted);
+}
+
+#[test]
+fn a_vmm_that_had_to_be_killed_was_killed() {
+    let mut life = Lifecycle::running(Some(1));
+    life.on(Event::KillAsked { reason: "operator".into() });
+    life.on(gone(None, Exit::Signal(9), "noise"));
+    assert_eq!(ended(&life).end, End { kind: EndKind::Killed, reason: "operator".into() });
+}
+
+#[test]
+fn a_silent_death_names_signal_and_last_lines() {
+    let mut life = Lifecycle::running(None);
+    life.on(gone(None, Exit::Signal(11), "thread panicked\n"));
+    let end = &ended(&life).end;
+    assert_eq!(end.kind, EndKind::VmmDied);
+    assert!(end.reason.contains("signal 11") && end.reason.contains("thread panicked"), "{}", end.reason);
+}
+
+#[test]
+fn only_vmmd_says_that_a_vmm_died() {
+    let mut life = Lifecycle::running(None);
+    life.on(gone(Some(end(EndKind::VmmDied)), Exit::Code(0), ""));
+    assert_eq!(ended(&life).end.kind, EndKind::VmmError);
+}

@@ -1,0 +1,201 @@
+//! `vmm` processes: starting them, knowing them again, talking to them.
+//!
+//! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec.
+//! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
+//! - [`link`]: its control socket.
+//! - [`stray`]: processes whose record is lost.
+
+pub mod link;
+pub mod spawn;
+pub mod stray;
+pub mod sys;
+
+use crate::plan::lifecycle::Exit;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    process::Child,
+    sync::OnceLock,
+};
+use tokio::io::unix::AsyncFd;
+
+/// A process, for good: numbers are used again, a number with its start time and boot is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start_ticks: u64,
+    /// The boot in which it ran.
+    pub boot: String,
+}
+
+/// A process cannot be watched or signalled.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// `/proc` does not tell.
+    #[error("read /proc/{pid}/stat: {source}")]
+    Stat {
+        /// Of which process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No pidfd.
+    #[error("open pidfd of process {pid}: {source}")]
+    Pidfd {
+        /// Of which process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A `vmm` process.
+#[derive(Debug)]
+pub struct Process {
+    id: ProcessId,
+    pidfd: AsyncFd<OwnedFd>,
+    // None when an earlier vmmd was its parent.
+    child: Option<Child>,
+}
+
+impl Process {
+    /// Takes a child over. On an error it is killed.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    pub fn of_child(mut child: Child) -> Result<Self, ProcessError> {
+        let pid = child.id();
+        match watch(pid).and_then(|pidfd| Ok((pidfd, identify(pid)?))) {
+            Ok((pidfd, id)) => Ok(Self { id, pidfd, child: Some(child) }),
+            Err(error) => {
+                if let Err(source) = child.kill().and_then(|()| child.wait()) {
+                    tracing::error!(pid, error = %source, "kill a vmm that cannot be watched");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds the very process again; None when it is gone.
+    #[must_use]
+    pub fn find(id: &ProcessId) -> Option<Self> {
+        // The pidfd comes first: from then on the number cannot pass to another process unnoticed.
+        let pidfd = watch(id.pid).ok()?;
+        let now = identify(id.pid).ok()?;
+        (now == *id).then(|| Self { id: now, pidfd, child: None })
+    }
+
+    /// Which process it is.
+    #[must_use]
+    pub fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
+    /// Waits until it is gone. May be dropped and called again.
+    ///
+    /// # Errors
+    /// The reactor does not work.
+    pub async fn gone(&self) -> io::Result<()> {
+        self.pidfd.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// SIGKILL. That it is gone already is no error.
+    ///
+    /// # Errors
+    /// No rights.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// How it went; only after [`Self::gone`].
+    pub fn exit(&mut self) -> Exit {
+        let Some(child) = &mut self.child else { return Exit::Unknown };
+        match child.try_wait() {
+            Ok(Some(status)) => match (status.code(), status.signal()) {
+                (Some(code), _) => Exit::Code(code),
+                (None, Some(signal)) => Exit::Signal(signal),
+                (None, None) => Exit::Unknown,
+            },
+            Ok(None) | Err(_) => Exit::Unknown,
+        }
+    }
+}
+
+fn watch(pid: u32) -> Result<AsyncFd<OwnedFd>, ProcessError> {
+    let failed = |source| ProcessError::Pidfd { pid, source };
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let raw = raw.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let pidfd = pidfd_open(raw, PidfdFlags::NONBLOCK).map_err(|errno| failed(errno.into()))?;
+    crate::sys::readable(pidfd).map_err(failed)
+}
+
+fn identify(pid: u32) -> Result<ProcessId, ProcessError> {
+    let failed = |source| ProcessError::Stat { pid, source };
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(failed)?;
+    let start_ticks = start_ticks(&stat).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    Ok(ProcessId { pid, start_ticks, boot: boot().to_owned() })
+}
+
+/// Field 22. The second field is the program's name in brackets and may hold anything, brackets included.
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+fn boot() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        id.map(|id| id.trim().to_owned()).unwrap_or_default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn sleeper() -> Process {
+        Process::of_child(Command::new("sleep").arg("1000").spawn().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_again_and_its_end_seen_by_all() {
+        let mut process = sleeper();
+        let found = Process::find(process.id()).unwrap();
+        found.kill().unwrap();
+        process.gone().await.unwrap();
+        process.gone().await.unwrap();
+        found.gone().await.unwrap();
+        assert_eq!(process.exit(), Exit::Signal(9));
+        assert!(Process::find(process.id()).is_none());
+        process.kill().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_number_used_again_is_not_the_process() {
+        let process = sleeper();
+        let id = process.id().clone();
+        assert!(Process::find(&ProcessId { start_ticks: id.start_ticks + 1, ..id.clone() }).is_none());
+        assert!(Process::find(&ProcessId { boot: "another".into(), ..id.clone() }).is_none());
+        process.kill().unwrap();
+        process.gone().await.unwrap();
+    }
+
+    #[test]
+    fn a_name_with_brackets_does_not_shift_the_fields() {
+        let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1 18446744073709551615";
+        assert_eq!(start_ticks(stat), Some(4242));
+        assert_eq!(start_ticks("7 (a"), None);
+    }
+}

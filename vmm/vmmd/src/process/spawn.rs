@@ -1,0 +1,162 @@
+//! Starts one `vmm`.
+
+use super::{Process, ProcessError, sys};
+use crate::store::{StoreError, VmDir};
+use patina_abi::link::Identity;
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+use vmm::api::config::VmConfig;
+
+/// Where a vmm's environment names its folder, for [`super::stray`].
+pub const DIR_VARIABLE: &str = "PATINA_VM_DIR";
+
+/// Why a vmm cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// `/dev/kvm` cannot be opened.
+    #[error("open /dev/kvm: {source}; {}", kvm_hint(.source))]
+    Kvm {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the VM's folder cannot be made.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control socket cannot be made.
+    #[error("listen on {path}: {source}")]
+    Listen {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The configuration cannot be written.
+    #[error("write the vmm's configuration: {0}")]
+    Config(#[source] io::Error),
+    /// The program cannot be run.
+    #[error("run {program}: {source}; name it with --vmm")]
+    Run {
+        /// Its path.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The process cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] ProcessError),
+}
+
+fn kvm_hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            "load a KVM module (modprobe kvm_intel or kvm_amd), or enable virtualization"
+        }
+        io::ErrorKind::PermissionDenied => "run vmmd as root or in the group that owns it",
+        _ => "see `vmctl doctor`",
+    }
+}
+
+/// Opens `/dev/kvm`.
+///
+/// # Errors
+/// There is none, or no rights.
+pub fn open_kvm() -> Result<File, SpawnError> {
+    OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|source| SpawnError::Kvm { source })
+}
+
+/// What a vmm needs besides its folder.
+#[derive(Debug)]
+pub struct Parts {
+    /// `/dev/kvm`.
+    pub kvm: File,
+    /// The kernel.
+    pub kernel: File,
+    /// The root disk.
+    pub rootfs: File,
+    /// The tap.
+    pub tap: OwnedFd,
+    /// How many vCPUs.
+    pub vcpus: u8,
+    /// How much RAM.
+    pub memory_mib: u32,
+    /// Added to the command line.
+    pub cmdline: String,
+    /// Who the VM is.
+    pub identity: Identity,
+}
+
+/// Starts `program` for the VM of `dir`. On an error nothing of it runs; files stay in the folder.
+///
+/// # Errors
+/// A file, the socket or the process cannot be made.
+pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Process, SpawnError> {
+    let console = dir.create_file(dir.console_log())?;
+    let end = dir.create_file(dir.end_file())?;
+    let log = dir.create_file(dir.vmm_log())?;
+    let control = listen(dir)?;
+    let config = VmConfig {
+        name: name.to_owned(),
+        vcpus: parts.vcpus,
+        memory_mib: parts.memory_mib,
+        cmdline: parts.cmdline,
+        kvm_fd: parts.kvm.as_raw_fd(),
+        kernel_fd: parts.kernel.as_raw_fd(),
+        rootfs_fd: parts.rootfs.as_raw_fd(),
+        tap_fd: parts.tap.as_raw_fd(),
+        console_fd: console.as_raw_fd(),
+        control_fd: control.as_raw_fd(),
+        end_fd: end.as_raw_fd(),
+        identity: parts.identity,
+    };
+    let config = write_config(&config).map_err(SpawnError::Config)?;
+    let kept: [BorrowedFd<'_>; 8] = [
+        parts.kvm.as_fd(),
+        parts.kernel.as_fd(),
+        parts.rootfs.as_fd(),
+        parts.tap.as_fd(),
+        console.as_fd(),
+        control.as_fd(),
+        end.as_fd(),
+        config.as_fd(),
+    ];
+    let failed = |source| SpawnError::Run { program: program.to_owned(), source };
+    let mut command = Command::new(program);
+    command
+        .arg("--config-fd")
+        .arg(config.as_raw_fd().to_string())
+        .env_clear()
+        .env(DIR_VARIABLE, dir.path())
+        .envs(std::env::var_os("RUST_BACKTRACE").map(|value| ("RUST_BACKTRACE", value)))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(failed)?)
+        .stderr(log);
+    sys::keep_only(&mut command, &kept);
+    let child = command.spawn().map_err(failed)?;
+    Ok(Process::of_child(child)?)
+}
+
+fn listen(dir: &VmDir) -> Result<UnixListener, SpawnError> {
+    let folder = dir.open()?;
+    // A socket's path has at most 107 bytes, the state folder's may be longer: name it through the open folder.
+    let path = format!("/proc/self/fd/{}/vmm.sock", folder.as_raw_fd());
+    UnixListener::bind(path).map_err(|source| SpawnError::Listen { path: dir.socket(), source })
+}
+
+fn write_config(config: &VmConfig) -> io::Result<File> {
+    let mut file = File::from(memfd_create("vm-config", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(config)?)?;
+    Ok(file)
+}

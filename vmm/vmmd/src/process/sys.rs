@@ -1,0 +1,67 @@
+//! Between fork and exec: which descriptors a child keeps, and its own session.
+#![allow(unsafe_code, reason = "pre_exec is unsafe by signature, close_range has no safe wrapper")]
+
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
+
+/// Makes `command` start its child in a session of its own, with `kept` open under the same numbers and every
+/// other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
+pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>]) {
+    let kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    let prepare = move || {
+        // A session of its own: what ends vmmd's terminal or process group leaves the VM alone.
+        rustix::process::setsid()?;
+        close_on_exec_from(3)?;
+        kept.iter().try_for_each(|fd| inherit(*fd))
+    };
+    // SAFETY: the closure runs in the forked child. It makes only async-signal-safe system calls, and neither
+    // allocates nor takes a lock: `kept` was collected before the fork.
+    unsafe { command.pre_exec(prepare) };
+}
+
+fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: CLOSE_RANGE_CLOEXEC only sets flags; no descriptor that someone holds is closed under them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn inherit(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an int and changes a flag of the child's own table.
+    let result = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs::File, os::fd::AsFd};
+
+    #[test]
+    fn a_child_has_what_it_was_given_and_nothing_else() {
+        let given = File::open("/dev/null").unwrap();
+        let withheld = File::open("/dev/null").unwrap();
+        // Even a descriptor that was left inheritable does not get through.
+        rustix::io::fcntl_setfd(&withheld, rustix::io::FdFlags::empty()).unwrap();
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "for f in /proc/$$/fd/*; do echo ${f##*/}; done; cut -d' ' -f6 /proc/$$/stat; echo $$",
+        ]);
+        keep_only(&mut command, &[given.as_fd()]);
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let (descriptors, session) = lines.split_at(lines.len() - 2);
+        let given = given.as_raw_fd().to_string();
+        assert!(descriptors.contains(&given.as_str()), "{text}");
+        assert!(!descriptors.contains(&withheld.as_raw_fd().to_string().as_str()), "{text}");
+        assert_eq!(session[0], session[1], "it leads its own session");
+    }
+}

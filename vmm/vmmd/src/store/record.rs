@@ -1,0 +1,77 @@
+//! The record of one VM: all that a new `vmmd` must know to take the VM over.
+
+use crate::{
+    plan::{address::FamilyNet, lifecycle::Ended, spec::Port},
+    process::ProcessId,
+};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// The format that this `vmmd` writes.
+pub const FORMAT: u32 = 1;
+
+/// What is written about a VM. `process` and `ended` tell how far it came: see [`crate::plan::adopt`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The VM's name.
+    pub name: String,
+    /// The VM.
+    pub uuid: Uuid,
+    /// The family.
+    pub family: Uuid,
+    /// The family's network.
+    pub net: FamilyNet,
+    /// 0 on the master.
+    pub vmid: u32,
+    /// How many vCPUs.
+    pub vcpus: u8,
+    /// How much RAM.
+    pub memory_mib: u32,
+    /// What the user added to the kernel's command line.
+    pub cmdline: String,
+    /// Published ports.
+    pub ports: Vec<Port>,
+    /// Path of the kernel.
+    pub kernel: PathBuf,
+    /// Path of the root file system.
+    pub rootfs: PathBuf,
+    /// Milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// The vmm process, once it has been started.
+    pub process: Option<ProcessId>,
+    /// Start of the process to agent ready, microseconds.
+    pub ready_after_us: Option<u64>,
+    /// How it ended.
+    pub ended: Option<Ended>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A record of a VM that was never started.
+    pub(crate) fn sample(name: &str) -> Record {
+        let range: crate::plan::address::Range = "100.64.0.0/10".parse().unwrap();
+        Record {
+            format: FORMAT,
+            name: name.into(),
+            uuid: Uuid::nil(),
+            family: Uuid::nil(),
+            net: range.family(2).unwrap(),
+            vmid: 0,
+            vcpus: 1,
+            memory_mib: 256,
+            cmdline: "quiet".into(),
+            ports: vec![Port { host: "127.0.0.1:8080".parse().unwrap(), guest_port: 80 }],
+            kernel: "/k".into(),
+            rootfs: "/r".into(),
+            created_unix_ms: 1,
+            process: None,
+            ready_after_us: None,
+            ended: None,
+        }
+    }
+}

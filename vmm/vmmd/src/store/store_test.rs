@@ -1,0 +1,87 @@
+use super::*;
+use crate::plan::lifecycle::Ended;
+use record::tests::sample;
+use vmm::api::end::EndKind;
+
+fn state() -> (tempfile::TempDir, StateDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let state = StateDir::open(&folder.path().join("state")).unwrap();
+    (folder, state)
+}
+
+#[test]
+fn a_record_reads_back_whole() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    assert_eq!(dir.load().unwrap(), None);
+    let mut record = sample("a");
+    record.ended = Some(Ended { end: End { kind: EndKind::Panicked, reason: "why".into() }, unix_ms: 5 });
+    dir.save(&record).unwrap();
+    assert_eq!(dir.load().unwrap(), Some(record));
+    assert_eq!(state.list().unwrap().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn a_crash_while_writing_leaves_the_old_record() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    dir.save(&sample("a")).unwrap();
+    fs::write(dir.path().join("vm.json.new"), b"{\"format\":1,\"na").unwrap();
+    assert_eq!(dir.load().unwrap(), Some(sample("a")));
+    let mut next = sample("a");
+    next.ready_after_us = Some(3);
+    dir.save(&next).unwrap();
+    assert_eq!(dir.load().unwrap(), Some(next));
+}
+
+#[test]
+fn what_is_no_record_of_ours_is_an_error_not_a_loss() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    fs::write(dir.path().join("vm.json"), b"{\"format\":1,").unwrap();
+    assert!(matches!(dir.load(), Err(StoreError::Parse { .. })));
+    let later = Record { format: 2, ..sample("a") };
+    dir.save(&later).unwrap();
+    assert!(matches!(dir.load(), Err(StoreError::Format { format: 2, .. })));
+}
+
+#[test]
+fn half_an_end_file_is_none() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    assert_eq!(dir.load_end(), None);
+    fs::write(dir.end_file(), br#"{"kind":"panicked","rea"#).unwrap();
+    assert_eq!(dir.load_end(), None);
+    fs::write(dir.end_file(), br#"{"kind":"panicked","reason":"oops"}"#).unwrap();
+    assert_eq!(dir.load_end(), Some(End { kind: EndKind::Panicked, reason: "oops".into() }));
+}
+
+#[test]
+fn one_vmmd_owns_a_state_folder() {
+    let (_folder, state) = state();
+    let error = StateDir::open(state.path()).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Locked { .. }));
+    assert!(text.contains(&format!("pid {}", std::process::id())) && text.contains("--state-dir"), "{text}");
+}
+
+#[test]
+fn a_folder_is_made_once_and_deleting_twice_is_fine() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    assert!(matches!(state.create_vm("a"), Err(StoreError::CreateDir { .. })));
+    dir.save(&sample("a")).unwrap();
+    dir.delete().unwrap();
+    dir.delete().unwrap();
+    assert!(state.list().unwrap().is_empty());
+}
+
+#[test]
+fn only_the_end_of_a_long_log_is_read() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    assert_eq!(dir.log_tail(), "");
+    fs::write(dir.vmm_log(), format!("{}the end", "x".repeat(5000))).unwrap();
+    let tail = dir.log_tail();
+    assert!(tail.ends_with("the end") && tail.len() as u64 == TAIL_BYTES);
+}

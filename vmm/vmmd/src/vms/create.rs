@@ -1,0 +1,210 @@
+//! Making a VM: every step or none.
+//!
+//! ```text
+//!  check images ▶ name ▶ ports ▶ /dev/kvm ▶ family number, bridge ▶ folder ▶ tap ▶ record ▶ process ▶ record
+//! ```
+//!
+//! The record is written twice. A `vmmd` that is killed before the second time leaves what the next one takes
+//! for half-made: nobody was told of that VM yet.
+
+use super::{
+    Host, Vm,
+    error::Error,
+    images,
+    supervise::{Supervised, supervise},
+    unix_ms,
+};
+use crate::{
+    net::ports::Bound,
+    plan::{
+        address::{FAMILY_PREFIX, FamilyNet},
+        lifecycle::Lifecycle,
+        spec::Spec,
+    },
+    process::{
+        Process,
+        spawn::{self, Parts, SpawnError},
+    },
+    store::{
+        VmDir,
+        record::{FORMAT, Record},
+    },
+};
+use patina_abi::link::Identity;
+use std::{fs::File, os::fd::OwnedFd, sync::Arc};
+use tokio::task::spawn_blocking;
+use uuid::Uuid;
+
+/// The vmid of a family's first VM.
+const MASTER: u32 = 0;
+
+/// What a VM needs from the host's files.
+struct Files {
+    kvm: File,
+    kernel: File,
+    rootfs: File,
+}
+
+impl Host {
+    /// Makes the master of a new family and starts it.
+    ///
+    /// # Errors
+    /// A step failed; nothing of the VM is left.
+    pub async fn create(self: &Arc<Self>, spec: Spec) -> Result<Arc<Vm>, Error> {
+        // In a task of its own: a client that goes away does not cut the steps, or their undoing, in half.
+        let host = Arc::clone(self);
+        tokio::spawn(host.create_whole(spec)).await.map_err(|_| Error::Stopping)?
+    }
+
+    async fn create_whole(self: Arc<Self>, spec: Spec) -> Result<Arc<Vm>, Error> {
+        let reservation = match &spec.name {
+            Some(name) => self.table.reserve(name.as_str())?,
+            None => self.table.reserve_any(random)?,
+        };
+        let (spec, files) = blocking(move || open_files(spec)).await?;
+        let bound = Bound::bind(&spec.ports).await?;
+        let family = Uuid::new_v4();
+        let net = self.claim_family(family).await?;
+        let record = record(reservation.name(), family, net, spec);
+        let started = self.start(record, files).await;
+        let (dir, record, process) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.leave_family(net).await;
+                return Err(error);
+            }
+        };
+        let life = Lifecycle::running(None);
+        let published = net.ip(MASTER).map(|ip| bound.serve(ip));
+        let vm = supervise(&self, Supervised { dir, record, process, life, published });
+        reservation.fill(Arc::clone(&vm));
+        Ok(vm)
+    }
+
+    /// Takes the first number whose bridge can be made on this machine.
+    async fn claim_family(&self, family: Uuid) -> Result<FamilyNet, Error> {
+        let range = &self.settings.range;
+        let mut from = 0;
+        loop {
+            let full = || Error::NoFamily(range.families());
+            let net = self.table.number_family(range, from).ok_or_else(full)?;
+            match self.net.claim(net, &family.to_string()).await {
+                Ok(()) => return Ok(net),
+                Err(error) => {
+                    self.table.forget_family(net.index);
+                    if !error.exists() {
+                        return Err(error.into());
+                    }
+                    // Another vmmd of this machine has it.
+                    from = net.index + 1;
+                }
+            }
+        }
+    }
+
+    async fn start(&self, record: Record, files: Files) -> Result<(VmDir, Record, Process), Error> {
+        let dir = self.state.create_vm(&record.name)?;
+        let started = self.start_in(dir.clone(), record, files).await;
+        if started.is_err()
+            && let Err(error) = dir.delete()
+        {
+            tracing::error!(folder = %dir.path().display(), %error, "files of a VM that was not made stay behind");
+        }
+        started
+    }
+
+    async fn start_in(
+        &self,
+        dir: VmDir,
+        record: Record,
+        files: Files,
+    ) -> Result<(VmDir, Record, Process), Error> {
+        let tap = self.net.tap(record.net, record.vmid).await?;
+        let program = self.settings.vmm.clone();
+        let spawned = blocking(move || {
+            dir.save(&record)?;
+            let process = spawn::spawn(&program, &record.name, &dir, parts(&record, files, tap))?;
+            let record = Record { process: Some(process.id().clone()), ..record };
+            Ok((dir, record, process))
+        });
+        let (dir, record, process) = spawned.await?;
+        write_down(&dir, &record, process).await.map(|process| (dir, record, process))
+    }
+}
+
+/// Writes the started process into the record; if that cannot be done, the process ends.
+async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Result<Process, Error> {
+    let (to, what) = (dir.clone(), record.clone());
+    let Err(error) = blocking(move || Ok(to.save(&what)?)).await else { return Ok(process) };
+    if let Err(kill) = process.kill() {
+        tracing::error!(pid = process.id().pid, error = %kill, "kill a vmm that has no record");
+    } else if process.gone().await.is_ok() {
+        process.exit();
+    }
+    Err(error)
+}
+
+/// Runs file work where it may block, inside the runtime's context.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    spawn_blocking(work).await.map_err(|_| Error::Stopping)?
+}
+
+fn open_files(spec: Spec) -> Result<(Spec, Files), Error> {
+    let kernel = images::open_kernel(&spec.kernel)?;
+    let rootfs = images::open_rootfs(&spec.rootfs)?;
+    let kvm = spawn::open_kvm().map_err(|error: SpawnError| Error::from(error))?;
+    Ok((spec, Files { kvm, kernel, rootfs }))
+}
+
+fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec) -> Record {
+    Record {
+        format: FORMAT,
+        name: name.to_owned(),
+        uuid: Uuid::new_v4(),
+        family,
+        net,
+        vmid: MASTER,
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_mib,
+        cmdline: spec.cmdline,
+        ports: spec.ports,
+        kernel: spec.kernel,
+        rootfs: spec.rootfs,
+        created_unix_ms: unix_ms(),
+        process: None,
+        ready_after_us: None,
+        ended: None,
+    }
+}
+
+fn parts(record: &Record, files: Files, tap: OwnedFd) -> Parts {
+    let net = &record.net;
+    let identity = Identity {
+        vmid: record.vmid,
+        family: record.family.to_string(),
+        // The master's address is always within the family's network.
+        ip: net.ip(record.vmid).unwrap_or(net.base),
+        prefix: FAMILY_PREFIX,
+        gateway: net.gateway(),
+        mac: net.mac(record.vmid),
+        hostname: record.name.clone(),
+        // The vmm sets the clock as it sends the identity.
+        clock_ns: unix_ms().saturating_mul(1_000_000),
+    };
+    Parts {
+        kvm: files.kvm,
+        kernel: files.kernel,
+        rootfs: files.rootfs,
+        tap,
+        vcpus: record.vcpus,
+        memory_mib: record.memory_mib,
+        cmdline: record.cmdline.clone(),
+        identity,
+    }
+}
+
+fn random() -> u64 {
+    Uuid::new_v4().as_u64_pair().0
+}

@@ -1,0 +1,107 @@
+//! Why a call about VMs does not work. [`crate::grpc`] turns these into statuses.
+
+use super::images::ImageError;
+use crate::{
+    net::{NetError, ports::PortError},
+    plan::spec::Violation,
+    process::{link::LinkError, spawn::SpawnError},
+    store::StoreError,
+};
+use std::io;
+
+/// Most VMs that are kept at once, ended ones included.
+pub const VMS_MAX: usize = 1024;
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is not as it must be.
+    #[error("check the request: {}", list(.0))]
+    Invalid(Vec<Violation>),
+    /// No VM of that name.
+    #[error("find VM {0:?}: there is none; `vmctl ls` lists them")]
+    NotFound(String),
+    /// The name is in use.
+    #[error("reserve the name {0:?}: it is in use; choose another or `vmctl rm` that VM")]
+    NameTaken(String),
+    /// A port cannot be published.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// An image cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The call needs an ended VM.
+    #[error("remove VM {0:?}: it runs; end it first (`vmctl kill`), or use --force")]
+    Running(String),
+    /// The call needs a ready VM.
+    #[error("use VM {name:?}: it is {state}, not ready{}", hint(.state))]
+    NotReady {
+        /// The VM.
+        name: String,
+        /// What it is instead.
+        state: &'static str,
+    },
+    /// The VM ended while it was waited for.
+    #[error("wait for VM {name:?}: it ended before it was ready: {reason}")]
+    EndedFirst {
+        /// The VM.
+        name: String,
+        /// Why it ended.
+        reason: String,
+    },
+    /// The wait took too long.
+    #[error("wait for VM {name:?}: not done in {timeout_ms} ms")]
+    WaitTimeout {
+        /// The VM.
+        name: String,
+        /// As asked for.
+        timeout_ms: u64,
+    },
+    /// Too many VMs.
+    #[error("make a VM: this host keeps {VMS_MAX} already, the most; `vmctl rm` ended ones")]
+    TooMany,
+    /// Too many families.
+    #[error("number a family: all {0} of the range are taken; give vmmd a wider --network")]
+    NoFamily(u16),
+    /// The vmm or the guest's agent does not answer.
+    #[error("reach VM {name:?}: {source}")]
+    Unavailable {
+        /// The VM.
+        name: String,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+    /// A process takes SIGKILL and stays.
+    #[error("kill VM {0:?}: its process does not go away; the host's kernel log may tell why")]
+    Unkillable(String),
+    /// vmmd is about to stop.
+    #[error("vmmd is stopping; VMs run on, ask again when it is back")]
+    Stopping,
+    /// A file.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An interface.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// A process.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// A log.
+    #[error("read log of VM {name:?}: {source}")]
+    Log {
+        /// The VM.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn list(violations: &[Violation]) -> String {
+    violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join("; ")
+}
+
+fn hint(state: &str) -> &'static str {
+    if state == "booting" { "; wait for it, or see `vmctl logs`" } else { "" }
+}

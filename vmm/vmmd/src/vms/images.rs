@@ -1,0 +1,143 @@
+//! A VM's kernel and root file system, opened and looked at before anything is made.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Why a file is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It does not open.
+    #[error("open {field} {path}: {source}")]
+    Open {
+        /// `kernel` or `rootfs`.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is a folder, a device, a pipe.
+    #[error("open {field} {path}: not a regular file")]
+    NotAFile {
+        /// `kernel` or `rootfs`.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+    /// Nothing is in it.
+    #[error("open {field} {path}: the file is empty")]
+    Empty {
+        /// `kernel` or `rootfs`.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+    /// Not a kernel.
+    #[error("check kernel {path}: neither an ELF file (vmlinux) nor a bzImage")]
+    NotAKernel {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+impl ImageError {
+    /// The request's field.
+    #[must_use]
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Open { field, .. } | Self::NotAFile { field, .. } | Self::Empty { field, .. } => field,
+            Self::NotAKernel { .. } => "kernel",
+        }
+    }
+}
+
+/// Opens a kernel.
+///
+/// # Errors
+/// It cannot be read or is none.
+pub fn open_kernel(path: &Path) -> Result<File, ImageError> {
+    let file = open("kernel", path)?;
+    let bad = |source| ImageError::Open { field: "kernel", path: path.to_owned(), source };
+    if is_kernel(&file).map_err(bad)? {
+        Ok(file)
+    } else {
+        Err(ImageError::NotAKernel { path: path.to_owned() })
+    }
+}
+
+/// Opens a root file system. Which one it is, the guest's kernel finds out.
+///
+/// # Errors
+/// It cannot be read or is empty.
+pub fn open_rootfs(path: &Path) -> Result<File, ImageError> {
+    open("rootfs", path)
+}
+
+fn open(field: &'static str, path: &Path) -> Result<File, ImageError> {
+    let bad = |source| ImageError::Open { field, path: path.to_owned(), source };
+    // Without O_NONBLOCK, opening a named pipe would wait for its writer.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(bad)?;
+    let metadata = file.metadata().map_err(bad)?;
+    if !metadata.is_file() {
+        return Err(ImageError::NotAFile { field, path: path.to_owned() });
+    }
+    if metadata.len() == 0 {
+        return Err(ImageError::Empty { field, path: path.to_owned() });
+    }
+    Ok(file)
+}
+
+/// Looks at the magic numbers alone; the vmm checks the rest as it loads.
+fn is_kernel(file: &File) -> io::Result<bool> {
+    Ok(holds(file, 0, b"\x7fELF")? || holds(file, 0x202, b"HdrS")?)
+}
+
+fn holds(file: &File, offset: u64, magic: &[u8; 4]) -> io::Result<bool> {
+    let mut bytes = [0; 4];
+    match file.read_exact_at(&mut bytes, offset) {
+        Ok(()) => Ok(bytes == *magic),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn kernels_are_known_by_their_magic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k");
+        fs::write(&path, b"\x7fELF\x02").unwrap();
+        assert!(open_kernel(&path).is_ok());
+        let mut image = vec![0; 0x202];
+        image.extend(b"HdrS");
+        fs::write(&path, &image).unwrap();
+        assert!(open_kernel(&path).is_ok());
+        fs::write(&path, b"#!").unwrap();
+        let error = open_kernel(&path).unwrap_err();
+        assert!(matches!(error, ImageError::NotAKernel { .. }));
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_readable_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r");
+        assert!(matches!(open_rootfs(&path), Err(ImageError::Open { field: "rootfs", .. })));
+        assert!(matches!(open_rootfs(folder.path()), Err(ImageError::NotAFile { .. })));
+        fs::write(&path, b"").unwrap();
+        assert!(matches!(open_rootfs(&path), Err(ImageError::Empty { .. })));
+        let pipe = folder.path().join("p");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        assert!(matches!(open_rootfs(&pipe), Err(ImageError::NotAFile { .. })), "and does not wait");
+    }
+}

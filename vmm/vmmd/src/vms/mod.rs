@@ -1,0 +1,245 @@
+//! The VMs of a host.
+//!
+//! - [`create`](mod@create): makes one, or leaves nothing.
+//! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
+//! - [`adopt`]: takes over what an earlier `vmmd` left.
+//! - [`table`]: names and families in use; [`images`]: the files a VM is made of; [`guest`]: calls of guests.
+
+pub mod adopt;
+pub mod create;
+pub mod error;
+pub mod guest;
+pub mod images;
+pub mod supervise;
+pub mod table;
+
+use crate::{
+    net::{Net, Owner},
+    plan::{
+        address::{FamilyNet, Range},
+        lifecycle::Phase,
+        spec::DefaultImages,
+    },
+    process::link::{self, LinkError},
+    store::{StateDir, VmDir, record::Record},
+};
+use error::Error;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use table::Table;
+use tokio::{
+    io::BufReader,
+    net::UnixStream,
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use vmm::api::control::Open;
+
+/// How long a vmm, and the guest's agent behind it, may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long after a kill the process may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a host is set up with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The vmm program.
+    pub vmm: PathBuf,
+    /// Images for those who name none.
+    pub images: DefaultImages,
+    /// Where families are numbered from.
+    pub range: Range,
+    /// The host's name, as guests see it.
+    pub hostname: String,
+}
+
+/// The host's VMs.
+#[derive(Debug)]
+pub struct Host {
+    /// What it is set up with.
+    pub settings: Settings,
+    /// Names and families.
+    pub table: Table,
+    state: StateDir,
+    net: Net,
+}
+
+/// Where a VM stands, as its supervisor publishes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Where.
+    pub phase: Phase,
+    /// Start of the process to agent ready, microseconds.
+    pub ready_after_us: Option<u64>,
+}
+
+/// One VM.
+#[derive(Debug)]
+pub struct Vm {
+    /// What it was started with. Its state is in [`Self::status`].
+    pub record: Record,
+    /// Its files.
+    pub dir: VmDir,
+    status: watch::Receiver<Status>,
+    kill: mpsc::Sender<String>,
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// The agent answers.
+    Ready,
+    /// The process is gone.
+    Ended,
+}
+
+impl Host {
+    /// Opens what a host needs; VMs come with [`Self::adopt`].
+    ///
+    /// # Errors
+    /// Netlink cannot be opened.
+    pub fn new(settings: Settings, state: StateDir) -> Result<Arc<Self>, Error> {
+        let net = Net::open(Owner::of(state.path()))?;
+        Ok(Arc::new(Self { settings, table: Table::default(), state, net }))
+    }
+
+    /// The state folder.
+    #[must_use]
+    pub fn state(&self) -> &StateDir {
+        &self.state
+    }
+
+    /// Ends a VM and returns when nothing of it runs. One that has ended stays as it is.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be ended.
+    pub async fn kill(&self, name: &str, reason: &str) -> Result<Arc<Vm>, Error> {
+        let vm = self.table.find(name)?;
+        // A full channel holds a kill already, a closed one is of a VM that ends now.
+        if vm.kill.try_send(reason.to_owned()).is_err() {
+            tracing::debug!(vm = name, "it is being ended already");
+        }
+        match timeout(KILL_PATIENCE, vm.wait(Until::Ended)).await {
+            Ok(ended) => ended.map(|()| vm),
+            Err(_) => Err(Error::Unkillable(name.to_owned())),
+        }
+    }
+
+    /// Forgets an ended VM and deletes its files.
+    ///
+    /// # Errors
+    /// There is none, it runs, or its files cannot be deleted.
+    pub async fn remove(&self, name: &str, force: bool) -> Result<(), Error> {
+        if force {
+            self.kill(name, "removed by an operator").await?;
+        }
+        let (vm, reservation) = self.table.take_ended(name)?;
+        if let Err(error) = vm.dir.delete() {
+            reservation.fill(vm);
+            return Err(error.into());
+        }
+        tracing::info!(vm = name, "removed");
+        Ok(())
+    }
+
+    /// A VM of the family has ended, or was never made: the last one takes the bridge along.
+    async fn leave_family(&self, net: FamilyNet) {
+        if !self.table.leave_family(net.index) {
+            return;
+        }
+        if let Err(error) = self.net.release(net).await {
+            tracing::error!(bridge = net.bridge(), %error, "the bridge stays until the next start of vmmd");
+        }
+        self.table.forget_family(net.index);
+    }
+}
+
+impl Vm {
+    /// Where it stands now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Where it stands from now on.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Waits.
+    ///
+    /// # Errors
+    /// It ended before it was ready, or vmmd stops.
+    pub async fn wait(&self, until: Until) -> Result<(), Error> {
+        let done = |status: &Status| match (&status.phase, until) {
+            (Phase::Ended(_), _) | (Phase::Ready, Until::Ready) => true,
+            (Phase::Ready, Until::Ended) | (Phase::Booting, _) => false,
+        };
+        let mut status = self.status.clone();
+        let reached = status.wait_for(done).await.map_err(|_| Error::Stopping)?;
+        match (&reached.phase, until) {
+            (Phase::Ended(ended), Until::Ready) => {
+                let reason = ended.end.reason.clone();
+                Err(Error::EndedFirst { name: self.record.name.clone(), reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects to the VM; a dial needs a ready one, the console a running one.
+    ///
+    /// # Errors
+    /// It is not that far, or nothing answers.
+    pub async fn open(&self, what: Open) -> Result<BufReader<UnixStream>, Error> {
+        let name = || self.record.name.clone();
+        let phase = self.status().phase;
+        let usable = match what {
+            Open::Dial { .. } => phase == Phase::Ready,
+            Open::Console | Open::Control => !matches!(phase, Phase::Ended(_)),
+        };
+        if !usable {
+            return Err(Error::NotReady { name: name(), state: phase.word() });
+        }
+        let opened = link::open(&self.dir, &what, PATIENCE).await;
+        opened.map_err(|source: LinkError| Error::Unavailable { name: name(), source })
+    }
+}
+
+/// Now, milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{plan::lifecycle::Ended, store::record::tests::sample};
+    use vmm::api::end::{End, EndKind};
+
+    /// A VM that has ended, without files.
+    pub(crate) fn ended_vm(name: &str) -> Arc<Vm> {
+        let ended = Ended { end: End { kind: EndKind::PoweredOff, reason: "off".into() }, unix_ms: 9 };
+        Arc::new(Vm::ended(
+            Record { ended: Some(ended.clone()), ..sample(name) },
+            VmDir::at("/nowhere"),
+            ended,
+        ))
+    }
+
+    #[tokio::test]
+    async fn an_ended_vm_does_not_get_ready() {
+        let vm = ended_vm("a");
+        assert!(vm.wait(Until::Ended).await.is_ok());
+        let error = vm.wait(Until::Ready).await.unwrap_err();
+        assert!(matches!(error, Error::EndedFirst { reason, .. } if reason == "off"));
+        let error = vm.open(Open::Dial { port: 1 }).await.unwrap_err();
+        assert!(matches!(error, Error::NotReady { state: "ended", .. }));
+    }
+}
