@@ -1,6 +1,7 @@
 //! A private `vmmd` with its own socket and state directory, which leaves nothing behind.
 
 use crate::{
+    interrupt,
     leftovers::Snapshot,
     process::{self, Output, ProcessError},
     setup::Setup,
@@ -12,7 +13,7 @@ use rustix::{
 };
 use std::{
     fs, io,
-    os::unix::net::UnixDatagram,
+    os::unix::{net::UnixDatagram, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -31,7 +32,7 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(180);
 pub struct Host {
     setup: Setup,
     dir: TempDir,
-    arguments: Vec<String>,
+    wrapper: Vec<String>,
     vmmd: Option<Child>,
     before: Snapshot,
 }
@@ -78,6 +79,9 @@ pub enum HostError {
         /// What was printed.
         text: String,
     },
+    /// A signal asked us to end.
+    #[error("interrupted")]
+    Interrupted,
     /// Something of this host is still there.
     #[error("left behind: {}", .0.join(", "))]
     Leftovers(Vec<String>),
@@ -93,14 +97,14 @@ impl Host {
     /// # Errors
     /// It does not start, or is not ready within half a minute; its log is in the error.
     pub fn start(setup: &Setup) -> Result<Self, HostError> {
-        Self::start_with(setup, &[])
+        Self::start_wrapped(setup, &[])
     }
 
-    /// Starts `vmmd` with more arguments.
+    /// Starts `vmmd` through a program that runs the one its last arguments name, such as `unshare`.
     ///
     /// # Errors
     /// As [`Host::start`].
-    pub fn start_with(setup: &Setup, arguments: &[&str]) -> Result<Self, HostError> {
+    pub fn start_wrapped(setup: &Setup, wrapper: &[&str]) -> Result<Self, HostError> {
         let dir = tempfile::Builder::new()
             .prefix("patina-")
             .tempdir()
@@ -108,7 +112,7 @@ impl Host {
         let mut host = Self {
             setup: setup.clone(),
             dir,
-            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            wrapper: wrapper.iter().map(|&word| word.to_owned()).collect(),
             vmmd: None,
             before: Snapshot::take().map_err(system("look for processes"))?,
         };
@@ -135,6 +139,8 @@ impl Host {
         let mut child = self
             .vmmd_command()
             .env("NOTIFY_SOCKET", &notify_path)
+            // A Ctrl-C at the terminal is for us: vmmd has to stay until its VMs are removed.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
@@ -151,18 +157,25 @@ impl Host {
     /// The command that starts a `vmmd` on this host's socket and state directory.
     #[must_use]
     pub fn vmmd_command(&self) -> Command {
-        let mut command = Command::new(self.setup.binary("vmmd"));
+        let vmmd = self.setup.binary("vmmd");
+        let mut command = match self.wrapper.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(vmmd);
+                command
+            }
+            None => Command::new(vmmd),
+        };
         command
             .arg("--standalone")
-            .arg("--socket")
-            .arg(self.socket())
+            .arg("--listen")
+            .arg(self.address())
             .arg("--state-dir")
             .arg(self.state_dir())
             .arg("--kernel")
             .arg(&self.setup.kernel)
             .arg("--rootfs")
-            .arg(&self.setup.rootfs)
-            .args(&self.arguments);
+            .arg(&self.setup.rootfs);
         command
     }
 
@@ -177,7 +190,13 @@ impl Host {
         Ok(())
     }
 
-    /// The socket that `vmctl --host` takes.
+    /// What `vmctl --host` and `vmmd --listen` take.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("unix:{}", self.socket().display())
+    }
+
+    /// The socket's path.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("vmmd.sock")
@@ -211,7 +230,7 @@ impl Host {
     #[must_use]
     pub fn vmctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.setup.binary("vmctl"));
-        command.env("PATINA_HOST", format!("unix:{}", self.socket().display())).args(arguments);
+        command.env("PATINA_HOST", self.address()).args(arguments);
         command
     }
 
@@ -228,6 +247,14 @@ impl Host {
     /// # Errors
     /// As [`Host::vmctl`].
     pub fn vmctl_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Output, HostError> {
+        if interrupt::requested() {
+            return Err(HostError::Interrupted);
+        }
+        self.vmctl_even_now(arguments, input)
+    }
+
+    /// What cleaning up needs must run after an interrupt too.
+    fn vmctl_even_now(&self, arguments: &[&str], input: &[u8]) -> Result<Output, HostError> {
         Ok(process::run(&mut self.vmctl_command(arguments), input, CALL_DEADLINE)?)
     }
 
@@ -245,7 +272,7 @@ impl Host {
     /// Its exit code is not 0, or it prints no JSON.
     pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value, HostError> {
         let text = self.call(&[&["-o", "json"], arguments].concat())?;
-        serde_json::from_str(&text).map_err(|source| HostError::Json { source, text })
+        parse(text)
     }
 
     /// Runs a VM (`vmctl run --name NAME ARGUMENTS…`) and waits until its agent is ready.
@@ -287,7 +314,11 @@ impl Host {
     /// Removes all VMs, then ends `vmmd`. A `vmmd` that was killed is started again: only it knows
     /// which bridges and processes are its own.
     fn clean(&mut self) -> Result<(), HostError> {
-        if self.vmmd.is_none() {
+        let ended = match &mut self.vmmd {
+            Some(vmmd) => vmmd.try_wait().map_err(system("look at vmmd"))?.is_some(),
+            None => true,
+        };
+        if ended {
             self.start_vmmd()?;
         }
         let removed = self.remove_all();
@@ -308,13 +339,15 @@ impl Host {
     }
 
     fn remove_all(&self) -> Result<(), HostError> {
-        let vms = self.json(&["ls"])?;
+        let arguments = ["-o", "json", "ls"];
+        let vms = parse(succeeded(&arguments, &self.vmctl_even_now(&arguments, b"")?)?)?;
         let names: Vec<&str> =
             vms.as_array().into_iter().flatten().filter_map(|vm| vm["name"].as_str()).collect();
         if names.is_empty() {
             return Ok(());
         }
-        self.call(&[&["rm", "-f"], names.as_slice()].concat()).map(|_| ())
+        let arguments = [&["rm", "-f"], names.as_slice()].concat();
+        succeeded(&arguments, &self.vmctl_even_now(&arguments, b"")?).map(|_| ())
     }
 
     fn vmmd_log_path(&self) -> PathBuf {
@@ -330,6 +363,10 @@ impl Drop for Host {
             eprintln!("clean up {}: {error}", self.dir.path().display());
         }
     }
+}
+
+fn parse(text: String) -> Result<serde_json::Value, HostError> {
+    serde_json::from_str(&text).map_err(|source| HostError::Json { source, text })
 }
 
 /// What a `vmctl` command printed, when its exit code is 0.

@@ -4,12 +4,14 @@
 //! - [`host`]: [`host::Host`], a private `vmmd` with its own socket and state directory.
 //! - [`vm`]: [`vm::Vm`], one VM of it: run programs in it, look at it, end it.
 //! - [`process`]: running a program with a deadline, collecting what it prints.
+//! - [`interrupt`]: Ctrl-C cleans up too.
 //! - [`leftovers`]: processes and network interfaces that were not there before.
 //!
 //! Everything goes through `vmctl`, the command that users have, so that the tests tell what users see.
 //! The `demo` and `bench` programs are built on the same harness.
 
 pub mod host;
+pub mod interrupt;
 pub mod leftovers;
 pub mod process;
 pub mod setup;

@@ -24,7 +24,7 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Arguments {
-    /// Where vmmd listens: unix:PATH or http://ADDRESS:PORT.
+    /// Where vmmd listens: unix:PATH or tcp:ADDRESS:PORT.
     #[arg(long, global = true, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS")]
     pub host: String,
     /// How to print results.

@@ -13,7 +13,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// A client of the vmmd at an address.
 pub type Client = VmmdClient<Channel>;
 
-/// Connects to `host`: `unix:PATH` or `http://ADDRESS:PORT`.
+/// Connects to `host`: `unix:PATH` or `tcp:ADDRESS:PORT`.
 pub async fn connect(host: &str) -> Result<Client, CtlError> {
     let endpoint = endpoint(host)?.connect_timeout(CONNECT_DEADLINE);
     let unreachable = |source| CtlError::Unreachable { host: host.to_owned(), source };
@@ -22,12 +22,12 @@ pub async fn connect(host: &str) -> Result<Client, CtlError> {
 
 fn endpoint(host: &str) -> Result<Endpoint, CtlError> {
     let error = || CtlError::Address(host.to_owned());
-    let known =
-        host.strip_prefix("unix:").is_some_and(|path| path.starts_with('/')) || host.starts_with("http://");
-    if !known {
-        return Err(error());
-    }
-    Endpoint::from_shared(host.to_owned()).map_err(|_| error())
+    let uri = match host.split_once(':') {
+        Some(("unix", path)) if path.starts_with('/') => host.to_owned(),
+        Some(("tcp", address)) if address.contains(':') => format!("http://{address}"),
+        _ => return Err(error()),
+    };
+    Endpoint::from_shared(uri).map_err(|_| error())
 }
 
 #[cfg(test)]
@@ -36,10 +36,10 @@ mod tests {
 
     #[test]
     fn only_sockets_and_http_are_addresses() {
-        for wrong in ["", "vmmd.sock", "unix:", "unix:relative", "https://a:1", "ftp://a"] {
+        for wrong in ["", "vmmd.sock", "unix:", "unix:relative", "https://a:1", "tcp:", "tcp:a"] {
             assert!(matches!(endpoint(wrong), Err(CtlError::Address(_))), "{wrong}");
         }
-        assert!(endpoint(DEFAULT_HOST).is_ok() && endpoint("http://127.0.0.1:7001").is_ok());
+        assert!(endpoint(DEFAULT_HOST).is_ok() && endpoint("tcp:127.0.0.1:7001").is_ok());
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use tonic_types::StatusExt as _;
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
     /// The address of vmmd cannot be read.
-    #[error("read the address \"{0}\": write unix:PATH or http://ADDRESS:PORT")]
+    #[error("read the address \"{0}\": write unix:PATH or tcp:ADDRESS:PORT")]
     Address(String),
     /// vmmd does not answer.
     #[error("cannot reach vmmd at {host}: is it running? Start it with `vmmd --standalone`")]

@@ -1,2 +1,76 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: everything that a developer or a continuous integration machine does with Patina.
+//!
+//! - [`build`]: the guest's programs, its image, the host's release binaries.
+//! - [`demo`]: from nothing to a guest that answers, with everything cleaned away afterwards.
+//! - [`check`]: the `test` command, all checks and all tests.
+//! - [`bench`]: the benchmarks.
+//! - [`steps`], [`run`]: progress and child processes.
+//!
+//! Progress goes to standard error, results to standard output.
+
+mod bench;
+mod build;
+mod check;
+mod demo;
+mod run;
+mod steps;
+
+use clap::{Parser, Subcommand};
+use std::{error::Error, path::PathBuf, process::ExitCode};
+
+/// Builds, demonstrates, tests and measures Patina.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Builds everything from nothing, boots a guest under vmmd and shows what it answers.
+    Demo,
+    /// All checks and tests, end-to-end tests in real guests included.
+    Test {
+        /// Run only tests whose name contains one of these; format, lints and documentation are skipped.
+        filters: Vec<String>,
+    },
+    /// Builds the guest image and prints the paths of its kernel and root file system.
+    Image {
+        /// What is in it: a recipe's name (default, bench, tools) or file.
+        #[arg(long, default_value = build::DEFAULT_RECIPE)]
+        recipe: String,
+        /// Print the paths as assignments of PATINA_KERNEL and PATINA_ROOTFS, which vmmd reads.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Runs a benchmark and prints its figures.
+    Bench {
+        /// For example `boot`.
+        name: String,
+        /// Write the figures to this file as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
+        Command::Demo => demo::demo().map_err(Into::into),
+        Command::Test { filters } => check::test(&filters).map_err(Into::into),
+        Command::Image { recipe, print } => build::image_command(&recipe, print).map_err(Into::into),
+        Command::Bench { name, json } => bench::bench(&name, json.as_deref()).map_err(Into::into),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("  because: {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

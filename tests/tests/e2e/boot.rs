@@ -1,0 +1,86 @@
+//! A real guest boots, gets its identity, and `gc` answers in it.
+
+use crate::{
+    Outcome, Story,
+    stage::{SHARED, Stage},
+};
+
+pub const STORIES: &[Story] = &[
+    ("boot::a_guest_boots_and_is_ready", ready),
+    ("boot::gc_vmid_prints_the_vmid", vmid),
+    ("boot::gc_my_ip_prints_the_address", my_ip),
+    ("boot::gc_ismaster_is_true_on_the_master", ismaster),
+    ("boot::gc_list_has_a_line_for_the_vm", list),
+    ("boot::gc_list_prints_json", list_json),
+    ("boot::the_guest_has_its_name_address_and_clock", identity),
+    ("boot::the_root_takes_writes_that_stay_in_memory", writes),
+    ("boot::python_runs_with_its_standard_library", python),
+];
+
+fn ready(stage: &Stage) -> Outcome {
+    let vm = stage.guest()?.inspect()?;
+    assert_eq!(vm["state"], "ready");
+    assert!(vm["ready_after_us"].as_u64().is_some_and(|us| us > 0), "{vm}");
+    assert!(vm["pid"].as_u64().is_some_and(|pid| pid > 0), "{vm}");
+    Ok(())
+}
+
+fn vmid(stage: &Stage) -> Outcome {
+    assert_eq!(stage.guest()?.call(&["gc", "vmid"])?, "0");
+    Ok(())
+}
+
+fn my_ip(stage: &Stage) -> Outcome {
+    let guest = stage.guest()?;
+    let ip = guest.call(&["gc", "my-ip"])?;
+    assert_eq!(ip, guest.field("ip")?);
+    assert!(ip.starts_with("100."), "{ip} is not in 100.64.0.0/10");
+    Ok(())
+}
+
+fn ismaster(stage: &Stage) -> Outcome {
+    let output = stage.guest()?.exec(&["gc", "ismaster"])?;
+    assert_eq!((output.code, output.text().as_str()), (0, ""));
+    Ok(())
+}
+
+fn list(stage: &Stage) -> Outcome {
+    let guest = stage.guest()?;
+    let text = guest.call(&["gc", "list"])?;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let ip = guest.field("ip")?;
+    assert!(matches!(lines.as_slice(), [line] if line[..3] == ["0", &ip, "ready"]), "{text}");
+    Ok(())
+}
+
+fn list_json(stage: &Stage) -> Outcome {
+    let guest = stage.guest()?;
+    let members: serde_json::Value = serde_json::from_str(&guest.call(&["gc", "list", "--json"])?)?;
+    assert_eq!((&members[0]["vmid"], &members[0]["state"]), (&0.into(), &"ready".into()));
+    assert_eq!(members[0]["ip"], guest.field("ip")?);
+    Ok(())
+}
+
+fn identity(stage: &Stage) -> Outcome {
+    let guest = stage.guest()?;
+    assert_eq!(guest.call(&["hostname"])?, SHARED);
+    let seen = guest.sh("cat /sys/class/net/eth0/address; date +%s")?;
+    let (mac, clock) = seen.split_once('\n').unwrap_or_default();
+    assert_eq!(mac, guest.field("mac")?);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    assert!(now.abs_diff(clock.trim().parse()?) < 30, "the guest's clock says {clock}, the host's {now}");
+    Ok(())
+}
+
+fn writes(stage: &Stage) -> Outcome {
+    let guest = stage.guest()?;
+    guest.sh("echo kept > /etc/patina-test")?;
+    assert_eq!(guest.call(&["cat", "/etc/patina-test"])?, "kept");
+    Ok(())
+}
+
+fn python(stage: &Stage) -> Outcome {
+    let script = "import json, hashlib; print(json.dumps(hashlib.sha256(b'patina').hexdigest()[:8]))";
+    assert_eq!(stage.guest()?.call(&["python3", "-c", script])?, "\"d94f56e9\"");
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! End-to-end tests with real guests, through `vmctl` as users have it.
+//!
+//! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
+//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
+//! - [`adoption`], [`refusals`]: on hosts of their own.
+//!
+//! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
+//! `cargo xtask test NAME` runs those whose names contain NAME.
+
+mod adoption;
+mod boot;
+mod cpus;
+mod endings;
+mod exec;
+mod floods;
+mod network;
+mod operator;
+mod refusals;
+mod stage;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use patina_tests::{interrupt, setup::Setup};
+use stage::Stage;
+use std::{process::ExitCode, sync::Arc};
+
+/// What a test returns.
+type Outcome = Result<(), Failed>;
+/// A test: its name, and its story.
+type Story = (&'static str, fn(&Stage) -> Outcome);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    if let Err(error) = interrupt::watch() {
+        eprintln!("watch for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    // Guests share two or so CPUs: one story at a time unless someone says otherwise.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    let stage =
+        Setup::from_env().map(|setup| Arc::new(Stage::new(setup))).map_err(|missing| missing.to_string());
+    let conclusion = libtest_mimic::run(&arguments, stories().map(|story| trial(&stage, story)).collect());
+    let failed = conclusion.has_failed();
+    match stage.ok().and_then(Arc::into_inner).map(Stage::close) {
+        Some(Err(error)) => {
+            eprintln!("clean up after the tests: {error}");
+            ExitCode::FAILURE
+        }
+        _ if failed => ExitCode::from(101),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn stories() -> impl Iterator<Item = Story> {
+    let modules: [&[Story]; 9] = [
+        boot::STORIES,
+        exec::STORIES,
+        cpus::STORIES,
+        network::STORIES,
+        operator::STORIES,
+        floods::STORIES,
+        endings::STORIES,
+        refusals::STORIES,
+        adoption::STORIES,
+    ];
+    modules.into_iter().flatten().copied()
+}
+
+fn trial(stage: &Result<Arc<Stage>, String>, (name, story): Story) -> Trial {
+    let stage = stage.clone();
+    Trial::ignorable_test(name, move || match stage {
+        Ok(stage) => story(&stage).map(|()| Completion::Completed),
+        Err(missing) => Ok(Completion::ignored_with(missing)),
+    })
+}

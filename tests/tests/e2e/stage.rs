@@ -1,0 +1,81 @@
+//! What the tests share: a host with one booted guest of two vCPUs, made when the first test needs it.
+
+use libtest_mimic::Failed;
+use patina_tests::{
+    host::{Host, HostError, tail},
+    setup::Setup,
+    vm::Vm,
+};
+use std::{net::TcpListener, sync::OnceLock};
+
+/// The shared guest's name.
+pub const SHARED: &str = "shared";
+/// The port of the shared guest that is published on [`Stage::published`].
+pub const GUEST_PORT: u16 = 8080;
+
+/// The shared host, and what hosts are made of.
+pub struct Stage {
+    setup: Setup,
+    published: u16,
+    host: OnceLock<Result<Host, String>>,
+    guest: OnceLock<Result<(), String>>,
+}
+
+impl Stage {
+    /// Nothing runs yet.
+    pub fn new(setup: Setup) -> Self {
+        let published = free_port().unwrap_or_default();
+        Self { setup, published, host: OnceLock::new(), guest: OnceLock::new() }
+    }
+
+    /// What hosts are made of.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The port of the host on which [`GUEST_PORT`] is published.
+    pub fn published(&self) -> u16 {
+        self.published
+    }
+
+    /// The shared host.
+    pub fn host(&self) -> Result<&Host, Failed> {
+        let start = || Host::start(&self.setup).map_err(|error| error.to_string());
+        self.host.get_or_init(start).as_ref().map_err(Failed::from)
+    }
+
+    /// The shared guest, ready.
+    pub fn guest(&self) -> Result<Vm<'_>, Failed> {
+        let host = self.host()?;
+        let publish = format!("{}:{GUEST_PORT}", self.published);
+        let boot = || match host.run(SHARED, &["--vcpus", "2", "-p", &publish]) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("{error}\n{}", explain(host, SHARED))),
+        };
+        self.guest.get_or_init(boot).as_ref().map_err(Failed::from)?;
+        Ok(host.vm(SHARED))
+    }
+
+    /// Ends everything, and fails when something is left.
+    pub fn close(self) -> Result<(), HostError> {
+        match self.host.into_inner() {
+            Some(Ok(host)) => host.stop(),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Console, vmm log and vmmd log: what helps to see why a guest did not do its work.
+pub fn explain(host: &Host, name: &str) -> String {
+    let log = |arguments: &[&str]| match host.vmctl(arguments) {
+        Ok(output) => tail(&output.text(), 30),
+        Err(error) => error.to_string(),
+    };
+    let (console, vmm) = (log(&["logs", name]), log(&["logs", "--vmm", name]));
+    format!("console:\n{console}\nvmm:\n{vmm}\nvmmd:\n{}", host.vmmd_log())
+}
+
+/// A TCP port of the host that nobody uses at this moment.
+pub fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}

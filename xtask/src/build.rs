@@ -1,0 +1,100 @@
+//! What everything else needs: Debian packages, the guest's static programs, the guest image, the
+//! host's release binaries.
+
+use crate::{
+    run::{self, RunError, cargo, run},
+    steps::Steps,
+};
+use patina_images::{Recipe, RecipeError, Stderr as Progress, cache::CacheError};
+use patina_tests::setup::{KERNEL, ROOTFS, Setup};
+use std::path::PathBuf;
+
+/// The recipe of the image that `vmmd` starts by default.
+pub const DEFAULT_RECIPE: &str = "default";
+
+/// Programs for the guest are built for this target, so that their flags do not reach build scripts.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What runs in guests: the agent, what measures, what tests.
+const GUEST_PACKAGES: [&str; 3] = ["guest-agent", "guest-bench", "patina-guest-tests"];
+/// Guests have no dynamic linker for them.
+const GUEST_FLAGS: &str = "-C target-feature=+crt-static";
+
+/// Why something could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// cargo failed.
+    #[error("build with cargo")]
+    Cargo(#[from] RunError),
+    /// The image could not be built.
+    #[error("build the guest image")]
+    Image(#[from] patina_images::Error),
+    /// There is no such recipe.
+    #[error("choose what is in the image")]
+    Recipe(#[from] RecipeError),
+    /// There is nowhere to keep images.
+    #[error("find a place for built images")]
+    Cache(#[from] CacheError),
+}
+
+/// The image's files.
+#[derive(Debug)]
+pub struct Image {
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The root file system.
+    pub rootfs: PathBuf,
+}
+
+/// `cargo xtask image`.
+pub fn image_command(recipe: &str, assignments: bool) -> Result<(), BuildError> {
+    let image = image(&Steps::new(), recipe)?;
+    let (kernel, rootfs) = if assignments { (KERNEL, ROOTFS) } else { ("kernel", "rootfs") };
+    let sign = if assignments { "=" } else { ": " };
+    println!("{kernel}{sign}{}\n{rootfs}{sign}{}", image.kernel.display(), image.rootfs.display());
+    Ok(())
+}
+
+/// The guest image of a recipe; what is in the cache is not built again.
+pub fn image(steps: &Steps, recipe: &str) -> Result<Image, BuildError> {
+    let recipe = Recipe::load(recipe)?;
+    let cache = patina_images::default_cache_dir()?;
+    steps.step("build the guest's programs", guest_programs)?;
+    let kernel = steps.step("build the guest kernel", || -> Result<_, BuildError> {
+        Ok(patina_images::kernel(&cache, &mut Progress::new())?)
+    })?;
+    let rootfs = steps.step("build the root file system", || -> Result<_, BuildError> {
+        Ok(patina_images::rootfs(&cache, &recipe, &guest_bin_dir(), &mut Progress::new())?)
+    })?;
+    Ok(Image { kernel, rootfs })
+}
+
+/// Builds the programs that run in guests, static and small, away from the host's.
+fn guest_programs() -> Result<(), RunError> {
+    let packages = GUEST_PACKAGES.iter().flat_map(|package| ["-p", package]);
+    let mut command = cargo(&["build", "--profile", "guest", "--target", GUEST_TARGET]);
+    command.args(packages).arg("--target-dir").arg(guest_target_dir()).env("RUSTFLAGS", GUEST_FLAGS);
+    run(&mut command)
+}
+
+fn guest_target_dir() -> PathBuf {
+    run::target_dir().join("guest")
+}
+
+/// Where the programs for the guest are.
+fn guest_bin_dir() -> PathBuf {
+    guest_target_dir().join(GUEST_TARGET).join("guest")
+}
+
+/// Builds all that tests, benchmarks and the demo run with.
+pub fn everything(steps: &Steps, recipe: &str) -> Result<Setup, BuildError> {
+    let image = image(steps, recipe)?;
+    steps.step("build vmm, vmmd and vmctl", || {
+        run(&mut cargo(&["build", "--release", "-p", "vmm", "-p", "vmmd", "-p", "vmctl"]))
+    })?;
+    Ok(Setup {
+        bin_dir: run::target_dir().join("release"),
+        kernel: image.kernel,
+        rootfs: image.rootfs,
+        guest_bin_dir: guest_bin_dir(),
+    })
+}

@@ -1,0 +1,95 @@
+//! `cargo xtask test`: all checks and all tests, and a look for what they left behind.
+
+use crate::{
+    build::{self, BuildError},
+    run::{RunError, cargo, has_subcommand, run},
+    steps::Steps,
+};
+use patina_tests::{
+    leftovers::Snapshot,
+    setup::{BIN_DIR, GUEST_BIN_DIR, KERNEL, ROOTFS, Setup},
+};
+use std::{io, process::Command};
+
+/// Why the tests did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum TestError {
+    /// Something could not be built.
+    #[error("build what the tests run with")]
+    Build(#[from] BuildError),
+    /// A check or a test failed: its output is above.
+    #[error("a check failed: its output is above")]
+    Check(#[from] RunError),
+    /// Processes or interfaces could not be listed.
+    #[error("look for what the tests left behind")]
+    Look(#[source] io::Error),
+    /// The tests left something behind.
+    #[error("the tests left behind: {}", .0.join(", "))]
+    Leftovers(Vec<String>),
+}
+
+/// Everything, or with `filters` only the tests whose names contain one of them.
+pub fn test(filters: &[String]) -> Result<(), TestError> {
+    let steps = Steps::new();
+    let before = Snapshot::take().map_err(TestError::Look)?;
+    let setup = build::everything(&steps, build::DEFAULT_RECIPE)?;
+    if filters.is_empty() {
+        checks(&steps)?;
+    }
+    let outcome = steps.step("test without guests", || unit_tests(&setup, filters));
+    // One process runs all end-to-end tests, so that tests share booted guests.
+    let outcome = outcome.and(steps.step("test with real guests", || guest_tests(&setup, filters)));
+    let left = Snapshot::take().map_err(TestError::Look)?.since(&before);
+    outcome?;
+    if !left.is_empty() {
+        return Err(TestError::Leftovers(left));
+    }
+    steps.note("test: ok, nothing left behind");
+    Ok(())
+}
+
+fn checks(steps: &Steps) -> Result<(), TestError> {
+    steps.step("check the format", || run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    steps.step("lint", || {
+        run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    if has_subcommand("deny") {
+        steps.step("check licences and versions", || run(&mut cargo(&["deny", "check"])))?;
+    } else {
+        steps.note("skipped: cargo deny check (cargo-deny is not installed)");
+    }
+    steps.step("build the documentation", || {
+        run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    Ok(())
+}
+
+fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
+    let mut command = if has_subcommand("nextest") {
+        // Filters may name end-to-end tests only: then there is nothing to run here.
+        cargo(&["nextest", "run", "--workspace", "-E", "not binary(e2e)", "--no-tests", "pass"])
+    } else {
+        cargo(&["test", "--workspace", "--lib", "--bins"])
+    };
+    if has_subcommand("nextest") {
+        command.args(filters);
+    } else {
+        command.args(filters.iter().take(1));
+    }
+    run(with_setup(&mut command, setup))
+}
+
+fn guest_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
+    let mut command = cargo(&["test", "-p", "patina-tests", "--test", "e2e", "--"]);
+    command.args(filters);
+    run(with_setup(&mut command, setup))
+}
+
+/// Tells tests and benchmarks which binaries and images to use.
+pub fn with_setup<'a>(command: &'a mut Command, setup: &Setup) -> &'a mut Command {
+    command
+        .env(BIN_DIR, &setup.bin_dir)
+        .env(KERNEL, &setup.kernel)
+        .env(ROOTFS, &setup.rootfs)
+        .env(GUEST_BIN_DIR, &setup.guest_bin_dir)
+}

@@ -1,0 +1,171 @@
+//! `cargo xtask demo`: from nothing to a guest that answers, and nothing left behind.
+//!
+//! ```text
+//! build everything ─▶ vmmd of its own ─▶ vmctl doctor, run, ls, exec … ─▶ TCP round trip ─▶ kill, rm ─▶ demo: ok
+//!                            └──────────── on any failure: console and vmm log, clean up ◀────────────┘
+//! ```
+
+use crate::{
+    build::{self, BuildError},
+    steps::Steps,
+};
+use patina_tests::{
+    host::{Host, HostError, tail},
+    interrupt,
+    setup::Missing,
+};
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::Stdio,
+    time::Duration,
+};
+
+/// The VM's name.
+const NAME: &str = "demo";
+/// Where the guest's little server listens.
+const GUEST_PORT: u16 = 8080;
+/// How long the TCP round trip may take once the server listens.
+const TCP_DEADLINE: Duration = Duration::from_secs(30);
+/// Says what it hears in capitals, once.
+const SERVER: &str = "import socket
+s = socket.create_server(('', 8080))
+print('listening', flush=True)
+c, peer = s.accept()
+c.sendall(c.recv(100).upper())
+c.close()";
+
+/// Why the demo did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// Something could not be built.
+    #[error("build what the demo runs")]
+    Build(#[from] BuildError),
+    /// The machine cannot run guests.
+    #[error("run guests on this machine")]
+    Machine(#[from] Missing),
+    /// `vmmd`, `vmctl` or the guest failed.
+    #[error("run the demo")]
+    Host(#[from] HostError),
+    /// Signals cannot be watched.
+    #[error("watch for signals")]
+    Signals(#[source] io::Error),
+    /// The published port does not reach the guest's server.
+    #[error("reach the guest's server: {what}")]
+    Tcp {
+        /// The operation.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The guest's server said something else.
+    #[error("the guest's server answered {0:?} instead of {1:?}")]
+    Answer(String, &'static str),
+}
+
+/// The whole demo.
+pub fn demo() -> Result<(), DemoError> {
+    let steps = Steps::new();
+    // Said before half an hour of building rather than after it.
+    if !rustix::process::geteuid().is_root() {
+        return Err(Missing::Root.into());
+    }
+    let setup = build::everything(&steps, build::DEFAULT_RECIPE)?;
+    setup.check()?;
+    // From here on there is something to clean up.
+    interrupt::watch().map_err(DemoError::Signals)?;
+    let host = steps.step("start vmmd", || Host::start(&setup))?;
+    let shown = show(&steps, &host);
+    if shown.is_err() {
+        explain(&host);
+    }
+    let stopped = steps.step("stop vmmd and look for what is left", || host.stop());
+    shown?;
+    stopped?;
+    println!("demo: ok");
+    Ok(())
+}
+
+/// What a user would type, and what comes of it.
+fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
+    let port = free_port().map_err(|source| DemoError::Tcp { what: "find a free port", source })?;
+    let publish = format!("{port}:{GUEST_PORT}");
+    say(host, &["doctor"])?;
+    steps.step("boot a guest", || say(host, &["run", "--name", NAME, "--memory", "256M", "-p", &publish]))?;
+    say(host, &["ls"])?;
+    for program in [
+        &["gc", "vmid"][..],
+        &["gc", "my-ip"],
+        &["gc", "list"],
+        &["uname", "-a"],
+        &["python3", "-c", "import sys; print('python', sys.version.split()[0], 'on', sys.platform)"],
+    ] {
+        say(host, &[&["exec", NAME, "--"], program].concat())?;
+    }
+    steps.step("TCP through the published port", || round_trip(host, port))?;
+    say(host, &["kill", NAME])?;
+    say(host, &["ls"])?;
+    say(host, &["rm", NAME])
+}
+
+/// Runs `vmctl` as a user would, and prints the command and what it printed.
+fn say(host: &Host, arguments: &[&str]) -> Result<(), DemoError> {
+    println!("$ vmctl {}", arguments.join(" "));
+    let text = host.call(arguments)?;
+    if !text.is_empty() {
+        println!("{text}");
+    }
+    Ok(())
+}
+
+/// Starts a small server in the guest and talks to it through the published port.
+fn round_trip(host: &Host, port: u16) -> Result<(), DemoError> {
+    let tcp = |what| move |source| DemoError::Tcp { what, source };
+    let mut server = host
+        .vmctl_command(&["exec", NAME, "--", "python3", "-c", SERVER])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(tcp("start the server"))?;
+    let talked = (|| {
+        let mut line = String::new();
+        if let Some(stdout) = server.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line).map_err(tcp("wait for the server"))?;
+        }
+        if line.trim_end() != "listening" {
+            return Err(DemoError::Answer(line, "listening"));
+        }
+        let mut stream =
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(tcp("connect to the published port"))?;
+        stream.set_read_timeout(Some(TCP_DEADLINE)).map_err(tcp("set a deadline"))?;
+        stream.write_all(b"hello, guest").map_err(tcp("write"))?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(tcp("read"))?;
+        println!("127.0.0.1:{port} said \"hello, guest\" and heard \"{answer}\"");
+        if answer == "HELLO, GUEST" { Ok(()) } else { Err(DemoError::Answer(answer, "HELLO, GUEST")) }
+    })();
+    if talked.is_err() {
+        server.kill().map_err(tcp("kill the server"))?;
+    }
+    server.wait().map_err(tcp("wait for the server's end"))?;
+    talked
+}
+
+/// What helps to see why the demo failed.
+fn explain(host: &Host) {
+    for (title, arguments) in [
+        ("console", &["logs", NAME][..]),
+        ("vmm log", &["logs", "--vmm", NAME]),
+        ("state", &["inspect", NAME]),
+    ] {
+        match host.vmctl(arguments) {
+            Ok(output) => eprintln!("--- {title} ---\n{}{}", tail(&output.text(), 60), output.errors()),
+            Err(error) => eprintln!("--- {title}: {error}"),
+        }
+    }
+    eprintln!("--- vmmd log ---\n{}", host.vmmd_log());
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
