@@ -1,15 +1,18 @@
-//! `guest-check`, the static program that end-to-end tests run in guests:
+//! `guest-check`, the static program that end-to-end tests and benchmarks run in guests:
 //!
 //! - [`avx`]: `avx ROUNDS [sabotage]`: two processes on one CPU keep values in vector registers across
 //!   context switches and look whether they stay.
 //! - [`cpus`]: `cpus MS`: two busy threads, and how much CPU time they got while one clock ran.
 //! - [`flood`]: `flood PORT COUNT`: vsock connections to the host, with rubbish.
+//! - [`measure`]: `spawn COUNT PROGRAM ARG…`, `read COUNT FILE`: microseconds each took, one a line;
+//!   `syscalls PROGRAM ARG…`: how many system calls it makes.
 //!
 //! Exit code 0 when what was looked for holds, 1 when not, 2 for wrong usage.
 
 mod avx;
 mod cpus;
 mod flood;
+mod measure;
 mod sys;
 
 use std::{env, process::ExitCode};
@@ -26,6 +29,11 @@ fn main() -> ExitCode {
         ["flood", port, count] => {
             number(port).zip(number(count)).map(|(port, count)| flood::flood(port, count))
         }
+        ["spawn", count, program @ ..] if !program.is_empty() => {
+            number(count).map(|count| measure::spawn(count, program))
+        }
+        ["read", count, file] => number(count).map(|count| measure::read(count, file)),
+        ["syscalls", program @ ..] if !program.is_empty() => Some(measure::syscalls(program)),
         _ => None,
     };
     match result {
@@ -35,7 +43,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         None => {
-            eprintln!("usage: guest-check avx ROUNDS [sabotage] | cpus MS | flood PORT COUNT");
+            eprintln!(
+                "usage: guest-check avx ROUNDS [sabotage] | cpus MS | flood PORT COUNT | \
+                 spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG…"
+            );
             ExitCode::from(2)
         }
     }

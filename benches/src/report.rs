@@ -1,0 +1,175 @@
+//! Figures, what they must reach, and how they are shown.
+
+use crate::host::HostFacts;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// One figure: how it is spread, and the limits that the specification sets for its median.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metric {
+    name: String,
+    figures: Figures,
+    /// The median must not be above this.
+    must: Option<f64>,
+    /// The median should not be above this.
+    aim: Option<f64>,
+}
+
+/// How a figure is spread.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// For example `ms`.
+    pub unit: String,
+    /// How many samples.
+    pub n: usize,
+    /// The median.
+    pub p50: f64,
+    /// Only one of a hundred is above.
+    pub p99: f64,
+    /// The worst.
+    pub max: f64,
+}
+
+impl Figures {
+    /// Of samples; `None` when there are none.
+    pub fn of(unit: &str, mut samples: Vec<f64>) -> Option<Self> {
+        samples.sort_by(f64::total_cmp);
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|part| quantile(&samples, part));
+        Some(Self { unit: unit.to_owned(), n: samples.len(), p50: p50?, p99: p99?, max: max? })
+    }
+}
+
+/// The smallest sample that at least this part of all samples does not exceed (nearest rank).
+fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a rank between 1 and the number of samples"
+    )]
+    let rank = (part * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
+}
+
+impl Metric {
+    /// A figure; its name ends with its unit, as in `agent_ready_ms`.
+    pub fn new(name: &str, figures: Figures) -> Self {
+        Self { name: name.to_owned(), figures, must: None, aim: None }
+    }
+
+    /// With limits for its median.
+    pub fn limits(mut self, must: f64, aim: f64) -> Self {
+        (self.must, self.aim) = (Some(must), Some(aim));
+        self
+    }
+
+    fn holds(&self) -> bool {
+        self.must.is_none_or(|must| self.figures.p50 <= must)
+    }
+
+    fn verdict(&self) -> &'static str {
+        let median = self.figures.p50;
+        match (self.must, self.aim) {
+            (Some(must), _) if median > must => "MISSED",
+            (_, Some(aim)) if median > aim => "ok, above aim",
+            (Some(_), _) => "ok",
+            (None, _) => "",
+        }
+    }
+}
+
+/// All figures of one benchmark, in the form that every benchmark of this project has.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    bench: String,
+    revision: String,
+    host: HostFacts,
+    #[serde(serialize_with = "by_name")]
+    metrics: Vec<Metric>,
+}
+
+fn by_name<S: Serializer>(metrics: &[Metric], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(metrics.iter().map(|metric| (&metric.name, &metric.figures)))
+}
+
+impl Report {
+    /// The figures of `bench`, measured now on this host with this revision.
+    pub fn new(bench: String, host: HostFacts, metrics: Vec<Metric>) -> Self {
+        Self { bench, revision: crate::host::revision(), host, metrics }
+    }
+
+    /// Whether every figure reaches what it must.
+    pub fn holds(&self) -> bool {
+        self.metrics.iter().all(Metric::holds)
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(["METRIC", "UNIT", "N", "P50", "P99", "MAX", "MUST", "AIM", ""]);
+        let limit = |limit: Option<f64>| limit.map(number).unwrap_or_default();
+        for metric in &self.metrics {
+            table.add_row([
+                metric.name.clone(),
+                metric.figures.unit.clone(),
+                metric.figures.n.to_string(),
+                number(metric.figures.p50),
+                number(metric.figures.p99),
+                number(metric.figures.max),
+                limit(metric.must),
+                limit(metric.aim),
+                metric.verdict().to_owned(),
+            ]);
+        }
+        table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Three digits that count.
+fn number(value: f64) -> String {
+    if value >= 100.0 || value.fract() == 0.0 {
+        format!("{value:.0}")
+    } else if value >= 1.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.3}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metric(samples: &[f64]) -> Metric {
+        Metric::new("agent_ready_ms", Figures::of("ms", samples.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn quantiles_are_samples() {
+        let few = metric(&[5.0, 1.0, 3.0]).figures;
+        assert_eq!((few.n, few.p50, few.p99, few.max), (3, 3.0, 5.0, 5.0));
+        let hundred = metric(&(1..=100).map(f64::from).collect::<Vec<_>>()).figures;
+        assert_eq!((hundred.p50, hundred.p99), (50.0, 99.0));
+        assert_eq!(Figures::of("ms", Vec::new()), None);
+    }
+
+    #[test]
+    fn a_median_above_its_limit_is_missed() {
+        let slow = metric(&[30.0]).limits(20.0, 10.0);
+        assert!(!slow.holds() && slow.verdict() == "MISSED");
+        let fair = metric(&[15.0]).limits(20.0, 10.0);
+        assert!(fair.holds() && fair.verdict() == "ok, above aim");
+        assert!(metric(&[9.0]).limits(20.0, 10.0).verdict() == "ok");
+    }
+
+    #[test]
+    fn the_json_has_the_form_that_is_promised() {
+        let host = HostFacts { cpus: 2, memory_mib: 1024, kvm: "software".into() };
+        let json = serde_json::to_value(Report::new("boot".into(), host, vec![metric(&[1.0, 2.0])])).unwrap();
+        assert_eq!(json["host"]["kvm"], "software");
+        let expected = serde_json::json!({"unit": "ms", "n": 2, "p50": 1.0, "p99": 2.0, "max": 2.0});
+        assert_eq!(json["metrics"]["agent_ready_ms"], expected);
+        assert!(json["revision"].is_string() && json["bench"] == "boot");
+    }
+}
