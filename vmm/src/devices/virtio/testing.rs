@@ -6,6 +6,7 @@ use super::{DeviceError, VirtioDevice};
 use crate::devices::Memory;
 use crate::devices::event_loop::EventHandler;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -138,7 +139,9 @@ impl Driver {
         let slot = u64::from(rings.made_available % rings.size);
         self.memory.write_obj(head, GuestAddress(rings.available + 4 + 2 * slot)).unwrap();
         rings.made_available = rings.made_available.wrapping_add(1);
-        self.memory.write_obj(rings.made_available, GuestAddress(rings.available + 2)).unwrap();
+        self.memory
+            .store(rings.made_available, GuestAddress(rings.available + 2), Ordering::Release)
+            .unwrap();
     }
 
     /// Makes a chain available, without a kick; returns its head.
@@ -176,9 +179,16 @@ impl Driver {
     /// Chains that the device handed back since the last call: head and bytes written.
     pub fn used(&mut self, queue: usize) -> Vec<(u32, u32)> {
         let rings = &mut self.rings[queue];
-        let index: u16 = self.memory.read_obj(GuestAddress(rings.used + 2)).unwrap();
         let mut used = Vec::new();
-        while rings.seen_used != index {
+        loop {
+            // Asks to be interrupted for the next chain, then looks whether it is there already.
+            let event = rings.available + 4 + 2 * u64::from(rings.size);
+            self.memory.write_obj(rings.seen_used, GuestAddress(event)).unwrap();
+            fence(Ordering::SeqCst);
+            let index: u16 = self.memory.load(GuestAddress(rings.used + 2), Ordering::Acquire).unwrap();
+            if rings.seen_used == index {
+                break;
+            }
             let at = rings.used + 4 + 8 * u64::from(rings.seen_used % rings.size);
             used.push((
                 self.memory.read_obj(GuestAddress(at)).unwrap(),

@@ -179,7 +179,7 @@ fn a_frame_longer_than_a_guest_can_take_is_dropped() {
 #[test]
 fn buffers_of_no_size_do_not_hang_the_device() {
     let mut rig = rig(|all| all);
-    for _ in 0..256 {
+    for _ in 0..QUEUE_SIZES[RX] {
         rig.driver.add(RX, &[(DATA, 100, false)]);
     }
     rig.driver.run(RX);
@@ -216,7 +216,7 @@ fn frames_before_the_driver_are_delivered_when_it_is_ready() {
     driver.write(0x70, 0);
     send(&rig.far, &frame(100, 7), SendFlags::empty()).unwrap();
     driver.source_event(TOKEN_PORT);
-    driver.handshake(&[256, 256], 1 << 32);
+    driver.handshake(&QUEUE_SIZES, 1 << 32);
     driver.add(RX, &[(DATA, 2048, true)]);
     driver.run(RX);
     assert_eq!(driver.used(RX), [(0, 100)]);

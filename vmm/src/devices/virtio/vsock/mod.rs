@@ -1,1 +1,237 @@
-//! virtio-vsock.
+//! virtio-vsock in user space: streams between ports of the guest and Unix streams of the host.
+//!
+//! - [`packet`]: headers. [`connection`]: one connection, as pure logic.
+//! - [`stream`]: a connection with the host's end of it. [`muxer`]: all of them.
+//! - [`dialer`]: how other threads open connections to the guest.
+//!
+//! The headers are our own rather than a crate's because a driver may cut a packet into any pieces.
+
+mod connection;
+mod dialer;
+mod muxer;
+mod packet;
+mod stream;
+
+pub use dialer::{DialError, Done, VsockDialer};
+pub use packet::HOST_CID;
+
+use super::queue::Chain;
+use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
+use crate::devices::event_loop::Source;
+use crate::devices::sys;
+use muxer::Muxer;
+use packet::HEADER_BYTES;
+use std::io;
+use std::os::unix::net::UnixStream;
+
+/// The virtio type of a socket device.
+pub const DEVICE_TYPE: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+/// Most connections at a time, in both directions together.
+pub const CONNECTIONS_MAX: usize = 256;
+
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+const QUEUE_SIZES: [u16; 3] = [64, 64, 8];
+
+const TOKEN_STREAMS: u32 = 0;
+const TOKEN_DIALER: u32 = 1;
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
+
+/// Why the device could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("create the vsock's events")]
+pub struct VsockError(#[source] io::Error);
+
+/// What listens on the host's ports.
+pub trait HostPorts: Send {
+    /// The guest connects to a port: the stream to connect it with, or none to refuse. Called on the device
+    /// thread, so it must not block.
+    fn connect(&mut self, port: u32) -> Option<UnixStream>;
+}
+
+/// The device.
+pub struct Vsock {
+    muxer: Muxer,
+    dialer: VsockDialer,
+    config: [u8; 8],
+    chain: Chain,
+    /// The guest is still to be told that all connections are gone.
+    owes_reset_event: bool,
+    /// The guest's packets wait until it has taken refusals.
+    is_held: bool,
+}
+
+impl Vsock {
+    /// A device for a guest with this address (3 or above), and the handle that dials it.
+    pub fn new(guest_cid: u64, host_ports: Box<dyn HostPorts>) -> Result<(Self, VsockDialer), VsockError> {
+        let dialer = VsockDialer::new().map_err(VsockError)?;
+        let device = Self {
+            muxer: Muxer::new(guest_cid, host_ports).map_err(VsockError)?,
+            dialer: dialer.clone(),
+            config: guest_cid.to_le_bytes(),
+            chain: Chain::default(),
+            owes_reset_event: false,
+            is_held: false,
+        };
+        Ok((device, dialer))
+    }
+
+    /// Handles the guest's packets, then makes packets for it.
+    fn exchange(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
+        self.is_held = self.muxer.is_congested();
+        let mut next = Next::Wait;
+        if !self.is_held {
+            let muxer = &mut self.muxer;
+            next = io.serve(TX, &mut self.chain, |memory, chain| {
+                // A packet without a whole header says nothing.
+                if chain.readable_bytes() >= HEADER_BYTES as u32 {
+                    muxer.packet(memory, chain).map_err(DeviceError::queue(TX))?;
+                }
+                Ok(0)
+            })?;
+        }
+        match self.output(io)? {
+            Next::Wait => Ok(next),
+            again => Ok(if next == Next::Wait { again } else { next }),
+        }
+    }
+
+    /// Makes packets for the guest as long as it has buffers, for at most one round of its queue.
+    fn output(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
+        let (memory, failed) = (io.memory, DeviceError::queue(RX));
+        let Some(queue) = io.queues.get_mut(RX) else { return Ok(Next::Wait) };
+        let (mut used, mut waits) = (false, queue.size() == 0);
+        for _ in 0..queue.size() {
+            if !self.muxer.may_have_output() {
+                waits = true;
+                break;
+            }
+            if queue.next(memory, &mut self.chain).map_err(&failed)? {
+                match self.muxer.next_packet(memory, &self.chain).map_err(&failed)? {
+                    Some(length) => {
+                        queue.add_used(memory, self.chain.head(), length).map_err(&failed)?;
+                        used = true;
+                    }
+                    None => queue.put_back(1),
+                }
+            } else if !queue.wait_for_kick(memory).map_err(&failed)? {
+                waits = true;
+                break;
+            }
+        }
+        if used {
+            queue.signal(memory, io.interrupt).map_err(&failed)?;
+        }
+        if self.is_held && !self.muxer.is_congested() {
+            return Ok(Next::Again(TX));
+        }
+        Ok(if waits { Next::Wait } else { Next::Again(RX) })
+    }
+
+    /// Tells the guest that all connections are gone, if it has a buffer to be told in.
+    fn send_event(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
+        let failed = DeviceError::queue(EVENT);
+        let Some(queue) = io.queues.get_mut(EVENT).filter(|_| self.owes_reset_event) else { return Ok(()) };
+        // Asked again when a buffer came between looking and asking for a kick.
+        for _ in 0..2 {
+            if queue.next(io.memory, &mut self.chain).map_err(&failed)? {
+                self.chain.write(io.memory, 0, &TRANSPORT_RESET).map_err(&failed)?;
+                queue
+                    .add_used(io.memory, self.chain.head(), TRANSPORT_RESET.len() as u32)
+                    .map_err(&failed)?;
+                self.owes_reset_event = false;
+                return queue.signal(io.memory, io.interrupt).map_err(&failed);
+            }
+            if !queue.wait_for_kick(io.memory).map_err(&failed)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Breaks all connections if that was asked for; before anything else that happens.
+    fn break_all(&mut self, io: Option<&mut Io<'_>>) -> Result<(), DeviceError> {
+        if self.dialer.take_reset() {
+            self.muxer.reset();
+            self.owes_reset_event = io.is_some();
+        }
+        io.map_or(Ok(()), |io| self.send_event(io))
+    }
+
+    fn dialer_event(&mut self, is_active: bool) {
+        // Nothing to read means that the news were already taken.
+        self.dialer.changed().read().ok();
+
+        for dial in self.dialer.take() {
+            if is_active {
+                self.muxer.dial(dial);
+            } else {
+                (dial.done)(Err(DialError::NotReady));
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn queue_event(&mut self, io: &mut Io<'_>, index: usize) -> Result<Next, DeviceError> {
+        self.break_all(Some(io))?;
+        match index {
+            EVENT => Ok(Next::Wait),
+
+            // With nothing held back, a kick of the receive queue only means room.
+            RX if !self.is_held => self.output(io),
+            _ => self.exchange(io),
+        }
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        vec![
+            Source { fd: self.muxer.ready(), token: TOKEN_STREAMS, edge: false },
+            Source { fd: sys::borrow(self.dialer.changed()), token: TOKEN_DIALER, edge: false },
+        ]
+    }
+
+    fn source_event(&mut self, mut io: Option<&mut Io<'_>>, token: u32) -> Result<Next, DeviceError> {
+        self.break_all(io.as_deref_mut())?;
+        match token {
+            TOKEN_DIALER => self.dialer_event(io.is_some()),
+            _ => self.muxer.stream_events(),
+        }
+        io.map_or(Ok(Next::Wait), |io| self.output(io))
+    }
+
+    fn reset(&mut self) {
+        self.muxer.reset();
+        self.owes_reset_event = false;
+        self.is_held = false;
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.muxer.reset();
+        self.dialer.close();
+    }
+}
+
+#[cfg(test)]
+#[path = "vsock_test.rs"]
+mod tests;
