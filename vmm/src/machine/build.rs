@@ -208,7 +208,7 @@ fn make_devices(
     let rootfs = File::from(inherited.take(config.rootfs_fd)?);
     let tap = Tap::new(inherited.take(config.tap_fd)?)?;
     let mac = parse_mac(&config.identity.mac).ok_or_else(|| BuildError::Mac(config.identity.mac.clone()))?;
-    let (vsock, dialer) = Vsock::new(GUEST_CID, Box::new(LinkPort(mailbox.clone())))?;
+    let (vsock, dialer) = Vsock::new(u64::from(GUEST_CID), Box::new(LinkPort(mailbox.clone())))?;
     let devices: [Box<dyn VirtioDevice>; 4] = [
         Box::new(Block::new(rootfs, true, "root")?),
         Box::new(Net::new(Box::new(tap), mac)?),

@@ -39,8 +39,14 @@ impl KvmKind {
         if self != Self::Software {
             return String::new();
         }
+        // Per-CPU memory in small pages: the other way clears 2 MiB for each CPU, 0.6 s at emulated speed.
+        let mut line = "percpu_alloc=page".to_owned();
         let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
-        if bits.is_empty() { String::new() } else { format!("clearcpuid={}", bits.join(",")) }
+        if !bits.is_empty() {
+            line.push_str(" clearcpuid=");
+            line.push_str(&bits.join(","));
+        }
+        line
     }
 }
 
