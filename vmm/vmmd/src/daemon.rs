@@ -11,6 +11,7 @@ use crate::{
     vms::{Host, Settings, error::Error as HostError},
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
@@ -78,6 +79,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         return Err(DaemonError::Mode);
     }
     let stop = stop_signals()?;
+    raise_descriptor_limit();
     let settings = settings(&options)?;
     let state = StateDir::open(&options.state_dir)?;
     // Before anything is taken over: one who cannot serve leaves all as it is.
@@ -159,6 +161,15 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
 
 fn beside_this_program() -> PathBuf {
     env::current_exe().map_or_else(|_| PathBuf::from("vmm"), |own| own.with_file_name("vmm"))
+}
+
+/// A connection of a published port takes two descriptors: the usual soft limit is soon reached.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
 }
 
 fn stop_signals() -> Result<watch::Receiver<bool>, DaemonError> {

@@ -88,7 +88,7 @@ pub enum ListenError {
         path: PathBuf,
     },
     /// The kernel says no.
-    #[error("listen on {address}: {source}")]
+    #[error("listen on {address}: {source}{}", rights(.source))]
     Io {
         /// Where.
         address: Address,
@@ -96,6 +96,14 @@ pub enum ListenError {
         #[source]
         source: io::Error,
     },
+}
+
+fn rights(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => "; run vmmd as root, or use another --listen",
+        io::ErrorKind::AddrInUse => "; stop what listens there, or use another --listen",
+        _ => "",
+    }
 }
 
 fn suffix(pid: &Option<i32>) -> String {

@@ -1,6 +1,6 @@
 //! `Console`: the serial console, both ways.
 
-use super::{Answers, STREAM_QUEUE, status::invalid};
+use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::vms::Host;
 use patina_proto::v1::{self, console_request};
 use std::time::Duration;
@@ -9,7 +9,6 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use vmm::api::control::Open;
 
@@ -26,6 +25,7 @@ type Sender = mpsc::Sender<Result<v1::ConsoleResponse, Status>>;
 /// The first message is not an attach, or the VM cannot be reached.
 pub async fn run(
     host: &Host,
+    permit: Permit,
     mut requests: Streaming<v1::ConsoleRequest>,
 ) -> Result<Answers<v1::ConsoleResponse>, Status> {
     let first = timeout(FIRST_MESSAGE, requests.message())
@@ -37,7 +37,7 @@ pub async fn run(
     let console = host.table.find(&attach.name)?.open(Open::Console).await?;
     let (answers, receiver) = mpsc::channel(STREAM_QUEUE);
     tokio::spawn(session(requests, console, answers));
-    Ok(Box::pin(ReceiverStream::new(receiver)))
+    Ok(permit.answers(receiver))
 }
 
 async fn session(

@@ -3,7 +3,7 @@
 //! Each side's pace is the other's: a client that does not read stops the program's output, a program that does not read
 //! stops the client's input. When either side goes, so does the other; the agent kills a program whose session closes.
 
-use super::{Answers, STREAM_QUEUE, status::invalid};
+use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::vms::Host;
 use patina_abi::{
     EXEC_PORT,
@@ -18,7 +18,6 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use vmm::api::control::Open;
 
@@ -51,6 +50,7 @@ type Sender = mpsc::Sender<Result<v1::ExecResponse, Status>>;
 /// The first message is not a start, or the VM cannot be reached.
 pub async fn run(
     host: &Host,
+    permit: Permit,
     mut requests: Streaming<v1::ExecRequest>,
 ) -> Result<Answers<v1::ExecResponse>, Status> {
     let first = timeout(FIRST_MESSAGE, requests.message())
@@ -66,7 +66,7 @@ pub async fn run(
     send(&mut agent, FrameType::Start, &start).await.map_err(|e| broken(&e.into()))?;
     let (answers, receiver) = mpsc::channel(STREAM_QUEUE);
     tokio::spawn(session(requests, agent, answers));
-    Ok(Box::pin(ReceiverStream::new(receiver)))
+    Ok(permit.answers(receiver))
 }
 
 fn check(start: v1::ExecStart) -> Result<Start, Status> {

@@ -3,7 +3,7 @@
 //! The vmm drops the older half of a console's log when it is full. A follower then finds its place again by the last
 //! bytes that it has sent ([`resume`]).
 
-use super::{Answers, STREAM_QUEUE, status::invalid};
+use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::{
     plan::lifecycle::Phase,
     sys::readable,
@@ -21,7 +21,6 @@ use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 /// Longest answer, bytes.
@@ -35,7 +34,11 @@ type Sender = mpsc::Sender<Result<v1::LogsResponse, Status>>;
 ///
 /// # Errors
 /// There is no such VM, or its log does not open.
-pub fn run(host: &Host, request: &v1::LogsRequest) -> Result<Answers<v1::LogsResponse>, Status> {
+pub fn run(
+    host: &Host,
+    permit: Permit,
+    request: &v1::LogsRequest,
+) -> Result<Answers<v1::LogsResponse>, Status> {
     let vm = host.table.find(&request.name)?;
     let path = match Source::try_from(request.source) {
         Ok(Source::Unspecified | Source::Console) => vm.dir.console_log(),
@@ -55,7 +58,7 @@ pub fn run(host: &Host, request: &v1::LogsRequest) -> Result<Answers<v1::LogsRes
             tracing::debug!("the client of a log is gone");
         }
     });
-    Ok(Box::pin(ReceiverStream::new(receiver)))
+    Ok(permit.answers(receiver))
 }
 
 async fn stream(

@@ -1,6 +1,6 @@
 //! The calls of `patina.v1.Vmmd`.
 
-use super::{Answers, console, convert, exec, facts::Facts, logs, status::invalid};
+use super::{Answers, Streams, console, convert, exec, facts::Facts, logs, status::invalid};
 use crate::{
     plan::spec::Spec,
     vms::{Host, Until, error::Error, unix_ms},
@@ -18,13 +18,14 @@ pub const PAGE_MAX: usize = 1000;
 pub struct Service {
     host: Arc<Host>,
     started_unix_ms: u64,
+    streams: Streams,
 }
 
 impl Service {
     /// Serves a host.
     #[must_use]
     pub fn new(host: Arc<Host>) -> Self {
-        Self { host, started_unix_ms: unix_ms() }
+        Self { host, started_unix_ms: unix_ms(), streams: Streams::default() }
     }
 }
 
@@ -112,7 +113,7 @@ impl Vmmd for Service {
         &self,
         request: Request<Streaming<v1::ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        exec::run(&self.host, request.into_inner()).await.map(Response::new)
+        exec::run(&self.host, self.streams.permit()?, request.into_inner()).await.map(Response::new)
     }
 
     type ConsoleStream = Answers<v1::ConsoleResponse>;
@@ -121,12 +122,12 @@ impl Vmmd for Service {
         &self,
         request: Request<Streaming<v1::ConsoleRequest>>,
     ) -> Result<Response<Self::ConsoleStream>, Status> {
-        console::run(&self.host, request.into_inner()).await.map(Response::new)
+        console::run(&self.host, self.streams.permit()?, request.into_inner()).await.map(Response::new)
     }
 
     type LogsStream = Answers<v1::LogsResponse>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        logs::run(&self.host, &request.into_inner()).map(Response::new)
+        logs::run(&self.host, self.streams.permit()?, &request.into_inner()).map(Response::new)
     }
 }

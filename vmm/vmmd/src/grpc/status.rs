@@ -50,6 +50,9 @@ impl From<Error> for Status {
             Error::TooMany => {
                 details.add_quota_failure_violation("vms", &message);
             }
+            Error::TooManyStreams => {
+                details.add_quota_failure_violation("streams", &message);
+            }
             Error::NoFamily(_) => {
                 details.add_quota_failure_violation("families", &message);
             }
@@ -85,6 +88,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::EndedFirst { .. } => (Code::FailedPrecondition, "VM_ENDED"),
         Error::WaitTimeout { .. } => (Code::DeadlineExceeded, "WAIT_TIMED_OUT"),
         Error::TooMany => (Code::ResourceExhausted, "TOO_MANY_VMS"),
+        Error::TooManyStreams => (Code::ResourceExhausted, "TOO_MANY_STREAMS"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
         Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
         Error::Stopping => (Code::Unavailable, "VMMD_STOPS"),

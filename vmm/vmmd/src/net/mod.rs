@@ -14,7 +14,7 @@ use crate::plan::address::{FAMILY_PREFIX, FamilyNet};
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec,
-    packet_route::link::{BridgeStpState, LinkAttribute, LinkMessage},
+    packet_route::link::{BridgeStpState, InfoBridge, LinkAttribute, LinkMessage},
 };
 use sha2::{Digest, Sha256};
 use std::{io, net::IpAddr, os::fd::OwnedFd, path::Path};
@@ -35,6 +35,15 @@ pub enum NetError {
         operation: &'static str,
         /// The interface.
         link: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// IPv6 could not be switched off.
+    #[error("switch off IPv6 on {name}: {source}")]
+    Ipv6 {
+        /// The interface.
+        name: String,
         /// Why.
         #[source]
         source: io::Error,
@@ -64,7 +73,7 @@ impl NetError {
     pub fn exists(&self) -> bool {
         match self {
             Self::Netlink { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
-            Self::Open(_) | Self::Tap { .. } => false,
+            Self::Open(_) | Self::Ipv6 { .. } | Self::Tap { .. } => false,
         }
     }
 }
@@ -153,6 +162,8 @@ impl Net {
             .mtu(MTU_BYTES)
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
+            // No queries of the host's own: each frame that a guest must look at costs it time.
+            .append_info_data(InfoBridge::MulticastSnooping(false))
             .build();
         self.handle.link().add(bridge).execute().await.map_err(|e| failed("create bridge", &name, e))?;
         let finished = self.furnish(net, &name, family).await;
@@ -165,6 +176,7 @@ impl Net {
     }
 
     async fn furnish(&self, net: FamilyNet, name: &str, family: &str) -> Result<(), NetError> {
+        sys::without_ipv6(name).map_err(|source| NetError::Ipv6 { name: name.to_owned(), source })?;
         let Some(index) = self.index_of(name).await? else {
             return Err(failed("find bridge", name, rtnetlink::Error::RequestFailed));
         };
@@ -187,6 +199,7 @@ impl Net {
     pub async fn tap(&self, net: FamilyNet, vmid: u32) -> Result<OwnedFd, NetError> {
         let (name, bridge) = (net.tap(vmid), net.bridge());
         let tap = sys::create_tap(&name).map_err(|source| NetError::Tap { name: name.clone(), source })?;
+        sys::without_ipv6(&name).map_err(|source| NetError::Ipv6 { name: name.clone(), source })?;
         let Some(controller) = self.index_of(&bridge).await? else {
             return Err(failed("find bridge", &bridge, rtnetlink::Error::RequestFailed));
         };

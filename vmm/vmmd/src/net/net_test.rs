@@ -53,7 +53,7 @@ fn a_bridge_and_a_tap_are_made_and_gone() {
         assert_eq!(names(&net).await, ["pt3"]);
         net.release(family(3)).await.unwrap();
         net.release(family(3)).await.unwrap();
-        assert_eq!(names(&net).await, [String::new(); 0]);
+        assert!(names(&net).await.is_empty());
     });
 }
 

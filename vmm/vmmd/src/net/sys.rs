@@ -1,8 +1,8 @@
-//! Making a tap: the one ioctl of this crate.
+//! Making a tap (the one ioctl of this crate), and what of an interface is set by a file.
 #![allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper in the crates that the workspace uses")]
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -41,4 +41,16 @@ pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(tun.into())
+}
+
+/// Keeps the kernel from speaking IPv6 on an interface by itself: families have IPv4 addresses, and a guest would wake
+/// up for every announcement.
+///
+/// # Errors
+/// The kernel refuses. That it has no IPv6 is none.
+pub fn without_ipv6(name: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }

@@ -78,3 +78,34 @@ fn only_vmmd_says_that_a_vmm_died() {
     life.on(gone(Some(end(EndKind::VmmDied)), Exit::Code(0), ""));
     assert_eq!(ended(&life).end.kind, EndKind::VmmError);
 }
+
+fn any_event() -> impl proptest::strategy::Strategy<Value = Event> {
+    use proptest::prelude::*;
+    let any_end = || Just(end(EndKind::Rebooted));
+    prop_oneof![
+        Just(Event::Said(State::Booting)),
+        any::<u64>().prop_map(|after_us| Event::Said(State::Ready { after_us })),
+        any_end().prop_map(|end| Event::Said(State::Ended(end))),
+        Just(Event::KillAsked { reason: "operator".into() }),
+        proptest::option::of(any_end()).prop_map(|left| gone(left, Exit::Unknown, "")),
+    ]
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_vm_only_goes_forward_and_ends_once(events in proptest::collection::vec(any_event(), 0..20)) {
+        let rank = |life: &Lifecycle| match life.phase {
+            Phase::Booting => 0,
+            Phase::Ready => 1,
+            Phase::Ended(_) => 2,
+        };
+        let mut life = Lifecycle::running(None);
+        for event in events {
+            let (before, was_gone) = (life.clone(), matches!(event, Event::Gone { .. }));
+            let changed = life.on(event);
+            proptest::prop_assert_eq!(changed, rank(&life) > rank(&before));
+            proptest::prop_assert!(rank(&life) >= rank(&before));
+            proptest::prop_assert!(rank(&life) < 2 || was_gone || life == before);
+        }
+    }
+}

@@ -5,7 +5,7 @@ use patina_proto::v1::{CreateVmRequest, PublishedPort};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 use vmm::api::config::{CMDLINE_MAX_BYTES, MEMORY_MIB, VCPUS};
 
@@ -113,9 +113,9 @@ fn check_cmdline(cmdline: &str, wrong: &mut Vec<Violation>) {
     }
 }
 
-fn check_path(field: &str, given: String, default: &PathBuf, wrong: &mut Vec<Violation>) -> PathBuf {
+fn check_path(field: &str, given: String, default: &Path, wrong: &mut Vec<Violation>) -> PathBuf {
     if given.is_empty() {
-        return default.clone();
+        return default.to_owned();
     }
     let path = PathBuf::from(given);
     if path.is_relative() {

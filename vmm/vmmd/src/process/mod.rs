@@ -11,7 +11,10 @@ pub mod stray;
 pub mod sys;
 
 use crate::plan::lifecycle::Exit;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -88,7 +91,9 @@ impl Process {
         // The pidfd comes first: from then on the number cannot pass to another process unnoticed.
         let pidfd = watch(id.pid).ok()?;
         let now = identify(id.pid).ok()?;
-        (now == *id).then(|| Self { id: now, pidfd, child: None })
+        // One that is dead keeps its entry until its parent has looked.
+        let dead = has_exited(pidfd.get_ref()).ok()?;
+        (now == *id && !dead).then(|| Self { id: now, pidfd, child: None })
     }
 
     /// Which process it is.
@@ -139,6 +144,11 @@ fn watch(pid: u32) -> Result<AsyncFd<OwnedFd>, ProcessError> {
     crate::sys::readable(pidfd).map_err(failed)
 }
 
+fn has_exited(pidfd: &OwnedFd) -> io::Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now))? > 0)
+}
+
 fn identify(pid: u32) -> Result<ProcessId, ProcessError> {
     let failed = |source| ProcessError::Stat { pid, source };
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(failed)?;
@@ -177,6 +187,7 @@ mod tests {
         process.gone().await.unwrap();
         process.gone().await.unwrap();
         found.gone().await.unwrap();
+        assert!(Process::find(process.id()).is_none(), "dead, though nobody has waited for it");
         assert_eq!(process.exit(), Exit::Signal(9));
         assert!(Process::find(process.id()).is_none());
         process.kill().unwrap();

@@ -26,7 +26,10 @@ fn vm_of(environ: &[u8], vms: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::{
+        io::Read,
+        process::{Command, Stdio},
+    };
 
     #[test]
     fn only_processes_of_this_state_are_ours() {
@@ -41,7 +44,11 @@ mod tests {
     async fn a_stray_is_found_by_its_environment() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("lost");
-        let child = Command::new("sleep").arg("1000").env(DIR_VARIABLE, &dir).spawn().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo; exec sleep 1000"]).env(DIR_VARIABLE, &dir).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // Its environment is not to be seen until it runs.
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         let owner = Process::of_child(child).unwrap();
         let found = find(folder.path());
         assert_eq!(found.len(), 1);

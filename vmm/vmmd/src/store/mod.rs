@@ -33,7 +33,7 @@ const TAIL_BYTES: u64 = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A folder cannot be made.
-    #[error("create folder {path}: {source}")]
+    #[error("create folder {path}: {source}{}", rights(.source))]
     CreateDir {
         /// Which.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The lock file cannot be opened or written.
-    #[error("open lock {path}: {source}")]
+    #[error("open lock {path}: {source}{}", rights(.source))]
     OpenLock {
         /// Which.
         path: PathBuf,
@@ -105,6 +105,13 @@ pub enum StoreError {
         /// As written there.
         format: u32,
     },
+}
+
+fn rights(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => "; run vmmd as root, or give it a --state-dir of its own",
+        _ => "",
+    }
 }
 
 /// The state folder, locked.

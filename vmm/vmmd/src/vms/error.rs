@@ -12,6 +12,9 @@ use std::io;
 /// Most VMs that are kept at once, ended ones included.
 pub const VMS_MAX: usize = 1024;
 
+/// Most exec, console and log streams at once.
+pub const STREAMS_MAX: usize = 1024;
+
 /// Why not.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -60,6 +63,9 @@ pub enum Error {
     /// Too many VMs.
     #[error("make a VM: this host keeps {VMS_MAX} already, the most; `vmctl rm` ended ones")]
     TooMany,
+    /// Too many streams.
+    #[error("open a stream: {STREAMS_MAX} are open, the most; close an exec, console or log")]
+    TooManyStreams,
     /// Too many families.
     #[error("number a family: all {0} of the range are taken; give vmmd a wider --network")]
     NoFamily(u16),

@@ -7,7 +7,7 @@ use crate::{
     process::{Process, link},
     store::{VmDir, record::Record},
 };
-use patina_abi::link::Answer;
+use patina_abi::link::{Answer, REQUESTS_MAX};
 use std::{fs, io, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
@@ -21,8 +21,8 @@ use vmm::api::control::{FromVmm, Open, State, ToVmm};
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// How long the last words of a vmm that is gone may take to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Messages between the control connection and the supervisor, each way.
-const QUEUE: usize = 64;
+/// Messages between the control connection and the supervisor, each way: a guest's unanswered calls, and a few more.
+const QUEUE: usize = REQUESTS_MAX + 16;
 /// A moment so far that it stands for never.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 

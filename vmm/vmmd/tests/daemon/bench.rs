@@ -1,0 +1,195 @@
+//! Where the tests stand: a namespace, a state folder, a `vmmd` in them.
+#![allow(unsafe_code, reason = "entering a network namespace")]
+
+use futures::TryStreamExt;
+use patina_proto::v1::{self, vmmd_client::VmmdClient};
+use rtnetlink::{LinkUnspec, packet_route::link::LinkAttribute};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{UnshareFlags, unshare_unsafe},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tonic::transport::Channel;
+
+/// Calls of operators.
+pub type Client = VmmdClient<Channel>;
+
+/// A place of its own for one test.
+pub struct Bench {
+    /// What it runs as a vmm; the stand-in unless a test says otherwise.
+    pub vmm: PathBuf,
+    folder: TempDir,
+    daemon: Option<Child>,
+}
+
+/// Runs a story in a namespace of its own.
+pub fn tell<F: Future<Output = ()>>(story: impl FnOnce(Bench) -> F + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        // SAFETY: only this thread's network namespace changes; no memory or descriptor table is affected.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            raise_loopback().await;
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("kernel"), b"\x7fELF").unwrap();
+            fs::write(folder.path().join("rootfs"), b"root").unwrap();
+            let vmm = Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/stand_in_vmm");
+            story(Bench { vmm, folder, daemon: None }).await;
+        });
+    });
+    thread.join().unwrap();
+}
+
+async fn raise_loopback() {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    let connection = tokio::spawn(connection);
+    handle.link().change(LinkUnspec::new_with_index(1).up().build()).execute().await.unwrap();
+    connection.abort();
+}
+
+/// The bridges and taps of this namespace.
+pub async fn interfaces() -> Vec<String> {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    let connection = tokio::spawn(connection);
+    let links: Vec<_> = handle.link().get().execute().try_collect().await.unwrap();
+    connection.abort();
+    let name = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::IfName(name) if name.starts_with("pt") => Some(name.clone()),
+        _ => None,
+    };
+    links.iter().filter_map(|link| link.attributes.iter().find_map(name)).collect()
+}
+
+/// Whether a process runs (a dead one that nobody waited for does not).
+pub fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+impl Bench {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The names under `vms/`.
+    pub fn vm_folders(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("state/vms")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    pub fn command(&self, state: &str, socket: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmmd"));
+        command
+            .arg("--standalone")
+            .arg("--state-dir")
+            .arg(self.path(state))
+            .arg("--listen")
+            .arg(format!("unix:{}", self.path(socket).display()))
+            .arg("--kernel")
+            .arg(self.path("kernel"))
+            .arg("--rootfs")
+            .arg(self.path("rootfs"))
+            .arg("--vmm")
+            .arg(&self.vmm)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts vmmd and waits until it says that it is ready.
+    pub async fn start(&mut self) -> Client {
+        let (child, client) = self.start_another("state", "vmmd.sock").await;
+        self.daemon = Some(child);
+        client
+    }
+
+    /// Starts one more vmmd, with another state.
+    pub async fn start_another(&self, state: &str, socket: &str) -> (Child, Client) {
+        let manager_path = self.path("notify");
+        if manager_path.exists() {
+            fs::remove_file(&manager_path).unwrap();
+        }
+        let manager = tokio::net::UnixDatagram::bind(&manager_path).unwrap();
+        let mut command = self.command(state, socket);
+        let child = command.env("NOTIFY_SOCKET", &manager_path).spawn().unwrap();
+        let mut bytes = [0; 32];
+        let told = tokio::time::timeout(Duration::from_secs(20), manager.recv(&mut bytes)).await;
+        assert_eq!(&bytes[..told.unwrap().unwrap()], b"READY=1");
+        (child, self.connect(socket).await)
+    }
+
+    async fn connect(&self, socket: &str) -> Client {
+        VmmdClient::new(self.channel(socket).await)
+    }
+
+    pub async fn channel(&self, socket: &str) -> Channel {
+        let path = self.path(socket);
+        let connect = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        let endpoint = Channel::from_static("http://vmmd");
+        endpoint.connect_with_connector(connect).await.unwrap()
+    }
+
+    /// Ends vmmd by a signal; how it went.
+    pub fn stop(&mut self, signal: Signal) -> ExitStatus {
+        let mut child = self.daemon.take().unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        child.wait().unwrap()
+    }
+}
+
+impl Drop for Bench {
+    /// Whatever a failed test leaves goes: the daemon, then every stand-in of its state.
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            self.stop(Signal::KILL);
+        }
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let own = self.folder.path().to_str().unwrap();
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            if let Some(pid) = pid
+                && String::from_utf8_lossy(&environ).contains(&format!("PATINA_VM_DIR={own}/"))
+            {
+                kill_process(pid, Signal::KILL).ok();
+            }
+        }
+    }
+}
+
+/// A request for a VM whose stand-in does as `words` say.
+pub fn vm(name: &str, words: &str) -> v1::CreateVmRequest {
+    v1::CreateVmRequest { name: name.into(), cmdline: words.into(), ..Default::default() }
+}
+
+pub async fn get(client: &mut Client, name: &str) -> v1::Vm {
+    client.get_vm(v1::GetVmRequest { name: name.into() }).await.unwrap().into_inner()
+}
+
+pub async fn kill(client: &mut Client, name: &str) -> v1::Vm {
+    client.kill_vm(v1::KillVmRequest { name: name.into() }).await.unwrap().into_inner()
+}
+
+pub async fn wait(
+    client: &mut Client,
+    name: &str,
+    until: v1::wait_vm_request::Until,
+) -> Result<v1::Vm, tonic::Status> {
+    let mut request = v1::WaitVmRequest { name: name.into(), timeout_ms: 20_000, ..Default::default() };
+    request.set_until(until);
+    client.wait_vm(request).await.map(tonic::Response::into_inner)
+}
+
+/// Makes a VM and waits until it is ready.
+pub async fn ready(client: &mut Client, request: v1::CreateVmRequest) -> v1::Vm {
+    let made = client.create_vm(request).await.unwrap().into_inner();
+    wait(client, &made.name, v1::wait_vm_request::Until::Ready).await.unwrap()
+}

@@ -1,0 +1,144 @@
+//! A VM's life, and its ends.
+
+use crate::bench::{get, interfaces, kill, ready, runs, tell, vm, wait};
+use patina_proto::v1::{self, EndKind, VmState, wait_vm_request::Until};
+use std::time::{Duration, Instant};
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vm_is_made_used_killed_and_removed_and_nothing_is_left() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        let made = ready(&mut client, vm("web", "")).await;
+        assert_eq!(
+            (made.ip.as_str(), made.gateway.as_str(), made.prefix),
+            ("100.64.0.1", "100.64.15.254", 20)
+        );
+        assert_eq!((made.bridge.as_str(), made.tap.as_str(), made.vmid), ("pt0", "pt0.0", 0));
+        assert_eq!((made.vcpus, made.memory_mib, made.ready_after_us), (1, 256, 1234));
+        assert!(runs(made.pid));
+        assert_eq!(interfaces().await, ["pt0", "pt0.0"]);
+        let error = client.remove_vm(v1::RemoveVmRequest { name: "web".into(), force: false }).await;
+        assert_eq!(error.unwrap_err().code(), Code::FailedPrecondition);
+
+        let ended = kill(&mut client, "web").await;
+        assert_eq!((ended.state(), ended.end_kind(), ended.pid), (VmState::Ended, EndKind::Killed, 0));
+        assert_eq!(ended.end_reason, "killed by an operator");
+        assert!(!runs(made.pid));
+        assert!(interfaces().await.is_empty());
+        assert!(!bench.path("state/vms/web/vmm.sock").exists());
+        assert_eq!(kill(&mut client, "web").await, ended, "a second kill changes nothing");
+
+        client.remove_vm(v1::RemoveVmRequest { name: "web".into(), force: false }).await.unwrap();
+        assert!(bench.vm_folders().is_empty());
+        let error = client.get_vm(v1::GetVmRequest { name: "web".into() }).await.unwrap_err();
+        assert_eq!(error.code(), Code::NotFound);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn every_end_is_recorded_with_its_reason() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        client.create_vm(vm("off", "off")).await.unwrap();
+        client.create_vm(vm("crash", "crash")).await.unwrap();
+        let off = wait(&mut client, "off", Until::Ended).await.unwrap();
+        assert_eq!((off.end_kind(), off.end_reason.as_str()), (EndKind::PoweredOff, "the guest powered off"));
+        let crash = wait(&mut client, "crash", Until::Ended).await.unwrap();
+        assert_eq!(crash.end_kind(), EndKind::VmmDied);
+        assert!(crash.end_reason.contains("signal 6"), "{}", crash.end_reason);
+        assert!(crash.end_reason.contains("about to abort"), "{}", crash.end_reason);
+        let error = wait(&mut client, "crash", Until::Ready).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert!(interfaces().await.is_empty());
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vmm_that_does_not_listen_is_killed_all_the_same() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        let made = ready(&mut client, vm("deaf", "deaf")).await;
+        let before = Instant::now();
+        let ended = kill(&mut client, "deaf").await;
+        assert_eq!(ended.end_kind(), EndKind::Killed);
+        assert!(before.elapsed() < Duration::from_secs(10) && !runs(made.pid));
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn families_have_networks_of_their_own_and_numbers_are_used_again() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        let first = ready(&mut client, vm("a", "")).await;
+        let second = ready(&mut client, vm("", "")).await;
+        assert!(second.name.contains('-'), "a name was chosen: {}", second.name);
+        assert_ne!(first.family, second.family);
+        assert_eq!((second.bridge.as_str(), second.ip.as_str()), ("pt1", "100.64.16.1"));
+        client.remove_vm(v1::RemoveVmRequest { name: "a".into(), force: true }).await.unwrap();
+        assert_eq!(ready(&mut client, vm("c", "")).await.bridge, "pt0");
+
+        let page = |page_token: &str| v1::ListVmsRequest { page_size: 1, page_token: page_token.into() };
+        let one = client.list_vms(page("")).await.unwrap().into_inner();
+        assert_eq!((one.vms.len(), one.next_page_token.is_empty()), (1, false));
+        let two = client.list_vms(page(&one.next_page_token)).await.unwrap().into_inner();
+        assert_ne!(one.vms[0].name, two.vms[0].name);
+        assert!(two.next_page_token.is_empty());
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_wait_ends_when_its_time_is_over() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        client.create_vm(vm("slow", "slow")).await.unwrap();
+        let mut request = v1::WaitVmRequest { name: "slow".into(), timeout_ms: 50, ..Default::default() };
+        request.set_until(Until::Ready);
+        let error = client.wait_vm(request).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded);
+        assert_eq!(get(&mut client, "slow").await.state(), VmState::Booting);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_daemon_says_what_it_is() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        let host = client.get_host(v1::GetHostRequest {}).await.unwrap().into_inner();
+        assert_eq!(
+            (host.network.as_str(), host.state_dir.clone()),
+            ("100.64.0.0/10", bench.path("state").display().to_string())
+        );
+        assert!(host.kvm() != v1::KvmKind::None && host.cpus > 0 && host.memory_mib > 0);
+
+        let channel = bench.channel("vmmd.sock").await;
+        let request = HealthCheckRequest { service: "patina.v1.Vmmd".into() };
+        let health = HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner();
+        assert_eq!(health.status(), ServingStatus::Serving);
+
+        let message_request = Some(MessageRequest::ListServices(String::new()));
+        let request = ServerReflectionRequest { message_request, ..Default::default() };
+        let mut reflection = ServerReflectionClient::new(channel);
+        let mut answers =
+            reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+        let Some(MessageResponse::ListServicesResponse(list)) =
+            answers.message().await.unwrap().unwrap().message_response
+        else {
+            panic!("no list of services")
+        };
+        assert!(list.service.iter().any(|service| service.name == "patina.v1.Vmmd"));
+    });
+}

@@ -1,0 +1,9 @@
+//! The daemon from outside: the real `vmmd`, over gRPC, in a network namespace of its own, with a stand-in for the
+//! `vmm` process (`examples/stand_in_vmm.rs`). Guests that really boot are in the workspace's `tests`.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod bench;
+mod life;
+mod refusal;
+mod restart;
+mod streams;
