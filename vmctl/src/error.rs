@@ -135,7 +135,8 @@ fn advice(status: &Status) -> Vec<String> {
         .chain(states)
         .chain(words)
         .chain(links)
-        .filter(|line| !line.trim().is_empty() && line.as_str() != message)
+        // vmmd's messages often hold their advice already.
+        .filter(|line| !line.trim().is_empty() && !message.contains(line.as_str()))
         .collect()
 }
 
