@@ -37,7 +37,7 @@ fn output_goes_to_the_log_the_clients_and_the_tail() {
     let mut client = client(&console);
     say(&console, b"hello\n");
     assert_eq!(console.tail(), b"hello\n", "the tail does not wait for the device thread");
-    console.event(TOKEN_WAKE);
+    console.event(TOKEN_OUTPUT);
     assert_eq!(contents(&file), b"hello\n");
     let mut seen = [0; 6];
     client.read_exact(&mut seen).unwrap();

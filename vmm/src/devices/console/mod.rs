@@ -4,8 +4,9 @@
 //!  vCPU --port write--> pending output --device thread--> log (bounded), attached clients
 //!  clients --device thread--> pending input --port read--> vCPU
 //! ```
-//! Both pending buffers are bounded. The vCPU pays for a byte in memory; files and sockets are the device
-//! thread's, unless the guest fills the buffer faster than that can empty it: then the vCPU helps.
+//! Both pending buffers are bounded. The vCPU pays for a byte in memory, and for a timer at the first one; files
+//! and sockets are the device thread's a little later, many bytes at a time. A guest that fills the buffer
+//! before that empties it itself.
 
 mod clients;
 mod log;
@@ -16,10 +17,13 @@ use super::{lock, sys};
 use clients::Clients;
 use log::Log;
 use output::Output;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use vm_superio::Trigger;
@@ -42,6 +46,14 @@ const INPUT_MAX_BYTES: usize = 4096;
 
 const TOKEN_WAKE: u32 = 0;
 const TOKEN_CLIENTS: u32 = 1;
+const TOKEN_OUTPUT: u32 = 2;
+/// How long the first byte of output waits for others.
+const OUTPUT_DELAY_MS: i64 = 5;
+
+const OUTPUT_TIMER: Itimerspec = Itimerspec {
+    it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+    it_value: Timespec { tv_sec: 0, tv_nsec: OUTPUT_DELAY_MS * 1_000_000 },
+};
 
 /// Why the console could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +80,11 @@ pub struct Console {
     input: Mutex<VecDeque<u8>>,
     /// Held while output goes out, so that it does so in order; taken before `output`.
     sinks: Mutex<Sinks>,
-    wake: Arc<EventFd>,
-    clients_ready: std::os::fd::OwnedFd,
+    /// There is room for input again.
+    wake: EventFd,
+    /// Output is waiting.
+    timer: Arc<OwnedFd>,
+    clients_ready: OwnedFd,
 }
 
 struct Sinks {
@@ -93,14 +108,14 @@ impl Trigger for Line {
 /// Where the port puts the guest's bytes.
 struct Pending {
     output: Arc<Mutex<Output>>,
-    wake: Arc<EventFd>,
+    timer: Arc<OwnedFd>,
 }
 
 impl Write for Pending {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if lock(&self.output).push(bytes) {
-            // The only error is a full counter: then the device thread is awake already.
-            self.wake.write(1).ok();
+            // It is our own descriptor and a valid time; and a full buffer goes out without the timer.
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &OUTPUT_TIMER).ok();
         }
         Ok(bytes.len())
     }
@@ -117,9 +132,12 @@ impl Console {
         let line = event()?;
         let trigger = Line(line.try_clone().map_err(ConsoleError::Create)?);
         let output = Arc::new(Mutex::new(Output::default()));
-        let wake = Arc::new(event()?);
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)
+            .map_err(|error| ConsoleError::Create(error.into()))?;
+        let timer = Arc::new(timer);
         let clients = Clients::new().map_err(ConsoleError::Create)?;
-        let pending = Pending { output: Arc::clone(&output), wake: Arc::clone(&wake) };
+        let pending = Pending { output: Arc::clone(&output), timer: Arc::clone(&timer) };
         Ok(Self {
             serial: Mutex::new(Serial::new(trigger, pending)),
             line,
@@ -130,7 +148,8 @@ impl Console {
                 log: Log::new(log, log_max_bytes).map_err(ConsoleError::Log)?,
                 clients,
             }),
-            wake,
+            wake: event()?,
+            timer,
         })
     }
 
@@ -144,6 +163,7 @@ impl Console {
         let sources = [
             Source { fd: sys::borrow(&self.wake), token: TOKEN_WAKE, edge: false },
             Source { fd: self.clients_ready.as_fd(), token: TOKEN_CLIENTS, edge: false },
+            Source { fd: self.timer.as_fd(), token: TOKEN_OUTPUT, edge: false },
         ];
         devices.add(Arc::clone(self) as Arc<dyn EventHandler>, &sources)
     }
@@ -223,12 +243,18 @@ impl Console {
 
 impl EventHandler for Console {
     fn event(&self, token: u32) {
-        if token == TOKEN_WAKE {
-            // Nothing to read means that the wake-up was already taken.
-            self.wake.read().ok();
-            self.flush();
+        // Nothing to read means that the event was already taken.
+        match token {
+            TOKEN_OUTPUT => {
+                rustix::io::read(&*self.timer, &mut [0; 8]).ok();
+                self.flush();
+            }
+            TOKEN_WAKE => {
+                self.wake.read().ok();
+                self.read_clients();
+            }
+            _ => self.read_clients(),
         }
-        self.read_clients();
     }
 }
 

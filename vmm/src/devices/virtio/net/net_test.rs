@@ -158,6 +158,7 @@ fn a_long_frame_takes_several_buffers_or_waits() {
     let mut long = frame(3500, 9);
     rig.arrive(&long);
     assert_eq!(rig.driver.used(RX), [], "the buffers are kept until there are enough");
+    assert!(rig.driver.transport.kicks()[RX].read().is_err(), "and nobody tries meanwhile");
     rig.driver.add(RX, &[(DATA + 0x3000, 1000, true)]);
     rig.driver.run(RX);
     assert_eq!(rig.driver.used(RX), [(0, 1000), (1, 1000), (2, 1000), (3, 500)]);

@@ -23,8 +23,10 @@ pub struct Receiver {
 #[derive(Debug, PartialEq, Eq)]
 enum Delivery {
     Delivered,
-    /// The guest has no buffers for it now.
+    /// The guest has no buffers for it now, and kicks when it has more.
     Waits,
+    /// More buffers came just now: try again.
+    Again,
     /// It does not fit in all the buffers that the guest can have.
     TooLong,
 }
@@ -49,13 +51,10 @@ impl Receiver {
             match self.deliver(io, index, mergeable).map_err(&failed)? {
                 Delivery::Delivered => (self.waiting_bytes, used) = (0, true),
                 Delivery::TooLong => self.waiting_bytes = 0,
+                Delivery::Again => {}
                 Delivery::Waits => {
-                    if let Some(queue) = io.queues.get_mut(index)
-                        && !queue.wait_for_kick(io.memory).map_err(&failed)?
-                    {
-                        next = Next::Wait;
-                        break;
-                    }
+                    next = Next::Wait;
+                    break;
                 }
             }
         }
@@ -111,8 +110,10 @@ impl Receiver {
             }
             let Some(chain) = self.chains.get_mut(at) else { break };
             if !queue.next(io.memory, chain)? {
+                // Asked while the buffers are still taken: the kick is to come for those beyond them.
+                let more = queue.wait_for_kick(io.memory)?;
                 queue.put_back(taken);
-                return Ok(Delivery::Waits);
+                return Ok(if more { Delivery::Again } else { Delivery::Waits });
             }
             room_bytes = room_bytes.saturating_add(chain.writable_bytes() as usize);
             taken += 1;

@@ -65,8 +65,10 @@ impl Muxer {
 
     /// Forgets all connections; nobody at the guest's side is told.
     pub fn reset(&mut self) {
-        for mut stream in std::mem::take(&mut self.streams).into_values() {
-            stream.tell(Err(DialError::Reset));
+        while let Some((ports, _)) = self.streams.first_key_value() {
+            if let Some(mut stream) = self.remove(*ports) {
+                stream.tell(Err(DialError::Reset));
+            }
         }
         self.listed.clear();
         self.refusals.clear();
@@ -98,7 +100,7 @@ impl Muxer {
             Ok(Arrival::Shut) => stream.pass_shutdown(),
             Err(Broken::ByGuest) => {
                 stream.tell(Err(DialError::Refused));
-                self.streams.remove(&ports);
+                self.remove(ports);
             }
             Err(Broken::ByRules) => self.break_off(ports, DialError::Reset),
         }
@@ -133,7 +135,6 @@ impl Muxer {
 
     fn insert(&mut self, ports: Ports, mut stream: Stream) -> io::Result<()> {
         let watched = watch(self.ready.as_fd(), &stream, ports, epoll::add);
-
         if watched.is_err() {
             stream.tell(Err(DialError::Stream));
             return watched;
@@ -184,9 +185,21 @@ impl Muxer {
         }
     }
 
+    /// Takes a connection out of everything that knows it.
+    fn remove(&mut self, ports: Ports) -> Option<Stream> {
+        let stream = self.streams.remove(&ports)?;
+        if stream.is_listed {
+            // Or a guest that opens and breaks connections without taking the answers would fill the list.
+            self.listed.retain(|listed| *listed != ports);
+        }
+        // Closing alone would not do: whoever dialed may have another descriptor of the stream.
+        epoll::delete(&self.ready, stream.fd()).ok();
+        Some(stream)
+    }
+
     /// Forgets a connection and tells the guest.
     fn break_off(&mut self, ports: Ports, error: DialError) {
-        if let Some(mut stream) = self.streams.remove(&ports) {
+        if let Some(mut stream) = self.remove(ports) {
             stream.tell(Err(error));
             self.refusals.extend(stream.connection.reset());
         }
@@ -203,6 +216,7 @@ impl Muxer {
         if !stream.is_listed && stream.may_have_output() {
             stream.is_listed = true;
             self.listed.push_back(ports);
+            debug_assert!(self.listed.len() <= CONNECTIONS_MAX, "each connection is listed once");
         }
         // A stream is watched for room only while something waits for it, or every byte that its reader takes
         // would be news.

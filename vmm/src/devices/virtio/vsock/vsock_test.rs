@@ -397,6 +397,22 @@ fn a_flood_of_nonsense_waits_for_its_answers() {
 }
 
 #[test]
+fn connections_opened_and_broken_without_end_leave_nothing() {
+    let ports = Ports::default();
+    let (vsock, dialer) = Vsock::new(GUEST, Box::new(ports.clone())).unwrap();
+    let mut rig = Rig { driver: Driver::new(Box::new(vsock)), ports, dialer, buffers: 0 };
+    for _ in 0..2 * CONNECTIONS_MAX {
+        rig.send(op::REQUEST);
+        rig.send(op::RST);
+        let mut host = rig.ports.0.lock().unwrap().pop().unwrap();
+        assert_eq!(read_all(&mut host), (vec![], true));
+    }
+    rig.send(op::REQUEST);
+    rig.give_buffers(64);
+    assert_eq!(rig.ops(), [op::RESPONSE]);
+}
+
+#[test]
 fn strange_packets_are_dropped_or_refused() {
     let mut rig = rig();
     let mut host = rig.connect();
