@@ -109,7 +109,9 @@ pub struct Start {
     pub tty: Option<(u16, u16)>,
 }
 
-/// How it ended: one of the three is set.
+/// How it ended: `code` or `signal` of a program that ran. One that could not be started has `error`, and in
+/// `code` what a shell would return for it: 127 not found, 126 anything else. `error` alone: the host did not
+/// keep to the protocol.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// Its exit code.
@@ -118,7 +120,7 @@ pub struct Exit {
     /// The signal that killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not be started.
+    /// Why it could not be started; look at this first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -1,0 +1,122 @@
+//! Calls of programs: what the agent answers itself, and what waits for the host.
+
+use super::link;
+use super::local::{AGAIN, NOT_CONNECTED, TOO_LONG, refuse};
+use patina_abi::LINE_MAX_BYTES;
+use patina_abi::link::{Answer, FromAgent, Identity, REQUESTS_MAX};
+use patina_abi::local::Request;
+use std::collections::BTreeMap;
+
+/// The answer to a verb that needs no host. All other verbs are the host's to know, so that an old image
+/// serves a new host.
+pub fn answer_here(verb: &str, identity: Option<&Identity>) -> Option<Answer> {
+    let value: fn(&Identity) -> serde_json::Value = match verb {
+        "vmid" => |identity| identity.vmid.into(),
+        "my-ip" => |identity| identity.ip.to_string().into(),
+        "ismaster" => |identity| (identity.vmid == 0).into(),
+        _ => return None,
+    };
+    Some(match identity {
+        Some(identity) => Answer::Ok(value(identity)),
+        None => refuse(NOT_CONNECTED, format!("{verb}: the host has not told this VM who it is yet")),
+    })
+}
+
+/// The answer to a call that cannot be sent.
+pub fn link_down(verb: &str) -> Answer {
+    refuse(NOT_CONNECTED, format!("{verb}: the link to the host is down; try again"))
+}
+
+/// The answer to calls that were with the host when the link broke.
+pub fn link_lost() -> Answer {
+    refuse(NOT_CONNECTED, "the link to the host broke before it answered; the call may have been done")
+}
+
+/// Calls that wait for the host, with the client of each. A client that goes leaves its call here until the
+/// host answers, so that the limit holds for the host too.
+#[derive(Debug, Default)]
+pub struct Calls {
+    waiting: BTreeMap<u64, u64>,
+    so_far: u64,
+}
+
+impl Calls {
+    /// Notes a call and returns its line for the host.
+    ///
+    /// # Errors
+    /// The answer that the program gets instead: too many calls wait, or its own is too long.
+    pub fn open(&mut self, client: u64, call: Request) -> Result<Vec<u8>, Answer> {
+        let Request { verb, args } = call;
+        if self.waiting.len() >= REQUESTS_MAX {
+            let text = format!("{REQUESTS_MAX} calls wait for the host already; try again later");
+            return Err(refuse(AGAIN, text));
+        }
+        let id = self.so_far + 1;
+        let line = link::encode(&FromAgent::Request { id, verb, args })
+            .map_err(|e| refuse(TOO_LONG, e.to_string()))?;
+        if line.len() > LINE_MAX_BYTES {
+            return Err(refuse(
+                TOO_LONG,
+                format!("the call is longer than {LINE_MAX_BYTES} bytes for the host"),
+            ));
+        }
+        self.so_far = id;
+        self.waiting.insert(id, client);
+        Ok(line)
+    }
+
+    /// Ends the call that the host answered; the client that waits for it.
+    pub fn close(&mut self, id: u64) -> Option<u64> {
+        self.waiting.remove(&id)
+    }
+
+    /// Ends all calls; their clients.
+    pub fn close_all(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.waiting).into_values().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(args: serde_json::Value) -> Request {
+        Request { verb: "list".into(), args }
+    }
+
+    fn code(answer: &Answer) -> i32 {
+        match answer {
+            Answer::Error(e) => e.code,
+            Answer::Ok(value) => panic!("{value}"),
+        }
+    }
+
+    #[test]
+    fn without_an_identity_its_verbs_are_refused() {
+        for verb in ["vmid", "my-ip", "ismaster"] {
+            assert_eq!(code(&answer_here(verb, None).unwrap()), 107);
+        }
+        assert_eq!(answer_here("list", None), None);
+    }
+
+    #[test]
+    fn the_host_never_has_more_calls_than_it_takes() {
+        let mut calls = Calls::default();
+        for client in 0..REQUESTS_MAX as u64 {
+            calls.open(client, call(serde_json::Value::Null)).unwrap();
+        }
+        assert_eq!(code(&calls.open(99, call(serde_json::Value::Null)).unwrap_err()), 11);
+        assert_eq!(calls.close(1), Some(0));
+        assert_eq!(calls.close(1), None);
+        calls.open(99, call(serde_json::Value::Null)).unwrap();
+        assert_eq!(calls.close_all().len(), REQUESTS_MAX);
+    }
+
+    #[test]
+    fn a_call_that_grows_past_a_line_is_refused() {
+        let mut calls = Calls::default();
+        let fits_the_local_line_only = call("x".repeat(LINE_MAX_BYTES - 40).into());
+        assert_eq!(code(&calls.open(1, fits_the_local_line_only).unwrap_err()), 90);
+        assert!(calls.close_all().is_empty());
+    }
+}

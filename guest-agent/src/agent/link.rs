@@ -1,0 +1,217 @@
+//! The link to the host ([`patina_abi::link`]): connect, hello, identity, ready, requests and replies.
+//!
+//! ```text
+//!  Down ──connect──▶ Connecting ──writable──▶ Up ──lost──▶ Down
+//!   ▲  wait: none after a link that brought an identity, else 20 ms doubling to 2 s
+//! ```
+//!
+//! The host resets the link on purpose when it clones the machine: a new link at once is what makes a
+//! clone ready soon.
+
+use super::lines::{Filled, Lines, TooLong};
+use super::outbox::Outbox;
+use crate::identity::IdentityError;
+use patina_abi::LINE_MAX_BYTES;
+use patina_abi::link::{FromAgent, FromHost};
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// First and longest wait between attempts to connect.
+const WAIT_FIRST: Duration = Duration::from_millis(20);
+const WAIT_LONGEST: Duration = Duration::from_secs(2);
+
+/// Why a link ended or was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No connection.
+    #[error("connect to the host: {0}")]
+    Connect(#[source] io::Error),
+    /// Reading or writing failed.
+    #[error("talk to the host: {0}")]
+    Io(#[source] Errno),
+    /// The host closed.
+    #[error("the host closed the link")]
+    Closed,
+    /// The host sent an endless line.
+    #[error("read from the host: {0}")]
+    TooLong(#[source] TooLong),
+    /// The host sent what is no message.
+    #[error("read from the host: a line is no message: {0}")]
+    Message(#[source] serde_json::Error),
+    /// The host's identity is not one, or its file cannot be written.
+    #[error("the host's identity is refused: {0}")]
+    Identity(#[source] IdentityError),
+    /// A message could not be written as JSON.
+    #[error("write to the host: {0}")]
+    Encode(#[source] serde_json::Error),
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    connecting: bool,
+    lines: Lines,
+    out: Outbox,
+}
+
+/// How long to wait before the next attempt.
+#[derive(Debug)]
+struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    fn take(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (wait * 2).clamp(WAIT_FIRST, WAIT_LONGEST);
+        wait
+    }
+}
+
+/// The agent's end of the link.
+#[derive(Debug)]
+pub struct Link {
+    connection: Option<Connection>,
+    /// When to connect next, while there is no connection.
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { connection: None, retry_at: Some(Instant::now()), backoff: Backoff { next: WAIT_FIRST } }
+    }
+}
+
+impl Link {
+    /// Whether requests can be sent.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.connection.as_ref().is_some_and(|c| !c.connecting)
+    }
+
+    /// When [`Self::connect`] wants to be called.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// What to wait for.
+    #[must_use]
+    pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let connection = self.connection.as_ref()?;
+        let mut flags = if connection.connecting { PollFlags::OUT } else { PollFlags::IN };
+        flags.set(PollFlags::OUT, connection.connecting || !connection.out.is_empty());
+        Some((connection.socket.as_fd(), flags))
+    }
+
+    /// Takes the socket of a new attempt, or why there is none.
+    ///
+    /// # Errors
+    /// The attempt failed at once; [`Self::close`] it.
+    pub fn connect(&mut self, socket: io::Result<OwnedFd>) -> Result<(), LinkError> {
+        let socket = socket.map_err(LinkError::Connect)?;
+        let (lines, out) = (Lines::new(LINE_MAX_BYTES), Outbox::default());
+        self.connection = Some(Connection { socket, connecting: true, lines, out });
+        self.retry_at = None;
+        Ok(())
+    }
+
+    /// Ends the connection and schedules the next.
+    pub fn close(&mut self) {
+        self.connection = None;
+        self.retry_at = Some(Instant::now() + self.backoff.take());
+    }
+
+    /// The host has told who we are: it is a host worth calling again at once.
+    pub fn proven(&mut self) {
+        self.backoff.next = Duration::ZERO;
+    }
+
+    /// Sends a message: what the socket does not take now follows when it does. Nothing without a link.
+    ///
+    /// # Errors
+    /// The link is broken; [`Self::close`] it.
+    pub fn send(&mut self, message: &FromAgent) -> Result<(), LinkError> {
+        let line = encode(message)?;
+        self.send_line(&line)
+    }
+
+    /// Sends a line made by [`encode`].
+    ///
+    /// # Errors
+    /// As for [`Self::send`].
+    pub fn send_line(&mut self, line: &[u8]) -> Result<(), LinkError> {
+        let Some(connection) = self.connection.as_mut().filter(|c| !c.connecting) else { return Ok(()) };
+        connection.out.push(line);
+        connection.out.send(&connection.socket).map_err(LinkError::Io)
+    }
+
+    /// Goes on after `ready` was reported for the socket; returns the messages that came.
+    ///
+    /// # Errors
+    /// The link is broken; [`Self::close`] it. Messages that came before are lost with it.
+    pub fn drive(&mut self, ready: PollFlags) -> Result<Vec<FromHost>, LinkError> {
+        let Some(connection) = self.connection.as_mut() else { return Ok(Vec::new()) };
+        if connection.connecting {
+            let decided = rustix::net::sockopt::socket_error(&connection.socket)
+                .map_err(|e| LinkError::Connect(e.into()))?;
+            decided.map_err(|e| LinkError::Connect(e.into()))?;
+            connection.connecting = false;
+            let agent = env!("CARGO_PKG_VERSION").to_owned();
+            self.send(&FromAgent::Hello { abi: patina_abi::ABI, agent })?;
+            return Ok(Vec::new());
+        }
+        if ready.contains(PollFlags::OUT) {
+            connection.out.send(&connection.socket).map_err(LinkError::Io)?;
+        }
+        let mut messages = Vec::new();
+        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            match connection.lines.fill(&connection.socket).map_err(LinkError::Io)? {
+                Filled::End => return Err(LinkError::Closed),
+                Filled::Some | Filled::Nothing => {}
+            }
+            while let Some(line) = connection.lines.next_line().map_err(LinkError::TooLong)? {
+                messages.push(serde_json::from_slice(&line).map_err(LinkError::Message)?);
+            }
+        }
+        Ok(messages)
+    }
+}
+
+/// A message as a line.
+///
+/// # Errors
+/// It cannot be said in JSON.
+pub fn encode(message: &FromAgent) -> Result<Vec<u8>, LinkError> {
+    let mut line = serde_json::to_vec(message).map_err(LinkError::Encode)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_get_rarer_and_a_proven_host_is_called_at_once() {
+        let mut link = Link::default();
+        let waits: Vec<u128> = (0..9).map(|_| link.backoff.take().as_millis()).collect();
+        assert_eq!(waits, [20, 40, 80, 160, 320, 640, 1280, 2000, 2000]);
+        link.proven();
+        assert_eq!(link.backoff.take(), Duration::ZERO);
+        assert_eq!(link.backoff.take(), WAIT_FIRST);
+    }
+
+    #[test]
+    fn a_refused_attempt_schedules_the_next() {
+        let mut link = Link::default();
+        let error = link.connect(Err(Errno::CONNREFUSED.into())).unwrap_err();
+        assert!(error.to_string().starts_with("connect to the host: "), "{error}");
+        link.close();
+        assert!(link.retry_at().is_some() && !link.is_up() && link.interest().is_none());
+    }
+}

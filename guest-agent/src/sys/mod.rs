@@ -1,0 +1,10 @@
+//! All unsafe code of the crate: system interfaces that rustix does not have, behind safe signatures.
+//! Nothing here decides anything.
+#![allow(unsafe_code, reason = "calls into libc; each block names its invariant")]
+
+pub mod heap;
+pub mod input;
+pub mod netdev;
+pub mod signals;
+pub mod spawn;
+pub mod vsock;

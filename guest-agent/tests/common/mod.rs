@@ -1,0 +1,281 @@
+//! The real agent on a thread, over Unix sockets instead of vsock, and its host played by the test.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use guest_agent::agent::{Agent, Paths};
+use guest_agent::machine::{ApplyError, Machine};
+use patina_abi::exec::{Exit, FrameType, HEADER_BYTES, Start, header, parse_header};
+use patina_abi::link::{FromAgent, FromHost, Identity};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Longer than anything takes on a busy machine; a test that waits so long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A machine without a kernel to change: it remembers what it was told.
+struct TestMachine {
+    host: PathBuf,
+    applied: Arc<Mutex<Vec<Identity>>>,
+    said: Arc<Mutex<Vec<String>>>,
+}
+
+impl Machine for TestMachine {
+    fn connect(&mut self) -> io::Result<OwnedFd> {
+        let stream = UnixStream::connect(&self.host)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream.into())
+    }
+
+    fn apply(&mut self, identity: &Identity, _: Option<&Identity>) -> Vec<ApplyError> {
+        self.applied.lock().unwrap().push(identity.clone());
+        Vec::new()
+    }
+
+    fn say(&mut self, text: &str) {
+        self.said.lock().unwrap().push(text.to_owned());
+    }
+}
+
+pub struct Fixture {
+    pub dir: TempDir,
+    pub host: UnixListener,
+    pub applied: Arc<Mutex<Vec<Identity>>>,
+    pub said: Arc<Mutex<Vec<String>>>,
+}
+
+pub fn identity(vmid: u32) -> Identity {
+    Identity {
+        vmid,
+        family: "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11".into(),
+        ip: Ipv4Addr::new(100, 64, 0, u8::try_from(vmid + 1).unwrap()),
+        prefix: 20,
+        gateway: Ipv4Addr::new(100, 64, 15, 254),
+        mac: format!("02:00:00:00:00:{vmid:02x}"),
+        hostname: format!("vm-{vmid}"),
+        clock_ns: 1,
+    }
+}
+
+impl Fixture {
+    /// Starts an agent whose host listens and has accepted nothing yet.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let host = UnixListener::bind(dir.path().join("host")).unwrap();
+        let (applied, said) = (Arc::default(), Arc::default());
+        let listen = |name| {
+            let listener = UnixListener::bind(dir.path().join(name)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            OwnedFd::from(listener)
+        };
+        let (local, exec) = (listen("local"), listen("exec"));
+        let machine = TestMachine {
+            host: dir.path().join("host"),
+            applied: Arc::clone(&applied),
+            said: Arc::clone(&said),
+        };
+        let paths = Paths { identity: dir.path().join("identity"), hosts: dir.path().join("hosts") };
+        std::thread::spawn(move || {
+            let Err(error) = Agent::new(local, exec, machine, paths).run();
+            // The test would only see a socket that is silent.
+            eprintln!("the agent ended: {error}");
+            std::process::abort();
+        });
+        Self { dir, host, applied, said }
+    }
+
+    pub fn accept(&self) -> Host {
+        let mut fds = [PollFd::new(&self.host, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&patience())), Ok(1), "the agent does not connect");
+        let (stream, _) = self.host.accept().unwrap();
+        Host::new(stream)
+    }
+
+    /// The link with an identity in place.
+    pub fn ready(&self, vmid: u32) -> Host {
+        let mut host = self.accept();
+        assert!(matches!(host.next(), FromAgent::Hello { abi: patina_abi::ABI, .. }));
+        host.say(&FromHost::Identity(identity(vmid)));
+        assert_eq!(host.next(), FromAgent::Ready);
+        host
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn program(&self) -> Program {
+        Program::new(&self.path("local"))
+    }
+
+    pub fn exec(&self) -> Exec {
+        let stream = UnixStream::connect(self.path("exec")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Exec { stream }
+    }
+
+    pub fn start(&self, argv: &[&str]) -> Exec {
+        let mut exec = self.exec();
+        exec.start(&start(argv));
+        exec
+    }
+}
+
+pub fn patience() -> Timespec {
+    Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 }
+}
+
+pub fn start(argv: &[&str]) -> Start {
+    let argv = argv.iter().map(|a| (*a).to_owned()).collect();
+    Start { argv, env: Vec::new(), cwd: String::new(), tty: None }
+}
+
+/// The host's end of the link.
+pub struct Host {
+    pub stream: BufReader<UnixStream>,
+}
+
+impl Host {
+    fn new(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream: BufReader::new(stream) }
+    }
+
+    pub fn next(&mut self) -> FromAgent {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// The next message must be a request: its id and verb.
+    pub fn request(&mut self) -> (u64, String) {
+        match self.next() {
+            FromAgent::Request { id, verb, .. } => (id, verb),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn say(&mut self, message: &FromHost) {
+        let mut line = serde_json::to_vec(message).unwrap();
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).unwrap();
+    }
+
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.stream.fill_buf(), Ok([]))
+    }
+}
+
+/// A program on the agent's socket.
+pub struct Program {
+    pub stream: BufReader<UnixStream>,
+}
+
+impl Program {
+    fn new(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream: BufReader::new(stream) }
+    }
+
+    pub fn send(&mut self, text: &str) {
+        self.stream.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// The next answer; empty at the end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    pub fn call(&mut self, verb: &str) -> String {
+        self.send(&format!("{{\"verb\":\"{verb}\"}}\n"));
+        self.line()
+    }
+}
+
+/// The host's end of an exec session.
+pub struct Exec {
+    pub stream: UnixStream,
+}
+
+/// All that a program said.
+#[derive(Debug, Default, PartialEq)]
+pub struct Outcome {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit: Exit,
+}
+
+impl Exec {
+    pub fn send(&mut self, kind: FrameType, payload: &[u8]) {
+        let head = header(kind, u32::try_from(payload.len()).unwrap());
+        self.stream.write_all(&[&head[..], payload].concat()).unwrap();
+    }
+
+    pub fn start(&mut self, start: &Start) {
+        self.send(FrameType::Start, &serde_json::to_vec(start).unwrap());
+    }
+
+    pub fn frame(&mut self) -> (FrameType, Vec<u8>) {
+        let mut head = [0; HEADER_BYTES];
+        self.stream.read_exact(&mut head).unwrap();
+        let (kind, length) = parse_header(head).unwrap();
+        let mut payload = vec![0; length];
+        self.stream.read_exact(&mut payload).unwrap();
+        (kind, payload)
+    }
+
+    /// Reads output until it holds `wanted`.
+    pub fn read_until(&mut self, wanted: &str) -> String {
+        let mut text = String::new();
+        while !text.contains(wanted) {
+            let (kind, payload) = self.frame();
+            assert_eq!(kind, FrameType::Stdout, "after {text:?}: {}", String::from_utf8_lossy(&payload));
+            text.push_str(&String::from_utf8_lossy(&payload));
+        }
+        text
+    }
+
+    /// Reads to the EXIT and the end of the connection.
+    pub fn finish(&mut self) -> Outcome {
+        let mut outcome = Outcome::default();
+        loop {
+            match self.frame() {
+                (FrameType::Stdout, payload) => outcome.stdout.extend(payload),
+                (FrameType::Stderr, payload) => outcome.stderr.extend(payload),
+                (FrameType::Exit, payload) => {
+                    outcome.exit = serde_json::from_slice(&payload).unwrap();
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        match self.stream.read(&mut [0]) {
+            Ok(count) => assert_eq!(count, 0, "the agent goes on after EXIT"),
+            // The agent closed with some of our bytes unread.
+            Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset),
+        }
+        outcome
+    }
+}
+
+/// A process that the test only knows by number; taken while it certainly runs.
+pub fn watch_process(number: &str) -> OwnedFd {
+    let pid = Pid::from_raw(number.trim().parse().unwrap()).unwrap();
+    pidfd_open(pid, PidfdFlags::empty()).unwrap()
+}
+
+/// Waits for the end of a process.
+pub fn wait_for_end(pidfd: &OwnedFd) {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&patience())), Ok(1), "the process goes on");
+}

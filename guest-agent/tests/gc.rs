@@ -1,0 +1,129 @@
+//! The command's quick answers: right, and as cheap as README.md says.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(unsafe_code, reason = "traces the command's system calls")]
+
+use patina_abi::local::IDENTITY_FILE;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+
+const SYS_OPEN: u64 = 2;
+const SYS_EXECVE: u64 = 59;
+
+/// gc with an identity file as in a guest: in a mount namespace with its own /run.
+fn gc_command(identity: Option<&str>, arguments: &str) -> Command {
+    let file = identity.map_or(String::new(), |text| {
+        format!("mkdir $(dirname {IDENTITY_FILE}) && printf '{text}' > {IDENTITY_FILE} &&")
+    });
+    let script = format!("mount -t tmpfs gc-test /run && {file} exec \"$0\" {arguments}");
+    let mut command = Command::new("unshare");
+    command.args(["-r", "-m", "sh", "-c", &script, env!("CARGO_BIN_EXE_gc")]);
+    command
+}
+
+fn gc(identity: Option<&str>, arguments: &str) -> Output {
+    gc_command(identity, arguments).output().unwrap()
+}
+
+fn answer(identity: Option<&str>, arguments: &str) -> (Option<i32>, String) {
+    let output = gc(identity, arguments);
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+const CLONE: &str = "vmid=12\\nip=100.64.0.13\\nprefix=20\\nhostname=vm\\n";
+const MASTER: &str = "vmid=0\\nip=100.64.0.1\\n";
+
+#[test]
+fn the_identity_is_printed() {
+    assert_eq!(answer(Some(CLONE), "vmid"), (Some(0), "12\n".into()));
+    assert_eq!(answer(Some(CLONE), "my-ip"), (Some(0), "100.64.0.13\n".into()));
+    assert_eq!(answer(Some(CLONE), "ismaster"), (Some(1), String::new()));
+    assert_eq!(answer(Some(MASTER), "vmid"), (Some(0), "0\n".into()));
+    assert_eq!(answer(Some(MASTER), "ismaster"), (Some(0), String::new()));
+    // Keys are whole words at the start of a line.
+    let odd = "xvmid=1\\nvmidx=2\\n\\nip\\nlonglongname=vmid=3\\nvmid=4\\n";
+    assert_eq!(answer(Some(odd), "vmid"), (Some(0), "4\n".into()));
+}
+
+#[test]
+fn without_an_identity_or_with_a_broken_one_it_is_enotconn() {
+    for verb in ["vmid", "my-ip", "ismaster"] {
+        for identity in [None, Some(""), Some("rubbish"), Some("vmi")] {
+            let output = gc(identity, verb);
+            assert_eq!(output.status.code(), Some(107), "{verb} {identity:?}");
+            let words = String::from_utf8(output.stderr).unwrap();
+            assert!(words.starts_with(&format!("gc: {verb}: the host has not told")), "{words}");
+        }
+    }
+}
+
+#[test]
+fn other_verbs_go_the_long_way() {
+    assert_eq!(answer(None, "version").0, Some(0));
+    assert_eq!(answer(Some(CLONE), "vmid extra").0, Some(22));
+    assert_eq!(answer(Some(CLONE), "ismasterx").0, Some(22));
+    assert_eq!(answer(Some(CLONE), "''").0, Some(22));
+    assert_eq!(answer(Some(CLONE), "").0, Some(22));
+    assert_eq!(answer(None, "list").0, Some(107));
+}
+
+/// Runs a command that ends as gc, and counts what gc asks of the kernel. A debug build is linked
+/// dynamically: its loader comes first and opens nothing with open(2), which is gc's own first call.
+#[allow(clippy::zombie_processes, reason = "waitpid reaps it")]
+fn count_syscalls(command: &mut Command) -> Vec<u64> {
+    // SAFETY: the closure runs in the child before exec and makes one system call.
+    unsafe {
+        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let child = command.stdout(Stdio::null()).spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let mut calls = Vec::new();
+    while let Some((_, status)) = waitpid(Some(pid), WaitOptions::empty()).unwrap() {
+        let Some(signal) = status.stopping_signal() else { break };
+        if signal == libc::SIGTRAP | 0x80 {
+            match entered_syscall(pid) {
+                Some(SYS_EXECVE) => calls.clear(),
+                Some(call) if call == SYS_OPEN || !calls.is_empty() => calls.push(call),
+                _ => {}
+            }
+        }
+        go_on(pid, if signal & 0x7f == libc::SIGTRAP { 0 } else { signal });
+    }
+    calls
+}
+
+/// The system call at whose entry the process stands.
+fn entered_syscall(pid: Pid) -> Option<u64> {
+    // SAFETY: the process is stopped and ours; the kernel fills at most the structure's size, whose parts
+    // are integers; an entry's fields are valid when it says that it is one.
+    unsafe {
+        let mut info: libc::ptrace_syscall_info = std::mem::zeroed();
+        let request = libc::PTRACE_GET_SYSCALL_INFO;
+        let size = size_of::<libc::ptrace_syscall_info>();
+        assert!(libc::ptrace(request, pid.as_raw_nonzero().get(), size, &raw mut info) > 0);
+        (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(info.u.entry.nr)
+    }
+}
+
+/// Lets the process run to its next system call.
+fn go_on(pid: Pid, signal: i32) {
+    let options = libc::c_long::from(libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL);
+    // SAFETY: the process is stopped and ours; both calls take integers.
+    unsafe {
+        let pid = pid.as_raw_nonzero().get();
+        assert_eq!(libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options), 0);
+        assert_eq!(libc::ptrace(libc::PTRACE_SYSCALL, pid, 0, libc::c_long::from(signal)), 0);
+    }
+}
+
+#[test]
+fn an_answer_costs_four_system_calls() {
+    const OPEN_READ_WRITE_EXIT: [u64; 4] = [SYS_OPEN, 0, 1, 231];
+    for verb in ["vmid", "my-ip"] {
+        assert_eq!(count_syscalls(&mut gc_command(Some(CLONE), verb)), OPEN_READ_WRITE_EXIT);
+    }
+    assert_eq!(count_syscalls(&mut gc_command(Some(CLONE), "ismaster")), [SYS_OPEN, 0, 231]);
+}
