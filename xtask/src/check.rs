@@ -65,24 +65,31 @@ fn checks(steps: &Steps) -> Result<(), TestError> {
 }
 
 fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
-    let mut command = if has_subcommand("nextest") {
-        // Filters may name end-to-end tests only: then there is nothing to run here.
-        cargo(&["nextest", "run", "--workspace", "-E", "not binary(e2e)", "--no-tests", "pass"])
-    } else {
-        cargo(&["test", "--workspace", "--lib", "--bins"])
-    };
     if has_subcommand("nextest") {
-        command.args(filters);
-    } else {
-        command.args(filters.iter().take(1));
+        // Filters may name end-to-end tests only: then there is nothing to run here.
+        let mut command =
+            cargo(&["nextest", "run", "--workspace", "-E", "not binary(e2e)", "--no-tests", "pass"]);
+        return run(with_setup(command.args(filters), setup));
     }
-    run(with_setup(&mut command, setup))
+    for filter in each(filters) {
+        let mut command = cargo(&["test", "--workspace", "--exclude", "patina-tests"]);
+        run(with_setup(command.arg("--").args(filter), setup))?;
+        run(cargo(&["test", "-p", "patina-tests", "--lib", "--"]).args(filter))?;
+    }
+    Ok(())
 }
 
 fn guest_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
-    let mut command = cargo(&["test", "-p", "patina-tests", "--test", "e2e", "--"]);
-    command.args(filters);
-    run(with_setup(&mut command, setup))
+    for filter in each(filters) {
+        let mut command = cargo(&["test", "-p", "patina-tests", "--test", "e2e", "--"]);
+        run(with_setup(command.args(filter), setup))?;
+    }
+    Ok(())
+}
+
+/// The test harnesses take one filter at a time; without any they run once, with none.
+fn each(filters: &[String]) -> Vec<Option<&String>> {
+    if filters.is_empty() { vec![None] } else { filters.iter().map(Some).collect() }
 }
 
 /// Tells tests and benchmarks which binaries and images to use.
