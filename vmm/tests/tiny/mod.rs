@@ -1,0 +1,155 @@
+//! Runs the `vmm` program with a guest of a few instructions.
+
+use libtest_mimic::Failed;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+use vmm::api::config::VmConfig;
+use vmm::api::end::End;
+
+mod sys;
+
+/// Where the guest's code lies, and its kernel begins.
+const CODE: u64 = 0x10_0000;
+
+/// What this machine lacks to run the tests, if anything.
+pub fn missing() -> Option<String> {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        return Some(format!("no usable /dev/kvm: {error}"));
+    }
+    sys::tap().err().map(|error| format!("no tap: {error}"))
+}
+
+/// A guest to be run.
+pub struct Guest {
+    kernel: Vec<u8>,
+    vcpus: u8,
+    memory_mib: u32,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub struct Outcome {
+    pub end: End,
+    pub console: String,
+    pub exit: Option<i32>,
+}
+
+impl Guest {
+    /// `code` runs in 64-bit kernel mode, with an empty interrupt table.
+    pub fn code(code: &[u8]) -> Self {
+        Self::file(&elf(code))
+    }
+
+    /// `kernel` is the kernel file.
+    pub fn file(kernel: &[u8]) -> Self {
+        Self { kernel: kernel.to_vec(), vcpus: 1, memory_mib: 64 }
+    }
+
+    pub fn vcpus(self, vcpus: u8) -> Self {
+        Self { vcpus, ..self }
+    }
+
+    pub fn memory_mib(self, memory_mib: u32) -> Self {
+        Self { memory_mib, ..self }
+    }
+
+    /// The same kernel, packed as a bzImage of one setup sector.
+    pub fn as_bzimage(self) -> Result<Self, Failed> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&self.kernel)?;
+        let payload = encoder.finish()?;
+        let mut image = vec![0; 1024];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x206..0x208].copy_from_slice(&[15, 2]);
+        image[0x24c..0x250].copy_from_slice(&u32::try_from(payload.len())?.to_le_bytes());
+        image.extend(payload);
+        Ok(Self { kernel: image, ..self })
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Result<Outcome, Failed> {
+        let dir = tempfile::tempdir()?;
+        let mut kernel = tempfile::tempfile()?;
+        kernel.write_all(&self.kernel)?;
+        let mut rootfs = tempfile::tempfile()?;
+        rootfs.write_all(&[0; 512])?;
+        let (mut console, mut end) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let control = UnixListener::bind(dir.path().join("vmm.sock"))?;
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
+        let tap = sys::tap()?;
+        let config = VmConfig {
+            name: "tiny".into(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            cmdline: String::new(),
+            kvm_fd: inherit(&kvm)?,
+            kernel_fd: inherit(&kernel)?,
+            rootfs_fd: inherit(&rootfs)?,
+            tap_fd: inherit(&tap)?,
+            console_fd: inherit(&console)?,
+            control_fd: inherit(&control)?,
+            end_fd: inherit(&end)?,
+            identity: identity(),
+        };
+        let mut document = tempfile::tempfile()?;
+        document.write_all(&serde_json::to_vec(&config)?)?;
+        let status = Command::new(env!("CARGO_BIN_EXE_vmm"))
+            .args(["--config-fd", &inherit(&document)?.to_string()])
+            .stdin(Stdio::null())
+            .status()?;
+        Ok(Outcome {
+            end: serde_json::from_str(&text(&mut end)?)?,
+            console: text(&mut console)?,
+            exit: status.code(),
+        })
+    }
+}
+
+fn identity() -> patina_abi::link::Identity {
+    patina_abi::link::Identity {
+        vmid: 0,
+        family: "tiny".into(),
+        ip: Ipv4Addr::new(100, 64, 0, 1),
+        prefix: 20,
+        gateway: Ipv4Addr::new(100, 64, 15, 254),
+        mac: "02:00:00:00:00:01".into(),
+        hostname: "tiny".into(),
+        clock_ns: 0,
+    }
+}
+
+/// Leaves a descriptor open for the program that is started next.
+fn inherit(fd: &impl AsFd) -> Result<RawFd, Failed> {
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+    Ok(fd.as_fd().as_raw_fd())
+}
+
+fn text(file: &mut File) -> Result<String, Failed> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// An ELF kernel of one segment: `code`, loaded and entered at [`CODE`].
+fn elf(code: &[u8]) -> Vec<u8> {
+    const HEADERS: u64 = 64 + 56;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64, version
+    file.extend(CODE.to_le_bytes());
+    file.extend(64u64.to_le_bytes()); // program headers
+    file.extend([0; 12]); // no section headers, no flags
+    file.extend([64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]); // PT_LOAD, read and execute
+    for word in [HEADERS, CODE, CODE, code.len() as u64, code.len() as u64, 4096] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(code);
+    file
+}

@@ -1,0 +1,138 @@
+//! Real VMs with guests of a few instructions: how each ends, and that the `vmm` process says so.
+//!
+//! They need /dev/kvm and a tap, and show as ignored, with the reason, where these cannot be had.
+
+mod tiny;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::process::ExitCode;
+use tiny::{Guest, Outcome};
+use vmm::api::end::EndKind;
+use vmm::vcpu::kind::KvmKind;
+
+/// `out dx, ax` of 0x2000 to port 0x604: power off.
+const POWER_OFF: &[u8] = &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4];
+/// `out dx, al` of 1 to port 0x505: the kernel panicked.
+const PANIC: &[u8] = &[0x66, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4];
+/// `out dx, al` of 0xfe to port 0x64: the keyboard controller resets.
+const RESET: &[u8] = &[0x66, 0xba, 0x64, 0x00, 0xb0, 0xfe, 0xee, 0xf4];
+/// `vaddps xmm0, xmm0, xmm0`: AVX in kernel mode.
+const AVX: &[u8] = &[0xc5, 0xf8, 0x58, 0xc0];
+/// `ud2`, with an empty interrupt table.
+const UD2: &[u8] = &[0x0f, 0x0b];
+
+type Test = fn() -> Result<(), Failed>;
+
+fn main() -> ExitCode {
+    let tests: [(&str, Test); 9] = [
+        ("power_off_is_recorded", power_off),
+        ("a_panic_is_recorded_with_its_words", panic),
+        ("a_reset_is_recorded", reset),
+        ("a_triple_fault_is_recorded", triple_fault),
+        ("an_instruction_that_kvm_lacks_is_named", unknown_instruction),
+        ("popcnt_works_whatever_the_kvm", popcnt),
+        ("a_bzimage_boots_as_the_elf_inside", bzimage),
+        ("a_file_that_is_no_kernel_is_refused_with_its_first_bytes", no_kernel),
+        ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
+    ];
+    let missing = tiny::missing();
+    let trials = tests
+        .into_iter()
+        .map(|(name, test)| match &missing {
+            None => Trial::test(name, test),
+            Some(reason) => Trial::test(format!("{name} [{reason}]"), test).with_ignored_flag(true),
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn expect(outcome: &Outcome, kind: EndKind, words: &str) -> Result<(), Failed> {
+    if outcome.end.kind != kind || !outcome.end.reason.contains(words) {
+        return Err(format!("expected {kind:?} with {words:?}, found {outcome:?}").into());
+    }
+    Ok(())
+}
+
+fn power_off() -> Result<(), Failed> {
+    let outcome = Guest::code(POWER_OFF).run()?;
+    expect(&outcome, EndKind::PoweredOff, "powered off")?;
+    if outcome.exit != Some(0) {
+        return Err(format!("an orderly end is no failure of the vmm: {outcome:?}").into());
+    }
+    Ok(())
+}
+
+fn panic() -> Result<(), Failed> {
+    let mut code = Vec::new();
+    for byte in b"Kernel panic - not syncing: on purpose\n" {
+        code.extend([0x66, 0xba, 0xf8, 0x03, 0xb0, *byte, 0xee]); // to the serial port
+    }
+    code.extend(PANIC);
+    let outcome = Guest::code(&code).run()?;
+    expect(&outcome, EndKind::Panicked, "panicked: on purpose")?;
+    if !outcome.console.contains("on purpose\n") {
+        return Err(format!("the last words are not in the log: {outcome:?}").into());
+    }
+    Ok(())
+}
+
+fn reset() -> Result<(), Failed> {
+    expect(&Guest::code(RESET).run()?, EndKind::Rebooted, "reset")
+}
+
+fn triple_fault() -> Result<(), Failed> {
+    expect(&Guest::code(UD2).run()?, EndKind::TripleFaulted, "triple fault")
+}
+
+fn unknown_instruction() -> Result<(), Failed> {
+    let outcome = Guest::code(AVX).run()?;
+    if KvmKind::detect() != KvmKind::Software {
+        // The CPU runs it, and faults because the guest has not turned AVX on.
+        return expect(&outcome, EndKind::TripleFaulted, "triple fault");
+    }
+    expect(
+        &outcome,
+        EndKind::VmmError,
+        "`vaddps xmm0,xmm0,xmm0` (bytes [c5, f8, 58, c0]) at guest address 0x100000",
+    )
+}
+
+fn popcnt() -> Result<(), Failed> {
+    let mut code = vec![0x48, 0xc7, 0xc0, 0xf7, 0x00, 0x00, 0x00]; // mov rax, 0xf7
+    code.extend([0xf3, 0x48, 0x0f, 0xb8, 0xd8]); // popcnt rbx, rax
+    code.extend([0x48, 0x83, 0xfb, 0x07]); // cmp rbx, 7
+    code.extend([0x75, POWER_OFF.len() as u8]); // jne to the reset
+    code.extend(POWER_OFF);
+    code.extend(RESET);
+    expect(&Guest::code(&code).run()?, EndKind::PoweredOff, "")
+}
+
+fn bzimage() -> Result<(), Failed> {
+    expect(&Guest::code(POWER_OFF).as_bzimage()?.run()?, EndKind::PoweredOff, "")
+}
+
+fn no_kernel() -> Result<(), Failed> {
+    let outcome = Guest::file(b"#!/bin/sh\necho I am no kernel\n").run()?;
+    expect(
+        &outcome,
+        EndKind::VmmError,
+        "neither an x86-64 ELF file nor a bzImage (it begins with [23, 21, 2f",
+    )?;
+    if outcome.exit != Some(1) {
+        return Err(format!("a VM that cannot start is a failure of the vmm: {outcome:?}").into());
+    }
+    Ok(())
+}
+
+fn out_of_range() -> Result<(), Failed> {
+    let end = |guest: Guest| guest.run();
+    expect(
+        &end(Guest::code(POWER_OFF).memory_mib(63))?,
+        EndKind::VmmError,
+        "RAM in MiB is 63, and must be 64 to 65536",
+    )?;
+    expect(&end(Guest::code(POWER_OFF).memory_mib(65_537))?, EndKind::VmmError, "must be 64 to 65536")?;
+    expect(&end(Guest::code(POWER_OFF).vcpus(0))?, EndKind::VmmError, "vCPUs is 0, and must be 1 to 16")?;
+    expect(&end(Guest::code(POWER_OFF).vcpus(17))?, EndKind::VmmError, "must be 1 to 16")?;
+    expect(&end(Guest::code(POWER_OFF).vcpus(16).memory_mib(65_536))?, EndKind::PoweredOff, "")
+}
