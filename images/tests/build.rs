@@ -1,6 +1,8 @@
 //! Real builds. They fetch packages and compile for minutes, so they run when asked for:
 //! `cargo test -p patina-images --test build -- --ignored`. Products go to the usual cache.
 
+#![allow(clippy::unwrap_used, reason = "these are tests, their helpers too")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
