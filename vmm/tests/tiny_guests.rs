@@ -108,7 +108,7 @@ fn popcnt() -> Result<(), Failed> {
 }
 
 fn bzimage() -> Result<(), Failed> {
-    expect(&Guest::code(POWER_OFF).as_bzimage()?.run()?, EndKind::PoweredOff, "")
+    expect(&Guest::code(POWER_OFF).into_bzimage()?.run()?, EndKind::PoweredOff, "")
 }
 
 fn no_kernel() -> Result<(), Failed> {

@@ -58,7 +58,7 @@ impl Guest {
     }
 
     /// The same kernel, packed as a bzImage of one setup sector.
-    pub fn as_bzimage(self) -> Result<Self, Failed> {
+    pub fn into_bzimage(self) -> Result<Self, Failed> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&self.kernel)?;
         let payload = encoder.finish()?;
