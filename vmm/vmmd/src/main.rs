@@ -1,7 +1,7 @@
 //! The daemon of a Patina host.
 
 use clap::Parser;
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 use vmmd::{daemon, options::Options};
 
@@ -23,7 +23,9 @@ fn main() -> ExitCode {
 
 fn start_log(json: bool) {
     let filter = EnvFilter::try_from_env("PATINA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     if json {
         log.json().init();
     } else {

@@ -3,9 +3,10 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+use vmm::boot::kernel::{KernelError, check_kernel};
 
 /// Why a file is no image.
 #[derive(Debug, thiserror::Error)]
@@ -38,10 +39,13 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// Not a kernel.
-    #[error("check kernel {path}: neither an ELF file (vmlinux) nor a bzImage")]
-    NotAKernel {
+    #[error("check kernel {path}: {source}")]
+    Kernel {
         /// The path.
         path: PathBuf,
+        /// Why.
+        #[source]
+        source: KernelError,
     },
 }
 
@@ -51,7 +55,7 @@ impl ImageError {
     pub fn field(&self) -> &'static str {
         match self {
             Self::Open { field, .. } | Self::NotAFile { field, .. } | Self::Empty { field, .. } => field,
-            Self::NotAKernel { .. } => "kernel",
+            Self::Kernel { .. } => "kernel",
         }
     }
 }
@@ -62,11 +66,10 @@ impl ImageError {
 /// It cannot be read or is none.
 pub fn open_kernel(path: &Path) -> Result<File, ImageError> {
     let file = open("kernel", path)?;
-    let bad = |source| ImageError::Open { field: "kernel", path: path.to_owned(), source };
-    if is_kernel(&file).map_err(bad)? {
-        Ok(file)
-    } else {
-        Err(ImageError::NotAKernel { path: path.to_owned() })
+    // Its first bytes; the vmm checks the rest as it loads.
+    match check_kernel(&file) {
+        Ok(_) => Ok(file),
+        Err(source) => Err(ImageError::Kernel { path: path.to_owned(), source }),
     }
 }
 
@@ -92,20 +95,6 @@ fn open(field: &'static str, path: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-/// Looks at the magic numbers alone; the vmm checks the rest as it loads.
-fn is_kernel(file: &File) -> io::Result<bool> {
-    Ok(holds(file, 0, b"\x7fELF")? || holds(file, 0x202, b"HdrS")?)
-}
-
-fn holds(file: &File, offset: u64, magic: &[u8; 4]) -> io::Result<bool> {
-    let mut bytes = [0; 4];
-    match file.read_exact_at(&mut bytes, offset) {
-        Ok(()) => Ok(bytes == *magic),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,16 +104,19 @@ mod tests {
     fn kernels_are_known_by_their_magic() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k");
-        fs::write(&path, b"\x7fELF\x02").unwrap();
+        let mut elf = vec![0; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[18] = 62;
+        fs::write(&path, &elf).unwrap();
         assert!(open_kernel(&path).is_ok());
-        let mut image = vec![0; 0x202];
-        image.extend(b"HdrS");
-        fs::write(&path, &image).unwrap();
-        assert!(open_kernel(&path).is_ok());
-        fs::write(&path, b"#!").unwrap();
-        let error = open_kernel(&path).unwrap_err();
-        assert!(matches!(error, ImageError::NotAKernel { .. }));
-        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        // Another machine's.
+        elf[18] = 183;
+        for text in [elf.as_slice(), b"#!"] {
+            fs::write(&path, text).unwrap();
+            let error = open_kernel(&path).unwrap_err();
+            assert!(matches!(error, ImageError::Kernel { .. }));
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        }
     }
 
     #[test]
