@@ -45,8 +45,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("lost");
         let mut command = Command::new("sh");
-        command.args(["-c", "echo; exec sleep 1000"]).env(DIR_VARIABLE, &dir).stdout(Stdio::piped());
+        command.args(["-c", "echo; read wait"]).env(DIR_VARIABLE, &dir);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
+        let _input = child.stdin.take();
         // Its environment is not to be seen until it runs.
         child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         let owner = Process::of_child(child).unwrap();

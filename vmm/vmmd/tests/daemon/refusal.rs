@@ -22,7 +22,7 @@ fn images_that_cannot_be_used_are_named() {
         let mut client = bench.start().await;
         fs::write(bench.path("text"), "not a kernel").unwrap();
         for (kernel, says) in
-            [("missing", "No such file"), ("text", "neither an ELF"), (".", "not a regular")]
+            [("missing", "No such file"), ("text", "neither an x86-64 ELF"), (".", "not a regular")]
         {
             let kernel = bench.path(kernel).display().to_string();
             let status =
