@@ -109,7 +109,7 @@ fn start(path: &CStr, argv: &[&CStr], stdio: Stdio<'_>) -> Option<Pid> {
     let envp = [format!("PATH={PATH_DEFAULT}"), "HOME=/root".into(), "TERM=linux".into()];
     let envp: Vec<CString> = envp.into_iter().filter_map(|v| CString::new(v).ok()).collect();
     match spawn(&Spawn { path, argv: &argv, envp: &envp, cwd: None, stdio }) {
-        Ok(pid) => Some(pid),
+        Ok((pid, _)) => Some(pid),
         Err(error) => {
             say(&format!("start {}: {error}", path.to_string_lossy()));
             None

@@ -6,7 +6,7 @@ use patina_abi::exec::{ARGV_MAX, Exit, Start};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use std::ffi::{CString, OsStr, OsString};
@@ -117,15 +117,8 @@ impl Program {
         };
         let cwd = cwd.as_ref().map(AsFd::as_fd);
         let failed = |source| StartError::NotExecutable { program: shown(name), source };
-        let pid = spawn(&Spawn { path: &path, argv: &argv, envp: &envp, cwd, stdio }).map_err(failed)?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|e| {
-            // Without a descriptor its end would never be seen. A killed process is soon reaped.
-            kill_group(pid, Signal::KILL);
-            match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
-                Ok(_) => failed(e.into()),
-                Err(wait_error) => failed(wait_error.into()),
-            }
-        })?;
+        let (pid, pidfd) =
+            spawn(&Spawn { path: &path, argv: &argv, envp: &envp, cwd, stdio }).map_err(failed)?;
         let Streams { terminal, stdin, outputs, child: _ } = streams;
         Ok(Self { pid, pidfd, terminal: terminal.is_some(), stdin: Some(stdin), outputs })
     }
