@@ -1,8 +1,7 @@
 //! A private `vmmd` with its own socket and state directory, which leaves nothing behind.
 
 use crate::{
-    interrupt,
-    leftovers::Snapshot,
+    interrupt, leftovers,
     process::{self, Output, ProcessError},
     setup::Setup,
     vm::Vm,
@@ -34,7 +33,6 @@ pub struct Host {
     dir: TempDir,
     wrapper: Vec<String>,
     vmmd: Option<Child>,
-    before: Snapshot,
 }
 
 /// What went wrong with a [`Host`] or a [`Vm`].
@@ -114,7 +112,6 @@ impl Host {
             dir,
             wrapper: wrapper.iter().map(|&word| word.to_owned()).collect(),
             vmmd: None,
-            before: Snapshot::take().map_err(system("look for processes"))?,
         };
         host.start_vmmd()?;
         Ok(host)
@@ -302,9 +299,10 @@ impl Host {
     /// # Errors
     /// [`HostError::Leftovers`] when something is still there.
     pub fn stop(mut self) -> Result<(), HostError> {
-        self.clean()?;
-        let now = Snapshot::take().map_err(system("look for processes"))?;
-        let mut left = now.since(&self.before);
+        let interfaces = self.clean()?;
+        let mut left = leftovers::processes_of(self.dir.path()).map_err(system("look for processes"))?;
+        let still_there = interfaces.into_iter().filter(|name| leftovers::interface_exists(name));
+        left.extend(still_there.map(|name| format!("network interface {name}")));
         if self.socket().exists() {
             left.push(format!("socket {}", self.socket().display()));
         }
@@ -312,8 +310,8 @@ impl Host {
     }
 
     /// Removes all VMs, then ends `vmmd`. A `vmmd` that was killed is started again: only it knows
-    /// which bridges and processes are its own.
-    fn clean(&mut self) -> Result<(), HostError> {
+    /// which bridges and processes are its own. Returns the interfaces that its VMs had.
+    fn clean(&mut self) -> Result<Vec<String>, HostError> {
         let ended = match &mut self.vmmd {
             Some(vmmd) => vmmd.try_wait().map_err(system("look at vmmd"))?.is_some(),
             None => true,
@@ -338,16 +336,18 @@ impl Host {
         removed
     }
 
-    fn remove_all(&self) -> Result<(), HostError> {
+    fn remove_all(&self) -> Result<Vec<String>, HostError> {
         let arguments = ["-o", "json", "ls"];
         let vms = parse(succeeded(&arguments, &self.vmctl_even_now(&arguments, b"")?)?)?;
-        let names: Vec<&str> =
-            vms.as_array().into_iter().flatten().filter_map(|vm| vm["name"].as_str()).collect();
-        if names.is_empty() {
-            return Ok(());
+        let field = |field| vms.as_array().into_iter().flatten().filter_map(move |vm| vm[field].as_str());
+        let interfaces = field("bridge").chain(field("tap")).filter(|name| !name.is_empty());
+        let interfaces = interfaces.map(str::to_owned).collect();
+        let names: Vec<&str> = field("name").collect();
+        if !names.is_empty() {
+            let arguments = [&["rm", "-f"], names.as_slice()].concat();
+            succeeded(&arguments, &self.vmctl_even_now(&arguments, b"")?)?;
         }
-        let arguments = [&["rm", "-f"], names.as_slice()].concat();
-        succeeded(&arguments, &self.vmctl_even_now(&arguments, b"")?).map(|_| ())
+        Ok(interfaces)
     }
 
     fn vmmd_log_path(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! Processes and network interfaces that were not there before.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{collections::BTreeSet, fs, io, os::unix::ffi::OsStrExt as _, path::Path};
 
 /// What is there of Patina at one moment: `vmm` and `vmmd` processes, bridges and taps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,13 +13,9 @@ impl Snapshot {
     /// `/proc` or `/sys` cannot be read.
     pub fn take() -> io::Result<Self> {
         let mut found = BTreeSet::new();
-        for entry in fs::read_dir("/proc")? {
-            let entry = entry?;
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-                continue;
-            };
+        for pid in pids()? {
             // A process may end while we look at it: no comm, nothing left behind.
-            if let Ok(comm) = fs::read_to_string(entry.path().join("comm"))
+            if let Ok(comm) = fs::read_to_string(format!("/proc/{pid}/comm"))
                 && matches!(comm.trim_end(), "vmm" | "vmmd")
                 && !is_dead(pid)
             {
@@ -42,6 +38,41 @@ impl Snapshot {
     }
 }
 
+/// Processes that belong to a folder: it is in their environment or on their command line.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn processes_of(folder: &Path) -> io::Result<Vec<String>> {
+    let folder = folder.as_os_str().as_bytes();
+    let mut found = Vec::new();
+    for pid in pids()? {
+        // A process may end while we look at it, and those of other users are none of ours.
+        let mentions = |file: &str| {
+            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            bytes.windows(folder.len()).any(|window| window == folder)
+        };
+        if pid != std::process::id() && !is_dead(pid) && (mentions("environ") || mentions("cmdline")) {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            found.push(format!("process {} ({pid})", comm.trim_end()));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether there is a network interface of that name.
+#[must_use]
+pub fn interface_exists(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
+fn pids() -> io::Result<Vec<u32>> {
+    let entries = fs::read_dir("/proc")?;
+    let pid = |entry: io::Result<fs::DirEntry>| {
+        entry.map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).transpose()
+    };
+    entries.filter_map(pid).collect()
+}
+
 /// Whether `pid` has ended and only waits to be reaped.
 fn is_dead(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
@@ -52,6 +83,20 @@ fn is_dead(pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_are_found_by_their_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .env("SOMETHING", folder.path().join("below"))
+            .spawn()
+            .unwrap();
+        assert_eq!(processes_of(folder.path()).unwrap(), [format!("process sleep ({})", child.id())]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(processes_of(folder.path()).unwrap(), Vec::<String>::new());
+    }
 
     #[test]
     fn only_what_is_new_is_left_over() {

@@ -5,6 +5,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use std::{
+    fmt,
     io::{self, Read, Write},
     os::fd::OwnedFd,
     process::{Child, Command, ExitStatus, Stdio},
@@ -13,7 +14,7 @@ use std::{
 };
 
 /// What a program left: its exit code and what it printed.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Output {
     /// Exit code; 128 + signal when a signal ended it.
     pub code: i32,
@@ -46,6 +47,13 @@ pub enum ProcessError {
         /// Both outputs so far.
         printed: String,
     },
+}
+
+impl fmt::Debug for Output {
+    /// As text: it is what a failed test shows.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exit code {}, stdout {:?}, stderr {:?}", self.code, self.text(), self.errors())
+    }
 }
 
 impl Output {

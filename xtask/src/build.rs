@@ -16,8 +16,8 @@ pub const DEFAULT_RECIPE: &str = "default";
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// What runs in guests: the agent, what measures, what tests.
 const GUEST_PACKAGES: [&str; 3] = ["guest-agent", "guest-bench", "patina-guest-tests"];
-/// Guests have no dynamic linker for them.
-const GUEST_FLAGS: &str = "-C target-feature=+crt-static";
+/// Static and not relocated, so that nothing is looked up at their start: guest-agent/README.md.
+const GUEST_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static -C target-cpu=x86-64";
 
 /// Why something could not be built.
 #[derive(Debug, thiserror::Error)]
