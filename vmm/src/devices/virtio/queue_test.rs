@@ -185,7 +185,7 @@ fn indirect_tables_are_followed_and_checked() {
 #[test]
 fn indices_wrap_around() {
     let mut driver = rng();
-    for round in 0..70_000_u32 {
+    for round in 0..66_000_u32 {
         let head = driver.add(0, &[(DATA, 1, true)]);
         driver.run(0);
         assert_eq!(driver.used(0), [(u32::from(head), 1)], "round {round}");

@@ -1,8 +1,8 @@
 //! virtio-vsock in user space: streams between ports of the guest and Unix streams of the host.
 //!
-//! - [`packet`]: headers. [`connection`]: one connection, as pure logic.
-//! - [`stream`]: a connection with the host's end of it. [`muxer`]: all of them.
-//! - [`dialer`]: how other threads open connections to the guest.
+//! - `packet`: headers. `connection`: one connection, as pure logic.
+//! - `stream`: a connection with the host's end of it. `muxer`: all of them.
+//! - `dialer`: how other threads open connections to the guest.
 //!
 //! The headers are our own rather than a crate's because a driver may cut a packet into any pieces.
 
