@@ -4,14 +4,17 @@
 //! [`machine`] puts RAM ([`memory`]), kernel ([`boot`]), [`devices`] and CPUs ([`vcpu`]) together; each vCPU then runs on a thread
 //! of its own, all devices on one, and the main thread talks with `vmmd` and the guest's agent ([`control`]).
 //!
+//! Before the first guest instruction the process gives its rights away ([`jail`]).
 //! [`software`] finishes instructions where KVM has no hardware virtualization; [`sys`] is the edge to the kernel.
 
 pub mod api;
 pub mod boot;
 pub mod control;
 pub mod devices;
+pub mod jail;
 pub mod machine;
 pub mod memory;
+pub mod note;
 pub mod process;
 pub mod software;
 pub mod sys;

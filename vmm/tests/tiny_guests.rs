@@ -7,6 +7,7 @@ mod tiny;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 use tiny::{Guest, Outcome};
+use vmm::api::control::{Open, ToVmm};
 use vmm::api::end::EndKind;
 use vmm::vcpu::kind::KvmKind;
 
@@ -18,13 +19,15 @@ const PANIC: &[u8] = &[0x66, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4];
 const RESET: &[u8] = &[0x66, 0xba, 0x64, 0x00, 0xb0, 0xfe, 0xee, 0xf4];
 /// `vaddps xmm0, xmm0, xmm0`: AVX in kernel mode.
 const AVX: &[u8] = &[0xc5, 0xf8, 0x58, 0xc0];
+/// `jmp` to itself.
+const SPIN: &[u8] = &[0xeb, 0xfe];
 /// `ud2`, with an empty interrupt table.
 const UD2: &[u8] = &[0x0f, 0x0b];
 
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 9] = [
+    let tests: [(&str, Test); 10] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         ("popcnt_works_whatever_the_kvm", popcnt),
         ("a_bzimage_boots_as_the_elf_inside", bzimage),
         ("a_file_that_is_no_kernel_is_refused_with_its_first_bytes", no_kernel),
+        ("a_running_vmm_has_no_rights_and_is_killed_by_word", jailed),
         ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
     ];
     let missing = tiny::missing();
@@ -135,4 +139,20 @@ fn out_of_range() -> Result<(), Failed> {
     expect(&end(Guest::code(POWER_OFF).vcpus(0))?, EndKind::VmmError, "vCPUs is 0, and must be 1 to 16")?;
     expect(&end(Guest::code(POWER_OFF).vcpus(17))?, EndKind::VmmError, "must be 1 to 16")?;
     expect(&end(Guest::code(POWER_OFF).vcpus(16).memory_mib(65_536))?, EndKind::PoweredOff, "")
+}
+
+fn jailed() -> Result<(), Failed> {
+    let vmm = Guest::code(SPIN).start()?;
+    // The control connection is answered when the VM runs, and that is after the jail's door has shut.
+    let mut control = vmm.connect(&Open::Control)?;
+    let expected =
+        [("Uid", "65534\t65534\t65534\t65534"), ("Groups", ""), ("NoNewPrivs", "1"), ("Seccomp", "2")];
+    for (key, value) in expected {
+        let found = vmm.status(key)?;
+        if found != value {
+            return Err(format!("{key} is {found:?}, not {value:?}").into());
+        }
+    }
+    tiny::send(&mut control, &ToVmm::Kill { reason: "enough".into() })?;
+    expect(&vmm.wait()?, EndKind::Killed, "enough")
 }

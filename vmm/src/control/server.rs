@@ -6,6 +6,7 @@ use super::mailbox::{Event, Inbox};
 use super::session::{Effect, Session};
 use crate::api::control::{FromVmm, Open, Opened, State};
 use crate::api::end::{End, EndKind};
+use crate::note::note;
 use patina_abi::LINE_MAX_BYTES;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io::Write;
@@ -180,7 +181,7 @@ impl<D: Doors> Server<D> {
         let lines = match received {
             Ok(lines) => lines,
             Err(error) => {
-                eprintln!("vmm: control connection: {}", crate::chain(&error));
+                note(&format!("control connection: {}", crate::chain(&error)));
                 self.drop_control();
                 return None;
             }
@@ -192,7 +193,7 @@ impl<D: Doors> Server<D> {
                         return Some(end);
                     }
                 }
-                Err(error) => eprintln!("vmm: control connection: line not understood: {error}"),
+                Err(error) => note(&format!("control connection: line not understood: {error}")),
             }
         }
         None
@@ -213,7 +214,7 @@ impl<D: Doors> Server<D> {
         let lines = match received {
             Ok(lines) => lines,
             Err(error) => {
-                eprintln!("vmm: agent link: {}", crate::chain(&error));
+                note(&format!("agent link: {}", crate::chain(&error)));
                 self.link = None;
                 return None;
             }
@@ -246,7 +247,7 @@ impl<D: Doors> Server<D> {
             match effect {
                 Effect::ToAgent(message) => {
                     if let Some(error) = self.link.as_mut().and_then(|link| link.send(&message).err()) {
-                        eprintln!("vmm: agent link: {}", crate::chain(&error));
+                        note(&format!("agent link: {}", crate::chain(&error)));
                         self.link = None;
                     }
                 }
@@ -257,7 +258,7 @@ impl<D: Doors> Server<D> {
                     self.tell_state();
                 }
                 Effect::DropLink(reason) => {
-                    eprintln!("vmm: agent link: {reason}");
+                    note(&format!("agent link: {reason}"));
                     self.link = None;
                 }
                 Effect::Kill(reason) => return Some(End { kind: EndKind::Killed, reason }),
@@ -272,7 +273,7 @@ impl<D: Doors> Server<D> {
 
     fn tell(&mut self, message: &FromVmm) {
         if let Some(error) = self.control.as_mut().and_then(|control| control.send(message).err()) {
-            eprintln!("vmm: control connection: {}", crate::chain(&error));
+            note(&format!("control connection: {}", crate::chain(&error)));
             self.control = None;
         }
     }

@@ -16,7 +16,9 @@ use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::{Net, PortError, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
+use crate::jail::{self, JailError};
 use crate::memory::{self, Memory, MemoryError};
+use crate::note::note;
 use crate::sys::inherit::{InheritError, Inherited};
 use crate::sys::kvm;
 use crate::sys::slot::{SlotError, VmWithMemory};
@@ -101,6 +103,9 @@ pub enum BuildError {
     /// No device thread.
     #[error(transparent)]
     Loop(#[from] LoopError),
+    /// The rights could not be given away.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// KVM does not connect a device.
     #[error(transparent)]
     Wiring(#[from] WiringError),
@@ -128,7 +133,7 @@ impl Running {
     /// Stops the devices and brings the console's last output to its log.
     pub fn finish(&mut self) {
         if let Err(error) = self.devices.stop() {
-            eprintln!("vmm: {}", crate::chain(&error));
+            note(&crate::chain(&error));
         }
         self.console.flush();
     }
@@ -165,8 +170,11 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let console = Arc::clone(&bus.serial);
     let server =
         make_server(config, inherited, inbox, VmDoors { console: Arc::clone(&console), dialer }, started)?;
+    let runners = make_vcpus(config.vcpus, &vm, &supported, entry, (kind, Arc::new(bus), mailbox))?;
+    // From here on there are threads, and the guest runs.
+    jail::enter()?;
     device_loop.start()?;
-    start_vcpus(config.vcpus, &vm, &supported, entry, (kind, Arc::new(bus), mailbox))?;
+    start_vcpus(runners)?;
     Ok(Running { server, console, devices: device_loop, _vm: vm })
 }
 
@@ -248,20 +256,24 @@ fn make_server(
     Server::new(listener, inbox, doors, session, started).map_err(io_failed("the control socket"))
 }
 
-/// Makes all vCPUs before the first one runs: the kernel starts the others by interrupts of its own.
-fn start_vcpus(
+fn make_vcpus(
     vcpus: u8,
     vm: &VmWithMemory,
     supported: &CpuId,
     entry: kernel::Entry,
     (kind, bus, mailbox): (KvmKind, Arc<Bus>, Mailbox),
-) -> Result<(), BuildError> {
-    let mut runners = Vec::new();
-    for index in 0..vcpus {
-        let vcpu = setup::create(vm.vm(), vm.memory(), supported, (index, vcpus), entry)?;
-        let (bus, memory, mailbox) = (Arc::clone(&bus), Arc::clone(vm.memory()), mailbox.clone());
-        runners.push(Runner { vcpu, index, bus, memory, kind, mailbox });
-    }
+) -> Result<Vec<Runner>, BuildError> {
+    (0..vcpus)
+        .map(|index| {
+            let vcpu = setup::create(vm.vm(), vm.memory(), supported, (index, vcpus), entry)?;
+            let (bus, memory, mailbox) = (Arc::clone(&bus), Arc::clone(vm.memory()), mailbox.clone());
+            Ok(Runner { vcpu, index, bus, memory, kind, mailbox })
+        })
+        .collect()
+}
+
+/// All vCPUs exist before the first one runs: the kernel starts the others by interrupts of its own.
+fn start_vcpus(runners: Vec<Runner>) -> Result<(), BuildError> {
     for runner in runners {
         let name = format!("vcpu{}", runner.index);
         std::thread::Builder::new()

@@ -5,6 +5,7 @@ use crate::control::mailbox::{Event, Mailbox};
 use crate::control::server::{Doors, answer};
 use crate::devices::console::Console;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
+use crate::note::note;
 use patina_abi::LINK_PORT;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ impl Doors for VmDoors {
         if answer(&stream, &Opened::Ok)
             && let Err(error) = self.console.add_client(stream)
         {
-            eprintln!("vmm: {}", crate::chain(&error));
+            note(&crate::chain(&error));
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
 //! - [`kvm`]: /dev/kvm itself.
 //! - [`plain`]: structs of the boot protocols as bytes.
+//! - [`rights`]: becoming another user.
 //! - [`xstate`]: XSAVE areas as KVM gives them.
 #![allow(
     unsafe_code,
@@ -17,5 +18,6 @@ pub mod host_cpu;
 pub mod inherit;
 pub mod kvm;
 pub mod plain;
+pub mod rights;
 pub mod slot;
 pub mod xstate;

@@ -2,12 +2,13 @@
 
 use libtest_mimic::Failed;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::net::UnixListener;
-use std::process::{Command, Stdio};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
 use vmm::api::config::VmConfig;
+use vmm::api::control::{Open, Opened};
 use vmm::api::end::End;
 
 mod sys;
@@ -73,12 +74,17 @@ impl Guest {
 
     /// Runs it to its end.
     pub fn run(self) -> Result<Outcome, Failed> {
+        self.start()?.wait()
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Result<Vmm, Failed> {
         let dir = tempfile::tempdir()?;
         let mut kernel = tempfile::tempfile()?;
         kernel.write_all(&self.kernel)?;
         let mut rootfs = tempfile::tempfile()?;
         rootfs.write_all(&[0; 512])?;
-        let (mut console, mut end) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let (console, end) = (tempfile::tempfile()?, tempfile::tempfile()?);
         let control = UnixListener::bind(dir.path().join("vmm.sock"))?;
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
         let tap = sys::tap()?;
@@ -98,16 +104,58 @@ impl Guest {
         };
         let mut document = tempfile::tempfile()?;
         document.write_all(&serde_json::to_vec(&config)?)?;
-        let status = Command::new(env!("CARGO_BIN_EXE_vmm"))
+        let child = Command::new(env!("CARGO_BIN_EXE_vmm"))
             .args(["--config-fd", &inherit(&document)?.to_string()])
             .stdin(Stdio::null())
-            .status()?;
+            .spawn()?;
+        Ok(Vmm { child, dir, console, end })
+    }
+}
+
+/// A `vmm` that runs.
+pub struct Vmm {
+    child: Child,
+    dir: tempfile::TempDir,
+    console: File,
+    end: File,
+}
+
+impl Vmm {
+    /// A line of /proc/PID/status.
+    pub fn status(&self, key: &str) -> Result<String, Failed> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        Ok(line.ok_or("no such line")?.trim().to_owned())
+    }
+
+    /// A connection to its control socket that has said `open` and seen the answer.
+    pub fn connect(&self, open: &Open) -> Result<BufReader<UnixStream>, Failed> {
+        let mut stream = BufReader::new(UnixStream::connect(self.dir.path().join("vmm.sock"))?);
+        send(&mut stream, open)?;
+        let mut answer = String::new();
+        stream.read_line(&mut answer)?;
+        match serde_json::from_str(&answer)? {
+            Opened::Ok => Ok(stream),
+            Opened::Error(reason) => Err(reason.into()),
+        }
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> Result<Outcome, Failed> {
+        let status = self.child.wait()?;
         Ok(Outcome {
-            end: serde_json::from_str(&text(&mut end)?)?,
-            console: text(&mut console)?,
+            end: serde_json::from_str(&text(&mut self.end)?)?,
+            console: text(&mut self.console)?,
             exit: status.code(),
         })
     }
+}
+
+/// Says one line.
+pub fn send(stream: &mut BufReader<UnixStream>, message: &impl serde::Serialize) -> Result<(), Failed> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(stream.get_mut().write_all(&line)?)
 }
 
 fn identity() -> patina_abi::link::Identity {

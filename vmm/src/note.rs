@@ -1,0 +1,42 @@
+//! What the vmm has to say to people: lines on standard error, which is the VM's log.
+//!
+//! A hostile guest can provoke as many lines as it likes (a link that it opens and breaks), so a process says at
+//! most [`NOTES_MAX`] and then falls silent.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Most lines of one process, besides the one that tells how it ended.
+pub const NOTES_MAX: u32 = 1000;
+
+static SAID: AtomicU32 = AtomicU32::new(0);
+
+/// Says one line.
+pub fn note(line: &str) {
+    if let Some(line) = admit(&SAID, line) {
+        eprintln!("vmm: {line}");
+    }
+}
+
+fn admit<'a>(said: &AtomicU32, line: &'a str) -> Option<&'a str> {
+    // Saturates, so that the count does not come round.
+    let before = said
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_add(1))
+        .unwrap_or(NOTES_MAX + 1);
+    match before {
+        NOTES_MAX => Some("too much to say: what follows is left out"),
+        count => (count < NOTES_MAX).then_some(line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_ends_with_one_last_word() {
+        let said = AtomicU32::new(0);
+        let lines: Vec<_> = (0..2 * NOTES_MAX).filter_map(|_| admit(&said, "x")).collect();
+        assert_eq!(lines.len() as u32, NOTES_MAX + 1);
+        assert!(lines.last().expect("a line").starts_with("too much"));
+    }
+}
