@@ -5,7 +5,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// Most links that wait for the control thread. A guest can connect as often as it likes; only the last one counts.
+pub const LINKS_MAX: usize = 4;
 
 /// Something that the control thread must know.
 #[derive(Debug)]
@@ -21,6 +25,7 @@ pub enum Event {
 pub struct Mailbox {
     events: Sender<Event>,
     wake: Arc<OwnedFd>,
+    links: Arc<AtomicUsize>,
 }
 
 /// The control thread's side.
@@ -28,6 +33,7 @@ pub struct Mailbox {
 pub struct Inbox {
     events: Receiver<Event>,
     wake: Arc<OwnedFd>,
+    links: Arc<AtomicUsize>,
 }
 
 /// Makes both sides.
@@ -37,10 +43,22 @@ pub struct Inbox {
 pub fn mailbox() -> rustix::io::Result<(Mailbox, Inbox)> {
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (sender, receiver) = channel();
-    Ok((Mailbox { events: sender, wake: Arc::clone(&wake) }, Inbox { events: receiver, wake }))
+    let links = Arc::new(AtomicUsize::new(0));
+    let mailbox = Mailbox { events: sender, wake: Arc::clone(&wake), links: Arc::clone(&links) };
+    Ok((mailbox, Inbox { events: receiver, wake, links }))
 }
 
 impl Mailbox {
+    /// Tells of a new link, unless [`LINKS_MAX`] wait already: then the stream is closed.
+    pub fn send_link(&self, stream: UnixStream) -> bool {
+        let admit = |waiting: usize| (waiting < LINKS_MAX).then_some(waiting + 1);
+        let is_admitted = self.links.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_ok();
+        if is_admitted {
+            self.send(Event::Link(stream));
+        }
+        is_admitted
+    }
+
     /// Tells the control thread. When that one has gone, the process is ending and nobody need know.
     pub fn send(&self, event: Event) {
         if self.events.send(event).is_ok() {
@@ -63,6 +81,24 @@ impl Inbox {
         let mut count = [0; 8];
         // Nothing to read: the events were taken with an earlier wake-up.
         rustix::io::read(&self.wake, &mut count).ok();
-        self.events.try_iter().collect()
+        let events: Vec<Event> = self.events.try_iter().collect();
+        let links = events.iter().filter(|event| matches!(event, Event::Link(_))).count();
+        self.links.fetch_sub(links, Ordering::AcqRel);
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_links_is_cut_until_they_are_taken() {
+        let (mailbox, inbox) = mailbox().expect("a mailbox");
+        let link = || UnixStream::pair().expect("a pair").0;
+        let admitted = (0..100).filter(|_| mailbox.send_link(link())).count();
+        assert_eq!(admitted, LINKS_MAX);
+        assert_eq!(inbox.take().len(), LINKS_MAX);
+        assert!(mailbox.send_link(link()));
     }
 }

@@ -74,7 +74,7 @@ fn a_vm_boots_is_asked_and_killed() {
     let booting = serde_json::to_string(&FromVmm::State(State::Booting)).expect("a state");
     assert_eq!((vmmd.line(), vmmd.line()), (r#""ok""#.to_owned(), booting));
     let (ours, theirs) = UnixStream::pair().expect("a pair");
-    vmm.mailbox.send(Event::Link(ours));
+    assert!(vmm.mailbox.send_link(ours));
     let mut agent = Peer(BufReader::new(theirs));
     agent.say(r#"{"t":"hello","abi":1,"agent":"test"}"#);
     assert!(agent.line().starts_with(r#"{"t":"identity","vmid":0"#));
@@ -95,7 +95,7 @@ fn a_second_vmmd_takes_over_and_who_waits_for_the_first_is_told() {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let mut first = Peer::open(&vmm, r#""control""#);
     first.line();
-    vmm.mailbox.send(Event::Link(ours));
+    assert!(vmm.mailbox.send_link(ours));
     let mut agent = Peer(BufReader::new(theirs));
     agent.say(r#"{"t":"hello","abi":1,"agent":"test"}"#);
     agent.line();

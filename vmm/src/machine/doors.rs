@@ -1,7 +1,7 @@
 //! Where connections of the control socket go that are not the control connection.
 
 use crate::api::control::Opened;
-use crate::control::mailbox::{Event, Mailbox};
+use crate::control::mailbox::Mailbox;
 use crate::control::server::{Doors, answer};
 use crate::devices::console::Console;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
@@ -60,7 +60,6 @@ impl HostPorts for LinkPort {
             return None;
         }
         let (ours, theirs) = UnixStream::pair().ok()?;
-        self.0.send(Event::Link(ours));
-        Some(theirs)
+        self.0.send_link(ours).then_some(theirs)
     }
 }

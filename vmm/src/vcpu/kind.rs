@@ -74,14 +74,20 @@ const WORDS: [Word; 6] = [
         register: |_, _, c, _| c,
         used: &[1, 9, 13, 17, 19, 20, 23, 25, 30],
     },
-    // FSGSBASE, SMEP, INVPCID, RDSEED, SMAP, CLFLUSHOPT, CLWB, SHA
-    Word { number: 9, leaf: 7, subleaf: 0, register: |_, b, _, _| b, used: &[0, 7, 10, 18, 20, 23, 24, 29] },
+    // FSGSBASE, SMEP, ERMS, INVPCID, RDSEED, SMAP, CLFLUSHOPT, CLWB, SHA
+    Word {
+        number: 9,
+        leaf: 7,
+        subleaf: 0,
+        register: |_, b, _, _| b,
+        used: &[0, 7, 9, 10, 18, 20, 23, 24, 29],
+    },
     // XSAVEOPT, XSAVEC, XGETBV1, XSAVES
     Word { number: 10, leaf: 0xd, subleaf: 1, register: |a, _, _, _| a, used: &[0, 1, 2, 3] },
     // UMIP, PKU, RDPID
     Word { number: 16, leaf: 7, subleaf: 0, register: |_, _, c, _| c, used: &[2, 3, 22] },
-    // SERIALIZE, AMX-TILE
-    Word { number: 18, leaf: 7, subleaf: 0, register: |_, _, _, d| d, used: &[14, 24] },
+    // FSRM, SERIALIZE, AMX-TILE
+    Word { number: 18, leaf: 7, subleaf: 0, register: |_, _, _, d| d, used: &[4, 14, 24] },
 ];
 
 /// Linux's numbers of the features that the CPU shows, the kernel would use, and KVM does not offer.
