@@ -15,9 +15,10 @@ const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.1.tar.xz";
 const SOURCE_DIRECTORY: &str = "linux-source-6.1";
 
 const CONFIG: &str = include_str!("../kernel/config");
-const PATCHES: [(&str, &str); 2] = [
+const PATCHES: [(&str, &str); 3] = [
     ("0001-syscall-gap.patch", include_str!("../kernel/patches/0001-syscall-gap.patch")),
     ("0002-power-off-and-panic.patch", include_str!("../kernel/patches/0002-power-off-and-panic.patch")),
+    ("0003-optional-sysfs.patch", include_str!("../kernel/patches/0003-optional-sysfs.patch")),
 ];
 
 /// Part of the key: raise it when this module builds another kernel from the same inputs.
@@ -27,13 +28,13 @@ const BUILDER_VERSION: &str = "1";
 const EXPECTED_OBJECTS: u64 = 1330;
 
 /// Parts of the source that no x86 guest kernel needs: unpacking is bound by the number of files. Kconfig reads
-/// the files of its own everywhere, so of `drivers` only what is compiled may stay away.
+/// its own files everywhere, so only what is compiled may stay away.
 const UNUSED_SOURCE: [&str; 12] = [
-    "Documentation/*",
-    "arch/arm/*",
-    "arch/arm64/*",
-    "arch/mips/*",
-    "arch/powerpc/*",
+    "Documentation/*/*",
+    "arch/arm*/*.[chS]",
+    "arch/*/boot/dts/*",
+    "arch/mips/*.[chS]",
+    "arch/powerpc/*.[chS]",
     "drivers/gpu/*.[ch]",
     "drivers/media/*.[ch]",
     "drivers/net/ethernet/*.[ch]",
