@@ -58,6 +58,7 @@ const INPUT_OUTPUT: &[libc::c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_getrandom,
     libc::SYS_timerfd_settime,
+    libc::SYS_memfd_create,
     libc::SYS_openat,
 ];
 /// Unix sockets that are there already, and pairs.

@@ -72,6 +72,30 @@ pub fn allocate(bytes: u64) -> Result<(File, Memory), MemoryError> {
     Ok((memfd, Arc::new(memory)))
 }
 
+/// Makes RAM that is a private view of a generation: what `memfd` holds, copied page by page as it is written.
+///
+/// # Errors
+/// The memfd is shorter than `bytes`, or cannot be mapped.
+pub fn view(memfd: File, bytes: u64) -> Result<Memory, MemoryError> {
+    use vm_memory::mmap::{FromRangesError, MmapRegionError};
+    use vm_memory::{GuestRegionMmap, MmapRegion};
+    const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let map = |source: FromRangesError| MemoryError::Map { bytes, source };
+    let file = Arc::new(memfd);
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, length) in layout(bytes) {
+        let part = FileOffset::from_arc(Arc::clone(&file), offset);
+        let mapping = MmapRegion::build(Some(part), length as usize, libc::PROT_READ | libc::PROT_WRITE, FLAGS)
+            .map_err(|error| map(error.into()))?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start));
+        regions.push(region.ok_or(MmapRegionError::InvalidPointer).map_err(|error| map(error.into()))?);
+        offset += length;
+    }
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| map(error.into()))?;
+    Ok(Arc::new(memory))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -45,8 +45,8 @@ pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessErro
     let mut record = File::from(inherited.take(config.end_fd)?);
     let end = match build::build(&config, &mut inherited, started) {
         Ok(mut running) => {
-            let end = running.server.run().map_err(ProcessError::Serve)?;
-            running.finish();
+            let end = running.server.run(&mut running.machine).map_err(ProcessError::Serve)?;
+            running.machine.finish();
             write_end(&mut record, &end)?;
             running.server.farewell(&end);
             eprintln!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);

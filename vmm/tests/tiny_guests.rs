@@ -5,8 +5,12 @@
 mod tiny;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use tiny::{Guest, Outcome};
+use tiny::{Guest, Outcome, Vmm};
 use vmm::api::control::{Open, ToVmm};
 use vmm::api::end::EndKind;
 use vmm::vcpu::kind::KvmKind;
@@ -24,10 +28,24 @@ const SPIN: &[u8] = &[0xeb, 0xfe];
 /// `ud2`, with an empty interrupt table.
 const UD2: &[u8] = &[0x0f, 0x0b];
 
+/// Echoes each byte from the console, and behind it how many there were: a digit kept at [`COUNT`].
+const ECHO: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8 (data)
+    0xec, 0xee, // in al, dx; out dx, al
+    0xfe, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // inc byte [COUNT]
+    0x8a, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // mov al, [COUNT]
+    0x04, b'0', 0xee, 0xb0, b'\n', 0xee, // add al, '0'; out dx, al; mov al, '\n'; out dx, al
+    0xeb, 0xdb, // jmp start
+];
+/// Where it counts.
+const COUNT: u64 = 0x20_0000;
+
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 10] = [
+    let tests: [(&str, Test); 11] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -37,6 +55,7 @@ fn main() -> ExitCode {
         ("a_bzimage_boots_as_the_elf_inside", bzimage),
         ("a_file_that_is_no_kernel_is_refused_with_its_first_bytes", no_kernel),
         ("a_running_vmm_has_no_rights_and_is_killed_by_word", jailed),
+        ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
         ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
     ];
     let missing = tiny::missing();
@@ -155,4 +174,56 @@ fn jailed() -> Result<(), Failed> {
     }
     tiny::send(&mut control, &ToVmm::Kill { reason: "enough".into() })?;
     expect(&vmm.wait()?, EndKind::Killed, "enough")
+}
+
+/// A console that the test types at.
+struct Typist(BufReader<UnixStream>);
+
+impl Typist {
+    fn new(vmm: &Vmm) -> Result<Self, Failed> {
+        Ok(Self(vmm.connect(&Open::Console)?))
+    }
+
+    fn expect(&mut self, key: &str, line: &str) -> Result<(), Failed> {
+        self.0.get_mut().write_all(key.as_bytes())?;
+        let mut found = String::new();
+        self.0.read_line(&mut found)?;
+        if found.trim_end() != line {
+            return Err(format!("after {key:?}: {found:?}, not {line:?}").into());
+        }
+        Ok(())
+    }
+}
+
+fn freeze() -> Result<(), Failed> {
+    let parent = Guest::code(ECHO).vcpus(2).start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("x", "x1")?;
+    let generation = parent.freeze()?;
+    at_parent.expect("p", "p2")?;
+
+    let first = Guest::generation(&generation)?.vcpus(2).start()?;
+    let second = Guest::generation(&generation)?.vcpus(2).start()?;
+    let (mut at_first, mut at_second) = (Typist::new(&first)?, Typist::new(&second)?);
+    at_first.expect("c", "c2")?;
+    at_second.expect("d", "d2")?;
+    at_first.expect("e", "e3")?;
+    at_parent.expect("q", "q3")?;
+    at_second.expect("f", "f3")?;
+
+    let ram = File::from(generation.memory.try_clone()?);
+    if ram.write_at(&[9], COUNT).is_ok() {
+        return Err("the generation can be written to".into());
+    }
+    let mut count = [0];
+    ram.read_exact_at(&mut count, COUNT)?;
+    if count != [1] {
+        return Err(format!("the generation has changed: {count:?}").into());
+    }
+    for vmm in [parent, first, second] {
+        let mut control = vmm.connect(&Open::Control)?;
+        tiny::send(&mut control, &ToVmm::Kill { reason: "enough".into() })?;
+        expect(&vmm.wait()?, EndKind::Killed, "enough")?;
+    }
+    Ok(())
 }

@@ -78,6 +78,10 @@ pub struct Identity {
     pub hostname: String,
     /// Wall clock of the host as it sent this, nanoseconds since 1970.
     pub clock_ns: u64,
+    /// Randomness from the host, 64 hex digits, new with every identity that is sent: a clone has its parent's kernel
+    /// randomness until it has mixed this in. Empty: none.
+    #[serde(default)]
+    pub seed: String,
 }
 
 /// The outcome of a call: exactly one of `ok` and `error` on the wire.

@@ -23,12 +23,10 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// See [`MEMORY_MIB`].
     pub memory_mib: u32,
-    /// Added to the end of the command line that the vmm makes.
-    pub cmdline: String,
     /// `/dev/kvm`, opened read-write.
     pub kvm_fd: RawFd,
-    /// The kernel: ELF (with a PVH note or a 64-bit entry) or bzImage, opened for reading.
-    pub kernel_fd: RawFd,
+    /// Where the VM begins.
+    pub start: Start,
     /// The root disk, opened for reading; the guest sees a read-only `/dev/vda`.
     pub rootfs_fd: RawFd,
     /// The tap (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, non-blocking).
@@ -41,6 +39,26 @@ pub struct VmConfig {
     pub end_fd: RawFd,
     /// Who the VM is.
     pub identity: Identity,
+}
+
+/// Where a VM begins.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// With a kernel's first instruction.
+    Boot {
+        /// The kernel: ELF (with a PVH note or a 64-bit entry) or bzImage, opened for reading.
+        kernel_fd: RawFd,
+        /// Added to the end of the command line that the vmm makes.
+        cmdline: String,
+    },
+    /// Where the VM stood that a generation was made of: see [`super::control::Open::Freeze`].
+    Generation {
+        /// The generation's state.
+        state_fd: RawFd,
+        /// The generation's RAM; the VM works on a private view of it.
+        memory_fd: RawFd,
+    },
 }
 
 /// Greatest size of a console log, bytes: when it is full its older half goes.

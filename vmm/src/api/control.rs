@@ -4,6 +4,7 @@
 //! - `control`: JSON lines, [`FromVmm`] and [`ToVmm`], until either side closes. One at a time: a new one
 //!   replaces the old, so that a restarted `vmmd` takes over. The first line is a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a port that the guest listens on over vsock.
+//! - `freeze`: nothing: what there is came with the answer.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long.
@@ -25,6 +26,9 @@ pub enum Open {
     },
     /// The serial console.
     Console,
+    /// Freezes the VM and lets it go on: the answer carries two descriptors (SCM_RIGHTS), the generation's state and
+    /// its RAM, and the connection is closed.
+    Freeze,
 }
 
 /// The vmm's answer to an [`Open`].

@@ -25,6 +25,12 @@ pub trait Doors {
     fn console(&self, stream: UnixStream);
 }
 
+/// What the control thread can have frozen.
+pub trait Freezer {
+    /// Freezes the VM and sends the generation with the answer on `stream`. An end: the VM could not go on.
+    fn freeze(&mut self, stream: UnixStream) -> Option<End>;
+}
+
 /// The control thread.
 pub struct Server<D> {
     listener: UnixListener,
@@ -78,7 +84,7 @@ impl<D: Doors> Server<D> {
     ///
     /// # Errors
     /// Waiting fails.
-    pub fn run(&mut self) -> std::io::Result<End> {
+    pub fn run(&mut self, machine: &mut impl Freezer) -> std::io::Result<End> {
         loop {
             let ready = self.wait()?;
             // The end last: what was said before it is still passed on.
@@ -86,7 +92,7 @@ impl<D: Doors> Server<D> {
             if ready.link {
                 end = end.or(self.serve_link());
             }
-            self.serve_opening(&ready.opening);
+            end = end.or(self.serve_opening(&ready.opening, machine));
             if ready.listener {
                 self.accept();
             }
@@ -142,35 +148,37 @@ impl<D: Doors> Server<D> {
         }
     }
 
-    fn serve_opening(&mut self, ready: &[bool]) {
+    fn serve_opening(&mut self, ready: &[bool], machine: &mut impl Freezer) -> Option<End> {
+        let mut end = None;
         for index in (0..ready.len()).rev().filter(|index| ready[*index]) {
             match read_open(&self.opening[index]) {
                 Ok(None) => {}
                 Ok(Some(open)) => {
                     let stream = self.opening.swap_remove(index);
-                    self.open(open, stream);
+                    end = end.or(self.open(open, stream, machine));
                 }
                 Err(reason) => {
                     answer(&self.opening.swap_remove(index), &Opened::Error(reason));
                 }
             }
         }
+        end
     }
 
-    fn open(&mut self, open: Open, stream: UnixStream) {
+    fn open(&mut self, open: Open, stream: UnixStream, machine: &mut impl Freezer) -> Option<End> {
         match open {
             Open::Dial { port } => self.doors.dial(port, stream),
             Open::Console => self.doors.console(stream),
-            Open::Control => {
-                if !answer(&stream, &Opened::Ok) {
-                    return;
-                }
+            Open::Freeze => return machine.freeze(stream),
+            Open::Control if answer(&stream, &Opened::Ok) => {
                 // The new vmmd does not know what was asked of the old one.
                 self.drop_control();
                 self.control = Lines::new(stream).ok();
                 self.tell_state();
             }
+            Open::Control => {}
         }
+        None
     }
 
     fn serve_control(&mut self) -> Option<End> {

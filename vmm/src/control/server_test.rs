@@ -18,6 +18,16 @@ impl Doors for Echo {
     }
 }
 
+/// Is never frozen here.
+struct Frozen;
+
+impl Freezer for Frozen {
+    fn freeze(&mut self, stream: UnixStream) -> Option<End> {
+        answer(&stream, &Opened::Error("cold".into()));
+        None
+    }
+}
+
 struct Vmm {
     path: PathBuf,
     mailbox: Mailbox,
@@ -42,7 +52,7 @@ fn vmm() -> Vmm {
     });
     let mut server = Server::new(listener, inbox, Echo, session, Instant::now()).expect("a server");
     let thread = std::thread::spawn(move || {
-        let end = server.run().expect("served");
+        let end = server.run(&mut Frozen).expect("served");
         server.farewell(&end);
         end
     });
@@ -116,6 +126,7 @@ fn other_connections_go_through_their_doors_and_rubbish_is_answered() {
     let mut dial = Peer::open(&vmm, r#"{"dial":{"port":1025}}"#);
     assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 1025"));
     assert_eq!(Peer::open(&vmm, r#""console""#).line(), r#"{"error":"no console"}"#);
+    assert_eq!(Peer::open(&vmm, r#""freeze""#).line(), r#"{"error":"cold"}"#);
     assert!(Peer::open(&vmm, "rubbish").line().starts_with(r#"{"error":"the first line is not understood"#));
     assert!(Peer::open(&vmm, &"x".repeat(2000)).line().contains("too long"));
     vmm.mailbox.send(Event::End(End { kind: EndKind::PoweredOff, reason: "off".into() }));

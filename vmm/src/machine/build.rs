@@ -2,9 +2,10 @@
 
 use super::bus::Bus;
 use super::doors::{LinkPort, VmDoors};
+use super::origin::{Origin, OriginError};
 use super::wiring::{self, WiringError};
 use crate::api::config::{CONSOLE_LOG_MAX_BYTES, MEMORY_MIB, VCPUS, VmConfig};
-use crate::boot::{cmdline, kernel, layout, tables};
+use crate::boot::layout;
 use crate::control::mailbox::{Inbox, Mailbox, mailbox};
 use crate::control::server::Server;
 use crate::control::session::Session;
@@ -17,20 +18,23 @@ use crate::devices::virtio::net::{Net, PortError, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
 use crate::jail::{self, JailError};
-use crate::memory::{self, Memory, MemoryError};
+use crate::memory::Memory;
 use crate::note::note;
 use crate::sys::inherit::{InheritError, Inherited};
 use crate::sys::kvm;
 use crate::sys::slot::{SlotError, VmWithMemory};
+use crate::sys::kick::Target;
+use crate::vcpu::gate::{Gate, Vcpus};
 use crate::vcpu::kind::KvmKind;
+use crate::vcpu::persist::msr_indices;
 use crate::vcpu::run::Runner;
-use crate::vcpu::setup::{self, SetupError};
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use patina_abi::GUEST_CID;
 use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Instant;
 
 /// Why a VM could not be made.
@@ -70,24 +74,12 @@ pub enum BuildError {
     /// A descriptor is not there.
     #[error(transparent)]
     Inherit(#[from] InheritError),
-    /// No RAM.
+    /// The VM cannot begin.
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    Origin(#[from] OriginError),
     /// KVM takes no RAM.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// No kernel.
-    #[error(transparent)]
-    Kernel(#[from] kernel::KernelError),
-    /// No command line.
-    #[error(transparent)]
-    Cmdline(#[from] cmdline::CmdlineError),
-    /// No boot tables.
-    #[error(transparent)]
-    Tables(#[from] tables::TablesError),
-    /// No vCPU.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
     /// No console.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -123,13 +115,24 @@ fn io_failed(what: &'static str) -> impl Fn(std::io::Error) -> BuildError {
 pub struct Running {
     /// The control thread's work, for the main thread.
     pub server: Server<VmDoors>,
-    console: Arc<Console>,
-    devices: DeviceLoop,
-    // Keeps the VM and its memory while the threads of its vCPUs run.
-    _vm: VmWithMemory,
+    /// What that thread works on.
+    pub machine: Machine,
 }
 
-impl Running {
+/// The parts of a VM that a freeze needs.
+pub struct Machine {
+    console: Arc<Console>,
+    pub(super) devices: DeviceLoop,
+    pub(super) vcpus: Vcpus,
+    pub(super) vm: VmWithMemory,
+    /// The file behind the RAM, until it is a generation.
+    pub(super) memfd: Option<File>,
+    pub(super) memory_mib: u32,
+    /// The MSRs that make up a vCPU's state.
+    pub(super) msrs: Arc<[u32]>,
+}
+
+impl Machine {
     /// Stops the devices and brings the console's last output to its log.
     pub fn finish(&mut self) {
         if let Err(error) = self.devices.stop() {
@@ -157,25 +160,27 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let kind = KvmKind::detect();
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
-    let (_memfd, memory) = memory::allocate(u64::from(config.memory_mib) << 20)?;
+    let origin = Origin::open(&config.start, (config.vcpus, config.memory_mib), inherited)?;
+    let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;
 
-    let Devices { bus, dialer, mut device_loop } =
-        make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
-    let kernel_file = File::from(inherited.take(config.kernel_fd)?);
-    let entry = kernel::load(kernel_file, &memory)?;
-    let line = cmdline::compose(bus.transports.len() as u32, &kind.cmdline(&supported), &config.cmdline)?;
-    tables::write(&memory, entry, config.vcpus, &line)?;
+    let Devices { bus, dialer, mut device_loop } = make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
+    let devices = bus.transports.len() as u32;
+    let (vcpus, memfd) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
+    let listed = kvm.get_msr_index_list().map_err(kvm_failed("KVM_GET_MSR_INDEX_LIST"))?;
+    let msrs = msr_indices(listed.as_slice(), &vcpus).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
     let console = Arc::clone(&bus.serial);
-    let server =
-        make_server(config, inherited, inbox, VmDoors { console: Arc::clone(&console), dialer }, started)?;
-    let runners = make_vcpus(config.vcpus, &vm, &supported, entry, (kind, Arc::new(bus), mailbox))?;
+    let server = make_server(config, inherited, inbox, VmDoors { console: Arc::clone(&console), dialer }, started)?;
+    let gate = Arc::new(Gate::new(config.vcpus));
+    let around = Around { bus: Arc::new(bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
     // From here on there are threads, and the guest runs.
     jail::enter()?;
     device_loop.start()?;
-    start_vcpus(runners)?;
-    Ok(Running { server, console, devices: device_loop, _vm: vm })
+    let vcpus = start_vcpus(gate, vcpus, &around)?;
+    let memory_mib = config.memory_mib;
+    let machine = Machine { console, devices: device_loop, vcpus, vm, memfd, memory_mib, msrs };
+    Ok(Running { server, machine })
 }
 
 fn check(config: &VmConfig) -> Result<(), BuildError> {
@@ -256,32 +261,40 @@ fn make_server(
     Server::new(listener, inbox, doors, session, started).map_err(io_failed("the control socket"))
 }
 
-fn make_vcpus(
-    vcpus: u8,
-    vm: &VmWithMemory,
-    supported: &CpuId,
-    entry: kernel::Entry,
-    (kind, bus, mailbox): (KvmKind, Arc<Bus>, Mailbox),
-) -> Result<Vec<Runner>, BuildError> {
-    (0..vcpus)
-        .map(|index| {
-            let vcpu = setup::create(vm.vm(), vm.memory(), supported, (index, vcpus), entry)?;
-            let (bus, memory, mailbox) = (Arc::clone(&bus), Arc::clone(vm.memory()), mailbox.clone());
-            Ok(Runner { vcpu, index, bus, memory, kind, mailbox })
-        })
-        .collect()
+/// What every vCPU works with.
+struct Around {
+    bus: Arc<Bus>,
+    memory: Memory,
+    kind: KvmKind,
+    mailbox: Mailbox,
+    gate: Arc<Gate>,
+}
+
+impl Around {
+    fn runner(&self, vcpu: VcpuFd, index: u8) -> Runner {
+        Runner {
+            vcpu,
+            index,
+            bus: Arc::clone(&self.bus),
+            memory: Arc::clone(&self.memory),
+            kind: self.kind,
+            mailbox: self.mailbox.clone(),
+            gate: Arc::clone(&self.gate),
+        }
+    }
 }
 
 /// All vCPUs exist before the first one runs: the kernel starts the others by interrupts of its own.
-fn start_vcpus(runners: Vec<Runner>) -> Result<(), BuildError> {
-    for runner in runners {
-        let name = format!("vcpu{}", runner.index);
-        std::thread::Builder::new()
-            .name(name)
-            .spawn(move || runner.run())
-            .map_err(io_failed("a vCPU's thread"))?;
+fn start_vcpus(gate: Arc<Gate>, vcpus: Vec<VcpuFd>, around: &Around) -> Result<Vcpus, BuildError> {
+    let mut threads = Vec::new();
+    for (index, vcpu) in (0..).zip(vcpus) {
+        let runner = around.runner(vcpu, index);
+        let (sender, jobs) = channel();
+        let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
+        let handle = thread.spawn(move || runner.run(&jobs)).map_err(io_failed("a vCPU's thread"))?;
+        threads.push((Target::new(handle), sender));
     }
-    Ok(())
+    Ok(Vcpus::new(gate, threads))
 }
 
 #[cfg(test)]

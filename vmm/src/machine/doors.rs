@@ -1,12 +1,19 @@
 //! Where connections of the control socket go that are not the control connection.
 
+use super::build::Machine;
+use super::freeze::Generation;
 use crate::api::control::Opened;
+use crate::api::end::{End, EndKind};
 use crate::control::mailbox::Mailbox;
-use crate::control::server::{Doors, answer};
+use crate::control::server::{Doors, Freezer, answer};
 use crate::devices::console::Console;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
 use crate::note::note;
 use patina_abi::LINK_PORT;
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::fs::File;
+use std::io::{IoSlice, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -49,6 +56,40 @@ impl Doors for VmDoors {
             note(&crate::chain(&error));
         }
     }
+}
+
+impl Freezer for Machine {
+    fn freeze(&mut self, stream: UnixStream) -> Option<End> {
+        match Machine::freeze(self) {
+            Ok(generation) => {
+                if let Err(error) = send_generation(&stream, &generation) {
+                    note(&format!("send the generation: {error}"));
+                }
+                None
+            }
+            Err(error) => {
+                let reason = crate::chain(&error);
+                answer(&stream, &Opened::Error(reason.clone()));
+                error.is_fatal().then_some(End { kind: EndKind::VmmError, reason })
+            }
+        }
+    }
+}
+
+/// The answer, with the generation's state (in a memfd of its own) and RAM.
+fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Result<()> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut state = File::from(memfd_create("patina-state", MemfdFlags::CLOEXEC)?);
+    state.write_all(&generation.state)?;
+    let mut line = serde_json::to_vec(&Opened::Ok)?;
+    line.push(b'\n');
+    let descriptors = [state.as_fd(), generation.memfd.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+    // A fresh socket takes a line whole.
+    sendmsg(stream, &[IoSlice::new(&line)], &mut rights, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 /// The ports that a guest can reach on its host: the agent's link and no other.

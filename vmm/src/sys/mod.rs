@@ -4,9 +4,11 @@
 //! - [`slot`]: gives guest RAM to KVM.
 //! - [`exit`]: reads the parts of `kvm_run` that kvm-ioctls leaves in a union.
 //! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
+//! - [`kick`]: gets a vCPU's thread out of KVM_RUN.
 //! - [`kvm`]: /dev/kvm itself.
 //! - [`plain`]: structs of the boot protocols as bytes.
 //! - [`rights`]: becoming another user.
+//! - [`view`]: replaces a mapping by another.
 //! - [`xstate`]: XSAVE areas as KVM gives them.
 #![allow(
     unsafe_code,
@@ -16,8 +18,10 @@
 pub mod exit;
 pub mod host_cpu;
 pub mod inherit;
+pub mod kick;
 pub mod kvm;
 pub mod plain;
 pub mod rights;
 pub mod slot;
+pub mod view;
 pub mod xstate;

@@ -27,26 +27,43 @@ impl VmWithMemory {
     /// # Errors
     /// KVM refuses one.
     pub fn new(vm: VmFd, memory: std::sync::Arc<GuestMemoryMmap>) -> Result<Self, SlotError> {
-        for (slot, region) in (0u32..).zip(memory.iter()) {
-            let host = region.as_ptr() as u64;
-            let (guest, bytes) = (region.start_addr().raw_value(), region.len());
+        let vm = Self { vm, memory };
+        vm.attach()?;
+        Ok(vm)
+    }
+
+    /// Takes all slots away from KVM: what is mapped behind them may be replaced then. The vCPUs must be paused; one
+    /// that ran would find no memory.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn detach(&self) -> Result<(), SlotError> {
+        self.set_slots(|_| 0)
+    }
+
+    /// Gives all slots to KVM again.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn attach(&self) -> Result<(), SlotError> {
+        self.set_slots(|bytes| bytes)
+    }
+
+    fn set_slots(&self, size: impl Fn(u64) -> u64) -> Result<(), SlotError> {
+        for (slot, region) in (0u32..).zip(self.memory.iter()) {
+            let (guest, bytes) = (region.start_addr().raw_value(), size(region.len()));
             let entry = kvm_userspace_memory_region {
                 slot,
                 flags: 0,
                 guest_phys_addr: guest,
                 memory_size: bytes,
-                userspace_addr: host,
+                userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the host range is a live mapping of exactly `bytes`, owned by `memory`, which this
-            // struct keeps as long as the VM.
-            unsafe { vm.set_user_memory_region(entry) }.map_err(|source| SlotError {
-                slot,
-                guest,
-                bytes,
-                source,
-            })?;
+            // SAFETY: the host range is a live mapping of at least `bytes`, owned by `memory`, which this struct
+            // keeps as long as the VM.
+            unsafe { self.vm.set_user_memory_region(entry) }.map_err(|source| SlotError { slot, guest, bytes, source })?;
         }
-        Ok(Self { vm, memory })
+        Ok(())
     }
 
     /// The VM.

@@ -29,9 +29,17 @@ pub fn set(vcpu: &VcpuFd, state: &[u8]) -> Result<(), kvm_ioctls::Error> {
     for (word, bytes) in area.region.iter_mut().zip(state.chunks_exact(4)) {
         *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
+    set_area(vcpu, &area)
+}
+
+/// Sets the vCPU's extended state.
+///
+/// # Errors
+/// KVM refuses: the area names what the vCPU has not.
+pub fn set_area(vcpu: &VcpuFd, area: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
     // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 tells, which is more than `kvm_xsave` has only
     // for a process that asked for a dynamic feature (AMX) with arch_prctl; this one never does.
-    unsafe { vcpu.set_xsave(&area) }
+    unsafe { vcpu.set_xsave(area) }
 }
 
 /// Compares the 16 bytes at `at` with `expected` and, where they are equal, replaces them by `new`; returns what

@@ -1,14 +1,18 @@
 //! The loop of a vCPU's thread.
 
+use super::gate::{Gate, Job};
 use super::kind::KvmKind;
 use crate::api::end::{End, EndKind};
 use crate::control::mailbox::{Event, Mailbox};
 use crate::machine::bus::{Bus, Stop};
 use crate::memory::Memory;
 use crate::software;
+use crate::note::note;
 use crate::sys::exit;
+use crate::sys::kick::with_kicks;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 /// What a vCPU's thread works with.
 pub struct Runner {
@@ -24,18 +28,47 @@ pub struct Runner {
     pub kind: KvmKind,
     /// Where its end is told.
     pub mailbox: Mailbox,
+    /// Where it is paused.
+    pub gate: Arc<Gate>,
 }
 
 impl Runner {
-    /// Runs the vCPU until the VM ends, and tells how.
-    pub fn run(mut self) {
-        let end = loop {
-            match self.step() {
-                Ok(()) => {}
-                Err(end) => break end,
-            }
-        };
+    /// Runs the vCPU until the VM ends, and tells how. What it is to do while it is paused comes by `jobs`.
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        let end = with_kicks(&mut self, |runner| &mut runner.vcpu, |runner| runner.run_until_end(jobs));
+        let end = end.unwrap_or_else(|error| {
+            let reason = format!("run vCPU {}: set the handler of its signal: {error}", self.index);
+            End { kind: EndKind::VmmError, reason }
+        });
+        self.gate.leave();
         self.mailbox.send(Event::End(end));
+    }
+
+    fn run_until_end(&mut self, jobs: &Receiver<Job>) -> End {
+        let gate = Arc::clone(&self.gate);
+        loop {
+            // In this order: a kick that comes after the look at the gate is not cleared, and ends KVM_RUN at once.
+            self.vcpu.set_kvm_immediate_exit(0);
+            if gate.is_shut() {
+                self.finish_io();
+                gate.wait(self, jobs);
+                continue;
+            }
+            if let Err(end) = self.step() {
+                return end;
+            }
+        }
+    }
+
+    /// An instruction that left KVM for its I/O is only finished when KVM is entered again; with `immediate_exit`
+    /// that is all that happens.
+    fn finish_io(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(1);
+        if let Ok(exit) = self.vcpu.run() {
+            // It always returns EINTR; anything else would be an exit that is lost here.
+            note(&format!("pause vCPU: KVM went on to {exit:?}"));
+        }
+        self.vcpu.set_kvm_immediate_exit(0);
     }
 
     fn step(&mut self) -> Result<(), End> {

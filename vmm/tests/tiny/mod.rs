@@ -2,12 +2,12 @@
 
 use libtest_mimic::Failed;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::io::{BufRead, BufReader, IoSliceMut, Read, Seek, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
-use vmm::api::config::VmConfig;
+use vmm::api::config::{Start, VmConfig};
 use vmm::api::control::{Open, Opened};
 use vmm::api::end::End;
 
@@ -27,6 +27,7 @@ pub fn missing() -> Option<String> {
 /// A guest to be run.
 pub struct Guest {
     kernel: Vec<u8>,
+    generation: Option<(OwnedFd, OwnedFd)>,
     vcpus: u8,
     memory_mib: u32,
 }
@@ -47,7 +48,13 @@ impl Guest {
 
     /// `kernel` is the kernel file.
     pub fn file(kernel: &[u8]) -> Self {
-        Self { kernel: kernel.to_vec(), vcpus: 1, memory_mib: 64 }
+        Self { kernel: kernel.to_vec(), generation: None, vcpus: 1, memory_mib: 64 }
+    }
+
+    /// Goes on where the VM stood that this generation was made of.
+    pub fn generation(generation: &Generation) -> Result<Self, Failed> {
+        let copies = (generation.state.try_clone()?, generation.memory.try_clone()?);
+        Ok(Self { generation: Some(copies), ..Self::file(b"") })
     }
 
     pub fn vcpus(self, vcpus: u8) -> Self {
@@ -92,9 +99,13 @@ impl Guest {
             name: "tiny".into(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
-            cmdline: String::new(),
             kvm_fd: inherit(&kvm)?,
-            kernel_fd: inherit(&kernel)?,
+            start: match &self.generation {
+                None => Start::Boot { kernel_fd: inherit(&kernel)?, cmdline: String::new() },
+                Some((state, memory)) => {
+                    Start::Generation { state_fd: inherit(state)?, memory_fd: inherit(memory)? }
+                }
+            },
             rootfs_fd: inherit(&rootfs)?,
             tap_fd: inherit(&tap)?,
             console_fd: inherit(&console)?,
@@ -140,6 +151,29 @@ impl Vmm {
         }
     }
 
+    /// Freezes it.
+    pub fn freeze(&self) -> Result<Generation, Failed> {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        let mut stream = UnixStream::connect(self.dir.path().join("vmm.sock"))?;
+        stream.write_all(b"\"freeze\"\n")?;
+        let mut line = [0; 1024];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut rights = RecvAncillaryBuffer::new(&mut space);
+        let got = recvmsg(&stream, &mut [IoSliceMut::new(&mut line)], &mut rights, RecvFlags::CMSG_CLOEXEC)?;
+        match serde_json::from_slice(&line[..got.bytes])? {
+            Opened::Ok => {}
+            Opened::Error(reason) => return Err(reason.into()),
+        }
+        let mut descriptors = rights.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        match (descriptors.next(), descriptors.next()) {
+            (Some(state), Some(memory)) => Ok(Generation { state, memory }),
+            _ => Err("the answer carries no descriptors".into()),
+        }
+    }
+
     /// Waits for its end.
     pub fn wait(mut self) -> Result<Outcome, Failed> {
         let status = self.child.wait()?;
@@ -149,6 +183,12 @@ impl Vmm {
             exit: status.code(),
         })
     }
+}
+
+/// What a freeze gives.
+pub struct Generation {
+    pub state: OwnedFd,
+    pub memory: OwnedFd,
 }
 
 /// Says one line.

@@ -1,0 +1,64 @@
+//! The state of a VM besides its memory, its vCPUs and its devices: interrupt controllers, timer, clock.
+
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip, kvm_pit_state2,
+};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+
+/// Why the state could not be taken or given back.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} the VM: {call}")]
+pub struct VmPersistError {
+    operation: &'static str,
+    call: &'static str,
+    source: kvm_ioctls::Error,
+}
+
+/// What KVM keeps of a VM.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VmState {
+    irqchips: Vec<kvm_irqchip>,
+    pit: kvm_pit_state2,
+    clock: kvm_clock_data,
+}
+
+fn failed(operation: &'static str, call: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmPersistError {
+    move |source| VmPersistError { operation, call, source }
+}
+
+impl VmState {
+    /// Takes the state of a VM whose vCPUs are paused.
+    ///
+    /// # Errors
+    /// KVM refuses a part.
+    pub fn save(vm: &VmFd) -> Result<Self, VmPersistError> {
+        let irqchip = |chip_id| {
+            let mut chip = kvm_irqchip { chip_id, ..kvm_irqchip::default() };
+            vm.get_irqchip(&mut chip).map_err(failed("save", "KVM_GET_IRQCHIP"))?;
+            Ok(chip)
+        };
+        let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+        Ok(Self {
+            irqchips: chips.into_iter().map(irqchip).collect::<Result<_, _>>()?,
+            pit: vm.get_pit2().map_err(failed("save", "KVM_GET_PIT2"))?,
+            clock: vm.get_clock().map_err(failed("save", "KVM_GET_CLOCK"))?,
+        })
+    }
+
+    /// Gives the state to a fresh VM, after its vCPUs have theirs: an interrupt that waits in the IOAPIC goes to a
+    /// local APIC at once.
+    ///
+    /// # Errors
+    /// KVM refuses a part.
+    pub fn restore(&self, vm: &VmFd) -> Result<(), VmPersistError> {
+        for chip in &self.irqchips {
+            vm.set_irqchip(chip).map_err(failed("restore", "KVM_SET_IRQCHIP"))?;
+        }
+        vm.set_pit2(&self.pit).map_err(failed("restore", "KVM_SET_PIT2"))?;
+        // The flags say how the time was taken; with them it would be moved on by what has passed since. A clone's
+        // clock goes on where its parent stood.
+        let clock = kvm_clock_data { flags: 0, ..self.clock };
+        vm.set_clock(&clock).map_err(failed("restore", "KVM_SET_CLOCK"))
+    }
+}

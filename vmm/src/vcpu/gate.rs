@@ -1,0 +1,135 @@
+//! Pauses all vCPUs of a VM, and gives each of them something to do meanwhile.
+//!
+//! ```text
+//!  running ──pause──▶ stopping ──every vCPU at the gate──▶ paused ──resume──▶ running
+//! ```
+//! A vCPU comes to the gate between two guest instructions, with the I/O that it was at finished. A vCPU whose
+//! thread has ended counts as being there, and has nothing to say.
+
+use super::run::Runner;
+use crate::sys::kick::Target;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What a paused vCPU is asked to do, on its own thread.
+pub type Job = Box<dyn FnOnce(&mut Runner) + Send>;
+
+/// The gate of one VM.
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    is_shut: bool,
+    vcpus: usize,
+    waiting: usize,
+    ended: usize,
+}
+
+/// A vCPU has ended and cannot do its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("ask vCPU {0}: its thread has ended")]
+pub struct VcpuEnded(pub u8);
+
+impl Gate {
+    /// An open gate for `vcpus`.
+    #[must_use]
+    pub fn new(vcpus: u8) -> Self {
+        let state = State { vcpus: usize::from(vcpus), ..State::default() };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Counters stay true whatever the last holder did.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A vCPU asks before it runs; it must come to [`Gate::wait`] when this is true.
+    pub fn is_shut(&self) -> bool {
+        self.lock().is_shut
+    }
+
+    /// A vCPU waits here until the gate opens, doing what it is asked.
+    pub fn wait(&self, runner: &mut Runner, jobs: &Receiver<Job>) {
+        let mut state = self.lock();
+        state.waiting += 1;
+        self.changed.notify_all();
+        while state.is_shut {
+            if let Ok(job) = jobs.try_recv() {
+                drop(state);
+                job(runner);
+                state = self.lock();
+            } else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        state.waiting -= 1;
+    }
+
+    /// A vCPU's thread ends.
+    pub fn leave(&self) {
+        self.lock().ended += 1;
+        self.changed.notify_all();
+    }
+
+    fn wake(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// All vCPUs of a VM, as the thread that pauses them sees them.
+pub struct Vcpus {
+    gate: std::sync::Arc<Gate>,
+    threads: Vec<(Target, Sender<Job>)>,
+}
+
+impl Vcpus {
+    /// The threads of a VM's vCPUs, in order, with where their jobs go.
+    #[must_use]
+    pub fn new(gate: std::sync::Arc<Gate>, threads: Vec<(Target, Sender<Job>)>) -> Self {
+        Self { gate, threads }
+    }
+
+    /// Stops all vCPUs between two instructions; returns when the last one has stopped.
+    pub fn pause(&self) {
+        let mut state = self.gate.lock();
+        state.is_shut = true;
+        for (thread, _) in &self.threads {
+            thread.kick();
+        }
+        while state.waiting + state.ended < state.vcpus {
+            state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets all vCPUs run on.
+    pub fn resume(&self) {
+        self.gate.lock().is_shut = false;
+        self.gate.changed.notify_all();
+    }
+
+    /// Has every paused vCPU do `work`, all at once, and returns what they return, in order.
+    ///
+    /// # Errors
+    /// One of them has ended.
+    pub fn each<T, F>(&self, work: F) -> Result<Vec<T>, VcpuEnded>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
+    {
+        let mut answers = Vec::new();
+        for (index, (_, jobs)) in (0..).zip(&self.threads) {
+            let (sender, answer) = channel();
+            let work = work.clone();
+            // Whoever asked waits for the answer, so there is somebody to take it.
+            let job: Job = Box::new(move |runner| drop(sender.send(work(runner))));
+            jobs.send(job).map_err(|_| VcpuEnded(index))?;
+            answers.push((index, answer));
+        }
+        self.gate.wake();
+        answers.into_iter().map(|(index, answer)| answer.recv().map_err(|_| VcpuEnded(index))).collect()
+    }
+}

@@ -1,0 +1,161 @@
+//! All of a vCPU's state, taken from KVM and given back, in the orders that KVM needs.
+
+use super::run::Runner;
+use kvm_bindings::{
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+/// A vCPU between two instructions.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    cpuid: Vec<kvm_cpuid_entry2>,
+    mp_state: kvm_mp_state,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    xsave: kvm_xsave,
+    xcrs: kvm_xcrs,
+    debug_regs: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    msrs: Vec<kvm_msr_entry>,
+    events: kvm_vcpu_events,
+}
+
+/// Why a vCPU's state could not be taken or given back.
+#[derive(Debug, thiserror::Error)]
+pub enum PersistError {
+    /// One of KVM's calls failed.
+    #[error("{operation} vCPU {vcpu}: {call}")]
+    Kvm {
+        /// `save` or `restore`.
+        operation: &'static str,
+        /// Its number.
+        vcpu: u8,
+        /// The call.
+        call: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM took or gave fewer MSRs than asked.
+    #[error("{operation} vCPU {vcpu}: KVM moved {moved} of {asked} MSRs, and stopped at {index:#x}")]
+    Msrs {
+        /// `save` or `restore`.
+        operation: &'static str,
+        /// Its number.
+        vcpu: u8,
+        /// How many.
+        moved: usize,
+        /// Of how many.
+        asked: usize,
+        /// The one that it refused.
+        index: u32,
+    },
+}
+
+/// Most CPUID entries that KVM gives.
+const CPUID_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+
+/// Which MSRs make up a vCPU's state: those of KVM's list that a vCPU of this host really has, in the order in which
+/// they are given back. `vcpus` are all alike, so the first one tells.
+///
+/// # Errors
+/// KVM refuses for another reason than that an MSR is not there.
+pub fn msr_indices(listed: &[u32], vcpus: &[VcpuFd]) -> Result<Vec<u32>, kvm_ioctls::Error> {
+    const TSC_DEADLINE: u32 = 0x6e0;
+    let Some(vcpu) = vcpus.first() else { return Ok(Vec::new()) };
+    let mut indices = Vec::new();
+    for index in listed.iter().copied() {
+        let mut one = msrs(&[kvm_msr_entry { index, ..kvm_msr_entry::default() }])?;
+        if vcpu.get_msrs(&mut one)? == 1 {
+            indices.push(index);
+        }
+    }
+    // The deadline is compared with the TSC: it comes last, so that it comes after that.
+    indices.sort_by_key(|index| *index == TSC_DEADLINE);
+    Ok(indices)
+}
+
+fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, kvm_ioctls::Error> {
+    Msrs::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))
+}
+
+impl VcpuState {
+    /// Takes the state of a paused vCPU. `indices` is [`msr_indices`].
+    ///
+    /// # Errors
+    /// KVM refuses a part.
+    pub fn save(runner: &Runner, indices: &[u32]) -> Result<Self, PersistError> {
+        let vcpu = &runner.vcpu;
+        let kvm = |call| move |source| PersistError::Kvm { operation: "save", vcpu: runner.index, call, source };
+        Ok(Self {
+            // First: it takes pending INIT and SIPI in, which change the registers.
+            mp_state: vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?,
+            cpuid: vcpu.get_cpuid2(CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?.as_slice().to_vec(),
+            regs: vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?,
+            sregs: vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?,
+            xsave: vcpu.get_xsave().map_err(kvm("KVM_GET_XSAVE"))?,
+            xcrs: vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?,
+            debug_regs: vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?,
+            lapic: vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?,
+            msrs: save_msrs(runner, indices)?,
+            // Last: the calls above may turn a pending exception into an injected one.
+            events: vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?,
+        })
+    }
+
+    /// Gives the state to a fresh vCPU number `index`.
+    ///
+    /// # Errors
+    /// KVM refuses a part: the state is not from such a host, or not from a vCPU at all.
+    pub fn restore(&self, vcpu: &VcpuFd, index: u8) -> Result<(), PersistError> {
+        let kvm = |call| move |source| PersistError::Kvm { operation: "restore", vcpu: index, call, source };
+        // First: it decides what the rest may contain.
+        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
+        cpuid.and_then(|cpuid| vcpu.set_cpuid2(&cpuid)).map_err(kvm("KVM_SET_CPUID2"))?;
+        vcpu.set_mp_state(self.mp_state).map_err(kvm("KVM_SET_MP_STATE"))?;
+        vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
+        // Holds the APIC's base, so it comes before the APIC.
+        vcpu.set_sregs(&self.sregs).map_err(kvm("KVM_SET_SREGS"))?;
+        crate::sys::xstate::set_area(vcpu, &self.xsave).map_err(kvm("KVM_SET_XSAVE"))?;
+        vcpu.set_xcrs(&self.xcrs).map_err(kvm("KVM_SET_XCRS"))?;
+        vcpu.set_debug_regs(&self.debug_regs).map_err(kvm("KVM_SET_DEBUGREGS"))?;
+        // Before the MSRs: the TSC deadline starts the APIC's timer in the mode that the APIC is in.
+        vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
+        self.restore_msrs(vcpu, index)?;
+        // Last: earlier calls drop what is pending.
+        vcpu.set_vcpu_events(&self.events).map_err(kvm("KVM_SET_VCPU_EVENTS"))
+    }
+
+    fn restore_msrs(&self, vcpu: &VcpuFd, index: u8) -> Result<(), PersistError> {
+        const OPERATION: &str = "restore";
+        let kvm = |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_SET_MSRS", source };
+        let moved = vcpu.set_msrs(&msrs(&self.msrs).map_err(kvm)?).map_err(kvm)?;
+        match self.msrs.get(moved) {
+            None => Ok(()),
+            Some(refused) => {
+                Err(PersistError::Msrs { operation: OPERATION, vcpu: index, moved, asked: self.msrs.len(), index: refused.index })
+            }
+        }
+    }
+}
+
+fn save_msrs(runner: &Runner, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, PersistError> {
+    const OPERATION: &str = "save";
+    let kvm = |source| PersistError::Kvm { operation: OPERATION, vcpu: runner.index, call: "KVM_GET_MSRS", source };
+    let wanted: Vec<_> =
+        indices.iter().map(|index| kvm_msr_entry { index: *index, ..kvm_msr_entry::default() }).collect();
+    let mut values = msrs(&wanted).map_err(kvm)?;
+    let moved = runner.vcpu.get_msrs(&mut values).map_err(kvm)?;
+    match indices.get(moved) {
+        None => Ok(values.as_slice().to_vec()),
+        Some(index) => Err(PersistError::Msrs {
+            operation: OPERATION,
+            vcpu: runner.index,
+            moved,
+            asked: indices.len(),
+            index: *index,
+        }),
+    }
+}
