@@ -2,6 +2,7 @@
 //! a line in /etc/hosts. What the host says is checked here before anything is done with it.
 
 use crate::sys::input::append;
+use crate::sys::random::SEED_BYTES;
 use patina_abi::link::Identity;
 use patina_abi::local::IDENTITY_MAX_BYTES;
 use rustix::fs::{Mode, OFlags};
@@ -59,12 +60,25 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(mac)
 }
 
+/// Reads the 64 hex digits of an identity's seed; none where it has none.
+#[must_use]
+pub fn parse_seed(text: &str) -> Option<[u8; SEED_BYTES]> {
+    let mut seed = [0; SEED_BYTES];
+    if text.len() != 2 * SEED_BYTES || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, at) in seed.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(seed)
+}
+
 /// The file's text.
 ///
 /// # Errors
 /// A field is not what it must be; nothing of such an identity may be put in place.
 pub fn render(identity: &Identity) -> Result<String, IdentityError> {
-    let Identity { vmid, family, ip, prefix, gateway, mac, hostname, clock_ns: _ } = identity;
+    let Identity { vmid, family, ip, prefix, gateway, mac, hostname, clock_ns: _, seed: _ } = identity;
     let name_byte = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
     if hostname.is_empty() || hostname.len() > HOSTNAME_MAX_BYTES || !hostname.bytes().all(name_byte) {
         return Err(IdentityError::Hostname(hostname.clone()));

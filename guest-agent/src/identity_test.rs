@@ -11,6 +11,7 @@ fn identity() -> Identity {
         mac: "02:00:00:00:00:07".into(),
         hostname: "web-7".into(),
         clock_ns: 1,
+        seed: String::new(),
     }
 }
 
@@ -77,4 +78,13 @@ fn a_file_is_replaced_whole_or_not_at_all() {
     let missing = dir.path().join("no/such");
     let error = replace(&missing, "x").unwrap_err();
     assert!(error.to_string().starts_with("replace "), "{error}");
+}
+
+#[test]
+fn seeds_are_64_hex_digits_or_none() {
+    let seed = parse_seed(&format!("{}ff", "01".repeat(31))).expect("a seed");
+    assert_eq!((seed[0], seed[30], seed[31]), (1, 1, 255));
+    for bad in ["", "01", &"0".repeat(63), &"g".repeat(64), &"é".repeat(32)] {
+        assert_eq!(parse_seed(bad), None, "{bad}");
+    }
 }

@@ -257,7 +257,7 @@ impl<M: Machine> Agent<M> {
         let changed = self
             .identity
             .as_ref()
-            .is_none_or(|old| identity != Identity { clock_ns: identity.clock_ns, ..old.clone() });
+            .is_none_or(|old| identity != Identity { clock_ns: identity.clock_ns, seed: identity.seed.clone(), ..old.clone() });
         for error in self.machine.apply(&identity, self.identity.as_ref()) {
             self.machine.say(&format!("identity: {error}"));
         }

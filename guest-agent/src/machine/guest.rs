@@ -1,8 +1,9 @@
 //! A real guest.
 
 use super::{ApplyError, Machine};
-use crate::identity::parse_mac;
+use crate::identity::{parse_mac, parse_seed};
 use crate::sys::netdev::NetConfig;
+use crate::sys::random;
 use crate::sys::vsock;
 use patina_abi::link::Identity;
 use rustix::time::{ClockId, Timespec};
@@ -26,7 +27,11 @@ impl Machine for Guest {
 
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError> {
         let mut failed = Failures::default();
-        // First, because the host's clock was read when it sent this.
+        // Before anything else: until then a clone draws the same numbers as its siblings.
+        if let Some(seed) = parse_seed(&identity.seed) {
+            failed.note("mix the host's randomness in", random::reseed(seed));
+        }
+        // Next, because the host's clock was read when it sent this.
         failed.note("set the clock", set_clock(identity.clock_ns));
         if previous.is_none_or(|p| p.hostname != identity.hostname) {
             let set = rustix::system::sethostname(identity.hostname.as_bytes());

@@ -60,6 +60,7 @@ pub fn identity(vmid: u32) -> Identity {
         mac: format!("02:00:00:00:00:{vmid:02x}"),
         hostname: format!("vm-{vmid}"),
         clock_ns: 1,
+        seed: String::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
-use super::session::{Effect, Session};
+use super::session::{Effect, Fresh, Session};
 use crate::api::control::{FromVmm, Open, Opened, State};
 use crate::api::end::{End, EndKind};
 use crate::note::note;
@@ -228,7 +228,7 @@ impl<D: Doors> Server<D> {
             }
         };
         for line in lines {
-            let effects = self.session.agent_line(&line, self.control.is_some(), clock_ns());
+            let effects = self.session.agent_line(&line, self.control.is_some(), fresh);
             if let Some(end) = self.carry_out(effects) {
                 return Some(end);
             }
@@ -321,9 +321,14 @@ fn read_open(stream: &UnixStream) -> Result<Option<Open>, String> {
         .map_err(|error| format!("the first line is not understood: {error}"))
 }
 
-fn clock_ns() -> u64 {
+fn fresh() -> Fresh {
+    const SEED_BYTES: usize = 32;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+    let mut seed = [0u8; SEED_BYTES];
+    // The kernel gives up to 256 bytes whole, once it has started. Less than all is sent as none.
+    let given = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+    let seed = if given == SEED_BYTES { seed.iter().map(|byte| format!("{byte:02x}")).collect() } else { String::new() };
+    Fresh { clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), seed }
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ fn vmm() -> Vmm {
         mac: String::new(),
         hostname: "a".into(),
         clock_ns: 0,
+        seed: String::new(),
     });
     let mut server = Server::new(listener, inbox, Echo, session, Instant::now()).expect("a server");
     let thread = std::thread::spawn(move || {

@@ -29,6 +29,15 @@ pub enum Effect {
     Kill(String),
 }
 
+/// What goes into an identity as it is sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fresh {
+    /// The wall clock, nanoseconds since 1970.
+    pub clock_ns: u64,
+    /// Randomness, in hex.
+    pub seed: String,
+}
+
 /// Where the conversation stands.
 #[derive(Debug)]
 pub struct Session {
@@ -53,8 +62,8 @@ impl Session {
         self.pending.clear();
     }
 
-    /// A line from the agent; `vmmd` says whether one is attached, `clock_ns` is the wall clock.
-    pub fn agent_line(&mut self, line: &[u8], vmmd: bool, clock_ns: u64) -> Vec<Effect> {
+    /// A line from the agent; `vmmd` says whether one is attached, `fresh` is asked for where an identity is sent.
+    pub fn agent_line(&mut self, line: &[u8], vmmd: bool, fresh: impl FnOnce() -> Fresh) -> Vec<Effect> {
         let message: FromAgent = match serde_json::from_slice(line) {
             Ok(message) => message,
             Err(error) => {
@@ -64,7 +73,8 @@ impl Session {
         match message {
             FromAgent::Hello { abi, agent: _ } if abi == ABI => {
                 self.greeted = true;
-                vec![Effect::ToAgent(FromHost::Identity(Identity { clock_ns, ..self.identity.clone() }))]
+                let Fresh { clock_ns, seed } = fresh();
+                vec![Effect::ToAgent(FromHost::Identity(Identity { clock_ns, seed, ..self.identity.clone() }))]
             }
             FromAgent::Hello { abi, agent } => vec![Effect::DropLink(format!(
                 "agent {agent:.32} speaks ABI {abi}, this host speaks {ABI}: rebuild the image"

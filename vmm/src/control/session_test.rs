@@ -11,18 +11,19 @@ fn session() -> Session {
         mac: "02:00:00:00:00:01".into(),
         hostname: "a".into(),
         clock_ns: 0,
+        seed: String::new(),
     })
 }
 
 fn say(session: &mut Session, message: serde_json::Value) -> Vec<Effect> {
-    session.agent_line(message.to_string().as_bytes(), true, 7)
+    session.agent_line(message.to_string().as_bytes(), true, || Fresh { clock_ns: 7, seed: "ab".into() })
 }
 
 fn greeted() -> Session {
     let mut session = session();
     let effects = say(&mut session, json!({"t": "hello", "abi": ABI, "agent": "1"}));
     assert!(
-        matches!(&effects[..], [Effect::ToAgent(FromHost::Identity(identity))] if identity.clock_ns == 7)
+        matches!(&effects[..], [Effect::ToAgent(FromHost::Identity(identity))] if identity.clock_ns == 7 && identity.seed == "ab")
     );
     session
 }
@@ -41,7 +42,7 @@ fn another_abi_no_hello_and_rubbish_end_the_link() {
     for line in
         [r#"{"t":"hello","abi":99,"agent":"x"}"#, r#"{"t":"ready"}"#, "rubbish", "", "[]", r#"{"t":"fly"}"#]
     {
-        let effects = session().agent_line(line.as_bytes(), true, 0);
+        let effects = session().agent_line(line.as_bytes(), true, Fresh::default);
         assert!(matches!(&effects[..], [Effect::DropLink(_)]), "{line}: {effects:?}");
     }
 }
@@ -68,9 +69,9 @@ fn without_vmmd_or_with_too_many_waiting_a_call_is_refused() {
     let mut session = greeted();
     let request = json!({"t": "request", "id": 1, "verb": "list"}).to_string();
     let refused = |effects: &[Effect], code| matches!(effects, [Effect::ToAgent(FromHost::Reply { result: Answer::Error(error), .. })] if error.code == code);
-    assert!(refused(&session.agent_line(request.as_bytes(), false, 0), ECONNREFUSED));
+    assert!(refused(&session.agent_line(request.as_bytes(), false, Fresh::default), ECONNREFUSED));
     for _ in 0..REQUESTS_MAX {
-        assert!(!refused(&session.agent_line(request.as_bytes(), true, 0), EAGAIN));
+        assert!(!refused(&session.agent_line(request.as_bytes(), true, Fresh::default), EAGAIN));
     }
-    assert!(refused(&session.agent_line(request.as_bytes(), true, 0), EAGAIN));
+    assert!(refused(&session.agent_line(request.as_bytes(), true, Fresh::default), EAGAIN));
 }

@@ -208,6 +208,7 @@ fn identity() -> patina_abi::link::Identity {
         mac: "02:00:00:00:00:01".into(),
         hostname: "tiny".into(),
         clock_ns: 0,
+        seed: String::new(),
     }
 }
 
