@@ -11,6 +11,7 @@
 mod clients;
 mod log;
 mod output;
+pub mod persist;
 
 use super::event_loop::{DeviceLoop, EventHandler, LoopError, Source};
 use super::{lock, sys};
@@ -25,6 +26,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
@@ -75,7 +77,7 @@ pub enum ConsoleError {
 /// The serial port and all that is behind it.
 pub struct Console {
     serial: Mutex<Serial<Line, NoEvents, Pending>>,
-    line: EventFd,
+    line: Arc<EventFd>,
     output: Arc<Mutex<Output>>,
     input: Mutex<VecDeque<u8>>,
     /// Held while output goes out, so that it does so in order; taken before `output`.
@@ -85,6 +87,8 @@ pub struct Console {
     /// Output is waiting.
     timer: Arc<OwnedFd>,
     clients_ready: OwnedFd,
+    /// The device thread interrupts the guest once more, as its first work after a restore.
+    resends_interrupt: AtomicBool,
 }
 
 struct Sinks {
@@ -93,14 +97,30 @@ struct Sinks {
 }
 
 /// The interrupt line of the port.
-struct Line(EventFd);
+struct Line {
+    event: Arc<EventFd>,
+    /// Stays silent; see [`persist`].
+    is_held: AtomicBool,
+}
+
+impl Line {
+    fn held(event: &Arc<EventFd>) -> Self {
+        Self { event: Arc::clone(event), is_held: AtomicBool::new(true) }
+    }
+
+    fn release(&self) {
+        self.is_held.store(false, Ordering::SeqCst);
+    }
+}
 
 impl Trigger for Line {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        // The only error is a full counter: then an edge is pending already.
-        self.0.write(1).ok();
+        if !self.is_held.load(Ordering::SeqCst) {
+            // The only error is a full counter: then an edge is pending already.
+            self.event.write(1).ok();
+        }
         Ok(())
     }
 }
@@ -129,8 +149,9 @@ impl Console {
     /// A console that logs to `log`, of which it keeps at most `log_max_bytes`.
     pub fn new(log: File, log_max_bytes: u64) -> Result<Self, ConsoleError> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ConsoleError::Create);
-        let line = event()?;
-        let trigger = Line(line.try_clone().map_err(ConsoleError::Create)?);
+        let line = Arc::new(event()?);
+        let trigger = Line::held(&line);
+        trigger.release();
         let output = Arc::new(Mutex::new(Output::default()));
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)
@@ -150,6 +171,7 @@ impl Console {
             }),
             wake: event()?,
             timer,
+            resends_interrupt: AtomicBool::new(false),
         })
     }
 
@@ -243,6 +265,10 @@ impl Console {
 
 impl EventHandler for Console {
     fn event(&self, token: u32) {
+        if self.resends_interrupt.swap(false, Ordering::SeqCst) {
+            // As in the line's trigger.
+            self.line.write(1).ok();
+        }
         // Nothing to read means that the event was already taken.
         match token {
             TOKEN_OUTPUT => {

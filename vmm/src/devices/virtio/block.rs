@@ -4,6 +4,9 @@
 //! request that makes no sense, goes beyond the disk or is longer than [`REQUEST_MAX_BYTES`] is answered with
 //! an error status and changes nothing.
 
+pub mod persist;
+
+use super::persist::{DeviceState, RestoreError};
 use super::queue::{Chain, QueueError, Side};
 use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::Memory;
@@ -93,6 +96,14 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {}
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(self.state())
+    }
+
+    fn restore(&mut self, state: &DeviceState, _is_active: bool) -> Result<(), RestoreError> {
+        self.check(state)
+    }
 }
 
 /// How a request ends.

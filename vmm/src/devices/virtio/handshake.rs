@@ -1,5 +1,7 @@
 //! Device status and feature negotiation (virtio 1.2, 2.1, 2.2 and 3.1), as pure logic.
 
+pub mod persist;
+
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -64,6 +66,11 @@ impl Handshake {
         self.status & (FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED) == FEATURES_OK
     }
 
+    /// All features that the device offers.
+    pub fn all_offered(&self) -> u64 {
+        self.offered
+    }
+
     /// DeviceFeatures.
     pub fn offered(&self) -> u32 {
         half(self.offered, self.offered_select)
@@ -114,8 +121,7 @@ impl Handshake {
         if self.status & (FAILED | NEEDS_RESET) != 0 || !in_order(value) {
             return Step::None;
         }
-        let accepts = self.accepted & !self.offered == 0 && self.accepted & (1 << VIRTIO_F_VERSION_1) != 0;
-        if added & FEATURES_OK != 0 && !accepts {
+        if added & FEATURES_OK != 0 && !may_accept(self.offered, self.accepted) {
             // The driver reads FEATURES_OK back, and finds that it is not set.
             self.status = value & !(FEATURES_OK | DRIVER_OK);
             return Step::None;
@@ -128,6 +134,11 @@ impl Handshake {
     pub fn fail(&mut self) {
         self.status |= NEEDS_RESET;
     }
+}
+
+/// What is not offered cannot be accepted, and VERSION_1 must be.
+fn may_accept(offered: u64, accepted: u64) -> bool {
+    accepted & !offered == 0 && accepted & (1 << VIRTIO_F_VERSION_1) != 0
 }
 
 /// Each step only after those before it, and no bit that means nothing.

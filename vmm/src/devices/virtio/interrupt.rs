@@ -46,6 +46,19 @@ impl Interrupt {
         self.line.write(1).ok();
     }
 
+    /// Takes over a saved VM's registers; see [`Interrupt::resend`].
+    pub(super) fn restore(&self, status: u32, generation: u32) {
+        self.status.store(status, Ordering::SeqCst);
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    /// Raises the line once more if the guest has not acknowledged everything: an edge may have been lost.
+    pub(super) fn resend(&self) {
+        if self.status() != 0 {
+            self.raise(0);
+        }
+    }
+
     pub(super) fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
     }

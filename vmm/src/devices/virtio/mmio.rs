@@ -8,6 +8,8 @@
 //! stopped. The registers on the guest's interrupt path do not take it. A guest may write anything, in any
 //! order and width: what means nothing reads as zero and writes nothing.
 
+pub mod persist;
+
 use super::handshake::{Handshake, Step, TRANSPORT_FEATURES};
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, QueueRegisters, VirtQueue};
@@ -36,19 +38,21 @@ const NO_SHARED_MEMORY: u32 = u32::MAX;
 
 /// A device and its register window.
 pub struct MmioTransport {
-    memory: Memory,
     interrupt: Interrupt,
     kicks: Vec<EventFd>,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
+    memory: Memory,
     device: Box<dyn VirtioDevice>,
     handshake: Handshake,
-    queue_select: usize,
+    queue_select: u32,
     registers: Vec<QueueRegisters>,
     queues: Vec<VirtQueue>,
     fault: Option<DeviceError>,
+    /// The device thread interrupts the guest again if need be, as its first work after a restore.
+    resends_interrupt: bool,
 }
 
 impl MmioTransport {
@@ -57,15 +61,16 @@ impl MmioTransport {
         let queues = device.queue_max_sizes().len();
         let kick = |_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self {
-            memory,
             interrupt: Interrupt::new()?,
             kicks: (0..queues).map(kick).collect::<Result<_, _>>()?,
             inner: Mutex::new(Inner {
+                memory,
                 handshake: Handshake::new(device.features() | TRANSPORT_FEATURES),
                 registers: vec![QueueRegisters::default(); queues],
                 queues: Vec::new(),
                 queue_select: 0,
                 fault: None,
+                resends_interrupt: false,
                 device,
             }),
         })
@@ -159,7 +164,7 @@ impl MmioTransport {
                 inner.reset();
                 self.interrupt.acknowledge(u32::MAX);
             }
-            Step::Activate => match inner.activate(&self.memory) {
+            Step::Activate => match inner.activate() {
                 // Kicks may have come before there was anybody to take them.
                 Ok(()) => (0..self.kicks.len()).for_each(|index| self.kick(index)),
                 Err(error) => inner.fail(error, &self.interrupt),
@@ -180,10 +185,13 @@ impl EventHandler for MmioTransport {
     fn event(&self, token: u32) {
         let mut guard = lock(&self.inner);
         let inner = &mut *guard;
+        if std::mem::take(&mut inner.resends_interrupt) {
+            self.interrupt.resend();
+        }
         let active = inner.handshake.is_active();
         let mut io = Io {
             queues: &mut inner.queues,
-            memory: &self.memory,
+            memory: &inner.memory,
             interrupt: &self.interrupt,
             features: inner.handshake.features(),
         };
@@ -207,13 +215,14 @@ impl EventHandler for MmioTransport {
 
 impl Inner {
     fn read_register(&self, offset: u32) -> u32 {
-        let max_size = self.device.queue_max_sizes().get(self.queue_select).copied();
+        let select = self.queue_select as usize;
+        let max_size = self.device.queue_max_sizes().get(select).copied();
         match offset {
             reg::VIRTIO_MMIO_DEVICE_ID => self.device.device_type(),
             reg::VIRTIO_MMIO_DEVICE_FEATURES => self.handshake.offered(),
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => max_size.map_or(0, u32::from),
             reg::VIRTIO_MMIO_QUEUE_READY => {
-                self.registers.get(self.queue_select).map_or(0, |queue| u32::from(queue.ready))
+                self.registers.get(select).map_or(0, |queue| u32::from(queue.ready))
             }
             reg::VIRTIO_MMIO_STATUS => self.handshake.status(),
             _ => 0,
@@ -225,14 +234,16 @@ impl Inner {
             reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.handshake.select_offered(value),
             reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.handshake.select_accepted(value),
             reg::VIRTIO_MMIO_DRIVER_FEATURES => self.handshake.accept(value),
-            reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value as usize,
+            reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
             _ => self.write_queue_register(offset, value),
         }
     }
 
     fn write_queue_register(&mut self, offset: u32, value: u32) {
         let may_set = self.handshake.may_set_queues();
-        let Some(queue) = self.registers.get_mut(self.queue_select).filter(|_| may_set) else { return };
+        let Some(queue) = self.registers.get_mut(self.queue_select as usize).filter(|_| may_set) else {
+            return;
+        };
         if offset == reg::VIRTIO_MMIO_QUEUE_READY {
             queue.ready = value & 1 != 0;
         } else if !queue.ready {
@@ -249,10 +260,10 @@ impl Inner {
         }
     }
 
-    fn activate(&mut self, memory: &Memory) -> Result<(), DeviceError> {
+    fn activate(&mut self) -> Result<(), DeviceError> {
         let features = self.handshake.features();
         let start = |(index, (registers, max_size)): (usize, (&QueueRegisters, &u16))| {
-            VirtQueue::start(registers, *max_size, memory, features)
+            VirtQueue::start(registers, *max_size, &self.memory, features)
                 .map_err(|source: QueueError| DeviceError::Queue { index, source })
         };
         let set_up = self.registers.iter().zip(self.device.queue_max_sizes()).enumerate();

@@ -1,5 +1,6 @@
 use super::*;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::persist::{DeviceState, RestoreError};
 use crate::devices::virtio::queue::Chain;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::testing::{
@@ -157,6 +158,12 @@ impl VirtioDevice for Failing {
         io.serve(index, &mut self.0, |_, _| Err(DeviceError::io("fail")(io::ErrorKind::Other.into())))
     }
     fn reset(&mut self) {}
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+    fn restore(&mut self, _: &DeviceState, _: bool) -> Result<(), RestoreError> {
+        Ok(())
+    }
 }
 
 #[test]

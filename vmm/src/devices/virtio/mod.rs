@@ -4,6 +4,7 @@
 //! - [`handshake`]: status and feature negotiation, as pure logic.
 //! - [`queue`]: virtqueues and descriptor chains, checked against the guest's RAM.
 //! - [`interrupt`]: how a device calls the guest.
+//! - [`persist`]: what a saved VM keeps of all this.
 //! - [`block`], [`net`], [`rng`], [`vsock`]: the devices.
 
 pub mod block;
@@ -11,6 +12,7 @@ pub mod handshake;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod persist;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
@@ -20,6 +22,7 @@ pub mod vsock;
 use super::Memory;
 use super::event_loop::Source;
 use interrupt::Interrupt;
+use persist::{DeviceState, RestoreError};
 use queue::{Chain, QueueError, VirtQueue};
 use std::io;
 
@@ -143,6 +146,11 @@ pub trait VirtioDevice: Send {
     }
     /// The guest resets the device, or the device failed: forget all that belongs to the driver.
     fn reset(&mut self);
+    /// What a saved VM keeps of the device. The device loop is stopped.
+    fn save(&self) -> DeviceState;
+    /// Takes over what a device of the same kind saved, and checks it. The device was just made or reset; its
+    /// driver is there if `is_active`, and then [`VirtioDevice::activate`] and an event for each queue follow.
+    fn restore(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError>;
 }
 
 /// Reads `data.len()` bytes at `offset` of a configuration space; what lies beyond it is left alone.

@@ -4,9 +4,12 @@
 //! the device reads come before those that it writes, it ends, and it has at most [`CHAIN_MAX_PARTS`] pieces.
 //! A queue or chain that is otherwise is an error, upon which the device asks for a reset.
 
+pub mod persist;
+
 use super::interrupt::Interrupt;
 use crate::devices::Memory;
 use crate::devices::sys::{GuestSlices, IOV_MAX};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::desc::split::Descriptor;
@@ -78,7 +81,7 @@ pub enum QueueError {
 }
 
 /// The registers of one queue, as the guest wrote them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueRegisters {
     /// Entries.
     pub size: u32,
@@ -192,9 +195,28 @@ impl VirtQueue {
         }
     }
 
-    /// What a saved VM keeps of the queue; none when the guest did not set it up.
-    pub fn state(&self) -> Option<QueueState> {
-        self.queue.as_ref().map(Queue::state)
+    /// How many chains the guest has made available so far, modulo 2^16.
+    pub fn made_available(&self, memory: &Memory) -> Result<u16, QueueError> {
+        let Some(queue) = &self.queue else { return Ok(0) };
+        let index = queue.avail_idx(memory.as_ref(), Ordering::Acquire).map_err(QueueError::Ring)?;
+        Ok(index.0)
+    }
+
+    /// There are chains to take.
+    pub fn has_chains(&self, memory: &Memory) -> Result<bool, QueueError> {
+        let Some(queue) = &self.queue else { return Ok(false) };
+        Ok(self.made_available(memory)? != queue.next_avail())
+    }
+
+    /// Asks the guest to kick when it makes more chains available than `seen` (see
+    /// [`VirtQueue::made_available`]), taken or not; true when it has meanwhile.
+    pub fn wait_beyond(&mut self, memory: &Memory, seen: u16) -> Result<bool, QueueError> {
+        let Some(queue) = &mut self.queue else { return Ok(false) };
+        let next = queue.next_avail();
+        queue.set_next_avail(seen);
+        let more = queue.enable_notification(memory.as_ref());
+        queue.set_next_avail(next);
+        more.map_err(QueueError::Ring)
     }
 }
 

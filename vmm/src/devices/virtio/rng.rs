@@ -1,6 +1,7 @@
 //! virtio-rng: the host's randomness.
 
 use super::queue::Chain;
+use super::persist::{DeviceState, RestoreError};
 use super::{DeviceError, Io, Next, VirtioDevice};
 use crate::devices::Memory;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -54,6 +55,14 @@ impl VirtioDevice for Rng {
     }
 
     fn reset(&mut self) {}
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng
+    }
+
+    fn restore(&mut self, state: &DeviceState, _is_active: bool) -> Result<(), RestoreError> {
+        if *state == DeviceState::Rng { Ok(()) } else { Err(state.is_not("rng")) }
+    }
 }
 
 #[cfg(test)]

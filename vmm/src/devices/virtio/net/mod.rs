@@ -14,6 +14,7 @@ mod rx;
 pub use link::Link;
 pub use port::{FramePort, Offloads, PortError, Tap};
 
+use super::persist::{DeviceState, RestoreError};
 use super::queue::{Chain, QueueError, Side};
 use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::event_loop::Source;
@@ -48,19 +49,15 @@ pub struct Net {
     link: Link,
     receiver: Receiver,
     chain: Chain,
-    config: [u8; 8],
 }
 
 impl Net {
-    /// A network card with this MAC address. The link is open; see [`Net::link`].
+    /// A network card with this MAC address. The link is open, except in a restored card; see [`Net::link`].
     pub fn new(port: Box<dyn FramePort>, mac: [u8; 6]) -> Result<Self, PortError> {
-        let mut config = [0; 8];
-        config[..6].copy_from_slice(&mac);
-        config[6] = VIRTIO_NET_S_LINK_UP as u8;
-        Ok(Self { port, link: Link::new()?, receiver: Receiver::default(), chain: Chain::default(), config })
+        Ok(Self { port, link: Link::new(mac)?, receiver: Receiver::default(), chain: Chain::default() })
     }
 
-    /// Opens and shuts the network from other threads.
+    /// Opens and shuts the network, and changes its address, from other threads.
     pub fn link(&self) -> Link {
         self.link.clone()
     }
@@ -112,7 +109,10 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+        let mut config = [0; 8];
+        config[..6].copy_from_slice(&self.link.mac());
+        config[6] = VIRTIO_NET_S_LINK_UP as u8;
+        read_config_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, features: u64) -> Result<(), DeviceError> {
@@ -148,6 +148,21 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.receiver = Receiver::default();
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net
+    }
+
+    /// The link is shut afterwards: a clone must not speak before it is somebody else than its parent. A frame that
+    /// waited for the guest's buffers stays with the parent.
+    fn restore(&mut self, state: &DeviceState, _is_active: bool) -> Result<(), RestoreError> {
+        if *state != DeviceState::Net {
+            return Err(state.is_not("net"));
+        }
+        self.receiver = Receiver::default();
+        self.link.shut_anew();
+        Ok(())
     }
 }
 

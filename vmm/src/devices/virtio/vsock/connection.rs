@@ -11,12 +11,13 @@
 //! modulo 2^32), and the other never has more than that on the way.
 
 use super::packet::{HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
+use serde::{Deserialize, Serialize};
 
 /// Bytes kept for what a guest sends on one connection and the host has not read yet.
 pub const BUFFER_BYTES: u32 = 64 * 1024;
 
 /// A connection's name: its two ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ports {
     /// The host's.
     pub host: u32,
@@ -113,6 +114,11 @@ impl Connection {
     /// Both sides have agreed.
     pub fn is_open(&self) -> bool {
         self.is_open
+    }
+
+    /// Both sides have agreed, but nothing shows that the guest knows.
+    pub fn may_be_news(&self) -> bool {
+        self.is_open && self.received == 0
     }
 
     /// The directions that the guest has ended.

@@ -10,15 +10,18 @@ mod connection;
 mod dialer;
 mod muxer;
 mod packet;
+pub mod persist;
 mod stream;
 
 pub use dialer::{DialError, Done, VsockDialer};
 pub use packet::HOST_CID;
 
-use super::queue::Chain;
+use super::interrupt::Interrupt;
+use super::persist::{DeviceState, RestoreError};
+use super::queue::{Chain, QueueError, VirtQueue};
 use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::event_loop::Source;
-use crate::devices::sys;
+use crate::devices::{Memory, sys};
 use muxer::Muxer;
 use packet::HEADER_BYTES;
 use std::io;
@@ -51,15 +54,25 @@ pub trait HostPorts: Send {
     fn connect(&mut self, port: u32) -> Option<UnixStream>;
 }
 
+/// How far the guest is with learning that all its connections are gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ResetNews {
+    /// It knows, or there was nothing to tell.
+    Known,
+    /// It is still to be told.
+    Owed,
+    /// It was told, and gives the event's buffer back when it has acted upon it: then it has made more available.
+    Told { made_available: u16 },
+}
+
 /// The device.
 pub struct Vsock {
     muxer: Muxer,
     dialer: VsockDialer,
     config: [u8; 8],
     chain: Chain,
-    /// The guest is still to be told that all connections are gone.
-    owes_reset_event: bool,
-    /// The guest's packets wait until it has taken refusals.
+    reset_news: ResetNews,
+    /// The guest's packets wait until it has taken refusals, or the news of a reset.
     is_held: bool,
 }
 
@@ -72,7 +85,7 @@ impl Vsock {
             dialer: dialer.clone(),
             config: guest_cid.to_le_bytes(),
             chain: Chain::default(),
-            owes_reset_event: false,
+            reset_news: ResetNews::Known,
             is_held: false,
         };
         Ok((device, dialer))
@@ -80,7 +93,7 @@ impl Vsock {
 
     /// Handles the guest's packets, then makes packets for it.
     fn exchange(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
-        self.is_held = self.muxer.is_congested();
+        self.is_held = !self.may_pass(io)? || self.muxer.is_congested();
         let mut next = Next::Wait;
         if !self.is_held {
             let muxer = &mut self.muxer;
@@ -100,6 +113,9 @@ impl Vsock {
 
     /// Makes packets for the guest as long as it has buffers, for at most one round of its queue.
     fn output(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
+        if !self.may_pass(io)? {
+            return Ok(Next::Wait);
+        }
         let (memory, failed) = (io.memory, DeviceError::queue(RX));
         let Some(queue) = io.queues.get_mut(RX) else { return Ok(Next::Wait) };
         let (mut used, mut waits) = (false, queue.size() == 0);
@@ -130,21 +146,54 @@ impl Vsock {
         Ok(if waits { Next::Wait } else { Next::Again(RX) })
     }
 
-    /// Tells the guest that all connections are gone, if it has a buffer to be told in.
-    fn send_event(&mut self, io: &mut Io<'_>) -> Result<(), DeviceError> {
+    /// Whether packets may pass: not before the guest knows of a reset, or it would take new connections for old
+    /// ones. Tells it, and finds out whether it knows.
+    fn may_pass(&mut self, io: &mut Io<'_>) -> Result<bool, DeviceError> {
         let failed = DeviceError::queue(EVENT);
-        let Some(queue) = io.queues.get_mut(EVENT).filter(|_| self.owes_reset_event) else { return Ok(()) };
+        if self.reset_news == ResetNews::Known {
+            return Ok(true);
+        }
+        let packets_wait = match io.queues.get(TX) {
+            Some(queue) => queue.has_chains(io.memory).map_err(DeviceError::queue(TX))?,
+            None => false,
+        };
+        let Some(queue) = io.queues.get_mut(EVENT).filter(|queue| queue.size() > 0) else {
+            self.reset_news = ResetNews::Known;
+            return Ok(true);
+        };
+        if self.reset_news == ResetNews::Owed {
+            self.send_event(queue, io.memory, io.interrupt).map_err(&failed)?;
+        }
+        if let ResetNews::Told { made_available } = self.reset_news {
+            // A kick for it costs the guest an exit: only when something waits for it.
+            let is_known = queue.made_available(io.memory).map_err(&failed)? != made_available
+                || (packets_wait || self.muxer.may_have_output())
+                    && queue.wait_beyond(io.memory, made_available).map_err(&failed)?;
+            if is_known {
+                self.reset_news = ResetNews::Known;
+            }
+        }
+        Ok(self.reset_news == ResetNews::Known)
+    }
+
+    /// Tells the guest that all connections are gone, if it has a buffer to be told in.
+    fn send_event(
+        &mut self,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+        interrupt: &Interrupt,
+    ) -> Result<(), QueueError> {
         // Asked again when a buffer came between looking and asking for a kick.
         for _ in 0..2 {
-            if queue.next(io.memory, &mut self.chain).map_err(&failed)? {
-                self.chain.write(io.memory, 0, &TRANSPORT_RESET).map_err(&failed)?;
-                queue
-                    .add_used(io.memory, self.chain.head(), TRANSPORT_RESET.len() as u32)
-                    .map_err(&failed)?;
-                self.owes_reset_event = false;
-                return queue.signal(io.memory, io.interrupt).map_err(&failed);
+            // Read before the guest can know, so that its next buffer is one more.
+            let made_available = queue.made_available(memory)?;
+            if queue.next(memory, &mut self.chain)? {
+                self.chain.write(memory, 0, &TRANSPORT_RESET)?;
+                queue.add_used(memory, self.chain.head(), TRANSPORT_RESET.len() as u32)?;
+                self.reset_news = ResetNews::Told { made_available };
+                return queue.signal(memory, interrupt);
             }
-            if !queue.wait_for_kick(io.memory).map_err(&failed)? {
+            if !queue.wait_for_kick(memory)? {
                 break;
             }
         }
@@ -152,12 +201,14 @@ impl Vsock {
     }
 
     /// Breaks all connections if that was asked for; before anything else that happens.
-    fn break_all(&mut self, io: Option<&mut Io<'_>>) -> Result<(), DeviceError> {
+    fn break_all(&mut self, is_active: bool) {
         if self.dialer.take_reset() {
             self.muxer.reset();
-            self.owes_reset_event = io.is_some();
+            // Since it was told, or should have been, nothing has passed that it would have to be told of again.
+            if is_active && self.reset_news == ResetNews::Known {
+                self.reset_news = ResetNews::Owed;
+            }
         }
-        io.map_or(Ok(()), |io| self.send_event(io))
     }
 
     fn dialer_event(&mut self, is_active: bool) {
@@ -192,11 +243,10 @@ impl VirtioDevice for Vsock {
     }
 
     fn queue_event(&mut self, io: &mut Io<'_>, index: usize) -> Result<Next, DeviceError> {
-        self.break_all(Some(io))?;
+        self.break_all(true);
         match index {
-            EVENT => Ok(Next::Wait),
-
-            // With nothing held back, a kick of the receive queue only means room.
+            // With nothing held back, a kick of the receive queue only means room. One of the event queue may mean
+            // that the guest knows of a reset.
             RX if !self.is_held => self.output(io),
             _ => self.exchange(io),
         }
@@ -209,8 +259,8 @@ impl VirtioDevice for Vsock {
         ]
     }
 
-    fn source_event(&mut self, mut io: Option<&mut Io<'_>>, token: u32) -> Result<Next, DeviceError> {
-        self.break_all(io.as_deref_mut())?;
+    fn source_event(&mut self, io: Option<&mut Io<'_>>, token: u32) -> Result<Next, DeviceError> {
+        self.break_all(io.is_some());
         match token {
             TOKEN_DIALER => self.dialer_event(io.is_some()),
             _ => self.muxer.stream_events(),
@@ -220,8 +270,16 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.muxer.reset();
-        self.owes_reset_event = false;
+        self.reset_news = ResetNews::Known;
         self.is_held = false;
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(self.state())
+    }
+
+    fn restore(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError> {
+        self.take_over(state, is_active)
     }
 }
 

@@ -53,6 +53,40 @@ impl Muxer {
         self.ready.as_fd()
     }
 
+    /// The host's end of the next connection that it opens.
+    pub fn next_host_port(&self) -> u32 {
+        self.next_host_port
+    }
+
+    /// Goes on counting from there; from the start when it is not one of these ports.
+    pub fn set_next_host_port(&mut self, port: u32) {
+        self.next_host_port = if (FIRST_HOST_PORT..u32::MAX).contains(&port) { port } else { FIRST_HOST_PORT };
+    }
+
+    /// The connections that a clone's guest must hear of one by one, because it may not know of them when it hears
+    /// that all are gone; and those that it was to hear of anyway.
+    pub fn resets_for_clone(&self) -> Vec<Ports> {
+        let ours = |header: &&Header| header.src_cid == HOST_CID && header.kind == TYPE_STREAM;
+        let refused = self.refusals.iter().filter(ours);
+        let refused = refused.map(|header| Ports { host: header.src_port, guest: header.dst_port });
+        let news = self.streams.iter().filter(|(_, stream)| stream.connection.may_be_news());
+        refused.chain(news.map(|(ports, _)| *ports)).collect()
+    }
+
+    /// Resets connections that only the guest knows.
+    pub fn refuse(&mut self, resets: &[Ports]) {
+        let (src_cid, dst_cid) = (HOST_CID, self.guest_cid);
+        self.refusals.extend(resets.iter().map(|ports| Header {
+            src_cid,
+            dst_cid,
+            src_port: ports.host,
+            dst_port: ports.guest,
+            kind: TYPE_STREAM,
+            op: op::RST,
+            ..Header::default()
+        }));
+    }
+
     /// So many refusals wait that the guest's packets must wait, too.
     pub fn is_congested(&self) -> bool {
         self.refusals.len() >= REFUSALS_MAX

@@ -1,0 +1,92 @@
+//! The console, saved and restored.
+//!
+//! What the guest has written stays with the parent: its log and its clients have it. What it has not read yet goes
+//! on, as all of its memory does. The order of a restore is that of a virtio device: the interrupt line is registered
+//! before, KVM's interrupt controllers are restored after [`Console::restore`], then the device loop starts, which
+//! raises the line once more when the guest had not seen its interrupt.
+
+use super::{Console, INPUT_MAX_BYTES, Line, Pending, lock};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use vm_superio::serial::{NoEvents, Serial, SerialState};
+
+/// Interrupt identification: none is pending.
+const NOTHING_PENDING: u8 = 1;
+
+/// The serial port between two instructions of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState {
+    #[serde(with = "PortState")]
+    port: SerialState,
+    /// Waits for room in the port.
+    input: Vec<u8>,
+}
+
+/// The registers, as serde is to see them.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+struct PortState {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
+/// Why a console could not be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The port never holds that much.
+    #[error("restore the serial port: {bytes} bytes in its buffer are too many")]
+    Port {
+        /// In the port's buffer.
+        bytes: usize,
+    },
+    /// So much input never waits.
+    #[error("restore the console: {bytes} bytes of input, more than {INPUT_MAX_BYTES}")]
+    Input {
+        /// In the state.
+        bytes: usize,
+    },
+}
+
+impl Console {
+    /// What a saved VM keeps. The device loop is stopped and no vCPU runs.
+    pub fn save(&self) -> ConsoleState {
+        let serial = lock(&self.serial);
+        ConsoleState { port: serial.state(), input: lock(&self.input).iter().copied().collect() }
+    }
+
+    /// Takes a state over, with the log as it is: a clone's is new and empty. Makes no descriptors. The device loop
+    /// is stopped. On failure nothing has changed.
+    pub fn restore(&self, state: &ConsoleState) -> Result<(), RestoreError> {
+        let bytes = state.input.len();
+        if bytes > INPUT_MAX_BYTES {
+            return Err(RestoreError::Input { bytes });
+        }
+        let line = Line::held(&self.line);
+        let pending = Pending { output: Arc::clone(&self.output), timer: Arc::clone(&self.timer) };
+        let port = Serial::from_state(&state.port, line, NoEvents, pending)
+            .map_err(|_| RestoreError::Port { bytes: state.port.in_buffer.len() })?;
+        // The port raises its line as soon as it is made, which is too early for KVM, and only then may.
+        port.interrupt_evt().release();
+        let mut serial = lock(&self.serial);
+        *serial = port;
+        *lock(&self.input) = state.input.iter().copied().collect();
+        let pends = state.port.interrupt_identification & NOTHING_PENDING == 0;
+        self.resends_interrupt.store(pends, Ordering::SeqCst);
+        // The loop comes first thing, also for input for which there is room. A full counter does as well.
+        self.wake.write(1).ok();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "persist_test.rs"]
+mod tests;

@@ -1,0 +1,147 @@
+//! A transport with its device, saved and restored.
+//!
+//! The order of a restore, of which the caller keeps the part outside:
+//! 1. [`MmioTransport::interrupt_line`] and [`MmioTransport::kicks`] are registered with KVM, and the transport is
+//!    attached to the device loop, which does not run yet. A warm process does this long before it has a state.
+//! 2. [`MmioTransport::load`] (or [`MmioTransport::restore`], which makes the transport as well).
+//! 3. KVM gets its interrupt controllers and vCPUs: this overwrites every interrupt that came earlier, so none may
+//!    have been raised.
+//! 4. The device loop starts, and with it the edges of step 2 are raised; then, or at the same time, the vCPUs.
+//!
+//! Nothing has to be called for step 4. What was only on its way when the VM was saved was in event descriptors of
+//! the process at that time, or in KVM's work queue: so every queue is kicked once, and a device that has something
+//! to say interrupts once more. One too many of either is harmless, one too few may hang the guest. The kicks are
+//! event descriptors, which keep them until the loop starts; the interrupt goes with the first kick.
+
+use super::{Inner, MmioTransport};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::handshake::Handshake;
+use crate::devices::virtio::handshake::persist::HandshakeState;
+use crate::devices::virtio::interrupt::{CONFIG, USED_RING};
+use crate::devices::virtio::persist::{DeviceState, RestoreError};
+use crate::devices::virtio::queue::persist::Position;
+use crate::devices::virtio::queue::{QueueRegisters, VirtQueue};
+use crate::devices::{Memory, lock};
+use serde::{Deserialize, Serialize};
+
+/// A device and its registers between two instructions of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    handshake: HandshakeState,
+    queue_select: u32,
+    queues: Vec<QueueState>,
+    interrupt_status: u32,
+    config_generation: u32,
+    device: DeviceState,
+}
+
+/// A queue: what the guest wrote, and where an active device stands in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct QueueState {
+    registers: QueueRegisters,
+    position: Option<Position>,
+}
+
+impl MmioTransport {
+    /// What a saved VM keeps. The device loop is stopped and no vCPU runs.
+    pub fn save(&self) -> TransportState {
+        let inner = lock(&self.inner);
+        let position = |index| inner.queues.get(index).and_then(VirtQueue::position);
+        let queues = inner.registers.iter().enumerate();
+        TransportState {
+            handshake: inner.handshake.save(),
+            queue_select: inner.queue_select,
+            queues: queues
+                .map(|(index, registers)| QueueState { registers: *registers, position: position(index) })
+                .collect(),
+            interrupt_status: self.interrupt.status(),
+            config_generation: self.interrupt.generation(),
+            device: inner.device.save(),
+        }
+    }
+
+    /// Puts a window in front of a device of the saved kind and takes the state over: see the module for what
+    /// comes before and after.
+    pub fn restore(
+        device: Box<dyn VirtioDevice>,
+        memory: Memory,
+        state: &TransportState,
+    ) -> Result<Self, RestoreError> {
+        let transport = Self::new(device, memory.clone()).map_err(RestoreError::Events)?;
+        transport.load(memory, state)?;
+        Ok(transport)
+    }
+
+    /// Takes a state over into a transport that is there already, as in a warm process; `memory` is the guest's
+    /// RAM from now on. Makes no descriptors, so that it works in the jail. The device loop is stopped, and
+    /// starts only after KVM's interrupt controllers are restored. On failure the device is as after a reset.
+    pub fn load(&self, memory: Memory, state: &TransportState) -> Result<(), RestoreError> {
+        let mut inner = lock(&self.inner);
+        inner.memory = memory;
+        inner.load(state)?;
+        // The configuration may be another one (a card's address): a guest in the middle of reading it reads again.
+        self.interrupt.restore(state.interrupt_status, state.config_generation.wrapping_add(1));
+        inner.resends_interrupt = true;
+        (0..self.kicks.len()).for_each(|index| self.kick(index));
+        Ok(())
+    }
+
+    /// Gives the device another view of the same RAM, as after a freeze. The device loop is stopped.
+    pub fn set_memory(&self, memory: Memory) {
+        lock(&self.inner).memory = memory;
+    }
+}
+
+impl Inner {
+    fn load(&mut self, state: &TransportState) -> Result<(), RestoreError> {
+        let offered = self.handshake.all_offered();
+        self.handshake = Handshake::new(offered);
+        self.reset();
+        let handshake = Handshake::restore(offered, &state.handshake).map_err(RestoreError::Handshake)?;
+        let (status, active) = (state.interrupt_status, handshake.is_active());
+        if status & !(USED_RING | CONFIG) != 0 {
+            return Err(RestoreError::Interrupt { status });
+        }
+        let queues = self.restored_queues(&handshake, &state.queues)?;
+        // The device's own state comes before its activation, which is what a driver would do last, too.
+        self.device.restore(&state.device, active)?;
+        if active && let Err(error) = self.device.activate(handshake.features()) {
+            self.device.reset();
+            return Err(RestoreError::Activate(error));
+        }
+        self.registers = state.queues.iter().map(|queue| queue.registers).collect();
+        self.queue_select = state.queue_select;
+        (self.handshake, self.queues, self.fault) = (handshake, queues, None);
+        Ok(())
+    }
+
+    fn restored_queues(
+        &self,
+        handshake: &Handshake,
+        states: &[QueueState],
+    ) -> Result<Vec<VirtQueue>, RestoreError> {
+        let sizes = self.device.queue_max_sizes();
+        if states.len() != sizes.len() {
+            return Err(RestoreError::QueueCount { saved: states.len(), found: sizes.len() });
+        }
+        let active = handshake.is_active();
+        let queue = |(index, (state, max_size)): (usize, (&QueueState, &u16))| {
+            if state.position.is_some() != (active && state.registers.ready) {
+                return Err(RestoreError::Position { index });
+            }
+            let features = handshake.features();
+            active
+                .then(|| {
+                    VirtQueue::restore(&state.registers, *max_size, &self.memory, features, state.position)
+                })
+                .transpose()
+                .map_err(|source| RestoreError::Queue { index, source })
+        };
+        // An inactive device has no queues, only registers.
+        states.iter().zip(sizes).enumerate().filter_map(|pair| queue(pair).transpose()).collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "persist_test.rs"]
+mod tests;

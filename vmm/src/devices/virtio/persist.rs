@@ -1,0 +1,105 @@
+//! What a saved VM keeps of a virtio device, and why it cannot always be taken over.
+//!
+//! A generation may come from another host, so everything in it is checked as if a guest had written it.
+
+use super::DeviceError;
+use super::block::persist::BlockState;
+use super::handshake::persist::HandshakeError;
+use super::queue::QueueError;
+use super::vsock::persist::VsockState;
+use serde::{Deserialize, Serialize};
+use std::io;
+
+/// What a device keeps besides its registers and queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// A disk.
+    Block(BlockState),
+    /// A network card: its address is the new VM's, and a frame on its way is lost as a network may lose it.
+    Net,
+    /// An entropy device has nothing to keep: a clone that got the same randomness twice would be a flaw.
+    Rng,
+    /// A socket device.
+    Vsock(VsockState),
+}
+
+impl DeviceState {
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Block(_) => "block",
+            Self::Net => "net",
+            Self::Rng => "rng",
+            Self::Vsock(_) => "vsock",
+        }
+    }
+
+    /// For a device that finds another's state.
+    pub(super) fn is_not(&self, wanted: &'static str) -> RestoreError {
+        RestoreError::Kind { wanted, saved: self.kind() }
+    }
+}
+
+/// Why a device could not be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The kernel gave no event descriptor.
+    #[error("restore a device: create its events")]
+    Events(#[source] io::Error),
+    /// The state is another device's.
+    #[error("restore a {wanted} device: the state is that of a {saved} device")]
+    Kind {
+        /// The device at hand.
+        wanted: &'static str,
+        /// The device that was saved.
+        saved: &'static str,
+    },
+    /// Status and features cannot be, or not with this device.
+    #[error("restore a device's handshake")]
+    Handshake(#[source] HandshakeError),
+    /// The interrupt has causes that do not exist.
+    #[error("restore a device's interrupt: status {status:#x} has unknown bits")]
+    Interrupt {
+        /// The register.
+        status: u32,
+    },
+    /// Another device has as many queues.
+    #[error("restore {saved} queues of a device that has {found}")]
+    QueueCount {
+        /// In the state.
+        saved: usize,
+        /// Of the device.
+        found: usize,
+    },
+    /// An active device's queue that is set up has a position, and no other has one.
+    #[error("restore queue {index}: whether it has a position does not fit whether it is in use")]
+    Position {
+        /// Which one.
+        index: usize,
+    },
+    /// A queue cannot be.
+    #[error("restore queue {index}")]
+    Queue {
+        /// Which one.
+        index: usize,
+        /// Why.
+        #[source]
+        source: QueueError,
+    },
+    /// The guest knows another disk.
+    #[error("restore a disk of {saved} sectors on a file of {found}: is it the same disk?")]
+    DiskSize {
+        /// What the guest knows.
+        saved: u64,
+        /// What the file has.
+        found: u64,
+    },
+    /// More connections than there can have been.
+    #[error("restore a vsock with {count} connections to reset")]
+    VsockResets {
+        /// In the state.
+        count: usize,
+    },
+    /// What is behind the device did not take the driver's features.
+    #[error("restore a device: activate it again")]
+    Activate(#[source] DeviceError),
+}

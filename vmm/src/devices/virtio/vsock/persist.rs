@@ -1,0 +1,60 @@
+//! A vsock device, saved and restored: without its connections.
+//!
+//! Their other ends are streams of the old process, and belong to the parent, which keeps them. The clone's guest
+//! is told by a transport reset that they are gone, before anything else ([`ResetNews`]). What that does not reach
+//! are sockets that do not know yet that they are connected, because the answer is still on its way: each of them
+//! gets a reset of its own. Sockets that listen, and requests that the host has not seen, go on.
+
+use super::connection::Ports;
+use super::muxer::REFUSALS_MAX;
+use super::{CONNECTIONS_MAX, ResetNews, Vsock};
+use crate::devices::virtio::persist::{DeviceState, RestoreError};
+use serde::{Deserialize, Serialize};
+
+/// More resets than there can be: of each connection, and of what waits to be refused, which may be more than
+/// [`REFUSALS_MAX`] by a round of a queue and by breaking each connection.
+const RESETS_MAX: usize = 4 * (CONNECTIONS_MAX + REFUSALS_MAX);
+
+/// What a saved VM keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VsockState {
+    /// The host's end of the next connection that it opens: another one than the guest's sockets know, so that none
+    /// of them takes its packets for its own.
+    pub(super) next_host_port: u32,
+    /// Connections that are to be reset one by one.
+    pub(super) resets: Vec<Ports>,
+    /// See [`ResetNews::Told`].
+    pub(super) told: Option<u16>,
+}
+
+impl Vsock {
+    pub(super) fn state(&self) -> VsockState {
+        let told = match self.reset_news {
+            ResetNews::Told { made_available } => Some(made_available),
+            ResetNews::Known | ResetNews::Owed => None,
+        };
+        let (next_host_port, resets) = (self.muxer.next_host_port(), self.muxer.resets_for_clone());
+        VsockState { next_host_port, resets, told }
+    }
+
+    pub(super) fn take_over(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(state) = state else { return Err(state.is_not("vsock")) };
+        let count = state.resets.len();
+        if count > RESETS_MAX {
+            return Err(RestoreError::VsockResets { count });
+        }
+        self.muxer.set_next_host_port(state.next_host_port);
+        if is_active {
+            self.muxer.refuse(&state.resets);
+            // Nothing has passed since it was told, so that it need not be told again.
+            self.reset_news = state
+                .told
+                .map_or(ResetNews::Owed, |made_available| ResetNews::Told { made_available });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "persist_test.rs"]
+mod tests;
