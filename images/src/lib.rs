@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every product lies in the cache under a hash of all that went into it ([`cache`]), appears there by one
-//! rename, and is built by one process at a time. Debian's tools do the work ([`apt`], [`run`]); nothing is
+//! rename, and is built by one process at a time. Debian's tools do the work ([`apt`]); nothing is
 //! mounted and, once the packages are installed, nothing needs root. Steps are told to a [`Progress`].
 
 pub mod apt;
