@@ -25,7 +25,7 @@ use crate::sys::slot::{SlotError, VmWithMemory};
 use crate::vcpu::kind::KvmKind;
 use crate::vcpu::run::Runner;
 use crate::vcpu::setup::{self, SetupError};
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use patina_abi::GUEST_CID;
 use std::fs::File;
@@ -48,6 +48,11 @@ pub enum BuildError {
         /// The most.
         most: u32,
     },
+    /// The descriptor is of something else.
+    #[error(
+        "use /dev/kvm: what is there is not KVM, or not of API version {KVM_API_VERSION}; is the module loaded (`vmctl doctor`)?"
+    )]
+    NotKvm,
     /// The family's MAC address is not one.
     #[error("make the VM: {0:?} is not a MAC address")]
     Mac(String),
@@ -154,6 +159,9 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     check(config)?;
     let (mailbox, inbox) = mailbox().map_err(|error| io_failed("an eventfd")(error.into()))?;
     let kvm = kvm::open(inherited.take(config.kvm_fd)?);
+    if kvm.get_api_version() != KVM_API_VERSION as i32 {
+        return Err(BuildError::NotKvm);
+    }
     let kind = KvmKind::detect();
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
