@@ -122,6 +122,9 @@ impl Report {
                 metric.verdict().to_owned(),
             ]);
         }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
     }
 }

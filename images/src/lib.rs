@@ -7,12 +7,14 @@
 //! ```
 //!
 //! Every product lies in the cache under a hash of all that went into it ([`cache`]), appears there by one
-//! rename, and is built by one process at a time. Debian's tools do the work ([`apt`], [`run`]); nothing is
+//! rename, and is built by one process at a time. What was built last can be made the default ([`make_default`]), for
+//! programs that are told nothing else. Debian's tools do the work ([`apt`]); nothing is
 //! mounted and, once the packages are installed, nothing needs root. Steps are told to a [`Progress`].
 
 pub mod apt;
 mod base;
 pub mod cache;
+mod default;
 mod files;
 mod kernel;
 mod ld_cache;
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 pub use apt::ensure_packages;
 pub use cache::default_cache_dir;
+pub use default::{KERNEL_FILE, ROOTFS_FILE, default_product, make_default};
 pub use progress::{Progress, Silent, Stderr};
 pub use recipe::{Binary, ExtraFile, Recipe, RecipeError, Symlink};
 
@@ -46,6 +49,9 @@ pub enum Error {
     /// The packages could not be made into a tree.
     #[error(transparent)]
     Base(#[from] base::BaseError),
+    /// The products could not be made the default ones.
+    #[error(transparent)]
+    Default(#[from] default::DefaultError),
     /// The tree could not be made into a root file system.
     #[error(transparent)]
     Rootfs(#[from] rootfs::RootfsError),

@@ -92,7 +92,7 @@ pub struct Binary {
     pub path: String,
 }
 
-/// A file with its content in the recipe, or taken from beside it.
+/// A file with its content in the recipe.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExtraFile {

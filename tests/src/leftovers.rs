@@ -83,17 +83,25 @@ fn is_dead(pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        io::{Read as _, Write as _},
+        process::{Command, Stdio},
+    };
 
     #[test]
     fn processes_are_found_by_their_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = std::process::Command::new("sleep")
-            .arg("100")
+        let mut child = Command::new("cat")
             .env("SOMETHING", folder.path().join("below"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        assert_eq!(processes_of(folder.path()).unwrap(), [format!("process sleep ({})", child.id())]);
-        child.kill().unwrap();
+        // What it says back shows that it runs: just after the start its environment is not in place yet.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        assert_eq!(processes_of(folder.path()).unwrap(), [format!("process cat ({})", child.id())]);
+        drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(processes_of(folder.path()).unwrap(), Vec::<String>::new());
     }

@@ -55,8 +55,8 @@ pub fn image_command(recipe: &str, assignments: bool) -> Result<(), BuildError> 
 }
 
 /// The guest image of a recipe; what is in the cache is not built again.
-pub fn image(steps: &Steps, recipe: &str) -> Result<Image, BuildError> {
-    let recipe = Recipe::load(recipe)?;
+pub fn image(steps: &Steps, name: &str) -> Result<Image, BuildError> {
+    let recipe = Recipe::load(name)?;
     let cache = patina_images::default_cache_dir()?;
     steps.step("build the guest's programs", guest_programs)?;
     let kernel = steps.step("build the guest kernel", || -> Result<_, BuildError> {
@@ -65,6 +65,9 @@ pub fn image(steps: &Steps, recipe: &str) -> Result<Image, BuildError> {
     let rootfs = steps.step("build the root file system", || -> Result<_, BuildError> {
         Ok(patina_images::rootfs(&cache, &recipe, &guest_bin_dir(), &mut Progress::new())?)
     })?;
+    if name == DEFAULT_RECIPE {
+        patina_images::make_default(&cache, &kernel, &rootfs).map_err(patina_images::Error::from)?;
+    }
     Ok(Image { kernel, rootfs })
 }
 

@@ -69,7 +69,8 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
         // Filters may name end-to-end tests only: then there is nothing to run here.
         let mut command =
             cargo(&["nextest", "run", "--workspace", "-E", "not binary(e2e)", "--no-tests", "pass"]);
-        return run(with_setup(command.args(filters), setup));
+        run(with_setup(command.args(filters), setup))?;
+        return if rustix::process::geteuid().is_root() { root_tests(filters) } else { Ok(()) };
     }
     for filter in each(filters) {
         let mut command = cargo(&["test", "--workspace", "--exclude", "patina-tests"]);
@@ -77,6 +78,12 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
         run(cargo(&["test", "-p", "patina-tests", "--lib", "--"]).args(filter))?;
     }
     Ok(())
+}
+
+/// Tests that need root and KVM but no image are ignored by themselves, with their reason; here is root.
+fn root_tests(filters: &[String]) -> Result<(), RunError> {
+    let mut command = cargo(&["nextest", "run", "-p", "vmm", "-p", "vmmd", "--run-ignored", "only"]);
+    run(command.args(["-E", "not binary(tiny_guests)", "--no-tests", "pass"]).args(filters))
 }
 
 fn guest_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {

@@ -98,7 +98,7 @@ fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
         &["gc", "my-ip"],
         &["gc", "list"],
         &["uname", "-a"],
-        &["python3", "-c", "import sys; print('python', sys.version.split()[0], 'on', sys.platform)"],
+        &["python3", "-c", "import sys; print(sys.version)"],
     ] {
         say(host, &[&["exec", NAME, "--"], program].concat())?;
     }
@@ -110,12 +110,21 @@ fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
 
 /// Runs `vmctl` as a user would, and prints the command and what it printed.
 fn say(host: &Host, arguments: &[&str]) -> Result<(), DemoError> {
-    println!("$ vmctl {}", arguments.join(" "));
+    println!("$ vmctl {}", arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
     let text = host.call(arguments)?;
     if !text.is_empty() {
         println!("{text}");
     }
     Ok(())
+}
+
+/// A word as it is typed into a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+:./,@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Starts a small server in the guest and talks to it through the published port.
@@ -168,4 +177,15 @@ fn explain(host: &Host) {
 
 fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_are_shown_as_they_are_typed() {
+        let words = ["--memory", "8080:80", "a b", "it's", ""].map(quoted);
+        assert_eq!(words, ["--memory", "8080:80", "'a b'", r"'it'\''s'", "''"]);
+    }
 }

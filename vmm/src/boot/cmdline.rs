@@ -15,7 +15,7 @@ pub enum CmdlineError {
 
 /// A console that only says what is wrong; resets by the keyboard controller, which the vmm sees; no probing
 /// for what is not there. Each that saves time in the guest is in images/README.md with its measurement.
-const ALWAYS: &str = "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 pci=off nomodule \
+const ALWAYS: &str = "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 nomodule \
     8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on tsc=reliable no_timer_check \
     root=/dev/vda ro init=/sbin/gc-init";
 

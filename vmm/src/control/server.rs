@@ -19,6 +19,8 @@ const OPENING_MAX: usize = 16;
 
 /// Where connections go that are not for the control thread itself. Each answers with an [`Opened`] line.
 pub trait Doors {
+    /// The guest has its identity: its network may be used from now on.
+    fn ready(&self);
     /// To a vsock port of the guest.
     fn dial(&self, port: u32, stream: UnixStream);
     /// To the serial console.
@@ -261,6 +263,7 @@ impl<D: Doors> Server<D> {
                 }
                 Effect::ToVmmd(message) => self.tell(&message),
                 Effect::Ready => {
+                    self.doors.ready();
                     let after = self.started.elapsed().as_micros();
                     self.state = State::Ready { after_us: u64::try_from(after).unwrap_or(u64::MAX) };
                     self.tell_state();

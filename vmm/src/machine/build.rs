@@ -1,6 +1,6 @@
 //! Makes a VM from its configuration, in the order that KVM needs.
 
-use super::bus::Bus;
+use super::bus::{Bus, DevicesError};
 use super::doors::{LinkPort, VmDoors};
 use super::origin::{Origin, OriginError};
 use super::wiring::{self, WiringError};
@@ -14,7 +14,7 @@ use crate::devices::event_loop::{DeviceLoop, LoopError};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, SizeError};
 use crate::devices::virtio::mmio::MmioTransport;
-use crate::devices::virtio::net::{Net, PortError, Tap};
+use crate::devices::virtio::net::{Link, Net, PortError, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
 use crate::jail::{self, JailError};
@@ -28,7 +28,7 @@ use crate::vcpu::gate::{Gate, Vcpus};
 use crate::vcpu::kind::KvmKind;
 use crate::vcpu::persist::msr_indices;
 use crate::vcpu::run::Runner;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use patina_abi::GUEST_CID;
 use std::fs::File;
@@ -52,6 +52,11 @@ pub enum BuildError {
         /// The most.
         most: u32,
     },
+    /// The descriptor is of something else.
+    #[error(
+        "use /dev/kvm: what is there is not KVM, or not of API version {KVM_API_VERSION}; is the module loaded (`vmctl doctor`)?"
+    )]
+    NotKvm,
     /// The family's MAC address is not one.
     #[error("make the VM: {0:?} is not a MAC address")]
     Mac(String),
@@ -89,6 +94,9 @@ pub enum BuildError {
     /// The tap is of no use.
     #[error("use the tap")]
     Tap(#[from] PortError),
+    /// A device does not take its state.
+    #[error("start from the generation")]
+    Restore(#[from] DevicesError),
     /// No vsock.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -121,7 +129,7 @@ pub struct Running {
 
 /// The parts of a VM that a freeze needs.
 pub struct Machine {
-    console: Arc<Console>,
+    pub(super) bus: Arc<Bus>,
     pub(super) devices: DeviceLoop,
     pub(super) vcpus: Vcpus,
     pub(super) vm: VmWithMemory,
@@ -138,7 +146,7 @@ impl Machine {
         if let Err(error) = self.devices.stop() {
             note(&crate::chain(&error));
         }
-        self.console.flush();
+        self.bus.serial.flush();
     }
 }
 
@@ -146,6 +154,7 @@ impl Machine {
 struct Devices {
     bus: Bus,
     dialer: VsockDialer,
+    link: Link,
     device_loop: DeviceLoop,
 }
 
@@ -157,6 +166,9 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     check(config)?;
     let (mailbox, inbox) = mailbox().map_err(|error| io_failed("an eventfd")(error.into()))?;
     let kvm = kvm::open(inherited.take(config.kvm_fd)?);
+    if kvm.get_api_version() != KVM_API_VERSION as i32 {
+        return Err(BuildError::NotKvm);
+    }
     let kind = KvmKind::detect();
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
@@ -164,22 +176,27 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;
 
-    let Devices { bus, dialer, mut device_loop } = make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
+    let Devices { bus, dialer, link, mut device_loop } = make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
     let devices = bus.transports.len() as u32;
+    if let Some(state) = origin.state() {
+        // Before KVM gets its interrupt controllers: from then on an interrupt counts.
+        bus.restore(&memory, &state.transports, &state.console)?;
+    }
     let (vcpus, memfd) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
     let listed = kvm.get_msr_index_list().map_err(kvm_failed("KVM_GET_MSR_INDEX_LIST"))?;
     let msrs = msr_indices(listed.as_slice(), &vcpus).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
-    let console = Arc::clone(&bus.serial);
-    let server = make_server(config, inherited, inbox, VmDoors { console: Arc::clone(&console), dialer }, started)?;
+    let bus = Arc::new(bus);
+    let doors = VmDoors { console: Arc::clone(&bus.serial), dialer, link };
+    let server = make_server(config, inherited, inbox, doors, started)?;
     let gate = Arc::new(Gate::new(config.vcpus));
-    let around = Around { bus: Arc::new(bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
+    let around = Around { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
     // From here on there are threads, and the guest runs.
     jail::enter()?;
     device_loop.start()?;
     let vcpus = start_vcpus(gate, vcpus, &around)?;
     let memory_mib = config.memory_mib;
-    let machine = Machine { console, devices: device_loop, vcpus, vm, memfd, memory_mib, msrs };
+    let machine = Machine { bus, devices: device_loop, vcpus, vm, memfd, memory_mib, msrs };
     Ok(Running { server, machine })
 }
 
@@ -222,9 +239,11 @@ fn make_devices(
     let tap = Tap::new(inherited.take(config.tap_fd)?)?;
     let mac = parse_mac(&config.identity.mac).ok_or_else(|| BuildError::Mac(config.identity.mac.clone()))?;
     let (vsock, dialer) = Vsock::new(u64::from(GUEST_CID), Box::new(LinkPort(mailbox.clone())))?;
+    let net = Net::new(Box::new(tap), mac)?;
+    let link = net.link();
     let devices: [Box<dyn VirtioDevice>; 4] = [
         Box::new(Block::new(rootfs, true, "root")?),
-        Box::new(Net::new(Box::new(tap), mac)?),
+        Box::new(net),
         Box::new(vsock),
         Box::new(Rng::default()),
     ];
@@ -237,7 +256,7 @@ fn make_devices(
         transport.attach(&device_loop)?;
         transports.push(transport);
     }
-    Ok(Devices { bus: Bus { transports, serial }, dialer, device_loop })
+    Ok(Devices { bus: Bus { transports, serial }, dialer, link, device_loop })
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {

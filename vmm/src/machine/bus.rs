@@ -3,7 +3,11 @@
 use super::ports::{Ports, PortsEffect};
 use crate::api::end::{End, EndKind};
 use crate::boot::layout::{MMIO_BASE, MMIO_WINDOW_BYTES};
+use crate::devices::console::persist::{self, ConsoleState};
 use crate::devices::console::{Console, PORT_BASE, PORT_COUNT};
+use crate::devices::virtio::mmio::persist::TransportState;
+use crate::devices::virtio::persist::RestoreError;
+use crate::memory::Memory;
 use crate::devices::virtio::mmio::MmioTransport;
 use std::sync::Arc;
 
@@ -33,7 +37,51 @@ impl Stop {
     }
 }
 
+/// Why the devices do not take their states.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    /// There are others.
+    #[error("restore the devices: the generation has {found}, the VM {wanted}")]
+    Count {
+        /// In the generation.
+        found: usize,
+        /// In the VM.
+        wanted: usize,
+    },
+    /// A virtio device.
+    #[error("restore device {index}")]
+    Device {
+        /// Its number.
+        index: usize,
+        /// Why.
+        source: RestoreError,
+    },
+    /// The console.
+    #[error("restore the console")]
+    Console(#[from] persist::RestoreError),
+}
+
 impl Bus {
+    /// Gives all devices, fresh and with their loop stopped, their states; `memory` is the guest's RAM.
+    ///
+    /// # Errors
+    /// The states are not of such devices.
+    pub fn restore(
+        &self,
+        memory: &Memory,
+        transports: &[TransportState],
+        console: &ConsoleState,
+    ) -> Result<(), DevicesError> {
+        let (found, wanted) = (transports.len(), self.transports.len());
+        if found != wanted {
+            return Err(DevicesError::Count { found, wanted });
+        }
+        for (index, (transport, state)) in self.transports.iter().zip(transports).enumerate() {
+            transport.load(Arc::clone(memory), state).map_err(|source| DevicesError::Device { index, source })?;
+        }
+        Ok(self.serial.restore(console)?)
+    }
+
     /// The guest writes to a port.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use crate::api::end::{End, EndKind};
 use crate::control::mailbox::Mailbox;
 use crate::control::server::{Doors, Freezer, answer};
 use crate::devices::console::Console;
+use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
 use crate::note::note;
 use patina_abi::LINK_PORT;
@@ -23,9 +24,15 @@ pub struct VmDoors {
     pub console: Arc<Console>,
     /// Dials vsock ports of the guest.
     pub dialer: VsockDialer,
+    /// The network's switch: shut in a clone until it is somebody.
+    pub link: Link,
 }
 
 impl Doors for VmDoors {
+    fn ready(&self) {
+        self.link.set_open(true);
+    }
+
     fn dial(&self, port: u32, stream: UnixStream) {
         // The answer goes before the first byte from the guest: the device pumps only after this has returned.
         let peer = match stream.try_clone() {

@@ -11,7 +11,9 @@
 
 use super::build::Machine;
 use super::persist::{VmPersistError, VmState};
+use crate::devices::console::persist::ConsoleState;
 use crate::devices::event_loop::LoopError;
+use crate::devices::virtio::mmio::persist::TransportState;
 use crate::sys::slot::SlotError;
 use crate::sys::view::{PrivateView, Replaced};
 use crate::vcpu::gate::VcpuEnded;
@@ -74,6 +76,10 @@ pub struct MachineState {
     pub vcpus: Vec<VcpuState>,
     /// What KVM keeps of the VM.
     pub vm: VmState,
+    /// The virtio devices, in the order of their windows.
+    pub transports: Vec<TransportState>,
+    /// The serial console.
+    pub console: ConsoleState,
 }
 
 /// A generation: an immutable image of a VM at one instant.
@@ -142,6 +148,8 @@ impl Machine {
             memory_mib: self.memory_mib,
             vcpus: vcpus.into_iter().collect::<Result<_, _>>()?,
             vm: VmState::save(self.vm.vm())?,
+            transports: self.bus.transports.iter().map(|transport| transport.save()).collect(),
+            console: self.bus.serial.save(),
         })
     }
 }

@@ -39,8 +39,9 @@ impl KvmKind {
         if self != Self::Software {
             return String::new();
         }
-        // Per-CPU memory in small pages: the other way clears 2 MiB for each CPU, 0.6 s at emulated speed.
-        let mut line = "percpu_alloc=page".to_owned();
+        // Per-CPU memory in small pages: the other way clears 2 MiB for each CPU, 0.6 s at emulated speed. The kernel's
+        // own pages stay writable: protecting them splits large pages, 1.3 s and more.
+        let mut line = "percpu_alloc=page rodata=off".to_owned();
         let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
         if !bits.is_empty() {
             line.push_str(" clearcpuid=");

@@ -153,7 +153,10 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     Ok(Settings {
         vmm,
-        images: DefaultImages { kernel: absolute(&options.kernel), rootfs: absolute(&options.rootfs) },
+        images: DefaultImages {
+            kernel: absolute(&options.default_kernel()),
+            rootfs: absolute(&options.default_rootfs()),
+        },
         range: options.network,
         hostname: Facts::gather().hostname,
     })

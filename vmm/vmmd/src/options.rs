@@ -24,13 +24,14 @@ pub struct Options {
     #[arg(long, value_name = "RANGE", default_value = "100.64.0.0/10", env = "PATINA_NETWORK")]
     pub network: Range,
 
-    /// Kernel of VMs that name none: a vmlinux or a bzImage
-    #[arg(long, value_name = "FILE", default_value = "/usr/lib/patina/vmlinux", env = "PATINA_KERNEL")]
-    pub kernel: PathBuf,
+    /// Kernel of VMs that name none: a vmlinux or a bzImage [default: /usr/lib/patina/vmlinux, or else the one
+    /// that `cargo xtask image` built last, default/vmlinux in the cache]
+    #[arg(long, value_name = "FILE", env = "PATINA_KERNEL")]
+    pub kernel: Option<PathBuf>,
 
-    /// Root file system of VMs that name none
-    #[arg(long, value_name = "FILE", default_value = "/usr/lib/patina/rootfs.erofs", env = "PATINA_ROOTFS")]
-    pub rootfs: PathBuf,
+    /// Root file system of VMs that name none [default: likewise, rootfs.erofs]
+    #[arg(long, value_name = "FILE", env = "PATINA_ROOTFS")]
+    pub rootfs: Option<PathBuf>,
 
     /// The vmm program [default: `vmm` beside this program]
     #[arg(long, value_name = "FILE", env = "PATINA_VMM")]
@@ -39,6 +40,20 @@ pub struct Options {
     /// Log in JSON
     #[arg(long)]
     pub log_json: bool,
+}
+
+impl Options {
+    /// The kernel of VMs that name none. Whether it is there is seen when a VM needs it.
+    #[must_use]
+    pub fn default_kernel(&self) -> PathBuf {
+        self.kernel.clone().unwrap_or_else(|| patina_images::default_product(patina_images::KERNEL_FILE))
+    }
+
+    /// The root file system of VMs that name none.
+    #[must_use]
+    pub fn default_rootfs(&self) -> PathBuf {
+        self.rootfs.clone().unwrap_or_else(|| patina_images::default_product(patina_images::ROOTFS_FILE))
+    }
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub struct Facts {
     pub vmmd: Result<String, String>,
     /// Where it was looked for.
     pub host: String,
-    /// The images named in the environment: variable, path, whether the file is there.
+    /// The images of VMs that name none: variable, path, whether the file is there.
     pub images: Vec<(&'static str, PathBuf, bool)>,
 }
 
@@ -73,10 +73,13 @@ async fn vmmd(context: &Context) -> Result<String, String> {
     Ok(host.into_inner().revision)
 }
 
+/// What `vmmd` uses where a VM names none: the same variables, the same defaults.
 fn images() -> Vec<(&'static str, PathBuf, bool)> {
-    ["PATINA_KERNEL", "PATINA_ROOTFS"]
+    [("PATINA_KERNEL", patina_images::KERNEL_FILE), ("PATINA_ROOTFS", patina_images::ROOTFS_FILE)]
         .into_iter()
-        .filter_map(|name| env::var_os(name).map(|path| (name, PathBuf::from(path))))
+        .map(|(name, file)| {
+            (name, env::var_os(name).map_or_else(|| patina_images::default_product(file), PathBuf::from))
+        })
         .map(|(name, path)| (name, path.clone(), path.is_file()))
         .collect()
 }

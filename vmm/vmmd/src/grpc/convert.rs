@@ -2,9 +2,10 @@
 
 use crate::{
     plan::{address::FAMILY_PREFIX, lifecycle::Phase, spec::Port},
-    vms::Vm,
+    vms::{Vm, clone::Clones, error::Error},
 };
-use patina_proto::v1::{self, PublishedPort};
+use patina_proto::v1::{self, PublishedPort, clone_outcome};
+use std::sync::Arc;
 use vmm::api::end::EndKind;
 
 /// A VM as it stands now.
@@ -17,6 +18,7 @@ pub fn vm(vm: &Vm) -> v1::Vm {
         uuid: record.uuid.to_string(),
         family: record.family.to_string(),
         vmid: record.vmid,
+        parent_vmid: record.origin.as_ref().map(|origin| origin.parent_vmid),
         vcpus: record.vcpus.into(),
         memory_mib: record.memory_mib,
         ip: record.net.ip(record.vmid).map(|ip| ip.to_string()).unwrap_or_default(),
@@ -45,6 +47,22 @@ pub fn vm(vm: &Vm) -> v1::Vm {
     }
     message.pid = record.process.as_ref().map_or(0, |process| process.pid);
     message
+}
+
+/// What came of cloning.
+#[must_use]
+pub fn clones(clones: Clones) -> v1::CloneVmResponse {
+    let outcome = |made: Result<Arc<Vm>, Error>| match made {
+        Ok(made) => clone_outcome::Outcome::Vm(vm(&made)),
+        Err(error) => clone_outcome::Outcome::Error(error.to_string()),
+    };
+    let outcomes = clones.outcomes.into_iter();
+    v1::CloneVmResponse {
+        clones: outcomes
+            .map(|(vmid, made)| v1::CloneOutcome { vmid, outcome: Some(outcome(made)) })
+            .collect(),
+        freeze_us: u64::try_from(clones.freeze.as_micros()).unwrap_or(u64::MAX),
+    }
 }
 
 fn port(port: &Port) -> PublishedPort {

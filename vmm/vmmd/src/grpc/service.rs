@@ -3,7 +3,7 @@
 use super::{Answers, Streams, console, convert, exec, facts::Facts, logs, status::invalid};
 use crate::{
     plan::spec::Spec,
-    vms::{Host, Until, error::Error, unix_ms},
+    vms::{Host, Until, clone, error::Error, unix_ms},
 };
 use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
 use std::{sync::Arc, time::Duration};
@@ -52,6 +52,20 @@ impl Vmmd for Service {
         let spec = Spec::check(request.into_inner(), &self.host.settings.images).map_err(Error::Invalid)?;
         let vm = self.host.create(spec).await?;
         Ok(Response::new(convert::vm(&vm)))
+    }
+
+    async fn clone_vm(
+        &self,
+        request: Request<v1::CloneVmRequest>,
+    ) -> Result<Response<v1::CloneVmResponse>, Status> {
+        let request = request.into_inner();
+        let count = if request.count == 0 { 1 } else { request.count };
+        if !clone::COUNT.contains(&count) {
+            let (least, most) = (clone::COUNT.start(), clone::COUNT.end());
+            return Err(invalid("count", &format!("{count} is not between {least} and {most}")));
+        }
+        let clones = self.host.clone_vm(request.name, count).await?;
+        Ok(Response::new(convert::clones(clones)))
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {

@@ -53,6 +53,12 @@ impl From<Error> for Status {
             Error::TooManyStreams => {
                 details.add_quota_failure_violation("streams", &message);
             }
+            Error::NotFrozen { name, reason } => {
+                details.add_precondition_failure_violation("VM_STATE", name, reason);
+            }
+            Error::NoVmid { .. } => {
+                details.add_quota_failure_violation("vmids", &message);
+            }
             Error::NoFamily(_) => {
                 details.add_quota_failure_violation("families", &message);
             }
@@ -89,6 +95,9 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::WaitTimeout { .. } => (Code::DeadlineExceeded, "WAIT_TIMED_OUT"),
         Error::TooMany => (Code::ResourceExhausted, "TOO_MANY_VMS"),
         Error::TooManyStreams => (Code::ResourceExhausted, "TOO_MANY_STREAMS"),
+        Error::NoVmid { .. } => (Code::ResourceExhausted, "NO_FREE_VMID"),
+        Error::NotFrozen { .. } => (Code::FailedPrecondition, "VM_NOT_FROZEN"),
+        Error::Generation { .. } => (Code::Internal, "GENERATION_FAILED"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
         Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
         Error::Stopping => (Code::Unavailable, "VMMD_STOPS"),

@@ -56,6 +56,15 @@ impl VmName {
         Self(format!("{adjective}-{noun}-{c:02x}"))
     }
 
+    /// The name of a clone: its family's master's, and its vmid: `web.3`. A long master's name is cut to leave room.
+    #[must_use]
+    pub fn of_clone(master: &str, vmid: u32) -> String {
+        let suffix = format!(".{vmid}");
+        let room = NAME_MAX_BYTES.saturating_sub(suffix.len());
+        let stem: String = master.chars().take(room).collect();
+        stem + &suffix
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -102,6 +111,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn names_of_clones_keep_the_rules_and_differ(master in "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", vmid in 1u32..4093) {
+            let name = VmName::of_clone(&master, vmid);
+            prop_assert!(VmName::parse(&name).is_ok(), "{}", name);
+            let suffix = format!(".{vmid}");
+            prop_assert!(name.ends_with(&suffix));
+            prop_assert_ne!(name, VmName::of_clone(&master, vmid + 1));
+        }
+
         #[test]
         fn generated_names_keep_the_rules(random: u64) {
             let name = VmName::generate(random);

@@ -1,11 +1,18 @@
 //! The client's side of a vmm's control socket ([`vmm::api::control`]).
 
+use super::generation::GenerationError;
 use crate::store::{StoreError, VmDir};
 use patina_abi::LINE_MAX_BYTES;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{io, os::fd::AsRawFd, time::Duration};
+use std::{
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     time::timeout,
 };
@@ -38,6 +45,12 @@ pub enum LinkError {
     /// The vmm says no.
     #[error("the vmm refused: {0}")]
     Refused(String),
+    /// It says yes and sends nothing.
+    #[error("freeze the VM: the vmm's answer carries {0} descriptors, not 2")]
+    Descriptors(usize),
+    /// What it sends cannot be used.
+    #[error("freeze the VM: {0}")]
+    Generation(#[from] GenerationError),
 }
 
 /// Connects to a vmm and says what for. What comes after the answer is the stream's.
@@ -45,11 +58,8 @@ pub enum LinkError {
 /// # Errors
 /// It does not listen, does not answer within `patience`, or refuses.
 pub async fn open(dir: &VmDir, what: &Open, patience: Duration) -> Result<BufReader<UnixStream>, LinkError> {
-    let folder = dir.open()?;
-    let path = format!("/proc/self/fd/{}/vmm.sock", folder.as_raw_fd());
     let talk = async {
-        let stream = UnixStream::connect(path).await.map_err(LinkError::Connect)?;
-        let mut stream = BufReader::new(stream);
+        let mut stream = BufReader::new(connect(dir).await?);
         write_line(&mut stream, what).await?;
         match read_line(&mut stream).await?.ok_or(LinkError::Closed)? {
             Opened::Ok => Ok(stream),
@@ -57,6 +67,65 @@ pub async fn open(dir: &VmDir, what: &Open, patience: Duration) -> Result<BufRea
         }
     };
     timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
+}
+
+/// Freezes a VM: the descriptors of its state and of its RAM, as its vmm sent them.
+///
+/// # Errors
+/// It does not listen, does not answer within `patience`, refuses, or sends no two descriptors.
+pub async fn freeze(dir: &VmDir, patience: Duration) -> Result<(OwnedFd, OwnedFd), LinkError> {
+    let talk = async {
+        let mut stream = connect(dir).await?;
+        write_line(&mut stream, &Open::Freeze).await?;
+        receive(&stream).await
+    };
+    timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
+}
+
+async fn connect(dir: &VmDir) -> Result<UnixStream, LinkError> {
+    let folder = dir.open()?;
+    let path = format!("/proc/self/fd/{}/vmm.sock", folder.as_raw_fd());
+    UnixStream::connect(path).await.map_err(LinkError::Connect)
+}
+
+/// Reads the answer to a freeze, and the descriptors that come with it.
+async fn receive(stream: &UnixStream) -> Result<(OwnedFd, OwnedFd), LinkError> {
+    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
+    while line.last() != Some(&b'\n') {
+        let (bytes, more) = stream.async_io(Interest::READABLE, || receive_some(stream)).await?;
+        if bytes.is_empty() {
+            return Err(LinkError::Closed);
+        }
+        if line.len() + bytes.len() > LINE_MAX_BYTES {
+            return Err(LinkError::Long);
+        }
+        line.extend_from_slice(&bytes);
+        descriptors.extend(more);
+    }
+    match serde_json::from_slice(&line).map_err(LinkError::Parse)? {
+        Opened::Ok => {}
+        Opened::Error(reason) => return Err(LinkError::Refused(reason)),
+    }
+    let two: Result<[OwnedFd; 2], _> = descriptors.try_into();
+    let [state, memory] = two.map_err(|other| LinkError::Descriptors(other.len()))?;
+    Ok((state, memory))
+}
+
+fn receive_some(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; 4096];
+    // Room for two: the kernel closes what is too many.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
+    bytes.truncate(got.bytes);
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    Ok((bytes, descriptors))
 }
 
 /// Writes one line.
@@ -117,6 +186,31 @@ mod tests {
             write_line(&mut bytes, &said).await.unwrap();
             assert_eq!(read_line::<FromVmm>(&mut bytes.as_slice()).await.unwrap(), Some(said));
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_a_freeze_is_taken_only_with_its_two_descriptors() {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+        use std::{fs::File, io::IoSlice, os::fd::AsFd};
+        let null = File::open("/dev/null").unwrap();
+        let answer = async |line: &str, count: usize| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let descriptors = vec![null.as_fd(); count];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut rights = SendAncillaryBuffer::new(&mut space);
+            rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let (first, rest) = line.split_at(1);
+            sendmsg(&theirs, &[IoSlice::new(first.as_bytes())], &mut rights, SendFlags::empty()).unwrap();
+            theirs.try_write(rest.as_bytes()).unwrap();
+            drop(theirs);
+            receive(&ours).await
+        };
+        assert!(answer("\"ok\"\n", 2).await.is_ok(), "in pieces too");
+        assert!(matches!(answer("\"ok\"\n", 1).await, Err(LinkError::Descriptors(1))));
+        assert!(matches!(answer("\"ok\"", 2).await, Err(LinkError::Closed)));
+        assert!(matches!(answer("{}\n", 2).await, Err(LinkError::Parse(_))));
+        let refused = answer("{\"error\":\"again\"}\n", 2).await;
+        assert!(matches!(refused, Err(LinkError::Refused(reason)) if reason == "again"));
     }
 
     #[tokio::test]

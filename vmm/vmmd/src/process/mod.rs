@@ -2,9 +2,10 @@
 //!
 //! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec.
 //! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
-//! - [`link`]: its control socket.
+//! - [`link`]: its control socket; [`generation`]: what a freeze gives.
 //! - [`stray`]: processes whose record is lost.
 
+pub mod generation;
 pub mod link;
 pub mod spawn;
 pub mod stray;

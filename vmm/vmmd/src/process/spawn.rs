@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-use vmm::api::config::VmConfig;
+use vmm::api::config::{self, VmConfig};
 
 /// Where a vmm's environment names its folder, for [`super::stray`].
 pub const DIR_VARIABLE: &str = "PATINA_VM_DIR";
@@ -81,8 +81,8 @@ pub fn open_kvm() -> Result<File, SpawnError> {
 pub struct Parts {
     /// `/dev/kvm`.
     pub kvm: File,
-    /// The kernel.
-    pub kernel: File,
+    /// Where it begins.
+    pub start: Start,
     /// The root disk.
     pub rootfs: File,
     /// The tap.
@@ -91,10 +91,43 @@ pub struct Parts {
     pub vcpus: u8,
     /// How much RAM.
     pub memory_mib: u32,
-    /// Added to the command line.
-    pub cmdline: String,
     /// Who the VM is.
     pub identity: Identity,
+}
+
+/// Where a VM begins.
+#[derive(Debug)]
+pub enum Start {
+    /// With a kernel.
+    Boot {
+        /// The kernel.
+        kernel: File,
+        /// Added to the command line.
+        cmdline: String,
+    },
+    /// In a generation.
+    Generation {
+        /// The VM's state.
+        state: File,
+        /// Its RAM.
+        memory: File,
+    },
+}
+
+impl Start {
+    /// As the vmm is told, and what it must inherit for that.
+    fn describe(&self) -> (config::Start, Vec<BorrowedFd<'_>>) {
+        match self {
+            Self::Boot { kernel, cmdline } => (
+                config::Start::Boot { kernel_fd: kernel.as_raw_fd(), cmdline: cmdline.clone() },
+                vec![kernel.as_fd()],
+            ),
+            Self::Generation { state, memory } => (
+                config::Start::Generation { state_fd: state.as_raw_fd(), memory_fd: memory.as_raw_fd() },
+                vec![state.as_fd(), memory.as_fd()],
+            ),
+        }
+    }
 }
 
 /// Starts `program` for the VM of `dir`. On an error nothing of it runs; files stay in the folder.
@@ -106,13 +139,13 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
     let end = dir.create_file(dir.end_file())?;
     let log = dir.create_file(dir.vmm_log())?;
     let control = listen(dir)?;
+    let (start, mut kept) = parts.start.describe();
     let config = VmConfig {
         name: name.to_owned(),
         vcpus: parts.vcpus,
         memory_mib: parts.memory_mib,
-        cmdline: parts.cmdline,
         kvm_fd: parts.kvm.as_raw_fd(),
-        kernel_fd: parts.kernel.as_raw_fd(),
+        start,
         rootfs_fd: parts.rootfs.as_raw_fd(),
         tap_fd: parts.tap.as_raw_fd(),
         console_fd: console.as_raw_fd(),
@@ -121,16 +154,15 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         identity: parts.identity,
     };
     let config = write_config(&config).map_err(SpawnError::Config)?;
-    let kept: [BorrowedFd<'_>; 8] = [
+    kept.extend([
         parts.kvm.as_fd(),
-        parts.kernel.as_fd(),
         parts.rootfs.as_fd(),
         parts.tap.as_fd(),
         console.as_fd(),
         control.as_fd(),
         end.as_fd(),
         config.as_fd(),
-    ];
+    ]);
     let failed = |source| SpawnError::Run { program: program.to_owned(), source };
     let mut command = Command::new(program);
     command

@@ -7,12 +7,15 @@
 //!                 console.log the guest's serial console
 //!                 vmm.log     what the vmm process printed
 //!                 end.json    how the VM ended, written by the vmm
+//!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
 //! ```
 
+pub mod family;
 pub mod record;
 
 use record::Record;
 use rustix::fs::{Mode, OFlags};
+use serde::Serialize;
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
@@ -133,6 +136,7 @@ impl StateDir {
             path.canonicalize().map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
         let lock = lock(&path)?;
         create_dir(&path.join("vms"), true)?;
+        create_dir(&path.join("families"), true)?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -281,17 +285,7 @@ impl VmDir {
     /// It cannot be written.
     pub fn save(&self, record: &Record) -> Result<(), StoreError> {
         let path = self.path.join("vm.json");
-        let new = self.path.join("vm.json.new");
-        let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            serde_json::to_writer_pretty(&mut file, record)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            // The rename itself is safe only when the folder is.
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(|source| StoreError::Write { path: path.clone(), source })
+        write_whole(&path, record).map_err(|source| StoreError::Write { path, source })
     }
 
     /// Reads the record; None when there is none.
@@ -347,6 +341,18 @@ impl VmDir {
             .and_then(|()| gone(fs::remove_dir_all(&self.path)))
             .map_err(|source| StoreError::Delete { path: self.path.clone(), source })
     }
+}
+
+/// Writes a file so that a crash leaves the old one or the new one.
+fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    serde_json::to_writer_pretty(&mut file, value)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    // The rename itself is safe only when the folder is.
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {

@@ -26,6 +26,9 @@ pub struct Record {
     pub net: FamilyNet,
     /// 0 on the master.
     pub vmid: u32,
+    /// What it is a clone of; None on a master.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// How many vCPUs.
     pub vcpus: u8,
     /// How much RAM.
@@ -48,6 +51,23 @@ pub struct Record {
     pub ended: Option<Ended>,
 }
 
+/// What a clone was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The VM that was frozen.
+    pub parent_vmid: u32,
+    /// The name of the family's master, which may be gone: clones are named after it.
+    pub master: String,
+}
+
+impl Record {
+    /// The name of the family's master.
+    #[must_use]
+    pub fn master(&self) -> &str {
+        self.origin.as_ref().map_or(&self.name, |origin| &origin.master)
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -62,6 +82,7 @@ pub(crate) mod tests {
             family: Uuid::nil(),
             net: range.family(2).unwrap(),
             vmid: 0,
+            origin: None,
             vcpus: 1,
             memory_mib: 256,
             cmdline: "quiet".into(),

@@ -54,6 +54,7 @@ impl Host {
             dir.delete()?;
             adopted.reaped += 1;
         }
+        self.state.keep_families(&self.living_families())?;
         adopted.reaped += self.net.reap(&self.table.families()).await?.len();
         Ok(adopted)
     }
@@ -93,7 +94,7 @@ impl Host {
     }
 
     async fn take_over(self: &Arc<Self>, dir: VmDir, record: Record, process: Process) -> Arc<Vm> {
-        self.table.join_family(record.net.index);
+        self.find_family(&record);
         let published = publish_again(&record).await;
         let life = Lifecycle::running(record.ready_after_us);
         supervise(self, Supervised { dir, record, process, life, published })

@@ -8,7 +8,7 @@
 //! for half-made: nobody was told of that VM yet.
 
 use super::{
-    Host, Vm,
+    Host, Vm, blocking,
     error::Error,
     images,
     supervise::{Supervised, supervise},
@@ -23,7 +23,7 @@ use crate::{
     },
     process::{
         Process,
-        spawn::{self, Parts, SpawnError},
+        spawn::{self, Parts, Start},
     },
     store::{
         VmDir,
@@ -31,18 +31,17 @@ use crate::{
     },
 };
 use patina_abi::link::Identity;
-use std::{fs::File, os::fd::OwnedFd, sync::Arc};
-use tokio::task::spawn_blocking;
+use std::{fs::File, os::fd::OwnedFd, path::Path, sync::Arc};
 use uuid::Uuid;
 
 /// The vmid of a family's first VM.
 const MASTER: u32 = 0;
 
 /// What a VM needs from the host's files.
-struct Files {
-    kvm: File,
-    kernel: File,
-    rootfs: File,
+pub(super) struct Files {
+    pub kvm: File,
+    pub start: Start,
+    pub rootfs: File,
 }
 
 impl Host {
@@ -70,7 +69,7 @@ impl Host {
         let (dir, record, process) = match started {
             Ok(started) => started,
             Err(error) => {
-                self.leave_family(net).await;
+                self.leave_family(net, family).await;
                 return Err(error);
             }
         };
@@ -102,7 +101,8 @@ impl Host {
         }
     }
 
-    async fn start(&self, record: Record, files: Files) -> Result<(VmDir, Record, Process), Error> {
+    /// Makes the folder and the tap of a VM and starts its process; on an error nothing of them is left.
+    pub(super) async fn start(&self, record: Record, files: Files) -> Result<(VmDir, Record, Process), Error> {
         let dir = self.state.create_vm(&record.name)?;
         let started = self.start_in(dir.clone(), record, files).await;
         if started.is_err()
@@ -144,18 +144,18 @@ async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Resul
     Err(error)
 }
 
-/// Runs file work where it may block, inside the runtime's context.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    spawn_blocking(work).await.map_err(|_| Error::Stopping)?
+fn open_files(spec: Spec) -> Result<(Spec, Files), Error> {
+    let start = Start::Boot { kernel: images::open_kernel(&spec.kernel)?, cmdline: spec.cmdline.clone() };
+    let rootfs = open_rootfs(&spec.rootfs)?;
+    Ok((spec, Files { kvm: open_kvm()?, start, rootfs }))
 }
 
-fn open_files(spec: Spec) -> Result<(Spec, Files), Error> {
-    let kernel = images::open_kernel(&spec.kernel)?;
-    let rootfs = images::open_rootfs(&spec.rootfs)?;
-    let kvm = spawn::open_kvm().map_err(|error: SpawnError| Error::from(error))?;
-    Ok((spec, Files { kvm, kernel, rootfs }))
+pub(super) fn open_rootfs(path: &Path) -> Result<File, Error> {
+    Ok(images::open_rootfs(path)?)
+}
+
+pub(super) fn open_kvm() -> Result<File, Error> {
+    Ok(spawn::open_kvm()?)
 }
 
 fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec) -> Record {
@@ -166,6 +166,7 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec) -> Record {
         family,
         net,
         vmid: MASTER,
+        origin: None,
         vcpus: spec.vcpus,
         memory_mib: spec.memory_mib,
         cmdline: spec.cmdline,
@@ -184,7 +185,7 @@ fn parts(record: &Record, files: Files, tap: OwnedFd) -> Parts {
     let identity = Identity {
         vmid: record.vmid,
         family: record.family.to_string(),
-        // The master's address is always within the family's network.
+        // A vmid is taken only when its address is within the family's network.
         ip: net.ip(record.vmid).unwrap_or(net.base),
         prefix: FAMILY_PREFIX,
         gateway: net.gateway(),
@@ -192,15 +193,16 @@ fn parts(record: &Record, files: Files, tap: OwnedFd) -> Parts {
         hostname: record.name.clone(),
         // The vmm sets the clock as it sends the identity.
         clock_ns: unix_ms().saturating_mul(1_000_000),
+        // The vmm makes one for each identity that it sends.
+        seed: String::new(),
     };
     Parts {
         kvm: files.kvm,
-        kernel: files.kernel,
+        start: files.start,
         rootfs: files.rootfs,
         tap,
         vcpus: record.vcpus,
         memory_mib: record.memory_mib,
-        cmdline: record.cmdline.clone(),
         identity,
     }
 }

@@ -4,7 +4,7 @@ use super::images::ImageError;
 use crate::{
     net::{NetError, ports::PortError},
     plan::spec::Violation,
-    process::{link::LinkError, spawn::SpawnError},
+    process::{generation::GenerationError, link::LinkError, spawn::SpawnError},
     store::StoreError,
 };
 use std::io;
@@ -69,6 +69,33 @@ pub enum Error {
     /// Too many families.
     #[error("number a family: all {0} of the range are taken; give vmmd a wider --network")]
     NoFamily(u16),
+    /// The family has not so many vmids left.
+    #[error("number {count} clones: the family of {master:?} has {left} vmids left; clone a VM of another family")]
+    NoVmid {
+        /// The family's master.
+        master: String,
+        /// As asked for.
+        count: u32,
+        /// That are left.
+        left: u32,
+    },
+    /// The vmm does not freeze the VM.
+    #[error("clone VM {name:?}: {reason}")]
+    NotFrozen {
+        /// The VM.
+        name: String,
+        /// In the vmm's words.
+        reason: String,
+    },
+    /// A clone cannot be given the generation.
+    #[error("start clone {name:?}: {source}")]
+    Generation {
+        /// The clone.
+        name: String,
+        /// Why.
+        #[source]
+        source: GenerationError,
+    },
     /// The vmm or the guest's agent does not answer.
     #[error("reach VM {name:?}: {source}")]
     Unavailable {

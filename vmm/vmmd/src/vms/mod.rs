@@ -1,13 +1,16 @@
 //! The VMs of a host.
 //!
-//! - [`create`](mod@create): makes one, or leaves nothing.
+//! - [`create`](mod@create): makes one, or leaves nothing; [`clone`](mod@clone): makes copies of one that runs.
 //! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
 //! - [`adopt`]: takes over what an earlier `vmmd` left.
-//! - [`table`]: names and families in use; [`images`]: the files a VM is made of; [`guest`]: calls of guests.
+//! - [`table`]: names and families in use; [`family`]: numbers, vmids and bridges of families;
+//! [`images`]: the files a VM is made of; [`guest`]: calls of guests.
 
 pub mod adopt;
+pub mod clone;
 pub mod create;
 pub mod error;
+pub mod family;
 pub mod guest;
 pub mod images;
 pub mod supervise;
@@ -16,11 +19,14 @@ pub mod table;
 use crate::{
     net::{Net, Owner},
     plan::{
-        address::{FamilyNet, Range},
+        address::Range,
         lifecycle::Phase,
         spec::DefaultImages,
     },
-    process::link::{self, LinkError},
+    process::{
+        generation::Generation,
+        link::{self, LinkError},
+    },
     store::{StateDir, VmDir, record::Record},
 };
 use error::Error;
@@ -33,7 +39,8 @@ use table::Table;
 use tokio::{
     io::BufReader,
     net::UnixStream,
-    sync::{mpsc, watch},
+    sync::{Mutex, mpsc, watch},
+    task::spawn_blocking,
     time::timeout,
 };
 use vmm::api::control::Open;
@@ -65,6 +72,8 @@ pub struct Host {
     pub table: Table,
     state: StateDir,
     net: Net,
+    // Held while vmids are taken and written down.
+    numbering: Mutex<()>,
 }
 
 /// Where a VM stands, as its supervisor publishes it.
@@ -85,7 +94,11 @@ pub struct Vm {
     pub dir: VmDir,
     status: watch::Receiver<Status>,
     kill: mpsc::Sender<String>,
+    generation: Kept,
 }
+
+/// The generation that a VM was frozen into last. It goes with the VM: then its clones alone hold the memory.
+type Kept = Arc<Mutex<Option<Arc<Generation>>>>;
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +116,8 @@ impl Host {
     /// Netlink cannot be opened.
     pub fn new(settings: Settings, state: StateDir) -> Result<Arc<Self>, Error> {
         let net = Net::open(Owner::of(state.path()))?;
-        Ok(Arc::new(Self { settings, table: Table::default(), state, net }))
+        let (table, numbering) = (Table::default(), Mutex::new(()));
+        Ok(Arc::new(Self { settings, table, state, net, numbering }))
     }
 
     /// The state folder.
@@ -143,17 +157,6 @@ impl Host {
         }
         tracing::info!(vm = name, "removed");
         Ok(())
-    }
-
-    /// A VM of the family has ended, or was never made: the last one takes the bridge along.
-    async fn leave_family(&self, net: FamilyNet) {
-        if !self.table.leave_family(net.index) {
-            return;
-        }
-        if let Err(error) = self.net.release(net).await {
-            tracing::error!(bridge = net.bridge(), %error, "the bridge stays until the next start of vmmd");
-        }
-        self.table.forget_family(net.index);
     }
 }
 
@@ -198,7 +201,7 @@ impl Vm {
         let name = || self.record.name.clone();
         let phase = self.status().phase;
         let usable = match what {
-            Open::Dial { .. } => phase == Phase::Ready,
+            Open::Dial { .. } | Open::Freeze => phase == Phase::Ready,
             Open::Console | Open::Control => !matches!(phase, Phase::Ended(_)),
         };
         if !usable {
@@ -207,6 +210,13 @@ impl Vm {
         let opened = link::open(&self.dir, &what, PATIENCE).await;
         opened.map_err(|source: LinkError| Error::Unavailable { name: name(), source })
     }
+}
+
+/// Runs file work where it may block, inside the runtime's context.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    spawn_blocking(work).await.map_err(|_| Error::Stopping)?
 }
 
 /// Now, milliseconds since 1970.

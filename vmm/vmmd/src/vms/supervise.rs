@@ -1,6 +1,6 @@
 //! One task per running VM: hears its vmm, ends it when asked, and cleans up once when it is gone.
 
-use super::{Host, Status, Vm, guest, unix_ms};
+use super::{Host, Kept, Status, Vm, guest, unix_ms};
 use crate::{
     net::ports::Published,
     plan::lifecycle::{Ended, Event, Lifecycle, Phase},
@@ -45,7 +45,14 @@ pub struct Supervised {
 pub fn supervise(host: &Arc<Host>, vm: Supervised) -> Arc<Vm> {
     let (status, watched) = watch::channel(status_of(&vm.life));
     let (kill, kills) = mpsc::channel(1);
-    let handle = Arc::new(Vm { record: vm.record.clone(), dir: vm.dir.clone(), status: watched, kill });
+    let generation = Kept::default();
+    let handle = Arc::new(Vm {
+        record: vm.record.clone(),
+        dir: vm.dir.clone(),
+        status: watched,
+        kill,
+        generation: Arc::clone(&generation),
+    });
     let span = tracing::info_span!(
         "vm", name = vm.record.name, family = %vm.record.family, vmid = vm.record.vmid, pid = vm.process.id().pid
     );
@@ -56,6 +63,7 @@ pub fn supervise(host: &Arc<Host>, vm: Supervised) -> Arc<Vm> {
         host: Arc::clone(host),
         vm,
         status,
+        generation,
         kills,
         orders,
         said,
@@ -71,7 +79,8 @@ impl Vm {
     #[must_use]
     pub fn ended(record: Record, dir: VmDir, ended: Ended) -> Self {
         let status = Status { phase: Phase::Ended(ended), ready_after_us: record.ready_after_us };
-        Self { record, dir, status: watch::channel(status).1, kill: mpsc::channel(1).0 }
+        let (status, kill) = (watch::channel(status).1, mpsc::channel(1).0);
+        Self { record, dir, status, kill, generation: Kept::default() }
     }
 }
 
@@ -83,6 +92,7 @@ struct Supervisor {
     host: Arc<Host>,
     vm: Supervised,
     status: watch::Sender<Status>,
+    generation: Kept,
     kills: mpsc::Receiver<String>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<FromVmm>,
@@ -161,7 +171,8 @@ impl Supervisor {
         let (left, log_tail) = (self.vm.dir.load_end(), self.vm.dir.log_tail());
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
         self.vm.published = None;
-        self.host.leave_family(self.vm.record.net).await;
+        *self.generation.lock().await = None;
+        self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
         remove_socket(&self.vm.dir);
         if let Phase::Ended(ended) = &self.vm.life.phase {
             tracing::info!(kind = ?ended.end.kind, reason = ended.end.reason, "ended");
