@@ -1,7 +1,7 @@
 //! virtio-rng: the host's randomness.
 
-use super::queue::Chain;
 use super::persist::{DeviceState, RestoreError};
+use super::queue::Chain;
 use super::{DeviceError, Io, Next, VirtioDevice};
 use crate::devices::Memory;
 use rustix::rand::{GetRandomFlags, getrandom};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
 
 pub const RAM_BYTES: usize = 4 << 20;
 /// From here on tests may put their data.
@@ -62,6 +63,28 @@ impl Driver {
         let mut driver = Self { transport, memory, rings: Vec::new() };
         driver.handshake(&sizes, features | TRANSPORT_FEATURES);
         driver
+    }
+
+    /// The same driver in a clone: a copy of its memory, and another device with the saved state, which has been
+    /// text meanwhile. As in a warm process, the transport was there before the memory.
+    pub fn fork(&self, device: Box<dyn VirtioDevice>) -> Self {
+        let memory = memory();
+        memory.write_slice(&self.get(0, RAM_BYTES), GuestAddress(0)).unwrap();
+        let state = serde_json::to_string(&self.transport.save()).unwrap();
+        let state = serde_json::from_str(&state).unwrap();
+        let transport = MmioTransport::new(device, Arc::new(GuestMemoryMmap::new())).unwrap();
+        transport.load(Arc::clone(&memory), &state).unwrap();
+        Self { transport: Arc::new(transport), memory, rings: self.rings.clone() }
+    }
+
+    /// Handles all kicks that wait, as the device thread would.
+    pub fn settle(&self) {
+        for _ in 0..1000 {
+            let waits = |kick: &&EventFd| kick.read().is_ok_and(|count| kick.write(count).is_ok());
+            let Some(queue) = self.transport.kicks().iter().position(|kick| waits(&kick)) else { return };
+            self.transport.event(SOURCE_TOKENS + queue as u32);
+        }
+        panic!("the device is never done");
     }
 
     /// From reset to DRIVER_OK.

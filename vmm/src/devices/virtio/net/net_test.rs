@@ -30,11 +30,17 @@ struct Rig {
     offloads: Arc<Mutex<Option<Offloads>>>,
 }
 
-fn rig(features: impl FnOnce(u64) -> u64) -> Rig {
+/// A card on a wire of its own.
+fn card(mac: [u8; 6]) -> (Net, OwnedFd, Arc<Mutex<Option<Offloads>>>) {
     let (near, far) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
     let offloads = Arc::default();
-    let net = Net::new(Box::new(Wire { fd: near, offloads: Arc::clone(&offloads) }), MAC).unwrap();
+    let net = Net::new(Box::new(Wire { fd: near, offloads: Arc::clone(&offloads) }), mac).unwrap();
+    (net, far, offloads)
+}
+
+fn rig(features: impl FnOnce(u64) -> u64) -> Rig {
+    let (net, far, offloads) = card(MAC);
     let link = net.link();
     let features = features(net.features());
     Rig { driver: Driver::with_features(Box::new(net), features), far, link, offloads }
@@ -221,6 +227,93 @@ fn frames_before_the_driver_are_delivered_when_it_is_ready() {
     driver.add(RX, &[(DATA, 2048, true)]);
     driver.run(RX);
     assert_eq!(driver.used(RX), [(0, 100)]);
+}
+
+fn fork(parent: &Rig) -> Rig {
+    let (net, far, offloads) = card([2, 0, 0, 0, 0, 9]);
+    let link = net.link();
+    Rig { driver: parent.driver.fork(Box::new(net)), far, link, offloads }
+}
+
+fn sends(rig: &mut Rig, fill: u8) {
+    rig.driver.put(DATA + 0x1000, &frame(64, fill));
+    rig.driver.add(TX, &[(DATA + 0x1000, 64, false)]);
+    rig.driver.run(TX);
+    assert_eq!(rig.driver.used(TX).len(), 1, "the guest does not notice");
+}
+
+#[test]
+fn a_clones_card_is_shut_until_it_is_opened() {
+    let mut parent = rig(|all| all & !(1 << VIRTIO_NET_F_GUEST_TSO4));
+    (0..2).for_each(|_| _ = parent.driver.add(RX, &[(DATA, 2048, true)]));
+    parent.arrive(&frame(100, 1));
+    assert_eq!(parent.driver.used(RX), [(0, 100)]);
+    sends(&mut parent, 2);
+    assert_eq!(parent.leaves(), Some(frame(64, 2)));
+
+    let mut clone = fork(&parent);
+    assert_eq!(*clone.offloads.lock().unwrap(), Some(Offloads { checksum: true, tso4: false }));
+    let mut mac = [0; 6];
+    clone.driver.transport.read(0x100, &mut mac);
+    assert_eq!(mac, [2, 0, 0, 0, 0, 9]);
+    clone.driver.settle();
+    clone.arrive(&frame(100, 3));
+    sends(&mut clone, 4);
+    assert_eq!((clone.leaves(), clone.driver.used(RX)), (None, vec![]));
+
+    clone.set_open(true);
+    assert_eq!(clone.driver.used(RX), [], "what came while it was shut is gone");
+    clone.arrive(&frame(100, 5));
+    assert_eq!(clone.driver.used(RX), [(1, 100)]);
+    assert_eq!(clone.driver.get(DATA, 100), received(&frame(100, 5)));
+    sends(&mut clone, 6);
+    assert_eq!(clone.leaves(), Some(frame(64, 6)));
+
+    parent.arrive(&frame(100, 7));
+    assert_eq!(parent.driver.used(RX), [(1, 100)], "the parent goes on");
+    sends(&mut parent, 8);
+    assert_eq!(parent.leaves(), Some(frame(64, 8)));
+}
+
+#[test]
+fn frames_on_their_way_stay_with_the_parent() {
+    let mut parent = rig(|all| all);
+    parent.arrive(&frame(100, 1));
+    parent.driver.put(DATA + 0x1000, &frame(64, 2));
+    parent.driver.add(TX, &[(DATA + 0x1000, 64, false)]);
+    let mut clone = fork(&parent);
+    clone.driver.settle();
+    clone.set_open(true);
+    clone.driver.add(RX, &[(DATA, 2048, true)]);
+    clone.driver.run(RX);
+    assert_eq!((clone.leaves(), clone.driver.used(RX)), (None, vec![]));
+    assert_eq!(clone.driver.used(TX).len(), 1);
+    parent.driver.run(TX);
+    parent.driver.add(RX, &[(DATA, 2048, true)]);
+    parent.driver.run(RX);
+    assert_eq!(parent.driver.used(RX), [(0, 100)]);
+    assert_eq!(parent.leaves(), Some(frame(64, 2)));
+}
+
+#[test]
+fn a_card_whose_link_was_opened_before_is_shut_by_a_restore() {
+    let parent = rig(|all| all);
+    let (net, _far, _) = card(MAC);
+    let link = net.link();
+    link.set_open(false);
+    link.set_open(true);
+    let clone = parent.driver.fork(Box::new(net));
+    clone.source_event(TOKEN_LINK);
+    assert!(!link.is_open());
+}
+
+#[test]
+fn a_card_gets_its_address_late() {
+    let rig = rig(|all| all);
+    rig.link.set_mac([2, 0, 0, 0, 0, 7]);
+    let mut mac = [0; 6];
+    rig.driver.transport.read(0x100, &mut mac);
+    assert_eq!(mac, [2, 0, 0, 0, 0, 7]);
 }
 
 #[test]

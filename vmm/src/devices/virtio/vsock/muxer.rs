@@ -60,7 +60,8 @@ impl Muxer {
 
     /// Goes on counting from there; from the start when it is not one of these ports.
     pub fn set_next_host_port(&mut self, port: u32) {
-        self.next_host_port = if (FIRST_HOST_PORT..u32::MAX).contains(&port) { port } else { FIRST_HOST_PORT };
+        self.next_host_port =
+            if (FIRST_HOST_PORT..u32::MAX).contains(&port) { port } else { FIRST_HOST_PORT };
     }
 
     /// The connections that a clone's guest must hear of one by one, because it may not know of them when it hears

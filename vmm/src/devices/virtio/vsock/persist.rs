@@ -47,9 +47,8 @@ impl Vsock {
         if is_active {
             self.muxer.refuse(&state.resets);
             // Nothing has passed since it was told, so that it need not be told again.
-            self.reset_news = state
-                .told
-                .map_or(ResetNews::Owed, |made_available| ResetNews::Told { made_available });
+            self.reset_news =
+                state.told.map_or(ResetNews::Owed, |made_available| ResetNews::Told { made_available });
         }
         Ok(())
     }

@@ -1,0 +1,194 @@
+use super::super::packet::{Header, op};
+use super::super::tests::{
+    BUFFER, GUEST, GUEST_PORT, LINK, Ports as HostSide, Rig, TX_DATA, packet, read_all, rig,
+};
+use super::super::{EVENT, RX, TX, Vsock};
+use crate::devices::event_loop::DeviceLoop;
+use crate::devices::virtio::testing::DATA;
+use std::io::Write;
+
+/// A running guest: with buffers for events.
+fn parent() -> Rig {
+    let mut rig = rig();
+    (0..4).for_each(|at| _ = rig.driver.add(EVENT, &[(TX_DATA + 0x8000 + 8 * at, 8, true)]));
+    rig.driver.run(EVENT);
+    rig
+}
+
+fn fork(parent: &Rig) -> Rig {
+    let ports = HostSide::default();
+    let (vsock, dialer) = Vsock::new(GUEST, Box::new(ports.clone())).unwrap();
+    let driver = parent.driver.fork(Box::new(vsock));
+    Rig { driver, ports, dialer, buffers: parent.buffers }
+}
+
+/// The guest finds its event, resets its sockets, and gives the buffer back.
+fn guest_takes_event(rig: &mut Rig) {
+    let used = rig.driver.used(EVENT);
+    assert_eq!(used.iter().map(|(_, length)| *length).collect::<Vec<_>>(), [4]);
+    assert_eq!(rig.driver.get(TX_DATA + 0x8000 + 8 * u64::from(used[0].0), 4), [0; 4], "transport reset");
+    rig.driver.add(EVENT, &[(TX_DATA + 0x8000 + 8 * u64::from(used[0].0), 8, true)]);
+    rig.driver.run(EVENT);
+}
+
+#[test]
+fn a_clone_is_told_and_connects_again_while_the_parent_goes_on() {
+    let mut parent = parent();
+    let mut parents_link = parent.connect();
+    parent.send_data(b"before");
+    parent.driver.used(TX);
+    parent.driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK, 3);
+    let mut clone = fork(&parent);
+    clone.driver.settle();
+    assert_eq!(clone.driver.transport.interrupt_line().read().unwrap(), 1);
+    guest_takes_event(&mut clone);
+    assert!(clone.ops().is_empty(), "a connection that the guest knows needs no more");
+    clone.send_from(&Header { src_port: 6000, ..packet(op::REQUEST) }, &[]);
+    assert_eq!(clone.ops(), [op::RESPONSE]);
+    let mut link = clone.ports.0.lock().unwrap().pop().unwrap();
+    link.write_all(b"you are 1").unwrap();
+    clone.events();
+    assert_eq!(clone.received()[0].1, b"you are 1");
+
+    parent.driver.settle();
+    assert_eq!(parent.driver.used(EVENT), []);
+    parent.send_data(b" and after");
+    assert_eq!(read_all(&mut parents_link), (b"before and after".to_vec(), false));
+    parents_link.write_all(b"you are 0").unwrap();
+    parent.events();
+    assert_eq!(parent.received()[0].1, b"you are 0");
+    assert_eq!(read_all(&mut link), (vec![], false));
+}
+
+#[test]
+fn requests_wait_until_the_guest_knows() {
+    let mut parent = parent();
+    // The guest asks, and the VM is saved before the device has seen it.
+    parent.driver.put(TX_DATA, &packet(op::REQUEST).bytes());
+    parent.driver.add(TX, &[(TX_DATA, 44, false)]);
+    let mut clone = fork(&parent);
+    let (_host, told) = clone.dial(7);
+    clone.driver.settle();
+    assert_eq!((clone.ops(), clone.driver.used(TX)), (vec![], vec![]));
+    guest_takes_event(&mut clone);
+    let mut ops = clone.ops();
+    ops.sort_unstable();
+    assert_eq!(ops, [op::REQUEST, op::RESPONSE]);
+    assert_eq!(clone.ports.0.lock().unwrap().len(), 1);
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn the_guests_answer_is_kicked_for_only_when_something_waits() {
+    let parent = parent();
+    let event_at = |rig: &Rig| rig.driver.get(rig.driver.rings[EVENT].used + 4 + 8 * 8, 2);
+    let mut clone = fork(&parent);
+    clone.driver.settle();
+    assert_ne!(event_at(&clone), 4_u16.to_le_bytes(), "an idle clone is left alone");
+    let (_host, _told) = clone.dial(7);
+    assert_eq!(event_at(&clone), 4_u16.to_le_bytes());
+    guest_takes_event(&mut clone);
+    assert_eq!(clone.ops(), [op::REQUEST]);
+}
+
+#[test]
+fn without_a_buffer_the_event_waits_for_one() {
+    let mut parent = rig();
+    let _link = parent.connect();
+    let mut clone = fork(&parent);
+    clone.driver.settle();
+    assert_eq!(clone.driver.used(EVENT), []);
+    clone.driver.add(EVENT, &[(TX_DATA + 0x8000, 8, true)]);
+    clone.driver.run(EVENT);
+    guest_takes_event(&mut clone);
+}
+
+#[test]
+fn a_connection_that_may_be_news_to_the_guest_is_reset_by_itself() {
+    let mut parent = parent();
+    parent.send(op::REQUEST);
+    // The answer is in the guest's ring, and nothing says that it has looked.
+    let mut clone = fork(&parent);
+    assert_eq!(clone.ops(), [op::RESPONSE]);
+    clone.driver.settle();
+    guest_takes_event(&mut clone);
+    let received = clone.received();
+    assert_eq!(received.len(), 1);
+    let header = &received[0].0;
+    assert_eq!((header.op, header.src_port, header.dst_port), (op::RST, LINK, GUEST_PORT));
+    assert_eq!(parent.ops(), [op::RESPONSE]);
+}
+
+#[test]
+fn a_clone_dials_from_ports_that_its_guest_does_not_know() {
+    let mut parent = parent();
+    let (_first, _told) = parent.dial(7);
+    let parents_port = parent.received()[0].0.src_port;
+    let mut clone = fork(&parent);
+    let (_second, _told) = clone.dial(7);
+    clone.driver.settle();
+    guest_takes_event(&mut clone);
+    assert_ne!(clone.received()[0].0.src_port, parents_port);
+}
+
+#[test]
+fn a_clone_of_a_clone_that_was_just_told_is_not_told_again() {
+    let mut parent = parent();
+    let _link = parent.connect();
+    parent.send_data(b"x");
+    let clone = fork(&parent);
+    clone.driver.settle();
+    let mut grandchild = fork(&clone);
+    grandchild.driver.settle();
+    guest_takes_event(&mut grandchild);
+    grandchild.send(op::REQUEST);
+    assert_eq!(grandchild.ops(), [op::RESPONSE]);
+}
+
+#[test]
+fn a_guest_without_a_driver_is_owed_nothing() {
+    let parent = parent();
+    parent.driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS, 0);
+    let mut clone = fork(&parent);
+    clone.driver.handshake(&[64, 64, 8], crate::devices::virtio::handshake::TRANSPORT_FEATURES);
+    clone.driver.add(RX, &[(DATA, BUFFER, true)]);
+    clone.send(op::REQUEST);
+    assert_eq!(clone.driver.used(RX).len(), 1);
+}
+
+#[test]
+fn a_parents_connections_survive_a_stop_of_the_loop() {
+    let mut parent = parent();
+    let mut link = parent.connect();
+    link.set_nonblocking(false).unwrap();
+    let mut devices = DeviceLoop::new().unwrap();
+    parent.driver.transport.attach(&devices).unwrap();
+    for round in 0..20_u8 {
+        devices.start().unwrap();
+        parent.driver.put(TX_DATA, &Header { len: 1, ..packet(op::RW) }.bytes());
+        parent.driver.put(TX_DATA + 0x1000, &[round]);
+        parent.driver.add(TX, &[(TX_DATA, 44, false), (TX_DATA + 0x1000, 1, false)]);
+        parent.driver.transport.kicks()[TX].write(1).unwrap();
+        let mut byte = [0xff];
+        std::io::Read::read_exact(&mut link, &mut byte).unwrap();
+        assert_eq!(byte, [round]);
+        devices.stop().unwrap();
+        // What comes while the loop is stopped is handled after the next start.
+        link.write_all(&[round]).unwrap();
+        assert_eq!(parent.received(), []);
+        let state = parent.driver.transport.save();
+        assert_eq!(state, parent.driver.transport.save(), "saving changes nothing");
+        devices.start().unwrap();
+        let line = crate::devices::sys::borrow(parent.driver.transport.interrupt_line());
+        while parent.driver.get(parent.driver.rings[RX].used + 2, 2)
+            == parent.driver.rings[RX].seen_used.to_le_bytes()
+        {
+            let mut wait = [rustix::event::PollFd::from_borrowed_fd(line, rustix::event::PollFlags::IN)];
+            let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
+            assert_eq!(rustix::event::poll(&mut wait, Some(&limit)).unwrap(), 1);
+            parent.driver.transport.interrupt_line().read().unwrap();
+        }
+        devices.stop().unwrap();
+        assert_eq!(parent.received()[0].1, [round]);
+    }
+}

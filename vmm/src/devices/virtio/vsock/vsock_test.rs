@@ -7,15 +7,15 @@ use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, mpsc};
 
-const GUEST: u64 = 3;
-const LINK: u32 = 1024;
-const GUEST_PORT: u32 = 5000;
-const BUFFER: u32 = 4096 + HEADER_BYTES as u32;
-const TX_DATA: u64 = DATA + 0x10_0000;
+pub(super) const GUEST: u64 = 3;
+pub(super) const LINK: u32 = 1024;
+pub(super) const GUEST_PORT: u32 = 5000;
+pub(super) const BUFFER: u32 = 4096 + HEADER_BYTES as u32;
+pub(super) const TX_DATA: u64 = DATA + 0x10_0000;
 
 /// Accepts connections to [`LINK`] and keeps the far ends.
 #[derive(Clone, Default)]
-struct Ports(Arc<Mutex<Vec<UnixStream>>>);
+pub(super) struct Ports(pub Arc<Mutex<Vec<UnixStream>>>);
 
 impl HostPorts for Ports {
     fn connect(&mut self, port: u32) -> Option<UnixStream> {
@@ -26,14 +26,14 @@ impl HostPorts for Ports {
     }
 }
 
-struct Rig {
-    driver: Driver,
-    ports: Ports,
-    dialer: VsockDialer,
-    buffers: u64,
+pub(super) struct Rig {
+    pub driver: Driver,
+    pub ports: Ports,
+    pub dialer: VsockDialer,
+    pub buffers: u64,
 }
 
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let ports = Ports::default();
     let (vsock, dialer) = Vsock::new(GUEST, Box::new(ports.clone())).unwrap();
     let mut rig = Rig { driver: Driver::new(Box::new(vsock)), ports, dialer, buffers: 0 };
@@ -41,7 +41,7 @@ fn rig() -> Rig {
     rig
 }
 
-fn packet(op: u16) -> Header {
+pub(super) fn packet(op: u16) -> Header {
     Header {
         src_cid: GUEST,
         dst_cid: HOST_CID,
@@ -55,7 +55,7 @@ fn packet(op: u16) -> Header {
 }
 
 impl Rig {
-    fn give_buffers(&mut self, count: u64) {
+    pub fn give_buffers(&mut self, count: u64) {
         for _ in 0..count {
             self.driver.add(RX, &[(DATA + (self.buffers % 64) * 0x2000, BUFFER, true)]);
             self.buffers += 1;
@@ -63,7 +63,7 @@ impl Rig {
         self.driver.run(RX);
     }
 
-    fn send_from(&mut self, header: &Header, data: &[u8]) {
+    pub fn send_from(&mut self, header: &Header, data: &[u8]) {
         self.driver.put(TX_DATA, &header.bytes());
         self.driver.put(TX_DATA + 0x1000, data);
         let mut parts = vec![(TX_DATA, HEADER_BYTES as u32, false)];
@@ -74,22 +74,22 @@ impl Rig {
         self.driver.run(TX);
     }
 
-    fn send(&mut self, op: u16) {
+    pub fn send(&mut self, op: u16) {
         self.send_from(&packet(op), &[]);
     }
 
-    fn send_data(&mut self, data: &[u8]) {
+    pub fn send_data(&mut self, data: &[u8]) {
         self.send_from(&Header { len: data.len() as u32, ..packet(op::RW) }, data);
     }
 
-    fn events(&self) {
+    pub fn events(&self) {
         for _ in 0..8 {
             self.driver.source_event(TOKEN_STREAMS);
         }
     }
 
     /// Packets that came, after giving their buffers back.
-    fn received(&mut self) -> Vec<(Header, Vec<u8>)> {
+    pub fn received(&mut self) -> Vec<(Header, Vec<u8>)> {
         let used = self.driver.used(RX);
         let base = self.buffers - 64;
         let mut packets = Vec::new();
@@ -106,27 +106,27 @@ impl Rig {
         packets
     }
 
-    fn ops(&mut self) -> Vec<u16> {
+    pub fn ops(&mut self) -> Vec<u16> {
         self.received().iter().map(|(header, _)| header.op).collect()
     }
 
-    fn connect(&mut self) -> UnixStream {
+    pub fn connect(&mut self) -> UnixStream {
         self.send(op::REQUEST);
         assert_eq!(self.ops(), [op::RESPONSE]);
         self.ports.0.lock().unwrap().pop().unwrap()
     }
 
-    fn dial(&self, port: u32) -> (UnixStream, mpsc::Receiver<Result<(), DialError>>) {
+    pub fn dial(&self, port: u32) -> (UnixStream, mpsc::Receiver<Result<(), DialError>>) {
         let (near, far) = UnixStream::pair().unwrap();
         far.set_nonblocking(true).unwrap();
         let (tell, told) = mpsc::channel();
-        self.dialer.dial(port, near, Box::new(move |result| tell.send(result).unwrap()));
+        self.dialer.dial(port, near, Box::new(move |result| tell.send(result).unwrap_or_default()));
         self.driver.source_event(TOKEN_DIALER);
         (far, told)
     }
 }
 
-fn read_all(stream: &mut UnixStream) -> (Vec<u8>, bool) {
+pub(super) fn read_all(stream: &mut UnixStream) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let ended = stream.read_to_end(&mut bytes).is_ok();
     (bytes, ended)
@@ -219,7 +219,11 @@ fn a_dial_without_driver_or_device_is_told() {
     let dialer = rig.dialer.clone();
     drop(rig);
     let (tell, told) = mpsc::channel();
-    dialer.dial(22, UnixStream::pair().unwrap().0, Box::new(move |result| tell.send(result).unwrap()));
+    dialer.dial(
+        22,
+        UnixStream::pair().unwrap().0,
+        Box::new(move |result| tell.send(result).unwrap_or_default()),
+    );
     assert_eq!(told.recv(), Ok(Err(DialError::Reset)));
 }
 
@@ -475,6 +479,25 @@ fn a_reset_of_all_is_told_by_an_event() {
     assert_eq!(rig.driver.used(EVENT), [], "told once");
     rig.send_data(b"x");
     assert_eq!(rig.ops(), [op::RST]);
+}
+
+#[test]
+fn nothing_passes_before_the_guest_knows_of_a_reset() {
+    let mut rig = rig();
+    rig.driver.add(EVENT, &[(TX_DATA, 8, true)]);
+    rig.dialer.reset_all();
+    rig.driver.source_event(TOKEN_DIALER);
+    assert_eq!(rig.driver.used(EVENT).len(), 1);
+    let (_host, told) = rig.dial(7);
+    rig.send(op::REQUEST);
+    assert_eq!((rig.ops(), rig.driver.used(TX)), (vec![], vec![]), "neither way");
+    rig.driver.add(EVENT, &[(TX_DATA, 8, true)]);
+    rig.driver.run(EVENT);
+    let mut ops = rig.ops();
+    ops.sort_unstable();
+    assert_eq!(ops, [op::REQUEST, op::RESPONSE]);
+    assert!(told.try_recv().is_err(), "it was not broken");
+    assert_eq!(rig.driver.used(EVENT), [], "told once");
 }
 
 #[test]
