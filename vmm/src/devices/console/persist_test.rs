@@ -16,11 +16,11 @@ fn console() -> Arc<Console> {
     Arc::new(Console::new(tempfile::tempfile().unwrap(), 1000).unwrap())
 }
 
-/// A clone's console: the state has been text meanwhile.
+/// A clone's console: the state has been bytes meanwhile.
 fn fork(parent: &Console) -> Arc<Console> {
-    let state = serde_json::to_string(&parent.save()).unwrap();
+    let state = postcard::to_stdvec(&parent.save()).unwrap();
     let clone = console();
-    clone.restore(&serde_json::from_str(&state).unwrap()).unwrap();
+    clone.restore(&postcard::from_bytes(&state).unwrap()).unwrap();
     clone
 }
 

@@ -65,13 +65,13 @@ impl Driver {
         driver
     }
 
-    /// The same driver in a clone: a copy of its memory, and another device with the saved state, which has been
-    /// text meanwhile. As in a warm process, the transport was there before the memory.
+    /// The same driver in a clone: a copy of its memory, and another device with the saved state, which has
+    /// been bytes meanwhile. As in a warm process, the transport was there before the memory.
     pub fn fork(&self, device: Box<dyn VirtioDevice>) -> Self {
         let memory = memory();
         memory.write_slice(&self.get(0, RAM_BYTES), GuestAddress(0)).unwrap();
-        let state = serde_json::to_string(&self.transport.save()).unwrap();
-        let state = serde_json::from_str(&state).unwrap();
+        let state = postcard::to_stdvec(&self.transport.save()).unwrap();
+        let state = postcard::from_bytes(&state).unwrap();
         let transport = MmioTransport::new(device, Arc::new(GuestMemoryMmap::new())).unwrap();
         transport.load(Arc::clone(&memory), &state).unwrap();
         Self { transport: Arc::new(transport), memory, rings: self.rings.clone() }

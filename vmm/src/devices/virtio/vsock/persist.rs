@@ -1,9 +1,9 @@
 //! A vsock device, saved and restored: without its connections.
 //!
 //! Their other ends are streams of the old process, and belong to the parent, which keeps them. The clone's guest
-//! is told by a transport reset that they are gone, before anything else ([`ResetNews`]). What that does not reach
-//! are sockets that do not know yet that they are connected, because the answer is still on its way: each of them
-//! gets a reset of its own. Sockets that listen, and requests that the host has not seen, go on.
+//! is told by a transport reset that they are gone, before anything else. What that does not reach are sockets that
+//! do not know yet that they are connected, because the answer is still on its way: each of them gets a reset of
+//! its own. Sockets that listen, and requests that the host has not seen, go on.
 
 use super::connection::Ports;
 use super::muxer::REFUSALS_MAX;
