@@ -1,7 +1,11 @@
 //! Stands in for `vmm` in this crate's tests: speaks the control socket, boots no guest, needs no KVM. What it does is
 //! chosen by words on the VM's kernel command line:
 //!
-//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `off`: powers off then.
+//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `off`: powers off then;
+//!   `mute`: closes the connection when it is to freeze.
+//!
+//! It can be frozen once. A clone reads its parent's words from the generation's state from where its file position stands, and
+//! prints the RAM's first line on its console.
 //!
 //! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `members` (asks `list`) and `hang`; all else is not found.
 #![allow(unsafe_code, reason = "takes over inherited descriptors by number")]
@@ -11,12 +15,17 @@ use patina_abi::{
     exec::{Exit, FrameType, HEADER_BYTES, Start, header, parse_header},
     link::Answer,
 };
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
 use std::{
     collections::HashMap,
     fs::File,
-    io::{BufRead, BufReader, Read, Seek, Write},
+    io::{BufRead, BufReader, IoSlice, Read, Seek, Write},
+    mem::MaybeUninit,
     os::{
-        fd::{FromRawFd, RawFd},
+        fd::{AsFd, FromRawFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
     sync::{Arc, Mutex, mpsc},
@@ -24,13 +33,15 @@ use std::{
     time::Duration,
 };
 use vmm::api::{
-    config::VmConfig,
+    config::{Start as Origin, VmConfig},
     control::{FromVmm, Open, Opened, State, ToVmm},
     end::{End, EndKind},
 };
 
 struct Vm {
     config: VmConfig,
+    words: String,
+    frozen: Mutex<bool>,
     state: Mutex<State>,
     control: Mutex<Option<UnixStream>>,
     waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
@@ -58,10 +69,26 @@ fn main() {
         unsafe { (owned(config.control_fd), owned(config.console_fd)) };
     writeln!(console, "stand-in console of {}", config.name).unwrap();
     eprintln!("stand-in of {}", config.name);
+    let words = match &config.start {
+        Origin::Boot { cmdline, .. } => cmdline.clone(),
+        Origin::Generation { state_fd, memory_fd } => {
+            // SAFETY: as above.
+            let (mut state, memory): (File, File) = unsafe { (owned(*state_fd), owned(*memory_fd)) };
+            let mut line = String::new();
+            BufReader::new(memory).read_line(&mut line).unwrap();
+            write!(console, "ram: {line}").unwrap();
+            let mut words = String::new();
+            state.read_to_string(&mut words).unwrap();
+            assert!(words.starts_with("state"), "read whole: {words:?}");
+            words
+        }
+    };
     let vm = Arc::new(Vm {
         state: Mutex::new(State::Booting),
         control: Mutex::new(None),
         waiting: Mutex::new(HashMap::new()),
+        frozen: Mutex::new(false),
+        words,
         config,
     });
     if !vm.has("slow") {
@@ -75,7 +102,7 @@ fn main() {
 
 impl Vm {
     fn has(&self, word: &str) -> bool {
-        self.config.cmdline.split(' ').any(|w| w == word)
+        self.words.split(' ').any(|w| w == word)
     }
 
     fn set(&self, state: State) {
@@ -95,8 +122,13 @@ impl Vm {
         let mut stream = stream;
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
-        say(&mut stream, &Opened::Ok);
-        match serde_json::from_str(&line).unwrap() {
+        let open = serde_json::from_str(&line).unwrap();
+        if open != Open::Freeze {
+            say(&mut stream, &Opened::Ok);
+        }
+        match open {
+            Open::Freeze if self.has("mute") => {}
+            Open::Freeze => self.freeze(&mut stream),
             Open::Control => self.control(reader, stream),
             Open::Dial { .. } => self.agent(reader, stream),
             Open::Console => {
@@ -129,6 +161,25 @@ impl Vm {
                 }
             }
         }
+    }
+
+    fn freeze(&self, stream: &mut UnixStream) {
+        if std::mem::replace(&mut *self.frozen.lock().unwrap(), true) {
+            return say(stream, &Opened::Error("freeze the VM: it was frozen before".into()));
+        }
+        let memfd =
+            || File::from(memfd_create("g", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
+        let (mut state, mut memory) = (memfd(), memfd());
+        write!(state, "state {}", self.words).unwrap();
+        writeln!(memory, "of {}", self.config.name).unwrap();
+        ftruncate(&memory, u64::from(self.config.memory_mib) << 20).unwrap();
+        fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
+        let descriptors = [state.as_fd(), memory.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let line = b"\"ok\"\n";
+        assert_eq!(sendmsg(stream, &[IoSlice::new(line)], &mut rights, SendFlags::empty()), Ok(line.len()));
     }
 
     fn members(&self) -> String {

@@ -102,7 +102,11 @@ impl Host {
     }
 
     /// Makes the folder and the tap of a VM and starts its process; on an error nothing of them is left.
-    pub(super) async fn start(&self, record: Record, files: Files) -> Result<(VmDir, Record, Process), Error> {
+    pub(super) async fn start(
+        &self,
+        record: Record,
+        files: Files,
+    ) -> Result<(VmDir, Record, Process), Error> {
         let dir = self.state.create_vm(&record.name)?;
         let started = self.start_in(dir.clone(), record, files).await;
         if started.is_err()

@@ -70,7 +70,9 @@ pub enum Error {
     #[error("number a family: all {0} of the range are taken; give vmmd a wider --network")]
     NoFamily(u16),
     /// The family has not so many vmids left.
-    #[error("number {count} clones: the family of {master:?} has {left} vmids left; clone a VM of another family")]
+    #[error(
+        "number {count} clones: the family of {master:?} has {left} vmids left; clone a VM of another family"
+    )]
     NoVmid {
         /// The family's master.
         master: String,

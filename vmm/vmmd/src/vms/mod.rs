@@ -4,7 +4,7 @@
 //! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
 //! - [`adopt`]: takes over what an earlier `vmmd` left.
 //! - [`table`]: names and families in use; [`family`]: numbers, vmids and bridges of families;
-//! [`images`]: the files a VM is made of; [`guest`]: calls of guests.
+//!   [`images`]: the files a VM is made of; [`guest`]: calls of guests.
 
 pub mod adopt;
 pub mod clone;
@@ -18,11 +18,7 @@ pub mod table;
 
 use crate::{
     net::{Net, Owner},
-    plan::{
-        address::Range,
-        lifecycle::Phase,
-        spec::DefaultImages,
-    },
+    plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
     process::{
         generation::Generation,
         link::{self, LinkError},

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod bench;
+mod clones;
 mod life;
 mod refusal;
 mod restart;

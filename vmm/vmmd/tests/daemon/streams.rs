@@ -29,6 +29,11 @@ async fn exec(client: &mut Client, requests: Vec<v1::ExecRequest>) -> Result<(St
     Ok((output, code.expect("the last message is the exit")))
 }
 
+/// What the guest's `list` says.
+pub async fn members(client: &mut Client, name: &str) -> String {
+    exec(client, vec![start(name, &["members"])]).await.unwrap().0
+}
+
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn programs_run_with_input_output_and_exit_codes() {
@@ -42,7 +47,7 @@ fn programs_run_with_input_output_and_exit_codes() {
         // The client ends its requests: so does the program's input.
         let ran = exec(&mut client, vec![start("a", &["cat"]), stdin(b"one "), stdin(b"two")]).await.unwrap();
         assert_eq!(ran, ("one two".into(), 0));
-        let (members, _) = exec(&mut client, vec![start("a", &["members"])]).await.unwrap();
+        let members = members(&mut client, "a").await;
         assert!(members.contains(r#""ip":"100.64.0.1","state":"ready""#), "{members}");
     });
 }
