@@ -88,6 +88,14 @@ impl<'a> Vm<'a> {
         Ok(self.inspect()?[name].as_str().unwrap_or_default().to_owned())
     }
 
+    /// A number of `vmctl inspect`; 0 when it is not there.
+    ///
+    /// # Errors
+    /// There is no such VM.
+    pub fn field_number(&self, name: &str) -> Result<u64, HostError> {
+        Ok(self.inspect()?[name].as_u64().unwrap_or_default())
+    }
+
     /// Waits until it has ended: its end kind and reason.
     ///
     /// # Errors

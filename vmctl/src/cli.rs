@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::{
-    commands::{console, exec, inspect, kill, logs, rm, run, wait},
+    commands::{clone, console, exec, inspect, kill, logs, rm, run, wait},
     output::Format,
 };
 use clap::{Parser, Subcommand};
@@ -40,7 +40,9 @@ pub struct Arguments {
 pub enum Command {
     /// Make a VM and start it; wait until its agent is ready; print its name.
     Run(run::Arguments),
-    /// List the VMs of the host.
+    /// Make clones of a VM that runs: copies of the whole machine at one instant.
+    Clone(clone::Arguments),
+    /// List the VMs of the host, clones under the VM that they were made of.
     #[command(visible_alias = "list")]
     Ls,
     /// Show all about a VM.

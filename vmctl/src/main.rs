@@ -3,7 +3,7 @@
 //! - [`cli`]: the command line; [`values`]: sizes and ports as people write them.
 //! - [`client`]: the connection; [`error`]: what can go wrong, in words and as an exit code.
 //! - [`commands`]: one module a command.
-//! - [`view`]: a VM as a table row and as JSON; [`output`]: where results go.
+//! - [`view`]: a VM as a table row and as JSON; [`tree`]: families as trees; [`output`]: where results go.
 //! - [`terminal`]: raw mode and window size.
 //!
 //! Data goes to standard output, progress and errors to standard error.
@@ -14,6 +14,7 @@ mod commands;
 mod error;
 mod output;
 mod terminal;
+mod tree;
 mod values;
 mod view;
 

@@ -59,5 +59,7 @@ mod tests {
     fn columns_align_and_nothing_trails() {
         let rows = [vec!["a".to_owned(), "ready".to_owned()], vec!["long-name".to_owned(), String::new()]];
         assert_eq!(format_table(&["NAME", "STATE"], rows), "NAME       STATE\na          ready\nlong-name");
+        let tree = ["a", "  a.1"].map(|name| vec![name.to_owned(), "ready".to_owned()]);
+        assert_eq!(format_table(&["NAME", "STATE"], tree), "NAME   STATE\na      ready\n  a.1  ready");
     }
 }

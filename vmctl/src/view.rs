@@ -10,16 +10,17 @@ pub const HEADER: [&str; 7] = ["NAME", "STATE", "VCPUS", "MEMORY", "IP", "PORTS"
 /// A VM as `-o json` prints it: the fields of `patina.v1.Vm`, enums in lower case without their prefix.
 #[derive(Debug, Serialize)]
 pub struct VmView {
-    name: String,
+    pub name: String,
     uuid: String,
     family: String,
-    vmid: u32,
-    state: String,
+    pub vmid: u32,
+    parent_vmid: Option<u32>,
+    pub state: String,
     end_kind: Option<String>,
     end_reason: String,
     vcpus: u32,
     memory_mib: u32,
-    ip: String,
+    pub ip: String,
     prefix: u32,
     gateway: String,
     mac: String,
@@ -31,7 +32,7 @@ pub struct VmView {
     pid: u32,
     created_unix_ms: u64,
     ended_unix_ms: u64,
-    ready_after_us: u64,
+    pub ready_after_us: u64,
 }
 
 /// A published port as `-o json` prints it.
@@ -60,6 +61,7 @@ impl From<Vm> for VmView {
             uuid: vm.uuid,
             family: vm.family,
             vmid: vm.vmid,
+            parent_vmid: vm.parent_vmid,
             end_reason: vm.end_reason,
             vcpus: vm.vcpus,
             memory_mib: vm.memory_mib,
@@ -81,10 +83,10 @@ impl From<Vm> for VmView {
 }
 
 impl VmView {
-    /// The columns of `vmctl ls`.
-    pub fn row(&self) -> Vec<String> {
+    /// The columns of `vmctl ls`; `depth`: of how many VMs it is a clone, one of the other.
+    pub fn row(&self, depth: usize) -> Vec<String> {
         vec![
-            self.name.clone(),
+            format!("{}{}", "  ".repeat(depth), self.name),
             self.status(),
             self.vcpus.to_string(),
             format!("{} MiB", self.memory_mib),
@@ -101,6 +103,7 @@ impl VmView {
             ("state", self.status()),
             ("reason", self.end_reason.clone()),
             ("vmid", self.vmid.to_string()),
+            ("parent", self.parent_vmid.map(|vmid| vmid.to_string()).unwrap_or_default()),
             ("uuid", self.uuid.clone()),
             ("family", self.family.clone()),
             ("vcpus", self.vcpus.to_string()),
@@ -194,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_row_says_how_it_ended() {
-        let row = VmView::from(vm()).row();
+        let row = VmView::from(vm()).row(0);
         assert_eq!(row[..2], ["web".to_owned(), "ended (powered_off)".to_owned()]);
         assert_eq!(row[5], "127.0.0.1:8080->80");
     }

@@ -1,7 +1,7 @@
 //! End-to-end tests with real guests, through `vmctl` as users have it.
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
-//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
+//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`], [`clones`]: on the shared host.
 //! - [`adoption`], [`refusals`]: on hosts of their own.
 //!
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
@@ -9,6 +9,7 @@
 
 mod adoption;
 mod boot;
+mod clones;
 mod cpus;
 mod endings;
 mod exec;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 9] = [
+    let modules: [&[Story]; 10] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -59,6 +60,7 @@ fn stories() -> impl Iterator<Item = Story> {
         operator::STORIES,
         floods::STORIES,
         endings::STORIES,
+        clones::STORIES,
         refusals::STORIES,
         adoption::STORIES,
     ];

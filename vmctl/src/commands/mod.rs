@@ -1,5 +1,6 @@
 //! One module a command; each has its arguments and what it does with them.
 
+pub mod clone;
 pub mod completion;
 pub mod console;
 pub mod doctor;
@@ -43,6 +44,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
     let done = match arguments.command {
         Command::Exec(arguments) => return exec::run(&context, arguments).await,
         Command::Run(arguments) => run::run(&context, arguments).await,
+        Command::Clone(arguments) => clone::run(&context, arguments).await,
         Command::Ls => ls::run(&context).await,
         Command::Inspect(arguments) => inspect::run(&context, arguments).await,
         Command::Console(arguments) => console::run(&context, arguments).await,
