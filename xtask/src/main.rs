@@ -3,7 +3,7 @@
 //! - [`build`]: the guest's programs, its image, the host's release binaries.
 //! - [`demo`]: from nothing to a guest that answers, with everything cleaned away afterwards.
 //! - [`check`]: the `test` command, all checks and all tests.
-//! - [`bench`]: the benchmarks.
+//! - [`mod@bench`]: the benchmarks.
 //! - [`steps`], [`run`]: progress and child processes.
 //!
 //! Progress goes to standard error, results to standard output.

@@ -1,7 +1,7 @@
 //! `Logs`: a file from its beginning, and with follow what is added to it, told by inotify.
 //!
 //! The vmm drops the older half of a console's log when it is full. A follower then finds its place again by the last
-//! bytes that it has sent ([`resume`]).
+//! bytes that it has sent (`resume`).
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::{
