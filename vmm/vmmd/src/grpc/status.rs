@@ -56,6 +56,9 @@ impl From<Error> for Status {
             Error::NotFrozen { name, reason } => {
                 details.add_precondition_failure_violation("VM_STATE", name, reason);
             }
+            Error::CloneRootfs { name, source } => {
+                details.add_precondition_failure_violation("ROOTFS", name, source.to_string());
+            }
             Error::NoVmid { .. } => {
                 details.add_quota_failure_violation("vmids", &message);
             }
@@ -97,6 +100,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::TooManyStreams => (Code::ResourceExhausted, "TOO_MANY_STREAMS"),
         Error::NoVmid { .. } => (Code::ResourceExhausted, "NO_FREE_VMID"),
         Error::NotFrozen { .. } => (Code::FailedPrecondition, "VM_NOT_FROZEN"),
+        Error::CloneRootfs { .. } => (Code::FailedPrecondition, "ROOTFS_CHANGED"),
         Error::Generation { .. } => (Code::Internal, "GENERATION_FAILED"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
         Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),

@@ -5,7 +5,7 @@ use crate::{
     process::ProcessId,
 };
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{fs::Metadata, os::unix::fs::MetadataExt, path::PathBuf};
 use uuid::Uuid;
 
 /// The format that this `vmmd` writes.
@@ -41,6 +41,9 @@ pub struct Record {
     pub kernel: PathBuf,
     /// Path of the root file system.
     pub rootfs: PathBuf,
+    /// Which file that was as the family's master started: its clones go on with it. None in older records.
+    #[serde(default)]
+    pub rootfs_file: Option<FileId>,
     /// Milliseconds since 1970.
     pub created_unix_ms: u64,
     /// The vmm process, once it has been started.
@@ -49,6 +52,30 @@ pub struct Record {
     pub ready_after_us: Option<u64>,
     /// How it ended.
     pub ended: Option<Ended>,
+}
+
+/// A file as it was at one moment: another file under its path, or other content, has another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified_s: i64,
+    modified_ns: i64,
+}
+
+impl FileId {
+    /// Of an open file.
+    #[must_use]
+    pub fn of(file: &Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.len(),
+            modified_s: file.mtime(),
+            modified_ns: file.mtime_nsec(),
+        }
+    }
 }
 
 /// What a clone was made of.
@@ -89,6 +116,7 @@ pub(crate) mod tests {
             ports: vec![Port { host: "127.0.0.1:8080".parse().unwrap(), guest_port: 80 }],
             kernel: "/k".into(),
             rootfs: "/r".into(),
+            rootfs_file: None,
             created_unix_ms: 1,
             process: None,
             ready_after_us: None,

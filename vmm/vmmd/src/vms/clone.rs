@@ -9,8 +9,9 @@
 
 use super::{
     Host, Vm, blocking,
-    create::{Files, open_kvm, open_rootfs},
+    create::{Files, open_kvm},
     error::Error,
+    images,
     supervise::{Supervised, supervise},
     unix_ms,
 };
@@ -28,6 +29,7 @@ use crate::{
 };
 use futures::{StreamExt, stream};
 use std::{
+    fs::File,
     ops::RangeInclusive,
     sync::Arc,
     time::{Duration, Instant},
@@ -64,6 +66,8 @@ impl Host {
         let parent = self.table.find(&name)?;
         // What can be refused is refused before the VM is disturbed.
         self.table.check_room(&parent.record, count)?;
+        let record = parent.record.clone();
+        blocking(move || open_rootfs(&record)).await?;
         let before = Instant::now();
         let generation = parent.freeze().await?;
         let freeze = before.elapsed();
@@ -96,11 +100,12 @@ impl Host {
     ) -> Result<Arc<Vm>, Error> {
         let record = record(parent, vmid);
         let reservation = self.table.reserve(&record.name)?;
-        let (name, rootfs) = (record.name.clone(), record.rootfs.clone());
+        let of = record.clone();
         let files = blocking(move || {
-            let (state, memory) = generation.open().map_err(|source| Error::Generation { name, source })?;
+            let failed = |source| Error::Generation { name: of.name.clone(), source };
+            let (state, memory) = generation.open().map_err(failed)?;
             let start = Start::Generation { state, memory };
-            Ok(Files { kvm: open_kvm()?, start, rootfs: open_rootfs(&rootfs)? })
+            Ok(Files { kvm: open_kvm()?, start, rootfs: open_rootfs(&of)? })
         });
         let (dir, record, process) = self.start(record, files.await?).await?;
         let life = Lifecycle::running(None);
@@ -133,6 +138,12 @@ impl Vm {
         *kept = Some(Arc::clone(&generation));
         Ok(generation)
     }
+}
+
+/// The disk that a VM, and every clone of it, reads.
+fn open_rootfs(record: &Record) -> Result<File, Error> {
+    images::open_rootfs_again(&record.rootfs, record.rootfs_file)
+        .map_err(|source| Error::CloneRootfs { name: record.name.clone(), source })
 }
 
 /// A clone's record: of the same kind as its parent, but for what makes it another VM.

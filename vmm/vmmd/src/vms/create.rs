@@ -27,11 +27,11 @@ use crate::{
     },
     store::{
         VmDir,
-        record::{FORMAT, Record},
+        record::{FORMAT, FileId, Record},
     },
 };
 use patina_abi::link::Identity;
-use std::{fs::File, os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use uuid::Uuid;
 
 /// The vmid of a family's first VM.
@@ -60,11 +60,11 @@ impl Host {
             Some(name) => self.table.reserve(name.as_str())?,
             None => self.table.reserve_any(random)?,
         };
-        let (spec, files) = blocking(move || open_files(spec)).await?;
+        let (spec, files, rootfs) = blocking(move || open_files(spec)).await?;
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
-        let record = record(reservation.name(), family, net, spec);
+        let record = record(reservation.name(), family, net, spec, rootfs);
         let started = self.start(record, files).await;
         let (dir, record, process) = match started {
             Ok(started) => started,
@@ -148,21 +148,17 @@ async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Resul
     Err(error)
 }
 
-fn open_files(spec: Spec) -> Result<(Spec, Files), Error> {
+fn open_files(spec: Spec) -> Result<(Spec, Files, FileId), Error> {
     let start = Start::Boot { kernel: images::open_kernel(&spec.kernel)?, cmdline: spec.cmdline.clone() };
-    let rootfs = open_rootfs(&spec.rootfs)?;
-    Ok((spec, Files { kvm: open_kvm()?, start, rootfs }))
-}
-
-pub(super) fn open_rootfs(path: &Path) -> Result<File, Error> {
-    Ok(images::open_rootfs(path)?)
+    let (rootfs, rootfs_file) = images::open_rootfs(&spec.rootfs)?;
+    Ok((spec, Files { kvm: open_kvm()?, start, rootfs }, rootfs_file))
 }
 
 pub(super) fn open_kvm() -> Result<File, Error> {
     Ok(spawn::open_kvm()?)
 }
 
-fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec) -> Record {
+fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, rootfs_file: FileId) -> Record {
     Record {
         format: FORMAT,
         name: name.to_owned(),
@@ -177,6 +173,7 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec) -> Record {
         ports: spec.ports,
         kernel: spec.kernel,
         rootfs: spec.rootfs,
+        rootfs_file: Some(rootfs_file),
         created_unix_ms: unix_ms(),
         process: None,
         ready_after_us: None,

@@ -89,6 +89,15 @@ pub enum Error {
         /// In the vmm's words.
         reason: String,
     },
+    /// The disk that the VM reads cannot be had for a clone.
+    #[error("clone VM {name:?}: {source}")]
+    CloneRootfs {
+        /// The VM.
+        name: String,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
     /// A clone cannot be given the generation.
     #[error("start clone {name:?}: {source}")]
     Generation {

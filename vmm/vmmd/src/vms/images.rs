@@ -1,5 +1,6 @@
 //! A VM's kernel and root file system, opened and looked at before anything is made.
 
+use crate::store::record::FileId;
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -38,6 +39,14 @@ pub enum ImageError {
         /// The path.
         path: PathBuf,
     },
+    /// Not the file that a running guest has.
+    #[error(
+        "open rootfs {path}: it was replaced or written to since the VM was started; put the old file back"
+    )]
+    Changed {
+        /// The path.
+        path: PathBuf,
+    },
     /// Not a kernel.
     #[error("check kernel {path}: {source}")]
     Kernel {
@@ -55,6 +64,7 @@ impl ImageError {
     pub fn field(&self) -> &'static str {
         match self {
             Self::Open { field, .. } | Self::NotAFile { field, .. } | Self::Empty { field, .. } => field,
+            Self::Changed { .. } => "rootfs",
             Self::Kernel { .. } => "kernel",
         }
     }
@@ -65,7 +75,7 @@ impl ImageError {
 /// # Errors
 /// It cannot be read or is none.
 pub fn open_kernel(path: &Path) -> Result<File, ImageError> {
-    let file = open("kernel", path)?;
+    let (file, _) = open("kernel", path)?;
     // Its first bytes; the vmm checks the rest as it loads.
     match check_kernel(&file) {
         Ok(_) => Ok(file),
@@ -77,11 +87,22 @@ pub fn open_kernel(path: &Path) -> Result<File, ImageError> {
 ///
 /// # Errors
 /// It cannot be read or is empty.
-pub fn open_rootfs(path: &Path) -> Result<File, ImageError> {
+pub fn open_rootfs(path: &Path) -> Result<(File, FileId), ImageError> {
     open("rootfs", path)
 }
 
-fn open(field: &'static str, path: &Path) -> Result<File, ImageError> {
+/// Opens the root file system that a guest runs on already: what it remembers of the disk must stay true.
+///
+/// # Errors
+/// It cannot be read, or is not that file as it was.
+pub fn open_rootfs_again(path: &Path, was: Option<FileId>) -> Result<File, ImageError> {
+    match open_rootfs(path)? {
+        (file, is) if was.is_none_or(|was| was == is) => Ok(file),
+        _ => Err(ImageError::Changed { path: path.to_owned() }),
+    }
+}
+
+fn open(field: &'static str, path: &Path) -> Result<(File, FileId), ImageError> {
     let bad = |source| ImageError::Open { field, path: path.to_owned(), source };
     // Without O_NONBLOCK, opening a named pipe would wait for its writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(bad)?;
@@ -92,7 +113,7 @@ fn open(field: &'static str, path: &Path) -> Result<File, ImageError> {
     if metadata.len() == 0 {
         return Err(ImageError::Empty { field, path: path.to_owned() });
     }
-    Ok(file)
+    Ok((file, FileId::of(&metadata)))
 }
 
 #[cfg(test)]

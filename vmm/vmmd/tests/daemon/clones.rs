@@ -92,6 +92,13 @@ fn what_cannot_be_cloned_is_refused_with_its_reason() {
         assert_eq!(code("slow", 1).await, Code::FailedPrecondition);
         assert_eq!(code("web", 257).await, Code::InvalidArgument);
         assert_eq!(code("mute", 1).await, Code::Unavailable);
+        // Another disk under a running guest: refused before the VM, which freezes once, is touched.
+        fs::rename(bench.path("rootfs"), bench.path("kept")).unwrap();
+        fs::write(bench.path("rootfs"), b"another").unwrap();
+        let status = clone(&mut client, "web", 1).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("put the old file back"), "{}", status.message());
+        fs::rename(bench.path("kept"), bench.path("rootfs")).unwrap();
         assert_eq!(clones(&mut client, "web", 0).await.len(), 1);
         // The vmm says no: in its own words, and no vmid is lost.
         let status = clone(&mut client, "web", 1).await.unwrap_err();
