@@ -167,8 +167,9 @@ impl Vm {
         if std::mem::replace(&mut *self.frozen.lock().unwrap(), true) {
             return say(stream, &Opened::Error("freeze the VM: it was frozen before".into()));
         }
-        let memfd =
-            || File::from(memfd_create("g", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
+        let memfd = || {
+            File::from(memfd_create("generation", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap())
+        };
         let (mut state, mut memory) = (memfd(), memfd());
         write!(state, "state {}", self.words).unwrap();
         writeln!(memory, "of {}", self.config.name).unwrap();

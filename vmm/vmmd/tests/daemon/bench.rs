@@ -85,6 +85,15 @@ impl Bench {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
+    /// How many memory files of that name vmmd has open.
+    pub fn memory_files(&self, name: &str) -> usize {
+        let folder = format!("/proc/{}/fd", self.daemon.as_ref().unwrap().id());
+        let files =
+            fs::read_dir(folder).unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        let prefix = format!("/memfd:{name}");
+        files.filter(|file| file.to_str().is_some_and(|file| file.starts_with(&prefix))).count()
+    }
+
     pub fn command(&self, state: &str, socket: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmmd"));
         command

@@ -155,7 +155,9 @@ fn clones_outlive_their_parent_and_the_last_of_the_family_takes_the_bridge() {
         clones(&mut client, "web", 2).await;
         let file = bench.path(&format!("state/families/{}.json", parent.family));
         assert!(file.exists());
+        assert_eq!(bench.memory_files("generation"), 2, "state and RAM, whatever the clones are");
         remove(&mut client, "web").await;
+        assert_eq!(bench.memory_files("generation"), 0, "they go with their VM");
         assert_eq!(sorted(interfaces().await), ["pt0", "pt0.1", "pt0.2"]);
         // Named after a master that is gone.
         assert_eq!(clones(&mut client, "web.1", 1).await[0].name, "web.3");
