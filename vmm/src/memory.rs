@@ -86,8 +86,9 @@ pub fn view(memfd: File, bytes: u64) -> Result<Memory, MemoryError> {
     let mut regions = Vec::new();
     for (start, length) in layout(bytes) {
         let part = FileOffset::from_arc(Arc::clone(&file), offset);
-        let mapping = MmapRegion::build(Some(part), length as usize, libc::PROT_READ | libc::PROT_WRITE, FLAGS)
-            .map_err(|error| map(error.into()))?;
+        let mapping =
+            MmapRegion::build(Some(part), length as usize, libc::PROT_READ | libc::PROT_WRITE, FLAGS)
+                .map_err(|error| map(error.into()))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(start));
         regions.push(region.ok_or(MmapRegionError::InvalidPointer).map_err(|error| map(error.into()))?);
         offset += length;

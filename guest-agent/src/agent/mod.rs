@@ -254,10 +254,9 @@ impl<M: Machine> Agent<M> {
     /// still answers.
     fn become_(&mut self, identity: Identity) -> Result<(), IdentityError> {
         let text = identity::render(&identity)?;
-        let changed = self
-            .identity
-            .as_ref()
-            .is_none_or(|old| identity != Identity { clock_ns: identity.clock_ns, seed: identity.seed.clone(), ..old.clone() });
+        let changed = self.identity.as_ref().is_none_or(|old| {
+            identity != Identity { clock_ns: identity.clock_ns, seed: identity.seed.clone(), ..old.clone() }
+        });
         for error in self.machine.apply(&identity, self.identity.as_ref()) {
             self.machine.say(&format!("identity: {error}"));
         }

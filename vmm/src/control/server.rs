@@ -330,7 +330,11 @@ fn fresh() -> Fresh {
     let mut seed = [0u8; SEED_BYTES];
     // The kernel gives up to 256 bytes whole, once it has started. Less than all is sent as none.
     let given = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
-    let seed = if given == SEED_BYTES { seed.iter().map(|byte| format!("{byte:02x}")).collect() } else { String::new() };
+    let seed = if given == SEED_BYTES {
+        seed.iter().map(|byte| format!("{byte:02x}")).collect()
+    } else {
+        String::new()
+    };
     Fresh { clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), seed }
 }
 

@@ -74,7 +74,11 @@ impl Session {
             FromAgent::Hello { abi, agent: _ } if abi == ABI => {
                 self.greeted = true;
                 let Fresh { clock_ns, seed } = fresh();
-                vec![Effect::ToAgent(FromHost::Identity(Identity { clock_ns, seed, ..self.identity.clone() }))]
+                vec![Effect::ToAgent(FromHost::Identity(Identity {
+                    clock_ns,
+                    seed,
+                    ..self.identity.clone()
+                }))]
             }
             FromAgent::Hello { abi, agent } => vec![Effect::DropLink(format!(
                 "agent {agent:.32} speaks ABI {abi}, this host speaks {ABI}: rebuild the image"

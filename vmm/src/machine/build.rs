@@ -21,9 +21,9 @@ use crate::jail::{self, JailError};
 use crate::memory::Memory;
 use crate::note::note;
 use crate::sys::inherit::{InheritError, Inherited};
+use crate::sys::kick::Target;
 use crate::sys::kvm;
 use crate::sys::slot::{SlotError, VmWithMemory};
-use crate::sys::kick::Target;
 use crate::vcpu::gate::{Gate, Vcpus};
 use crate::vcpu::kind::KvmKind;
 use crate::vcpu::persist::msr_indices;
@@ -176,7 +176,8 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;
 
-    let Devices { bus, dialer, link, mut device_loop } = make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
+    let Devices { bus, dialer, link, mut device_loop } =
+        make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
     let devices = bus.transports.len() as u32;
     if let Some(state) = origin.state() {
         // Before KVM gets its interrupt controllers: from then on an interrupt counts.

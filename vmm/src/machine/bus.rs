@@ -5,10 +5,10 @@ use crate::api::end::{End, EndKind};
 use crate::boot::layout::{MMIO_BASE, MMIO_WINDOW_BYTES};
 use crate::devices::console::persist::{self, ConsoleState};
 use crate::devices::console::{Console, PORT_BASE, PORT_COUNT};
+use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::mmio::persist::TransportState;
 use crate::devices::virtio::persist::RestoreError;
 use crate::memory::Memory;
-use crate::devices::virtio::mmio::MmioTransport;
 use std::sync::Arc;
 
 /// The ports of the serial console.
@@ -77,7 +77,9 @@ impl Bus {
             return Err(DevicesError::Count { found, wanted });
         }
         for (index, (transport, state)) in self.transports.iter().zip(transports).enumerate() {
-            transport.load(Arc::clone(memory), state).map_err(|source| DevicesError::Device { index, source })?;
+            transport
+                .load(Arc::clone(memory), state)
+                .map_err(|source| DevicesError::Device { index, source })?;
         }
         Ok(self.serial.restore(console)?)
     }

@@ -11,7 +11,7 @@ use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
 use crate::note::note;
 use patina_abi::LINK_PORT;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::os::fd::AsFd;
@@ -86,8 +86,10 @@ impl Freezer for Machine {
 /// The answer, with the generation's state (in a memfd of its own) and RAM.
 fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Result<()> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let mut state = File::from(memfd_create("patina-state", MemfdFlags::CLOEXEC)?);
+    let mut state =
+        File::from(memfd_create("patina-state", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     state.write_all(&generation.state)?;
+    fcntl_add_seals(&state, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
     let mut line = serde_json::to_vec(&Opened::Ok)?;
     line.push(b'\n');
     let descriptors = [state.as_fd(), generation.memfd.as_fd()];

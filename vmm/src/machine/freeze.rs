@@ -135,8 +135,11 @@ impl Machine {
         let state = self.save()?;
         self.vm.detach()?;
         let memory = Arc::clone(self.vm.memory());
-        let replaced =
-            memory.iter().zip(views).map(|(region, view)| view.replace(region)).collect::<Result<Vec<_>, _>>();
+        let replaced = memory
+            .iter()
+            .zip(views)
+            .map(|(region, view)| view.replace(region))
+            .collect::<Result<Vec<_>, _>>();
         self.vm.attach()?;
         Ok((state, replaced.map_err(FreezeError::Memory)?))
     }

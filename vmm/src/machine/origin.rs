@@ -12,7 +12,7 @@ use crate::vcpu::setup::{self, SetupError};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 /// Longest state of a generation, bytes.
 const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
@@ -45,7 +45,9 @@ pub enum OriginError {
     #[error("read the generation's state: it is not understood")]
     Decode(#[from] postcard::Error),
     /// The generation is of another kind of VM.
-    #[error("start from the generation: it has {found_vcpus} vCPUs and {found_mib} MiB, the VM {vcpus} and {memory_mib} MiB")]
+    #[error(
+        "start from the generation: it has {found_vcpus} vCPUs and {found_mib} MiB, the VM {vcpus} and {memory_mib} MiB"
+    )]
     Shape {
         /// The generation's.
         found_vcpus: usize,
@@ -93,7 +95,7 @@ impl Origin {
                 Ok(Self { memory, from: From::Boot { kernel, cmdline: cmdline.clone(), memfd } })
             }
             Start::Generation { state_fd, memory_fd } => {
-                let state = read_state(File::from(inherited.take(*state_fd)?))?;
+                let state = read_state(&File::from(inherited.take(*state_fd)?))?;
                 let (found_vcpus, found_mib) = (state.vcpus.len(), state.memory_mib);
                 if (found_vcpus, found_mib) != (usize::from(vcpus), memory_mib) {
                     return Err(OriginError::Shape { found_vcpus, found_mib, vcpus, memory_mib });
@@ -154,9 +156,10 @@ impl Origin {
     }
 }
 
-fn read_state(mut file: File) -> Result<MachineState, OriginError> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0)).map_err(OriginError::Read)?;
-    file.take(STATE_MAX_BYTES).read_to_end(&mut bytes).map_err(OriginError::Read)?;
-    Ok(postcard::from_bytes(&bytes)?)
+/// Reads by position: the file's own is shared with other clones of the generation.
+fn read_state(file: &File) -> Result<MachineState, OriginError> {
+    let bytes = file.metadata().map_err(OriginError::Read)?.len().min(STATE_MAX_BYTES);
+    let mut state = vec![0; usize::try_from(bytes).unwrap_or(0)];
+    file.read_exact_at(&mut state, 0).map_err(OriginError::Read)?;
+    Ok(postcard::from_bytes(&state)?)
 }

@@ -61,7 +61,12 @@ impl VmWithMemory {
             };
             // SAFETY: the host range is a live mapping of at least `bytes`, owned by `memory`, which this struct
             // keeps as long as the VM.
-            unsafe { self.vm.set_user_memory_region(entry) }.map_err(|source| SlotError { slot, guest, bytes, source })?;
+            unsafe { self.vm.set_user_memory_region(entry) }.map_err(|source| SlotError {
+                slot,
+                guest,
+                bytes,
+                source,
+            })?;
         }
         Ok(())
     }

@@ -54,7 +54,14 @@ impl PrivateView {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing one.
         let at = unsafe {
-            mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags, file.file().as_fd(), file.start())
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+                file.file().as_fd(),
+                file.start(),
+            )
         }?;
         // SAFETY: as above.
         match unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::empty(), flags) } {

@@ -2,8 +2,8 @@
 
 use super::run::Runner;
 use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,8 @@ impl VcpuState {
     /// KVM refuses a part.
     pub fn save(runner: &Runner, indices: &[u32]) -> Result<Self, PersistError> {
         let vcpu = &runner.vcpu;
-        let kvm = |call| move |source| PersistError::Kvm { operation: "save", vcpu: runner.index, call, source };
+        let kvm =
+            |call| move |source| PersistError::Kvm { operation: "save", vcpu: runner.index, call, source };
         Ok(Self {
             // First: it takes pending INIT and SIPI in, which change the registers.
             mp_state: vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?,
@@ -130,20 +131,26 @@ impl VcpuState {
 
     fn restore_msrs(&self, vcpu: &VcpuFd, index: u8) -> Result<(), PersistError> {
         const OPERATION: &str = "restore";
-        let kvm = |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_SET_MSRS", source };
+        let kvm =
+            |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_SET_MSRS", source };
         let moved = vcpu.set_msrs(&msrs(&self.msrs).map_err(kvm)?).map_err(kvm)?;
         match self.msrs.get(moved) {
             None => Ok(()),
-            Some(refused) => {
-                Err(PersistError::Msrs { operation: OPERATION, vcpu: index, moved, asked: self.msrs.len(), index: refused.index })
-            }
+            Some(refused) => Err(PersistError::Msrs {
+                operation: OPERATION,
+                vcpu: index,
+                moved,
+                asked: self.msrs.len(),
+                index: refused.index,
+            }),
         }
     }
 }
 
 fn save_msrs(runner: &Runner, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, PersistError> {
     const OPERATION: &str = "save";
-    let kvm = |source| PersistError::Kvm { operation: OPERATION, vcpu: runner.index, call: "KVM_GET_MSRS", source };
+    let kvm =
+        |source| PersistError::Kvm { operation: OPERATION, vcpu: runner.index, call: "KVM_GET_MSRS", source };
     let wanted: Vec<_> =
         indices.iter().map(|index| kvm_msr_entry { index: *index, ..kvm_msr_entry::default() }).collect();
     let mut values = msrs(&wanted).map_err(kvm)?;
