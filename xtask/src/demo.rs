@@ -103,9 +103,15 @@ fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
         say(host, &[&["exec", NAME, "--"], program].concat())?;
     }
     steps.step("TCP through the published port", || round_trip(host, port))?;
-    say(host, &["kill", NAME])?;
+    let family = [NAME, "demo.1", "demo.2", "demo.3"];
+    steps.step("clone the running guest", || say(host, &["clone", NAME, "--count", "3"]))?;
+    for name in family {
+        say(host, &["exec", name, "--", "gc", "vmid"])?;
+    }
+    say(host, &["exec", NAME, "--", "gc", "list"])?;
     say(host, &["ls"])?;
-    say(host, &["rm", NAME])
+    say(host, &[&["kill"], &family[..]].concat())?;
+    say(host, &[&["rm"], &family[..]].concat())
 }
 
 /// Runs `vmctl` as a user would, and prints the command and what it printed.
