@@ -5,11 +5,16 @@ use crate::{
     run::{RunError, cargo, has_subcommand, run},
     steps::Steps,
 };
+use patina_images::Stderr as Progress;
 use patina_tests::{
     leftovers::Snapshot,
     setup::{BIN_DIR, GUEST_BIN_DIR, KERNEL, ROOTFS, Setup},
 };
 use std::{io, process::Command};
+
+/// Debian packages that tests need besides those of the image.
+const PACKAGES: [(&str, &str); 2] =
+    [("busybox-static", "the tests of gc-init"), ("util-linux", "the tests of gc-init")];
 
 /// Why the tests did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +22,9 @@ pub enum TestError {
     /// Something could not be built.
     #[error("build what the tests run with")]
     Build(#[from] BuildError),
+    /// A package that tests need cannot be had.
+    #[error("install what the tests need")]
+    Packages(#[from] patina_images::Error),
     /// A check or a test failed: its output is above.
     #[error("a check failed: its output is above")]
     Check(#[from] RunError),
@@ -33,6 +41,7 @@ pub fn test(filters: &[String]) -> Result<(), TestError> {
     let steps = Steps::new();
     let before = Snapshot::take().map_err(TestError::Look)?;
     let setup = build::everything(&steps, build::DEFAULT_RECIPE)?;
+    patina_images::ensure_packages(&PACKAGES, &mut Progress::new()).map_err(patina_images::Error::from)?;
     if filters.is_empty() {
         checks(&steps)?;
     }
