@@ -1,6 +1,7 @@
 //! The kernel command line: what every guest gets, what software KVM needs, its devices, and the user's own words.
 
 use super::layout;
+use crate::devices::virtio::mmio::WINDOW_BYTES;
 
 /// Why there is no command line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +28,7 @@ const ALWAYS: &str = "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 nomodule 
 pub fn compose(devices: u32, host: &str, user: &str) -> Result<String, CmdlineError> {
     let mut line = ALWAYS.to_owned();
     for index in 0..devices {
-        let base = layout::MMIO_BASE + u64::from(index) * layout::MMIO_WINDOW_BYTES;
+        let base = layout::MMIO_BASE + u64::from(index) * WINDOW_BYTES;
         let irq = layout::MMIO_FIRST_IRQ + index;
         line.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{irq}"));
     }

@@ -36,14 +36,10 @@ pub const MPTABLE_MAX_BYTES: usize = 0x400;
 /// Where high memory, and the kernel, begins.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 
-/// The first virtio-mmio window.
+/// The first virtio-mmio window; the next ones follow.
 pub const MMIO_BASE: u64 = 0xd000_0000;
-/// Size of each, bytes.
-pub const MMIO_WINDOW_BYTES: u64 = 0x1000;
 /// The interrupt of the first virtio device; the next ones follow.
 pub const MMIO_FIRST_IRQ: u32 = 5;
-/// The serial console's interrupt.
-pub const SERIAL_IRQ: u32 = 4;
 /// Where KVM keeps its task-state segment on VMX hosts: three pages in the hole.
 pub const KVM_TSS: usize = 0xfffb_d000;
 /// The IOAPIC.

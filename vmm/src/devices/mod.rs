@@ -16,10 +16,9 @@ pub mod event_loop;
 mod sys;
 pub mod virtio;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The guest's RAM.
-pub type Memory = Arc<vm_memory::GuestMemoryMmap<()>>;
+pub use crate::memory::Memory;
 
 /// Locks a mutex whose data stays valid whatever its last holder did, so that poison means nothing.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -9,7 +9,7 @@ use crate::boot::layout;
 use crate::control::mailbox::{Inbox, Mailbox, mailbox};
 use crate::control::server::Server;
 use crate::control::session::Session;
-use crate::devices::console::{Console, ConsoleError};
+use crate::devices::console::{self, Console, ConsoleError};
 use crate::devices::event_loop::{DeviceLoop, LoopError};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, SizeError};
@@ -234,7 +234,7 @@ fn make_devices(
     let log = File::from(inherited.take(config.console_fd)?);
     let serial = Arc::new(Console::new(log, CONSOLE_LOG_MAX_BYTES)?);
     serial.attach(&device_loop)?;
-    vm.register_irqfd(serial.interrupt_line(), layout::SERIAL_IRQ).map_err(kvm_failed("KVM_IRQFD"))?;
+    vm.register_irqfd(serial.interrupt_line(), console::IRQ).map_err(kvm_failed("KVM_IRQFD"))?;
 
     let rootfs = File::from(inherited.take(config.rootfs_fd)?);
     let tap = Tap::new(inherited.take(config.tap_fd)?)?;

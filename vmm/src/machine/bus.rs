@@ -2,11 +2,11 @@
 
 use super::ports::{Ports, PortsEffect};
 use crate::api::end::{End, EndKind};
-use crate::boot::layout::{MMIO_BASE, MMIO_WINDOW_BYTES};
+use crate::boot::layout::MMIO_BASE;
 use crate::devices::console::persist::{self, ConsoleState};
 use crate::devices::console::{Console, PORT_BASE, PORT_COUNT};
-use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::mmio::persist::TransportState;
+use crate::devices::virtio::mmio::{MmioTransport, WINDOW_BYTES};
 use crate::devices::virtio::persist::RestoreError;
 use crate::memory::Memory;
 use std::sync::Arc;
@@ -142,8 +142,8 @@ impl Bus {
 
     fn transport(&self, address: u64) -> Option<(&MmioTransport, u64)> {
         let offset = address.checked_sub(MMIO_BASE)?;
-        let transport = self.transports.get(usize::try_from(offset / MMIO_WINDOW_BYTES).ok()?)?;
-        Some((transport, offset % MMIO_WINDOW_BYTES))
+        let transport = self.transports.get(usize::try_from(offset / WINDOW_BYTES).ok()?)?;
+        Some((transport, offset % WINDOW_BYTES))
     }
 
     fn panicked(&self) -> Option<Stop> {

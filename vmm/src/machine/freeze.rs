@@ -97,28 +97,23 @@ impl Machine {
     /// # Errors
     /// See [`FreezeError`].
     pub fn freeze(&mut self) -> Result<Generation, FreezeError> {
-        let memfd = self.memfd.take().ok_or(FreezeError::Again)?;
-        let frozen = self.prepare_views().and_then(|views| {
-            self.vcpus.pause();
-            let frozen = self.devices.stop().map_err(FreezeError::from).and_then(|()| self.exchange(views));
-            let started = self.devices.start();
-            self.vcpus.resume();
-            started?;
-            frozen
-        });
-        match frozen {
-            Ok((state, replaced)) => {
-                // What takes time comes after the pause: the guest runs again. The last writable mapping goes, and
-                // with the seals nobody can make another.
-                drop(replaced);
-                seal(&memfd)?;
-                Ok(Generation { state: postcard::to_stdvec(&state)?, memfd })
-            }
-            Err(error) => {
-                self.memfd = Some(memfd);
-                Err(error)
-            }
+        if self.memfd.is_none() {
+            return Err(FreezeError::Again);
         }
+        let views = self.prepare_views()?;
+        self.vcpus.pause();
+        let exchanged = self.devices.stop().map_err(FreezeError::from).and_then(|()| self.exchange(views));
+        let started = self.devices.start();
+        self.vcpus.resume();
+        let (state, replaced) = exchanged?;
+        // The VM works on a private view now. Whatever fails from here on, the memfd is its RAM no more.
+        let memfd = self.memfd.take().ok_or(FreezeError::Again)?;
+        started?;
+        // What takes time comes after the pause: the guest runs again. The last writable mapping goes, and with the
+        // seals nobody can make another.
+        drop(replaced);
+        seal(&memfd)?;
+        Ok(Generation { state: postcard::to_stdvec(&state)?, memfd })
     }
 
     fn prepare_views(&self) -> Result<Vec<PrivateView>, FreezeError> {

@@ -2,12 +2,9 @@
 //! user space (ioeventfd), and a device interrupts the guest by an eventfd (irqfd).
 
 use crate::boot::layout;
-use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, WINDOW_BYTES};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use std::sync::Arc;
-
-/// Offset of QueueNotify in a virtio-mmio window.
-const QUEUE_NOTIFY: u64 = 0x50;
 
 /// KVM refused a connection.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +24,7 @@ pub struct WiringError {
 /// KVM refuses.
 pub fn connect(vm: &VmFd, device: u32, transport: &Arc<MmioTransport>) -> Result<(), WiringError> {
     let failed = |call| move |source| WiringError { device, call, source };
-    let base = layout::MMIO_BASE + u64::from(device) * layout::MMIO_WINDOW_BYTES;
+    let base = layout::MMIO_BASE + u64::from(device) * WINDOW_BYTES;
     let notify = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
     for (queue, kick) in (0u32..).zip(transport.kicks()) {
         vm.register_ioevent(kick, &notify, queue).map_err(failed("KVM_IOEVENTFD"))?;

@@ -63,9 +63,8 @@ fn xcr0(cpu: &Cpu<'_>) -> Result<u64, SoftwareError> {
 
 fn xgetbv(cpu: &mut Cpu<'_>) -> Result<Outcome, SoftwareError> {
     let value = match cpu.regs.rcx as u32 {
-        0 => xcr0(cpu)?,
-        // Which components are not in their initial state: all may be.
-        1 => xcr0(cpu)?,
+        // 1 asks which components are not in their initial state: all may be.
+        0 | 1 => xcr0(cpu)?,
         _ => return Ok(Outcome::Fault(Exception::GP)),
     };
     cpu.set_edx_eax(value);

@@ -7,6 +7,7 @@
 //! thread has ended counts as being there, and has nothing to say.
 
 use super::run::Runner;
+use crate::devices::lock;
 use crate::sys::kick::Target;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -42,8 +43,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Counters stay true whatever the last holder did.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A vCPU asks before it runs; it must come to [`Gate::wait`] when this is true.
