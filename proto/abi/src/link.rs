@@ -8,7 +8,19 @@
 //!    │── ready ──────────────────────────▶│   identity is in place, exec sessions are taken
 //!    │── request {id, verb, args} ───────▶│   a program's call that the host must answer
 //!    │◀────────────── reply {id, result} ──│   in any order
+//!    │◀─────────────────── prepare {hold} ─│   the VM is to be cloned from outside
+//!    │── prepared {result} ──────────────▶│   hooks have run, processes are held: freeze now
+//!    │◀───────────────── resumed {cloned} ─│   in the VM that was frozen, right after it
 //! ```
+//!
+//! **A clone** finds its link broken (the vsock of a clone begins with a transport reset) with a clone under way; the identity
+//! that the new link brings has another vmid. That is how an agent knows that it is the clone: it puts the identity in
+//! place, says ready, lets the held processes go on, runs the post-clone hook, and answers the program that asked with
+//! the new vmid. **The VM that was frozen** keeps its link, and hears `resumed` (and, when the guest itself asked, the
+//! reply).
+//!
+//! **When a program asks** for clones, the agent prepares first (hook, holding) and sends the request `clone` then, with
+//! [`CloneArgs`]; the reply is a [`Cloned`], or an error, and `resumed` comes before it where the VM was frozen.
 //!
 //! The VM is known by its connection: nothing the agent says can name another VM.
 
@@ -41,6 +53,13 @@ pub enum FromAgent {
         #[serde(default)]
         args: serde_json::Value,
     },
+    /// The answer to [`FromHost::Prepare`].
+    Prepared {
+        /// `Ok(null)`, or why not: another clone is under way (16, EBUSY), or the pre-clone hook failed (its output is in the
+        /// message). After an error nothing is held.
+        #[serde(flatten)]
+        result: Answer,
+    },
 }
 
 /// What the host says.
@@ -57,6 +76,65 @@ pub enum FromHost {
         #[serde(flatten)]
         result: Answer,
     },
+    /// Get ready to be cloned: run the pre-clone hook, hold the other processes. Answered by [`FromAgent::Prepared`].
+    Prepare {
+        /// Whether the guest's other processes are held until the clones have their identities.
+        hold: bool,
+    },
+    /// Go on: let the held processes run.
+    Resumed {
+        /// Whether clones were made; only then the post-clone hook runs.
+        cloned: bool,
+    },
+}
+
+/// The arguments of the request `clone`: exactly one of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneArgs {
+    /// How many clones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// As many as this ticket is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+}
+
+/// What the request `clone` returns, in the VM that was cloned.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cloned {
+    /// The vmids of the clones that run.
+    pub vmids: Vec<u32>,
+    /// Those that could not be started, with the reason. Where all failed, the request's answer is an error instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<(u32, String)>,
+}
+
+/// The arguments of the request `rt` (request-ticket).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketArgs {
+    /// Most CPUs in all.
+    pub max_cpus: u32,
+    /// Fewest VMs; with fewer the request fails.
+    pub min_vms: u32,
+    /// CPUs of each VM, at least.
+    pub min_cpus_per_vm: u32,
+    /// How long to wait for resources, milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// A ticket, as `rt`, `ticket` and (in a list) `lt` return it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketView {
+    /// Its UUID.
+    pub uuid: String,
+    /// `granted`, `used` or `released`.
+    pub status: String,
+    /// CPUs in all.
+    pub cpus: u32,
+    /// VMs.
+    pub vms: u32,
+    /// As it was asked.
+    pub min_cpus_per_vm: u32,
 }
 
 /// Who a VM is. The agent puts it in place: hostname, MAC, address, route, clock.
@@ -76,6 +154,9 @@ pub struct Identity {
     pub mac: String,
     /// The VM's host name.
     pub hostname: String,
+    /// The ticket that the VM was made under; empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ticket: String,
     /// Wall clock of the host as it sent this, nanoseconds since 1970.
     pub clock_ns: u64,
     /// Randomness from the host, 64 hex digits, new with every identity that is sent: a clone has its parent's kernel

@@ -4,10 +4,14 @@
 //!
 //! - [`mailbox`]: how the other threads tell it.
 //! - [`lines`]: JSON lines on a non-blocking socket, bounded both ways.
-//! - [`session`]: what is said, as pure logic: identity, ready, requests and replies.
+//! - [`session`]: what is said, as pure logic: identity, ready, requests and replies, preparing for a freeze.
+//! - [`fresh`]: the clock and the randomness that it needs.
+//! - [`opening`]: the first line of a connection and its answer.
 //! - [`server`]: the sockets around it.
 
+pub mod fresh;
 pub mod lines;
 pub mod mailbox;
+pub mod opening;
 pub mod server;
 pub mod session;

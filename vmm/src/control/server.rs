@@ -1,18 +1,19 @@
 //! The sockets around [`super::session`]: accepts connections on the control socket, keeps the one control
 //! connection and the one link, and hands the others to where they belong.
 
+use super::fresh::fresh;
 use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
-use super::session::{Effect, Fresh, Session};
-use crate::api::control::{FromVmm, Open, Opened, State};
+use super::opening::{answer, read_open};
+use super::session::{Effect, Session};
+use crate::api::control::{FromVmm, Open, Opened, Prepare, State};
 use crate::api::end::{End, EndKind};
 use crate::note::note;
-use patina_abi::LINE_MAX_BYTES;
+use patina_abi::link::FromHost;
 use rustix::event::{PollFd, PollFlags, poll};
-use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// Most connections that have not said yet what they are for; one more is closed at once.
 const OPENING_MAX: usize = 16;
@@ -27,10 +28,38 @@ pub trait Doors {
     fn console(&self, stream: UnixStream);
 }
 
-/// What the control thread can have frozen.
+/// What became of a freeze.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FreezeOutcome {
+    /// The generation is with whoever asked, and the VM goes on.
+    Frozen,
+    /// There is no generation, and the VM goes on; whoever asked was told why.
+    Refused,
+    /// The VM cannot go on.
+    Ended(End),
+}
+
+/// What became of a start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartOutcome {
+    /// The VM runs; whoever asked was told.
+    Started,
+    /// It is not warm; whoever asked was told.
+    Refused,
+    /// It can never run.
+    Ended(End),
+}
+
+/// What the control thread works on.
 pub trait Freezer {
-    /// Freezes the VM and sends the generation with the answer on `stream`. An end: the VM could not go on.
-    fn freeze(&mut self, stream: UnixStream) -> Option<End>;
+    /// Freezes the VM and sends the generation with the answer on `stream`.
+    fn freeze(&mut self, stream: UnixStream) -> FreezeOutcome;
+    /// Starts a warm VM from what came with the call, and answers on `stream`.
+    fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome;
+    /// The agent is ready.
+    fn ready(&mut self);
+    /// Sends the pages that the VM wrote until then, with the answer on `stream`.
+    fn touched(&mut self, stream: UnixStream);
 }
 
 /// The control thread.
@@ -44,6 +73,8 @@ pub struct Server<D> {
     opening: Vec<UnixStream>,
     control: Option<Lines>,
     link: Option<Lines>,
+    /// Who wants the VM frozen, while its agent prepares.
+    freezing: Option<UnixStream>,
 }
 
 /// What [`Server::wait`] found ready.
@@ -53,11 +84,12 @@ struct Ready {
     listener: bool,
     control: bool,
     link: bool,
+    freezing: bool,
     opening: Vec<bool>,
 }
 
 impl<D: Doors> Server<D> {
-    /// Listens on `listener`, for a process that started at `started`.
+    /// Listens on `listener`, for a process that started at `started`, with a VM in this state.
     ///
     /// # Errors
     /// The listener cannot be made non-blocking.
@@ -66,7 +98,7 @@ impl<D: Doors> Server<D> {
         inbox: Inbox,
         doors: D,
         session: Session,
-        started: Instant,
+        (started, state): (Instant, State),
     ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
@@ -74,11 +106,12 @@ impl<D: Doors> Server<D> {
             inbox,
             doors,
             session,
-            state: State::Booting,
+            state,
             started,
             opening: Vec::new(),
             control: None,
             link: None,
+            freezing: None,
         })
     }
 
@@ -90,9 +123,14 @@ impl<D: Doors> Server<D> {
         loop {
             let ready = self.wait()?;
             // The end last: what was said before it is still passed on.
-            let mut end = if ready.control { self.serve_control() } else { None };
+            let mut end = if ready.control { self.serve_control(machine) } else { None };
+            // Before the link: for one who has gone the VM is not paused.
+            if ready.freezing {
+                self.freezing = None;
+                self.session.freeze_unwanted();
+            }
             if ready.link {
-                end = end.or(self.serve_link());
+                end = end.or(self.serve_link(machine));
             }
             end = end.or(self.serve_opening(&ready.opening, machine));
             if ready.listener {
@@ -124,6 +162,8 @@ impl<D: Doors> Server<D> {
         for lines in [&self.control, &self.link].into_iter().flatten() {
             fds.push(PollFd::from_borrowed_fd(lines.fd(), interest(lines)));
         }
+        // Its peer has said all it has to say; what remains to be heard is that it goes.
+        fds.extend(self.freezing.iter().map(|stream| PollFd::new(stream, PollFlags::RDHUP)));
         fds.extend(self.opening.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) => {}
@@ -137,6 +177,7 @@ impl<D: Doors> Server<D> {
             listener: next(),
             control: self.control.is_some() && next(),
             link: self.link.is_some() && next(),
+            freezing: self.freezing.is_some() && next(),
             opening: self.opening.iter().map(|_| next()).collect(),
         })
     }
@@ -155,9 +196,9 @@ impl<D: Doors> Server<D> {
         for index in (0..ready.len()).rev().filter(|index| ready[*index]) {
             match read_open(&self.opening[index]) {
                 Ok(None) => {}
-                Ok(Some(open)) => {
+                Ok(Some((open, descriptors))) => {
                     let stream = self.opening.swap_remove(index);
-                    end = end.or(self.open(open, stream, machine));
+                    end = end.or(self.open(open, descriptors, stream, machine));
                 }
                 Err(reason) => {
                     answer(&self.opening.swap_remove(index), &Opened::Error(reason));
@@ -167,14 +208,23 @@ impl<D: Doors> Server<D> {
         end
     }
 
-    fn open(&mut self, open: Open, stream: UnixStream, machine: &mut impl Freezer) -> Option<End> {
+    fn open(
+        &mut self,
+        open: Open,
+        descriptors: Vec<OwnedFd>,
+        stream: UnixStream,
+        machine: &mut impl Freezer,
+    ) -> Option<End> {
         match open {
             Open::Dial { port } => self.doors.dial(port, stream),
             Open::Console => self.doors.console(stream),
-            Open::Freeze => return machine.freeze(stream),
+            Open::Freeze { prepare: None } => return self.freeze(stream, machine),
+            Open::Freeze { prepare: Some(prepare) } => return self.prepare(prepare, stream, machine),
+            Open::Start { ticket } => return self.start(ticket, descriptors, stream, machine),
+            Open::Touched => machine.touched(stream),
             Open::Control if answer(&stream, &Opened::Ok) => {
                 // The new vmmd does not know what was asked of the old one.
-                self.drop_control();
+                self.drop_control(machine);
                 self.control = Lines::new(stream).ok();
                 self.tell_state();
             }
@@ -183,7 +233,63 @@ impl<D: Doors> Server<D> {
         None
     }
 
-    fn serve_control(&mut self) -> Option<End> {
+    fn start(
+        &mut self,
+        ticket: String,
+        descriptors: Vec<OwnedFd>,
+        stream: UnixStream,
+        machine: &mut impl Freezer,
+    ) -> Option<End> {
+        let started = Instant::now();
+        match machine.start(descriptors, stream) {
+            StartOutcome::Started => {
+                self.session.set_ticket(ticket);
+                (self.started, self.state) = (started, State::Booting);
+                self.tell_state();
+                None
+            }
+            StartOutcome::Refused => None,
+            StartOutcome::Ended(end) => Some(end),
+        }
+    }
+
+    /// Has the agent prepare; what it answers comes with [`Self::serve_link`].
+    fn prepare(
+        &mut self,
+        Prepare { hold }: Prepare,
+        stream: UnixStream,
+        machine: &mut impl Freezer,
+    ) -> Option<End> {
+        match self.session.prepare(hold) {
+            Ok(ask) => {
+                self.freezing = Some(stream);
+                self.carry_out(vec![ask], machine)
+            }
+            Err(error) => {
+                answer(&stream, &Opened::Error(error.to_string()));
+                None
+            }
+        }
+    }
+
+    /// Freezes, and tells the agent that it can go on.
+    fn freeze(&mut self, stream: UnixStream, machine: &mut impl Freezer) -> Option<End> {
+        let cloned = match machine.freeze(stream) {
+            FreezeOutcome::Frozen => true,
+            FreezeOutcome::Refused => false,
+            FreezeOutcome::Ended(end) => return Some(end),
+        };
+        self.say_to_agent(&FromHost::Resumed { cloned });
+        None
+    }
+
+    fn refuse_freeze(&mut self, reason: String) {
+        if let Some(stream) = self.freezing.take() {
+            answer(&stream, &Opened::Error(reason));
+        }
+    }
+
+    fn serve_control(&mut self, machine: &mut impl Freezer) -> Option<End> {
         let received = match self.control.as_mut()?.flush() {
             Ok(()) => self.control.as_mut()?.receive(),
             Err(error) => Err(error),
@@ -192,14 +298,14 @@ impl<D: Doors> Server<D> {
             Ok(lines) => lines,
             Err(error) => {
                 note(&format!("control connection: {}", crate::chain(&error)));
-                self.drop_control();
+                self.drop_control(machine);
                 return None;
             }
         };
         for line in lines {
             match self.session.vmmd_line(&line) {
                 Ok(effects) => {
-                    if let Some(end) = self.carry_out(effects) {
+                    if let Some(end) = self.carry_out(effects, machine) {
                         return Some(end);
                     }
                 }
@@ -209,14 +315,14 @@ impl<D: Doors> Server<D> {
         None
     }
 
-    fn drop_control(&mut self) {
+    fn drop_control(&mut self, machine: &mut impl Freezer) {
         if self.control.take().is_some() {
             let effects = self.session.vmmd_lost();
-            self.carry_out(effects);
+            self.carry_out(effects, machine);
         }
     }
 
-    fn serve_link(&mut self) -> Option<End> {
+    fn serve_link(&mut self, machine: &mut impl Freezer) -> Option<End> {
         let received = match self.link.as_mut()?.flush() {
             Ok(()) => self.link.as_mut()?.receive(),
             Err(error) => Err(error),
@@ -224,14 +330,16 @@ impl<D: Doors> Server<D> {
         let lines = match received {
             Ok(lines) => lines,
             Err(error) => {
-                note(&format!("agent link: {}", crate::chain(&error)));
-                self.link = None;
+                self.lose_link(&crate::chain(&error));
                 return None;
             }
         };
         for line in lines {
+            if self.link.is_none() {
+                break;
+            }
             let effects = self.session.agent_line(&line, self.control.is_some(), fresh);
-            if let Some(end) = self.carry_out(effects) {
+            if let Some(end) = self.carry_out(effects, machine) {
                 return Some(end);
             }
         }
@@ -244,7 +352,7 @@ impl<D: Doors> Server<D> {
             match event {
                 Event::End(how) => end = end.or(Some(how)),
                 Event::Link(stream) => {
-                    self.session.link_opened();
+                    self.lose_link("a new one replaces it");
                     self.link = Lines::new(stream).ok();
                 }
             }
@@ -252,15 +360,19 @@ impl<D: Doors> Server<D> {
         end
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>) -> Option<End> {
+    fn lose_link(&mut self, why: &str) {
+        if self.link.take().is_some() {
+            note(&format!("agent link: {why}"));
+        }
+        if let Some(reason) = self.session.link_lost() {
+            self.refuse_freeze(reason);
+        }
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>, machine: &mut impl Freezer) -> Option<End> {
         for effect in effects {
             match effect {
-                Effect::ToAgent(message) => {
-                    if let Some(error) = self.link.as_mut().and_then(|link| link.send(&message).err()) {
-                        note(&format!("agent link: {}", crate::chain(&error)));
-                        self.link = None;
-                    }
-                }
+                Effect::ToAgent(message) => self.say_to_agent(&message),
                 Effect::ToVmmd(message) => self.tell(&message),
                 Effect::Ready => {
                     self.doors.ready();
@@ -268,14 +380,23 @@ impl<D: Doors> Server<D> {
                     self.state = State::Ready { after_us: u64::try_from(after).unwrap_or(u64::MAX) };
                     self.tell_state();
                 }
-                Effect::DropLink(reason) => {
-                    note(&format!("agent link: {reason}"));
-                    self.link = None;
+                Effect::Freeze => {
+                    if let Some(end) = self.freezing.take().and_then(|stream| self.freeze(stream, machine)) {
+                        return Some(end);
+                    }
                 }
+                Effect::RefuseFreeze(reason) => self.refuse_freeze(reason),
+                Effect::DropLink(reason) => self.lose_link(&reason),
                 Effect::Kill(reason) => return Some(End { kind: EndKind::Killed, reason }),
             }
         }
         None
+    }
+
+    fn say_to_agent(&mut self, message: &FromHost) {
+        if let Some(error) = self.link.as_mut().and_then(|link| link.send(message).err()) {
+            self.lose_link(&crate::chain(&error));
+        }
     }
 
     fn tell_state(&mut self) {
@@ -288,54 +409,6 @@ impl<D: Doors> Server<D> {
             self.control = None;
         }
     }
-}
-
-/// Writes the answer to an [`Open`]; false when the peer has gone.
-pub fn answer(mut stream: &UnixStream, opened: &Opened) -> bool {
-    let mut line = serde_json::to_vec(opened).unwrap_or_default();
-    line.push(b'\n');
-    // A fresh socket takes a line whole, or its peer is gone.
-    stream.write(&line).is_ok_and(|written| written == line.len())
-}
-
-/// Takes exactly the first line from the socket, so that what follows stays for whoever gets the connection.
-/// `None`: the line is not whole yet.
-fn read_open(stream: &UnixStream) -> Result<Option<Open>, String> {
-    use rustix::net::{RecvFlags, recv};
-    const OPEN_MAX_BYTES: usize = 1024;
-    const _: () = assert!(OPEN_MAX_BYTES <= LINE_MAX_BYTES);
-    let mut head = [0; OPEN_MAX_BYTES];
-    let length = match recv(stream, &mut head[..], RecvFlags::PEEK) {
-        Ok((0, _)) => return Err("the connection was closed before it said what it is for".into()),
-        Ok((length, _)) => length,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
-        Err(error) => return Err(format!("read the first line: {error}")),
-    };
-    let Some(end) = head[..length].iter().position(|byte| *byte == b'\n') else {
-        return if length == OPEN_MAX_BYTES { Err("the first line is too long".into()) } else { Ok(None) };
-    };
-    let taken = recv(stream, &mut head[..=end], RecvFlags::empty())
-        .map_err(|error| format!("read the first line: {error}"))?;
-    if taken.0 != end + 1 {
-        return Err("read the first line: it was cut short".into());
-    }
-    serde_json::from_slice(&head[..end])
-        .map(Some)
-        .map_err(|error| format!("the first line is not understood: {error}"))
-}
-
-fn fresh() -> Fresh {
-    const SEED_BYTES: usize = 32;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut seed = [0u8; SEED_BYTES];
-    // The kernel gives up to 256 bytes whole, once it has started. Less than all is sent as none.
-    let given = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
-    let seed = if given == SEED_BYTES {
-        seed.iter().map(|byte| format!("{byte:02x}")).collect()
-    } else {
-        String::new()
-    };
-    Fresh { clock_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX), seed }
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 use super::*;
+use crate::api::control::Frozen;
 use crate::control::mailbox::{Mailbox, mailbox};
+use patina_abi::ABI;
 use patina_abi::link::Identity;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Echoes what the doors were asked.
 struct Echo;
@@ -19,13 +22,21 @@ impl Doors for Echo {
     }
 }
 
-/// Is never frozen here.
-struct Frozen;
+/// Is frozen or refuses, in turns: yes first.
+#[derive(Default)]
+struct Icebox {
+    freezes: u64,
+}
 
-impl Freezer for Frozen {
-    fn freeze(&mut self, stream: UnixStream) -> Option<End> {
-        answer(&stream, &Opened::Error("cold".into()));
-        None
+impl Freezer for Icebox {
+    fn freeze(&mut self, stream: UnixStream) -> FreezeOutcome {
+        self.freezes += 1;
+        if self.freezes.is_multiple_of(2) {
+            answer(&stream, &Opened::Error("cold".into()));
+            return FreezeOutcome::Refused;
+        }
+        answer(&stream, &Opened::Frozen(Frozen { pause_us: self.freezes, copied_pages: 0 }));
+        FreezeOutcome::Frozen
     }
 }
 
@@ -51,21 +62,52 @@ fn vmm() -> Vmm {
         hostname: "a".into(),
         clock_ns: 0,
         seed: String::new(),
+        ticket: String::new(),
     });
     let mut server = Server::new(listener, inbox, Echo, session, Instant::now()).expect("a server");
     let thread = std::thread::spawn(move || {
-        let end = server.run(&mut Frozen).expect("served");
+        let end = server.run(&mut Icebox::default()).expect("served");
         server.farewell(&end);
         end
     });
     Vmm { path, mailbox, thread, _dir: dir }
 }
 
+fn hello() -> String {
+    format!(r#"{{"t":"hello","abi":{ABI},"agent":"test"}}"#)
+}
+
+const PREPARE: &str = r#"{"freeze":{"prepare":{"hold":true}}}"#;
+const PREPARED: &str = r#"{"t":"prepared","ok":null}"#;
+
+fn frozen(pause_us: u64) -> String {
+    format!(r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":0}}}}"#)
+}
+
+fn resumed(cloned: bool) -> String {
+    format!(r#"{{"t":"resumed","cloned":{cloned}}}"#)
+}
+
 struct Peer(BufReader<UnixStream>);
 
 impl Peer {
+    fn new(stream: UnixStream) -> Self {
+        // Longer than anything takes on a busy machine: a test that waits so long has failed.
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        Self(BufReader::new(stream))
+    }
+
+    /// A greeted agent.
+    fn agent(vmm: &Vmm) -> Self {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        assert!(vmm.mailbox.send_link(ours));
+        let mut agent = Self::new(theirs);
+        agent.say(&hello());
+        assert!(agent.line().starts_with(r#"{"t":"identity""#));
+        agent
+    }
     fn open(vmm: &Vmm, open: &str) -> Self {
-        let mut peer = Self(BufReader::new(UnixStream::connect(&vmm.path).expect("connect")));
+        let mut peer = Self::new(UnixStream::connect(&vmm.path).expect("connect"));
         peer.say(open);
         peer
     }
@@ -87,8 +129,8 @@ fn a_vm_boots_is_asked_and_killed() {
     assert_eq!((vmmd.line(), vmmd.line()), (r#""ok""#.to_owned(), booting));
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     assert!(vmm.mailbox.send_link(ours));
-    let mut agent = Peer(BufReader::new(theirs));
-    agent.say(r#"{"t":"hello","abi":1,"agent":"test"}"#);
+    let mut agent = Peer::new(theirs);
+    agent.say(&hello());
     assert!(agent.line().starts_with(r#"{"t":"identity","vmid":0"#));
     agent.say(r#"{"t":"ready"}"#);
     assert!(vmmd.line().contains("ready"));
@@ -108,8 +150,8 @@ fn a_second_vmmd_takes_over_and_who_waits_for_the_first_is_told() {
     let mut first = Peer::open(&vmm, r#""control""#);
     first.line();
     assert!(vmm.mailbox.send_link(ours));
-    let mut agent = Peer(BufReader::new(theirs));
-    agent.say(r#"{"t":"hello","abi":1,"agent":"test"}"#);
+    let mut agent = Peer::new(theirs);
+    agent.say(&hello());
     agent.line();
     agent.say(r#"{"t":"request","id":9,"verb":"list"}"#);
     first.line();
@@ -128,9 +170,103 @@ fn other_connections_go_through_their_doors_and_rubbish_is_answered() {
     let mut dial = Peer::open(&vmm, r#"{"dial":{"port":1025}}"#);
     assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 1025"));
     assert_eq!(Peer::open(&vmm, r#""console""#).line(), r#"{"error":"no console"}"#);
-    assert_eq!(Peer::open(&vmm, r#""freeze""#).line(), r#"{"error":"cold"}"#);
     assert!(Peer::open(&vmm, "rubbish").line().starts_with(r#"{"error":"the first line is not understood"#));
     assert!(Peer::open(&vmm, &"x".repeat(2000)).line().contains("too long"));
     vmm.mailbox.send(Event::End(End { kind: EndKind::PoweredOff, reason: "off".into() }));
     vmm.thread.join().expect("the end");
+}
+
+impl Vmm {
+    fn end(self) {
+        self.mailbox.send(Event::End(End { kind: EndKind::PoweredOff, reason: "off".into() }));
+        self.thread.join().expect("the end");
+    }
+}
+
+#[test]
+fn a_freeze_that_the_guest_asked_for_is_at_once_and_the_agent_hears_of_it() {
+    let vmm = vmm();
+    let mut agent = Peer::agent(&vmm);
+    let freeze = r#"{"freeze":{"prepare":null}}"#;
+    assert_eq!(Peer::open(&vmm, freeze).line(), frozen(1));
+    assert_eq!(agent.line(), resumed(true));
+    assert_eq!(Peer::open(&vmm, freeze).line(), r#"{"error":"cold"}"#);
+    assert_eq!(agent.line(), resumed(false));
+    vmm.end();
+}
+
+#[test]
+fn a_freeze_from_outside_waits_for_the_agent() {
+    let vmm = vmm();
+    assert!(Peer::open(&vmm, PREPARE).line().starts_with(r#"{"error":"the guest's agent does not answer: "#));
+    let mut agent = Peer::agent(&vmm);
+    for (outcome, cloned) in [(frozen(1), true), (r#"{"error":"cold"}"#.to_owned(), false)] {
+        let mut vmmd = Peer::open(&vmm, PREPARE);
+        assert_eq!(agent.line(), r#"{"t":"prepare","hold":true}"#);
+        assert!(Peer::open(&vmm, PREPARE).line().contains("another freeze of this VM"));
+        agent.say(PREPARED);
+        assert_eq!((vmmd.line(), vmmd.line()), (outcome, String::new()));
+        assert_eq!(agent.line(), resumed(cloned));
+    }
+    let mut vmmd = Peer::open(&vmm, PREPARE);
+    agent.line();
+    agent.say(r#"{"t":"prepared","error":{"code":5,"message":"pre-clone: exit code 1"}}"#);
+    assert_eq!(vmmd.line(), r#"{"error":"prepare the guest: pre-clone: exit code 1"}"#);
+    // The next one finds nothing in its way.
+    let mut vmmd = Peer::open(&vmm, PREPARE);
+    agent.line();
+    agent.say(PREPARED);
+    assert_eq!(vmmd.line(), frozen(3));
+    vmm.end();
+}
+
+#[test]
+fn a_link_that_breaks_while_the_agent_prepares_is_told() {
+    let vmm = vmm();
+    let broken = r#"{"error":"prepare the guest: the link to its agent broke; try again"}"#;
+    // It closes; it is replaced by a new one; it says what it must not.
+    for how in ["close", "replace", "rubbish"] {
+        let mut agent = Peer::agent(&vmm);
+        let mut vmmd = Peer::open(&vmm, PREPARE);
+        assert_eq!(agent.line(), r#"{"t":"prepare","hold":true}"#);
+        let _other = match how {
+            "close" => {
+                drop(agent);
+                None
+            }
+            "replace" => Some((Peer::agent(&vmm), agent)),
+            _ => {
+                agent.say("rubbish");
+                assert_eq!(agent.line(), "", "closed");
+                None
+            }
+        };
+        assert_eq!(vmmd.line(), broken, "{how}");
+    }
+    vmm.end();
+}
+
+#[test]
+fn nothing_is_frozen_for_one_who_has_gone() {
+    let vmm = vmm();
+    let mut agent = Peer::agent(&vmm);
+    let vmmd = Peer::open(&vmm, PREPARE);
+    agent.line();
+    drop(vmmd);
+    agent.say(PREPARED);
+    assert_eq!(agent.line(), resumed(false));
+    let mut vmmd = Peer::open(&vmm, PREPARE);
+    agent.line();
+    agent.say(PREPARED);
+    assert_eq!(vmmd.line(), frozen(1), "the first of all");
+    vmm.end();
+}
+
+#[test]
+fn an_agent_that_prepares_unasked_loses_its_link() {
+    let vmm = vmm();
+    let mut agent = Peer::agent(&vmm);
+    agent.say(PREPARED);
+    assert_eq!(agent.line(), "", "closed");
+    vmm.end();
 }

@@ -2,6 +2,10 @@
 //!
 //! ```text
 //!   booting ──agent says ready──▶ ready          (a link that is lost and made again stays ready)
+//!
+//!   idle ──a freeze is wanted: prepare──▶ asked ──prepared──▶ idle: freeze, or refuse with the agent's words
+//!                                           ├─ the link is lost ──▶ idle: refuse
+//!                                           └─ nobody wants it any more ──▶ unwanted ──prepared──▶ idle: resumed, not cloned
 //! ```
 
 use crate::api::control::{FromVmm, ToVmm};
@@ -23,6 +27,10 @@ pub enum Effect {
     ToVmmd(FromVmm),
     /// The agent is ready, for the first time.
     Ready,
+    /// The agent has prepared: freeze for whoever asked, then tell it that it can go on.
+    Freeze,
+    /// The agent could not prepare: tell whoever asked.
+    RefuseFreeze(String),
     /// End the link; why.
     DropLink(String),
     /// End the VM; why.
@@ -38,12 +46,38 @@ pub struct Fresh {
     pub seed: String,
 }
 
+/// Why an agent cannot be asked to prepare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PrepareError {
+    /// There is no link, or no hello on it.
+    #[error(
+        "the guest's agent does not answer: it has no link to its host; see the VM's console for what \
+         became of gc-agent"
+    )]
+    NoAgent,
+    /// It has been asked and has not answered.
+    #[error("another freeze of this VM waits for its agent; try again when that one has ended")]
+    Busy,
+}
+
+/// How far the agent is with its preparation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Preparation {
+    /// Nobody has asked.
+    Idle,
+    /// Asked, and it has not answered.
+    Asked,
+    /// Asked by somebody who has gone. The agent still owes its answer, so that it cannot be taken for a later one's.
+    Unwanted,
+}
+
 /// Where the conversation stands.
 #[derive(Debug)]
 pub struct Session {
     identity: Identity,
     greeted: bool,
     ready: bool,
+    preparation: Preparation,
     next_id: u64,
     /// Requests that `vmmd` has not answered: our id, the agent's id.
     pending: HashMap<u64, u64>,
@@ -53,13 +87,44 @@ impl Session {
     /// A VM that boots, with this identity (its clock is set when it is sent).
     #[must_use]
     pub fn new(identity: Identity) -> Self {
-        Self { identity, greeted: false, ready: false, next_id: 0, pending: HashMap::new() }
+        Self {
+            identity,
+            greeted: false,
+            ready: false,
+            preparation: Preparation::Idle,
+            next_id: 0,
+            pending: HashMap::new(),
+        }
     }
 
-    /// A new link replaces the old one.
-    pub fn link_opened(&mut self) {
+    /// The link is gone, or a new one replaces it. Returns what to tell who waits for a freeze.
+    pub fn link_lost(&mut self) -> Option<String> {
         self.greeted = false;
         self.pending.clear();
+        let asked = std::mem::replace(&mut self.preparation, Preparation::Idle) == Preparation::Asked;
+        asked.then(|| "prepare the guest: the link to its agent broke; try again".into())
+    }
+
+    /// Somebody wants the VM frozen, and its agent is to prepare first.
+    ///
+    /// # Errors
+    /// There is nobody to ask, or somebody else has asked.
+    pub fn prepare(&mut self, hold: bool) -> Result<Effect, PrepareError> {
+        if !self.greeted {
+            return Err(PrepareError::NoAgent);
+        }
+        if self.preparation != Preparation::Idle {
+            return Err(PrepareError::Busy);
+        }
+        self.preparation = Preparation::Asked;
+        Ok(Effect::ToAgent(FromHost::Prepare { hold }))
+    }
+
+    /// Whoever wanted the VM frozen has gone.
+    pub fn freeze_unwanted(&mut self) {
+        if self.preparation == Preparation::Asked {
+            self.preparation = Preparation::Unwanted;
+        }
     }
 
     /// A line from the agent; `vmmd` says whether one is attached, `fresh` is asked for where an identity is sent.
@@ -90,6 +155,25 @@ impl Session {
                 vec![Effect::Ready]
             }
             FromAgent::Request { id, verb, args } => vec![self.request(id, verb, args, vmmd)],
+            FromAgent::Prepared { result } => self.prepared(result).into_iter().collect(),
+        }
+    }
+
+    fn prepared(&mut self, result: Answer) -> Option<Effect> {
+        match (std::mem::replace(&mut self.preparation, Preparation::Idle), result) {
+            (Preparation::Idle, _) => {
+                Some(Effect::DropLink("the agent has prepared for a freeze that nobody asked for".into()))
+            }
+            (Preparation::Asked, Answer::Ok(_)) => Some(Effect::Freeze),
+            (Preparation::Asked, Answer::Error(error)) => {
+                Some(Effect::RefuseFreeze(format!("prepare the guest: {}", error.message)))
+            }
+            // Its processes are held for nobody.
+            (Preparation::Unwanted, Answer::Ok(_)) => {
+                Some(Effect::ToAgent(FromHost::Resumed { cloned: false }))
+            }
+            // After an error nothing is held.
+            (Preparation::Unwanted, Answer::Error(_)) => None,
         }
     }
 

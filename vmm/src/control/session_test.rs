@@ -12,6 +12,7 @@ fn session() -> Session {
         hostname: "a".into(),
         clock_ns: 0,
         seed: String::new(),
+        ticket: String::new(),
     })
 }
 
@@ -33,7 +34,7 @@ fn hello_brings_the_identity_and_ready_counts_once() {
     let mut session = greeted();
     assert_eq!(say(&mut session, json!({"t": "ready"})), [Effect::Ready]);
     assert_eq!(say(&mut session, json!({"t": "ready"})), []);
-    session.link_opened();
+    session.link_lost();
     assert!(matches!(&say(&mut session, json!({"t": "ready"}))[..], [Effect::DropLink(_)]));
 }
 
@@ -74,4 +75,57 @@ fn without_vmmd_or_with_too_many_waiting_a_call_is_refused() {
         assert!(!refused(&session.agent_line(request.as_bytes(), true, Fresh::default), EAGAIN));
     }
     assert!(refused(&session.agent_line(request.as_bytes(), true, Fresh::default), EAGAIN));
+}
+
+fn refusal_of(code: i32, message: &str) -> serde_json::Value {
+    json!({"t": "prepared", "error": {"code": code, "message": message}})
+}
+
+#[test]
+fn a_prepared_agent_is_frozen_and_a_refusal_is_passed_on() {
+    let mut session = greeted();
+    let ask = Effect::ToAgent(FromHost::Prepare { hold: true });
+    assert_eq!(session.prepare(true), Ok(ask.clone()));
+    assert_eq!(session.prepare(true), Err(PrepareError::Busy));
+    assert_eq!(say(&mut session, json!({"t": "prepared", "ok": null})), [Effect::Freeze]);
+    assert_eq!(session.prepare(true), Ok(ask));
+    let effects = say(&mut session, refusal_of(5, "pre-clone: exit code 1"));
+    assert_eq!(effects, [Effect::RefuseFreeze("prepare the guest: pre-clone: exit code 1".into())]);
+    let effects = say(&mut session, json!({"t": "prepared", "ok": null}));
+    assert!(matches!(&effects[..], [Effect::DropLink(_)]), "nobody asked: {effects:?}");
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_not_asked() {
+    let mut session = session();
+    assert_eq!(session.prepare(true), Err(PrepareError::NoAgent));
+    assert!(PrepareError::NoAgent.to_string().starts_with("the guest's agent does not answer: "));
+    let mut session = greeted();
+    assert_eq!(session.link_lost(), None);
+    assert_eq!(session.prepare(true), Err(PrepareError::NoAgent));
+}
+
+#[test]
+fn a_link_that_breaks_ends_the_preparation() {
+    let mut session = greeted();
+    session.prepare(true).expect("asked");
+    assert!(session.link_lost().expect("a reason").contains("the link to its agent broke"));
+    assert_eq!(session.link_lost(), None, "told once");
+}
+
+#[test]
+fn an_agent_that_prepares_for_nobody_is_told_to_go_on() {
+    for (answer, effects) in [
+        (json!({"t": "prepared", "ok": null}), vec![Effect::ToAgent(FromHost::Resumed { cloned: false })]),
+        (refusal_of(16, "busy"), vec![]),
+    ] {
+        let mut session = greeted();
+        session.freeze_unwanted();
+        session.prepare(false).expect("asked");
+        session.freeze_unwanted();
+        // Its answer is still owed: it must not be taken for the answer to another.
+        assert_eq!(session.prepare(false), Err(PrepareError::Busy));
+        assert_eq!(say(&mut session, answer), effects);
+        session.prepare(false).expect("asked again");
+    }
 }

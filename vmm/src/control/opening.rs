@@ -1,0 +1,58 @@
+//! The first line of a connection on the control socket, and the answer to it.
+
+use crate::api::config::LAYERS_MAX;
+use crate::api::control::{Open, Opened};
+use patina_abi::LINE_MAX_BYTES;
+use rustix::net::RecvAncillaryMessage;
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+/// Most descriptors that come with a line: state, touched pages, layers. The kernel closes what is too many.
+const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
+
+/// Writes the answer to an [`Open`]; false when the peer has gone.
+pub fn answer(mut stream: &UnixStream, opened: &Opened) -> bool {
+    let mut line = serde_json::to_vec(opened).unwrap_or_default();
+    line.push(b'\n');
+    // A fresh socket takes a line whole, or its peer is gone.
+    stream.write(&line).is_ok_and(|written| written == line.len())
+}
+
+/// Takes exactly the first line from the socket, so that what follows stays for whoever gets the connection, and the
+/// descriptors that came with it. `None`: the line is not whole yet.
+///
+/// # Errors
+/// What the peer is to be told; it sends no such line.
+pub fn read_open(stream: &UnixStream) -> Result<Option<(Open, Vec<OwnedFd>)>, String> {
+    use rustix::net::{RecvAncillaryBuffer, RecvFlags, recv, recvmsg};
+    const OPEN_MAX_BYTES: usize = 1024;
+    const _: () = assert!(OPEN_MAX_BYTES <= LINE_MAX_BYTES);
+    let mut head = [0; OPEN_MAX_BYTES];
+    let length = match recv(stream, &mut head[..], RecvFlags::PEEK) {
+        Ok((0, _)) => return Err("the connection was closed before it said what it is for".into()),
+        Ok((length, _)) => length,
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
+        Err(error) => return Err(format!("read the first line: {error}")),
+    };
+    let Some(end) = head[..length].iter().position(|byte| *byte == b'\n') else {
+        return if length == OPEN_MAX_BYTES { Err("the first line is too long".into()) } else { Ok(None) };
+    };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut rights = RecvAncillaryBuffer::new(&mut space);
+    let taken =
+        recvmsg(stream, &mut [IoSliceMut::new(&mut head[..=end])], &mut rights, RecvFlags::CMSG_CLOEXEC)
+            .map_err(|error| format!("read the first line: {error}"))?;
+    if taken.bytes != end + 1 {
+        return Err("read the first line: it was cut short".into());
+    }
+    let descriptors = rights.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+        _ => Vec::new(),
+    });
+    let descriptors = descriptors.collect();
+    serde_json::from_slice(&head[..end])
+        .map(|open| Some((open, descriptors)))
+        .map_err(|error| format!("the first line is not understood: {error}"))
+}
