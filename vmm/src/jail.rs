@@ -131,17 +131,21 @@ fn allow() -> Result<BpfProgram, seccompiler::BackendError> {
         .try_into()
 }
 
-/// KVM's own, by the type byte in their number; a tap's offloads; non-blocking.
+/// KVM's own, by the type byte in their number; a tap's offloads; looking at and tracking one's own pages; non-blocking.
 fn ioctls() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     const TYPE: u64 = 0xff00;
     const KVM: u64 = 0xae00;
     const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+    const PAGEMAP_SCAN: u64 = crate::sys::pagemap::PAGEMAP_SCAN;
+    const UFFDIO_REGISTER: u64 = crate::sys::pagemap::UFFDIO_REGISTER;
     let number = |operation, value| {
         SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, operation, value)?])
     };
     Ok(vec![
         number(SeccompCmpOp::MaskedEq(TYPE), KVM)?,
         number(SeccompCmpOp::Eq, TUNSETOFFLOAD)?,
+        number(SeccompCmpOp::Eq, PAGEMAP_SCAN)?,
+        number(SeccompCmpOp::Eq, UFFDIO_REGISTER)?,
         number(SeccompCmpOp::Eq, libc::FIONBIO)?,
     ])
 }

@@ -45,7 +45,7 @@ const COUNT: u64 = 0x20_0000;
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 11] = [
+    let tests: [(&str, Test); 14] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -56,6 +56,9 @@ fn main() -> ExitCode {
         ("a_file_that_is_no_kernel_is_refused_with_its_first_bytes", no_kernel),
         ("a_running_vmm_has_no_rights_and_is_killed_by_word", jailed),
         ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
+        ("a_vm_is_frozen_again_and_again", freeze_again),
+        ("clones_of_clones_go_on_however_deep", deep),
+        ("what_is_no_generation_ends_a_warm_vm_with_the_reason", no_generation),
         ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
     ];
     let missing = tiny::missing();
@@ -211,19 +214,116 @@ fn freeze() -> Result<(), Failed> {
     at_parent.expect("q", "q3")?;
     at_second.expect("f", "f3")?;
 
-    let ram = File::from(generation.memory.try_clone()?);
+    unchanged(&generation, 0, 1)?;
+    end_all([parent, first, second])
+}
+
+/// A layer of a generation cannot be written to, and has this count.
+fn unchanged(generation: &tiny::Generation, layer: usize, expected: u8) -> Result<(), Failed> {
+    let ram = File::from(generation.layers[layer].try_clone()?);
     if ram.write_at(&[9], COUNT).is_ok() {
         return Err("the generation can be written to".into());
     }
     let mut count = [0];
     ram.read_exact_at(&mut count, COUNT)?;
-    if count != [1] {
-        return Err(format!("the generation has changed: {count:?}").into());
+    if count != [expected] {
+        return Err(format!("the generation has changed: {count:?}, not {expected}").into());
     }
-    for vmm in [parent, first, second] {
+    Ok(())
+}
+
+fn end_all(vmms: impl IntoIterator<Item = Vmm>) -> Result<(), Failed> {
+    for vmm in vmms {
         let mut control = vmm.connect(&Open::Control)?;
         tiny::send(&mut control, &ToVmm::Kill { reason: "enough".into() })?;
         expect(&vmm.wait()?, EndKind::Killed, "enough")?;
     }
     Ok(())
+}
+
+fn freeze_again() -> Result<(), Failed> {
+    let parent = Guest::code(ECHO).start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("a", "a1")?;
+    let first = parent.freeze()?;
+    at_parent.expect("b", "b2")?;
+    let second = parent.freeze()?;
+    at_parent.expect("c", "c3")?;
+    let third = parent.freeze()?;
+    let sizes = [&first, &second, &third].map(|generation| generation.layers.len());
+    if sizes != [1, 2, 3] || first.frozen.copied_pages != 0 || second.frozen.copied_pages == 0 {
+        return Err(format!("{sizes:?} layers, {:?}, {:?}", first.frozen, second.frozen).into());
+    }
+    let mut clones = Vec::new();
+    for (generation, line) in [(&third, "d4"), (&first, "d2"), (&second, "d3")] {
+        let clone = Guest::generation(generation)?.start()?;
+        Typist::new(&clone)?.expect("d", line)?;
+        clones.push(clone);
+    }
+    at_parent.expect("e", "e4")?;
+    for (generation, layer, count) in [(&first, 0, 1), (&second, 1, 2), (&third, 2, 3), (&third, 1, 2), (&third, 0, 1)] {
+        unchanged(generation, layer, count)?;
+    }
+    end_all(clones.into_iter().chain([parent]))
+}
+
+fn deep() -> Result<(), Failed> {
+    let mut vmms = vec![Guest::code(ECHO).start()?];
+    let mut most = 0;
+    for depth in 1..=20u8 {
+        let vmm = vmms.last().ok_or("none")?;
+        let count = char::from(b'0' + depth);
+        Typist::new(vmm)?.expect("x", &format!("x{count}"))?;
+        let generation = vmm.freeze()?;
+        most = most.max(generation.layers.len());
+        vmms.push(Guest::generation(&generation)?.start()?);
+    }
+    if !(5..=10).contains(&most) {
+        return Err(format!("chains of up to {most} layers").into());
+    }
+    Typist::new(&vmms[0])?.expect("y", "y2")?;
+    Typist::new(&vmms[7])?.expect("y", "y9")?;
+    end_all(vmms)
+}
+
+fn no_generation() -> Result<(), Failed> {
+    let parent = Guest::code(ECHO).start()?;
+    Typist::new(&parent)?.expect("a", "a1")?;
+    let good = parent.freeze()?;
+    let garbage = |bytes: &[u8]| -> Result<std::os::fd::OwnedFd, Failed> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(bytes)?;
+        Ok(file.into())
+    };
+    let short = tempfile::tempfile()?;
+    short.set_len(4096)?;
+    let bad = [
+        (tiny::Generation { state: garbage(&[0xff; 100])?, ..good.open()? }, "state is not understood"),
+        (tiny::Generation { layers: vec![short.into()], ..good.open()? }, "layer 0 has 4096 bytes"),
+        (tiny::Generation { layers: Vec::new(), ..good.open()? }, "0 layers"),
+    ];
+    for (generation, reason) in bad {
+        let warm = Guest::warm().start()?;
+        let error = warm.give(&generation).err().ok_or("it started")?;
+        if !error.message().is_some_and(|message| message.contains(reason)) {
+            return Err(format!("{:?}, not {reason}", error.message()).into());
+        }
+        expect(&warm.wait()?, EndKind::VmmError, reason)?;
+    }
+    let warm = Guest::warm().vcpus(2).start()?;
+    let error = warm.give(&good).err().ok_or("it started")?;
+    if !error.message().is_some_and(|message| message.contains("1 vCPUs and 64 MiB, the VM 2 and 64 MiB")) {
+        return Err(format!("{:?}", error.message()).into());
+    }
+    drop(warm.wait()?);
+    let warm = Guest::warm().start()?;
+    if warm.freeze().is_ok() {
+        return Err("a warm VM was frozen".into());
+    }
+    warm.give(&good)?;
+    if warm.give(&good).is_ok() {
+        return Err("a VM was started twice".into());
+    }
+    Typist::new(&warm)?.expect("b", "b2")?;
+    end_all([warm, parent])
 }

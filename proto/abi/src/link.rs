@@ -109,7 +109,7 @@ pub struct Cloned {
     pub failed: Vec<(u32, String)>,
 }
 
-/// The arguments of the request `rt` (request-ticket).
+/// The arguments of the request `rt` (request-ticket). The request `ticket` has [`crate::local::TicketName`], the request `lt` none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketArgs {
     /// Most CPUs in all.

@@ -42,7 +42,7 @@ pub struct VmConfig {
 }
 
 /// Where a VM begins.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
     /// With a kernel's first instruction.
@@ -52,14 +52,13 @@ pub enum Start {
         /// Added to the end of the command line that the vmm makes.
         cmdline: String,
     },
-    /// Where the VM stood that a generation was made of: see [`super::control::Open::Freeze`].
-    Generation {
-        /// The generation's state.
-        state_fd: RawFd,
-        /// The generation's RAM; the VM works on a private view of it.
-        memory_fd: RawFd,
-    },
+    /// Nowhere yet: everything is made, jailed and waits for a generation, which comes with
+    /// [`super::control::Open::Start`].
+    Warm,
 }
+
+/// Most memfds that a generation's RAM is made of.
+pub const LAYERS_MAX: usize = 16;
 
 /// Greatest size of a console log, bytes: when it is full its older half goes.
 pub const CONSOLE_LOG_MAX_BYTES: u64 = 1024 * 1024;

@@ -4,13 +4,13 @@
 //! - `control`: JSON lines, [`FromVmm`] and [`ToVmm`], until either side closes. One at a time: a new one
 //!   replaces the old, so that a restarted `vmmd` takes over. The first line is a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a port that the guest listens on over vsock.
-//! - `freeze`: nothing: what there is came with the answer.
+//! - `freeze`, `start`, `touched`: nothing: what there is came with the answer, and the connection is closed.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long.
 
 use super::end::End;
-use patina_abi::link::Answer;
+use patina_abi::link::{Answer, CallError};
 use serde::{Deserialize, Serialize};
 
 /// The first line of a connection.
@@ -26,10 +26,34 @@ pub enum Open {
     },
     /// The serial console.
     Console,
-    /// Freezes the VM and lets it go on: the answer carries two descriptors (SCM_RIGHTS), the generation's state and
-    /// its RAM, and the connection is closed.
-    Freeze,
+    /// Freezes the VM and lets it go on. The answer, [`Opened::Frozen`], carries descriptors (SCM_RIGHTS): the
+    /// generation's state, then 1 to [`super::config::LAYERS_MAX`] sealed memfds that its RAM is made of. Each of these is as
+    /// long as the RAM, and sparse; which page is in which is part of the state.
+    Freeze {
+        /// What the agent does first. Without: it has prepared already, because the guest itself asked.
+        prepare: Option<Prepare>,
+    },
+    /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a list of touched pages (as
+    /// [`Open::Touched`] gives it, or empty), then the memfds of the RAM. The answer is [`Opened::Started`].
+    Start {
+        /// The ticket that the VM is made under; empty: none.
+        #[serde(default)]
+        ticket: String,
+    },
+    /// The pages that the VM wrote between its start from a generation and its agent's ready, as one sealed memfd: pairs of
+    /// u64 LE, first byte and length in bytes of a range of RAM, ascending. What helps one clone to start helps the next.
+    Touched,
 }
+
+/// What the agent is to do before its VM is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// Hold the guest's other processes until each clone has its identity.
+    pub hold: bool,
+}
+
+/// Longest list of touched pages, bytes.
+pub const TOUCHED_MAX_BYTES: u64 = 1024 * 1024;
 
 /// The vmm's answer to an [`Open`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,8 +61,27 @@ pub enum Open {
 pub enum Opened {
     /// What follows is as the connection's kind says.
     Ok,
+    /// The answer to [`Open::Freeze`].
+    Frozen(Frozen),
+    /// The answer to [`Open::Start`]: the VM's first vCPU enters the guest.
+    Started {
+        /// When, nanoseconds of CLOCK_MONOTONIC.
+        entered_ns: u64,
+    },
+    /// The answer to [`Open::Freeze`] where the agent could not prepare: 16 (EBUSY), another clone is under way;
+    /// 107 (ENOTCONN), the agent does not answer; any other, the pre-clone hook failed.
+    NotPrepared(CallError),
     /// Why not; the vmm closes.
     Error(String),
+}
+
+/// What a freeze has cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// How long no vCPU ran, microseconds.
+    pub pause_us: u64,
+    /// Pages of RAM that were copied into the generation.
+    pub copied_pages: u64,
 }
 
 /// What a vmm tells on its control connection.
@@ -62,11 +105,13 @@ pub enum FromVmm {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
+    /// All is made; what is missing is the generation.
+    Warm,
     /// The vCPUs run, the agent has not said ready.
     Booting,
     /// The agent has its identity in place.
     Ready {
-        /// From the start of the vmm process to here, microseconds.
+        /// From the start of the vmm process (of a warm one: from [`Open::Start`]) to here, microseconds.
         after_us: u64,
     },
     /// The VM has ended; the process is about to.

@@ -38,6 +38,17 @@ impl Freezer for Icebox {
         answer(&stream, &Opened::Frozen(Frozen { pause_us: self.freezes, copied_pages: 0 }));
         FreezeOutcome::Frozen
     }
+
+    fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome {
+        answer(&stream, &Opened::Started { entered_ns: descriptors.len() as u64 });
+        StartOutcome::Started
+    }
+
+    fn ready(&mut self) {}
+
+    fn touched(&mut self, stream: UnixStream) {
+        answer(&stream, &Opened::Ok);
+    }
 }
 
 struct Vmm {
@@ -64,7 +75,8 @@ fn vmm() -> Vmm {
         seed: String::new(),
         ticket: String::new(),
     });
-    let mut server = Server::new(listener, inbox, Echo, session, Instant::now()).expect("a server");
+    let mut server =
+        Server::new(listener, inbox, Echo, session, (Instant::now(), State::Booting)).expect("a server");
     let thread = std::thread::spawn(move || {
         let end = server.run(&mut Icebox::default()).expect("served");
         server.farewell(&end);

@@ -97,6 +97,11 @@ impl Session {
         }
     }
 
+    /// The ticket that the VM is made under.
+    pub fn set_ticket(&mut self, ticket: String) {
+        self.identity.ticket = ticket;
+    }
+
     /// The link is gone, or a new one replaces it. Returns what to tell who waits for a freeze.
     pub fn link_lost(&mut self) -> Option<String> {
         self.greeted = false;

@@ -1,10 +1,12 @@
 //! Makes a VM from its configuration, in the order that KVM needs.
 
-use super::bus::{Bus, DevicesError};
+use super::bus::Bus;
 use super::doors::{LinkPort, VmDoors};
+use super::freeze::Ram;
 use super::origin::{Origin, OriginError};
 use super::wiring::{self, WiringError};
-use crate::api::config::{CONSOLE_LOG_MAX_BYTES, MEMORY_MIB, VCPUS, VmConfig};
+use crate::api::config::{CONSOLE_LOG_MAX_BYTES, MEMORY_MIB, Start, VCPUS, VmConfig};
+use crate::api::control::State;
 use crate::boot::layout;
 use crate::control::mailbox::{Inbox, Mailbox, mailbox};
 use crate::control::server::Server;
@@ -23,6 +25,7 @@ use crate::note::note;
 use crate::sys::inherit::{InheritError, Inherited};
 use crate::sys::kick::Target;
 use crate::sys::kvm;
+use crate::sys::pagemap::{Pagemap, WriteTracker};
 use crate::sys::slot::{SlotError, VmWithMemory};
 use crate::vcpu::gate::{Gate, Vcpus};
 use crate::vcpu::kind::KvmKind;
@@ -32,6 +35,7 @@ use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use patina_abi::GUEST_CID;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -94,9 +98,6 @@ pub enum BuildError {
     /// The tap is of no use.
     #[error("use the tap")]
     Tap(#[from] PortError),
-    /// A device does not take its state.
-    #[error("start from the generation")]
-    Restore(#[from] DevicesError),
     /// No vsock.
     #[error(transparent)]
     Vsock(#[from] VsockError),
@@ -133,11 +134,20 @@ pub struct Machine {
     pub(super) devices: DeviceLoop,
     pub(super) vcpus: Vcpus,
     pub(super) vm: VmWithMemory,
-    /// The file behind the RAM, until it is a generation.
-    pub(super) memfd: Option<File>,
+    pub(super) ram: Ram,
+    pub(super) pagemap: Pagemap,
+    /// Tells which pages are written, if the kernel can.
+    pub(super) tracker: Option<WriteTracker>,
+    /// Whether what it tells is all that is not in [`Machine::ram`]'s layers yet.
+    pub(super) knows_written: bool,
     pub(super) memory_mib: u32,
     /// The MSRs that make up a vCPU's state.
     pub(super) msrs: Arc<[u32]>,
+    /// Ranges of RAM that are still to be copied ahead.
+    pub(super) ahead: Vec<Range<u64>>,
+    /// Ranges of RAM that the VM wrote from its start to ready.
+    pub(super) touched: Vec<Range<u64>>,
+    pub(super) wants_touched: bool,
 }
 
 impl Machine {
@@ -172,32 +182,47 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let kind = KvmKind::detect();
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
-    let origin = Origin::open(&config.start, (config.vcpus, config.memory_mib), inherited)?;
+    let origin = Origin::open(&config.start, u64::from(config.memory_mib) << 20, inherited)?;
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;
 
     let Devices { bus, dialer, link, mut device_loop } =
         make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
     let devices = bus.transports.len() as u32;
-    if let Some(state) = origin.state() {
-        // Before KVM gets its interrupt controllers: from then on an interrupt counts.
-        bus.restore(&memory, &state.transports, &state.console)?;
-    }
-    let (vcpus, memfd) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
+    let (vcpus, ram) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
     let listed = kvm.get_msr_index_list().map_err(kvm_failed("KVM_GET_MSR_INDEX_LIST"))?;
     let msrs = msr_indices(listed.as_slice(), &vcpus).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
     let bus = Arc::new(bus);
     let doors = VmDoors { console: Arc::clone(&bus.serial), dialer, link };
     let server = make_server(config, inherited, inbox, doors, started)?;
-    let gate = Arc::new(Gate::new(config.vcpus));
+    let is_warm = matches!(ram, Ram::Reserved);
+    let gate = Arc::new(Gate::new(config.vcpus, is_warm));
     let around = Around { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
-    // From here on there are threads, and the guest runs.
+    let pagemap = Pagemap::open().map_err(|error| io_failed("its page tables")(error.into()))?;
+    let tracker = WriteTracker::open();
+    // From here on there are threads, and the guest of a VM that is not warm runs.
     jail::enter()?;
-    device_loop.start()?;
+    if !is_warm {
+        device_loop.start()?;
+    }
     let vcpus = start_vcpus(gate, vcpus, &around)?;
     let memory_mib = config.memory_mib;
-    let machine = Machine { bus, devices: device_loop, vcpus, vm, memfd, memory_mib, msrs };
+    let machine = Machine {
+        bus,
+        devices: device_loop,
+        vcpus,
+        vm,
+        ram,
+        pagemap,
+        tracker,
+        knows_written: false,
+        memory_mib,
+        msrs,
+        ahead: Vec::new(),
+        touched: Vec::new(),
+        wants_touched: false,
+    };
     Ok(Running { server, machine })
 }
 
@@ -278,7 +303,8 @@ fn make_server(
 ) -> Result<Server<VmDoors>, BuildError> {
     let listener = UnixListener::from(inherited.take(config.control_fd)?);
     let session = Session::new(config.identity.clone());
-    Server::new(listener, inbox, doors, session, started).map_err(io_failed("the control socket"))
+    let state = if config.start == Start::Warm { State::Warm } else { State::Booting };
+    Server::new(listener, inbox, doors, session, (started, state)).map_err(io_failed("the control socket"))
 }
 
 /// What every vCPU works with.
@@ -300,6 +326,8 @@ impl Around {
             kind: self.kind,
             mailbox: self.mailbox.clone(),
             gate: Arc::clone(&self.gate),
+            has_run: false,
+            before_entry: None,
         }
     }
 }

@@ -2,10 +2,13 @@
 
 use super::build::Machine;
 use super::freeze::Generation;
+use super::start::{Given, StartError};
+use crate::api::config::LAYERS_MAX;
 use crate::api::control::Opened;
 use crate::api::end::{End, EndKind};
 use crate::control::mailbox::Mailbox;
-use crate::control::server::{Doors, Freezer, answer};
+use crate::control::opening::answer;
+use crate::control::server::{Doors, FreezeOutcome, Freezer, StartOutcome};
 use crate::devices::console::Console;
 use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
@@ -14,7 +17,7 @@ use patina_abi::LINK_PORT;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::fs::File;
 use std::io::{IoSlice, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -66,36 +69,101 @@ impl Doors for VmDoors {
 }
 
 impl Freezer for Machine {
-    fn freeze(&mut self, stream: UnixStream) -> Option<End> {
+    fn freeze(&mut self, stream: UnixStream) -> FreezeOutcome {
         match Machine::freeze(self) {
-            Ok(generation) => {
-                if let Err(error) = send_generation(&stream, &generation) {
+            Ok(generation) => match send_generation(&stream, &generation) {
+                Ok(()) => FreezeOutcome::Frozen,
+                Err(error) => {
                     note(&format!("send the generation: {error}"));
+                    FreezeOutcome::Refused
                 }
-                None
+            },
+            Err(error) => {
+                let reason = crate::chain(&error);
+                answer(&stream, &Opened::Error(reason.clone()));
+                if error.is_fatal() {
+                    FreezeOutcome::Ended(End { kind: EndKind::VmmError, reason })
+                } else {
+                    FreezeOutcome::Refused
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome {
+        let mut files = descriptors.into_iter().map(File::from);
+        let (Some(state), Some(touched)) = (files.next(), files.next()) else {
+            answer(
+                &stream,
+                &Opened::Error("start: the call came without a state and a list of pages".into()),
+            );
+            return StartOutcome::Refused;
+        };
+        match Machine::start(self, Given { state, touched, layers: files.collect() }) {
+            Ok(entered_ns) => {
+                answer(&stream, &Opened::Started { entered_ns });
+                // Whoever waits for the answer need not wait for this, and the guest runs beside it.
+                self.copy_ahead();
+                StartOutcome::Started
             }
             Err(error) => {
                 let reason = crate::chain(&error);
                 answer(&stream, &Opened::Error(reason.clone()));
-                error.is_fatal().then_some(End { kind: EndKind::VmmError, reason })
+                match error {
+                    StartError::Running => StartOutcome::Refused,
+                    _ => StartOutcome::Ended(End { kind: EndKind::VmmError, reason }),
+                }
             }
+        }
+    }
+
+    fn ready(&mut self) {
+        if let Err(error) = self.note_touched() {
+            note(&crate::chain(&error));
+        }
+    }
+
+    fn touched(&mut self, stream: UnixStream) {
+        let bytes: Vec<u8> = self
+            .touched
+            .iter()
+            .flat_map(|range| [range.start, range.end - range.start])
+            .flat_map(u64::to_le_bytes)
+            .collect();
+        let sent = memory_file("patina-touched", &bytes)
+            .and_then(|file| send_with(&stream, &Opened::Ok, &[file.as_fd()]));
+        if let Err(error) = sent {
+            note(&format!("send the touched pages: {error}"));
         }
     }
 }
 
-/// The answer, with the generation's state (in a memfd of its own) and RAM.
+/// The answer, with the generation's state and the memfds of its RAM.
 fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Result<()> {
+    let state = memory_file("patina-state", &generation.state)?;
+    let mut descriptors = vec![state.as_fd()];
+    descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
+    send_with(stream, &Opened::Frozen(generation.frozen), &descriptors)
+}
+
+/// A sealed file in memory.
+fn memory_file(name: &str, content: &[u8]) -> std::io::Result<File> {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(content)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+    Ok(file)
+}
+
+/// An answer that comes with descriptors.
+fn send_with(stream: &UnixStream, opened: &Opened, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let mut state =
-        File::from(memfd_create("patina-state", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    state.write_all(&generation.state)?;
-    fcntl_add_seals(&state, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
-    let mut line = serde_json::to_vec(&Opened::Ok)?;
+    let mut line = serde_json::to_vec(opened)?;
     line.push(b'\n');
-    let descriptors = [state.as_fd(), generation.memfd.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1 + LAYERS_MAX))];
     let mut rights = SendAncillaryBuffer::new(&mut space);
-    rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+    if !rights.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
     // A fresh socket takes a line whole.
     sendmsg(stream, &[IoSlice::new(&line)], &mut rights, SendFlags::NOSIGNAL)?;
     Ok(())

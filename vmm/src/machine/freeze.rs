@@ -1,35 +1,56 @@
 //! Freeze: turns a running VM into a generation, and lets it go on.
 //!
+//! The first time, RAM is a memfd that is mapped shared. No page is copied: the memfd becomes the generation, and the VM
+//! copies on write from now on, like every clone.
 //! ```text
 //!  before   private views of RAM are mapped aside                       the guest runs
 //!  paused   vCPUs stop, devices stop, all state is saved,
 //!           RAM's shared mapping is moved away, the view takes its place
-//!  after    the old mapping is unmapped, the memfd sealed                the guest runs
+//!  after    the old mapping is unmapped, the memfd sealed               the guest runs
 //! ```
-//! No page is copied: the memfd that was RAM is the generation, and the VM copies on write from now on, like every
-//! clone. The pause is the saving of state and a few moves of page tables; it does not grow with the pages.
+//! Later (and in a clone) RAM is a private view of a generation. The pages that the VM has written since are copied into a
+//! layer, and the new generation is the old one with that layer on top; it is also what the VM's own pages are a view
+//! of now, so that the next freeze copies only what is written from here on. As with live migration, most is copied
+//! before the pause.
+//! ```text
+//!  before   a long chain of layers is merged; written pages are
+//!           found, protected again (one step) and copied                the guest runs
+//!  paused   vCPUs stop, devices stop, all state is saved,
+//!           the pages that were written meanwhile are copied
+//!  after    the memfd is sealed                                         the guest runs
+//! ```
+//! A host whose kernel does not track writes (before Linux 6.7) copies all private pages in the pause, every time.
 
 use super::build::Machine;
 use super::persist::{VmPersistError, VmState};
+use crate::api::control::Frozen;
 use crate::devices::console::persist::ConsoleState;
 use crate::devices::event_loop::LoopError;
 use crate::devices::virtio::mmio::persist::TransportState;
+use crate::memory::extents::{Extents, PAGE_BYTES, join, union};
+use crate::memory::layers::{self, Layers, LayersError};
+use crate::sys::pagemap::Pages;
 use crate::sys::slot::SlotError;
 use crate::sys::view::{PrivateView, Replaced};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
-use rustix::fs::{SealFlags, fcntl_add_seals};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+/// A layer of more separate runs of pages would cost each clone too many mappings: those with the smallest gaps
+/// between them are joined.
+const RUNS_MAX: usize = 512;
 
 /// Why a VM could not be frozen. It goes on, unless [`FreezeError::is_fatal`].
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
-    /// It was frozen before.
-    #[error("freeze the VM: its memory is a generation's already; freezing again is not there yet")]
-    Again,
+    /// It does not run yet.
+    #[error("freeze the VM: it waits for a generation to start from")]
+    Warm,
     /// There is no room for a second view.
     #[error("freeze the VM: map a private view of its RAM")]
     View(#[source] rustix::io::Errno),
@@ -51,6 +72,12 @@ pub enum FreezeError {
     /// KVM did not take the memory back.
     #[error("freeze the VM")]
     Slot(#[from] SlotError),
+    /// The page tables could not be read.
+    #[error("freeze the VM: find its private pages")]
+    Pages(#[source] rustix::io::Errno),
+    /// The layer could not be made.
+    #[error("freeze the VM")]
+    Layer(#[from] LayersError),
     /// Somebody else still has a writable mapping of the RAM.
     #[error("freeze the VM: seal its generation")]
     Seal(#[source] rustix::io::Errno),
@@ -67,11 +94,13 @@ impl FreezeError {
     }
 }
 
-/// All of a VM but its memory.
+/// All of a VM but its pages.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
     /// Its RAM.
     pub memory_mib: u32,
+    /// Which layer has which page.
+    pub memory: Extents,
     /// In order.
     pub vcpus: Vec<VcpuState>,
     /// What KVM keeps of the VM.
@@ -87,8 +116,41 @@ pub struct MachineState {
 pub struct Generation {
     /// [`MachineState`], encoded with postcard.
     pub state: Vec<u8>,
-    /// The RAM. Nothing can write to it any more.
-    pub memfd: File,
+    /// The memfds of the RAM. Nothing can write to them any more.
+    pub layers: Vec<Arc<File>>,
+    /// What it has cost.
+    pub frozen: Frozen,
+}
+
+/// What a VM's RAM is.
+#[derive(Debug)]
+pub enum Ram {
+    /// Its own memfd, mapped shared.
+    Shared(File),
+    /// A private view of a generation.
+    View(Layers),
+    /// Reserved address space.
+    Reserved,
+}
+
+/// What is ready before the VM is paused.
+enum Plan {
+    Exchange(Vec<PrivateView>),
+    Copy(Layer),
+}
+
+/// A layer that is being made.
+struct Layer {
+    base: Layers,
+    memfd: File,
+    /// What is in it, ascending within each pass.
+    runs: Vec<Range<u64>>,
+}
+
+/// What the pause has left.
+enum Taken {
+    Exchanged(Vec<Replaced>),
+    Copied(Layer),
 }
 
 impl Machine {
@@ -97,46 +159,135 @@ impl Machine {
     /// # Errors
     /// See [`FreezeError`].
     pub fn freeze(&mut self) -> Result<Generation, FreezeError> {
-        if self.memfd.is_none() {
-            return Err(FreezeError::Again);
-        }
-        let views = self.prepare_views()?;
+        let plan = self.plan()?;
+        let before = Instant::now();
         self.vcpus.pause();
-        let exchanged = self.devices.stop().map_err(FreezeError::from).and_then(|()| self.exchange(views));
+        let taken = self.devices.stop().map_err(FreezeError::from).and_then(|()| self.take(plan));
         let started = self.devices.start();
         self.vcpus.resume();
-        let (state, replaced) = exchanged?;
-        // The VM works on a private view now. Whatever fails from here on, the memfd is its RAM no more.
-        let memfd = self.memfd.take().ok_or(FreezeError::Again)?;
+        let pause_us = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // What takes time comes after the pause: the guest runs again.
+        let (mut state, taken) = taken?;
+        let (layers, copied) = self.finish_taking(taken)?;
         started?;
-        // What takes time comes after the pause: the guest runs again. The last writable mapping goes, and with the
-        // seals nobody can make another.
-        drop(replaced);
-        seal(&memfd)?;
-        Ok(Generation { state: postcard::to_stdvec(&state)?, memfd })
+        state.memory = layers.extents().clone();
+        let frozen = Frozen { pause_us, copied_pages: copied / PAGE_BYTES };
+        Ok(Generation { state: postcard::to_stdvec(&state)?, layers: layers.files().to_vec(), frozen })
     }
 
-    fn prepare_views(&self) -> Result<Vec<PrivateView>, FreezeError> {
-        let memory = self.vm.memory();
-        memory
-            .iter()
-            .filter_map(|region| region.file_offset().map(|file| PrivateView::prepare(region, file)))
-            .collect::<Result<_, _>>()
-            .map_err(FreezeError::View)
+    fn plan(&mut self) -> Result<Plan, FreezeError> {
+        let bytes = self.memory_bytes();
+        // What is found written and then does not come into a generation would be missed by the next one: until this one
+        // is made, nothing is known.
+        let knows_written = std::mem::take(&mut self.knows_written);
+        match &mut self.ram {
+            Ram::Reserved => Err(FreezeError::Warm),
+            Ram::Shared(_) => {
+                let view = |region: &vm_memory::GuestRegionMmap| {
+                    region.file_offset().map(|file| PrivateView::prepare(region, file))
+                };
+                let views = self.vm.memory().iter().filter_map(view).collect::<Result<_, _>>();
+                Ok(Plan::Exchange(views.map_err(FreezeError::View)?))
+            }
+            Ram::View(base) => {
+                if base.is_long() {
+                    // The VM's own view stays as it is: the pages are the same.
+                    *base = base.merge(bytes)?;
+                }
+                let mut layer =
+                    Layer { base: base.clone(), memfd: layers::new_layer(bytes)?, runs: Vec::new() };
+                if let Some(tracker) = &self.tracker {
+                    if knows_written {
+                        self.copy_pages(Pages::Written, &mut layer)?;
+                    } else {
+                        for region in self.vm.memory().iter() {
+                            tracker.track(region).map_err(FreezeError::Pages)?;
+                        }
+                        // Asking protects them, so that the next question finds what is written from here on.
+                        self.private_pages(Pages::Written)?;
+                        self.copy_pages(Pages::All, &mut layer)?;
+                    }
+                }
+                Ok(Plan::Copy(layer))
+            }
+        }
     }
 
-    /// Saves the paused VM and exchanges its memory.
-    fn exchange(&self, views: Vec<PrivateView>) -> Result<(MachineState, Vec<Replaced>), FreezeError> {
+    /// Takes the paused VM's state and memory.
+    fn take(&self, plan: Plan) -> Result<(MachineState, Taken), FreezeError> {
         let state = self.save()?;
+        let taken = match plan {
+            Plan::Exchange(views) => Taken::Exchanged(self.exchange(views)?),
+            Plan::Copy(mut layer) => {
+                let pages = if self.tracker.is_some() { Pages::Written } else { Pages::All };
+                self.copy_pages(pages, &mut layer)?;
+                Taken::Copied(layer)
+            }
+        };
+        Ok((state, taken))
+    }
+
+    fn copy_pages(&self, which: Pages, layer: &mut Layer) -> Result<(), FreezeError> {
+        let runs = join(self.private_pages(which)?, RUNS_MAX);
+        layers::copy_runs(self.vm.memory(), &runs, &layer.memfd)?;
+        layer.runs.extend(runs);
+        Ok(())
+    }
+
+    /// Makes the generation's RAM of what was taken; returns it and how many bytes were copied.
+    fn finish_taking(&mut self, taken: Taken) -> Result<(Layers, u64), FreezeError> {
+        match taken {
+            Taken::Exchanged(replaced) => {
+                let bytes = self.memory_bytes();
+                // The VM works on a private view now. Whatever fails from here on, the memfd is its RAM no more.
+                let Ram::Shared(memfd) = std::mem::replace(&mut self.ram, Ram::Reserved) else {
+                    return Err(FreezeError::Warm);
+                };
+                // The last writable mapping goes, and with the seals nobody can make another.
+                drop(replaced);
+                let sealed = layers::seal(&memfd).map_err(FreezeError::Seal);
+                let base = Layers::whole(memfd, bytes);
+                self.ram = Ram::View(base.clone());
+                sealed.map(|()| (base, 0))
+            }
+            Taken::Copied(Layer { base, memfd, runs }) => {
+                layers::seal(&memfd).map_err(FreezeError::Seal)?;
+                let runs = union(runs);
+                let copied = runs.iter().map(|run| run.end - run.start).sum();
+                let generation = if runs.is_empty() { base } else { base.with(&runs, memfd) };
+                if self.tracker.is_some() {
+                    self.ram = Ram::View(generation.clone());
+                    self.knows_written = true;
+                }
+                Ok((generation, copied))
+            }
+        }
+    }
+
+    /// Puts the private views in the place of the shared mappings. Nobody may look at RAM.
+    fn exchange(&self, views: Vec<PrivateView>) -> Result<Vec<Replaced>, FreezeError> {
         self.vm.detach()?;
-        let memory = Arc::clone(self.vm.memory());
-        let replaced = memory
-            .iter()
-            .zip(views)
-            .map(|(region, view)| view.replace(region))
-            .collect::<Result<Vec<_>, _>>();
+        let memory = self.vm.memory();
+        let replaced =
+            memory.iter().zip(views).map(|(region, view)| view.replace(region)).collect::<Result<_, _>>();
         self.vm.attach()?;
-        Ok((state, replaced.map_err(FreezeError::Memory)?))
+        replaced.map_err(FreezeError::Memory)
+    }
+
+    /// The pages of a private view that are the VM's own, in bytes of RAM.
+    pub(super) fn private_pages(&self, which: Pages) -> Result<Vec<Range<u64>>, FreezeError> {
+        let mut found = Vec::new();
+        let mut base = 0;
+        for region in self.vm.memory().iter() {
+            let pages = self.pagemap.private(region, which).map_err(FreezeError::Pages)?;
+            found.extend(pages.into_iter().map(|run| run.start + base..run.end + base));
+            base += region.len();
+        }
+        Ok(found)
+    }
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        u64::from(self.memory_mib) << 20
     }
 
     fn save(&self) -> Result<MachineState, FreezeError> {
@@ -144,15 +295,11 @@ impl Machine {
         let vcpus = self.vcpus.each(move |runner| VcpuState::save(runner, &indices))?;
         Ok(MachineState {
             memory_mib: self.memory_mib,
+            memory: Extents::whole(self.memory_bytes()),
             vcpus: vcpus.into_iter().collect::<Result<_, _>>()?,
             vm: VmState::save(self.vm.vm())?,
             transports: self.bus.transports.iter().map(|transport| transport.save()).collect(),
             console: self.bus.serial.save(),
         })
     }
-}
-
-fn seal(memfd: &File) -> Result<(), FreezeError> {
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    fcntl_add_seals(memfd, seals).map_err(FreezeError::Seal)
 }

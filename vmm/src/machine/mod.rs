@@ -3,7 +3,8 @@
 //! - [`build`]: makes it all from a configuration.
 //! - [`wiring`]: devices to KVM: kicks, interrupts, windows.
 //! - [`doors`]: connections of the control socket to the guest's vsock and console.
-//! - [`origin`]: where a VM begins: a kernel, or a generation.
+//! - [`origin`]: where a VM begins: with a kernel, or warm, waiting for a generation.
+//! - [`start`]: gives a warm VM its generation.
 //! - [`freeze`]: turns the VM into a generation and lets it go on.
 //! - [`persist`]: what KVM keeps of a VM, saved and restored.
 //! - [`bus`], [`ports`]: what a vCPU's I/O reaches.
@@ -15,4 +16,5 @@ pub mod freeze;
 pub mod origin;
 pub mod persist;
 pub mod ports;
+pub mod start;
 pub mod wiring;

@@ -6,9 +6,10 @@
 //! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
 //! - [`kick`]: gets a vCPU's thread out of KVM_RUN.
 //! - [`kvm`]: /dev/kvm itself.
+//! - [`pagemap`]: which pages are the process's own.
 //! - [`plain`]: structs of the boot protocols as bytes.
 //! - [`rights`]: becoming another user.
-//! - [`view`]: replaces a mapping by another.
+//! - [`view`]: mappings of guest RAM.
 //! - [`xstate`]: XSAVE areas as KVM gives them.
 #![allow(
     unsafe_code,
@@ -20,6 +21,7 @@ pub mod host_cpu;
 pub mod inherit;
 pub mod kick;
 pub mod kvm;
+pub mod pagemap;
 pub mod plain;
 pub mod rights;
 pub mod slot;

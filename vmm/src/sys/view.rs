@@ -1,8 +1,12 @@
-//! Replaces a mapping by another at the same address, without unmapping the old one on the way.
+//! Mappings of guest RAM: puts one in the place of another, maps layers over a reservation, copies pages ahead and out.
 
-use rustix::mm::{MapFlags, MremapFlags, ProtFlags, mmap, mmap_anonymous, mremap_fixed, munmap};
+use rustix::io::Errno;
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
+};
 use std::ffi::c_void;
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap};
 
 /// A private view of a region's part of its file, not yet in its place; unmapped when dropped.
@@ -28,6 +32,14 @@ fn unmap(at: *mut c_void, bytes: usize) {
     // SAFETY: the range was mapped by this module, and its owner, which is being dropped, is its only user. The one
     // error is a range that is none, and it is one.
     unsafe { munmap(at, bytes) }.ok();
+}
+
+impl Replaced {
+    /// Where it lies now, and how long it is.
+    #[must_use]
+    pub fn place(&self) -> (*const u8, u64) {
+        (self.at.cast::<u8>().cast_const(), self.bytes as u64)
+    }
 }
 
 impl Drop for PrivateView {
@@ -95,4 +107,72 @@ impl PrivateView {
             }
         }
     }
+}
+
+/// The address of `bytes` at `at` of a region, if they are in it.
+fn inside(region: &GuestRegionMmap, at: u64, bytes: u64) -> rustix::io::Result<*mut c_void> {
+    match at.checked_add(bytes) {
+        Some(end) if end <= region.len() => Ok(region.as_ptr().wrapping_add(at as usize).cast()),
+        _ => Err(Errno::FAULT),
+    }
+}
+
+/// Maps `bytes` of `file` from `offset`, copy-on-write, over what is at `at` in `region`. Nobody may be using that.
+///
+/// # Errors
+/// It is not within the region, or the kernel refuses.
+pub fn map_layer(
+    region: &GuestRegionMmap,
+    at: u64,
+    bytes: u64,
+    file: &File,
+    offset: u64,
+) -> rustix::io::Result<()> {
+    let place = inside(region, at, bytes)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the range is within the region's own mapping, which stays a mapping of the same size and is only used
+    // through the region; what it holds is replaced, as guest memory may change at any time.
+    unsafe { mmap(place, bytes as usize, access, flags, file.as_fd(), offset) }?;
+    Ok(())
+}
+
+/// Gives the private mapping at `at` of `region` its own copies of the pages, at once instead of one by one as they are
+/// written.
+///
+/// # Errors
+/// It is not within the region, or there is no memory.
+pub fn copy_ahead(region: &GuestRegionMmap, at: u64, bytes: u64) -> rustix::io::Result<()> {
+    let place = inside(region, at, bytes)?;
+    // SAFETY: the range is within the region's mapping; its content stays.
+    unsafe { madvise(place, bytes as usize, Advice::LinuxPopulateWrite) }
+}
+
+/// Copies `bytes` at `at` of `region` to `offset` of `file`. The kernel reads them, as they are at that moment.
+///
+/// # Errors
+/// They are not within the region, or the file takes no more.
+pub fn copy_out(
+    region: &GuestRegionMmap,
+    at: u64,
+    bytes: u64,
+    file: &File,
+    offset: u64,
+) -> rustix::io::Result<()> {
+    let from = inside(region, at, bytes)?;
+    let mut done = 0;
+    while done < bytes {
+        let (rest, to) = ((bytes - done) as usize, (offset + done) as libc::off_t);
+        // SAFETY: `rest` bytes from there are within the region's mapping; the kernel only reads them.
+        let count = unsafe { libc::pwrite(file.as_raw_fd(), from.byte_add(done as usize), rest, to) };
+        match u64::try_from(count) {
+            Ok(0) => return Err(Errno::NOSPC),
+            Ok(count) => done += count,
+            Err(_) => match Errno::from_io_error(&std::io::Error::last_os_error()) {
+                Some(Errno::INTR) => {}
+                error => return Err(error.unwrap_or(Errno::IO)),
+            },
+        }
+    }
+    Ok(())
 }

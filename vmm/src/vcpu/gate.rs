@@ -35,10 +35,10 @@ struct State {
 pub struct VcpuEnded(pub u8);
 
 impl Gate {
-    /// An open gate for `vcpus`.
+    /// A gate for `vcpus`.
     #[must_use]
-    pub fn new(vcpus: u8) -> Self {
-        let state = State { vcpus: usize::from(vcpus), ..State::default() };
+    pub fn new(vcpus: u8, is_shut: bool) -> Self {
+        let state = State { is_shut, vcpus: usize::from(vcpus), ..State::default() };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -91,6 +91,12 @@ impl Vcpus {
     #[must_use]
     pub fn new(gate: std::sync::Arc<Gate>, threads: Vec<(Target, Sender<Job>)>) -> Self {
         Self { gate, threads }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.threads.len()
     }
 
     /// Stops all vCPUs between two instructions; returns when the last one has stopped.

@@ -30,6 +30,10 @@ pub struct Runner {
     pub mailbox: Mailbox,
     /// Where it is paused.
     pub gate: Arc<Gate>,
+    /// Whether it has run at all.
+    pub has_run: bool,
+    /// What is to be done, once, just before it enters the guest.
+    pub before_entry: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Runner {
@@ -50,10 +54,16 @@ impl Runner {
             // In this order: a kick that comes after the look at the gate is not cleared, and ends KVM_RUN at once.
             self.vcpu.set_kvm_immediate_exit(0);
             if gate.is_shut() {
-                self.finish_io();
+                if self.has_run {
+                    self.finish_io();
+                }
                 gate.wait(self, jobs);
                 continue;
             }
+            if let Some(tell) = self.before_entry.take() {
+                tell();
+            }
+            self.has_run = true;
             if let Err(end) = self.step() {
                 return end;
             }

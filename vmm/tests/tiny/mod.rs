@@ -2,13 +2,13 @@
 
 use libtest_mimic::Failed;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, IoSliceMut, Read, Seek, Write};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use vmm::api::config::{Start, VmConfig};
-use vmm::api::control::{Open, Opened};
+use vmm::api::control::{Frozen, Open, Opened};
 use vmm::api::end::End;
 
 mod sys;
@@ -27,7 +27,8 @@ pub fn missing() -> Option<String> {
 /// A guest to be run.
 pub struct Guest {
     kernel: Vec<u8>,
-    generation: Option<(OwnedFd, OwnedFd)>,
+    warm: bool,
+    generation: Option<Generation>,
     vcpus: u8,
     memory_mib: u32,
 }
@@ -48,13 +49,17 @@ impl Guest {
 
     /// `kernel` is the kernel file.
     pub fn file(kernel: &[u8]) -> Self {
-        Self { kernel: kernel.to_vec(), generation: None, vcpus: 1, memory_mib: 64 }
+        Self { kernel: kernel.to_vec(), warm: false, generation: None, vcpus: 1, memory_mib: 64 }
     }
 
     /// Goes on where the VM stood that this generation was made of.
     pub fn generation(generation: &Generation) -> Result<Self, Failed> {
-        let copies = (generation.state.try_clone()?, generation.memory.try_clone()?);
-        Ok(Self { generation: Some(copies), ..Self::file(b"") })
+        Ok(Self { generation: Some(generation.open()?), ..Self::warm() })
+    }
+
+    /// Waits for a generation.
+    pub fn warm() -> Self {
+        Self { warm: true, ..Self::file(b"") }
     }
 
     pub fn vcpus(self, vcpus: u8) -> Self {
@@ -100,11 +105,10 @@ impl Guest {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             kvm_fd: inherit(&kvm)?,
-            start: match &self.generation {
-                None => Start::Boot { kernel_fd: inherit(&kernel)?, cmdline: String::new() },
-                Some((state, memory)) => {
-                    Start::Generation { state_fd: inherit(state)?, memory_fd: inherit(memory)? }
-                }
+            start: if self.warm {
+                Start::Warm
+            } else {
+                Start::Boot { kernel_fd: inherit(&kernel)?, cmdline: String::new() }
             },
             rootfs_fd: inherit(&rootfs)?,
             tap_fd: inherit(&tap)?,
@@ -119,7 +123,11 @@ impl Guest {
             .args(["--config-fd", &inherit(&document)?.to_string()])
             .stdin(Stdio::null())
             .spawn()?;
-        Ok(Vmm { child, dir, console, end })
+        let vmm = Vmm { child, dir, console, end };
+        if let Some(generation) = &self.generation {
+            vmm.give(generation)?;
+        }
+        Ok(vmm)
     }
 }
 
@@ -147,31 +155,57 @@ impl Vmm {
         stream.read_line(&mut answer)?;
         match serde_json::from_str(&answer)? {
             Opened::Ok => Ok(stream),
-            Opened::Error(reason) => Err(reason.into()),
+            other => Err(format!("{other:?}").into()),
         }
     }
 
     /// Freezes it.
     pub fn freeze(&self) -> Result<Generation, Failed> {
+        let (opened, mut descriptors) = self.ask(&Open::Freeze { prepare: None }, &[])?;
+        let Opened::Frozen(frozen) = opened else { return Err(format!("{opened:?}").into()) };
+        if descriptors.len() < 2 {
+            return Err("the answer carries too few descriptors".into());
+        }
+        let state = descriptors.remove(0);
+        Ok(Generation { state, layers: descriptors, touched: tempfile::tempfile()?.into(), frozen })
+    }
+
+    /// Starts it, when it is warm.
+    pub fn give(&self, generation: &Generation) -> Result<(), Failed> {
+        let mut descriptors = vec![generation.state.as_fd(), generation.touched.as_fd()];
+        descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
+        match self.ask(&Open::Start { ticket: String::new() }, &descriptors)? {
+            (Opened::Started { entered_ns: 1.. }, _) => Ok(()),
+            (other, _) => Err(format!("{other:?}").into()),
+        }
+    }
+
+    /// Says one line with descriptors; the answer, with its descriptors.
+    pub fn ask(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<(Opened, Vec<OwnedFd>), Failed> {
         use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-        let mut stream = UnixStream::connect(self.dir.path().join("vmm.sock"))?;
-        stream.write_all(b"\"freeze\"\n")?;
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+        let stream = UnixStream::connect(self.dir.path().join("vmm.sock"))?;
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
+        let mut rights = SendAncillaryBuffer::new(&mut space);
+        if !with.is_empty() {
+            assert!(rights.push(SendAncillaryMessage::ScmRights(with)));
+        }
+        let mut line = serde_json::to_vec(open)?;
+        line.push(b'\n');
+        sendmsg(&stream, &[IoSlice::new(&line)], &mut rights, SendFlags::empty())?;
         let mut line = [0; 1024];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
         let mut rights = RecvAncillaryBuffer::new(&mut space);
         let got = recvmsg(&stream, &mut [IoSliceMut::new(&mut line)], &mut rights, RecvFlags::CMSG_CLOEXEC)?;
-        match serde_json::from_slice(&line[..got.bytes])? {
-            Opened::Ok => {}
+        let opened = match serde_json::from_slice(&line[..got.bytes])? {
             Opened::Error(reason) => return Err(reason.into()),
-        }
-        let mut descriptors = rights.drain().flat_map(|message| match message {
+            opened => opened,
+        };
+        let descriptors = rights.drain().flat_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
             _ => Vec::new(),
         });
-        match (descriptors.next(), descriptors.next()) {
-            (Some(state), Some(memory)) => Ok(Generation { state, memory }),
-            _ => Err("the answer carries no descriptors".into()),
-        }
+        Ok((opened, descriptors.collect()))
     }
 
     /// Waits for its end.
@@ -185,10 +219,28 @@ impl Vmm {
     }
 }
 
+impl Drop for Vmm {
+    /// A test that fails leaves nothing running.
+    fn drop(&mut self) {
+        self.child.kill().and_then(|()| self.child.wait()).ok();
+    }
+}
+
 /// What a freeze gives.
 pub struct Generation {
     pub state: OwnedFd,
-    pub memory: OwnedFd,
+    pub layers: Vec<OwnedFd>,
+    pub touched: OwnedFd,
+    pub frozen: Frozen,
+}
+
+impl Generation {
+    /// The same once more.
+    pub fn open(&self) -> Result<Self, Failed> {
+        let layers = self.layers.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>()?;
+        let (state, touched) = (self.state.try_clone()?, self.touched.try_clone()?);
+        Ok(Self { state, layers, touched, frozen: self.frozen })
+    }
 }
 
 /// Says one line.
@@ -209,6 +261,7 @@ fn identity() -> patina_abi::link::Identity {
         hostname: "tiny".into(),
         clock_ns: 0,
         seed: String::new(),
+        ticket: String::new(),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
         spawn::{self, Parts, Start},
     },
     store::{
-        VmDir,
+        Lasting, VmDir,
         record::{FORMAT, FileId, Record},
     },
 };
@@ -37,11 +37,13 @@ use uuid::Uuid;
 /// The vmid of a family's first VM.
 const MASTER: u32 = 0;
 
-/// What a VM needs from the host's files.
-pub(super) struct Files {
-    pub kvm: File,
-    pub start: Start,
-    pub rootfs: File,
+/// What a master needs from the host's files.
+struct Files {
+    kvm: File,
+    start: Start,
+    rootfs: File,
+    /// Which files kernel and root file system are.
+    ids: [FileId; 2],
 }
 
 impl Host {
@@ -60,11 +62,12 @@ impl Host {
             Some(name) => self.table.reserve(name.as_str())?,
             None => self.table.reserve_any(random)?,
         };
-        let (spec, files, rootfs) = blocking(move || open_files(spec)).await?;
+        let (spec, files) = blocking(move || open_files(spec)).await?;
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
-        let record = record(reservation.name(), family, net, spec, rootfs);
+        let record = record(reservation.name(), family, net, spec, files.ids);
+        self.load_touched(&record).await;
         let started = self.start(record, files).await;
         let (dir, record, process) = match started {
             Ok(started) => started,
@@ -75,7 +78,8 @@ impl Host {
         };
         let life = Lifecycle::running(None);
         let published = net.ip(MASTER).map(|ip| bound.serve(ip));
-        let vm = supervise(&self, Supervised { dir, record, process, life, published });
+        let (control, share) = (None, None);
+        let vm = supervise(&self, Supervised { dir, record, process, life, published, control, share });
         reservation.fill(Arc::clone(&vm));
         Ok(vm)
     }
@@ -86,7 +90,7 @@ impl Host {
         let mut from = 0;
         loop {
             let full = || Error::NoFamily(range.families());
-            let net = self.table.number_family(range, from).ok_or_else(full)?;
+            let net = self.table.number_family(range, from, family).ok_or_else(full)?;
             match self.net.claim(net, &family.to_string()).await {
                 Ok(()) => return Ok(net),
                 Err(error) => {
@@ -102,11 +106,7 @@ impl Host {
     }
 
     /// Makes the folder and the tap of a VM and starts its process; on an error nothing of them is left.
-    pub(super) async fn start(
-        &self,
-        record: Record,
-        files: Files,
-    ) -> Result<(VmDir, Record, Process), Error> {
+    async fn start(&self, record: Record, files: Files) -> Result<(VmDir, Record, Process), Error> {
         let dir = self.state.create_vm(&record.name)?;
         let started = self.start_in(dir.clone(), record, files).await;
         if started.is_err()
@@ -126,8 +126,10 @@ impl Host {
         let tap = self.net.tap(record.net, record.vmid).await?;
         let program = self.settings.vmm.clone();
         let spawned = blocking(move || {
-            dir.save(&record)?;
-            let process = spawn::spawn(&program, &record.name, &dir, parts(&record, files, tap))?;
+            dir.save(&record, Lasting::Process)?;
+            let Files { kvm, start, rootfs, .. } = files;
+            let parts = parts(&record, start, (kvm, rootfs, tap), 0);
+            let process = spawn::spawn(&program, &record.name, &dir, parts)?;
             let record = Record { process: Some(process.id().clone()), ..record };
             Ok((dir, record, process))
         });
@@ -139,7 +141,7 @@ impl Host {
 /// Writes the started process into the record; if that cannot be done, the process ends.
 async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Result<Process, Error> {
     let (to, what) = (dir.clone(), record.clone());
-    let Err(error) = blocking(move || Ok(to.save(&what)?)).await else { return Ok(process) };
+    let Err(error) = blocking(move || Ok(to.save(&what, Lasting::Host)?)).await else { return Ok(process) };
     if let Err(kill) = process.kill() {
         tracing::error!(pid = process.id().pid, error = %kill, "kill a vmm that has no record");
     } else if process.gone().await.is_ok() {
@@ -148,17 +150,16 @@ async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Resul
     Err(error)
 }
 
-fn open_files(spec: Spec) -> Result<(Spec, Files, FileId), Error> {
-    let start = Start::Boot { kernel: images::open_kernel(&spec.kernel)?, cmdline: spec.cmdline.clone() };
+fn open_files(spec: Spec) -> Result<(Spec, Files), Error> {
+    let (kernel, kernel_file) = images::open_kernel(&spec.kernel)?;
     let (rootfs, rootfs_file) = images::open_rootfs(&spec.rootfs)?;
-    Ok((spec, Files { kvm: open_kvm()?, start, rootfs }, rootfs_file))
+    let start = Start::Boot { kernel, cmdline: spec.cmdline.clone() };
+    let ids = [kernel_file, rootfs_file];
+    Ok((spec, Files { kvm: spawn::open_kvm()?, start, rootfs, ids }))
 }
 
-pub(super) fn open_kvm() -> Result<File, Error> {
-    Ok(spawn::open_kvm()?)
-}
-
-fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, rootfs_file: FileId) -> Record {
+fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, ids: [FileId; 2]) -> Record {
+    let [kernel_file, rootfs_file] = ids;
     Record {
         format: FORMAT,
         name: name.to_owned(),
@@ -174,6 +175,8 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, rootfs_file: Fil
         kernel: spec.kernel,
         rootfs: spec.rootfs,
         rootfs_file: Some(rootfs_file),
+        kernel_file: Some(kernel_file),
+        ticket: None,
         created_unix_ms: unix_ms(),
         process: None,
         ready_after_us: None,
@@ -181,7 +184,13 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, rootfs_file: Fil
     }
 }
 
-fn parts(record: &Record, files: Files, tap: OwnedFd) -> Parts {
+/// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap.
+pub(super) fn parts(
+    record: &Record,
+    start: Start,
+    (kvm, rootfs, tap): (File, File, OwnedFd),
+    nice: i32,
+) -> Parts {
     let net = &record.net;
     let identity = Identity {
         vmid: record.vmid,
@@ -196,16 +205,11 @@ fn parts(record: &Record, files: Files, tap: OwnedFd) -> Parts {
         clock_ns: unix_ms().saturating_mul(1_000_000),
         // The vmm makes one for each identity that it sends.
         seed: String::new(),
+        // A clone gets it with its generation.
+        ticket: String::new(),
     };
-    Parts {
-        kvm: files.kvm,
-        start: files.start,
-        rootfs: files.rootfs,
-        tap,
-        vcpus: record.vcpus,
-        memory_mib: record.memory_mib,
-        identity,
-    }
+    let Record { vcpus, memory_mib, .. } = *record;
+    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, nice }
 }
 
 fn random() -> u64 {

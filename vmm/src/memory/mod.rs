@@ -1,4 +1,11 @@
-//! Guest RAM: one memfd, mapped shared, laid out around the hole below 4 GiB where devices live.
+//! Guest RAM, laid out around the hole below 4 GiB where devices live. A VM that boots has it in one memfd, mapped
+//! shared; a VM that was frozen, and a clone, has a private view of a generation's memfds.
+//!
+//! - [`extents`]: which memfd of a generation has which page.
+//! - [`layers`]: those memfds, and the views of them.
+
+pub mod extents;
+pub mod layers;
 
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
@@ -72,26 +79,21 @@ pub fn allocate(bytes: u64) -> Result<(File, Memory), MemoryError> {
     Ok((memfd, Arc::new(memory)))
 }
 
-/// Makes RAM that is a private view of a generation: what `memfd` holds, copied page by page as it is written.
+/// Reserves address space for `bytes` of RAM, with nothing behind it: a generation is mapped there later.
 ///
 /// # Errors
-/// The memfd is shorter than `bytes`, or cannot be mapped.
-pub fn view(memfd: File, bytes: u64) -> Result<Memory, MemoryError> {
+/// There is no address space left.
+pub fn reserve(bytes: u64) -> Result<Memory, MemoryError> {
     use vm_memory::mmap::{FromRangesError, MmapRegionError};
     use vm_memory::{GuestRegionMmap, MmapRegion};
-    const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let map = |source: FromRangesError| MemoryError::Map { bytes, source };
-    let file = Arc::new(memfd);
-    let mut offset = 0;
     let mut regions = Vec::new();
     for (start, length) in layout(bytes) {
-        let part = FileOffset::from_arc(Arc::clone(&file), offset);
-        let mapping =
-            MmapRegion::build(Some(part), length as usize, libc::PROT_READ | libc::PROT_WRITE, FLAGS)
-                .map_err(|error| map(error.into()))?;
+        let mapping = MmapRegion::build(None, length as usize, libc::PROT_NONE, FLAGS)
+            .map_err(|error| map(error.into()))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(start));
         regions.push(region.ok_or(MmapRegionError::InvalidPointer).map_err(|error| map(error.into()))?);
-        offset += length;
     }
     let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| map(error.into()))?;
     Ok(Arc::new(memory))

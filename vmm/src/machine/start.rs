@@ -1,0 +1,220 @@
+//! Start: gives a warm VM a generation, and lets it run.
+//!
+//! ```text
+//!  state, layers ──▶ RAM is mapped ▶ devices ▶ vCPUs ▶ interrupt controllers, timer, clock ▶ device loop ▶ run
+//! ```
+//! The order is KVM's: see `devices/virtio/mmio/persist.rs` and `vcpu/persist.rs`. Everything that takes time without
+//! knowing the generation was done when the VM was made: see [`super::build`].
+
+use super::build::Machine;
+use super::bus::DevicesError;
+use super::freeze::{FreezeError, MachineState, Ram};
+use super::persist::VmPersistError;
+use crate::api::control::TOUCHED_MAX_BYTES;
+use crate::devices::event_loop::LoopError;
+use crate::memory::extents::{PAGE_BYTES, join};
+use crate::memory::layers::{Layers, LayersError, parts};
+use crate::note::note;
+use crate::sys::pagemap::Pages;
+use crate::sys::view;
+use crate::vcpu::gate::VcpuEnded;
+use crate::vcpu::persist::PersistError;
+use rustix::time::{ClockId, clock_gettime};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+/// Longest state of a generation, bytes.
+const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// Most RAM that is copied ahead for a clone, bytes. What is more than that is no list of what a clone writes first.
+const AHEAD_MAX_BYTES: u64 = 32 << 20;
+
+/// Most ranges in a list of touched pages.
+const TOUCHED_MAX: usize = 4096;
+const _: () = assert!(TOUCHED_MAX as u64 * 16 <= TOUCHED_MAX_BYTES);
+
+/// Why a VM could not start from a generation. It is of no use then.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It has one.
+    #[error("start from the generation: the VM runs already")]
+    Running,
+    /// A file cannot be read.
+    #[error("start from the generation: read its {what}")]
+    Read {
+        /// Which.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A file is too long.
+    #[error("start from the generation: its {what} has {found_bytes} bytes, more than {most_bytes}")]
+    Size {
+        /// Which.
+        what: &'static str,
+        /// What it has.
+        found_bytes: u64,
+        /// The most.
+        most_bytes: u64,
+    },
+    /// The state is not understood.
+    #[error("start from the generation: its state is not understood")]
+    Decode(#[from] postcard::Error),
+    /// The generation is of another kind of VM.
+    #[error(
+        "start from the generation: it has {found_vcpus} vCPUs and {found_mib} MiB, the VM {vcpus} and {memory_mib} MiB"
+    )]
+    Shape {
+        /// The generation's.
+        found_vcpus: usize,
+        /// The generation's.
+        found_mib: u32,
+        /// The VM's.
+        vcpus: usize,
+        /// The VM's.
+        memory_mib: u32,
+    },
+    /// The RAM cannot be mapped.
+    #[error("start from the generation")]
+    Layers(#[from] LayersError),
+    /// A device does not take its state.
+    #[error("start from the generation")]
+    Devices(#[from] DevicesError),
+    /// A vCPU does not take its state.
+    #[error("start from the generation")]
+    Vcpu(#[from] PersistError),
+    /// A vCPU has ended.
+    #[error("start from the generation")]
+    Ended(#[from] VcpuEnded),
+    /// The VM does not take its state.
+    #[error("start from the generation")]
+    Vm(#[from] VmPersistError),
+    /// The device thread did not start.
+    #[error("start from the generation")]
+    Loop(#[from] LoopError),
+}
+
+/// What a VM starts from, as it came.
+#[derive(Debug)]
+pub struct Given {
+    /// [`MachineState`].
+    pub state: File,
+    /// Ranges of RAM that are worth copying ahead; see [`crate::api::control::Open::Touched`].
+    pub touched: File,
+    /// The memfds of the RAM.
+    pub layers: Vec<File>,
+}
+
+impl Machine {
+    /// Starts a warm VM. Returns when its first vCPU enters the guest: nanoseconds of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(&mut self, given: Given) -> Result<u64, StartError> {
+        if !matches!(self.ram, Ram::Reserved) {
+            return Err(StartError::Running);
+        }
+        let state: MachineState = postcard::from_bytes(&read(&given.state, "state", STATE_MAX_BYTES)?)?;
+        let (found_vcpus, vcpus) = (state.vcpus.len(), self.vcpus.count());
+        let (found_mib, memory_mib) = (state.memory_mib, self.memory_mib);
+        if (found_vcpus, found_mib) != (vcpus, memory_mib) {
+            return Err(StartError::Shape { found_vcpus, found_mib, vcpus, memory_mib });
+        }
+        let MachineState { memory, vcpus, vm, transports, console, .. } = state;
+        let layers = Layers::check(given.layers, memory, self.memory_bytes())?;
+        let memory = Arc::clone(self.vm.memory());
+        layers.map_over(&memory)?;
+        self.bus.restore(&memory, &transports, &console)?;
+        let vcpus = Arc::new(vcpus);
+        let restore = move |runner: &mut crate::vcpu::run::Runner| {
+            let state = vcpus.get(usize::from(runner.index));
+            state.map_or(Ok(()), |state| state.restore(&runner.vcpu, runner.index))
+        };
+        self.vcpus.each(restore)?.into_iter().collect::<Result<(), _>>()?;
+        // After the vCPUs: what waits in the interrupt controllers goes to their APICs.
+        vm.restore(self.vm.vm())?;
+        self.ram = Ram::View(layers);
+        self.devices.start()?;
+        let entered = self.resume_and_see()?;
+        self.ahead = self.list(&given.touched)?;
+        self.wants_touched = self.ahead.is_empty();
+        Ok(entered)
+    }
+
+    /// Lets the vCPUs run, and waits until the first of them does.
+    fn resume_and_see(&self) -> Result<u64, StartError> {
+        let (sender, entered) = channel();
+        let watch = move |runner: &mut crate::vcpu::run::Runner| {
+            let sender = sender.clone();
+            // Whoever comes second finds nobody listening.
+            runner.before_entry = Some(Box::new(move || {
+                sender.send(monotonic_ns()).ok();
+            }));
+        };
+        self.vcpus.each(watch)?;
+        self.vcpus.resume();
+        entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))
+    }
+
+    /// Copies the pages ahead that clones write before they are ready: in bulk that is many times cheaper than one by one.
+    pub fn copy_ahead(&mut self) {
+        let memory = Arc::clone(self.vm.memory());
+        for range in std::mem::take(&mut self.ahead) {
+            for part in parts(&memory, range) {
+                if let Err(error) = view::copy_ahead(part.region, part.at, part.bytes) {
+                    // They are copied when they are written, then.
+                    return note(&format!("copy pages ahead: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Notes the pages that a VM that started from a generation has written so far; not in one that was told them.
+    ///
+    /// # Errors
+    /// The page tables cannot be read.
+    pub fn note_touched(&mut self) -> Result<(), FreezeError> {
+        if matches!(self.ram, Ram::View(_)) && self.wants_touched {
+            self.touched = join(self.private_pages(Pages::All)?, TOUCHED_MAX);
+            self.wants_touched = false;
+        }
+        Ok(())
+    }
+
+    /// Reads a list of touched pages. It is advice: what is not within RAM, or too much, is left out.
+    fn list(&self, file: &File) -> Result<Vec<Range<u64>>, StartError> {
+        let bytes = read(file, "list of touched pages", TOUCHED_MAX_BYTES)?;
+        let mut words = bytes
+            .chunks_exact(8)
+            .map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+        let (mut list, mut room) = (Vec::new(), AHEAD_MAX_BYTES);
+        while let (Some(start), Some(bytes)) = (words.next(), words.next()) {
+            let end = start.saturating_add(bytes.min(room)).min(self.memory_bytes());
+            if start % PAGE_BYTES == 0 && end % PAGE_BYTES == 0 && start < end {
+                room -= end - start;
+                list.push(start..end);
+            }
+        }
+        Ok(list)
+    }
+}
+
+/// Reads by position: the file's own may be shared with other clones of the generation.
+fn read(file: &File, what: &'static str, most_bytes: u64) -> Result<Vec<u8>, StartError> {
+    let failed = |source| StartError::Read { what, source };
+    let found_bytes = file.metadata().map_err(failed)?.len();
+    if found_bytes > most_bytes {
+        return Err(StartError::Size { what, found_bytes, most_bytes });
+    }
+    let mut bytes = vec![0; usize::try_from(found_bytes).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    Ok(bytes)
+}
+
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    u64::try_from(ns).unwrap_or(0)
+}

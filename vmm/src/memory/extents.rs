@@ -1,0 +1,251 @@
+//! Which layer of a generation has which bytes of RAM.
+//!
+//! A layer is a memfd as long as the RAM, in which a page lies where it lies in RAM. So a map needs no offsets, only
+//! names:
+//! ```text
+//!  RAM      |------- 0 -------|- 2 -|--- 0 ---|- 1 -|- 2 -|---- 0 ----|
+//! ```
+
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// Size of a page, bytes.
+pub const PAGE_BYTES: u64 = 4096;
+/// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of them.
+pub const EXTENTS_MAX: usize = 16_384;
+
+/// Bytes of RAM that lie in one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Where they begin, in RAM and in the layer.
+    pub start: u64,
+    /// How many.
+    pub bytes: u64,
+    /// Which layer.
+    pub layer: u8,
+}
+
+impl Extent {
+    fn end(&self) -> u64 {
+        self.start.saturating_add(self.bytes)
+    }
+}
+
+/// All of RAM, each byte in exactly one extent, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extents(Vec<Extent>);
+
+/// What is wrong with a map that came from elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ExtentsError {
+    /// There is a gap, an overlap, or the end is not the RAM's.
+    #[error(
+        "read the generation's memory map: at {at:#x} it goes on at {found:#x}, and RAM has {bytes} bytes"
+    )]
+    Hole {
+        /// Where the next extent should begin.
+        at: u64,
+        /// Where it does.
+        found: u64,
+        /// The RAM's size.
+        bytes: u64,
+    },
+    /// Not whole pages.
+    #[error("read the generation's memory map: the extent at {0:#x} has not whole pages")]
+    Page(u64),
+    /// A layer that is not there.
+    #[error("read the generation's memory map: layer {layer} of {layers}")]
+    Layer {
+        /// Its number.
+        layer: u8,
+        /// How many there are.
+        layers: usize,
+    },
+    /// Too many.
+    #[error("read the generation's memory map: {0} extents are more than {EXTENTS_MAX}")]
+    Many(usize),
+}
+
+impl Extents {
+    /// All of `bytes` in layer 0.
+    #[must_use]
+    pub fn whole(bytes: u64) -> Self {
+        Self(vec![Extent { start: 0, bytes, layer: 0 }])
+    }
+
+    /// The extents, in order.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Extent] {
+        &self.0
+    }
+
+    /// Checks a map that came from elsewhere, for RAM of `bytes` and `layers`.
+    ///
+    /// # Errors
+    /// See [`ExtentsError`].
+    pub fn check(&self, bytes: u64, layers: usize) -> Result<(), ExtentsError> {
+        if self.0.len() > EXTENTS_MAX {
+            return Err(ExtentsError::Many(self.0.len()));
+        }
+        let mut at = 0;
+        for extent in &self.0 {
+            if extent.start != at || extent.bytes == 0 || extent.bytes > bytes - at {
+                return Err(ExtentsError::Hole { at, found: extent.start, bytes });
+            }
+            if extent.start % PAGE_BYTES != 0 || extent.bytes % PAGE_BYTES != 0 {
+                return Err(ExtentsError::Page(extent.start));
+            }
+            if usize::from(extent.layer) >= layers {
+                return Err(ExtentsError::Layer { layer: extent.layer, layers });
+            }
+            at += extent.bytes;
+        }
+        if at == bytes { Ok(()) } else { Err(ExtentsError::Hole { at, found: bytes, bytes }) }
+    }
+
+    /// The same RAM, but for `runs`, which are in `layer` now. Runs are ascending and do not overlap.
+    #[must_use]
+    pub fn overlay(&self, runs: &[Range<u64>], layer: u8) -> Self {
+        let mut over = Vec::with_capacity(self.0.len() + 2 * runs.len());
+        let mut runs = runs.iter().cloned().peekable();
+        for below in &self.0 {
+            let mut at = below.start;
+            while at < below.end() {
+                let Some(run) = runs.peek().filter(|run| run.start < below.end()) else {
+                    push(&mut over, at..below.end(), below.layer);
+                    break;
+                };
+                push(&mut over, at..run.start.max(at), below.layer);
+                let covered = run.end.min(below.end());
+                push(&mut over, run.start.max(at)..covered, layer);
+                at = covered;
+                if run.end <= below.end() {
+                    runs.next();
+                }
+            }
+        }
+        Self(over)
+    }
+}
+
+/// Adds a range, as part of the last extent where it is the same layer's.
+fn push(extents: &mut Vec<Extent>, range: Range<u64>, layer: u8) {
+    if range.is_empty() {
+        return;
+    }
+    let bytes = range.end - range.start;
+    match extents.last_mut() {
+        Some(last) if last.layer == layer && last.end() == range.start => last.bytes += bytes,
+        _ => extents.push(Extent { start: range.start, bytes, layer }),
+    }
+}
+
+/// Joins runs with the smallest gaps between them until there are at most `most`. What is in the gaps belongs to the
+/// runs then: fewer mappings for a few pages more.
+#[must_use]
+pub fn join(runs: Vec<Range<u64>>, most: usize) -> Vec<Range<u64>> {
+    if runs.len() <= most {
+        return runs;
+    }
+    let mut gaps: Vec<u64> = runs.windows(2).map(|pair| pair[1].start - pair[0].end).collect();
+    // After this, so many gaps as must go are no longer than `limit`.
+    let (_, limit, _) = gaps.select_nth_unstable(runs.len() - most - 1);
+    let limit = *limit;
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(most);
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if run.start - last.end <= limit => last.end = run.end,
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+/// Ascending runs that do not touch, of any runs.
+#[must_use]
+pub fn union(mut runs: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    runs.sort_unstable_by_key(|run| run.start);
+    let mut united: Vec<Range<u64>> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match united.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => united.push(run),
+        }
+    }
+    united
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGES: u64 = 64;
+    const BYTES: u64 = PAGES * PAGE_BYTES;
+
+    /// The layer of each page, which is what a map means.
+    fn pages(extents: &Extents) -> Vec<u8> {
+        let layers = |extent: &Extent| vec![extent.layer; (extent.bytes / PAGE_BYTES) as usize];
+        extents.0.iter().flat_map(layers).collect()
+    }
+
+    fn runs(set: &[bool]) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (page, _) in (0..).zip(set).filter(|(_, is_in)| **is_in) {
+            let at: u64 = page * PAGE_BYTES;
+            match runs.last_mut() {
+                Some(last) if last.end == at => last.end += PAGE_BYTES,
+                _ => runs.push(at..at + PAGE_BYTES),
+            }
+        }
+        runs
+    }
+
+    proptest! {
+        #[test]
+        fn an_overlay_is_what_it_is_page_by_page(sets in prop::collection::vec(prop::collection::vec(any::<bool>(), PAGES as usize), 0..6)) {
+            let mut extents = Extents::whole(BYTES);
+            let mut model = vec![0u8; PAGES as usize];
+            for (layer, set) in (1u8..).zip(&sets) {
+                extents = extents.overlay(&runs(set), layer);
+                model.iter_mut().zip(set).filter(|(_, is_in)| **is_in).for_each(|(page, _)| *page = layer);
+                prop_assert_eq!(pages(&extents), model.clone());
+                prop_assert_eq!(extents.check(BYTES, sets.len() + 1), Ok(()));
+                prop_assert!(extents.0.windows(2).all(|pair| pair[0].layer != pair[1].layer), "not joined");
+            }
+        }
+
+        #[test]
+        fn joined_runs_are_few_and_cover_all(set in prop::collection::vec(any::<bool>(), PAGES as usize), most in 1usize..20) {
+            let before = runs(&set);
+            let after = join(before.clone(), most);
+            prop_assert!(after.len() <= most.max(1));
+            prop_assert!(after.windows(2).all(|pair| pair[0].end < pair[1].start));
+            prop_assert!(before.iter().all(|run| after.iter().any(|all| all.start <= run.start && run.end <= all.end)));
+            prop_assert!(before.len() > most || before == after);
+        }
+    }
+
+    #[test]
+    fn runs_that_touch_are_one() {
+        assert_eq!(union(vec![5..9, 0..2, 2..3, 6..7]), [0..3, 5..9]);
+        assert_eq!(union(Vec::new()), []);
+    }
+
+    #[test]
+    fn a_map_that_is_none_is_refused() {
+        let extent = |start, bytes, layer| Extent { start, bytes, layer };
+        let check = |extents: &[Extent]| Extents(extents.to_vec()).check(BYTES, 2);
+        assert_eq!(check(&[extent(0, BYTES, 1)]), Ok(()));
+        assert!(matches!(check(&[]), Err(ExtentsError::Hole { at: 0, .. })));
+        assert!(matches!(check(&[extent(0, BYTES - 4096, 0)]), Err(ExtentsError::Hole { .. })));
+        assert!(matches!(check(&[extent(0, u64::MAX - 4095, 0)]), Err(ExtentsError::Hole { .. })));
+        assert!(matches!(
+            check(&[extent(0, 4096, 0), extent(0, BYTES, 0)]),
+            Err(ExtentsError::Hole { at: 4096, .. })
+        ));
+        assert_eq!(check(&[extent(0, 5, 0)]), Err(ExtentsError::Page(0)));
+        assert_eq!(check(&[extent(0, BYTES, 2)]), Err(ExtentsError::Layer { layer: 2, layers: 2 }));
+        assert_eq!(check(&vec![extent(0, 0, 0); EXTENTS_MAX + 1]), Err(ExtentsError::Many(EXTENTS_MAX + 1)));
+    }
+}

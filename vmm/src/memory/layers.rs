@@ -1,0 +1,269 @@
+//! A generation's RAM: sealed memfds, and which page is in which. A VM works on a private view of all of them.
+
+use super::Memory;
+use super::extents::{Extents, ExtentsError, union};
+use crate::api::config::LAYERS_MAX;
+use crate::sys::view;
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+use rustix::io::Errno;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+/// RAM with so many layers, or so many extents, is merged before it is frozen again.
+const LAYERS_LONG: usize = 8;
+const EXTENTS_LONG: usize = super::extents::EXTENTS_MAX / 4;
+const _: () = assert!(LAYERS_LONG < LAYERS_MAX);
+/// How much is copied at a time when layers are merged, bytes.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Why the RAM of a generation cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum LayersError {
+    /// The map is not of these layers.
+    #[error(transparent)]
+    Extents(#[from] ExtentsError),
+    /// None, or too many.
+    #[error("read the generation: {0} layers, and there must be 1 to {LAYERS_MAX}")]
+    Count(usize),
+    /// A layer is of another size.
+    #[error("read the generation: layer {layer} has {found_bytes} bytes, the RAM {bytes}")]
+    Size {
+        /// Its number.
+        layer: usize,
+        /// What it has.
+        found_bytes: u64,
+        /// The RAM's.
+        bytes: u64,
+    },
+    /// A layer cannot be looked at.
+    #[error("read the generation: layer {layer}")]
+    Stat {
+        /// Its number.
+        layer: usize,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A part cannot be mapped.
+    #[error("map {bytes:#x} bytes at {start:#x} of the generation's layer {layer}")]
+    Map {
+        /// Its number.
+        layer: u8,
+        /// Where.
+        start: u64,
+        /// How many.
+        bytes: u64,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// There is no memory for another layer.
+    #[error("make a layer of {bytes} bytes of RAM")]
+    Memfd {
+        /// Its size.
+        bytes: u64,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// Pages could not be copied.
+    #[error("copy {bytes} bytes of RAM at {start:#x} into a layer; is the host out of memory?")]
+    Copy {
+        /// Where.
+        start: u64,
+        /// How many.
+        bytes: u64,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// The RAM of a generation.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    files: Vec<Arc<File>>,
+    extents: Extents,
+}
+
+impl Layers {
+    /// RAM of `bytes` that is all in one memfd.
+    #[must_use]
+    pub fn whole(memfd: File, bytes: u64) -> Self {
+        Self { files: vec![Arc::new(memfd)], extents: Extents::whole(bytes) }
+    }
+
+    /// Takes what came from elsewhere, for RAM of `bytes`.
+    ///
+    /// # Errors
+    /// It is not the RAM of such a VM.
+    pub fn check(files: Vec<File>, extents: Extents, bytes: u64) -> Result<Self, LayersError> {
+        if files.is_empty() || files.len() > LAYERS_MAX {
+            return Err(LayersError::Count(files.len()));
+        }
+        for (layer, file) in files.iter().enumerate() {
+            let stat = file.metadata().map_err(|source| LayersError::Stat { layer, source })?;
+            if stat.len() != bytes {
+                return Err(LayersError::Size { layer, found_bytes: stat.len(), bytes });
+            }
+        }
+        extents.check(bytes, files.len())?;
+        Ok(Self { files: files.into_iter().map(Arc::new).collect(), extents })
+    }
+
+    /// The memfds, by number of layer.
+    #[must_use]
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
+    }
+
+    /// Which page is in which.
+    #[must_use]
+    pub fn extents(&self) -> &Extents {
+        &self.extents
+    }
+
+    /// Maps all of it, copy-on-write, over what is reserved for `memory`.
+    ///
+    /// # Errors
+    /// The kernel refuses a mapping.
+    pub fn map_over(&self, memory: &Memory) -> Result<(), LayersError> {
+        for extent in self.extents.as_slice() {
+            let file =
+                self.files.get(usize::from(extent.layer)).ok_or(LayersError::Count(self.files.len()))?;
+            for part in parts(memory, extent.start..extent.start.saturating_add(extent.bytes)) {
+                view::map_layer(part.region, part.at, part.bytes, file, part.start).map_err(|source| {
+                    LayersError::Map { layer: extent.layer, start: part.start, bytes: part.bytes, source }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same RAM, but for `runs`, which are in `memfd`.
+    #[must_use]
+    pub fn with(&self, runs: &[Range<u64>], memfd: File) -> Self {
+        let mut files = self.files.clone();
+        // There are fewer than `LAYERS_MAX` of them: see `is_long`.
+        let layer = u8::try_from(files.len()).unwrap_or(u8::MAX);
+        files.push(Arc::new(memfd));
+        Self { files, extents: self.extents.overlay(runs, layer) }
+    }
+
+    /// Whether it is time to [`Self::merge`].
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        self.files.len() >= LAYERS_LONG || self.extents.as_slice().len() >= EXTENTS_LONG
+    }
+
+    /// The same RAM of `bytes` in two layers: the first, which is the largest as a rule, and one that has all that the
+    /// others have on top of it.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn merge(&self, bytes: u64) -> Result<Self, LayersError> {
+        let Some(first) = self.files.first() else { return Err(LayersError::Count(0)) };
+        let merged = new_layer(bytes)?;
+        let mut buffer = Vec::new();
+        let mut runs = Vec::new();
+        for extent in self.extents.as_slice().iter().filter(|extent| extent.layer > 0) {
+            let file =
+                self.files.get(usize::from(extent.layer)).ok_or(LayersError::Count(self.files.len()))?;
+            let (start, bytes) = (extent.start, extent.bytes);
+            let range = start..start.saturating_add(bytes);
+            copy_data(file, &merged, range.clone(), &mut buffer).map_err(|source| LayersError::Copy {
+                start,
+                bytes,
+                source,
+            })?;
+            runs.push(range);
+        }
+        seal(&merged).map_err(|source| LayersError::Memfd { bytes, source })?;
+        let extents = Extents::whole(bytes).overlay(&union(runs), 1);
+        Ok(Self { files: vec![Arc::clone(first), Arc::new(merged)], extents })
+    }
+}
+
+/// Copies what is not a hole.
+fn copy_data(from: &File, to: &File, range: Range<u64>, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let data = match seek(from, SeekFrom::Data(at)) {
+            Ok(data) if data < range.end => data,
+            // No data behind `at`.
+            Ok(_) | Err(Errno::NXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let hole = seek(from, SeekFrom::Hole(data))?.min(range.end);
+        at = data;
+        while at < hole {
+            buffer.resize((hole - at).min(CHUNK_BYTES) as usize, 0);
+            from.read_exact_at(buffer, at)?;
+            to.write_all_at(buffer, at)?;
+            at += buffer.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// A memfd for `bytes` of RAM, all holes.
+///
+/// # Errors
+/// The kernel gives none.
+pub fn new_layer(bytes: u64) -> Result<File, LayersError> {
+    let failed = |source| LayersError::Memfd { bytes, source };
+    let memfd =
+        memfd_create("patina-layer", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(failed)?;
+    ftruncate(&memfd, bytes).map_err(failed)?;
+    Ok(memfd.into())
+}
+
+/// Makes a layer what it is: nobody can change it any more.
+///
+/// # Errors
+/// Somebody has a writable shared mapping of it.
+pub fn seal(memfd: &File) -> rustix::io::Result<()> {
+    fcntl_add_seals(memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)
+}
+
+/// A part of RAM that lies in one region.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The region.
+    pub region: &'a GuestRegionMmap,
+    /// Where in the region.
+    pub at: u64,
+    /// Where in RAM: the regions one after another, without the hole between them.
+    pub start: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// The parts of `range`, which is in bytes of RAM, by region.
+pub fn parts(memory: &Memory, range: Range<u64>) -> impl Iterator<Item = Part<'_>> {
+    let mut base = 0;
+    memory.iter().filter_map(move |region| {
+        let (first, last) = (base, base + region.len());
+        base = last;
+        let (start, end) = (range.start.max(first), range.end.min(last));
+        (start < end).then(|| Part { region, at: start - first, start, bytes: end - start })
+    })
+}
+
+/// Copies `runs` of RAM into `memfd`.
+///
+/// # Errors
+/// There is no memory for the copy.
+pub fn copy_runs(memory: &Memory, runs: &[Range<u64>], memfd: &File) -> Result<(), LayersError> {
+    for run in runs {
+        for part in parts(memory, run.clone()) {
+            view::copy_out(part.region, part.at, part.bytes, memfd, part.start).map_err(|source| {
+                LayersError::Copy { start: part.start, bytes: part.bytes, source: source.into() }
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "layers_test.rs"]
+mod tests;
