@@ -138,6 +138,7 @@ fn ioctls() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     const TUNSETOFFLOAD: u64 = 0x4004_54d0;
     const PAGEMAP_SCAN: u64 = crate::sys::pagemap::PAGEMAP_SCAN;
     const UFFDIO_REGISTER: u64 = crate::sys::pagemap::UFFDIO_REGISTER;
+    const UFFDIO_UNREGISTER: u64 = crate::sys::pagemap::UFFDIO_UNREGISTER;
     let number = |operation, value| {
         SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, operation, value)?])
     };
@@ -146,6 +147,7 @@ fn ioctls() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         number(SeccompCmpOp::Eq, TUNSETOFFLOAD)?,
         number(SeccompCmpOp::Eq, PAGEMAP_SCAN)?,
         number(SeccompCmpOp::Eq, UFFDIO_REGISTER)?,
+        number(SeccompCmpOp::Eq, UFFDIO_UNREGISTER)?,
         number(SeccompCmpOp::Eq, libc::FIONBIO)?,
     ])
 }

@@ -148,6 +148,8 @@ pub struct Machine {
     /// Ranges of RAM that the VM wrote from its start to ready.
     pub(super) touched: Vec<Range<u64>>,
     pub(super) wants_touched: bool,
+    /// Whether the tracker looks at RAM that is shared still.
+    pub(super) tracks_shared: bool,
 }
 
 impl Machine {
@@ -222,6 +224,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         ahead: Vec::new(),
         touched: Vec::new(),
         wants_touched: false,
+        tracks_shared: false,
     };
     Ok(Running { server, machine })
 }

@@ -118,7 +118,7 @@ impl Freezer for Machine {
     }
 
     fn ready(&mut self) {
-        if let Err(error) = self.note_touched() {
+        if let Err(error) = self.note_ready() {
             note(&crate::chain(&error));
         }
     }

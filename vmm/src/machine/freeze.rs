@@ -21,6 +21,7 @@
 //! ```
 //! A host whose kernel does not track writes (before Linux 6.7) copies all private pages in the pause, every time.
 
+use super::ahead::copy_beside;
 use super::build::Machine;
 use super::persist::{VmPersistError, VmState};
 use crate::api::control::Frozen;
@@ -135,7 +136,7 @@ pub enum Ram {
 
 /// What is ready before the VM is paused.
 enum Plan {
-    Exchange(Vec<PrivateView>),
+    Exchange { views: Vec<PrivateView>, written: Vec<Range<u64>> },
     Copy(Layer),
 }
 
@@ -149,7 +150,7 @@ struct Layer {
 
 /// What the pause has left.
 enum Taken {
-    Exchanged(Vec<Replaced>),
+    Exchanged { replaced: Vec<Replaced>, written: Vec<Range<u64>> },
     Copied(Layer),
 }
 
@@ -187,7 +188,8 @@ impl Machine {
                     region.file_offset().map(|file| PrivateView::prepare(region, file))
                 };
                 let views = self.vm.memory().iter().filter_map(view).collect::<Result<_, _>>();
-                Ok(Plan::Exchange(views.map_err(FreezeError::View)?))
+                let views = views.map_err(FreezeError::View)?;
+                Ok(Plan::Exchange { views, written: self.written_since_ready()? })
             }
             Ram::View(base) => {
                 if base.is_long() {
@@ -217,7 +219,9 @@ impl Machine {
     fn take(&self, plan: Plan) -> Result<(MachineState, Taken), FreezeError> {
         let state = self.save()?;
         let taken = match plan {
-            Plan::Exchange(views) => Taken::Exchanged(self.exchange(views)?),
+            Plan::Exchange { views, written } => {
+                Taken::Exchanged { replaced: self.exchange(views)?, written }
+            }
             Plan::Copy(mut layer) => {
                 let pages = if self.tracker.is_some() { Pages::Written } else { Pages::All };
                 self.copy_pages(pages, &mut layer)?;
@@ -237,7 +241,8 @@ impl Machine {
     /// Makes the generation's RAM of what was taken; returns it and how many bytes were copied.
     fn finish_taking(&mut self, taken: Taken) -> Result<(Layers, u64), FreezeError> {
         match taken {
-            Taken::Exchanged(replaced) => {
+            Taken::Exchanged { replaced, written } => {
+                copy_beside(self.vm.memory(), written);
                 let bytes = self.memory_bytes();
                 // The VM works on a private view now. Whatever fails from here on, the memfd is its RAM no more.
                 let Ram::Shared(memfd) = std::mem::replace(&mut self.ram, Ram::Reserved) else {

@@ -6,9 +6,11 @@
 //! - [`origin`]: where a VM begins: with a kernel, or warm, waiting for a generation.
 //! - [`start`]: gives a warm VM its generation.
 //! - [`freeze`]: turns the VM into a generation and lets it go on.
+//! - [`ahead`]: copies pages ahead that will be written soon.
 //! - [`persist`]: what KVM keeps of a VM, saved and restored.
 //! - [`bus`], [`ports`]: what a vCPU's I/O reaches.
 
+pub mod ahead;
 pub mod build;
 pub mod bus;
 pub mod doors;

@@ -6,17 +6,15 @@
 //! The order is KVM's: see `devices/virtio/mmio/persist.rs` and `vcpu/persist.rs`. Everything that takes time without
 //! knowing the generation was done when the VM was made: see [`super::build`].
 
+use super::ahead::TOUCHED_MAX;
 use super::build::Machine;
 use super::bus::DevicesError;
-use super::freeze::{FreezeError, MachineState, Ram};
+use super::freeze::{MachineState, Ram};
 use super::persist::VmPersistError;
 use crate::api::control::TOUCHED_MAX_BYTES;
 use crate::devices::event_loop::LoopError;
-use crate::memory::extents::{PAGE_BYTES, join};
-use crate::memory::layers::{Layers, LayersError, parts};
-use crate::note::note;
-use crate::sys::pagemap::Pages;
-use crate::sys::view;
+use crate::memory::extents::PAGE_BYTES;
+use crate::memory::layers::{Layers, LayersError};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::PersistError;
 use rustix::time::{ClockId, clock_gettime};
@@ -31,8 +29,6 @@ const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Most RAM that is copied ahead for a clone, bytes. What is more than that is no list of what a clone writes first.
 const AHEAD_MAX_BYTES: u64 = 32 << 20;
 
-/// Most ranges in a list of touched pages.
-const TOUCHED_MAX: usize = 4096;
 const _: () = assert!(TOUCHED_MAX as u64 * 16 <= TOUCHED_MAX_BYTES);
 
 /// Why a VM could not start from a generation. It is of no use then.
@@ -156,31 +152,6 @@ impl Machine {
         self.vcpus.each(watch)?;
         self.vcpus.resume();
         entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))
-    }
-
-    /// Copies the pages ahead that clones write before they are ready: in bulk that is many times cheaper than one by one.
-    pub fn copy_ahead(&mut self) {
-        let memory = Arc::clone(self.vm.memory());
-        for range in std::mem::take(&mut self.ahead) {
-            for part in parts(&memory, range) {
-                if let Err(error) = view::copy_ahead(part.region, part.at, part.bytes) {
-                    // They are copied when they are written, then.
-                    return note(&format!("copy pages ahead: {error}"));
-                }
-            }
-        }
-    }
-
-    /// Notes the pages that a VM that started from a generation has written so far; not in one that was told them.
-    ///
-    /// # Errors
-    /// The page tables cannot be read.
-    pub fn note_touched(&mut self) -> Result<(), FreezeError> {
-        if matches!(self.ram, Ram::View(_)) && self.wants_touched {
-            self.touched = join(self.private_pages(Pages::All)?, TOUCHED_MAX);
-            self.wants_touched = false;
-        }
-        Ok(())
     }
 
     /// Reads a list of touched pages. It is advice: what is not within RAM, or too much, is left out.

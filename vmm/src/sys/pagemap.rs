@@ -64,8 +64,8 @@ pub enum Pages {
 enum Wanted {
     /// It is the process's own, in memory or swapped out: a copy of a file's page, not the file's page.
     Private(Pages),
-    /// The process has touched it.
-    Present,
+    /// It is mapped, whoever's it is, and was written since the last time this was asked.
+    Written,
 }
 
 impl Wanted {
@@ -96,19 +96,18 @@ impl Pagemap {
         self.pages(region.as_ptr() as u64, region.len(), Wanted::Private(pages))
     }
 
-    /// The pages of `bytes` at `at` that have been touched: byte ranges from there, ascending.
+    /// The pages of a shared mapping that were written since the last time this was asked; the mapping is
+    /// [`WriteTracker::track`]ed.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn present(&self, at: *const u8, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
-        self.pages(at as u64, bytes, Wanted::Present)
+    pub fn written(&self, region: &GuestRegionMmap) -> rustix::io::Result<Vec<Range<u64>>> {
+        self.pages(region.as_ptr() as u64, region.len(), Wanted::Written)
     }
 
     fn pages(&self, start: u64, bytes: u64, wanted: Wanted) -> rustix::io::Result<Vec<Range<u64>>> {
         match self.scan(start, bytes, wanted) {
-            Err(Errno::NOTTY) if wanted != Wanted::Private(Pages::Written) => {
-                self.read_table(start, bytes, wanted)
-            }
+            Err(Errno::NOTTY) if wanted == Wanted::Private(Pages::All) => self.read_table(start, bytes),
             other => other,
         }
     }
@@ -120,7 +119,7 @@ impl Pagemap {
         let mut at = start;
         while at < end {
             let file = if wanted.is_private() { PAGE_IS_FILE } else { 0 };
-            let is_tracked = wanted == Wanted::Private(Pages::Written);
+            let is_tracked = wanted != Wanted::Private(Pages::All);
             let mut argument = ScanArgument {
                 size: size_of::<ScanArgument>() as u64,
                 flags: if is_tracked { PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC } else { 0 },
@@ -148,7 +147,7 @@ impl Pagemap {
     }
 
     /// Entries of 64 bits a page: 63 present, 62 swapped, 61 a file's or shared.
-    fn read_table(&self, start: u64, bytes: u64, wanted: Wanted) -> rustix::io::Result<Vec<Range<u64>>> {
+    fn read_table(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         const ENTRIES: usize = 8192;
         let mut found = Vec::new();
         let mut table = vec![0; 8 * ENTRIES];
@@ -161,7 +160,7 @@ impl Pagemap {
             for entry in part.chunks_exact(8) {
                 let entry = entry.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
                 let (is_there, is_file) = (entry >> 62 != 0, entry >> 61 & 1 != 0);
-                if is_there && !(is_file && wanted.is_private()) {
+                if is_there && !is_file {
                     push(&mut found, page * PAGE_BYTES..(page + 1) * PAGE_BYTES);
                 }
                 page += 1;
@@ -179,6 +178,8 @@ pub struct WriteTracker(OwnedFd);
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// `_IOWR(0xaa, 0x00, struct uffdio_register)`.
 pub const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+/// `_IOR(0xaa, 0x01, struct uffdio_range)`.
+pub const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
@@ -207,6 +208,19 @@ impl WriteTracker {
         let mut range = [region.as_ptr() as u64, region.len(), UFFDIO_REGISTER_MODE_WP, 0];
         // SAFETY: `struct uffdio_register` is four u64. Faults are resolved by the kernel, so nobody need read this fd.
         match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, range.as_mut_ptr()) } {
+            0 => Ok(()),
+            _ => Err(last_error()),
+        }
+    }
+
+    /// No longer.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forget(&self, region: &GuestRegionMmap) -> rustix::io::Result<()> {
+        let mut range = [region.as_ptr() as u64, region.len()];
+        // SAFETY: `struct uffdio_range` is two u64.
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr()) } {
             0 => Ok(()),
             _ => Err(last_error()),
         }
@@ -251,14 +265,8 @@ mod tests {
         assert_eq!(read, 1);
         let expected: Vec<_> = written.iter().map(|page| page * 4096..(page + 1) * 4096).collect();
         assert_eq!(map.private(region, Pages::All).expect("the private pages"), expected);
-        let table =
-            map.read_table(region.as_ptr() as u64, RAM, Wanted::Private(Pages::All)).expect("the table");
+        let table = map.read_table(region.as_ptr() as u64, RAM).expect("the table");
         assert_eq!(table, expected);
-        let touched = map.present(region.as_ptr(), 4 * 4096).expect("the present pages");
-        // The kernel may map neighbours of a page that is read.
-        assert!(touched.iter().any(|range| range.contains(&4096)), "{touched:?}");
-        let table = map.read_table(region.as_ptr() as u64, 4 * 4096, Wanted::Present).expect("the table");
-        assert_eq!(table, touched);
     }
 
     #[test]
@@ -289,5 +297,24 @@ mod tests {
         assert_eq!(map.private(region, Pages::All).expect("all").len(), 4);
         let value: u8 = memory.read_obj(GuestAddress(7 * 4096)).expect("a read");
         assert_eq!(value, 7);
+    }
+
+    #[test]
+    fn a_shared_mapping_is_tracked_until_it_is_forgotten() {
+        let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
+        let (_memfd, memory) = crate::memory::allocate(4 << 20).expect("RAM");
+        let region = memory.iter().next().expect("a region");
+        let map = Pagemap::open().expect("the page tables");
+        let write = |page: u64| memory.write_obj(page as u8, GuestAddress(page * 4096)).expect("a write");
+        write(1);
+        write(2);
+        tracker.track(region).expect("tracking");
+        let first = 4096..3 * 4096;
+        assert_eq!(map.written(region).expect("the first look"), std::slice::from_ref(&first));
+        write(2);
+        write(9);
+        assert_eq!(map.written(region).expect("the second look"), [2 * 4096..3 * 4096, 9 * 4096..10 * 4096]);
+        tracker.forget(region).expect("forgetting");
+        assert!(map.written(region).is_err());
     }
 }
