@@ -1,7 +1,7 @@
 //! What is written about a family: the vmid that its next clone gets. It outlives the records of the family's VMs, of
 //! which any may be removed, the master's too; no vmid is given twice while one VM of the family lives.
 
-use super::{StateDir, StoreError, read_bounded, write_whole};
+use super::{Lasting, StateDir, StoreError, read_bounded, write_json};
 use serde::{Deserialize, Serialize};
 use std::{fs, io, path::PathBuf};
 use uuid::Uuid;
@@ -39,13 +39,13 @@ impl StateDir {
         }
     }
 
-    /// Writes down the next vmid of a family, for good when it returns.
+    /// Writes down the next vmid of a family, for every `vmmd` to come. No family outlives its host, so the write need not.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn save_next_vmid(&self, family: Uuid, next_vmid: u32) -> Result<(), StoreError> {
         let path = self.family_file(family);
-        write_whole(&path, &Family { format: FORMAT, next_vmid })
+        write_json(&path, &Family { format: FORMAT, next_vmid }, Lasting::Process)
             .map_err(|source| StoreError::Write { path, source })
     }
 

@@ -7,30 +7,38 @@
 //!                 console.log the guest's serial console
 //!                 vmm.log     what the vmm process printed
 //!                 end.json    how the VM ended, written by the vmm
+//!  STATE/warm/UUID/           the folder of a warm VM, which is nobody yet; moved to vms/NAME when it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
+//!  STATE/touched/KEY          what clones of an image write before they are ready: see [`touched`]
 //! ```
 
 pub mod family;
 pub mod record;
+pub mod touched;
+pub mod vm;
 
-use record::Record;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, Write},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
-    },
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
-use vmm::api::end::End;
+use uuid::Uuid;
+pub use vm::VmDir;
 
-/// Longest record or end file that is read, bytes.
-const JSON_MAX_BYTES: u64 = 1024 * 1024;
-/// How much of the end of `vmm.log` goes into an end's reason, bytes.
-const TAIL_BYTES: u64 = 1024;
+/// Longest file that is read, bytes.
+const FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// What a file's write must survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    /// The end of `vmmd`. On the clones' path: what the host's own crash could take back is then of VMs that it ended too.
+    Process,
+    /// The end of the host.
+    Host,
+}
 
 /// Why the state folder cannot be used as asked.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +86,17 @@ pub enum StoreError {
     Write {
         /// Which.
         path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A folder cannot be moved.
+    #[error("move folder {from} to {to}: {source}")]
+    Move {
+        /// Which.
+        from: PathBuf,
+        /// Where to.
+        to: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
@@ -135,8 +154,9 @@ impl StateDir {
         let path =
             path.canonicalize().map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
         let lock = lock(&path)?;
-        create_dir(&path.join("vms"), true)?;
-        create_dir(&path.join("families"), true)?;
+        for folder in ["vms", "warm", "families", "touched"] {
+            create_dir(&path.join(folder), true)?;
+        }
         Ok(Self { path, _lock: lock })
     }
 
@@ -152,14 +172,37 @@ impl StateDir {
     /// It exists, or cannot be made.
     pub fn create_vm(&self, name: &str) -> Result<VmDir, StoreError> {
         let dir = self.vm(name);
-        create_dir(&dir.path, false)?;
+        create_dir(dir.path(), false)?;
         Ok(dir)
     }
 
     /// The folder of one VM, whether it exists or not.
     #[must_use]
     pub fn vm(&self, name: &str) -> VmDir {
-        VmDir { path: self.path.join("vms").join(name) }
+        VmDir::at(self.path.join("vms").join(name))
+    }
+
+    /// A folder for a warm VM, made now.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create_warm(&self) -> Result<VmDir, StoreError> {
+        // Not by its name: that may be another VM's until it is used.
+        let dir = VmDir::at(self.path.join("warm").join(Uuid::new_v4().to_string()));
+        create_dir(dir.path(), false)?;
+        Ok(dir)
+    }
+
+    /// Makes a warm VM's folder the folder of the VM of that name, at one instant.
+    ///
+    /// # Errors
+    /// There is one already, or it cannot be moved.
+    pub fn promote(&self, warm: &VmDir, name: &str) -> Result<VmDir, StoreError> {
+        let dir = self.vm(name);
+        renameat_with(CWD, warm.path(), CWD, dir.path(), RenameFlags::NOREPLACE).map_err(|errno| {
+            StoreError::Move { from: warm.path().into(), to: dir.path().into(), source: errno.into() }
+        })?;
+        Ok(dir)
     }
 
     /// Every folder under `vms/`, by name.
@@ -167,13 +210,25 @@ impl StateDir {
     /// # Errors
     /// They cannot be listed.
     pub fn list(&self) -> Result<Vec<(String, VmDir)>, StoreError> {
-        let path = self.path.join("vms");
+        self.folders("vms")
+    }
+
+    /// Every folder under `warm/`.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn list_warm(&self) -> Result<Vec<(String, VmDir)>, StoreError> {
+        self.folders("warm")
+    }
+
+    fn folders(&self, of: &str) -> Result<Vec<(String, VmDir)>, StoreError> {
+        let path = self.path.join(of);
         let read = |source| StoreError::Read { path: path.clone(), source };
         let mut found = Vec::new();
         for entry in fs::read_dir(&path).map_err(read)? {
             let entry = entry.map_err(read)?;
             if let Ok(name) = entry.file_name().into_string() {
-                found.push((name, VmDir { path: entry.path() }));
+                found.push((name, VmDir::at(entry.path())));
             }
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
@@ -214,141 +269,20 @@ fn lock(state: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// The folder of one VM.
-#[derive(Debug, Clone)]
-pub struct VmDir {
-    path: PathBuf,
+/// Writes a value as [`write_whole`] does.
+fn write_json(path: &Path, value: &impl Serialize, lasting: Lasting) -> io::Result<()> {
+    write_whole(path, &serde_json::to_vec_pretty(value)?, lasting)
 }
 
-impl VmDir {
-    #[cfg(test)]
-    pub(crate) fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
-    }
-
-    /// Its path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The vmm's control socket.
-    #[must_use]
-    pub fn socket(&self) -> PathBuf {
-        self.path.join("vmm.sock")
-    }
-
-    /// The serial console's log.
-    #[must_use]
-    pub fn console_log(&self) -> PathBuf {
-        self.path.join("console.log")
-    }
-
-    /// What the vmm process printed.
-    #[must_use]
-    pub fn vmm_log(&self) -> PathBuf {
-        self.path.join("vmm.log")
-    }
-
-    /// How the VM ended, in the vmm's words.
-    #[must_use]
-    pub fn end_file(&self) -> PathBuf {
-        self.path.join("end.json")
-    }
-
-    /// Makes one of the files, empty, for reading and writing.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn create_file(&self, path: PathBuf) -> Result<File, StoreError> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| StoreError::Write { path, source })
-    }
-
-    /// Opens the folder itself, to name files in it by a short path however long its own is.
-    ///
-    /// # Errors
-    /// It cannot be opened.
-    pub fn open(&self) -> Result<OwnedFd, StoreError> {
-        rustix::fs::open(&self.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| StoreError::Read { path: self.path.clone(), source: errno.into() })
-    }
-
-    /// Writes the record so that a crash leaves the old one or the new one, never half of it.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn save(&self, record: &Record) -> Result<(), StoreError> {
-        let path = self.path.join("vm.json");
-        write_whole(&path, record).map_err(|source| StoreError::Write { path, source })
-    }
-
-    /// Reads the record; None when there is none.
-    ///
-    /// # Errors
-    /// It cannot be read or is not one.
-    pub fn load(&self) -> Result<Option<Record>, StoreError> {
-        let path = self.path.join("vm.json");
-        let bytes = match read_bounded(&path) {
-            Ok(bytes) => bytes,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Read { path, source }),
-        };
-        let record: Record = serde_json::from_slice(&bytes)
-            .map_err(|source| StoreError::Parse { path: path.clone(), source })?;
-        if record.format != record::FORMAT {
-            return Err(StoreError::Format { path, format: record.format });
-        }
-        Ok(Some(record))
-    }
-
-    /// What the vmm left about the end of its VM; None when there is nothing whole.
-    #[must_use]
-    pub fn load_end(&self) -> Option<End> {
-        // Half a file is what a vmm that was killed leaves: the same as none.
-        read_bounded(&self.end_file()).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
-    }
-
-    /// The end of `vmm.log`, for an account of what went wrong.
-    #[must_use]
-    pub fn log_tail(&self) -> String {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut file = File::open(self.vmm_log())?;
-            let length = file.metadata()?.len();
-            file.seek(io::SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
-            let mut bytes = Vec::new();
-            file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-    }
-
-    /// Deletes the folder. The record goes first, so that a crash leaves what the next start takes for half-made.
-    ///
-    /// # Errors
-    /// It cannot be deleted. That it is gone already is none.
-    pub fn delete(&self) -> Result<(), StoreError> {
-        let gone = |result: io::Result<()>| match result {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        };
-        gone(fs::remove_file(self.path.join("vm.json")))
-            .and_then(|()| gone(fs::remove_dir_all(&self.path)))
-            .map_err(|source| StoreError::Delete { path: self.path.clone(), source })
-    }
-}
-
-/// Writes a file so that a crash leaves the old one or the new one.
-fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
+/// Writes a file so that what must be survived leaves the old one or the new one.
+fn write_whole(path: &Path, bytes: &[u8], lasting: Lasting) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    serde_json::to_writer_pretty(&mut file, value)?;
+    file.write_all(bytes)?;
+    if lasting == Lasting::Process {
+        return fs::rename(&new, path);
+    }
     file.sync_all()?;
     fs::rename(&new, path)?;
     // The rename itself is safe only when the folder is.
@@ -357,7 +291,7 @@ fn write_whole(path: &Path, value: &impl Serialize) -> io::Result<()> {
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(JSON_MAX_BYTES).read_to_end(&mut bytes)?;
+    File::open(path)?.take(FILE_MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

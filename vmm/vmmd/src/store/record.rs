@@ -44,6 +44,12 @@ pub struct Record {
     /// Which file that was as the family's master started: its clones go on with it. None in older records.
     #[serde(default)]
     pub rootfs_file: Option<FileId>,
+    /// Which file the kernel was. None in older records.
+    #[serde(default)]
+    pub kernel_file: Option<FileId>,
+    /// The ticket that it was made under.
+    #[serde(default)]
+    pub ticket: Option<Uuid>,
     /// Milliseconds since 1970.
     pub created_unix_ms: u64,
     /// The vmm process, once it has been started.
@@ -117,6 +123,8 @@ pub(crate) mod tests {
             kernel: "/k".into(),
             rootfs: "/r".into(),
             rootfs_file: None,
+            kernel_file: None,
+            ticket: None,
             created_unix_ms: 1,
             process: None,
             ready_after_us: None,

@@ -1,7 +1,8 @@
 use super::*;
 use crate::plan::lifecycle::Ended;
-use record::tests::sample;
-use vmm::api::end::EndKind;
+use record::{Record, tests::sample};
+use vm::TAIL_BYTES;
+use vmm::api::end::{End, EndKind};
 
 fn state() -> (tempfile::TempDir, StateDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -16,7 +17,7 @@ fn a_record_reads_back_whole() {
     assert_eq!(dir.load().unwrap(), None);
     let mut record = sample("a");
     record.ended = Some(Ended { end: End { kind: EndKind::Panicked, reason: "why".into() }, unix_ms: 5 });
-    dir.save(&record).unwrap();
+    dir.save(&record, Lasting::Host).unwrap();
     assert_eq!(dir.load().unwrap(), Some(record));
     assert_eq!(state.list().unwrap().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["a"]);
 }
@@ -25,12 +26,12 @@ fn a_record_reads_back_whole() {
 fn a_crash_while_writing_leaves_the_old_record() {
     let (_folder, state) = state();
     let dir = state.create_vm("a").unwrap();
-    dir.save(&sample("a")).unwrap();
+    dir.save(&sample("a"), Lasting::Host).unwrap();
     fs::write(dir.path().join("vm.json.new"), b"{\"format\":1,\"na").unwrap();
     assert_eq!(dir.load().unwrap(), Some(sample("a")));
     let mut next = sample("a");
     next.ready_after_us = Some(3);
-    dir.save(&next).unwrap();
+    dir.save(&next, Lasting::Host).unwrap();
     assert_eq!(dir.load().unwrap(), Some(next));
 }
 
@@ -41,8 +42,40 @@ fn what_is_no_record_of_ours_is_an_error_not_a_loss() {
     fs::write(dir.path().join("vm.json"), b"{\"format\":1,").unwrap();
     assert!(matches!(dir.load(), Err(StoreError::Parse { .. })));
     let later = Record { format: 2, ..sample("a") };
-    dir.save(&later).unwrap();
+    dir.save(&later, Lasting::Host).unwrap();
     assert!(matches!(dir.load(), Err(StoreError::Format { format: 2, .. })));
+}
+
+#[test]
+fn a_record_that_the_hosts_crash_left_empty_is_none() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    fs::write(dir.path().join("vm.json"), b"").unwrap();
+    assert_eq!(dir.load().unwrap(), None);
+}
+
+#[test]
+fn a_warm_folder_becomes_a_vms_whole_and_never_anothers() {
+    let (_folder, state) = state();
+    let [first, second] = [state.create_warm().unwrap(), state.create_warm().unwrap()];
+    first.save(&sample("a"), Lasting::Process).unwrap();
+    let dir = state.promote(&first, "a").unwrap();
+    assert_eq!(dir.load().unwrap(), Some(sample("a")));
+    assert!(matches!(state.promote(&second, "a"), Err(StoreError::Move { .. })));
+    fs::create_dir(state.vm("b").path()).unwrap();
+    assert!(matches!(state.promote(&second, "b"), Err(StoreError::Move { .. })), "an empty one too");
+    assert_eq!((state.list_warm().unwrap().len(), state.list().unwrap().len()), (1, 2));
+}
+
+#[test]
+fn last_words_are_the_account_of_the_end_or_the_logs_last_line() {
+    let (_folder, state) = state();
+    let dir = state.create_vm("a").unwrap();
+    assert_eq!(dir.last_words(), "");
+    fs::write(dir.vmm_log(), "first\nlast\n\n").unwrap();
+    assert_eq!(dir.last_words(), "last");
+    fs::write(dir.end_file(), br#"{"kind":"vmm_error","reason":"restore the vCPU"}"#).unwrap();
+    assert_eq!(dir.last_words(), "restore the vCPU");
 }
 
 #[test]
@@ -70,7 +103,7 @@ fn a_folder_is_made_once_and_deleting_twice_is_fine() {
     let (_folder, state) = state();
     let dir = state.create_vm("a").unwrap();
     assert!(matches!(state.create_vm("a"), Err(StoreError::CreateDir { .. })));
-    dir.save(&sample("a")).unwrap();
+    dir.save(&sample("a"), Lasting::Host).unwrap();
     dir.delete().unwrap();
     dir.delete().unwrap();
     assert!(state.list().unwrap().is_empty());

@@ -1,0 +1,113 @@
+//! What clones of an image write before they are ready. A first clone's list helps the later ones of its family, and, kept
+//! here, those of other families with the same image.
+
+use super::{Lasting, StateDir, StoreError, read_bounded, record::Record, write_whole};
+use sha2::{Digest, Sha256};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+use vmm::api::control::TOUCHED_MAX_BYTES;
+
+/// Most lists that are kept; the oldest goes first.
+pub const LISTS_MAX: usize = 64;
+
+const _: () = assert!(TOUCHED_MAX_BYTES <= super::FILE_MAX_BYTES);
+
+/// What is the same in all VMs that write the same pages: as text, a file's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageKey(String);
+
+impl ImageKey {
+    /// Of a VM.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        let Record { kernel, kernel_file, rootfs, rootfs_file, vcpus, memory_mib, cmdline, .. } = record;
+        let image =
+            format!("{kernel:?} {kernel_file:?} {rootfs:?} {rootfs_file:?} {vcpus} {memory_mib} {cmdline:?}");
+        let digest = Sha256::digest(image.as_bytes());
+        Self(digest[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+impl StateDir {
+    fn lists(&self) -> PathBuf {
+        self.path.join("touched")
+    }
+
+    /// The list for an image; None when there is none yet.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn touched(&self, image: &ImageKey) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.lists().join(&image.0);
+        match read_bounded(&path) {
+            Ok(bytes) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::Read { path, source }),
+        }
+    }
+
+    /// Keeps the list of an image.
+    ///
+    /// # Errors
+    /// It cannot be written, or an old one not be deleted.
+    pub fn save_touched(&self, image: &ImageKey, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.lists().join(&image.0);
+        let written = write_whole(&path, bytes, Lasting::Process);
+        written.map_err(|source| StoreError::Write { path: path.clone(), source })?;
+        self.forget_oldest(&path)
+    }
+
+    fn forget_oldest(&self, newest: &Path) -> Result<(), StoreError> {
+        let path = self.lists();
+        let read = |source| StoreError::Read { path: path.clone(), source };
+        let mut lists = Vec::new();
+        for entry in fs::read_dir(&path).map_err(read)? {
+            let entry = entry.map_err(read)?;
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            lists.push((modified.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+        }
+        lists.retain(|(_, path)| path != newest);
+        lists.sort();
+        for (_, path) in lists.iter().rev().skip(LISTS_MAX - 1) {
+            fs::remove_file(path).map_err(|source| StoreError::Delete { path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::record::tests::sample;
+
+    #[test]
+    fn a_list_is_kept_for_its_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let image = ImageKey::of(&sample("a"));
+        assert_eq!(state.touched(&image).unwrap(), None);
+        state.save_touched(&image, b"list").unwrap();
+        assert_eq!(
+            state.touched(&ImageKey::of(&sample("b"))).unwrap(),
+            Some(b"list".to_vec()),
+            "whoever asks"
+        );
+        let larger = Record { memory_mib: 512, ..sample("a") };
+        assert_eq!(state.touched(&ImageKey::of(&larger)).unwrap(), None);
+    }
+
+    #[test]
+    fn only_so_many_lists_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let image = |memory_mib| ImageKey::of(&Record { memory_mib, ..sample("a") });
+        for memory_mib in 0..=LISTS_MAX as u32 {
+            state.save_touched(&image(memory_mib), b"x").unwrap();
+        }
+        assert_eq!(fs::read_dir(state.lists()).unwrap().count(), LISTS_MAX);
+        assert!(state.touched(&image(LISTS_MAX as u32)).unwrap().is_some(), "the newest stays");
+    }
+}
