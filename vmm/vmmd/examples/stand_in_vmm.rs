@@ -2,46 +2,55 @@
 //! chosen by words on the VM's kernel command line:
 //!
 //! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `off`: powers off then;
-//!   `mute`: closes the connection when it is to freeze.
+//!   `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
+//!   when somebody has written into the pipe `go` in the VM's folder.
 //!
-//! It can be frozen once. A clone reads its parent's words from the generation's state from where its file position stands, and
-//! prints the RAM's first line on its console.
+//! A warm one reads its parent's words from the generation's state from where its file position stands, and prints the first
+//! line of the RAM's last file and the list of touched pages on its console. The words that only clones heed:
 //!
-//! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `members` (asks `list`) and `hang`; all else is not found.
+//! - `refuse=VMID`, `die=VMID`: the clone with that vmid says no to its generation, or aborts over it.
+//!
+//! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call) and `hang`; all else is not
+//! found.
 #![allow(unsafe_code, reason = "takes over inherited descriptors by number")]
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
 use patina_abi::{
     exec::{Exit, FrameType, HEADER_BYTES, Start, header, parse_header},
-    link::Answer,
+    link::{Answer, CallError},
 };
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
+    },
+    time::{ClockId, clock_gettime},
 };
 use std::{
     collections::HashMap,
     fs::File,
-    io::{BufRead, BufReader, IoSlice, Read, Seek, Write},
+    io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Seek, Write},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, FromRawFd, RawFd},
+        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
+    path::Path,
     sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
 };
 use vmm::api::{
     config::{Start as Origin, VmConfig},
-    control::{FromVmm, Open, Opened, State, ToVmm},
+    control::{FromVmm, Frozen, Open, Opened, State, ToVmm},
     end::{End, EndKind},
 };
 
 struct Vm {
     config: VmConfig,
-    words: String,
-    frozen: Mutex<bool>,
+    words: Mutex<String>,
+    console: Mutex<File>,
     state: Mutex<State>,
     control: Mutex<Option<UnixStream>>,
     waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
@@ -69,29 +78,19 @@ fn main() {
         unsafe { (owned(config.control_fd), owned(config.console_fd)) };
     writeln!(console, "stand-in console of {}", config.name).unwrap();
     eprintln!("stand-in of {}", config.name);
-    let words = match &config.start {
-        Origin::Boot { cmdline, .. } => cmdline.clone(),
-        Origin::Generation { state_fd, memory_fd } => {
-            // SAFETY: as above.
-            let (mut state, memory): (File, File) = unsafe { (owned(*state_fd), owned(*memory_fd)) };
-            let mut line = String::new();
-            BufReader::new(memory).read_line(&mut line).unwrap();
-            write!(console, "ram: {line}").unwrap();
-            let mut words = String::new();
-            state.read_to_string(&mut words).unwrap();
-            assert!(words.starts_with("state"), "read whole: {words:?}");
-            words
-        }
+    let (words, state) = match &config.start {
+        Origin::Boot { cmdline, .. } => (cmdline.clone(), State::Booting),
+        Origin::Warm => (String::new(), State::Warm),
     };
     let vm = Arc::new(Vm {
-        state: Mutex::new(State::Booting),
+        state: Mutex::new(state.clone()),
         control: Mutex::new(None),
         waiting: Mutex::new(HashMap::new()),
-        frozen: Mutex::new(false),
-        words,
+        console: Mutex::new(console),
+        words: Mutex::new(words),
         config,
     });
-    if !vm.has("slow") {
+    if state == State::Booting && !vm.has("slow") {
         vm.set(State::Ready { after_us: 1234 });
     }
     for stream in listener.incoming() {
@@ -102,7 +101,13 @@ fn main() {
 
 impl Vm {
     fn has(&self, word: &str) -> bool {
-        self.words.split(' ').any(|w| w == word)
+        self.words.lock().unwrap().split(' ').any(|w| w == word)
+    }
+
+    fn number(&self, word: &str) -> Option<i32> {
+        let words = self.words.lock().unwrap();
+        let value = words.split(' ').find_map(|w| w.strip_prefix(word)?.strip_prefix('='));
+        value.map(|number| number.parse().unwrap())
     }
 
     fn set(&self, state: State) {
@@ -117,21 +122,30 @@ impl Vm {
         std::process::exit(0)
     }
 
-    fn serve(&self, stream: UnixStream) {
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut stream = stream;
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        let open = serde_json::from_str(&line).unwrap();
-        if open != Open::Freeze {
-            say(&mut stream, &Opened::Ok);
-        }
-        match open {
-            Open::Freeze if self.has("mute") => {}
-            Open::Freeze => self.freeze(&mut stream),
-            Open::Control => self.control(reader, stream),
-            Open::Dial { .. } => self.agent(reader, stream),
+    fn serve(&self, mut stream: UnixStream) {
+        // The first line and its descriptors come in one piece; nothing follows before they are answered.
+        let (line, descriptors) = receive(&stream);
+        let Some(line) = line else { return };
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        match serde_json::from_slice(&line).unwrap() {
+            Open::Freeze { .. } if self.has("mute") => {}
+            Open::Freeze { prepare } => self.freeze(&mut stream, prepare.is_some()),
+            Open::Start { ticket } => self.start(&mut stream, &ticket, descriptors),
+            Open::Touched => {
+                let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();
+                send(&stream, &Opened::Ok, &[memfd("list", &list, 0).into()]);
+            }
+            Open::Control => {
+                say(&mut stream, &Opened::Ok);
+                self.control(reader, stream);
+            }
+            Open::Dial { .. } => {
+                say(&mut stream, &Opened::Ok);
+                self.agent(reader, stream);
+            }
             Open::Console => {
+                say(&mut stream, &Opened::Ok);
+                let mut reader = reader;
                 let mut byte = [0; 1];
                 while reader.read(&mut byte).unwrap_or(0) > 0 {
                     stream.write_all(&byte.map(|b| b.to_ascii_uppercase())).unwrap();
@@ -141,15 +155,11 @@ impl Vm {
     }
 
     fn control(&self, reader: BufReader<UnixStream>, mut stream: UnixStream) {
+        let mut control = self.control.lock().unwrap();
         say(&mut stream, &FromVmm::State(self.state.lock().unwrap().clone()));
-        *self.control.lock().unwrap() = Some(stream);
-        if self.has("crash") {
-            eprintln!("about to abort");
-            std::process::abort();
-        }
-        if self.has("off") {
-            self.end(EndKind::PoweredOff, "the guest powered off");
-        }
+        *control = Some(stream);
+        drop(control);
+        self.live();
         for line in reader.lines().map_while(Result::ok) {
             match serde_json::from_str(&line).unwrap() {
                 ToVmm::Kill { .. } if self.has("deaf") => {}
@@ -163,32 +173,85 @@ impl Vm {
         }
     }
 
-    fn freeze(&self, stream: &mut UnixStream) {
-        if std::mem::replace(&mut *self.frozen.lock().unwrap(), true) {
-            return say(stream, &Opened::Error("freeze the VM: it was frozen before".into()));
+    /// What it does when it is ready and vmmd listens.
+    fn live(&self) {
+        if !matches!(*self.state.lock().unwrap(), State::Ready { .. }) {
+            return;
         }
-        let memfd = || {
-            File::from(memfd_create("generation", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap())
-        };
-        let (mut state, mut memory) = (memfd(), memfd());
-        write!(state, "state {}", self.words).unwrap();
-        writeln!(memory, "of {}", self.config.name).unwrap();
-        ftruncate(&memory, u64::from(self.config.memory_mib) << 20).unwrap();
-        fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
-        let descriptors = [state.as_fd(), memory.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut rights = SendAncillaryBuffer::new(&mut space);
-        rights.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let line = b"\"ok\"\n";
-        assert_eq!(sendmsg(stream, &[IoSlice::new(line)], &mut rights, SendFlags::empty()), Ok(line.len()));
+        if self.has("crash") {
+            eprintln!("about to abort");
+            std::process::abort();
+        }
+        if self.has("off") {
+            self.end(EndKind::PoweredOff, "the guest powered off");
+        }
     }
 
-    fn members(&self) -> String {
+    fn freeze(&self, stream: &mut UnixStream, prepare: bool) {
+        if let (true, Some(code)) = (prepare, self.number("unprepared")) {
+            let message = "the pre-clone hook says no".into();
+            return say(stream, &Opened::NotPrepared(CallError { code, message }));
+        }
+        if self.has("wait") {
+            std::fs::read(Path::new(&std::env::var("PATINA_VM_DIR").unwrap()).join("go")).unwrap();
+        }
+        let state = memfd("generation-state", format!("state {}", self.words.lock().unwrap()).as_bytes(), 0);
+        let bytes = u64::from(self.config.memory_mib) << 20;
+        // A generation of a clone is made of its own file and of those that it was made from.
+        let layers = if self.config.identity.vmid == 0 { 1 } else { 2 };
+        let line = format!("of {}\n", self.config.name);
+        let mut sent: Vec<OwnedFd> = vec![state.into()];
+        sent.extend((0..layers).map(|_| memfd("generation-ram", line.as_bytes(), bytes).into()));
+        send(stream, &Opened::Frozen(Frozen { pause_us: 250, copied_pages: 3 }), &sent);
+    }
+
+    fn start(&self, stream: &mut UnixStream, ticket: &str, descriptors: Vec<OwnedFd>) {
+        assert_eq!(*self.state.lock().unwrap(), State::Warm);
+        let mut files = descriptors.into_iter().map(File::from);
+        let (mut state, mut touched) = (files.next().unwrap(), files.next().unwrap());
+        let mut words = String::new();
+        state.read_to_string(&mut words).unwrap();
+        assert!(words.starts_with("state"), "read whole: {words:?}");
+        *self.words.lock().unwrap() = words;
+        let vmid = Some(self.config.identity.vmid.cast_signed());
+        if self.number("refuse") == vmid {
+            return say(stream, &Opened::Error("restore the vCPU: no".into()));
+        }
+        if self.number("die") == vmid {
+            eprintln!("cannot restore, giving up");
+            std::process::abort();
+        }
+        let (mut line, mut list) = (String::new(), Vec::new());
+        BufReader::new(files.next_back().unwrap()).read_line(&mut line).unwrap();
+        touched.read_to_end(&mut list).unwrap();
+        let mut console = self.console.lock().unwrap();
+        write!(console, "ram: {line}touched: {list:?}\nticket: {ticket}\n").unwrap();
+        drop((console, files, state, touched));
+        let now = clock_gettime(ClockId::Monotonic);
+        let entered_ns = u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap();
+        say(stream, &Opened::Started { entered_ns });
+        let states = [Some(State::Booting), (!self.has("slow")).then_some(State::Ready { after_us: 567 })];
+        let mut control = self.control.lock().unwrap();
+        for state in states.into_iter().flatten() {
+            self.set(state.clone());
+            if let Some(control) = control.as_mut() {
+                say(control, &FromVmm::State(state));
+            }
+        }
+        drop(control);
+        self.live();
+    }
+
+    fn ask(&self, verb: &str, args: &str) -> String {
         let (sender, receiver) = mpsc::channel();
-        self.waiting.lock().unwrap().insert(1, sender);
-        let request = FromVmm::GuestRequest { id: 1, verb: "list".into(), args: serde_json::Value::Null };
+        // One of a session's own, whatever other sessions ask.
+        let id = u64::from(rustix::process::getpid().as_raw_nonzero().get().unsigned_abs()) << 32
+            | self.waiting.lock().unwrap().len() as u64;
+        self.waiting.lock().unwrap().insert(id, sender);
+        let args = serde_json::from_str(args).unwrap();
+        let request = FromVmm::GuestRequest { id, verb: verb.into(), args };
         say(self.control.lock().unwrap().as_mut().unwrap(), &request);
-        serde_json::to_string(&receiver.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap()
+        serde_json::to_string(&receiver.recv_timeout(Duration::from_secs(20)).unwrap()).unwrap()
     }
 
     fn agent(&self, mut reader: BufReader<UnixStream>, mut stream: UnixStream) {
@@ -199,7 +262,7 @@ impl Vm {
         let mut exit = Exit { code: Some(0), ..Exit::default() };
         match words.as_slice() {
             ["echo", words @ ..] => put(&mut stream, FrameType::Stdout, words.join(" ").as_bytes()),
-            ["members"] => put(&mut stream, FrameType::Stdout, self.members().as_bytes()),
+            ["ask", verb, args] => put(&mut stream, FrameType::Stdout, self.ask(verb, args).as_bytes()),
             ["fail", code] => exit.code = Some(code.parse().unwrap()),
             ["cat"] => {
                 while let Some((FrameType::Stdin, bytes)) = frame(&mut reader).filter(|f| !f.1.is_empty()) {
@@ -216,6 +279,48 @@ impl Vm {
         }
         put(&mut stream, FrameType::Exit, &serde_json::to_vec(&exit).unwrap());
     }
+}
+
+fn memfd(name: &str, content: &[u8], bytes: u64) -> File {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
+    file.write_all(content).unwrap();
+    if bytes > 0 {
+        ftruncate(&file, bytes).unwrap();
+    }
+    file.rewind().unwrap();
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
+    file
+}
+
+/// A line and what came with it; None when the connection was closed first.
+fn receive(stream: &UnixStream) -> (Option<Vec<u8>>, Vec<OwnedFd>) {
+    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
+    while line.last() != Some(&b'\n') {
+        let mut byte = [0; 1];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(18))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        if recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags).unwrap().bytes == 0 {
+            return (None, descriptors);
+        }
+        line.push(byte[0]);
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+    }
+    (Some(line), descriptors)
+}
+
+fn send(stream: &UnixStream, opened: &Opened, descriptors: &[OwnedFd]) {
+    let mut line = serde_json::to_vec(opened).unwrap();
+    line.push(b'\n');
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(17))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    assert!(rights.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    assert_eq!(sendmsg(stream, &[IoSlice::new(&line)], &mut rights, SendFlags::empty()), Ok(line.len()));
 }
 
 fn say<T: serde::Serialize>(stream: &mut UnixStream, line: &T) {

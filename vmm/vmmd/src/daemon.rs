@@ -131,7 +131,12 @@ async fn serve(
             notify::notify(notify::STOPPING);
             tracing::info!(vms = running(&host), "stopping; VMs keep running and are taken over by the next vmmd");
             // Streams that go on for ever must not hold it up.
-            if let Ok(result) = tokio::time::timeout(DRAIN, server).await {
+            let (drained, pools) =
+                tokio::join!(tokio::time::timeout(DRAIN, server), tokio::time::timeout(DRAIN, host.end_pools()));
+            if pools.is_err() {
+                tracing::warn!("the next vmmd ends what is warm");
+            }
+            if let Ok(result) = drained {
                 result?;
             }
         }
@@ -159,6 +164,8 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         },
         range: options.network,
         hostname: Facts::gather().hostname,
+        warm: usize::from(options.warm),
+        clones_max: options.max_vms,
     })
 }
 

@@ -37,6 +37,14 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "PATINA_VMM")]
     pub vmm: Option<PathBuf>,
 
+    /// How many warm vmm processes each family has ready for its next clones, once a VM of it is ready
+    #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub warm: u16,
+
+    /// Most clones at once on this host, those that guests have tickets for included
+    #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_MAX_VMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_vms: u32,
+
     /// Log in JSON
     #[arg(long)]
     pub log_json: bool,
@@ -66,6 +74,7 @@ mod tests {
         Options::command().debug_assert();
         let options = Options::try_parse_from(["vmmd", "--standalone"]).unwrap();
         assert_eq!(options.listen.to_string(), "unix:/run/patina/vmmd.sock");
+        assert_eq!((options.warm, options.max_vms), (2, 256));
     }
 
     #[test]
@@ -75,5 +84,7 @@ mod tests {
         assert!(text.contains("/20"), "{text}");
         let text = refused(&["vmmd", "--listen", "tcp:0.0.0.0:1"]);
         assert!(text.contains("TLS comes later"), "{text}");
+        assert!(refused(&["vmmd", "--warm", "257"]).contains("257"));
+        assert!(refused(&["vmmd", "--max-vms", "0"]).contains("--max-vms"));
     }
 }

@@ -2,11 +2,17 @@
 
 use crate::{
     plan::{address::FAMILY_PREFIX, lifecycle::Phase, spec::Port},
-    vms::{Vm, clone::Clones, error::Error},
+    vms::{
+        Vm,
+        clone::{Clones, Outcome},
+    },
 };
 use patina_proto::v1::{self, PublishedPort, clone_outcome};
-use std::sync::Arc;
+use std::time::Duration;
 use vmm::api::end::EndKind;
+
+/// A page of RAM.
+const PAGE_KIB: u64 = 4;
 
 /// A VM as it stands now.
 #[must_use]
@@ -52,17 +58,25 @@ pub fn vm(vm: &Vm) -> v1::Vm {
 /// What came of cloning.
 #[must_use]
 pub fn clones(clones: Clones) -> v1::CloneVmResponse {
-    let outcome = |made: Result<Arc<Vm>, Error>| match made {
-        Ok(made) => clone_outcome::Outcome::Vm(vm(&made)),
-        Err(error) => clone_outcome::Outcome::Error(error.to_string()),
-    };
-    let outcomes = clones.outcomes.into_iter();
+    let Clones { freeze, frozen, outcomes } = clones;
     v1::CloneVmResponse {
-        clones: outcomes
-            .map(|(vmid, made)| v1::CloneOutcome { vmid, outcome: Some(outcome(made)) })
-            .collect(),
-        freeze_us: u64::try_from(clones.freeze.as_micros()).unwrap_or(u64::MAX),
+        clones: outcomes.into_iter().map(outcome).collect(),
+        freeze_us: us(freeze),
+        pause_us: frozen.pause_us,
+        copied_kib: frozen.copied_pages.saturating_mul(PAGE_KIB),
     }
+}
+
+fn outcome(Outcome { vmid, made }: Outcome) -> v1::CloneOutcome {
+    let (outcome, executing_after_us) = match made {
+        Ok((made, after)) => (clone_outcome::Outcome::Vm(vm(&made)), us(after)),
+        Err(error) => (clone_outcome::Outcome::Error(error.to_string()), 0),
+    };
+    v1::CloneOutcome { vmid, outcome: Some(outcome), executing_after_us }
+}
+
+fn us(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn port(port: &Port) -> PublishedPort {

@@ -3,12 +3,13 @@
 use super::{Answers, Streams, console, convert, exec, facts::Facts, logs, status::invalid};
 use crate::{
     plan::spec::Spec,
-    vms::{Host, Until, clone, error::Error, unix_ms},
+    vms::{Host, Until, clone, error::Error, tickets::Wanted, unix_ms},
 };
 use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
+use vmm::api::control::Prepare;
 
 /// Most VMs on a page.
 pub const PAGE_MAX: usize = 1000;
@@ -58,13 +59,20 @@ impl Vmmd for Service {
         &self,
         request: Request<v1::CloneVmRequest>,
     ) -> Result<Response<v1::CloneVmResponse>, Status> {
+        let arrived_ns = clone::monotonic_ns();
         let request = request.into_inner();
         let count = if request.count == 0 { 1 } else { request.count };
         if !clone::COUNT.contains(&count) {
             let (least, most) = (clone::COUNT.start(), clone::COUNT.end());
             return Err(invalid("count", &format!("{count} is not between {least} and {most}")));
         }
-        let clones = self.host.clone_vm(request.name, count).await?;
+        let call = clone::Call {
+            parent: self.host.table.find(&request.name)?,
+            wanted: Wanted::Count(count),
+            prepare: Some(Prepare { hold: !request.no_hold }),
+            arrived_ns,
+        };
+        let clones = self.host.clone_vm(call).await?;
         Ok(Response::new(convert::clones(clones)))
     }
 

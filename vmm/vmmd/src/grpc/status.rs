@@ -1,7 +1,10 @@
 //! Errors as `google.rpc.Status`: the code for programs, `ErrorInfo` (domain `patina`) with a reason for programs that want
 //! to know more, details about fields or preconditions, and the message for people.
 
-use crate::{plan::spec::Violation, vms::error::Error};
+use crate::{
+    plan::{ledger::LedgerError, spec::Violation},
+    vms::error::{Error, Unprepared},
+};
 use std::{collections::HashMap, io};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -56,6 +59,12 @@ impl From<Error> for Status {
             Error::NotFrozen { name, reason } => {
                 details.add_precondition_failure_violation("VM_STATE", name, reason);
             }
+            Error::NotPrepared { name, source } if code == Code::FailedPrecondition => {
+                details.add_precondition_failure_violation("PRE_CLONE_HOOK", name, &source.message);
+            }
+            Error::Ledger(_) if code == Code::ResourceExhausted => {
+                details.add_quota_failure_violation("clones", &message);
+            }
             Error::CloneRootfs { name, source } => {
                 details.add_precondition_failure_violation("ROOTFS", name, source.to_string());
             }
@@ -101,7 +110,19 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::NoVmid { .. } => (Code::ResourceExhausted, "NO_FREE_VMID"),
         Error::NotFrozen { .. } => (Code::FailedPrecondition, "VM_NOT_FROZEN"),
         Error::CloneRootfs { .. } => (Code::FailedPrecondition, "ROOTFS_CHANGED"),
-        Error::Generation { .. } => (Code::Internal, "GENERATION_FAILED"),
+        Error::NotPrepared { source, .. } => match Unprepared::of(source) {
+            Unprepared::Busy => (Code::Aborted, "CLONE_UNDER_WAY"),
+            Unprepared::Silent => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),
+            Unprepared::Hook => (Code::FailedPrecondition, "PRE_CLONE_HOOK_FAILED"),
+        },
+        Error::CloneUnderWay(_) => (Code::Aborted, "CLONE_UNDER_WAY"),
+        Error::Ledger(LedgerError::Full { .. } | LedgerError::TooMany) => {
+            (Code::ResourceExhausted, "NO_ROOM_FOR_CLONES")
+        }
+        Error::Ledger(_) => (Code::FailedPrecondition, "BAD_TICKET"),
+        Error::TicketTimeout { .. } => (Code::DeadlineExceeded, "NO_TICKET_IN_TIME"),
+        Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),
+        Error::Touched(_) => (Code::Internal, "NO_MEMORY"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
         Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
         Error::Stopping => (Code::Unavailable, "VMMD_STOPS"),

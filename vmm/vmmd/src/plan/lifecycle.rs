@@ -107,7 +107,7 @@ impl Lifecycle {
             return false;
         }
         match event {
-            Event::Said(State::Booting) => false,
+            Event::Said(State::Warm | State::Booting) => false,
             Event::Said(State::Ready { after_us }) => {
                 let changed = self.phase == Phase::Booting;
                 self.ready_after_us.get_or_insert(after_us);

@@ -84,6 +84,7 @@ fn any_event() -> impl proptest::strategy::Strategy<Value = Event> {
     let any_end = || Just(end(EndKind::Rebooted));
     prop_oneof![
         Just(Event::Said(State::Booting)),
+        Just(Event::Said(State::Warm)),
         any::<u64>().prop_map(|after_us| Event::Said(State::Ready { after_us })),
         any_end().prop_map(|end| Event::Said(State::Ended(end))),
         Just(Event::KillAsked { reason: "operator".into() }),

@@ -1,25 +1,32 @@
-//! A generation: the image of a VM at one instant, as its vmm gave it away. Clones start from it.
+//! What a vmm gives away: a generation, the image of a VM at one instant, from which clones start; and a list of touched
+//! pages, which helps them to.
 //!
-//! What a vmm sends is not believed: the descriptors must be memory files, the RAM's sealed and of the VM's size.
-//! Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
+//! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters, the RAM's of the VM's
+//! size. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
 //! change what the others start from.
 
 use rustix::{
-    fs::{FileType, SealFlags, fcntl_get_seals, fstat},
+    fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create},
     io::Errno,
 };
 use std::{
     fs::File,
-    io,
-    os::fd::{AsRawFd, OwnedFd},
+    io::{self, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
 };
+use vmm::api::{config::LAYERS_MAX, control::TOUCHED_MAX_BYTES};
 
 /// Largest state that a vmm may give, bytes: what a vmm reads at most.
 pub const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
-/// Without these the RAM could change, or go, under the clones.
+/// Without these the content could change, or go, under those who use it.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
+const RAM: &str = "RAM";
+const TOUCHED: &str = "list of touched pages";
 
-/// Why what a vmm sent is no generation.
+/// Why what a vmm sent is not what it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
     /// A descriptor is not of a file in memory.
@@ -47,12 +54,22 @@ pub enum GenerationError {
         /// As it must be, in words.
         expected: String,
     },
-    /// The RAM can be changed.
-    #[error("look at the generation's RAM: it can still be written to (seals {0:?})")]
-    Unsealed(SealFlags),
-    /// A descriptor for a clone cannot be made.
-    #[error("open the generation's {what} for a clone: {source}")]
-    Open {
+    /// It comes in no, or in too many pieces.
+    #[error("look at the generation's RAM: it comes in {0} files, not in 1 to {LAYERS_MAX}")]
+    Layers(usize),
+    /// It can be changed.
+    #[error("look at the generation's {what}: it can still be written to (seals {seals:?})")]
+    Unsealed {
+        /// Which.
+        what: &'static str,
+        /// Those that it has.
+        seals: SealFlags,
+    },
+    /// It cannot be read or made.
+    #[error("{operation} the generation's {what}: {source}")]
+    Io {
+        /// For example "read".
+        operation: &'static str,
         /// Which.
         what: &'static str,
         /// Why.
@@ -65,38 +82,100 @@ pub enum GenerationError {
 #[derive(Debug)]
 pub struct Generation {
     state: OwnedFd,
-    memory: OwnedFd,
+    layers: Vec<OwnedFd>,
+}
+
+/// One clone's own descriptors of a generation.
+#[derive(Debug)]
+pub struct Opened {
+    /// The VM's state.
+    pub state: File,
+    /// Its RAM.
+    pub layers: Vec<File>,
 }
 
 impl Generation {
-    /// Takes what a vmm sent for a VM of `memory_mib`.
+    /// Takes what a vmm sent for a VM of `memory_mib`: the state, then the files of the RAM.
     ///
     /// # Errors
     /// It is not as a generation must be.
-    pub fn check(state: OwnedFd, memory: OwnedFd, memory_mib: u32) -> Result<Self, GenerationError> {
+    pub fn check(mut sent: Vec<OwnedFd>, memory_mib: u32) -> Result<Self, GenerationError> {
+        let layers = sent.split_off(sent.len().min(1));
+        let Some(state) = sent.pop().filter(|_| (1..=LAYERS_MAX).contains(&layers.len())) else {
+            return Err(GenerationError::Layers(layers.len()));
+        };
         let (state_bytes, _) = look(&state, "state")?;
         if state_bytes == 0 || state_bytes > STATE_MAX_BYTES {
             let expected = format!("1 to {STATE_MAX_BYTES}");
             return Err(GenerationError::Size { what: "state", found_bytes: state_bytes, expected });
         }
-        let (memory_bytes, seals) = look(&memory, "RAM")?;
         let expected_bytes = u64::from(memory_mib) << 20;
-        if memory_bytes != expected_bytes {
-            let expected = expected_bytes.to_string();
-            return Err(GenerationError::Size { what: "RAM", found_bytes: memory_bytes, expected });
+        for layer in &layers {
+            let (found_bytes, seals) = look(layer, RAM)?;
+            if found_bytes != expected_bytes {
+                let expected = expected_bytes.to_string();
+                return Err(GenerationError::Size { what: RAM, found_bytes, expected });
+            }
+            if !seals.contains(SEALS) {
+                return Err(GenerationError::Unsealed { what: RAM, seals });
+            }
         }
-        if !seals.contains(SEALS) {
-            return Err(GenerationError::Unsealed(seals));
-        }
-        Ok(Self { state, memory })
+        Ok(Self { state, layers })
     }
 
-    /// Descriptors of state and RAM for one clone.
+    /// Descriptors for one clone.
     ///
     /// # Errors
     /// There is no room for more.
-    pub fn open(&self) -> Result<(File, File), GenerationError> {
-        Ok((reopen(&self.state, "state")?, reopen(&self.memory, "RAM")?))
+    pub fn open(&self) -> Result<Opened, GenerationError> {
+        let layers = self.layers.iter().map(|layer| reopen(layer, RAM)).collect::<Result<_, _>>()?;
+        Ok(Opened { state: reopen(&self.state, "state")?, layers })
+    }
+}
+
+/// A list of touched pages, as a vmm reads it.
+#[derive(Debug)]
+pub struct Touched(OwnedFd);
+
+impl Touched {
+    /// The list with these bytes; with none, it helps nobody.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn of(bytes: &[u8]) -> Result<Self, GenerationError> {
+        let failed = |source| GenerationError::Io { operation: "write", what: TOUCHED, source };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = File::from(memfd_create("touched", flags).map_err(|errno| failed(errno.into()))?);
+        file.write_all(bytes).map_err(failed)?;
+        fcntl_add_seals(&file, SEALS).map_err(|errno| failed(errno.into()))?;
+        Ok(Self(file.into()))
+    }
+
+    /// Reads the list that a vmm sent.
+    ///
+    /// # Errors
+    /// It is no sealed memory file of a size that a list can have.
+    pub fn read(sent: OwnedFd) -> Result<Vec<u8>, GenerationError> {
+        let (found_bytes, seals) = look(&sent, TOUCHED)?;
+        if found_bytes > TOUCHED_MAX_BYTES {
+            let expected = format!("at most {TOUCHED_MAX_BYTES}");
+            return Err(GenerationError::Size { what: TOUCHED, found_bytes, expected });
+        }
+        if !seals.contains(SEALS) {
+            return Err(GenerationError::Unsealed { what: TOUCHED, seals });
+        }
+        let mut bytes = vec![0; usize::try_from(found_bytes).unwrap_or(0)];
+        let read = File::from(sent).read_exact_at(&mut bytes, 0);
+        read.map_err(|source| GenerationError::Io { operation: "read", what: TOUCHED, source })?;
+        Ok(bytes)
+    }
+
+    /// A descriptor for one clone.
+    ///
+    /// # Errors
+    /// There is no room for more.
+    pub fn open(&self) -> Result<File, GenerationError> {
+        reopen(&self.0, TOUCHED)
     }
 }
 
@@ -115,15 +194,18 @@ fn look(fd: &OwnedFd, what: &'static str) -> Result<(u64, SealFlags), Generation
 }
 
 fn reopen(fd: &OwnedFd, what: &'static str) -> Result<File, GenerationError> {
-    File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-        .map_err(|source| GenerationError::Open { what, source })
+    File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|source| GenerationError::Io {
+        operation: "open",
+        what,
+        source,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
-    use std::io::{Read as _, Write as _};
+    use rustix::fs::ftruncate;
+    use std::io::Read as _;
 
     fn memfd(bytes: &[u8]) -> OwnedFd {
         let mut file =
@@ -141,30 +223,57 @@ mod tests {
 
     #[test]
     fn every_clone_reads_the_whole_state_and_writes_nothing() {
-        let generation = Generation::check(memfd(b"state"), ram(64, SEALS), 64).unwrap();
+        let sent = vec![memfd(b"state"), ram(64, SEALS), ram(64, SEALS)];
+        let generation = Generation::check(sent, 64).unwrap();
         for _ in 0..2 {
-            let (mut state, memory) = generation.open().unwrap();
+            let Opened { mut state, layers } = generation.open().unwrap();
             let mut text = String::new();
             state.read_to_string(&mut text).unwrap();
-            assert_eq!((text.as_str(), memory.metadata().unwrap().len()), ("state", 64 << 20));
+            assert_eq!((text.as_str(), layers.len()), ("state", 2));
+            assert_eq!(layers[1].metadata().unwrap().len(), 64 << 20);
             assert!(state.write_all(b"x").is_err());
         }
     }
 
     #[test]
     fn what_is_no_generation_is_refused() {
-        let check = |state, memory| Generation::check(state, memory, 64).unwrap_err();
+        let check = |sent| Generation::check(sent, 64).unwrap_err();
         let plain = || OwnedFd::from(tempfile::tempfile().unwrap());
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-        assert!(matches!(check(null(), ram(64, SEALS)), GenerationError::NoMemfd { what: "state" }));
-        let error = check(memfd(b"s"), null());
-        assert!(matches!(error, GenerationError::NoMemfd { what: "RAM" }));
-        assert!(matches!(check(memfd(b""), ram(64, SEALS)), GenerationError::Size { what: "state", .. }));
-        let error = check(memfd(b"s"), ram(63, SEALS));
+        let error = check(vec![null(), ram(64, SEALS)]);
+        assert!(matches!(error, GenerationError::NoMemfd { what: "state" }));
+        assert!(matches!(check(vec![memfd(b"s"), null()]), GenerationError::NoMemfd { what: "RAM" }));
+        let error = check(vec![memfd(b""), ram(64, SEALS)]);
+        assert!(matches!(error, GenerationError::Size { what: "state", .. }));
+        // The last of several files counts as the first does.
+        let error = check(vec![memfd(b"s"), ram(64, SEALS), ram(63, SEALS)]);
         assert!(error.to_string().ends_with("it has 66060288 bytes, not 67108864"), "{error}");
-        let error = check(memfd(b"s"), ram(64, SealFlags::SHRINK));
-        assert!(matches!(error, GenerationError::Unsealed(SealFlags::SHRINK)));
+        let error = check(vec![memfd(b"s"), ram(64, SEALS), ram(64, SealFlags::SHRINK)]);
+        assert!(matches!(error, GenerationError::Unsealed { what: "RAM", seals: SealFlags::SHRINK }));
         // A file of the disk has no seals, or (on a tmpfs) not those.
-        assert!(Generation::check(memfd(b"s"), plain(), 0).is_err());
+        assert!(Generation::check(vec![memfd(b"s"), plain()], 0).is_err());
+    }
+
+    #[test]
+    fn ram_comes_in_so_many_files_and_no_more() {
+        let sent = |count| {
+            let mut sent = vec![memfd(b"s")];
+            sent.extend((0..count).map(|_| ram(64, SEALS)));
+            Generation::check(sent, 64)
+        };
+        assert!(sent(LAYERS_MAX).is_ok());
+        assert!(matches!(sent(LAYERS_MAX + 1), Err(GenerationError::Layers(17))));
+        assert!(matches!(sent(0), Err(GenerationError::Layers(0))));
+        assert!(matches!(Generation::check(Vec::new(), 64), Err(GenerationError::Layers(0))));
+    }
+
+    #[test]
+    fn a_list_of_touched_pages_reads_back_and_a_wrong_one_is_refused() {
+        let list = Touched::of(b"sixteen bytes ok").unwrap();
+        for _ in 0..2 {
+            assert_eq!(Touched::read(list.open().unwrap().into()).unwrap(), b"sixteen bytes ok");
+        }
+        assert!(matches!(Touched::read(memfd(b"x")), Err(GenerationError::Unsealed { .. })));
+        assert!(matches!(Touched::read(ram(2, SEALS)), Err(GenerationError::Size { .. })));
     }
 }

@@ -1,22 +1,24 @@
 //! The client's side of a vmm's control socket ([`vmm::api::control`]).
 
-use super::generation::GenerationError;
+use super::{
+    generation::{self, GenerationError},
+    rights,
+};
 use crate::store::{StoreError, VmDir};
-use patina_abi::LINE_MAX_BYTES;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use patina_abi::{LINE_MAX_BYTES, link::CallError};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    io::{self, IoSliceMut},
-    mem::MaybeUninit,
-    os::fd::{AsRawFd, OwnedFd},
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader, Interest},
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     net::UnixStream,
     time::timeout,
 };
-use vmm::api::control::{Open, Opened};
+use vmm::api::control::{Frozen, Open, Opened, Prepare};
 
 /// Why a vmm does not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +47,17 @@ pub enum LinkError {
     /// The vmm says no.
     #[error("the vmm refused: {0}")]
     Refused(String),
-    /// It says yes and sends nothing.
-    #[error("freeze the VM: the vmm's answer carries {0} descriptors, not 2")]
-    Descriptors(usize),
+    /// Its guest was not prepared.
+    #[error("the guest did not prepare: {0}")]
+    NotPrepared(CallError),
+    /// It answers another question.
+    #[error("parse the vmm's line: {0:?} is no answer to what was asked")]
+    Answer(Opened),
+    /// It says yes and sends nothing, or too much.
+    #[error("take the vmm's answer: it carries {0} descriptors, not {1}")]
+    Descriptors(usize, usize),
     /// What it sends cannot be used.
-    #[error("freeze the VM: {0}")]
+    #[error(transparent)]
     Generation(#[from] GenerationError),
 }
 
@@ -63,69 +71,96 @@ pub async fn open(dir: &VmDir, what: &Open, patience: Duration) -> Result<BufRea
         write_line(&mut stream, what).await?;
         match read_line(&mut stream).await?.ok_or(LinkError::Closed)? {
             Opened::Ok => Ok(stream),
-            Opened::Error(reason) => Err(LinkError::Refused(reason)),
+            other => Err(refusal(other)),
         }
     };
     timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
 }
 
-/// Freezes a VM: the descriptors of its state and of its RAM, as its vmm sent them.
+fn refusal(answer: Opened) -> LinkError {
+    match answer {
+        Opened::Error(reason) => LinkError::Refused(reason),
+        Opened::NotPrepared(error) => LinkError::NotPrepared(error),
+        other => LinkError::Answer(other),
+    }
+}
+
+/// Freezes a VM: what it cost, and the descriptors as its vmm sent them.
 ///
 /// # Errors
-/// It does not listen, does not answer within `patience`, refuses, or sends no two descriptors.
-pub async fn freeze(dir: &VmDir, patience: Duration) -> Result<(OwnedFd, OwnedFd), LinkError> {
+/// It does not listen, does not answer within `patience`, or refuses.
+pub async fn freeze(
+    dir: &VmDir,
+    prepare: Option<Prepare>,
+    patience: Duration,
+) -> Result<(Frozen, Vec<OwnedFd>), LinkError> {
     let talk = async {
         let mut stream = connect(dir).await?;
-        write_line(&mut stream, &Open::Freeze).await?;
-        receive(&stream).await
+        write_line(&mut stream, &Open::Freeze { prepare }).await?;
+        match rights::receive(&stream).await? {
+            (Opened::Frozen(frozen), sent) => Ok((frozen, sent)),
+            (other, _) => Err(refusal(other)),
+        }
     };
     timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
 }
 
-async fn connect(dir: &VmDir) -> Result<UnixStream, LinkError> {
+/// Asks a VM that started from a generation which pages it wrote before it was ready: the list as its vmm sent it.
+///
+/// # Errors
+/// It does not listen, does not answer within `patience`, refuses, or sends no one descriptor.
+pub async fn touched(dir: &VmDir, patience: Duration) -> Result<OwnedFd, LinkError> {
+    let talk = async {
+        let mut stream = connect(dir).await?;
+        write_line(&mut stream, &Open::Touched).await?;
+        match rights::receive(&stream).await? {
+            (Opened::Ok, sent) => {
+                let one: Result<[OwnedFd; 1], _> = sent.try_into();
+                one.map(|[list]| list).map_err(|other| LinkError::Descriptors(other.len(), 1))
+            }
+            (other, _) => Err(refusal(other)),
+        }
+    };
+    timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
+}
+
+/// Gives a warm VM what it starts from. [`started`] hears what becomes of it.
+///
+/// # Errors
+/// The connection broke.
+pub async fn start(
+    stream: &UnixStream,
+    ticket: String,
+    generation: &generation::Opened,
+    touched: &File,
+) -> Result<(), LinkError> {
+    let mut sent = vec![generation.state.as_fd(), touched.as_fd()];
+    sent.extend(generation.layers.iter().map(AsFd::as_fd));
+    let mut line = serde_json::to_vec(&Open::Start { ticket }).map_err(LinkError::Parse)?;
+    line.push(b'\n');
+    Ok(rights::send(stream, &line, &sent).await?)
+}
+
+/// When the VM that was [started](start) entered its guest, nanoseconds of CLOCK_MONOTONIC.
+///
+/// # Errors
+/// It did not, or does not answer within `patience`.
+pub async fn started(stream: &UnixStream, patience: Duration) -> Result<u64, LinkError> {
+    let answer = timeout(patience, rights::receive(stream)).await;
+    match answer.map_err(|_| LinkError::Timeout(patience))?? {
+        (Opened::Started { entered_ns }, _) => Ok(entered_ns),
+        (other, _) => Err(refusal(other)),
+    }
+}
+
+/// Connects to a vmm, to say later what for.
+///
+/// # Errors
+/// It does not listen.
+pub async fn connect(dir: &VmDir) -> Result<UnixStream, LinkError> {
     let folder = dir.open()?;
     let path = format!("/proc/self/fd/{}/vmm.sock", folder.as_raw_fd());
     UnixStream::connect(path).await.map_err(LinkError::Connect)
-}
-
-/// Reads the answer to a freeze, and the descriptors that come with it.
-async fn receive(stream: &UnixStream) -> Result<(OwnedFd, OwnedFd), LinkError> {
-    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
-    while line.last() != Some(&b'\n') {
-        let (bytes, more) = stream.async_io(Interest::READABLE, || receive_some(stream)).await?;
-        if bytes.is_empty() {
-            return Err(LinkError::Closed);
-        }
-        if line.len() + bytes.len() > LINE_MAX_BYTES {
-            return Err(LinkError::Long);
-        }
-        line.extend_from_slice(&bytes);
-        descriptors.extend(more);
-    }
-    match serde_json::from_slice(&line).map_err(LinkError::Parse)? {
-        Opened::Ok => {}
-        Opened::Error(reason) => return Err(LinkError::Refused(reason)),
-    }
-    let two: Result<[OwnedFd; 2], _> = descriptors.try_into();
-    let [state, memory] = two.map_err(|other| LinkError::Descriptors(other.len()))?;
-    Ok((state, memory))
-}
-
-fn receive_some(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut bytes = vec![0; 4096];
-    // Room for two: the kernel closes what is too many.
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
-    bytes.truncate(got.bytes);
-    let mut descriptors = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
-        }
-    }
-    Ok((bytes, descriptors))
 }
 
 /// Writes one line.
@@ -186,37 +221,5 @@ mod tests {
             write_line(&mut bytes, &said).await.unwrap();
             assert_eq!(read_line::<FromVmm>(&mut bytes.as_slice()).await.unwrap(), Some(said));
         }
-    }
-
-    #[tokio::test]
-    async fn an_answer_to_a_freeze_is_taken_only_with_its_two_descriptors() {
-        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-        use std::{fs::File, io::IoSlice, os::fd::AsFd};
-        let null = File::open("/dev/null").unwrap();
-        let answer = async |line: &str, count: usize| {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            let descriptors = vec![null.as_fd(); count];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-            let mut rights = SendAncillaryBuffer::new(&mut space);
-            rights.push(SendAncillaryMessage::ScmRights(&descriptors));
-            let (first, rest) = line.split_at(1);
-            sendmsg(&theirs, &[IoSlice::new(first.as_bytes())], &mut rights, SendFlags::empty()).unwrap();
-            theirs.try_write(rest.as_bytes()).unwrap();
-            drop(theirs);
-            receive(&ours).await
-        };
-        assert!(answer("\"ok\"\n", 2).await.is_ok(), "in pieces too");
-        assert!(matches!(answer("\"ok\"\n", 1).await, Err(LinkError::Descriptors(1))));
-        assert!(matches!(answer("\"ok\"", 2).await, Err(LinkError::Closed)));
-        assert!(matches!(answer("{}\n", 2).await, Err(LinkError::Parse(_))));
-        let refused = answer("{\"error\":\"again\"}\n", 2).await;
-        assert!(matches!(refused, Err(LinkError::Refused(reason)) if reason == "again"));
-    }
-
-    #[tokio::test]
-    async fn an_endless_line_is_refused() {
-        let endless = vec![b'x'; LINE_MAX_BYTES + 1];
-        let result = read_line::<String>(&mut endless.as_slice()).await;
-        assert!(matches!(result, Err(LinkError::Long)));
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec.
 //! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
-//! - [`link`]: its control socket; [`generation`]: what a freeze gives.
+//! - [`link`]: its control socket, [`rights`] lines with descriptors on it; [`generation`]: what a freeze gives.
 //! - [`stray`]: processes whose record is lost.
 
 pub mod generation;
 pub mod link;
+pub mod rights;
 pub mod spawn;
 pub mod stray;
 pub mod sys;
@@ -123,6 +124,37 @@ impl Process {
         }
     }
 
+    /// One more to wait on, for somebody else; [`Self::exit`] stays with this one.
+    ///
+    /// # Errors
+    /// There is no room for more descriptors.
+    pub fn watcher(&self) -> io::Result<Self> {
+        let pidfd = rustix::io::fcntl_dupfd_cloexec(self.pidfd.get_ref(), 0)?;
+        Ok(Self { id: self.id.clone(), pidfd: crate::sys::readable(pidfd)?, child: None })
+    }
+
+    /// Kills it and waits until nothing of it is left.
+    pub async fn end(&mut self) {
+        if let Err(error) = self.kill() {
+            tracing::error!(pid = self.id.pid, %error, "kill a vmm process");
+            return;
+        }
+        match self.gone().await {
+            Ok(()) => drop(self.exit()),
+            Err(error) => tracing::error!(pid = self.id.pid, %error, "watch a vmm process"),
+        }
+    }
+
+    /// Gives it, with all its threads, the same share of the processor as others have.
+    ///
+    /// # Errors
+    /// No rights.
+    pub fn hurry(&self) -> io::Result<()> {
+        // A vmm leads a process group of its own.
+        let group = i32::try_from(self.id.pid).ok().and_then(Pid::from_raw);
+        Ok(rustix::process::setpriority_pgrp(group, 0)?)
+    }
+
     /// How it went; only after [`Self::gone`].
     pub fn exit(&mut self) -> Exit {
         let Some(child) = &mut self.child else { return Exit::Unknown };
@@ -183,12 +215,13 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_found_again_and_its_end_seen_by_all() {
         let mut process = sleeper();
-        let found = Process::find(process.id()).unwrap();
+        let (found, watcher) = (Process::find(process.id()).unwrap(), process.watcher().unwrap());
         found.kill().unwrap();
         process.gone().await.unwrap();
         process.gone().await.unwrap();
         found.gone().await.unwrap();
         assert!(Process::find(process.id()).is_none(), "dead, though nobody has waited for it");
+        watcher.gone().await.unwrap();
         assert_eq!(process.exit(), Exit::Signal(9));
         assert!(Process::find(process.id()).is_none());
         process.kill().unwrap();

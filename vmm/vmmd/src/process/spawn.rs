@@ -93,6 +93,8 @@ pub struct Parts {
     pub memory_mib: u32,
     /// Who the VM is.
     pub identity: Identity,
+    /// How much less urgent it is than others (nice(2)).
+    pub nice: i32,
 }
 
 /// Where a VM begins.
@@ -105,13 +107,8 @@ pub enum Start {
         /// Added to the command line.
         cmdline: String,
     },
-    /// In a generation.
-    Generation {
-        /// The VM's state.
-        state: File,
-        /// Its RAM.
-        memory: File,
-    },
+    /// Nowhere: it waits for a generation.
+    Warm,
 }
 
 impl Start {
@@ -122,10 +119,7 @@ impl Start {
                 config::Start::Boot { kernel_fd: kernel.as_raw_fd(), cmdline: cmdline.clone() },
                 vec![kernel.as_fd()],
             ),
-            Self::Generation { state, memory } => (
-                config::Start::Generation { state_fd: state.as_raw_fd(), memory_fd: memory.as_raw_fd() },
-                vec![state.as_fd(), memory.as_fd()],
-            ),
+            Self::Warm => (config::Start::Warm, Vec::new()),
         }
     }
 }
@@ -175,7 +169,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
         .stderr(log);
-    sys::keep_only(&mut command, &kept);
+    sys::keep_only(&mut command, &kept, parts.nice);
     let child = command.spawn().map_err(failed)?;
     Ok(Process::of_child(child)?)
 }

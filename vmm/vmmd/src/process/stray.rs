@@ -1,26 +1,32 @@
-//! `vmm` processes that no record leads to: a `vmmd` was killed between starting one and writing it down.
+//! `vmm` processes that no record leads to: warm ones, and those that a `vmmd` was killed between starting and writing down.
 
 use super::{Process, identify, spawn::DIR_VARIABLE};
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-/// Every process that was started for a VM under `vms` (the state's `vms/` folder), with that VM's name.
+/// Every process that was started in a folder under one of `parents`, with that folder's name.
 #[must_use]
-pub fn find(vms: &Path) -> Vec<(String, Process)> {
+pub fn find(parents: &[PathBuf]) -> Vec<(String, Process)> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter_map(|pid| {
-        let name = vm_of(&fs::read(format!("/proc/{pid}/environ")).ok()?, vms)?;
+        let name = vm_of(&fs::read(format!("/proc/{pid}/environ")).ok()?, parents)?;
         Some((name, Process::find(&identify(pid).ok()?)?))
     })
     .collect()
 }
 
-/// The VM's name out of an environment.
-fn vm_of(environ: &[u8], vms: &Path) -> Option<String> {
+/// The folder's name out of an environment.
+fn vm_of(environ: &[u8], parents: &[PathBuf]) -> Option<String> {
     let mut variables = environ.split(|byte| *byte == 0).filter_map(|v| std::str::from_utf8(v).ok());
     let dir = variables.find_map(|v| v.strip_prefix(DIR_VARIABLE)?.strip_prefix('='))?;
     let dir = Path::new(dir);
-    (dir.parent() == Some(vms)).then(|| dir.file_name()?.to_str().map(str::to_owned))?
+    parents
+        .iter()
+        .any(|parent| dir.parent() == Some(parent))
+        .then(|| dir.file_name()?.to_str().map(str::to_owned))?
 }
 
 #[cfg(test)]
@@ -33,11 +39,12 @@ mod tests {
 
     #[test]
     fn only_processes_of_this_state_are_ours() {
-        let vms = Path::new("/s/vms");
-        assert_eq!(vm_of(b"A=b\0PATINA_VM_DIR=/s/vms/web\0C=d\0", vms), Some("web".to_owned()));
-        assert_eq!(vm_of(b"PATINA_VM_DIR=/other/vms/web\0", vms), None);
-        assert_eq!(vm_of(b"PATINA_VM_DIRS=/s/vms/web\0", vms), None);
-        assert_eq!(vm_of(b"", vms), None);
+        let of = |environ| vm_of(environ, &["/s/vms".into(), "/s/warm".into()]);
+        assert_eq!(of(b"A=b\0PATINA_VM_DIR=/s/vms/web\0C=d\0"), Some("web".to_owned()));
+        assert_eq!(of(b"PATINA_VM_DIR=/s/warm/7\0"), Some("7".to_owned()));
+        assert_eq!(of(b"PATINA_VM_DIR=/other/vms/web\0"), None);
+        assert_eq!(of(b"PATINA_VM_DIRS=/s/vms/web\0"), None);
+        assert_eq!(of(b""), None);
     }
 
     #[tokio::test]
@@ -52,7 +59,7 @@ mod tests {
         // Its environment is not to be seen until it runs.
         child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         let owner = Process::of_child(child).unwrap();
-        let found = find(folder.path());
+        let found = find(&[folder.path().to_owned()]);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].0.as_str(), found[0].1.id()), ("lost", owner.id()));
         found[0].1.kill().unwrap();

@@ -10,13 +10,16 @@ use std::{
     process::Command,
 };
 
-/// Makes `command` start its child in a session of its own, with `kept` open under the same numbers and every
-/// other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
-pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>]) {
+/// Makes `command` start its child in a session of its own, less urgent by `nice`, with `kept` open under the same
+/// numbers and every other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
+pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], nice: i32) {
     let kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     let prepare = move || {
         // A session of its own: what ends vmmd's terminal or process group leaves the VM alone.
         rustix::process::setsid()?;
+        if nice != 0 {
+            rustix::process::nice(nice)?;
+        }
         close_on_exec_from(3)?;
         kept.iter().try_for_each(|fd| inherit(*fd))
     };
@@ -52,17 +55,19 @@ mod tests {
         rustix::io::fcntl_setfd(&withheld, rustix::io::FdFlags::empty()).unwrap();
         let mut command = Command::new("sh");
         let script = format!(
-            "readlink /proc/$$/fd/*; readlink /proc/$$/fd/{}; cut -d' ' -f6 /proc/$$/stat; echo $$",
+            "readlink /proc/$$/fd/*; readlink /proc/$$/fd/{}; cut -d' ' -f19 /proc/$$/stat; cut -d' ' -f6 /proc/$$/stat; echo $$",
             given.as_raw_fd()
         );
         command.args(["-c", &script]);
-        keep_only(&mut command, &[given.as_fd()]);
+        keep_only(&mut command, &[given.as_fd()], 7);
         let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        let (files, session) = lines.split_at(lines.len() - 2);
+        let (files, session) = lines.split_at(lines.len() - 3);
         assert!(files.last().unwrap().ends_with("/given"), "under its own number: {text}");
         assert!(!files.iter().any(|file| file.ends_with("/withheld")), "{text}");
-        assert_eq!(session[0], session[1], "it leads its own session");
+        let own = rustix::process::nice(0).unwrap();
+        assert_eq!(session[0], (own + 7).min(19).to_string(), "it yields to others");
+        assert_eq!(session[1], session[2], "it leads its own session");
     }
 }

@@ -1,7 +1,7 @@
 //! Taking over what an earlier `vmmd` left: see [`crate::plan::adopt`] for the decisions.
 
 use super::{
-    Host, Vm,
+    Host, MAKING_AT_ONCE, Vm,
     error::Error,
     supervise::{Supervised, remove_socket, supervise},
     unix_ms,
@@ -13,7 +13,7 @@ use crate::{
         lifecycle::{Event, Exit, Lifecycle, Phase},
     },
     process::{Process, stray},
-    store::{VmDir, record::Record},
+    store::{Lasting, VmDir, record::Record},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{task::spawn_blocking, time::timeout};
@@ -33,7 +33,7 @@ pub struct Adopted {
 }
 
 impl Host {
-    /// Takes over every VM of the state folder, and removes what is of none.
+    /// Takes over every VM of the state folder, and removes what is of none. Once, and before anything is made.
     ///
     /// # Errors
     /// The folder cannot be read, or interfaces not be listed.
@@ -54,8 +54,14 @@ impl Host {
             dir.delete()?;
             adopted.reaped += 1;
         }
+        // What was warm was nobody: the vmids are still to be given.
+        for (_, dir) in self.state.list_warm()? {
+            dir.delete()?;
+        }
         self.state.keep_families(&self.living_families())?;
         adopted.reaped += self.net.reap(&self.table.families()).await?.len();
+        // Only now: what is made for a VM taken over must not be taken for what was left.
+        self.making.add_permits(MAKING_AT_ONCE);
         Ok(adopted)
     }
 
@@ -95,19 +101,22 @@ impl Host {
 
     async fn take_over(self: &Arc<Self>, dir: VmDir, record: Record, process: Process) -> Arc<Vm> {
         self.find_family(&record);
+        self.load_touched(&record).await;
         let published = publish_again(&record).await;
         let life = Lifecycle::running(record.ready_after_us);
-        supervise(self, Supervised { dir, record, process, life, published })
+        let share = record.origin.as_ref().map(|_| self.tickets.find(&record));
+        supervise(self, Supervised { dir, record, process, life, published, control: None, share })
     }
 
     /// Ends vmm processes of this state that belong to no VM taken over; how many.
     async fn end_strays(&self) -> usize {
-        let vms = self.state.path().join("vms");
-        let found = spawn_blocking(move || stray::find(&vms)).await.unwrap_or_default();
+        // A clone's process began under `warm`, wherever its folder is now.
+        let folders = ["vms", "warm"].map(|folder| self.state.path().join(folder));
+        let found = spawn_blocking(move || stray::find(&folders)).await.unwrap_or_default();
         let known: Vec<_> = self.table.all().iter().filter_map(|vm| vm.record.process.clone()).collect();
         let mut ended = 0;
         for (name, process) in found.into_iter().filter(|(_, process)| !known.contains(process.id())) {
-            tracing::warn!(vm = name, pid = process.id().pid, "a vmm process without a record is ended");
+            tracing::warn!(vm = name, pid = process.id().pid, "a vmm process that is no VM's is ended");
             if let Err(error) = process.kill() {
                 tracing::error!(pid = process.id().pid, %error, "kill");
             } else if timeout(STRAY_PATIENCE, process.gone()).await.is_err() {
@@ -137,7 +146,7 @@ fn record_end(dir: VmDir, record: Record) -> Result<Vm, Error> {
     remove_socket(&dir);
     let Phase::Ended(ended) = life.phase else { return Err(Error::Stopping) };
     let record = Record { ended: Some(ended.clone()), ..record };
-    dir.save(&record)?;
+    dir.save(&record, Lasting::Host)?;
     tracing::info!(vm = record.name, kind = ?ended.end.kind, reason = ended.end.reason, "ended unseen");
     Ok(Vm::ended(record, dir, ended))
 }

@@ -1,167 +1,321 @@
 //! Cloning a VM: it is frozen into a generation and goes on; each clone is a VM of the family that starts there.
 //!
 //! ```text
-//!  ready? room? ▶ freeze ▶ vmids ▶ for each clone: name ▶ folder ▶ tap ▶ record ▶ process ▶ record
+//!  ready? room? ▶ vmids, names, warm VMs ▶ freeze, and the vmids are written down ▶ for each clone: start ▶ record
 //! ```
 //!
-//! From the vmids on each clone has its own outcome: one that fails leaves nothing behind but its vmid, and its
-//! siblings do not notice.
+//! A warm VM that gets the generation runs before anything is written about it, and is a VM when its folder, with its record
+//! inside, stands among the others'. A `vmmd` that is killed before that leaves a process without a record, which the next
+//! one ends: nobody was told of it. From the vmids on each clone has its own outcome: one that fails leaves nothing behind
+//! but its vmid, and its siblings do not notice.
 
 use super::{
     Host, Vm, blocking,
-    create::{Files, open_kvm},
     error::Error,
+    family::Seat,
     images,
+    pool::OnTheWay,
     supervise::{Supervised, supervise},
+    tickets::{Share, Shares, Wanted},
     unix_ms,
+    warm::Warm,
 };
 use crate::{
-    plan::{
-        lifecycle::{Lifecycle, Phase},
-        names::VmName,
-    },
+    plan::lifecycle::{Lifecycle, Phase},
     process::{
-        generation::Generation,
+        generation::{Generation, Touched},
         link::{self, LinkError},
-        spawn::Start,
     },
-    store::record::{Origin, Record},
+    store::{
+        Lasting, VmDir,
+        record::{Origin, Record},
+    },
 };
-use futures::{StreamExt, stream};
+use futures::future::join_all;
+use rustix::time::{ClockId, clock_gettime};
 use std::{
-    fs::File,
     ops::RangeInclusive,
     sync::Arc,
     time::{Duration, Instant},
 };
 use uuid::Uuid;
+use vmm::api::control::{Frozen, Prepare};
 
 /// How many clones one call makes.
 pub const COUNT: RangeInclusive<u32> = 1..=256;
-/// How many clones are started at the same time. Each takes a thread while its process is made.
-const AT_ONCE: usize = 16;
+/// How long a guest may take to prepare, its pre-clone hook included, and be frozen.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// A call for clones.
+#[derive(Debug)]
+pub struct Call {
+    /// The VM to be cloned.
+    pub parent: Arc<Vm>,
+    /// How many.
+    pub wanted: Wanted,
+    /// What the VM's agent does first; None: the guest asked, and has.
+    pub prepare: Option<Prepare>,
+    /// When the call came: [`monotonic_ns`].
+    pub arrived_ns: u64,
+}
 
 /// What came of a call.
 #[derive(Debug)]
 pub struct Clones {
     /// From asking the vmm to having the generation.
     pub freeze: Duration,
+    /// In the vmm's words.
+    pub frozen: Frozen,
     /// By vmid.
-    pub outcomes: Vec<(u32, Result<Arc<Vm>, Error>)>,
+    pub outcomes: Vec<Outcome>,
+}
+
+/// What came of one clone.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its vmid.
+    pub vmid: u32,
+    /// The VM, and how long after the call's arrival it entered its guest.
+    pub made: Result<(Arc<Vm>, Duration), Error>,
+}
+
+/// What all clones of a call start from.
+struct Source {
+    parent: Arc<Vm>,
+    generation: Generation,
+    touched: Arc<Touched>,
+    ticket: Option<Uuid>,
+    arrived_ns: u64,
 }
 
 impl Host {
-    /// Makes `count` clones of a VM.
+    /// Makes clones of a VM.
     ///
     /// # Errors
-    /// The VM is not there, not ready, or cannot be frozen; the family has no room. What fails for one clone only is in
+    /// The VM is not ready or cannot be frozen; there is no room, or no such ticket. What fails for one clone only is in
     /// its outcome.
-    pub async fn clone_vm(self: &Arc<Self>, name: String, count: u32) -> Result<Clones, Error> {
+    pub async fn clone_vm(self: &Arc<Self>, call: Call) -> Result<Clones, Error> {
         // In a task of its own: a client that goes away does not leave some clones made and the others not undone.
         let host = Arc::clone(self);
-        tokio::spawn(host.clone_whole(name, count)).await.map_err(|_| Error::Stopping)?
+        tokio::spawn(host.clone_whole(call)).await.map_err(|_| Error::Stopping)?
     }
 
-    async fn clone_whole(self: Arc<Self>, name: String, count: u32) -> Result<Clones, Error> {
-        let parent = self.table.find(&name)?;
+    async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
+        let Call { parent, wanted, prepare, arrived_ns } = call;
         // What can be refused is refused before the VM is disturbed.
-        self.table.check_room(&parent.record, count)?;
-        let record = parent.record.clone();
-        blocking(move || open_rootfs(&record)).await?;
+        parent.check_clonable()?;
+        let record = &parent.record;
+        let shares = self.tickets.admit(record.family, wanted)?;
+        let turn = parent.cloning.lock().await;
+        let count = u32::try_from(shares.shares.len()).unwrap_or(u32::MAX);
+        let (seats, on_the_way) = match self.seat(record, count) {
+            Ok(seats) => (seats, self.on_the_way(count)),
+            Err(error) => {
+                shares.give_back();
+                return Err(error);
+            }
+        };
         let before = Instant::now();
-        let generation = parent.freeze().await?;
+        let (frozen, written) = tokio::join!(parent.freeze(prepare), self.write_vmids(record));
         let freeze = before.elapsed();
-        let vmids = self.number_clones(&parent.record, count).await?;
-        tracing::info!(vm = name, ?vmids, freeze_us = freeze.as_micros(), "cloned");
-        let make = async |vmid| (vmid, self.make_clone(&parent.record, &generation, vmid).await);
-        let outcomes = stream::iter(vmids).map(make).buffered(AT_ONCE).collect().await;
-        Ok(Clones { freeze, outcomes })
+        drop(turn);
+        let (frozen, generation) = match written.and(frozen) {
+            Ok(frozen) => frozen,
+            Err(error) => {
+                self.unseat(record, seats).await;
+                shares.give_back();
+                return Err(error);
+            }
+        };
+        let Shares { shares, ticket } = shares;
+        let touched = self.table.touched(record.net.index, record.family);
+        let touched = touched.unwrap_or_else(|| Arc::clone(&self.no_list));
+        let source = Source { parent: Arc::clone(&parent), generation, touched, ticket, arrived_ns };
+        let start = |((seat, share), way)| self.make_clone(&source, seat, share, way);
+        let mut outcomes = join_all(seats.into_iter().zip(shares).zip(on_the_way).map(start)).await;
+        outcomes.sort_by_key(|outcome| outcome.vmid);
+        log(&parent.record.name, freeze, frozen, &outcomes);
+        Ok(Clones { freeze, frozen, outcomes })
+    }
+
+    fn on_the_way(&self, count: u32) -> Vec<OnTheWay> {
+        (0..count).map(|_| OnTheWay::new(&self.on_the_way)).collect()
     }
 
     async fn make_clone(
         self: &Arc<Self>,
-        parent: &Record,
-        generation: &Arc<Generation>,
-        vmid: u32,
-    ) -> Result<Arc<Vm>, Error> {
-        let made = self.start_clone(parent, Arc::clone(generation), vmid).await;
-        if let Err(error) = &made {
-            tracing::warn!(family = %parent.family, vmid, %error, "a clone was not made");
-            self.leave_family(parent.net, parent.family).await;
-        }
-        made
+        source: &Source,
+        seat: Seat,
+        share: Share,
+        on_the_way: OnTheWay,
+    ) -> Outcome {
+        let Seat { vmid, reservation, place } = seat;
+        let parent = &source.parent.record;
+        let started = match place.warm().await {
+            Ok(warm) => self.start_clone(source, warm, record(source, vmid, reservation.name())).await,
+            Err(error) => Err(error),
+        };
+        let made = match started {
+            Ok((started, entered_ns)) => {
+                let vm = supervise(self, Supervised { share: Some(share), ..started });
+                reservation.fill(Arc::clone(&vm));
+                on_the_way.until_ready(Arc::clone(&vm));
+                Ok((vm, Duration::from_nanos(entered_ns.saturating_sub(source.arrived_ns))))
+            }
+            Err(error) => {
+                tracing::warn!(family = %parent.family, vmid, %error, "a clone was not made");
+                self.leave_family(parent.net, parent.family).await;
+                Err(error)
+            }
+        };
+        Outcome { vmid, made }
     }
 
+    /// Gives a warm VM the generation and makes it a VM; on an error nothing of it is left.
     async fn start_clone(
         self: &Arc<Self>,
-        parent: &Record,
-        generation: Arc<Generation>,
-        vmid: u32,
-    ) -> Result<Arc<Vm>, Error> {
-        let record = record(parent, vmid);
-        let reservation = self.table.reserve(&record.name)?;
-        let of = record.clone();
-        let files = blocking(move || {
-            let failed = |source| Error::Generation { name: of.name.clone(), source };
-            let (state, memory) = generation.open().map_err(failed)?;
-            let start = Start::Generation { state, memory };
-            Ok(Files { kvm: open_kvm()?, start, rootfs: open_rootfs(&of)? })
-        });
-        let (dir, record, process) = self.start(record, files.await?).await?;
+        source: &Source,
+        mut warm: Warm,
+        record: Record,
+    ) -> Result<(Supervised, u64), Error> {
+        let record = Record { process: warm.process().map(|process| process.id().clone()), ..record };
+        let sent = async {
+            let (generation, touched) = (source.generation.open()?, source.touched.open()?);
+            let ticket = record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default();
+            link::start(&warm.start, ticket, &generation, &touched).await
+        };
+        if let Err(error) = sent.await {
+            return Err(failed(warm, record.name, error).await);
+        }
+        // The vmm works, and so does vmmd.
+        let writing = self.write_clone(warm.dir.clone(), record.clone());
+        let (started, written) = tokio::join!(link::started(&warm.start, super::PATIENCE), writing);
+        if let Ok(dir) = &written {
+            warm.dir = dir.clone();
+        }
+        let (entered_ns, dir) = match (started, written) {
+            (Ok(entered_ns), Ok(dir)) => (entered_ns, dir),
+            (Err(error), _) => return Err(failed(warm, record.name, error).await),
+            (Ok(_), Err(error)) => {
+                warm.discard().await;
+                return Err(error);
+            }
+        };
+        let control = warm.control.take();
+        let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
-        let vm = supervise(self, Supervised { dir, record, process, life, published: None });
-        reservation.fill(Arc::clone(&vm));
-        Ok(vm)
+        let started = Supervised { dir, record, process, life, published: None, control, share: None };
+        Ok((started, entered_ns))
+    }
+
+    /// Writes a clone's record and puts its folder among the others': now it is a VM.
+    async fn write_clone(self: &Arc<Self>, warm: VmDir, record: Record) -> Result<VmDir, Error> {
+        // Few threads write: those of the clones need the processors more.
+        let _turn = self.writing.acquire().await.map_err(|_| Error::Stopping)?;
+        let host = Arc::clone(self);
+        let write = move || {
+            warm.save(&record, Lasting::Process)?;
+            Ok(host.state.promote(&warm, &record.name)?)
+        };
+        blocking(write).await
     }
 }
 
+/// Ends a vmm that did not start its VM; what it says of that is the reason.
+async fn failed(mut warm: Warm, name: String, source: LinkError) -> Error {
+    let refused = matches!(source, LinkError::Refused(_));
+    // One that has gone away leaves its account in its files; those of one that says no hold no more than it said.
+    let words = if refused { String::new() } else { warm_words(&mut warm).await };
+    warm.discard().await;
+    Error::Start { name, words, source }
+}
+
+/// The last words of a vmm that closed its connection, when it is gone.
+async fn warm_words(warm: &mut Warm) -> String {
+    const LAST_WORDS: Duration = Duration::from_secs(2);
+    if let Some(process) = warm.process()
+        && tokio::time::timeout(LAST_WORDS, process.gone()).await.is_err()
+    {
+        tracing::warn!(pid = process.id().pid, "a vmm that closed its connection stays");
+    }
+    warm.dir.last_words()
+}
+
+fn log(name: &str, freeze: Duration, frozen: Frozen, outcomes: &[Outcome]) {
+    let entered = || outcomes.iter().filter_map(|outcome| Some(outcome.made.as_ref().ok()?.1));
+    let us = |after: Option<Duration>| after.map(|after| after.as_micros());
+    tracing::info!(
+        vm = name,
+        clones = entered().count(),
+        failed = outcomes.len() - entered().count(),
+        freeze_us = freeze.as_micros(),
+        frozen.pause_us,
+        frozen.copied_pages,
+        first_after_us = us(entered().min()),
+        last_after_us = us(entered().max()),
+        "cloned"
+    );
+}
+
 impl Vm {
-    /// Freezes the VM, which must be ready, and lets it go on.
-    ///
-    /// # Errors
-    /// It is not ready, its vmm refuses or does not answer.
-    async fn freeze(&self) -> Result<Arc<Generation>, Error> {
+    /// Whether the VM can be cloned, as far as can be told without asking it.
+    fn check_clonable(&self) -> Result<(), Error> {
         let name = || self.record.name.clone();
-        // Held until the generation is in its place: two who clone the same VM take turns.
-        let mut kept = self.generation.lock().await;
         let phase = self.status().phase;
         if phase != Phase::Ready {
             return Err(Error::NotReady { name: name(), state: phase.word() });
         }
-        let frozen = link::freeze(&self.dir, super::PATIENCE).await.and_then(|(state, memory)| {
-            Generation::check(state, memory, self.record.memory_mib).map_err(LinkError::from)
-        });
-        let generation = Arc::new(frozen.map_err(|source| match source {
+        images::check_rootfs_again(&self.record.rootfs, self.record.rootfs_file)
+            .map_err(|source| Error::CloneRootfs { name: name(), source })
+    }
+
+    /// Freezes the VM and lets it go on. Who clones it has his turn.
+    async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
+        let name = || self.record.name.clone();
+        // It may have ended while another had his turn.
+        let phase = self.status().phase;
+        if phase != Phase::Ready {
+            return Err(Error::NotReady { name: name(), state: phase.word() });
+        }
+        let frozen = link::freeze(&self.dir, prepare, FREEZE_PATIENCE)
+            .await
+            .and_then(|(frozen, sent)| Ok((frozen, Generation::check(sent, self.record.memory_mib)?)));
+        frozen.map_err(|source| match source {
             LinkError::Refused(reason) => Error::NotFrozen { name: name(), reason },
+            LinkError::NotPrepared(source) => Error::NotPrepared { name: name(), source },
             source => Error::Unavailable { name: name(), source },
-        })?);
-        *kept = Some(Arc::clone(&generation));
-        Ok(generation)
+        })
     }
 }
 
-/// The disk that a VM, and every clone of it, reads.
-fn open_rootfs(record: &Record) -> Result<File, Error> {
-    images::open_rootfs_again(&record.rootfs, record.rootfs_file)
-        .map_err(|source| Error::CloneRootfs { name: record.name.clone(), source })
+/// A clone's record: of the same kind as its parent, but for what makes it another VM.
+fn record(source: &Source, vmid: u32, name: &str) -> Record {
+    clone_of(&source.parent.record, vmid, name, source.ticket)
 }
 
-/// A clone's record: of the same kind as its parent, but for what makes it another VM.
-fn record(parent: &Record, vmid: u32) -> Record {
-    let master = parent.master();
+fn clone_of(parent: &Record, vmid: u32, name: &str, ticket: Option<Uuid>) -> Record {
     Record {
-        name: VmName::of_clone(master, vmid),
+        name: name.to_owned(),
         uuid: Uuid::new_v4(),
         vmid,
-        origin: Some(Origin { parent_vmid: parent.vmid, master: master.to_owned() }),
+        origin: Some(Origin { parent_vmid: parent.vmid, master: parent.master().to_owned() }),
         // A port of the host leads to one VM: it stays with the parent.
         ports: Vec::new(),
+        ticket,
         created_unix_ms: unix_ms(),
         process: None,
         ready_after_us: None,
         ended: None,
         ..parent.clone()
     }
+}
+
+/// Now, nanoseconds of CLOCK_MONOTONIC, as a vmm tells when its VM runs.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+    u64::try_from(ns).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -172,13 +326,14 @@ mod tests {
     #[test]
     fn a_clone_is_of_its_family_and_has_what_is_its_own() {
         let master = Record { ready_after_us: Some(5), ..sample("web") };
-        let first = record(&master, 1);
+        let ticket = Some(Uuid::from_u128(7));
+        let first = clone_of(&master, 1, "web.1", ticket);
         assert_eq!((first.name.as_str(), first.vmid, first.family), ("web.1", 1, master.family));
         assert_eq!((first.net, &first.rootfs, first.memory_mib), (master.net, &master.rootfs, 256));
-        assert!(first.ports.is_empty() && first.uuid != master.uuid);
+        assert!(first.ports.is_empty() && first.uuid != master.uuid && first.ticket == ticket);
         assert_eq!((&first.process, first.ready_after_us, &first.ended), (&None, None, &None));
-        let second = record(&first, 2);
-        assert_eq!(second.name, "web.2", "named after the master, whoever was cloned");
+        let second = clone_of(&first, 2, "web.2", None);
         assert_eq!(second.origin, Some(Origin { parent_vmid: 1, master: "web".into() }));
+        assert_eq!((second.master(), second.ticket), ("web", None));
     }
 }

@@ -3,10 +3,11 @@
 use super::images::ImageError;
 use crate::{
     net::{NetError, ports::PortError},
-    plan::spec::Violation,
+    plan::{ledger::LedgerError, spec::Violation},
     process::{generation::GenerationError, link::LinkError, spawn::SpawnError},
     store::StoreError,
 };
+use patina_abi::link::CallError;
 use std::io;
 
 /// Most VMs that are kept at once, ended ones included.
@@ -89,6 +90,56 @@ pub enum Error {
         /// In the vmm's words.
         reason: String,
     },
+    /// The guest does not prepare to be frozen.
+    #[error("prepare VM {name:?} to be cloned: {source}{}", prepare_hint(.source))]
+    NotPrepared {
+        /// The VM.
+        name: String,
+        /// In the agent's words.
+        #[source]
+        source: CallError,
+    },
+    /// Another call of the same guest for clones has not been answered.
+    #[error("clone VM {0:?}: a clone of it is under way; wait for its end")]
+    CloneUnderWay(String),
+    /// A ticket cannot be had or used, or there is no room for more clones.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A ticket was not to be had in time.
+    #[error(
+        "request a ticket: {vms} VMs were not to be had in {timeout_ms} ms; ask for fewer, or wait longer"
+    )]
+    TicketTimeout {
+        /// As many as were needed.
+        vms: u32,
+        /// As asked for.
+        timeout_ms: u64,
+    },
+    /// There is no memory for a list of touched pages.
+    #[error(transparent)]
+    Touched(#[from] GenerationError),
+    /// A vmm for a clone cannot be made.
+    #[error("warm up a vmm for {name:?}: {source}{}", last(.words))]
+    Warm {
+        /// The clone.
+        name: String,
+        /// The vmm's last.
+        words: String,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+    /// A clone's vmm does not start it.
+    #[error("start clone {name:?}: {source}{}", last(.words))]
+    Start {
+        /// The clone.
+        name: String,
+        /// The vmm's last, when it is gone.
+        words: String,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
     /// The disk that the VM reads cannot be had for a clone.
     #[error("clone VM {name:?}: {source}")]
     CloneRootfs {
@@ -97,15 +148,6 @@ pub enum Error {
         /// Why.
         #[source]
         source: ImageError,
-    },
-    /// A clone cannot be given the generation.
-    #[error("start clone {name:?}: {source}")]
-    Generation {
-        /// The clone.
-        name: String,
-        /// Why.
-        #[source]
-        source: GenerationError,
     },
     /// The vmm or the guest's agent does not answer.
     #[error("reach VM {name:?}: {source}")]
@@ -144,6 +186,41 @@ pub enum Error {
 
 fn list(violations: &[Violation]) -> String {
     violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join("; ")
+}
+
+fn last(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!("; the vmm's last words: {words}") }
+}
+
+/// What an agent's refusal to prepare means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unprepared {
+    /// It prepares for another clone.
+    Busy,
+    /// It does not answer.
+    Silent,
+    /// Its pre-clone hook failed.
+    Hook,
+}
+
+impl Unprepared {
+    /// By the agent's error.
+    #[must_use]
+    pub fn of(error: &CallError) -> Self {
+        match error.code {
+            libc::EBUSY => Self::Busy,
+            libc::ENOTCONN | libc::ETIME | libc::ETIMEDOUT => Self::Silent,
+            _ => Self::Hook,
+        }
+    }
+}
+
+fn prepare_hint(source: &CallError) -> &'static str {
+    match Unprepared::of(source) {
+        Unprepared::Busy => "; wait for the end of that clone and ask again",
+        Unprepared::Silent => "; `vmctl logs` shows the guest's console",
+        Unprepared::Hook => "; the VM goes on; mend its /etc/gridcentric/pre-clone",
+    }
 }
 
 fn hint(state: &str) -> &'static str {

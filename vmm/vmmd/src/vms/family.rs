@@ -3,36 +3,76 @@
 //! A vmid is given once: the next one is written down before any VM gets it, so that a `vmmd` that is killed in the
 //! middle of a clone leaves a gap and never a second VM of the same address.
 
-use super::{Host, Vm, blocking, error::Error};
+use super::{
+    Host, Vm, blocking,
+    error::Error,
+    table::families::{Left, Seats},
+    warm::{For, Place},
+};
 use crate::{
     plan::{address::FamilyNet, address::VMID_MAX, lifecycle::Phase},
     store::record::Record,
 };
-use std::{ops::Range, sync::Arc};
+use futures::future::join_all;
+use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
 use uuid::Uuid;
 
+/// How long a warm VM that nobody will use may take to be gone.
+const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A clone's vmid and name, and the warm VM that it becomes.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub vmid: u32,
+    pub reservation: super::table::Reservation,
+    pub place: Place,
+}
+
 impl Host {
-    /// Takes the vmids of `count` clones of a VM. Each of them lives from now on, until [`Self::leave_family`].
+    /// Seats `count` clones of a VM: what is warm is taken, what is missing is being made from now on. Each of them lives,
+    /// until [`Self::leave_family`].
     ///
     /// # Errors
-    /// The family has ended or has not so many left; they cannot be written down.
-    pub(super) async fn number_clones(
-        self: &Arc<Self>,
-        parent: &Record,
-        count: u32,
-    ) -> Result<Range<u32>, Error> {
+    /// The family has ended or has not so many vmids left; the host keeps too many VMs.
+    pub(super) fn seat(self: &Arc<Self>, parent: &Record, count: u32) -> Result<Vec<Seat>, Error> {
+        let Seats { seats, passed } = self.table.seat(parent, count)?;
+        for place in passed {
+            tokio::spawn(place.discard());
+        }
+        let seat = |seat: super::table::families::Seat| {
+            let super::table::families::Seat { vmid, reservation, place } = seat;
+            let name = || reservation.name().to_owned();
+            let place = place.unwrap_or_else(|| self.make_warm(parent, vmid, name(), For::Clone).0);
+            Seat { vmid, reservation, place }
+        };
+        Ok(seats.into_iter().map(seat).collect())
+    }
+
+    /// Clones that were seated are not made: what is warm is for the next ones.
+    pub(super) async fn unseat(&self, parent: &Record, seats: Vec<Seat>) {
+        for Seat { vmid, reservation, place } in seats {
+            if let Err(place) = self.table.keep_place(parent.net.index, parent.family, vmid, place) {
+                place.discard().await;
+            }
+            drop(reservation);
+            self.leave_family(parent.net, parent.family).await;
+        }
+    }
+
+    /// Writes down the vmids that were taken in a family. Before that none of them may be used.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) async fn write_vmids(self: &Arc<Self>, parent: &Record) -> Result<(), Error> {
+        let (index, family) = (parent.net.index, parent.family);
         // One at a time: what is written last must be the greatest.
         let _turn = self.numbering.lock().await;
-        let vmids = self.table.take_vmids(parent, count)?;
-        let (host, family, next) = (Arc::clone(self), parent.family, vmids.end);
-        let written = blocking(move || Ok(host.state.save_next_vmid(family, next)?)).await;
-        if let Err(error) = written {
-            for _ in vmids {
-                self.leave_family(parent.net, family).await;
-            }
-            return Err(error);
-        }
-        Ok(vmids)
+        let Some(next) = self.table.unwritten(index, family) else { return Ok(()) };
+        let host = Arc::clone(self);
+        blocking(move || Ok(host.state.save_next_vmid(family, next)?)).await?;
+        self.table.written(index, family, next);
+        Ok(())
     }
 
     /// A VM that runs has been found: its family lives, and its vmids are taken.
@@ -42,14 +82,15 @@ impl Host {
             Some(VMID_MAX + 1)
         });
         let next = written.unwrap_or(0).max(record.vmid + 1);
-        self.table.join_family(record.net.index, next);
+        self.table.join_family(record.net.index, record.family, next);
     }
 
-    /// A VM of the family has ended, or was never made: the last one takes the bridge along.
+    /// A VM of the family has ended, or was never made: the last one takes warm VMs, tickets and the bridge along.
     pub(super) async fn leave_family(&self, net: FamilyNet, family: Uuid) {
-        if !self.table.leave_family(net.index) {
-            return;
-        }
+        let Left::Nobody(places) = self.table.leave_family(net.index) else { return };
+        // What comes later than that ends as soon as it is there: it finds that nobody wants it.
+        join_all(places.into_iter().map(|place| timeout(DISCARD_PATIENCE, place.discard()))).await;
+        self.forget_tickets(family);
         if let Err(error) = self.net.release(net).await {
             tracing::error!(bridge = net.bridge(), %error, "the bridge stays until the next start of vmmd");
         }

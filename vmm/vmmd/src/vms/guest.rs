@@ -1,31 +1,91 @@
 //! Calls of guests that the host answers. The VM is known by its connection; nothing it says names another.
+//!
+//! | verb | arguments | returns |
+//! | --- | --- | --- |
+//! | `list` | | a list of [`Member`] |
+//! | `clone` | [`CloneArgs`] | [`Cloned`], when the clones execute |
+//! | `rt` | [`TicketArgs`] | [`TicketView`] |
+//! | `ticket` | `{"uuid": …}` | [`TicketView`] |
+//! | `lt` | | a list of [`TicketView`] |
 
-use super::{Host, Vm};
-use crate::store::record::Record;
+use super::{
+    Host, Vm,
+    clone::{COUNT, Call, Clones},
+    error::{Error, Unprepared},
+    tickets::Wanted,
+};
+use crate::{plan::ledger::LedgerError, store::record::Record};
 use patina_abi::{
     LINE_MAX_BYTES,
-    link::{Answer, CallError, Member},
+    link::{Answer, CallError, CloneArgs, Cloned, Member, TicketArgs},
 };
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Room for what surrounds an answer on its line, bytes.
 const AROUND_BYTES: usize = 256;
 /// How much of an unknown verb is said back, characters.
 const ECHO_CHARS: usize = 64;
+/// How much of the reason is said for a clone that failed, characters.
+const REASON_CHARS: usize = 160;
+/// How much when that is too much for one line. So much of the widest characters of 256 clones fits.
+const REASON_FEW_CHARS: usize = 16;
 
-/// Answers one call of the VM of `record`.
-#[must_use]
-pub fn answer(host: &Host, record: &Record, verb: &str, _args: &serde_json::Value) -> Answer {
-    match verb {
-        "list" => list(&host.table.all(), record, &host.settings.hostname),
-        other => {
-            let verb: String = other.chars().take(ECHO_CHARS).collect();
-            refuse(libc::EINVAL, format!("unknown verb {verb:?}"))
-        }
+/// The arguments of `ticket`.
+#[derive(Debug, Deserialize)]
+struct TicketName {
+    uuid: String,
+}
+
+/// Answers one call of a VM, which came at `arrived_ns`.
+pub(super) async fn answer(
+    host: &Arc<Host>,
+    vm: &Arc<Vm>,
+    verb: &str,
+    args: serde_json::Value,
+    arrived_ns: u64,
+) -> Answer {
+    let answered = match verb {
+        "list" => list(&host.table.all(), &vm.record, &host.settings.hostname),
+        "clone" => match parse(args) {
+            Ok(args) => clone(host, vm, args, arrived_ns).await,
+            Err(error) => Err(error),
+        },
+        "rt" => match parse(args) {
+            Ok(args) => request_ticket(host, vm, args).await,
+            Err(error) => Err(error),
+        },
+        "ticket" => parse(args).and_then(|TicketName { uuid }| {
+            let view = host.ticket(ticket(&uuid)?, vm.record.family).map_err(refusal)?;
+            write(&view)
+        }),
+        "lt" => write(&host.list_tickets(vm.record.family)),
+        other => Err(refuse(libc::EINVAL, format!("unknown verb {:?}", first_chars(other, ECHO_CHARS)))),
+    };
+    answered.map_or_else(Answer::Error, Answer::Ok)
+}
+
+type Answered = Result<serde_json::Value, CallError>;
+
+fn parse<T: DeserializeOwned>(args: serde_json::Value) -> Result<T, CallError> {
+    serde_json::from_value(args).map_err(|error| refuse(libc::EINVAL, format!("read the arguments: {error}")))
+}
+
+fn ticket(text: &str) -> Result<Uuid, CallError> {
+    let shown = first_chars(text, ECHO_CHARS);
+    text.parse().map_err(|_| refuse(libc::EINVAL, format!("{shown:?} is no ticket: it is written as a UUID")))
+}
+
+fn write(value: &impl Serialize) -> Answered {
+    match serde_json::to_value(value) {
+        Ok(value) if value.to_string().len() + AROUND_BYTES <= LINE_MAX_BYTES => Ok(value),
+        Ok(_) => Err(refuse(libc::EMSGSIZE, "the answer does not fit on one line".into())),
+        Err(error) => Err(refuse(libc::EIO, format!("write the answer: {error}"))),
     }
 }
 
-fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str) -> Answer {
+fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str) -> Answered {
     let mut members: Vec<Member> = vms
         .iter()
         .filter(|vm| vm.record.family == record.family)
@@ -39,17 +99,88 @@ fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str) -> Answer {
         })
         .collect();
     members.sort_by_key(|member| member.vmid);
-    match serde_json::to_value(&members) {
-        Ok(value) if value.to_string().len() + AROUND_BYTES <= LINE_MAX_BYTES => Answer::Ok(value),
-        Ok(_) => {
-            refuse(libc::EMSGSIZE, format!("the family's {} VMs do not fit in one answer", members.len()))
+    write(&members)
+}
+
+fn wanted(args: &CloneArgs) -> Result<Wanted, CallError> {
+    match (args.count, &args.ticket) {
+        (Some(count), None) if COUNT.contains(&count) => Ok(Wanted::Count(count)),
+        (Some(count), None) => {
+            let (least, most) = (COUNT.start(), COUNT.end());
+            Err(refuse(libc::EINVAL, format!("make {count} clones: not between {least} and {most}")))
         }
-        Err(error) => refuse(libc::EIO, format!("write the answer: {error}")),
+        (None, Some(text)) => Ok(Wanted::Ticket(ticket(text)?)),
+        (None, None) | (Some(_), Some(_)) => {
+            Err(refuse(libc::EINVAL, "say either how many clones, or a ticket".into()))
+        }
     }
 }
 
-fn refuse(code: i32, message: String) -> Answer {
-    Answer::Error(CallError { code, message })
+async fn clone(host: &Arc<Host>, vm: &Arc<Vm>, args: CloneArgs, arrived_ns: u64) -> Answered {
+    let wanted = wanted(&args)?;
+    let Ok(_asked) = vm.asked.try_acquire() else {
+        return Err(refusal(Error::CloneUnderWay(vm.record.name.clone())));
+    };
+    // The agent has prepared before it asked.
+    let call = Call { parent: Arc::clone(vm), wanted, prepare: None, arrived_ns };
+    let clones = host.clone_vm(call).await.map_err(refusal)?;
+    let mut cloned = cloned(clones)?;
+    write(&cloned).or_else(|_| {
+        // They were cloned: that some reasons are long must not hide it.
+        for (_, reason) in &mut cloned.failed {
+            *reason = first_chars(reason, REASON_FEW_CHARS);
+        }
+        write(&cloned)
+    })
+}
+
+fn first_chars(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
+}
+
+fn cloned(clones: Clones) -> Result<Cloned, CallError> {
+    let mut cloned = Cloned::default();
+    let mut first = None;
+    for outcome in clones.outcomes {
+        match outcome.made {
+            Ok(_) => cloned.vmids.push(outcome.vmid),
+            Err(error) => {
+                cloned.failed.push((outcome.vmid, first_chars(&error.to_string(), REASON_CHARS)));
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        Some(error) if cloned.vmids.is_empty() => Err(refusal(error)),
+        _ => Ok(cloned),
+    }
+}
+
+async fn request_ticket(host: &Host, vm: &Vm, args: TicketArgs) -> Answered {
+    write(&host.request_ticket(vm, &args).await.map_err(refusal)?)
+}
+
+/// An error as a guest sees it: an errno for programs, the message for people.
+fn refusal(error: Error) -> CallError {
+    let code = match &error {
+        Error::Ledger(LedgerError::Unknown(_)) => libc::ENOENT,
+        Error::Ledger(LedgerError::Foreign(_)) => libc::EPERM,
+        Error::Ledger(LedgerError::Ask(_)) => libc::EINVAL,
+        Error::Ledger(_) | Error::TicketTimeout { .. } | Error::CloneUnderWay(_) => libc::EBUSY,
+        Error::NotPrepared { source, .. } => match Unprepared::of(source) {
+            Unprepared::Busy => libc::EBUSY,
+            Unprepared::Silent => libc::ENOTCONN,
+            Unprepared::Hook => libc::ECANCELED,
+        },
+        Error::NotReady { .. } | Error::Stopping => libc::EAGAIN,
+        Error::TooMany | Error::NoVmid { .. } => libc::ENOSPC,
+        _ => libc::EIO,
+    };
+    refuse(code, error.to_string())
+}
+
+fn refuse(code: i32, message: String) -> CallError {
+    CallError { code, message }
 }
 
 #[cfg(test)]
@@ -60,19 +191,49 @@ mod tests {
     #[test]
     fn a_guest_sees_its_own_family_and_no_other() {
         let vm = ended_vm("a");
-        let Answer::Ok(value) = list(&[Arc::clone(&vm)], &vm.record, "h") else { panic!("refused") };
+        let value = list(&[Arc::clone(&vm)], &vm.record, "h").unwrap();
         let members: Vec<Member> = serde_json::from_value(value).unwrap();
         let ip = "100.64.32.1".parse().unwrap();
         assert_eq!(members, [Member { vmid: 0, ip, state: "ended".into(), host: "h".into() }]);
-        let stranger = Record { family: uuid::Uuid::from_u128(1), ..vm.record.clone() };
-        assert_eq!(list(&[vm], &stranger, "h"), Answer::Ok(serde_json::json!([])));
+        let stranger = Record { family: Uuid::from_u128(1), ..vm.record.clone() };
+        assert_eq!(list(&[vm], &stranger, "h"), Ok(serde_json::json!([])));
     }
 
     #[test]
     fn an_answer_that_fits_no_line_is_refused() {
         let vm = ended_vm("a");
         let many = vec![Arc::clone(&vm); 2000];
-        let Answer::Error(error) = list(&many, &vm.record, "h") else { panic!("too long") };
-        assert_eq!(error.code, libc::EMSGSIZE);
+        assert_eq!(list(&many, &vm.record, "h").unwrap_err().code, libc::EMSGSIZE);
+    }
+
+    #[test]
+    fn clones_are_asked_for_by_number_or_by_ticket() {
+        let wanted = |args: serde_json::Value| wanted(&parse(args)?);
+        assert_eq!(wanted(serde_json::json!({"count": 3})), Ok(Wanted::Count(3)));
+        let uuid = Uuid::from_u128(9);
+        assert_eq!(wanted(serde_json::json!({"ticket": uuid.to_string()})), Ok(Wanted::Ticket(uuid)));
+        for wrong in [
+            serde_json::json!({}),
+            serde_json::json!({"count": 0}),
+            serde_json::json!({"count": 257}),
+            serde_json::json!({"count": -1}),
+            serde_json::json!({"count": 1, "ticket": uuid.to_string()}),
+            serde_json::json!({"ticket": "x".repeat(5000)}),
+        ] {
+            let error = wanted(wrong).unwrap_err();
+            assert!(error.code == libc::EINVAL && error.message.len() < 300, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn all_256_clones_may_fail_and_the_answer_fits_its_line() {
+        let cloned = |reason: &str| {
+            let failed = (0..256).map(|vmid| (3000 + vmid, reason.to_owned())).collect();
+            write(&Cloned { vmids: vec![1], failed })
+        };
+        assert!(cloned(&"x".repeat(REASON_CHARS)).is_ok());
+        let widest = "\u{1}".repeat(REASON_CHARS);
+        assert_eq!(cloned(&widest).unwrap_err().code, libc::EMSGSIZE);
+        assert!(cloned(&first_chars(&widest, REASON_FEW_CHARS)).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::store::record::FileId;
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -74,11 +74,11 @@ impl ImageError {
 ///
 /// # Errors
 /// It cannot be read or is none.
-pub fn open_kernel(path: &Path) -> Result<File, ImageError> {
-    let (file, _) = open("kernel", path)?;
+pub fn open_kernel(path: &Path) -> Result<(File, FileId), ImageError> {
+    let (file, id) = open("kernel", path)?;
     // Its first bytes; the vmm checks the rest as it loads.
     match check_kernel(&file) {
-        Ok(_) => Ok(file),
+        Ok(_) => Ok((file, id)),
         Err(source) => Err(ImageError::Kernel { path: path.to_owned(), source }),
     }
 }
@@ -102,6 +102,16 @@ pub fn open_rootfs_again(path: &Path, was: Option<FileId>) -> Result<File, Image
     }
 }
 
+/// Whether the root file system that a guest runs on is still there as it was.
+///
+/// # Errors
+/// It is not there, or not that file as it was.
+pub fn check_rootfs_again(path: &Path, was: Option<FileId>) -> Result<(), ImageError> {
+    let bad = |source| ImageError::Open { field: "rootfs", path: path.to_owned(), source };
+    let is = FileId::of(&fs::metadata(path).map_err(bad)?);
+    if was.is_none_or(|was| was == is) { Ok(()) } else { Err(ImageError::Changed { path: path.to_owned() }) }
+}
+
 fn open(field: &'static str, path: &Path) -> Result<(File, FileId), ImageError> {
     let bad = |source| ImageError::Open { field, path: path.to_owned(), source };
     // Without O_NONBLOCK, opening a named pipe would wait for its writer.
@@ -119,7 +129,6 @@ fn open(field: &'static str, path: &Path) -> Result<(File, FileId), ImageError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn kernels_are_known_by_their_magic() {
@@ -138,6 +147,21 @@ mod tests {
             assert!(matches!(error, ImageError::Kernel { .. }));
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }
+    }
+
+    #[test]
+    fn a_root_file_system_that_was_replaced_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r");
+        fs::write(&path, b"root").unwrap();
+        let (_, was) = open_rootfs(&path).unwrap();
+        assert!(check_rootfs_again(&path, Some(was)).is_ok());
+        fs::write(folder.path().join("new"), b"root").unwrap();
+        fs::rename(folder.path().join("new"), &path).unwrap();
+        assert!(matches!(check_rootfs_again(&path, Some(was)), Err(ImageError::Changed { .. })));
+        assert!(check_rootfs_again(&path, None).is_ok(), "of an older record nobody knows");
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(check_rootfs_again(&path, None), Err(ImageError::Open { .. })));
     }
 
     #[test]

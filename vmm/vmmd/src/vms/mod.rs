@@ -1,10 +1,11 @@
 //! The VMs of a host.
 //!
-//! - [`create`](mod@create): makes one, or leaves nothing; [`clone`](mod@clone): makes copies of one that runs.
+//! - [`create`](mod@create): makes one, or leaves nothing; [`clone`](mod@clone): makes copies of one that runs, out of
+//!   [`warm`] VMs, of which [`pool`] keeps some ready; [`touched`]: what helps clones to start.
 //! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
 //! - [`adopt`]: takes over what an earlier `vmmd` left.
 //! - [`table`]: names and families in use; [`family`]: numbers, vmids and bridges of families;
-//!   [`images`]: the files a VM is made of; [`guest`]: calls of guests.
+//!   [`images`]: the files a VM is made of; [`guest`]: calls of guests; [`tickets`]: who may have how many clones.
 
 pub mod adopt;
 pub mod clone;
@@ -13,14 +14,18 @@ pub mod error;
 pub mod family;
 pub mod guest;
 pub mod images;
+pub mod pool;
 pub mod supervise;
 pub mod table;
+pub mod tickets;
+pub mod touched;
+pub mod warm;
 
 use crate::{
     net::{Net, Owner},
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
     process::{
-        generation::Generation,
+        generation::Touched,
         link::{self, LinkError},
     },
     store::{StateDir, VmDir, record::Record},
@@ -32,10 +37,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use table::Table;
+use tickets::Tickets;
 use tokio::{
     io::BufReader,
     net::UnixStream,
-    sync::{Mutex, mpsc, watch},
+    sync::{Mutex, Semaphore, mpsc, watch},
     task::spawn_blocking,
     time::timeout,
 };
@@ -45,6 +51,11 @@ use vmm::api::control::Open;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long after a kill the process may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How many vmm processes are made at the same time. Each takes a thread meanwhile.
+const MAKING_AT_ONCE: usize = 16;
+/// How many records of clones are written at the same time.
+const WRITING_AT_ONCE: usize = 2;
 
 /// What a host is set up with.
 #[derive(Debug, Clone)]
@@ -57,6 +68,10 @@ pub struct Settings {
     pub range: Range,
     /// The host's name, as guests see it.
     pub hostname: String,
+    /// How many warm VMs each family has.
+    pub warm: usize,
+    /// Most clones at once, of all families.
+    pub clones_max: u32,
 }
 
 /// The host's VMs.
@@ -66,10 +81,19 @@ pub struct Host {
     pub settings: Settings,
     /// Names and families.
     pub table: Table,
+    /// Shares of clones, and guests' tickets.
+    pub tickets: Tickets,
     state: StateDir,
     net: Net,
-    // Held while vmids are taken and written down.
+    // Held while vmids are written down.
     numbering: Mutex<()>,
+    // None are made before all that is there is known: see `adopt`.
+    making: Semaphore,
+    writing: Semaphore,
+    // How many clones are not ready yet.
+    on_the_way: Arc<watch::Sender<usize>>,
+    // For families of which nobody knows what their clones touch.
+    no_list: Arc<Touched>,
 }
 
 /// Where a VM stands, as its supervisor publishes it.
@@ -90,11 +114,11 @@ pub struct Vm {
     pub dir: VmDir,
     status: watch::Receiver<Status>,
     kill: mpsc::Sender<String>,
-    generation: Kept,
+    // Those who clone the VM take turns.
+    cloning: Mutex<()>,
+    // The guest itself has one call for clones at a time.
+    asked: Semaphore,
 }
-
-/// The generation that a VM was frozen into last. It goes with the VM: then its clones alone hold the memory.
-type Kept = Arc<Mutex<Option<Arc<Generation>>>>;
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,11 +133,20 @@ impl Host {
     /// Opens what a host needs; VMs come with [`Self::adopt`].
     ///
     /// # Errors
-    /// Netlink cannot be opened.
+    /// Netlink cannot be opened, or there is no memory.
     pub fn new(settings: Settings, state: StateDir) -> Result<Arc<Self>, Error> {
-        let net = Net::open(Owner::of(state.path()))?;
-        let (table, numbering) = (Table::default(), Mutex::new(()));
-        Ok(Arc::new(Self { settings, table, state, net, numbering }))
+        Ok(Arc::new(Self {
+            table: Table::default(),
+            tickets: Tickets::new(settings.clones_max),
+            net: Net::open(Owner::of(state.path()))?,
+            numbering: Mutex::new(()),
+            making: Semaphore::new(0),
+            writing: Semaphore::new(WRITING_AT_ONCE),
+            on_the_way: Arc::new(watch::Sender::new(0)),
+            no_list: Arc::new(Touched::of(&[])?),
+            settings,
+            state,
+        }))
     }
 
     /// The state folder.
@@ -197,8 +230,8 @@ impl Vm {
         let name = || self.record.name.clone();
         let phase = self.status().phase;
         let usable = match what {
-            Open::Dial { .. } | Open::Freeze => phase == Phase::Ready,
-            Open::Console | Open::Control => !matches!(phase, Phase::Ended(_)),
+            Open::Dial { .. } | Open::Freeze { .. } | Open::Touched => phase == Phase::Ready,
+            Open::Console | Open::Control | Open::Start { .. } => !matches!(phase, Phase::Ended(_)),
         };
         if !usable {
             return Err(Error::NotReady { name: name(), state: phase.word() });

@@ -1,17 +1,19 @@
 //! One task per running VM: hears its vmm, ends it when asked, and cleans up once when it is gone.
 
-use super::{Host, Kept, Status, Vm, guest, unix_ms};
+use super::{Host, Status, Vm, clone::monotonic_ns, guest, tickets::Share, unix_ms};
 use crate::{
     net::ports::Published,
     plan::lifecycle::{Ended, Event, Lifecycle, Phase},
     process::{Process, link},
-    store::{VmDir, record::Record},
+    store::{Lasting, VmDir, record::Record},
 };
-use patina_abi::link::{Answer, REQUESTS_MAX};
+use patina_abi::link::{Answer, CallError, REQUESTS_MAX};
 use std::{fs, io, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, watch},
-    task::{AbortHandle, spawn_blocking},
+    io::BufReader,
+    net::UnixStream,
+    sync::{Mutex, Semaphore, mpsc, watch},
+    task::{AbortHandle, JoinSet, spawn_blocking},
     time::{Instant, sleep_until, timeout},
 };
 use tracing::Instrument;
@@ -23,6 +25,8 @@ const KILL_GRACE: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages between the control connection and the supervisor, each way: a guest's unanswered calls, and a few more.
 const QUEUE: usize = REQUESTS_MAX + 16;
+/// How long a VM that has its record may be without its generation: it was under way to its vmm when another vmmd died.
+const START_GRACE: Duration = Duration::from_secs(10);
 /// A moment so far that it stands for never.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -39,35 +43,35 @@ pub struct Supervised {
     pub life: Lifecycle,
     /// Its published ports.
     pub published: Option<Published>,
+    /// Its control connection, if it is made already.
+    pub control: Option<BufReader<UnixStream>>,
+    /// A clone's share of the host.
+    pub share: Option<Share>,
 }
 
 /// Starts a VM's supervisor.
-pub fn supervise(host: &Arc<Host>, vm: Supervised) -> Arc<Vm> {
+pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
     let (status, watched) = watch::channel(status_of(&vm.life));
     let (kill, kills) = mpsc::channel(1);
-    let generation = Kept::default();
-    let handle = Arc::new(Vm {
-        record: vm.record.clone(),
-        dir: vm.dir.clone(),
-        status: watched,
-        kill,
-        generation: Arc::clone(&generation),
-    });
+    let handle = Arc::new(Vm::new(vm.record.clone(), vm.dir.clone(), watched, kill));
     let span = tracing::info_span!(
         "vm", name = vm.record.name, family = %vm.record.family, vmid = vm.record.vmid, pid = vm.process.id().pid
     );
     let (orders, orders_out) = mpsc::channel(QUEUE);
     let (said_in, said) = mpsc::channel(QUEUE);
-    let link = tokio::spawn(talk(vm.dir.clone(), said_in, orders_out).instrument(span.clone()));
+    let talk = talk(vm.dir.clone(), vm.control.take(), said_in, orders_out);
+    let link = tokio::spawn(talk.instrument(span.clone()));
     let supervisor = Supervisor {
         host: Arc::clone(host),
+        handle: Arc::clone(&handle),
         vm,
         status,
-        generation,
+        calls: JoinSet::new(),
         kills,
         orders,
         said,
         link: link.abort_handle(),
+        is_unstarted: false,
         deadline: None,
     };
     tokio::spawn(supervisor.run().instrument(span));
@@ -79,8 +83,11 @@ impl Vm {
     #[must_use]
     pub fn ended(record: Record, dir: VmDir, ended: Ended) -> Self {
         let status = Status { phase: Phase::Ended(ended), ready_after_us: record.ready_after_us };
-        let (status, kill) = (watch::channel(status).1, mpsc::channel(1).0);
-        Self { record, dir, status, kill, generation: Kept::default() }
+        Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0)
+    }
+
+    fn new(record: Record, dir: VmDir, status: watch::Receiver<Status>, kill: mpsc::Sender<String>) -> Self {
+        Self { record, dir, status, kill, cloning: Mutex::new(()), asked: Semaphore::new(1) }
     }
 }
 
@@ -90,19 +97,24 @@ fn status_of(life: &Lifecycle) -> Status {
 
 struct Supervisor {
     host: Arc<Host>,
+    handle: Arc<Vm>,
     vm: Supervised,
     status: watch::Sender<Status>,
-    generation: Kept,
+    // The guest's calls that are being answered.
+    calls: JoinSet<()>,
     kills: mpsc::Receiver<String>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<FromVmm>,
     link: AbortHandle,
+    // It has a record and no generation: it starts at any moment, or never.
+    is_unstarted: bool,
     deadline: Option<Instant>,
 }
 
 impl Supervisor {
     async fn run(mut self) {
         tracing::info!("supervised");
+        self.on_phase();
         loop {
             let deadline = self.deadline.unwrap_or_else(|| Instant::now() + NEVER);
             tokio::select! {
@@ -114,8 +126,13 @@ impl Supervisor {
                 }
                 Some(said) = self.said.recv() => self.hear(said).await,
                 Some(reason) = self.kills.recv() => self.ask_to_end(reason),
+                Some(_) = self.calls.join_next() => {}
                 () = sleep_until(deadline) => {
                     self.deadline = None;
+                    if self.is_unstarted {
+                        let reason = "its vmm never got the generation: vmmd was killed as it cloned".into();
+                        self.vm.life.on(Event::KillAsked { reason });
+                    }
                     self.end_by_force();
                 }
             }
@@ -125,30 +142,59 @@ impl Supervisor {
 
     async fn hear(&mut self, said: FromVmm) {
         match said {
+            FromVmm::State(State::Warm) => {
+                self.is_unstarted = true;
+                self.deadline.get_or_insert_with(|| Instant::now() + START_GRACE);
+            }
             FromVmm::State(state) => {
+                if std::mem::take(&mut self.is_unstarted) {
+                    self.deadline = None;
+                }
                 if self.vm.life.on(Event::Said(state)) {
                     tracing::info!(state = self.vm.life.phase.word(), after_us = self.vm.life.ready_after_us);
                     self.vm.record.ready_after_us = self.vm.life.ready_after_us;
-                    self.save().await;
                     self.publish();
+                    self.on_phase();
+                    self.save(Lasting::Process).await;
                 }
             }
-            FromVmm::GuestRequest { id, verb, args } => {
-                let answer = guest::answer(&self.host, &self.vm.record, &verb, &args);
-                self.reply(id, answer);
-            }
+            FromVmm::GuestRequest { id, verb, args } => self.call(id, verb, args),
         }
     }
 
-    fn reply(&self, id: u64, answer: Answer) {
-        if let Err(error) = self.orders.try_send(ToVmm::GuestReply { id, answer }) {
-            tracing::warn!(%error, "answer a guest's call");
+    fn on_phase(&self) {
+        if self.vm.life.phase == Phase::Ready {
+            self.host.keep_pool(&self.vm.record);
+            self.host.learn_touched(&self.handle);
         }
+    }
+
+    /// Answers a call of the guest, beside whatever else is to be done.
+    fn call(&mut self, id: u64, verb: String, args: serde_json::Value) {
+        let orders = self.orders.clone();
+        if self.calls.len() >= REQUESTS_MAX {
+            let message = format!("{REQUESTS_MAX} calls of this VM are not answered yet");
+            let answer = Answer::Error(CallError { code: libc::EBUSY, message });
+            if let Err(error) = orders.try_send(ToVmm::GuestReply { id, answer }) {
+                tracing::warn!(%error, "answer a guest's call");
+            }
+            return;
+        }
+        let (host, vm) = (Arc::clone(&self.host), Arc::clone(&self.handle));
+        let arrived_ns = monotonic_ns();
+        let answer = async move {
+            let answer = guest::answer(&host, &vm, &verb, args, arrived_ns).await;
+            if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
+                tracing::warn!(%error, "answer a guest's call");
+            }
+        };
+        self.calls.spawn(answer.in_current_span());
     }
 
     fn ask_to_end(&mut self, reason: String) {
         tracing::info!(reason, "to be ended");
         self.vm.life.on(Event::KillAsked { reason: reason.clone() });
+        self.is_unstarted = false;
         match self.orders.try_send(ToVmm::Kill { reason }) {
             Ok(()) if self.deadline.is_none() => self.deadline = Some(Instant::now() + KILL_GRACE),
             Ok(()) => {}
@@ -171,7 +217,7 @@ impl Supervisor {
         let (left, log_tail) = (self.vm.dir.load_end(), self.vm.dir.log_tail());
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
         self.vm.published = None;
-        *self.generation.lock().await = None;
+        self.vm.share = None;
         self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
         remove_socket(&self.vm.dir);
         if let Phase::Ended(ended) = &self.vm.life.phase {
@@ -179,7 +225,7 @@ impl Supervisor {
             self.vm.record.ended = Some(ended.clone());
         }
         self.vm.record.ready_after_us = self.vm.life.ready_after_us;
-        self.save().await;
+        self.save(Lasting::Host).await;
         self.publish();
     }
 
@@ -196,9 +242,9 @@ impl Supervisor {
         }
     }
 
-    async fn save(&self) {
+    async fn save(&self, lasting: Lasting) {
         let (dir, record) = (self.vm.dir.clone(), self.vm.record.clone());
-        match spawn_blocking(move || dir.save(&record)).await {
+        match spawn_blocking(move || dir.save(&record, lasting)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the record is not up to date"),
             Err(error) => tracing::error!(%error, "the record is not up to date"),
@@ -221,13 +267,21 @@ pub fn remove_socket(dir: &VmDir) {
 }
 
 /// Holds the control connection: what the vmm says comes out of `said`, what goes into `orders` is said to it.
-async fn talk(dir: VmDir, said: mpsc::Sender<FromVmm>, mut orders: mpsc::Receiver<ToVmm>) {
-    let stream = match link::open(&dir, &Open::Control, super::PATIENCE).await {
-        Ok(stream) => stream,
-        Err(error) => return tracing::warn!(%error, "no control connection: the state will not be known"),
+async fn talk(
+    dir: VmDir,
+    made: Option<BufReader<UnixStream>>,
+    said: mpsc::Sender<FromVmm>,
+    mut orders: mpsc::Receiver<ToVmm>,
+) {
+    let stream = match made {
+        Some(stream) => stream,
+        None => match link::open(&dir, &Open::Control, super::PATIENCE).await {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "no control connection: the state will not be known"),
+        },
     };
     let (mut reading, mut writing) = tokio::io::split(stream);
-    let mut reading = tokio::io::BufReader::new(&mut reading);
+    let mut reading = BufReader::new(&mut reading);
     let hear = async {
         while let Some(line) = link::read_line(&mut reading).await? {
             if said.send(line).await.is_err() {

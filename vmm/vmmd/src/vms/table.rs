@@ -1,18 +1,17 @@
-//! Which names and families are in use. Short critical sections, no I/O under the lock.
+//! Which names are in use, and [which families live](families). Short critical sections, no I/O under the lock.
+
+#[path = "families.rs"]
+pub mod families;
 
 use super::{
     Vm,
     error::{Error, VMS_MAX},
 };
-use crate::plan::{
-    address::{FamilyNet, Range, VMID_MAX},
-    lifecycle::Phase,
-    names::VmName,
-};
-use crate::store::record::Record;
+use crate::plan::{lifecycle::Phase, names::VmName};
+use families::Family;
 use std::{
     collections::BTreeMap,
-    ops::{self, Bound},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,15 +29,6 @@ struct Inner {
     slots: BTreeMap<String, Slot>,
     /// By number.
     families: BTreeMap<u16, Family>,
-}
-
-/// A family of which a VM lives.
-#[derive(Debug, Default, Clone, Copy)]
-struct Family {
-    /// How many of its VMs live. At 0 its bridge is being deleted.
-    living: u32,
-    /// The vmid that its next clone gets.
-    next_vmid: u32,
 }
 
 /// The host's names and families.
@@ -77,21 +67,6 @@ impl Reservation {
     /// Keeps the name taken with no VM under it.
     pub fn set_aside(mut self) {
         self.name = None;
-    }
-}
-
-impl Inner {
-    /// The vmids that the next `count` clones get.
-    fn vmids(&self, parent: &Record, count: u32) -> Result<ops::Range<u32>, Error> {
-        let family = self.families.get(&parent.net.index).filter(|family| family.living > 0);
-        let Some(family) = family else {
-            return Err(Error::NotReady { name: parent.name.clone(), state: "ended" });
-        };
-        let left = (VMID_MAX + 1).saturating_sub(family.next_vmid);
-        if count > left {
-            return Err(Error::NoVmid { master: parent.master().to_owned(), count, left });
-        }
-        Ok(family.next_vmid..family.next_vmid + count)
     }
 }
 
@@ -177,68 +152,6 @@ impl Table {
         let vm = Arc::clone(vm);
         inner.slots.insert(name.to_owned(), Slot::Reserved);
         Ok((vm, Reservation { table: self.clone(), name: Some(name.to_owned()) }))
-    }
-
-    /// Numbers a new family with one VM: the first free number from `from` on.
-    #[must_use]
-    pub fn number_family(&self, range: &Range, from: u16) -> Option<FamilyNet> {
-        let mut inner = self.lock();
-        let free = (from..range.families()).find(|index| !inner.families.contains_key(index))?;
-        inner.families.insert(free, Family { living: 1, next_vmid: 1 });
-        range.family(free)
-    }
-
-    /// One more VM of a family lives; vmids below `next_vmid` are taken.
-    pub fn join_family(&self, index: u16, next_vmid: u32) {
-        let mut inner = self.lock();
-        let family = inner.families.entry(index).or_default();
-        family.living += 1;
-        family.next_vmid = family.next_vmid.max(next_vmid);
-    }
-
-    /// Whether there is room for `count` clones of a VM.
-    ///
-    /// # Errors
-    /// The family has ended or has not so many vmids left, or the host has too many VMs.
-    pub fn check_room(&self, parent: &Record, count: u32) -> Result<(), Error> {
-        let inner = self.lock();
-        inner.vmids(parent, count)?;
-        let free = VMS_MAX.saturating_sub(inner.slots.len());
-        if usize::try_from(count).is_ok_and(|count| count <= free) { Ok(()) } else { Err(Error::TooMany) }
-    }
-
-    /// Takes the vmids of `count` clones of a VM, in order; so many VMs more live. They are never given again.
-    ///
-    /// # Errors
-    /// The family has ended, or has not so many left.
-    pub fn take_vmids(&self, parent: &Record, count: u32) -> Result<ops::Range<u32>, Error> {
-        let mut inner = self.lock();
-        let vmids = inner.vmids(parent, count)?;
-        if let Some(family) = inner.families.get_mut(&parent.net.index) {
-            family.living += count;
-            family.next_vmid = vmids.end;
-        }
-        Ok(vmids)
-    }
-
-    /// One VM less lives; true when it was the last, and [`Self::forget_family`] is due.
-    #[must_use]
-    pub fn leave_family(&self, index: u16) -> bool {
-        let mut inner = self.lock();
-        let Some(family) = inner.families.get_mut(&index) else { return false };
-        family.living = family.living.saturating_sub(1);
-        family.living == 0
-    }
-
-    /// The number is free again.
-    pub fn forget_family(&self, index: u16) {
-        self.lock().families.remove(&index);
-    }
-
-    /// The numbers in use.
-    #[must_use]
-    pub fn families(&self) -> Vec<u16> {
-        self.lock().families.keys().copied().collect()
     }
 }
 

@@ -9,13 +9,18 @@ use rustix::{
     thread::{UnshareFlags, unshare_unsafe},
 };
 use std::{
+    collections::BTreeSet,
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 use tempfile::TempDir;
-use tokio::net::UnixStream;
+use tokio::{
+    net::UnixStream,
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+};
 use tonic::transport::Channel;
 
 /// Calls of operators.
@@ -25,8 +30,13 @@ pub type Client = VmmdClient<Channel>;
 pub struct Bench {
     /// What it runs as a vmm; the stand-in unless a test says otherwise.
     pub vmm: PathBuf,
+    /// How many warm VMs its vmmd keeps; none unless a test is about them, so that nothing comes and goes unasked.
+    pub warm: u16,
+    /// More arguments for its vmmd.
+    pub more: Vec<&'static str>,
     folder: TempDir,
     daemon: Option<Child>,
+    log: Option<UnboundedReceiver<String>>,
 }
 
 /// Runs a story in a namespace of its own.
@@ -42,7 +52,7 @@ pub fn tell<F: Future<Output = ()>>(story: impl FnOnce(Bench) -> F + Send + 'sta
                 .unwrap();
             fs::write(folder.path().join("rootfs"), b"root").unwrap();
             let vmm = Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/stand_in_vmm");
-            story(Bench { vmm, folder, daemon: None }).await;
+            story(Bench { vmm, warm: 0, more: Vec::new(), folder, daemon: None, log: None }).await;
         });
     });
     thread.join().unwrap();
@@ -85,7 +95,38 @@ impl Bench {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
-    /// How many memory files of that name vmmd has open.
+    /// The vmms of vmmd's state, warm ones included.
+    pub fn processes(&self) -> BTreeSet<u32> {
+        let own = format!("PATINA_VM_DIR={}/", self.path("state").display());
+        let entries = fs::read_dir("/proc").unwrap();
+        let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let is_own = |pid: &u32| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            String::from_utf8_lossy(&environ).contains(&own)
+        };
+        pids.filter(is_own).collect()
+    }
+
+    /// The folders of warm VMs.
+    pub fn warm_folders(&self) -> usize {
+        fs::read_dir(self.path("state/warm")).unwrap().count()
+    }
+
+    /// Waits until vmmd logs a line that holds `text`, from after the last such wait on.
+    pub async fn logged(&mut self, text: &str) -> String {
+        let log = self.log.as_mut().unwrap();
+        let found = async {
+            loop {
+                let line = log.recv().await.expect("vmmd runs");
+                if line.contains(text) {
+                    return line;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), found).await.expect("it is logged")
+    }
+
+    /// How many memory files whose name begins so vmmd has open.
     pub fn memory_files(&self, name: &str) -> usize {
         let folder = format!("/proc/{}/fd", self.daemon.as_ref().unwrap().id());
         let files =
@@ -108,14 +149,26 @@ impl Bench {
             .arg(self.path("rootfs"))
             .arg("--vmm")
             .arg(&self.vmm)
+            .arg("--warm")
+            .arg(self.warm.to_string())
+            .args(&self.more)
             .stdin(Stdio::null());
         command
     }
 
     /// Starts vmmd and waits until it says that it is ready.
     pub async fn start(&mut self) -> Client {
-        let (child, client) = self.start_another("state", "vmmd.sock").await;
-        self.daemon = Some(child);
+        let (mut child, client) = self.start_another("state", "vmmd.sock").await;
+        let (sender, log) = unbounded_channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                eprintln!("{line}");
+                // A test need not listen.
+                sender.send(line).ok();
+            }
+        });
+        (self.daemon, self.log) = (Some(child), Some(log));
         client
     }
 
@@ -127,7 +180,11 @@ impl Bench {
         }
         let manager = tokio::net::UnixDatagram::bind(&manager_path).unwrap();
         let mut command = self.command(state, socket);
-        let child = command.env("NOTIFY_SOCKET", &manager_path).spawn().unwrap();
+        command.env("NOTIFY_SOCKET", &manager_path).env("PATINA_LOG", "info,vmmd=debug");
+        if state == "state" {
+            command.stderr(Stdio::piped());
+        }
+        let child = command.spawn().unwrap();
         let mut bytes = [0; 32];
         let told = tokio::time::timeout(Duration::from_secs(20), manager.recv(&mut bytes)).await;
         assert_eq!(&bytes[..told.unwrap().unwrap()], b"READY=1");

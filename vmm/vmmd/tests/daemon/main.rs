@@ -5,6 +5,8 @@
 mod bench;
 mod clones;
 mod life;
+mod pool;
 mod refusal;
 mod restart;
 mod streams;
+mod tickets;

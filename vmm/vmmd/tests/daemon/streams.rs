@@ -29,9 +29,15 @@ async fn exec(client: &mut Client, requests: Vec<v1::ExecRequest>) -> Result<(St
     Ok((output, code.expect("the last message is the exit")))
 }
 
+/// What the host answers to a call of a guest.
+pub async fn ask(client: &mut Client, name: &str, verb: &str, args: &str) -> serde_json::Value {
+    let (text, _) = exec(client, vec![start(name, &["ask", verb, args])]).await.unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
 /// What the guest's `list` says.
 pub async fn members(client: &mut Client, name: &str) -> String {
-    exec(client, vec![start(name, &["members"])]).await.unwrap().0
+    ask(client, name, "list", "null").await.to_string()
 }
 
 #[test]

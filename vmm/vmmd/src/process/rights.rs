@@ -1,0 +1,122 @@
+//! Lines that come with descriptors (SCM_RIGHTS).
+
+use super::link::LinkError;
+use patina_abi::LINE_MAX_BYTES;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+use tokio::{io::Interest, net::UnixStream};
+use vmm::api::{config::LAYERS_MAX, control::Opened};
+
+/// Most descriptors of a line: a state, a list of touched pages, a RAM.
+const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
+
+/// Sends one line with descriptors.
+///
+/// # Errors
+/// The connection broke.
+pub async fn send(stream: &UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let sent = match send_now(stream, line, descriptors) {
+        // What is asked first is a fresh socket, which has room: no wait for the reactor to say so.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            stream.async_io(Interest::WRITABLE, || send_now(stream, line, descriptors)).await?
+        }
+        other => other?,
+    };
+    // A line is far shorter than a socket's buffer.
+    if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+fn send_now(stream: &UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    if descriptors.len() > DESCRIPTORS_MAX || !rights.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    Ok(sendmsg(stream, &[IoSlice::new(line)], &mut rights, flags)?)
+}
+
+/// Reads a vmm's answer, and the descriptors that come with it.
+///
+/// # Errors
+/// The connection broke or closed, or what comes is no answer.
+pub async fn receive(stream: &UnixStream) -> Result<(Opened, Vec<OwnedFd>), LinkError> {
+    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
+    while line.last() != Some(&b'\n') {
+        let (bytes, more) = stream.async_io(Interest::READABLE, || receive_some(stream)).await?;
+        if bytes.is_empty() {
+            return Err(LinkError::Closed);
+        }
+        if line.len() + bytes.len() > LINE_MAX_BYTES {
+            return Err(LinkError::Long);
+        }
+        line.extend_from_slice(&bytes);
+        descriptors.extend(more);
+        if descriptors.len() > DESCRIPTORS_MAX {
+            return Err(LinkError::Descriptors(descriptors.len(), DESCRIPTORS_MAX));
+        }
+    }
+    Ok((serde_json::from_slice(&line).map_err(LinkError::Parse)?, descriptors))
+}
+
+fn receive_some(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; 4096];
+    // The kernel closes what does not fit.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
+    bytes.truncate(got.bytes);
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    Ok((bytes, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs::File, os::fd::AsFd};
+
+    async fn answer(line: &str, count: usize) -> Result<(Opened, Vec<OwnedFd>), LinkError> {
+        let null = File::open("/dev/null").unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (first, rest) = line.split_at(1);
+        send(&theirs, first.as_bytes(), &vec![null.as_fd(); count]).await.unwrap();
+        theirs.try_write(rest.as_bytes()).unwrap();
+        drop(theirs);
+        receive(&ours).await
+    }
+
+    #[tokio::test]
+    async fn a_line_and_its_descriptors_arrive_in_pieces_too() {
+        let (opened, sent) = answer("{\"started\":{\"entered_ns\":7}}\n", DESCRIPTORS_MAX).await.unwrap();
+        assert_eq!((opened, sent.len()), (Opened::Started { entered_ns: 7 }, DESCRIPTORS_MAX));
+        assert!(matches!(answer("\"ok\"\n", 0).await, Ok((Opened::Ok, sent)) if sent.is_empty()));
+        assert!(matches!(answer("\"ok\"", 2).await, Err(LinkError::Closed)));
+        assert!(matches!(answer("{}\n", 2).await, Err(LinkError::Parse(_))));
+    }
+
+    #[tokio::test]
+    async fn more_descriptors_than_a_line_may_have_are_refused() {
+        let null = File::open("/dev/null").unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let many = vec![null.as_fd(); DESCRIPTORS_MAX + 1];
+        assert_eq!(send(&theirs, b"x", &many).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        for _ in 0..2 {
+            send(&theirs, b"x", &many[1..]).await.unwrap();
+        }
+        drop(theirs);
+        assert!(matches!(receive(&ours).await, Err(LinkError::Descriptors(36, 18))));
+    }
+}

@@ -1,0 +1,351 @@
+//! The families that live: their numbers, their vmids, their pools of warm VMs.
+
+use super::{Inner, Reservation, Slot, Table};
+use crate::{
+    plan::{
+        address::{FamilyNet, Range},
+        names::VmName,
+    },
+    process::generation::Touched,
+    store::record::Record,
+    vms::{
+        error::{Error, VMS_MAX},
+        pool::Work,
+        warm::{Place, Pool},
+    },
+};
+use std::sync::Arc;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// A family of which a VM lives.
+#[derive(Debug)]
+pub(super) struct Family {
+    uuid: Uuid,
+    /// How many of its VMs live, or are being made. At 0 its bridge is being deleted.
+    living: u32,
+    pool: Pool,
+    /// All vmids below this are written down as given.
+    written: u32,
+    /// There is something to be done for the pool, once it is kept.
+    changed: Option<Arc<Notify>>,
+    /// How many warm VMs have died since that was asked last.
+    losses: u32,
+    touched: List,
+}
+
+/// What a family's clones write before they are ready.
+#[derive(Debug, Default)]
+enum List {
+    #[default]
+    Unknown,
+    /// A first clone is being asked.
+    Asked,
+    Known(Arc<Touched>),
+}
+
+/// What one clone is made of.
+#[derive(Debug)]
+pub struct Seat {
+    /// Its vmid.
+    pub vmid: u32,
+    /// Its name.
+    pub reservation: Reservation,
+    /// Its warm VM; None: it has to be made.
+    pub place: Option<Place>,
+}
+
+/// What [`Table::seat`] gives.
+#[derive(Debug)]
+pub struct Seats {
+    /// In the order of their vmids, but for one that is bound again.
+    pub seats: Vec<Seat>,
+    /// Warm VMs whose name is another VM's: they cannot be used any more.
+    pub passed: Vec<Place>,
+}
+
+/// What is left when a VM of a family has gone.
+#[derive(Debug)]
+pub enum Left {
+    /// Others live.
+    Others,
+    /// It was the last; what was kept is to be ended, and [`Table::forget_family`] is due.
+    Nobody(Vec<Place>),
+}
+
+impl Family {
+    fn new(uuid: Uuid, living: u32, next_vmid: u32) -> Self {
+        let (changed, touched) = (None, List::Unknown);
+        Self { uuid, living, pool: Pool::from(next_vmid), written: next_vmid, changed, losses: 0, touched }
+    }
+
+    fn wake(&self) {
+        if let Some(changed) = &self.changed {
+            // One waits, and if it does not wait now, it will find that it need not.
+            changed.notify_one();
+        }
+    }
+}
+
+impl Inner {
+    fn family(&mut self, index: u16, uuid: Uuid) -> Option<&mut Family> {
+        self.families.get_mut(&index).filter(|family| family.uuid == uuid && family.living > 0)
+    }
+
+    fn seat(&mut self, parent: &Record, count: u32) -> Result<Numbered, Error> {
+        let free = VMS_MAX.saturating_sub(self.slots.len());
+        let Self { slots, families } = self;
+        let family = families.get_mut(&parent.net.index);
+        let Some(family) = family.filter(|family| family.uuid == parent.family && family.living > 0) else {
+            return Err(Error::NotReady { name: parent.name.clone(), state: "ended" });
+        };
+        if usize::try_from(count).is_ok_and(|count| count > free) {
+            return Err(Error::TooMany);
+        }
+        let left = family.pool.left();
+        let mut numbered = Numbered::default();
+        while numbered.seats.len() < count as usize {
+            let Some((vmid, place)) = family.pool.take() else {
+                for (vmid, name, place) in numbered.seats {
+                    slots.remove(&name);
+                    match place {
+                        Some(place) => family.pool.keep(vmid, place),
+                        None => family.pool.release(vmid),
+                    }
+                }
+                for (vmid, place) in numbered.passed {
+                    family.pool.keep(vmid, place);
+                }
+                return Err(Error::NoVmid { master: parent.master().to_owned(), count, left });
+            };
+            let name = VmName::of_clone(parent.master(), vmid);
+            if slots.contains_key(&name) {
+                // A user's own VM has it: the next vmid does as well.
+                numbered.passed.extend(place.map(|place| (vmid, place)));
+                continue;
+            }
+            slots.insert(name.clone(), Slot::Reserved);
+            numbered.seats.push((vmid, name, place));
+        }
+        family.living += count;
+        family.wake();
+        Ok(numbered)
+    }
+}
+
+#[derive(Default)]
+struct Numbered {
+    seats: Vec<(u32, String, Option<Place>)>,
+    passed: Vec<(u32, Place)>,
+}
+
+impl Table {
+    /// Numbers a new family with one VM: the first free number from `from` on.
+    #[must_use]
+    pub fn number_family(&self, range: &Range, from: u16, uuid: Uuid) -> Option<FamilyNet> {
+        let mut inner = self.lock();
+        let free = (from..range.families()).find(|index| !inner.families.contains_key(index))?;
+        inner.families.insert(free, Family::new(uuid, 1, 1));
+        range.family(free)
+    }
+
+    /// One more VM of a family is found alive; vmids below `next_vmid` are taken.
+    pub fn join_family(&self, index: u16, uuid: Uuid, next_vmid: u32) {
+        let mut inner = self.lock();
+        let family = inner.families.entry(index).or_insert_with(|| Family::new(uuid, 0, next_vmid));
+        family.living += 1;
+        family.pool.raise(next_vmid);
+        family.written = family.written.max(next_vmid);
+    }
+
+    /// Takes vmids, names and, as far as there are, warm VMs for `count` clones of a VM; so many VMs more live. Before a
+    /// vmid is used, [`Self::unwritten`] must be written.
+    ///
+    /// # Errors
+    /// The family has ended or has not so many vmids left, or the host keeps too many VMs.
+    pub fn seat(&self, parent: &Record, count: u32) -> Result<Seats, Error> {
+        let Numbered { seats, passed } = self.lock().seat(parent, count)?;
+        let seat = |(vmid, name, place)| {
+            let reservation = Reservation { table: self.clone(), name: Some(name) };
+            Seat { vmid, reservation, place }
+        };
+        let seats = seats.into_iter().map(seat).collect();
+        Ok(Seats { seats, passed: passed.into_iter().map(|(_, place)| place).collect() })
+    }
+
+    /// Gives back the warm VM of a clone that was not made after all.
+    ///
+    /// # Errors
+    /// The family has ended: here it is again.
+    pub fn keep_place(&self, index: u16, uuid: Uuid, vmid: u32, place: Place) -> Result<(), Place> {
+        let mut inner = self.lock();
+        let Some(family) = inner.family(index, uuid) else { return Err(place) };
+        family.pool.keep(vmid, place);
+        family.wake();
+        Ok(())
+    }
+
+    /// Takes a warm VM out of its family's pool, if nobody has taken it.
+    #[must_use]
+    pub fn pull_place(&self, index: u16, uuid: Uuid, vmid: u32) -> Option<Place> {
+        self.lock().family(index, uuid)?.pool.pull(vmid)
+    }
+
+    /// Nothing is left of a warm VM that was pulled or trimmed: its vmid may be bound again.
+    pub fn release_vmid(&self, index: u16, uuid: Uuid, vmid: u32) {
+        if let Some(family) = self.lock().family(index, uuid) {
+            family.pool.release(vmid);
+            family.wake();
+        }
+    }
+
+    /// A warm VM has died by itself.
+    pub fn lost_place(&self, index: u16, uuid: Uuid, vmid: u32) {
+        if let Some(family) = self.lock().family(index, uuid) {
+            family.losses += 1;
+            family.pool.release(vmid);
+            family.wake();
+        }
+    }
+
+    /// How many have died since this was asked last.
+    #[must_use]
+    pub fn take_losses(&self, index: u16, uuid: Uuid) -> u32 {
+        self.lock().family(index, uuid).map_or(0, |family| std::mem::take(&mut family.losses))
+    }
+
+    /// True for the first who wants to keep the family's pool.
+    #[must_use]
+    pub fn begin_pool(&self, index: u16, uuid: Uuid) -> bool {
+        let mut inner = self.lock();
+        let Some(family) = inner.family(index, uuid).filter(|family| family.changed.is_none()) else {
+            return false;
+        };
+        family.changed = Some(Arc::default());
+        true
+    }
+
+    /// What tells that there may be something to do for the family's pool; None when the family has ended.
+    #[must_use]
+    pub fn pool_changed(&self, index: u16, uuid: Uuid) -> Option<Arc<Notify>> {
+        self.lock().family(index, uuid)?.changed.clone()
+    }
+
+    /// The number of warm VMs that a family should have may have changed.
+    pub fn wake_pool(&self, index: u16, uuid: Uuid) {
+        if let Some(family) = self.lock().family(index, uuid) {
+            family.wake();
+        }
+    }
+
+    /// Whether the family's pool is not as large as it should be.
+    #[must_use]
+    pub fn wants(&self, index: u16, uuid: Uuid, target: usize) -> bool {
+        self.lock().family(index, uuid).is_some_and(|family| family.pool.kept() < target)
+    }
+
+    /// What is to be done so that `target` warm VMs are ready, at most `at_once` now; None when the family has ended.
+    #[must_use]
+    pub(in crate::vms) fn pool_work(&self, of: &Record, target: usize, at_once: usize) -> Option<Work> {
+        let mut inner = self.lock();
+        let Inner { slots, families } = &mut *inner;
+        let family = families.get_mut(&of.net.index);
+        let family = family.filter(|family| family.uuid == of.family && family.living > 0)?;
+        if let Some((vmid, place)) = family.pool.trim(target) {
+            return Some(Work::Trim(vmid, place));
+        }
+        let missing = (target - family.pool.kept()).min(at_once);
+        let mut vmids = Vec::new();
+        while vmids.len() < missing {
+            let Some(vmid) = family.pool.bind() else { break };
+            let name = VmName::of_clone(of.master(), vmid);
+            if !slots.contains_key(&name) {
+                vmids.push((vmid, name));
+            }
+        }
+        Some(if vmids.is_empty() { Work::Nothing } else { Work::Make(vmids) })
+    }
+
+    /// What must be written down as the family's next vmid before any vmid that was taken is used; None: it stands.
+    #[must_use]
+    pub fn unwritten(&self, index: u16, uuid: Uuid) -> Option<u32> {
+        let mut inner = self.lock();
+        let family = inner.family(index, uuid)?;
+        let mark = family.pool.mark();
+        (mark > family.written).then_some(mark)
+    }
+
+    /// It is written.
+    pub fn written(&self, index: u16, uuid: Uuid, next_vmid: u32) {
+        if let Some(family) = self.lock().family(index, uuid) {
+            family.written = family.written.max(next_vmid);
+        }
+    }
+
+    /// One VM less lives.
+    #[must_use]
+    pub fn leave_family(&self, index: u16) -> Left {
+        let mut inner = self.lock();
+        let Some(family) = inner.families.get_mut(&index) else { return Left::Others };
+        family.living = family.living.saturating_sub(1);
+        if family.living > 0 {
+            return Left::Others;
+        }
+        family.wake();
+        Left::Nobody(family.pool.clear())
+    }
+
+    /// The number is free again.
+    pub fn forget_family(&self, index: u16) {
+        self.lock().families.remove(&index);
+    }
+
+    /// The numbers in use.
+    #[must_use]
+    pub fn families(&self) -> Vec<u16> {
+        self.lock().families.keys().copied().collect()
+    }
+
+    /// Takes every warm VM out, and lets no more be made.
+    #[must_use]
+    pub fn clear_pools(&self) -> Vec<Place> {
+        let mut inner = self.lock();
+        let clear = |family: &mut Family| {
+            family.changed = None;
+            family.pool.clear()
+        };
+        inner.families.values_mut().flat_map(clear).collect()
+    }
+
+    /// The list of pages that the family's clones touch, if it is known.
+    #[must_use]
+    pub fn touched(&self, index: u16, uuid: Uuid) -> Option<Arc<Touched>> {
+        match &self.lock().family(index, uuid)?.touched {
+            List::Known(list) => Some(Arc::clone(list)),
+            List::Unknown | List::Asked => None,
+        }
+    }
+
+    /// True for the one who is to ask for the list, which nobody knows.
+    #[must_use]
+    pub fn ask_touched(&self, index: u16, uuid: Uuid) -> bool {
+        let mut inner = self.lock();
+        let Some(family) = inner.family(index, uuid) else { return false };
+        let is_unknown = matches!(family.touched, List::Unknown);
+        if is_unknown {
+            family.touched = List::Asked;
+        }
+        is_unknown
+    }
+
+    /// Who asked for the list has it, or does not.
+    pub fn set_touched(&self, index: u16, uuid: Uuid, list: Option<Touched>) {
+        if let Some(family) = self.lock().family(index, uuid) {
+            family.touched = list.map_or(List::Unknown, |list| List::Known(Arc::new(list)));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "families_test.rs"]
+mod tests;

@@ -1,0 +1,145 @@
+use super::*;
+use crate::vms::tests::ended_vm;
+
+const FAMILY: Uuid = Uuid::nil();
+
+/// A table with a family of one VM.
+fn family() -> (Table, Record) {
+    let table = Table::default();
+    let net = table.number_family(&range(), 0, FAMILY).unwrap();
+    let record = Record { net, ..ended_vm("a").record.clone() };
+    (table, record)
+}
+
+fn range() -> Range {
+    "10.0.0.0/19".parse().unwrap()
+}
+
+fn vmids(seats: &Seats) -> Vec<u32> {
+    seats.seats.iter().map(|seat| seat.vmid).collect()
+}
+
+/// Makes what the pool lacks.
+fn fill(table: &Table, of: &Record, target: usize) -> Vec<u32> {
+    let Some(Work::Make(made)) = table.pool_work(of, target, 8) else { return Vec::new() };
+    let vmids: Vec<u32> = made.iter().map(|(vmid, _)| *vmid).collect();
+    for vmid in &vmids {
+        table.keep_place(of.net.index, of.family, *vmid, Place::nowhere()).unwrap();
+    }
+    vmids
+}
+
+fn leave(table: &Table) -> bool {
+    matches!(table.leave_family(0), Left::Nobody(_))
+}
+
+#[test]
+fn a_familys_number_is_free_when_its_last_vm_and_its_bridge_are_gone() {
+    let table = Table::default();
+    let number = |from| table.number_family(&range(), from, FAMILY).map(|net| net.index);
+    assert_eq!(number(0), Some(0));
+    table.join_family(0, FAMILY, 0);
+    assert!(!leave(&table));
+    assert!(leave(&table));
+    assert_eq!(number(0), Some(1));
+    assert_eq!(number(0), None);
+    table.forget_family(0);
+    assert_eq!(number(0), Some(0));
+}
+
+#[test]
+fn vmids_go_in_order_and_are_given_once() {
+    let (table, parent) = family();
+    assert_eq!(table.unwritten(0, FAMILY), None);
+    assert_eq!(vmids(&table.seat(&parent, 2).unwrap()), [1, 2]);
+    assert_eq!(table.unwritten(0, FAMILY), Some(3));
+    table.written(0, FAMILY, 3);
+    assert_eq!(table.unwritten(0, FAMILY), None);
+    for _ in 0..2 {
+        assert!(!leave(&table));
+    }
+    assert_eq!(vmids(&table.seat(&parent, 1).unwrap()), [3]);
+    // A vmmd that starts finds another VM of the family, and what was written.
+    table.join_family(0, FAMILY, 4000);
+    table.join_family(0, FAMILY, 7);
+    assert_eq!(vmids(&table.seat(&parent, 92).unwrap()).last(), Some(&4091));
+    let error = table.seat(&parent, 2).unwrap_err();
+    assert!(matches!(error, Error::NoVmid { count: 2, left: 1, .. }), "{error}");
+    assert_eq!(vmids(&table.seat(&parent, 1).unwrap()), [4092]);
+}
+
+#[test]
+fn what_is_warm_is_taken_first_and_given_back_when_nothing_was_cloned() {
+    let (table, parent) = family();
+    assert_eq!(fill(&table, &parent, 2), [1, 2]);
+    assert!(!table.wants(0, FAMILY, 2));
+    let seats = table.seat(&parent, 3).unwrap();
+    assert_eq!(vmids(&seats), [1, 2, 3]);
+    let warm: Vec<bool> = seats.seats.iter().map(|seat| seat.place.is_some()).collect();
+    assert_eq!(warm, [true, true, false]);
+    assert!(matches!(table.reserve("a.2"), Err(Error::NameTaken(_))), "its name is held");
+    for Seat { vmid, place, .. } in seats.seats {
+        table.keep_place(0, FAMILY, vmid, place.unwrap_or_else(Place::nowhere)).unwrap();
+    }
+    assert!(matches!(table.pool_work(&parent, 2, 8), Some(Work::Trim(3, _))));
+    assert!(matches!(table.pool_work(&parent, 2, 8), Some(Work::Nothing)));
+    assert_eq!(vmids(&table.seat(&parent, 1).unwrap()), [1]);
+}
+
+#[test]
+fn a_name_that_is_a_users_own_vms_is_passed_over() {
+    let (table, parent) = family();
+    assert_eq!(fill(&table, &parent, 1), [1]);
+    let _own = [table.reserve("a.1").unwrap(), table.reserve("a.3").unwrap()];
+    let seats = table.seat(&parent, 2).unwrap();
+    assert_eq!((vmids(&seats), seats.passed.len()), (vec![2, 4], 1));
+    assert_eq!(fill(&table, &parent, 1), [5]);
+    let names: Vec<_> = seats.seats.iter().map(|seat| seat.reservation.name().to_owned()).collect();
+    assert_eq!(names, ["a.2", "a.4"]);
+}
+
+#[test]
+fn the_pool_of_a_family_is_kept_once_and_ends_with_it() {
+    let (table, parent) = family();
+    assert!(!table.begin_pool(0, Uuid::from_u128(1)), "another family's");
+    assert!(table.begin_pool(0, FAMILY) && !table.begin_pool(0, FAMILY));
+    assert_eq!(fill(&table, &parent, 2), [1, 2]);
+    assert!(table.pull_place(0, FAMILY, 1).is_some() && table.pull_place(0, FAMILY, 1).is_none());
+    table.lost_place(0, FAMILY, 1);
+    assert_eq!((table.take_losses(0, FAMILY), table.take_losses(0, FAMILY)), (1, 0));
+    assert_eq!(fill(&table, &parent, 2), [1], "its vmid was never used");
+    let Left::Nobody(places) = table.leave_family(0) else { panic!("it was the last") };
+    assert_eq!(places.len(), 2);
+    assert!(table.pool_work(&parent, 2, 8).is_none() && table.pool_changed(0, FAMILY).is_none());
+    assert!(table.keep_place(0, FAMILY, 3, Place::nowhere()).is_err());
+}
+
+#[test]
+fn nothing_joins_a_family_whose_bridge_is_being_deleted() {
+    let (table, parent) = family();
+    assert!(leave(&table));
+    assert!(matches!(table.seat(&parent, 1), Err(Error::NotReady { state: "ended", .. })));
+    table.forget_family(0);
+    assert!(matches!(table.seat(&parent, 1), Err(Error::NotReady { .. })));
+    table.number_family(&range(), 0, Uuid::from_u128(1)).unwrap();
+    assert!(matches!(table.seat(&parent, 1), Err(Error::NotReady { .. })), "another family of that number");
+}
+
+#[test]
+fn clones_that_the_host_has_no_room_for_are_refused_and_nothing_is_taken() {
+    let (table, parent) = family();
+    let held: Vec<_> = (0..VMS_MAX - 3).map(|i| table.reserve(&format!("vm{i}")).unwrap()).collect();
+    assert!(matches!(table.seat(&parent, 4), Err(Error::TooMany)));
+    assert_eq!(vmids(&table.seat(&parent, 3).unwrap()), [1, 2, 3]);
+    drop(held);
+}
+
+#[test]
+fn the_list_of_touched_pages_is_asked_for_once() {
+    let (table, _) = family();
+    assert!(table.ask_touched(0, FAMILY) && !table.ask_touched(0, FAMILY));
+    table.set_touched(0, FAMILY, None);
+    assert!(table.ask_touched(0, FAMILY), "who asked did not get it");
+    table.set_touched(0, FAMILY, Some(Touched::of(b"list").unwrap()));
+    assert!(!table.ask_touched(0, FAMILY) && table.touched(0, FAMILY).is_some());
+}

@@ -1,0 +1,145 @@
+//! Keeps warm VMs ready: one task a family, from when a VM of it is ready to the family's end.
+//!
+//! It works off the clones' path: a VM is made ahead only when no clone of this host is on its way to ready (or has been for
+//! too long), few at a time, and with less priority than what users wait for.
+
+use super::{Host, Until, Vm, warm::For};
+use crate::store::record::Record;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+/// How many are made at the same time that nobody waits for.
+const AT_ONCE: usize = 2;
+/// How long a clone that is not ready holds the pool up, and how long all together do. Some never get ready.
+const QUIET_PATIENCE: Duration = Duration::from_secs(10);
+/// How long after one that failed or died the next is made.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What is to be done for a family's pool.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// It is as it should be.
+    Nothing,
+    /// Make these: vmid and name.
+    Make(Vec<(u32, String)>),
+    /// End this one.
+    Trim(u32, super::warm::Place),
+}
+
+/// A clone that is on its way to ready; no longer when dropped.
+#[derive(Debug)]
+pub struct OnTheWay(Arc<watch::Sender<usize>>);
+
+impl OnTheWay {
+    pub(super) fn new(count: &Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(Arc::clone(count))
+    }
+
+    /// Until its VM is ready or has ended, or takes too long.
+    pub(super) fn until_ready(self, vm: Arc<Vm>) {
+        tokio::spawn(async move {
+            if !matches!(timeout(QUIET_PATIENCE, vm.wait(Until::Ready)).await, Ok(Ok(()))) {
+                tracing::debug!(vm = vm.record.name, "not ready; no longer waited for");
+            }
+            drop(self);
+        });
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Host {
+    /// A VM of a family is ready: its pool is kept from now on.
+    pub(super) fn keep_pool(self: &Arc<Self>, of: &Record) {
+        if self.table.begin_pool(of.net.index, of.family) {
+            tokio::spawn(Arc::clone(self).pool(of.clone()));
+        }
+    }
+
+    /// Until no clone is on its way, or for as long as is waited for that.
+    pub(super) async fn quiet(&self) {
+        let mut count = self.on_the_way.subscribe();
+        if timeout(QUIET_PATIENCE, count.wait_for(|count| *count == 0)).await.is_err() {
+            tracing::debug!("clones are on their way for long; not waited for");
+        }
+    }
+
+    async fn pool(self: Arc<Self>, of: Record) {
+        let (index, family) = (of.net.index, of.family);
+        let mut is_news = false;
+        while let Some(changed) = self.table.pool_changed(index, family) {
+            if self.table.wants(index, family, self.pool_target(family)) {
+                self.quiet().await;
+            }
+            match self.table.pool_work(&of, self.pool_target(family), AT_ONCE) {
+                None => break,
+                Some(Work::Nothing) => {
+                    if std::mem::take(&mut is_news) {
+                        tracing::debug!(%family, "the pool is as it should be");
+                    }
+                    changed.notified().await;
+                }
+                Some(Work::Trim(vmid, place)) => {
+                    is_news = true;
+                    place.discard().await;
+                    self.table.release_vmid(index, family, vmid);
+                }
+                Some(Work::Make(vmids)) => {
+                    is_news = true;
+                    let mut failed = self.table.take_losses(index, family) > 0;
+                    failed |= !self.fill(&of, vmids).await;
+                    if failed {
+                        sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+        tracing::debug!(%family, "its pool is no longer kept");
+    }
+
+    /// Makes warm VMs side by side; whether all came to be.
+    async fn fill(self: &Arc<Self>, of: &Record, vmids: Vec<(u32, String)>) -> bool {
+        let mut making = Vec::new();
+        for (vmid, name) in vmids {
+            let (place, made) = self.make_warm(of, vmid, name, For::Pool);
+            if let Err(place) = self.table.keep_place(of.net.index, of.family, vmid, place) {
+                // The family has ended: nobody will take it.
+                place.discard().await;
+                continue;
+            }
+            making.push((vmid, made));
+        }
+        let mut all = true;
+        for (vmid, made) in making {
+            if made.await.unwrap_or(false) {
+                continue;
+            }
+            all = false;
+            if let Some(place) = self.table.pull_place(of.net.index, of.family, vmid) {
+                place.discard().await;
+                self.table.release_vmid(of.net.index, of.family, vmid);
+            }
+        }
+        all
+    }
+
+    /// How many are to be ready for a family: as many as always, or as it has tickets for.
+    fn pool_target(&self, family: uuid::Uuid) -> usize {
+        let reserved = usize::try_from(self.reserved(family)).unwrap_or(usize::MAX);
+        self.settings.warm.max(reserved)
+    }
+
+    /// Ends every warm VM: a vmmd that stops cannot use them, and the next one would not know them.
+    pub async fn end_pools(&self) {
+        let places = self.table.clear_pools();
+        futures::future::join_all(places.into_iter().map(super::warm::Place::discard)).await;
+    }
+}

@@ -1,0 +1,72 @@
+//! What clones write before they are ready: asked of a first clone, kept for the later ones of its family and for later
+//! families of its image. Nobody waits for it.
+
+use super::{Host, PATIENCE, Vm, blocking, error::Error};
+use crate::{
+    process::{
+        generation::Touched,
+        link::{self, LinkError},
+    },
+    store::{record::Record, touched::ImageKey},
+};
+use std::sync::Arc;
+
+impl Host {
+    /// A clone is ready: if nobody knows yet what its like write, it is asked.
+    pub(super) fn learn_touched(self: &Arc<Self>, vm: &Arc<Vm>) {
+        let (index, family) = (vm.record.net.index, vm.record.family);
+        if vm.record.origin.is_none() || !self.table.ask_touched(index, family) {
+            return;
+        }
+        let (host, vm) = (Arc::clone(self), Arc::clone(vm));
+        tokio::spawn(async move {
+            // Its siblings are what users wait for.
+            host.quiet().await;
+            let list = host.ask_touched(&vm).await;
+            let list = list.inspect_err(|error| {
+                tracing::warn!(vm = vm.record.name, %error, "the next clones start without a list");
+            });
+            if list.is_ok() {
+                tracing::debug!(%family, "its clones' list is known");
+            }
+            host.table.set_touched(index, family, list.ok());
+        });
+    }
+
+    async fn ask_touched(self: &Arc<Self>, vm: &Vm) -> Result<Touched, Error> {
+        let failed = |source| Error::Unavailable { name: vm.record.name.clone(), source };
+        let sent = link::touched(&vm.dir, PATIENCE).await.map_err(failed)?;
+        let (host, image) = (Arc::clone(self), ImageKey::of(&vm.record));
+        let list = blocking(move || {
+            let bytes = match Touched::read(sent) {
+                Ok(bytes) => bytes,
+                Err(error) => return Ok(Err(error)),
+            };
+            if let Err(error) = host.state.save_touched(&image, &bytes) {
+                tracing::warn!(%error, "only this family has the list");
+            }
+            Ok(Touched::of(&bytes))
+        });
+        list.await?.map_err(|error| failed(LinkError::from(error)))
+    }
+
+    /// Gives a family the list that an earlier one of its image left.
+    pub(super) async fn load_touched(self: &Arc<Self>, record: &Record) {
+        if self.table.touched(record.net.index, record.family).is_some() {
+            return;
+        }
+        let (host, image) = (Arc::clone(self), ImageKey::of(record));
+        let list = blocking(move || {
+            let bytes = host.state.touched(&image)?;
+            Ok(bytes.map(|bytes| Touched::of(&bytes)))
+        });
+        match list.await {
+            Ok(Some(Ok(list))) => {
+                self.table.set_touched(record.net.index, record.family, Some(list));
+            }
+            Ok(None) => {}
+            Ok(Some(Err(error))) => tracing::warn!(%error, "its clones start without a list"),
+            Err(error) => tracing::warn!(%error, "its clones start without a list"),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! A warm VM: a vmm process that has all that a clone needs, but the generation. It has a vmid, a tap and an identity, and
+//! is nobody yet: no VM has its name, and nothing is written about it until it starts.
+
+use super::{Host, PATIENCE, blocking, create::parts, error::Error, images};
+use crate::{
+    plan::places::Places,
+    process::{
+        Process,
+        link::{self, LinkError},
+        spawn::{self, Start},
+    },
+    store::{VmDir, record::Record},
+};
+use std::{fs::File, sync::Arc};
+use tokio::{
+    io::BufReader,
+    net::UnixStream,
+    sync::{SemaphorePermit, mpsc},
+    task::JoinHandle,
+};
+use vmm::api::control::{FromVmm, Open, State};
+
+/// How much less urgent than anything that users wait for a warm VM is made that nobody waits for.
+const NICE: i32 = 10;
+
+/// A vmm process that waits for a generation. Dropped, it is killed, and its folder goes.
+#[derive(Debug)]
+pub struct Warm {
+    /// Its folder; moved when it starts.
+    pub dir: VmDir,
+    /// Where it says how it stands. What has been read from it: that it is warm.
+    pub control: Option<BufReader<UnixStream>>,
+    /// Connected, and nothing said on it.
+    pub start: UnixStream,
+    // Taken when it has started, or has ended.
+    process: Option<Process>,
+}
+
+/// A place for a warm VM, which may still be in the making. It comes out of [`Self::warm`], an error likewise.
+#[derive(Debug)]
+pub struct Place(mpsc::Receiver<Result<Warm, Error>>);
+
+/// The vmids of a family, with the places that are kept.
+pub type Pool = Places<Place>;
+
+/// Who a warm VM is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    /// A clone that is being made.
+    Clone,
+    /// Whoever comes.
+    Pool,
+}
+
+impl Place {
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self(mpsc::channel(1).1)
+    }
+
+    /// The warm VM, when it is made.
+    ///
+    /// # Errors
+    /// It could not be made.
+    pub async fn warm(mut self) -> Result<Warm, Error> {
+        self.0.recv().await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// Ends what is here, or what will be.
+    pub async fn discard(self) {
+        if let Ok(warm) = self.warm().await {
+            warm.discard().await;
+        }
+    }
+}
+
+impl Warm {
+    /// Which process it is. None when it has been taken out.
+    #[must_use]
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
+    }
+
+    /// Takes the process out: it has started, and is a VM's from now on.
+    #[must_use]
+    pub fn into_process(mut self) -> Option<Process> {
+        self.process.take()
+    }
+
+    /// Ends it, and deletes its folder when it is gone.
+    pub async fn discard(mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.end().await;
+        }
+        delete(&self.dir);
+    }
+}
+
+impl Drop for Warm {
+    fn drop(&mut self) {
+        if let Some(process) = &self.process {
+            if let Err(error) = process.kill() {
+                tracing::error!(pid = process.id().pid, %error, "kill a warm vmm");
+            }
+            delete(&self.dir);
+        }
+    }
+}
+
+fn delete(dir: &VmDir) {
+    if let Err(error) = dir.delete() {
+        tracing::error!(folder = %dir.path().display(), %error, "files of a vmm that is gone stay behind");
+    }
+}
+
+impl Host {
+    /// Has a warm VM made in a task of its own: where it will be, and whether it came to be.
+    pub(super) fn make_warm(
+        self: &Arc<Self>,
+        of: &Record,
+        vmid: u32,
+        name: String,
+        who: For,
+    ) -> (Place, JoinHandle<bool>) {
+        let (sender, place) = mpsc::channel(1);
+        let (host, of) = (Arc::clone(self), of.clone());
+        let made = tokio::spawn(async move {
+            let identity = Record { name, vmid, ..of };
+            let made = host.warm_up(&identity, who).await;
+            let watcher = made.as_ref().ok().and_then(|warm| warm.process()?.watcher().ok());
+            let is_made = made.is_ok();
+            if let Err(error) = &made {
+                tracing::warn!(family = %identity.family, vmid, %error, "a warm VM was not made");
+            }
+            // There is room for one; a place that is gone drops it, and with that ends it.
+            if sender.send(made).await.is_err() {
+                tracing::debug!(vmid, "nobody wants the warm VM any more");
+            }
+            if let Some(process) = watcher {
+                tokio::spawn(host.watch_place(identity, process, sender));
+            }
+            is_made
+        });
+        (Place(place), made)
+    }
+
+    /// Clears a place whose process dies before anybody takes it.
+    async fn watch_place(
+        self: Arc<Self>,
+        of: Record,
+        process: Process,
+        taken: mpsc::Sender<Result<Warm, Error>>,
+    ) {
+        let gone = tokio::select! { () = taken.closed() => return, gone = process.gone() => gone };
+        if let Err(error) = gone {
+            tracing::error!(%error, "watch a warm vmm");
+        }
+        let Some(place) = self.table.pull_place(of.net.index, of.family, of.vmid) else { return };
+        let words = match place.warm().await {
+            Ok(warm) => {
+                let words = warm.dir.last_words();
+                warm.discard().await;
+                words
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(family = %of.family, vmid = of.vmid, words, "a warm vmm died; another takes its place");
+        self.table.lost_place(of.net.index, of.family, of.vmid);
+    }
+
+    /// Makes a warm VM; on an error nothing of it is left.
+    async fn warm_up(&self, identity: &Record, who: For) -> Result<Warm, Error> {
+        let _turn: SemaphorePermit<'_> = self.making.acquire().await.map_err(|_| Error::Stopping)?;
+        let dir = self.state.create_warm()?;
+        let made = self.warm_up_in(dir.clone(), identity, who).await;
+        if made.is_err() {
+            delete(&dir);
+        }
+        made
+    }
+
+    async fn warm_up_in(&self, dir: VmDir, identity: &Record, who: For) -> Result<Warm, Error> {
+        let tap = self.net.tap(identity.net, identity.vmid).await?;
+        let (program, of, folder) = (self.settings.vmm.clone(), identity.clone(), dir.clone());
+        let nice = if who == For::Pool { NICE } else { 0 };
+        let spawned = blocking(move || {
+            let (kvm, rootfs) = (spawn::open_kvm()?, open_rootfs(&of)?);
+            let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), nice);
+            Ok(spawn::spawn(&program, &of.name, &folder, parts)?)
+        });
+        let mut process = spawned.await?;
+        match greet(&dir).await {
+            Ok((control, start)) => {
+                if nice != 0
+                    && let Err(error) = process.hurry()
+                {
+                    tracing::warn!(%error, "a clone will be slower: raise the priority of its vmm");
+                }
+                Ok(Warm { dir, control: Some(control), start, process: Some(process) })
+            }
+            Err(source) => {
+                process.end().await;
+                Err(Error::Warm { name: identity.name.clone(), words: dir.last_words(), source })
+            }
+        }
+    }
+}
+
+/// Connects to a new vmm and waits until it is warm.
+async fn greet(dir: &VmDir) -> Result<(BufReader<UnixStream>, UnixStream), LinkError> {
+    let mut control = link::open(dir, &Open::Control, PATIENCE).await?;
+    let warm = async {
+        while let Some(said) = link::read_line(&mut control).await? {
+            match said {
+                FromVmm::State(State::Warm) => return Ok(()),
+                FromVmm::State(State::Ended(end)) => return Err(LinkError::Refused(end.reason)),
+                other => tracing::debug!(?other, "said before it is warm"),
+            }
+        }
+        Err(LinkError::Closed)
+    };
+    tokio::time::timeout(PATIENCE, warm).await.map_err(|_| LinkError::Timeout(PATIENCE))??;
+    Ok((control, link::connect(dir).await?))
+}
+
+/// The disk that a VM, and every clone of it, reads.
+fn open_rootfs(record: &Record) -> Result<File, Error> {
+    images::open_rootfs_again(&record.rootfs, record.rootfs_file)
+        .map_err(|source| Error::CloneRootfs { name: record.master().to_owned(), source })
+}
