@@ -32,6 +32,7 @@ pub struct Host {
     setup: Setup,
     dir: TempDir,
     wrapper: Vec<String>,
+    options: Vec<String>,
     vmmd: Option<Child>,
 }
 
@@ -103,16 +104,25 @@ impl Host {
     /// # Errors
     /// As [`Host::start`].
     pub fn start_wrapped(setup: &Setup, wrapper: &[&str]) -> Result<Self, HostError> {
+        Self::start_as(setup, wrapper, &[])
+    }
+
+    /// Starts `vmmd` with further options.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub fn start_with(setup: &Setup, options: &[&str]) -> Result<Self, HostError> {
+        Self::start_as(setup, &[], options)
+    }
+
+    fn start_as(setup: &Setup, wrapper: &[&str], options: &[&str]) -> Result<Self, HostError> {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let dir = tempfile::Builder::new()
             .prefix("patina-")
             .tempdir()
             .map_err(system("make a temporary directory"))?;
-        let mut host = Self {
-            setup: setup.clone(),
-            dir,
-            wrapper: wrapper.iter().map(|&word| word.to_owned()).collect(),
-            vmmd: None,
-        };
+        let mut host =
+            Self { setup: setup.clone(), dir, wrapper: owned(wrapper), options: owned(options), vmmd: None };
         host.start_vmmd()?;
         Ok(host)
     }
@@ -172,7 +182,8 @@ impl Host {
             .arg("--kernel")
             .arg(&self.setup.kernel)
             .arg("--rootfs")
-            .arg(&self.setup.rootfs);
+            .arg(&self.setup.rootfs)
+            .args(&self.options);
         command
     }
 

@@ -6,6 +6,7 @@
 //! - [`flood`]: `flood PORT COUNT`: vsock connections to the host, with rubbish.
 //! - [`measure`]: `spawn COUNT PROGRAM ARG…`, `read COUNT FILE`: microseconds each took, one a line;
 //!   `syscalls PROGRAM ARG…`: how many system calls it makes.
+//! - [`scribble`]: `scribble MIB`: writes memory at full speed until SIGTERM, and looks at each page before.
 //!
 //! Exit code 0 when what was looked for holds, 1 when not, 2 for wrong usage.
 
@@ -13,6 +14,7 @@ mod avx;
 mod cpus;
 mod flood;
 mod measure;
+mod scribble;
 mod sys;
 
 use std::{env, process::ExitCode};
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
             number(count).map(|count| measure::spawn(count, program))
         }
         ["read", count, file] => number(count).map(|count| measure::read(count, file)),
+        ["scribble", mib] => number(mib).map(scribble::scribble),
         ["syscalls", program @ ..] if !program.is_empty() => Some(measure::syscalls(program)),
         _ => None,
     };
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
         None => {
             eprintln!(
                 "usage: guest-check avx ROUNDS [sabotage] | cpus MS | flood PORT COUNT | \
-                 spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG…"
+                 spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG… | scribble MIB"
             );
             ExitCode::from(2)
         }

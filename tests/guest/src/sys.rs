@@ -190,3 +190,21 @@ fn trace(request: libc::c_uint, pid: libc::pid_t, data: libc::c_long) -> io::Res
     let result = unsafe { libc::ptrace(request, pid, ptr::null_mut::<libc::c_void>(), data) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+static END: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+extern "C" fn note_end(_signal: libc::c_int) {
+    END.store(true, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// From now on SIGTERM only sets what [`end_asked`] returns.
+pub fn end_on_sigterm() -> io::Result<()> {
+    // SAFETY: the handler stores one atomic, which a signal handler may.
+    let before = unsafe { libc::signal(libc::SIGTERM, note_end as extern "C" fn(libc::c_int) as usize) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether SIGTERM has come.
+pub fn end_asked() -> bool {
+    END.load(std::sync::atomic::Ordering::Relaxed)
+}

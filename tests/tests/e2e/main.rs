@@ -1,7 +1,8 @@
 //! End-to-end tests with real guests, through `vmctl` as users have it.
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
-//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`], [`clones`]: on the shared host.
+//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
+//! - [`clones`] from outside, [`forks`] from inside the guest: on the shared host; [`family`] is what they share.
 //! - [`adoption`], [`refusals`]: on hosts of their own.
 //!
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
@@ -13,7 +14,9 @@ mod clones;
 mod cpus;
 mod endings;
 mod exec;
+mod family;
 mod floods;
+mod forks;
 mod network;
 mod operator;
 mod refusals;
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 10] = [
+    let modules: [&[Story]; 11] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -61,6 +64,7 @@ fn stories() -> impl Iterator<Item = Story> {
         floods::STORIES,
         endings::STORIES,
         clones::STORIES,
+        forks::STORIES,
         refusals::STORIES,
         adoption::STORIES,
     ];

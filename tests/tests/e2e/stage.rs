@@ -1,5 +1,6 @@
 //! What the tests share: a host with one booted guest of two vCPUs, made when the first test needs it.
 
+use crate::family::PARENT;
 use libtest_mimic::Failed;
 use patina_tests::{
     host::{Host, HostError, tail},
@@ -19,13 +20,14 @@ pub struct Stage {
     published: u16,
     host: OnceLock<Result<Host, String>>,
     guest: OnceLock<Result<(), String>>,
+    parent: OnceLock<Result<(), String>>,
 }
 
 impl Stage {
     /// Nothing runs yet.
     pub fn new(setup: Setup) -> Self {
         let published = free_port().unwrap_or_default();
-        Self { setup, published, host: OnceLock::new(), guest: OnceLock::new() }
+        Self { setup, published, host: OnceLock::new(), guest: OnceLock::new(), parent: OnceLock::new() }
     }
 
     /// What hosts are made of.
@@ -54,6 +56,17 @@ impl Stage {
         };
         self.guest.get_or_init(boot).as_ref().map_err(Failed::from)?;
         Ok(host.vm(SHARED))
+    }
+
+    /// The guest of one vCPU that is cloned, ready.
+    pub fn parent(&self) -> Result<Vm<'_>, Failed> {
+        let host = self.host()?;
+        let boot = || match host.run(PARENT, &[]) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("{error}\n{}", explain(host, PARENT))),
+        };
+        self.parent.get_or_init(boot).as_ref().map_err(Failed::from)?;
+        Ok(host.vm(PARENT))
     }
 
     /// Ends everything, and fails when something is left.

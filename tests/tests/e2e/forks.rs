@@ -1,0 +1,213 @@
+//! A guest clones itself: `gc clone`, and programs that call the agent as `gc` does.
+
+use crate::{
+    Outcome, Story,
+    family::{Family, require, with_family},
+};
+use libtest_mimic::Failed;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+};
+
+pub const STORIES: &[Story] = &[
+    ("forks::a_python_program_forks_machines_that_know_who_they_are", |stage| with_family(stage, python)),
+    ("forks::gc_clone_prints_0_in_the_parent_and_the_vmid_in_each_clone", |stage| {
+        with_family(stage, command)
+    }),
+    ("forks::a_ticket_is_for_as_many_clones_as_were_granted", |stage| with_family(stage, ticket)),
+    ("forks::a_clone_of_a_clone_of_a_clone_goes_on", |stage| with_family(stage, deep)),
+    ("forks::clones_talk_tcp_to_the_master_and_to_each_other", |stage| with_family(stage, tcp)),
+    ("forks::a_connection_to_the_outside_stays_with_the_parent", |stage| with_family(stage, outside)),
+    ("forks::nobody_is_cloned_for_nonsense", |stage| with_family(stage, nonsense)),
+];
+
+/// Calls the agent as any language can, forks three machines, and tells each of the four who it is.
+const PYTHON: &str = r#"
+import json, socket
+agent = socket.socket(socket.AF_UNIX)
+agent.connect('/run/gridcentric/agent.sock')
+lines = agent.makefile('rw')
+def call(verb, **args):
+    lines.write(json.dumps({'verb': verb, 'args': args}) + '\n')
+    lines.flush()
+    answer = json.loads(lines.readline())
+    if 'error' in answer:
+        raise SystemExit(answer['error']['message'])
+    return answer['ok']
+state = 'from before'
+cloned = call('clone', count=3)
+with open('/tmp/told', 'w') as told:
+    print(cloned['vmid'], call('my-ip'), state, file=told)
+if cloned['vmid'] == 0:
+    print(*cloned['clones'])
+"#;
+
+fn python(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    // The line waits in the fifo for its reader.
+    parent.sh("rm -f /tmp/told /tmp/out; mkfifo /tmp/told /tmp/out")?;
+    let file = "cat > /tmp/fork.py";
+    let put = parent.exec_with_input(&["sh", "-c", file], PYTHON.as_bytes())?;
+    require(put.code == 0, format!("{put:?}"))?;
+    parent.sh("setsid python3 /tmp/fork.py < /dev/null > /tmp/out 2>&1 &")?;
+    require(parent.sh("cat /tmp/told")? == format!("0 {} from before", parent.field("ip")?), "the parent")?;
+    let vmids = parent.sh("cat /tmp/out")?;
+    require(vmids.split(' ').count() == 3, &vmids)?;
+    for vmid in vmids.split(' ') {
+        let clone = family.ready(vmid.parse()?)?;
+        let told = clone.sh("cat /tmp/told")?;
+        require(told == format!("{vmid} {} from before", clone.field("ip")?), told)?;
+    }
+    Ok(())
+}
+
+/// The vmids of the family's clones that still run, as the guest sees them.
+fn clones_in(list: &str) -> Vec<u32> {
+    let vmid = |line: &str| line.split_whitespace().next().and_then(|word| word.parse().ok());
+    list.lines().filter(|line| !line.contains("ended")).filter_map(vmid).filter(|vmid| *vmid != 0).collect()
+}
+
+fn command(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    parent.sh("rm -f /tmp/of-clone; mkfifo /tmp/of-clone")?;
+    let script = "vmid=$(gc clone 2); code=$?; \
+        if [ \"$vmid\" = 0 ]; then echo $vmid $code; else echo $vmid $code > /tmp/of-clone; fi";
+    require(parent.sh(script)? == "0 0", "the parent's gc clone")?;
+    let clones = clones_in(&parent.call(&["gc", "list"])?);
+    require(clones.len() == 2, format!("{clones:?}"))?;
+    for vmid in clones {
+        let clone = family.ready(vmid)?;
+        require(clone.sh("cat /tmp/of-clone")? == format!("{vmid} 0"), format!("clone {vmid}"))?;
+        require(clone.exec(&["gc", "ismaster"])?.code == 1, "a clone is no master")?;
+    }
+    require(parent.exec(&["gc", "ismaster"])?.code == 0, "the parent is the master")?;
+    let quick = parent.sh("gc clone 1 --no-hold")?;
+    require(quick == "0", quick)
+}
+
+fn ticket(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    let ticket = parent.sh("gc rt 2 2 1 10000 | awk '{print $2}'")?;
+    require(ticket.len() == 36, &ticket)?;
+    let listed = parent.sh("gc lt | grep ticket | awk '{print $2, $4, $5}'")?;
+    require(listed.contains(&format!("{ticket} 2 2")), &listed)?;
+    require(parent.sh(&format!("gc clone {ticket}"))? == "0", "the clone")?;
+    let clones = clones_in(&parent.call(&["gc", "list"])?);
+    require(clones.len() == 2, format!("{clones:?}"))?;
+    let again = parent.exec(&["gc", "clone", &ticket])?;
+    require(again.code != 0 && again.errors().contains("used"), format!("{again:?}"))?;
+    let much = parent.exec(&["gc", "rt", "100000", "100000", "1", "100"])?;
+    require(much.code == 16 && much.text().is_empty(), format!("{much:?}"))
+}
+
+fn deep(family: &Family<'_>) -> Outcome {
+    let mut vm = family.parent.clone();
+    vm.sh("rm -f /tmp/path /tmp/done; echo 0 > /tmp/path; mkfifo /tmp/done")?;
+    for _ in 0..3 {
+        let known = clones_in(&vm.call(&["gc", "list"])?);
+        let script =
+            "vmid=$(gc clone 1); if [ \"$vmid\" != 0 ]; then echo $vmid >> /tmp/path; echo > /tmp/done; fi";
+        vm.sh(script)?;
+        let all = clones_in(&vm.call(&["gc", "list"])?);
+        let new = all.iter().find(|vmid| !known.contains(vmid)).ok_or("no new clone")?;
+        vm = family.ready(*new)?;
+        vm.sh("cat /tmp/done")?;
+    }
+    let path = vm.sh("tr '\\n' ' ' < /tmp/path")?;
+    require(path.split_whitespace().count() == 4, &path)?;
+    let parents: Result<Vec<u64>, Failed> = path
+        .split_whitespace()
+        .skip(1)
+        .map(|vmid| Ok(family.member(vmid.parse()?).field_number("parent_vmid")?))
+        .collect();
+    let expected: Vec<u64> = path.split_whitespace().take(3).filter_map(|vmid| vmid.parse().ok()).collect();
+    require(parents? == expected, path)?;
+    // The one in the middle ends, and its clone goes on.
+    let middle = expected[1];
+    family.member(u32::try_from(middle)?).kill()?;
+    require(vm.call(&["gc", "vmid"])? != "0", "the last one goes on")
+}
+
+/// Answers one caller after another with who it is.
+const SERVER: &str = "import socket, subprocess
+me = subprocess.check_output(['gc', 'vmid']).strip()
+s = socket.create_server(('', 7000))
+open('/tmp/listens', 'w').write('yes')
+while True:
+    c, peer = s.accept()
+    c.sendall(me)
+    c.close()";
+
+fn tcp(family: &Family<'_>) -> Outcome {
+    let clones = family.clone(2)?;
+    let all = [&family.parent, &clones[0], &clones[1]];
+    for vm in all {
+        vm.sh("rm -f /tmp/listens; mkfifo /tmp/listens")?;
+        let put = vm.exec_with_input(&["sh", "-c", "cat > /tmp/server.py"], SERVER.as_bytes())?;
+        require(put.code == 0, format!("{put:?}"))?;
+        vm.sh("setsid python3 /tmp/server.py < /dev/null > /dev/null 2>&1 &")?;
+        require(vm.sh("cat /tmp/listens")? == "yes", "no server")?;
+    }
+    for (from, to) in [(1, 0), (1, 2), (2, 1), (0, 2)] {
+        let ask = format!(
+            "import socket; print(socket.create_connection(('{}', 7000), 60).recv(9).decode())",
+            all[to].field("ip")?
+        );
+        let heard = all[from].call(&["python3", "-c", &ask])?;
+        require(heard == all[to].field_number("vmid")?.to_string(), heard)?;
+    }
+    family.parent.sh("kill $(pidof python3)")?;
+    Ok(())
+}
+
+/// Connects to the host, says hello; is cloned; then tells what comes of the connection.
+const OUTSIDE: &str = "import socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s.sendall(b'hello')
+s.recv(5)
+open('/tmp/connected', 'w').write('yes')
+open('/tmp/go').read()
+try:
+    s.sendall(b'again')
+    told = s.recv(5).decode() or 'closed'
+except OSError as error:
+    told = type(error).__name__
+open('/tmp/outcome', 'w').write(told)";
+
+fn outside(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    let gateway = parent.field("gateway")?;
+    let listener = TcpListener::bind((gateway.as_str(), 0))?;
+    let port = listener.local_addr()?.port();
+    parent.sh("cd /tmp; rm -f connected go outcome; mkfifo connected go outcome")?;
+    let put = parent.exec_with_input(&["sh", "-c", "cat > /tmp/outside.py"], OUTSIDE.as_bytes())?;
+    require(put.code == 0, format!("{put:?}"))?;
+    parent.sh(&format!("setsid python3 /tmp/outside.py {gateway} {port} < /dev/null > /dev/null 2>&1 &"))?;
+    let (mut stream, _) = listener.accept()?;
+    let mut heard = [0; 5];
+    stream.read_exact(&mut heard)?;
+    stream.write_all(b"hello")?;
+    require(parent.sh("cat /tmp/connected")? == "yes", "no connection")?;
+    let clones = family.clone(1)?;
+    let told = clones[0].sh("echo > /tmp/go; cat /tmp/outcome")?;
+    require(told == "ConnectionResetError", format!("in the clone: {told}"))?;
+    parent.sh("echo > /tmp/go")?;
+    stream.read_exact(&mut heard)?;
+    stream.write_all(b"still")?;
+    let told = parent.sh("cat /tmp/outcome")?;
+    require(told == "still" && &heard == b"again", format!("in the parent: {told}"))
+}
+
+fn nonsense(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    let unknown = "00000000-0000-4000-8000-000000000000";
+    for argument in ["0", "-1", "100000", "x", "", unknown] {
+        let output = parent.exec(&["gc", "clone", argument])?;
+        require(
+            output.code != 0 && !output.errors().is_empty() && output.text().is_empty(),
+            format!("{argument:?}: {output:?}"),
+        )?;
+    }
+    require(family.clone_names()?.is_empty(), "there is a clone")
+}
