@@ -8,6 +8,7 @@ use patina_abi::local::IDENTITY_MAX_BYTES;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// Longest host name, bytes: Linux's own limit.
@@ -78,7 +79,8 @@ pub fn parse_seed(text: &str) -> Option<[u8; SEED_BYTES]> {
 /// # Errors
 /// A field is not what it must be; nothing of such an identity may be put in place.
 pub fn render(identity: &Identity) -> Result<String, IdentityError> {
-    let Identity { vmid, family, ip, prefix, gateway, mac, hostname, clock_ns: _, seed: _ } = identity;
+    let Identity { vmid, family, ip, prefix, gateway, mac, hostname, clock_ns: _, seed: _, ticket: _ } =
+        identity;
     let name_byte = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
     if hostname.is_empty() || hostname.len() > HOSTNAME_MAX_BYTES || !hostname.bytes().all(name_byte) {
         return Err(IdentityError::Hostname(hostname.clone()));
@@ -125,11 +127,11 @@ pub fn render_hosts(old: &str, identity: &Identity) -> String {
     text
 }
 
-/// Writes a file whole: readers see the old or the new text. With a directory in RAM there is nothing to sync.
+/// Writes a file whole: readers see the old or the new text. With a directory in RAM there is nothing to sync. Returns the file.
 ///
 /// # Errors
 /// The kernel's; the old file stays.
-pub fn replace(path: &Path, text: &str) -> Result<(), IdentityError> {
+pub fn replace(path: &Path, text: &str) -> Result<OwnedFd, IdentityError> {
     let error = |source| IdentityError::Replace { path: path.to_owned(), source };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
@@ -139,7 +141,74 @@ pub fn replace(path: &Path, text: &str) -> Result<(), IdentityError> {
     if written != text.len() {
         return Err(error(Errno::NOSPC));
     }
-    rustix::fs::rename(&temporary, path).map_err(error)
+    rustix::fs::rename(&temporary, path).map_err(error)?;
+    Ok(file)
+}
+
+/// Changes a small file in place, for when nobody else runs who could see half of it: two system calls less, and no new
+/// inode. A missing file is made.
+///
+/// # Errors
+/// As for [`read_small`] and [`replace`].
+pub fn edit_in_place(
+    path: &Path,
+    max_bytes: usize,
+    edit: impl FnOnce(&str) -> String,
+) -> Result<(), IdentityError> {
+    let error = |source| IdentityError::Replace { path: path.to_owned(), source };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).map_err(error)?;
+    let mut old = Vec::new();
+    // A file gives all that is asked for, or all that it has: there is no need to ask again.
+    if append(&file, &mut old, max_bytes + 1).map_err(error)? > max_bytes {
+        return Err(error(Errno::FBIG));
+    }
+    let old = String::from_utf8(old).map_err(|_| error(Errno::ILSEQ))?;
+    let new = edit(&old);
+    if new == old {
+        return Ok(());
+    }
+    if rustix::io::pwrite(&file, new.as_bytes(), 0).map_err(error)? != new.len() {
+        return Err(error(Errno::NOSPC));
+    }
+    if new.len() < old.len() {
+        rustix::fs::ftruncate(&file, new.len() as u64).map_err(error)?;
+    }
+    Ok(())
+}
+
+/// The identity's file.
+#[derive(Debug)]
+pub struct IdentityFile {
+    path: PathBuf,
+    written: Option<(OwnedFd, usize)>,
+}
+
+impl IdentityFile {
+    /// The file at `path`, which need not be there.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, written: None }
+    }
+
+    /// Writes it. While nobody else runs it is one system call; what is shorter than before is filled up with empty lines.
+    ///
+    /// # Errors
+    /// As for [`replace`].
+    pub fn write(&mut self, mut text: String, nobody_else_runs: bool) -> Result<(), IdentityError> {
+        match &mut self.written {
+            Some((file, length)) if nobody_else_runs => {
+                text.extend(std::iter::repeat_n('\n', length.saturating_sub(text.len())));
+                let error = |source| IdentityError::Replace { path: self.path.clone(), source };
+                if rustix::io::pwrite(file, text.as_bytes(), 0).map_err(error)? != text.len() {
+                    return Err(error(Errno::NOSPC));
+                }
+                *length = text.len();
+            }
+            written => *written = Some((replace(&self.path, &text)?, text.len())),
+        }
+        Ok(())
+    }
 }
 
 /// Reads a small file whole; a missing one is empty.

@@ -12,6 +12,7 @@ fn identity() -> Identity {
         hostname: "web-7".into(),
         clock_ns: 1,
         seed: String::new(),
+        ticket: String::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 //!  gc-init (PID 1)   [`init`]     mounts, starts gc-agent, reaps, powers off
 //!  gc-agent          [`agent`]    one thread, one poll(2): the link to the host, programs' calls, exec sessions
 //!                    [`machine`]  what the agent changes in the kernel: name, addresses, clock
+//!                    [`cgroup`]   where all other programs are, so that they can be held
 //!  gc                [`cli`]      the command; its commonest verbs are answered before libc starts (bin/gc/entry.rs)
 //!                    [`identity`] the file that they read
 //!                    [`sys`]      all unsafe code
@@ -14,6 +15,7 @@
 //! nothing polls, nothing has threads, and what is touched once is kept.
 
 pub mod agent;
+pub mod cgroup;
 pub mod cli;
 pub mod console;
 pub mod identity;

@@ -1,6 +1,9 @@
 //! gc-init as process 1 of its own namespaces, over a read-only root with busybox in it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod common;
+
+use common::cgroup::TempCgroup;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
@@ -28,12 +31,15 @@ fn boot(agent: &str, start: &str) -> Output {
     executable(&path("etc/patina/start"), start);
     fs::copy(env!("CARGO_BIN_EXE_gc-init"), path("sbin/gc-init")).unwrap();
     // A debug build wants the machine's C library, bound in; a read-only root like a guest's.
+    // The cgroup is the test's, seen as the root by what runs in it.
+    let cgroup = TempCgroup::new("init");
     let script = "mount --bind \"$0\" \"$0\" && \
         for d in lib lib64 usr; do mount --rbind /$d \"$0/$d\" || exit 9; done && \
         mount -o remount,bind,ro \"$0\" && cd \"$0\" && exec chroot . /sbin/gc-init";
-    let mut command = Command::new("unshare");
-    command.args(["-r", "-m", "-p", "-f", "-u", "-i", "-n", "-C", "sh", "-c", script]);
-    command.arg(root.path()).stdin(Stdio::null()).output().unwrap()
+    let join = "echo $$ > \"$0/cgroup.procs\" && exec unshare -r -m -p -f -u -i -n -C sh -c \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", join]).arg(&cgroup.0).arg(script).arg(root.path());
+    command.stdin(Stdio::null()).output().unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -58,6 +64,8 @@ fn a_guest_comes_up_and_powers_off() {
          echo text > /written && echo \"root: $(busybox cat /written)\"\n\
          busybox ifconfig lo | busybox grep -o 'inet addr:127.0.0.1'\n\
          (busybox true & ) ; (busybox sh -c 'exit 3' & )\n\
+         echo \"cgroup: $(busybox cat /proc/self/cgroup | busybox grep ^0) of $(busybox cat /proc/1/cgroup | busybox grep ^0)\"\n\
+         busybox cmp /proc/sys/kernel/random/boot_id /run/gridcentric/boot_id && echo \"boot_id is a file\"\n\
          while busybox ps -o stat,comm | busybox grep -q '^Z'; do :; done\n\
          echo no zombies\n\
          busybox poweroff\n",
@@ -72,6 +80,8 @@ fn a_guest_comes_up_and_powers_off() {
         "tmpfs on /tmp type tmpfs",
         "cgroup2 on /sys/fs/cgroup type cgroup2",
         "root: text",
+        "cgroup: 0::/guest of 0::/\n",
+        "boot_id is a file",
         "inet addr:127.0.0.1",
         "no zombies",
         "patina: power off",
@@ -102,4 +112,19 @@ fn an_agent_that_dies_at_once_is_given_up_after_five_times() {
     assert!(text.contains("agent 5\n") && !text.contains("agent 6\n"), "{text}");
     assert_eq!(text.matches("gc-agent ended with exit code 4; starting it again").count(), 4, "{text}");
     assert!(text.contains("halt: power off"), "{text}");
+}
+
+#[test]
+fn what_an_agent_held_goes_on_when_it_dies() {
+    // It says that it holds, and dies; its start script runs in what was held.
+    let agent = "#!/bin/sh\n[ -e /run/held ] && exec busybox sleep 1000\n\
+        while ! [ -e /run/begun ]; do :; done\necho 1 > /sys/fs/cgroup/guest/cgroup.freeze\n\
+        while ! busybox grep -q 'frozen 1' /sys/fs/cgroup/guest/cgroup.events; do :; done\n\
+        echo > /run/held\nexit 4\n";
+    let start = "#!/bin/sh\necho > /run/begun\nwhile ! [ -e /run/held ]; do :; done\n\
+        echo goes on\nbusybox poweroff\n";
+    let output = boot(agent, start);
+    let text = text(&output);
+    assert!(text.contains("gc-agent ended with exit code 4; starting it again"), "{text}");
+    assert!(text.contains("goes on\n"), "{text}");
 }

@@ -67,8 +67,8 @@ fn a_broken_link_answers_what_waits_and_is_made_again_at_once() {
     // The identity stays while there is no link; the next host may change it.
     let host = fixture.ready(3);
     assert_eq!(program.call("vmid"), r#"{"ok":3}"#);
-    // A reset on purpose is no news for people.
-    assert_eq!(*fixture.said.lock().unwrap(), ["vmid 0 100.64.0.1 ready", "vmid 3 100.64.0.4 ready"]);
+    // A reset on purpose is no news for people, and a console is slow for a clone.
+    assert_eq!(*fixture.said.lock().unwrap(), ["vmid 0 100.64.0.1 ready"]);
 
     // A host that does not listen: the agent goes on trying, and calls say so.
     std::fs::remove_file(fixture.path("host")).unwrap();

@@ -7,6 +7,9 @@ use patina_abi::link::{Answer, FromAgent, Identity, REQUESTS_MAX};
 use patina_abi::local::Request;
 use std::collections::BTreeMap;
 
+/// Who waits for the host's answer to a clone: the agent itself, as no client has this number.
+pub const CLONE_CLIENT: u64 = 0;
+
 /// The answer to a verb that needs no host. All other verbs are the host's to know, so that an old image
 /// serves a new host.
 pub fn answer_here(verb: &str, identity: Option<&Identity>) -> Option<Answer> {
@@ -18,8 +21,13 @@ pub fn answer_here(verb: &str, identity: Option<&Identity>) -> Option<Answer> {
     };
     Some(match identity {
         Some(identity) => Answer::Ok(value(identity)),
-        None => refuse(NOT_CONNECTED, format!("{verb}: the host has not told this VM who it is yet")),
+        None => no_identity(verb),
     })
+}
+
+/// The answer to a call that needs an identity.
+pub fn no_identity(verb: &str) -> Answer {
+    refuse(NOT_CONNECTED, format!("{verb}: the host has not told this VM who it is yet"))
 }
 
 /// The answer to a call that cannot be sent.

@@ -35,6 +35,9 @@ pub enum LinkError {
     /// The host closed.
     #[error("the host closed the link")]
     Closed,
+    /// The connection is broken: a clone begins like that.
+    #[error("the link to the host was reset")]
+    Reset,
     /// The host sent an endless line.
     #[error("read from the host: {0}")]
     TooLong(#[source] TooLong),
@@ -75,6 +78,8 @@ impl Backoff {
 #[derive(Debug)]
 pub struct Link {
     connection: Option<Connection>,
+    /// The last connection's socket. Closing it has time until there is a new one.
+    ended: Option<OwnedFd>,
     /// When to connect next, while there is no connection.
     retry_at: Option<Instant>,
     backoff: Backoff,
@@ -82,7 +87,8 @@ pub struct Link {
 
 impl Default for Link {
     fn default() -> Self {
-        Self { connection: None, retry_at: Some(Instant::now()), backoff: Backoff { next: WAIT_FIRST } }
+        let backoff = Backoff { next: WAIT_FIRST };
+        Self { connection: None, ended: None, retry_at: Some(Instant::now()), backoff }
     }
 }
 
@@ -120,15 +126,20 @@ impl Link {
         Ok(())
     }
 
-    /// Ends the connection and schedules the next.
-    pub fn close(&mut self) {
-        self.connection = None;
+    /// Ends the connection and schedules the next. The old socket is closed now or with [`Self::sweep`].
+    pub fn close(&mut self, later: bool) {
+        self.ended = self.connection.take().map(|c| c.socket).filter(|_| later);
         self.retry_at = Some(Instant::now() + self.backoff.take());
     }
 
     /// The host has told who we are: it is a host worth calling again at once.
     pub fn proven(&mut self) {
         self.backoff.next = Duration::ZERO;
+    }
+
+    /// Closes the socket of the connection before this one.
+    pub fn sweep(&mut self) {
+        self.ended = None;
     }
 
     /// Sends a message: what the socket does not take now follows when it does. Nothing without a link.
@@ -156,20 +167,27 @@ impl Link {
     /// The link is broken; [`Self::close`] it. Messages that came before are lost with it.
     pub fn drive(&mut self, ready: PollFlags) -> Result<Vec<FromHost>, LinkError> {
         let Some(connection) = self.connection.as_mut() else { return Ok(Vec::new()) };
+        let broken = ready.intersects(PollFlags::ERR | PollFlags::HUP);
         if connection.connecting {
-            let decided = rustix::net::sockopt::socket_error(&connection.socket)
-                .map_err(|e| LinkError::Connect(e.into()))?;
-            decided.map_err(|e| LinkError::Connect(e.into()))?;
+            if broken {
+                let decided = rustix::net::sockopt::socket_error(&connection.socket)
+                    .map_err(|e| LinkError::Connect(e.into()))?;
+                decided.map_err(|e| LinkError::Connect(e.into()))?;
+            }
             connection.connecting = false;
             let agent = env!("CARGO_PKG_VERSION").to_owned();
             self.send(&FromAgent::Hello { abi: patina_abi::ABI, agent })?;
             return Ok(Vec::new());
         }
+        // Known without a read that would say the same.
+        if ready.contains(PollFlags::ERR) {
+            return Err(LinkError::Reset);
+        }
         if ready.contains(PollFlags::OUT) {
             connection.out.send(&connection.socket).map_err(LinkError::Io)?;
         }
         let mut messages = Vec::new();
-        if ready.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+        if ready.intersects(PollFlags::IN | PollFlags::HUP) {
             match connection.lines.fill(&connection.socket).map_err(LinkError::Io)? {
                 Filled::End => return Err(LinkError::Closed),
                 Filled::Some | Filled::Nothing => {}
@@ -211,7 +229,7 @@ mod tests {
         let mut link = Link::default();
         let error = link.connect(Err(Errno::CONNREFUSED.into())).unwrap_err();
         assert!(error.to_string().starts_with("connect to the host: "), "{error}");
-        link.close();
+        link.close(false);
         assert!(link.retry_at().is_some() && !link.is_up() && link.interest().is_none());
     }
 }

@@ -1,14 +1,16 @@
 //! `gc-agent`: one thread around one poll(2).
 //!
-//! - [`link`]: the connection to the host.
-//! - [`local`]: programs in the guest and their calls.
+//! - [`link`]: the connection to the host; `host`: what it says, and becoming who it says that we are.
+//! - [`local`]: programs in the guest; `programs`, `calls`: their calls.
 //! - [`exec`]: programs that the host runs here.
+//! - [`clone`]: this machine is cloned.
 //! - [`lines`], [`outbox`]: what comes in and goes out, bounded.
 //!
 //! Memory is bounded by the limits in README.md: 64 programs with a call and an answer of 64 KiB each, 64 calls
 //! on their way to the host, 32 sessions with three frames of 64 KiB each. That is 20 MiB with every peer at its
 //! worst, and 50 KiB as a rule.
 
+pub mod clone;
 pub mod exec;
 pub mod lines;
 pub mod link;
@@ -16,21 +18,23 @@ pub mod local;
 pub mod outbox;
 
 mod calls;
+mod host;
+mod programs;
 
-use crate::identity::{self, IdentityError};
-use crate::machine::Machine;
+use crate::identity::IdentityFile;
+use crate::machine::{ApplyError, Machine};
 use calls::Calls;
+use clone::Cloning;
 use exec::Sessions;
-use link::{Link, LinkError};
-use local::{CLIENTS_MAX, Client};
-use patina_abi::link::{FromAgent, FromHost, Identity};
-use patina_abi::local::Request;
+use link::Link;
+use local::Client;
+use patina_abi::link::Identity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -49,20 +53,38 @@ pub enum AgentError {
     },
 }
 
-/// Files that the agent writes.
+/// Files that the agent uses, and how long it waits for what.
 #[derive(Debug, Clone)]
-pub struct Paths {
+pub struct Settings {
     /// [`patina_abi::local::IDENTITY_FILE`].
     pub identity: PathBuf,
     /// `/etc/hosts`.
     pub hosts: PathBuf,
+    /// Run before a clone, if it may be executed.
+    pub pre_clone: PathBuf,
+    /// Run after it, in all machines, if it may be executed.
+    pub post_clone: PathBuf,
+    /// How long a hook may run.
+    pub hook_limit: Duration,
+    /// How long it may take until all processes stand still.
+    pub hold_limit: Duration,
+    /// How long they do so for a host that does not clone the machine.
+    pub host_limit: Duration,
 }
 
-impl Paths {
+impl Settings {
     /// Those of a guest.
     #[must_use]
     pub fn of_a_guest() -> Self {
-        Self { identity: patina_abi::local::IDENTITY_FILE.into(), hosts: "/etc/hosts".into() }
+        Self {
+            identity: patina_abi::local::IDENTITY_FILE.into(),
+            hosts: "/etc/hosts".into(),
+            pre_clone: "/etc/gridcentric/pre-clone".into(),
+            post_clone: "/etc/gridcentric/post-clone".into(),
+            hook_limit: Duration::from_secs(60),
+            hold_limit: Duration::from_secs(2),
+            host_limit: Duration::from_secs(30),
+        }
     }
 }
 
@@ -74,20 +96,27 @@ enum Token {
     Link,
     Client(usize),
     Session(usize, exec::Part),
+    Clone(clone::Part),
 }
 
 /// The agent.
 #[derive(Debug)]
 pub struct Agent<M> {
     machine: M,
-    paths: Paths,
+    settings: Settings,
     local: OwnedFd,
     exec: OwnedFd,
     link: Link,
     identity: Option<Identity>,
+    identity_file: IdentityFile,
+    /// What of an identity did not work and was not told yet.
+    failed: Vec<ApplyError>,
     clients: Vec<Client>,
     clients_so_far: u64,
     calls: Calls,
+    /// Programs whose calls were with the host when the link broke, not told yet.
+    lost_calls: Vec<u64>,
+    cloning: Cloning,
     sessions: Sessions,
     /// A lost link is told once, not at every attempt.
     told_of_loss: bool,
@@ -95,20 +124,27 @@ pub struct Agent<M> {
 
 impl<M: Machine> Agent<M> {
     /// Takes two non-blocking listeners: programs' calls on `local`, exec sessions on `exec`.
-    pub fn new(local: OwnedFd, exec: OwnedFd, machine: M, paths: Paths) -> Self {
-        Self {
+    /// What an agent before this one has held goes on.
+    pub fn new(local: OwnedFd, exec: OwnedFd, machine: M, settings: Settings) -> Self {
+        let mut agent = Self {
             machine,
-            paths,
+            identity_file: IdentityFile::new(settings.identity.clone()),
+            settings,
             local,
             exec,
             link: Link::default(),
             identity: None,
+            failed: Vec::new(),
             clients: Vec::new(),
             clients_so_far: 0,
             calls: Calls::default(),
+            lost_calls: Vec::new(),
+            cloning: Cloning::default(),
             sessions: Sessions::default(),
             told_of_loss: false,
-        }
+        };
+        agent.release();
+        agent
     }
 
     /// Serves until something breaks that no restart of a connection mends.
@@ -134,9 +170,14 @@ impl<M: Machine> Agent<M> {
                 Token::Exec => self.sessions.accept(&self.exec)?,
                 Token::Link => self.drive_link(ready),
                 Token::Client(index) => self.drive_client(index, ready),
-                Token::Session(index, part) => self.sessions.ready(index, part, ready),
+                Token::Session(index, part) => {
+                    self.sessions.ready(index, part, ready, self.machine.cgroup());
+                }
+                Token::Clone(part) => self.drive_clone(part),
             }
         }
+        self.keep_time();
+        self.carry_out();
         self.sessions.settle();
         self.clients.retain(|client| !client.is_done());
         Ok(())
@@ -144,8 +185,8 @@ impl<M: Machine> Agent<M> {
 
     /// Waits until something can be done; indices stay valid until the end of the turn.
     fn wait(&self) -> Result<Vec<(Token, PollFlags)>, AgentError> {
-        let mut tokens = vec![Token::Local, Token::Exec];
-        let mut fds = vec![PollFd::new(&self.local, PollFlags::IN), PollFd::new(&self.exec, PollFlags::IN)];
+        let mut tokens = Vec::new();
+        let mut fds = Vec::new();
         let mut add = |token, fd, flags| {
             tokens.push(token);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
@@ -153,12 +194,11 @@ impl<M: Machine> Agent<M> {
         if let Some((fd, flags)) = self.link.interest() {
             add(Token::Link, fd, flags);
         }
-        for (index, client) in self.clients.iter().enumerate() {
-            let (fd, flags) = client.interest();
-            add(Token::Client(index), fd, flags);
+        // In a clone that is not somebody yet this makes poll a few times cheaper.
+        if !self.cloning.plan.waits_for_link_only() {
+            self.watch_others(&mut add);
         }
-        self.sessions.watch(|index, part, fd, flags| add(Token::Session(index, part), fd, flags));
-        let timeout = self.link.retry_at().map(|at| {
+        let timeout = [self.link.retry_at(), self.cloning.deadline()].into_iter().flatten().min().map(|at| {
             let wait = at.saturating_duration_since(Instant::now());
             Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() }
         });
@@ -170,126 +210,16 @@ impl<M: Machine> Agent<M> {
         Ok(ready.filter(|(_, ready)| !ready.is_empty()).collect())
     }
 
-    fn accept_client(&mut self) -> Result<(), AgentError> {
-        let Some(socket) = accept(&self.local, "a program")? else { return Ok(()) };
-        self.clients_so_far += 1;
-        let mut client = Client::new(self.clients_so_far, socket);
-        if self.clients.len() >= CLIENTS_MAX {
-            let text = format!("connect: {CLIENTS_MAX} programs are connected already; try again later");
-            client.answer(&local::refuse(local::AGAIN, text));
-            return Ok(());
+    fn watch_others<'a>(&'a self, add: &mut impl FnMut(Token, BorrowedFd<'a>, PollFlags)) {
+        add(Token::Local, self.local.as_fd(), PollFlags::IN);
+        for (index, client) in self.clients.iter().enumerate() {
+            let (fd, flags) = client.interest();
+            add(Token::Client(index), fd, flags);
         }
-        self.clients.push(client);
-        Ok(())
-    }
-
-    fn drive_client(&mut self, index: usize, ready: PollFlags) {
-        let Some(client) = self.clients.get_mut(index) else { return };
-        client.drive(ready);
-        self.serve(index);
-    }
-
-    /// Answers the client's calls until one has to wait.
-    fn serve(&mut self, index: usize) {
-        while let Some((id, call)) = self.clients.get_mut(index).and_then(|c| Some((c.id, c.next_call()?))) {
-            let answer = match calls::answer_here(&call.verb, self.identity.as_ref()) {
-                Some(answer) => answer,
-                None => match self.forward(id, call) {
-                    Ok(()) => return,
-                    Err(refusal) => refusal,
-                },
-            };
-            if let Some(client) = self.clients.get_mut(index) {
-                client.answer(&answer);
-            }
-        }
-    }
-
-    /// Sends a call on to the host, or says why not.
-    fn forward(&mut self, client: u64, call: Request) -> Result<(), patina_abi::link::Answer> {
-        if !self.link.is_up() {
-            return Err(calls::link_down(&call.verb));
-        }
-        let line = self.calls.open(client, call)?;
-        // On a failure every call that waits is answered, this one included.
-        if let Err(error) = self.link.send_line(&line) {
-            self.link_lost(&error);
-        }
-        Ok(())
-    }
-
-    fn drive_link(&mut self, ready: PollFlags) {
-        match self.link.drive(ready) {
-            Ok(messages) => messages.into_iter().for_each(|message| self.take(message)),
-            Err(error) => self.link_lost(&error),
-        }
-    }
-
-    fn take(&mut self, message: FromHost) {
-        match message {
-            FromHost::Identity(identity) => match self.become_(identity) {
-                Ok(()) => {
-                    self.link.proven();
-                    self.told_of_loss = false;
-                    if let Err(error) = self.link.send(&FromAgent::Ready) {
-                        self.link_lost(&error);
-                    }
-                }
-                Err(error) => self.link_lost(&LinkError::Identity(error)),
-            },
-            FromHost::Reply { id, result } => {
-                let Some(client) = self.calls.close(id) else { return };
-                // A program that did not wait for its answer is not there any more.
-                if let Some(index) = self.clients.iter().position(|c| c.id == client) {
-                    if let Some(client) = self.clients.get_mut(index) {
-                        client.answer(&result);
-                    }
-                    self.serve(index);
-                }
-            }
-        }
-    }
-
-    /// Puts an identity in place. What the kernel refuses is told and left: a machine without a network
-    /// still answers.
-    fn become_(&mut self, identity: Identity) -> Result<(), IdentityError> {
-        let text = identity::render(&identity)?;
-        let changed = self.identity.as_ref().is_none_or(|old| {
-            identity != Identity { clock_ns: identity.clock_ns, seed: identity.seed.clone(), ..old.clone() }
-        });
-        for error in self.machine.apply(&identity, self.identity.as_ref()) {
-            self.machine.say(&format!("identity: {error}"));
-        }
-        if changed {
-            let hosts = identity::read_small(&self.paths.hosts, identity::HOSTS_MAX_BYTES);
-            let edited = match hosts {
-                Ok(old) => identity::replace(&self.paths.hosts, &identity::render_hosts(&old, &identity)),
-                Err(source) => Err(IdentityError::Replace { path: self.paths.hosts.clone(), source }),
-            };
-            if let Err(error) = edited {
-                self.machine.say(&format!("identity: {error}"));
-            }
-            // Last: whoever reads it finds everything else in place.
-            identity::replace(&self.paths.identity, &text)?;
-            self.machine.say(&format!("vmid {} {} ready", identity.vmid, identity.ip));
-        }
-        self.identity = Some(identity);
-        Ok(())
-    }
-
-    fn link_lost(&mut self, error: &LinkError) {
-        self.link.close();
-        if !self.told_of_loss && self.link.retry_at().is_some_and(|at| at > Instant::now()) {
-            self.told_of_loss = true;
-            self.machine.say(&format!("{error}; trying again"));
-        }
-        for client in self.calls.close_all() {
-            if let Some(index) = self.clients.iter().position(|c| c.id == client) {
-                if let Some(client) = self.clients.get_mut(index) {
-                    client.answer(&calls::link_lost());
-                }
-                self.serve(index);
-            }
+        self.cloning.watch(self.machine.stopping(), |part, fd, flags| add(Token::Clone(part), fd, flags));
+        if !self.cloning.plan.is_still() {
+            add(Token::Exec, self.exec.as_fd(), PollFlags::IN);
+            self.sessions.watch(|index, part, fd, flags| add(Token::Session(index, part), fd, flags));
         }
     }
 }

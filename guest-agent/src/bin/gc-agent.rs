@@ -2,7 +2,7 @@
 // (The test harness of --all-targets brings its own.)
 #![cfg_attr(not(test), no_main)]
 
-use guest_agent::agent::{Agent, Paths};
+use guest_agent::agent::{Agent, Settings};
 use guest_agent::machine::Guest;
 use guest_agent::{console, sys};
 use patina_abi::{EXEC_PORT, local};
@@ -24,7 +24,7 @@ fn serve() -> Result<std::convert::Infallible, Box<dyn std::error::Error>> {
     sys::signals::block(&[libc::SIGPIPE])?;
     let local = listen_local().map_err(|e| format!("listen on {}: {e}", local::SOCKET))?;
     let exec = sys::vsock::listen(EXEC_PORT).map_err(|e| format!("listen on vsock port {EXEC_PORT}: {e}"))?;
-    Ok(Agent::new(local.into(), exec, Guest, Paths::of_a_guest()).run()?)
+    Ok(Agent::new(local.into(), exec, Guest::new(), Settings::of_a_guest()).run()?)
 }
 
 fn listen_local() -> std::io::Result<UnixListener> {

@@ -1,7 +1,9 @@
 //! The children of process 1: the agent, the start script, a shell on the console, and everybody's
-//! orphans.
+//! orphans. All but the agent are in the guest's cgroup, which the agent makes stand still for a moment when the machine is
+//! cloned; a shell that is started in that moment comes, and process 1 goes on, when it is over.
 
 use crate::agent::exec::program::PATH_DEFAULT;
+use crate::cgroup::{self, Cgroup};
 use crate::console::say;
 use crate::sys::spawn::{Spawn, Stdio, spawn};
 use rustix::fs::Access;
@@ -36,24 +38,37 @@ impl Restarts {
 }
 
 /// The children that are known by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Children {
+    /// None: a kernel without cgroup2.
+    cgroup: Option<Cgroup>,
     agent: Option<(Pid, Instant)>,
     restarts: Restarts,
     shell: Option<Pid>,
 }
 
 impl Children {
+    /// None yet.
+    pub fn new() -> Self {
+        let made = Cgroup::make(Path::new(cgroup::GUEST));
+        let tell = |error| {
+            let text = "clones will not have their programs held";
+            say(&format!("make the cgroup {}: {error}; {text}", cgroup::GUEST));
+        };
+        let cgroup = made.map_err(tell).ok();
+        Self { cgroup, agent: None, restarts: Restarts::default(), shell: None }
+    }
+
     /// Starts the agent.
     pub fn start_agent(&mut self) {
-        self.agent = start(AGENT, &[AGENT], Stdio::Inherit).map(|pid| (pid, Instant::now()));
+        self.agent = start(AGENT, &[AGENT], Stdio::Inherit, None).map(|pid| (pid, Instant::now()));
     }
 
     /// Starts the user's script, if there is one.
     pub fn start_script(&mut self) {
         let may_run = |path: &&&CStr| rustix::fs::access(**path, Access::EXEC_OK).is_ok();
         if let Some(script) = SCRIPTS.iter().find(may_run) {
-            start(script, &[script], Stdio::Inherit);
+            start(script, &[script], Stdio::Inherit, self.cgroup.as_ref());
         }
     }
 
@@ -69,7 +84,7 @@ impl Children {
         let active = crate::identity::read_small(Path::new(CONSOLES), 4096).unwrap_or_default();
         let name = active.split_whitespace().last().unwrap_or("ttyS0");
         let Ok(terminal) = CString::new(format!("/dev/{name}")) else { return };
-        self.shell = start(SHELL, &[c"-sh"], Stdio::Terminal(&terminal));
+        self.shell = start(SHELL, &[c"-sh"], Stdio::Terminal(&terminal), self.cgroup.as_ref());
     }
 
     /// Reaps all that ended.
@@ -87,6 +102,10 @@ impl Children {
 
     fn agent_died(&mut self, status: WaitStatus, lived: Duration) {
         self.agent = None;
+        // What it held must not wait for the next one, of which there may be none.
+        if let Some(Err(error)) = self.cgroup.as_ref().map(|cgroup| cgroup.freeze(false)) {
+            say(&format!("release the guest's programs: {error}"));
+        }
         let how = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => format!("exit code {code}"),
             (None, signal) => format!("signal {}", signal.unwrap_or_default()),
@@ -104,11 +123,12 @@ impl Children {
     }
 }
 
-fn start(path: &CStr, argv: &[&CStr], stdio: Stdio<'_>) -> Option<Pid> {
+fn start(path: &CStr, argv: &[&CStr], stdio: Stdio<'_>, cgroup: Option<&Cgroup>) -> Option<Pid> {
     let argv: Vec<CString> = argv.iter().map(|a| CString::from(*a)).collect();
     let envp = [format!("PATH={PATH_DEFAULT}"), "HOME=/root".into(), "TERM=linux".into()];
     let envp: Vec<CString> = envp.into_iter().filter_map(|v| CString::new(v).ok()).collect();
-    match spawn(&Spawn { path, argv: &argv, envp: &envp, cwd: None, stdio }) {
+    let cgroup = cgroup.map(Cgroup::directory);
+    match spawn(&Spawn { path, argv: &argv, envp: &envp, cwd: None, stdio, cgroup }) {
         Ok((pid, _)) => Some(pid),
         Err(error) => {
             say(&format!("start {}: {error}", path.to_string_lossy()));

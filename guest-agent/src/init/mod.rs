@@ -1,7 +1,7 @@
 //! `gc-init`, process 1 of a guest.
 //!
 //! ```text
-//!  mounts ─▶ gc-agent ─▶ /etc/patina/start ─▶ wait: a child ended ─▶ reap, start gc-agent again
+//!  mounts, cgroup ─▶ gc-agent ─▶ /etc/patina/start ─▶ wait: a child ended ─▶ reap, start gc-agent again
 //!                                               a signal ─▶ power off or reboot
 //!                                               Enter on the console ─▶ a shell there
 //! ```
@@ -59,7 +59,7 @@ pub fn run() -> Result<std::convert::Infallible, InitError> {
     signals.extend(ENDINGS.iter().map(|(signal, ..)| *signal));
     // Before the first child, so that no ending is missed.
     let signals = SignalFd::new(&signals).map_err(InitError::Signals)?;
-    let mut children = Children::default();
+    let mut children = Children::new();
     children.start_agent();
     children.start_script();
     let mut console_is_good = rustix::termios::isatty(rustix::stdio::stdin());

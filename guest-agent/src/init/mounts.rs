@@ -5,6 +5,8 @@
 //! command line) is left as it is.
 
 use crate::console::say;
+use crate::machine::marks;
+use crate::machine::rtnetlink::{Batch, RtNetlink};
 use rustix::fs::{CWD, Mode, StatVfsMountFlags};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountFlags, mount, mount_move};
@@ -59,9 +61,20 @@ pub fn set_up() {
             Err(error) => say(&format!("make {from}: {error}")),
         }
     }
-    if let Err(error) = crate::sys::netdev::NetConfig::open().and_then(|net| net.set_up("lo", true)) {
+    if let Err(error) = marks::cover_boot_id() {
+        say(&format!("put a file over boot_id: {error}; clones will all have the same"));
+    }
+    if let Err(error) = loopback_up() {
         say(&format!("take the loopback interface up: {error}"));
     }
+}
+
+fn loopback_up() -> std::io::Result<()> {
+    let mut netlink = RtNetlink::open()?;
+    let mut batch = Batch::default();
+    batch.link(netlink.index("lo")?, None);
+    netlink.send(batch)?;
+    netlink.failures().into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
 
 impl Mount {

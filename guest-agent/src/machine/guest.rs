@@ -1,35 +1,99 @@
 //! A real guest.
 
+use super::marks::Marks;
+use super::rtnetlink::{Batch, RtNetlink};
 use super::{ApplyError, Machine};
+use crate::cgroup::{self, Cgroup};
 use crate::identity::{parse_mac, parse_seed};
-use crate::sys::netdev::NetConfig;
-use crate::sys::random;
+use crate::sys::random::{Generator, SEED_BYTES};
 use crate::sys::vsock;
 use patina_abi::link::Identity;
+use patina_abi::{HOST_CID, LINK_PORT};
 use rustix::time::{ClockId, Timespec};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// The guest's only network card.
 const INTERFACE: &str = "eth0";
 /// A clock that is off by less is left alone: setting it wakes every timer of the guest.
 pub const CLOCK_SLACK_NS: u64 = 1_000_000;
 
-/// The guest that the program runs in.
-#[derive(Debug, Default)]
-pub struct Guest;
+/// The guest that the program runs in. What a clone needs open is open before there is one.
+#[derive(Debug)]
+pub struct Guest {
+    /// None: a kernel without cgroup2; gc-init has told.
+    cgroup: Option<Cgroup>,
+    marks: Marks,
+    generator: Option<Generator>,
+    network: Option<(RtNetlink, u32)>,
+    /// For the next connection to the host.
+    spare: Option<OwnedFd>,
+}
+
+impl Guest {
+    /// The guest that the program runs in.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            cgroup: Cgroup::make(Path::new(cgroup::GUEST)).ok(),
+            marks: Marks::open(),
+            generator: None,
+            network: None,
+            spare: None,
+        }
+    }
+
+    fn reseed(&mut self, seed: [u8; SEED_BYTES]) -> io::Result<()> {
+        let generator = match self.generator.take() {
+            Some(generator) => generator,
+            None => Generator::open()?,
+        };
+        self.generator.insert(generator).reseed(seed)
+    }
+
+    fn set_network(&mut self, identity: &Identity, previous: Option<&Identity>) -> io::Result<()> {
+        let (netlink, index) = match self.network.take() {
+            Some(network) => network,
+            None => {
+                let netlink = RtNetlink::open()?;
+                let index = netlink.index(INTERFACE)?;
+                (netlink, index)
+            }
+        };
+        let batch = network_changes(identity, previous, index);
+        self.network.insert((netlink, index)).0.send(batch)
+    }
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Machine for Guest {
     fn connect(&mut self) -> io::Result<OwnedFd> {
-        vsock::connect(patina_abi::HOST_CID, patina_abi::LINK_PORT)
+        let socket = match self.spare.take() {
+            Some(socket) => socket,
+            None => vsock::socket()?,
+        };
+        vsock::connect(socket, HOST_CID, LINK_PORT)
+    }
+
+    fn prepare_to_connect(&mut self) {
+        if self.spare.is_none() {
+            // Without one the next connection makes its own.
+            self.spare = vsock::socket().ok();
+        }
     }
 
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError> {
         let mut failed = Failures::default();
         // Before anything else: until then a clone draws the same numbers as its siblings.
         if let Some(seed) = parse_seed(&identity.seed) {
-            failed.note("mix the host's randomness in", random::reseed(seed));
+            failed.note("mix the host's randomness in", self.reseed(seed));
         }
         // Next, because the host's clock was read when it sent this.
         failed.note("set the clock", set_clock(identity.clock_ns));
@@ -38,9 +102,45 @@ impl Machine for Guest {
             failed.note("set the host name", set.map_err(io::Error::from));
         }
         if previous.is_none_or(|p| network_of(p) != network_of(identity)) {
-            set_network(identity, previous, &mut failed);
+            failed.note("set eth0's address", self.set_network(identity, previous));
         }
         failed.0
+    }
+
+    fn settle(&mut self, is_clone: bool) -> Vec<ApplyError> {
+        let mut failed = Vec::new();
+        if let Some((netlink, _)) = &mut self.network {
+            failed.extend(netlink.failures().into_iter().map(|(step, source)| ApplyError { step, source }));
+        }
+        if is_clone {
+            failed.extend(self.marks.renew());
+        }
+        failed
+    }
+
+    fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(Cgroup::directory)
+    }
+
+    fn hold(&mut self) -> io::Result<()> {
+        let cgroup = self.cgroup.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(cgroup.freeze(true)?)
+    }
+
+    fn stopping(&self) -> Option<BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(Cgroup::events)
+    }
+
+    fn all_held(&mut self) -> io::Result<bool> {
+        let cgroup = self.cgroup.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        Ok(cgroup.is_frozen()?)
+    }
+
+    fn release(&mut self) -> io::Result<()> {
+        match &self.cgroup {
+            Some(cgroup) => Ok(cgroup.freeze(false)?),
+            None => Ok(()),
+        }
     }
 
     fn say(&mut self, text: &str) {
@@ -63,11 +163,18 @@ fn network_of(identity: &Identity) -> (&str, Ipv4Addr, u8, Ipv4Addr) {
     (&identity.mac, identity.ip, identity.prefix, identity.gateway)
 }
 
-/// The netmask of a prefix length.
-#[must_use]
-pub fn netmask(prefix: u8) -> Ipv4Addr {
-    let host_bits = u32::from(32_u8.saturating_sub(prefix));
-    Ipv4Addr::from_bits(u32::MAX.checked_shl(host_bits).unwrap_or(0))
+/// What the kernel is to be told. A removed address takes its routes along.
+fn network_changes(identity: &Identity, previous: Option<&Identity>, index: u32) -> Batch {
+    let mut batch = Batch::default();
+    if previous.is_none_or(|p| p.mac != identity.mac) {
+        batch.link(index, parse_mac(&identity.mac));
+    }
+    if let Some(old) = previous {
+        batch.remove_address(index, old.ip, old.prefix);
+    }
+    batch.add_address(index, identity.ip, identity.prefix);
+    batch.default_route(index, identity.gateway);
+    batch
 }
 
 fn set_clock(clock_ns: u64) -> io::Result<()> {
@@ -80,53 +187,4 @@ fn set_clock(clock_ns: u64) -> io::Result<()> {
     let nanoseconds = i64::try_from(clock_ns % 1_000_000_000).map_err(io::Error::other)?;
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
-}
-
-fn set_network(identity: &Identity, previous: Option<&Identity>, failed: &mut Failures) {
-    let net = match NetConfig::open() {
-        Ok(net) => net,
-        Err(e) => return failed.note("open a socket for the network's settings", Err(e)),
-    };
-    failed.note("set the MAC address of eth0", set_mac(&net, &identity.mac));
-    let mask = netmask(identity.prefix);
-    failed.note("set the address of eth0", net.set_address(INTERFACE, identity.ip, mask));
-    failed.note("take eth0 up", net.set_up(INTERFACE, true));
-    if let Some(old) = previous.map(|p| p.gateway).filter(|old| *old != identity.gateway) {
-        match net.delete_default_route(old) {
-            // The kernel drops a route together with the address that it leaves by.
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-            other => failed.note("remove the old default route", other),
-        }
-    }
-    match net.add_default_route(identity.gateway) {
-        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
-        other => failed.note("add the default route", other),
-    }
-}
-
-fn set_mac(net: &NetConfig, text: &str) -> io::Result<()> {
-    let wanted = parse_mac(text).ok_or(io::ErrorKind::InvalidInput)?;
-    if net.mac(INTERFACE)? == wanted {
-        return Ok(());
-    }
-    match net.set_mac(INTERFACE, wanted) {
-        // virtio-net changes it live; other cards want to be down.
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-            net.set_up(INTERFACE, false)?;
-            net.set_mac(INTERFACE, wanted)
-        }
-        other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn netmasks() {
-        assert_eq!(netmask(0), Ipv4Addr::UNSPECIFIED);
-        assert_eq!(netmask(20), Ipv4Addr::new(255, 255, 240, 0));
-        assert_eq!(netmask(32), Ipv4Addr::BROADCAST);
-    }
 }

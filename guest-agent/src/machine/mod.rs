@@ -1,13 +1,18 @@
 //! What the agent changes in its machine: the edge to the guest's kernel, and the one part of the agent
 //! that tests on another machine replace.
+//!
+//! - [`rtnetlink`]: the network card's settings.
+//! - [`marks`]: boot_id and machine-id.
 
 mod guest;
+pub mod marks;
+pub mod rtnetlink;
 
 pub use guest::Guest;
 
 use patina_abi::link::Identity;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// A step of an identity that did not work. The others are done all the same.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +25,7 @@ pub struct ApplyError {
     pub source: io::Error,
 }
 
-/// The machine that the agent runs in.
+/// The machine that the program runs in.
 pub trait Machine {
     /// Starts to connect to the host: a non-blocking socket, writable once that is decided.
     ///
@@ -28,9 +33,39 @@ pub trait Machine {
     /// There is no way to the host.
     fn connect(&mut self) -> io::Result<OwnedFd>;
 
-    /// Puts a checked identity in place: name, MAC, address, route, clock. `previous` is the one that is
+    /// Does what it can of the next [`Self::connect`] beforehand: a clone then need not.
+    fn prepare_to_connect(&mut self);
+
+    /// Puts a checked identity in place: randomness, clock, name, MAC, address, route. `previous` is the one that is
     /// in place. Returns what did not work.
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError>;
+
+    /// Does what has time until the host knows that the identity is in place. Returns what did not work here or there.
+    fn settle(&mut self, is_clone: bool) -> Vec<ApplyError>;
+
+    /// The directory of the cgroup that programs are started in; it can be held.
+    fn cgroup(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Has all processes of the cgroup stop.
+    ///
+    /// # Errors
+    /// Unsupported: the kernel cannot.
+    fn hold(&mut self) -> io::Result<()>;
+
+    /// Reports POLLPRI when [`Self::all_held`] has changed.
+    fn stopping(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether all of them stand still.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn all_held(&mut self) -> io::Result<bool>;
+
+    /// Lets them go on, whether they are held or not.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn release(&mut self) -> io::Result<()>;
 
     /// Tells people who watch the console.
     fn say(&mut self, text: &str);

@@ -4,7 +4,6 @@
 
 pub mod heap;
 pub mod input;
-pub mod netdev;
 pub mod random;
 pub mod signals;
 pub mod spawn;

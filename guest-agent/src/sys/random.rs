@@ -21,25 +21,39 @@ struct PoolInfo {
 
 const _: () = assert!(size_of::<PoolInfo>() == 8 + SEED_BYTES);
 
-/// Mixes `seed` into the kernel's pool, counted as full entropy, and reseeds the generator: what programs read from
-/// here on is not what another machine with the same memory reads.
-///
-/// # Errors
-/// The kernel's; the caller must be root.
-pub fn reseed(seed: [u8; SEED_BYTES]) -> io::Result<()> {
-    let random: OwnedFd = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let info = PoolInfo {
-        entropy_bits: 8 * SEED_BYTES as libc::c_int,
-        buffer_bytes: SEED_BYTES as libc::c_int,
-        buffer: seed,
-    };
-    // SAFETY: the kernel reads the header and as many bytes behind it as that says, which are there.
-    if unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &raw const info) } != 0 {
-        return Err(io::Error::last_os_error());
+/// The kernel's generator.
+#[derive(Debug)]
+pub struct Generator(OwnedFd);
+
+impl Generator {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open() -> io::Result<Self> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::open("/dev/urandom", flags, Mode::empty())?))
     }
-    // SAFETY: takes no argument.
-    if unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _, 0) } != 0 {
-        return Err(io::Error::last_os_error());
+
+    /// Mixes `seed` into the kernel's pool, counted as full entropy, and reseeds the generator: what programs read from
+    /// here on is not what another machine with the same memory reads.
+    ///
+    /// # Errors
+    /// The kernel's; the caller must be root.
+    pub fn reseed(&self, seed: [u8; SEED_BYTES]) -> io::Result<()> {
+        let info = PoolInfo {
+            entropy_bits: 8 * SEED_BYTES as libc::c_int,
+            buffer_bytes: SEED_BYTES as libc::c_int,
+            buffer: seed,
+        };
+        // SAFETY: the kernel reads the header and as many bytes behind it as that says, which are there.
+        if unsafe { libc::ioctl(self.0.as_raw_fd(), RNDADDENTROPY as _, &raw const info) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: takes no argument.
+        if unsafe { libc::ioctl(self.0.as_raw_fd(), RNDRESEEDCRNG as _, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
-    Ok(())
 }

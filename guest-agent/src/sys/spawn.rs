@@ -1,11 +1,13 @@
 //! Starting a program. The child runs on the parent's memory, which waits, until it has executed: nothing
 //! is copied. It is what posix_spawn does, without its 120 calls of sigaction for signals that nobody here
-//! handles (36 ms in a guest with an emulated kernel), and it brings the process's descriptor along.
+//! handles (36 ms in a guest with an emulated kernel), and it brings the process's descriptor along. The child is born in the
+//! cgroup it is to be in: moving it there later would wait for a grace period of the kernel.
 
 use rustix::process::{Pid, WaitOptions};
+use std::arch::asm;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -40,7 +42,13 @@ pub struct Spawn<'a> {
     pub cwd: Option<BorrowedFd<'a>>,
     /// Its first three descriptors. All others must be close-on-exec.
     pub stdio: Stdio<'a>,
+    /// The directory of its cgroup, when not the caller's. It must not be frozen: the caller would wait with the child.
+    pub cgroup: Option<BorrowedFd<'a>>,
 }
+
+/// For clone_args: `cgroup` is a descriptor of the child's cgroup.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const _: () = assert!(size_of::<libc::clone_args>() == 88);
 
 /// What the child reads of its parent's memory, and where it leaves why it failed.
 struct Plan<'a> {
@@ -98,7 +106,7 @@ impl Plan<'_> {
     }
 }
 
-extern "C" fn child(plan: *mut c_void) -> c_int {
+extern "C" fn child(plan: *const c_void) -> ! {
     // SAFETY: `spawn` passes a plan, which lives until this process has executed or ended.
     let plan = unsafe { &*plan.cast::<Plan<'_>>() };
     if let Err(error) = plan.execute() {
@@ -106,6 +114,39 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
     }
     // SAFETY: ends this process without running what its parent has registered for its own end.
     unsafe { libc::_exit(127) }
+}
+
+/// clone3(2): the child calls [`child`] with `plan` on its own stack. glibc has no function for it.
+///
+/// # Safety
+/// `args` has a stack, CLONE_VM and CLONE_VFORK, and its addresses are valid; `plan` is a [`Plan`]'s.
+unsafe fn clone3(args: &libc::clone_args, plan: *const c_void) -> io::Result<c_int> {
+    let result: isize;
+    // SAFETY: in the parent the kernel changes rax, rcx, r11 and the memory of the descriptor that `args` points to. The child has the
+    // registers of its parent and a stack of its own, aligned to 16 bytes as a call wants it; `child` does not return. The
+    // parent's stack is not touched.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 as isize => result,
+            in("rdi") std::ptr::from_ref(args),
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") plan,
+            in("r13") child as extern "C" fn(*const c_void) -> !,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    let result = c_int::try_from(result).map_err(io::Error::other)?;
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
 }
 
 /// Starts a program; the caller reaps it. The second value is its descriptor, readable when it has ended.
@@ -120,15 +161,22 @@ pub fn spawn(what: &Spawn<'_>) -> io::Result<(Pid, OwnedFd)> {
     let plan = Plan { what, argv: argv.as_ptr(), envp: envp.as_ptr(), error: AtomicI32::new(0) };
     // 16-byte elements: the stack's top is aligned as the ABI wants it.
     let mut stack: Vec<u128> = Vec::with_capacity(STACK_BYTES / size_of::<u128>());
-    let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    let mut pidfd: c_int = -1;
+    let room = stack.spare_capacity_mut();
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is integers only, for which all bits zero is a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64;
+    args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.stack = room.as_mut_ptr().expose_provenance() as u64;
+    args.stack_size = size_of_val(room) as u64;
+    if let Some(cgroup) = what.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
     // SAFETY: with CLONE_VFORK this thread waits until the child has executed or ended, so stack and plan,
-    // which the child uses, outlive its use, and nobody changes what it reads. `child` does not return.
-    // CLONE_PIDFD writes a descriptor to `pidfd`.
-    let pid = check(unsafe {
-        libc::clone(child, top.cast(), flags, (&raw const plan).cast_mut().cast(), &raw mut pidfd)
-    })?;
+    // which the child uses, outlive its use, and nobody changes what it reads. CLONE_PIDFD writes a descriptor to `pidfd`.
+    let pid = unsafe { clone3(&args, (&raw const plan).cast()) }?;
     // SAFETY: the kernel made the descriptor for us as the clone succeeded, and nobody else has it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("clone returned no process"))?;
@@ -152,7 +200,8 @@ mod tests {
 
     fn run(path: &CStr, argv: &[&str]) -> io::Result<Option<i32>> {
         let (argv, envp) = (strings(argv), strings(&["PATH=/usr/bin:/bin"]));
-        let what = Spawn { path, argv: &argv, envp: &envp, cwd: None, stdio: Stdio::Inherit };
+        let (cwd, stdio, cgroup) = (None, Stdio::Inherit, None);
+        let what = Spawn { path, argv: &argv, envp: &envp, cwd, stdio, cgroup };
         let (pid, _) = spawn(&what)?;
         Ok(waitpid(Some(pid), WaitOptions::empty())?.and_then(|(_, status)| status.exit_status()))
     }

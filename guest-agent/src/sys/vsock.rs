@@ -32,7 +32,11 @@ unsafe impl SocketAddrArg for Address {
     }
 }
 
-fn socket() -> io::Result<OwnedFd> {
+/// A non-blocking socket.
+///
+/// # Errors
+/// The kernel's; EAFNOSUPPORT without vsock in the kernel.
+pub fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?)
 }
@@ -48,14 +52,13 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A non-blocking socket whose connection to `port` of `cid` is made or under way: writable when decided.
+/// Connects such a socket to `port` of `cid`. The connection is made or under way: it is writable when that is decided.
 ///
 /// # Errors
 /// The kernel's.
-pub fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
-    let fd = socket()?;
-    match rustix::net::connect(&fd, &Address::new(cid, port)) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(fd),
+pub fn connect(socket: OwnedFd, cid: u32, port: u32) -> io::Result<OwnedFd> {
+    match rustix::net::connect(&socket, &Address::new(cid, port)) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
         Err(e) => Err(e.into()),
     }
 }

@@ -1,15 +1,18 @@
 //! The real agent on a thread, over Unix sockets instead of vsock, and its host played by the test.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use guest_agent::agent::{Agent, Paths};
+pub mod cgroup;
+
+use guest_agent::agent::{Agent, Settings};
 use guest_agent::machine::{ApplyError, Machine};
 use patina_abi::exec::{Exit, FrameType, HEADER_BYTES, Start, header, parse_header};
 use patina_abi::link::{FromAgent, FromHost, Identity};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -19,23 +22,79 @@ use tempfile::TempDir;
 /// Longer than anything takes on a busy machine; a test that waits so long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A machine without a kernel to change: it remembers what it was told.
+/// How processes are held in a [`TestMachine`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    AtOnce,
+    /// When the test says so: [`Fixture::all_stand_still`].
+    Later,
+    Unsupported,
+}
+
+/// A machine without a kernel to change: it remembers what it was told. What is done to processes it writes to the file `log`,
+/// where hooks write too.
 struct TestMachine {
-    host: PathBuf,
+    dir: PathBuf,
     applied: Arc<Mutex<Vec<Identity>>>,
     said: Arc<Mutex<Vec<String>>>,
+    hold: Hold,
+    /// At its end when all processes have stopped.
+    stopped: UnixStream,
+}
+
+impl TestMachine {
+    fn log(&self, line: &str) {
+        let mut file = OpenOptions::new().append(true).create(true).open(self.dir.join("log")).unwrap();
+        file.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
 }
 
 impl Machine for TestMachine {
     fn connect(&mut self) -> io::Result<OwnedFd> {
-        let stream = UnixStream::connect(&self.host)?;
+        let stream = UnixStream::connect(self.dir.join("host"))?;
         stream.set_nonblocking(true)?;
         Ok(stream.into())
     }
 
+    fn prepare_to_connect(&mut self) {}
+
     fn apply(&mut self, identity: &Identity, _: Option<&Identity>) -> Vec<ApplyError> {
         self.applied.lock().unwrap().push(identity.clone());
+        self.log(&format!("apply {}", identity.vmid));
         Vec::new()
+    }
+
+    fn settle(&mut self, _: bool) -> Vec<ApplyError> {
+        Vec::new()
+    }
+
+    fn cgroup(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn hold(&mut self) -> io::Result<()> {
+        if self.hold == Hold::Unsupported {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        self.log("hold");
+        Ok(())
+    }
+
+    fn stopping(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.stopped.as_fd())
+    }
+
+    fn all_held(&mut self) -> io::Result<bool> {
+        match self.stopped.read(&mut [0]) {
+            Ok(count) => Ok(count == 0),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(self.hold == Hold::AtOnce),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn release(&mut self) -> io::Result<()> {
+        self.log("release");
+        Ok(())
     }
 
     fn say(&mut self, text: &str) {
@@ -48,6 +107,7 @@ pub struct Fixture {
     pub host: UnixListener,
     pub applied: Arc<Mutex<Vec<Identity>>>,
     pub said: Arc<Mutex<Vec<String>>>,
+    stopped: Mutex<Option<UnixStream>>,
 }
 
 pub fn identity(vmid: u32) -> Identity {
@@ -61,12 +121,18 @@ pub fn identity(vmid: u32) -> Identity {
         hostname: format!("vm-{vmid}"),
         clock_ns: 1,
         seed: String::new(),
+        ticket: String::new(),
     }
 }
 
 impl Fixture {
     /// Starts an agent whose host listens and has accepted nothing yet.
     pub fn new() -> Self {
+        Self::with(Hold::AtOnce, |_| {})
+    }
+
+    /// The same with processes that are held like this, and other settings.
+    pub fn with(hold: Hold, change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let host = UnixListener::bind(dir.path().join("host")).unwrap();
         let (applied, said) = (Arc::default(), Arc::default());
@@ -76,19 +142,57 @@ impl Fixture {
             OwnedFd::from(listener)
         };
         let (local, exec) = (listen("local"), listen("exec"));
+        let (stopped, stop) = UnixStream::pair().unwrap();
+        stopped.set_nonblocking(true).unwrap();
         let machine = TestMachine {
-            host: dir.path().join("host"),
+            dir: dir.path().to_owned(),
             applied: Arc::clone(&applied),
             said: Arc::clone(&said),
+            hold,
+            stopped,
         };
-        let paths = Paths { identity: dir.path().join("identity"), hosts: dir.path().join("hosts") };
+        let mut settings = Settings {
+            identity: dir.path().join("identity"),
+            hosts: dir.path().join("hosts"),
+            pre_clone: dir.path().join("pre-clone"),
+            post_clone: dir.path().join("post-clone"),
+            hook_limit: PATIENCE,
+            hold_limit: PATIENCE,
+            host_limit: PATIENCE,
+        };
+        change(&mut settings);
         std::thread::spawn(move || {
-            let Err(error) = Agent::new(local, exec, machine, paths).run();
+            let Err(error) = Agent::new(local, exec, machine, settings).run();
             // The test would only see a socket that is silent.
             eprintln!("the agent ended: {error}");
             std::process::abort();
         });
-        Self { dir, host, applied, said }
+        Self { dir, host, applied, said, stopped: Mutex::new(Some(stop)) }
+    }
+
+    /// With [`Hold::Later`]: all processes have stopped.
+    pub fn all_stand_still(&self) {
+        *self.stopped.lock().unwrap() = None;
+    }
+
+    /// Writes a shell script as a hook.
+    pub fn hook(&self, name: &str, script: &str) {
+        let path = self.path(name);
+        // Under its own name only when it is whole.
+        std::fs::write(
+            self.path("hook.new"),
+            format!("#!/bin/sh\ncd {}\n{script}\n", self.dir.path().display()),
+        )
+        .unwrap();
+        let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(self.path("hook.new"), everyone).unwrap();
+        std::fs::rename(self.path("hook.new"), path).unwrap();
+    }
+
+    /// What was done, in order, from the first identity on.
+    pub fn log(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        text.lines().skip_while(|line| !line.starts_with("apply ")).skip(1).map(str::to_owned).collect()
     }
 
     pub fn accept(&self) -> Host {
@@ -159,6 +263,14 @@ impl Host {
     pub fn request(&mut self) -> (u64, String) {
         match self.next() {
             FromAgent::Request { id, verb, .. } => (id, verb),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next message must be the request `clone`: its id and arguments.
+    pub fn clone_request(&mut self) -> (u64, serde_json::Value) {
+        match self.next() {
+            FromAgent::Request { id, verb, args } if verb == "clone" => (id, args),
             other => panic!("{other:?}"),
         }
     }

@@ -12,6 +12,9 @@
 //!
 //! The host closing the connection kills the program (SIGKILL to its process group). Back-pressure is vsock's own credit: a host that
 //! does not read stops the program's output, not the agent.
+//!
+//! While the VM is being cloned, sessions stand still. In a clone those that were open have lost their connection, whose other end is
+//! the parent's, and their programs go on: with the end of their input, and nobody to read what they write.
 
 use serde::{Deserialize, Serialize};
 

@@ -10,18 +10,42 @@
 //! ← {"error":{"code":22,"message":"unknown verb \"fly\""}}
 //! ```
 //!
+//! | verb | arguments | returns |
+//! | --- | --- | --- |
+//! | `vmid`, `my-ip`, `ismaster` | | the VM's number; its address; whether it is the master |
+//! | `list` | | a list of [`Member`]s |
+//! | `clone` | [`CloneCall`] | [`CloneResult`], once in the parent and once in each clone |
+//! | `rt` | [`TicketArgs`] | a [`TicketView`]; error 16 when the resources are not to be had in time |
+//! | `lt` | | a list of [`TicketView`]s |
+//! | `ticket` | [`TicketName`] | a [`TicketView`] |
+//!
+//! **`clone`** is fork: a program sends its call, and while it waits for the answer, it is cloned with its machine. So the answer comes in
+//! each of the machines, on the connection that each of the copies has:
+//!
+//! ```text
+//! → {"verb":"clone","args":{"count":2}}
+//! ← {"ok":{"vmid":0,"clones":[1,2],"failed":[]}}      in the parent
+//! ← {"ok":{"vmid":1,"clones":[],"failed":[]}}         in the first clone
+//! ← {"ok":{"vmid":2,"clones":[],"failed":[]}}         in the second
+//! ```
+//!
+//! One `clone` is under way at a time. Others wait for its end, and as with fork a clone has a copy of what waits: it
+//! goes on there too. Errors: 16 (EBUSY) the host is about to clone this VM, 22 (EINVAL) not exactly one of `count` and `ticket`, 107 (ENOTCONN) no
+//! host, 110 (ETIMEDOUT) a process could not be held, 125 (ECANCELED) the pre-clone hook failed, whose output is in the message; or the host's.
+//!
 //! What never changes between clones is also in a file, so that `gc vmid` costs one read and no context
 //! switch: [`IDENTITY_FILE`].
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::link::{Answer, CallError, Member};
+pub use crate::link::{Answer, CallError, Cloned, Member, TicketArgs, TicketView};
 
 /// The agent's socket.
 pub const SOCKET: &str = "/run/gridcentric/agent.sock";
 
 /// The VM's identity as `KEY=VALUE` lines (`vmid`, `ip`, `prefix`, `gateway`, `mac`, `hostname`, `family`),
-/// at most [`IDENTITY_MAX_BYTES`]. The agent replaces it by rename, so a reader sees one identity whole.
+/// at most [`IDENTITY_MAX_BYTES`]. The agent replaces it by rename, or writes it in place while all other processes are held, so a
+/// reader sees one identity whole. Lines may be empty.
 pub const IDENTITY_FILE: &str = "/run/gridcentric/identity";
 
 /// Greatest size of [`IDENTITY_FILE`].
@@ -30,9 +54,65 @@ pub const IDENTITY_MAX_BYTES: usize = 1024;
 /// One call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
-    /// `vmid`, `my-ip`, `ismaster`, `list`.
+    /// See the table above.
     pub verb: String,
     /// The verb's arguments.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub args: serde_json::Value,
+}
+
+/// The arguments of the verb `clone`: `count` or `ticket`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneCall {
+    /// How many clones, at least 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// As many as this ticket is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+    /// Whether the guest's other processes are held from before the freeze until they have, in each machine, the identity
+    /// that is theirs. Without it they may run for a moment in a clone that takes itself for its parent.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub hold: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What the verb `clone` returns.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneResult {
+    /// As fork: 0 in the machine that was cloned, whatever its own vmid; in a clone the clone's.
+    pub vmid: u32,
+    /// The vmids of the clones that run; empty in a clone.
+    #[serde(default)]
+    pub clones: Vec<u32>,
+    /// Those that could not be started, with the reason; empty in a clone. Where all failed, the answer is an error instead.
+    #[serde(default)]
+    pub failed: Vec<(u32, String)>,
+}
+
+/// The arguments of the verb `ticket`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketName {
+    /// The ticket's UUID.
+    pub uuid: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_call_holds_unless_it_says_otherwise() {
+        let call = |text| serde_json::from_str::<CloneCall>(text).ok();
+        let three = CloneCall { count: Some(3), ticket: None, hold: true };
+        assert_eq!(call(r#"{"count":3}"#), Some(three.clone()));
+        assert_eq!(serde_json::to_string(&three).ok(), Some(r#"{"count":3}"#.to_owned()));
+        let unheld = CloneCall { hold: false, ..three };
+        assert_eq!(serde_json::to_string(&unheld).ok(), Some(r#"{"count":3,"hold":false}"#.to_owned()));
+        assert_eq!(call(r#"{"number":3}"#), None);
+    }
 }

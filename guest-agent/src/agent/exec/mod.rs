@@ -3,12 +3,15 @@
 //! - [`frames`]: the host's bytes cut into frames.
 //! - [`program`]: a child process with its pipes or terminal.
 //! - [`session`]: one connection and its program, with back-pressure both ways.
+//! - [`detached`]: a program without its connection, in a clone.
 
+pub mod detached;
 pub mod frames;
 pub mod program;
 pub mod session;
 
 use super::{AgentError, accept, send_last_words};
+use detached::Detached;
 use patina_abi::exec::{Exit, SESSIONS_MAX};
 use rustix::event::PollFlags;
 pub use session::Part;
@@ -24,6 +27,9 @@ pub const CODE_NOT_FOUND: i32 = 127;
 #[derive(Debug, Default)]
 pub struct Sessions {
     open: Vec<Session>,
+    detached: Vec<Detached>,
+    /// What is read only to be gone; it keeps its room.
+    scratch: Vec<u8>,
 }
 
 impl Sessions {
@@ -33,7 +39,7 @@ impl Sessions {
     /// The listener is broken.
     pub fn accept(&mut self, listener: &OwnedFd) -> Result<(), AgentError> {
         let Some(socket) = accept(listener, "an exec session")? else { return Ok(()) };
-        if self.open.len() >= SESSIONS_MAX {
+        if self.open.len() + self.detached.len() >= SESSIONS_MAX {
             let error = format!("exec: {SESSIONS_MAX} programs run already; wait for one to end");
             let exit = Exit { code: Some(CODE_NOT_EXECUTABLE), error: Some(error), signal: None };
             send_last_words(&socket, &session::exit_frame(&exit));
@@ -43,22 +49,33 @@ impl Sessions {
         Ok(())
     }
 
-    /// What to wait for.
+    /// What to wait for. Numbers stay valid until [`Self::settle`] or [`Self::detach`].
     pub fn watch<'a>(&'a self, mut add: impl FnMut(usize, Part, BorrowedFd<'a>, PollFlags)) {
-        for (index, session) in self.open.iter().enumerate() {
-            session.watch(|part, fd, flags| add(index, part, fd, flags));
+        for (number, session) in self.open.iter().enumerate() {
+            session.watch(|part, fd, flags| add(number, part, fd, flags));
+        }
+        for (number, program) in (self.open.len()..).zip(&self.detached) {
+            program.watch(|part, fd, flags| add(number, part, fd, flags));
         }
     }
 
-    /// Goes on with a part of a session that is ready.
-    pub fn ready(&mut self, index: usize, part: Part, ready: PollFlags) {
-        if let Some(session) = self.open.get_mut(index) {
-            session.ready(part, ready);
+    /// Goes on with a part of a session that is ready; a program is started in `cgroup`.
+    pub fn ready(&mut self, number: usize, part: Part, ready: PollFlags, cgroup: Option<BorrowedFd<'_>>) {
+        if let Some(session) = self.open.get_mut(number) {
+            session.ready(part, ready, cgroup);
+        } else if let Some(program) = self.detached.get_mut(number - self.open.len()) {
+            program.ready(part, &mut self.scratch);
         }
+    }
+
+    /// This machine is a clone: the connections are its parent's, the programs are its own.
+    pub fn detach(&mut self) {
+        self.detached.extend(self.open.drain(..).filter_map(Session::detach));
     }
 
     /// Ends what has ended.
     pub fn settle(&mut self) {
         self.open.retain(|session| !session.is_done());
+        self.detached.retain(|program| !program.is_done());
     }
 }

@@ -94,11 +94,11 @@ struct Streams {
 }
 
 impl Program {
-    /// Starts what the host asks for.
+    /// Starts what the host asks for, in a cgroup that must not be frozen now.
     ///
     /// # Errors
     /// It could not be started; nothing is left of it.
-    pub fn start(start: &Start) -> Result<Self, StartError> {
+    pub fn start(start: &Start, cgroup: Option<BorrowedFd<'_>>) -> Result<Self, StartError> {
         let name = start.argv.first().filter(|_| start.argv.len() <= ARGV_MAX);
         let name = name.ok_or(StartError::Arguments(start.argv.len()))?;
         let environment = environment(&start.env, std::env::vars_os());
@@ -118,7 +118,7 @@ impl Program {
         let cwd = cwd.as_ref().map(AsFd::as_fd);
         let failed = |source| StartError::NotExecutable { program: shown(name), source };
         let (pid, pidfd) =
-            spawn(&Spawn { path: &path, argv: &argv, envp: &envp, cwd, stdio }).map_err(failed)?;
+            spawn(&Spawn { path: &path, argv: &argv, envp: &envp, cwd, stdio, cgroup }).map_err(failed)?;
         let Streams { terminal, stdin, outputs, child: _ } = streams;
         Ok(Self { pid, pidfd, terminal: terminal.is_some(), stdin: Some(stdin), outputs })
     }
@@ -293,7 +293,8 @@ mod tests {
     fn bad_requests_are_refused_with_a_shells_exit_code() {
         let start = |argv: &[&str], cwd: &str| {
             let argv = argv.iter().map(|a| (*a).to_owned()).collect();
-            Program::start(&Start { argv, env: Vec::new(), cwd: cwd.to_owned(), tty: None }).unwrap_err()
+            Program::start(&Start { argv, env: Vec::new(), cwd: cwd.to_owned(), tty: None }, None)
+                .unwrap_err()
         };
         assert_eq!(start(&[], "").to_string(), "exec: 0 arguments are not 1 to 1024");
         assert!(matches!(start(&["x"; ARGV_MAX + 1], ""), StartError::Arguments(1025)));

@@ -9,6 +9,7 @@
 //! Back-pressure: the program's output is read only when the last of it was taken by the socket, and
 //! frames are read only when the program has taken its input. One frame each way is in memory.
 
+use super::detached::{Detached, END_OF_INPUT};
 use super::frames::{Filled, Frame, Frames};
 use super::program::Program;
 use crate::agent::outbox::Outbox;
@@ -22,8 +23,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Output that is still sent after the program itself has ended while others hold its pipe, bytes a stream:
 /// what a pipe holds at most. Without an end a background `yes` would never let the session end.
 pub const DRAIN_MAX_BYTES: usize = 1024 * 1024;
-/// What a terminal takes as the end of its input: Ctrl-D.
-const END_OF_INPUT: u8 = 4;
 
 /// A descriptor of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,17 +123,17 @@ impl Session {
         }
     }
 
-    /// Goes on with a part that is ready.
-    pub fn ready(&mut self, part: Part, ready: PollFlags) {
+    /// Goes on with a part that is ready; a program is started in `cgroup`.
+    pub fn ready(&mut self, part: Part, ready: PollFlags, cgroup: Option<BorrowedFd<'_>>) {
         match part {
-            Part::Connection => self.ready_connection(ready),
+            Part::Connection => self.ready_connection(ready, cgroup),
             Part::Process => self.ready_process(),
             Part::Input => {
                 if let Stage::Running(running) = &mut self.stage {
                     running.write_input();
                 }
                 // More frames may have come with the one that had to wait.
-                self.take_frames();
+                self.take_frames(cgroup);
             }
             Part::Output(index) => {
                 self.read_output(index);
@@ -143,7 +142,7 @@ impl Session {
         self.drain_after_exit();
     }
 
-    fn ready_connection(&mut self, ready: PollFlags) {
+    fn ready_connection(&mut self, ready: PollFlags, cgroup: Option<BorrowedFd<'_>>) {
         if ready.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR) {
             return self.abandon();
         }
@@ -152,7 +151,7 @@ impl Session {
         }
         if ready.contains(PollFlags::IN) {
             match self.frames.fill(&self.socket) {
-                Ok(Filled::Some | Filled::Nothing) => self.take_frames(),
+                Ok(Filled::Some | Filled::Nothing) => self.take_frames(cgroup),
                 Ok(Filled::End) | Err(_) => self.abandon(),
             }
         }
@@ -173,7 +172,19 @@ impl Session {
         };
     }
 
-    fn take_frames(&mut self) {
+    /// The connection is lost as its other end is another machine's. What is left of the session.
+    #[must_use]
+    pub fn detach(self) -> Option<Detached> {
+        match self.stage {
+            Stage::Running(Running { program, exit: None, .. }) | Stage::Reaping(program) => {
+                Some(Detached::new(program))
+            }
+            // One that waits has no program, the others' have ended.
+            Stage::Running(_) | Stage::Waiting | Stage::Closing | Stage::Gone => None,
+        }
+    }
+
+    fn take_frames(&mut self, cgroup: Option<BorrowedFd<'_>>) {
         loop {
             match &self.stage {
                 Stage::Waiting => {}
@@ -183,7 +194,7 @@ impl Session {
             match self.frames.next_frame() {
                 Ok(None) => return,
                 Ok(Some(frame)) => {
-                    if let Err(problem) = self.take(frame) {
+                    if let Err(problem) = self.take(frame, cgroup) {
                         return self.refuse(&problem);
                     }
                 }
@@ -192,12 +203,12 @@ impl Session {
         }
     }
 
-    fn take(&mut self, Frame { kind, payload }: Frame) -> Result<(), String> {
+    fn take(&mut self, Frame { kind, payload }: Frame, cgroup: Option<BorrowedFd<'_>>) -> Result<(), String> {
         match (&mut self.stage, kind) {
             (Stage::Waiting, FrameType::Start) => {
                 let start: Start = serde_json::from_slice(&payload)
                     .map_err(|e| format!("exec: the first frame is no request: {e}"))?;
-                match Program::start(&start) {
+                match Program::start(&start, cgroup) {
                     Ok(program) => self.stage = Stage::Running(Running::new(program)),
                     Err(error) => self.finish(&error.exit()),
                 }

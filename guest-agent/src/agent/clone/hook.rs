@@ -1,0 +1,178 @@
+//! A hook that runs: a program whose output is kept, and which has a limited time.
+
+use crate::agent::exec::program::{Program, StartError};
+use crate::sys::input::append;
+use patina_abi::exec::{Exit, Start};
+use rustix::event::PollFlags;
+use rustix::fs::Access;
+use rustix::process::Signal;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How much of a hook's output is kept, bytes: the end of it, where what went wrong is said.
+pub const OUTPUT_MAX_BYTES: usize = 4096;
+/// How much is still read after the hook itself has ended; somebody in the background may write without end.
+const DRAIN_MAX_BYTES: usize = 64 * 1024;
+
+/// Why a hook counts as failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It could not be run.
+    #[error("{name}: {source}")]
+    Start {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: StartError,
+    },
+    /// It ended otherwise than with 0.
+    #[error("{name}: {how}{output}")]
+    Failed {
+        /// Which.
+        name: String,
+        /// Exit code or signal.
+        how: String,
+        /// The end of its output.
+        output: String,
+    },
+    /// It did not end in time and was killed.
+    #[error("{name}: killed as it had not ended after {} s{output}", limit.as_secs())]
+    TooLong {
+        /// Which.
+        name: String,
+        /// Its time.
+        limit: Duration,
+        /// The end of its output.
+        output: String,
+    },
+}
+
+/// A hook.
+#[derive(Debug)]
+pub struct Running {
+    name: String,
+    program: Program,
+    /// The end of what it wrote.
+    output: Vec<u8>,
+    until: Instant,
+    limit: Duration,
+    killed: bool,
+}
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Its end.
+    Process,
+    /// Its output or error output.
+    Output(usize),
+}
+
+impl Running {
+    /// Starts the hook at `path` in a cgroup that is not frozen; none if it may not be executed.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(
+        path: &Path,
+        env: Vec<String>,
+        limit: Duration,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<Self>, HookError> {
+        if rustix::fs::access(path, Access::EXEC_OK).is_err() {
+            return Ok(None);
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let argv = vec![path.to_string_lossy().into_owned()];
+        let start = Start { argv, env, cwd: "/".to_owned(), tty: None };
+        match Program::start(&start, cgroup) {
+            Ok(mut program) => {
+                program.stdin = None;
+                let until = Instant::now() + limit;
+                Ok(Some(Self { name, program, output: Vec::new(), until, limit, killed: false }))
+            }
+            Err(source) => Err(HookError::Start { name, source }),
+        }
+    }
+
+    /// When [`Self::expire`] wants to be called.
+    #[must_use]
+    pub fn until(&self) -> Option<Instant> {
+        Some(self.until).filter(|_| !self.killed)
+    }
+
+    /// Its time is over: kills it and all that is in its process group. Its end follows.
+    pub fn expire(&mut self) {
+        if !self.killed {
+            self.killed = true;
+            self.program.signal(Signal::KILL);
+        }
+    }
+
+    /// What to wait for.
+    pub fn watch<'a>(&'a self, mut add: impl FnMut(Part, BorrowedFd<'a>, PollFlags)) {
+        add(Part::Process, self.program.pidfd(), PollFlags::IN);
+        for (index, output) in self.program.outputs.iter().enumerate() {
+            if let Some(output) = output {
+                add(Part::Output(index), output.as_fd(), PollFlags::IN);
+            }
+        }
+    }
+
+    /// Goes on with a part that is ready; how it ended, when it has.
+    pub fn ready(&mut self, part: Part) -> Option<Result<(), HookError>> {
+        match part {
+            Part::Output(index) => {
+                self.read(index);
+                None
+            }
+            Part::Process => self.program.reap().map(|exit| self.ended(&exit)),
+        }
+    }
+
+    /// Reads once. Whether the output goes on.
+    fn read(&mut self, index: usize) -> bool {
+        let Some(slot) = self.program.outputs.get_mut(index) else { return false };
+        match slot.as_ref().map(|output| append(output, &mut self.output, OUTPUT_MAX_BYTES)) {
+            Some(Ok(count)) if count > 0 => {
+                let excess = self.output.len().saturating_sub(OUTPUT_MAX_BYTES);
+                self.output.drain(..excess);
+                true
+            }
+            Some(Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR)) | None => false,
+            Some(_) => {
+                *slot = None;
+                false
+            }
+        }
+    }
+
+    fn ended(&mut self, exit: &Exit) -> Result<(), HookError> {
+        for index in 0..self.program.outputs.len() {
+            let mut reads = DRAIN_MAX_BYTES / OUTPUT_MAX_BYTES;
+            while reads > 0 && self.read(index) {
+                reads -= 1;
+            }
+        }
+        if exit.code == Some(0) && !self.killed {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&self.output);
+        let output = match text.trim_end() {
+            "" => String::new(),
+            text => format!(": {text}"),
+        };
+        let name = self.name.clone();
+        if self.killed {
+            return Err(HookError::TooLong { name, limit: self.limit, output });
+        }
+        let how = match (exit.code, exit.signal, &exit.error) {
+            (Some(code), ..) => format!("exit code {code}"),
+            (_, Some(signal), _) => format!("signal {signal}"),
+            (.., error) => error.clone().unwrap_or_default(),
+        };
+        Err(HookError::Failed { name, how, output })
+    }
+}

@@ -1,0 +1,71 @@
+//! A program whose session stayed behind: the machine is a clone, and the host's end of the session is the parent's. The program
+//! goes on, with the end of its input and nobody to read what it writes.
+
+use super::program::Program;
+use super::session::Part;
+use crate::sys::input::append;
+use patina_abi::exec::PAYLOAD_MAX_BYTES;
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// What a terminal takes as the end of its input: Ctrl-D.
+pub const END_OF_INPUT: u8 = 4;
+
+/// Such a program.
+#[derive(Debug)]
+pub struct Detached {
+    program: Program,
+    ended: bool,
+}
+
+impl Detached {
+    /// Takes a program that was not reaped yet.
+    #[must_use]
+    pub fn new(mut program: Program) -> Self {
+        // A terminal stays open, as its closing would be a hang-up for the program.
+        if let Some(stdin) = program.stdin.as_ref().filter(|_| program.terminal)
+            && rustix::io::write(stdin, &[END_OF_INPUT]).is_err()
+        {
+            // It takes no more: its program has input enough, and will find the end of it otherwise.
+        }
+        if !program.terminal {
+            program.stdin = None;
+        }
+        Self { program, ended: false }
+    }
+
+    /// Whether it can be forgotten.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.ended
+    }
+
+    /// What to wait for.
+    pub fn watch<'a>(&'a self, mut add: impl FnMut(Part, BorrowedFd<'a>, PollFlags)) {
+        add(Part::Process, self.program.pidfd(), PollFlags::IN);
+        for (index, output) in self.program.outputs.iter().enumerate() {
+            if let Some(output) = output {
+                add(Part::Output(index), output.as_fd(), PollFlags::IN);
+            }
+        }
+    }
+
+    /// Goes on with a part that is ready; `scratch` is empty and stays so.
+    pub fn ready(&mut self, part: Part, scratch: &mut Vec<u8>) {
+        match part {
+            Part::Process => self.ended = self.program.reap().is_some(),
+            Part::Output(index) => {
+                let Some(slot) = self.program.outputs.get_mut(index) else { return };
+                let read = slot.as_ref().map(|output| append(output, scratch, PAYLOAD_MAX_BYTES));
+                match read {
+                    Some(Ok(0)) => *slot = None,
+                    Some(Err(error)) if !matches!(error, Errno::AGAIN | Errno::INTR) => *slot = None,
+                    _ => {}
+                }
+                scratch.clear();
+            }
+            Part::Connection | Part::Input => {}
+        }
+    }
+}

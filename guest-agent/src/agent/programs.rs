@@ -1,0 +1,74 @@
+//! Programs in the guest: taking their calls, answering them or passing them on.
+
+use super::local::{CLIENTS_MAX, Client};
+use super::{Agent, AgentError, accept, calls, local};
+use crate::machine::Machine;
+use patina_abi::link::Answer;
+use patina_abi::local::Request;
+use rustix::event::PollFlags;
+
+impl<M: Machine> Agent<M> {
+    pub(super) fn accept_client(&mut self) -> Result<(), AgentError> {
+        let Some(socket) = accept(&self.local, "a program")? else { return Ok(()) };
+        self.clients_so_far += 1;
+        let mut client = Client::new(self.clients_so_far, socket);
+        if self.clients.len() >= CLIENTS_MAX {
+            let text = format!("connect: {CLIENTS_MAX} programs are connected already; try again later");
+            client.answer(&local::refuse(local::AGAIN, text));
+            return Ok(());
+        }
+        self.clients.push(client);
+        Ok(())
+    }
+
+    pub(super) fn drive_client(&mut self, index: usize, ready: PollFlags) {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        client.drive(ready);
+        self.serve(index);
+    }
+
+    /// Answers the client's calls until one has to wait.
+    fn serve(&mut self, index: usize) {
+        while let Some((id, call)) = self.clients.get_mut(index).and_then(|c| Some((c.id, c.next_call()?))) {
+            let answer = match calls::answer_here(&call.verb, self.identity.as_ref()) {
+                Some(answer) => answer,
+                None => match self.pass_on(id, call) {
+                    Ok(()) => return,
+                    Err(refusal) => refusal,
+                },
+            };
+            if let Some(client) = self.clients.get_mut(index) {
+                client.answer(&answer);
+            }
+        }
+    }
+
+    fn pass_on(&mut self, client: u64, call: Request) -> Result<(), Answer> {
+        match call.verb.as_str() {
+            "clone" => self.call_clone(client, call.args),
+            _ => self.forward(client, call),
+        }
+    }
+
+    /// Sends a call on to the host, or says why not.
+    pub(super) fn forward(&mut self, client: u64, call: Request) -> Result<(), Answer> {
+        if !self.link.is_up() {
+            return Err(calls::link_down(&call.verb));
+        }
+        let line = self.calls.open(client, call)?;
+        // On a failure every call that waits is answered, this one included.
+        if let Err(error) = self.link.send_line(&line) {
+            self.link_lost(&error);
+        }
+        Ok(())
+    }
+
+    /// Answers a program that waits; one that did not wait is not there any more.
+    pub(super) fn answer_client(&mut self, id: u64, answer: &Answer) {
+        let Some(index) = self.clients.iter().position(|c| c.id == id) else { return };
+        if let Some(client) = self.clients.get_mut(index) {
+            client.answer(answer);
+        }
+        self.serve(index);
+    }
+}

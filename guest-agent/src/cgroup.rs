@@ -1,0 +1,74 @@
+//! The cgroup of the guest's programs: all processes but gc-init and gc-agent. The kernel can make all of it stand
+//! still (cgroup v2, `cgroup.freeze`), which is what a clone needs until it knows who it is.
+//!
+//! Programs are born into it, and what they start is in it too. A program that makes a cgroup elsewhere and goes there is not held.
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::{Errno, Result};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Where it is in a guest.
+pub const GUEST: &str = "/sys/fs/cgroup/guest";
+
+/// Longest `cgroup.events` that is understood, bytes: two short lines so far.
+const EVENTS_MAX_BYTES: usize = 256;
+
+/// A cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    directory: OwnedFd,
+    freeze: OwnedFd,
+    events: OwnedFd,
+}
+
+impl Cgroup {
+    /// Opens the cgroup, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// The kernel's; ENOENT or EACCES where no cgroup2 with a freezer is mounted.
+    pub fn make(path: &Path) -> Result<Self> {
+        match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        let directory = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, directory, Mode::empty())?;
+        let open = |name, flags| rustix::fs::openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty());
+        let freeze = open("cgroup.freeze", OFlags::WRONLY)?;
+        let events = open("cgroup.events", OFlags::RDONLY)?;
+        Ok(Self { directory, freeze, events })
+    }
+
+    /// For starting a program in it.
+    #[must_use]
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Has all processes stop, or go on. They stop one after another: [`Self::is_frozen`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn freeze(&self, on: bool) -> Result<()> {
+        let word: &[u8] = if on { b"1" } else { b"0" };
+        rustix::io::write(&self.freeze, word).map(drop)
+    }
+
+    /// Whether all stand still. When that changes, poll(2) reports POLLPRI for [`Self::events`] until it is read here.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_frozen(&self) -> Result<bool> {
+        let mut text = [0; EVENTS_MAX_BYTES];
+        let length = rustix::io::pread(&self.events, &mut text, 0)?;
+        let text = text.get(..length).unwrap_or_default();
+        Ok(text.split(|b| *b == b'\n').any(|line| line == b"frozen 1"))
+    }
+
+    /// See [`Self::is_frozen`].
+    #[must_use]
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}

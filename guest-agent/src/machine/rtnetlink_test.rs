@@ -1,0 +1,101 @@
+use super::*;
+use std::process::Command;
+
+#[test]
+fn messages_are_as_the_kernel_reads_them() {
+    let mut batch = Batch::default();
+    batch.link(7, Some([2, 0, 0, 0, 0, 9]));
+    batch.add_address(7, Ipv4Addr::new(100, 64, 3, 9), 20);
+    let lengths: Vec<u32> = {
+        let (mut rest, mut lengths) = (batch.bytes.as_slice(), Vec::new());
+        while let Some(word) = rest.first_chunk() {
+            let length = u32::from_ne_bytes(*word);
+            lengths.push(length);
+            rest = &rest[length as usize..];
+        }
+        lengths
+    };
+    assert_eq!(lengths, [16 + 16 + 12, 16 + 8 + 3 * 8]);
+    // The last attribute is the broadcast address.
+    assert_eq!(batch.bytes[batch.bytes.len() - 8..], [8, 0, 4, 0, 100, 64, 15, 255]);
+    let mut host = Batch::default();
+    host.add_address(7, Ipv4Addr::LOCALHOST, 32);
+    assert_eq!(host.bytes[host.bytes.len() - 4..], [127, 0, 0, 1]);
+}
+
+/// Runs a test of this file in a network of its own.
+fn run_in_a_network(test: &str) {
+    let program = std::env::current_exe().unwrap();
+    let test = format!("machine::rtnetlink::tests::{test}");
+    let output = Command::new("unshare")
+        .args(["-r", "-n"])
+        .arg(program)
+        .args(["--exact", "--ignored", &test, "--nocapture"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn settings_reach_the_kernel() {
+    run_in_a_network("settings_reach_the_kernel_inside");
+}
+
+#[test]
+fn what_the_kernel_refuses_is_told_with_its_step() {
+    run_in_a_network("what_the_kernel_refuses_is_told_with_its_step_inside");
+}
+
+fn local_addresses() -> String {
+    std::fs::read_to_string("/proc/net/fib_trie").unwrap()
+}
+
+#[test]
+#[ignore = "changes the network: run by settings_reach_the_kernel in one of its own"]
+fn settings_reach_the_kernel_inside() {
+    let mut netlink = RtNetlink::open().unwrap();
+    let lo = netlink.index("lo").unwrap();
+    let [first, second] = [Ipv4Addr::new(100, 64, 0, 1), Ipv4Addr::new(100, 64, 0, 9)];
+    let gateway = Ipv4Addr::new(100, 64, 15, 254);
+    let mut batch = Batch::default();
+    batch.link(lo, None);
+    batch.add_address(lo, first, 20);
+    batch.default_route(lo, gateway);
+    netlink.send(batch).unwrap();
+    assert!(netlink.failures().is_empty());
+    assert!(local_addresses().contains("100.64.0.1\n"));
+
+    // As in a clone; and once more, when nothing is left to do.
+    for _ in 0..2 {
+        let mut batch = Batch::default();
+        batch.remove_address(lo, first, 20);
+        batch.add_address(lo, second, 20);
+        batch.default_route(lo, gateway);
+        netlink.send(batch).unwrap();
+        let failures = netlink.failures();
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+    let addresses = local_addresses();
+    assert!(addresses.contains("100.64.0.9\n") && !addresses.contains("100.64.0.1\n"), "{addresses}");
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap();
+    // Destination 0, gateway in the machine's order.
+    assert_eq!(routes.matches("lo\t00000000\tFE0F4064\t").count(), 1, "{routes}");
+}
+
+#[test]
+#[ignore = "changes the network: run by what_the_kernel_refuses_is_told_with_its_step in one of its own"]
+fn what_the_kernel_refuses_is_told_with_its_step_inside() {
+    let mut netlink = RtNetlink::open().unwrap();
+    assert_eq!(netlink.index("eth0").unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    let lo = netlink.index("lo").unwrap();
+    let mut batch = Batch::default();
+    batch.add_address(lo + 1000, Ipv4Addr::new(100, 64, 0, 1), 20);
+    batch.link(lo, None);
+    batch.default_route(lo, Ipv4Addr::new(100, 64, 15, 254));
+    netlink.send(batch).unwrap();
+    let failures = netlink.failures();
+    let told: Vec<_> = failures.iter().map(|(step, error)| (*step, error.raw_os_error().unwrap())).collect();
+    assert_eq!(told, [("set the address", libc::ENODEV), ("set the default route", libc::ENETUNREACH)]);
+    assert!(netlink.failures().is_empty(), "told once");
+}
