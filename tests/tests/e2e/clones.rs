@@ -214,7 +214,8 @@ fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     let stopped = lines.map_while(Result::ok).any(|line| line.contains("the agent is stopped"));
     log.kill()?;
     last.kill()?;
-    (log.wait()?, last.wait()?);
+    log.wait()?;
+    last.wait()?;
     require(stopped, "the agent was not stopped")?;
     let refused = host.vmctl(&["clone", vm.name()])?;
     require(refused.code != 0 && refused.errors().contains("agent"), format!("{refused:?}"))?;
