@@ -4,6 +4,8 @@
 
 use patina_abi::local::IDENTITY_FILE;
 use rustix::process::{Pid, WaitOptions, waitpid};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
@@ -126,4 +128,66 @@ fn an_answer_costs_four_system_calls() {
         assert_eq!(count_syscalls(&mut gc_command(Some(CLONE), verb)), OPEN_READ_WRITE_EXIT);
     }
     assert_eq!(count_syscalls(&mut gc_command(Some(CLONE), "ismaster")), [SYS_OPEN, 0, 231]);
+}
+
+/// Runs gc with an agent that hears one call and gives one answer; what it heard, and how gc ended.
+fn with_agent(answer: &'static str, arguments: &str) -> (String, Output) {
+    let directory = tempfile::tempdir().unwrap();
+    let agent = UnixListener::bind(directory.path().join("agent.sock")).unwrap();
+    let heard = std::thread::spawn(move || {
+        let (stream, _) = agent.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        (&stream).write_all(answer.as_bytes()).unwrap();
+        line
+    });
+    let script = format!(
+        "mkdir -p /run/gridcentric && mount --bind \"$1\" /run/gridcentric && exec \"$0\" {arguments}"
+    );
+    let script = format!("mount -t tmpfs gc-test /run && {script}");
+    let mut command = Command::new("unshare");
+    command.args(["-r", "-m", "sh", "-c", &script, env!("CARGO_BIN_EXE_gc")]).arg(directory.path());
+    let output = command.output().unwrap();
+    (heard.join().unwrap(), output)
+}
+
+fn said(output: &Output) -> (Option<i32>, &str, &str) {
+    let text = |bytes| std::str::from_utf8(bytes).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_clone_prints_its_vmid_and_an_error_is_the_exit_code() {
+    let (heard, output) = with_agent("{\"ok\":{\"vmid\":12,\"clones\":[],\"failed\":[]}}\n", "clone 3");
+    assert_eq!(heard, "{\"verb\":\"clone\",\"args\":{\"count\":3}}\n");
+    assert_eq!(said(&output), (Some(0), "12\n", ""));
+    let partly = "{\"ok\":{\"vmid\":0,\"clones\":[1],\"failed\":[[2,\"no memory\"]]}}\n";
+    let (_, output) = with_agent(partly, "clone 2 --no-hold");
+    let warning = "gc: clone: the clone with vmid 2 was not started: no memory\n";
+    assert_eq!(said(&output), (Some(0), "0\n", warning));
+    let refusal = "{\"error\":{\"code\":125,\"message\":\"pre-clone: exit code 1: database is busy\"}}\n";
+    let (_, output) = with_agent(refusal, "clone 2");
+    assert_eq!(said(&output), (Some(125), "", "gc: clone: pre-clone: exit code 1: database is busy\n"));
+}
+
+#[test]
+fn tickets_are_lines_and_none_is_exit_16() {
+    const TICKET: &str = r#"{"uuid":"u-1","status":"granted","cpus":8,"vms":4,"min_cpus_per_vm":2}"#;
+    let ok: &'static str = format!("{{\"ok\":{TICKET}}}\n").leak();
+    let (heard, output) = with_agent(ok, "rt 8 2 2 500");
+    let args = r#"{"max_cpus":8,"min_cpus_per_vm":2,"min_vms":2,"timeout_ms":500}"#;
+    assert_eq!(heard, format!("{{\"verb\":\"rt\",\"args\":{args}}}\n"));
+    assert_eq!(said(&output), (Some(0), "ticket: u-1\n", ""));
+    let busy = "{\"error\":{\"code\":16,\"message\":\"not enough CPUs\"}}\n";
+    let (_, output) = with_agent(busy, "request-ticket 8 2 2 500");
+    assert_eq!(said(&output), (Some(16), "", "gc: request-ticket: not enough CPUs\n"));
+    let (heard, output) = with_agent(ok, "ticket u-1");
+    assert_eq!(heard, "{\"verb\":\"ticket\",\"args\":{\"uuid\":\"u-1\"}}\n");
+    assert_eq!(said(&output), (Some(0), "ticket: u-1 granted 8 4 2\n", ""));
+    let (_, output) = with_agent(ok, "ticket u-1 --json");
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["vms"], 4);
+    let list: &'static str = format!("{{\"ok\":[{TICKET},{TICKET}]}}\n").leak();
+    let (heard, output) = with_agent(list, "lt");
+    assert_eq!(heard, "{\"verb\":\"lt\"}\n");
+    assert_eq!(said(&output).1, "ticket: u-1 granted 8 4 2\n".repeat(2));
 }

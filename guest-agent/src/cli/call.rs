@@ -12,16 +12,24 @@ use std::path::Path;
 /// # Errors
 /// The verb's own error; ENOTCONN when there is no agent or it does not answer.
 pub fn call(socket: &Path, request: &Request) -> Result<serde_json::Value, CallError> {
-    let failed = |what: &str, e: &dyn std::fmt::Display| CallError {
-        code: libc::ENOTCONN,
-        message: format!("{what}: {e}; is gc-agent running?"),
-    };
     let mut line = serde_json::to_vec(request).map_err(|e| failed("encode the call", &e))?;
     line.push(b'\n');
     let mut stream = UnixStream::connect(socket).map_err(|e| failed("connect to gc-agent", &e))?;
     stream.write_all(&line).map_err(|e| failed("call gc-agent", &e))?;
     let answer = read_line(&mut stream).map_err(|e| failed("read gc-agent's answer", &e))?;
-    match serde_json::from_slice(&answer).map_err(|e| failed("read gc-agent's answer", &e))? {
+    parse(&answer)
+}
+
+fn failed(what: &str, e: &dyn std::fmt::Display) -> CallError {
+    CallError { code: libc::ENOTCONN, message: format!("{what}: {e}; is gc-agent running?") }
+}
+
+/// Reads an answer's line.
+///
+/// # Errors
+/// As for [`call`].
+pub fn parse(answer: &[u8]) -> Result<serde_json::Value, CallError> {
+    match serde_json::from_slice(answer).map_err(|e| failed("read gc-agent's answer", &e))? {
         Answer::Ok(value) => Ok(value),
         Answer::Error(error) => Err(error),
     }

@@ -7,8 +7,33 @@ use patina_abi::local::{IDENTITY_FILE, IDENTITY_MAX_BYTES, Request, SOCKET};
 use std::fmt::Write as _;
 use std::path::Path;
 
-fn print(text: impl Into<String>) -> Output {
-    Output { text: text.into(), code: 0 }
+pub(super) fn print(text: impl Into<String>) -> Output {
+    Output { text: text.into(), ..Output::default() }
+}
+
+/// Whether the only argument is `--json`, or there is none.
+pub(super) fn wants_json(arguments: &[String]) -> Result<bool, CallError> {
+    match arguments {
+        [] => Ok(false),
+        [flag] if flag == "--json" => Ok(true),
+        _ => Err(misuse("the only other argument is --json")),
+    }
+}
+
+/// Calls a verb of the agent's.
+pub(super) fn agent(verb: &str, args: serde_json::Value) -> Result<serde_json::Value, CallError> {
+    call(Path::new(SOCKET), &Request { verb: verb.to_owned(), args })
+}
+
+/// What a call returned, as what it must be.
+pub(super) fn read<T: serde::de::DeserializeOwned>(
+    what: &str,
+    value: serde_json::Value,
+) -> Result<T, CallError> {
+    serde_json::from_value(value).map_err(|e| CallError {
+        code: libc::EPROTO,
+        message: format!("the host's answer is no {what}: {e}"),
+    })
 }
 
 fn no_arguments(arguments: &[String]) -> Result<(), CallError> {
@@ -45,25 +70,17 @@ pub(super) fn my_ip(arguments: &[String]) -> Result<Output, CallError> {
 
 pub(super) fn ismaster(arguments: &[String]) -> Result<Output, CallError> {
     no_arguments(arguments)?;
-    Ok(Output { text: String::new(), code: i32::from(identity("vmid")? != "0") })
+    Ok(Output { code: i32::from(identity("vmid")? != "0"), ..Output::default() })
 }
 
 pub(super) fn list(arguments: &[String]) -> Result<Output, CallError> {
-    let as_json = match arguments {
-        [] => false,
-        [flag] if flag == "--json" => true,
-        _ => return Err(misuse("the only argument is --json")),
-    };
-    let request = Request { verb: "list".to_owned(), args: serde_json::Value::Null };
-    let members = call(Path::new(SOCKET), &request)?;
+    let as_json = wants_json(arguments)?;
+    let members = agent("list", serde_json::Value::Null)?;
     if as_json { Ok(print(members.to_string() + "\n")) } else { table(members).map(print) }
 }
 
 pub(super) fn table(members: serde_json::Value) -> Result<String, CallError> {
-    let members: Vec<Member> = serde_json::from_value(members).map_err(|e| CallError {
-        code: libc::EPROTO,
-        message: format!("the host's answer is no list of VMs: {e}"),
-    })?;
+    let members: Vec<Member> = read("list of VMs", members)?;
     let mut text = String::new();
     for Member { vmid, ip, state, host } in &members {
         // Writing to a String does not fail.
