@@ -145,14 +145,15 @@ impl Process {
         }
     }
 
-    /// Gives it, with all its threads, the same share of the processor as others have.
+    /// Gives it, with all the threads that it has now, the same share of the processor as this program has.
     ///
     /// # Errors
     /// No rights.
     pub fn hurry(&self) -> io::Result<()> {
         // A vmm leads a process group of its own.
         let group = i32::try_from(self.id.pid).ok().and_then(Pid::from_raw);
-        Ok(rustix::process::setpriority_pgrp(group, 0)?)
+        let own = rustix::process::getpriority_process(None)?;
+        Ok(rustix::process::setpriority_pgrp(group, own)?)
     }
 
     /// How it went; only after [`Self::gone`].

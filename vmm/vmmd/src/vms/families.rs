@@ -25,6 +25,8 @@ pub(super) struct Family {
     /// How many of its VMs live, or are being made. At 0 its bridge is being deleted.
     living: u32,
     pool: Pool,
+    /// How many vmids were pulled and are not released yet.
+    clearing: usize,
     /// All vmids below this are written down as given.
     written: u32,
     /// There is something to be done for the pool, once it is kept.
@@ -75,8 +77,22 @@ pub enum Left {
 
 impl Family {
     fn new(uuid: Uuid, living: u32, next_vmid: u32) -> Self {
-        let (changed, touched) = (None, List::Unknown);
-        Self { uuid, living, pool: Pool::from(next_vmid), written: next_vmid, changed, losses: 0, touched }
+        Self {
+            uuid,
+            living,
+            pool: Pool::from(next_vmid),
+            clearing: 0,
+            written: next_vmid,
+            changed: None,
+            losses: 0,
+            touched: List::Unknown,
+        }
+    }
+
+    fn release(&mut self, vmid: u32) {
+        self.clearing = self.clearing.saturating_sub(1);
+        self.pool.release(vmid);
+        self.wake();
     }
 
     fn wake(&self) {
@@ -188,14 +204,17 @@ impl Table {
     /// Takes a warm VM out of its family's pool, if nobody has taken it.
     #[must_use]
     pub fn pull_place(&self, index: u16, uuid: Uuid, vmid: u32) -> Option<Place> {
-        self.lock().family(index, uuid)?.pool.pull(vmid)
+        let mut inner = self.lock();
+        let family = inner.family(index, uuid)?;
+        let place = family.pool.pull(vmid)?;
+        family.clearing += 1;
+        Some(place)
     }
 
     /// Nothing is left of a warm VM that was pulled or trimmed: its vmid may be bound again.
     pub fn release_vmid(&self, index: u16, uuid: Uuid, vmid: u32) {
         if let Some(family) = self.lock().family(index, uuid) {
-            family.pool.release(vmid);
-            family.wake();
+            family.release(vmid);
         }
     }
 
@@ -203,8 +222,7 @@ impl Table {
     pub fn lost_place(&self, index: u16, uuid: Uuid, vmid: u32) {
         if let Some(family) = self.lock().family(index, uuid) {
             family.losses += 1;
-            family.pool.release(vmid);
-            family.wake();
+            family.release(vmid);
         }
     }
 
@@ -252,9 +270,11 @@ impl Table {
         let family = families.get_mut(&of.net.index);
         let family = family.filter(|family| family.uuid == of.family && family.living > 0)?;
         if let Some((vmid, place)) = family.pool.trim(target) {
+            family.clearing += 1;
             return Some(Work::Trim(vmid, place));
         }
-        let missing = (target - family.pool.kept()).min(at_once);
+        // One that is being cleared away comes back under its vmid.
+        let missing = target.saturating_sub(family.pool.kept() + family.clearing).min(at_once);
         let mut vmids = Vec::new();
         while vmids.len() < missing {
             let Some(vmid) = family.pool.bind() else { break };

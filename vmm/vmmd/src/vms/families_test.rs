@@ -105,6 +105,7 @@ fn the_pool_of_a_family_is_kept_once_and_ends_with_it() {
     assert!(table.begin_pool(0, FAMILY) && !table.begin_pool(0, FAMILY));
     assert_eq!(fill(&table, &parent, 2), [1, 2]);
     assert!(table.pull_place(0, FAMILY, 1).is_some() && table.pull_place(0, FAMILY, 1).is_none());
+    assert!(fill(&table, &parent, 2).is_empty(), "it is being cleared away");
     table.lost_place(0, FAMILY, 1);
     assert_eq!((table.take_losses(0, FAMILY), table.take_losses(0, FAMILY)), (1, 0));
     assert_eq!(fill(&table, &parent, 2), [1], "its vmid was never used");

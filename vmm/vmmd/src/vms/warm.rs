@@ -189,15 +189,19 @@ impl Host {
             Ok(spawn::spawn(&program, &of.name, &folder, parts)?)
         });
         let mut process = spawned.await?;
-        match greet(&dir).await {
-            Ok((control, start)) => {
+        let greeted = match greet(&dir).await {
+            Ok(control) => {
                 if nice != 0
                     && let Err(error) = process.hurry()
                 {
                     tracing::warn!(%error, "a clone will be slower: raise the priority of its vmm");
                 }
-                Ok(Warm { dir, control: Some(control), start, process: Some(process) })
+                link::connect(&dir).await.map(|start| (control, start))
             }
+            Err(error) => Err(error),
+        };
+        match greeted {
+            Ok((control, start)) => Ok(Warm { dir, control: Some(control), start, process: Some(process) }),
             Err(source) => {
                 process.end().await;
                 Err(Error::Warm { name: identity.name.clone(), words: dir.last_words(), source })
@@ -207,7 +211,7 @@ impl Host {
 }
 
 /// Connects to a new vmm and waits until it is warm.
-async fn greet(dir: &VmDir) -> Result<(BufReader<UnixStream>, UnixStream), LinkError> {
+async fn greet(dir: &VmDir) -> Result<BufReader<UnixStream>, LinkError> {
     let mut control = link::open(dir, &Open::Control, PATIENCE).await?;
     let warm = async {
         while let Some(said) = link::read_line(&mut control).await? {
@@ -220,7 +224,7 @@ async fn greet(dir: &VmDir) -> Result<(BufReader<UnixStream>, UnixStream), LinkE
         Err(LinkError::Closed)
     };
     tokio::time::timeout(PATIENCE, warm).await.map_err(|_| LinkError::Timeout(PATIENCE))??;
-    Ok((control, link::connect(dir).await?))
+    Ok(control)
 }
 
 /// The disk that a VM, and every clone of it, reads.

@@ -55,7 +55,7 @@ fn warm_vms_wait_for_a_family_and_clones_take_them_in_order() {
         let first = warm(&bench, &mut client).await;
         assert_eq!(first.len(), 2, "none for a family that is not ready");
         for pid in &first {
-            assert_eq!(nice(*pid), ["0".to_owned()].into(), "as urgent as others from now on");
+            assert_eq!(nice(*pid), nice(parent.pid), "as urgent as others from now on");
         }
         let all = ["pt0", "pt0.0", "pt1", "pt1.0", "pt1.1", "pt1.2"];
         assert_eq!(sorted(interfaces().await), all);
