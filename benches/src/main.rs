@@ -1,16 +1,26 @@
 //! `patina-bench`: measures Patina with real guests. `cargo xtask bench NAME` builds what it needs and runs it.
 //!
 //! - [`boot`]: from `vmctl run` to a ready agent, what a `vmm` costs, what a guest's kernel costs.
+//! - [`mod@clone`]: what a clone costs its parent, how soon clones are there, and QEMU in Patina's place ([`qemu`]).
+//! - [`cornering`]: 100 clones killed and 100 others ready.
+//! - [`floors`]: what the host's kernel charges for the least of it.
+//! - [`daemon`], [`talk`]: a `vmmd` of one's own, and what runs in its guests.
 //! - [`report`]: figures, what they must reach, as a table and as JSON; [`host`]: where they were measured.
-//! - [`smaps`]: the memory of a process beyond its guest's RAM.
+//! - [`smaps`]: the memory of a process.
 //!
 //! The table goes to standard error, the JSON to a file or standard output. The exit code is 1 when a figure
 //! misses what it must reach.
 
 mod boot;
+mod clone;
+mod cornering;
+mod daemon;
+mod floors;
 mod host;
+mod qemu;
 mod report;
 mod smaps;
+mod talk;
 
 use clap::{Parser, ValueEnum};
 use patina_tests::{interrupt, setup::Setup};
@@ -25,15 +35,22 @@ struct Arguments {
     /// Write the figures to this file instead of standard output.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// How many guests are booted.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..=1000))]
-    boots: u32,
+    /// How many guests `boot` boots [default: 5, with --quick 3].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(3..=1000))]
+    boots: Option<u32>,
+    /// Measure everything, but less often.
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Name {
     /// Boot, memory and the guest's kernel.
     Boot,
+    /// Clones: what they cost their parent, how soon they run, beside floors and QEMU.
+    Clone,
+    /// 100 clones killed and 100 others ready.
+    Cornering,
 }
 
 fn main() -> ExitCode {
@@ -51,11 +68,19 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     interrupt::watch()?;
     let setup = Setup::from_env()?;
-    let metrics = match arguments.name {
-        Name::Boot => boot::measure(&setup, arguments.boots)?,
+    let host = host::facts(&setup)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let quick = arguments.quick;
+    let (metrics, notes) = match arguments.name {
+        Name::Boot => {
+            let boots = arguments.boots.unwrap_or(if quick { 3 } else { 5 });
+            (boot::measure(&setup, boots)?, Vec::new())
+        }
+        Name::Clone => runtime.block_on(clone::measure(&setup, &host, clone::Plan::new(quick)))?,
+        Name::Cornering => runtime.block_on(cornering::measure(&setup, &host, if quick { 1 } else { 3 }))?,
     };
     let bench = arguments.name.to_possible_value().map(|value| value.get_name().to_owned());
-    let report = report::Report::new(bench.unwrap_or_default(), host::facts(&setup)?, metrics);
+    let report = report::Report::new(bench.unwrap_or_default(), host, metrics, notes);
     eprintln!("{}", report.table());
     let json = serde_json::to_string_pretty(&report)?;
     match &arguments.json {

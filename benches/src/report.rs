@@ -13,6 +13,8 @@ pub struct Metric {
     must: Option<f64>,
     /// The median should not be above this.
     aim: Option<f64>,
+    /// What the least that must be done costs, measured in the same run.
+    floor: Option<f64>,
 }
 
 /// How a figure is spread.
@@ -54,13 +56,29 @@ fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
 impl Metric {
     /// A figure; its name ends with its unit, as in `agent_ready_ms`.
     pub fn new(name: &str, figures: Figures) -> Self {
-        Self { name: name.to_owned(), figures, must: None, aim: None }
+        Self { name: name.to_owned(), figures, must: None, aim: None, floor: None }
+    }
+
+    /// Of samples; `None` when there are none.
+    pub fn of(name: &str, unit: &str, samples: Vec<f64>) -> Option<Self> {
+        Figures::of(unit, samples).map(|figures| Self::new(name, figures))
     }
 
     /// With limits for its median.
     pub fn limits(mut self, must: f64, aim: f64) -> Self {
         (self.must, self.aim) = (Some(must), Some(aim));
         self
+    }
+
+    /// With what it is measured against, in the same unit.
+    pub fn floor(mut self, floor: f64) -> Self {
+        self.floor = Some(floor);
+        self
+    }
+
+    /// The median.
+    pub fn median(&self) -> f64 {
+        self.figures.p50
     }
 
     fn holds(&self) -> bool {
@@ -86,16 +104,35 @@ pub struct Report {
     host: HostFacts,
     #[serde(serialize_with = "by_name")]
     metrics: Vec<Metric>,
+    /// What has to be known to read the figures.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+/// A figure as JSON has it.
+#[derive(Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    figures: &'a Figures,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    must: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aim: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor: Option<f64>,
 }
 
 fn by_name<S: Serializer>(metrics: &[Metric], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(metrics.iter().map(|metric| (&metric.name, &metric.figures)))
+    serializer.collect_map(metrics.iter().map(|metric| {
+        let Metric { name, figures, must, aim, floor } = metric;
+        (name, Row { figures, must: *must, aim: *aim, floor: *floor })
+    }))
 }
 
 impl Report {
     /// The figures of `bench`, measured now on this host with this revision.
-    pub fn new(bench: String, host: HostFacts, metrics: Vec<Metric>) -> Self {
-        Self { bench, revision: crate::host::revision(), host, metrics }
+    pub fn new(bench: String, host: HostFacts, metrics: Vec<Metric>, notes: Vec<String>) -> Self {
+        Self { bench, revision: crate::host::revision(), host, metrics, notes }
     }
 
     /// Whether every figure reaches what it must.
@@ -107,7 +144,7 @@ impl Report {
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(["METRIC", "UNIT", "N", "P50", "P99", "MAX", "MUST", "AIM", ""]);
+        table.set_header(["METRIC", "UNIT", "N", "P50", "P99", "MAX", "FLOOR", "MUST", "AIM", ""]);
         let limit = |limit: Option<f64>| limit.map(number).unwrap_or_default();
         for metric in &self.metrics {
             table.add_row([
@@ -117,6 +154,7 @@ impl Report {
                 number(metric.figures.p50),
                 number(metric.figures.p99),
                 number(metric.figures.max),
+                limit(metric.floor),
                 limit(metric.must),
                 limit(metric.aim),
                 metric.verdict().to_owned(),
@@ -125,7 +163,12 @@ impl Report {
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
-        table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+        let HostFacts { cpus, memory_mib, kvm } = &self.host;
+        let host =
+            format!("{}: {cpus} CPUs, {memory_mib} MiB, KVM: {kvm}, revision {}", self.bench, self.revision);
+        let rows = table.lines().map(|line| line.trim_end().to_owned());
+        let notes = self.notes.iter().map(|note| format!("- {note}"));
+        std::iter::once(host).chain(rows).chain(notes).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -169,10 +212,16 @@ mod tests {
     #[test]
     fn the_json_has_the_form_that_is_promised() {
         let host = HostFacts { cpus: 2, memory_mib: 1024, kvm: "software".into() };
-        let json = serde_json::to_value(Report::new("boot".into(), host, vec![metric(&[1.0, 2.0])])).unwrap();
+        let limited = Metric::of("pause_us", "us", vec![4.0]).unwrap().limits(5.0, 1.0).floor(0.5);
+        let report = Report::new("boot".into(), host, vec![metric(&[1.0, 2.0]), limited], Vec::new());
+        let json = serde_json::to_value(report).unwrap();
         assert_eq!(json["host"]["kvm"], "software");
         let expected = serde_json::json!({"unit": "ms", "n": 2, "p50": 1.0, "p99": 2.0, "max": 2.0});
         assert_eq!(json["metrics"]["agent_ready_ms"], expected);
+        let expected = serde_json::json!({"unit": "us", "n": 1, "p50": 4.0, "p99": 4.0, "max": 4.0,
+            "must": 5.0, "aim": 1.0, "floor": 0.5});
+        assert_eq!(json["metrics"]["pause_us"], expected);
+        assert!(json.get("notes").is_none());
         assert!(json["revision"].is_string() && json["bench"] == "boot");
     }
 }

@@ -1,4 +1,6 @@
-//! The memory of a `vmm` process beyond its guest's RAM, from `/proc/PID/smaps`.
+//! The memory of a process, as the kernel counts it: a `vmm`'s beyond its guest's RAM, and what a process shares with nobody.
+
+use std::{fs, io};
 
 /// Guest RAM is the memfd of this name.
 const RAM: &str = "/memfd:patina-ram";
@@ -17,6 +19,35 @@ pub fn overhead_kib(smaps: &str) -> Option<u64> {
         }
     }
     seen_ram.then_some(sum_kib)
+}
+
+/// A process's memory cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SmapsError {
+    /// The kernel does not show it.
+    #[error("read {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It is not what was expected there.
+    #[error("{0} does not say what memory is private")]
+    Form(String),
+}
+
+/// Memory that the process shares with no other, KiB.
+pub fn private_kib(pid: u32) -> Result<f64, SmapsError> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).map_err(|source| SmapsError::Read { path: path.clone(), source })?;
+    sum_private_kib(&text).map(|kib| kib as f64).ok_or(SmapsError::Form(path))
+}
+
+fn sum_private_kib(rollup: &str) -> Option<u64> {
+    let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let values: Option<Vec<u64>> = lines.map(|line| line.split_whitespace().nth(1)?.parse().ok()).collect();
+    values.filter(|values| !values.is_empty()).map(|values| values.iter().sum())
 }
 
 #[cfg(test)]
@@ -39,6 +70,15 @@ VmFlags: rd wr mr
     #[test]
     fn guest_memory_does_not_count() {
         assert_eq!(overhead_kib(SMAPS), Some(524));
+    }
+
+    #[test]
+    fn private_memory_is_clean_dirty_and_huge() {
+        let rollup = "5600-7fff ---p 0 00:00 0 [rollup]\nRss: 900 kB\nPrivate_Clean: 4 kB\nPrivate_Dirty: 100 kB\n\
+            Private_Hugetlb: 2048 kB\n";
+        assert_eq!(sum_private_kib(rollup), Some(2152));
+        assert_eq!(sum_private_kib("Rss: 900 kB\n"), None);
+        assert!(private_kib(std::process::id()).unwrap() > 0.0);
     }
 
     #[test]

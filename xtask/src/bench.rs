@@ -6,10 +6,13 @@ use crate::{
     run::{RunError, cargo, run},
     steps::Steps,
 };
+use patina_images::Stderr as Progress;
 use std::{env, path::Path};
 
 /// The recipe of the image with the programs that measure the guest.
 const BENCH_RECIPE: &str = "bench";
+/// Debian packages that a benchmark needs besides those of the image.
+const PACKAGES: [(&str, &str, &str); 1] = [("clone", "qemu-system-x86", "what clones are compared with")];
 
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
@@ -17,18 +20,24 @@ pub enum BenchError {
     /// Something could not be built.
     #[error("build what the benchmark runs with")]
     Build(#[from] BuildError),
+    /// A package that the benchmark needs cannot be had.
+    #[error("install what the benchmark needs")]
+    Packages(#[from] patina_images::Error),
     /// The benchmark failed or missed what it must reach: its output is above.
     #[error("run the benchmark: its output is above")]
     Run(#[from] RunError),
 }
 
-/// Runs the benchmark `name`, writes its figures as JSON to `json` or standard output.
-pub fn bench(name: &str, json: Option<&Path>) -> Result<(), BenchError> {
+/// Runs the benchmark `name`, in less time with `quick`; writes its figures as JSON to `json` or standard output.
+pub fn bench(name: &str, json: Option<&Path>, quick: bool) -> Result<(), BenchError> {
     let steps = Steps::new();
+    let needed = PACKAGES.iter().filter(|(bench, ..)| *bench == name);
+    let needed: Vec<_> = needed.map(|&(_, package, what_for)| (package, what_for)).collect();
+    patina_images::ensure_packages(&needed, &mut Progress::new()).map_err(patina_images::Error::from)?;
     let setup = build::everything(&steps, BENCH_RECIPE)?;
     steps.step("build the benchmarks", || run(&mut cargo(&["build", "--release", "-p", "patina-bench"])))?;
     let mut command = std::process::Command::new(setup.bin_dir.join("patina-bench"));
-    command.arg(name);
+    command.arg(name).args(quick.then_some("--quick"));
     if let Some(path) = json {
         // The benchmark runs where the user is, so that a relative path means what it says.
         command.arg("--json").arg(env::current_dir().unwrap_or_default().join(path));

@@ -46,11 +46,14 @@ enum Command {
     },
     /// Runs a benchmark and prints its figures.
     Bench {
-        /// For example `boot`.
+        /// `boot`, `clone` or `cornering`.
         name: String,
         /// Write the figures to this file as JSON.
         #[arg(long)]
         json: Option<PathBuf>,
+        /// Measure everything, but less often.
+        #[arg(long)]
+        quick: bool,
     },
 }
 
@@ -59,7 +62,9 @@ fn main() -> ExitCode {
         Command::Demo => demo::demo().map_err(Into::into),
         Command::Test { filters } => check::test(&filters).map_err(Into::into),
         Command::Image { recipe, print } => build::image_command(&recipe, print).map_err(Into::into),
-        Command::Bench { name, json } => bench::bench(&name, json.as_deref()).map_err(Into::into),
+        Command::Bench { name, json, quick } => {
+            bench::bench(&name, json.as_deref(), quick).map_err(Into::into)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

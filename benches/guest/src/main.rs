@@ -1,5 +1,6 @@
 //! `guest-bench`: what a guest's kernel costs, measured from inside. Prints one line of JSON, the medians in
 //! microseconds; `guest-bench --all` prints every sample's 50th and 99th percentile and maximum.
+//! `guest-bench touch MIB` holds memory and writes to it when told: see [`touch`].
 //!
 //! Static, and small enough that the programs it starts (itself, with `--exit`) cost little beyond what the
 //! kernel does for them. [`sys`] has the system calls, [`measure`] what is measured, this file the report.
@@ -7,28 +8,29 @@
 mod measure;
 mod stats;
 mod sys;
+mod touch;
 
 use std::process::ExitCode;
 
 use measure::Measured;
+use sys::PageSize;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let all = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => false,
-        ["--all"] => true,
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => measure::everything().map(|measured| println!("{}", report(&measured, false))),
+        ["--all"] => measure::everything().map(|measured| println!("{}", report(&measured, true))),
         // What the measurements of fork and exec start.
-        ["--exit"] => return ExitCode::SUCCESS,
+        ["--exit"] => Ok(()),
+        ["touch", mib] => touch::serve(mib, PageSize::Small),
+        ["touch", "--huge", mib] => touch::serve(mib, PageSize::Huge),
         _ => {
-            eprintln!("usage: guest-bench [--all]");
+            eprintln!("usage: guest-bench [--all]\n       guest-bench touch [--huge] MIB");
             return ExitCode::from(2);
         }
     };
-    match measure::everything() {
-        Ok(measured) => {
-            println!("{}", report(&measured, all));
-            ExitCode::SUCCESS
-        }
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("guest-bench: {error}");
             ExitCode::FAILURE

@@ -54,7 +54,7 @@ fn repeat(count: usize, mut operation: impl FnMut() -> io::Result<()>) -> io::Re
 
 /// First writes to fresh anonymous pages.
 fn page_faults(count: usize) -> io::Result<Samples> {
-    let mut pages = sys::Pages::map(count + WARM_UP)?;
+    let mut pages = sys::Pages::map(count + WARM_UP, sys::PageSize::Small)?;
     let mut next = 0;
     repeat(count, || {
         pages.touch(next);

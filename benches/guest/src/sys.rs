@@ -28,6 +28,15 @@ pub fn clock() -> io::Result<()> {
     Ok(())
 }
 
+/// What serves a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageSize {
+    /// Pages of 4 KiB only.
+    Small,
+    /// Pages of 2 MiB where the kernel has them.
+    Huge,
+}
+
 /// Fresh anonymous memory.
 pub struct Pages {
     start: *mut u8,
@@ -35,9 +44,9 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Maps memory that has not been touched, and asks that no huge page serve it.
-    pub fn map(pages: usize) -> io::Result<Self> {
-        let bytes = pages * PAGE_BYTES;
+    /// Maps memory that has not been touched, of at least one page.
+    pub fn map(pages: usize, size: PageSize) -> io::Result<Self> {
+        let bytes = pages.checked_mul(PAGE_BYTES).ok_or(io::ErrorKind::OutOfMemory)?;
         let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
         let start = unsafe { libc::mmap(null_mut(), bytes, access, flags, -1, 0) };
@@ -45,9 +54,13 @@ impl Pages {
             return Err(io::Error::last_os_error());
         }
         let mapped = Self { start: start.cast(), pages };
+        let advice = match size {
+            PageSize::Small => libc::MADV_NOHUGEPAGE,
+            PageSize::Huge => libc::MADV_HUGEPAGE,
+        };
         // SAFETY: the range is the mapping made above; the advice changes no content. A kernel without huge
-        // pages refuses it, which is just as good.
-        unsafe { libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE) };
+        // pages refuses it and serves small ones.
+        unsafe { libc::madvise(start, bytes, advice) };
         Ok(mapped)
     }
 

@@ -1,0 +1,214 @@
+//! What a clone costs the VM that is cloned.
+
+use super::Plan;
+use crate::{
+    daemon::{Daemon, DaemonError},
+    floors::Floors,
+    report::Metric,
+    talk::Program,
+};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+
+/// Warm VMs that each family has: these figures are of one clone at a time.
+pub const WARM: u32 = 1;
+/// The program in the `bench` image that holds memory and writes to it.
+const TOUCH: &str = "/usr/lib/patina/guest-bench touch";
+/// Linux with less than 512 MiB does without huge pages unless it is asked. With them it is the host that serves each page, and the
+/// guest need not fault for each, which takes a millisecond where its kernel is emulated.
+const HUGE: &str = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled";
+/// Guests that are booted at the same time.
+const AT_ONCE: usize = 2;
+const PAGES_A_MIB: f64 = 256.0;
+
+/// A VM of a kind, and what is touched of its RAM.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    memory_mib: u32,
+    /// What the guest maps its memory with.
+    pages: &'static str,
+    /// Touched before the first clone.
+    touched_mib: u32,
+    /// Touched before each further one.
+    again_mib: u32,
+}
+
+const SMALL: Kind = Kind { memory_mib: 256, pages: "--huge", touched_mib: 64, again_mib: 100 };
+const LARGE: Kind = Kind { memory_mib: 1024, pages: "--huge", touched_mib: 512, again_mib: 512 };
+/// What its own pages cost a parent is measured as most programs have them, in small pages. It takes half a minute to touch them.
+const SMALL_PAGES: Kind = Kind { pages: "", again_mib: 64, ..SMALL };
+
+/// A VM with a program that holds memory.
+#[derive(Debug)]
+struct Master {
+    name: String,
+    kind: Kind,
+    program: Program,
+}
+
+/// Pauses of first clones.
+#[derive(Debug, Default)]
+struct Firsts {
+    pause_us: Vec<f64>,
+    freeze_us: Vec<f64>,
+}
+
+/// What a small page costs.
+#[derive(Debug, Default)]
+struct Touches {
+    before_us: Vec<f64>,
+    after_us: Vec<f64>,
+}
+
+/// All figures of this kind.
+pub async fn measure(daemon: &Daemon, floors: &Floors, plan: Plan) -> Result<Vec<Metric>, DaemonError> {
+    // What takes longest is begun first.
+    let kinds = std::iter::repeat_n(LARGE, plan.large)
+        .chain([SMALL_PAGES])
+        .chain(std::iter::repeat_n(SMALL, plan.masters.saturating_sub(1)));
+    let made = stream::iter(kinds.enumerate().map(|(index, kind)| Master::make(daemon, index, kind)));
+    let mut large: Vec<Master> = made.buffered(AT_ONCE).try_collect().await?;
+    let warm = u32::try_from(large.len()).unwrap_or(u32::MAX).saturating_mul(WARM);
+    let mut small = large.split_off(plan.large);
+    let (mut large_firsts, mut small_firsts, mut touches) = Default::default();
+    for master in &mut small {
+        daemon.warm(warm).await?;
+        master.first(daemon, &mut small_firsts, &mut touches).await?;
+    }
+    for master in &mut large {
+        daemon.warm(warm).await?;
+        master.first(daemon, &mut large_firsts, &mut touches).await?;
+    }
+    let mut rows = first_rows(small_firsts, large_firsts, floors);
+    if let Some(master) = small.first_mut() {
+        rows.extend(master.touches(daemon, warm, plan.again, touches).await?);
+    }
+    if let Some(master) = small.last_mut() {
+        rows.extend(master.again(daemon, warm, floors, plan.again).await?);
+        rows.extend(master.singles(daemon, warm, floors, plan.singles).await?);
+    }
+    Ok(rows.into_iter().flatten().collect())
+}
+
+fn first_rows(small: Firsts, large: Firsts, floors: &Floors) -> Vec<Option<Metric>> {
+    let map_us = floors.map_us.p50;
+    let first =
+        Metric::of("pause_first_us", "us", small.pause_us).map(|m| m.limits(5000.0, 1000.0).floor(map_us));
+    let first_1g = Metric::of("pause_first_1g_us", "us", large.pause_us).map(|m| m.floor(map_us));
+    let ratio = first.as_ref().zip(first_1g.as_ref()).map(|(small, large)| large.median() / small.median());
+    let ratio = ratio.and_then(|x| Metric::of("pause_1g_ratio", "x", vec![x])).map(|m| m.limits(2.0, 1.2));
+    vec![first, first_1g, ratio, Metric::of("freeze_us", "us", small.freeze_us)]
+}
+
+impl Master {
+    /// Boots it and has it touch memory.
+    async fn make(daemon: &Daemon, index: usize, kind: Kind) -> Result<Self, DaemonError> {
+        let name = format!("master-{index}");
+        daemon.boot(&name, kind.memory_mib).await?;
+        let script = format!("{HUGE}; exec {TOUCH} {} {}", kind.pages, kind.again_mib);
+        let program = Program::start(daemon, &name, &["sh", "-c", &script]).await?;
+        let mut master = Self { name, kind, program };
+        master.touch(kind.touched_mib).await?;
+        eprintln!("{}: {} MiB, {} MiB touched", master.name, kind.memory_mib, kind.touched_mib);
+        Ok(master)
+    }
+
+    /// Has it write to so much of its memory: microseconds a page.
+    async fn touch(&mut self, mib: u32) -> Result<f64, DaemonError> {
+        let answer = self.program.ask(&mib.to_string()).await?;
+        let said =
+            || DaemonError::Said { what: "guest-bench", name: self.name.clone(), said: answer.clone() };
+        let ns: f64 = answer.trim().parse().map_err(|_| said())?;
+        Ok(ns / 1e3)
+    }
+
+    /// The first clone of a VM.
+    async fn first(
+        &mut self,
+        daemon: &Daemon,
+        firsts: &mut Firsts,
+        touches: &mut Touches,
+    ) -> Result<(), DaemonError> {
+        let before_us = self.touch(self.kind.touched_mib).await?;
+        let cloned = daemon.clone_vm(&self.name, 1).await?;
+        firsts.pause_us.push(cloned.pause_us);
+        firsts.freeze_us.push(cloned.freeze_us);
+        if self.kind.pages == SMALL_PAGES.pages {
+            touches.before_us.push(before_us);
+            touches.after_us.push(self.touch(self.kind.touched_mib).await?);
+        }
+        daemon.all_ready(&cloned.names).await?;
+        daemon.remove(&cloned.names).await
+    }
+
+    /// What its pages cost it after further clones.
+    async fn touches(
+        &mut self,
+        daemon: &Daemon,
+        warm: u32,
+        rounds: usize,
+        mut seen: Touches,
+    ) -> Result<Vec<Option<Metric>>, DaemonError> {
+        for _ in 0..rounds {
+            daemon.warm(warm).await?;
+            seen.before_us.push(self.touch(self.kind.touched_mib).await?);
+            let cloned = daemon.clone_vm(&self.name, 1).await?;
+            seen.after_us.push(self.touch(self.kind.touched_mib).await?);
+            daemon.all_ready(&cloned.names).await?;
+            daemon.remove(&cloned.names).await?;
+        }
+        let before = Metric::of("floor_parent_touch_us", "us", seen.before_us);
+        let after = Metric::of("parent_touch_us", "us", seen.after_us);
+        let after = after.zip(before.as_ref()).map(|(after, before)| after.floor(before.median()));
+        Ok(vec![before, after])
+    }
+
+    /// Further clones, each after much has been written.
+    async fn again(
+        &mut self,
+        daemon: &Daemon,
+        warm: u32,
+        floors: &Floors,
+        rounds: usize,
+    ) -> Result<Vec<Option<Metric>>, DaemonError> {
+        let (mut pause_us, mut copied_mib) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            self.touch(SMALL.again_mib).await?;
+            daemon.warm(warm).await?;
+            let cloned = daemon.clone_vm(&self.name, 1).await?;
+            pause_us.push(cloned.pause_us);
+            copied_mib.push(cloned.copied_kib / 1024.0);
+            daemon.all_ready(&cloned.names).await?;
+            daemon.remove(&cloned.names).await?;
+        }
+        let pages = f64::from(SMALL.again_mib) * PAGES_A_MIB;
+        let floor = floors.map_us.p50 + pages * floors.populate_us.p50;
+        let pause =
+            Metric::of("pause_again_us", "us", pause_us).map(|m| m.limits(60_000.0, 20_000.0).floor(floor));
+        Ok(vec![pause, Metric::of("copied_again_mib", "MiB", copied_mib)])
+    }
+
+    /// Clones one at a time, with little written in between.
+    async fn singles(
+        &self,
+        daemon: &Daemon,
+        warm: u32,
+        floors: &Floors,
+        rounds: usize,
+    ) -> Result<Vec<Option<Metric>>, DaemonError> {
+        let (mut first_us, mut start_us, mut ready_ms) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            daemon.warm(warm).await?;
+            let cloned = daemon.clone_vm(&self.name, 1).await?;
+            daemon.all_ready(&cloned.names).await?;
+            ready_ms.push(cloned.called.elapsed().as_secs_f64() * 1e3);
+            first_us.push(cloned.all_executing_us());
+            start_us.push(cloned.all_executing_us() - cloned.freeze_us);
+            daemon.remove(&cloned.names).await?;
+        }
+        let floor = floors.map_us.p50 + floors.first_run_us.p50;
+        let first = Metric::of("first_instruction_us", "us", first_us);
+        let first = first.map(|m| m.limits(10_000.0, 1500.0).floor(floor));
+        let start = Metric::of("start_us", "us", start_us).map(|m| m.floor(floor));
+        Ok(vec![first, start, Metric::of("ready_1_ms", "ms", ready_ms)])
+    }
+}

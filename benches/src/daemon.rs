@@ -1,0 +1,212 @@
+//! A `vmmd` of one's own, spoken to over gRPC: what is timed here is the call, without the start of a `vmctl`.
+
+use crate::smaps::SmapsError;
+use patina_proto::v1::{
+    CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, RemoveVmRequest, Vm, WaitVmRequest,
+    clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
+};
+use patina_tests::{
+    host::{Host, HostError},
+    interrupt,
+    setup::Setup,
+};
+use std::time::{Duration, Instant};
+use tonic::transport::{Channel, Endpoint};
+
+/// How long a guest may take to boot, or clones to be ready.
+const PATIENCE_MS: u64 = 120_000;
+/// How often vmmd is asked whether its warm VMs are there; nothing is measured while it is.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Why a `vmmd` did not do what is measured.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// It did not start or stop as it should.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// It cannot be reached.
+    #[error("connect to vmmd: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    /// A call failed.
+    #[error("{call} {name}: {source}")]
+    Call {
+        /// The call.
+        call: &'static str,
+        /// The VM.
+        name: String,
+        /// What vmmd answered.
+        source: Box<tonic::Status>,
+    },
+    /// A clone was not made.
+    #[error("clone {parent}: clone {vmid} failed: {why}")]
+    Clone {
+        /// The VM that was cloned.
+        parent: String,
+        /// The clone.
+        vmid: u32,
+        /// vmmd's reason.
+        why: String,
+    },
+    /// The pool of warm VMs does not fill.
+    #[error("wait for {wanted} warm VMs: {found} after {} s", PATIENCE_MS / 1000)]
+    Warm {
+        /// How many there should be.
+        wanted: u32,
+        /// How many there are.
+        found: u32,
+    },
+    /// A program or a console in a guest said something else than it should, or nothing more.
+    #[error("talk to {what} in {name}: it said {said:?}")]
+    Said {
+        /// The program.
+        what: &'static str,
+        /// The VM.
+        name: String,
+        /// Its last words.
+        said: String,
+    },
+    /// A vmm's memory cannot be read.
+    #[error(transparent)]
+    Smaps(#[from] SmapsError),
+    /// A signal asked us to end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// A failed call.
+pub fn call(call: &'static str, name: &str) -> impl Fn(tonic::Status) -> DaemonError {
+    move |source| DaemonError::Call { call, name: name.to_owned(), source: Box::new(source) }
+}
+
+/// A running `vmmd`.
+#[derive(Debug)]
+pub struct Daemon {
+    host: Host,
+    /// Cloned for each call: they share one connection.
+    pub client: VmmdClient<Channel>,
+}
+
+/// What a CloneVm call has brought.
+#[derive(Debug)]
+pub struct Cloned {
+    /// When the call was made.
+    pub called: Instant,
+    /// The clones, by vmid.
+    pub names: Vec<String>,
+    /// Of each: the call's arrival to its first instruction.
+    pub executing_us: Vec<f64>,
+    /// How long the parent stood still.
+    pub pause_us: f64,
+    /// From asking the parent's vmm to having the generation.
+    pub freeze_us: f64,
+    /// RAM that was copied.
+    pub copied_kib: f64,
+}
+
+impl Cloned {
+    /// When the last clone ran.
+    pub fn all_executing_us(&self) -> f64 {
+        self.executing_us.iter().copied().fold(0.0, f64::max)
+    }
+}
+
+impl Daemon {
+    /// Starts a `vmmd` that keeps `warm` warm VMs for each family.
+    pub async fn start(setup: &Setup, warm: u32) -> Result<Self, DaemonError> {
+        let host = Host::start_with(setup, &["--warm", &warm.to_string()])?;
+        let client = VmmdClient::new(Endpoint::from_shared(host.address())?.connect().await?);
+        Ok(Self { host, client })
+    }
+
+    /// Ends all VMs and `vmmd`.
+    pub fn stop(self) -> Result<(), DaemonError> {
+        Ok(self.host.stop()?)
+    }
+
+    /// Boots a VM and waits until it is ready.
+    pub async fn boot(&self, name: &str, memory_mib: u32) -> Result<(), DaemonError> {
+        if interrupt::requested() {
+            return Err(DaemonError::Interrupted);
+        }
+        let request = CreateVmRequest { name: name.to_owned(), memory_mib, ..CreateVmRequest::default() };
+        self.client.clone().create_vm(request).await.map_err(call("CreateVm", name))?;
+        self.ready(name).await.map(drop)
+    }
+
+    /// Waits until a VM is ready.
+    pub async fn ready(&self, name: &str) -> Result<Vm, DaemonError> {
+        let until = Until::Ready.into();
+        let request = WaitVmRequest { name: name.to_owned(), until, timeout_ms: PATIENCE_MS };
+        let answer = self.client.clone().wait_vm(request).await.map_err(call("WaitVm", name))?;
+        Ok(answer.into_inner())
+    }
+
+    /// Waits until all are ready.
+    pub async fn all_ready(&self, names: &[String]) -> Result<Vec<Vm>, DaemonError> {
+        futures::future::try_join_all(names.iter().map(|name| self.ready(name))).await
+    }
+
+    /// Clones a VM; every clone must come to be.
+    pub async fn clone_vm(&self, parent: &str, count: u32) -> Result<Cloned, DaemonError> {
+        if interrupt::requested() {
+            return Err(DaemonError::Interrupted);
+        }
+        let request = CloneVmRequest { name: parent.to_owned(), count, ..CloneVmRequest::default() };
+        let called = Instant::now();
+        let made = self.client.clone().clone_vm(request).await.map_err(call("CloneVm", parent))?.into_inner();
+        let (mut names, mut executing_us) = (Vec::new(), Vec::new());
+        for clone in made.clones {
+            match clone.outcome {
+                Some(Outcome::Vm(vm)) => names.push(vm.name),
+                other => {
+                    let why = match other {
+                        Some(Outcome::Error(error)) => error,
+                        _ => "vmmd says neither what it is nor why".to_owned(),
+                    };
+                    return Err(DaemonError::Clone { parent: parent.to_owned(), vmid: clone.vmid, why });
+                }
+            }
+            executing_us.push(clone.executing_after_us as f64);
+        }
+        let (pause_us, freeze_us) = (made.pause_us as f64, made.freeze_us as f64);
+        Ok(Cloned { called, names, executing_us, pause_us, freeze_us, copied_kib: made.copied_kib as f64 })
+    }
+
+    /// Ends VMs; they stay in vmmd's list.
+    pub async fn kill(&self, names: &[String]) -> Result<(), DaemonError> {
+        let kill = async |name: &String| {
+            let request = KillVmRequest { name: name.clone() };
+            self.client.clone().kill_vm(request).await.map(drop).map_err(call("KillVm", name))
+        };
+        futures::future::try_join_all(names.iter().map(kill)).await.map(drop)
+    }
+
+    /// Ends and forgets VMs.
+    pub async fn remove(&self, names: &[String]) -> Result<(), DaemonError> {
+        let remove = async |name: &String| {
+            let request = RemoveVmRequest { name: name.clone(), force: true };
+            self.client.clone().remove_vm(request).await.map(drop).map_err(call("RemoveVm", name))
+        };
+        futures::future::try_join_all(names.iter().map(remove)).await.map(drop)
+    }
+
+    /// Waits until so many warm VMs wait for clones.
+    pub async fn warm(&self, wanted: u32) -> Result<(), DaemonError> {
+        let deadline = Instant::now() + Duration::from_millis(PATIENCE_MS);
+        loop {
+            let host =
+                self.client.clone().get_host(GetHostRequest::default()).await.map_err(call("GetHost", ""))?;
+            let found = host.into_inner().warm;
+            if found >= wanted {
+                return Ok(());
+            }
+            if interrupt::requested() {
+                return Err(DaemonError::Interrupted);
+            }
+            if Instant::now() > deadline {
+                return Err(DaemonError::Warm { wanted, found });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
