@@ -14,7 +14,7 @@ Exit codes:
   2    wrong usage, or a value that vmmd refuses
   3    no VM of that name
   4    the name or a published port is in use
-  5    the VM is not in the state that the command needs
+  5    the VM is not in the state that the command needs, or a clone of it is under way
   6    vmmd, the VM's process or its agent does not answer
   124  not within the time given with --timeout
   125  exec: vmctl itself failed; any other code is the guest program's own

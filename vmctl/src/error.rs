@@ -74,7 +74,7 @@ impl CtlError {
                 Code::InvalidArgument | Code::OutOfRange => 2,
                 Code::NotFound => 3,
                 Code::AlreadyExists => 4,
-                Code::FailedPrecondition => 5,
+                Code::FailedPrecondition | Code::Aborted => 5,
                 Code::Unavailable => 6,
                 Code::DeadlineExceeded => 124,
                 _ => 1,
@@ -161,6 +161,7 @@ mod tests {
         let of = |code| CtlError::from(Status::new(code, "")).exit_code();
         let codes = [Code::NotFound, Code::AlreadyExists, Code::FailedPrecondition, Code::Unavailable];
         assert_eq!(codes.map(of), [3, 4, 5, 6]);
+        assert_eq!(of(Code::Aborted), 5);
         assert_eq!((of(Code::DeadlineExceeded), of(Code::Internal)), (124, 1));
     }
 }

@@ -8,14 +8,14 @@ use crate::{
     view::VmView,
 };
 use patina_proto::v1::{
-    CloneOutcome, CloneVmRequest, Vm, WaitVmRequest, clone_outcome::Outcome, wait_vm_request::Until,
+    self, CloneOutcome, CloneVmRequest, Vm, WaitVmRequest, clone_outcome::Outcome, wait_vm_request::Until,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Status;
 
 /// The header of the table.
-const HEADER: [&str; 4] = ["VMID", "NAME", "IP", "STATE"];
+const HEADER: [&str; 6] = ["VMID", "NAME", "IP", "STATE", "EXECUTING", "READY"];
 /// The state of a clone that was not made.
 const FAILED: &str = "failed";
 
@@ -27,6 +27,9 @@ pub struct Arguments {
     /// How many clones, 1 to 256.
     #[arg(short = 'n', long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     count: u32,
+    /// Let the guest's other processes run in a clone before it has an identity of its own.
+    #[arg(long)]
+    no_hold: bool,
     /// Wait until each clone is ready: this is the default.
     #[arg(long, overrides_with = "no_wait")]
     wait: bool,
@@ -42,6 +45,8 @@ pub struct Arguments {
 #[derive(Debug, Serialize)]
 struct ClonesView {
     freeze_us: u64,
+    pause_us: u64,
+    copied_kib: u64,
     clones: Vec<CloneView>,
 }
 
@@ -52,6 +57,7 @@ struct CloneView {
     name: String,
     ip: String,
     state: String,
+    executing_after_us: u64,
     ready_after_us: u64,
     error: Option<String>,
     #[serde(skip)]
@@ -61,15 +67,20 @@ struct CloneView {
 /// Clones the VM, prints the clones.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
     let mut client = context.client().await?;
-    let request = CloneVmRequest { name: arguments.name, count: arguments.count };
-    let made = client.clone_vm(request).await?.into_inner();
+    let name = arguments.name;
+    let request = CloneVmRequest { name: name.clone(), count: arguments.count, no_hold: arguments.no_hold };
+    let mut made = client.clone_vm(request).await?.into_inner();
     let wait = !arguments.no_wait || arguments.wait;
     let timeout_ms = wait.then(|| arguments.timeout.map_or(0, |seconds| seconds * 1000));
-    let clones = follow(&client, made.clones, timeout_ms).await;
-    let view = ClonesView { freeze_us: made.freeze_us, clones };
+    let clones = follow(&client, std::mem::take(&mut made.clones), timeout_ms).await;
+    let v1::CloneVmResponse { freeze_us, pause_us, copied_kib, .. } = made;
+    let view = ClonesView { freeze_us, pause_us, copied_kib, clones };
     match context.format {
         Format::Json => output::json(&view)?,
-        Format::Table => output::table(&HEADER, view.clones.iter().map(CloneView::row))?,
+        Format::Table => {
+            output::table(&HEADER, view.clones.iter().map(CloneView::row))?;
+            eprintln!("{}", view.summary(&name));
+        }
     }
     report(&view.clones)
 }
@@ -78,12 +89,12 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
 async fn follow(client: &Client, made: Vec<CloneOutcome>, timeout_ms: Option<u64>) -> Vec<CloneView> {
     let mut waits = JoinSet::new();
     let mut clones = Vec::with_capacity(made.len());
-    for CloneOutcome { vmid, outcome } in made {
+    for CloneOutcome { vmid, outcome, executing_after_us } in made {
         match (outcome, timeout_ms) {
             (Some(Outcome::Vm(vm)), Some(timeout_ms)) => {
-                waits.spawn(wait_ready(client.clone(), vm, timeout_ms));
+                waits.spawn(wait_ready(client.clone(), vm, executing_after_us, timeout_ms));
             }
-            (Some(Outcome::Vm(vm)), None) => clones.push(CloneView::made(vm, None)),
+            (Some(Outcome::Vm(vm)), None) => clones.push(CloneView::made(vm, executing_after_us, None)),
             (Some(Outcome::Error(error)), _) => clones.push(CloneView::failed(vmid, error)),
             (None, _) => clones.push(CloneView::failed(vmid, "vmmd says neither what it is nor why".into())),
         }
@@ -93,11 +104,11 @@ async fn follow(client: &Client, made: Vec<CloneOutcome>, timeout_ms: Option<u64
     clones
 }
 
-async fn wait_ready(mut client: Client, vm: Vm, timeout_ms: u64) -> CloneView {
+async fn wait_ready(mut client: Client, vm: Vm, executing_after_us: u64, timeout_ms: u64) -> CloneView {
     let request = WaitVmRequest { name: vm.name.clone(), until: Until::Ready.into(), timeout_ms };
     match client.wait_vm(request).await {
-        Ok(ready) => CloneView::made(ready.into_inner(), None),
-        Err(status) => CloneView::made(vm, Some(status)),
+        Ok(ready) => CloneView::made(ready.into_inner(), executing_after_us, None),
+        Err(status) => CloneView::made(vm, executing_after_us, Some(status)),
     }
 }
 
@@ -114,8 +125,23 @@ fn report(clones: &[CloneView]) -> Result<(), CtlError> {
     }
 }
 
+impl ClonesView {
+    /// What it has cost, in one line.
+    fn summary(&self, name: &str) -> String {
+        let executing = self.clones.iter().filter(|clone| clone.executing_after_us > 0);
+        let last = executing.clone().map(|clone| clone.executing_after_us).max();
+        format!(
+            "{name}: paused for {}, {} KiB copied; {} clones executing{}",
+            milliseconds(self.pause_us),
+            self.copied_kib,
+            executing.count(),
+            last.map(|last| format!(" within {}", milliseconds(last))).unwrap_or_default()
+        )
+    }
+}
+
 impl CloneView {
-    fn made(vm: Vm, waited: Option<Status>) -> Self {
+    fn made(vm: Vm, executing_after_us: u64, waited: Option<Status>) -> Self {
         let view = VmView::from(vm);
         let failed = waited.map(CtlError::from);
         Self {
@@ -123,6 +149,7 @@ impl CloneView {
             name: view.name,
             ip: view.ip,
             state: view.state,
+            executing_after_us,
             ready_after_us: view.ready_after_us,
             code: failed.as_ref().map_or(0, CtlError::exit_code),
             error: failed.map(|error| error.to_string()),
@@ -131,12 +158,25 @@ impl CloneView {
 
     fn failed(vmid: u32, error: String) -> Self {
         let (name, ip, state) = (String::new(), String::new(), FAILED.to_owned());
-        Self { vmid, name, ip, state, ready_after_us: 0, error: Some(error), code: 1 }
+        let (executing_after_us, ready_after_us) = (0, 0);
+        Self { vmid, name, ip, state, executing_after_us, ready_after_us, error: Some(error), code: 1 }
     }
 
     fn row(&self) -> Vec<String> {
-        vec![self.vmid.to_string(), self.name.clone(), self.ip.clone(), self.state.clone()]
+        let after = |us| if us == 0 { "-".to_owned() } else { milliseconds(us) };
+        vec![
+            self.vmid.to_string(),
+            self.name.clone(),
+            self.ip.clone(),
+            self.state.clone(),
+            after(self.executing_after_us),
+            after(self.ready_after_us),
+        ]
     }
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{}.{} ms", us / 1000, us % 1000 / 100)
 }
 
 #[cfg(test)]
@@ -150,20 +190,25 @@ mod tests {
 
     #[test]
     fn each_clone_has_its_own_outcome() {
-        let late = CloneView::made(vm(1), Some(Status::deadline_exceeded("late")));
-        let clones = [late, CloneView::made(vm(2), None), CloneView::failed(3, "no room".into())];
+        let late = CloneView::made(vm(1), 1540, Some(Status::deadline_exceeded("late")));
+        let clones = [late, CloneView::made(vm(2), 2090, None), CloneView::failed(3, "no room".into())];
         assert_eq!(clones[1].row()[..2], ["2".to_owned(), "web.2".to_owned()]);
         assert_eq!(clones[2].state, FAILED);
         let error = report(&clones).unwrap_err();
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("2 of 3 VMs failed", 124));
         assert!(report(&clones[1..2]).is_ok());
+        assert_eq!(clones[1].row()[4..], ["2.0 ms".to_owned(), "-".to_owned()]);
+        let view = ClonesView { freeze_us: 9000, pause_us: 950, copied_kib: 12, clones: clones.into() };
+        let summary = "web: paused for 0.9 ms, 12 KiB copied; 2 clones executing within 2.0 ms";
+        assert_eq!(view.summary("web"), summary);
     }
 
     #[test]
     fn json_has_what_the_table_has_and_the_error() {
         let json = serde_json::to_value(CloneView::failed(3, "no room".into())).unwrap();
         assert_eq!((&json["vmid"], &json["error"]), (&3.into(), &"no room".into()));
-        let json = serde_json::to_value(CloneView::made(vm(2), None)).unwrap();
+        let json = serde_json::to_value(CloneView::made(vm(2), 7, None)).unwrap();
+        assert_eq!(json["executing_after_us"], 7);
         assert_eq!((&json["state"], &json["error"]), (&"ready".into(), &serde_json::Value::Null));
     }
 }

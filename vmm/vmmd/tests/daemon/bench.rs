@@ -78,10 +78,14 @@ pub async fn interfaces() -> Vec<String> {
     links.iter().filter_map(|link| link.attributes.iter().find_map(name)).collect()
 }
 
-/// Whether a process runs (a dead one that nobody waited for does not).
+/// Whether a process runs. A dead one that nobody waited for does not; one of whose threads some are still dying does.
 pub fn runs(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    let tasks: Vec<_> = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().collect();
+    let is_dead = |task: &fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+    };
+    tasks.len() > 1 || tasks.iter().any(|task| !is_dead(task))
 }
 
 impl Bench {
