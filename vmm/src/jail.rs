@@ -86,6 +86,8 @@ const PROCESS: &[libc::c_long] = &[
     libc::SYS_rseq,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
+    libc::SYS_sched_getattr,
+    libc::SYS_sched_setattr,
     libc::SYS_prctl,
     libc::SYS_sigaltstack,
     libc::SYS_rt_sigprocmask,

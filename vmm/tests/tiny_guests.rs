@@ -261,7 +261,9 @@ fn freeze_again() -> Result<(), Failed> {
         clones.push(clone);
     }
     at_parent.expect("e", "e4")?;
-    for (generation, layer, count) in [(&first, 0, 1), (&second, 1, 2), (&third, 2, 3), (&third, 1, 2), (&third, 0, 1)] {
+    for (generation, layer, count) in
+        [(&first, 0, 1), (&second, 1, 2), (&third, 2, 3), (&third, 1, 2), (&third, 0, 1)]
+    {
         unchanged(generation, layer, count)?;
     }
     end_all(clones.into_iter().chain([parent]))

@@ -11,6 +11,7 @@
 
 mod children;
 mod mounts;
+mod quiet;
 
 use crate::console::say;
 use crate::sys::signals::SignalFd;
@@ -54,6 +55,7 @@ pub fn run() -> Result<std::convert::Infallible, InitError> {
         return Err(InitError::NotFirst(own.as_raw_nonzero().get()));
     }
     mounts::set_up();
+    quiet::set_up();
     open_stdio();
     let mut signals = vec![libc::SIGCHLD];
     signals.extend(ENDINGS.iter().map(|(signal, ..)| *signal));

@@ -10,9 +10,16 @@ use crate::note::note;
 use crate::software;
 use crate::sys::exit;
 use crate::sys::kick::with_kicks;
+use crate::sys::slice;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+/// How long a vCPU of software KVM runs before another thread gets its turn. The guest's timer ticks by the host's clock,
+/// and an emulated tick takes a millisecond or two: of short turns, as they are with many VMs on few CPUs, little would
+/// be left for the guest's own work.
+const SLICE: Duration = Duration::from_millis(100);
 
 /// What a vCPU's thread works with.
 pub struct Runner {
@@ -39,6 +46,11 @@ pub struct Runner {
 impl Runner {
     /// Runs the vCPU until the VM ends, and tells how. What it is to do while it is paused comes by `jobs`.
     pub fn run(mut self, jobs: &Receiver<Job>) {
+        if self.kind == KvmKind::Software
+            && let Err(error) = slice::set(SLICE)
+        {
+            note(&format!("run vCPU {}: set its time slice: {error}", self.index));
+        }
         let end = with_kicks(&mut self, |runner| &mut runner.vcpu, |runner| runner.run_until_end(jobs));
         let end = end.unwrap_or_else(|error| {
             let reason = format!("run vCPU {}: set the handler of its signal: {error}", self.index);
