@@ -69,7 +69,7 @@ pub fn clones(clones: Clones) -> v1::CloneVmResponse {
 
 fn outcome(Outcome { vmid, made }: Outcome) -> v1::CloneOutcome {
     let (outcome, executing_after_us) = match made {
-        Ok((made, after)) => (clone_outcome::Outcome::Vm(vm(&made)), us(after)),
+        Ok((made, times)) => (clone_outcome::Outcome::Vm(vm(&made)), us(times.executing)),
         Err(error) => (clone_outcome::Outcome::Error(error.to_string()), 0),
     };
     v1::CloneOutcome { vmid, outcome: Some(outcome), executing_after_us }

@@ -33,11 +33,7 @@ use crate::{
 };
 use futures::future::join_all;
 use rustix::time::{ClockId, clock_gettime};
-use std::{
-    ops::RangeInclusive,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use uuid::Uuid;
 use vmm::api::control::{Frozen, Prepare};
 
@@ -75,8 +71,17 @@ pub struct Clones {
 pub struct Outcome {
     /// Its vmid.
     pub vmid: u32,
-    /// The VM, and how long after the call's arrival it entered its guest.
-    pub made: Result<(Arc<Vm>, Duration), Error>,
+    /// The VM, and how it came to run.
+    pub made: Result<(Arc<Vm>, Times), Error>,
+}
+
+/// When a clone came to run, after the call's arrival.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// Its vmm was given the generation.
+    pub given: Duration,
+    /// It entered its guest.
+    pub executing: Duration,
 }
 
 /// What all clones of a call start from.
@@ -86,6 +91,12 @@ struct Source {
     touched: Arc<Touched>,
     ticket: Option<Uuid>,
     arrived_ns: u64,
+}
+
+impl Source {
+    fn after(&self, ns: u64) -> Duration {
+        Duration::from_nanos(ns.saturating_sub(self.arrived_ns))
+    }
 }
 
 impl Host {
@@ -115,9 +126,9 @@ impl Host {
                 return Err(error);
             }
         };
-        let before = Instant::now();
+        let asked_ns = monotonic_ns();
         let (frozen, written) = tokio::join!(parent.freeze(prepare), self.write_vmids(record));
-        let freeze = before.elapsed();
+        let freeze = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
         drop(turn);
         let (frozen, generation) = match written.and(frozen) {
             Ok(frozen) => frozen,
@@ -134,7 +145,7 @@ impl Host {
         let start = |((seat, share), way)| self.make_clone(&source, seat, share, way);
         let mut outcomes = join_all(seats.into_iter().zip(shares).zip(on_the_way).map(start)).await;
         outcomes.sort_by_key(|outcome| outcome.vmid);
-        log(&parent.record.name, freeze, frozen, &outcomes);
+        log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
         Ok(Clones { freeze, frozen, outcomes })
     }
 
@@ -156,11 +167,11 @@ impl Host {
             Err(error) => Err(error),
         };
         let made = match started {
-            Ok((started, entered_ns)) => {
+            Ok((started, times)) => {
                 let vm = supervise(self, Supervised { share: Some(share), ..started });
                 reservation.fill(Arc::clone(&vm));
                 on_the_way.until_ready(Arc::clone(&vm));
-                Ok((vm, Duration::from_nanos(entered_ns.saturating_sub(source.arrived_ns))))
+                Ok((vm, times))
             }
             Err(error) => {
                 tracing::warn!(family = %parent.family, vmid, %error, "a clone was not made");
@@ -177,7 +188,7 @@ impl Host {
         source: &Source,
         mut warm: Warm,
         record: Record,
-    ) -> Result<(Supervised, u64), Error> {
+    ) -> Result<(Supervised, Times), Error> {
         let record = Record { process: warm.process().map(|process| process.id().clone()), ..record };
         let sent = async {
             let (generation, touched) = (source.generation.open()?, source.touched.open()?);
@@ -187,6 +198,7 @@ impl Host {
         if let Err(error) = sent.await {
             return Err(failed(warm, record.name, error).await);
         }
+        let given = source.after(monotonic_ns());
         // The vmm works, and so does vmmd.
         let writing = self.write_clone(warm.dir.clone(), record.clone());
         let (started, written) = tokio::join!(link::started(&warm.start, super::PATIENCE), writing);
@@ -205,7 +217,7 @@ impl Host {
         let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
         let started = Supervised { dir, record, process, life, published: None, control, share: None };
-        Ok((started, entered_ns))
+        Ok((started, Times { given, executing: source.after(entered_ns) }))
     }
 
     /// Writes a clone's record and puts its folder among the others': now it is a VM.
@@ -241,18 +253,24 @@ async fn warm_words(warm: &mut Warm) -> String {
     warm.dir.last_words()
 }
 
-fn log(name: &str, freeze: Duration, frozen: Frozen, outcomes: &[Outcome]) {
-    let entered = || outcomes.iter().filter_map(|outcome| Some(outcome.made.as_ref().ok()?.1));
-    let us = |after: Option<Duration>| after.map(|after| after.as_micros());
+/// Says where the time went: all from the call's arrival on, but for the freeze itself.
+fn log(source: &Source, asked: Duration, freeze: Duration, frozen: Frozen, outcomes: &[Outcome]) {
+    let times: Vec<&Times> =
+        outcomes.iter().filter_map(|outcome| Some(&outcome.made.as_ref().ok()?.1)).collect();
+    let us = |time: fn(&Times) -> Duration| {
+        let us = times.iter().map(|times| time(times).as_micros());
+        us.clone().min().zip(us.max())
+    };
     tracing::info!(
-        vm = name,
-        clones = entered().count(),
-        failed = outcomes.len() - entered().count(),
+        vm = source.parent.record.name,
+        clones = times.len(),
+        failed = outcomes.len() - times.len(),
+        asked_us = asked.as_micros(),
         freeze_us = freeze.as_micros(),
         frozen.pause_us,
         frozen.copied_pages,
-        first_after_us = us(entered().min()),
-        last_after_us = us(entered().max()),
+        given_us = ?us(|times| times.given).unwrap_or_default(),
+        executing_us = ?us(|times| times.executing).unwrap_or_default(),
         "cloned"
     );
 }

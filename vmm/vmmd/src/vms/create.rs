@@ -150,8 +150,10 @@ async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Resul
     Err(error)
 }
 
-fn open_files(spec: Spec) -> Result<(Spec, Files), Error> {
+fn open_files(mut spec: Spec) -> Result<(Spec, Files), Error> {
     let (kernel, kernel_file) = images::open_kernel(&spec.kernel)?;
+    // Clones open it again: a link may lead to another file by then.
+    spec.rootfs = images::real_path("rootfs", &spec.rootfs)?;
     let (rootfs, rootfs_file) = images::open_rootfs(&spec.rootfs)?;
     let start = Start::Boot { kernel, cmdline: spec.cmdline.clone() };
     let ids = [kernel_file, rootfs_file];

@@ -91,6 +91,14 @@ pub fn open_rootfs(path: &Path) -> Result<(File, FileId), ImageError> {
     open("rootfs", path)
 }
 
+/// Where a path leads, links followed.
+///
+/// # Errors
+/// Nowhere.
+pub fn real_path(field: &'static str, path: &Path) -> Result<PathBuf, ImageError> {
+    fs::canonicalize(path).map_err(|source| ImageError::Open { field, path: path.to_owned(), source })
+}
+
 /// Opens the root file system that a guest runs on already: what it remembers of the disk must stay true.
 ///
 /// # Errors
@@ -147,6 +155,16 @@ mod tests {
             assert!(matches!(error, ImageError::Kernel { .. }));
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }
+    }
+
+    #[test]
+    fn a_link_is_followed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let [link, file] = ["link", "file"].map(|name| folder.path().join(name));
+        assert!(matches!(real_path("rootfs", &link), Err(ImageError::Open { field: "rootfs", .. })));
+        fs::write(&file, b"root").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        assert_eq!(real_path("rootfs", &link).unwrap(), fs::canonicalize(&file).unwrap());
     }
 
     #[test]

@@ -15,8 +15,9 @@ use tokio::{
 const AT_ONCE: usize = 2;
 /// How long a clone that is not ready holds the pool up, and how long all together do. Some never get ready.
 const QUIET_PATIENCE: Duration = Duration::from_secs(10);
-/// How long after one that failed or died the next is made.
+/// How long after one that failed or died the next is made; each time in a row twice as long, up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// What is to be done for a family's pool.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl Host {
 
     async fn pool(self: Arc<Self>, of: Record) {
         let (index, family) = (of.net.index, of.family);
-        let mut is_news = false;
+        let (mut is_news, mut retry) = (false, RETRY);
         while let Some(changed) = self.table.pool_changed(index, family) {
             if self.table.wants(index, family, self.pool_target(family)) {
                 self.quiet().await;
@@ -97,7 +98,10 @@ impl Host {
                     let mut failed = self.table.take_losses(index, family) > 0;
                     failed |= !self.fill(&of, vmids).await;
                     if failed {
-                        sleep(RETRY).await;
+                        sleep(retry).await;
+                        retry = (retry * 2).min(RETRY_MAX);
+                    } else {
+                        retry = RETRY;
                     }
                 }
             }
