@@ -85,17 +85,16 @@ fn refusal(answer: Opened) -> LinkError {
     }
 }
 
-/// Freezes a VM: what it cost, and the descriptors as its vmm sent them.
+/// Freezes a VM: what it cost, and the descriptors as its vmm sent them. `stream` is [connected](connect).
 ///
 /// # Errors
-/// It does not listen, does not answer within `patience`, or refuses.
+/// It does not answer within `patience`, or refuses.
 pub async fn freeze(
-    dir: &VmDir,
+    mut stream: UnixStream,
     prepare: Option<Prepare>,
     patience: Duration,
 ) -> Result<(Frozen, Vec<OwnedFd>), LinkError> {
     let talk = async {
-        let mut stream = connect(dir).await?;
         write_line(&mut stream, &Open::Freeze { prepare }).await?;
         match rights::receive(&stream).await? {
             (Opened::Frozen(frozen), sent) => Ok((frozen, sent)),

@@ -130,6 +130,7 @@ impl Host {
         let (frozen, written) = tokio::join!(parent.freeze(prepare), self.write_vmids(record));
         let freeze = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
         drop(turn);
+        parent.connect_ahead();
         let (frozen, generation) = match written.and(frozen) {
             Ok(frozen) => frozen,
             Err(error) => {
@@ -287,6 +288,18 @@ impl Vm {
             .map_err(|source| Error::CloneRootfs { name: name(), source })
     }
 
+    /// Connects to the vmm for the next freeze: that much less is to be done then.
+    pub(super) fn connect_ahead(self: &Arc<Self>) {
+        let vm = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut spare = vm.spare.lock().await;
+            if spare.is_none() {
+                // The freeze will say what is wrong, if that is not the VM's end.
+                *spare = link::connect(&vm.dir).await.ok();
+            }
+        });
+    }
+
     /// Freezes the VM and lets it go on. Who clones it has his turn.
     async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
         let name = || self.record.name.clone();
@@ -295,10 +308,16 @@ impl Vm {
         if phase != Phase::Ready {
             return Err(Error::NotReady { name: name(), state: phase.word() });
         }
-        let frozen = link::freeze(&self.dir, prepare, FREEZE_PATIENCE)
-            .await
-            .and_then(|(frozen, sent)| Ok((frozen, Generation::check(sent, self.record.memory_mib)?)));
-        frozen.map_err(|source| match source {
+        let spare = self.spare.lock().await.take();
+        let frozen = async {
+            let stream = match spare {
+                Some(stream) => stream,
+                None => link::connect(&self.dir).await?,
+            };
+            let (frozen, sent) = link::freeze(stream, prepare, FREEZE_PATIENCE).await?;
+            Ok((frozen, Generation::check(sent, self.record.memory_mib)?))
+        };
+        frozen.await.map_err(|source| match source {
             LinkError::Refused(reason) => Error::NotFrozen { name: name(), reason },
             LinkError::NotPrepared(source) => Error::NotPrepared { name: name(), source },
             source => Error::Unavailable { name: name(), source },

@@ -118,6 +118,8 @@ pub struct Vm {
     cloning: Mutex<()>,
     // The guest itself has one call for clones at a time.
     asked: Semaphore,
+    // A connection on which nothing has been said, for the next freeze.
+    spare: Mutex<Option<UnixStream>>,
 }
 
 /// What is waited for.

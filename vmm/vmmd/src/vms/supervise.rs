@@ -87,7 +87,15 @@ impl Vm {
     }
 
     fn new(record: Record, dir: VmDir, status: watch::Receiver<Status>, kill: mpsc::Sender<String>) -> Self {
-        Self { record, dir, status, kill, cloning: Mutex::new(()), asked: Semaphore::new(1) }
+        Self {
+            record,
+            dir,
+            status,
+            kill,
+            cloning: Mutex::new(()),
+            asked: Semaphore::new(1),
+            spare: Mutex::new(None),
+        }
     }
 }
 
@@ -166,6 +174,7 @@ impl Supervisor {
         if self.vm.life.phase == Phase::Ready {
             self.host.keep_pool(&self.vm.record);
             self.host.learn_touched(&self.handle);
+            self.handle.connect_ahead();
         }
     }
 
@@ -218,6 +227,7 @@ impl Supervisor {
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
         self.vm.published = None;
         self.vm.share = None;
+        *self.handle.spare.lock().await = None;
         self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
         remove_socket(&self.vm.dir);
         if let Phase::Ended(ended) = &self.vm.life.phase {
