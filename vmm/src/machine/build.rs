@@ -268,7 +268,7 @@ fn make_devices(
     let tap = Tap::new(inherited.take(config.tap_fd)?)?;
     let mac = parse_mac(&config.identity.mac).ok_or_else(|| BuildError::Mac(config.identity.mac.clone()))?;
     let (vsock, dialer) = Vsock::new(u64::from(GUEST_CID), Box::new(LinkPort(mailbox.clone())))?;
-    let net = Net::new(Box::new(tap), mac)?;
+    let net = Net::new(Box::new(tap), mac, config.identity.ip)?;
     let link = net.link();
     let devices: [Box<dyn VirtioDevice>; 4] = [
         Box::new(Block::new(rootfs, true, "root")?),

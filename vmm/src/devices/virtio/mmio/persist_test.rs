@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -217,7 +218,10 @@ impl HostPorts for NoPorts {
 fn device(kind: usize) -> Box<dyn VirtioDevice> {
     match kind {
         0 => block(&disk()),
-        1 => Box::new(Net::new(Box::new(Wire(UnixStream::pair().unwrap().0.into())), [2; 6]).unwrap()),
+        1 => {
+            let wire = Wire(UnixStream::pair().unwrap().0.into());
+            Box::new(Net::new(Box::new(wire), [2; 6], Ipv4Addr::UNSPECIFIED).unwrap())
+        }
         2 => Box::new(Vsock::new(3, Box::new(NoPorts)).unwrap().0),
         _ => Box::new(Rng::default()),
     }

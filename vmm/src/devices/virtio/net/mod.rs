@@ -1,13 +1,19 @@
 //! virtio-net on a tap.
 //!
 //! ```text
-//!  guest tx queue --writev--> tap     (dropped while the link is shut)
+//!  guest tx queue --> one frame --write--> tap     (dropped while the link is shut)
+//!                       | from another's address: not sent
+//!                       +--> a reset, where it is TCP --> guest rx queue
 //!  tap --read--> one frame --> guest rx queue
 //! ```
+//! A frame to be sent is copied out of the guest's RAM before it is judged (by the module `outbound`), so that what was judged
+//! is what leaves.
+//!
 //! A frame from the tap is kept until the guest has buffers for it, and meanwhile the tap is not read: its own
 //! queue is the bound. The tap is watched by edges, so that a guest without buffers costs nothing.
 
 mod link;
+mod outbound;
 mod port;
 mod rx;
 
@@ -15,11 +21,13 @@ pub use link::Link;
 pub use port::{FramePort, Offloads, PortError, Tap};
 
 use super::persist::{DeviceState, RestoreError};
-use super::queue::{Chain, QueueError, Side};
+use super::queue::{Chain, QueueError};
 use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::event_loop::Source;
 use crate::devices::{Memory, sys};
+use outbound::Verdict;
 use rx::Receiver;
+use std::net::Ipv4Addr;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
@@ -47,14 +55,19 @@ const TOKEN_LINK: u32 = 1;
 pub struct Net {
     port: Box<dyn FramePort>,
     link: Link,
+    /// The VM's address, the only one that it sends from.
+    ip: Ipv4Addr,
     receiver: Receiver,
     chain: Chain,
+    outgoing: Vec<u8>,
 }
 
 impl Net {
-    /// A network card with this MAC address. The link is open, except in a restored card; see [`Net::link`].
-    pub fn new(port: Box<dyn FramePort>, mac: [u8; 6]) -> Result<Self, PortError> {
-        Ok(Self { port, link: Link::new(mac)?, receiver: Receiver::default(), chain: Chain::default() })
+    /// A network card with this MAC address, of the VM with this IP address. The link is open, except in a restored
+    /// card; see [`Net::link`].
+    pub fn new(port: Box<dyn FramePort>, mac: [u8; 6], ip: Ipv4Addr) -> Result<Self, PortError> {
+        let (link, receiver, chain) = (Link::new(mac)?, Receiver::default(), Chain::default());
+        Ok(Self { port, link, ip, receiver, chain, outgoing: Vec::new() })
     }
 
     /// Opens and shuts the network, and changes its address, from other threads.
@@ -68,21 +81,43 @@ impl Net {
     }
 
     fn transmit(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
-        let (port, link) = (&*self.port, &self.link);
-        io.serve(TX, &mut self.chain, |memory, chain| {
-            send(memory, chain, port, link).map_err(DeviceError::queue(TX)).map(|()| 0)
-        })
+        let Self { port, link, ip, receiver, chain, outgoing } = self;
+        let next = io.serve(TX, chain, |memory, chain| {
+            if link.is_open() {
+                let frame = copy_out(memory, chain, outgoing).map_err(DeviceError::queue(TX))?;
+                send(frame, &**port, *ip, receiver);
+            }
+            Ok(0)
+        })?;
+        // While there is more to send, the answers wait for its end, or for any event of the receive queue.
+        if next == Next::Wait && self.receiver.has_answers() { self.receive(io) } else { Ok(next) }
     }
 }
 
-/// Sends one frame, or drops it as a network may: when the link is shut, the port is full or does not like it.
-fn send(memory: &Memory, chain: &Chain, port: &dyn FramePort, link: &Link) -> Result<(), QueueError> {
+/// Copies a frame into `buffer`; what cannot be a frame comes out empty.
+fn copy_out<'b>(memory: &Memory, chain: &Chain, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], QueueError> {
     let length = chain.readable_bytes() as usize;
-    if link.is_open() && (FRAME_MIN_BYTES..=FRAME_MAX_BYTES).contains(&length) {
-        let frame = chain.slices(memory, Side::Readable, 0, length)?;
-        frame.write_to(port.fd()).ok();
+    if !(FRAME_MIN_BYTES..=FRAME_MAX_BYTES).contains(&length) {
+        return Ok(&[]);
     }
-    Ok(())
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    let (frame, _) = buffer.split_at_mut(length);
+    chain.read(memory, 0, frame)?;
+    Ok(frame)
+}
+
+/// Sends one frame, or drops it: because it is not the VM's own, or as a network may, when the port is full or does not
+/// like it.
+fn send(frame: &[u8], port: &dyn FramePort, ip: Ipv4Addr, receiver: &mut Receiver) {
+    match outbound::judge(frame, ip) {
+        Verdict::Pass => {
+            rustix::io::write(port.fd(), frame).ok();
+        }
+        Verdict::Drop => {}
+        Verdict::Refuse(answer) => receiver.answer(answer),
+    }
 }
 
 impl VirtioDevice for Net {

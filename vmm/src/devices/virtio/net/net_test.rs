@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
 
 /// Stands in for a tap: a socket that keeps the bounds of frames.
 struct Wire {
@@ -23,8 +24,8 @@ impl FramePort for Wire {
     }
 }
 
-struct Rig {
-    driver: Driver,
+pub(super) struct Rig {
+    pub(super) driver: Driver,
     far: OwnedFd,
     link: Link,
     offloads: Arc<Mutex<Option<Offloads>>>,
@@ -35,11 +36,11 @@ fn card(mac: [u8; 6]) -> (Net, OwnedFd, Arc<Mutex<Option<Offloads>>>) {
     let (near, far) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
     let offloads = Arc::default();
-    let net = Net::new(Box::new(Wire { fd: near, offloads: Arc::clone(&offloads) }), mac).unwrap();
+    let net = Net::new(Box::new(Wire { fd: near, offloads: Arc::clone(&offloads) }), mac, OWN).unwrap();
     (net, far, offloads)
 }
 
-fn rig(features: impl FnOnce(u64) -> u64) -> Rig {
+pub(super) fn rig(features: impl FnOnce(u64) -> u64) -> Rig {
     let (net, far, offloads) = card(MAC);
     let link = net.link();
     let features = features(net.features());
@@ -47,19 +48,19 @@ fn rig(features: impl FnOnce(u64) -> u64) -> Rig {
 }
 
 impl Rig {
-    fn arrive(&self, frame: &[u8]) {
+    pub(super) fn arrive(&self, frame: &[u8]) {
         assert_eq!(send(&self.far, frame, SendFlags::empty()).unwrap(), frame.len());
         self.driver.source_event(TOKEN_PORT);
     }
 
-    fn leaves(&self) -> Option<Vec<u8>> {
+    pub(super) fn leaves(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; FRAME_MAX_BYTES];
         let length = rustix::io::read(&self.far, &mut frame[..]).ok()?;
         frame.truncate(length);
         Some(frame)
     }
 
-    fn set_open(&self, open: bool) {
+    pub(super) fn set_open(&self, open: bool) {
         self.link.set_open(open);
         self.driver.source_event(TOKEN_LINK);
     }
@@ -323,7 +324,7 @@ fn a_real_tap_takes_header_and_offloads() {
     port::make_tap_for_test(file.as_fd(), "patina-devtest").unwrap();
     let tap = Tap::new(file.into()).unwrap();
     tap.set_offloads(Offloads { checksum: true, tso4: true }).unwrap();
-    let mut driver = Driver::new(Box::new(Net::new(Box::new(tap), MAC).unwrap()));
+    let mut driver = Driver::new(Box::new(Net::new(Box::new(tap), MAC, OWN).unwrap()));
     // The interface is down: what the guest sends is refused by the kernel, and dropped.
     driver.put(DATA, &frame(64, 1));
     driver.add(TX, &[(DATA, 64, false)]);

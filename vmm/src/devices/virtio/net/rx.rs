@@ -1,14 +1,18 @@
-//! From the port to the guest: one frame at a time.
+//! From the port, and from ourselves, to the guest: one frame at a time.
 
+use super::outbound::Answer;
 use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, Link};
 use crate::devices::virtio::queue::{Chain, QueueError};
 use crate::devices::virtio::{DeviceError, Io, Next};
 use rustix::io::Errno;
+use std::collections::VecDeque;
 
 /// Where the number of merged buffers stands in the header.
 const BUFFERS_AT: u32 = 10;
 /// Frames thrown away at most when the link opens; a tap holds fewer.
 const DISCARD_MAX_FRAMES: usize = 8192;
+/// Answers of our own kept at most. A guest that gets none for a segment sends it again.
+pub(super) const ANSWERS_MAX: usize = 16;
 
 /// The frame that waits for the guest's buffers, if any.
 #[derive(Default)]
@@ -17,6 +21,7 @@ pub struct Receiver {
     /// Length of the frame that waits, 0 for none.
     waiting_bytes: usize,
     chains: Vec<Chain>,
+    answers: VecDeque<Answer>,
 }
 
 /// What became of a frame.
@@ -69,12 +74,31 @@ impl Receiver {
         Ok(next)
     }
 
-    /// Reads the next frame unless one waits; false when the port has none.
+    /// Keeps a frame for the guest, which goes before those of the port; drops it when there are too many.
+    pub fn answer(&mut self, answer: Answer) {
+        if self.answers.len() < ANSWERS_MAX {
+            self.answers.push_back(answer);
+        }
+    }
+
+    /// There are frames from [`Receiver::answer`].
+    pub fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// Takes the next frame unless one waits; false when there is none.
     fn fetch(&mut self, port: &dyn FramePort) -> Result<bool, DeviceError> {
         if self.waiting_bytes > 0 {
             return Ok(true);
         }
         self.frame.resize(FRAME_MAX_BYTES, 0);
+        if let Some(answer) = self.answers.pop_front() {
+            for (to, from) in self.frame.iter_mut().zip(answer) {
+                *to = from;
+            }
+            self.waiting_bytes = answer.len();
+            return Ok(true);
+        }
         loop {
             match rustix::io::read(port.fd(), &mut self.frame[..]) {
                 // A frame without a header is nothing that a guest can take.
@@ -135,6 +159,7 @@ impl Receiver {
     /// Throws away what waits, here and in the port.
     pub fn discard(&mut self, port: &dyn FramePort) {
         self.waiting_bytes = 0;
+        self.answers.clear();
         // Enough for the header; of the rest of a frame the kernel disposes.
         let mut start = [0; 64];
         for _ in 0..DISCARD_MAX_FRAMES {

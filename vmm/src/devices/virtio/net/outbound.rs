@@ -1,0 +1,194 @@
+//! What may leave the card: only what comes from the VM's own address. Pure functions on a frame that the guest cannot
+//! change any more.
+//!
+//! A clone begins with its parent's connections. What its kernel sends on them carries the parent's address, and out
+//! there it would disturb the parent's connection. So it does not leave, and where it is TCP the guest gets the answer of
+//! a host that knows no such connection: a reset (RFC 9293, 3.5.2).
+//!
+//! IPv4 and ARP are looked at. Everything else passes as it is, frames with a VLAN tag too: bridges know none. The MAC
+//! address is not looked at: the guest may choose it, and does so when it becomes a clone.
+
+use super::HEADER_BYTES;
+use std::net::Ipv4Addr;
+use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
+
+/// Size of an [`Answer`], bytes.
+pub const ANSWER_BYTES: usize = HEADER_BYTES + ETHERNET_BYTES + IPV4_BYTES + TCP_BYTES;
+/// A frame for the guest, behind its virtio header.
+pub type Answer = [u8; ANSWER_BYTES];
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It leaves as it is.
+    Pass,
+    /// It does not leave.
+    Drop,
+    /// It does not leave, and the guest gets this.
+    Refuse(Answer),
+}
+
+const ETHERNET_BYTES: usize = 14;
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+
+/// An ARP packet of Ethernet and IPv4, and how it begins: hardware, protocol, and the sizes of their addresses.
+const ARP_BYTES: usize = 28;
+const ARP_START: [u8; 6] = [0, 1, 8, 0, 6, 4];
+
+/// Sizes without options.
+const IPV4_BYTES: usize = 20;
+const TCP_BYTES: usize = 20;
+const PROTOCOL_TCP: u8 = 6;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+const DO_NOT_FRAGMENT: [u8; 2] = [0x40, 0x00];
+const TIME_TO_LIVE: u8 = 64;
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// Judges a frame behind its virtio header. One that says it is IPv4 or ARP and cannot be read as such is nobody's, and
+/// is dropped.
+pub fn judge(frame: &[u8], own: Ipv4Addr) -> Verdict {
+    verdict(frame, own).unwrap_or(Verdict::Drop)
+}
+
+fn verdict(frame: &[u8], own: Ipv4Addr) -> Option<Verdict> {
+    let ethernet: [u8; ETHERNET_BYTES] = array(frame, HEADER_BYTES)?;
+    let payload = frame.get(HEADER_BYTES + ETHERNET_BYTES..)?;
+    let ethertype = [ethernet[12], ethernet[13]];
+    let (from, judged_bytes) = match ethertype {
+        ETHERTYPE_IPV4 => (Some(ipv4_source(payload)?), ETHERNET_BYTES + IPV4_BYTES),
+        ETHERTYPE_ARP => (Some(arp_sender(payload)?), ETHERNET_BYTES + ARP_BYTES),
+        _ => (None, ETHERNET_BYTES),
+    };
+    // The host writes the checksum where the guest says: not over what was judged.
+    if checksum_place(frame)?.is_some_and(|at| at < judged_bytes) {
+        return Some(Verdict::Drop);
+    }
+    if from.is_none_or(|from| from == own || from.is_unspecified()) {
+        return Some(Verdict::Pass);
+    }
+    let refused = if ethertype == ETHERTYPE_IPV4 { reset(&ethernet, payload) } else { None };
+    Some(refused.map_or(Verdict::Drop, Verdict::Refuse))
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+/// Where in the Ethernet frame the host is to put a checksum, if it is.
+fn checksum_place(frame: &[u8]) -> Option<Option<usize>> {
+    let header: [u8; HEADER_BYTES] = array(frame, 0)?;
+    let start = u16::from_le_bytes([header[6], header[7]]);
+    let offset = u16::from_le_bytes([header[8], header[9]]);
+    let is_asked = u32::from(header[0]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+    Some(is_asked.then(|| usize::from(start) + usize::from(offset)))
+}
+
+fn ipv4_source(packet: &[u8]) -> Option<Ipv4Addr> {
+    let ip: [u8; IPV4_BYTES] = array(packet, 0)?;
+    let is_ipv4 = ip[0] >> 4 == 4 && ipv4_header_bytes(&ip) >= IPV4_BYTES;
+    is_ipv4.then(|| Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]))
+}
+
+fn ipv4_header_bytes(ip: &[u8; IPV4_BYTES]) -> usize {
+    4 * usize::from(ip[0] & 15)
+}
+
+fn arp_sender(packet: &[u8]) -> Option<Ipv4Addr> {
+    let arp: [u8; ARP_BYTES] = array(packet, 0)?;
+    arp.starts_with(&ARP_START).then(|| Ipv4Addr::new(arp[14], arp[15], arp[16], arp[17]))
+}
+
+/// The answer to a TCP segment; none to other packets, to later fragments, to resets, and to what is cut off.
+fn reset(ethernet: &[u8; ETHERNET_BYTES], packet: &[u8]) -> Option<Answer> {
+    let ip: [u8; IPV4_BYTES] = array(packet, 0)?;
+    let is_later_fragment = u16::from_be_bytes([ip[6], ip[7]]) & FRAGMENT_OFFSET != 0;
+    if ip[9] != PROTOCOL_TCP || is_later_fragment {
+        return None;
+    }
+    let tcp: [u8; TCP_BYTES] = array(packet, ipv4_header_bytes(&ip))?;
+    let tcp_header_bytes = 4 * usize::from(tcp[12] >> 4);
+    let headers_bytes = ipv4_header_bytes(&ip) + tcp_header_bytes;
+    // Of a segment longer than a frame (TSO) this is the whole length too.
+    let data_bytes = usize::from(u16::from_be_bytes([ip[2], ip[3]])).checked_sub(headers_bytes)?;
+    let flags = tcp[13];
+    if tcp_header_bytes < TCP_BYTES || packet.len() < headers_bytes || flags & RST != 0 {
+        return None;
+    }
+    let (sequence, acknowledged) = if flags & ACK == 0 {
+        let length = data_bytes as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        let next = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(length);
+        ([0; 4], Some(next.to_be_bytes()))
+    } else {
+        ([tcp[8], tcp[9], tcp[10], tcp[11]], None)
+    };
+    let ip = ipv4_back(&ip);
+    Some(join(&ethernet_back(ethernet), &ip, &tcp_back(&ip, &tcp, sequence, acknowledged)))
+}
+
+fn ethernet_back(ethernet: &[u8; ETHERNET_BYTES]) -> [u8; ETHERNET_BYTES] {
+    let mut back = *ethernet;
+    back[..6].copy_from_slice(&ethernet[6..12]);
+    back[6..12].copy_from_slice(&ethernet[..6]);
+    back
+}
+
+fn ipv4_back(ip: &[u8; IPV4_BYTES]) -> [u8; IPV4_BYTES] {
+    let mut back = [0; IPV4_BYTES];
+    back[0] = 0x45;
+    back[3] = (IPV4_BYTES + TCP_BYTES) as u8;
+    back[6..8].copy_from_slice(&DO_NOT_FRAGMENT);
+    back[8] = TIME_TO_LIVE;
+    back[9] = PROTOCOL_TCP;
+    back[12..16].copy_from_slice(&ip[16..20]);
+    back[16..20].copy_from_slice(&ip[12..16]);
+    let sum = checksum(&[&back]);
+    back[10..12].copy_from_slice(&sum);
+    back
+}
+
+/// A reset in the packet that `ip` heads, to the sender of `tcp`.
+fn tcp_back(
+    ip: &[u8; IPV4_BYTES],
+    tcp: &[u8; TCP_BYTES],
+    sequence: [u8; 4],
+    acknowledged: Option<[u8; 4]>,
+) -> [u8; TCP_BYTES] {
+    let mut back = [0; TCP_BYTES];
+    back[..2].copy_from_slice(&tcp[2..4]);
+    back[2..4].copy_from_slice(&tcp[..2]);
+    back[4..8].copy_from_slice(&sequence);
+    back[8..12].copy_from_slice(&acknowledged.unwrap_or_default());
+    back[12] = (TCP_BYTES as u8 / 4) << 4;
+    back[13] = if acknowledged.is_some() { RST | ACK } else { RST };
+    let pseudo_header_end = [0, PROTOCOL_TCP, 0, TCP_BYTES as u8];
+    let sum = checksum(&[&ip[12..20], &pseudo_header_end, &back]);
+    back[16..18].copy_from_slice(&sum);
+    back
+}
+
+/// The Internet checksum (RFC 1071) of parts of even length.
+fn checksum(parts: &[&[u8]]) -> [u8; 2] {
+    let words = parts.iter().flat_map(|part| part.as_chunks::<2>().0);
+    let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
+
+/// A frame with a complete checksum: its virtio header says nothing.
+fn join(ethernet: &[u8; ETHERNET_BYTES], ip: &[u8; IPV4_BYTES], tcp: &[u8; TCP_BYTES]) -> Answer {
+    let mut frame = [0; ANSWER_BYTES];
+    let bytes = ethernet.iter().chain(ip).chain(tcp);
+    frame.iter_mut().skip(HEADER_BYTES).zip(bytes).for_each(|(to, from)| *to = *from);
+    frame
+}
+
+#[cfg(test)]
+#[path = "outbound_test.rs"]
+mod tests;
