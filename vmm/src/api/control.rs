@@ -69,7 +69,7 @@ pub enum Opened {
         entered_ns: u64,
     },
     /// The answer to [`Open::Freeze`] where the agent could not prepare: 16 (EBUSY), another clone is under way;
-    /// 107 (ENOTCONN), the agent does not answer; any other, the pre-clone hook failed.
+    /// 107 (ENOTCONN), the agent does not answer; 125 (ECANCELED), the pre-clone hook failed.
     NotPrepared(CallError),
     /// Why not; the vmm closes.
     Error(String),

@@ -60,7 +60,7 @@ impl From<Error> for Status {
                 details.add_precondition_failure_violation("VM_STATE", name, reason);
             }
             Error::NotPrepared { name, source } if code == Code::FailedPrecondition => {
-                details.add_precondition_failure_violation("PRE_CLONE_HOOK", name, &source.message);
+                details.add_precondition_failure_violation("GUEST_PREPARED", name, &source.message);
             }
             Error::Ledger(_) if code == Code::ResourceExhausted => {
                 details.add_quota_failure_violation("clones", &message);
@@ -114,6 +114,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
             Unprepared::Busy => (Code::Aborted, "CLONE_UNDER_WAY"),
             Unprepared::Silent => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),
             Unprepared::Hook => (Code::FailedPrecondition, "PRE_CLONE_HOOK_FAILED"),
+            Unprepared::Unable => (Code::FailedPrecondition, "GUEST_NOT_PREPARED"),
         },
         Error::CloneUnderWay(_) => (Code::Aborted, "CLONE_UNDER_WAY"),
         Error::Ledger(LedgerError::Full { .. } | LedgerError::TooMany) => {

@@ -201,6 +201,8 @@ pub enum Unprepared {
     Silent,
     /// Its pre-clone hook failed.
     Hook,
+    /// It cannot, for another reason.
+    Unable,
 }
 
 impl Unprepared {
@@ -210,7 +212,8 @@ impl Unprepared {
         match error.code {
             libc::EBUSY => Self::Busy,
             libc::ENOTCONN | libc::ETIME | libc::ETIMEDOUT => Self::Silent,
-            _ => Self::Hook,
+            libc::ECANCELED => Self::Hook,
+            _ => Self::Unable,
         }
     }
 }
@@ -220,6 +223,7 @@ fn prepare_hint(source: &CallError) -> &'static str {
         Unprepared::Busy => "; wait for the end of that clone and ask again",
         Unprepared::Silent => "; `vmctl logs` shows the guest's console",
         Unprepared::Hook => "; the VM goes on; mend its /etc/gridcentric/pre-clone",
+        Unprepared::Unable => "; the VM goes on",
     }
 }
 

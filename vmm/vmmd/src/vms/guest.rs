@@ -171,6 +171,7 @@ fn refusal(error: Error) -> CallError {
             Unprepared::Busy => libc::EBUSY,
             Unprepared::Silent => libc::ENOTCONN,
             Unprepared::Hook => libc::ECANCELED,
+            Unprepared::Unable => libc::EIO,
         },
         Error::NotReady { .. } | Error::Stopping => libc::EAGAIN,
         Error::TooMany | Error::NoVmid { .. } => libc::ENOSPC,

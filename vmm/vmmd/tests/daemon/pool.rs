@@ -203,6 +203,27 @@ fn a_vm_that_has_its_record_and_never_got_its_generation_ends_with_the_reason() 
     });
 }
 
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_clone_that_runs_without_a_record_is_ended() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        let pids: Vec<u32> = clones(&mut client, "web", 2).await.iter().map(|vm| vm.pid).collect();
+        bench.stop(Signal::KILL);
+        // As if it had been killed before the record was written, and before the folder with the record was moved.
+        fs::remove_file(bench.path("state/vms/web.1/vm.json")).unwrap();
+        for name in ["web.1", "web.2"] {
+            fs::rename(bench.path("state/vms").join(name), bench.path("state/warm").join(name)).unwrap();
+        }
+        let mut client = bench.start().await;
+        assert!(!pids.iter().any(|pid| runs(*pid)));
+        assert_eq!((bench.warm_folders(), bench.vm_folders()), (0, vec!["web".to_owned()]));
+        assert_eq!(sorted(interfaces().await), ["pt0", "pt0.0"]);
+        assert_eq!(clones(&mut client, "web", 1).await[0].vmid, 3, "their vmids are not given again");
+    });
+}
+
 fn make_pipe(path: &Path) {
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
@@ -244,7 +265,7 @@ fn a_vm_that_cannot_be_frozen_keeps_its_warm_ones() {
             let word = match name {
                 "busy" => "unprepared=16",
                 "silent" => "unprepared=107",
-                _ => "unprepared=1",
+                _ => "unprepared=125",
             };
             ready(&mut client, vm(name, word)).await;
             bench.logged(FULL).await;
