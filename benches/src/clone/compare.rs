@@ -103,9 +103,9 @@ fn note(software: bool, state_mib: f64) -> String {
         version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let version = version.lines().next().unwrap_or_default();
     let made = if software {
-        "made without KVM, as the kernel boots in no other way in QEMU here, and started with KVM"
+        "booted by QEMU's translator (in its KVM the kernel stops at an int3 here), saved and started with KVM"
     } else {
-        "made and started with KVM"
+        "booted, saved and started with KVM"
     };
     format!(
         "{version}: microvm, same kernel and root file system, a shell and no agent, {state_mib:.0} MiB saved, {made}; ratios: saving and \

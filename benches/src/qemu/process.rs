@@ -38,6 +38,15 @@ pub struct Machine {
     pub software: bool,
 }
 
+/// What becomes of the guest's writes to RAM that is a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// They go into the file.
+    Own,
+    /// They are private.
+    Copied,
+}
+
 /// A running QEMU; killed when dropped.
 #[derive(Debug)]
 pub struct Qemu {
@@ -55,18 +64,18 @@ impl Qemu {
     /// Starts the guest from its kernel's first instruction.
     pub fn boot(machine: &Machine) -> Result<Self, QemuError> {
         let accelerator = if machine.software { "tcg" } else { "kvm" };
-        Self::start(machine, accelerator, "on", &[], None)
+        Self::start(machine, accelerator, Memory::Own, &[], None)
     }
 
     /// Starts a QEMU that waits to be told where the guest comes from.
-    pub fn resume(machine: &Machine, state: OwnedFd) -> Result<Self, QemuError> {
-        Self::start(machine, "kvm", "off", &["-incoming", "defer"], Some(state))
+    pub fn resume(machine: &Machine, memory: Memory, state: OwnedFd) -> Result<Self, QemuError> {
+        Self::start(machine, "kvm", memory, &["-incoming", "defer"], Some(state))
     }
 
     fn start(
         machine: &Machine,
         accelerator: &str,
-        share: &str,
+        memory: Memory,
         more: &[&str],
         state_fd: Option<OwnedFd>,
     ) -> Result<Self, QemuError> {
@@ -76,7 +85,7 @@ impl Qemu {
             socket.set_read_timeout(Some(PATIENCE)).map_err(system("set a socket's time-out"))?;
         }
         let log = fs::File::options().create(true).append(true).open(&machine.log);
-        let mut command = machine.command(accelerator, share);
+        let mut command = machine.command(accelerator, memory);
         for (name, socket) in [("monitor", &its_monitor), ("serial", &its_serial)] {
             inherit(socket)?;
             command.args(["-chardev", &format!("socket,id={name},fd={}", socket.as_raw_fd())]);
@@ -110,8 +119,11 @@ impl Qemu {
 
     /// Sends a command to the monitor: its answer.
     pub fn call(&mut self, command: &str, arguments: Value) -> Result<Value, QemuError> {
-        let line = json!({"execute": command, "arguments": arguments});
-        writeln!(self.monitor.get_mut(), "{line}").map_err(system("write to QEMU's monitor"))?;
+        // In one piece: QEMU acts on the last brace, and after `quit` takes no more.
+        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        if let Err(error) = self.monitor.get_mut().write_all(line.as_bytes()) {
+            return Err(self.refused(command, &error.to_string()));
+        }
         loop {
             let mut answer = self.line(command)?;
             if answer.get("event").is_some() {
@@ -137,8 +149,9 @@ impl Qemu {
 
     fn line(&mut self, what: &str) -> Result<Value, QemuError> {
         let mut line = String::new();
-        self.monitor.read_line(&mut line).map_err(system("wait for QEMU's monitor"))?;
-        serde_json::from_str(&line).map_err(|_| self.refused(what, &line))
+        let read = self.monitor.read_line(&mut line);
+        let said = read.map_or_else(|error| error.to_string(), |_| line);
+        serde_json::from_str(&said).map_err(|_| self.refused(what, &said))
     }
 
     /// Types into the guest.
@@ -171,7 +184,8 @@ impl Qemu {
         self.child.wait().map(drop).map_err(system("wait for QEMU"))
     }
 
-    fn refused(&self, what: &str, said: &str) -> QemuError {
+    /// An error with QEMU's own log.
+    pub fn refused(&self, what: &str, said: &str) -> QemuError {
         let log = fs::read_to_string(&self.log).unwrap_or_else(|error| error.to_string());
         QemuError::Refused { what: what.to_owned(), said: said.trim().to_owned(), log: log.trim().to_owned() }
     }
@@ -186,7 +200,7 @@ impl Drop for Qemu {
 }
 
 impl Machine {
-    fn command(&self, accelerator: &str, share: &str) -> Command {
+    fn command(&self, accelerator: &str, memory: Memory) -> Command {
         // On software KVM those two are missing, and what a guest would do with them cannot run.
         let cpu = if self.software { "qemu64,-pni,-cx16" } else { "host" };
         let mut command = Command::new(PROGRAM);
@@ -196,6 +210,7 @@ impl Machine {
         let disk = format!("id=root,file={},format=raw,readonly=on,if=none", self.rootfs.display());
         command.args(["-drive", &disk, "-device", "virtio-blk-device,drive=root,bus=virtio-mmio-bus.0"]);
         if let Some(ram) = &self.ram {
+            let share = if memory == Memory::Own { "on" } else { "off" };
             let object =
                 format!("memory-backend-file,id=ram,size=256M,mem-path={},share={share}", ram.display());
             command.args(["-object", &object, "-machine", "memory-backend=ram"]);
