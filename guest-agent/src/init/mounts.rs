@@ -72,7 +72,7 @@ pub fn set_up() {
 fn loopback_up() -> std::io::Result<()> {
     let mut netlink = RtNetlink::open()?;
     let mut batch = Batch::default();
-    batch.link(netlink.index("lo")?, None);
+    batch.link(netlink.index("lo")?);
     netlink.send(batch)?;
     netlink.failures().into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }

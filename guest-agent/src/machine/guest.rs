@@ -1,10 +1,12 @@
 //! A real guest.
 
+use super::connections::Connections;
 use super::marks::Marks;
 use super::rtnetlink::{Batch, RtNetlink};
 use super::{ApplyError, Machine};
 use crate::cgroup::{self, Cgroup};
 use crate::identity::{parse_mac, parse_seed};
+use crate::sys::netdev;
 use crate::sys::random::{Generator, SEED_BYTES};
 use crate::sys::vsock;
 use patina_abi::link::Identity;
@@ -12,7 +14,7 @@ use patina_abi::{HOST_CID, LINK_PORT};
 use rustix::time::{ClockId, Timespec};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// The guest's only network card.
@@ -30,6 +32,9 @@ pub struct Guest {
     network: Option<(RtNetlink, u32)>,
     /// For the next connection to the host.
     spare: Option<OwnedFd>,
+    connections: Option<Connections>,
+    /// The address of before, whose connections are not ours.
+    stale: Option<Ipv4Addr>,
 }
 
 impl Guest {
@@ -42,6 +47,8 @@ impl Guest {
             generator: None,
             network: None,
             spare: None,
+            connections: Connections::open(),
+            stale: None,
         }
     }
 
@@ -62,8 +69,10 @@ impl Guest {
                 (netlink, index)
             }
         };
-        let batch = network_changes(identity, previous, index);
-        self.network.insert((netlink, index)).0.send(batch)
+        let mac = parse_mac(&identity.mac).filter(|_| previous.is_none_or(|p| p.mac != identity.mac));
+        let with_mac = mac.map_or(Ok(()), |mac| netdev::set_mac(netlink.socket.as_fd(), INTERFACE, mac));
+        self.network.insert((netlink, index)).0.send(network_changes(identity, previous, index))?;
+        with_mac
     }
 }
 
@@ -103,6 +112,7 @@ impl Machine for Guest {
         }
         if previous.is_none_or(|p| network_of(p) != network_of(identity)) {
             failed.note("set eth0's address", self.set_network(identity, previous));
+            self.stale = previous.map(|p| p.ip).filter(|ip| *ip != identity.ip);
         }
         failed.0
     }
@@ -114,6 +124,11 @@ impl Machine for Guest {
         }
         if is_clone {
             failed.extend(self.marks.renew());
+            if let (Some(connections), Some(stale)) = (&self.connections, self.stale.take())
+                && let Err(error) = connections.end_those_of(stale)
+            {
+                failed.push(ApplyError { step: "end the parent's connections", source: error.into() });
+            }
         }
         failed
     }
@@ -163,17 +178,24 @@ fn network_of(identity: &Identity) -> (&str, Ipv4Addr, u8, Ipv4Addr) {
     (&identity.mac, identity.ip, identity.prefix, identity.gateway)
 }
 
-/// What the kernel is to be told. A removed address takes its routes along.
+/// What the kernel is to be told.
 fn network_changes(identity: &Identity, previous: Option<&Identity>, index: u32) -> Batch {
+    let Identity { ip, prefix, gateway, .. } = *identity;
     let mut batch = Batch::default();
-    if previous.is_none_or(|p| p.mac != identity.mac) {
-        batch.link(index, parse_mac(&identity.mac));
+    match previous {
+        None => batch.link(index),
+        // A clone: its family's network is its parent's. The last address of a card would take all routes along.
+        Some(old) if (old.prefix, old.gateway) == (prefix, gateway) => {
+            if old.ip != ip {
+                batch.add_address(index, ip);
+                batch.remove_address(index, old.ip);
+            }
+            return batch;
+        }
+        Some(old) => batch.remove_address(index, old.ip),
     }
-    if let Some(old) = previous {
-        batch.remove_address(index, old.ip, old.prefix);
-    }
-    batch.add_address(index, identity.ip, identity.prefix);
-    batch.default_route(index, identity.gateway);
+    batch.add_address(index, ip);
+    batch.routes(index, ip, prefix, gateway);
     batch
 }
 

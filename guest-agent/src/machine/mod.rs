@@ -3,7 +3,9 @@
 //!
 //! - [`rtnetlink`]: the network card's settings.
 //! - [`marks`]: boot_id and machine-id.
+//! - [`connections`]: TCP connections that are the parent's.
 
+pub mod connections;
 mod guest;
 pub mod marks;
 pub mod rtnetlink;

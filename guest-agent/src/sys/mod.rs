@@ -4,6 +4,7 @@
 
 pub mod heap;
 pub mod input;
+pub mod netdev;
 pub mod random;
 pub mod signals;
 pub mod spawn;

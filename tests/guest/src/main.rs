@@ -4,6 +4,7 @@
 //!   context switches and look whether they stay.
 //! - [`cpus`]: `cpus MS`: two busy threads, and how much CPU time they got while one clock ran.
 //! - [`flood`]: `flood PORT COUNT`: vsock connections to the host, with rubbish.
+//! - [`lock`]: `lock FILE PROGRAM ARG…`: runs a program while it holds a lock.
 //! - [`measure`]: `spawn COUNT PROGRAM ARG…`, `read COUNT FILE`: microseconds each took, one a line;
 //!   `syscalls PROGRAM ARG…`: how many system calls it makes.
 //! - [`scribble`]: `scribble MIB`: writes memory at full speed until SIGTERM, and looks at each page before.
@@ -13,6 +14,7 @@
 mod avx;
 mod cpus;
 mod flood;
+mod lock;
 mod measure;
 mod scribble;
 mod sys;
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
             number(count).map(|count| measure::spawn(count, program))
         }
         ["read", count, file] => number(count).map(|count| measure::read(count, file)),
+        ["lock", file, program @ ..] if !program.is_empty() => Some(lock::run(file, program)),
         ["scribble", mib] => number(mib).map(scribble::scribble),
         ["syscalls", program @ ..] if !program.is_empty() => Some(measure::syscalls(program)),
         _ => None,
@@ -48,7 +51,7 @@ fn main() -> ExitCode {
         None => {
             eprintln!(
                 "usage: guest-check avx ROUNDS [sabotage] | cpus MS | flood PORT COUNT | \
-                 spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG… | scribble MIB"
+                 spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG… | scribble MIB | lock FILE PROGRAM ARG…"
             );
             ExitCode::from(2)
         }

@@ -20,7 +20,7 @@ pub fn scribble(mib: u32) -> Result<(), Box<dyn Error>> {
     for (page, words) in memory.chunks_exact_mut(PAGE_WORDS).enumerate() {
         words.fill(word(page, round));
     }
-    println!("scribbling");
+    eprintln!("scribbling");
     while !end_asked() {
         for (page, words) in memory.chunks_exact_mut(PAGE_WORDS).enumerate() {
             let expected = word(page, round);
