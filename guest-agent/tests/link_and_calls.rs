@@ -20,8 +20,8 @@ fn an_identity_is_put_in_place_and_answered() {
         std::fs::read_to_string(fixture.path("identity")).unwrap().starts_with("vmid=0\nip=100.64.0.1\n")
     );
     assert!(std::fs::read_to_string(fixture.path("hosts")).unwrap().contains("100.64.0.1 vm-0"));
-    assert_eq!(*fixture.said.lock().unwrap(), ["vmid 0 100.64.0.1 ready"]);
     assert_eq!(program.call("vmid"), r#"{"ok":0}"#);
+    assert_eq!(*fixture.said.lock().unwrap(), ["vmid 0 100.64.0.1 ready"]);
     assert_eq!(program.call("my-ip"), r#"{"ok":"100.64.0.1"}"#);
     assert_eq!(program.call("ismaster"), r#"{"ok":true}"#);
 

@@ -1,9 +1,11 @@
 //! The link to the host ([`patina_abi::link`]): connect, hello, identity, ready, requests and replies.
 //!
 //! ```text
-//!  Down ──connect──▶ Connecting ──writable──▶ Up ──lost──▶ Down
+//!  Down ──connect──▶ Connecting ──writable: hello; or readable──▶ Up ──lost──▶ Down
 //!   ▲  wait: none after a link that brought an identity, else 20 ms doubling to 2 s
 //! ```
+//!
+//! Once a host has told who we are, hosts know us, and speak first.
 //!
 //! The host resets the link on purpose when it clones the machine: a new link at once is what makes a
 //! clone ready soon.
@@ -83,12 +85,14 @@ pub struct Link {
     /// When to connect next, while there is no connection.
     retry_at: Option<Instant>,
     backoff: Backoff,
+    /// Hosts speak first.
+    known: bool,
 }
 
 impl Default for Link {
     fn default() -> Self {
         let backoff = Backoff { next: WAIT_FIRST };
-        Self { connection: None, ended: None, retry_at: Some(Instant::now()), backoff }
+        Self { connection: None, ended: None, retry_at: Some(Instant::now()), backoff, known: false }
     }
 }
 
@@ -109,8 +113,10 @@ impl Link {
     #[must_use]
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let connection = self.connection.as_ref()?;
-        let mut flags = if connection.connecting { PollFlags::OUT } else { PollFlags::IN };
-        flags.set(PollFlags::OUT, connection.connecting || !connection.out.is_empty());
+        let says_hello = connection.connecting && !self.known;
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, !says_hello);
+        flags.set(PollFlags::OUT, says_hello || !connection.out.is_empty());
         Some((connection.socket.as_fd(), flags))
     }
 
@@ -134,6 +140,7 @@ impl Link {
 
     /// The host has told who we are: it is a host worth calling again at once.
     pub fn proven(&mut self) {
+        self.known = true;
         self.backoff.next = Duration::ZERO;
     }
 
@@ -168,13 +175,16 @@ impl Link {
     pub fn drive(&mut self, ready: PollFlags) -> Result<Vec<FromHost>, LinkError> {
         let Some(connection) = self.connection.as_mut() else { return Ok(Vec::new()) };
         let broken = ready.intersects(PollFlags::ERR | PollFlags::HUP);
-        if connection.connecting {
+        let became_up = connection.connecting;
+        if became_up {
             if broken {
                 let decided = rustix::net::sockopt::socket_error(&connection.socket)
                     .map_err(|e| LinkError::Connect(e.into()))?;
                 decided.map_err(|e| LinkError::Connect(e.into()))?;
             }
             connection.connecting = false;
+        }
+        if became_up && !self.known {
             let agent = env!("CARGO_PKG_VERSION").to_owned();
             self.send(&FromAgent::Hello { abi: patina_abi::ABI, agent })?;
             return Ok(Vec::new());

@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -108,6 +109,7 @@ pub struct Fixture {
     pub applied: Arc<Mutex<Vec<Identity>>>,
     pub said: Arc<Mutex<Vec<String>>>,
     stopped: Mutex<Option<UnixStream>>,
+    known: AtomicBool,
 }
 
 pub fn identity(vmid: u32) -> Identity {
@@ -167,7 +169,7 @@ impl Fixture {
             eprintln!("the agent ended: {error}");
             std::process::abort();
         });
-        Self { dir, host, applied, said, stopped: Mutex::new(Some(stop)) }
+        Self { dir, host, applied, said, stopped: Mutex::new(Some(stop)), known: AtomicBool::new(false) }
     }
 
     /// With [`Hold::Later`]: all processes have stopped.
@@ -202,10 +204,12 @@ impl Fixture {
         Host::new(stream)
     }
 
-    /// The link with an identity in place.
+    /// The link with an identity in place. An agent that has had one before is told unasked.
     pub fn ready(&self, vmid: u32) -> Host {
         let mut host = self.accept();
-        assert!(matches!(host.next(), FromAgent::Hello { abi: patina_abi::ABI, .. }));
+        if !self.known.swap(true, Ordering::Relaxed) {
+            assert!(matches!(host.next(), FromAgent::Hello { abi: patina_abi::ABI, .. }));
+        }
         host.say(&FromHost::Identity(identity(vmid)));
         assert_eq!(host.next(), FromAgent::Ready);
         host

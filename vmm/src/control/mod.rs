@@ -7,6 +7,7 @@
 //! - [`session`]: what is said, as pure logic: identity, ready, requests and replies, preparing for a freeze.
 //! - [`fresh`]: the clock and the randomness that it needs.
 //! - [`opening`]: the first line of a connection and its answer.
+//! - [`vm`]: what it needs of the VM around it.
 //! - [`server`]: the sockets around it.
 
 pub mod fresh;
@@ -15,3 +16,4 @@ pub mod mailbox;
 pub mod opening;
 pub mod server;
 pub mod session;
+pub mod vm;

@@ -6,6 +6,7 @@ use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
 use super::opening::{answer, read_open};
 use super::session::{Effect, Session};
+use super::vm::{Doors, FreezeOutcome, Freezer, StartOutcome};
 use crate::api::control::{FromVmm, Open, Opened, Prepare, State};
 use crate::api::end::{End, EndKind};
 use crate::note::note;
@@ -17,50 +18,6 @@ use std::time::Instant;
 
 /// Most connections that have not said yet what they are for; one more is closed at once.
 const OPENING_MAX: usize = 16;
-
-/// Where connections go that are not for the control thread itself. Each answers with an [`Opened`] line.
-pub trait Doors {
-    /// The guest has its identity: its network may be used from now on.
-    fn ready(&self);
-    /// To a vsock port of the guest.
-    fn dial(&self, port: u32, stream: UnixStream);
-    /// To the serial console.
-    fn console(&self, stream: UnixStream);
-}
-
-/// What became of a freeze.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FreezeOutcome {
-    /// The generation is with whoever asked, and the VM goes on.
-    Frozen,
-    /// There is no generation, and the VM goes on; whoever asked was told why.
-    Refused,
-    /// The VM cannot go on.
-    Ended(End),
-}
-
-/// What became of a start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StartOutcome {
-    /// The VM runs; whoever asked was told.
-    Started,
-    /// It is not warm; whoever asked was told.
-    Refused,
-    /// It can never run.
-    Ended(End),
-}
-
-/// What the control thread works on.
-pub trait Freezer {
-    /// Freezes the VM and sends the generation with the answer on `stream`.
-    fn freeze(&mut self, stream: UnixStream) -> FreezeOutcome;
-    /// Starts a warm VM from what came with the call, and answers on `stream`.
-    fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome;
-    /// The agent is ready.
-    fn ready(&mut self);
-    /// Sends the pages that the VM wrote until then, with the answer on `stream`.
-    fn touched(&mut self, stream: UnixStream);
-}
 
 /// The control thread.
 pub struct Server<D> {
@@ -137,7 +94,7 @@ impl<D: Doors> Server<D> {
                 self.accept();
             }
             if ready.inbox {
-                end = end.or(self.serve_inbox());
+                end = end.or(self.serve_inbox(machine));
             }
             if let Some(end) = end {
                 return Ok(end);
@@ -243,7 +200,7 @@ impl<D: Doors> Server<D> {
         let started = Instant::now();
         match machine.start(descriptors, stream) {
             StartOutcome::Started => {
-                self.session.set_ticket(ticket);
+                self.session.started(ticket);
                 (self.started, self.state) = (started, State::Booting);
                 self.tell_state();
                 None
@@ -346,7 +303,7 @@ impl<D: Doors> Server<D> {
         None
     }
 
-    fn serve_inbox(&mut self) -> Option<End> {
+    fn serve_inbox(&mut self, machine: &mut impl Freezer) -> Option<End> {
         let mut end = None;
         for event in self.inbox.take() {
             match event {
@@ -354,6 +311,8 @@ impl<D: Doors> Server<D> {
                 Event::Link(stream) => {
                     self.lose_link("a new one replaces it");
                     self.link = Lines::new(stream).ok();
+                    let identity = self.session.link_opened(fresh);
+                    end = end.or(self.carry_out(identity.into_iter().collect(), machine));
                 }
             }
         }
@@ -376,6 +335,7 @@ impl<D: Doors> Server<D> {
                 Effect::ToVmmd(message) => self.tell(&message),
                 Effect::Ready => {
                     self.doors.ready();
+                    machine.ready();
                     let after = self.started.elapsed().as_micros();
                     self.state = State::Ready { after_us: u64::try_from(after).unwrap_or(u64::MAX) };
                     self.tell_state();

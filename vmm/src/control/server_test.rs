@@ -26,6 +26,7 @@ impl Doors for Echo {
 #[derive(Default)]
 struct Icebox {
     freezes: u64,
+    readies: u64,
 }
 
 impl Freezer for Icebox {
@@ -44,10 +45,12 @@ impl Freezer for Icebox {
         StartOutcome::Started
     }
 
-    fn ready(&mut self) {}
+    fn ready(&mut self) {
+        self.readies += 1;
+    }
 
     fn touched(&mut self, stream: UnixStream) {
-        answer(&stream, &Opened::Ok);
+        answer(&stream, &Opened::Error(format!("ready {} times", self.readies)));
     }
 }
 
@@ -279,6 +282,40 @@ fn an_agent_that_prepares_unasked_loses_its_link() {
     let vmm = vmm();
     let mut agent = Peer::agent(&vmm);
     agent.say(PREPARED);
+    assert_eq!(agent.line(), "", "closed");
+    vmm.end();
+}
+
+#[test]
+fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
+    let vmm = vmm();
+    let connect = || {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        assert!(vmm.mailbox.send_link(ours));
+        Peer::new(theirs)
+    };
+    assert!(Peer::open(&vmm, r#"{"start":{"ticket":"t"}}"#).line().contains("started"));
+    let mut agent = connect();
+    let identity = agent.line();
+    assert!(identity.starts_with(r#"{"t":"identity""#) && identity.contains(r#""ticket":"t""#), "{identity}");
+    let touched = r#""touched""#;
+    assert_eq!(Peer::open(&vmm, touched).line(), r#"{"error":"ready 0 times"}"#);
+    let mut vmmd = Peer::open(&vmm, r#""control""#);
+    vmmd.line();
+    vmmd.line();
+    agent.say(r#"{"t":"ready"}"#);
+    assert!(vmmd.line().contains("ready"));
+    assert_eq!(Peer::open(&vmm, touched).line(), r#"{"error":"ready 1 times"}"#);
+    // Its next link, and one of an agent that has been started again: a hello needs no answer.
+    let mut agent = connect();
+    assert!(agent.line().starts_with(r#"{"t":"identity""#));
+    agent.say(&hello());
+    agent.say(r#"{"t":"request","id":3,"verb":"list"}"#);
+    assert!(vmmd.line().contains(r#""verb":"list""#));
+    vmmd.say(r#"{"t":"guest_reply","id":1,"ok":[]}"#);
+    assert_eq!(agent.line(), r#"{"t":"reply","id":3,"ok":[]}"#);
+    // One that speaks another language is not kept.
+    agent.say(r#"{"t":"hello","abi":99,"agent":"x"}"#);
     assert_eq!(agent.line(), "", "closed");
     vmm.end();
 }

@@ -75,6 +75,9 @@ enum Preparation {
 #[derive(Debug)]
 pub struct Session {
     identity: Identity,
+    /// The agent has said hello before, here or in the VM that this one is a clone of: it waits for its identity.
+    known: bool,
+    /// The link's agent is known to speak our language.
     greeted: bool,
     ready: bool,
     preparation: Preparation,
@@ -89,6 +92,7 @@ impl Session {
     pub fn new(identity: Identity) -> Self {
         Self {
             identity,
+            known: false,
             greeted: false,
             ready: false,
             preparation: Preparation::Idle,
@@ -97,12 +101,23 @@ impl Session {
         }
     }
 
-    /// The ticket that the VM is made under.
-    pub fn set_ticket(&mut self, ticket: String) {
+    /// The VM begins as a clone, made under this ticket.
+    pub fn started(&mut self, ticket: String) {
         self.identity.ticket = ticket;
+        self.known = true;
     }
 
-    /// The link is gone, or a new one replaces it. Returns what to tell who waits for a freeze.
+    /// The agent has connected; what to tell it.
+    pub fn link_opened(&mut self, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
+        self.greeted = self.known;
+        self.known.then(|| self.tell_identity(fresh()))
+    }
+
+    fn tell_identity(&self, Fresh { clock_ns, seed }: Fresh) -> Effect {
+        Effect::ToAgent(FromHost::Identity(Identity { clock_ns, seed, ..self.identity.clone() }))
+    }
+
+    /// The link is gone, or a new one is about to replace it. Returns what to tell who waits for a freeze.
     pub fn link_lost(&mut self) -> Option<String> {
         self.greeted = false;
         self.pending.clear();
@@ -141,14 +156,12 @@ impl Session {
             }
         };
         match message {
-            FromAgent::Hello { abi, agent: _ } if abi == ABI => {
+            // It has been told as it connected.
+            FromAgent::Hello { abi: ABI, .. } if self.greeted => Vec::new(),
+            FromAgent::Hello { abi: ABI, .. } => {
+                self.known = true;
                 self.greeted = true;
-                let Fresh { clock_ns, seed } = fresh();
-                vec![Effect::ToAgent(FromHost::Identity(Identity {
-                    clock_ns,
-                    seed,
-                    ..self.identity.clone()
-                }))]
+                vec![self.tell_identity(fresh())]
             }
             FromAgent::Hello { abi, agent } => vec![Effect::DropLink(format!(
                 "agent {agent:.32} speaks ABI {abi}, this host speaks {ABI}: rebuild the image"

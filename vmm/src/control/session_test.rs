@@ -129,3 +129,18 @@ fn an_agent_that_prepares_for_nobody_is_told_to_go_on() {
         session.prepare(false).expect("asked again");
     }
 }
+
+#[test]
+fn the_first_link_of_a_vm_that_boots_waits_for_hello_and_later_ones_do_not() {
+    let fresh = || Fresh { clock_ns: 9, seed: "cd".into() };
+    let told = |effect: Option<Effect>| matches!(effect, Some(Effect::ToAgent(FromHost::Identity(i))) if i.clock_ns == 9);
+    let mut session = session();
+    assert_eq!(session.link_opened(fresh), None);
+    assert!(matches!(&say(&mut session, json!({"t": "ready"}))[..], [Effect::DropLink(_)]));
+    let mut session = greeted();
+    session.link_lost();
+    assert!(told(session.link_opened(fresh)));
+    assert_eq!(say(&mut session, json!({"t": "ready"})), [Effect::Ready]);
+    // An agent that says hello on the same link twice hears nothing new.
+    assert_eq!(say(&mut session, json!({"t": "hello", "abi": ABI, "agent": "1"})), []);
+}

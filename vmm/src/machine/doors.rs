@@ -8,7 +8,7 @@ use crate::api::control::Opened;
 use crate::api::end::{End, EndKind};
 use crate::control::mailbox::Mailbox;
 use crate::control::opening::answer;
-use crate::control::server::{Doors, FreezeOutcome, Freezer, StartOutcome};
+use crate::control::vm::{Doors, FreezeOutcome, Freezer, StartOutcome};
 use crate::devices::console::Console;
 use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
