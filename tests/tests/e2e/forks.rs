@@ -100,7 +100,7 @@ fn ticket(family: &Family<'_>) -> Outcome {
     require(clones.len() == 2, format!("{clones:?}"))?;
     let again = parent.exec(&["gc", "clone", &ticket])?;
     require(again.code != 0 && again.errors().contains("used"), format!("{again:?}"))?;
-    let much = parent.exec(&["gc", "rt", "100000", "100000", "1", "100"])?;
+    let much = parent.exec(&["gc", "rt", "256", "256", "1", "100"])?;
     require(much.code == 16 && much.text().is_empty(), format!("{much:?}"))
 }
 
