@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{Fixture, Hold, Host, Program, identity, watch_process};
+use common::{Fixture, Hold, Host, Program, identity, wait_for_end, watch_process};
 use patina_abi::link::{Answer, CallError, FromAgent, FromHost};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -176,10 +177,14 @@ fn a_hook_that_does_not_end_is_killed_with_all_it_started() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.starts_with("pre-clone: killed as it had not ended after "), "{message}");
     let numbers = message.rsplit(": ").next().unwrap();
-    for number in numbers.split_whitespace() {
-        // It is reaped, or waits for that.
-        let state = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or("gone) Z".into());
-        assert!(state.contains(") Z") || state.contains(") X"), "{state}");
+    let pids: Vec<_> = numbers.split_whitespace().filter_map(|n| Pid::from_raw(n.parse().unwrap())).collect();
+    assert_eq!(pids.len(), 2, "{message}");
+    for pid in pids {
+        // It is killed, and may not know yet.
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => wait_for_end(&process),
+            Err(error) => assert_eq!(error.raw_os_error(), libc::ESRCH),
+        }
     }
 }
 
@@ -440,7 +445,7 @@ fn sessions_of_a_parent_stand_still_and_go_on() {
     let (_program, id) = asked(&fixture, &mut host);
     drop(gone);
     host.say(&refusal(id, 11, "not now"));
-    common::wait_for_end(&process);
+    wait_for_end(&process);
     let mut quick = quick;
     assert_eq!(quick.finish().exit.code, Some(0));
 }

@@ -31,35 +31,41 @@ const ID_BYTES: usize = 48;
 /// Where it is in `struct inet_diag_msg`, and where the own address is in it.
 const ID_AT: usize = 4;
 const SOURCE_AT: usize = 4;
-/// The kernel's lists come in pieces of up to so many bytes.
-const PIECE_BYTES: usize = 32 * 1024;
+/// The kernel's lists come in pieces of up to so many bytes, or as many as one takes.
+const PIECE_BYTES: usize = 8 * 1024;
 
 /// A socket for such questions.
 #[derive(Debug)]
-pub struct Connections(OwnedFd);
+pub struct Connections {
+    socket: OwnedFd,
+    /// The families that the kernel has.
+    families: Vec<u8>,
+    /// Room for a piece, made before there are clones: in each of them it would be page faults.
+    piece: Box<[u8]>,
+}
 
 impl Connections {
     /// Opens the socket; none where the kernel has no such.
     #[must_use]
     pub fn open() -> Option<Self> {
-        let flags = SocketFlags::CLOEXEC;
-        let protocol = Some(netlink::SOCK_DIAG);
-        socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol).ok().map(Self)
+        let open = |family, kind, protocol| socket_with(family, kind, SocketFlags::CLOEXEC, protocol).ok();
+        let socket = open(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::SOCK_DIAG))?;
+        let has_ipv6 = open(AddressFamily::INET6, SocketType::DGRAM, None).is_some();
+        let families = [AF_INET].into_iter().chain(has_ipv6.then_some(AF_INET6)).collect();
+        Some(Self { socket, families, piece: vec![0; PIECE_BYTES].into() })
     }
 
     /// Ends all connections whose own address is this one; how many they were.
     ///
     /// # Errors
     /// The kernel cannot list or end them.
-    pub fn end_those_of(&self, address: Ipv4Addr) -> Result<usize, Errno> {
+    pub fn end_those_of(&mut self, address: Ipv4Addr) -> Result<usize, Errno> {
         let mapped: Ipv6Addr = address.to_ipv6_mapped();
         let mut ended = 0;
-        for (family, source) in [(AF_INET, &address.octets()[..]), (AF_INET6, &mapped.octets()[..])] {
-            let ids = match self.list(family, source) {
-                // A kernel without that family.
-                Err(Errno::NOENT) => continue,
-                other => other?,
-            };
+        for family in self.families.clone() {
+            let (v4, v6) = (address.octets(), mapped.octets());
+            let source = if family == AF_INET { &v4[..] } else { &v6 };
+            let ids = self.list(family, source)?;
             for id in &ids {
                 self.say(SOCK_DESTROY, REQUEST, family, id)?;
             }
@@ -77,17 +83,16 @@ impl Connections {
         message.extend([family, IPPROTO_TCP, 0, 0]);
         message.extend(STATES.to_ne_bytes());
         message.extend(id);
-        send(&self.0, &message, SendFlags::empty()).map(|_| ())
+        send(&self.socket, &message, SendFlags::empty()).map(|_| ())
     }
 
     /// The ids of a family's connections from this address.
-    fn list(&self, family: u8, source: &[u8]) -> Result<Vec<[u8; ID_BYTES]>, Errno> {
+    fn list(&mut self, family: u8, source: &[u8]) -> Result<Vec<[u8; ID_BYTES]>, Errno> {
         self.say(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, family, &[0; ID_BYTES])?;
         let mut found = Vec::new();
-        let mut piece = vec![0; PIECE_BYTES];
         loop {
-            let (_, length) = recv(&self.0, &mut piece[..], RecvFlags::empty())?;
-            let mut rest = piece.get(..length).unwrap_or(&piece);
+            let (_, length) = recv(&self.socket, &mut self.piece[..], RecvFlags::empty())?;
+            let mut rest = self.piece.get(..length).unwrap_or_default();
             while let Some((kind, body, next)) = message(rest) {
                 rest = next;
                 match kind {
@@ -145,7 +150,7 @@ mod tests {
         };
         let (mut stale, mut other) = (connect([127, 0, 0, 77]), connect([127, 0, 0, 78]));
         let accepted = [listener.accept().unwrap(), listener.accept().unwrap()];
-        let connections = Connections::open().unwrap();
+        let mut connections = Connections::open().unwrap();
         match connections.end_those_of(Ipv4Addr::new(127, 0, 0, 77)) {
             Ok(count) => assert_eq!(count, 1),
             Err(error) => panic!("{error}"),

@@ -124,7 +124,7 @@ impl Machine for Guest {
         }
         if is_clone {
             failed.extend(self.marks.renew());
-            if let (Some(connections), Some(stale)) = (&self.connections, self.stale.take())
+            if let (Some(connections), Some(stale)) = (&mut self.connections, self.stale.take())
                 && let Err(error) = connections.end_those_of(stale)
             {
                 failed.push(ApplyError { step: "end the parent's connections", source: error.into() });
