@@ -24,12 +24,18 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 use uuid::Uuid;
 pub use vm::VmDir;
 
 /// Longest file that is read, bytes.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// How long a child of a `vmmd` that is gone may take to become a vmm.
+const CHILD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a file's write must survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,7 +253,7 @@ fn create_dir(path: &Path, parents: bool) -> Result<(), StoreError> {
 fn lock(state: &Path) -> Result<File, StoreError> {
     let path = state.join("lock");
     let failed = |source| StoreError::OpenLock { path: path.clone(), source };
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -255,18 +261,32 @@ fn lock(state: &Path) -> Result<File, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
+    let mut file = match file.try_lock() {
+        Ok(()) => file,
         Err(TryLockError::WouldBlock) => {
             let mut pid = String::new();
-            let pid = file.take(20).read_to_string(&mut pid).is_ok().then(|| pid.trim().to_owned());
+            let pid = (&file).take(20).read_to_string(&mut pid).is_ok().then(|| pid.trim().to_owned());
             let pid = pid.filter(|pid| !pid.is_empty());
-            return Err(StoreError::Locked { path: state.to_owned(), pid });
+            let left = if is_gone(pid.as_deref()) { wait_for_child(file).map_err(failed)? } else { None };
+            left.ok_or_else(|| StoreError::Locked { path: state.to_owned(), pid })?
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
-    }
+    };
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
     Ok(file)
+}
+
+fn is_gone(pid: Option<&str>) -> bool {
+    let stat = |pid| fs::read_to_string(format!("/proc/{pid}/stat"));
+    pid.is_some_and(|pid| stat(pid).is_ok_and(|stat| stat.contains(") Z ")) || stat(pid).is_err())
+}
+
+/// A `vmmd` that was killed as it started a vmm leaves the lock to its child, until that is a vmm. None: it stays a child.
+fn wait_for_child(file: File) -> io::Result<Option<File>> {
+    let (sender, locked) = mpsc::channel();
+    // Waiting for a lock has no end of its own. When nobody waits any more, the program ends, and the thread with it.
+    thread::Builder::new().spawn(move || sender.send(file.lock().map(|()| file)).is_ok())?;
+    locked.recv_timeout(CHILD_PATIENCE).ok().transpose()
 }
 
 /// Writes a value as [`write_whole`] does.

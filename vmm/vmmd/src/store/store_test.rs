@@ -99,6 +99,27 @@ fn one_vmmd_owns_a_state_folder() {
 }
 
 #[test]
+fn the_lock_of_a_vmmd_that_was_killed_passes_on_when_its_child_is_a_vmm() {
+    let (_folder, state) = state();
+    let (path, file) = (state.path().to_owned(), state.path().join("lock"));
+    drop(state);
+    // A process that is gone, and somebody who still holds its lock.
+    let mut gone = std::process::Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    fs::write(&file, format!("{}\n", gone.id())).unwrap();
+    let child = File::open(&file).unwrap();
+    child.lock().unwrap();
+    let next = thread::spawn(move || StateDir::open(&path).map(|state| state.path().to_owned()));
+    let inode = format!(":{} ", std::os::unix::fs::MetadataExt::ino(&child.metadata().unwrap()));
+    let waits = |line: &str| line.contains("-> FLOCK") && line.contains(&inode);
+    while !fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
+        thread::yield_now();
+    }
+    drop(child);
+    assert!(next.join().unwrap().is_ok());
+}
+
+#[test]
 fn a_folder_is_made_once_and_deleting_twice_is_fine() {
     let (_folder, state) = state();
     let dir = state.create_vm("a").unwrap();
