@@ -1,12 +1,12 @@
 //! The command's quick answers: right, and as cheap as README.md says.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#![allow(unsafe_code, reason = "traces the command's system calls")]
 
+mod common;
+
+use common::trace::trace;
 use patina_abi::local::IDENTITY_FILE;
-use rustix::process::{Pid, WaitOptions, waitpid};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 const SYS_OPEN: u64 = 2;
@@ -71,54 +71,14 @@ fn other_verbs_go_the_long_way() {
 
 /// Runs a command that ends as gc, and counts what gc asks of the kernel. A debug build is linked
 /// dynamically: its loader comes first and opens nothing with open(2), which is gc's own first call.
-#[allow(clippy::zombie_processes, reason = "waitpid reaps it")]
 fn count_syscalls(command: &mut Command) -> Vec<u64> {
-    // SAFETY: the closure runs in the child before exec and makes one system call.
-    unsafe {
-        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
-    let child = command.stdout(Stdio::null()).spawn().unwrap();
-    let pid = Pid::from_child(&child);
     let mut calls = Vec::new();
-    while let Some((_, status)) = waitpid(Some(pid), WaitOptions::empty()).unwrap() {
-        let Some(signal) = status.stopping_signal() else { break };
-        if signal == libc::SIGTRAP | 0x80 {
-            match entered_syscall(pid) {
-                Some(SYS_EXECVE) => calls.clear(),
-                Some(call) if call == SYS_OPEN || !calls.is_empty() => calls.push(call),
-                _ => {}
-            }
-        }
-        go_on(pid, if signal & 0x7f == libc::SIGTRAP { 0 } else { signal });
-    }
+    trace(command.stdout(Stdio::null()), |_, call| match call {
+        SYS_EXECVE => calls.clear(),
+        _ if call == SYS_OPEN || !calls.is_empty() => calls.push(call),
+        _ => {}
+    });
     calls
-}
-
-/// The system call at whose entry the process stands.
-fn entered_syscall(pid: Pid) -> Option<u64> {
-    // SAFETY: the process is stopped and ours; the kernel fills at most the structure's size, whose parts
-    // are integers; an entry's fields are valid when it says that it is one.
-    unsafe {
-        let mut info: libc::ptrace_syscall_info = std::mem::zeroed();
-        let request = libc::PTRACE_GET_SYSCALL_INFO;
-        let size = size_of::<libc::ptrace_syscall_info>();
-        assert!(libc::ptrace(request, pid.as_raw_nonzero().get(), size, &raw mut info) > 0);
-        (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(info.u.entry.nr)
-    }
-}
-
-/// Lets the process run to its next system call.
-fn go_on(pid: Pid, signal: i32) {
-    let options = libc::c_long::from(libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL);
-    // SAFETY: the process is stopped and ours; both calls take integers.
-    unsafe {
-        let pid = pid.as_raw_nonzero().get();
-        assert_eq!(libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options), 0);
-        assert_eq!(libc::ptrace(libc::PTRACE_SYSCALL, pid, 0, libc::c_long::from(signal)), 0);
-    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod cgroup;
+pub mod trace;
 
 use guest_agent::agent::{Agent, Settings};
 use guest_agent::machine::{ApplyError, Machine};
@@ -252,7 +253,7 @@ pub struct Host {
 }
 
 impl Host {
-    fn new(stream: UnixStream) -> Self {
+    pub fn new(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { stream: BufReader::new(stream) }
     }
@@ -296,7 +297,7 @@ pub struct Program {
 }
 
 impl Program {
-    fn new(path: &Path) -> Self {
+    pub fn new(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { stream: BufReader::new(stream) }
