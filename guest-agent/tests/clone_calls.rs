@@ -11,6 +11,7 @@ use guest_agent::machine::{ApplyError, Machine};
 use patina_abi::link::{FromAgent, FromHost, Identity};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ impl Machine for Quiet {
         stream.set_nonblocking(true)?;
         Ok(stream.into())
     }
-    fn prepare_to_connect(&mut self) {}
+    fn expect_freeze(&mut self, _: Ipv4Addr) {}
     fn apply(&mut self, _: &Identity, _: Option<&Identity>) -> Vec<ApplyError> {
         Vec::new()
     }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 const NLMSG_ERROR: u16 = 2;
@@ -55,17 +55,27 @@ impl Connections {
         Some(Self { socket, families, piece: vec![0; PIECE_BYTES].into() })
     }
 
+    /// Whether there is a connection whose own address is this one.
+    ///
+    /// # Errors
+    /// The kernel cannot list them.
+    pub fn has_those_of(&mut self, address: Ipv4Addr) -> Result<bool, Errno> {
+        for family in self.families.clone() {
+            if !self.list(family, address)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Ends all connections whose own address is this one; how many they were.
     ///
     /// # Errors
     /// The kernel cannot list or end them.
     pub fn end_those_of(&mut self, address: Ipv4Addr) -> Result<usize, Errno> {
-        let mapped: Ipv6Addr = address.to_ipv6_mapped();
         let mut ended = 0;
         for family in self.families.clone() {
-            let (v4, v6) = (address.octets(), mapped.octets());
-            let source = if family == AF_INET { &v4[..] } else { &v6 };
-            let ids = self.list(family, source)?;
+            let ids = self.list(family, address)?;
             for id in &ids {
                 self.say(SOCK_DESTROY, REQUEST, family, id)?;
             }
@@ -87,7 +97,9 @@ impl Connections {
     }
 
     /// The ids of a family's connections from this address.
-    fn list(&mut self, family: u8, source: &[u8]) -> Result<Vec<[u8; ID_BYTES]>, Errno> {
+    fn list(&mut self, family: u8, address: Ipv4Addr) -> Result<Vec<[u8; ID_BYTES]>, Errno> {
+        let (v4, v6) = (address.octets(), address.to_ipv6_mapped().octets());
+        let source = if family == AF_INET { &v4[..] } else { &v6 };
         self.say(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, family, &[0; ID_BYTES])?;
         let mut found = Vec::new();
         loop {
@@ -151,12 +163,13 @@ mod tests {
         let (mut stale, mut other) = (connect([127, 0, 0, 77]), connect([127, 0, 0, 78]));
         let accepted = [listener.accept().unwrap(), listener.accept().unwrap()];
         let mut connections = Connections::open().unwrap();
-        match connections.end_those_of(Ipv4Addr::new(127, 0, 0, 77)) {
-            Ok(count) => assert_eq!(count, 1),
-            Err(error) => panic!("{error}"),
-        }
+        let address = Ipv4Addr::new(127, 0, 0, 77);
+        assert_eq!(connections.has_those_of(address), Ok(true));
+        assert_eq!(connections.has_those_of(Ipv4Addr::new(127, 0, 0, 76)), Ok(false));
+        assert_eq!(connections.end_those_of(address), Ok(1));
         assert_eq!(stale.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
-        assert_eq!(connections.end_those_of(Ipv4Addr::new(127, 0, 0, 77)), Ok(0));
+        assert_eq!(connections.has_those_of(address), Ok(false));
+        assert_eq!(connections.end_those_of(address), Ok(0));
         drop(accepted);
         assert_eq!(other.read(&mut [0]).unwrap(), 0, "its peer has closed it, nobody else");
     }

@@ -42,6 +42,13 @@ fn wait() -> (Pid, i32) {
     (Pid::from_raw(pid).expect("a child"), status)
 }
 
+/// Whether it worked; not with a process that has been killed in the meantime, of whose end `wait` tells.
+fn worked(result: libc::c_long) -> bool {
+    let error = std::io::Error::last_os_error();
+    assert!(result >= 0 || error.raw_os_error() == Some(libc::ESRCH), "{error}");
+    result >= 0
+}
+
 /// The system call at whose entry the process stands.
 fn entered_syscall(pid: Pid) -> Option<u64> {
     // SAFETY: the process is stopped and ours; the kernel fills at most the structure's size, whose parts
@@ -50,8 +57,8 @@ fn entered_syscall(pid: Pid) -> Option<u64> {
         let mut info: libc::ptrace_syscall_info = std::mem::zeroed();
         let request = libc::PTRACE_GET_SYSCALL_INFO;
         let size = size_of::<libc::ptrace_syscall_info>();
-        assert!(libc::ptrace(request, pid.as_raw_nonzero().get(), size, &raw mut info) > 0);
-        (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(info.u.entry.nr)
+        let is_there = worked(libc::ptrace(request, pid.as_raw_nonzero().get(), size, &raw mut info));
+        (is_there && info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(info.u.entry.nr)
     }
 }
 
@@ -59,10 +66,11 @@ fn entered_syscall(pid: Pid) -> Option<u64> {
 fn go_on(pid: Pid, signal: i32) {
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACECLONE;
     let options = libc::c_long::from(options);
+    let pid = pid.as_raw_nonzero().get();
     // SAFETY: the process is stopped and ours; both calls take integers.
     unsafe {
-        let pid = pid.as_raw_nonzero().get();
-        assert_eq!(libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options), 0);
-        assert_eq!(libc::ptrace(libc::PTRACE_SYSCALL, pid, 0, libc::c_long::from(signal)), 0);
+        if worked(libc::ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options)) {
+            worked(libc::ptrace(libc::PTRACE_SYSCALL, pid, 0, libc::c_long::from(signal)));
+        }
     }
 }

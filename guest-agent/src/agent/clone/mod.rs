@@ -250,7 +250,9 @@ impl<M: Machine> Agent<M> {
     /// The machine may be frozen from here on: what a clone will need is made now.
     fn expect_freeze(&mut self) {
         self.cloning.until = Some(Instant::now() + self.settings.host_limit);
-        self.machine.prepare_to_connect();
+        if let Some(identity) = &self.identity {
+            self.machine.expect_freeze(identity.ip);
+        }
     }
 
     fn answer_for(&self, outcome: Outcome) -> Answer {
