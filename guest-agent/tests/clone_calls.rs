@@ -92,8 +92,8 @@ fn settle(calls: &Mutex<Vec<(Pid, u64)>>) -> usize {
     }
 }
 
-/// Makes the agent a clone; the number of its calls before that.
-fn clone_it(dir: &Path, host: &UnixListener, calls: &Mutex<Vec<(Pid, u64)>>) -> usize {
+/// Makes the agent a clone; the calls that this takes.
+fn clone_it(dir: &Path, host: &UnixListener, calls: &Mutex<Vec<(Pid, u64)>>) -> Vec<(Pid, u64)> {
     let mut link = Host::new(host.accept().unwrap().0);
     assert!(matches!(link.next(), FromAgent::Hello { .. }));
     link.say(&FromHost::Identity(identity(0)));
@@ -108,7 +108,8 @@ fn clone_it(dir: &Path, host: &UnixListener, calls: &Mutex<Vec<(Pid, u64)>>) -> 
     assert_eq!(link.next(), FromAgent::Ready);
     assert!(program.line().contains("\"vmid\":7"));
     settle(calls);
-    before
+    // Now, as the closing of these connections is the next thing that it hears of.
+    calls.lock().unwrap().split_off(before)
 }
 
 #[test]
@@ -118,8 +119,7 @@ fn a_clone_is_ready_after_few_system_calls() {
     let calls = Arc::new(Mutex::new(Vec::new()));
     let (path, seen) = (dir.path().to_owned(), Arc::clone(&calls));
     let player = std::thread::spawn(move || {
-        let before = clone_it(&path, &host, &seen);
-        let mut calls = seen.lock().unwrap().split_off(before);
+        let mut calls = clone_it(&path, &host, &seen);
         // The last is the agent's wait for what comes next.
         let (agent, _) = calls.pop().unwrap();
         // The harness has a thread of its own, and a debug build of the standard library looks at a descriptor before it closes it.
