@@ -11,7 +11,7 @@
 //!                                     the same vmid: the parent ─▶ idle
 //! ```
 //!
-//! One at a time: other calls wait in line, another `prepare` is refused. What is held is released on every way out: a
+//! One at a time: other calls wait in line, and so does a `prepare` that comes while one finishes; any other is refused. What is held is released on every way out: a
 //! property test tries them all.
 
 use super::action::{Action, BUSY, CANCELED, Call, Hook, Outcome, Role, TIMED_OUT};
@@ -55,6 +55,8 @@ struct Current {
 pub struct Plan {
     current: Option<Current>,
     waiting: VecDeque<Call>,
+    /// The host wants the next clone, while this one is past all that could disturb it.
+    prepare_waits: Option<bool>,
 }
 
 impl Plan {
@@ -108,6 +110,10 @@ impl Plan {
 
     /// The host asks.
     pub fn prepare(&mut self, hold: bool) -> Vec<Action> {
+        if matches!(self.phase(), Some(Phase::Finishing { .. })) {
+            self.prepare_waits = Some(hold);
+            return Vec::new();
+        }
         if self.is_busy() {
             let text = "clone: the guest has a clone of its own under way; try again when that one has ended";
             return vec![Action::Prepared(refuse(BUSY, text))];
@@ -116,6 +122,11 @@ impl Plan {
     }
 
     fn next(&mut self) -> Vec<Action> {
+        if !self.is_busy()
+            && let Some(hold) = self.prepare_waits.take()
+        {
+            return self.start(Asker::Host, CloneArgs::default(), hold);
+        }
         match self.waiting.pop_front() {
             Some(call) if !self.is_busy() => self.start(Asker::Program(call.client), call.args, call.hold),
             Some(call) => {
@@ -223,6 +234,7 @@ impl Plan {
 
     /// The link to the host broke.
     pub fn link_lost(&mut self) -> Vec<Action> {
+        self.prepare_waits = None;
         let Some(current) = &mut self.current else { return Vec::new() };
         match (current.phase, &current.asker) {
             (Phase::Asked, _) => {

@@ -290,3 +290,14 @@ fn check(
     }
     Ok(())
 }
+
+#[test]
+fn the_host_need_not_wait_for_the_end_of_a_hook_to_ask_again() {
+    let mut plan = Plan::default();
+    plan.prepare(false);
+    plan.hook_ended(Ok(()));
+    assert_eq!(plan.resumed(true), [run(Hook::Post(Role::Parent))]);
+    assert_eq!(plan.prepare(false), []);
+    assert_eq!(plan.hook_ended(Ok(())), [run(Hook::Pre)]);
+    assert_eq!(plan.hook_ended(Ok(())), [Action::Prepared(Answer::Ok(serde_json::Value::Null))]);
+}

@@ -126,6 +126,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Touched(_) => (Code::Internal, "NO_MEMORY"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
         Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
+        Error::Silent { .. } => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),
         Error::Stopping => (Code::Unavailable, "VMMD_STOPS"),
         Error::Unkillable(_) => (Code::Internal, "VM_DOES_NOT_END"),
         Error::Store(_) => (Code::Internal, "STATE_FAILED"),

@@ -158,6 +158,16 @@ pub enum Error {
         #[source]
         source: LinkError,
     },
+    /// The guest's agent does not prepare, and does not say why.
+    #[error(
+        "clone VM {name:?}: the guest's agent does not answer in {patience:?}; does gc-agent run there (`vmctl console {name}`)? The VM is as it was"
+    )]
+    Silent {
+        /// The VM.
+        name: String,
+        /// How long it was waited for.
+        patience: std::time::Duration,
+    },
     /// A process takes SIGKILL and stays.
     #[error("kill VM {0:?}: its process does not go away; the host's kernel log may tell why")]
     Unkillable(String),
