@@ -11,7 +11,6 @@ use guest_agent::machine::{ApplyError, Machine};
 use patina_abi::link::{FromAgent, FromHost, Identity};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -33,7 +32,7 @@ impl Machine for Quiet {
         stream.set_nonblocking(true)?;
         Ok(stream.into())
     }
-    fn expect_freeze(&mut self, _: Ipv4Addr) {}
+    fn prepare_to_connect(&mut self) {}
     fn apply(&mut self, _: &Identity, _: Option<&Identity>) -> Vec<ApplyError> {
         Vec::new()
     }

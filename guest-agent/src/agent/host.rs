@@ -94,6 +94,8 @@ impl<M: Machine> Agent<M> {
             self.write_hosts(&identity, change);
         } else if change.is_new {
             self.machine.say(&format!("vmid {} {} ready", identity.vmid, identity.ip));
+            // So that nobody waits for it when it is cloned.
+            self.machine.prepare_to_connect();
         }
         let ticket = Some(identity.ticket.clone()).filter(|ticket| !ticket.is_empty());
         self.identity = Some(identity);

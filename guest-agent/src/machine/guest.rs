@@ -33,8 +33,6 @@ pub struct Guest {
     /// For the next connection to the host.
     spare: Option<OwnedFd>,
     connections: Option<Connections>,
-    /// Whether there were some when the machine was about to be frozen.
-    has_connections: bool,
     /// The address of before, whose connections are not ours.
     stale: Option<Ipv4Addr>,
 }
@@ -50,7 +48,6 @@ impl Guest {
             network: None,
             spare: None,
             connections: Connections::open(),
-            has_connections: true,
             stale: None,
         }
     }
@@ -94,15 +91,10 @@ impl Machine for Guest {
         vsock::connect(socket, HOST_CID, LINK_PORT)
     }
 
-    fn expect_freeze(&mut self, own: Ipv4Addr) {
+    fn prepare_to_connect(&mut self) {
         if self.spare.is_none() {
             // Without one the next connection makes its own.
             self.spare = vsock::socket().ok();
-        }
-        // Asked once here instead of in each clone. One that is made in the moment until the freeze is missed; it ends when it sends, as
-        // the host answers for the address that is not this machine's.
-        if let Some(connections) = &mut self.connections {
-            self.has_connections = connections.has_those_of(own).unwrap_or(true);
         }
     }
 
@@ -133,7 +125,6 @@ impl Machine for Guest {
         if is_clone {
             failed.extend(self.marks.renew());
             if let (Some(connections), Some(stale)) = (&mut self.connections, self.stale.take())
-                && self.has_connections
                 && let Err(error) = connections.end_those_of(stale)
             {
                 failed.push(ApplyError { step: "end the parent's connections", source: error.into() });

@@ -4,7 +4,7 @@
 //! file. `/etc/machine-id` is left as it is where there is none.
 
 use super::ApplyError;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Access, CWD, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fmt::Write as _;
@@ -57,6 +57,9 @@ impl Marks {
 
     fn open_at(boot_id: &Path, machine_id: PathBuf) -> Self {
         let boot_id = rustix::fs::open(boot_id, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        if rustix::fs::access(&machine_id, Access::EXISTS).is_err() {
+            // Now the kernel remembers that. Otherwise each clone would look for it on the disk.
+        }
         Self { boot_id: boot_id.ok(), machine_id }
     }
 

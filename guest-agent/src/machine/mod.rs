@@ -14,7 +14,6 @@ pub use guest::Guest;
 
 use patina_abi::link::Identity;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// A step of an identity that did not work. The others are done all the same.
@@ -36,8 +35,8 @@ pub trait Machine {
     /// There is no way to the host.
     fn connect(&mut self) -> io::Result<OwnedFd>;
 
-    /// The machine, whose address is `own`, may be frozen from here on: does now what its clones then need not do.
-    fn expect_freeze(&mut self, own: Ipv4Addr);
+    /// Does what it can of the next [`Self::connect`] beforehand: a clone then need not.
+    fn prepare_to_connect(&mut self);
 
     /// Puts a checked identity in place: randomness, clock, name, MAC, address, route. `previous` is the one that is
     /// in place. Returns what did not work.

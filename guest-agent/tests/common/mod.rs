@@ -58,7 +58,7 @@ impl Machine for TestMachine {
         Ok(stream.into())
     }
 
-    fn expect_freeze(&mut self, _: Ipv4Addr) {}
+    fn prepare_to_connect(&mut self) {}
 
     fn apply(&mut self, identity: &Identity, _: Option<&Identity>) -> Vec<ApplyError> {
         self.applied.lock().unwrap().push(identity.clone());

@@ -250,9 +250,7 @@ impl<M: Machine> Agent<M> {
     /// The machine may be frozen from here on: what a clone will need is made now.
     fn expect_freeze(&mut self) {
         self.cloning.until = Some(Instant::now() + self.settings.host_limit);
-        if let Some(identity) = &self.identity {
-            self.machine.expect_freeze(identity.ip);
-        }
+        self.machine.prepare_to_connect();
     }
 
     fn answer_for(&self, outcome: Outcome) -> Answer {
