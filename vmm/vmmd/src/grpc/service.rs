@@ -43,6 +43,7 @@ impl Vmmd for Service {
             state_dir: self.host.state().path().display().to_string(),
             network: self.host.settings.range.to_string(),
             started_unix_ms: self.started_unix_ms,
+            warm: self.host.table.warm(),
             ..v1::Host::default()
         };
         message.set_kvm(facts.kvm);

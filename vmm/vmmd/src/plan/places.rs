@@ -51,6 +51,11 @@ impl<T> Places<T> {
         (VMID_MAX + 1).saturating_sub(self.next) + u32::try_from(more).unwrap_or(u32::MAX)
     }
 
+    /// All that is kept.
+    pub fn all(&self) -> impl Iterator<Item = &T> {
+        self.kept.values()
+    }
+
     /// How much is kept.
     #[must_use]
     pub fn kept(&self) -> usize {

@@ -201,6 +201,14 @@ impl Table {
         Ok(())
     }
 
+    /// How many warm VMs wait, of all families.
+    #[must_use]
+    pub fn warm(&self) -> u32 {
+        let inner = self.lock();
+        let made = inner.families.values().flat_map(|family| family.pool.all()).filter(|place| place.is_made());
+        u32::try_from(made.count()).unwrap_or(u32::MAX)
+    }
+
     /// Takes a warm VM out of its family's pool, if nobody has taken it.
     #[must_use]
     pub fn pull_place(&self, index: u16, uuid: Uuid, vmid: u32) -> Option<Place> {

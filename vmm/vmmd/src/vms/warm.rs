@@ -66,6 +66,12 @@ impl Place {
         self.0.recv().await.unwrap_or(Err(Error::Stopping))
     }
 
+    /// Whether it is made.
+    #[must_use]
+    pub fn is_made(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// Ends what is here, or what will be.
     pub async fn discard(self) {
         if let Ok(warm) = self.warm().await {
