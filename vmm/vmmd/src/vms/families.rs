@@ -205,7 +205,8 @@ impl Table {
     #[must_use]
     pub fn warm(&self) -> u32 {
         let inner = self.lock();
-        let made = inner.families.values().flat_map(|family| family.pool.all()).filter(|place| place.is_made());
+        let made =
+            inner.families.values().flat_map(|family| family.pool.all()).filter(|place| place.is_made());
         u32::try_from(made.count()).unwrap_or(u32::MAX)
     }
 
