@@ -4,9 +4,8 @@
 //! - [`hook`]: a hook that runs.
 //! - here: doing it.
 //!
-//! System calls of a clone between the break of its link and its ready, with other processes held: poll, connect, poll, send (hello), poll,
-//! read (identity), ioctl, ioctl (randomness), clock_settime, sethostname, send (rtnetlink), pwrite (identity's file), send (ready).
-//! What has time comes after that, and then the others go on.
+//! What a clone does until it is ready is few system calls, and of these as many as can be are made beforehand or afterwards:
+//! README.md has the list.
 
 pub mod action;
 pub mod hook;
