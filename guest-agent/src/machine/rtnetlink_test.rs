@@ -17,6 +17,7 @@ fn messages_are_as_the_kernel_reads_them() {
         lengths
     };
     assert_eq!(lengths, [16 + 16, 16 + 8 + 8, 44, 44, 44]);
+    assert_eq!(batch.bytes[32 + 16..32 + 18], [2, 32], "the address stands for itself");
     let last_three = &batch.bytes[batch.bytes.len() - 3 * 44..];
     // Prefix, table, protocol, scope, type; the destination.
     let route = |at: usize| (&last_three[at + 17..at + 24], &last_three[at + 32..at + 36]);

@@ -11,8 +11,8 @@
 //!                                     the same vmid: the parent ─▶ idle
 //! ```
 //!
-//! One at a time: other calls wait in line, and so does a `prepare` that comes while one finishes; any other is refused. What is held is released on every way out: a
-//! property test tries them all.
+//! One at a time: other calls wait in line, and so does a `prepare` that comes while one finishes; any other is refused. What is
+//! held is released on every way out: a property test tries them all.
 
 use super::action::{Action, BUSY, CANCELED, Call, Hook, Outcome, Role, TIMED_OUT};
 use crate::agent::calls::link_lost;
