@@ -3,11 +3,14 @@
 use clap::Parser;
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
-use vmmd::{daemon, options::Options};
+use vmmd::{daemon, options::Options, process::urgency::Urgency};
 
 fn main() -> ExitCode {
     let options = Options::parse();
     start_log(options.log_json);
+    if let Err(error) = Urgency::Urgent.take() {
+        tracing::warn!(%error, "clones will be slower where guests are busy: raise vmmd's priority");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("start threads: {error}")),

@@ -3,7 +3,7 @@
 //! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec.
 //! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
 //! - [`link`]: its control socket, [`rights`] lines with descriptors on it; [`generation`]: what a freeze gives.
-//! - [`stray`]: processes whose record is lost.
+//! - [`stray`]: processes whose record is lost; [`urgency`]: who runs first.
 
 pub mod generation;
 pub mod link;
@@ -11,6 +11,7 @@ pub mod rights;
 pub mod spawn;
 pub mod stray;
 pub mod sys;
+pub mod urgency;
 
 use crate::plan::lifecycle::Exit;
 use rustix::{
@@ -25,6 +26,7 @@ use std::{
     sync::OnceLock,
 };
 use tokio::io::unix::AsyncFd;
+use urgency::Urgency;
 
 /// A process, for good: numbers are used again, a number with its start time and boot is not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,15 +147,12 @@ impl Process {
         }
     }
 
-    /// Gives it, with all the threads that it has now, the same share of the processor as this program has.
-    ///
-    /// # Errors
-    /// No rights.
-    pub fn hurry(&self) -> io::Result<()> {
-        // A vmm leads a process group of its own.
-        let group = i32::try_from(self.id.pid).ok().and_then(Pid::from_raw);
-        let own = rustix::process::getpriority_process(None)?;
-        Ok(rustix::process::setpriority_pgrp(group, own)?)
+    /// Makes it, with all the threads that it has now, so urgent.
+    pub fn set_urgency(&self, urgency: Urgency) {
+        if let Err(error) = urgency.give(self.id.pid) {
+            // Without the rights all are alike: slower with many clones at once, and nothing else.
+            tracing::debug!(pid = self.id.pid, ?urgency, %error, "set the priority of a vmm");
+        }
     }
 
     /// How it went; only after [`Self::gone`].

@@ -1,6 +1,6 @@
 //! Starts one `vmm`.
 
-use super::{Process, ProcessError, sys};
+use super::{Process, ProcessError, sys, urgency::Urgency};
 use crate::store::{StoreError, VmDir};
 use patina_abi::link::Identity;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -93,8 +93,8 @@ pub struct Parts {
     pub memory_mib: u32,
     /// Who the VM is.
     pub identity: Identity,
-    /// How much less urgent it is than others (nice(2)).
-    pub nice: i32,
+    /// How urgent the process is.
+    pub urgency: Urgency,
 }
 
 /// Where a VM begins.
@@ -169,7 +169,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
         .stderr(log);
-    sys::keep_only(&mut command, &kept, parts.nice);
+    sys::keep_only(&mut command, &kept, parts.urgency);
     let child = command.spawn().map_err(failed)?;
     Ok(Process::of_child(child)?)
 }

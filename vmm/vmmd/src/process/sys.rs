@@ -1,6 +1,7 @@
 //! Between fork and exec: which descriptors a child keeps, and its own session.
 #![allow(unsafe_code, reason = "pre_exec is unsafe by signature, close_range has no safe wrapper")]
 
+use super::urgency::Urgency;
 use std::{
     io,
     os::{
@@ -10,16 +11,16 @@ use std::{
     process::Command,
 };
 
-/// Makes `command` start its child in a session of its own, less urgent by `nice`, with `kept` open under the same
-/// numbers and every other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
-pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], nice: i32) {
+/// Makes `command` start its child in a session of its own, so urgent, with `kept` open under the same numbers and every
+/// other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
+pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], urgency: Urgency) {
+    let nice = urgency.nice();
     let kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     let prepare = move || {
         // A session of its own: what ends vmmd's terminal or process group leaves the VM alone.
         rustix::process::setsid()?;
-        if nice != 0 {
-            rustix::process::nice(nice)?;
-        }
+        // No reason not to run: only slower, or faster, than it should.
+        rustix::process::setpriority_process(None, nice).ok();
         close_on_exec_from(3)?;
         kept.iter().try_for_each(|fd| inherit(*fd))
     };
@@ -59,15 +60,15 @@ mod tests {
             given.as_raw_fd()
         );
         command.args(["-c", &script]);
-        keep_only(&mut command, &[given.as_fd()], 7);
+        keep_only(&mut command, &[given.as_fd()], Urgency::Background);
         let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         let (files, session) = lines.split_at(lines.len() - 3);
         assert!(files.last().unwrap().ends_with("/given"), "under its own number: {text}");
         assert!(!files.iter().any(|file| file.ends_with("/withheld")), "{text}");
-        let own = rustix::process::nice(0).unwrap();
-        assert_eq!(session[0], (own + 7).min(19).to_string(), "it yields to others");
+        let own = rustix::process::getpriority_process(None).unwrap();
+        assert_eq!(session[0], (own + 10).min(19).to_string(), "it yields to others");
         assert_eq!(session[1], session[2], "it leads its own session");
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         adopt::{Decision, Found, decide},
         lifecycle::{Event, Exit, Lifecycle, Phase},
     },
-    process::{Process, stray},
+    process::{Process, stray, urgency::Urgency},
     store::{Lasting, VmDir, record::Record},
 };
 use std::{sync::Arc, time::Duration};
@@ -100,6 +100,8 @@ impl Host {
     }
 
     async fn take_over(self: &Arc<Self>, dir: VmDir, record: Record, process: Process) -> Arc<Vm> {
+        // It may have been about to start as the other vmmd ended.
+        process.set_urgency(Urgency::Normal);
         self.find_family(&record);
         self.load_touched(&record).await;
         let published = publish_again(&record).await;

@@ -202,7 +202,12 @@ impl Host {
         let given = source.after(monotonic_ns());
         // The vmm works, and so does vmmd.
         let writing = self.write_clone(warm.dir.clone(), record.clone());
-        let (started, written) = tokio::join!(link::started(&warm.start, super::PATIENCE), writing);
+        let started = async {
+            let started = link::started(&warm.start, super::PATIENCE).await;
+            warm.has_started();
+            started
+        };
+        let (started, written) = tokio::join!(started, writing);
         if let Ok(dir) = &written {
             warm.dir = dir.clone();
         }

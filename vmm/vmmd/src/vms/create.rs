@@ -24,6 +24,7 @@ use crate::{
     process::{
         Process,
         spawn::{self, Parts, Start},
+        urgency::Urgency,
     },
     store::{
         Lasting, VmDir,
@@ -128,7 +129,7 @@ impl Host {
         let spawned = blocking(move || {
             dir.save(&record, Lasting::Process)?;
             let Files { kvm, start, rootfs, .. } = files;
-            let parts = parts(&record, start, (kvm, rootfs, tap), 0);
+            let parts = parts(&record, start, (kvm, rootfs, tap), Urgency::Normal);
             let process = spawn::spawn(&program, &record.name, &dir, parts)?;
             let record = Record { process: Some(process.id().clone()), ..record };
             Ok((dir, record, process))
@@ -191,7 +192,7 @@ pub(super) fn parts(
     record: &Record,
     start: Start,
     (kvm, rootfs, tap): (File, File, OwnedFd),
-    nice: i32,
+    urgency: Urgency,
 ) -> Parts {
     let net = &record.net;
     let identity = Identity {
@@ -211,7 +212,7 @@ pub(super) fn parts(
         ticket: String::new(),
     };
     let Record { vcpus, memory_mib, .. } = *record;
-    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, nice }
+    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, urgency }
 }
 
 fn random() -> u64 {

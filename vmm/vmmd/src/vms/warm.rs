@@ -8,6 +8,7 @@ use crate::{
         Process,
         link::{self, LinkError},
         spawn::{self, Start},
+        urgency::Urgency,
     },
     store::{VmDir, record::Record},
 };
@@ -19,9 +20,6 @@ use tokio::{
     task::JoinHandle,
 };
 use vmm::api::control::{FromVmm, Open, State};
-
-/// How much less urgent than anything that users wait for a warm VM is made that nobody waits for.
-const NICE: i32 = 10;
 
 /// A vmm process that waits for a generation. Dropped, it is killed, and its folder goes.
 #[derive(Debug)]
@@ -91,6 +89,13 @@ impl Warm {
     #[must_use]
     pub fn into_process(mut self) -> Option<Process> {
         self.process.take()
+    }
+
+    /// Its VM runs: the guest is as urgent as others are.
+    pub fn has_started(&self) {
+        if let Some(process) = &self.process {
+            process.set_urgency(Urgency::Normal);
+        }
     }
 
     /// Ends it, and deletes its folder when it is gone.
@@ -188,20 +193,17 @@ impl Host {
     async fn warm_up_in(&self, dir: VmDir, identity: &Record, who: For) -> Result<Warm, Error> {
         let tap = self.net.tap(identity.net, identity.vmid).await?;
         let (program, of, folder) = (self.settings.vmm.clone(), identity.clone(), dir.clone());
-        let nice = if who == For::Pool { NICE } else { 0 };
+        let urgency = if who == For::Pool { Urgency::Background } else { Urgency::Normal };
         let spawned = blocking(move || {
             let (kvm, rootfs) = (spawn::open_kvm()?, open_rootfs(&of)?);
-            let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), nice);
+            let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), urgency);
             Ok(spawn::spawn(&program, &of.name, &folder, parts)?)
         });
         let mut process = spawned.await?;
         let greeted = match greet(&dir).await {
             Ok(control) => {
-                if nice != 0
-                    && let Err(error) = process.hurry()
-                {
-                    tracing::warn!(%error, "a clone will be slower: raise the priority of its vmm");
-                }
+                // Until its VM runs: what it has to do for that is short.
+                process.set_urgency(Urgency::Urgent);
                 link::connect(&dir).await.map(|start| (control, start))
             }
             Err(error) => Err(error),

@@ -37,10 +37,10 @@ fn end(pid: u32) {
 }
 
 /// How much less urgent each thread of a process is than others: field 19.
-fn nice(pid: u32) -> BTreeSet<String> {
+fn nice(pid: u32) -> BTreeSet<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let stats = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
-    stats.map(|stat| stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().to_owned()).collect()
+    stats.map(|stat| stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()).collect()
 }
 
 #[test]
@@ -53,9 +53,10 @@ fn warm_vms_wait_for_a_family_and_clones_take_them_in_order() {
         let parent = ready(&mut client, vm("web", "")).await;
         bench.logged(FULL).await;
         let first = warm(&bench, &mut client).await;
+        let guests = *nice(parent.pid).first().unwrap();
         assert_eq!(first.len(), 2, "none for a family that is not ready");
         for pid in &first {
-            assert_eq!(nice(*pid), nice(parent.pid), "as urgent as others from now on");
+            assert_eq!(nice(*pid), [guests - 10].into(), "its start will go before the guests that run");
         }
         let all = ["pt0", "pt0.0", "pt1", "pt1.0", "pt1.1", "pt1.2"];
         assert_eq!(sorted(interfaces().await), all);
@@ -75,6 +76,7 @@ fn warm_vms_wait_for_a_family_and_clones_take_them_in_order() {
         for outcome in &outcomes {
             assert!((1..20_000_000).contains(&outcome.executing_after_us), "{outcome:?}");
             wait(&mut client, &made(outcome).name, Until::Ready).await.unwrap();
+            assert_eq!(nice(made(outcome).pid), [guests].into());
         }
         bench.logged(FULL).await;
         assert_eq!(warm(&bench, &mut client).await.len(), 2);
