@@ -4,9 +4,9 @@
 //! | --- | --- | --- |
 //! | `list` | | a list of [`Member`] |
 //! | `clone` | [`CloneArgs`] | [`Cloned`], when the clones execute |
-//! | `rt` | [`TicketArgs`] | [`TicketView`] |
-//! | `ticket` | `{"uuid": …}` | [`TicketView`] |
-//! | `lt` | | a list of [`TicketView`] |
+//! | `rt` | [`TicketArgs`] | [`patina_abi::link::TicketView`] |
+//! | `ticket` | `{"uuid": …}` | [`patina_abi::link::TicketView`] |
+//! | `lt` | | a list of [`patina_abi::link::TicketView`] |
 
 use super::{
     Host, Vm,
