@@ -1,7 +1,7 @@
 //! The system-call edge: every `unsafe` block of the VMM outside the devices, behind safe signatures.
 //!
 //! - [`inherit`]: takes over file descriptors that were inherited by number.
-//! - [`slice`]: how long a thread runs before others do.
+//! - [`mod@slice`]: how long a thread runs before others do.
 //! - [`slot`]: gives guest RAM to KVM.
 //! - [`exit`]: reads the parts of `kvm_run` that kvm-ioctls leaves in a union.
 //! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
