@@ -10,7 +10,7 @@ use super::vm::{Doors, FreezeOutcome, Freezer, StartOutcome};
 use crate::api::control::{FromVmm, Open, Opened, Prepare, State};
 use crate::api::end::{End, EndKind};
 use crate::note::note;
-use patina_abi::link::FromHost;
+use patina_abi::link::{CallError, FromHost};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -223,7 +223,7 @@ impl<D: Doors> Server<D> {
                 self.carry_out(vec![ask], machine)
             }
             Err(error) => {
-                answer(&stream, &Opened::Error(error.to_string()));
+                answer(&stream, &Opened::NotPrepared(error.into()));
                 None
             }
         }
@@ -240,9 +240,9 @@ impl<D: Doors> Server<D> {
         None
     }
 
-    fn refuse_freeze(&mut self, reason: String) {
+    fn refuse_freeze(&mut self, reason: CallError) {
         if let Some(stream) = self.freezing.take() {
-            answer(&stream, &Opened::Error(reason));
+            answer(&stream, &Opened::NotPrepared(reason));
         }
     }
 

@@ -213,7 +213,10 @@ fn a_freeze_that_the_guest_asked_for_is_at_once_and_the_agent_hears_of_it() {
 #[test]
 fn a_freeze_from_outside_waits_for_the_agent() {
     let vmm = vmm();
-    assert!(Peer::open(&vmm, PREPARE).line().starts_with(r#"{"error":"the guest's agent does not answer: "#));
+    let refusal = Peer::open(&vmm, PREPARE).line();
+    assert!(
+        refusal.starts_with(r#"{"not_prepared":{"code":107,"message":"the guest's agent does not answer: "#)
+    );
     let mut agent = Peer::agent(&vmm);
     for (outcome, cloned) in [(frozen(1), true), (r#"{"error":"cold"}"#.to_owned(), false)] {
         let mut vmmd = Peer::open(&vmm, PREPARE);
@@ -226,7 +229,7 @@ fn a_freeze_from_outside_waits_for_the_agent() {
     let mut vmmd = Peer::open(&vmm, PREPARE);
     agent.line();
     agent.say(r#"{"t":"prepared","error":{"code":5,"message":"pre-clone: exit code 1"}}"#);
-    assert_eq!(vmmd.line(), r#"{"error":"prepare the guest: pre-clone: exit code 1"}"#);
+    assert_eq!(vmmd.line(), r#"{"not_prepared":{"code":5,"message":"pre-clone: exit code 1"}}"#);
     // The next one finds nothing in its way.
     let mut vmmd = Peer::open(&vmm, PREPARE);
     agent.line();
@@ -238,7 +241,7 @@ fn a_freeze_from_outside_waits_for_the_agent() {
 #[test]
 fn a_link_that_breaks_while_the_agent_prepares_is_told() {
     let vmm = vmm();
-    let broken = r#"{"error":"prepare the guest: the link to its agent broke; try again"}"#;
+    let broken = r#"{"not_prepared":{"code":107,"message":"the link to its agent broke; try again"}}"#;
     // It closes; it is replaced by a new one; it says what it must not.
     for how in ["close", "replace", "rubbish"] {
         let mut agent = Peer::agent(&vmm);

@@ -30,7 +30,7 @@ pub enum Effect {
     /// The agent has prepared: freeze for whoever asked, then tell it that it can go on.
     Freeze,
     /// The agent could not prepare: tell whoever asked.
-    RefuseFreeze(String),
+    RefuseFreeze(CallError),
     /// End the link; why.
     DropLink(String),
     /// End the VM; why.
@@ -58,6 +58,16 @@ pub enum PrepareError {
     /// It has been asked and has not answered.
     #[error("another freeze of this VM waits for its agent; try again when that one has ended")]
     Busy,
+}
+
+impl From<PrepareError> for CallError {
+    fn from(error: PrepareError) -> Self {
+        let code = match error {
+            PrepareError::NoAgent => libc::ENOTCONN,
+            PrepareError::Busy => libc::EBUSY,
+        };
+        Self { code, message: error.to_string() }
+    }
 }
 
 /// How far the agent is with its preparation.
@@ -118,11 +128,12 @@ impl Session {
     }
 
     /// The link is gone, or a new one is about to replace it. Returns what to tell who waits for a freeze.
-    pub fn link_lost(&mut self) -> Option<String> {
+    pub fn link_lost(&mut self) -> Option<CallError> {
         self.greeted = false;
         self.pending.clear();
         let asked = std::mem::replace(&mut self.preparation, Preparation::Idle) == Preparation::Asked;
-        asked.then(|| "prepare the guest: the link to its agent broke; try again".into())
+        let message = || "the link to its agent broke; try again".into();
+        asked.then(|| CallError { code: libc::ENOTCONN, message: message() })
     }
 
     /// Somebody wants the VM frozen, and its agent is to prepare first.
@@ -183,9 +194,7 @@ impl Session {
                 Some(Effect::DropLink("the agent has prepared for a freeze that nobody asked for".into()))
             }
             (Preparation::Asked, Answer::Ok(_)) => Some(Effect::Freeze),
-            (Preparation::Asked, Answer::Error(error)) => {
-                Some(Effect::RefuseFreeze(format!("prepare the guest: {}", error.message)))
-            }
+            (Preparation::Asked, Answer::Error(error)) => Some(Effect::RefuseFreeze(error)),
             // Its processes are held for nobody.
             (Preparation::Unwanted, Answer::Ok(_)) => {
                 Some(Effect::ToAgent(FromHost::Resumed { cloned: false }))

@@ -90,7 +90,8 @@ fn a_prepared_agent_is_frozen_and_a_refusal_is_passed_on() {
     assert_eq!(say(&mut session, json!({"t": "prepared", "ok": null})), [Effect::Freeze]);
     assert_eq!(session.prepare(true), Ok(ask));
     let effects = say(&mut session, refusal_of(5, "pre-clone: exit code 1"));
-    assert_eq!(effects, [Effect::RefuseFreeze("prepare the guest: pre-clone: exit code 1".into())]);
+    let refusal = CallError { code: 5, message: "pre-clone: exit code 1".into() };
+    assert_eq!(effects, [Effect::RefuseFreeze(refusal)], "in its words, with its code");
     let effects = say(&mut session, json!({"t": "prepared", "ok": null}));
     assert!(matches!(&effects[..], [Effect::DropLink(_)]), "nobody asked: {effects:?}");
 }
@@ -99,7 +100,9 @@ fn a_prepared_agent_is_frozen_and_a_refusal_is_passed_on() {
 fn an_agent_that_is_not_there_is_not_asked() {
     let mut session = session();
     assert_eq!(session.prepare(true), Err(PrepareError::NoAgent));
-    assert!(PrepareError::NoAgent.to_string().starts_with("the guest's agent does not answer: "));
+    let refusal = CallError::from(PrepareError::NoAgent);
+    assert!(refusal.message.starts_with("the guest's agent does not answer: "));
+    assert_eq!((refusal.code, CallError::from(PrepareError::Busy).code), (libc::ENOTCONN, libc::EBUSY));
     let mut session = greeted();
     assert_eq!(session.link_lost(), None);
     assert_eq!(session.prepare(true), Err(PrepareError::NoAgent));
@@ -109,7 +112,8 @@ fn an_agent_that_is_not_there_is_not_asked() {
 fn a_link_that_breaks_ends_the_preparation() {
     let mut session = greeted();
     session.prepare(true).expect("asked");
-    assert!(session.link_lost().expect("a reason").contains("the link to its agent broke"));
+    let refusal = session.link_lost().expect("a reason");
+    assert!(refusal.message.contains("the link to its agent broke") && refusal.code == libc::ENOTCONN);
     assert_eq!(session.link_lost(), None, "told once");
 }
 

@@ -46,11 +46,6 @@ pub struct Runner {
 impl Runner {
     /// Runs the vCPU until the VM ends, and tells how. What it is to do while it is paused comes by `jobs`.
     pub fn run(mut self, jobs: &Receiver<Job>) {
-        if self.kind == KvmKind::Software
-            && let Err(error) = slice::set(SLICE)
-        {
-            note(&format!("run vCPU {}: set its time slice: {error}", self.index));
-        }
         let end = with_kicks(&mut self, |runner| &mut runner.vcpu, |runner| runner.run_until_end(jobs));
         let end = end.unwrap_or_else(|error| {
             let reason = format!("run vCPU {}: set the handler of its signal: {error}", self.index);
@@ -58,6 +53,15 @@ impl Runner {
         });
         self.gate.leave();
         self.mailbox.send(Event::End(end));
+    }
+
+    /// From its first entry on: until then the thread has little to do, and many may wait to do it.
+    fn take_long_turns(&self) {
+        if self.kind == KvmKind::Software
+            && let Err(error) = slice::set(SLICE)
+        {
+            note(&format!("run vCPU {}: set its time slice: {error}", self.index));
+        }
     }
 
     fn run_until_end(&mut self, jobs: &Receiver<Job>) -> End {
@@ -75,7 +79,9 @@ impl Runner {
             if let Some(tell) = self.before_entry.take() {
                 tell();
             }
-            self.has_run = true;
+            if !std::mem::replace(&mut self.has_run, true) {
+                self.take_long_turns();
+            }
             if let Err(end) = self.step() {
                 return end;
             }
