@@ -148,10 +148,20 @@ impl Daemon {
 
     /// Clones a VM; every clone must come to be.
     pub async fn clone_vm(&self, parent: &str, count: u32) -> Result<Cloned, DaemonError> {
+        self.call_clone(CloneVmRequest { name: parent.to_owned(), count, ..CloneVmRequest::default() }).await
+    }
+
+    /// Clones a VM once, as it is: its agent does not prepare.
+    pub async fn clone_unprepared(&self, parent: &str) -> Result<Cloned, DaemonError> {
+        let name = parent.to_owned();
+        self.call_clone(CloneVmRequest { name, no_prepare: true, ..CloneVmRequest::default() }).await
+    }
+
+    async fn call_clone(&self, request: CloneVmRequest) -> Result<Cloned, DaemonError> {
         if interrupt::requested() {
             return Err(DaemonError::Interrupted);
         }
-        let request = CloneVmRequest { name: parent.to_owned(), count, ..CloneVmRequest::default() };
+        let parent = &request.name.clone();
         let called = Instant::now();
         let made = self.client.clone().clone_vm(request).await.map_err(call("CloneVm", parent))?.into_inner();
         let (mut names, mut executing_us) = (Vec::new(), Vec::new());

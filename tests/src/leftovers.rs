@@ -43,20 +43,27 @@ impl Snapshot {
 /// # Errors
 /// `/proc` cannot be read.
 pub fn processes_of(folder: &Path) -> io::Result<Vec<String>> {
+    let name = |pid| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        format!("process {} ({pid})", comm.trim_end())
+    };
+    Ok(pids_of(folder)?.into_iter().map(name).collect())
+}
+
+/// The pids of [`processes_of`].
+pub(crate) fn pids_of(folder: &Path) -> io::Result<Vec<u32>> {
     let folder = folder.as_os_str().as_bytes();
-    let mut found = Vec::new();
-    for pid in pids()? {
-        // A process may end while we look at it, and those of other users are none of ours.
-        let mentions = |file: &str| {
-            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            bytes.windows(folder.len()).any(|window| window == folder)
-        };
-        if pid != std::process::id() && !is_dead(pid) && (mentions("environ") || mentions("cmdline")) {
-            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            found.push(format!("process {} ({pid})", comm.trim_end()));
-        }
-    }
-    Ok(found)
+    // A process may end while we look at it, and those of other users are none of ours.
+    let mentions = |pid: u32, file: &str| {
+        let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        bytes.windows(folder.len()).any(|window| window == folder)
+    };
+    let belongs = |pid: &u32| {
+        *pid != std::process::id()
+            && !is_dead(*pid)
+            && (mentions(*pid, "environ") || mentions(*pid, "cmdline"))
+    };
+    Ok(pids()?.into_iter().filter(belongs).collect())
 }
 
 /// Whether there is a network interface of that name.

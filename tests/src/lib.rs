@@ -6,6 +6,7 @@
 //! - [`process`]: running a program with a deadline, collecting what it prints.
 //! - [`interrupt`]: Ctrl-C cleans up too.
 //! - [`leftovers`]: processes and network interfaces that were not there before.
+//! - [`memfds`]: the memory of guests and generations.
 //!
 //! Everything goes through `vmctl`, the command that users have, so that the tests tell what users see.
 //! The `demo` and `bench` programs are built on the same harness.
@@ -13,6 +14,7 @@
 pub mod host;
 pub mod interrupt;
 pub mod leftovers;
+pub mod memfds;
 pub mod process;
 pub mod setup;
 pub mod vm;

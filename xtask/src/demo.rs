@@ -35,6 +35,9 @@ c, peer = s.accept()
 c.sendall(c.recv(100).upper())
 c.close()";
 
+/// Forks the machine: what `gc clone` prints is all that tells one from the other.
+const FORK: &str = "echo I am $(gc clone 1) > /tmp/fork";
+
 /// Why the demo did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
@@ -104,7 +107,14 @@ fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
     }
     steps.step("TCP through the published port", || round_trip(host, port))?;
     let family = [NAME, "demo.1", "demo.2", "demo.3"];
-    steps.step("clone the running guest", || say(host, &["clone", NAME, "--count", "3"]))?;
+    steps.step("clone the running guest from inside", || {
+        say(host, &["exec", NAME, "--", "sh", "-c", FORK])?;
+        say(host, &["wait", "demo.1", "--until", "ready"])
+    })?;
+    for name in [NAME, "demo.1"] {
+        say(host, &["exec", name, "--", "cat", "/tmp/fork"])?;
+    }
+    steps.step("clone it from outside", || say(host, &["clone", NAME, "--count", "2"]))?;
     for name in family {
         say(host, &["exec", name, "--", "gc", "vmid"])?;
     }

@@ -195,20 +195,29 @@ impl Master {
         floors: &Floors,
         rounds: usize,
     ) -> Result<Vec<Option<Metric>>, DaemonError> {
-        let (mut first_us, mut start_us, mut ready_ms) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut first_us, mut prepared_us) = (Vec::new(), Vec::new());
+        let (mut start_us, mut ready_ms) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             daemon.warm(warm).await?;
-            let cloned = daemon.clone_vm(&self.name, 1).await?;
-            daemon.all_ready(&cloned.names).await?;
-            ready_ms.push(cloned.called.elapsed().as_secs_f64() * 1e3);
+            let cloned = daemon.clone_unprepared(&self.name).await?;
             first_us.push(cloned.all_executing_us());
             start_us.push(cloned.all_executing_us() - cloned.freeze_us);
+            daemon.all_ready(&cloned.names).await?;
+            daemon.remove(&cloned.names).await?;
+
+            daemon.warm(warm).await?;
+            let cloned = daemon.clone_vm(&self.name, 1).await?;
+            prepared_us.push(cloned.all_executing_us());
+            daemon.all_ready(&cloned.names).await?;
+            ready_ms.push(cloned.called.elapsed().as_secs_f64() * 1e3);
             daemon.remove(&cloned.names).await?;
         }
         let floor = floors.map_us.p50 + floors.first_run_us.p50;
         let first = Metric::of("first_instruction_us", "us", first_us);
         let first = first.map(|m| m.limits(10_000.0, 1500.0).floor(floor));
-        let start = Metric::of("start_us", "us", start_us).map(|m| m.floor(floor));
-        Ok(vec![first, start, Metric::of("ready_1_ms", "ms", ready_ms)])
+        let prepared = Metric::of("first_instruction_prepared_us", "us", prepared_us);
+        let start = Metric::of("start_us", "us", start_us);
+        let [prepared, start] = [prepared, start].map(|metric| metric.map(|m| m.floor(floor)));
+        Ok(vec![first, prepared, start, Metric::of("ready_1_ms", "ms", ready_ms)])
     }
 }

@@ -3,7 +3,7 @@
 //! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
 //! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
 //! - [`clones`] from outside, [`forks`] from inside the guest: on the shared host; [`family`] is what they share.
-//! - [`adoption`], [`refusals`]: on hosts of their own.
+//! - [`adoption`], [`refusals`], [`generations`]: on hosts of their own.
 //!
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
 //! `cargo xtask test NAME` runs those whose names contain NAME.
@@ -17,6 +17,7 @@ mod exec;
 mod family;
 mod floods;
 mod forks;
+mod generations;
 mod network;
 mod operator;
 mod refusals;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 11] = [
+    let modules: [&[Story]; 12] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -65,6 +66,7 @@ fn stories() -> impl Iterator<Item = Story> {
         endings::STORIES,
         clones::STORIES,
         forks::STORIES,
+        generations::STORIES,
         refusals::STORIES,
         adoption::STORIES,
     ];

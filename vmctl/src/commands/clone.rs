@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Let the guest's other processes run in a clone before it has an identity of its own.
     #[arg(long)]
     no_hold: bool,
+    /// Do not have the guest prepare: its pre-clone hook does not run, nothing is held, and its agent need not answer.
+    #[arg(long)]
+    no_prepare: bool,
     /// Wait until each clone is ready: this is the default.
     #[arg(long, overrides_with = "no_wait")]
     wait: bool,
@@ -67,8 +70,8 @@ struct CloneView {
 /// Clones the VM, prints the clones.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
     let mut client = context.client().await?;
-    let name = arguments.name;
-    let request = CloneVmRequest { name: name.clone(), count: arguments.count, no_hold: arguments.no_hold };
+    let Arguments { name, count, no_hold, no_prepare, .. } = arguments;
+    let request = CloneVmRequest { name: name.clone(), count, no_hold, no_prepare };
     let mut made = client.clone_vm(request).await?.into_inner();
     let wait = !arguments.no_wait || arguments.wait;
     let timeout_ms = wait.then(|| arguments.timeout.map_or(0, |seconds| seconds * 1000));

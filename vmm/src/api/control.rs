@@ -30,7 +30,7 @@ pub enum Open {
     /// generation's state, then 1 to [`super::config::LAYERS_MAX`] sealed memfds that its RAM is made of. Each of these is as
     /// long as the RAM, and sparse; which page is in which is part of the state.
     Freeze {
-        /// What the agent does first. Without: it has prepared already, because the guest itself asked.
+        /// What the agent does first. Without: it has prepared already, because the guest itself asked, or is not to.
         prepare: Option<Prepare>,
     },
     /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a list of touched pages (as

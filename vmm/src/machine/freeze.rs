@@ -3,7 +3,8 @@
 //! The first time, RAM is a memfd that is mapped shared. No page is copied: the memfd becomes the generation, and the VM
 //! copies on write from now on, like every clone.
 //! ```text
-//!  before   private views of RAM are mapped aside                       the guest runs
+//!  before   private views of RAM are mapped aside, KVM is made to
+//!           forget where its pages are                                  the guest runs
 //!  paused   vCPUs stop, devices stop, all state is saved,
 //!           RAM's shared mapping is moved away, the view takes its place
 //!  after    the old mapping is unmapped, the memfd sealed               the guest runs
@@ -32,7 +33,7 @@ use crate::memory::extents::{Extents, PAGE_BYTES, join, union};
 use crate::memory::layers::{self, Layers, LayersError};
 use crate::sys::pagemap::Pages;
 use crate::sys::slot::SlotError;
-use crate::sys::view::{PrivateView, Replaced};
+use crate::sys::view::{self, PrivateView, Replaced};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
 use serde::{Deserialize, Serialize};
@@ -52,7 +53,7 @@ pub enum FreezeError {
     /// It does not run yet.
     #[error("freeze the VM: it waits for a generation to start from")]
     Warm,
-    /// There is no room for a second view.
+    /// There is no room for a second view, or the first cannot be left.
     #[error("freeze the VM: map a private view of its RAM")]
     View(#[source] rustix::io::Errno),
     /// A vCPU's state could not be taken.
@@ -189,7 +190,12 @@ impl Machine {
                 };
                 let views = self.vm.memory().iter().filter_map(view).collect::<Result<_, _>>();
                 let views = views.map_err(FreezeError::View)?;
-                Ok(Plan::Exchange { views, written: self.written_since_ready()? })
+                let written = self.written_since_ready()?;
+                // Taking pages away from KVM takes time for each of them: here the guest runs meanwhile.
+                for region in self.vm.memory().iter() {
+                    view::forget_pages(region).map_err(FreezeError::View)?;
+                }
+                Ok(Plan::Exchange { views, written })
             }
             Ram::View(base) => {
                 if base.is_long() {

@@ -18,7 +18,7 @@ pub struct PrivateView {
     parking: *mut c_void,
 }
 
-/// The mapping that a view has replaced; unmapped when dropped, which takes time in proportion to its pages.
+/// The mapping that a view has replaced; unmapped when dropped.
 #[derive(Debug)]
 pub struct Replaced {
     at: *mut c_void,
@@ -63,26 +63,14 @@ impl PrivateView {
     /// There is no address space left.
     pub fn prepare(region: &GuestRegionMmap, file: &FileOffset) -> rustix::io::Result<Self> {
         let bytes = region.len() as usize;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing one.
-        let at = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-                file.file().as_fd(),
-                file.start(),
-            )
-        }?;
-        // SAFETY: as above.
-        match unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::empty(), flags) } {
-            Ok(parking) => Ok(Self { at, bytes, parking }),
-            Err(error) => {
-                unmap(at, bytes);
-                Err(error)
-            }
-        }
+        let at = reserve_like(region)?;
+        let parking = reserve_like(region).inspect_err(|_| unmap(at, bytes))?;
+        let view = Self { at, bytes, parking };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: in the place of `view`'s own reservation of as many bytes.
+        unsafe { mmap(at, bytes, access, flags, file.file().as_fd(), file.start()) }?;
+        Ok(view)
     }
 
     /// Puts the view in `region`'s place. Both moves are of page tables, not of pages.
@@ -107,6 +95,41 @@ impl PrivateView {
             }
         }
     }
+}
+
+/// Reserves as much address space as `region` has, lying in page tables as it does: the kernel then moves whole tables,
+/// 512 pages at a time.
+fn reserve_like(region: &GuestRegionMmap) -> rustix::io::Result<*mut c_void> {
+    const TABLE_BYTES: usize = 2 << 20;
+    let bytes = region.len() as usize;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no existing one.
+    let all =
+        unsafe { mmap_anonymous(std::ptr::null_mut(), bytes + TABLE_BYTES, ProtFlags::empty(), flags) }?;
+    let before = (region.as_ptr() as usize).wrapping_sub(all as usize) % TABLE_BYTES;
+    let place = all.wrapping_byte_add(before);
+    for (spare, bytes) in [(all, before), (place.wrapping_byte_add(bytes), TABLE_BYTES - before)] {
+        if bytes > 0 {
+            unmap(spare, bytes);
+        }
+    }
+    Ok(place)
+}
+
+/// Has the kernel, and KVM, forget where the pages of a shared mapping are: they stay in the file and are found again as
+/// they are touched. In steps, so that a guest that runs waits for none of them long.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn forget_pages(region: &GuestRegionMmap) -> rustix::io::Result<()> {
+    const STEP_BYTES: u64 = 16 << 20;
+    for at in (0..region.len()).step_by(STEP_BYTES as usize) {
+        let bytes = STEP_BYTES.min(region.len() - at);
+        let place = inside(region, at, bytes)?;
+        // SAFETY: the range is within the region's mapping, which is shared: what it holds is the file's and stays.
+        unsafe { madvise(place, bytes as usize, Advice::LinuxDontNeed) }?;
+    }
+    Ok(())
 }
 
 /// The address of `bytes` at `at` of a region, if they are in it.

@@ -70,7 +70,7 @@ impl Vmmd for Service {
         let call = clone::Call {
             parent: self.host.table.find(&request.name)?,
             wanted: Wanted::Count(count),
-            prepare: Some(Prepare { hold: !request.no_hold }),
+            prepare: (!request.no_prepare).then_some(Prepare { hold: !request.no_hold }),
             arrived_ns,
         };
         let clones = self.host.clone_vm(call).await?;

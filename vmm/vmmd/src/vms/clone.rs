@@ -49,7 +49,7 @@ pub struct Call {
     pub parent: Arc<Vm>,
     /// How many.
     pub wanted: Wanted,
-    /// What the VM's agent does first; None: the guest asked, and has.
+    /// What the VM's agent does first; None: the guest asked, and has, or nobody wants it to.
     pub prepare: Option<Prepare>,
     /// When the call came: [`monotonic_ns`].
     pub arrived_ns: u64,

@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, fs};
 use tonic::{Code, Status};
 
 pub async fn clone(client: &mut Client, name: &str, count: u32) -> Result<Vec<CloneOutcome>, Status> {
-    let request = v1::CloneVmRequest { name: name.into(), count, no_hold: false };
+    let request = v1::CloneVmRequest { name: name.into(), count, ..Default::default() };
     client.clone_vm(request).await.map(|answer| answer.into_inner().clones)
 }
 
