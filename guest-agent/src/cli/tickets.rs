@@ -24,6 +24,7 @@ pub(super) fn parse_request(arguments: &[String]) -> Result<TicketArgs, CallErro
         min_vms: number("MINVMS", min_vms)?,
         min_cpus_per_vm: number("MINCPUSPERVM", min_cpus_per_vm)?,
         timeout_ms: number("TIMEOUT_MS", timeout_ms)?,
+        request_id: None,
     })
 }
 

@@ -8,6 +8,7 @@
 //!    │── ready ──────────────────────────▶│   identity is in place, exec sessions are taken
 //!    │── request {id, verb, args} ───────▶│   a program's call that the host must answer
 //!    │◀────────────── reply {id, result} ──│   in any order
+//!    │── cancel {id} ────────────────────▶│   the program has gone: no reply
 //!    │◀─────────────────── prepare {hold} ─│   the VM is to be cloned from outside
 //!    │── prepared {result} ──────────────▶│   hooks have run, processes are held: freeze now
 //!    │◀───────────────── resumed {cloned} ─│   in the VM that was frozen, right after it
@@ -56,6 +57,11 @@ pub enum FromAgent {
         /// The verb's arguments.
         #[serde(default)]
         args: serde_json::Value,
+    },
+    /// The program that made a request has gone: it wants no answer, and none comes.
+    Cancel {
+        /// The request's id.
+        id: u64,
     },
     /// The answer to [`FromHost::Prepare`].
     Prepared {
@@ -114,7 +120,7 @@ pub struct Cloned {
 }
 
 /// The arguments of the request `rt` (request-ticket). The request `ticket` has [`crate::local::TicketName`], the request `lt` none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketArgs {
     /// Most CPUs in all.
     pub max_cpus: u32,
@@ -124,6 +130,9 @@ pub struct TicketArgs {
     pub min_cpus_per_vm: u32,
     /// How long to wait for resources, milliseconds.
     pub timeout_ms: u64,
+    /// Chosen by the caller, 1 to 64 characters: the same request made again gives the same ticket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
 }
 
 /// A ticket, as `rt`, `ticket` and (in a list) `lt` return it.
@@ -131,7 +140,7 @@ pub struct TicketArgs {
 pub struct TicketView {
     /// Its UUID.
     pub uuid: String,
-    /// `granted`, `used` or `released`.
+    /// `granted`, `used`, `released`, `expired` (not used in time) or `fenced` (its host went away).
     pub status: String,
     /// CPUs in all.
     pub cpus: u32,
@@ -139,6 +148,114 @@ pub struct TicketView {
     pub vms: u32,
     /// As it was asked.
     pub min_cpus_per_vm: u32,
+}
+
+/// Most bytes that a clone leaves to its parent.
+pub const LEAVE_MAX_BYTES: u64 = 1 << 20;
+/// Most bytes of them in one request or reply, before base64.
+pub const PIECE_MAX_BYTES: usize = 32 << 10;
+
+/// The arguments of the request `sync`: a barrier over the VM that cloned with a ticket and all clones of it that live.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncArgs {
+    /// Whose; None: the ticket that this clone was made under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+    /// How long to wait; None: for ever. Error 62 (ETIME) afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// What `sync` returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Synced {
+    /// Which meeting it was, from 1.
+    pub round: u64,
+    /// How many VMs met.
+    pub arrived: u32,
+}
+
+/// The arguments of the request `leave-data`: a piece of what a clone leaves to its parent, in order from offset 0 (which begins
+/// anew). Returns null.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaveData {
+    /// Where it belongs: what was left so far.
+    pub offset: u64,
+    /// At most [`PIECE_MAX_BYTES`], in base64.
+    pub data: String,
+}
+
+/// The arguments of the request `leave`: the clone's result, with what `leave-data` has brought. The VM ends; an error says why not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaveArgs {
+    /// As a process's exit code.
+    #[serde(default)]
+    pub status: i32,
+    /// The parent is not to see it.
+    #[serde(default)]
+    pub noreport: bool,
+}
+
+/// The arguments of the request `join`: waits until all clones of a ticket have ended. Returns a list of [`JoinedClone`]s, by vmid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinArgs {
+    /// Whose clones.
+    pub ticket: String,
+    /// How long to wait; None: for ever. Error 62 (ETIME) afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// How a clone ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinedClone {
+    /// Which.
+    pub vmid: u32,
+    /// `joined`, `ended` (powered off, crashed, failed to start), `killed` or `lost` (its host went away).
+    pub end: String,
+    /// As it said; 0 unless joined.
+    pub status: i32,
+    /// What [`JoinDataArgs`] can have.
+    pub data_bytes: u64,
+    /// Joined, and not with noreport.
+    pub reported: bool,
+}
+
+/// The arguments of the request `join-data`: a piece of what a clone left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinDataArgs {
+    /// The ticket.
+    pub ticket: String,
+    /// The clone.
+    pub vmid: u32,
+    /// From where on.
+    pub offset: u64,
+}
+
+/// What `join-data` returns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinData {
+    /// At most [`PIECE_MAX_BYTES`], in base64; empty at the end.
+    pub data: String,
+    /// Of all pieces.
+    pub bytes: u64,
+}
+
+/// The arguments of the request `kill`: either. Returns the list of vmids that have ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KillArgs {
+    /// Clones of the family, at most 1,024.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vmids: Vec<u32>,
+    /// All clones of this ticket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// Who a VM is. The agent puts it in place: hostname, MAC, address, route, clock.

@@ -18,6 +18,11 @@
 //! | `rt` | [`TicketArgs`] | a [`TicketView`]; error 16 when the resources are not to be had in time |
 //! | `lt` | | a list of [`TicketView`]s |
 //! | `ticket` | [`TicketName`] | a [`TicketView`] |
+//! | `sync` | [`SyncArgs`] | a [`Synced`]; error 62 (ETIME) when not all came in time |
+//! | `leave-data`, `leave` | [`LeaveData`], [`LeaveArgs`] | null; in a clone: it ends |
+//! | `join` | [`JoinArgs`] | a list of [`JoinedClone`]s, when all clones of the ticket have ended; error 62 |
+//! | `join-data` | [`JoinDataArgs`] | a [`JoinData`] |
+//! | `kill` | [`KillArgs`] | the vmids of the clones that have ended |
 //!
 //! **`clone`** is fork: a program sends its call, and while it waits for the answer, it is cloned with its machine. So the answer comes in
 //! each of the machines, on the connection that each of the copies has:
@@ -38,7 +43,10 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::link::{Answer, CallError, Cloned, Member, TicketArgs, TicketView};
+pub use crate::link::{
+    Answer, CallError, Cloned, JoinArgs, JoinData, JoinDataArgs, JoinedClone, KillArgs, LeaveArgs, LeaveData,
+    Member, SyncArgs, Synced, TicketArgs, TicketView,
+};
 
 /// The agent's socket.
 pub const SOCKET: &str = "/run/gridcentric/agent.sock";

@@ -71,7 +71,8 @@ struct CloneView {
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
     let mut client = context.client().await?;
     let Arguments { name, count, no_hold, no_prepare, .. } = arguments;
-    let request = CloneVmRequest { name: name.clone(), count, no_hold, no_prepare };
+    let request =
+        CloneVmRequest { name: name.clone(), count, no_hold, no_prepare, ..CloneVmRequest::default() };
     let mut made = client.clone_vm(request).await?.into_inner();
     let wait = !arguments.no_wait || arguments.wait;
     let timeout_ms = wait.then(|| arguments.timeout.map_or(0, |seconds| seconds * 1000));

@@ -99,6 +99,11 @@ pub enum FromVmm {
         /// Its arguments, unchecked.
         args: serde_json::Value,
     },
+    /// The guest wants no answer to a call any more.
+    GuestCancel {
+        /// The request's id.
+        id: u64,
+    },
 }
 
 /// Where a VM stands.

@@ -184,6 +184,7 @@ impl Session {
                 vec![Effect::Ready]
             }
             FromAgent::Request { id, verb, args } => vec![self.request(id, verb, args, vmmd)],
+            FromAgent::Cancel { id } => self.cancel(id).into_iter().collect(),
             FromAgent::Prepared { result } => self.prepared(result).into_iter().collect(),
         }
     }
@@ -218,6 +219,13 @@ impl Session {
         self.next_id += 1;
         self.pending.insert(self.next_id, agent_id);
         Effect::ToVmmd(FromVmm::GuestRequest { id: self.next_id, verb, args })
+    }
+
+    /// The agent wants no answer any more; it may have one already.
+    fn cancel(&mut self, agent_id: u64) -> Option<Effect> {
+        let id = *self.pending.iter().find(|(_, pending)| **pending == agent_id)?.0;
+        self.pending.remove(&id);
+        Some(Effect::ToVmmd(FromVmm::GuestCancel { id }))
     }
 
     /// A line from `vmmd`. One that is not understood is an error of the host, told in the log by the caller.

@@ -5,7 +5,7 @@ const OURS: Uuid = Uuid::from_u128(1);
 const THEIRS: Uuid = Uuid::from_u128(2);
 
 fn args(max_cpus: u32, min_vms: u32, min_cpus_per_vm: u32) -> TicketArgs {
-    TicketArgs { max_cpus, min_vms, min_cpus_per_vm, timeout_ms: 0 }
+    TicketArgs { max_cpus, min_vms, min_cpus_per_vm, timeout_ms: 0, request_id: None }
 }
 
 fn ask(max_cpus: u32, min_vms: u32) -> Ask {

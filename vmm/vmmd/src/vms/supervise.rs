@@ -8,7 +8,7 @@ use crate::{
     store::{Lasting, VmDir, record::Record},
 };
 use patina_abi::link::{Answer, CallError, REQUESTS_MAX};
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 use tokio::{
     io::BufReader,
     net::UnixStream,
@@ -67,6 +67,7 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
         vm,
         status,
         calls: JoinSet::new(),
+        cancels: HashMap::new(),
         kills,
         orders,
         said,
@@ -108,8 +109,9 @@ struct Supervisor {
     handle: Arc<Vm>,
     vm: Supervised,
     status: watch::Sender<Status>,
-    // The guest's calls that are being answered.
-    calls: JoinSet<()>,
+    // The guest's calls that are being answered, and those of them that it may still cancel.
+    calls: JoinSet<u64>,
+    cancels: HashMap<u64, AbortHandle>,
     kills: mpsc::Receiver<String>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<FromVmm>,
@@ -134,7 +136,9 @@ impl Supervisor {
                 }
                 Some(said) = self.said.recv() => self.hear(said).await,
                 Some(reason) = self.kills.recv() => self.ask_to_end(reason),
-                Some(_) = self.calls.join_next() => {}
+                Some(answered) = self.calls.join_next() => if let Ok(id) = answered {
+                    self.cancels.remove(&id);
+                },
                 () = sleep_until(deadline) => {
                     self.deadline = None;
                     if self.is_unstarted {
@@ -167,6 +171,11 @@ impl Supervisor {
                 }
             }
             FromVmm::GuestRequest { id, verb, args } => self.call(id, verb, args),
+            FromVmm::GuestCancel { id } => {
+                if let Some(call) = self.cancels.remove(&id) {
+                    call.abort();
+                }
+            }
         }
     }
 
@@ -196,8 +205,10 @@ impl Supervisor {
             if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
                 tracing::warn!(%error, "answer a guest's call");
             }
+            id
         };
-        self.calls.spawn(answer.in_current_span());
+        let call = self.calls.spawn(answer.in_current_span());
+        self.cancels.insert(id, call);
     }
 
     fn ask_to_end(&mut self, reason: String) {

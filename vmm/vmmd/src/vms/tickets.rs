@@ -175,7 +175,8 @@ mod tests {
         let mut shares = tickets.admit(family, Wanted::Count(4)).unwrap().shares;
         assert!(tickets.admit(family, Wanted::Count(1)).is_err());
         shares.truncate(2);
-        let args = TicketArgs { max_cpus: 9, min_vms: 2, min_cpus_per_vm: 1, timeout_ms: 0 };
+        let args =
+            TicketArgs { max_cpus: 9, min_vms: 2, min_cpus_per_vm: 1, timeout_ms: 0, request_id: None };
         let (uuid, ask) = (Uuid::from_u128(7), Ask::check(&args, 1, 256).unwrap());
         assert_eq!(tickets.lock().grant(uuid, family, ask).unwrap().unwrap().vms, 2);
         for _ in 0..2 {

@@ -1,0 +1,470 @@
+//! What is said to the core, and what it has to say.
+//!
+//! A shell gives it commands one after another, with the time, and carries out the effects in their order: what is to be
+//! stored is stored (all effects of a batch of commands in one transaction) before any answer of that batch is sent. When storing
+//! fails, the shell answers UNAVAILABLE and takes the core from the store again.
+
+use super::ticket::{HostId, Policy, Ticket, VmEnd};
+use uuid::Uuid;
+
+/// Milliseconds since 1970. The shell sees to it that they do not go back.
+pub type UnixMs = u64;
+
+/// A call that waits for its answer; chosen by the shell, never the same twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Waiter(pub u64);
+
+/// Most VMs of a ticket.
+pub const TICKET_VMS_MAX: u32 = 256;
+/// Most tickets of a family that are granted or used.
+pub const FAMILY_TICKETS_MAX: usize = 1024;
+/// Most requests of a family that wait.
+pub const FAMILY_WAITING_MAX: usize = 16_384;
+/// Most bytes that a clone leaves when it joins.
+pub const JOIN_DATA_MAX_BYTES: u64 = 1 << 20;
+/// Most bytes that all clones of a ticket leave.
+pub const TICKET_DATA_MAX_BYTES: u64 = 256 << 20;
+/// How often a request may be passed over by later ones that fit before what becomes free is kept for it.
+pub const PASSED_OVER_MAX: u32 = 16;
+
+/// How the core is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How long a granted ticket may stay unused, milliseconds.
+    pub ttl_ms: u64,
+    /// How long a host may be silent, milliseconds; 0: for ever.
+    pub lease_ms: u64,
+    /// How long a ticket is remembered after its end, milliseconds.
+    pub remember_ms: u64,
+    /// CPUs that may be granted for each 100 real ones.
+    pub cpu_percent: u32,
+    /// Memory that may be granted for each 100 MiB.
+    pub memory_percent: u32,
+    /// For requests that say none.
+    pub policy: Policy,
+}
+
+/// What a family asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    /// Whose ticket it will be.
+    pub family: Uuid,
+    /// The same one gives the same ticket.
+    pub request_id: Option<String>,
+    /// Most CPUs in all.
+    pub max_cpus: u32,
+    /// Fewest VMs.
+    pub min_vms: u32,
+    /// CPUs of each VM at least.
+    pub min_cpus_per_vm: u32,
+    /// CPUs of each VM.
+    pub vcpus: u32,
+    /// Memory of each VM.
+    pub memory_mib: u32,
+    /// How long it may wait.
+    pub timeout_ms: u64,
+    /// Only these; empty: any.
+    pub hosts: Vec<HostId>,
+    /// Or as the core is set up.
+    pub policy: Option<Policy>,
+    /// Or as the core is set up.
+    pub ttl_ms: Option<u64>,
+    /// Granted and used at once, by this vmid.
+    pub use_by: Option<u32>,
+}
+
+/// A host, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostInfo {
+    /// The same whenever it comes back.
+    pub id: HostId,
+    /// For people.
+    pub name: String,
+    /// Of its vmmd.
+    pub address: String,
+    /// Real ones.
+    pub cpus: u32,
+    /// Real memory.
+    pub memory_mib: u64,
+    /// Most clones at once; None: no limit of its own.
+    pub max_vms: Option<u32>,
+}
+
+/// A clone that runs on a host that registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    /// What it was made under.
+    pub ticket: Uuid,
+    /// Its family.
+    pub family: Uuid,
+    /// Its number.
+    pub vmid: u32,
+    /// Its CPUs.
+    pub vcpus: u32,
+    /// Its memory.
+    pub memory_mib: u32,
+}
+
+/// Which clones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Targets {
+    /// These of the family.
+    Vmids(Vec<u32>),
+    /// All of a ticket.
+    Ticket(Uuid),
+}
+
+/// A ticket and who names it: a family that is given must be the ticket's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Named {
+    /// The ticket.
+    pub id: Uuid,
+    /// Who says so; None: an operator.
+    pub family: Option<Uuid>,
+}
+
+/// What the core is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// A ticket is wanted. Answered with [`Reply::Ticket`], now or later.
+    Request {
+        /// Who waits.
+        waiter: Waiter,
+        /// What for.
+        demand: Demand,
+    },
+    /// Who waited has gone: for a ticket, at a barrier, for a join or a kill.
+    Gone(Waiter),
+    /// Gives a ticket back. [`Reply::Ticket`].
+    Release(Waiter, Named),
+    /// A host makes all VMs of a ticket. [`Reply::Ticket`].
+    Use {
+        /// Who waits.
+        waiter: Waiter,
+        /// Which.
+        ticket: Named,
+        /// As the caller knows it; None: whatever it is.
+        epoch: Option<u64>,
+        /// Where.
+        host: HostId,
+        /// Who clones.
+        parent_vmid: u32,
+    },
+    /// Nothing was made. [`Reply::Ticket`].
+    Unuse {
+        /// Who waits.
+        waiter: Waiter,
+        /// Which.
+        ticket: Named,
+        /// As the caller knows it; None: whatever it is.
+        epoch: Option<u64>,
+        /// Where.
+        host: HostId,
+    },
+    /// A host has connected. Answered with [`Reply::Registered`]; an earlier connection of the same host is over.
+    HostUp {
+        /// Who waits.
+        waiter: Waiter,
+        /// Which.
+        info: HostInfo,
+        /// What runs there: the ledger follows it.
+        running: Vec<Running>,
+    },
+    /// A host lives.
+    HostBeat {
+        /// Which.
+        host: HostId,
+        /// Of its registration.
+        epoch: u64,
+    },
+    /// A host's connection has ended. It is fenced when its lease is over, unless it is back by then.
+    HostDown {
+        /// Which.
+        host: HostId,
+        /// Of its registration.
+        epoch: u64,
+    },
+    /// Clones are gone, or were never made. [`Reply::Noted`]; the same one twice is noted once.
+    Ended {
+        /// Who waits.
+        waiter: Waiter,
+        /// Where.
+        host: HostId,
+        /// Of its registration.
+        epoch: u64,
+        /// Ticket, vmid, how.
+        clones: Vec<(Uuid, u32, VmEnd)>,
+    },
+    /// A VM arrives at its ticket's barrier. [`Reply::Met`], when all have.
+    Arrive {
+        /// Who waits.
+        waiter: Waiter,
+        /// Whose barrier.
+        ticket: Named,
+        /// The VM.
+        vmid: u32,
+        /// How long it waits; None: for ever.
+        timeout_ms: Option<u64>,
+    },
+    /// A clone leaves its result; its end follows. [`Reply::Noted`].
+    JoinLeave {
+        /// Who waits.
+        waiter: Waiter,
+        /// Its ticket.
+        ticket: Named,
+        /// The clone.
+        vmid: u32,
+        /// Its result.
+        status: i32,
+        /// The length of its data, which the shell keeps.
+        data_bytes: u64,
+        /// Whether the VM that cloned is to see it.
+        reported: bool,
+    },
+    /// The VM that cloned waits for the end of all clones. [`Reply::Joined`].
+    JoinWait {
+        /// Who waits.
+        waiter: Waiter,
+        /// For whose.
+        ticket: Named,
+        /// The VM; None: an operator.
+        vmid: Option<u32>,
+        /// How long; None: for ever.
+        timeout_ms: Option<u64>,
+    },
+    /// Clones are to end. [`Reply::Killed`], when they have.
+    Kill {
+        /// Who waits.
+        waiter: Waiter,
+        /// Whose.
+        family: Uuid,
+        /// Which.
+        targets: Targets,
+        /// Why, for their records.
+        reason: String,
+    },
+    /// Time has passed: see [`super::Core::next_deadline`].
+    Tick,
+}
+
+/// What a call brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// As it is now.
+    Ticket(Box<Ticket>),
+    /// The epoch of a host's registration.
+    Registered(u64),
+    /// It is in the ledger.
+    Noted,
+    /// All have arrived.
+    Met {
+        /// Which meeting it was, from 1.
+        round: u64,
+        /// How many VMs met.
+        arrived: u32,
+    },
+    /// All clones have ended: the ticket has their results.
+    Joined(Box<Ticket>),
+    /// These have ended.
+    Killed(Vec<u32>),
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Store a ticket as [`super::Core::ticket`] has it at the end of the batch.
+    Put(Uuid),
+    /// Forget a ticket and its data.
+    Forget(Uuid),
+    /// Answer a call.
+    Answer(Waiter, Result<Reply, CoreError>),
+    /// Tell a host to end clones.
+    Kill {
+        /// Which host.
+        host: HostId,
+        /// Of the family.
+        family: Uuid,
+        /// Which clones.
+        vmids: Vec<u32>,
+        /// Why.
+        reason: String,
+    },
+    /// A host's lease is over: its connection, if it has one, is to be cut.
+    Cut {
+        /// Which host.
+        host: HostId,
+        /// Of the registration that is over.
+        epoch: u64,
+    },
+}
+
+/// What is free of all hosts that live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Free {
+    /// CPUs.
+    pub cpus: u64,
+    /// Memory.
+    pub memory_mib: u64,
+    /// VMs of the size asked for.
+    pub vms: u64,
+}
+
+/// Why not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CoreError {
+    /// No such ticket.
+    #[error("use ticket {0}: the scheduler knows none of that number; request one")]
+    Unknown(Uuid),
+    /// Another family's.
+    #[error("use ticket {0}: it belongs to another family")]
+    Foreign(Uuid),
+    /// Clones were made with it.
+    #[error("use ticket {0}: it was used already; request another one")]
+    Used(Uuid),
+    /// It was given back, or its clones have ended.
+    #[error("use ticket {0}: it was released; request another one")]
+    Released(Uuid),
+    /// It was not used in time.
+    #[error(
+        "use ticket {0}: it expired before it was used; request another one, and use it sooner or ask for a longer TTL"
+    )]
+    Expired(Uuid),
+    /// Its host went away.
+    #[error("use ticket {0}: its host did not answer the scheduler in time; request another one")]
+    Fenced(Uuid),
+    /// It has no clones.
+    #[error("meet at ticket {0}: nothing was cloned with it yet; clone with it first")]
+    NotUsed(Uuid),
+    /// It is for another host.
+    #[error("use ticket {ticket}: it has no VMs on host {host}")]
+    OtherHost {
+        /// The ticket.
+        ticket: Uuid,
+        /// Who wanted to use it.
+        host: HostId,
+    },
+    /// The caller's knowledge is old.
+    #[error("use ticket {ticket}: epoch {given} is not its epoch {current} any more; look at it again")]
+    StaleEpoch {
+        /// The ticket.
+        ticket: Uuid,
+        /// As it was given.
+        given: u64,
+        /// As it is.
+        current: u64,
+    },
+    /// The host was fenced, or has registered anew.
+    #[error("host {host}: registration {given} is over; register again")]
+    StaleHost {
+        /// Which.
+        host: HostId,
+        /// As it was given.
+        given: u64,
+    },
+    /// No such host.
+    #[error("host {0} is not registered with the scheduler")]
+    UnknownHost(HostId),
+    /// Not of the ticket, or it has ended.
+    #[error("VM {vmid} is neither a live clone of ticket {ticket} nor the VM that cloned with it")]
+    UnknownVm {
+        /// The ticket.
+        ticket: Uuid,
+        /// As it was given.
+        vmid: u32,
+    },
+    /// A clone wants what only the VM that cloned can.
+    #[error("join ticket {ticket}: VM {vmid} did not clone with it; a clone joins without naming a ticket")]
+    NotParent {
+        /// The ticket.
+        ticket: Uuid,
+        /// Who asked.
+        vmid: u32,
+    },
+    /// The VM that cloned wants to leave as a clone.
+    #[error(
+        "join: VM {vmid} is no clone of ticket {ticket}; the VM that cloned waits for its clones with `join TICKET`"
+    )]
+    NotClone {
+        /// The ticket.
+        ticket: Uuid,
+        /// Who asked.
+        vmid: u32,
+    },
+    /// Clones of that family that are not there.
+    #[error("kill: the family has no live clone with vmid {0}")]
+    NoClone(u32),
+    /// Not even an empty cluster has so much.
+    #[error(
+        "request a ticket: {min_vms} VMs of {vcpus} CPUs and {memory_mib} MiB are more than all hosts have; ask for fewer"
+    )]
+    Impossible {
+        /// Fewest.
+        min_vms: u32,
+        /// Of each.
+        vcpus: u32,
+        /// Of each.
+        memory_mib: u32,
+    },
+    /// CPUs do not do.
+    #[error(
+        "request a ticket: {max_cpus} CPUs are {most} VMs of {vcpus} CPUs, fewer than {min_vms}; allow more CPUs or ask for fewer VMs"
+    )]
+    FewCpus {
+        /// As asked for.
+        max_cpus: u32,
+        /// What they are enough for.
+        most: u32,
+        /// Of each VM.
+        vcpus: u32,
+        /// Fewest.
+        min_vms: u32,
+    },
+    /// VMs are smaller than wanted.
+    #[error(
+        "request a ticket: the family's VMs have {vcpus} CPUs each, fewer than {min_cpus_per_vm}; ask for at most that"
+    )]
+    SmallVms {
+        /// Of each VM.
+        vcpus: u32,
+        /// As asked for.
+        min_cpus_per_vm: u32,
+    },
+    /// Not in time.
+    #[error("request a ticket: {min_vms} VMs are not free; {} CPUs, {} MiB and room for {} such VMs are; end some, wait longer, or ask for fewer", free.cpus, free.memory_mib, free.vms)]
+    NoCapacity {
+        /// Fewest.
+        min_vms: u32,
+        /// What is free.
+        free: Free,
+    },
+    /// Too many tickets of one family.
+    #[error(
+        "request a ticket: the family has {FAMILY_TICKETS_MAX} tickets, the most; release some, or end their clones"
+    )]
+    TooManyTickets,
+    /// Too many requests of one family.
+    #[error("request a ticket: {FAMILY_WAITING_MAX} requests of the family wait already, the most")]
+    TooManyWaiting,
+    /// Too much data.
+    #[error("join: {bytes} bytes are more than {most} that are left for them")]
+    TooMuchData {
+        /// As it came.
+        bytes: u64,
+        /// What may come.
+        most: u64,
+    },
+    /// The barrier's time is over.
+    #[error("sync: {arrived} of {wanted} VMs arrived in time; the barrier stays usable")]
+    BarrierTimeout {
+        /// Who was there.
+        arrived: u32,
+        /// Who should have been.
+        wanted: u32,
+    },
+    /// The join's time is over.
+    #[error("join: {live} clones have not ended in time")]
+    JoinTimeout {
+        /// How many.
+        live: u32,
+    },
+}

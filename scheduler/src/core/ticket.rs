@@ -1,0 +1,110 @@
+//! A ticket, as it is stored: JSON that people can read.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A host, the same whenever it comes back.
+pub type HostId = Uuid;
+
+/// How VMs are spread over hosts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// As few hosts as possible, the fullest first.
+    #[default]
+    Pack,
+    /// The emptiest first, evenly.
+    Spread,
+}
+
+/// A reservation of VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// Its number.
+    pub id: Uuid,
+    /// Whose it is.
+    pub family: Uuid,
+    /// Where it stands.
+    pub state: State,
+    /// Fencing: greater after each grant and each fencing; never the same twice, in all tickets and hosts of a scheduler's life.
+    pub epoch: u64,
+    /// How it was asked for, where the caller said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Of each VM.
+    pub vcpus: u32,
+    /// Of each VM.
+    pub memory_mib: u32,
+    /// As it was asked.
+    pub min_cpus_per_vm: u32,
+    /// Where, and how many VMs there. Never empty; none is 0.
+    pub places: BTreeMap<HostId, u32>,
+    /// Of clones that were asked for by number.
+    #[serde(default)]
+    pub loose: bool,
+    /// The VM that cloned with it; None: not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_vmid: Option<u32>,
+    /// What became of its clones, by vmid: those that left a result, and those that have ended.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub results: BTreeMap<u32, Outcome>,
+    /// When it was granted.
+    pub granted_unix_ms: u64,
+    /// When it is taken back unless it is used.
+    pub expires_unix_ms: u64,
+    /// When it came to its end; None: it has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_unix_ms: Option<u64>,
+}
+
+/// Where a ticket stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Reserved.
+    Granted,
+    /// Cloned with.
+    Used,
+    /// Given back, or all its clones have ended.
+    Released,
+    /// Not used in time.
+    Expired,
+    /// Its host went away.
+    Fenced,
+}
+
+/// What became of a clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How it ended; None: it has left its result and is about to end.
+    pub end: Option<VmEnd>,
+    /// As it said.
+    pub status: i32,
+    /// What it left.
+    pub data_bytes: u64,
+    /// Whether the VM that cloned is to see it.
+    pub reported: bool,
+}
+
+/// How a clone ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmEnd {
+    /// It said so itself.
+    Joined,
+    /// Powered off, crashed, failed to start.
+    Ended,
+    /// By an operator or its family.
+    Killed,
+    /// Its host went away.
+    Lost,
+}
+
+impl Ticket {
+    /// How many VMs it is for.
+    #[must_use]
+    pub fn vms(&self) -> u32 {
+        self.places.values().sum()
+    }
+}
