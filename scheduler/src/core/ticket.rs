@@ -46,6 +46,12 @@ pub struct Ticket {
     /// The VM that cloned with it; None: not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_vmid: Option<u32>,
+    /// Whether that VM, a clone itself, has ended: nobody waits for it any more.
+    #[serde(default)]
+    pub parent_ended: bool,
+    /// Its clones, those that have ended included, by vmid: where.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub clones: BTreeMap<u32, HostId>,
     /// What became of its clones, by vmid: those that left a result, and those that have ended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub results: BTreeMap<u32, Outcome>,
@@ -105,6 +111,23 @@ impl Ticket {
     /// How many VMs it is for.
     #[must_use]
     pub fn vms(&self) -> u32 {
-        self.places.values().sum()
+        self.places.values().fold(0, |sum, vms| sum.saturating_add(*vms))
+    }
+
+    /// Whether a VM is a clone of it that has not ended.
+    #[must_use]
+    pub fn is_live(&self, vmid: u32) -> bool {
+        self.clones.contains_key(&vmid) && self.results.get(&vmid).is_none_or(|outcome| outcome.end.is_none())
+    }
+
+    /// Its clones that have not ended, and where they are.
+    pub fn live(&self) -> impl Iterator<Item = (u32, HostId)> + '_ {
+        self.clones.iter().filter(|(vmid, _)| self.is_live(**vmid)).map(|(vmid, host)| (*vmid, *host))
+    }
+
+    /// Whether it came to its end.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        !matches!(self.state, State::Granted | State::Used)
     }
 }
