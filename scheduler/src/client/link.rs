@@ -1,0 +1,305 @@
+//! Keeping a host registered.
+//!
+//! ```text
+//!            register: who I am, what runs        registered: epoch, lease
+//!  away ──────────────────────────────────▶ asking ────────────────────────▶ registered ─┐ beat, ended ▶ ◀ noted, kill
+//!    ▲                                        │ refused, too late                │  ▲      │
+//!    └──────────────── pause ◀────────────────┴──────────── broken, cut ◀────────┘  └──────┘
+//! ```
+
+use super::Client;
+use patina_proto::v1::{
+    Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, KillClones, Register, RunningClone,
+    VmEnd, host_message::Message, host_order::Order,
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, interval_at, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+/// First and longest pause between two attempts.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// A registration that has lasted so long was a good one: the next pause is short again.
+const GOOD: Duration = Duration::from_secs(5);
+/// A scheduler that has not registered the host in this time is asked again.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two beats, where there is no lease.
+const BEAT: Duration = Duration::from_secs(5);
+/// Most ended clones in one message.
+const ENDED_IN_MESSAGE: usize = 256;
+/// Most ended clones that wait to be noted. Of those beyond it the ledger learns with the next registration, but not how
+/// they ended.
+const ENDED_MAX: usize = 65_536;
+
+/// The clones of a host, as its [`HostLink`] needs them. Both are called from a tokio task and must not block.
+pub trait Clones: Send + Sync + 'static {
+    /// What there is, for a registration: the ledger takes any other clone for ended.
+    fn present(&self) -> Present;
+    /// These are to end. Their ends are reported with [`HostLink::ended`] as all others.
+    fn kill(&self, order: KillClones);
+}
+
+/// What a host has when it registers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Present {
+    /// All clones that run here.
+    pub running: Vec<RunningClone>,
+    /// Tickets whose UseTicket is under way, or whose clones are being started. Of a ticket that was listed here,
+    /// [`HostLink::ended`] is said afterwards for each clone that was not made.
+    pub making: Vec<String>,
+}
+
+/// Whether a host is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Registration {
+    /// It is not.
+    Away {
+        /// What the last attempt failed with.
+        why: String,
+    },
+    /// It is.
+    Registered {
+        /// Of this registration.
+        epoch: u64,
+        /// A host that is silent so long is fenced; None: never.
+        lease: Option<Duration>,
+    },
+}
+
+/// Keeps this host registered, until it is dropped.
+#[derive(Debug)]
+pub struct HostLink {
+    ended: Arc<Ended>,
+    registration: watch::Receiver<Registration>,
+    task: JoinHandle<()>,
+}
+
+impl HostLink {
+    /// Registers the host `info` and keeps it so. To be called in a tokio runtime.
+    pub fn start(client: Client, info: HostInfo, clones: Arc<dyn Clones>) -> Self {
+        let ended = Arc::new(Ended::default());
+        let (state, registration) = watch::channel(Registration::Away { why: "not asked yet".into() });
+        let keeper = Keeper { client, info, clones, ended: Arc::clone(&ended), state, serial: 0 };
+        Self { ended, registration, task: tokio::spawn(keeper.run()) }
+    }
+
+    /// A clone has ended, or was never made. The scheduler is told, in the order of these calls and again after each failure,
+    /// until it has noted it. To be called before [`Clones::present`] leaves the clone out.
+    pub fn ended(&self, clone: RunningClone, end: VmEnd) {
+        self.ended.push(clone, end);
+    }
+
+    /// How many ends have not been noted yet.
+    #[must_use]
+    pub fn unnoted(&self) -> usize {
+        self.ended.with(|queue| queue.len())
+    }
+
+    /// Whether it is registered now, and each change of it.
+    #[must_use]
+    pub fn registration(&self) -> watch::Receiver<Registration> {
+        self.registration.clone()
+    }
+}
+
+impl Drop for HostLink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Clones whose end has not been noted.
+#[derive(Debug, Default)]
+struct Ended {
+    queue: Mutex<VecDeque<(RunningClone, VmEnd)>>,
+    more: Notify,
+}
+
+impl Ended {
+    fn with<T>(&self, look: impl FnOnce(&mut VecDeque<(RunningClone, VmEnd)>) -> T) -> T {
+        // A panic elsewhere leaves the queue as it was: nothing in here does two things.
+        look(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn push(&self, clone: RunningClone, end: VmEnd) {
+        self.with(|queue| {
+            if queue.len() == ENDED_MAX {
+                queue.pop_front();
+            }
+            queue.push_back((clone, end));
+        });
+        self.more.notify_one();
+    }
+
+    fn first(&self) -> Vec<EndedClone> {
+        self.with(|queue| {
+            let first = queue.iter().take(ENDED_IN_MESSAGE);
+            first
+                .map(|(clone, end)| EndedClone {
+                    ticket: clone.ticket.clone(),
+                    vmid: clone.vmid,
+                    end: (*end).into(),
+                })
+                .collect()
+        })
+    }
+
+    /// Those were noted. The queue may have lost its oldest ones meanwhile: what is at its front is looked at.
+    fn noted(&self, clones: &[EndedClone]) {
+        self.with(|queue| {
+            for clone in clones {
+                let same = |(front, _): &(RunningClone, VmEnd)| {
+                    front.ticket == clone.ticket && front.vmid == clone.vmid
+                };
+                if queue.front().is_some_and(same) {
+                    queue.pop_front();
+                }
+            }
+        });
+    }
+}
+
+/// The task behind a [`HostLink`].
+struct Keeper {
+    client: Client,
+    info: HostInfo,
+    clones: Arc<dyn Clones>,
+    ended: Arc<Ended>,
+    state: watch::Sender<Registration>,
+    /// Of the last message about ended clones.
+    serial: u64,
+}
+
+/// One registration's connection.
+struct Session {
+    messages: mpsc::Sender<HostMessage>,
+    orders: Streaming<HostOrder>,
+    beat: Duration,
+    /// What was said and is not noted yet.
+    said: Option<(u64, Vec<EndedClone>)>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut pause = PAUSES.0;
+        loop {
+            let began = Instant::now();
+            let ended = self.register_and_stay().await;
+            if began.elapsed() >= GOOD {
+                pause = PAUSES.0;
+            }
+            tracing::warn!(host = self.info.id, code = ?ended.code(), error = ended.message(), "not registered with the scheduler");
+            self.state.send_replace(Registration::Away { why: ended.message().to_owned() });
+            tokio::time::sleep(pause + self.spread(pause)).await;
+            pause = PAUSES.1.min(pause * 2);
+        }
+    }
+
+    /// Hosts that lost the same scheduler do not all come back at the same instant: up to a quarter later, by the host's number.
+    fn spread(&self, pause: Duration) -> Duration {
+        let sum = self.info.id.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
+        pause * u32::from(sum) / 1024
+    }
+
+    /// Returns why it is over.
+    async fn register_and_stay(&mut self) -> Status {
+        match timeout(REGISTER_TIMEOUT, self.register()).await {
+            Ok(Ok(mut session)) => match self.stay(&mut session).await {
+                Ok(()) => Status::unavailable("the scheduler has ended the connection"),
+                Err(status) => status,
+            },
+            Ok(Err(status)) => status,
+            Err(_) => Status::deadline_exceeded("the scheduler does not answer"),
+        }
+    }
+
+    async fn register(&mut self) -> Result<Session, Status> {
+        // A few messages at most wait: beats that find no room are left out, and ended clones are said one message at a time.
+        let (messages, outgoing) = mpsc::channel(8);
+        say(&messages, Message::Register(self.present()));
+        let mut orders = self.client.register_host(ReceiverStream::new(outgoing)).await?.into_inner();
+        let Some(HostOrder { order: Some(Order::Registered(registered)) }) = orders.message().await? else {
+            return Err(Status::internal("the scheduler's first order is not `registered`"));
+        };
+        let lease = Some(Duration::from_millis(registered.lease_ms)).filter(|lease| !lease.is_zero());
+        tracing::info!(
+            host = self.info.id,
+            epoch = registered.epoch,
+            ?lease,
+            "registered with the scheduler"
+        );
+        self.state.send_replace(Registration::Registered { epoch: registered.epoch, lease });
+        let beat = lease.map_or(BEAT, |lease| (lease / 3).max(Duration::from_millis(1)));
+        Ok(Session { messages, orders, beat, said: None })
+    }
+
+    /// Those whose end is not noted yet count as running: so the ledger hears how they ended, not only that they are gone.
+    fn present(&self) -> Register {
+        let Present { running, making } = self.clones.present();
+        let ended = self.ended.with(|queue| queue.iter().map(|(clone, _)| clone.clone()).collect::<Vec<_>>());
+        let all = running.into_iter().chain(ended);
+        let once: BTreeMap<_, _> = all.map(|clone| ((clone.ticket.clone(), clone.vmid), clone)).collect();
+        Register { info: Some(self.info.clone()), running: once.into_values().collect(), making }
+    }
+
+    async fn stay(&mut self, session: &mut Session) -> Result<(), Status> {
+        let mut beats = interval_at(Instant::now() + session.beat, session.beat);
+        loop {
+            self.say_ended(session);
+            tokio::select! {
+                order = session.orders.message() => match order? {
+                    Some(order) => self.obey(session, order),
+                    None => return Ok(()),
+                },
+                _ = beats.tick() => {
+                    say(&session.messages, Message::Beat(Beat {}));
+                }
+                () = self.ended.more.notified() => {}
+            }
+        }
+    }
+
+    fn obey(&mut self, session: &mut Session, order: HostOrder) {
+        match order.order {
+            Some(Order::EndedNoted(serial)) => {
+                if let Some((_, clones)) = session.said.take_if(|(said, _)| *said == serial) {
+                    self.ended.noted(&clones);
+                }
+            }
+            Some(Order::Kill(order)) => {
+                tracing::info!(family = order.family, vmids = ?order.vmids, reason = order.reason, "the scheduler ends clones");
+                self.clones.kill(order);
+            }
+            // A newer scheduler may say more.
+            Some(Order::Registered(_)) | None => {}
+        }
+    }
+
+    /// Says what has ended, if nothing else is being said.
+    fn say_ended(&mut self, session: &mut Session) {
+        if session.said.is_some() {
+            return;
+        }
+        let clones = self.ended.first();
+        if !clones.is_empty() {
+            self.serial += 1;
+            let ended = ClonesEnded { serial: self.serial, clones: clones.clone() };
+            if say(&session.messages, Message::Ended(ended)) {
+                session.said = Some((self.serial, clones));
+            }
+        }
+    }
+}
+
+/// Whether there was room for it. Where there is none the connection stands still; it will break, or go on by the next beat.
+fn say(messages: &mpsc::Sender<HostMessage>, message: Message) -> bool {
+    messages.try_send(HostMessage { message: Some(message) }).is_ok()
+}

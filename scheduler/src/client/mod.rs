@@ -1,0 +1,73 @@
+//! What hosts and operators use to talk to a scheduler.
+//!
+//! - [`connect`] and [`over`]: a [`Client`] for a [`Target`], or over connections of one's own. Both connect when the first call
+//!   is made, and again after a failure: a scheduler that is away makes calls fail with UNAVAILABLE in bounded time.
+//! - [`HostLink`]: keeps a host registered, says which clones have ended, hears which ones are to end.
+//! - [`crate::embedded::Embedded`]: a scheduler in this process, with the same [`Client`].
+//!
+//! Two things for whoever uses tickets:
+//! - A call whose future is dropped is cancelled: a request leaves the queue. What was granted in that very moment is taken
+//!   back at once where the scheduler notices, after its TTL where it does not. With `use_by` there is no TTL: a host lets such a
+//!   call come to its end and, when nobody wants the ticket any more, unuses and releases it.
+//! - A call that fails with UNAVAILABLE may have been carried out. With a `request_id` it can be made again.
+
+mod link;
+mod target;
+
+pub use link::{Clones, HostLink, Present, Registration};
+pub use target::{Target, TargetError};
+
+use hyper_util::rt::TokioIo;
+use patina_proto::v1::scheduler_client::SchedulerClient;
+use std::{future::Future, io, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+/// The calls of `patina.v1.Scheduler`. Cheap to clone; clones share one connection.
+pub type Client = SchedulerClient<Channel>;
+
+/// Longest answer: a page of tickets, or what a clone left.
+const ANSWER_MAX_BYTES: usize = 8 << 20;
+/// A scheduler that does not take a connection in this time is away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that is silent so long is asked whether it lives, and has the same time for its answer.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// A client of the scheduler at `target`.
+#[must_use]
+pub fn connect(target: &Target) -> Client {
+    match target.clone() {
+        Target::Unix(path) => over(move || UnixStream::connect(path.clone())),
+        Target::Http { host, port } => over(move || {
+            let (host, port) = (host.clone(), port);
+            async move {
+                let stream = TcpStream::connect((host.as_str(), port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(stream)
+            }
+        }),
+    }
+}
+
+/// A client over the connections that `connect` makes, one at a time.
+pub fn over<S, F>(connect: impl Fn() -> F + Send + 'static) -> Client
+where
+    F: Future<Output = io::Result<S>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let connector = service_fn(move |_: Uri| {
+        let connecting = connect();
+        async move { connecting.await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://scheduler")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(connector);
+    SchedulerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES)
+}

@@ -1,0 +1,94 @@
+//! Where a scheduler is.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+/// Where a scheduler is: `unix:PATH` or `http://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A socket of this machine.
+    Unix(PathBuf),
+    /// Over the network.
+    Http {
+        /// A name or an address.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+}
+
+/// Why a text is no [`Target`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// Neither form.
+    #[error("write unix:/PATH or http://HOST:PORT, not {0:?}")]
+    Form(String),
+    /// There is no TLS.
+    #[error("{0:?}: TLS comes later; use http:// on a network that nobody else is on, or unix: with ssh")]
+    Tls(String),
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let form = || TargetError::Form(text.to_owned());
+        if text.starts_with("https://") {
+            return Err(TargetError::Tls(text.to_owned()));
+        }
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.starts_with('/') { Ok(Self::Unix(path.into())) } else { Err(form()) };
+        }
+        let rest = text.strip_prefix("http://").ok_or_else(form)?;
+        let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or_else(form)?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let foreign = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%'));
+        let ambiguous = bare == host && host.contains(':');
+        if bare.is_empty() || ambiguous || bare.contains(foreign) {
+            return Err(form());
+        }
+        Ok(Self::Http { host: bare.to_owned(), port: port.parse().map_err(|_| form())? })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Http { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
+            Self::Http { host, port } => write!(f, "http://{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_read_back() {
+        for text in ["unix:/run/s.sock", "http://127.0.0.1:7000", "http://[::1]:7000", "http://node-1.lan:1"]
+        {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+        }
+        assert_eq!("http://a:1/".parse::<Target>().unwrap().to_string(), "http://a:1");
+    }
+
+    #[test]
+    fn other_texts_are_refused_with_the_forms_that_there_are() {
+        for text in [
+            "",
+            "unix:s.sock",
+            "http://",
+            "http://a",
+            "http://:1",
+            "http://a:x",
+            "http://::1:1",
+            "http://a b:1",
+            "a:1",
+        ] {
+            let refused = text.parse::<Target>().unwrap_err().to_string();
+            assert!(refused.contains("http://HOST:PORT"), "{text:?}: {refused}");
+        }
+        assert!(matches!("https://a:1".parse::<Target>(), Err(TargetError::Tls(_))));
+    }
+}

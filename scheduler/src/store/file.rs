@@ -1,0 +1,228 @@
+//! The ledger in one SQLite file, `scheduler.db`: tickets as JSON by id, data as blobs. People can look into it while it is in use:
+//! `sqlite3 scheduler.db 'select * from tickets'`.
+//!
+//! A batch is one transaction in the write-ahead log, so a scheduler that is killed at any point leaves whole batches. The lock is
+//! one of the process (`fcntl`): it ends with it, however that ends, and a child that it was just about to start does not inherit it.
+
+use super::{Batch, Store, StoreError};
+use crate::core::ticket::Ticket;
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+use uuid::Uuid;
+
+/// The file's name in the state folder.
+pub const FILE: &str = "scheduler.db";
+/// The lock's name there.
+const LOCK: &str = "scheduler.lock";
+/// Marks the file as Patina's ("PTNA").
+const APPLICATION: i64 = 0x5054_4e41;
+/// Of the schema below.
+const VERSION: i64 = 1;
+/// The log is cut back to this when it has grown beyond it.
+const LOG_MAX_BYTES: i64 = 64 << 20;
+/// How many pages of the log are moved into the file at once. SQLite's usual 1000 would be a longer pause of all callers.
+const CHECKPOINT_PAGES: i64 = 512;
+
+const SCHEMA: &str = "
+    create table tickets (id text primary key not null, ticket text not null) without rowid;
+    create table join_data (ticket text not null, vmid integer not null, data blob not null, primary key (ticket, vmid));
+";
+
+/// What a batch survives once it is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    /// The scheduler's end. For a ledger whose VMs do not outlive the host either.
+    Process,
+    /// The host's crash, too: each batch waits for the disk.
+    Host,
+}
+
+/// The store.
+#[derive(Debug)]
+pub struct FileStore {
+    database: Connection,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl FileStore {
+    /// Opens the ledger in `folder`, which is made if need be. It belongs to this process as long as the store lives.
+    ///
+    /// # Errors
+    /// Another scheduler has it, it is not a ledger, it is damaged, or the kernel refuses.
+    pub fn open(folder: &Path, lasting: Lasting) -> Result<Self, StoreError> {
+        let refused = |source| StoreError::Folder { path: folder.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(refused)?;
+        let lock = lock(&folder.join(LOCK))?;
+        let path = folder.join(FILE);
+        let failed = |source| failed("open", &path, source);
+        let database = Connection::open(&path).map_err(failed)?;
+        let found: i64 =
+            database.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(|source| {
+                match source.sqlite_error_code() {
+                    Some(ErrorCode::NotADatabase) => StoreError::Foreign { path: path.clone() },
+                    _ => failed(source),
+                }
+            })?;
+        let version: i64 =
+            database.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        let things: i64 =
+            database.query_row("select count(*) from sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
+        let mut store = Self { database, path: path.clone(), _lock: lock };
+        match (found, version) {
+            (0, 0) if things == 0 => store.create().map_err(failed)?,
+            (APPLICATION, VERSION) => {}
+            (APPLICATION, found) => return Err(StoreError::Version { path, found, known: VERSION }),
+            _ => return Err(StoreError::Foreign { path }),
+        }
+        store.set_up(lasting).map_err(failed)?;
+        Ok(store)
+    }
+
+    fn create(&mut self) -> rusqlite::Result<()> {
+        // All in one transaction: a scheduler that is killed here leaves an empty file, which is made a ledger next time.
+        let transaction = self.database.transaction()?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()
+    }
+
+    fn set_up(&mut self, lasting: Lasting) -> rusqlite::Result<()> {
+        let synchronous = match lasting {
+            Lasting::Process => "normal",
+            Lasting::Host => "full",
+        };
+        self.database.pragma_update(None, "journal_mode", "wal")?;
+        self.database.pragma_update(None, "synchronous", synchronous)?;
+        self.database.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        self.database.pragma_update(None, "journal_size_limit", LOG_MAX_BYTES)?;
+        // A person's sqlite3 that is looking holds up nobody in WAL mode; one that writes is waited for.
+        self.database.busy_timeout(std::time::Duration::from_secs(2))
+    }
+
+    fn write(&mut self, batch: &Batch<'_>) -> Result<(), WriteError> {
+        let transaction = self.database.transaction()?;
+        {
+            let mut put = transaction.prepare_cached("insert or replace into tickets values (?1, ?2)")?;
+            for ticket in &batch.puts {
+                put.execute(params![ticket.id.to_string(), serde_json::to_string(ticket)?])?;
+            }
+            let mut leave =
+                transaction.prepare_cached("insert or replace into join_data values (?1, ?2, ?3)")?;
+            for data in &batch.data {
+                leave.execute(params![data.ticket.to_string(), data.vmid, data.bytes])?;
+            }
+            let mut forget = transaction.prepare_cached("delete from tickets where id = ?1")?;
+            let mut drop_data = transaction.prepare_cached("delete from join_data where ticket = ?1")?;
+            for id in &batch.forgets {
+                forget.execute([id.to_string()])?;
+                drop_data.execute([id.to_string()])?;
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+/// Why a batch was not written, before it is known where.
+enum WriteError {
+    Database(rusqlite::Error),
+    Json(serde_json::Error),
+}
+
+impl From<rusqlite::Error> for WriteError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<serde_json::Error> for WriteError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error)
+    }
+}
+
+impl Store for FileStore {
+    fn load(&mut self) -> Result<Vec<Ticket>, StoreError> {
+        let failed = |source| failed("read", &self.path, source);
+        let mut all = self.database.prepare_cached("select id, ticket from tickets").map_err(failed)?;
+        let rows = all
+            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+            .map_err(failed)?;
+        rows.map(|row| {
+            let (id, text) = row.map_err(failed)?;
+            serde_json::from_str(&text).map_err(|source| StoreError::Ticket {
+                path: self.path.clone(),
+                id,
+                source,
+            })
+        })
+        .collect()
+    }
+
+    fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
+        self.write(batch).map_err(|error| match error {
+            WriteError::Database(source) => failed("write", &self.path, source),
+            WriteError::Json(source) => {
+                StoreError::Ticket { path: self.path.clone(), id: "to be written".into(), source }
+            }
+        })
+    }
+
+    fn join_data(&mut self, ticket: Uuid, vmid: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        let failed = |source| failed("read", &self.path, source);
+        let mut one = self
+            .database
+            .prepare_cached("select data from join_data where ticket = ?1 and vmid = ?2")
+            .map_err(failed)?;
+        one.query_row(params![ticket.to_string(), vmid], |row| row.get(0)).optional().map_err(failed)
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, source: rusqlite::Error) -> StoreError {
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::Full { path, source },
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StoreError::Damaged { operation, path, source }
+        }
+        _ => StoreError::File { operation, path, source },
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let failed = |source| StoreError::Lock { path: path.to_owned(), source };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
+            let mut pid = String::new();
+            let read = (&mut file).take(16).read_to_string(&mut pid);
+            let pid = read.ok().map(|_| pid.trim().to_owned()).filter(|pid| !pid.is_empty());
+            return Err(StoreError::InUse { path: path.to_owned(), pid });
+        }
+        Err(error) => return Err(failed(error.into())),
+    }
+    // For whoever finds it locked; a disk without room for it is no reason not to start.
+    if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())) {
+        tracing::debug!(path = %path.display(), %error, "write the pid");
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+#[path = "file_test.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+use super::*;
+use crate::{core::ticket::State, store::JoinData};
+use std::{collections::BTreeMap, fs, process::Command};
+
+fn ticket(vms: u32) -> Ticket {
+    Ticket {
+        id: Uuid::new_v4(),
+        family: Uuid::new_v4(),
+        state: State::Granted,
+        epoch: 7,
+        request_id: Some("r".into()),
+        vcpus: 1,
+        memory_mib: 256,
+        min_cpus_per_vm: 1,
+        places: BTreeMap::from([(Uuid::new_v4(), vms)]),
+        loose: false,
+        parent_vmid: None,
+        parent_ended: false,
+        clones: BTreeMap::new(),
+        results: BTreeMap::new(),
+        granted_unix_ms: 1,
+        expires_unix_ms: 2,
+        over_unix_ms: None,
+    }
+}
+
+fn open(folder: &Path) -> Result<FileStore, StoreError> {
+    FileStore::open(folder, Lasting::Process)
+}
+
+fn sorted(mut tickets: Vec<Ticket>) -> Vec<Ticket> {
+    tickets.sort_by_key(|ticket| ticket.id);
+    tickets
+}
+
+#[test]
+fn what_was_committed_is_there_when_it_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let [kept, changed, gone] = [ticket(1), ticket(2), ticket(3)];
+    let left = |of: &Ticket| JoinData { ticket: of.id, vmid: 4, bytes: vec![9; 1 << 20] };
+    let mut store = open(folder.path()).unwrap();
+    let first =
+        Batch { puts: vec![&kept, &changed, &gone], data: vec![left(&kept), left(&gone)], forgets: vec![] };
+    store.commit(&first).unwrap();
+    let changed = Ticket { state: State::Used, parent_vmid: Some(0), ..changed };
+    store.commit(&Batch { puts: vec![&changed], data: vec![], forgets: vec![gone.id] }).unwrap();
+    drop(store);
+    let mut store = FileStore::open(folder.path(), Lasting::Host).unwrap();
+    assert_eq!(sorted(store.load().unwrap()), sorted(vec![kept.clone(), changed]));
+    assert_eq!(store.join_data(kept.id, 4).unwrap(), Some(vec![9; 1 << 20]));
+    assert_eq!(store.join_data(kept.id, 5).unwrap(), None);
+    assert_eq!(store.join_data(gone.id, 4).unwrap(), None);
+}
+
+#[test]
+fn people_can_read_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path()).unwrap();
+    let ticket = ticket(1);
+    store.commit(&Batch { puts: vec![&ticket], ..Batch::default() }).unwrap();
+    let other = Connection::open(folder.path().join(FILE)).unwrap();
+    let text: String = other.query_row("select ticket from tickets", [], |row| row.get(0)).unwrap();
+    assert!(text.contains(r#""state":"granted""#), "{text}");
+}
+
+/// The lock belongs to a process, so it takes two.
+#[test]
+fn another_scheduler_is_refused_by_its_pid() {
+    if let Some(folder) = std::env::var_os("LEDGER_TO_OPEN") {
+        println!("second: {}", open(Path::new(&folder)).unwrap_err());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).unwrap();
+    let second = || {
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "--nocapture", "store::file::tests::another_scheduler_is_refused_by_its_pid"]);
+        let output = again.env("LEDGER_TO_OPEN", folder.path()).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let refused = second();
+    let pid = format!("another scheduler (pid {}) has it; stop that one", std::process::id());
+    assert!(refused.contains(&pid), "{refused}");
+    drop(store);
+    assert!(!second().contains("another scheduler"));
+}
+
+#[test]
+fn foreign_newer_and_damaged_files_are_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let refused = |text: &str| {
+        let before = fs::read(&path).unwrap();
+        let error = open(folder.path()).and_then(|mut store| store.load()).unwrap_err().to_string();
+        assert!(error.contains(text) && error.contains("scheduler.db"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+    };
+    fs::write(&path, vec![b'x'; 8192]).unwrap();
+    refused("no ledger of Patina's; move it away");
+    fs::remove_file(&path).unwrap();
+    Connection::open(&path).unwrap().execute_batch("create table t (x)").unwrap();
+    refused("no ledger of Patina's");
+    fs::remove_file(&path).unwrap();
+    drop(open(folder.path()).unwrap());
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    refused("version 2, this scheduler knows 1");
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 1).unwrap();
+    Connection::open(&path).unwrap().execute("insert into tickets values ('x', '{}')", []).unwrap();
+    refused("ticket x does not read");
+}
+
+#[test]
+fn a_page_that_was_written_over_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let mut store = open(folder.path()).unwrap();
+    let many: Vec<_> = (0..200).map(ticket).collect();
+    store.commit(&Batch { puts: many.iter().collect(), ..Batch::default() }).unwrap();
+    drop(store);
+    let mut bytes = fs::read(&path).unwrap();
+    let half = bytes.len() / 2 / 4096 * 4096;
+    bytes[half..half + 4096].fill(0x5a);
+    fs::write(&path, bytes).unwrap();
+    let error = open(folder.path()).unwrap().load().unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+    assert!(error.to_string().contains("put a copy back"), "{error}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let error = open(&folder.path().join("file/state")).unwrap_err().to_string();
+    assert!(error.contains("file/state") && error.contains("--state-dir"), "{error}");
+}

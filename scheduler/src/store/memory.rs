@@ -1,0 +1,74 @@
+//! A store that forgets with its last handle: for tests and simulations, where a scheduler "crashes" and the next one gets the same
+//! handle. It can be told to fail.
+
+use super::{Batch, Store, StoreError};
+use crate::core::ticket::Ticket;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use uuid::Uuid;
+
+/// A handle; all clones have the same content.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore(Arc<Mutex<Content>>);
+
+#[derive(Debug, Default)]
+struct Content {
+    tickets: BTreeMap<Uuid, Ticket>,
+    data: BTreeMap<(Uuid, u32), Vec<u8>>,
+    failing: bool,
+    commits: u64,
+}
+
+impl MemoryStore {
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether commits fail from now on.
+    pub fn fail(&self, failing: bool) {
+        self.content().failing = failing;
+    }
+
+    /// All tickets.
+    #[must_use]
+    pub fn tickets(&self) -> Vec<Ticket> {
+        self.content().tickets.values().cloned().collect()
+    }
+
+    /// How many batches were stored.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.content().commits
+    }
+}
+
+impl Store for MemoryStore {
+    fn load(&mut self) -> Result<Vec<Ticket>, StoreError> {
+        Ok(self.tickets())
+    }
+
+    fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
+        let mut content = self.content();
+        if content.failing {
+            return Err(StoreError::Test);
+        }
+        content.commits += 1;
+        for ticket in &batch.puts {
+            content.tickets.insert(ticket.id, (*ticket).clone());
+        }
+        for data in &batch.data {
+            content.data.insert((data.ticket, data.vmid), data.bytes.clone());
+        }
+        for id in &batch.forgets {
+            content.tickets.remove(id);
+            content.data.retain(|(ticket, _), _| ticket != id);
+        }
+        Ok(())
+    }
+
+    fn join_data(&mut self, ticket: Uuid, vmid: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.content().data.get(&(ticket, vmid)).cloned())
+    }
+}

@@ -1,0 +1,170 @@
+//! Where the ledger is kept: tickets, and what clones left when they joined.
+//!
+//! - [`file`]: in one file, crash-safe.
+//! - [`memory`]: nowhere, for tests.
+//!
+//! The trait is all that the engine knows: whole batches in, everything out once at the start.
+
+pub mod file;
+pub mod memory;
+
+use crate::core::ticket::Ticket;
+use std::{io, path::PathBuf};
+use uuid::Uuid;
+
+/// What a clone left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinData {
+    /// Its ticket.
+    pub ticket: Uuid,
+    /// The clone.
+    pub vmid: u32,
+    /// What it left.
+    pub bytes: Vec<u8>,
+}
+
+/// Changes that are stored together or not at all, in this order.
+#[derive(Debug, Default)]
+pub struct Batch<'a> {
+    /// Tickets as they are now.
+    pub puts: Vec<&'a Ticket>,
+    /// What clones left.
+    pub data: Vec<JoinData>,
+    /// Tickets that go, with their data.
+    pub forgets: Vec<Uuid>,
+}
+
+impl Batch<'_> {
+    /// Whether there is nothing to store.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.puts.is_empty() && self.data.is_empty() && self.forgets.is_empty()
+    }
+}
+
+/// A ledger that outlives its scheduler.
+///
+/// One engine has it at a time. After an error nothing of the batch has happened, or the store says so when it is loaded again:
+/// the engine goes on with what [`Store::load`] gives.
+pub trait Store: Send {
+    /// All tickets.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn load(&mut self) -> Result<Vec<Ticket>, StoreError>;
+
+    /// Stores a batch.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError>;
+
+    /// What a clone left; None: nothing.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn join_data(&mut self, ticket: Uuid, vmid: u32) -> Result<Option<Vec<u8>>, StoreError>;
+}
+
+/// Why the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No folder.
+    #[error("make state folder {path}: {source}; name one that can be written with --state-dir")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The lock cannot be taken, for other reasons than another scheduler.
+    #[error("lock the ledger with {path}: {source}")]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another scheduler has it.
+    #[error(
+        "lock the ledger with {path}: another scheduler{} has it; stop that one, or give this one another --state-dir",
+        .pid.as_ref().map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The lock file.
+        path: PathBuf,
+        /// Of the other one, if it wrote it.
+        pid: Option<String>,
+    },
+    /// Something else is there.
+    #[error(
+        "open ledger {path}: the file is no ledger of Patina's; move it away, or use another --state-dir"
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer scheduler wrote it.
+    #[error(
+        "open ledger {path}: it has version {found}, this scheduler knows {known}; use a newer scheduler, or another --state-dir"
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// As it says.
+        found: i64,
+        /// What is known here.
+        known: i64,
+    },
+    /// The file is damaged.
+    #[error(
+        "{operation} ledger {path}: the file is damaged ({source}); put a copy back, or move it and its -wal and -shm away: a new ledger learns from the hosts what runs"
+    )]
+    Damaged {
+        /// What was done.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// How it showed.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A ticket does not read.
+    #[error(
+        "read ledger {path}: ticket {id} does not read: {source}; mend or delete that row, for example with sqlite3"
+    )]
+    Ticket {
+        /// The file.
+        path: PathBuf,
+        /// As the row says.
+        id: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No room.
+    #[error("write ledger {path}: the disk is full; make room, the scheduler goes on by itself")]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// As SQLite says it.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// Anything else.
+    #[error("{operation} ledger {path}: {source}")]
+    File {
+        /// What was done.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A test wants it so.
+    #[error("write ledger: a test lets it fail")]
+    Test,
+}
