@@ -117,6 +117,8 @@ pub struct Running {
     pub memory_mib: u32,
     /// The VM that it was cloned from, if the host knows.
     pub parent_vmid: Option<u32>,
+    /// Its ticket's use is under way, or it is being started: it may not run yet.
+    pub making: bool,
 }
 
 /// Which clones.
@@ -151,7 +153,8 @@ pub enum Command {
     Gone(Waiter),
     /// Gives a ticket back. [`Reply::Ticket`].
     Release(Waiter, Named),
-    /// A host makes the VMs of a ticket. What it has beyond them is given back. [`Reply::Ticket`].
+    /// A host makes the VMs of a ticket. What it has beyond them is given back. The same again is answered the same.
+    /// [`Reply::Ticket`].
     Use {
         /// Who waits.
         waiter: Waiter,
@@ -187,8 +190,6 @@ pub enum Command {
         info: HostInfo,
         /// What runs there: the ledger follows it.
         running: Vec<Running>,
-        /// Tickets whose use is under way there: of them, what does not run yet is not taken as ended.
-        making: Vec<Uuid>,
     },
     /// A host lives.
     HostBeat {
