@@ -117,8 +117,6 @@ pub struct Running {
     pub memory_mib: u32,
     /// The VM that it was cloned from, if the host knows.
     pub parent_vmid: Option<u32>,
-    /// Its ticket's use is under way, or it is being started: it may not run yet.
-    pub making: bool,
 }
 
 /// Which clones.
@@ -190,6 +188,8 @@ pub enum Command {
         info: HostInfo,
         /// What runs there: the ledger follows it.
         running: Vec<Running>,
+        /// Tickets whose use is under way there: of them, what does not run yet is not taken as ended.
+        making: Vec<Uuid>,
     },
     /// A host lives.
     HostBeat {
