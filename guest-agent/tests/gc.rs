@@ -141,10 +141,11 @@ fn tickets_are_lines_and_none_is_exit_16() {
     let busy = "{\"error\":{\"code\":16,\"message\":\"not enough CPUs\"}}\n";
     let (_, output) = with_agent(busy, "request-ticket 8 2 2 500");
     assert_eq!(said(&output), (Some(16), "", "gc: request-ticket: not enough CPUs\n"));
-    let (heard, output) = with_agent(ok, "ticket u-1");
-    assert_eq!(heard, "{\"verb\":\"ticket\",\"args\":{\"uuid\":\"u-1\"}}\n");
+    const UUID: &str = "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11";
+    let (heard, output) = with_agent(ok, &format!("ticket {UUID}"));
+    assert_eq!(heard, format!("{{\"verb\":\"ticket\",\"args\":{{\"uuid\":\"{UUID}\"}}}}\n"));
     assert_eq!(said(&output), (Some(0), "ticket: u-1 granted 8 4 2\n", ""));
-    let (_, output) = with_agent(ok, "ticket u-1 --json");
+    let (_, output) = with_agent(ok, &format!("get-ticket {UUID} --json"));
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["vms"], 4);
     let list: &'static str = format!("{{\"ok\":[{TICKET},{TICKET}]}}\n").leak();
     let (heard, output) = with_agent(list, "lt");

@@ -1,6 +1,6 @@
 //! Calls of programs: what the agent answers itself, and what waits for the host.
 
-use super::link;
+use super::link::{self, LinkError};
 use super::local::{AGAIN, NOT_CONNECTED, TOO_LONG, refuse};
 use patina_abi::LINE_MAX_BYTES;
 use patina_abi::link::{Answer, FromAgent, Identity, REQUESTS_MAX};
@@ -40,8 +40,7 @@ pub fn link_lost() -> Answer {
     refuse(NOT_CONNECTED, "the link to the host broke before it answered; the call may have been done")
 }
 
-/// Calls that wait for the host, with the client of each. A client that goes leaves its call here until the
-/// host answers, so that the limit holds for the host too.
+/// Calls that wait for the host, with the client of each.
 #[derive(Debug, Default)]
 pub struct Calls {
     waiting: BTreeMap<u64, u64>,
@@ -76,6 +75,18 @@ impl Calls {
     /// Ends the call that the host answered; the client that waits for it.
     pub fn close(&mut self, id: u64) -> Option<u64> {
         self.waiting.remove(&id)
+    }
+
+    /// Ends the call of a client that has gone; the line that tells the host, if it has that call.
+    ///
+    /// # Errors
+    /// The line cannot be made.
+    pub fn abandon(&mut self, client: u64) -> Result<Option<Vec<u8>>, LinkError> {
+        let Some(id) = self.waiting.iter().find(|(_, waits)| **waits == client).map(|(id, _)| *id) else {
+            return Ok(None);
+        };
+        self.waiting.remove(&id);
+        link::encode(&FromAgent::Cancel { id }).map(Some)
     }
 
     /// Ends all calls; their clients.
@@ -118,6 +129,17 @@ mod tests {
         assert_eq!(calls.close(1), None);
         calls.open(99, call(serde_json::Value::Null)).unwrap();
         assert_eq!(calls.close_all().len(), REQUESTS_MAX);
+    }
+
+    #[test]
+    fn a_call_of_a_client_that_has_gone_is_taken_back_once() {
+        let mut calls = Calls::default();
+        for client in [7, 8] {
+            calls.open(client, call(serde_json::Value::Null)).unwrap();
+        }
+        assert_eq!(calls.abandon(8).unwrap().unwrap(), b"{\"t\":\"cancel\",\"id\":2}\n");
+        assert_eq!((calls.abandon(8).unwrap(), calls.abandon(9).unwrap()), (None, None));
+        assert_eq!((calls.close(2), calls.close(1)), (None, Some(7)));
     }
 
     #[test]

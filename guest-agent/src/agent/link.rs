@@ -14,7 +14,7 @@ use super::lines::{Filled, Lines, TooLong};
 use super::outbox::Outbox;
 use crate::identity::IdentityError;
 use patina_abi::LINE_MAX_BYTES;
-use patina_abi::link::{FromAgent, FromHost};
+use patina_abi::link::{FromAgent, FromHost, REQUESTS_MAX};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::io;
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 /// First and longest wait between attempts to connect.
 const WAIT_FIRST: Duration = Duration::from_millis(20);
 const WAIT_LONGEST: Duration = Duration::from_secs(2);
+/// What a host may leave unread before it gets no more calls, bytes: as many as it takes, each as long as a line may be.
+const UNREAD_MAX_BYTES: usize = REQUESTS_MAX * LINE_MAX_BYTES;
 
 /// Why a link ended or was not made.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +103,12 @@ impl Link {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.connection.as_ref().is_some_and(|c| !c.connecting)
+    }
+
+    /// Whether the host has left so much unread that it gets no more calls.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.connection.as_ref().is_some_and(|c| c.out.len() >= UNREAD_MAX_BYTES)
     }
 
     /// When [`Self::connect`] wants to be called.

@@ -6,7 +6,7 @@
 //! - [`clone`]: this machine is cloned.
 //! - [`lines`], [`outbox`]: what comes in and goes out, bounded.
 //!
-//! Memory is bounded by the limits in README.md: 64 programs with a call and an answer of 64 KiB each, 64 calls
+//! Memory is bounded by the limits in README.md: 64 programs with a call and an answer of 64 KiB each, 4 MiB of calls
 //! on their way to the host, 32 sessions with three frames of 64 KiB each. That is 20 MiB with every peer at its
 //! worst, and 50 KiB as a rule.
 
@@ -179,7 +179,7 @@ impl<M: Machine> Agent<M> {
         self.keep_time();
         self.carry_out();
         self.sessions.settle();
-        self.clients.retain(|client| !client.is_done());
+        self.forget_clients();
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Programs in the guest: taking their calls, answering them or passing them on.
 
-use super::local::{CLIENTS_MAX, Client};
-use super::{Agent, AgentError, accept, calls, local};
+use super::local::{AGAIN, CLIENTS_MAX, Client, refuse};
+use super::{Agent, AgentError, accept, calls};
 use crate::machine::Machine;
 use patina_abi::link::Answer;
 use patina_abi::local::Request;
@@ -14,7 +14,7 @@ impl<M: Machine> Agent<M> {
         let mut client = Client::new(self.clients_so_far, socket);
         if self.clients.len() >= CLIENTS_MAX {
             let text = format!("connect: {CLIENTS_MAX} programs are connected already; try again later");
-            client.answer(&local::refuse(local::AGAIN, text));
+            client.answer(&refuse(AGAIN, text));
             return Ok(());
         }
         self.clients.push(client);
@@ -55,12 +55,34 @@ impl<M: Machine> Agent<M> {
         if !self.link.is_up() {
             return Err(calls::link_down(&call.verb));
         }
+        // Calls that were taken back are not counted any more, but may still wait for a host that does not read.
+        if self.link.is_full() {
+            return Err(refuse(AGAIN, "the host is slow to take calls; try again later"));
+        }
         let line = self.calls.open(client, call)?;
         // On a failure every call that waits is answered, this one included.
         if let Err(error) = self.link.send_line(&line) {
             self.link_lost(&error);
         }
         Ok(())
+    }
+
+    /// Forgets programs that have gone, and tells the host of those that wait for it.
+    pub(super) fn forget_clients(&mut self) {
+        let mut lines = Vec::new();
+        self.clients.retain(|client| {
+            let is_done = client.is_done();
+            if is_done {
+                lines.push(self.calls.abandon(client.id));
+            }
+            !is_done
+        });
+        for line in lines {
+            let told = line.and_then(|line| line.map_or(Ok(()), |line| self.link.send_line(&line)));
+            if let Err(error) = told {
+                self.link_lost(&error);
+            }
+        }
     }
 
     /// Answers a program that waits; one that did not wait is not there any more.

@@ -1,23 +1,63 @@
-//! One call to gc-agent.
+//! Calls to gc-agent.
 
 use patina_abi::LINE_MAX_BYTES;
 use patina_abi::link::{Answer, CallError};
-use patina_abi::local::Request;
+use patina_abi::local::{Request, SOCKET};
+use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Calls the agent at `socket` and returns what the verb returns.
+/// A connection to the agent: several calls, one after another.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+}
+
+impl Connection {
+    /// Connects to the agent of this guest.
+    ///
+    /// # Errors
+    /// ENOTCONN when there is none.
+    pub fn open() -> Result<Self, CallError> {
+        Self::open_at(Path::new(SOCKET))
+    }
+
+    fn open_at(socket: &Path) -> Result<Self, CallError> {
+        Ok(Self { stream: UnixStream::connect(socket).map_err(|e| failed("connect to gc-agent", &e))? })
+    }
+
+    /// Calls a verb and returns what it returns.
+    ///
+    /// # Errors
+    /// The verb's own error; ENOTCONN when the agent does not answer.
+    pub fn call(&mut self, request: &Request) -> Result<Value, CallError> {
+        let mut line = serde_json::to_vec(request).map_err(|e| failed("encode the call", &e))?;
+        line.push(b'\n');
+        self.stream.write_all(&line).map_err(|e| failed("call gc-agent", &e))?;
+        let answer = read_line(&mut self.stream).map_err(|e| failed("read gc-agent's answer", &e))?;
+        parse(&answer)
+    }
+
+    /// Waits for the machine's end, which is not seen from inside.
+    pub fn wait_for_end(mut self) -> CallError {
+        match self.stream.read(&mut [0; 16]) {
+            Ok(_) | Err(_) => CallError {
+                code: libc::EIO,
+                message:
+                    "the host has taken what this VM left, and has not ended it: gc-agent has gone instead"
+                        .into(),
+            },
+        }
+    }
+}
+
+/// Calls the agent at `socket` once.
 ///
 /// # Errors
-/// The verb's own error; ENOTCONN when there is no agent or it does not answer.
-pub fn call(socket: &Path, request: &Request) -> Result<serde_json::Value, CallError> {
-    let mut line = serde_json::to_vec(request).map_err(|e| failed("encode the call", &e))?;
-    line.push(b'\n');
-    let mut stream = UnixStream::connect(socket).map_err(|e| failed("connect to gc-agent", &e))?;
-    stream.write_all(&line).map_err(|e| failed("call gc-agent", &e))?;
-    let answer = read_line(&mut stream).map_err(|e| failed("read gc-agent's answer", &e))?;
-    parse(&answer)
+/// As for [`Connection::call`].
+pub fn call(socket: &Path, request: &Request) -> Result<Value, CallError> {
+    Connection::open_at(socket)?.call(request)
 }
 
 fn failed(what: &str, e: &dyn std::fmt::Display) -> CallError {
@@ -28,7 +68,7 @@ fn failed(what: &str, e: &dyn std::fmt::Display) -> CallError {
 ///
 /// # Errors
 /// As for [`call`].
-pub fn parse(answer: &[u8]) -> Result<serde_json::Value, CallError> {
+pub fn parse(answer: &[u8]) -> Result<Value, CallError> {
     match serde_json::from_slice(answer).map_err(|e| failed("read gc-agent's answer", &e))? {
         Answer::Ok(value) => Ok(value),
         Answer::Error(error) => Err(error),

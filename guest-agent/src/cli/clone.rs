@@ -1,6 +1,7 @@
 //! `gc clone`: the process that calls is cloned with its machine while it waits for the answer.
 
-use super::{Output, call, misuse};
+use super::words::{Words, looks_like_a_number, number, ticket};
+use super::{Output, call, misuse, verbs};
 use patina_abi::link::CallError;
 use patina_abi::local::{CloneCall, CloneResult, Request, SOCKET};
 use std::fmt::Write as _;
@@ -15,28 +16,20 @@ pub(super) fn clone(arguments: &[String]) -> Result<Output, CallError> {
 }
 
 pub(super) fn request(arguments: &[String]) -> Result<Request, CallError> {
-    let (mut what, mut hold) = (None, true);
-    for argument in arguments {
-        match argument.as_str() {
-            "--no-hold" => hold = false,
-            flag if flag.starts_with('-') => return Err(misuse(format!("unknown option {flag:?}"))),
-            _ if what.is_some() => return Err(misuse(format!("unexpected argument {argument:?}"))),
-            word => what = Some(word),
-        }
-    }
-    let what = what.ok_or_else(|| misuse("how many clones? `gc clone N`, or `gc clone TICKET`"))?;
-    let (count, ticket) = if what.bytes().all(|b| b.is_ascii_digit()) {
-        let count = what.parse().map_err(|e| misuse(format!("number of clones {what:?}: {e}")))?;
-        (Some(count), None)
-    } else {
-        (None, Some(what.to_owned()))
+    let words = Words::parse(arguments, &["--no-hold"], &[])?;
+    let [what] = words.at_most(1)? else {
+        return Err(misuse("how many clones? `gc clone N`, or `gc clone TICKET`"));
     };
-    let args = serde_json::to_value(CloneCall { count, ticket, hold }).map_err(|e| misuse(e.to_string()))?;
-    Ok(Request { verb: "clone".to_owned(), args })
+    let (count, ticket) = if looks_like_a_number(what) {
+        (Some(number("the number of clones", what, 1, u32::MAX)?), None)
+    } else {
+        (None, Some(ticket(what)?))
+    };
+    verbs::request("clone", CloneCall { count, ticket, hold: !words.has("--no-hold") })
 }
 
 pub(super) fn output(value: serde_json::Value) -> Result<Output, CallError> {
-    let CloneResult { vmid, failed, .. } = super::verbs::read("result of a clone", value)?;
+    let CloneResult { vmid, failed, .. } = verbs::read("result of a clone", value)?;
     let mut warnings = String::new();
     for (vmid, reason) in failed {
         // Writing to a String does not fail.

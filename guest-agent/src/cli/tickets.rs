@@ -1,31 +1,46 @@
 //! `gc rt`, `gc lt`, `gc ticket`.
 
-use super::verbs::{agent, print, read, wants_json};
+use super::verbs::{agent, print, print_json, read};
+use super::words::{TIMEOUT_MAX_MS, Words, number, ticket};
 use super::{Output, misuse};
 use patina_abi::link::{CallError, TicketArgs, TicketView};
 use patina_abi::local::TicketName;
 use serde_json::Value;
-use std::str::FromStr;
 
-fn to_json(args: impl serde::Serialize) -> Result<Value, CallError> {
-    serde_json::to_value(args).map_err(|e| misuse(e.to_string()))
-}
+/// Longest request id, characters.
+const REQUEST_ID_MAX: usize = 64;
 
-fn number<T: FromStr>(name: &str, word: &str) -> Result<T, CallError> {
-    word.parse().map_err(|_| misuse(format!("{name} is a number, not {word:?}")))
-}
-
-pub(super) fn parse_request(arguments: &[String]) -> Result<TicketArgs, CallError> {
-    let [max_cpus, min_vms, min_cpus_per_vm, timeout_ms] = arguments else {
+/// The host knows what is too much of anything; none, or less than itself, is wrong on every host.
+fn parse(words: &Words<'_>) -> Result<TicketArgs, CallError> {
+    let [max_cpus, min_vms, min_cpus_per_vm, timeout_ms] = words.at_most(4)? else {
         return Err(misuse("four numbers are wanted: MAXCPUS MINVMS MINCPUSPERVM TIMEOUT_MS"));
     };
-    Ok(TicketArgs {
-        max_cpus: number("MAXCPUS", max_cpus)?,
-        min_vms: number("MINVMS", min_vms)?,
-        min_cpus_per_vm: number("MINCPUSPERVM", min_cpus_per_vm)?,
-        timeout_ms: number("TIMEOUT_MS", timeout_ms)?,
-        request_id: None,
+    let args = TicketArgs {
+        max_cpus: number("MAXCPUS", max_cpus, 1, u32::MAX)?,
+        min_vms: number("MINVMS", min_vms, 1, u32::MAX)?,
+        min_cpus_per_vm: number("MINCPUSPERVM", min_cpus_per_vm, 1, u32::MAX)?,
+        timeout_ms: number("TIMEOUT_MS", timeout_ms, 0, TIMEOUT_MAX_MS)?,
+        request_id: words.value("--request-id").map(request_id).transpose()?,
+    };
+    let least_cpus = u64::from(args.min_vms) * u64::from(args.min_cpus_per_vm);
+    if least_cpus > u64::from(args.max_cpus) {
+        return Err(misuse(format!(
+            "MINVMS VMs of MINCPUSPERVM CPUs are {least_cpus} CPUs, which is more than MAXCPUS, {max_cpus}"
+        )));
+    }
+    Ok(args)
+}
+
+fn request_id(word: &str) -> Result<String, CallError> {
+    let is_one = (1..=REQUEST_ID_MAX).contains(&word.chars().count()) && !word.contains(char::is_control);
+    is_one.then(|| word.to_owned()).ok_or_else(|| {
+        misuse(format!("--request-id has 1 to {REQUEST_ID_MAX} characters, none of them control"))
     })
+}
+
+pub(super) fn parse_request(arguments: &[String]) -> Result<(TicketArgs, bool), CallError> {
+    let words = Words::parse(arguments, &["--json"], &["--request-id"])?;
+    Ok((parse(&words)?, words.has("--json")))
 }
 
 /// A ticket's line.
@@ -35,28 +50,31 @@ pub(super) fn line(ticket: &TicketView) -> String {
 }
 
 pub(super) fn request(arguments: &[String]) -> Result<Output, CallError> {
-    let ticket: TicketView = read("ticket", agent("rt", to_json(parse_request(arguments)?)?)?)?;
-    Ok(print(format!("ticket: {}\n", ticket.uuid)))
+    let (args, as_json) = parse_request(arguments)?;
+    let granted = agent("rt", args)?;
+    if as_json {
+        return Ok(print_json(&granted));
+    }
+    let granted: TicketView = read("ticket", granted)?;
+    Ok(print(format!("ticket: {}\n", granted.uuid)))
 }
 
 pub(super) fn list(arguments: &[String]) -> Result<Output, CallError> {
-    let as_json = wants_json(arguments)?;
+    let as_json = Words::json_only(arguments)?;
     let tickets = agent("lt", Value::Null)?;
     if as_json {
-        return Ok(print(tickets.to_string() + "\n"));
+        return Ok(print_json(&tickets));
     }
     let tickets: Vec<TicketView> = read("list of tickets", tickets)?;
     Ok(print(tickets.iter().map(line).collect::<String>()))
 }
 
 pub(super) fn one(arguments: &[String]) -> Result<Output, CallError> {
-    let Some((uuid, rest)) = arguments.split_first() else {
-        return Err(misuse("which ticket? `gc ticket UUID`"));
-    };
-    let as_json = wants_json(rest)?;
-    let ticket = agent("ticket", to_json(TicketName { uuid: uuid.clone() })?)?;
-    if as_json {
-        return Ok(print(ticket.to_string() + "\n"));
+    let words = Words::parse(arguments, &["--json"], &[])?;
+    let [uuid] = words.at_most(1)? else { return Err(misuse("which ticket? `gc ticket UUID`")) };
+    let found = agent("ticket", TicketName { uuid: ticket(uuid)? })?;
+    if words.has("--json") {
+        return Ok(print_json(&found));
     }
-    Ok(print(line(&read("ticket", ticket)?)))
+    Ok(print(line(&read("ticket", found)?)))
 }

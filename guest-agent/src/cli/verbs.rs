@@ -1,9 +1,12 @@
-//! What each verb does.
+//! Verbs about this VM and its family, and what all verbs need.
 
-use super::{Output, call::call, misuse, usage};
+use super::call::Connection;
+use super::words::Words;
+use super::{Output, misuse};
 use crate::identity::{lookup, read_small};
 use patina_abi::link::{CallError, Member};
-use patina_abi::local::{IDENTITY_FILE, IDENTITY_MAX_BYTES, Request, SOCKET};
+use patina_abi::local::{IDENTITY_FILE, IDENTITY_MAX_BYTES, Request};
+use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -11,36 +14,29 @@ pub(super) fn print(text: impl Into<String>) -> Output {
     Output { text: text.into(), ..Output::default() }
 }
 
-/// Whether the only argument is `--json`, or there is none.
-pub(super) fn wants_json(arguments: &[String]) -> Result<bool, CallError> {
-    match arguments {
-        [] => Ok(false),
-        [flag] if flag == "--json" => Ok(true),
-        _ => Err(misuse("the only other argument is --json")),
-    }
+/// Prints what a call returned as it is.
+pub(super) fn print_json(value: &Value) -> Output {
+    print(value.to_string() + "\n")
+}
+
+/// A verb's call with its arguments.
+pub(super) fn request(verb: &str, args: impl serde::Serialize) -> Result<Request, CallError> {
+    let args = serde_json::to_value(args).map_err(|e| misuse(e.to_string()))?;
+    Ok(Request { verb: verb.to_owned(), args })
 }
 
 /// Calls a verb of the agent's.
-pub(super) fn agent(verb: &str, args: serde_json::Value) -> Result<serde_json::Value, CallError> {
-    call(Path::new(SOCKET), &Request { verb: verb.to_owned(), args })
+pub(super) fn agent(verb: &str, args: impl serde::Serialize) -> Result<Value, CallError> {
+    let request = request(verb, args)?;
+    Connection::open()?.call(&request)
 }
 
 /// What a call returned, as what it must be.
-pub(super) fn read<T: serde::de::DeserializeOwned>(
-    what: &str,
-    value: serde_json::Value,
-) -> Result<T, CallError> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(what: &str, value: Value) -> Result<T, CallError> {
     serde_json::from_value(value).map_err(|e| CallError {
         code: libc::EPROTO,
         message: format!("the host's answer is no {what}: {e}"),
     })
-}
-
-fn no_arguments(arguments: &[String]) -> Result<(), CallError> {
-    match arguments.first() {
-        None => Ok(()),
-        Some(first) => Err(misuse(format!("unexpected argument {first:?}"))),
-    }
 }
 
 fn identity(key: &str) -> Result<String, CallError> {
@@ -58,28 +54,32 @@ pub(super) fn identity_in(file: &Path, key: &str) -> Result<String, CallError> {
     })
 }
 
+pub(super) fn is_master() -> Result<bool, CallError> {
+    Ok(identity("vmid")? == "0")
+}
+
 pub(super) fn vmid(arguments: &[String]) -> Result<Output, CallError> {
-    no_arguments(arguments)?;
+    Words::none(arguments)?;
     Ok(print(identity("vmid")? + "\n"))
 }
 
 pub(super) fn my_ip(arguments: &[String]) -> Result<Output, CallError> {
-    no_arguments(arguments)?;
+    Words::none(arguments)?;
     Ok(print(identity("ip")? + "\n"))
 }
 
 pub(super) fn ismaster(arguments: &[String]) -> Result<Output, CallError> {
-    no_arguments(arguments)?;
-    Ok(Output { code: i32::from(identity("vmid")? != "0"), ..Output::default() })
+    Words::none(arguments)?;
+    Ok(Output { code: i32::from(!is_master()?), ..Output::default() })
 }
 
 pub(super) fn list(arguments: &[String]) -> Result<Output, CallError> {
-    let as_json = wants_json(arguments)?;
-    let members = agent("list", serde_json::Value::Null)?;
-    if as_json { Ok(print(members.to_string() + "\n")) } else { table(members).map(print) }
+    let as_json = Words::json_only(arguments)?;
+    let members = agent("list", Value::Null)?;
+    if as_json { Ok(print_json(&members)) } else { table(members).map(print) }
 }
 
-pub(super) fn table(members: serde_json::Value) -> Result<String, CallError> {
+pub(super) fn table(members: Value) -> Result<String, CallError> {
     let members: Vec<Member> = read("list of VMs", members)?;
     let mut text = String::new();
     for Member { vmid, ip, state, host } in &members {
@@ -91,11 +91,7 @@ pub(super) fn table(members: serde_json::Value) -> Result<String, CallError> {
     Ok(text)
 }
 
-pub(super) fn help(_: &[String]) -> Result<Output, CallError> {
-    Ok(print(usage()))
-}
-
 pub(super) fn version(arguments: &[String]) -> Result<Output, CallError> {
-    no_arguments(arguments)?;
+    Words::none(arguments)?;
     Ok(print(format!("gc {} (abi {})\n", env!("CARGO_PKG_VERSION"), patina_abi::ABI)))
 }
