@@ -19,6 +19,15 @@ fn every_builtin_recipe_loads() {
 }
 
 #[test]
+fn the_command_has_its_man_page_in_every_image() {
+    for name in Recipe::builtin_names() {
+        let recipe = Recipe::load(name).unwrap();
+        let page = recipe.files.iter().find(|file| file.path == "/usr/share/man/man1/gc.1").unwrap();
+        assert!(page.content.contains(".TH GC 1") && !page.executable, "{name}");
+    }
+}
+
+#[test]
 fn an_include_brings_everything_and_order_changes_nothing() {
     let one =
         written("include = ['default']\npackages = ['strace', 'bash']\nremove = ['/usr/share/x']").unwrap();
@@ -65,6 +74,9 @@ fn hostile_values_are_refused_by_name() {
         "[[binary]]\nname = '../../etc/shadow'\npath = '/x'",
         "[[binary]]\nname = 'gc'\npath = '../x'",
         "[[file]]\npath = 'etc/x'\ncontent = ''",
+        "[[file]]\npath = '/x'",
+        "[[file]]\npath = '/x'\nbuiltin = '../../etc/shadow'",
+        "[[file]]\npath = '/x'\nbuiltin = 'gc.1'\ncontent = ''",
         "[[symlink]]\npath = '/../x'\ntarget = 'y'",
     ] {
         let error = written(text).unwrap_err();

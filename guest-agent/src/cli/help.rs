@@ -75,10 +75,9 @@ fn write_verb(text: &mut String, verb: &Verb) -> fmt::Result {
         writeln!(text, "\n{}", verb.details)?;
     }
     writeln!(text, "\nexit:")?;
-    let (done, others) = COMMON_EXITS.split_at(1);
-    write_exits(text, done)?;
-    write_exits(text, verb.exits)?;
-    write_exits(text, others)?;
+    let mut exits = [COMMON_EXITS, verb.exits].concat();
+    exits.sort_by_key(|(code, _)| code.parse::<u8>().unwrap_or(u8::MAX));
+    write_exits(text, &exits)?;
     writeln!(text, "\nexample:\n  {}", verb.example)
 }
 

@@ -66,6 +66,37 @@ fn requests_reach_vmmd_and_replies_the_right_caller() {
 }
 
 #[test]
+fn a_request_that_is_taken_back_reaches_vmmd_once_and_has_no_answer() {
+    let mut session = greeted();
+    let request = |session: &mut Session, id: u64| {
+        let effects = say(session, json!({"t": "request", "id": id, "verb": "sync"}));
+        let [Effect::ToVmmd(FromVmm::GuestRequest { id, .. })] = &effects[..] else { panic!("{effects:?}") };
+        *id
+    };
+    let (first, second) = (request(&mut session, 5), request(&mut session, 6));
+    let cancel = |id: u64| json!({"t": "cancel", "id": id});
+    assert_eq!(say(&mut session, cancel(5)), [Effect::ToVmmd(FromVmm::GuestCancel { id: first })]);
+    // Again, one that was never made, and vmmd's number instead of the agent's: nothing.
+    for id in [5, 99, second + 100] {
+        assert_eq!(say(&mut session, cancel(id)), []);
+    }
+    let reply = |id| json!({"t": "guest_reply", "id": id, "ok": null}).to_string();
+    assert_eq!(session.vmmd_line(reply(first).as_bytes()).expect("a reply"), [], "nobody waits for it");
+    assert_eq!(session.vmmd_line(reply(second).as_bytes()).expect("a reply").len(), 1);
+    assert_eq!(say(&mut session, cancel(6)), [], "it has its answer");
+    // What is taken back makes room.
+    for id in 0..REQUESTS_MAX as u64 {
+        request(&mut session, id);
+    }
+    say(&mut session, cancel(3));
+    request(&mut session, 100);
+    // The calls of a link go with it.
+    session.link_lost();
+    session.link_opened(Fresh::default);
+    assert_eq!(say(&mut session, cancel(7)), []);
+}
+
+#[test]
 fn without_vmmd_or_with_too_many_waiting_a_call_is_refused() {
     let mut session = greeted();
     let request = json!({"t": "request", "id": 1, "verb": "list"}).to_string();
