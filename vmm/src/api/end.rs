@@ -25,6 +25,8 @@ pub enum EndKind {
     TripleFaulted,
     /// `vmmd` said so.
     Killed,
+    /// The guest said so (`gc join`; recorded by `vmmd`, never by the vmm).
+    Joined,
     /// KVM, a device or the vmm itself could not go on.
     VmmError,
     /// The vmm process went away without a word (recorded by `vmmd`, never by the vmm).

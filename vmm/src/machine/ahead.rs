@@ -13,7 +13,7 @@ use crate::sys::pagemap::Pages;
 use crate::sys::view;
 use std::ops::Range;
 use std::sync::Arc;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::GuestMemoryBackend;
 
 /// Most RAM that is copied ahead for a VM that was frozen, bytes.
 const PARENT_MAX_BYTES: u64 = 128 << 20;
@@ -58,19 +58,19 @@ impl Machine {
     /// # Errors
     /// The page tables cannot be read.
     pub(super) fn written_since_ready(&mut self) -> Result<Vec<Range<u64>>, FreezeError> {
-        let mut written = Vec::new();
-        let Some(tracker) = self.tracker.as_ref().filter(|_| self.tracks_shared) else { return Ok(written) };
-        let (mut base, mut room) = (0, PARENT_MAX_BYTES);
-        for region in self.vm.memory().iter() {
-            for run in self.pagemap.written(region).map_err(FreezeError::Pages)? {
-                let bytes = (run.end - run.start).min(room);
-                room -= bytes;
-                written.push(base + run.start..base + run.start + bytes);
-            }
-            tracker.forget(region).map_err(FreezeError::Pages)?;
-            base += region.len();
-        }
+        let Some(tracker) = self.tracker.as_ref().filter(|_| self.tracks_shared) else {
+            return Ok(Vec::new());
+        };
+        let mut written = self.in_ram(|region| {
+            let written = self.pagemap.written(region)?;
+            tracker.forget(region).map(|()| written)
+        })?;
         self.tracks_shared = false;
+        let mut room = PARENT_MAX_BYTES;
+        for run in &mut written {
+            run.end = run.end.min(run.start + room);
+            room -= run.end - run.start;
+        }
         Ok(written)
     }
 }

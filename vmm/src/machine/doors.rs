@@ -12,9 +12,10 @@ use crate::control::vm::{Doors, FreezeOutcome, Freezer, StartOutcome};
 use crate::devices::console::Console;
 use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
+use crate::memory::layers;
 use crate::note::note;
 use patina_abi::LINK_PORT;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -150,7 +151,7 @@ fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Res
 fn memory_file(name: &str, content: &[u8]) -> std::io::Result<File> {
     let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.write_all(content)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+    layers::seal(&file)?;
     Ok(file)
 }
 

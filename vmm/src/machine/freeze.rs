@@ -41,7 +41,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 /// A layer of more separate runs of pages would cost each clone too many mappings: those with the smallest gaps
 /// between them are joined.
@@ -185,7 +185,7 @@ impl Machine {
         match &mut self.ram {
             Ram::Reserved => Err(FreezeError::Warm),
             Ram::Shared(_) => {
-                let view = |region: &vm_memory::GuestRegionMmap| {
+                let view = |region: &GuestRegionMmap| {
                     region.file_offset().map(|file| PrivateView::prepare(region, file))
                 };
                 let views = self.vm.memory().iter().filter_map(view).collect::<Result<_, _>>();
@@ -287,11 +287,19 @@ impl Machine {
 
     /// The pages of a private view that are the VM's own, in bytes of RAM.
     pub(super) fn private_pages(&self, which: Pages) -> Result<Vec<Range<u64>>, FreezeError> {
+        self.in_ram(|region| self.pagemap.private(region, which))
+    }
+
+    /// What is found in each region, in bytes of RAM.
+    pub(super) fn in_ram(
+        &self,
+        find: impl Fn(&GuestRegionMmap) -> rustix::io::Result<Vec<Range<u64>>>,
+    ) -> Result<Vec<Range<u64>>, FreezeError> {
         let mut found = Vec::new();
         let mut base = 0;
         for region in self.vm.memory().iter() {
-            let pages = self.pagemap.private(region, which).map_err(FreezeError::Pages)?;
-            found.extend(pages.into_iter().map(|run| run.start + base..run.end + base));
+            let runs = find(region).map_err(FreezeError::Pages)?;
+            found.extend(runs.into_iter().map(|run| run.start + base..run.end + base));
             base += region.len();
         }
         Ok(found)

@@ -4,6 +4,7 @@
 //! a userfaultfd that resolves write-protect faults by itself (UFFD_FEATURE_WP_ASYNC, Linux 6.7): looking protects the pages
 //! again, in the same step, so that no write is missed.
 
+use crate::memory::extents::PAGE_BYTES;
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
@@ -11,7 +12,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
-const PAGE_BYTES: u64 = 4096;
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 pub const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 const PM_SCAN_WP_MATCHING: u64 = 1;
