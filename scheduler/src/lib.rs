@@ -1,9 +1,18 @@
 //! Tickets: reservations of VMs on hosts, and what the VMs of a ticket do together.
 //!
+//! A call's way: [`grpc`] checks it, [`engine`] has [`core`] decide and [`store`] write, then answers.
+//!
 //! - [`core`]: the pure part: what is granted, placed, queued, met and joined. No clock, socket or lock.
 //! - [`store`]: where the ledger is kept.
-//! - [`client`]: what hosts and operators use to talk to a scheduler.
+//! - [`engine`]: the one owner of core and store.
+//! - [`grpc`]: the calls of `patina.v1.Scheduler`.
+//! - [`client`]: what hosts and operators use to talk to a scheduler. [`embedded`]: a scheduler in the same process.
+//! - [`metrics`]: what is counted.
 
 pub mod client;
 pub mod core;
+pub mod embedded;
+pub mod engine;
+pub mod grpc;
+pub mod metrics;
 pub mod store;

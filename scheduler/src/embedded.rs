@@ -1,0 +1,89 @@
+//! A scheduler in this process: `vmmd --standalone` has one, and calls it as it would call one elsewhere.
+
+use crate::core::api::Options;
+use crate::{
+    client::{self, Client},
+    engine::{self, Engine, EngineError},
+    grpc::{self, STREAMS_MAX, Service},
+    store::Store,
+};
+use patina_proto::v1::scheduler_server::SchedulerServer;
+use std::{io, thread::JoinHandle};
+use tokio::{
+    io::{DuplexStream, duplex},
+    sync::mpsc,
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::transport::Server;
+
+/// What one side of a connection in memory may be ahead of the other.
+const PIPE_BYTES: usize = 256 << 10;
+/// Connections that have not been taken yet.
+const BACKLOG: usize = 16;
+
+/// An engine on its thread with its service; ends when it is dropped.
+#[derive(Debug)]
+pub struct Embedded {
+    engine: Engine,
+    connections: mpsc::Sender<DuplexStream>,
+    server: tokio::task::JoinHandle<()>,
+    ledger: JoinHandle<()>,
+}
+
+impl Embedded {
+    /// Starts it. To be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// The store cannot be read, or there is no thread.
+    pub fn start(store: Box<dyn Store>, options: Options) -> Result<Self, EngineError> {
+        let (engine, ledger) = engine::start(store, options)?;
+        let (connections, incoming) = mpsc::channel(BACKLOG);
+        let server = Server::builder()
+            .max_concurrent_streams(STREAMS_MAX)
+            .add_service(grpc::server(engine.clone()))
+            .serve_with_incoming(ReceiverStream::new(incoming).map(Ok::<_, io::Error>));
+        let server = tokio::spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "the embedded scheduler's server has ended");
+            }
+        });
+        Ok(Self { engine, connections, server, ledger })
+    }
+
+    /// A client with a connection of its own.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let connections = self.connections.clone();
+        client::over(move || {
+            let connections = connections.clone();
+            async move {
+                let (near, far) = duplex(PIPE_BYTES);
+                let gone = |_| io::Error::new(io::ErrorKind::ConnectionRefused, "the scheduler has stopped");
+                connections.send(far).await.map_err(gone)?;
+                Ok(near)
+            }
+        })
+    }
+
+    /// The service, for a server that operators reach; see [`grpc::server`].
+    #[must_use]
+    pub fn service(&self) -> SchedulerServer<Service> {
+        grpc::server(self.engine.clone())
+    }
+
+    /// The engine, for its metrics.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Stops it: what is under way is refused, and the ledger is closed when this returns.
+    pub async fn stop(self) {
+        self.engine.stop().await;
+        self.server.abort();
+        let ledger = self.ledger;
+        if tokio::task::spawn_blocking(move || ledger.join()).await.is_err() {
+            tracing::error!("the ledger's thread has ended by a panic");
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! The one owner of core and store.
+//!
+//! ```text
+//!  callers ──▶ inbox (bounded) ──▶ worker: take what waits ─▶ core ─▶ store, one transaction ─▶ answers, kill orders, changes
+//!  callers that go away ────────▶    ▲ at the core's deadlines, too
+//! ```
+//!
+//! - [`Engine`]: what callers hold. A call whose future is dropped is taken out of the core.
+//! - [`worker`]: the task: takes a batch, has the core decide, has the store write, and only then answers.
+//! - [`message`]: what goes between the two. [`clock`]: time.
+//!
+//! The worker calls the store directly, so it has a thread of its own ([`start`]); with a store that does not wait it can be a
+//! task among others ([`prepare`]).
+
+pub mod clock;
+pub mod message;
+mod waiting;
+pub mod worker;
+
+pub use message::{Answer, Change, Changed, KillOrder, Page, Refusal, Seen};
+
+use crate::{
+    core::{
+        api::{
+            Command, Demand, HostInfo, JOIN_DATA_MAX_BYTES, Named, Options, Running, Targets, UnixMs, Waiter,
+        },
+        state::{Counts, HostState},
+        ticket::{HostId, VmEnd},
+    },
+    metrics::Metrics,
+    store::{JoinData, Store, StoreError},
+};
+use clock::Clock;
+use message::{Call, Gone, Message, Query, Reply};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use uuid::Uuid;
+use waiting::Waiting;
+use worker::Worker;
+
+/// Most calls under way, those that wait in the queue or at a barrier included.
+pub const CALLS_MAX: usize = 65_536;
+/// Most messages that the worker has not looked at; the next ones wait.
+const INBOX_MAX: usize = 4096;
+/// Most bytes of clones' data that are not stored yet; the next ones wait.
+const DATA_IN_FLIGHT_MAX_BYTES: usize = 64 << 20;
+/// Most kill orders that a host has not been sent.
+const ORDERS_MAX: usize = 1024;
+/// Most changes that a watcher may be behind.
+const CHANGES_MAX: usize = 4096;
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The ledger.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The thread.
+    #[error("start the ledger's thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// What callers hold; cheap to clone. The worker ends with the last one.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    inbox: mpsc::Sender<Message>,
+    /// Not bounded of itself: at most one for each call that was under way.
+    gone: mpsc::UnboundedSender<Gone>,
+    waiters: Arc<AtomicU64>,
+    calls: Semaphore,
+    data_bytes: Semaphore,
+    changes: broadcast::Sender<Arc<Change>>,
+    metrics: Arc<Metrics>,
+    options: Options,
+}
+
+/// An engine and its worker, which somebody has to run.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn prepare(
+    store: Box<dyn Store>,
+    options: Options,
+    clock: Clock,
+) -> Result<(Engine, Worker), EngineError> {
+    let (inbox, messages) = mpsc::channel(INBOX_MAX);
+    let (gone, leavers) = mpsc::unbounded_channel();
+    let (changes, _) = broadcast::channel(CHANGES_MAX);
+    let waiters = Arc::new(AtomicU64::new(0));
+    let metrics = Arc::new(Metrics::new());
+    let ends = worker::Ends {
+        inbox: messages,
+        gone: leavers,
+        late: gone.clone(),
+        waiters: Arc::clone(&waiters),
+        changes: changes.clone(),
+        metrics: Arc::clone(&metrics),
+    };
+    let worker = Worker::new(store, options.clone(), clock, ends)?;
+    let calls = Semaphore::new(CALLS_MAX);
+    let data_bytes = Semaphore::new(DATA_IN_FLIGHT_MAX_BYTES);
+    let shared = Shared { inbox, gone, waiters, calls, data_bytes, changes, metrics, options };
+    Ok((Engine { shared: Arc::new(shared) }, worker))
+}
+
+/// An engine on a thread of its own. The thread ends after [`Engine::stop`], or with the last handle.
+///
+/// # Errors
+/// The store cannot be read, or there is no thread.
+pub fn start(store: Box<dyn Store>, options: Options) -> Result<(Engine, JoinHandle<()>), EngineError> {
+    let (engine, worker) = prepare(store, options, Clock::system())?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(EngineError::Thread)?;
+    let thread = thread::Builder::new()
+        .name("ledger".into())
+        .spawn(move || runtime.block_on(worker.run()))
+        .map_err(EngineError::Thread)?;
+    Ok((engine, thread))
+}
+
+impl Engine {
+    /// How the core is set up.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// Ends the worker: all that is under way is answered with [`Refusal::Stopped`].
+    pub async fn stop(&self) {
+        if self.shared.inbox.send(Message::Stop).await.is_err() {
+            tracing::debug!("the ledger's worker has stopped already");
+        }
+    }
+
+    /// A ticket, when it is granted.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; so below.
+    pub async fn request(&self, demand: Demand) -> Result<Seen, Refusal> {
+        let seen = ticket(self.call(None, None, |waiter| Command::Request { waiter, demand }).await?)?;
+        self.shared.metrics.granted();
+        Ok(seen)
+    }
+
+    /// Gives a ticket back.
+    pub async fn release(&self, named: Named) -> Result<Seen, Refusal> {
+        ticket(self.call(None, None, |waiter| Command::Release(waiter, named)).await?)
+    }
+
+    /// Carries out [`Command::Use`] or [`Command::Unuse`].
+    pub async fn ticket_command(&self, command: impl FnOnce(Waiter) -> Command) -> Result<Seen, Refusal> {
+        ticket(self.call(None, None, command).await?)
+    }
+
+    /// Registers a host: the epoch, and its orders. When these end, the registration is over.
+    pub async fn host_up(
+        &self,
+        info: HostInfo,
+        running: Vec<Running>,
+        making: Vec<Uuid>,
+    ) -> Result<(u64, mpsc::Receiver<KillOrder>), Refusal> {
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let command = |waiter| Command::HostUp { waiter, info, running, making };
+        match self.call(None, Some(sender), command).await? {
+            Answer::Registered(epoch) => Ok((epoch, orders)),
+            _ => Err(Refusal::Confused),
+        }
+    }
+
+    /// A host lives.
+    pub async fn host_beat(&self, host: HostId, epoch: u64) -> Result<(), Refusal> {
+        self.send(Message::Tell(Command::HostBeat { host, epoch })).await
+    }
+
+    /// A host's connection has ended.
+    pub fn host_down(&self, host: HostId, epoch: u64) {
+        self.gone(Gone::Host(host, epoch));
+    }
+
+    /// Clones have ended.
+    pub async fn ended(
+        &self,
+        host: HostId,
+        epoch: u64,
+        clones: Vec<(Uuid, u32, VmEnd)>,
+    ) -> Result<(), Refusal> {
+        noted(self.call(None, None, |waiter| Command::Ended { waiter, host, epoch, clones }).await?)
+    }
+
+    /// A VM arrives at a barrier: which meeting it was, and how many met.
+    pub async fn arrive(
+        &self,
+        ticket: Named,
+        vmid: u32,
+        timeout_ms: Option<u64>,
+    ) -> Result<(u64, u32), Refusal> {
+        let command = |waiter| Command::Arrive { waiter, ticket, vmid, timeout_ms };
+        match self.call(None, None, command).await? {
+            Answer::Met { round, arrived } => Ok((round, arrived)),
+            _ => Err(Refusal::Confused),
+        }
+    }
+
+    /// A clone leaves its result.
+    pub async fn leave(
+        &self,
+        ticket: Named,
+        vmid: u32,
+        status: i32,
+        bytes: Vec<u8>,
+        reported: bool,
+    ) -> Result<(), Refusal> {
+        let data_bytes = bytes.len() as u64;
+        // The core refuses what is too long: nothing but its length needs room.
+        let data = (data_bytes > 0 && data_bytes <= JOIN_DATA_MAX_BYTES).then_some(bytes);
+        let room = data.as_ref().and_then(|bytes| u32::try_from(bytes.len()).ok()).unwrap_or(0);
+        let _room = self.shared.data_bytes.acquire_many(room).await.map_err(|_| Refusal::Stopped)?;
+        let data = data.map(|bytes| JoinData { ticket: ticket.id, vmid, bytes });
+        let command = |waiter| Command::JoinLeave { waiter, ticket, vmid, status, data_bytes, reported };
+        noted(self.call(data, None, command).await?)
+    }
+
+    /// A ticket, when all its clones have ended.
+    pub async fn join(
+        &self,
+        named: Named,
+        vmid: Option<u32>,
+        timeout_ms: Option<u64>,
+    ) -> Result<Seen, Refusal> {
+        let command = |waiter| Command::JoinWait { waiter, ticket: named, vmid, timeout_ms };
+        ticket(self.call(None, None, command).await?)
+    }
+
+    /// Ends clones: which have.
+    pub async fn kill(&self, family: Uuid, targets: Targets, reason: String) -> Result<Vec<u32>, Refusal> {
+        let command = |waiter| Command::Kill { waiter, family, targets, reason };
+        match self.call(None, None, command).await? {
+            Answer::Killed(vmids) => Ok(vmids),
+            _ => Err(Refusal::Confused),
+        }
+    }
+
+    /// A ticket as it is.
+    pub async fn ticket(&self, named: Named) -> Result<Seen, Refusal> {
+        self.ask(|reply| Query::Ticket(named, reply)).await
+    }
+
+    /// Tickets in the order of granting, after the one that was the last of a page.
+    pub async fn tickets(
+        &self,
+        family: Option<Uuid>,
+        after: Option<(UnixMs, Uuid)>,
+        most: usize,
+    ) -> Result<Page, Refusal> {
+        self.ask(|reply| Query::Tickets { family, after, most, reply }).await
+    }
+
+    /// All hosts.
+    pub async fn hosts(&self) -> Result<Vec<HostState>, Refusal> {
+        self.ask(Query::Hosts).await
+    }
+
+    /// What a clone left; empty when it left nothing.
+    pub async fn join_data(&self, ticket: Named, vmid: u32) -> Result<Vec<u8>, Refusal> {
+        self.ask(|reply| Query::Data { ticket, vmid, reply }).await
+    }
+
+    /// How many there are of what.
+    pub async fn counts(&self) -> Result<Counts, Refusal> {
+        self.ask(Query::Counts).await
+    }
+
+    /// Changes from now on. Who lags behind loses some, and is told.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Arc<Change>> {
+        self.shared.changes.subscribe()
+    }
+
+    async fn call(
+        &self,
+        data: Option<JoinData>,
+        orders: Option<mpsc::Sender<KillOrder>>,
+        command: impl FnOnce(Waiter) -> Command,
+    ) -> Result<Answer, Refusal> {
+        let _room = self.shared.calls.try_acquire().map_err(|_| Refusal::Busy { most: CALLS_MAX })?;
+        let waiter = Waiter(self.shared.waiters.fetch_add(1, Ordering::Relaxed));
+        let (reply, answer) = oneshot::channel();
+        let command = command(waiter);
+        let waiting = Waiting::new(self, waiter, &command, answer);
+        self.send(Message::Call(Box::new(Call { waiter, command, reply, data, orders }))).await?;
+        let answer = waiting.answer().await;
+        if let Err(refusal) = &answer {
+            self.shared.metrics.refused(refusal.reason());
+        }
+        answer
+    }
+
+    async fn ask<T>(&self, query: impl FnOnce(Reply<T>) -> Query) -> Result<T, Refusal> {
+        let _room = self.shared.calls.try_acquire().map_err(|_| Refusal::Busy { most: CALLS_MAX })?;
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Ask(query(reply))).await?;
+        answer.await.unwrap_or(Err(Refusal::Stopped))
+    }
+
+    async fn send(&self, message: Message) -> Result<(), Refusal> {
+        self.shared.inbox.send(message).await.map_err(|_| Refusal::Stopped)
+    }
+
+    fn gone(&self, gone: Gone) {
+        if self.shared.gone.send(gone).is_err() {
+            tracing::debug!("nobody is left to hear who went away");
+        }
+    }
+}
+
+fn ticket(answer: Answer) -> Result<Seen, Refusal> {
+    match answer {
+        Answer::Ticket(seen) => Ok(*seen),
+        _ => Err(Refusal::Confused),
+    }
+}
+
+fn noted(answer: Answer) -> Result<(), Refusal> {
+    match answer {
+        Answer::Noted => Ok(()),
+        _ => Err(Refusal::Confused),
+    }
+}
+
+#[cfg(test)]
+#[path = "engine_test.rs"]
+mod tests;

@@ -1,0 +1,289 @@
+//! The task that owns core and store.
+//!
+//! [`settle`] stores a batch and then says what became of it; [`query`] answers questions.
+
+mod query;
+mod settle;
+
+use super::{
+    EngineError,
+    clock::Clock,
+    message::{Answer, Call, Change, Gone, KillOrder, Message, Refusal},
+    waiting::Takes,
+};
+use crate::{
+    core::{
+        Core,
+        api::{Command, Effect, Named, Options, UnixMs, Waiter},
+        ticket::{HostId, State, Ticket},
+    },
+    metrics::Metrics,
+    store::{JoinData, Store, StoreError},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+
+/// Most messages of one batch: what the last one of them waits for is one commit of so many tickets.
+const BATCH_MAX: usize = 512;
+/// Most hosts.
+const HOSTS_MAX: usize = 16_384;
+/// How long nothing is tried after the store has failed.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The worker's ends of the engine's channels.
+pub(super) struct Ends {
+    pub(super) inbox: mpsc::Receiver<Message>,
+    pub(super) gone: mpsc::UnboundedReceiver<Gone>,
+    /// For those whom an answer did not reach.
+    pub(super) late: mpsc::UnboundedSender<Gone>,
+    pub(super) waiters: Arc<AtomicU64>,
+    pub(super) changes: broadcast::Sender<Arc<Change>>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// Owns core and store; see [`super::prepare`].
+pub struct Worker {
+    /// None: the store could be neither written nor read.
+    core: Option<Core>,
+    store: Box<dyn Store>,
+    options: Options,
+    clock: Clock,
+    ends: Ends,
+    pending: BTreeMap<Waiter, Pending>,
+    links: BTreeMap<HostId, Link>,
+    host_names: BTreeMap<HostId, String>,
+    /// How many batches were stored.
+    batches: u64,
+    /// The store has failed; nothing is changed until then.
+    failed: Option<(Instant, Arc<StoreError>)>,
+    stopping: bool,
+}
+
+/// A call that the core has and has not answered.
+struct Pending {
+    reply: oneshot::Sender<Result<Answer, Refusal>>,
+    takes: Takes,
+    data: Option<JoinData>,
+    orders: Option<mpsc::Sender<KillOrder>>,
+    /// Of a host that registers.
+    host_name: Option<String>,
+}
+
+/// A host's connection.
+struct Link {
+    epoch: u64,
+    orders: mpsc::Sender<KillOrder>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        mut store: Box<dyn Store>,
+        options: Options,
+        clock: Clock,
+        ends: Ends,
+    ) -> Result<Self, EngineError> {
+        let stored = store.load()?;
+        let clock = clock.not_before(latest(&stored));
+        tracing::info!(tickets = stored.len(), "ledger read");
+        let core = Some(Core::new(options.clone(), stored, clock.now()));
+        Ok(Self {
+            core,
+            store,
+            options,
+            clock,
+            ends,
+            pending: BTreeMap::new(),
+            links: BTreeMap::new(),
+            host_names: BTreeMap::new(),
+            batches: 0,
+            failed: None,
+            stopping: false,
+        })
+    }
+
+    /// Works until it is stopped or the last [`super::Engine`] is dropped.
+    pub async fn run(mut self) {
+        let mut messages = Vec::with_capacity(BATCH_MAX);
+        while !self.stopping {
+            let wake = self.wake();
+            let mut gone = None;
+            tokio::select! {
+                // In this order, so that a simulation goes the same way each time; each turn looks at all three.
+                biased;
+                count = self.ends.inbox.recv_many(&mut messages, BATCH_MAX) => if count == 0 { break },
+                leaver = self.ends.gone.recv() => gone = leaver,
+                () = sleep_until(wake) => {}
+            }
+            self.turn(gone, &mut messages);
+        }
+        self.ends.inbox.close();
+        self.refuse_all(&Refusal::Stopped);
+    }
+
+    /// When there is something to do without anybody saying so.
+    fn wake(&self) -> Instant {
+        match (&self.failed, self.core.as_ref().and_then(Core::next_deadline)) {
+            (Some((until, _)), _) => *until,
+            (None, deadline) => self.clock.instant(deadline.unwrap_or(UnixMs::MAX)),
+        }
+    }
+
+    /// One batch.
+    fn turn(&mut self, gone: Option<Gone>, messages: &mut Vec<Message>) {
+        self.recover();
+        let now = self.clock.now();
+        let (mut effects, mut queries) = (Vec::new(), Vec::new());
+        let calls = messages.len();
+        // Who is gone by now need not be served, and what they leave is there for those who come.
+        let mut leaver = gone.or_else(|| self.ends.gone.try_recv().ok());
+        while let Some(gone) = leaver {
+            self.left(now, gone, &mut effects);
+            leaver = self.ends.gone.try_recv().ok();
+        }
+        for message in messages.drain(..) {
+            match message {
+                Message::Call(call) => self.call(now, *call, &mut effects),
+                Message::Tell(command) => self.apply(now, command, &mut effects),
+                Message::Ask(query) => queries.push(query),
+                Message::Stop => self.stopping = true,
+            }
+        }
+        if self.core.as_ref().and_then(Core::next_deadline).is_some_and(|deadline| deadline <= now) {
+            self.apply(now, Command::Tick, &mut effects);
+        }
+        if calls > 0 {
+            self.ends.metrics.batch(calls);
+        }
+        self.settle(effects);
+        for query in queries {
+            self.answer_query(query);
+        }
+    }
+
+    /// After a failure and a pause: on with what is stored.
+    fn recover(&mut self) {
+        if self.failed.as_ref().is_none_or(|(until, _)| *until > Instant::now()) {
+            return;
+        }
+        if self.core.is_none()
+            && let Err(error) = self.reload()
+        {
+            tracing::error!(%error, "the ledger cannot be read");
+            self.failed = Some((Instant::now() + STORE_PAUSE, Arc::new(error)));
+            return;
+        }
+        self.failed = None;
+    }
+
+    fn reload(&mut self) -> Result<(), StoreError> {
+        let stored = self.store.load()?;
+        self.core = Some(Core::new(self.options.clone(), stored, self.clock.now()));
+        Ok(())
+    }
+
+    /// Unless the store has just failed: what has to be stored then would fail, too, and take all that waits with it.
+    fn apply(&mut self, now: UnixMs, command: Command, effects: &mut Vec<Effect>) {
+        if let (Some(core), None) = (&mut self.core, &self.failed) {
+            core.apply(now, command, effects);
+        }
+    }
+
+    fn call(&mut self, now: UnixMs, call: Call, effects: &mut Vec<Effect>) {
+        let Call { waiter, command, reply, data, orders } = call;
+        if reply.is_closed() {
+            // Who asked has gone before it was their turn.
+            return;
+        }
+        let mut host_name = None;
+        if let Command::HostUp { info, .. } = &command {
+            if self.host_names.len() >= HOSTS_MAX && !self.host_names.contains_key(&info.id) {
+                send(reply, Err(Refusal::TooManyHosts { most: HOSTS_MAX }));
+                return;
+            }
+            host_name = Some(info.name.clone());
+        }
+        if let Some((_, error)) = &self.failed {
+            send(reply, Err(Refusal::Store(Arc::clone(error))));
+            return;
+        }
+        let takes = Takes::of(&command);
+        self.pending.insert(waiter, Pending { reply, takes, data, orders, host_name });
+        self.apply(now, command, effects);
+    }
+
+    fn left(&mut self, now: UnixMs, gone: Gone, effects: &mut Vec<Effect>) {
+        match gone {
+            Gone::Waiter(waiter) => {
+                if self.pending.remove(&waiter).is_some() {
+                    self.apply(now, Command::Gone(waiter), effects);
+                }
+            }
+            Gone::Host(host, epoch) => {
+                if self.links.get(&host).is_some_and(|link| link.epoch == epoch) {
+                    self.links.remove(&host);
+                }
+                self.apply(now, Command::HostDown { host, epoch }, effects);
+            }
+            Gone::Ticket(ticket) => self.take_back(now, &ticket, effects),
+        }
+    }
+
+    /// A ticket that was granted to nobody.
+    fn take_back(&mut self, now: UnixMs, ticket: &Ticket, effects: &mut Vec<Effect>) {
+        tracing::info!(ticket = %ticket.id, family = %ticket.family, "nobody hears of this ticket: it is taken back");
+        let named = Named { id: ticket.id, family: None };
+        if ticket.state == State::Used
+            && let Some(host) = ticket.places.keys().next().copied()
+        {
+            let (waiter, epoch) = (self.nobody(), Some(ticket.epoch));
+            self.apply(now, Command::Unuse { waiter, ticket: named, epoch, host }, effects);
+        }
+        let waiter = self.nobody();
+        self.apply(now, Command::Release(waiter, named), effects);
+    }
+
+    fn nobody(&self) -> Waiter {
+        Waiter(self.ends.waiters.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The core and the store differ: all who wait are told, hosts are cut, and the core is made again from what is stored.
+    fn fail(&mut self, error: StoreError) {
+        tracing::error!(%error, waiting = self.pending.len(), hosts = self.links.len(), "nothing has changed");
+        let error = Arc::new(error);
+        self.ends.metrics.store_failed();
+        self.refuse_all(&Refusal::Store(Arc::clone(&error)));
+        self.failed = Some((Instant::now() + STORE_PAUSE, error));
+        self.core = None;
+        if let Err(error) = self.reload() {
+            tracing::error!(%error, "the ledger cannot be read");
+        }
+    }
+
+    fn refuse_all(&mut self, refusal: &Refusal) {
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            send(pending.reply, Err(refusal.clone()));
+        }
+        self.links.clear();
+    }
+}
+
+/// How far the ledger's time has come.
+fn latest(stored: &[Ticket]) -> UnixMs {
+    let times = stored.iter().flat_map(|ticket| [Some(ticket.granted_unix_ms), ticket.over_unix_ms]);
+    times.flatten().max().unwrap_or(0)
+}
+
+/// Who asked may be gone: then nobody needs to know.
+fn send<T>(reply: oneshot::Sender<Result<T, Refusal>>, answer: Result<T, Refusal>) {
+    drop(reply.send(answer));
+}

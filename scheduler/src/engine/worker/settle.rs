@@ -1,0 +1,144 @@
+//! What becomes of a batch: first stored, then said.
+
+use super::{Link, Worker};
+use crate::{
+    core::{
+        api::{CoreError, Effect, Named, Reply, Waiter},
+        ticket::HostId,
+    },
+    engine::{
+        message::{Answer, Change, Changed, Gone, KillOrder, Refusal},
+        waiting::Takes,
+    },
+    store::{Batch, JoinData, StoreError},
+};
+use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
+
+impl Worker {
+    /// Stores what the effects change, then carries them out.
+    pub(super) fn settle(&mut self, effects: Vec<Effect>) {
+        let mut changed = BTreeMap::new();
+        let mut data = Vec::new();
+        for effect in &effects {
+            match effect {
+                Effect::Put(id) => {
+                    changed.insert(*id, false);
+                }
+                Effect::Forget(id) => {
+                    changed.insert(*id, true);
+                }
+                Effect::Answer(waiter, Ok(Reply::Noted)) => {
+                    data.extend(self.pending.get_mut(waiter).and_then(|pending| pending.data.take()));
+                }
+                Effect::Answer(..) | Effect::Kill { .. } | Effect::Cut { .. } => {}
+            }
+        }
+        if let Err(error) = self.commit(&changed, data) {
+            self.fail(error);
+            return;
+        }
+        self.register(&effects);
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        self.publish(changed);
+    }
+
+    fn commit(&mut self, changed: &BTreeMap<Uuid, bool>, data: Vec<JoinData>) -> Result<(), StoreError> {
+        let Some(core) = &self.core else { return Ok(()) };
+        let put = |(id, forgotten): (&Uuid, &bool)| {
+            // What is not there any more has a Forget of its own.
+            core.ticket(Named { id: *id, family: None }).ok().filter(|_| !forgotten)
+        };
+        let puts = changed.iter().filter_map(put).collect();
+        let forgets = changed.iter().filter(|(_, forgotten)| **forgotten).map(|(id, _)| *id).collect();
+        let batch = Batch { puts, data, forgets };
+        if !batch.is_empty() {
+            let started = std::time::Instant::now();
+            self.store.commit(&batch)?;
+            self.ends.metrics.committed(started.elapsed());
+            self.batches += 1;
+        }
+        Ok(())
+    }
+
+    /// Hosts that are registered now hear what else the batch has for them.
+    fn register(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            let Effect::Answer(waiter, Ok(Reply::Registered(epoch))) = effect else { continue };
+            let Some(pending) = self.pending.get_mut(waiter) else { continue };
+            if let (Takes::Host(host), Some(orders)) = (pending.takes, pending.orders.take()) {
+                self.links.insert(host, Link { epoch: *epoch, orders });
+                self.host_names.insert(host, pending.host_name.take().unwrap_or_default());
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Put(_) | Effect::Forget(_) => {}
+            Effect::Answer(waiter, reply) => self.answer(waiter, reply),
+            Effect::Kill { host, family, vmids, reason } => {
+                let order = KillOrder { family, vmids, reason };
+                let sent = self.links.get(&host).map(|link| link.orders.try_send(order).is_ok());
+                if sent == Some(false) {
+                    // It does not take its orders: it hears them when it registers again.
+                    tracing::warn!(%host, "too many kill orders wait: its connection is cut");
+                    self.cut(host);
+                }
+            }
+            Effect::Cut { host, epoch } => {
+                if self.links.get(&host).is_some_and(|link| link.epoch == epoch) {
+                    tracing::info!(%host, epoch, "the host's registration is over");
+                    self.links.remove(&host);
+                }
+            }
+        }
+    }
+
+    fn cut(&mut self, host: HostId) {
+        if let Some(link) = self.links.remove(&host) {
+            self.late(Gone::Host(host, link.epoch));
+        }
+    }
+
+    fn answer(&mut self, waiter: Waiter, reply: Result<Reply, CoreError>) {
+        let Some(pending) = self.pending.remove(&waiter) else { return };
+        let answer = reply.map_err(Refusal::Core).map(|reply| match reply {
+            Reply::Ticket(ticket) | Reply::Joined(ticket) => Answer::Ticket(Box::new(self.see(*ticket))),
+            Reply::Registered(epoch) => Answer::Registered(epoch),
+            Reply::Noted => Answer::Noted,
+            Reply::Met { round, arrived } => Answer::Met { round, arrived },
+            Reply::Killed(vmids) => Answer::Killed(vmids),
+        });
+        if let Err(Ok(answer)) = pending.reply.send(answer)
+            && let Some(gone) = pending.takes.unheard(answer)
+        {
+            self.late(gone);
+        }
+    }
+
+    fn late(&self, gone: Gone) {
+        // The worker has the receiver itself.
+        if self.ends.late.send(gone).is_err() {
+            tracing::error!("the worker cannot write to itself");
+        }
+    }
+
+    fn publish(&self, changed: BTreeMap<Uuid, bool>) {
+        if self.ends.changes.receiver_count() == 0 {
+            return;
+        }
+        let Some(core) = &self.core else { return };
+        for id in changed.into_keys() {
+            let what = match core.ticket(Named { id, family: None }) {
+                Ok(ticket) => Changed::Now(Box::new(self.see(ticket.clone()))),
+                Err(_) => Changed::Forgotten(id),
+            };
+            if self.ends.changes.send(Arc::new(Change { batch: self.batches, what })).is_err() {
+                return;
+            }
+        }
+    }
+}

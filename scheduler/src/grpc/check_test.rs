@@ -1,0 +1,119 @@
+use super::*;
+use tonic_types::StatusExt as _;
+
+fn good() -> v1::RequestTicketRequest {
+    v1::RequestTicketRequest {
+        family: Uuid::new_v4().to_string(),
+        max_cpus: 4,
+        min_vms: 1,
+        min_cpus_per_vm: 1,
+        vcpus: 1,
+        memory_mib: 256,
+        ..v1::RequestTicketRequest::default()
+    }
+}
+
+fn fields(status: &Status) -> Vec<String> {
+    let violations = status.get_details_bad_request().unwrap().field_violations;
+    violations.into_iter().map(|violation| violation.field).collect()
+}
+
+#[test]
+fn what_is_in_its_bounds_passes() {
+    let demand = demand(good()).unwrap();
+    assert_eq!((demand.request_id, demand.ttl_ms, demand.use_by), (None, None, None));
+}
+
+#[test]
+fn everything_that_is_wrong_is_named_at_once() {
+    let request = v1::RequestTicketRequest {
+        family: "x".into(),
+        request_id: "r".repeat(65),
+        host_ids: vec!["h".into()],
+        policy: 9,
+        timeout_ms: WAIT_MAX_MS + 1,
+        ttl_ms: TTL_MAX_MS + 1,
+        use_vmids: vec![1],
+        ..v1::RequestTicketRequest::default()
+    };
+    let mut found = fields(&demand(request).unwrap_err());
+    found.sort();
+    let mut expected = [
+        "family",
+        "request_id",
+        "max_cpus",
+        "min_vms",
+        "min_cpus_per_vm",
+        "vcpus",
+        "memory_mib",
+        "timeout_ms",
+        "host_ids",
+        "policy",
+        "ttl_ms",
+        "use_vmids",
+    ];
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn absurd_numbers_are_refused_with_the_bounds() {
+    let refused = |request| demand(request).unwrap_err().message().to_owned();
+    let most = u32::MAX;
+    assert!(refused(v1::RequestTicketRequest { max_cpus: most, ..good() }).contains("between 1 and 65536"));
+    assert!(refused(v1::RequestTicketRequest { min_vms: 257, ..good() }).contains("between 1 and 256"));
+    assert!(refused(v1::RequestTicketRequest { vcpus: 65, ..good() }).contains("between 1 and 64"));
+    assert!(refused(v1::RequestTicketRequest { memory_mib: most, ..good() }).contains("1048576"));
+    let many = vec![Uuid::new_v4().to_string(); 257];
+    assert!(refused(v1::RequestTicketRequest { host_ids: many, ..good() }).contains("257 are more than 256"));
+}
+
+#[test]
+fn a_kill_names_vmids_or_a_ticket() {
+    let uuid = || Uuid::new_v4().to_string();
+    let request = |family: &str, vmids: &[u32], ticket: &str| v1::KillRequest {
+        family: family.into(),
+        vmids: vmids.into(),
+        ticket: ticket.into(),
+        reason: String::new(),
+    };
+    assert!(kill(request(&uuid(), &[1], "")).is_ok());
+    assert!(kill(request("", &[], &uuid())).is_ok());
+    assert_eq!(fields(&kill(request("", &[1], "")).unwrap_err()), ["family"]);
+    assert_eq!(fields(&kill(request(&uuid(), &[], "")).unwrap_err()), ["vmids"]);
+    assert_eq!(fields(&kill(request(&uuid(), &[1], &uuid())).unwrap_err()), ["vmids"]);
+    assert_eq!(fields(&kill(request(&uuid(), &[1; 1025], "")).unwrap_err()), ["vmids"]);
+}
+
+#[test]
+fn a_host_says_who_it_is_and_what_runs() {
+    let info = v1::HostInfo {
+        id: Uuid::new_v4().to_string(),
+        name: "h".into(),
+        cpus: 2,
+        memory_mib: 1024,
+        ..v1::HostInfo::default()
+    };
+    let good = v1::Register { info: Some(info), ..v1::Register::default() };
+    assert_eq!(register(good.clone()).unwrap().0.max_vms, None);
+    let nobody = register(v1::Register::default()).unwrap_err();
+    assert_eq!(fields(&nobody), ["info.id", "info.cpus", "info.memory_mib"]);
+    let many = v1::Register { running: vec![v1::RunningClone::default(); CLONES_MAX + 1], ..good.clone() };
+    assert!(fields(&register(many).unwrap_err()).contains(&"running".to_owned()));
+    let line = v1::HostInfo { name: "a\nb".into(), ..good.info.clone().unwrap() };
+    assert_eq!(fields(&register(v1::Register { info: Some(line), ..good }).unwrap_err()), ["info.name"]);
+    let clone = v1::EndedClone { ticket: "x".into(), ..v1::EndedClone::default() };
+    let unclear = ended(&v1::ClonesEnded { serial: 1, clones: vec![clone] }).unwrap_err();
+    assert_eq!(fields(&unclear), ["clones.end", "clones.ticket"]);
+}
+
+#[test]
+fn pages_have_bounds_and_tokens_are_ours() {
+    assert_eq!([page_size(0), page_size(1), page_size(1000), page_size(u32::MAX)], [1000, 1, 1000, 1000]);
+    let id = Uuid::new_v4();
+    assert_eq!(ticket_token(&format!("7.{id}")).unwrap(), Some((7, id)));
+    assert_eq!(host_token(&id.to_string()).unwrap(), Some(id));
+    assert!(ticket_token("").unwrap().is_none() && host_token("").unwrap().is_none());
+    assert_eq!(fields(&ticket_token("7").unwrap_err()), ["page_token"]);
+    assert_eq!(fields(&host_token("7").unwrap_err()), ["page_token"]);
+}

@@ -1,0 +1,83 @@
+//! Answers, as messages.
+
+use crate::{
+    core::{
+        state::HostState,
+        ticket::{Outcome, State, Ticket, VmEnd},
+    },
+    engine::Seen,
+};
+use patina_proto::v1;
+
+pub(super) fn ticket(seen: Seen) -> v1::Ticket {
+    let Seen { ticket, live, host_names } = seen;
+    let placements = ticket.places.iter().zip(host_names).map(|((host, vms), name)| v1::Placement {
+        host_id: host.to_string(),
+        host: name,
+        vms: *vms,
+    });
+    v1::Ticket {
+        id: ticket.id.to_string(),
+        family: ticket.family.to_string(),
+        state: state(ticket.state).into(),
+        epoch: ticket.epoch,
+        vms: ticket.vms(),
+        vcpus: ticket.vcpus,
+        memory_mib: ticket.memory_mib,
+        min_cpus_per_vm: ticket.min_cpus_per_vm,
+        placements: placements.collect(),
+        parent_vmid: ticket.parent_vmid,
+        live,
+        results: results(&ticket),
+        granted_unix_ms: ticket.granted_unix_ms,
+        expires_unix_ms: if ticket.state == State::Granted { ticket.expires_unix_ms } else { 0 },
+        loose: ticket.loose,
+    }
+}
+
+fn state(state: State) -> v1::TicketState {
+    match state {
+        State::Granted => v1::TicketState::Granted,
+        State::Used => v1::TicketState::Used,
+        State::Released => v1::TicketState::Released,
+        State::Expired => v1::TicketState::Expired,
+        State::Fenced => v1::TicketState::Fenced,
+    }
+}
+
+/// Of clones that have ended.
+pub(super) fn results(ticket: &Ticket) -> Vec<v1::VmResult> {
+    let result = |(vmid, outcome): (&u32, &Outcome)| {
+        let end = match outcome.end? {
+            VmEnd::Joined => v1::VmEnd::Joined,
+            VmEnd::Ended => v1::VmEnd::Ended,
+            VmEnd::Killed => v1::VmEnd::Killed,
+            VmEnd::Lost => v1::VmEnd::Lost,
+        };
+        let Outcome { status, data_bytes, reported, .. } = *outcome;
+        Some(v1::VmResult { vmid: *vmid, end: end.into(), status, data_bytes, reported })
+    };
+    ticket.results.iter().filter_map(result).collect()
+}
+
+pub(super) fn host(host: HostState) -> v1::HostStatus {
+    let HostState { info, .. } = host;
+    v1::HostStatus {
+        info: Some(v1::HostInfo {
+            id: info.id.to_string(),
+            name: info.name,
+            address: info.address,
+            cpus: info.cpus,
+            memory_mib: info.memory_mib,
+            max_vms: info.max_vms.unwrap_or(0),
+        }),
+        alive: host.alive,
+        epoch: host.epoch,
+        cpus: host.cpus,
+        memory_mib: host.memory_mib,
+        held_cpus: host.held_cpus,
+        held_memory_mib: host.held_memory_mib,
+        held_vms: host.held_vms,
+        seen_unix_ms: host.seen_unix_ms,
+    }
+}

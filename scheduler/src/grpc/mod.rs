@@ -1,0 +1,28 @@
+//! `patina.v1.Scheduler` on an engine.
+//!
+//! - [`service`]: the calls. [`host`]: a host's stream. [`watch`]: a watcher's.
+//! - [`check`]: requests, checked field by field. [`convert`]: answers. [`status`]: errors.
+
+mod check;
+mod convert;
+mod host;
+mod service;
+mod status;
+mod watch;
+
+pub use service::Service;
+
+use crate::engine::Engine;
+use patina_proto::v1::scheduler_server::SchedulerServer;
+
+/// Longest message of a caller: what a clone leaves, or all clones of a host.
+pub const MESSAGE_MAX_BYTES: usize = 2 << 20;
+/// Most calls at once on one connection: a host has its guests' waiting calls on it.
+pub const STREAMS_MAX: u32 = 65_536;
+
+/// The service, to be added to a server. That server's `max_concurrent_streams` should be [`STREAMS_MAX`], and it must not limit
+/// the calls of a connection to few: those that wait in the queue or at a barrier would keep others out.
+#[must_use]
+pub fn server(engine: Engine) -> SchedulerServer<Service> {
+    SchedulerServer::new(Service::new(engine)).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}

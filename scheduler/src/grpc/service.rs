@@ -1,0 +1,220 @@
+//! The calls of `patina.v1.Scheduler`.
+
+use super::{
+    check::{self, Check},
+    convert, host, status, watch,
+};
+use crate::{
+    core::api::{Command, Targets},
+    engine::Engine,
+};
+use patina_proto::v1::{self, join_request::Side, scheduler_server::Scheduler};
+use prost::Message as _;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Most watchers at once.
+const WATCHERS_MAX: usize = 256;
+/// What a stream's reader may be behind.
+const STREAM_BUFFER: usize = 16;
+/// A page of tickets ends when it is so long: below the 4 MiB that clients take if they are not told otherwise.
+const PAGE_MAX_BYTES: usize = 2 << 20;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Service {
+    engine: Engine,
+    watchers: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(super) fn new(engine: Engine) -> Self {
+        Self { engine, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) }
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Scheduler for Service {
+    async fn request_ticket(&self, request: Request<v1::RequestTicketRequest>) -> Answer<v1::Ticket> {
+        let demand = check::demand(request.into_inner())?;
+        let seen = self.engine.request(demand).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+
+    async fn get_ticket(&self, request: Request<v1::GetTicketRequest>) -> Answer<v1::Ticket> {
+        let v1::GetTicketRequest { id, family } = request.into_inner();
+        let mut check = Check::default();
+        let named = check.named("id", &id, &family);
+        let seen = self.engine.ticket(check.done(named)?).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+
+    async fn list_tickets(
+        &self,
+        request: Request<v1::ListTicketsRequest>,
+    ) -> Answer<v1::ListTicketsResponse> {
+        let v1::ListTicketsRequest { family, page_size, page_token } = request.into_inner();
+        let mut check = Check::default();
+        let family = check.optional_uuid("family", &family);
+        let family = check.done(family)?;
+        let most = check::page_size(page_size);
+        let page = self.engine.tickets(family, check::ticket_token(&page_token)?, most).await?;
+        let (full, mut bytes) = (page.tickets.len() == most, 0);
+        let all = page.tickets.len();
+        let mut tickets: Vec<v1::Ticket> = page.tickets.into_iter().map(convert::ticket).collect();
+        let fits = tickets.iter().take_while(|ticket| {
+            bytes += ticket.encoded_len();
+            bytes <= PAGE_MAX_BYTES
+        });
+        // One at least, or there would be no end of pages.
+        let fits = fits.count().max(1);
+        tickets.truncate(fits);
+        let next = tickets.last().filter(|_| full || fits < all);
+        let next_page_token =
+            next.map(|ticket| format!("{}.{}", ticket.granted_unix_ms, ticket.id)).unwrap_or_default();
+        Ok(Response::new(v1::ListTicketsResponse { tickets, next_page_token }))
+    }
+
+    async fn release_ticket(&self, request: Request<v1::ReleaseTicketRequest>) -> Answer<v1::Ticket> {
+        let v1::ReleaseTicketRequest { id, family } = request.into_inner();
+        let mut check = Check::default();
+        let named = check.named("id", &id, &family);
+        let seen = self.engine.release(check.done(named)?).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+
+    async fn use_ticket(&self, request: Request<v1::UseTicketRequest>) -> Answer<v1::Ticket> {
+        let request = request.into_inner();
+        let mut check = Check::default();
+        let ticket = check.named("id", &request.id, &request.family);
+        let host = check.uuid("host_id", &request.host_id);
+        let (epoch, host_epoch) = (check::epoch(request.epoch), check::epoch(request.host_epoch));
+        let (parent_vmid, vmids) = (request.parent_vmid, request.vmids);
+        let () = check.done(())?;
+        let command = |waiter| Command::Use { waiter, ticket, epoch, host, host_epoch, parent_vmid, vmids };
+        let seen = self.engine.ticket_command(command).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+
+    async fn unuse_ticket(&self, request: Request<v1::UnuseTicketRequest>) -> Answer<v1::Ticket> {
+        let request = request.into_inner();
+        let mut check = Check::default();
+        let ticket = check.named("id", &request.id, &request.family);
+        let host = check.uuid("host_id", &request.host_id);
+        let epoch = check::epoch(request.epoch);
+        let () = check.done(())?;
+        let command = |waiter| Command::Unuse { waiter, ticket, epoch, host };
+        let seen = self.engine.ticket_command(command).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+
+    type WatchTicketsStream = ReceiverStream<Result<v1::TicketEvent, Status>>;
+
+    async fn watch_tickets(
+        &self,
+        request: Request<v1::WatchTicketsRequest>,
+    ) -> Answer<Self::WatchTicketsStream> {
+        let mut check = Check::default();
+        let family = check.optional_uuid("family", &request.into_inner().family);
+        let family = check.done(family)?;
+        let place = Arc::clone(&self.watchers).try_acquire_owned();
+        let place = place.map_err(|_| status::too_many_watchers(WATCHERS_MAX))?;
+        let (out, events) = mpsc::channel(STREAM_BUFFER);
+        let engine = self.engine.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            watch::serve(engine, family, out).await;
+        });
+        Ok(Response::new(ReceiverStream::new(events)))
+    }
+
+    async fn list_hosts(&self, request: Request<v1::ListHostsRequest>) -> Answer<v1::ListHostsResponse> {
+        let v1::ListHostsRequest { page_size, page_token } = request.into_inner();
+        let (after, most) = (check::host_token(&page_token)?, check::page_size(page_size));
+        let hosts = self.engine.hosts().await?;
+        let mut rest =
+            hosts.into_iter().filter(|host| after.is_none_or(|after| host.info.id > after)).peekable();
+        let page: Vec<_> = rest.by_ref().take(most).collect();
+        let next = page.last().filter(|_| rest.peek().is_some()).map(|host| host.info.id.to_string());
+        let next_page_token = next.unwrap_or_default();
+        let hosts = page.into_iter().map(convert::host).collect();
+        Ok(Response::new(v1::ListHostsResponse { hosts, next_page_token }))
+    }
+
+    type RegisterHostStream = ReceiverStream<Result<v1::HostOrder, Status>>;
+
+    async fn register_host(
+        &self,
+        request: Request<Streaming<v1::HostMessage>>,
+    ) -> Answer<Self::RegisterHostStream> {
+        let (out, orders) = mpsc::channel(STREAM_BUFFER);
+        // A task of its own: it is not dropped with the call, so each registration has its end.
+        tokio::spawn(host::serve(self.engine.clone(), request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(orders)))
+    }
+
+    async fn sync(&self, request: Request<v1::SyncRequest>) -> Answer<v1::SyncResponse> {
+        let request = request.into_inner();
+        let mut check = Check::default();
+        let named = check.named("ticket", &request.ticket, &request.family);
+        let named = check.done(named)?;
+        let timeout = check::timeout(request.timeout_ms);
+        let (round, arrived) = self.engine.arrive(named, request.vmid, timeout).await?;
+        Ok(Response::new(v1::SyncResponse { round, arrived }))
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
+        let request = request.into_inner();
+        let mut check = Check::default();
+        let named = check.named("ticket", &request.ticket, &request.family);
+        let named = check.done(named)?;
+        let results = match request.side {
+            Some(Side::Leave(leave)) => {
+                let v1::JoinLeave { vmid, status, data, noreport } = leave;
+                self.engine.leave(named, vmid, status, data, !noreport).await?;
+                Vec::new()
+            }
+            Some(Side::Wait(wait)) => {
+                let vmid = named.family.map(|_| wait.vmid);
+                let seen = self.engine.join(named, vmid, check::timeout(wait.timeout_ms)).await?;
+                convert::results(&seen.ticket)
+            }
+            None => {
+                return Err(status::invalid(vec![("side".into(), "say leave or wait".into())]));
+            }
+        };
+        Ok(Response::new(v1::JoinResponse { results }))
+    }
+
+    async fn get_join_data(
+        &self,
+        request: Request<v1::GetJoinDataRequest>,
+    ) -> Answer<v1::GetJoinDataResponse> {
+        let v1::GetJoinDataRequest { ticket, family, vmid } = request.into_inner();
+        let mut check = Check::default();
+        let named = check.named("ticket", &ticket, &family);
+        let data = self.engine.join_data(check.done(named)?, vmid).await?;
+        Ok(Response::new(v1::GetJoinDataResponse { data }))
+    }
+
+    async fn kill(&self, request: Request<v1::KillRequest>) -> Answer<v1::KillResponse> {
+        let (family, targets, reason) = check::kill(request.into_inner())?;
+        let family = match (family, &targets) {
+            (Some(family), _) => family,
+            // A ticket says whose its clones are.
+            (None, Targets::Ticket(id)) => {
+                let named = crate::core::api::Named { id: *id, family: None };
+                self.engine.ticket(named).await?.ticket.family
+            }
+            (None, Targets::Vmids(_)) => {
+                return Err(status::invalid(vec![("family".into(), "name it".into())]));
+            }
+        };
+        let ended = self.engine.kill(family, targets, reason).await?;
+        Ok(Response::new(v1::KillResponse { ended }))
+    }
+}

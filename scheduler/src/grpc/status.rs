@@ -1,0 +1,207 @@
+//! Errors as `google.rpc.Status`: the code and `ErrorInfo` for programs, details about fields, preconditions and quotas, and the
+//! message for people.
+
+use crate::{core::api::CoreError, engine::Refusal};
+use std::{collections::HashMap, time::Duration};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The domain of every `ErrorInfo`.
+pub(super) const DOMAIN: &str = "patina";
+/// When to ask again for what others have, or for what was broken.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Fields that cannot be as they are.
+pub(super) fn invalid(violations: Vec<(String, String)>) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info("INVALID_FIELD", DOMAIN, HashMap::new());
+    let message = violations.iter().map(|(field, description)| format!("{field}: {description}"));
+    let message = message.collect::<Vec<_>>().join("; ");
+    for (field, description) in violations {
+        details.add_bad_request_violation(field, description);
+    }
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// More watchers than there may be.
+pub(super) fn too_many_watchers(most: usize) -> Status {
+    let message = format!("watch tickets: {most} watch already, the most; end one of them");
+    let mut details = ErrorDetails::new();
+    details.set_error_info("TOO_MANY_WATCHERS", DOMAIN, HashMap::new());
+    details.add_quota_failure_violation("watchers", &message);
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        let (reason, code) = (refusal.reason(), code(&refusal));
+        let mut details = ErrorDetails::new();
+        let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);
+        let mut metadata = HashMap::from([("operation".to_owned(), operation.to_owned())]);
+        if let Refusal::Core(CoreError::NoCapacity { free, .. }) = &refusal {
+            let free = [("cpus", free.cpus), ("memory_mib", free.memory_mib), ("vms", free.vms)];
+            for (what, amount) in free {
+                metadata.insert(format!("free_{what}"), amount.to_string());
+                details.add_quota_failure_violation(what, format!("{amount} are free"));
+            }
+        }
+        details.set_error_info(reason, DOMAIN, metadata);
+        match code {
+            Code::Unavailable => {
+                details.set_retry_info(Some(RETRY));
+            }
+            Code::ResourceExhausted => {
+                if !details.has_quota_failure_violations() {
+                    details.add_quota_failure_violation(quota(reason), &message);
+                }
+                details.set_retry_info(waits(&refusal).then_some(RETRY));
+            }
+            Code::FailedPrecondition => {
+                details.add_precondition_failure_violation(reason, subject(&refusal), &message);
+            }
+            Code::InvalidArgument => {
+                details.add_bad_request_violation(field(&refusal), &message);
+            }
+            Code::NotFound => {
+                details.set_resource_info(resource(reason), subject(&refusal), "", &message);
+            }
+            _ => {}
+        }
+        // Messages say what to do after a semicolon; a client that shows one line to a person takes this.
+        if let Some((_, advice)) = message.split_once("; ") {
+            details.set_localized_message("en", advice);
+        }
+        Status::with_error_details(code, message, details)
+    }
+}
+
+fn code(refusal: &Refusal) -> Code {
+    match refusal {
+        Refusal::Store(_) | Refusal::Stopped => Code::Unavailable,
+        Refusal::Busy { .. } | Refusal::TooManyHosts { .. } => Code::ResourceExhausted,
+        Refusal::Confused => Code::Internal,
+        Refusal::Core(error) => match error {
+            CoreError::Unknown(_)
+            | CoreError::UnknownHost(_)
+            | CoreError::UnknownVm { .. }
+            | CoreError::NoClone(_) => Code::NotFound,
+            CoreError::Foreign(_) => Code::PermissionDenied,
+            CoreError::StaleEpoch { .. } | CoreError::StaleHost { .. } => Code::Aborted,
+            CoreError::BadVmid(_)
+            | CoreError::BadVmids { .. }
+            | CoreError::FewCpus { .. }
+            | CoreError::SmallVms { .. } => Code::InvalidArgument,
+            CoreError::NoCapacity { .. }
+            | CoreError::TooManyTickets
+            | CoreError::TooManyWaiting
+            | CoreError::TooMuchData { .. } => Code::ResourceExhausted,
+            CoreError::BarrierTimeout { .. } | CoreError::JoinTimeout { .. } => Code::DeadlineExceeded,
+            CoreError::Used(_)
+            | CoreError::Released(_)
+            | CoreError::Expired(_)
+            | CoreError::Fenced(_)
+            | CoreError::NotUsed(_)
+            | CoreError::OtherHost { .. }
+            | CoreError::SmallTicket { .. }
+            | CoreError::NotParent { .. }
+            | CoreError::NotClone { .. }
+            | CoreError::Impossible { .. } => Code::FailedPrecondition,
+        },
+    }
+}
+
+/// Whether waiting helps.
+fn waits(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::Busy { .. } | Refusal::Core(CoreError::NoCapacity { .. } | CoreError::TooManyWaiting)
+    )
+}
+
+/// What an error is about.
+fn subject(refusal: &Refusal) -> String {
+    let Refusal::Core(error) = refusal else { return String::new() };
+    match error {
+        CoreError::Unknown(ticket)
+        | CoreError::Used(ticket)
+        | CoreError::Released(ticket)
+        | CoreError::Expired(ticket)
+        | CoreError::Fenced(ticket)
+        | CoreError::NotUsed(ticket)
+        | CoreError::OtherHost { ticket, .. }
+        | CoreError::SmallTicket { ticket, .. }
+        | CoreError::NotParent { ticket, .. }
+        | CoreError::NotClone { ticket, .. } => ticket.to_string(),
+        CoreError::UnknownHost(host) => host.to_string(),
+        CoreError::UnknownVm { vmid, .. } | CoreError::NoClone(vmid) => vmid.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn quota(reason: &str) -> &'static str {
+    match reason {
+        "TOO_MANY_TICKETS" => "tickets",
+        "TOO_MANY_WAITING" => "waiting",
+        "TOO_MUCH_DATA" => "data_bytes",
+        "TOO_MANY_HOSTS" => "hosts",
+        _ => "calls",
+    }
+}
+
+fn resource(reason: &str) -> &'static str {
+    match reason {
+        "UNKNOWN_HOST" => "host",
+        "UNKNOWN_VM" => "vm",
+        _ => "ticket",
+    }
+}
+
+fn field(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Core(CoreError::FewCpus { .. }) => "max_cpus",
+        Refusal::Core(CoreError::SmallVms { .. }) => "min_cpus_per_vm",
+        _ => "vmids",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{core::api::Free, store::StoreError};
+    use std::sync::Arc;
+    use uuid::Uuid;
+
+    #[test]
+    fn no_capacity_says_what_is_free_and_when_to_ask_again() {
+        let free = Free { cpus: 3, memory_mib: 100, vms: 1 };
+        let status = Status::from(Refusal::Core(CoreError::NoCapacity { min_vms: 4, free }));
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.metadata["free_vms"].as_str()), ("NO_CAPACITY", "1"));
+        let quotas = status.get_details_quota_failure().unwrap().violations;
+        assert_eq!(
+            quotas.iter().map(|q| q.subject.as_str()).collect::<Vec<_>>(),
+            ["cpus", "memory_mib", "vms"]
+        );
+        assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(RETRY));
+        assert!(status.get_details_localized_message().unwrap().message.contains("ask for fewer"));
+    }
+
+    #[test]
+    fn what_was_used_is_a_precondition_of_that_ticket() {
+        let id = Uuid::new_v4();
+        let status = Status::from(Refusal::Core(CoreError::Used(id)));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        let violation = &status.get_details_precondition_failure().unwrap().violations[0];
+        assert_eq!((violation.r#type.as_str(), violation.subject.clone()), ("USED", id.to_string()));
+    }
+
+    #[test]
+    fn a_store_that_fails_is_worth_another_try() {
+        let status = Status::from(Refusal::Store(Arc::new(StoreError::Test)));
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "STORE");
+        assert!(status.get_details_retry_info().is_some());
+    }
+}
