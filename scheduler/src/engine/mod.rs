@@ -150,6 +150,11 @@ impl Engine {
         }
     }
 
+    /// When the worker has ended.
+    pub async fn stopped(&self) {
+        self.shared.inbox.closed().await;
+    }
+
     /// A ticket, when it is granted.
     ///
     /// # Errors

@@ -1,0 +1,233 @@
+//! Where a daemon listens: a Unix socket for its own user, or TCP on a loopback address. For the scheduler and for `vmmd`.
+
+use futures::{StreamExt, stream::BoxStream};
+use rustix::net::sockopt::socket_peercred;
+use std::{
+    fmt, fs, io,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    os::unix::net::UnixStream as StdUnixStream,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::server::Connected;
+
+/// Where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A path.
+    Unix(PathBuf),
+    /// A loopback address.
+    Tcp(SocketAddr),
+}
+
+/// Why a text is not an address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Neither form.
+    #[error("write unix:/PATH or tcp:ADDRESS:PORT, not {0:?}")]
+    Form(String),
+    /// A path that depends on the folder.
+    #[error("the path {0:?} is relative: name it from /")]
+    Relative(String),
+    /// Others could reach it.
+    #[error(
+        "{0} is not a loopback address: without TLS whoever reaches it can do anything, and TLS comes later; use 127.0.0.1, or unix: with ssh"
+    )]
+    Open(SocketAddr),
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        match text.split_once(':') {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            Some(("unix", path)) => Err(AddressError::Relative(path.to_owned())),
+            Some(("tcp", address)) => {
+                let address: SocketAddr = address.parse().map_err(|_| AddressError::Form(text.to_owned()))?;
+                if address.ip().is_loopback() {
+                    Ok(Self::Tcp(address))
+                } else {
+                    Err(AddressError::Open(address))
+                }
+            }
+            _ => Err(AddressError::Form(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+        }
+    }
+}
+
+/// Why nobody can listen there.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another process does.
+    #[error("listen on {path}: another process{} listens there; stop it, or use another --listen", suffix(.pid))]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+        /// Of the other process.
+        pid: Option<i32>,
+    },
+    /// Something else is at that path.
+    #[error("listen on {path}: there is a file that is no socket; move it away, or use another --listen")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The kernel says no.
+    #[error("listen on {address}: {source}{}", rights(.source))]
+    Io {
+        /// Where.
+        address: Address,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn rights(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => "; run this as root, or use another --listen",
+        io::ErrorKind::AddrInUse => "; stop what listens there, or use another --listen",
+        _ => "",
+    }
+}
+
+fn suffix(pid: &Option<i32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+}
+
+/// A connection of either kind.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection for T {}
+
+impl Connected for Box<dyn Connection> {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+/// Clients as they come.
+pub type Incoming = BoxStream<'static, io::Result<Box<dyn Connection>>>;
+
+/// Listens. A socket that nobody listens on any more is replaced.
+///
+/// # Errors
+/// Somebody listens there, or the kernel refuses.
+pub async fn listen(address: &Address) -> Result<Incoming, ListenError> {
+    let failed = |source| ListenError::Io { address: address.clone(), source };
+    match address {
+        Address::Unix(path) => {
+            make_folder(path).map_err(failed)?;
+            clear(path).map_err(|error| error.unwrap_or_else(failed))?;
+            let listener = UnixListener::bind(path).map_err(failed)?;
+            // Nobody connects before this: the umask may be anything, so the mode is set, not hoped for.
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            Ok(UnixListenerStream::new(listener).map(|c| c.map(|c| Box::new(c) as _)).boxed())
+        }
+        Address::Tcp(tcp) => {
+            tracing::warn!(%address, "every user of this host can connect there, and do anything");
+            let listener = TcpListener::bind(tcp).await.map_err(failed)?;
+            let streams = TcpListenerStream::new(listener).map(|stream| {
+                let stream = stream?;
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream) as _)
+            });
+            Ok(streams.boxed())
+        }
+    }
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)
+}
+
+/// Outcome of [`clear`]: our own error, or the kernel's to be wrapped.
+enum Clear {
+    Ours(ListenError),
+    Kernel(io::Error),
+}
+
+impl Clear {
+    fn unwrap_or_else(self, wrap: impl FnOnce(io::Error) -> ListenError) -> ListenError {
+        match self {
+            Self::Ours(error) => error,
+            Self::Kernel(error) => wrap(error),
+        }
+    }
+}
+
+fn clear(path: &Path) -> Result<(), Clear> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Clear::Kernel(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(Clear::Ours(ListenError::NotASocket { path: path.to_owned() }));
+        }
+        Ok(_) => {}
+    }
+    match StdUnixStream::connect(path) {
+        Ok(stream) => {
+            let pid = socket_peercred(&stream).ok().map(|peer| peer.pid.as_raw_nonzero().get());
+            Err(Clear::Ours(ListenError::InUse { path: path.to_owned(), pid }))
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            tracing::info!(socket = %path.display(), "a socket that nobody listens on is replaced");
+            fs::remove_file(path).map_err(Clear::Kernel)
+        }
+        Err(error) => Err(Clear::Kernel(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_read_back() {
+        for text in ["unix:/run/x.sock", "tcp:127.0.0.1:80", "tcp:[::1]:80"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert!(matches!("unix:x".parse::<Address>(), Err(AddressError::Relative(_))));
+        assert!(matches!("/run/x".parse::<Address>(), Err(AddressError::Form(_))));
+        assert!(matches!("tcp:localhost:1".parse::<Address>(), Err(AddressError::Form(_))));
+        assert!(matches!("tcp:10.0.0.1:1".parse::<Address>(), Err(AddressError::Open(_))));
+    }
+
+    #[tokio::test]
+    async fn a_live_socket_is_left_alone_and_a_stale_one_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/d.sock");
+        let address = Address::Unix(path.clone());
+        let first = listen(&address).await.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let Err(error) = listen(&address).await else { panic!("two listen on one path") };
+        let text = error.to_string();
+        assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+        drop(first);
+        assert!(listen(&address).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_way_is_not_deleted() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let result = listen(&Address::Unix(file.path().to_owned())).await;
+        assert!(matches!(result, Err(ListenError::NotASocket { .. })));
+        assert!(file.path().exists());
+    }
+}

@@ -1,0 +1,189 @@
+//! The command line.
+
+use crate::{
+    core::{api, ticket::Policy},
+    listen::Address,
+};
+use clap::{Parser, ValueEnum};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Most that is granted of a CPU or of memory, times what there is.
+const OVERCOMMIT_MAX: f64 = 1024.0;
+
+/// The scheduler of a Patina cluster: grants tickets, places VMs on hosts, keeps the ledger.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "scheduler", version = crate::REVISION)]
+pub struct Options {
+    /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT on a loopback address
+    #[arg(long, default_value = "unix:/run/patina/scheduler.sock", env = "PATINA_SCHEDULER_LISTEN")]
+    pub listen: Address,
+
+    /// Where the ledger is kept
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/patina-scheduler",
+        env = "PATINA_SCHEDULER_STATE_DIR"
+    )]
+    pub state_dir: PathBuf,
+
+    /// How long a ticket may stay unused: 600s, 10m, 1h
+    #[arg(long, value_name = "TIME", default_value = "600s", env = "PATINA_TICKET_TTL", value_parser = ttl)]
+    pub ticket_ttl: Duration,
+
+    /// How long a host may be silent before its tickets are fenced
+    #[arg(long, value_name = "TIME", default_value = "10s", env = "PATINA_LEASE", value_parser = lease)]
+    pub lease: Duration,
+
+    /// How long a ticket is remembered after its end
+    #[arg(long, value_name = "TIME", default_value = "24h", env = "PATINA_REMEMBER", value_parser = remember)]
+    pub remember: Duration,
+
+    /// CPUs that may be granted for each CPU of a host
+    #[arg(long, value_name = "FACTOR", default_value = "1.0", env = "PATINA_OVERCOMMIT_CPU", value_parser = factor, allow_negative_numbers = true)]
+    pub overcommit_cpu: f64,
+
+    /// Memory that may be granted for each MiB of a host
+    #[arg(long, value_name = "FACTOR", default_value = "1.0", env = "PATINA_OVERCOMMIT_MEMORY", value_parser = factor, allow_negative_numbers = true)]
+    pub overcommit_memory: f64,
+
+    /// How VMs are placed on hosts, where a request does not say
+    #[arg(long, value_enum, default_value_t = Placing::Pack, env = "PATINA_POLICY")]
+    pub policy: Placing,
+
+    /// Serve metrics in Prometheus's form on this loopback address, for example 127.0.0.1:9465
+    #[arg(long, value_name = "ADDRESS", env = "PATINA_METRICS")]
+    pub metrics: Option<SocketAddr>,
+
+    /// Log in JSON
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// A [`Policy`] as it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Placing {
+    /// As few hosts as possible, the fullest first
+    Pack,
+    /// The emptiest first, evenly
+    Spread,
+}
+
+impl Options {
+    /// For the core.
+    #[must_use]
+    pub fn core(&self) -> api::Options {
+        api::Options {
+            ttl_ms: milliseconds(self.ticket_ttl),
+            lease_ms: milliseconds(self.lease),
+            remember_ms: milliseconds(self.remember),
+            cpu_percent: percent(self.overcommit_cpu),
+            memory_percent: percent(self.overcommit_memory),
+            policy: match self.policy {
+                Placing::Pack => Policy::Pack,
+                Placing::Spread => Policy::Spread,
+            },
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn percent(factor: f64) -> u32 {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 0.01 and OVERCOMMIT_MAX"
+    )]
+    let percent = (factor * 100.0).round() as u32;
+    percent
+}
+
+/// Why a text is not a time or a factor.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ValueError {
+    /// No time.
+    #[error("write a time as 500ms, 10s, 5m or 2h, not {0:?}")]
+    Time(String),
+    /// Too short or too long.
+    #[error("{given:?} is not between {least:?} and {most:?}")]
+    Range {
+        /// As it was given.
+        given: Duration,
+        /// Bounds.
+        least: Duration,
+        /// Bounds.
+        most: Duration,
+    },
+    /// No factor.
+    #[error("write a factor between 0.01 and {OVERCOMMIT_MAX}, for example 1.5, not {0:?}")]
+    Factor(String),
+}
+
+fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, ValueError> {
+    let wrong = || ValueError::Time(text.to_owned());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" | "" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let given = Duration::from_millis(number.checked_mul(unit_ms).ok_or_else(wrong)?);
+    if (least..=most).contains(&given) { Ok(given) } else { Err(ValueError::Range { given, least, most }) }
+}
+
+fn ttl(text: &str) -> Result<Duration, ValueError> {
+    time(text, Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600))
+}
+
+fn lease(text: &str) -> Result<Duration, ValueError> {
+    time(text, Duration::from_millis(100), Duration::from_secs(3600))
+}
+
+fn remember(text: &str) -> Result<Duration, ValueError> {
+    time(text, Duration::from_secs(1), Duration::from_secs(30 * 24 * 3600))
+}
+
+fn factor(text: &str) -> Result<f64, ValueError> {
+    let wrong = || ValueError::Factor(text.to_owned());
+    let factor: f64 = text.parse().map_err(|_| wrong())?;
+    if (0.01..=OVERCOMMIT_MAX).contains(&factor) { Ok(factor) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound_and_needs_no_configuration() {
+        Options::command().debug_assert();
+        let options = Options::try_parse_from(["scheduler"]).unwrap();
+        let core = options.core();
+        assert_eq!((core.ttl_ms, core.lease_ms, core.cpu_percent), (600_000, 10_000, 100));
+        assert_eq!(options.listen.to_string(), "unix:/run/patina/scheduler.sock");
+    }
+
+    #[test]
+    fn times_and_factors_have_units_and_bounds() {
+        let words = ["scheduler", "--ticket-ttl", "2h", "--lease", "500ms", "--overcommit-cpu", "1.25"];
+        let core = Options::try_parse_from(words).unwrap().core();
+        assert_eq!((core.ttl_ms, core.lease_ms, core.cpu_percent), (7_200_000, 500, 125));
+        let refused = |option: &str, value: &str, says: &str| {
+            let error = Options::try_parse_from(["scheduler", option, value]).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        };
+        refused("--lease", "0s", "between 100ms and 3600s");
+        refused("--lease", "10 s", "500ms, 10s, 5m or 2h");
+        refused("--ticket-ttl", "18446744073709551615h", "500ms, 10s");
+        for value in ["0", "-1", "nan", "inf", "1025"] {
+            refused("--overcommit-memory", value, "factor between 0.01 and 1024");
+        }
+    }
+}
