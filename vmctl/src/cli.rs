@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::{
-    commands::{clone, console, exec, inspect, kill, logs, rm, run, wait},
+    commands::{clone, console, events, exec, inspect, join, kill, logs, rm, run, sync, ticket, top, wait},
     output::Format,
 };
 use clap::{Parser, Subcommand};
@@ -12,10 +12,11 @@ Exit codes:
   0    done
   1    the call failed
   2    wrong usage, or a value that vmmd refuses
-  3    no VM of that name
+  3    no VM of that name, no such ticket
   4    the name or a published port is in use
-  5    the VM is not in the state that the command needs, or a clone of it is under way
-  6    vmmd, the VM's process or its agent does not answer
+  5    the VM or the ticket is not in the state that the command needs, or belongs to another family
+  6    vmmd, the scheduler, the VM's process or its agent does not answer
+  7    there is no room, or a limit is reached
   124  not within the time given with --timeout
   125  exec: vmctl itself failed; any other code is the guest program's own
   141  standard output was closed";
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// Where vmmd listens: unix:PATH or tcp:ADDRESS:PORT.
     #[arg(long, global = true, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS")]
     pub host: String,
+    /// Where the scheduler listens: unix:PATH or http://ADDRESS:PORT [default: where vmmd says].
+    #[arg(long, global = true, env = "PATINA_SCHEDULER", value_name = "ADDRESS")]
+    pub scheduler: Option<String>,
     /// How to print results.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
@@ -55,6 +59,19 @@ pub enum Command {
     Logs(logs::Arguments),
     /// End VMs at once.
     Kill(kill::Arguments),
+    /// Reserve clones before they are made: ask for tickets, look at them, give them back.
+    #[command(subcommand)]
+    Ticket(ticket::Command),
+    /// List the hosts that the scheduler knows, and what of them is reserved.
+    Hosts,
+    /// Wait at a ticket's barrier, for the VM that cloned, until all its clones that live have come too (gc sync).
+    Sync(sync::Arguments),
+    /// Wait until all clones of a ticket have ended, and print how (gc join).
+    Join(join::Arguments),
+    /// Print what happened on the host, and what happens.
+    Events(events::Arguments),
+    /// Show what the running VMs take of the host, live.
+    Top(top::Arguments),
     /// Forget ended VMs and delete their files.
     Rm(rm::Arguments),
     /// Wait until a VM is ready or has ended.

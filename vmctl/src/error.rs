@@ -1,6 +1,6 @@
 //! What can go wrong: in words for people, as an exit code for scripts.
 
-use std::io;
+use std::{io, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -18,7 +18,31 @@ pub enum CtlError {
         /// What the transport said.
         source: tonic::transport::Error,
     },
-    /// vmmd refused or failed.
+    /// The scheduler does not answer.
+    #[error(
+        "cannot reach the scheduler at {address}: is it running? --scheduler names another address of it"
+    )]
+    NoScheduler {
+        /// Where it was looked for.
+        address: String,
+        /// What the transport said.
+        source: tonic::transport::Error,
+    },
+    /// Neither a name nor a family.
+    #[error("no VM of family {0} is on this host: say with --vcpus and --memory how large its VMs are")]
+    Unsized(String),
+    /// Nobody has cloned with it yet.
+    #[error("ticket {0} was not used yet: clone with it first, `vmctl clone NAME --ticket {0}`")]
+    Unused(String),
+    /// A file could not be written.
+    #[error("write {path}")]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// vmmd or the scheduler refused or failed.
     #[error("{}", .0.message())]
     Call(#[from] Status),
     /// vmmd ended a stream in the middle.
@@ -43,9 +67,11 @@ pub enum CtlError {
     /// The terminal does not do what we ask.
     #[error("set up the terminal")]
     Terminal(#[source] rustix::io::Errno),
-    /// Some of several VMs could not be handled: each was reported on its own.
-    #[error("{failed} of {all} VMs failed")]
+    /// Some of several could not be handled: each was reported on its own.
+    #[error("{failed} of {all} {what} failed")]
     Some {
+        /// Of what.
+        what: &'static str,
         /// How many failed.
         failed: usize,
         /// Of how many.
@@ -67,21 +93,22 @@ impl CtlError {
     /// The exit code, as `vmctl --help` documents it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Address(_) => 2,
-            Self::Unreachable { .. } | Self::CutShort(_) => 6,
-            Self::EndedEarly { .. } => 5,
+            Self::Address(_) | Self::Unsized(_) => 2,
+            Self::Unreachable { .. } | Self::NoScheduler { .. } | Self::CutShort(_) => 6,
+            Self::EndedEarly { .. } | Self::Unused(_) => 5,
             Self::Call(status) => match status.code() {
                 Code::InvalidArgument | Code::OutOfRange => 2,
                 Code::NotFound => 3,
                 Code::AlreadyExists => 4,
-                Code::FailedPrecondition | Code::Aborted => 5,
+                Code::FailedPrecondition | Code::Aborted | Code::PermissionDenied => 5,
                 Code::Unavailable => 6,
+                Code::ResourceExhausted => 7,
                 Code::DeadlineExceeded => 124,
                 _ => 1,
             },
             Self::Stream { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => 141,
             Self::Some { code, .. } => *code,
-            Self::Stream { .. } | Self::Terminal(_) | Self::Unhealthy(_) => 1,
+            Self::Stream { .. } | Self::File { .. } | Self::Terminal(_) | Self::Unhealthy(_) => 1,
         }
     }
 
@@ -98,7 +125,9 @@ impl CtlError {
         }
         let mut source = match self {
             // The transport's own words repeat that it could not connect; only the last says why.
-            Self::Unreachable { source, .. } => std::error::Error::source(source),
+            Self::Unreachable { source, .. } | Self::NoScheduler { source, .. } => {
+                std::error::Error::source(source)
+            }
             // Its text is the message above.
             Self::Call(_) => None,
             _ => std::error::Error::source(self),
@@ -116,7 +145,7 @@ impl CtlError {
     }
 }
 
-/// What a status says beyond its message: which fields are wrong, what state is needed, what to do.
+/// What a status says beyond its message: which fields are wrong, what state is needed, what is free, what to do.
 fn advice(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let fields = details.bad_request().into_iter().flat_map(|bad| {
@@ -126,18 +155,54 @@ fn advice(status: &Status) -> Vec<String> {
         .precondition_failure()
         .into_iter()
         .flat_map(|failure| failure.violations.iter().map(|violation| violation.description.clone()));
+    let quotas = details
+        .quota_failure()
+        .into_iter()
+        .flat_map(|failure| failure.violations.iter().map(|violation| violation.description.clone()));
     let words = details.localized_message().map(|message| message.message.clone());
     let links = details.help().into_iter().flat_map(|help| {
         help.links.iter().map(|link| format!("{} {}", link.description, link.url).trim_end().to_owned())
     });
+    let retry = details.retry_info().and_then(|info| info.retry_delay);
+    let retry =
+        retry.filter(|delay| !delay.is_zero()).map(|delay| format!("try again in {}", seconds(delay)));
+    let reason = details.error_info().and_then(|info| what_to_do(&info.reason)).map(str::to_owned);
     let message = status.message();
     fields
         .chain(states)
+        .chain(quotas)
         .chain(words)
         .chain(links)
-        // vmmd's messages often hold their advice already.
+        .chain(retry)
+        .chain(reason)
+        // The messages often hold their advice already.
         .filter(|line| !line.trim().is_empty() && !message.contains(line.as_str()))
         .collect()
+}
+
+fn seconds(delay: Duration) -> String {
+    format!("{}.{} s", delay.as_secs(), delay.subsec_millis() / 100)
+}
+
+/// The scheduler's reasons, as commands for people.
+fn what_to_do(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "UNKNOWN_TICKET" | "FOREIGN_TICKET" => "`vmctl ticket ls` lists the tickets",
+        "UNKNOWN_VM" => "`vmctl ls` lists the VMs",
+        "UNKNOWN_HOST" | "IMPOSSIBLE" => "`vmctl hosts` shows which hosts there are, and how large",
+        "USED" | "RELEASED" | "EXPIRED" | "FENCED" | "STALE_EPOCH" | "SMALL_TICKET" => {
+            "ask for another ticket: `vmctl ticket request`"
+        }
+        "NOT_USED" => "clone with the ticket first: `vmctl clone NAME --ticket UUID`",
+        "NO_CAPACITY" => {
+            "wait for room with --timeout, ask for less, or make room: `vmctl kill`, `vmctl ticket release`"
+        }
+        "TOO_MANY_TICKETS" => "give tickets back that are not needed: `vmctl ticket release UUID`",
+        "BARRIER_TIMEOUT" | "JOIN_TIMEOUT" => {
+            "`vmctl ticket inspect UUID` shows how many live; it can be tried again"
+        }
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -157,11 +222,28 @@ mod tests {
     }
 
     #[test]
+    fn a_full_cluster_says_what_is_free_and_when_to_come_again() {
+        let mut details = ErrorDetails::new();
+        details.set_error_info("NO_CAPACITY", "patina", std::collections::HashMap::new());
+        details.add_quota_failure_violation("cpus", "3 of 8 CPUs are free");
+        details.set_retry_info(Some(Duration::from_millis(1500)));
+        let status =
+            Status::with_error_details(Code::ResourceExhausted, "request a ticket: no room", details);
+        let lines = advice(&status);
+        assert_eq!(lines[..2], ["3 of 8 CPUs are free", "try again in 1.5 s"]);
+        assert!(lines[2].contains("--timeout"), "{lines:?}");
+        assert_eq!(CtlError::from(status).exit_code(), 7);
+        let mut details = ErrorDetails::new();
+        details.set_error_info("SOMETHING_NEW", "patina", std::collections::HashMap::new());
+        assert!(advice(&Status::with_error_details(Code::Internal, "no", details)).is_empty());
+    }
+
+    #[test]
     fn exit_codes_are_as_documented() {
         let of = |code| CtlError::from(Status::new(code, "")).exit_code();
         let codes = [Code::NotFound, Code::AlreadyExists, Code::FailedPrecondition, Code::Unavailable];
         assert_eq!(codes.map(of), [3, 4, 5, 6]);
-        assert_eq!(of(Code::Aborted), 5);
+        assert_eq!((of(Code::Aborted), of(Code::PermissionDenied)), (5, 5));
         assert_eq!((of(Code::DeadlineExceeded), of(Code::Internal)), (124, 1));
     }
 }

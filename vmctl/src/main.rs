@@ -1,9 +1,9 @@
-//! `vmctl`, the operator's command: says to `vmmd` over gRPC what the command line says.
+//! `vmctl`, the operator's command: says to `vmmd`, and to its scheduler, over gRPC what the command line says.
 //!
-//! - [`cli`]: the command line; [`values`]: sizes and ports as people write them.
-//! - [`client`]: the connection; [`error`]: what can go wrong, in words and as an exit code.
+//! - [`cli`]: the command line; [`values`]: sizes and ports as people write them; [`utc`]: moments.
+//! - [`client`]: the connections; [`error`]: what can go wrong, in words and as an exit code.
 //! - [`commands`]: one module a command.
-//! - [`view`]: a VM as a table row and as JSON; [`tree`]: families as trees; [`output`]: where results go.
+//! - [`view`]: a VM as a table row and as JSON; [`tickets`]: a ticket; [`tree`]: families as trees; [`output`]: where results go.
 //! - [`terminal`]: raw mode and window size.
 //!
 //! Data goes to standard output, progress and errors to standard error.
@@ -14,7 +14,9 @@ mod commands;
 mod error;
 mod output;
 mod terminal;
+mod tickets;
 mod tree;
+mod utc;
 mod values;
 mod view;
 

@@ -31,12 +31,18 @@ pub fn json(value: &impl Serialize) -> Result<(), CtlError> {
     line(&text)
 }
 
+/// Prints a value as JSON on one line: one of many.
+pub fn json_line(value: &impl Serialize) -> Result<(), CtlError> {
+    line(&serde_json::to_string(value).map_err(|error| CtlError::stdout(error.into()))?)
+}
+
 /// Prints columns without lines or colours: it reads well and `awk` takes it.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CtlError> {
     line(&format_table(header, rows))
 }
 
-fn format_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+/// Columns as text.
+pub fn format_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     if !header.is_empty() {

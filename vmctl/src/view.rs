@@ -33,6 +33,7 @@ pub struct VmView {
     created_unix_ms: u64,
     ended_unix_ms: u64,
     pub ready_after_us: u64,
+    ticket: String,
 }
 
 /// A published port as `-o json` prints it.
@@ -78,6 +79,7 @@ impl From<Vm> for VmView {
             created_unix_ms: vm.created_unix_ms,
             ended_unix_ms: vm.ended_unix_ms,
             ready_after_us: vm.ready_after_us,
+            ticket: vm.ticket,
         }
     }
 }
@@ -104,6 +106,7 @@ impl VmView {
             ("reason", self.end_reason.clone()),
             ("vmid", self.vmid.to_string()),
             ("parent", self.parent_vmid.map(|vmid| vmid.to_string()).unwrap_or_default()),
+            ("ticket", self.ticket.clone()),
             ("uuid", self.uuid.clone()),
             ("family", self.family.clone()),
             ("vcpus", self.vcpus.to_string()),
@@ -150,7 +153,7 @@ pub fn has_ended(vm: &Vm) -> bool {
 }
 
 /// `VM_STATE_READY` as `ready`.
-fn plain(name: &str, prefix: &str) -> String {
+pub fn plain(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
 }
 
@@ -158,13 +161,14 @@ fn ready_after(us: u64) -> String {
     if us == 0 { String::new() } else { format!("{:.3} s", Duration::from_micros(us).as_secs_f64()) }
 }
 
-fn unix_ms() -> u64 {
+/// The time now.
+pub fn unix_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// `42s`, `3m`, `2h`, `5d`.
-fn age(age: Duration) -> String {
+pub fn age(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..120 => format!("{seconds}s"),
         seconds @ 120..7200 => format!("{}m", seconds / 60),

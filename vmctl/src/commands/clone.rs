@@ -13,6 +13,7 @@ use patina_proto::v1::{
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Status;
+use uuid::Uuid;
 
 /// The header of the table.
 const HEADER: [&str; 6] = ["VMID", "NAME", "IP", "STATE", "EXECUTING", "READY"];
@@ -24,9 +25,12 @@ const FAILED: &str = "failed";
 pub struct Arguments {
     /// The VM: it must be ready, and goes on.
     name: String,
-    /// How many clones, 1 to 256.
-    #[arg(short = 'n', long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    count: u32,
+    /// How many clones, 1 to 256 [default: 1, or as many as the ticket is for].
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    count: Option<u32>,
+    /// Clone with a ticket, as many as it is for.
+    #[arg(long, value_name = "UUID")]
+    ticket: Option<Uuid>,
     /// Let the guest's other processes run in a clone before it has an identity of its own.
     #[arg(long)]
     no_hold: bool,
@@ -70,10 +74,8 @@ struct CloneView {
 /// Clones the VM, prints the clones.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
     let mut client = context.client().await?;
-    let Arguments { name, count, no_hold, no_prepare, .. } = arguments;
-    let request =
-        CloneVmRequest { name: name.clone(), count, no_hold, no_prepare, ..CloneVmRequest::default() };
-    let mut made = client.clone_vm(request).await?.into_inner();
+    let name = arguments.name.clone();
+    let mut made = client.clone_vm(request(&arguments)).await?.into_inner();
     let wait = !arguments.no_wait || arguments.wait;
     let timeout_ms = wait.then(|| arguments.timeout.map_or(0, |seconds| seconds * 1000));
     let clones = follow(&client, std::mem::take(&mut made.clones), timeout_ms).await;
@@ -87,6 +89,17 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
         }
     }
     report(&view.clones)
+}
+
+fn request(arguments: &Arguments) -> CloneVmRequest {
+    CloneVmRequest {
+        name: arguments.name.clone(),
+        count: arguments.count.unwrap_or(u32::from(arguments.ticket.is_none())),
+        no_hold: arguments.no_hold,
+        no_prepare: arguments.no_prepare,
+        ticket: arguments.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
+        ticket_epoch: 0,
+    }
 }
 
 /// Waits for all clones at the same time, if at all.
@@ -125,7 +138,9 @@ fn report(clones: &[CloneView]) -> Result<(), CtlError> {
     }
     match wrong.first() {
         None => Ok(()),
-        Some((first, _)) => Err(CtlError::Some { failed: wrong.len(), all: clones.len(), code: first.code }),
+        Some((first, _)) => {
+            Err(CtlError::Some { what: "VMs", failed: wrong.len(), all: clones.len(), code: first.code })
+        }
     }
 }
 
@@ -186,6 +201,7 @@ fn milliseconds(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
     use patina_proto::v1::VmState;
 
     fn vm(vmid: u32) -> Vm {
@@ -205,6 +221,22 @@ mod tests {
         let view = ClonesView { freeze_us: 9000, pause_us: 950, copied_kib: 12, clones: clones.into() };
         let summary = "web: paused for 0.9 ms, 12 KiB copied; 2 clones executing within 2.0 ms";
         assert_eq!(view.summary("web"), summary);
+    }
+
+    #[test]
+    fn a_ticket_says_how_many_unless_a_number_does() {
+        let asked = |words: &str| {
+            let line = format!("vmctl clone web {words}");
+            let parsed = crate::cli::Arguments::parse_from(line.split_whitespace());
+            let crate::cli::Command::Clone(arguments) = parsed.command else { panic!("not clone") };
+            let request = request(&arguments);
+            (request.count, request.ticket)
+        };
+        let uuid = "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11".to_owned();
+        assert_eq!(asked(""), (1, String::new()));
+        assert_eq!(asked("-n 3"), (3, String::new()));
+        assert_eq!(asked(&format!("--ticket {uuid}")), (0, uuid.clone()));
+        assert_eq!(asked(&format!("--ticket {uuid} -n 3")), (3, uuid));
     }
 
     #[test]

@@ -1,0 +1,124 @@
+//! `vmctl events`: what happened on the host, and what happens.
+
+use super::Context;
+use crate::{
+    error::CtlError,
+    output::{self, Format},
+    utc,
+};
+use patina_proto::v1::{Event, WatchEventsRequest};
+use serde::Serialize;
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
+
+/// How long the next of the past events may take. vmmd ends the list itself; one that does not know of that goes on, silent.
+const PAST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Arguments of `vmctl events`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Print what comes from now on, until interrupted.
+    #[arg(short, long)]
+    follow: bool,
+    /// With --follow: begin with what vmmd still knows, its last 1,000 events. Without, that is all there is.
+    #[arg(long)]
+    past: bool,
+    /// Only those of a family: any of its VMs' names, or its UUID.
+    #[arg(long, value_name = "NAME|UUID")]
+    family: Option<String>,
+}
+
+/// An event as `-o json` prints it: one object a line.
+#[derive(Debug, Serialize)]
+struct EventView {
+    serial: u64,
+    unix_ms: u64,
+    family: String,
+    vm: String,
+    vmid: u32,
+    ticket: String,
+    kind: String,
+    text: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    missed: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl From<Event> for EventView {
+    fn from(event: Event) -> Self {
+        let Event { serial, unix_ms, family, vm, vmid, ticket, kind, text, missed } = event;
+        Self { serial, unix_ms, family, vm, vmid, ticket, kind, text, missed }
+    }
+}
+
+impl EventView {
+    /// Time, kind, whose, and words.
+    fn line(&self) -> String {
+        if self.missed > 0 {
+            return format!("({} events are missed here: this terminal was too slow for them)", self.missed);
+        }
+        let whose = match (self.vm.as_str(), self.ticket.as_str()) {
+            ("", "") => "-",
+            ("", ticket) => ticket,
+            (vm, _) => vm,
+        };
+        let line = format!("{} {:<12} {whose:<16} {}", utc::text(self.unix_ms), self.kind, self.text);
+        line.trim_end().to_owned()
+    }
+}
+
+/// Prints events as they come.
+pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
+    let family = match &arguments.family {
+        Some(named) => context.family(named).await?,
+        None => String::new(),
+    };
+    let past_only = !arguments.follow;
+    let request = WatchEventsRequest { family, past: past_only || arguments.past, past_only };
+    let mut events = context.client().await?.watch_events(request).await?.into_inner();
+    loop {
+        let next = if past_only {
+            timeout(PAST_PATIENCE, events.next()).await.unwrap_or_default()
+        } else {
+            events.next().await
+        };
+        let Some(event) = next else { break };
+        let view = EventView::from(event?);
+        match context.format {
+            Format::Json => output::json_line(&view)?,
+            Format::Table => output::line(&view.line())?,
+        }
+    }
+    if past_only { Ok(()) } else { Err(CtlError::CutShort("events")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_time_kind_and_whose_it_is() {
+        let event = Event {
+            serial: 7,
+            unix_ms: 1_763_796_621_042,
+            vm: "web.3".into(),
+            ticket: "t".into(),
+            kind: "ready".into(),
+            text: "after 0.042 s".into(),
+            ..Event::default()
+        };
+        let line = EventView::from(event.clone()).line();
+        assert_eq!(line, "2025-11-22T07:30:21.042Z ready        web.3            after 0.042 s");
+        let of_ticket = Event { vm: String::new(), text: String::new(), ..event.clone() };
+        assert_eq!(EventView::from(of_ticket).line(), "2025-11-22T07:30:21.042Z ready        t");
+        let missed = EventView::from(Event { missed: 12, ..Event::default() });
+        assert!(missed.line().starts_with("(12 events are missed"));
+        assert_eq!(serde_json::to_value(missed).unwrap()["missed"], 12);
+        assert!(serde_json::to_value(EventView::from(event)).unwrap().get("missed").is_none());
+    }
+}

@@ -1,0 +1,124 @@
+//! `vmctl hosts`: what the scheduler has to give.
+
+use super::Context;
+use crate::{
+    error::CtlError,
+    output::{self, Format},
+    view::{age, unix_ms},
+};
+use patina_proto::v1::{HostInfo, HostStatus, ListHostsRequest};
+use serde::Serialize;
+use std::time::Duration;
+
+/// The header of the table. CPUs, memory and VMs: reserved, of what may be.
+const HEADER: [&str; 8] = ["HOST", "STATE", "CPUS", "MEMORY", "VMS", "SEEN", "ADDRESS", "ID"];
+
+/// A host as `-o json` prints it.
+#[derive(Debug, Serialize)]
+struct HostView {
+    id: String,
+    name: String,
+    address: String,
+    alive: bool,
+    epoch: u64,
+    real_cpus: u32,
+    real_memory_mib: u64,
+    cpus: u32,
+    memory_mib: u64,
+    max_vms: u32,
+    held_cpus: u32,
+    held_memory_mib: u64,
+    held_vms: u32,
+    seen_unix_ms: u64,
+}
+
+impl From<HostStatus> for HostView {
+    fn from(status: HostStatus) -> Self {
+        let HostInfo { id, name, address, cpus, memory_mib, max_vms } = status.info.unwrap_or_default();
+        Self {
+            id,
+            name,
+            address,
+            alive: status.alive,
+            epoch: status.epoch,
+            real_cpus: cpus,
+            real_memory_mib: memory_mib,
+            cpus: status.cpus,
+            memory_mib: status.memory_mib,
+            max_vms,
+            held_cpus: status.held_cpus,
+            held_memory_mib: status.held_memory_mib,
+            held_vms: status.held_vms,
+            seen_unix_ms: status.seen_unix_ms,
+        }
+    }
+}
+
+impl HostView {
+    fn row(&self, now_unix_ms: u64) -> Vec<String> {
+        let most_vms = if self.max_vms == 0 { String::new() } else { format!("/{}", self.max_vms) };
+        let seen = match self.seen_unix_ms {
+            0 => "never".to_owned(),
+            seen => format!("{} ago", age(Duration::from_millis(now_unix_ms.saturating_sub(seen)))),
+        };
+        vec![
+            self.name.clone(),
+            if self.alive { "alive" } else { "away" }.to_owned(),
+            format!("{}/{}", self.held_cpus, self.cpus),
+            format!("{}/{} MiB", self.held_memory_mib, self.memory_mib),
+            format!("{}{most_vms}", self.held_vms),
+            seen,
+            self.address.clone(),
+            self.id.clone(),
+        ]
+    }
+}
+
+/// Prints all hosts.
+pub async fn run(context: &Context) -> Result<(), CtlError> {
+    let mut scheduler = context.scheduler().await?;
+    let mut hosts: Vec<HostView> = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListHostsRequest { page_size: 0, page_token };
+        let page = scheduler.list_hosts(request).await?.into_inner();
+        hosts.extend(page.hosts.into_iter().map(HostView::from));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        page_token = page.next_page_token;
+    }
+    match context.format {
+        Format::Json => output::json(&hosts),
+        Format::Table => output::table(&HEADER, hosts.iter().map(|host| host.row(unix_ms()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_says_what_is_reserved_of_what() {
+        let info = HostInfo { name: "a".into(), max_vms: 8, cpus: 2, ..HostInfo::default() };
+        let status = HostStatus {
+            info: Some(info),
+            alive: true,
+            cpus: 16,
+            memory_mib: 4096,
+            held_cpus: 3,
+            held_memory_mib: 768,
+            held_vms: 3,
+            seen_unix_ms: 1_000,
+            ..HostStatus::default()
+        };
+        let mut view = HostView::from(status);
+        assert_eq!(
+            view.row(3_500)[..6],
+            ["a", "alive", "3/16", "768/4096 MiB", "3/8", "2s ago"].map(str::to_owned)
+        );
+        (view.alive, view.max_vms, view.seen_unix_ms) = (false, 0, 0);
+        assert_eq!(view.row(3_500)[1..6], ["away", "3/16", "768/4096 MiB", "3", "never"].map(str::to_owned));
+        assert_eq!(serde_json::to_value(view).unwrap()["real_cpus"], 2);
+    }
+}
