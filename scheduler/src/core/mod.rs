@@ -1,7 +1,11 @@
 //! The pure core: commands in, effects out. No clock, socket or lock: time comes with each command.
 //!
-//! - [`api`]: what is said to the core and by it.
-//! - [`ticket`]: a ticket, as it is stored.
+//! - [`api`], [`error`], [`state`]: what is said to the core and by it. [`ticket`]: a ticket, as it is stored.
+//! - what is known: [`ledger`] (tickets), [`hosts`] and [`room`] (what they have and what of it is free), [`queue`] (requests),
+//!   [`waiting`] (who waits for what), [`timers`].
+//! - what is decided: [`request`] and [`serve`] (who is granted what next), [`place`] (on which hosts), [`spend`] (released, used,
+//!   unused, over), [`ended`] (clones end), [`register`] and [`lease`] (hosts come and go).
+//! - what the VMs of a ticket do together: [`barrier`], [`join`], [`kill`].
 //!
 //! ```text
 //!            grant           use            last clone ended
@@ -15,38 +19,139 @@
 //! ```
 
 pub mod api;
+mod barrier;
+mod ended;
 pub mod error;
+mod hosts;
+mod join;
+mod kill;
+mod lease;
+mod ledger;
+mod place;
+mod queue;
+mod register;
+mod request;
+mod room;
+mod serve;
+mod spend;
 pub mod state;
 pub mod ticket;
+mod timers;
+mod waiting;
 
-use api::{Command, CoreError, Effect, Free, Named, Options, UnixMs};
+#[cfg(test)]
+mod tests;
+
+use api::{Command, CoreError, Effect, Free, Named, Options, Reply, UnixMs, Waiter};
+use barrier::Meeting;
+use hosts::Hosts;
+use kill::Kills;
+use ledger::Ledger;
+use queue::Queue;
+use serve::Fresh;
 use state::{Counts, HostState};
+use std::collections::{BTreeSet, HashMap};
 use ticket::Ticket;
+use timers::{Timer, Timers};
 use uuid::Uuid;
+use waiting::{Place, Waiting};
 
 /// The ledger of tickets and hosts, the queue of requests, and who waits for whom.
 #[derive(Debug)]
 pub struct Core {
     options: Options,
+    now: UnixMs,
+    /// The last one that was given.
+    epoch: u64,
+    ledger: Ledger,
+    hosts: Hosts,
+    queue: Queue,
+    /// What has become free since the queue was served.
+    fresh: Fresh,
+    /// Barriers, by ticket.
+    meetings: HashMap<Uuid, Meeting>,
+    /// Who waits for the end of a ticket's clones.
+    joins: HashMap<Uuid, BTreeSet<Waiter>>,
+    kills: Kills,
+    waiting: Waiting,
+    timers: Timers,
 }
 
 impl Core {
     /// A core that goes on from what is stored; hosts register anew.
     #[must_use]
     pub fn new(options: Options, stored: Vec<Ticket>, now: UnixMs) -> Self {
-        drop((stored, now));
-        Self { options }
+        // Epochs of a life begin above all of the lives before: fewer than 1024 are given in a millisecond.
+        let begin = now.saturating_mul(1024);
+        let mut core = Self {
+            options,
+            now,
+            epoch: stored.iter().map(|ticket| ticket.epoch).fold(begin, u64::max),
+            ledger: Ledger::default(),
+            hosts: Hosts::default(),
+            queue: Queue::default(),
+            fresh: Fresh::default(),
+            meetings: HashMap::new(),
+            joins: HashMap::new(),
+            kills: Kills::default(),
+            waiting: Waiting::default(),
+            timers: Timers::default(),
+        };
+        for ticket in stored {
+            core.recall(ticket);
+        }
+        core
     }
 
     /// Carries out a command; what it brings is appended to the effects.
-    pub fn apply(&mut self, now: UnixMs, command: Command, effects: &mut Vec<Effect>) {
-        drop((now, command, effects, &self.options));
+    pub fn apply(&mut self, now: UnixMs, command: Command, out: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        self.run_due(out);
+        match command {
+            Command::Request { waiter, demand } => self.request(waiter, demand, out),
+            Command::Gone(waiter) => self.gone(waiter),
+            Command::Release(waiter, named) => {
+                let answer = self.release(named, out);
+                self.answer_ticket(waiter, answer, out);
+            }
+            Command::Use { waiter, ticket, epoch, host, host_epoch, parent_vmid, vmids } => {
+                let usage = spend::Usage { ticket, epoch, host, host_epoch, parent_vmid, vmids };
+                let answer = self.use_ticket(&usage, out);
+                self.answer_ticket(waiter, answer, out);
+            }
+            Command::Unuse { waiter, ticket, epoch, host } => {
+                let answer = self.unuse(ticket, epoch, host, out);
+                self.answer_ticket(waiter, answer, out);
+            }
+            Command::HostUp { waiter, info, running, making } => {
+                self.host_up(waiter, info, running, &making, out);
+            }
+            Command::HostBeat { host, epoch } => self.host_beat(host, epoch),
+            Command::HostDown { host, epoch } => self.host_down(host, epoch),
+            Command::Ended { waiter, host, epoch, clones } => self.ended(waiter, host, epoch, clones, out),
+            Command::Arrive { waiter, ticket, vmid, timeout_ms } => {
+                self.arrive(waiter, ticket, vmid, timeout_ms, out);
+            }
+            Command::JoinLeave { waiter, ticket, vmid, status, data_bytes, reported } => {
+                let left = join::Left { vmid, status, data_bytes, reported };
+                let answer = self.join_leave(ticket, &left, out);
+                self.answer(waiter, answer.map(|()| Reply::Noted), out);
+            }
+            Command::JoinWait { waiter, ticket, vmid, timeout_ms } => {
+                self.join_wait(waiter, ticket, vmid, timeout_ms, out);
+            }
+            Command::Kill { waiter, family, targets, reason } => {
+                self.kill(waiter, family, &targets, &reason, out);
+            }
+            Command::Tick => {}
+        }
+        self.serve(out);
     }
 
     /// When [`Command::Tick`] has work to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<UnixMs> {
-        None
+        self.timers.next()
     }
 
     /// A ticket.
@@ -54,20 +159,23 @@ impl Core {
     /// # Errors
     /// It is unknown, or another family's.
     pub fn ticket(&self, named: Named) -> Result<&Ticket, CoreError> {
-        Err(CoreError::Unknown(named.id))
+        let ticket = self.ledger.get(named.id).ok_or(CoreError::Unknown(named.id))?;
+        match named.family {
+            Some(family) if family != ticket.family => Err(CoreError::Foreign(named.id)),
+            _ => Ok(ticket),
+        }
     }
 
     /// Tickets in the order of granting, of a family or of all, after one that was the last of a page.
     #[must_use]
     pub fn tickets(&self, family: Option<Uuid>, after: Option<(UnixMs, Uuid)>, most: usize) -> Vec<&Ticket> {
-        drop((family, after, most));
-        Vec::new()
+        self.ledger.list(family, after, most)
     }
 
-    /// All hosts, by their numbers.
+    /// All hosts that have registered, by their numbers.
     #[must_use]
     pub fn hosts(&self) -> Vec<HostState> {
-        Vec::new()
+        self.hosts.states()
     }
 
     /// How many clones of a ticket have not ended.
@@ -79,13 +187,78 @@ impl Core {
     /// What is free of all hosts that live, and for how many VMs of a size there is room.
     #[must_use]
     pub fn free(&self, vcpus: u32, memory_mib: u32) -> Free {
-        drop((vcpus, memory_mib));
-        Free::default()
+        self.hosts.free(vcpus, memory_mib)
     }
 
     /// How many there are of what.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        Counts::default()
+        let (hosts, hosts_alive) = self.hosts.counts();
+        let waiting = u64::try_from(self.queue.len()).unwrap_or(u64::MAX);
+        Counts { waiting, hosts, hosts_alive, ..self.ledger.counts() }
+    }
+
+    /// Does what is due. What becomes free by it goes to those who waited until then.
+    fn run_due(&mut self, out: &mut Vec<Effect>) {
+        while let Some(timer) = self.timers.pop(self.now) {
+            match timer {
+                Timer::Expire(id) => self.expire(id, out),
+                Timer::Lease(host) => self.fence(host, out),
+                Timer::Wait(waiter) => self.time_out(waiter, out),
+                Timer::Forget(id) => self.forget(id, out),
+                Timer::ForgetHost(host) => self.hosts.forget(host),
+            }
+            self.serve(out);
+        }
+    }
+
+    /// Somebody has waited long enough.
+    fn time_out(&mut self, waiter: Waiter, out: &mut Vec<Effect>) {
+        let answer = match self.waiting.place(waiter) {
+            Some(Place::Request(request)) => self.request_timed_out(request, waiter),
+            Some(Place::Barrier(id)) => self.arrival_timed_out(id, waiter),
+            Some(Place::Join(id)) => self.join_timed_out(id, waiter),
+            Some(Place::Kill) | None => return,
+        };
+        self.answer(waiter, Err(answer), out);
+    }
+
+    /// Somebody who waited has gone.
+    fn gone(&mut self, waiter: Waiter) {
+        match self.waiting.remove(waiter, &mut self.timers) {
+            Some(Place::Request(request)) => self.leave_request(request, waiter),
+            Some(Place::Barrier(id)) => self.withdraw(id, waiter),
+            Some(Place::Join(id)) => self.leave_join(id, waiter),
+            Some(Place::Kill) => self.kills.leave(waiter),
+            None => {}
+        }
+    }
+
+    fn answer(&mut self, waiter: Waiter, answer: Result<Reply, CoreError>, out: &mut Vec<Effect>) {
+        self.waiting.answer(waiter, answer, &mut self.timers, out);
+    }
+
+    /// Answers with a ticket as it is now.
+    fn answer_ticket(&mut self, waiter: Waiter, answer: Result<Uuid, CoreError>, out: &mut Vec<Effect>) {
+        let answer = answer.and_then(|id| self.ledger.get(id).ok_or(CoreError::Unknown(id)));
+        let answer = answer.map(|ticket| Reply::Ticket(Box::new(ticket.clone())));
+        self.answer(waiter, answer, out);
+    }
+
+    /// A ticket has changed.
+    fn put(id: Uuid, out: &mut Vec<Effect>) {
+        if out.last() != Some(&Effect::Put(id)) {
+            out.push(Effect::Put(id));
+        }
+    }
+
+    fn next_epoch(&mut self) -> u64 {
+        self.epoch = self.epoch.saturating_add(1);
+        self.epoch
+    }
+
+    fn wait(&mut self, waiter: Waiter, place: Place, timeout_ms: Option<u64>) {
+        let until = timeout_ms.map(|timeout_ms| self.now.saturating_add(timeout_ms));
+        self.waiting.add(waiter, place, until, &mut self.timers);
     }
 }

@@ -1,0 +1,91 @@
+//! Clones end: what became of them is noted, and those who waited for it hear of it.
+
+use super::{
+    Core,
+    api::{CoreError, Effect, Reply, Waiter},
+    ticket::{HostId, Outcome, State, VmEnd},
+};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+impl Core {
+    /// A host says which clones are gone.
+    pub(super) fn ended(
+        &mut self,
+        waiter: Waiter,
+        host: HostId,
+        epoch: u64,
+        clones: Vec<(Uuid, u32, VmEnd)>,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.hosts.up(host).is_none_or(|host| host.epoch != epoch) {
+            let error = match self.hosts.get(host) {
+                Some(_) => CoreError::StaleHost { host, given: epoch },
+                None => CoreError::UnknownHost(host),
+            };
+            return self.answer(waiter, Err(error), out);
+        }
+        let mut changed = BTreeSet::new();
+        for (id, vmid, end) in clones {
+            if self.hosts.unhaunt(host, (id, vmid)) {
+                self.fresh.hosts.insert(host);
+            }
+            if self.note_end(id, vmid, host, end) {
+                changed.insert((id, vmid));
+            }
+        }
+        self.settle(&changed, State::Released, out);
+        self.answer(waiter, Ok(Reply::Noted), out);
+    }
+
+    /// Notes how a clone ended. Returns whether it is news.
+    pub(super) fn note_end(&mut self, id: Uuid, vmid: u32, host: HostId, end: VmEnd) -> bool {
+        let is_news = self.ledger.get(id).is_some_and(|ticket| {
+            ticket.state == State::Used && ticket.clones.get(&vmid) == Some(&host) && ticket.is_live(vmid)
+        });
+        if !is_news {
+            return false;
+        }
+        let Some(results) = self.ledger.results(id) else { return false };
+        // Who has left its result has ended as it wanted to, however its VM went.
+        results.entry(vmid).and_modify(|left| left.end = Some(VmEnd::Joined)).or_insert(Outcome {
+            end: Some(end),
+            status: 0,
+            data_bytes: 0,
+            reported: false,
+        });
+        true
+    }
+
+    /// Clones of these tickets have ended, all of them at the same moment. A ticket without live clones comes to its end, in `state`.
+    pub(super) fn settle(&mut self, clones: &BTreeSet<(Uuid, u32)>, state: State, out: &mut Vec<Effect>) {
+        let mut tickets = BTreeSet::new();
+        for (id, vmid) in clones {
+            let Some(family) = self.ledger.get(*id).map(|ticket| ticket.family) else { continue };
+            tickets.insert(*id);
+            for child in self.ledger.cloned_by(family, *vmid) {
+                self.ledger.set_parent_ended(child);
+                tickets.insert(child);
+            }
+        }
+        // What is stored comes before any answer that tells of it.
+        for id in &tickets {
+            match self.ledger.get(*id) {
+                Some(ticket) if ticket.state == State::Used && ticket.live().next().is_none() => {
+                    self.finish(*id, state, out);
+                }
+                Some(_) => Self::put(*id, out),
+                None => {}
+            }
+        }
+        for (id, vmid) in clones {
+            if let Some(family) = self.ledger.get(*id).map(|ticket| ticket.family) {
+                self.killed(family, *vmid, out);
+            }
+        }
+        for id in &tickets {
+            self.settle_barrier(*id, out);
+            self.settle_join(*id, out);
+        }
+    }
+}

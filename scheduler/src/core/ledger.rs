@@ -1,0 +1,189 @@
+//! The tickets that are remembered, and where to find them.
+
+use super::{
+    api::UnixMs,
+    state::Counts,
+    ticket::{Outcome, State, Ticket},
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use uuid::Uuid;
+
+/// Tickets by all that they are looked for by.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    tickets: HashMap<Uuid, Ticket>,
+    /// By granting.
+    order: BTreeSet<(UnixMs, Uuid)>,
+    families: HashMap<Uuid, Family>,
+    /// The ticket of each clone, ended ones included; of a vmid that was given twice, the later one.
+    clones: HashMap<(Uuid, u32), Uuid>,
+    requests: HashMap<Uuid, HashMap<String, Uuid>>,
+    granted: u64,
+    used: u64,
+    released: u64,
+    expired: u64,
+    fenced: u64,
+}
+
+/// The tickets of a family.
+#[derive(Debug, Default)]
+struct Family {
+    order: BTreeSet<(UnixMs, Uuid)>,
+    /// By their end.
+    over: BTreeSet<(UnixMs, Uuid)>,
+    /// Those that are used, by who cloned.
+    parents: BTreeMap<u32, BTreeSet<Uuid>>,
+}
+
+impl Ledger {
+    /// A ticket.
+    pub fn get(&self, id: Uuid) -> Option<&Ticket> {
+        self.tickets.get(&id)
+    }
+
+    /// Tickets in the order of granting, after one that was the last of a page.
+    pub fn list(&self, family: Option<Uuid>, after: Option<(UnixMs, Uuid)>, most: usize) -> Vec<&Ticket> {
+        use std::ops::Bound;
+        let order = match family {
+            None => Some(&self.order),
+            Some(id) => self.families.get(&id).map(|family| &family.order),
+        };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let listed = order.into_iter().flat_map(|order| order.range((from, Bound::Unbounded)));
+        listed.take(most).filter_map(|(_, id)| self.tickets.get(id)).collect()
+    }
+
+    /// The ticket that a request was granted.
+    pub fn of_request(&self, family: Uuid, request: &str) -> Option<&Ticket> {
+        self.tickets.get(self.requests.get(&family)?.get(request)?)
+    }
+
+    /// The ticket of a clone.
+    pub fn of_clone(&self, family: Uuid, vmid: u32) -> Option<&Ticket> {
+        self.tickets.get(self.clones.get(&(family, vmid))?)
+    }
+
+    /// Whether a VM is a clone that has not ended.
+    pub fn is_live(&self, family: Uuid, vmid: u32) -> bool {
+        self.of_clone(family, vmid).is_some_and(|ticket| ticket.state == State::Used && ticket.is_live(vmid))
+    }
+
+    /// The used tickets with which a VM has cloned.
+    pub fn cloned_by(&self, family: Uuid, vmid: u32) -> Vec<Uuid> {
+        let parents = self.families.get(&family).and_then(|family| family.parents.get(&vmid));
+        parents.into_iter().flatten().copied().collect()
+    }
+
+    /// How many tickets of a family are granted or used.
+    pub fn open(&self, family: Uuid) -> usize {
+        self.families.get(&family).map_or(0, |family| family.order.len().saturating_sub(family.over.len()))
+    }
+
+    /// The ticket of a family that came to its end first, if more than so many have.
+    pub fn surplus(&self, family: Uuid, most: usize) -> Option<Uuid> {
+        let over = &self.families.get(&family)?.over;
+        if over.len() <= most {
+            return None;
+        }
+        over.first().map(|(_, id)| *id)
+    }
+
+    /// How many there are in which state.
+    pub fn counts(&self) -> Counts {
+        let Self { granted, used, released, expired, fenced, .. } = *self;
+        Counts { granted, used, released, expired, fenced, ..Counts::default() }
+    }
+
+    /// One more ticket.
+    pub fn insert(&mut self, ticket: Ticket) {
+        self.remove(ticket.id);
+        self.count(ticket.state, true);
+        self.order.insert((ticket.granted_unix_ms, ticket.id));
+        let family = self.families.entry(ticket.family).or_default();
+        family.order.insert((ticket.granted_unix_ms, ticket.id));
+        if ticket.is_over() {
+            family.over.insert((ticket.over_unix_ms.unwrap_or_default(), ticket.id));
+        }
+        if let (State::Used, Some(parent)) = (ticket.state, ticket.parent_vmid) {
+            family.parents.entry(parent).or_default().insert(ticket.id);
+        }
+        for vmid in ticket.clones.keys() {
+            self.clones.insert((ticket.family, *vmid), ticket.id);
+        }
+        if let Some(request) = &ticket.request_id {
+            self.requests.entry(ticket.family).or_default().insert(request.clone(), ticket.id);
+        }
+        self.tickets.insert(ticket.id, ticket);
+    }
+
+    /// Forgets a ticket.
+    pub fn remove(&mut self, id: Uuid) -> Option<Ticket> {
+        let ticket = self.tickets.remove(&id)?;
+        self.count(ticket.state, false);
+        self.order.remove(&(ticket.granted_unix_ms, id));
+        self.leave_family(&ticket);
+        for vmid in ticket.clones.keys() {
+            if self.clones.get(&(ticket.family, *vmid)) == Some(&id) {
+                self.clones.remove(&(ticket.family, *vmid));
+            }
+        }
+        let requests = self.requests.get_mut(&ticket.family);
+        if let (Some(request), Some(requests)) = (&ticket.request_id, requests) {
+            if requests.get(request) == Some(&id) {
+                requests.remove(request);
+            }
+            if requests.is_empty() {
+                self.requests.remove(&ticket.family);
+            }
+        }
+        Some(ticket)
+    }
+
+    fn leave_family(&mut self, ticket: &Ticket) {
+        let Some(family) = self.families.get_mut(&ticket.family) else { return };
+        family.order.remove(&(ticket.granted_unix_ms, ticket.id));
+        family.over.remove(&(ticket.over_unix_ms.unwrap_or_default(), ticket.id));
+        if let Some(parent) = ticket.parent_vmid
+            && let Some(children) = family.parents.get_mut(&parent)
+        {
+            children.remove(&ticket.id);
+            if children.is_empty() {
+                family.parents.remove(&parent);
+            }
+        }
+        if family.order.is_empty() {
+            self.families.remove(&ticket.family);
+        }
+    }
+
+    /// Changes a ticket in any way.
+    pub fn change(&mut self, id: Uuid, change: impl FnOnce(&mut Ticket)) {
+        if let Some(mut ticket) = self.remove(id) {
+            change(&mut ticket);
+            self.insert(ticket);
+        }
+    }
+
+    /// What became of the clones of a ticket: nothing is looked for by that.
+    pub fn results(&mut self, id: Uuid) -> Option<&mut BTreeMap<u32, Outcome>> {
+        self.tickets.get_mut(&id).map(|ticket| &mut ticket.results)
+    }
+
+    /// Nobody waits for the VM any more that cloned with a ticket: nothing is looked for by that.
+    pub fn set_parent_ended(&mut self, id: Uuid) {
+        if let Some(ticket) = self.tickets.get_mut(&id) {
+            ticket.parent_ended = true;
+        }
+    }
+
+    fn count(&mut self, state: State, more: bool) {
+        let counter = match state {
+            State::Granted => &mut self.granted,
+            State::Used => &mut self.used,
+            State::Released => &mut self.released,
+            State::Expired => &mut self.expired,
+            State::Fenced => &mut self.fenced,
+        };
+        *counter = if more { counter.saturating_add(1) } else { counter.saturating_sub(1) };
+    }
+}

@@ -1,0 +1,234 @@
+//! Where the VMs of a request go.
+//!
+//! Nothing here looks at all hosts: they are walked in the order of their room, only those with room for one VM, and not
+//! further than needed for what is asked.
+
+use super::{
+    api::Free,
+    hosts::{Host, Hosts},
+    room::Room,
+    ticket::{HostId, Policy},
+};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+/// How many hosts are looked at for the fullest one in which all fits, where some of those with CPUs and memory enough take no more VMs.
+const LOOKED_AT_MAX: usize = 64;
+
+/// What is to be placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Want {
+    /// Fewest VMs.
+    pub min: u32,
+    /// Most.
+    pub most: u32,
+    /// Of each.
+    pub vcpus: u32,
+    /// Of each.
+    pub memory_mib: u32,
+    /// How.
+    pub policy: Policy,
+    /// All on one host.
+    pub single: bool,
+    /// Only these, in order, each once; empty: any.
+    pub only: Vec<HostId>,
+}
+
+/// Hosts that are kept for others.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// All are.
+    pub all: bool,
+    /// Some are.
+    pub hosts: BTreeSet<HostId>,
+}
+
+/// How many VMs go where.
+pub type Places = BTreeMap<HostId, u32>;
+
+/// Where the VMs go, as many as fit now; None: fewer than the fewest do.
+pub fn place(hosts: &Hosts, want: &Want, kept: &Kept) -> Option<Places> {
+    if kept.all {
+        return None;
+    }
+    let search = Search { hosts, want, kept };
+    if want.single {
+        return search.single();
+    }
+    let candidates = search.candidates();
+    let sum = candidates.iter().fold(0, |sum: u32, candidate| sum.saturating_add(candidate.fit));
+    let total = sum.min(want.most);
+    if total < want.min || total == 0 {
+        return None;
+    }
+    Some(match want.policy {
+        Policy::Pack => search.pack(candidates, total),
+        Policy::Spread => search.spread(candidates, total),
+    })
+}
+
+/// Whether it could be placed if all hosts that are up, and these `others`, were empty.
+pub fn could(hosts: &Hosts, want: &Want, others: &[Room]) -> bool {
+    let fit = |room: Room| room.fit(want.vcpus, want.memory_mib);
+    let (least, most) = if want.single { (want.min, 1) } else { (1, usize::MAX) };
+    let enough = |fits: &mut dyn Iterator<Item = u32>| {
+        let mut sum = 0_u32;
+        let others = others.iter().map(|room| fit(*room));
+        others.chain(fits).filter(|fit| *fit >= least).take(most).any(|fit| {
+            sum = sum.saturating_add(fit);
+            sum >= want.min
+        })
+    };
+    if want.only.is_empty() {
+        let (cpus, memory_mib) = want.size_of(least);
+        enough(&mut hosts.sizes().emptiest(cpus, memory_mib).map(|(_, size)| fit(size)))
+    } else {
+        enough(&mut want.only.iter().filter_map(|id| hosts.size(*id)).map(fit))
+    }
+}
+
+/// How many hosts are looked at to say what is free: a request that waits fits on fewer ones, unless it needs a single one.
+const FREE_HOSTS_MAX: usize = 256;
+
+/// What is free where it could be placed.
+pub fn free_for(hosts: &Hosts, want: &Want) -> Free {
+    let vms = |room: Room| u64::from(room.fit(want.vcpus, want.memory_mib));
+    if want.only.is_empty() {
+        let (cpus, memory_mib) = want.size_of(1);
+        let fitting = hosts.rooms().emptiest(cpus, memory_mib).take(FREE_HOSTS_MAX);
+        return Free { vms: fitting.map(|(_, room)| vms(room)).sum(), ..hosts.totals() };
+    }
+    let rooms = want.only.iter().filter_map(|id| hosts.up(*id)).map(Host::room);
+    rooms.fold(Free::default(), |sum, room| Free {
+        cpus: sum.cpus.saturating_add(room.cpus.into()),
+        memory_mib: sum.memory_mib.saturating_add(room.memory_mib),
+        vms: sum.vms.saturating_add(vms(room)),
+    })
+}
+
+impl Want {
+    /// The CPUs and memory of so many VMs.
+    fn size_of(&self, vms: u32) -> (u32, u64) {
+        let memory_mib = u64::from(vms).saturating_mul(self.memory_mib.max(1).into());
+        (vms.saturating_mul(self.vcpus.max(1)), memory_mib)
+    }
+}
+
+/// A host with room for VMs.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    id: HostId,
+    room: Room,
+    fit: u32,
+}
+
+struct Search<'a> {
+    hosts: &'a Hosts,
+    want: &'a Want,
+    kept: &'a Kept,
+}
+
+impl Search<'_> {
+    fn candidate(&self, (id, room): (HostId, Room)) -> Option<Candidate> {
+        let fit = room.fit(self.want.vcpus, self.want.memory_mib);
+        (fit > 0 && !self.kept.hosts.contains(&id)).then_some(Candidate { id, room, fit })
+    }
+
+    /// The hosts that were named, the emptiest first.
+    fn named(&self) -> Vec<Candidate> {
+        let rooms = self.want.only.iter().filter_map(|id| Some((*id, self.hosts.up(*id)?.room())));
+        let mut named: Vec<_> = rooms.filter_map(|host| self.candidate(host)).collect();
+        named.sort_by_key(|c| std::cmp::Reverse((c.room.cpus, c.room.memory_mib, c.id)));
+        named
+    }
+
+    /// The emptiest hosts, as many as could be needed.
+    fn candidates(&self) -> Vec<Candidate> {
+        if !self.want.only.is_empty() {
+            return self.named();
+        }
+        let (cpus, memory_mib) = self.want.size_of(1);
+        let mut candidates = Vec::new();
+        let mut sum = 0_u32;
+        for candidate in self.hosts.rooms().emptiest(cpus, memory_mib).filter_map(|host| self.candidate(host))
+        {
+            sum = sum.saturating_add(candidate.fit);
+            candidates.push(candidate);
+            let enough = match self.want.policy {
+                Policy::Pack => sum >= self.want.most,
+                // Each of these hosts gets one VM at least before any other is looked at.
+                Policy::Spread => candidates.len() >= usize::try_from(self.want.most).unwrap_or(usize::MAX),
+            };
+            if enough {
+                break;
+            }
+        }
+        candidates
+    }
+
+    /// The fullest host with room for so many that is not used yet.
+    fn fullest(&self, vms: u32, used: &Places) -> Option<HostId> {
+        let fits = |c: &Candidate| c.fit >= vms && !used.contains_key(&c.id);
+        if !self.want.only.is_empty() {
+            return self.named().into_iter().rev().find(fits).map(|c| c.id);
+        }
+        let (cpus, memory_mib) = self.want.size_of(vms);
+        let hosts = self.hosts.rooms().fullest(cpus, memory_mib).take(LOOKED_AT_MAX);
+        hosts.filter_map(|host| self.candidate(host)).find(fits).map(|c| c.id)
+    }
+
+    fn single(&self) -> Option<Places> {
+        let vms = self.want.min.max(1);
+        let fits = |c: &Candidate| c.fit >= vms;
+        let emptiest = || {
+            let (cpus, memory_mib) = self.want.size_of(vms);
+            let rooms = self.hosts.rooms().emptiest(cpus, memory_mib);
+            rooms.filter_map(|host| self.candidate(host)).find(fits).map(|c| c.id)
+        };
+        let fullest = || self.fullest(vms, &Places::new());
+        let host = match (self.want.only.is_empty(), self.want.policy) {
+            (true, Policy::Pack) => fullest().or_else(emptiest),
+            (true, Policy::Spread) => emptiest(),
+            (false, Policy::Pack) => fullest(),
+            (false, Policy::Spread) => self.named().into_iter().find(fits).map(|c| c.id),
+        };
+        host.map(|id| Places::from([(id, vms)]))
+    }
+
+    /// As few hosts as possible: those in which most fits, and for what is left the fullest one that has room for it.
+    fn pack(&self, mut candidates: Vec<Candidate>, total: u32) -> Places {
+        let mut places = Places::new();
+        if let Some(host) = self.fullest(total, &places) {
+            return Places::from([(host, total)]);
+        }
+        candidates.sort_by_key(|c| std::cmp::Reverse(c.fit));
+        let mut left = total;
+        for candidate in candidates {
+            if candidate.fit >= left {
+                let host = self.fullest(left, &places).unwrap_or(candidate.id);
+                places.insert(host, left);
+                return places;
+            }
+            left -= candidate.fit;
+            places.insert(candidate.id, candidate.fit);
+        }
+        places
+    }
+
+    /// One VM after another, each to the host that then has most left.
+    fn spread(&self, candidates: Vec<Candidate>, total: u32) -> Places {
+        let key = |c: &Candidate| (c.room.cpus, c.room.memory_mib, c.id);
+        let by_id: BTreeMap<_, _> = candidates.iter().map(|c| (c.id, c.fit)).collect();
+        let mut heap: BinaryHeap<_> = candidates.iter().map(key).collect();
+        let mut places = Places::new();
+        for _ in 0..total {
+            let Some((cpus, memory_mib, id)) = heap.pop() else { break };
+            let vms = places.entry(id).or_insert(0_u32);
+            *vms = vms.saturating_add(1);
+            if by_id.get(&id).is_some_and(|fit| *vms < *fit) {
+                let left_mib = memory_mib.saturating_sub(self.want.memory_mib.into());
+                heap.push((cpus.saturating_sub(self.want.vcpus), left_mib, id));
+            }
+        }
+        places
+    }
+}

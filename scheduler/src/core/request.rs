@@ -1,0 +1,144 @@
+//! Requests: what is refused at once, what was granted already, and what waits.
+
+use super::{
+    Core,
+    api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, FAMILY_WAITING_MAX, TICKET_VMS_MAX, Waiter},
+    place::{Want, could, free_for},
+    ticket::HostId,
+    waiting::Place,
+};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+impl Core {
+    /// A ticket is wanted.
+    pub(super) fn request(&mut self, waiter: Waiter, demand: Demand, out: &mut Vec<Effect>) {
+        if let Some(id) = &demand.request_id {
+            // Said again: the same ticket, or the same place in the queue.
+            if let Some(ticket) = self.ledger.of_request(demand.family, id) {
+                let id = ticket.id;
+                return self.answer_ticket(waiter, Ok(id), out);
+            }
+            if let Some(request) = self.queue.of_id(demand.family, id) {
+                if self.is_line_full(demand.family) {
+                    return self.answer(waiter, Err(CoreError::TooManyWaiting), out);
+                }
+                return self.wait_for(request, waiter, &demand, out);
+            }
+        }
+        let want = match self.check(&demand) {
+            Ok(want) => want,
+            Err(error) => return self.answer(waiter, Err(error), out),
+        };
+        if self.is_line_full(demand.family) {
+            return self.answer(waiter, Err(CoreError::TooManyWaiting), out);
+        }
+        let request = self.queue.push(demand.clone(), want);
+        self.wait_for(request, waiter, &demand, out);
+    }
+
+    /// Waits for a request, if only until the queue has been served.
+    fn wait_for(&mut self, request: u64, waiter: Waiter, demand: &Demand, out: &mut Vec<Effect>) {
+        self.queue.join(request, waiter);
+        self.wait(waiter, Place::Request(request), Some(demand.timeout_ms));
+        self.serve(out);
+        if demand.timeout_ms == 0 && self.waiting.place(waiter) == Some(Place::Request(request)) {
+            let error = self.request_timed_out(request, waiter);
+            self.answer(waiter, Err(error), out);
+        }
+    }
+
+    fn is_line_full(&self, family: Uuid) -> bool {
+        self.queue.waiters(family) >= FAMILY_WAITING_MAX
+    }
+
+    /// What is to be placed, if anything can ever be.
+    fn check(&self, demand: &Demand) -> Result<Want, CoreError> {
+        let Demand { family, max_cpus, min_cpus_per_vm, vcpus, memory_mib, .. } = *demand;
+        if min_cpus_per_vm > vcpus {
+            return Err(CoreError::SmallVms { vcpus, min_cpus_per_vm });
+        }
+        let min_vms = demand.min_vms.max(1);
+        let most = (max_cpus / vcpus.max(1)).min(TICKET_VMS_MAX);
+        if most < min_vms {
+            return Err(CoreError::FewCpus { max_cpus, most, vcpus, min_vms });
+        }
+        if let Some(by) = &demand.use_by {
+            check_vmids(by.parent_vmid, &by.vmids)?;
+            let given = u32::try_from(by.vmids.len()).unwrap_or(u32::MAX);
+            if given != min_vms {
+                return Err(CoreError::BadVmids { given, wanted: min_vms });
+            }
+            self.check_new(family, &by.vmids)?;
+        }
+        let single = demand.use_by.is_some();
+        let want = Want {
+            min: min_vms,
+            most: if single { min_vms } else { most },
+            vcpus,
+            memory_mib,
+            policy: demand.policy.unwrap_or(self.options.policy),
+            single,
+            only: demand.hosts.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
+        };
+        if self.is_impossible(&want) {
+            return Err(CoreError::Impossible { min_vms, vcpus, memory_mib });
+        }
+        if self.ledger.open(family) >= FAMILY_TICKETS_MAX {
+            return Err(CoreError::TooManyTickets);
+        }
+        Ok(want)
+    }
+
+    /// Whether not even empty hosts would do. As long as one is missing of which nothing is known, nobody knows.
+    fn is_impossible(&self, want: &Want) -> bool {
+        let is_meant = |id: &&HostId| want.only.is_empty() || want.only.contains(id);
+        let away = self.hosts.away().iter().filter(is_meant).filter_map(|id| self.hosts.get(*id));
+        let away: Vec<_> = away.collect();
+        let some_up = if want.only.is_empty() {
+            !self.hosts.none_up()
+        } else {
+            want.only.iter().any(|id| self.hosts.up(*id).is_some())
+        };
+        if away.iter().any(|host| host.info.is_none()) || (away.is_empty() && !some_up) {
+            return false;
+        }
+        let sizes: Vec<_> = away.iter().map(|host| host.capacity).collect();
+        !could(&self.hosts, want, &sizes)
+    }
+
+    /// None of the vmids is that of a clone that lives.
+    pub(super) fn check_new(&self, family: Uuid, vmids: &[u32]) -> Result<(), CoreError> {
+        match vmids.iter().find(|vmid| self.ledger.is_live(family, **vmid)) {
+            Some(vmid) => Err(CoreError::BadVmid(*vmid)),
+            None => Ok(()),
+        }
+    }
+
+    /// The answer to somebody whose time for a ticket is over.
+    pub(super) fn request_timed_out(&mut self, request: u64, waiter: Waiter) -> CoreError {
+        let want = self.queue.get(request).map(|request| &request.want);
+        let (min_vms, free) = want.map(|want| (want.min, free_for(&self.hosts, want))).unwrap_or_default();
+        self.leave_request(request, waiter);
+        CoreError::NoCapacity { min_vms, free }
+    }
+
+    /// Somebody does not wait for a ticket any more.
+    pub(super) fn leave_request(&mut self, request: u64, waiter: Waiter) {
+        if self.queue.leave(request, waiter) {
+            self.take_request(request);
+        }
+    }
+}
+
+/// Numbers that clones can have: none twice, none the master's or the parent's.
+pub(super) fn check_vmids(parent_vmid: u32, vmids: &[u32]) -> Result<(), CoreError> {
+    if vmids.is_empty() {
+        return Err(CoreError::BadVmids { given: 0, wanted: 1 });
+    }
+    let mut seen = BTreeSet::from([0, parent_vmid]);
+    match vmids.iter().find(|vmid| !seen.insert(**vmid)) {
+        Some(vmid) => Err(CoreError::BadVmid(*vmid)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,251 @@
+//! What becomes of a granted ticket: released, used, unused, expired, remembered for a while, forgotten.
+
+use super::{
+    Core,
+    api::{CoreError, Effect, Named},
+    request::check_vmids,
+    ticket::{HostId, State, Ticket},
+    timers::Timer,
+};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Most tickets of a family that are remembered after their end.
+pub const FAMILY_OVER_MAX: usize = 1024;
+
+/// Who uses which ticket for what.
+#[derive(Debug)]
+pub struct Usage {
+    /// Which.
+    pub ticket: Named,
+    /// As the caller knows it.
+    pub epoch: Option<u64>,
+    /// Where.
+    pub host: HostId,
+    /// Of the host's registration.
+    pub host_epoch: Option<u64>,
+    /// Who clones.
+    pub parent_vmid: u32,
+    /// The clones.
+    pub vmids: Vec<u32>,
+}
+
+impl Core {
+    /// Gives a ticket back.
+    pub(super) fn release(&mut self, named: Named, out: &mut Vec<Effect>) -> Result<Uuid, CoreError> {
+        let ticket = self.ticket(named)?;
+        match ticket.state {
+            State::Granted => self.finish(named.id, State::Released, out),
+            State::Used => return Err(CoreError::Used(named.id)),
+            State::Released | State::Expired | State::Fenced => {}
+        }
+        Ok(named.id)
+    }
+
+    /// A host makes clones with a ticket.
+    pub(super) fn use_ticket(&mut self, usage: &Usage, out: &mut Vec<Effect>) -> Result<Uuid, CoreError> {
+        let Usage { host, parent_vmid, ref vmids, .. } = *usage;
+        let ticket = self.ticket(usage.ticket)?;
+        let id = ticket.id;
+        if is_same_use(ticket, usage) {
+            return Ok(id);
+        }
+        self.check_use(ticket, usage)?;
+        let wanted = u32::try_from(vmids.len()).unwrap_or(u32::MAX);
+        let places = ticket.places.clone();
+        let size = (ticket.vcpus, ticket.memory_mib);
+        self.timers.unset(ticket.expires_unix_ms, Timer::Expire(id));
+        // Clones start where their parent is: what is held elsewhere, or beyond them, is for others.
+        for (place, vms) in places {
+            let spare = if place == host { vms.saturating_sub(wanted) } else { vms };
+            self.free_on(place, id, spare, size, place == host);
+        }
+        let clones = vmids.iter().map(|vmid| (*vmid, host)).collect();
+        self.ledger.change(id, |ticket| {
+            ticket.state = State::Used;
+            ticket.parent_vmid = Some(parent_vmid);
+            ticket.clones = clones;
+            ticket.places = BTreeMap::from([(host, wanted)]);
+        });
+        Self::put(id, out);
+        Ok(id)
+    }
+
+    fn check_use(&self, ticket: &Ticket, usage: &Usage) -> Result<(), CoreError> {
+        let Usage { host, parent_vmid, ref vmids, .. } = *usage;
+        check_granted(ticket)?;
+        check_epoch(ticket, usage.epoch)?;
+        let up = self.hosts.up(host).ok_or(CoreError::UnknownHost(host))?;
+        if let Some(given) = usage.host_epoch.filter(|given| *given != up.epoch) {
+            return Err(CoreError::StaleHost { host, given });
+        }
+        let other = CoreError::OtherHost { ticket: ticket.id, host };
+        let has = ticket.places.get(&host).copied().ok_or(other)?;
+        check_vmids(parent_vmid, vmids)?;
+        let wanted = u32::try_from(vmids.len()).unwrap_or(u32::MAX);
+        if wanted > has {
+            return Err(CoreError::SmallTicket { ticket: ticket.id, wanted, has });
+        }
+        self.check_new(ticket.family, vmids)
+    }
+
+    /// Nothing was made with a ticket that was used.
+    pub(super) fn unuse(
+        &mut self,
+        named: Named,
+        epoch: Option<u64>,
+        host: HostId,
+        out: &mut Vec<Effect>,
+    ) -> Result<Uuid, CoreError> {
+        let ticket = self.ticket(named)?;
+        let id = ticket.id;
+        match ticket.state {
+            // Said again, or it never came to be used.
+            State::Granted => return Ok(id),
+            State::Released if ticket.loose && ticket.clones.is_empty() => return Ok(id),
+            State::Used => {}
+            State::Released | State::Expired | State::Fenced => return check_granted(ticket).map(|()| id),
+        }
+        check_epoch(ticket, epoch)?;
+        if !ticket.places.contains_key(&host) {
+            return Err(CoreError::OtherHost { ticket: id, host });
+        }
+        if !ticket.results.is_empty() {
+            return Err(CoreError::Used(id));
+        }
+        let (family, loose) = (ticket.family, ticket.loose);
+        let clones: Vec<u32> = ticket.clones.keys().copied().collect();
+        let ttl_ms = ticket.expires_unix_ms.saturating_sub(ticket.granted_unix_ms);
+        let (epoch, now) = (self.next_epoch(), self.now);
+        self.ledger.change(id, |ticket| {
+            ticket.state = State::Granted;
+            ticket.epoch = epoch;
+            ticket.parent_vmid = None;
+            ticket.parent_ended = false;
+            ticket.clones.clear();
+            (ticket.granted_unix_ms, ticket.expires_unix_ms) = (now, now.saturating_add(ttl_ms));
+        });
+        self.timers.set(now.saturating_add(ttl_ms), Timer::Expire(id));
+        Self::put(id, out);
+        self.nothing_was_made(id, family, &clones, out);
+        if loose {
+            // Nobody knows of it who could use it.
+            self.finish(id, State::Released, out);
+        }
+        Ok(id)
+    }
+
+    /// Who waits for clones of a ticket, or at its barrier, does not any more.
+    fn nothing_was_made(&mut self, id: Uuid, family: Uuid, clones: &[u32], out: &mut Vec<Effect>) {
+        let barrier = self.meetings.remove(&id).into_iter().flat_map(|meeting| meeting.into_waiters());
+        let joins = self.joins.remove(&id).into_iter().flatten();
+        for waiter in barrier.chain(joins).collect::<Vec<_>>() {
+            self.answer(waiter, Err(CoreError::NotUsed(id)), out);
+        }
+        for vmid in clones {
+            self.killed(family, *vmid, out);
+        }
+    }
+
+    /// A granted ticket was not used in time.
+    pub(super) fn expire(&mut self, id: Uuid, out: &mut Vec<Effect>) {
+        if self.ledger.get(id).is_some_and(|ticket| ticket.state == State::Granted) {
+            self.finish(id, State::Expired, out);
+        }
+    }
+
+    /// A ticket comes to its end: what it held is free.
+    pub(super) fn finish(&mut self, id: Uuid, state: State, out: &mut Vec<Effect>) {
+        let Some(ticket) = self.ledger.get(id) else { return };
+        let (family, size) = (ticket.family, (ticket.vcpus, ticket.memory_mib));
+        self.timers.unset(ticket.expires_unix_ms, Timer::Expire(id));
+        for (host, vms) in ticket.places.clone() {
+            self.free_on(host, id, vms, size, false);
+        }
+        let (now, epoch) = (self.now, if state == State::Fenced { Some(self.next_epoch()) } else { None });
+        self.ledger.change(id, |ticket| {
+            ticket.state = state;
+            ticket.epoch = epoch.unwrap_or(ticket.epoch);
+            ticket.over_unix_ms = Some(now);
+        });
+        self.timers.set(now.saturating_add(self.options.remember_ms), Timer::Forget(id));
+        Self::put(id, out);
+        if let Some(oldest) = self.ledger.surplus(family, FAMILY_OVER_MAX) {
+            self.forget(oldest, out);
+        }
+    }
+
+    /// VMs of a ticket on a host are free.
+    pub(super) fn free_on(&mut self, host: HostId, ticket: Uuid, vms: u32, size: (u32, u32), left: bool) {
+        self.hosts.release(host, ticket, vms, size, left);
+        if vms > 0 {
+            self.fresh.hosts.insert(host);
+        }
+    }
+
+    /// A ticket need not be remembered any more.
+    pub(super) fn forget(&mut self, id: Uuid, out: &mut Vec<Effect>) {
+        if self.ledger.get(id).is_none_or(|ticket| !ticket.is_over()) {
+            return;
+        }
+        if let Some(ticket) = self.ledger.remove(id) {
+            let at = ticket.over_unix_ms.unwrap_or_default().saturating_add(self.options.remember_ms);
+            self.timers.unset(at, Timer::Forget(id));
+        }
+        let barrier = self.meetings.remove(&id).into_iter().flat_map(|meeting| meeting.into_waiters());
+        let joins = self.joins.remove(&id).into_iter().flatten();
+        for waiter in barrier.chain(joins).collect::<Vec<_>>() {
+            self.answer(waiter, Err(CoreError::Unknown(id)), out);
+        }
+        out.push(Effect::Forget(id));
+    }
+
+    /// A ticket of before the scheduler's start.
+    pub(super) fn recall(&mut self, mut ticket: Ticket) {
+        let id = ticket.id;
+        if ticket.state == State::Used && ticket.live().next().is_none() {
+            // Never stored so: but who edits the store shall not have a ticket that never ends.
+            (ticket.state, ticket.over_unix_ms) = (State::Released, Some(self.now));
+        }
+        if ticket.is_over() {
+            let over = ticket.over_unix_ms.unwrap_or(self.now);
+            self.timers.set(over.saturating_add(self.options.remember_ms), Timer::Forget(id));
+        } else {
+            for (host, vms) in &ticket.places {
+                self.hosts.hold(*host, id, *vms, ticket.vcpus, ticket.memory_mib);
+                self.renew_lease(*host);
+            }
+        }
+        if ticket.state == State::Granted {
+            self.timers.set(ticket.expires_unix_ms, Timer::Expire(id));
+        }
+        self.ledger.insert(ticket);
+    }
+}
+
+/// Whether a ticket can still be used.
+pub(super) fn check_granted(ticket: &Ticket) -> Result<(), CoreError> {
+    match ticket.state {
+        State::Granted => Ok(()),
+        State::Used => Err(CoreError::Used(ticket.id)),
+        State::Released => Err(CoreError::Released(ticket.id)),
+        State::Expired => Err(CoreError::Expired(ticket.id)),
+        State::Fenced => Err(CoreError::Fenced(ticket.id)),
+    }
+}
+
+fn check_epoch(ticket: &Ticket, given: Option<u64>) -> Result<(), CoreError> {
+    match given.filter(|given| *given != ticket.epoch) {
+        Some(given) => Err(CoreError::StaleEpoch { ticket: ticket.id, given, current: ticket.epoch }),
+        None => Ok(()),
+    }
+}
+
+/// Whether a use was said before: vmids are given once, so that the same ones are the same clones.
+fn is_same_use(ticket: &Ticket, usage: &Usage) -> bool {
+    let here = |vmid: &u32| ticket.clones.get(vmid) == Some(&usage.host);
+    ticket.state == State::Used
+        && ticket.parent_vmid == Some(usage.parent_vmid)
+        && ticket.clones.len() == usage.vmids.len()
+        && usage.vmids.iter().all(here)
+}

@@ -1,0 +1,113 @@
+//! VMs that meet.
+
+use super::world::{World, demand, id};
+use crate::core::{
+    api::{Command, CoreError, Demand, UseBy},
+    ticket::{Ticket, VmEnd},
+};
+
+fn used(clones: u32) -> (World, Ticket) {
+    let mut world = World::new();
+    world.host(1, 100);
+    let ticket = world.request(demand(clones, clones)).unwrap();
+    let ticket = world.spend(&ticket, 1..=clones).unwrap();
+    (world, ticket)
+}
+
+#[test]
+fn all_go_on_when_the_last_one_arrives_again_and_again() {
+    let (mut world, ticket) = used(3);
+    for round in 1..=3 {
+        let mut waiters: Vec<_> = (1..=3).map(|vmid| world.arrive(ticket.id, vmid, None)).collect();
+        assert!(waiters.iter().all(|waiter| world.waits(*waiter)));
+        waiters.push(world.arrive(ticket.id, 0, Some(1000)));
+        assert!(waiters.iter().all(|waiter| world.met(*waiter) == (round, 4)));
+    }
+    assert_eq!(world.core.next_deadline(), Some(world.now + 10_000), "only the lease is left");
+}
+
+#[test]
+fn two_processes_of_a_vm_count_once() {
+    let (mut world, ticket) = used(1);
+    let (first, second) = (world.arrive(ticket.id, 1, None), world.arrive(ticket.id, 1, None));
+    assert!(world.waits(first) && world.waits(second));
+    let parent = world.arrive(ticket.id, 0, None);
+    assert_eq!((world.met(first), world.met(second), world.met(parent)), ((1, 2), (1, 2), (1, 2)));
+}
+
+#[test]
+fn a_clone_that_dies_is_not_waited_for() {
+    let (mut world, ticket) = used(3);
+    let (parent, first) = (world.arrive(ticket.id, 0, None), world.arrive(ticket.id, 1, None));
+    let dying = world.arrive(ticket.id, 2, None);
+    world.ended(id(1), ticket.id, [2], VmEnd::Ended);
+    assert_eq!(world.was_answered(dying), Err(CoreError::UnknownVm { ticket: ticket.id, vmid: 2 }));
+    assert!(world.waits(parent) && world.waits(first));
+    world.ended(id(1), ticket.id, [3], VmEnd::Ended);
+    assert_eq!((world.met(parent), world.met(first)), ((1, 2), (1, 2)));
+    // When the last clone is gone, the parent meets nobody.
+    let parent = world.arrive(ticket.id, 0, None);
+    world.ended(id(1), ticket.id, [1], VmEnd::Ended);
+    assert_eq!(world.met(parent), (2, 1));
+    let again = world.arrive(ticket.id, 0, None);
+    assert_eq!(world.met(again), (3, 1));
+}
+
+#[test]
+fn who_comes_too_late_leaves_a_barrier_that_can_be_used() {
+    let (mut world, ticket) = used(2);
+    let first = world.arrive(ticket.id, 1, Some(500));
+    let parent = world.arrive(ticket.id, 0, Some(700));
+    world.pass(500);
+    let late = CoreError::BarrierTimeout { arrived: 2, wanted: 3 };
+    assert_eq!(world.was_answered(first), Err(late));
+    world.pass(200);
+    let late = CoreError::BarrierTimeout { arrived: 1, wanted: 3 };
+    assert_eq!(world.was_answered(parent), Err(late));
+    let gone = world.arrive(ticket.id, 2, None);
+    world.apply(Command::Gone(gone));
+    let waiters: Vec<_> = [0, 1].map(|vmid| world.arrive(ticket.id, vmid, None)).into();
+    assert!(world.waits(waiters[0]));
+    let last = world.arrive(ticket.id, 2, Some(0));
+    assert_eq!((world.met(waiters[0]), world.met(waiters[1]), world.met(last)), ((1, 3), (1, 3), (1, 3)));
+    let hasty = world.arrive(ticket.id, 2, Some(0));
+    assert!(matches!(world.was_answered(hasty), Err(CoreError::BarrierTimeout { .. })));
+}
+
+#[test]
+fn only_the_parent_and_live_clones_meet() {
+    let (mut world, ticket) = used(2);
+    let stranger = world.arrive(ticket.id, 9, None);
+    assert_eq!(world.was_answered(stranger), Err(CoreError::UnknownVm { ticket: ticket.id, vmid: 9 }));
+    world.ended(id(1), ticket.id, [2], VmEnd::Ended);
+    let dead = world.arrive(ticket.id, 2, None);
+    assert!(matches!(world.was_answered(dead), Err(CoreError::UnknownVm { .. })));
+    let granted = world.request(demand(1, 1)).unwrap().id;
+    let early = world.arrive(granted, 0, None);
+    assert_eq!(world.was_answered(early), Err(CoreError::NotUsed(granted)));
+    world.release(granted).unwrap();
+    let late = world.arrive(granted, 0, None);
+    assert_eq!(world.was_answered(late), Err(CoreError::Released(granted)));
+}
+
+#[test]
+fn a_parent_that_is_a_clone_and_has_ended_is_not_waited_for() {
+    let (mut world, ticket) = used(1);
+    let use_by = Some(UseBy { parent_vmid: 1, vmids: vec![2, 3], host_epoch: None });
+    let child = world.request(Demand { use_by, ..demand(2, 2) }).unwrap().id;
+    let first = world.arrive(child, 2, None);
+    let second = world.arrive(child, 3, None);
+    let parent = world.arrive(child, 1, None);
+    assert_eq!(world.met(parent), (1, 3));
+    assert_eq!(world.met(first), world.met(second));
+    let (first, second) = (world.arrive(child, 2, None), world.arrive(child, 3, None));
+    assert!(world.waits(first));
+    world.ended(id(1), ticket.id, [1], VmEnd::Ended);
+    assert_eq!((world.met(first), world.met(second)), ((2, 2), (2, 2)));
+    let dead = world.arrive(child, 1, None);
+    assert!(matches!(world.was_answered(dead), Err(CoreError::UnknownVm { .. })));
+    // The scheduler's restart changes nothing about that.
+    world.restart(super::world::options());
+    let (first, second) = (world.arrive(child, 2, None), world.arrive(child, 3, None));
+    assert_eq!((world.met(first), world.met(second)), ((1, 2), (1, 2)));
+}

@@ -1,0 +1,270 @@
+//! Hosts come, go, and come back.
+
+use super::world::{World, demand, id, info, named, options, running};
+use crate::core::{
+    api::{Command, CoreError, Demand, Effect, Options},
+    ticket::{State, Ticket, VmEnd},
+};
+
+/// Three clones of a ticket run on host 1.
+fn used() -> (World, Ticket) {
+    let mut world = World::new();
+    world.host(1, 4);
+    let ticket = world.request(demand(3, 3)).unwrap();
+    let ticket = world.spend(&ticket, [1, 2, 3]).unwrap();
+    (world, ticket)
+}
+
+fn kills(world: &World) -> Vec<u32> {
+    let kills = world.effects.iter().filter_map(|effect| match effect {
+        Effect::Kill { vmids, .. } => Some(vmids.clone()),
+        _ => None,
+    });
+    kills.flatten().collect()
+}
+
+#[test]
+fn a_host_that_beats_lives() {
+    let (mut world, ticket) = used();
+    for _ in 0..10 {
+        world.pass(9_999);
+        world.beat(id(1));
+    }
+    assert_eq!(world.state(ticket.id), State::Used);
+    assert_eq!(world.core.hosts()[0].seen_unix_ms, world.now);
+}
+
+#[test]
+fn a_silent_host_is_fenced_with_all_it_has() {
+    let (mut world, used) = used();
+    let granted = world.request(demand(1, 1)).unwrap();
+    let join = world.join(used.id, None);
+    world.pass(10_000);
+    let cut = Effect::Cut { host: id(1), epoch: world.hosts[&id(1)] };
+    assert!(world.effects.contains(&cut));
+    for ticket in [&used, &granted] {
+        let now = world.get(ticket.id);
+        assert_eq!(now.state, State::Fenced);
+        assert!(now.epoch > ticket.epoch);
+    }
+    assert!(world.was_answered(join).is_ok());
+    let lost = world.get(used.id).results.values().all(|outcome| outcome.end == Some(VmEnd::Lost));
+    assert!(lost);
+    assert_eq!(world.spend(&granted, [9]).unwrap_err(), CoreError::Fenced(granted.id));
+    assert!(!world.core.hosts()[0].alive);
+    // What it says now is of before.
+    world.beat(id(1));
+    assert!(!world.core.hosts()[0].alive);
+    let epoch = world.hosts[&id(1)];
+    let stale = world.answer(|waiter| Command::Ended { waiter, host: id(1), epoch, clones: Vec::new() });
+    assert_eq!(stale, Err(CoreError::StaleHost { host: id(1), given: epoch }));
+}
+
+#[test]
+fn without_a_lease_no_host_is_fenced() {
+    let mut world = World::with(Options { lease_ms: 0, ..options() });
+    world.host(1, 4);
+    let ticket = world.request(demand(3, 3)).unwrap();
+    world.spend(&ticket, [1, 2, 3]).unwrap();
+    world.down(id(1));
+    world.pass(100_000_000);
+    assert_eq!(world.state(ticket.id), State::Used);
+    assert!(!world.core.hosts()[0].alive);
+}
+
+#[test]
+fn clones_of_a_fenced_ticket_hold_room_until_they_have_ended() {
+    let (mut world, ticket) = used();
+    world.pass(10_000);
+    assert_eq!(world.state(ticket.id), State::Fenced);
+    world.host_with(info(1, 4), vec![running(&ticket, 1), running(&ticket, 3)]);
+    assert_eq!(kills(&world), [1, 3]);
+    assert_eq!(world.held(id(1)), 2);
+    assert_eq!(world.request(demand(1, 9)).unwrap().vms(), 2);
+    let waiter = world.ask(Demand { timeout_ms: 1000, ..demand(2, 2) });
+    world.ended(id(1), ticket.id, [1], VmEnd::Killed);
+    assert!(world.waits(waiter));
+    world.ended(id(1), ticket.id, [3, 3], VmEnd::Killed);
+    assert!(!world.waits(waiter));
+    let ends = world.get(ticket.id).results;
+    assert!(ends.values().all(|outcome| outcome.end == Some(VmEnd::Lost)), "their end was noted before");
+}
+
+#[test]
+fn a_host_is_down_for_its_lease_before_it_is_fenced() {
+    let (mut world, ticket) = used();
+    world.pass(5000);
+    world.down(id(1));
+    assert!(matches!(world.request(demand(1, 1)), Err(CoreError::NoCapacity { .. })));
+    world.pass(9_999);
+    assert_eq!(world.state(ticket.id), State::Used);
+    let all = (1..=3).map(|vmid| running(&ticket, vmid)).collect();
+    world.host_with(info(1, 4), all);
+    assert_eq!((world.get(ticket.id), world.held(id(1))), (ticket.clone(), 3));
+    world.down(id(1));
+    world.pass(10_000);
+    assert_eq!(world.state(ticket.id), State::Fenced);
+    assert!(kills(&world).is_empty());
+}
+
+#[test]
+fn an_earlier_connection_of_a_host_is_over() {
+    let (mut world, ticket) = used();
+    let first = world.hosts[&id(1)];
+    world.host_with(info(1, 4), (1..=3).map(|vmid| running(&ticket, vmid)).collect());
+    assert!(world.effects.contains(&Effect::Cut { host: id(1), epoch: first }));
+    world.apply(Command::HostDown { host: id(1), epoch: first });
+    assert!(world.core.hosts()[0].alive);
+    let stale = world.answer(|waiter| Command::Ended {
+        waiter,
+        host: id(1),
+        epoch: first,
+        clones: vec![(ticket.id, 1, VmEnd::Ended)],
+    });
+    assert!(matches!(stale, Err(CoreError::StaleHost { .. })));
+    assert_eq!(world.core.live(&world.get(ticket.id)), 3);
+}
+
+#[test]
+fn clones_that_a_host_does_not_list_are_lost() {
+    let (mut world, ticket) = used();
+    world.host_with(info(1, 4), vec![running(&ticket, 2)]);
+    assert_eq!(world.core.live(&world.get(ticket.id)), 1);
+    assert_eq!(world.get(ticket.id).results[&1].end, Some(VmEnd::Lost));
+    world.host_with(info(1, 4), Vec::new());
+    assert_eq!((world.state(ticket.id), world.held(id(1))), (State::Released, 0));
+}
+
+#[test]
+fn clones_that_are_being_made_are_not_lost() {
+    let (mut world, ticket) = used();
+    world.host_making(info(1, 4), vec![running(&ticket, 2)], vec![ticket.id]);
+    assert_eq!(world.core.live(&world.get(ticket.id)), 3);
+    world.ended(id(1), ticket.id, [3], VmEnd::Ended);
+    assert_eq!(world.core.live(&world.get(ticket.id)), 2);
+}
+
+#[test]
+fn a_use_that_is_under_way_while_its_host_registers() {
+    let mut world = World::new();
+    world.host(1, 4);
+    let ticket = world.request(demand(2, 2)).unwrap();
+    world.host_making(info(1, 4), vec![running(&ticket, 1), running(&ticket, 2)], vec![ticket.id]);
+    assert!(kills(&world).is_empty());
+    assert_eq!(world.state(ticket.id), State::Granted);
+    world.spend(&ticket, [1, 2]).unwrap();
+    // A ticket that nobody knows: its use will be refused.
+    let mut unknown = ticket.clone();
+    unknown.id = id(77);
+    world.host_making(
+        info(1, 4),
+        vec![running(&unknown, 8), running(&ticket, 1), running(&ticket, 2)],
+        vec![id(77)],
+    );
+    assert_eq!(world.core.ticket(named(id(77))), Err(CoreError::Unknown(id(77))));
+    assert_eq!(world.held(id(1)), 2);
+}
+
+#[test]
+fn what_runs_is_in_the_ledger_whether_there_is_room_or_not() {
+    let mut world = World::new();
+    world.host(1, 4);
+    let taken = world.request(demand(3, 3)).unwrap();
+    let unknown = Ticket { id: id(50), ..taken.clone() };
+    let all = (1..=3).map(|vmid| running(&unknown, vmid)).collect();
+    world.host_with(info(1, 4), all);
+    let adopted = world.get(id(50));
+    assert_eq!((adopted.state, adopted.vms(), adopted.parent_vmid), (State::Used, 3, Some(0)));
+    assert_eq!((world.held(id(1)), world.core.live(&adopted)), (6, 3));
+    assert!(matches!(world.request(demand(1, 1)), Err(CoreError::NoCapacity { .. })));
+    world.release(taken.id).unwrap();
+    assert_eq!(world.request(demand(1, 9)).unwrap().vms(), 1);
+    world.ended(id(1), id(50), [1, 2, 3], VmEnd::Ended);
+    assert_eq!(world.state(id(50)), State::Released);
+}
+
+#[test]
+fn a_ticket_that_runs_on_two_hosts_loses_one_of_them() {
+    let mut world = World::new();
+    let (first, second) = (info(1, 4), info(2, 4));
+    let template = Ticket {
+        id: id(50),
+        ..{
+            world.host(9, 1);
+            world.request(demand(1, 1)).unwrap()
+        }
+    };
+    world.host_with(first, vec![running(&template, 1)]);
+    world.host_with(second, vec![running(&template, 2), running(&template, 3)]);
+    assert_eq!(world.get(id(50)).places.len(), 2);
+    let waiter = world.arrive(id(50), 0, None);
+    let others = [world.arrive(id(50), 2, None), world.arrive(id(50), 3, None)];
+    world.pass(5000);
+    world.beat(id(2));
+    world.pass(5000);
+    // Host 1 was silent: the others have met, and go on.
+    let ticket = world.get(id(50));
+    assert_eq!((ticket.state, world.core.live(&ticket), ticket.places.len()), (State::Used, 2, 1));
+    assert_eq!((world.met(waiter), world.met(others[0])), ((1, 3), (1, 3)));
+    world.ended(id(2), id(50), [2, 3], VmEnd::Ended);
+    assert_eq!(world.state(id(50)), State::Released);
+}
+
+#[test]
+fn clones_of_a_granted_ticket_or_with_anothers_number_should_not_run() {
+    let (mut world, ticket) = used();
+    let granted = world.request(demand(1, 1)).unwrap();
+    let mut other = running(&ticket, 3);
+    other.ticket = id(50);
+    let all = [running(&granted, 8), other].into_iter().chain((1..=3).map(|v| running(&ticket, v)));
+    world.host_with(info(1, 4), all.collect());
+    let mut killed = kills(&world);
+    killed.sort_unstable();
+    assert_eq!(killed, [3, 8]);
+    assert_eq!(world.held(id(1)), 6);
+    world.host_with(info(1, 4), (1..=3).map(|vmid| running(&ticket, vmid)).collect());
+    assert_eq!(world.held(id(1)), 4);
+}
+
+#[test]
+fn after_a_restart_hosts_have_a_lease_to_come_back() {
+    let (mut world, ticket) = used();
+    let granted = world.request(demand(1, 1)).unwrap();
+    world.restart(options());
+    assert!(world.core.hosts().is_empty());
+    let waiter = world.ask(Demand { timeout_ms: 9000, ..demand(4, 4) });
+    assert!(world.waits(waiter), "the host may come back");
+    world.pass(9_999);
+    world.host_with(info(1, 4), (1..=3).map(|vmid| running(&ticket, vmid)).collect());
+    assert_eq!((world.get(ticket.id), world.get(granted.id)), (ticket.clone(), granted));
+    assert_eq!(world.held(id(1)), 4);
+    world.restart(options());
+    world.pass(10_000);
+    assert_eq!(world.state(ticket.id), State::Fenced);
+    assert_eq!(world.core.counts().hosts, 1);
+    for _ in 0..11 {
+        world.pass(10_000);
+    }
+    assert_eq!((world.core.counts().hosts, world.store.len()), (0, 0));
+}
+
+#[test]
+fn epochs_of_a_new_life_are_above_all_of_the_lives_before() {
+    let (mut world, ticket) = used();
+    let before = world.hosts[&id(1)].max(ticket.epoch);
+    world.store.clear();
+    world.now += 1;
+    world.restart(options());
+    world.host(2, 1);
+    assert!(world.hosts[&id(2)] > before);
+}
+
+#[test]
+fn a_host_that_comes_back_smaller_keeps_what_it_has() {
+    let (mut world, ticket) = used();
+    world.host_with(info(1, 2), (1..=3).map(|vmid| running(&ticket, vmid)).collect());
+    assert_eq!((world.held(id(1)), world.core.free(1, 64).vms), (3, 0));
+    assert!(matches!(world.request(demand(1, 1)), Err(CoreError::NoCapacity { .. })));
+    world.ended(id(1), ticket.id, 1..=3, VmEnd::Ended);
+    assert_eq!(world.request(demand(1, 9)).unwrap().vms(), 2);
+}

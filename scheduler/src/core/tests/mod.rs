@@ -1,0 +1,10 @@
+//! Tests of the core as a whole: stories of each part, and what holds whatever happens.
+
+mod barriers;
+mod hosts;
+mod joins;
+mod kills;
+mod places;
+mod queueing;
+mod spending;
+mod world;

@@ -1,0 +1,328 @@
+//! A core with what is around it: a clock, a store and those who call. What has to hold after every command is checked after every command.
+
+use crate::core::{
+    Core,
+    api::{
+        Command, CoreError, Demand, Effect, HostInfo, Named, Options, Reply, Running, Targets, UnixMs, Waiter,
+    },
+    ticket::{HostId, Policy, State, Ticket, VmEnd},
+};
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// A world that begins with this time.
+pub const BEGIN: UnixMs = 1_000_000;
+
+pub fn options() -> Options {
+    Options {
+        ttl_ms: 60_000,
+        lease_ms: 10_000,
+        remember_ms: 100_000,
+        cpu_percent: 100,
+        memory_percent: 100,
+        policy: Policy::Pack,
+    }
+}
+
+/// The number of a family, host or ticket.
+pub fn id(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+/// Family 7 asks for 1-CPU, 64 MiB VMs, as many as `most`, at least `min`.
+pub fn demand(min: u32, most: u32) -> Demand {
+    Demand {
+        family: id(7),
+        request_id: None,
+        max_cpus: most,
+        min_vms: min,
+        min_cpus_per_vm: 1,
+        vcpus: 1,
+        memory_mib: 64,
+        timeout_ms: 0,
+        hosts: Vec::new(),
+        policy: None,
+        ttl_ms: None,
+        use_by: None,
+    }
+}
+
+pub struct World {
+    pub core: Core,
+    pub now: UnixMs,
+    pub store: BTreeMap<Uuid, Ticket>,
+    /// Who was answered what.
+    pub answers: BTreeMap<Waiter, Result<Reply, CoreError>>,
+    /// Who waits.
+    pub open: BTreeSet<Waiter>,
+    /// What the last command brought.
+    pub effects: Vec<Effect>,
+    pub epochs: BTreeMap<Uuid, u64>,
+    /// Of the last registration of each host.
+    pub hosts: BTreeMap<HostId, u64>,
+    last_waiter: u64,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(options())
+    }
+
+    pub fn with(options: Options) -> Self {
+        Self {
+            core: Core::new(options, Vec::new(), BEGIN),
+            now: BEGIN,
+            store: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            open: BTreeSet::new(),
+            effects: Vec::new(),
+            epochs: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            last_waiter: 0,
+        }
+    }
+
+    pub fn waiter(&mut self) -> Waiter {
+        self.last_waiter += 1;
+        self.open.insert(Waiter(self.last_waiter));
+        Waiter(self.last_waiter)
+    }
+
+    pub fn apply(&mut self, command: Command) {
+        if let Command::Gone(waiter) = &command {
+            self.open.remove(waiter);
+        }
+        self.effects.clear();
+        self.core.apply(self.now, command, &mut self.effects);
+        for effect in self.effects.clone() {
+            self.carry_out(effect);
+        }
+        self.check_store();
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Put(id) => {
+                if let Ok(ticket) = self.core.ticket(Named { id, family: None }) {
+                    self.store.insert(id, ticket.clone());
+                }
+            }
+            Effect::Forget(id) => {
+                self.store.remove(&id);
+            }
+            Effect::Answer(waiter, answer) => {
+                assert!(self.open.remove(&waiter), "{waiter:?} is answered {answer:?} and does not wait");
+                if let Ok(Reply::Registered(epoch)) = &answer {
+                    assert!(self.hosts.values().all(|before| before < epoch), "epochs only grow");
+                }
+                self.answers.insert(waiter, answer);
+            }
+            Effect::Kill { .. } | Effect::Cut { .. } => {}
+        }
+    }
+
+    /// What is stored is what is known; epochs only grow.
+    fn check_store(&mut self) {
+        let known: BTreeMap<_, _> =
+            self.core.tickets(None, None, usize::MAX).into_iter().map(|t| (t.id, t.clone())).collect();
+        assert_eq!(known, self.store);
+        for ticket in known.values() {
+            let before = self.epochs.insert(ticket.id, ticket.epoch).unwrap_or(0);
+            assert!(before <= ticket.epoch, "the epoch of {} goes back", ticket.id);
+        }
+    }
+
+    pub fn call(&mut self, command: impl FnOnce(Waiter) -> Command) -> Waiter {
+        let waiter = self.waiter();
+        self.apply(command(waiter));
+        waiter
+    }
+
+    /// The answer of a call that does not wait.
+    pub fn answer(&mut self, command: impl FnOnce(Waiter) -> Command) -> Result<Reply, CoreError> {
+        let waiter = self.call(command);
+        self.answers.get(&waiter).cloned().expect("this is answered at once")
+    }
+
+    pub fn ticket(&mut self, command: impl FnOnce(Waiter) -> Command) -> Result<Ticket, CoreError> {
+        self.answer(command).map(ticket_of)
+    }
+
+    pub fn request(&mut self, demand: Demand) -> Result<Ticket, CoreError> {
+        self.ticket(|waiter| Command::Request { waiter, demand })
+    }
+
+    /// A request that may wait.
+    pub fn ask(&mut self, demand: Demand) -> Waiter {
+        self.call(|waiter| Command::Request { waiter, demand })
+    }
+
+    pub fn release(&mut self, id: Uuid) -> Result<Ticket, CoreError> {
+        self.ticket(|waiter| Command::Release(waiter, named(id)))
+    }
+
+    /// Its first host uses a ticket for VM 0.
+    pub fn spend(
+        &mut self,
+        ticket: &Ticket,
+        vmids: impl IntoIterator<Item = u32>,
+    ) -> Result<Ticket, CoreError> {
+        let host = *ticket.places.keys().next().unwrap();
+        self.spend_at(ticket.id, host, vmids)
+    }
+
+    pub fn spend_at(
+        &mut self,
+        ticket: Uuid,
+        host: HostId,
+        vmids: impl IntoIterator<Item = u32>,
+    ) -> Result<Ticket, CoreError> {
+        let vmids = vmids.into_iter().collect();
+        self.ticket(|waiter| Command::Use {
+            waiter,
+            ticket: named(ticket),
+            epoch: None,
+            host,
+            host_epoch: None,
+            parent_vmid: 0,
+            vmids,
+        })
+    }
+
+    pub fn unuse(&mut self, ticket: &Ticket) -> Result<Ticket, CoreError> {
+        let host = *ticket.places.keys().next().unwrap();
+        let id = ticket.id;
+        self.ticket(|waiter| Command::Unuse { waiter, ticket: named(id), epoch: None, host })
+    }
+
+    /// A host with so many CPUs and 64 MiB for each is there.
+    pub fn host(&mut self, number: u128, cpus: u32) -> HostId {
+        self.host_with(info(number, cpus), Vec::new())
+    }
+
+    pub fn host_with(&mut self, info: HostInfo, running: Vec<Running>) -> HostId {
+        self.host_making(info, running, Vec::new())
+    }
+
+    pub fn host_making(&mut self, info: HostInfo, running: Vec<Running>, making: Vec<Uuid>) -> HostId {
+        let host = info.id;
+        let answer = self.answer(|waiter| Command::HostUp { waiter, info, running, making });
+        let Ok(Reply::Registered(epoch)) = answer else { panic!("{answer:?}") };
+        self.hosts.insert(host, epoch);
+        host
+    }
+
+    pub fn beat(&mut self, host: HostId) {
+        let epoch = self.hosts[&host];
+        self.apply(Command::HostBeat { host, epoch });
+    }
+
+    pub fn down(&mut self, host: HostId) {
+        let epoch = self.hosts[&host];
+        self.apply(Command::HostDown { host, epoch });
+    }
+
+    pub fn ended(&mut self, host: HostId, ticket: Uuid, vmids: impl IntoIterator<Item = u32>, end: VmEnd) {
+        let clones = vmids.into_iter().map(|vmid| (ticket, vmid, end)).collect();
+        let epoch = self.hosts[&host];
+        let answer = self.answer(|waiter| Command::Ended { waiter, host, epoch, clones });
+        assert_eq!(answer, Ok(Reply::Noted));
+    }
+
+    pub fn arrive(&mut self, ticket: Uuid, vmid: u32, timeout_ms: Option<u64>) -> Waiter {
+        self.call(|waiter| Command::Arrive { waiter, ticket: named(ticket), vmid, timeout_ms })
+    }
+
+    pub fn join(&mut self, ticket: Uuid, timeout_ms: Option<u64>) -> Waiter {
+        self.call(|waiter| Command::JoinWait { waiter, ticket: named(ticket), vmid: Some(0), timeout_ms })
+    }
+
+    pub fn leave(
+        &mut self,
+        ticket: Uuid,
+        vmid: u32,
+        status: i32,
+        data_bytes: u64,
+    ) -> Result<Reply, CoreError> {
+        let ticket = named(ticket);
+        self.answer(|waiter| Command::JoinLeave { waiter, ticket, vmid, status, data_bytes, reported: true })
+    }
+
+    pub fn kill(&mut self, targets: Targets) -> Waiter {
+        self.call(|waiter| Command::Kill { waiter, family: id(7), targets, reason: "test".into() })
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, ms: u64) {
+        self.now += ms;
+        self.apply(Command::Tick);
+    }
+
+    /// As it is now.
+    pub fn get(&self, id: Uuid) -> Ticket {
+        self.core.ticket(named(id)).cloned().unwrap()
+    }
+
+    pub fn state(&self, id: Uuid) -> State {
+        self.get(id).state
+    }
+
+    pub fn held(&self, host: HostId) -> u32 {
+        self.core.hosts().iter().find(|state| state.info.id == host).map_or(0, |state| state.held_vms)
+    }
+
+    /// The scheduler is killed and started again; nobody of those who waited is there any more.
+    pub fn restart(&mut self, options: Options) {
+        self.open.clear();
+        self.core = Core::new(options, self.store.values().cloned().collect(), self.now);
+        self.check_store();
+    }
+
+    pub fn waits(&self, waiter: Waiter) -> bool {
+        self.open.contains(&waiter)
+    }
+
+    pub fn was_answered(&self, waiter: Waiter) -> Result<Reply, CoreError> {
+        self.answers.get(&waiter).cloned().unwrap_or_else(|| panic!("{waiter:?} was not answered"))
+    }
+
+    pub fn met(&self, waiter: Waiter) -> (u64, u32) {
+        match self.was_answered(waiter) {
+            Ok(Reply::Met { round, arrived }) => (round, arrived),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub fn named(id: Uuid) -> Named {
+    Named { id, family: None }
+}
+
+pub fn ticket_of(reply: Reply) -> Ticket {
+    match reply {
+        Reply::Ticket(ticket) | Reply::Joined(ticket) => *ticket,
+        other => panic!("{other:?} is no ticket"),
+    }
+}
+
+pub fn info(number: u128, cpus: u32) -> HostInfo {
+    HostInfo {
+        id: id(number),
+        name: format!("host-{number}"),
+        address: String::new(),
+        cpus,
+        memory_mib: u64::from(cpus) * 64,
+        max_vms: None,
+    }
+}
+
+pub fn running(ticket: &Ticket, vmid: u32) -> Running {
+    Running {
+        ticket: ticket.id,
+        family: ticket.family,
+        vmid,
+        vcpus: ticket.vcpus,
+        memory_mib: ticket.memory_mib,
+        parent_vmid: Some(0),
+    }
+}
