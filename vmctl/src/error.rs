@@ -43,7 +43,7 @@ pub enum CtlError {
         source: io::Error,
     },
     /// vmmd or the scheduler refused or failed.
-    #[error("{}", .0.message())]
+    #[error("{}", words(.0))]
     Call(#[from] Status),
     /// vmmd ended a stream in the middle.
     #[error("{0}: vmmd ended the conversation; `vmctl ls` shows whether the VM still runs")]
@@ -145,6 +145,17 @@ impl CtlError {
     }
 }
 
+/// A status's message, where it has one: a server says nothing of a call that it does not know.
+fn words(status: &Status) -> String {
+    match (status.message(), status.code()) {
+        ("", Code::Unimplemented) => {
+            "there is no such call at this address: --host names a vmmd, --scheduler a scheduler, of vmctl's own version".to_owned()
+        }
+        ("", code) => format!("{code}"),
+        (message, _) => message.to_owned(),
+    }
+}
+
 /// What a status says beyond its message: which fields are wrong, what state is needed, what is free, what to do.
 fn advice(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
@@ -158,7 +169,8 @@ fn advice(status: &Status) -> Vec<String> {
     let quotas = details
         .quota_failure()
         .into_iter()
-        .flat_map(|failure| failure.violations.iter().map(|violation| violation.description.clone()));
+        .flat_map(|failure| failure.violations.iter())
+        .map(|quota| format!("{}: {}", quota.subject, quota.description));
     let words = details.localized_message().map(|message| message.message.clone());
     let links = details.help().into_iter().flat_map(|help| {
         help.links.iter().map(|link| format!("{} {}", link.description, link.url).trim_end().to_owned())
@@ -225,17 +237,25 @@ mod tests {
     fn a_full_cluster_says_what_is_free_and_when_to_come_again() {
         let mut details = ErrorDetails::new();
         details.set_error_info("NO_CAPACITY", "patina", std::collections::HashMap::new());
-        details.add_quota_failure_violation("cpus", "3 of 8 CPUs are free");
+        details.add_quota_failure_violation("cpus", "3 of 8 are free");
         details.set_retry_info(Some(Duration::from_millis(1500)));
         let status =
             Status::with_error_details(Code::ResourceExhausted, "request a ticket: no room", details);
         let lines = advice(&status);
-        assert_eq!(lines[..2], ["3 of 8 CPUs are free", "try again in 1.5 s"]);
+        assert_eq!(lines[..2], ["cpus: 3 of 8 are free", "try again in 1.5 s"]);
         assert!(lines[2].contains("--timeout"), "{lines:?}");
         assert_eq!(CtlError::from(status).exit_code(), 7);
         let mut details = ErrorDetails::new();
         details.set_error_info("SOMETHING_NEW", "patina", std::collections::HashMap::new());
         assert!(advice(&Status::with_error_details(Code::Internal, "no", details)).is_empty());
+    }
+
+    #[test]
+    fn a_call_that_is_not_known_is_still_an_error_in_words() {
+        let error = CtlError::from(Status::new(Code::Unimplemented, ""));
+        assert!(error.to_string().contains("--host names a vmmd"), "{error}");
+        assert_eq!(CtlError::from(Status::internal("why")).to_string(), "why");
+        assert!(!CtlError::from(Status::internal("")).to_string().is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use patina_proto::v1::{
     Ticket, Vm,
 };
 use std::collections::HashMap;
+use tonic::Code;
 use uuid::Uuid;
 
 /// Tickets in one answer: each may have hundreds of results.
@@ -112,7 +113,11 @@ async fn size(context: &Context, arguments: &RequestArguments) -> Result<(String
     if let (Some(vcpus), Some(memory_mib)) = (arguments.vcpus, arguments.memory) {
         return Ok((family, vcpus, memory_mib));
     }
-    let vms = context.vms().await?;
+    let vms = match context.vms().await {
+        // A scheduler of its own has no VMs.
+        Err(CtlError::Call(status)) if status.code() == Code::Unimplemented => Vec::new(),
+        vms => vms?,
+    };
     let vm = member(&vms, &family).ok_or_else(|| CtlError::Unsized(family.clone()))?;
     let (vcpus, memory_mib) =
         (arguments.vcpus.unwrap_or(vm.vcpus), arguments.memory.unwrap_or(vm.memory_mib));
