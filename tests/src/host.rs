@@ -19,9 +19,9 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How long `vmmd` may take to start.
+/// How long a daemon may take to start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-/// How long `vmmd` may take to stop.
+/// How long a daemon may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a `vmctl` call may take unless the caller says otherwise.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(180);
@@ -47,9 +47,11 @@ pub enum HostError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// `vmmd` ended, or said nothing, instead of getting ready.
-    #[error("start vmmd: {what}; its log:\n{log}")]
+    /// A daemon ended, or said nothing, instead of getting ready.
+    #[error("start {daemon}: {what}; its log:\n{log}")]
     Start {
+        /// Which.
+        daemon: &'static str,
         /// What it did.
         what: String,
         /// The end of its log.
@@ -132,31 +134,7 @@ impl Host {
     /// # Errors
     /// As [`Host::start`].
     pub fn start_vmmd(&mut self) -> Result<(), HostError> {
-        let notify_path = self.dir.path().join("notify");
-        if notify_path.exists() {
-            fs::remove_file(&notify_path).map_err(system("remove the notify socket"))?;
-        }
-        let notify = UnixDatagram::bind(&notify_path).map_err(system("bind the notify socket"))?;
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.vmmd_log_path())
-            .map_err(system("open vmmd's log"))?;
-        let errors = log.try_clone().map_err(system("share vmmd's log"))?;
-        let mut child = self
-            .vmmd_command()
-            .env("NOTIFY_SOCKET", &notify_path)
-            // A Ctrl-C at the terminal is for us: vmmd has to stay until its VMs are removed.
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors)
-            .spawn()
-            .map_err(system("start vmmd"))?;
-        if let Err(what) = ready(&notify, &mut child) {
-            child.kill().and_then(|()| child.wait()).map_err(system("kill vmmd"))?;
-            return Err(HostError::Start { what, log: self.vmmd_log() });
-        }
+        let child = start_daemon("vmmd", self.vmmd_command(), self.dir.path(), &self.vmmd_log_path())?;
         self.vmmd = Some(child);
         Ok(())
     }
@@ -173,8 +151,10 @@ impl Host {
             }
             None => Command::new(vmmd),
         };
+        if !self.options.iter().any(|option| option == "--scheduler") {
+            command.arg("--standalone");
+        }
         command
-            .arg("--standalone")
             .arg("--listen")
             .arg(self.address())
             .arg("--state-dir")
@@ -301,8 +281,7 @@ impl Host {
     /// The end of what `vmmd` has logged.
     #[must_use]
     pub fn vmmd_log(&self) -> String {
-        let log = fs::read_to_string(self.vmmd_log_path()).unwrap_or_else(|error| error.to_string());
-        tail(&log, 60)
+        end_of(&self.vmmd_log_path())
     }
 
     /// Ends every VM and `vmmd`, and looks for what they left.
@@ -331,18 +310,8 @@ impl Host {
             self.start_vmmd()?;
         }
         let removed = self.remove_all();
-        if let Some(mut child) = self.vmmd.take() {
-            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-            if let Some(pid) = pid {
-                kill_process(pid, Signal::TERM).map_err(|errno| system("end vmmd")(errno.into()))?;
-            }
-            if process::wait(&mut child, STOP_DEADLINE).map_err(system("wait for vmmd"))?.is_none() {
-                child.kill().and_then(|()| child.wait()).map_err(system("kill vmmd"))?;
-                return Err(HostError::Start {
-                    what: format!("did not end within {} s of SIGTERM", STOP_DEADLINE.as_secs()),
-                    log: self.vmmd_log(),
-                });
-            }
+        if let Some(child) = self.vmmd.take() {
+            stop_daemon("vmmd", child, &self.vmmd_log_path())?;
         }
         removed
     }
@@ -401,6 +370,57 @@ pub fn succeeded(arguments: &[&str], output: &Output) -> Result<String, HostErro
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+fn end_of(log: &Path) -> String {
+    tail(&fs::read_to_string(log).unwrap_or_else(|error| error.to_string()), 60)
+}
+
+/// Starts a daemon that says on `NOTIFY_SOCKET` when it is ready, and waits for that.
+pub(crate) fn start_daemon(
+    daemon: &'static str,
+    mut command: Command,
+    dir: &Path,
+    log_path: &Path,
+) -> Result<Child, HostError> {
+    let notify_path = dir.join("notify");
+    if notify_path.exists() {
+        fs::remove_file(&notify_path).map_err(system("remove the notify socket"))?;
+    }
+    let notify = UnixDatagram::bind(&notify_path).map_err(system("bind the notify socket"))?;
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log_path)
+        .map_err(system("open a daemon's log"))?;
+    let errors = log.try_clone().map_err(system("share a daemon's log"))?;
+    let mut child = command
+        .env("NOTIFY_SOCKET", &notify_path)
+        // A Ctrl-C at the terminal is for us: a daemon has to stay until its VMs are removed.
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .spawn()
+        .map_err(system("start a daemon"))?;
+    if let Err(what) = ready(&notify, &mut child) {
+        child.kill().and_then(|()| child.wait()).map_err(system("kill a daemon"))?;
+        return Err(HostError::Start { daemon, what, log: end_of(log_path) });
+    }
+    Ok(child)
+}
+
+/// Ends a daemon with SIGTERM.
+pub(crate) fn stop_daemon(daemon: &'static str, mut child: Child, log_path: &Path) -> Result<(), HostError> {
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        kill_process(pid, Signal::TERM).map_err(|errno| system("end a daemon")(errno.into()))?;
+    }
+    if process::wait(&mut child, STOP_DEADLINE).map_err(system("wait for a daemon"))?.is_none() {
+        child.kill().and_then(|()| child.wait()).map_err(system("kill a daemon"))?;
+        let what = format!("did not end within {} s of SIGTERM", STOP_DEADLINE.as_secs());
+        return Err(HostError::Start { daemon, what, log: end_of(log_path) });
+    }
+    Ok(())
 }
 
 /// Waits for `READY=1` on the notify socket (sd_notify(3)), or for the end of `child`.

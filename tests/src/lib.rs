@@ -2,6 +2,7 @@
 //!
 //! - [`setup`]: which binaries and images are used, and what the machine lacks to run guests.
 //! - [`host`]: [`host::Host`], a private `vmmd` with its own socket and state directory.
+//! - [`scheduler`]: a scheduler of its own for several hosts.
 //! - [`vm`]: [`vm::Vm`], one VM of it: run programs in it, look at it, end it.
 //! - [`process`]: running a program with a deadline, collecting what it prints.
 //! - [`interrupt`]: Ctrl-C cleans up too.
@@ -16,5 +17,6 @@ pub mod interrupt;
 pub mod leftovers;
 pub mod memfds;
 pub mod process;
+pub mod scheduler;
 pub mod setup;
 pub mod vm;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Directory of the host's release binaries: `vmm`, `vmmd`, `vmctl`.
+/// Directory of the host's release binaries: `vmm`, `vmmd`, `vmctl`, `scheduler`.
 pub const BIN_DIR: &str = "PATINA_BIN_DIR";
 /// The guest kernel.
 pub const KERNEL: &str = "PATINA_KERNEL";
@@ -69,7 +69,7 @@ impl Setup {
             return Err(Missing::Root);
         }
         std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(Missing::Kvm)?;
-        for binary in ["vmm", "vmmd", "vmctl"] {
+        for binary in ["vmm", "vmmd", "vmctl", "scheduler"] {
             present(&self.bin_dir.join(binary))?;
         }
         present(&self.kernel)?;

@@ -91,8 +91,8 @@ fn guest_bin_dir() -> PathBuf {
 /// Builds all that tests, benchmarks and the demo run with.
 pub fn everything(steps: &Steps, recipe: &str) -> Result<Setup, BuildError> {
     let image = image(steps, recipe)?;
-    steps.step("build vmm, vmmd and vmctl", || {
-        run(&mut cargo(&["build", "--release", "-p", "vmm", "-p", "vmmd", "-p", "vmctl"]))
+    steps.step("build vmm, vmmd, vmctl and scheduler", || {
+        run(&mut cargo(&["build", "--release", "-p", "vmm", "-p", "vmmd", "-p", "vmctl", "-p", "scheduler"]))
     })?;
     Ok(Setup {
         bin_dir: run::target_dir().join("release"),

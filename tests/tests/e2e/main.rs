@@ -2,8 +2,8 @@
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
 //! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
-//! - [`clones`] from outside, [`forks`] from inside the guest: on the shared host; [`family`] is what they share.
-//! - [`adoption`], [`refusals`], [`generations`]: on hosts of their own.
+//! - [`clones`] from outside, [`forks`] from inside the guest, [`tickets`] in order: on the shared host; [`family`] is what they share.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
 //!
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
 //! `cargo xtask test NAME` runs those whose names contain NAME.
@@ -11,6 +11,7 @@
 mod adoption;
 mod boot;
 mod clones;
+mod cluster;
 mod cpus;
 mod endings;
 mod exec;
@@ -22,6 +23,7 @@ mod network;
 mod operator;
 mod refusals;
 mod stage;
+mod tickets;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use patina_tests::{interrupt, setup::Setup};
@@ -56,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 12] = [
+    let modules: [&[Story]; 14] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -66,7 +68,9 @@ fn stories() -> impl Iterator<Item = Story> {
         endings::STORIES,
         clones::STORIES,
         forks::STORIES,
+        tickets::STORIES,
         generations::STORIES,
+        cluster::STORIES,
         refusals::STORIES,
         adoption::STORIES,
     ];

@@ -1,8 +1,10 @@
 //! The daemon's life: lock the state, take over what runs, serve, stop. VMs outlive it.
 
 use crate::{
+    cluster::{Cluster, ClusterError},
     grpc::{MESSAGE_MAX_BYTES, facts::Facts, service::Service},
     listen::{self, Address, Connection, Incoming, ListenError},
+    metrics::Metrics,
     notify,
     options::Options,
     plan::spec::DefaultImages,
@@ -12,6 +14,7 @@ use crate::{
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use scheduler::metrics::http::{self, HttpError};
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
@@ -24,6 +27,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinHandle,
 };
 use tokio_stream::StreamExt;
 use tonic::transport::{Server, server::Connected};
@@ -38,9 +42,6 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Why vmmd does not start, or stops.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// Not this way.
-    #[error("start: say --standalone; a host that belongs to a cluster comes later")]
-    Mode,
     /// No `vmm`.
     #[error("find the vmm program {path}: {source}; install it beside vmmd, or name it with --vmm")]
     Vmm {
@@ -56,6 +57,9 @@ pub enum DaemonError {
     /// The VMs.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The scheduler.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -65,6 +69,9 @@ pub enum DaemonError {
     /// The server.
     #[error("serve: {0}")]
     Serve(#[from] tonic::transport::Error),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] HttpError),
     /// Reflection.
     #[error("describe the service: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -75,9 +82,6 @@ pub enum DaemonError {
 /// # Errors
 /// It cannot start, or the server broke.
 pub async fn run(options: Options) -> Result<(), DaemonError> {
-    if !options.standalone {
-        return Err(DaemonError::Mode);
-    }
     let stop = stop_signals()?;
     raise_descriptor_limit();
     let settings = settings(&options)?;
@@ -100,8 +104,11 @@ async fn serve(
     incoming: Incoming,
     stop: watch::Receiver<bool>,
 ) -> Result<(), DaemonError> {
-    let host = Host::new(settings, state)?;
+    let cluster = Cluster::open(options, &state)?;
+    let host = Host::new(settings, state, cluster.tickets())?;
     let adopted = host.adopt().await?;
+    // Only now: the ledger follows what this host says that it has.
+    host.register().await;
     tracing::info!(adopted.running, adopted.ended, adopted.reaped, "state taken over");
     if let Err(error) = spawn::open_kvm() {
         // Not the end: what runs is looked after, and `vmctl doctor` can ask.
@@ -115,12 +122,14 @@ async fn serve(
         .build_v1()?;
     let service =
         VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let metrics = metrics(options, &host, &cluster).await?;
     let server = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(health_service)
         .add_service(reflection)
         .add_service(service)
+        .add_optional_service(cluster.service())
         .serve_with_incoming_shutdown(incoming.map(|client| client.map(Client)), stopped(stop.clone()));
     let mut server = std::pin::pin!(server);
     tracing::info!(listen = %options.listen, state = %host.state().path().display(), "ready");
@@ -141,7 +150,28 @@ async fn serve(
             }
         }
     }
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
+    cluster.stop().await;
     Ok(())
+}
+
+/// Serves metrics, if they are wanted: this host's, and those of the scheduler that is built in.
+async fn metrics(
+    options: &Options,
+    host: &Arc<Host>,
+    cluster: &Cluster,
+) -> Result<Option<JoinHandle<()>>, DaemonError> {
+    let Some(address) = options.metrics else { return Ok(None) };
+    let listener = http::listen(address).await?;
+    let (registry, engine) =
+        (Arc::new(Metrics::registry(host)), cluster.embedded().map(|e| e.engine().clone()));
+    let text = move || {
+        let (registry, engine) = (Arc::clone(&registry), engine.clone());
+        async move { Metrics::text(&registry, engine).await }
+    };
+    Ok(Some(tokio::spawn(http::serve(listener, text))))
 }
 
 fn running(host: &Host) -> usize {
@@ -165,7 +195,6 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         range: options.network,
         hostname: Facts::gather().hostname,
         warm: usize::from(options.warm),
-        clones_max: options.max_vms,
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`daemon`]: its life ([`options`] in, [`listen`], [`notify`] out): lock the state, take over what runs, serve, stop and leave the VMs running.
 //! - [`grpc`]: the operator's interface, `patina.v1.Vmmd`.
+//! - [`cluster`]: the scheduler, in this process or elsewhere; [`events`], [`metrics`]: what happens, for those who watch.
 //! - [`vms`]: the host's VMs: making, supervising, ending and adopting them.
 //! - [`plan`]: what is decided without I/O: names, addresses, states.
 //! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files.
@@ -12,9 +13,12 @@
 //!                            └──▶ store  vm.json: what a new vmmd adopts
 //! ```
 
+pub mod cluster;
 pub mod daemon;
+pub mod events;
 pub mod grpc;
 pub mod listen;
+pub mod metrics;
 pub mod net;
 pub mod notify;
 pub mod options;

@@ -37,6 +37,7 @@ pub fn vm(vm: &Vm) -> v1::Vm {
         kernel: record.kernel.display().to_string(),
         rootfs: record.rootfs.display().to_string(),
         created_unix_ms: record.created_unix_ms,
+        ticket: record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
         ready_after_us: status.ready_after_us.unwrap_or(0),
         ..v1::Vm::default()
     };
@@ -94,6 +95,7 @@ fn end_kind(kind: EndKind) -> v1::EndKind {
         EndKind::Panicked => v1::EndKind::Panicked,
         EndKind::TripleFaulted => v1::EndKind::TripleFaulted,
         EndKind::Killed => v1::EndKind::Killed,
+        EndKind::Joined => v1::EndKind::Joined,
         EndKind::VmmError => v1::EndKind::VmmError,
         EndKind::VmmDied => v1::EndKind::VmmDied,
     }

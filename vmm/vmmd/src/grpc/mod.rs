@@ -1,6 +1,6 @@
 //! The operator's interface: `patina.v1.Vmmd`.
 //!
-//! - [`service`]: the calls; [`exec`], [`console`], [`logs`] the streaming ones.
+//! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`] the streaming ones.
 //! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: what this host is.
 //!
 //! Nothing is decided here: every call checks its message, asks [`crate::vms`], and says the answer.
@@ -12,6 +12,7 @@ pub mod facts;
 pub mod logs;
 pub mod service;
 pub mod status;
+pub mod watch;
 
 use crate::vms::error::{Error, STREAMS_MAX};
 use std::{pin::Pin, sync::Arc};

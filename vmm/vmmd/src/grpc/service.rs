@@ -1,6 +1,6 @@
 //! The calls of `patina.v1.Vmmd`.
 
-use super::{Answers, Streams, console, convert, exec, facts::Facts, logs, status::invalid};
+use super::{Answers, Streams, console, convert, exec, facts::Facts, logs, status::invalid, watch};
 use crate::{
     plan::spec::Spec,
     vms::{Host, Until, clone, error::Error, tickets::Wanted, unix_ms},
@@ -30,6 +30,21 @@ impl Service {
     }
 }
 
+/// How many clones a request is for; that a ticket is for as many is seen when it is used.
+fn wanted(request: &v1::CloneVmRequest) -> Result<Wanted, Status> {
+    let count = if request.count == 0 { 1 } else { request.count };
+    if !clone::COUNT.contains(&count) {
+        let (least, most) = (clone::COUNT.start(), clone::COUNT.end());
+        return Err(invalid("count", &format!("{count} is not between {least} and {most}")));
+    }
+    if request.ticket.is_empty() {
+        return Ok(Wanted::Count(count));
+    }
+    let id = request.ticket.parse().map_err(|_| invalid("ticket", "it is written as a UUID"))?;
+    let count = (request.count != 0).then_some(count);
+    Ok(Wanted::Ticket { id, epoch: request.ticket_epoch, count })
+}
+
 #[tonic::async_trait]
 impl Vmmd for Service {
     async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
@@ -44,6 +59,8 @@ impl Vmmd for Service {
             network: self.host.settings.range.to_string(),
             started_unix_ms: self.started_unix_ms,
             warm: self.host.table.warm(),
+            scheduler: self.host.tickets.address().to_owned(),
+            id: self.host.tickets.host_id().to_owned(),
             ..v1::Host::default()
         };
         message.set_kvm(facts.kvm);
@@ -62,14 +79,10 @@ impl Vmmd for Service {
     ) -> Result<Response<v1::CloneVmResponse>, Status> {
         let arrived_ns = clone::monotonic_ns();
         let request = request.into_inner();
-        let count = if request.count == 0 { 1 } else { request.count };
-        if !clone::COUNT.contains(&count) {
-            let (least, most) = (clone::COUNT.start(), clone::COUNT.end());
-            return Err(invalid("count", &format!("{count} is not between {least} and {most}")));
-        }
+        let parent = self.host.table.find(&request.name)?;
         let call = clone::Call {
-            parent: self.host.table.find(&request.name)?,
-            wanted: Wanted::Count(count),
+            wanted: wanted(&request)?,
+            parent,
             prepare: (!request.no_prepare).then_some(Prepare { hold: !request.no_hold }),
             arrived_ns,
         };
@@ -149,6 +162,26 @@ impl Vmmd for Service {
     }
 
     type LogsStream = Answers<v1::LogsResponse>;
+
+    type WatchEventsStream = Answers<v1::Event>;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let permit = self.streams.permit()?;
+        Ok(Response::new(watch::events(&self.host, permit, request.into_inner())))
+    }
+
+    async fn list_usage(
+        &self,
+        _: Request<v1::ListUsageRequest>,
+    ) -> Result<Response<v1::ListUsageResponse>, Status> {
+        let host = Arc::clone(&self.host);
+        // The kernel counts pages for it.
+        let usage = tokio::task::spawn_blocking(move || watch::usage(&host)).await;
+        usage.map(Response::new).map_err(|_| Error::Stopping.into())
+    }
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         logs::run(&self.host, self.streams.permit()?, &request.into_inner()).map(Response::new)

@@ -2,7 +2,7 @@
 //! to know more, details about fields or preconditions, and the message for people.
 
 use crate::{
-    plan::{ledger::LedgerError, spec::Violation},
+    plan::spec::Violation,
     vms::error::{Error, Unprepared},
 };
 use std::{collections::HashMap, io};
@@ -14,6 +14,10 @@ pub const DOMAIN: &str = "patina";
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
+        // The scheduler's words have all details that there are.
+        if let Error::Scheduler(status) = error {
+            return *status;
+        }
         let message = error.to_string();
         let (code, reason) = classify(&error);
         let mut details = ErrorDetails::new();
@@ -62,8 +66,8 @@ impl From<Error> for Status {
             Error::NotPrepared { name, source } if code == Code::FailedPrecondition => {
                 details.add_precondition_failure_violation("GUEST_PREPARED", name, &source.message);
             }
-            Error::Ledger(_) if code == Code::ResourceExhausted => {
-                details.add_quota_failure_violation("clones", &message);
+            Error::TicketCount { .. } => {
+                details.add_bad_request_violation("count", &message);
             }
             Error::CloneRootfs { name, source } => {
                 details.add_precondition_failure_violation("ROOTFS", name, source.to_string());
@@ -117,11 +121,11 @@ fn classify(error: &Error) -> (Code, &'static str) {
             Unprepared::Unable => (Code::FailedPrecondition, "GUEST_NOT_PREPARED"),
         },
         Error::CloneUnderWay(_) => (Code::Aborted, "CLONE_UNDER_WAY"),
-        Error::Ledger(LedgerError::Full { .. } | LedgerError::TooMany) => {
-            (Code::ResourceExhausted, "NO_ROOM_FOR_CLONES")
-        }
-        Error::Ledger(_) => (Code::FailedPrecondition, "BAD_TICKET"),
-        Error::TicketTimeout { .. } => (Code::DeadlineExceeded, "NO_TICKET_IN_TIME"),
+        // Handed on as it is: see above.
+        Error::Scheduler(status) => (status.code(), "SCHEDULER"),
+        Error::NoScheduler { .. } => (Code::Unavailable, "NO_SCHEDULER"),
+        Error::Registering => (Code::Aborted, "REGISTERING"),
+        Error::TicketCount { .. } => (Code::InvalidArgument, "TICKET_COUNT"),
         Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),
         Error::Touched(_) => (Code::Internal, "NO_MEMORY"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),

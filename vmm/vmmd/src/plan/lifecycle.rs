@@ -69,6 +69,11 @@ pub enum Event {
         /// By whom and why.
         reason: String,
     },
+    /// The guest has left its result and wants to end.
+    Joined {
+        /// What it left, in words.
+        reason: String,
+    },
     /// The process is gone.
     Gone {
         /// What the vmm left in its end file.
@@ -91,6 +96,7 @@ pub struct Lifecycle {
     pub ready_after_us: Option<u64>,
     said_end: Option<End>,
     kill_reason: Option<String>,
+    joined: Option<String>,
 }
 
 impl Lifecycle {
@@ -98,7 +104,7 @@ impl Lifecycle {
     #[must_use]
     pub fn running(ready_after_us: Option<u64>) -> Self {
         let phase = if ready_after_us.is_some() { Phase::Ready } else { Phase::Booting };
-        Self { phase, ready_after_us, said_end: None, kill_reason: None }
+        Self { phase, ready_after_us, said_end: None, kill_reason: None, joined: None }
     }
 
     /// Takes an event; true when the phase changed.
@@ -122,6 +128,10 @@ impl Lifecycle {
                 self.kill_reason.get_or_insert(reason);
                 false
             }
+            Event::Joined { reason } => {
+                self.joined.get_or_insert(reason);
+                false
+            }
             Event::Gone { left, exit, log_tail, unix_ms } => {
                 let end = self.end_of(left, exit, &log_tail);
                 self.phase = Phase::Ended(Ended { end, unix_ms });
@@ -130,8 +140,12 @@ impl Lifecycle {
         }
     }
 
-    /// The end's account: the vmm's own word first, then the operator's, then what can be seen from outside.
+    /// The end's account: what the guest said first, then the vmm's own word, then the operator's, then what can be seen from outside.
     fn end_of(&mut self, left: Option<End>, exit: Exit, log_tail: &str) -> End {
+        // However the process went after that: the VM had done what it was for.
+        if let Some(reason) = self.joined.take() {
+            return End { kind: EndKind::Joined, reason };
+        }
         // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its own.
         let own_word = left.or_else(|| self.said_end.take()).map(|end| match end.kind {
             EndKind::VmmDied => End { kind: EndKind::VmmError, ..end },

@@ -5,11 +5,10 @@
 //! - [`spec`]: a checked request for a VM.
 //! - [`lifecycle`]: booting, ready, ended.
 //! - [`adopt`]: what to do with what an earlier `vmmd` left.
-//! - [`places`]: the vmids of a family; [`ledger`]: tickets, and how many clones the host has room for.
+//! - [`places`]: the vmids of a family.
 
 pub mod address;
 pub mod adopt;
-pub mod ledger;
 pub mod lifecycle;
 pub mod names;
 pub mod places;

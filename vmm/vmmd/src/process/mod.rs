@@ -3,7 +3,7 @@
 //! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec.
 //! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
 //! - [`link`]: its control socket, [`rights`] lines with descriptors on it; [`generation`]: what a freeze gives.
-//! - [`stray`]: processes whose record is lost; [`urgency`]: who runs first.
+//! - [`stray`]: processes whose record is lost; [`urgency`]: who runs first; [`usage`]: what it takes.
 
 pub mod generation;
 pub mod link;
@@ -12,6 +12,7 @@ pub mod spawn;
 pub mod stray;
 pub mod sys;
 pub mod urgency;
+pub mod usage;
 
 use crate::plan::lifecycle::Exit;
 use rustix::{

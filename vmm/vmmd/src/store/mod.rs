@@ -172,6 +172,27 @@ impl StateDir {
         &self.path
     }
 
+    /// The number of this host, the same as long as the folder is; made now if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    pub fn host_id(&self) -> Result<Uuid, StoreError> {
+        let path = self.path.join("host-id");
+        match fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().map_err(|_| {
+                let source =
+                    io::Error::new(io::ErrorKind::InvalidData, "it is no UUID; delete it for a new one");
+                StoreError::Read { path, source }
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let id = Uuid::new_v4();
+                let write = write_whole(&path, format!("{id}\n").as_bytes(), Lasting::Host);
+                write.map(|()| id).map_err(|source| StoreError::Write { path, source })
+            }
+            Err(source) => Err(StoreError::Read { path, source }),
+        }
+    }
+
     /// The folder of one VM, made now.
     ///
     /// # Errors

@@ -106,7 +106,7 @@ impl Host {
         self.load_touched(&record).await;
         let published = publish_again(&record).await;
         let life = Lifecycle::running(record.ready_after_us);
-        let share = record.origin.as_ref().map(|_| self.tickets.find(&record));
+        let share = self.tickets.find(&record);
         supervise(self, Supervised { dir, record, process, life, published, control: None, share })
     }
 

@@ -1,7 +1,7 @@
 //! Cloning a VM: it is frozen into a generation and goes on; each clone is a VM of the family that starts there.
 //!
 //! ```text
-//!  ready? room? ▶ vmids, names, warm VMs ▶ freeze, and the vmids are written down ▶ for each clone: start ▶ record
+//!  ready? ▶ vmids, names, warm VMs ▶ room? ▶ freeze, and the vmids are written down ▶ for each clone: start ▶ record
 //! ```
 //!
 //! A warm VM that gets the generation runs before anything is written about it, and is a VM when its folder, with its record
@@ -12,15 +12,16 @@
 use super::{
     Host, Vm, blocking,
     error::Error,
-    family::Seat,
+    family::{Seat, Unmade},
     images,
     pool::OnTheWay,
     supervise::{Supervised, supervise},
-    tickets::{Share, Shares, Wanted},
+    tickets::{Admitted, Share, Wanted},
     unix_ms,
     warm::Warm,
 };
 use crate::{
+    metrics::Stage,
     plan::lifecycle::{Lifecycle, Phase},
     process::{
         generation::{Generation, Touched},
@@ -36,6 +37,9 @@ use rustix::time::{ClockId, clock_gettime};
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use uuid::Uuid;
 use vmm::api::control::{Frozen, Prepare};
+
+/// What the vmm counts RAM in.
+const PAGE_BYTES: u64 = 4096;
 
 /// How many clones one call makes.
 pub const COUNT: RangeInclusive<u32> = 1..=256;
@@ -116,17 +120,30 @@ impl Host {
         // What can be refused is refused before the VM is disturbed.
         parent.check_clonable()?;
         let record = &parent.record;
-        let shares = self.tickets.admit(record.family, wanted)?;
+        let count = match wanted {
+            Wanted::Count(count) => count,
+            Wanted::Ticket { id, count, .. } => {
+                let vms = self.tickets.size(id, record.family).await?;
+                match count {
+                    Some(count) if count != vms => {
+                        return Err(Error::TicketCount { ticket: id, count, vms });
+                    }
+                    _ => vms,
+                }
+            }
+        };
         let turn = parent.cloning.lock().await;
-        let count = u32::try_from(shares.shares.len()).unwrap_or(u32::MAX);
-        let (seats, on_the_way) = match self.seat(record, count) {
-            Ok(seats) => (seats, self.on_the_way(count)),
+        let (seats, on_the_way) = (self.seat(record, count)?, self.on_the_way(count));
+        let admitted = match self.admit(record, wanted, &seats).await {
+            Ok(admitted) => admitted,
             Err(error) => {
-                shares.give_back();
+                self.refuse(record, seats).await;
                 return Err(error);
             }
         };
+        let seats = self.furnish(record, seats);
         let asked_ns = monotonic_ns();
+        self.metrics.stage(Stage::Admit, Duration::from_nanos(asked_ns.saturating_sub(arrived_ns)));
         let (frozen, written) = tokio::join!(parent.freeze(prepare), self.write_vmids(record));
         let freeze = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
         drop(turn);
@@ -135,11 +152,12 @@ impl Host {
             Ok(frozen) => frozen,
             Err(error) => {
                 self.unseat(record, seats).await;
-                shares.give_back();
+                admitted.give_back().await;
                 return Err(error);
             }
         };
-        let Shares { shares, ticket } = shares;
+        let shares: Vec<Share> = admitted.shares().collect();
+        let ticket = Some(admitted.ticket);
         let touched = self.table.touched(record.net.index, record.family);
         let touched = touched.unwrap_or_else(|| Arc::clone(&self.no_list));
         let source = Source { parent: Arc::clone(&parent), generation, touched, ticket, arrived_ns };
@@ -147,7 +165,38 @@ impl Host {
         let mut outcomes = join_all(seats.into_iter().zip(shares).zip(on_the_way).map(start)).await;
         outcomes.sort_by_key(|outcome| outcome.vmid);
         log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
+        self.count(freeze, frozen, &outcomes);
+        self.tell_cloned(&source, frozen, &outcomes);
         Ok(Clones { freeze, frozen, outcomes })
+    }
+
+    async fn admit(&self, parent: &Record, wanted: Wanted, seats: &[Unmade]) -> Result<Admitted, Error> {
+        let vmids: Vec<u32> = seats.iter().map(|seat| seat.vmid).collect();
+        self.tickets.admit(parent, wanted, &vmids).await
+    }
+
+    fn count(&self, freeze: Duration, frozen: Frozen, outcomes: &[Outcome]) {
+        self.metrics.stage(Stage::Freeze, freeze);
+        self.metrics
+            .pause(Duration::from_micros(frozen.pause_us), frozen.copied_pages.saturating_mul(PAGE_BYTES));
+        let made = outcomes.iter().filter_map(|outcome| outcome.made.as_ref().ok());
+        made.clone().for_each(|(_, times)| self.metrics.stage(Stage::Executing, times.executing));
+        let made = made.count();
+        self.metrics.clones(made as u64, (outcomes.len() - made) as u64);
+    }
+
+    fn tell_cloned(&self, source: &Source, frozen: Frozen, outcomes: &[Outcome]) {
+        let vmids = |made: bool| -> Vec<u32> {
+            outcomes.iter().filter(|o| o.made.is_ok() == made).map(|o| o.vmid).collect()
+        };
+        let (made, failed) = (vmids(true), vmids(false));
+        let of = Record { ticket: source.ticket, ..source.parent.record.clone() };
+        let text = format!("vmids {made:?}, paused for {} us", frozen.pause_us);
+        self.tell(
+            &of,
+            "cloned",
+            if failed.is_empty() { text } else { format!("{text}; failed: {failed:?}") },
+        );
     }
 
     fn on_the_way(&self, count: u32) -> Vec<OnTheWay> {

@@ -82,6 +82,7 @@ impl Host {
         let (control, share) = (None, None);
         let vm = supervise(&self, Supervised { dir, record, process, life, published, control, share });
         reservation.fill(Arc::clone(&vm));
+        self.tell(&vm.record, "created", format!("{} MiB, {} vCPUs", vm.record.memory_mib, vm.record.vcpus));
         Ok(vm)
     }
 

@@ -3,12 +3,14 @@
 use super::images::ImageError;
 use crate::{
     net::{NetError, ports::PortError},
-    plan::{ledger::LedgerError, spec::Violation},
+    plan::spec::Violation,
     process::{generation::GenerationError, link::LinkError, spawn::SpawnError},
     store::StoreError,
 };
 use patina_abi::link::CallError;
 use std::io;
+use tonic::Status;
+use uuid::Uuid;
 
 /// Most VMs that are kept at once, ended ones included.
 pub const VMS_MAX: usize = 1024;
@@ -102,18 +104,32 @@ pub enum Error {
     /// Another call of the same guest for clones has not been answered.
     #[error("clone VM {0:?}: a clone of it is under way; wait for its end")]
     CloneUnderWay(String),
-    /// A ticket cannot be had or used, or there is no room for more clones.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// A ticket was not to be had in time.
-    #[error(
-        "request a ticket: {vms} VMs were not to be had in {timeout_ms} ms; ask for fewer, or wait longer"
-    )]
-    TicketTimeout {
-        /// As many as were needed.
-        vms: u32,
+    /// The scheduler says no.
+    #[error("{}", .0.message())]
+    Scheduler(Box<Status>),
+    /// The scheduler says nothing.
+    #[error("{call}: the scheduler{} does not answer; try again when it is back: {}", at(.address), .source.message())]
+    NoScheduler {
+        /// What was wanted of it.
+        call: &'static str,
+        /// Where it is; empty: in this process.
+        address: String,
+        /// In the connection's words.
+        #[source]
+        source: Box<Status>,
+    },
+    /// The scheduler took what was being made for ended.
+    #[error("make clones: the scheduler registered this host anew meanwhile; try again")]
+    Registering,
+    /// A ticket is for another number of clones.
+    #[error("make {count} clones with ticket {ticket}: it is for {vms}; leave the number out")]
+    TicketCount {
+        /// The ticket.
+        ticket: Uuid,
         /// As asked for.
-        timeout_ms: u64,
+        count: u32,
+        /// What it is for.
+        vms: u32,
     },
     /// There is no memory for a list of touched pages.
     #[error(transparent)]
@@ -196,6 +212,10 @@ pub enum Error {
 
 fn list(violations: &[Violation]) -> String {
     violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join("; ")
+}
+
+fn at(address: &str) -> String {
+    if address.is_empty() { String::new() } else { format!(" at {address}") }
 }
 
 fn last(words: &str) -> String {

@@ -201,6 +201,14 @@ impl Table {
         Ok(())
     }
 
+    /// A clone of this vmid was not made, and nothing for it: the next one may have the vmid.
+    pub fn unbind(&self, index: u16, uuid: Uuid, vmid: u32) {
+        if let Some(family) = self.lock().family(index, uuid) {
+            family.pool.release(vmid);
+            family.wake();
+        }
+    }
+
     /// How many warm VMs wait, of all families.
     #[must_use]
     pub fn warm(&self) -> u32 {

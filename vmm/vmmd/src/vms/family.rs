@@ -21,6 +21,9 @@ use uuid::Uuid;
 /// How long a warm VM that nobody will use may take to be gone.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A clone's vmid and name, and the warm VM that it becomes, if there is one already.
+pub(super) use super::table::families::Seat as Unmade;
+
 /// A clone's vmid and name, and the warm VM that it becomes.
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -30,31 +33,50 @@ pub(super) struct Seat {
 }
 
 impl Host {
-    /// Seats `count` clones of a VM: what is warm is taken, what is missing is being made from now on. Each of them lives,
-    /// until [`Self::leave_family`].
+    /// Seats `count` clones of a VM: vmids and names, and what is warm. Each of them lives, until [`Self::leave_family`].
     ///
     /// # Errors
     /// The family has ended or has not so many vmids left; the host keeps too many VMs.
-    pub(super) fn seat(self: &Arc<Self>, parent: &Record, count: u32) -> Result<Vec<Seat>, Error> {
+    pub(super) fn seat(&self, parent: &Record, count: u32) -> Result<Vec<Unmade>, Error> {
         let Seats { seats, passed } = self.table.seat(parent, count)?;
         for place in passed {
             tokio::spawn(place.discard());
         }
-        let seat = |seat: super::table::families::Seat| {
-            let super::table::families::Seat { vmid, reservation, place } = seat;
+        Ok(seats)
+    }
+
+    /// The clones of these seats may be made: what is not warm is being made from now on.
+    pub(super) fn furnish(self: &Arc<Self>, parent: &Record, seats: Vec<Unmade>) -> Vec<Seat> {
+        let furnish = |Unmade { vmid, reservation, place }| {
             let name = || reservation.name().to_owned();
             let place = place.unwrap_or_else(|| self.make_warm(parent, vmid, name(), For::Clone).0);
             Seat { vmid, reservation, place }
         };
-        Ok(seats.into_iter().map(seat).collect())
+        seats.into_iter().map(furnish).collect()
+    }
+
+    /// The clones of these seats may not be made.
+    pub(super) async fn refuse(&self, parent: &Record, seats: Vec<Unmade>) {
+        for Unmade { vmid, reservation, place } in seats {
+            match place {
+                Some(place) => self.return_place(parent, vmid, place).await,
+                None => self.table.unbind(parent.net.index, parent.family, vmid),
+            }
+            drop(reservation);
+            self.leave_family(parent.net, parent.family).await;
+        }
+    }
+
+    async fn return_place(&self, parent: &Record, vmid: u32, place: Place) {
+        if let Err(place) = self.table.keep_place(parent.net.index, parent.family, vmid, place) {
+            place.discard().await;
+        }
     }
 
     /// Clones that were seated are not made: what is warm is for the next ones.
     pub(super) async fn unseat(&self, parent: &Record, seats: Vec<Seat>) {
         for Seat { vmid, reservation, place } in seats {
-            if let Err(place) = self.table.keep_place(parent.net.index, parent.family, vmid, place) {
-                place.discard().await;
-            }
+            self.return_place(parent, vmid, place).await;
             drop(reservation);
             self.leave_family(parent.net, parent.family).await;
         }

@@ -5,7 +5,7 @@
 //! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
 //! - [`adopt`]: takes over what an earlier `vmmd` left.
 //! - [`table`]: names and families in use; [`family`]: numbers, vmids and bridges of families;
-//!   [`images`]: the files a VM is made of; [`guest`]: calls of guests; [`tickets`]: who may have how many clones.
+//!   [`images`]: the files a VM is made of; [`guest`]: calls of guests; [`tickets`]: the way to the scheduler.
 
 pub mod adopt;
 pub mod clone;
@@ -22,6 +22,10 @@ pub mod touched;
 pub mod warm;
 
 use crate::{
+    events::{Events, Of},
+    metrics::Metrics,
+};
+use crate::{
     net::{Net, Owner},
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
     process::{
@@ -31,13 +35,14 @@ use crate::{
     store::{StateDir, VmDir, record::Record},
 };
 use error::Error;
+use guest::together::Pieces;
 use std::{
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use table::Table;
-use tickets::Tickets;
+use tickets::{ClonesOf, Tickets};
 use tokio::{
     io::BufReader,
     net::UnixStream,
@@ -51,6 +56,9 @@ use vmm::api::control::Open;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long after a kill the process may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long vmmd waits at its start for the scheduler.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How many vmm processes are made at the same time. Each takes a thread meanwhile.
 const MAKING_AT_ONCE: usize = 16;
@@ -70,8 +78,6 @@ pub struct Settings {
     pub hostname: String,
     /// How many warm VMs each family has.
     pub warm: usize,
-    /// Most clones at once, of all families.
-    pub clones_max: u32,
 }
 
 /// The host's VMs.
@@ -81,8 +87,12 @@ pub struct Host {
     pub settings: Settings,
     /// Names and families.
     pub table: Table,
-    /// Shares of clones, and guests' tickets.
+    /// The way to the scheduler: who may have how many clones.
     pub tickets: Tickets,
+    /// What happens, for those who watch.
+    pub events: Events,
+    /// The same in numbers.
+    pub metrics: Metrics,
     state: StateDir,
     net: Net,
     // Held while vmids are written down.
@@ -113,13 +123,24 @@ pub struct Vm {
     /// Its files.
     pub dir: VmDir,
     status: watch::Receiver<Status>,
-    kill: mpsc::Sender<String>,
+    kill: mpsc::Sender<ToEnd>,
     // Those who clone the VM take turns.
     cloning: Mutex<()>,
     // The guest itself has one call for clones at a time.
     asked: Semaphore,
     // A connection on which nothing has been said, for the next freeze.
     spare: Mutex<Option<UnixStream>>,
+    // What its guest leaves or reads of a join.
+    pieces: std::sync::Mutex<Pieces>,
+}
+
+/// Why a VM is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ToEnd {
+    /// By whom and why.
+    Killed(String),
+    /// Its guest has left its result.
+    Joined(String),
 }
 
 /// What is waited for.
@@ -136,10 +157,12 @@ impl Host {
     ///
     /// # Errors
     /// Netlink cannot be opened, or there is no memory.
-    pub fn new(settings: Settings, state: StateDir) -> Result<Arc<Self>, Error> {
+    pub fn new(settings: Settings, state: StateDir, tickets: Tickets) -> Result<Arc<Self>, Error> {
         Ok(Arc::new(Self {
             table: Table::default(),
-            tickets: Tickets::new(settings.clones_max),
+            tickets,
+            events: Events::default(),
+            metrics: Metrics::default(),
             net: Net::open(Owner::of(state.path()))?,
             numbering: Mutex::new(()),
             making: Semaphore::new(0),
@@ -149,6 +172,18 @@ impl Host {
             settings,
             state,
         }))
+    }
+
+    /// Registers this host with its scheduler, now that all that runs is known; waits a while for that.
+    pub async fn register(self: &Arc<Self>) {
+        self.tickets.register(ClonesOf::new(self));
+        if !self.tickets.registered(REGISTER_PATIENCE).await {
+            // What runs is looked after; tickets and clones come with the scheduler.
+            tracing::error!(
+                scheduler = self.tickets.address(),
+                "the scheduler does not answer: no clones until it does"
+            );
+        }
     }
 
     /// The state folder.
@@ -163,10 +198,7 @@ impl Host {
     /// There is none, or it cannot be ended.
     pub async fn kill(&self, name: &str, reason: &str) -> Result<Arc<Vm>, Error> {
         let vm = self.table.find(name)?;
-        // A full channel holds a kill already, a closed one is of a VM that ends now.
-        if vm.kill.try_send(reason.to_owned()).is_err() {
-            tracing::debug!(vm = name, "it is being ended already");
-        }
+        vm.ask_to_end(reason);
         match timeout(KILL_PATIENCE, vm.wait(Until::Ended)).await {
             Ok(ended) => ended.map(|()| vm),
             Err(_) => Err(Error::Unkillable(name.to_owned())),
@@ -182,16 +214,41 @@ impl Host {
             self.kill(name, "removed by an operator").await?;
         }
         let (vm, reservation) = self.table.take_ended(name)?;
+        let vm_record = vm.record.clone();
         if let Err(error) = vm.dir.delete() {
             reservation.fill(vm);
             return Err(error.into());
         }
         tracing::info!(vm = name, "removed");
+        self.tell(&vm_record, "removed", "");
         Ok(())
+    }
+
+    /// Something has happened to a VM.
+    fn tell(&self, of: &Record, kind: &str, text: impl Into<String>) {
+        let of = Of { family: of.family, vm: Some((&of.name, of.vmid)), ticket: of.ticket };
+        self.events.tell(of, kind, text, unix_ms());
     }
 }
 
 impl Vm {
+    /// Has it ended, soon.
+    fn ask_to_end(&self, reason: &str) {
+        self.end(ToEnd::Killed(reason.to_owned()));
+    }
+
+    /// Its guest has left its result: it ends.
+    fn say_joined(&self, reason: String) {
+        self.end(ToEnd::Joined(reason));
+    }
+
+    fn end(&self, why: ToEnd) {
+        // A full channel holds a reason already, a closed one is of a VM that ends now.
+        if self.kill.try_send(why).is_err() {
+            tracing::debug!(vm = self.record.name, "it is being ended already");
+        }
+    }
+
     /// Where it stands now.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -137,7 +137,7 @@ impl Host {
 
     /// How many are to be ready for a family: as many as always, or as it has tickets for.
     fn pool_target(&self, family: uuid::Uuid) -> usize {
-        let reserved = usize::try_from(self.reserved(family)).unwrap_or(usize::MAX);
+        let reserved = usize::try_from(self.tickets.reserved(family)).unwrap_or(usize::MAX);
         self.settings.warm.max(reserved)
     }
 

@@ -1,7 +1,8 @@
 //! One task per running VM: hears its vmm, ends it when asked, and cleans up once when it is gone.
 
-use super::{Host, Status, Vm, clone::monotonic_ns, guest, tickets::Share, unix_ms};
+use super::{Host, Status, ToEnd, Vm, clone::monotonic_ns, guest, tickets::Share, unix_ms};
 use crate::{
+    metrics::Stage,
     net::ports::Published,
     plan::lifecycle::{Ended, Event, Lifecycle, Phase},
     process::{Process, link},
@@ -87,7 +88,7 @@ impl Vm {
         Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0)
     }
 
-    fn new(record: Record, dir: VmDir, status: watch::Receiver<Status>, kill: mpsc::Sender<String>) -> Self {
+    fn new(record: Record, dir: VmDir, status: watch::Receiver<Status>, kill: mpsc::Sender<ToEnd>) -> Self {
         Self {
             record,
             dir,
@@ -96,6 +97,7 @@ impl Vm {
             cloning: Mutex::new(()),
             asked: Semaphore::new(1),
             spare: Mutex::new(None),
+            pieces: std::sync::Mutex::default(),
         }
     }
 }
@@ -112,7 +114,7 @@ struct Supervisor {
     // The guest's calls that are being answered, and those of them that it may still cancel.
     calls: JoinSet<u64>,
     cancels: HashMap<u64, AbortHandle>,
-    kills: mpsc::Receiver<String>,
+    kills: mpsc::Receiver<ToEnd>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<FromVmm>,
     link: AbortHandle,
@@ -135,7 +137,7 @@ impl Supervisor {
                     break;
                 }
                 Some(said) = self.said.recv() => self.hear(said).await,
-                Some(reason) = self.kills.recv() => self.ask_to_end(reason),
+                Some(why) = self.kills.recv() => self.ask_to_end(why),
                 Some(answered) = self.calls.join_next() => if let Ok(id) = answered {
                     self.cancels.remove(&id);
                 },
@@ -166,6 +168,7 @@ impl Supervisor {
                     tracing::info!(state = self.vm.life.phase.word(), after_us = self.vm.life.ready_after_us);
                     self.vm.record.ready_after_us = self.vm.life.ready_after_us;
                     self.publish();
+                    self.tell_ready();
                     self.on_phase();
                     self.save(Lasting::Process).await;
                 }
@@ -177,6 +180,15 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    fn tell_ready(&self) {
+        let Some(after_us) = self.vm.life.ready_after_us else { return };
+        if self.vm.record.vmid > 0 {
+            self.host.metrics.stage(Stage::Ready, Duration::from_micros(after_us));
+        }
+        let after = format!("after {}.{} ms", after_us / 1000, after_us % 1000 / 100);
+        self.host.tell(&self.vm.record, "ready", after);
     }
 
     fn on_phase(&self) {
@@ -202,6 +214,7 @@ impl Supervisor {
         let arrived_ns = monotonic_ns();
         let answer = async move {
             let answer = guest::answer(&host, &vm, &verb, args, arrived_ns).await;
+            host.metrics.guest_call(matches!(answer, Answer::Ok(_)));
             if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
                 tracing::warn!(%error, "answer a guest's call");
             }
@@ -211,9 +224,13 @@ impl Supervisor {
         self.cancels.insert(id, call);
     }
 
-    fn ask_to_end(&mut self, reason: String) {
+    fn ask_to_end(&mut self, why: ToEnd) {
+        let (reason, event) = match why {
+            ToEnd::Killed(reason) => (reason.clone(), Event::KillAsked { reason }),
+            ToEnd::Joined(reason) => (reason.clone(), Event::Joined { reason }),
+        };
         tracing::info!(reason, "to be ended");
-        self.vm.life.on(Event::KillAsked { reason: reason.clone() });
+        self.vm.life.on(event);
         self.is_unstarted = false;
         match self.orders.try_send(ToVmm::Kill { reason }) {
             Ok(()) if self.deadline.is_none() => self.deadline = Some(Instant::now() + KILL_GRACE),
@@ -237,12 +254,16 @@ impl Supervisor {
         let (left, log_tail) = (self.vm.dir.load_end(), self.vm.dir.log_tail());
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
         self.vm.published = None;
+        if let (Some(share), Phase::Ended(ended)) = (&mut self.vm.share, &self.vm.life.phase) {
+            share.ended(ended);
+        }
         self.vm.share = None;
         *self.handle.spare.lock().await = None;
         self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
         remove_socket(&self.vm.dir);
         if let Phase::Ended(ended) = &self.vm.life.phase {
             tracing::info!(kind = ?ended.end.kind, reason = ended.end.reason, "ended");
+            self.host.tell(&self.vm.record, "ended", ended.end.reason.clone());
             self.vm.record.ended = Some(ended.clone());
         }
         self.vm.record.ready_after_us = self.vm.life.ready_after_us;

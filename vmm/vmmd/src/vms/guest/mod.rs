@@ -1,4 +1,4 @@
-//! Calls of guests that the host answers. The VM is known by its connection; nothing it says names another.
+//! Calls of guests that the host answers. The VM is known by its connection; nothing it says names another family's.
 //!
 //! | verb | arguments | returns |
 //! | --- | --- | --- |
@@ -7,20 +7,26 @@
 //! | `rt` | [`TicketArgs`] | [`patina_abi::link::TicketView`] |
 //! | `ticket` | `{"uuid": …}` | [`patina_abi::link::TicketView`] |
 //! | `lt` | | a list of [`patina_abi::link::TicketView`] |
+//! | `sync`, `leave-data`, `leave`, `join`, `join-data`, `kill` | as [`patina_abi::link`] says | see [`together`] |
+
+pub mod together;
 
 use super::{
     Host, Vm,
     clone::{COUNT, Call, Clones},
     error::{Error, Unprepared},
-    tickets::Wanted,
+    tickets::{Wanted, view},
 };
-use crate::{plan::ledger::LedgerError, store::record::Record};
+use crate::store::record::Record;
 use patina_abi::{
     LINE_MAX_BYTES,
-    link::{Answer, CallError, CloneArgs, Cloned, Member, TicketArgs},
+    link::{Answer, CallError, CloneArgs, Cloned, Member},
 };
+use patina_proto::v1::GetTicketRequest;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 /// Room for what surrounds an answer on its line, bytes.
@@ -53,14 +59,17 @@ pub(super) async fn answer(
             Err(error) => Err(error),
         },
         "rt" => match parse(args) {
-            Ok(args) => request_ticket(host, vm, args).await,
+            Ok(args) => host.request_ticket(vm, args).await.map_err(refusal).and_then(|view| write(&view)),
             Err(error) => Err(error),
         },
-        "ticket" => parse(args).and_then(|TicketName { uuid }| {
-            let view = host.ticket(ticket(&uuid)?, vm.record.family).map_err(refusal)?;
-            write(&view)
-        }),
-        "lt" => write(&host.list_tickets(vm.record.family)),
+        "ticket" => one_ticket(host, vm, args).await,
+        "lt" => host.list_tickets(vm.record.family).await.map_err(refusal).and_then(|views| write(&views)),
+        "sync" => together::sync(host, vm, args).await,
+        "leave-data" => together::leave_data(vm, args),
+        "leave" => together::leave(host, vm, args).await,
+        "join" => together::join(host, vm, args).await,
+        "join-data" => together::join_data(host, vm, args).await,
+        "kill" => together::kill(host, vm, args).await,
         other => Err(refuse(libc::EINVAL, format!("unknown verb {:?}", first_chars(other, ECHO_CHARS)))),
     };
     answered.map_or_else(Answer::Error, Answer::Ok)
@@ -109,7 +118,7 @@ fn wanted(args: &CloneArgs) -> Result<Wanted, CallError> {
             let (least, most) = (COUNT.start(), COUNT.end());
             Err(refuse(libc::EINVAL, format!("make {count} clones: not between {least} and {most}")))
         }
-        (None, Some(text)) => Ok(Wanted::Ticket(ticket(text)?)),
+        (None, Some(text)) => Ok(Wanted::Ticket { id: ticket(text)?, epoch: 0, count: None }),
         (None, None) | (Some(_), Some(_)) => {
             Err(refuse(libc::EINVAL, "say either how many clones, or a ticket".into()))
         }
@@ -156,28 +165,46 @@ fn cloned(clones: Clones) -> Result<Cloned, CallError> {
     }
 }
 
-async fn request_ticket(host: &Host, vm: &Vm, args: TicketArgs) -> Answered {
-    write(&host.request_ticket(vm, &args).await.map_err(refusal)?)
+async fn one_ticket(host: &Host, vm: &Vm, args: serde_json::Value) -> Answered {
+    let TicketName { uuid } = parse(args)?;
+    let (id, family) = (ticket(&uuid)?.to_string(), vm.record.family.to_string());
+    let found = host.tickets.client().get_ticket(GetTicketRequest { id, family }).await;
+    let found = found.map_err(|status| refusal(host.tickets.failed("look at a ticket", status)))?;
+    write(&view(&found.into_inner()))
 }
 
 /// An error as a guest sees it: an errno for programs, the message for people.
 fn refusal(error: Error) -> CallError {
     let code = match &error {
-        Error::Ledger(LedgerError::Unknown(_)) => libc::ENOENT,
-        Error::Ledger(LedgerError::Foreign(_)) => libc::EPERM,
-        Error::Ledger(LedgerError::Ask(_)) => libc::EINVAL,
-        Error::Ledger(_) | Error::TicketTimeout { .. } | Error::CloneUnderWay(_) => libc::EBUSY,
+        Error::Scheduler(status) => errno(status),
+        Error::CloneUnderWay(_) => libc::EBUSY,
         Error::NotPrepared { source, .. } => match Unprepared::of(source) {
             Unprepared::Busy => libc::EBUSY,
             Unprepared::Silent => libc::ENOTCONN,
             Unprepared::Hook => libc::ECANCELED,
             Unprepared::Unable => libc::EIO,
         },
-        Error::NotReady { .. } | Error::Stopping => libc::EAGAIN,
+        Error::NotReady { .. } | Error::Stopping | Error::NoScheduler { .. } => libc::EAGAIN,
         Error::TooMany | Error::NoVmid { .. } => libc::ENOSPC,
         _ => libc::EIO,
     };
     refuse(code, error.to_string())
+}
+
+/// The scheduler's reasons as errnos.
+fn errno(status: &Status) -> i32 {
+    let info = status.get_details_error_info();
+    match (info.as_ref().map(|info| info.reason.as_str()), status.code()) {
+        (Some("UNKNOWN_TICKET"), _) => libc::ENOENT,
+        (Some("FOREIGN_TICKET"), _) => libc::EPERM,
+        (Some("UNKNOWN_VM"), _) => libc::ESRCH,
+        (Some("TOO_MUCH_DATA"), _) => libc::EFBIG,
+        (Some("NOT_USED"), _) | (_, Code::InvalidArgument) => libc::EINVAL,
+        (_, Code::DeadlineExceeded) => libc::ETIME,
+        (_, Code::ResourceExhausted | Code::FailedPrecondition | Code::Aborted) => libc::EBUSY,
+        (_, Code::Unavailable) => libc::EAGAIN,
+        _ => libc::EIO,
+    }
 }
 
 fn refuse(code: i32, message: String) -> CallError {
@@ -212,7 +239,8 @@ mod tests {
         let wanted = |args: serde_json::Value| wanted(&parse(args)?);
         assert_eq!(wanted(serde_json::json!({"count": 3})), Ok(Wanted::Count(3)));
         let uuid = Uuid::from_u128(9);
-        assert_eq!(wanted(serde_json::json!({"ticket": uuid.to_string()})), Ok(Wanted::Ticket(uuid)));
+        let ticket = Ok(Wanted::Ticket { id: uuid, epoch: 0, count: None });
+        assert_eq!(wanted(serde_json::json!({"ticket": uuid.to_string()})), ticket);
         for wrong in [
             serde_json::json!({}),
             serde_json::json!({"count": 0}),

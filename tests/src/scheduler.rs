@@ -1,0 +1,83 @@
+//! A scheduler of its own for several hosts.
+
+use crate::{
+    host::{HostError, start_daemon, stop_daemon},
+    setup::Setup,
+};
+use std::{
+    path::PathBuf,
+    process::{Child, Command},
+};
+use tempfile::TempDir;
+
+/// A running `scheduler`.
+#[derive(Debug)]
+pub struct Scheduler {
+    program: PathBuf,
+    dir: TempDir,
+    options: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Scheduler {
+    /// Starts one, with options beside those for its socket and state.
+    ///
+    /// # Errors
+    /// It does not get ready; its log is in the error.
+    pub fn start(setup: &Setup, options: &[&str]) -> Result<Self, HostError> {
+        let dir = tempfile::Builder::new().prefix("patina-").tempdir();
+        let dir = dir.map_err(|source| HostError::System { what: "make a temporary directory", source })?;
+        let options = options.iter().map(|&word| word.to_owned()).collect();
+        let mut scheduler = Self { program: setup.binary("scheduler"), dir, options, child: None };
+        scheduler.start_again()?;
+        Ok(scheduler)
+    }
+
+    /// Starts it again after [`Scheduler::kill`], with the same socket and state.
+    ///
+    /// # Errors
+    /// As [`Scheduler::start`].
+    pub fn start_again(&mut self) -> Result<(), HostError> {
+        let mut command = Command::new(&self.program);
+        command.arg("--listen").arg(self.address()).arg("--state-dir").arg(self.dir.path().join("state"));
+        command.args(&self.options);
+        self.child = Some(start_daemon("scheduler", command, self.dir.path(), &self.log_path())?);
+        Ok(())
+    }
+
+    /// What `vmmd --scheduler` takes.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("unix:{}", self.dir.path().join("scheduler.sock").display())
+    }
+
+    /// Kills it with SIGKILL, as a crash would.
+    ///
+    /// # Errors
+    /// The kernel does not let us.
+    pub fn kill(&mut self) -> Result<(), HostError> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let killed = child.kill().and_then(|()| child.wait());
+        killed.map(drop).map_err(|source| HostError::System { what: "kill the scheduler", source })
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop(mut self) -> Result<(), HostError> {
+        self.child.take().map_or(Ok(()), |child| stop_daemon("scheduler", child, &self.log_path()))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("scheduler.log")
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("clean up: {error}");
+        }
+    }
+}

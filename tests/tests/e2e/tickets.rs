@@ -1,0 +1,239 @@
+//! Tickets in real guests: asked for, cloned with, met at, joined, ended.
+
+use crate::{
+    Outcome, Story,
+    family::{Family, require, with_family},
+    stage::Stage,
+};
+use libtest_mimic::Failed;
+use patina_tests::{host::Host, vm::Vm};
+
+pub const STORIES: &[Story] = &[
+    ("tickets::a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins", |stage| {
+        with_family(stage, map_reduce)
+    }),
+    ("tickets::all_meet_again_and_again_whoever_dies_or_is_late", |stage| with_family(stage, barrier)),
+    ("tickets::a_clone_leaves_a_status_and_a_mebibyte", |stage| with_family(stage, results)),
+    ("tickets::what_is_killed_is_given_back", |stage| with_family(stage, killed)),
+    ("tickets::nonsense_is_refused_in_words", |stage| with_family(stage, nonsense)),
+    ("tickets::a_scheduler_that_is_killed_keeps_its_ledger", restarted),
+];
+
+/// As the users of Copper wrote it: the master serves, each clone works on its part.
+const MAP_REDUCE: &str = r#"#!/bin/sh
+N=$1
+MASTER=$(gc my-ip)
+TICKET=$(gc rt $N $N 1 60000 | awk '{print $2}')
+gc lt | grep ticket | awk '{print $2}' | grep -q "^$TICKET\$" || exit 3
+VMID=$(gc clone $TICKET) || exit 4
+gc ismaster; IS_MASTER=$?
+if [ $IS_MASTER -eq 0 ]; then
+    gc sync $TICKET 60000 || exit 5
+    python3 /tmp/server.py $N || exit 6
+    gc join $TICKET 60000 || exit 7
+    gc ticket $TICKET | awk '{print $3}'
+else
+    gc sync || exit 5
+    python3 /tmp/worker.py $MASTER $VMID
+    gc join noreport
+fi
+"#;
+
+const SERVER: &str = "import socket, sys
+s = socket.create_server(('', 7100))
+total = 0
+for _ in range(int(sys.argv[1])):
+    c, peer = s.accept()
+    total += int(c.makefile().readline())
+    c.close()
+print('total', total)";
+
+/// The server may come later than its workers.
+const WORKER: &str = "import socket, sys
+part = int(sys.argv[2]) % 3
+answer = sum(i * i for i in range(part, 3000, 3))
+while True:
+    try:
+        c = socket.create_connection((sys.argv[1], 7100), 30)
+        break
+    except ConnectionRefusedError:
+        pass
+c.sendall(b'%d\\n' % answer)
+c.recv(1)";
+
+fn put(vm: &Vm<'_>, place: &str, text: &str) -> Outcome {
+    let put = vm.exec_with_input(&["sh", "-c", &format!("cat > {place}")], text.as_bytes())?;
+    require(put.code == 0, format!("{put:?}"))
+}
+
+fn map_reduce(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    for (place, text) in [("/tmp/job.sh", MAP_REDUCE), ("/tmp/server.py", SERVER), ("/tmp/worker.py", WORKER)]
+    {
+        put(parent, place, text)?;
+    }
+    let told = parent.call(&["sh", "/tmp/job.sh", "3"])?;
+    let lines: Vec<&str> = told.lines().collect();
+    let sum: u64 = (0..3000_u64).map(|i| i * i).sum();
+    require(lines.first() == Some(&format!("total {sum}").as_str()), &told)?;
+    require(lines.len() == 5 && lines[1..4].iter().all(|line| line.ends_with(" joined -")), &told)?;
+    require(lines.last() == Some(&"released"), &told)?;
+    for name in family.clone_names()? {
+        let vm = family.host.vm(&name);
+        let (kind, reason) = vm.wait_ended()?;
+        require(kind == "joined", format!("{name}: {kind}, {reason}"))?;
+    }
+    Ok(())
+}
+
+/// Clones a VM with a ticket for so many; the ticket, and the clones, ready.
+fn with_ticket<'a>(host: &'a Host, parent: &Vm<'_>, count: u32) -> Result<(String, Vec<Vm<'a>>), Failed> {
+    let ticket = parent.sh(&format!("gc rt {count} {count} 1 20000 | awk '{{print $2}}'"))?;
+    require(parent.sh(&format!("gc clone {ticket}"))? == "0", "the clone")?;
+    let all = host.json(&["ls"])?;
+    let of_ticket = all.as_array().ok_or("no list")?.iter().filter(|vm| vm["ticket"] == ticket.as_str());
+    let clones: Vec<Vm<'a>> =
+        of_ticket.filter_map(|vm| vm["name"].as_str()).map(|name| host.vm(name)).collect();
+    for vm in &clones {
+        host.call(&["wait", vm.name(), "--until", "ready", "--timeout", "120"])?;
+    }
+    require(clones.len() == usize::try_from(count)?, format!("{} clones: {all}", clones.len()))?;
+    Ok((ticket, clones))
+}
+
+fn barrier(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    let (ticket, clones) = with_ticket(family.host, parent, 2)?;
+    let late = parent.exec(&["gc", "sync", &ticket, "300"])?;
+    require(late.code == 62 && late.errors().contains("1 of 3"), format!("{late:?}"))?;
+    // Who meets leaves a mark that nobody has before all have come.
+    for round in 1..=3 {
+        let meet =
+            format!("setsid sh -c 'gc sync; echo $? > /tmp/met-{round}' < /dev/null > /dev/null 2>&1 &");
+        clones[0].sh(&meet)?;
+        require(clones[1].sh(&format!("test -e /tmp/met-{round}; echo $?"))? == "1", "somebody met alone")?;
+        clones[1].sh(&meet)?;
+        parent.call(&["gc", "sync", &ticket, "60000"])?;
+        for clone in &clones {
+            let met = format!("while ! grep . /tmp/met-{round} 2> /dev/null; do :; done");
+            require(clone.sh(&met)? == "0", format!("round {round}: {}", clone.name()))?;
+        }
+    }
+    // One dies while the others wait.
+    clones[0].sh("setsid sh -c 'gc sync; echo $? > /tmp/met-last' < /dev/null > /dev/null 2>&1 &")?;
+    let waits =
+        family.host.vmctl_command(&["exec", parent.name(), "--", "gc", "sync", &ticket, "60000"]).spawn()?;
+    clones[1].kill()?;
+    let met = waits.wait_with_output()?;
+    require(met.status.success(), format!("{met:?}"))?;
+    require(
+        clones[0].sh("while ! grep . /tmp/met-last 2> /dev/null; do :; done")? == "0",
+        "the last meeting",
+    )?;
+    let foreign = clones[0].exec(&["gc", "sync", "00000000-0000-4000-8000-000000000000"])?;
+    require(foreign.code == 2, format!("{foreign:?}"))
+}
+
+fn results(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    let (ticket, clones) = with_ticket(family.host, parent, 3)?;
+    let leave =
+        |vm: &Vm<'_>, what: &str| vm.sh(&format!("setsid sh -c '{what}' < /dev/null > /dev/null 2>&1 &"));
+    leave(
+        &clones[0],
+        "head -c 1048576 /dev/zero | tr \"\\\\0\" x > /tmp/d; gc join --status 7 --data /tmp/d",
+    )?;
+    leave(&clones[1], "echo -n small | gc join --data -")?;
+    clones[2].kill()?;
+    let told = parent.call(&["gc", "join", &ticket, "120000", "--data-dir", "/tmp/results"])?;
+    let vmids: Result<Vec<u64>, _> = clones.iter().map(|clone| clone.field_number("vmid")).collect();
+    let [first, second, third] = vmids?[..] else { return Err("three clones".into()) };
+    require(told == format!("{first} joined 7\n{second} joined 0\n{third} killed 0"), &told)?;
+    let sizes =
+        parent.sh(&format!("cd /tmp/results; wc -c < {first}; tr -d x < {first} | wc -c; cat {second}"))?;
+    require(sizes == "1048576\n0\nsmall", sizes)?;
+    let (kind, reason) = clones[0].wait_ended()?;
+    require(kind == "joined" && reason.contains("status 7"), reason)?;
+    let again = parent.exec(&["gc", "join", &ticket])?;
+    require(again.code == 0, format!("{again:?}"))?;
+    let wrong = parent.exec(&["gc", "join", "noreport"])?;
+    require(wrong.code == 22 && wrong.errors().contains("master"), format!("{wrong:?}"))
+}
+
+fn killed(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    let (ticket, clones) = with_ticket(family.host, parent, 3)?;
+    let vmid = clones[0].field_number("vmid")?.to_string();
+    parent.call(&["gc", "kill", &vmid])?;
+    require(clones[0].wait_ended()?.0 == "killed", "not killed")?;
+    let status = || parent.sh(&format!("gc ticket {ticket} | awk '{{print $3}}'"));
+    require(status()? == "used", "two live")?;
+    parent.call(&["gc", "kill", "--ticket", &ticket])?;
+    require(status()? == "released", "none lives")?;
+    let unknown = parent.exec(&["gc", "kill", "4000"])?;
+    require(unknown.code != 0 && unknown.errors().contains("4000"), format!("{unknown:?}"))
+}
+
+fn nonsense(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    for arguments in [
+        "rt 0 0 0 0",
+        "rt -1 1 1 1",
+        "rt 99999999999 1 1 1",
+        "rt 1 2 1 1",
+        "rt 1 1 9 1",
+        "rt 1 1 1",
+        "ticket x",
+        "sync x",
+        "sync",
+        "kill",
+        "kill x",
+        "kill -1",
+        "join",
+        "clone",
+    ] {
+        let words: Vec<&str> = ["gc"].into_iter().chain(arguments.split(' ')).collect();
+        let output = parent.exec(&words)?;
+        let refused = output.code != 0 && !output.errors().is_empty() && output.text().is_empty();
+        require(refused, format!("{arguments:?}: {output:?}"))?;
+    }
+    // A ticket is used once, by one of two that race for it.
+    let ticket = parent.sh("gc rt 1 1 1 20000 | awk '{print $2}'")?;
+    let race = format!(
+        "gc clone {ticket} & one=$!; gc clone {ticket}; a=$?; wait $one; b=$?; echo $(( (a == 0) + (b == 0) ))"
+    );
+    let outcome = parent.sh(&race)?;
+    require(outcome.ends_with('1'), format!("{outcome:?} of two won"))?;
+    let listed = parent.call(&["gc", "lt"])?;
+    require(listed.contains(&format!("ticket: {ticket} used 1 1 1")), listed)
+}
+
+fn restarted(stage: &Stage) -> Outcome {
+    let mut host = Host::start(stage.setup())?;
+    let told = restart(&mut host);
+    host.stop()?;
+    told
+}
+
+/// The built-in scheduler goes with its vmmd.
+fn restart(host: &mut Host) -> Outcome {
+    host.run("noah", &[])?;
+    let (ticket, name, kept) = {
+        let parent = host.vm("noah");
+        let (ticket, clones) = with_ticket(host, &parent, 2)?;
+        let kept = parent.sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
+        (ticket, clones[0].name().to_owned(), kept)
+    };
+    host.kill_vmmd()?;
+    host.start_vmmd()?;
+    let parent = host.vm("noah");
+    let listed = parent.call(&["gc", "lt"])?;
+    let has = |ticket: &str, status: &str| listed.contains(&format!("ticket: {ticket} {status} "));
+    require(has(&ticket, "used") && has(&kept, "granted"), &listed)?;
+    parent.call(&["gc", "kill", &host.vm(&name).field_number("vmid")?.to_string()])?;
+    require(parent.sh(&format!("gc clone {kept}"))? == "0", "a ticket from before")?;
+    parent.call(&["gc", "kill", "--ticket", &kept])?;
+    parent.call(&["gc", "kill", "--ticket", &ticket])?;
+    let listed = parent.call(&["gc", "lt"])?;
+    require(!listed.contains("used") && !listed.contains("granted"), listed)
+}

@@ -1,0 +1,114 @@
+//! The scheduler of this host: built in (`--standalone`), or elsewhere (`--scheduler`).
+
+use crate::{
+    grpc::facts::Facts,
+    options::{Granting, Options},
+    store::{StateDir, StoreError},
+    vms::tickets::Tickets,
+};
+use patina_proto::v1::{HostInfo, scheduler_server::SchedulerServer};
+use scheduler::{
+    client,
+    core::{api, ticket::Policy},
+    embedded::Embedded,
+    engine::EngineError,
+    grpc::Service,
+    store::{
+        self,
+        file::{FileStore, Lasting},
+    },
+};
+use uuid::Uuid;
+
+/// How long a ticket is remembered after its end.
+const REMEMBER_MS: u64 = 24 * 3600 * 1000;
+
+/// Why there is no scheduler.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// This host has no number.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The ledger cannot be opened.
+    #[error(transparent)]
+    Ledger(#[from] store::StoreError),
+    /// The built-in scheduler does not start.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// The way to the scheduler, and the scheduler itself where it is built in.
+#[derive(Debug)]
+pub struct Cluster {
+    tickets: Tickets,
+    embedded: Option<Embedded>,
+}
+
+impl Cluster {
+    /// Connects to the scheduler, or starts it. To be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn open(options: &Options, state: &StateDir) -> Result<Self, ClusterError> {
+        let info = info(options, state.host_id()?);
+        if let Some(target) = &options.scheduler {
+            let tickets = Tickets::new(client::connect(target), info, target.to_string());
+            return Ok(Self { tickets, embedded: None });
+        }
+        // What the ledger tells of does not outlive this host, so it need not either.
+        let store = FileStore::open(&state.path().join("scheduler"), Lasting::Process)?;
+        let embedded = Embedded::start(Box::new(store), granting(&options.granting))?;
+        let tickets = Tickets::new(embedded.client(), info, String::new());
+        Ok(Self { tickets, embedded: Some(embedded) })
+    }
+
+    /// For the host's VMs.
+    #[must_use]
+    pub fn tickets(&self) -> Tickets {
+        self.tickets.clone()
+    }
+
+    /// The built-in scheduler's service, for operators.
+    #[must_use]
+    pub fn service(&self) -> Option<SchedulerServer<Service>> {
+        self.embedded.as_ref().map(Embedded::service)
+    }
+
+    /// The built-in scheduler.
+    #[must_use]
+    pub fn embedded(&self) -> Option<&Embedded> {
+        self.embedded.as_ref()
+    }
+
+    /// Ends the built-in scheduler; its ledger is closed when this returns.
+    pub async fn stop(self) {
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await;
+        }
+    }
+}
+
+fn granting(granting: &Granting) -> api::Options {
+    api::Options {
+        ttl_ms: granting.ticket_ttl.saturating_mul(1000),
+        // It lives and dies with this host.
+        lease_ms: 0,
+        remember_ms: REMEMBER_MS,
+        cpu_percent: granting.overcommit_cpu.saturating_mul(100),
+        memory_percent: granting.overcommit_memory.saturating_mul(100),
+        policy: Policy::Pack,
+    }
+}
+
+/// This host, as it describes itself.
+fn info(options: &Options, host_id: Uuid) -> HostInfo {
+    let facts = Facts::gather();
+    HostInfo {
+        id: host_id.to_string(),
+        name: facts.hostname,
+        address: options.advertise.clone().unwrap_or_else(|| options.listen.to_string()),
+        cpus: facts.cpus,
+        memory_mib: facts.memory_mib,
+        max_vms: options.max_vms,
+    }
+}

@@ -1,0 +1,76 @@
+//! `WatchEvents` and `ListUsage`: what happens, and what it takes.
+
+use super::{Answers, Permit, STREAM_QUEUE};
+use crate::{
+    plan::lifecycle::Phase,
+    process::usage::Usage,
+    vms::{Host, clone::monotonic_ns},
+};
+use patina_proto::v1::{self, Event};
+use std::sync::Arc;
+use tokio::sync::{
+    broadcast::{Receiver, error::RecvError},
+    mpsc,
+};
+use tonic::Status;
+
+/// Sends a client what it watches, until it goes away.
+pub fn events(host: &Arc<Host>, permit: Permit, request: v1::WatchEventsRequest) -> Answers<Event> {
+    let (past, future) = host.events.watch();
+    let past = if request.past { past } else { Vec::new() };
+    let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+    tokio::spawn(hand_on(past, future, request.family, sender));
+    permit.answers(receiver)
+}
+
+async fn hand_on(
+    past: Vec<Event>,
+    mut future: Receiver<Event>,
+    family: String,
+    sender: mpsc::Sender<Result<Event, Status>>,
+) {
+    let is_wanted = |event: &Event| family.is_empty() || event.family == family;
+    for event in past.into_iter().filter(is_wanted) {
+        if sender.send(Ok(event)).await.is_err() {
+            return;
+        }
+    }
+    loop {
+        let next = tokio::select! {
+            next = future.recv() => next,
+            () = sender.closed() => return,
+        };
+        let event = match next {
+            Ok(event) if is_wanted(&event) => event,
+            Ok(_) => continue,
+            Err(RecvError::Lagged(missed)) => Event { missed, ..Event::default() },
+            Err(RecvError::Closed) => return,
+        };
+        if sender.send(Ok(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What each running VM takes now.
+pub fn usage(host: &Host) -> v1::ListUsageResponse {
+    let of = |vm: &Arc<crate::vms::Vm>| {
+        if matches!(vm.status().phase, Phase::Ended(_)) {
+            return None;
+        }
+        // One that ends at this moment takes nothing any more.
+        let usage = Usage::of(vm.record.process.as_ref()?.pid).ok()?;
+        Some(v1::Usage {
+            name: vm.record.name.clone(),
+            cpu_us: usage.cpu_us,
+            private_kib: usage.private_kib,
+            shared_kib: usage.shared_kib,
+            minor_faults: usage.minor_faults,
+            major_faults: usage.major_faults,
+        })
+    };
+    v1::ListUsageResponse {
+        monotonic_us: monotonic_ns() / 1000,
+        vms: host.table.all().iter().filter_map(of).collect(),
+    }
+}

@@ -1,0 +1,230 @@
+//! Numbers for operators, in Prometheus's form: what clones cost, and what there is.
+//!
+//! What happens is counted as it happens; what there is, is looked at when somebody asks.
+
+use crate::{
+    plan::lifecycle::Phase,
+    process::usage::Usage,
+    vms::{Host, Vm},
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use scheduler::engine::{Engine, Refusal};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+/// Which part of a clone's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// From the call to the right to make clones.
+    Admit,
+    /// The guest's preparation and the freeze, to having the generation.
+    Freeze,
+    /// From the call to the clone's first entry into its guest.
+    Executing,
+    /// From there to its agent's ready.
+    Ready,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabel {
+    stage: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub struct Metrics {
+    stages: Family<StageLabel, Histogram, fn() -> Histogram>,
+    pauses: Histogram,
+    copied_bytes: Counter,
+    clones: Family<ResultLabel, Counter>,
+    calls: Family<ResultLabel, Counter>,
+}
+
+/// From 0.1 ms to 26 s.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(1e-4, 2.0, 19))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            stages: Family::new_with_constructor(seconds),
+            pauses: seconds(),
+            copied_bytes: Counter::default(),
+            clones: Family::default(),
+            calls: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// A part of a clone's way has taken so long.
+    pub fn stage(&self, stage: Stage, took: Duration) {
+        let stage = match stage {
+            Stage::Admit => "admit",
+            Stage::Freeze => "freeze",
+            Stage::Executing => "executing",
+            Stage::Ready => "ready",
+        };
+        self.stages.get_or_create(&StageLabel { stage }).observe(took.as_secs_f64());
+    }
+
+    /// A VM stood still so long, and so much of its RAM was copied.
+    pub fn pause(&self, took: Duration, copied_bytes: u64) {
+        self.pauses.observe(took.as_secs_f64());
+        self.copied_bytes.inc_by(copied_bytes);
+    }
+
+    /// So many clones of a call came to be, or did not.
+    pub fn clones(&self, made: u64, failed: u64) {
+        for (result, count) in [("made", made), ("failed", failed)] {
+            self.clones.get_or_create(&ResultLabel { result }).inc_by(count);
+        }
+    }
+
+    /// A guest's call has been answered.
+    pub fn guest_call(&self, is_ok: bool) {
+        self.calls.get_or_create(&ResultLabel { result: if is_ok { "ok" } else { "error" } }).inc();
+    }
+
+    /// What a registry of this host's says, and what the scheduler that is built in says, in one text.
+    ///
+    /// # Errors
+    /// The scheduler stops.
+    pub async fn text(registry: &Registry, engine: Option<Engine>) -> Result<String, Refusal> {
+        let mut all = String::new();
+        if text::encode(&mut all, registry).is_err() {
+            tracing::error!("the metrics cannot be written as text");
+        }
+        if let Some(engine) = engine {
+            // Each text ends with a line that says so.
+            all.truncate(all.trim_end_matches("# EOF\n").len());
+            all.push_str(&engine.metrics().text(&engine).await?);
+        }
+        Ok(all)
+    }
+
+    /// All of it, and what there is on the host.
+    #[must_use]
+    pub fn registry(host: &Arc<Host>) -> Registry {
+        let mut all = Registry::with_prefix("patina");
+        let metrics = &host.metrics;
+        all.register_with_unit(
+            "clone_stage",
+            "Parts of a clone's way",
+            Unit::Seconds,
+            metrics.stages.clone(),
+        );
+        all.register_with_unit(
+            "clone_pause",
+            "How long no vCPU of a VM that was cloned ran",
+            Unit::Seconds,
+            metrics.pauses.clone(),
+        );
+        all.register_with_unit(
+            "clone_copied",
+            "RAM that was copied into generations",
+            Unit::Bytes,
+            metrics.copied_bytes.clone(),
+        );
+        all.register("clones", "Clones, made or failed", metrics.clones.clone());
+        all.register("guest_calls", "Calls of guests that the host answered", metrics.calls.clone());
+        all.register_collector(Box::new(Now(Arc::downgrade(host))));
+        all
+    }
+}
+
+/// What there is at the moment when somebody asks.
+struct Now(Weak<Host>);
+
+impl fmt::Debug for Now {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Now")
+    }
+}
+
+impl Collector for Now {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(host) = self.0.upgrade() else { return Ok(()) };
+        let all = host.table.all();
+        let mut used = Usage::default();
+        for usage in all.iter().filter_map(usage) {
+            used.private_kib += usage.private_kib;
+            used.shared_kib += usage.shared_kib;
+            used.cpu_us += usage.cpu_us;
+            used.minor_faults += usage.minor_faults;
+            used.major_faults += usage.major_faults;
+        }
+        let mut states = encoder.encode_descriptor(
+            "vms",
+            "VMs by state",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for state in ["booting", "ready", "ended"] {
+            let count = all.iter().filter(|vm| vm.status().phase.word() == state).count();
+            let label = StateLabel { state };
+            ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX))
+                .encode(states.encode_family(&label)?)?;
+        }
+        let gauges = [
+            (
+                "vms_memory_private_bytes",
+                "Memory of running VMs that they share with nobody",
+                used.private_kib * 1024,
+            ),
+            (
+                "vms_memory_shared_bytes",
+                "Memory of running VMs that others share, counted for each",
+                used.shared_kib * 1024,
+            ),
+            ("vms_minor_faults", "Page faults of running VMs without I/O", used.minor_faults),
+            ("vms_major_faults", "Page faults of running VMs with I/O", used.major_faults),
+            ("vmms_warm", "vmm processes that wait for a generation", u64::from(host.table.warm())),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let encoder = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(encoder)?;
+        }
+        let cpu = ConstCounter::new(used.cpu_us / 1_000_000);
+        let encoder = encoder.encode_descriptor(
+            "vms_cpu",
+            "Time that running VMs had",
+            Some(&Unit::Seconds),
+            cpu.metric_type(),
+        )?;
+        cpu.encode(encoder)
+    }
+}
+
+/// What a VM takes, if it runs.
+fn usage(vm: &Arc<Vm>) -> Option<Usage> {
+    if matches!(vm.status().phase, Phase::Ended(_)) {
+        return None;
+    }
+    Usage::of(vm.record.process.as_ref()?.pid).ok()
+}

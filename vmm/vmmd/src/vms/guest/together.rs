@@ -1,0 +1,191 @@
+//! What the VMs of a ticket do together: they meet, leave results, wait for each other's end, end each other.
+
+use super::{Answered, parse, refusal, refuse, ticket, write};
+use crate::{
+    plan::lifecycle::Phase,
+    vms::{
+        Host, Vm,
+        tickets::{WAIT_MAX, ticket_of},
+    },
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use patina_abi::link::{
+    CallError, JoinArgs, JoinData, JoinDataArgs, JoinedClone, KillArgs, LEAVE_MAX_BYTES, LeaveArgs,
+    LeaveData, PIECE_MAX_BYTES, SyncArgs, Synced,
+};
+use patina_proto::v1::{
+    GetJoinDataRequest, JoinLeave, JoinRequest, JoinWait, KillRequest, SyncRequest, VmEnd, VmResult,
+    join_request::Side,
+};
+use serde_json::Value;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use uuid::Uuid;
+
+/// What of a join passes through a VM in pieces.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    // What this clone has left so far.
+    leaving: Vec<u8>,
+    // What its program reads at the moment, of which ticket and clone.
+    joined: Option<(String, u32, Arc<Vec<u8>>)>,
+}
+
+fn pieces(vm: &Vm) -> MutexGuard<'_, Pieces> {
+    // No code panics under this lock; if some did, the pieces themselves are still whole.
+    vm.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The ticket that this VM was cloned with.
+fn own_ticket(vm: &Vm, verb: &str) -> Result<Uuid, CallError> {
+    ticket_of(&vm.record).ok_or_else(|| {
+        let message =
+            format!("{verb}: this VM is the master, no clone; say which ticket: `gc {verb} TICKET`");
+        refuse(libc::EINVAL, message)
+    })
+}
+
+fn most_wait(timeout_ms: Option<u64>) -> u64 {
+    let most = u64::try_from(WAIT_MAX.as_millis()).unwrap_or(u64::MAX);
+    // 0 is for ever in the scheduler's words, and no time at all in a guest's.
+    timeout_ms.map_or(0, |ms| ms.clamp(1, most))
+}
+
+pub(super) async fn sync(host: &Host, vm: &Vm, args: Value) -> Answered {
+    let SyncArgs { ticket: named, timeout_ms } = optional(args)?;
+    let ticket = match named {
+        Some(text) => ticket(&text)?,
+        None => own_ticket(vm, "sync")?,
+    };
+    let request = SyncRequest {
+        ticket: ticket.to_string(),
+        family: vm.record.family.to_string(),
+        vmid: vm.record.vmid,
+        timeout_ms: most_wait(timeout_ms),
+    };
+    let met = host.tickets.client().sync(request).await;
+    let met = met.map_err(|status| refusal(host.tickets.failed("sync", status)))?.into_inner();
+    write(&Synced { round: met.round, arrived: met.arrived })
+}
+
+/// No arguments are all of them left out.
+fn optional<T: serde::de::DeserializeOwned + Default>(args: Value) -> Result<T, CallError> {
+    if args.is_null() { Ok(T::default()) } else { parse(args) }
+}
+
+pub(super) fn leave_data(vm: &Vm, args: Value) -> Answered {
+    let LeaveData { offset, data } = parse(args)?;
+    own_ticket(vm, "join")?;
+    let data = BASE64.decode(data).map_err(|error| refuse(libc::EINVAL, format!("read a piece: {error}")))?;
+    if data.len() > PIECE_MAX_BYTES {
+        return Err(refuse(libc::EMSGSIZE, format!("a piece has at most {PIECE_MAX_BYTES} bytes")));
+    }
+    let mut pieces = pieces(vm);
+    if offset == 0 {
+        pieces.leaving.clear();
+    }
+    if offset != pieces.leaving.len() as u64 {
+        let message =
+            format!("a piece from byte {offset} on: {} bytes were left so far", pieces.leaving.len());
+        return Err(refuse(libc::EINVAL, message));
+    }
+    if offset + data.len() as u64 > LEAVE_MAX_BYTES {
+        return Err(refuse(libc::EFBIG, format!("join: a clone leaves at most {LEAVE_MAX_BYTES} bytes")));
+    }
+    pieces.leaving.extend(data);
+    Ok(Value::Null)
+}
+
+pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: Value) -> Answered {
+    let LeaveArgs { status, noreport } = optional(args)?;
+    let ticket = own_ticket(vm, "join")?;
+    let data = pieces(vm).leaving.clone();
+    let bytes = data.len();
+    let leave = JoinLeave { vmid: vm.record.vmid, status, data, noreport };
+    let (ticket, family) = (ticket.to_string(), vm.record.family.to_string());
+    let request = JoinRequest { ticket, family, side: Some(Side::Leave(leave)) };
+    let left = host.tickets.client().join(request).await;
+    left.map_err(|status| refusal(host.tickets.failed("join", status)))?;
+    vm.say_joined(format!("joined with status {status} and {bytes} bytes of data"));
+    Ok(Value::Null)
+}
+
+pub(super) async fn join(host: &Host, vm: &Vm, args: Value) -> Answered {
+    let JoinArgs { ticket: named, timeout_ms } = parse(args)?;
+    let wait = JoinWait { vmid: vm.record.vmid, timeout_ms: most_wait(timeout_ms) };
+    let (ticket, family) = (ticket(&named)?.to_string(), vm.record.family.to_string());
+    let request = JoinRequest { ticket, family, side: Some(Side::Wait(wait)) };
+    let joined = host.tickets.client().join(request).await;
+    let joined = joined.map_err(|status| refusal(host.tickets.failed("join", status)))?.into_inner();
+    write(&joined.results.iter().map(joined_clone).collect::<Vec<_>>())
+}
+
+fn joined_clone(result: &VmResult) -> JoinedClone {
+    let end = match result.end() {
+        VmEnd::Joined => "joined",
+        VmEnd::Killed => "killed",
+        VmEnd::Lost => "lost",
+        VmEnd::Ended | VmEnd::Unspecified => "ended",
+    };
+    let VmResult { vmid, status, data_bytes, reported, .. } = *result;
+    JoinedClone { vmid, end: end.to_owned(), status, data_bytes, reported }
+}
+
+pub(super) async fn join_data(host: &Host, vm: &Vm, args: Value) -> Answered {
+    let JoinDataArgs { ticket: named, vmid, offset } = parse(args)?;
+    let named = ticket(&named)?.to_string();
+    let known = pieces(vm)
+        .joined
+        .as_ref()
+        .filter(|(of, who, _)| *of == named && *who == vmid)
+        .map(|k| Arc::clone(&k.2));
+    let data = match known {
+        Some(data) if offset > 0 => data,
+        _ => {
+            let request =
+                GetJoinDataRequest { ticket: named.clone(), family: vm.record.family.to_string(), vmid };
+            let data = host.tickets.client().get_join_data(request).await;
+            let data = data.map_err(|status| refusal(host.tickets.failed("join", status)))?.into_inner();
+            Arc::new(data.data)
+        }
+    };
+    let bytes = data.len() as u64;
+    let from = usize::try_from(offset.min(bytes)).unwrap_or(usize::MAX);
+    let piece = &data[from..data.len().min(from.saturating_add(PIECE_MAX_BYTES))];
+    let is_last = from + piece.len() == data.len();
+    let answer = JoinData { data: BASE64.encode(piece), bytes };
+    pieces(vm).joined = (!is_last).then_some((named, vmid, data));
+    write(&answer)
+}
+
+pub(super) async fn kill(host: &Arc<Host>, vm: &Vm, args: Value) -> Answered {
+    let KillArgs { vmids, ticket: named } = parse(args)?;
+    if vmids.is_empty() == named.is_none() {
+        return Err(refuse(libc::EINVAL, "say either which vmids, or a ticket".into()));
+    }
+    let ticket = named.map(|text| ticket(&text)).transpose()?;
+    let request = KillRequest {
+        family: vm.record.family.to_string(),
+        vmids,
+        ticket: ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
+        reason: format!("killed by VM {} of its family", vm.record.vmid),
+    };
+    let killed = host.tickets.client().kill(request).await;
+    write(&killed.map_err(|status| refusal(host.tickets.failed("kill", status)))?.into_inner().ended)
+}
+
+impl Host {
+    /// The scheduler wants clones of a family ended.
+    pub(in crate::vms) fn kill_clones(&self, family: Uuid, vmids: &[u32], reason: &str) {
+        let is_meant = |vm: &&Arc<Vm>| {
+            vm.record.family == family
+                && vm.record.vmid > 0
+                && vmids.contains(&vm.record.vmid)
+                && !matches!(vm.status().phase, Phase::Ended(_))
+        };
+        let all = self.table.all();
+        for vm in all.iter().filter(is_meant) {
+            // Whoever waits for its end hears of that from the scheduler.
+            vm.ask_to_end(reason);
+        }
+    }
+}
