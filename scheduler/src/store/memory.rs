@@ -19,6 +19,7 @@ struct Content {
     data: BTreeMap<(Uuid, u32), Vec<u8>>,
     failing: bool,
     commits: u64,
+    failures: u64,
 }
 
 impl MemoryStore {
@@ -42,6 +43,12 @@ impl MemoryStore {
     pub fn commits(&self) -> u64 {
         self.content().commits
     }
+
+    /// How many could not be.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.content().failures
+    }
 }
 
 impl Store for MemoryStore {
@@ -52,6 +59,7 @@ impl Store for MemoryStore {
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
         let mut content = self.content();
         if content.failing {
+            content.failures += 1;
             return Err(StoreError::Test);
         }
         content.commits += 1;
