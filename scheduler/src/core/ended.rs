@@ -3,7 +3,7 @@
 use super::{
     Core,
     api::{CoreError, Effect, Reply, Waiter},
-    ticket::{HostId, Outcome, State, VmEnd},
+    ticket::{HostId, Outcome, State, Ticket, VmEnd},
 };
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -40,12 +40,13 @@ impl Core {
 
     /// Notes how a clone ended. Returns whether it is news.
     pub(super) fn note_end(&mut self, id: Uuid, vmid: u32, host: HostId, end: VmEnd) -> bool {
-        let is_news = self.ledger.get(id).is_some_and(|ticket| {
+        let is_news = |ticket: &&Ticket| {
             ticket.state == State::Used && ticket.clones.get(&vmid) == Some(&host) && ticket.is_live(vmid)
-        });
-        if !is_news {
-            return false;
-        }
+        };
+        let Some(ticket) = self.ledger.get(id).filter(is_news) else { return false };
+        // What it held is for others, whatever becomes of its siblings.
+        let size = (ticket.vcpus, ticket.memory_mib);
+        self.free_on(host, id, 1, size, true);
         let Some(results) = self.ledger.results(id) else { return false };
         // Who has left its result has ended as it wanted to, however its VM went.
         results.entry(vmid).and_modify(|left| left.end = Some(VmEnd::Joined)).or_insert(Outcome {

@@ -41,15 +41,14 @@ impl Core {
                 self.finish(id, State::Fenced, out);
                 continue;
             }
-            let (size, places) = ((ticket.vcpus, ticket.memory_mib), ticket.places.clone());
+            let size = (ticket.vcpus, ticket.memory_mib);
             lost.extend(here.iter().map(|vmid| (id, *vmid)));
             for vmid in here {
                 self.note_end(id, vmid, host, VmEnd::Lost);
             }
             // What it has on other hosts goes on, under a new epoch.
             if self.ledger.get(id).is_some_and(|ticket| ticket.live().next().is_some()) {
-                let vms = places.get(&host).copied().unwrap_or(0);
-                self.free_on(host, id, vms, size, false);
+                self.free_on(host, id, 0, size, false);
                 let epoch = self.next_epoch();
                 self.ledger.change(id, |ticket| {
                     ticket.epoch = epoch;

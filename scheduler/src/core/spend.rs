@@ -158,8 +158,9 @@ impl Core {
     pub(super) fn finish(&mut self, id: Uuid, state: State, out: &mut Vec<Effect>) {
         let Some(ticket) = self.ledger.get(id) else { return };
         let (family, size) = (ticket.family, (ticket.vcpus, ticket.memory_mib));
+        let held: Vec<_> = ticket.places.keys().map(|host| (*host, ticket.held(*host))).collect();
         self.timers.unset(ticket.expires_unix_ms, Timer::Expire(id));
-        for (host, vms) in ticket.places.clone() {
+        for (host, vms) in held {
             self.free_on(host, id, vms, size, false);
         }
         let (now, epoch) = (self.now, if state == State::Fenced { Some(self.next_epoch()) } else { None });
@@ -211,8 +212,8 @@ impl Core {
             let over = ticket.over_unix_ms.unwrap_or(self.now);
             self.timers.set(over.saturating_add(self.options.remember_ms), Timer::Forget(id));
         } else {
-            for (host, vms) in &ticket.places {
-                self.hosts.hold(*host, id, *vms, ticket.vcpus, ticket.memory_mib);
+            for host in ticket.places.keys() {
+                self.hosts.hold(*host, id, ticket.held(*host), ticket.vcpus, ticket.memory_mib);
                 self.renew_lease(*host);
             }
         }

@@ -125,6 +125,19 @@ impl Ticket {
         self.clones.iter().filter(|(vmid, _)| self.is_live(**vmid)).map(|(vmid, host)| (*vmid, *host))
     }
 
+    /// How many VMs it holds on a host: until it is used those that it was granted, then those that live.
+    #[must_use]
+    pub fn held(&self, host: HostId) -> u32 {
+        match self.state {
+            State::Granted => self.places.get(&host).copied().unwrap_or(0),
+            State::Used => {
+                let here = self.live().filter(|(_, place)| *place == host).count();
+                u32::try_from(here).unwrap_or(u32::MAX)
+            }
+            State::Released | State::Expired | State::Fenced => 0,
+        }
+    }
+
     /// Whether it came to its end.
     #[must_use]
     pub fn is_over(&self) -> bool {

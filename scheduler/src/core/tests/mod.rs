@@ -6,5 +6,6 @@ mod joins;
 mod kills;
 mod places;
 mod queueing;
+mod speed;
 mod spending;
 mod world;

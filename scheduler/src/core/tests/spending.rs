@@ -23,7 +23,7 @@ fn granted_used_ended_released() {
     assert_eq!(world.core.live(&used), 3);
     world.ended(id(1), ticket.id, [1, 2], VmEnd::Ended);
     world.ended(id(1), ticket.id, [2], VmEnd::Killed);
-    assert_eq!((world.core.live(&world.get(ticket.id)), world.held(id(1))), (1, 3));
+    assert_eq!((world.core.live(&world.get(ticket.id)), world.held(id(1))), (1, 1));
     world.ended(id(1), ticket.id, [3], VmEnd::Killed);
     let over = world.get(ticket.id);
     assert_eq!((over.state, over.over_unix_ms, world.held(id(1))), (State::Released, Some(world.now), 0));
