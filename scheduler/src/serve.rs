@@ -2,7 +2,7 @@
 
 use crate::{
     engine::{self, Engine, EngineError},
-    grpc::{self, STREAMS_MAX, Service},
+    grpc::{self, RESETS_MAX, STREAMS_MAX, Service},
     listen::{self, Address, Incoming, ListenError},
     metrics::http::{self, HttpError},
     notify,
@@ -95,6 +95,9 @@ async fn serve(
         .build_v1()?;
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
+        // Guests that go away cancel their calls, many at once.
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health_service)

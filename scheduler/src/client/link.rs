@@ -103,6 +103,11 @@ impl HostLink {
         self.ended.with(|queue| queue.len())
     }
 
+    /// Ends it; the host is fenced when its lease is over. For those whose [`Clones`] hold the link.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+
     /// Whether it is registered now, and each change of it.
     #[must_use]
     pub fn registration(&self) -> watch::Receiver<Registration> {
@@ -112,7 +117,7 @@ impl HostLink {
 
 impl Drop for HostLink {
     fn drop(&mut self) {
-        self.task.abort();
+        self.stop();
     }
 }
 

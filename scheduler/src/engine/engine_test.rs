@@ -66,7 +66,7 @@ async fn a_grant_is_stored_before_it_is_answered_and_shows_its_host() {
     let (_, _orders) = engine.host_up(host(4), vec![], vec![]).await.unwrap();
     let seen = engine.request(demand(2)).await.unwrap();
     assert_eq!((seen.ticket.state, seen.host_names.as_slice()), (State::Granted, &["one".to_owned()][..]));
-    assert_eq!(store.tickets(), [seen.ticket.clone()]);
+    assert_eq!(store.tickets(), std::slice::from_ref(&seen.ticket));
     assert_eq!(engine.ticket(Named { id: seen.ticket.id, family: None }).await.unwrap(), seen);
 }
 

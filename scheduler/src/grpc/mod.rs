@@ -19,6 +19,8 @@ use patina_proto::v1::scheduler_server::SchedulerServer;
 pub const MESSAGE_MAX_BYTES: usize = 2 << 20;
 /// Most calls at once on one connection: a host has its guests' waiting calls on it.
 pub const STREAMS_MAX: u32 = 65_536;
+/// Most cancelled calls of a connection that the server has not got to.
+pub const RESETS_MAX: usize = 65_536;
 
 /// The service, to be added to a server. That server's `max_concurrent_streams` should be [`STREAMS_MAX`], and it must not limit
 /// the calls of a connection to few: those that wait in the queue or at a barrier would keep others out.

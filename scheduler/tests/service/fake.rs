@@ -1,0 +1,202 @@
+//! Hosts that run nothing, and calls in short.
+
+use crate::server::{SOON, Server};
+use patina_proto::v1::{
+    self, HostInfo, KillClones, RequestTicketRequest, RunningClone, Ticket, UseTicketRequest, VmEnd,
+};
+use scheduler::client::{Client, Clones, HostLink, Present, Registration};
+use std::sync::{Arc, Mutex, OnceLock};
+use tokio::time::timeout;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+pub const MEMORY_MIB: u32 = 256;
+
+/// Its clones are numbers.
+pub struct FakeHost {
+    pub id: Uuid,
+    client: Client,
+    link: OnceLock<HostLink>,
+    running: Mutex<Vec<RunningClone>>,
+    /// Kill orders are obeyed only while this is set.
+    obeys: Mutex<bool>,
+}
+
+impl Clones for FakeHost {
+    fn present(&self) -> Present {
+        Present { running: self.running.lock().unwrap().clone(), making: Vec::new() }
+    }
+
+    fn kill(&self, order: KillClones) {
+        if !*self.obeys.lock().unwrap() {
+            return;
+        }
+        for vmid in order.vmids {
+            self.end(&order.family, vmid, VmEnd::Killed);
+        }
+    }
+}
+
+impl FakeHost {
+    /// One that is registered.
+    pub async fn start(server: &Server, cpus: u32) -> Arc<Self> {
+        let id = Uuid::new_v4();
+        let client = server.client();
+        let info = HostInfo {
+            id: id.to_string(),
+            name: format!("host-{cpus}"),
+            address: "unix:/nowhere".into(),
+            cpus,
+            memory_mib: u64::from(cpus) * u64::from(MEMORY_MIB),
+            max_vms: 0,
+        };
+        let host = Arc::new(Self {
+            id,
+            client: client.clone(),
+            link: OnceLock::new(),
+            running: Mutex::default(),
+            obeys: Mutex::new(true),
+        });
+        let link = HostLink::start(client, info, Arc::clone(&host) as Arc<dyn Clones>);
+        assert!(host.link.set(link).is_ok());
+        host.registered().await;
+        host
+    }
+
+    pub fn link(&self) -> &HostLink {
+        self.link.get().unwrap()
+    }
+
+    /// The epoch of the registration that it has or gets.
+    pub async fn registered(&self) -> u64 {
+        let mut registration = self.link().registration();
+        let registered = registration.wait_for(|state| matches!(state, Registration::Registered { .. }));
+        match &*timeout(SOON, registered).await.expect("it registers").unwrap() {
+            Registration::Registered { epoch, .. } => *epoch,
+            Registration::Away { why } => panic!("{why}"),
+        }
+    }
+
+    pub async fn away(&self) {
+        let mut registration = self.link().registration();
+        let away = registration.wait_for(|state| matches!(state, Registration::Away { .. }));
+        timeout(SOON, away).await.expect("it notices").unwrap();
+    }
+
+    pub fn obeys(&self, obeys: bool) {
+        *self.obeys.lock().unwrap() = obeys;
+    }
+
+    /// "Makes" the clones.
+    pub async fn clone_with(
+        &self,
+        ticket: &Ticket,
+        parent_vmid: u32,
+        vmids: &[u32],
+    ) -> Result<Ticket, Status> {
+        let request = UseTicketRequest {
+            id: ticket.id.clone(),
+            family: ticket.family.clone(),
+            epoch: ticket.epoch,
+            host_id: self.id.to_string(),
+            parent_vmid,
+            vmids: vmids.to_vec(),
+            host_epoch: 0,
+        };
+        let used = self.client.clone().use_ticket(request).await?.into_inner();
+        self.running.lock().unwrap().extend(vmids.iter().map(|vmid| RunningClone {
+            ticket: used.id.clone(),
+            family: used.family.clone(),
+            vmid: *vmid,
+            vcpus: used.vcpus,
+            memory_mib: used.memory_mib,
+            parent_vmid: Some(parent_vmid),
+        }));
+        Ok(used)
+    }
+
+    /// A clone ends.
+    pub fn end(&self, family: &str, vmid: u32, end: VmEnd) {
+        let mut running = self.running.lock().unwrap();
+        let place = running.iter().position(|clone| clone.family == family && clone.vmid == vmid);
+        // First said, then left out: see HostLink::ended.
+        if let Some(place) = place {
+            self.link().ended(running[place].clone(), end);
+            running.remove(place);
+        }
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.lock().unwrap().len()
+    }
+}
+
+pub fn family() -> String {
+    Uuid::new_v4().to_string()
+}
+
+pub fn request(family: &str, vms: u32) -> RequestTicketRequest {
+    RequestTicketRequest {
+        family: family.to_owned(),
+        max_cpus: vms,
+        min_vms: vms,
+        min_cpus_per_vm: 1,
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        ..RequestTicketRequest::default()
+    }
+}
+
+pub async fn grant(client: &Client, family: &str, vms: u32) -> Result<Ticket, Status> {
+    client.clone().request_ticket(request(family, vms)).await.map(tonic::Response::into_inner)
+}
+
+pub async fn get(client: &Client, id: &str) -> Result<Ticket, Status> {
+    let request = v1::GetTicketRequest { id: id.to_owned(), family: String::new() };
+    client.clone().get_ticket(request).await.map(tonic::Response::into_inner)
+}
+
+pub async fn release(client: &Client, id: &str) -> Result<Ticket, Status> {
+    let request = v1::ReleaseTicketRequest { id: id.to_owned(), family: String::new() };
+    client.clone().release_ticket(request).await.map(tonic::Response::into_inner)
+}
+
+pub async fn all_tickets(client: &Client) -> Vec<Ticket> {
+    let mut all = Vec::new();
+    let mut request = v1::ListTicketsRequest::default();
+    loop {
+        let page = client.clone().list_tickets(request.clone()).await.unwrap().into_inner();
+        all.extend(page.tickets);
+        if page.next_page_token.is_empty() {
+            return all;
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+pub async fn hosts(client: &Client) -> Vec<v1::HostStatus> {
+    client.clone().list_hosts(v1::ListHostsRequest::default()).await.unwrap().into_inner().hosts
+}
+
+/// Code and reason of an error.
+pub fn why<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String) {
+    let status = result.expect_err("it is refused");
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    (status.code(), reason.unwrap_or_else(|| status.message().to_owned()))
+}
+
+/// Numbers that look random, the same for the same seed.
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// Below `sides`.
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        // splitmix64
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % sides
+    }
+}

@@ -1,0 +1,85 @@
+//! Lists, pages and watches.
+
+use crate::{
+    fake::{FakeHost, all_tickets, family, grant, hosts, release},
+    server::{SOON, Server},
+};
+use patina_proto::v1::{ListHostsRequest, ListTicketsRequest, TicketState, WatchTicketsRequest};
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn pages_have_all_tickets_once_in_the_order_of_granting() {
+    let server = Server::start(&[]);
+    let _host = FakeHost::start(&server, 1000).await;
+    let client = server.client();
+    let (one, other) = (family(), family());
+    let mut ids = Vec::new();
+    for number in 0..25 {
+        ids.push(grant(&client, if number % 5 == 0 { &other } else { &one }, 1).await.unwrap().id);
+    }
+    let mut request = ListTicketsRequest { page_size: 10, ..ListTicketsRequest::default() };
+    let mut sizes = Vec::new();
+    let mut listed = Vec::new();
+    loop {
+        let page = client.clone().list_tickets(request.clone()).await.unwrap().into_inner();
+        sizes.push(page.tickets.len());
+        listed.extend(page.tickets.into_iter().map(|ticket| ticket.id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(sizes, [10, 10, 5]);
+    ids.sort();
+    listed.sort();
+    assert_eq!(listed, ids);
+    let request = ListTicketsRequest { family: other, ..ListTicketsRequest::default() };
+    let page = client.clone().list_tickets(request).await.unwrap().into_inner();
+    assert_eq!((page.tickets.len(), page.next_page_token.as_str()), (5, ""));
+}
+
+#[tokio::test]
+async fn hosts_come_in_pages_and_say_what_is_held() {
+    let server = Server::start(&["--overcommit-cpu", "1.5"]);
+    let mut kept = Vec::new();
+    for cpus in [2, 4, 8] {
+        kept.push(FakeHost::start(&server, cpus).await);
+    }
+    let client = server.client();
+    grant(&client, &family(), 2).await.unwrap();
+    let all = hosts(&client).await;
+    assert_eq!(all.iter().map(|host| host.cpus).sum::<u32>(), 21);
+    assert_eq!(
+        all.iter().map(|host| (host.held_cpus, host.held_vms)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
+        (2, 2)
+    );
+    let first = ListHostsRequest { page_size: 2, ..ListHostsRequest::default() };
+    let first = client.clone().list_hosts(first).await.unwrap().into_inner();
+    let rest = ListHostsRequest { page_size: 2, page_token: first.next_page_token };
+    let rest = client.clone().list_hosts(rest).await.unwrap().into_inner();
+    assert_eq!((first.hosts.len(), rest.hosts.len(), rest.next_page_token.as_str()), (2, 1, ""));
+}
+
+#[tokio::test]
+async fn a_watcher_sees_what_is_there_and_what_happens() {
+    let server = Server::start(&["--remember", "1s"]);
+    let _host = FakeHost::start(&server, 8).await;
+    let client = server.client();
+    let (mine, foreign) = (family(), family());
+    let before = grant(&client, &mine, 1).await.unwrap();
+    grant(&client, &foreign, 1).await.unwrap();
+    let request = WatchTicketsRequest { family: mine.clone() };
+    let mut events = client.clone().watch_tickets(request).await.unwrap().into_inner();
+    let mut next = async || timeout(SOON, events.message()).await.unwrap().unwrap().unwrap();
+    let first = next().await;
+    assert_eq!((first.ticket.unwrap().id, first.initial), (before.id.clone(), true));
+    grant(&client, &foreign, 1).await.unwrap();
+    let after = grant(&client, &mine, 1).await.unwrap();
+    let second = next().await;
+    assert_eq!((second.ticket.unwrap(), second.initial), (after.clone(), false));
+    release(&client, &after.id).await.unwrap();
+    assert_eq!(next().await.ticket.unwrap().state(), TicketState::Released);
+    let last = next().await;
+    assert_eq!((last.ticket.unwrap().id, last.forgotten), (after.id, true));
+    assert_eq!(all_tickets(&client).await.len(), 3);
+}

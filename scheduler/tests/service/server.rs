@@ -1,0 +1,138 @@
+//! A `scheduler` of one's own.
+
+use scheduler::client::{self, Client, Target};
+use std::{
+    fs::File,
+    io::ErrorKind,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// For whatever should happen soon.
+pub const SOON: Duration = Duration::from_secs(30);
+
+pub struct Server {
+    folder: TempDir,
+    options: Vec<String>,
+    /// In a mount namespace of its own, with a small disk for its state.
+    disk_kib: Option<u32>,
+    child: Option<Child>,
+}
+
+impl Server {
+    pub fn start(options: &[&str]) -> Self {
+        Self::begin(options, None)
+    }
+
+    /// With its state on a disk of that size.
+    pub fn on_small_disk(disk_kib: u32) -> Self {
+        Self::begin(&[], Some(disk_kib))
+    }
+
+    fn begin(options: &[&str], disk_kib: Option<u32>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options.iter().map(|&word| word.to_owned()).collect();
+        let mut server = Self { folder, options, disk_kib, child: None };
+        server.start_again();
+        server
+    }
+
+    /// After [`Server::kill`] or [`Server::stop`].
+    pub fn start_again(&mut self) {
+        let notify = self.folder.path().join("notify");
+        if notify.exists() {
+            std::fs::remove_file(&notify).unwrap();
+        }
+        let manager = UnixDatagram::bind(&notify).unwrap();
+        let mut child = self.command().env("NOTIFY_SOCKET", &notify).spawn().unwrap();
+        manager.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut text = [0; 16];
+        // Each round lasts until the message or for a while: the process may have ended instead.
+        for _ in 0..SOON.as_millis() / 100 {
+            match manager.recv(&mut text) {
+                Ok(length) => {
+                    assert_eq!(&text[..length], b"READY=1");
+                    self.child = Some(child);
+                    return;
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("the scheduler has ended: {status}\n{}", self.log());
+            }
+        }
+        panic!("the scheduler is not ready\n{}", self.log());
+    }
+
+    /// One that is not waited for.
+    pub fn command(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_scheduler");
+        let mut command = match self.disk_kib {
+            None => Command::new(program),
+            Some(kib) => {
+                let script = format!(
+                    "mkdir -p \"$1\" && mount -t tmpfs -o size={kib}k disk \"$1\" && shift && exec \"$@\""
+                );
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
+                command.arg(self.state()).arg(program);
+                command
+            }
+        };
+        command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
+        command.arg("--state-dir").arg(self.state()).args(&self.options).arg("--log-json");
+        let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        command.stderr(log).stdin(Stdio::null());
+        command
+    }
+
+    pub fn client(&self) -> Client {
+        client::connect(&Target::Unix(self.socket()))
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("s.sock")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// The state as the process sees it: a small disk is there for nobody else.
+    pub fn state_within(&self) -> PathBuf {
+        let pid = self.child.as_ref().unwrap().id();
+        Path::new("/proc").join(pid.to_string()).join("root").join(self.state().strip_prefix("/").unwrap())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// As a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// As an operator would.
+    pub fn stop(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        child.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        self.kill();
+    }
+}

@@ -1,0 +1,151 @@
+//! What the VMs of a ticket do together: meet, join, end.
+
+use crate::{
+    fake::{FakeHost, family, get, grant, hosts},
+    server::{SOON, Server},
+};
+use patina_proto::v1::{
+    GetJoinDataRequest, JoinLeave, JoinRequest, JoinWait, KillRequest, SyncRequest, Ticket, TicketState,
+    VmEnd, join_request::Side,
+};
+use scheduler::client::Client;
+use std::time::Duration;
+use tokio::time::timeout;
+use tonic::Status;
+
+async fn sync(client: &Client, ticket: &Ticket, vmid: u32) -> Result<(u64, u32), Status> {
+    let request =
+        SyncRequest { ticket: ticket.id.clone(), family: ticket.family.clone(), vmid, timeout_ms: 0 };
+    let met = timeout(SOON, client.clone().sync(request)).await.expect("all come")?.into_inner();
+    Ok((met.round, met.arrived))
+}
+
+fn join(ticket: &Ticket, side: Side) -> JoinRequest {
+    JoinRequest { ticket: ticket.id.clone(), family: ticket.family.clone(), side: Some(side) }
+}
+
+#[tokio::test]
+async fn all_meet_again_and_again_also_when_some_die() {
+    let server = Server::start(&[]);
+    let host = FakeHost::start(&server, 8).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 3).await.unwrap();
+    host.clone_with(&ticket, 0, &[1, 2, 3]).await.unwrap();
+    for round in 1..=3 {
+        let met = futures::future::join_all((0..=3).map(|vmid| sync(&client, &ticket, vmid))).await;
+        assert!(met.into_iter().all(|met| met.unwrap() == (round, 4)));
+    }
+    let (parent, one, two, ()) = tokio::join!(
+        sync(&client, &ticket, 0),
+        sync(&client, &ticket, 1),
+        sync(&client, &ticket, 2),
+        async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            host.end(&ticket.family, 3, VmEnd::Ended);
+        }
+    );
+    assert_eq!([parent.unwrap(), one.unwrap(), two.unwrap()], [(4, 3); 3]);
+}
+
+#[tokio::test]
+async fn a_join_brings_every_clones_status_and_data() {
+    let server = Server::start(&[]);
+    let host = FakeHost::start(&server, 8).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 3).await.unwrap();
+    host.clone_with(&ticket, 0, &[1, 2, 3]).await.unwrap();
+    let data = vec![0xa5; 1 << 20];
+    let leaves = [
+        JoinLeave { vmid: 1, status: 7, data: data.clone(), noreport: false },
+        JoinLeave { vmid: 2, status: -1, data: Vec::new(), noreport: true },
+    ];
+    let wait = join(&ticket, Side::Wait(JoinWait { vmid: 0, timeout_ms: 0 }));
+    let mut waiting = client.clone();
+    let (joined, ()) = tokio::join!(timeout(SOON, waiting.join(wait)), async {
+        for leave in leaves {
+            let vmid = leave.vmid;
+            client.clone().join(join(&ticket, Side::Leave(leave))).await.unwrap();
+            host.end(&ticket.family, vmid, VmEnd::Joined);
+        }
+        host.end(&ticket.family, 3, VmEnd::Ended);
+    });
+    let results = joined.expect("all end").unwrap().into_inner().results;
+    let seen: Vec<_> =
+        results.iter().map(|r| (r.vmid, r.end(), r.status, r.data_bytes, r.reported)).collect();
+    let expected = [
+        (1, VmEnd::Joined, 7, 1 << 20, true),
+        (2, VmEnd::Joined, -1, 0, false),
+        (3, VmEnd::Ended, 0, 0, false),
+    ];
+    assert_eq!(seen, expected);
+    let left = async |vmid| {
+        let request = GetJoinDataRequest { ticket: ticket.id.clone(), family: ticket.family.clone(), vmid };
+        client.clone().get_join_data(request).await.unwrap().into_inner().data
+    };
+    assert_eq!((left(1).await, left(2).await), (data, Vec::new()));
+    assert_eq!(get(&client, &ticket.id).await.unwrap().state(), TicketState::Released);
+}
+
+#[tokio::test]
+async fn a_kill_ends_clones_and_gives_their_room_back() {
+    let server = Server::start(&[]);
+    let host = FakeHost::start(&server, 8).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 4).await.unwrap();
+    host.clone_with(&ticket, 0, &[1, 2, 3, 4]).await.unwrap();
+    let some = KillRequest { family: ticket.family.clone(), vmids: vec![2, 4], ..KillRequest::default() };
+    let ended = timeout(SOON, client.clone().kill(some)).await.unwrap().unwrap().into_inner().ended;
+    assert_eq!(ended, [2, 4]);
+    assert_eq!(hosts(&client).await[0].held_vms, 2);
+    let all = KillRequest { ticket: ticket.id.clone(), reason: "a test".into(), ..KillRequest::default() };
+    let rest = timeout(SOON, client.clone().kill(all)).await.unwrap().unwrap();
+    assert_eq!(rest.into_inner().ended, [1, 2, 3, 4], "of the ticket, those before included");
+    let after = get(&client, &ticket.id).await.unwrap();
+    assert_eq!((after.state(), host.running()), (TicketState::Released, 0));
+    assert!(after.results.iter().all(|result| result.end() == VmEnd::Killed));
+    assert_eq!(hosts(&client).await[0].held_vms, 0);
+}
+
+/// Its kill orders are lost with its connection; it hears of them when it comes back.
+#[tokio::test]
+async fn a_host_that_did_not_obey_is_told_again() {
+    let mut server = Server::start(&["--lease", "60s"]);
+    let host = FakeHost::start(&server, 8).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 1).await.unwrap();
+    host.clone_with(&ticket, 0, &[1]).await.unwrap();
+    host.obeys(false);
+    let kill = KillRequest { ticket: ticket.id.clone(), ..KillRequest::default() };
+    let unanswered = timeout(Duration::from_millis(300), client.clone().kill(kill.clone())).await;
+    assert!(unanswered.is_err(), "the clone runs on");
+    host.obeys(true);
+    server.kill();
+    host.away().await;
+    server.start_again();
+    host.registered().await;
+    let ended = timeout(SOON, client.clone().kill(kill)).await.unwrap().unwrap().into_inner().ended;
+    assert_eq!(ended, [1]);
+}
+
+#[tokio::test]
+async fn a_host_that_goes_silent_is_fenced() {
+    let server = Server::start(&["--lease", "500ms"]);
+    let host = FakeHost::start(&server, 8).await;
+    let stays = FakeHost::start(&server, 1).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 2).await.unwrap();
+    host.clone_with(&ticket, 0, &[1, 2]).await.unwrap();
+    host.link().stop();
+    for _ in 0..100 {
+        if get(&client, &ticket.id).await.unwrap().state() == TicketState::Fenced {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let fenced = get(&client, &ticket.id).await.unwrap();
+    assert_eq!((fenced.state(), fenced.live), (TicketState::Fenced, 0));
+    assert!(fenced.results.iter().all(|result| result.end() == VmEnd::Lost));
+    let alive: Vec<_> = hosts(&client).await.iter().map(|host| host.alive).collect();
+    assert_eq!(alive.iter().filter(|alive| **alive).count(), 1);
+    stays.registered().await;
+}
