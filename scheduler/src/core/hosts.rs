@@ -4,7 +4,7 @@
 //!  (of a stored ticket) expected ──up──▶ up ◀──up── down        expected, up or down, and silent for a lease: fenced
 //!                                        └───down───▲          fenced ──up──▶ up
 //! ```
-//! What tickets hold is held whether the host is up or not, until the tickets end. Clones that run without a ticket (their
+//! What tickets and their clones hold is held whether the host is up or not, until they end. Clones that run without a ticket (their
 //! end is known here but they were seen again) hold room too, until the host says that they are gone.
 
 use super::{

@@ -68,6 +68,11 @@ impl Ledger {
         self.of_clone(family, vmid).is_some_and(|ticket| ticket.state == State::Used && ticket.is_live(vmid))
     }
 
+    /// Whether a VM is known to have ended: it was a clone.
+    pub fn has_ended(&self, family: Uuid, vmid: u32) -> bool {
+        self.of_clone(family, vmid).is_some() && !self.is_live(family, vmid)
+    }
+
     /// The used tickets with which a VM has cloned.
     pub fn cloned_by(&self, family: Uuid, vmid: u32) -> Vec<Uuid> {
         let parents = self.families.get(&family).and_then(|family| family.parents.get(&vmid));

@@ -183,6 +183,7 @@ impl Core {
         };
         if let (Some(by), Some(host)) = (demand.use_by, ticket.places.keys().next().copied()) {
             (ticket.state, ticket.loose, ticket.parent_vmid) = (State::Used, true, Some(by.parent_vmid));
+            ticket.parent_ended = self.ledger.has_ended(ticket.family, by.parent_vmid);
             ticket.clones = by.vmids.into_iter().map(|vmid| (vmid, host)).collect();
         } else {
             self.timers.set(ticket.expires_unix_ms, Timer::Expire(ticket.id));

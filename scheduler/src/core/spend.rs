@@ -46,7 +46,7 @@ impl Core {
     pub(super) fn use_ticket(&mut self, usage: &Usage, out: &mut Vec<Effect>) -> Result<Uuid, CoreError> {
         let Usage { host, parent_vmid, ref vmids, .. } = *usage;
         let ticket = self.ticket(usage.ticket)?;
-        let id = ticket.id;
+        let (id, family) = (ticket.id, ticket.family);
         if is_same_use(ticket, usage) {
             return Ok(id);
         }
@@ -61,9 +61,11 @@ impl Core {
             self.free_on(place, id, spare, size, place == host);
         }
         let clones = vmids.iter().map(|vmid| (*vmid, host)).collect();
+        // One that was given up with its host, and is to end, may still clone.
+        let parent_ended = self.ledger.has_ended(family, parent_vmid);
         self.ledger.change(id, |ticket| {
             ticket.state = State::Used;
-            ticket.parent_vmid = Some(parent_vmid);
+            (ticket.parent_vmid, ticket.parent_ended) = (Some(parent_vmid), parent_ended);
             ticket.clones = clones;
             ticket.places = BTreeMap::from([(host, wanted)]);
         });

@@ -253,7 +253,6 @@ fn epochs_of_a_new_life_are_above_all_of_the_lives_before() {
     let (mut world, ticket) = used();
     let before = world.hosts[&id(1)].max(ticket.epoch);
     world.store.clear();
-    world.now += 1;
     world.restart(options());
     world.host(2, 1);
     assert!(world.hosts[&id(2)] > before);

@@ -2,8 +2,10 @@
 
 mod barriers;
 mod hosts;
+mod invariants;
 mod joins;
 mod kills;
+mod model;
 mod places;
 mod queueing;
 mod speed;

@@ -274,6 +274,8 @@ impl World {
     /// The scheduler is killed and started again; nobody of those who waited is there any more.
     pub fn restart(&mut self, options: Options) {
         self.open.clear();
+        // No start is that quick: epochs of the new life begin above all that were given.
+        self.now += 1;
         self.core = Core::new(options, self.store.values().cloned().collect(), self.now);
         self.check_store();
     }

@@ -1,0 +1,354 @@
+//! What has to hold after every command, worked out anew from what can be seen.
+
+use super::{
+    model::{Clone, Host},
+    world::World,
+};
+use crate::core::{
+    api::{Command, CoreError, Demand, Effect, PASSED_OVER_MAX, Reply, Targets, Waiter},
+    state::HostState,
+    ticket::{HostId, State, Ticket},
+};
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// A request as its callers see it.
+struct Asked {
+    demand: Demand,
+    waiters: BTreeSet<Waiter>,
+    passed: u32,
+}
+
+#[derive(Default)]
+pub struct Watch {
+    /// By arrival.
+    asked: BTreeMap<u64, Asked>,
+    arrivals: u64,
+    last_demand: Option<(Waiter, Demand)>,
+    /// Tickets before the last command.
+    known: BTreeSet<Uuid>,
+    uses: BTreeMap<Uuid, Vec<u32>>,
+    arrived: BTreeMap<Waiter, (Uuid, u32)>,
+    rounds: BTreeMap<Uuid, u64>,
+    joining: BTreeMap<Waiter, Uuid>,
+    /// Of which family.
+    killing: BTreeMap<Waiter, (Uuid, Targets)>,
+    /// Clones whose end was noted, by family and vmid.
+    ended: BTreeSet<(Uuid, u32)>,
+    idle: bool,
+}
+
+fn fit(cpus: u64, memory_mib: u64, vms: u64, demand: &Demand) -> u64 {
+    (cpus / u64::from(demand.vcpus)).min(memory_mib / u64::from(demand.memory_mib)).min(vms)
+}
+
+fn limit(host: &HostState) -> u64 {
+    host.info.max_vms.map_or(u64::MAX, u64::from)
+}
+
+fn free_fit(host: &HostState, demand: &Demand) -> u64 {
+    fit(
+        u64::from(host.cpus.saturating_sub(host.held_cpus)),
+        host.memory_mib.saturating_sub(host.held_memory_mib),
+        limit(host).saturating_sub(host.held_vms.into()),
+        demand,
+    )
+}
+
+fn is_enough(fits: impl Iterator<Item = u64>, demand: &Demand) -> bool {
+    let fits: Vec<u64> = fits.collect();
+    let best = if demand.use_by.is_some() { fits.iter().max().copied() } else { Some(fits.iter().sum()) };
+    best.unwrap_or(0) >= u64::from(demand.min_vms)
+}
+
+fn meant(demand: &Demand, host: &HostState) -> bool {
+    demand.hosts.is_empty() || demand.hosts.contains(&host.info.id)
+}
+
+/// Whether a demand fits in what is free of hosts that are not kept.
+fn fits_now(hosts: &[HostState], demand: &Demand, kept: &BTreeSet<HostId>) -> bool {
+    let usable = hosts.iter().filter(|h| h.alive && meant(demand, h) && !kept.contains(&h.info.id));
+    is_enough(usable.map(|host| free_fit(host, demand)), demand)
+}
+
+fn fits_if_empty<'a>(hosts: impl Iterator<Item = &'a HostState>, demand: &Demand) -> bool {
+    let sizes = hosts.filter(|host| meant(demand, host));
+    is_enough(sizes.map(|h| fit(h.cpus.into(), h.memory_mib, limit(h), demand)), demand)
+}
+
+impl Watch {
+    /// What is there before a command.
+    pub fn before(&mut self, world: &World, command: &Command) {
+        self.known = world.store.keys().copied().collect();
+        self.idle = self.asked.is_empty();
+        self.last_demand = None;
+        match command {
+            Command::Request { waiter, demand } => self.asked(*waiter, demand),
+            Command::Arrive { waiter, ticket, vmid, .. } => {
+                self.arrived.insert(*waiter, (ticket.id, *vmid));
+            }
+            Command::JoinWait { waiter, ticket, .. } => {
+                self.joining.insert(*waiter, ticket.id);
+            }
+            Command::Kill { waiter, targets, family, .. } => {
+                self.killing.insert(*waiter, (*family, targets.clone()));
+            }
+            Command::Gone(waiter) => {
+                for asked in self.asked.values_mut() {
+                    asked.waiters.remove(waiter);
+                }
+                self.asked.retain(|_, asked| !asked.waiters.is_empty());
+                self.arrived.remove(waiter);
+                self.joining.remove(waiter);
+                self.killing.remove(waiter);
+            }
+            _ => {}
+        }
+    }
+
+    /// Somebody asks for a ticket.
+    fn asked(&mut self, waiter: Waiter, demand: &Demand) {
+        self.last_demand = Some((waiter, demand.clone()));
+        let same = |asked: &&mut Asked| {
+            demand.request_id.is_some()
+                && (&asked.demand.request_id, asked.demand.family) == (&demand.request_id, demand.family)
+        };
+        if let Some(asked) = self.asked.values_mut().find(same) {
+            asked.waiters.insert(waiter);
+            return;
+        }
+        self.arrivals += 1;
+        let waiters = BTreeSet::from([waiter]);
+        self.asked.insert(self.arrivals, Asked { demand: demand.clone(), waiters, passed: 0 });
+    }
+
+    /// Tickets that the last command granted.
+    pub fn granted(&self, world: &World) -> Vec<Ticket> {
+        let granted = world.effects.iter().filter_map(|effect| match effect {
+            Effect::Answer(_, Ok(Reply::Ticket(ticket))) if !self.known.contains(&ticket.id) => {
+                Some(ticket.id)
+            }
+            _ => None,
+        });
+        granted.collect::<BTreeSet<_>>().iter().map(|id| world.get(*id)).collect()
+    }
+
+    pub fn used(&mut self, ticket: Uuid, vmids: &[u32]) {
+        let before = self.uses.insert(ticket, vmids.to_vec());
+        assert!(before.is_none(), "{ticket} is used twice");
+    }
+
+    pub fn unused(&mut self, ticket: Uuid) {
+        self.uses.remove(&ticket);
+        self.rounds.remove(&ticket);
+    }
+
+    /// Nobody of those who waited is there any more.
+    pub fn restart(&mut self) {
+        self.asked.clear();
+        self.arrived.clear();
+        self.rounds.clear();
+        self.joining.clear();
+        self.killing.clear();
+    }
+
+    /// The clones of a host that live, as the ledger has it.
+    pub fn live_on(&self, world: &World, host: HostId) -> BTreeSet<Clone> {
+        let used = world.store.values().filter(|ticket| ticket.state == State::Used);
+        let live = used.flat_map(|t| t.live().map(|(vmid, place)| (place, (t.id, t.family, vmid))));
+        live.filter(|(place, _)| *place == host).map(|(_, clone)| clone).collect()
+    }
+
+    /// What has to hold after each command.
+    pub fn check_step(&mut self, world: &World) {
+        self.note_ends(world);
+        let states = world.core.hosts();
+        self.check_refusal(world, &states);
+        self.check_queue(world, &states);
+        self.check_barriers(world);
+        self.check_waits(world);
+    }
+
+    /// What has to hold when hosts have done what they had to.
+    pub fn check_hosts(&self, world: &World, hosts: &BTreeMap<HostId, Host>) {
+        check_room(world, &world.core.hosts(), hosts);
+        self.check_ledger(world, hosts);
+    }
+
+    fn note_ends(&mut self, world: &World) {
+        for ticket in world.store.values() {
+            let ended = ticket.results.iter().filter(|(_, outcome)| outcome.end.is_some());
+            self.ended.extend(ended.map(|(vmid, _)| (ticket.family, *vmid)));
+        }
+        self.uses.retain(|id, _| world.store.contains_key(id));
+        self.rounds.retain(|id, _| world.store.contains_key(id));
+    }
+
+    /// What runs on a host that is connected is in the ledger, and the other way round.
+    fn check_ledger(&self, world: &World, hosts: &BTreeMap<HostId, Host>) {
+        for (id, host) in hosts.iter().filter(|(_, host)| host.connected) {
+            let live = self.live_on(world, *id);
+            let there: BTreeSet<Clone> = host.running.keys().chain(host.unnoted.keys()).copied().collect();
+            let missing: Vec<_> = live.difference(&there).collect();
+            // A ticket that was used for nothing waits for its unuse.
+            assert!(missing.is_empty(), "{missing:?} are in the ledger and do not run on {id}");
+            let unknown: Vec<_> =
+                host.running.keys().filter(|c| !live.contains(c) && !host.ghosts.contains(c)).collect();
+            assert!(unknown.is_empty(), "{unknown:?} run on {id} and are not in the ledger");
+        }
+    }
+
+    fn check_refusal(&self, world: &World, states: &[HostState]) {
+        let Some((waiter, demand)) = &self.last_demand else { return };
+        match world.answers.get(waiter).and_then(|answer| answer.as_ref().err()) {
+            Some(CoreError::Impossible { .. }) => {
+                let known = states.iter().filter(|h| h.alive || world.core.hosts.away().contains(&h.info.id));
+                assert!(!fits_if_empty(known, demand), "{demand:?} is possible");
+            }
+            Some(CoreError::NoCapacity { .. }) if self.idle && demand.timeout_ms == 0 => {
+                assert!(!fits_now(states, demand, &BTreeSet::new()), "{demand:?} fits");
+            }
+            _ => {}
+        }
+    }
+
+    /// First come first served in a family; nobody waits who fits and may have it; nobody is passed over too often.
+    fn check_queue(&mut self, world: &World, states: &[HostState]) {
+        let heads_before: BTreeSet<u64> = self.heads().into_iter().collect();
+        let answered: BTreeMap<Waiter, Ticket> = world
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Answer(waiter, Ok(Reply::Ticket(ticket))) => Some((*waiter, (**ticket).clone())),
+                _ => None,
+            })
+            .collect();
+        let new: BTreeSet<Uuid> = self.granted(world).iter().map(|ticket| ticket.id).collect();
+        let mut granted: Vec<(u64, Uuid, Ticket)> = Vec::new();
+        for (number, asked) in &mut self.asked {
+            if let Some(ticket) = asked.waiters.iter().find_map(|waiter| answered.get(waiter))
+                && new.contains(&ticket.id)
+            {
+                granted.push((*number, asked.demand.family, ticket.clone()));
+            }
+            asked.waiters.retain(|waiter| world.waits(*waiter));
+        }
+        self.asked.retain(|_, asked| !asked.waiters.is_empty());
+        for (number, family, ticket) in &granted {
+            assert!(!self.asked.contains_key(number), "all who wait for a request are answered");
+            for (other, asked) in self.asked.range_mut(..*number) {
+                assert!(asked.demand.family != *family, "{number} passed {other} of its own family");
+                let could_use = asked.demand.hosts.is_empty()
+                    || asked.demand.hosts.iter().any(|h| ticket.places.contains_key(h));
+                let possible = fits_if_empty(states.iter().filter(|host| host.alive), &asked.demand);
+                if heads_before.contains(other) && could_use && possible {
+                    asked.passed += 1;
+                    assert!(asked.passed <= PASSED_OVER_MAX, "{other} is passed over too often");
+                }
+            }
+        }
+        assert_eq!(world.core.counts().waiting, self.asked.len() as u64);
+        self.check_nobody_waits_in_vain(world, states);
+    }
+
+    fn heads(&self) -> Vec<u64> {
+        let mut families = BTreeSet::new();
+        let firsts = self.asked.iter().filter(|(_, asked)| families.insert(asked.demand.family));
+        firsts.map(|(number, _)| *number).collect()
+    }
+
+    fn check_nobody_waits_in_vain(&self, world: &World, states: &[HostState]) {
+        let queue = &world.core.queue;
+        let mut kept = BTreeSet::new();
+        let alive = || states.iter().filter(|host| host.alive);
+        for starved in queue.starved() {
+            let demand = &queue.get(*starved).unwrap().demand;
+            assert!(!fits_now(states, demand, &kept), "a starved request waits and fits");
+            if fits_if_empty(alive(), demand) {
+                kept.extend(alive().filter(|host| meant(demand, host)).map(|host| host.info.id));
+            }
+        }
+        for number in self.heads() {
+            let asked = &self.asked[&number];
+            assert!(!fits_now(states, &asked.demand, &kept), "{number} waits and fits: {:?}", asked.demand);
+        }
+    }
+
+    /// All are released together, when they are all there and not before.
+    fn check_barriers(&mut self, world: &World) {
+        let mut met: BTreeMap<Uuid, BTreeSet<(u64, u32)>> = BTreeMap::new();
+        let mut released: BTreeMap<Uuid, BTreeSet<u32>> = BTreeMap::new();
+        for effect in &world.effects {
+            let Effect::Answer(waiter, Ok(Reply::Met { round, arrived })) = effect else { continue };
+            if let Some((ticket, vmid)) = self.arrived.get(waiter) {
+                met.entry(*ticket).or_default().insert((*round, *arrived));
+                released.entry(*ticket).or_default().insert(*vmid);
+            }
+        }
+        self.arrived.retain(|waiter, _| world.waits(*waiter));
+        for (ticket, vmids) in &released {
+            let one: Vec<_> = met[ticket].iter().collect();
+            assert_eq!(one.len(), 1, "all meet in the same round");
+            let round = self.rounds.entry(*ticket).or_default();
+            // One that arrived last may have been answered at once.
+            assert!(one[0].0 > *round && one[0].1 as usize >= vmids.len());
+            *round = one[0].0;
+            assert!(!self.arrived.values().any(|(other, _)| other == ticket), "nobody is left behind");
+        }
+        let mut waiting: BTreeMap<Uuid, BTreeSet<u32>> = BTreeMap::new();
+        for (ticket, vmid) in self.arrived.values() {
+            waiting.entry(*ticket).or_default().insert(*vmid);
+        }
+        for (ticket, vmids) in waiting {
+            let ticket = &world.store[&ticket];
+            let parent = ticket.parent_vmid.filter(|vmid| !self.ended.contains(&(ticket.family, *vmid)));
+            let wanted: BTreeSet<u32> = ticket.live().map(|(vmid, _)| vmid).chain(parent).collect();
+            assert!(vmids.is_subset(&wanted), "{vmids:?} wait and are not among {wanted:?}");
+            assert!(!wanted.is_subset(&vmids), "all of {wanted:?} are there and wait");
+        }
+    }
+
+    fn check_waits(&mut self, world: &World) {
+        self.joining.retain(|waiter, _| world.waits(*waiter));
+        for ticket in self.joining.values() {
+            assert!(world.state(*ticket) == State::Used, "a join waits for a ticket that is over");
+        }
+        self.killing.retain(|waiter, (family, targets)| {
+            let live = world.store.values().filter(|t| t.family == *family).any(|ticket| match targets {
+                Targets::Ticket(id) => ticket.id == *id && ticket.live().next().is_some(),
+                Targets::Vmids(vmids) => vmids.iter().any(|vmid| ticket.is_live(*vmid)),
+            });
+            assert_eq!(world.waits(*waiter), live, "a kill waits as long as one lives");
+            live
+        });
+    }
+}
+
+/// What is held is what tickets hold, and never more than there is.
+fn check_room(world: &World, states: &[HostState], hosts: &BTreeMap<HostId, Host>) {
+    for state in states {
+        let open = world.store.values().filter(|ticket| !ticket.is_over());
+        let held = open.map(|ticket| (ticket, ticket.held(state.info.id)));
+        let mut sum = (0, 0, 0);
+        for (ticket, vms) in held {
+            sum.0 += vms;
+            sum.1 += vms * ticket.vcpus;
+            sum.2 += u64::from(vms) * u64::from(ticket.memory_mib);
+        }
+        if state.alive {
+            let host = &hosts[&state.info.id];
+            for ghost in &host.ghosts {
+                let unnoted = host.unnoted.get(ghost).map(|(running, _)| running);
+                let ghost = host.running.get(ghost).or(unnoted).unwrap();
+                sum.0 += 1;
+                sum.1 += ghost.vcpus;
+                sum.2 += u64::from(ghost.memory_mib);
+            }
+            let held = (state.held_vms, state.held_cpus, state.held_memory_mib);
+            assert_eq!(held, sum, "held on {}: {:#?}", state.info.name, world.store);
+        }
+        let room = (state.cpus, state.memory_mib, state.info.max_vms.unwrap_or(u32::MAX));
+        let within = sum.1 <= room.0 && sum.2 <= room.1 && sum.0 <= room.2;
+        assert!(within, "{sum:?} held of {room:?} on {}", state.info.name);
+    }
+}

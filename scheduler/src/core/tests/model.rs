@@ -1,0 +1,520 @@
+//! Whatever is said to the core, in whatever order: what has to hold does. Hosts with clones that really run are played here; the checks
+//! are in [`super::invariants`].
+
+use super::{
+    invariants::Watch,
+    world::{World, id, named, options},
+};
+use crate::core::{
+    api::{Command, Demand, Effect, HostInfo, Options, Reply, Running, Targets, UseBy, Waiter},
+    ticket::{HostId, Policy, State, Ticket, VmEnd},
+};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// Ticket, family, vmid.
+pub type Clone = (Uuid, Uuid, u32);
+
+/// A host with what really runs there.
+pub struct Host {
+    pub info: HostInfo,
+    pub connected: bool,
+    pub running: BTreeMap<Clone, Running>,
+    /// Gone, and the scheduler has not noted it.
+    pub unnoted: BTreeMap<Clone, (Running, VmEnd)>,
+    /// What it was told to end.
+    pub orders: BTreeSet<(Uuid, u32)>,
+    /// What it has said that runs and that should not.
+    pub ghosts: BTreeSet<Clone>,
+}
+
+/// What is done next. Numbers choose among what there is.
+#[derive(Debug, Clone)]
+enum Op {
+    Request(Ask),
+    Gone(usize),
+    Release(usize),
+    Use { ticket: usize, spare: usize, made: usize, parent: usize },
+    UseNothing(usize),
+    End { clone: usize, killed: bool },
+    Report(usize),
+    Obey(usize),
+    Down(usize),
+    Up(usize),
+    Beat(usize),
+    Arrive { ticket: usize, who: usize, timeout_ms: u64 },
+    Leave(usize),
+    Join(usize),
+    Kill { ticket: usize, all: bool },
+    Pass(u64),
+    ToDeadline,
+    Restart,
+}
+
+#[derive(Debug, Clone)]
+struct Ask {
+    family: u128,
+    min: u32,
+    more: u32,
+    vcpus: u32,
+    memory: u32,
+    timeout_ms: u64,
+    hosts: u8,
+    spread: bool,
+    request: Option<u8>,
+    by: bool,
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let size = (1..4_u32, 0..3_u32, 1..3_u32, 1..4_u32);
+    let timeout = prop_oneof![Just(0), Just(300), Just(2_000), Just(9_000)];
+    let how = (timeout, prop_oneof![3 => Just(0), 2 => 1..8_u8], any::<bool>());
+    let who = (1..4_u128, prop::option::weighted(0.2, 0..3_u8), prop::bool::weighted(0.2));
+    (size, how, who).prop_map(
+        |((min, more, vcpus, memory), (timeout_ms, hosts, spread), (family, request, by))| Ask {
+            family,
+            min,
+            more,
+            vcpus,
+            memory,
+            timeout_ms,
+            hosts,
+            spread,
+            request,
+            by,
+        },
+    )
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let n = 0..64_usize;
+    prop_oneof![
+        12 => ask().prop_map(Op::Request),
+        2 => n.clone().prop_map(Op::Gone),
+        4 => n.clone().prop_map(Op::Release),
+        6 => (n.clone(), 0..2_usize, n.clone(), n.clone())
+            .prop_map(|(ticket, spare, made, parent)| Op::Use { ticket, spare, made, parent }),
+        1 => n.clone().prop_map(Op::UseNothing),
+        6 => (n.clone(), any::<bool>()).prop_map(|(clone, killed)| Op::End { clone, killed }),
+        5 => n.clone().prop_map(Op::Report),
+        2 => n.clone().prop_map(Op::Obey),
+        1 => n.clone().prop_map(Op::Down),
+        3 => n.clone().prop_map(Op::Up),
+        6 => n.clone().prop_map(Op::Beat),
+        5 => (n.clone(), n.clone(), 1..3_000_u64)
+            .prop_map(|(ticket, who, timeout_ms)| Op::Arrive { ticket, who, timeout_ms }),
+        2 => n.clone().prop_map(Op::Leave),
+        2 => n.clone().prop_map(Op::Join),
+        2 => (n.clone(), any::<bool>()).prop_map(|(ticket, all)| Op::Kill { ticket, all }),
+        5 => (1..900_u64).prop_map(Op::Pass),
+        1 => (5_000..30_000_u64).prop_map(Op::Pass),
+        2 => Just(Op::ToDeadline),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// Small requests of many families, and a few large ones that have time.
+fn crowd() -> impl Strategy<Value = Op> {
+    let small = (1..40_u128, 1..3_u32, 0..3_u8).prop_map(|(family, min, hosts)| (family, min, hosts, 60_000));
+    let large = (1..5_u128, 4..7_u32, 0..3_u8).prop_map(|(family, min, hosts)| (family, min, hosts, 600_000));
+    let ask = prop_oneof![12 => small, 1 => large].prop_map(|(family, min, hosts, timeout_ms)| {
+        let (more, vcpus, memory, spread, request, by) = (0, 1, 1, false, None, min == 2 && family % 3 == 0);
+        Op::Request(Ask { family, min, more, vcpus, memory, timeout_ms, hosts, spread, request, by })
+    });
+    let n = 0..64_usize;
+    prop_oneof![
+        10 => ask,
+        8 => n.clone().prop_map(Op::Release),
+        4 => n.clone().prop_map(|clone| Op::End { clone, killed: false }),
+        8 => n.clone().prop_map(Op::Report),
+        1 => n.clone().prop_map(Op::Gone),
+        1 => (1..100_u64).prop_map(Op::Pass),
+        4 => n.prop_map(Op::Beat),
+    ]
+}
+
+fn set_up() -> Options {
+    Options { ttl_ms: 3_000, lease_ms: 2_000, remember_ms: 8_000, cpu_percent: 150, ..options() }
+}
+
+struct Sim {
+    world: World,
+    hosts: BTreeMap<HostId, Host>,
+    watch: Watch,
+    vmids: BTreeMap<Uuid, u32>,
+}
+
+fn pick<T: std::clone::Clone>(of: impl IntoIterator<Item = T>, number: usize) -> Option<T> {
+    let all: Vec<T> = of.into_iter().collect();
+    (!all.is_empty()).then(|| all[number % all.len()].clone())
+}
+
+impl Sim {
+    fn new() -> Self {
+        let hosts = [(1, 4, None), (2, 3, Some(3)), (3, 8, None)].map(|(number, cpus, max_vms)| {
+            let info = HostInfo { memory_mib: 64 * 8, max_vms, ..super::world::info(number, cpus) };
+            let host = Host {
+                info,
+                connected: false,
+                running: BTreeMap::new(),
+                unnoted: BTreeMap::new(),
+                orders: BTreeSet::new(),
+                ghosts: BTreeSet::new(),
+            };
+            (id(number), host)
+        });
+        Self {
+            world: World::with(set_up()),
+            hosts: hosts.into(),
+            watch: Watch::default(),
+            vmids: BTreeMap::new(),
+        }
+    }
+
+    fn tickets(&self) -> Vec<Ticket> {
+        self.world.store.values().cloned().collect()
+    }
+
+    fn of_state(&self, state: State) -> Vec<Ticket> {
+        self.tickets().into_iter().filter(|ticket| ticket.state == state).collect()
+    }
+
+    fn clones(&self) -> Vec<(HostId, Clone)> {
+        self.hosts.iter().flat_map(|(id, host)| host.running.keys().map(|clone| (*id, *clone))).collect()
+    }
+
+    fn host(&self, number: usize) -> HostId {
+        pick(self.hosts.keys().copied(), number).unwrap()
+    }
+
+    fn new_vmids(&mut self, family: Uuid, count: usize) -> Vec<u32> {
+        let last = self.vmids.entry(family).or_default();
+        let first = *last + 1;
+        *last += u32::try_from(count).unwrap();
+        (first..=*last).collect()
+    }
+
+    /// A command, with all that has to hold after it.
+    fn apply(&mut self, command: Command) {
+        self.watch.before(&self.world, &command);
+        self.world.apply(command);
+        for effect in self.world.effects.clone() {
+            if let Effect::Kill { host, family, vmids, .. } = effect {
+                let host = self.hosts.get_mut(&host).unwrap();
+                host.orders.extend(vmids.into_iter().map(|vmid| (family, vmid)));
+            }
+        }
+        self.cut();
+        self.start_loose();
+        self.watch.check_step(&self.world);
+    }
+
+    fn call(&mut self, command: impl FnOnce(Waiter) -> Command) -> Waiter {
+        let waiter = self.world.waiter();
+        self.apply(command(waiter));
+        waiter
+    }
+
+    fn is_ok(&self, waiter: Waiter) -> bool {
+        matches!(self.world.answers.get(&waiter), Some(Ok(_)))
+    }
+
+    fn request(&mut self, ask: &Ask) {
+        let family = id(ask.family);
+        let by = ask.by.then(|| UseBy {
+            parent_vmid: 0,
+            vmids: self.new_vmids(family, ask.min as usize),
+            host_epoch: None,
+        });
+        let hosts = (0..3_u8).filter(|bit| ask.hosts >> bit & 1 == 1).map(|bit| id(u128::from(bit) + 1));
+        let demand = Demand {
+            family,
+            request_id: ask.request.filter(|_| !ask.by).map(|number| number.to_string()),
+            max_cpus: (ask.min + ask.more) * ask.vcpus,
+            min_vms: ask.min,
+            min_cpus_per_vm: 1,
+            vcpus: ask.vcpus,
+            memory_mib: ask.memory * 64,
+            timeout_ms: ask.timeout_ms,
+            hosts: hosts.collect(),
+            policy: ask.spread.then_some(Policy::Spread),
+            ttl_ms: None,
+            use_by: by,
+        };
+        self.call(|waiter| Command::Request { waiter, demand });
+    }
+
+    /// Clones by number that were granted in this step run from now on.
+    fn start_loose(&mut self) {
+        for ticket in self.watch.granted(&self.world).into_iter().filter(|ticket| ticket.loose) {
+            for (vmid, host) in &ticket.clones {
+                self.start(&ticket, *vmid, *host);
+            }
+        }
+    }
+
+    fn start(&mut self, ticket: &Ticket, vmid: u32, host: HostId) {
+        let running = Running { parent_vmid: ticket.parent_vmid, ..super::world::running(ticket, vmid) };
+        let host = self.hosts.get_mut(&host).unwrap();
+        host.running.insert((ticket.id, ticket.family, vmid), running);
+    }
+
+    fn spend(&mut self, ticket: &Ticket, count: usize, made: usize, parent: usize) {
+        let host = *ticket.places.keys().next().unwrap();
+        let has = ticket.places[&host] as usize;
+        let vmids = self.new_vmids(ticket.family, has.saturating_sub(count).max(1));
+        let live = self.clones().into_iter().filter(|(place, c)| *place == host && c.1 == ticket.family);
+        let parents = std::iter::once(0).chain(live.map(|(_, clone)| clone.2));
+        let parent_vmid = pick(parents, parent).unwrap();
+        let command = |waiter| Command::Use {
+            waiter,
+            ticket: named(ticket.id),
+            epoch: Some(ticket.epoch),
+            host,
+            host_epoch: None,
+            parent_vmid,
+            vmids: vmids.clone(),
+        };
+        let waiter = self.call(command);
+        if !self.is_ok(waiter) {
+            return;
+        }
+        self.watch.used(ticket.id, &vmids);
+        let used = self.world.get(ticket.id);
+        if made == usize::MAX {
+            return;
+        }
+        for (place, vmid) in vmids.iter().enumerate() {
+            self.start(&used, *vmid, host);
+            if place >= made {
+                self.end((host, (used.id, used.family, *vmid)), VmEnd::Ended);
+            }
+        }
+    }
+
+    fn end(&mut self, (host, clone): (HostId, Clone), end: VmEnd) {
+        let host = self.hosts.get_mut(&host).unwrap();
+        if let Some(running) = host.running.remove(&clone) {
+            host.unnoted.insert(clone, (running, end));
+        }
+    }
+
+    fn report(&mut self, host: HostId) {
+        let unnoted = &self.hosts[&host].unnoted;
+        if !self.hosts[&host].connected || unnoted.is_empty() {
+            return;
+        }
+        let clones: Vec<_> =
+            unnoted.iter().map(|((ticket, _, vmid), (_, end))| (*ticket, *vmid, *end)).collect();
+        let epoch = self.world.hosts[&host];
+        let waiter = self.call(|waiter| Command::Ended { waiter, host, epoch, clones });
+        if self.is_ok(waiter) {
+            let host = self.hosts.get_mut(&host).unwrap();
+            for clone in std::mem::take(&mut host.unnoted).into_keys() {
+                host.ghosts.remove(&clone);
+            }
+        }
+    }
+
+    fn up(&mut self, host: HostId) {
+        let up = &self.hosts[&host];
+        let unnoted = up.unnoted.values().map(|(running, _)| *running);
+        let running: Vec<_> = up.running.values().copied().chain(unnoted).collect();
+        let info = up.info.clone();
+        let listed: Vec<Clone> = running.iter().map(|r| (r.ticket, r.family, r.vmid)).collect();
+        let waiter = self.call(|waiter| Command::HostUp { waiter, info, running, making: Vec::new() });
+        let Ok(Reply::Registered(epoch)) = self.world.was_answered(waiter) else { panic!() };
+        self.world.hosts.insert(host, epoch);
+        let live = self.watch.live_on(&self.world, host);
+        let up = self.hosts.get_mut(&host).unwrap();
+        up.connected = true;
+        up.ghosts = listed.into_iter().filter(|clone| !live.contains(clone)).collect();
+    }
+
+    fn obey(&mut self, host: HostId) {
+        let orders = std::mem::take(&mut self.hosts.get_mut(&host).unwrap().orders);
+        for (family, vmid) in orders {
+            let found = self.hosts[&host].running.keys().find(|c| (c.1, c.2) == (family, vmid)).copied();
+            if let Some(clone) = found {
+                self.end((host, clone), VmEnd::Killed);
+            }
+        }
+    }
+
+    fn arrive(&mut self, ticket: &Ticket, who: usize, timeout_ms: u64) {
+        let members = ticket.clones.keys().copied().chain([ticket.parent_vmid.unwrap_or(0), 9_999]);
+        let vmid = pick(members, who).unwrap();
+        let ticket = named(ticket.id);
+        let timeout_ms = Some(timeout_ms);
+        self.call(|waiter| Command::Arrive { waiter, ticket, vmid, timeout_ms });
+    }
+
+    fn kill(&mut self, ticket: &Ticket, all: bool) {
+        let (targets, family) = if all {
+            (Targets::Ticket(ticket.id), ticket.family)
+        } else {
+            (Targets::Vmids(ticket.clones.keys().take(1).copied().collect()), ticket.family)
+        };
+        let reason = String::new();
+        self.call(|waiter| Command::Kill { waiter, family, targets, reason });
+    }
+
+    fn restart(&mut self) {
+        let before = self.world.store.clone();
+        let all_up = self.hosts.values().all(|host| host.connected && host.ghosts.is_empty());
+        self.world.restart(set_up());
+        self.watch.restart();
+        for host in self.hosts.values_mut() {
+            host.connected = false;
+            host.orders.clear();
+        }
+        if all_up {
+            for number in 0..self.hosts.len() {
+                self.up(self.host(number));
+            }
+            assert_eq!(before, self.world.store, "the ledger is what it was");
+        }
+    }
+
+    fn act(&mut self, op: &Op) {
+        match op {
+            Op::Request(ask) => self.request(ask),
+            Op::Gone(number) => {
+                if let Some(waiter) = pick(self.world.open.clone(), *number) {
+                    self.apply(Command::Gone(waiter));
+                }
+            }
+            Op::Release(number) => {
+                if let Some(ticket) = pick(self.tickets(), *number) {
+                    self.call(|waiter| Command::Release(waiter, named(ticket.id)));
+                }
+            }
+            Op::Use { ticket, spare, made, parent } => {
+                if let Some(ticket) = pick(self.of_state(State::Granted), *ticket) {
+                    self.spend(&ticket, *spare, *made, *parent);
+                }
+            }
+            Op::UseNothing(number) => {
+                if let Some(ticket) = pick(self.of_state(State::Granted), *number) {
+                    self.spend(&ticket, 0, usize::MAX, 0);
+                    let host = *ticket.places.keys().next().unwrap();
+                    let id = ticket.id;
+                    let unuse = |waiter| Command::Unuse { waiter, ticket: named(id), epoch: None, host };
+                    self.call(unuse);
+                    self.watch.unused(id);
+                }
+            }
+            Op::End { clone, killed } => {
+                if let Some(clone) = pick(self.clones(), *clone) {
+                    self.end(clone, if *killed { VmEnd::Killed } else { VmEnd::Ended });
+                }
+            }
+            Op::Report(number) => self.report(self.host(*number)),
+            Op::Obey(number) => self.obey(self.host(*number)),
+            Op::Down(number) => {
+                let host = self.host(*number);
+                self.hosts.get_mut(&host).unwrap().connected = false;
+                if let Some(epoch) = self.world.hosts.get(&host).copied() {
+                    self.apply(Command::HostDown { host, epoch });
+                }
+            }
+            Op::Up(number) => self.up(self.host(*number)),
+            Op::Beat(number) => {
+                let host = self.host(*number);
+                if let Some(epoch) = self.world.hosts.get(&host).copied() {
+                    self.apply(Command::HostBeat { host, epoch });
+                }
+            }
+            _ => self.act_together(op),
+        }
+    }
+
+    fn act_together(&mut self, op: &Op) {
+        match op {
+            Op::Arrive { ticket, who, timeout_ms } => {
+                if let Some(ticket) = pick(self.tickets(), *ticket) {
+                    self.arrive(&ticket, *who, *timeout_ms);
+                }
+            }
+            Op::Leave(number) => {
+                if let Some((_, (ticket, _, vmid))) = pick(self.clones(), *number) {
+                    let ticket = named(ticket);
+                    let leave = |waiter| Command::JoinLeave {
+                        waiter,
+                        ticket,
+                        vmid,
+                        status: 1,
+                        data_bytes: 2,
+                        reported: true,
+                    };
+                    self.call(leave);
+                }
+            }
+            Op::Join(number) => {
+                if let Some(ticket) = pick(self.tickets(), *number) {
+                    let (vmid, named) = (ticket.parent_vmid, named(ticket.id));
+                    let timeout_ms = Some(4_000);
+                    self.call(|waiter| Command::JoinWait { waiter, ticket: named, vmid, timeout_ms });
+                }
+            }
+            Op::Kill { ticket, all } => {
+                if let Some(ticket) = pick(self.tickets(), *ticket) {
+                    self.kill(&ticket, *all);
+                }
+            }
+            Op::Pass(ms) => {
+                self.world.now += ms;
+                self.apply(Command::Tick);
+            }
+            Op::ToDeadline => {
+                self.world.now =
+                    self.world.core.next_deadline().unwrap_or(self.world.now).max(self.world.now);
+                self.apply(Command::Tick);
+            }
+            Op::Restart => self.restart(),
+            _ => unreachable!("the others are in `act`"),
+        }
+    }
+
+    /// Hosts whose lease is over have lost their connection.
+    fn cut(&mut self) {
+        let alive: BTreeSet<_> =
+            self.world.core.hosts().iter().filter(|host| host.alive).map(|host| host.info.id).collect();
+        for (id, host) in &mut self.hosts {
+            host.connected &= alive.contains(id);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn holds_whatever_happens(ops in prop::collection::vec(op(), 1..150)) {
+        let mut sim = Sim::new();
+        for number in 0..3 {
+            sim.up(sim.host(number));
+        }
+        for op in &ops {
+            sim.act(op);
+            sim.watch.check_hosts(&sim.world, &sim.hosts);
+        }
+        // Everybody is answered in the end, though no host says anything any more.
+        for _ in 0..10 {
+            sim.act(&Op::Pass(3_000));
+            sim.watch.check_hosts(&sim.world, &sim.hosts);
+        }
+        prop_assert!(sim.world.open.is_empty(), "{:?} still wait", sim.world.open);
+    }
+
+    #[test]
+    fn nobody_is_passed_over_for_ever(ops in prop::collection::vec(crowd(), 100..400)) {
+        let mut sim = Sim::new();
+        for number in 0..2 {
+            sim.up(sim.host(number));
+        }
+        for op in &ops {
+            sim.act(op);
+            sim.watch.check_hosts(&sim.world, &sim.hosts);
+        }
+    }
+}
