@@ -40,9 +40,9 @@ impl Embedded {
         let (connections, incoming) = mpsc::channel(BACKLOG);
         let server = Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
-        // Guests that go away cancel their calls, many at once.
-        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+            // Guests that go away cancel their calls, many at once.
+            .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+            .http2_max_local_error_reset_streams(Some(RESETS_MAX))
             .add_service(grpc::server(engine.clone()))
             .serve_with_incoming(ReceiverStream::new(incoming).map(Ok::<_, io::Error>));
         let server = tokio::spawn(async move {

@@ -260,13 +260,15 @@ impl Keeper {
         loop {
             self.say_ended(session);
             tokio::select! {
+                // In this order, so that a simulation goes the same way each time, and no number of orders keeps a beat back.
+                biased;
+                _ = beats.tick() => {
+                    say(&session.messages, Message::Beat(Beat {}));
+                }
                 order = session.orders.message() => match order? {
                     Some(order) => self.obey(session, order),
                     None => return Ok(()),
                 },
-                _ = beats.tick() => {
-                    say(&session.messages, Message::Beat(Beat {}));
-                }
                 () = self.ended.more.notified() => {}
             }
         }

@@ -179,8 +179,8 @@ pub(super) struct Call {
 pub(super) enum Message {
     /// The core, and who waits for it.
     Call(Box<Call>),
-    /// The core, and nobody waits.
-    Tell(Command),
+    /// A host lives, with the epoch of its registration.
+    Beat(HostId, u64),
     /// What is in the ledger.
     Ask(Query),
     /// No more.

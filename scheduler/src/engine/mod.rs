@@ -192,7 +192,7 @@ impl Engine {
 
     /// A host lives.
     pub async fn host_beat(&self, host: HostId, epoch: u64) -> Result<(), Refusal> {
-        self.send(Message::Tell(Command::HostBeat { host, epoch })).await
+        self.send(Message::Beat(host, epoch)).await
     }
 
     /// A host's connection has ended.

@@ -4,7 +4,8 @@ use crate::{
     fake::{Dice, FakeHost, all_tickets, family, get, grant, hosts, release, request},
     server::Server,
 };
-use patina_proto::v1::{RequestTicketRequest, Ticket, TicketState, VmEnd};
+use patina_proto::v1::{RequestTicketRequest, Ticket, TicketState, VmEnd, VmResult};
+use scheduler::client::Client;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -13,38 +14,47 @@ use std::{
 use tokio::task::JoinSet;
 
 const ROUNDS: u64 = 12;
-const CALLERS: usize = 24;
+const CALLERS: u64 = 24;
 
-/// What the callers were told: by ticket, the last state, and whether something was asked of it since.
-type Told = Arc<Mutex<HashMap<String, (TicketState, bool)>>>;
+/// What a caller was told of a ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// It is so.
+    Is(TicketState),
+    /// Something was asked since, and not answered.
+    Asked,
+    /// It was cloned with, and all its clones were killed.
+    Killed,
+}
 
-/// Until the scheduler is gone: a ticket, sometimes clones, sometimes given back.
-async fn caller(
-    host: Arc<FakeHost>,
-    client: scheduler::client::Client,
-    told: Told,
-    family: String,
-    seed: u64,
-) {
-    let mut dice = Dice(seed);
-    let mut vmid = u32::try_from(seed % 1000).unwrap() * 1_000_000 + 1;
-    loop {
+type Book = Arc<Mutex<HashMap<String, Told>>>;
+
+/// Until the scheduler is gone: a ticket, sometimes given back, sometimes clones, which are sometimes killed.
+async fn caller(host: Arc<FakeHost>, client: Client, book: Book, seed: u64) {
+    let (mut dice, family) = (Dice(seed), family());
+    let tell = |ticket: &Ticket, told| book.lock().unwrap().insert(ticket.id.clone(), told);
+    for round in 0.. {
         let Ok(ticket) = grant(&client, &family, 2).await else { return };
-        told.lock().unwrap().insert(ticket.id.clone(), (TicketState::Granted, false));
-        let next = match dice.roll(3) {
-            0 => continue,
-            1 => {
-                told.lock().unwrap().insert(ticket.id.clone(), (TicketState::Granted, true));
-                release(&client, &ticket.id).await
+        tell(&ticket, Told::Is(TicketState::Granted));
+        let choice = dice.roll(4);
+        if choice == 0 {
+            continue;
+        }
+        tell(&ticket, Told::Asked);
+        if choice == 1 {
+            let Ok(released) = release(&client, &ticket.id).await else { return };
+            tell(&released, Told::Is(TicketState::Released));
+            continue;
+        }
+        let vmids = [round * 2 + 1, round * 2 + 2];
+        let Ok(used) = host.clone_with(&ticket, 0, &vmids).await else { return };
+        tell(&used, Told::Is(TicketState::Used));
+        if choice == 3 {
+            tell(&used, Told::Killed);
+            for vmid in vmids {
+                host.end(&family, vmid, VmEnd::Killed);
             }
-            _ => {
-                told.lock().unwrap().insert(ticket.id.clone(), (TicketState::Granted, true));
-                vmid += 2;
-                host.clone_with(&ticket, 0, &[vmid, vmid + 1]).await
-            }
-        };
-        let Ok(ticket) = next else { return };
-        told.lock().unwrap().insert(ticket.id.clone(), (ticket.state(), false));
+        }
     }
 }
 
@@ -53,55 +63,56 @@ async fn what_was_answered_is_there_after_a_kill_at_any_point() {
     let mut server = Server::start(&["--lease", "60s"]);
     let host = FakeHost::start(&server, 60_000).await;
     let client = server.client();
-    let told = Told::default();
+    let book = Book::default();
     let mut dice = Dice(11);
     for round in 0..ROUNDS {
         let mut callers = JoinSet::new();
         for number in 0..CALLERS {
-            let seed = round * CALLERS as u64 + number as u64;
-            callers.spawn(caller(Arc::clone(&host), server.client(), Arc::clone(&told), family(), seed));
+            callers.spawn(caller(
+                Arc::clone(&host),
+                server.client(),
+                Arc::clone(&book),
+                round * CALLERS + number,
+            ));
         }
         // Not to wait for anything: the kill comes at a random point of the work.
-        tokio::time::sleep(Duration::from_millis(1 + dice.roll(150))).await;
+        tokio::time::sleep(Duration::from_millis(1 + dice.roll(400))).await;
         server.kill();
         while callers.join_next().await.is_some() {}
         host.away().await;
         server.start_again();
         host.registered().await;
-        check(&client, &host, &told).await;
+        host.all_noted().await;
+        check(&client, &host, &book).await;
     }
-    let count = told.lock().unwrap().len();
-    assert!(count > 500, "{count} tickets are too few to mean anything");
+    let count = book.lock().unwrap().len();
+    assert!(count > 1000, "{count} tickets are too few to mean anything");
 }
 
-async fn check(client: &scheduler::client::Client, host: &FakeHost, told: &Told) {
+async fn check(client: &Client, host: &FakeHost, book: &Book) {
     let ledger: HashMap<_, _> = all_tickets(client).await.into_iter().map(|t| (t.id.clone(), t)).collect();
-    for (id, (state, asked)) in told.lock().unwrap().iter_mut() {
-        let ticket = ledger.get(id).unwrap_or_else(|| panic!("{id} was {state:?} and is not there"));
-        if *asked {
-            // Nobody heard the answer: it may have been done.
-            let may = [TicketState::Granted, TicketState::Released, TicketState::Used];
-            assert!(may.contains(&ticket.state()), "{ticket:?}");
-            (*state, *asked) = (ticket.state(), false);
+    for (id, told) in book.lock().unwrap().iter_mut() {
+        let ticket = ledger.get(id).unwrap_or_else(|| panic!("{id} was {told:?} and is not there"));
+        let state = ticket.state();
+        match told {
+            Told::Is(was) => assert_eq!(state, *was, "{ticket:?}"),
+            // Nobody heard the answer. A host that did not hear of its use has no clones: the ledger follows it.
+            Told::Asked => {
+                assert!(matches!(state, TicketState::Granted | TicketState::Released), "{ticket:?}");
+                *told = Told::Is(state);
+            }
+            Told::Killed => {
+                let ends: Vec<_> = ticket.results.iter().map(VmResult::end).collect();
+                assert_eq!((state, ends), (TicketState::Released, vec![VmEnd::Killed; 2]), "{ticket:?}");
+            }
         }
-        // A host that did not hear of its use has no clones: the ledger follows it.
-        let ended =
-            *state == TicketState::Used && ticket.live == 0 && ticket.state() == TicketState::Released;
-        assert!(ticket.state() == *state || ended, "told {state:?}: {ticket:?}");
-        *state = ticket.state();
     }
     let whole = |t: &Ticket| t.vms == 2 && t.placements.len() == 1 && t.placements[0].vms == 2;
     assert!(ledger.values().all(whole), "a half ticket");
-    let held: u32 = ledger
-        .values()
-        .map(|t| match t.state() {
-            TicketState::Granted => t.vms,
-            _ => t.live,
-        })
-        .sum();
-    let live: u32 = ledger.values().map(|t| t.live).sum();
+    let live: u32 = ledger.values().map(|ticket| ticket.live).sum();
     assert_eq!(live as usize, host.running(), "the ledger and what runs");
-    assert_eq!(hosts(client).await[0].held_cpus, held);
+    let granted = ledger.values().filter(|t| t.state() == TicketState::Granted).map(|t| t.vms);
+    assert_eq!(hosts(client).await[0].held_cpus, granted.sum::<u32>() + live);
 }
 
 #[tokio::test]

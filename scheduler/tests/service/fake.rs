@@ -84,6 +84,17 @@ impl FakeHost {
         timeout(SOON, away).await.expect("it notices").unwrap();
     }
 
+    /// The scheduler knows of all that have ended.
+    pub async fn all_noted(&self) {
+        for _ in 0..SOON.as_millis() / 10 {
+            if self.link().unnoted() == 0 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("{} ends are not noted", self.link().unnoted());
+    }
+
     pub fn obeys(&self, obeys: bool) {
         *self.obeys.lock().unwrap() = obeys;
     }

@@ -77,7 +77,9 @@ impl Server {
                     "mkdir -p \"$1\" && mount -t tmpfs -o size={kib}k disk \"$1\" && shift && exec \"$@\""
                 );
                 let mut command = Command::new("unshare");
-                command.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
+                // Who is not root is, in there.
+                command.args(rustix::process::geteuid().is_root().then_some("--mount").or(Some("-rm")));
+                command.args(["--propagation", "private", "sh", "-ec", &script, "sh"]);
                 command.arg(self.state()).arg(program);
                 command
             }

@@ -153,7 +153,12 @@ impl Worker {
         for message in messages.drain(..) {
             match message {
                 Message::Call(call) => self.call(now, *call, &mut effects),
-                Message::Tell(command) => self.apply(now, command, &mut effects),
+                Message::Beat(host, epoch) => {
+                    // Said before its connection ended, and heard after that: a registration that is over does not live.
+                    if self.links.get(&host).is_some_and(|link| link.epoch == epoch) {
+                        self.apply(now, Command::HostBeat { host, epoch }, &mut effects);
+                    }
+                }
                 Message::Ask(query) => queries.push(query),
                 Message::Stop => self.stopping = true,
             }

@@ -54,6 +54,9 @@ impl Worker {
         let puts = changed.iter().filter_map(put).collect();
         let forgets = changed.iter().filter(|(_, forgotten)| **forgotten).map(|(id, _)| *id).collect();
         let batch = Batch { puts, data, forgets };
+        for ticket in &batch.puts {
+            tracing::debug!(ticket = %ticket.id, family = %ticket.family, state = ?ticket.state, epoch = ticket.epoch, "ticket");
+        }
         if !batch.is_empty() {
             let started = std::time::Instant::now();
             self.store.commit(&batch)?;
@@ -80,6 +83,7 @@ impl Worker {
             Effect::Put(_) | Effect::Forget(_) => {}
             Effect::Answer(waiter, reply) => self.answer(waiter, reply),
             Effect::Kill { host, family, vmids, reason } => {
+                tracing::info!(%host, %family, ?vmids, reason, "clones are to end");
                 let order = KillOrder { family, vmids, reason };
                 let sent = self.links.get(&host).map(|link| link.orders.try_send(order).is_ok());
                 if sent == Some(false) {
