@@ -106,6 +106,16 @@ mod tests {
     }
 
     #[test]
+    fn vms_are_killed_by_name_or_by_ticket() {
+        let uuid = "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11";
+        let is_taken = |words: &str| Arguments::try_parse_from(words.split_whitespace()).is_ok();
+        assert!(is_taken("vmctl kill a b") && is_taken(&format!("vmctl kill --ticket {uuid}")));
+        let wrong = ["vmctl kill", "vmctl kill --ticket a", &format!("vmctl kill a --ticket {uuid}")];
+        assert!(!wrong.into_iter().any(is_taken));
+        assert!(is_taken(&format!("vmctl join {uuid} --data-dir d")) && !is_taken("vmctl join"));
+    }
+
+    #[test]
     fn what_follows_the_dashes_belongs_to_the_guest() {
         let arguments = Arguments::parse_from(["vmctl", "exec", "a", "--", "ls", "-o", "json"]);
         let Command::Exec(exec) = arguments.command else { panic!("not exec") };

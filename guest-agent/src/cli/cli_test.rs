@@ -41,6 +41,14 @@ fn a_wrong_use_is_einval_and_says_how() {
 }
 
 #[test]
+fn an_error_names_its_verb_once() {
+    let said = |message: &str| with_verb("kill", message.to_owned());
+    assert_eq!(said("no such clone"), "kill: no such clone");
+    assert_eq!(said("kill: no such clone"), "kill: no such clone");
+    assert_eq!(said("killed by somebody"), "kill: killed by somebody");
+}
+
+#[test]
 fn help_names_every_verb() {
     let text = dispatch(&words("--help")).unwrap().text;
     assert_eq!(text, dispatch(&words("help")).unwrap().text);

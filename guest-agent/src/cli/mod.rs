@@ -49,7 +49,13 @@ fn dispatch(arguments: &[String]) -> Result<Output, CallError> {
     if rest.iter().any(|argument| argument == "--help" || argument == "-h") {
         return Ok(verbs::print(help::of(verb)));
     }
-    (verb.run)(rest).map_err(|e| CallError { message: format!("{name}: {}", e.message), ..e })
+    (verb.run)(rest).map_err(|e| CallError { message: with_verb(name, e.message), ..e })
+}
+
+/// Hosts often begin with what they were asked for.
+fn with_verb(name: &str, message: String) -> String {
+    let says_so = message.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'));
+    if says_so { message } else { format!("{name}: {message}") }
 }
 
 /// Runs the command; returns its exit code.

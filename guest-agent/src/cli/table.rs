@@ -24,8 +24,10 @@ pub(super) struct Verb {
 /// Exit codes that every verb may have.
 pub(super) const COMMON_EXITS: &[(&str, &str)] = &[
     ("0", "done"),
+    ("11", "not now: too much is under way, or the host's scheduler does not answer; try again later"),
     ("22", "wrong use: an argument is missing, unknown or no number that makes sense"),
     ("107", "gc-agent or the host does not answer, or the link to the host broke before it answered"),
+    ("111", "the host's vmmd does not run; try again when it does"),
 ];
 
 const TICKET_EXITS: &[(&str, &str)] =
@@ -175,7 +177,11 @@ pub(super) const VERBS: &[Verb] = &[
         uses: &["VMID... [--json]", "--ticket TICKET [--json]"],
         summary: "end clones of this family, at most 1,024, or all clones of a ticket",
         details: "It returns when they have ended; those that had ended before are no failure. --json prints which have.",
-        exits: &[("2", "there is no such clone or ticket"), ("13", "the ticket belongs to another family")],
+        exits: &[
+            ("2", "there is no such ticket"),
+            ("3", "there is no such clone"),
+            ("13", "the ticket belongs to another family"),
+        ],
         example: "gc kill --ticket $TICKET",
         run: family::kill,
     },
