@@ -111,3 +111,28 @@ fn a_parent_that_is_a_clone_and_has_ended_is_not_waited_for() {
     let (first, second) = (world.arrive(child, 2, None), world.arrive(child, 3, None));
     assert_eq!((world.met(first), world.met(second)), ((1, 2), (1, 2)));
 }
+
+#[test]
+fn a_parent_whose_end_was_noted_before_it_cloned_is_not_waited_for() {
+    let (mut world, ticket) = used(1);
+    // Its host was given up, and is back, with the clone that is to end and has cloned meanwhile.
+    world.pass(10_000);
+    world.host_with(super::world::info(1, 100), vec![super::world::running(&ticket, 1)]);
+    let use_by = || Some(UseBy { parent_vmid: 1, vmids: vec![2], host_epoch: None });
+    let loose = world.request(Demand { use_by: use_by(), ..demand(1, 1) }).unwrap();
+    assert!(loose.parent_ended);
+    world.ended(id(1), loose.id, [2], VmEnd::Ended);
+    let granted = world.request(demand(1, 1)).unwrap().id;
+    let used = world.ticket(|waiter| Command::Use {
+        waiter,
+        ticket: super::world::named(granted),
+        epoch: None,
+        host: id(1),
+        host_epoch: None,
+        parent_vmid: 1,
+        vmids: vec![3],
+    });
+    assert!(used.unwrap().parent_ended);
+    let alone = world.arrive(granted, 3, None);
+    assert_eq!(world.met(alone), (1, 1));
+}

@@ -128,7 +128,7 @@ fn crowd() -> impl Strategy<Value = Op> {
         8 => n.clone().prop_map(Op::Release),
         4 => n.clone().prop_map(|clone| Op::End { clone, killed: false }),
         8 => n.clone().prop_map(Op::Report),
-        1 => n.clone().prop_map(Op::Gone),
+        2 => n.clone().prop_map(Op::Gone),
         1 => (1..100_u64).prop_map(Op::Pass),
         4 => n.prop_map(Op::Beat),
     ]

@@ -130,6 +130,24 @@ fn what_a_starved_request_can_not_use_is_for_the_others() {
 }
 
 #[test]
+fn what_was_kept_on_a_host_is_for_those_who_were_tried_in_vain() {
+    let mut world = World::new();
+    world.host(1, 4);
+    world.host(2, 1);
+    let on_first = |family, vms| Demand { hosts: vec![id(1)], ..of(family, vms) };
+    world.request(on_first(3, 3)).unwrap();
+    let large = world.ask(on_first(1, 4));
+    for n in 0..u128::from(PASSED_OVER_MAX) {
+        let passing = world.request(on_first(100 + n, 1)).unwrap().id;
+        world.release(passing).unwrap();
+    }
+    let kept = world.ask(on_first(200, 1));
+    assert!(world.waits(kept) && world.core.queue.untried_after(0).is_none(), "it was tried");
+    world.apply(Command::Gone(large));
+    granted(&world, kept);
+}
+
+#[test]
 fn time_runs_out_to_the_millisecond() {
     let (mut world, _) = full();
     let waiter = world.ask(of(1, 2));
