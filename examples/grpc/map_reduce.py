@@ -19,9 +19,14 @@ import grpc
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "proto"))
-# Compiles the interfaces here and now; `python -m grpc_tools.protoc` does it beforehand.
-scheduler, scheduler_calls = grpc.protos_and_services("patina/v1/scheduler.proto")
-vmmd, vmmd_calls = grpc.protos_and_services("patina/v1/vmmd.proto")
+try:
+    # Compiles the interfaces here and now.
+    scheduler, scheduler_calls = grpc.protos_and_services("patina/v1/scheduler.proto")
+    vmmd, vmmd_calls = grpc.protos_and_services("patina/v1/vmmd.proto")
+except NotImplementedError:
+    # There is no grpcio-tools: protoc has done it beforehand, see README.md.
+    from patina.v1 import scheduler_pb2 as scheduler, scheduler_pb2_grpc as scheduler_calls
+    from patina.v1 import vmmd_pb2 as vmmd, vmmd_pb2_grpc as vmmd_calls
 
 # What a worker does in its clone: meets the others, sums its share of the numbers below a million, leaves the sum and ends.
 WORK = """

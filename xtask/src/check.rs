@@ -13,8 +13,13 @@ use patina_tests::{
 use std::{io, process::Command};
 
 /// Debian packages that tests need besides those of the image.
-const PACKAGES: [(&str, &str); 2] =
-    [("busybox-static", "the tests of gc-init"), ("util-linux", "the tests of gc-init")];
+const PACKAGES: [(&str, &str); 5] = [
+    ("busybox-static", "the tests of gc-init"),
+    ("util-linux", "the tests of gc-init"),
+    ("python3-grpcio", "the example in examples/grpc"),
+    ("protobuf-compiler", "the example in examples/grpc"),
+    ("protobuf-compiler-grpc", "the example in examples/grpc"),
+];
 
 /// Why the tests did not pass.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,11 @@ use crate::{
     stage::Stage,
 };
 use libtest_mimic::Failed;
-use patina_tests::{host::Host, vm::Vm};
+use patina_tests::{
+    host::{CALL_DEADLINE, Host},
+    process,
+    vm::Vm,
+};
 
 pub const STORIES: &[Story] = &[
     ("tickets::a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins", |stage| {
@@ -16,6 +20,8 @@ pub const STORIES: &[Story] = &[
     ("tickets::a_clone_leaves_a_status_and_a_mebibyte", |stage| with_family(stage, results)),
     ("tickets::what_is_killed_is_given_back", |stage| with_family(stage, killed)),
     ("tickets::nonsense_is_refused_in_words", |stage| with_family(stage, nonsense)),
+    ("tickets::an_operator_can_do_all_of_it_from_outside", |stage| with_family(stage, operator)),
+    ("tickets::a_python_program_drives_clones_over_grpc", |stage| with_family(stage, over_grpc)),
     ("tickets::a_scheduler_that_is_killed_keeps_its_ledger", restarted),
 ];
 
@@ -206,6 +212,65 @@ fn nonsense(family: &Family<'_>) -> Outcome {
     require(outcome.ends_with('1'), format!("{outcome:?} of two won"))?;
     let listed = parent.call(&["gc", "lt"])?;
     require(listed.contains(&format!("ticket: {ticket} used 1 1 1")), listed)
+}
+
+fn operator(family: &Family<'_>) -> Outcome {
+    let (host, parent) = (family.host, &family.parent);
+    let ask = ["ticket", "request", "--family", parent.name(), "--max-cpus", "2", "--min-vms", "2"];
+    let ticket = host.call(&ask)?;
+    require(ticket.len() == 36 && parent.call(&["gc", "lt"])?.contains(&ticket), &ticket)?;
+    let small = host.vmctl(&["clone", parent.name(), "--ticket", &ticket, "--count", "3"])?;
+    require(small.code != 0, format!("a ticket for two is too small for three: {small:?}"))?;
+    let clones = family.made(&["clone", parent.name(), "--ticket", &ticket, "--timeout", "300"])?;
+    require(clones.len() == 2, format!("{} clones", clones.len()))?;
+    for clone in &clones {
+        clone.sh("setsid sh -c 'gc sync; echo -n of $(gc vmid) | gc join --status 4 --data -' < /dev/null > /dev/null 2>&1 &")?;
+    }
+    host.call(&["sync", &ticket, "--timeout", "120"])?;
+    let results = host.dir().join("results");
+    let joined =
+        host.call(&["join", &ticket, "--timeout", "120", "--data-dir", &results.display().to_string()])?;
+    require(joined.matches("joined").count() == 2, joined)?;
+    for clone in &clones {
+        let vmid = clone.field_number("vmid")?.to_string();
+        let left = std::fs::read_to_string(results.join(&vmid))?;
+        require(left == format!("of {vmid}"), left)?;
+    }
+    let status = host.json(&["ticket", "inspect", &ticket])?;
+    require(status["state"] == "released", &status)?;
+    let kept = host.call(&ask)?;
+    host.call(&["ticket", "release", &kept])?;
+    let listed = host.call(&["ticket", "ls", "--family", parent.name()])?;
+    let line = listed.lines().find(|line| line.contains(&kept)).unwrap_or_default();
+    require(line.contains("released"), &listed)?;
+    let events = host.call(&["events"])?;
+    require(["created", "cloned", "ready", "ended"].iter().all(|kind| events.contains(kind)), events)?;
+    let top = host.call(&["top", "--once"])?;
+    require(top.contains(parent.name()), top)?;
+    let hosts = host.json(&["hosts"])?;
+    require(hosts[0]["alive"] == true, hosts)
+}
+
+/// With the stubs that protoc makes of the interfaces, and Debian's grpcio.
+fn over_grpc(family: &Family<'_>) -> Outcome {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let stubs = family.host.dir().join("stubs");
+    std::fs::create_dir_all(&stubs)?;
+    let mut protoc = std::process::Command::new("protoc");
+    protoc.arg("-I").arg(root.join("proto"));
+    for option in ["--python_out", "--grpc_python_out"] {
+        protoc.arg(format!("{option}={}", stubs.display()));
+    }
+    protoc.arg("--plugin=protoc-gen-grpc_python=/usr/bin/grpc_python_plugin");
+    protoc.args(["patina/v1/scheduler.proto", "patina/v1/vmmd.proto"]);
+    let made = process::run(&mut protoc, b"", CALL_DEADLINE)?;
+    require(made.code == 0, format!("{made:?}"))?;
+    let mut program = std::process::Command::new("/usr/bin/python3");
+    program.arg(root.join("examples/grpc/map_reduce.py")).env("PYTHONPATH", &stubs);
+    program.args([family.parent.name(), "--workers", "2", "--host", &family.host.address()]);
+    let told = process::run(&mut program, b"", CALL_DEADLINE)?;
+    require(told.code == 0 && told.text().contains("3 VMs met"), format!("{told:?}"))?;
+    require(told.text().ends_with("total 499999500000"), told.text())
 }
 
 fn restarted(stage: &Stage) -> Outcome {

@@ -17,7 +17,8 @@ use tonic::Status;
 /// Sends a client what it watches, until it goes away.
 pub fn events(host: &Arc<Host>, permit: Permit, request: v1::WatchEventsRequest) -> Answers<Event> {
     let (past, future) = host.events.watch();
-    let past = if request.past { past } else { Vec::new() };
+    let past = if request.past || request.past_only { past } else { Vec::new() };
+    let future = (!request.past_only).then_some(future);
     let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
     tokio::spawn(hand_on(past, future, request.family, sender));
     permit.answers(receiver)
@@ -25,7 +26,7 @@ pub fn events(host: &Arc<Host>, permit: Permit, request: v1::WatchEventsRequest)
 
 async fn hand_on(
     past: Vec<Event>,
-    mut future: Receiver<Event>,
+    future: Option<Receiver<Event>>,
     family: String,
     sender: mpsc::Sender<Result<Event, Status>>,
 ) {
@@ -35,6 +36,7 @@ async fn hand_on(
             return;
         }
     }
+    let Some(mut future) = future else { return };
     loop {
         let next = tokio::select! {
             next = future.recv() => next,

@@ -316,8 +316,12 @@ fn log(source: &Source, asked: Duration, freeze: Duration, frozen: Frozen, outco
         let us = times.iter().map(|times| time(times).as_micros());
         us.clone().min().zip(us.max())
     };
+    let record = &source.parent.record;
     tracing::info!(
-        vm = source.parent.record.name,
+        vm = record.name,
+        family = %record.family,
+        vmid = record.vmid,
+        ticket = source.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
         clones = times.len(),
         failed = outcomes.len() - times.len(),
         asked_us = asked.as_micros(),

@@ -1,6 +1,12 @@
 //! One task per running VM: hears its vmm, ends it when asked, and cleans up once when it is gone.
 
-use super::{Host, Status, ToEnd, Vm, clone::monotonic_ns, guest, tickets::Share, unix_ms};
+use super::{
+    Host, Status, ToEnd, Vm,
+    clone::monotonic_ns,
+    guest::{self, together::EndsWhenLeft},
+    tickets::Share,
+    unix_ms,
+};
 use crate::{
     metrics::Stage,
     net::ports::Published,
@@ -55,8 +61,10 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
     let (status, watched) = watch::channel(status_of(&vm.life));
     let (kill, kills) = mpsc::channel(1);
     let handle = Arc::new(Vm::new(vm.record.clone(), vm.dir.clone(), watched, kill));
+    let record = &vm.record;
+    let ticket = record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default();
     let span = tracing::info_span!(
-        "vm", name = vm.record.name, family = %vm.record.family, vmid = vm.record.vmid, pid = vm.process.id().pid
+        "vm", name = record.name, family = %record.family, vmid = record.vmid, ticket, pid = vm.process.id().pid
     );
     let (orders, orders_out) = mpsc::channel(QUEUE);
     let (said_in, said) = mpsc::channel(QUEUE);
@@ -213,6 +221,8 @@ impl Supervisor {
         let (host, vm) = (Arc::clone(&self.host), Arc::clone(&self.handle));
         let arrived_ns = monotonic_ns();
         let answer = async move {
+            // Until the answer is on its way.
+            let _ends = EndsWhenLeft(Arc::clone(&vm));
             let answer = guest::answer(&host, &vm, &verb, args, arrived_ns).await;
             host.metrics.guest_call(matches!(answer, Answer::Ok(_)));
             if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {

@@ -8,6 +8,7 @@ use crate::{
 use patina_proto::v1::{self, VmState, wait_vm_request::Until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
 /// The code of the error that a guest's call is answered with.
@@ -220,5 +221,30 @@ fn operators_clone_with_tickets_and_see_what_happens() {
         let usage = client.list_usage(v1::ListUsageRequest {}).await.unwrap().into_inner();
         assert_eq!(usage.vms.len(), 3);
         assert!(usage.vms.iter().all(|vm| vm.private_kib > 0), "{usage:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn metrics_tell_what_happened_and_what_there_is() {
+    tell(|mut bench| async move {
+        bench.more = vec!["--metrics", "127.0.0.1:9464"];
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        clone(&mut client, "web", 2).await.unwrap();
+        let mut stream = tokio::net::TcpStream::connect("127.0.0.1:9464").await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        for line in [
+            "patina_clones_total{result=\"made\"} 2",
+            "patina_clone_pause_seconds_count 1",
+            "patina_clone_stage_seconds_count{stage=\"executing\"} 2",
+            "patina_vms{state=\"ended\"} 0",
+            "patina_scheduler_",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert_eq!(text.matches("# EOF").count(), 1, "{text}");
     });
 }

@@ -26,6 +26,8 @@ use uuid::Uuid;
 pub struct Pieces {
     // What this clone has left so far.
     leaving: Vec<u8>,
+    // It has left its result, in words: it ends once its program has heard so.
+    left: Option<String>,
     // What its program reads at the moment, of which ticket and clone.
     joined: Option<(String, u32, Arc<Vec<u8>>)>,
 }
@@ -105,8 +107,19 @@ pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: Value) -> Answer
     let request = JoinRequest { ticket, family, side: Some(Side::Leave(leave)) };
     let left = host.tickets.client().join(request).await;
     left.map_err(|status| refusal(host.tickets.failed("join", status)))?;
-    vm.say_joined(format!("joined with status {status} and {bytes} bytes of data"));
+    pieces(vm).left = Some(format!("joined with status {status} and {bytes} bytes of data"));
     Ok(Value::Null)
+}
+
+/// Ends a VM that has left its result, when the call is over, however that goes.
+pub struct EndsWhenLeft(pub Arc<Vm>);
+
+impl Drop for EndsWhenLeft {
+    fn drop(&mut self) {
+        if let Some(reason) = pieces(&self.0).left.take() {
+            self.0.say_joined(reason);
+        }
+    }
 }
 
 pub(super) async fn join(host: &Host, vm: &Vm, args: Value) -> Answered {
