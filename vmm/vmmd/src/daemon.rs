@@ -3,9 +3,7 @@
 use crate::{
     cluster::{Cluster, ClusterError},
     grpc::{MESSAGE_MAX_BYTES, facts::Facts, service::Service},
-    listen::{self, Address, Connection, Incoming, ListenError},
     metrics::Metrics,
-    notify,
     options::Options,
     plan::spec::DefaultImages,
     process::spawn,
@@ -14,23 +12,23 @@ use crate::{
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use scheduler::metrics::http::{self, HttpError};
+use scheduler::{
+    listen::{self, Address, Incoming, ListenError},
+    metrics::http::{self, HttpError},
+    notify,
+};
 use std::{
     env, fs, io,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinHandle,
 };
-use tokio_stream::StreamExt;
-use tonic::transport::{Server, server::Connected};
+use tonic::transport::Server;
 
 /// Most calls at once on one connection; the next ones wait.
 const CALLS_PER_CONNECTION: usize = 256;
@@ -130,7 +128,7 @@ async fn serve(
         .add_service(reflection)
         .add_service(service)
         .add_optional_service(cluster.service())
-        .serve_with_incoming_shutdown(incoming.map(|client| client.map(Client)), stopped(stop.clone()));
+        .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
     let mut server = std::pin::pin!(server);
     tracing::info!(listen = %options.listen, state = %host.state().path().display(), "ready");
     notify::notify(notify::READY);
@@ -226,42 +224,5 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     // The sender going away without a word means that the runtime ends: the same.
     if stop.wait_for(|stop| *stop).await.is_err() {
         tracing::debug!("signals are no longer watched");
-    }
-}
-
-/// A client's connection, as tonic wants it.
-struct Client(Box<dyn Connection>);
-
-impl Connected for Client {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Client {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Client {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.0).poll_shutdown(context)
     }
 }

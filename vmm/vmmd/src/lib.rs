@@ -1,6 +1,6 @@
 //! The daemon of a Patina host.
 //!
-//! - [`daemon`]: its life ([`options`] in, [`listen`], [`notify`] out): lock the state, take over what runs, serve, stop and leave the VMs running.
+//! - [`daemon`]: its life ([`options`] in): lock the state, take over what runs, serve, stop and leave the VMs running.
 //! - [`grpc`]: the operator's interface, `patina.v1.Vmmd`.
 //! - [`cluster`]: the scheduler, in this process or elsewhere; [`events`], [`metrics`]: what happens, for those who watch.
 //! - [`vms`]: the host's VMs: making, supervising, ending and adopting them.
@@ -17,10 +17,8 @@ pub mod cluster;
 pub mod daemon;
 pub mod events;
 pub mod grpc;
-pub mod listen;
 pub mod metrics;
 pub mod net;
-pub mod notify;
 pub mod options;
 pub mod plan;
 pub mod process;

@@ -1,8 +1,8 @@
 //! The command line.
 
-use crate::{listen::Address, plan::address::Range};
+use crate::plan::address::Range;
 use clap::Parser;
-use scheduler::client::Target;
+use scheduler::{client::Target, listen::Address};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// The daemon of a Patina host: runs VMs and answers `vmctl`.

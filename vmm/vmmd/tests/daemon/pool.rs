@@ -3,6 +3,7 @@
 use crate::{
     bench::{Bench, Client, interfaces, kill, ready, runs, tell, vm, wait},
     clones::{clone, clones, console, remove, sorted},
+    tickets::granted,
 };
 use patina_proto::v1::{self, CloneOutcome, clone_outcome::Outcome, wait_vm_request::Until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -171,6 +172,8 @@ fn a_daemon_killed_in_the_middle_of_a_clone_leaves_nothing_half_made() {
         assert_eq!(sorted(interfaces().await), ["pt0", "pt0.0"]);
         assert_eq!(bench.vm_folders(), ["web"]);
         assert!(wait(&mut client, "web", Until::Ready).await.is_ok());
+        // Nor is anything held for clones that were never made.
+        granted(&mut client, "web", 256, 256).await;
     });
 }
 

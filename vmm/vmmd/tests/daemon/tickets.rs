@@ -21,7 +21,7 @@ async fn refused(client: &mut Client, name: &str, verb: &str, args: Value) -> (i
     )
 }
 
-async fn granted(client: &mut Client, name: &str, max_cpus: u32, min_vms: u32) -> String {
+pub async fn granted(client: &mut Client, name: &str, max_cpus: u32, min_vms: u32) -> String {
     let args = json!({"max_cpus": max_cpus, "min_vms": min_vms, "min_cpus_per_vm": 1, "timeout_ms": 10_000});
     let answer = ask(client, name, "rt", &args.to_string()).await;
     assert_eq!(answer["ok"]["status"], "granted", "{answer}");
