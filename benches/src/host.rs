@@ -1,8 +1,7 @@
 //! Where and of what figures were measured.
 
-use patina_tests::setup::Setup;
 use serde::Serialize;
-use std::{error::Error, fs, process::Command, thread};
+use std::{error::Error, fs, path::Path, process::Command, thread};
 
 /// The machine.
 #[derive(Debug, Serialize)]
@@ -15,9 +14,9 @@ pub struct HostFacts {
     pub kvm: String,
 }
 
-/// Looks at the machine; which KVM it has is what `vmctl doctor` says.
-pub fn facts(setup: &Setup) -> Result<HostFacts, Box<dyn Error>> {
-    let doctor = Command::new(setup.binary("vmctl")).args(["-o", "json", "doctor"]).output()?;
+/// Looks at the machine; which KVM it has is what the `vmctl doctor` of `bin_dir` says.
+pub fn facts(bin_dir: &Path) -> Result<HostFacts, Box<dyn Error>> {
+    let doctor = Command::new(bin_dir.join("vmctl")).args(["-o", "json", "doctor"]).output()?;
     let checks: Vec<serde_json::Value> = serde_json::from_slice(&doctor.stdout)?;
     let kvm = checks.iter().find(|check| check["name"] == "kvm").ok_or("vmctl doctor has no check kvm")?;
     let found = kvm["found"].as_str().unwrap_or_default();

@@ -2,6 +2,7 @@
 //!
 //! - [`boot`]: from `vmctl run` to a ready agent, what a `vmm` costs, what a guest's kernel costs.
 //! - [`mod@clone`]: what a clone costs its parent, how soon clones are there, and QEMU in Patina's place ([`qemu`]).
+//! - [`ticket`]: what a grant costs; without guests.
 //! - [`cornering`]: 100 clones killed and 100 others ready.
 //! - [`floors`]: what the host's kernel charges for the least of it.
 //! - [`daemon`], [`talk`]: a `vmmd` of one's own, and what runs in its guests.
@@ -21,10 +22,14 @@ mod qemu;
 mod report;
 mod smaps;
 mod talk;
+mod ticket;
 
 use clap::{Parser, ValueEnum};
-use patina_tests::{interrupt, setup::Setup};
-use std::{error::Error, fs, path::PathBuf, process::ExitCode};
+use patina_tests::{
+    interrupt,
+    setup::{BIN_DIR, Missing, Setup},
+};
+use std::{env, error::Error, fs, path::PathBuf, process::ExitCode};
 
 /// Measures Patina with real guests.
 #[derive(Parser)]
@@ -51,6 +56,8 @@ enum Name {
     Clone,
     /// 100 clones killed and 100 others ready.
     Cornering,
+    /// Grants of tickets: needs no guests.
+    Ticket,
 }
 
 fn main() -> ExitCode {
@@ -67,17 +74,23 @@ fn main() -> ExitCode {
 /// Whether every figure reaches what it must.
 fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     interrupt::watch()?;
-    let setup = Setup::from_env()?;
-    let host = host::facts(&setup)?;
+    let bin_dir = PathBuf::from(env::var_os(BIN_DIR).ok_or(Missing::Variable(BIN_DIR))?);
+    let host = host::facts(&bin_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let quick = arguments.quick;
     let (metrics, notes) = match arguments.name {
         Name::Boot => {
             let boots = arguments.boots.unwrap_or(if quick { 3 } else { 5 });
-            (boot::measure(&setup, boots)?, Vec::new())
+            (boot::measure(&Setup::from_env()?, boots)?, Vec::new())
         }
-        Name::Clone => runtime.block_on(clone::measure(&setup, &host, clone::Plan::new(quick)))?,
-        Name::Cornering => runtime.block_on(cornering::measure(&setup, &host, if quick { 1 } else { 3 }))?,
+        Name::Clone => {
+            runtime.block_on(clone::measure(&Setup::from_env()?, &host, clone::Plan::new(quick)))?
+        }
+        Name::Cornering => {
+            let rounds = if quick { 1 } else { 3 };
+            runtime.block_on(cornering::measure(&Setup::from_env()?, &host, rounds))?
+        }
+        Name::Ticket => runtime.block_on(ticket::measure(&bin_dir, ticket::Plan::new(quick)))?,
     };
     let bench = arguments.name.to_possible_value().map(|value| value.get_name().to_owned());
     let report = report::Report::new(bench.unwrap_or_default(), host, metrics, notes);

@@ -9,12 +9,32 @@ use serde::{Deserialize, Serialize, Serializer};
 pub struct Metric {
     name: String,
     figures: Figures,
-    /// The median must not be above this.
+    /// Which side of the limits is the good one.
+    good: Good,
+    /// What the median must reach.
     must: Option<f64>,
-    /// The median should not be above this.
+    /// What it should reach.
     aim: Option<f64>,
     /// What the least that must be done costs, measured in the same run.
     floor: Option<f64>,
+}
+
+/// On which side of a limit a figure should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Good {
+    /// Times, sizes.
+    AtMost,
+    /// Rates.
+    AtLeast,
+}
+
+impl Good {
+    fn reaches(self, figure: f64, limit: f64) -> bool {
+        match self {
+            Self::AtMost => figure <= limit,
+            Self::AtLeast => figure >= limit,
+        }
+    }
 }
 
 /// How a figure is spread.
@@ -56,7 +76,7 @@ fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
 impl Metric {
     /// A figure; its name ends with its unit, as in `agent_ready_ms`.
     pub fn new(name: &str, figures: Figures) -> Self {
-        Self { name: name.to_owned(), figures, must: None, aim: None, floor: None }
+        Self { name: name.to_owned(), figures, good: Good::AtMost, must: None, aim: None, floor: None }
     }
 
     /// Of samples; `None` when there are none.
@@ -64,10 +84,15 @@ impl Metric {
         Figures::of(unit, samples).map(|figures| Self::new(name, figures))
     }
 
-    /// With limits for its median.
+    /// With limits that its median must not, and should not, be above.
     pub fn limits(mut self, must: f64, aim: f64) -> Self {
         (self.must, self.aim) = (Some(must), Some(aim));
         self
+    }
+
+    /// With limits that its median must not, and should not, be below.
+    pub fn at_least(self, must: f64, aim: f64) -> Self {
+        Self { good: Good::AtLeast, ..self.limits(must, aim) }
     }
 
     /// With what it is measured against, in the same unit.
@@ -82,14 +107,17 @@ impl Metric {
     }
 
     fn holds(&self) -> bool {
-        self.must.is_none_or(|must| self.figures.p50 <= must)
+        self.must.is_none_or(|must| self.good.reaches(self.figures.p50, must))
     }
 
     fn verdict(&self) -> &'static str {
         let median = self.figures.p50;
         match (self.must, self.aim) {
-            (Some(must), _) if median > must => "MISSED",
-            (_, Some(aim)) if median > aim => "ok, above aim",
+            (Some(must), _) if !self.good.reaches(median, must) => "MISSED",
+            (_, Some(aim)) if !self.good.reaches(median, aim) => match self.good {
+                Good::AtMost => "ok, above aim",
+                Good::AtLeast => "ok, below aim",
+            },
             (Some(_), _) => "ok",
             (None, _) => "",
         }
@@ -114,6 +142,9 @@ pub struct Report {
 struct Row<'a> {
     #[serde(flatten)]
     figures: &'a Figures,
+    /// Whether `must` and `aim` are what it must not be below.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    at_least: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     must: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,8 +155,9 @@ struct Row<'a> {
 
 fn by_name<S: Serializer>(metrics: &[Metric], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(metrics.iter().map(|metric| {
-        let Metric { name, figures, must, aim, floor } = metric;
-        (name, Row { figures, must: *must, aim: *aim, floor: *floor })
+        let Metric { name, figures, good, must, aim, floor } = metric;
+        let at_least = *good == Good::AtLeast;
+        (name, Row { figures, at_least, must: *must, aim: *aim, floor: *floor })
     }))
 }
 
@@ -145,8 +177,12 @@ impl Report {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(["METRIC", "UNIT", "N", "P50", "P99", "MAX", "FLOOR", "MUST", "AIM", ""]);
-        let limit = |limit: Option<f64>| limit.map(number).unwrap_or_default();
+        let plain = |limit: Option<f64>| limit.map(number).unwrap_or_default();
         for metric in &self.metrics {
+            let sign = if metric.good == Good::AtLeast { ">= " } else { "" };
+            let limit = |limit: Option<f64>| {
+                limit.map(|limit| format!("{sign}{}", number(limit))).unwrap_or_default()
+            };
             table.add_row([
                 metric.name.clone(),
                 metric.figures.unit.clone(),
@@ -154,7 +190,7 @@ impl Report {
                 number(metric.figures.p50),
                 number(metric.figures.p99),
                 number(metric.figures.max),
-                limit(metric.floor),
+                plain(metric.floor),
                 limit(metric.must),
                 limit(metric.aim),
                 metric.verdict().to_owned(),
@@ -207,6 +243,19 @@ mod tests {
         let fair = metric(&[15.0]).limits(20.0, 10.0);
         assert!(fair.holds() && fair.verdict() == "ok, above aim");
         assert!(metric(&[9.0]).limits(20.0, 10.0).verdict() == "ok");
+    }
+
+    #[test]
+    fn a_rate_below_its_limit_is_missed() {
+        let slow = metric(&[9.0]).at_least(10.0, 20.0);
+        assert!(!slow.holds() && slow.verdict() == "MISSED");
+        let fair = metric(&[15.0]).at_least(10.0, 20.0);
+        assert!(fair.holds() && fair.verdict() == "ok, below aim");
+        assert!(metric(&[30.0]).at_least(10.0, 20.0).verdict() == "ok");
+        let host = HostFacts { cpus: 2, memory_mib: 1024, kvm: "software".into() };
+        let report = Report::new("ticket".into(), host, vec![fair], Vec::new());
+        assert!(report.table().contains(">= 10"), "{}", report.table());
+        assert_eq!(serde_json::to_value(report).unwrap()["metrics"]["agent_ready_ms"]["at_least"], true);
     }
 
     #[test]

@@ -3,16 +3,20 @@
 use crate::{
     build::{self, BuildError},
     check::with_setup,
-    run::{RunError, cargo, run},
+    run::{RunError, cargo, run, target_dir},
     steps::Steps,
 };
 use patina_images::Stderr as Progress;
+use patina_tests::setup::BIN_DIR;
 use std::{env, path::Path};
 
 /// The recipe of the image with the programs that measure the guest.
 const BENCH_RECIPE: &str = "bench";
 /// Debian packages that a benchmark needs besides those of the image.
 const PACKAGES: [(&str, &str, &str); 1] = [("clone", "qemu-system-x86", "what clones are compared with")];
+
+/// The benchmark that runs no guests: it needs no images.
+const WITHOUT_GUESTS: &str = "ticket";
 
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +38,20 @@ pub fn bench(name: &str, json: Option<&Path>, quick: bool) -> Result<(), BenchEr
     let needed = PACKAGES.iter().filter(|(bench, ..)| *bench == name);
     let needed: Vec<_> = needed.map(|&(_, package, what_for)| (package, what_for)).collect();
     patina_images::ensure_packages(&needed, &mut Progress::new()).map_err(patina_images::Error::from)?;
-    let setup = build::everything(&steps, BENCH_RECIPE)?;
-    steps.step("build the benchmarks", || run(&mut cargo(&["build", "--release", "-p", "patina-bench"])))?;
-    let mut command = std::process::Command::new(setup.bin_dir.join("patina-bench"));
+    let setup = if name == WITHOUT_GUESTS { None } else { Some(build::everything(&steps, BENCH_RECIPE)?) };
+    let packages = ["build", "--release", "-p", "patina-bench", "-p", "scheduler", "-p", "vmctl"];
+    steps.step("build the benchmarks", || run(&mut cargo(&packages)))?;
+    let bin_dir = target_dir().join("release");
+    let mut command = std::process::Command::new(bin_dir.join("patina-bench"));
     command.arg(name).args(quick.then_some("--quick"));
     if let Some(path) = json {
         // The benchmark runs where the user is, so that a relative path means what it says.
         command.arg("--json").arg(env::current_dir().unwrap_or_default().join(path));
     }
-    steps.step(name, || run(with_setup(&mut command, &setup)))?;
+    match &setup {
+        Some(setup) => with_setup(&mut command, setup),
+        None => command.env(BIN_DIR, bin_dir),
+    };
+    steps.step(name, || run(&mut command))?;
     Ok(())
 }

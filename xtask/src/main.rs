@@ -46,7 +46,7 @@ enum Command {
     },
     /// Runs a benchmark and prints its figures.
     Bench {
-        /// `boot`, `clone` or `cornering`.
+        /// `boot`, `clone`, `cornering` or `ticket`.
         name: String,
         /// Write the figures to this file as JSON.
         #[arg(long)]

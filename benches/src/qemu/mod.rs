@@ -221,7 +221,7 @@ mod tests {
     #[ignore = "needs QEMU, KVM and an image: PATINA_KERNEL and the like, see cargo xtask image --print"]
     fn guests_go_on_where_the_saved_one_stood() {
         let setup = Setup::from_env().unwrap();
-        let software = crate::host::facts(&setup).unwrap().kvm == "software";
+        let software = crate::host::facts(&setup.bin_dir).unwrap().kvm == "software";
         for way in [Way::File, Way::Template] {
             let saved = Saved::make(&setup, software, way).unwrap();
             for _ in 0..2 {

@@ -1,0 +1,142 @@
+//! The core alone: what a decision costs with a large cluster in it.
+
+use super::us;
+use scheduler::core::{
+    Core,
+    api::{Command, Demand, Effect, HostInfo, Named, Options, Reply, UnixMs, Waiter},
+    ticket::Policy,
+};
+use std::time::Instant;
+use uuid::Uuid;
+
+/// Hosts.
+pub const HOSTS: u32 = 10_000;
+/// Tickets that are granted.
+pub const TICKETS: u32 = 100_000;
+/// CPUs of a host: the cluster is three quarters full.
+const CPUS: u32 = 40;
+const FAMILIES: u32 = 500;
+/// VMs of a ticket: 1 to 5.
+const VMS: u32 = 5;
+const MEMORY_MIB: u32 = 512;
+
+/// Microseconds of each decision.
+pub struct Decisions {
+    pack: Vec<f64>,
+    spread: Vec<f64>,
+    release: Vec<f64>,
+}
+
+impl Decisions {
+    /// With the figures' names.
+    pub fn named(self) -> [(&'static str, Vec<f64>); 3] {
+        [
+            ("decision_us", self.pack),
+            ("decision_spread_us", self.spread),
+            ("decision_release_us", self.release),
+        ]
+    }
+}
+
+struct Cluster {
+    core: Core,
+    now: UnixMs,
+    calls: u64,
+    effects: Vec<Effect>,
+}
+
+/// Grants and releases, one after another, in a cluster that stays as full as it is.
+pub fn measure(count: usize) -> Decisions {
+    let mut cluster = Cluster::new();
+    let live: Vec<Uuid> = (0..TICKETS).filter_map(|number| cluster.grant(number, Policy::Pack).0).collect();
+    assert_eq!(live.len(), TICKETS as usize, "the cluster has room for all");
+    let (mut pack, mut spread, mut release) = (Vec::new(), Vec::new(), Vec::new());
+    let mut live = std::collections::VecDeque::from(live);
+    for number in 0..u32::try_from(count).unwrap_or(u32::MAX) {
+        // The oldest goes, so what is free is all over the cluster.
+        if let Some(oldest) = live.pop_front() {
+            release.push(cluster.release(oldest));
+        }
+        let policy = if number % 2 == 0 { Policy::Pack } else { Policy::Spread };
+        let (ticket, took_us) = cluster.grant(number, policy);
+        live.extend(ticket);
+        match policy {
+            Policy::Pack => pack.push(took_us),
+            Policy::Spread => spread.push(took_us),
+        }
+    }
+    Decisions { pack, spread, release }
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let options = Options {
+            ttl_ms: 3_600_000,
+            lease_ms: 0,
+            remember_ms: 3_600_000,
+            cpu_percent: 100,
+            memory_percent: 100,
+            policy: Policy::Pack,
+        };
+        let now = 1_700_000_000_000;
+        let core = Core::new(options, Vec::new(), now);
+        let mut cluster = Self { core, now, calls: 0, effects: Vec::new() };
+        for number in 0..HOSTS {
+            let info = HostInfo {
+                id: Uuid::from_u128(u128::from(number) + 1),
+                name: format!("host-{number}"),
+                address: String::new(),
+                cpus: CPUS,
+                memory_mib: u64::from(CPUS) * u64::from(MEMORY_MIB) * 2,
+                max_vms: None,
+            };
+            let waiter = cluster.waiter();
+            cluster.apply(Command::HostUp { waiter, info, running: Vec::new(), making: Vec::new() });
+        }
+        cluster
+    }
+
+    fn waiter(&mut self) -> Waiter {
+        self.calls += 1;
+        Waiter(self.calls)
+    }
+
+    /// Microseconds.
+    fn apply(&mut self, command: Command) -> f64 {
+        self.effects.clear();
+        let started = Instant::now();
+        self.core.apply(self.now, command, &mut self.effects);
+        us(started)
+    }
+
+    /// The ticket, if there was room, and microseconds.
+    fn grant(&mut self, number: u32, policy: Policy) -> (Option<Uuid>, f64) {
+        let vms = 1 + number % VMS;
+        let demand = Demand {
+            family: Uuid::from_u128(u128::from(number % FAMILIES)),
+            request_id: None,
+            max_cpus: vms,
+            min_vms: vms,
+            min_cpus_per_vm: 1,
+            vcpus: 1,
+            memory_mib: MEMORY_MIB,
+            timeout_ms: 0,
+            hosts: Vec::new(),
+            policy: Some(policy),
+            ttl_ms: None,
+            use_by: None,
+        };
+        let waiter = self.waiter();
+        let took_us = self.apply(Command::Request { waiter, demand });
+        let ticket = self.effects.iter().find_map(|effect| match effect {
+            Effect::Answer(_, Ok(Reply::Ticket(ticket))) => Some(ticket.id),
+            _ => None,
+        });
+        (ticket, took_us)
+    }
+
+    fn release(&mut self, id: Uuid) -> f64 {
+        let waiter = self.waiter();
+        self.apply(Command::Release(waiter, Named { id, family: None }))
+    }
+}
