@@ -111,9 +111,9 @@ fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
         say(host, &["exec", NAME, "--", "sh", "-c", FORK])?;
         say(host, &["wait", "demo.1", "--until", "ready"])
     })?;
-    for name in [NAME, "demo.1"] {
-        say(host, &["exec", name, "--", "cat", "/tmp/fork"])?;
-    }
+    say(host, &["exec", NAME, "--", "cat", "/tmp/fork"])?;
+    // It goes on as soon as it knows who it is, and writes then.
+    say(host, &["exec", "demo.1", "--", "sh", "-c", "until grep . /tmp/fork; do :; done"])?;
     steps.step("clone it from outside", || say(host, &["clone", NAME, "--count", "2"]))?;
     for name in family {
         say(host, &["exec", name, "--", "gc", "vmid"])?;
