@@ -203,7 +203,7 @@ impl Core {
         let (high, low) = family.as_u64_pair();
         let mut salt = epoch;
         loop {
-            let (high, low) = (mix(high ^ mix(salt)), mix(low.wrapping_add(salt)));
+            let (high, low) = (mix(high ^ mix(salt)), mix(mix(low).wrapping_add(salt)));
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&high.to_be_bytes());
             bytes[8..].copy_from_slice(&low.to_be_bytes());

@@ -1,0 +1,163 @@
+//! A story: a scheduler, three hosts with two families each, and what breaks.
+
+use crate::{
+    daemon::Daemon,
+    dice::Dice,
+    facts::{self, Facts, Machine, Shared, Sums},
+    family,
+    faults::Faults,
+    network,
+};
+use patina_proto::v1::VmEnd;
+use scheduler::{
+    core::{
+        api::Options,
+        ticket::{Policy, State, Ticket},
+    },
+    engine::{self, clock::Clock},
+    store::memory::MemoryStore,
+};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::Ordering,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+/// How long families begin new things, and things break.
+pub const ACTIVE: Duration = Duration::from_secs(12);
+/// When all is quiet: what was begun has ended, or was given up.
+const QUIET: Duration = Duration::from_secs(60);
+/// What the scheduler's clock shows at the beginning.
+const BEGIN_UNIX_MS: u64 = 1_700_000_000_000;
+const MACHINES: [u32; 3] = [4, 6, 8];
+const FAMILIES: u64 = 2;
+
+/// What has come of a seed.
+pub struct Story {
+    pub wrong: Vec<String>,
+    pub log: Vec<String>,
+    pub sums: Sums,
+}
+
+fn options() -> Options {
+    Options {
+        ttl_ms: 2_000,
+        lease_ms: 3_000,
+        remember_ms: 3_600_000,
+        cpu_percent: 100,
+        memory_percent: 100,
+        policy: Policy::Pack,
+    }
+}
+
+async fn scheduler(store: MemoryStore) -> turmoil::Result {
+    let passed = turmoil::sim_elapsed().unwrap_or_default().as_millis();
+    let clock = Clock::starting_at(BEGIN_UNIX_MS + u64::try_from(passed)?);
+    let (engine, worker) = engine::prepare(Box::new(store), options(), clock)?;
+    tokio::spawn(worker.run());
+    network::serve(engine).await
+}
+
+/// A host's daemon, from its start to its crash. VMs that it finds running end some time.
+async fn host(facts: Shared, machine: usize, mut dice: Dice) -> turmoil::Result {
+    let found: Vec<_> = facts.get().machines[machine].running.values().cloned().collect();
+    let daemon = Daemon::start(&facts, machine);
+    tokio::spawn(Arc::clone(&daemon).watch());
+    for clone in found {
+        let (daemon, life) = (Arc::clone(&daemon), dice.ms(0, 15_000));
+        let stays = dice.percent(20);
+        tokio::spawn(async move {
+            sleep(life).await;
+            let facts = daemon.facts.clone();
+            if !stays && facts.get().is_running(machine, &clone.ticket, clone.vmid) {
+                daemon.end(&clone, VmEnd::Ended);
+            }
+        });
+    }
+    for number in 0..FAMILIES {
+        tokio::spawn(family::live(Arc::clone(&daemon), number, Dice::new(dice.roll(u64::MAX), number)));
+    }
+    std::future::pending().await
+}
+
+/// Tells the story of a seed.
+pub fn tell(seed: u64) -> Story {
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(seed)
+        .simulation_duration(QUIET * 2)
+        .tick_duration(Duration::from_millis(5))
+        .min_message_latency(network::LATENCY.0)
+        .max_message_latency(network::LATENCY.1)
+        .tcp_capacity(4096)
+        .build();
+    let machines = MACHINES.iter().enumerate();
+    let machine = |(number, cpus): (usize, &u32)| Machine::new(Uuid::from_u128(1 + number as u128), *cpus);
+    let facts = Shared::with(machines.map(machine).collect());
+    let store = MemoryStore::default();
+    let of_scheduler = store.clone();
+    sim.host("scheduler", move || scheduler(of_scheduler.clone()));
+    for number in 0..MACHINES.len() {
+        let facts = facts.clone();
+        let life = Arc::new(AtomicU64::new(0));
+        sim.host(format!("host-{number}"), move || {
+            let life = life.fetch_add(1, Ordering::Relaxed);
+            // What was under way with the daemon's last life is not any more.
+            host(facts.clone(), number, Dice::new(seed, 1000 * (1 + number as u64) + life))
+        });
+    }
+    let mut faults = Faults::new(seed, &facts, &store, MACHINES.len(), ACTIVE);
+    while sim.elapsed() < QUIET && !(sim.elapsed() > ACTIVE && is_quiet(&facts.get(), &store.tickets())) {
+        faults.step(&mut sim);
+        if let Err(error) = sim.step() {
+            facts.get().wrong.push(format!("a host has ended: {error}"));
+            break;
+        }
+    }
+    let mut end = facts.get();
+    end.sums.fenced = store.tickets().iter().filter(|ticket| ticket.state == State::Fenced).count() as u64;
+    end.sums.running_at_end = end.machines.iter().map(|machine| machine.running.len() as u64).sum();
+    check_quiet(&mut end, &store.tickets());
+    Story { wrong: end.wrong.clone(), log: end.log.clone(), sums: end.sums }
+}
+
+/// The clones of a machine that live, as the ledger has it.
+fn known(tickets: &[Ticket], machine: &Machine) -> BTreeSet<facts::Clone> {
+    let used = tickets.iter().filter(|ticket| ticket.state == State::Used);
+    let live =
+        used.flat_map(|ticket| ticket.live().map(|(vmid, host)| (host, (ticket.id.to_string(), vmid))));
+    live.filter(|(host, _)| *host == machine.id).map(|(_, clone)| clone).collect()
+}
+
+fn really(machine: &Machine) -> BTreeSet<facts::Clone> {
+    machine.running.keys().cloned().collect()
+}
+
+fn is_quiet(facts: &Facts, tickets: &[Ticket]) -> bool {
+    let same = |machine: &Machine| machine.settled && known(tickets, machine) == really(machine);
+    facts.machines.iter().all(|machine| machine.busy == 0 && same(machine))
+        && tickets.iter().all(|ticket| ticket.state != State::Granted)
+}
+
+/// What has to be when everything is whole and nobody does anything.
+fn check_quiet(facts: &mut Facts, tickets: &[Ticket]) {
+    let mut wrong = Vec::new();
+    for ticket in tickets.iter().filter(|ticket| ticket.state == State::Granted) {
+        wrong.push(format!("ticket {} is still granted", ticket.id));
+    }
+    for machine in &facts.machines {
+        if machine.busy > 0 {
+            wrong.push(format!("{} families on {} are in the middle of something", machine.busy, machine.id));
+        }
+        if !machine.settled {
+            wrong.push(format!("machine {} is not registered, or has ends to say", machine.id));
+        }
+        let (known, really) = (known(tickets, machine), really(machine));
+        if known != really {
+            wrong.push(format!("on {} the ledger has {known:?}, and {really:?} run", machine.id));
+        }
+    }
+    facts.wrong.extend(wrong);
+}

@@ -1,0 +1,260 @@
+//! What families do: they request tickets, clone, meet, leave results, join, kill, and give tickets back.
+
+use crate::{
+    calls::{Outcome, call},
+    cluster::ACTIVE,
+    daemon::{Daemon, MEMORY_MIB, family_id},
+    dice::Dice,
+};
+use patina_proto::v1::{
+    JoinLeave, JoinRequest, JoinWait, KillRequest, ReleaseTicketRequest, RequestTicketRequest, RunningClone,
+    SyncRequest, Ticket, VmEnd, join_request::Side,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// How long a VM waits for the others.
+const SYNC: Duration = Duration::from_secs(8);
+/// How long a parent waits for its clones.
+const JOIN: Duration = Duration::from_secs(10);
+
+/// The master of a family, as long as there is time.
+pub async fn live(daemon: Arc<Daemon>, number: u64, mut dice: Dice) {
+    loop {
+        sleep(dice.ms(0, 700)).await;
+        if turmoil::sim_elapsed().unwrap_or_default() > ACTIVE {
+            return;
+        }
+        daemon.facts.get().machines[daemon.machine].busy += 1;
+        act(&daemon, number, &mut dice).await;
+        daemon.facts.get().machines[daemon.machine].busy -= 1;
+    }
+}
+
+async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
+    let family = family_id(daemon.machine, number);
+    let (vms, vcpus) =
+        (u32::try_from(dice.between(1, 4)).unwrap(), u32::try_from(dice.between(1, 2)).unwrap());
+    let more = u32::try_from(dice.roll(2)).unwrap();
+    let request = RequestTicketRequest {
+        family: family.to_string(),
+        request_id: dice.uuid().to_string(),
+        max_cpus: (vms + more) * vcpus,
+        min_vms: vms,
+        min_cpus_per_vm: 1,
+        vcpus,
+        memory_mib: MEMORY_MIB,
+        timeout_ms: [0, 500, 3_000][usize::try_from(dice.roll(3)).unwrap()],
+        host_ids: vec![daemon.host.clone()],
+        ..RequestTicketRequest::default()
+    };
+    let vmids = |count| daemon.facts.get().machines[daemon.machine].new_vmids(family, count);
+    match dice.roll(10) {
+        // By number.
+        0..3 => {
+            let request = RequestTicketRequest { max_cpus: vms * vcpus, ..request };
+            let vmids = vmids(vms);
+            if let Some((ticket, made)) = daemon.make_loose(request, 0, &vmids, dice).await {
+                together(daemon, &ticket, made, dice).await;
+            }
+        }
+        // Nothing is made of it.
+        3 => {
+            let request = RequestTicketRequest { host_ids: Vec::new(), ..request };
+            let Some(ticket) = daemon.request(request).await else { return };
+            sleep(dice.ms(0, 300)).await;
+            if dice.percent(60) {
+                let release = ReleaseTicketRequest { id: ticket.id, family: ticket.family };
+                let mut client = daemon.client.clone();
+                call(&daemon.facts, "release", Duration::ZERO, client.release_ticket(release)).await;
+            }
+        }
+        _ => {
+            let Some(ticket) = daemon.request(request).await else { return };
+            sleep(dice.ms(0, 300)).await;
+            let vmids = vmids(ticket.vms);
+            if let Some(made) = daemon.make(&ticket, 0, &vmids, dice).await {
+                together(daemon, &ticket, made, dice).await;
+            }
+        }
+    }
+}
+
+/// A ticket, its VMs, and what they will do.
+struct Group {
+    daemon: Arc<Daemon>,
+    ticket: String,
+    family: String,
+    /// How often they meet.
+    rounds: u64,
+    /// They go on for ever.
+    stays: bool,
+    /// Nothing was broken so far.
+    faults: u64,
+}
+
+impl Group {
+    fn is_whole(&self) -> bool {
+        self.daemon.facts.get().sums.faults == self.faults
+    }
+
+    /// Returns whether they have met.
+    async fn sync(&self, vmid: u32) -> bool {
+        let time = self.daemon.facts.get().arrives(&self.ticket, vmid);
+        let request = SyncRequest {
+            ticket: self.ticket.clone(),
+            family: self.family.clone(),
+            vmid,
+            timeout_ms: u64::try_from(SYNC.as_millis()).unwrap(),
+        };
+        let mut client = self.daemon.client.clone();
+        let facts = &self.daemon.facts;
+        match call(facts, "sync", SYNC, client.sync(request)).await {
+            Outcome::Done(met) => {
+                facts.log(format_args!(
+                    "{vmid} of {} has met {} in round {}",
+                    self.ticket, met.arrived, met.round
+                ));
+                facts.get().sums.met += 1;
+                if self.is_whole() {
+                    facts.get().met(&self.ticket, vmid, time);
+                }
+                true
+            }
+            Outcome::Refused(reason) => {
+                // One that is killed while it waits is told so.
+                let was_killed = reason == "UNKNOWN_VM" && vmid > 0;
+                if self.is_whole() && !was_killed {
+                    facts.wrong(format_args!("VM {vmid} does not meet at {}: {reason}", self.ticket));
+                }
+                false
+            }
+            Outcome::Unknown => false,
+        }
+    }
+
+    fn is_running(&self, vmid: u32) -> bool {
+        self.daemon.facts.get().is_running(self.daemon.machine, &self.ticket, vmid)
+    }
+
+    /// The life of a clone.
+    async fn clone_lives(&self, clone: RunningClone, mut dice: Dice) {
+        for _ in 0..self.rounds {
+            sleep(dice.ms(0, 200)).await;
+            if dice.percent(5) && self.is_running(clone.vmid) {
+                self.daemon.end(&clone, VmEnd::Ended);
+            }
+            if !self.is_running(clone.vmid) || !self.sync(clone.vmid).await {
+                break;
+            }
+        }
+        self.daemon.facts.get().leave(&self.ticket, clone.vmid);
+        if self.stays {
+            return;
+        }
+        sleep(dice.ms(0, 400)).await;
+        if dice.percent(70) && self.is_running(clone.vmid) {
+            let status = i32::try_from(clone.vmid).unwrap();
+            let leave = JoinLeave { vmid: clone.vmid, status, data: vec![1, 2, 3], noreport: false };
+            let mut client = self.daemon.client.clone();
+            let request = self.join(Side::Leave(leave));
+            if let Outcome::Done(_) =
+                call(&self.daemon.facts, "leave", Duration::ZERO, client.join(request)).await
+            {
+                self.daemon.facts.get().sums.left += 1;
+            }
+        }
+        if self.is_running(clone.vmid) {
+            self.daemon.end(&clone, VmEnd::Ended);
+        }
+    }
+
+    fn join(&self, side: Side) -> JoinRequest {
+        JoinRequest { ticket: self.ticket.clone(), family: self.family.clone(), side: Some(side) }
+    }
+
+    async fn kill(&self, vmids: Vec<u32>) {
+        let request = KillRequest {
+            family: self.family.clone(),
+            vmids: vmids.clone(),
+            ticket: String::new(),
+            reason: "the family wants it".into(),
+        };
+        let mut client = self.daemon.client.clone();
+        let killed = call(&self.daemon.facts, "kill", Duration::from_secs(5), client.kill(request)).await;
+        if let Outcome::Done(_) = killed
+            && self.is_whole()
+            && vmids.iter().any(|vmid| self.is_running(*vmid))
+        {
+            self.daemon
+                .facts
+                .wrong(format_args!("one of {vmids:?} of {} runs after it was killed", self.ticket));
+        }
+    }
+
+    /// The parent waits for all of them.
+    async fn join_all(&self, made: &[RunningClone]) {
+        let wait = JoinWait { vmid: 0, timeout_ms: u64::try_from(JOIN.as_millis()).unwrap() };
+        let mut client = self.daemon.client.clone();
+        let request = self.join(Side::Wait(wait));
+        match call(&self.daemon.facts, "join", JOIN, client.join(request)).await {
+            Outcome::Done(joined) => {
+                self.daemon.facts.get().sums.joined += 1;
+                let left = |vmid| joined.results.iter().find(|result| result.vmid == vmid);
+                for clone in made.iter().filter(|_| self.is_whole()) {
+                    let ended = !self.is_running(clone.vmid);
+                    let result =
+                        left(clone.vmid).filter(|r| r.end() != VmEnd::Joined || r.status as u32 == r.vmid);
+                    if !ended || result.is_none() {
+                        let text =
+                            format!("{} joins {} with {:?}", self.ticket, clone.vmid, left(clone.vmid));
+                        self.daemon.facts.wrong(text);
+                    }
+                }
+            }
+            Outcome::Refused(reason) if self.is_whole() => {
+                self.daemon.facts.wrong(format_args!("{} is not joined: {reason}", self.ticket));
+            }
+            Outcome::Refused(_) | Outcome::Unknown => {}
+        }
+    }
+}
+
+/// The parent's part of a ticket's life, with its clones beside it.
+async fn together(daemon: &Arc<Daemon>, ticket: &Ticket, made: Vec<RunningClone>, dice: &mut Dice) {
+    let faults = daemon.facts.get().sums.faults;
+    let group = Arc::new(Group {
+        daemon: Arc::clone(daemon),
+        ticket: ticket.id.clone(),
+        family: ticket.family.clone(),
+        rounds: dice.roll(4),
+        stays: dice.percent(12),
+        faults,
+    });
+    daemon.facts.get().meet(&ticket.id, made.iter().map(|clone| clone.vmid).chain([0]));
+    let lives = made.iter().map(|clone| {
+        let (group, clone) = (Arc::clone(&group), clone.clone());
+        let dice = Dice::new(dice.roll(u64::MAX), 1);
+        tokio::spawn(async move { group.clone_lives(clone, dice).await })
+    });
+    let lives: Vec<_> = lives.collect();
+    for _ in 0..group.rounds {
+        sleep(dice.ms(0, 200)).await;
+        if !group.sync(0).await {
+            break;
+        }
+    }
+    daemon.facts.get().leave(&ticket.id, 0);
+    if group.stays {
+        return;
+    }
+    if dice.percent(25) && !made.is_empty() {
+        group.kill(made.iter().take(2).map(|clone| clone.vmid).collect()).await;
+    }
+    group.join_all(&made).await;
+    for life in lives {
+        if life.await.is_err() {
+            daemon.facts.wrong("a clone's life has panicked");
+        }
+    }
+}

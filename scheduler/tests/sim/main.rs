@@ -1,0 +1,100 @@
+//! A cluster in one thread, on a simulated network and clock: the real service, engine and client, with hosts whose VMs are numbers.
+//! Hosts and the scheduler crash and come back, the network loses and holds messages, the disk is full; what has to hold is
+//! written down in [`facts`].
+//!
+//! A seed is a whole story, the same each time. `PATINA_SIM_SEED=17` tells one of them again, with all that happens;
+//! `PATINA_SIM_SEEDS=2000` tells more than usual.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod calls;
+mod cluster;
+mod daemon;
+mod dice;
+mod facts;
+mod family;
+mod faults;
+mod network;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+/// How many stories are told.
+const SEEDS: u64 = 200;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// All seeds, on as many threads as there are CPUs. Returns what went wrong with which.
+fn tell(seeds: u64) -> (Vec<(u64, String)>, facts::Sums) {
+    let next = AtomicU64::new(0);
+    let threads = thread::available_parallelism().map_or(2, usize::from);
+    let tell_some = || {
+        let (mut failed, mut sums) = (Vec::new(), facts::Sums::default());
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                return (failed, sums);
+            }
+            match catch_unwind(AssertUnwindSafe(|| cluster::tell(seed))) {
+                Ok(story) => {
+                    sums.add(&story.sums);
+                    failed.extend(story.wrong.into_iter().map(|wrong| (seed, wrong)));
+                }
+                Err(_) => failed.push((seed, "it has panicked".to_owned())),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let tellers: Vec<_> = (0..threads).map(|_| scope.spawn(tell_some)).collect();
+        let (mut failed, mut sums) = (Vec::new(), facts::Sums::default());
+        for teller in tellers {
+            let (some, part) = teller.join().unwrap();
+            failed.extend(some);
+            sums.add(&part);
+        }
+        (failed, sums)
+    })
+}
+
+#[test]
+fn whatever_breaks_the_ledger_is_what_runs() {
+    if let Some(seed) = number("PATINA_SIM_SEED") {
+        let story = cluster::tell(seed);
+        println!("{}", story.log.join("\n"));
+        assert!(story.wrong.is_empty(), "{:#?}", story.wrong);
+        return;
+    }
+    let (mut failed, sums) = tell(number("PATINA_SIM_SEEDS").unwrap_or(SEEDS));
+    println!("{sums:#?}");
+    failed.sort();
+    for (seed, wrong) in &failed {
+        println!("PATINA_SIM_SEED={seed}: {wrong}");
+    }
+    assert!(
+        failed.is_empty(),
+        "{} seeds have failed; PATINA_SIM_SEED={} is the first",
+        failed.len(),
+        failed[0].0
+    );
+    sums.check();
+}
+
+#[test]
+fn a_seed_is_the_same_story_each_time() {
+    for seed in 1..=6 {
+        let twice = [0; 2].map(|_| thread::spawn(move || cluster::tell(seed)).join().unwrap());
+        let [first, second] = twice.map(|mut story| {
+            // Tasks that are woken by the same event go on in any order: what happens in the same millisecond is compared as a whole.
+            story.log.sort();
+            story.log
+        });
+        assert!(first.len() > 50);
+        let differs = first.iter().zip(&second).find(|(a, b)| a != b);
+        assert_eq!(differs, None, "seed {seed}");
+    }
+}
