@@ -2,9 +2,9 @@
 //! 107 ENOTCONN without agent, host or identity, and what the host answers), except that `ismaster`
 //! on a clone is 1.
 //!
-//! - [`table`]: all verbs, of which [`help`] and the man page are made.
-//! - [`verbs`], [`tickets`], [`clone`](mod@clone), [`family`], [`join`]: what they do.
-//! - [`words`]: a verb's arguments; [`call`]: calls to the agent.
+//! - `table`: all verbs, of which `help` and the man page are made.
+//! - `verbs`, `tickets`, `clone`, `family`, `join`: what they do.
+//! - `words`: a verb's arguments; `call`: calls to the agent.
 
 mod call;
 mod clone;

@@ -1,11 +1,11 @@
 //! The pure core: commands in, effects out. No clock, socket or lock: time comes with each command.
 //!
-//! - [`api`], [`error`], [`state`]: what is said to the core and by it. [`ticket`]: a ticket, as it is stored.
-//! - what is known: [`ledger`] (tickets), [`hosts`] and [`room`] (what they have and what of it is free), [`queue`] (requests),
-//!   [`waiting`] (who waits for what), [`timers`].
-//! - what is decided: [`request`] and [`serve`] (who is granted what next), [`place`] (on which hosts), [`spend`] (released, used,
-//!   unused, over), [`ended`] (clones end), [`register`] and [`lease`] (hosts come and go).
-//! - what the VMs of a ticket do together: [`barrier`], [`join`], [`kill`].
+//! - [`api`], `error`, [`state`]: what is said to the core and by it. [`ticket`]: a ticket, as it is stored.
+//! - what is known: `ledger` (tickets), `hosts` and `room` (what they have and what of it is free), `queue` (requests),
+//!   `waiting` (who waits for what), `timers`.
+//! - what is decided: `request` and `serve` (who is granted what next), `place` (on which hosts), `spend` (released, used,
+//!   unused, over), `ended` (clones end), `register` and `lease` (hosts come and go).
+//! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
 //! ```text
 //!            grant           use            last clone ended

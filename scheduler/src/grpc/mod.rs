@@ -1,7 +1,7 @@
 //! `patina.v1.Scheduler` on an engine.
 //!
-//! - [`service`]: the calls. [`host`]: a host's stream. [`watch`]: a watcher's.
-//! - [`check`]: requests, checked field by field. [`convert`]: answers. [`status`]: errors.
+//! - `service`: the calls. `host`: a host's stream. `watch`: a watcher's.
+//! - `check`: requests, checked field by field. `convert`: answers. `status`: errors.
 
 mod check;
 mod convert;

@@ -1,6 +1,6 @@
 //! Where the ledger is kept: tickets, and what clones left when they joined.
 //!
-//! - [`file`]: in one file, crash-safe.
+//! - [`file`](mod@file): in one file, crash-safe.
 //! - [`memory`]: nowhere, for tests.
 //!
 //! The trait is all that the engine knows: whole batches in, everything out once at the start.

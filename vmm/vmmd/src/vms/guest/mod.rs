@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `list` | | a list of [`Member`] |
 //! | `clone` | [`CloneArgs`] | [`Cloned`], when the clones execute |
-//! | `rt` | [`TicketArgs`] | [`patina_abi::link::TicketView`] |
+//! | `rt` | [`patina_abi::link::TicketArgs`] | [`patina_abi::link::TicketView`] |
 //! | `ticket` | `{"uuid": …}` | [`patina_abi::link::TicketView`] |
 //! | `lt` | | a list of [`patina_abi::link::TicketView`] |
 //! | `sync`, `leave-data`, `leave`, `join`, `join-data`, `kill` | as [`patina_abi::link`] says | see [`together`] |
