@@ -196,3 +196,33 @@ async fn what_is_under_way_when_it_stops_is_refused() {
     assert_eq!(orders.recv().await, None);
     engine.stopped().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn calls_have_a_limit() {
+    let engine = engine(&MemoryStore::default());
+    let (_, _orders) = engine.host_up(host(1), vec![], vec![]).await.unwrap();
+    engine.request(demand(1)).await.unwrap();
+    let family = |number: usize| Uuid::from_u128(number as u128 % 64);
+    let calls = (0..CALLS_MAX).map(|number| engine.request(Demand { family: family(number), ..patient(1) }));
+    let mut calls = Box::pin(futures::future::join_all(calls));
+    assert!(futures::poll!(&mut calls).is_pending());
+    let refused = engine.counts().await.unwrap_err();
+    assert!(matches!(refused, Refusal::Busy { most: CALLS_MAX }), "{refused}");
+    drop(calls);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(engine.counts().await.unwrap().waiting, 0, "all of them have left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hosts_have_a_limit() {
+    let engine = engine(&MemoryStore::default());
+    let numbered = |number: usize| HostInfo { id: Uuid::from_u128(number as u128), ..host(1) };
+    let mut all = Vec::new();
+    for number in 0..worker::HOSTS_MAX {
+        all.push(engine.host_up(numbered(number), vec![], vec![]).await.unwrap());
+    }
+    let refused = engine.host_up(numbered(worker::HOSTS_MAX), vec![], vec![]).await.unwrap_err();
+    assert!(matches!(refused, Refusal::TooManyHosts { most: worker::HOSTS_MAX }), "{refused}");
+    // One that is known comes back at any time.
+    engine.host_up(numbered(0), vec![], vec![]).await.unwrap();
+}

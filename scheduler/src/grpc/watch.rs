@@ -59,6 +59,7 @@ struct Watcher {
 impl Watcher {
     async fn tell_all(&mut self) -> Result<(), Ended> {
         self.pages.clear();
+        let before = std::mem::take(&mut self.told);
         let mut after = None;
         loop {
             let page = self.engine.tickets(self.family, after, PAGE_MAX).await;
@@ -70,9 +71,14 @@ impl Watcher {
             }
             match last {
                 Some(last) => after = Some(last),
-                None => return Ok(()),
+                None => break,
             }
         }
+        // What was forgotten while the watcher lagged behind.
+        for id in before.difference(&self.told) {
+            self.tell_forgotten(*id).await?;
+        }
+        Ok(())
     }
 
     /// Returns when changes were lost.
@@ -103,10 +109,7 @@ impl Watcher {
                 }
             }
             Changed::Now(_) => Ok(()),
-            Changed::Forgotten(id) if self.told.remove(id) => {
-                let ticket = Ticket { id: id.to_string(), ..Ticket::default() };
-                self.say(TicketEvent { ticket: Some(ticket), initial: false, forgotten: true }).await
-            }
+            Changed::Forgotten(id) if self.told.remove(id) => self.tell_forgotten(*id).await,
             Changed::Forgotten(_) => Ok(()),
         }
     }
@@ -121,6 +124,11 @@ impl Watcher {
         self.told.insert(seen.ticket.id);
         let ticket = Some(convert::ticket(seen));
         self.say(TicketEvent { ticket, initial, forgotten: false }).await
+    }
+
+    async fn tell_forgotten(&self, id: Uuid) -> Result<(), Ended> {
+        let ticket = Ticket { id: id.to_string(), ..Ticket::default() };
+        self.say(TicketEvent { ticket: Some(ticket), initial: false, forgotten: true }).await
     }
 
     async fn say(&self, event: TicketEvent) -> Result<(), Ended> {

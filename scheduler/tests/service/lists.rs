@@ -1,11 +1,15 @@
 //! Lists, pages and watches.
 
 use crate::{
-    fake::{FakeHost, all_tickets, family, grant, hosts, release},
+    fake::{FakeHost, all_tickets, family, grant, hosts, release, why},
     server::{SOON, Server},
 };
-use patina_proto::v1::{ListHostsRequest, ListTicketsRequest, TicketState, WatchTicketsRequest};
-use tokio::time::timeout;
+use patina_proto::v1::{
+    ListHostsRequest, ListTicketsRequest, TicketState, WatchTicketsRequest, scheduler_client::SchedulerClient,
+};
+use std::{collections::HashMap, time::Duration};
+use tokio::{task::JoinSet, time::timeout};
+use tonic::Code;
 
 #[tokio::test]
 async fn pages_have_all_tickets_once_in_the_order_of_granting() {
@@ -82,4 +86,70 @@ async fn a_watcher_sees_what_is_there_and_what_happens() {
     let last = next().await;
     assert_eq!((last.ticket.unwrap().id, last.forgotten), (after.id, true));
     assert_eq!(all_tickets(&client).await.len(), 3);
+}
+
+#[tokio::test]
+async fn watchers_have_a_limit() {
+    let server = Server::start(&[]);
+    let client = server.client();
+    let mut watchers = Vec::new();
+    for _ in 0..256 {
+        watchers.push(client.clone().watch_tickets(WatchTicketsRequest::default()).await.unwrap());
+    }
+    let refused = client.clone().watch_tickets(WatchTicketsRequest::default()).await;
+    assert_eq!(why(refused), (Code::ResourceExhausted, "TOO_MANY_WATCHERS".into()));
+    watchers.pop();
+    let mut again = client.clone().watch_tickets(WatchTicketsRequest::default()).await;
+    for _ in 0..SOON.as_millis() / 10 {
+        if again.is_ok() {
+            break;
+        }
+        // The server hears of the one that left.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        again = client.clone().watch_tickets(WatchTicketsRequest::default()).await;
+    }
+    again.unwrap();
+}
+
+/// It does not read while more happens than is kept for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_lags_behind_gets_everything_again() {
+    let server = Server::start(&["--remember", "2s"]);
+    let _host = FakeHost::start(&server, 10_000).await;
+    let client = server.client();
+    // With the least room that there can be on the way.
+    let channel = server.channel(|endpoint| endpoint.initial_stream_window_size(65_535)).await;
+    let mut watcher = SchedulerClient::new(channel);
+    let mut events = watcher.watch_tickets(WatchTicketsRequest::default()).await.unwrap().into_inner();
+    let mut callers = JoinSet::new();
+    for _ in 0..64 {
+        let client = server.client();
+        callers.spawn(async move {
+            let family = family();
+            for _ in 0..50 {
+                let ticket = grant(&client, &family, 1).await.unwrap();
+                release(&client, &ticket.id).await.unwrap();
+            }
+        });
+    }
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+    // What it was told first is forgotten while it does not read.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let kept = grant(&client, &family(), 1).await.unwrap();
+    let ledger: HashMap<_, _> = all_tickets(&client).await.into_iter().map(|t| (t.id.clone(), t)).collect();
+    let (mut seen, mut changed, mut again) = (HashMap::new(), false, false);
+    assert_eq!(ledger.keys().collect::<Vec<_>>(), [&kept.id]);
+    while seen != ledger {
+        let event = timeout(SOON, events.message()).await.expect("all of it comes").unwrap().unwrap();
+        (changed, again) = (changed || !event.initial, again || (changed && event.initial));
+        let ticket = event.ticket.unwrap();
+        if event.forgotten {
+            seen.remove(&ticket.id);
+        } else {
+            seen.insert(ticket.id.clone(), ticket);
+        }
+    }
+    assert!(again, "it was not behind");
 }

@@ -10,8 +10,7 @@ use std::{
     net::{TcpListener, TcpStream},
     time::Duration,
 };
-use tokio::net::UnixStream;
-use tonic::{Code, transport::Endpoint};
+use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 #[tokio::test]
@@ -52,12 +51,7 @@ async fn a_stop_refuses_what_waits_and_keeps_the_ledger() {
 #[tokio::test]
 async fn it_says_that_it_is_healthy() {
     let server = Server::start(&[]);
-    let socket = server.socket();
-    let connector = tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://x").connect_with_connector(connector).await.unwrap();
+    let channel = server.channel(|endpoint| endpoint).await;
     let request = HealthCheckRequest { service: "patina.v1.Scheduler".into() };
     let answer = HealthClient::new(channel).check(request).await.unwrap().into_inner();
     assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);

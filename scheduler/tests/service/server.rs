@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
 
 /// For whatever should happen soon.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -93,6 +95,16 @@ impl Server {
 
     pub fn client(&self) -> Client {
         client::connect(&Target::Unix(self.socket()))
+    }
+
+    /// A channel of one's own: `set_up` says how.
+    pub async fn channel(&self, set_up: impl FnOnce(Endpoint) -> Endpoint) -> Channel {
+        let socket = self.socket();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        set_up(Endpoint::from_static("http://x")).connect_with_connector(connector).await.unwrap()
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -21,7 +21,7 @@ use crate::{
     store::{JoinData, Store, StoreError},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -36,7 +36,7 @@ use tokio::{
 /// Most messages of one batch: what the last one of them waits for is one commit of so many tickets.
 const BATCH_MAX: usize = 512;
 /// Most hosts.
-const HOSTS_MAX: usize = 16_384;
+pub(super) const HOSTS_MAX: usize = 16_384;
 /// How long nothing is tried after the store has failed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -211,7 +211,7 @@ impl Worker {
         }
         let mut host_name = None;
         if let Command::HostUp { info, .. } = &command {
-            if self.host_names.len() >= HOSTS_MAX && !self.host_names.contains_key(&info.id) {
+            if !self.has_room_for(info.id) {
                 send(reply, Err(Refusal::TooManyHosts { most: HOSTS_MAX }));
                 return;
             }
@@ -224,6 +224,16 @@ impl Worker {
         let takes = Takes::of(&command);
         self.pending.insert(waiter, Pending { reply, takes, data, orders, host_name });
         self.apply(now, command, effects);
+    }
+
+    /// Whether a host can be known, if it is not yet: the core forgets those that have long been away.
+    fn has_room_for(&mut self, host: HostId) -> bool {
+        if self.host_names.len() >= HOSTS_MAX && !self.host_names.contains_key(&host) {
+            let known = self.core.as_ref().map(Core::hosts).unwrap_or_default();
+            let known: BTreeSet<_> = known.into_iter().map(|host| host.info.id).collect();
+            self.host_names.retain(|host, _| known.contains(host));
+        }
+        self.host_names.len() < HOSTS_MAX || self.host_names.contains_key(&host)
     }
 
     fn left(&mut self, now: UnixMs, gone: Gone, effects: &mut Vec<Effect>) {
