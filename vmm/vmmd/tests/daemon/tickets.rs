@@ -3,7 +3,7 @@
 use crate::{
     bench::{Client, get, kill, ready, tell, vm, wait},
     clones::{clone, console},
-    streams::ask,
+    streams::{ask, ask_last},
 };
 use patina_proto::v1::{self, VmState, wait_vm_request::Until};
 use rustix::process::Signal;
@@ -172,7 +172,7 @@ fn a_clone_leaves_its_result_and_its_parent_has_it() {
         }
         let wrong = json!({"offset": 10, "data": "not base64!"});
         assert_eq!(refused(&mut client, "web.1", "leave-data", wrong).await.0, 22);
-        ask(&mut client, "web.1", "leave", r#"{"status": 3}"#).await;
+        ask_last(&mut client, "web.1", "leave", r#"{"status": 3}"#).await;
         let ended = wait(&mut client, "web.1", Until::Ended).await.unwrap();
         assert_eq!((ended.end_kind(), ended.ticket.as_str()), (v1::EndKind::Joined, ticket.as_str()));
         assert!(ended.end_reason.contains("status 3 and 10 bytes"), "{}", ended.end_reason);
