@@ -18,7 +18,7 @@ use scheduler::{
     store::memory::MemoryStore,
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -144,8 +144,14 @@ fn is_quiet(facts: &Facts, tickets: &[Ticket]) -> bool {
 /// What has to be when everything is whole and nobody does anything.
 fn check_quiet(facts: &mut Facts, tickets: &[Ticket]) {
     let mut wrong = Vec::new();
-    for ticket in tickets.iter().filter(|ticket| ticket.state == State::Granted) {
-        wrong.push(format!("ticket {} is still granted", ticket.id));
+    let mut requests = BTreeMap::new();
+    for ticket in tickets {
+        if ticket.state == State::Granted {
+            wrong.push(format!("ticket {} is still granted", ticket.id));
+        }
+        if let Some(other) = requests.insert(&ticket.request_id, ticket.id) {
+            wrong.push(format!("a request was granted both {} and {other}", ticket.id));
+        }
     }
     for machine in &facts.machines {
         if machine.busy > 0 {

@@ -272,7 +272,8 @@ impl Daemon {
         clones: Vec<RunningClone>,
         dice: &mut Dice,
     ) -> Option<Vec<RunningClone>> {
-        sleep(dice.ms(5, 60)).await;
+        let longest = if dice.percent(15) { 2_000 } else { 60 };
+        sleep(dice.ms(5, longest)).await;
         let doomed = self.making().remove(&ticket.id).unwrap_or_default().doomed;
         let mut made = Vec::new();
         for clone in clones {
