@@ -130,6 +130,8 @@ impl Core {
     fn adopt(&mut self, host: HostId, clone: &Running) {
         if self.ledger.get(clone.ticket).is_none() {
             let epoch = self.next_epoch();
+            let parent_ended =
+                clone.parent_vmid.is_some_and(|vmid| self.ledger.has_ended(clone.family, vmid));
             self.ledger.insert(Ticket {
                 id: clone.ticket,
                 family: clone.family,
@@ -142,7 +144,7 @@ impl Core {
                 places: BTreeMap::new(),
                 loose: true,
                 parent_vmid: clone.parent_vmid,
-                parent_ended: false,
+                parent_ended,
                 clones: BTreeMap::new(),
                 results: BTreeMap::new(),
                 granted_unix_ms: self.now,

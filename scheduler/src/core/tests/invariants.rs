@@ -33,8 +33,6 @@ pub struct Watch {
     joining: BTreeMap<Waiter, Uuid>,
     /// Of which family.
     killing: BTreeMap<Waiter, (Uuid, Targets)>,
-    /// Clones whose end was noted, by family and vmid.
-    ended: BTreeSet<(Uuid, u32)>,
     idle: bool,
 }
 
@@ -161,7 +159,7 @@ impl Watch {
 
     /// What has to hold after each command.
     pub fn check_step(&mut self, world: &World) {
-        self.note_ends(world);
+        self.forget(world);
         let states = world.core.hosts();
         self.check_refusal(world, &states);
         self.check_queue(world, &states);
@@ -175,11 +173,7 @@ impl Watch {
         self.check_ledger(world, hosts);
     }
 
-    fn note_ends(&mut self, world: &World) {
-        for ticket in world.store.values() {
-            let ended = ticket.results.iter().filter(|(_, outcome)| outcome.end.is_some());
-            self.ended.extend(ended.map(|(vmid, _)| (ticket.family, *vmid)));
-        }
+    fn forget(&mut self, world: &World) {
         self.uses.retain(|id, _| world.store.contains_key(id));
         self.rounds.retain(|id, _| world.store.contains_key(id));
     }
@@ -301,7 +295,14 @@ impl Watch {
         }
         for (ticket, vmids) in waiting {
             let ticket = &world.store[&ticket];
-            let parent = ticket.parent_vmid.filter(|vmid| !self.ended.contains(&(ticket.family, *vmid)));
+            // The ledger knows of a parent's end as long as it remembers the ticket that the parent was made under.
+            let is_over = |vmid: &u32| {
+                let ended =
+                    |other: &Ticket| other.results.get(vmid).is_some_and(|outcome| outcome.end.is_some());
+                ticket.parent_ended
+                    || world.store.values().any(|other| other.family == ticket.family && ended(other))
+            };
+            let parent = ticket.parent_vmid.filter(|vmid| !is_over(vmid));
             let wanted: BTreeSet<u32> = ticket.live().map(|(vmid, _)| vmid).chain(parent).collect();
             assert!(vmids.is_subset(&wanted), "{vmids:?} wait and are not among {wanted:?}");
             assert!(!wanted.is_subset(&vmids), "all of {wanted:?} are there and wait");
