@@ -124,12 +124,13 @@ impl Daemon {
         }
     }
 
+    /// Asks again and again: tokio wakes those who wait for the same `watch` in any order, and the story would not be the same twice.
     async fn registered(&self) -> u64 {
-        let mut registration = self.link().registration();
-        let registered = registration.wait_for(|state| matches!(state, Registration::Registered { .. }));
-        match &*registered.await.unwrap() {
-            Registration::Registered { epoch, .. } => *epoch,
-            Registration::Away { why } => panic!("{why}"),
+        loop {
+            if let Some(epoch) = self.epoch() {
+                return epoch;
+            }
+            sleep(Duration::from_millis(5)).await;
         }
     }
 
