@@ -4,10 +4,9 @@
 A ticket reserves the workers, one call clones them, all meet at the ticket's barrier, each works on its part in its own
 machine and leaves the result, and the results are gathered when all have ended.
 
-    pip install grpcio grpcio-tools
     ./map_reduce.py NAME --workers 3
 
-NAME is a VM that is ready (`vmctl run --name NAME`). See README.md.
+NAME is a VM that is ready (`vmctl run --name NAME`). README.md says what it needs.
 """
 
 import argparse
@@ -49,12 +48,13 @@ class Family:
     def __init__(self, address, name):
         channel = connect(address)
         self.vmmd = vmmd_calls.VmmdStub(channel)
-        elsewhere = self.vmmd.GetHost(vmmd.GetHostRequest()).scheduler
+        self.host = self.vmmd.GetHost(vmmd.GetHostRequest())
+        elsewhere = self.host.scheduler
         self.scheduler = scheduler_calls.SchedulerStub(connect(elsewhere) if elsewhere else channel)
         self.vm = self.vmmd.GetVm(vmmd.GetVmRequest(name=name))
 
     def reserve(self, workers):
-        """A ticket for so many clones, each as large as the VM; waits for room for a minute."""
+        """A ticket for so many clones, each as large as the VM, on its host: clones start there. Waits a minute for room."""
         return self.scheduler.RequestTicket(
             scheduler.RequestTicketRequest(
                 family=self.vm.family,
@@ -64,6 +64,7 @@ class Family:
                 vcpus=self.vm.vcpus,
                 memory_mib=self.vm.memory_mib,
                 timeout_ms=60_000,
+                host_ids=[self.host.id],
             )
         )
 

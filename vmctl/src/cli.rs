@@ -21,18 +21,21 @@ Exit codes:
   125  exec: vmctl itself failed; any other code is the guest program's own
   141  standard output was closed";
 
+/// Above the options that every command takes.
+const GLOBAL: &str = "Global options";
+
 /// Runs, looks at and ends virtual machines of a Patina host.
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Arguments {
     /// Where vmmd listens: unix:PATH or tcp:ADDRESS:PORT.
-    #[arg(long, global = true, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS")]
     pub host: String,
-    /// Where the scheduler listens: unix:PATH or http://ADDRESS:PORT [default: where vmmd says].
-    #[arg(long, global = true, env = "PATINA_SCHEDULER", value_name = "ADDRESS")]
+    /// Where the scheduler listens: unix:PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT [default: where vmmd says].
+    #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_SCHEDULER", value_name = "ADDRESS")]
     pub scheduler: Option<String>,
     /// How to print results.
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// What to do.
     #[command(subcommand)]
@@ -106,11 +109,30 @@ mod tests {
     }
 
     #[test]
-    fn vms_are_killed_by_name_or_by_ticket() {
+    fn options_of_every_command_have_a_heading_of_their_own() {
+        let mut command = Arguments::command();
+        command.build();
+        for subcommand in command.get_subcommands() {
+            for argument in subcommand.get_arguments() {
+                let heading = argument.is_global_set().then_some(GLOBAL);
+                assert_eq!(argument.get_help_heading(), heading, "{} {argument}", subcommand.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn vms_are_killed_by_name_by_family_or_by_ticket() {
         let uuid = "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11";
         let is_taken = |words: &str| Arguments::try_parse_from(words.split_whitespace()).is_ok();
         assert!(is_taken("vmctl kill a b") && is_taken(&format!("vmctl kill --ticket {uuid}")));
-        let wrong = ["vmctl kill", "vmctl kill --ticket a", &format!("vmctl kill a --ticket {uuid}")];
+        assert!(is_taken("vmctl kill --family a") && is_taken(&format!("vmctl kill --family {uuid}")));
+        let wrong = [
+            "vmctl kill",
+            "vmctl kill --ticket a",
+            "vmctl kill a --family b",
+            &format!("vmctl kill a --ticket {uuid}"),
+            &format!("vmctl kill --family a --ticket {uuid}"),
+        ];
         assert!(!wrong.into_iter().any(is_taken));
         assert!(is_taken(&format!("vmctl join {uuid} --data-dir d")) && !is_taken("vmctl join"));
     }

@@ -7,8 +7,8 @@ use tonic_types::StatusExt as _;
 /// Why a command did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
-    /// The address of vmmd cannot be read.
-    #[error("read the address \"{0}\": write unix:PATH or tcp:ADDRESS:PORT")]
+    /// The address of vmmd or of the scheduler cannot be read.
+    #[error("read the address \"{0}\": write unix:/PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT")]
     Address(String),
     /// vmmd does not answer.
     #[error("cannot reach vmmd at {host}: is it running? Start it with `vmmd --standalone`")]
@@ -196,7 +196,7 @@ fn seconds(delay: Duration) -> String {
     format!("{}.{} s", delay.as_secs(), delay.subsec_millis() / 100)
 }
 
-/// The scheduler's reasons, as commands for people.
+/// The scheduler's reasons, as commands for people. Every reason of `scheduler.proto` has a line.
 fn what_to_do(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "UNKNOWN_TICKET" | "FOREIGN_TICKET" => "`vmctl ticket ls` lists the tickets",
@@ -205,14 +205,26 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
         "USED" | "RELEASED" | "EXPIRED" | "FENCED" | "STALE_EPOCH" | "SMALL_TICKET" => {
             "ask for another ticket: `vmctl ticket request`"
         }
+        "OTHER_HOST" => {
+            "clones start on the host of the VM that they are made of: `vmctl ticket request` there asks for that host"
+        }
         "NOT_USED" => "clone with the ticket first: `vmctl clone NAME --ticket UUID`",
+        "NOT_PARENT" | "NOT_CLONE" => {
+            "`vmctl ticket inspect UUID` shows who cloned with it, and which clones it has"
+        }
         "NO_CAPACITY" => {
             "wait for room with --timeout, ask for less, or make room: `vmctl kill`, `vmctl ticket release`"
         }
         "TOO_MANY_TICKETS" => "give tickets back that are not needed: `vmctl ticket release UUID`",
+        "TOO_MANY_WAITING" | "TOO_MANY_CALLS" => "try again when some of them are answered",
+        "TOO_MANY_WATCHERS" => "end a `vmctl ticket watch`",
+        "TOO_MANY_HOSTS" => "start another scheduler for more hosts",
+        "TOO_MUCH_DATA" => "leave less with `gc join --data`, or write it elsewhere and leave its name",
         "BARRIER_TIMEOUT" | "JOIN_TIMEOUT" => {
             "`vmctl ticket inspect UUID` shows how many live; it can be tried again"
         }
+        "STORE" => "nothing has changed; look at the scheduler's disk and log, and try again",
+        "STOPPING" => "try again when the scheduler is back",
         _ => return None,
     })
 }
@@ -248,6 +260,30 @@ mod tests {
         let mut details = ErrorDetails::new();
         details.set_error_info("SOMETHING_NEW", "patina", std::collections::HashMap::new());
         assert!(advice(&Status::with_error_details(Code::Internal, "no", details)).is_empty());
+    }
+
+    #[test]
+    fn every_reason_of_the_scheduler_has_advice() {
+        let head = include_str!("../../proto/patina/v1/scheduler.proto");
+        let head = head.split("syntax =").next().unwrap();
+        let head = head.split_once("Codes and reasons:").unwrap().1;
+        let is_reason =
+            |word: &&str| word.len() > 3 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let words = head.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(is_reason);
+        let codes = [
+            "INVALID_ARGUMENT",
+            "NOT_FOUND",
+            "PERMISSION_DENIED",
+            "FAILED_PRECONDITION",
+            "RESOURCE_EXHAUSTED",
+            "ABORTED",
+            "DEADLINE_EXCEEDED",
+            "UNAVAILABLE",
+        ];
+        let reasons: Vec<&str> = words.filter(|word| !codes.contains(word)).collect();
+        assert!(reasons.contains(&"OTHER_HOST") && reasons.len() > 20, "{reasons:?}");
+        let without: Vec<_> = reasons.iter().filter(|reason| what_to_do(reason).is_none()).collect();
+        assert!(without.is_empty(), "{without:?}");
     }
 
     #[test]

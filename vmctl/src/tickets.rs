@@ -130,6 +130,19 @@ impl TicketView {
         rows.into_iter().filter(|(_, value)| !value.is_empty()).chain(results).collect()
     }
 
+    /// How many VMs, where, and how they stand, in a few words.
+    pub fn summary(&self, now_unix_ms: u64) -> String {
+        let live = (self.live > 0).then(|| format!("{} live", self.live));
+        // In the order in which people ask.
+        let ends = ["joined", "ended", "killed", "lost"].into_iter().filter_map(|end| {
+            let count = self.results.iter().filter(|result| result.end == end).count();
+            (count > 0).then(|| format!("{count} {end}"))
+        });
+        let expires = (self.expires_unix_ms > 0).then(|| format!("expires {}", self.expires(now_unix_ms)));
+        let vms = format!("{} VMs on {}", self.vms, self.hosts());
+        [vms].into_iter().chain(live).chain(ends).chain(expires).collect::<Vec<_>>().join(", ")
+    }
+
     fn hosts(&self) -> String {
         let of = |place: &PlacementView| {
             let host = if place.host.is_empty() { &place.host_id } else { &place.host };

@@ -34,7 +34,7 @@ struct HostView {
 
 impl From<HostStatus> for HostView {
     fn from(status: HostStatus) -> Self {
-        let HostInfo { id, name, address, cpus, memory_mib, max_vms } = status.info.unwrap_or_default();
+        let HostInfo { id, name, address, cpus, memory_mib, max_vms, .. } = status.info.unwrap_or_default();
         Self {
             id,
             name,

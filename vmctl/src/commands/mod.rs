@@ -24,10 +24,13 @@ use crate::{
     cli::{Arguments, Command},
     client::{self, Client, Scheduler},
     error::CtlError,
-    output::Format,
+    output::{self, Format},
 };
-use patina_proto::v1::{GetVmRequest, ListVmsRequest, Vm};
+use patina_proto::v1::{GetHostRequest, GetVmRequest, ListVmsRequest, Vm};
+use serde::Serialize;
 use std::process::ExitCode;
+use tokio::task::JoinSet;
+use tonic::Code;
 use uuid::Uuid;
 
 /// What every command gets: where vmmd is, and how to print.
@@ -59,6 +62,15 @@ impl Context {
         }
         let vm = self.client().await?.get_vm(GetVmRequest { name: named.to_owned() }).await?;
         Ok(vm.into_inner().family)
+    }
+
+    /// The number by which the scheduler knows the host; None: only a scheduler answers there.
+    pub async fn host_id(&self) -> Result<Option<String>, CtlError> {
+        match self.client().await?.get_host(GetHostRequest {}).await {
+            Ok(host) => Ok(Some(host.into_inner().id)),
+            Err(status) if status.code() == Code::Unimplemented => Ok(None),
+            Err(status) => Err(status.into()),
+        }
     }
 
     /// All VMs of the host.
@@ -108,48 +120,97 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// What to do with each of several VMs or tickets: goes on after a failure, reports each, and ends with the first's code.
+/// What is done with several VMs or tickets: goes on after a failure, reports each, and ends with the first failure's code.
 #[derive(Debug)]
 pub struct Several {
     what: &'static str,
-    all: usize,
-    failed: usize,
-    code: u8,
+    format: Format,
+    done: Vec<DoneView>,
+    // The first failure's.
+    code: Option<u8>,
 }
 
-impl Default for Several {
-    fn default() -> Self {
-        Self::of("VMs")
-    }
+/// What came of one of them, as `-o json` prints it.
+#[derive(Debug, Serialize)]
+struct DoneView {
+    name: String,
+    error: Option<String>,
 }
 
 impl Several {
     /// For these, in words.
-    pub fn of(what: &'static str) -> Self {
-        Self { what, all: 0, failed: 0, code: 0 }
+    pub fn of(what: &'static str, format: Format) -> Self {
+        Self { what, format, done: Vec::new(), code: None }
+    }
+
+    /// Whether something has failed so far.
+    pub fn has_failed(&self) -> bool {
+        self.code.is_some()
+    }
+
+    /// Does `call` for all of these at the same time, and reports in their order.
+    pub async fn each<F>(&mut self, names: Vec<String>, call: impl Fn(String) -> F) -> Result<(), CtlError>
+    where
+        F: Future<Output = Result<(), CtlError>> + Send + 'static,
+    {
+        let mut calls = JoinSet::new();
+        for (index, name) in names.into_iter().enumerate() {
+            let call = call(name.clone());
+            calls.spawn(async move { (index, name, call.await) });
+        }
+        let mut done = calls.join_all().await;
+        done.sort_by_key(|(index, ..)| *index);
+        done.into_iter().try_for_each(|(_, name, result)| self.note(name, result))
     }
 
     /// Notes what came of one of them: prints its name, or the error.
-    pub fn note(&mut self, name: &str, result: Result<(), CtlError>) -> Result<(), CtlError> {
-        self.all += 1;
-        match result {
-            Ok(()) => crate::output::line(name),
-            Err(error) => {
-                self.failed += 1;
-                if self.failed == 1 {
-                    self.code = error.exit_code();
-                }
-                error.explain();
-                Ok(())
-            }
+    fn note(&mut self, name: String, result: Result<(), CtlError>) -> Result<(), CtlError> {
+        let error = result.err();
+        if let Some(error) = &error {
+            self.code.get_or_insert(error.exit_code());
+            error.explain();
+        } else if self.format == Format::Table {
+            output::line(&name)?;
         }
+        self.done.push(DoneView { name, error: error.map(|error| error.to_string()) });
+        Ok(())
     }
 
     /// What came of all of them.
     pub fn finish(self) -> Result<(), CtlError> {
-        match self {
-            Self { failed: 0, .. } => Ok(()),
-            Self { what, all, failed, code } => Err(CtlError::Some { what, failed, all, code }),
+        if self.format == Format::Json {
+            output::json(&self.done)?;
         }
+        let Some(code) = self.code else { return Ok(()) };
+        let failed = self.done.iter().filter(|done| done.error.is_some()).count();
+        Err(CtlError::Some { what: self.what, failed, all: self.done.len(), code })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+
+    #[tokio::test]
+    async fn several_are_reported_in_their_order_and_the_first_failure_is_the_exit_code() {
+        let mut several = Several::of("VMs", Format::Json);
+        let names = ["c", "a", "b"].map(str::to_owned).to_vec();
+        let call = |name: String| async move {
+            match name.as_str() {
+                "a" => Err(Status::not_found("no a").into()),
+                "b" => Err(Status::unavailable("no b").into()),
+                _ => Ok(()),
+            }
+        };
+        several.each(names, call).await.unwrap();
+        assert!(several.has_failed());
+        let json = serde_json::to_value(&several.done).unwrap();
+        let wanted = serde_json::json!([
+            {"name": "c", "error": null}, {"name": "a", "error": "no a"}, {"name": "b", "error": "no b"}
+        ]);
+        assert_eq!(json, wanted);
+        let error = several.finish().unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit_code()), ("2 of 3 VMs failed", 3));
     }
 }

@@ -1,28 +1,96 @@
 //! `vmctl rm`: forgets ended VMs.
 
 use super::{Context, Several};
-use crate::error::CtlError;
-use patina_proto::v1::RemoveVmRequest;
+use crate::{error::CtlError, view::has_ended};
+use patina_proto::v1::{RemoveVmRequest, Vm};
+use tonic::Code;
 
 /// Arguments of `vmctl rm`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Kill a VM that still runs.
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "ended")]
     force: bool,
     /// The VMs.
-    #[arg(required = true)]
+    #[arg(required_unless_present_any = ["ended", "family"], conflicts_with_all = ["ended", "family"])]
     names: Vec<String>,
+    /// Instead: all VMs that have ended.
+    #[arg(long)]
+    ended: bool,
+    /// Instead: all VMs of a family on this host, named by any of them or by its UUID; with --ended those that have ended.
+    #[arg(long, value_name = "NAME|UUID")]
+    family: Option<String>,
 }
 
 /// Removes each VM, prints the names of those that are gone.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
-    let mut client = context.client().await?;
-    let mut several = Several::default();
-    for name in arguments.names {
-        let request = RemoveVmRequest { name: name.clone(), force: arguments.force };
-        let result = client.remove_vm(request).await;
-        several.note(&name, result.map(|_| ()).map_err(CtlError::from))?;
-    }
+    let Arguments { force, names, ended, family } = arguments;
+    let is_chosen_here = names.is_empty();
+    let names = if is_chosen_here {
+        let family = match family {
+            Some(named) => Some(context.family(&named).await?),
+            None => None,
+        };
+        chosen(context.vms().await?, ended, family.as_deref())
+    } else {
+        names
+    };
+    let client = context.client().await?;
+    let mut several = Several::of("VMs", context.format);
+    let remove = |name| {
+        let mut client = client.clone();
+        async move {
+            match client.remove_vm(RemoveVmRequest { name, force }).await {
+                // vmmd, or somebody else, was faster.
+                Err(status) if is_chosen_here && status.code() == Code::NotFound => Ok(()),
+                removed => Ok(removed.map(drop)?),
+            }
+        }
+    };
+    several.each(names, remove).await?;
     several.finish()
+}
+
+fn chosen(vms: Vec<Vm>, ended: bool, family: Option<&str>) -> Vec<String> {
+    let is_meant = |vm: &Vm| (!ended || has_ended(vm)) && family.is_none_or(|family| vm.family == family);
+    vms.into_iter().filter(is_meant).map(|vm| vm.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+    use patina_proto::v1::VmState;
+
+    #[test]
+    fn what_has_ended_is_chosen_of_all_or_of_a_family() {
+        let vm = |name: &str, family: &str, state: VmState| Vm {
+            name: name.into(),
+            family: family.into(),
+            state: state.into(),
+            ..Vm::default()
+        };
+        let vms = || {
+            vec![
+                vm("a", "1", VmState::Ready),
+                vm("a.1", "1", VmState::Ended),
+                vm("b", "2", VmState::Ended),
+                vm("b.1", "2", VmState::Booting),
+            ]
+        };
+        assert_eq!(chosen(vms(), true, None), ["a.1", "b"]);
+        assert_eq!(chosen(vms(), true, Some("1")), ["a.1"]);
+        assert_eq!(chosen(vms(), false, Some("2")), ["b", "b.1"]);
+    }
+
+    #[test]
+    fn either_names_or_a_choice() {
+        let is_taken = |words: &str| {
+            let line = format!("vmctl rm {words}");
+            crate::cli::Arguments::try_parse_from(line.split_whitespace()).is_ok()
+        };
+        let right = ["a b", "-f a", "--ended", "--ended --family a", "--family a -f"];
+        assert!(right.into_iter().all(is_taken));
+        assert!(!["", "-f", "a --ended", "a --family b", "--ended -f"].into_iter().any(is_taken));
+    }
 }

@@ -1,51 +1,18 @@
-//! `vmctl ticket`: clones are reserved before they are made.
+//! `vmctl ticket request`: reserves clones for a family.
 
-use super::{Context, Several};
 use crate::{
+    commands::Context,
     error::CtlError,
     output::{self, Format},
-    tickets::{HEADER, TicketView},
+    tickets::TicketView,
     values,
 };
-use patina_proto::v1::{
-    GetTicketRequest, ListTicketsRequest, PlacementPolicy, ReleaseTicketRequest, RequestTicketRequest,
-    Ticket, Vm,
-};
-use std::collections::HashMap;
+use patina_proto::v1::{PlacementPolicy, RequestTicketRequest, Vm};
 use tonic::Code;
-use uuid::Uuid;
-
-/// Tickets in one answer: each may have hundreds of results.
-const PAGE: u32 = 200;
-
-/// What to do with tickets.
-#[derive(Debug, clap::Subcommand)]
-pub enum Command {
-    /// Reserve clones for a family; print the ticket's UUID.
-    Request(RequestArguments),
-    /// List tickets, in the order in which they were granted.
-    #[command(visible_alias = "list")]
-    Ls {
-        /// Only those of a family: any of its VMs' names, or its UUID.
-        #[arg(long, value_name = "NAME|UUID")]
-        family: Option<String>,
-    },
-    /// Show all about a ticket, and how its clones have ended.
-    Inspect {
-        /// The ticket.
-        ticket: Uuid,
-    },
-    /// Give tickets back that were not used.
-    Release {
-        /// The tickets.
-        #[arg(required = true)]
-        tickets: Vec<Uuid>,
-    },
-}
 
 /// Arguments of `vmctl ticket request`.
 #[derive(Debug, clap::Args)]
-pub struct RequestArguments {
+pub struct Arguments {
     /// For whom: any of the family's VMs' names, or its UUID.
     #[arg(long, value_name = "NAME|UUID")]
     family: String,
@@ -64,6 +31,9 @@ pub struct RequestArguments {
     /// How long it may stay unused, seconds [default: as the scheduler is set up].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=604_800))]
     ttl: Option<u64>,
+    /// On any host of the scheduler. Else on the host that --host names: clones start where the VM is that they are made of.
+    #[arg(long)]
+    anywhere: bool,
     /// How to choose hosts [default: as the scheduler is set up].
     #[arg(long, value_enum)]
     policy: Option<Policy>,
@@ -87,19 +57,15 @@ enum Policy {
     Spread,
 }
 
-/// Does it.
-pub async fn run(context: &Context, command: Command) -> Result<(), CtlError> {
-    match command {
-        Command::Request(arguments) => request(context, arguments).await,
-        Command::Ls { family } => list(context, family).await,
-        Command::Inspect { ticket } => inspect(context, ticket).await,
-        Command::Release { tickets } => release(context, tickets).await,
-    }
-}
-
-async fn request(context: &Context, arguments: RequestArguments) -> Result<(), CtlError> {
-    let (family, vcpus, memory_mib) = size(context, &arguments).await?;
-    let request = message(arguments, family, vcpus, memory_mib);
+/// Asks for it, and prints the ticket.
+pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
+    let size = size(context, &arguments).await?;
+    let host_ids = match arguments.anywhere {
+        true => Vec::new(),
+        // Only the scheduler's own address leaves no host to name.
+        false => context.host_id().await?.into_iter().collect(),
+    };
+    let request = message(arguments, size, host_ids);
     let granted = context.scheduler().await?.request_ticket(request).await?.into_inner();
     match context.format {
         Format::Json => output::json(&TicketView::from(granted)),
@@ -107,11 +73,17 @@ async fn request(context: &Context, arguments: RequestArguments) -> Result<(), C
     }
 }
 
-/// The family's UUID, and how large its VMs are.
-async fn size(context: &Context, arguments: &RequestArguments) -> Result<(String, u32, u32), CtlError> {
+/// Who asks, and how large its VMs are.
+struct Size {
+    family: String,
+    vcpus: u32,
+    memory_mib: u32,
+}
+
+async fn size(context: &Context, arguments: &Arguments) -> Result<Size, CtlError> {
     let family = context.family(&arguments.family).await?;
     if let (Some(vcpus), Some(memory_mib)) = (arguments.vcpus, arguments.memory) {
-        return Ok((family, vcpus, memory_mib));
+        return Ok(Size { family, vcpus, memory_mib });
     }
     let vms = match context.vms().await {
         // A scheduler of its own has no VMs.
@@ -121,7 +93,7 @@ async fn size(context: &Context, arguments: &RequestArguments) -> Result<(String
     let vm = member(&vms, &family).ok_or_else(|| CtlError::Unsized(family.clone()))?;
     let (vcpus, memory_mib) =
         (arguments.vcpus.unwrap_or(vm.vcpus), arguments.memory.unwrap_or(vm.memory_mib));
-    Ok((family, vcpus, memory_mib))
+    Ok(Size { family, vcpus, memory_mib })
 }
 
 /// The master of a family, or, where that is on another host, one of its clones.
@@ -129,12 +101,13 @@ fn member<'a>(vms: &'a [Vm], family: &str) -> Option<&'a Vm> {
     vms.iter().filter(|vm| vm.family == family).min_by_key(|vm| vm.vmid)
 }
 
-fn message(arguments: RequestArguments, family: String, vcpus: u32, memory_mib: u32) -> RequestTicketRequest {
+fn message(arguments: Arguments, size: Size, host_ids: Vec<String>) -> RequestTicketRequest {
     let policy = match arguments.policy {
         None => PlacementPolicy::Unspecified,
         Some(Policy::Pack) => PlacementPolicy::Pack,
         Some(Policy::Spread) => PlacementPolicy::Spread,
     };
+    let Size { family, vcpus, memory_mib } = size;
     RequestTicketRequest {
         family,
         request_id: arguments.request_id.unwrap_or_default(),
@@ -144,66 +117,11 @@ fn message(arguments: RequestArguments, family: String, vcpus: u32, memory_mib: 
         vcpus,
         memory_mib,
         timeout_ms: arguments.timeout * 1000,
+        host_ids,
         policy: policy.into(),
         ttl_ms: arguments.ttl.map_or(0, |seconds| seconds * 1000),
         ..RequestTicketRequest::default()
     }
-}
-
-async fn list(context: &Context, family: Option<String>) -> Result<(), CtlError> {
-    let family = match family {
-        Some(named) => context.family(&named).await?,
-        None => String::new(),
-    };
-    let mut scheduler = context.scheduler().await?;
-    let mut tickets: Vec<Ticket> = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = ListTicketsRequest { family: family.clone(), page_size: PAGE, page_token };
-        let page = scheduler.list_tickets(request).await?.into_inner();
-        tickets.extend(page.tickets);
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        page_token = page.next_page_token;
-    }
-    let views: Vec<TicketView> = tickets.into_iter().map(TicketView::from).collect();
-    if context.format == Format::Json {
-        return output::json(&views);
-    }
-    // Families of other hosts, and all where only a scheduler answers, have no name here.
-    let names = context.vms().await.map(|vms| names(&vms)).unwrap_or_default();
-    let name = |view: &TicketView| names.get(&view.family).unwrap_or(&view.family).clone();
-    output::table(&HEADER, views.iter().map(|view| view.row(&name(view))))
-}
-
-/// Names of families: their masters'.
-fn names(vms: &[Vm]) -> HashMap<String, String> {
-    let masters = vms.iter().filter(|vm| vm.vmid == 0);
-    masters.map(|vm| (vm.family.clone(), vm.name.clone())).collect()
-}
-
-async fn inspect(context: &Context, ticket: Uuid) -> Result<(), CtlError> {
-    let request = GetTicketRequest { id: ticket.to_string(), family: String::new() };
-    let view = TicketView::from(context.scheduler().await?.get_ticket(request).await?.into_inner());
-    match context.format {
-        Format::Json => output::json(&view),
-        Format::Table => {
-            output::table(&[], view.details().into_iter().map(|(name, value)| vec![name.to_owned(), value]))
-        }
-    }
-}
-
-/// Prints each ticket that is given back.
-async fn release(context: &Context, tickets: Vec<Uuid>) -> Result<(), CtlError> {
-    let mut scheduler = context.scheduler().await?;
-    let mut several = Several::of("tickets");
-    for ticket in tickets {
-        let request = ReleaseTicketRequest { id: ticket.to_string(), family: String::new() };
-        let result = scheduler.release_ticket(request).await;
-        several.note(&ticket.to_string(), result.map(|_| ()).map_err(CtlError::from))?;
-    }
-    several.finish()
 }
 
 #[cfg(test)]
@@ -211,13 +129,17 @@ mod tests {
     use super::*;
     use clap::Parser as _;
 
-    fn parsed(words: &str) -> Result<RequestArguments, clap::Error> {
+    fn parsed(words: &str) -> Result<Arguments, clap::Error> {
         let line = format!("vmctl ticket request {words}");
         let arguments = crate::cli::Arguments::try_parse_from(line.split_whitespace())?;
-        let crate::cli::Command::Ticket(Command::Request(arguments)) = arguments.command else {
+        let crate::cli::Command::Ticket(super::super::Command::Request(arguments)) = arguments.command else {
             panic!("not a request")
         };
         Ok(arguments)
+    }
+
+    fn size(vcpus: u32, memory_mib: u32) -> Size {
+        Size { family: "f".into(), vcpus, memory_mib }
     }
 
     #[test]
@@ -227,7 +149,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(arguments.memory, Some(1024));
-        let request = message(arguments, "f".into(), 2, 1024);
+        let request = message(arguments, size(2, 1024), vec!["h".into()]);
         let wanted = RequestTicketRequest {
             family: "f".into(),
             request_id: "job-7".into(),
@@ -239,10 +161,12 @@ mod tests {
             timeout_ms: 30_000,
             policy: PlacementPolicy::Spread.into(),
             ttl_ms: 60_000,
+            host_ids: vec!["h".into()],
             ..RequestTicketRequest::default()
         };
         assert_eq!(request, wanted);
-        let plain = message(parsed("--family web --max-cpus 8 --min-vms 2").unwrap(), "f".into(), 1, 256);
+        let plain =
+            message(parsed("--family web --max-cpus 8 --min-vms 2").unwrap(), size(1, 256), Vec::new());
         assert_eq!((plain.timeout_ms, plain.ttl_ms, plain.policy), (0, 0, 0));
     }
 
@@ -275,6 +199,5 @@ mod tests {
         assert_eq!(member(&vms, "1").unwrap().name, "a");
         assert_eq!(member(&vms, "2").unwrap().name, "b.1");
         assert!(member(&vms, "3").is_none());
-        assert_eq!(names(&vms), HashMap::from([("1".to_owned(), "a".to_owned())]));
     }
 }
