@@ -270,6 +270,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root and Linux 6.7"]
     fn what_was_written_since_is_found_and_nothing_else() {
         const RAM: u64 = 4 << 20;
         let Some(tracker) = WriteTracker::open() else {
@@ -300,6 +301,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs root and Linux 6.7"]
     fn a_shared_mapping_is_tracked_until_it_is_forgotten() {
         let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
         let (_memfd, memory) = crate::memory::allocate(4 << 20).expect("RAM");

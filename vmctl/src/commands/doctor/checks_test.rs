@@ -6,13 +6,12 @@ fn healthy() -> Facts {
     Facts {
         kvm: Ok(12),
         cpu_flags: vec!["fpu".into(), "vmx".into()],
-        userfaultfd_device: Ok(()),
         userfaultfd_sysctl: Some("0".into()),
         tun: Ok(()),
         memory_mib: Some((24_000, 20_000)),
         cgroup_v2: true,
         cgroup_v1: false,
-        kernel: "6.1.0-18-amd64".into(),
+        kernel: "6.12.9-amd64".into(),
         root: true,
         routes: "Iface\tDestination\tGateway\nlo\t0000007F\t0\t1\t0\t0\t0\t000000FF".into(),
         vmmd: Ok("0.1.0".into()),
@@ -58,13 +57,28 @@ fn what_keeps_guests_from_running_fails_with_a_fix() {
 
 #[test]
 fn what_guests_can_do_without_warns() {
-    let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
     assert_eq!(verdict(&Facts { vmmd: Err("gone".into()), ..healthy() }, "vmmd"), Verdict::Warn);
     assert_eq!(verdict(&Facts { root: false, ..healthy() }, "rights"), Verdict::Warn);
-    assert_eq!(verdict(&Facts { kernel: "5.10.1".into(), ..healthy() }, "kernel"), Verdict::Warn);
     assert_eq!(verdict(&Facts { cgroup_v2: false, ..healthy() }, "cgroups"), Verdict::Warn);
-    let facts = Facts { userfaultfd_device: Err(denied()), root: false, ..healthy() };
-    assert_eq!(verdict(&facts, "userfaultfd"), Verdict::Warn);
+}
+
+#[test]
+fn what_makes_later_clones_pause_longer_is_said() {
+    let check = |facts: Facts, name: &str| all(&facts).into_iter().find(|check| check.name == name).unwrap();
+    for (kernel, good) in
+        [("6.7.0", true), ("6.6.99-1", false), ("5.14.0", false), ("7.0-rc1", true), ("x", false)]
+    {
+        let check = check(Facts { kernel: kernel.into(), ..healthy() }, "kernel");
+        assert_eq!(check.verdict == Verdict::Pass, good, "{check:?}");
+        assert!(good || kernel == "x" || check.found.contains("all its pages are copied"), "{check:?}");
+    }
+    let userfaultfd = |sysctl: Option<&str>, root| {
+        let facts = Facts { userfaultfd_sysctl: sysctl.map(str::to_owned), root, ..healthy() };
+        check(facts, "userfaultfd").verdict
+    };
+    assert_eq!([Some("0"), Some("1")].map(|sysctl| userfaultfd(sysctl, true)), [Verdict::Pass; 2]);
+    assert_eq!((userfaultfd(Some("0"), false), userfaultfd(None, true)), (Verdict::Warn, Verdict::Warn));
+    assert_eq!(userfaultfd(Some("1"), false), Verdict::Pass);
 }
 
 #[test]

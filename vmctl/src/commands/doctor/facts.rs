@@ -12,8 +12,6 @@ pub struct Facts {
     pub kvm: Result<i32, io::Error>,
     /// Feature words of the first CPU in /proc/cpuinfo.
     pub cpu_flags: Vec<String>,
-    /// Opening /dev/userfaultfd.
-    pub userfaultfd_device: Result<(), io::Error>,
     /// /proc/sys/vm/unprivileged_userfaultfd, where the kernel has userfaultfd at all.
     pub userfaultfd_sysctl: Option<String>,
     /// Opening /dev/net/tun.
@@ -44,7 +42,6 @@ pub async fn look(context: &Context) -> Facts {
     Facts {
         kvm: kvm(),
         cpu_flags: cpu_flags(&read("/proc/cpuinfo").unwrap_or_default()),
-        userfaultfd_device: open("/dev/userfaultfd"),
         userfaultfd_sysctl: read("/proc/sys/vm/unprivileged_userfaultfd").map(|text| text.trim().to_owned()),
         tun: open("/dev/net/tun"),
         memory_mib: memory_mib(&read("/proc/meminfo").unwrap_or_default()),
