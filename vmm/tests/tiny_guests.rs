@@ -7,7 +7,7 @@ mod tiny;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use tiny::{Guest, Outcome, Vmm};
@@ -28,7 +28,8 @@ const SPIN: &[u8] = &[0xeb, 0xfe];
 /// `ud2`, with an empty interrupt table.
 const UD2: &[u8] = &[0x0f, 0x0b];
 
-/// Echoes each byte from the console, and behind it how many there were: a digit kept at [`COUNT`].
+/// Echoes each byte from the console, and behind it how many there were: a digit kept at [`COUNT`], and written once more,
+/// at a place of its own, [`COUNT`] and so many times 64 KiB.
 const ECHO: &[u8] = &[
     0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
     0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
@@ -36,16 +37,33 @@ const ECHO: &[u8] = &[
     0xec, 0xee, // in al, dx; out dx, al
     0xfe, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // inc byte [COUNT]
     0x8a, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // mov al, [COUNT]
+    0x0f, 0xb6, 0xd8, 0xc1, 0xe3, 0x10, // movzx ebx, al; shl ebx, 16
+    0x88, 0x83, 0x00, 0x00, 0x20, 0x00, // mov [rbx + COUNT], al
     0x04, b'0', 0xee, 0xb0, b'\n', 0xee, // add al, '0'; out dx, al; mov al, '\n'; out dx, al
-    0xeb, 0xdb, // jmp start
+    0xeb, 0xcf, // jmp start
 ];
 /// Where it counts.
 const COUNT: u64 = 0x20_0000;
 
+/// Adds one to a byte of each of [`SCATTERED`] pages, all over a GiB, for each byte from the console, and says what it is then.
+const SCATTER: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
+    0x66, 0xba, 0xf8, 0x03, 0xec, // mov dx, 0x3f8 (data); in al, dx
+    0xbf, 0x00, 0x00, 0x40, 0x00, 0xb9, 0xd0, 0x07, 0x00, 0x00, // mov edi, 4 MiB; mov ecx, SCATTERED
+    0xfe, 0x07, 0x81, 0xc7, 0x00, 0x00, 0x08, 0x00, // next: inc byte [rdi]; add edi, 512 KiB
+    0xff, 0xc9, 0x75, 0xf4, // dec ecx; jnz next
+    0x8a, 0x04, 0x25, 0x00, 0x00, 0x40, 0x00, // mov al, [4 MiB]
+    0x04, b'0', 0xee, 0xb0, b'\n', 0xee, // add al, '0'; out dx, al; mov al, '\n'; out dx, al
+    0xeb, 0xcd, // jmp start
+];
+/// How many.
+const SCATTERED: u64 = 2000;
+
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 14] = [
+    let tests: [(&str, Test); 15] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -57,6 +75,7 @@ fn main() -> ExitCode {
         ("a_running_vmm_has_no_rights_and_is_killed_by_word", jailed),
         ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
         ("a_vm_is_frozen_again_and_again", freeze_again),
+        ("scattered_pages_are_copied_and_what_lies_between_is_not", scattered),
         ("clones_of_clones_go_on_however_deep", deep),
         ("what_is_no_generation_ends_a_warm_vm_with_the_reason", no_generation),
         ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
@@ -267,6 +286,32 @@ fn freeze_again() -> Result<(), Failed> {
         unchanged(generation, layer, count)?;
     }
     end_all(clones.into_iter().chain([parent]))
+}
+
+fn scattered() -> Result<(), Failed> {
+    let parent = Guest::code(SCATTER).memory_mib(1024).start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("a", "1")?;
+    let first = parent.freeze()?;
+    let held = |layer: &std::os::fd::OwnedFd| -> Result<u64, Failed> {
+        Ok(File::from(layer.try_clone()?).metadata()?.blocks() * 512 / 4096)
+    };
+    let held_first = held(&first.layers[0])?;
+    // What is written while the first of these runs is found by all private pages, later by what was written since.
+    for line in ["2", "3", "4"] {
+        at_parent.expect("b", line)?;
+        let next = parent.freeze()?;
+        let copied = next.frozen.copied_pages;
+        let (held_next, held_now) = (held(next.layers.last().ok_or("no layer")?)?, held(&first.layers[0])?);
+        if !(SCATTERED..SCATTERED + 100).contains(&copied) || held_next > copied || held_now != held_first {
+            return Err(format!("{copied} pages copied, {held_next} held, {held_first} to {held_now}").into());
+        }
+        let clone = Guest::generation(&next)?.memory_mib(1024).start()?;
+        let then = (line.as_bytes()[0] + 1) as char;
+        Typist::new(&clone)?.expect("c", &then.to_string())?;
+        end_all([clone])?;
+    }
+    end_all([parent])
 }
 
 fn deep() -> Result<(), Failed> {

@@ -14,11 +14,12 @@
 //! of now, so that the next freeze copies only what is written from here on. As with live migration, most is copied
 //! before the pause.
 //! ```text
-//!  before   a long chain of layers is merged; written pages are
-//!           found, protected again (one step) and copied                the guest runs
+//!  before   written pages are found, protected again (one step)
+//!           and copied                                                  the guest runs
 //!  paused   vCPUs stop, devices stop, all state is saved,
 //!           the pages that were written meanwhile are copied
-//!  after    the memfd is sealed                                         the guest runs
+//!  after    small gaps between the pages are filled from the layers
+//!           below, the memfd is sealed; a long chain is merged          the guest runs
 //! ```
 //! A host whose kernel does not track writes (before Linux 6.7) copies all private pages in the pause, every time.
 
@@ -29,7 +30,7 @@ use crate::api::control::Frozen;
 use crate::devices::console::persist::ConsoleState;
 use crate::devices::event_loop::LoopError;
 use crate::devices::virtio::mmio::persist::TransportState;
-use crate::memory::extents::{Extents, PAGE_BYTES, join, union};
+use crate::memory::extents::{Extents, PAGE_BYTES, union};
 use crate::memory::layers::{self, Layers, LayersError};
 use crate::sys::pagemap::Pages;
 use crate::sys::slot::SlotError;
@@ -42,10 +43,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
-
-/// A layer of more separate runs of pages would cost each clone too many mappings: those with the smallest gaps
-/// between them are joined.
-const RUNS_MAX: usize = 512;
 
 /// Why a VM could not be frozen. It goes on, unless [`FreezeError::is_fatal`].
 #[derive(Debug, thiserror::Error)]
@@ -198,10 +195,6 @@ impl Machine {
                 Ok(Plan::Exchange { views, written })
             }
             Ram::View(base) => {
-                if base.is_long() {
-                    // The VM's own view stays as it is: the pages are the same.
-                    *base = base.merge(bytes)?;
-                }
                 let mut layer =
                     Layer { base: base.clone(), memfd: layers::new_layer(bytes)?, runs: Vec::new() };
                 if let Some(tracker) = &self.tracker {
@@ -238,7 +231,8 @@ impl Machine {
     }
 
     fn copy_pages(&self, which: Pages, layer: &mut Layer) -> Result<(), FreezeError> {
-        let runs = join(self.private_pages(which)?, RUNS_MAX);
+        // These and no more: what lies between them would be read, and so made, in the layers below, and the guest waits.
+        let runs = self.private_pages(which)?;
         layers::copy_runs(self.vm.memory(), &runs, &layer.memfd)?;
         layer.runs.extend(runs);
         Ok(())
@@ -262,10 +256,13 @@ impl Machine {
                 sealed.map(|()| (base, 0))
             }
             Taken::Copied(Layer { base, memfd, runs }) => {
-                layers::seal(&memfd).map_err(FreezeError::Seal)?;
                 let runs = union(runs);
                 let copied = runs.iter().map(|run| run.end - run.start).sum();
-                let generation = if runs.is_empty() { base } else { base.with(&runs, memfd) };
+                let mut generation = if runs.is_empty() { base } else { base.with(runs, memfd)? };
+                if generation.is_long()? {
+                    generation = generation.merge()?;
+                }
+                // The VM's own view stays as it is: the pages are the same.
                 if self.tracker.is_some() {
                     self.ram = Ram::View(generation.clone());
                     self.knows_written = true;

@@ -26,7 +26,9 @@ pub struct Extent {
 }
 
 impl Extent {
-    fn end(&self) -> u64 {
+    /// Where they end.
+    #[must_use]
+    pub fn end(&self) -> u64 {
         self.start.saturating_add(self.bytes)
     }
 }
@@ -77,6 +79,35 @@ impl Extents {
     #[must_use]
     pub fn as_slice(&self) -> &[Extent] {
         &self.0
+    }
+
+    /// The RAM's size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.last().map_or(0, Extent::end)
+    }
+
+    /// The extents of a part of RAM, cut to it.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Extent> {
+        let first = self.0.partition_point(|extent| extent.end() <= range.start);
+        let behind = self.0.get(first..).unwrap_or_default().iter();
+        behind.take_while(move |extent| extent.start < range.end).map(move |extent| {
+            let (start, end) = (extent.start.max(range.start), extent.end().min(range.end));
+            Extent { start, bytes: end - start, layer: extent.layer }
+        })
+    }
+
+    /// Numbers the layers that there are from 0, in the same order; returns their old numbers.
+    pub fn renumber(&mut self) -> Vec<u8> {
+        let mut seen: Vec<u8> = self.0.iter().map(|extent| extent.layer).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        for extent in &mut self.0 {
+            let number = seen.partition_point(|layer| *layer < extent.layer);
+            // There were no more layers than that before.
+            extent.layer = u8::try_from(number).unwrap_or(u8::MAX);
+        }
+        seen
     }
 
     /// Checks a map that came from elsewhere, for RAM of `bytes` and `layers`.
@@ -159,6 +190,13 @@ pub fn join(runs: Vec<Range<u64>>, most: usize) -> Vec<Range<u64>> {
         }
     }
     joined
+}
+
+/// The gaps of up to `most_bytes` between ascending runs.
+#[must_use]
+pub fn small_gaps(runs: &[Range<u64>], most_bytes: u64) -> Vec<Range<u64>> {
+    let gaps = runs.windows(2).map(|pair| pair[0].end..pair[1].start);
+    gaps.filter(|gap| gap.end - gap.start <= most_bytes).collect()
 }
 
 /// Ascending runs that do not touch, of any runs.

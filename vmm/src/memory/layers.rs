@@ -1,21 +1,26 @@
 //! A generation's RAM: sealed memfds, and which page is in which. A VM works on a private view of all of them.
 
 use super::Memory;
-use super::extents::{Extents, ExtentsError, union};
+use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError, PAGE_BYTES, join, small_gaps, union};
 use crate::api::config::LAYERS_MAX;
 use crate::sys::view;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-/// RAM with so many layers, or so many extents, is merged before it is frozen again.
+/// RAM with so many layers, or with more extents, is merged.
 const LAYERS_LONG: usize = 8;
-const EXTENTS_LONG: usize = super::extents::EXTENTS_MAX / 4;
+const EXTENTS_LONG: usize = EXTENTS_MAX / 2;
 const _: () = assert!(LAYERS_LONG < LAYERS_MAX);
+/// Most runs of pages in the layer that merging makes: few enough that it is long until the next time.
+const MERGED_RUNS_MAX: usize = EXTENTS_LONG / 8;
+/// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
+/// guest; every clone would pay for two mappings more.
+const GAP_MAX_BYTES: u64 = 8 * PAGE_BYTES;
 /// How much is copied at a time when layers are merged, bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -66,6 +71,9 @@ pub enum LayersError {
         /// What the kernel said.
         source: Errno,
     },
+    /// Somebody still has a writable shared mapping of it.
+    #[error("seal a layer of RAM")]
+    Seal(#[source] Errno),
     /// Pages could not be copied.
     #[error("copy {bytes} bytes of RAM at {start:#x} into a layer; is the host out of memory?")]
     Copy {
@@ -127,10 +135,13 @@ impl Layers {
     /// # Errors
     /// The kernel refuses a mapping.
     pub fn map_over(&self, memory: &Memory) -> Result<(), LayersError> {
-        for extent in self.extents.as_slice() {
+        // The first layer at once, and the others over it: that is half as many mappings as one by one where pages are scattered.
+        let first = Extent { start: 0, bytes: self.extents.bytes(), layer: 0 };
+        let above = self.extents.as_slice().iter().filter(|extent| extent.layer > 0);
+        for extent in std::iter::once(&first).chain(above) {
             let file =
                 self.files.get(usize::from(extent.layer)).ok_or(LayersError::Count(self.files.len()))?;
-            for part in parts(memory, extent.start..extent.start.saturating_add(extent.bytes)) {
+            for part in parts(memory, extent.start..extent.end()) {
                 view::map_layer(part.region, part.at, part.bytes, file, part.start).map_err(|source| {
                     LayersError::Map { layer: extent.layer, start: part.start, bytes: part.bytes, source }
                 })?;
@@ -139,70 +150,121 @@ impl Layers {
         Ok(())
     }
 
-    /// The same RAM, but for `runs`, which are in `memfd`.
-    #[must_use]
-    pub fn with(&self, runs: &[Range<u64>], memfd: File) -> Self {
+    /// The same RAM, but for `runs`, which are in `memfd`: ascending, and none touches another. Small gaps between them are
+    /// filled, and it is sealed.
+    ///
+    /// # Errors
+    /// There is no memory for the gaps, or somebody can still write to `memfd`.
+    pub fn with(&self, mut runs: Vec<Range<u64>>, memfd: File) -> Result<Self, LayersError> {
+        let gaps = small_gaps(&runs, GAP_MAX_BYTES);
+        self.copy_to(&memfd, &gaps)?;
+        runs.extend(gaps);
+        seal(&memfd).map_err(LayersError::Seal)?;
         let mut files = self.files.clone();
         // There are fewer than `LAYERS_MAX` of them: see `is_long`.
         let layer = u8::try_from(files.len()).unwrap_or(u8::MAX);
         files.push(Arc::new(memfd));
-        Self { files, extents: self.extents.overlay(runs, layer) }
+        Ok(Self { files, extents: self.extents.overlay(&union(runs), layer) }.without_unseen())
     }
 
-    /// Whether it is time to [`Self::merge`].
-    #[must_use]
-    pub fn is_long(&self) -> bool {
-        self.files.len() >= LAYERS_LONG || self.extents.as_slice().len() >= EXTENTS_LONG
+    /// Whether it is time to [`Self::merge`]: there are many layers or extents, or the layers above the first hold more than
+    /// all of RAM.
+    ///
+    /// # Errors
+    /// A layer cannot be looked at.
+    pub fn is_long(&self) -> Result<bool, LayersError> {
+        let mut held_bytes = 0;
+        for (layer, file) in self.files.iter().enumerate().skip(1) {
+            held_bytes +=
+                512 * file.metadata().map_err(|source| LayersError::Stat { layer, source })?.blocks();
+        }
+        let (layers, extents) = (self.files.len(), self.extents.as_slice().len());
+        Ok(layers >= LAYERS_LONG || extents > EXTENTS_LONG || held_bytes > self.extents.bytes())
     }
 
-    /// The same RAM of `bytes` in two layers: the first, which is the largest as a rule, and one that has all that the
-    /// others have on top of it.
+    /// The same RAM in two layers: the first, which is the largest as a rule, and one that has all that the others have on
+    /// top of it, in few runs. Where that is most of RAM it is all of it, and the only layer.
     ///
     /// # Errors
     /// There is no memory for it.
-    pub fn merge(&self, bytes: u64) -> Result<Self, LayersError> {
+    pub fn merge(&self) -> Result<Self, LayersError> {
         let Some(first) = self.files.first() else { return Err(LayersError::Count(0)) };
+        let bytes = self.extents.bytes();
+        let above = self.extents.as_slice().iter().filter(|extent| extent.layer > 0);
+        let mut runs = join(union(above.map(|extent| extent.start..extent.end()).collect()), MERGED_RUNS_MAX);
+        if runs.iter().map(|run| run.end - run.start).sum::<u64>() > bytes / 2 {
+            runs = std::iter::once(0..bytes).collect();
+        }
         let merged = new_layer(bytes)?;
+        self.copy_to(&merged, &runs)?;
+        seal(&merged).map_err(LayersError::Seal)?;
+        let extents = Extents::whole(bytes).overlay(&runs, 1);
+        Ok(Self { files: vec![Arc::clone(first), Arc::new(merged)], extents }.without_unseen())
+    }
+
+    /// Lets go of the layers that no page is in.
+    fn without_unseen(mut self) -> Self {
+        let seen = self.extents.renumber();
+        self.files = seen.iter().filter_map(|layer| self.files.get(usize::from(*layer)).cloned()).collect();
+        self
+    }
+
+    /// Copies what is in `ranges`, which are ascending, to the same places of `to`.
+    fn copy_to(&self, to: &File, ranges: &[Range<u64>]) -> Result<(), LayersError> {
+        let mut sources: Vec<_> = self.files.iter().map(|file| Source { file, data: 0..0 }).collect();
         let mut buffer = Vec::new();
-        let mut runs = Vec::new();
-        for extent in self.extents.as_slice().iter().filter(|extent| extent.layer > 0) {
-            let file =
-                self.files.get(usize::from(extent.layer)).ok_or(LayersError::Count(self.files.len()))?;
+        for extent in ranges.iter().flat_map(|range| self.extents.within(range.clone())) {
             let (start, bytes) = (extent.start, extent.bytes);
-            let range = start..start.saturating_add(bytes);
-            copy_data(file, &merged, range.clone(), &mut buffer).map_err(|source| LayersError::Copy {
+            let source =
+                sources.get_mut(usize::from(extent.layer)).ok_or(LayersError::Count(self.files.len()))?;
+            source.copy(start..extent.end(), to, &mut buffer).map_err(|source| LayersError::Copy {
                 start,
                 bytes,
                 source,
             })?;
-            runs.push(range);
         }
-        seal(&merged).map_err(|source| LayersError::Memfd { bytes, source })?;
-        let extents = Extents::whole(bytes).overlay(&union(runs), 1);
-        Ok(Self { files: vec![Arc::clone(first), Arc::new(merged)], extents })
+        Ok(())
     }
 }
 
-/// Copies what is not a hole.
-fn copy_data(from: &File, to: &File, range: Range<u64>, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-    let mut at = range.start;
-    while at < range.end {
-        let data = match seek(from, SeekFrom::Data(at)) {
-            Ok(data) if data < range.end => data,
-            // No data behind `at`.
-            Ok(_) | Err(Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let hole = seek(from, SeekFrom::Hole(data))?.min(range.end);
-        at = data;
-        while at < hole {
-            buffer.resize((hole - at).min(CHUNK_BYTES) as usize, 0);
-            from.read_exact_at(buffer, at)?;
-            to.write_all_at(buffer, at)?;
-            at += buffer.len() as u64;
+/// A layer that is read in ascending order. To find the end of some data the kernel looks at each page of it: what it has
+/// found is kept.
+struct Source<'a> {
+    file: &'a File,
+    /// From where it was looked last there is no data before this, and after this there may be more.
+    data: Range<u64>,
+}
+
+impl Source<'_> {
+    /// Copies what is not a hole.
+    fn copy(&mut self, range: Range<u64>, to: &File, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            self.find(at)?;
+            at = at.max(self.data.start);
+            let end = self.data.end.min(range.end);
+            while at < end {
+                buffer.resize((end - at).min(CHUNK_BYTES) as usize, 0);
+                self.file.read_exact_at(buffer, at)?;
+                to.write_all_at(buffer, at)?;
+                at += buffer.len() as u64;
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Finds the first data at or behind `at`.
+    fn find(&mut self, at: u64) -> rustix::io::Result<()> {
+        if at >= self.data.end {
+            self.data = match seek(self.file, SeekFrom::Data(at)) {
+                Ok(start) => start..seek(self.file, SeekFrom::Hole(start))?,
+                // There is none.
+                Err(Errno::NXIO) => u64::MAX..u64::MAX,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(())
+    }
 }
 
 /// A memfd for `bytes` of RAM, all holes.

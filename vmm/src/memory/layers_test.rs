@@ -2,6 +2,8 @@ use super::*;
 use crate::memory::extents::PAGE_BYTES;
 use crate::memory::{allocate, reserve};
 use crate::sys::pagemap::{Pagemap, Pages};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
 use vm_memory::{Bytes, GuestAddress};
 
 const RAM: u64 = 1 << 20;
@@ -20,8 +22,7 @@ fn freeze(memory: &Memory, base: &Layers) -> Layers {
     let runs = Pagemap::open().and_then(|map| map.private(region, Pages::All)).expect("the private pages");
     let layer = new_layer(RAM).expect("a layer");
     copy_runs(memory, &runs, &layer).expect("a copy");
-    seal(&layer).expect("a seal");
-    base.with(&runs, layer)
+    base.with(runs, layer).expect("a generation")
 }
 
 fn clone_of(generation: &Layers) -> Memory {
@@ -62,35 +63,155 @@ fn what_one_writes_no_other_sees() {
 }
 
 #[test]
-fn a_freeze_copies_what_was_written_and_nothing_else() {
-    let first = root(&[(1, 1), (2, 2)]);
+fn a_freeze_copies_what_was_written_and_small_gaps() {
+    let first = root(&[(1, 1), (2, 2), (8, 8)]);
     let a = clone_of(&first);
     assert_eq!([read(&a, 1), read(&a, 200)], [1, 0]);
-    write(&a, 7, 7);
-    write(&a, 8, 8);
+    [6, 7, 10, 40].into_iter().for_each(|page| write(&a, page, 77));
+    let held = held_pages(&first, 0);
     let second = freeze(&a, &first);
-    let blocks = std::os::unix::fs::MetadataExt::blocks(&second.files()[1].metadata().expect("memfd"));
-    assert_eq!(blocks * 512, 2 * PAGE_BYTES);
-    assert_eq!(second.extents().as_slice().len(), 3);
+    assert_eq!(held_pages(&first, 0), held, "nothing was made where it was read");
+    assert_eq!(held_pages(&second, 1), 5, "four pages and page 8, but no hole");
+    let extents: Vec<_> =
+        second.extents().as_slice().iter().map(|e| (e.start / PAGE_BYTES, e.layer)).collect();
+    assert_eq!(extents, [(0, 0), (6, 1), (11, 0), (40, 1), (41, 0)]);
+    let b = clone_of(&second);
+    assert_eq!([2, 6, 7, 8, 9, 10, 40].map(|page| read(&b, page)), [2, 77, 77, 8, 0, 77, 77]);
+}
+
+fn held_pages(layers: &Layers, layer: usize) -> u64 {
+    layers.files()[layer].metadata().expect("memfd").blocks() * 512 / PAGE_BYTES
 }
 
 #[test]
 fn many_layers_become_two_with_the_same_pages() {
     let mut generation = root(&[(0, 1), (255, 9)]);
     let mut depth = 1;
-    while !generation.is_long() {
+    while !generation.is_long().expect("a look") {
         let memory = clone_of(&generation);
         write(&memory, depth, depth as u8);
         generation = freeze(&memory, &generation);
         depth += 1;
     }
-    let merged = generation.merge(RAM).expect("two layers");
+    assert_eq!(depth, LAYERS_LONG as u64);
+    let merged = generation.merge().expect("two layers");
     assert_eq!(merged.files().len(), 2);
-    let blocks = std::os::unix::fs::MetadataExt::blocks(&merged.files()[1].metadata().expect("memfd"));
-    assert_eq!(blocks * 512, (depth - 1) * PAGE_BYTES, "what the first layer has is not copied");
+    assert_eq!(held_pages(&merged, 1), depth - 1, "what the first layer has is not copied");
     let (many, two) = (clone_of(&generation), clone_of(&merged));
     assert!((0..RAM / PAGE_BYTES).all(|page| read(&many, page) == read(&two, page)));
     assert_eq!([read(&two, 0), read(&two, 3), read(&two, 255)], [1, 3, 9]);
+}
+
+#[test]
+fn a_layer_that_no_page_is_in_is_let_go() {
+    let first = root(&[(1, 1)]);
+    let a = clone_of(&first);
+    write(&a, 5, 5);
+    let second = freeze(&a, &first);
+    write(&a, 90, 6);
+    let third = freeze(&a, &second);
+    // Page 5 is private still and copied again, so that the second's layer is all covered.
+    assert_eq!(third.files().len(), 2);
+    assert!(Arc::ptr_eq(&third.files()[0], &first.files()[0]));
+    assert_eq!([1, 5, 90].map(|page| read(&clone_of(&third), page)), [1, 5, 6]);
+    let whole = clone_of(&third);
+    (0..RAM / PAGE_BYTES).for_each(|page| write(&whole, page, 3));
+    assert_eq!(freeze(&whole, &third).files().len(), 1);
+}
+
+/// Sparse RAM, so large that scattered pages in it are far from each other.
+const LARGE: u64 = 1 << 30;
+
+/// The generation that follows when these pages are written.
+fn next(base: &Layers, pages: &BTreeSet<u64>, value: u8) -> Layers {
+    let layer = new_layer(LARGE).expect("a layer");
+    for page in pages {
+        layer.write_all_at(&[value], page * PAGE_BYTES).expect("a page");
+    }
+    let runs = union(pages.iter().map(|page| page * PAGE_BYTES..(page + 1) * PAGE_BYTES).collect());
+    base.with(runs, layer).expect("a generation")
+}
+
+fn value_of(layers: &Layers, page: u64) -> u8 {
+    let at = page * PAGE_BYTES;
+    let extent = layers.extents().within(at..at + PAGE_BYTES).next().expect("an extent");
+    let mut value = [0];
+    layers.files()[usize::from(extent.layer)].read_exact_at(&mut value, at).expect("a page");
+    value[0]
+}
+
+fn is_generation(layers: &Layers) {
+    let files = layers.files().iter().map(|file| file.try_clone().expect("a descriptor")).collect();
+    Layers::check(files, layers.extents().clone(), LARGE).expect("what a clone takes");
+}
+
+#[test]
+fn scattered_pages_can_be_written_between_any_number_of_freezes() {
+    let mut generation = Layers::whole(new_layer(LARGE).expect("a memfd"), LARGE);
+    let mut written = BTreeMap::new();
+    let mut merged = 0;
+    for round in 0..60u64 {
+        // Other pages each time, all over RAM.
+        let pages: BTreeSet<u64> = (0..500).map(|n| (n * 523 + round * 37) % (LARGE / PAGE_BYTES)).collect();
+        generation = next(&generation, &pages, round as u8 + 1);
+        written.extend(pages.into_iter().map(|page| (page, round as u8 + 1)));
+        if generation.is_long().expect("a look") {
+            generation = generation.merge().expect("a merged generation");
+            merged += 1;
+        }
+        assert!(!generation.is_long().expect("a look"), "merging helps");
+        is_generation(&generation);
+    }
+    assert!((5..=10).contains(&merged), "{merged} times of 60");
+    assert!(written.iter().all(|(page, value)| value_of(&generation, *page) == *value));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn merging_keeps_every_page_in_few_extents(
+        rounds in prop::collection::vec((1u64..3000, 1u64..100, 0u64..4096, any::<bool>()), 1..6),
+        probes in prop::collection::vec(0..LARGE / PAGE_BYTES, 100),
+    ) {
+        let mut generation = Layers::whole(new_layer(LARGE).expect("a memfd"), LARGE);
+        let mut written = BTreeMap::new();
+        for (value, (count, step, from, is_whole)) in (1u8..).zip(rounds) {
+            let pages: BTreeSet<u64> = (0..count).map(|n| (from + n * step) % (LARGE / PAGE_BYTES)).collect();
+            generation = next(&generation, &pages, value);
+            written.extend(pages.into_iter().map(|page| (page, value)));
+            is_generation(&generation);
+            if is_whole {
+                generation = generation.merge().expect("a merged generation");
+                prop_assert!(generation.extents().as_slice().len() <= 2 * MERGED_RUNS_MAX + 1);
+                prop_assert!(generation.files().len() <= 2);
+                is_generation(&generation);
+            }
+        }
+        let pages = written.keys().chain(&probes).copied();
+        for page in pages {
+            prop_assert_eq!(value_of(&generation, page), written.get(&page).copied().unwrap_or(0));
+        }
+    }
+}
+
+#[test]
+fn layers_that_hold_more_than_ram_are_long() {
+    let first = root(&[(1, 1)]);
+    let a = clone_of(&first);
+    // All but the last page, so that the first layer stays.
+    let mut generation = first;
+    (0..200).for_each(|page| write(&a, page, 1));
+    generation = freeze(&a, &generation);
+    assert!(!generation.is_long().expect("a look"));
+    let b = clone_of(&generation);
+    (100..250).for_each(|page| write(&b, page, 2));
+    generation = freeze(&b, &generation);
+    assert_eq!(generation.files().len(), 3);
+    assert!(generation.is_long().expect("a look"), "350 pages above the first layer, and RAM has 256");
+    let merged = generation.merge().expect("one layer");
+    assert_eq!((merged.files().len(), merged.extents().as_slice().len()), (1, 1), "most of RAM becomes all");
+    let c = clone_of(&merged);
+    assert_eq!([1, 99, 100, 249, 250, 255].map(|page| read(&c, page)), [1, 1, 2, 2, 0, 0]);
 }
 
 #[test]
