@@ -10,6 +10,7 @@ use crate::{
 };
 use patina_proto::v1::{Ticket, TicketEvent, WatchTicketsRequest};
 use serde::Serialize;
+use std::collections::HashMap;
 use tokio_stream::StreamExt as _;
 
 /// Arguments of `vmctl ticket watch`.
@@ -50,6 +51,28 @@ impl ChangeView {
     }
 }
 
+/// What has been said of each ticket. A watcher that lagged behind hears of all tickets again, as at the beginning: of these it
+/// wants what it missed.
+#[derive(Debug, Default)]
+struct Said {
+    tickets: HashMap<String, (i32, u32, usize)>,
+    // The first list of all tickets is over.
+    has_begun: bool,
+}
+
+impl Said {
+    /// Whether this is to be said.
+    fn is_news(&mut self, ticket: &Ticket, initial: bool, forgotten: bool, all: bool) -> bool {
+        self.has_begun |= !initial;
+        if forgotten {
+            return self.tickets.remove(&ticket.id).is_some();
+        }
+        let now = (ticket.state, ticket.live, ticket.results.len());
+        let changed = self.tickets.insert(ticket.id.clone(), now) != Some(now);
+        changed && (all || self.has_begun)
+    }
+}
+
 /// Prints each change as it happens, until interrupted.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
     let family = match &arguments.family {
@@ -58,9 +81,11 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     };
     let mut scheduler = context.scheduler().await?;
     let mut changes = scheduler.watch_tickets(WatchTicketsRequest { family }).await?.into_inner();
+    let mut said = Said::default();
     while let Some(change) = changes.next().await {
         let TicketEvent { ticket, initial, forgotten } = change?;
-        let Some(ticket) = ticket.filter(|_| arguments.all || !initial) else { continue };
+        let is_news = |ticket: &Ticket| said.is_news(ticket, initial, forgotten, arguments.all);
+        let Some(ticket) = ticket.filter(is_news) else { continue };
         let view = ChangeView::new(ticket, initial, forgotten, unix_ms());
         match context.format {
             Format::Json => output::json_line(&view)?,
@@ -80,6 +105,21 @@ mod tests {
     fn line(ticket: &Ticket, state: TicketState, forgotten: bool) -> String {
         let ticket = Ticket { state: state.into(), ..ticket.clone() };
         ChangeView::new(ticket, false, forgotten, NOW_MS).line()
+    }
+
+    #[test]
+    fn the_beginning_is_said_when_asked_for_and_what_was_missed_always() {
+        let ticket = |id: &str, live| Ticket { id: id.into(), live, ..Ticket::default() };
+        let mut said = Said::default();
+        assert!(!said.is_news(&ticket("a", 1), true, false, false));
+        assert!(said.is_news(&ticket("a", 2), false, false, false));
+        assert!(!said.is_news(&ticket("a", 2), false, false, false), "the same twice");
+        // All over again, after a lag: `a` is as it was, `b` and its like are new.
+        assert!(!said.is_news(&ticket("a", 2), true, false, false));
+        assert!(said.is_news(&ticket("b", 1), true, false, false));
+        assert!(said.is_news(&ticket("a", 2), false, true, false), "forgotten");
+        assert!(!said.is_news(&ticket("c", 0), false, true, false), "nobody knew of it");
+        assert!(Said::default().is_news(&ticket("a", 1), true, false, true));
     }
 
     #[test]
