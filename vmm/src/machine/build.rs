@@ -184,6 +184,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let kind = KvmKind::detect();
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
+    let supported = kind.offered(supported);
     let origin = Origin::open(&config.start, u64::from(config.memory_mib) << 20, inherited)?;
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;

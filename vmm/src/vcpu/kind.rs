@@ -33,6 +33,22 @@ impl KvmKind {
         }
     }
 
+    /// Of what KVM supports, what a guest may be told.
+    ///
+    /// Software KVM never comes to the end of a hypercall of the guest's kernel: its emulator writes the host's kind of
+    /// call instruction over it and has it run again, which it again emulates. So no call is offered that a kernel may
+    /// make unasked: waking a CPU that waits for a lock, interrupts to several CPUs, yielding to one, telling of pages.
+    #[must_use]
+    pub fn offered(self, mut supported: CpuId) -> CpuId {
+        // KVM's own features (leaf 0x4000_0001, EAX): PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, MAP_GPA_RANGE, MIGRATION_CONTROL.
+        const HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16 | 1 << 17;
+        if self == Self::Software {
+            let leaves = supported.as_mut_slice().iter_mut();
+            leaves.filter(|entry| entry.function == 0x4000_0001).for_each(|entry| entry.eax &= !HYPERCALLS);
+        }
+        supported
+    }
+
     /// What this kind needs on the guest's command line.
     #[must_use]
     pub fn cmdline(self, supported: &CpuId) -> String {
@@ -110,6 +126,17 @@ fn unsupported(supported: &CpuId) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvm_bindings::kvm_cpuid_entry2;
+
+    #[test]
+    fn no_hypercall_is_offered_where_none_returns() {
+        let every = kvm_cpuid_entry2 { function: 0x4000_0001, eax: !0, ..kvm_cpuid_entry2::default() };
+        let supported = CpuId::from_entries(&[every]).expect("one entry");
+        let eax = |kind: KvmKind| kind.offered(supported.clone()).as_slice()[0].eax;
+        assert_eq!([eax(KvmKind::Vmx), eax(KvmKind::Svm)], [!0; 2]);
+        // PV_SEND_IPI goes, the clock (bits 0, 3 and 24) stays.
+        assert_eq!(eax(KvmKind::Software) & (1 << 11 | 1 << 24 | 0b1001), 1 << 24 | 0b1001);
+    }
 
     /// Linux reads the option into a buffer of 128 bytes and silently cuts the rest, in the middle of a number.
     #[test]
