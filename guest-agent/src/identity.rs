@@ -23,7 +23,7 @@ const HOSTS_MARK: &str = "# patina";
 /// Why an identity is refused or cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// Not a name of letters, digits, `-` and `.`.
+    /// Not a name of letters, digits, `-`, `_` and `.`.
     #[error("identity: the host name {0:?} is not one")]
     Hostname(String),
     /// Not six bytes of hex with colons.
@@ -81,7 +81,7 @@ pub fn parse_seed(text: &str) -> Option<[u8; SEED_BYTES]> {
 pub fn render(identity: &Identity) -> Result<String, IdentityError> {
     let Identity { vmid, family, ip, prefix, gateway, mac, hostname, clock_ns: _, seed: _, ticket: _ } =
         identity;
-    let name_byte = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    let name_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if hostname.is_empty() || hostname.len() > HOSTNAME_MAX_BYTES || !hostname.bytes().all(name_byte) {
         return Err(IdentityError::Hostname(hostname.clone()));
     }

@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 use std::net::Ipv4Addr;
 
 fn identity() -> Identity {
@@ -31,6 +32,15 @@ fn the_file_reads_back() {
         assert_eq!(lookup(&text, key), Some(value));
     }
     assert_eq!(lookup(&text, "vm"), None);
+}
+
+proptest! {
+    /// What `vmmd` takes as the name of a VM.
+    #[test]
+    fn every_name_of_a_vm_is_a_host_name(name in "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}") {
+        let text = render(&Identity { hostname: name.clone(), ..identity() }).unwrap();
+        prop_assert_eq!(lookup(&text, "hostname"), Some(name.as_str()));
+    }
 }
 
 #[test]

@@ -103,11 +103,12 @@ fn a_host_that_talks_rubbish_loses_its_link_only() {
     let mut forged = identity(0);
     forged.hostname = "a\nvmid=9".into();
     host.say(&FromHost::Identity(forged));
-    assert!(host.is_closed());
-    assert!(waiting.line().contains("\"code\":107"));
+    assert!(matches!(host.next(), FromAgent::NotReady { reason } if reason.contains("the host name")));
     assert!(fixture.applied.lock().unwrap().is_empty());
     assert!(!fixture.path("identity").exists());
     assert!(program.call("vmid").contains("\"code\":107"));
+    drop(host);
+    assert!(waiting.line().contains("\"code\":107"));
     fixture.ready(0);
 }
 

@@ -4,10 +4,21 @@ use super::Agent;
 use super::calls::{self, CLONE_CLIENT};
 use super::link::LinkError;
 use crate::identity::{self, HOSTS_MAX_BYTES, IdentityError};
-use crate::machine::Machine;
+use crate::machine::{ApplyError, Machine};
 use patina_abi::link::{FromAgent, FromHost, Identity};
 use rustix::event::PollFlags;
 use std::time::Instant;
+
+/// Why an identity is not in place.
+#[derive(Debug, thiserror::Error)]
+enum NotInPlace {
+    /// It is not one, or cannot be written down.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A clone would be taken for its parent.
+    #[error("identity: {0}")]
+    Vital(ApplyError),
+}
 
 /// What an identity replaces.
 struct Change {
@@ -32,7 +43,7 @@ impl<M: Machine> Agent<M> {
             FromHost::Identity(identity) => {
                 return match self.put_in_place(identity) {
                     Ok(change) => self.go_on(&change),
-                    Err(error) => self.link_lost(&LinkError::Identity(error)),
+                    Err(error) => self.not_ready(&error),
                 };
             }
             FromHost::Prepare { hold } => self.cloning.plan.prepare(hold),
@@ -47,10 +58,10 @@ impl<M: Machine> Agent<M> {
     }
 
     /// Puts an identity in place and says ready. What the kernel refuses is told later and left: a machine without a network
-    /// still answers.
-    fn put_in_place(&mut self, identity: Identity) -> Result<Change, IdentityError> {
+    /// still answers. Only a clone must not be without what tells it from its parent.
+    fn put_in_place(&mut self, identity: Identity) -> Result<Change, NotInPlace> {
         let text = identity::render(&identity)?;
-        let old = self.identity.take();
+        let old = self.identity.clone();
         let change = Change {
             is_clone: old.as_ref().is_some_and(|old| old.vmid != identity.vmid),
             is_new: old.as_ref().is_none_or(|old| {
@@ -61,16 +72,16 @@ impl<M: Machine> Agent<M> {
             old,
         };
         self.failed = self.machine.apply(&identity, change.old.as_ref());
+        if let Some(vital) = self.failed.iter().position(|error| error.is_vital && change.is_clone) {
+            return Err(NotInPlace::Vital(self.failed.swap_remove(vital)));
+        }
         if change.is_new {
             // In a machine that begins, whoever finds the identity's file finds everything else in place. A clone has more haste, and
             // nobody who looks.
             if !change.is_clone {
                 self.write_hosts(&identity, &change);
             }
-            if let Err(error) = self.identity_file.write(text, change.is_alone) {
-                self.identity = change.old;
-                return Err(error);
-            }
+            self.identity_file.write(text, change.is_alone)?;
         }
         self.identity = Some(identity);
         self.link.proven();
@@ -79,6 +90,18 @@ impl<M: Machine> Agent<M> {
             self.link_lost(&error);
         }
         Ok(change)
+    }
+
+    /// The host will end this machine. Until then nothing of it goes on.
+    fn not_ready(&mut self, error: &NotInPlace) {
+        let reason = error.to_string();
+        self.machine.say(&reason);
+        for error in std::mem::take(&mut self.failed) {
+            self.machine.say(&format!("identity: {error}"));
+        }
+        if let Err(error) = self.link.send(&FromAgent::NotReady { reason }) {
+            self.link_lost(&error);
+        }
     }
 
     /// Does what could wait until the host knows.

@@ -12,7 +12,6 @@
 
 use super::lines::{Filled, Lines, TooLong};
 use super::outbox::Outbox;
-use crate::identity::IdentityError;
 use patina_abi::LINE_MAX_BYTES;
 use patina_abi::link::{FromAgent, FromHost, REQUESTS_MAX};
 use rustix::event::PollFlags;
@@ -48,9 +47,6 @@ pub enum LinkError {
     /// The host sent what is no message.
     #[error("read from the host: a line is no message: {0}")]
     Message(#[source] serde_json::Error),
-    /// The host's identity is not one, or its file cannot be written.
-    #[error("the host's identity is refused: {0}")]
-    Identity(#[source] IdentityError),
     /// A message could not be written as JSON.
     #[error("write to the host: {0}")]
     Encode(#[source] serde_json::Error),

@@ -11,6 +11,7 @@ use crate::sys::random::{Generator, SEED_BYTES};
 use crate::sys::vsock;
 use patina_abi::link::Identity;
 use patina_abi::{HOST_CID, LINK_PORT};
+use rustix::net::netdevice::index_to_name_inlined;
 use rustix::time::{ClockId, Timespec};
 use std::io;
 use std::net::Ipv4Addr;
@@ -29,12 +30,16 @@ pub struct Guest {
     cgroup: Option<Cgroup>,
     marks: Marks,
     generator: Option<Generator>,
-    network: Option<(RtNetlink, u32)>,
+    card: Option<Card>,
     /// For the next connection to the host.
     spare: Option<OwnedFd>,
     connections: Option<Connections>,
     /// The address of before, whose connections are not ours.
     stale: Option<Ipv4Addr>,
+    /// The others are held, or about to be.
+    holds: bool,
+    /// The marks are the parent's still.
+    renews_marks: bool,
 }
 
 impl Guest {
@@ -45,10 +50,12 @@ impl Guest {
             cgroup: Cgroup::make(Path::new(cgroup::GUEST)).ok(),
             marks: Marks::open(),
             generator: None,
-            network: None,
+            card: None,
             spare: None,
             connections: Connections::open(),
             stale: None,
+            holds: false,
+            renews_marks: false,
         }
     }
 
@@ -60,19 +67,76 @@ impl Guest {
         self.generator.insert(generator).reseed(seed)
     }
 
-    fn set_network(&mut self, identity: &Identity, previous: Option<&Identity>) -> io::Result<()> {
-        let (netlink, index) = match self.network.take() {
-            Some(network) => network,
-            None => {
-                let netlink = RtNetlink::open()?;
-                let index = netlink.index(INTERFACE)?;
-                (netlink, index)
-            }
+    fn set_network(
+        &mut self,
+        identity: &Identity,
+        previous: Option<&Identity>,
+        failed: &mut Failures,
+    ) -> io::Result<()> {
+        let card = match self.card.take() {
+            Some(card) => card,
+            None => Card::open(INTERFACE)?,
         };
+        let card = self.card.insert(card);
         let mac = parse_mac(&identity.mac).filter(|_| previous.is_none_or(|p| p.mac != identity.mac));
-        let with_mac = mac.map_or(Ok(()), |mac| netdev::set_mac(netlink.socket.as_fd(), INTERFACE, mac));
-        self.network.insert((netlink, index)).0.send(network_changes(identity, previous, index))?;
-        with_mac
+        failed.note("set the MAC address", mac.map_or(Ok(()), |mac| card.set_mac(mac)));
+        card.netlink.send(network_changes(identity, previous, card.index))
+    }
+
+    /// A clone gets marks of its own: now if others run, and later if nobody could see them meanwhile.
+    fn expect_marks(&mut self, is_clone: bool, failed: &mut Failures) {
+        self.renews_marks |= is_clone;
+        if !self.holds {
+            self.renew_marks(failed);
+        }
+    }
+
+    /// Gives a clone marks of its own, once.
+    fn renew_marks(&mut self, failed: &mut Failures) {
+        if std::mem::take(&mut self.renews_marks) {
+            failed.0.extend(self.marks.renew());
+        }
+    }
+
+    /// Notes what the kernel has refused of the network's settings.
+    fn hear_of_network(&mut self, failed: &mut Failures) {
+        let refused = self.card.iter_mut().flat_map(|card| card.netlink.failures());
+        failed.0.extend(refused.map(|(step, source)| ApplyError { step, is_vital: true, source }));
+    }
+}
+
+/// The network card, whatever the guest calls it by now.
+#[derive(Debug)]
+struct Card {
+    netlink: RtNetlink,
+    index: u32,
+    /// As it was called when it was looked up last.
+    name: String,
+}
+
+impl Card {
+    fn open(name: &str) -> io::Result<Self> {
+        let netlink = RtNetlink::open()?;
+        let index = netlink.index(name)?;
+        Ok(Self { netlink, index, name: name.to_owned() })
+    }
+
+    fn look_up_name(&mut self) -> io::Result<()> {
+        let name = index_to_name_inlined(&self.netlink.socket, self.index)?;
+        if self.name != name.as_str() {
+            name.as_str().clone_into(&mut self.name);
+        }
+        Ok(())
+    }
+
+    fn set_mac(&mut self, mac: [u8; 6]) -> io::Result<()> {
+        match netdev::set_mac(self.netlink.socket.as_fd(), &self.name, mac) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+                self.look_up_name()?;
+                netdev::set_mac(self.netlink.socket.as_fd(), &self.name, mac)
+            }
+            result => result,
+        }
     }
 }
 
@@ -96,41 +160,45 @@ impl Machine for Guest {
             // Without one the next connection makes its own.
             self.spare = vsock::socket().ok();
         }
+        // What it is called by now is asked for again where this has failed.
+        self.card.as_mut().map(Card::look_up_name);
     }
 
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError> {
         let mut failed = Failures::default();
         // Before anything else: until then a clone draws the same numbers as its siblings.
-        if let Some(seed) = parse_seed(&identity.seed) {
-            failed.note("mix the host's randomness in", self.reseed(seed));
-        }
+        let seed = parse_seed(&identity.seed).ok_or_else(|| io::Error::other("the host has sent none"));
+        failed.note("mix the host's randomness in", seed.and_then(|seed| self.reseed(seed)));
         // Next, because the host's clock was read when it sent this.
-        failed.note("set the clock", set_clock(identity.clock_ns));
+        failed.note_slight("set the clock", set_clock(identity.clock_ns));
         if previous.is_none_or(|p| p.hostname != identity.hostname) {
             let set = rustix::system::sethostname(identity.hostname.as_bytes());
-            failed.note("set the host name", set.map_err(io::Error::from));
+            failed.note_slight("set the host name", set.map_err(io::Error::from));
         }
+        let is_clone = previous.is_some_and(|p| p.vmid != identity.vmid);
         if previous.is_none_or(|p| network_of(p) != network_of(identity)) {
-            failed.note("set eth0's address", self.set_network(identity, previous));
+            let sent = self.set_network(identity, previous, &mut failed);
+            failed.note("set eth0's address", sent);
             self.stale = previous.map(|p| p.ip).filter(|ip| *ip != identity.ip);
+            if is_clone {
+                self.hear_of_network(&mut failed);
+            }
         }
+        self.expect_marks(is_clone, &mut failed);
         failed.0
     }
 
     fn settle(&mut self, is_clone: bool) -> Vec<ApplyError> {
-        let mut failed = Vec::new();
-        if let Some((netlink, _)) = &mut self.network {
-            failed.extend(netlink.failures().into_iter().map(|(step, source)| ApplyError { step, source }));
+        let mut failed = Failures::default();
+        self.hear_of_network(&mut failed);
+        self.renew_marks(&mut failed);
+        if let (Some(connections), Some(stale)) =
+            (&mut self.connections, self.stale.take().filter(|_| is_clone))
+        {
+            let ended = connections.end_those_of(stale);
+            failed.note_slight("end the parent's connections", ended.map(drop).map_err(io::Error::from));
         }
-        if is_clone {
-            failed.extend(self.marks.renew());
-            if let (Some(connections), Some(stale)) = (&mut self.connections, self.stale.take())
-                && let Err(error) = connections.end_those_of(stale)
-            {
-                failed.push(ApplyError { step: "end the parent's connections", source: error.into() });
-            }
-        }
-        failed
+        failed.0
     }
 
     fn cgroup(&self) -> Option<BorrowedFd<'_>> {
@@ -139,7 +207,9 @@ impl Machine for Guest {
 
     fn hold(&mut self) -> io::Result<()> {
         let cgroup = self.cgroup.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        Ok(cgroup.freeze(true)?)
+        cgroup.freeze(true)?;
+        self.holds = true;
+        Ok(())
     }
 
     fn stopping(&self) -> Option<BorrowedFd<'_>> {
@@ -152,6 +222,7 @@ impl Machine for Guest {
     }
 
     fn release(&mut self) -> io::Result<()> {
+        self.holds = false;
         match &self.cgroup {
             Some(cgroup) => Ok(cgroup.freeze(false)?),
             None => Ok(()),
@@ -168,9 +239,12 @@ struct Failures(Vec<ApplyError>);
 
 impl Failures {
     fn note(&mut self, step: &'static str, result: io::Result<()>) {
-        if let Err(source) = result {
-            self.0.push(ApplyError { step, source });
-        }
+        self.0.extend(result.err().map(|source| ApplyError { step, is_vital: true, source }));
+    }
+
+    /// One that a clone can do without.
+    fn note_slight(&mut self, step: &'static str, result: io::Result<()>) {
+        self.0.extend(result.err().map(|source| ApplyError { step, is_vital: false, source }));
     }
 }
 
@@ -210,3 +284,7 @@ fn set_clock(clock_ns: u64) -> io::Result<()> {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
 }
+
+#[cfg(test)]
+#[path = "guest_test.rs"]
+mod tests;

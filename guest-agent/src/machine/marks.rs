@@ -55,7 +55,7 @@ impl Marks {
         Self::open_at(Path::new(BOOT_ID), MACHINE_ID.into())
     }
 
-    fn open_at(boot_id: &Path, machine_id: PathBuf) -> Self {
+    pub(super) fn open_at(boot_id: &Path, machine_id: PathBuf) -> Self {
         let boot_id = rustix::fs::open(boot_id, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
         if rustix::fs::access(&machine_id, Access::EXISTS).is_err() {
             // Now the kernel remembers that. Otherwise each clone would look for it on the disk.
@@ -67,7 +67,7 @@ impl Marks {
     pub fn renew(&self) -> Vec<ApplyError> {
         let mut failed = Vec::new();
         let mut note = |step, result: Result<()>| {
-            failed.extend(result.err().map(|e| ApplyError { step, source: e.into() }));
+            failed.extend(result.err().map(|e| ApplyError { step, is_vital: false, source: e.into() }));
         };
         let mut random = [0; 32];
         // Up to 256 bytes come whole.

@@ -10,18 +10,23 @@ mod guest;
 pub mod marks;
 pub mod rtnetlink;
 
+#[cfg(test)]
+mod testing;
+
 pub use guest::Guest;
 
 use patina_abi::link::Identity;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// A step of an identity that did not work. The others are done all the same.
+/// A step of an identity that did not work. The others are tried all the same.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {source}")]
 pub struct ApplyError {
     /// What was tried.
     pub step: &'static str,
+    /// A clone without it must not be seen: it would be taken for its parent, or draw its numbers.
+    pub is_vital: bool,
     /// What the kernel said.
     #[source]
     pub source: io::Error,
@@ -35,11 +40,11 @@ pub trait Machine {
     /// There is no way to the host.
     fn connect(&mut self) -> io::Result<OwnedFd>;
 
-    /// Does what it can of the next [`Self::connect`] beforehand: a clone then need not.
+    /// Does what it can of the next [`Self::connect`] and [`Self::apply`] beforehand: a clone then need not.
     fn prepare_to_connect(&mut self);
 
     /// Puts a checked identity in place: randomness, clock, name, MAC, address, route. `previous` is the one that is
-    /// in place. Returns what did not work.
+    /// in place. In a clone whose other processes are not held the marks, too. Returns what did not work.
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError>;
 
     /// Does what has time until the host knows that the identity is in place. Returns what did not work here or there.

@@ -1,5 +1,5 @@
 use super::*;
-use std::process::Command;
+use crate::machine::testing::run_in_a_network;
 
 #[test]
 fn messages_are_as_the_kernel_reads_them() {
@@ -29,28 +29,14 @@ fn messages_are_as_the_kernel_reads_them() {
     assert_eq!(host.bytes[32..36], [127, 0, 0, 1]);
 }
 
-/// Runs a test of this file in a network of its own.
-fn run_in_a_network(test: &str) {
-    let program = std::env::current_exe().unwrap();
-    let test = format!("machine::rtnetlink::tests::{test}");
-    let output = Command::new("unshare")
-        .args(["-r", "-n"])
-        .arg(program)
-        .args(["--exact", "--ignored", &test, "--nocapture"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
 #[test]
 fn settings_reach_the_kernel() {
-    run_in_a_network("settings_reach_the_kernel_inside");
+    run_in_a_network("rtnetlink::tests::settings_reach_the_kernel_inside");
 }
 
 #[test]
 fn what_the_kernel_refuses_is_told_with_its_step() {
-    run_in_a_network("what_the_kernel_refuses_is_told_with_its_step_inside");
+    run_in_a_network("rtnetlink::tests::what_the_kernel_refuses_is_told_with_its_step_inside");
 }
 
 fn local_addresses() -> String {

@@ -63,7 +63,13 @@ impl Machine for TestMachine {
     fn apply(&mut self, identity: &Identity, _: Option<&Identity>) -> Vec<ApplyError> {
         self.applied.lock().unwrap().push(identity.clone());
         self.log(&format!("apply {}", identity.vmid));
-        Vec::new()
+        let refused = std::fs::read_to_string(self.dir.join("refused")).unwrap_or_default();
+        let refuse = |line: &str| ApplyError {
+            step: "set it",
+            is_vital: line == "vital",
+            source: io::Error::other(line.to_owned()),
+        };
+        refused.lines().map(refuse).collect()
     }
 
     fn settle(&mut self, _: bool) -> Vec<ApplyError> {

@@ -6,6 +6,7 @@
 //!    │── hello {abi, agent} ─────────────▶│
 //!    │◀──────────── identity {vmid, ip …} ─│   again at any time it changes
 //!    │── ready ──────────────────────────▶│   identity is in place, exec sessions are taken
+//!    │   or: not_ready {reason} ──────────▶│   it is not, and cannot be: the VM is ended
 //!    │── request {id, verb, args} ───────▶│   a program's call that the host must answer
 //!    │◀────────────── reply {id, result} ──│   in any order
 //!    │── cancel {id} ────────────────────▶│   the program has gone: no reply
@@ -48,6 +49,12 @@ pub enum FromAgent {
     },
     /// The identity is in place and exec sessions are taken.
     Ready,
+    /// The identity cannot be put in place, or, in a clone, not what tells it from its parent: its network stays shut, and the host
+    /// ends it.
+    NotReady {
+        /// In words, for people.
+        reason: String,
+    },
     /// A call of a program in the guest that the host must answer.
     Request {
         /// Chosen by the agent, unique among its unanswered requests.

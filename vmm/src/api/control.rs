@@ -30,7 +30,8 @@ pub enum Open {
     /// generation's state, then 1 to [`super::config::LAYERS_MAX`] sealed memfds that its RAM is made of. Each of these is as
     /// long as the RAM, and sparse; which page is in which is part of the state.
     Freeze {
-        /// What the agent does first. Without: it has prepared already, because the guest itself asked, or is not to.
+        /// What the agent does first. None: it has, because the guest itself asks to be cloned; it is told afterwards that the VM
+        /// goes on.
         prepare: Option<Prepare>,
     },
     /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a list of touched pages (as
@@ -45,11 +46,17 @@ pub enum Open {
     Touched,
 }
 
-/// What the agent is to do before its VM is frozen.
+/// What a VM's agent does before the VM is frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Prepare {
-    /// Hold the guest's other processes until each clone has its identity.
-    pub hold: bool,
+#[serde(rename_all = "snake_case")]
+pub enum Prepare {
+    /// It is asked to, and told afterwards.
+    Ask {
+        /// Hold the guest's other processes until each clone has its identity.
+        hold: bool,
+    },
+    /// Nothing, and it is told nothing: whatever it prepares for is not this freeze.
+    Not,
 }
 
 /// Longest list of touched pages, bytes.

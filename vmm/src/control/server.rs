@@ -176,7 +176,14 @@ impl<D: Doors> Server<D> {
             Open::Dial { port } => self.doors.dial(port, stream),
             Open::Console => self.doors.console(stream),
             Open::Freeze { prepare: None } => return self.freeze(stream, machine),
-            Open::Freeze { prepare: Some(prepare) } => return self.prepare(prepare, stream, machine),
+            Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
+                return self.prepare(hold, stream, machine);
+            }
+            Open::Freeze { prepare: Some(Prepare::Not) } => {
+                if let FreezeOutcome::Ended(end) = machine.freeze(stream) {
+                    return Some(end);
+                }
+            }
             Open::Start { ticket } => return self.start(ticket, descriptors, stream, machine),
             Open::Touched => machine.touched(stream),
             Open::Control if answer(&stream, &Opened::Ok) => {
@@ -211,12 +218,7 @@ impl<D: Doors> Server<D> {
     }
 
     /// Has the agent prepare; what it answers comes with [`Self::serve_link`].
-    fn prepare(
-        &mut self,
-        Prepare { hold }: Prepare,
-        stream: UnixStream,
-        machine: &mut impl Freezer,
-    ) -> Option<End> {
+    fn prepare(&mut self, hold: bool, stream: UnixStream, machine: &mut impl Freezer) -> Option<End> {
         match self.session.prepare(hold) {
             Ok(ask) => {
                 self.freezing = Some(stream);
@@ -348,6 +350,7 @@ impl<D: Doors> Server<D> {
                 Effect::RefuseFreeze(reason) => self.refuse_freeze(reason),
                 Effect::DropLink(reason) => self.lose_link(&reason),
                 Effect::Kill(reason) => return Some(End { kind: EndKind::Killed, reason }),
+                Effect::Unfit(reason) => return Some(End { kind: EndKind::VmmError, reason }),
             }
         }
         None

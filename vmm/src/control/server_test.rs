@@ -92,7 +92,7 @@ fn hello() -> String {
     format!(r#"{{"t":"hello","abi":{ABI},"agent":"test"}}"#)
 }
 
-const PREPARE: &str = r#"{"freeze":{"prepare":{"hold":true}}}"#;
+const PREPARE: &str = r#"{"freeze":{"prepare":{"ask":{"hold":true}}}}"#;
 const PREPARED: &str = r#"{"t":"prepared","ok":null}"#;
 
 fn frozen(pause_us: u64) -> String {
@@ -208,6 +208,26 @@ fn a_freeze_that_the_guest_asked_for_is_at_once_and_the_agent_hears_of_it() {
     assert_eq!(Peer::open(&vmm, freeze).line(), r#"{"error":"cold"}"#);
     assert_eq!(agent.line(), resumed(false));
     vmm.end();
+}
+
+#[test]
+fn an_agent_does_not_hear_of_a_freeze_that_it_has_no_part_in() {
+    let vmm = vmm();
+    let mut agent = Peer::agent(&vmm);
+    // It has prepared for a freeze of its own, which comes next.
+    assert_eq!(Peer::open(&vmm, r#"{"freeze":{"prepare":"not"}}"#).line(), frozen(1));
+    assert_eq!(Peer::open(&vmm, r#"{"freeze":{"prepare":null}}"#).line(), r#"{"error":"cold"}"#);
+    assert_eq!(agent.line(), resumed(false), "the first thing that it hears");
+    vmm.end();
+}
+
+#[test]
+fn a_vm_ends_whose_agent_cannot_be_ready() {
+    let vmm = vmm();
+    Peer::agent(&vmm).say(r#"{"t":"not_ready","reason":"identity: set the MAC address: no"}"#);
+    let end = vmm.thread.join().expect("the end");
+    assert_eq!(end.kind, EndKind::VmmError);
+    assert!(end.reason.ends_with("never opened: identity: set the MAC address: no"), "{}", end.reason);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   booting ──agent says ready──▶ ready          (a link that is lost and made again stays ready)
+//!      └─agent says not ready──▶ the VM is ended
 //!
 //!   idle ──a freeze is wanted: prepare──▶ asked ──prepared──▶ idle: freeze, or refuse with the agent's words
 //!                                           ├─ the link is lost ──▶ idle: refuse
@@ -35,6 +36,8 @@ pub enum Effect {
     DropLink(String),
     /// End the VM; why.
     Kill(String),
+    /// End the VM, which cannot be who it is; why.
+    Unfit(String),
 }
 
 /// What goes into an identity as it is sent.
@@ -183,6 +186,12 @@ impl Session {
                 self.ready = true;
                 vec![Effect::Ready]
             }
+            FromAgent::NotReady { .. } if self.ready => {
+                vec![Effect::DropLink("the agent is not ready any more".into())]
+            }
+            FromAgent::NotReady { reason } => vec![Effect::Unfit(format!(
+                "the guest's agent could not make the VM who it is, so that its network was never opened: {reason:.512}"
+            ))],
             FromAgent::Request { id, verb, args } => vec![self.request(id, verb, args, vmmd)],
             FromAgent::Cancel { id } => self.cancel(id).into_iter().collect(),
             FromAgent::Prepared { result } => self.prepared(result).into_iter().collect(),

@@ -39,6 +39,20 @@ fn hello_brings_the_identity_and_ready_counts_once() {
 }
 
 #[test]
+fn a_vm_that_cannot_be_who_it_is_ends_unless_it_was_ready() {
+    let not_ready = |reason: &str| json!({"t": "not_ready", "reason": reason});
+    let mut session = greeted();
+    let effects = say(&mut session, not_ready(&format!("no MAC{}", " at all".repeat(100))));
+    let [Effect::Unfit(reason)] = &effects[..] else { panic!("{effects:?}") };
+    assert!(reason.contains("never opened: no MAC at all") && reason.len() < 700, "{reason}");
+    say(&mut session, json!({"t": "ready"}));
+    assert!(matches!(&say(&mut session, not_ready("x"))[..], [Effect::DropLink(_)]));
+    let effects =
+        Session::new(session.identity).agent_line(br#"{"t":"not_ready","reason":"x"}"#, true, Fresh::default);
+    assert!(matches!(&effects[..], [Effect::DropLink(_)]), "before hello");
+}
+
+#[test]
 fn another_abi_no_hello_and_rubbish_end_the_link() {
     for line in
         [r#"{"t":"hello","abi":99,"agent":"x"}"#, r#"{"t":"ready"}"#, "rubbish", "", "[]", r#"{"t":"fly"}"#]

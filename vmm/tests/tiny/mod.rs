@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use vmm::api::config::{Start, VmConfig};
-use vmm::api::control::{Frozen, Open, Opened};
+use vmm::api::control::{Frozen, Open, Opened, Prepare};
 use vmm::api::end::End;
 
 mod sys;
@@ -161,7 +161,7 @@ impl Vmm {
 
     /// Freezes it.
     pub fn freeze(&self) -> Result<Generation, Failed> {
-        let (opened, mut descriptors) = self.ask(&Open::Freeze { prepare: None }, &[])?;
+        let (opened, mut descriptors) = self.ask(&Open::Freeze { prepare: Some(Prepare::Not) }, &[])?;
         let Opened::Frozen(frozen) = opened else { return Err(format!("{opened:?}").into()) };
         if descriptors.len() < 2 {
             return Err("the answer carries too few descriptors".into());

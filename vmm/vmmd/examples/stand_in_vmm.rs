@@ -43,7 +43,7 @@ use std::{
 };
 use vmm::api::{
     config::{Start as Origin, VmConfig},
-    control::{FromVmm, Frozen, Open, Opened, State, ToVmm},
+    control::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
     end::{End, EndKind},
 };
 
@@ -129,7 +129,7 @@ impl Vm {
         let reader = BufReader::new(stream.try_clone().unwrap());
         match serde_json::from_slice(&line).unwrap() {
             Open::Freeze { .. } if self.has("mute") => {}
-            Open::Freeze { prepare } => self.freeze(&mut stream, prepare.is_some()),
+            Open::Freeze { prepare } => self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. }))),
             Open::Start { ticket } => self.start(&mut stream, &ticket, descriptors),
             Open::Touched => {
                 let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();

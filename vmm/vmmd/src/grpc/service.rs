@@ -83,7 +83,10 @@ impl Vmmd for Service {
         let call = clone::Call {
             wanted: wanted(&request)?,
             parent,
-            prepare: (!request.no_prepare).then_some(Prepare { hold: !request.no_hold }),
+            prepare: Some(match request.no_prepare {
+                true => Prepare::Not,
+                false => Prepare::Ask { hold: !request.no_hold },
+            }),
             arrived_ns,
         };
         let clones = self.host.clone_vm(call).await?;

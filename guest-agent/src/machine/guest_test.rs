@@ -1,0 +1,137 @@
+//! A guest whose network is one of its own, and who may change nothing else of the machine that the test runs on.
+
+use super::*;
+use crate::machine::testing::run_in_a_network;
+use std::process::Command;
+
+fn guest(dir: &Path) -> Guest {
+    std::fs::write(dir.join("boot_id"), "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11\n").unwrap();
+    Guest {
+        cgroup: None,
+        marks: Marks::open_at(&dir.join("boot_id"), dir.join("machine-id")),
+        generator: None,
+        card: None,
+        spare: None,
+        connections: None,
+        stale: None,
+        holds: false,
+        renews_marks: false,
+    }
+}
+
+fn identity(vmid: u8) -> Identity {
+    Identity {
+        vmid: vmid.into(),
+        family: "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11".into(),
+        ip: Ipv4Addr::new(100, 64, 0, vmid + 1),
+        prefix: 20,
+        gateway: Ipv4Addr::new(100, 64, 15, 254),
+        mac: format!("02:00:00:00:00:{vmid:02x}"),
+        hostname: format!("vm-{vmid}"),
+        clock_ns: 1,
+        seed: "ab".repeat(SEED_BYTES),
+        ticket: String::new(),
+    }
+}
+
+/// The vital steps that did not work, but for the one that nobody may do here.
+fn vital(failed: &[ApplyError]) -> Vec<&'static str> {
+    let vital = failed.iter().filter(|error| error.is_vital).map(|error| error.step);
+    vital.filter(|step| *step != "mix the host's randomness in").collect()
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("busybox").arg("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_card_that_was_renamed_becomes_the_clones() {
+    run_in_a_network("guest::tests::a_card_that_was_renamed_becomes_the_clones_inside");
+}
+
+#[test]
+fn what_a_card_refuses_is_vital_and_known_at_once() {
+    run_in_a_network("guest::tests::what_a_card_refuses_is_vital_and_known_at_once_inside");
+}
+
+#[test]
+#[ignore = "changes the network: run by a_card_that_was_renamed_becomes_the_clones in one of its own"]
+fn a_card_that_was_renamed_becomes_the_clones_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut guest = guest(dir.path());
+    ip("link add eth0 type bridge");
+    assert_eq!(vital(&guest.apply(&identity(0), None)), [""; 0]);
+    assert_eq!(vital(&guest.settle(false)), [""; 0]);
+    for (vmid, name) in [(7, "lan0"), (8, "lan1")] {
+        let old = guest.card.as_ref().unwrap().name.clone();
+        ip(&format!("link set {old} down"));
+        ip(&format!("link set {old} name {name}"));
+        // Another has its name by now: it is left alone.
+        ip(&format!("link add {old} type bridge"));
+        guest.prepare_to_connect();
+        let failed = guest.apply(&identity(vmid), Some(&identity(vmid - 1)));
+        assert_eq!(vital(&failed), [""; 0], "{failed:?}");
+        let link = ip(&format!("addr show {name}"));
+        let has = |text: String| link.contains(&text);
+        assert!(
+            has(format!(" 02:00:00:00:00:{vmid:02x} ")) && has(format!(" 100.64.0.{}/32 ", vmid + 1)),
+            "{link}"
+        );
+        assert!(!ip(&format!("addr show {old}")).contains(" 02:00:00:00:00:"));
+    }
+    ip("link set lan1 down");
+    ip("link set lan1 name lan2");
+    // Nobody has asked for its name in time.
+    assert_eq!(vital(&guest.apply(&identity(9), Some(&identity(8)))), [""; 0]);
+    assert!(ip("link show lan2").contains(" 02:00:00:00:00:09 "));
+}
+
+#[test]
+#[ignore = "changes the network: run by what_a_card_refuses_is_vital_and_known_at_once in one of its own"]
+fn what_a_card_refuses_is_vital_and_known_at_once_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut guest = guest(dir.path());
+    ip("link add eth0 type bridge");
+    guest.apply(&identity(0), None);
+    let group = Identity { mac: "01:00:00:00:00:05".into(), ..identity(1) };
+    assert_eq!(vital(&guest.apply(&group, Some(&identity(0)))), ["set the MAC address"]);
+    ip("link del eth0");
+    assert_eq!(
+        vital(&guest.apply(&identity(2), Some(&identity(1)))),
+        ["set the MAC address", "set the address", "remove the old address"]
+    );
+    assert!(vital(&guest.settle(true)).is_empty(), "told once");
+    let unsown = Identity { seed: String::new(), ..identity(3) };
+    let failed = guest.apply(&unsown, Some(&identity(3)));
+    let told: Vec<String> = failed.iter().map(ToString::to_string).collect();
+    assert!(
+        failed[0].is_vital && told[0] == "mix the host's randomness in: the host has sent none",
+        "{told:?}"
+    );
+    // What it can be without.
+    assert!(!failed[1].is_vital && told[1].starts_with("set the clock: "), "{told:?}");
+}
+
+#[test]
+fn marks_change_before_a_clone_is_ready_unless_nobody_could_see_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut guest = guest(dir.path());
+    let boot_id = || std::fs::read_to_string(dir.path().join("boot_id")).unwrap();
+    let mut failed = Failures::default();
+    let first = boot_id();
+    guest.expect_marks(false, &mut failed);
+    assert_eq!(boot_id(), first, "the same machine");
+    guest.expect_marks(true, &mut failed);
+    let second = boot_id();
+    assert_ne!(second, first);
+    guest.settle(true);
+    assert_eq!(boot_id(), second, "once");
+    guest.holds = true;
+    guest.expect_marks(true, &mut failed);
+    assert_eq!(boot_id(), second, "nobody runs who could look");
+    guest.settle(true);
+    assert_ne!(boot_id(), second);
+    assert!(failed.0.is_empty());
+}
