@@ -35,6 +35,9 @@ pub enum IdentityError {
     /// Not a UUID's characters.
     #[error("identity: the family {0:?} is not a UUID")]
     Family(String),
+    /// Not a UUID's characters.
+    #[error("identity: the ticket {0:?} is not a UUID")]
+    Ticket(String),
     /// The file would be larger than [`IDENTITY_MAX_BYTES`].
     #[error("identity: {0} bytes are more than {IDENTITY_MAX_BYTES}")]
     Size(usize),
@@ -79,8 +82,9 @@ pub fn parse_seed(text: &str) -> Option<[u8; SEED_BYTES]> {
 /// # Errors
 /// A field is not what it must be; nothing of such an identity may be put in place.
 pub fn render(identity: &Identity) -> Result<String, IdentityError> {
-    let Identity { vmid, family, ip, prefix, gateway, mac, hostname, clock_ns: _, seed: _, ticket: _ } =
+    let Identity { vmid, family, ip, prefix, gateway, mac, hostname, ticket, clock_ns: _, seed: _ } =
         identity;
+    let is_uuid = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     let name_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if hostname.is_empty() || hostname.len() > HOSTNAME_MAX_BYTES || !hostname.bytes().all(name_byte) {
         return Err(IdentityError::Hostname(hostname.clone()));
@@ -91,11 +95,15 @@ pub fn render(identity: &Identity) -> Result<String, IdentityError> {
     if *prefix > 32 {
         return Err(IdentityError::Prefix(*prefix));
     }
-    if !family.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
+    if !is_uuid(family) {
         return Err(IdentityError::Family(family.clone()));
     }
+    if !is_uuid(ticket) {
+        return Err(IdentityError::Ticket(ticket.clone()));
+    }
     let text = format!(
-        "vmid={vmid}\nip={ip}\nprefix={prefix}\ngateway={gateway}\nmac={mac}\nhostname={hostname}\nfamily={family}\n"
+        "vmid={vmid}\nip={ip}\nprefix={prefix}\ngateway={gateway}\nmac={mac}\nhostname={hostname}\nfamily={family}\n\
+         ticket={ticket}\n"
     );
     if text.len() > IDENTITY_MAX_BYTES {
         return Err(IdentityError::Size(text.len()));

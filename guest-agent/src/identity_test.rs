@@ -13,7 +13,7 @@ fn identity() -> Identity {
         hostname: "web-7".into(),
         clock_ns: 1,
         seed: String::new(),
-        ticket: String::new(),
+        ticket: "5d1f3a3c-6f0b-4b8e-9a53-2d1f3a3c1b11".into(),
     }
 }
 
@@ -28,10 +28,13 @@ fn the_file_reads_back() {
         ("mac", "02:00:00:00:00:07"),
         ("hostname", "web-7"),
         ("family", "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11"),
+        ("ticket", "5d1f3a3c-6f0b-4b8e-9a53-2d1f3a3c1b11"),
     ] {
         assert_eq!(lookup(&text, key), Some(value));
     }
     assert_eq!(lookup(&text, "vm"), None);
+    let master = render(&Identity { ticket: String::new(), ..identity() }).unwrap();
+    assert_eq!(lookup(&master, "ticket"), Some(""));
 }
 
 proptest! {
@@ -51,6 +54,8 @@ fn a_field_that_could_forge_a_line_is_refused() {
     assert!(matches!(render(&long), Err(IdentityError::Hostname(_))));
     let family = Identity { family: "x\n".into(), ..identity() };
     assert!(matches!(render(&family), Err(IdentityError::Family(_))));
+    let ticket = Identity { ticket: "5d1f3a3c\nvmid=0".into(), ..identity() };
+    assert!(matches!(render(&ticket), Err(IdentityError::Ticket(_))));
     let long = Identity { family: "a".repeat(IDENTITY_MAX_BYTES), ..identity() };
     assert!(matches!(render(&long), Err(IdentityError::Size(_))));
     let mac = Identity { mac: "02:00:00:00:00:0g".into(), ..identity() };

@@ -80,16 +80,16 @@ fn a_clone_becomes_itself_before_anybody_goes_on() {
     let mut host = fixture.accept();
     assert_eq!(fixture.log(), ["hold"], "still held");
     let mut new = identity(12);
-    new.ticket = "t-1".into();
+    new.ticket = "5d1f3a3c".into();
     host.say(&FromHost::Identity(new));
     assert_eq!(host.next(), FromAgent::Ready);
     assert_eq!(json_of(&program.line()), json!({"ok": {"vmid": 12, "clones": [], "failed": []}}));
-    assert_eq!(fixture.log(), ["hold", "apply 12", "release", "post clone 12 100.64.0.13 t-1"]);
+    assert_eq!(fixture.log(), ["hold", "apply 12", "release", "post clone 12 100.64.0.13 5d1f3a3c"]);
     assert_eq!(program.call("vmid"), r#"{"ok":12}"#);
     // Written in place, as nobody could see them half written.
     assert_eq!((inode("identity"), inode("hosts")), (identity_file, hosts_file));
     let text = std::fs::read_to_string(fixture.path("identity")).unwrap();
-    assert!(text.starts_with("vmid=12\nip=100.64.0.13\n"), "{text}");
+    assert!(text.starts_with("vmid=12\nip=100.64.0.13\n") && text.contains("\nticket=5d1f3a3c\n"), "{text}");
     assert_eq!(
         std::fs::read_to_string(fixture.path("hosts")).unwrap(),
         "127.0.0.1 localhost\n10.0.0.1 db\n100.64.0.13 vm-12 # patina\n"
@@ -108,7 +108,7 @@ fn a_shorter_identity_leaves_nothing_of_the_longer_one() {
         assert_eq!(json_of(&program.line())["ok"]["vmid"], vmid);
         let text = std::fs::read_to_string(fixture.path("identity")).unwrap();
         let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-        assert_eq!((lines.len(), lines[0]), (7, format!("vmid={vmid}").as_str()), "{text}");
+        assert_eq!((lines.len(), lines[0]), (8, format!("vmid={vmid}").as_str()), "{text}");
         assert!(text.ends_with('\n'));
     }
 }

@@ -147,8 +147,8 @@ fn tickets_are_lines_and_none_is_exit_16() {
     assert_eq!(said(&output), (Some(0), "ticket: u-1 granted 8 4 2\n", ""));
     let (_, output) = with_agent(ok, &format!("get-ticket {UUID} --json"));
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["vms"], 4);
-    let list: &'static str = format!("{{\"ok\":[{TICKET},{TICKET}]}}\n").leak();
+    let list: &'static str = format!("{{\"ok\":{{\"tickets\":[{TICKET},{TICKET}]}}}}\n").leak();
     let (heard, output) = with_agent(list, "lt");
-    assert_eq!(heard, "{\"verb\":\"lt\"}\n");
+    assert_eq!(heard, "{\"verb\":\"lt\",\"args\":{\"from\":\"\"}}\n");
     assert_eq!(said(&output).1, "ticket: u-1 granted 8 4 2\n".repeat(2));
 }

@@ -4,67 +4,15 @@
 
 mod common;
 
+use common::gc::{done, end, expect, gc, refuse, reply, shell};
 use common::{Fixture, Host};
-use patina_abi::LINE_MAX_BYTES;
-use patina_abi::link::{Answer, CallError, FromAgent, FromHost, PIECE_MAX_BYTES};
-use patina_abi::local::{IDENTITY_FILE, SOCKET};
+use patina_abi::link::{Answer, FromAgent, FromHost, PIECE_MAX_BYTES};
 use serde_json::{Value, json};
 use std::io::BufRead;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
 const TICKET: &str = "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11";
 const MIB: usize = 1 << 20;
-
-/// gc in a mount namespace where agent and identity are the fixture's.
-fn gc(fixture: &Fixture, arguments: &str) -> Child {
-    gc_in_pipe(fixture, "", arguments)
-}
-
-/// The same behind a shell's `program |`.
-fn gc_in_pipe(fixture: &Fixture, before: &str, arguments: &str) -> Child {
-    let (socket, identity) = (fixture.path("local"), fixture.path("identity"));
-    let script = format!(
-        "mount -t tmpfs gc-test /run && mkdir /run/gridcentric && ln -s {} {SOCKET} && ln -s {} {IDENTITY_FILE} && \
-         cd {} && {before} exec \"$0\" {arguments}",
-        socket.display(),
-        identity.display(),
-        fixture.dir.path().display()
-    );
-    let mut command = Command::new("unshare");
-    command.args(["-r", "-m", "sh", "-c", &script, env!("CARGO_BIN_EXE_gc")]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-/// How it ended: exit code, standard output, standard error.
-fn end(child: Child) -> (Option<i32>, String, String) {
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
-fn done(code: i32, stdout: &str) -> (Option<i32>, String, String) {
-    (Some(code), stdout.to_owned(), String::new())
-}
-
-/// The next message must be this request: its id and arguments. No line is longer than it may be.
-fn expect(host: &mut Host, wanted: &str) -> (u64, Value) {
-    let mut line = String::new();
-    host.stream.read_line(&mut line).unwrap();
-    assert!(line.len() <= LINE_MAX_BYTES, "{}", line.len());
-    match serde_json::from_str(&line).unwrap() {
-        FromAgent::Request { id, verb, args } if verb == wanted => (id, args),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn reply(host: &mut Host, id: u64, value: Value) {
-    host.say(&FromHost::Reply { id, result: Answer::Ok(value) });
-}
-
-fn refuse(host: &mut Host, id: u64, code: i32, message: &str) {
-    let result = Answer::Error(CallError { code, message: message.into() });
-    host.say(&FromHost::Reply { id, result });
-}
 
 #[test]
 fn a_ticket_is_asked_for_with_a_request_id() {
@@ -158,7 +106,7 @@ fn a_clone_leaves_its_data_in_pieces_and_never_comes_back() {
     refuse(&mut host, id, 5, "no");
     assert_eq!(end(child).0, Some(5));
     // From standard input.
-    let child = gc_in_pipe(&fixture, "printf abc |", "join --data -");
+    let child = shell(&fixture, "printf abc | gc join --data -").spawn().unwrap();
     let (id, args) = expect(&mut host, "leave-data");
     assert_eq!(args, json!({"offset": 0, "data": "YWJj"}));
     refuse(&mut host, id, 90, "too much");

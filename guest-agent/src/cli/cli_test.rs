@@ -15,10 +15,10 @@ fn refused(line: &str) -> CallError {
 
 #[test]
 fn a_wrong_use_is_einval_and_says_how() {
-    let lines = "|fly|vmid 1|list --yaml|list --json x|version now|clone|clone --no-hold|clone 1 2|clone --fast 1|\
+    let lines = "|fly|vmid 1|list --yaml|list --json x|list --ticket|list --ticket 1|version now|clone|clone --no-hold|clone 1 2|clone --fast 1|\
         clone 99999999999|clone 0|clone -1|clone x|rt|rt 1 1 1|rt 1 1 1 1 1|rt a 1 1 1|request-ticket 1 -1 1 1|\
         rt 0 1 1 1|rt 8 0 1 1|rt 8 1 0 1|rt 8 1 1 -1|rt 8 1 1 86400001|rt 99999999999 1 1 1|rt 8 3 3 1|\
-        rt 8 1 1 1 --request-id|rt 8 1 1 1 --request-id=|lt x|list-tickets x|ticket|ticket u x|ticket u|\
+        rt 8 1 1 1 --request-id|rt 8 1 1 1 --request-id=|lt x|list-tickets x|ticket u x|ticket u|\
         get-ticket 7|sync 0|sync -1|sync x|sync 1 1|sync T 0|sync T T|sync T 1 1|sync --fast|sync 99999999999999999999|\
         join 1|join x|join T 0|join T -5|join T 1 1|join noreport T|join noreport --status 1|join noreport --data f|\
         join --json|join --data-dir d|join --status|join --status x|join --status 99999999999|join T --status 1|\
@@ -66,7 +66,8 @@ fn each_verb_has_help_with_its_uses_exits_and_an_example() {
         for arguments in verb.uses {
             assert!(text.contains(format!("gc {} {arguments}", verb.name).trim_end()), "{text}");
         }
-        for (code, meaning) in verb.exits.iter().chain(table::COMMON_EXITS) {
+        for (code, meaning) in verb.all_exits() {
+            assert_eq!(text.matches(&format!("\n  {code:<4} ")).count(), 1, "{code}: {text}");
             assert!(text.contains(&format!("\n  {code:<4} {meaning}\n")), "{text}");
         }
         assert!(text.contains("\nexample:\n  ") && text.contains("gc "), "{text}");
@@ -80,6 +81,25 @@ fn each_verb_has_help_with_its_uses_exits_and_an_example() {
     }
     let sync = dispatch(&words("sync --help")).unwrap().text;
     assert!(sync.starts_with("usage: gc sync [TICKET] [TIMEOUT_MS] [--json]\n\nWait until "), "{sync}");
+}
+
+/// What hosts and agents may answer, a command says in its help.
+#[test]
+fn each_verb_lists_every_number_that_it_may_be_refused_with() {
+    for verb in table::VERBS {
+        let calls: &[&str] = match verb.name {
+            "join" => &["leave-data", "leave", "join", "join-data"],
+            "help" | "version" => &[],
+            name => &[name],
+        };
+        let exits = verb.all_exits();
+        let calls = calls.iter().map(|call| patina_abi::codes::verb(call).expect(call));
+        // The command asks for pages, and sends pieces: its lines are never too long.
+        let common = patina_abi::codes::COMMON.iter().filter(|code| **code != libc::EMSGSIZE);
+        for code in calls.flat_map(|call| call.codes).chain(common) {
+            assert!(exits.iter().any(|(exit, _)| *exit == code.to_string()), "{}: {code}", verb.name);
+        }
+    }
 }
 
 #[test]
@@ -97,8 +117,8 @@ fn a_list_is_a_line_a_vm() {
         {"vmid": 0, "ip": "100.64.0.1", "state": "ready", "host": "a"},
         {"vmid": 1, "ip": "100.64.0.2", "state": "booting", "host": "b"},
     ]);
-    assert_eq!(verbs::table(members).unwrap(), "0 100.64.0.1 ready a\n1 100.64.0.2 booting b\n");
-    assert_eq!(verbs::table("no".into()).unwrap_err().code, 71);
+    let members: Vec<patina_abi::link::Member> = serde_json::from_value(members).unwrap();
+    assert_eq!(verbs::table(&members), "0 100.64.0.1 ready a\n1 100.64.0.2 booting b\n");
 }
 
 #[test]
@@ -135,7 +155,7 @@ fn a_code_from_outside_never_reads_as_success() {
 
 #[test]
 fn a_clones_arguments_are_a_number_or_a_ticket() {
-    let request = |line: &str| clone::request(&words(line)).unwrap().args;
+    let request = |line: &str| clone::request(&words(line)).unwrap().0.args;
     assert_eq!(request("3"), serde_json::json!({"count": 3}));
     assert_eq!(request("--no-hold 3"), serde_json::json!({"count": 3, "hold": false}));
     assert_eq!(request(&format!("{TICKET} --no-hold")), serde_json::json!({"ticket": TICKET, "hold": false}));
@@ -143,13 +163,19 @@ fn a_clones_arguments_are_a_number_or_a_ticket() {
 
 #[test]
 fn a_clone_prints_as_fork_and_warns_of_what_failed() {
-    let output = |value| clone::output(value).unwrap();
+    let output = |value| clone::output(value, false).unwrap();
     let parent = output(serde_json::json!({"vmid": 0, "clones": [4], "failed": [[5, "no memory"]]}));
     let warning = "clone: the clone with vmid 5 was not started: no memory\n";
     assert_eq!(parent, Output { text: "0\n".into(), warnings: warning.into(), code: 0 });
     let cloned = output(serde_json::json!({"vmid": 4, "clones": [], "failed": []}));
     assert_eq!(cloned, Output { text: "4\n".into(), ..Output::default() });
-    assert_eq!(clone::output("no".into()).unwrap_err().code, 71);
+    for as_json in [false, true] {
+        assert_eq!(clone::output("no".into(), as_json).unwrap_err().code, 71);
+    }
+    let all =
+        clone::output(serde_json::json!({"vmid": 0, "clones": [4], "failed": [[5, "no"]]}), true).unwrap();
+    assert_eq!(all.text, "{\"clones\":[4],\"failed\":[[5,\"no\"]],\"vmid\":0}\n");
+    assert_eq!(all.warnings, "clone: the clone with vmid 5 was not started: no\n");
 }
 
 #[test]

@@ -9,14 +9,15 @@ use std::io::Write as _;
 use std::path::Path;
 
 pub(super) fn clone(arguments: &[String]) -> Result<Output, CallError> {
-    let request = request(arguments)?;
-    rehearse();
+    let (request, as_json) = request(arguments)?;
+    rehearse(as_json);
     let value = call::call(Path::new(SOCKET), &request)?;
-    output(value)
+    output(value, as_json)
 }
 
-pub(super) fn request(arguments: &[String]) -> Result<Request, CallError> {
-    let words = Words::parse(arguments, &["--no-hold"], &[])?;
+/// The call, and whether all that comes of it is to be printed.
+pub(super) fn request(arguments: &[String]) -> Result<(Request, bool), CallError> {
+    let words = Words::parse(arguments, &["--no-hold", "--json"], &[])?;
     let [what] = words.at_most(1)? else {
         return Err(misuse("how many clones? `gc clone N`, or `gc clone TICKET`"));
     };
@@ -25,26 +26,28 @@ pub(super) fn request(arguments: &[String]) -> Result<Request, CallError> {
     } else {
         (None, Some(ticket(what)?))
     };
-    verbs::request("clone", CloneCall { count, ticket, hold: !words.has("--no-hold") })
+    let call = verbs::request("clone", CloneCall { count, ticket, hold: !words.has("--no-hold") })?;
+    Ok((call, words.has("--json")))
 }
 
-pub(super) fn output(value: serde_json::Value) -> Result<Output, CallError> {
-    let CloneResult { vmid, failed, .. } = verbs::read("result of a clone", value)?;
+pub(super) fn output(value: serde_json::Value, as_json: bool) -> Result<Output, CallError> {
+    let result: CloneResult = verbs::read("result of a clone", value)?;
+    let text = if as_json { format!("{}\n", verbs::value(&result)?) } else { format!("{}\n", result.vmid) };
     let mut warnings = String::new();
-    for (vmid, reason) in failed {
+    for (vmid, reason) in result.failed {
         // Writing to a String does not fail.
         if writeln!(warnings, "clone: the clone with vmid {vmid} was not started: {reason}").is_err() {
             break;
         }
     }
-    Ok(Output { text: format!("{vmid}\n"), warnings, code: 0 })
+    Ok(Output { text, warnings, code: 0 })
 }
 
 /// Goes through what comes after the answer, so that a clone, which has all of this process's memory, finds the pages of it there.
 /// Otherwise each clone would have the page faults.
-fn rehearse() {
+fn rehearse(as_json: bool) {
     let answer = br#"{"ok":{"vmid":1,"clones":[],"failed":[]}}"#;
-    let rehearsed = call::parse(std::hint::black_box(answer)).and_then(output);
+    let rehearsed = call::parse(std::hint::black_box(answer)).and_then(|value| output(value, as_json));
     if std::hint::black_box(rehearsed).is_err() || std::io::stdout().flush().is_err() {
         // The real one will say so.
     }

@@ -75,9 +75,7 @@ fn write_verb(text: &mut String, verb: &Verb) -> fmt::Result {
         writeln!(text, "\n{}", verb.details)?;
     }
     writeln!(text, "\nexit:")?;
-    let mut exits = [COMMON_EXITS, verb.exits].concat();
-    exits.sort_by_key(|(code, _)| code.parse::<u8>().unwrap_or(u8::MAX));
-    write_exits(text, &exits)?;
+    write_exits(text, &verb.all_exits())?;
     writeln!(text, "\nexample:\n  {}", verb.example)
 }
 

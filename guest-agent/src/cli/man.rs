@@ -43,24 +43,10 @@ run before a clone, if it may be executed; one that fails stops the clone
 .TP
 .I /etc/gridcentric/post\-clone
 run afterwards in every virtual machine, with GC_VMID, GC_IP, GC_ROLE and GC_TICKET in its environment
-.SH EXAMPLE
-Map, then reduce:
-.PP
-.EX
-#!/bin/sh
-TICKET=$(gc rt 8 2 1 60000 | awk \(aq{print $2}\(aq) || exit 1
-VMID=$(gc clone $TICKET)
-if [ $VMID = 0 ]; then
-    gc sync $TICKET 60000
-    gc join $TICKET \-\-data\-dir /tmp/results && cat /tmp/results/*
-else
-    gc sync
-    ./map $VMID | gc join \-\-data \-
-fi
-.EE
-.SH SEE ALSO
-.BR fork (2)
 "#;
+
+/// The example, a file that tests run.
+const MAP_REDUCE: &str = include_str!("../../../examples/guest/map_reduce.sh");
 
 fn escape(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq").replace('`', "\\(ga");
@@ -101,7 +87,10 @@ fn man_page() -> String {
     page.push_str(".SH EXIT STATUS\n");
     exits(&mut page, COMMON_EXITS);
     page.push_str(".PP\nOtherwise a number of\n.BR errno (3);\nthose that a verb has for reasons of its own are with the verb.\n");
-    page + TAIL
+    page.push_str(TAIL);
+    writeln!(page, ".SH EXAMPLE\nMap, then reduce:\n.PP\n.EX\n{}\n.EE", escape(MAP_REDUCE.trim_end()))
+        .unwrap();
+    page + ".SH SEE ALSO\n.BR fork (2)\n"
 }
 
 /// With PATINA_WRITE_MAN set the file is written instead.

@@ -14,7 +14,8 @@ pub(super) struct Verb {
     pub summary: &'static str,
     /// All else that there is to know, in paragraphs.
     pub details: &'static str,
-    /// Exit codes of its own, beside [`COMMON_EXITS`].
+    /// Exit codes of its own, beside [`COMMON_EXITS`] and instead of the same ones there. A test holds them against
+    /// [`patina_abi::codes`].
     pub exits: &'static [(&'static str, &'static str)],
     /// A line of shell.
     pub example: &'static str,
@@ -24,14 +25,18 @@ pub(super) struct Verb {
 /// Exit codes that every verb may have.
 pub(super) const COMMON_EXITS: &[(&str, &str)] = &[
     ("0", "done"),
+    ("5", "the host failed"),
     ("11", "not now: too much is under way, or the host's scheduler does not answer; try again later"),
     ("22", "wrong use: an argument is missing, unknown or no number that makes sense"),
+    ("71", "the host's answer is not understood: image and host are of different versions"),
     ("107", "gc-agent or the host does not answer, or the link to the host broke before it answered"),
     ("111", "the host's vmmd does not run; try again when it does"),
 ];
 
-const TICKET_EXITS: &[(&str, &str)] =
-    &[("2", "there is no such ticket"), ("13", "the ticket belongs to another family")];
+const NO_TICKET: (&str, &str) = ("2", "there is no such ticket");
+const FOREIGN_TICKET: (&str, &str) = ("13", "the ticket belongs to another family");
+const TOO_MANY_TICKETS: (&str, &str) = ("122", "the family has as many tickets as it may have, 1,024");
+const NO_CLONES: &str = "the ticket was released, expired or fenced before anything was cloned with it";
 
 const JOIN_USES: &[&str] =
     &["[noreport] [--status N] [--data FILE]", "TICKET [TIMEOUT_MS] [--data-dir DIR] [--json]"];
@@ -70,9 +75,10 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         name: "list",
         long: "",
-        uses: &["[--json]"],
-        summary: "print a line for each VM of the family: vmid, ip, state, host",
-        details: "The state is booting, ready or ended.",
+        uses: &["[--ticket TICKET] [--json]"],
+        summary: "print a line for each VM of the family, or each clone of a ticket: vmid, ip, state, host",
+        details: "They are in the order of their vmids. The state is booting, ready or ended. --json has more: of each clone\n\
+            the ticket that it was made under, and the VM that it was cloned from (parent_vmid).",
         exits: &[],
         example: "gc list | awk '$3 == \"ready\" {print $2}'",
         run: verbs::list,
@@ -87,8 +93,12 @@ pub(super) const VERBS: &[Verb] = &[
             It waits TIMEOUT_MS milliseconds at most, 0: not at all. Whoever ends it gives its place in the queue up.\n\n\
             The same ID (1 to 64 characters) gives the same ticket: so a request can be made again by who has not\n\
             heard the answer. A ticket that is not used in time is taken back.",
-        exits: &[("16", "the resources are not to be had in time; nothing is printed, nothing is reserved")],
-        example: "TICKET=$(gc rt 8 2 1 10000 | awk '{print $2}')",
+        exits: &[
+            ("16", "the resources are not to be had in time; nothing is printed, nothing is reserved"),
+            ("22", "wrong use, or so much that there is no waiting for it: more than all hosts have"),
+            TOO_MANY_TICKETS,
+        ],
+        example: "TICKET=$(gc rt 8 2 1 10000 | awk '{print $2}'); [ -n \"$TICKET\" ] || exit 1",
         run: tickets::request,
     },
     Verb {
@@ -105,32 +115,40 @@ pub(super) const VERBS: &[Verb] = &[
     Verb {
         name: "ticket",
         long: "get-ticket",
-        uses: &["UUID [--json]"],
+        uses: &["[UUID] [--json]"],
         summary: "print that line for one ticket",
-        details: "",
-        exits: TICKET_EXITS,
-        example: "gc ticket $TICKET | awk '{print $3}'",
+        details: "Without a UUID it is the one that this clone was made under; the master was made under none and names one.",
+        exits: &[NO_TICKET, FOREIGN_TICKET],
+        example: "gc ticket \"$TICKET\" | awk '{print $3}'",
         run: tickets::one,
     },
     Verb {
         name: "clone",
         long: "",
-        uses: &["N|TICKET [--no-hold]"],
+        uses: &["N|TICKET [--no-hold] [--json]"],
         summary: "clone this VM, N times or as the ticket says, and print as fork does: 0 in the VM that was\n\
             cloned, its own number in each clone",
         details: "All of the machine is copied, this command included, so that it returns in each of the VMs. Other programs\n\
             are held until a clone knows who it is; --no-hold lets them run meanwhile, for a moment with the identity\n\
             of the VM that was cloned.\n\n\
             /etc/gridcentric/pre-clone is run before, and post-clone afterwards in every VM. A ticket is used once.\n\
-            Clones that could not be started are told on standard error; that is no failure where others were.",
+            Clones that could not be started are told on standard error; that is no failure where others were.\n\n\
+            --json prints vmid, and in the VM that was cloned the vmids of the clones and which of them failed, with the reason.\n\n\
+            A program has in each clone what it had before: numbers that it drew, addresses that it knows, connections. What to do\n\
+            about that is in the project's docs/clones.md.",
         exits: &[
-            ("2", "there is no such ticket"),
-            ("13", "the ticket belongs to another family"),
-            ("16", "there is no room, the ticket is used already, or the host clones this VM just now"),
+            NO_TICKET,
+            FOREIGN_TICKET,
+            ("16", "there is no room now, or the host clones this VM just now; try again later"),
+            ("18", "the ticket's VMs are on another host"),
+            ("22", "wrong use, or more clones than this host has room for when it is empty"),
+            ("28", "the host keeps no more VMs, or the family has had all its vmids"),
             ("110", "a process could not be held; try again, or use --no-hold"),
+            ("116", "the ticket was used, released, or expired, or its host went away; request another one"),
+            TOO_MANY_TICKETS,
             ("125", "the pre-clone hook failed; its output is in the message"),
         ],
-        example: "VMID=$(gc clone $TICKET)",
+        example: "VMID=$(gc clone \"$TICKET\") || exit",
         run: clone::clone,
     },
     Verb {
@@ -143,11 +161,14 @@ pub(super) const VERBS: &[Verb] = &[
             Clones that end are not waited for. It can be used again and again, also after a time-out; then this VM\n\
             has not been here. --json prints which meeting it was, and how many VMs met.",
         exits: &[
-            ("2", "there is no such ticket, or this VM is none of its VMs"),
-            ("13", "the ticket belongs to another family"),
+            NO_TICKET,
+            ("3", "this VM is neither a clone of the ticket that lives nor the one that cloned with it"),
+            ("10", "nothing was cloned with the ticket yet"),
+            FOREIGN_TICKET,
             ("62", "not all came in time"),
+            ("116", NO_CLONES),
         ],
-        example: "if gc ismaster; then gc sync $TICKET 60000; else gc sync; fi",
+        example: "if gc ismaster; then gc sync \"$TICKET\" 60000; else gc sync; fi",
         run: family::sync,
     },
     Verb {
@@ -164,11 +185,14 @@ pub(super) const VERBS: &[Verb] = &[
             clone VMID is in DIR/VMID; a clone that left none has no file.",
         exits: &[
             ("2", "there is no such ticket; there is no such FILE"),
-            ("13", "the ticket belongs to another family"),
-            ("27", "FILE has more than 1 MiB"),
+            ("3", "in a clone: its ticket does not count it among its clones any more"),
+            ("10", "nothing was cloned with the ticket yet, or another VM has cloned with it"),
+            FOREIGN_TICKET,
+            ("27", "FILE has more than 1 MiB, or all clones of the ticket leave more than 256 MiB"),
             ("62", "not all clones have ended in time"),
+            ("116", NO_CLONES),
         ],
-        example: "if gc ismaster; then gc join $TICKET --data-dir out; else ./work | gc join --data -; fi",
+        example: "if gc ismaster; then gc join \"$TICKET\" --data-dir out; else ./work | gc join --data -; fi",
         run: join::join,
     },
     Verb {
@@ -177,12 +201,8 @@ pub(super) const VERBS: &[Verb] = &[
         uses: &["VMID... [--json]", "--ticket TICKET [--json]"],
         summary: "end clones of this family, at most 1,024, or all clones of a ticket",
         details: "It returns when they have ended; those that had ended before are no failure. --json prints which have.",
-        exits: &[
-            ("2", "there is no such ticket"),
-            ("3", "there is no such clone"),
-            ("13", "the ticket belongs to another family"),
-        ],
-        example: "gc kill --ticket $TICKET",
+        exits: &[NO_TICKET, ("3", "there is no such clone"), FOREIGN_TICKET],
+        example: "gc kill --ticket \"$TICKET\"",
         run: family::kill,
     },
     Verb {
@@ -214,6 +234,15 @@ pub(super) fn find(name: &str) -> Result<&'static Verb, CallError> {
 }
 
 impl Verb {
+    /// Its exit codes, in order: its own, and those that every verb may have.
+    pub(super) fn all_exits(&self) -> Vec<(&'static str, &'static str)> {
+        let is_own = |code| self.exits.iter().any(|(own, _)| *own == code);
+        let common = COMMON_EXITS.iter().filter(|(code, _)| !is_own(*code));
+        let mut exits: Vec<_> = self.exits.iter().chain(common).copied().collect();
+        exits.sort_by_key(|(code, _)| code.parse::<u8>().unwrap_or(u8::MAX));
+        exits
+    }
+
     /// Its name, or both.
     pub(super) fn names(&self) -> String {
         if self.long.is_empty() { self.name.to_owned() } else { format!("{}, {}", self.name, self.long) }

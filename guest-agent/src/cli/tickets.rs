@@ -1,11 +1,10 @@
 //! `gc rt`, `gc lt`, `gc ticket`.
 
-use super::verbs::{agent, print, print_json, read};
+use super::call::Connection;
+use super::verbs::{agent, is_master, pages, print, print_json, read, request as call, value};
 use super::words::{TIMEOUT_MAX_MS, Words, number, ticket};
 use super::{Output, misuse};
-use patina_abi::link::{CallError, TicketArgs, TicketView};
-use patina_abi::local::TicketName;
-use serde_json::Value;
+use patina_abi::link::{CallError, TicketArgs, TicketName, TicketView, TicketsArgs, TicketsPage};
 
 /// Longest request id, characters.
 const REQUEST_ID_MAX: usize = 64;
@@ -61,18 +60,25 @@ pub(super) fn request(arguments: &[String]) -> Result<Output, CallError> {
 
 pub(super) fn list(arguments: &[String]) -> Result<Output, CallError> {
     let as_json = Words::json_only(arguments)?;
-    let tickets = agent("lt", Value::Null)?;
+    let mut agent = Connection::open()?;
+    let tickets = pages(String::new(), |from| {
+        let args = TicketsArgs { from: Some(from) };
+        let TicketsPage { tickets, next } = read("list of tickets", agent.call(&call("lt", args)?)?)?;
+        Ok((tickets, next))
+    })?;
     if as_json {
-        return Ok(print_json(&tickets));
+        return Ok(print_json(&value(&tickets)?));
     }
-    let tickets: Vec<TicketView> = read("list of tickets", tickets)?;
     Ok(print(tickets.iter().map(line).collect::<String>()))
 }
 
 pub(super) fn one(arguments: &[String]) -> Result<Output, CallError> {
     let words = Words::parse(arguments, &["--json"], &[])?;
-    let [uuid] = words.at_most(1)? else { return Err(misuse("which ticket? `gc ticket UUID`")) };
-    let found = agent("ticket", TicketName { uuid: ticket(uuid)? })?;
+    let uuid = words.at_most(1)?.first().map(|uuid| ticket(uuid)).transpose()?;
+    if uuid.is_none() && is_master()? {
+        return Err(misuse("the master was made under no ticket; say which: `gc ticket UUID`"));
+    }
+    let found = agent("ticket", TicketName { uuid })?;
     if words.has("--json") {
         return Ok(print_json(&found));
     }

@@ -1,14 +1,17 @@
 //! Verbs about this VM and its family, and what all verbs need.
 
 use super::call::Connection;
-use super::words::Words;
+use super::words::{Words, ticket};
 use super::{Output, misuse};
 use crate::identity::{lookup, read_small};
-use patina_abi::link::{CallError, Member};
+use patina_abi::link::{CallError, ListArgs, Member, MembersPage};
 use patina_abi::local::{IDENTITY_FILE, IDENTITY_MAX_BYTES, Request};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::Path;
+
+/// Most pages of a list: a family has at most 4,093 VMs in its life, and a page hundreds.
+const PAGES_MAX: usize = 64;
 
 pub(super) fn print(text: impl Into<String>) -> Output {
     Output { text: text.into(), ..Output::default() }
@@ -21,8 +24,7 @@ pub(super) fn print_json(value: &Value) -> Output {
 
 /// A verb's call with its arguments.
 pub(super) fn request(verb: &str, args: impl serde::Serialize) -> Result<Request, CallError> {
-    let args = serde_json::to_value(args).map_err(|e| misuse(e.to_string()))?;
-    Ok(Request { verb: verb.to_owned(), args })
+    Ok(Request { verb: verb.to_owned(), args: value(&args)? })
 }
 
 /// Calls a verb of the agent's.
@@ -74,21 +76,56 @@ pub(super) fn ismaster(arguments: &[String]) -> Result<Output, CallError> {
 }
 
 pub(super) fn list(arguments: &[String]) -> Result<Output, CallError> {
-    let as_json = Words::json_only(arguments)?;
-    let members = agent("list", Value::Null)?;
-    if as_json { Ok(print_json(&members)) } else { table(members).map(print) }
+    let words = Words::parse(arguments, &["--json"], &["--ticket"])?;
+    words.at_most(0)?;
+    let ticket = words.value("--ticket").map(ticket).transpose()?;
+    let mut agent = Connection::open()?;
+    let mut members = pages(0, |from| {
+        let args = ListArgs { from: Some(from) };
+        let MembersPage { members, next } = read("list of VMs", agent.call(&request("list", args)?)?)?;
+        Ok((members, next))
+    })?;
+    if ticket.is_some() {
+        members.retain(|member| member.ticket == ticket);
+    }
+    if words.has("--json") { Ok(print_json(&value(&members)?)) } else { Ok(print(table(&members))) }
 }
 
-pub(super) fn table(members: Value) -> Result<String, CallError> {
-    let members: Vec<Member> = read("list of VMs", members)?;
+/// All pages of a list, from the first place on.
+pub(super) fn pages<T, Place>(
+    first: Place,
+    mut page: impl FnMut(Place) -> Result<(Vec<T>, Option<Place>), CallError>,
+) -> Result<Vec<T>, CallError> {
+    let mut all = Vec::new();
+    let mut next = Some(first);
+    let mut left = PAGES_MAX;
+    while let Some(from) = next {
+        if left == 0 {
+            let message = format!("the host's list has more than {PAGES_MAX} pages");
+            return Err(CallError { code: libc::EPROTO, message });
+        }
+        left -= 1;
+        let (values, after) = page(from)?;
+        all.extend(values);
+        next = after;
+    }
+    Ok(all)
+}
+
+/// What is printed with `--json`.
+pub(super) fn value(answer: &impl serde::Serialize) -> Result<Value, CallError> {
+    serde_json::to_value(answer).map_err(|e| misuse(e.to_string()))
+}
+
+pub(super) fn table(members: &[Member]) -> String {
     let mut text = String::new();
-    for Member { vmid, ip, state, host } in &members {
+    for Member { vmid, ip, state, host, .. } in members {
         // Writing to a String does not fail.
         if writeln!(text, "{vmid} {ip} {state} {host}").is_err() {
             break;
         }
     }
-    Ok(text)
+    text
 }
 
 pub(super) fn version(arguments: &[String]) -> Result<Output, CallError> {

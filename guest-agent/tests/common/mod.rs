@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod cgroup;
+pub mod gc;
 pub mod trace;
 
 use guest_agent::agent::{Agent, Settings};

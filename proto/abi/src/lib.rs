@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Every side treats the other as hostile: lines and frames have a greatest length, and what does not
-//! parse ends the connection, nothing else. The crate has no I/O: it is types, limits and codecs.
+//! parse ends the connection, nothing else. The crate has no I/O: it is types, limits and codecs. [`codes`]: why calls are refused.
 
+pub mod codes;
 pub mod exec;
 pub mod link;
 pub mod local;

@@ -126,7 +126,7 @@ pub struct Cloned {
     pub failed: Vec<(u32, String)>,
 }
 
-/// The arguments of the request `rt` (request-ticket). The request `ticket` has [`crate::local::TicketName`], the request `lt` none.
+/// The arguments of the request `rt` (request-ticket). The request `ticket` has [`TicketName`], the request `lt` [`TicketsArgs`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketArgs {
     /// Most CPUs in all.
@@ -155,6 +155,35 @@ pub struct TicketView {
     pub vms: u32,
     /// As it was asked.
     pub min_cpus_per_vm: u32,
+}
+
+/// The arguments of the request `ticket`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TicketName {
+    /// The ticket's UUID; None: the ticket that this clone was made under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+}
+
+/// The arguments of the request `lt` (list-tickets).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TicketsArgs {
+    /// Returns a [`TicketsPage`] from there on; empty: from the first ticket on. None: returns a list of all, or error 90 (EMSGSIZE) when
+    /// that does not fit on a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+}
+
+/// Some of a family's tickets, in the order in which they were granted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketsPage {
+    /// These; none, where all of a page were made for clones that were asked for by number.
+    pub tickets: Vec<TicketView>,
+    /// [`TicketsArgs::from`] of the next page; None: this is the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// Most bytes that a clone leaves to its parent.
@@ -307,10 +336,30 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct CallError {
-    /// An errno of Linux, also the exit code of `gc`: 16 EBUSY, 22 EINVAL, 62 ETIME, 107 ENOTCONN …
+    /// An errno of Linux, also the exit code of `gc`: [`crate::codes`] has those of each verb.
     pub code: i32,
     /// What, why, and what to do.
     pub message: String,
+}
+
+/// The arguments of the request `list`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListArgs {
+    /// Returns a [`MembersPage`] from this vmid on. None: returns a list of all [`Member`]s, or error 90 (EMSGSIZE) when that does not fit
+    /// on a line, which holds some 500.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u32>,
+}
+
+/// Some VMs of a family, by vmid.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersPage {
+    /// As many as fit on a line.
+    pub members: Vec<Member>,
+    /// [`ListArgs::from`] of the next page; None: this is the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u32>,
 }
 
 /// One VM in the answer of `list`.
@@ -324,4 +373,10 @@ pub struct Member {
     pub state: String,
     /// The host it runs on.
     pub host: String,
+    /// The ticket that it was made under; None on the master.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+    /// The VM that it was cloned from; None on the master.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_vmid: Option<u32>,
 }

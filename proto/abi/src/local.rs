@@ -4,19 +4,20 @@
 //! ```text
 //! → {"verb":"vmid"}
 //! ← {"ok":0}
-//! → {"verb":"list"}
-//! ← {"ok":[{"vmid":0,"ip":"100.64.0.1","state":"ready","host":"a"}]}
 //! → {"verb":"fly"}
 //! ← {"error":{"code":22,"message":"unknown verb \"fly\""}}
 //! ```
 //!
+//! `README.md` beside this crate's `Cargo.toml` shows each verb's lines; a test reads them with these types. [`crate::codes`] has what the
+//! errors mean.
+//!
 //! | verb | arguments | returns |
 //! | --- | --- | --- |
 //! | `vmid`, `my-ip`, `ismaster` | | the VM's number; its address; whether it is the master |
-//! | `list` | | a list of [`Member`]s |
+//! | `list` | [`ListArgs`] | a list of [`Member`]s, or a [`MembersPage`] |
 //! | `clone` | [`CloneCall`] | [`CloneResult`], once in the parent and once in each clone |
 //! | `rt` | [`TicketArgs`] | a [`TicketView`]; error 16 when the resources are not to be had in time |
-//! | `lt` | | a list of [`TicketView`]s |
+//! | `lt` | [`TicketsArgs`] | a list of [`TicketView`]s, or a [`TicketsPage`] |
 //! | `ticket` | [`TicketName`] | a [`TicketView`] |
 //! | `sync` | [`SyncArgs`] | a [`Synced`]; error 62 (ETIME) when not all came in time |
 //! | `leave-data`, `leave` | [`LeaveData`], [`LeaveArgs`] | null; in a clone: it ends |
@@ -35,8 +36,7 @@
 //! ```
 //!
 //! One `clone` is under way at a time. Others wait for its end, and as with fork a clone has a copy of what waits: it
-//! goes on there too. Errors: 16 (EBUSY) the host is about to clone this VM, 22 (EINVAL) not exactly one of `count` and `ticket`, 107 (ENOTCONN) no
-//! host, 110 (ETIMEDOUT) a process could not be held, 125 (ECANCELED) the pre-clone hook failed, whose output is in the message; or the host's.
+//! goes on there too.
 //!
 //! What never changes between clones is also in a file, so that `gc vmid` costs one read and no context
 //! switch: [`IDENTITY_FILE`].
@@ -45,14 +45,15 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::link::{
     Answer, CallError, Cloned, JoinArgs, JoinData, JoinDataArgs, JoinedClone, KillArgs, LeaveArgs, LeaveData,
-    Member, SyncArgs, Synced, TicketArgs, TicketView,
+    ListArgs, Member, MembersPage, SyncArgs, Synced, TicketArgs, TicketName, TicketView, TicketsArgs,
+    TicketsPage,
 };
 
 /// The agent's socket.
 pub const SOCKET: &str = "/run/gridcentric/agent.sock";
 
-/// The VM's identity as `KEY=VALUE` lines (`vmid`, `ip`, `prefix`, `gateway`, `mac`, `hostname`, `family`),
-/// at most [`IDENTITY_MAX_BYTES`]. The agent replaces it by rename, or writes it in place while all other processes are held, so a
+/// The VM's identity as `KEY=VALUE` lines (`vmid`, `ip`, `prefix`, `gateway`, `mac`, `hostname`, `family`, `ticket`: what the VM was
+/// made under, empty on the master), at most [`IDENTITY_MAX_BYTES`]. The agent replaces it by rename, or writes it in place while all other processes are held, so a
 /// reader sees one identity whole. Lines may be empty.
 pub const IDENTITY_FILE: &str = "/run/gridcentric/identity";
 
@@ -100,13 +101,6 @@ pub struct CloneResult {
     /// Those that could not be started, with the reason; empty in a clone. Where all failed, the answer is an error instead.
     #[serde(default)]
     pub failed: Vec<(u32, String)>,
-}
-
-/// The arguments of the verb `ticket`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TicketName {
-    /// The ticket's UUID.
-    pub uuid: String,
 }
 
 #[cfg(test)]

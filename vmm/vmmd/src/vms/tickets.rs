@@ -34,8 +34,8 @@ pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 const SCHEDULER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long after one try that did not reach the scheduler comes the next.
 const RETRY: Duration = Duration::from_millis(200);
-/// Most tickets in one list for a guest.
-const LIST_MAX: u32 = 500;
+/// Most tickets on a page for a guest: so many fit on a line.
+pub(super) const LIST_MAX: u32 = 480;
 
 /// How many clones are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -405,13 +405,17 @@ impl Host {
         Ok(view(&ticket))
     }
 
-    /// The tickets of a family that somebody asked for, as the scheduler has them.
-    pub(super) async fn list_tickets(&self, family: Uuid) -> Result<Vec<TicketView>, Error> {
-        let request =
-            ListTicketsRequest { family: family.to_string(), page_size: LIST_MAX, page_token: String::new() };
+    /// A page of the tickets of a family that somebody asked for, as the scheduler has them, and where the next page begins.
+    pub(super) async fn list_tickets(
+        &self,
+        family: Uuid,
+        page_token: String,
+    ) -> Result<(Vec<TicketView>, Option<String>), Error> {
+        let request = ListTicketsRequest { family: family.to_string(), page_size: LIST_MAX, page_token };
         let listed = self.tickets.client().list_tickets(request).await;
         let listed = listed.map_err(|status| self.tickets.failed("list tickets", status))?.into_inner();
-        Ok(listed.tickets.iter().filter(|ticket| !ticket.loose).map(view).collect())
+        let tickets = listed.tickets.iter().filter(|ticket| !ticket.loose).map(view).collect();
+        Ok((tickets, Some(listed.next_page_token).filter(|token| !token.is_empty())))
     }
 
     /// A family has ended: what it was granted is for others.

@@ -91,8 +91,8 @@ fn a_ticket_is_granted_used_and_released() {
         let use_it = json!({"ticket": ticket});
         let unknown = json!({"ticket": "00000000-0000-0000-0000-000000000001"});
         assert_eq!(refused(&mut client, "web", "clone", unknown).await.0, 2);
-        assert_eq!(refused(&mut client, "other", "clone", use_it.clone()).await.0, 1);
-        assert_eq!(refused(&mut client, "other", "ticket", json!({"uuid": ticket})).await.0, 1);
+        assert_eq!(refused(&mut client, "other", "clone", use_it.clone()).await.0, 13);
+        assert_eq!(refused(&mut client, "other", "ticket", json!({"uuid": ticket})).await.0, 13);
         let wide = json!({"max_cpus": 9, "min_vms": 1, "min_cpus_per_vm": 2, "timeout_ms": 0});
         let (code, message) = refused(&mut client, "web", "rt", wide).await;
         assert!(code == 22 && message.contains("fewer than 2"), "{message}");
@@ -103,7 +103,7 @@ fn a_ticket_is_granted_used_and_released() {
         let answer = ask(&mut client, "web", "clone", &use_it.to_string()).await;
         assert_eq!(answer["ok"]["vmids"], json!([1, 2, 3]), "{answer}");
         assert!(console(&mut client, "web.2").await.contains(&format!("ticket: {ticket}\n")));
-        assert_eq!(refused(&mut client, "web", "clone", use_it.clone()).await.0, 16, "used already");
+        assert_eq!(refused(&mut client, "web", "clone", use_it.clone()).await.0, 116, "used already");
         wait(&mut client, "web.1", Until::Ready).await.unwrap();
         assert_eq!(status(&mut client, "web.1", &ticket).await, "used", "its clones are of the family");
 
@@ -117,7 +117,7 @@ fn a_ticket_is_granted_used_and_released() {
             kill(&mut client, name).await;
         }
         assert_eq!(status(&mut client, "web", &ticket).await, "released");
-        assert_eq!(refused(&mut client, "web", "clone", use_it).await.0, 16);
+        assert_eq!(refused(&mut client, "web", "clone", use_it).await.0, 116);
     });
 }
 

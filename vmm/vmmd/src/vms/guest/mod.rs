@@ -1,29 +1,25 @@
 //! Calls of guests that the host answers. The VM is known by its connection; nothing it says names another family's.
 //!
-//! | verb | arguments | returns |
-//! | --- | --- | --- |
-//! | `list` | | a list of [`Member`] |
-//! | `clone` | [`CloneArgs`] | [`Cloned`], when the clones execute |
-//! | `rt` | [`patina_abi::link::TicketArgs`] | [`patina_abi::link::TicketView`] |
-//! | `ticket` | `{"uuid": …}` | [`patina_abi::link::TicketView`] |
-//! | `lt` | | a list of [`patina_abi::link::TicketView`] |
-//! | `sync`, `leave-data`, `leave`, `join`, `join-data`, `kill` | as [`patina_abi::link`] says | see [`together`] |
+//! - [`look`]: `list`, `lt`, `ticket`.
+//! - [`together`]: `sync`, `leave-data`, `leave`, `join`, `join-data`, `kill`.
+//! - here: `clone`, `rt`; what an error is to a guest.
+//!
+//! [`patina_abi::local`] has a table of all verbs, [`patina_abi::codes`] what each may be refused with.
 
+mod look;
 pub mod together;
 
 use super::{
     Host, Vm,
     clone::{COUNT, Call, Clones},
     error::{Error, Unprepared},
-    tickets::{Wanted, view},
+    tickets::Wanted,
 };
-use crate::store::record::Record;
 use patina_abi::{
     LINE_MAX_BYTES,
-    link::{Answer, CallError, CloneArgs, Cloned, Member},
+    link::{Answer, CallError, CloneArgs, Cloned},
 };
-use patina_proto::v1::GetTicketRequest;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -38,12 +34,6 @@ const REASON_CHARS: usize = 160;
 /// How much when that is too much for one line. So much of the widest characters of 256 clones fits.
 const REASON_FEW_CHARS: usize = 16;
 
-/// The arguments of `ticket`.
-#[derive(Debug, Deserialize)]
-struct TicketName {
-    uuid: String,
-}
-
 /// Answers one call of a VM, which came at `arrived_ns`.
 pub(super) async fn answer(
     host: &Arc<Host>,
@@ -53,7 +43,7 @@ pub(super) async fn answer(
     arrived_ns: u64,
 ) -> Answer {
     let answered = match verb {
-        "list" => list(&host.table.all(), &vm.record, &host.settings.hostname),
+        "list" => look::list(&host.table.all(), &vm.record, &host.settings.hostname, args),
         "clone" => match parse(args) {
             Ok(args) => clone(host, vm, args, arrived_ns).await,
             Err(error) => Err(error),
@@ -62,8 +52,8 @@ pub(super) async fn answer(
             Ok(args) => host.request_ticket(vm, args).await.map_err(refusal).and_then(|view| write(&view)),
             Err(error) => Err(error),
         },
-        "ticket" => one_ticket(host, vm, args).await,
-        "lt" => host.list_tickets(vm.record.family).await.map_err(refusal).and_then(|views| write(&views)),
+        "ticket" => look::one_ticket(host, vm, args).await,
+        "lt" => look::tickets(host, vm, args).await,
         "sync" => together::sync(host, vm, args).await,
         "leave-data" => together::leave_data(vm, args),
         "leave" => together::leave(host, vm, args).await,
@@ -81,6 +71,11 @@ fn parse<T: DeserializeOwned>(args: serde_json::Value) -> Result<T, CallError> {
     serde_json::from_value(args).map_err(|error| refuse(libc::EINVAL, format!("read the arguments: {error}")))
 }
 
+/// No arguments are all of them left out.
+fn optional<T: DeserializeOwned + Default>(args: serde_json::Value) -> Result<T, CallError> {
+    if args.is_null() { Ok(T::default()) } else { parse(args) }
+}
+
 fn ticket(text: &str) -> Result<Uuid, CallError> {
     let shown = first_chars(text, ECHO_CHARS);
     text.parse().map_err(|_| refuse(libc::EINVAL, format!("{shown:?} is no ticket: it is written as a UUID")))
@@ -92,23 +87,6 @@ fn write(value: &impl Serialize) -> Answered {
         Ok(_) => Err(refuse(libc::EMSGSIZE, "the answer does not fit on one line".into())),
         Err(error) => Err(refuse(libc::EIO, format!("write the answer: {error}"))),
     }
-}
-
-fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str) -> Answered {
-    let mut members: Vec<Member> = vms
-        .iter()
-        .filter(|vm| vm.record.family == record.family)
-        .filter_map(|vm| {
-            Some(Member {
-                vmid: vm.record.vmid,
-                ip: vm.record.net.ip(vm.record.vmid)?,
-                state: vm.status().phase.word().to_owned(),
-                host: hostname.to_owned(),
-            })
-        })
-        .collect();
-    members.sort_by_key(|member| member.vmid);
-    write(&members)
 }
 
 fn wanted(args: &CloneArgs) -> Result<Wanted, CallError> {
@@ -165,14 +143,6 @@ fn cloned(clones: Clones) -> Result<Cloned, CallError> {
     }
 }
 
-async fn one_ticket(host: &Host, vm: &Vm, args: serde_json::Value) -> Answered {
-    let TicketName { uuid } = parse(args)?;
-    let (id, family) = (ticket(&uuid)?.to_string(), vm.record.family.to_string());
-    let found = host.tickets.client().get_ticket(GetTicketRequest { id, family }).await;
-    let found = found.map_err(|status| refusal(host.tickets.failed("look at a ticket", status)))?;
-    write(&view(&found.into_inner()))
-}
-
 /// An error as a guest sees it: an errno for programs, the message for people.
 fn refusal(error: Error) -> CallError {
     let code = match &error {
@@ -191,18 +161,23 @@ fn refusal(error: Error) -> CallError {
     refuse(code, error.to_string())
 }
 
-/// The scheduler's reasons as errnos.
+/// The scheduler's reasons as errnos. EBUSY and EAGAIN are for what another try may bring, and for nothing else.
 fn errno(status: &Status) -> i32 {
     let info = status.get_details_error_info();
-    match (info.as_ref().map(|info| info.reason.as_str()), status.code()) {
-        (Some("UNKNOWN_TICKET"), _) => libc::ENOENT,
-        (Some("FOREIGN_TICKET"), _) => libc::EPERM,
-        (Some("UNKNOWN_VM"), _) => libc::ESRCH,
-        (Some("TOO_MUCH_DATA"), _) => libc::EFBIG,
-        (Some("NOT_USED"), _) | (_, Code::InvalidArgument) => libc::EINVAL,
+    match (info.as_ref().map_or("", |info| info.reason.as_str()), status.code()) {
+        ("UNKNOWN_TICKET", _) => libc::ENOENT,
+        ("FOREIGN_TICKET", _) => libc::EACCES,
+        ("UNKNOWN_VM" | "NOT_CLONE", _) => libc::ESRCH,
+        ("NOT_USED" | "NOT_PARENT", _) => libc::ECHILD,
+        ("USED" | "RELEASED" | "EXPIRED" | "FENCED", _) => libc::ESTALE,
+        ("SMALL_TICKET" | "OTHER_HOST", _) => libc::EXDEV,
+        ("TOO_MUCH_DATA", _) => libc::EFBIG,
+        ("TOO_MANY_TICKETS", _) => libc::EDQUOT,
+        ("NO_CAPACITY", _) => libc::EBUSY,
+        ("IMPOSSIBLE", _) | (_, Code::InvalidArgument) => libc::EINVAL,
         (_, Code::DeadlineExceeded) => libc::ETIME,
-        (_, Code::ResourceExhausted | Code::FailedPrecondition | Code::Aborted) => libc::EBUSY,
-        (_, Code::Unavailable) => libc::EAGAIN,
+        // A host that is not registered, or was fenced, registers anew at once.
+        ("UNKNOWN_HOST", _) | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => libc::EAGAIN,
         _ => libc::EIO,
     }
 }
@@ -212,27 +187,12 @@ fn refuse(code: i32, message: String) -> CallError {
 }
 
 #[cfg(test)]
+#[path = "codes_test.rs"]
+mod codes_test;
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vms::tests::ended_vm;
-
-    #[test]
-    fn a_guest_sees_its_own_family_and_no_other() {
-        let vm = ended_vm("a");
-        let value = list(&[Arc::clone(&vm)], &vm.record, "h").unwrap();
-        let members: Vec<Member> = serde_json::from_value(value).unwrap();
-        let ip = "100.64.32.1".parse().unwrap();
-        assert_eq!(members, [Member { vmid: 0, ip, state: "ended".into(), host: "h".into() }]);
-        let stranger = Record { family: Uuid::from_u128(1), ..vm.record.clone() };
-        assert_eq!(list(&[vm], &stranger, "h"), Ok(serde_json::json!([])));
-    }
-
-    #[test]
-    fn an_answer_that_fits_no_line_is_refused() {
-        let vm = ended_vm("a");
-        let many = vec![Arc::clone(&vm); 2000];
-        assert_eq!(list(&many, &vm.record, "h").unwrap_err().code, libc::EMSGSIZE);
-    }
 
     #[test]
     fn clones_are_asked_for_by_number_or_by_ticket() {

@@ -1,6 +1,6 @@
 //! What the VMs of a ticket do together: they meet, leave results, wait for each other's end, end each other.
 
-use super::{Answered, parse, refusal, refuse, ticket, write};
+use super::{Answered, optional, parse, refusal, refuse, ticket, write};
 use crate::{
     plan::lifecycle::Phase,
     vms::{
@@ -38,7 +38,7 @@ fn pieces(vm: &Vm) -> MutexGuard<'_, Pieces> {
 }
 
 /// The ticket that this VM was cloned with.
-fn own_ticket(vm: &Vm, verb: &str) -> Result<Uuid, CallError> {
+pub(super) fn own_ticket(vm: &Vm, verb: &str) -> Result<Uuid, CallError> {
     ticket_of(&vm.record).ok_or_else(|| {
         let message =
             format!("{verb}: this VM is the master, no clone; say which ticket: `gc {verb} TICKET`");
@@ -67,11 +67,6 @@ pub(super) async fn sync(host: &Host, vm: &Vm, args: Value) -> Answered {
     let met = host.tickets.client().sync(request).await;
     let met = met.map_err(|status| refusal(host.tickets.failed("sync", status)))?.into_inner();
     write(&Synced { round: met.round, arrived: met.arrived })
-}
-
-/// No arguments are all of them left out.
-fn optional<T: serde::de::DeserializeOwned + Default>(args: Value) -> Result<T, CallError> {
-    if args.is_null() { Ok(T::default()) } else { parse(args) }
 }
 
 pub(super) fn leave_data(vm: &Vm, args: Value) -> Answered {
