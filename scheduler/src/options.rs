@@ -87,11 +87,15 @@ impl Options {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+/// A duration as the core counts it.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn percent(factor: f64) -> u32 {
+/// A [`factor`] as the core counts it.
+#[must_use]
+pub fn percent(factor: f64) -> u32 {
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -138,7 +142,11 @@ fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, ValueEr
     if (least..=most).contains(&given) { Ok(given) } else { Err(ValueError::Range { given, least, most }) }
 }
 
-fn ttl(text: &str) -> Result<Duration, ValueError> {
+/// Reads how long a ticket may stay unused: `600s`, `10m`, `1h`.
+///
+/// # Errors
+/// It is no time, or out of bounds.
+pub fn ttl(text: &str) -> Result<Duration, ValueError> {
     time(text, Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600))
 }
 
@@ -150,7 +158,11 @@ fn remember(text: &str) -> Result<Duration, ValueError> {
     time(text, Duration::from_secs(1), Duration::from_secs(30 * 24 * 3600))
 }
 
-fn factor(text: &str) -> Result<f64, ValueError> {
+/// Reads how many times what there is may be granted: `1.5`.
+///
+/// # Errors
+/// It is no number, or out of bounds.
+pub fn factor(text: &str) -> Result<f64, ValueError> {
     let wrong = || ValueError::Factor(text.to_owned());
     let factor: f64 = text.parse().map_err(|_| wrong())?;
     if (0.01..=OVERCOMMIT_MAX).contains(&factor) { Ok(factor) } else { Err(wrong()) }

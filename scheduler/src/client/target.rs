@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// Where a scheduler is: `unix:PATH` or `http://HOST:PORT`.
+/// Where a scheduler is: `unix:PATH`, or `http://HOST:PORT`, which may be written `tcp:HOST:PORT` too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// A socket of this machine.
@@ -20,7 +20,7 @@ pub enum Target {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Neither form.
-    #[error("write unix:/PATH or http://HOST:PORT, not {0:?}")]
+    #[error("write unix:/PATH, tcp:HOST:PORT or http://HOST:PORT, not {0:?}")]
     Form(String),
     /// There is no TLS.
     #[error("{0:?}: TLS comes later; use http:// on a network that nobody else is on, or unix: with ssh")]
@@ -38,7 +38,7 @@ impl FromStr for Target {
         if let Some(path) = text.strip_prefix("unix:") {
             return if path.starts_with('/') { Ok(Self::Unix(path.into())) } else { Err(form()) };
         }
-        let rest = text.strip_prefix("http://").ok_or_else(form)?;
+        let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("tcp:")).ok_or_else(form)?;
         let (host, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or_else(form)?;
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let foreign = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%'));
@@ -70,6 +70,7 @@ mod tests {
         {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
+        assert_eq!("tcp:[::1]:7000".parse::<Target>().unwrap().to_string(), "http://[::1]:7000");
         assert_eq!("http://a:1/".parse::<Target>().unwrap().to_string(), "http://a:1");
     }
 
@@ -84,6 +85,8 @@ mod tests {
             "http://a:x",
             "http://::1:1",
             "http://a b:1",
+            "tcp:a",
+            "tcp://a:1",
             "a:1",
         ] {
             let refused = text.parse::<Target>().unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use crate::{
     grpc::facts::Facts,
-    options::{Granting, Options},
+    options::Options,
     store::{StateDir, StoreError},
     vms::tickets::Tickets,
 };
@@ -13,6 +13,7 @@ use scheduler::{
     embedded::Embedded,
     engine::EngineError,
     grpc::Service,
+    options::{milliseconds, percent},
     store::{
         self,
         file::{FileStore, Lasting},
@@ -57,7 +58,7 @@ impl Cluster {
         }
         // What the ledger tells of does not outlive this host, so it need not either.
         let store = FileStore::open(&state.path().join("scheduler"), Lasting::Process)?;
-        let embedded = Embedded::start(Box::new(store), granting(&options.granting))?;
+        let embedded = Embedded::start(Box::new(store), granting(options))?;
         let tickets = Tickets::new(embedded.client(), info, String::new());
         Ok(Self { tickets, embedded: Some(embedded) })
     }
@@ -88,14 +89,16 @@ impl Cluster {
     }
 }
 
-fn granting(granting: &Granting) -> api::Options {
+/// How the built-in scheduler grants.
+pub(crate) fn granting(options: &Options) -> api::Options {
     api::Options {
-        ttl_ms: granting.ticket_ttl.saturating_mul(1000),
+        ttl_ms: milliseconds(options.granting.ticket_ttl),
         // It lives and dies with this host.
         lease_ms: 0,
         remember_ms: REMEMBER_MS,
-        cpu_percent: granting.overcommit_cpu.saturating_mul(100),
-        memory_percent: granting.overcommit_memory.saturating_mul(100),
+        // Of hosts that do not say: this one does.
+        cpu_percent: percent(options.overcommit_cpu),
+        memory_percent: percent(options.overcommit_memory),
         policy: Policy::Pack,
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     plan::spec::DefaultImages,
     process::spawn,
     store::{StateDir, StoreError},
-    vms::{Host, Settings, error::Error as HostError},
+    vms::{Host, Settings, error::Error as HostError, remove},
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -193,6 +193,7 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         range: options.network,
         hostname: Facts::gather().hostname,
         warm: usize::from(options.warm),
+        keep_ended: remove::keep_ended(options),
     })
 }
 

@@ -2,39 +2,46 @@
 
 use crate::plan::address::Range;
 use clap::Parser;
-use scheduler::{client::Target, listen::Address};
-use std::{net::SocketAddr, path::PathBuf};
+use scheduler::{
+    client::Target,
+    listen::Address,
+    options::{factor, ttl},
+};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Above what only a scheduler of one's own heeds.
+const BUILT_IN: &str = "Built-in scheduler (--standalone)";
+/// What no option says.
+const ENVIRONMENT: &str = "\
+Environment:
+  PATINA_LOG  what is logged: error, warn, info (the default), debug, trace; or by module, info,vmmd::vms=debug";
 
 /// The daemon of a Patina host: runs VMs and answers `vmctl`.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "vmmd", version = crate::REVISION)]
+#[command(name = "vmmd", version = crate::REVISION, after_help = ENVIRONMENT, max_term_width = 100)]
 pub struct Options {
     /// Serve this host alone, with a scheduler built in
     #[arg(long, required_unless_present = "scheduler", conflicts_with = "scheduler")]
     pub standalone: bool,
 
-    /// The scheduler of the cluster that this host belongs to: unix:PATH or http://HOST:PORT
-    #[arg(long, value_name = "ADDRESS", env = "PATINA_SCHEDULER")]
+    /// The scheduler of the cluster that this host belongs to: unix:PATH, tcp:HOST:PORT or http://HOST:PORT
+    #[arg(long, value_name = "ADDRESS", env = "PATINA_VMMD_SCHEDULER")]
     pub scheduler: Option<Target>,
 
     /// Where the cluster reaches this vmmd, for its list of hosts [default: --listen]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", env = "PATINA_VMMD_ADVERTISE")]
     pub advertise: Option<String>,
 
-    /// How the built-in scheduler grants tickets
-    #[command(flatten)]
-    pub granting: Granting,
-
     /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT on a loopback address
-    #[arg(long, default_value = "unix:/run/patina/vmmd.sock", env = "PATINA_LISTEN")]
+    #[arg(long, default_value = "unix:/run/patina/vmmd.sock", env = "PATINA_VMMD_LISTEN")]
     pub listen: Address,
 
     /// Where state is kept: VMs and their logs
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/patina", env = "PATINA_STATE_DIR")]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/patina", env = "PATINA_VMMD_STATE_DIR")]
     pub state_dir: PathBuf,
 
     /// The range that families of VMs take their networks from, a /20 each
-    #[arg(long, value_name = "RANGE", default_value = "100.64.0.0/10", env = "PATINA_NETWORK")]
+    #[arg(long, value_name = "RANGE", default_value = "100.64.0.0/10", env = "PATINA_VMMD_NETWORK")]
     pub network: Range,
 
     /// Kernel of VMs that name none: a vmlinux or a bzImage [default: /usr/lib/patina/vmlinux, or else the one
@@ -47,41 +54,50 @@ pub struct Options {
     pub rootfs: Option<PathBuf>,
 
     /// The vmm program [default: `vmm` beside this program]
-    #[arg(long, value_name = "FILE", env = "PATINA_VMM")]
+    #[arg(long, value_name = "FILE", env = "PATINA_VMMD_VMM")]
     pub vmm: Option<PathBuf>,
 
     /// How many warm vmm processes each family has ready for its next clones, once a VM of it is ready
-    #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]
+    #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_VMMD_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub warm: u16,
 
     /// Most clones at once on this host, those that guests have tickets for included
-    #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_MAX_VMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_VMMD_MAX_VMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub max_vms: u32,
 
+    /// Most clones that have ended and are kept for `vmctl ls` and `logs`; the oldest go. Masters stay until `vmctl rm`
+    #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_VMMD_KEEP_ENDED", value_parser = clap::value_parser!(u32).range(0..=1024))]
+    pub keep_ended: u32,
+
+    /// CPUs that clones may have for each CPU of this host: most of them wait most of the time
+    #[arg(long, value_name = "FACTOR", default_value = "128", env = "PATINA_VMMD_OVERCOMMIT_CPU", value_parser = factor, allow_negative_numbers = true)]
+    pub overcommit_cpu: f64,
+
+    /// Memory that clones may have for each MiB of this host: they share what they do not write
+    #[arg(long, value_name = "FACTOR", default_value = "8", env = "PATINA_VMMD_OVERCOMMIT_MEMORY", value_parser = factor, allow_negative_numbers = true)]
+    pub overcommit_memory: f64,
+
     /// Serve metrics in Prometheus's form on this loopback address, for example 127.0.0.1:9464
-    #[arg(long, value_name = "ADDRESS", env = "PATINA_METRICS")]
+    #[arg(long, value_name = "ADDRESS", env = "PATINA_VMMD_METRICS")]
     pub metrics: Option<SocketAddr>,
 
     /// Log in JSON
     #[arg(long)]
     pub log_json: bool,
+
+    // The last: its heading is that of all that comes after it.
+    /// How the built-in scheduler grants tickets
+    #[command(flatten)]
+    pub granting: Granting,
 }
 
 /// Settings of the scheduler that is built in.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Built-in scheduler")]
+#[command(next_help_heading = BUILT_IN)]
 pub struct Granting {
-    /// How long a ticket may stay unused, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, env = "PATINA_TICKET_TTL", value_parser = clap::value_parser!(u64).range(1..=604_800))]
-    pub ticket_ttl: u64,
-
-    /// CPUs that clones may have for each CPU of the host: most of them wait most of the time
-    #[arg(long, value_name = "N", default_value_t = 128, env = "PATINA_OVERCOMMIT_CPU", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub overcommit_cpu: u32,
-
-    /// Memory that clones may have for each MiB of the host: they share what they do not write
-    #[arg(long, value_name = "N", default_value_t = 8, env = "PATINA_OVERCOMMIT_MEMORY", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub overcommit_memory: u32,
+    /// How long a ticket may stay unused: 600s, 10m, 1h
+    #[arg(long, value_name = "TIME", default_value = "600s", env = "PATINA_VMMD_TICKET_TTL", value_parser = ttl, conflicts_with = "scheduler")]
+    pub ticket_ttl: Duration,
 }
 
 impl Options {
@@ -108,22 +124,58 @@ mod tests {
         Options::command().debug_assert();
         let options = Options::try_parse_from(["vmmd", "--standalone"]).unwrap();
         assert_eq!(options.listen.to_string(), "unix:/run/patina/vmmd.sock");
-        assert_eq!((options.warm, options.max_vms), (2, 256));
+        assert_eq!((options.warm, options.max_vms, options.keep_ended), (2, 256, 256));
+        assert_eq!((options.overcommit_cpu, options.overcommit_memory), (128.0, 8.0));
+        assert_eq!(options.granting.ticket_ttl, Duration::from_secs(600));
         assert!(Options::try_parse_from(["vmmd"]).is_err(), "either way must be said");
     }
 
     #[test]
+    fn only_what_the_built_in_scheduler_heeds_stands_under_its_heading() {
+        let command = Options::command();
+        let under: Vec<_> = command
+            .get_arguments()
+            .filter(|argument| argument.get_help_heading().is_some())
+            .map(|argument| (argument.get_id().as_str(), argument.get_help_heading()))
+            .collect();
+        assert_eq!(under, [("ticket_ttl", Some(BUILT_IN))]);
+    }
+
+    #[test]
+    fn variables_are_vmmds_own_but_for_the_images() {
+        let command = Options::command();
+        let variables = command.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
+        let shared: Vec<_> = variables.filter(|variable| !variable.starts_with("PATINA_VMMD_")).collect();
+        assert_eq!(shared, ["PATINA_KERNEL", "PATINA_ROOTFS"]);
+    }
+
+    #[test]
+    fn a_scheduler_is_named_in_all_the_ways_that_vmctl_takes() {
+        for (written, read) in [
+            ("unix:/s", "unix:/s"),
+            ("http://127.0.0.1:7000", "http://127.0.0.1:7000"),
+            ("tcp:127.0.0.1:7000", "http://127.0.0.1:7000"),
+        ] {
+            let options = Options::try_parse_from(["vmmd", "--scheduler", written]).unwrap();
+            assert_eq!(options.scheduler.unwrap().to_string(), read);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_what_can() {
-        let refused = |args: &[&str]| {
-            let args = ["vmmd", "--standalone"].iter().chain(&args[1..]);
-            Options::try_parse_from(args).unwrap_err().to_string()
+        let refused = |words: &str| {
+            let line = format!("vmmd {words}");
+            Options::try_parse_from(line.split_whitespace()).unwrap_err().to_string()
         };
-        assert!(refused(&["vmmd", "--scheduler", "unix:/s"]).contains("cannot be used with"));
-        let text = refused(&["vmmd", "--network", "100.64.0.0/24"]);
+        assert!(refused("--standalone --scheduler unix:/s").contains("cannot be used with"));
+        assert!(refused("--scheduler unix:/s --ticket-ttl 5m").contains("cannot be used with"));
+        let text = refused("--standalone --network 100.64.0.0/24");
         assert!(text.contains("/20"), "{text}");
-        let text = refused(&["vmmd", "--listen", "tcp:0.0.0.0:1"]);
+        let text = refused("--standalone --listen tcp:0.0.0.0:1");
         assert!(text.contains("TLS comes later"), "{text}");
-        assert!(refused(&["vmmd", "--warm", "257"]).contains("257"));
-        assert!(refused(&["vmmd", "--max-vms", "0"]).contains("--max-vms"));
+        for words in ["--warm 257", "--max-vms 0", "--keep-ended 1025", "--overcommit-cpu 0"] {
+            let text = refused(&format!("--standalone {words}"));
+            assert!(text.contains(words.split(' ').next().unwrap()), "{text}");
+        }
     }
 }

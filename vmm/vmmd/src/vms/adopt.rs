@@ -60,6 +60,7 @@ impl Host {
         }
         self.state.keep_families(&self.living_families())?;
         adopted.reaped += self.net.reap(&self.table.families()).await?.len();
+        self.forget_old_clones().await;
         // Only now: what is made for a VM taken over must not be taken for what was left.
         self.making.add_permits(MAKING_AT_ONCE);
         Ok(adopted)

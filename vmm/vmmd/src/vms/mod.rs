@@ -1,7 +1,8 @@
 //! The VMs of a host.
 //!
 //! - [`create`](mod@create): makes one, or leaves nothing; [`clone`](mod@clone): makes copies of one that runs, out of
-//!   [`warm`] VMs, of which [`pool`] keeps some ready; [`touched`]: what helps clones to start.
+//!   [`warm`] VMs, of which [`pool`] keeps some ready; [`touched`]: what helps clones to start;
+//!   [`remove`](mod@remove): forgets one that has ended, and by itself the oldest clones that have.
 //! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
 //! - [`adopt`]: takes over what an earlier `vmmd` left.
 //! - [`table`]: names and families in use; [`family`]: numbers, vmids and bridges of families;
@@ -15,6 +16,7 @@ pub mod family;
 pub mod guest;
 pub mod images;
 pub mod pool;
+pub mod remove;
 pub mod supervise;
 pub mod table;
 pub mod tickets;
@@ -78,6 +80,8 @@ pub struct Settings {
     pub hostname: String,
     /// How many warm VMs each family has.
     pub warm: usize,
+    /// How many clones that have ended are kept.
+    pub keep_ended: usize,
 }
 
 /// The host's VMs.
@@ -203,25 +207,6 @@ impl Host {
             Ok(ended) => ended.map(|()| vm),
             Err(_) => Err(Error::Unkillable(name.to_owned())),
         }
-    }
-
-    /// Forgets an ended VM and deletes its files.
-    ///
-    /// # Errors
-    /// There is none, it runs, or its files cannot be deleted.
-    pub async fn remove(&self, name: &str, force: bool) -> Result<(), Error> {
-        if force {
-            self.kill(name, "removed by an operator").await?;
-        }
-        let (vm, reservation) = self.table.take_ended(name)?;
-        let vm_record = vm.record.clone();
-        if let Err(error) = vm.dir.delete() {
-            reservation.fill(vm);
-            return Err(error.into());
-        }
-        tracing::info!(vm = name, "removed");
-        self.tell(&vm_record, "removed", "");
-        Ok(())
     }
 
     /// Something has happened to a VM.

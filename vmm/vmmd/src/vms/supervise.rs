@@ -279,6 +279,9 @@ impl Supervisor {
         self.vm.record.ready_after_us = self.vm.life.ready_after_us;
         self.save(Lasting::Host).await;
         self.publish();
+        if self.vm.record.vmid > 0 {
+            self.host.forget_old_clones().await;
+        }
     }
 
     async fn hear_last_words(&mut self) {

@@ -4,6 +4,7 @@
 
 mod bench;
 mod clones;
+mod ended;
 mod life;
 mod pool;
 mod refusal;
