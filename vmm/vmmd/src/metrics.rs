@@ -11,7 +11,8 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
     metrics::{
-        counter::{ConstCounter, Counter},
+        MetricType,
+        counter::Counter,
         family::Family,
         gauge::ConstGauge,
         histogram::{Histogram, exponential_buckets},
@@ -130,29 +131,27 @@ impl Metrics {
     /// All of it, and what there is on the host.
     #[must_use]
     pub fn registry(host: &Arc<Host>) -> Registry {
+        host.metrics.with(Box::new(Now(Arc::downgrade(host))))
+    }
+
+    fn with(&self, now: Box<dyn Collector>) -> Registry {
         let mut all = Registry::with_prefix("patina");
-        let metrics = &host.metrics;
-        all.register_with_unit(
-            "clone_stage",
-            "Parts of a clone's way",
-            Unit::Seconds,
-            metrics.stages.clone(),
-        );
+        all.register_with_unit("clone_stage", "Parts of a clone's way", Unit::Seconds, self.stages.clone());
         all.register_with_unit(
             "clone_pause",
             "How long no vCPU of a VM that was cloned ran",
             Unit::Seconds,
-            metrics.pauses.clone(),
+            self.pauses.clone(),
         );
         all.register_with_unit(
             "clone_copied",
             "RAM that was copied into generations",
             Unit::Bytes,
-            metrics.copied_bytes.clone(),
+            self.copied_bytes.clone(),
         );
-        all.register("clones", "Clones, made or failed", metrics.clones.clone());
-        all.register("guest_calls", "Calls of guests that the host answered", metrics.calls.clone());
-        all.register_collector(Box::new(Now(Arc::downgrade(host))));
+        all.register("clones", "Clones, made or failed", self.clones.clone());
+        all.register("guest_calls", "Calls of guests that the host answered", self.calls.clone());
+        all.register_collector(now);
         all
     }
 }
@@ -167,10 +166,33 @@ impl fmt::Debug for Now {
 }
 
 impl Collector for Now {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Some(host) = self.0.upgrade() else { return Ok(()) };
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.0.upgrade().map_or(Ok(()), |host| Amounts::of(&host).encode(encoder))
+    }
+}
+
+/// What there is at a moment.
+#[derive(Debug, Default)]
+struct Amounts {
+    booting: usize,
+    ready: usize,
+    ended: usize,
+    used: Usage,
+    warm: u32,
+}
+
+impl Amounts {
+    fn of(host: &Host) -> Self {
         let all = host.table.all();
-        let mut used = Usage::default();
+        let mut amounts = Self { warm: host.table.warm(), ..Self::default() };
+        for vm in &all {
+            match vm.status().phase {
+                Phase::Booting => amounts.booting += 1,
+                Phase::Ready => amounts.ready += 1,
+                Phase::Ended(_) => amounts.ended += 1,
+            }
+        }
+        let used = &mut amounts.used;
         for usage in all.iter().filter_map(usage) {
             used.private_kib += usage.private_kib;
             used.shared_kib += usage.shared_kib;
@@ -178,14 +200,13 @@ impl Collector for Now {
             used.minor_faults += usage.minor_faults;
             used.major_faults += usage.major_faults;
         }
-        let mut states = encoder.encode_descriptor(
-            "vms",
-            "VMs by state",
-            None,
-            prometheus_client::metrics::MetricType::Gauge,
-        )?;
-        for state in ["booting", "ready", "ended"] {
-            let count = all.iter().filter(|vm| vm.status().phase.word() == state).count();
+        amounts
+    }
+
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Self { booting, ready, ended, used, warm } = self;
+        let mut states = encoder.encode_descriptor("vms", "VMs by state", None, MetricType::Gauge)?;
+        for (state, count) in [("booting", *booting), ("ready", *ready), ("ended", *ended)] {
             let label = StateLabel { state };
             ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX))
                 .encode(states.encode_family(&label)?)?;
@@ -203,21 +224,16 @@ impl Collector for Now {
             ),
             ("vms_minor_faults", "Page faults of running VMs without I/O", used.minor_faults),
             ("vms_major_faults", "Page faults of running VMs with I/O", used.major_faults),
-            ("vmms_warm", "vmm processes that wait for a generation", u64::from(host.table.warm())),
+            // No counter: what a VM had goes with it.
+            ("vms_cpu_seconds", "Time that the VMs that run had", used.cpu_us / 1_000_000),
+            ("vmms_warm", "vmm processes that wait for a generation", u64::from(*warm)),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             let encoder = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(encoder)?;
         }
-        let cpu = ConstCounter::new(used.cpu_us / 1_000_000);
-        let encoder = encoder.encode_descriptor(
-            "vms_cpu",
-            "Time that running VMs had",
-            Some(&Unit::Seconds),
-            cpu.metric_type(),
-        )?;
-        cpu.encode(encoder)
+        Ok(())
     }
 }
 
@@ -227,4 +243,50 @@ fn usage(vm: &Arc<Vm>) -> Option<Usage> {
         return None;
     }
     Usage::of(vm.record.process.as_ref()?.pid).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cluster, options::Options};
+    use clap::Parser as _;
+    use patina_proto::v1::ReleaseTicketRequest;
+    use scheduler::{embedded::Embedded, store::memory::MemoryStore};
+    use std::collections::BTreeSet;
+    use uuid::Uuid;
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl Collector for Nothing {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+            Amounts::default().encode(encoder)
+        }
+    }
+
+    #[tokio::test]
+    async fn every_metric_is_in_the_documentation_with_its_kind_and_no_other() {
+        let options = Options::try_parse_from(["vmmd", "--standalone"]).unwrap();
+        let embedded =
+            Embedded::start(Box::new(MemoryStore::default()), cluster::granting(&options)).unwrap();
+        // What has labels is there from the first time on.
+        let unknown = ReleaseTicketRequest { id: Uuid::new_v4().to_string(), family: String::new() };
+        embedded.client().release_ticket(unknown).await.unwrap_err();
+        let metrics = Metrics::default();
+        metrics.stage(Stage::Admit, Duration::ZERO);
+        metrics.clones(1, 0);
+        metrics.guest_call(true);
+        let registry = metrics.with(Box::new(Nothing));
+        let text = Metrics::text(&registry, Some(embedded.engine().clone())).await.unwrap();
+        embedded.stop().await;
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let told: BTreeSet<(&str, &str)> = types.filter_map(|line| line.split_once(' ')).collect();
+        let rows = include_str!("../../../docs/metrics.md").lines().filter_map(|line| {
+            let (name, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
+            Some((name, rest.split_once(" | ")?.0))
+        });
+        let documented: BTreeSet<(&str, &str)> = rows.collect();
+        assert!(told.len() > 15, "{told:?}");
+        assert_eq!(told, documented);
+    }
 }
