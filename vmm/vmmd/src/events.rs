@@ -1,4 +1,5 @@
-//! What happens on the host, for those who watch: the last of it is remembered, what comes is handed on.
+//! What happens to the VMs of the host, for those who watch: the last of it is remembered, what comes is handed on. What becomes of
+//! tickets is the scheduler's to tell.
 
 use patina_proto::v1::Event;
 use std::{
