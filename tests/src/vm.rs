@@ -25,6 +25,20 @@ impl<'a> Vm<'a> {
         &self.name
     }
 
+    /// Another VM of the same host.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        Self::new(self.host, name)
+    }
+
+    /// Waits until its agent is ready.
+    ///
+    /// # Errors
+    /// It is not within two minutes.
+    pub fn wait_ready(&self) -> Result<(), HostError> {
+        self.host.call(&["wait", &self.name, "--until", "ready", "--timeout", "120"]).map(|_| ())
+    }
+
     /// Runs a program in it, whatever its exit code.
     ///
     /// # Errors

@@ -12,6 +12,11 @@ use std::{
     fs,
     io::{self, BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 /// How often a process yields with the registers live, each round.
@@ -44,6 +49,32 @@ pub fn other(rounds: u32) -> Result<(), Box<dyn Error>> {
     println!("ready");
     io::stdin().read_line(&mut String::new())?;
     println!("{}", keep(2, rounds, false)?);
+    Ok(())
+}
+
+/// Says in the fifo `started` that it runs, and keeps patterns in registers until somebody writes to the fifo `stop`.
+pub fn until(started: &str, stop: &str) -> Result<(), Box<dyn Error>> {
+    let registers = Registers::widest().ok_or("the CPU has no AVX: nothing to look at")?;
+    fs::write(started, "yes\n")?;
+    let stopped = Arc::new(AtomicBool::new(false));
+    let (stop, seen) = (stop.to_owned(), Arc::clone(&stopped));
+    let reader = thread::spawn(move || {
+        let read = fs::read(stop);
+        seen.store(true, Ordering::Relaxed);
+        read
+    });
+    let mut round = 0;
+    while !stopped.load(Ordering::Relaxed) {
+        let pattern = pattern(round);
+        let mut kept = [0; SLOTS * SLOT_BYTES];
+        sys::hold(registers, &pattern, &mut kept, YIELDS, false);
+        if let Some(register) = first_difference(registers, &pattern, &kept) {
+            return Err(format!("{}{register} changed in round {round}", registers.name()).into());
+        }
+        round = round.wrapping_add(1);
+    }
+    reader.join().map_err(|_| "the thread that waits has panicked")??;
+    println!("{round} rounds, registers kept");
     Ok(())
 }
 

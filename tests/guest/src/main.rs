@@ -1,7 +1,7 @@
 //! `guest-check`, the static program that end-to-end tests and benchmarks run in guests:
 //!
 //! - [`avx`]: `avx ROUNDS [sabotage]`: two processes on one CPU keep values in vector registers across
-//!   context switches and look whether they stay.
+//!   context switches and look whether they stay. `avx-until STARTED STOP`: one, between words in two fifos.
 //! - [`cpus`]: `cpus MS`: two busy threads, and how much CPU time they got while one clock ran.
 //! - [`flood`]: `flood PORT COUNT`: vsock connections to the host, with rubbish.
 //! - [`lock`]: `lock FILE PROGRAM ARG…`: runs a program while it holds a lock.
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["avx", rounds] => number(rounds).map(|rounds| avx::pair(rounds, false)),
         ["avx", rounds, "sabotage"] => number(rounds).map(|rounds| avx::pair(rounds, true)),
+        ["avx-until", started, stop] => Some(avx::until(started, stop)),
         ["avx-other", rounds] => number(rounds).map(avx::other),
         ["cpus", ms] => number(ms).map(cpus::busy),
         ["flood", port, count] => {
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
         }
         None => {
             eprintln!(
-                "usage: guest-check avx ROUNDS [sabotage] | cpus MS | flood PORT COUNT | \
+                "usage: guest-check avx ROUNDS [sabotage] | avx-until STARTED STOP | cpus MS | flood PORT COUNT | \
                  spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG… | scribble MIB | lock FILE PROGRAM ARG…"
             );
             ExitCode::from(2)

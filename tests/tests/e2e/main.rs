@@ -2,7 +2,7 @@
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
 //! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
-//! - [`clones`] from outside, [`forks`] from inside the guest, [`tickets`] in order: on the shared host; [`family`] is what they share.
+//! - [`clones`] from outside, [`forks`] from inside the guest, what is [`carried`] across, [`tickets`] in order: on the shared host; [`family`] is what they share.
 //! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
 //!
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
@@ -10,6 +10,7 @@
 
 mod adoption;
 mod boot;
+mod carried;
 mod clones;
 mod cluster;
 mod cpus;
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 14] = [
+    let modules: [&[Story]; 15] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -67,6 +68,7 @@ fn stories() -> impl Iterator<Item = Story> {
         floods::STORIES,
         endings::STORIES,
         clones::STORIES,
+        carried::STORIES,
         forks::STORIES,
         tickets::STORIES,
         generations::STORIES,
