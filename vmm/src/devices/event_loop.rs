@@ -3,18 +3,21 @@
 //! ```text
 //!  guest kick (ioeventfd) --+
 //!  tap, vsock streams ------+--> epoll --> handler.event(token), one at a time
-//!  other threads (run) -----+
 //! ```
 //! All device work is done, synchronously, on this thread; so once [`DeviceLoop::stop`] has returned, no
 //! queue and no guest memory is touched by a device until [`DeviceLoop::start`]. Events that arrive in between
 //! are not lost: they stay pending in the kernel.
+//!
+//! ```text
+//!  running ──stop──▶ stopping ──between two batches──▶ stopped ──start──▶ running
+//! ```
+//! The thread stays while it is stopped: a VM that is frozen need not wait for another, or go on without one.
 
 use super::lock;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 /// Events taken from the kernel at a time.
@@ -66,33 +69,40 @@ pub struct Source<'a> {
     pub edge: bool,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What the thread does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It serves.
+    Running,
+    /// It is to stop.
+    Stopping,
+    /// It waits.
+    Stopped,
+    /// It is to end, or has.
+    Ended,
+}
 
 struct Shared {
     epoll: OwnedFd,
     wake: OwnedFd,
-    stopping: AtomicBool,
-    jobs: Mutex<Vec<Job>>,
+    phase: Mutex<Phase>,
+    changed: Condvar,
     handlers: Mutex<Vec<Arc<dyn EventHandler>>>,
+}
+
+/// Notes that the thread has ended, however it does.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.enter(Phase::Ended);
+    }
 }
 
 /// The loop; dropping it stops its thread.
 pub struct DeviceLoop {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Result<(), LoopError>>>,
-}
-
-/// Runs closures on the device thread, from any thread.
-#[derive(Clone)]
-pub struct LoopHandle(Arc<Shared>);
-
-impl LoopHandle {
-    /// Runs `job` on the device thread, between two events. While the loop is stopped the job waits for the
-    /// next start.
-    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
-        lock(&self.0.jobs).push(Box::new(job));
-        self.0.wake();
-    }
 }
 
 impl Shared {
@@ -112,7 +122,7 @@ impl Shared {
 
     fn run(&self) -> Result<(), LoopError> {
         let mut batch = Vec::with_capacity(BATCH_EVENTS);
-        while !self.stopping.load(Ordering::Acquire) {
+        while self.goes_on() {
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut batch), None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(LoopError::Wait(error.into())),
@@ -124,15 +134,29 @@ impl Shared {
         Ok(())
     }
 
+    fn enter(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
+        self.changed.notify_all();
+    }
+
+    /// Between two batches: waits here while the loop is stopped; false when the thread is to end.
+    fn goes_on(&self) -> bool {
+        let mut phase = lock(&self.phase);
+        if *phase == Phase::Stopping {
+            *phase = Phase::Stopped;
+            self.changed.notify_all();
+        }
+        while *phase == Phase::Stopped {
+            phase = self.changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
+        }
+        *phase != Phase::Ended
+    }
+
     fn dispatch(&self, data: u64) {
         if data == WAKE {
             let mut count = [0; 8];
             // Nothing to read means that the wake-up was already taken.
             rustix::io::read(&self.wake, &mut count).ok();
-            let jobs = std::mem::take(&mut *lock(&self.jobs));
-            for job in jobs {
-                job();
-            }
             return;
         }
         let [index, token] = split(data);
@@ -157,8 +181,8 @@ impl DeviceLoop {
         let shared = Shared {
             epoll,
             wake,
-            stopping: AtomicBool::new(false),
-            jobs: Mutex::default(),
+            phase: Mutex::new(Phase::Running),
+            changed: Condvar::new(),
             handlers: Mutex::default(),
         };
         shared.watch(&Source { fd: shared.wake.as_fd(), token: u32::MAX, edge: false }, WAKE)?;
@@ -175,36 +199,56 @@ impl DeviceLoop {
         sources.iter().try_for_each(|source| self.shared.watch(source, index << 32 | u64::from(source.token)))
     }
 
-    /// For other threads.
-    pub fn handle(&self) -> LoopHandle {
-        LoopHandle(Arc::clone(&self.shared))
-    }
-
-    /// Starts the thread; nothing happens when it runs already.
+    /// Starts the thread, or lets it go on; nothing happens when it runs already.
     pub fn start(&mut self) -> Result<(), LoopError> {
         if self.thread.is_some() {
+            let mut phase = lock(&self.shared.phase);
+            if *phase == Phase::Stopped {
+                *phase = Phase::Running;
+                self.shared.changed.notify_all();
+            }
             return Ok(());
         }
-        self.shared.stopping.store(false, Ordering::Release);
-        let shared = Arc::clone(&self.shared);
-        let thread = Builder::new().name("devices".into()).spawn(move || shared.run());
+        self.shared.enter(Phase::Running);
+        let ending = Ending(Arc::clone(&self.shared));
+        let thread = Builder::new().name("devices".into()).spawn(move || ending.0.run());
         self.thread = Some(thread.map_err(LoopError::Start)?);
         Ok(())
     }
 
-    /// Stops the thread after the events that it is at, and waits for it. May be started again.
+    /// Stops the thread after the events that it is at, and waits until it has. May be started again.
+    ///
+    /// # Errors
+    /// The thread has ended: the devices do nothing any more.
     pub fn stop(&mut self) -> Result<(), LoopError> {
+        if self.thread.is_none() {
+            return Ok(());
+        }
+        let mut phase = lock(&self.shared.phase);
+        if *phase == Phase::Running {
+            *phase = Phase::Stopping;
+            self.shared.wake();
+        }
+        while *phase == Phase::Stopping {
+            phase = self.shared.changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
+        }
+        let has_ended = *phase == Phase::Ended;
+        drop(phase);
+        if has_ended { self.join() } else { Ok(()) }
+    }
+
+    fn join(&mut self) -> Result<(), LoopError> {
         let Some(thread) = self.thread.take() else { return Ok(()) };
-        self.shared.stopping.store(true, Ordering::Release);
-        self.shared.wake();
         thread.join().map_err(|_| LoopError::Panicked)?
     }
 }
 
 impl Drop for DeviceLoop {
     fn drop(&mut self) {
+        self.shared.enter(Phase::Ended);
+        self.shared.wake();
         // Nobody is left to tell; the thread has ended either way.
-        self.stop().ok();
+        self.join().ok();
     }
 }
 

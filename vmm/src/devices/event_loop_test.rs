@@ -1,23 +1,26 @@
 use super::*;
 use std::sync::mpsc;
+use std::thread::ThreadId;
 
 struct Counter {
     event: OwnedFd,
     seen: mpsc::Sender<u32>,
+    threads: Mutex<Vec<ThreadId>>,
 }
 
 impl EventHandler for Counter {
     fn event(&self, token: u32) {
         let mut count = [0; 8];
         rustix::io::read(&self.event, &mut count).unwrap();
-        self.seen.send(token).unwrap();
+        lock(&self.threads).push(std::thread::current().id());
+        self.seen.send(token).expect("whoever hears it");
     }
 }
 
 fn counter() -> (Arc<Counter>, mpsc::Receiver<u32>) {
     let (seen, receive) = mpsc::channel();
     let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
-    (Arc::new(Counter { event, seen }), receive)
+    (Arc::new(Counter { event, seen, threads: Mutex::default() }), receive)
 }
 
 fn kick(counter: &Counter) {
@@ -41,6 +44,8 @@ fn events_while_stopped_are_handled_after_the_next_start() {
     assert_eq!(seen.recv(), Ok(7));
     devices.stop().unwrap();
     devices.stop().unwrap();
+    let threads = lock(&counter.threads).clone();
+    assert_eq!(threads[0], threads[1], "a thread that waits need not be made anew");
 }
 
 #[test]
@@ -54,11 +59,34 @@ fn edges_while_stopped_are_kept() {
 }
 
 #[test]
-fn a_job_runs_on_the_device_thread() {
+fn a_loop_can_be_stopped_and_started_while_events_come() {
+    let (counter, seen) = counter();
     let mut devices = DeviceLoop::new().unwrap();
-    let (name, names) = mpsc::channel();
-    devices.handle().run(move || name.send(std::thread::current().name().map(String::from)).unwrap());
-    assert!(names.try_recv().is_err(), "it waits for the start");
+    devices.add(counter.clone(), &[Source { fd: counter.event.as_fd(), token: 3, edge: false }]).unwrap();
+    for _ in 0..2000 {
+        devices.start().unwrap();
+        kick(&counter);
+        devices.stop().unwrap();
+    }
     devices.start().unwrap();
-    assert_eq!(names.recv().unwrap().as_deref(), Some("devices"));
+    kick(&counter);
+    assert_eq!(seen.recv(), Ok(3));
+}
+
+#[test]
+fn a_thread_that_has_ended_is_no_thread_that_has_stopped() {
+    let (counter, seen) = counter();
+    let mut devices = DeviceLoop::new().unwrap();
+    devices.add(counter.clone(), &[Source { fd: counter.event.as_fd(), token: 1, edge: false }]).unwrap();
+    devices.start().unwrap();
+    // The handler panics, as nobody hears it.
+    drop(seen);
+    kick(&counter);
+    // It may be stopped before it has seen the event, but it comes to an end then.
+    let mut stopped = devices.stop();
+    while stopped.is_ok() {
+        devices.start().unwrap();
+        stopped = devices.stop();
+    }
+    assert!(matches!(stopped, Err(LoopError::Panicked)));
 }

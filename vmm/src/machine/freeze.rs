@@ -62,7 +62,7 @@ pub enum FreezeError {
     /// The VM's state could not be taken.
     #[error("freeze the VM")]
     Vm(#[from] VmPersistError),
-    /// The device thread did not stop or start.
+    /// The device thread has ended.
     #[error("freeze the VM")]
     Devices(#[from] LoopError),
     /// The VM has no memory now.
@@ -86,10 +86,10 @@ pub enum FreezeError {
 }
 
 impl FreezeError {
-    /// The VM cannot go on: it has lost its memory.
+    /// The VM cannot go on: it has lost its memory, or its devices.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Memory(_) | Self::Slot(_))
+        matches!(self, Self::Memory(_) | Self::Slot(_) | Self::Devices(_))
     }
 }
 
