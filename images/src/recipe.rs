@@ -21,9 +21,6 @@ const BUILTIN: [(&str, &str); 3] = [
     ("tools", include_str!("../recipes/tools.toml")),
 ];
 
-/// Files of the project that a recipe can name instead of writing them down again.
-const BUILTIN_FILES: [(&str, &str); 1] = [("gc.1", include_str!("../../guest-agent/man/gc.1"))];
-
 /// A recipe is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
@@ -96,13 +93,15 @@ pub struct Binary {
 }
 
 /// A further file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExtraFile {
     /// Absolute path in the guest.
     pub path: String,
     /// The content.
     pub content: String,
     /// Whether it is a program: mode 0755 rather than 0644.
+    #[serde(default)]
     pub executable: bool,
 }
 
@@ -137,29 +136,6 @@ pub struct Recipe {
     pub symlinks: Vec<Symlink>,
 }
 
-/// A file with its content in the recipe, or one of [`BUILTIN_FILES`].
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenFile {
-    path: String,
-    content: Option<String>,
-    builtin: Option<String>,
-    #[serde(default)]
-    executable: bool,
-}
-
-impl WrittenFile {
-    fn content(&self) -> Option<&str> {
-        match (&self.content, &self.builtin) {
-            (Some(content), None) => Some(content),
-            (None, Some(name)) => {
-                BUILTIN_FILES.iter().find(|(builtin, _)| builtin == name).map(|(_, content)| *content)
-            }
-            _ => None,
-        }
-    }
-}
-
 /// The recipe as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -177,7 +153,7 @@ struct Written {
     #[serde(default)]
     binary: Vec<Binary>,
     #[serde(default)]
-    file: Vec<WrittenFile>,
+    file: Vec<ExtraFile>,
     #[serde(default)]
     symlink: Vec<Symlink>,
 }
@@ -250,11 +226,7 @@ impl Recipe {
         self.exclude_packages.extend(written.exclude_packages);
         self.remove.extend(written.remove);
         self.binaries.extend(written.binary);
-        // One without a content was refused before.
-        self.files.extend(written.file.into_iter().filter_map(|file| {
-            let content = file.content()?.to_owned();
-            Some(ExtraFile { path: file.path, content, executable: file.executable })
-        }));
+        self.files.extend(written.file);
         self.symlinks.extend(written.symlink);
         // The order of packages changes nothing in the tree, so it must not change the key either.
         for list in [&mut self.packages, &mut self.exclude_packages, &mut self.remove] {
@@ -302,11 +274,6 @@ fn check(name: &str, written: &Written) -> Result<(), RecipeError> {
     for path in paths.chain(written.symlink.iter().map(|symlink| &symlink.path)) {
         if !is_guest_path(path) {
             return refuse(path, "an absolute path without `..` below the guest's root");
-        }
-    }
-    for file in &written.file {
-        if file.content().is_none() {
-            return refuse(&file.path, "a file with either `content` or the name of a `builtin` file (gc.1)");
         }
     }
     for binary in &written.binary {

@@ -347,7 +347,7 @@ pub struct CallError {
 #[serde(deny_unknown_fields)]
 pub struct ListArgs {
     /// Returns a [`MembersPage`] from this vmid on. None: returns a list of all [`Member`]s, or error 90 (EMSGSIZE) when that does not fit
-    /// on a line, which holds some 500.
+    /// on a line, which holds some 400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<u32>,
 }
