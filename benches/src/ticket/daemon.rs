@@ -69,7 +69,7 @@ impl Daemon {
             address: String::new(),
             cpus: 65_536,
             memory_mib: 1 << 30,
-            max_vms: 0,
+            ..HostInfo::default()
         };
         let link = HostLink::start(self.client(), info, Arc::new(Idle));
         let mut registration = link.registration();

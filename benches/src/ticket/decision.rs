@@ -3,7 +3,7 @@
 use super::us;
 use scheduler::core::{
     Core,
-    api::{Command, Demand, Effect, HostInfo, Named, Options, Reply, UnixMs, Waiter},
+    api::{Command, Demand, Effect, HostInfo, Named, Options, Present, Reply, UnixMs, Waiter},
     ticket::Policy,
 };
 use std::time::Instant;
@@ -89,9 +89,11 @@ impl Cluster {
                 cpus: CPUS,
                 memory_mib: u64::from(CPUS) * u64::from(MEMORY_MIB) * 2,
                 max_vms: None,
+                cpu_percent: None,
+                memory_percent: None,
             };
             let waiter = cluster.waiter();
-            cluster.apply(Command::HostUp { waiter, info, running: Vec::new(), making: Vec::new() });
+            cluster.apply(Command::HostUp { waiter, info, present: Present::default() });
         }
         cluster
     }

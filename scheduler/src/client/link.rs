@@ -152,6 +152,7 @@ impl Ended {
                     ticket: clone.ticket.clone(),
                     vmid: clone.vmid,
                     end: (*end).into(),
+                    ..EndedClone::default()
                 })
                 .collect()
         })
@@ -252,7 +253,7 @@ impl Keeper {
         let ended = self.ended.with(|queue| queue.iter().map(|(clone, _)| clone.clone()).collect::<Vec<_>>());
         let all = running.into_iter().chain(ended);
         let once: BTreeMap<_, _> = all.map(|clone| ((clone.ticket.clone(), clone.vmid), clone)).collect();
-        Register { info: Some(self.info.clone()), running: once.into_values().collect(), making }
+        Register { info: Some(self.info.clone()), running: once.into_values().collect(), making, masters: None }
     }
 
     async fn stay(&mut self, session: &mut Session) -> Result<(), Status> {

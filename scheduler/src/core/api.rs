@@ -5,7 +5,8 @@
 //! fails, the shell answers UNAVAILABLE and takes the core from the store again.
 
 pub use super::error::CoreError;
-use super::ticket::{HostId, Policy, Ticket, VmEnd};
+use super::ticket::{HostId, Policy, State, Ticket, VmEnd};
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Milliseconds since 1970. The shell sees to it that they do not go back.
@@ -21,12 +22,20 @@ pub const TICKET_VMS_MAX: u32 = 256;
 pub const FAMILY_TICKETS_MAX: usize = 1024;
 /// Most requests of a family that wait.
 pub const FAMILY_WAITING_MAX: usize = 16_384;
+/// Most calls of a family that wait at barriers and for joins.
+pub const FAMILY_MEETING_MAX: usize = 16_384;
+/// Most calls of a family that wait for the end of what they kill.
+pub const FAMILY_KILLS_MAX: usize = 1024;
 /// Most bytes that a clone leaves when it joins.
 pub const JOIN_DATA_MAX_BYTES: u64 = 1 << 20;
 /// Most bytes that all clones of a ticket leave.
 pub const TICKET_DATA_MAX_BYTES: u64 = 256 << 20;
 /// How often a request may be passed over by later ones that fit before what becomes free is kept for it.
 pub const PASSED_OVER_MAX: u32 = 16;
+/// How long something is kept for it. Then others may pass it again, as often.
+pub const KEPT_MAX_MS: u64 = 60_000;
+/// How many clones a host is told again at each beat that they are to end.
+pub const KILLS_A_BEAT_MAX: usize = 1024;
 
 /// How the core is set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +109,21 @@ pub struct HostInfo {
     pub memory_mib: u64,
     /// Most clones at once; None: no limit of its own.
     pub max_vms: Option<u32>,
+    /// CPUs that may be granted for each 100 real ones; None: as the core is set up.
+    pub cpu_percent: Option<u32>,
+    /// Likewise of its memory.
+    pub memory_percent: Option<u32>,
+}
+
+/// What a host has when it registers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Present {
+    /// What runs there: the ledger follows it.
+    pub running: Vec<Running>,
+    /// Tickets whose use is under way there: of them, what does not run yet is not taken as ended.
+    pub making: BTreeSet<Uuid>,
+    /// Families whose master lives there; None: it does not say.
+    pub masters: Option<BTreeSet<Uuid>>,
 }
 
 /// A clone that runs on a host that registers.
@@ -135,6 +159,21 @@ pub struct Named {
     pub id: Uuid,
     /// Who says so; None: an operator.
     pub family: Option<Uuid>,
+}
+
+/// Which tickets are listed, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Only a family's.
+    pub family: Option<Uuid>,
+    /// Only those that somebody asked for: none that are loose.
+    pub asked_for: bool,
+    /// In the order of granting, or the other way round.
+    pub newest_first: bool,
+    /// After the one that was the last of a page: when it was granted, and its number.
+    pub after: Option<(UnixMs, Uuid)>,
+    /// At most so many.
+    pub most: usize,
 }
 
 /// What the core is told.
@@ -186,12 +225,10 @@ pub enum Command {
         waiter: Waiter,
         /// Which.
         info: HostInfo,
-        /// What runs there: the ledger follows it.
-        running: Vec<Running>,
-        /// Tickets whose use is under way there: of them, what does not run yet is not taken as ended.
-        making: Vec<Uuid>,
+        /// What it has.
+        present: Present,
     },
-    /// A host lives.
+    /// A host lives. It is told again what is to end there.
     HostBeat {
         /// Which.
         host: HostId,
@@ -205,7 +242,7 @@ pub enum Command {
         /// Of its registration.
         epoch: u64,
     },
-    /// Clones are gone, or were never made. [`Reply::Noted`]; the same one twice is noted once.
+    /// Clones are gone, or were never made; masters are gone. [`Reply::Noted`]; the same one twice is noted once.
     Ended {
         /// Who waits.
         waiter: Waiter,
@@ -215,6 +252,8 @@ pub enum Command {
         epoch: u64,
         /// Ticket, vmid, how.
         clones: Vec<(Uuid, u32, VmEnd)>,
+        /// Families whose master it was.
+        masters: Vec<Uuid>,
     },
     /// A VM arrives at its ticket's barrier. [`Reply::Met`], when all have.
     Arrive {
@@ -295,6 +334,8 @@ pub enum Reply {
 pub enum Effect {
     /// Store a ticket as [`super::Core::ticket`] has it at the end of the batch; nothing to do if it is not there any more.
     Put(Uuid),
+    /// For the log: a ticket has come to another state, whatever comes after that in the same batch.
+    Became(Became),
     /// Forget a ticket and its data.
     Forget(Uuid),
     /// Answer a call.
@@ -317,6 +358,23 @@ pub enum Effect {
         /// Of the registration that is over.
         epoch: u64,
     },
+}
+
+/// Where a ticket stands now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Became {
+    /// Which.
+    pub ticket: Uuid,
+    /// Whose.
+    pub family: Uuid,
+    /// In which state.
+    pub state: State,
+    /// The VM that cloned with it, if one did.
+    pub parent_vmid: Option<u32>,
+    /// Its clones: when it is used, not at its end.
+    pub vmids: Vec<u32>,
+    /// How many VMs it is for.
+    pub vms: u32,
 }
 
 /// What is free of all hosts that live.

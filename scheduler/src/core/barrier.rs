@@ -11,7 +11,7 @@ use super::{
     api::{CoreError, Effect, Named, Reply, Waiter},
     spend::check_granted,
     ticket::{State, Ticket},
-    waiting::Place,
+    waiting::{Kind, Place},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -42,12 +42,15 @@ impl Core {
         timeout_ms: Option<u64>,
         out: &mut Vec<Effect>,
     ) {
-        if let Err(error) = self.ticket(named).and_then(|ticket| check_member(ticket, vmid)) {
-            return self.answer(waiter, Err(error), out);
-        }
+        let family = self.ticket(named).and_then(|ticket| check_member(ticket, vmid).map(|()| ticket.family));
+        let family =
+            match family.and_then(|family| self.check_waiting(family, Kind::Meeting).map(|()| family)) {
+                Ok(family) => family,
+                Err(error) => return self.answer(waiter, Err(error), out),
+            };
         let meeting = self.meetings.entry(named.id).or_default();
         meeting.arrived.entry(vmid).or_default().insert(waiter);
-        self.wait(waiter, Place::Barrier(named.id), timeout_ms);
+        self.wait(waiter, Place::Barrier(named.id), family, timeout_ms);
         self.settle_barrier(named.id, out);
         if timeout_ms == Some(0) && self.waiting.place(waiter).is_some() {
             let error = self.arrival_timed_out(named.id, waiter);

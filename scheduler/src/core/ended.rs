@@ -2,28 +2,28 @@
 
 use super::{
     Core,
-    api::{CoreError, Effect, Reply, Waiter},
+    api::{CoreError, Effect},
+    room::Load,
     ticket::{HostId, Outcome, State, Ticket, VmEnd},
 };
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
 impl Core {
-    /// A host says which clones are gone.
+    /// A host says which clones are gone, and the masters of which families.
     pub(super) fn ended(
         &mut self,
-        waiter: Waiter,
         host: HostId,
         epoch: u64,
         clones: Vec<(Uuid, u32, VmEnd)>,
+        masters: &[Uuid],
         out: &mut Vec<Effect>,
-    ) {
+    ) -> Result<(), CoreError> {
         if self.hosts.up(host).is_none_or(|host| host.epoch != epoch) {
-            let error = match self.hosts.get(host) {
+            return Err(match self.hosts.get(host) {
                 Some(_) => CoreError::StaleHost { host, given: epoch },
                 None => CoreError::UnknownHost(host),
-            };
-            return self.answer(waiter, Err(error), out);
+            });
         }
         let mut changed = BTreeSet::new();
         for (id, vmid, end) in clones {
@@ -35,7 +35,11 @@ impl Core {
             }
         }
         self.settle(&changed, State::Released, out);
-        self.answer(waiter, Ok(Reply::Noted), out);
+        if !masters.is_empty() {
+            let masters: BTreeSet<_> = masters.iter().copied().collect();
+            self.lose_masters(host, |family| masters.contains(&family), out);
+        }
+        Ok(())
     }
 
     /// Notes how a clone ended. Returns whether it is news.
@@ -45,8 +49,8 @@ impl Core {
         };
         let Some(ticket) = self.ledger.get(id).filter(is_news) else { return false };
         // What it held is for others, whatever becomes of its siblings.
-        let size = (ticket.vcpus, ticket.memory_mib);
-        self.free_on(host, id, 1, size, true);
+        let load = Load::of(ticket);
+        self.free_on(host, &load, 1, true);
         let Some(results) = self.ledger.results(id) else { return false };
         // Who has left its result has ended as it wanted to, however its VM went.
         results.entry(vmid).and_modify(|left| left.end = Some(VmEnd::Joined)).or_insert(Outcome {
@@ -60,9 +64,11 @@ impl Core {
 
     /// Clones of these tickets have ended, all of them at the same moment. A ticket without live clones comes to its end, in `state`.
     pub(super) fn settle(&mut self, clones: &BTreeSet<(Uuid, u32)>, state: State, out: &mut Vec<Effect>) {
-        let mut tickets = BTreeSet::new();
+        let (mut tickets, mut ended) = (BTreeSet::new(), Vec::new());
         for (id, vmid) in clones {
-            let Some(family) = self.ledger.get(*id).map(|ticket| ticket.family) else { continue };
+            let Some(ticket) = self.ledger.get(*id) else { continue };
+            let family = ticket.family;
+            ended.extend(ticket.clones.get(vmid).map(|host| (*host, family, *vmid)));
             tickets.insert(*id);
             for child in self.ledger.cloned_by(family, *vmid) {
                 self.ledger.set_parent_ended(child);
@@ -79,10 +85,9 @@ impl Core {
                 None => {}
             }
         }
-        for (id, vmid) in clones {
-            if let Some(family) = self.ledger.get(*id).map(|ticket| ticket.family) {
-                self.killed(family, *vmid, out);
-            }
+        // A ticket that has come to its end may be forgotten by now: its clones are not.
+        for clone in ended {
+            self.killed(clone, out);
         }
         for id in &tickets {
             self.settle_barrier(*id, out);

@@ -1,6 +1,6 @@
 //! Why the core says no: each with what it is about, and what to do.
 
-use super::api::{FAMILY_TICKETS_MAX, FAMILY_WAITING_MAX, Free};
+use super::api::{FAMILY_TICKETS_MAX, Free};
 use super::ticket::HostId;
 use uuid::Uuid;
 
@@ -160,9 +160,14 @@ pub enum CoreError {
         "request a ticket: the family has {FAMILY_TICKETS_MAX} tickets, the most; release some, or end their clones"
     )]
     TooManyTickets,
-    /// Too many requests of one family.
-    #[error("request a ticket: {FAMILY_WAITING_MAX} requests of the family wait already, the most")]
-    TooManyWaiting,
+    /// Too many calls of one family.
+    #[error("{call}: {most} such calls of the family wait already, the most; end some of them")]
+    TooManyWaiting {
+        /// For what they wait.
+        call: &'static str,
+        /// The limit.
+        most: usize,
+    },
     /// Too much data.
     #[error("join: {bytes} bytes are more than {most} that are left for them")]
     TooMuchData {

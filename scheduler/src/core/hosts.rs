@@ -8,12 +8,12 @@
 //! end is known here but they were seen again) hold room too, until the host says that they are gone.
 
 use super::{
-    api::{Free, HostInfo, Options, UnixMs},
-    room::{ByRoom, Room},
+    api::{Free, HostInfo, Options, Running, UnixMs},
+    room::{ByRoom, Held, Load, Room},
     state::HostState,
     ticket::HostId,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 use uuid::Uuid;
 
 /// Whether a host is there.
@@ -45,42 +45,22 @@ pub struct Host {
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
     pub tickets: BTreeSet<Uuid>,
-    /// Clones that run without a ticket, by ticket and vmid: their CPUs and memory.
-    ghosts: BTreeMap<(Uuid, u32), (u32, u32)>,
+    /// Clones that run without a ticket, by the ticket that they had and vmid.
+    ghosts: BTreeMap<(Uuid, u32), Running>,
     /// What it has; nothing before it registers.
     pub capacity: Room,
-    held_cpus: u64,
-    held_memory_mib: u64,
-    held_vms: u64,
+    held: Held,
 }
 
 impl Host {
     /// What is free of it.
     pub fn room(&self) -> Room {
-        let cpus = u64::from(self.capacity.cpus).saturating_sub(self.held_cpus);
-        let vms = match self.capacity.vms {
-            u32::MAX => u64::from(u32::MAX),
-            limit => u64::from(limit).saturating_sub(self.held_vms),
-        };
-        Room {
-            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-            memory_mib: self.capacity.memory_mib.saturating_sub(self.held_memory_mib),
-            vms: u32::try_from(vms).unwrap_or(u32::MAX),
-        }
+        self.capacity.without(&self.held)
     }
 
-    fn hold(&mut self, vms: u32, vcpus: u32, memory_mib: u32) {
-        let vms = u64::from(vms);
-        self.held_cpus = self.held_cpus.saturating_add(vms.saturating_mul(vcpus.into()));
-        self.held_memory_mib = self.held_memory_mib.saturating_add(vms.saturating_mul(memory_mib.into()));
-        self.held_vms = self.held_vms.saturating_add(vms);
-    }
-
-    fn free(&mut self, vms: u32, vcpus: u32, memory_mib: u32) {
-        let vms = u64::from(vms);
-        self.held_cpus = self.held_cpus.saturating_sub(vms.saturating_mul(vcpus.into()));
-        self.held_memory_mib = self.held_memory_mib.saturating_sub(vms.saturating_mul(memory_mib.into()));
-        self.held_vms = self.held_vms.saturating_sub(vms);
+    /// Clones that run there without a ticket.
+    pub fn ghosts(&self) -> impl Iterator<Item = &Running> {
+        self.ghosts.values()
     }
 
     fn state(&self) -> Option<HostState> {
@@ -91,9 +71,9 @@ impl Host {
             epoch: self.epoch,
             cpus: self.capacity.cpus,
             memory_mib: self.capacity.memory_mib,
-            held_cpus: u32_of(self.held_cpus),
-            held_memory_mib: self.held_memory_mib,
-            held_vms: u32_of(self.held_vms),
+            held_cpus: u32_of(self.held.cpus),
+            held_memory_mib: self.held.memory_mib,
+            held_vms: u32_of(self.held.vms),
             seen_unix_ms: self.seen,
         })
     }
@@ -113,6 +93,8 @@ pub struct Hosts {
     up: u64,
     /// Those that may come back: expected or down.
     away: BTreeSet<HostId>,
+    /// What tickets of a family hold where.
+    families: HashMap<Uuid, BTreeMap<HostId, Held>>,
 }
 
 impl Hosts {
@@ -149,6 +131,11 @@ impl Hosts {
     /// Those that may come back.
     pub fn away(&self) -> &BTreeSet<HostId> {
         &self.away
+    }
+
+    /// What the tickets of a family hold, by host.
+    pub fn held_by(&self, family: Uuid) -> Option<&BTreeMap<HostId, Held>> {
+        self.families.get(&family)
     }
 
     /// For lists: those that have registered.
@@ -212,31 +199,46 @@ impl Hosts {
     }
 
     /// VMs of a ticket are held on a host.
-    pub fn hold(&mut self, id: HostId, ticket: Uuid, vms: u32, vcpus: u32, memory_mib: u32) {
+    pub fn hold(&mut self, id: HostId, load: &Load, vms: u32) {
+        let more = load.times(vms);
         self.update(id, |host| {
-            host.tickets.insert(ticket);
-            host.hold(vms, vcpus, memory_mib);
+            host.tickets.insert(load.ticket);
+            host.held.add(more);
         });
+        self.families.entry(load.family).or_default().entry(id).or_default().add(more);
         if self.hosts.get(&id).is_some_and(|host| host.link == Link::Expected) {
             self.away.insert(id);
         }
     }
 
     /// VMs are not held any more; of what the ticket has on the host `left` says whether something remains.
-    pub fn release(&mut self, id: HostId, ticket: Uuid, vms: u32, size: (u32, u32), left: bool) {
+    pub fn release(&mut self, id: HostId, load: &Load, vms: u32, left: bool) {
+        let less = load.times(vms);
         self.update(id, |host| {
-            host.free(vms, size.0, size.1);
+            host.held.subtract(less);
             if !left {
-                host.tickets.remove(&ticket);
+                host.tickets.remove(&load.ticket);
             }
         });
+        let Some(places) = self.families.get_mut(&load.family) else { return };
+        if let Some(held) = places.get_mut(&id) {
+            held.subtract(less);
+            if *held == Held::default() {
+                places.remove(&id);
+            }
+        }
+        if places.is_empty() {
+            self.families.remove(&load.family);
+        }
     }
 
     /// A clone runs there without a ticket.
-    pub fn haunt(&mut self, id: HostId, clone: (Uuid, u32), size: (u32, u32)) {
+    pub fn haunt(&mut self, id: HostId, ghost: Running) {
         self.update(id, |host| {
-            if host.ghosts.insert(clone, size).is_none() {
-                host.hold(1, size.0, size.1);
+            // Named twice it is one, of the size that was named first.
+            if let Entry::Vacant(place) = host.ghosts.entry((ghost.ticket, ghost.vmid)) {
+                place.insert(ghost);
+                host.held.add(size(&ghost));
             }
         });
     }
@@ -247,8 +249,8 @@ impl Hosts {
             return false;
         }
         self.update(id, |host| {
-            if let Some((vcpus, memory_mib)) = host.ghosts.remove(&clone) {
-                host.free(1, vcpus, memory_mib);
+            if let Some(ghost) = host.ghosts.remove(&clone) {
+                host.held.subtract(size(&ghost));
             }
         });
         true
@@ -260,8 +262,8 @@ impl Hosts {
             host.capacity = capacity(&info, options);
             host.info = Some(info);
             (host.link, host.epoch, host.seen) = (Link::Up, epoch, now);
-            for (_, (vcpus, memory_mib)) in std::mem::take(&mut host.ghosts) {
-                host.free(1, vcpus, memory_mib);
+            for ghost in std::mem::take(&mut host.ghosts).into_values() {
+                host.held.subtract(size(&ghost));
             }
         });
     }
@@ -292,12 +294,16 @@ impl Hosts {
     }
 }
 
+fn size(clone: &Running) -> Held {
+    Held::of(1, clone.vcpus, clone.memory_mib)
+}
+
 fn capacity(info: &HostInfo, options: &Options) -> Room {
     let percent = |number: u64, percent: u32| number.saturating_mul(percent.into()) / 100;
-    let cpus = percent(info.cpus.into(), options.cpu_percent);
+    let cpus = percent(info.cpus.into(), info.cpu_percent.unwrap_or(options.cpu_percent));
     Room {
         cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-        memory_mib: percent(info.memory_mib, options.memory_percent),
+        memory_mib: percent(info.memory_mib, info.memory_percent.unwrap_or(options.memory_percent)),
         vms: info.max_vms.unwrap_or(u32::MAX),
     }
 }

@@ -5,7 +5,7 @@ use super::{
     api::{CoreError, Effect, Named, Reply, Targets, Waiter},
     hosts::Link,
     ticket::{HostId, State},
-    waiting::Place,
+    waiting::{Kind, Place},
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use uuid::Uuid;
@@ -16,9 +16,12 @@ pub struct Kills {
     pending: HashMap<Waiter, Pending>,
     /// Who waits for a clone's end.
     by_clone: HashMap<(Uuid, u32), BTreeSet<Waiter>>,
-    /// Clones that are to end, and why: said again when their host is back.
-    doomed: HashMap<(Uuid, u32), String>,
+    /// Clones that are to end, and why: said to their host until they have.
+    doomed: BTreeMap<Doomed, String>,
 }
+
+/// A clone that is to end: where, whose, its number.
+type Doomed = (HostId, Uuid, u32);
 
 /// A call that waits.
 #[derive(Debug)]
@@ -29,9 +32,10 @@ struct Pending {
 }
 
 impl Kills {
-    /// Why a clone is to end, if it is.
-    pub fn why(&self, family: Uuid, vmid: u32) -> Option<&str> {
-        self.doomed.get(&(family, vmid)).map(String::as_str)
+    /// Clones of a host that are to end: family, vmid, why.
+    pub fn of_host(&self, host: HostId) -> impl Iterator<Item = (Uuid, u32, &str)> {
+        let here = self.doomed.range((host, Uuid::nil(), 0)..=(host, Uuid::max(), u32::MAX));
+        here.map(|((_, family, vmid), why)| (*family, *vmid, why.as_str()))
     }
 
     /// Somebody does not wait any more. Their clones are to end all the same.
@@ -48,8 +52,9 @@ impl Kills {
     }
 
     /// A clone has ended. Returns those for whom it was the last one.
-    fn ended(&mut self, family: Uuid, vmid: u32) -> Vec<(Waiter, Vec<u32>)> {
-        self.doomed.remove(&(family, vmid));
+    fn ended(&mut self, clone: Doomed) -> Vec<(Waiter, Vec<u32>)> {
+        self.doomed.remove(&clone);
+        let (_, family, vmid) = clone;
         let mut done = Vec::new();
         for waiter in self.by_clone.remove(&(family, vmid)).into_iter().flatten() {
             let Some(pending) = self.pending.get_mut(&waiter) else { continue };
@@ -81,15 +86,18 @@ impl Core {
         if live.is_empty() {
             return self.answer(waiter, Ok(Reply::Killed(all)), out);
         }
+        if let Err(error) = self.check_waiting(family, Kind::Kill) {
+            return self.answer(waiter, Err(error), out);
+        }
         let mut by_host: BTreeMap<HostId, Vec<u32>> = BTreeMap::new();
         for (vmid, host) in &live {
-            self.kills.doomed.insert((family, *vmid), reason.to_owned());
+            self.kills.doomed.insert((*host, family, *vmid), reason.to_owned());
             self.kills.by_clone.entry((family, *vmid)).or_default().insert(waiter);
             by_host.entry(*host).or_default().push(*vmid);
         }
         let left = live.into_keys().collect();
         self.kills.pending.insert(waiter, Pending { family, all, left });
-        self.wait(waiter, Place::Kill, None);
+        self.wait(waiter, Place::Kill, family, None);
         for (host, vmids) in by_host {
             // A host that is away hears of it when it is back.
             if self.hosts.get(host).is_some_and(|host| host.link == Link::Up) {
@@ -127,8 +135,8 @@ impl Core {
     }
 
     /// A clone has ended, or was never made: those who wait for that hear of it.
-    pub(super) fn killed(&mut self, family: Uuid, vmid: u32, out: &mut Vec<Effect>) {
-        for (waiter, all) in self.kills.ended(family, vmid) {
+    pub(super) fn killed(&mut self, clone: Doomed, out: &mut Vec<Effect>) {
+        for (waiter, all) in self.kills.ended(clone) {
             self.answer(waiter, Ok(Reply::Killed(all)), out);
         }
     }

@@ -4,6 +4,7 @@ use super::{
     Core,
     api::Effect,
     hosts::Link,
+    room::Load,
     ticket::{HostId, State, VmEnd},
     timers::Timer,
 };
@@ -41,14 +42,14 @@ impl Core {
                 self.finish(id, State::Fenced, out);
                 continue;
             }
-            let size = (ticket.vcpus, ticket.memory_mib);
+            let load = Load::of(ticket);
             lost.extend(here.iter().map(|vmid| (id, *vmid)));
             for vmid in here {
                 self.note_end(id, vmid, host, VmEnd::Lost);
             }
             // What it has on other hosts goes on, under a new epoch.
             if self.ledger.get(id).is_some_and(|ticket| ticket.live().next().is_some()) {
-                self.free_on(host, id, 0, size, false);
+                self.free_on(host, &load, 0, false);
                 let epoch = self.next_epoch();
                 self.ledger.change(id, |ticket| {
                     ticket.epoch = epoch;

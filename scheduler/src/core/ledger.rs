@@ -1,19 +1,56 @@
 //! The tickets that are remembered, and where to find them.
 
 use super::{
-    api::UnixMs,
+    api::{Listing, UnixMs},
     state::Counts,
     ticket::{Outcome, State, Ticket},
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+};
 use uuid::Uuid;
+
+/// Tickets by their granting.
+#[derive(Debug, Default)]
+struct Order {
+    all: BTreeSet<(UnixMs, Uuid)>,
+    /// Those that are not loose.
+    asked_for: BTreeSet<(UnixMs, Uuid)>,
+}
+
+impl Order {
+    fn insert(&mut self, ticket: &Ticket) {
+        let key = (ticket.granted_unix_ms, ticket.id);
+        self.all.insert(key);
+        if !ticket.loose {
+            self.asked_for.insert(key);
+        }
+    }
+
+    fn remove(&mut self, ticket: &Ticket) {
+        let key = (ticket.granted_unix_ms, ticket.id);
+        self.all.remove(&key);
+        self.asked_for.remove(&key);
+    }
+
+    fn list(&self, of: &Listing) -> Vec<Uuid> {
+        let order = if of.asked_for { &self.asked_for } else { &self.all };
+        let after = of.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let id = |(_, id): &(UnixMs, Uuid)| *id;
+        if of.newest_first {
+            order.range((Bound::Unbounded, after)).rev().take(of.most).map(id).collect()
+        } else {
+            order.range((after, Bound::Unbounded)).take(of.most).map(id).collect()
+        }
+    }
+}
 
 /// Tickets by all that they are looked for by.
 #[derive(Debug, Default)]
 pub struct Ledger {
     tickets: HashMap<Uuid, Ticket>,
-    /// By granting.
-    order: BTreeSet<(UnixMs, Uuid)>,
+    order: Order,
     families: HashMap<Uuid, Family>,
     /// The ticket of each clone, ended ones included; of a vmid that was given twice, the later one.
     clones: HashMap<(Uuid, u32), Uuid>,
@@ -28,7 +65,7 @@ pub struct Ledger {
 /// The tickets of a family.
 #[derive(Debug, Default)]
 struct Family {
-    order: BTreeSet<(UnixMs, Uuid)>,
+    order: Order,
     /// By their end.
     over: BTreeSet<(UnixMs, Uuid)>,
     /// Those that are used, by who cloned.
@@ -41,16 +78,14 @@ impl Ledger {
         self.tickets.get(&id)
     }
 
-    /// Tickets in the order of granting, after one that was the last of a page.
-    pub fn list(&self, family: Option<Uuid>, after: Option<(UnixMs, Uuid)>, most: usize) -> Vec<&Ticket> {
-        use std::ops::Bound;
-        let order = match family {
+    /// Tickets, those of a page.
+    pub fn list(&self, of: &Listing) -> Vec<&Ticket> {
+        let order = match of.family {
             None => Some(&self.order),
             Some(id) => self.families.get(&id).map(|family| &family.order),
         };
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let listed = order.into_iter().flat_map(|order| order.range((from, Bound::Unbounded)));
-        listed.take(most).filter_map(|(_, id)| self.tickets.get(id)).collect()
+        let listed = order.map(|order| order.list(of)).unwrap_or_default();
+        listed.iter().filter_map(|id| self.tickets.get(id)).collect()
     }
 
     /// The ticket that a request was granted.
@@ -68,7 +103,7 @@ impl Ledger {
         self.of_clone(family, vmid).is_some_and(|ticket| ticket.state == State::Used && ticket.is_live(vmid))
     }
 
-    /// Whether a VM is known to have ended: it was a clone.
+    /// Whether a VM is known to have ended: it was a clone. Of masters nothing is known here.
     pub fn has_ended(&self, family: Uuid, vmid: u32) -> bool {
         self.of_clone(family, vmid).is_some() && !self.is_live(family, vmid)
     }
@@ -81,7 +116,9 @@ impl Ledger {
 
     /// How many tickets of a family are granted or used.
     pub fn open(&self, family: Uuid) -> usize {
-        self.families.get(&family).map_or(0, |family| family.order.len().saturating_sub(family.over.len()))
+        self.families
+            .get(&family)
+            .map_or(0, |family| family.order.all.len().saturating_sub(family.over.len()))
     }
 
     /// The ticket of a family that came to its end first, if more than so many have.
@@ -103,9 +140,9 @@ impl Ledger {
     pub fn insert(&mut self, ticket: Ticket) {
         self.remove(ticket.id);
         self.count(ticket.state, true);
-        self.order.insert((ticket.granted_unix_ms, ticket.id));
+        self.order.insert(&ticket);
         let family = self.families.entry(ticket.family).or_default();
-        family.order.insert((ticket.granted_unix_ms, ticket.id));
+        family.order.insert(&ticket);
         if ticket.is_over() {
             family.over.insert((ticket.over_unix_ms.unwrap_or_default(), ticket.id));
         }
@@ -125,7 +162,7 @@ impl Ledger {
     pub fn remove(&mut self, id: Uuid) -> Option<Ticket> {
         let ticket = self.tickets.remove(&id)?;
         self.count(ticket.state, false);
-        self.order.remove(&(ticket.granted_unix_ms, id));
+        self.order.remove(&ticket);
         self.leave_family(&ticket);
         for vmid in ticket.clones.keys() {
             if self.clones.get(&(ticket.family, *vmid)) == Some(&id) {
@@ -146,7 +183,7 @@ impl Ledger {
 
     fn leave_family(&mut self, ticket: &Ticket) {
         let Some(family) = self.families.get_mut(&ticket.family) else { return };
-        family.order.remove(&(ticket.granted_unix_ms, ticket.id));
+        family.order.remove(ticket);
         family.over.remove(&(ticket.over_unix_ms.unwrap_or_default(), ticket.id));
         if let Some(parent) = ticket.parent_vmid
             && let Some(children) = family.parents.get_mut(&parent)
@@ -156,7 +193,7 @@ impl Ledger {
                 family.parents.remove(&parent);
             }
         }
-        if family.order.is_empty() {
+        if family.order.all.is_empty() {
             self.families.remove(&ticket.family);
         }
     }

@@ -42,7 +42,7 @@ mod waiting;
 #[cfg(test)]
 mod tests;
 
-use api::{Command, CoreError, Effect, Free, Named, Options, Reply, UnixMs, Waiter};
+use api::{Became, Command, CoreError, Effect, Free, Listing, Named, Options, Reply, UnixMs, Waiter};
 use barrier::Meeting;
 use hosts::Hosts;
 use kill::Kills;
@@ -123,12 +123,13 @@ impl Core {
                 let answer = self.unuse(ticket, epoch, host, out);
                 self.answer_ticket(waiter, answer, out);
             }
-            Command::HostUp { waiter, info, running, making } => {
-                self.host_up(waiter, info, running, &making, out);
-            }
-            Command::HostBeat { host, epoch } => self.host_beat(host, epoch),
+            Command::HostUp { waiter, info, present } => self.host_up(waiter, info, &present, out),
+            Command::HostBeat { host, epoch } => self.host_beat(host, epoch, out),
             Command::HostDown { host, epoch } => self.host_down(host, epoch),
-            Command::Ended { waiter, host, epoch, clones } => self.ended(waiter, host, epoch, clones, out),
+            Command::Ended { waiter, host, epoch, clones, masters } => {
+                let answer = self.ended(host, epoch, clones, &masters, out);
+                self.answer(waiter, answer.map(|()| Reply::Noted), out);
+            }
             Command::Arrive { waiter, ticket, vmid, timeout_ms } => {
                 self.arrive(waiter, ticket, vmid, timeout_ms, out);
             }
@@ -166,10 +167,10 @@ impl Core {
         }
     }
 
-    /// Tickets in the order of granting, of a family or of all, after one that was the last of a page.
+    /// Tickets, those of a page.
     #[must_use]
-    pub fn tickets(&self, family: Option<Uuid>, after: Option<(UnixMs, Uuid)>, most: usize) -> Vec<&Ticket> {
-        self.ledger.list(family, after, most)
+    pub fn tickets(&self, of: &Listing) -> Vec<&Ticket> {
+        self.ledger.list(of)
     }
 
     /// All hosts that have registered, by their numbers.
@@ -204,6 +205,7 @@ impl Core {
             match timer {
                 Timer::Expire(id) => self.expire(id, out),
                 Timer::Lease(host) => self.fence(host, out),
+                Timer::Kept(request) => self.keep_no_more(request),
                 Timer::Wait(waiter) => self.time_out(waiter, out),
                 Timer::Forget(id) => self.forget(id, out),
                 Timer::ForgetHost(host) => self.hosts.forget(host),
@@ -234,10 +236,6 @@ impl Core {
         }
     }
 
-    fn answer(&mut self, waiter: Waiter, answer: Result<Reply, CoreError>, out: &mut Vec<Effect>) {
-        self.waiting.answer(waiter, answer, &mut self.timers, out);
-    }
-
     /// Answers with a ticket as it is now.
     fn answer_ticket(&mut self, waiter: Waiter, answer: Result<Uuid, CoreError>, out: &mut Vec<Effect>) {
         let answer = answer.and_then(|id| self.ledger.get(id).ok_or(CoreError::Unknown(id)));
@@ -252,13 +250,23 @@ impl Core {
         }
     }
 
+    /// A ticket has come to another state.
+    fn put_state(&self, id: Uuid, out: &mut Vec<Effect>) {
+        Self::put(id, out);
+        let Some(ticket) = self.ledger.get(id) else { return };
+        let vmids = if ticket.is_over() { Vec::new() } else { ticket.clones.keys().copied().collect() };
+        out.push(Effect::Became(Became {
+            ticket: id,
+            family: ticket.family,
+            state: ticket.state,
+            parent_vmid: ticket.parent_vmid,
+            vmids,
+            vms: ticket.vms(),
+        }));
+    }
+
     fn next_epoch(&mut self) -> u64 {
         self.epoch = self.epoch.saturating_add(1);
         self.epoch
-    }
-
-    fn wait(&mut self, waiter: Waiter, place: Place, timeout_ms: Option<u64>) {
-        let until = timeout_ms.map(|timeout_ms| self.now.saturating_add(timeout_ms));
-        self.waiting.add(waiter, place, until, &mut self.timers);
     }
 }

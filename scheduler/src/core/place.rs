@@ -6,7 +6,7 @@
 use super::{
     api::Free,
     hosts::{Host, Hosts},
-    room::Room,
+    room::{Held, Room},
     ticket::{HostId, Policy},
 };
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -66,9 +66,12 @@ pub fn place(hosts: &Hosts, want: &Want, kept: &Kept) -> Option<Places> {
     })
 }
 
-/// Whether it could be placed if all hosts that are up, and these `others`, were empty.
-pub fn could(hosts: &Hosts, want: &Want, others: &[Room]) -> bool {
+/// Whether it could be placed if all hosts that are up, and these `others`, held nothing but what stays there.
+pub fn could(hosts: &Hosts, want: &Want, others: &[Room], stays: Option<&BTreeMap<HostId, Held>>) -> bool {
     let fit = |room: Room| room.fit(want.vcpus, want.memory_mib);
+    let fit_beside = |(id, size): (HostId, Room)| {
+        fit(stays.and_then(|stays| stays.get(&id)).map_or(size, |held| size.without(held)))
+    };
     let (least, most) = if want.single { (want.min, 1) } else { (1, usize::MAX) };
     let enough = |fits: &mut dyn Iterator<Item = u32>| {
         let mut sum = 0_u32;
@@ -80,9 +83,9 @@ pub fn could(hosts: &Hosts, want: &Want, others: &[Room]) -> bool {
     };
     if want.only.is_empty() {
         let (cpus, memory_mib) = want.size_of(least);
-        enough(&mut hosts.sizes().emptiest(cpus, memory_mib).map(|(_, size)| fit(size)))
+        enough(&mut hosts.sizes().emptiest(cpus, memory_mib).map(fit_beside))
     } else {
-        enough(&mut want.only.iter().filter_map(|id| hosts.size(*id)).map(fit))
+        enough(&mut want.only.iter().filter_map(|id| Some((*id, hosts.size(*id)?))).map(fit_beside))
     }
 }
 

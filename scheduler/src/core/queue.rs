@@ -4,7 +4,7 @@
 //! with what is free now; what is granted to whom is decided in [`super::serve`].
 
 use super::{
-    api::{Demand, PASSED_OVER_MAX, Waiter},
+    api::{Demand, PASSED_OVER_MAX, UnixMs, Waiter},
     place::Want,
 };
 use std::{
@@ -22,7 +22,7 @@ pub struct Request {
     pub want: Want,
     /// Who waits for it: more than one when it was said again.
     pub waiters: BTreeSet<Waiter>,
-    /// How often later ones were granted what it could have used.
+    /// How often later ones were granted what it could have used, since something was kept for it.
     passed: u32,
 }
 
@@ -32,7 +32,6 @@ struct Line {
     turn: u64,
     /// By arrival.
     requests: BTreeSet<u64>,
-    waiters: usize,
 }
 
 /// All requests that wait, by their order of arrival.
@@ -46,8 +45,8 @@ pub struct Queue {
     heads: BTreeSet<u64>,
     /// Heads for which it has not been looked whether they fit, by their families' turns.
     untried: BTreeSet<(u64, u64)>,
-    /// Heads that were passed over too often.
-    starved: BTreeSet<u64>,
+    /// Heads that were passed over too often, and until when what becomes free is kept for them.
+    starved: BTreeMap<u64, UnixMs>,
     ids: HashMap<Uuid, HashMap<String, u64>>,
     last_request: u64,
     last_turn: u64,
@@ -57,11 +56,6 @@ impl Queue {
     /// How many requests wait.
     pub fn len(&self) -> usize {
         self.requests.len()
-    }
-
-    /// How many callers of a family wait.
-    pub fn waiters(&self, family: Uuid) -> usize {
-        self.lines.get(&family).map_or(0, |line| line.waiters)
     }
 
     /// A request.
@@ -97,22 +91,15 @@ impl Queue {
 
     /// One more waits for a request.
     pub fn join(&mut self, request: u64, waiter: Waiter) {
-        let Some(waited) = self.requests.get_mut(&request) else { return };
-        if waited.waiters.insert(waiter)
-            && let Some(line) = self.lines.get_mut(&waited.demand.family)
-        {
-            line.waiters += 1;
+        if let Some(request) = self.requests.get_mut(&request) {
+            request.waiters.insert(waiter);
         }
     }
 
     /// One does not wait any more. Returns whether nobody is left.
     pub fn leave(&mut self, request: u64, waiter: Waiter) -> bool {
         let Some(waited) = self.requests.get_mut(&request) else { return false };
-        if waited.waiters.remove(&waiter)
-            && let Some(line) = self.lines.get_mut(&waited.demand.family)
-        {
-            line.waiters = line.waiters.saturating_sub(1);
-        }
+        waited.waiters.remove(&waiter);
         waited.waiters.is_empty()
     }
 
@@ -133,7 +120,6 @@ impl Queue {
         if let Some(line) = self.lines.get_mut(&family) {
             self.untried.remove(&(line.turn, request));
             line.requests.remove(&request);
-            line.waiters = line.waiters.saturating_sub(removed.waiters.len());
             if line.requests.is_empty() {
                 self.turns.remove(&line.turn);
                 self.lines.remove(&family);
@@ -187,9 +173,17 @@ impl Queue {
         self.untried.remove(&(turn, request));
     }
 
-    /// Heads that were passed over too often, by arrival.
-    pub fn starved(&self) -> &BTreeSet<u64> {
+    /// Heads that were passed over too often, by arrival, and until when something is kept for them.
+    pub fn starved(&self) -> &BTreeMap<u64, UnixMs> {
         &self.starved
+    }
+
+    /// Something was kept for a request for long enough: it may be passed over again.
+    pub fn calm(&mut self, request: u64) {
+        self.starved.remove(&request);
+        if let Some(request) = self.requests.get_mut(&request) {
+            request.passed = 0;
+        }
     }
 
     /// Which turn a request's family has.
@@ -198,17 +192,28 @@ impl Queue {
         self.lines.get(&family).map(|line| line.turn)
     }
 
-    /// A request is granted: those heads that came before it and `could_use` its hosts were passed over.
-    pub fn pass_over(&mut self, granted: u64, could_use: impl Fn(&Want) -> bool) {
-        let Some(family) = self.requests.get(&granted).map(|request| request.demand.family) else { return };
+    /// A request is granted: those heads that came before it and `could_use` its hosts were passed over. Returns those for which
+    /// something is kept from now on, until that time.
+    pub fn pass_over(
+        &mut self,
+        granted: u64,
+        keep_until: UnixMs,
+        could_use: impl Fn(&Want) -> bool,
+    ) -> Vec<u64> {
+        let mut starved = Vec::new();
+        let Some(family) = self.requests.get(&granted).map(|request| request.demand.family) else {
+            return starved;
+        };
         for head in self.heads.range(..granted) {
             let Some(request) = self.requests.get_mut(head) else { continue };
             if request.demand.family != family && could_use(&request.want) {
                 request.passed = request.passed.saturating_add(1);
-                if request.passed >= PASSED_OVER_MAX {
-                    self.starved.insert(*head);
+                if request.passed >= PASSED_OVER_MAX && !self.starved.contains_key(head) {
+                    self.starved.insert(*head, keep_until);
+                    starved.push(*head);
                 }
             }
         }
+        starved
     }
 }

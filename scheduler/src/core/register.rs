@@ -7,13 +7,14 @@
 //! | is not known | used | it is one of its clones from now on |
 //! | has ended, or was never made | remembered | it holds room as long as it runs, and is to end |
 //!
-//! Of a ticket whose use is under way nothing is concluded from a clone that was not made yet. A clone that is known to live and is not
-//! among those that run is lost.
+//! Of a ticket whose use is under way nothing is concluded from a clone that does not run yet. A clone that is known to live and is not
+//! among those that run is lost. What is to end is said to its host when it registers, and again at each beat until it has ended.
 
 use super::{
     Core,
-    api::{Effect, HostInfo, Reply, Running, Waiter},
-    hosts::Link,
+    api::{Effect, HostInfo, KILLS_A_BEAT_MAX, Present, Reply, Running, Waiter},
+    hosts::{Host, Link},
+    room::Load,
     ticket::{HostId, State, Ticket, VmEnd},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,8 +30,8 @@ enum Finding {
     Ghost,
 }
 
-/// Clones that are to end, by family, and why.
-type Kills = BTreeMap<(Uuid, String), Vec<u32>>;
+/// Why a clone is to end that should not run.
+const GHOST: &str = "its ticket was fenced, or is over";
 
 impl Core {
     /// A host has connected.
@@ -38,11 +39,11 @@ impl Core {
         &mut self,
         waiter: Waiter,
         info: HostInfo,
-        running: Vec<Running>,
-        making: &[Uuid],
+        present: &Present,
         out: &mut Vec<Effect>,
     ) {
         let host = info.id;
+        let Present { running, making, masters } = present;
         let before = self.hosts.up(host).map(|host| host.epoch);
         let epoch = self.next_epoch();
         self.hosts.come_up(info, epoch, self.now, &self.options);
@@ -53,35 +54,41 @@ impl Core {
 
         let listed: BTreeSet<(Uuid, u32)> = running.iter().map(|clone| (clone.ticket, clone.vmid)).collect();
         self.lose_unlisted(host, &listed, making, out);
-        let mut kills = Kills::new();
         let mut adopted = BTreeSet::new();
         for clone in running {
-            match self.judge(host, &clone, making) {
+            match self.judge(host, clone, making) {
                 Finding::Fine => {}
                 Finding::New => {
-                    self.adopt(host, &clone);
+                    self.adopt(host, clone);
                     adopted.insert(clone.ticket);
                 }
-                Finding::Ghost => {
-                    let size = (clone.vcpus, clone.memory_mib);
-                    self.hosts.haunt(host, (clone.ticket, clone.vmid), size);
-                    let why = "its ticket was fenced, or is over".to_owned();
-                    kills.entry((clone.family, why)).or_default().push(clone.vmid);
-                }
-            }
-            if let Some(why) = self.kills.why(clone.family, clone.vmid) {
-                kills.entry((clone.family, why.to_owned())).or_default().push(clone.vmid);
+                Finding::Ghost => self.hosts.haunt(host, *clone),
             }
         }
         for id in adopted {
-            Self::put(id, out);
+            self.look_for_parent(id);
+            self.put_state(id, out);
+        }
+        if let Some(masters) = masters {
+            self.lose_masters(host, |family| !masters.contains(&family), out);
         }
         self.answer(waiter, Ok(Reply::Registered(epoch)), out);
         if let Some(epoch) = before {
             out.push(Effect::Cut { host, epoch });
         }
-        for ((family, reason), vmids) in kills {
-            out.push(Effect::Kill { host, family, vmids, reason });
+        self.say_kills(host, out);
+    }
+
+    /// Tells a host what is to end there and has not.
+    fn say_kills(&self, host: HostId, out: &mut Vec<Effect>) {
+        let ghosts = self.hosts.get(host).into_iter().flat_map(Host::ghosts);
+        let ghosts = ghosts.map(|ghost| (ghost.family, ghost.vmid, GHOST));
+        let mut orders: BTreeMap<(Uuid, &str), Vec<u32>> = BTreeMap::new();
+        for (family, vmid, reason) in ghosts.chain(self.kills.of_host(host)).take(KILLS_A_BEAT_MAX) {
+            orders.entry((family, reason)).or_default().push(vmid);
+        }
+        for ((family, reason), vmids) in orders {
+            out.push(Effect::Kill { host, family, vmids, reason: reason.to_owned() });
         }
     }
 
@@ -90,7 +97,7 @@ impl Core {
         &mut self,
         host: HostId,
         listed: &BTreeSet<(Uuid, u32)>,
-        making: &[Uuid],
+        making: &BTreeSet<Uuid>,
         out: &mut Vec<Effect>,
     ) {
         let tickets = self.hosts.get(host).map(|host| host.tickets.clone()).unwrap_or_default();
@@ -103,20 +110,38 @@ impl Core {
         self.settle(&lost, State::Released, out);
     }
 
-    fn judge(&self, host: HostId, clone: &Running, making: &[Uuid]) -> Finding {
-        let making = making.contains(&clone.ticket);
-        let Some(ticket) = self.ledger.get(clone.ticket) else {
-            // Its use will be refused.
-            return if making { Finding::Fine } else { self.new_or_ghost(clone) };
+    /// Masters that a host has not are gone: the tickets with which they cloned there wait for them no more.
+    pub(super) fn lose_masters(
+        &mut self,
+        host: HostId,
+        is_gone: impl Fn(Uuid) -> bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let tickets = self.hosts.get(host).into_iter().flat_map(|host| &host.tickets);
+        let waits = |ticket: &&Ticket| {
+            ticket.state == State::Used && ticket.parent_vmid == Some(0) && !ticket.parent_ended
         };
+        let orphans = tickets.filter_map(|id| self.ledger.get(*id)).filter(waits);
+        let orphans: Vec<_> =
+            orphans.filter(|ticket| is_gone(ticket.family)).map(|ticket| ticket.id).collect();
+        for id in orphans {
+            self.ledger.set_parent_ended(id);
+            Self::put(id, out);
+            self.settle_barrier(id, out);
+        }
+    }
+
+    fn judge(&self, host: HostId, clone: &Running, making: &BTreeSet<Uuid>) -> Finding {
+        let making = making.contains(&clone.ticket);
+        let Some(ticket) = self.ledger.get(clone.ticket) else { return self.new_or_ghost(clone) };
         match ticket.clones.get(&clone.vmid) {
             Some(place) if *place == host && ticket.state == State::Used && ticket.is_live(clone.vmid) => {
                 Finding::Fine
             }
             Some(_) => Finding::Ghost,
+            None if ticket.state == State::Used && ticket.family == clone.family => self.new_or_ghost(clone),
             // Its use is under way, or will be refused: until then it does not run.
             None if making => Finding::Fine,
-            None if ticket.state == State::Used && ticket.family == clone.family => self.new_or_ghost(clone),
             None => Finding::Ghost,
         }
     }
@@ -130,8 +155,6 @@ impl Core {
     fn adopt(&mut self, host: HostId, clone: &Running) {
         if self.ledger.get(clone.ticket).is_none() {
             let epoch = self.next_epoch();
-            let parent_ended =
-                clone.parent_vmid.is_some_and(|vmid| self.ledger.has_ended(clone.family, vmid));
             self.ledger.insert(Ticket {
                 id: clone.ticket,
                 family: clone.family,
@@ -144,7 +167,7 @@ impl Core {
                 places: BTreeMap::new(),
                 loose: true,
                 parent_vmid: clone.parent_vmid,
-                parent_ended,
+                parent_ended: false,
                 clones: BTreeMap::new(),
                 results: BTreeMap::new(),
                 granted_unix_ms: self.now,
@@ -152,20 +175,30 @@ impl Core {
                 over_unix_ms: None,
             });
         }
-        let Some(size) = self.ledger.get(clone.ticket).map(|t| (t.vcpus, t.memory_mib)) else { return };
+        let Some(load) = self.ledger.get(clone.ticket).map(Load::of) else { return };
         self.ledger.change(clone.ticket, |ticket| {
             ticket.clones.insert(clone.vmid, host);
             let vms = ticket.places.entry(host).or_insert(0);
             *vms = vms.saturating_add(1);
         });
-        self.hosts.hold(host, clone.ticket, 1, size.0, size.1);
+        self.hosts.hold(host, &load, 1);
+    }
+
+    /// Whether the VM that cloned with a ticket lives, now that all clones are known of the host that it is on: clones start where
+    /// their parent is. Of masters nothing is known here.
+    fn look_for_parent(&mut self, id: Uuid) {
+        let Some(ticket) = self.ledger.get(id) else { return };
+        if ticket.parent_vmid.is_some_and(|vmid| vmid > 0 && !self.ledger.is_live(ticket.family, vmid)) {
+            self.ledger.set_parent_ended(id);
+        }
     }
 
     /// A host lives.
-    pub(super) fn host_beat(&mut self, host: HostId, epoch: u64) {
+    pub(super) fn host_beat(&mut self, host: HostId, epoch: u64, out: &mut Vec<Effect>) {
         if self.hosts.up(host).is_some_and(|host| host.epoch == epoch) {
             self.hosts.see(host, self.now);
             self.renew_lease(host);
+            self.say_kills(host, out);
         }
     }
 

@@ -2,10 +2,10 @@
 
 use super::{
     Core,
-    api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, FAMILY_WAITING_MAX, TICKET_VMS_MAX, Waiter},
+    api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, TICKET_VMS_MAX, Waiter},
     place::{Want, could, free_for},
     ticket::HostId,
-    waiting::Place,
+    waiting::{Kind, Place},
 };
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -20,19 +20,18 @@ impl Core {
                 return self.answer_ticket(waiter, Ok(id), out);
             }
             if let Some(request) = self.queue.of_id(demand.family, id) {
-                if self.is_line_full(demand.family) {
-                    return self.answer(waiter, Err(CoreError::TooManyWaiting), out);
-                }
-                return self.wait_for(request, waiter, &demand, out);
+                return match self.check_waiting(demand.family, Kind::Request) {
+                    Ok(()) => self.wait_for(request, waiter, &demand, out),
+                    Err(error) => self.answer(waiter, Err(error), out),
+                };
             }
         }
-        let want = match self.check(&demand) {
+        let want = self.check(&demand);
+        let want = match want.and_then(|want| self.check_waiting(demand.family, Kind::Request).map(|()| want))
+        {
             Ok(want) => want,
             Err(error) => return self.answer(waiter, Err(error), out),
         };
-        if self.is_line_full(demand.family) {
-            return self.answer(waiter, Err(CoreError::TooManyWaiting), out);
-        }
         let request = self.queue.push(demand.clone(), want);
         self.wait_for(request, waiter, &demand, out);
     }
@@ -40,16 +39,12 @@ impl Core {
     /// Waits for a request, if only until the queue has been served.
     fn wait_for(&mut self, request: u64, waiter: Waiter, demand: &Demand, out: &mut Vec<Effect>) {
         self.queue.join(request, waiter);
-        self.wait(waiter, Place::Request(request), Some(demand.timeout_ms));
+        self.wait(waiter, Place::Request(request), demand.family, Some(demand.timeout_ms));
         self.serve(out);
         if demand.timeout_ms == 0 && self.waiting.place(waiter) == Some(Place::Request(request)) {
             let error = self.request_timed_out(request, waiter);
             self.answer(waiter, Err(error), out);
         }
-    }
-
-    fn is_line_full(&self, family: Uuid) -> bool {
-        self.queue.waiters(family) >= FAMILY_WAITING_MAX
     }
 
     /// What is to be placed, if anything can ever be.
@@ -104,7 +99,7 @@ impl Core {
             return false;
         }
         let sizes: Vec<_> = away.iter().map(|host| host.capacity).collect();
-        !could(&self.hosts, want, &sizes)
+        !could(&self.hosts, want, &sizes, None)
     }
 
     /// None of the vmids is that of a clone that lives.

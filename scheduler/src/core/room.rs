@@ -1,6 +1,6 @@
 //! Room on hosts, and hosts in the order of their room.
 
-use super::ticket::HostId;
+use super::ticket::{HostId, Ticket};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -21,6 +21,85 @@ impl Room {
         let by_memory = self.memory_mib / u64::from(memory_mib.max(1));
         let by_memory = u32::try_from(by_memory).unwrap_or(u32::MAX);
         (self.cpus / vcpus.max(1)).min(by_memory).min(self.vms)
+    }
+}
+
+impl Room {
+    /// What remains beside what is held.
+    pub fn without(self, held: &Held) -> Self {
+        let cpus = u64::from(self.cpus).saturating_sub(held.cpus);
+        let vms = match self.vms {
+            u32::MAX => u64::from(u32::MAX),
+            limit => u64::from(limit).saturating_sub(held.vms),
+        };
+        Self {
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            memory_mib: self.memory_mib.saturating_sub(held.memory_mib),
+            vms: u32::try_from(vms).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// What is held of a host; it may be more than there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// CPUs.
+    pub cpus: u64,
+    /// Memory.
+    pub memory_mib: u64,
+    /// VMs.
+    pub vms: u64,
+}
+
+impl Held {
+    /// So many VMs of a size.
+    pub fn of(vms: u32, vcpus: u32, memory_mib: u32) -> Self {
+        let vms = u64::from(vms);
+        Self {
+            cpus: vms.saturating_mul(vcpus.into()),
+            memory_mib: vms.saturating_mul(memory_mib.into()),
+            vms,
+        }
+    }
+
+    /// More is held.
+    pub fn add(&mut self, more: Self) {
+        self.cpus = self.cpus.saturating_add(more.cpus);
+        self.memory_mib = self.memory_mib.saturating_add(more.memory_mib);
+        self.vms = self.vms.saturating_add(more.vms);
+    }
+
+    /// Less is held.
+    pub fn subtract(&mut self, less: Self) {
+        self.cpus = self.cpus.saturating_sub(less.cpus);
+        self.memory_mib = self.memory_mib.saturating_sub(less.memory_mib);
+        self.vms = self.vms.saturating_sub(less.vms);
+    }
+}
+
+/// For which ticket VMs are held, and of which size they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// The ticket.
+    pub ticket: Uuid,
+    /// Whose it is.
+    pub family: Uuid,
+    /// Of each VM.
+    pub vcpus: u32,
+    /// Of each VM.
+    pub memory_mib: u32,
+}
+
+impl Load {
+    /// Of a ticket.
+    pub fn of(ticket: &Ticket) -> Self {
+        let Ticket { id, family, vcpus, memory_mib, .. } = *ticket;
+        Self { ticket: id, family, vcpus, memory_mib }
+    }
+
+    /// So many VMs.
+    pub fn times(&self, vms: u32) -> Held {
+        Held::of(vms, self.vcpus, self.memory_mib)
     }
 }
 

@@ -1,14 +1,17 @@
 //! Serving the queue: who is granted what has become free.
 //!
 //! The heads of the families' lines are tried in turn; one that fits may pass one that does not. A head that was passed over
-//! too often is tried before all others, and what it could use is kept for it: so it gets its VMs as soon as what holds them now ends.
+//! too often is tried before all others, and what it could use is kept for it, for a while: so it gets its VMs as soon as what holds
+//! them now ends. Nothing is kept for one that waits for what only its own family can free, and nobody is kept out for ever: when
+//! its time is over it may be passed over again, as often as before.
 //! Only heads are tried that have not been tried with what is free now: new ones, and those that could use what has become free.
 
 use super::{
     Core,
-    api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, Reply},
+    api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, KEPT_MAX_MS, Reply},
     place::{Kept, Places, could, place},
     queue::Request,
+    room::Load,
     ticket::{HostId, State, Ticket},
     timers::Timer,
 };
@@ -51,7 +54,7 @@ impl Core {
                 if fresh.is_empty() { self.queue.untried_after(after) } else { self.queue.head_after(after) };
             let Some((turn, request)) = next else { break };
             after = turn;
-            if self.queue.starved().contains(&request) || !self.worth_trying(turn, request, &fresh) {
+            if self.queue.starved().contains_key(&request) || !self.worth_trying(turn, request, &fresh) {
                 continue;
             }
             match self.try_request(request, &kept, out) {
@@ -72,7 +75,7 @@ impl Core {
     fn serve_starved(&mut self, fresh: &mut Fresh, out: &mut Vec<Effect>) -> Kept {
         let mut kept = Kept::default();
         let mut after = 0;
-        while let Some(request) = self.queue.starved().range(after..).next().copied() {
+        while let Some(request) = self.queue.starved().range(after..).next().map(|(request, _)| *request) {
             after = request.saturating_add(1);
             if let Tried::Waits = self.try_request(request, &kept, out) {
                 self.keep_for(request, &mut kept);
@@ -91,8 +94,9 @@ impl Core {
             self.queue.tried(turn, request);
         }
         let Some(request) = self.queue.get(request) else { return };
-        // What can never be used, as things are, is not kept.
-        if could(&self.hosts, &request.want, &[]) {
+        // What can never be used, as things are, is not kept; and what its own family holds nobody else can wait for.
+        let own = self.hosts.held_by(request.demand.family);
+        if could(&self.hosts, &request.want, &[], own) {
             kept.all |= request.want.only.is_empty();
             kept.hosts.extend(&request.want.only);
         }
@@ -129,7 +133,10 @@ impl Core {
         let could_use = |want: &super::place::Want| {
             want.only.is_empty() || want.only.iter().any(|host| places.contains_key(host))
         };
-        self.queue.pass_over(id, could_use);
+        let keep_until = self.now.saturating_add(KEPT_MAX_MS);
+        for starved in self.queue.pass_over(id, keep_until, could_use) {
+            self.timers.set(keep_until, Timer::Kept(starved));
+        }
         if let Some(request) = self.take_request(id) {
             self.queue.requeue(request.demand.family);
             self.grant(request, places, out);
@@ -154,8 +161,17 @@ impl Core {
 
     /// Takes a request out of the queue. If something was kept for it, it is for all now.
     pub(super) fn take_request(&mut self, request: u64) -> Option<Request> {
-        self.fresh.all |= self.queue.starved().contains(&request);
+        self.keep_no_more(request);
         self.queue.remove(request)
+    }
+
+    /// What was kept for a request, if anything was, is for all.
+    pub(super) fn keep_no_more(&mut self, request: u64) {
+        if let Some(until) = self.queue.starved().get(&request).copied() {
+            self.timers.unset(until, Timer::Kept(request));
+            self.queue.calm(request);
+            self.fresh.all = true;
+        }
     }
 
     fn grant(&mut self, request: Request, places: Places, out: &mut Vec<Effect>) {
@@ -189,13 +205,14 @@ impl Core {
             self.timers.set(ticket.expires_unix_ms, Timer::Expire(ticket.id));
         }
         for (host, vms) in &ticket.places {
-            self.hosts.hold(*host, ticket.id, *vms, ticket.vcpus, ticket.memory_mib);
+            self.hosts.hold(*host, &Load::of(&ticket), *vms);
         }
-        Self::put(ticket.id, out);
+        let id = ticket.id;
+        self.ledger.insert(ticket.clone());
+        self.put_state(id, out);
         for waiter in waiters {
             self.answer(waiter, Ok(Reply::Ticket(Box::new(ticket.clone()))), out);
         }
-        self.ledger.insert(ticket);
     }
 
     /// A number that no ticket has: made of the family's own, which is random, and of the epoch, which no other ticket has.

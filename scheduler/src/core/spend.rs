@@ -4,6 +4,7 @@ use super::{
     Core,
     api::{CoreError, Effect, Named},
     request::check_vmids,
+    room::Load,
     ticket::{HostId, State, Ticket},
     timers::Timer,
 };
@@ -46,19 +47,18 @@ impl Core {
     pub(super) fn use_ticket(&mut self, usage: &Usage, out: &mut Vec<Effect>) -> Result<Uuid, CoreError> {
         let Usage { host, parent_vmid, ref vmids, .. } = *usage;
         let ticket = self.ticket(usage.ticket)?;
-        let (id, family) = (ticket.id, ticket.family);
+        let (id, family, load) = (ticket.id, ticket.family, Load::of(ticket));
         if is_same_use(ticket, usage) {
             return Ok(id);
         }
         self.check_use(ticket, usage)?;
         let wanted = u32::try_from(vmids.len()).unwrap_or(u32::MAX);
         let places = ticket.places.clone();
-        let size = (ticket.vcpus, ticket.memory_mib);
         self.timers.unset(ticket.expires_unix_ms, Timer::Expire(id));
         // Clones start where their parent is: what is held elsewhere, or beyond them, is for others.
         for (place, vms) in places {
             let spare = if place == host { vms.saturating_sub(wanted) } else { vms };
-            self.free_on(place, id, spare, size, place == host);
+            self.free_on(place, &load, spare, place == host);
         }
         let clones = vmids.iter().map(|vmid| (*vmid, host)).collect();
         // One that was given up with its host, and is to end, may still clone.
@@ -69,7 +69,7 @@ impl Core {
             ticket.clones = clones;
             ticket.places = BTreeMap::from([(host, wanted)]);
         });
-        Self::put(id, out);
+        self.put_state(id, out);
         Ok(id)
     }
 
@@ -116,7 +116,7 @@ impl Core {
             return Err(CoreError::Used(id));
         }
         let (family, loose) = (ticket.family, ticket.loose);
-        let clones: Vec<u32> = ticket.clones.keys().copied().collect();
+        let clones = ticket.clones.clone();
         let ttl_ms = ticket.expires_unix_ms.saturating_sub(ticket.granted_unix_ms);
         let (epoch, now) = (self.next_epoch(), self.now);
         self.ledger.change(id, |ticket| {
@@ -128,7 +128,7 @@ impl Core {
             (ticket.granted_unix_ms, ticket.expires_unix_ms) = (now, now.saturating_add(ttl_ms));
         });
         self.timers.set(now.saturating_add(ttl_ms), Timer::Expire(id));
-        Self::put(id, out);
+        self.put_state(id, out);
         self.nothing_was_made(id, family, &clones, out);
         if loose {
             // Nobody knows of it who could use it.
@@ -138,14 +138,20 @@ impl Core {
     }
 
     /// Who waits for clones of a ticket, or at its barrier, does not any more.
-    fn nothing_was_made(&mut self, id: Uuid, family: Uuid, clones: &[u32], out: &mut Vec<Effect>) {
+    fn nothing_was_made(
+        &mut self,
+        id: Uuid,
+        family: Uuid,
+        clones: &BTreeMap<u32, HostId>,
+        out: &mut Vec<Effect>,
+    ) {
         let barrier = self.meetings.remove(&id).into_iter().flat_map(|meeting| meeting.into_waiters());
         let joins = self.joins.remove(&id).into_iter().flatten();
         for waiter in barrier.chain(joins).collect::<Vec<_>>() {
             self.answer(waiter, Err(CoreError::NotUsed(id)), out);
         }
-        for vmid in clones {
-            self.killed(family, *vmid, out);
+        for (vmid, host) in clones {
+            self.killed((*host, family, *vmid), out);
         }
     }
 
@@ -159,11 +165,11 @@ impl Core {
     /// A ticket comes to its end: what it held is free.
     pub(super) fn finish(&mut self, id: Uuid, state: State, out: &mut Vec<Effect>) {
         let Some(ticket) = self.ledger.get(id) else { return };
-        let (family, size) = (ticket.family, (ticket.vcpus, ticket.memory_mib));
+        let load = Load::of(ticket);
         let held: Vec<_> = ticket.places.keys().map(|host| (*host, ticket.held(*host))).collect();
         self.timers.unset(ticket.expires_unix_ms, Timer::Expire(id));
         for (host, vms) in held {
-            self.free_on(host, id, vms, size, false);
+            self.free_on(host, &load, vms, false);
         }
         let (now, epoch) = (self.now, if state == State::Fenced { Some(self.next_epoch()) } else { None });
         self.ledger.change(id, |ticket| {
@@ -172,15 +178,15 @@ impl Core {
             ticket.over_unix_ms = Some(now);
         });
         self.timers.set(now.saturating_add(self.options.remember_ms), Timer::Forget(id));
-        Self::put(id, out);
-        if let Some(oldest) = self.ledger.surplus(family, FAMILY_OVER_MAX) {
+        self.put_state(id, out);
+        if let Some(oldest) = self.ledger.surplus(load.family, FAMILY_OVER_MAX) {
             self.forget(oldest, out);
         }
     }
 
     /// VMs of a ticket on a host are free.
-    pub(super) fn free_on(&mut self, host: HostId, ticket: Uuid, vms: u32, size: (u32, u32), left: bool) {
-        self.hosts.release(host, ticket, vms, size, left);
+    pub(super) fn free_on(&mut self, host: HostId, load: &Load, vms: u32, left: bool) {
+        self.hosts.release(host, load, vms, left);
         if vms > 0 {
             self.fresh.hosts.insert(host);
         }
@@ -215,7 +221,7 @@ impl Core {
             self.timers.set(over.saturating_add(self.options.remember_ms), Timer::Forget(id));
         } else {
             for host in ticket.places.keys() {
-                self.hosts.hold(*host, id, ticket.held(*host), ticket.vcpus, ticket.memory_mib);
+                self.hosts.hold(*host, &Load::of(&ticket), ticket.held(*host));
                 self.renew_lease(*host);
             }
         }

@@ -46,7 +46,7 @@ pub struct Ticket {
     /// The VM that cloned with it; None: not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_vmid: Option<u32>,
-    /// Whether that VM, a clone itself, has ended: nobody waits for it any more.
+    /// Whether that VM has ended: nobody waits for it any more.
     #[serde(default)]
     pub parent_ended: bool,
     /// Its clones, those that have ended included, by vmid: where.

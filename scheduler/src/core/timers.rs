@@ -14,6 +14,8 @@ pub enum Timer {
     Expire(Uuid),
     /// A host was silent.
     Lease(HostId),
+    /// Room was kept for a request for long enough.
+    Kept(u64),
     /// Who waits has waited long enough.
     Wait(Waiter),
     /// A ticket that is over need not be remembered any more.

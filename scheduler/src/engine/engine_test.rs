@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    core::ticket::{Policy, State},
+    core::{
+        api::UseBy,
+        ticket::{Policy, State},
+    },
     store::memory::MemoryStore,
 };
 use std::time::Duration;
@@ -35,6 +38,8 @@ fn host(cpus: u32) -> HostInfo {
         cpus,
         memory_mib: 1 << 20,
         max_vms: None,
+        cpu_percent: None,
+        memory_percent: None,
     }
 }
 
@@ -63,7 +68,7 @@ fn patient(vms: u32) -> Demand {
 async fn a_grant_is_stored_before_it_is_answered_and_shows_its_host() {
     let store = MemoryStore::default();
     let engine = engine(&store);
-    let (_, _orders) = engine.host_up(host(4), vec![], vec![]).await.unwrap();
+    let (_, _orders) = engine.host_up(host(4), Present::default()).await.unwrap();
     let seen = engine.request(demand(2)).await.unwrap();
     assert_eq!((seen.ticket.state, seen.host_names.as_slice()), (State::Granted, &["one".to_owned()][..]));
     assert_eq!(store.tickets(), std::slice::from_ref(&seen.ticket));
@@ -74,7 +79,7 @@ async fn a_grant_is_stored_before_it_is_answered_and_shows_its_host() {
 async fn calls_that_come_together_are_stored_together() {
     let store = MemoryStore::default();
     let engine = engine(&store);
-    let (_, _orders) = engine.host_up(host(1000), vec![], vec![]).await.unwrap();
+    let (_, _orders) = engine.host_up(host(1000), Present::default()).await.unwrap();
     let before = store.commits();
     let calls = (0..200).map(|_| engine.request(demand(1)));
     let granted = futures::future::join_all(calls).await;
@@ -86,7 +91,7 @@ async fn calls_that_come_together_are_stored_together() {
 #[tokio::test(start_paused = true)]
 async fn who_goes_away_leaves_the_queue() {
     let engine = engine(&MemoryStore::default());
-    let (_, _orders) = engine.host_up(host(1), vec![], vec![]).await.unwrap();
+    let (_, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
     let held = engine.request(demand(1)).await.unwrap();
     let first = tokio::time::timeout(Duration::from_secs(1), engine.request(patient(1))).await;
     assert!(first.is_err(), "there was no room");
@@ -102,7 +107,7 @@ async fn who_goes_away_leaves_the_queue() {
 #[tokio::test(start_paused = true)]
 async fn a_ticket_that_nobody_hears_of_is_taken_back() {
     let engine = engine(&MemoryStore::default());
-    let (_, _orders) = engine.host_up(host(1), vec![], vec![]).await.unwrap();
+    let (_, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
     let unheard = |demand: Demand| async {
         let mut call = Box::pin(engine.request(demand));
         assert!(futures::poll!(&mut call).is_pending());
@@ -124,7 +129,7 @@ async fn a_ticket_that_nobody_hears_of_is_taken_back() {
 async fn a_store_that_fails_changes_nothing_and_is_tried_again() {
     let store = MemoryStore::default();
     let engine = engine(&store);
-    let (_, mut orders) = engine.host_up(host(4), vec![], vec![]).await.unwrap();
+    let (_, mut orders) = engine.host_up(host(4), Present::default()).await.unwrap();
     let kept = engine.request(demand(1)).await.unwrap();
     store.fail(true);
     let (waiting, failed) = tokio::join!(engine.request(patient(4)), async {
@@ -135,13 +140,13 @@ async fn a_store_that_fails_changes_nothing_and_is_tried_again() {
     assert!(matches!(failed, Err(Refusal::Store(_))), "{failed:?}");
     assert!(matches!(waiting, Err(Refusal::Store(_))), "who waits hears of it, too");
     assert_eq!(orders.recv().await, None, "hosts are cut, and register again");
-    let again = engine.host_up(host(4), vec![], vec![]).await;
+    let again = engine.host_up(host(4), Present::default()).await;
     assert!(matches!(again, Err(Refusal::Store(_))), "not before the pause is over");
-    let page = engine.tickets(None, None, 10).await.unwrap();
+    let page = engine.tickets(Listing { most: 10, ..Listing::default() }).await.unwrap();
     assert_eq!(page.tickets.iter().map(|seen| &seen.ticket).collect::<Vec<_>>(), [&kept.ticket]);
     store.fail(false);
     advance(Duration::from_secs(1)).await;
-    let (_, _orders) = engine.host_up(host(4), vec![], vec![]).await.unwrap();
+    let (_, _orders) = engine.host_up(host(4), Present::default()).await.unwrap();
     assert_eq!(engine.request(demand(3)).await.unwrap().ticket.vms(), 3);
     assert_eq!(engine.counts().await.unwrap().granted, 2);
 }
@@ -151,7 +156,7 @@ async fn a_store_that_fails_changes_nothing_and_is_tried_again() {
 async fn the_cores_own_deadlines_wait_for_the_store() {
     let store = MemoryStore::default();
     let engine = engine(&store);
-    let (epoch, _orders) = engine.host_up(host(4), vec![], vec![]).await.unwrap();
+    let (epoch, _orders) = engine.host_up(host(4), Present::default()).await.unwrap();
     let short = Demand { ttl_ms: Some(1000), ..demand(1) };
     let ticket = engine.request(short).await.unwrap().ticket;
     store.fail(true);
@@ -173,7 +178,7 @@ async fn the_cores_own_deadlines_wait_for_the_store() {
 #[tokio::test(start_paused = true)]
 async fn changes_reach_those_who_watch() {
     let engine = engine(&MemoryStore::default());
-    let (_, _orders) = engine.host_up(host(4), vec![], vec![]).await.unwrap();
+    let (_, _orders) = engine.host_up(host(4), Present::default()).await.unwrap();
     let mut changes = engine.changes();
     let ticket = engine.request(demand(1)).await.unwrap().ticket;
     engine.release(Named { id: ticket.id, family: None }).await.unwrap();
@@ -188,7 +193,7 @@ async fn changes_reach_those_who_watch() {
 #[tokio::test(start_paused = true)]
 async fn what_is_under_way_when_it_stops_is_refused() {
     let engine = engine(&MemoryStore::default());
-    let (_, mut orders) = engine.host_up(host(1), vec![], vec![]).await.unwrap();
+    let (_, mut orders) = engine.host_up(host(1), Present::default()).await.unwrap();
     let (waiting, ()) = tokio::join!(engine.request(patient(1)), engine.stop());
     // Either it was granted before, or it is refused: not left waiting.
     assert!(matches!(waiting, Ok(_) | Err(Refusal::Stopped)));
@@ -198,19 +203,56 @@ async fn what_is_under_way_when_it_stops_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_have_a_limit() {
+async fn those_who_wait_have_a_limit_and_keep_nobody_out_who_does_not() {
     let engine = engine(&MemoryStore::default());
-    let (_, _orders) = engine.host_up(host(1), vec![], vec![]).await.unwrap();
-    engine.request(demand(1)).await.unwrap();
-    let family = |number: usize| Uuid::from_u128(number as u128 % 64);
-    let calls = (0..CALLS_MAX).map(|number| engine.request(Demand { family: family(number), ..patient(1) }));
-    let mut calls = Box::pin(futures::future::join_all(calls));
-    assert!(futures::poll!(&mut calls).is_pending());
+    let (_, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
+    let held = engine.request(demand(1)).await.unwrap().ticket;
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..WAITS_MAX as u128 {
+        let demand = Demand { family: Uuid::from_u128(100 + number % 64), ..patient(1) };
+        let engine = engine.clone();
+        calls.spawn(async move { engine.request(demand).await });
+    }
+    while engine.counts().await.unwrap().waiting < WAITS_MAX as u64 {
+        tokio::task::yield_now().await;
+    }
+    let refused = engine.request(demand(1)).await.unwrap_err();
+    assert!(matches!(refused, Refusal::Busy { most: WAITS_MAX }), "{refused}");
+    engine.ticket(Named { id: held.id, family: None }).await.unwrap();
+    engine.release(Named { id: held.id, family: None }).await.unwrap();
+    calls.shutdown().await;
+    while engine.counts().await.unwrap().waiting > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hosts_are_heard_however_many_calls_are_under_way() {
+    let engine = engine(&MemoryStore::default());
+    let most = |most: usize| u32::try_from(most).unwrap();
+    let _waits = engine.shared.waits.acquire_many(most(WAITS_MAX)).await.unwrap();
+    let _calls = engine.shared.calls.acquire_many(most(CALLS_MAX)).await.unwrap();
     let refused = engine.counts().await.unwrap_err();
     assert!(matches!(refused, Refusal::Busy { most: CALLS_MAX }), "{refused}");
-    drop(calls);
-    sleep(Duration::from_millis(1)).await;
-    assert_eq!(engine.counts().await.unwrap().waiting, 0, "all of them have left");
+    let (epoch, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
+    let host = host(1).id;
+    engine.host_beat(host, epoch).await.unwrap();
+    engine.ended(host, epoch, vec![(Uuid::nil(), 1, VmEnd::Ended)], vec![Uuid::nil()]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_takes_the_place_of_what_a_clone_left_before() {
+    let store = MemoryStore::default();
+    let engine = engine(&store);
+    let (_, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
+    let by = UseBy { parent_vmid: 0, vmids: vec![1], host_epoch: None };
+    let ticket = engine.request(Demand { use_by: Some(by), ..demand(1) }).await.unwrap().ticket;
+    let named = Named { id: ticket.id, family: None };
+    for left in [b"first".as_slice(), b"", b"last"] {
+        engine.leave(named, 1, 0, left.to_vec(), true).await.unwrap();
+        assert_eq!(engine.join_data(named, 1).await.unwrap(), left);
+        assert_eq!(engine.ticket(named).await.unwrap().ticket.results[&1].data_bytes, left.len() as u64);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,10 +261,10 @@ async fn hosts_have_a_limit() {
     let numbered = |number: usize| HostInfo { id: Uuid::from_u128(number as u128), ..host(1) };
     let mut all = Vec::new();
     for number in 0..worker::HOSTS_MAX {
-        all.push(engine.host_up(numbered(number), vec![], vec![]).await.unwrap());
+        all.push(engine.host_up(numbered(number), Present::default()).await.unwrap());
     }
-    let refused = engine.host_up(numbered(worker::HOSTS_MAX), vec![], vec![]).await.unwrap_err();
+    let refused = engine.host_up(numbered(worker::HOSTS_MAX), Present::default()).await.unwrap_err();
     assert!(matches!(refused, Refusal::TooManyHosts { most: worker::HOSTS_MAX }), "{refused}");
     // One that is known comes back at any time.
-    engine.host_up(numbered(0), vec![], vec![]).await.unwrap();
+    engine.host_up(numbered(0), Present::default()).await.unwrap();
 }

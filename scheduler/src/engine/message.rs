@@ -2,7 +2,7 @@
 
 use crate::{
     core::{
-        api::{Command, CoreError, Named, UnixMs, Waiter},
+        api::{Command, CoreError, Listing, Named, Waiter},
         state::{Counts, HostState},
         ticket::{HostId, Ticket},
     },
@@ -26,7 +26,7 @@ pub struct Seen {
 /// A page of tickets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// In the order in which they were granted.
+    /// In the order that was asked for.
     pub tickets: Vec<Seen>,
     /// How many batches had been stored when this was read: see [`Change::batch`].
     pub batch: u64,
@@ -152,7 +152,7 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::Impossible { .. } => "IMPOSSIBLE",
         CoreError::NoCapacity { .. } => "NO_CAPACITY",
         CoreError::TooManyTickets => "TOO_MANY_TICKETS",
-        CoreError::TooManyWaiting => "TOO_MANY_WAITING",
+        CoreError::TooManyWaiting { .. } => "TOO_MANY_WAITING",
         CoreError::TooMuchData { .. } => "TOO_MUCH_DATA",
         CoreError::BarrierTimeout { .. } => "BARRIER_TIMEOUT",
         CoreError::JoinTimeout { .. } => "JOIN_TIMEOUT",
@@ -191,7 +191,7 @@ pub(super) enum Message {
 #[derive(Debug)]
 pub(super) enum Query {
     Ticket(Named, Reply<Seen>),
-    Tickets { family: Option<Uuid>, after: Option<(UnixMs, Uuid)>, most: usize, reply: Reply<Page> },
+    Tickets(Listing, Reply<Page>),
     Hosts(Reply<Vec<HostState>>),
     Data { ticket: Named, vmid: u32, reply: Reply<Vec<u8>> },
     Counts(Reply<Counts>),

@@ -22,7 +22,7 @@ pub use message::{Answer, Change, Changed, KillOrder, Page, Refusal, Seen};
 use crate::{
     core::{
         api::{
-            Command, Demand, HostInfo, JOIN_DATA_MAX_BYTES, Named, Options, Running, Targets, UnixMs, Waiter,
+            Command, Demand, HostInfo, JOIN_DATA_MAX_BYTES, Listing, Named, Options, Present, Targets, Waiter,
         },
         state::{Counts, HostState},
         ticket::{HostId, VmEnd},
@@ -45,7 +45,9 @@ use uuid::Uuid;
 use waiting::Waiting;
 use worker::Worker;
 
-/// Most calls under way, those that wait in the queue or at a barrier included.
+/// Most calls that wait: in the queue, at barriers, for the ends of clones.
+pub const WAITS_MAX: usize = 65_536;
+/// Most other calls under way, which are answered at once.
 pub const CALLS_MAX: usize = 65_536;
 /// Most messages that the worker has not looked at; the next ones wait.
 const INBOX_MAX: usize = 4096;
@@ -79,6 +81,7 @@ struct Shared {
     /// Not bounded of itself: at most one for each call that was under way.
     gone: mpsc::UnboundedSender<Gone>,
     waiters: Arc<AtomicU64>,
+    waits: Semaphore,
     calls: Semaphore,
     data_bytes: Semaphore,
     changes: broadcast::Sender<Arc<Change>>,
@@ -109,9 +112,9 @@ pub fn prepare(
         metrics: Arc::clone(&metrics),
     };
     let worker = Worker::new(store, options.clone(), clock, ends)?;
-    let calls = Semaphore::new(CALLS_MAX);
+    let (waits, calls) = (Semaphore::new(WAITS_MAX), Semaphore::new(CALLS_MAX));
     let data_bytes = Semaphore::new(DATA_IN_FLIGHT_MAX_BYTES);
-    let shared = Shared { inbox, gone, waiters, calls, data_bytes, changes, metrics, options };
+    let shared = Shared { inbox, gone, waiters, waits, calls, data_bytes, changes, metrics, options };
     Ok((Engine { shared: Arc::new(shared) }, worker))
 }
 
@@ -150,6 +153,12 @@ impl Engine {
         }
     }
 
+    /// Whether the worker has ended.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.shared.inbox.is_closed()
+    }
+
     /// When the worker has ended.
     pub async fn stopped(&self) {
         self.shared.inbox.closed().await;
@@ -160,31 +169,30 @@ impl Engine {
     /// # Errors
     /// See [`Refusal`]; so below.
     pub async fn request(&self, demand: Demand) -> Result<Seen, Refusal> {
-        let seen = ticket(self.call(None, None, |waiter| Command::Request { waiter, demand }).await?)?;
+        let seen = ticket(self.wait(|waiter| Command::Request { waiter, demand }).await?)?;
         self.shared.metrics.granted();
         Ok(seen)
     }
 
     /// Gives a ticket back.
     pub async fn release(&self, named: Named) -> Result<Seen, Refusal> {
-        ticket(self.call(None, None, |waiter| Command::Release(waiter, named)).await?)
+        ticket(self.call(None, |waiter| Command::Release(waiter, named)).await?)
     }
 
     /// Carries out [`Command::Use`] or [`Command::Unuse`].
     pub async fn ticket_command(&self, command: impl FnOnce(Waiter) -> Command) -> Result<Seen, Refusal> {
-        ticket(self.call(None, None, command).await?)
+        ticket(self.call(None, command).await?)
     }
 
     /// Registers a host: the epoch, and its orders. When these end, the registration is over.
     pub async fn host_up(
         &self,
         info: HostInfo,
-        running: Vec<Running>,
-        making: Vec<Uuid>,
+        present: Present,
     ) -> Result<(u64, mpsc::Receiver<KillOrder>), Refusal> {
         let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let command = |waiter| Command::HostUp { waiter, info, running, making };
-        match self.call(None, Some(sender), command).await? {
+        let command = |waiter| Command::HostUp { waiter, info, present };
+        match self.put(None, Some(sender), command).await? {
             Answer::Registered(epoch) => Ok((epoch, orders)),
             _ => Err(Refusal::Confused),
         }
@@ -200,14 +208,16 @@ impl Engine {
         self.gone(Gone::Host(host, epoch));
     }
 
-    /// Clones have ended.
+    /// Clones have ended: ticket, vmid, how; and the masters of families.
     pub async fn ended(
         &self,
         host: HostId,
         epoch: u64,
         clones: Vec<(Uuid, u32, VmEnd)>,
+        masters: Vec<Uuid>,
     ) -> Result<(), Refusal> {
-        noted(self.call(None, None, |waiter| Command::Ended { waiter, host, epoch, clones }).await?)
+        let command = |waiter| Command::Ended { waiter, host, epoch, clones, masters };
+        noted(self.put(None, None, command).await?)
     }
 
     /// A VM arrives at a barrier: which meeting it was, and how many met.
@@ -218,7 +228,7 @@ impl Engine {
         timeout_ms: Option<u64>,
     ) -> Result<(u64, u32), Refusal> {
         let command = |waiter| Command::Arrive { waiter, ticket, vmid, timeout_ms };
-        match self.call(None, None, command).await? {
+        match self.wait(command).await? {
             Answer::Met { round, arrived } => Ok((round, arrived)),
             _ => Err(Refusal::Confused),
         }
@@ -234,13 +244,13 @@ impl Engine {
         reported: bool,
     ) -> Result<(), Refusal> {
         let data_bytes = bytes.len() as u64;
-        // The core refuses what is too long: nothing but its length needs room.
-        let data = (data_bytes > 0 && data_bytes <= JOIN_DATA_MAX_BYTES).then_some(bytes);
+        // The core refuses what is too long: nothing but its length needs room. Nothing replaces what was left before, too.
+        let data = (data_bytes <= JOIN_DATA_MAX_BYTES).then_some(bytes);
         let room = data.as_ref().and_then(|bytes| u32::try_from(bytes.len()).ok()).unwrap_or(0);
         let _room = self.shared.data_bytes.acquire_many(room).await.map_err(|_| Refusal::Stopped)?;
         let data = data.map(|bytes| JoinData { ticket: ticket.id, vmid, bytes });
         let command = |waiter| Command::JoinLeave { waiter, ticket, vmid, status, data_bytes, reported };
-        noted(self.call(data, None, command).await?)
+        noted(self.call(data, command).await?)
     }
 
     /// A ticket, when all its clones have ended.
@@ -251,13 +261,13 @@ impl Engine {
         timeout_ms: Option<u64>,
     ) -> Result<Seen, Refusal> {
         let command = |waiter| Command::JoinWait { waiter, ticket: named, vmid, timeout_ms };
-        ticket(self.call(None, None, command).await?)
+        ticket(self.wait(command).await?)
     }
 
     /// Ends clones: which have.
     pub async fn kill(&self, family: Uuid, targets: Targets, reason: String) -> Result<Vec<u32>, Refusal> {
         let command = |waiter| Command::Kill { waiter, family, targets, reason };
-        match self.call(None, None, command).await? {
+        match self.wait(command).await? {
             Answer::Killed(vmids) => Ok(vmids),
             _ => Err(Refusal::Confused),
         }
@@ -268,14 +278,9 @@ impl Engine {
         self.ask(|reply| Query::Ticket(named, reply)).await
     }
 
-    /// Tickets in the order of granting, after the one that was the last of a page.
-    pub async fn tickets(
-        &self,
-        family: Option<Uuid>,
-        after: Option<(UnixMs, Uuid)>,
-        most: usize,
-    ) -> Result<Page, Refusal> {
-        self.ask(|reply| Query::Tickets { family, after, most, reply }).await
+    /// Tickets, those of a page.
+    pub async fn tickets(&self, of: Listing) -> Result<Page, Refusal> {
+        self.ask(|reply| Query::Tickets(of, reply)).await
     }
 
     /// All hosts.
@@ -299,13 +304,30 @@ impl Engine {
         self.shared.changes.subscribe()
     }
 
+    /// A call whose answer may take its time. However many there are of them, others are heard.
+    async fn wait(&self, command: impl FnOnce(Waiter) -> Command) -> Result<Answer, Refusal> {
+        let _room = self.shared.waits.try_acquire().map_err(|_| Refusal::Busy { most: WAITS_MAX })?;
+        self.put(None, None, command).await
+    }
+
+    /// A call that is answered at once.
     async fn call(
+        &self,
+        data: Option<JoinData>,
+        command: impl FnOnce(Waiter) -> Command,
+    ) -> Result<Answer, Refusal> {
+        let _room = self.shared.calls.try_acquire().map_err(|_| Refusal::Busy { most: CALLS_MAX })?;
+        self.put(data, None, command).await
+    }
+
+    /// Puts a command to the core. What hosts say comes here without asking for room: a host has one message under way, and one
+    /// that is not heard would be given up with all its clones.
+    async fn put(
         &self,
         data: Option<JoinData>,
         orders: Option<mpsc::Sender<KillOrder>>,
         command: impl FnOnce(Waiter) -> Command,
     ) -> Result<Answer, Refusal> {
-        let _room = self.shared.calls.try_acquire().map_err(|_| Refusal::Busy { most: CALLS_MAX })?;
         let waiter = Waiter(self.shared.waiters.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
         let command = command(waiter);

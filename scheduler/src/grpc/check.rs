@@ -2,7 +2,7 @@
 
 use super::status;
 use crate::core::{
-    api::{Demand, HostInfo, Named, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy},
+    api::{Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy},
     ticket::{Policy, VmEnd},
 };
 use patina_proto::v1;
@@ -30,7 +30,9 @@ const HOSTS_MAX: usize = 256;
 const HOST_CPUS: RangeInclusive<u32> = 1..=65_536;
 const HOST_MEMORY_MIB: RangeInclusive<u64> = 1..=(1 << 30);
 const HOST_VMS: RangeInclusive<u32> = 0..=65_536;
-/// Most clones, or tickets of clones that are being made, that a host registers with.
+/// What may be granted for each 100 that there are.
+const PERCENT: RangeInclusive<u32> = 0..=102_400;
+/// Most clones, tickets of clones that are being made, or masters, that a host registers with.
 const CLONES_MAX: usize = 16_384;
 /// Most clones in one message about their end.
 const ENDED_MAX: usize = 1024;
@@ -170,7 +172,7 @@ pub(super) fn kill(request: v1::KillRequest) -> Result<(Option<Uuid>, Targets, S
 }
 
 /// What a host says first.
-pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Vec<Running>, Vec<Uuid>), Status> {
+pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), Status> {
     let mut check = Check::default();
     let info = register.info.unwrap_or_default();
     let info = HostInfo {
@@ -180,6 +182,9 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Vec<Running>
         cpus: check.range("info.cpus", info.cpus, HOST_CPUS),
         memory_mib: check.range("info.memory_mib", info.memory_mib, HOST_MEMORY_MIB),
         max_vms: Some(check.range("info.max_vms", info.max_vms, HOST_VMS)).filter(|most| *most > 0),
+        cpu_percent: Some(check.range("info.cpu_percent", info.cpu_percent, PERCENT)).filter(|p| *p > 0),
+        memory_percent: Some(check.range("info.memory_percent", info.memory_percent, PERCENT))
+            .filter(|percent| *percent > 0),
     };
     check.count("running", &register.running, CLONES_MAX);
     check.count("making", &register.making, CLONES_MAX);
@@ -193,14 +198,33 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Vec<Running>
     });
     let running = running.collect();
     let making = register.making.iter().take(CLONES_MAX).map(|id| check.uuid("making", id)).collect();
-    check.done((info, running, making))
+    let masters = register.masters.map(|masters| {
+        check.count("masters.families", &masters.families, CLONES_MAX);
+        masters.families.iter().take(CLONES_MAX).map(|id| check.uuid("masters.families", id)).collect()
+    });
+    check.done((info, Present { running, making, masters }))
 }
 
-/// Clones of a host that have ended.
-pub(super) fn ended(ended: &v1::ClonesEnded) -> Result<Vec<(Uuid, u32, VmEnd)>, Status> {
+/// VMs of a host that have ended.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    /// Ticket, vmid, how.
+    pub(super) clones: Vec<(Uuid, u32, VmEnd)>,
+    /// Families.
+    pub(super) masters: Vec<Uuid>,
+}
+
+/// What a host says of VMs that have ended.
+pub(super) fn ended(message: &v1::ClonesEnded) -> Result<Ended, Status> {
     let mut check = Check::default();
-    check.count("clones", &ended.clones, ENDED_MAX);
-    let clones = ended.clones.iter().take(ENDED_MAX).map(|clone| {
+    check.count("clones", &message.clones, ENDED_MAX);
+    let mut ended = Ended::default();
+    for clone in message.clones.iter().take(ENDED_MAX) {
+        if clone.ticket.is_empty() {
+            check.range("clones.vmid", clone.vmid, 0..=0);
+            ended.masters.push(check.uuid("clones.family", &clone.family));
+            continue;
+        }
         let end = match clone.end() {
             v1::VmEnd::Joined => VmEnd::Joined,
             v1::VmEnd::Ended => VmEnd::Ended,
@@ -211,10 +235,22 @@ pub(super) fn ended(ended: &v1::ClonesEnded) -> Result<Vec<(Uuid, u32, VmEnd)>, 
                 VmEnd::Ended
             }
         };
-        (check.uuid("clones.ticket", &clone.ticket), clone.vmid, end)
-    });
-    let clones = clones.collect();
-    check.done(clones)
+        ended.clones.push((check.uuid("clones.ticket", &clone.ticket), clone.vmid, end));
+    }
+    check.done(ended)
+}
+
+/// Which page of which tickets.
+pub(super) fn listing(request: &v1::ListTicketsRequest) -> Result<Listing, Status> {
+    let mut check = Check::default();
+    let family = check.optional_uuid("family", &request.family);
+    Ok(Listing {
+        family: check.done(family)?,
+        asked_for: request.asked_for,
+        newest_first: request.newest_first,
+        after: ticket_token(&request.page_token)?,
+        most: page_size(request.page_size),
+    })
 }
 
 /// How many a page has.
@@ -226,7 +262,7 @@ pub(super) fn page_size(asked: u32) -> usize {
 }
 
 /// After which ticket a page begins.
-pub(super) fn ticket_token(token: &str) -> Result<Option<(UnixMs, Uuid)>, Status> {
+fn ticket_token(token: &str) -> Result<Option<(UnixMs, Uuid)>, Status> {
     if token.is_empty() {
         return Ok(None);
     }

@@ -70,6 +70,8 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
             cpus: info.cpus,
             memory_mib: info.memory_mib,
             max_vms: info.max_vms.unwrap_or(0),
+            cpu_percent: info.cpu_percent.unwrap_or(0),
+            memory_percent: info.memory_percent.unwrap_or(0),
         }),
         alive: host.alive,
         epoch: host.epoch,

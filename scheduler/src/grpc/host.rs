@@ -46,9 +46,9 @@ async fn session(engine: &Engine, mut messages: Streaming<HostMessage>, out: &Ou
     let Some(HostMessage { message: Some(Message::Register(register)) }) = first else {
         return Err(first_message("it is another one"));
     };
-    let (info, running, making) = check::register(register)?;
-    let (host, name, clones) = (info.id, info.name.clone(), running.len());
-    let (epoch, mut orders) = engine.host_up(info, running, making).await?;
+    let (info, present) = check::register(register)?;
+    let (host, name, clones) = (info.id, info.name.clone(), present.running.len());
+    let (epoch, mut orders) = engine.host_up(info, present).await?;
     let registration = Registration { engine, host, epoch };
     tracing::info!(%host, name, epoch, clones, "host registered");
     let lease_ms = engine.options().lease_ms;
@@ -58,6 +58,7 @@ async fn session(engine: &Engine, mut messages: Streaming<HostMessage>, out: &Ou
             biased;
             kill = orders.recv() => match kill {
                 Some(kill) => order(out, Order::Kill(kill_clones(kill))).await?,
+                None if engine.is_stopped() => return Err(Refusal::Stopped.into()),
                 None => return Err(Refusal::Core(CoreError::StaleHost { host, given: epoch }).into()),
             },
             message = messages.message() => match message? {
@@ -74,7 +75,8 @@ async fn hear(registration: &Registration<'_>, message: HostMessage, out: &Out) 
     match message.message {
         Some(Message::Beat(_)) => Ok(engine.host_beat(host, epoch).await?),
         Some(Message::Ended(ended)) => {
-            engine.ended(host, epoch, check::ended(&ended)?).await?;
+            let check::Ended { clones, masters } = check::ended(&ended)?;
+            engine.ended(host, epoch, clones, masters).await?;
             order(out, Order::EndedNoted(ended.serial)).await
         }
         Some(Message::Register(_)) => {

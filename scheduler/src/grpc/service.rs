@@ -57,13 +57,9 @@ impl Scheduler for Service {
         &self,
         request: Request<v1::ListTicketsRequest>,
     ) -> Answer<v1::ListTicketsResponse> {
-        let v1::ListTicketsRequest { family, page_size, page_token } = request.into_inner();
-        let mut check = Check::default();
-        let family = check.optional_uuid("family", &family);
-        let family = check.done(family)?;
-        let most = check::page_size(page_size);
-        let page = self.engine.tickets(family, check::ticket_token(&page_token)?, most).await?;
-        let (full, mut bytes) = (page.tickets.len() == most, 0);
+        let of = check::listing(&request.into_inner())?;
+        let page = self.engine.tickets(of).await?;
+        let (full, mut bytes) = (page.tickets.len() == of.most, 0);
         let all = page.tickets.len();
         let mut tickets: Vec<v1::Ticket> = page.tickets.into_iter().map(convert::ticket).collect();
         let fits = tickets.iter().take_while(|ticket| {

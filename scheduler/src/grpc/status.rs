@@ -94,7 +94,7 @@ fn code(refusal: &Refusal) -> Code {
             | CoreError::SmallVms { .. } => Code::InvalidArgument,
             CoreError::NoCapacity { .. }
             | CoreError::TooManyTickets
-            | CoreError::TooManyWaiting
+            | CoreError::TooManyWaiting { .. }
             | CoreError::TooMuchData { .. } => Code::ResourceExhausted,
             CoreError::BarrierTimeout { .. } | CoreError::JoinTimeout { .. } => Code::DeadlineExceeded,
             CoreError::Used(_)
@@ -115,7 +115,7 @@ fn code(refusal: &Refusal) -> Code {
 fn waits(refusal: &Refusal) -> bool {
     matches!(
         refusal,
-        Refusal::Busy { .. } | Refusal::Core(CoreError::NoCapacity { .. } | CoreError::TooManyWaiting)
+        Refusal::Busy { .. } | Refusal::Core(CoreError::NoCapacity { .. } | CoreError::TooManyWaiting { .. })
     )
 }
 

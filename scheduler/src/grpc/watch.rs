@@ -3,8 +3,8 @@
 
 use super::{check::PAGE_MAX, convert};
 use crate::{
-    core::api::UnixMs,
-    engine::{Change, Changed, Engine, Seen},
+    core::api::{Listing, UnixMs},
+    engine::{Change, Changed, Engine, Refusal, Seen},
 };
 use patina_proto::v1::{Ticket, TicketEvent};
 use std::{collections::BTreeSet, sync::Arc};
@@ -62,7 +62,8 @@ impl Watcher {
         let before = std::mem::take(&mut self.told);
         let mut after = None;
         loop {
-            let page = self.engine.tickets(self.family, after, PAGE_MAX).await;
+            let of = Listing { family: self.family, after, most: PAGE_MAX, ..Listing::default() };
+            let page = self.engine.tickets(of).await;
             let page = page.map_err(|refusal| Ended::Engine(refusal.into()))?;
             let last = page.tickets.last().map(key).filter(|_| page.tickets.len() == PAGE_MAX);
             self.pages.push((last, page.batch));
@@ -88,12 +89,13 @@ impl Watcher {
                 biased;
                 change = changes.recv() => change,
                 () = self.out.closed() => return Err(Ended::Watcher),
+                () = self.engine.stopped() => return Err(Ended::Engine(Refusal::Stopped.into())),
             };
             match change {
                 Ok(change) => self.tell_change(&change).await?,
                 Err(RecvError::Lagged(_)) => return Ok(()),
                 Err(RecvError::Closed) => {
-                    return Err(Ended::Engine(crate::engine::Refusal::Stopped.into()));
+                    return Err(Ended::Engine(Refusal::Stopped.into()));
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! A batch is one transaction in the write-ahead log, so a scheduler that is killed at any point leaves whole batches. The lock is
 //! one of the process (`fcntl`): it ends with it, however that ends, and a child that it was just about to start does not inherit it.
 
-use super::{Batch, Store, StoreError};
+use super::{Batch, JoinData, Store, StoreError};
 use crate::core::ticket::Ticket;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use rustix::fs::{FlockOperation, fcntl_lock};
@@ -116,8 +116,14 @@ impl FileStore {
             }
             let mut leave =
                 transaction.prepare_cached("insert or replace into join_data values (?1, ?2, ?3)")?;
-            for data in &batch.data {
-                leave.execute(params![data.ticket.to_string(), data.vmid, data.bytes])?;
+            let mut clear =
+                transaction.prepare_cached("delete from join_data where ticket = ?1 and vmid = ?2")?;
+            for JoinData { ticket, vmid, bytes } in &batch.data {
+                if bytes.is_empty() {
+                    clear.execute(params![ticket.to_string(), vmid])?;
+                } else {
+                    leave.execute(params![ticket.to_string(), vmid, bytes])?;
+                }
             }
             let mut forget = transaction.prepare_cached("delete from tickets where id = ?1")?;
             let mut drop_data = transaction.prepare_cached("delete from join_data where ticket = ?1")?;

@@ -50,6 +50,9 @@ fn what_was_committed_is_there_when_it_is_opened_again() {
     assert_eq!(store.join_data(kept.id, 4).unwrap(), Some(vec![9; 1 << 20]));
     assert_eq!(store.join_data(kept.id, 5).unwrap(), None);
     assert_eq!(store.join_data(gone.id, 4).unwrap(), None);
+    let nothing = JoinData { bytes: Vec::new(), ..left(&kept) };
+    store.commit(&Batch { data: vec![nothing], ..Batch::default() }).unwrap();
+    assert_eq!(store.join_data(kept.id, 4).unwrap(), None);
 }
 
 #[test]

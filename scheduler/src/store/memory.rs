@@ -67,7 +67,12 @@ impl Store for MemoryStore {
             content.tickets.insert(ticket.id, (*ticket).clone());
         }
         for data in &batch.data {
-            content.data.insert((data.ticket, data.vmid), data.bytes.clone());
+            let key = (data.ticket, data.vmid);
+            if data.bytes.is_empty() {
+                content.data.remove(&key);
+            } else {
+                content.data.insert(key, data.bytes.clone());
+            }
         }
         for id in &batch.forgets {
             content.tickets.remove(id);

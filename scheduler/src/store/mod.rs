@@ -19,7 +19,7 @@ pub struct JoinData {
     pub ticket: Uuid,
     /// The clone.
     pub vmid: u32,
-    /// What it left.
+    /// What it left; nothing takes the place of what it left before, too.
     pub bytes: Vec<u8>,
 }
 

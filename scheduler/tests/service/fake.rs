@@ -25,7 +25,7 @@ pub struct FakeHost {
 
 impl Clones for FakeHost {
     fn present(&self) -> Present {
-        Present { running: self.running.lock().unwrap().clone(), making: Vec::new() }
+        Present { running: self.running.lock().unwrap().clone(), ..Present::default() }
     }
 
     fn kill(&self, order: KillClones) {
@@ -49,7 +49,7 @@ impl FakeHost {
             address: "unix:/nowhere".into(),
             cpus,
             memory_mib: u64::from(cpus) * u64::from(MEMORY_MIB),
-            max_vms: 0,
+            ..HostInfo::default()
         };
         let host = Arc::new(Self {
             id,

@@ -84,7 +84,7 @@ impl Daemon {
             address: "nowhere".into(),
             cpus,
             memory_mib: u64::from(cpus) * u64::from(MEMORY_MIB),
-            max_vms: 0,
+            ..HostInfo::default()
         };
         let daemon = Arc::new(Self {
             facts: facts.clone(),

@@ -113,5 +113,6 @@ fn info(options: &Options, host_id: Uuid) -> HostInfo {
         cpus: facts.cpus,
         memory_mib: facts.memory_mib,
         max_vms: options.max_vms,
+        ..HostInfo::default()
     }
 }

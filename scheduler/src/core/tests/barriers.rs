@@ -1,10 +1,11 @@
 //! VMs that meet.
 
-use super::world::{World, demand, id};
+use super::world::{World, demand, id, info, named, options, running};
 use crate::core::{
-    api::{Command, CoreError, Demand, UseBy},
-    ticket::{Ticket, VmEnd},
+    api::{Command, CoreError, Demand, Effect, FAMILY_MEETING_MAX, Present, Running, UseBy, Waiter},
+    ticket::{State, Ticket, VmEnd},
 };
+use std::collections::BTreeSet;
 
 fn used(clones: u32) -> (World, Ticket) {
     let mut world = World::new();
@@ -107,7 +108,7 @@ fn a_parent_that_is_a_clone_and_has_ended_is_not_waited_for() {
     let dead = world.arrive(child, 1, None);
     assert!(matches!(world.was_answered(dead), Err(CoreError::UnknownVm { .. })));
     // The scheduler's restart changes nothing about that.
-    world.restart(super::world::options());
+    world.restart(options());
     let (first, second) = (world.arrive(child, 2, None), world.arrive(child, 3, None));
     assert_eq!((world.met(first), world.met(second)), ((1, 2), (1, 2)));
 }
@@ -117,7 +118,7 @@ fn a_parent_whose_end_was_noted_before_it_cloned_is_not_waited_for() {
     let (mut world, ticket) = used(1);
     // Its host was given up, and is back, with the clone that is to end and has cloned meanwhile.
     world.pass(10_000);
-    world.host_with(super::world::info(1, 100), vec![super::world::running(&ticket, 1)]);
+    world.host_with(info(1, 100), vec![running(&ticket, 1)]);
     let use_by = || Some(UseBy { parent_vmid: 1, vmids: vec![2], host_epoch: None });
     let loose = world.request(Demand { use_by: use_by(), ..demand(1, 1) }).unwrap();
     assert!(loose.parent_ended);
@@ -125,7 +126,7 @@ fn a_parent_whose_end_was_noted_before_it_cloned_is_not_waited_for() {
     let granted = world.request(demand(1, 1)).unwrap().id;
     let used = world.ticket(|waiter| Command::Use {
         waiter,
-        ticket: super::world::named(granted),
+        ticket: named(granted),
         epoch: None,
         host: id(1),
         host_epoch: None,
@@ -135,4 +136,102 @@ fn a_parent_whose_end_was_noted_before_it_cloned_is_not_waited_for() {
     assert!(used.unwrap().parent_ended);
     let alone = world.arrive(granted, 3, None);
     assert_eq!(world.met(alone), (1, 1));
+}
+
+#[test]
+fn a_master_that_has_ended_is_not_waited_for() {
+    let (mut world, ticket) = used(2);
+    world.host(2, 1);
+    let waiters = [1, 2].map(|vmid| world.arrive(ticket.id, vmid, None));
+    // Of another family, or of another host, it is another one.
+    world.masters_ended(id(1), [8]);
+    world.masters_ended(id(2), [7]);
+    assert!(waiters.iter().all(|waiter| world.waits(*waiter)));
+    world.masters_ended(id(1), [8, 7]);
+    assert!(waiters.iter().all(|waiter| world.met(*waiter) == (1, 2)));
+    let dead = world.arrive(ticket.id, 0, None);
+    assert!(matches!(world.was_answered(dead), Err(CoreError::UnknownVm { .. })));
+    // The scheduler's restart changes nothing about that.
+    world.restart(options());
+    let waiters = [1, 2].map(|vmid| world.arrive(ticket.id, vmid, None));
+    assert!(waiters.iter().all(|waiter| world.met(*waiter) == (1, 2)));
+    world.host_with(info(1, 100), [1, 2].map(|vmid| running(&ticket, vmid)).into());
+    world.ended(id(1), ticket.id, [1, 2], VmEnd::Ended);
+    assert_eq!(world.state(ticket.id), State::Released);
+}
+
+#[test]
+fn a_master_that_ended_while_its_host_was_away_is_not_waited_for() {
+    let (mut world, ticket) = used(2);
+    let clones = || [1, 2].map(|vmid| running(&ticket, vmid)).to_vec();
+    let waiters = [1, 2].map(|vmid| world.arrive(ticket.id, vmid, None));
+    let said = [None, Some(BTreeSet::from([id(7), id(8)])), Some(BTreeSet::from([id(8)]))];
+    for (number, masters) in said.into_iter().enumerate() {
+        world.down(id(1));
+        let present = Present { running: clones(), masters, ..Present::default() };
+        world.host_present(info(1, 100), present);
+        assert!(waiters.iter().all(|waiter| world.waits(*waiter) == (number < 2)), "{number}");
+    }
+    assert!(waiters.iter().all(|waiter| world.met(*waiter) == (1, 2)));
+    assert!(world.get(ticket.id).parent_ended);
+}
+
+#[test]
+fn a_parent_that_nobody_knows_is_not_waited_for() {
+    let (mut world, ticket) = used(1);
+    // The ledger was lost. Clone 1 runs, clone 5 does not any more; both have cloned.
+    let child = |number: u128, vmid, parent| Running {
+        ticket: id(number),
+        parent_vmid: Some(parent),
+        ..running(&ticket, vmid)
+    };
+    world.store.clear();
+    world.restart(options());
+    world.host_with(
+        info(1, 100),
+        vec![child(21, 2, 1), child(22, 3, 5), child(23, 4, 0), running(&ticket, 1)],
+    );
+    let ended = [21, 22, 23].map(|number| world.get(id(number)).parent_ended);
+    assert_eq!(ended, [false, true, false]);
+    let alone = world.arrive(id(22), 3, None);
+    assert_eq!(world.met(alone), (1, 1));
+}
+
+#[test]
+fn so_many_of_a_family_wait_at_barriers_and_for_joins_and_no_more() {
+    let (mut world, ticket) = used(2);
+    let other = world.request(Demand { family: id(8), ..demand(1, 1) }).unwrap();
+    world.spend(&other, [1]).unwrap();
+    // Not through the world, which looks at everything after every command.
+    let call = |world: &mut World, command: Command| {
+        let mut effects = Vec::new();
+        world.core.apply(world.now, command, &mut effects);
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Answer(_, answer) => Some(answer),
+            _ => None,
+        })
+    };
+    let arrive = |ticket, n: usize| Command::Arrive {
+        waiter: Waiter(1_000_000 + n as u64),
+        ticket: named(ticket),
+        vmid: 1,
+        timeout_ms: None,
+    };
+    let join = |ticket, n: usize| Command::JoinWait {
+        waiter: Waiter(1_000_000 + n as u64),
+        ticket: named(ticket),
+        vmid: Some(0),
+        timeout_ms: None,
+    };
+    for n in 0..FAMILY_MEETING_MAX {
+        let command = if n % 2 == 0 { arrive(ticket.id, n) } else { join(ticket.id, n) };
+        assert_eq!(call(&mut world, command), None);
+    }
+    let full = || Some(Err(CoreError::TooManyWaiting { call: "sync or join", most: FAMILY_MEETING_MAX }));
+    assert_eq!(call(&mut world, arrive(ticket.id, FAMILY_MEETING_MAX)), full());
+    assert_eq!(call(&mut world, join(ticket.id, FAMILY_MEETING_MAX)), full());
+    assert_eq!(call(&mut world, arrive(other.id, FAMILY_MEETING_MAX)), None);
+    assert_eq!(call(&mut world, join(other.id, FAMILY_MEETING_MAX + 1)), None);
+    call(&mut world, Command::Gone(Waiter(1_000_000)));
+    assert_eq!(call(&mut world, arrive(ticket.id, FAMILY_MEETING_MAX + 2)), None);
 }

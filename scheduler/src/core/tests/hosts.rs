@@ -1,8 +1,8 @@
 //! Hosts come, go, and come back.
 
-use super::world::{World, demand, id, info, named, options, running};
+use super::world::{World, demand, id, info, options, running};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, Options},
+    api::{Command, CoreError, Demand, Effect, HostInfo, Options, Running},
     ticket::{State, Ticket, VmEnd},
 };
 
@@ -56,7 +56,13 @@ fn a_silent_host_is_fenced_with_all_it_has() {
     world.beat(id(1));
     assert!(!world.core.hosts()[0].alive);
     let epoch = world.hosts[&id(1)];
-    let stale = world.answer(|waiter| Command::Ended { waiter, host: id(1), epoch, clones: Vec::new() });
+    let stale = world.answer(|waiter| Command::Ended {
+        waiter,
+        host: id(1),
+        epoch,
+        clones: Vec::new(),
+        masters: Vec::new(),
+    });
     assert_eq!(stale, Err(CoreError::StaleHost { host: id(1), given: epoch }));
 }
 
@@ -120,6 +126,7 @@ fn an_earlier_connection_of_a_host_is_over() {
         host: id(1),
         epoch: first,
         clones: vec![(ticket.id, 1, VmEnd::Ended)],
+        masters: Vec::new(),
     });
     assert!(matches!(stale, Err(CoreError::StaleHost { .. })));
     assert_eq!(world.core.live(&world.get(ticket.id)), 3);
@@ -153,16 +160,18 @@ fn a_use_that_is_under_way_while_its_host_registers() {
     assert!(kills(&world).is_empty());
     assert_eq!(world.state(ticket.id), State::Granted);
     world.spend(&ticket, [1, 2]).unwrap();
-    // A ticket that nobody knows: its use will be refused.
+    // A ticket that nobody knows any more: whether they run or are being made, they hold room.
     let mut unknown = ticket.clone();
     unknown.id = id(77);
     world.host_making(
         info(1, 4),
-        vec![running(&unknown, 8), running(&ticket, 1), running(&ticket, 2)],
+        vec![running(&unknown, 8), running(&unknown, 9), running(&ticket, 1), running(&ticket, 2)],
         vec![id(77)],
     );
-    assert_eq!(world.core.ticket(named(id(77))), Err(CoreError::Unknown(id(77))));
-    assert_eq!(world.held(id(1)), 2);
+    assert_eq!((world.state(id(77)), world.held(id(1))), (State::Used, 4));
+    world.spend_at(id(77), id(1), [8, 9]).unwrap();
+    world.ended(id(1), id(77), [8, 9], VmEnd::Ended);
+    assert_eq!((world.state(id(77)), world.held(id(1))), (State::Released, 2));
 }
 
 #[test]
@@ -266,4 +275,53 @@ fn a_host_that_comes_back_smaller_keeps_what_it_has() {
     assert!(matches!(world.request(demand(1, 1)), Err(CoreError::NoCapacity { .. })));
     world.ended(id(1), ticket.id, 1..=3, VmEnd::Ended);
     assert_eq!(world.request(demand(1, 9)).unwrap().vms(), 2);
+}
+
+#[test]
+fn clones_of_a_fenced_ticket_that_are_still_being_made_hold_room_and_are_to_end() {
+    let (mut world, ticket) = used();
+    world.pass(10_000);
+    assert_eq!((world.state(ticket.id), world.held(id(1))), (State::Fenced, 0));
+    let all = (1..=3).map(|vmid| running(&ticket, vmid)).collect();
+    world.host_making(info(1, 4), all, vec![ticket.id]);
+    assert_eq!((kills(&world), world.held(id(1))), (vec![1, 2, 3], 3));
+    assert_eq!(world.request(demand(1, 9)).unwrap().vms(), 1);
+    // The host could not end what it had not made: it is told until it has.
+    world.beat(id(1));
+    assert_eq!(kills(&world), [1, 2, 3]);
+    world.ended(id(1), ticket.id, [2], VmEnd::Ended);
+    world.beat(id(1));
+    assert_eq!((kills(&world), world.held(id(1))), (vec![1, 3], 3));
+    world.ended(id(1), ticket.id, [1, 3], VmEnd::Killed);
+    world.beat(id(1));
+    assert_eq!((kills(&world), world.held(id(1))), (vec![], 1));
+}
+
+#[test]
+fn one_that_is_named_twice_with_different_sizes_is_one() {
+    let (mut world, ticket) = used();
+    world.pass(10_000);
+    let large = Running { vcpus: 4, memory_mib: 256, ..running(&ticket, 1) };
+    world.host_with(info(1, 4), vec![running(&ticket, 1), large]);
+    assert_eq!(world.held(id(1)), 1);
+    world.ended(id(1), ticket.id, [1], VmEnd::Killed);
+    let host = &world.core.hosts()[0];
+    assert_eq!((host.held_vms, host.held_cpus, host.held_memory_mib), (0, 0, 0));
+    assert_eq!(world.request(demand(4, 9)).unwrap().vms(), 4);
+}
+
+#[test]
+fn a_host_may_say_itself_how_much_of_it_is_granted() {
+    let mut world = World::with(Options { cpu_percent: 200, memory_percent: 300, ..options() });
+    let own = HostInfo { cpu_percent: Some(150), memory_percent: Some(100), ..info(1, 4) };
+    world.host_with(own, Vec::new());
+    world.host_with(HostInfo { cpu_percent: Some(50), ..info(2, 4) }, Vec::new());
+    world.host(3, 4);
+    let sizes = world.core.hosts().into_iter().map(|host| (host.cpus, host.memory_mib));
+    assert_eq!(sizes.collect::<Vec<_>>(), [(6, 256), (2, 768), (8, 768)]);
+    // As much as fits into its memory, and no more.
+    let first = Demand { hosts: vec![id(1)], ..demand(1, 9) };
+    assert_eq!(world.request(first).unwrap().vms(), 4);
+    let second = Demand { hosts: vec![id(2)], ..demand(1, 9) };
+    assert_eq!(world.request(second).unwrap().vms(), 2);
 }

@@ -5,7 +5,7 @@ use super::{
     world::World,
 };
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, PASSED_OVER_MAX, Reply, Targets, Waiter},
+    api::{Command, CoreError, Demand, Effect, KEPT_MAX_MS, PASSED_OVER_MAX, Reply, Targets, UnixMs, Waiter},
     state::HostState,
     ticket::{HostId, State, Ticket},
 };
@@ -17,6 +17,10 @@ struct Asked {
     demand: Demand,
     waiters: BTreeSet<Waiter>,
     passed: u32,
+    /// It could be met before the last command if others had nothing.
+    was_possible: bool,
+    /// Until when something is kept for it.
+    kept_until: Option<UnixMs>,
 }
 
 #[derive(Default)]
@@ -74,12 +78,38 @@ fn fits_if_empty<'a>(hosts: impl Iterator<Item = &'a HostState>, demand: &Demand
     is_enough(sizes.map(|h| fit(h.cpus.into(), h.memory_mib, limit(h), demand)), demand)
 }
 
+/// Whether a demand would fit if only its own family had something.
+fn fits_beside_own(world: &World, hosts: &[HostState], demand: &Demand) -> bool {
+    let own = |host: &HostState| {
+        let tickets = world.store.values().filter(|ticket| ticket.family == demand.family);
+        tickets.fold((0, 0, 0), |sum: (u64, u64, u64), ticket| {
+            let vms = u64::from(ticket.held(host.info.id));
+            let (cpus, memory_mib) = (u64::from(ticket.vcpus), u64::from(ticket.memory_mib));
+            (sum.0 + vms * cpus, sum.1 + vms * memory_mib, sum.2 + vms)
+        })
+    };
+    let beside = |host: &HostState| {
+        let (cpus, memory_mib, vms) = own(host);
+        fit(
+            u64::from(host.cpus).saturating_sub(cpus),
+            host.memory_mib.saturating_sub(memory_mib),
+            limit(host).saturating_sub(vms),
+            demand,
+        )
+    };
+    is_enough(hosts.iter().filter(|host| host.alive && meant(demand, host)).map(beside), demand)
+}
+
 impl Watch {
     /// What is there before a command.
     pub fn before(&mut self, world: &World, command: &Command) {
         self.known = world.store.keys().copied().collect();
         self.idle = self.asked.is_empty();
         self.last_demand = None;
+        let states = world.core.hosts();
+        for asked in self.asked.values_mut() {
+            asked.was_possible = fits_beside_own(world, &states, &asked.demand);
+        }
         match command {
             Command::Request { waiter, demand } => self.asked(*waiter, demand),
             Command::Arrive { waiter, ticket, vmid, .. } => {
@@ -117,7 +147,10 @@ impl Watch {
         }
         self.arrivals += 1;
         let waiters = BTreeSet::from([waiter]);
-        self.asked.insert(self.arrivals, Asked { demand: demand.clone(), waiters, passed: 0 });
+        self.asked.insert(
+            self.arrivals,
+            Asked { demand: demand.clone(), waiters, passed: 0, was_possible: true, kept_until: None },
+        );
     }
 
     /// Tickets that the last command granted.
@@ -148,6 +181,20 @@ impl Watch {
         self.rounds.clear();
         self.joining.clear();
         self.killing.clear();
+    }
+
+    /// Whether somebody waits for a clone's end.
+    pub fn is_killed(&self, world: &World, family: Uuid, vmid: u32) -> bool {
+        self.killing.values().any(|(of, targets)| match targets {
+            _ if *of != family => false,
+            Targets::Ticket(id) => world.store[id].is_live(vmid),
+            Targets::Vmids(vmids) => vmids.contains(&vmid),
+        })
+    }
+
+    /// Whether nobody waits for the end of what they killed.
+    pub fn nobody_kills(&self) -> bool {
+        self.killing.is_empty()
     }
 
     /// The clones of a host that live, as the ledger has it.
@@ -182,7 +229,8 @@ impl Watch {
     fn check_ledger(&self, world: &World, hosts: &BTreeMap<HostId, Host>) {
         for (id, host) in hosts.iter().filter(|(_, host)| host.connected) {
             let live = self.live_on(world, *id);
-            let there: BTreeSet<Clone> = host.running.keys().chain(host.unnoted.keys()).copied().collect();
+            let there: BTreeSet<Clone> =
+                host.running.keys().chain(host.unnoted.keys()).chain(host.making.keys()).copied().collect();
             let missing: Vec<_> = live.difference(&there).collect();
             // A ticket that was used for nothing waits for its unuse.
             assert!(missing.is_empty(), "{missing:?} are in the ledger and do not run on {id}");
@@ -220,6 +268,9 @@ impl Watch {
         let new: BTreeSet<Uuid> = self.granted(world).iter().map(|ticket| ticket.id).collect();
         let mut granted: Vec<(u64, Uuid, Ticket)> = Vec::new();
         for (number, asked) in &mut self.asked {
+            if asked.kept_until.is_some_and(|until| until <= world.now) {
+                asked.passed = 0;
+            }
             if let Some(ticket) = asked.waiters.iter().find_map(|waiter| answered.get(waiter))
                 && new.contains(&ticket.id)
             {
@@ -234,7 +285,7 @@ impl Watch {
                 assert!(asked.demand.family != *family, "{number} passed {other} of its own family");
                 let could_use = asked.demand.hosts.is_empty()
                     || asked.demand.hosts.iter().any(|h| ticket.places.contains_key(h));
-                let possible = fits_if_empty(states.iter().filter(|host| host.alive), &asked.demand);
+                let possible = asked.was_possible && fits_beside_own(world, states, &asked.demand);
                 if heads_before.contains(other) && could_use && possible {
                     asked.passed += 1;
                     assert!(asked.passed <= PASSED_OVER_MAX, "{other} is passed over too often");
@@ -242,7 +293,29 @@ impl Watch {
             }
         }
         assert_eq!(world.core.counts().waiting, self.asked.len() as u64);
+        self.check_kept(world);
         self.check_nobody_waits_in_vain(world, states);
+    }
+
+    /// What is kept is kept for a while, and after that one may be passed over again.
+    fn check_kept(&mut self, world: &World) {
+        let queue = &world.core.queue;
+        let waiters = |request: &u64| queue.get(*request).unwrap().waiters.clone();
+        let kept: BTreeMap<Waiter, UnixMs> = queue
+            .starved()
+            .iter()
+            .flat_map(|(request, until)| waiters(request).into_iter().map(|waiter| (waiter, *until)))
+            .collect();
+        for asked in self.asked.values_mut() {
+            let until = asked.waiters.iter().find_map(|waiter| kept.get(waiter)).copied();
+            if let Some(before) = asked.kept_until.filter(|before| Some(*before) != until) {
+                assert!(world.now >= before, "kept for {} ms too short", before - world.now);
+            }
+            if let Some(until) = until {
+                assert!(until > world.now && until <= world.now + KEPT_MAX_MS, "kept for too long");
+            }
+            asked.kept_until = until;
+        }
     }
 
     fn heads(&self) -> Vec<u64> {
@@ -255,10 +328,10 @@ impl Watch {
         let queue = &world.core.queue;
         let mut kept = BTreeSet::new();
         let alive = || states.iter().filter(|host| host.alive);
-        for starved in queue.starved() {
+        for starved in queue.starved().keys() {
             let demand = &queue.get(*starved).unwrap().demand;
             assert!(!fits_now(states, demand, &kept), "a starved request waits and fits");
-            if fits_if_empty(alive(), demand) {
+            if fits_beside_own(world, states, demand) {
                 kept.extend(alive().filter(|host| meant(demand, host)).map(|host| host.info.id));
             }
         }
@@ -340,7 +413,7 @@ fn check_room(world: &World, states: &[HostState], hosts: &BTreeMap<HostId, Host
             let host = &hosts[&state.info.id];
             for ghost in &host.ghosts {
                 let unnoted = host.unnoted.get(ghost).map(|(running, _)| running);
-                let ghost = host.running.get(ghost).or(unnoted).unwrap();
+                let ghost = host.running.get(ghost).or(host.making.get(ghost)).or(unnoted).unwrap();
                 sum.0 += 1;
                 sum.1 += ghost.vcpus;
                 sum.2 += u64::from(ghost.memory_mib);

@@ -1,8 +1,9 @@
 //! Clones that are ended.
 
-use super::world::{World, demand, id, info, running};
+use super::world::{World, demand, id, info, named, running};
 use crate::core::{
-    api::{Command, CoreError, Effect, Reply, Targets},
+    api::{Command, CoreError, Effect, FAMILY_KILLS_MAX, KILLS_A_BEAT_MAX, Present, Reply, Targets, Waiter},
+    spend::FAMILY_OVER_MAX,
     ticket::{State, Ticket, VmEnd},
 };
 
@@ -96,4 +97,124 @@ fn a_host_that_never_comes_back_has_lost_them() {
     assert_eq!(world.was_answered(first), Ok(Reply::Killed(vec![2])));
     assert_eq!(world.state(three.id), State::Fenced);
     assert!(world.waits(second));
+}
+
+#[test]
+fn what_is_to_end_is_said_again_at_each_beat_until_it_has() {
+    let (mut world, three, two) = used();
+    let waiter = world.kill(Targets::Vmids(vec![1, 3, 4]));
+    // Whether somebody waits for it or not.
+    world.apply(Command::Gone(waiter));
+    for _ in 0..3 {
+        world.beat(id(1));
+        assert_eq!(orders(&world), [(1, vec![1, 3])]);
+    }
+    world.ended(id(1), three.id, [3], VmEnd::Killed);
+    world.beat(id(1));
+    assert_eq!(orders(&world), [(1, vec![1])]);
+    world.beat(id(2));
+    assert_eq!(orders(&world), [(2, vec![4])]);
+    world.ended(id(1), three.id, [1], VmEnd::Ended);
+    world.ended(id(2), two.id, [4], VmEnd::Killed);
+    for host in [1, 2] {
+        world.beat(id(host));
+        assert!(orders(&world).is_empty());
+    }
+}
+
+#[test]
+fn clones_that_are_still_being_made_are_to_end_too() {
+    let (mut world, three, _) = used();
+    world.kill(Targets::Ticket(three.id));
+    // Its host does not name them: it has not come so far.
+    world.host_making(info(1, 3), Vec::new(), vec![three.id]);
+    assert_eq!(orders(&world), [(1, vec![1, 2, 3])]);
+    world.beat(id(1));
+    assert_eq!(orders(&world), [(1, vec![1, 2, 3])]);
+}
+
+#[test]
+fn a_beat_says_no_more_than_so_many() {
+    let mut world = World::new();
+    world.host(1, 2000);
+    let mut tickets = Vec::new();
+    for n in 0..5 {
+        let ticket = world.request(demand(256, 256)).unwrap();
+        tickets.push(world.spend(&ticket, n * 256 + 1..=(n + 1) * 256).unwrap());
+    }
+    for ticket in &tickets {
+        world.kill(Targets::Ticket(ticket.id));
+    }
+    let said = |world: &World| orders(world).into_iter().flat_map(|(_, vmids)| vmids).collect::<Vec<_>>();
+    world.beat(id(1));
+    assert_eq!(said(&world), (1..=1024).collect::<Vec<_>>());
+    assert_eq!(said(&world).len(), KILLS_A_BEAT_MAX);
+    world.ended(id(1), tickets[0].id, 1..=256, VmEnd::Killed);
+    world.beat(id(1));
+    assert_eq!(said(&world), (257..=1280).collect::<Vec<_>>());
+}
+
+#[test]
+fn who_kills_hears_of_it_though_the_ticket_is_forgotten_at_once() {
+    let (mut world, three, _) = used();
+    world.kill(Targets::Ticket(three.id));
+    world.ended(id(1), three.id, 1..=3, VmEnd::Killed);
+    // Not through the world, which looks at all tickets after every command.
+    let apply = |world: &mut World, command: Command| {
+        let mut effects = Vec::new();
+        world.core.apply(world.now, command, &mut effects);
+        effects
+    };
+    for n in 0..FAMILY_OVER_MAX as u64 {
+        let waiter = Waiter(1_000_000 + n);
+        let effects = apply(&mut world, Command::Request { waiter, demand: demand(1, 1) });
+        let Some(Effect::Answer(_, Ok(Reply::Ticket(ticket)))) = effects.last() else {
+            panic!("{effects:?}")
+        };
+        apply(&mut world, Command::Release(Waiter(2_000_000 + n), named(ticket.id)));
+    }
+    // Of those that end at the same time the one with the lowest number is forgotten first.
+    let low = Ticket { id: id(0), ..three };
+    let present = Present { running: vec![running(&low, 9)], ..Present::default() };
+    let effects = apply(&mut world, Command::HostUp { waiter: Waiter(3_000_000), info: info(1, 3), present });
+    let registered = effects.iter().find_map(|effect| match effect {
+        Effect::Answer(_, Ok(Reply::Registered(epoch))) => Some(*epoch),
+        _ => None,
+    });
+    let targets = Targets::Vmids(vec![9]);
+    let kill = Command::Kill { waiter: Waiter(3_000_001), family: id(7), targets, reason: String::new() };
+    apply(&mut world, kill);
+    let ended = Command::Ended {
+        waiter: Waiter(3_000_002),
+        host: id(1),
+        epoch: registered.unwrap(),
+        clones: vec![(id(0), 9, VmEnd::Killed)],
+        masters: Vec::new(),
+    };
+    let effects = apply(&mut world, ended);
+    assert!(effects.contains(&Effect::Forget(id(0))));
+    assert!(effects.contains(&Effect::Answer(Waiter(3_000_001), Ok(Reply::Killed(vec![9])))), "{effects:?}");
+}
+
+#[test]
+fn so_many_of_a_family_wait_for_kills_and_no_more() {
+    let (mut world, _, _) = used();
+    let kill = |world: &mut World, vmid, n: usize| {
+        let (waiter, targets) = (Waiter(1_000_000 + n as u64), Targets::Vmids(vec![vmid]));
+        let mut effects = Vec::new();
+        let command = Command::Kill { waiter, family: id(7), targets, reason: "test".into() };
+        world.core.apply(world.now, command, &mut effects);
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::Answer(other, answer) if other == waiter => Some(answer),
+            _ => None,
+        })
+    };
+    for n in 0..FAMILY_KILLS_MAX {
+        assert_eq!(kill(&mut world, 1, n), None);
+    }
+    let full = CoreError::TooManyWaiting { call: "kill", most: FAMILY_KILLS_MAX };
+    assert_eq!(kill(&mut world, 2, FAMILY_KILLS_MAX), Some(Err(full)));
+    // When one has gone there is room again.
+    world.core.apply(world.now, Command::Gone(Waiter(1_000_000)), &mut Vec::new());
+    assert_eq!(kill(&mut world, 2, FAMILY_KILLS_MAX + 1), None);
 }

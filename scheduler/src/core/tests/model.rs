@@ -6,7 +6,7 @@ use super::{
     world::{World, id, named, options},
 };
 use crate::core::{
-    api::{Command, Demand, Effect, HostInfo, Options, Reply, Running, Targets, UseBy, Waiter},
+    api::{Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, UseBy, Waiter},
     ticket::{HostId, Policy, State, Ticket, VmEnd},
 };
 use proptest::prelude::*;
@@ -23,6 +23,10 @@ pub struct Host {
     pub running: BTreeMap<Clone, Running>,
     /// Gone, and the scheduler has not noted it.
     pub unnoted: BTreeMap<Clone, (Running, VmEnd)>,
+    /// Being made: what it is told to end of them it cannot end yet.
+    pub making: BTreeMap<Clone, Running>,
+    /// Families whose master has ended here since it cloned last.
+    pub masters_gone: BTreeSet<Uuid>,
     /// What it was told to end.
     pub orders: BTreeSet<(Uuid, u32)>,
     /// What it has said that runs and that should not.
@@ -35,7 +39,9 @@ enum Op {
     Request(Ask),
     Gone(usize),
     Release(usize),
-    Use { ticket: usize, spare: usize, made: usize, parent: usize },
+    Use { ticket: usize, spare: usize, made: usize, parent: usize, slow: bool },
+    Made(usize),
+    MasterEnds(usize),
     UseNothing(usize),
     End { clone: usize, killed: bool },
     Report(usize),
@@ -93,8 +99,10 @@ fn op() -> impl Strategy<Value = Op> {
         12 => ask().prop_map(Op::Request),
         2 => n.clone().prop_map(Op::Gone),
         4 => n.clone().prop_map(Op::Release),
-        6 => (n.clone(), 0..2_usize, n.clone(), n.clone())
-            .prop_map(|(ticket, spare, made, parent)| Op::Use { ticket, spare, made, parent }),
+        6 => (n.clone(), 0..2_usize, n.clone(), n.clone(), prop::bool::weighted(0.3))
+            .prop_map(|(ticket, spare, made, parent, slow)| Op::Use { ticket, spare, made, parent, slow }),
+        2 => n.clone().prop_map(Op::Made),
+        1 => n.clone().prop_map(Op::MasterEnds),
         1 => n.clone().prop_map(Op::UseNothing),
         6 => (n.clone(), any::<bool>()).prop_map(|(clone, killed)| Op::End { clone, killed }),
         5 => n.clone().prop_map(Op::Report),
@@ -130,6 +138,7 @@ fn crowd() -> impl Strategy<Value = Op> {
         8 => n.clone().prop_map(Op::Report),
         2 => n.clone().prop_map(Op::Gone),
         1 => (1..100_u64).prop_map(Op::Pass),
+        1 => (5_000..40_000_u64).prop_map(Op::Pass),
         4 => n.prop_map(Op::Beat),
     ]
 }
@@ -139,6 +148,7 @@ fn set_up() -> Options {
 }
 
 struct Sim {
+    options: Options,
     world: World,
     hosts: BTreeMap<HostId, Host>,
     watch: Watch,
@@ -151,7 +161,7 @@ fn pick<T: std::clone::Clone>(of: impl IntoIterator<Item = T>, number: usize) ->
 }
 
 impl Sim {
-    fn new() -> Self {
+    fn new(options: Options) -> Self {
         let hosts = [(1, 4, None), (2, 3, Some(3)), (3, 8, None)].map(|(number, cpus, max_vms)| {
             let info = HostInfo { memory_mib: 64 * 8, max_vms, ..super::world::info(number, cpus) };
             let host = Host {
@@ -159,13 +169,16 @@ impl Sim {
                 connected: false,
                 running: BTreeMap::new(),
                 unnoted: BTreeMap::new(),
+                making: BTreeMap::new(),
+                masters_gone: BTreeSet::new(),
                 orders: BTreeSet::new(),
                 ghosts: BTreeSet::new(),
             };
             (id(number), host)
         });
         Self {
-            world: World::with(set_up()),
+            world: World::with(options.clone()),
+            options,
             hosts: hosts.into(),
             watch: Watch::default(),
             vmids: BTreeMap::new(),
@@ -255,12 +268,53 @@ impl Sim {
     }
 
     fn start(&mut self, ticket: &Ticket, vmid: u32, host: HostId) {
-        let running = Running { parent_vmid: ticket.parent_vmid, ..super::world::running(ticket, vmid) };
-        let host = self.hosts.get_mut(&host).unwrap();
-        host.running.insert((ticket.id, ticket.family, vmid), running);
+        self.begin(ticket, vmid, host);
+        self.made((host, (ticket.id, ticket.family, vmid)));
     }
 
-    fn spend(&mut self, ticket: &Ticket, count: usize, made: usize, parent: usize) {
+    /// A clone is being made.
+    fn begin(&mut self, ticket: &Ticket, vmid: u32, host: HostId) {
+        let running = Running { parent_vmid: ticket.parent_vmid, ..super::world::running(ticket, vmid) };
+        let host = self.hosts.get_mut(&host).unwrap();
+        host.making.insert((ticket.id, ticket.family, vmid), running);
+        if ticket.parent_vmid == Some(0) {
+            host.masters_gone.remove(&ticket.family);
+        }
+    }
+
+    /// It runs.
+    fn made(&mut self, (host, clone): (HostId, Clone)) {
+        let host = self.hosts.get_mut(&host).unwrap();
+        let running = host.making.remove(&clone).unwrap();
+        host.running.insert(clone, running);
+    }
+
+    fn all_making(&self) -> Vec<(HostId, Clone)> {
+        self.hosts.iter().flat_map(|(id, host)| host.making.keys().map(|clone| (*id, *clone))).collect()
+    }
+
+    fn master_ends(&mut self, ticket: &Ticket) {
+        let (host, family) = (*ticket.places.keys().next().unwrap(), ticket.family);
+        self.hosts.get_mut(&host).unwrap().masters_gone.insert(family);
+        if self.hosts[&host].connected {
+            let epoch = self.world.hosts[&host];
+            let (clones, masters) = (Vec::new(), vec![family]);
+            self.call(|waiter| Command::Ended { waiter, host, epoch, clones, masters });
+            self.check_orphans(host);
+        }
+    }
+
+    /// The scheduler knows of the masters that have ended on a host that has just said so.
+    fn check_orphans(&self, host: HostId) {
+        let used = self.of_state(State::Used).into_iter();
+        let cloned = used.filter(|t| t.parent_vmid == Some(0) && t.places.contains_key(&host));
+        for ticket in cloned {
+            let gone = self.hosts[&host].masters_gone.contains(&ticket.family);
+            assert!(ticket.parent_ended || !gone, "{} waits for a master that has ended", ticket.id);
+        }
+    }
+
+    fn spend(&mut self, ticket: &Ticket, count: usize, made: usize, parent: usize, slow: bool) {
         let host = *ticket.places.keys().next().unwrap();
         let has = ticket.places[&host] as usize;
         let vmids = self.new_vmids(ticket.family, has.saturating_sub(count).max(1));
@@ -286,6 +340,10 @@ impl Sim {
             return;
         }
         for (place, vmid) in vmids.iter().enumerate() {
+            if slow {
+                self.begin(&used, *vmid, host);
+                continue;
+            }
             self.start(&used, *vmid, host);
             if place >= made {
                 self.end((host, (used.id, used.family, *vmid)), VmEnd::Ended);
@@ -308,7 +366,7 @@ impl Sim {
         let clones: Vec<_> =
             unnoted.iter().map(|((ticket, _, vmid), (_, end))| (*ticket, *vmid, *end)).collect();
         let epoch = self.world.hosts[&host];
-        let waiter = self.call(|waiter| Command::Ended { waiter, host, epoch, clones });
+        let waiter = self.call(|waiter| Command::Ended { waiter, host, epoch, clones, masters: Vec::new() });
         if self.is_ok(waiter) {
             let host = self.hosts.get_mut(&host).unwrap();
             for clone in std::mem::take(&mut host.unnoted).into_keys() {
@@ -320,16 +378,36 @@ impl Sim {
     fn up(&mut self, host: HostId) {
         let up = &self.hosts[&host];
         let unnoted = up.unnoted.values().map(|(running, _)| *running);
-        let running: Vec<_> = up.running.values().copied().chain(unnoted).collect();
+        let running: Vec<_> =
+            up.running.values().copied().chain(up.making.values().copied()).chain(unnoted).collect();
+        let making = up.making.keys().map(|(ticket, ..)| *ticket).collect();
+        let families = (1..40).map(id);
+        let masters = Some(families.filter(|family| !up.masters_gone.contains(family)).collect());
         let info = up.info.clone();
         let listed: Vec<Clone> = running.iter().map(|r| (r.ticket, r.family, r.vmid)).collect();
-        let waiter = self.call(|waiter| Command::HostUp { waiter, info, running, making: Vec::new() });
+        let waiter = self.call(|waiter| Command::HostUp {
+            waiter,
+            info,
+            present: Present { running, making, masters },
+        });
         let Ok(Reply::Registered(epoch)) = self.world.was_answered(waiter) else { panic!() };
         self.world.hosts.insert(host, epoch);
         let live = self.watch.live_on(&self.world, host);
         let up = self.hosts.get_mut(&host).unwrap();
         up.connected = true;
         up.ghosts = listed.into_iter().filter(|clone| !live.contains(clone)).collect();
+        self.check_orphans(host);
+    }
+
+    /// What is to end there is among the orders of a host that has just heard them.
+    fn check_orders(&self, host: HostId) {
+        let Host { orders, ghosts, .. } = &self.hosts[&host];
+        let missing = ghosts.iter().find(|(_, family, vmid)| !orders.contains(&(*family, *vmid)));
+        assert_eq!(missing, None, "it should not run on {host}, and nobody says so");
+        for (_, family, vmid) in self.watch.live_on(&self.world, host) {
+            let is_told = orders.contains(&(family, vmid));
+            assert!(is_told || !self.watch.is_killed(&self.world, family, vmid), "{vmid} is to end");
+        }
     }
 
     fn obey(&mut self, host: HostId) {
@@ -363,7 +441,7 @@ impl Sim {
     fn restart(&mut self) {
         let before = self.world.store.clone();
         let all_up = self.hosts.values().all(|host| host.connected && host.ghosts.is_empty());
-        self.world.restart(set_up());
+        self.world.restart(self.options.clone());
         self.watch.restart();
         for host in self.hosts.values_mut() {
             host.connected = false;
@@ -390,14 +468,19 @@ impl Sim {
                     self.call(|waiter| Command::Release(waiter, named(ticket.id)));
                 }
             }
-            Op::Use { ticket, spare, made, parent } => {
+            Op::Use { ticket, spare, made, parent, slow } => {
                 if let Some(ticket) = pick(self.of_state(State::Granted), *ticket) {
-                    self.spend(&ticket, *spare, *made, *parent);
+                    self.spend(&ticket, *spare, *made, *parent, *slow);
+                }
+            }
+            Op::Made(number) => {
+                if let Some(clone) = pick(self.all_making(), *number) {
+                    self.made(clone);
                 }
             }
             Op::UseNothing(number) => {
                 if let Some(ticket) = pick(self.of_state(State::Granted), *number) {
-                    self.spend(&ticket, 0, usize::MAX, 0);
+                    self.spend(&ticket, 0, usize::MAX, 0, false);
                     let host = *ticket.places.keys().next().unwrap();
                     let id = ticket.id;
                     let unuse = |waiter| Command::Unuse { waiter, ticket: named(id), epoch: None, host };
@@ -424,6 +507,9 @@ impl Sim {
                 let host = self.host(*number);
                 if let Some(epoch) = self.world.hosts.get(&host).copied() {
                     self.apply(Command::HostBeat { host, epoch });
+                }
+                if self.hosts[&host].connected {
+                    self.check_orders(host);
                 }
             }
             _ => self.act_together(op),
@@ -458,6 +544,12 @@ impl Sim {
                     self.call(|waiter| Command::JoinWait { waiter, ticket: named, vmid, timeout_ms });
                 }
             }
+            Op::MasterEnds(number) => {
+                let used = self.of_state(State::Used).into_iter();
+                if let Some(ticket) = pick(used.filter(|ticket| ticket.parent_vmid == Some(0)), *number) {
+                    self.master_ends(&ticket);
+                }
+            }
             Op::Kill { ticket, all } => {
                 if let Some(ticket) = pick(self.tickets(), *ticket) {
                     self.kill(&ticket, *all);
@@ -490,7 +582,7 @@ impl Sim {
 proptest! {
     #[test]
     fn holds_whatever_happens(ops in prop::collection::vec(op(), 1..150)) {
-        let mut sim = Sim::new();
+        let mut sim = Sim::new(set_up());
         for number in 0..3 {
             sim.up(sim.host(number));
         }
@@ -507,8 +599,40 @@ proptest! {
     }
 
     #[test]
+    fn what_is_to_end_ends_and_holds_nothing(ops in prop::collection::vec(op(), 1..100)) {
+        let mut sim = Sim::new(set_up());
+        for number in 0..3 {
+            sim.up(sim.host(number));
+        }
+        for op in &ops {
+            sim.act(op);
+        }
+        // Orders are lost that come while clones are being made. Then all are made, and hosts do what they hear from now on.
+        for number in 0..3 {
+            sim.up(sim.host(number));
+            let host = sim.host(number);
+            sim.hosts.get_mut(&host).unwrap().orders.clear();
+        }
+        while let Some(clone) = sim.all_making().first().copied() {
+            sim.made(clone);
+        }
+        for number in 0..3 {
+            sim.act(&Op::Beat(number));
+            sim.act(&Op::Obey(number));
+            sim.act(&Op::Report(number));
+            sim.watch.check_hosts(&sim.world, &sim.hosts);
+        }
+        for (id, host) in &sim.hosts {
+            prop_assert!(host.ghosts.is_empty(), "{:?} still run on {id}", host.ghosts);
+        }
+        prop_assert!(sim.watch.nobody_kills(), "some still wait for an end");
+    }
+
+    #[test]
     fn nobody_is_passed_over_for_ever(ops in prop::collection::vec(crowd(), 100..400)) {
-        let mut sim = Sim::new();
+        // Time passes without leases: nothing but the queue decides.
+        let options = Options { lease_ms: 0, ttl_ms: 10_000_000, remember_ms: 10_000_000, ..set_up() };
+        let mut sim = Sim::new(options);
         for number in 0..2 {
             sim.up(sim.host(number));
         }

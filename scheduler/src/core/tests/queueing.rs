@@ -1,8 +1,12 @@
 //! Who waits, and who is next.
 
-use super::world::{World, demand, id, ticket_of};
-use crate::core::api::{
-    Command, CoreError, Demand, FAMILY_TICKETS_MAX, FAMILY_WAITING_MAX, Free, PASSED_OVER_MAX, Reply, Waiter,
+use super::world::{World, demand, id, options, ticket_of};
+use crate::core::{
+    api::{
+        Command, CoreError, Demand, FAMILY_TICKETS_MAX, FAMILY_WAITING_MAX, Free, KEPT_MAX_MS, Options,
+        PASSED_OVER_MAX, Reply, Waiter,
+    },
+    ticket::VmEnd,
 };
 
 fn of(family: u128, vms: u32) -> Demand {
@@ -234,6 +238,7 @@ fn a_family_has_only_so_many_tickets_and_requests() {
         effects.pop()
     };
     let refused = |error| Some(crate::core::api::Effect::Answer(Waiter(2_000_000), Err(error)));
+    let full = CoreError::TooManyWaiting { call: "request a ticket", most: FAMILY_WAITING_MAX };
     assert_eq!(ask(&mut world, 0, of(1, 1)), refused(CoreError::TooManyTickets));
     assert!(matches!(
         ask(&mut world, 1, of(2, 1)),
@@ -244,5 +249,73 @@ fn a_family_has_only_so_many_tickets_and_requests() {
     for n in 0..FAMILY_WAITING_MAX as u64 {
         assert_eq!(ask(&mut world, 1 + n, of(1, 1)), None);
     }
-    assert_eq!(ask(&mut world, 0, of(1, 1)), refused(CoreError::TooManyWaiting));
+    assert_eq!(ask(&mut world, 0, of(1, 1)), refused(full));
+}
+
+/// Family 1 waits for all of host 1, which others hold some of, and has been passed over as often as it may be.
+fn starved() -> (World, Vec<uuid::Uuid>, Waiter) {
+    let mut world = World::with(Options { lease_ms: 0, ttl_ms: 3_600_000, ..options() });
+    world.host(1, 4);
+    let held = (0..3).map(|n| world.request(of(3 + n, 1)).unwrap().id).collect();
+    let large = world.ask(patient(1, 4));
+    pass_over(&mut world);
+    (world, held, large)
+}
+
+fn patient(family: u128, vms: u32) -> Demand {
+    Demand { timeout_ms: 86_400_000, ..of(family, vms) }
+}
+
+fn pass_over(world: &mut World) {
+    for n in 0..u128::from(PASSED_OVER_MAX) {
+        let passing = world.request(of(100 + n, 1)).unwrap().id;
+        world.release(passing).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_kept_for_ever() {
+    let (mut world, held, large) = starved();
+    let next = world.ask(patient(200, 1));
+    world.pass(KEPT_MAX_MS - 1);
+    assert!(world.waits(next));
+    world.pass(1);
+    let next = granted(&world, next);
+    world.release(next).unwrap();
+    // It may be passed over as often as before, and no more.
+    assert!(world.waits(large));
+    for n in 1..u128::from(PASSED_OVER_MAX) {
+        let passing = world.request(of(300 + n, 1)).unwrap().id;
+        world.release(passing).unwrap();
+    }
+    let kept_out = world.ask(patient(201, 1));
+    assert!(world.waits(kept_out));
+    // What becomes free in that time is kept for it.
+    for ticket in held {
+        world.release(ticket).unwrap();
+    }
+    granted(&world, large);
+    assert!(world.waits(kept_out));
+}
+
+#[test]
+fn nothing_is_kept_for_what_only_its_own_family_can_free() {
+    let mut world = World::with(Options { lease_ms: 0, ttl_ms: 86_400_000, ..options() });
+    world.host(1, 4);
+    let own = world.request(of(1, 3)).unwrap();
+    let own = world.spend(&own, [1, 2, 3]).unwrap();
+    let large = world.ask(patient(1, 2));
+    for _ in 0..3 {
+        pass_over(&mut world);
+    }
+    assert!(world.waits(large));
+    // As soon as some of it has ended, the rest is to come.
+    let other = world.request(patient(2, 1)).unwrap();
+    world.ended(id(1), own.id, [1], VmEnd::Ended);
+    assert_eq!(world.held(id(1)), 3);
+    let kept_out = world.ask(patient(201, 1));
+    assert!(world.waits(kept_out) && world.waits(large));
+    world.release(other.id).unwrap();
+    granted(&world, large);
+    assert!(world.waits(kept_out));
 }

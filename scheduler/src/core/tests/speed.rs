@@ -3,7 +3,7 @@
 use super::world::{BEGIN, demand, id, info, named, options};
 use crate::core::{
     Core,
-    api::{Command, Demand, Effect, Options, Reply, Waiter},
+    api::{Command, Demand, Effect, Options, Present, Reply, Waiter},
     ticket::Policy,
 };
 use std::{
@@ -76,7 +76,7 @@ fn decisions_take_microseconds() {
             let mut info = info(host, 64 + u32::try_from(host % 16).unwrap() * 4);
             info.memory_mib *= 4;
             let waiter = Waiter(u64::MAX - u64::try_from(host).unwrap());
-            bench.apply(Command::HostUp { waiter, info, running: Vec::new(), making: Vec::new() });
+            bench.apply(Command::HostUp { waiter, info, present: Present::default() });
         }
         let mut held = VecDeque::new();
         while held.len() < usize::try_from(TICKETS).unwrap() {

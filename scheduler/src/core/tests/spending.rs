@@ -1,8 +1,8 @@
 //! What becomes of a granted ticket.
 
-use super::world::{World, demand, id, named, options};
+use super::world::{World, demand, everything, id, named, options};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, Named, Options, UseBy},
+    api::{Command, CoreError, Demand, Effect, Listing, Named, Options, UseBy},
     ticket::{State, VmEnd},
 };
 
@@ -226,13 +226,18 @@ fn so_many_of_a_family_are_remembered_and_no_more() {
         let waiter = crate::core::api::Waiter(1_000_000 + 2 * n);
         let demand = Demand { request_id: Some(n.to_string()), ..demand(1, 1) };
         world.core.apply(world.now + n, Command::Request { waiter, demand }, &mut effects);
-        let id = world.core.tickets(None, None, usize::MAX).last().unwrap().id;
+        let id = world.core.tickets(&everything()).last().unwrap().id;
         let waiter = crate::core::api::Waiter(1_000_001 + 2 * n);
         world.core.apply(world.now + n, Command::Release(waiter, named(id)), &mut effects);
     }
     assert_eq!(world.core.counts().released, 1024);
     assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Forget(_))).count(), 6);
-    assert_eq!(world.core.tickets(Some(id(7)), None, 1)[0].request_id.as_deref(), Some("6"));
+    assert_eq!(
+        world.core.tickets(&Listing { family: Some(id(7)), most: 1, ..Listing::default() })[0]
+            .request_id
+            .as_deref(),
+        Some("6")
+    );
 }
 
 #[test]
@@ -243,14 +248,38 @@ fn lists_are_in_the_order_of_granting_page_by_page() {
         tickets.push(world.request(Demand { family: id(7 + n % 2), ..demand(1, 1) }).unwrap());
         world.pass(1);
     }
-    let ids = |listed: Vec<&crate::core::ticket::Ticket>| listed.iter().map(|t| t.id).collect::<Vec<_>>();
+    let ids = |of: Listing| world.core.tickets(&of).iter().map(|t| t.id).collect::<Vec<_>>();
     let all: Vec<_> = tickets.iter().map(|ticket| ticket.id).collect();
-    assert_eq!(ids(world.core.tickets(None, None, 100)), all);
-    assert_eq!(ids(world.core.tickets(None, None, 2)), all[..2]);
+    assert_eq!(ids(everything()), all);
+    assert_eq!(ids(Listing { most: 2, ..everything() }), all[..2]);
     let after = Some((tickets[1].granted_unix_ms, tickets[1].id));
-    assert_eq!(ids(world.core.tickets(None, after, 2)), all[2..4]);
-    assert_eq!(ids(world.core.tickets(Some(id(8)), after, 9)), [all[3], all[5]]);
-    assert!(world.core.tickets(Some(id(9)), None, 9).is_empty());
+    assert_eq!(ids(Listing { after, most: 2, ..everything() }), all[2..4]);
+    assert_eq!(ids(Listing { family: Some(id(8)), after, ..everything() }), [all[3], all[5]]);
+    assert!(ids(Listing { family: Some(id(9)), ..everything() }).is_empty());
+}
+
+#[test]
+fn lists_may_begin_with_the_newest_and_leave_out_what_nobody_asked_for() {
+    let mut world = world();
+    let mut all = Vec::new();
+    for n in 0..6 {
+        let use_by = (n % 3 == 1).then(|| UseBy { parent_vmid: 0, vmids: vec![n], host_epoch: None });
+        all.push(world.request(Demand { use_by, ..demand(1, 1) }).unwrap());
+        world.pass(1);
+    }
+    let numbers = |of: Listing| {
+        let listed = world.core.tickets(&of).into_iter();
+        listed.map(|t| all.iter().position(|other| other.id == t.id).unwrap()).collect::<Vec<_>>()
+    };
+    let family = Some(id(7));
+    for of in [everything(), Listing { family, ..everything() }] {
+        assert_eq!(numbers(Listing { asked_for: true, ..of }), [0, 2, 3, 5]);
+        assert_eq!(numbers(Listing { newest_first: true, ..of }), [5, 4, 3, 2, 1, 0]);
+        let both = Listing { newest_first: true, asked_for: true, most: 2, ..of };
+        assert_eq!(numbers(both), [5, 3]);
+        let after = Some((all[3].granted_unix_ms, all[3].id));
+        assert_eq!(numbers(Listing { after, ..both }), [2, 0]);
+    }
 }
 
 #[test]

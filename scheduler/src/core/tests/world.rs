@@ -3,7 +3,8 @@
 use crate::core::{
     Core,
     api::{
-        Command, CoreError, Demand, Effect, HostInfo, Named, Options, Reply, Running, Targets, UnixMs, Waiter,
+        Command, CoreError, Demand, Effect, HostInfo, Listing, Named, Options, Present, Reply, Running,
+        Targets, UnixMs, Waiter,
     },
     ticket::{HostId, Policy, State, Ticket, VmEnd},
 };
@@ -117,6 +118,9 @@ impl World {
                 }
                 self.answers.insert(waiter, answer);
             }
+            Effect::Became(became) => {
+                assert!(self.store.contains_key(&became.ticket), "it is stored before it is told");
+            }
             Effect::Kill { .. } | Effect::Cut { .. } => {}
         }
     }
@@ -124,7 +128,7 @@ impl World {
     /// What is stored is what is known; epochs only grow.
     fn check_store(&mut self) {
         let known: BTreeMap<_, _> =
-            self.core.tickets(None, None, usize::MAX).into_iter().map(|t| (t.id, t.clone())).collect();
+            self.core.tickets(&everything()).into_iter().map(|t| (t.id, t.clone())).collect();
         assert_eq!(known, self.store);
         for ticket in known.values() {
             let before = self.epochs.insert(ticket.id, ticket.epoch).unwrap_or(0);
@@ -201,12 +205,17 @@ impl World {
     }
 
     pub fn host_with(&mut self, info: HostInfo, running: Vec<Running>) -> HostId {
-        self.host_making(info, running, Vec::new())
+        self.host_present(info, Present { running, ..Present::default() })
     }
 
     pub fn host_making(&mut self, info: HostInfo, running: Vec<Running>, making: Vec<Uuid>) -> HostId {
+        let making = making.into_iter().collect();
+        self.host_present(info, Present { running, making, masters: None })
+    }
+
+    pub fn host_present(&mut self, info: HostInfo, present: Present) -> HostId {
         let host = info.id;
-        let answer = self.answer(|waiter| Command::HostUp { waiter, info, running, making });
+        let answer = self.answer(|waiter| Command::HostUp { waiter, info, present });
         let Ok(Reply::Registered(epoch)) = answer else { panic!("{answer:?}") };
         self.hosts.insert(host, epoch);
         host
@@ -225,7 +234,17 @@ impl World {
     pub fn ended(&mut self, host: HostId, ticket: Uuid, vmids: impl IntoIterator<Item = u32>, end: VmEnd) {
         let clones = vmids.into_iter().map(|vmid| (ticket, vmid, end)).collect();
         let epoch = self.hosts[&host];
-        let answer = self.answer(|waiter| Command::Ended { waiter, host, epoch, clones });
+        let answer =
+            self.answer(|waiter| Command::Ended { waiter, host, epoch, clones, masters: Vec::new() });
+        assert_eq!(answer, Ok(Reply::Noted));
+    }
+
+    /// The masters of these families end.
+    pub fn masters_ended(&mut self, host: HostId, families: impl IntoIterator<Item = u128>) {
+        let masters = families.into_iter().map(id).collect();
+        let epoch = self.hosts[&host];
+        let answer =
+            self.answer(|waiter| Command::Ended { waiter, host, epoch, clones: Vec::new(), masters });
         assert_eq!(answer, Ok(Reply::Noted));
     }
 
@@ -296,6 +315,11 @@ impl World {
     }
 }
 
+/// A listing of all tickets.
+pub fn everything() -> Listing {
+    Listing { most: usize::MAX, ..Listing::default() }
+}
+
 pub fn named(id: Uuid) -> Named {
     Named { id, family: None }
 }
@@ -315,6 +339,8 @@ pub fn info(number: u128, cpus: u32) -> HostInfo {
         cpus,
         memory_mib: u64::from(cpus) * 64,
         max_vms: None,
+        cpu_percent: None,
+        memory_percent: None,
     }
 }
 

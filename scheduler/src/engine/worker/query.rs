@@ -23,9 +23,9 @@ impl Worker {
     pub(super) fn answer_query(&mut self, query: Query) {
         match query {
             Query::Ticket(named, reply) => send(reply, self.ticket(named).map(|ticket| self.see(ticket))),
-            Query::Tickets { family, after, most, reply } => {
+            Query::Tickets(of, reply) => {
                 let page = self.readable().map(|core| {
-                    let tickets = core.tickets(family, after, most).into_iter().cloned();
+                    let tickets = core.tickets(&of).into_iter().cloned();
                     Page { tickets: tickets.map(|ticket| self.see(ticket)).collect(), batch: self.batches }
                 });
                 send(reply, page);

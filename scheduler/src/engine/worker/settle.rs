@@ -3,8 +3,8 @@
 use super::{Link, Worker};
 use crate::{
     core::{
-        api::{CoreError, Effect, Named, Reply, Waiter},
-        ticket::HostId,
+        api::{Became, CoreError, Effect, Named, Reply, Waiter},
+        ticket::{HostId, State},
     },
     engine::{
         message::{Answer, Change, Changed, Gone, KillOrder, Refusal},
@@ -31,7 +31,7 @@ impl Worker {
                 Effect::Answer(waiter, Ok(Reply::Noted)) => {
                     data.extend(self.pending.get_mut(waiter).and_then(|pending| pending.data.take()));
                 }
-                Effect::Answer(..) | Effect::Kill { .. } | Effect::Cut { .. } => {}
+                Effect::Answer(..) | Effect::Became(_) | Effect::Kill { .. } | Effect::Cut { .. } => {}
             }
         }
         if let Err(error) = self.commit(&changed, data) {
@@ -54,9 +54,6 @@ impl Worker {
         let puts = changed.iter().filter_map(put).collect();
         let forgets = changed.iter().filter(|(_, forgotten)| **forgotten).map(|(id, _)| *id).collect();
         let batch = Batch { puts, data, forgets };
-        for ticket in &batch.puts {
-            tracing::debug!(ticket = %ticket.id, family = %ticket.family, state = ?ticket.state, epoch = ticket.epoch, "ticket");
-        }
         if !batch.is_empty() {
             let started = std::time::Instant::now();
             self.store.commit(&batch)?;
@@ -81,6 +78,7 @@ impl Worker {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Put(_) | Effect::Forget(_) => {}
+            Effect::Became(became) => log(&became),
             Effect::Answer(waiter, reply) => self.answer(waiter, reply),
             Effect::Kill { host, family, vmids, reason } => {
                 tracing::info!(%host, %family, ?vmids, reason, "clones are to end");
@@ -144,5 +142,17 @@ impl Worker {
                 return;
             }
         }
+    }
+}
+
+/// A line for each step of a ticket's life, so that what became of it can be found by family, vmid and ticket.
+fn log(became: &Became) {
+    let Became { ticket, family, state, parent_vmid: vmid, vmids, vms } = became;
+    match state {
+        State::Granted => tracing::info!(%ticket, %family, vms, "ticket granted"),
+        State::Used => tracing::info!(%ticket, %family, vmid, vms, ?vmids, "ticket used"),
+        State::Released => tracing::info!(%ticket, %family, vmid, vms, "ticket released"),
+        State::Expired => tracing::info!(%ticket, %family, vmid, vms, "ticket expired"),
+        State::Fenced => tracing::warn!(%ticket, %family, vmid, vms, "ticket fenced: its host is given up"),
     }
 }

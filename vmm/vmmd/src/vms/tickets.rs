@@ -411,7 +411,12 @@ impl Host {
         family: Uuid,
         page_token: String,
     ) -> Result<(Vec<TicketView>, Option<String>), Error> {
-        let request = ListTicketsRequest { family: family.to_string(), page_size: LIST_MAX, page_token };
+        let request = ListTicketsRequest {
+            family: family.to_string(),
+            page_size: LIST_MAX,
+            page_token,
+            ..ListTicketsRequest::default()
+        };
         let listed = self.tickets.client().list_tickets(request).await;
         let listed = listed.map_err(|status| self.tickets.failed("list tickets", status))?.into_inner();
         let tickets = listed.tickets.iter().filter(|ticket| !ticket.loose).map(view).collect();
