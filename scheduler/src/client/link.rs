@@ -9,8 +9,8 @@
 
 use super::Client;
 use patina_proto::v1::{
-    Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, KillClones, Register, RunningClone,
-    VmEnd, host_message::Message, host_order::Order,
+    Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, KillClones, Masters, Register,
+    RunningClone, VmEnd, host_message::Message, host_order::Order,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -50,11 +50,13 @@ pub trait Clones: Send + Sync + 'static {
 /// What a host has when it registers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Present {
-    /// All clones that run here.
+    /// All clones that run here, and those that are being made and that the scheduler knows of.
     pub running: Vec<RunningClone>,
     /// Tickets whose UseTicket is under way, or whose clones are being started. Of a ticket that was listed here,
     /// [`HostLink::ended`] is said afterwards for each clone that was not made.
     pub making: Vec<String>,
+    /// The families whose master lives here; None: nothing is said of masters.
+    pub masters: Option<Vec<String>>,
 }
 
 /// Whether a host is registered.
@@ -91,8 +93,9 @@ impl HostLink {
         Self { ended, registration, task: tokio::spawn(keeper.run()) }
     }
 
-    /// A clone has ended, or was never made. The scheduler is told, in the order of these calls and again after each failure,
-    /// until it has noted it. To be called before [`Clones::present`] leaves the clone out.
+    /// A clone has ended, or was never made; or, where there is no ticket, the master of its family. The scheduler is told, in the
+    /// order of these calls and again after each failure, until it has noted it. To be called before [`Clones::present`] leaves
+    /// the clone out.
     pub fn ended(&self, clone: RunningClone, end: VmEnd) {
         self.ended.push(clone, end);
     }
@@ -152,7 +155,7 @@ impl Ended {
                     ticket: clone.ticket.clone(),
                     vmid: clone.vmid,
                     end: (*end).into(),
-                    ..EndedClone::default()
+                    family: clone.family.clone(),
                 })
                 .collect()
         })
@@ -163,7 +166,7 @@ impl Ended {
         self.with(|queue| {
             for clone in clones {
                 let same = |(front, _): &(RunningClone, VmEnd)| {
-                    front.ticket == clone.ticket && front.vmid == clone.vmid
+                    (&front.ticket, &front.family, front.vmid) == (&clone.ticket, &clone.family, clone.vmid)
                 };
                 if queue.front().is_some_and(same) {
                     queue.pop_front();
@@ -247,13 +250,14 @@ impl Keeper {
         Ok(Session { messages, orders, beat, said: None })
     }
 
-    /// Those whose end is not noted yet count as running: so the ledger hears how they ended, not only that they are gone.
+    /// Clones whose end is not noted yet count as running: so the ledger hears how they ended, not only that they are gone.
     fn present(&self) -> Register {
-        let Present { running, making } = self.clones.present();
+        let Present { running, making, masters } = self.clones.present();
         let ended = self.ended.with(|queue| queue.iter().map(|(clone, _)| clone.clone()).collect::<Vec<_>>());
-        let all = running.into_iter().chain(ended);
+        let all = running.into_iter().chain(ended.into_iter().filter(|clone| !clone.ticket.is_empty()));
         let once: BTreeMap<_, _> = all.map(|clone| ((clone.ticket.clone(), clone.vmid), clone)).collect();
-        Register { info: Some(self.info.clone()), running: once.into_values().collect(), making, masters: None }
+        let masters = masters.map(|families| Masters { families });
+        Register { info: Some(self.info.clone()), running: once.into_values().collect(), making, masters }
     }
 
     async fn stay(&mut self, session: &mut Session) -> Result<(), Status> {

@@ -1,6 +1,7 @@
 //! Calls that must come to an end.
 
 use crate::facts::Shared;
+use scheduler::client::{admission::NotAdmitted, calls::Failed};
 use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 use tonic::{Code, Response, Status};
@@ -16,6 +17,62 @@ pub enum Outcome<T> {
     Refused(String),
     /// Nobody knows whether it was carried out.
     Unknown,
+}
+
+/// What is wrong with something of several calls.
+pub trait Wrong {
+    /// In the scheduler's words, if it has some; and whether it is certain that nothing has changed.
+    fn parts(self) -> (Option<Status>, bool);
+}
+
+impl Wrong for Failed {
+    fn parts(self) -> (Option<Status>, bool) {
+        let is_certain = matches!(self, Self::Refused(_));
+        (Some(self.into_status()), is_certain)
+    }
+}
+
+impl Wrong for NotAdmitted {
+    fn parts(self) -> (Option<Status>, bool) {
+        match self {
+            Self::Registering { is_unused } => (None, is_unused),
+            Self::Failed(failed) => failed.parts(),
+        }
+    }
+}
+
+/// What the client does by itself, with as many calls as it takes: it waits for `wait` at most, and tries again for a while.
+pub async fn finished<T, E: Wrong>(
+    facts: &Shared,
+    what: &str,
+    wait: Duration,
+    future: impl Future<Output = Result<T, E>>,
+) -> Outcome<T> {
+    let error = match timeout(wait + PATIENCE, future).await {
+        Ok(Ok(done)) => return Outcome::Done(done),
+        Ok(Err(error)) => error,
+        Err(_) => {
+            facts.wrong(format_args!("{what} has not come to its end in {:?}", wait + PATIENCE));
+            return Outcome::Unknown;
+        }
+    };
+    let (status, is_certain) = error.parts();
+    let info = status.as_ref().and_then(Status::get_details_error_info);
+    let reason = info.map_or_else(|| "none".to_owned(), |info| info.reason);
+    let message = status.as_ref().map_or("not registered", Status::message);
+    facts.log(format_args!("{what}: {reason}, certain: {is_certain}: {message}"));
+    if status.is_some_and(|status| matches!(status.code(), Code::InvalidArgument)) {
+        facts.wrong(format_args!("{what}: {reason}"));
+    }
+    if is_certain {
+        facts.get().sums.refused += 1;
+        return Outcome::Refused(reason);
+    }
+    if facts.get().sums.faults == 0 {
+        facts.wrong(format_args!("{what} has failed though nothing is broken: {reason}"));
+    }
+    facts.get().sums.failed += 1;
+    Outcome::Unknown
 }
 
 /// A call that waits for `wait` at most.

@@ -33,7 +33,7 @@ const QUIET: Duration = Duration::from_secs(60);
 /// What the scheduler's clock shows at the beginning.
 const BEGIN_UNIX_MS: u64 = 1_700_000_000_000;
 const MACHINES: [u32; 3] = [4, 6, 8];
-const FAMILIES: u64 = 2;
+pub const FAMILIES: u64 = 2;
 
 /// What has come of a seed.
 pub struct Story {

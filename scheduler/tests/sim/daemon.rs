@@ -1,82 +1,71 @@
-//! A host's daemon: what vmmd does with tickets, on VMs that are numbers.
+//! A host's daemon, as vmmd is one, on VMs that are numbers.
 
 use crate::{
-    calls::{Outcome, call},
+    calls::{Outcome, call, finished},
     dice::Dice,
-    facts::Shared,
+    facts::{self, Shared},
     network,
 };
-use patina_proto::v1::{
-    HostInfo, KillClones, RequestTicketRequest, RunningClone, Ticket, TicketState, UnuseTicketRequest,
-    UseTicketRequest, VmEnd,
+use patina_proto::v1::{HostInfo, RequestTicketRequest, RunningClone, Ticket, VmEnd};
+use scheduler::client::{
+    Client,
+    admission::{Admission, Admitted, Right, Share, Vms, Wish},
 };
-use scheduler::client::{Client, Clones, HostLink, Present, Registration};
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 pub const MEMORY_MIB: u32 = 256;
-/// How long a request is tried again.
-const RETRY_FOR: Duration = Duration::from_secs(10);
-
-/// Clones that are being made.
-#[derive(Debug, Default)]
-struct Making {
-    clones: Vec<RunningClone>,
-    /// They are to end before they have begun.
-    doomed: BTreeSet<u32>,
-}
+/// How long it may take to be admitted: registered, asked, and what came too late given back.
+const ADMIT: Duration = Duration::from_secs(20);
 
 pub struct Daemon {
     pub facts: Shared,
     pub machine: usize,
-    pub host: String,
     pub client: Client,
-    link: OnceLock<HostLink>,
-    making: Mutex<BTreeMap<String, Making>>,
+    pub admission: Admission,
+    /// Of the clones that run.
+    shares: Mutex<BTreeMap<facts::Clone, Share>>,
 }
 
-impl Clones for Daemon {
-    fn present(&self) -> Present {
-        let mut running: Vec<_> = self.facts.get().machines[self.machine].running.values().cloned().collect();
-        let making = self.making();
-        running.extend(making.values().flat_map(|making| making.clones.clone()));
-        let making: Vec<String> = making.keys().cloned().collect();
-        self.facts.log(format_args!(
-            "host {} registers: {} run, making {making:?}",
-            self.machine,
-            running.len()
-        ));
-        Present { running, making }
+/// The numbers on its machine.
+struct Numbers(Weak<Daemon>);
+
+impl Vms for Numbers {
+    fn running(&self) -> Vec<RunningClone> {
+        let Some(daemon) = self.0.upgrade() else { return Vec::new() };
+        let running: Vec<_> = daemon.facts.get().machines[daemon.machine].running.values().cloned().collect();
+        daemon.facts.log(format_args!("host {} registers: {} run", daemon.machine, running.len()));
+        running
     }
 
-    fn kill(&self, order: KillClones) {
-        self.facts.log(format_args!("host {} is to end {:?}: {}", self.machine, order.vmids, order.reason));
-        for vmid in order.vmids {
-            for making in self.making().values_mut() {
-                if making.clones.iter().any(|clone| clone.family == order.family && clone.vmid == vmid) {
-                    making.doomed.insert(vmid);
-                }
-            }
-            let same = |clone: &&RunningClone| clone.family == order.family && clone.vmid == vmid;
-            let found = self.facts.get().machines[self.machine].running.values().find(same).cloned();
-            if let Some(clone) = found {
-                self.facts.get().sums.killed += 1;
-                self.end(&clone, VmEnd::Killed);
-            }
+    fn masters(&self) -> Vec<String> {
+        let Some(daemon) = self.0.upgrade() else { return Vec::new() };
+        (0..crate::cluster::FAMILIES).map(|number| family_id(daemon.machine, number).to_string()).collect()
+    }
+
+    fn end(&self, family: &str, vmids: &[u32], reason: &str) {
+        let Some(daemon) = self.0.upgrade() else { return };
+        daemon.facts.log(format_args!("host {} is to end {vmids:?}: {reason}", daemon.machine));
+        let is_meant = |clone: &&RunningClone| clone.family == family && vmids.contains(&clone.vmid);
+        let all = daemon.facts.get().machines[daemon.machine].running.clone();
+        for clone in all.values().filter(is_meant) {
+            daemon.facts.get().sums.killed += 1;
+            daemon.end(clone, VmEnd::Killed);
         }
     }
 }
 
 impl Daemon {
     pub fn start(facts: &Shared, machine: usize) -> Arc<Self> {
-        let (id, cpus) = {
+        let (id, cpus, found) = {
             let facts = facts.get();
-            (facts.machines[machine].id, facts.machines[machine].cpus)
+            let machine = &facts.machines[machine];
+            (machine.id, machine.cpus, machine.running.clone())
         };
         let info = HostInfo {
             id: id.to_string(),
@@ -86,219 +75,131 @@ impl Daemon {
             memory_mib: u64::from(cpus) * u64::from(MEMORY_MIB),
             ..HostInfo::default()
         };
-        let daemon = Arc::new(Self {
-            facts: facts.clone(),
-            machine,
-            host: id.to_string(),
-            client: network::client(),
-            link: OnceLock::new(),
-            making: Mutex::default(),
-        });
-        let link = HostLink::start(daemon.client.clone(), info, Arc::clone(&daemon) as Arc<dyn Clones>);
-        assert!(daemon.link.set(link).is_ok());
+        let client = network::client();
+        let admission = Admission::new(client.clone(), info);
+        let shares = found.into_iter().map(|(name, clone)| (name, admission.share(clone))).collect();
+        let shares = Mutex::new(shares);
+        let daemon = Arc::new(Self { facts: facts.clone(), machine, client, admission, shares });
+        daemon.admission.register(Numbers(Arc::downgrade(&daemon)));
         daemon
-    }
-
-    fn making(&self) -> MutexGuard<'_, BTreeMap<String, Making>> {
-        self.making.lock().unwrap()
-    }
-
-    fn link(&self) -> &HostLink {
-        self.link.get().unwrap()
     }
 
     /// Watches whether it is registered and has said all it has to say.
     pub async fn watch(self: Arc<Self>) {
         loop {
-            let settled = self.epoch().is_some() && self.link().unnoted() == 0;
+            let is_registered = self.admission.registered(Duration::ZERO).await;
+            let settled = is_registered && self.admission.link().unwrap().unnoted() == 0;
             self.facts.get().machines[self.machine].settled = settled;
             sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// The epoch of the registration, if there is one.
-    pub fn epoch(&self) -> Option<u64> {
-        match &*self.link().registration().borrow() {
-            Registration::Registered { epoch, .. } => Some(*epoch),
-            Registration::Away { .. } => None,
-        }
-    }
-
-    /// Asks again and again: tokio wakes those who wait for the same `watch` in any order, and the story would not be the same twice.
-    async fn registered(&self) -> u64 {
-        loop {
-            if let Some(epoch) = self.epoch() {
-                return epoch;
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
-    }
-
     /// A VM ends.
     pub fn end(&self, clone: &RunningClone, end: VmEnd) {
-        // Said before it is left out: see HostLink::ended.
-        self.link().ended(clone.clone(), end);
+        let name = (clone.ticket.clone(), clone.vmid);
+        // First said, then left out: as the share wants it.
+        if let Some(mut share) = self.shares.lock().unwrap().remove(&name) {
+            share.ended(end);
+        }
         let mut facts = self.facts.get();
-        facts.machines[self.machine].running.remove(&(clone.ticket.clone(), clone.vmid));
+        facts.machines[self.machine].running.remove(&name);
         facts.leave(&clone.ticket, clone.vmid);
     }
 
-    /// Requests a ticket, again and again while the scheduler is away.
     pub async fn request(&self, request: RequestTicketRequest) -> Option<Ticket> {
-        let begun = Instant::now();
-        let wait = Duration::from_millis(request.timeout_ms);
-        loop {
-            let waited = u64::try_from(begun.elapsed().as_millis()).unwrap();
-            let timeout_ms = request.timeout_ms.saturating_sub(waited);
-            let again = RequestTicketRequest { timeout_ms, ..request.clone() };
-            let mut client = self.client.clone();
-            let wait_ms = Duration::from_millis(timeout_ms);
-            match call(&self.facts, "request", wait_ms, client.request_ticket(again)).await {
-                Outcome::Done(ticket) => {
-                    self.facts.log(format_args!(
-                        "granted {} of {}: {:?}",
-                        ticket.id,
-                        ticket.vms,
-                        ticket.state()
-                    ));
-                    self.facts.get().granted(&request.request_id, &ticket.id);
-                    return Some(ticket);
-                }
-                Outcome::Refused(_) => return None,
-                Outcome::Unknown if begun.elapsed() > wait + RETRY_FOR => return None,
-                Outcome::Unknown => sleep(Duration::from_millis(200)).await,
-            }
-        }
+        let (request_id, wait) = (request.request_id.clone(), Duration::from_millis(request.timeout_ms));
+        let requested = finished(&self.facts, "request", wait, self.admission.request(request)).await;
+        let Outcome::Done(ticket) = requested else { return None };
+        self.facts.log(format_args!("granted {} of {}: {:?}", ticket.id, ticket.vms, ticket.state()));
+        self.facts.get().granted(&request_id, &ticket.id);
+        Some(ticket)
     }
 
-    /// The clones of a ticket that are made now; None: nothing is made.
+    /// The clones that are made; None: there are none, and whoever cloned knows so.
     pub async fn make(
-        &self,
-        ticket: &Ticket,
-        parent: u32,
-        vmids: &[u32],
-        dice: &mut Dice,
-    ) -> Option<Vec<RunningClone>> {
-        let clones = clones_of(ticket, parent, vmids);
-        // Before it is used: whenever the scheduler asks what runs here, they are part of it.
-        self.making().insert(ticket.id.clone(), Making { clones: clones.clone(), ..Making::default() });
-        let request = UseTicketRequest {
-            id: ticket.id.clone(),
-            family: ticket.family.clone(),
-            epoch: ticket.epoch,
-            host_id: self.host.clone(),
-            parent_vmid: parent,
-            vmids: vmids.to_vec(),
-            host_epoch: self.registered().await,
-        };
-        let mut client = self.client.clone();
-        match call(&self.facts, "use", Duration::ZERO, client.use_ticket(request)).await {
-            Outcome::Done(_) => {
-                self.facts.log(format_args!("used {} for {vmids:?}", ticket.id));
-                self.facts.get().used(&ticket.id, vmids);
-            }
-            Outcome::Refused(_) => {
-                self.making().remove(&ticket.id);
-                return None;
-            }
-            Outcome::Unknown => {
-                // It may have been used: then these clones were never made.
-                for clone in &clones {
-                    self.link().ended(clone.clone(), VmEnd::Ended);
-                }
-                self.making().remove(&ticket.id);
-                return None;
-            }
-        }
-        if dice.percent(8) {
-            self.give_back(ticket, &clones).await;
-            return None;
-        }
-        self.start_all(ticket, clones, dice).await
-    }
-
-    /// Clones that were asked for by number.
-    pub async fn make_loose(
-        &self,
-        request: RequestTicketRequest,
-        parent: u32,
-        vmids: &[u32],
+        self: &Arc<Self>,
+        wish: Wish,
+        right: Right,
         dice: &mut Dice,
     ) -> Option<(Ticket, Vec<RunningClone>)> {
-        let before = self.registered().await;
-        let request = RequestTicketRequest {
-            use_by: Some(parent),
-            use_vmids: vmids.to_vec(),
-            host_epoch: before,
-            ..request
+        let admitted = match finished(&self.facts, "admit", ADMIT, self.admission.admit(&wish, &right)).await
+        {
+            Outcome::Done(admitted) => admitted,
+            Outcome::Refused(_) => {
+                self.facts.get().machines[self.machine].free(&wish);
+                return None;
+            }
+            Outcome::Unknown => return None,
         };
-        let ticket = self.request(request).await?;
-        let clones = clones_of(&ticket, parent, vmids);
-        self.making().insert(ticket.id.clone(), Making { clones: clones.clone(), ..Making::default() });
-        // A scheduler that asked in between, what runs here, has taken them for ended.
-        if self.epoch() != Some(before) || ticket.state() != TicketState::Used {
-            self.give_back(&ticket, &clones).await;
+        let ticket = admitted.ticket().clone();
+        self.facts.log(format_args!("used {} for {:?}", ticket.id, wish.vmids));
+        if let Right::Loose(request_id) = right {
+            self.facts.get().granted(&request_id.to_string(), &ticket.id);
+            self.facts.get().sums.loose += 1;
+        }
+        self.facts.get().used(&ticket.id, &wish.vmids);
+        if dice.percent(8) {
+            self.give_back(&wish, admitted).await;
             return None;
         }
-        self.facts.get().sums.loose += 1;
-        self.facts.get().used(&ticket.id, vmids);
-        let made = self.start_all(&ticket, clones, dice).await?;
+        if dice.percent(8) {
+            let (daemon, wish) = (Arc::clone(self), wish.clone());
+            let (ticket, after) = (ticket.id.clone(), dice.ms(0, 100));
+            tokio::spawn(async move { daemon.kill_early(&wish, &ticket, after).await });
+        }
+        let made = self.start_all(admitted, dice).await;
         Some((ticket, made))
     }
 
-    async fn give_back(&self, ticket: &Ticket, clones: &[RunningClone]) {
-        let request = UnuseTicketRequest {
-            id: ticket.id.clone(),
-            family: ticket.family.clone(),
-            epoch: 0,
-            host_id: self.host.clone(),
+    async fn give_back(&self, wish: &Wish, admitted: Admitted) {
+        let ticket = admitted.ticket().id.clone();
+        let given = async { Ok::<_, scheduler::client::calls::Failed>(admitted.give_back().await) };
+        if let Outcome::Done(true) = finished(&self.facts, "give back", Duration::ZERO, given).await {
+            self.facts.get().unused(&ticket);
+            self.facts.get().machines[self.machine].free(wish);
+        }
+    }
+
+    /// Somebody does not want them while they are being made.
+    async fn kill_early(&self, wish: &Wish, ticket: &str, after: Duration) {
+        sleep(after).await;
+        let request = patina_proto::v1::KillRequest {
+            family: wish.family.clone(),
+            vmids: wish.vmids.clone(),
+            ticket: String::new(),
+            reason: "not wanted after all".into(),
         };
         let mut client = self.client.clone();
-        match call(&self.facts, "unuse", Duration::ZERO, client.unuse_ticket(request)).await {
-            Outcome::Done(_) => self.facts.get().unused(&ticket.id),
-            Outcome::Refused(_) => {}
-            Outcome::Unknown => {
-                for clone in clones {
-                    self.link().ended(clone.clone(), VmEnd::Ended);
-                }
-            }
+        if let Outcome::Done(_) =
+            call(&self.facts, "kill", Duration::from_secs(5), client.kill(request)).await
+        {
+            self.facts.get().killed(self.machine, ticket, &wish.vmids);
         }
-        self.making().remove(&ticket.id);
     }
 
     /// The freeze, and then the clones that come to run.
-    async fn start_all(
-        &self,
-        ticket: &Ticket,
-        clones: Vec<RunningClone>,
-        dice: &mut Dice,
-    ) -> Option<Vec<RunningClone>> {
+    async fn start_all(&self, admitted: Admitted, dice: &mut Dice) -> Vec<RunningClone> {
         let longest = if dice.percent(15) { 2_000 } else { 60 };
         sleep(dice.ms(5, longest)).await;
-        let doomed = self.making().remove(&ticket.id).unwrap_or_default().doomed;
         let mut made = Vec::new();
-        for clone in clones {
-            if doomed.contains(&clone.vmid) || dice.percent(3) {
-                self.link().ended(clone, VmEnd::Ended);
-            } else {
-                self.facts.get().start(self.machine, &clone);
-                made.push(clone);
+        for share in admitted.into_shares() {
+            // Who does not look whether it is still wanted hears so when it runs.
+            if dice.percent(3) || (dice.percent(50) && share.doomed().is_some()) {
+                continue;
+            }
+            let clone = share.of().clone();
+            self.facts.get().start(self.machine, &clone);
+            self.shares.lock().unwrap().insert((clone.ticket.clone(), clone.vmid), share);
+            match self.admission.started(&clone.family, clone.vmid) {
+                Some(_) => {
+                    self.facts.get().sums.doomed += 1;
+                    self.end(&clone, VmEnd::Killed);
+                }
+                None => made.push(clone),
             }
         }
-        Some(made)
+        made
     }
-}
-
-fn clones_of(ticket: &Ticket, parent: u32, vmids: &[u32]) -> Vec<RunningClone> {
-    let clone = |vmid: &u32| RunningClone {
-        ticket: ticket.id.clone(),
-        family: ticket.family.clone(),
-        vmid: *vmid,
-        vcpus: ticket.vcpus,
-        memory_mib: ticket.memory_mib,
-        parent_vmid: Some(parent),
-    };
-    vmids.iter().map(clone).collect()
 }
 
 /// A family's number on a machine.

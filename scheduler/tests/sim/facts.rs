@@ -7,6 +7,7 @@
 //! - Once everything is healed and quiet, the ledger is exactly what runs.
 
 use patina_proto::v1::RunningClone;
+use scheduler::client::admission::Wish;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
@@ -22,8 +23,9 @@ pub struct Machine {
     pub id: Uuid,
     pub cpus: u32,
     pub running: BTreeMap<Clone, RunningClone>,
-    /// The next vmid of each family.
+    /// The next vmid of each family, and those before it that no clone has had.
     vmids: BTreeMap<Uuid, u32>,
+    free: BTreeMap<Uuid, BTreeSet<u32>>,
     /// Whether its daemon is registered, and has no ends to say.
     pub settled: bool,
     /// Families that are in the middle of something.
@@ -44,6 +46,7 @@ pub struct Sums {
     pub left: u64,
     pub joined: u64,
     pub killed: u64,
+    pub doomed: u64,
     pub fenced: u64,
     pub faults: u64,
     pub running_at_end: u64,
@@ -62,6 +65,7 @@ impl Sums {
         self.left += other.left;
         self.joined += other.joined;
         self.killed += other.killed;
+        self.doomed += other.doomed;
         self.fenced += other.fenced;
         self.faults += other.faults;
         self.running_at_end += other.running_at_end;
@@ -85,7 +89,7 @@ impl Sums {
             self.running_at_end,
         ];
         let least = self.stories / 4;
-        assert!(all.iter().all(|sum| *sum > least), "too little has happened");
+        assert!(all.iter().all(|sum| *sum > least) && self.doomed > 0, "too little has happened");
     }
 }
 
@@ -101,6 +105,8 @@ pub struct Facts {
     uses: BTreeMap<String, Vec<u32>>,
     /// How often each VM has come to each barrier.
     begun: BTreeMap<(String, u32), u64>,
+    /// Clones that were killed, and whoever wanted that knows that they have ended.
+    killed: BTreeSet<Clone>,
     /// Members of a group that have not ended.
     groups: BTreeMap<String, BTreeSet<u32>>,
 }
@@ -134,15 +140,33 @@ impl Shared {
 
 impl Machine {
     pub fn new(id: Uuid, cpus: u32) -> Self {
-        Self { id, cpus, running: BTreeMap::new(), vmids: BTreeMap::new(), settled: false, busy: 0 }
+        Self {
+            id,
+            cpus,
+            running: BTreeMap::new(),
+            vmids: BTreeMap::new(),
+            free: BTreeMap::new(),
+            settled: false,
+            busy: 0,
+        }
     }
 
     /// Numbers that no clone of the family has had.
     pub fn new_vmids(&mut self, family: Uuid, count: u32) -> Vec<u32> {
+        let free = self.free.entry(family).or_default();
         let next = self.vmids.entry(family).or_insert(1);
-        let first = *next;
-        *next += count;
-        (first..*next).collect()
+        let mut take = || {
+            free.pop_first().unwrap_or_else(|| {
+                *next += 1;
+                *next - 1
+            })
+        };
+        (0..count).map(|_| take()).collect()
+    }
+
+    /// No clone has had these.
+    pub fn free(&mut self, wish: &Wish) {
+        self.free.entry(wish.family.parse().unwrap()).or_default().extend(&wish.vmids);
     }
 }
 
@@ -173,8 +197,24 @@ impl Facts {
         self.uses.remove(ticket);
     }
 
+    /// A kill is done.
+    pub fn killed(&mut self, machine: usize, ticket: &str, vmids: &[u32]) {
+        if self.sums.faults > 0 {
+            return;
+        }
+        for vmid in vmids {
+            if self.is_running(machine, ticket, *vmid) {
+                self.wrong.push(format!("{vmid} of {ticket} runs after it was killed"));
+            }
+            self.killed.insert((ticket.to_owned(), *vmid));
+        }
+    }
+
     /// A VM begins to run.
     pub fn start(&mut self, machine: usize, clone: &RunningClone) {
+        if self.killed.contains(&(clone.ticket.clone(), clone.vmid)) {
+            self.wrong.push(format!("{} of {} begins to run after it was killed", clone.vmid, clone.ticket));
+        }
         let machine = &mut self.machines[machine];
         machine.running.insert((clone.ticket.clone(), clone.vmid), clone.clone());
         let cpus: u32 = machine.running.values().map(|clone| clone.vcpus).sum();

@@ -1,15 +1,16 @@
 //! What families do: they request tickets, clone, meet, leave results, join, kill, and give tickets back.
 
 use crate::{
-    calls::{Outcome, call},
+    calls::{Outcome, call, finished},
     cluster::ACTIVE,
     daemon::{Daemon, MEMORY_MIB, family_id},
     dice::Dice,
 };
 use patina_proto::v1::{
-    JoinLeave, JoinRequest, JoinWait, KillRequest, ReleaseTicketRequest, RequestTicketRequest, RunningClone,
-    SyncRequest, Ticket, VmEnd, join_request::Side,
+    JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone, SyncRequest, Ticket,
+    VmEnd, join_request::Side,
 };
+use scheduler::client::admission::{Right, Wish};
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
@@ -45,38 +46,45 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
         vcpus,
         memory_mib: MEMORY_MIB,
         timeout_ms: [0, 500, 3_000][usize::try_from(dice.roll(3)).unwrap()],
-        host_ids: vec![daemon.host.clone()],
+        host_ids: vec![daemon.admission.host_id().to_owned()],
         ..RequestTicketRequest::default()
     };
-    let vmids = |count| daemon.facts.get().machines[daemon.machine].new_vmids(family, count);
-    match dice.roll(10) {
+    let wish = |count| Wish {
+        family: family.to_string(),
+        parent_vmid: 0,
+        vcpus,
+        memory_mib: MEMORY_MIB,
+        vmids: daemon.facts.get().machines[daemon.machine].new_vmids(family, count),
+    };
+    let of_ticket = |ticket: &Ticket| Right::Ticket { id: ticket.id.clone(), epoch: ticket.epoch };
+    let (wish, right) = match dice.roll(10) {
         // By number.
-        0..3 => {
-            let request = RequestTicketRequest { max_cpus: vms * vcpus, ..request };
-            let vmids = vmids(vms);
-            if let Some((ticket, made)) = daemon.make_loose(request, 0, &vmids, dice).await {
-                together(daemon, &ticket, made, dice).await;
-            }
-        }
+        0..3 => (wish(vms), Right::Loose(dice.uuid())),
         // Nothing is made of it.
         3 => {
             let request = RequestTicketRequest { host_ids: Vec::new(), ..request };
             let Some(ticket) = daemon.request(request).await else { return };
             sleep(dice.ms(0, 300)).await;
             if dice.percent(60) {
-                let release = ReleaseTicketRequest { id: ticket.id, family: ticket.family };
-                let mut client = daemon.client.clone();
-                call(&daemon.facts, "release", Duration::ZERO, client.release_ticket(release)).await;
+                let release = daemon.admission.release(&ticket.id, &ticket.family);
+                finished(&daemon.facts, "release", Duration::ZERO, release).await;
             }
+            return;
+        }
+        // The caller goes away; nobody else knows of what it is granted.
+        4 if dice.percent(30) => {
+            let request = RequestTicketRequest { request_id: String::new(), ..request };
+            tokio::time::timeout(dice.ms(0, 100), daemon.admission.request(request)).await.ok();
+            return;
         }
         _ => {
             let Some(ticket) = daemon.request(request).await else { return };
             sleep(dice.ms(0, 300)).await;
-            let vmids = vmids(ticket.vms);
-            if let Some(made) = daemon.make(&ticket, 0, &vmids, dice).await {
-                together(daemon, &ticket, made, dice).await;
-            }
+            (wish(ticket.vms), of_ticket(&ticket))
         }
+    };
+    if let Some((ticket, made)) = daemon.make(wish, right, dice).await {
+        together(daemon, &ticket, made, dice).await;
     }
 }
 

@@ -10,8 +10,11 @@
 //!
 //! - `refuse=VMID`, `die=VMID`: the clone with that vmid says no to its generation, or aborts over it.
 //!
-//! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call) and `hang`; all else is not
-//! found.
+//! `hold-freeze=PATH` and `hold-start=PATH`: before it answers that it is frozen, or has started, it leaves the file `PATH.VMID` and
+//! goes on when nobody has PATH locked.
+//!
+//! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call), `drop VERB JSON PATH` (one that
+//! the guest does not wait for once there is a file PATH) and `hang`; all else is not found.
 #![allow(unsafe_code, reason = "takes over inherited descriptors by number")]
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
@@ -20,7 +23,7 @@ use patina_abi::{
     link::{Answer, CallError},
 };
 use rustix::{
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
+    fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_add_seals, flock, ftruncate, memfd_create},
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
         SendFlags, recvmsg, sendmsg,
@@ -110,6 +113,15 @@ impl Vm {
         value.map(|number| number.parse().unwrap())
     }
 
+    fn hold(&self, word: &str) {
+        let words = self.words.lock().unwrap().clone();
+        let Some(path) = words.split(' ').find_map(|w| w.strip_prefix(word)?.strip_prefix('=')) else {
+            return;
+        };
+        File::create(format!("{path}.{}", self.config.identity.vmid)).unwrap();
+        flock(File::open(path).unwrap(), FlockOperation::LockShared).unwrap();
+    }
+
     fn set(&self, state: State) {
         *self.state.lock().unwrap() = state;
     }
@@ -129,7 +141,9 @@ impl Vm {
         let reader = BufReader::new(stream.try_clone().unwrap());
         match serde_json::from_slice(&line).unwrap() {
             Open::Freeze { .. } if self.has("mute") => {}
-            Open::Freeze { prepare } => self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. }))),
+            Open::Freeze { prepare } => {
+                self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. })))
+            }
             Open::Start { ticket } => self.start(&mut stream, &ticket, descriptors),
             Open::Touched => {
                 let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();
@@ -195,6 +209,7 @@ impl Vm {
         if self.has("wait") {
             std::fs::read(Path::new(&std::env::var("PATINA_VM_DIR").unwrap()).join("go")).unwrap();
         }
+        self.hold("hold-freeze");
         let state = memfd("generation-state", format!("state {}", self.words.lock().unwrap()).as_bytes(), 0);
         let bytes = u64::from(self.config.memory_mib) << 20;
         // A generation of a clone is made of its own file and of those that it was made from.
@@ -221,6 +236,7 @@ impl Vm {
             eprintln!("cannot restore, giving up");
             std::process::abort();
         }
+        self.hold("hold-start");
         let (mut line, mut list) = (String::new(), Vec::new());
         BufReader::new(files.next_back().unwrap()).read_line(&mut line).unwrap();
         touched.read_to_end(&mut list).unwrap();
@@ -244,6 +260,11 @@ impl Vm {
     }
 
     fn ask(&self, verb: &str, args: &str) -> String {
+        let answer = self.begin(verb, args).1.recv_timeout(Duration::from_secs(20)).unwrap();
+        serde_json::to_string(&answer).unwrap()
+    }
+
+    fn begin(&self, verb: &str, args: &str) -> (u64, mpsc::Receiver<Answer>) {
         let (sender, receiver) = mpsc::channel();
         // One of a session's own, whatever other sessions ask.
         let id = u64::from(rustix::process::getpid().as_raw_nonzero().get().unsigned_abs()) << 32
@@ -252,7 +273,16 @@ impl Vm {
         let args = serde_json::from_str(args).unwrap();
         let request = FromVmm::GuestRequest { id, verb: verb.into(), args };
         say(self.control.lock().unwrap().as_mut().unwrap(), &request);
-        serde_json::to_string(&receiver.recv_timeout(Duration::from_secs(20)).unwrap()).unwrap()
+        (id, receiver)
+    }
+
+    fn cancel(&self, verb: &str, args: &str, path: &str) {
+        let (id, _answer) = self.begin(verb, args);
+        while !Path::new(path).exists() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.waiting.lock().unwrap().remove(&id);
+        say(self.control.lock().unwrap().as_mut().unwrap(), &FromVmm::GuestCancel { id });
     }
 
     fn agent(&self, mut reader: BufReader<UnixStream>, mut stream: UnixStream) {
@@ -264,6 +294,7 @@ impl Vm {
         match words.as_slice() {
             ["echo", words @ ..] => put(&mut stream, FrameType::Stdout, words.join(" ").as_bytes()),
             ["ask", verb, args] => put(&mut stream, FrameType::Stdout, self.ask(verb, args).as_bytes()),
+            ["drop", verb, args, path] => self.cancel(verb, args, path),
             ["fail", code] => exit.code = Some(code.parse().unwrap()),
             ["cat"] => {
                 while let Some((FrameType::Stdin, bytes)) = frame(&mut reader).filter(|f| !f.1.is_empty()) {

@@ -13,6 +13,7 @@ use crate::{
 use patina_proto::v1::vmmd_server::VmmdServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scheduler::{
+    grpc::{RESETS_MAX, STREAMS_MAX},
     listen::{self, Address, Incoming, ListenError},
     metrics::http::{self, HttpError},
     notify,
@@ -28,10 +29,12 @@ use tokio::{
     sync::watch,
     task::JoinHandle,
 };
-use tonic::transport::Server;
+use tonic::{service::LayerExt as _, transport::Server};
+use tower::limit::GlobalConcurrencyLimitLayer;
 
-/// Most calls at once on one connection; the next ones wait.
-const CALLS_PER_CONNECTION: usize = 256;
+/// Most calls of operators that are being answered; the next ones wait. What guests and hosts want of the scheduler that is built in
+/// waits on the same connections, in any number, and has limits of its own.
+const CALLS_MAX: usize = 4096;
 /// How long calls that run may take to finish once vmmd is to stop; streams are cut then.
 const DRAIN: Duration = Duration::from_secs(2);
 /// A client on the other side of a dead network is let go after this.
@@ -120,9 +123,12 @@ async fn serve(
         .build_v1()?;
     let service =
         VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let service = GlobalConcurrencyLimitLayer::new(CALLS_MAX).named_layer(service);
     let metrics = metrics(options, &host, &cluster).await?;
     let server = Server::builder()
-        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(health_service)
         .add_service(reflection)

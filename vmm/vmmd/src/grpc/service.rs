@@ -88,6 +88,7 @@ impl Vmmd for Service {
                 false => Prepare::Ask { hold: !request.no_hold },
             }),
             arrived_ns,
+            asked: None,
         };
         let clones = self.host.clone_vm(call).await?;
         Ok(Response::new(convert::clones(clones)))

@@ -125,6 +125,8 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Scheduler(status) => (status.code(), "SCHEDULER"),
         Error::NoScheduler { .. } => (Code::Unavailable, "NO_SCHEDULER"),
         Error::Registering => (Code::Aborted, "REGISTERING"),
+        Error::OtherHost { .. } => (Code::FailedPrecondition, "OTHER_HOST"),
+        Error::Unwanted { .. } => (Code::Aborted, "KILLED"),
         Error::TicketCount { .. } => (Code::InvalidArgument, "TICKET_COUNT"),
         Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),
         Error::Touched(_) => (Code::Internal, "NO_MEMORY"),

@@ -9,20 +9,21 @@
 //! one ends: nobody was told of it. From the vmids on each clone has its own outcome: one that fails leaves nothing behind
 //! but its vmid, and its siblings do not notice.
 
+mod freeze;
+
 use super::{
     Host, Vm, blocking,
     error::Error,
-    family::{Seat, Unmade},
-    images,
+    family::Seat,
     pool::OnTheWay,
     supervise::{Supervised, supervise},
-    tickets::{Admitted, Share, Wanted},
+    tickets::Wanted,
     unix_ms,
     warm::Warm,
 };
 use crate::{
     metrics::Stage,
-    plan::lifecycle::{Lifecycle, Phase},
+    plan::lifecycle::Lifecycle,
     process::{
         generation::{Generation, Touched},
         link::{self, LinkError},
@@ -34,7 +35,9 @@ use crate::{
 };
 use futures::future::join_all;
 use rustix::time::{ClockId, clock_gettime};
+use scheduler::client::admission::Share;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 use vmm::api::control::{Frozen, Prepare};
 
@@ -43,8 +46,6 @@ const PAGE_BYTES: u64 = 4096;
 
 /// How many clones one call makes.
 pub const COUNT: RangeInclusive<u32> = 1..=256;
-/// How long a guest may take to prepare, and be frozen: its pre-clone hook has 60 s, holding its processes 2.
-const FREEZE_PATIENCE: Duration = Duration::from_secs(75);
 
 /// A call for clones.
 #[derive(Debug)]
@@ -57,6 +58,8 @@ pub struct Call {
     pub prepare: Option<Prepare>,
     /// When the call came: [`monotonic_ns`].
     pub arrived_ns: u64,
+    /// The guest's turn to clone, until the clones are made, whether the guest waits for that or not. None: an operator asked.
+    pub asked: Option<OwnedSemaphorePermit>,
 }
 
 /// What came of a call.
@@ -116,28 +119,18 @@ impl Host {
     }
 
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
-        let Call { parent, wanted, prepare, arrived_ns } = call;
+        let Call { parent, wanted, prepare, arrived_ns, asked: _asked } = call;
         // What can be refused is refused before the VM is disturbed.
         parent.check_clonable()?;
         let record = &parent.record;
-        let count = match wanted {
-            Wanted::Count(count) => count,
-            Wanted::Ticket { id, count, .. } => {
-                let vms = self.tickets.size(id, record.family).await?;
-                match count {
-                    Some(count) if count != vms => {
-                        return Err(Error::TicketCount { ticket: id, count, vms });
-                    }
-                    _ => vms,
-                }
-            }
-        };
+        let count = self.size(record, wanted).await?;
         let turn = parent.cloning.lock().await;
         let (seats, on_the_way) = (self.seat(record, count)?, self.on_the_way(count));
-        let admitted = match self.admit(record, wanted, &seats).await {
+        let vmids = seats.iter().map(|seat| seat.vmid).collect();
+        let (admitted, ticket) = match self.tickets.admit(record, wanted, vmids).await {
             Ok(admitted) => admitted,
-            Err(error) => {
-                self.refuse(record, seats).await;
+            Err((error, is_unused)) => {
+                self.refuse(record, seats, is_unused).await;
                 return Err(error);
             }
         };
@@ -151,16 +144,16 @@ impl Host {
         let (frozen, generation) = match written.and(frozen) {
             Ok(frozen) => frozen,
             Err(error) => {
-                self.unseat(record, seats).await;
-                admitted.give_back().await;
+                let is_unused = admitted.give_back().await;
+                self.unseat(record, seats, is_unused).await;
                 return Err(error);
             }
         };
-        let shares: Vec<Share> = admitted.shares().collect();
-        let ticket = Some(admitted.ticket);
+        let shares = admitted.into_shares();
         let touched = self.table.touched(record.net.index, record.family);
         let touched = touched.unwrap_or_else(|| Arc::clone(&self.no_list));
-        let source = Source { parent: Arc::clone(&parent), generation, touched, ticket, arrived_ns };
+        let source =
+            Source { parent: Arc::clone(&parent), generation, touched, ticket: Some(ticket), arrived_ns };
         let start = |((seat, share), way)| self.make_clone(&source, seat, share, way);
         let mut outcomes = join_all(seats.into_iter().zip(shares).zip(on_the_way).map(start)).await;
         outcomes.sort_by_key(|outcome| outcome.vmid);
@@ -170,9 +163,18 @@ impl Host {
         Ok(Clones { freeze, frozen, outcomes })
     }
 
-    async fn admit(&self, parent: &Record, wanted: Wanted, seats: &[Unmade]) -> Result<Admitted, Error> {
-        let vmids: Vec<u32> = seats.iter().map(|seat| seat.vmid).collect();
-        self.tickets.admit(parent, wanted, &vmids).await
+    /// How many clones are wanted.
+    async fn size(&self, parent: &Record, wanted: Wanted) -> Result<u32, Error> {
+        match wanted {
+            Wanted::Count(count) => Ok(count),
+            Wanted::Ticket { id, count, .. } => {
+                let vms = self.tickets.size(id, parent.family).await?;
+                match count {
+                    Some(count) if count != vms => Err(Error::TicketCount { ticket: id, count, vms }),
+                    _ => Ok(vms),
+                }
+            }
+        }
     }
 
     fn count(&self, freeze: Duration, frozen: Frozen, outcomes: &[Outcome]) {
@@ -212,14 +214,23 @@ impl Host {
     ) -> Outcome {
         let Seat { vmid, reservation, place } = seat;
         let parent = &source.parent.record;
-        let started = match place.warm().await {
-            Ok(warm) => self.start_clone(source, warm, record(source, vmid, reservation.name())).await,
-            Err(error) => Err(error),
+        let started = match (place.warm().await, share.doomed()) {
+            (Ok(warm), None) => {
+                self.start_clone(source, warm, record(source, vmid, reservation.name())).await
+            }
+            (Ok(warm), Some(reason)) => {
+                warm.discard().await;
+                Err(Error::Unwanted { name: reservation.name().to_owned(), reason })
+            }
+            (Err(error), _) => Err(error),
         };
         let made = match started {
             Ok((started, times)) => {
                 let vm = supervise(self, Supervised { share: Some(share), ..started });
                 reservation.fill(Arc::clone(&vm));
+                if let Some(reason) = self.tickets.started(&vm.record) {
+                    vm.ask_to_end(&reason);
+                }
                 on_the_way.until_ready(Arc::clone(&vm));
                 Ok((vm, times))
             }
@@ -332,56 +343,6 @@ fn log(source: &Source, asked: Duration, freeze: Duration, frozen: Frozen, outco
         executing_us = ?us(|times| times.executing).unwrap_or_default(),
         "cloned"
     );
-}
-
-impl Vm {
-    /// Whether the VM can be cloned, as far as can be told without asking it.
-    fn check_clonable(&self) -> Result<(), Error> {
-        let name = || self.record.name.clone();
-        let phase = self.status().phase;
-        if phase != Phase::Ready {
-            return Err(Error::NotReady { name: name(), state: phase.word() });
-        }
-        images::check_rootfs_again(&self.record.rootfs, self.record.rootfs_file)
-            .map_err(|source| Error::CloneRootfs { name: name(), source })
-    }
-
-    /// Connects to the vmm for the next freeze: that much less is to be done then.
-    pub(super) fn connect_ahead(self: &Arc<Self>) {
-        let vm = Arc::clone(self);
-        tokio::spawn(async move {
-            let mut spare = vm.spare.lock().await;
-            if spare.is_none() {
-                // The freeze will say what is wrong, if that is not the VM's end.
-                *spare = link::connect(&vm.dir).await.ok();
-            }
-        });
-    }
-
-    /// Freezes the VM and lets it go on. Who clones it has his turn.
-    async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
-        let name = || self.record.name.clone();
-        // It may have ended while another had his turn.
-        let phase = self.status().phase;
-        if phase != Phase::Ready {
-            return Err(Error::NotReady { name: name(), state: phase.word() });
-        }
-        let spare = self.spare.lock().await.take();
-        let frozen = async {
-            let stream = match spare {
-                Some(stream) => stream,
-                None => link::connect(&self.dir).await?,
-            };
-            let (frozen, sent) = link::freeze(stream, prepare, FREEZE_PATIENCE).await?;
-            Ok((frozen, Generation::check(sent, self.record.memory_mib)?))
-        };
-        frozen.await.map_err(|source| match source {
-            LinkError::Refused(reason) => Error::NotFrozen { name: name(), reason },
-            LinkError::NotPrepared(source) => Error::NotPrepared { name: name(), source },
-            LinkError::Timeout(patience) => Error::Silent { name: name(), patience },
-            source => Error::Unavailable { name: name(), source },
-        })
-    }
 }
 
 /// A clone's record: of the same kind as its parent, but for what makes it another VM.

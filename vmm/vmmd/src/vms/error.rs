@@ -64,7 +64,7 @@ pub enum Error {
         timeout_ms: u64,
     },
     /// Too many VMs.
-    #[error("make a VM: this host keeps {VMS_MAX} already, the most; `vmctl rm` ended ones")]
+    #[error("make a VM: this host keeps {VMS_MAX} already, the most; `vmctl rm --ended`")]
     TooMany,
     /// Too many streams.
     #[error("open a stream: {STREAMS_MAX} are open, the most; close an exec, console or log")]
@@ -119,8 +119,26 @@ pub enum Error {
         source: Box<Status>,
     },
     /// The scheduler took what was being made for ended.
-    #[error("make clones: the scheduler registered this host anew meanwhile; try again")]
+    #[error("make clones: the scheduler has not registered this host, or anew meanwhile; try again")]
     Registering,
+    /// A ticket is for clones elsewhere.
+    #[error(
+        "use ticket {ticket}: its VMs are on {hosts}, and clones start on the host of the VM that clones; request one here, or clone a VM there"
+    )]
+    OtherHost {
+        /// The ticket.
+        ticket: Uuid,
+        /// Their names.
+        hosts: String,
+    },
+    /// A clone was killed before it ran.
+    #[error("start clone {name:?}: it was killed before it ran: {reason}")]
+    Unwanted {
+        /// The clone.
+        name: String,
+        /// By whom, and why.
+        reason: String,
+    },
     /// A ticket is for another number of clones.
     #[error("make {count} clones with ticket {ticket}: it is for {vms}; leave the number out")]
     TicketCount {

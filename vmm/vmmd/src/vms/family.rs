@@ -55,28 +55,34 @@ impl Host {
         seats.into_iter().map(furnish).collect()
     }
 
-    /// The clones of these seats may not be made.
-    pub(super) async fn refuse(&self, parent: &Record, seats: Vec<Unmade>) {
+    /// The clones of these seats may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
+    pub(super) async fn refuse(&self, parent: &Record, seats: Vec<Unmade>, is_unused: bool) {
         for Unmade { vmid, reservation, place } in seats {
             match place {
-                Some(place) => self.return_place(parent, vmid, place).await,
-                None => self.table.unbind(parent.net.index, parent.family, vmid),
+                Some(place) => self.return_place(parent, vmid, place, is_unused).await,
+                None if is_unused => self.table.unbind(parent.net.index, parent.family, vmid),
+                None => {}
             }
             drop(reservation);
             self.leave_family(parent.net, parent.family).await;
         }
     }
 
-    async fn return_place(&self, parent: &Record, vmid: u32, place: Place) {
-        if let Err(place) = self.table.keep_place(parent.net.index, parent.family, vmid, place) {
+    async fn return_place(&self, parent: &Record, vmid: u32, place: Place, is_unused: bool) {
+        let kept = if is_unused {
+            self.table.keep_place(parent.net.index, parent.family, vmid, place)
+        } else {
+            Err(place)
+        };
+        if let Err(place) = kept {
             place.discard().await;
         }
     }
 
-    /// Clones that were seated are not made: what is warm is for the next ones.
-    pub(super) async fn unseat(&self, parent: &Record, seats: Vec<Seat>) {
+    /// Clones that were seated are not made: what is warm is for the next ones, if its vmid is.
+    pub(super) async fn unseat(&self, parent: &Record, seats: Vec<Seat>, is_unused: bool) {
         for Seat { vmid, reservation, place } in seats {
-            self.return_place(parent, vmid, place).await;
+            self.return_place(parent, vmid, place, is_unused).await;
             drop(reservation);
             self.leave_family(parent.net, parent.family).await;
         }

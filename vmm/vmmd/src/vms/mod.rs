@@ -44,7 +44,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use table::Table;
-use tickets::{ClonesOf, Tickets};
+use tickets::{Tickets, VmsOf};
 use tokio::{
     io::BufReader,
     net::UnixStream,
@@ -131,7 +131,7 @@ pub struct Vm {
     // Those who clone the VM take turns.
     cloning: Mutex<()>,
     // The guest itself has one call for clones at a time.
-    asked: Semaphore,
+    asked: Arc<Semaphore>,
     // A connection on which nothing has been said, for the next freeze.
     spare: Mutex<Option<UnixStream>>,
     // What its guest leaves or reads of a join.
@@ -180,7 +180,7 @@ impl Host {
 
     /// Registers this host with its scheduler, now that all that runs is known; waits a while for that.
     pub async fn register(self: &Arc<Self>) {
-        self.tickets.register(ClonesOf::new(self));
+        self.tickets.register(VmsOf::new(self));
         if !self.tickets.registered(REGISTER_PATIENCE).await {
             // What runs is looked after; tickets and clones come with the scheduler.
             tracing::error!(

@@ -77,16 +77,24 @@ impl Host {
         let (index, family) = (of.net.index, of.family);
         let (mut is_news, mut retry) = (false, RETRY);
         while let Some(changed) = self.table.pool_changed(index, family) {
-            if self.table.wants(index, family, self.pool_target(family)) {
+            if self.table.wants(index, family, self.pool_target(family).0) {
                 self.quiet().await;
             }
-            match self.table.pool_work(&of, self.pool_target(family), AT_ONCE) {
+            let (target, again) = self.pool_target(family);
+            match self.table.pool_work(&of, target, AT_ONCE) {
                 None => break,
                 Some(Work::Nothing) => {
                     if std::mem::take(&mut is_news) {
                         tracing::debug!(%family, "the pool is as it should be");
                     }
-                    changed.notified().await;
+                    // A ticket that expires says nothing.
+                    let expired = async {
+                        match again {
+                            Some(after) => sleep(after).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! { () = changed.notified() => {}, () = expired => {} }
                 }
                 Some(Work::Trim(vmid, place)) => {
                     is_news = true;
@@ -135,10 +143,10 @@ impl Host {
         all
     }
 
-    /// How many are to be ready for a family: as many as always, or as it has tickets for.
-    fn pool_target(&self, family: uuid::Uuid) -> usize {
-        let reserved = usize::try_from(self.tickets.reserved(family)).unwrap_or(usize::MAX);
-        self.settings.warm.max(reserved)
+    /// How many are to be ready for a family: as many as always, or as it has tickets for; and for how long that holds.
+    fn pool_target(&self, family: uuid::Uuid) -> (usize, Option<Duration>) {
+        let (reserved, again) = self.tickets.reserved(family);
+        (self.settings.warm.max(usize::try_from(reserved).unwrap_or(usize::MAX)), again)
     }
 
     /// Ends every warm VM: a vmmd that stops cannot use them, and the next one would not know them.

@@ -4,8 +4,7 @@ use super::{
     Host, Status, ToEnd, Vm,
     clone::monotonic_ns,
     guest::{self, together::EndsWhenLeft},
-    tickets::Share,
-    unix_ms,
+    tickets, unix_ms,
 };
 use crate::{
     metrics::Stage,
@@ -15,6 +14,7 @@ use crate::{
     store::{Lasting, VmDir, record::Record},
 };
 use patina_abi::link::{Answer, CallError, REQUESTS_MAX};
+use scheduler::client::admission::Share;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 use tokio::{
     io::BufReader,
@@ -103,7 +103,7 @@ impl Vm {
             status,
             kill,
             cloning: Mutex::new(()),
-            asked: Semaphore::new(1),
+            asked: Arc::new(Semaphore::new(1)),
             spare: Mutex::new(None),
             pieces: std::sync::Mutex::default(),
         }
@@ -264,10 +264,7 @@ impl Supervisor {
         let (left, log_tail) = (self.vm.dir.load_end(), self.vm.dir.log_tail());
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
         self.vm.published = None;
-        if let (Some(share), Phase::Ended(ended)) = (&mut self.vm.share, &self.vm.life.phase) {
-            share.ended(ended);
-        }
-        self.vm.share = None;
+        self.tell_scheduler();
         *self.handle.spare.lock().await = None;
         self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
         remove_socket(&self.vm.dir);
@@ -282,6 +279,20 @@ impl Supervisor {
         if self.vm.record.vmid > 0 {
             self.host.forget_old_clones().await;
         }
+    }
+
+    /// Before anybody hears that it has ended: see [`scheduler::client::admission::Vms::running`].
+    fn tell_scheduler(&mut self) {
+        if let Phase::Ended(ended) = &self.vm.life.phase {
+            match &mut self.vm.share {
+                Some(share) => share.ended(tickets::end(ended)),
+                None if self.vm.record.vmid == 0 => {
+                    self.host.tickets.master_ended(self.vm.record.family, ended);
+                }
+                None => {}
+            }
+        }
+        self.vm.share = None;
     }
 
     async fn hear_last_words(&mut self) {

@@ -1,10 +1,6 @@
-//! Who may have how many clones: tickets, which the scheduler keeps, wherever that is. Clones that are asked for by number have one too,
-//! which is granted and used in one step.
-//!
-//! ```text
-//!  admit ──▶ Admitted ──share(vmid)──▶ Share, one a clone ──dropped──▶ the scheduler is told how the clone ended
-//!               └── give_back: nothing was made
-//! ```
+//! The host's way to its scheduler: tickets, which the scheduler keeps, wherever that is. Clones that are asked for by number have
+//! one too, which is granted and used in one step. What has to be done so that the ledger is what runs is in
+//! [`scheduler::client::admission`].
 
 use super::{Host, Vm, error::Error, unix_ms};
 use crate::{
@@ -13,27 +9,25 @@ use crate::{
 };
 use patina_abi::link::{TicketArgs, TicketView};
 use patina_proto::v1::{
-    GetTicketRequest, HostInfo, KillClones, ListTicketsRequest, ReleaseTicketRequest, RequestTicketRequest,
-    RunningClone, Ticket, TicketState, UnuseTicketRequest, UseTicketRequest, VmEnd,
+    GetTicketRequest, HostInfo, ListTicketsRequest, RequestTicketRequest, RunningClone, Ticket, TicketState,
+    VmEnd,
 };
-use scheduler::client::{Client, HostLink, Present, Registration};
+use scheduler::client::{
+    Client,
+    admission::{Admission, Admitted, NotAdmitted, Right, Share, Vms, Wish},
+    calls::{answered, is_away},
+};
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::{Response, Status};
 use uuid::Uuid;
 use vmm::api::end::EndKind;
 
 /// Longest that a guest may wait for a ticket.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How long a scheduler that is away is waited for, and how long it may take for an answer beyond what it was asked to wait.
-const SCHEDULER_PATIENCE: Duration = Duration::from_secs(10);
-/// How long after one try that did not reach the scheduler comes the next.
-const RETRY: Duration = Duration::from_millis(200);
 /// Most tickets on a page for a guest: so many fit on a line.
 pub(super) const LIST_MAX: u32 = 480;
 
@@ -42,7 +36,7 @@ pub(super) const LIST_MAX: u32 = 480;
 pub enum Wanted {
     /// So many.
     Count(u32),
-    /// As many as a ticket is for.
+    /// As many as a ticket has on this host.
     Ticket {
         /// Which.
         id: Uuid,
@@ -59,16 +53,10 @@ pub struct Tickets(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    client: Client,
-    // This host, as it describes itself to the scheduler.
-    info: HostInfo,
+    admission: Admission,
     // Where the scheduler is, for people; empty: in this process.
     address: String,
-    // From the moment on when all that runs is known.
-    link: OnceLock<HostLink>,
-    // Tickets whose clones are being made.
-    making: Mutex<HashSet<Uuid>>,
-    // Granted to guests of this host.
+    // Granted to guests of this host, and not used since.
     granted: Mutex<HashMap<Uuid, Granted>>,
 }
 
@@ -79,106 +67,29 @@ struct Granted {
     expires_unix_ms: u64,
 }
 
-/// The right to make clones now.
-#[derive(Debug)]
-pub struct Admitted {
-    tickets: Tickets,
-    /// The ticket that was used for it.
-    pub ticket: Uuid,
-    loose: bool,
-    clones: Vec<RunningClone>,
-}
-
-/// One clone's part of a ticket; given back when dropped.
-#[derive(Debug)]
-pub struct Share {
-    tickets: Tickets,
-    clone: RunningClone,
-    end: VmEnd,
-}
-
-impl Share {
-    /// How its clone has ended.
-    pub fn ended(&mut self, ended: &Ended) {
-        self.end = match ended.end.kind {
-            EndKind::Killed => VmEnd::Killed,
-            EndKind::Joined => VmEnd::Joined,
-            _ => VmEnd::Ended,
-        };
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        // A scheduler that does not know this host yet hears what runs, and that this does not.
-        if let Some(link) = self.tickets.0.link.get() {
-            link.ended(self.clone.clone(), self.end);
-        }
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        lock(&self.tickets.0.making).remove(&self.ticket);
-    }
-}
-
-impl Admitted {
-    /// The parts of the clones, in the order of their vmids.
-    pub fn shares(&self) -> impl Iterator<Item = Share> {
-        let share = |clone: &RunningClone| Share {
-            tickets: self.tickets.clone(),
-            clone: clone.clone(),
-            end: VmEnd::Ended,
-        };
-        self.clones.iter().map(share)
-    }
-
-    /// Nothing was cloned: the ticket is as if it had not been used.
-    pub async fn give_back(self) {
-        let family = self.clones.first().map(|clone| clone.family.clone()).unwrap_or_default();
-        let (id, host_id) = (self.ticket.to_string(), self.tickets.0.info.id.clone());
-        let request = UnuseTicketRequest { id: id.clone(), family: family.clone(), epoch: 0, host_id };
-        let mut client = self.tickets.client();
-        let mut given = client.unuse_ticket(request).await.map(drop);
-        if self.loose && given.is_ok() {
-            given = client.release_ticket(ReleaseTicketRequest { id, family }).await.map(drop);
-        }
-        if let Err(error) = given {
-            // Once this host registers anew the scheduler sees that nothing runs with it.
-            tracing::warn!(ticket = %self.ticket, %error, "give back a ticket");
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code panics under these locks; if some did, the maps themselves are still whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Tickets {
     /// Of the host `info`, whose scheduler is at `address` (empty: in this process).
     #[must_use]
     pub fn new(client: Client, info: HostInfo, address: String) -> Self {
-        let (link, making, granted) = Default::default();
-        Self(Arc::new(Shared { client, info, address, link, making, granted }))
+        let admission = Admission::new(client, info);
+        Self(Arc::new(Shared { admission, address, granted: Mutex::default() }))
     }
 
     /// Registers the host, now that all that runs is known.
-    pub fn register(&self, clones: Arc<dyn scheduler::client::Clones>) {
-        self.0.link.get_or_init(|| HostLink::start(self.client(), self.0.info.clone(), clones));
+    pub fn register(&self, vms: impl Vms) {
+        self.0.admission.register(vms);
     }
 
     /// To call the scheduler.
     #[must_use]
     pub fn client(&self) -> Client {
-        self.0.client.clone()
+        self.0.admission.client()
     }
 
     /// This host's number.
     #[must_use]
     pub fn host_id(&self) -> &str {
-        &self.0.info.id
+        self.0.admission.host_id()
     }
 
     /// Where the scheduler is; empty: in this process.
@@ -189,14 +100,12 @@ impl Tickets {
 
     /// Waits until the scheduler has registered this host; for so long as it can be without.
     pub async fn registered(&self, patience: Duration) -> bool {
-        let Some(link) = self.0.link.get() else { return false };
-        let mut registration = link.registration();
-        let registered = registration.wait_for(|state| matches!(state, Registration::Registered { .. }));
-        matches!(timeout(patience, registered).await, Ok(Ok(_)))
+        self.0.admission.registered(patience).await
     }
 
-    fn registration(&self) -> Option<Registration> {
-        self.0.link.get().map(|link| link.registration().borrow().clone())
+    fn granted(&self) -> MutexGuard<'_, HashMap<Uuid, Granted>> {
+        // No code panics under this lock; if some did, the map itself is still whole.
+        self.0.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An error of the scheduler, or that there is none.
@@ -208,141 +117,138 @@ impl Tickets {
         Error::Scheduler(Box::new(status))
     }
 
-    /// How many clones a ticket is for.
+    /// Makes a call that does the same when it is made twice, until it is answered: for as long as it may `wait`, and some seconds.
+    /// It is given what is left of `wait`.
     ///
     /// # Errors
-    /// It is not there, not the family's, or the scheduler does not answer.
-    pub async fn size(&self, ticket: Uuid, family: Uuid) -> Result<u32, Error> {
-        let request = GetTicketRequest { id: ticket.to_string(), family: family.to_string() };
-        let found = self.client().get_ticket(request).await;
-        Ok(found.map_err(|status| self.failed("look at a ticket", status))?.into_inner().vms)
+    /// The scheduler says no, or nothing.
+    pub async fn ask<T, F>(
+        &self,
+        call: &'static str,
+        wait: Duration,
+        ask: impl Fn(Client, Duration) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let answer = answered(wait, |left| {
+            let asked = ask(self.client(), left);
+            async move { asked.await.map(Response::into_inner) }
+        });
+        answer.await.map_err(|failed| self.failed(call, failed.into_status()))
+    }
+
+    /// How many clones a ticket is for on this host.
+    ///
+    /// # Errors
+    /// It is not there, not the family's, for another host, or the scheduler does not answer.
+    pub async fn size(&self, id: Uuid, family: Uuid) -> Result<u32, Error> {
+        let request = GetTicketRequest { id: id.to_string(), family: family.to_string() };
+        let get = |mut client: Client, _| {
+            let request = request.clone();
+            async move { client.get_ticket(request).await }
+        };
+        let ticket = self.ask("look at a ticket", Duration::ZERO, get).await?;
+        if ticket.state() != TicketState::Granted {
+            // Why it cannot be used is said by who is asked to use it.
+            return Ok(ticket.vms.max(1));
+        }
+        let here = ticket.placements.iter().filter(|place| place.host_id == self.host_id());
+        match here.map(|place| place.vms).sum() {
+            0 => {
+                let hosts: Vec<_> = ticket.placements.iter().map(|place| place.host.as_str()).collect();
+                Err(Error::OtherHost { ticket: id, hosts: hosts.join(", ") })
+            }
+            vms => Ok(vms),
+        }
     }
 
     /// Takes the right to make the clones of these vmids.
     ///
     /// # Errors
-    /// There is no room, the ticket cannot be used, or the scheduler does not answer.
-    pub async fn admit(&self, parent: &Record, wanted: Wanted, vmids: &[u32]) -> Result<Admitted, Error> {
-        if let Wanted::Ticket { id, .. } = wanted {
-            // Before it is used: whenever the scheduler asks what there is here, its clones are on their way.
-            lock(&self.0.making).insert(id);
-        }
-        let before = self.registration();
-        let used = self.use_for(parent, wanted, vmids).await;
-        match (used.and_then(|ticket| Ok((number(&ticket.id)?, ticket))), wanted) {
-            (Ok((id, ticket)), _) => {
-                lock(&self.0.making).insert(id);
-                lock(&self.0.granted).remove(&id);
-                let clone = |vmid: &u32| running(parent, *vmid, Some(parent.vmid), ticket.id.clone());
-                let clones = vmids.iter().map(clone).collect();
-                let admitted = Admitted { tickets: self.clone(), ticket: id, loose: ticket.loose, clones };
-                // A scheduler that asked in between, what runs here, takes them for ended.
-                if ticket.loose && self.registration() != before {
-                    admitted.give_back().await;
-                    return Err(Error::Registering);
-                }
-                Ok(admitted)
-            }
-            (Err(error), Wanted::Ticket { id, .. }) => {
-                lock(&self.0.making).remove(&id);
-                Err(error)
-            }
-            (Err(error), Wanted::Count(_)) => Err(error),
-        }
-    }
-
-    async fn use_for(&self, parent: &Record, wanted: Wanted, vmids: &[u32]) -> Result<Ticket, Error> {
-        let host_epoch = match self.registration() {
-            Some(Registration::Registered { epoch, .. }) => epoch,
-            _ => 0,
+    /// There is no room, the ticket cannot be used, or the scheduler does not answer; and whether the vmids can be given to other
+    /// clones.
+    pub async fn admit(
+        &self,
+        parent: &Record,
+        wanted: Wanted,
+        vmids: Vec<u32>,
+    ) -> Result<(Admitted, Uuid), (Error, bool)> {
+        let wish = Wish {
+            family: parent.family.to_string(),
+            parent_vmid: parent.vmid,
+            vcpus: parent.vcpus.into(),
+            memory_mib: parent.memory_mib,
+            vmids,
         };
-        match wanted {
-            Wanted::Count(count) => {
-                let vcpus = u32::from(parent.vcpus);
-                let request = RequestTicketRequest {
-                    family: parent.family.to_string(),
-                    request_id: Uuid::new_v4().to_string(),
-                    max_cpus: count.saturating_mul(vcpus),
-                    min_vms: count,
-                    min_cpus_per_vm: vcpus,
-                    vcpus,
-                    memory_mib: parent.memory_mib,
-                    host_ids: vec![self.host_id().to_owned()],
-                    use_by: Some(parent.vmid),
-                    use_vmids: vmids.to_vec(),
-                    host_epoch,
-                    ..RequestTicketRequest::default()
-                };
-                self.request("make clones", request).await
+        let (right, call) = match wanted {
+            Wanted::Count(_) => (Right::Loose(Uuid::new_v4()), "make clones"),
+            Wanted::Ticket { id, epoch, .. } => (Right::Ticket { id: id.to_string(), epoch }, "use a ticket"),
+        };
+        match self.0.admission.admit(&wish, &right).await {
+            Ok(admitted) => {
+                let id = number(&admitted.ticket().id).map_err(|error| (error, false))?;
+                self.granted().remove(&id);
+                Ok((admitted, id))
             }
-            Wanted::Ticket { id, epoch, .. } => {
-                let request = UseTicketRequest {
-                    id: id.to_string(),
-                    family: parent.family.to_string(),
-                    epoch,
-                    host_id: self.host_id().to_owned(),
-                    parent_vmid: parent.vmid,
-                    vmids: vmids.to_vec(),
-                    host_epoch,
+            Err(why) => {
+                let is_unused = why.is_unused();
+                let error = match why {
+                    NotAdmitted::Registering { .. } => Error::Registering,
+                    NotAdmitted::Failed(failed) => self.failed(call, failed.into_status()),
                 };
-                let used = self.client().use_ticket(request).await;
-                used.map(tonic::Response::into_inner).map_err(|status| self.failed("use a ticket", status))
+                Err((error, is_unused))
             }
         }
     }
 
-    /// Requests a ticket; tries again while the scheduler is away: its request id keeps it from being granted twice.
-    async fn request(&self, call: &'static str, request: RequestTicketRequest) -> Result<Ticket, Error> {
-        let wait = Duration::from_millis(request.timeout_ms).min(WAIT_MAX);
-        let begun = Instant::now();
-        let deadline = begun + wait + SCHEDULER_PATIENCE;
-        loop {
-            let waited = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let timeout_ms = request.timeout_ms.saturating_sub(waited);
-            let request = RequestTicketRequest { timeout_ms, ..request.clone() };
-            let mut client = self.client();
-            let answer = timeout_at(deadline, client.request_ticket(request)).await;
-            let late = || Status::unavailable(format!("no answer in {:?}", begun.elapsed()));
-            let away = match answer.unwrap_or_else(|_| Err(late())) {
-                Ok(ticket) => return Ok(ticket.into_inner()),
-                Err(status) if is_away(&status) => status,
-                Err(status) => return Err(self.failed(call, status)),
-            };
-            if Instant::now() + RETRY >= deadline {
-                return Err(self.failed(call, away));
-            }
-            sleep(RETRY).await;
-        }
+    /// A clone is in the table from now on. Returns why it is to end at once, if it is.
+    #[must_use]
+    pub(super) fn started(&self, record: &Record) -> Option<String> {
+        self.0.admission.started(&record.family.to_string(), record.vmid)
     }
 
     /// The share of a clone that was found running.
     #[must_use]
     pub fn find(&self, record: &Record) -> Option<Share> {
-        Some(Share { tickets: self.clone(), clone: running_of(record)?, end: VmEnd::Ended })
+        Some(self.0.admission.share(running(record)?))
     }
 
-    /// How many VMs a family may clone at any moment with its tickets.
-    pub(super) fn reserved(&self, family: Uuid) -> u32 {
+    /// The master of a family has ended.
+    pub(super) fn master_ended(&self, family: Uuid, ended: &Ended) {
+        self.0.admission.master_ended(&family.to_string(), end(ended));
+    }
+
+    /// How many VMs a family may clone at any moment with its tickets, and after which time that is looked at again.
+    pub(super) fn reserved(&self, family: Uuid) -> (u32, Option<Duration>) {
         let now = unix_ms();
-        let holds = |granted: &&Granted| granted.family == family && granted.expires_unix_ms > now;
-        lock(&self.0.granted).values().filter(holds).map(|granted| granted.vms).sum()
+        let mut granted = self.granted();
+        granted.retain(|_, granted| granted.expires_unix_ms > now);
+        let own = granted.values().filter(|granted| granted.family == family);
+        let first = own.clone().map(|granted| granted.expires_unix_ms - now).min();
+        (own.map(|granted| granted.vms).sum(), first.map(Duration::from_millis))
     }
 }
 
-fn running(of: &Record, vmid: u32, parent_vmid: Option<u32>, ticket: String) -> RunningClone {
-    let Record { family, vcpus, memory_mib, .. } = *of;
-    RunningClone { ticket, family: family.to_string(), vmid, vcpus: vcpus.into(), memory_mib, parent_vmid }
+/// How a VM ended, in the scheduler's words.
+pub(super) fn end(ended: &Ended) -> VmEnd {
+    match ended.end.kind {
+        EndKind::Killed => VmEnd::Killed,
+        EndKind::Joined => VmEnd::Joined,
+        _ => VmEnd::Ended,
+    }
 }
 
-/// A VM that is a clone.
-fn running_of(record: &Record) -> Option<RunningClone> {
-    let parent_vmid = record.origin.as_ref().map(|origin| origin.parent_vmid);
-    Some(running(record, record.vmid, parent_vmid, ticket_of(record)?.to_string()))
-}
-
-/// Whether nobody has answered.
-fn is_away(status: &Status) -> bool {
-    status.code() == Code::Unavailable && status.get_details_error_info().is_none()
+/// A VM that is a clone, as the scheduler knows it.
+fn running(record: &Record) -> Option<RunningClone> {
+    Some(RunningClone {
+        ticket: ticket_of(record)?.to_string(),
+        family: record.family.to_string(),
+        vmid: record.vmid,
+        vcpus: record.vcpus.into(),
+        memory_mib: record.memory_mib,
+        parent_vmid: record.origin.as_ref().map(|origin| origin.parent_vmid),
+    })
 }
 
 /// What a clone was made under. Those of a vmmd without a scheduler have their own number for it.
@@ -384,7 +290,8 @@ impl Host {
         let Record { family, vcpus, memory_mib, net, .. } = vm.record;
         let request = RequestTicketRequest {
             family: family.to_string(),
-            request_id: args.request_id.unwrap_or_else(|| Uuid::new_v4().to_string()),
+            // One that the guest does not name goes back if the guest does not wait for it.
+            request_id: args.request_id.unwrap_or_default(),
             max_cpus: args.max_cpus,
             min_vms: args.min_vms,
             min_cpus_per_vm: args.min_cpus_per_vm,
@@ -395,10 +302,12 @@ impl Host {
             host_ids: vec![self.tickets.host_id().to_owned()],
             ..RequestTicketRequest::default()
         };
-        let ticket = self.tickets.request("request a ticket", request).await?;
+        let ticket = self.tickets.0.admission.request(request).await;
+        let ticket =
+            ticket.map_err(|failed| self.tickets.failed("request a ticket", failed.into_status()))?;
         if ticket.state() == TicketState::Granted {
             let granted = Granted { family, vms: ticket.vms, expires_unix_ms: ticket.expires_unix_ms };
-            lock(&self.tickets.0.granted).insert(number(&ticket.id)?, granted);
+            self.tickets.granted().insert(number(&ticket.id)?, granted);
             tracing::info!(%family, ticket = ticket.id, vms = ticket.vms, "a ticket is granted");
             self.table.wake_pool(net.index, family);
         }
@@ -406,6 +315,9 @@ impl Host {
     }
 
     /// A page of the tickets of a family that somebody asked for, as the scheduler has them, and where the next page begins.
+    ///
+    /// # Errors
+    /// The scheduler does not answer.
     pub(super) async fn list_tickets(
         &self,
         family: Uuid,
@@ -415,60 +327,63 @@ impl Host {
             family: family.to_string(),
             page_size: LIST_MAX,
             page_token,
+            asked_for: true,
             ..ListTicketsRequest::default()
         };
-        let listed = self.tickets.client().list_tickets(request).await;
-        let listed = listed.map_err(|status| self.tickets.failed("list tickets", status))?.into_inner();
+        let list = |mut client: Client, _| {
+            let request = request.clone();
+            async move { client.list_tickets(request).await }
+        };
+        let listed = self.tickets.ask("list tickets", Duration::ZERO, list).await?;
         let tickets = listed.tickets.iter().filter(|ticket| !ticket.loose).map(view).collect();
         Ok((tickets, Some(listed.next_page_token).filter(|token| !token.is_empty())))
     }
 
     /// A family has ended: what it was granted is for others.
     pub(super) fn forget_tickets(&self, family: Uuid) {
-        let mut granted = lock(&self.tickets.0.granted);
+        let mut granted = self.tickets.granted();
         for (id, _) in granted.extract_if(|_, granted| granted.family == family) {
-            let mut client = self.tickets.client();
+            let admission = self.tickets.0.admission.clone();
             tokio::spawn(async move {
-                let request = ReleaseTicketRequest { id: id.to_string(), family: family.to_string() };
-                if let Err(error) = client.release_ticket(request).await {
+                if let Err(error) = admission.release(&id.to_string(), &family.to_string()).await {
                     tracing::warn!(ticket = %id, %error, "a ticket of a family that has ended stays until it expires");
                 }
             });
         }
     }
-
-    /// All clones that run here, and the tickets whose clones are being made.
-    fn present(&self) -> Present {
-        // Clones go from one to the other: looked for in that order they are not missed.
-        let making = lock(&self.tickets.0.making).iter().map(Uuid::to_string).collect();
-        let runs = |vm: &&Arc<Vm>| !matches!(vm.status().phase, Phase::Ended(_));
-        let all = self.table.all();
-        let running = all.iter().filter(runs).filter_map(|vm| running_of(&vm.record)).collect();
-        Present { running, making }
-    }
 }
 
-/// The clones of a host for its scheduler. The host may be gone before the scheduler has noticed.
+/// The VMs of a host for its scheduler. The host may be gone before the scheduler has noticed.
 #[derive(Debug)]
-pub struct ClonesOf(Weak<Host>);
+pub struct VmsOf(Weak<Host>);
 
-impl ClonesOf {
+impl VmsOf {
     /// Of this host.
     #[must_use]
-    pub fn new(host: &Arc<Host>) -> Arc<Self> {
-        Arc::new(Self(Arc::downgrade(host)))
+    pub fn new(host: &Arc<Host>) -> Self {
+        Self(Arc::downgrade(host))
+    }
+
+    fn alive<T>(&self, look: impl Fn(&Record) -> Option<T>) -> Vec<T> {
+        let Some(host) = self.0.upgrade() else { return Vec::new() };
+        let runs = |vm: &&Arc<Vm>| !matches!(vm.status().phase, Phase::Ended(_));
+        host.table.all().iter().filter(runs).filter_map(|vm| look(&vm.record)).collect()
     }
 }
 
-impl scheduler::client::Clones for ClonesOf {
-    fn present(&self) -> Present {
-        self.0.upgrade().map(|host| host.present()).unwrap_or_default()
+impl Vms for VmsOf {
+    fn running(&self) -> Vec<RunningClone> {
+        self.alive(running)
     }
 
-    fn kill(&self, order: KillClones) {
-        match (self.0.upgrade(), order.family.parse()) {
-            (Some(host), Ok(family)) => host.kill_clones(family, &order.vmids, &order.reason),
-            (_, Err(_)) => tracing::warn!(order.family, "the scheduler names a family that is no UUID"),
+    fn masters(&self) -> Vec<String> {
+        self.alive(|record| (record.vmid == 0).then(|| record.family.to_string()))
+    }
+
+    fn end(&self, family: &str, vmids: &[u32], reason: &str) {
+        match (self.0.upgrade(), family.parse()) {
+            (Some(host), Ok(family)) => host.kill_clones(family, vmids, reason),
+            (_, Err(_)) => tracing::warn!(family, "the scheduler names a family that is no UUID"),
             (None, _) => {}
         }
     }

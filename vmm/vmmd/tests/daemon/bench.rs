@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "entering a network namespace")]
 
 use futures::TryStreamExt;
-use patina_proto::v1::{self, vmmd_client::VmmdClient};
+use patina_proto::v1::{self, scheduler_client::SchedulerClient, vmmd_client::VmmdClient};
 use rtnetlink::{LinkUnspec, packet_route::link::LinkAttribute};
 use rustix::{
     process::{Pid, Signal, kill_process},
@@ -36,6 +36,8 @@ pub struct Bench {
     pub more: Vec<&'static str>,
     folder: TempDir,
     daemon: Option<Child>,
+    /// A scheduler in a process of its own, once it was started.
+    scheduler: Option<Child>,
     log: Option<UnboundedReceiver<String>>,
 }
 
@@ -52,7 +54,8 @@ pub fn tell<F: Future<Output = ()>>(story: impl FnOnce(Bench) -> F + Send + 'sta
                 .unwrap();
             fs::write(folder.path().join("rootfs"), b"root").unwrap();
             let vmm = Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/stand_in_vmm");
-            story(Bench { vmm, warm: 0, more: Vec::new(), folder, daemon: None, log: None }).await;
+            story(Bench { vmm, warm: 0, more: Vec::new(), folder, daemon: None, scheduler: None, log: None })
+                .await;
         });
     });
     thread.join().unwrap();
@@ -141,8 +144,9 @@ impl Bench {
 
     pub fn command(&self, state: &str, socket: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmmd"));
+        let scheduler = format!("--scheduler=unix:{}", self.path("scheduler.sock").display());
         command
-            .arg("--standalone")
+            .arg(if self.scheduler.is_some() { scheduler.as_str() } else { "--standalone" })
             .arg("--state-dir")
             .arg(self.path(state))
             .arg("--listen")
@@ -176,22 +180,51 @@ impl Bench {
         client
     }
 
-    /// Starts one more vmmd, with another state.
-    pub async fn start_another(&self, state: &str, socket: &str) -> (Child, Client) {
+    /// Starts a scheduler for its vmmd, or starts it again, and waits until it is ready.
+    pub async fn start_scheduler(&mut self) {
+        let program = Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/scheduler_process");
+        let mut command = Command::new(program);
+        command.arg(format!("--listen=unix:{}", self.path("scheduler.sock").display()));
+        command.arg(format!("--state-dir={}", self.path("scheduler").display())).arg("--lease=60s");
+        self.scheduler = Some(self.spawn(&mut command).await);
+    }
+
+    /// Sends the scheduler a signal; one that ends it is waited for.
+    pub fn signal_scheduler(&mut self, signal: Signal) {
+        let child = self.scheduler.as_mut().unwrap();
+        kill_process(Pid::from_child(child), signal).unwrap();
+        if signal == Signal::KILL {
+            child.wait().unwrap();
+        }
+    }
+
+    /// A channel to the scheduler in a process of its own.
+    pub async fn scheduler(&self) -> SchedulerClient<Channel> {
+        SchedulerClient::new(self.channel("scheduler.sock").await)
+    }
+
+    /// Starts a program and waits until it says that it is ready.
+    async fn spawn(&self, command: &mut Command) -> Child {
         let manager_path = self.path("notify");
         if manager_path.exists() {
             fs::remove_file(&manager_path).unwrap();
         }
         let manager = tokio::net::UnixDatagram::bind(&manager_path).unwrap();
-        let mut command = self.command(state, socket);
-        command.env("NOTIFY_SOCKET", &manager_path).env("PATINA_LOG", "info,vmmd=debug");
-        if state == "state" {
-            command.stderr(Stdio::piped());
-        }
-        let child = command.spawn().unwrap();
+        let child = command.env("NOTIFY_SOCKET", &manager_path).spawn().unwrap();
         let mut bytes = [0; 32];
         let told = tokio::time::timeout(Duration::from_secs(20), manager.recv(&mut bytes)).await;
         assert_eq!(&bytes[..told.unwrap().unwrap()], b"READY=1");
+        child
+    }
+
+    /// Starts one more vmmd, with another state.
+    pub async fn start_another(&self, state: &str, socket: &str) -> (Child, Client) {
+        let mut command = self.command(state, socket);
+        command.env("PATINA_LOG", "info,vmmd=debug");
+        if state == "state" {
+            command.stderr(Stdio::piped());
+        }
+        let child = self.spawn(&mut command).await;
         (child, self.connect(socket).await)
     }
 
@@ -222,6 +255,9 @@ impl Drop for Bench {
     fn drop(&mut self) {
         if self.daemon.is_some() {
             self.stop(Signal::KILL);
+        }
+        if self.scheduler.is_some() {
+            self.signal_scheduler(Signal::KILL);
         }
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let environ = fs::read(entry.path().join("environ")).unwrap_or_default();

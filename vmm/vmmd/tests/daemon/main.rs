@@ -9,5 +9,7 @@ mod life;
 mod pool;
 mod refusal;
 mod restart;
+mod scheduler;
+mod steps;
 mod streams;
 mod tickets;

@@ -29,6 +29,11 @@ async fn exec(client: &mut Client, requests: Vec<v1::ExecRequest>) -> Result<(St
     Ok((output, code.expect("the last message is the exit")))
 }
 
+/// What a program says, and its exit code.
+pub async fn run(client: &mut Client, name: &str, argv: &[&str]) -> (String, i32) {
+    exec(client, vec![start(name, argv)]).await.unwrap()
+}
+
 /// What the host answers to a call of a guest.
 pub async fn ask(client: &mut Client, name: &str, verb: &str, args: &str) -> serde_json::Value {
     let (text, _) = exec(client, vec![start(name, &["ask", verb, args])]).await.unwrap();

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
 /// The code of the error that a guest's call is answered with.
-async fn refused(client: &mut Client, name: &str, verb: &str, args: Value) -> (i64, String) {
+pub async fn refused(client: &mut Client, name: &str, verb: &str, args: Value) -> (i64, String) {
     let answer = ask(client, name, verb, &args.to_string()).await;
     let error = &answer["error"];
     (

@@ -105,11 +105,11 @@ fn wanted(args: &CloneArgs) -> Result<Wanted, CallError> {
 
 async fn clone(host: &Arc<Host>, vm: &Arc<Vm>, args: CloneArgs, arrived_ns: u64) -> Answered {
     let wanted = wanted(&args)?;
-    let Ok(_asked) = vm.asked.try_acquire() else {
+    let Ok(asked) = Arc::clone(&vm.asked).try_acquire_owned() else {
         return Err(refusal(Error::CloneUnderWay(vm.record.name.clone())));
     };
     // The agent has prepared before it asked.
-    let call = Call { parent: Arc::clone(vm), wanted, prepare: None, arrived_ns };
+    let call = Call { parent: Arc::clone(vm), wanted, prepare: None, arrived_ns, asked: Some(asked) };
     let clones = host.clone_vm(call).await.map_err(refusal)?;
     let mut cloned = cloned(clones)?;
     write(&cloned).or_else(|_| {
@@ -154,7 +154,10 @@ fn refusal(error: Error) -> CallError {
             Unprepared::Hook => libc::ECANCELED,
             Unprepared::Unable => libc::EIO,
         },
-        Error::NotReady { .. } | Error::Stopping | Error::NoScheduler { .. } => libc::EAGAIN,
+        Error::NotReady { .. } | Error::Stopping | Error::NoScheduler { .. } | Error::Registering => {
+            libc::EAGAIN
+        }
+        Error::OtherHost { .. } => libc::EXDEV,
         Error::TooMany | Error::NoVmid { .. } => libc::ENOSPC,
         _ => libc::EIO,
     };
@@ -177,7 +180,9 @@ fn errno(status: &Status) -> i32 {
         ("IMPOSSIBLE", _) | (_, Code::InvalidArgument) => libc::EINVAL,
         (_, Code::DeadlineExceeded) => libc::ETIME,
         // A host that is not registered, or was fenced, registers anew at once.
-        ("UNKNOWN_HOST", _) | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => libc::EAGAIN,
+        ("UNKNOWN_HOST", _) | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => {
+            libc::EAGAIN
+        }
         _ => libc::EIO,
     }
 }

@@ -1,0 +1,149 @@
+//! The clones of a host that are being made, and each clone's part of its ticket.
+
+use super::{Admission, Admitted, Key, Shared, Vms, Wish};
+use crate::client::{Present, link::Clones};
+use patina_proto::v1::{KillClones, RunningClone, Ticket, VmEnd};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{MutexGuard, PoisonError, Weak},
+};
+
+/// A clone in the making.
+pub(super) struct Making {
+    clone: RunningClone,
+    /// The scheduler has said that its ticket is used for it.
+    is_used: bool,
+    /// Why it is to end before it has begun.
+    doomed: Option<String>,
+}
+
+/// One clone's part of a ticket. Dropped, it says how the clone has ended, or that it was never made.
+#[derive(Debug)]
+pub struct Share {
+    admission: Admission,
+    clone: RunningClone,
+    end: VmEnd,
+    /// The scheduler knows of it.
+    pub(super) is_known: bool,
+}
+
+fn key(clone: &RunningClone) -> Key {
+    (clone.family.clone(), clone.vmid)
+}
+
+impl Shared {
+    pub(super) fn making(&self) -> MutexGuard<'_, BTreeMap<Key, Making>> {
+        // No code panics under this lock; if some did, the map itself is still whole.
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admission {
+    /// They are in the making from now on.
+    pub(super) fn begin(&self, wish: &Wish, ticket: &str) -> Vec<Share> {
+        let mut making = self.0.making();
+        let share = |vmid: &u32| {
+            let clone = RunningClone {
+                ticket: ticket.to_owned(),
+                family: wish.family.clone(),
+                vmid: *vmid,
+                vcpus: wish.vcpus,
+                memory_mib: wish.memory_mib,
+                parent_vmid: Some(wish.parent_vmid),
+            };
+            making.insert(key(&clone), Making { clone: clone.clone(), is_used: false, doomed: None });
+            self.share(clone)
+        };
+        wish.vmids.iter().map(share).collect()
+    }
+
+    /// The scheduler knows of them.
+    pub(super) fn used(&self, ticket: Ticket, shares: Vec<Share>) -> Admitted {
+        let mut making = self.0.making();
+        for share in &shares {
+            if let Some(making) = making.get_mut(&key(&share.clone)) {
+                making.is_used = true;
+            }
+        }
+        drop(making);
+        Admitted { admission: self.clone(), ticket, shares }
+    }
+
+    /// The share of a clone that was found running.
+    #[must_use]
+    pub fn share(&self, clone: RunningClone) -> Share {
+        Share { admission: self.clone(), clone, end: VmEnd::Ended, is_known: true }
+    }
+
+    /// [`Vms::running`] has this clone from now on. Returns why it is to end at once, if it is.
+    #[must_use]
+    pub fn started(&self, family: &str, vmid: u32) -> Option<String> {
+        self.0.making().remove(&(family.to_owned(), vmid))?.doomed
+    }
+}
+
+impl Share {
+    /// Whose it is.
+    #[must_use]
+    pub fn of(&self) -> &RunningClone {
+        &self.clone
+    }
+
+    /// Why its clone need not be started, if it need not.
+    #[must_use]
+    pub fn doomed(&self) -> Option<String> {
+        self.admission.0.making().get(&key(&self.clone))?.doomed.clone()
+    }
+
+    /// How its clone has ended.
+    pub fn ended(&mut self, end: VmEnd) {
+        self.end = end;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let shared = &self.admission.0;
+        if self.doomed().is_some() {
+            self.end = VmEnd::Killed;
+        }
+        // First said, then left out. A scheduler that does not know this host yet hears what runs, and that this does not.
+        if let Some(link) = shared.link.get().filter(|_| self.is_known) {
+            link.ended(self.clone.clone(), self.end);
+        }
+        shared.making().remove(&key(&self.clone));
+    }
+}
+
+/// What the link asks, and whom it gives orders.
+pub(super) struct Known<V> {
+    pub(super) shared: Weak<Shared>,
+    pub(super) vms: V,
+}
+
+impl<V: Vms> Clones for Known<V> {
+    fn present(&self) -> Present {
+        let Some(shared) = self.shared.upgrade() else { return Present::default() };
+        // Clones go from one to the other: looked for in this order they are not missed.
+        let (mut making, mut running) = (BTreeSet::new(), Vec::new());
+        for clone in shared.making().values() {
+            making.insert(clone.clone.ticket.clone());
+            running.extend(clone.is_used.then(|| clone.clone.clone()));
+        }
+        running.extend(self.vms.running());
+        Present { running, making: making.into_iter().collect(), masters: Some(self.vms.masters()) }
+    }
+
+    fn kill(&self, order: KillClones) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        // In the same order, for the same reason.
+        let mut making = shared.making();
+        for vmid in &order.vmids {
+            if let Some(making) = making.get_mut(&(order.family.clone(), *vmid)) {
+                making.doomed.get_or_insert_with(|| order.reason.clone());
+            }
+        }
+        drop(making);
+        self.vms.end(&order.family, &order.vmids, &order.reason);
+    }
+}

@@ -1,0 +1,322 @@
+//! Which clones a host makes, and that the scheduler knows of each of them, whatever breaks.
+//!
+//! ```text
+//!            registered?      UseTicket            started
+//!  admit ───▶ making ─────────▶ making, used ──────▶ runs (Vms::running) ───▶ ended
+//!                │ refused          │ not made, or nothing was           │
+//!                ▼                  ▼                                    ▼
+//!        nothing to say      the scheduler is told, by a Share that is dropped
+//! ```
+//!
+//! - A clone is *in the making* before the scheduler is asked for it and until it is found among those that run: so whenever a
+//!   registration asks what there is, it is in one or the other. It is known by its family and vmid, which no other clone has.
+//! - An order to kill a clone in the making dooms it: it is not started, or ends as soon as it runs.
+//! - Every clone has a [`Share`] of its ticket from the beginning. Dropped, it says to the scheduler how its clone has ended; only
+//!   where the scheduler itself has said that nothing was used, nothing is said, and the vmids can be given to others.
+//!
+//! `making`: the clones in the making and the shares. `request`: tickets that are requested and given back. All of it is the same in
+//! `vmmd` and in the simulation of a cluster that breaks; what differs is behind [`Vms`].
+
+mod making;
+mod request;
+
+pub use making::Share;
+
+use super::{
+    Client, HostLink, Registration,
+    calls::{Failed, PATIENCE, answered},
+};
+use making::{Known, Making};
+use patina_proto::v1::{
+    HostInfo, RequestTicketRequest, RunningClone, Ticket, TicketState, UseTicketRequest, VmEnd,
+};
+use request::Asking;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+use tokio::time::timeout;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+/// A host's VMs, as its [`Admission`] needs them. All are called from tokio tasks and must not block.
+pub trait Vms: Send + Sync + 'static {
+    /// All clones that run here, from before [`Admission::started`] until their [`Share`] is dropped.
+    fn running(&self) -> Vec<RunningClone>;
+    /// The families whose master lives here.
+    fn masters(&self) -> Vec<String>;
+    /// Those of these clones that run here are to end.
+    fn end(&self, family: &str, vmids: &[u32], reason: &str);
+}
+
+/// Clones that a VM is to have.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// Whose.
+    pub family: String,
+    /// The VM that is cloned.
+    pub parent_vmid: u32,
+    /// vCPUs of each.
+    pub vcpus: u32,
+    /// Memory of each.
+    pub memory_mib: u32,
+    /// Their numbers, which no other clone of the family has.
+    pub vmids: Vec<u32>,
+}
+
+/// What gives the right to make them.
+#[derive(Debug, Clone)]
+pub enum Right {
+    /// A ticket that was granted.
+    Ticket {
+        /// Which.
+        id: String,
+        /// As the caller knows it; 0: whatever it is.
+        epoch: u64,
+    },
+    /// One that is granted for them and used in one step, if there is room now. The number is the request's.
+    Loose(Uuid),
+}
+
+/// Why clones must not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// The scheduler does not know this host at the moment.
+    #[error("make clones: the scheduler is registering this host; try again")]
+    Registering {
+        /// Whether their vmids can be given to other clones.
+        is_unused: bool,
+    },
+    /// The scheduler says no, or nothing.
+    #[error(transparent)]
+    Failed(#[from] Failed),
+}
+
+impl NotAdmitted {
+    /// Whether their vmids can be given to other clones: the scheduler knows none of that number.
+    #[must_use]
+    pub fn is_unused(&self) -> bool {
+        match self {
+            Self::Registering { is_unused } => *is_unused,
+            Self::Failed(failed) => matches!(failed, Failed::Refused(_)),
+        }
+    }
+}
+
+/// The host's side of tickets. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Admission(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    info: HostInfo,
+    link: OnceLock<HostLink>,
+    making: Mutex<BTreeMap<Key, Making>>,
+    /// Those who wait for a registration take turns, so that they go on in the order in which they came.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission").field("host", &self.info.id).finish_non_exhaustive()
+    }
+}
+
+/// Family and vmid.
+type Key = (String, u32);
+
+/// The right to make clones now.
+#[derive(Debug)]
+pub struct Admitted {
+    admission: Admission,
+    ticket: Ticket,
+    shares: Vec<Share>,
+}
+
+impl Admission {
+    /// Of the host `info`.
+    #[must_use]
+    pub fn new(client: Client, info: HostInfo) -> Self {
+        let (link, making, turn) = Default::default();
+        Self(Arc::new(Shared { client, info, link, making, turn }))
+    }
+
+    /// Registers the host and keeps it so, now that all that runs is known. To be called in a tokio runtime, once.
+    pub fn register(&self, vms: impl Vms) {
+        let clones = Arc::new(Known { shared: Arc::downgrade(&self.0), vms });
+        self.0.link.get_or_init(|| HostLink::start(self.client(), self.0.info.clone(), clones));
+    }
+
+    /// To call the scheduler.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.0.client.clone()
+    }
+
+    /// The host's number.
+    #[must_use]
+    pub fn host_id(&self) -> &str {
+        &self.0.info.id
+    }
+
+    /// The link, once there is one.
+    #[must_use]
+    pub fn link(&self) -> Option<&HostLink> {
+        self.0.link.get()
+    }
+
+    /// Waits until the scheduler has registered this host; for so long.
+    pub async fn registered(&self, patience: Duration) -> bool {
+        self.epoch_now().is_some() || timeout(patience, self.epoch()).await.is_ok()
+    }
+
+    fn epoch_now(&self) -> Option<u64> {
+        match *self.link()?.registration().borrow() {
+            Registration::Registered { epoch, .. } => Some(epoch),
+            Registration::Away { .. } => None,
+        }
+    }
+
+    /// The epoch of the registration, as soon as there is one. For ever, if need be: callers have a deadline.
+    async fn epoch(&self) -> u64 {
+        if let Some(epoch) = self.epoch_now() {
+            return epoch;
+        }
+        let _turn = self.0.turn.lock().await;
+        if let Some(link) = self.link() {
+            let mut registration = link.registration();
+            loop {
+                if let Registration::Registered { epoch, .. } = *registration.borrow_and_update() {
+                    return epoch;
+                }
+                if registration.changed().await.is_err() {
+                    break;
+                }
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Takes the right to make clones.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be had now.
+    pub async fn admit(&self, wish: &Wish, right: &Right) -> Result<Admitted, NotAdmitted> {
+        if !self.registered(PATIENCE).await {
+            return Err(NotAdmitted::Registering { is_unused: true });
+        }
+        match right {
+            Right::Ticket { id, epoch } => self.use_ticket(wish, id, *epoch).await,
+            Right::Loose(request_id) => self.grant(wish, *request_id).await,
+        }
+    }
+
+    async fn use_ticket(&self, wish: &Wish, id: &str, epoch: u64) -> Result<Admitted, NotAdmitted> {
+        // Before the first try: whenever the scheduler asks what there is here, they are part of it.
+        let mut shares = self.begin(wish, id);
+        let used = answered(Duration::ZERO, |_| async {
+            let host_epoch = self.epoch().await;
+            let request = UseTicketRequest {
+                id: id.to_owned(),
+                family: wish.family.clone(),
+                epoch,
+                host_id: self.host_id().to_owned(),
+                parent_vmid: wish.parent_vmid,
+                vmids: wish.vmids.clone(),
+                host_epoch,
+            };
+            let used = self.client().use_ticket(request).await;
+            used.map(tonic::Response::into_inner)
+                .map_err(|status| if epoch == 0 { anew(status) } else { status })
+        });
+        match used.await {
+            Ok(ticket) => Ok(self.used(ticket, shares)),
+            Err(failed) => {
+                let is_known = !matches!(failed, Failed::Refused(_));
+                shares.iter_mut().for_each(|share| share.is_known = is_known);
+                Err(failed.into())
+            }
+        }
+    }
+
+    async fn grant(&self, wish: &Wish, request_id: Uuid) -> Result<Admitted, NotAdmitted> {
+        let count = u32::try_from(wish.vmids.len()).unwrap_or(u32::MAX);
+        let request = RequestTicketRequest {
+            family: wish.family.clone(),
+            request_id: request_id.to_string(),
+            max_cpus: count.saturating_mul(wish.vcpus),
+            min_vms: count,
+            min_cpus_per_vm: wish.vcpus,
+            vcpus: wish.vcpus,
+            memory_mib: wish.memory_mib,
+            host_ids: vec![self.host_id().to_owned()],
+            use_by: Some(wish.parent_vmid),
+            use_vmids: wish.vmids.clone(),
+            ..RequestTicketRequest::default()
+        };
+        let mut asking = Asking { admission: self.clone(), request: Some(request.clone()) };
+        let granted = answered(Duration::ZERO, |_| async {
+            let host_epoch = self.epoch().await;
+            let ticket = self.once(RequestTicketRequest { host_epoch, ..request.clone() }).await;
+            ticket.map(|ticket| (ticket, host_epoch)).map_err(anew)
+        });
+        let (ticket, host_epoch) = asking.over(granted.await)?;
+        let shares = self.begin(wish, &ticket.id);
+        // A registration that began before they were in the making took them for ended.
+        let is_whole = self.epoch_now() == Some(host_epoch) && ticket.state() == TicketState::Used;
+        let admitted = self.used(ticket, shares);
+        if is_whole {
+            return Ok(admitted);
+        }
+        Err(NotAdmitted::Registering { is_unused: admitted.give_back().await })
+    }
+
+    /// The master of a family has ended.
+    pub fn master_ended(&self, family: &str, end: VmEnd) {
+        // Of those that ended before there is a link the first registration tells.
+        if let Some(link) = self.link() {
+            link.ended(RunningClone { family: family.to_owned(), ..RunningClone::default() }, end);
+        }
+    }
+}
+
+/// The host's epoch is over, or not known yet: to be asked again with the next one, as if nobody had answered.
+fn anew(status: Status) -> Status {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    match reason.as_deref() {
+        Some("STALE_EPOCH" | "UNKNOWN_HOST") => Status::unavailable(status.message()),
+        _ => status,
+    }
+}
+
+impl Admitted {
+    /// The ticket that was used.
+    #[must_use]
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// The parts of the clones, in the order in which their vmids were given.
+    #[must_use]
+    pub fn into_shares(self) -> Vec<Share> {
+        self.shares
+    }
+
+    /// Nothing was cloned: the ticket is as if it had not been used. Returns whether the vmids can be given to other clones.
+    pub async fn give_back(mut self) -> bool {
+        let given = self.admission.unuse(&self.ticket).await;
+        if let Err(error) = &given {
+            tracing::warn!(ticket = self.ticket.id, %error, "give back a ticket");
+        }
+        // Where that is not certain, the scheduler is told of each clone that it was not made.
+        self.shares.iter_mut().for_each(|share| share.is_known = given.is_err());
+        given.is_ok()
+    }
+}
+
+#[cfg(test)]
+#[path = "admission_test.rs"]
+mod tests;

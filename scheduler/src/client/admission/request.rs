@@ -1,0 +1,108 @@
+//! Requests for tickets, and what becomes of a grant that nobody wants any more.
+
+use super::Admission;
+use crate::client::calls::{Failed, answered};
+use patina_proto::v1::{ReleaseTicketRequest, RequestTicketRequest, Ticket, TicketState, UnuseTicketRequest};
+use std::{future::Future, time::Duration};
+use tokio::runtime::Handle;
+use tonic::Status;
+use uuid::Uuid;
+
+/// A request that nobody but the one who waits for it knows.
+pub(super) struct Asking {
+    pub(super) admission: Admission,
+    pub(super) request: Option<RequestTicketRequest>,
+}
+
+impl Asking {
+    /// The answer is here: whoever waits for it has what was granted.
+    pub(super) fn over<T>(&mut self, answer: Result<T, Failed>) -> Result<T, Failed> {
+        if !matches!(answer, Err(Failed::Unknown(_))) {
+            self.request = None;
+        }
+        answer
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let (Some(request), Ok(runtime)) = (self.request.take(), Handle::try_current()) {
+            runtime.spawn(self.admission.clone().take_back(request));
+        }
+    }
+}
+
+impl Admission {
+    /// Requests a ticket. One without a request id gets one, and nobody else will ask for it: what it is granted goes back if
+    /// this is dropped, or fails, before that is known.
+    ///
+    /// # Errors
+    /// It is refused, or the scheduler does not answer.
+    pub async fn request(&self, request: RequestTicketRequest) -> Result<Ticket, Failed> {
+        let is_own = request.request_id.is_empty();
+        let request_id = if is_own { Uuid::new_v4().to_string() } else { request.request_id.clone() };
+        let request = RequestTicketRequest { request_id, ..request };
+        let mut asking = Asking { admission: self.clone(), request: is_own.then(|| request.clone()) };
+        let ticket = answered(Duration::from_millis(request.timeout_ms), |left| {
+            let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            self.once(RequestTicketRequest { timeout_ms, ..request.clone() })
+        });
+        asking.over(ticket.await)
+    }
+
+    /// Requests a ticket once.
+    pub(super) fn once(
+        &self,
+        request: RequestTicketRequest,
+    ) -> impl Future<Output = Result<Ticket, Status>> + use<> {
+        let mut client = self.client();
+        async move { client.request_ticket(request).await.map(tonic::Response::into_inner) }
+    }
+
+    /// Nothing was made with a ticket that was used.
+    pub(super) async fn unuse(&self, ticket: &Ticket) -> Result<(), Failed> {
+        let request = UnuseTicketRequest {
+            id: ticket.id.clone(),
+            family: ticket.family.clone(),
+            // Should the answer be lost and the ticket be used by others before this is said again, it is not this use.
+            epoch: ticket.epoch,
+            host_id: self.host_id().to_owned(),
+        };
+        let unused = answered(Duration::ZERO, |_| {
+            let (mut client, request) = (self.client(), request.clone());
+            async move { client.unuse_ticket(request).await.map(drop) }
+        });
+        unused.await
+    }
+
+    /// Gives a granted ticket back.
+    ///
+    /// # Errors
+    /// It was used, or the scheduler does not answer.
+    pub async fn release(&self, id: &str, family: &str) -> Result<(), Failed> {
+        let request = ReleaseTicketRequest { id: id.to_owned(), family: family.to_owned() };
+        let released = answered(Duration::ZERO, |_| {
+            let (mut client, request) = (self.client(), request.clone());
+            async move { client.release_ticket(request).await.map(drop) }
+        });
+        released.await
+    }
+
+    /// What a request was granted that nobody waits for any more goes back.
+    async fn take_back(self, request: RequestTicketRequest) {
+        // Not granted now, if it was not before: no registration has this epoch.
+        let host_epoch = if request.use_by.is_some() { u64::MAX } else { 0 };
+        let request = RequestTicketRequest { timeout_ms: 0, host_epoch, ..request };
+        let given = async {
+            let ticket = answered(Duration::ZERO, |_| self.once(request.clone())).await?;
+            match ticket.state() {
+                TicketState::Used if ticket.loose => self.unuse(&ticket).await,
+                TicketState::Granted => self.release(&ticket.id, &ticket.family).await,
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = given.await {
+            tracing::debug!(family = request.family, request = request.request_id, %error, "nothing is taken back");
+        }
+    }
+}

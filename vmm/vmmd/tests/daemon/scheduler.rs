@@ -1,0 +1,260 @@
+//! vmmd and its scheduler: what is asked of it when it is away or full, and what it orders.
+
+use crate::{
+    bench::{Client, get, kill, ready, tell, vm, wait},
+    clones::clones,
+    steps::{Hold, running, until},
+    streams::{ask, run},
+    tickets::{granted, refused},
+};
+use futures::future::join_all;
+use patina_proto::v1::{
+    self, GetHostRequest, KillRequest, ListHostsRequest, ListTicketsRequest, ReleaseTicketRequest,
+    RequestTicketRequest, TicketState, VmState, scheduler_client::SchedulerClient, vmmd_client::VmmdClient,
+    wait_vm_request::Until,
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A call of a guest beside what else happens.
+fn asking(client: &Client, name: &str, verb: &str, args: Value) -> tokio::task::JoinHandle<Value> {
+    let (mut client, name, verb) = (client.clone(), name.to_owned(), verb.to_owned());
+    tokio::spawn(async move { ask(&mut client, &name, &verb, &args.to_string()).await })
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_guest_that_waits_for_a_ticket_gets_it_though_the_scheduler_is_killed_meanwhile() {
+    tell(|mut bench| async move {
+        bench.more = vec!["--max-vms", "2"];
+        bench.start_scheduler().await;
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        let first = granted(&mut client, "web", 2, 2).await;
+        let args = json!({"max_cpus": 2, "min_vms": 2, "min_cpus_per_vm": 1, "timeout_ms": 15_000});
+        let waits = asking(&client, "web", "rt", args);
+        sleep(Duration::from_millis(300)).await;
+        bench.signal_scheduler(Signal::KILL);
+        bench.start_scheduler().await;
+        assert!(!waits.is_finished());
+        let mut scheduler = bench.scheduler().await;
+        let release = ReleaseTicketRequest { id: first, family: String::new() };
+        scheduler.release_ticket(release).await.unwrap();
+        let answer = waits.await.unwrap();
+        assert_eq!(answer["ok"]["status"], "granted", "{answer}");
+        let all = scheduler.list_tickets(ListTicketsRequest::default()).await.unwrap().into_inner().tickets;
+        let granted = all.iter().filter(|ticket| ticket.state() == TicketState::Granted);
+        assert_eq!(granted.count(), 1, "once only: {all:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_scheduler_that_is_away_is_an_error_in_bounded_time_for_whoever_asks() {
+    tell(|mut bench| async move {
+        bench.start_scheduler().await;
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        let ticket = granted(&mut client, "web", 1, 1).await;
+        bench.signal_scheduler(Signal::STOP);
+        // It does not answer, and nobody closes the connection: of that only time tells.
+        let calls = [
+            ("clone", json!({"ticket": ticket})),
+            ("ticket", json!({"uuid": ticket})),
+            ("rt", json!({"max_cpus": 1, "min_vms": 1, "min_cpus_per_vm": 1, "timeout_ms": 0})),
+        ];
+        let calls = calls.map(|(verb, args)| asking(&client, "web", verb, args));
+        for answer in join_all(calls).await {
+            let answer = answer.unwrap();
+            assert_eq!(answer["error"]["code"], 11, "{answer}");
+        }
+        bench.signal_scheduler(Signal::CONT);
+        let answer = ask(&mut client, "web", "clone", &json!({"ticket": ticket}).to_string()).await;
+        assert_eq!(answer["ok"]["vmids"].as_array().map(Vec::len), Some(1), "{answer}");
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn clones_that_are_killed_while_they_are_made_do_not_run() {
+    tell(|mut bench| async move {
+        bench.start_scheduler().await;
+        let mut client = bench.start().await;
+        let family = ready(&mut client, vm("web", &words(&bench))).await.family;
+        let (freeze, start) = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
+        for hold in [&freeze, &start] {
+            let ticket = granted(&mut client, "web", 2, 2).await;
+            hold.lock();
+            let call = asking(&client, "web", "clone", json!({"ticket": ticket}));
+            hold.reached(if std::ptr::eq(hold, &freeze) { 1 } else { 2 }).await;
+            let mut scheduler = bench.scheduler().await;
+            let kill =
+                KillRequest { family: family.clone(), ticket: ticket.clone(), ..KillRequest::default() };
+            let killed = tokio::spawn(async move { scheduler.kill(kill).await });
+            bench.logged("the scheduler ends clones").await;
+            assert!(!killed.is_finished());
+            hold.unlock();
+            let ended = timeout(SOON, killed).await.expect("it does not wait for ever").unwrap();
+            assert_eq!(ended.unwrap().into_inner().ended.len(), 2);
+            let answer = call.await.unwrap();
+            if std::ptr::eq(hold, &freeze) {
+                let message = answer["error"]["message"].as_str().unwrap_or_default();
+                assert!(message.contains("killed before it ran"), "{answer}");
+            }
+            // A clone that had its generation has run for a moment: vmmd writes its end down.
+            until("none of them runs", async || running(&bench, &mut client).await == Some(0)).await;
+        }
+        granted(&mut client, "web", 256, 256).await;
+    });
+}
+
+fn words(bench: &crate::bench::Bench) -> String {
+    ["freeze", "start"].map(|name| format!("hold-{name}={}", bench.path(name).display())).join(" ")
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_guest_that_takes_its_calls_for_clones_back_has_one_at_a_time_all_the_same() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", &words(&bench))).await;
+        let (freeze, _start) = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
+        freeze.lock();
+        let mark = bench.path("freeze.0");
+        let dropped = ["drop", "clone", r#"{"count":1}"#, mark.to_str().unwrap()];
+        assert_eq!(run(&mut client, "web", &dropped).await, (String::new(), 0));
+        let (code, message) = refused(&mut client, "web", "clone", json!({"count": 1})).await;
+        assert!(code == 16 && message.contains("under way"), "{code} {message}");
+        freeze.unlock();
+        until("the first clone is made", async || is_there(&mut client, "web.1").await).await;
+        until("there is a turn again", async || {
+            ask(&mut client, "web", "clone", r#"{"count":1}"#).await["ok"]["vmids"] == json!([2])
+        })
+        .await;
+    });
+}
+
+async fn is_there(client: &mut Client, name: &str) -> bool {
+    client.get_vm(v1::GetVmRequest { name: name.into() }).await.is_ok()
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn calls_that_wait_for_the_scheduler_keep_no_others_out() {
+    tell(|mut bench| async move {
+        bench.more = vec!["--max-vms", "1"];
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        granted(&mut client, "web", 1, 1).await;
+        let channel = bench.channel("vmmd.sock").await;
+        let waiting = (1..=600_u128).map(|number| {
+            let request = RequestTicketRequest {
+                family: uuid::Uuid::from_u128(number).to_string(),
+                max_cpus: 1,
+                min_vms: 1,
+                min_cpus_per_vm: 1,
+                vcpus: 1,
+                memory_mib: 128,
+                timeout_ms: 60_000,
+                ..RequestTicketRequest::default()
+            };
+            let mut scheduler = SchedulerClient::new(channel.clone());
+            tokio::spawn(async move { scheduler.request_ticket(request).await })
+        });
+        let waiting: Vec<_> = waiting.collect();
+        let mut scheduler = SchedulerClient::new(channel.clone());
+        let hosts = timeout(SOON, scheduler.list_hosts(ListHostsRequest::default())).await;
+        assert!(hosts.expect("the scheduler answers").is_ok());
+        let host = timeout(SOON, VmmdClient::new(channel).get_host(GetHostRequest {})).await;
+        assert!(host.expect("vmmd answers").is_ok());
+        assert!(waiting.iter().all(|call| !call.is_finished()), "all of them wait");
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn warm_vms_for_a_ticket_that_expires_go() {
+    tell(|mut bench| async move {
+        bench.more = vec!["--ticket-ttl", "2s"];
+        bench.warm = 1;
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        bench.logged("the pool is as it should be").await;
+        granted(&mut client, "web", 3, 3).await;
+        bench.logged("the pool is as it should be").await;
+        assert_eq!(bench.warm_folders(), 3);
+        // Nothing happens but that time passes.
+        until("it is as it was", async || bench.warm_folders() == 1).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_ticket_for_another_host_says_which() {
+    tell(|mut bench| async move {
+        bench.start_scheduler().await;
+        let mut client = bench.start().await;
+        let family = ready(&mut client, vm("web", "")).await.family;
+        let (mut other, mut elsewhere) = bench.start_another("other", "other.sock").await;
+        let there = elsewhere.get_host(GetHostRequest {}).await.unwrap().into_inner();
+        let here = client.get_host(GetHostRequest {}).await.unwrap().into_inner();
+        let mut scheduler = bench.scheduler().await;
+        let mut ask_for = async |host_ids: Vec<String>, vms: u32, policy| {
+            let request = RequestTicketRequest {
+                family: family.clone(),
+                max_cpus: vms,
+                min_vms: vms,
+                min_cpus_per_vm: 1,
+                vcpus: 1,
+                memory_mib: 256,
+                host_ids,
+                policy,
+                ..RequestTicketRequest::default()
+            };
+            scheduler.request_ticket(request).await.unwrap().into_inner()
+        };
+        let pack = v1::PlacementPolicy::Pack.into();
+        let away = ask_for(vec![there.id.clone()], 2, pack).await;
+        let (code, message) = refused(&mut client, "web", "clone", json!({"ticket": away.id})).await;
+        assert_eq!(code, 18, "{message}");
+        assert!(message.contains(&there.hostname) && message.contains("request one here"), "{message}");
+        // Of one for both hosts as many are made as are for this one.
+        let both = ask_for(vec![here.id.clone(), there.id], 4, v1::PlacementPolicy::Spread.into()).await;
+        let part = both.placements.iter().find(|place| place.host_id == here.id).unwrap().vms;
+        assert!(part < 4, "{both:?}");
+        let answer = ask(&mut client, "web", "clone", &json!({"ticket": both.id}).to_string()).await;
+        assert_eq!(answer["ok"]["vmids"].as_array().map(Vec::len), Some(part as usize), "{answer}");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn clones_do_not_wait_for_a_master_that_has_ended() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        let ticket = granted(&mut client, "web", 2, 2).await;
+        ask(&mut client, "web", "clone", &json!({"ticket": ticket}).to_string()).await;
+        for name in ["web.1", "web.2"] {
+            wait(&mut client, name, Until::Ready).await.unwrap();
+        }
+        let meet =
+            ["web.1", "web.2"].map(|name| asking(&client, name, "sync", json!({"timeout_ms": 15_000})));
+        sleep(Duration::from_millis(300)).await;
+        assert!(!meet.iter().any(tokio::task::JoinHandle::is_finished), "they wait for their parent");
+        kill(&mut client, "web").await;
+        for met in join_all(meet).await {
+            let met = met.unwrap();
+            assert_eq!(met["ok"]["arrived"], 2, "{met}");
+        }
+        assert_eq!(get(&mut client, "web.1").await.state(), VmState::Ready);
+        assert_eq!(clones(&mut client, "web.1", 1).await.len(), 1);
+    });
+}
