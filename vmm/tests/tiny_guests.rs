@@ -60,10 +60,36 @@ const SCATTER: &[u8] = &[
 /// How many.
 const SCATTERED: u64 = 2000;
 
+/// Maps the first device's registers, and for ever clears its status, sets a bit of it with one instruction that reads and
+/// writes, and looks. Says X when that is not there.
+const READ_AND_WRITE: &[u8] = &[
+    0x48, 0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00, 0x03, 0x00, 0x30,
+    0x00, // mov qword [PDPT + 24], 3 MiB + 3
+    0xc7, 0x04, 0x25, 0x00, 0x04, 0x30, 0x00, 0x83, 0x00, 0x00,
+    0xd0, // mov dword [3 MiB + …], MMIO_BASE + 0x83
+    0xbe, 0x70, 0x00, 0x00, 0xd0, // mov esi, MMIO_BASE + 0x70
+    0xc7, 0x06, 0x00, 0x00, 0x00, 0x00, // next: mov dword [rsi], 0
+    0x83, 0x0e, 0x01, 0x83, 0x3e, 0x01, 0x74, 0xf2, // or dword [rsi], 1; cmp dword [rsi], 1; je next
+    0x66, 0xba, 0xf8, 0x03, 0xb0, b'X', 0xee, 0xeb,
+    0xe9, // mov dx, 0x3f8; mov al, 'X'; out dx, al; jmp next
+];
+
+/// For each byte from the console says what memory is cached like by default: the type, and bits 8 to 11, as digits.
+const MTRR: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
+    0x66, 0xba, 0xf8, 0x03, 0xec, // mov dx, 0x3f8 (data); in al, dx
+    0xb9, 0xff, 0x02, 0x00, 0x00, 0x0f, 0x32, 0x89, 0xc3, // mov ecx, 0x2ff; rdmsr; mov ebx, eax
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0x88, 0xd8, 0x04, b'0', 0xee, 0x88, 0xf8, 0x04, b'0',
+    0xee, // mov al, bl; add al, '0'; out dx, al; the same with bh
+    0xb0, b'\n', 0xee, 0xeb, 0xd6, // mov al, '\n'; out dx, al; jmp start
+];
+
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 15] = [
+    let tests: [(&str, Test); 17] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -76,6 +102,8 @@ fn main() -> ExitCode {
         ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
         ("a_vm_is_frozen_again_and_again", freeze_again),
         ("scattered_pages_are_copied_and_what_lies_between_is_not", scattered),
+        ("an_instruction_with_two_exits_is_whole_in_parent_and_clones", whole_io),
+        ("a_clone_caches_memory_as_its_parent_does", mtrr),
         ("clones_of_clones_go_on_however_deep", deep),
         ("what_is_no_generation_ends_a_warm_vm_with_the_reason", no_generation),
         ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
@@ -312,6 +340,37 @@ fn scattered() -> Result<(), Failed> {
         end_all([clone])?;
     }
     end_all([parent])
+}
+
+fn whole_io() -> Result<(), Failed> {
+    let parent = Guest::code(READ_AND_WRITE).start()?;
+    let mut vmms = Vec::new();
+    for round in 0..60 {
+        let generation = parent.freeze()?;
+        if round % 20 == 0 {
+            vmms.push(Guest::generation(&generation)?.start()?);
+        }
+    }
+    vmms.push(parent);
+    for vmm in vmms {
+        let mut control = vmm.connect(&Open::Control)?;
+        tiny::send(&mut control, &ToVmm::Kill { reason: "enough".into() })?;
+        let outcome = vmm.wait()?;
+        if !outcome.console.is_empty() || outcome.end.kind != EndKind::Killed {
+            return Err(format!("a write was lost: {outcome:?}").into());
+        }
+    }
+    Ok(())
+}
+
+fn mtrr() -> Result<(), Failed> {
+    let parent = Guest::code(MTRR).start()?;
+    Typist::new(&parent)?.expect("a", "68")?;
+    let clone = Guest::generation(&parent.freeze()?)?.start()?;
+    Typist::new(&clone)?.expect("b", "68")?;
+    let grandchild = Guest::generation(&clone.freeze()?)?.start()?;
+    Typist::new(&grandchild)?.expect("c", "68")?;
+    end_all([parent, clone, grandchild])
 }
 
 fn deep() -> Result<(), Failed> {

@@ -23,7 +23,7 @@ use crate::jail::{self, JailError};
 use crate::memory::Memory;
 use crate::note::note;
 use crate::sys::inherit::{InheritError, Inherited};
-use crate::sys::kick::Target;
+use crate::sys::kick::{Target, take_kicks};
 use crate::sys::kvm;
 use crate::sys::pagemap::{Pagemap, WriteTracker};
 use crate::sys::slot::{SlotError, VmWithMemory};
@@ -338,6 +338,7 @@ impl Around {
 
 /// All vCPUs exist before the first one runs: the kernel starts the others by interrupts of its own.
 fn start_vcpus(gate: Arc<Gate>, vcpus: Vec<VcpuFd>, around: &Around) -> Result<Vcpus, BuildError> {
+    take_kicks().map_err(io_failed("the handler of its vCPUs' signal"))?;
     let mut threads = Vec::new();
     for (index, vcpu) in (0..).zip(vcpus) {
         let runner = around.runner(vcpu, index);

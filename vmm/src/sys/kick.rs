@@ -23,16 +23,11 @@ extern "C" fn on_kick(_signal: libc::c_int) {
     }
 }
 
-/// Runs `body` with kicks of the calling thread reaching the vCPU that `vcpu` finds in `owner`; `body` must leave
-/// that one in its place.
+/// Sets the handler of kicks, in all threads. Before there is a [`Target`]: without it a kick ends the process.
 ///
 /// # Errors
-/// The signal's handler cannot be set.
-pub fn with_kicks<T, R>(
-    owner: &mut T,
-    vcpu: impl FnOnce(&mut T) -> &mut VcpuFd,
-    body: impl FnOnce(&mut T) -> R,
-) -> io::Result<R> {
+/// The kernel refuses.
+pub fn take_kicks() -> io::Result<()> {
     // SAFETY: an all-zero sigaction is valid: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_kick as *const () as usize;
@@ -40,9 +35,19 @@ pub fn with_kicks<T, R>(
     if unsafe { libc::sigaction(libc::SIGRTMIN(), &action, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+/// Runs `body` with kicks of the calling thread reaching the vCPU that `vcpu` finds in `owner`; `body` must leave
+/// that one in its place.
+pub fn with_kicks<T, R>(
+    owner: &mut T,
+    vcpu: impl FnOnce(&mut T) -> &mut VcpuFd,
+    body: impl FnOnce(&mut T) -> R,
+) -> R {
     let _reset = Reset;
     IMMEDIATE_EXIT.set(&raw mut vcpu(owner).get_kvm_run().immediate_exit);
-    Ok(body(owner))
+    body(owner)
 }
 
 /// Forgets the run page, also when the body panics.
@@ -65,11 +70,10 @@ impl Target {
         Self(handle)
     }
 
-    /// Kicks it.
+    /// Kicks it. One that is not with its vCPU yet looks at the gate before it runs that.
     pub fn kick(&self) {
         let thread: RawPthread = self.0.as_pthread_t();
-        // SAFETY: a pthread that has not been joined keeps a valid id, also after it has ended; the handler was set
-        // by the thread itself, and where it has not got that far, it has not run its vCPU yet either.
+        // SAFETY: a pthread that has not been joined keeps a valid id, also after it has ended.
         unsafe { libc::pthread_kill(thread as libc::pthread_t, libc::SIGRTMIN()) };
     }
 }

@@ -57,7 +57,11 @@ pub enum PersistError {
 /// Most CPUID entries that KVM gives.
 const CPUID_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 
-/// Which MSRs make up a vCPU's state: those of KVM's list that a vCPU of this host really has, in the order in which
+/// MSRs that KVM has and does not list: which memory is cached how. Variable ranges, fixed ranges, the default.
+const UNLISTED: [std::ops::RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+
+/// Which MSRs make up a vCPU's state: those of KVM's list, and some more, that a vCPU of this host really has, in the order in which
 /// they are given back. `vcpus` are all alike, so the first one tells.
 ///
 /// # Errors
@@ -66,7 +70,8 @@ pub fn msr_indices(listed: &[u32], vcpus: &[VcpuFd]) -> Result<Vec<u32>, kvm_ioc
     const TSC_DEADLINE: u32 = 0x6e0;
     let Some(vcpu) = vcpus.first() else { return Ok(Vec::new()) };
     let mut indices = Vec::new();
-    for index in listed.iter().copied() {
+    let unlisted = UNLISTED.into_iter().flatten().filter(|index| !listed.contains(index));
+    for index in listed.iter().copied().chain(unlisted) {
         let mut one = msrs(&[kvm_msr_entry { index, ..kvm_msr_entry::default() }])?;
         if vcpu.get_msrs(&mut one)? == 1 {
             indices.push(index);

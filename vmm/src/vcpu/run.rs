@@ -43,14 +43,19 @@ pub struct Runner {
     pub before_entry: Option<Box<dyn FnOnce() + Send>>,
 }
 
+/// Why KVM came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// The guest needed something, and has it.
+    ForExit,
+    /// Somebody wants the thread.
+    Interrupted,
+}
+
 impl Runner {
     /// Runs the vCPU until the VM ends, and tells how. What it is to do while it is paused comes by `jobs`.
     pub fn run(mut self, jobs: &Receiver<Job>) {
         let end = with_kicks(&mut self, |runner| &mut runner.vcpu, |runner| runner.run_until_end(jobs));
-        let end = end.unwrap_or_else(|error| {
-            let reason = format!("run vCPU {}: set the handler of its signal: {error}", self.index);
-            End { kind: EndKind::VmmError, reason }
-        });
         self.gate.leave();
         self.mailbox.send(Event::End(end));
     }
@@ -70,8 +75,10 @@ impl Runner {
             // In this order: a kick that comes after the look at the gate is not cleared, and ends KVM_RUN at once.
             self.vcpu.set_kvm_immediate_exit(0);
             if gate.is_shut() {
-                if self.has_run {
-                    self.finish_io();
+                if self.has_run
+                    && let Err(end) = self.finish_io()
+                {
+                    return end;
                 }
                 gate.wait(self, jobs);
                 continue;
@@ -89,51 +96,57 @@ impl Runner {
     }
 
     /// An instruction that left KVM for its I/O is only finished when KVM is entered again; with `immediate_exit`
-    /// that is all that happens.
-    fn finish_io(&mut self) {
+    /// that is all that happens, but for the further I/O of the same instruction. KVM bounds that: of a string
+    /// instruction it does 1,024 pieces before it looks.
+    fn finish_io(&mut self) -> Result<(), End> {
         self.vcpu.set_kvm_immediate_exit(1);
-        if let Ok(exit) = self.vcpu.run() {
-            // It always returns EINTR; anything else would be an exit that is lost here.
-            note(&format!("pause vCPU: KVM went on to {exit:?}"));
-        }
+        let finished = loop {
+            match self.step() {
+                Ok(Came::ForExit) => {}
+                Ok(Came::Interrupted) => break Ok(()),
+                Err(end) => break Err(end),
+            }
+        };
         self.vcpu.set_kvm_immediate_exit(0);
+        finished
     }
 
-    fn step(&mut self) -> Result<(), End> {
+    fn step(&mut self) -> Result<Came, End> {
         let index = self.index;
         let failed =
             |what: String| Err(End { kind: EndKind::VmmError, reason: format!("run vCPU {index}: {what}") });
         match self.vcpu.run() {
-            Ok(VcpuExit::IoOut(port, data)) => self.bus.port_write(port, data).map_err(Stop::into_end),
-            Ok(VcpuExit::IoIn(port, data)) => {
-                self.bus.port_read(port, data);
-                Ok(())
+            Ok(VcpuExit::IoOut(port, data)) => {
+                self.bus.port_write(port, data).map_err(Stop::into_end)?;
             }
-            Ok(VcpuExit::MmioRead(address, data)) => {
-                self.bus.mmio_read(address, data);
-                Ok(())
+            Ok(VcpuExit::IoIn(port, data)) => self.bus.port_read(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => self.bus.mmio_read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => self.bus.mmio_write(address, data),
+            Ok(VcpuExit::Shutdown) => {
+                return Err(End {
+                    kind: EndKind::TripleFaulted,
+                    reason: format!("the guest's CPU {index} met a triple fault"),
+                });
             }
-            Ok(VcpuExit::MmioWrite(address, data)) => {
-                self.bus.mmio_write(address, data);
-                Ok(())
+            Ok(VcpuExit::InternalError) => self.internal_error()?,
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return failed(format!(
+                    "KVM could not enter the guest: hardware reason {reason:#x} on host CPU {cpu}"
+                ));
             }
-            Ok(VcpuExit::Shutdown) => Err(End {
-                kind: EndKind::TripleFaulted,
-                reason: format!("the guest's CPU {index} met a triple fault"),
-            }),
-            Ok(VcpuExit::InternalError) => self.internal_error(),
-            Ok(VcpuExit::FailEntry(reason, cpu)) => failed(format!(
-                "KVM could not enter the guest: hardware reason {reason:#x} on host CPU {cpu}"
-            )),
-            Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => Ok(()),
+            Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Intr) => return Ok(Came::Interrupted),
             Ok(other) => {
                 let what = format!("KVM returned with an exit that is not known: {other:?}");
-                failed(what)
+                return failed(what);
             }
             // A signal, or an AP that has not been started yet.
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(()),
-            Err(error) => failed(format!("KVM_RUN: {error}")),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                return Ok(Came::Interrupted);
+            }
+            Err(error) => return failed(format!("KVM_RUN: {error}")),
         }
+        Ok(Came::ForExit)
     }
 
     fn internal_error(&mut self) -> Result<(), End> {
