@@ -54,8 +54,10 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/guest")
 }
 
+/// A program that waits for what will not come is ended.
 fn start(fixture: &Fixture, command: &str) -> Child {
-    let mut shell = shell(fixture, &format!("exec {command}"));
+    let limit = common::PATIENCE.as_secs();
+    let mut shell = shell(fixture, &format!("exec timeout {limit} {command}"));
     shell.env("D", examples()).env("T", fixture.dir.path()).env("TMPDIR", fixture.dir.path());
     shell.spawn().unwrap()
 }

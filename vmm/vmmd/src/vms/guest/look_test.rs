@@ -55,7 +55,10 @@ fn a_family_that_fits_no_line_is_told_in_pages() {
         all.extend(members.iter().map(|member| member.vmid));
         pages += 1;
         match next {
-            Some(next) => from = next,
+            Some(next) => {
+                assert!(next > from, "{next} is after {from}");
+                from = next;
+            }
             None => break,
         }
     }
