@@ -10,9 +10,14 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 /// Most that is granted of a CPU or of memory, times what there is.
 const OVERCOMMIT_MAX: f64 = 1024.0;
 
+/// What no option says.
+const ENVIRONMENT: &str = "\
+Environment:
+  PATINA_LOG  what is logged: error, warn, info (the default), debug, trace; or by module, info,scheduler::core=debug";
+
 /// The scheduler of a Patina cluster: grants tickets, places VMs on hosts, keeps the ledger.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "scheduler", version = crate::REVISION)]
+#[command(name = "scheduler", version = crate::REVISION, after_help = ENVIRONMENT, max_term_width = 100)]
 pub struct Options {
     /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT on a loopback address
     #[arg(long, default_value = "unix:/run/patina/scheduler.sock", env = "PATINA_SCHEDULER_LISTEN")]
@@ -28,31 +33,31 @@ pub struct Options {
     pub state_dir: PathBuf,
 
     /// How long a ticket may stay unused: 600s, 10m, 1h
-    #[arg(long, value_name = "TIME", default_value = "600s", env = "PATINA_TICKET_TTL", value_parser = ttl)]
+    #[arg(long, value_name = "TIME", default_value = "600s", env = "PATINA_SCHEDULER_TICKET_TTL", value_parser = ttl)]
     pub ticket_ttl: Duration,
 
     /// How long a host may be silent before its tickets are fenced
-    #[arg(long, value_name = "TIME", default_value = "10s", env = "PATINA_LEASE", value_parser = lease)]
+    #[arg(long, value_name = "TIME", default_value = "10s", env = "PATINA_SCHEDULER_LEASE", value_parser = lease)]
     pub lease: Duration,
 
     /// How long a ticket is remembered after its end
-    #[arg(long, value_name = "TIME", default_value = "24h", env = "PATINA_REMEMBER", value_parser = remember)]
+    #[arg(long, value_name = "TIME", default_value = "24h", env = "PATINA_SCHEDULER_REMEMBER", value_parser = remember)]
     pub remember: Duration,
 
-    /// CPUs that may be granted for each CPU of a host
-    #[arg(long, value_name = "FACTOR", default_value = "1.0", env = "PATINA_OVERCOMMIT_CPU", value_parser = factor, allow_negative_numbers = true)]
+    /// CPUs that may be granted for each CPU of a host that does not say so itself
+    #[arg(long, value_name = "FACTOR", default_value = "1.0", env = "PATINA_SCHEDULER_OVERCOMMIT_CPU", value_parser = factor, allow_negative_numbers = true)]
     pub overcommit_cpu: f64,
 
-    /// Memory that may be granted for each MiB of a host
-    #[arg(long, value_name = "FACTOR", default_value = "1.0", env = "PATINA_OVERCOMMIT_MEMORY", value_parser = factor, allow_negative_numbers = true)]
+    /// Memory that may be granted for each MiB of a host that does not say so itself
+    #[arg(long, value_name = "FACTOR", default_value = "1.0", env = "PATINA_SCHEDULER_OVERCOMMIT_MEMORY", value_parser = factor, allow_negative_numbers = true)]
     pub overcommit_memory: f64,
 
     /// How VMs are placed on hosts, where a request does not say
-    #[arg(long, value_enum, default_value_t = Placing::Pack, env = "PATINA_POLICY")]
+    #[arg(long, value_enum, default_value_t = Placing::Pack, env = "PATINA_SCHEDULER_POLICY")]
     pub policy: Placing,
 
     /// Serve metrics in Prometheus's form on this loopback address, for example 127.0.0.1:9465
-    #[arg(long, value_name = "ADDRESS", env = "PATINA_METRICS")]
+    #[arg(long, value_name = "ADDRESS", env = "PATINA_SCHEDULER_METRICS")]
     pub metrics: Option<SocketAddr>,
 
     /// Log in JSON
@@ -180,6 +185,17 @@ mod tests {
         let core = options.core();
         assert_eq!((core.ttl_ms, core.lease_ms, core.cpu_percent), (600_000, 10_000, 100));
         assert_eq!(options.listen.to_string(), "unix:/run/patina/scheduler.sock");
+    }
+
+    /// Those of `vmmd` and `vmctl`, which may run in the same environment, have other names.
+    #[test]
+    fn its_variables_are_its_own() {
+        let command = Options::command();
+        let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+        let variables: Vec<_> = variables.map(|name| name.to_str().unwrap().to_owned()).collect();
+        assert_eq!(variables.len(), 9);
+        assert!(variables.iter().all(|name| name.starts_with("PATINA_SCHEDULER_")), "{variables:?}");
+        assert!(Options::command().render_help().to_string().contains("PATINA_LOG"));
     }
 
     #[test]
