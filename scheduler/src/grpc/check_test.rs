@@ -101,10 +101,50 @@ fn a_host_says_who_it_is_and_what_runs() {
     let many = v1::Register { running: vec![v1::RunningClone::default(); CLONES_MAX + 1], ..good.clone() };
     assert!(fields(&register(many).unwrap_err()).contains(&"running".to_owned()));
     let line = v1::HostInfo { name: "a\nb".into(), ..good.info.clone().unwrap() };
-    assert_eq!(fields(&register(v1::Register { info: Some(line), ..good }).unwrap_err()), ["info.name"]);
+    assert_eq!(
+        fields(&register(v1::Register { info: Some(line), ..good.clone() }).unwrap_err()),
+        ["info.name"]
+    );
     let clone = v1::EndedClone { ticket: "x".into(), ..v1::EndedClone::default() };
     let unclear = ended(&v1::ClonesEnded { serial: 1, clones: vec![clone] }).unwrap_err();
     assert_eq!(fields(&unclear), ["clones.end", "clones.ticket"]);
+    let much = v1::HostInfo { cpu_percent: 102_401, memory_percent: 102_401, ..good.info.clone().unwrap() };
+    let much = register(v1::Register { info: Some(much), ..good.clone() }).unwrap_err();
+    assert_eq!(fields(&much), ["info.cpu_percent", "info.memory_percent"]);
+    let own = v1::HostInfo { cpu_percent: 102_400, memory_percent: 0, ..good.info.clone().unwrap() };
+    let own = register(v1::Register { info: Some(own), ..good }).unwrap().0;
+    assert_eq!((own.cpu_percent, own.memory_percent), (Some(102_400), None));
+}
+
+#[test]
+fn a_host_says_which_masters_it_has_and_which_have_ended() {
+    let info = v1::HostInfo { id: Uuid::new_v4().to_string(), cpus: 2, memory_mib: 9, ..Default::default() };
+    let good = |families: Option<Vec<String>>| v1::Register {
+        info: Some(info.clone()),
+        masters: families.map(|families| v1::Masters { families }),
+        ..v1::Register::default()
+    };
+    let family = Uuid::new_v4();
+    assert_eq!(register(good(None)).unwrap().1.masters, None);
+    assert_eq!(register(good(Some(vec![]))).unwrap().1.masters, Some([].into()));
+    assert_eq!(register(good(Some(vec![family.to_string()]))).unwrap().1.masters, Some([family].into()));
+    assert_eq!(fields(&register(good(Some(vec!["x".into()]))).unwrap_err()), ["masters.families"]);
+    let many = vec![family.to_string(); CLONES_MAX + 1];
+    assert_eq!(fields(&register(good(Some(many))).unwrap_err()), ["masters.families"]);
+    let end = |ticket: &str, vmid, family: &str| {
+        let clone = v1::EndedClone {
+            ticket: ticket.into(),
+            vmid,
+            end: v1::VmEnd::Ended.into(),
+            family: family.into(),
+        };
+        ended(&v1::ClonesEnded { serial: 1, clones: vec![clone] })
+    };
+    let (master, ticket) = (family.to_string(), Uuid::new_v4());
+    assert_eq!(end("", 0, &master).unwrap().masters, [family]);
+    assert_eq!(end(&ticket.to_string(), 3, "").unwrap().clones, [(ticket, 3, VmEnd::Ended)]);
+    assert_eq!(fields(&end("", 1, &master).unwrap_err()), ["clones.vmid"]);
+    assert_eq!(fields(&end("", 0, "").unwrap_err()), ["clones.family"]);
 }
 
 #[test]

@@ -78,10 +78,10 @@ impl FakeHost {
         }
     }
 
-    pub async fn away(&self) {
+    pub async fn away(&self) -> Registration {
         let mut registration = self.link().registration();
         let away = registration.wait_for(|state| matches!(state, Registration::Away { .. }));
-        timeout(SOON, away).await.expect("it notices").unwrap();
+        timeout(SOON, away).await.expect("it notices").unwrap().clone()
     }
 
     /// The scheduler knows of all that have ended.

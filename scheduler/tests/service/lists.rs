@@ -1,11 +1,12 @@
 //! Lists, pages and watches.
 
 use crate::{
-    fake::{FakeHost, all_tickets, family, grant, hosts, release, why},
+    fake::{FakeHost, all_tickets, family, grant, hosts, release, request, why},
     server::{SOON, Server},
 };
 use patina_proto::v1::{
-    ListHostsRequest, ListTicketsRequest, TicketState, WatchTicketsRequest, scheduler_client::SchedulerClient,
+    ListHostsRequest, ListTicketsRequest, RequestTicketRequest, TicketState, WatchTicketsRequest,
+    scheduler_client::SchedulerClient,
 };
 use std::{collections::HashMap, time::Duration};
 use tokio::{task::JoinSet, time::timeout};
@@ -40,6 +41,45 @@ async fn pages_have_all_tickets_once_in_the_order_of_granting() {
     let request = ListTicketsRequest { family: other, ..ListTicketsRequest::default() };
     let page = client.clone().list_tickets(request).await.unwrap().into_inner();
     assert_eq!((page.tickets.len(), page.next_page_token.as_str()), (5, ""));
+}
+
+#[tokio::test]
+async fn pages_may_begin_with_the_newest_and_leave_out_what_nobody_asked_for() {
+    let server = Server::start(&[]);
+    let _host = FakeHost::start(&server, 1000).await;
+    let client = server.client();
+    let family = family();
+    let mut asked_for = Vec::new();
+    for vmid in 1..=12 {
+        let use_by = (vmid % 3 == 0).then_some(0);
+        let use_vmids = if use_by.is_some() { vec![vmid] } else { Vec::new() };
+        let request = RequestTicketRequest { use_by, use_vmids, ..request(&family, 1) };
+        let ticket = client.clone().request_ticket(request).await.unwrap().into_inner();
+        if !ticket.loose {
+            asked_for.push(ticket.id);
+        }
+        // Tickets of the same millisecond are in the order of their numbers.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut request = ListTicketsRequest {
+        family,
+        page_size: 3,
+        asked_for: true,
+        newest_first: true,
+        ..Default::default()
+    };
+    let mut listed = Vec::new();
+    loop {
+        let page = client.clone().list_tickets(request.clone()).await.unwrap().into_inner();
+        assert!(page.tickets.len() <= 3);
+        listed.extend(page.tickets.into_iter().map(|ticket| ticket.id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    asked_for.reverse();
+    assert_eq!(listed, asked_for);
 }
 
 #[tokio::test]

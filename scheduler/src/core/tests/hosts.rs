@@ -301,13 +301,14 @@ fn clones_of_a_fenced_ticket_that_are_still_being_made_hold_room_and_are_to_end(
 fn one_that_is_named_twice_with_different_sizes_is_one() {
     let (mut world, ticket) = used();
     world.pass(10_000);
+    world.host(1, 4);
+    world.request(demand(2, 2)).unwrap();
     let large = Running { vcpus: 4, memory_mib: 256, ..running(&ticket, 1) };
     world.host_with(info(1, 4), vec![running(&ticket, 1), large]);
-    assert_eq!(world.held(id(1)), 1);
+    assert_eq!(world.held(id(1)), 3);
     world.ended(id(1), ticket.id, [1], VmEnd::Killed);
     let host = &world.core.hosts()[0];
-    assert_eq!((host.held_vms, host.held_cpus, host.held_memory_mib), (0, 0, 0));
-    assert_eq!(world.request(demand(4, 9)).unwrap().vms(), 4);
+    assert_eq!((host.held_vms, host.held_cpus, host.held_memory_mib), (2, 2, 128));
 }
 
 #[test]
