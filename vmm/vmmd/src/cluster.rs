@@ -113,6 +113,27 @@ fn info(options: &Options, host_id: Uuid) -> HostInfo {
         cpus: facts.cpus,
         memory_mib: facts.memory_mib,
         max_vms: options.max_vms,
-        ..HostInfo::default()
+        cpu_percent: percent(options.overcommit_cpu),
+        memory_percent: percent(options.overcommit_memory),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[test]
+    fn a_host_grants_as_much_more_than_it_has_with_either_scheduler() {
+        for way in ["--standalone", "--scheduler=unix:/s"] {
+            let says = |words: &str| {
+                let line = format!("vmmd {way} {words}");
+                let options = Options::try_parse_from(line.split_whitespace()).unwrap();
+                let info = info(&options, Uuid::from_u128(1));
+                (info.cpu_percent, info.memory_percent)
+            };
+            assert_eq!(says(""), (12_800, 800), "{way}");
+            assert_eq!(says("--overcommit-cpu 1.5 --overcommit-memory 1"), (150, 100), "{way}");
+        }
     }
 }
