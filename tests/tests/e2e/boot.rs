@@ -74,8 +74,12 @@ fn identity(stage: &Stage) -> Outcome {
 
 fn writes(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
-    guest.sh("echo kept > /etc/patina-test")?;
+    guest.sh("echo kept > /etc/patina-test; sync")?;
     assert_eq!(guest.call(&["cat", "/etc/patina-test"])?, "kept");
+    // Nor does a guest reach the image itself: another VM with the same one is as it was built.
+    let output = guest.exec(&["dd", "if=/dev/zero", "of=/dev/vda", "bs=512", "count=1", "conv=fsync"])?;
+    assert_ne!(output.code, 0, "{output:?}");
+    assert_eq!(stage.parent()?.exec(&["test", "-e", "/etc/patina-test"])?.code, 1);
     Ok(())
 }
 

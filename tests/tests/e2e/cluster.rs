@@ -2,6 +2,10 @@
 
 use crate::{Outcome, Story, family::require, stage::Stage};
 use patina_tests::{host::Host, scheduler::Scheduler};
+use std::time::{Duration, Instant};
+
+/// A call that needs the scheduler says that it is away, however slow the machine.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 pub const STORIES: &[Story] =
     &[("cluster::two_hosts_share_a_scheduler_that_is_killed_and_comes_back", shared)];
@@ -33,10 +37,12 @@ fn one_ledger(first: &Host, second: &Host, scheduler: &mut Scheduler) -> Outcome
     require(full.code == 16, format!("a host for two clones has two: {full:?}"))?;
 
     scheduler.kill()?;
+    let killed = Instant::now();
     let away = parent.exec(&["gc", "rt", "1", "1", "1", "100"])?;
     require(away.code == 11 && away.errors().contains("scheduler"), format!("{away:?}"))?;
     let away = first.vmctl(&["clone", "cain"])?;
     require(away.code != 0 && away.errors().contains("scheduler"), format!("{away:?}"))?;
+    require(killed.elapsed() < TOLD_WITHIN * 2, format!("told after {:?}", killed.elapsed()))?;
     parent.call(&["true"])?;
 
     scheduler.start_again()?;

@@ -27,24 +27,8 @@ const LOCK: &str = "/tmp/lock";
 /// Where [`Family::parent`] has the tests' program.
 const CHECK: &str = "/tmp/guest-check";
 
-/// Calls the agent as any language can, forks three machines, and tells each of the four who it is.
-const PYTHON: &str = r#"
-import json, socket
-agent = socket.socket(socket.AF_UNIX)
-agent.connect('/run/gridcentric/agent.sock')
-lines = agent.makefile('rw')
-def call(verb, **args):
-    lines.write(json.dumps({'verb': verb, 'args': args}) + '\n')
-    lines.flush()
-    answer = json.loads(lines.readline())
-    if 'error' in answer:
-        raise SystemExit(answer['error']['message'])
-    return answer['ok']
-state = 'from before'
-cloned = call('clone', count=3)
-with open('/tmp/told', 'w') as told:
-    print(cloned['vmid'], call('my-ip'), state, *cloned['clones'], file=told)
-"#;
+/// Calls the agent as any language can, forks machines, and tells each of them who it is.
+const PYTHON: &str = include_str!("../../../examples/guest/fork.py");
 
 fn python(family: &Family<'_>) -> Outcome {
     family.parent.install("guest-check")?;
@@ -52,7 +36,7 @@ fn python(family: &Family<'_>) -> Outcome {
     let file = "cat > /tmp/fork.py";
     let put = parent.exec_with_input(&["sh", "-c", file], PYTHON.as_bytes())?;
     require(put.code == 0, format!("{put:?}"))?;
-    parent.call(&[CHECK, "lock", LOCK, "python3", "/tmp/fork.py"])?;
+    parent.call(&[CHECK, "lock", LOCK, "python3", "/tmp/fork.py", "3", "/tmp/told"])?;
     let told = parent.call(&["cat", "/tmp/told"])?;
     let who = format!("0 {} from before ", parent.field("ip")?);
     let vmids = told.strip_prefix(&who).ok_or_else(|| format!("the parent told {told:?}"))?;

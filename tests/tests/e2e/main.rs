@@ -2,7 +2,7 @@
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
 //! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
-//! - [`clones`] from outside, [`forks`] from inside the guest, what is [`carried`] across, [`tickets`] in order: on the shared host; [`family`] is what they share.
+//! - [`clones`] from outside, [`forks`] from inside the guest, what is [`carried`] across, [`tickets`] in order, the README's [`walk`]: on the shared host; [`family`] is what they share.
 //! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
 //!
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
@@ -25,6 +25,7 @@ mod operator;
 mod refusals;
 mod stage;
 mod tickets;
+mod walk;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use patina_tests::{interrupt, setup::Setup};
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 15] = [
+    let modules: [&[Story]; 16] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -71,6 +72,7 @@ fn stories() -> impl Iterator<Item = Story> {
         carried::STORIES,
         forks::STORIES,
         tickets::STORIES,
+        walk::STORIES,
         generations::STORIES,
         cluster::STORIES,
         refusals::STORIES,

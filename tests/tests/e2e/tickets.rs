@@ -16,6 +16,9 @@ pub const STORIES: &[Story] = &[
     ("tickets::a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins", |stage| {
         with_family(stage, map_reduce)
     }),
+    ("tickets::the_example_of_the_man_page_counts_primes_and_ends_where_it_is_refused", |stage| {
+        with_family(stage, example)
+    }),
     ("tickets::all_meet_again_and_again_whoever_dies_or_is_late", |stage| with_family(stage, barrier)),
     ("tickets::a_clone_leaves_a_status_and_a_mebibyte", |stage| with_family(stage, results)),
     ("tickets::what_is_killed_is_given_back", |stage| with_family(stage, killed)),
@@ -90,6 +93,27 @@ fn map_reduce(family: &Family<'_>) -> Outcome {
         require(kind == "joined", format!("{name}: {kind}, {reason}"))?;
     }
     Ok(())
+}
+
+/// The job that the man page shows.
+const EXAMPLE: &str = include_str!("../../../examples/guest/map_reduce.sh");
+
+fn example(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    put(parent, "/tmp/example.sh", EXAMPLE)?;
+    let told = parent.call(&["sh", "/tmp/example.sh", "3"])?;
+    require(told == "2262", told)?;
+    for name in family.clone_names()? {
+        let (kind, reason) = family.host.vm(&name).wait_ended()?;
+        require(kind == "joined", format!("{name}: {kind}, {reason}"))?;
+    }
+    let before = family.clone_names()?;
+    let refused = parent.exec(&["sh", "/tmp/example.sh", "9", "4"])?;
+    require(
+        refused.code == 1 && refused.text().is_empty() && !refused.errors().is_empty(),
+        format!("{refused:?}"),
+    )?;
+    require(family.clone_names()? == before, "it was refused, and cloned")
 }
 
 /// Clones a VM with a ticket for so many; the ticket, and the clones, ready.
