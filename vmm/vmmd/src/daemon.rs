@@ -173,7 +173,7 @@ async fn metrics(
         (Arc::new(Metrics::registry(host)), cluster.embedded().map(|e| e.engine().clone()));
     let text = move || {
         let (registry, engine) = (Arc::clone(&registry), engine.clone());
-        async move { Metrics::text(&registry, engine).await }
+        async move { Metrics::text(registry, engine).await }
     };
     Ok(Some(tokio::spawn(http::serve(listener, text))))
 }

@@ -25,6 +25,7 @@ use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
+use tokio::task::spawn_blocking;
 
 /// Which part of a clone's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,11 +116,19 @@ impl Metrics {
     ///
     /// # Errors
     /// The scheduler stops.
-    pub async fn text(registry: &Registry, engine: Option<Engine>) -> Result<String, Refusal> {
-        let mut all = String::new();
-        if text::encode(&mut all, registry).is_err() {
-            tracing::error!("the metrics cannot be written as text");
-        }
+    pub async fn text(registry: Arc<Registry>, engine: Option<Engine>) -> Result<String, Refusal> {
+        // The kernel goes through all memory of each VM to say what it shares: that may take a while.
+        let encode = move || {
+            let mut all = String::new();
+            text::encode(&mut all, &registry).map(|()| all)
+        };
+        let mut all = match spawn_blocking(encode).await {
+            Ok(Ok(all)) => all,
+            _ => {
+                tracing::error!("the metrics cannot be written as text");
+                String::new()
+            }
+        };
         if let Some(engine) = engine {
             // Each text ends with a line that says so.
             all.truncate(all.trim_end_matches("# EOF\n").len());
@@ -277,7 +286,7 @@ mod tests {
         metrics.clones(1, 0);
         metrics.guest_call(true);
         let registry = metrics.with(Box::new(Nothing));
-        let text = Metrics::text(&registry, Some(embedded.engine().clone())).await.unwrap();
+        let text = Metrics::text(Arc::new(registry), Some(embedded.engine().clone())).await.unwrap();
         embedded.stop().await;
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let told: BTreeSet<(&str, &str)> = types.filter_map(|line| line.split_once(' ')).collect();

@@ -2,29 +2,29 @@
 //! one too, which is granted and used in one step. What has to be done so that the ledger is what runs is in
 //! [`scheduler::client::admission`].
 
+mod known;
+
+pub(super) use known::{VmsOf, end};
+
 use super::{Host, Vm, error::Error, unix_ms};
-use crate::{
-    plan::lifecycle::{Ended, Phase},
-    store::record::Record,
-};
+use crate::{plan::lifecycle::Ended, store::record::Record};
+use known::running;
 use patina_abi::link::{TicketArgs, TicketView};
 use patina_proto::v1::{
-    GetTicketRequest, HostInfo, ListTicketsRequest, RequestTicketRequest, RunningClone, Ticket, TicketState,
-    VmEnd,
+    GetTicketRequest, HostInfo, ListTicketsRequest, RequestTicketRequest, Ticket, TicketState,
 };
 use scheduler::client::{
     Client,
     admission::{Admission, Admitted, NotAdmitted, Right, Share, Vms, Wish},
-    calls::{answered, is_away},
+    calls::{Failed, answered, is_away, once},
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tonic::{Response, Status};
 use uuid::Uuid;
-use vmm::api::end::EndKind;
 
 /// Longest that a guest may wait for a ticket.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -138,6 +138,23 @@ impl Tickets {
         answer.await.map_err(|failed| self.failed(call, failed.into_status()))
     }
 
+    /// Makes a call once, for as long as it may `wait`, and some seconds; without a time as long as the connection lives.
+    ///
+    /// # Errors
+    /// The scheduler says no, or nothing.
+    pub async fn ask_once<T>(
+        &self,
+        call: &'static str,
+        wait: Option<Duration>,
+        asked: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        let answer = match wait {
+            Some(wait) => once(wait, asked).await.map_err(Failed::into_status),
+            None => asked.await,
+        };
+        answer.map(Response::into_inner).map_err(|status| self.failed(call, status))
+    }
+
     /// How many clones a ticket is for on this host.
     ///
     /// # Errors
@@ -228,27 +245,6 @@ impl Tickets {
         let first = own.clone().map(|granted| granted.expires_unix_ms - now).min();
         (own.map(|granted| granted.vms).sum(), first.map(Duration::from_millis))
     }
-}
-
-/// How a VM ended, in the scheduler's words.
-pub(super) fn end(ended: &Ended) -> VmEnd {
-    match ended.end.kind {
-        EndKind::Killed => VmEnd::Killed,
-        EndKind::Joined => VmEnd::Joined,
-        _ => VmEnd::Ended,
-    }
-}
-
-/// A VM that is a clone, as the scheduler knows it.
-fn running(record: &Record) -> Option<RunningClone> {
-    Some(RunningClone {
-        ticket: ticket_of(record)?.to_string(),
-        family: record.family.to_string(),
-        vmid: record.vmid,
-        vcpus: record.vcpus.into(),
-        memory_mib: record.memory_mib,
-        parent_vmid: record.origin.as_ref().map(|origin| origin.parent_vmid),
-    })
 }
 
 /// What a clone was made under. Those of a vmmd without a scheduler have their own number for it.
@@ -349,42 +345,6 @@ impl Host {
                     tracing::warn!(ticket = %id, %error, "a ticket of a family that has ended stays until it expires");
                 }
             });
-        }
-    }
-}
-
-/// The VMs of a host for its scheduler. The host may be gone before the scheduler has noticed.
-#[derive(Debug)]
-pub struct VmsOf(Weak<Host>);
-
-impl VmsOf {
-    /// Of this host.
-    #[must_use]
-    pub fn new(host: &Arc<Host>) -> Self {
-        Self(Arc::downgrade(host))
-    }
-
-    fn alive<T>(&self, look: impl Fn(&Record) -> Option<T>) -> Vec<T> {
-        let Some(host) = self.0.upgrade() else { return Vec::new() };
-        let runs = |vm: &&Arc<Vm>| !matches!(vm.status().phase, Phase::Ended(_));
-        host.table.all().iter().filter(runs).filter_map(|vm| look(&vm.record)).collect()
-    }
-}
-
-impl Vms for VmsOf {
-    fn running(&self) -> Vec<RunningClone> {
-        self.alive(running)
-    }
-
-    fn masters(&self) -> Vec<String> {
-        self.alive(|record| (record.vmid == 0).then(|| record.family.to_string()))
-    }
-
-    fn end(&self, family: &str, vmids: &[u32], reason: &str) {
-        match (self.0.upgrade(), family.parse()) {
-            (Some(host), Ok(family)) => host.kill_clones(family, vmids, reason),
-            (_, Err(_)) => tracing::warn!(family, "the scheduler names a family that is no UUID"),
-            (None, _) => {}
         }
     }
 }

@@ -16,9 +16,10 @@ use patina_abi::{
     link::{ListArgs, Member, MembersPage, TicketName, TicketView, TicketsArgs, TicketsPage},
 };
 use patina_proto::v1::GetTicketRequest;
+use scheduler::client::Client;
 use serde::Serialize;
 use serde_json::Value;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// The VMs of a family that this host has.
 pub(super) fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str, args: Value) -> Answered {
@@ -102,9 +103,12 @@ pub(super) async fn one_ticket(host: &Host, vm: &Vm, args: Value) -> Answered {
         None => own_ticket(vm, "ticket")?,
     };
     let request = GetTicketRequest { id: id.to_string(), family: vm.record.family.to_string() };
-    let found = host.tickets.client().get_ticket(request).await;
-    let found = found.map_err(|status| refusal(host.tickets.failed("look at a ticket", status)))?;
-    write(&view(&found.into_inner()))
+    let get = |mut client: Client, _| {
+        let request = request.clone();
+        async move { client.get_ticket(request).await }
+    };
+    let found = host.tickets.ask("look at a ticket", Duration::ZERO, get).await.map_err(refusal)?;
+    write(&view(&found))
 }
 
 #[cfg(test)]

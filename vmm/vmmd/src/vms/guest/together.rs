@@ -17,9 +17,18 @@ use patina_proto::v1::{
     GetJoinDataRequest, JoinLeave, JoinRequest, JoinWait, KillRequest, SyncRequest, VmEnd, VmResult,
     join_request::Side,
 };
+use scheduler::client::Client;
 use serde_json::Value;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 use uuid::Uuid;
+
+/// How long who joins without a time waits: longer than any VM runs.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long the end of killed clones may take; those that are being made end when they run, after their parent's pre-clone hook.
+const KILL_WAIT: Duration = Duration::from_secs(150);
 
 /// What of a join passes through a VM in pieces.
 #[derive(Debug, Default)]
@@ -64,8 +73,10 @@ pub(super) async fn sync(host: &Host, vm: &Vm, args: Value) -> Answered {
         vmid: vm.record.vmid,
         timeout_ms: most_wait(timeout_ms),
     };
-    let met = host.tickets.client().sync(request).await;
-    let met = met.map_err(|status| refusal(host.tickets.failed("sync", status)))?.into_inner();
+    // Once: who comes again after it has met waits for the next meeting.
+    let wait = timeout_ms.map(|_| Duration::from_millis(request.timeout_ms));
+    let mut client = host.tickets.client();
+    let met = host.tickets.ask_once("sync", wait, client.sync(request)).await.map_err(refusal)?;
     write(&Synced { round: met.round, arrived: met.arrived })
 }
 
@@ -100,8 +111,11 @@ pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: Value) -> Answer
     let leave = JoinLeave { vmid: vm.record.vmid, status, data, noreport };
     let (ticket, family) = (ticket.to_string(), vm.record.family.to_string());
     let request = JoinRequest { ticket, family, side: Some(Side::Leave(leave)) };
-    let left = host.tickets.client().join(request).await;
-    left.map_err(|status| refusal(host.tickets.failed("join", status)))?;
+    let leave = |mut client: Client, _| {
+        let request = request.clone();
+        async move { client.join(request).await }
+    };
+    host.tickets.ask("join", Duration::ZERO, leave).await.map_err(refusal)?;
     pieces(vm).left = Some(format!("joined with status {status} and {bytes} bytes of data"));
     Ok(Value::Null)
 }
@@ -119,11 +133,16 @@ impl Drop for EndsWhenLeft {
 
 pub(super) async fn join(host: &Host, vm: &Vm, args: Value) -> Answered {
     let JoinArgs { ticket: named, timeout_ms } = parse(args)?;
-    let wait = JoinWait { vmid: vm.record.vmid, timeout_ms: most_wait(timeout_ms) };
     let (ticket, family) = (ticket(&named)?.to_string(), vm.record.family.to_string());
-    let request = JoinRequest { ticket, family, side: Some(Side::Wait(wait)) };
-    let joined = host.tickets.client().join(request).await;
-    let joined = joined.map_err(|status| refusal(host.tickets.failed("join", status)))?.into_inner();
+    let wait = timeout_ms.map_or(FOR_EVER, |_| Duration::from_millis(most_wait(timeout_ms)));
+    let join = |mut client: Client, left: Duration| {
+        let left_ms = timeout_ms.map(|_| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        let wait = JoinWait { vmid: vm.record.vmid, timeout_ms: most_wait(left_ms) };
+        let side = Some(Side::Wait(wait));
+        let request = JoinRequest { ticket: ticket.clone(), family: family.clone(), side };
+        async move { client.join(request).await }
+    };
+    let joined = host.tickets.ask("join", wait, join).await.map_err(refusal)?;
     write(&joined.results.iter().map(joined_clone).collect::<Vec<_>>())
 }
 
@@ -151,9 +170,11 @@ pub(super) async fn join_data(host: &Host, vm: &Vm, args: Value) -> Answered {
         _ => {
             let request =
                 GetJoinDataRequest { ticket: named.clone(), family: vm.record.family.to_string(), vmid };
-            let data = host.tickets.client().get_join_data(request).await;
-            let data = data.map_err(|status| refusal(host.tickets.failed("join", status)))?.into_inner();
-            Arc::new(data.data)
+            let get = |mut client: Client, _| {
+                let request = request.clone();
+                async move { client.get_join_data(request).await }
+            };
+            Arc::new(host.tickets.ask("join", Duration::ZERO, get).await.map_err(refusal)?.data)
         }
     };
     let bytes = data.len() as u64;
@@ -177,8 +198,11 @@ pub(super) async fn kill(host: &Arc<Host>, vm: &Vm, args: Value) -> Answered {
         ticket: ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
         reason: format!("killed by VM {} of its family", vm.record.vmid),
     };
-    let killed = host.tickets.client().kill(request).await;
-    write(&killed.map_err(|status| refusal(host.tickets.failed("kill", status)))?.into_inner().ended)
+    let kill = |mut client: Client, _| {
+        let request = request.clone();
+        async move { client.kill(request).await }
+    };
+    write(&host.tickets.ask("kill", KILL_WAIT, kill).await.map_err(refusal)?.ended)
 }
 
 impl Host {
