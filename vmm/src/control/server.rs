@@ -30,8 +30,8 @@ pub struct Server<D> {
     opening: Vec<UnixStream>,
     control: Option<Lines>,
     link: Option<Lines>,
-    /// Who wants the VM frozen, while its agent prepares.
-    freezing: Option<UnixStream>,
+    /// Who wants the VM frozen, while its agent prepares, and whether that holds the others.
+    freezing: Option<(UnixStream, bool)>,
 }
 
 /// What [`Server::wait`] found ready.
@@ -120,7 +120,7 @@ impl<D: Doors> Server<D> {
             fds.push(PollFd::from_borrowed_fd(lines.fd(), interest(lines)));
         }
         // Its peer has said all it has to say; what remains to be heard is that it goes.
-        fds.extend(self.freezing.iter().map(|stream| PollFd::new(stream, PollFlags::RDHUP)));
+        fds.extend(self.freezing.iter().map(|(stream, _)| PollFd::new(stream, PollFlags::RDHUP)));
         fds.extend(self.opening.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) => {}
@@ -175,12 +175,13 @@ impl<D: Doors> Server<D> {
         match open {
             Open::Dial { port } => self.doors.dial(port, stream),
             Open::Console => self.doors.console(stream),
-            Open::Freeze { prepare: None } => return self.freeze(stream, machine),
+            // It has asked its agent to hold the others, as a rule.
+            Open::Freeze { prepare: None } => return self.freeze(stream, true, machine),
             Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
                 return self.prepare(hold, stream, machine);
             }
             Open::Freeze { prepare: Some(Prepare::Not) } => {
-                if let FreezeOutcome::Ended(end) = machine.freeze(stream) {
+                if let FreezeOutcome::Ended(end) = machine.freeze(stream, false) {
                     return Some(end);
                 }
             }
@@ -221,7 +222,7 @@ impl<D: Doors> Server<D> {
     fn prepare(&mut self, hold: bool, stream: UnixStream, machine: &mut impl Freezer) -> Option<End> {
         match self.session.prepare(hold) {
             Ok(ask) => {
-                self.freezing = Some(stream);
+                self.freezing = Some((stream, hold));
                 self.carry_out(vec![ask], machine)
             }
             Err(error) => {
@@ -232,8 +233,8 @@ impl<D: Doors> Server<D> {
     }
 
     /// Freezes, and tells the agent that it can go on.
-    fn freeze(&mut self, stream: UnixStream, machine: &mut impl Freezer) -> Option<End> {
-        let cloned = match machine.freeze(stream) {
+    fn freeze(&mut self, stream: UnixStream, is_held: bool, machine: &mut impl Freezer) -> Option<End> {
+        let cloned = match machine.freeze(stream, is_held) {
             FreezeOutcome::Frozen => true,
             FreezeOutcome::Refused => false,
             FreezeOutcome::Ended(end) => return Some(end),
@@ -243,7 +244,7 @@ impl<D: Doors> Server<D> {
     }
 
     fn refuse_freeze(&mut self, reason: CallError) {
-        if let Some(stream) = self.freezing.take() {
+        if let Some((stream, _)) = self.freezing.take() {
             answer(&stream, &Opened::NotPrepared(reason));
         }
     }
@@ -343,7 +344,9 @@ impl<D: Doors> Server<D> {
                     self.tell_state();
                 }
                 Effect::Freeze => {
-                    if let Some(end) = self.freezing.take().and_then(|stream| self.freeze(stream, machine)) {
+                    if let Some((stream, is_held)) = self.freezing.take()
+                        && let Some(end) = self.freeze(stream, is_held, machine)
+                    {
                         return Some(end);
                     }
                 }

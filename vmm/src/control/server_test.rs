@@ -22,7 +22,7 @@ impl Doors for Echo {
     }
 }
 
-/// Is frozen or refuses, in turns: yes first.
+/// Is frozen or refuses, in turns: yes first. Copies a page where others are held.
 #[derive(Default)]
 struct Icebox {
     freezes: u64,
@@ -30,13 +30,13 @@ struct Icebox {
 }
 
 impl Freezer for Icebox {
-    fn freeze(&mut self, stream: UnixStream) -> FreezeOutcome {
+    fn freeze(&mut self, stream: UnixStream, is_held: bool) -> FreezeOutcome {
         self.freezes += 1;
         if self.freezes.is_multiple_of(2) {
             answer(&stream, &Opened::Error("cold".into()));
             return FreezeOutcome::Refused;
         }
-        answer(&stream, &Opened::Frozen(Frozen { pause_us: self.freezes, copied_pages: 0 }));
+        answer(&stream, &Opened::Frozen(Frozen { pause_us: self.freezes, copied_pages: is_held.into() }));
         FreezeOutcome::Frozen
     }
 
@@ -95,8 +95,13 @@ fn hello() -> String {
 const PREPARE: &str = r#"{"freeze":{"prepare":{"ask":{"hold":true}}}}"#;
 const PREPARED: &str = r#"{"t":"prepared","ok":null}"#;
 
+/// With the others held.
 fn frozen(pause_us: u64) -> String {
-    format!(r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":0}}}}"#)
+    format!(r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":1}}}}"#)
+}
+
+fn frozen_unheld(pause_us: u64) -> String {
+    frozen(pause_us).replace("pages\":1", "pages\":0")
 }
 
 fn resumed(cloned: bool) -> String {
@@ -215,7 +220,7 @@ fn an_agent_does_not_hear_of_a_freeze_that_it_has_no_part_in() {
     let vmm = vmm();
     let mut agent = Peer::agent(&vmm);
     // It has prepared for a freeze of its own, which comes next.
-    assert_eq!(Peer::open(&vmm, r#"{"freeze":{"prepare":"not"}}"#).line(), frozen(1));
+    assert_eq!(Peer::open(&vmm, r#"{"freeze":{"prepare":"not"}}"#).line(), frozen_unheld(1));
     assert_eq!(Peer::open(&vmm, r#"{"freeze":{"prepare":null}}"#).line(), r#"{"error":"cold"}"#);
     assert_eq!(agent.line(), resumed(false), "the first thing that it hears");
     vmm.end();

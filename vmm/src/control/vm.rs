@@ -38,8 +38,9 @@ pub enum StartOutcome {
 
 /// What the control thread works on.
 pub trait Freezer {
-    /// Freezes the VM and sends the generation with the answer on `stream`.
-    fn freeze(&mut self, stream: UnixStream) -> FreezeOutcome;
+    /// Freezes the VM and sends the generation with the answer on `stream`. `is_held` says whether the guest's other processes are
+    /// held, in clones until they are ready.
+    fn freeze(&mut self, stream: UnixStream, is_held: bool) -> FreezeOutcome;
     /// Starts a warm VM from what came with the call, and answers on `stream`.
     fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome;
     /// The agent is ready.

@@ -1,12 +1,14 @@
 //! Copies pages ahead: in bulk that is many times cheaper than one by one, as they are written.
 //!
-//! - A clone begins with the pages that earlier clones wrote before they were ready.
+//! - A clone begins with the pages that an earlier clone wrote before it was ready, while nobody but its agent ran.
 //! - A VM that is frozen for the first time goes on with those that it has written since it was ready: it is likely to
 //!   write them again, and every one would have to be copied then. What only its boot wrote is left.
 
 use super::build::Machine;
 use super::freeze::{FreezeError, Ram};
+use crate::api::control::TOUCHED_MAX_BYTES;
 use crate::memory::Memory;
+use crate::memory::extents::{PAGE_BYTES, join};
 use crate::memory::layers::parts;
 use crate::note::note;
 use crate::sys::pagemap::Pages;
@@ -20,7 +22,10 @@ const PARENT_MAX_BYTES: u64 = 128 << 20;
 /// So much is copied in one call: the VM's own faults wait for no more than that.
 const CHUNK_BYTES: u64 = 256 << 10;
 /// Most ranges in a list of touched pages.
-pub const TOUCHED_MAX: usize = 4096;
+const TOUCHED_MAX: usize = 4096;
+const _: () = assert!(TOUCHED_MAX as u64 * 16 <= TOUCHED_MAX_BYTES);
+/// Most RAM in such a list, bytes. A clone writes about a third of that before it is ready; more is no list of what all will write.
+const AHEAD_MAX_BYTES: u64 = 4 << 20;
 
 impl Machine {
     /// Copies the pages ahead that clones write before they are ready.
@@ -36,8 +41,7 @@ impl Machine {
     pub fn note_ready(&mut self) -> Result<(), FreezeError> {
         match (&self.ram, &self.tracker) {
             (Ram::View(_), _) if self.wants_touched => {
-                let pages = self.private_pages(Pages::All)?;
-                self.touched = crate::memory::extents::join(pages, TOUCHED_MAX);
+                self.touched = list_of(self.private_pages(Pages::All)?);
                 self.wants_touched = false;
             }
             (Ram::Shared(_), Some(tracker)) if !self.tracks_shared => {
@@ -75,6 +79,30 @@ impl Machine {
     }
 }
 
+/// The list of these pages; empty where they are too many for one.
+fn list_of(pages: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let list = join(pages, TOUCHED_MAX);
+    let bytes: u64 = list.iter().map(|range| range.end - range.start).sum();
+    if bytes <= AHEAD_MAX_BYTES { list } else { Vec::new() }
+}
+
+/// Reads a list of touched pages for RAM of `ram_bytes`. It is advice: what is not within RAM is left out, and where it is too much, all.
+pub(super) fn from_list(list: &[u8], ram_bytes: u64) -> Vec<Range<u64>> {
+    let mut words =
+        list.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+    let mut ranges = Vec::new();
+    let mut room = AHEAD_MAX_BYTES;
+    while let (Some(start), Some(bytes)) = (words.next(), words.next()) {
+        let Some(rest) = room.checked_sub(bytes) else { return Vec::new() };
+        let end = start.saturating_add(bytes);
+        if start % PAGE_BYTES == 0 && end % PAGE_BYTES == 0 && start < end && end <= ram_bytes {
+            room = rest;
+            ranges.push(start..end);
+        }
+    }
+    ranges
+}
+
 /// Copies ranges of RAM ahead on a thread of their own, beside the guest.
 pub(super) fn copy_beside(memory: &Memory, ranges: Vec<Range<u64>>) {
     if ranges.is_empty() {
@@ -97,5 +125,43 @@ fn copy(memory: &Memory, ranges: Vec<Range<u64>>) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAM: u64 = 64 << 20;
+
+    fn words(ranges: &[(u64, u64)]) -> Vec<u8> {
+        ranges.iter().flat_map(|(start, bytes)| [*start, *bytes]).flat_map(u64::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn a_list_that_is_one_reads_back() {
+        let pages: Vec<_> = (0..100).map(|n| n * 0x3000..n * 0x3000 + 0x1000).collect();
+        let list = list_of(pages.clone());
+        assert_eq!(list, pages);
+        let pairs: Vec<_> = list.iter().map(|range| (range.start, range.end - range.start)).collect();
+        assert_eq!(from_list(&words(&pairs), RAM), pages);
+    }
+
+    #[test]
+    fn what_is_too_much_is_no_list() {
+        let most = |bytes| std::iter::once(0..bytes).collect();
+        assert_eq!(list_of(most(AHEAD_MAX_BYTES)).len(), 1);
+        assert_eq!(list_of(most(AHEAD_MAX_BYTES + 4096)), []);
+        assert_eq!(from_list(&words(&[(0, AHEAD_MAX_BYTES)]), RAM).len(), 1);
+        assert_eq!(from_list(&words(&[(0, AHEAD_MAX_BYTES), (AHEAD_MAX_BYTES, 4096)]), RAM), []);
+    }
+
+    #[test]
+    fn ranges_that_are_none_are_left_out() {
+        let bad = [(1, 4096), (4096, 1), (RAM, 4096), (RAM - 4096, 8192), (0, 0), (u64::MAX - 4095, 4096)];
+        let mut list = words(&bad);
+        list.extend(words(&[(8192, 4096)]));
+        list.push(7);
+        assert_eq!(from_list(&list, RAM), std::iter::once(8192..12_288).collect::<Vec<_>>());
     }
 }

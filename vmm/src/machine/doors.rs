@@ -70,8 +70,8 @@ impl Doors for VmDoors {
 }
 
 impl Freezer for Machine {
-    fn freeze(&mut self, stream: UnixStream) -> FreezeOutcome {
-        match Machine::freeze(self) {
+    fn freeze(&mut self, stream: UnixStream, is_held: bool) -> FreezeOutcome {
+        match Machine::freeze(self, is_held) {
             Ok(generation) => match send_generation(&stream, &generation) {
                 Ok(()) => FreezeOutcome::Frozen,
                 Err(error) => {

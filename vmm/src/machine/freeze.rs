@@ -100,6 +100,8 @@ pub struct MachineState {
     pub memory_mib: u32,
     /// Which layer has which page.
     pub memory: Extents,
+    /// Nobody but the agent runs in a clone before it is ready: what it writes till then, every clone of its image writes.
+    pub is_held: bool,
     /// In order.
     pub vcpus: Vec<VcpuState>,
     /// What KVM keeps of the VM.
@@ -153,11 +155,11 @@ enum Taken {
 }
 
 impl Machine {
-    /// Freezes the VM and lets it go on.
+    /// Freezes the VM, whose other processes are held or not, and lets it go on.
     ///
     /// # Errors
     /// See [`FreezeError`].
-    pub fn freeze(&mut self) -> Result<Generation, FreezeError> {
+    pub fn freeze(&mut self, is_held: bool) -> Result<Generation, FreezeError> {
         let plan = self.plan()?;
         let before = Instant::now();
         self.vcpus.pause();
@@ -170,6 +172,7 @@ impl Machine {
         let (layers, copied) = self.finish_taking(taken)?;
         started?;
         state.memory = layers.extents().clone();
+        state.is_held = is_held;
         let frozen = Frozen { pause_us, copied_pages: copied / PAGE_BYTES };
         Ok(Generation { state: postcard::to_stdvec(&state)?, layers: layers.files().to_vec(), frozen })
     }
@@ -312,6 +315,7 @@ impl Machine {
         Ok(MachineState {
             memory_mib: self.memory_mib,
             memory: Extents::whole(self.memory_bytes()),
+            is_held: false,
             vcpus: vcpus.into_iter().collect::<Result<_, _>>()?,
             vm: VmState::save(self.vm.vm())?,
             transports: self.bus.transports.iter().map(|transport| transport.save()).collect(),

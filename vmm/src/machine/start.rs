@@ -6,30 +6,24 @@
 //! The order is KVM's: see `devices/virtio/mmio/persist.rs` and `vcpu/persist.rs`. Everything that takes time without
 //! knowing the generation was done when the VM was made: see [`super::build`].
 
-use super::ahead::TOUCHED_MAX;
+use super::ahead;
 use super::build::Machine;
 use super::bus::DevicesError;
 use super::freeze::{MachineState, Ram};
 use super::persist::VmPersistError;
 use crate::api::control::TOUCHED_MAX_BYTES;
 use crate::devices::event_loop::LoopError;
-use crate::memory::extents::PAGE_BYTES;
 use crate::memory::layers::{Layers, LayersError};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::PersistError;
 use rustix::time::{ClockId, clock_gettime};
 use std::fs::File;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 /// Longest state of a generation, bytes.
 const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
-/// Most RAM that is copied ahead for a clone, bytes. What is more than that is no list of what a clone writes first.
-const AHEAD_MAX_BYTES: u64 = 32 << 20;
-
-const _: () = assert!(TOUCHED_MAX as u64 * 16 <= TOUCHED_MAX_BYTES);
 
 /// Why a VM could not start from a generation. It is of no use then.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +112,7 @@ impl Machine {
         if (found_vcpus, found_mib) != (vcpus, memory_mib) {
             return Err(StartError::Shape { found_vcpus, found_mib, vcpus, memory_mib });
         }
-        let MachineState { memory, vcpus, vm, transports, console, .. } = state;
+        let MachineState { memory, is_held, vcpus, vm, transports, console, .. } = state;
         let layers = Layers::check(given.layers, memory, self.memory_bytes())?;
         let memory = Arc::clone(self.vm.memory());
         layers.map_over(&memory)?;
@@ -134,8 +128,9 @@ impl Machine {
         self.ram = Ram::View(layers);
         self.devices.start()?;
         let entered = self.resume_and_see()?;
-        self.ahead = self.list(&given.touched)?;
-        self.wants_touched = self.ahead.is_empty();
+        let touched = read(&given.touched, "list of touched pages", TOUCHED_MAX_BYTES)?;
+        self.ahead = ahead::from_list(&touched, self.memory_bytes());
+        self.wants_touched = is_held && self.ahead.is_empty();
         Ok(entered)
     }
 
@@ -152,23 +147,6 @@ impl Machine {
         self.vcpus.each(watch)?;
         self.vcpus.resume();
         entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))
-    }
-
-    /// Reads a list of touched pages. It is advice: what is not within RAM, or too much, is left out.
-    fn list(&self, file: &File) -> Result<Vec<Range<u64>>, StartError> {
-        let bytes = read(file, "list of touched pages", TOUCHED_MAX_BYTES)?;
-        let mut words = bytes
-            .chunks_exact(8)
-            .map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
-        let (mut list, mut room) = (Vec::new(), AHEAD_MAX_BYTES);
-        while let (Some(start), Some(bytes)) = (words.next(), words.next()) {
-            let end = start.saturating_add(bytes.min(room)).min(self.memory_bytes());
-            if start % PAGE_BYTES == 0 && end % PAGE_BYTES == 0 && start < end {
-                room -= end - start;
-                list.push(start..end);
-            }
-        }
-        Ok(list)
     }
 }
 
