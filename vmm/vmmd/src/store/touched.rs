@@ -1,5 +1,6 @@
 //! What clones of an image write before they are ready. A first clone's list helps the later ones of its family, and, kept
-//! here, those of other families with the same image.
+//! here, those of other families with the same image. The shortest is kept: a page that one clone did without is not one that
+//! all write.
 
 use super::{Lasting, StateDir, StoreError, read_bounded, record::Record, write_whole};
 use sha2::{Digest, Sha256};
@@ -31,6 +32,12 @@ impl ImageKey {
     }
 }
 
+/// How much RAM is in a list: pairs of first byte and length.
+fn covered_bytes(list: &[u8]) -> u64 {
+    let lengths = list.chunks_exact(16).filter_map(|pair| pair.last_chunk().copied().map(u64::from_le_bytes));
+    lengths.fold(0, u64::saturating_add)
+}
+
 impl StateDir {
     fn lists(&self) -> PathBuf {
         self.path.join("touched")
@@ -49,12 +56,18 @@ impl StateDir {
         }
     }
 
-    /// Keeps the list of an image.
+    /// Keeps the list of an image, unless there is one of less RAM.
     ///
     /// # Errors
     /// It cannot be written, or an old one not be deleted.
     pub fn save_touched(&self, image: &ImageKey, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.lists().join(&image.0);
+        // One that cannot be read is replaced.
+        if let Ok(Some(kept)) = self.touched(image)
+            && covered_bytes(&kept) <= covered_bytes(bytes)
+        {
+            return Ok(());
+        }
         let written = write_whole(&path, bytes, Lasting::Process);
         written.map_err(|source| StoreError::Write { path: path.clone(), source })?;
         self.forget_oldest(&path)
@@ -97,6 +110,20 @@ mod tests {
         );
         let larger = Record { memory_mib: 512, ..sample("a") };
         assert_eq!(state.touched(&ImageKey::of(&larger)).unwrap(), None);
+    }
+
+    #[test]
+    fn the_list_of_the_least_ram_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let image = ImageKey::of(&sample("a"));
+        let list =
+            |pages: &[u64]| [0, 4096 * pages[0], 1 << 20, 4096 * pages[1]].map(u64::to_le_bytes).concat();
+        let (large, small) = (list(&[9, 1]), list(&[2, 7]));
+        for (given, kept) in [(&large, &large), (&small, &small), (&large, &small)] {
+            state.save_touched(&image, given).unwrap();
+            assert_eq!(state.touched(&image).unwrap().as_ref(), Some(kept));
+        }
     }
 
     #[test]

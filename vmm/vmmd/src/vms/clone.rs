@@ -54,7 +54,7 @@ pub struct Call {
     pub parent: Arc<Vm>,
     /// How many.
     pub wanted: Wanted,
-    /// What the VM's agent does first; None: the guest asked, and has, or nobody wants it to.
+    /// What the VM's agent does first; None: the guest asked, and has.
     pub prepare: Option<Prepare>,
     /// When the call came: [`monotonic_ns`].
     pub arrived_ns: u64,

@@ -1,5 +1,5 @@
 //! What clones write before they are ready: asked of a first clone, kept for the later ones of its family and for later
-//! families of its image. Nobody waits for it.
+//! families of its image. Nobody waits for it. A clone whose processes were not held knows nothing of use: the next one is asked.
 
 use super::{Host, PATIENCE, Vm, blocking, error::Error};
 use crate::{
@@ -26,26 +26,28 @@ impl Host {
             let list = list.inspect_err(|error| {
                 tracing::warn!(vm = vm.record.name, %error, "the next clones start without a list");
             });
-            if list.is_ok() {
+            let list = list.ok().flatten();
+            if list.is_some() {
                 tracing::debug!(%family, "its clones' list is known");
             }
-            host.table.set_touched(index, family, list.ok());
+            host.table.set_touched(index, family, list);
         });
     }
 
-    async fn ask_touched(self: &Arc<Self>, vm: &Vm) -> Result<Touched, Error> {
+    async fn ask_touched(self: &Arc<Self>, vm: &Vm) -> Result<Option<Touched>, Error> {
         let failed = |source| Error::Unavailable { name: vm.record.name.clone(), source };
         let sent = link::touched(&vm.dir, PATIENCE).await.map_err(failed)?;
         let (host, image) = (Arc::clone(self), ImageKey::of(&vm.record));
         let list = blocking(move || {
             let bytes = match Touched::read(sent) {
+                Ok(bytes) if bytes.is_empty() => return Ok(Ok(None)),
                 Ok(bytes) => bytes,
                 Err(error) => return Ok(Err(error)),
             };
             if let Err(error) = host.state.save_touched(&image, &bytes) {
                 tracing::warn!(%error, "only this family has the list");
             }
-            Ok(Touched::of(&bytes))
+            Ok(Touched::of(&bytes).map(Some))
         });
         list.await?.map_err(|error| failed(LinkError::from(error)))
     }
