@@ -34,14 +34,6 @@ fn unmap(at: *mut c_void, bytes: usize) {
     unsafe { munmap(at, bytes) }.ok();
 }
 
-impl Replaced {
-    /// Where it lies now, and how long it is.
-    #[must_use]
-    pub fn place(&self) -> (*const u8, u64) {
-        (self.at.cast::<u8>().cast_const(), self.bytes as u64)
-    }
-}
-
 impl Drop for PrivateView {
     fn drop(&mut self) {
         unmap(self.at, self.bytes);

@@ -8,7 +8,6 @@ use super::handshake::persist::HandshakeError;
 use super::queue::QueueError;
 use super::vsock::persist::VsockState;
 use serde::{Deserialize, Serialize};
-use std::io;
 
 /// What a device keeps besides its registers and queues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,9 +41,6 @@ impl DeviceState {
 /// Why a device could not be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The kernel gave no event descriptor.
-    #[error("restore a device: create its events")]
-    Events(#[source] io::Error),
     /// The state is another device's.
     #[error("restore a {wanted} device: the state is that of a {saved} device")]
     Kind {

@@ -3,7 +3,7 @@
 //! The order of a restore, of which the caller keeps the part outside:
 //! 1. [`MmioTransport::interrupt_line`] and [`MmioTransport::kicks`] are registered with KVM, and the transport is
 //!    attached to the device loop, which does not run yet. A warm process does this long before it has a state.
-//! 2. [`MmioTransport::load`] (or [`MmioTransport::restore`], which makes the transport as well).
+//! 2. [`MmioTransport::load`].
 //! 3. KVM gets its interrupt controllers and vCPUs: this overwrites every interrupt that came earlier, so none may
 //!    have been raised.
 //! 4. The device loop starts, and with it the edges of step 2 are raised; then, or at the same time, the vCPUs.
@@ -14,7 +14,6 @@
 //! event descriptors, which keep them until the loop starts; the interrupt goes with the first kick.
 
 use super::{Inner, MmioTransport};
-use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::handshake::Handshake;
 use crate::devices::virtio::handshake::persist::HandshakeState;
 use crate::devices::virtio::interrupt::{CONFIG, USED_RING};
@@ -60,18 +59,6 @@ impl MmioTransport {
         }
     }
 
-    /// Puts a window in front of a device of the saved kind and takes the state over: see the module for what
-    /// comes before and after.
-    pub fn restore(
-        device: Box<dyn VirtioDevice>,
-        memory: Memory,
-        state: &TransportState,
-    ) -> Result<Self, RestoreError> {
-        let transport = Self::new(device, memory.clone()).map_err(RestoreError::Events)?;
-        transport.load(memory, state)?;
-        Ok(transport)
-    }
-
     /// Takes a state over into a transport that is there already, as in a warm process; `memory` is the guest's
     /// RAM from now on. Makes no descriptors, so that it works in the jail. The device loop is stopped, and
     /// starts only after KVM's interrupt controllers are restored. On failure the device is as after a reset.
@@ -84,11 +71,6 @@ impl MmioTransport {
         inner.resends_interrupt = true;
         (0..self.kicks.len()).for_each(|index| self.kick(index));
         Ok(())
-    }
-
-    /// Gives the device another view of the same RAM, as after a freeze. The device loop is stopped.
-    pub fn set_memory(&self, memory: Memory) {
-        lock(&self.inner).memory = memory;
     }
 }
 

@@ -2,6 +2,7 @@ use super::super::SOURCE_TOKENS;
 use super::*;
 use crate::devices::event_loop::{DeviceLoop, EventHandler};
 use crate::devices::sys;
+use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::net::{FramePort, Net, Offloads};
 use crate::devices::virtio::rng::Rng;
@@ -147,23 +148,22 @@ fn a_clone_reads_a_half_read_configuration_again() {
     assert_ne!(generation(&parent), generation(&clone));
 }
 
-#[test]
-fn a_view_of_memory_can_be_replaced() {
-    let file = disk();
-    let mut driver = Driver::new(block(&file));
-    ask(&mut driver, 1);
-    let other = driver.fork(block(&file)).memory;
-    driver.transport.set_memory(Arc::clone(&other));
-    driver.memory = other;
-    driver.run(0);
-    answered(&mut driver, &[1]);
+/// A warm transport that has taken a state over.
+fn loaded(
+    device: Box<dyn VirtioDevice>,
+    memory: Memory,
+    state: &TransportState,
+) -> Result<MmioTransport, RestoreError> {
+    let transport = MmioTransport::new(device, memory.clone()).expect("events");
+    transport.load(memory, state)?;
+    Ok(transport)
 }
 
 /// A state of an active disk, changed at a path of its JSON.
 fn changed(path: &str, value: Value) -> Result<MmioTransport, RestoreError> {
     let mut state = serde_json::to_value(Driver::new(block(&disk())).transport.save()).unwrap();
     *state.pointer_mut(path).unwrap() = value;
-    MmioTransport::restore(block(&disk()), memory(), &serde_json::from_value(state).unwrap())
+    loaded(block(&disk()), memory(), &serde_json::from_value(state).unwrap())
 }
 
 #[test]
@@ -269,7 +269,7 @@ proptest! {
             *found[at] = value;
         }
         let Ok(state) = serde_json::from_value::<TransportState>(state) else { return Ok(()) };
-        let restored = MmioTransport::restore(device(other.unwrap_or(kind)), Arc::clone(&parent.memory), &state);
+        let restored = loaded(device(other.unwrap_or(kind)), Arc::clone(&parent.memory), &state);
         let Ok(transport) = restored else { return Ok(()) };
         let queues = parent.rings.len() as u32;
         for round in 0..3 * queues {

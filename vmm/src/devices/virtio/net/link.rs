@@ -1,9 +1,8 @@
 //! The gate between a VM and its network.
 
 use super::PortError;
-use crate::devices::lock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Opens and shuts a network card's link, from any thread. The guest does not notice: its card stays up.
@@ -14,18 +13,12 @@ struct Shared {
     open: AtomicBool,
     opened: AtomicBool,
     changed: EventFd,
-    mac: Mutex<[u8; 6]>,
 }
 
 impl Link {
-    pub(super) fn new(mac: [u8; 6]) -> Result<Self, PortError> {
+    pub(super) fn new() -> Result<Self, PortError> {
         let changed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PortError::Event)?;
-        Ok(Self(Arc::new(Shared {
-            open: AtomicBool::new(true),
-            opened: AtomicBool::new(false),
-            changed,
-            mac: Mutex::new(mac),
-        })))
+        Ok(Self(Arc::new(Shared { open: AtomicBool::new(true), opened: AtomicBool::new(false), changed })))
     }
 
     /// While it is shut all that the guest sends is dropped, and it receives nothing. What arrives meanwhile is
@@ -39,16 +32,6 @@ impl Link {
         self.0.open.store(open, Ordering::SeqCst);
         // The only error is a full counter: then the change will be seen anyway.
         self.0.changed.write(1).ok();
-    }
-
-    /// Gives the card another address. A guest whose driver runs does not look again: its agent sets the address
-    /// that its frames carry. So this is for a clone, before its guest runs, and for a driver that starts later.
-    pub fn set_mac(&self, mac: [u8; 6]) {
-        *lock(&self.0.mac) = mac;
-    }
-
-    pub(super) fn mac(&self) -> [u8; 6] {
-        *lock(&self.0.mac)
     }
 
     /// Shuts the link whatever it was, and forgets an opening that the device thread has not seen.

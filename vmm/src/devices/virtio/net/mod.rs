@@ -55,6 +55,7 @@ const TOKEN_LINK: u32 = 1;
 pub struct Net {
     port: Box<dyn FramePort>,
     link: Link,
+    mac: [u8; 6],
     /// The VM's address, the only one that it sends from.
     ip: Ipv4Addr,
     receiver: Receiver,
@@ -66,11 +67,11 @@ impl Net {
     /// A network card with this MAC address, of the VM with this IP address. The link is open, except in a restored
     /// card; see [`Net::link`].
     pub fn new(port: Box<dyn FramePort>, mac: [u8; 6], ip: Ipv4Addr) -> Result<Self, PortError> {
-        let (link, receiver, chain) = (Link::new(mac)?, Receiver::default(), Chain::default());
-        Ok(Self { port, link, ip, receiver, chain, outgoing: Vec::new() })
+        let (link, receiver, chain) = (Link::new()?, Receiver::default(), Chain::default());
+        Ok(Self { port, link, mac, ip, receiver, chain, outgoing: Vec::new() })
     }
 
-    /// Opens and shuts the network, and changes its address, from other threads.
+    /// Opens and shuts the network, from other threads.
     pub fn link(&self) -> Link {
         self.link.clone()
     }
@@ -81,7 +82,7 @@ impl Net {
     }
 
     fn transmit(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
-        let Self { port, link, ip, receiver, chain, outgoing } = self;
+        let Self { port, link, ip, receiver, chain, outgoing, mac: _ } = self;
         let next = io.serve(TX, chain, |memory, chain| {
             if link.is_open() {
                 let frame = copy_out(memory, chain, outgoing).map_err(DeviceError::queue(TX))?;
@@ -145,7 +146,7 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 8];
-        config[..6].copy_from_slice(&self.link.mac());
+        config[..6].copy_from_slice(&self.mac);
         config[6] = VIRTIO_NET_S_LINK_UP as u8;
         read_config_bytes(&config, offset, data);
     }

@@ -309,15 +309,6 @@ fn a_card_whose_link_was_opened_before_is_shut_by_a_restore() {
 }
 
 #[test]
-fn a_card_gets_its_address_late() {
-    let rig = rig(|all| all);
-    rig.link.set_mac([2, 0, 0, 0, 0, 7]);
-    let mut mac = [0; 6];
-    rig.driver.transport.read(0x100, &mut mac);
-    assert_eq!(mac, [2, 0, 0, 0, 0, 7]);
-}
-
-#[test]
 #[ignore = "needs the right to make a tap"]
 fn a_real_tap_takes_header_and_offloads() {
     let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();

@@ -4,7 +4,6 @@ use crate::devices::lock;
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -51,7 +50,6 @@ pub struct VsockDialer(Arc<Shared>);
 struct Shared {
     /// None once the device is gone.
     waiting: Mutex<Option<VecDeque<Dial>>>,
-    reset: AtomicBool,
     changed: EventFd,
 }
 
@@ -59,7 +57,6 @@ impl VsockDialer {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(Shared {
             waiting: Mutex::new(Some(VecDeque::new())),
-            reset: AtomicBool::new(false),
             changed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })))
     }
@@ -82,13 +79,6 @@ impl VsockDialer {
         }
     }
 
-    /// Breaks all connections, and tells the guest so with a transport reset. The device thread does it
-    /// before anything else that it does for the device from now on.
-    pub fn reset_all(&self) {
-        self.0.reset.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-
     fn wake(&self) {
         // The only error is a full counter: then the device thread is awake already.
         self.0.changed.write(1).ok();
@@ -96,10 +86,6 @@ impl VsockDialer {
 
     pub(super) fn changed(&self) -> &EventFd {
         &self.0.changed
-    }
-
-    pub(super) fn take_reset(&self) -> bool {
-        self.0.reset.swap(false, Ordering::SeqCst)
     }
 
     pub(super) fn take(&self) -> VecDeque<Dial> {

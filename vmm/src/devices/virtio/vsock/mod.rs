@@ -200,17 +200,6 @@ impl Vsock {
         Ok(())
     }
 
-    /// Breaks all connections if that was asked for; before anything else that happens.
-    fn break_all(&mut self, is_active: bool) {
-        if self.dialer.take_reset() {
-            self.muxer.reset();
-            // Since it was told, or should have been, nothing has passed that it would have to be told of again.
-            if is_active && self.reset_news == ResetNews::Known {
-                self.reset_news = ResetNews::Owed;
-            }
-        }
-    }
-
     fn dialer_event(&mut self, is_active: bool) {
         // Nothing to read means that the news were already taken.
         self.dialer.changed().read().ok();
@@ -243,7 +232,6 @@ impl VirtioDevice for Vsock {
     }
 
     fn queue_event(&mut self, io: &mut Io<'_>, index: usize) -> Result<Next, DeviceError> {
-        self.break_all(true);
         match index {
             // With nothing held back, a kick of the receive queue only means room. One of the event queue may mean
             // that the guest knows of a reset.
@@ -260,7 +248,6 @@ impl VirtioDevice for Vsock {
     }
 
     fn source_event(&mut self, io: Option<&mut Io<'_>>, token: u32) -> Result<Next, DeviceError> {
-        self.break_all(io.is_some());
         match token {
             TOKEN_DIALER => self.dialer_event(io.is_some()),
             _ => self.muxer.stream_events(),

@@ -61,6 +61,23 @@ fn a_clone_is_told_and_connects_again_while_the_parent_goes_on() {
 }
 
 #[test]
+fn a_clone_without_room_for_the_event_is_told_later_and_once() {
+    let mut clone = fork(&rig());
+    clone.driver.settle();
+    clone.driver.add(EVENT, &[(TX_DATA, 8, true)]);
+    clone.driver.put(TX_DATA, &[0xff; 8]);
+    clone.driver.run(EVENT);
+    assert_eq!(clone.driver.used(EVENT), [(0, 4)]);
+    assert_eq!(clone.driver.get(TX_DATA, 8), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    clone.driver.add(EVENT, &[(TX_DATA, 8, true)]);
+    clone.driver.run(EVENT);
+    assert_eq!(clone.driver.used(EVENT), []);
+    // Of a connection that the guest had it was not told apart.
+    clone.send_data(b"x");
+    assert_eq!(clone.ops(), [op::RST]);
+}
+
+#[test]
 fn requests_wait_until_the_guest_knows() {
     let mut parent = parent();
     // The guest asks, and the VM is saved before the device has seen it.

@@ -463,44 +463,6 @@ fn a_buffer_too_small_for_a_header_is_an_error() {
 }
 
 #[test]
-fn a_reset_of_all_is_told_by_an_event() {
-    let mut rig = rig();
-    let mut host = rig.connect();
-    rig.dialer.reset_all();
-    rig.driver.source_event(TOKEN_DIALER);
-    assert_eq!(read_all(&mut host), (vec![], true));
-    rig.driver.add(EVENT, &[(TX_DATA, 8, true)]);
-    rig.driver.put(TX_DATA, &[0xff; 8]);
-    rig.driver.run(EVENT);
-    assert_eq!(rig.driver.used(EVENT), [(0, 4)]);
-    assert_eq!(rig.driver.get(TX_DATA, 8), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
-    rig.driver.add(EVENT, &[(TX_DATA, 8, true)]);
-    rig.driver.run(EVENT);
-    assert_eq!(rig.driver.used(EVENT), [], "told once");
-    rig.send_data(b"x");
-    assert_eq!(rig.ops(), [op::RST]);
-}
-
-#[test]
-fn nothing_passes_before_the_guest_knows_of_a_reset() {
-    let mut rig = rig();
-    rig.driver.add(EVENT, &[(TX_DATA, 8, true)]);
-    rig.dialer.reset_all();
-    rig.driver.source_event(TOKEN_DIALER);
-    assert_eq!(rig.driver.used(EVENT).len(), 1);
-    let (_host, told) = rig.dial(7);
-    rig.send(op::REQUEST);
-    assert_eq!((rig.ops(), rig.driver.used(TX)), (vec![], vec![]), "neither way");
-    rig.driver.add(EVENT, &[(TX_DATA, 8, true)]);
-    rig.driver.run(EVENT);
-    let mut ops = rig.ops();
-    ops.sort_unstable();
-    assert_eq!(ops, [op::REQUEST, op::RESPONSE]);
-    assert!(told.try_recv().is_err(), "it was not broken");
-    assert_eq!(rig.driver.used(EVENT), [], "told once");
-}
-
-#[test]
 fn a_reader_that_left_loses_the_data_and_the_guest_is_told() {
     let mut rig = rig();
     let host = rig.connect();
