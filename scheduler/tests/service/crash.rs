@@ -13,7 +13,10 @@ use std::{
 };
 use tokio::task::JoinSet;
 
+/// At least.
 const ROUNDS: u64 = 12;
+/// Tickets that have to be granted at least.
+const ENOUGH: usize = 1000;
 const CALLERS: u64 = 24;
 
 /// What a caller was told of a ticket.
@@ -65,7 +68,11 @@ async fn what_was_answered_is_there_after_a_kill_at_any_point() {
     let client = server.client();
     let book = Book::default();
     let mut dice = Dice(11);
-    for round in 0..ROUNDS {
+    for round in 0..10 * ROUNDS {
+        // A slow machine needs more of them until enough has happened.
+        if round >= ROUNDS && book.lock().unwrap().len() > ENOUGH {
+            break;
+        }
         let mut callers = JoinSet::new();
         for number in 0..CALLERS {
             callers.spawn(caller(
@@ -86,7 +93,7 @@ async fn what_was_answered_is_there_after_a_kill_at_any_point() {
         check(&client, &host, &book).await;
     }
     let count = book.lock().unwrap().len();
-    assert!(count > 1000, "{count} tickets are too few to mean anything");
+    assert!(count > ENOUGH, "{count} tickets are too few to mean anything");
 }
 
 async fn check(client: &Client, host: &FakeHost, book: &Book) {
