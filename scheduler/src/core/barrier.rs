@@ -11,7 +11,7 @@ use super::{
     api::{CoreError, Effect, Named, Reply, Waiter},
     spend::check_granted,
     ticket::{State, Ticket},
-    waiting::{Kind, Place},
+    waiting::Place,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -42,12 +42,10 @@ impl Core {
         timeout_ms: Option<u64>,
         out: &mut Vec<Effect>,
     ) {
-        let family = self.ticket(named).and_then(|ticket| check_member(ticket, vmid).map(|()| ticket.family));
-        let family =
-            match family.and_then(|family| self.check_waiting(family, Kind::Meeting).map(|()| family)) {
-                Ok(family) => family,
-                Err(error) => return self.answer(waiter, Err(error), out),
-            };
+        let family = match self.check_meeting(named, |ticket| check_member(ticket, vmid)) {
+            Ok(family) => family,
+            Err(error) => return self.answer(waiter, Err(error), out),
+        };
         let meeting = self.meetings.entry(named.id).or_default();
         meeting.arrived.entry(vmid).or_default().insert(waiter);
         self.wait(waiter, Place::Barrier(named.id), family, timeout_ms);

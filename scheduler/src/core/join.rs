@@ -5,7 +5,7 @@ use super::{
     api::{CoreError, Effect, JOIN_DATA_MAX_BYTES, Named, Reply, TICKET_DATA_MAX_BYTES, UnixMs, Waiter},
     spend::check_granted,
     ticket::{Outcome, State, Ticket},
-    waiting::{Kind, Place},
+    waiting::Place,
 };
 use uuid::Uuid;
 
@@ -61,12 +61,10 @@ impl Core {
         timeout_ms: Option<UnixMs>,
         out: &mut Vec<Effect>,
     ) {
-        let family = self.ticket(named).and_then(|ticket| check_parent(ticket, vmid).map(|()| ticket.family));
-        let family =
-            match family.and_then(|family| self.check_waiting(family, Kind::Meeting).map(|()| family)) {
-                Ok(family) => family,
-                Err(error) => return self.answer(waiter, Err(error), out),
-            };
+        let family = match self.check_meeting(named, |ticket| check_parent(ticket, vmid)) {
+            Ok(family) => family,
+            Err(error) => return self.answer(waiter, Err(error), out),
+        };
         self.joins.entry(named.id).or_default().insert(waiter);
         self.wait(waiter, Place::Join(named.id), family, timeout_ms);
         self.settle_join(named.id, out);

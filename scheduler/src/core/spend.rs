@@ -115,26 +115,35 @@ impl Core {
         if !ticket.results.is_empty() {
             return Err(CoreError::Used(id));
         }
-        let (family, loose) = (ticket.family, ticket.loose);
-        let clones = ticket.clones.clone();
-        let ttl_ms = ticket.expires_unix_ms.saturating_sub(ticket.granted_unix_ms);
-        let (epoch, now) = (self.next_epoch(), self.now);
+        let (family, loose, clones) = (ticket.family, ticket.loose, ticket.clones.clone());
         self.ledger.change(id, |ticket| {
+            // What it holds is not of those clones any more.
             ticket.state = State::Granted;
-            ticket.epoch = epoch;
-            ticket.parent_vmid = None;
-            ticket.parent_ended = false;
+            (ticket.parent_vmid, ticket.parent_ended) = (None, false);
             ticket.clones.clear();
-            (ticket.granted_unix_ms, ticket.expires_unix_ms) = (now, now.saturating_add(ttl_ms));
         });
-        self.timers.set(now.saturating_add(ttl_ms), Timer::Expire(id));
-        self.put_state(id, out);
-        self.nothing_was_made(id, family, &clones, out);
         if loose {
             // Nobody knows of it who could use it.
             self.finish(id, State::Released, out);
+        } else {
+            self.grant_again(id, out);
         }
+        self.nothing_was_made(id, family, &clones, out);
         Ok(id)
+    }
+
+    /// A ticket is granted anew, for as long as before.
+    fn grant_again(&mut self, id: Uuid, out: &mut Vec<Effect>) {
+        let (epoch, now) = (self.next_epoch(), self.now);
+        let mut expires = now;
+        self.ledger.change(id, |ticket| {
+            let ttl_ms = ticket.expires_unix_ms.saturating_sub(ticket.granted_unix_ms);
+            expires = now.saturating_add(ttl_ms);
+            ticket.epoch = epoch;
+            (ticket.granted_unix_ms, ticket.expires_unix_ms) = (now, expires);
+        });
+        self.timers.set(expires, Timer::Expire(id));
+        self.put_state(id, out);
     }
 
     /// Who waits for clones of a ticket, or at its barrier, does not any more.

@@ -3,8 +3,10 @@
 use super::{
     Core,
     api::{
-        CoreError, Effect, FAMILY_KILLS_MAX, FAMILY_MEETING_MAX, FAMILY_WAITING_MAX, Reply, UnixMs, Waiter,
+        CoreError, Effect, FAMILY_KILLS_MAX, FAMILY_MEETING_MAX, FAMILY_WAITING_MAX, Named, Reply, UnixMs,
+        Waiter,
     },
+    ticket::Ticket,
     timers::{Timer, Timers},
 };
 use std::collections::HashMap;
@@ -115,6 +117,18 @@ impl Core {
     /// Whether one more who asks for a family may wait.
     pub(super) fn check_waiting(&self, family: Uuid, kind: Kind) -> Result<(), CoreError> {
         self.waiting.check(family, kind)
+    }
+
+    /// The family of a ticket at which one more may wait for its VMs, if `is_fine` says so.
+    pub(super) fn check_meeting(
+        &self,
+        named: Named,
+        is_fine: impl FnOnce(&Ticket) -> Result<(), CoreError>,
+    ) -> Result<Uuid, CoreError> {
+        let ticket = self.ticket(named)?;
+        is_fine(ticket)?;
+        self.check_waiting(ticket.family, Kind::Meeting)?;
+        Ok(ticket.family)
     }
 
     /// Answers somebody, whether they had to wait for it or not.

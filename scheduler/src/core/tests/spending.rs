@@ -183,8 +183,13 @@ fn clones_by_number_have_a_loose_ticket() {
     assert_eq!((ticket.places[&id(1)], world.core.live(&ticket)), (2, 2));
     assert_eq!(world.spend(&ticket, [6]).unwrap_err(), CoreError::Used(ticket.id));
     assert_eq!(world.request(loose.clone()).unwrap_err(), CoreError::BadVmid(6));
-    // Nothing was made: nobody can use it any more.
+    // Nothing was made: nobody can use it any more, and nobody is told that it was granted.
     assert_eq!(world.unuse(&ticket).unwrap().state, State::Released);
+    let became = world.effects.iter().filter_map(|effect| match effect {
+        Effect::Became(became) => Some((became.ticket, became.state)),
+        _ => None,
+    });
+    assert_eq!(became.collect::<Vec<_>>(), [(ticket.id, State::Released)]);
     assert_eq!(world.unuse(&ticket).unwrap().state, State::Released);
     assert_eq!(world.held(id(1)), 0);
     let again = world.request(loose.clone()).unwrap();
