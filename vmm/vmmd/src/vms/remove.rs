@@ -22,10 +22,15 @@ impl Host {
     /// # Errors
     /// There is none, it runs, or its files cannot be deleted.
     pub async fn remove(&self, name: &str, force: bool) -> Result<(), Error> {
-        if force {
-            self.kill(name, "removed by an operator").await?;
+        if !force {
+            return self.forget(name, "").await;
         }
-        self.forget(name, "").await
+        self.kill(name, "removed by an operator").await?;
+        match self.forget(name, "").await {
+            // As it ended it became one of too many.
+            Err(Error::NotFound(_)) => Ok(()),
+            forgotten => forgotten,
+        }
     }
 
     async fn forget(&self, name: &str, why: &str) -> Result<(), Error> {

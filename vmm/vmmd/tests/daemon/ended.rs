@@ -2,7 +2,7 @@
 
 use crate::{
     bench::{Client, kill, ready, tell, vm},
-    clones::{clones, sorted},
+    clones::{clones, remove, sorted},
 };
 use patina_proto::v1::{self, Event};
 use rustix::process::Signal;
@@ -51,5 +51,21 @@ fn the_oldest_clones_that_have_ended_are_removed_and_masters_stay() {
         let mut client = bench.start().await;
         assert_eq!(removed(&mut client, 1).await[0].vm, "web.2");
         assert_eq!(sorted(bench.vm_folders()), ["old", "web", "web.4", "web.5"]);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_clone_that_is_removed_while_it_runs_may_go_by_itself() {
+    tell(|mut bench| async move {
+        bench.more = vec!["--keep-ended", "0"];
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        for clone in clones(&mut client, "web", 6).await {
+            // Whoever is faster: the operator, or vmmd that keeps none.
+            remove(&mut client, &clone.name).await;
+        }
+        removed(&mut client, 6).await;
+        assert_eq!(bench.vm_folders(), ["web"]);
     });
 }
