@@ -23,8 +23,8 @@ VMID=$(gc clone "$TICKET") || exit
 if [ "$VMID" = 0 ]; then
     # Whatever happens now: no clone is left over.
     trap 'gc kill --ticket "$TICKET"; rm -r "$DIR"' EXIT
-    gc sync "$TICKET" 60000 || exit
-    gc join "$TICKET" 60000 --data-dir "$DIR/parts" > "$DIR/ends" || exit
+    gc sync "$TICKET" 120000 || exit
+    gc join "$TICKET" 120000 --data-dir "$DIR/parts" > "$DIR/ends" || exit
     # A line a clone: its vmid, how it ended, its status.
     if grep -v ' joined 0$' "$DIR/ends" >&2; then exit 1; fi
     awk '{ primes += $1 } END { print primes }' "$DIR/parts"/*

@@ -32,7 +32,12 @@ const FORKS: [Fork; 4] = [
 
 fn main() -> ExitCode {
     let forks = FORKS.iter().map(|fork| {
-        Trial::ignorable_test(format!("a_{}_program_forks_the_machine", fork.name), move || fork.tell())
+        Trial::ignorable_test(format!("a_{}_program_forks_the_machine", fork.name), || {
+            with(fork.needs, || fork.tell())
+        })
+    });
+    let seeds = Trial::ignorable_test("a_program_seeds_again_in_each_machine", || {
+        with("python3", a_program_seeds_again)
     });
     let jobs: [(&str, fn()); 5] = [
         ("a_map_reduce_job_adds_up_what_its_clones_leave", a_job_adds_up),
@@ -47,7 +52,17 @@ fn main() -> ExitCode {
             Ok(())
         })
     });
-    libtest_mimic::run(&Arguments::from_args(), forks.chain(jobs).collect()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), forks.chain([seeds]).chain(jobs).collect()).exit_code()
+}
+
+/// Tells a story, if there is this language.
+fn with(language: &str, story: impl FnOnce()) -> Result<Completion, Failed> {
+    let found = Command::new(language).arg("--version").output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        return Ok(Completion::ignored_with(format!("there is no {language} here")));
+    }
+    story();
+    Ok(Completion::Completed)
 }
 
 fn examples() -> PathBuf {
@@ -58,7 +73,11 @@ fn examples() -> PathBuf {
 fn start(fixture: &Fixture, command: &str) -> Child {
     let limit = common::PATIENCE.as_secs();
     let mut shell = shell(fixture, &format!("exec timeout {limit} {command}"));
-    shell.env("D", examples()).env("T", fixture.dir.path()).env("TMPDIR", fixture.dir.path());
+    shell
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("D", examples())
+        .env("T", fixture.dir.path())
+        .env("TMPDIR", fixture.dir.path());
     shell.spawn().unwrap()
 }
 
@@ -77,11 +96,7 @@ fn is_quiet(host: &mut Host) {
 }
 
 impl Fork {
-    fn tell(&self) -> Result<Completion, Failed> {
-        let found = Command::new(self.needs).arg("--version").output();
-        if !found.is_ok_and(|output| output.status.success()) {
-            return Ok(Completion::ignored_with(format!("there is no {} here", self.needs)));
-        }
+    fn tell(&self) {
         let fixture = Fixture::new();
         if !self.build.is_empty() {
             let built = end(start(&fixture, self.build));
@@ -108,8 +123,24 @@ impl Fork {
         assert_eq!(end(child), done(0, ""));
         let told = std::fs::read_to_string(fixture.path("told")).unwrap();
         assert_eq!(told, "5 100.64.0.6 from before\n");
-        Ok(Completion::Completed)
     }
+}
+
+/// That the first draw is the same everywhere only real clones show.
+fn a_program_seeds_again() {
+    let fixture = Fixture::new();
+    let mut host = fixture.ready(0);
+    let child = start(&fixture, "python3 $D/reseed.py 2");
+    let (id, args) = expect(&mut host, "clone");
+    assert_eq!(args, json!({"count": 2}));
+    cloned(&mut host, id, &[1, 2]);
+    let (code, told, words) = end(child);
+    let told: Vec<&str> = told.split_whitespace().collect();
+    let ["alike", number, bytes, "own", own_number, own_bytes] = told[..] else { panic!("{told:?} {words}") };
+    assert!(
+        code == Some(0) && number != own_number && bytes != own_bytes && own_bytes.len() == 32,
+        "{told:?}"
+    );
 }
 
 /// Starts the job, and grants it a ticket; the id of its request for clones.
