@@ -23,13 +23,14 @@ VMID=$(gc clone "$TICKET") || exit
 if [ "$VMID" = 0 ]; then
     # Whatever happens now: no clone is left over.
     trap 'gc kill --ticket "$TICKET"; rm -r "$DIR"' EXIT
-    gc sync "$TICKET" 120000 || exit
+    gc sync "$TICKET" 120000 && gc sync "$TICKET" 120000 || exit
     gc join "$TICKET" 120000 --data-dir "$DIR/parts" > "$DIR/ends" || exit
     # A line a clone: its vmid, how it ended, its status.
     if grep -v ' joined 0$' "$DIR/ends" >&2; then exit 1; fi
     awk '{ primes += $1 } END { print primes }' "$DIR/parts"/*
 else
-    { gc sync && gc list --ticket "$TICKET" > "$DIR/clones"; } || gc join --status 1
+    # All are there; and none goes to work, and ends, before all have seen who is there.
+    { gc sync && gc list --ticket "$TICKET" > "$DIR/clones" && gc sync; } || gc join --status 1
     part=$(awk -v me="$VMID" '$1 < me { before++ } END { print before + 0 }' "$DIR/clones")
     primes_in "$part" "$(wc -l < "$DIR/clones")" > "$DIR/part"
     gc join --status "$?" --data "$DIR/part" # Ends this VM, and does not return.
