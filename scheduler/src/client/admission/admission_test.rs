@@ -147,17 +147,13 @@ impl Story {
     async fn register_anew(&self) {
         let before = self.admission.epoch().await;
         self.way.send_replace(Way::Cut);
-        while self.admission.epoch_now() == Some(before) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(|| self.admission.epoch_now() != Some(before)).await;
         self.way.send_replace(Way::Open);
         assert_ne!(self.admission.epoch().await, before);
     }
 
     async fn noted(&self) {
-        while self.admission.link().unwrap().unnoted() > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(|| self.admission.link().unwrap().unnoted() == 0).await;
     }
 
     /// The clones that live by the ledger, and the states of its tickets.
@@ -168,6 +164,16 @@ impl Story {
         tickets.sort_by_key(|ticket| ticket.clones.len());
         (live.into_iter().collect(), tickets.iter().map(|ticket| ticket.state).collect())
     }
+}
+
+/// Waits for something that comes, or does not: the clock is a simulated one.
+async fn until(is_so: impl Fn() -> bool) {
+    let turns = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(60), turns).await.is_ok(), "it does not come");
 }
 
 fn request(vms: u32) -> RequestTicketRequest {
@@ -230,9 +236,7 @@ async fn a_clone_that_is_killed_while_it_is_made_ends_and_its_killer_hears_so() 
     let kill = KillRequest { family: FAMILY.to_string(), vmids: vec![1, 2], ..KillRequest::default() };
     let killed = tokio::spawn(async move { client.kill(kill).await });
     let mut shares = admitted.into_shares();
-    while shares.iter().any(|share| share.doomed().is_none()) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| shares.iter().all(|share| share.doomed().is_some())).await;
     // One is not started, the other one runs already.
     let second = shares.pop().unwrap();
     drop(shares);
@@ -249,9 +253,7 @@ async fn nothing_is_made_before_the_host_is_registered() {
     let story = Story::begin().await;
     let ticket = story.granted(1).await;
     story.way.send_replace(Way::Cut);
-    while story.admission.epoch_now().is_some() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| story.admission.epoch_now().is_none()).await;
     for right in [of(&ticket), Right::Loose(Uuid::from_u128(9))] {
         let refused = story.admission.admit(&wish(&[1]), &right).await.unwrap_err();
         assert!(matches!(refused, NotAdmitted::Registering { is_unused: true }), "{refused}");
@@ -272,9 +274,7 @@ async fn a_use_whose_answer_is_lost_is_said_again_and_is_the_same() {
     story.way.send_replace(Way::Deaf);
     let (admission, right) = (story.admission.clone(), of(&ticket));
     let used = tokio::spawn(async move { admission.admit(&wish(&[1]), &right).await });
-    while story.ledger().0.is_empty() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| !story.ledger().0.is_empty()).await;
     assert!(!used.is_finished());
     story.way.send_replace(Way::Cut);
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -326,9 +326,7 @@ async fn what_nobody_waits_for_any_more_goes_back() {
     story.way.send_replace(Way::Cut);
     tokio::time::sleep(Duration::from_millis(100)).await;
     story.way.send_replace(Way::Open);
-    while story.ledger().1 != [State::Released] {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| story.ledger().1 == [State::Released]).await;
     // What has a number may be asked for again, and is kept.
     let named = RequestTicketRequest { request_id: "mine".into(), ..request(8) };
     story.way.send_replace(Way::Deaf);
@@ -349,7 +347,5 @@ async fn clones_by_number_whose_answer_is_lost_hold_nothing() {
     story.way.send_replace(Way::Cut);
     tokio::time::sleep(Duration::from_millis(100)).await;
     story.way.send_replace(Way::Open);
-    while story.ledger() != (vec![], vec![State::Released]) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(|| story.ledger() == (vec![], vec![State::Released])).await;
 }
