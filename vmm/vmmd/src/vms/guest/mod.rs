@@ -1,6 +1,6 @@
 //! Calls of guests that the host answers. The VM is known by its connection; nothing it says names another family's.
 //!
-//! - [`look`]: `list`, `lt`, `ticket`.
+//! - `look`: `list`, `lt`, `ticket`.
 //! - [`together`]: `sync`, `leave-data`, `leave`, `join`, `join-data`, `kill`.
 //! - here: `clone`, `rt`; what an error is to a guest.
 //!
