@@ -64,7 +64,7 @@ const SCATTERED: u64 = 2000;
 /// writes, and looks. Says X when that is not there.
 const READ_AND_WRITE: &[u8] = &[
     0x48, 0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00, 0x03, 0x00, 0x30,
-    0x00, // mov qword [PDPT + 24], 3 MiB + 3
+    0x00, // mov qword [PDPT + 24], …
     0xc7, 0x04, 0x25, 0x00, 0x04, 0x30, 0x00, 0x83, 0x00, 0x00,
     0xd0, // mov dword [3 MiB + …], MMIO_BASE + 0x83
     0xbe, 0x70, 0x00, 0x00, 0xd0, // mov esi, MMIO_BASE + 0x70
@@ -86,10 +86,51 @@ const MTRR: &[u8] = &[
     0xb0, b'\n', 0xee, 0xeb, 0xd6, // mov al, '\n'; out dx, al; jmp start
 ];
 
+/// As [`ECHO`] without the echo, with its count in the first byte above 4 GiB, which it maps.
+const HIGH: &[u8] = &[
+    0x48, 0xc7, 0x04, 0x25, 0x20, 0xa0, 0x00, 0x00, 0x03, 0x00, 0x30,
+    0x00, // mov qword [PDPT + 32], 3 MiB + 3
+    0xc7, 0x04, 0x25, 0x00, 0x00, 0x30, 0x00, 0x83, 0x00, 0x00, 0x00, // mov dword [3 MiB], 0x83
+    0xc7, 0x04, 0x25, 0x04, 0x00, 0x30, 0x00, 0x01, 0x00, 0x00, 0x00, // mov dword [3 MiB + 4], 1
+    0x48, 0xbb, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00, // mov rbx, 4 GiB
+    0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
+    0x66, 0xba, 0xf8, 0x03, 0xec, // mov dx, 0x3f8 (data); in al, dx
+    0xfe, 0x03, 0x8a, 0x03, // inc byte [rbx]; mov al, [rbx]
+    0x04, b'0', 0xee, 0xb0, b'\n', 0xee, // add al, '0'; out dx, al; mov al, '\n'; out dx, al
+    0xeb, 0xe6, // jmp start
+];
+
+/// Starts the other three vCPUs, each of which counts for ever, and says y for each byte from the console when all three have counted
+/// on.
+const FOUR: &[u8] = &[
+    0x48, 0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00, 0x03, 0x00, 0x30,
+    0x00, // mov qword [PDPT + 24], …
+    0xc7, 0x04, 0x25, 0xb8, 0x0f, 0x30, 0x00, 0x83, 0x00, 0xe0, 0xfe, // mov dword [3 MiB + …], …
+    0xbe, 0x78, 0x00, 0x10, 0x00, 0xbf, 0x00, 0x00, 0x03, 0x00, // mov esi, others; mov edi, 0x30000
+    0xb9, 0x17, 0x00, 0x00, 0x00, 0xf3, 0xa4, // mov ecx, 23; rep movsb
+    0xbe, 0x00, 0x00, 0xe0, 0xfe, // mov esi, APIC
+    0xc7, 0x86, 0xf0, 0x00, 0x00, 0x00, 0xff, 0x01, 0x00, 0x00, // mov dword [rsi + 0xf0], 0x1ff (on)
+    0xc7, 0x86, 0x00, 0x03, 0x00, 0x00, 0x00, 0x45, 0x0c, 0x00, // mov dword [rsi + 0x300], INIT
+    0xc7, 0x86, 0x00, 0x03, 0x00, 0x00, 0x30, 0x46, 0x0c, 0x00, // …, start them at 0x30000
+    0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
+    0x66, 0xba, 0xf8, 0x03, 0xec, // mov dx, 0x3f8 (data); in al, dx
+    0xbb, 0x04, 0x01, 0x03, 0x00, 0xb9, 0x03, 0x00, 0x00, 0x00, // mov ebx, 0x30104; mov ecx, 3
+    0x8b, 0x03, 0x3b, 0x03, 0x74, 0xfc, // next: mov eax, [rbx]; same: cmp eax, [rbx]; je same
+    0x83, 0xc3, 0x04, 0xff, 0xc9, 0x75, 0xf3, // add ebx, 4; dec ecx; jnz next
+    0xb0, 0x79, 0xee, 0xb0, 0x0a, 0xee, // mov al, 'y'; out dx, al; mov al, '\n'; out dx, al
+    0xeb, 0xd3, // jmp start
+    0xb8, 0x01, 0x00, 0xf0, 0x2e, 0x0f, 0xc1, 0x06, 0x00,
+    0x01, // others: mov ax, 1; lock xadd cs:[0x100], ax
+    0x89, 0xc3, 0xc1, 0xe3, 0x02, // mov bx, ax; shl bx, 2
+    0x2e, 0x66, 0xff, 0x87, 0x04, 0x01, 0xeb, 0xf8, // on: inc dword cs:[bx + 0x104]; jmp on
+];
+
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 17] = [
+    let tests: [(&str, Test); 20] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -104,6 +145,9 @@ fn main() -> ExitCode {
         ("scattered_pages_are_copied_and_what_lies_between_is_not", scattered),
         ("an_instruction_with_two_exits_is_whole_in_parent_and_clones", whole_io),
         ("a_clone_caches_memory_as_its_parent_does", mtrr),
+        ("ram_above_4_gib_is_each_ones_own", high),
+        ("four_vcpus_go_on_in_clones", four_vcpus),
+        ("a_warm_vmm_that_is_killed_as_it_starts_takes_nobody_along", killed_start),
         ("clones_of_clones_go_on_however_deep", deep),
         ("what_is_no_generation_ends_a_warm_vm_with_the_reason", no_generation),
         ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
@@ -371,6 +415,65 @@ fn mtrr() -> Result<(), Failed> {
     let grandchild = Guest::generation(&clone.freeze()?)?.start()?;
     Typist::new(&grandchild)?.expect("c", "68")?;
     end_all([parent, clone, grandchild])
+}
+
+fn high() -> Result<(), Failed> {
+    // 28 MiB of it above the hole for devices.
+    const RAM_MIB: u32 = 3100;
+    let parent = Guest::code(HIGH).memory_mib(RAM_MIB).start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("a", "1")?;
+    let first = parent.freeze()?;
+    at_parent.expect("a", "2")?;
+    let second = parent.freeze()?;
+    at_parent.expect("a", "3")?;
+    let third = parent.freeze()?;
+    let mut vmms = vec![];
+    for (generation, line) in [(&third, "4"), (&first, "2"), (&second, "3")] {
+        let clone = Guest::generation(generation)?.memory_mib(RAM_MIB).start()?;
+        Typist::new(&clone)?.expect("b", line)?;
+        let grandchild = Guest::generation(&clone.freeze()?)?.memory_mib(RAM_MIB).start()?;
+        Typist::new(&grandchild)?.expect("c", &(line.parse::<u8>()? + 1).to_string())?;
+        vmms.extend([clone, grandchild]);
+    }
+    at_parent.expect("a", "4")?;
+    end_all(vmms.into_iter().chain([parent]))
+}
+
+fn four_vcpus() -> Result<(), Failed> {
+    let parent = Guest::code(FOUR).vcpus(4).start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("a", "y")?;
+    let first = parent.freeze()?;
+    at_parent.expect("b", "y")?;
+    let second = parent.freeze()?;
+    at_parent.expect("c", "y")?;
+    for generation in [&first, &second] {
+        let clone = Guest::generation(generation)?.vcpus(4).start()?;
+        Typist::new(&clone)?.expect("d", "y")?;
+        let grandchild = Guest::generation(&clone.freeze()?)?.vcpus(4).start()?;
+        Typist::new(&grandchild)?.expect("e", "y")?;
+        end_all([clone, grandchild])?;
+    }
+    end_all([parent])
+}
+
+fn killed_start() -> Result<(), Failed> {
+    let parent = Guest::code(ECHO).start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("x", "x1")?;
+    let generation = parent.freeze()?;
+    for round in 0..10u8 {
+        let warm = Guest::warm().start()?;
+        // It is somewhere between the two, another place each time.
+        warm.give_and_kill(&generation)?;
+        let clone = Guest::generation(&generation)?.start()?;
+        Typist::new(&clone)?.expect("c", "c2")?;
+        end_all([clone])?;
+        at_parent.expect("p", &format!("p{}", (b'0' + 2 + round) as char))?;
+    }
+    unchanged(&generation, 0, 1)?;
+    end_all([parent])
 }
 
 fn deep() -> Result<(), Failed> {

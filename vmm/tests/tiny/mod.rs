@@ -180,9 +180,21 @@ impl Vmm {
         }
     }
 
-    /// Says one line with descriptors; the answer, with its descriptors.
-    pub fn ask(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<(Opened, Vec<OwnedFd>), Failed> {
-        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    /// Starts it, when it is warm, and kills it without waiting for the answer.
+    pub fn give_and_kill(mut self, generation: &Generation) -> Result<(), Failed> {
+        let mut descriptors = vec![generation.state.as_fd(), generation.touched.as_fd()];
+        descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
+        let stream = self.say(&Open::Start { ticket: String::new() }, &descriptors)?;
+        self.child.kill()?;
+        let status = self.child.wait()?;
+        drop(stream);
+        if status.code().is_some() {
+            return Err(format!("it ended by itself: {status}").into());
+        }
+        Ok(())
+    }
+
+    fn say(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<UnixStream, Failed> {
         use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
         let stream = UnixStream::connect(self.dir.path().join("vmm.sock"))?;
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
@@ -193,6 +205,13 @@ impl Vmm {
         let mut line = serde_json::to_vec(open)?;
         line.push(b'\n');
         sendmsg(&stream, &[IoSlice::new(&line)], &mut rights, SendFlags::empty())?;
+        Ok(stream)
+    }
+
+    /// Says one line with descriptors; the answer, with its descriptors.
+    pub fn ask(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<(Opened, Vec<OwnedFd>), Failed> {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        let stream = self.say(open, with)?;
         let mut line = [0; 1024];
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
         let mut rights = RecvAncillaryBuffer::new(&mut space);
