@@ -212,7 +212,7 @@ impl Supervisor {
         let orders = self.orders.clone();
         if self.calls.len() >= REQUESTS_MAX {
             let message = format!("{REQUESTS_MAX} calls of this VM are not answered yet");
-            let answer = Answer::Error(CallError { code: libc::EBUSY, message });
+            let answer = Answer::Error(CallError { code: libc::EAGAIN, message });
             if let Err(error) = orders.try_send(ToVmm::GuestReply { id, answer }) {
                 tracing::warn!(%error, "answer a guest's call");
             }
