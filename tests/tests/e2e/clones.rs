@@ -88,7 +88,7 @@ const WHO: [&str; 6] = [
     "/proc/sys/kernel/random/uuid",
 ];
 /// Lines of the identity that all of a family have.
-const ALIKE: [&str; 3] = ["prefix=", "gateway=", "family="];
+const ALIKE: [&str; 4] = ["prefix=", "gateway=", "family=", "ticket="];
 
 fn distinct(family: &Family<'_>) -> Outcome {
     let clones = family.clone(32)?;
