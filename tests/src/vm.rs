@@ -80,10 +80,21 @@ impl<'a> Vm<'a> {
         let bytes = fs::read(&file)
             .map_err(|source| HostError::System { what: "read a guest program of the tests", source })?;
         let place = format!("/tmp/{program}");
-        let script = format!("cat > {place} && chmod 755 {place}");
-        let argv = ["sh", "-c", script.as_str()];
-        succeeded(&self.exec_arguments(&argv), &self.exec_with_input(&argv, &bytes)?)?;
+        self.feed(&format!("cat > {place} && chmod 755 {place}"), &bytes)?;
         Ok(place)
+    }
+
+    /// Writes a file in it.
+    ///
+    /// # Errors
+    /// The guest does not take it.
+    pub fn put(&self, place: &str, bytes: &[u8]) -> Result<(), HostError> {
+        self.feed(&format!("cat > {place}"), bytes)
+    }
+
+    fn feed(&self, script: &str, input: &[u8]) -> Result<(), HostError> {
+        let argv = ["sh", "-c", script];
+        succeeded(&self.exec_arguments(&argv), &self.exec_with_input(&argv, input)?).map(drop)
     }
 
     /// What `vmctl inspect` says of it.

@@ -179,7 +179,7 @@ pub struct TicketsArgs {
 /// Some of a family's tickets, in the order in which they were granted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketsPage {
-    /// These; none, where all of a page were made for clones that were asked for by number.
+    /// Those that somebody asked for, at most 480.
     pub tickets: Vec<TicketView>,
     /// [`TicketsArgs::from`] of the next page; None: this is the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

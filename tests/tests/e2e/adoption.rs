@@ -19,7 +19,7 @@ fn adopted(stage: &Stage) -> Outcome {
         let vm = host.vm("survivor");
         // It counts on while nobody listens; `setsid` frees it from the session that exec ends.
         vm.sh("setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /tmp/count; sleep 1; done' >/dev/null 2>&1 </dev/null &")?;
-        vm.exec_with_input(&["sh", "-c", "cat > /tmp/echo.py"], ECHO.as_bytes())?;
+        vm.put("/tmp/echo.py", ECHO.as_bytes())?;
         vm.sh("setsid python3 /tmp/echo.py 7000 1 >/dev/null 2>&1 </dev/null &")?;
         // 0x1b58 is port 7000.
         vm.sh("until grep -q :1B58 /proc/net/tcp; do sleep 1; done")?;

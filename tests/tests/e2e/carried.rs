@@ -43,8 +43,7 @@ open('/tmp/outcome', 'w').write(', '.join(text.decode() for text in told))";
 fn program(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     parent.sh("cd /tmp; rm -f runs go outcome; mkfifo runs go outcome")?;
-    let put = parent.exec_with_input(&["sh", "-c", "cat > /tmp/carried.py"], PROGRAM.as_bytes())?;
-    require(put.code == 0, format!("{put:?}"))?;
+    parent.put("/tmp/carried.py", PROGRAM.as_bytes())?;
     parent.sh("setsid python3 /tmp/carried.py < /dev/null > /dev/null 2>&1 &")?;
     require(parent.sh("cat /tmp/runs")? == "yes", "the program does not run")?;
     let clones = family.clone(2)?;
@@ -83,10 +82,7 @@ fn four_vcpus(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let parent = host.run("four", &["--vcpus", "4"])?;
     let told = with_four(&parent);
-    let names = host.json(&["ls"])?;
-    let names = names.as_array().ok_or("no list")?.iter().filter_map(|vm| vm["name"].as_str());
-    let family: Vec<&str> = names.filter(|name| *name == "four" || name.starts_with("four.")).collect();
-    host.call(&[&["rm", "-f"], &family[..]].concat())?;
+    host.call(&["rm", "-f", "--family", parent.name()])?;
     told
 }
 

@@ -217,8 +217,7 @@ fn no_agent(stage: &Stage) -> Outcome {
 fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     let (ip, port) = (vm.field("ip")?, "8082");
     vm.sh("mkfifo /tmp/listens")?;
-    let put = vm.exec_with_input(&["sh", "-c", "cat > /tmp/echo.py"], network::ECHO.as_bytes())?;
-    require(put.code == 0, format!("{put:?}"))?;
+    vm.put("/tmp/echo.py", network::ECHO.as_bytes())?;
     vm.sh(&format!("setsid python3 /tmp/echo.py {port} 3 < /dev/null > /tmp/listens 2>&1 &"))?;
     require(vm.sh("head -n 1 /tmp/listens")? == "listening", "no server")?;
     network::round_trip(&ip, 8082, 100)?;

@@ -62,7 +62,7 @@ impl<'a> Family<'a> {
     /// The member with this vmid, once it is ready.
     pub fn ready(&self, vmid: u32) -> Result<Vm<'a>, Failed> {
         let vm = self.member(vmid);
-        self.host.call(&["wait", vm.name(), "--until", "ready", "--timeout", "120"])?;
+        vm.wait_ready()?;
         Ok(vm)
     }
 

@@ -33,9 +33,7 @@ const PYTHON: &str = include_str!("../../../examples/guest/fork.py");
 fn python(family: &Family<'_>) -> Outcome {
     family.parent.install("guest-check")?;
     let parent = &family.parent;
-    let file = "cat > /tmp/fork.py";
-    let put = parent.exec_with_input(&["sh", "-c", file], PYTHON.as_bytes())?;
-    require(put.code == 0, format!("{put:?}"))?;
+    parent.put("/tmp/fork.py", PYTHON.as_bytes())?;
     parent.call(&[CHECK, "lock", LOCK, "python3", "/tmp/fork.py", "3", "/tmp/told"])?;
     let told = parent.call(&["cat", "/tmp/told"])?;
     let who = format!("0 {} from before ", parent.field("ip")?);
@@ -131,8 +129,7 @@ fn tcp(family: &Family<'_>) -> Outcome {
     let all = [&family.parent, &clones[0], &clones[1]];
     for vm in all {
         vm.sh("rm -f /tmp/listens; mkfifo /tmp/listens")?;
-        let put = vm.exec_with_input(&["sh", "-c", "cat > /tmp/server.py"], SERVER.as_bytes())?;
-        require(put.code == 0, format!("{put:?}"))?;
+        vm.put("/tmp/server.py", SERVER.as_bytes())?;
         vm.sh("setsid python3 /tmp/server.py < /dev/null > /dev/null 2>&1 &")?;
         require(vm.sh("cat /tmp/listens")? == "yes", "no server")?;
     }
@@ -168,8 +165,7 @@ fn outside(family: &Family<'_>) -> Outcome {
     let listener = TcpListener::bind((gateway.as_str(), 0))?;
     let port = listener.local_addr()?.port();
     parent.sh("cd /tmp; rm -f connected go outcome; mkfifo connected go outcome")?;
-    let put = parent.exec_with_input(&["sh", "-c", "cat > /tmp/outside.py"], OUTSIDE.as_bytes())?;
-    require(put.code == 0, format!("{put:?}"))?;
+    parent.put("/tmp/outside.py", OUTSIDE.as_bytes())?;
     parent.sh(&format!("setsid python3 /tmp/outside.py {gateway} {port} < /dev/null > /dev/null 2>&1 &"))?;
     let (mut stream, _) = listener.accept()?;
     let mut heard = [0; 5];

@@ -70,16 +70,11 @@ while True:
 c.sendall(b'%d\\n' % answer)
 c.recv(1)";
 
-fn put(vm: &Vm<'_>, place: &str, text: &str) -> Outcome {
-    let put = vm.exec_with_input(&["sh", "-c", &format!("cat > {place}")], text.as_bytes())?;
-    require(put.code == 0, format!("{put:?}"))
-}
-
 fn map_reduce(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     for (place, text) in [("/tmp/job.sh", MAP_REDUCE), ("/tmp/server.py", SERVER), ("/tmp/worker.py", WORKER)]
     {
-        put(parent, place, text)?;
+        parent.put(place, text.as_bytes())?;
     }
     let told = parent.call(&["sh", "/tmp/job.sh", "3"])?;
     let lines: Vec<&str> = told.lines().collect();
@@ -100,7 +95,7 @@ const EXAMPLE: &str = include_str!("../../../examples/guest/map_reduce.sh");
 
 fn example(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
-    put(parent, "/tmp/example.sh", EXAMPLE)?;
+    parent.put("/tmp/example.sh", EXAMPLE.as_bytes())?;
     let told = parent.call(&["sh", "/tmp/example.sh", "3"])?;
     require(told == "2262", told)?;
     for name in family.clone_names()? {
@@ -125,7 +120,7 @@ fn with_ticket<'a>(host: &'a Host, parent: &Vm<'_>, count: u32) -> Result<(Strin
     let clones: Vec<Vm<'a>> =
         of_ticket.filter_map(|vm| vm["name"].as_str()).map(|name| host.vm(name)).collect();
     for vm in &clones {
-        host.call(&["wait", vm.name(), "--until", "ready", "--timeout", "120"])?;
+        vm.wait_ready()?;
     }
     require(clones.len() == usize::try_from(count)?, format!("{} clones: {all}", clones.len()))?;
     Ok((ticket, clones))

@@ -155,17 +155,25 @@ impl Tickets {
         answer.map(Response::into_inner).map_err(|status| self.failed(call, status))
     }
 
-    /// How many clones a ticket is for on this host.
+    /// A ticket of a family, as it is now.
     ///
     /// # Errors
-    /// It is not there, not the family's, for another host, or the scheduler does not answer.
-    pub async fn size(&self, id: Uuid, family: Uuid) -> Result<u32, Error> {
+    /// It is not there, not the family's, or the scheduler does not answer.
+    pub async fn get(&self, id: Uuid, family: Uuid) -> Result<Ticket, Error> {
         let request = GetTicketRequest { id: id.to_string(), family: family.to_string() };
         let get = |mut client: Client, _| {
             let request = request.clone();
             async move { client.get_ticket(request).await }
         };
-        let ticket = self.ask("look at a ticket", Duration::ZERO, get).await?;
+        self.ask("look at a ticket", Duration::ZERO, get).await
+    }
+
+    /// How many clones a ticket is for on this host.
+    ///
+    /// # Errors
+    /// It is not there, not the family's, for another host, or the scheduler does not answer.
+    pub async fn size(&self, id: Uuid, family: Uuid) -> Result<u32, Error> {
+        let ticket = self.get(id, family).await?;
         if ticket.state() != TicketState::Granted {
             // Why it cannot be used is said by who is asked to use it.
             return Ok(ticket.vms.max(1));
@@ -331,7 +339,7 @@ impl Host {
             async move { client.list_tickets(request).await }
         };
         let listed = self.tickets.ask("list tickets", Duration::ZERO, list).await?;
-        let tickets = listed.tickets.iter().filter(|ticket| !ticket.loose).map(view).collect();
+        let tickets = listed.tickets.iter().map(view).collect();
         Ok((tickets, Some(listed.next_page_token).filter(|token| !token.is_empty())))
     }
 

@@ -1,17 +1,16 @@
 //! vmmd and its scheduler: what is asked of it when it is away or full, and what it orders.
 
 use crate::{
-    bench::{Client, get, kill, ready, tell, vm, wait},
+    bench::{Client, get, kill, ready, tell, vm},
     clones::clones,
     steps::{Hold, running, until},
     streams::{ask, run},
-    tickets::{granted, refused},
+    tickets::{granted, refused, two_clones},
 };
 use futures::future::join_all;
 use patina_proto::v1::{
     self, GetHostRequest, KillRequest, ListHostsRequest, ListTicketsRequest, ReleaseTicketRequest,
     RequestTicketRequest, TicketState, VmState, scheduler_client::SchedulerClient, vmmd_client::VmmdClient,
-    wait_vm_request::Until,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -240,11 +239,7 @@ fn clones_do_not_wait_for_a_master_that_has_ended() {
     tell(|mut bench| async move {
         let mut client = bench.start().await;
         ready(&mut client, vm("web", "")).await;
-        let ticket = granted(&mut client, "web", 2, 2).await;
-        ask(&mut client, "web", "clone", &json!({"ticket": ticket}).to_string()).await;
-        for name in ["web.1", "web.2"] {
-            wait(&mut client, name, Until::Ready).await.unwrap();
-        }
+        two_clones(&mut client).await;
         let meet =
             ["web.1", "web.2"].map(|name| asking(&client, name, "sync", json!({"timeout_ms": 15_000})));
         sleep(Duration::from_millis(300)).await;

@@ -28,6 +28,16 @@ pub async fn granted(client: &mut Client, name: &str, max_cpus: u32, min_vms: u3
     answer["ok"]["uuid"].as_str().unwrap().to_owned()
 }
 
+/// The ticket of the first two clones of "web", which are ready.
+pub async fn two_clones(client: &mut Client) -> String {
+    let ticket = granted(client, "web", 2, 2).await;
+    ask(client, "web", "clone", &json!({"ticket": ticket}).to_string()).await;
+    for name in ["web.1", "web.2"] {
+        wait(client, name, Until::Ready).await.unwrap();
+    }
+    ticket
+}
+
 async fn status(client: &mut Client, name: &str, uuid: &str) -> String {
     let answer = ask(client, name, "ticket", &json!({"uuid": uuid}).to_string()).await;
     answer["ok"]["status"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
@@ -156,11 +166,7 @@ fn a_clone_leaves_its_result_and_its_parent_has_it() {
     tell(|mut bench| async move {
         let mut client = bench.start().await;
         ready(&mut client, vm("web", "")).await;
-        let ticket = granted(&mut client, "web", 2, 2).await;
-        ask(&mut client, "web", "clone", &json!({"ticket": ticket}).to_string()).await;
-        for name in ["web.1", "web.2"] {
-            wait(&mut client, name, Until::Ready).await.unwrap();
-        }
+        let ticket = two_clones(&mut client).await;
         let master = refused(&mut client, "web", "leave", json!({"status": 1})).await;
         assert!(master.0 == 22 && master.1.contains("master"), "{master:?}");
         // "aGVsbG8=" is "hello".

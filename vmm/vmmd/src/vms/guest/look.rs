@@ -15,11 +15,9 @@ use patina_abi::{
     LINE_MAX_BYTES,
     link::{ListArgs, Member, MembersPage, TicketName, TicketView, TicketsArgs, TicketsPage},
 };
-use patina_proto::v1::GetTicketRequest;
-use scheduler::client::Client;
 use serde::Serialize;
 use serde_json::Value;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 /// The VMs of a family that this host has.
 pub(super) fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str, args: Value) -> Answered {
@@ -102,12 +100,7 @@ pub(super) async fn one_ticket(host: &Host, vm: &Vm, args: Value) -> Answered {
         Some(text) => ticket(&text)?,
         None => own_ticket(vm, "ticket")?,
     };
-    let request = GetTicketRequest { id: id.to_string(), family: vm.record.family.to_string() };
-    let get = |mut client: Client, _| {
-        let request = request.clone();
-        async move { client.get_ticket(request).await }
-    };
-    let found = host.tickets.ask("look at a ticket", Duration::ZERO, get).await.map_err(refusal)?;
+    let found = host.tickets.get(id, vm.record.family).await.map_err(refusal)?;
     write(&view(&found))
 }
 
