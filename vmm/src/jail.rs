@@ -6,7 +6,8 @@
 //!    SIGSYS, which `vmmd` records as the VM's end. No file can be opened (that is answered with EACCES), no socket made, no process started.
 //!
 //! The filter holds for the calling thread and for those that it starts afterwards; so the jail is entered after
-//! everything has been made and before the first thread is started.
+//! everything has been made and before the first thread is started. Libraries that prepare themselves when they are
+//! first used do so before: see [`prime`].
 
 use crate::sys::rights;
 use seccompiler::{
@@ -14,6 +15,9 @@ use seccompiler::{
     TargetArch,
 };
 use std::collections::BTreeMap;
+use std::hash::RandomState;
+use std::hint::black_box;
+use std::time::{Instant, SystemTime};
 
 /// The user and group of a jailed process.
 pub const NOBODY: u32 = 65_534;
@@ -59,7 +63,21 @@ const INPUT_OUTPUT: &[libc::c_long] = &[
     libc::SYS_getrandom,
     libc::SYS_timerfd_settime,
     libc::SYS_memfd_create,
+];
+/// Looking for files by their names. Libraries do that for advice (how many CPUs are there? which program is this, so that
+/// a backtrace can name its functions?) and do without: it is answered with EACCES, and the process goes on.
+const REFUSED: &[libc::c_long] = &[
+    libc::SYS_open,
     libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlink,
+    libc::SYS_readlinkat,
+    libc::SYS_getcwd,
 ];
 /// Unix sockets that are there already, and pairs.
 const SOCKETS: &[libc::c_long] = &[
@@ -81,6 +99,8 @@ const PROCESS: &[libc::c_long] = &[
     libc::SYS_madvise,
     libc::SYS_brk,
     libc::SYS_futex,
+    // The C library before 2.34 starts threads with the first of these.
+    libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
@@ -103,6 +123,24 @@ const PROCESS: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
+/// Has libraries do now what they do once, when they are first used, and what the jail does not let them do.
+///
+/// - rustix reads the auxiliary vector to find the kernel's clock: from `/proc/self/auxv` before Linux 6.4.
+/// - The C library and std bind functions of threads, clocks and random numbers when they are first called.
+///
+/// # Errors
+/// No thread can be started.
+pub fn prime() -> std::io::Result<()> {
+    let first_uses = || {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        black_box((now, Instant::now(), SystemTime::now(), RandomState::new()));
+    };
+    first_uses();
+    // A thread ends before the jail is entered, so none is left outside.
+    let thread = std::thread::Builder::new().name("prime".into()).spawn(first_uses)?;
+    thread.join().map_err(|_| std::io::Error::other("a thread failed"))
+}
+
 /// Enters the jail. There is no way out.
 ///
 /// # Errors
@@ -112,22 +150,24 @@ pub fn enter() -> Result<(), JailError> {
         rights::become_user(NOBODY).map_err(JailError::User)?;
     }
     // Of two filters the stricter answer counts. Applying one sets no_new_privs as well.
-    for filter in [refuse_open(), allow()] {
+    for filter in [refuse_files(), allow()] {
         seccompiler::apply_filter(&filter.map_err(JailError::Filter)?).map_err(JailError::Apply)?;
     }
     Ok(())
 }
 
-/// The C library opens a file or two for advice (how many CPUs are there?) and does without: refused, not killed.
-fn refuse_open() -> Result<BpfProgram, seccompiler::BackendError> {
-    let rules = BTreeMap::from([(libc::SYS_openat, Vec::new())]);
+fn refuse_files() -> Result<BpfProgram, seccompiler::BackendError> {
+    let rules = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
     let refuse = SeccompAction::Errno(libc::EACCES as u32);
     SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64)?.try_into()
 }
 
 fn allow() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        [INPUT_OUTPUT, SOCKETS, PROCESS].into_iter().flatten().map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = [INPUT_OUTPUT, REFUSED, SOCKETS, PROCESS]
+        .into_iter()
+        .flatten()
+        .map(|call| (*call, Vec::new()))
+        .collect();
     rules.insert(libc::SYS_ioctl, ioctls()?);
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?
         .try_into()

@@ -2,11 +2,13 @@
 
 use crate::api::config::VmConfig;
 use crate::api::end::{End, EndKind};
+use crate::devices::lock;
 use crate::machine::build::{self, BuildError};
 use crate::sys::inherit::{InheritError, Inherited};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// Longest configuration, bytes.
@@ -42,19 +44,20 @@ pub enum ProcessError {
 pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessError> {
     let started = Instant::now();
     let config = read_config(File::from(inherited.take(config_fd)?))?;
-    let mut record = File::from(inherited.take(config.end_fd)?);
+    let record = EndRecord::new(File::from(inherited.take(config.end_fd)?));
+    record_panics(record.clone());
     let end = match build::build(&config, &mut inherited, started) {
         Ok(mut running) => {
             let end = running.server.run(&mut running.machine).map_err(ProcessError::Serve)?;
             running.machine.finish();
-            write_end(&mut record, &end)?;
+            record.write(&end)?;
             running.server.farewell(&end);
             eprintln!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);
             return Ok(());
         }
         Err(error) => error,
     };
-    write_end(&mut record, &End { kind: EndKind::VmmError, reason: crate::chain(&end) })?;
+    record.write(&End { kind: EndKind::VmmError, reason: crate::chain(&end) })?;
     Err(end.into())
 }
 
@@ -65,8 +68,51 @@ fn read_config(mut file: File) -> Result<VmConfig, ProcessError> {
     serde_json::from_slice(&text).map_err(ProcessError::Parse)
 }
 
-fn write_end(record: &mut File, end: &End) -> Result<(), ProcessError> {
+/// The file that says how the VM ended. The first end that is written is the one that counts.
+#[derive(Debug, Clone)]
+pub struct EndRecord(Arc<Mutex<Option<File>>>);
+
+impl EndRecord {
+    /// `file` is empty and opened for writing.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self(Arc::new(Mutex::new(Some(file))))
+    }
+
+    fn write(&self, end: &End) -> Result<(), ProcessError> {
+        let file = lock(&self.0).take();
+        file.map_or(Ok(()), |file| write_end(file, end))
+    }
+
+    /// As [`Self::write`], by a thread that panics: if another holds the file, that one writes.
+    fn write_last_words(&self, reason: String) {
+        let file = self.0.try_lock().ok().and_then(|mut file| file.take());
+        if let Some(file) = file {
+            // Where this fails, standard error still has the words.
+            write_end(file, &End { kind: EndKind::VmmError, reason }).ok();
+        }
+    }
+}
+
+fn write_end(mut file: File, end: &End) -> Result<(), ProcessError> {
     let mut text = serde_json::to_vec(end).map_err(|error| ProcessError::Record(error.into()))?;
     text.push(b'\n');
-    record.write_all(&text).and_then(|()| record.sync_data()).map_err(ProcessError::Record)
+    file.write_all(&text).and_then(|()| file.sync_data()).map_err(ProcessError::Record)
+}
+
+/// From now on a panic of any thread is written to `record` and to standard error, and ends the process: a VM whose
+/// vmm has failed in one place is not to be trusted in another.
+pub fn record_panics(record: EndRecord) {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let thread = std::thread::current();
+        let words = info.payload_as_str().unwrap_or("no message");
+        let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
+        record.write_last_words(format!(
+            "the vmm failed, please report this: its thread {} panicked{place}: {words}",
+            thread.name().unwrap_or("without a name"),
+        ));
+        print(info);
+        std::process::abort();
+    }));
 }

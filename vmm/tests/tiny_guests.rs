@@ -2,6 +2,7 @@
 //!
 //! They need /dev/kvm and a tap, and show as ignored, with the reason, where these cannot be had.
 
+mod outer;
 mod tiny;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -130,7 +131,7 @@ const FOUR: &[u8] = &[
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 20] = [
+    let tests: [(&str, Test); 21] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -141,6 +142,7 @@ fn main() -> ExitCode {
         ("a_file_that_is_no_kernel_is_refused_with_its_first_bytes", no_kernel),
         ("a_running_vmm_has_no_rights_and_is_killed_by_word", jailed),
         ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
+        ("clones_start_where_the_kernel_does_not_tell_the_auxiliary_vector", old_kernel),
         ("a_vm_is_frozen_again_and_again", freeze_again),
         ("scattered_pages_are_copied_and_what_lies_between_is_not", scattered),
         ("an_instruction_with_two_exits_is_whole_in_parent_and_clones", whole_io),
@@ -306,6 +308,18 @@ fn freeze() -> Result<(), Failed> {
     at_second.expect("f", "f3")?;
 
     unchanged(&generation, 0, 1)?;
+    end_all([parent, first, second])
+}
+
+fn old_kernel() -> Result<(), Failed> {
+    let parent = Guest::code(ECHO).on_old_kernel().start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("x", "x1")?;
+    let first = Guest::generation(&parent.freeze()?)?.on_old_kernel().start()?;
+    Typist::new(&first)?.expect("c", "c2")?;
+    let second = Guest::generation(&first.freeze()?)?.on_old_kernel().start()?;
+    Typist::new(&second)?.expect("d", "d3")?;
+    at_parent.expect("p", "p2")?;
     end_all([parent, first, second])
 }
 

@@ -204,6 +204,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let around = Around { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
     let pagemap = Pagemap::open().map_err(|error| io_failed("its page tables")(error.into()))?;
     let tracker = WriteTracker::open();
+    jail::prime().map_err(io_failed("a thread"))?;
     // From here on there are threads, and the guest of a VM that is not warm runs.
     jail::enter()?;
     if !is_warm {

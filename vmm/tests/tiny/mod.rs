@@ -31,6 +31,7 @@ pub struct Guest {
     generation: Option<Generation>,
     vcpus: u8,
     memory_mib: u32,
+    hides_auxv: bool,
 }
 
 /// What became of it.
@@ -49,7 +50,8 @@ impl Guest {
 
     /// `kernel` is the kernel file.
     pub fn file(kernel: &[u8]) -> Self {
-        Self { kernel: kernel.to_vec(), warm: false, generation: None, vcpus: 1, memory_mib: 64 }
+        let kernel = kernel.to_vec();
+        Self { kernel, warm: false, generation: None, vcpus: 1, memory_mib: 64, hides_auxv: false }
     }
 
     /// Goes on where the VM stood that this generation was made of.
@@ -68,6 +70,11 @@ impl Guest {
 
     pub fn memory_mib(self, memory_mib: u32) -> Self {
         Self { memory_mib, ..self }
+    }
+
+    /// Its vmm runs as on a kernel before Linux 6.4.
+    pub fn on_old_kernel(self) -> Self {
+        Self { hides_auxv: true, ..self }
     }
 
     /// The same kernel, packed as a bzImage of one setup sector.
@@ -119,10 +126,12 @@ impl Guest {
         };
         let mut document = tempfile::tempfile()?;
         document.write_all(&serde_json::to_vec(&config)?)?;
-        let child = Command::new(env!("CARGO_BIN_EXE_vmm"))
-            .args(["--config-fd", &inherit(&document)?.to_string()])
-            .stdin(Stdio::null())
-            .spawn()?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command.args(["--config-fd", &inherit(&document)?.to_string()]).stdin(Stdio::null());
+        if self.hides_auxv {
+            sys::hide_auxv(&mut command)?;
+        }
+        let child = command.spawn()?;
         let vmm = Vmm { child, dir, console, end };
         if let Some(generation) = &self.generation {
             vmm.give(generation)?;

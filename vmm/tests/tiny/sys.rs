@@ -1,9 +1,20 @@
-//! A tap, from `/dev/net/tun`.
-#![allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper")]
+//! A tap, from `/dev/net/tun`; and a filter around a program.
+#![allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper, pre_exec is unsafe by signature")]
 
+use crate::outer;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Has `command` run its program as on a kernel before Linux 6.4.
+pub fn hide_auxv(command: &mut Command) -> io::Result<()> {
+    let filter = outer::filter()?;
+    // SAFETY: the closure runs in the forked child and makes two system calls; the filter was made before the fork.
+    unsafe { command.pre_exec(move || outer::apply(&filter)) };
+    Ok(())
+}
 
 /// A fresh tap with a name that the kernel chooses; it is gone when it is closed.
 pub fn tap() -> io::Result<OwnedFd> {
