@@ -1,6 +1,6 @@
 //! A `vmmd` of one's own, spoken to over gRPC: what is timed here is the call, without the start of a `vmctl`.
 
-use crate::smaps::SmapsError;
+use crate::{smaps::SmapsError, usage::UsageError};
 use patina_proto::v1::{
     CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, RemoveVmRequest, Vm, WaitVmRequest,
     clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
@@ -13,8 +13,9 @@ use patina_tests::{
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
-/// How long a guest may take to boot, or clones to be ready.
-const PATIENCE_MS: u64 = 120_000;
+/// How long a guest may take to boot, or clones to be ready: one of 4 GiB takes two minutes where its kernel is emulated,
+/// longer on a busy machine.
+const PATIENCE_MS: u64 = 600_000;
 /// How often vmmd is asked whether its warm VMs are there; nothing is measured while it is.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -68,6 +69,9 @@ pub enum DaemonError {
     /// A vmm's memory cannot be read.
     #[error(transparent)]
     Smaps(#[from] SmapsError),
+    /// The CPU time of a thread cannot be read.
+    #[error(transparent)]
+    Usage(#[from] UsageError),
     /// A signal asked us to end.
     #[error("interrupted")]
     Interrupted,
@@ -121,6 +125,11 @@ impl Daemon {
     /// Ends all VMs and `vmmd`.
     pub fn stop(self) -> Result<(), DaemonError> {
         Ok(self.host.stop()?)
+    }
+
+    /// The pid of `vmmd`.
+    pub fn pid(&self) -> Option<u32> {
+        self.host.vmmd_pid()
     }
 
     /// Boots a VM and waits until it is ready.

@@ -7,7 +7,7 @@
 //! - [`floors`]: what the host's kernel charges for the least of it.
 //! - [`daemon`], [`talk`]: a `vmmd` of one's own, and what runs in its guests.
 //! - [`report`]: figures, what they must reach, as a table and as JSON; [`host`]: where they were measured.
-//! - [`smaps`]: the memory of a process.
+//! - [`smaps`]: the memory of a process; [`usage`]: the CPU time of its threads.
 //!
 //! The table goes to standard error, the JSON to a file or standard output. The exit code is 1 when a figure
 //! misses what it must reach.
@@ -23,6 +23,7 @@ mod report;
 mod smaps;
 mod talk;
 mod ticket;
+mod usage;
 
 use clap::{Parser, ValueEnum};
 use patina_tests::{
@@ -46,6 +47,44 @@ struct Arguments {
     /// Measure everything, but less often.
     #[arg(long)]
     quick: bool,
+    /// Of `clone`, measure only the parts that have a row whose name begins so. May be given several times.
+    #[arg(long, value_name = "ROW-PREFIX")]
+    only: Vec<String>,
+    /// Measure the binaries in this directory (vmm, vmmd, vmctl, scheduler), of another revision for instance, instead of
+    /// those that were just built.
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Guests boot this kernel.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Guests have this root file system.
+    #[arg(long, value_name = "FILE")]
+    rootfs: Option<PathBuf>,
+}
+
+impl Arguments {
+    /// What is measured: what was built last, but for what the options name.
+    fn setup(&self) -> Result<Setup, Missing> {
+        let mut setup = Setup::from_env()?;
+        let parts = [
+            (&mut setup.bin_dir, &self.bin_dir),
+            (&mut setup.kernel, &self.kernel),
+            (&mut setup.rootfs, &self.rootfs),
+        ];
+        for (path, option) in parts {
+            if let Some(option) = option {
+                path.clone_from(option);
+            }
+        }
+        setup.check().map(|()| setup)
+    }
+
+    /// The revision in the report is the benchmark's own: what else was measured is noted beside it.
+    fn replaced(&self) -> Vec<String> {
+        let options = [("--bin-dir", &self.bin_dir), ("--kernel", &self.kernel), ("--rootfs", &self.rootfs)];
+        let given = options.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+        given.map(|(name, path)| format!("{name} {}: not of this revision", path.display())).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -74,24 +113,27 @@ fn main() -> ExitCode {
 /// Whether every figure reaches what it must.
 fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     interrupt::watch()?;
-    let bin_dir = PathBuf::from(env::var_os(BIN_DIR).ok_or(Missing::Variable(BIN_DIR))?);
+    let own_bin_dir = || env::var_os(BIN_DIR).map(PathBuf::from).ok_or(Missing::Variable(BIN_DIR));
+    let bin_dir = arguments.bin_dir.clone().map_or_else(own_bin_dir, Ok)?;
     let host = host::facts(&bin_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let quick = arguments.quick;
-    let (metrics, notes) = match arguments.name {
+    let (metrics, mut notes) = match arguments.name {
         Name::Boot => {
             let boots = arguments.boots.unwrap_or(if quick { 3 } else { 5 });
-            (boot::measure(&Setup::from_env()?, boots)?, Vec::new())
+            (boot::measure(&arguments.setup()?, boots)?, Vec::new())
         }
         Name::Clone => {
-            runtime.block_on(clone::measure(&Setup::from_env()?, &host, clone::Plan::new(quick)))?
+            let only = clone::Only::new(&arguments.only)?;
+            runtime.block_on(clone::measure(&arguments.setup()?, &host, clone::Plan::new(quick), &only))?
         }
         Name::Cornering => {
             let rounds = if quick { 1 } else { 3 };
-            runtime.block_on(cornering::measure(&Setup::from_env()?, &host, rounds))?
+            runtime.block_on(cornering::measure(&arguments.setup()?, &host, rounds))?
         }
         Name::Ticket => runtime.block_on(ticket::measure(&bin_dir, ticket::Plan::new(quick)))?,
     };
+    notes.extend(arguments.replaced());
     let bench = arguments.name.to_possible_value().map(|value| value.get_name().to_owned());
     let report = report::Report::new(bench.unwrap_or_default(), host, metrics, notes);
     eprintln!("{}", report.table());

@@ -101,6 +101,11 @@ impl Metric {
         self
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The median.
     pub fn median(&self) -> f64 {
         self.figures.p50
@@ -199,9 +204,11 @@ impl Report {
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
-        let HostFacts { cpus, memory_mib, kvm } = &self.host;
-        let host =
-            format!("{}: {cpus} CPUs, {memory_mib} MiB, KVM: {kvm}, revision {}", self.bench, self.revision);
+        let HostFacts { cpus, memory_mib, processor, kvm } = &self.host;
+        let host = format!(
+            "{}: {cpus} CPUs, {processor}, {memory_mib} MiB, KVM: {kvm}, revision {}",
+            self.bench, self.revision
+        );
         let rows = table.lines().map(|line| line.trim_end().to_owned());
         let notes = self.notes.iter().map(|note| format!("- {note}"));
         std::iter::once(host).chain(rows).chain(notes).collect::<Vec<_>>().join("\n")
@@ -222,6 +229,10 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn facts() -> HostFacts {
+        HostFacts { cpus: 2, memory_mib: 1024, processor: "a CPU".into(), kvm: "software".into() }
+    }
 
     fn metric(samples: &[f64]) -> Metric {
         Metric::new("agent_ready_ms", Figures::of("ms", samples.to_vec()).unwrap())
@@ -252,7 +263,7 @@ mod tests {
         let fair = metric(&[15.0]).at_least(10.0, 20.0);
         assert!(fair.holds() && fair.verdict() == "ok, below aim");
         assert!(metric(&[30.0]).at_least(10.0, 20.0).verdict() == "ok");
-        let host = HostFacts { cpus: 2, memory_mib: 1024, kvm: "software".into() };
+        let host = facts();
         let report = Report::new("ticket".into(), host, vec![fair], Vec::new());
         assert!(report.table().contains(">= 10"), "{}", report.table());
         assert_eq!(serde_json::to_value(report).unwrap()["metrics"]["agent_ready_ms"]["at_least"], true);
@@ -260,11 +271,13 @@ mod tests {
 
     #[test]
     fn the_json_has_the_form_that_is_promised() {
-        let host = HostFacts { cpus: 2, memory_mib: 1024, kvm: "software".into() };
+        let host = facts();
         let limited = Metric::of("pause_us", "us", vec![4.0]).unwrap().limits(5.0, 1.0).floor(0.5);
         let report = Report::new("boot".into(), host, vec![metric(&[1.0, 2.0]), limited], Vec::new());
-        let json = serde_json::to_value(report).unwrap();
+        let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["host"]["kvm"], "software");
+        assert_eq!(json["host"]["processor"], "a CPU");
+        assert!(report.table().starts_with("boot: 2 CPUs, a CPU, 1024 MiB, KVM: software, revision "));
         let expected = serde_json::json!({"unit": "ms", "n": 2, "p50": 1.0, "p99": 2.0, "max": 2.0});
         assert_eq!(json["metrics"]["agent_ready_ms"], expected);
         let expected = serde_json::json!({"unit": "us", "n": 1, "p50": 4.0, "p99": 4.0, "max": 4.0,

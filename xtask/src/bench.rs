@@ -8,7 +8,7 @@ use crate::{
 };
 use patina_images::Stderr as Progress;
 use patina_tests::setup::BIN_DIR;
-use std::{env, path::Path};
+use std::{env, ffi::OsString, path::Path};
 
 /// The recipe of the image with the programs that measure the guest.
 const BENCH_RECIPE: &str = "bench";
@@ -32,8 +32,9 @@ pub enum BenchError {
     Run(#[from] RunError),
 }
 
-/// Runs the benchmark `name`, in less time with `quick`; writes its figures as JSON to `json` or standard output.
-pub fn bench(name: &str, json: Option<&Path>, quick: bool) -> Result<(), BenchError> {
+/// Runs the benchmark `name` with `options`, in less time with `quick`; writes its figures as JSON to `json` or standard
+/// output.
+pub fn bench(name: &str, json: Option<&Path>, quick: bool, options: &[OsString]) -> Result<(), BenchError> {
     let steps = Steps::new();
     let needed = PACKAGES.iter().filter(|(bench, ..)| *bench == name);
     let needed: Vec<_> = needed.map(|&(_, package, what_for)| (package, what_for)).collect();
@@ -43,7 +44,7 @@ pub fn bench(name: &str, json: Option<&Path>, quick: bool) -> Result<(), BenchEr
     steps.step("build the benchmarks", || run(&mut cargo(&packages)))?;
     let bin_dir = target_dir().join("release");
     let mut command = std::process::Command::new(bin_dir.join("patina-bench"));
-    command.arg(name).args(quick.then_some("--quick"));
+    command.arg(name).args(quick.then_some("--quick")).args(options);
     if let Some(path) = json {
         // The benchmark runs where the user is, so that a relative path means what it says.
         command.arg("--json").arg(env::current_dir().unwrap_or_default().join(path));

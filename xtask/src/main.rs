@@ -54,6 +54,9 @@ enum Command {
         /// Measure everything, but less often.
         #[arg(long)]
         quick: bool,
+        /// Options of the benchmark itself: `patina-bench --help` has them.
+        #[arg(last = true)]
+        options: Vec<std::ffi::OsString>,
     },
 }
 
@@ -62,8 +65,8 @@ fn main() -> ExitCode {
         Command::Demo => demo::demo().map_err(Into::into),
         Command::Test { filters } => check::test(&filters).map_err(Into::into),
         Command::Image { recipe, print } => build::image_command(&recipe, print).map_err(Into::into),
-        Command::Bench { name, json, quick } => {
-            bench::bench(&name, json.as_deref(), quick).map_err(Into::into)
+        Command::Bench { name, json, quick, options } => {
+            bench::bench(&name, json.as_deref(), quick, &options).map_err(Into::into)
         }
     };
     match result {

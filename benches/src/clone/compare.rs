@@ -12,6 +12,9 @@ use crate::{
 use patina_tests::setup::Setup;
 use std::{collections::BTreeMap, process::Command};
 
+/// Rows that only QEMU's part has.
+pub const ROWS: [&str; 4] = ["qemu_save_ms", "qemu_private_kib", "qemu_ratio_1", "qemu_template_ratio_1"];
+
 /// What QEMU has done.
 #[derive(Debug)]
 pub struct Qemus {
@@ -74,10 +77,7 @@ impl Qemus {
     /// Rows for ours, for QEMU's, and how many times longer QEMU takes; and what to know about them.
     pub fn report(self, ours: &BTreeMap<u32, Ours>) -> (Vec<Metric>, Vec<String>) {
         let mut rows = self.rows;
-        for (count, Ours { executing_ms, answered_ms }) in ours {
-            rows.push(Metric::new(&format!("executing_{count}_ms"), executing_ms.clone()));
-            rows.push(Metric::new(&format!("answered_{count}_ms"), answered_ms.clone()));
-        }
+        rows.extend(our_rows(ours));
         for Times { way, count, save_ms, running_ms, answered_ms } in self.times {
             let qemu = prefix(way);
             if let Some(ours) = ours.get(&count) {
@@ -95,6 +95,17 @@ impl Qemus {
         }
         (rows, self.notes)
     }
+}
+
+/// Rows for ours alone.
+pub fn our_rows(ours: &BTreeMap<u32, Ours>) -> Vec<Metric> {
+    let rows = ours.iter().flat_map(|(count, Ours { executing_ms, answered_ms })| {
+        [
+            Metric::new(&format!("executing_{count}_ms"), executing_ms.clone()),
+            Metric::new(&format!("answered_{count}_ms"), answered_ms.clone()),
+        ]
+    });
+    rows.collect()
 }
 
 fn note(software: bool, state_mib: f64) -> String {

@@ -2,6 +2,7 @@
 //! user would have with QEMU instead.
 //!
 //! - [`masters`]: how long a VM stands still while it is cloned, and what its own memory costs it afterwards.
+//! - [`sizes`]: the same at a further clone, by the size of its RAM.
 //! - [`starts`]: from the call to clones that run, are ready, have answered.
 //! - [`compare`]: the same with QEMU, and how many times longer it takes.
 //!
@@ -9,6 +10,7 @@
 
 mod compare;
 mod masters;
+mod sizes;
 mod starts;
 
 use crate::{
@@ -18,7 +20,7 @@ use crate::{
     report::Metric,
 };
 use patina_tests::setup::Setup;
-use std::error::Error;
+use std::{collections::BTreeMap, error::Error};
 
 /// How often each thing is measured.
 #[derive(Debug, Clone, Copy)]
@@ -35,15 +37,56 @@ pub struct Plan {
     singles: usize,
     /// Several clones at once: calls of each count.
     many: usize,
+    /// Calls that make 250 clones.
+    crowds: usize,
+}
+
+/// Which parts of the benchmark somebody wants: those with a row whose name begins with one of these, or all where there are none.
+#[derive(Debug)]
+pub struct Only(Vec<String>);
+
+/// No row begins so.
+#[derive(Debug, thiserror::Error)]
+#[error("no row of `clone` begins with {0:?}; there are: {known}", known = known_rows().collect::<Vec<_>>().join(" "))]
+pub struct NoSuchRow(String);
+
+fn known_rows() -> impl Iterator<Item = &'static str> {
+    let parts: [&[&str]; 9] = [
+        &compare::ROWS,
+        &masters::FIRST_ROWS,
+        &masters::TOUCH_ROWS,
+        &masters::AGAIN_ROWS,
+        &masters::SINGLE_ROWS,
+        &sizes::ROWS,
+        &starts::ANSWER_ROWS,
+        &starts::FAMILY_ROWS,
+        &starts::CROWD_ROWS,
+    ];
+    parts.into_iter().flatten().copied()
+}
+
+impl Only {
+    /// Of prefixes of rows.
+    pub fn new(prefixes: &[String]) -> Result<Self, NoSuchRow> {
+        match prefixes.iter().find(|prefix| !known_rows().any(|row| row.starts_with(prefix.as_str()))) {
+            Some(prefix) => Err(NoSuchRow(prefix.clone())),
+            None => Ok(Self(prefixes.to_vec())),
+        }
+    }
+
+    /// Whether a part with these rows is wanted.
+    pub fn wants(&self, rows: &[&str]) -> bool {
+        self.0.is_empty() || rows.iter().any(|row| self.0.iter().any(|prefix| row.starts_with(prefix)))
+    }
 }
 
 impl Plan {
     /// All that the figures need; `quick` when somebody waits for them.
     pub fn new(quick: bool) -> Self {
         if quick {
-            Self { floors: 10, masters: 3, large: 1, again: 3, singles: 10, many: 1 }
+            Self { floors: 10, masters: 3, large: 1, again: 3, singles: 10, many: 1, crowds: 1 }
         } else {
-            Self { floors: 30, masters: 5, large: 2, again: 5, singles: 30, many: 3 }
+            Self { floors: 30, masters: 5, large: 2, again: 5, singles: 30, many: 3, crowds: 2 }
         }
     }
 }
@@ -53,23 +96,49 @@ pub async fn measure(
     setup: &Setup,
     host: &HostFacts,
     plan: Plan,
+    only: &Only,
 ) -> Result<(Vec<Metric>, Vec<String>), Box<dyn Error>> {
     let floors = Floors::measure(plan.floors)?;
     let mut metrics = floors.metrics();
-    let qemu = compare::Qemus::measure(setup, host, plan)?;
+    let qemu =
+        if only.wants(&compare::ROWS) { Some(compare::Qemus::measure(setup, host, plan)?) } else { None };
 
-    let daemon = Daemon::start(setup, masters::WARM).await?;
-    let measured = masters::measure(&daemon, &floors, plan).await;
-    metrics.extend(finished(daemon, measured)?);
-
-    let daemon = Daemon::start(setup, starts::FAMILY).await?;
-    let measured = starts::measure(&daemon, &floors, host, plan).await;
-    let (starts, ours) = finished(daemon, measured)?;
-    metrics.extend(starts);
-
-    let (rows, mut notes) = qemu.report(&ours);
-    metrics.extend(rows);
-    notes.insert(0, floors_note(host));
+    if only.wants(&masters::rows()) {
+        let daemon = Daemon::start(setup, masters::WARM).await?;
+        let measured = masters::measure(&daemon, &floors, plan, only).await;
+        metrics.extend(finished(daemon, measured)?);
+    }
+    if only.wants(&sizes::ROWS) {
+        let daemon = Daemon::start(setup, masters::WARM).await?;
+        let measured = sizes::measure(&daemon, plan.again, |rows| only.wants(rows)).await;
+        metrics.extend(finished(daemon, measured)?);
+    }
+    // QEMU's times are compared with those of the answers; the crowd's with those of the family.
+    let answers = qemu.is_some() || only.wants(&starts::ANSWER_ROWS);
+    let crowd = only.wants(&starts::CROWD_ROWS);
+    let family = crowd || only.wants(&starts::FAMILY_ROWS);
+    let mut ours = BTreeMap::new();
+    if answers || family {
+        let daemon = Daemon::start(setup, starts::FAMILY).await?;
+        let measured = starts::measure(&daemon, (&floors, host), plan, (answers, family)).await;
+        let (starts, answered) = finished(daemon, measured)?;
+        metrics.extend(starts);
+        ours = answered;
+    }
+    if crowd {
+        let daemon = Daemon::start(setup, starts::CROWD).await?;
+        let measured = starts::crowd(&daemon, plan.crowds).await;
+        let ready = finished(daemon, measured)?;
+        metrics.extend(starts::crowd_rows(ready, &metrics));
+    }
+    let mut notes = vec![floors_note(host)];
+    if let Some(qemu) = qemu {
+        let (rows, about_qemu) = qemu.report(&ours);
+        metrics.extend(rows);
+        notes.extend(about_qemu);
+    } else {
+        metrics.extend(compare::our_rows(&ours));
+    }
     Ok((metrics, notes))
 }
 
@@ -87,4 +156,27 @@ fn floors_note(host: &HostFacts) -> String {
         host.cpus,
         family = starts::FAMILY,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_chooses_parts_and_one_that_no_row_has_is_refused() {
+        let only = |prefixes: &[&str]| {
+            Only::new(&prefixes.iter().map(|&prefix| prefix.to_owned()).collect::<Vec<_>>())
+        };
+        let all = only(&[]).unwrap();
+        assert!(all.wants(&sizes::ROWS) && all.wants(&compare::ROWS));
+        let some = only(&["pause_again_4g", "ready_250"]).unwrap();
+        assert!(some.wants(&sizes::ROWS) && some.wants(&starts::CROWD_ROWS));
+        assert!(
+            !some.wants(&["pause_again_1g_us"])
+                && !some.wants(&masters::rows())
+                && !some.wants(&compare::ROWS)
+        );
+        let error = only(&["pause_agian"]).unwrap_err().to_string();
+        assert!(error.contains("pause_agian") && error.contains("ready_250_ratio"), "{error}");
+    }
 }

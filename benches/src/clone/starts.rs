@@ -9,6 +9,7 @@ use crate::{
     report::{Figures, Metric},
     smaps,
     talk::Console,
+    usage::{KINDS, Kind, Usage},
 };
 use std::{collections::BTreeMap, time::Instant};
 
@@ -16,6 +17,27 @@ use std::{collections::BTreeMap, time::Instant};
 pub const FAMILY: u32 = 61;
 /// Clones of the calls that are compared with QEMU's.
 pub const COUNTS: [u32; 2] = [1, 8];
+/// Clones of one call that is larger than a pool is as a rule; that many warm VMs are kept.
+pub const CROWD: u32 = 250;
+/// Rows of clones that answer.
+pub const ANSWER_ROWS: [&str; 4] = ["executing_1_ms", "answered_1_ms", "executing_8_ms", "answered_8_ms"];
+/// Rows of [`FAMILY`] clones.
+pub const FAMILY_ROWS: [&str; 10] = [
+    "executing_61_ms",
+    "ready_61_ms",
+    "idle_private_kib",
+    "cpu_61_vcpu_ms",
+    "cpu_61_devices_ms",
+    "cpu_61_main_ms",
+    "cpu_61_other_ms",
+    "cpu_61_kernel_ms",
+    "cpu_61_parent_ms",
+    "cpu_61_vmmd_ms",
+];
+/// Rows of [`CROWD`] clones.
+pub const CROWD_ROWS: [&str; 2] = [READY_CROWD, "ready_250_ratio"];
+const READY_FAMILY: &str = "ready_61_ms";
+const READY_CROWD: &str = "ready_250_ms";
 const MASTER: &str = "master";
 const MEMORY_MIB: u32 = 256;
 
@@ -31,11 +53,18 @@ pub struct Ours {
 /// All figures of this kind, and those that are compared.
 pub async fn measure(
     daemon: &Daemon,
-    floors: &Floors,
-    host: &HostFacts,
+    (floors, host): (&Floors, &HostFacts),
     plan: Plan,
+    (answers, family): (bool, bool),
 ) -> Result<(Vec<Metric>, BTreeMap<u32, Ours>), DaemonError> {
     daemon.boot(MASTER, MEMORY_MIB).await?;
+    let ours = if answers { all_answers(daemon, plan).await? } else { BTreeMap::new() };
+    let rows = if family { self::family(daemon, floors, host, plan.many).await? } else { Vec::new() };
+    Ok((rows, ours))
+}
+
+/// Calls of each count whose clones answer.
+async fn all_answers(daemon: &Daemon, plan: Plan) -> Result<BTreeMap<u32, Ours>, DaemonError> {
     let mut console = Console::attach(daemon, MASTER).await?;
     console.answer("\n", "# ").await?;
     console.answer(SQUARES, "done\r\n").await?;
@@ -44,14 +73,14 @@ pub async fn measure(
     for count in COUNTS {
         let (mut executing_ms, mut answered_ms) = (Vec::new(), Vec::new());
         for _ in 0..plan.many.max(2) {
-            let (executing, answered) = answers(daemon, count).await?;
+            let (executing, answered) = self::answers(daemon, count).await?;
             executing_ms.push(executing);
             answered_ms.push(answered);
         }
         let figures = Figures::of("ms", executing_ms).zip(Figures::of("ms", answered_ms));
         ours.extend(figures.map(|(executing_ms, answered_ms)| (count, Ours { executing_ms, answered_ms })));
     }
-    Ok((family(daemon, floors, host, plan.many).await?, ours))
+    Ok(ours)
 }
 
 /// Clones whose shells have answered: until the last one ran, and until the last one had answered.
@@ -75,11 +104,18 @@ async fn family(
     rounds: usize,
 ) -> Result<Vec<Metric>, DaemonError> {
     let (mut executing_ms, mut ready_ms, mut private_kib) = (Vec::new(), Vec::new(), Vec::new());
+    let mut cpu_ms: BTreeMap<Kind, Vec<f64>> = BTreeMap::new();
+    let (parent, vmmd) = (daemon.ready(MASTER).await?.pid, daemon.pid().unwrap_or_default());
     for _ in 0..rounds {
         daemon.warm(FAMILY).await?;
+        let before = Usage::now()?;
         let cloned = daemon.clone_vm(MASTER, FAMILY).await?;
         let vms = daemon.all_ready(&cloned.names).await?;
         ready_ms.push(ms(cloned.called));
+        let pids: Vec<u32> = vms.iter().map(|vm| vm.pid).collect();
+        for (kind, taken_ms) in before.since(&pids, parent, vmmd)? {
+            cpu_ms.entry(kind).or_default().push(taken_ms);
+        }
         executing_ms.push(cloned.all_executing_us() / 1e3);
         for vm in &vms {
             private_kib.push(smaps::private_kib(vm.pid)?);
@@ -90,10 +126,39 @@ async fn family(
     let floor_ms = f64::from(FAMILY) * (floors.map_us.p50 + floors.first_run_us.p50) / host.cpus as f64 / 1e3;
     let rows = [
         Metric::of("executing_61_ms", "ms", executing_ms).map(|m| m.limits(1000.0, 300.0).floor(floor_ms)),
-        Metric::of("ready_61_ms", "ms", ready_ms).map(|m| m.limits(9000.0, 3000.0).floor(floor_ms)),
+        Metric::of(READY_FAMILY, "ms", ready_ms).map(|m| m.limits(9000.0, 3000.0).floor(floor_ms)),
         Metric::of("idle_private_kib", "KiB", private_kib).map(|m| m.limits(6144.0, 2048.0)),
     ];
-    Ok(rows.into_iter().flatten().collect())
+    let cpu = KINDS.into_iter().filter_map(|(kind, name)| {
+        Metric::of(&format!("cpu_61_{name}_ms"), "ms", cpu_ms.remove(&kind).unwrap_or_default())
+    });
+    Ok(rows.into_iter().flatten().chain(cpu).collect())
+}
+
+/// One call that makes a crowd, `rounds` times: until the last clone is ready.
+pub async fn crowd(daemon: &Daemon, rounds: usize) -> Result<Vec<f64>, DaemonError> {
+    daemon.boot(MASTER, MEMORY_MIB).await?;
+    let mut ready_ms = Vec::new();
+    for _ in 0..rounds {
+        daemon.warm(CROWD).await?;
+        let cloned = daemon.clone_vm(MASTER, CROWD).await?;
+        daemon.all_ready(&cloned.names).await?;
+        ready_ms.push(ms(cloned.called));
+        eprintln!("{CROWD} clones: ready after {:.0} ms", ms(cloned.called));
+        daemon.remove(&cloned.names).await?;
+    }
+    Ok(ready_ms)
+}
+
+/// The crowd's rows; its ratio is that of the times per clone, to the family's among `measured`.
+pub fn crowd_rows(ready_ms: Vec<f64>, measured: &[Metric]) -> Vec<Metric> {
+    let crowd = Metric::of(READY_CROWD, "ms", ready_ms);
+    let family = measured.iter().find(|metric| metric.name() == READY_FAMILY);
+    let ratio = crowd.as_ref().zip(family).and_then(|(crowd, family)| {
+        let times = (crowd.median() / f64::from(CROWD)) / (family.median() / f64::from(FAMILY));
+        Metric::of("ready_250_ratio", "x", vec![times]).map(|m| m.limits(1.3, 1.0))
+    });
+    [crowd, ratio].into_iter().flatten().collect()
 }
 
 fn ms(since: Instant) -> f64 {
