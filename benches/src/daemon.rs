@@ -203,7 +203,7 @@ impl Daemon {
     /// Ends and forgets VMs.
     pub async fn remove(&self, names: &[String]) -> Result<(), DaemonError> {
         let remove = async |name: &String| {
-            let request = RemoveVmRequest { name: name.clone(), force: true };
+            let request = RemoveVmRequest { name: name.clone(), force: true, ..Default::default() };
             self.client.clone().remove_vm(request).await.map(drop).map_err(call("RemoveVm", name))
         };
         futures::future::try_join_all(names.iter().map(remove)).await.map(drop)

@@ -18,6 +18,7 @@ pub struct VmView {
     pub state: String,
     end_kind: Option<String>,
     end_reason: String,
+    problem: String,
     vcpus: u32,
     memory_mib: u32,
     pub ip: String,
@@ -64,6 +65,7 @@ impl From<Vm> for VmView {
             vmid: vm.vmid,
             parent_vmid: vm.parent_vmid,
             end_reason: vm.end_reason,
+            problem: vm.problem,
             vcpus: vm.vcpus,
             memory_mib: vm.memory_mib,
             ip: vm.ip,
@@ -87,6 +89,12 @@ impl From<Vm> for VmView {
 impl VmView {
     /// The columns of `vmctl ls`; `depth`: of how many VMs it is a clone, one of the other.
     pub fn row(&self, depth: usize) -> Vec<String> {
+        if self.uuid.is_empty() {
+            // vmmd knows its name, and as much as its state says.
+            let mut row = vec![format!("{}{}", "  ".repeat(depth), self.name), self.status()];
+            row.resize(HEADER.len(), String::new());
+            return row;
+        }
         vec![
             format!("{}{}", "  ".repeat(depth), self.name),
             self.status(),

@@ -59,7 +59,7 @@ impl Calls {
             return Err(refuse(AGAIN, text));
         }
         let id = self.so_far + 1;
-        let line = link::encode(&FromAgent::Request { id, verb, args })
+        let line = link::encode(&FromAgent::Request { id, verb, args: args.into() })
             .map_err(|e| refuse(TOO_LONG, e.to_string()))?;
         if line.len() > LINE_MAX_BYTES {
             return Err(refuse(

@@ -46,7 +46,7 @@ pub fn expect(host: &mut Host, wanted: &str) -> (u64, Value) {
     host.stream.read_line(&mut line).unwrap();
     assert!(line.len() <= LINE_MAX_BYTES, "{}", line.len());
     match serde_json::from_str(&line).unwrap() {
-        FromAgent::Request { id, verb, args } if verb == wanted => (id, args),
+        FromAgent::Request { id, verb, args } if verb == wanted => (id, args.read().unwrap()),
         other => panic!("{other:?} instead of {wanted}"),
     }
 }

@@ -282,7 +282,7 @@ impl Host {
     /// The next message must be the request `clone`: its id and arguments.
     pub fn clone_request(&mut self) -> (u64, serde_json::Value) {
         match self.next() {
-            FromAgent::Request { id, verb, args } if verb == "clone" => (id, args),
+            FromAgent::Request { id, verb, args } if verb == "clone" => (id, args.read().unwrap()),
             other => panic!("{other:?}"),
         }
     }

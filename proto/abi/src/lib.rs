@@ -7,8 +7,10 @@
 //! ```
 //!
 //! Every side treats the other as hostile: lines and frames have a greatest length, and what does not
-//! parse ends the connection, nothing else. The crate has no I/O: it is types, limits and codecs. [`codes`]: why calls are refused.
+//! parse ends the connection, nothing else. The crate has no I/O: it is types, limits and codecs. [`codes`]: why calls are
+//! refused; [`args`]: a call's arguments on their way.
 
+pub mod args;
 pub mod codes;
 pub mod exec;
 pub mod link;
@@ -26,5 +28,17 @@ pub const LINK_PORT: u32 = 1024;
 /// Where the agent listens for exec sessions ([`exec`]).
 pub const EXEC_PORT: u32 = 1025;
 
-/// Longest JSON line on the link and on the local socket, newline included.
+/// Longest JSON line on the link, on the local socket and between a VM's vmm and `vmmd`, newline included.
 pub const LINE_MAX_BYTES: usize = 64 * 1024;
+/// Most bytes of a call's verb and arguments together, as they stand in its line. A longer call is refused with error 90 (EMSGSIZE) by the
+/// first that sees it: so a call that one component passes on fits the next one's line.
+pub const CALL_MAX_BYTES: usize = LINE_MAX_BYTES - AROUND_MAX_BYTES;
+/// Most bytes of the message of an error, before it is written as JSON, where each may become [`ESCAPE_MAX_BYTES`].
+pub const MESSAGE_MAX_BYTES: usize = 8 * 1024;
+/// Most bytes of whatever stands around a call, an answer or an error's message on any line: kind, number, code and names.
+pub const AROUND_MAX_BYTES: usize = 1024;
+/// Most bytes that JSON makes of one.
+pub const ESCAPE_MAX_BYTES: usize = "\\u0000".len();
+
+const _: () = assert!(CALL_MAX_BYTES + AROUND_MAX_BYTES <= LINE_MAX_BYTES);
+const _: () = assert!(MESSAGE_MAX_BYTES * ESCAPE_MAX_BYTES + AROUND_MAX_BYTES <= LINE_MAX_BYTES);

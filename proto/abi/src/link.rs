@@ -30,15 +30,17 @@
 //!
 //! The VM is known by its connection: nothing the agent says can name another VM.
 
-use serde::{Deserialize, Serialize};
+use crate::args::{Args, kind_of};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde_json::value::RawValue;
 use std::net::Ipv4Addr;
 
 /// Most requests an agent may have unanswered at once.
 pub const REQUESTS_MAX: usize = 64;
 
-/// What the agent says.
+/// What the agent says. It is read from JSON text only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "t", rename_all = "snake_case")]
+#[serde(tag = "t", rename_all = "snake_case", remote = "Self")]
 pub enum FromAgent {
     /// The first line of every link.
     Hello {
@@ -61,9 +63,9 @@ pub enum FromAgent {
         id: u64,
         /// For example `list`.
         verb: String,
-        /// The verb's arguments.
-        #[serde(default)]
-        args: serde_json::Value,
+        /// The verb's arguments; with the verb at most [`crate::CALL_MAX_BYTES`].
+        #[serde(skip_deserializing)]
+        args: Args,
     },
     /// The program that made a request has gone: it wants no answer, and none comes.
     Cancel {
@@ -77,6 +79,32 @@ pub enum FromAgent {
         #[serde(flatten)]
         result: Answer,
     },
+}
+
+/// [`FromAgent::Request`] as it is read.
+#[derive(Deserialize)]
+struct Request {
+    id: u64,
+    verb: String,
+    #[serde(default)]
+    args: Args,
+}
+
+impl Serialize for FromAgent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FromAgent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let line = Box::<RawValue>::deserialize(deserializer)?;
+        if kind_of(line.get()).map_err(D::Error::custom)? == "request" {
+            let Request { id, verb, args } = serde_json::from_str(line.get()).map_err(D::Error::custom)?;
+            return Ok(Self::Request { id, verb, args });
+        }
+        Self::deserialize(&mut serde_json::Deserializer::from_str(line.get())).map_err(D::Error::custom)
+    }
 }
 
 /// What the host says.
@@ -340,6 +368,15 @@ pub struct CallError {
     pub code: i32,
     /// What, why, and what to do.
     pub message: String,
+}
+
+impl CallError {
+    /// With so much of its message as fits any line: the first [`crate::MESSAGE_MAX_BYTES`].
+    #[must_use]
+    pub fn cut(mut self) -> Self {
+        self.message.truncate(self.message.floor_char_boundary(crate::MESSAGE_MAX_BYTES));
+        self
+    }
 }
 
 /// The arguments of the request `list`.

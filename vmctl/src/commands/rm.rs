@@ -2,7 +2,7 @@
 
 use super::{Context, Several};
 use crate::{error::CtlError, view::has_ended};
-use patina_proto::v1::{RemoveVmRequest, Vm};
+use patina_proto::v1::{RemoveVmRequest, Vm, VmState};
 use tonic::Code;
 
 /// Arguments of `vmctl rm`.
@@ -12,7 +12,7 @@ pub struct Arguments {
     #[arg(short, long, conflicts_with = "ended")]
     force: bool,
     /// The VMs.
-    #[arg(required_unless_present_any = ["ended", "family"], conflicts_with_all = ["ended", "family"])]
+    #[arg(required_unless_present_any = ["ended", "family", "broken"], conflicts_with_all = ["ended", "family"])]
     names: Vec<String>,
     /// Instead: all VMs that have ended.
     #[arg(long)]
@@ -20,18 +20,22 @@ pub struct Arguments {
     /// Instead: all VMs of a family on this host, named by any of them or by its UUID; with --ended those that have ended.
     #[arg(long, value_name = "NAME|UUID")]
     family: Option<String>,
+    /// Those that vmmd cannot take over, which `vmctl ls` shows as broken: all of them, or the named ones. Their folders go, and
+    /// whatever process is in them is killed.
+    #[arg(long, conflicts_with_all = ["force", "ended", "family"])]
+    broken: bool,
 }
 
 /// Removes each VM, prints the names of those that are gone.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
-    let Arguments { force, names, ended, family } = arguments;
+    let Arguments { force, names, ended, family, broken } = arguments;
     let is_chosen_here = names.is_empty();
     let names = if is_chosen_here {
         let family = match family {
             Some(named) => Some(context.family(&named).await?),
             None => None,
         };
-        chosen(context.vms().await?, ended, family.as_deref())
+        chosen(context.vms().await?, broken, ended, family.as_deref())
     } else {
         names
     };
@@ -40,7 +44,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     let remove = |name| {
         let mut client = client.clone();
         async move {
-            match client.remove_vm(RemoveVmRequest { name, force }).await {
+            match client.remove_vm(RemoveVmRequest { name, force, broken }).await {
                 // vmmd, or somebody else, was faster.
                 Err(status) if is_chosen_here && status.code() == Code::NotFound => Ok(()),
                 removed => Ok(removed.map(drop)?),
@@ -51,8 +55,12 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     several.finish()
 }
 
-fn chosen(vms: Vec<Vm>, ended: bool, family: Option<&str>) -> Vec<String> {
-    let is_meant = |vm: &Vm| (!ended || has_ended(vm)) && family.is_none_or(|family| vm.family == family);
+fn chosen(vms: Vec<Vm>, broken: bool, ended: bool, family: Option<&str>) -> Vec<String> {
+    let is_meant = |vm: &Vm| {
+        broken == (vm.state() == VmState::Broken)
+            && (!ended || has_ended(vm))
+            && family.is_none_or(|family| vm.family == family)
+    };
     vms.into_iter().filter(is_meant).map(|vm| vm.name).collect()
 }
 
@@ -60,7 +68,6 @@ fn chosen(vms: Vec<Vm>, ended: bool, family: Option<&str>) -> Vec<String> {
 mod tests {
     use super::*;
     use clap::Parser as _;
-    use patina_proto::v1::VmState;
 
     #[test]
     fn what_has_ended_is_chosen_of_all_or_of_a_family() {
@@ -76,11 +83,13 @@ mod tests {
                 vm("a.1", "1", VmState::Ended),
                 vm("b", "2", VmState::Ended),
                 vm("b.1", "2", VmState::Booting),
+                vm("c", "", VmState::Broken),
             ]
         };
-        assert_eq!(chosen(vms(), true, None), ["a.1", "b"]);
-        assert_eq!(chosen(vms(), true, Some("1")), ["a.1"]);
-        assert_eq!(chosen(vms(), false, Some("2")), ["b", "b.1"]);
+        assert_eq!(chosen(vms(), false, true, None), ["a.1", "b"]);
+        assert_eq!(chosen(vms(), false, true, Some("1")), ["a.1"]);
+        assert_eq!(chosen(vms(), false, false, Some("2")), ["b", "b.1"]);
+        assert_eq!(chosen(vms(), true, false, None), ["c"]);
     }
 
     #[test]
@@ -89,8 +98,13 @@ mod tests {
             let line = format!("vmctl rm {words}");
             crate::cli::Arguments::try_parse_from(line.split_whitespace()).is_ok()
         };
-        let right = ["a b", "-f a", "--ended", "--ended --family a", "--family a -f"];
+        let right =
+            ["a b", "-f a", "--ended", "--ended --family a", "--family a -f", "--broken", "--broken a b"];
         assert!(right.into_iter().all(is_taken));
-        assert!(!["", "-f", "a --ended", "a --family b", "--ended -f"].into_iter().any(is_taken));
+        assert!(
+            !["", "-f", "a --ended", "a --family b", "--ended -f", "--broken -f a", "--broken --ended"]
+                .into_iter()
+                .any(is_taken)
+        );
     }
 }

@@ -10,8 +10,10 @@
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long.
 
 use super::end::End;
+use patina_abi::args::{Args, kind_of};
 use patina_abi::link::{Answer, CallError};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde_json::value::RawValue;
 
 /// The first line of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,9 +93,9 @@ pub struct Frozen {
     pub copied_pages: u64,
 }
 
-/// What a vmm tells on its control connection.
+/// What a vmm tells on its control connection. It is read from JSON text only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "t", rename_all = "snake_case")]
+#[serde(tag = "t", rename_all = "snake_case", remote = "Self")]
 pub enum FromVmm {
     /// Where the VM stands: on attaching and at every change.
     State(State),
@@ -103,14 +105,41 @@ pub enum FromVmm {
         id: u64,
         /// The verb; see [`patina_abi::link::FromAgent::Request`].
         verb: String,
-        /// Its arguments, unchecked.
-        args: serde_json::Value,
+        /// Its arguments, unchecked; with the verb at most [`patina_abi::CALL_MAX_BYTES`].
+        #[serde(skip_deserializing)]
+        args: Args,
     },
     /// The guest wants no answer to a call any more.
     GuestCancel {
         /// The request's id.
         id: u64,
     },
+}
+
+/// [`FromVmm::GuestRequest`] as it is read.
+#[derive(Deserialize)]
+struct GuestRequest {
+    id: u64,
+    verb: String,
+    args: Args,
+}
+
+impl Serialize for FromVmm {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FromVmm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let line = Box::<RawValue>::deserialize(deserializer)?;
+        if kind_of(line.get()).map_err(D::Error::custom)? == "guest_request" {
+            let GuestRequest { id, verb, args } =
+                serde_json::from_str(line.get()).map_err(D::Error::custom)?;
+            return Ok(Self::GuestRequest { id, verb, args });
+        }
+        Self::deserialize(&mut serde_json::Deserializer::from_str(line.get())).map_err(D::Error::custom)
+    }
 }
 
 /// Where a VM stands.

@@ -77,6 +77,9 @@ impl Lines {
             self.input.extend_from_slice(&chunk[..length]);
             while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
                 let mut line: Vec<u8> = self.input.drain(..=end).collect();
+                if line.len() > LINE_MAX_BYTES {
+                    return Err(LinesError::TooLong);
+                }
                 line.pop();
                 lines.push(line);
             }
@@ -152,6 +155,27 @@ mod tests {
         assert!(matches!(error, LinesError::TooLong));
         drop(lines);
         assert!(writer.join().expect("the writer"), "the peer sees the connection go");
+    }
+
+    #[test]
+    fn a_line_one_byte_too_long_is_refused_even_if_its_end_comes_with_it() {
+        let longest = |bytes: usize| {
+            let (mut lines, mut peer) = pair();
+            let mut line = vec![b'x'; bytes - 1];
+            line.push(b'\n');
+            let writer = std::thread::spawn(move || peer.write_all(&line).is_ok());
+            let heard = loop {
+                match lines.receive() {
+                    Ok(heard) if heard.is_empty() => {}
+                    other => break other,
+                }
+            };
+            drop(lines);
+            writer.join().expect("the writer");
+            heard
+        };
+        assert_eq!(longest(LINE_MAX_BYTES).expect("a line")[0].len(), LINE_MAX_BYTES - 1);
+        assert!(matches!(longest(LINE_MAX_BYTES + 1), Err(LinesError::TooLong)));
     }
 
     #[test]

@@ -10,14 +10,17 @@
 //! ```
 
 use crate::api::control::{FromVmm, ToVmm};
-use patina_abi::ABI;
+use patina_abi::args::Args;
 use patina_abi::link::{Answer, CallError, FromAgent, FromHost, Identity, REQUESTS_MAX};
+use patina_abi::{ABI, CALL_MAX_BYTES};
 use std::collections::HashMap;
 
 /// ECONNREFUSED of Linux: nobody there to answer.
 const ECONNREFUSED: i32 = 111;
 /// EAGAIN of Linux: too many at once.
 const EAGAIN: i32 = 11;
+/// EMSGSIZE of Linux: longer than what can be passed on.
+const EMSGSIZE: i32 = 90;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,7 +207,7 @@ impl Session {
                 Some(Effect::DropLink("the agent has prepared for a freeze that nobody asked for".into()))
             }
             (Preparation::Asked, Answer::Ok(_)) => Some(Effect::Freeze),
-            (Preparation::Asked, Answer::Error(error)) => Some(Effect::RefuseFreeze(error)),
+            (Preparation::Asked, Answer::Error(error)) => Some(Effect::RefuseFreeze(error.cut())),
             // Its processes are held for nobody.
             (Preparation::Unwanted, Answer::Ok(_)) => {
                 Some(Effect::ToAgent(FromHost::Resumed { cloned: false }))
@@ -214,7 +217,11 @@ impl Session {
         }
     }
 
-    fn request(&mut self, agent_id: u64, verb: String, args: serde_json::Value, vmmd: bool) -> Effect {
+    fn request(&mut self, agent_id: u64, verb: String, args: Args, vmmd: bool) -> Effect {
+        if written_bytes(&verb).saturating_add(args.text().len()) > CALL_MAX_BYTES {
+            let message = format!("the call is longer than {CALL_MAX_BYTES} bytes");
+            return refusal(agent_id, EMSGSIZE, &message);
+        }
         if self.pending.len() >= REQUESTS_MAX {
             return refusal(
                 agent_id,
@@ -253,7 +260,8 @@ impl Session {
 
     /// `vmmd` is gone: whoever waits for it is told.
     pub fn vmmd_lost(&mut self) -> Vec<Effect> {
-        let reason = "the host's vmmd has gone away; try again when it is back";
+        let reason =
+            "the connection to the host's vmmd broke before it answered; the call may have been done";
         self.pending.drain().map(|(_, id)| refusal(id, ECONNREFUSED, reason)).collect()
     }
 }
@@ -261,6 +269,11 @@ impl Session {
 fn refusal(id: u64, code: i32, message: &str) -> Effect {
     let error = CallError { code, message: message.into() };
     Effect::ToAgent(FromHost::Reply { id, result: Answer::Error(error) })
+}
+
+/// How long a verb is in its line, quotes included.
+fn written_bytes(verb: &str) -> usize {
+    serde_json::to_string(verb).map_or(usize::MAX, |text| text.len())
 }
 
 #[cfg(test)]

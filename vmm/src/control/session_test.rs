@@ -1,4 +1,5 @@
 use super::*;
+use patina_abi::LINE_MAX_BYTES;
 use serde_json::json;
 
 fn session() -> Session {
@@ -192,4 +193,60 @@ fn the_first_link_of_a_vm_that_boots_waits_for_hello_and_later_ones_do_not() {
     assert_eq!(say(&mut session, json!({"t": "ready"})), [Effect::Ready]);
     // An agent that says hello on the same link twice hears nothing new.
     assert_eq!(say(&mut session, json!({"t": "hello", "abi": ABI, "agent": "1"})), []);
+}
+
+/// A request's line of exactly so many bytes, newline included.
+fn request_line(bytes: usize, id: u64, verb: &str, args: &str) -> Vec<u8> {
+    let around = format!(r#"{{"t":"request","id":{id},"verb":"{verb}","args":[{args}"#);
+    let mut line = around.into_bytes();
+    line.resize(bytes - "]}\n".len(), b' ');
+    line.extend(b"]}");
+    line
+}
+
+#[test]
+fn a_call_that_the_agent_may_say_fits_the_line_to_vmmd_or_is_refused() {
+    // Numbers that grow when they are written anew, letters that are written as six, and the greatest of all ids.
+    for args in ["1e15,1e15", r#""\u0001\u0001""#, "1e999", "", &"[".repeat(300)] {
+        let args =
+            if args.starts_with("[[") { format!("{args}{}", "]".repeat(300)) } else { args.to_owned() };
+        for (agent_id, next_id, verb) in [
+            (0, 0, "x"),
+            (u64::MAX, 0, "x"),
+            (0, u64::MAX - 1, r"\u0001\u0001"),
+            (u64::MAX, u64::MAX - 1, ""),
+        ] {
+            for bytes in [200 + args.len(), CALL_MAX_BYTES - 100, CALL_MAX_BYTES + 100, LINE_MAX_BYTES] {
+                let mut session = greeted();
+                session.next_id = next_id;
+                let line = request_line(bytes, agent_id, verb, &args);
+                let effects = session.agent_line(&line, true, Fresh::default);
+                match &effects[..] {
+                    [Effect::ToVmmd(request)] => {
+                        let written = serde_json::to_vec(request).expect("JSON");
+                        assert!(written.len() < LINE_MAX_BYTES, "{} bytes of {bytes}", written.len());
+                        assert_eq!(serde_json::from_slice::<FromVmm>(&written).ok().as_ref(), Some(request));
+                        assert!(bytes <= CALL_MAX_BYTES, "passed on");
+                    }
+                    [Effect::ToAgent(FromHost::Reply { id, result: Answer::Error(error) })] => {
+                        assert_eq!((*id, error.code), (agent_id, 90), "{error}");
+                        assert!(bytes > CALL_MAX_BYTES, "refused");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_words_of_an_agent_that_could_not_prepare_fit_the_answer() {
+    let mut session = greeted();
+    session.prepare(true).expect("asked");
+    let message = "\u{1}ä".repeat(8000);
+    let effects = say(&mut session, json!({"t": "prepared", "error": {"code": 125, "message": message}}));
+    let [Effect::RefuseFreeze(error)] = &effects[..] else { panic!("{effects:?}") };
+    assert!(error.message.len() > 4096, "a hook's output arrives");
+    let answer = serde_json::to_vec(&crate::api::control::Opened::NotPrepared(error.clone())).expect("JSON");
+    assert!(answer.len() < LINE_MAX_BYTES, "{}", answer.len());
 }

@@ -7,7 +7,7 @@ use crate::{
     options::Options,
     plan::spec::DefaultImages,
     process::spawn,
-    store::{StateDir, StoreError},
+    store::{StateDir, StoreError, VmDir},
     vms::{Host, Settings, error::Error as HostError, remove},
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
@@ -28,6 +28,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinHandle,
+    time::timeout,
 };
 use tonic::{service::LayerExt as _, transport::Server};
 use tower::limit::GlobalConcurrencyLimitLayer;
@@ -35,6 +36,8 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 /// Most calls of operators that are being answered; the next ones wait. What guests and hosts want of the scheduler that is built in
 /// waits on the same connections, in any number, and has limits of its own.
 const CALLS_MAX: usize = 4096;
+/// How long vmmd may take over what runs before it says that it is ready.
+const READY_PATIENCE: Duration = Duration::from_secs(1);
 /// How long calls that run may take to finish once vmmd is to stop; streams are cut then.
 const DRAIN: Duration = Duration::from_secs(2);
 /// A client on the other side of a dead network is let go after this.
@@ -107,10 +110,7 @@ async fn serve(
 ) -> Result<(), DaemonError> {
     let cluster = Cluster::open(options, &state)?;
     let host = Host::new(settings, state, cluster.tickets())?;
-    let adopted = host.adopt().await?;
-    // Only now: the ledger follows what this host says that it has.
-    host.register().await;
-    tracing::info!(adopted.running, adopted.ended, adopted.reaped, "state taken over");
+    let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
     if let Err(error) = spawn::open_kvm() {
         // Not the end: what runs is looked after, and `vmctl doctor` can ask.
         tracing::error!(%error, "no VM can be made on this host");
@@ -136,6 +136,16 @@ async fn serve(
         .add_optional_service(cluster.service())
         .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
     let mut server = std::pin::pin!(server);
+    let told = stopped(stop.clone());
+    let mut told = std::pin::pin!(told);
+    tokio::select! {
+        result = &mut server => return Ok(result?),
+        // Who waits for vmmd finds what there was, if that does not take long.
+        taken = timeout(READY_PATIENCE, &mut taking_over) => if taken.is_err() {
+            tracing::warn!("not all that runs is taken over yet; what is can be used");
+        },
+        () = &mut told => {}
+    }
     tracing::info!(listen = %options.listen, state = %host.state().path().display(), "ready");
     notify::notify(notify::READY);
     tokio::select! {
@@ -145,7 +155,7 @@ async fn serve(
             tracing::info!(vms = running(&host), "stopping; VMs keep running and are taken over by the next vmmd");
             // Streams that go on for ever must not hold it up.
             let (drained, pools) =
-                tokio::join!(tokio::time::timeout(DRAIN, server), tokio::time::timeout(DRAIN, host.end_pools()));
+                tokio::join!(timeout(DRAIN, server), timeout(DRAIN, host.end_pools()));
             if pools.is_err() {
                 tracing::warn!("the next vmmd ends what is warm");
             }
@@ -159,6 +169,14 @@ async fn serve(
     }
     cluster.stop().await;
     Ok(())
+}
+
+/// Takes over what an earlier `vmmd` left, then registers this host.
+async fn take_over(host: Arc<Host>, found: Vec<(String, VmDir)>) {
+    let adopted = host.adopt(found).await;
+    // Only now: the ledger follows what this host says that it has.
+    host.register().await;
+    tracing::info!(adopted.running, adopted.ended, adopted.reaped, adopted.broken, "state taken over");
 }
 
 /// Serves metrics, if they are wanted: this host's, and those of the scheduler that is built in.

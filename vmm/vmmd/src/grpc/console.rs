@@ -34,7 +34,7 @@ pub async fn run(
     let Some(console_request::Message::Attach(attach)) = first.and_then(|first| first.message) else {
         return Err(invalid("attach", "the first message says which console"));
     };
-    let console = host.table.find(&attach.name)?.open(Open::Console).await?;
+    let console = host.find(&attach.name).await?.open(Open::Console).await?;
     let (answers, receiver) = mpsc::channel(STREAM_QUEUE);
     tokio::spawn(session(requests, console, answers));
     Ok(permit.answers(receiver))

@@ -5,6 +5,7 @@ use crate::{
     vms::{
         Vm,
         clone::{Clones, Outcome},
+        table::Entry,
     },
 };
 use patina_proto::v1::{self, PublishedPort, clone_outcome};
@@ -13,6 +14,19 @@ use vmm::api::end::EndKind;
 
 /// A page of RAM.
 const PAGE_KIB: u64 = 4;
+
+/// What stands under a name: of what is not taken over, as much as is known.
+#[must_use]
+pub fn entry(entry: &Entry) -> v1::Vm {
+    let (name, state, problem) = match entry {
+        Entry::Vm(known) => return vm(known),
+        Entry::Adopting(name) => (name, v1::VmState::Adopting, String::new()),
+        Entry::Broken(name, broken) => (name, v1::VmState::Broken, broken.problem.clone()),
+    };
+    let mut message = v1::Vm { name: name.clone(), problem, ..v1::Vm::default() };
+    message.set_state(state);
+    message
+}
 
 /// A VM as it stands now.
 #[must_use]

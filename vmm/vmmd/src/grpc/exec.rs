@@ -59,7 +59,7 @@ pub async fn run(
     let Some(exec_request::Message::Start(start)) = first.and_then(|first| first.message) else {
         return Err(invalid("start", "the first message says what to run"));
     };
-    let vm = host.table.find(&start.name)?;
+    let vm = host.find(&start.name).await?;
     let start = check(start)?;
     let mut agent = vm.open(Open::Dial { port: EXEC_PORT }).await?;
     let start = serde_json::to_vec(&start).map_err(|e| Status::internal(e.to_string()))?;

@@ -34,12 +34,12 @@ type Sender = mpsc::Sender<Result<v1::LogsResponse, Status>>;
 ///
 /// # Errors
 /// There is no such VM, or its log does not open.
-pub fn run(
+pub async fn run(
     host: &Host,
     permit: Permit,
     request: &v1::LogsRequest,
 ) -> Result<Answers<v1::LogsResponse>, Status> {
-    let vm = host.table.find(&request.name)?;
+    let vm = host.find(&request.name).await?;
     let path = match Source::try_from(request.source) {
         Ok(Source::Unspecified | Source::Console) => vm.dir.console_log(),
         Ok(Source::Vmm) => vm.dir.vmm_log(),

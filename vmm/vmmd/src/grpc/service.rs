@@ -14,6 +14,9 @@ use vmm::api::control::Prepare;
 /// Most VMs on a page.
 pub const PAGE_MAX: usize = 1000;
 
+/// How long a list waits for what vmmd takes over as it starts.
+const LIST_PATIENCE: Duration = Duration::from_millis(500);
+
 /// The service.
 #[derive(Debug)]
 pub struct Service {
@@ -79,7 +82,7 @@ impl Vmmd for Service {
     ) -> Result<Response<v1::CloneVmResponse>, Status> {
         let arrived_ns = clone::monotonic_ns();
         let request = request.into_inner();
-        let parent = self.host.table.find(&request.name)?;
+        let parent = self.host.find(&request.name).await?;
         let call = clone::Call {
             wanted: wanted(&request)?,
             parent,
@@ -95,7 +98,7 @@ impl Vmmd for Service {
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {
-        let vm = self.host.table.find(&request.into_inner().name)?;
+        let vm = self.host.find(&request.into_inner().name).await?;
         Ok(Response::new(convert::vm(&vm)))
     }
 
@@ -108,10 +111,12 @@ impl Vmmd for Service {
             Ok(0) | Err(_) => PAGE_MAX,
             Ok(size) => size.min(PAGE_MAX),
         };
+        // What takes longer to be taken over is listed as such.
+        self.host.adopted(LIST_PATIENCE).await.ok();
         // A page's token is the last name on it: names stay in order whatever comes and goes in between.
-        let (vms, more) = self.host.table.page(&request.page_token, size);
-        let next = vms.last().filter(|_| more).map(|vm| vm.record.name.clone());
-        let vms = vms.iter().map(|vm| convert::vm(vm)).collect();
+        let (entries, more) = self.host.table.page(&request.page_token, size);
+        let vms: Vec<_> = entries.iter().map(convert::entry).collect();
+        let next = vms.last().filter(|_| more).map(|vm| vm.name.clone());
         Ok(Response::new(v1::ListVmsResponse { vms, next_page_token: next.unwrap_or_default() }))
     }
 
@@ -125,7 +130,11 @@ impl Vmmd for Service {
         request: Request<v1::RemoveVmRequest>,
     ) -> Result<Response<v1::RemoveVmResponse>, Status> {
         let request = request.into_inner();
-        self.host.remove(&request.name, request.force).await?;
+        if request.broken {
+            self.host.remove_broken(&request.name).await?;
+        } else {
+            self.host.remove(&request.name, request.force).await?;
+        }
         Ok(Response::new(v1::RemoveVmResponse {}))
     }
 
@@ -136,7 +145,7 @@ impl Vmmd for Service {
             Ok(wait_vm_request::Until::Unspecified | wait_vm_request::Until::Ended) => Until::Ended,
             Err(_) => return Err(invalid("until", "not a state that can be waited for")),
         };
-        let vm = self.host.table.find(&request.name)?;
+        let vm = self.host.find(&request.name).await?;
         match request.timeout_ms {
             0 => vm.wait(until).await?,
             timeout_ms => {
@@ -188,6 +197,6 @@ impl Vmmd for Service {
     }
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        logs::run(&self.host, self.streams.permit()?, &request.into_inner()).map(Response::new)
+        logs::run(&self.host, self.streams.permit()?, &request.into_inner()).await.map(Response::new)
     }
 }

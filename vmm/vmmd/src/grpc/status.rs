@@ -99,6 +99,9 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Invalid(_) => (Code::InvalidArgument, "INVALID_FIELD"),
         Error::Image(_) => (Code::InvalidArgument, "BAD_IMAGE"),
         Error::NotFound(_) => (Code::NotFound, "NO_SUCH_VM"),
+        Error::Adopting(_) | Error::Starting => (Code::Unavailable, "VMMD_STARTS"),
+        Error::Broken { .. } => (Code::FailedPrecondition, "VM_BROKEN"),
+        Error::NotBroken(_) => (Code::FailedPrecondition, "VM_NOT_BROKEN"),
         Error::NameTaken(_) => (Code::AlreadyExists, "NAME_IN_USE"),
         Error::Port(port) => match port.source.kind() {
             io::ErrorKind::AddrInUse => (Code::AlreadyExists, "PORT_IN_USE"),

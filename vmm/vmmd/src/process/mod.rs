@@ -63,6 +63,14 @@ pub enum ProcessError {
     },
 }
 
+impl ProcessError {
+    /// There is no such process; a number that is a thread's now was another's before.
+    fn is_gone(&self) -> bool {
+        let (Self::Stat { source, .. } | Self::Pidfd { source, .. }) = self;
+        matches!(source.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EINVAL))
+    }
+}
+
 /// A `vmm` process.
 #[derive(Debug)]
 pub struct Process {
@@ -90,15 +98,29 @@ impl Process {
         }
     }
 
-    /// Finds the very process again; None when it is gone.
-    #[must_use]
-    pub fn find(id: &ProcessId) -> Option<Self> {
+    /// Finds the very process again; None when it is gone for certain.
+    ///
+    /// # Errors
+    /// It may run or be gone: there are no descriptors or no memory to look at it.
+    pub fn find(id: &ProcessId) -> Result<Option<Self>, ProcessError> {
+        if id.boot != boot() && !boot().is_empty() {
+            return Ok(None);
+        }
         // The pidfd comes first: from then on the number cannot pass to another process unnoticed.
-        let pidfd = watch(id.pid).ok()?;
-        let now = identify(id.pid).ok()?;
+        let pidfd = match watch(id.pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let now = match identify(id.pid) {
+            Ok(now) => now,
+            Err(error) if error.is_gone() => return Ok(None),
+            Err(error) => return Err(error),
+        };
         // One that is dead keeps its entry until its parent has looked.
-        let dead = has_exited(pidfd.get_ref()).ok()?;
-        (now == *id && !dead).then(|| Self { id: now, pidfd, child: None })
+        let failed = |source| ProcessError::Pidfd { pid: id.pid, source };
+        let dead = has_exited(pidfd.get_ref()).map_err(failed)?;
+        Ok((now == *id && !dead).then(|| Self { id: now, pidfd, child: None }))
     }
 
     /// Which process it is.
@@ -196,7 +218,8 @@ fn start_ticks(stat: &str) -> Option<u64> {
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-fn boot() -> &'static str {
+/// The number of this boot; empty: the kernel does not tell.
+pub fn boot() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| {
         let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
@@ -216,15 +239,15 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_found_again_and_its_end_seen_by_all() {
         let mut process = sleeper();
-        let (found, watcher) = (Process::find(process.id()).unwrap(), process.watcher().unwrap());
+        let (found, watcher) = (Process::find(process.id()).unwrap().unwrap(), process.watcher().unwrap());
         found.kill().unwrap();
         process.gone().await.unwrap();
         process.gone().await.unwrap();
         found.gone().await.unwrap();
-        assert!(Process::find(process.id()).is_none(), "dead, though nobody has waited for it");
+        assert!(Process::find(process.id()).unwrap().is_none(), "dead, though nobody has waited for it");
         watcher.gone().await.unwrap();
         assert_eq!(process.exit(), Exit::Signal(9));
-        assert!(Process::find(process.id()).is_none());
+        assert!(Process::find(process.id()).unwrap().is_none());
         process.kill().unwrap();
     }
 
@@ -232,10 +255,28 @@ mod tests {
     async fn a_number_used_again_is_not_the_process() {
         let process = sleeper();
         let id = process.id().clone();
-        assert!(Process::find(&ProcessId { start_ticks: id.start_ticks + 1, ..id.clone() }).is_none());
-        assert!(Process::find(&ProcessId { boot: "another".into(), ..id.clone() }).is_none());
+        assert!(
+            Process::find(&ProcessId { start_ticks: id.start_ticks + 1, ..id.clone() }).unwrap().is_none()
+        );
+        assert!(Process::find(&ProcessId { boot: "another".into(), ..id.clone() }).unwrap().is_none());
+        assert!(Process::find(&ProcessId { pid: i32::MAX.cast_unsigned(), ..id }).unwrap().is_none());
         process.kill().unwrap();
         process.gone().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_descriptors_a_process_is_neither_found_nor_gone() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let mut process = sleeper();
+        let before = getrlimit(Resource::Nofile);
+        // nextest runs each test in a process of its own: nobody else is short of descriptors.
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+        let found = Process::find(process.id());
+        setrlimit(Resource::Nofile, before).unwrap();
+        let error = found.unwrap_err();
+        assert!(error.to_string().contains("Too many open files"), "{error}");
+        assert!(Process::find(process.id()).unwrap().is_some());
+        process.end().await;
     }
 
     #[test]

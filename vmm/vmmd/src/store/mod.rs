@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  STATE/lock                 held (flock) by the vmmd that owns the folder; its pid inside
+//!  STATE/boot                 the host's boot in which the folder was used last
 //!  STATE/vms/NAME/vm.json     the record: see [`record`]
 //!                 vmm.sock    the vmm's control socket
 //!                 console.log the guest's serial console
@@ -17,6 +18,7 @@ pub mod record;
 pub mod touched;
 pub mod vm;
 
+use crate::process::boot;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 use std::{
@@ -135,6 +137,14 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// A file that ends too early, as the host's crash may leave one.
+    #[must_use]
+    pub fn is_cut_short(&self) -> bool {
+        matches!(self, Self::Parse { source, .. } if source.is_eof())
+    }
+}
+
 fn rights(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => "; run vmmd as root, or give it a --state-dir of its own",
@@ -146,6 +156,8 @@ fn rights(source: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    // The host has been started anew since a vmmd had this folder.
+    is_of_another_boot: bool,
     // Held for as long as this value lives; the kernel lets go of it with the process.
     _lock: File,
 }
@@ -163,7 +175,15 @@ impl StateDir {
         for folder in ["vms", "warm", "families", "touched"] {
             create_dir(&path.join(folder), true)?;
         }
-        Ok(Self { path, _lock: lock })
+        let is_of_another_boot = mark_boot(&path);
+        Ok(Self { path, is_of_another_boot, _lock: lock })
+    }
+
+    /// Whether the host has been started anew since another vmmd had this folder: what that one wrote and did not force to the disk
+    /// may be cut short.
+    #[must_use]
+    pub fn is_of_another_boot(&self) -> bool {
+        self.is_of_another_boot
     }
 
     /// The folder's absolute path.
@@ -271,6 +291,24 @@ fn create_dir(path: &Path, parents: bool) -> Result<(), StoreError> {
         .map_err(|source| StoreError::CreateDir { path: path.to_owned(), source })
 }
 
+/// Writes down the boot in which the folder is used; whether the last use was in another one.
+fn mark_boot(state: &Path) -> bool {
+    let path = state.join("boot");
+    let before = fs::read_to_string(&path).unwrap_or_default();
+    if before.trim() == boot() || boot().is_empty() {
+        return false;
+    }
+    // The old one goes first, which works on a full disk too: it must not be taken for the last use again.
+    let written = match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => write_whole(&path, format!("{}\n", boot()).as_bytes(), Lasting::Host),
+    };
+    if let Err(error) = written {
+        tracing::error!(path = %path.display(), %error, "records that a crash of the host cuts short will be left as they are");
+    }
+    !before.is_empty()
+}
+
 fn lock(state: &Path) -> Result<File, StoreError> {
     let path = state.join("lock");
     let failed = |source| StoreError::OpenLock { path: path.clone(), source };
@@ -293,7 +331,10 @@ fn lock(state: &Path) -> Result<File, StoreError> {
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     };
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
+    // For people, and no reason not to start on a full disk.
+    if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())) {
+        tracing::error!(path = %path.display(), %error, "whose lock this is cannot be written");
+    }
     Ok(file)
 }
 
@@ -315,19 +356,21 @@ fn write_json(path: &Path, value: &impl Serialize, lasting: Lasting) -> io::Resu
     write_whole(path, &serde_json::to_vec_pretty(value)?, lasting)
 }
 
-/// Writes a file so that what must be survived leaves the old one or the new one.
+/// Writes a file so that what must be survived leaves the old one or the new one, whoever else writes it at the same time.
 fn write_whole(path: &Path, bytes: &[u8], lasting: Lasting) -> io::Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    if lasting == Lasting::Process {
-        return fs::rename(&new, path);
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    // Under a name of its own, for its owner only; gone if it does not become the file.
+    let mut new = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+    new.write_all(bytes)?;
+    if lasting == Lasting::Host {
+        new.as_file().sync_all()?;
     }
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    // The rename itself is safe only when the folder is.
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    new.persist(path)?;
+    match lasting {
+        Lasting::Process => Ok(()),
+        // The rename itself is safe only when the folder is.
+        Lasting::Host => File::open(folder)?.sync_all(),
+    }
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {

@@ -99,8 +99,8 @@ impl VmDir {
     pub fn load(&self) -> Result<Option<Record>, StoreError> {
         let path = self.path.join("vm.json");
         let bytes = match read_bounded(&path) {
-            // What a crash of the host leaves of one that was written to outlast vmmd only.
-            Ok(bytes) if bytes.is_empty() => return Ok(None),
+            // Empty, or zeros: what a crash of the host leaves of one that was written to outlast vmmd only.
+            Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => return Ok(None),
             Ok(bytes) => bytes,
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::Read { path, source }),

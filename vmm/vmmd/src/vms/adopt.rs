@@ -1,23 +1,37 @@
-//! Taking over what an earlier `vmmd` left: see [`crate::plan::adopt`] for the decisions.
+//! Taking over what an earlier `vmmd` left: see [`crate::plan::adopt`] for the decisions. It goes on while calls are served: a VM is
+//! used as soon as it is taken over, whatever the others do. What cannot be taken over is set aside and [tried again](retry).
+
+mod retry;
 
 use super::{
-    Host, MAKING_AT_ONCE, Vm,
+    Host, MAKING_AT_ONCE, PATIENCE, Vm,
     error::Error,
     supervise::{Supervised, remove_socket, supervise},
+    table::{Broken, Reservation},
     unix_ms,
 };
 use crate::{
+    events::Of,
     net::ports::{Bound, Published},
     plan::{
         adopt::{Decision, Found, decide},
         lifecycle::{Event, Exit, Lifecycle, Phase},
     },
-    process::{Process, stray, urgency::Urgency},
+    process::{Process, ProcessError, stray, urgency::Urgency},
     store::{Lasting, VmDir, record::Record},
 };
-use std::{sync::Arc, time::Duration};
-use tokio::{task::spawn_blocking, time::timeout};
+use futures::{StreamExt as _, stream};
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
+use uuid::Uuid;
 
+/// How many folders are looked at at the same time.
+const AT_ONCE: usize = 16;
+/// How long the look at one folder may take: a disk that does not answer holds up nobody else's VM.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stray process may take to be gone.
 const STRAY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -30,74 +44,174 @@ pub struct Adopted {
     pub ended: usize,
     /// Half-made folders, processes and bridges that were removed.
     pub reaped: usize,
+    /// What could not be taken over.
+    pub broken: usize,
+}
+
+/// What one folder turned out to be.
+enum Looked {
+    Known(Decision, Found, Option<Process>),
+    /// What its record says of the process cannot be checked.
+    Doubtful(Box<Record>, ProcessError),
+    /// Its record does not read.
+    Unreadable(String),
+}
+
+/// What became of one folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Running,
+    Ended,
+    HalfMade,
+    Broken,
 }
 
 impl Host {
-    /// Takes over every VM of the state folder, and removes what is of none. Once, and before anything is made.
+    /// Takes the names of all folders that an earlier `vmmd` left. Once, and before anything is made.
     ///
     /// # Errors
-    /// The folder cannot be read, or interfaces not be listed.
-    pub async fn adopt(self: &Arc<Self>) -> Result<Adopted, Error> {
-        let mut adopted = Adopted::default();
+    /// They cannot be listed.
+    pub fn find_folders(&self) -> Result<Vec<(String, VmDir)>, Error> {
+        let found = self.state.list()?;
+        self.table.find_folders(found.iter().map(|(name, _)| name.as_str()));
+        Ok(found)
+    }
+
+    /// Takes over the VMs of these folders, and removes what is of none. What goes wrong with one of them holds up no other.
+    pub async fn adopt(self: &Arc<Self>, found: Vec<(String, VmDir)>) -> Adopted {
+        let began = Instant::now();
         let mut half_made = Vec::new();
-        for (name, dir) in self.state.list()? {
-            match self.adopt_one(&name, &dir).await? {
-                Decision::Adopt => adopted.running += 1,
-                Decision::KeepEnded(_) | Decision::RecordEnd => adopted.ended += 1,
-                Decision::RemoveHalfMade => half_made.push(dir),
-                Decision::SetAside => {}
+        let mut adopted = Adopted::default();
+        let looks = found.into_iter().map(|(name, dir)| async move {
+            let Ok(reservation) = self.table.take_folder(&name) else { return None };
+            Some((self.adopt_one(reservation, dir.clone()).await, name, dir))
+        });
+        let mut outcomes = stream::iter(looks).buffer_unordered(AT_ONCE);
+        while let Some(outcome) = outcomes.next().await {
+            match outcome {
+                Some(((Outcome::Running, _), ..)) => adopted.running += 1,
+                Some(((Outcome::Ended, _), ..)) => adopted.ended += 1,
+                Some(((Outcome::Broken, _), ..)) => adopted.broken += 1,
+                Some(((Outcome::HalfMade, reservation), name, dir)) => {
+                    half_made.push((reservation, name, dir))
+                }
+                None => {}
+            }
+            self.adoption.send_replace(false);
+        }
+        drop(outcomes);
+        let (ended, spared) = self.end_strays().await;
+        adopted.reaped += ended;
+        for (reservation, name, dir) in half_made {
+            tracing::warn!(folder = %dir.path().display(), "a half-made VM is removed");
+            match (dir.delete(), reservation) {
+                (Ok(()), _) => adopted.reaped += 1,
+                (Err(error), Some(reservation)) => {
+                    adopted.broken += 1;
+                    self.set_aside(reservation, dir, None, error.to_string());
+                }
+                (Err(error), None) => tracing::error!(vm = name, %error, "a half-made VM stays behind"),
             }
         }
-        adopted.reaped += self.end_strays().await;
-        for dir in half_made {
-            tracing::warn!(folder = %dir.path().display(), "a half-made VM is removed");
-            dir.delete()?;
-            adopted.reaped += 1;
-        }
-        // What was warm was nobody: the vmids are still to be given.
-        for (_, dir) in self.state.list_warm()? {
-            dir.delete()?;
-        }
-        self.state.keep_families(&self.living_families())?;
-        adopted.reaped += self.net.reap(&self.table.families()).await?.len();
+        self.clear_warm();
+        adopted.reaped += self.clear_up(spared).await;
         self.forget_old_clones().await;
         // Only now: what is made for a VM taken over must not be taken for what was left.
         self.making.add_permits(MAKING_AT_ONCE);
-        Ok(adopted)
+        self.adoption.send_replace(true);
+        tracing::debug!(took_ms = began.elapsed().as_millis(), "all folders were looked at");
+        tokio::spawn(Arc::clone(self).retry());
+        adopted
     }
 
-    async fn adopt_one(self: &Arc<Self>, name: &str, dir: &VmDir) -> Result<Decision, Error> {
-        let found = match dir.load() {
-            Ok(None) => Found::NoRecord,
-            Ok(Some(record)) if record.name == name => Found::Record(Box::new(record)),
-            Ok(Some(_)) => Found::Unreadable,
-            Err(error) => {
-                tracing::error!(folder = %dir.path().display(), %error, "left for you to look at and delete");
-                Found::Unreadable
+    /// Waits until all that an earlier `vmmd` left is known.
+    ///
+    /// # Errors
+    /// That takes too long: another try may help.
+    pub async fn adopted(&self, patience: Duration) -> Result<(), Error> {
+        let mut adoption = self.adoption.subscribe();
+        let done = timeout(patience, adoption.wait_for(|is_done| *is_done)).await;
+        done.map(drop).map_err(|_| Error::Starting)
+    }
+
+    /// Finds a VM; one that is being taken over is waited for.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is not taken over.
+    pub async fn find(&self, name: &str) -> Result<Arc<Vm>, Error> {
+        let mut adoption = self.adoption.subscribe();
+        let found = async {
+            loop {
+                adoption.mark_unchanged();
+                match self.table.find(name) {
+                    Err(Error::Adopting(_)) if adoption.changed().await.is_ok() => {}
+                    other => return other,
+                }
             }
         };
-        let process = match &found {
-            Found::Record(record) => record.process.as_ref().and_then(Process::find),
-            Found::NoRecord | Found::Unreadable => None,
+        timeout(PATIENCE, found).await.unwrap_or_else(|_| Err(Error::Adopting(name.to_owned())))
+    }
+
+    /// Looks at one folder and takes over what is in it. A reservation comes back where nothing has its name.
+    async fn adopt_one(
+        self: &Arc<Self>,
+        reservation: Reservation,
+        dir: VmDir,
+    ) -> (Outcome, Option<Reservation>) {
+        let (name, folder) = (reservation.name().to_owned(), dir.clone());
+        let rebooted = self.state.is_of_another_boot();
+        let looked = timeout(LOOK_PATIENCE, spawn_blocking(move || look(&name, &folder, rebooted))).await;
+        let looked = match looked {
+            Ok(Ok(looked)) => looked,
+            Ok(Err(error)) => Looked::Unreadable(error.to_string()),
+            Err(_) => Looked::Unreadable(format!("its folder does not answer in {LOOK_PATIENCE:?}")),
         };
-        let decision = decide(&found, process.is_some());
-        if decision == Decision::RemoveHalfMade {
-            return Ok(decision);
+        let (decision, record, process) = match looked {
+            Looked::Known(decision, Found::Record(record), process) => (decision, *record, process),
+            Looked::Known(..) => return (Outcome::HalfMade, Some(reservation)),
+            Looked::Doubtful(record, error) => {
+                self.set_aside(reservation, dir, Some(*record), error.to_string());
+                return (Outcome::Broken, None);
+            }
+            Looked::Unreadable(problem) => {
+                self.set_aside(reservation, dir, None, problem);
+                return (Outcome::Broken, None);
+            }
+        };
+        match (decision, process) {
+            (Decision::Adopt, Some(process)) => {
+                reservation.fill(self.take_over(dir, record, process).await);
+                (Outcome::Running, None)
+            }
+            (Decision::KeepEnded(ended), _) => {
+                reservation.fill(Arc::new(Vm::ended(record, dir, ended)));
+                (Outcome::Ended, None)
+            }
+            (Decision::RemoveHalfMade | Decision::SetAside, _) => (Outcome::HalfMade, Some(reservation)),
+            (Decision::RecordEnd | Decision::Adopt, _) => {
+                let host = Arc::clone(self);
+                let ended = spawn_blocking(move || host.record_end(dir, record)).await;
+                if let Ok(Some(vm)) = ended {
+                    reservation.fill(Arc::new(vm));
+                }
+                (Outcome::Ended, None)
+            }
         }
-        let reservation = self.table.reserve(name)?;
-        match (&decision, found, process) {
-            (Decision::Adopt, Found::Record(record), Some(process)) => {
-                reservation.fill(self.take_over(dir.clone(), *record, process).await);
-            }
-            (Decision::KeepEnded(ended), Found::Record(record), _) => {
-                reservation.fill(Arc::new(Vm::ended(*record, dir.clone(), ended.clone())));
-            }
-            (Decision::RecordEnd, Found::Record(record), _) => {
-                reservation.fill(Arc::new(record_end(dir.clone(), *record)?));
-            }
-            _ => reservation.set_aside(),
+    }
+
+    fn set_aside(&self, reservation: Reservation, dir: VmDir, record: Option<Record>, problem: String) {
+        let name = reservation.name().to_owned();
+        let is_news =
+            self.table.broken().iter().all(|(known, broken)| *known != name || broken.problem != problem);
+        if is_news {
+            tracing::error!(folder = %dir.path().display(), problem, "a VM cannot be taken over; it is tried again");
+            let of = record.as_ref().map_or(
+                Of { family: Uuid::nil(), vm: Some((&name, 0)), ticket: None },
+                |record| Of { family: record.family, vm: Some((&name, record.vmid)), ticket: record.ticket },
+            );
+            self.events.tell(of, "broken", problem.as_str(), unix_ms());
         }
-        Ok(decision)
+        reservation.set_aside(Broken { dir, record, problem });
     }
 
     async fn take_over(self: &Arc<Self>, dir: VmDir, record: Record, process: Process) -> Arc<Vm> {
@@ -105,51 +219,134 @@ impl Host {
         process.set_urgency(Urgency::Normal);
         self.find_family(&record);
         self.load_touched(&record).await;
-        let published = publish_again(&record).await;
+        let published = self.publish_again(&record).await;
         let life = Lifecycle::running(record.ready_after_us);
         let share = self.tickets.find(&record);
         supervise(self, Supervised { dir, record, process, life, published, control: None, share })
     }
 
-    /// Ends vmm processes of this state that belong to no VM taken over; how many.
-    async fn end_strays(&self) -> usize {
+    async fn publish_again(&self, record: &Record) -> Option<Published> {
+        match Bound::bind(&record.ports).await {
+            Ok(bound) => record.net.ip(record.vmid).map(|ip| bound.serve(ip)),
+            Err(error) => {
+                // The VM runs on without: ending it over a port would be worse.
+                tracing::error!(vm = record.name, %error, "its ports are not published");
+                None
+            }
+        }
+    }
+
+    /// Ends vmm processes of this state that belong to no VM taken over; how many, and whether one was spared because its
+    /// folder does not say what it is.
+    async fn end_strays(&self) -> (usize, bool) {
         // A clone's process began under `warm`, wherever its folder is now.
         let folders = ["vms", "warm"].map(|folder| self.state.path().join(folder));
-        let found = spawn_blocking(move || stray::find(&folders)).await.unwrap_or_default();
-        let known: Vec<_> = self.table.all().iter().filter_map(|vm| vm.record.process.clone()).collect();
-        let mut ended = 0;
-        for (name, process) in found.into_iter().filter(|(_, process)| !known.contains(process.id())) {
-            tracing::warn!(vm = name, pid = process.id().pid, "a vmm process that is no VM's is ended");
-            if let Err(error) = process.kill() {
-                tracing::error!(pid = process.id().pid, %error, "kill");
-            } else if timeout(STRAY_PATIENCE, process.gone()).await.is_err() {
-                tracing::error!(pid = process.id().pid, "does not go away");
+        let broken = self.table.broken();
+        let records = broken.iter().filter_map(|(_, broken)| broken.record.as_ref()?.process.as_ref());
+        let mut known: HashSet<u32> = records.map(|process| process.pid).collect();
+        known.extend(self.table.all().iter().filter_map(|vm| Some(vm.record.process.as_ref()?.pid)));
+        let unreadable: HashSet<&str> = broken
+            .iter()
+            .filter(|(_, broken)| broken.record.is_none())
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let found = spawn_blocking(move || stray::find(&folders, &known)).await.unwrap_or_default();
+        let (mut ended, mut is_spared) = (0, false);
+        for (name, process) in found {
+            if unreadable.contains(name.as_str()) {
+                tracing::error!(
+                    vm = name,
+                    pid = process.id().pid,
+                    "the vmm of a VM that cannot be taken over runs on"
+                );
+                is_spared = true;
+                continue;
             }
+            tracing::warn!(vm = name, pid = process.id().pid, "a vmm process that is no VM's is ended");
+            end_stray(&process).await;
             ended += 1;
         }
-        ended
+        (ended, is_spared)
     }
-}
 
-async fn publish_again(record: &Record) -> Option<Published> {
-    match Bound::bind(&record.ports).await {
-        Ok(bound) => record.net.ip(record.vmid).map(|ip| bound.serve(ip)),
-        Err(error) => {
-            // The VM runs on without: ending it over a port would be worse.
-            tracing::error!(vm = record.name, %error, "its ports are not published");
-            None
+    /// Removes the folders of what was warm, and nobody: its vmids are still to be given.
+    fn clear_warm(&self) {
+        match self.state.list_warm() {
+            Ok(warm) => {
+                for (_, dir) in warm {
+                    if let Err(error) = dir.delete() {
+                        tracing::error!(folder = %dir.path().display(), %error, "a warm VM's folder stays");
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "the folders of warm VMs stay"),
         }
     }
+
+    /// Removes families and bridges that are of no VM; how many bridges. `spared`: there is a VM of which nobody knows the family.
+    async fn clear_up(&self, spared: bool) -> usize {
+        if spared {
+            tracing::warn!("bridges and families of VMs that may run are left as they are");
+            return 0;
+        }
+        let broken = self.table.broken();
+        let records = broken.iter().filter_map(|(_, broken)| broken.record.as_ref());
+        let (mut families, mut numbers) = (self.living_families(), self.table.families());
+        families.extend(records.clone().map(|record| record.family));
+        numbers.extend(records.map(|record| record.net.index));
+        if let Err(error) = self.state.keep_families(&families) {
+            tracing::error!(%error, "files of families that have ended stay");
+        }
+        match self.net.reap(&numbers).await {
+            Ok(gone) => gone.len(),
+            Err(error) => {
+                tracing::error!(%error, "bridges of families that have ended stay");
+                0
+            }
+        }
+    }
+
+    /// A VM has ended while nobody looked.
+    fn record_end(&self, dir: VmDir, record: Record) -> Option<Vm> {
+        let mut life = Lifecycle::running(record.ready_after_us);
+        let (left, log_tail) = (dir.load_end(), dir.log_tail());
+        life.on(Event::Gone { left, exit: Exit::Unknown, log_tail, unix_ms: unix_ms() });
+        remove_socket(&dir);
+        let Phase::Ended(ended) = life.phase else { return None };
+        let record = Record { ended: Some(ended.clone()), ..record };
+        tracing::info!(vm = record.name, kind = ?ended.end.kind, reason = ended.end.reason, "ended unseen");
+        // What is not written now will be found as it was, and is true all the same.
+        self.keep_record(&dir, &record, Lasting::Host);
+        Some(Vm::ended(record, dir, ended))
+    }
 }
 
-fn record_end(dir: VmDir, record: Record) -> Result<Vm, Error> {
-    let mut life = Lifecycle::running(record.ready_after_us);
-    let (left, log_tail) = (dir.load_end(), dir.log_tail());
-    life.on(Event::Gone { left, exit: Exit::Unknown, log_tail, unix_ms: unix_ms() });
-    remove_socket(&dir);
-    let Phase::Ended(ended) = life.phase else { return Err(Error::Stopping) };
-    let record = Record { ended: Some(ended.clone()), ..record };
-    dir.save(&record, Lasting::Host)?;
-    tracing::info!(vm = record.name, kind = ?ended.end.kind, reason = ended.end.reason, "ended unseen");
-    Ok(Vm::ended(record, dir, ended))
+/// What is in a folder.
+fn look(name: &str, dir: &VmDir, rebooted: bool) -> Looked {
+    let found = match dir.load() {
+        Ok(None) => Found::NoRecord,
+        Ok(Some(record)) if record.name == name => Found::Record(Box::new(record)),
+        Ok(Some(record)) => return Looked::Unreadable(format!("its record is that of VM {:?}", record.name)),
+        // No VM outlives its host, and a clone's record is not written to outlast it.
+        Err(error) if rebooted && error.is_cut_short() => Found::NoRecord,
+        Err(error) => return Looked::Unreadable(error.to_string()),
+    };
+    let process = match &found {
+        Found::Record(record) if record.ended.is_none() => match record.process.as_ref().map(Process::find) {
+            None => None,
+            Some(Ok(process)) => process,
+            Some(Err(error)) => return Looked::Doubtful(record.clone(), error),
+        },
+        _ => None,
+    };
+    Looked::Known(decide(&found, process.is_some()), found, process)
+}
+
+/// Ends a process that is no VM's.
+async fn end_stray(process: &Process) {
+    if let Err(error) = process.kill() {
+        tracing::error!(pid = process.id().pid, %error, "kill");
+    } else if timeout(STRAY_PATIENCE, process.gone()).await.is_err() {
+        tracing::error!(pid = process.id().pid, "does not go away");
+    }
 }

@@ -120,6 +120,7 @@ impl Host {
 
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
         let Call { parent, wanted, prepare, arrived_ns, asked: _asked } = call;
+        self.adopted(super::PATIENCE).await?;
         // What can be refused is refused before the VM is disturbed.
         parent.check_clonable()?;
         let record = &parent.record;

@@ -8,7 +8,7 @@
 //! for half-made: nobody was told of that VM yet.
 
 use super::{
-    Host, Vm, blocking,
+    Host, PATIENCE, Vm, blocking,
     error::Error,
     images,
     supervise::{Supervised, supervise},
@@ -59,6 +59,7 @@ impl Host {
     }
 
     async fn create_whole(self: Arc<Self>, spec: Spec) -> Result<Arc<Vm>, Error> {
+        self.adopted(PATIENCE).await?;
         let reservation = match &spec.name {
             Some(name) => self.table.reserve(name.as_str())?,
             None => self.table.reserve_any(random)?,

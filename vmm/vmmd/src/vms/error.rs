@@ -27,6 +27,25 @@ pub enum Error {
     /// No VM of that name.
     #[error("find VM {0:?}: there is none; `vmctl ls` lists them")]
     NotFound(String),
+    /// vmmd has just started and does not know yet what became of it.
+    #[error("use VM {0:?}: vmmd has started and is taking it over; try again in some seconds")]
+    Adopting(String),
+    /// vmmd has just started and does not know yet all that there is.
+    #[error("vmmd has started and is taking over what runs; try again in some seconds")]
+    Starting,
+    /// What an earlier vmmd left of it cannot be taken over.
+    #[error(
+        "use VM {name:?}: it cannot be taken over, which is tried again every minute: {problem}; see its folder, or `vmctl rm --broken {name}`"
+    )]
+    Broken {
+        /// The VM.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The call is for what cannot be taken over.
+    #[error("remove VM {0:?}: it is not broken; leave out --broken")]
+    NotBroken(String),
     /// The name is in use.
     #[error("reserve the name {0:?}: it is in use; choose another or `vmctl rm` that VM")]
     NameTaken(String),

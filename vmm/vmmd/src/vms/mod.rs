@@ -39,8 +39,9 @@ use crate::{
 use error::Error;
 use guest::together::Pieces;
 use std::{
+    collections::HashMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use table::Table;
@@ -101,6 +102,12 @@ pub struct Host {
     net: Net,
     // Held while vmids are written down.
     numbering: Mutex<()>,
+    // True when all that an earlier vmmd left is known; told at each step.
+    adoption: watch::Sender<bool>,
+    // Held while what could not be taken over is looked at again, or removed.
+    mending: Mutex<()>,
+    // Records of VMs that have ended and that could not be written, by name.
+    unwritten: std::sync::Mutex<HashMap<String, Record>>,
     // None are made before all that is there is known: see `adopt`.
     making: Semaphore,
     writing: Semaphore,
@@ -169,6 +176,9 @@ impl Host {
             metrics: Metrics::default(),
             net: Net::open(Owner::of(state.path()))?,
             numbering: Mutex::new(()),
+            adoption: watch::Sender::new(false),
+            mending: Mutex::new(()),
+            unwritten: std::sync::Mutex::default(),
             making: Semaphore::new(0),
             writing: Semaphore::new(WRITING_AT_ONCE),
             on_the_way: Arc::new(watch::Sender::new(0)),
@@ -190,6 +200,11 @@ impl Host {
         }
     }
 
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, Record>> {
+        // No code panics under this lock; if some did, the map itself is still whole.
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The state folder.
     #[must_use]
     pub fn state(&self) -> &StateDir {
@@ -201,7 +216,7 @@ impl Host {
     /// # Errors
     /// There is none, or it cannot be ended.
     pub async fn kill(&self, name: &str, reason: &str) -> Result<Arc<Vm>, Error> {
-        let vm = self.table.find(name)?;
+        let vm = self.find(name).await?;
         vm.ask_to_end(reason);
         match timeout(KILL_PATIENCE, vm.wait(Until::Ended)).await {
             Ok(ended) => ended.map(|()| vm),

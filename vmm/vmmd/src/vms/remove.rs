@@ -21,7 +21,8 @@ impl Host {
     ///
     /// # Errors
     /// There is none, it runs, or its files cannot be deleted.
-    pub async fn remove(&self, name: &str, force: bool) -> Result<(), Error> {
+    pub async fn remove(self: &Arc<Self>, name: &str, force: bool) -> Result<(), Error> {
+        self.find(name).await?;
         if !force {
             return self.forget(name, "").await;
         }
@@ -33,10 +34,20 @@ impl Host {
         }
     }
 
-    async fn forget(&self, name: &str, why: &str) -> Result<(), Error> {
+    async fn forget(self: &Arc<Self>, name: &str, why: &str) -> Result<(), Error> {
+        // In a task of its own: who asked may go away, and the name is held until the files are gone.
+        let (host, name, why) = (Arc::clone(self), name.to_owned(), why.to_owned());
+        tokio::spawn(async move { host.forget_whole(&name, &why).await })
+            .await
+            .map_err(|_| Error::Stopping)?
+    }
+
+    async fn forget_whole(&self, name: &str, why: &str) -> Result<(), Error> {
         let (vm, reservation) = self.table.take_ended(name)?;
         let dir = vm.dir.clone();
         if let Err(error) = blocking(move || Ok(dir.delete()?)).await {
+            tracing::error!(vm = name, %error, "a VM that has ended is not removed");
+            self.tell(&vm.record, "not-removed", error.to_string());
             reservation.fill(vm);
             return Err(error);
         }
@@ -47,7 +58,7 @@ impl Host {
     }
 
     /// A clone has ended, or some were found ended: the oldest beyond what is kept are forgotten.
-    pub(super) async fn forget_old_clones(&self) {
+    pub(super) async fn forget_old_clones(self: &Arc<Self>) {
         let keep = self.settings.keep_ended;
         for name in oldest_beyond(keep, &self.table.all()) {
             let why = format!("it was the oldest of more than {keep} clones that have ended");

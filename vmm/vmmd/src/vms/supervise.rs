@@ -3,7 +3,10 @@
 use super::{
     Host, Status, ToEnd, Vm,
     clone::monotonic_ns,
-    guest::{self, together::EndsWhenLeft},
+    guest::{
+        self,
+        together::{EndsWhenLeft, forget_pieces},
+    },
     tickets, unix_ms,
 };
 use crate::{
@@ -13,7 +16,10 @@ use crate::{
     process::{Process, link},
     store::{Lasting, VmDir, record::Record},
 };
-use patina_abi::link::{Answer, CallError, REQUESTS_MAX};
+use patina_abi::{
+    args::Args,
+    link::{Answer, CallError, REQUESTS_MAX},
+};
 use scheduler::client::admission::Share;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 use tokio::{
@@ -21,10 +27,13 @@ use tokio::{
     net::UnixStream,
     sync::{Mutex, Semaphore, mpsc, watch},
     task::{AbortHandle, JoinSet, spawn_blocking},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::Instrument;
-use vmm::api::control::{FromVmm, Open, State, ToVmm};
+use vmm::api::{
+    control::{FromVmm, Open, State, ToVmm},
+    end::End,
+};
 
 /// How long a vmm may take to end its VM before it is ended itself.
 const KILL_GRACE: Duration = Duration::from_secs(2);
@@ -34,6 +43,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const QUEUE: usize = REQUESTS_MAX + 16;
 /// How long a VM that has its record may be without its generation: it was under way to its vmm when another vmmd died.
 const START_GRACE: Duration = Duration::from_secs(10);
+/// How long after a control connection broke the next is made; each time in a row twice as long, up to [`RECONNECT_MAX`].
+const RECONNECT: Duration = Duration::from_millis(25);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// Most bytes of the reason for an end, which goes to the vmm and into the record.
+const REASON_MAX_BYTES: usize = 1024;
 /// A moment so far that it stands for never.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -54,6 +68,14 @@ pub struct Supervised {
     pub control: Option<BufReader<UnixStream>>,
     /// A clone's share of the host.
     pub share: Option<Share>,
+}
+
+/// What comes of the control connection.
+enum Heard {
+    /// The vmm says so.
+    Said(FromVmm),
+    /// The connection broke, and with it the calls that came over it: the vmm has told the guest so.
+    Broke,
 }
 
 /// Starts a VM's supervisor.
@@ -81,6 +103,7 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
         orders,
         said,
         link: link.abort_handle(),
+        is_heard: false,
         is_unstarted: false,
         deadline: None,
     };
@@ -124,8 +147,10 @@ struct Supervisor {
     cancels: HashMap<u64, AbortHandle>,
     kills: mpsc::Receiver<ToEnd>,
     orders: mpsc::Sender<ToVmm>,
-    said: mpsc::Receiver<FromVmm>,
+    said: mpsc::Receiver<Heard>,
     link: AbortHandle,
+    // The vmm has said something on a control connection that is not known to have broken.
+    is_heard: bool,
     // It has a record and no generation: it starts at any moment, or never.
     is_unstarted: bool,
     deadline: Option<Instant>,
@@ -144,7 +169,13 @@ impl Supervisor {
                     }
                     break;
                 }
-                Some(said) = self.said.recv() => self.hear(said).await,
+                Some(heard) = self.said.recv() => {
+                    self.is_heard = matches!(heard, Heard::Said(_));
+                    match heard {
+                        Heard::Said(said) => self.hear(said).await,
+                        Heard::Broke => self.forget_calls(),
+                    }
+                },
                 Some(why) = self.kills.recv() => self.ask_to_end(why),
                 Some(answered) = self.calls.join_next() => if let Ok(id) = answered {
                     self.cancels.remove(&id);
@@ -190,6 +221,11 @@ impl Supervisor {
         }
     }
 
+    /// Nobody waits for the answers any more. What cannot be cut short, as a clone under way, is finished in a task of its own.
+    fn forget_calls(&mut self) {
+        self.cancels.drain().for_each(|(_, call)| call.abort());
+    }
+
     fn tell_ready(&self) {
         let Some(after_us) = self.vm.life.ready_after_us else { return };
         if self.vm.record.vmid > 0 {
@@ -208,7 +244,7 @@ impl Supervisor {
     }
 
     /// Answers a call of the guest, beside whatever else is to be done.
-    fn call(&mut self, id: u64, verb: String, args: serde_json::Value) {
+    fn call(&mut self, id: u64, verb: String, args: Args) {
         let orders = self.orders.clone();
         if self.calls.len() >= REQUESTS_MAX {
             let message = format!("{REQUESTS_MAX} calls of this VM are not answered yet");
@@ -223,7 +259,7 @@ impl Supervisor {
         let answer = async move {
             // Until the answer is on its way.
             let _ends = EndsWhenLeft(Arc::clone(&vm));
-            let answer = guest::answer(&host, &vm, &verb, args, arrived_ns).await;
+            let answer = guest::answer(&host, &vm, &verb, &args, arrived_ns).await;
             host.metrics.guest_call(matches!(answer, Answer::Ok(_)));
             if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
                 tracing::warn!(%error, "answer a guest's call");
@@ -236,7 +272,11 @@ impl Supervisor {
 
     fn ask_to_end(&mut self, why: ToEnd) {
         let (reason, event) = match why {
-            ToEnd::Killed(reason) => (reason.clone(), Event::KillAsked { reason }),
+            ToEnd::Killed(mut reason) => {
+                // The words of whoever ordered it, in any length.
+                reason.truncate(reason.floor_char_boundary(REASON_MAX_BYTES));
+                (reason.clone(), Event::KillAsked { reason })
+            }
             ToEnd::Joined(reason) => (reason.clone(), Event::Joined { reason }),
         };
         tracing::info!(reason, "to be ended");
@@ -261,20 +301,21 @@ impl Supervisor {
         self.hear_last_words().await;
         self.link.abort();
         let exit = self.vm.process.exit();
-        let (left, log_tail) = (self.vm.dir.load_end(), self.vm.dir.log_tail());
+        let (left, log_tail) = self.read_words().await;
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
         self.vm.published = None;
         self.tell_scheduler();
         *self.handle.spare.lock().await = None;
+        self.forget_calls();
+        forget_pieces(&self.handle);
         self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
-        remove_socket(&self.vm.dir);
         if let Phase::Ended(ended) = &self.vm.life.phase {
             tracing::info!(kind = ?ended.end.kind, reason = ended.end.reason, "ended");
             self.host.tell(&self.vm.record, "ended", ended.end.reason.clone());
             self.vm.record.ended = Some(ended.clone());
         }
         self.vm.record.ready_after_us = self.vm.life.ready_after_us;
-        self.save(Lasting::Host).await;
+        self.keep_record().await;
         self.publish();
         if self.vm.record.vmid > 0 {
             self.host.forget_old_clones().await;
@@ -284,27 +325,46 @@ impl Supervisor {
     /// Before anybody hears that it has ended: see [`scheduler::client::admission::Vms::running`].
     fn tell_scheduler(&mut self) {
         if let Phase::Ended(ended) = &self.vm.life.phase {
-            match &mut self.vm.share {
-                Some(share) => share.ended(tickets::end(ended)),
-                None if self.vm.record.vmid == 0 => {
-                    self.host.tickets.master_ended(self.vm.record.family, ended);
-                }
-                None => {}
-            }
+            tell_ended(&self.host, &self.vm.record, self.vm.share.as_mut(), ended);
         }
         self.vm.share = None;
     }
 
     async fn hear_last_words(&mut self) {
+        if !self.is_heard && self.said.is_empty() {
+            return;
+        }
         let read = async {
-            while let Some(said) = self.said.recv().await {
-                if let FromVmm::State(state @ (State::Ready { .. } | State::Ended(_))) = said {
-                    self.vm.life.on(Event::Said(state));
+            while let Some(heard) = self.said.recv().await {
+                match heard {
+                    Heard::Said(FromVmm::State(state @ (State::Ready { .. } | State::Ended(_)))) => {
+                        self.vm.life.on(Event::Said(state));
+                    }
+                    Heard::Said(_) => {}
+                    // A vmm that is gone makes no other.
+                    Heard::Broke => break,
                 }
             }
         };
         if timeout(LAST_WORDS, read).await.is_err() {
             tracing::warn!("the control connection outlives its process");
+        }
+    }
+
+    /// What the vmm left in its files.
+    async fn read_words(&self) -> (Option<End>, String) {
+        let dir = self.vm.dir.clone();
+        let read = spawn_blocking(move || {
+            remove_socket(&dir);
+            (dir.load_end(), dir.log_tail())
+        });
+        read.await.unwrap_or_default()
+    }
+
+    async fn keep_record(&self) {
+        let (host, dir, record) = (Arc::clone(&self.host), self.vm.dir.clone(), self.vm.record.clone());
+        if let Err(error) = spawn_blocking(move || host.keep_record(&dir, &record, Lasting::Host)).await {
+            tracing::error!(%error, "the record is not up to date");
         }
     }
 
@@ -322,6 +382,15 @@ impl Supervisor {
     }
 }
 
+/// Tells the scheduler of a VM's end.
+pub(super) fn tell_ended(host: &Host, record: &Record, share: Option<&mut Share>, ended: &Ended) {
+    match share {
+        Some(share) => share.ended(tickets::end(ended)),
+        None if record.vmid == 0 => host.tickets.master_ended(record.family, ended),
+        None => {}
+    }
+}
+
 /// Removes the socket of a VM that has ended.
 pub fn remove_socket(dir: &VmDir) {
     match fs::remove_file(dir.socket()) {
@@ -332,25 +401,50 @@ pub fn remove_socket(dir: &VmDir) {
     }
 }
 
-/// Holds the control connection: what the vmm says comes out of `said`, what goes into `orders` is said to it.
+/// Holds the control connection: what the vmm says comes out of `said`, what goes into `orders` is said to it. A connection that
+/// breaks, or cannot be made, is made again for as long as somebody listens: until the process is gone.
 async fn talk(
     dir: VmDir,
-    made: Option<BufReader<UnixStream>>,
-    said: mpsc::Sender<FromVmm>,
+    mut made: Option<BufReader<UnixStream>>,
+    said: mpsc::Sender<Heard>,
     mut orders: mpsc::Receiver<ToVmm>,
 ) {
-    let stream = match made {
-        Some(stream) => stream,
-        None => match link::open(&dir, &Open::Control, super::PATIENCE).await {
-            Ok(stream) => stream,
-            Err(error) => return tracing::warn!(%error, "no control connection: the state will not be known"),
-        },
-    };
+    let mut rest = RECONNECT;
+    loop {
+        let begun = Instant::now();
+        let opened = match made.take() {
+            Some(stream) => Ok(stream),
+            None => link::open(&dir, &Open::Control, super::PATIENCE).await,
+        };
+        match opened {
+            Ok(stream) => {
+                if let Err(error) = converse(stream, &said, &mut orders).await {
+                    tracing::warn!(%error, "the control connection broke");
+                }
+                if said.send(Heard::Broke).await.is_err() {
+                    return;
+                }
+            }
+            Err(_) if said.is_closed() => return,
+            Err(error) => tracing::warn!(%error, "no control connection; it is tried again"),
+        }
+        // One that lasted is made again at once; a vmm that closes each at once is not asked a thousand times a second.
+        rest = if begun.elapsed() > RECONNECT_MAX { RECONNECT } else { (rest * 2).min(RECONNECT_MAX) };
+        sleep(rest).await;
+    }
+}
+
+/// Until the connection breaks.
+async fn converse(
+    stream: BufReader<UnixStream>,
+    said: &mpsc::Sender<Heard>,
+    orders: &mut mpsc::Receiver<ToVmm>,
+) -> Result<(), link::LinkError> {
     let (mut reading, mut writing) = tokio::io::split(stream);
     let mut reading = BufReader::new(&mut reading);
     let hear = async {
         while let Some(line) = link::read_line(&mut reading).await? {
-            if said.send(line).await.is_err() {
+            if said.send(Heard::Said(line)).await.is_err() {
                 break;
             }
         }
@@ -362,8 +456,5 @@ async fn talk(
         }
         std::future::pending::<Result<(), link::LinkError>>().await
     };
-    let result = tokio::select! { heard = hear => heard, told = tell => told };
-    if let Err(error) = result {
-        tracing::warn!(%error, "the control connection broke");
-    }
+    tokio::select! { heard = hear => heard, told = tell => told }
 }

@@ -7,7 +7,10 @@ use super::{
     Vm,
     error::{Error, VMS_MAX},
 };
-use crate::plan::{lifecycle::Phase, names::VmName};
+use crate::{
+    plan::{lifecycle::Phase, names::VmName},
+    store::{VmDir, record::Record},
+};
 use families::Family;
 use std::{
     collections::BTreeMap,
@@ -18,10 +21,47 @@ use std::{
 /// A name's state.
 #[derive(Debug)]
 enum Slot {
-    /// A VM is being made or removed under it, or its folder is set aside.
+    /// A VM is being made or removed under it.
     Reserved,
+    /// An earlier vmmd left a folder of this name, which is being looked at.
+    Adopting,
+    /// The folder cannot be taken over as it is.
+    Broken(Arc<Broken>),
     /// A VM.
     Vm(Arc<Vm>),
+}
+
+/// A folder that an earlier vmmd left and that cannot be taken over now: it is tried again.
+#[derive(Debug)]
+pub struct Broken {
+    /// Where it is.
+    pub dir: VmDir,
+    /// Its record, if that can be read.
+    pub record: Option<Record>,
+    /// What is wrong with it, in words.
+    pub problem: String,
+}
+
+/// What stands under a name.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// A VM.
+    Vm(Arc<Vm>),
+    /// A folder that is being looked at.
+    Adopting(String),
+    /// A folder that cannot be taken over.
+    Broken(String, Arc<Broken>),
+}
+
+impl Slot {
+    fn entry(&self, name: &str) -> Option<Entry> {
+        match self {
+            Self::Reserved => None,
+            Self::Adopting => Some(Entry::Adopting(name.to_owned())),
+            Self::Broken(broken) => Some(Entry::Broken(name.to_owned(), Arc::clone(broken))),
+            Self::Vm(vm) => Some(Entry::Vm(Arc::clone(vm))),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -64,9 +104,11 @@ impl Reservation {
         }
     }
 
-    /// Keeps the name taken with no VM under it.
-    pub fn set_aside(mut self) {
-        self.name = None;
+    /// Keeps the name taken, by a folder that cannot be taken over.
+    pub fn set_aside(mut self, broken: Broken) {
+        if let Some(name) = self.name.take() {
+            self.table.lock().slots.insert(name, Slot::Broken(Arc::new(broken)));
+        }
     }
 }
 
@@ -106,35 +148,88 @@ impl Table {
         }
     }
 
+    /// Folders of these names were found: they are taken, and looked at from now on.
+    pub fn find_folders<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let mut inner = self.lock();
+        for name in names {
+            inner.slots.entry(name.to_owned()).or_insert(Slot::Adopting);
+        }
+    }
+
+    /// Takes the name of a folder that is to be looked at, or was and is again.
+    ///
+    /// # Errors
+    /// There is no such folder.
+    pub fn take_folder(&self, name: &str) -> Result<Reservation, Error> {
+        match self.lock().slots.get_mut(name) {
+            // As it was to all others, until it is known what becomes of it.
+            Some(Slot::Adopting | Slot::Broken(_)) => {
+                Ok(Reservation { table: self.clone(), name: Some(name.to_owned()) })
+            }
+            Some(Slot::Reserved | Slot::Vm(_)) | None => Err(Error::NotFound(name.to_owned())),
+        }
+    }
+
+    /// Takes a folder that cannot be taken over out of the table; its name stays held until the reservation is dropped.
+    ///
+    /// # Errors
+    /// There is none, or it is a VM.
+    pub fn take_broken(&self, name: &str) -> Result<(Arc<Broken>, Reservation), Error> {
+        let mut inner = self.lock();
+        let broken = match inner.slots.get(name) {
+            Some(Slot::Broken(broken)) => Arc::clone(broken),
+            Some(Slot::Vm(_)) => return Err(Error::NotBroken(name.to_owned())),
+            Some(Slot::Adopting) => return Err(Error::Adopting(name.to_owned())),
+            Some(Slot::Reserved) | None => return Err(Error::NotFound(name.to_owned())),
+        };
+        inner.slots.insert(name.to_owned(), Slot::Reserved);
+        Ok((broken, Reservation { table: self.clone(), name: Some(name.to_owned()) }))
+    }
+
+    /// The folders that cannot be taken over, by name.
+    #[must_use]
+    pub fn broken(&self) -> Vec<(String, Arc<Broken>)> {
+        let broken = |entry| match entry {
+            Entry::Broken(name, broken) => Some((name, broken)),
+            Entry::Vm(_) | Entry::Adopting(_) => None,
+        };
+        self.page("", usize::MAX).0.into_iter().filter_map(broken).collect()
+    }
+
     /// Finds a VM.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is none of that name, or it is not taken over.
     pub fn find(&self, name: &str) -> Result<Arc<Vm>, Error> {
         match self.lock().slots.get(name) {
             Some(Slot::Vm(vm)) => Ok(Arc::clone(vm)),
+            Some(Slot::Adopting) => Err(Error::Adopting(name.to_owned())),
+            Some(Slot::Broken(broken)) => {
+                Err(Error::Broken { name: name.to_owned(), problem: broken.problem.clone() })
+            }
             Some(Slot::Reserved) | None => Err(Error::NotFound(name.to_owned())),
         }
     }
 
-    /// At most `most` VMs by name, from the first after `after`; and whether there are more.
+    /// At most `most` entries by name, from the first after `after`; and whether there are more.
     #[must_use]
-    pub fn page(&self, after: &str, most: usize) -> (Vec<Arc<Vm>>, bool) {
+    pub fn page(&self, after: &str, most: usize) -> (Vec<Entry>, bool) {
         let inner = self.lock();
-        let mut vms = inner.slots.range::<str, _>((Bound::Excluded(after), Bound::Unbounded)).filter_map(
-            |(_, slot)| match slot {
-                Slot::Vm(vm) => Some(Arc::clone(vm)),
-                Slot::Reserved => None,
-            },
-        );
-        let page = vms.by_ref().take(most).collect();
-        (page, vms.next().is_some())
+        let after = inner.slots.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        let mut entries = after.filter_map(|(name, slot)| slot.entry(name));
+        let page = entries.by_ref().take(most).collect();
+        (page, entries.next().is_some())
     }
 
     /// Every VM.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Vm>> {
-        self.page("", VMS_MAX).0
+        let inner = self.lock();
+        let vm = |slot: &Slot| match slot {
+            Slot::Vm(vm) => Some(Arc::clone(vm)),
+            Slot::Reserved | Slot::Adopting | Slot::Broken(_) => None,
+        };
+        inner.slots.values().filter_map(vm).collect()
     }
 
     /// Takes an ended VM out; its name stays held until the reservation is dropped.

@@ -36,7 +36,11 @@ fn pages_go_by_name_and_tell_whether_there_is_more() {
     for name in ["c", "a", "b"] {
         table.reserve(name).unwrap().fill(ended_vm(name));
     }
-    let names = |page: &[Arc<Vm>]| page.iter().map(|vm| vm.record.name.clone()).collect::<Vec<_>>();
+    let name = |entry: &Entry| match entry {
+        Entry::Vm(vm) => vm.record.name.clone(),
+        Entry::Adopting(name) | Entry::Broken(name, _) => name.clone(),
+    };
+    let names = |page: &[Entry]| page.iter().map(name).collect::<Vec<_>>();
     let (page, more) = table.page("", 2);
     assert_eq!((names(&page), more), (vec!["a".into(), "b".into()], true));
     let (page, more) = table.page("b", 2);

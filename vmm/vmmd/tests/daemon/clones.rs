@@ -26,7 +26,10 @@ pub async fn clones(client: &mut Client, name: &str, count: u32) -> Vec<v1::Vm> 
 }
 
 pub async fn remove(client: &mut Client, name: &str) {
-    client.remove_vm(v1::RemoveVmRequest { name: name.into(), force: true }).await.unwrap();
+    client
+        .remove_vm(v1::RemoveVmRequest { name: name.into(), force: true, ..Default::default() })
+        .await
+        .unwrap();
 }
 
 pub async fn console(client: &mut Client, name: &str) -> String {

@@ -26,7 +26,9 @@ fn a_vm_is_made_used_killed_and_removed_and_nothing_is_left() {
         assert_eq!((made.vcpus, made.memory_mib, made.ready_after_us), (1, 256, 1234));
         assert!(runs(made.pid));
         assert_eq!(interfaces().await, ["pt0", "pt0.0"]);
-        let error = client.remove_vm(v1::RemoveVmRequest { name: "web".into(), force: false }).await;
+        let error = client
+            .remove_vm(v1::RemoveVmRequest { name: "web".into(), force: false, ..Default::default() })
+            .await;
         assert_eq!(error.unwrap_err().code(), Code::FailedPrecondition);
 
         let ended = kill(&mut client, "web").await;
@@ -37,7 +39,10 @@ fn a_vm_is_made_used_killed_and_removed_and_nothing_is_left() {
         assert!(!bench.path("state/vms/web/vmm.sock").exists());
         assert_eq!(kill(&mut client, "web").await, ended, "a second kill changes nothing");
 
-        client.remove_vm(v1::RemoveVmRequest { name: "web".into(), force: false }).await.unwrap();
+        client
+            .remove_vm(v1::RemoveVmRequest { name: "web".into(), force: false, ..Default::default() })
+            .await
+            .unwrap();
         assert!(bench.vm_folders().is_empty());
         let error = client.get_vm(v1::GetVmRequest { name: "web".into() }).await.unwrap_err();
         assert_eq!(error.code(), Code::NotFound);
@@ -86,7 +91,10 @@ fn families_have_networks_of_their_own_and_numbers_are_used_again() {
         assert!(second.name.contains('-'), "a name was chosen: {}", second.name);
         assert_ne!(first.family, second.family);
         assert_eq!((second.bridge.as_str(), second.ip.as_str()), ("pt1", "100.64.16.1"));
-        client.remove_vm(v1::RemoveVmRequest { name: "a".into(), force: true }).await.unwrap();
+        client
+            .remove_vm(v1::RemoveVmRequest { name: "a".into(), force: true, ..Default::default() })
+            .await
+            .unwrap();
         assert_eq!(ready(&mut client, vm("c", "")).await.bridge, "pt0");
 
         let page = |page_token: &str| v1::ListVmsRequest { page_size: 1, page_token: page_token.into() };

@@ -112,7 +112,10 @@ fn two_daemons_share_a_machine_but_neither_a_socket_nor_a_state() {
         let ours = ready(&mut client, vm("a", "")).await;
         let made = ready(&mut theirs, vm("a", "")).await;
         assert_ne!((&ours.bridge, &ours.ip), (&made.bridge, &made.ip));
-        theirs.remove_vm(v1::RemoveVmRequest { name: "a".into(), force: true }).await.unwrap();
+        theirs
+            .remove_vm(v1::RemoveVmRequest { name: "a".into(), force: true, ..Default::default() })
+            .await
+            .unwrap();
         assert_eq!(interfaces().await, [ours.bridge, ours.tap]);
         other.kill().unwrap();
         other.wait().unwrap();

@@ -13,14 +13,14 @@ use crate::{
 };
 use patina_abi::{
     LINE_MAX_BYTES,
+    args::Args,
     link::{ListArgs, Member, MembersPage, TicketName, TicketView, TicketsArgs, TicketsPage},
 };
 use serde::Serialize;
-use serde_json::Value;
 use std::sync::Arc;
 
 /// The VMs of a family that this host has.
-pub(super) fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str, args: Value) -> Answered {
+pub(super) fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str, args: &Args) -> Answered {
     let ListArgs { from } = optional(args)?;
     let of_family = vms.iter().filter(|vm| vm.record.family == record.family);
     let mut members: Vec<Member> = of_family.filter_map(|vm| member(vm, hostname)).collect();
@@ -74,7 +74,7 @@ fn whole<T: Serialize>(values: &[T], verb: &str, first: &str) -> Answered {
 }
 
 /// The tickets of a family, but those of clones that were asked for by number.
-pub(super) async fn tickets(host: &Host, vm: &Vm, args: Value) -> Answered {
+pub(super) async fn tickets(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let TicketsArgs { from } = optional(args)?;
     let family = vm.record.family;
     if let Some(from) = from {
@@ -94,7 +94,7 @@ pub(super) async fn tickets(host: &Host, vm: &Vm, args: Value) -> Answered {
     }
 }
 
-pub(super) async fn one_ticket(host: &Host, vm: &Vm, args: Value) -> Answered {
+pub(super) async fn one_ticket(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let TicketName { uuid } = optional(args)?;
     let id = match uuid {
         Some(text) => ticket(&text)?,

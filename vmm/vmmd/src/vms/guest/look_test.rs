@@ -27,28 +27,28 @@ fn of_family() -> Record {
 #[test]
 fn a_guest_sees_its_own_family_and_no_other() {
     let vms = [vm(1), vm(0)];
-    for args in [Value::Null, json!({})] {
-        let value = list(&vms, &of_family(), "h", args).unwrap();
+    for args in [json!(null), json!({})] {
+        let value = list(&vms, &of_family(), "h", &args.into()).unwrap();
         let master = json!({"vmid": 0, "ip": "100.64.32.1", "state": "ended", "host": "h"});
         let ticket = Uuid::from_u128(u128::MAX - 1);
         let clone = json!({"vmid": 1, "ip": "100.64.32.2", "state": "ended", "host": "h", "ticket": ticket, "parent_vmid": 0});
         assert_eq!(value, json!([master, clone]));
     }
     let stranger = Record { family: Uuid::from_u128(1), ..of_family() };
-    assert_eq!(list(&vms, &stranger, "h", Value::Null), Ok(json!([])));
-    assert_eq!(list(&vms, &stranger, "h", json!({"from": 0})), Ok(json!({"members": []})));
+    assert_eq!(list(&vms, &stranger, "h", &Args::default()), Ok(json!([])));
+    assert_eq!(list(&vms, &stranger, "h", &json!({"from": 0}).into()), Ok(json!({"members": []})));
 }
 
 #[test]
 fn a_family_that_fits_no_line_is_told_in_pages() {
     let vms: Vec<_> = (0..1024).rev().map(vm).collect();
     let host = "h".repeat(253);
-    let error = list(&vms, &of_family(), &host, Value::Null).unwrap_err();
+    let error = list(&vms, &of_family(), &host, &Args::default()).unwrap_err();
     assert_eq!(error.code, libc::EMSGSIZE);
     assert!(error.message.contains("the 1024 ") && error.message.contains(r#"{"from":0}"#), "{error}");
     let (mut all, mut from, mut pages) = (Vec::new(), 0, 0);
     loop {
-        let value = list(&vms, &of_family(), &host, json!({"from": from})).unwrap();
+        let value = list(&vms, &of_family(), &host, &json!({"from": from}).into()).unwrap();
         assert!(value.to_string().len() + AROUND_BYTES <= LINE_MAX_BYTES);
         let MembersPage { members, next } = serde_json::from_value(value).unwrap();
         assert!(members.len() > 100 || next.is_none(), "as many as fit: {}", members.len());
@@ -64,14 +64,14 @@ fn a_family_that_fits_no_line_is_told_in_pages() {
     }
     assert_eq!(all, (0..1024).collect::<Vec<u32>>());
     assert!((4..12).contains(&pages), "{pages}");
-    let past_all = list(&vms, &of_family(), &host, json!({"from": 5000}));
+    let past_all = list(&vms, &of_family(), &host, &json!({"from": 5000}).into());
     assert_eq!(past_all, Ok(json!({"members": []})));
 }
 
 #[test]
 fn a_page_is_asked_for_by_a_vmid_and_nothing_else() {
     for args in [json!({"from": -1}), json!({"from": "0"}), json!({"after": 3}), json!([1, 2])] {
-        let error = list(&[vm(0)], &of_family(), "h", args.clone()).unwrap_err();
+        let error = list(&[vm(0)], &of_family(), "h", &args.clone().into()).unwrap_err();
         assert_eq!(error.code, libc::EINVAL, "{args}");
     }
 }

@@ -10,13 +10,14 @@ mod look;
 pub mod together;
 
 use super::{
-    Host, Vm,
+    Host, PATIENCE, Vm,
     clone::{COUNT, Call, Clones},
     error::{Error, Unprepared},
     tickets::Wanted,
 };
 use patina_abi::{
     LINE_MAX_BYTES,
+    args::Args,
     link::{Answer, CallError, CloneArgs, Cloned},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -27,6 +28,7 @@ use uuid::Uuid;
 
 /// Room for what surrounds an answer on its line, bytes.
 const AROUND_BYTES: usize = 256;
+const _: () = assert!(AROUND_BYTES <= patina_abi::AROUND_MAX_BYTES);
 /// How much of an unknown verb is said back, characters.
 const ECHO_CHARS: usize = 64;
 /// How much of the reason is said for a clone that failed, characters.
@@ -39,9 +41,12 @@ pub(super) async fn answer(
     host: &Arc<Host>,
     vm: &Arc<Vm>,
     verb: &str,
-    args: serde_json::Value,
+    args: &Args,
     arrived_ns: u64,
 ) -> Answer {
+    if let Err(error) = host.adopted(PATIENCE).await {
+        return Answer::Error(refusal(error));
+    }
     let answered = match verb {
         "list" => look::list(&host.table.all(), &vm.record, &host.settings.hostname, args),
         "clone" => match parse(args) {
@@ -62,17 +67,17 @@ pub(super) async fn answer(
         "kill" => together::kill(host, vm, args).await,
         other => Err(refuse(libc::EINVAL, format!("unknown verb {:?}", first_chars(other, ECHO_CHARS)))),
     };
-    answered.map_or_else(Answer::Error, Answer::Ok)
+    answered.map_or_else(|error| Answer::Error(error.cut()), Answer::Ok)
 }
 
 type Answered = Result<serde_json::Value, CallError>;
 
-fn parse<T: DeserializeOwned>(args: serde_json::Value) -> Result<T, CallError> {
-    serde_json::from_value(args).map_err(|error| refuse(libc::EINVAL, format!("read the arguments: {error}")))
+fn parse<T: DeserializeOwned>(args: &Args) -> Result<T, CallError> {
+    args.read().map_err(|error| refuse(libc::EINVAL, format!("read the arguments: {error}")))
 }
 
 /// No arguments are all of them left out.
-fn optional<T: DeserializeOwned + Default>(args: serde_json::Value) -> Result<T, CallError> {
+fn optional<T: DeserializeOwned + Default>(args: &Args) -> Result<T, CallError> {
     if args.is_null() { Ok(T::default()) } else { parse(args) }
 }
 
@@ -154,6 +159,7 @@ fn refusal(error: Error) -> CallError {
             Unprepared::Hook => libc::ECANCELED,
             Unprepared::Unable => libc::EIO,
         },
+        Error::Adopting(_) | Error::Starting => libc::EAGAIN,
         Error::NotReady { .. } | Error::Stopping | Error::NoScheduler { .. } | Error::Registering => {
             libc::EAGAIN
         }
@@ -201,7 +207,7 @@ mod tests {
 
     #[test]
     fn clones_are_asked_for_by_number_or_by_ticket() {
-        let wanted = |args: serde_json::Value| wanted(&parse(args)?);
+        let wanted = |args: serde_json::Value| wanted(&parse(&args.into())?);
         assert_eq!(wanted(serde_json::json!({"count": 3})), Ok(Wanted::Count(3)));
         let uuid = Uuid::from_u128(9);
         let ticket = Ok(Wanted::Ticket { id: uuid, epoch: 0, count: None });

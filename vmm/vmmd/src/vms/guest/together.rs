@@ -9,6 +9,7 @@ use crate::{
     },
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use patina_abi::args::Args;
 use patina_abi::link::{
     CallError, JoinArgs, JoinData, JoinDataArgs, JoinedClone, KillArgs, LEAVE_MAX_BYTES, LeaveArgs,
     LeaveData, PIECE_MAX_BYTES, SyncArgs, Synced,
@@ -46,6 +47,11 @@ fn pieces(vm: &Vm) -> MutexGuard<'_, Pieces> {
     vm.pieces.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A VM has ended: nobody asks for its pieces any more, and it may stay in the table for long.
+pub fn forget_pieces(vm: &Vm) {
+    *pieces(vm) = Pieces::default();
+}
+
 /// The ticket that this VM was cloned with.
 pub(super) fn own_ticket(vm: &Vm, verb: &str) -> Result<Uuid, CallError> {
     ticket_of(&vm.record).ok_or_else(|| {
@@ -61,7 +67,7 @@ fn most_wait(timeout_ms: Option<u64>) -> u64 {
     timeout_ms.map_or(0, |ms| ms.clamp(1, most))
 }
 
-pub(super) async fn sync(host: &Host, vm: &Vm, args: Value) -> Answered {
+pub(super) async fn sync(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let SyncArgs { ticket: named, timeout_ms } = optional(args)?;
     let ticket = match named {
         Some(text) => ticket(&text)?,
@@ -80,7 +86,7 @@ pub(super) async fn sync(host: &Host, vm: &Vm, args: Value) -> Answered {
     write(&Synced { round: met.round, arrived: met.arrived })
 }
 
-pub(super) fn leave_data(vm: &Vm, args: Value) -> Answered {
+pub(super) fn leave_data(vm: &Vm, args: &Args) -> Answered {
     let LeaveData { offset, data } = parse(args)?;
     own_ticket(vm, "join")?;
     let data = BASE64.decode(data).map_err(|error| refuse(libc::EINVAL, format!("read a piece: {error}")))?;
@@ -103,9 +109,10 @@ pub(super) fn leave_data(vm: &Vm, args: Value) -> Answered {
     Ok(Value::Null)
 }
 
-pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: Value) -> Answered {
+pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: &Args) -> Answered {
     let LeaveArgs { status, noreport } = optional(args)?;
     let ticket = own_ticket(vm, "join")?;
+    // A copy: a program may try again what the scheduler has not taken.
     let data = pieces(vm).leaving.clone();
     let bytes = data.len();
     let leave = JoinLeave { vmid: vm.record.vmid, status, data, noreport };
@@ -116,7 +123,10 @@ pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: Value) -> Answer
         async move { client.join(request).await }
     };
     host.tickets.ask("join", Duration::ZERO, leave).await.map_err(refusal)?;
-    pieces(vm).left = Some(format!("joined with status {status} and {bytes} bytes of data"));
+    let mut pieces = pieces(vm);
+    // It is the scheduler's now: up to a MiB for each of many clones.
+    pieces.leaving = Vec::new();
+    pieces.left = Some(format!("joined with status {status} and {bytes} bytes of data"));
     Ok(Value::Null)
 }
 
@@ -131,7 +141,7 @@ impl Drop for EndsWhenLeft {
     }
 }
 
-pub(super) async fn join(host: &Host, vm: &Vm, args: Value) -> Answered {
+pub(super) async fn join(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let JoinArgs { ticket: named, timeout_ms } = parse(args)?;
     let (ticket, family) = (ticket(&named)?.to_string(), vm.record.family.to_string());
     let wait = timeout_ms.map_or(FOR_EVER, |_| Duration::from_millis(most_wait(timeout_ms)));
@@ -157,7 +167,7 @@ fn joined_clone(result: &VmResult) -> JoinedClone {
     JoinedClone { vmid, end: end.to_owned(), status, data_bytes, reported }
 }
 
-pub(super) async fn join_data(host: &Host, vm: &Vm, args: Value) -> Answered {
+pub(super) async fn join_data(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let JoinDataArgs { ticket: named, vmid, offset } = parse(args)?;
     let named = ticket(&named)?.to_string();
     let known = pieces(vm)
@@ -186,7 +196,7 @@ pub(super) async fn join_data(host: &Host, vm: &Vm, args: Value) -> Answered {
     write(&answer)
 }
 
-pub(super) async fn kill(host: &Arc<Host>, vm: &Vm, args: Value) -> Answered {
+pub(super) async fn kill(host: &Arc<Host>, vm: &Vm, args: &Args) -> Answered {
     let KillArgs { vmids, ticket: named } = parse(args)?;
     if vmids.is_empty() == named.is_none() {
         return Err(refuse(libc::EINVAL, "say either which vmids, or a ticket".into()));

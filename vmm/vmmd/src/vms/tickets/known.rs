@@ -25,7 +25,13 @@ impl VmsOf {
     fn alive<T>(&self, look: impl Fn(&Record) -> Option<T>) -> Vec<T> {
         let Some(host) = self.0.upgrade() else { return Vec::new() };
         let runs = |vm: &&Arc<Vm>| !matches!(vm.status().phase, Phase::Ended(_));
-        host.table.all().iter().filter(runs).filter_map(|vm| look(&vm.record)).collect()
+        let mut alive: Vec<T> =
+            host.table.all().iter().filter(runs).filter_map(|vm| look(&vm.record)).collect();
+        // Of what cannot be looked at nobody knows that it has ended.
+        let broken = host.table.broken();
+        let may_run = broken.iter().filter_map(|(_, broken)| broken.record.as_ref());
+        alive.extend(may_run.filter(|record| record.ended.is_none()).filter_map(look));
+        alive
     }
 }
 

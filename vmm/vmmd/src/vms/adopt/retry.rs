@@ -1,0 +1,147 @@
+//! What could not be taken over, or not be written, is tried again; an operator may remove it.
+
+use super::{Outcome, end_stray};
+use crate::{
+    plan::lifecycle::Phase,
+    process::{Process, stray},
+    store::{Lasting, VmDir, record::Record},
+    vms::{Host, Vm, blocking, error::Error, supervise::tell_ended, table::Broken},
+};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::{task::spawn_blocking, time::sleep};
+
+/// How long after a first try the next comes; each time in a row twice as long, up to [`RETRY_MAX`].
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+impl Host {
+    /// Tries again, for as long as this host lives.
+    pub(super) async fn retry(self: Arc<Self>) {
+        let host = Arc::downgrade(&self);
+        drop(self);
+        let mut rest = RETRY;
+        loop {
+            sleep(rest).await;
+            let Some(host) = Weak::upgrade(&host) else { return };
+            let is_left = host.try_again().await;
+            rest = if is_left { (rest * 2).min(RETRY_MAX) } else { RETRY_MAX };
+        }
+    }
+
+    /// Whether something is left to be tried.
+    async fn try_again(self: &Arc<Self>) -> bool {
+        let _turn = self.mending.lock().await;
+        let mut is_left = false;
+        for (name, broken) in self.table.broken() {
+            let Ok(reservation) = self.table.take_folder(&name) else { continue };
+            match self.adopt_one(reservation, broken.dir.clone()).await {
+                (Outcome::Running, _) => tracing::info!(vm = name, "taken over after all"),
+                (Outcome::Ended, _) if broken.record.is_some() => self.tell_late_end(&name),
+                (Outcome::Ended, _) => {}
+                (Outcome::HalfMade, Some(reservation)) => {
+                    for process in self.processes_of(&name, &broken).await {
+                        end_stray(&process).await;
+                    }
+                    if let Err(error) = broken.dir.delete() {
+                        is_left = true;
+                        self.set_aside(reservation, broken.dir.clone(), None, error.to_string());
+                    }
+                }
+                (Outcome::HalfMade, None) => {}
+                (Outcome::Broken, _) => is_left = true,
+            }
+        }
+        is_left | self.write_again().await
+    }
+
+    /// The scheduler was told that it runs, as nobody knew.
+    fn tell_late_end(&self, name: &str) {
+        let Ok(vm) = self.table.find(name) else { return };
+        if let Phase::Ended(ended) = vm.status().phase {
+            tell_ended(self, &vm.record, self.tickets.find(&vm.record).as_mut(), &ended);
+            self.tell(&vm.record, "ended", ended.end.reason);
+        }
+    }
+
+    /// Writes the record of a VM that has ended; one that cannot be written is written later. To be called where it may block.
+    pub(in crate::vms) fn keep_record(&self, dir: &VmDir, record: &Record, lasting: Lasting) {
+        let written = dir.save(record, lasting);
+        let mut unwritten = self.unwritten();
+        match written {
+            Ok(()) => {
+                unwritten.remove(&record.name);
+            }
+            Err(error) => {
+                if unwritten.insert(record.name.clone(), record.clone()).is_none() {
+                    tracing::error!(vm = record.name, %error, "the record is not up to date; it is written again later");
+                    self.tell(record, "unwritten", error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Writes what could not be written. Whether something is left.
+    async fn write_again(self: &Arc<Self>) -> bool {
+        let records: Vec<Record> = self.unwritten().values().cloned().collect();
+        for record in records {
+            let is_it = |vm: &Arc<Vm>| vm.record.uuid == record.uuid;
+            match self.table.find(&record.name).ok().filter(is_it) {
+                Some(vm) => {
+                    let host = Arc::clone(self);
+                    spawn_blocking(move || host.keep_record(&vm.dir, &record, Lasting::Host)).await.ok();
+                }
+                // Removed since.
+                None => drop(self.unwritten().remove(&record.name)),
+            }
+        }
+        !self.unwritten().is_empty()
+    }
+
+    /// Removes what cannot be taken over, with whatever process is in its folder.
+    ///
+    /// # Errors
+    /// There is none of that name, it is a VM, or it cannot be deleted.
+    pub async fn remove_broken(self: &Arc<Self>, name: &str) -> Result<(), Error> {
+        // In a task of its own: who asked may go away.
+        let (host, name) = (Arc::clone(self), name.to_owned());
+        tokio::spawn(async move { host.remove_broken_whole(&name).await })
+            .await
+            .map_err(|_| Error::Stopping)?
+    }
+
+    async fn remove_broken_whole(self: &Arc<Self>, name: &str) -> Result<(), Error> {
+        self.adopted(super::PATIENCE).await?;
+        let _turn = self.mending.lock().await;
+        let (broken, reservation) = self.table.take_broken(name)?;
+        for process in self.processes_of(name, &broken).await {
+            end_stray(&process).await;
+        }
+        let dir = broken.dir.clone();
+        if let Err(error) = blocking(move || Ok(dir.delete()?)).await {
+            let record = broken.record.clone();
+            reservation.set_aside(Broken { dir: broken.dir.clone(), record, problem: error.to_string() });
+            return Err(error);
+        }
+        tracing::info!(vm = name, problem = broken.problem, "a VM that could not be taken over is removed");
+        if let Some(record) = &broken.record {
+            self.tell(record, "removed", "it could not be taken over");
+        }
+        drop(reservation);
+        self.clear_up(self.table.broken().iter().any(|(_, broken)| broken.record.is_none())).await;
+        Ok(())
+    }
+
+    async fn processes_of(&self, name: &str, broken: &Broken) -> Vec<Process> {
+        let process = broken.record.as_ref().and_then(|record| record.process.as_ref()).map(Process::find);
+        if let Some(Ok(process)) = process {
+            return process.into_iter().collect();
+        }
+        let folders = ["vms", "warm"].map(|folder| self.state.path().join(folder));
+        let found = spawn_blocking(move || stray::find(&folders, &HashSet::new())).await.unwrap_or_default();
+        found.into_iter().filter(|(of, _)| of == name).map(|(_, process)| process).collect()
+    }
+}
