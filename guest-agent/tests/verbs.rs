@@ -5,8 +5,8 @@
 mod common;
 
 use common::gc::{done, end, expect, gc, refuse, reply, shell};
-use common::{Fixture, Host};
-use patina_abi::link::{Answer, FromAgent, FromHost, PIECE_MAX_BYTES};
+use common::{Fixture, Host, identity};
+use patina_abi::link::{Answer, FromAgent, FromHost, Identity, PIECE_MAX_BYTES};
 use serde_json::{Value, json};
 use std::io::BufRead;
 use std::process::Child;
@@ -39,7 +39,7 @@ fn a_barrier_prints_nothing_and_says_when_not_all_came() {
     let mut host = fixture.ready(0);
     let child = gc(&fixture, &format!("sync {TICKET} 60000"));
     let (id, args) = expect(&mut host, "sync");
-    assert_eq!(args, json!({"ticket": TICKET, "timeout_ms": 60000}));
+    assert_eq!(args, json!({"ticket": TICKET, "timeout_ms": 60000, "after_round": 0}));
     reply(&mut host, id, json!({"round": 1, "arrived": 3}));
     assert_eq!(end(child), done(0, ""));
     let child = gc(&fixture, &format!("sync {TICKET} 1 --json"));
@@ -60,6 +60,35 @@ fn a_barrier_prints_nothing_and_says_when_not_all_came() {
         reply(&mut host, id, json!({"round": 2, "arrived": 3}));
         assert_eq!(end(child), done(0, ""));
     }
+}
+
+/// The host knows from that whether it was at a meeting whose answer was lost.
+#[test]
+fn a_sync_whose_answer_is_lost_is_made_again_after_the_same_meeting() {
+    let fixture = Fixture::new();
+    let mut host = fixture.ready(0);
+    let sync = format!("sync {TICKET}");
+    for (after, is_lost) in [(0, true), (0, false), (1, true), (1, false)] {
+        let child = gc(&fixture, &sync);
+        let (id, args) = expect(&mut host, "sync");
+        assert_eq!(args, json!({"ticket": TICKET, "after_round": after}));
+        if is_lost {
+            drop(host);
+            host = fixture.ready(0);
+            assert_eq!(end(child).0, Some(107));
+        } else {
+            reply(&mut host, id, json!({"round": after + 1, "arrived": 3}));
+            assert_eq!(end(child), done(0, ""));
+        }
+    }
+    // A clone that asks for the ticket that it was made under.
+    drop(host);
+    let mut host = fixture.accept();
+    host.say(&FromHost::Identity(Identity { ticket: TICKET.into(), ..identity(0) }));
+    assert_eq!(host.next(), FromAgent::Ready);
+    let mut program = fixture.program();
+    program.send("{\"verb\":\"sync\"}\n");
+    assert_eq!(expect(&mut host, "sync").1, json!({"after_round": 2}));
 }
 
 #[test]

@@ -121,6 +121,12 @@ impl Client {
         }
     }
 
+    /// Whether nobody is left who could hear an answer.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
     /// Whether the connection can be closed.
     #[must_use]
     pub fn is_done(&self) -> bool {

@@ -1,7 +1,7 @@
 //! `gc-agent`: one thread around one poll(2).
 //!
 //! - [`link`]: the connection to the host; `host`: what it says, and becoming who it says that we are.
-//! - [`local`]: programs in the guest; `programs`, `calls`: their calls.
+//! - [`local`]: programs in the guest; `programs`, `calls`: their calls; `rounds`: at which meetings they were.
 //! - [`exec`]: programs that the host runs here.
 //! - [`clone`]: this machine is cloned.
 //! - [`lines`], [`outbox`]: what comes in and goes out, bounded.
@@ -20,6 +20,7 @@ pub mod outbox;
 mod calls;
 mod host;
 mod programs;
+mod rounds;
 
 use crate::identity::IdentityFile;
 use crate::machine::{ApplyError, Machine};
@@ -29,6 +30,7 @@ use exec::Sessions;
 use link::Link;
 use local::Client;
 use patina_abi::link::Identity;
+use rounds::Rounds;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags, accept_with};
@@ -114,6 +116,7 @@ pub struct Agent<M> {
     clients: Vec<Client>,
     clients_so_far: u64,
     calls: Calls,
+    rounds: Rounds,
     /// Programs whose calls were with the host when the link broke, not told yet.
     lost_calls: Vec<u64>,
     cloning: Cloning,
@@ -128,6 +131,7 @@ impl<M: Machine> Agent<M> {
     pub fn new(local: OwnedFd, exec: OwnedFd, machine: M, settings: Settings) -> Self {
         let mut agent = Self {
             machine,
+            rounds: Rounds::beside(&settings.identity),
             identity_file: IdentityFile::new(settings.identity.clone()),
             settings,
             local,

@@ -51,7 +51,7 @@ impl<M: Machine> Agent<M> {
     }
 
     /// Sends a call on to the host, or says why not.
-    pub(super) fn forward(&mut self, client: u64, call: Request) -> Result<(), Answer> {
+    pub(super) fn forward(&mut self, client: u64, mut call: Request) -> Result<(), Answer> {
         if !self.link.is_up() {
             return Err(calls::link_down(&call.verb));
         }
@@ -59,6 +59,7 @@ impl<M: Machine> Agent<M> {
         if self.link.is_full() {
             return Err(refuse(AGAIN, "the host is slow to take calls; try again later"));
         }
+        self.rounds.ask(client, &mut call, self.identity.as_ref());
         let line = self.calls.open(client, call)?;
         // On a failure every call that waits is answered, this one included.
         if let Err(error) = self.link.send_line(&line) {
@@ -73,6 +74,7 @@ impl<M: Machine> Agent<M> {
         self.clients.retain(|client| {
             let is_done = client.is_done();
             if is_done {
+                self.rounds.forget(client.id);
                 lines.push(self.calls.abandon(client.id));
             }
             !is_done
@@ -90,6 +92,10 @@ impl<M: Machine> Agent<M> {
         let Some(index) = self.clients.iter().position(|c| c.id == id) else { return };
         if let Some(client) = self.clients.get_mut(index) {
             client.answer(answer);
+            if client.is_gone() {
+                self.rounds.forget(id);
+            }
+            self.rounds.answered(id, answer);
         }
         self.serve(index);
     }

@@ -11,9 +11,15 @@ const KILL_MAX: usize = 1024;
 pub(super) fn parse_sync(words: &Words<'_>) -> Result<SyncArgs, CallError> {
     Ok(match words.at_most(2)? {
         [] => SyncArgs::default(),
-        [time] if looks_like_a_number(time) => SyncArgs { ticket: None, timeout_ms: Some(timeout_ms(time)?) },
-        [name] => SyncArgs { ticket: Some(ticket(name)?), timeout_ms: None },
-        [name, time, ..] => SyncArgs { ticket: Some(ticket(name)?), timeout_ms: Some(timeout_ms(time)?) },
+        [time] if looks_like_a_number(time) => {
+            SyncArgs { timeout_ms: Some(timeout_ms(time)?), ..SyncArgs::default() }
+        }
+        [name] => SyncArgs { ticket: Some(ticket(name)?), ..SyncArgs::default() },
+        [name, time, ..] => SyncArgs {
+            ticket: Some(ticket(name)?),
+            timeout_ms: Some(timeout_ms(time)?),
+            ..SyncArgs::default()
+        },
     })
 }
 

@@ -159,7 +159,8 @@ pub(super) const VERBS: &[Verb] = &[
         details: "A UUID is a ticket, a number is a time. Without a ticket it is the one that this clone was made under; the\n\
             master was made under none and names it. Without a time it waits for ever.\n\n\
             Clones that end are not waited for. It can be used again and again, also after a time-out; then this VM\n\
-            has not been here. --json prints which meeting it was, and how many VMs met.",
+            has not been here. After any other failure too it may be called again: a meeting that took place
+            meanwhile with this VM ends the call at once. --json prints which meeting it was, and how many VMs met.",
         exits: &[
             NO_TICKET,
             ("3", "this VM is neither a clone of the ticket that lives nor the one that cloned with it"),

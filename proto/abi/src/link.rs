@@ -229,6 +229,11 @@ pub struct SyncArgs {
     /// How long to wait; None: for ever. Error 62 (ETIME) afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// The `round` of the last `sync` of that ticket that was answered, 0 before the first; at most 2^53. A meeting after it is answered at
+    /// once, so that a call can be made again whatever became of it. None, from a program: the last round that the agent gave to any
+    /// program of this VM. None, from an agent: the next meeting is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_round: Option<u64>,
 }
 
 /// What `sync` returns.

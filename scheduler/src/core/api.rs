@@ -263,6 +263,8 @@ pub enum Command {
         ticket: Named,
         /// The VM.
         vmid: u32,
+        /// The last meeting that it knows of, 0 before the first: a later one is answered at once. None: it waits for the next.
+        after_round: Option<u64>,
         /// How long it waits; None: for ever.
         timeout_ms: Option<u64>,
     },
@@ -320,7 +322,7 @@ pub enum Reply {
     Met {
         /// Which meeting it was, from 1.
         round: u64,
-        /// How many VMs met.
+        /// How many VMs met; 0: not known.
         arrived: u32,
     },
     /// All clones have ended: the ticket has their results.
@@ -346,6 +348,10 @@ pub enum Effect {
         host: HostId,
         /// Of the family.
         family: Uuid,
+        /// Of the ticket.
+        ticket: Uuid,
+        /// As it was when they were clones of it: one that was unused and used again has a greater one, and other clones.
+        epoch: u64,
         /// Which clones.
         vmids: Vec<u32>,
         /// Why.

@@ -2,33 +2,58 @@
 //!
 //! ```text
 //!   arrive ──▶ waits ──all are there──▶ Met, all at once, in the next round
-//!                │ time is over, caller gone: that arrival is withdrawn
-//!                │ its VM has ended: UnknownVm; if it was the last one that was waited for, the others have met
+//!     │          │ time is over, caller gone: that arrival is withdrawn
+//!     │          │ its VM has ended: UnknownVm; if it was the last one that was waited for, the others have met
+//!     └─ the VM has not heard of the last round: Met, at once
 //! ```
+//!
+//! Rounds are in the ledger before anybody hears of them. So an answer that is lost is given again to a VM that says which round was its
+//! last, whatever was restarted meanwhile. A VM that names a later round than the ledger has was there: the ledger is a new one, or an old
+//! copy, and follows.
 
 use super::{
     Core,
     api::{CoreError, Effect, Named, Reply, Waiter},
     spend::check_granted,
-    ticket::{State, Ticket},
+    ticket::{Met, State, Ticket},
     waiting::Place,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// A ticket's barrier.
 #[derive(Debug, Default)]
 pub struct Meeting {
-    /// How many meetings there were.
-    round: u64,
-    /// Who is there, and who waits for them: processes of one VM count once.
-    arrived: BTreeMap<u32, BTreeSet<Waiter>>,
+    /// Who is there, and who waits for them, with the last round that they know of: processes of one VM count once.
+    arrived: BTreeMap<u32, BTreeMap<Waiter, Option<u64>>>,
+}
+
+/// Somebody who comes.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Who waits.
+    pub waiter: Waiter,
+    /// The VM.
+    pub vmid: u32,
+    /// The last round that it knows of; None: it does not say.
+    pub after_round: Option<u64>,
 }
 
 impl Meeting {
     /// All who wait.
     pub fn into_waiters(self) -> impl Iterator<Item = Waiter> {
-        self.arrived.into_values().flatten()
+        self.arrived.into_values().flat_map(BTreeMap::into_keys)
+    }
+
+    /// Takes those out for whom `is_meant` holds.
+    fn extract(&mut self, mut is_meant: impl FnMut(u32, Waiter, Option<u64>) -> bool) -> Vec<(u32, Waiter)> {
+        let mut taken = Vec::new();
+        self.arrived.retain(|vmid, waiters| {
+            let meant = waiters.extract_if(.., |waiter, after| is_meant(*vmid, *waiter, *after));
+            taken.extend(meant.map(|(waiter, _)| (*vmid, waiter)));
+            !waiters.is_empty()
+        });
+        taken
     }
 }
 
@@ -36,23 +61,43 @@ impl Core {
     /// A VM arrives.
     pub(super) fn arrive(
         &mut self,
-        waiter: Waiter,
+        arrival: &Arrival,
         named: Named,
-        vmid: u32,
         timeout_ms: Option<u64>,
         out: &mut Vec<Effect>,
     ) {
+        let Arrival { waiter, vmid, after_round } = *arrival;
         let family = match self.check_meeting(named, |ticket| check_member(ticket, vmid)) {
             Ok(family) => family,
             Err(error) => return self.answer(waiter, Err(error), out),
         };
-        let meeting = self.meetings.entry(named.id).or_default();
-        meeting.arrived.entry(vmid).or_default().insert(waiter);
-        self.wait(waiter, Place::Barrier(named.id), family, timeout_ms);
-        self.settle_barrier(named.id, out);
+        let id = named.id;
+        if let Some(after) = after_round {
+            self.follow_round(id, after, out);
+            if let Some(met) = self.ledger.get(id).and_then(|ticket| ticket.met).filter(|m| m.round > after) {
+                return self.answer(waiter, Ok(Reply::Met { round: met.round, arrived: met.vms }), out);
+            }
+        }
+        let meeting = self.meetings.entry(id).or_default();
+        meeting.arrived.entry(vmid).or_default().insert(waiter, after_round);
+        self.wait(waiter, Place::Barrier(id), family, timeout_ms);
+        self.settle_barrier(id, out);
         if timeout_ms == Some(0) && self.waiting.place(waiter).is_some() {
-            let error = self.arrival_timed_out(named.id, waiter);
+            let error = self.arrival_timed_out(id, waiter);
             self.answer(waiter, Err(error), out);
+        }
+    }
+
+    /// A VM was in a round that the ledger does not know of: those who wait and were not there have missed its answer.
+    fn follow_round(&mut self, id: Uuid, round: u64, out: &mut Vec<Effect>) {
+        if self.ledger.get(id).is_none_or(|ticket| ticket.round() >= round) {
+            return;
+        }
+        self.ledger.set_met(id, Met { round, vms: 0 });
+        Self::put(id, out);
+        let Some(meeting) = self.meetings.get_mut(&id) else { return };
+        for (_, waiter) in meeting.extract(|_, _, after| after.is_some_and(|after| after < round)) {
+            self.answer(waiter, Ok(Reply::Met { round, arrived: 0 }), out);
         }
     }
 
@@ -60,23 +105,24 @@ impl Core {
     pub(super) fn settle_barrier(&mut self, id: Uuid, out: &mut Vec<Effect>) {
         let Some(ticket) = self.ledger.get(id) else { return };
         let Some(meeting) = self.meetings.get_mut(&id) else { return };
-        let gone = meeting.arrived.extract_if(.., |vmid, _| check_member(ticket, *vmid).is_err());
-        let gone: Vec<_> = gone.collect();
-        let wanted = wanted(ticket);
-        let mut met = None;
-        if !meeting.arrived.is_empty() && meeting.arrived.len() >= wanted {
-            meeting.round = meeting.round.saturating_add(1);
-            met = Some((meeting.round, std::mem::take(&mut meeting.arrived)));
+        let gone = meeting.extract(|vmid, _, _| check_member(ticket, vmid).is_err());
+        let vms = meeting.arrived.len();
+        let have_met = vms > 0 && vms >= wanted(ticket);
+        let round = ticket.round().saturating_add(1);
+        let met = if have_met { std::mem::take(meeting) } else { Meeting::default() };
+        if meeting.arrived.is_empty() {
+            self.meetings.remove(&id);
         }
-        for (vmid, waiters) in gone {
-            for waiter in waiters {
-                self.answer(waiter, Err(CoreError::UnknownVm { ticket: id, vmid }), out);
+        for (vmid, waiter) in gone {
+            self.answer(waiter, Err(CoreError::UnknownVm { ticket: id, vmid }), out);
+        }
+        if have_met {
+            let vms = u32::try_from(vms).unwrap_or(u32::MAX);
+            self.ledger.set_met(id, Met { round, vms });
+            Self::put(id, out);
+            for waiter in met.into_waiters() {
+                self.answer(waiter, Ok(Reply::Met { round, arrived: vms }), out);
             }
-        }
-        let Some((round, arrived)) = met else { return };
-        let count = u32::try_from(arrived.len()).unwrap_or(u32::MAX);
-        for waiter in arrived.into_values().flatten() {
-            self.answer(waiter, Ok(Reply::Met { round, arrived: count }), out);
         }
     }
 
@@ -92,10 +138,10 @@ impl Core {
     /// An arrival does not count any more.
     pub(super) fn withdraw(&mut self, id: Uuid, waiter: Waiter) {
         if let Some(meeting) = self.meetings.get_mut(&id) {
-            meeting.arrived.retain(|_, waiters| {
-                waiters.remove(&waiter);
-                !waiters.is_empty()
-            });
+            meeting.extract(|_, other, _| other == waiter);
+            if meeting.arrived.is_empty() {
+                self.meetings.remove(&id);
+            }
         }
     }
 }

@@ -59,16 +59,17 @@ impl Core {
             data_bytes: 0,
             reported: false,
         });
+        self.ledger.undoom(id, vmid);
+        self.kills.spare((host, id, vmid));
         true
     }
 
     /// Clones of these tickets have ended, all of them at the same moment. A ticket without live clones comes to its end, in `state`.
     pub(super) fn settle(&mut self, clones: &BTreeSet<(Uuid, u32)>, state: State, out: &mut Vec<Effect>) {
-        let (mut tickets, mut ended) = (BTreeSet::new(), Vec::new());
+        let mut tickets = BTreeSet::new();
         for (id, vmid) in clones {
             let Some(ticket) = self.ledger.get(*id) else { continue };
             let family = ticket.family;
-            ended.extend(ticket.clones.get(vmid).map(|host| (*host, family, *vmid)));
             tickets.insert(*id);
             for child in self.ledger.cloned_by(family, *vmid) {
                 self.ledger.set_parent_ended(child);
@@ -86,8 +87,8 @@ impl Core {
             }
         }
         // A ticket that has come to its end may be forgotten by now: its clones are not.
-        for clone in ended {
-            self.killed(clone, out);
+        for (id, vmid) in clones {
+            self.killed(*id, *vmid, out);
         }
         for id in &tickets {
             self.settle_barrier(*id, out);

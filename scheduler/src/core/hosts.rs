@@ -45,8 +45,8 @@ pub struct Host {
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
     pub tickets: BTreeSet<Uuid>,
-    /// Clones that run without a ticket, by the ticket that they had and vmid.
-    ghosts: BTreeMap<(Uuid, u32), Running>,
+    /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's epoch.
+    ghosts: BTreeMap<(Uuid, u32), (Running, u64)>,
     /// What it has; nothing before it registers.
     pub capacity: Room,
     held: Held,
@@ -58,9 +58,9 @@ impl Host {
         self.capacity.without(&self.held)
     }
 
-    /// Clones that run there without a ticket.
-    pub fn ghosts(&self) -> impl Iterator<Item = &Running> {
-        self.ghosts.values()
+    /// Clones that run there without a ticket, and the epoch of the ticket that they had.
+    pub fn ghosts(&self) -> impl Iterator<Item = (&Running, u64)> {
+        self.ghosts.values().map(|(ghost, epoch)| (ghost, *epoch))
     }
 
     fn state(&self) -> Option<HostState> {
@@ -233,11 +233,11 @@ impl Hosts {
     }
 
     /// A clone runs there without a ticket.
-    pub fn haunt(&mut self, id: HostId, ghost: Running) {
+    pub fn haunt(&mut self, id: HostId, ghost: Running, epoch: u64) {
         self.update(id, |host| {
             // Named twice it is one, of the size that was named first.
             if let Entry::Vacant(place) = host.ghosts.entry((ghost.ticket, ghost.vmid)) {
-                place.insert(ghost);
+                place.insert((ghost, epoch));
                 host.held.add(size(&ghost));
             }
         });
@@ -249,7 +249,7 @@ impl Hosts {
             return false;
         }
         self.update(id, |host| {
-            if let Some(ghost) = host.ghosts.remove(&clone) {
+            if let Some((ghost, _)) = host.ghosts.remove(&clone) {
                 host.held.subtract(size(&ghost));
             }
         });
@@ -262,7 +262,7 @@ impl Hosts {
             host.capacity = capacity(&info, options);
             host.info = Some(info);
             (host.link, host.epoch, host.seen) = (Link::Up, epoch, now);
-            for ghost in std::mem::take(&mut host.ghosts).into_values() {
+            for (ghost, _) in std::mem::take(&mut host.ghosts).into_values() {
                 host.held.subtract(size(&ghost));
             }
         });

@@ -1,10 +1,13 @@
 //! Kills: clones are ended, wherever they are, and whoever asked hears when they are gone.
+//!
+//! Which clones are to end is in the ledger, with their ticket, before anybody is told: it holds whoever goes away, the caller, the host or
+//! the scheduler. Who waits for it does not outlive the scheduler, and asks again.
 
 use super::{
     Core,
     api::{CoreError, Effect, Named, Reply, Targets, Waiter},
     hosts::Link,
-    ticket::{HostId, State},
+    ticket::{HostId, State, Ticket},
     waiting::{Kind, Place},
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -16,49 +19,58 @@ pub struct Kills {
     pending: HashMap<Waiter, Pending>,
     /// Who waits for a clone's end.
     by_clone: HashMap<(Uuid, u32), BTreeSet<Waiter>>,
-    /// Clones that are to end, and why: said to their host until they have.
-    doomed: BTreeMap<Doomed, String>,
+    /// Clones that are to end, as [`Ticket::doomed`] has them: said to their host until they have.
+    doomed: BTreeSet<Target>,
 }
 
-/// A clone that is to end: where, whose, its number.
-type Doomed = (HostId, Uuid, u32);
+/// A clone: where, of which ticket, its number.
+type Target = (HostId, Uuid, u32);
 
 /// A call that waits.
 #[derive(Debug)]
 struct Pending {
-    family: Uuid,
     all: Vec<u32>,
-    left: BTreeSet<u32>,
+    /// By ticket and vmid.
+    left: BTreeSet<(Uuid, u32)>,
 }
 
 impl Kills {
-    /// Clones of a host that are to end: family, vmid, why.
-    pub fn of_host(&self, host: HostId) -> impl Iterator<Item = (Uuid, u32, &str)> {
+    /// Clones of a host that are to end: ticket, vmid.
+    pub fn of_host(&self, host: HostId) -> impl Iterator<Item = (Uuid, u32)> {
         let here = self.doomed.range((host, Uuid::nil(), 0)..=(host, Uuid::max(), u32::MAX));
-        here.map(|((_, family, vmid), why)| (*family, *vmid, why.as_str()))
+        here.map(|(_, ticket, vmid)| (*ticket, *vmid))
+    }
+
+    /// Clones of a ticket that is known from before are to end.
+    pub fn recall(&mut self, ticket: &Ticket) {
+        let live = ticket.live().filter(|(vmid, _)| ticket.doomed.contains_key(vmid));
+        self.doomed.extend(live.map(|(vmid, host)| (host, ticket.id, vmid)));
+    }
+
+    /// A clone has ended, or was never made.
+    pub fn spare(&mut self, clone: Target) {
+        self.doomed.remove(&clone);
     }
 
     /// Somebody does not wait any more. Their clones are to end all the same.
     pub fn leave(&mut self, waiter: Waiter) {
         let Some(pending) = self.pending.remove(&waiter) else { return };
-        for vmid in pending.left {
-            if let Some(waiters) = self.by_clone.get_mut(&(pending.family, vmid)) {
+        for clone in pending.left {
+            if let Some(waiters) = self.by_clone.get_mut(&clone) {
                 waiters.remove(&waiter);
                 if waiters.is_empty() {
-                    self.by_clone.remove(&(pending.family, vmid));
+                    self.by_clone.remove(&clone);
                 }
             }
         }
     }
 
     /// A clone has ended. Returns those for whom it was the last one.
-    fn ended(&mut self, clone: Doomed) -> Vec<(Waiter, Vec<u32>)> {
-        self.doomed.remove(&clone);
-        let (_, family, vmid) = clone;
+    fn ended(&mut self, ticket: Uuid, vmid: u32) -> Vec<(Waiter, Vec<u32>)> {
         let mut done = Vec::new();
-        for waiter in self.by_clone.remove(&(family, vmid)).into_iter().flatten() {
+        for waiter in self.by_clone.remove(&(ticket, vmid)).into_iter().flatten() {
             let Some(pending) = self.pending.get_mut(&waiter) else { continue };
-            pending.left.remove(&vmid);
+            pending.left.remove(&(ticket, vmid));
             if pending.left.is_empty()
                 && let Some(pending) = self.pending.remove(&waiter)
             {
@@ -89,44 +101,45 @@ impl Core {
         if let Err(error) = self.check_waiting(family, Kind::Kill) {
             return self.answer(waiter, Err(error), out);
         }
-        let mut by_host: BTreeMap<HostId, Vec<u32>> = BTreeMap::new();
-        for (vmid, host) in &live {
-            self.kills.doomed.insert((*host, family, *vmid), reason.to_owned());
-            self.kills.by_clone.entry((family, *vmid)).or_default().insert(waiter);
-            by_host.entry(*host).or_default().push(*vmid);
+        let mut orders: BTreeMap<(HostId, Uuid), Vec<u32>> = BTreeMap::new();
+        for (host, ticket, vmid) in &live {
+            self.ledger.doom(*ticket, *vmid, reason);
+            Self::put(*ticket, out);
+            self.kills.doomed.insert((*host, *ticket, *vmid));
+            self.kills.by_clone.entry((*ticket, *vmid)).or_default().insert(waiter);
+            orders.entry((*host, *ticket)).or_default().push(*vmid);
         }
-        let left = live.into_keys().collect();
-        self.kills.pending.insert(waiter, Pending { family, all, left });
+        let left = live.into_iter().map(|(_, ticket, vmid)| (ticket, vmid)).collect();
+        self.kills.pending.insert(waiter, Pending { all, left });
         self.wait(waiter, Place::Kill, family, None);
-        for (host, vmids) in by_host {
+        for ((host, ticket), vmids) in orders {
             // A host that is away hears of it when it is back.
             if self.hosts.get(host).is_some_and(|host| host.link == Link::Up) {
-                out.push(Effect::Kill { host, family, vmids, reason: reason.to_owned() });
+                let epoch = self.ledger.get(ticket).map_or(0, |ticket| ticket.epoch);
+                out.push(Effect::Kill { host, family, ticket, epoch, vmids, reason: reason.to_owned() });
             }
         }
     }
 
-    /// All that are meant, and where those are that live.
-    fn targets(
-        &self,
-        family: Uuid,
-        targets: &Targets,
-    ) -> Result<(Vec<u32>, BTreeMap<u32, HostId>), CoreError> {
+    /// All that are meant, and those of them that live.
+    fn targets(&self, family: Uuid, targets: &Targets) -> Result<(Vec<u32>, BTreeSet<Target>), CoreError> {
+        let live_of = |ticket: &Ticket| {
+            let live = ticket.live().filter(|_| ticket.state == State::Used);
+            live.map(|(vmid, host)| (host, ticket.id, vmid)).collect::<BTreeSet<_>>()
+        };
         match targets {
             Targets::Ticket(id) => {
                 let ticket = self.ticket(Named { id: *id, family: Some(family) })?;
-                let live =
-                    if ticket.state == State::Used { ticket.live().collect() } else { BTreeMap::new() };
-                Ok((ticket.clones.keys().copied().collect(), live))
+                Ok((ticket.clones.keys().copied().collect(), live_of(ticket)))
             }
             Targets::Vmids(vmids) => {
-                let mut live = BTreeMap::new();
+                let mut live = BTreeSet::new();
                 let all: BTreeSet<u32> = vmids.iter().copied().collect();
                 for vmid in &all {
                     let ticket = self.ledger.of_clone(family, *vmid).ok_or(CoreError::NoClone(*vmid))?;
                     if let Some(host) = ticket.clones.get(vmid).filter(|_| self.ledger.is_live(family, *vmid))
                     {
-                        live.insert(*vmid, *host);
+                        live.insert((*host, ticket.id, *vmid));
                     }
                 }
                 Ok((all.into_iter().collect(), live))
@@ -135,8 +148,8 @@ impl Core {
     }
 
     /// A clone has ended, or was never made: those who wait for that hear of it.
-    pub(super) fn killed(&mut self, clone: Doomed, out: &mut Vec<Effect>) {
-        for (waiter, all) in self.kills.ended(clone) {
+    pub(super) fn killed(&mut self, ticket: Uuid, vmid: u32, out: &mut Vec<Effect>) {
+        for (waiter, all) in self.kills.ended(ticket, vmid) {
             self.answer(waiter, Ok(Reply::Killed(all)), out);
         }
     }

@@ -3,7 +3,7 @@
 use super::{
     api::{Listing, UnixMs},
     state::Counts,
-    ticket::{Outcome, State, Ticket},
+    ticket::{Met, Outcome, State, Ticket},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -209,6 +209,27 @@ impl Ledger {
     /// What became of the clones of a ticket: nothing is looked for by that.
     pub fn results(&mut self, id: Uuid) -> Option<&mut BTreeMap<u32, Outcome>> {
         self.tickets.get_mut(&id).map(|ticket| &mut ticket.results)
+    }
+
+    /// A clone of a ticket is to end: nothing is looked for by that.
+    pub fn doom(&mut self, id: Uuid, vmid: u32, reason: &str) {
+        if let Some(ticket) = self.tickets.get_mut(&id) {
+            ticket.doomed.insert(vmid, reason.to_owned());
+        }
+    }
+
+    /// A clone of a ticket has ended: nothing is looked for by that.
+    pub fn undoom(&mut self, id: Uuid, vmid: u32) {
+        if let Some(ticket) = self.tickets.get_mut(&id) {
+            ticket.doomed.remove(&vmid);
+        }
+    }
+
+    /// The VMs of a ticket have met: nothing is looked for by that.
+    pub fn set_met(&mut self, id: Uuid, met: Met) {
+        if let Some(ticket) = self.tickets.get_mut(&id) {
+            ticket.met = Some(met);
+        }
     }
 
     /// Nobody waits for the VM any more that cloned with a ticket: nothing is looked for by that.

@@ -130,8 +130,9 @@ impl Core {
                 let answer = self.ended(host, epoch, clones, &masters, out);
                 self.answer(waiter, answer.map(|()| Reply::Noted), out);
             }
-            Command::Arrive { waiter, ticket, vmid, timeout_ms } => {
-                self.arrive(waiter, ticket, vmid, timeout_ms, out);
+            Command::Arrive { waiter, ticket, vmid, after_round, timeout_ms } => {
+                let arrival = barrier::Arrival { waiter, vmid, after_round };
+                self.arrive(&arrival, ticket, timeout_ms, out);
             }
             Command::JoinLeave { waiter, ticket, vmid, status, data_bytes, reported } => {
                 let left = join::Left { vmid, status, data_bytes, reported };

@@ -62,7 +62,10 @@ impl Core {
                     self.adopt(host, clone);
                     adopted.insert(clone.ticket);
                 }
-                Finding::Ghost => self.hosts.haunt(host, *clone),
+                Finding::Ghost => {
+                    let epoch = self.epoch_of_ghost(clone.ticket);
+                    self.hosts.haunt(host, *clone, epoch);
+                }
             }
         }
         for id in adopted {
@@ -82,13 +85,27 @@ impl Core {
     /// Tells a host what is to end there and has not.
     fn say_kills(&self, host: HostId, out: &mut Vec<Effect>) {
         let ghosts = self.hosts.get(host).into_iter().flat_map(Host::ghosts);
-        let ghosts = ghosts.map(|ghost| (ghost.family, ghost.vmid, GHOST));
-        let mut orders: BTreeMap<(Uuid, &str), Vec<u32>> = BTreeMap::new();
-        for (family, vmid, reason) in ghosts.chain(self.kills.of_host(host)).take(KILLS_A_BEAT_MAX) {
-            orders.entry((family, reason)).or_default().push(vmid);
+        let ghosts = ghosts.map(|(ghost, epoch)| (ghost.ticket, epoch, ghost.family, GHOST, ghost.vmid));
+        let doomed = self.kills.of_host(host).filter_map(|(id, vmid)| {
+            let ticket = self.ledger.get(id)?;
+            Some((id, ticket.epoch, ticket.family, ticket.doomed.get(&vmid)?.as_str(), vmid))
+        });
+        let mut orders: BTreeMap<(Uuid, u64, Uuid, &str), Vec<u32>> = BTreeMap::new();
+        for (ticket, epoch, family, reason, vmid) in ghosts.chain(doomed).take(KILLS_A_BEAT_MAX) {
+            orders.entry((ticket, epoch, family, reason)).or_default().push(vmid);
         }
-        for ((family, reason), vmids) in orders {
-            out.push(Effect::Kill { host, family, vmids, reason: reason.to_owned() });
+        for ((ticket, epoch, family, reason), vmids) in orders {
+            out.push(Effect::Kill { host, family, ticket, epoch, vmids, reason: reason.to_owned() });
+        }
+    }
+
+    /// Which epoch of its ticket a clone is of that should not run: of one that was unused since, an earlier one. What is not remembered, or
+    /// over, is not used again.
+    fn epoch_of_ghost(&self, ticket: Uuid) -> u64 {
+        match self.ledger.get(ticket) {
+            Some(ticket) if ticket.state == State::Granted => ticket.epoch.saturating_sub(1),
+            Some(ticket) => ticket.epoch,
+            None => u64::MAX,
         }
     }
 
@@ -170,6 +187,8 @@ impl Core {
                 parent_ended: false,
                 clones: BTreeMap::new(),
                 results: BTreeMap::new(),
+                doomed: BTreeMap::new(),
+                met: None,
                 granted_unix_ms: self.now,
                 expires_unix_ms: self.now,
                 over_unix_ms: None,

@@ -193,6 +193,8 @@ impl Core {
             parent_ended: false,
             clones: BTreeMap::new(),
             results: BTreeMap::new(),
+            doomed: BTreeMap::new(),
+            met: None,
             granted_unix_ms: self.now,
             expires_unix_ms: self.now.saturating_add(ttl_ms),
             over_unix_ms: None,

@@ -115,12 +115,13 @@ impl Core {
         if !ticket.results.is_empty() {
             return Err(CoreError::Used(id));
         }
-        let (family, loose, clones) = (ticket.family, ticket.loose, ticket.clones.clone());
+        let (loose, clones) = (ticket.loose, ticket.clones.clone());
         self.ledger.change(id, |ticket| {
             // What it holds is not of those clones any more.
             ticket.state = State::Granted;
             (ticket.parent_vmid, ticket.parent_ended) = (None, false);
             ticket.clones.clear();
+            ticket.doomed.clear();
         });
         if loose {
             // Nobody knows of it who could use it.
@@ -128,7 +129,7 @@ impl Core {
         } else {
             self.grant_again(id, out);
         }
-        self.nothing_was_made(id, family, &clones, out);
+        self.nothing_was_made(id, &clones, out);
         Ok(id)
     }
 
@@ -147,20 +148,15 @@ impl Core {
     }
 
     /// Who waits for clones of a ticket, or at its barrier, does not any more.
-    fn nothing_was_made(
-        &mut self,
-        id: Uuid,
-        family: Uuid,
-        clones: &BTreeMap<u32, HostId>,
-        out: &mut Vec<Effect>,
-    ) {
+    fn nothing_was_made(&mut self, id: Uuid, clones: &BTreeMap<u32, HostId>, out: &mut Vec<Effect>) {
         let barrier = self.meetings.remove(&id).into_iter().flat_map(|meeting| meeting.into_waiters());
         let joins = self.joins.remove(&id).into_iter().flatten();
         for waiter in barrier.chain(joins).collect::<Vec<_>>() {
             self.answer(waiter, Err(CoreError::NotUsed(id)), out);
         }
         for (vmid, host) in clones {
-            self.killed((*host, family, *vmid), out);
+            self.kills.spare((*host, id, *vmid));
+            self.killed(id, *vmid, out);
         }
     }
 
@@ -236,6 +232,9 @@ impl Core {
         }
         if ticket.state == State::Granted {
             self.timers.set(ticket.expires_unix_ms, Timer::Expire(id));
+        }
+        if ticket.state == State::Used {
+            self.kills.recall(&ticket);
         }
         self.ledger.insert(ticket);
     }

@@ -55,6 +55,12 @@ pub struct Ticket {
     /// What became of its clones, by vmid: those that left a result, and those that have ended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub results: BTreeMap<u32, Outcome>,
+    /// Its clones that are to end and have not, by vmid: why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub doomed: BTreeMap<u32, String>,
+    /// The last meeting of its VMs, if they have met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub met: Option<Met>,
     /// When it was granted.
     pub granted_unix_ms: u64,
     /// When it is taken back unless it is used.
@@ -78,6 +84,15 @@ pub enum State {
     Expired,
     /// Its host went away.
     Fenced,
+}
+
+/// A meeting of a ticket's VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Met {
+    /// Which, from 1.
+    pub round: u64,
+    /// How many VMs; 0: not known.
+    pub vms: u32,
 }
 
 /// What became of a clone.
@@ -123,6 +138,12 @@ impl Ticket {
     /// Its clones that have not ended, and where they are.
     pub fn live(&self) -> impl Iterator<Item = (u32, HostId)> + '_ {
         self.clones.iter().filter(|(vmid, _)| self.is_live(**vmid)).map(|(vmid, host)| (*vmid, *host))
+    }
+
+    /// How often its VMs have met.
+    #[must_use]
+    pub fn round(&self) -> u64 {
+        self.met.map_or(0, |met| met.round)
     }
 
     /// How many VMs it holds on a host: until it is used those that it was granted, then those that live.

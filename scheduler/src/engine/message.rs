@@ -55,6 +55,10 @@ pub enum Changed {
 pub struct KillOrder {
     /// Of this family.
     pub family: Uuid,
+    /// Of this ticket.
+    pub ticket: Uuid,
+    /// As it was when they were clones of it.
+    pub epoch: u64,
     /// These.
     pub vmids: Vec<u32>,
     /// Why.

@@ -220,14 +220,15 @@ impl Engine {
         noted(self.put(None, None, command).await?)
     }
 
-    /// A VM arrives at a barrier: which meeting it was, and how many met.
+    /// A VM arrives at a barrier, after that meeting: which one it was, and how many met.
     pub async fn arrive(
         &self,
         ticket: Named,
         vmid: u32,
+        after_round: Option<u64>,
         timeout_ms: Option<u64>,
     ) -> Result<(u64, u32), Refusal> {
-        let command = |waiter| Command::Arrive { waiter, ticket, vmid, timeout_ms };
+        let command = |waiter| Command::Arrive { waiter, ticket, vmid, after_round, timeout_ms };
         match self.wait(command).await? {
             Answer::Met { round, arrived } => Ok((round, arrived)),
             _ => Err(Refusal::Confused),

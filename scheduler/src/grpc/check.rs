@@ -38,6 +38,8 @@ const CLONES_MAX: usize = 16_384;
 const ENDED_MAX: usize = 1024;
 /// Most clones that one call ends by number.
 const KILL_MAX: usize = 1024;
+/// The last meeting of a ticket: numbers that every language has.
+const ROUND_MAX: u64 = 1 << 53;
 /// Most entries on a page.
 pub(super) const PAGE_MAX: usize = 1000;
 
@@ -93,6 +95,13 @@ impl Check {
             self.wrong(field, "control characters are not allowed");
         }
         text
+    }
+
+    /// The last meeting that a VM knows of.
+    pub(super) fn round(&mut self, field: &str, round: Option<u64>) {
+        if let Some(round) = round.filter(|round| *round > ROUND_MAX) {
+            self.wrong(field, format!("{round} is more than {ROUND_MAX}"));
+        }
     }
 
     pub(super) fn named(&mut self, field: &str, id: &str, family: &str) -> Named {

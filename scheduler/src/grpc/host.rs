@@ -88,7 +88,8 @@ async fn hear(registration: &Registration<'_>, message: HostMessage, out: &Out) 
 }
 
 fn kill_clones(order: KillOrder) -> KillClones {
-    KillClones { family: order.family.to_string(), vmids: order.vmids, reason: order.reason }
+    let KillOrder { family, ticket, epoch, vmids, reason } = order;
+    KillClones { family: family.to_string(), vmids, reason, ticket: ticket.to_string(), epoch }
 }
 
 fn first_message(problem: &str) -> Status {

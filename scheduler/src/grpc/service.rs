@@ -157,9 +157,10 @@ impl Scheduler for Service {
         let request = request.into_inner();
         let mut check = Check::default();
         let named = check.named("ticket", &request.ticket, &request.family);
+        check.round("after_round", request.after_round);
         let named = check.done(named)?;
         let timeout = check::timeout(request.timeout_ms);
-        let (round, arrived) = self.engine.arrive(named, request.vmid, timeout).await?;
+        let (round, arrived) = self.engine.arrive(named, request.vmid, request.after_round, timeout).await?;
         Ok(Response::new(v1::SyncResponse { round, arrived }))
     }
 

@@ -18,6 +18,8 @@ fn ticket(vms: u32) -> Ticket {
         parent_ended: false,
         clones: BTreeMap::new(),
         results: BTreeMap::new(),
+        doomed: BTreeMap::new(),
+        met: None,
         granted_unix_ms: 1,
         expires_unix_ms: 2,
         over_unix_ms: None,

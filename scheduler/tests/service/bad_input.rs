@@ -79,7 +79,13 @@ async fn barriers_and_joins_of_the_wrong_side() {
     let client = server.client();
     let ticket = grant(&client, &family(), 2).await.unwrap();
     let sync = |vmid, family: &str| {
-        let request = SyncRequest { ticket: ticket.id.clone(), family: family.into(), vmid, timeout_ms: 100 };
+        let request = SyncRequest {
+            ticket: ticket.id.clone(),
+            family: family.into(),
+            vmid,
+            timeout_ms: 100,
+            after_round: None,
+        };
         let mut client = client.clone();
         async move { why(client.sync(request).await) }
     };

@@ -83,7 +83,8 @@ type Waits = tokio::task::JoinHandle<Result<(), Status>>;
 fn wait_for_everything(client: &Client, used: &Ticket) -> Vec<Waits> {
     let (ticket, family) = (used.id.clone(), used.family.clone());
     let ask = RequestTicketRequest { timeout_ms: 60_000, ..request(&crate::fake::family(), 4) };
-    let sync = SyncRequest { ticket: ticket.clone(), family: family.clone(), vmid: 1, timeout_ms: 0 };
+    let sync =
+        SyncRequest { ticket: ticket.clone(), family: family.clone(), vmid: 1, ..SyncRequest::default() };
     let side = Some(Side::Wait(JoinWait { vmid: 0, timeout_ms: 0 }));
     let join = JoinRequest { ticket: ticket.clone(), family, side };
     let kill = KillRequest { ticket, ..KillRequest::default() };

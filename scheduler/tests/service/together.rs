@@ -14,8 +14,12 @@ use tokio::time::timeout;
 use tonic::Status;
 
 async fn sync(client: &Client, ticket: &Ticket, vmid: u32) -> Result<(u64, u32), Status> {
-    let request =
-        SyncRequest { ticket: ticket.id.clone(), family: ticket.family.clone(), vmid, timeout_ms: 0 };
+    let request = SyncRequest {
+        ticket: ticket.id.clone(),
+        family: ticket.family.clone(),
+        vmid,
+        ..SyncRequest::default()
+    };
     let met = timeout(SOON, client.clone().sync(request)).await.expect("all come")?.into_inner();
     Ok((met.round, met.arrived))
 }

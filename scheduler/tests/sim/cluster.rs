@@ -61,12 +61,14 @@ async fn scheduler(store: MemoryStore) -> turmoil::Result {
     network::serve(engine).await
 }
 
-/// A host's daemon, from its start to its crash. VMs that it finds running end some time.
+/// A host's daemon, from its start to its crash. VMs that it finds running go on with what they were about, and end some time.
 async fn host(facts: Shared, machine: usize, mut dice: Dice) -> turmoil::Result {
     let found: Vec<_> = facts.get().machines[machine].running.values().cloned().collect();
     let daemon = Daemon::start(&facts, machine);
     tokio::spawn(Arc::clone(&daemon).watch());
-    for clone in found {
+    let busy = family::go_on(&daemon, &mut dice);
+    let idle = found.into_iter().filter(|clone| !busy.contains(&(clone.ticket.clone(), clone.vmid)));
+    for clone in idle {
         let (daemon, life) = (Arc::clone(&daemon), dice.ms(0, 15_000));
         let stays = dice.percent(20);
         tokio::spawn(async move {
@@ -95,8 +97,8 @@ pub fn tell(seed: u64) -> Story {
         .build();
     let machines = MACHINES.iter().enumerate();
     let machine = |(number, cpus): (usize, &u32)| Machine::new(Uuid::from_u128(1 + number as u128), *cpus);
-    let facts = Shared::with(machines.map(machine).collect());
     let store = MemoryStore::default();
+    let facts = Shared::with(machines.map(machine).collect(), &store);
     let of_scheduler = store.clone();
     sim.host("scheduler", move || scheduler(of_scheduler.clone()));
     for number in 0..MACHINES.len() {
@@ -137,7 +139,8 @@ fn really(machine: &Machine) -> BTreeSet<facts::Clone> {
 
 fn is_quiet(facts: &Facts, tickets: &[Ticket]) -> bool {
     let same = |machine: &Machine| machine.settled && known(tickets, machine) == really(machine);
-    facts.machines.iter().all(|machine| machine.busy == 0 && same(machine))
+    facts.arriving().is_empty()
+        && facts.machines.iter().all(|machine| machine.busy == 0 && same(machine))
         && tickets.iter().all(|ticket| ticket.state != State::Granted)
 }
 
@@ -152,6 +155,9 @@ fn check_quiet(facts: &mut Facts, tickets: &[Ticket]) {
         if let Some(other) = requests.insert(&ticket.request_id, ticket.id) {
             wrong.push(format!("a request was granted both {} and {other}", ticket.id));
         }
+    }
+    for (ticket, vmid) in facts.arriving() {
+        wrong.push(format!("VM {vmid} still waits for the others of {ticket}"));
     }
     for machine in &facts.machines {
         if machine.busy > 0 {

@@ -48,10 +48,12 @@ impl Vms for Numbers {
         (0..crate::cluster::FAMILIES).map(|number| family_id(daemon.machine, number).to_string()).collect()
     }
 
-    fn end(&self, family: &str, vmids: &[u32], reason: &str) {
+    fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str) {
         let Some(daemon) = self.0.upgrade() else { return };
-        daemon.facts.log(format_args!("host {} is to end {vmids:?}: {reason}", daemon.machine));
-        let is_meant = |clone: &&RunningClone| clone.family == family && vmids.contains(&clone.vmid);
+        daemon.facts.log(format_args!("host {} is to end {vmids:?} of {ticket}: {reason}", daemon.machine));
+        let is_meant = |clone: &&RunningClone| {
+            clone.family == family && clone.ticket == ticket && vmids.contains(&clone.vmid)
+        };
         let all = daemon.facts.get().machines[daemon.machine].running.clone();
         for clone in all.values().filter(is_meant) {
             daemon.facts.get().sums.killed += 1;

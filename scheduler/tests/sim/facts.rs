@@ -3,11 +3,12 @@
 //! - No ticket is granted for two requests, no request is granted two tickets, no ticket is used for two sets of clones.
 //! - On no machine run more VMs at any moment than it has CPUs.
 //! - Every call is answered in bounded time.
-//! - As long as nothing breaks: no call fails, nobody leaves a barrier before all have come, a join knows all results.
+//! - Nobody leaves a barrier before all have come that live, whatever breaks; each goes from one meeting to the next, and misses none.
+//! - As long as nothing breaks: no call fails, a join knows all results.
 //! - Once everything is healed and quiet, the ledger is exactly what runs.
 
 use patina_proto::v1::RunningClone;
-use scheduler::client::admission::Wish;
+use scheduler::{client::admission::Wish, store::memory::MemoryStore};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
@@ -32,6 +33,17 @@ pub struct Machine {
     pub busy: u64,
 }
 
+/// What the VMs of a ticket will do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub machine: usize,
+    pub family: String,
+    /// How often they meet.
+    pub rounds: u64,
+    /// They go on for ever.
+    pub stays: bool,
+}
+
 /// How much of what has happened: a simulation in which nothing happens shows nothing.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Sums {
@@ -43,6 +55,8 @@ pub struct Sums {
     pub loose: u64,
     pub unused: u64,
     pub met: u64,
+    /// Not with the first call.
+    pub met_later: u64,
     pub left: u64,
     pub joined: u64,
     pub killed: u64,
@@ -62,6 +76,7 @@ impl Sums {
         self.loose += other.loose;
         self.unused += other.unused;
         self.met += other.met;
+        self.met_later += other.met_later;
         self.left += other.left;
         self.joined += other.joined;
         self.killed += other.killed;
@@ -89,7 +104,9 @@ impl Sums {
             self.running_at_end,
         ];
         let least = self.stories / 4;
-        assert!(all.iter().all(|sum| *sum > least) && self.doomed > 0, "too little has happened");
+        let some = [self.doomed, self.met_later];
+        let enough = all.iter().all(|sum| *sum > least) && some.iter().all(|sum| *sum > 0);
+        assert!(enough, "too little has happened");
     }
 }
 
@@ -103,12 +120,16 @@ pub struct Facts {
     of_request: BTreeMap<String, String>,
     of_ticket: BTreeMap<String, String>,
     uses: BTreeMap<String, Vec<u32>>,
-    /// How often each VM has come to each barrier.
-    begun: BTreeMap<(String, u32), u64>,
+    /// What each VM of a group has in its memory, which outlives the daemon of its machine: how often it has met the others.
+    rounds: BTreeMap<Clone, u64>,
+    /// Those that are on their way to a meeting, or wait there.
+    arriving: BTreeSet<Clone>,
     /// Clones that were killed, and whoever wanted that knows that they have ended.
     killed: BTreeSet<Clone>,
-    /// Members of a group that have not ended.
-    groups: BTreeMap<String, BTreeSet<u32>>,
+    /// Groups, with their members that have not ended and have something to do.
+    groups: BTreeMap<String, (Plan, BTreeSet<u32>)>,
+    /// The scheduler's.
+    store: MemoryStore,
 }
 
 /// A handle.
@@ -116,8 +137,8 @@ pub struct Facts {
 pub struct Shared(Arc<Mutex<Facts>>);
 
 impl Shared {
-    pub fn with(machines: Vec<Machine>) -> Self {
-        let mut facts = Facts { machines, ..Facts::default() };
+    pub fn with(machines: Vec<Machine>, store: &MemoryStore) -> Self {
+        let mut facts = Facts { machines, store: store.clone(), ..Facts::default() };
         facts.sums.stories = 1;
         Self(Arc::new(Mutex::new(facts)))
     }
@@ -228,32 +249,67 @@ impl Facts {
     }
 
     /// Those who will meet.
-    pub fn meet(&mut self, ticket: &str, members: impl IntoIterator<Item = u32>) {
-        self.groups.insert(ticket.to_owned(), members.into_iter().collect());
+    pub fn meet(&mut self, ticket: &str, plan: &Plan, members: impl IntoIterator<Item = u32>) {
+        self.groups.insert(ticket.to_owned(), (plan.clone(), members.into_iter().collect()));
     }
 
     /// One of them does not come any more.
     pub fn leave(&mut self, ticket: &str, vmid: u32) {
-        if let Some(group) = self.groups.get_mut(ticket) {
-            group.remove(&vmid);
+        self.comes_back(ticket, vmid);
+        if let Some((_, members)) = self.groups.get_mut(ticket) {
+            members.remove(&vmid);
         }
     }
 
-    /// A VM comes to a barrier: for which time.
-    pub fn arrives(&mut self, ticket: &str, vmid: u32) -> u64 {
-        let begun = self.begun.entry((ticket.to_owned(), vmid)).or_default();
-        *begun += 1;
-        *begun
+    /// A machine ends with all that runs on it.
+    pub fn crash(&mut self, machine: usize) {
+        self.machines[machine].running.clear();
+        self.groups.retain(|_, (plan, _)| plan.machine != machine);
+        let groups = &self.groups;
+        self.arriving.retain(|(ticket, _)| groups.contains_key(ticket));
     }
 
-    /// A VM leaves a barrier to which it came for that time, and nothing was broken since the beginning.
-    pub fn met(&mut self, ticket: &str, vmid: u32, time: u64) {
-        for other in self.groups.get(ticket).into_iter().flatten() {
-            let begun = self.begun.get(&(ticket.to_owned(), *other)).copied().unwrap_or(0);
-            if begun < time {
-                self.wrong.push(format!(
-                    "VM {vmid} leaves the barrier of {ticket} for time {time}, VM {other} has come {begun} times"
-                ));
+    /// The groups of a machine that have something to do, and who of them has.
+    pub fn unfinished(&self, machine: usize) -> Vec<(String, Plan, BTreeSet<u32>)> {
+        let here = self.groups.iter().filter(|(_, (plan, _))| plan.machine == machine);
+        here.map(|(ticket, (plan, members))| (ticket.clone(), plan.clone(), members.clone())).collect()
+    }
+
+    /// How often a VM has met the others.
+    pub fn rounds(&self, ticket: &str, vmid: u32) -> u64 {
+        self.rounds.get(&(ticket.to_owned(), vmid)).copied().unwrap_or(0)
+    }
+
+    /// A VM comes to a barrier: to which meeting.
+    pub fn arrives(&mut self, ticket: &str, vmid: u32) -> u64 {
+        self.arriving.insert((ticket.to_owned(), vmid));
+        self.rounds(ticket, vmid) + 1
+    }
+
+    /// It does not wait there any more.
+    pub fn comes_back(&mut self, ticket: &str, vmid: u32) {
+        self.arriving.remove(&(ticket.to_owned(), vmid));
+    }
+
+    /// Those that wait for others.
+    pub fn arriving(&self) -> &BTreeSet<Clone> {
+        &self.arriving
+    }
+
+    /// A VM leaves a barrier. All that live are at that meeting, or have been.
+    pub fn met(&mut self, ticket: &str, vmid: u32, round: u64) {
+        self.sums.met += 1;
+        self.rounds.insert((ticket.to_owned(), vmid), round);
+        let Some((_, members)) = self.groups.get(ticket) else { return };
+        // Clones whose host was given up are not waited for, though they may live.
+        let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
+        let lives = |vmid: &u32| *vmid == 0 || known.as_ref().is_some_and(|known| known.is_live(*vmid));
+        for other in members.iter().filter(|vmid| lives(vmid)) {
+            let name = (ticket.to_owned(), *other);
+            let is_here = self.arriving.contains(&name) && self.rounds(ticket, *other) + 1 == round;
+            if self.rounds(ticket, *other) < round && !is_here {
+                self.wrong
+                    .push(format!("VM {vmid} leaves meeting {round} of {ticket}, VM {other} has not come"));
             }
         }
     }

@@ -5,17 +5,20 @@ use crate::{
     cluster::ACTIVE,
     daemon::{Daemon, MEMORY_MIB, family_id},
     dice::Dice,
+    facts::{self, Plan},
 };
 use patina_proto::v1::{
     JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone, SyncRequest, Ticket,
     VmEnd, join_request::Side,
 };
 use scheduler::client::admission::{Right, Wish};
-use std::{sync::Arc, time::Duration};
-use tokio::time::sleep;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio::{task::JoinHandle, time::sleep};
 
 /// How long a VM waits for the others.
 const SYNC: Duration = Duration::from_secs(8);
+/// How long a VM waits before it comes again.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How long a parent waits for its clones.
 const JOIN: Duration = Duration::from_secs(10);
 
@@ -88,15 +91,12 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
     }
 }
 
-/// A ticket, its VMs, and what they will do.
+/// A ticket, its VMs, and what they will do. All of them are on one machine, and go on with what they were about when its daemon is
+/// started again.
 struct Group {
     daemon: Arc<Daemon>,
     ticket: String,
-    family: String,
-    /// How often they meet.
-    rounds: u64,
-    /// They go on for ever.
-    stays: bool,
+    plan: Plan,
 }
 
 impl Group {
@@ -105,48 +105,62 @@ impl Group {
         self.daemon.facts.get().sums.faults == 0
     }
 
-    /// Returns whether they have met.
+    /// A VM goes to the next meeting, as often as it takes. Returns whether it has met the others; else it is not one of them any more.
     async fn sync(&self, vmid: u32) -> bool {
-        let time = self.daemon.facts.get().arrives(&self.ticket, vmid);
+        let facts = &self.daemon.facts;
+        let round = facts.get().arrives(&self.ticket, vmid);
+        let met = self.sync_until_answered(vmid, round).await;
+        facts.get().comes_back(&self.ticket, vmid);
+        met
+    }
+
+    async fn sync_until_answered(&self, vmid: u32, round: u64) -> bool {
+        let facts = &self.daemon.facts;
         let request = SyncRequest {
             ticket: self.ticket.clone(),
-            family: self.family.clone(),
+            family: self.plan.family.clone(),
             vmid,
             timeout_ms: u64::try_from(SYNC.as_millis()).unwrap(),
+            after_round: Some(round - 1),
         };
-        let mut client = self.daemon.client.clone();
-        let facts = &self.daemon.facts;
-        match call(facts, "sync", SYNC, client.sync(request)).await {
-            Outcome::Done(met) => {
-                facts.log(format_args!(
-                    "{vmid} of {} has met {} in round {}",
-                    self.ticket, met.arrived, met.round
-                ));
-                facts.get().sums.met += 1;
-                if self.is_whole() {
-                    facts.get().met(&self.ticket, vmid, time);
+        for times in 0.. {
+            let mut client = self.daemon.client.clone();
+            match call(facts, "sync", SYNC, client.sync(request.clone())).await {
+                Outcome::Done(met) => {
+                    let text = format!("{vmid} of {} has met {} in {}", self.ticket, met.arrived, met.round);
+                    facts.log(text);
+                    if met.round != round {
+                        facts.wrong(format_args!("{vmid} of {} comes from round {round}", self.ticket));
+                    }
+                    facts.get().met(&self.ticket, vmid, round);
+                    facts.get().sums.met_later += u64::from(times > 0);
+                    return true;
                 }
-                true
-            }
-            Outcome::Refused(reason) => {
-                // One that is killed while it waits is told so.
-                let was_killed = reason == "UNKNOWN_VM" && vmid > 0;
-                if self.is_whole() && !was_killed {
-                    facts.wrong(format_args!("VM {vmid} does not meet at {}: {reason}", self.ticket));
+                Outcome::Refused(reason) if reason == "BARRIER_TIMEOUT" && !self.is_whole() => {}
+                Outcome::Refused(reason) => {
+                    // One that is killed while it waits is told so; one whose host was given up, too.
+                    if reason != "UNKNOWN_VM" || vmid == 0 {
+                        facts.wrong(format_args!("VM {vmid} does not meet at {}: {reason}", self.ticket));
+                    }
+                    return false;
                 }
-                false
+                Outcome::Unknown => sleep(AGAIN).await,
             }
-            Outcome::Unknown => false,
         }
+        false
     }
 
     fn is_running(&self, vmid: u32) -> bool {
         self.daemon.facts.get().is_running(self.daemon.machine, &self.ticket, vmid)
     }
 
+    fn has_rounds_left(&self, vmid: u32) -> bool {
+        self.daemon.facts.get().rounds(&self.ticket, vmid) < self.plan.rounds
+    }
+
     /// The life of a clone.
     async fn clone_lives(&self, clone: RunningClone, mut dice: Dice) {
-        for _ in 0..self.rounds {
+        while self.has_rounds_left(clone.vmid) {
             sleep(dice.ms(0, 200)).await;
             if dice.percent(5) && self.is_running(clone.vmid) {
                 self.daemon.end(&clone, VmEnd::Ended);
@@ -156,7 +170,7 @@ impl Group {
             }
         }
         self.daemon.facts.get().leave(&self.ticket, clone.vmid);
-        if self.stays {
+        if self.plan.stays {
             return;
         }
         sleep(dice.ms(0, 400)).await;
@@ -177,12 +191,12 @@ impl Group {
     }
 
     fn join(&self, side: Side) -> JoinRequest {
-        JoinRequest { ticket: self.ticket.clone(), family: self.family.clone(), side: Some(side) }
+        JoinRequest { ticket: self.ticket.clone(), family: self.plan.family.clone(), side: Some(side) }
     }
 
     async fn kill(&self, vmids: Vec<u32>) {
         let request = KillRequest {
-            family: self.family.clone(),
+            family: self.plan.family.clone(),
             vmids: vmids.clone(),
             ticket: String::new(),
             reason: "the family wants it".into(),
@@ -227,30 +241,67 @@ impl Group {
     }
 }
 
-/// The parent's part of a ticket's life, with its clones beside it.
+/// A ticket's life, from when its clones run.
 async fn together(daemon: &Arc<Daemon>, ticket: &Ticket, made: Vec<RunningClone>, dice: &mut Dice) {
-    let group = Arc::new(Group {
-        daemon: Arc::clone(daemon),
-        ticket: ticket.id.clone(),
+    let plan = Plan {
+        machine: daemon.machine,
         family: ticket.family.clone(),
         rounds: dice.roll(4),
         stays: dice.percent(12),
-    });
-    daemon.facts.get().meet(&ticket.id, made.iter().map(|clone| clone.vmid).chain([0]));
-    let lives = made.iter().map(|clone| {
-        let (group, clone) = (Arc::clone(&group), clone.clone());
+    };
+    daemon.facts.get().meet(&ticket.id, &plan, made.iter().map(|clone| clone.vmid).chain([0]));
+    let group = Arc::new(Group { daemon: Arc::clone(daemon), ticket: ticket.id.clone(), plan });
+    let lives = clones_live(&group, &made, dice);
+    parent_lives(&group, made, lives, dice).await;
+}
+
+/// What was begun before the daemon of a machine has crashed goes on. Returns the clones that have something to do.
+pub fn go_on(daemon: &Arc<Daemon>, dice: &mut Dice) -> BTreeSet<facts::Clone> {
+    let mut busy = BTreeSet::new();
+    let unfinished = daemon.facts.get().unfinished(daemon.machine);
+    for (ticket, plan, members) in unfinished {
+        let group = Arc::new(Group { daemon: Arc::clone(daemon), ticket, plan });
+        let running = daemon.facts.get().machines[daemon.machine].running.clone();
+        let is_member = |clone: &RunningClone| clone.ticket == group.ticket && members.contains(&clone.vmid);
+        let found: Vec<_> = running.into_values().filter(is_member).collect();
+        busy.extend(found.iter().map(|clone| (clone.ticket.clone(), clone.vmid)));
+        let (lives, mut dice) = (clones_live(&group, &found, dice), Dice::new(dice.roll(u64::MAX), 2));
+        if members.contains(&0) {
+            daemon.facts.get().machines[daemon.machine].busy += 1;
+            tokio::spawn(async move {
+                parent_lives(&group, found, lives, &mut dice).await;
+                group.daemon.facts.get().machines[group.daemon.machine].busy -= 1;
+            });
+        }
+    }
+    busy
+}
+
+fn clones_live(group: &Arc<Group>, clones: &[RunningClone], dice: &mut Dice) -> Vec<JoinHandle<()>> {
+    let lives = clones.iter().map(|clone| {
+        let (group, clone) = (Arc::clone(group), clone.clone());
         let dice = Dice::new(dice.roll(u64::MAX), 1);
         tokio::spawn(async move { group.clone_lives(clone, dice).await })
     });
-    let lives: Vec<_> = lives.collect();
-    for _ in 0..group.rounds {
+    lives.collect()
+}
+
+/// The parent's part of a ticket's life, with its clones beside it.
+async fn parent_lives(
+    group: &Arc<Group>,
+    made: Vec<RunningClone>,
+    lives: Vec<JoinHandle<()>>,
+    dice: &mut Dice,
+) {
+    let facts = &group.daemon.facts;
+    while group.has_rounds_left(0) {
         sleep(dice.ms(0, 200)).await;
         if !group.sync(0).await {
             break;
         }
     }
-    daemon.facts.get().leave(&ticket.id, 0);
-    if group.stays {
+    facts.get().leave(&group.ticket, 0);
+    if group.plan.stays {
         return;
     }
     if dice.percent(25) && !made.is_empty() {
@@ -259,7 +310,7 @@ async fn together(daemon: &Arc<Daemon>, ticket: &Ticket, made: Vec<RunningClone>
     group.join_all(&made).await;
     for life in lives {
         if life.await.is_err() {
-            daemon.facts.wrong("a clone's life has panicked");
+            facts.wrong("a clone's life has panicked");
         }
     }
 }

@@ -81,7 +81,7 @@ impl Faults {
                 (facts.machines[machine].settled, facts.machines[machine].busy) = (false, 0);
                 // Either the daemon alone, or the machine with all that runs on it.
                 if self.dice.percent(30) {
-                    facts.machines[machine].running.clear();
+                    facts.crash(machine);
                 }
             }
             Broken::Cut(_) => sim.partition(name.as_str(), "scheduler"),

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 /// A call that needs the scheduler says that it is away, however slow the machine.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
-pub const STORIES: &[Story] =
-    &[("cluster::two_hosts_share_a_scheduler_that_is_killed_and_comes_back", shared)];
+pub const STORIES: &[Story] = &[
+    ("cluster::two_hosts_share_a_scheduler_that_is_killed_and_comes_back", shared),
+    ("cluster::nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed", meetings),
+];
 
 fn shared(stage: &Stage) -> Outcome {
     let mut scheduler =
@@ -52,4 +54,70 @@ fn one_ledger(first: &Host, second: &Host, scheduler: &mut Scheduler) -> Outcome
     parent.call(&["gc", "kill", "--ticket", &ticket])?;
     let again = parent.sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
     require(again.len() == 36, again)
+}
+
+fn meetings(stage: &Stage) -> Outcome {
+    let mut scheduler = Scheduler::start(stage.setup(), &["--overcommit-cpu", "64"])?;
+    let address = scheduler.address();
+    let mut host = Host::start_with(stage.setup(), &["--scheduler", &address])?;
+    let told = meet_again(&mut host, &mut scheduler);
+    host.stop()?;
+    told?;
+    Ok(scheduler.stop()?)
+}
+
+/// Whoever is killed and when: each VM comes from one meeting after the other, once.
+fn meet_again(host: &mut Host, scheduler: &mut Scheduler) -> Outcome {
+    host.run("levi", &[])?;
+    let ticket = host.vm("levi").sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
+    require(host.vm("levi").sh(&format!("gc clone {ticket}"))? == "0", "the clone")?;
+    let members = host.vm("levi").sh("gc list | awk '$1 > 0 {print $1}'")?;
+    let names: Vec<String> = members.lines().map(|vmid| format!("levi.{vmid}")).collect();
+    require(names.len() == 2, &members)?;
+    // A program that tries again until it has met the others.
+    let meet =
+        |of: &str| format!("until gc sync {of} 60000 --json >> /tmp/met 2>> /tmp/failed; do sleep 1; done");
+    for name in &names {
+        let comes = format!("for round in 1 2 3 4 5; do {}; done", meet(&ticket));
+        host.vm(name).sh(&format!("setsid sh -c '{comes}' < /dev/null > /dev/null 2>&1 &"))?;
+    }
+    let begin = |host: &Host, round: u32| {
+        let comes = format!("{}; echo > /tmp/done-{round}", meet(&ticket));
+        host.vm("levi").sh(&format!("setsid sh -c '{comes}' < /dev/null > /dev/null 2>&1 &"))
+    };
+    let come = |host: &Host, round: u32| {
+        host.vm("levi").sh(&format!("until test -e /tmp/done-{round}; do sleep 1; done"))
+    };
+    begin(host, 1)?;
+    come(host, 1)?;
+    // While two wait for the third one.
+    scheduler.kill()?;
+    scheduler.start_again()?;
+    begin(host, 2)?;
+    come(host, 2)?;
+    host.kill_vmmd()?;
+    host.start_vmmd()?;
+    begin(host, 3)?;
+    come(host, 3)?;
+    // While all of them are about to meet.
+    begin(host, 4)?;
+    scheduler.kill()?;
+    scheduler.start_again()?;
+    come(host, 4)?;
+    begin(host, 5)?;
+    host.kill_vmmd()?;
+    host.start_vmmd()?;
+    come(host, 5)?;
+    for name in names.iter().map(String::as_str).chain(["levi"]) {
+        let met = host.vm(name).sh(
+            "until test \"$(wc -l < /tmp/met)\" = 5; do sleep 1; done; cat /tmp/met; echo; cat /tmp/failed",
+        )?;
+        let rounds: Vec<_> = met.lines().take(5).collect();
+        let all = (1..=5).all(|round| {
+            rounds.get(round - 1).is_some_and(|line| line.contains(&format!("\"round\":{round}")))
+        });
+        require(all, format!("{name}: {met}"))?;
+    }
+    host.vm("levi").call(&["gc", "kill", "--ticket", &ticket])?;
+    Ok(())
 }

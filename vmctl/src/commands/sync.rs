@@ -38,6 +38,10 @@ pub struct Arguments {
     /// At most this long, seconds; then the exit code is 124, and the barrier can be used again.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
+    /// After this meeting, 0 before the first: one that took place since ends the call at once, so that it can be made again after any
+    /// failure [default: the next meeting is waited for].
+    #[arg(long, value_name = "ROUND")]
+    after: Option<u64>,
 }
 
 /// A meeting as `-o json` prints it.
@@ -68,6 +72,7 @@ fn request(ticket: Ticket, arguments: &Arguments) -> Result<SyncRequest, CtlErro
         family: ticket.family,
         vmid: arguments.vmid.unwrap_or(parent),
         timeout_ms: arguments.timeout.map_or(0, |seconds| seconds * 1000),
+        after_round: arguments.after,
     })
 }
 
@@ -90,8 +95,10 @@ mod tests {
         let ticket =
             Ticket { id: UUID.into(), family: "f".into(), parent_vmid: Some(4), ..Ticket::default() };
         let asked = |words: &str| request(ticket.clone(), &parsed(words).unwrap()).unwrap();
-        let wanted = SyncRequest { ticket: UUID.into(), family: "f".into(), vmid: 4, timeout_ms: 0 };
+        let (ticket_id, family) = (UUID.into(), "f".into());
+        let wanted = SyncRequest { ticket: ticket_id, family, vmid: 4, timeout_ms: 0, after_round: None };
         assert_eq!(asked(UUID), wanted);
+        assert_eq!(asked(&format!("{UUID} --after 3")).after_round, Some(3));
         assert_eq!(
             asked(&format!("--ticket {UUID} --vmid 0 --timeout 2")),
             SyncRequest { vmid: 0, timeout_ms: 2000, ..wanted }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    client,
+    client::{self, Clones as _},
     core::{
         api::Options,
         ticket::{Policy, State},
@@ -11,7 +11,7 @@ use crate::{
     grpc,
     store::memory::MemoryStore,
 };
-use patina_proto::v1::KillRequest;
+use patina_proto::v1::{KillClones, KillRequest};
 use std::{collections::BTreeSet, io};
 use tokio::{
     io::{DuplexStream, copy_bidirectional, duplex},
@@ -51,9 +51,12 @@ impl Vms for Running {
         vec![FAMILY.to_string()]
     }
 
-    fn end(&self, _: &str, vmids: &[u32], _: &str) {
+    fn end(&self, _: &str, ticket: &str, vmids: &[u32], _: &str) {
         for vmid in vmids {
-            let share = self.0.lock().unwrap().remove(vmid);
+            let mut running = self.0.lock().unwrap();
+            let share = running.get(vmid).is_some_and(|share| share.of().ticket == ticket);
+            let share = share.then(|| running.remove(vmid)).flatten();
+            drop(running);
             if let Some(mut share) = share {
                 share.ended(VmEnd::Killed);
             }
@@ -209,6 +212,8 @@ async fn clones_are_made_run_and_end_and_the_ledger_follows() {
     story.running.lock().unwrap().remove(&2);
     story.noted().await;
     assert_eq!(story.ledger().0, [1, 3]);
+    assert_eq!(story.admission.0.making().len(), 2);
+    story.running.lock().unwrap().clear();
     assert!(story.admission.0.making().is_empty());
 }
 
@@ -246,6 +251,60 @@ async fn a_clone_that_is_killed_while_it_is_made_ends_and_its_killer_hears_so() 
     story.running.lock().unwrap().remove(&2);
     assert_eq!(killed.await.unwrap().unwrap().into_inner().ended, [1, 2]);
     assert_eq!(story.ledger(), (vec![], vec![State::Released]));
+}
+
+/// An order of a clone that was not made is still on its way when its vmid is another clone's.
+#[tokio::test(start_paused = true)]
+async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
+    let story = Story::begin().await;
+    let (vms, shared) = (Running(Arc::clone(&story.running)), Arc::downgrade(&story.admission.0));
+    let known = making::Known { shared, vms };
+    let order = |ticket: &Ticket| KillClones {
+        family: FAMILY.to_string(),
+        vmids: vec![1],
+        reason: "not wanted".into(),
+        ticket: ticket.id.clone(),
+        epoch: ticket.epoch,
+    };
+    let first = story.granted(1).await;
+    let admitted = story.admission.admit(&wish(&[1]), &of(&first)).await.unwrap();
+    let old = order(admitted.ticket());
+    assert!(admitted.give_back().await);
+
+    // The same ticket, granted again; another one; one by number.
+    let other = story.granted(1).await;
+    for right in [of(&first), of(&other), Right::Loose(Uuid::from_u128(9))] {
+        let admitted = story.admission.admit(&wish(&[1]), &right).await.unwrap();
+        let own = order(admitted.ticket());
+        known.kill(old.clone());
+        assert_eq!(admitted.shares[0].doomed(), None, "{right:?}");
+        assert_eq!(story.start(admitted), [None]);
+        known.kill(old.clone());
+        assert!(story.running.lock().unwrap().contains_key(&1), "{right:?}");
+        known.kill(own);
+        assert!(story.running.lock().unwrap().is_empty(), "{right:?}");
+    }
+}
+
+/// Orders may overtake the answer of the use that they are about.
+#[tokio::test(start_paused = true)]
+async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_one() {
+    let story = Story::begin().await;
+    let known = making::Known { shared: Arc::downgrade(&story.admission.0), vms: Running(Arc::default()) };
+    let ticket = Ticket { id: Uuid::from_u128(3).to_string(), epoch: 70, ..Ticket::default() };
+    for (epoch, dooms) in [(69, false), (70, true), (71, true)] {
+        let shares = story.admission.begin(&wish(&[1]), &ticket.id);
+        let family = FAMILY.to_string();
+        known.kill(KillClones {
+            family,
+            vmids: vec![1],
+            reason: "no".into(),
+            ticket: ticket.id.clone(),
+            epoch,
+        });
+        let admitted = story.admission.used(ticket.clone(), shares);
+        assert_eq!(admitted.shares[0].doomed().is_some(), dooms, "{epoch}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

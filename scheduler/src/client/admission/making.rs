@@ -1,4 +1,4 @@
-//! The clones of a host that are being made, and each clone's part of its ticket.
+//! The clones of a host that are being made or were made by it, and each clone's part of its ticket.
 
 use super::{Admission, Admitted, Key, Shared, Vms, Wish};
 use crate::client::{Present, link::Clones};
@@ -11,10 +11,34 @@ use std::{
 /// A clone in the making.
 pub(super) struct Making {
     clone: RunningClone,
-    /// The scheduler has said that its ticket is used for it.
-    is_used: bool,
-    /// Why it is to end before it has begun.
-    doomed: Option<String>,
+    /// Of its ticket, once the scheduler has said that it is used for it.
+    epoch: Option<u64>,
+    /// Why it is to end before it has begun, and the epoch that the order named.
+    doomed: Option<(u64, String)>,
+    /// It is found among those that run. It stays here as long as it has its [`Share`], so that orders for it are told from older ones.
+    is_started: bool,
+}
+
+impl Making {
+    fn new(clone: RunningClone) -> Self {
+        Self { clone, epoch: None, doomed: None, is_started: false }
+    }
+
+    /// Whether an order is for this clone: not for an earlier one that had its vmid and was not made.
+    fn is_meant(&self, order: &KillClones) -> bool {
+        self.clone.ticket == order.ticket && self.epoch.is_none_or(|epoch| order.epoch >= epoch)
+    }
+
+    /// The scheduler has said that its ticket, of that epoch, is used for it. An order that came before may have been for an earlier one.
+    fn used(&mut self, epoch: u64) {
+        self.epoch = Some(epoch);
+        self.doomed.take_if(|(of, _)| *of < epoch);
+    }
+
+    fn doom(&mut self, order: &KillClones) {
+        let doomed = self.doomed.get_or_insert_with(|| (order.epoch, order.reason.clone()));
+        doomed.0 = doomed.0.max(order.epoch);
+    }
 }
 
 /// One clone's part of a ticket. Dropped, it says how the clone has ended, or that it was never made.
@@ -51,7 +75,7 @@ impl Admission {
                 memory_mib: wish.memory_mib,
                 parent_vmid: Some(wish.parent_vmid),
             };
-            making.insert(key(&clone), Making { clone: clone.clone(), is_used: false, doomed: None });
+            making.insert(key(&clone), Making::new(clone.clone()));
             self.share(clone)
         };
         wish.vmids.iter().map(share).collect()
@@ -62,7 +86,7 @@ impl Admission {
         let mut making = self.0.making();
         for share in &shares {
             if let Some(making) = making.get_mut(&key(&share.clone)) {
-                making.is_used = true;
+                making.used(ticket.epoch);
             }
         }
         drop(making);
@@ -78,7 +102,10 @@ impl Admission {
     /// [`Vms::running`] has this clone from now on. Returns why it is to end at once, if it is.
     #[must_use]
     pub fn started(&self, family: &str, vmid: u32) -> Option<String> {
-        self.0.making().remove(&(family.to_owned(), vmid))?.doomed
+        let mut making = self.0.making();
+        let making = making.get_mut(&(family.to_owned(), vmid))?;
+        making.is_started = true;
+        making.doomed.take().map(|(_, reason)| reason)
     }
 }
 
@@ -92,7 +119,7 @@ impl Share {
     /// Why its clone need not be started, if it need not.
     #[must_use]
     pub fn doomed(&self) -> Option<String> {
-        self.admission.0.making().get(&key(&self.clone))?.doomed.clone()
+        self.admission.0.making().get(&key(&self.clone))?.doomed.as_ref().map(|(_, reason)| reason.clone())
     }
 
     /// How its clone has ended.
@@ -126,9 +153,9 @@ impl<V: Vms> Clones for Known<V> {
         let Some(shared) = self.shared.upgrade() else { return Present::default() };
         // Clones go from one to the other: looked for in this order they are not missed.
         let (mut making, mut running) = (BTreeSet::new(), Vec::new());
-        for clone in shared.making().values() {
+        for clone in shared.making().values().filter(|making| !making.is_started) {
             making.insert(clone.clone.ticket.clone());
-            running.extend(clone.is_used.then(|| clone.clone.clone()));
+            running.extend(clone.epoch.map(|_| clone.clone.clone()));
         }
         running.extend(self.vms.running());
         Present { running, making: making.into_iter().collect(), masters: Some(self.vms.masters()) }
@@ -138,12 +165,19 @@ impl<V: Vms> Clones for Known<V> {
         let Some(shared) = self.shared.upgrade() else { return };
         // In the same order, for the same reason.
         let mut making = shared.making();
-        for vmid in &order.vmids {
-            if let Some(making) = making.get_mut(&(order.family.clone(), *vmid)) {
-                making.doomed.get_or_insert_with(|| order.reason.clone());
+        let mut is_meant = |vmid: &u32| match making.get_mut(&(order.family.clone(), *vmid)) {
+            Some(making) if !making.is_meant(&order) => false,
+            Some(making) => {
+                if !making.is_started {
+                    making.doom(&order);
+                }
+                true
             }
-        }
+            // It was found running.
+            None => true,
+        };
+        let meant: Vec<u32> = order.vmids.iter().copied().filter(&mut is_meant).collect();
         drop(making);
-        self.vms.end(&order.family, &order.vmids, &order.reason);
+        self.vms.end(&order.family, &order.ticket, &meant, &order.reason);
     }
 }

@@ -10,7 +10,8 @@
 //!
 //! - A clone is *in the making* before the scheduler is asked for it and until it is found among those that run: so whenever a
 //!   registration asks what there is, it is in one or the other. It is known by its family and vmid, which no other clone has.
-//! - An order to kill a clone in the making dooms it: it is not started, or ends as soon as it runs.
+//! - An order to kill a clone in the making dooms it: it is not started, or ends as soon as it runs. Vmids of clones that were not made are
+//!   given again, so an order names the ticket and its epoch: one that was said of an earlier clone of that vmid passes by.
 //! - Every clone has a [`Share`] of its ticket from the beginning. Dropped, it says to the scheduler how its clone has ended; only
 //!   where the scheduler itself has said that nothing was used, nothing is said, and the vmids can be given to others.
 //!
@@ -48,8 +49,8 @@ pub trait Vms: Send + Sync + 'static {
     fn running(&self) -> Vec<RunningClone>;
     /// The families whose master lives here.
     fn masters(&self) -> Vec<String>;
-    /// Those of these clones that run here are to end.
-    fn end(&self, family: &str, vmids: &[u32], reason: &str);
+    /// Those of these clones of a ticket that run here are to end. Others with such a vmid are not meant.
+    fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str);
 }
 
 /// Clones that a VM is to have.

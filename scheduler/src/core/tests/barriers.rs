@@ -28,6 +28,61 @@ fn all_go_on_when_the_last_one_arrives_again_and_again() {
 }
 
 #[test]
+fn an_answer_that_was_lost_is_given_again_and_nobody_is_a_round_behind() {
+    let (mut world, ticket) = used(2);
+    for restarted in [false, true] {
+        let before = world.get(ticket.id).round();
+        let waiters: Vec<_> = [0, 1, 2].map(|vmid| world.arrive_after(before, ticket.id, vmid)).into();
+        assert!(waiters.iter().all(|waiter| world.met(*waiter) == (before + 1, 3)));
+        // VM 1 does not hear of it. VM 2 has come to the next meeting when VM 1 asks again.
+        if restarted {
+            world.restart(options());
+            world.host_with(info(1, 100), [1, 2].map(|vmid| running(&ticket, vmid)).into());
+        }
+        let ahead = world.arrive_after(before + 1, ticket.id, 2);
+        for _ in 0..2 {
+            let again = world.arrive_after(before, ticket.id, 1);
+            assert_eq!(world.met(again), (before + 1, 3), "restarted: {restarted}");
+        }
+        assert!(world.waits(ahead), "all of them have to come to the next one");
+        let others = [0, 1].map(|vmid| world.arrive_after(before + 1, ticket.id, vmid));
+        assert!(others.iter().chain([&ahead]).all(|waiter| world.met(*waiter) == (before + 2, 3)));
+    }
+    // Who does not say what it knows waits for the next one.
+    let silent = world.arrive(ticket.id, 1, None);
+    assert!(world.waits(silent));
+}
+
+#[test]
+fn a_parent_whose_answer_was_lost_hears_it_when_its_clones_have_ended() {
+    let (mut world, ticket) = used(1);
+    let waiters = [0, 1].map(|vmid| world.arrive_after(0, ticket.id, vmid));
+    assert!(waiters.iter().all(|waiter| world.met(*waiter) == (1, 2)));
+    world.ended(id(1), ticket.id, [1], VmEnd::Ended);
+    assert_eq!(world.state(ticket.id), State::Released);
+    let again = world.arrive_after(0, ticket.id, 0);
+    assert_eq!(world.met(again), (1, 2));
+}
+
+#[test]
+fn a_ledger_that_knows_of_fewer_meetings_than_its_vms_follows_them() {
+    let (mut world, ticket) = used(3);
+    // VMs 0 and 1 were at meeting 5, VM 2 has not heard of it. The ledger was lost.
+    world.store.clear();
+    world.restart(options());
+    world.host_with(info(1, 100), [1, 2, 3].map(|vmid| running(&ticket, vmid)).into());
+    let behind = world.arrive_after(4, ticket.id, 2);
+    assert!(world.waits(behind));
+    let first = world.arrive_after(5, ticket.id, 1);
+    assert_eq!(world.met(behind), (5, 0), "it took place, nobody knows with how many");
+    assert!(world.waits(first));
+    let late = world.arrive_after(4, ticket.id, 3);
+    assert_eq!(world.met(late), (5, 0));
+    let others = [0, 2, 3].map(|vmid| world.arrive_after(5, ticket.id, vmid));
+    assert!(others.iter().chain([&first]).all(|waiter| world.met(*waiter) == (6, 4)));
+}
+
+#[test]
 fn two_processes_of_a_vm_count_once() {
     let (mut world, ticket) = used(1);
     let (first, second) = (world.arrive(ticket.id, 1, None), world.arrive(ticket.id, 1, None));
@@ -110,7 +165,7 @@ fn a_parent_that_is_a_clone_and_has_ended_is_not_waited_for() {
     // The scheduler's restart changes nothing about that.
     world.restart(options());
     let (first, second) = (world.arrive(child, 2, None), world.arrive(child, 3, None));
-    assert_eq!((world.met(first), world.met(second)), ((1, 2), (1, 2)));
+    assert_eq!((world.met(first), world.met(second)), ((3, 2), (3, 2)));
 }
 
 #[test]
@@ -154,7 +209,7 @@ fn a_master_that_has_ended_is_not_waited_for() {
     // The scheduler's restart changes nothing about that.
     world.restart(options());
     let waiters = [1, 2].map(|vmid| world.arrive(ticket.id, vmid, None));
-    assert!(waiters.iter().all(|waiter| world.met(*waiter) == (1, 2)));
+    assert!(waiters.iter().all(|waiter| world.met(*waiter) == (2, 2)));
     world.host_with(info(1, 100), [1, 2].map(|vmid| running(&ticket, vmid)).into());
     world.ended(id(1), ticket.id, [1, 2], VmEnd::Ended);
     assert_eq!(world.state(ticket.id), State::Released);
@@ -215,6 +270,7 @@ fn so_many_of_a_family_wait_at_barriers_and_for_joins_and_no_more() {
         waiter: Waiter(1_000_000 + n as u64),
         ticket: named(ticket),
         vmid: 1,
+        after_round: None,
         timeout_ms: None,
     };
     let join = |ticket, n: usize| Command::JoinWait {

@@ -32,8 +32,13 @@ pub struct Watch {
     /// Tickets before the last command.
     known: BTreeSet<Uuid>,
     uses: BTreeMap<Uuid, Vec<u32>>,
-    arrived: BTreeMap<Waiter, (Uuid, u32)>,
+    /// Ticket, vmid, and the last meeting that it knew of.
+    arrived: BTreeMap<Waiter, (Uuid, u32, u64)>,
     rounds: BTreeMap<Uuid, u64>,
+    /// The last meeting that each VM has heard of.
+    heard: BTreeMap<(Uuid, u32), u64>,
+    /// Those whose answers are lost.
+    lost: BTreeSet<Waiter>,
     joining: BTreeMap<Waiter, Uuid>,
     /// Of which family.
     killing: BTreeMap<Waiter, (Uuid, Targets)>,
@@ -112,8 +117,8 @@ impl Watch {
         }
         match command {
             Command::Request { waiter, demand } => self.asked(*waiter, demand),
-            Command::Arrive { waiter, ticket, vmid, .. } => {
-                self.arrived.insert(*waiter, (ticket.id, *vmid));
+            Command::Arrive { waiter, ticket, vmid, after_round, .. } => {
+                self.arrived.insert(*waiter, (ticket.id, *vmid, after_round.unwrap()));
             }
             Command::JoinWait { waiter, ticket, .. } => {
                 self.joining.insert(*waiter, ticket.id);
@@ -178,9 +183,18 @@ impl Watch {
     pub fn restart(&mut self) {
         self.asked.clear();
         self.arrived.clear();
-        self.rounds.clear();
         self.joining.clear();
         self.killing.clear();
+    }
+
+    /// The last meeting that a VM knows of.
+    pub fn heard(&self, ticket: Uuid, vmid: u32) -> u64 {
+        self.heard.get(&(ticket, vmid)).copied().unwrap_or(0)
+    }
+
+    /// This caller will not hear its answer.
+    pub fn lose(&mut self, waiter: Waiter) {
+        self.lost.insert(waiter);
     }
 
     /// Whether somebody waits for a clone's end.
@@ -347,7 +361,15 @@ impl Watch {
         let mut released: BTreeMap<Uuid, BTreeSet<u32>> = BTreeMap::new();
         for effect in &world.effects {
             let Effect::Answer(waiter, Ok(Reply::Met { round, arrived })) = effect else { continue };
-            if let Some((ticket, vmid)) = self.arrived.get(waiter) {
+            if let Some((ticket, vmid, after)) = self.arrived.get(waiter) {
+                assert_eq!(*round, after + 1, "VM {vmid} of {ticket} goes from meeting to meeting");
+                if !self.lost.remove(waiter) {
+                    self.heard.insert((*ticket, *vmid), *round);
+                }
+                if self.rounds.get(ticket) == Some(round) {
+                    // Its answer was lost before.
+                    continue;
+                }
                 met.entry(*ticket).or_default().insert((*round, *arrived));
                 released.entry(*ticket).or_default().insert(*vmid);
             }
@@ -360,10 +382,10 @@ impl Watch {
             // One that arrived last may have been answered at once.
             assert!(one[0].0 > *round && one[0].1 as usize >= vmids.len());
             *round = one[0].0;
-            assert!(!self.arrived.values().any(|(other, _)| other == ticket), "nobody is left behind");
+            assert!(!self.arrived.values().any(|(other, ..)| other == ticket), "nobody is left behind");
         }
         let mut waiting: BTreeMap<Uuid, BTreeSet<u32>> = BTreeMap::new();
-        for (ticket, vmid) in self.arrived.values() {
+        for (ticket, vmid, _) in self.arrived.values() {
             waiting.entry(*ticket).or_default().insert(*vmid);
         }
         for (ticket, vmids) in waiting {

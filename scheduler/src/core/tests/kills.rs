@@ -1,6 +1,6 @@
 //! Clones that are ended.
 
-use super::world::{World, demand, id, info, named, running};
+use super::world::{World, demand, id, info, named, options, running};
 use crate::core::{
     api::{Command, CoreError, Effect, FAMILY_KILLS_MAX, KILLS_A_BEAT_MAX, Present, Reply, Targets, Waiter},
     spend::FAMILY_OVER_MAX,
@@ -20,8 +20,10 @@ fn used() -> (World, Ticket, Ticket) {
 
 fn orders(world: &World) -> Vec<(u128, Vec<u32>)> {
     let orders = world.effects.iter().filter_map(|effect| match effect {
-        Effect::Kill { host, vmids, reason, .. } => {
+        Effect::Kill { host, ticket, epoch, vmids, reason, .. } => {
             assert_eq!(reason, "test");
+            let of = world.get(*ticket);
+            assert!(of.epoch == *epoch && vmids.iter().all(|vmid| of.is_live(*vmid)), "{ticket}");
             Some((host.as_u128(), vmids.clone()))
         }
         _ => None,
@@ -88,6 +90,46 @@ fn a_host_that_is_away_hears_of_it_when_it_is_back() {
 }
 
 #[test]
+fn kills_under_way_outlive_the_schedulers_restart() {
+    let (mut world, three, two) = used();
+    world.down(id(1));
+    let waiter = world.kill(Targets::Vmids(vec![2, 3, 4]));
+    // Its caller has gone, one host is away, the other one has not obeyed yet.
+    world.apply(Command::Gone(waiter));
+    world.ended(id(2), two.id, [4], VmEnd::Killed);
+    world.kill(Targets::Vmids(vec![5]));
+    world.restart(options());
+    world.host_with(info(1, 3), (1..=3).map(|vmid| running(&three, vmid)).collect());
+    assert_eq!(orders(&world), [(1, vec![2, 3])]);
+    world.host_with(info(2, 2), vec![running(&two, 5)]);
+    assert_eq!(orders(&world), [(2, vec![5])]);
+    world.ended(id(1), three.id, [2], VmEnd::Killed);
+    world.beat(id(1));
+    assert_eq!(orders(&world), [(1, vec![3])]);
+    world.ended(id(1), three.id, [3], VmEnd::Ended);
+    world.ended(id(2), two.id, [5], VmEnd::Killed);
+    assert!(world.store.values().all(|ticket| ticket.doomed.is_empty()));
+    world.restart(options());
+    world.host_with(info(1, 3), vec![running(&three, 1)]);
+    assert!(orders(&world).is_empty());
+}
+
+#[test]
+fn clones_that_were_never_made_are_not_to_end_when_their_ticket_is_used_again() {
+    let (mut world, three, _) = used();
+    let waiter = world.kill(Targets::Ticket(three.id));
+    let again = world.unuse(&three).unwrap();
+    assert_eq!(world.was_answered(waiter), Ok(Reply::Killed(vec![1, 2, 3])));
+    assert!(again.epoch > three.epoch, "hosts tell the orders of one use from those of the other by that");
+    world.spend(&again, [1, 2, 3]).unwrap();
+    world.beat(id(1));
+    assert!(orders(&world).is_empty());
+    world.restart(options());
+    world.host_with(info(1, 3), (1..=3).map(|vmid| running(&three, vmid)).collect());
+    assert!(orders(&world).is_empty());
+}
+
+#[test]
 fn a_host_that_never_comes_back_has_lost_them() {
     let (mut world, three, two) = used();
     let (first, second) = (world.kill(Targets::Vmids(vec![2])), world.kill(Targets::Ticket(two.id)));
@@ -145,13 +187,16 @@ fn a_beat_says_no_more_than_so_many() {
     for ticket in &tickets {
         world.kill(Targets::Ticket(ticket.id));
     }
+    // Ticket by ticket.
+    tickets.sort_by_key(|ticket| ticket.id);
+    let vmids = |of: &[Ticket]| of.iter().flat_map(|t| t.clones.keys().copied()).collect::<Vec<_>>();
     let said = |world: &World| orders(world).into_iter().flat_map(|(_, vmids)| vmids).collect::<Vec<_>>();
     world.beat(id(1));
-    assert_eq!(said(&world), (1..=1024).collect::<Vec<_>>());
+    assert_eq!(said(&world), vmids(&tickets[..4]));
     assert_eq!(said(&world).len(), KILLS_A_BEAT_MAX);
-    world.ended(id(1), tickets[0].id, 1..=256, VmEnd::Killed);
+    world.ended(id(1), tickets[0].id, vmids(&tickets[..1]), VmEnd::Killed);
     world.beat(id(1));
-    assert_eq!(said(&world), (257..=1280).collect::<Vec<_>>());
+    assert_eq!(said(&world), vmids(&tickets[1..]));
 }
 
 #[test]

@@ -49,7 +49,7 @@ enum Op {
     Down(usize),
     Up(usize),
     Beat(usize),
-    Arrive { ticket: usize, who: usize, timeout_ms: u64 },
+    Arrive { ticket: usize, who: usize, timeout_ms: u64, lost: bool },
     Leave(usize),
     Join(usize),
     Kill { ticket: usize, all: bool },
@@ -110,8 +110,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => n.clone().prop_map(Op::Down),
         3 => n.clone().prop_map(Op::Up),
         6 => n.clone().prop_map(Op::Beat),
-        5 => (n.clone(), n.clone(), 1..3_000_u64)
-            .prop_map(|(ticket, who, timeout_ms)| Op::Arrive { ticket, who, timeout_ms }),
+        5 => (n.clone(), n.clone(), 1..3_000_u64, prop::bool::weighted(0.3))
+            .prop_map(|(ticket, who, timeout_ms, lost)| Op::Arrive { ticket, who, timeout_ms, lost }),
         2 => n.clone().prop_map(Op::Leave),
         2 => n.clone().prop_map(Op::Join),
         2 => (n.clone(), any::<bool>()).prop_map(|(ticket, all)| Op::Kill { ticket, all }),
@@ -420,12 +420,18 @@ impl Sim {
         }
     }
 
-    fn arrive(&mut self, ticket: &Ticket, who: usize, timeout_ms: u64) {
+    /// A VM arrives; what it is answered is `lost`, or not.
+    fn arrive(&mut self, ticket: &Ticket, who: usize, timeout_ms: u64, lost: bool) {
         let members = ticket.clones.keys().copied().chain([ticket.parent_vmid.unwrap_or(0), 9_999]);
         let vmid = pick(members, who).unwrap();
         let ticket = named(ticket.id);
         let timeout_ms = Some(timeout_ms);
-        self.call(|waiter| Command::Arrive { waiter, ticket, vmid, timeout_ms });
+        let after_round = Some(self.watch.heard(ticket.id, vmid));
+        let waiter = self.world.waiter();
+        if lost {
+            self.watch.lose(waiter);
+        }
+        self.apply(Command::Arrive { waiter, ticket, vmid, after_round, timeout_ms });
     }
 
     fn kill(&mut self, ticket: &Ticket, all: bool) {
@@ -518,9 +524,9 @@ impl Sim {
 
     fn act_together(&mut self, op: &Op) {
         match op {
-            Op::Arrive { ticket, who, timeout_ms } => {
+            Op::Arrive { ticket, who, timeout_ms, lost } => {
                 if let Some(ticket) = pick(self.tickets(), *ticket) {
-                    self.arrive(&ticket, *who, *timeout_ms);
+                    self.arrive(&ticket, *who, *timeout_ms, *lost);
                 }
             }
             Op::Leave(number) => {

@@ -249,7 +249,19 @@ impl World {
     }
 
     pub fn arrive(&mut self, ticket: Uuid, vmid: u32, timeout_ms: Option<u64>) -> Waiter {
-        self.call(|waiter| Command::Arrive { waiter, ticket: named(ticket), vmid, timeout_ms })
+        self.call(|waiter| Command::Arrive {
+            waiter,
+            ticket: named(ticket),
+            vmid,
+            after_round: None,
+            timeout_ms,
+        })
+    }
+
+    /// A VM arrives that was at that meeting, and at none after it.
+    pub fn arrive_after(&mut self, round: u64, ticket: Uuid, vmid: u32) -> Waiter {
+        let (ticket, after_round) = (named(ticket), Some(round));
+        self.call(|waiter| Command::Arrive { waiter, ticket, vmid, after_round, timeout_ms: None })
     }
 
     pub fn join(&mut self, ticket: Uuid, timeout_ms: Option<u64>) -> Waiter {

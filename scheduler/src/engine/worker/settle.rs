@@ -80,9 +80,9 @@ impl Worker {
             Effect::Put(_) | Effect::Forget(_) => {}
             Effect::Became(became) => log(&became),
             Effect::Answer(waiter, reply) => self.answer(waiter, reply),
-            Effect::Kill { host, family, vmids, reason } => {
-                tracing::info!(%host, %family, ?vmids, reason, "clones are to end");
-                let order = KillOrder { family, vmids, reason };
+            Effect::Kill { host, family, ticket, epoch, vmids, reason } => {
+                tracing::info!(%host, %family, %ticket, ?vmids, reason, "clones are to end");
+                let order = KillOrder { family, ticket, epoch, vmids, reason };
                 let sent = self.links.get(&host).map(|link| link.orders.try_send(order).is_ok());
                 if sent == Some(false) {
                     // It does not take its orders: it hears them when it registers again.

@@ -1,7 +1,7 @@
 //! vmmd and its scheduler: what is asked of it when it is away or full, and what it orders.
 
 use crate::{
-    bench::{Client, get, kill, ready, tell, vm},
+    bench::{self, Client, get, kill, ready, tell, vm},
     clones::clones,
     steps::{Hold, running, until},
     streams::{ask, run},
@@ -48,6 +48,46 @@ fn a_guest_that_waits_for_a_ticket_gets_it_though_the_scheduler_is_killed_meanwh
         let all = scheduler.list_tickets(ListTicketsRequest::default()).await.unwrap().into_inner().tickets;
         let granted = all.iter().filter(|ticket| ticket.state() == TicketState::Granted);
         assert_eq!(granted.count(), 1, "once only: {all:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn nobody_misses_a_meeting_though_the_scheduler_or_vmmd_is_killed() {
+    tell(|mut bench| async move {
+        bench.start_scheduler().await;
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        let ticket = two_clones(&mut client).await;
+        let after = |round: u64| json!({"ticket": ticket, "after_round": round, "timeout_ms": 20_000});
+        let come = |client: &Client, names: &[&str], round| {
+            names.iter().map(|name| asking(client, name, "sync", after(round))).collect::<Vec<_>>()
+        };
+        // Two wait while the scheduler is killed. They need not know of it.
+        let mut first = come(&client, &["web", "web.1"], 0);
+        sleep(Duration::from_millis(300)).await;
+        bench.signal_scheduler(Signal::KILL);
+        bench.start_scheduler().await;
+        first.extend(come(&client, &["web.2"], 0));
+        for met in join_all(first).await {
+            assert_eq!(met.unwrap()["ok"], json!({"round": 1, "arrived": 3}));
+        }
+        // The answers of two are lost: they come again when the third one has gone on.
+        let ahead = come(&client, &["web.2"], 1);
+        for met in join_all(come(&client, &["web", "web.1"], 0)).await {
+            assert_eq!(met.unwrap()["ok"], json!({"round": 1, "arrived": 3}));
+        }
+        assert!(!ahead[0].is_finished());
+        // All of them are cut off when vmmd is killed, with that one's call.
+        bench.stop(Signal::KILL);
+        ahead.into_iter().for_each(|call| call.abort());
+        client = bench.start().await;
+        for name in ["web", "web.1", "web.2"] {
+            bench::wait(&mut client, name, v1::wait_vm_request::Until::Ready).await.unwrap();
+        }
+        for met in join_all(come(&client, &["web", "web.1", "web.2"], 1)).await {
+            assert_eq!(met.unwrap()["ok"], json!({"round": 2, "arrived": 3}));
+        }
     });
 }
 

@@ -61,28 +61,44 @@ pub(super) fn own_ticket(vm: &Vm, verb: &str) -> Result<Uuid, CallError> {
     })
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn most_wait(timeout_ms: Option<u64>) -> u64 {
-    let most = u64::try_from(WAIT_MAX.as_millis()).unwrap_or(u64::MAX);
+    let most = milliseconds(WAIT_MAX);
     // 0 is for ever in the scheduler's words, and no time at all in a guest's.
     timeout_ms.map_or(0, |ms| ms.clamp(1, most))
 }
 
 pub(super) async fn sync(host: &Host, vm: &Vm, args: &Args) -> Answered {
-    let SyncArgs { ticket: named, timeout_ms } = optional(args)?;
+    let SyncArgs { ticket: named, timeout_ms, after_round } = optional(args)?;
     let ticket = match named {
         Some(text) => ticket(&text)?,
         None => own_ticket(vm, "sync")?,
     };
-    let request = SyncRequest {
+    let request = |timeout_ms| SyncRequest {
         ticket: ticket.to_string(),
         family: vm.record.family.to_string(),
         vmid: vm.record.vmid,
         timeout_ms: most_wait(timeout_ms),
+        after_round,
     };
-    // Once: who comes again after it has met waits for the next meeting.
-    let wait = timeout_ms.map(|_| Duration::from_millis(request.timeout_ms));
-    let mut client = host.tickets.client();
-    let met = host.tickets.ask_once("sync", wait, client.sync(request)).await.map_err(refusal)?;
+    let met = if after_round.is_some() {
+        // A meeting that took place meanwhile is answered when it is asked for again.
+        let wait = timeout_ms.map_or(FOR_EVER, |_| Duration::from_millis(most_wait(timeout_ms)));
+        let sync = |mut client: Client, left| {
+            let request = request(timeout_ms.map(|_| milliseconds(left)));
+            async move { client.sync(request).await }
+        };
+        host.tickets.ask("sync", wait, sync).await
+    } else {
+        // Once: an agent that does not say at which meeting it was would wait for the next one.
+        let wait = timeout_ms.map(|_| Duration::from_millis(most_wait(timeout_ms)));
+        let mut client = host.tickets.client();
+        host.tickets.ask_once("sync", wait, client.sync(request(timeout_ms))).await
+    };
+    let met = met.map_err(refusal)?;
     write(&Synced { round: met.round, arrived: met.arrived })
 }
 
@@ -146,7 +162,7 @@ pub(super) async fn join(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let (ticket, family) = (ticket(&named)?.to_string(), vm.record.family.to_string());
     let wait = timeout_ms.map_or(FOR_EVER, |_| Duration::from_millis(most_wait(timeout_ms)));
     let join = |mut client: Client, left: Duration| {
-        let left_ms = timeout_ms.map(|_| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        let left_ms = timeout_ms.map(|_| milliseconds(left));
         let wait = JoinWait { vmid: vm.record.vmid, timeout_ms: most_wait(left_ms) };
         let side = Some(Side::Wait(wait));
         let request = JoinRequest { ticket: ticket.clone(), family: family.clone(), side };
@@ -216,11 +232,11 @@ pub(super) async fn kill(host: &Arc<Host>, vm: &Vm, args: &Args) -> Answered {
 }
 
 impl Host {
-    /// The scheduler wants clones of a family ended.
-    pub(in crate::vms) fn kill_clones(&self, family: Uuid, vmids: &[u32], reason: &str) {
+    /// The scheduler wants clones of a ticket ended.
+    pub(in crate::vms) fn kill_clones(&self, family: Uuid, ticket: Uuid, vmids: &[u32], reason: &str) {
         let is_meant = |vm: &&Arc<Vm>| {
             vm.record.family == family
-                && vm.record.vmid > 0
+                && ticket_of(&vm.record) == Some(ticket)
                 && vmids.contains(&vm.record.vmid)
                 && !matches!(vm.status().phase, Phase::Ended(_))
         };

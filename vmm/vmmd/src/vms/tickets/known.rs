@@ -44,11 +44,11 @@ impl Vms for VmsOf {
         self.alive(|record| (record.vmid == 0).then(|| record.family.to_string()))
     }
 
-    fn end(&self, family: &str, vmids: &[u32], reason: &str) {
-        match (self.0.upgrade(), family.parse()) {
-            (Some(host), Ok(family)) => host.kill_clones(family, vmids, reason),
-            (_, Err(_)) => tracing::warn!(family, "the scheduler names a family that is no UUID"),
-            (None, _) => {}
+    fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str) {
+        match (self.0.upgrade(), family.parse(), ticket.parse()) {
+            (Some(host), Ok(family), Ok(ticket)) => host.kill_clones(family, ticket, vmids, reason),
+            (None, ..) => {}
+            _ => tracing::warn!(family, ticket, "the scheduler names a family or a ticket that is no UUID"),
         }
     }
 }
