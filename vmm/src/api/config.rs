@@ -5,6 +5,7 @@
 
 use patina_abi::link::Identity;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 /// Fewest and most vCPUs.
@@ -39,6 +40,22 @@ pub struct VmConfig {
     pub end_fd: RawFd,
     /// Who the VM is.
     pub identity: Identity,
+    /// Who else is on its network. None: not known; what the guest asks about addresses goes to all then.
+    #[serde(default)]
+    pub neighbours: Option<Neighbours>,
+}
+
+/// The VMs of a family: vmid n has the n-th address and the n-th MAC after those of vmid 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbours {
+    /// The address of vmid 0.
+    pub first_ip: Ipv4Addr,
+    /// The MAC of vmid 0, as in [`Identity::mac`].
+    pub first_mac: String,
+    /// How many vmids there are.
+    pub vms: u32,
+    /// The MAC of the identity's gateway.
+    pub gateway_mac: String,
 }
 
 /// Where a VM begins.

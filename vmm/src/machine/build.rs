@@ -16,7 +16,7 @@ use crate::devices::event_loop::{DeviceLoop, LoopError};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, SizeError};
 use crate::devices::virtio::mmio::MmioTransport;
-use crate::devices::virtio::net::{Link, Net, PortError, Tap};
+use crate::devices::virtio::net::{Link, Neighbours, Net, Owner, PortError, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
 use crate::jail::{self, JailError};
@@ -253,6 +253,22 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmWithMemory, BuildError> {
     Ok(VmWithMemory::new(vm, Arc::clone(memory))?)
 }
 
+/// What the network card must know of addresses.
+fn card_owner(config: &VmConfig) -> Result<Owner, BuildError> {
+    let identity = &config.identity;
+    let mac = |text: &str| parse_mac(text).ok_or_else(|| BuildError::Mac(text.to_owned()));
+    let neighbours = config.neighbours.as_ref().map(|neighbours| -> Result<_, BuildError> {
+        Ok(Neighbours {
+            first_ip: neighbours.first_ip,
+            first_mac: mac(&neighbours.first_mac)?,
+            vms: neighbours.vms,
+            gateway_ip: identity.gateway,
+            gateway_mac: mac(&neighbours.gateway_mac)?,
+        })
+    });
+    Ok(Owner { mac: mac(&identity.mac)?, ip: identity.ip, neighbours: neighbours.transpose()? })
+}
+
 fn make_devices(
     config: &VmConfig,
     inherited: &mut Inherited,
@@ -268,9 +284,8 @@ fn make_devices(
 
     let rootfs = File::from(inherited.take(config.rootfs_fd)?);
     let tap = Tap::new(inherited.take(config.tap_fd)?)?;
-    let mac = parse_mac(&config.identity.mac).ok_or_else(|| BuildError::Mac(config.identity.mac.clone()))?;
     let (vsock, dialer) = Vsock::new(u64::from(GUEST_CID), Box::new(LinkPort(mailbox.clone())))?;
-    let net = Net::new(Box::new(tap), mac, config.identity.ip)?;
+    let net = Net::new(Box::new(tap), card_owner(config)?)?;
     let link = net.link();
     let devices: [Box<dyn VirtioDevice>; 4] = [
         Box::new(Block::new(rootfs, true, "root")?),

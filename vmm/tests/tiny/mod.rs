@@ -123,6 +123,7 @@ impl Guest {
             control_fd: inherit(&control)?,
             end_fd: inherit(&end)?,
             identity: identity(),
+            neighbours: None,
         };
         let mut document = tempfile::tempfile()?;
         document.write_all(&serde_json::to_vec(&config)?)?;

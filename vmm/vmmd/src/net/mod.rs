@@ -10,15 +10,19 @@
 pub mod ports;
 pub mod sys;
 
-use crate::plan::address::{FAMILY_PREFIX, FamilyNet};
+use crate::plan::address::{FAMILY_PREFIX, FamilyNet, VMID_MAX, mac_text};
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec,
-    packet_route::link::{BridgeStpState, InfoBridge, LinkAttribute, LinkMessage},
+    packet_route::{
+        link::{BridgeStpState, InfoBridge, LinkAttribute, LinkMessage},
+        neighbour::{NeighbourFlags, NeighbourState},
+    },
 };
 use sha2::{Digest, Sha256};
 use std::{io, net::IpAddr, os::fd::OwnedFd, path::Path};
 use tokio::task::JoinHandle;
+use vmm::api::config::Neighbours;
 
 const MTU_BYTES: u32 = 1500;
 
@@ -208,7 +212,27 @@ impl Net {
         };
         let link = LinkUnspec::new_with_index(index).mtu(MTU_BYTES).controller(controller).up().build();
         self.handle.link().change(link).execute().await.map_err(|e| failed("attach tap", &name, e))?;
+        // The bridge knows whose the address is before the VM has sent anything, and for ever: no frame to it goes to all.
+        self.handle
+            .neighbours()
+            .add_bridge(index, &net.mac_bytes(vmid))
+            .state(NeighbourState::Noarp)
+            .flags(NeighbourFlags::Controller)
+            .execute()
+            .await
+            .map_err(|e| failed("tell the bridge the address of tap", &name, e))?;
         Ok(tap)
+    }
+
+    /// Who is on a family's network.
+    #[must_use]
+    pub fn neighbours(&self, net: FamilyNet) -> Neighbours {
+        Neighbours {
+            first_ip: net.ip(0).unwrap_or(net.base),
+            first_mac: net.mac(0),
+            vms: VMID_MAX + 1,
+            gateway_mac: mac_text(self.owner.mac(net.index)),
+        }
     }
 
     /// Deletes a family's bridge if it is there and ours.

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::plan::address::Range;
+use rtnetlink::packet_route::neighbour::NeighbourAttribute;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::path::PathBuf;
 
@@ -36,6 +37,20 @@ async fn names(net: &Net) -> Vec<String> {
     links.iter().filter_map(name).collect()
 }
 
+/// The addresses that bridges were told of, with the interface of each.
+async fn forwarded(net: &Net) -> Vec<(u32, Vec<u8>)> {
+    let mut request = net.handle.neighbours().get();
+    request.message_mut().header.family = rtnetlink::packet_route::AddressFamily::Bridge;
+    let all: Vec<_> = request.execute().try_collect().await.unwrap();
+    let told = all.into_iter().filter(|entry| entry.header.state == NeighbourState::Noarp);
+    let address = |attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(address) => Some(address),
+        _ => None,
+    };
+    told.map(|entry| (entry.header.ifindex, entry.attributes.into_iter().find_map(address).unwrap()))
+        .collect()
+}
+
 #[test]
 #[ignore = "needs root: makes interfaces in a network namespace of its own"]
 fn a_bridge_and_a_tap_are_made_and_gone() {
@@ -49,8 +64,10 @@ fn a_bridge_and_a_tap_are_made_and_gone() {
         let bridge = net.index_of("pt3").await.unwrap();
         let link = net.link("pt3.0").await.unwrap().unwrap();
         assert!(link.attributes.contains(&LinkAttribute::Controller(bridge.unwrap())));
+        assert_eq!(forwarded(&net).await, [(link.header.index, vec![2, 0x70, 0, 3, 0, 0])]);
         drop(tap);
         assert_eq!(names(&net).await, ["pt3"]);
+        assert_eq!(forwarded(&net).await, [], "it goes with the tap");
         net.release(family(3)).await.unwrap();
         net.release(family(3)).await.unwrap();
         assert!(names(&net).await.is_empty());

@@ -111,9 +111,15 @@ impl FamilyNet {
     /// A VM's MAC: locally administered, from the family's number and the vmid.
     #[must_use]
     pub fn mac(&self, vmid: u32) -> String {
+        mac_text(self.mac_bytes(vmid))
+    }
+
+    /// The same as bytes. The vmms count on it that addresses and MACs are in the same order.
+    #[must_use]
+    pub fn mac_bytes(&self, vmid: u32) -> [u8; 6] {
         let [a, b] = self.index.to_be_bytes();
         let [_, _, c, d] = vmid.to_be_bytes();
-        format!("02:70:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+        [0x02, 0x70, a, b, c, d]
     }
 
     /// Name of the bridge.
@@ -127,6 +133,12 @@ impl FamilyNet {
     pub fn tap(&self, vmid: u32) -> String {
         format!("pt{}.{vmid}", self.index)
     }
+}
+
+/// A MAC in text.
+#[must_use]
+pub fn mac_text([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 #[cfg(test)]

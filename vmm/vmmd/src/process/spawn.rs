@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-use vmm::api::config::{self, VmConfig};
+use vmm::api::config::{self, Neighbours, VmConfig};
 
 /// Where a vmm's environment names its folder, for [`super::stray`].
 pub const DIR_VARIABLE: &str = "PATINA_VM_DIR";
@@ -93,6 +93,8 @@ pub struct Parts {
     pub memory_mib: u32,
     /// Who the VM is.
     pub identity: Identity,
+    /// Who else is on its network.
+    pub neighbours: Neighbours,
     /// How urgent the process is.
     pub urgency: Urgency,
 }
@@ -146,6 +148,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         control_fd: control.as_raw_fd(),
         end_fd: end.as_raw_fd(),
         identity: parts.identity,
+        neighbours: Some(parts.neighbours),
     };
     let config = write_config(&config).map_err(SpawnError::Config)?;
     kept.extend([

@@ -34,6 +34,7 @@ use crate::{
 use patina_abi::link::Identity;
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use uuid::Uuid;
+use vmm::api::config::Neighbours;
 
 /// The vmid of a family's first VM.
 const MASTER: u32 = 0;
@@ -128,10 +129,11 @@ impl Host {
     ) -> Result<(VmDir, Record, Process), Error> {
         let tap = self.net.tap(record.net, record.vmid).await?;
         let program = self.settings.vmm.clone();
+        let neighbours = self.net.neighbours(record.net);
         let spawned = blocking(move || {
             dir.save(&record, Lasting::Process)?;
             let Files { kvm, start, rootfs, .. } = files;
-            let parts = parts(&record, start, (kvm, rootfs, tap), Urgency::Normal);
+            let parts = parts(&record, start, (kvm, rootfs, tap), neighbours, Urgency::Normal);
             let process = spawn::spawn(&program, &record.name, &dir, parts)?;
             let record = Record { process: Some(process.id().clone()), ..record };
             Ok((dir, record, process))
@@ -189,11 +191,12 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, ids: [FileId; 2]
     }
 }
 
-/// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap.
+/// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap, with who else is on its network.
 pub(super) fn parts(
     record: &Record,
     start: Start,
     (kvm, rootfs, tap): (File, File, OwnedFd),
+    neighbours: Neighbours,
     urgency: Urgency,
 ) -> Parts {
     let net = &record.net;
@@ -214,7 +217,7 @@ pub(super) fn parts(
         ticket: String::new(),
     };
     let Record { vcpus, memory_mib, .. } = *record;
-    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, urgency }
+    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, neighbours, urgency }
 }
 
 fn random() -> u64 {

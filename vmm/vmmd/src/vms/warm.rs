@@ -193,10 +193,11 @@ impl Host {
     async fn warm_up_in(&self, dir: VmDir, identity: &Record, who: For) -> Result<Warm, Error> {
         let tap = self.net.tap(identity.net, identity.vmid).await?;
         let (program, of, folder) = (self.settings.vmm.clone(), identity.clone(), dir.clone());
+        let neighbours = self.net.neighbours(identity.net);
         let urgency = if who == For::Pool { Urgency::Background } else { Urgency::Normal };
         let spawned = blocking(move || {
             let (kvm, rootfs) = (spawn::open_kvm()?, open_rootfs(&of)?);
-            let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), urgency);
+            let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), neighbours, urgency);
             Ok(spawn::spawn(&program, &of.name, &folder, parts)?)
         });
         let mut process = spawned.await?;

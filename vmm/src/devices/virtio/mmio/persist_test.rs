@@ -4,7 +4,7 @@ use crate::devices::event_loop::{DeviceLoop, EventHandler};
 use crate::devices::sys;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
-use crate::devices::virtio::net::{FramePort, Net, Offloads};
+use crate::devices::virtio::net::{FramePort, Net, Offloads, Owner};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::testing::{DATA, Driver, NEEDS_RESET, memory};
 use crate::devices::virtio::vsock::{HostPorts, Vsock};
@@ -220,7 +220,10 @@ fn device(kind: usize) -> Box<dyn VirtioDevice> {
         0 => block(&disk()),
         1 => {
             let wire = Wire(UnixStream::pair().unwrap().0.into());
-            Box::new(Net::new(Box::new(wire), [2; 6], Ipv4Addr::UNSPECIFIED).unwrap())
+            Box::new(
+                Net::new(Box::new(wire), Owner { mac: [2; 6], ip: Ipv4Addr::UNSPECIFIED, neighbours: None })
+                    .unwrap(),
+            )
         }
         2 => Box::new(Vsock::new(3, Box::new(NoPorts)).unwrap().0),
         _ => Box::new(Rng::default()),

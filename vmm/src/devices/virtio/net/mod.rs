@@ -5,6 +5,8 @@
 //!                       | from another's address: not sent
 //!                       +--> a reset, where it is TCP --> guest rx queue
 //!  tap --read--> one frame --> guest rx queue
+//!                       | for another: dropped
+//!                       +--> an answer to the tap, where it asks for the VM's address
 //! ```
 //! A frame to be sent is copied out of the guest's RAM before it is judged (by the module `outbound`), so that what was judged
 //! is what leaves.
@@ -12,12 +14,16 @@
 //! A frame from the tap is kept until the guest has buffers for it, and meanwhile the tap is not read: its own
 //! queue is the bound. The tap is watched by edges, so that a guest without buffers costs nothing.
 
+mod arp;
+mod inbound;
 mod link;
+mod neighbours;
 mod outbound;
 mod port;
 mod rx;
 
 pub use link::Link;
+pub use neighbours::{Mac, Neighbours, Owner};
 pub use port::{FramePort, Offloads, PortError, Tap};
 
 use super::persist::{DeviceState, RestoreError};
@@ -27,7 +33,6 @@ use crate::devices::event_loop::Source;
 use crate::devices::{Memory, sys};
 use outbound::Verdict;
 use rx::Receiver;
-use std::net::Ipv4Addr;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
@@ -55,20 +60,17 @@ const TOKEN_LINK: u32 = 1;
 pub struct Net {
     port: Box<dyn FramePort>,
     link: Link,
-    mac: [u8; 6],
-    /// The VM's address, the only one that it sends from.
-    ip: Ipv4Addr,
+    owner: Owner,
     receiver: Receiver,
     chain: Chain,
     outgoing: Vec<u8>,
 }
 
 impl Net {
-    /// A network card with this MAC address, of the VM with this IP address. The link is open, except in a restored
-    /// card; see [`Net::link`].
-    pub fn new(port: Box<dyn FramePort>, mac: [u8; 6], ip: Ipv4Addr) -> Result<Self, PortError> {
+    /// The network card of this VM. The link is open, except in a restored card; see [`Net::link`].
+    pub fn new(port: Box<dyn FramePort>, owner: Owner) -> Result<Self, PortError> {
         let (link, receiver, chain) = (Link::new()?, Receiver::default(), Chain::default());
-        Ok(Self { port, link, mac, ip, receiver, chain, outgoing: Vec::new() })
+        Ok(Self { port, link, owner, receiver, chain, outgoing: Vec::new() })
     }
 
     /// Opens and shuts the network, from other threads.
@@ -78,15 +80,15 @@ impl Net {
 
     fn receive(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
         let mergeable = io.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
-        self.receiver.run(io, RX, &*self.port, &self.link, mergeable)
+        self.receiver.run(io, RX, (&*self.port, &self.link, &self.owner), mergeable)
     }
 
     fn transmit(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
-        let Self { port, link, ip, receiver, chain, outgoing, mac: _ } = self;
+        let Self { port, link, owner, receiver, chain, outgoing } = self;
         let next = io.serve(TX, chain, |memory, chain| {
             if link.is_open() {
                 let frame = copy_out(memory, chain, outgoing).map_err(DeviceError::queue(TX))?;
-                send(frame, &**port, *ip, receiver);
+                send(frame, &**port, owner, receiver);
             }
             Ok(0)
         })?;
@@ -96,10 +98,10 @@ impl Net {
 }
 
 /// Copies a frame into `buffer`; what cannot be a frame comes out empty.
-fn copy_out<'b>(memory: &Memory, chain: &Chain, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], QueueError> {
+fn copy_out<'b>(memory: &Memory, chain: &Chain, buffer: &'b mut Vec<u8>) -> Result<&'b mut [u8], QueueError> {
     let length = chain.readable_bytes() as usize;
     if !(FRAME_MIN_BYTES..=FRAME_MAX_BYTES).contains(&length) {
-        return Ok(&[]);
+        return Ok(&mut []);
     }
     if buffer.len() < length {
         buffer.resize(length, 0);
@@ -111,14 +113,18 @@ fn copy_out<'b>(memory: &Memory, chain: &Chain, buffer: &'b mut Vec<u8>) -> Resu
 
 /// Sends one frame, or drops it: because it is not the VM's own, or as a network may, when the port is full or does not
 /// like it.
-fn send(frame: &[u8], port: &dyn FramePort, ip: Ipv4Addr, receiver: &mut Receiver) {
-    match outbound::judge(frame, ip) {
-        Verdict::Pass => {
-            rustix::io::write(port.fd(), frame).ok();
+fn send(frame: &mut [u8], port: &dyn FramePort, owner: &Owner, receiver: &mut Receiver) {
+    match outbound::judge(frame, owner) {
+        Verdict::Pass => {}
+        Verdict::PassTo(mac) => {
+            if let Some(to) = frame.get_mut(HEADER_BYTES..HEADER_BYTES + mac.len()) {
+                to.copy_from_slice(&mac);
+            }
         }
-        Verdict::Drop => {}
-        Verdict::Refuse(answer) => receiver.answer(answer),
+        Verdict::Drop => return,
+        Verdict::Answer(answer) => return receiver.answer(answer),
     }
+    rustix::io::write(port.fd(), frame).ok();
 }
 
 impl VirtioDevice for Net {
@@ -146,7 +152,7 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0; 8];
-        config[..6].copy_from_slice(&self.mac);
+        config[..6].copy_from_slice(&self.owner.mac);
         config[6] = VIRTIO_NET_S_LINK_UP as u8;
         read_config_bytes(&config, offset, data);
     }

@@ -2,11 +2,24 @@ use super::*;
 use crate::devices::virtio::testing::{DATA, Driver, NEEDS_RESET};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 pub(super) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const OWN: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
+
+/// The card's owner, vmid 1 of its family.
+pub(super) fn owner(mac: Mac) -> Owner {
+    let neighbours = Neighbours {
+        first_ip: Ipv4Addr::new(10, 255, 0, 1),
+        first_mac: [2, 0, 0, 0, 0, 0],
+        vms: 4093,
+        gateway_ip: Ipv4Addr::new(10, 255, 15, 254),
+        gateway_mac: [6, 0, 0, 0, 0, 0xee],
+    };
+    Owner { mac, ip: OWN, neighbours: Some(neighbours) }
+}
 
 /// Stands in for a tap: a socket that keeps the bounds of frames.
 struct Wire {
@@ -36,7 +49,7 @@ fn card(mac: [u8; 6]) -> (Net, OwnedFd, Arc<Mutex<Option<Offloads>>>) {
     let (near, far) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
     let offloads = Arc::default();
-    let net = Net::new(Box::new(Wire { fd: near, offloads: Arc::clone(&offloads) }), mac, OWN).unwrap();
+    let net = Net::new(Box::new(Wire { fd: near, offloads: Arc::clone(&offloads) }), owner(mac)).unwrap();
     (net, far, offloads)
 }
 
@@ -67,8 +80,15 @@ impl Rig {
 }
 
 fn frame(length: usize, fill: u8) -> Vec<u8> {
+    frame_of(MAC, length, fill)
+}
+
+/// From this card, and to all.
+fn frame_of(mac: Mac, length: usize, fill: u8) -> Vec<u8> {
     let mut frame = vec![fill; length];
     frame[..HEADER_BYTES].fill(0);
+    frame[HEADER_BYTES..HEADER_BYTES + 6].fill(0xff);
+    frame[HEADER_BYTES + 6..HEADER_BYTES + 12].copy_from_slice(&mac);
     frame
 }
 
@@ -120,6 +140,7 @@ fn frames_that_cannot_be_are_dropped() {
 #[test]
 fn a_full_port_drops_and_does_not_block() {
     let mut rig = rig(|all| all);
+    rig.driver.put(DATA, &frame(1500, 0));
     for _ in 0..20 {
         for _ in 0..200 {
             rig.driver.add(TX, &[(DATA, 1500, false)]);
@@ -231,13 +252,15 @@ fn frames_before_the_driver_are_delivered_when_it_is_ready() {
 }
 
 fn fork(parent: &Rig) -> Rig {
-    let (net, far, offloads) = card([2, 0, 0, 0, 0, 9]);
+    let (net, far, offloads) = card(CLONES);
     let link = net.link();
     Rig { driver: parent.driver.fork(Box::new(net)), far, link, offloads }
 }
 
-fn sends(rig: &mut Rig, fill: u8) {
-    rig.driver.put(DATA + 0x1000, &frame(64, fill));
+const CLONES: Mac = [2, 0, 0, 0, 0, 9];
+
+fn sends(rig: &mut Rig, mac: Mac, fill: u8) {
+    rig.driver.put(DATA + 0x1000, &frame_of(mac, 64, fill));
     rig.driver.add(TX, &[(DATA + 0x1000, 64, false)]);
     rig.driver.run(TX);
     assert_eq!(rig.driver.used(TX).len(), 1, "the guest does not notice");
@@ -249,7 +272,7 @@ fn a_clones_card_is_shut_until_it_is_opened() {
     (0..2).for_each(|_| _ = parent.driver.add(RX, &[(DATA, 2048, true)]));
     parent.arrive(&frame(100, 1));
     assert_eq!(parent.driver.used(RX), [(0, 100)]);
-    sends(&mut parent, 2);
+    sends(&mut parent, MAC, 2);
     assert_eq!(parent.leaves(), Some(frame(64, 2)));
 
     let mut clone = fork(&parent);
@@ -259,7 +282,7 @@ fn a_clones_card_is_shut_until_it_is_opened() {
     assert_eq!(mac, [2, 0, 0, 0, 0, 9]);
     clone.driver.settle();
     clone.arrive(&frame(100, 3));
-    sends(&mut clone, 4);
+    sends(&mut clone, CLONES, 4);
     assert_eq!((clone.leaves(), clone.driver.used(RX)), (None, vec![]));
 
     clone.set_open(true);
@@ -267,12 +290,12 @@ fn a_clones_card_is_shut_until_it_is_opened() {
     clone.arrive(&frame(100, 5));
     assert_eq!(clone.driver.used(RX), [(1, 100)]);
     assert_eq!(clone.driver.get(DATA, 100), received(&frame(100, 5)));
-    sends(&mut clone, 6);
-    assert_eq!(clone.leaves(), Some(frame(64, 6)));
+    sends(&mut clone, CLONES, 6);
+    assert_eq!(clone.leaves(), Some(frame_of(CLONES, 64, 6)));
 
     parent.arrive(&frame(100, 7));
     assert_eq!(parent.driver.used(RX), [(1, 100)], "the parent goes on");
-    sends(&mut parent, 8);
+    sends(&mut parent, MAC, 8);
     assert_eq!(parent.leaves(), Some(frame(64, 8)));
 }
 
@@ -315,7 +338,7 @@ fn a_real_tap_takes_header_and_offloads() {
     port::make_tap_for_test(file.as_fd(), "patina-devtest").unwrap();
     let tap = Tap::new(file.into()).unwrap();
     tap.set_offloads(Offloads { checksum: true, tso4: true }).unwrap();
-    let mut driver = Driver::new(Box::new(Net::new(Box::new(tap), MAC, OWN).unwrap()));
+    let mut driver = Driver::new(Box::new(Net::new(Box::new(tap), owner(MAC)).unwrap()));
     // The interface is down: what the guest sends is refused by the kernel, and dropped.
     driver.put(DATA, &frame(64, 1));
     driver.add(TX, &[(DATA, 64, false)]);

@@ -1,14 +1,21 @@
-//! What may leave the card: only what comes from the VM's own address. Pure functions on a frame that the guest cannot
+//! What may leave the card: only what comes from the VM's own addresses. Pure functions on a frame that the guest cannot
 //! change any more.
 //!
 //! A clone begins with its parent's connections. What its kernel sends on them carries the parent's address, and out
 //! there it would disturb the parent's connection. So it does not leave, and where it is TCP the guest gets the answer of
 //! a host that knows no such connection: a reset (RFC 9293, 3.5.2).
 //!
-//! IPv4 and ARP are looked at. Everything else passes as it is, frames with a VLAN tag too: bridges know none. The MAC
-//! address is not looked at: the guest may choose it, and does so when it becomes a clone.
+//! The MAC address is that of the card: with another a guest would have others' frames sent to it. A frame with a tag before its type
+//! does not leave, whatever is behind the tag: Linux takes off a tag of VLAN 0 and has the packet as if it had come without. Of the rest IPv4
+//! and ARP are looked at, and everything else passes as it is.
+//!
+//! **A request for a neighbour's address** does not go to all. Whose it is says which MAC it has: it goes to that one, whose vmm answers it
+//! (the module `inbound`). So nobody is disturbed, and an address of a VM that does not run has no answer: programs hear "no route to host" within
+//! seconds, as on any network. That of the gateway, which is always there, is answered here. What tells all others one's own address, as
+//! they know it anyway, does not leave, nor does the question whether somebody has it.
 
-use super::HEADER_BYTES;
+use super::neighbours::{Mac, Owner, is_group};
+use super::{HEADER_BYTES, arp};
 use std::net::Ipv4Addr;
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
 
@@ -22,19 +29,20 @@ pub type Answer = [u8; ANSWER_BYTES];
 pub enum Verdict {
     /// It leaves as it is.
     Pass,
+    /// It leaves, to this address instead of to all.
+    PassTo(Mac),
     /// It does not leave.
     Drop,
     /// It does not leave, and the guest gets this.
-    Refuse(Answer),
+    Answer(Answer),
 }
 
-const ETHERNET_BYTES: usize = 14;
+pub(super) const ETHERNET_BYTES: usize = 14;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
-
-/// An ARP packet of Ethernet and IPv4, and how it begins: hardware, protocol, and the sizes of their addresses.
-const ARP_BYTES: usize = 28;
-const ARP_START: [u8; 6] = [0, 1, 8, 0, 6, 4];
+pub(super) const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+/// Types that say that a tag follows, and the real type behind it: 802.1Q, 802.1ad, those in use before it, 802.1ah.
+const TAGS: [[u8; 2]; 6] =
+    [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00], [0x92, 0x00], [0x93, 0x00], [0x88, 0xe7]];
 
 /// Sizes without options.
 const IPV4_BYTES: usize = 20;
@@ -51,31 +59,56 @@ const ACK: u8 = 16;
 
 /// Judges a frame behind its virtio header. One that says it is IPv4 or ARP and cannot be read as such is nobody's, and
 /// is dropped.
-pub fn judge(frame: &[u8], own: Ipv4Addr) -> Verdict {
+pub fn judge(frame: &[u8], own: &Owner) -> Verdict {
     verdict(frame, own).unwrap_or(Verdict::Drop)
 }
 
-fn verdict(frame: &[u8], own: Ipv4Addr) -> Option<Verdict> {
+fn verdict(frame: &[u8], own: &Owner) -> Option<Verdict> {
     let ethernet: [u8; ETHERNET_BYTES] = array(frame, HEADER_BYTES)?;
     let payload = frame.get(HEADER_BYTES + ETHERNET_BYTES..)?;
     let ethertype = [ethernet[12], ethernet[13]];
+    if ethernet[6..12] != own.mac || TAGS.contains(&ethertype) {
+        return None;
+    }
     let (from, judged_bytes) = match ethertype {
         ETHERTYPE_IPV4 => (Some(ipv4_source(payload)?), ETHERNET_BYTES + IPV4_BYTES),
-        ETHERTYPE_ARP => (Some(arp_sender(payload)?), ETHERNET_BYTES + ARP_BYTES),
+        ETHERTYPE_ARP => (Some(arp::parse(payload)?.sender), ETHERNET_BYTES + arp::BYTES),
         _ => (None, ETHERNET_BYTES),
     };
     // The host writes the checksum where the guest says: not over what was judged.
     if checksum_place(frame)?.is_some_and(|at| at < judged_bytes) {
         return Some(Verdict::Drop);
     }
-    if from.is_none_or(|from| from == own || from.is_unspecified()) {
-        return Some(Verdict::Pass);
+    if from.is_none_or(|from| from == own.ip || from.is_unspecified()) {
+        return match ethertype {
+            ETHERTYPE_ARP => arp_verdict(array(frame, HEADER_BYTES)?, &arp::parse(payload)?, own),
+            _ => Some(Verdict::Pass),
+        };
     }
     let refused = if ethertype == ETHERTYPE_IPV4 { reset(&ethernet, payload) } else { None };
-    Some(refused.map_or(Verdict::Drop, Verdict::Refuse))
+    Some(refused.map_or(Verdict::Drop, Verdict::Answer))
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+/// Of a packet that is from the VM's address, or from nobody's yet.
+fn arp_verdict(to: Mac, arp: &arp::Arp, own: &Owner) -> Option<Verdict> {
+    if arp.sender_mac != own.mac {
+        return None;
+    }
+    let Some(neighbours) = &own.neighbours else { return Some(Verdict::Pass) };
+    match arp.operation {
+        arp::REQUEST if arp.target == own.ip => None,
+        arp::REQUEST if arp.target == neighbours.gateway_ip => {
+            Some(Verdict::Answer(arp::reply(arp, neighbours.gateway_mac)))
+        }
+        arp::REQUEST if is_group(to) => {
+            Some(neighbours.mac_of(arp.target).map_or(Verdict::Pass, Verdict::PassTo))
+        }
+        arp::REPLY if is_group(to) => None,
+        _ => Some(Verdict::Pass),
+    }
+}
+
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 
@@ -96,11 +129,6 @@ fn ipv4_source(packet: &[u8]) -> Option<Ipv4Addr> {
 
 fn ipv4_header_bytes(ip: &[u8; IPV4_BYTES]) -> usize {
     4 * usize::from(ip[0] & 15)
-}
-
-fn arp_sender(packet: &[u8]) -> Option<Ipv4Addr> {
-    let arp: [u8; ARP_BYTES] = array(packet, 0)?;
-    arp.starts_with(&ARP_START).then(|| Ipv4Addr::new(arp[14], arp[15], arp[16], arp[17]))
 }
 
 /// The answer to a TCP segment; none to other packets, to later fragments, to resets, and to what is cut off.

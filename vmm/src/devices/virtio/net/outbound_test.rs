@@ -1,5 +1,5 @@
 use super::super::rx::ANSWERS_MAX;
-use super::super::tests::{MAC, OWN, Rig, rig};
+use super::super::tests::{MAC, OWN, Rig, owner, rig};
 use super::super::{FRAME_MAX_BYTES, RX, TX};
 use super::*;
 use crate::devices::virtio::testing::DATA;
@@ -57,7 +57,7 @@ fn arp(sender: [u8; 4]) -> Vec<u8> {
 }
 
 fn verdict_on(frame: &[u8]) -> Verdict {
-    judge(frame, OWN)
+    judge(frame, &owner(MAC))
 }
 
 /// The ones' complement sum of what is checked, its checksum included, is all ones (RFC 1071).
@@ -84,7 +84,7 @@ fn numbers(answer: &[u8]) -> (u32, u32, u8) {
 
 fn refused(frame: &[u8]) -> (u32, u32, u8) {
     match verdict_on(frame) {
-        Verdict::Refuse(answer) => {
+        Verdict::Answer(answer) => {
             assert_eq!(answer[..12], [0; 12], "the checksum is complete");
             numbers(&answer)
         }
@@ -113,10 +113,99 @@ fn packets_of_others_are_dropped() {
 #[test]
 fn what_is_neither_ipv4_nor_arp_passes() {
     let packet = DATA_SEGMENT.from(PARENT).split_off(HEADER_BYTES + 14);
-    for ethertype in [0x86dd, 0x8100, 0x88cc, 0x0026, 0x0801] {
+    for ethertype in [0x86dd, 0x88cc, 0x0026, 0x0801] {
         assert_eq!(verdict_on(&ethernet(ethertype, &packet)), Verdict::Pass);
         assert_eq!(verdict_on(&ethernet(ethertype, &[])), Verdict::Pass);
     }
+}
+
+#[test]
+fn a_tagged_frame_does_not_leave_whatever_is_behind_the_tag() {
+    for tag in [0x8100, 0x88a8, 0x9100, 0x9200, 0x9300, 0x88e7] {
+        for frame in [DATA_SEGMENT.from(PARENT), DATA_SEGMENT.from(OWN.octets()), arp(PARENT)] {
+            let packet = frame[HEADER_BYTES + 12..].to_vec();
+            // A priority, and VLAN 0.
+            assert_eq!(verdict_on(&ethernet(tag, &[&[0xe0, 0], &packet[..]].concat())), Verdict::Drop);
+        }
+        assert_eq!(verdict_on(&ethernet(tag, &[])), Verdict::Drop);
+    }
+}
+
+#[test]
+fn a_frame_from_another_mac_does_not_leave() {
+    for mac in [PEER_MAC, [0xff; 6], [0; 6], [2, 0, 0, 0, 0, 0]] {
+        let others = [DATA_SEGMENT.from(OWN.octets()), arp(OWN.octets()), ethernet(0x86dd, &[0; 60])];
+        for mut frame in others.into_iter().chain([DATA_SEGMENT.from(PARENT)]) {
+            frame[HEADER_BYTES + 6..HEADER_BYTES + 12].copy_from_slice(&mac);
+            assert_eq!(verdict_on(&frame), Verdict::Drop);
+        }
+        let mut says = arp(OWN.octets());
+        says[HEADER_BYTES + 22..HEADER_BYTES + 28].copy_from_slice(&mac);
+        assert_eq!(verdict_on(&says), Verdict::Drop, "that its address is another's");
+    }
+}
+
+/// A request, or an answer, to this Ethernet address.
+fn arp_to(to: [u8; 6], operation: u8, sender: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let mut frame = arp(sender);
+    let at = HEADER_BYTES;
+    frame[at..at + 6].copy_from_slice(&to);
+    frame[at + 21] = operation;
+    frame[at + 38..at + 42].copy_from_slice(&target);
+    frame
+}
+
+const ALL: [u8; 6] = [0xff; 6];
+const GATEWAY: [u8; 4] = [10, 255, 15, 254];
+
+#[test]
+fn a_request_for_a_neighbour_goes_to_it_alone() {
+    for sender in [OWN.octets(), [0; 4]] {
+        let of = |target| verdict_on(&arp_to(ALL, 1, sender, target));
+        assert_eq!(of(PARENT), Verdict::PassTo([2, 0, 0, 0, 0, 0]));
+        assert_eq!(of(PEER), Verdict::PassTo([2, 0, 0, 0, 0, 8]));
+        assert_eq!(of([10, 255, 15, 253]), Verdict::PassTo([2, 0, 0, 0, 0x0f, 0xfc]));
+        // Of no VM.
+        for target in [[10, 255, 0, 0], [10, 255, 15, 255], [10, 254, 0, 1], [192, 168, 0, 1]] {
+            assert_eq!(of(target), Verdict::Pass, "{target:?}");
+        }
+    }
+    let asked_again = arp_to([2, 0, 0, 0, 0, 8], 1, OWN.octets(), PEER);
+    assert_eq!(verdict_on(&asked_again), Verdict::Pass, "Linux asks one that it knows");
+    let unknown = Owner { neighbours: None, ..owner(MAC) };
+    assert_eq!(judge(&arp_to(ALL, 1, OWN.octets(), PEER), &unknown), Verdict::Pass);
+}
+
+#[test]
+fn the_gateways_mac_is_answered_here() {
+    for (to, sender) in [(ALL, OWN.octets()), (ALL, [0; 4]), ([6, 0, 0, 0, 0, 0xee], OWN.octets())] {
+        let Verdict::Answer(answer) = verdict_on(&arp_to(to, 1, sender, GATEWAY)) else { panic!() };
+        let gateway = [6, 0, 0, 0, 0, 0xee];
+        let wanted =
+            [&MAC[..], &gateway, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &gateway, &GATEWAY, &MAC, &sender].concat();
+        assert_eq!(answer[HEADER_BYTES..HEADER_BYTES + 42], wanted);
+        assert!(answer[HEADER_BYTES + 42..].iter().chain(&answer[..HEADER_BYTES]).all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn what_all_know_anyway_is_told_to_nobody() {
+    let own = OWN.octets();
+    // Gratuitous requests and answers, and the question whether somebody else has the address.
+    for (operation, sender) in [(1, own), (2, own), (1, [0; 4])] {
+        assert_eq!(verdict_on(&arp_to(ALL, operation, sender, own)), Verdict::Drop);
+    }
+    assert_eq!(verdict_on(&arp_to(PEER_MAC, 2, own, PEER)), Verdict::Pass, "an answer");
+}
+
+#[test]
+fn a_request_leaves_to_its_neighbour() {
+    let mut rig = rig(|all| all);
+    transmit(&mut rig, &arp_to(ALL, 1, OWN.octets(), PEER), 5000);
+    assert_eq!(rig.leaves(), Some(arp_to([2, 0, 0, 0, 0, 8], 1, OWN.octets(), PEER)));
+    rig.driver.add(RX, &[(DATA, 2048, true)]);
+    transmit(&mut rig, &arp_to(ALL, 1, OWN.octets(), GATEWAY), 5000);
+    assert_eq!((rig.leaves(), rig.driver.used(RX)), (None, vec![(0, 66)]));
 }
 
 #[test]
@@ -129,7 +218,7 @@ fn a_segment_with_an_acknowledgement_is_answered_with_its_number() {
 
 #[test]
 fn the_answer_is_these_bytes() {
-    let Verdict::Refuse(answer) = verdict_on(&DATA_SEGMENT.from(PARENT)) else { panic!() };
+    let Verdict::Answer(answer) = verdict_on(&DATA_SEGMENT.from(PARENT)) else { panic!() };
     let ip = [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0x24, 0xc9, 10, 255, 0, 9, 10, 255, 0, 1];
     let tcp = [1, 0xbb, 0x9c, 0x40, 0x89, 0xab, 0xcd, 0xef, 0, 0, 0, 0, 0x50, 4, 0, 0, 0xa4, 0x42, 0, 0];
     assert_eq!(answer[26..46], ip);
@@ -299,7 +388,8 @@ fn answers_are_few_and_wait_for_buffers() {
 fn answers_go_between_the_frames_of_the_port() {
     let mut rig = rig(|all| all);
     rig.driver.run(RX);
-    let arriving = ethernet(0x86dd, &[1; 100]);
+    let mut arriving = ethernet(0x86dd, &[1; 100]);
+    arriving[HEADER_BYTES..HEADER_BYTES + 6].copy_from_slice(&MAC);
     rig.arrive(&arriving);
     rig.arrive(&arriving);
     transmit(&mut rig, &DATA_SEGMENT.from(PARENT), 5000);
@@ -358,8 +448,10 @@ proptest! {
         let is_own = sender_at.is_none_or(|at| {
             frame.get(at..at + 4).is_some_and(|sender| sender == OWN.octets() || sender == [0; 4])
         });
-        prop_assert!(is_own || verdict != Verdict::Pass);
-        if let Verdict::Refuse(answer) = verdict {
+        let leaves = matches!(verdict, Verdict::Pass | Verdict::PassTo(_));
+        prop_assert!(is_own || !leaves);
+        prop_assert!(!leaves || frame[at - 8..at - 2] == MAC);
+        if let (Verdict::Answer(answer), Some([8, 0])) = (verdict, frame.get(at - 2..at)) {
             prop_assert!(sums_up(&answer[26..46]));
             prop_assert!(sums_up(&[&answer[38..46], &[0, 6, 0, 20], &answer[46..]].concat()));
         }
@@ -373,8 +465,13 @@ proptest! {
         rig.driver.add(RX, &[(DATA, 2048, true)]);
         transmit(&mut rig, &frame, piece_bytes);
         let verdict = verdict_on(&frame);
-        prop_assert_eq!(rig.leaves(), (verdict == Verdict::Pass).then_some(frame));
-        let answers = usize::from(matches!(verdict, Verdict::Refuse(_)));
+        let left = match verdict {
+            Verdict::Pass => Some(frame),
+            Verdict::PassTo(mac) => Some([&frame[..HEADER_BYTES], &mac, &frame[HEADER_BYTES + 6..]].concat()),
+            Verdict::Drop | Verdict::Answer(_) => None,
+        };
+        prop_assert_eq!(rig.leaves(), left);
+        let answers = usize::from(matches!(verdict, Verdict::Answer(_)));
         prop_assert_eq!(rig.driver.used(RX).len(), answers);
     }
 }

@@ -1,7 +1,8 @@
 //! From the port, and from ourselves, to the guest: one frame at a time.
 
+use super::inbound::{self, Verdict};
 use super::outbound::Answer;
-use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, Link};
+use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, Link, Owner};
 use crate::devices::virtio::queue::{Chain, QueueError};
 use crate::devices::virtio::{DeviceError, Io, Next};
 use rustix::io::Errno;
@@ -36,22 +37,36 @@ enum Delivery {
     TooLong,
 }
 
+/// What was there for the guest.
+#[derive(Debug, PartialEq, Eq)]
+enum Fetched {
+    /// A frame, which waits for the guest's buffers now.
+    Frame,
+    /// A frame that is not for the guest. There may be more.
+    Other,
+    /// Nothing for now.
+    Nothing,
+}
+
 impl Receiver {
     /// Receives until the port is empty, the guest has no buffers, or it is the turn of another device.
     pub fn run(
         &mut self,
         io: &mut Io<'_>,
         index: usize,
-        port: &dyn FramePort,
-        link: &Link,
+        (port, link, owner): (&dyn FramePort, &Link, &Owner),
         mergeable: bool,
     ) -> Result<Next, DeviceError> {
         let failed = DeviceError::queue(index);
         let (mut next, mut used) = (Next::Again(index), false);
         for _ in 0..io.queues.get(index).map_or(0, |queue| queue.size()) {
-            if !link.is_open() || !self.fetch(port)? {
-                next = Next::Wait;
-                break;
+            match if link.is_open() { self.fetch(port, owner)? } else { Fetched::Nothing } {
+                Fetched::Frame => {}
+                Fetched::Other => continue,
+                Fetched::Nothing => {
+                    next = Next::Wait;
+                    break;
+                }
             }
             match self.deliver(io, index, mergeable).map_err(&failed)? {
                 Delivery::Delivered => (self.waiting_bytes, used) = (0, true),
@@ -86,10 +101,10 @@ impl Receiver {
         !self.answers.is_empty()
     }
 
-    /// Takes the next frame unless one waits; false when there is none.
-    fn fetch(&mut self, port: &dyn FramePort) -> Result<bool, DeviceError> {
+    /// Takes the next frame unless one waits.
+    fn fetch(&mut self, port: &dyn FramePort, owner: &Owner) -> Result<Fetched, DeviceError> {
         if self.waiting_bytes > 0 {
-            return Ok(true);
+            return Ok(Fetched::Frame);
         }
         self.frame.resize(FRAME_MAX_BYTES, 0);
         if let Some(answer) = self.answers.pop_front() {
@@ -97,22 +112,26 @@ impl Receiver {
                 *to = from;
             }
             self.waiting_bytes = answer.len();
-            return Ok(true);
+            return Ok(Fetched::Frame);
         }
         loop {
             match rustix::io::read(port.fd(), &mut self.frame[..]) {
+                Ok(0) => return Ok(Fetched::Nothing),
                 // A frame without a header is nothing that a guest can take.
-                Ok(length) if length <= HEADER_BYTES => {
-                    if length == 0 {
-                        return Ok(false);
+                Ok(length) => match inbound::judge(self.frame.get(..length).unwrap_or_default(), owner) {
+                    Verdict::Deliver => {
+                        self.waiting_bytes = length;
+                        return Ok(Fetched::Frame);
                     }
-                }
-                Ok(length) => {
-                    self.waiting_bytes = length;
-                    return Ok(true);
-                }
+                    Verdict::Drop => return Ok(Fetched::Other),
+                    Verdict::Answer(answer) => {
+                        // As a network may, it loses what the port does not take.
+                        rustix::io::write(port.fd(), &answer).ok();
+                        return Ok(Fetched::Other);
+                    }
+                },
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::AGAIN) => return Ok(Fetched::Nothing),
                 Err(error) => return Err(DeviceError::io("receive from the tap")(error.into())),
             }
         }
