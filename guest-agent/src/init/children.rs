@@ -128,7 +128,9 @@ fn start(path: &CStr, argv: &[&CStr], stdio: Stdio<'_>, cgroup: Option<&Cgroup>)
     let envp = [format!("PATH={PATH_DEFAULT}"), "HOME=/root".into(), "TERM=linux".into()];
     let envp: Vec<CString> = envp.into_iter().filter_map(|v| CString::new(v).ok()).collect();
     let cgroup = cgroup.map(Cgroup::directory);
-    match spawn(&Spawn { path, argv: &argv, envp: &envp, cwd: None, stdio, cgroup }) {
+    // The agent is all that the guest is heard by.
+    let is_protected = path == AGENT;
+    match spawn(&Spawn { path, argv: &argv, envp: &envp, cwd: None, stdio, cgroup, is_protected }) {
         Ok((pid, _)) => Some(pid),
         Err(error) => {
             say(&format!("start {}: {error}", path.to_string_lossy()));

@@ -55,6 +55,9 @@ pub fn run() -> Result<std::convert::Infallible, InitError> {
         return Err(InitError::NotFirst(own.as_raw_nonzero().get()));
     }
     mounts::set_up();
+    if let Err(error) = crate::sys::spawn::protect() {
+        say(&format!("keep gc-agent from being killed when memory is short: {error}"));
+    }
     quiet::set_up();
     open_stdio();
     let mut signals = vec![libc::SIGCHLD];

@@ -3,23 +3,47 @@
 //! The root disk is read-only: an overlay with its upper half in RAM makes every write part of the
 //! machine's memory, which is what a clone takes along. A root mounted read-write (`rw` on the kernel's
 //! command line) is left as it is.
+//!
+//! **One file system in RAM** holds all of that: the root's upper half, `/run`, `/tmp` and `/dev/shm`. So together they are bounded, and
+//! each can have all of it. Whoever fills it is told that there is no space left, and what runs has memory still. The
+//! agent's own few files, without which no clone learns who it is, have room of their own.
 
 use crate::console::say;
 use crate::machine::marks;
 use crate::machine::rtnetlink::{Batch, RtNetlink};
-use rustix::fs::{CWD, Mode, StatVfsMountFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::{Errno, Result};
-use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::mount::{
+    MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_move, mount_remount, move_mount, open_tree,
+};
+use rustix::system::Sysinfo;
 use std::ffi::CString;
+use std::os::fd::OwnedFd;
 
 /// Directory of the read-only root where the overlay is put together.
 const STAGE: &str = "/run";
+
+/// The agent's directory.
+const AGENT: &str = "/run/gridcentric";
+
+/// What is left for programs and the kernel when the file system in RAM is full: this share of RAM, and at least so much.
+const RESERVE_SHARE: u64 = 4;
+const RESERVE_MIN_BYTES: u64 = 20 * 1024 * 1024;
+/// However little that leaves for files.
+const FILES_MIN_BYTES: u64 = 8 * 1024 * 1024;
 
 struct Mount {
     target: &'static str,
     kind: &'static str,
     flags: MountFlags,
     options: &'static str,
+}
+
+/// A directory of the file system in RAM.
+struct Shared {
+    target: &'static str,
+    name: &'static str,
+    mode: u32,
 }
 
 const QUIET: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC).union(MountFlags::NODEV);
@@ -32,11 +56,19 @@ const MOUNTS: &[Mount] = &[
     Mount { target: "/proc", kind: "proc", flags: QUIET, options: "" },
     Mount { target: "/sys", kind: "sysfs", flags: QUIET, options: "" },
     Mount { target: "/dev/pts", kind: "devpts", flags: DEVICES, options: "mode=620,gid=5,ptmxmode=666" },
-    Mount { target: "/dev/shm", kind: "tmpfs", flags: NO_DEVICES, options: "mode=1777" },
-    Mount { target: "/run", kind: "tmpfs", flags: NO_DEVICES, options: "mode=755" },
-    Mount { target: "/tmp", kind: "tmpfs", flags: NO_DEVICES, options: "mode=1777" },
     Mount { target: "/sys/fs/cgroup", kind: "cgroup2", flags: QUIET, options: "" },
 ];
+
+/// Mounted after those.
+const SHARED: &[Shared] = &[
+    Shared { target: "/dev/shm", name: "shm", mode: 0o1777 },
+    Shared { target: "/run", name: "run", mode: 0o755 },
+    Shared { target: "/tmp", name: "tmp", mode: 0o1777 },
+];
+
+/// Last.
+const AGENTS: Mount =
+    Mount { target: AGENT, kind: "tmpfs", flags: QUIET, options: "mode=755,size=64k,nr_inodes=64" };
 
 const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
@@ -47,14 +79,20 @@ const LINKS: &[(&str, &str)] = &[
 
 /// Does all of it; what fails is told.
 pub fn set_up() {
+    let ram = files_in_ram().inspect_err(|error| say(&format!("make a file system in RAM: {error}"))).ok();
     if let Err(error) = overlay_root() {
         say(&format!("put an overlay in RAM over the root: {error}; the root stays as it is"));
     }
-    for entry in MOUNTS {
-        if let Err(error) = entry.mount() {
-            say(&format!("mount {} on {}: {error}", entry.kind, entry.target));
+    let tell = |kind: &str, target: &str, mounted: Result<()>| {
+        if let Err(error) = mounted {
+            say(&format!("mount {kind} on {target}: {error}"));
         }
+    };
+    MOUNTS.iter().for_each(|entry| tell(entry.kind, entry.target, entry.mount()));
+    if let Some(ram) = &ram {
+        SHARED.iter().for_each(|entry| tell("tmpfs", entry.target, entry.mount(ram)));
     }
+    tell(AGENTS.kind, AGENTS.target, AGENTS.mount());
     for (to, from) in LINKS {
         match rustix::fs::symlink(*to, *from) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -93,6 +131,36 @@ impl Mount {
     }
 }
 
+impl Shared {
+    fn mount(&self, ram: &OwnedFd) -> Result<()> {
+        make_directory(self.target)?;
+        let tree =
+            open_tree(ram, self.name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        move_mount(&tree, "", CWD, self.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        mount_remount(self.target, MountFlags::BIND | NO_DEVICES, "")
+    }
+}
+
+/// Mounts the file system in RAM where the overlay is put together, with the directories that are to be seen elsewhere.
+fn files_in_ram() -> Result<OwnedFd> {
+    let options = c_string(&format!("mode=755,size={}", files_bytes(rustix::system::sysinfo())))?;
+    mount("tmpfs", STAGE, "tmpfs", MountFlags::empty(), options.as_c_str())?;
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let ram = rustix::fs::open(STAGE, flags, Mode::empty())?;
+    for Shared { name, mode, .. } in SHARED {
+        rustix::fs::mkdirat(&ram, *name, Mode::from_raw_mode(*mode))?;
+        // As it is, whatever this process's umask.
+        rustix::fs::chmodat(&ram, *name, Mode::from_raw_mode(*mode), AtFlags::empty())?;
+    }
+    Ok(ram)
+}
+
+fn files_bytes(memory: Sysinfo) -> u64 {
+    let total = memory.totalram.saturating_mul(memory.mem_unit.into());
+    let reserve = (total / RESERVE_SHARE).max(RESERVE_MIN_BYTES);
+    total.saturating_sub(reserve).max(FILES_MIN_BYTES)
+}
+
 fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Errno::INVAL)
 }
@@ -104,13 +172,12 @@ fn make_directory(path: &str) -> Result<()> {
     }
 }
 
-/// Puts an overlay over a read-only root and makes it the root.
+/// Puts an overlay, with its upper half in the file system in RAM, over a read-only root and makes it the root.
 fn overlay_root() -> Result<()> {
     if !rustix::fs::statvfs("/")?.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Ok(());
     }
     let [upper, work, root] = ["upper", "work", "root"].map(|name| format!("{STAGE}/{name}"));
-    mount("tmpfs", STAGE, "tmpfs", MountFlags::empty(), c"mode=755")?;
     for directory in [&upper, &work, &root] {
         make_directory(directory)?;
     }

@@ -1,7 +1,8 @@
 //! What programs tell machines apart by, beside name and addresses: `boot_id` and `/etc/machine-id`. A clone gets its own.
 //!
-//! The kernel's boot_id cannot be written, so a guest has a file over it, from its boot on; a clone then only writes to that
-//! file. `/etc/machine-id` is left as it is where there is none.
+//! Our kernel draws another boot_id when its file is written to, whatever is written. Where another kernel refuses that, a file lies
+//! over it, from the guest's boot on, and a clone writes to that; whoever mounts a procfs of his own there sees the kernel's. `/etc/machine-id` is
+//! left as it is where there is none.
 
 use super::ApplyError;
 use rustix::fs::{Access, CWD, Mode, OFlags};
@@ -21,11 +22,14 @@ const MACHINE_ID: &str = "/etc/machine-id";
 const BOOT_ID_BYTES: usize = 36;
 const MACHINE_ID_BYTES: usize = 32;
 
-/// Puts a file with the same text over the kernel's boot_id.
+/// Puts a file with the same text over the kernel's boot_id, if that cannot be written to.
 ///
 /// # Errors
 /// The kernel's; nothing is changed then.
 pub fn cover_boot_id() -> Result<()> {
+    if rustix::fs::open(KERNEL_BOOT_ID, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).is_ok() {
+        return Ok(());
+    }
     let kernel = rustix::fs::open(KERNEL_BOOT_ID, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut text = [0; BOOT_ID_BYTES + 1];
     let length = rustix::io::read(&kernel, &mut text)?;
@@ -52,7 +56,7 @@ impl Marks {
     /// Those of the machine that the program runs in.
     #[must_use]
     pub fn open() -> Self {
-        Self::open_at(Path::new(BOOT_ID), MACHINE_ID.into())
+        Self::open_at(Path::new(KERNEL_BOOT_ID), MACHINE_ID.into())
     }
 
     pub(super) fn open_at(boot_id: &Path, machine_id: PathBuf) -> Self {

@@ -44,6 +44,22 @@ pub struct Spawn<'a> {
     pub stdio: Stdio<'a>,
     /// The directory of its cgroup, when not the caller's. It must not be frozen: the caller would wait with the child.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Whether it keeps the caller's protection from the kernel's OOM killer ([`protect`]).
+    pub is_protected: bool,
+}
+
+/// How the kernel's OOM killer chooses a process: 0 as any other, -1000 never.
+const OOM_SCORE: &CStr = c"/proc/self/oom_score_adj";
+
+/// The kernel never kills this process to have memory.
+///
+/// # Errors
+/// The kernel's: it has no such file, or the process may not.
+pub fn protect() -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let file = rustix::fs::open(OOM_SCORE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"-1000")?;
+    Ok(())
 }
 
 /// For clone_args: `cgroup` is a descriptor of the child's cgroup.
@@ -93,6 +109,13 @@ impl Plan<'_> {
             }
             if let Some(directory) = self.what.cwd {
                 check(libc::fchdir(directory.as_raw_fd()))?;
+            }
+            if !self.what.is_protected {
+                // One that cannot give it up keeps it.
+                let file = libc::open(OOM_SCORE.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                if file >= 0 {
+                    libc::write(file, c"0".as_ptr().cast(), 1);
+                }
             }
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = libc::SIG_DFL;
@@ -201,7 +224,7 @@ mod tests {
     fn run(path: &CStr, argv: &[&str]) -> io::Result<Option<i32>> {
         let (argv, envp) = (strings(argv), strings(&["PATH=/usr/bin:/bin"]));
         let (cwd, stdio, cgroup) = (None, Stdio::Inherit, None);
-        let what = Spawn { path, argv: &argv, envp: &envp, cwd, stdio, cgroup };
+        let what = Spawn { path, argv: &argv, envp: &envp, cwd, stdio, cgroup, is_protected: false };
         let (pid, _) = spawn(&what)?;
         Ok(waitpid(Some(pid), WaitOptions::empty())?.and_then(|(_, status)| status.exit_status()))
     }
@@ -213,6 +236,37 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let error = run(c"/", &["x"]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    #[ignore = "changes the process that it runs in: run by a_program_does_not_inherit_the_protection_of_its_starter"]
+    fn a_program_does_not_inherit_it_inside() {
+        // Any value is as good as that of `protect`, and everybody may have this one.
+        std::fs::write("/proc/self/oom_score_adj", "500").unwrap();
+        let script = |wanted| format!("test $(cat /proc/self/oom_score_adj) = {wanted}");
+        assert_eq!(run(c"/bin/sh", &["sh", "-c", &script(0)]).unwrap(), Some(0));
+        let (argv, stdio) = (strings(&["sh", "-c", &script(500)]), Stdio::Inherit);
+        let envp = strings(&["PATH=/usr/bin:/bin"]);
+        let (path, cwd, cgroup) = (c"/bin/sh", None, None);
+        let what = Spawn { path, argv: &argv, envp: &envp, cwd, stdio, cgroup, is_protected: true };
+        let (pid, _) = spawn(&what).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0), "one that is to keep it");
+        let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        assert_eq!(own.trim(), "500", "what a child gives up is the child's");
+    }
+
+    #[test]
+    fn a_program_does_not_inherit_the_protection_of_its_starter() {
+        let test = "sys::spawn::tests::a_program_does_not_inherit_it_inside";
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--exact", "--ignored", test, "--nocapture"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     #[test]
