@@ -3,13 +3,16 @@
 //!
 //! Programs are born into it, and what they start is in it too. A program that makes a cgroup elsewhere and goes there is not held.
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Where it is in a guest.
 pub const GUEST: &str = "/sys/fs/cgroup/guest";
+
+/// Cgroups below it that hooks have left processes in, at most: the next hook is told from others by who started whom.
+const LEFT_MAX: u32 = 64;
 
 /// Longest `cgroup.events` that is understood, bytes: two short lines so far.
 const EVENTS_MAX_BYTES: usize = 256;
@@ -60,10 +63,7 @@ impl Cgroup {
     /// # Errors
     /// The kernel's.
     pub fn is_frozen(&self) -> Result<bool> {
-        let mut text = [0; EVENTS_MAX_BYTES];
-        let length = rustix::io::pread(&self.events, &mut text, 0)?;
-        let text = text.get(..length).unwrap_or_default();
-        Ok(text.split(|b| *b == b'\n').any(|line| line == b"frozen 1"))
+        says(&self.events, b"frozen 1")
     }
 
     /// See [`Self::is_frozen`].
@@ -71,4 +71,72 @@ impl Cgroup {
     pub fn events(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
+}
+
+/// The cgroups of hooks, below that of the guest's programs. As a rule there is one, made for the first hook; a hook that leaves
+/// somebody behind in it has the next one be started in another.
+#[derive(Debug, Default)]
+pub struct HookCgroup {
+    number: u32,
+    directory: Option<OwnedFd>,
+    /// Earlier ones that somebody was in.
+    left: Vec<u32>,
+}
+
+impl HookCgroup {
+    /// The directory of one that nobody is in.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn fresh(&mut self, parent: &Cgroup) -> Result<BorrowedFd<'_>> {
+        let parent = parent.directory();
+        self.left.retain(|number| rustix::fs::unlinkat(parent, name(*number), AtFlags::REMOVEDIR).is_err());
+        let directory = match self.directory.take() {
+            Some(directory) if !is_populated(&directory)? => directory,
+            last => self.next(parent, last)?,
+        };
+        let directory: &OwnedFd = self.directory.insert(directory);
+        Ok(directory.as_fd())
+    }
+
+    fn next(&mut self, parent: BorrowedFd<'_>, last: Option<OwnedFd>) -> Result<OwnedFd> {
+        if last.is_some() {
+            self.left.push(self.number);
+        }
+        if self.left.len() >= LEFT_MAX as usize {
+            return Err(Errno::BUSY);
+        }
+        // An agent before this one may have left some.
+        for _ in 0..LEFT_MAX {
+            self.number += 1;
+            let name = name(self.number);
+            match rustix::fs::mkdirat(parent, &name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+            let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+            let directory = rustix::fs::openat(parent, &name, flags, Mode::empty())?;
+            if !is_populated(&directory)? {
+                return Ok(directory);
+            }
+            self.left.push(self.number);
+        }
+        Err(Errno::BUSY)
+    }
+}
+
+fn name(number: u32) -> String {
+    format!("hook.{number}")
+}
+
+fn is_populated(directory: &OwnedFd) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    says(&rustix::fs::openat(directory, "cgroup.events", flags, Mode::empty())?, b"populated 1")
+}
+
+fn says(events: &OwnedFd, wanted: &[u8]) -> Result<bool> {
+    let mut text = [0; EVENTS_MAX_BYTES];
+    let length = rustix::io::pread(events, &mut text, 0)?;
+    let text = text.get(..length).unwrap_or_default();
+    Ok(text.split(|b| *b == b'\n').any(|line| line == wanted))
 }

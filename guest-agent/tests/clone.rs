@@ -308,6 +308,130 @@ fn one_at_a_time() {
     host.clone_request();
 }
 
+/// The agent has seen that a program is gone: another's call is served after that.
+fn see_gone(fixture: &Fixture, program: Program) {
+    drop(program);
+    settle(fixture);
+    settle(fixture);
+}
+
+#[test]
+fn a_call_whose_program_was_killed_in_line_is_not_made() {
+    let fixture = Fixture::new();
+    fixture.hook("pre-clone", "echo hook >> log; while ! [ -e go ]; do sleep 0.02; done");
+    let mut host = fixture.ready(0);
+    let (mut first, mut second) = (fixture.program(), fixture.program());
+    first.send(CLONE_2);
+    settle(&fixture);
+    second.send(CLONE_2);
+    settle(&fixture);
+    see_gone(&fixture, second);
+    std::fs::write(fixture.path("go"), "").unwrap();
+    let (id, _) = host.clone_request();
+    host.say(&FromHost::Resumed { cloned: true });
+    host.say(&reply(id, json!({"vmids": [1]})));
+    assert_eq!(json_of(&first.line())["ok"]["clones"], json!([1]));
+    // What comes next is the call of another.
+    let mut third = fixture.program();
+    third.send("{\"verb\":\"clone\",\"args\":{\"count\":5}}\n");
+    assert_eq!(host.clone_request().1, json!({"count": 5}));
+    assert_eq!(fixture.log(), ["hook", "hold", "release", "hook", "hold"]);
+}
+
+#[test]
+fn a_call_whose_program_was_killed_while_its_hook_runs_is_not_made_and_the_next_is() {
+    let fixture = Fixture::new();
+    fixture.hook("pre-clone", "echo hook >> log; while ! [ -e go ]; do sleep 0.02; done; echo ended >> log");
+    let mut host = fixture.ready(0);
+    let (mut first, mut second) = (fixture.program(), fixture.program());
+    first.send(CLONE_2);
+    settle(&fixture);
+    second.send("{\"verb\":\"clone\",\"args\":{\"count\":5}}\n");
+    settle(&fixture);
+    see_gone(&fixture, first);
+    std::fs::write(fixture.path("go"), "").unwrap();
+    assert_eq!(host.clone_request().1, json!({"count": 5}));
+    assert_eq!(fixture.log(), ["hook", "ended", "hook", "ended", "hold"]);
+}
+
+#[test]
+fn a_call_that_is_with_the_host_is_taken_back_and_all_stand_still_until_the_host_has_answered() {
+    let fixture = Fixture::new();
+    let mut host = fixture.ready(0);
+    let (first, id) = asked(&fixture, &mut host);
+    let mut second = fixture.program();
+    second.send(CLONE_2);
+    settle(&fixture);
+    drop(first);
+    assert_eq!(host.next(), FromAgent::Cancel { id });
+    assert_eq!(fixture.log(), ["hold"]);
+    host.say(&refusal(id, libc::ECANCELED, "nobody waits for it"));
+    let (next, _) = host.clone_request();
+    assert_eq!(fixture.log(), ["hold", "release", "hold"]);
+    // One for which it was too late.
+    drop(second);
+    assert_eq!(host.next(), FromAgent::Cancel { id: next });
+    host.say(&FromHost::Resumed { cloned: true });
+    host.say(&reply(next, json!({"vmids": [1]})));
+    settle(&fixture);
+    assert_eq!(fixture.log(), ["hold", "release", "hold", "release"]);
+    asked(&fixture, &mut host);
+}
+
+/// `gc clone 1` on the fixture's agent, as a hook would call it, with what makes it hard to see whose it is. What it says goes into a file.
+fn clones(fixture: &Fixture, how: &str) -> String {
+    let gc = env!("CARGO_BIN_EXE_gc");
+    let (socket, run) = (fixture.path("local"), "/run/gridcentric");
+    format!(
+        "env -i PATH=$PATH {how} unshare -r -m sh -c 'mount -t tmpfs t /run && mkdir {run} && ln -s {} {run}/agent.sock && \
+            {gc} clone 1; echo $? >&2' >> told 2>&1",
+        socket.display()
+    )
+}
+
+#[test]
+fn a_hook_that_clones_is_refused_at_once() {
+    for hook in ["pre-clone", "post-clone"] {
+        let fixture = Fixture::new();
+        let how = ["", "setsid -w", "sh -c 'exec \"$@\"' sh"];
+        fixture.hook(hook, &how.map(|how| clones(&fixture, how)).join("\n"));
+        let mut host = fixture.ready(0);
+        let (mut program, id) = asked(&fixture, &mut host);
+        host.say(&FromHost::Resumed { cloned: true });
+        host.say(&reply(id, json!({"vmids": [1]})));
+        assert_eq!(json_of(&program.line())["ok"]["clones"], json!([1]));
+        let told = std::fs::read_to_string(fixture.path("told")).unwrap();
+        let refused = format!("clone: the call comes from the {hook} hook");
+        assert_eq!(told.matches(&refused).count(), 3, "{told}");
+        assert_eq!(told.lines().filter(|line| *line == "35").count(), 3, "{told}");
+        // Others may, and so may everybody when the hook has ended.
+        asked(&fixture, &mut host);
+    }
+}
+
+#[test]
+fn others_wait_in_line_while_a_hook_runs() {
+    let fixture = Fixture::new();
+    fixture.hook("pre-clone", "while ! [ -e go ]; do sleep 0.02; done");
+    let mut host = fixture.ready(0);
+    let mut program = fixture.program();
+    program.send(CLONE_2);
+    settle(&fixture);
+    let mut other = std::process::Command::new("sh");
+    other.args(["-c", &clones(&fixture, "")]).current_dir(fixture.dir.path());
+    let mut other = other.spawn().unwrap();
+    std::fs::write(fixture.path("go"), "").unwrap();
+    let (id, _) = host.clone_request();
+    host.say(&refusal(id, 16, "no room"));
+    assert!(program.line().contains("no room"));
+    let (id, args) = host.clone_request();
+    assert_eq!(args, json!({"count": 1}));
+    host.say(&refusal(id, 16, "no room for this either"));
+    other.wait().unwrap();
+    let told = std::fs::read_to_string(fixture.path("told")).unwrap();
+    assert!(told.contains("no room for this either"), "{told}");
+}
+
 #[test]
 fn the_host_clones_from_outside() {
     let fixture = Fixture::new();

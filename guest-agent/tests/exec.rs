@@ -5,6 +5,7 @@ mod common;
 
 use common::{Fixture, start, wait_for_end, watch_process};
 use patina_abi::exec::{Exit, FrameType, PAYLOAD_MAX_BYTES, SESSIONS_MAX, Start, header};
+use patina_abi::link::{Answer, CallError, FromHost};
 use std::io::{ErrorKind, Write};
 
 fn code(code: i32) -> Exit {
@@ -254,4 +255,56 @@ fn one_session_too_many_is_told() {
         drop(exec);
         wait_for_end(&process);
     }
+}
+
+/// Writes to its output once this file is there, and says in another that it has.
+const WRITES_LATER: &str = "while ! [ -e go ]; do sleep 0.02; done; \
+    i=0; while [ $i -lt 3000 ]; do echo a line that nobody reads; i=$((i + 1)); done; echo $? > wrote";
+
+fn wait_for_file(path: &std::path::Path) {
+    let since = std::time::Instant::now();
+    while !path.exists() {
+        assert!(since.elapsed() < common::PATIENCE, "{} does not come", path.display());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// A program is left in the background by this script, which ends; what it writes more than a pipe holds.
+fn writes_after(fixture: &Fixture, leave: impl FnOnce(&str)) {
+    leave(&format!("cd {} && {{ ({WRITES_LATER}) & }}", fixture.dir.path().display()));
+    std::fs::write(fixture.path("go"), "").unwrap();
+    wait_for_file(&fixture.path("wrote"));
+}
+
+#[test]
+fn a_program_in_the_background_outlives_its_session() {
+    let fixture = Fixture::new();
+    writes_after(&fixture, |script| {
+        assert_eq!(fixture.start(&["sh", "-c", script]).finish().exit, code(0));
+    });
+}
+
+#[test]
+fn a_program_that_left_the_group_of_a_session_outlives_its_being_broken_off() {
+    let fixture = Fixture::new();
+    writes_after(&fixture, |script| {
+        let mut exec =
+            fixture.start(&["sh", "-c", &format!("setsid sh -c '{script} && echo left'; sleep 1000")]);
+        exec.read_until("left");
+    });
+}
+
+#[test]
+fn a_program_in_the_background_of_a_hook_outlives_it() {
+    let fixture = Fixture::new();
+    let mut host = fixture.ready(0);
+    writes_after(&fixture, |script| {
+        fixture.hook("pre-clone", script);
+        let mut program = fixture.program();
+        program.send("{\"verb\":\"clone\",\"args\":{\"count\":1}}\n");
+        let (id, _) = host.clone_request();
+        let result = Answer::Error(CallError { code: 16, message: "no room".into() });
+        host.say(&FromHost::Reply { id, result });
+        assert!(program.line().contains("no room"));
+    });
 }

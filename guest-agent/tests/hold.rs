@@ -5,12 +5,14 @@ mod common;
 
 use common::cgroup::TempCgroup;
 use common::{patience, wait_for_end};
-use guest_agent::cgroup::Cgroup;
+use guest_agent::agent::clone::kin;
+use guest_agent::cgroup::{Cgroup, HookCgroup};
 use guest_agent::sys::spawn::{Spawn, Stdio, spawn};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open};
 use std::ffi::CString;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// A process of the cgroup that writes without end.
 fn writer(cgroup: &Cgroup) -> (OwnedFd, std::io::PipeReader) {
@@ -19,8 +21,16 @@ fn writer(cgroup: &Cgroup) -> (OwnedFd, std::io::PipeReader) {
     let argv = ["sh", "-c", "while :; do echo x; done"].map(|a| CString::new(a).unwrap());
     let stdio = Stdio::Fds([null.as_fd(), pipe.as_fd(), pipe.as_fd()]);
     let cgroup = Some(cgroup.directory());
-    let (_, pidfd) =
-        spawn(&Spawn { path: c"/bin/sh", argv: &argv, envp: &[], cwd: None, stdio, cgroup }).unwrap();
+    let (_, pidfd) = spawn(&Spawn {
+        path: c"/bin/sh",
+        argv: &argv,
+        envp: &[],
+        cwd: None,
+        stdio,
+        cgroup,
+        is_protected: false,
+    })
+    .unwrap();
     (pidfd, reader)
 }
 
@@ -63,6 +73,55 @@ fn processes_stand_still_and_go_on() {
         rustix::process::pidfd_send_signal(&*pidfd, rustix::process::Signal::KILL).unwrap();
         wait_for_end(pidfd);
     }
+}
+
+/// A process of a cgroup that starts another, which leaves session and parent, and says its number.
+fn orphan(directory: BorrowedFd<'_>) -> (Pid, Pid, OwnedFd) {
+    let (reader, pipe) = std::io::pipe().unwrap();
+    let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let script = "(setsid sh -c 'echo $$; exec sleep 1000' &) ; exec sleep 1000";
+    let argv = ["sh", "-c", script].map(|a| CString::new(a).unwrap());
+    let envp = [CString::new("PATH=/usr/bin:/bin").unwrap()];
+    let stdio = Stdio::Fds([null.as_fd(), pipe.as_fd(), null.as_fd()]);
+    let (path, cwd, cgroup) = (c"/bin/sh", None, Some(directory));
+    let what = Spawn { path, argv: &argv, envp: &envp, cwd, stdio, cgroup, is_protected: false };
+    let (leader, pidfd) = spawn(&what).unwrap();
+    let mut line = String::new();
+    BufReader::new(reader).read_line(&mut line).unwrap();
+    (leader, Pid::from_raw(line.trim().parse().unwrap()).unwrap(), pidfd)
+}
+
+fn kill(process: Pid) {
+    let pidfd = pidfd_open(process, PidfdFlags::empty()).unwrap();
+    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
+    wait_for_end(&pidfd);
+}
+
+#[test]
+fn what_a_hook_starts_is_told_from_others_wherever_it_goes() {
+    let own = TempCgroup::new("kin");
+    let cgroup = Cgroup::make(&own.0.join("guest")).unwrap();
+    let mut hooks = HookCgroup::default();
+    let made = |number: u32| own.0.join(format!("guest/hook.{number}")).exists();
+    let (other, others, _other) = orphan(cgroup.directory());
+    let (first, daemon, _first) = orphan(hooks.fresh(&cgroup).unwrap());
+    assert!(kin::is_of(first, daemon, true), "by its cgroup");
+    assert!(!kin::is_of(first, other, true) && !kin::is_of(first, others, true));
+    kill(first);
+    rustix::process::waitpid(Some(first), WaitOptions::empty()).unwrap();
+    // What a hook left behind is not of the next one.
+    let (second, seconds, _second) = orphan(hooks.fresh(&cgroup).unwrap());
+    assert!(kin::is_of(second, seconds, true) && !kin::is_of(second, daemon, true));
+    assert!(made(1) && made(2));
+    [second, seconds, daemon].into_iter().for_each(kill);
+    rustix::process::waitpid(Some(second), WaitOptions::empty()).unwrap();
+    // A cgroup that all have left is used again, or removed.
+    while made(1) {
+        hooks.fresh(&cgroup).unwrap();
+    }
+    assert!(made(2) && !made(3));
+    [other, others].into_iter().for_each(kill);
+    rustix::process::waitpid(Some(other), WaitOptions::empty()).unwrap();
 }
 
 #[test]

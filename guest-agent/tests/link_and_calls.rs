@@ -216,3 +216,27 @@ fn a_program_that_closed_its_half_still_gets_its_answer() {
     assert_eq!(program.line(), r#"{"ok":0}"#);
     assert_eq!(program.line(), "");
 }
+
+#[test]
+fn a_clock_that_somebody_sets_is_the_hosts_again() {
+    let fixture = Fixture::new();
+    // Before there is a host nobody can be asked.
+    fixture.set_clock();
+    let mut host = fixture.ready(0);
+    assert_eq!(host.next(), FromAgent::Clock);
+    host.say(&FromHost::Clock { clock_ns: 5 });
+    // Set all the time, it is asked for now and then.
+    let begin = std::time::Instant::now();
+    for _ in 0..100 {
+        fixture.set_clock();
+    }
+    assert_eq!(host.next(), FromAgent::Clock);
+    fixture.set_clock();
+    assert_eq!(host.next(), FromAgent::Clock);
+    assert!(begin.elapsed() >= std::time::Duration::from_secs(1));
+    // The host says it unasked, too.
+    host.say(&FromHost::Clock { clock_ns: 6 });
+    fixture.program().send("{\"verb\":\"list\"}\n");
+    assert_eq!(host.request().1, "list");
+    assert_eq!(fixture.log(), ["clock 5", "clock 6"]);
+}

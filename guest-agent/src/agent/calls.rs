@@ -2,7 +2,8 @@
 
 use super::link::{self, LinkError};
 use super::local::{AGAIN, NOT_CONNECTED, TOO_LONG, refuse};
-use patina_abi::LINE_MAX_BYTES;
+use patina_abi::CALL_MAX_BYTES;
+use patina_abi::args::Args;
 use patina_abi::link::{Answer, FromAgent, Identity, REQUESTS_MAX};
 use patina_abi::local::Request;
 use std::collections::BTreeMap;
@@ -58,15 +59,15 @@ impl Calls {
             let text = format!("{REQUESTS_MAX} calls wait for the host already; try again later");
             return Err(refuse(AGAIN, text));
         }
-        let id = self.so_far + 1;
-        let line = link::encode(&FromAgent::Request { id, verb, args: args.into() })
-            .map_err(|e| refuse(TOO_LONG, e.to_string()))?;
-        if line.len() > LINE_MAX_BYTES {
-            return Err(refuse(
-                TOO_LONG,
-                format!("the call is longer than {LINE_MAX_BYTES} bytes for the host"),
-            ));
+        let args = Args::from(args);
+        let verb_bytes = serde_json::to_string(&verb).map_or(usize::MAX, |text| text.len());
+        if verb_bytes.saturating_add(args.text().len()) > CALL_MAX_BYTES {
+            let text = format!("the verb and its arguments are longer than {CALL_MAX_BYTES} bytes together");
+            return Err(refuse(TOO_LONG, text));
         }
+        let id = self.so_far + 1;
+        let line = link::encode(&FromAgent::Request { id, verb, args })
+            .map_err(|e| refuse(TOO_LONG, e.to_string()))?;
         self.so_far = id;
         self.waiting.insert(id, client);
         Ok(line)
@@ -87,6 +88,16 @@ impl Calls {
         };
         self.waiting.remove(&id);
         link::encode(&FromAgent::Cancel { id }).map(Some)
+    }
+
+    /// The line that tells the host that nobody wants the call of this client any more. The host answers it all the same: only it knows
+    /// whether it was too late.
+    ///
+    /// # Errors
+    /// The line cannot be made.
+    pub fn take_back(&self, client: u64) -> Result<Option<Vec<u8>>, LinkError> {
+        let id = self.waiting.iter().find(|(_, waits)| **waits == client).map(|(id, _)| *id);
+        id.map(|id| link::encode(&FromAgent::Cancel { id })).transpose()
     }
 
     /// Ends all calls; their clients.
@@ -143,10 +154,18 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_grows_past_a_line_is_refused() {
+    fn a_call_that_the_host_would_not_take_is_refused() {
         let mut calls = Calls::default();
-        let fits_the_local_line_only = call("x".repeat(LINE_MAX_BYTES - 40).into());
-        assert_eq!(code(&calls.open(1, fits_the_local_line_only).unwrap_err()), 90);
+        // With the quotes of both.
+        let longest = CALL_MAX_BYTES - "list".len() - 4;
+        for bytes in [longest + 1, patina_abi::LINE_MAX_BYTES - 11] {
+            assert_eq!(code(&calls.open(1, call("x".repeat(bytes).into())).unwrap_err()), 90, "{bytes}");
+        }
         assert!(calls.close_all().is_empty());
+        // What is longest when it is written anew.
+        let grown = call(serde_json::from_str(&format!("[{}1]", "1e15,".repeat(12_000))).unwrap());
+        assert_eq!(code(&calls.open(1, grown).unwrap_err()), 90);
+        let line = calls.open(1, call("x".repeat(longest).into())).unwrap();
+        assert!(line.len() <= patina_abi::LINE_MAX_BYTES);
     }
 }

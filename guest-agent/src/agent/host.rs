@@ -46,6 +46,7 @@ impl<M: Machine> Agent<M> {
                     Err(error) => self.not_ready(&error),
                 };
             }
+            FromHost::Clock { clock_ns } => return self.set_clock(clock_ns),
             FromHost::Prepare { hold } => self.cloning.plan.prepare(hold),
             FromHost::Resumed { cloned } => self.cloning.plan.resumed(cloned),
             FromHost::Reply { id, result } => match self.calls.close(id) {

@@ -11,6 +11,7 @@ use patina_abi::link::{Answer, CallError};
 use patina_abi::local::Request;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
+use rustix::process::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Most programs connected at once; one more gets an error line and is closed.
@@ -54,6 +55,12 @@ impl Client {
     pub fn new(id: u64, socket: OwnedFd) -> Self {
         let (lines, out) = (Lines::new(LINE_MAX_BYTES), Outbox::default());
         Self { id, socket, lines, out, waits: false, ended: false, closing: false, gone: false }
+    }
+
+    /// The process that has connected, if it can be known.
+    #[must_use]
+    pub fn process(&self) -> Option<Pid> {
+        rustix::net::sockopt::socket_peercred(&self.socket).ok().map(|peer| peer.pid)
     }
 
     /// What to wait for. Without a call in the making its hang-up is still reported.

@@ -3,7 +3,7 @@
 //! - [`link`]: the connection to the host; `host`: what it says, and becoming who it says that we are.
 //! - [`local`]: programs in the guest; `programs`, `calls`: their calls; `rounds`: at which meetings they were.
 //! - [`exec`]: programs that the host runs here.
-//! - [`clone`]: this machine is cloned.
+//! - [`clone`]: this machine is cloned. [`time`]: its clock.
 //! - [`lines`], [`outbox`]: what comes in and goes out, bounded.
 //!
 //! Memory is bounded by the limits in README.md: 64 programs with a call and an answer of 64 KiB each, 4 MiB of calls
@@ -16,6 +16,7 @@ pub mod lines;
 pub mod link;
 pub mod local;
 pub mod outbox;
+pub mod time;
 
 mod calls;
 mod host;
@@ -37,6 +38,7 @@ use rustix::net::{SendFlags, SocketFlags, accept_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use time::Time;
 
 /// Why the agent cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +98,7 @@ enum Token {
     Local,
     Exec,
     Link,
+    Clock,
     Client(usize),
     Session(usize, exec::Part),
     Clone(clone::Part),
@@ -121,6 +124,7 @@ pub struct Agent<M> {
     lost_calls: Vec<u64>,
     cloning: Cloning,
     sessions: Sessions,
+    time: Time,
     /// A lost link is told once, not at every attempt.
     told_of_loss: bool,
 }
@@ -145,6 +149,7 @@ impl<M: Machine> Agent<M> {
             lost_calls: Vec::new(),
             cloning: Cloning::default(),
             sessions: Sessions::default(),
+            time: Time::default(),
             told_of_loss: false,
         };
         agent.release();
@@ -173,6 +178,7 @@ impl<M: Machine> Agent<M> {
                 Token::Local => self.accept_client()?,
                 Token::Exec => self.sessions.accept(&self.exec)?,
                 Token::Link => self.drive_link(ready),
+                Token::Clock => self.hear_of_clock(),
                 Token::Client(index) => self.drive_client(index, ready),
                 Token::Session(index, part) => {
                     self.sessions.ready(index, part, ready, self.machine.cgroup());
@@ -181,9 +187,13 @@ impl<M: Machine> Agent<M> {
             }
         }
         self.keep_time();
+        self.ask_for_time();
         self.carry_out();
         self.sessions.settle();
-        self.forget_clients();
+        // What is done for the next in line may end another.
+        while self.forget_clients() {
+            self.carry_out();
+        }
         Ok(())
     }
 
@@ -202,10 +212,14 @@ impl<M: Machine> Agent<M> {
         if !self.cloning.plan.waits_for_link_only() {
             self.watch_others(&mut add);
         }
-        let timeout = [self.link.retry_at(), self.cloning.deadline()].into_iter().flatten().min().map(|at| {
-            let wait = at.saturating_duration_since(Instant::now());
-            Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() }
-        });
+        let timeout = [self.link.retry_at(), self.cloning.deadline(), self.time.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| {
+                let wait = at.saturating_duration_since(Instant::now());
+                Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() }
+            });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(AgentError::Wait(e)),
@@ -216,6 +230,9 @@ impl<M: Machine> Agent<M> {
 
     fn watch_others<'a>(&'a self, add: &mut impl FnMut(Token, BorrowedFd<'a>, PollFlags)) {
         add(Token::Local, self.local.as_fd(), PollFlags::IN);
+        if let Some(clock) = self.machine.clock_events() {
+            add(Token::Clock, clock, PollFlags::IN);
+        }
         for (index, client) in self.clients.iter().enumerate() {
             let (fd, flags) = client.interest();
             add(Token::Client(index), fd, flags);

@@ -45,7 +45,10 @@ impl<M: Machine> Agent<M> {
 
     fn pass_on(&mut self, client: u64, call: Request) -> Result<(), Answer> {
         match call.verb.as_str() {
-            "clone" => self.call_clone(client, call.args),
+            "clone" => {
+                let caller = self.clients.iter().find(|c| c.id == client).and_then(Client::process);
+                self.call_clone(client, caller, call.args)
+            }
             _ => self.forward(client, call),
         }
     }
@@ -68,23 +71,27 @@ impl<M: Machine> Agent<M> {
         Ok(())
     }
 
-    /// Forgets programs that have gone, and tells the host of those that wait for it.
-    pub(super) fn forget_clients(&mut self) {
-        let mut lines = Vec::new();
+    /// Forgets programs that have gone, and tells the host of those that wait for it. Whether there were any.
+    pub(super) fn forget_clients(&mut self) -> bool {
+        let mut gone = Vec::new();
         self.clients.retain(|client| {
             let is_done = client.is_done();
             if is_done {
                 self.rounds.forget(client.id);
-                lines.push(self.calls.abandon(client.id));
+                gone.push(client.id);
             }
             !is_done
         });
-        for line in lines {
+        let any = !gone.is_empty();
+        for client in gone {
+            self.abandon_clone(client);
+            let line = self.calls.abandon(client);
             let told = line.and_then(|line| line.map_or(Ok(()), |line| self.link.send_line(&line)));
             if let Err(error) = told {
                 self.link_lost(&error);
             }
         }
+        any
     }
 
     /// Answers a program that waits; one that did not wait is not there any more.

@@ -143,6 +143,7 @@ pub(super) const VERBS: &[Verb] = &[
             ("18", "the ticket's VMs are on another host"),
             ("22", "wrong use, or more clones than this host has room for when it is empty"),
             ("28", "the host keeps no more VMs, or the family has had all its vmids"),
+            ("35", "the call comes from a pre-clone or post-clone hook, for whose end it would wait"),
             ("110", "a process could not be held; try again, or use --no-hold"),
             ("116", "the ticket was used, released, or expired, or its host went away; request another one"),
             TOO_MANY_TICKETS,

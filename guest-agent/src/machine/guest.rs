@@ -1,10 +1,11 @@
 //! A real guest.
 
+use super::clock::{self, ClockWatch};
 use super::connections::Connections;
 use super::marks::Marks;
 use super::rtnetlink::{Batch, RtNetlink};
 use super::{ApplyError, Machine};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, HookCgroup};
 use crate::identity::{parse_mac, parse_seed};
 use crate::sys::netdev;
 use crate::sys::random::{Generator, SEED_BYTES};
@@ -12,7 +13,6 @@ use crate::sys::vsock;
 use patina_abi::link::Identity;
 use patina_abi::{HOST_CID, LINK_PORT};
 use rustix::net::netdevice::index_to_name_inlined;
-use rustix::time::{ClockId, Timespec};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,14 +20,17 @@ use std::path::Path;
 
 /// The guest's only network card.
 const INTERFACE: &str = "eth0";
-/// A clock that is off by less is left alone: setting it wakes every timer of the guest.
-pub const CLOCK_SLACK_NS: u64 = 1_000_000;
 
 /// The guest that the program runs in. What a clone needs open is open before there is one.
 #[derive(Debug)]
 pub struct Guest {
     /// None: a kernel without cgroup2; gc-init has told.
     cgroup: Option<Cgroup>,
+    hook_cgroup: HookCgroup,
+    /// None: a kernel without timers that tell; a clock that is set stays so.
+    clock: Option<ClockWatch>,
+    /// It was set here, of which the watch need not tell.
+    clock_set: bool,
     marks: Marks,
     generator: Option<Generator>,
     card: Option<Card>,
@@ -48,6 +51,9 @@ impl Guest {
     pub fn new() -> Self {
         Self {
             cgroup: Cgroup::make(Path::new(cgroup::GUEST)).ok(),
+            hook_cgroup: HookCgroup::default(),
+            clock: ClockWatch::open().ok(),
+            clock_set: false,
             marks: Marks::open(),
             generator: None,
             card: None,
@@ -65,6 +71,18 @@ impl Guest {
             None => Generator::open()?,
         };
         self.generator.insert(generator).reseed(seed)
+    }
+
+    fn turn_clock(&mut self, clock_ns: u64) -> io::Result<()> {
+        self.clock_set |= clock::set(clock_ns)?;
+        Ok(())
+    }
+
+    /// The watch has seen that the clock was set here, and would wake us.
+    fn forget_own_turn(&mut self) {
+        if std::mem::take(&mut self.clock_set) {
+            self.clock_was_set();
+        }
     }
 
     fn set_network(
@@ -170,7 +188,7 @@ impl Machine for Guest {
         let seed = parse_seed(&identity.seed).ok_or_else(|| io::Error::other("the host has sent none"));
         failed.note("mix the host's randomness in", seed.and_then(|seed| self.reseed(seed)));
         // Next, because the host's clock was read when it sent this.
-        failed.note_slight("set the clock", set_clock(identity.clock_ns));
+        failed.note_slight("set the clock", self.turn_clock(identity.clock_ns));
         if previous.is_none_or(|p| p.hostname != identity.hostname) {
             let set = rustix::system::sethostname(identity.hostname.as_bytes());
             failed.note_slight("set the host name", set.map_err(io::Error::from));
@@ -190,6 +208,7 @@ impl Machine for Guest {
 
     fn settle(&mut self, is_clone: bool) -> Vec<ApplyError> {
         let mut failed = Failures::default();
+        self.forget_own_turn();
         self.hear_of_network(&mut failed);
         self.renew_marks(&mut failed);
         if let (Some(connections), Some(stale)) =
@@ -203,6 +222,25 @@ impl Machine for Guest {
 
     fn cgroup(&self) -> Option<BorrowedFd<'_>> {
         self.cgroup.as_ref().map(Cgroup::directory)
+    }
+
+    fn clock_events(&self) -> Option<BorrowedFd<'_>> {
+        self.clock.as_ref().map(ClockWatch::fd)
+    }
+
+    fn clock_was_set(&mut self) -> bool {
+        self.clock.as_ref().is_some_and(ClockWatch::was_set)
+    }
+
+    fn set_clock(&mut self, clock_ns: u64) -> io::Result<()> {
+        self.turn_clock(clock_ns)?;
+        self.forget_own_turn();
+        Ok(())
+    }
+
+    fn hook_cgroup(&mut self) -> Option<BorrowedFd<'_>> {
+        // Without one the hook is told from others by who started whom.
+        self.hook_cgroup.fresh(self.cgroup.as_ref()?).ok()
     }
 
     fn hold(&mut self) -> io::Result<()> {
@@ -271,18 +309,6 @@ fn network_changes(identity: &Identity, previous: Option<&Identity>, index: u32)
     batch.add_address(index, ip);
     batch.routes(index, ip, prefix, gateway);
     batch
-}
-
-fn set_clock(clock_ns: u64) -> io::Result<()> {
-    let now = rustix::time::clock_gettime(ClockId::Realtime);
-    let now_ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
-    if now_ns.abs_diff(i128::from(clock_ns)) <= u128::from(CLOCK_SLACK_NS) {
-        return Ok(());
-    }
-    let seconds = i64::try_from(clock_ns / 1_000_000_000).map_err(io::Error::other)?;
-    let nanoseconds = i64::try_from(clock_ns % 1_000_000_000).map_err(io::Error::other)?;
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ fn guest(dir: &Path) -> Guest {
     std::fs::write(dir.join("boot_id"), "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11\n").unwrap();
     Guest {
         cgroup: None,
+        hook_cgroup: HookCgroup::default(),
+        clock: None,
+        clock_set: false,
         marks: Marks::open_at(&dir.join("boot_id"), dir.join("machine-id")),
         generator: None,
         card: None,

@@ -2,9 +2,11 @@
 //! that tests on another machine replace.
 //!
 //! - [`rtnetlink`]: the network card's settings.
+//! - [`clock`]: the time.
 //! - [`marks`]: boot_id and machine-id.
 //! - [`connections`]: TCP connections that are the parent's.
 
+pub mod clock;
 pub mod connections;
 mod guest;
 pub mod marks;
@@ -52,6 +54,30 @@ pub trait Machine {
 
     /// The directory of the cgroup that programs are started in; it can be held.
     fn cgroup(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Readable when somebody has set the clock; [`Self::clock_was_set`] is to be asked then. None: nobody tells.
+    fn clock_events(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether somebody else has set the clock since this was asked last.
+    fn clock_was_set(&mut self) -> bool {
+        false
+    }
+
+    /// Sets the clock, if it is off.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn set_clock(&mut self, _clock_ns: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The directory of a cgroup below that one for a hook that is started now: nobody else was started in it, so that what the hook
+    /// starts can be told from others. None: there is none.
+    fn hook_cgroup(&mut self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Has all processes of the cgroup stop.
     ///

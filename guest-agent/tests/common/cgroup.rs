@@ -27,7 +27,7 @@ impl TempCgroup {
 
 impl Drop for TempCgroup {
     fn drop(&mut self) {
-        for path in [self.0.join("guest"), self.0.clone()] {
+        for path in ["guest/hook.1", "guest/hook.2", "guest", ""].map(|below| self.0.join(below)) {
             // A process that was killed is gone from it a moment later.
             while fs::remove_dir(&path).is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
                 std::thread::yield_now();

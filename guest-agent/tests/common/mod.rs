@@ -43,6 +43,8 @@ struct TestMachine {
     hold: Hold,
     /// At its end when all processes have stopped.
     stopped: UnixStream,
+    /// A byte for each time that somebody sets the clock.
+    clock: UnixStream,
 }
 
 impl TestMachine {
@@ -75,6 +77,19 @@ impl Machine for TestMachine {
 
     fn settle(&mut self, _: bool) -> Vec<ApplyError> {
         Vec::new()
+    }
+
+    fn clock_events(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.clock.as_fd())
+    }
+
+    fn clock_was_set(&mut self) -> bool {
+        self.clock.read(&mut [0]).is_ok_and(|count| count == 1)
+    }
+
+    fn set_clock(&mut self, clock_ns: u64) -> io::Result<()> {
+        self.log(&format!("clock {clock_ns}"));
+        Ok(())
     }
 
     fn cgroup(&self) -> Option<BorrowedFd<'_>> {
@@ -117,6 +132,7 @@ pub struct Fixture {
     pub applied: Arc<Mutex<Vec<Identity>>>,
     pub said: Arc<Mutex<Vec<String>>>,
     stopped: Mutex<Option<UnixStream>>,
+    sets_clock: UnixStream,
     known: AtomicBool,
 }
 
@@ -154,12 +170,15 @@ impl Fixture {
         let (local, exec) = (listen("local"), listen("exec"));
         let (stopped, stop) = UnixStream::pair().unwrap();
         stopped.set_nonblocking(true).unwrap();
+        let (clock, sets_clock) = UnixStream::pair().unwrap();
+        clock.set_nonblocking(true).unwrap();
         let machine = TestMachine {
             dir: dir.path().to_owned(),
             applied: Arc::clone(&applied),
             said: Arc::clone(&said),
             hold,
             stopped,
+            clock,
         };
         let mut settings = Settings {
             identity: dir.path().join("identity"),
@@ -177,12 +196,25 @@ impl Fixture {
             eprintln!("the agent ended: {error}");
             std::process::abort();
         });
-        Self { dir, host, applied, said, stopped: Mutex::new(Some(stop)), known: AtomicBool::new(false) }
+        Self {
+            dir,
+            host,
+            applied,
+            said,
+            stopped: Mutex::new(Some(stop)),
+            sets_clock,
+            known: AtomicBool::new(false),
+        }
     }
 
     /// With [`Hold::Later`]: all processes have stopped.
     pub fn all_stand_still(&self) {
         *self.stopped.lock().unwrap() = None;
+    }
+
+    /// Somebody sets the clock.
+    pub fn set_clock(&self) {
+        (&self.sets_clock).write_all(&[1]).unwrap();
     }
 
     /// Writes a shell script as a hook.

@@ -21,15 +21,15 @@ pub const COMMON: &[i32] = &[5, 11, 22, 90, 107, 111];
 ///
 /// 2 (ENOENT) no such ticket; 3 (ESRCH) no such clone, or this VM is none of the ticket's; 10 (ECHILD) nothing was cloned with the ticket,
 /// or not by this VM; 13 (EACCES) another family's ticket; 16 (EBUSY) no room now; 18 (EXDEV) the ticket's VMs are on another host; 27
-/// (EFBIG) too much data; 28 (ENOSPC) no more VMs or vmids; 62 (ETIME) not in time; 71 (EPROTO) the host talks nonsense; 110 (ETIMEDOUT)
+/// (EFBIG) too much data; 28 (ENOSPC) no more VMs or vmids; 35 (EDEADLK) a hook clones; 62 (ETIME) not in time; 71 (EPROTO) the host talks nonsense; 110 (ETIMEDOUT)
 /// a process does not stop; 116 (ESTALE) the ticket was used, released, expired or fenced; 122 (EDQUOT) too many tickets; 125
-/// (ECANCELED) the pre-clone hook failed.
+/// (ECANCELED) the pre-clone hook failed, or nobody waited for the clone any more.
 pub const VERBS: &[Verb] = &[
     Verb { name: "vmid", codes: &[] },
     Verb { name: "my-ip", codes: &[] },
     Verb { name: "ismaster", codes: &[] },
     Verb { name: "list", codes: &[] },
-    Verb { name: "clone", codes: &[2, 13, 16, 18, 28, 71, 110, 116, 122, 125] },
+    Verb { name: "clone", codes: &[2, 13, 16, 18, 28, 35, 71, 110, 116, 122, 125] },
     Verb { name: "rt", codes: &[16, 122] },
     Verb { name: "lt", codes: &[] },
     Verb { name: "ticket", codes: &[2, 13] },

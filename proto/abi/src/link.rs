@@ -9,10 +9,12 @@
 //!    │   or: not_ready {reason} ──────────▶│   it is not, and cannot be: the VM is ended
 //!    │── request {id, verb, args} ───────▶│   a program's call that the host must answer
 //!    │◀────────────── reply {id, result} ──│   in any order
-//!    │── cancel {id} ────────────────────▶│   the program has gone: no reply
+//!    │── cancel {id} ────────────────────▶│   the program has gone: no reply, but to a clone
 //!    │◀─────────────────── prepare {hold} ─│   the VM is to be cloned from outside
 //!    │── prepared {result} ──────────────▶│   hooks have run, processes are held: freeze now
 //!    │◀───────────────── resumed {cloned} ─│   in the VM that was frozen, right after it
+//!    │── clock ──────────────────────────▶│   the guest's clock was set by somebody else
+//!    │◀───────────────── clock {clock_ns} ─│   the answer; also when the host's clock was set, or the host has slept
 //! ```
 //!
 //! The agent says hello on its first link. From then on the host knows it, in this VM and in clones of it, and whenever it
@@ -67,7 +69,8 @@ pub enum FromAgent {
         #[serde(skip_deserializing)]
         args: Args,
     },
-    /// The program that made a request has gone: it wants no answer, and none comes.
+    /// The program that made a request has gone: it wants no answer, and none comes. Except to a `clone`: that is answered as ever, with
+    /// error 125 (ECANCELED) where nothing had begun that cannot be undone.
     Cancel {
         /// The request's id.
         id: u64,
@@ -79,6 +82,8 @@ pub enum FromAgent {
         #[serde(flatten)]
         result: Answer,
     },
+    /// Somebody else has set the guest's clock. Answered by [`FromHost::Clock`].
+    Clock,
 }
 
 /// [`FromAgent::Request`] as it is read.
@@ -130,6 +135,11 @@ pub enum FromHost {
     Resumed {
         /// Whether clones were made; only then the post-clone hook runs.
         cloned: bool,
+    },
+    /// What time it is: as an answer, or because the host's clock was set.
+    Clock {
+        /// As [`Identity::clock_ns`].
+        clock_ns: u64,
     },
 }
 

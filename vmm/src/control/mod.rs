@@ -10,7 +10,8 @@
 //! - [`vm`]: what it needs of the VM around it.
 //! - [`server`]: the sockets around it.
 
-pub mod fresh;
+pub mod clock;
+mod fresh;
 pub mod lines;
 pub mod mailbox;
 pub mod opening;

@@ -1,6 +1,7 @@
 //! The sockets around [`super::session`]: accepts connections on the control socket, keeps the one control
 //! connection and the one link, and hands the others to where they belong.
 
+use super::clock::HostClock;
 use super::fresh::fresh;
 use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
@@ -22,6 +23,7 @@ const OPENING_MAX: usize = 16;
 /// The control thread.
 pub struct Server<D> {
     listener: UnixListener,
+    clock: HostClock,
     inbox: Inbox,
     doors: D,
     session: Session,
@@ -38,6 +40,7 @@ pub struct Server<D> {
 #[derive(Default)]
 struct Ready {
     inbox: bool,
+    clock: bool,
     listener: bool,
     control: bool,
     link: bool,
@@ -49,7 +52,7 @@ impl<D: Doors> Server<D> {
     /// Listens on `listener`, for a process that started at `started`, with a VM in this state.
     ///
     /// # Errors
-    /// The listener cannot be made non-blocking.
+    /// The listener cannot be made non-blocking, or the clock not watched.
     pub fn new(
         listener: UnixListener,
         inbox: Inbox,
@@ -60,6 +63,7 @@ impl<D: Doors> Server<D> {
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
+            clock: HostClock::watch()?,
             inbox,
             doors,
             session,
@@ -93,6 +97,10 @@ impl<D: Doors> Server<D> {
             if ready.listener {
                 self.accept();
             }
+            if ready.clock && self.clock.was_set() {
+                let told = self.session.clock_was_set(fresh);
+                end = end.or(self.carry_out(told.into_iter().collect(), machine));
+            }
             if ready.inbox {
                 end = end.or(self.serve_inbox(machine));
             }
@@ -114,6 +122,7 @@ impl<D: Doors> Server<D> {
         };
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.inbox.fd(), PollFlags::IN),
+            PollFd::new(&self.clock, PollFlags::IN),
             PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
         ];
         for lines in [&self.control, &self.link].into_iter().flatten() {
@@ -131,6 +140,7 @@ impl<D: Doors> Server<D> {
         let mut next = || found.next().unwrap_or(false);
         Ok(Ready {
             inbox: next(),
+            clock: next(),
             listener: next(),
             control: self.control.is_some() && next(),
             link: self.link.is_some() && next(),

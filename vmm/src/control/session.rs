@@ -98,8 +98,16 @@ pub struct Session {
     ready: bool,
     preparation: Preparation,
     next_id: u64,
-    /// Requests that `vmmd` has not answered: our id, the agent's id.
-    pending: HashMap<u64, u64>,
+    /// Requests that `vmmd` has not answered, by our id.
+    pending: HashMap<u64, Pending>,
+}
+
+/// A request that `vmmd` has not answered.
+#[derive(Debug)]
+struct Pending {
+    agent_id: u64,
+    /// A `clone` is answered even when nobody wants it any more: until then the agent does not know whether the VM is frozen yet.
+    is_clone: bool,
 }
 
 impl Session {
@@ -198,7 +206,13 @@ impl Session {
             FromAgent::Request { id, verb, args } => vec![self.request(id, verb, args, vmmd)],
             FromAgent::Cancel { id } => self.cancel(id).into_iter().collect(),
             FromAgent::Prepared { result } => self.prepared(result).into_iter().collect(),
+            FromAgent::Clock => vec![tell_clock(fresh())],
         }
+    }
+
+    /// The host's clock was set, or it has slept. One that has no link hears of the time when it has.
+    pub fn clock_was_set(&self, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
+        self.greeted.then(|| tell_clock(fresh()))
     }
 
     fn prepared(&mut self, result: Answer) -> Option<Effect> {
@@ -233,14 +247,16 @@ impl Session {
             return refusal(agent_id, ECONNREFUSED, "the host's vmmd does not run; try again when it does");
         }
         self.next_id += 1;
-        self.pending.insert(self.next_id, agent_id);
+        self.pending.insert(self.next_id, Pending { agent_id, is_clone: verb == "clone" });
         Effect::ToVmmd(FromVmm::GuestRequest { id: self.next_id, verb, args })
     }
 
     /// The agent wants no answer any more; it may have one already.
     fn cancel(&mut self, agent_id: u64) -> Option<Effect> {
-        let id = *self.pending.iter().find(|(_, pending)| **pending == agent_id)?.0;
-        self.pending.remove(&id);
+        let (&id, pending) = self.pending.iter().find(|(_, pending)| pending.agent_id == agent_id)?;
+        if !pending.is_clone {
+            self.pending.remove(&id);
+        }
         Some(Effect::ToVmmd(FromVmm::GuestCancel { id }))
     }
 
@@ -252,7 +268,9 @@ impl Session {
         Ok(match serde_json::from_slice(line)? {
             ToVmm::Kill { reason } => vec![Effect::Kill(reason)],
             ToVmm::GuestReply { id, answer } => match self.pending.remove(&id) {
-                Some(id) => vec![Effect::ToAgent(FromHost::Reply { id, result: answer })],
+                Some(Pending { agent_id: id, .. }) => {
+                    vec![Effect::ToAgent(FromHost::Reply { id, result: answer })]
+                }
                 None => Vec::new(), // the link that asked is gone
             },
         })
@@ -262,8 +280,12 @@ impl Session {
     pub fn vmmd_lost(&mut self) -> Vec<Effect> {
         let reason =
             "the connection to the host's vmmd broke before it answered; the call may have been done";
-        self.pending.drain().map(|(_, id)| refusal(id, ECONNREFUSED, reason)).collect()
+        self.pending.drain().map(|(_, call)| refusal(call.agent_id, ECONNREFUSED, reason)).collect()
     }
+}
+
+fn tell_clock(Fresh { clock_ns, .. }: Fresh) -> Effect {
+    Effect::ToAgent(FromHost::Clock { clock_ns })
 }
 
 fn refusal(id: u64, code: i32, message: &str) -> Effect {

@@ -112,6 +112,31 @@ fn a_request_that_is_taken_back_reaches_vmmd_once_and_has_no_answer() {
 }
 
 #[test]
+fn an_agent_hears_what_time_it_is_when_it_asks_and_when_the_hosts_clock_was_set() {
+    let fresh = || Fresh { clock_ns: 77, seed: "ab".into() };
+    let told = Effect::ToAgent(FromHost::Clock { clock_ns: 77 });
+    assert_eq!(session().clock_was_set(fresh), None, "nobody has said hello");
+    let mut session = greeted();
+    assert_eq!(session.agent_line(b"{\"t\":\"clock\"}", false, fresh), std::slice::from_ref(&told));
+    assert_eq!(session.clock_was_set(fresh), Some(told));
+    session.link_lost();
+    assert_eq!(session.clock_was_set(fresh), None);
+}
+
+#[test]
+fn a_clone_that_is_taken_back_has_an_answer_all_the_same() {
+    let mut session = greeted();
+    let effects = say(&mut session, json!({"t": "request", "id": 5, "verb": "clone"}));
+    let [Effect::ToVmmd(FromVmm::GuestRequest { id, .. })] = &effects[..] else { panic!("{effects:?}") };
+    let cancel = json!({"t": "cancel", "id": 5});
+    assert_eq!(say(&mut session, cancel), [Effect::ToVmmd(FromVmm::GuestCancel { id: *id })]);
+    let error = CallError { code: 125, message: "nobody waits".into() };
+    let reply = json!({"t": "guest_reply", "id": id, "error": error}).to_string();
+    let told = FromHost::Reply { id: 5, result: Answer::Error(error) };
+    assert_eq!(session.vmmd_line(reply.as_bytes()).expect("a reply"), [Effect::ToAgent(told)]);
+}
+
+#[test]
 fn without_vmmd_or_with_too_many_waiting_a_call_is_refused() {
     let mut session = greeted();
     let request = json!({"t": "request", "id": 1, "verb": "list"}).to_string();

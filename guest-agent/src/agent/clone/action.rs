@@ -2,10 +2,12 @@
 
 use patina_abi::link::{Answer, CloneArgs};
 
-/// EBUSY, ECANCELED, ETIMEDOUT as codes of an answer.
+/// EBUSY, ECANCELED, EDEADLK, ETIMEDOUT as codes of an answer.
 pub const BUSY: i32 = libc::EBUSY;
 /// See [`BUSY`].
 pub const CANCELED: i32 = libc::ECANCELED;
+/// See [`BUSY`].
+pub const DEADLOCK: i32 = libc::EDEADLK;
 /// See [`BUSY`].
 pub const TIMED_OUT: i32 = libc::ETIMEDOUT;
 
@@ -49,6 +51,8 @@ pub enum Action {
     Release,
     /// Send the request. A failure is [`super::plan::Plan::reply`].
     Ask(CloneArgs),
+    /// Tell the host that nobody wants the request any more. It answers all the same: [`super::plan::Plan::reply`].
+    Cancel,
     /// Answer the host's `prepare`.
     Prepared(Answer),
     /// This is a clone: its sessions have lost their connections.

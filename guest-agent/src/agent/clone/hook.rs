@@ -1,12 +1,13 @@
 //! A hook that runs: a program whose output is kept, and which has a limited time.
 
+use super::kin;
 use crate::agent::exec::program::{Program, StartError};
 use crate::sys::input::append;
 use patina_abi::exec::{Exit, Start};
 use rustix::event::PollFlags;
 use rustix::fs::Access;
-use rustix::process::Signal;
-use std::os::fd::{AsFd, BorrowedFd};
+use rustix::process::{Pid, Signal};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,7 @@ pub struct Running {
     until: Instant,
     limit: Duration,
     killed: bool,
+    in_own_cgroup: bool,
 }
 
 /// What to wait for.
@@ -71,7 +73,8 @@ pub enum Part {
 }
 
 impl Running {
-    /// Starts the hook at `path` in a cgroup that is not frozen; none if it may not be executed.
+    /// Starts the hook at `path` in a cgroup that is not frozen, and which nobody else is in if `in_own_cgroup` says so; none if it may not
+    /// be executed.
     ///
     /// # Errors
     /// It could not be started.
@@ -80,6 +83,7 @@ impl Running {
         env: Vec<String>,
         limit: Duration,
         cgroup: Option<BorrowedFd<'_>>,
+        in_own_cgroup: bool,
     ) -> Result<Option<Self>, HookError> {
         if rustix::fs::access(path, Access::EXEC_OK).is_err() {
             return Ok(None);
@@ -91,10 +95,29 @@ impl Running {
             Ok(mut program) => {
                 program.stdin = None;
                 let until = Instant::now() + limit;
-                Ok(Some(Self { name, program, output: Vec::new(), until, limit, killed: false }))
+                let output = Vec::new();
+                Ok(Some(Self { name, program, output, until, limit, killed: false, in_own_cgroup }))
             }
             Err(source) => Err(HookError::Start { name, source }),
         }
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether a process is the hook, or was started by it.
+    #[must_use]
+    pub fn has(&self, process: Pid) -> bool {
+        kin::is_of(self.program.pid(), process, self.in_own_cgroup)
+    }
+
+    /// The outputs that somebody has open still, once it has ended.
+    #[must_use]
+    pub fn into_outputs(mut self) -> [Option<OwnedFd>; 2] {
+        self.program.take_outputs()
     }
 
     /// When [`Self::expire`] wants to be called.

@@ -1,7 +1,7 @@
 //! This machine is cloned: hooks, holding the other processes, asking the host, becoming a clone.
 //!
 //! - [`action`]: the words. [`plan`]: what follows what, as pure logic.
-//! - [`hook`]: a hook that runs.
+//! - [`hook`]: a hook that runs. [`kin`]: what was started by it.
 //! - here: doing it.
 //!
 //! What a clone does until it is ready is few system calls, and of these as many as can be are made beforehand or afterwards:
@@ -9,17 +9,19 @@
 
 pub mod action;
 pub mod hook;
+pub mod kin;
 pub mod plan;
 
 use super::Agent;
 use super::calls::{self, CLONE_CLIENT};
 use super::local::{INVALID, refuse};
 use crate::machine::Machine;
-use action::{Action, Call, Hook, Outcome, Role};
+use action::{Action, Call, DEADLOCK, Hook, Outcome, Role};
 use patina_abi::link::{Answer, CloneArgs, Cloned, FromAgent};
 use patina_abi::local::{CloneCall, CloneResult, Request};
 use plan::Plan;
 use rustix::event::PollFlags;
+use rustix::process::Pid;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
@@ -96,17 +98,41 @@ fn parse(client: u64, args: serde_json::Value) -> Result<Call, Answer> {
 }
 
 impl<M: Machine> Agent<M> {
-    /// Takes a program's call.
-    pub(super) fn call_clone(&mut self, client: u64, args: serde_json::Value) -> Result<(), Answer> {
+    /// Takes a program's call; `caller` is its process, if that is known.
+    pub(super) fn call_clone(
+        &mut self,
+        client: u64,
+        caller: Option<Pid>,
+        args: serde_json::Value,
+    ) -> Result<(), Answer> {
         if self.identity.is_none() {
             return Err(calls::no_identity("clone"));
         }
         if !self.link.is_up() {
             return Err(calls::link_down("clone"));
         }
-        let actions = self.cloning.plan.call(parse(client, args)?);
+        let call = parse(client, args)?;
+        // It would wait for the end of the clone, and that for the end of the hook.
+        if let Some(hook) = self.cloning.hook.as_ref().filter(|hook| caller.is_some_and(|pid| hook.has(pid)))
+        {
+            let name = hook.name();
+            return Err(refuse(
+                DEADLOCK,
+                format!(
+                    "clone: the call comes from the {name} hook, and the clone that this hook is for waits for its end; clone \
+                     from a program that the hook does not start"
+                ),
+            ));
+        }
+        let actions = self.cloning.plan.call(call);
         self.cloning.then(actions);
         Ok(())
+    }
+
+    /// Drops what a program that has gone has called for.
+    pub(super) fn abandon_clone(&mut self, client: u64) {
+        let actions = self.cloning.plan.caller_gone(client);
+        self.cloning.then(actions);
     }
 
     /// Goes on with a part that is ready.
@@ -117,7 +143,9 @@ impl<M: Machine> Agent<M> {
                 let Some(ended) = self.cloning.hook.as_mut().and_then(|hook| hook.ready(part)) else {
                     return;
                 };
-                self.cloning.hook = None;
+                if let Some(hook) = self.cloning.hook.take() {
+                    self.sessions.drain(hook.into_outputs());
+                }
                 let actions = self.cloning.plan.hook_ended(ended.map_err(|e| e.to_string()));
                 self.cloning.then(actions);
             }
@@ -154,6 +182,7 @@ impl<M: Machine> Agent<M> {
                 Action::Hold => self.hold(),
                 Action::Release => self.release(),
                 Action::Ask(args) => self.ask(args),
+                Action::Cancel => self.take_back(),
                 Action::Prepared(answer) => self.tell_prepared(answer),
                 Action::Detach => self.sessions.detach(),
                 Action::Answer(client, outcome) => {
@@ -176,7 +205,13 @@ impl<M: Machine> Agent<M> {
             env.extend([format!("GC_VMID={}", identity.vmid), format!("GC_IP={}", identity.ip)]);
         }
         env.extend(ticket.map(|ticket| format!("GC_TICKET={ticket}")));
-        let ended = match hook::Running::start(path, env, self.settings.hook_limit, self.machine.cgroup()) {
+        let limit = self.settings.hook_limit;
+        let own = self.machine.hook_cgroup();
+        let started = match own {
+            Some(_) => hook::Running::start(path, env, limit, own, true),
+            None => hook::Running::start(path, env, limit, self.machine.cgroup(), false),
+        };
+        let ended = match started {
             Ok(Some(running)) => {
                 self.cloning.hook = Some(running);
                 return;
@@ -234,6 +269,17 @@ impl<M: Machine> Agent<M> {
         if let Err(refusal) = asked {
             let actions = self.cloning.plan.reply(refusal);
             self.cloning.then(actions);
+        }
+    }
+
+    fn take_back(&mut self) {
+        let told = match self.calls.take_back(CLONE_CLIENT) {
+            Ok(Some(line)) => self.link.send_line(&line),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = told {
+            self.link_lost(&error);
         }
     }
 

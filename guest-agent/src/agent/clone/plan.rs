@@ -22,7 +22,8 @@ use std::collections::VecDeque;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Asker {
-    Program(u64),
+    /// None: it has gone, and wants no answer.
+    Program(Option<u64>),
     Host,
     /// The host, on a link that is not there any more; or, in a clone, somebody who did not ask this machine.
     Nobody,
@@ -108,6 +109,22 @@ impl Plan {
         self.next()
     }
 
+    /// A program has gone: nobody wants what it called for. What has not reached the host is not asked for.
+    pub fn caller_gone(&mut self, client: u64) -> Vec<Action> {
+        self.waiting.retain(|call| call.client != client);
+        let Some(current) = self.current.as_mut().filter(|c| c.asker == Asker::Program(Some(client))) else {
+            return Vec::new();
+        };
+        current.asker = Asker::Program(None);
+        match current.phase {
+            Phase::Holding => self.end(Outcome::IsClone),
+            // The machine may be frozen at this moment: all stand still until the host has said what came of it.
+            Phase::Asked => vec![Action::Cancel],
+            // A hook is left to come to its own end: one that is killed leaves halfway done what it was to do.
+            Phase::Hook | Phase::Lost | Phase::Finishing { .. } => Vec::new(),
+        }
+    }
+
     /// The host asks.
     pub fn prepare(&mut self, hold: bool) -> Vec<Action> {
         if matches!(self.phase(), Some(Phase::Finishing { .. })) {
@@ -128,7 +145,9 @@ impl Plan {
             return self.start(Asker::Host, CloneArgs::default(), hold);
         }
         match self.waiting.pop_front() {
-            Some(call) if !self.is_busy() => self.start(Asker::Program(call.client), call.args, call.hold),
+            Some(call) if !self.is_busy() => {
+                self.start(Asker::Program(Some(call.client)), call.args, call.hold)
+            }
             Some(call) => {
                 self.waiting.push_front(call);
                 Vec::new()
@@ -155,7 +174,9 @@ impl Plan {
     pub fn hook_ended(&mut self, result: Result<(), String>) -> Vec<Action> {
         let Some(current) = &mut self.current else { return Vec::new() };
         match (current.phase, result) {
-            (Phase::Hook, _) if current.asker == Asker::Nobody => self.end(Outcome::IsClone),
+            (Phase::Hook, _) if matches!(current.asker, Asker::Nobody | Asker::Program(None)) => {
+                self.end(Outcome::IsClone)
+            }
             (Phase::Hook, Ok(())) if current.hold => {
                 current.phase = Phase::Holding;
                 current.holds = true;
@@ -328,7 +349,9 @@ impl Plan {
         let mut actions = self.release();
         let Some(current) = self.current.take() else { return actions };
         match (current.asker, outcome) {
-            (Asker::Program(client), outcome) => actions.push(Action::Answer(client, outcome)),
+            (Asker::Program(client), outcome) => {
+                actions.extend(client.map(|client| Action::Answer(client, outcome)));
+            }
             (Asker::Host, Outcome::Host(answer)) if matches!(current.phase, Phase::Hook | Phase::Holding) => {
                 actions.push(Action::Prepared(answer));
             }

@@ -120,6 +120,51 @@ fn others_wait_in_line_and_the_host_is_refused() {
 }
 
 #[test]
+fn a_call_whose_program_has_gone_is_not_made() {
+    // In line.
+    let mut plan = asked();
+    assert_eq!(plan.call(call(2)), []);
+    assert_eq!(plan.caller_gone(2), []);
+    assert_eq!(plan.reply(ok()), [Action::Release, answer(1, &Outcome::Host(ok()))]);
+    assert!(!plan.is_busy());
+    // While its hook runs: others wait for the end of that.
+    plan.call(call(1));
+    plan.call(call(2));
+    assert_eq!(plan.caller_gone(1), []);
+    assert_eq!(plan.hook_ended(Ok(())), [run(Hook::Pre)]);
+    // While the processes are stopped.
+    assert_eq!(plan.hook_ended(Ok(())), [Action::Hold]);
+    assert_eq!(plan.caller_gone(2), [Action::Release]);
+    assert!(!plan.is_busy());
+}
+
+#[test]
+fn a_call_that_is_with_the_host_is_taken_back_there_and_all_stand_still_until_it_answers() {
+    let mut plan = asked();
+    assert_eq!(plan.caller_gone(1), [Action::Cancel]);
+    assert!(plan.is_still());
+    assert_eq!(plan.caller_gone(1), []);
+    plan.call(call(2));
+    assert_eq!(plan.reply(refuse(CANCELED, "nobody wants it")), [Action::Release, run(Hook::Pre)]);
+    // It was too late.
+    let mut plan = asked();
+    assert_eq!(plan.caller_gone(1), [Action::Cancel]);
+    assert_eq!(plan.resumed(true), [Action::Release, run(Hook::Post(Role::Parent))]);
+    assert_eq!(plan.hook_ended(Ok(())), []);
+    assert!(plan.is_busy(), "the next call's reply would be taken for this one's");
+    assert_eq!(plan.reply(ok()), []);
+    assert!(!plan.is_busy());
+    // In the clone as well.
+    let mut plan = asked();
+    plan.caller_gone(1);
+    plan.link_lost();
+    let actions = plan.identity(true, None);
+    assert_eq!(actions, [Action::Detach, Action::Release, run(Hook::Post(Role::Clone))]);
+    assert_eq!(plan.hook_ended(Ok(())), []);
+    assert!(!plan.is_busy());
+}
+
+#[test]
 fn a_clone_has_the_calls_that_waited_too() {
     let mut plan = asked();
     plan.call(call(2));
@@ -180,6 +225,7 @@ fn a_clone_that_nobody_prepared_for_runs_its_hook() {
 #[derive(Debug, Clone)]
 enum Event {
     Call(u64),
+    Gone(u64),
     Prepare,
     HookEnded(bool),
     Held,
@@ -195,6 +241,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         (1..5_u64).prop_map(Event::Call),
+        (1..5_u64).prop_map(Event::Gone),
         Just(Event::Prepare),
         any::<bool>().prop_map(Event::HookEnded),
         Just(Event::HookEnded(true)),
@@ -212,6 +259,7 @@ fn event() -> impl Strategy<Value = Event> {
 fn apply(plan: &mut Plan, event: &Event, hook_runs: bool) -> Vec<Action> {
     match event {
         Event::Call(client) => plan.call(call(*client)),
+        Event::Gone(client) => plan.caller_gone(*client),
         Event::Prepare => plan.prepare(true),
         // The agent tells of a hook's end only when one runs.
         Event::HookEnded(_) if !hook_runs => Vec::new(),
@@ -233,22 +281,27 @@ proptest! {
         events in prop::collection::vec(event(), 0..60),
     ) {
         let (mut plan, mut held, mut hook_runs) = (Plan::default(), false, false);
-        let (mut called, mut answered) = (0_usize, 0_usize);
+        // Programs that wait for an answer.
+        let mut open = Vec::new();
         // At the end the host answers, links come back, hooks end: as often as anybody can wait.
         let ending = [Event::HookEnded(true), Event::Held, Event::LinkLost, Event::Identity(false), Event::Reply];
         let endings = std::iter::repeat_n(ending, 3 * events.len() + 3).flatten();
         for event in events.into_iter().chain(endings) {
-            called += usize::from(matches!(event, Event::Call(_)));
+            match event {
+                Event::Call(client) => open.push(client),
+                Event::Gone(client) => open.retain(|other| *other != client),
+                _ => {}
+            }
             if matches!(event, Event::HookEnded(_)) && hook_runs {
                 let actions = apply(&mut plan, &event, true);
                 hook_runs = false;
-                check(&actions, &mut held, &mut hook_runs, &mut answered)?;
+                check(&actions, &mut held, &mut hook_runs, &mut open)?;
             } else {
                 if matches!(event, Event::CannotHold) && plan.is_stopping() {
                     held = false;
                 }
                 let actions = apply(&mut plan, &event, false);
-                check(&actions, &mut held, &mut hook_runs, &mut answered)?;
+                check(&actions, &mut held, &mut hook_runs, &mut open)?;
             }
             prop_assert_eq!(held, plan.holds());
             prop_assert!(plan.is_busy() || !held, "held for nobody");
@@ -256,7 +309,7 @@ proptest! {
             prop_assert!(!held || plan.is_still(), "a session's program would be started among the held");
         }
         prop_assert!(!plan.is_busy() && !held);
-        prop_assert_eq!(called, answered);
+        prop_assert!(open.is_empty(), "{open:?} wait for ever");
     }
 }
 
@@ -265,7 +318,7 @@ fn check(
     actions: &[Action],
     held: &mut bool,
     hook_runs: &mut bool,
-    answered: &mut usize,
+    open: &mut Vec<u64>,
 ) -> Result<(), TestCaseError> {
     for action in actions {
         match action {
@@ -281,11 +334,14 @@ fn check(
                 prop_assert!(!*hook_runs && !*held);
                 *hook_runs = true;
             }
-            Action::Answer(..) => {
+            Action::Answer(client, _) => {
                 prop_assert!(!*held, "answered while it is held");
-                *answered += 1;
+                let Some(at) = open.iter().position(|other| other == client) else {
+                    return Err(TestCaseError::fail(format!("{client} does not wait")));
+                };
+                open.swap_remove(at);
             }
-            Action::Ask(_) | Action::Prepared(_) | Action::Detach | Action::Say(_) => {}
+            Action::Ask(_) | Action::Cancel | Action::Prepared(_) | Action::Detach | Action::Say(_) => {}
         }
     }
     Ok(())

@@ -1,13 +1,11 @@
 //! A program whose session stayed behind: the machine is a clone, and the host's end of the session is the parent's. The program
 //! goes on, with the end of its input and nobody to read what it writes.
 
+use super::drains::drop_some;
 use super::program::Program;
 use super::session::Part;
-use crate::sys::input::append;
-use patina_abi::exec::PAYLOAD_MAX_BYTES;
 use rustix::event::PollFlags;
-use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What a terminal takes as the end of its input: Ctrl-D.
 pub const END_OF_INPUT: u8 = 4;
@@ -35,6 +33,11 @@ impl Detached {
         Self { program, ended: false }
     }
 
+    /// What others have open still of the outputs of a program that has ended.
+    pub fn take_left(&mut self) -> [Option<OwnedFd>; 2] {
+        if self.ended { self.program.take_outputs() } else { [None, None] }
+    }
+
     /// Whether it can be forgotten.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -57,13 +60,9 @@ impl Detached {
             Part::Process => self.ended = self.program.reap().is_some(),
             Part::Output(index) => {
                 let Some(slot) = self.program.outputs.get_mut(index) else { return };
-                let read = slot.as_ref().map(|output| append(output, scratch, PAYLOAD_MAX_BYTES));
-                match read {
-                    Some(Ok(0)) => *slot = None,
-                    Some(Err(error)) if !matches!(error, Errno::AGAIN | Errno::INTR) => *slot = None,
-                    _ => {}
+                if slot.as_ref().is_some_and(|output| !drop_some(output, scratch)) {
+                    *slot = None;
                 }
-                scratch.clear();
             }
             Part::Connection | Part::Input => {}
         }

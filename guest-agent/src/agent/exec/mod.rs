@@ -4,14 +4,17 @@
 //! - [`program`]: a child process with its pipes or terminal.
 //! - [`session`]: one connection and its program, with back-pressure both ways.
 //! - [`detached`]: a program without its connection, in a clone.
+//! - [`drains`]: outputs whose program has ended, and which others hold.
 
 pub mod detached;
+pub mod drains;
 pub mod frames;
 pub mod program;
 pub mod session;
 
 use super::{AgentError, accept, send_last_words};
 use detached::Detached;
+use drains::Drains;
 use patina_abi::exec::{Exit, SESSIONS_MAX};
 use rustix::event::PollFlags;
 pub use session::Part;
@@ -28,6 +31,7 @@ pub const CODE_NOT_FOUND: i32 = 127;
 pub struct Sessions {
     open: Vec<Session>,
     detached: Vec<Detached>,
+    drains: Drains,
     /// What is read only to be gone; it keeps its room.
     scratch: Vec<u8>,
 }
@@ -57,24 +61,44 @@ impl Sessions {
         for (number, program) in (self.open.len()..).zip(&self.detached) {
             program.watch(|part, fd, flags| add(number, part, fd, flags));
         }
+        let programs = self.open.len() + self.detached.len();
+        self.drains.watch(|number, fd, flags| add(programs + number, Part::Output(0), fd, flags));
     }
 
     /// Goes on with a part of a session that is ready; a program is started in `cgroup`.
     pub fn ready(&mut self, number: usize, part: Part, ready: PollFlags, cgroup: Option<BorrowedFd<'_>>) {
+        let programs = self.open.len() + self.detached.len();
         if let Some(session) = self.open.get_mut(number) {
             session.ready(part, ready, cgroup);
         } else if let Some(program) = self.detached.get_mut(number - self.open.len()) {
             program.ready(part, &mut self.scratch);
+        } else {
+            self.drains.ready(number - programs);
         }
     }
 
     /// This machine is a clone: the connections are its parent's, the programs are its own.
     pub fn detach(&mut self) {
-        self.detached.extend(self.open.drain(..).filter_map(Session::detach));
+        for mut session in self.open.drain(..) {
+            self.detached.extend(session.detach());
+            self.drains.take(session.take_left());
+        }
+    }
+
+    /// Reads on, and drops, what others write to the outputs of a program that has ended.
+    pub fn drain(&mut self, outputs: [Option<OwnedFd>; 2]) {
+        self.drains.take(outputs);
     }
 
     /// Ends what has ended.
     pub fn settle(&mut self) {
+        self.drains.settle();
+        for session in &mut self.open {
+            self.drains.take(session.take_left());
+        }
+        for program in &mut self.detached {
+            self.drains.take(program.take_left());
+        }
         self.open.retain(|session| !session.is_done());
         self.detached.retain(|program| !program.is_done());
     }

@@ -117,10 +117,17 @@ impl Program {
         };
         let cwd = cwd.as_ref().map(AsFd::as_fd);
         let failed = |source| StartError::NotExecutable { program: shown(name), source };
+        let (argv, envp, is_protected) = (&argv, &envp, false);
         let (pid, pidfd) =
-            spawn(&Spawn { path: &path, argv: &argv, envp: &envp, cwd, stdio, cgroup }).map_err(failed)?;
+            spawn(&Spawn { path: &path, argv, envp, cwd, stdio, cgroup, is_protected }).map_err(failed)?;
         let Streams { terminal, stdin, outputs, child: _ } = streams;
         Ok(Self { pid, pidfd, terminal: terminal.is_some(), stdin: Some(stdin), outputs })
+    }
+
+    /// Its number; only before it is reaped.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Readable when the program has ended.
@@ -145,6 +152,11 @@ impl Program {
     /// Sends a signal to the program's process group; only before it is reaped.
     pub fn signal(&self, signal: Signal) {
         kill_group(self.pid, signal);
+    }
+
+    /// Its outputs, for who reads them on when it has ended. None of a terminal: its end is the hang-up of all that run on it.
+    pub fn take_outputs(&mut self) -> [Option<OwnedFd>; 2] {
+        if self.terminal { [None, None] } else { std::mem::take(&mut self.outputs) }
     }
 
     /// Tells the terminal's size.

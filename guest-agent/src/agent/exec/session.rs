@@ -64,6 +64,8 @@ pub struct Session {
     frames: Frames,
     out: Outbox,
     stage: Stage,
+    /// What others have open still of the outputs of a program that has ended.
+    left: [Option<OwnedFd>; 2],
 }
 
 /// An EXIT as bytes.
@@ -84,7 +86,8 @@ impl Session {
     /// Takes a non-blocking connection.
     #[must_use]
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket, frames: Frames::default(), out: Outbox::default(), stage: Stage::Waiting }
+        let (frames, out) = (Frames::default(), Outbox::default());
+        Self { socket, frames, out, stage: Stage::Waiting, left: [None, None] }
     }
 
     /// Whether the session can be forgotten.
@@ -162,25 +165,38 @@ impl Session {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
             Stage::Running(Running { mut program, exit: None, .. }) => {
                 program.signal(Signal::KILL);
-                // A program that cannot be killed at once must not be held by its pipes either.
+                // A program that cannot be killed at once must not be held by its pipes either. Whoever left its process group goes on.
                 program.stdin = None;
+                self.left = program.take_outputs();
                 program.outputs = [None, None];
                 Stage::Reaping(program)
             }
             Stage::Reaping(program) => Stage::Reaping(program),
-            Stage::Running(_) | Stage::Waiting | Stage::Closing | Stage::Gone => Stage::Gone,
+            Stage::Running(Running { mut program, exit: Some(_), .. }) => {
+                self.left = program.take_outputs();
+                Stage::Gone
+            }
+            Stage::Waiting | Stage::Closing | Stage::Gone => Stage::Gone,
         };
     }
 
-    /// The connection is lost as its other end is another machine's. What is left of the session.
-    #[must_use]
-    pub fn detach(self) -> Option<Detached> {
-        match self.stage {
+    /// The outputs to be read on for those who have them open still.
+    pub fn take_left(&mut self) -> [Option<OwnedFd>; 2] {
+        std::mem::take(&mut self.left)
+    }
+
+    /// The connection is lost as its other end is another machine's. What is left of the session, and see [`Self::take_left`].
+    pub fn detach(&mut self) -> Option<Detached> {
+        match std::mem::replace(&mut self.stage, Stage::Gone) {
             Stage::Running(Running { program, exit: None, .. }) | Stage::Reaping(program) => {
                 Some(Detached::new(program))
             }
+            Stage::Running(Running { mut program, exit: Some(_), .. }) => {
+                self.left = program.take_outputs();
+                None
+            }
             // One that waits has no program, the others' have ended.
-            Stage::Running(_) | Stage::Waiting | Stage::Closing | Stage::Gone => None,
+            Stage::Waiting | Stage::Closing | Stage::Gone => None,
         }
     }
 
@@ -246,6 +262,9 @@ impl Session {
     }
 
     fn finish(&mut self, exit: &Exit) {
+        if let Stage::Running(running) = &mut self.stage {
+            self.left = running.program.take_outputs();
+        }
         self.stage = Stage::Closing;
         self.out.push(&exit_frame(exit));
         self.send();

@@ -8,6 +8,7 @@ use crate::{
 use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use vmm::api::control::Prepare;
 
@@ -92,6 +93,7 @@ impl Vmmd for Service {
             }),
             arrived_ns,
             asked: None,
+            abandoned: CancellationToken::new(),
         };
         let clones = self.host.clone_vm(call).await?;
         Ok(Response::new(convert::clones(clones)))

@@ -124,6 +124,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
             Unprepared::Unable => (Code::FailedPrecondition, "GUEST_NOT_PREPARED"),
         },
         Error::CloneUnderWay(_) => (Code::Aborted, "CLONE_UNDER_WAY"),
+        Error::Abandoned(_) => (Code::Cancelled, "ABANDONED"),
         // Handed on as it is: see above.
         Error::Scheduler(status) => (status.code(), "SCHEDULER"),
         Error::NoScheduler { .. } => (Code::Unavailable, "NO_SCHEDULER"),

@@ -38,6 +38,7 @@ use rustix::time::{ClockId, clock_gettime};
 use scheduler::client::admission::Share;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vmm::api::control::{Frozen, Prepare};
 
@@ -60,6 +61,8 @@ pub struct Call {
     pub arrived_ns: u64,
     /// The guest's turn to clone, until the clones are made, whether the guest waits for that or not. None: an operator asked.
     pub asked: Option<OwnedSemaphorePermit>,
+    /// Nobody wants the clones any more. Whoever drops [`Host::clone_vm`] says so too. From the freeze on it is too late.
+    pub abandoned: CancellationToken,
 }
 
 /// What came of a call.
@@ -113,19 +116,25 @@ impl Host {
     /// The VM is not ready or cannot be frozen; there is no room, or no such ticket. What fails for one clone only is in
     /// its outcome.
     pub async fn clone_vm(self: &Arc<Self>, call: Call) -> Result<Clones, Error> {
-        // In a task of its own: a client that goes away does not leave some clones made and the others not undone.
+        // In a task of its own: a client that goes away does not leave some clones made and the others not undone. It is heard of, though,
+        // as long as nothing was begun.
+        let _left = call.abandoned.clone().drop_guard();
         let host = Arc::clone(self);
         tokio::spawn(host.clone_whole(call)).await.map_err(|_| Error::Stopping)?
     }
 
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
-        let Call { parent, wanted, prepare, arrived_ns, asked: _asked } = call;
+        let Call { parent, wanted, prepare, arrived_ns, asked: _asked, abandoned } = call;
         self.adopted(super::PATIENCE).await?;
         // What can be refused is refused before the VM is disturbed.
         parent.check_clonable()?;
         let record = &parent.record;
-        let count = self.size(record, wanted).await?;
-        let turn = parent.cloning.lock().await;
+        let abandon = || Error::Abandoned(record.name.clone());
+        let waited = async {
+            let count = self.size(record, wanted).await?;
+            Ok::<_, Error>((count, parent.cloning.lock().await))
+        };
+        let (count, turn) = abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
         let (seats, on_the_way) = (self.seat(record, count)?, self.on_the_way(count));
         let vmids = seats.iter().map(|seat| seat.vmid).collect();
         let (admitted, ticket) = match self.tickets.admit(record, wanted, vmids).await {
@@ -138,7 +147,16 @@ impl Host {
         let seats = self.furnish(record, seats);
         let asked_ns = monotonic_ns();
         self.metrics.stage(Stage::Admit, Duration::from_nanos(asked_ns.saturating_sub(arrived_ns)));
-        let (frozen, written) = tokio::join!(parent.freeze(prepare), self.write_vmids(record));
+        let freeze = async {
+            let freeze = parent.freeze(prepare);
+            match prepare {
+                // A vmm whose caller leaves while the agent prepares does not freeze.
+                Some(_) => abandoned.run_until_cancelled(freeze).await.ok_or_else(abandon)?,
+                None if abandoned.is_cancelled() => Err(abandon()),
+                None => freeze.await,
+            }
+        };
+        let (frozen, written) = tokio::join!(freeze, self.write_vmids(record));
         let freeze = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
         drop(turn);
         parent.connect_ahead();

@@ -49,6 +49,9 @@ pub enum Error {
     /// The name is in use.
     #[error("reserve the name {0:?}: it is in use; choose another or `vmctl rm` that VM")]
     NameTaken(String),
+    /// Whoever called for a clone has gone, and nothing was frozen yet.
+    #[error("clone VM {0:?}: nobody waits for the clones any more; none was made")]
+    Abandoned(String),
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] PortError),

@@ -29,6 +29,7 @@ use tokio::{
     task::{AbortHandle, JoinSet, spawn_blocking},
     time::{Instant, sleep, sleep_until, timeout},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use vmm::api::{
     control::{FromVmm, Open, State, ToVmm},
@@ -137,6 +138,22 @@ fn status_of(life: &Lifecycle) -> Status {
     Status { phase: life.phase.clone(), ready_after_us: life.ready_after_us }
 }
 
+/// What the guest may cancel.
+enum Cancel {
+    Call(AbortHandle),
+    /// It is told what came of it.
+    Clone(CancellationToken),
+}
+
+impl Cancel {
+    fn cancel(self) {
+        match self {
+            Self::Call(call) => call.abort(),
+            Self::Clone(abandoned) => abandoned.cancel(),
+        }
+    }
+}
+
 struct Supervisor {
     host: Arc<Host>,
     handle: Arc<Vm>,
@@ -144,7 +161,7 @@ struct Supervisor {
     status: watch::Sender<Status>,
     // The guest's calls that are being answered, and those of them that it may still cancel.
     calls: JoinSet<u64>,
-    cancels: HashMap<u64, AbortHandle>,
+    cancels: HashMap<u64, Cancel>,
     kills: mpsc::Receiver<ToEnd>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<Heard>,
@@ -215,15 +232,15 @@ impl Supervisor {
             FromVmm::GuestRequest { id, verb, args } => self.call(id, verb, args),
             FromVmm::GuestCancel { id } => {
                 if let Some(call) = self.cancels.remove(&id) {
-                    call.abort();
+                    call.cancel();
                 }
             }
         }
     }
 
-    /// Nobody waits for the answers any more. What cannot be cut short, as a clone under way, is finished in a task of its own.
+    /// Nobody waits for the answers any more. What cannot be cut short, as a clone from its freeze on, is finished in a task of its own.
     fn forget_calls(&mut self) {
-        self.cancels.drain().for_each(|(_, call)| call.abort());
+        self.cancels.drain().for_each(|(_, call)| call.cancel());
     }
 
     fn tell_ready(&self) {
@@ -255,11 +272,13 @@ impl Supervisor {
             return;
         }
         let (host, vm) = (Arc::clone(&self.host), Arc::clone(&self.handle));
+        let abandoned = CancellationToken::new();
+        let clone = (verb == "clone").then(|| abandoned.clone());
         let arrived_ns = monotonic_ns();
         let answer = async move {
             // Until the answer is on its way.
             let _ends = EndsWhenLeft(Arc::clone(&vm));
-            let answer = guest::answer(&host, &vm, &verb, &args, arrived_ns).await;
+            let answer = guest::answer(&host, &vm, &verb, &args, arrived_ns, abandoned).await;
             host.metrics.guest_call(matches!(answer, Answer::Ok(_)));
             if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
                 tracing::warn!(%error, "answer a guest's call");
@@ -267,7 +286,7 @@ impl Supervisor {
             id
         };
         let call = self.calls.spawn(answer.in_current_span());
-        self.cancels.insert(id, call);
+        self.cancels.insert(id, clone.map_or(Cancel::Call(call), Cancel::Clone));
     }
 
     fn ask_to_end(&mut self, why: ToEnd) {

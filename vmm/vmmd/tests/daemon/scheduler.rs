@@ -2,7 +2,7 @@
 
 use crate::{
     bench::{self, Client, get, kill, ready, tell, vm},
-    clones::clones,
+    clones::{self, clones},
     steps::{Hold, running, until},
     streams::{ask, run},
     tickets::{granted, refused, two_clones},
@@ -174,6 +174,37 @@ fn a_guest_that_takes_its_calls_for_clones_back_has_one_at_a_time_all_the_same()
             ask(&mut client, "web", "clone", r#"{"count":1}"#).await["ok"]["vmids"] == json!([2])
         })
         .await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn calls_for_clones_that_are_given_up_in_line_make_none() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", &words(&bench))).await;
+        let (freeze, _start) = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
+        freeze.lock();
+        let mark = bench.path("freeze.0");
+        let clone =
+            |mut client: Client| tokio::spawn(async move { clones::clone(&mut client, "web", 1).await });
+        let first = clone(client.clone());
+        until("the first is being frozen for", async || mark.exists()).await;
+        let given_up = clone(client.clone());
+        // The guest's comes after it, and so is known to be in line behind it.
+        let dropped = ["drop", "clone", r#"{"count":1}"#, mark.to_str().unwrap()];
+        assert_eq!(run(&mut client, "web", &dropped).await, (String::new(), 0));
+        given_up.abort();
+        assert!(given_up.await.is_err());
+        // vmmd has heard of that once it has answered what was asked afterwards.
+        assert!(is_there(&mut client, "web").await);
+        freeze.unlock();
+        assert_eq!(first.await.unwrap().unwrap().len(), 1);
+        until("there is a turn again", async || {
+            ask(&mut client, "web", "clone", r#"{"count":1}"#).await["ok"]["vmids"] == json!([2])
+        })
+        .await;
+        assert_eq!(bench.vm_folders().len(), 3);
     });
 }
 

@@ -86,6 +86,7 @@ fn what_stops_a_clone_is_a_number_that_its_verb_promises() {
     let unprepared = |code| Error::NotPrepared { name: name(), source: refuse(code, "no".into()) };
     let errors = [
         (Error::CloneUnderWay(name()), libc::EBUSY),
+        (Error::Abandoned(name()), libc::ECANCELED),
         (unprepared(libc::ECANCELED), libc::ECANCELED),
         (unprepared(libc::EBUSY), libc::EBUSY),
         (unprepared(libc::ETIMEDOUT), libc::ENOTCONN),

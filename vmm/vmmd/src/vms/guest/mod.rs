@@ -22,6 +22,7 @@ use patina_abi::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -36,13 +37,15 @@ const REASON_CHARS: usize = 160;
 /// How much when that is too much for one line. So much of the widest characters of 256 clones fits.
 const REASON_FEW_CHARS: usize = 16;
 
-/// Answers one call of a VM, which came at `arrived_ns`.
+/// Answers one call of a VM, which came at `arrived_ns`. Who gives up a `clone` says so with `abandoned`, and hears what came of it; any
+/// other call is given up by dropping this.
 pub(super) async fn answer(
     host: &Arc<Host>,
     vm: &Arc<Vm>,
     verb: &str,
     args: &Args,
     arrived_ns: u64,
+    abandoned: CancellationToken,
 ) -> Answer {
     if let Err(error) = host.adopted(PATIENCE).await {
         return Answer::Error(refusal(error));
@@ -50,7 +53,7 @@ pub(super) async fn answer(
     let answered = match verb {
         "list" => look::list(&host.table.all(), &vm.record, &host.settings.hostname, args),
         "clone" => match parse(args) {
-            Ok(args) => clone(host, vm, args, arrived_ns).await,
+            Ok(args) => clone(host, vm, args, arrived_ns, abandoned).await,
             Err(error) => Err(error),
         },
         "rt" => match parse(args) {
@@ -108,13 +111,20 @@ fn wanted(args: &CloneArgs) -> Result<Wanted, CallError> {
     }
 }
 
-async fn clone(host: &Arc<Host>, vm: &Arc<Vm>, args: CloneArgs, arrived_ns: u64) -> Answered {
+async fn clone(
+    host: &Arc<Host>,
+    vm: &Arc<Vm>,
+    args: CloneArgs,
+    arrived_ns: u64,
+    abandoned: CancellationToken,
+) -> Answered {
     let wanted = wanted(&args)?;
     let Ok(asked) = Arc::clone(&vm.asked).try_acquire_owned() else {
         return Err(refusal(Error::CloneUnderWay(vm.record.name.clone())));
     };
     // The agent has prepared before it asked.
-    let call = Call { parent: Arc::clone(vm), wanted, prepare: None, arrived_ns, asked: Some(asked) };
+    let parent = Arc::clone(vm);
+    let call = Call { parent, wanted, prepare: None, arrived_ns, asked: Some(asked), abandoned };
     let clones = host.clone_vm(call).await.map_err(refusal)?;
     let mut cloned = cloned(clones)?;
     write(&cloned).or_else(|_| {
@@ -153,6 +163,7 @@ fn refusal(error: Error) -> CallError {
     let code = match &error {
         Error::Scheduler(status) => errno(status),
         Error::CloneUnderWay(_) => libc::EBUSY,
+        Error::Abandoned(_) => libc::ECANCELED,
         Error::NotPrepared { source, .. } => match Unprepared::of(source) {
             Unprepared::Busy => libc::EBUSY,
             Unprepared::Silent => libc::ENOTCONN,
