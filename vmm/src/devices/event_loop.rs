@@ -9,7 +9,7 @@
 //! are not lost: they stay pending in the kernel.
 //!
 //! ```text
-//!  running ──stop──▶ stopping ──between two batches──▶ stopped ──start──▶ running
+//!  running ──stop──▶ stopping ──between two events──▶ stopped ──start──▶ running
 //! ```
 //! The thread stays while it is stopped: a VM that is frozen need not wait for another, or go on without one.
 
@@ -128,6 +128,10 @@ impl Shared {
                 Err(error) => return Err(LoopError::Wait(error.into())),
             }
             for event in batch.drain(..) {
+                // What is left of the batch waits here: an edge is not reported again.
+                if !self.goes_on() {
+                    return Ok(());
+                }
                 self.dispatch(event.data.u64());
             }
         }
@@ -139,7 +143,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Between two batches: waits here while the loop is stopped; false when the thread is to end.
+    /// Between two events: waits here while the loop is stopped; false when the thread is to end.
     fn goes_on(&self) -> bool {
         let mut phase = lock(&self.phase);
         if *phase == Phase::Stopping {
@@ -216,7 +220,7 @@ impl DeviceLoop {
         Ok(())
     }
 
-    /// Stops the thread after the events that it is at, and waits until it has. May be started again.
+    /// Stops the thread after the event that it is at, and waits until it has: for one turn of one queue at most. May be started again.
     ///
     /// # Errors
     /// The thread has ended: the devices do nothing any more.

@@ -90,3 +90,46 @@ fn a_thread_that_has_ended_is_no_thread_that_has_stopped() {
     }
     assert!(matches!(stopped, Err(LoopError::Panicked)));
 }
+
+/// Says that it is at an event, and goes on when it is told to.
+struct Slow {
+    at: mpsc::Sender<u32>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl EventHandler for Slow {
+    fn event(&self, token: u32) {
+        self.at.send(token).expect("whoever hears it");
+        lock(&self.go_on).recv().expect("a word to go on");
+    }
+}
+
+#[test]
+fn a_loop_stops_after_the_event_at_hand_and_keeps_the_rest_of_the_batch() {
+    let event = || eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    // Edges: the kernel reports each of them once.
+    let events: Vec<_> = (0..4).map(|_| event()).collect();
+    let (at, seen) = mpsc::channel();
+    let (go_on, told) = mpsc::channel();
+    let mut devices = DeviceLoop::new().unwrap();
+    let sources = (0..).zip(&events).map(|(token, event)| Source { fd: event.as_fd(), token, edge: true });
+    let slow = Arc::new(Slow { at, go_on: Mutex::new(told) });
+    devices.add(slow, &sources.collect::<Vec<_>>()).unwrap();
+    devices.start().unwrap();
+    let first = seen.recv().unwrap();
+    // All four are in one batch, as they were there before the loop was. It is told to stop while it is at the first.
+    let shared = Arc::clone(&devices.shared);
+    let stopper = std::thread::spawn(move || devices.stop().map(|()| devices));
+    while *lock(&shared.phase) != Phase::Stopping {
+        std::thread::yield_now();
+    }
+    go_on.send(()).unwrap();
+    // One that goes on with the next event waits for a word there, and is never stopped: the test hangs.
+    let mut devices = stopper.join().unwrap().unwrap();
+    assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Empty), "it goes on with the batch before it stops");
+    (0..4).for_each(|_| go_on.send(()).unwrap());
+    devices.start().unwrap();
+    let mut all: Vec<_> = std::iter::once(first).chain((0..3).map(|_| seen.recv().unwrap())).collect();
+    all.sort_unstable();
+    assert_eq!(all, [0, 1, 2, 3]);
+}

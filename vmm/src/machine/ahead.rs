@@ -15,6 +15,7 @@ use crate::sys::pagemap::Pages;
 use crate::sys::view;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use vm_memory::GuestMemoryBackend;
 
 /// Most RAM that is copied ahead for a VM that was frozen, bytes.
@@ -104,15 +105,16 @@ pub(super) fn from_list(list: &[u8], ram_bytes: u64) -> Vec<Range<u64>> {
 }
 
 /// Copies ranges of RAM ahead on a thread of their own, beside the guest.
-pub(super) fn copy_beside(memory: &Memory, ranges: Vec<Range<u64>>) {
+pub(super) fn copy_beside(memory: &Memory, ranges: Vec<Range<u64>>) -> Option<JoinHandle<()>> {
     if ranges.is_empty() {
-        return;
+        return None;
     }
     let memory = Arc::clone(memory);
     let thread = std::thread::Builder::new().name("ahead".into());
-    if let Err(error) = thread.spawn(move || copy(&memory, ranges)) {
-        note(&format!("copy pages ahead: start a thread: {error}"));
-    }
+    thread
+        .spawn(move || copy(&memory, ranges))
+        .inspect_err(|error| note(&format!("copy pages ahead: start a thread: {error}")))
+        .ok()
 }
 
 fn copy(memory: &Memory, ranges: Vec<Range<u64>>) {

@@ -3,6 +3,7 @@
 use super::bus::Bus;
 use super::doors::{LinkPort, VmDoors};
 use super::freeze::Ram;
+use super::merging::Merging;
 use super::origin::{Origin, OriginError};
 use super::wiring::{self, WiringError};
 use crate::api::config::{CONSOLE_LOG_MAX_BYTES, MEMORY_MIB, Start, VCPUS, VmConfig};
@@ -141,6 +142,8 @@ pub struct Machine {
     /// Whether what it tells is all that is not in [`Machine::ram`]'s layers yet.
     pub(super) knows_written: bool,
     pub(super) memory_mib: u32,
+    /// Fewer layers for the next generation, in the making.
+    pub(super) merging: Option<Merging>,
     /// The MSRs that make up a vCPU's state.
     pub(super) msrs: Arc<[u32]>,
     /// Ranges of RAM that are still to be copied ahead.
@@ -222,6 +225,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         tracker,
         knows_written: false,
         memory_mib,
+        merging: None,
         msrs,
         ahead: Vec::new(),
         touched: Vec::new(),

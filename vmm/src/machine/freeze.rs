@@ -5,7 +5,8 @@
 //! ```text
 //!  before   private views of RAM are mapped aside, KVM is made to
 //!           forget where its pages are                                  the guest runs
-//!  paused   vCPUs stop, devices stop, all state is saved,
+//!           devices stop                                                the guest runs
+//!  paused   vCPUs stop, all state is saved,
 //!           RAM's shared mapping is moved away, the view takes its place
 //!  after    the old mapping is unmapped, the memfd sealed               the guest runs
 //! ```
@@ -15,23 +16,28 @@
 //! before the pause.
 //! ```text
 //!  before   written pages are found, protected again (one step)
-//!           and copied                                                  the guest runs
-//!  paused   vCPUs stop, devices stop, all state is saved,
+//!           and copied; again, while that is much; devices stop         the guest runs
+//!  paused   vCPUs stop, all state is saved,
 //!           the pages that were written meanwhile are copied
 //!  after    small gaps between the pages are filled from the layers
-//!           below, the memfd is sealed; a long chain is merged          the guest runs
+//!           below, the memfd is sealed; the merging of a long chain is
+//!           begun, for the next generation                              the guest runs
 //! ```
 //! A host whose kernel does not track writes (before Linux 6.7) copies all private pages in the pause, every time.
 
 use super::ahead::copy_beside;
 use super::build::Machine;
+use super::merging::Merging;
 use super::persist::{VmPersistError, VmState};
+use super::standstill::{Stoppable, stand_still};
 use crate::api::control::Frozen;
 use crate::devices::console::persist::ConsoleState;
 use crate::devices::event_loop::LoopError;
 use crate::devices::virtio::mmio::persist::TransportState;
+use crate::memory::Memory;
 use crate::memory::extents::{Extents, PAGE_BYTES, union};
 use crate::memory::layers::{self, Layers, LayersError};
+use crate::note::note;
 use crate::sys::pagemap::Pages;
 use crate::sys::slot::SlotError;
 use crate::sys::view::{self, PrivateView, Replaced};
@@ -41,7 +47,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread::JoinHandle;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 /// Why a VM could not be frozen. It goes on, unless [`FreezeError::is_fatal`].
@@ -154,6 +160,57 @@ enum Taken {
     Copied(Layer),
 }
 
+/// How often at most what is written while pages are copied is copied as well, before the pause.
+const ROUNDS_MAX: usize = 4;
+/// So much is left for the pause: it is copied in half a millisecond.
+const ROUND_MIN_BYTES: u64 = 1 << 20;
+
+/// What a view is of: the same RAM in fewer layers, if it has been merged meanwhile or must be.
+fn merged(merging: &mut Option<Merging>, view: &mut Layers) -> Result<Layers, FreezeError> {
+    let must_be = view.is_full()?;
+    if let Some(done) = merging.take_if(|merging| must_be || merging.is_finished()) {
+        match done.finish(view) {
+            Ok(fewer) => *view = fewer,
+            // There are more layers than there need be. Another freeze begins anew.
+            Err(error) => note(&format!("merge the layers of RAM: {}", crate::chain(&error))),
+        }
+    }
+    Ok(view.clone())
+}
+
+/// Seals the RAM of a VM that works on a view of it by now, and only then copies ahead into that view: to seal it the kernel looks for pages
+/// that somebody holds, and a copy under way holds one. It would wait, or refuse.
+fn seal_and_copy_ahead(
+    memfd: &File,
+    view: &Memory,
+    written: Vec<Range<u64>>,
+) -> Result<Option<JoinHandle<()>>, FreezeError> {
+    layers::seal(memfd).map_err(FreezeError::Seal)?;
+    Ok(copy_beside(view, written))
+}
+
+impl Stoppable for Machine {
+    type Vcpus = Vec<VcpuState>;
+
+    fn stop_devices(&mut self) -> Result<(), FreezeError> {
+        Ok(self.devices.stop()?)
+    }
+
+    fn stop_vcpus(&mut self) -> Result<Self::Vcpus, FreezeError> {
+        let indices = self.msrs.clone();
+        let states = self.vcpus.pause_and(move |runner| VcpuState::save(runner, &indices))?;
+        Ok(states.into_iter().collect::<Result<_, _>>()?)
+    }
+
+    fn start_devices(&mut self) -> Result<(), FreezeError> {
+        Ok(self.devices.start()?)
+    }
+
+    fn resume_vcpus(&mut self) {
+        self.vcpus.resume();
+    }
+}
+
 impl Machine {
     /// Freezes the VM, whose other processes are held or not, and lets it go on.
     ///
@@ -161,16 +218,10 @@ impl Machine {
     /// See [`FreezeError`].
     pub fn freeze(&mut self, is_held: bool) -> Result<Generation, FreezeError> {
         let plan = self.plan()?;
-        let before = Instant::now();
-        self.vcpus.pause();
-        let taken = self.devices.stop().map_err(FreezeError::from).and_then(|()| self.take(plan));
-        let started = self.devices.start();
-        self.vcpus.resume();
-        let pause_us = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let ((mut state, taken), pause) = stand_still(self, |machine, vcpus| machine.take(vcpus, plan))?;
         // What takes time comes after the pause: the guest runs again.
-        let (mut state, taken) = taken?;
         let (layers, copied) = self.finish_taking(taken)?;
-        started?;
+        let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
         state.memory = layers.extents().clone();
         state.is_held = is_held;
         let frozen = Frozen { pause_us, copied_pages: copied / PAGE_BYTES };
@@ -198,18 +249,23 @@ impl Machine {
                 Ok(Plan::Exchange { views, written })
             }
             Ram::View(base) => {
-                let mut layer =
-                    Layer { base: base.clone(), memfd: layers::new_layer(bytes)?, runs: Vec::new() };
+                let base = merged(&mut self.merging, base)?;
+                let mut layer = Layer { base, memfd: layers::new_layer(bytes)?, runs: Vec::new() };
                 if let Some(tracker) = &self.tracker {
-                    if knows_written {
-                        self.copy_pages(Pages::Written, &mut layer)?;
-                    } else {
+                    if !knows_written {
                         for region in self.vm.memory().iter() {
                             tracker.track(region).map_err(FreezeError::Pages)?;
                         }
                         // Asking protects them, so that the next question finds what is written from here on.
                         self.private_pages(Pages::Written)?;
                         self.copy_pages(Pages::All, &mut layer)?;
+                    }
+                    // A guest that writes much while it is copied is looked at again, so that what the pause copies is little; one
+                    // that writes as fast as it is copied is paused after some rounds all the same.
+                    for _ in 0..ROUNDS_MAX {
+                        if self.copy_pages(Pages::Written, &mut layer)? <= ROUND_MIN_BYTES {
+                            break;
+                        }
                     }
                 }
                 Ok(Plan::Copy(layer))
@@ -218,14 +274,14 @@ impl Machine {
     }
 
     /// Takes the paused VM's state and memory.
-    fn take(&self, plan: Plan) -> Result<(MachineState, Taken), FreezeError> {
-        let state = self.save()?;
+    fn take(&self, vcpus: Vec<VcpuState>, plan: Plan) -> Result<(MachineState, Taken), FreezeError> {
+        let state = self.save(vcpus)?;
         let taken = match plan {
             Plan::Exchange { views, written } => {
                 Taken::Exchanged { replaced: self.exchange(views)?, written }
             }
             Plan::Copy(mut layer) => {
-                let pages = if self.tracker.is_some() { Pages::Written } else { Pages::All };
+                let pages = if self.tracker.is_some() { Pages::WrittenAtRest } else { Pages::All };
                 self.copy_pages(pages, &mut layer)?;
                 Taken::Copied(layer)
             }
@@ -233,19 +289,20 @@ impl Machine {
         Ok((state, taken))
     }
 
-    fn copy_pages(&self, which: Pages, layer: &mut Layer) -> Result<(), FreezeError> {
+    /// Copies pages into the layer; returns how many bytes.
+    fn copy_pages(&self, which: Pages, layer: &mut Layer) -> Result<u64, FreezeError> {
         // These and no more: what lies between them would be read, and so made, in the layers below, and the guest waits.
         let runs = self.private_pages(which)?;
         layers::copy_runs(self.vm.memory(), &runs, &layer.memfd)?;
+        let bytes = runs.iter().map(|run| run.end - run.start).sum();
         layer.runs.extend(runs);
-        Ok(())
+        Ok(bytes)
     }
 
     /// Makes the generation's RAM of what was taken; returns it and how many bytes were copied.
     fn finish_taking(&mut self, taken: Taken) -> Result<(Layers, u64), FreezeError> {
         match taken {
             Taken::Exchanged { replaced, written } => {
-                copy_beside(self.vm.memory(), written);
                 let bytes = self.memory_bytes();
                 // The VM works on a private view now. Whatever fails from here on, the memfd is its RAM no more.
                 let Ram::Shared(memfd) = std::mem::replace(&mut self.ram, Ram::Reserved) else {
@@ -253,16 +310,16 @@ impl Machine {
                 };
                 // The last writable mapping goes, and with the seals nobody can make another.
                 drop(replaced);
-                let sealed = layers::seal(&memfd).map_err(FreezeError::Seal);
+                let sealed = seal_and_copy_ahead(&memfd, self.vm.memory(), written);
                 let base = Layers::whole(memfd, bytes);
                 self.ram = Ram::View(base.clone());
-                sealed.map(|()| (base, 0))
+                sealed.map(|_| (base, 0))
             }
             Taken::Copied(Layer { base, memfd, runs }) => {
                 let runs = union(runs);
                 let copied = runs.iter().map(|run| run.end - run.start).sum();
                 let mut generation = if runs.is_empty() { base } else { base.with(runs, memfd)? };
-                if generation.is_long()? {
+                if generation.is_full()? {
                     generation = generation.merge()?;
                 }
                 // The VM's own view stays as it is: the pages are the same.
@@ -270,9 +327,24 @@ impl Machine {
                     self.ram = Ram::View(generation.clone());
                     self.knows_written = true;
                 }
+                self.merge_beside()?;
                 Ok((generation, copied))
             }
         }
+    }
+
+    /// Begins to merge the layers of the VM's own view, for its next generation, where they are many: on a thread of its own, since it may
+    /// copy as much as all of RAM, and nobody is to wait for that.
+    fn merge_beside(&mut self) -> Result<(), FreezeError> {
+        if let Ram::View(layers) = &self.ram
+            && self.merging.is_none()
+            && layers.is_long()?
+        {
+            self.merging = Merging::start(layers.clone())
+                .inspect_err(|error| note(&format!("merge the layers of RAM: start a thread: {error}")))
+                .ok();
+        }
+        Ok(())
     }
 
     /// Puts the private views in the place of the shared mappings. Nobody may look at RAM.
@@ -309,17 +381,19 @@ impl Machine {
         u64::from(self.memory_mib) << 20
     }
 
-    fn save(&self) -> Result<MachineState, FreezeError> {
-        let indices = self.msrs.clone();
-        let vcpus = self.vcpus.each(move |runner| VcpuState::save(runner, &indices))?;
+    fn save(&self, vcpus: Vec<VcpuState>) -> Result<MachineState, FreezeError> {
         Ok(MachineState {
             memory_mib: self.memory_mib,
             memory: Extents::whole(self.memory_bytes()),
             is_held: false,
-            vcpus: vcpus.into_iter().collect::<Result<_, _>>()?,
+            vcpus,
             vm: VmState::save(self.vm.vm())?,
             transports: self.bus.transports.iter().map(|transport| transport.save()).collect(),
             console: self.bus.serial.save(),
         })
     }
 }
+
+#[cfg(test)]
+#[path = "freeze_test.rs"]
+mod tests;

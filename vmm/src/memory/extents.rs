@@ -199,6 +199,19 @@ pub fn small_gaps(runs: &[Range<u64>], most_bytes: u64) -> Vec<Range<u64>> {
     gaps.filter(|gap| gap.end - gap.start <= most_bytes).collect()
 }
 
+/// Ascending runs, with all between them that are no further than `bytes` from one another.
+#[must_use]
+pub fn near(runs: &[Range<u64>], bytes: u64) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if run.start - last.end <= bytes => last.end = run.end,
+            _ => joined.push(run.clone()),
+        }
+    }
+    joined
+}
+
 /// Ascending runs that do not touch, of any runs.
 #[must_use]
 pub fn union(mut runs: Vec<Range<u64>>) -> Vec<Range<u64>> {
@@ -261,6 +274,18 @@ mod tests {
             prop_assert!(after.windows(2).all(|pair| pair[0].end < pair[1].start));
             prop_assert!(before.iter().all(|run| after.iter().any(|all| all.start <= run.start && run.end <= all.end)));
             prop_assert!(before.len() > most || before == after);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn runs_that_are_near_are_one_and_others_are_not(set in prop::collection::vec(any::<bool>(), PAGES as usize), most in 0u64..5) {
+            let before = runs(&set);
+            let after = near(&before, most * PAGE_BYTES);
+            prop_assert!(after.windows(2).all(|pair| pair[1].start - pair[0].end > most * PAGE_BYTES));
+            prop_assert!(before.iter().all(|run| after.iter().any(|all| all.start <= run.start && run.end <= all.end)));
+            prop_assert!(after.iter().all(|all| before.iter().any(|run| run.start == all.start)));
+            prop_assert!(after.iter().all(|all| before.iter().any(|run| run.end == all.end)));
         }
     }
 

@@ -155,11 +155,11 @@ fn scattered_pages_can_be_written_between_any_number_of_freezes() {
         let pages: BTreeSet<u64> = (0..500).map(|n| (n * 523 + round * 37) % (LARGE / PAGE_BYTES)).collect();
         generation = next(&generation, &pages, round as u8 + 1);
         written.extend(pages.into_iter().map(|page| (page, round as u8 + 1)));
-        if generation.is_long().expect("a look") {
+        if generation.is_full().expect("a look") {
             generation = generation.merge().expect("a merged generation");
             merged += 1;
         }
-        assert!(!generation.is_long().expect("a look"), "merging helps");
+        assert!(!generation.is_full().expect("a look"), "merging helps");
         is_generation(&generation);
     }
     assert!((5..=10).contains(&merged), "{merged} times of 60");
@@ -223,4 +223,35 @@ fn layers_that_are_none_are_refused() {
     let error = check(vec![file()], 2 * RAM);
     assert_eq!(error.to_string(), "read the generation: layer 0 has 1048576 bytes, the RAM 2097152");
     assert!(Layers::check(vec![file()], Extents::whole(RAM), RAM).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn ram_that_is_merged_while_it_is_frozen_again_is_the_same(
+        before in prop::collection::vec(prop::collection::vec((0u64..256, 1u8..), 0..20), 1..5),
+        after in prop::collection::vec(prop::collection::vec((0u64..256, 1u8..), 0..20), 0..4),
+    ) {
+        let first = root(&[(1, 1), (100, 2), (255, 3)]);
+        let mut current = first.clone();
+        let freeze_with = |current: &Layers, pages: &[(u64, u8)]| {
+            let memory = clone_of(current);
+            pages.iter().for_each(|(page, value)| write(&memory, *page, *value));
+            if pages.is_empty() { current.clone() } else { freeze(&memory, current) }
+        };
+        for pages in &before {
+            current = freeze_with(&current, pages);
+        }
+        let source = current.clone();
+        let merged = source.merge().expect("a merge");
+        for pages in &after {
+            current = freeze_with(&current, pages);
+        }
+        let rebased = current.rebased(&source, &merged);
+        prop_assert_eq!(rebased.extents().check(RAM, rebased.files().len()), Ok(()));
+        prop_assert!(rebased.files().len() <= merged.files().len() + after.len());
+        let (one, other) = (clone_of(&current), clone_of(&rebased));
+        for page in 0..RAM / PAGE_BYTES {
+            prop_assert_eq!(read(&one, page), read(&other, page), "page {}", page);
+        }
+    }
 }

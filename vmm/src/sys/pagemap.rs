@@ -4,7 +4,7 @@
 //! a userfaultfd that resolves write-protect faults by itself (UFFD_FEATURE_WP_ASYNC, Linux 6.7): looking protects the pages
 //! again, in the same step, so that no write is missed.
 
-use crate::memory::extents::PAGE_BYTES;
+use crate::memory::extents::{PAGE_BYTES, join, near};
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
@@ -25,7 +25,6 @@ const BATCH: usize = 512;
 
 /// `struct pm_scan_arg` of `linux/fs.h`.
 #[repr(C)]
-#[derive(Default)]
 struct ScanArgument {
     size: u64,
     flags: u64,
@@ -53,30 +52,69 @@ struct PageRegion {
 /// Which private pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// All.
+    /// All. Entries that [`Pages::WrittenAtRest`] has protected without a page count as well.
     All,
     /// Those that were written since the last time this was asked. The mapping is [`WriteTracker::track`]ed.
     Written,
+    /// The same, in less time, while nobody writes: vCPUs and devices are stopped.
+    WrittenAtRest,
 }
 
-/// What is asked of a page.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    /// It is the process's own, in memory or swapped out: a copy of a file's page, not the file's page.
-    Private(Pages),
-    /// It is mapped, whoever's it is, and was written since the last time this was asked.
-    Written,
+/// What PAGEMAP_SCAN is asked: which pages, and whether to protect them in the same step.
+#[derive(Clone, Copy)]
+struct Question {
+    flags: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
 }
 
-impl Wanted {
-    fn is_private(self) -> bool {
-        matches!(self, Self::Private(_))
-    }
-}
+/// Pages that are the process's own, in memory or swapped out: a copy of a file's page, not the file's page. The kernel looks up the
+/// page behind every entry for it.
+const PRIVATE: Question = Question {
+    flags: 0,
+    category_inverted: PAGE_IS_FILE,
+    category_mask: PAGE_IS_FILE,
+    category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+    return_mask: PAGE_IS_PRESENT,
+};
+/// Those of them that are not protected; protects them.
+const PRIVATE_WRITTEN: Question = Question {
+    flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+    category_mask: PAGE_IS_FILE | PAGE_IS_WRITTEN,
+    ..PRIVATE
+};
+/// Pages that are mapped, whoever's they are, and not protected; protects them.
+const MAPPED_WRITTEN: Question =
+    Question { category_inverted: 0, category_mask: PAGE_IS_WRITTEN, ..PRIVATE_WRITTEN };
+/// All that is not protected: the kernel has a short way for exactly this question, many times faster, which looks at the
+/// entries of the page tables alone. Entries without a page are among the answers, where there are tables at all.
+const UNPROTECTED: Question = Question {
+    flags: PM_SCAN_CHECK_WPASYNC,
+    category_inverted: 0,
+    category_mask: PAGE_IS_WRITTEN,
+    category_anyof_mask: 0,
+    return_mask: PAGE_IS_WRITTEN,
+};
+/// The same, and protects it.
+const PROTECT: Question = Question { flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, ..UNPROTECTED };
+
+/// Most calls that protect pages. Each has KVM forget all in its range, so the ranges are kept small; but not many.
+const PROTECT_CALLS_MAX: usize = 64;
+/// Pages that are so near to one another are looked at in one call.
+const NEAR_BYTES: u64 = 16 * PAGE_BYTES;
+/// Before this version of Linux the short way takes some pages that are swapped out, or being moved, for protected ones:
+/// what was written there would be missed.
+const FAST_SINCE: (u32, u32) = (6, 10);
 
 /// The page tables of this process, to be read.
 #[derive(Debug)]
-pub struct Pagemap(File);
+pub struct Pagemap {
+    table: File,
+    /// The short way may be taken.
+    is_fast: bool,
+}
 
 impl Pagemap {
     /// Opens them; this needs /proc, so it comes before the jail.
@@ -84,8 +122,12 @@ impl Pagemap {
     /// # Errors
     /// There is no /proc.
     pub fn open() -> rustix::io::Result<Self> {
-        let file = File::open("/proc/self/pagemap");
-        file.map(Self).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        let table = File::open("/proc/self/pagemap");
+        let table = table.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        // Where the release cannot be known the other way is right as well.
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let is_fast = version(&release) >= Some(FAST_SINCE);
+        Ok(Self { table, is_fast })
     }
 
     /// The pages of a private mapping that are no longer its file's: byte ranges in the region, ascending.
@@ -93,7 +135,16 @@ impl Pagemap {
     /// # Errors
     /// The kernel refuses.
     pub fn private(&self, region: &GuestRegionMmap, pages: Pages) -> rustix::io::Result<Vec<Range<u64>>> {
-        self.pages(region.as_ptr() as u64, region.len(), Wanted::Private(pages))
+        let (start, bytes) = (region.as_ptr() as u64, region.len());
+        match pages {
+            Pages::All => match self.scan(start, 0..bytes, PRIVATE) {
+                Err(Errno::NOTTY) => self.read_table(start, bytes),
+                other => other,
+            },
+            Pages::Written if self.is_fast => self.written_beside(start, bytes),
+            Pages::WrittenAtRest if self.is_fast => self.written_at_rest(start, bytes),
+            Pages::Written | Pages::WrittenAtRest => self.scan(start, 0..bytes, PRIVATE_WRITTEN),
+        }
     }
 
     /// The pages of a shared mapping that were written since the last time this was asked; the mapping is
@@ -102,41 +153,59 @@ impl Pagemap {
     /// # Errors
     /// The kernel refuses.
     pub fn written(&self, region: &GuestRegionMmap) -> rustix::io::Result<Vec<Range<u64>>> {
-        self.pages(region.as_ptr() as u64, region.len(), Wanted::Written)
+        self.scan(region.as_ptr() as u64, 0..region.len(), MAPPED_WRITTEN)
     }
 
-    fn pages(&self, start: u64, bytes: u64, wanted: Wanted) -> rustix::io::Result<Vec<Range<u64>>> {
-        match self.scan(start, bytes, wanted) {
-            Err(Errno::NOTTY) if wanted == Wanted::Private(Pages::All) => self.read_table(start, bytes),
-            other => other,
+    /// Written pages while the guest runs: only near what is not protected. A page is found and protected in one step, so that a
+    /// write that comes in between is found the next time.
+    fn written_beside(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
+        let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
+        let mut found = Vec::new();
+        for range in join(near(&unprotected, NEAR_BYTES), PROTECT_CALLS_MAX) {
+            found.extend(self.scan(start, range, PRIVATE_WRITTEN)?);
         }
+        Ok(found)
     }
 
-    fn scan(&self, start: u64, bytes: u64, wanted: Wanted) -> rustix::io::Result<Vec<Range<u64>>> {
-        let end = start + bytes;
+    /// Written pages while nobody writes. What is not protected and not written either is protected as well, pages of the file and
+    /// entries without a page: the next look passes over them. That cannot be done while somebody writes: a page that was written just before
+    /// would be protected unseen, and an entry that is protected without a page looks like a page that is swapped out.
+    fn written_at_rest(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
+        let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
+        let mut found = Vec::new();
+        for range in near(&unprotected, NEAR_BYTES) {
+            found.extend(self.scan(start, range, Question { flags: 0, ..PRIVATE_WRITTEN })?);
+        }
+        for range in join(unprotected, PROTECT_CALLS_MAX) {
+            self.scan(start, range, PROTECT)?;
+        }
+        Ok(found)
+    }
+
+    /// Asks about a range of the mapping that begins at `start`; answers with ranges of it.
+    fn scan(&self, start: u64, range: Range<u64>, question: Question) -> rustix::io::Result<Vec<Range<u64>>> {
+        let Question { flags, category_inverted, category_mask, category_anyof_mask, return_mask } = question;
         let mut found = Vec::new();
         let mut batch = [PageRegion::default(); BATCH];
-        let mut at = start;
+        let (mut at, end) = (start + range.start, start + range.end);
         while at < end {
-            let file = if wanted.is_private() { PAGE_IS_FILE } else { 0 };
-            let is_tracked = wanted != Wanted::Private(Pages::All);
             let mut argument = ScanArgument {
                 size: size_of::<ScanArgument>() as u64,
-                flags: if is_tracked { PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC } else { 0 },
+                flags,
                 start: at,
                 end,
+                walk_end: 0,
                 vec: batch.as_mut_ptr() as u64,
                 vec_len: BATCH as u64,
-                // Not of a file, and there is something.
-                category_inverted: file,
-                category_mask: file | if is_tracked { PAGE_IS_WRITTEN } else { 0 },
-                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_PRESENT,
-                ..ScanArgument::default()
+                max_pages: 0,
+                category_inverted,
+                category_mask,
+                category_anyof_mask,
+                return_mask,
             };
             // SAFETY: the argument and the batch that it points to are live, and the kernel writes `vec_len` entries
             // at most.
-            let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+            let count = unsafe { libc::ioctl(self.table.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
             let count = usize::try_from(count).map_err(|_| last_error())?;
             for region in batch.iter().take(count) {
                 push(&mut found, region.start - start..region.end - start);
@@ -155,7 +224,7 @@ impl Pagemap {
         while page < pages {
             let entries = (pages - page).min(ENTRIES as u64);
             let part = &mut table[..8 * entries as usize];
-            let read = self.0.read_exact_at(part, 8 * (start / PAGE_BYTES + page));
+            let read = self.table.read_exact_at(part, 8 * (start / PAGE_BYTES + page));
             read.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             for entry in part.chunks_exact(8) {
                 let entry = entry.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
@@ -167,6 +236,15 @@ impl Pagemap {
             }
         }
         Ok(found)
+    }
+}
+
+/// The first two numbers of a release such as `6.10.0-rc1`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
+        _ => None,
     }
 }
 
@@ -240,83 +318,5 @@ fn push(found: &mut Vec<Range<u64>>, range: Range<u64>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::layers::{Layers, new_layer};
-    use crate::memory::reserve;
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-
-    #[test]
-    fn both_ways_find_the_private_pages() {
-        const RAM: u64 = 64 << 20;
-        let memory = reserve(RAM).expect("address space");
-        let file = new_layer(RAM).expect("a memfd");
-        file.write_all_at(&[1; 4 * 4096], 0).expect("pages of the file");
-        Layers::whole(file, RAM).map_over(&memory).expect("a view");
-        let region = memory.iter().next().expect("a region");
-        let map = Pagemap::open().expect("the page tables");
-        assert_eq!(map.private(region, Pages::All).expect("a scan"), []);
-        // Every third page of a part, so that there are more ranges than fit in a batch; and the last page.
-        let written: Vec<u64> = (0..3000).step_by(3).chain([RAM / 4096 - 1]).collect();
-        for page in &written {
-            memory.write_obj(7u8, GuestAddress(page * 4096)).expect("a write");
-        }
-        let read: u8 = memory.read_obj(GuestAddress(4096)).expect("a read");
-        assert_eq!(read, 1);
-        let expected: Vec<_> = written.iter().map(|page| page * 4096..(page + 1) * 4096).collect();
-        assert_eq!(map.private(region, Pages::All).expect("the private pages"), expected);
-        let table = map.read_table(region.as_ptr() as u64, RAM).expect("the table");
-        assert_eq!(table, expected);
-    }
-
-    #[test]
-    #[ignore = "needs root and Linux 6.7"]
-    fn what_was_written_since_is_found_and_nothing_else() {
-        const RAM: u64 = 4 << 20;
-        let Some(tracker) = WriteTracker::open() else {
-            panic!("Linux 6.7 or later and the right to make a userfaultfd are needed for this test");
-        };
-        let memory = reserve(RAM).expect("address space");
-        let file = new_layer(RAM).expect("a memfd");
-        file.write_all_at(&[1; 8 * 4096], 0).expect("pages of the file");
-        Layers::whole(file, RAM).map_over(&memory).expect("a view");
-        let region = memory.iter().next().expect("a region");
-        let map = Pagemap::open().expect("the page tables");
-        let write = |page: u64| memory.write_obj(page as u8, GuestAddress(page * 4096)).expect("a write");
-        let written = || map.private(region, Pages::Written).expect("the written pages");
-        let pages = |pages: &[u64]| pages.iter().map(|p| p * 4096..(p + 1) * 4096).collect::<Vec<_>>();
-        write(1);
-        tracker.track(region).expect("tracking");
-        write(5);
-        assert_eq!(written(), pages(&[1, 5]));
-        assert_eq!(written(), []);
-        write(5);
-        write(7);
-        write(900);
-        assert_eq!(written(), pages(&[5, 7, 900]));
-        assert_eq!(written(), []);
-        assert_eq!(map.private(region, Pages::All).expect("all").len(), 4);
-        let value: u8 = memory.read_obj(GuestAddress(7 * 4096)).expect("a read");
-        assert_eq!(value, 7);
-    }
-
-    #[test]
-    #[ignore = "needs root and Linux 6.7"]
-    fn a_shared_mapping_is_tracked_until_it_is_forgotten() {
-        let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
-        let (_memfd, memory) = crate::memory::allocate(4 << 20).expect("RAM");
-        let region = memory.iter().next().expect("a region");
-        let map = Pagemap::open().expect("the page tables");
-        let write = |page: u64| memory.write_obj(page as u8, GuestAddress(page * 4096)).expect("a write");
-        write(1);
-        write(2);
-        tracker.track(region).expect("tracking");
-        let first = 4096..3 * 4096;
-        assert_eq!(map.written(region).expect("the first look"), std::slice::from_ref(&first));
-        write(2);
-        write(9);
-        assert_eq!(map.written(region).expect("the second look"), [2 * 4096..3 * 4096, 9 * 4096..10 * 4096]);
-        tracker.forget(region).expect("forgetting");
-        assert!(map.written(region).is_err());
-    }
-}
+#[path = "pagemap_test.rs"]
+mod tests;

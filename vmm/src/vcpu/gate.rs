@@ -29,6 +29,12 @@ struct State {
     ended: usize,
 }
 
+impl State {
+    fn all_are_here(&self) -> bool {
+        self.waiting + self.ended >= self.vcpus
+    }
+}
+
 /// A vCPU has ended and cannot do its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("ask vCPU {0}: its thread has ended")]
@@ -57,7 +63,10 @@ impl Gate {
         state.waiting += 1;
         self.changed.notify_all();
         while state.is_shut {
-            if let Ok(job) = jobs.try_recv() {
+            // Not before all are here: one that still runs may yet send another an interrupt.
+            if state.all_are_here()
+                && let Ok(job) = jobs.try_recv()
+            {
                 drop(state);
                 job(runner);
                 state = self.lock();
@@ -99,16 +108,32 @@ impl Vcpus {
         self.threads.len()
     }
 
-    /// Stops all vCPUs between two instructions; returns when the last one has stopped.
-    pub fn pause(&self) {
+    /// Stops all vCPUs between two instructions, and has each do `work` when all have stopped: returns what they return, in order.
+    /// They do it as they come to the gate, without being woken for it once more.
+    ///
+    /// # Errors
+    /// One of them has ended.
+    pub fn pause_and<T, F>(&self, work: F) -> Result<Vec<T>, VcpuEnded>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
+    {
+        let answers = self.ask(work);
         let mut state = self.gate.lock();
         state.is_shut = true;
         for (thread, _) in &self.threads {
             thread.kick();
         }
-        while state.waiting + state.ended < state.vcpus {
-            state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        let answers = answers.and_then(collect);
+        if answers.is_err() {
+            // Whoever asked finds all of them stopped.
+            let mut state = self.gate.lock();
+            while !state.all_are_here() {
+                state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
         }
+        answers
     }
 
     /// Lets all vCPUs run on.
@@ -126,16 +151,30 @@ impl Vcpus {
         T: Send + 'static,
         F: Fn(&mut Runner) -> T + Clone + Send + 'static,
     {
+        let answers = self.ask(work)?;
+        self.gate.wake();
+        collect(answers)
+    }
+
+    /// Puts `work` where each vCPU finds it at the gate.
+    fn ask<T, F>(&self, work: F) -> Result<Vec<(u8, Receiver<T>)>, VcpuEnded>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
+    {
         let mut answers = Vec::new();
         for (index, (_, jobs)) in (0..).zip(&self.threads) {
             let (sender, answer) = channel();
             let work = work.clone();
-            // Whoever asked waits for the answer, so there is somebody to take it.
+            // Whoever asked may be gone after an error.
             let job: Job = Box::new(move |runner| drop(sender.send(work(runner))));
             jobs.send(job).map_err(|_| VcpuEnded(index))?;
             answers.push((index, answer));
         }
-        self.gate.wake();
-        answers.into_iter().map(|(index, answer)| answer.recv().map_err(|_| VcpuEnded(index))).collect()
+        Ok(answers)
     }
+}
+
+fn collect<T>(answers: Vec<(u8, Receiver<T>)>) -> Result<Vec<T>, VcpuEnded> {
+    answers.into_iter().map(|(index, answer)| answer.recv().map_err(|_| VcpuEnded(index))).collect()
 }

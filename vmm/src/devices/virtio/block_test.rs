@@ -165,3 +165,28 @@ proptest! {
         prop_assert_eq!(file.metadata().unwrap().len(), SECTORS * SECTOR_BYTES + 13);
     }
 }
+
+/// 256 requests of 16 MiB each, the most that a queue and a request can have: 4 GiB to be read.
+#[test]
+fn a_hostile_queue_of_the_longest_requests_is_left_after_each() {
+    const PART: u32 = 2 << 20;
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(u64::from(REQUEST_MAX_BYTES)).unwrap();
+    let mut driver = Driver::new(Box::new(Block::new(file, true, "test-disk").unwrap()));
+    let mut parts = vec![header(&driver, VIRTIO_BLK_T_IN, 0)];
+    parts.extend((0..REQUEST_MAX_BYTES / PART).map(|_| (DATA + 0x10_0000, PART, true)));
+    parts.push((STATUS, 1, true));
+    let head = driver.add(0, &parts);
+    // The same chain in all of the ring: hostile, and not forbidden.
+    (1..256).for_each(|_| driver.make_available(0, head));
+    for turn in 0..3 {
+        driver.transport.kicks()[0].write(1).unwrap();
+        driver.source_event(crate::devices::virtio::mmio::SOURCE_TOKENS);
+        let done = driver.used(0).len();
+        assert_eq!(done, 1, "requests of 16 MiB in turn {turn}");
+        assert!(driver.transport.kicks()[0].read().is_ok(), "it is to be called again");
+    }
+    driver.transport.kicks()[0].write(1).unwrap();
+    driver.settle();
+    assert_eq!(driver.used(0).len(), 253, "and all are answered");
+}

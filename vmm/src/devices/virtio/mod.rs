@@ -25,6 +25,7 @@ use interrupt::Interrupt;
 use persist::{DeviceState, RestoreError};
 use queue::{Chain, QueueError, VirtQueue};
 use std::io;
+use std::time::{Duration, Instant};
 
 /// What a device does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,10 +84,15 @@ pub struct Io<'a> {
     pub features: u64,
 }
 
+/// Most bytes of chains that a queue's turn may take, besides those of its last chain.
+const TURN_MAX_BYTES: u64 = 1 << 20;
+/// How long a queue's turn may take, besides its last chain.
+const TURN_MAX: Duration = Duration::from_millis(1);
+
 impl Io<'_> {
-    /// Handles the chains of a queue one by one: `handle` says how many bytes it wrote into each. Takes at most
-    /// as many as the queue holds, so that a guest that keeps filling it does not keep the other devices
-    /// waiting.
+    /// Handles the chains of a queue one by one: `handle` says how many bytes it wrote into each. Ends its turn after as many
+    /// as the queue holds, after [`TURN_MAX_BYTES`] or [`TURN_MAX`]: a guest that fills it keeps neither the other devices waiting, nor who
+    /// wants the devices to stop, nor a vCPU that needs the device's registers.
     pub fn serve(
         &mut self,
         index: usize,
@@ -99,11 +105,16 @@ impl Io<'_> {
         };
         queue.no_kicks(memory).map_err(&failed)?;
         let (mut next, mut used) = (Next::Again(index), false);
+        let (began, mut bytes) = (Instant::now(), 0);
         for _ in 0..queue.size() {
             if queue.next(memory, chain).map_err(&failed)? {
                 let written = handle(memory, chain)?;
                 queue.add_used(memory, chain.head(), written).map_err(&failed)?;
                 used = true;
+                bytes += u64::from(chain.readable_bytes()) + u64::from(chain.writable_bytes());
+                if bytes >= TURN_MAX_BYTES || began.elapsed() >= TURN_MAX {
+                    break;
+                }
             } else if !queue.wait_for_kick(memory).map_err(&failed)? {
                 next = Next::Wait;
                 break;

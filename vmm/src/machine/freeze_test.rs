@@ -1,0 +1,25 @@
+use super::*;
+use crate::memory::{allocate, reserve};
+use crate::sys::pagemap::Pagemap;
+use vm_memory::{Bytes, GuestAddress};
+
+#[test]
+fn pages_are_copied_ahead_only_once_the_generation_is_sealed() {
+    const RAM: u64 = 2 << 20;
+    let (memfd, shared) = allocate(RAM).expect("RAM");
+    shared.write_slice(&[7; 4 * 4096], GuestAddress(0)).expect("a write");
+    let view = reserve(RAM).expect("address space");
+    let base = Layers::whole(memfd.try_clone().expect("the same file"), RAM);
+    base.map_over(&view).expect("a view");
+    let region = view.iter().next().expect("a region");
+    let map = Pagemap::open().expect("the page tables");
+    let written = || vec![0..2 * 4096, 3 * 4096..4 * 4096];
+    // There is a mapping that could write: the memfd cannot be sealed.
+    let refused = seal_and_copy_ahead(&memfd, &view, written());
+    assert!(matches!(refused, Err(FreezeError::Seal(rustix::io::Errno::BUSY))), "{refused:?}");
+    assert_eq!(map.private(region, Pages::All).expect("a scan"), []);
+    drop(shared);
+    let copying = seal_and_copy_ahead(&memfd, &view, written()).expect("a seal");
+    copying.expect("a thread").join().expect("it copies");
+    assert_eq!(map.private(region, Pages::All).expect("a scan"), written());
+}

@@ -1,0 +1,30 @@
+//! Merges the layers of a VM's RAM while it runs.
+
+use crate::memory::layers::{Layers, LayersError};
+use std::thread::{Builder, JoinHandle};
+
+/// A merge under way. All that it works on is sealed, and it may be dropped at any time: its thread ends with its work, or with the process.
+pub(super) struct Merging {
+    source: Layers,
+    thread: JoinHandle<Result<Layers, LayersError>>,
+}
+
+impl Merging {
+    /// Begins to merge `source`.
+    pub(super) fn start(source: Layers) -> std::io::Result<Self> {
+        let layers = source.clone();
+        let thread = Builder::new().name("merge".into()).spawn(move || layers.merge())?;
+        Ok(Self { source, thread })
+    }
+
+    /// There is nothing to wait for.
+    pub(super) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// The same RAM as `current`, which is what was merged, or that with further layers on top.
+    pub(super) fn finish(self, current: &Layers) -> Result<Layers, LayersError> {
+        let merged = self.thread.join().map_err(|_| LayersError::Merge)??;
+        Ok(current.rebased(&self.source, &merged))
+    }
+}
