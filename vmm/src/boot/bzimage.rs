@@ -9,6 +9,9 @@ use std::io::Read;
 /// Longest kernel that is taken out, bytes.
 pub const KERNEL_MAX_BYTES: u64 = 512 * 1024 * 1024;
 
+/// Most memory that an xz or lzma stream may ask for besides the kernel, KiB. Linux's build asks for 128 MiB.
+const MEMORY_MAX_KIB: u32 = 512 * 1024;
+
 const SETUP_SECTS: usize = 0x1f1;
 const HEADER_MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
@@ -42,7 +45,9 @@ pub enum BzImageError {
         file: usize,
     },
     /// The compression is none of those below.
-    #[error("unpack the bzImage: compression with magic {0:02x?} is not known (gzip, xz, zstd and lz4 are)")]
+    #[error(
+        "unpack the bzImage: compression with magic {0:02x?} is not known (gzip, xz, lzma, zstd and lz4 are)"
+    )]
     Compression([u8; 4]),
     /// The payload does not unpack.
     #[error("unpack the bzImage's {format} payload: {reason}")]
@@ -92,11 +97,15 @@ fn unpack(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
     magic[..known].copy_from_slice(&payload[..known]);
     match magic {
         [0x1f, 0x8b, ..] => read_bounded("gzip", flate2::read::GzDecoder::new(payload)),
-        [0x28, 0xb5, 0x2f, 0xfd] => {
-            let decoder = ruzstd::decoding::StreamingDecoder::new(payload).map_err(failed("zstd"))?;
-            read_bounded("zstd", decoder)
+        [0x28, 0xb5, 0x2f, 0xfd] => unpack_zstd(payload),
+        [0xfd, b'7', b'z', b'X'] => {
+            let decoder = lzma_rust2::XzReader::new_mem_limit(without_size(payload), false, MEMORY_MAX_KIB);
+            read_bounded("xz", decoder)
         }
-        [0xfd, b'7', b'z', b'X'] => unpack_xz(payload),
+        [0x5d, 0, 0, _] => {
+            let decoder = lzma_rust2::LzmaReader::new_mem_limit(without_size(payload), MEMORY_MAX_KIB, None);
+            read_bounded("lzma", decoder.map_err(failed("lzma"))?)
+        }
         [0x02, 0x21, 0x4c, 0x18] => unpack_lz4(&payload[4..]),
         other => Err(BzImageError::Compression(other)),
     }
@@ -117,12 +126,29 @@ fn read_bounded(format: &'static str, decoder: impl Read) -> Result<Vec<u8>, BzI
     Ok(kernel)
 }
 
-/// The payload ends with the unpacked size, four bytes that are not part of the xz stream.
-fn unpack_xz(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
-    let stream = &payload[..payload.len().saturating_sub(4)];
-    let mut kernel = Bounded(Vec::new());
-    lzma_rs::xz_decompress(&mut std::io::Cursor::new(stream), &mut kernel).map_err(failed("xz"))?;
-    Ok(kernel.0)
+/// All but gzip's payloads end with the unpacked size, four bytes that are not part of the stream.
+fn without_size(payload: &[u8]) -> &[u8] {
+    &payload[..payload.len().saturating_sub(4)]
+}
+
+/// The decoder keeps all that it has unpacked, up to the window that the stream asks for, before it gives any of it: so
+/// the window is looked at first. Linux's build asks for 128 MiB.
+fn unpack_zstd(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+    let [_, _, _, _, descriptor, window, ..] = *payload else {
+        return Err(failed("zstd")("it is cut short"));
+    };
+    let decoder = ruzstd::decoding::StreamingDecoder::new(payload).map_err(failed("zstd"))?;
+    let window_bytes = if descriptor & SINGLE_SEGMENT == 0 {
+        let base = 1_u64 << (10 + (window >> 3));
+        base + base / 8 * u64::from(window & 7)
+    } else {
+        decoder.decoder.content_size()
+    };
+    if window_bytes > KERNEL_MAX_BYTES {
+        return Err(failed("zstd")(format!("its window has {window_bytes} bytes, more than a kernel may")));
+    }
+    read_bounded("zstd", decoder)
 }
 
 /// The kernel's "legacy" lz4: blocks of at most 8 MiB, each behind its length as u32, then the unpacked size.
@@ -144,23 +170,6 @@ fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>, BzImageError> {
         blocks = rest;
     }
     Ok(kernel)
-}
-
-/// A writer that refuses to grow beyond [`KERNEL_MAX_BYTES`].
-struct Bounded(Vec<u8>);
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if (self.0.len() + bytes.len()) as u64 > KERNEL_MAX_BYTES {
-            return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "the kernel is too long"));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -25,19 +25,73 @@ fn gzip_unpacks_whatever_follows_the_stream() {
     assert_eq!(extract(&image(&payload)).expect("unpack"), kernel());
 }
 
-#[test]
-fn xz_and_lz4_unpack_without_the_size_behind_them() {
-    let mut xz = Vec::new();
-    lzma_rs::xz_compress(&mut kernel().as_slice(), &mut xz).expect("compress");
-    xz.extend_from_slice(&(kernel().len() as u32).to_le_bytes());
-    assert_eq!(extract(&image(&xz)).expect("unpack"), kernel());
+/// 2,000 calls of one function: in x86's filter all the same bytes.
+fn code() -> Vec<u8> {
+    let call = |index: u32| {
+        let distance = 0x12_3456_u32.wrapping_sub(9 * index + 5).to_le_bytes();
+        [&[0xe8][..], &distance, &[0x48, 0x89, (index % 7) as u8, 0x90]].concat()
+    };
+    (0..2000).flat_map(call).collect()
+}
 
-    let block = lz4_flex::block::compress(&kernel());
-    let mut lz4 = vec![0x02, 0x21, 0x4c, 0x18];
-    lz4.extend_from_slice(&(block.len() as u32).to_le_bytes());
-    lz4.extend_from_slice(&block);
-    lz4.extend_from_slice(&(kernel().len() as u32).to_le_bytes());
-    assert_eq!(extract(&image(&lz4)).expect("unpack"), kernel());
+/// See `payloads/README.md`.
+macro_rules! payload {
+    ($name:literal) => {
+        ($name, include_bytes!(concat!("payloads/", $name)).as_slice())
+    };
+}
+
+#[test]
+fn payloads_of_every_kind_that_linux_makes_unpack() {
+    let payloads = [
+        payload!("x86-crc32.xz"),
+        payload!("x86-crc32-128m.xz"),
+        payload!("x86-sha256.xz"),
+        payload!("crc64.xz"),
+        payload!("alone.lzma"),
+        payload!("window-128m.zst"),
+        payload!("legacy.lz4"),
+        payload!("nine.gz"),
+    ];
+    for (name, payload) in payloads {
+        let unpacked = extract(&image(payload)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(unpacked == code(), "{name}");
+    }
+    let bzip2 = extract(&image(payload!("nine.bz2").1)).expect_err("no bzip2");
+    assert!(bzip2.to_string().contains("(gzip, xz, lzma, zstd and lz4 are)"), "{bzip2}");
+}
+
+#[test]
+fn a_payload_that_has_changed_is_refused() {
+    for (name, payload) in [payload!("x86-crc32.xz"), payload!("crc64.xz"), payload!("x86-sha256.xz")] {
+        // In the check, which comes before the index and the footer.
+        let mut changed = payload.to_vec();
+        let at = payload.len() - 4 - 12 - 8 - 3;
+        changed[at] ^= 1;
+        let error = extract(&image(&changed)).expect_err(name);
+        assert!(matches!(error, BzImageError::Unpack { format: "xz", .. }), "{name}: {error}");
+        let half = extract(&image(&payload[..payload.len() / 2])).expect_err(name);
+        assert!(matches!(half, BzImageError::Unpack { format: "xz", .. }), "{name}: {half}");
+    }
+}
+
+#[test]
+fn a_payload_that_asks_for_too_much_memory_is_refused() {
+    // A dictionary of 2 GiB.
+    let mut lzma = payload!("alone.lzma").1.to_vec();
+    lzma[4] = 0x80;
+    assert!(matches!(extract(&image(&lzma)), Err(BzImageError::Unpack { format: "lzma", .. })));
+    // A window of a TiB.
+    let mut zstd = payload!("window-128m.zst").1.to_vec();
+    zstd[5] = 0xf0;
+    let error = extract(&image(&zstd)).expect_err("too large a window");
+    assert!(error.to_string().contains("its window has"), "{error}");
+}
+
+#[test]
+fn a_kernel_that_grows_beyond_all_bounds_is_refused() {
+    let error = read_bounded("gzip", std::io::repeat(0)).expect_err("too long");
+    assert!(error.to_string().contains("longer than 536870912 bytes"), "{error}");
 }
 
 #[test]
