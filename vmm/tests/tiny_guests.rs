@@ -14,7 +14,9 @@ use std::process::ExitCode;
 use tiny::{Guest, Outcome, Vmm};
 use vmm::api::control::{Open, ToVmm};
 use vmm::api::end::EndKind;
+use vmm::sys::kvm_state;
 use vmm::vcpu::kind::KvmKind;
+use vmm::vcpu::tsc::{TscStart, TscState};
 
 /// `out dx, ax` of 0x2000 to port 0x604: power off.
 const POWER_OFF: &[u8] = &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4];
@@ -102,6 +104,20 @@ const HIGH: &[u8] = &[
     0xeb, 0xe6, // jmp start
 ];
 
+/// For each byte from the console says + if the TSC stands no lower than the last time, and else -.
+const TSC: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
+    0x66, 0xba, 0xf8, 0x03, 0xec, // mov dx, 0x3f8 (data); in al, dx
+    0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, // rdtsc; shl rdx, 32; or rax, rdx
+    0x48, 0x3b, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // cmp rax, [COUNT]
+    0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // mov [COUNT], rax
+    0xb0, 0x2d, 0x72, 0x02, 0xb0, 0x2b, // mov al, '-'; jb say; mov al, '+'
+    0x66, 0xba, 0xf8, 0x03, 0xee, // say: mov dx, 0x3f8; out dx, al
+    0xb0, 0x0a, 0xee, // mov al, '\n'; out dx, al
+    0xeb, 0xc9, // jmp start
+];
+
 /// Starts the other three vCPUs, each of which counts for ever, and says y for each byte from the console when all three have counted
 /// on.
 const FOUR: &[u8] = &[
@@ -131,7 +147,7 @@ const FOUR: &[u8] = &[
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 21] = [
+    let tests: [(&str, Test); 22] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -143,6 +159,7 @@ fn main() -> ExitCode {
         ("a_running_vmm_has_no_rights_and_is_killed_by_word", jailed),
         ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
         ("clones_start_where_the_kernel_does_not_tell_the_auxiliary_vector", old_kernel),
+        ("the_tsc_of_a_clone_that_is_made_at_once_goes_on", tsc),
         ("a_vm_is_frozen_again_and_again", freeze_again),
         ("scattered_pages_are_copied_and_what_lies_between_is_not", scattered),
         ("an_instruction_with_two_exits_is_whole_in_parent_and_clones", whole_io),
@@ -161,8 +178,18 @@ fn main() -> ExitCode {
             None => Trial::test(name, test),
             Some(reason) => Trial::test(format!("{name} [{reason}]"), test).with_ignored_flag(true),
         })
-        .collect();
+        .collect::<Vec<_>>();
+    let trials = trials.into_iter().chain([on_hardware(&missing)]).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// What software KVM cannot show.
+fn on_hardware(missing: &Option<String>) -> Trial {
+    let name = "all_vcpus_of_a_clone_have_one_tsc_offset";
+    match missing.clone().or_else(no_offsets) {
+        None => Trial::test(name, tsc_offsets),
+        Some(reason) => Trial::test(format!("{name} [{reason}]"), tsc_offsets).with_ignored_flag(true),
+    }
 }
 
 fn expect(outcome: &Outcome, kind: EndKind, words: &str) -> Result<(), Failed> {
@@ -321,6 +348,71 @@ fn old_kernel() -> Result<(), Failed> {
     Typist::new(&second)?.expect("d", "d3")?;
     at_parent.expect("p", "p2")?;
     end_all([parent, first, second])
+}
+
+fn tsc() -> Result<(), Failed> {
+    // Warm VMs are made within a second of their master: see `vcpu::tsc`.
+    let warm = [Guest::warm().vcpus(2).start()?, Guest::warm().vcpus(2).start()?];
+    let parent = Guest::code(TSC).vcpus(2).start()?;
+    let late = Guest::warm().vcpus(2).start()?;
+    let mut at_parent = Typist::new(&parent)?;
+    at_parent.expect("a", "+")?;
+    let generation = parent.freeze()?;
+    for clone in warm.iter().chain([&late]) {
+        clone.give(&generation)?;
+        let mut at_clone = Typist::new(clone)?;
+        at_clone.expect("b", "+")?;
+        at_clone.expect("c", "+")?;
+    }
+    at_parent.expect("b", "+")?;
+    let grandchild = Guest::generation(&late.freeze()?)?.vcpus(2).start()?;
+    Typist::new(&grandchild)?.expect("d", "+")?;
+    end_all(warm.into_iter().chain([parent, late, grandchild]))
+}
+
+/// What this host's KVM lacks to set TSCs by their offsets.
+fn no_offsets() -> Option<String> {
+    let probe = || {
+        let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+        vm.create_irq_chip()?;
+        let vcpu = vm.create_vcpu(0)?;
+        kvm_state::set_tsc_offset(&vcpu, 77)?;
+        kvm_state::tsc_offset(&vcpu)
+    };
+    match probe() {
+        Ok(77) => None,
+        Ok(_) => Some("this KVM's guests have the host's TSC".into()),
+        Err(error) => Some(format!("this KVM takes no TSC offset: {error}")),
+    }
+}
+
+fn tsc_offsets() -> Result<(), Failed> {
+    let make = |vcpus: u64| -> Result<_, Failed> {
+        let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
+        vm.create_irq_chip()?;
+        let vcpus = (0..vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+        Ok((vm, vcpus))
+    };
+    let (_parent, parents) = make(3)?;
+    let own = kvm_state::tsc_offset(&parents[0])?;
+    // As if its guest had set the TSC of the last one.
+    for (vcpu, more) in parents.iter().zip([0, 0, 77]) {
+        kvm_state::set_tsc_offset(vcpu, own.wrapping_add(more))?;
+    }
+    let saved: Vec<_> = parents.iter().map(TscState::save).collect();
+    let (_clone, clones) = make(3)?;
+    let start = TscStart::new(saved[0], None);
+    for (vcpu, saved) in clones.iter().zip(&saved) {
+        if !start.set(vcpu, *saved)? {
+            return Err("the offset was not set".into());
+        }
+    }
+    let offsets = clones.iter().map(kvm_state::tsc_offset).collect::<Result<Vec<_>, _>>()?;
+    // The clone's TSC stands where its parent's stood a moment ago, so it is behind the parent's.
+    if offsets[1] != offsets[0] || offsets[2] != offsets[0].wrapping_add(77) || offsets[0] == own {
+        return Err(format!("{offsets:?}, the parent's {own}").into());
+    }
+    Ok(())
 }
 
 /// A layer of a generation cannot be written to, and has this count.

@@ -3,6 +3,7 @@
 //! `vmmd` starts `vmm --config-fd N`; N is a file (memfd) that holds one [`VmConfig`] as JSON, read from
 //! offset 0. Every resource is an inherited file descriptor, so that the process needs no rights of its own.
 
+use crate::vcpu::kind::KvmKind;
 use patina_abi::link::Identity;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -26,6 +27,9 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// `/dev/kvm`, opened read-write.
     pub kvm_fd: RawFd,
+    /// Which kind of KVM that is, by its kernel module. None: that could not be seen, and the CPU tells.
+    #[serde(default)]
+    pub kvm_kind: Option<KvmKind>,
     /// Where the VM begins.
     pub start: Start,
     /// The root disk, opened for reading; the guest sees a read-only `/dev/vda`.

@@ -5,6 +5,7 @@ use super::doors::{LinkPort, VmDoors};
 use super::freeze::Ram;
 use super::merging::Merging;
 use super::origin::{Origin, OriginError};
+use super::tune::tune;
 use super::wiring::{self, WiringError};
 use crate::api::config::{CONSOLE_LOG_MAX_BYTES, MEMORY_MIB, Start, VCPUS, VmConfig};
 use crate::api::control::State;
@@ -28,12 +29,14 @@ use crate::sys::kick::{Target, take_kicks};
 use crate::sys::kvm;
 use crate::sys::pagemap::{Pagemap, WriteTracker};
 use crate::sys::slot::{SlotError, VmWithMemory};
+use crate::sys::xstate;
+use crate::vcpu::cpuid;
 use crate::vcpu::gate::{Gate, Vcpus};
 use crate::vcpu::kind::KvmKind;
 use crate::vcpu::persist::msr_indices;
 use crate::vcpu::run::Runner;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use patina_abi::GUEST_CID;
 use std::fs::File;
 use std::ops::Range;
@@ -62,6 +65,11 @@ pub enum BuildError {
         "use /dev/kvm: what is there is not KVM, or not of API version {KVM_API_VERSION}; is the module loaded (`vmctl doctor`)?"
     )]
     NotKvm,
+    /// The CPU's extended state does not fit into what is saved of it.
+    #[error(
+        "make the VM: KVM keeps {0} bytes of extended state for a vCPU, and more than {max} are not saved; the program that starts vmmd has asked for AMX", max = xstate::AREA_BYTES
+    )]
+    Xstate(i32),
     /// The family's MAC address is not one.
     #[error("make the VM: {0:?} is not a MAC address")]
     Mac(String),
@@ -184,10 +192,10 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     if kvm.get_api_version() != KVM_API_VERSION as i32 {
         return Err(BuildError::NotKvm);
     }
-    let kind = KvmKind::detect();
+    let kind = config.kvm_kind.unwrap_or_else(KvmKind::detect);
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
-    let supported = kind.offered(supported);
+    let supported = cpuid::without_half_amx(kind.offered(supported));
     let origin = Origin::open(&config.start, u64::from(config.memory_mib) << 20, inherited)?;
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;
@@ -197,7 +205,9 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let devices = bus.transports.len() as u32;
     let (vcpus, ram) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
     let listed = kvm.get_msr_index_list().map_err(kvm_failed("KVM_GET_MSR_INDEX_LIST"))?;
-    let msrs = msr_indices(listed.as_slice(), &vcpus).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
+    // A warm VM gets the list with its generation: a vCPU without CPUID does not show all that it will have.
+    let looked_at = if matches!(ram, Ram::Reserved) { &[] } else { &vcpus[..] };
+    let msrs = msr_indices(listed.as_slice(), looked_at).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
     let bus = Arc::new(bus);
     let doors = VmDoors { console: Arc::clone(&bus.serial), dialer, link };
@@ -254,6 +264,11 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmWithMemory, BuildError> {
     vm.create_irq_chip().map_err(kvm_failed("KVM_CREATE_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
     vm.create_pit2(pit).map_err(kvm_failed("KVM_CREATE_PIT2"))?;
+    let xstate_bytes = vm.check_extension_int(Cap::Xsave2);
+    if usize::try_from(xstate_bytes).is_ok_and(|bytes| bytes > xstate::AREA_BYTES) {
+        return Err(BuildError::Xstate(xstate_bytes));
+    }
+    tune(&vm);
     Ok(VmWithMemory::new(vm, Arc::clone(memory))?)
 }
 

@@ -8,6 +8,7 @@
 //! - [`freeze`]: turns the VM into a generation and lets it go on.
 //! - `standstill`: in which order it stops for that, and whether it goes on. `merging`: fewer layers for its next generation.
 //! - [`ahead`]: copies pages ahead that will be written soon.
+//! - `tune`: what KVM is told to leave.
 //! - [`persist`]: what KVM keeps of a VM, saved and restored.
 //! - [`bus`], [`ports`]: what a vCPU's I/O reaches.
 
@@ -22,4 +23,5 @@ pub mod persist;
 pub mod ports;
 mod standstill;
 pub mod start;
+mod tune;
 pub mod wiring;

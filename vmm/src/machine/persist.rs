@@ -1,8 +1,8 @@
 //! The state of a VM besides its memory, its vCPUs and its devices: interrupt controllers, timer, clock.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_CLOCK_HOST_TSC, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
+    kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -47,19 +47,26 @@ impl VmState {
         })
     }
 
+    /// The host's TSC when the clock was read, where KVM tells (since Linux 5.16, with a stable TSC).
+    #[must_use]
+    pub fn clock_tsc(&self) -> Option<u64> {
+        (self.clock.flags & KVM_CLOCK_HOST_TSC != 0).then_some(self.clock.host_tsc)
+    }
+
     /// Gives the state to a fresh VM, after its vCPUs have theirs: an interrupt that waits in the IOAPIC goes to a
-    /// local APIC at once.
+    /// local APIC at once. `since_ns` is how long its TSCs have run already: the clock follows.
     ///
     /// # Errors
     /// KVM refuses a part.
-    pub fn restore(&self, vm: &VmFd) -> Result<(), VmPersistError> {
+    pub fn restore(&self, vm: &VmFd, since_ns: u64) -> Result<(), VmPersistError> {
         for chip in &self.irqchips {
             vm.set_irqchip(chip).map_err(failed("restore", "KVM_SET_IRQCHIP"))?;
         }
         vm.set_pit2(&self.pit).map_err(failed("restore", "KVM_SET_PIT2"))?;
         // The flags say how the time was taken; with them it would be moved on by what has passed since. A clone's
         // clock goes on where its parent stood.
-        let clock = kvm_clock_data { flags: 0, ..self.clock };
+        let clock =
+            kvm_clock_data { flags: 0, clock: self.clock.clock.saturating_add(since_ns), ..self.clock };
         vm.set_clock(&clock).map_err(failed("restore", "KVM_SET_CLOCK"))
     }
 }

@@ -15,7 +15,8 @@ use crate::api::control::TOUCHED_MAX_BYTES;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::{Layers, LayersError};
 use crate::vcpu::gate::VcpuEnded;
-use crate::vcpu::persist::PersistError;
+use crate::vcpu::persist::{PersistError, VcpuState};
+use crate::vcpu::tsc::TscStart;
 use rustix::time::{ClockId, clock_gettime};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -117,14 +118,21 @@ impl Machine {
         let memory = Arc::clone(self.vm.memory());
         layers.map_over(&memory)?;
         self.bus.restore(&memory, &transports, &console)?;
-        let vcpus = Arc::new(vcpus);
+        let first = vcpus.first();
+        let mut msrs = first.map(VcpuState::msr_indices).unwrap_or_default();
+        let tsc = Arc::new(TscStart::new(first.and_then(VcpuState::tsc), vm.clock_tsc()));
+        let (vcpus, tscs) = (Arc::new(vcpus), Arc::clone(&tsc));
         let restore = move |runner: &mut crate::vcpu::run::Runner| {
             let state = vcpus.get(usize::from(runner.index));
-            state.map_or(Ok(()), |state| state.restore(&runner.vcpu, runner.index))
+            state.map_or(Ok(Vec::new()), |state| state.restore(&runner.vcpu, runner.index, &tscs))
         };
-        self.vcpus.each(restore)?.into_iter().collect::<Result<(), _>>()?;
+        for refused in self.vcpus.each(restore)? {
+            let refused = refused?;
+            msrs.retain(|index| !refused.contains(index));
+        }
+        self.msrs = msrs.into();
         // After the vCPUs: what waits in the interrupt controllers goes to their APICs.
-        vm.restore(self.vm.vm())?;
+        vm.restore(self.vm.vm(), tsc.ago_ns())?;
         self.ram = Ram::View(layers);
         self.devices.start()?;
         let entered = self.resume_and_see()?;

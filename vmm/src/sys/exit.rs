@@ -1,6 +1,6 @@
 //! Reads the details of an exit that kvm-ioctls leaves in `kvm_run`'s union.
 
-use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION};
+use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_MEMORY_FAULT, KVM_INTERNAL_ERROR_EMULATION};
 use kvm_ioctls::VcpuFd;
 
 /// Longest x86 instruction, bytes.
@@ -36,4 +36,39 @@ pub fn internal_error(vcpu: &mut VcpuFd) -> Option<InternalError> {
     let bytes: Vec<u8> = internal.data[1..3].iter().flat_map(|word| word.to_le_bytes()).collect();
     let length = usize::from(bytes[0]).min(INSTRUCTION_MAX_BYTES);
     Some(InternalError { suberror: internal.suberror, instruction: bytes[1..=length].to_vec() })
+}
+
+/// Where in the guest's RAM the access was that KVM_RUN has just failed of: guest address and length in bytes. KVM tells
+/// since Linux 6.8.
+#[must_use]
+pub fn memory_fault(vcpu: &mut VcpuFd) -> Option<(u64, u64)> {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_MEMORY_FAULT {
+        return None;
+    }
+    // SAFETY: the exit reason, written by the kernel, says that this member of the union is valid.
+    let fault = unsafe { run.__bindgen_anon_1.memory_fault };
+    Some((fault.gpa, fault.size))
+}
+
+/// What a failure to reach the guest's RAM means, in words.
+#[must_use]
+pub fn describe_memory_fault(at: Option<(u64, u64)>) -> String {
+    let place =
+        at.map(|(gpa, size)| format!(" at guest address {gpa:#x} ({size} bytes)")).unwrap_or_default();
+    format!(
+        "KVM cannot reach the guest's RAM{place}: the host has no memory left for it, or its memory is broken there; the host's kernel log tells which"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_fault_names_the_guest_address_where_kvm_tells() {
+        let told = describe_memory_fault(Some((0x1000, 4096)));
+        assert!(told.starts_with("KVM cannot reach the guest's RAM at guest address 0x1000 (4096 bytes): "));
+        assert!(describe_memory_fault(None).starts_with("KVM cannot reach the guest's RAM: the host has"));
+    }
 }

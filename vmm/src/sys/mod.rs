@@ -6,7 +6,7 @@
 //! - [`exit`]: reads the parts of `kvm_run` that kvm-ioctls leaves in a union.
 //! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
 //! - [`kick`]: gets a vCPU's thread out of KVM_RUN.
-//! - [`kvm`]: /dev/kvm itself.
+//! - [`kvm`]: /dev/kvm itself; [`kvm_state`]: calls of it that kvm-ioctls lacks.
 //! - [`pagemap`]: which pages are the process's own.
 //! - [`plain`]: structs of the boot protocols as bytes.
 //! - [`rights`]: becoming another user.
@@ -22,6 +22,7 @@ pub mod host_cpu;
 pub mod inherit;
 pub mod kick;
 pub mod kvm;
+pub mod kvm_state;
 pub mod pagemap;
 pub mod plain;
 pub mod rights;

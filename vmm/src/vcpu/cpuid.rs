@@ -17,8 +17,10 @@ pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> CpuId {
     const HTT: u32 = 1 << 28;
     const VMX: u32 = 1 << 5;
     const SVM: u32 = 1 << 2;
+    const CMP_LEGACY: u32 = 1 << 1;
     let mut cpuid = supported.clone();
     let (apic_id, count) = (u32::from(index), u32::from(vcpus));
+    let is_amd = is_amd(supported);
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             1 => {
@@ -31,7 +33,23 @@ pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> CpuId {
             // Cores a package, and no cache shared between them.
             4 => entry.eax = entry.eax & 0x3fff | (count.next_power_of_two() - 1) << 26,
             0xb | 0x1f => set_topology(entry, apic_id, count),
-            0x8000_0001 => entry.ecx &= !SVM,
+            0x8000_0001 => {
+                entry.ecx &= !SVM;
+                // HTT counts cores, not threads of a core.
+                if is_amd && vcpus > 1 {
+                    entry.ecx |= CMP_LEGACY;
+                }
+            }
+            // Of these KVM shows what the host's CPU has: its number of cores, its caches' sharers, the number of the core that
+            // asked.
+            0x8000_0008 if is_amd => {
+                let id_bits = count.next_power_of_two().trailing_zeros();
+                entry.ecx = entry.ecx & !0xf0ff | id_bits << 12 | (count - 1);
+            }
+            0x8000_001d if is_amd => entry.eax &= !(0xfff << 14),
+            0x8000_001e if is_amd => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (apic_id, apic_id, 0, 0),
+            // The same by levels, as 0xb has it, with the host's dies.
+            0x8000_0026 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             // What SVM has.
             0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             // No counters are offered.
@@ -40,6 +58,38 @@ pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> CpuId {
         }
     }
     cpuid
+}
+
+fn is_amd(cpuid: &CpuId) -> bool {
+    // "Auth" of AuthenticAMD, "Hygo" of HygonGenuine.
+    const VENDORS: [u32; 2] = [0x6874_7541, 0x6f67_7948];
+    find(cpuid, 0, 0).is_some_and(|entry| VENDORS.contains(&entry.ebx))
+}
+
+/// Takes AMX away unless all of it is there. From Linux 5.17 to 6.2 KVM offers the configuration of its tiles without their
+/// data, to processes that have not asked for it, as the vmm does not: a guest would fail as it sets XCR0.
+#[must_use]
+pub fn without_half_amx(mut supported: CpuId) -> CpuId {
+    const TILES: u32 = 1 << 17 | 1 << 18;
+    if find(&supported, 0xd, 0).is_some_and(|entry| entry.eax & TILES == TILES) {
+        return supported;
+    }
+    // AMX-BF16, AMX-TILE, AMX-INT8; AMX-FP16; AMX-COMPLEX.
+    const LEAF_7_EDX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const LEAF_7_1_EAX: u32 = 1 << 21;
+    const LEAF_7_1_EDX: u32 = 1 << 8;
+    for entry in supported.as_mut_slice() {
+        match (entry.function, entry.index) {
+            (0xd, 0) => entry.eax &= !TILES,
+            (0xd, 17 | 18) | (0x1d | 0x1e, _) => {
+                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+            }
+            (7, 0) => entry.edx &= !LEAF_7_EDX,
+            (7, 1) => (entry.eax, entry.edx) = (entry.eax & !LEAF_7_1_EAX, entry.edx & !LEAF_7_1_EDX),
+            _ => {}
+        }
+    }
+    supported
 }
 
 fn set_topology(entry: &mut kvm_cpuid_entry2, apic_id: u32, count: u32) {
@@ -54,25 +104,5 @@ fn set_topology(entry: &mut kvm_cpuid_entry2, apic_id: u32, count: u32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_that_kvm_offers_is_shown_but_vms_in_vms() {
-        let entry = |function| kvm_cpuid_entry2 {
-            function,
-            eax: u32::MAX,
-            ebx: u32::MAX,
-            ecx: u32::MAX,
-            edx: u32::MAX,
-            ..kvm_cpuid_entry2::default()
-        };
-        let supported = CpuId::from_entries(&[1, 7, 0x8000_0001, 0x8000_000a].map(entry)).expect("entries");
-        let cpuid = for_vcpu(&supported, 3, 4);
-        let leaf = |leaf| *find(&cpuid, leaf, 0).expect("it is there");
-        assert_eq!((leaf(1).ecx, leaf(1).ebx), (!(1 << 5), 3 << 24 | 4 << 16 | 0xffff));
-        assert_eq!(leaf(0x8000_0001), kvm_cpuid_entry2 { ecx: !(1 << 2), ..entry(0x8000_0001) });
-        assert_eq!(leaf(7), entry(7));
-        assert_eq!(leaf(0x8000_000a).edx, 0);
-    }
-}
+#[path = "cpuid_test.rs"]
+mod tests;

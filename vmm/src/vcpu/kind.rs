@@ -6,9 +6,11 @@
 use super::cpuid::find;
 use crate::sys::host_cpu;
 use kvm_bindings::CpuId;
+use serde::{Deserialize, Serialize};
 
 /// What runs the guest's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KvmKind {
     /// Intel VT-x.
     Vmx,
@@ -19,7 +21,8 @@ pub enum KvmKind {
 }
 
 impl KvmKind {
-    /// Looks at the CPU: without VMX and SVM, a working /dev/kvm can only be software.
+    /// Looks at the CPU: without VMX and SVM, a working /dev/kvm can only be software. With them it need not be hardware: which
+    /// module serves is told in [`crate::api::config::VmConfig::kvm_kind`], where that can be seen.
     #[must_use]
     pub fn detect() -> Self {
         const VMX_ECX: u32 = 1 << 5;

@@ -5,7 +5,7 @@
 //! - [`setup`]: a vCPU's state before its first instruction.
 //! - [`run`]: the loop of a vCPU's thread.
 //! - [`gate`]: pauses all vCPUs of a VM.
-//! - [`persist`]: a vCPU's state, saved and restored.
+//! - [`persist`]: a vCPU's state, saved and restored; [`tsc`]: its TSC, which goes on.
 
 pub mod cpuid;
 pub mod gate;
@@ -13,3 +13,4 @@ pub mod kind;
 pub mod persist;
 pub mod run;
 pub mod setup;
+pub mod tsc;

@@ -1,6 +1,9 @@
 //! All of a vCPU's state, taken from KVM and given back, in the orders that KVM needs.
 
 use super::run::Runner;
+use super::tsc::{TSC, TscStart, TscState};
+use crate::note::note;
+use crate::sys::kvm_state;
 use kvm_bindings::{
     CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
     kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -15,6 +18,9 @@ pub struct VcpuState {
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
+    /// Of a kernel of 32 bits.
+    pdptrs: Option<[u64; 4]>,
+    tsc: Option<TscState>,
     xsave: kvm_xsave,
     xcrs: kvm_xcrs,
     debug_regs: kvm_debugregs,
@@ -101,6 +107,8 @@ impl VcpuState {
             cpuid: vcpu.get_cpuid2(CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?.as_slice().to_vec(),
             regs: vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?,
             sregs: vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?,
+            pdptrs: kvm_state::pdptrs(vcpu),
+            tsc: TscState::save(vcpu),
             xsave: vcpu.get_xsave().map_err(kvm("KVM_GET_XSAVE"))?,
             xcrs: vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?,
             debug_regs: vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?,
@@ -111,11 +119,25 @@ impl VcpuState {
         })
     }
 
-    /// Gives the state to a fresh vCPU number `index`.
+    /// Its TSC, where KVM tells of it.
+    #[must_use]
+    pub fn tsc(&self) -> Option<TscState> {
+        self.tsc
+    }
+
+    /// The MSRs that it is made of. They, and not what the host has, make up a clone's state too: so no MSR gets lost
+    /// that KVM shows only to some vCPUs.
+    #[must_use]
+    pub fn msr_indices(&self) -> Vec<u32> {
+        self.msrs.iter().map(|msr| msr.index).collect()
+    }
+
+    /// Gives the state to a fresh vCPU number `index` of a VM whose TSCs are set by `tsc`. Returns the MSRs that KVM does not
+    /// take, which were 0.
     ///
     /// # Errors
     /// KVM refuses a part: the state is not from such a host, or not from a vCPU at all.
-    pub fn restore(&self, vcpu: &VcpuFd, index: u8) -> Result<(), PersistError> {
+    pub fn restore(&self, vcpu: &VcpuFd, index: u8, tsc: &TscStart) -> Result<Vec<u32>, PersistError> {
         let kvm = |call| move |source| PersistError::Kvm { operation: "restore", vcpu: index, call, source };
         // First: it decides what the rest may contain.
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
@@ -123,31 +145,66 @@ impl VcpuState {
         vcpu.set_mp_state(self.mp_state).map_err(kvm("KVM_SET_MP_STATE"))?;
         vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
         // Holds the APIC's base, so it comes before the APIC.
-        vcpu.set_sregs(&self.sregs).map_err(kvm("KVM_SET_SREGS"))?;
+        match self.pdptrs {
+            None => vcpu.set_sregs(&self.sregs).map_err(kvm("KVM_SET_SREGS"))?,
+            Some(pdptrs) => {
+                kvm_state::set_sregs_with_pdptrs(vcpu, &self.sregs, pdptrs).map_err(kvm("KVM_SET_SREGS2"))?
+            }
+        }
         crate::sys::xstate::set_area(vcpu, &self.xsave).map_err(kvm("KVM_SET_XSAVE"))?;
         vcpu.set_xcrs(&self.xcrs).map_err(kvm("KVM_SET_XCRS"))?;
         vcpu.set_debug_regs(&self.debug_regs).map_err(kvm("KVM_SET_DEBUGREGS"))?;
         // Before the MSRs: the TSC deadline starts the APIC's timer in the mode that the APIC is in.
         vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
-        self.restore_msrs(vcpu, index)?;
+        // The TSC before that deadline.
+        let has_tsc = tsc.set(vcpu, self.tsc).map_err(kvm("KVM_VCPU_TSC_OFFSET"))?;
+        let refused = self.restore_msrs(vcpu, index, has_tsc)?;
         // Last: earlier calls drop what is pending.
-        vcpu.set_vcpu_events(&self.events).map_err(kvm("KVM_SET_VCPU_EVENTS"))
+        vcpu.set_vcpu_events(&self.events).map_err(kvm("KVM_SET_VCPU_EVENTS"))?;
+        Ok(refused)
     }
 
-    fn restore_msrs(&self, vcpu: &VcpuFd, index: u8) -> Result<(), PersistError> {
+    /// Gives the MSRs back, but for the TSC where that is set. KVM stops at one that it does not take. An MSR that was 0 may
+    /// be missing: a vCPU that has none, or that does not have it yet, is as good. Any other must be taken.
+    fn restore_msrs(&self, vcpu: &VcpuFd, index: u8, has_tsc: bool) -> Result<Vec<u32>, PersistError> {
         const OPERATION: &str = "restore";
         let kvm =
             |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_SET_MSRS", source };
-        let moved = vcpu.set_msrs(&msrs(&self.msrs).map_err(kvm)?).map_err(kvm)?;
-        match self.msrs.get(moved) {
-            None => Ok(()),
-            Some(refused) => Err(PersistError::Msrs {
-                operation: OPERATION,
-                vcpu: index,
-                moved,
-                asked: self.msrs.len(),
-                index: refused.index,
-            }),
+        let given: Vec<_> = self.msrs.iter().filter(|msr| !(has_tsc && msr.index == TSC)).copied().collect();
+        let set = |left: &[kvm_msr_entry]| vcpu.set_msrs(&msrs(left).map_err(kvm)?).map_err(kvm);
+        let refused = set_leniently(&given, set, |moved, index_refused| PersistError::Msrs {
+            operation: OPERATION,
+            vcpu: index,
+            moved,
+            asked: given.len(),
+            index: index_refused,
+        })?;
+        if index == 0 && !refused.is_empty() {
+            note(&format!(
+                "restore vCPU 0: KVM does not take MSRs that were 0 and are left out: {refused:#x?}"
+            ));
+        }
+        Ok(refused)
+    }
+}
+
+/// Sets all of `given`, of which `set` takes the first ones of what it gets. Returns those that it does not take and that are 0.
+fn set_leniently<E>(
+    given: &[kvm_msr_entry],
+    mut set: impl FnMut(&[kvm_msr_entry]) -> Result<usize, E>,
+    failed: impl FnOnce(usize, u32) -> E,
+) -> Result<Vec<u32>, E> {
+    let mut refused = Vec::new();
+    let mut left = given;
+    loop {
+        let moved = if left.is_empty() { 0 } else { set(left)? };
+        match left.get(moved..) {
+            None | Some([]) => return Ok(refused),
+            Some([one, rest @ ..]) if one.data == 0 => {
+                refused.push(one.index);
+                left = rest;
+            }
+            Some([one, rest @ ..]) => return Err(failed(given.len() - rest.len() - 1, one.index)),
         }
     }
 }
@@ -169,5 +226,29 @@ fn save_msrs(runner: &Runner, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, Per
             asked: indices.len(),
             index: *index,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A KVM that takes all MSRs but these.
+    fn without(missing: &[u32]) -> impl Fn(&[kvm_msr_entry]) -> Result<usize, (usize, u32)> {
+        |left| Ok(left.iter().position(|msr| missing.contains(&msr.index)).unwrap_or(left.len()))
+    }
+
+    #[test]
+    fn an_msr_that_was_zero_may_be_missing_and_any_other_not() {
+        let given: Vec<_> = (1..=6)
+            .map(|index| kvm_msr_entry { index, data: u64::from(index % 2), ..kvm_msr_entry::default() })
+            .collect();
+        let restore =
+            |missing: &[u32]| set_leniently(&given, without(missing), |moved, index| (moved, index));
+        assert_eq!(restore(&[]), Ok(vec![]));
+        assert_eq!(restore(&[2, 6]), Ok(vec![2, 6]));
+        assert_eq!(restore(&[2, 4, 5]), Err((4, 5)), "the fifth, after four, is not 0");
+        assert_eq!(restore(&[1]), Err((0, 1)));
+        assert_eq!(set_leniently(&[], without(&[]), |moved, index| (moved, index)), Ok(vec![]));
     }
 }

@@ -144,6 +144,10 @@ impl Runner {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 return Ok(Came::Interrupted);
             }
+            Err(error) if error.errno() == libc::EFAULT => {
+                let at = exit::memory_fault(&mut self.vcpu);
+                return failed(exit::describe_memory_fault(at));
+            }
             Err(error) => return failed(format!("KVM_RUN: {error}")),
         }
         Ok(Came::ForExit)

@@ -112,6 +112,7 @@ impl Guest {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             kvm_fd: inherit(&kvm)?,
+            kvm_kind: None,
             start: if self.warm {
                 Start::Warm
             } else {

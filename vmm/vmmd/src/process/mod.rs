@@ -1,11 +1,13 @@
 //! `vmm` processes: starting them, knowing them again, talking to them.
 //!
-//! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec.
+//! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec; [`kvm_module`]: what
+//!   kind of KVM it gets.
 //! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
 //! - [`link`]: its control socket, [`rights`] lines with descriptors on it; [`generation`]: what a freeze gives.
 //! - [`stray`]: processes whose record is lost; [`urgency`]: who runs first; [`usage`]: what it takes.
 
 pub mod generation;
+pub mod kvm_module;
 pub mod link;
 pub mod rights;
 pub mod spawn;

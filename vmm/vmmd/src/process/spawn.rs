@@ -1,6 +1,6 @@
 //! Starts one `vmm`.
 
-use super::{Process, ProcessError, sys, urgency::Urgency};
+use super::{Process, ProcessError, kvm_module, sys, urgency::Urgency};
 use crate::store::{StoreError, VmDir};
 use patina_abi::link::Identity;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -141,6 +141,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         vcpus: parts.vcpus,
         memory_mib: parts.memory_mib,
         kvm_fd: parts.kvm.as_raw_fd(),
+        kvm_kind: kvm_module::kind(),
         start,
         rootfs_fd: parts.rootfs.as_raw_fd(),
         tap_fd: parts.tap.as_raw_fd(),

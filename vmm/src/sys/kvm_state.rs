@@ -1,0 +1,117 @@
+//! State that KVM gives and takes by calls for which kvm-ioctls has no functions on x86.
+
+use kvm_bindings::{
+    KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
+    kvm_reinject_control, kvm_sregs, kvm_sregs2,
+};
+use kvm_ioctls::{Error, VcpuFd, VmFd};
+use std::os::fd::AsRawFd;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+
+const WRITE: u64 = 1;
+const READ: u64 = 2;
+
+/// The number of an ioctl of KVM (`linux/ioctl.h`).
+const fn number(direction: u64, nr: u64, bytes: usize) -> u64 {
+    direction << 30 | (bytes as u64) << 16 | (KVMIO as u64) << 8 | nr
+}
+
+const SET_DEVICE_ATTR: u64 = number(WRITE, 0xe1, size_of::<kvm_device_attr>());
+const GET_DEVICE_ATTR: u64 = number(WRITE, 0xe2, size_of::<kvm_device_attr>());
+const GET_SREGS2: u64 = number(READ, 0xcc, size_of::<kvm_sregs2>());
+const SET_SREGS2: u64 = number(WRITE, 0xcd, size_of::<kvm_sregs2>());
+const REINJECT_CONTROL: u64 = number(0, 0x71, 0);
+
+fn done(result: libc::c_int) -> Result<(), Error> {
+    if result == 0 { Ok(()) } else { Err(Error::last()) }
+}
+
+fn tsc_offset_at(value: &mut u64) -> kvm_device_attr {
+    kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: std::ptr::from_mut(value) as u64,
+        flags: 0,
+    }
+}
+
+/// What is added, modulo 2^64, to the host's TSC for this vCPU. KVM does not tell before Linux 5.16.
+///
+/// # Errors
+/// KVM does not tell.
+pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
+    let mut offset = 0;
+    let attribute = tsc_offset_at(&mut offset);
+    // SAFETY: KVM reads the attribute and writes 8 bytes where it points, which is `offset`; both are live.
+    done(unsafe { ioctl_with_ref(vcpu, GET_DEVICE_ATTR, &attribute) })?;
+    Ok(offset)
+}
+
+/// Sets what [`tsc_offset`] tells.
+///
+/// # Errors
+/// KVM does not take it.
+pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), Error> {
+    let attribute = tsc_offset_at(&mut offset);
+    // SAFETY: KVM reads the attribute and the 8 bytes where it points, which is `offset`; both are live.
+    done(unsafe { ioctl_with_ref(vcpu, SET_DEVICE_ATTR, &attribute) })
+}
+
+/// The page directory pointers of a CPU that pages in 32-bit PAE mode; None in any other mode, and before Linux 5.14,
+/// where KVM reads them from memory again when the state is given back.
+#[must_use]
+pub fn pdptrs(vcpu: &VcpuFd) -> Option<[u64; 4]> {
+    let mut sregs = kvm_sregs2::default();
+    // SAFETY: KVM writes one `kvm_sregs2`, which is live.
+    done(unsafe { ioctl_with_mut_ref(vcpu, GET_SREGS2, &mut sregs) }).ok()?;
+    (sregs.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0).then_some(sregs.pdptrs)
+}
+
+/// Sets the special registers with [`pdptrs`].
+///
+/// # Errors
+/// KVM refuses: the registers are not of a CPU that pages in 32-bit PAE mode.
+pub fn set_sregs_with_pdptrs(vcpu: &VcpuFd, sregs: &kvm_sregs, pdptrs: [u64; 4]) -> Result<(), Error> {
+    let all = with_pdptrs(sregs, pdptrs);
+    // SAFETY: KVM reads one `kvm_sregs2`, which is live.
+    done(unsafe { ioctl_with_ref(vcpu, SET_SREGS2, &all) })
+}
+
+fn with_pdptrs(sregs: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
+    let kvm_sregs {
+        cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, ..
+    } = *sregs;
+    let flags = u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID);
+    kvm_sregs2 {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr,
+        ldt,
+        gdt,
+        idt,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        cr8,
+        efer,
+        apic_base,
+        flags,
+        pdptrs,
+    }
+}
+
+/// Has the PIT drop ticks that the guest was too late for, instead of sending them later. To send them KVM must see
+/// each of its interrupts acknowledged, which turns AMD's AVIC off.
+///
+/// # Errors
+/// KVM refuses.
+pub fn drop_late_pit_ticks(vm: &VmFd) -> Result<(), Error> {
+    let control = kvm_reinject_control { pit_reinject: 0, ..kvm_reinject_control::default() };
+    // SAFETY: KVM reads one `kvm_reinject_control`, which is live.
+    done(unsafe { ioctl_with_ref(&vm.as_raw_fd(), REINJECT_CONTROL, &control) })
+}
