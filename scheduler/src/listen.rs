@@ -5,6 +5,7 @@ use rustix::net::sockopt::socket_peercred;
 use std::{
     fmt, fs, io,
     net::SocketAddr,
+    os::fd::AsRawFd,
     os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
     os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
@@ -134,9 +135,7 @@ pub async fn listen(address: &Address) -> Result<Incoming, ListenError> {
         Address::Unix(path) => {
             make_folder(path).map_err(failed)?;
             clear(path).map_err(|error| error.unwrap_or_else(failed))?;
-            let listener = UnixListener::bind(path).map_err(failed)?;
-            // Nobody connects before this: the umask may be anything, so the mode is set, not hoped for.
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            let listener = bind(path).map_err(failed)?;
             Ok(UnixListenerStream::new(listener).map(|c| c.map(|c| Box::new(c) as _)).boxed())
         }
         Address::Tcp(tcp) => {
@@ -150,6 +149,23 @@ pub async fn listen(address: &Address) -> Result<Incoming, ListenError> {
             Ok(streams.boxed())
         }
     }
+}
+
+/// Makes the socket where nobody else can reach it, gives it its mode, and only then its name: the umask may be anything, and
+/// whoever has connected stays connected.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let closed = tempfile::Builder::new()
+        .prefix(".listen-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir_in(folder)?;
+    let made = closed.path().join("s");
+    // A socket's path has at most 107 bytes: it is named through its open folder, and moved by its own name.
+    let open = fs::File::open(closed.path())?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/s", open.as_raw_fd()))?;
+    fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&made, path)?;
+    Ok(listener)
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {
@@ -221,6 +237,34 @@ mod tests {
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         drop(first);
         assert!(listen(&address).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_nobody_elses_from_its_first_moment_on_whatever_the_umask() {
+        use rustix::fs::inotify;
+        use std::mem::MaybeUninit;
+        let folder = tempfile::tempdir().unwrap();
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&watch, folder.path(), inotify::WatchFlags::ALL_EVENTS).unwrap();
+        let path = folder.path().join("d.sock");
+        let _listener = listen(&Address::Unix(path.clone())).await.unwrap();
+        let mut space = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&watch, &mut space);
+        let mut told = Vec::new();
+        while let Ok(event) = events.next() {
+            let name = event.file_name().map(|name| name.to_string_lossy().into_owned());
+            if name.as_deref() == Some("d.sock") {
+                told.push(event.events());
+            }
+        }
+        // Moved there as it is to be: neither made there nor changed afterwards.
+        assert!(told.iter().any(|e| e.contains(inotify::ReadFlags::MOVED_TO)), "{told:?}");
+        assert!(
+            !told.iter().any(|e| e.intersects(inotify::ReadFlags::CREATE | inotify::ReadFlags::ATTRIB)),
+            "{told:?}"
+        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else stays");
+        StdUnixStream::connect(&path).unwrap();
     }
 
     #[tokio::test]

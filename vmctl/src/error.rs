@@ -152,7 +152,11 @@ fn words(status: &Status) -> String {
             "there is no such call at this address: --host names a vmmd, --scheduler a scheduler, of vmctl's own version".to_owned()
         }
         ("", code) => format!("{code}"),
-        (message, _) => message.to_owned(),
+        // One that is too long for a status stands whole in its details.
+        (message, _) => match status.get_details_debug_info() {
+            Some(info) if info.detail.starts_with(message) => info.detail,
+            _ => message.to_owned(),
+        },
     }
 }
 
@@ -171,7 +175,7 @@ fn advice(status: &Status) -> Vec<String> {
         .into_iter()
         .flat_map(|failure| failure.violations.iter())
         .map(|quota| format!("{}: {}", quota.subject, quota.description));
-    let words = details.localized_message().map(|message| message.message.clone());
+    let said = details.localized_message().map(|message| message.message.clone());
     let links = details.help().into_iter().flat_map(|help| {
         help.links.iter().map(|link| format!("{} {}", link.description, link.url).trim_end().to_owned())
     });
@@ -179,11 +183,11 @@ fn advice(status: &Status) -> Vec<String> {
     let retry =
         retry.filter(|delay| !delay.is_zero()).map(|delay| format!("try again in {}", seconds(delay)));
     let reason = details.error_info().and_then(|info| what_to_do(&info.reason)).map(str::to_owned);
-    let message = status.message();
+    let message = words(status);
     fields
         .chain(states)
         .chain(quotas)
-        .chain(words)
+        .chain(said)
         .chain(links)
         .chain(retry)
         .chain(reason)

@@ -7,7 +7,7 @@ mod check;
 mod convert;
 mod host;
 mod service;
-mod status;
+pub mod status;
 mod watch;
 
 pub use service::Service;

@@ -11,6 +11,35 @@ pub(super) const DOMAIN: &str = "patina";
 /// When to ask again for what others have, or for what was broken.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Most bytes of a status's message, in the form in which it is sent, where most signs take three. A client with its library's usual
+/// limit for headers (16 KiB) must get it together with the details, in which the message stands again.
+const MESSAGE_MAX_BYTES: usize = 2 * 1024;
+/// Most bytes of the whole message, which stands in the details when the message itself is too long.
+const WHOLE_MAX_BYTES: usize = 5 * 1024;
+
+/// A status whose message is cut where it is too long for a client's headers. The whole stands in the details then, as
+/// `DebugInfo.detail`.
+#[must_use]
+pub fn with_details(code: Code, message: &str, mut details: ErrorDetails) -> Status {
+    let short = fitting(message);
+    if short.len() < message.len() {
+        let whole = &message[..message.floor_char_boundary(WHOLE_MAX_BYTES)];
+        details.set_debug_info(Vec::new(), whole);
+    }
+    Status::with_error_details(code, short, details)
+}
+
+/// As much of a text as fits [`MESSAGE_MAX_BYTES`].
+#[must_use]
+pub fn fitting(text: &str) -> &str {
+    let mut sent_bytes = 0;
+    let too_long = text.char_indices().find(|(_, sign)| {
+        sent_bytes += if sign.is_ascii_alphanumeric() { 1 } else { 3 * sign.len_utf8() };
+        sent_bytes > MESSAGE_MAX_BYTES
+    });
+    too_long.map_or(text, |(at, _)| &text[..at])
+}
+
 /// Fields that cannot be as they are.
 pub(super) fn invalid(violations: Vec<(String, String)>) -> Status {
     let mut details = ErrorDetails::new();
@@ -20,7 +49,7 @@ pub(super) fn invalid(violations: Vec<(String, String)>) -> Status {
     for (field, description) in violations {
         details.add_bad_request_violation(field, description);
     }
-    Status::with_error_details(Code::InvalidArgument, message, details)
+    with_details(Code::InvalidArgument, &message, details)
 }
 
 /// More watchers than there may be.
@@ -29,7 +58,7 @@ pub(super) fn too_many_watchers(most: usize) -> Status {
     let mut details = ErrorDetails::new();
     details.set_error_info("TOO_MANY_WATCHERS", DOMAIN, HashMap::new());
     details.add_quota_failure_violation("watchers", &message);
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    with_details(Code::ResourceExhausted, &message, details)
 }
 
 impl From<Refusal> for Status {
@@ -72,7 +101,7 @@ impl From<Refusal> for Status {
         if let Some((_, advice)) = message.split_once("; ") {
             details.set_localized_message("en", advice);
         }
-        Status::with_error_details(code, message, details)
+        with_details(code, &message, details)
     }
 }
 

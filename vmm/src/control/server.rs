@@ -17,8 +17,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
-/// Most connections that have not said yet what they are for; one more is closed at once.
-const OPENING_MAX: usize = 16;
+/// Most connections that have not said yet what they are for. The next ones stay in the listener's backlog until there is room. One of them
+/// is vmmd's, which it made ahead for a freeze and on which it says nothing until then.
+const OPENING_MAX: usize = 16 + 1;
 
 /// The control thread.
 pub struct Server<D> {
@@ -123,7 +124,11 @@ impl<D: Doors> Server<D> {
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.inbox.fd(), PollFlags::IN),
             PollFd::new(&self.clock, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
+            // Without room nobody is taken, so nobody is waited for either.
+            PollFd::from_borrowed_fd(
+                self.listener.as_fd(),
+                if self.opening.len() < OPENING_MAX { PollFlags::IN } else { PollFlags::empty() },
+            ),
         ];
         for lines in [&self.control, &self.link].into_iter().flatten() {
             fds.push(PollFd::from_borrowed_fd(lines.fd(), interest(lines)));
@@ -151,8 +156,10 @@ impl<D: Doors> Server<D> {
 
     fn accept(&mut self) {
         // An error here is the peer's (it left) or passing (no descriptors): the listener stays readable.
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.opening.len() < OPENING_MAX && stream.set_nonblocking(true).is_ok() {
+        while self.opening.len() < OPENING_MAX
+            && let Ok((stream, _)) = self.listener.accept()
+        {
+            if stream.set_nonblocking(true).is_ok() {
                 self.opening.push(stream);
             }
         }

@@ -347,3 +347,23 @@ fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
     assert_eq!(agent.line(), "", "closed");
     vmm.end();
 }
+
+#[test]
+fn connections_beyond_the_room_wait_until_there_is_some() {
+    let vmm = vmm();
+    let connect = || Peer::new(UnixStream::connect(&vmm.path).expect("connect"));
+    // One that says nothing for as long as the VM lives, as vmmd's for the next freeze.
+    let mut spare = connect();
+    let mut peers: Vec<Peer> = (0..40).map(|_| connect()).collect();
+    for (port, peer) in peers.iter_mut().enumerate() {
+        peer.say(&format!(r#"{{"dial":{{"port":{port}}}}}"#));
+    }
+    for (port, peer) in peers.iter_mut().enumerate() {
+        assert_eq!((peer.line(), peer.line()), (r#""ok""#.to_owned(), format!("port {port}")));
+    }
+    spare.say(r#"{"dial":{"port":7}}"#);
+    assert_eq!(spare.line(), r#""ok""#);
+    let mut vmmd = Peer::open(&vmm, r#""control""#);
+    vmmd.say(r#"{"t":"kill","reason":"done"}"#);
+    assert_eq!(vmm.thread.join().expect("the thread").kind, EndKind::Killed);
+}

@@ -2,7 +2,8 @@
 //! chosen by words on the VM's kernel command line:
 //!
 //! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `off`: powers off then;
-//!   `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
+//!   `hang-up`: closes its first control connection before it has said anything; `long=BYTES`: its agent does not prepare, with so many
+//!   newlines for words; `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
 //!   when somebody has written into the pipe `go` in the VM's folder.
 //!
 //! A warm one reads its parent's words from the generation's state from where its file position stands, and prints the first
@@ -14,7 +15,7 @@
 //! goes on when nobody has PATH locked.
 //!
 //! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call), `drop VERB JSON PATH` (one that
-//! the guest does not wait for once there is a file PATH) and `hang`; all else is not found.
+//! the guest does not wait for once there is a file PATH), `hang-up` (until the control connection is another one) and `hang`; all else is not found.
 #![allow(unsafe_code, reason = "takes over inherited descriptors by number")]
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
@@ -40,7 +41,11 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -57,6 +62,7 @@ struct Vm {
     state: Mutex<State>,
     control: Mutex<Option<UnixStream>>,
     waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
+    controls: AtomicU32,
 }
 
 /// # Safety
@@ -89,6 +95,7 @@ fn main() {
         state: Mutex::new(state.clone()),
         control: Mutex::new(None),
         waiting: Mutex::new(HashMap::new()),
+        controls: AtomicU32::new(0),
         console: Mutex::new(console),
         words: Mutex::new(words),
         config,
@@ -169,6 +176,9 @@ impl Vm {
     }
 
     fn control(&self, reader: BufReader<UnixStream>, mut stream: UnixStream) {
+        if self.controls.fetch_add(1, Ordering::Relaxed) == 0 && self.has("hang-up") {
+            return;
+        }
         let mut control = self.control.lock().unwrap();
         say(&mut stream, &FromVmm::State(self.state.lock().unwrap().clone()));
         *control = Some(stream);
@@ -205,6 +215,10 @@ impl Vm {
         if let (true, Some(code)) = (prepare, self.number("unprepared")) {
             let message = "the pre-clone hook says no".into();
             return say(stream, &Opened::NotPrepared(CallError { code, message }));
+        }
+        if let (true, Some(bytes)) = (prepare, self.number("long")) {
+            let message = "\n".repeat(bytes.unsigned_abs() as usize);
+            return say(stream, &Opened::NotPrepared(CallError { code: 125, message }));
         }
         if self.has("wait") {
             std::fs::read(Path::new(&std::env::var("PATINA_VM_DIR").unwrap()).join("go")).unwrap();
@@ -285,6 +299,15 @@ impl Vm {
         say(self.control.lock().unwrap().as_mut().unwrap(), &FromVmm::GuestCancel { id });
     }
 
+    /// Breaks the control connection under a call that is not answered, and waits until there is another; the call is one that waits.
+    fn hang_up(&self) {
+        let before = self.controls.load(Ordering::Relaxed);
+        self.control.lock().unwrap().take().unwrap().shutdown(std::net::Shutdown::Both).unwrap();
+        while self.controls.load(Ordering::Relaxed) == before || self.control.lock().unwrap().is_none() {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn agent(&self, mut reader: BufReader<UnixStream>, mut stream: UnixStream) {
         let (kind, start) = frame(&mut reader).unwrap();
         assert_eq!(kind, FrameType::Start);
@@ -295,6 +318,7 @@ impl Vm {
             ["echo", words @ ..] => put(&mut stream, FrameType::Stdout, words.join(" ").as_bytes()),
             ["ask", verb, args] => put(&mut stream, FrameType::Stdout, self.ask(verb, args).as_bytes()),
             ["drop", verb, args, path] => self.cancel(verb, args, path),
+            ["hang-up"] => self.hang_up(),
             ["fail", code] => exit.code = Some(code.parse().unwrap()),
             ["cat"] => {
                 while let Some((FrameType::Stdin, bytes)) = frame(&mut reader).filter(|f| !f.1.is_empty()) {

@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{Cluster, ClusterError},
-    grpc::{MESSAGE_MAX_BYTES, facts::Facts, service::Service},
+    grpc::{MESSAGE_MAX_BYTES, facts::Facts, limit::CallLimit, service::Service},
     metrics::Metrics,
     options::Options,
     plan::spec::DefaultImages,
@@ -31,9 +31,8 @@ use tokio::{
     time::timeout,
 };
 use tonic::{service::LayerExt as _, transport::Server};
-use tower::limit::GlobalConcurrencyLimitLayer;
 
-/// Most calls of operators that are being answered; the next ones wait. What guests and hosts want of the scheduler that is built in
+/// Most calls of operators that are being answered; the next ones wait. `WaitVm`, which takes as long as a VM lives, has a limit of its own. What guests and hosts want of the scheduler that is built in
 /// waits on the same connections, in any number, and has limits of its own.
 const CALLS_MAX: usize = 4096;
 /// How long vmmd may take over what runs before it says that it is ready.
@@ -123,7 +122,7 @@ async fn serve(
         .build_v1()?;
     let service =
         VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
-    let service = GlobalConcurrencyLimitLayer::new(CALLS_MAX).named_layer(service);
+    let service = CallLimit::new(CALLS_MAX).named_layer(service);
     let metrics = metrics(options, &host, &cluster).await?;
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)

@@ -117,7 +117,7 @@ impl Metrics {
     /// # Errors
     /// The scheduler stops.
     pub async fn text(registry: Arc<Registry>, engine: Option<Engine>) -> Result<String, Refusal> {
-        // The kernel goes through all memory of each VM to say what it shares: that may take a while.
+        // It reads some files of each VM.
         let encode = move || {
             let mut all = String::new();
             text::encode(&mut all, &registry).map(|()| all)
@@ -223,12 +223,12 @@ impl Amounts {
         let gauges = [
             (
                 "vms_memory_private_bytes",
-                "Memory of running VMs that they share with nobody",
+                "Anonymous memory of running VMs: what they wrote since they were cloned, and their vmm's own",
                 used.private_kib * 1024,
             ),
             (
                 "vms_memory_shared_bytes",
-                "Memory of running VMs that others share, counted for each",
+                "Memory of running VMs in files and memfds, which others may share, counted for each",
                 used.shared_kib * 1024,
             ),
             ("vms_minor_faults", "Page faults of running VMs without I/O", used.minor_faults),
@@ -251,7 +251,7 @@ fn usage(vm: &Arc<Vm>) -> Option<Usage> {
     if matches!(vm.status().phase, Phase::Ended(_)) {
         return None;
     }
-    Usage::of(vm.record.process.as_ref()?.pid).ok()
+    Usage::counted(vm.record.process.as_ref()?.pid).ok()
 }
 
 #[cfg(test)]

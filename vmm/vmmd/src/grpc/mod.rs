@@ -1,7 +1,7 @@
 //! The operator's interface: `patina.v1.Vmmd`.
 //!
 //! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`] the streaming ones.
-//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: what this host is.
+//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: what this host is; [`limit`]: how many calls at once.
 //!
 //! Nothing is decided here: every call checks its message, asks [`crate::vms`], and says the answer.
 
@@ -9,6 +9,7 @@ pub mod console;
 pub mod convert;
 pub mod exec;
 pub mod facts;
+pub mod limit;
 pub mod logs;
 pub mod service;
 pub mod status;

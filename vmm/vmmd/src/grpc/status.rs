@@ -5,10 +5,13 @@ use crate::{
     plan::spec::Violation,
     vms::error::{Error, Unprepared},
 };
+use scheduler::grpc::status::{fitting, with_details};
 use std::{collections::HashMap, io};
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic_types::ErrorDetails;
 
+/// Most of what was tried, characters.
+const OPERATION_CHARS: usize = 200;
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "patina";
 
@@ -18,74 +21,82 @@ impl From<Error> for Status {
         if let Error::Scheduler(status) = error {
             return *status;
         }
-        let message = error.to_string();
+        let whole = error.to_string();
+        // The details say again what the message says: each as much of it as fits.
+        let message = fitting(&whole);
         let (code, reason) = classify(&error);
-        let mut details = ErrorDetails::new();
-        details.set_error_info(reason, DOMAIN, metadata(&error));
-        match &error {
-            Error::Invalid(violations) => {
-                for violation in violations {
-                    details.add_bad_request_violation(&violation.field, &violation.description);
-                }
-            }
-            Error::Image(image) => {
-                details.add_bad_request_violation(image.field(), &message);
-            }
-            Error::Running(name) => {
-                details.add_precondition_failure_violation(
-                    "VM_STATE",
-                    name,
-                    "the VM runs; it must have ended",
-                );
-            }
-            Error::NotReady { name, state } => {
-                let text = format!("the VM is {state}; it must be ready");
-                details.add_precondition_failure_violation("VM_STATE", name, text);
-            }
-            Error::EndedFirst { name, .. } => {
-                details.add_precondition_failure_violation("VM_STATE", name, "the VM has ended");
-            }
-            Error::NotFound(name) | Error::NameTaken(name) => {
-                details.set_resource_info("vm", name, "", &message);
-            }
-            Error::Port(port) if code == Code::InvalidArgument => {
-                details.add_bad_request_violation("ports", port.to_string());
-            }
-            Error::Port(port) => {
-                details.set_resource_info("port", port.port.host.to_string(), "", &message);
-            }
-            Error::TooMany => {
-                details.add_quota_failure_violation("vms", &message);
-            }
-            Error::TooManyStreams => {
-                details.add_quota_failure_violation("streams", &message);
-            }
-            Error::NotFrozen { name, reason } => {
-                details.add_precondition_failure_violation("VM_STATE", name, reason);
-            }
-            Error::NotPrepared { name, source } if code == Code::FailedPrecondition => {
-                details.add_precondition_failure_violation("GUEST_PREPARED", name, &source.message);
-            }
-            Error::TicketCount { .. } => {
-                details.add_bad_request_violation("count", &message);
-            }
-            Error::CloneRootfs { name, source } => {
-                details.add_precondition_failure_violation("ROOTFS", name, source.to_string());
-            }
-            Error::NoVmid { .. } => {
-                details.add_quota_failure_violation("vmids", &message);
-            }
-            Error::NoFamily(_) => {
-                details.add_quota_failure_violation("families", &message);
-            }
-            _ => {}
-        }
+        let mut details = details_of(&error, code, reason, message);
         // Our messages say what to do after a semicolon; a client that shows one line to a person takes this.
         if let Some((_, advice)) = message.split_once("; ") {
             details.set_localized_message("en", advice);
         }
-        Status::with_error_details(code, message, details)
+        with_details(code, &whole, details)
     }
+}
+
+/// What programs want to know beyond the code.
+fn details_of(error: &Error, code: Code, reason: &str, message: &str) -> ErrorDetails {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, DOMAIN, metadata(error));
+    match error {
+        Error::Invalid(violations) => {
+            for violation in violations {
+                details.add_bad_request_violation(&violation.field, &violation.description);
+            }
+        }
+        Error::Image(image) => {
+            details.add_bad_request_violation(image.field(), message);
+        }
+        Error::Running(name) => {
+            details.add_precondition_failure_violation("VM_STATE", name, "the VM runs; it must have ended");
+        }
+        Error::NotReady { name, state } => {
+            let text = format!("the VM is {state}; it must be ready");
+            details.add_precondition_failure_violation("VM_STATE", name, text);
+        }
+        Error::EndedFirst { name, .. } => {
+            details.add_precondition_failure_violation("VM_STATE", name, "the VM has ended");
+        }
+        Error::NotFound(name) | Error::NameTaken(name) => {
+            details.set_resource_info("vm", name, "", message);
+        }
+        Error::Port(port) if code == Code::InvalidArgument => {
+            details.add_bad_request_violation("ports", port.to_string());
+        }
+        Error::Port(port) => {
+            details.set_resource_info("port", port.port.host.to_string(), "", message);
+        }
+        Error::TooMany => {
+            details.add_quota_failure_violation("vms", message);
+        }
+        Error::TooManyStreams => {
+            details.add_quota_failure_violation("streams", message);
+        }
+        Error::NotFrozen { name, reason } => {
+            details.add_precondition_failure_violation("VM_STATE", name, fitting(reason));
+        }
+        Error::NotPrepared { name, source } if code == Code::FailedPrecondition => {
+            details.add_precondition_failure_violation(
+                "GUEST_PREPARED",
+                name,
+                "the guest's agent must prepare",
+            );
+        }
+        Error::TicketCount { .. } => {
+            details.add_bad_request_violation("count", message);
+        }
+        Error::CloneRootfs { name, source } => {
+            details.add_precondition_failure_violation("ROOTFS", name, source.to_string());
+        }
+        Error::NoVmid { .. } => {
+            details.add_quota_failure_violation("vmids", message);
+        }
+        Error::NoFamily(_) => {
+            details.add_quota_failure_violation("families", message);
+        }
+        _ => {}
+    }
+    details
 }
 
 /// A field that cannot be as it is.
@@ -151,13 +162,14 @@ fn classify(error: &Error) -> (Code, &'static str) {
 fn metadata(error: &Error) -> HashMap<String, String> {
     let message = error.to_string();
     let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);
-    HashMap::from([("operation".to_owned(), operation.to_owned())])
+    HashMap::from([("operation".to_owned(), operation.chars().take(OPERATION_CHARS).collect())])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{net::ports::PortError, plan::spec::Port};
+    use tonic_types::StatusExt as _;
 
     fn port(kind: io::ErrorKind) -> Error {
         let port = Port { host: "127.0.0.1:80".parse().unwrap(), guest_port: 8 };
@@ -181,6 +193,24 @@ mod tests {
         assert_eq!(status.get_details_error_info().unwrap().reason, "PORT_IN_USE");
         let status: Status = port(io::ErrorKind::AddrNotAvailable).into();
         assert_eq!(status.code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn the_longest_error_fits_the_headers_that_a_client_takes_and_arrives_whole() {
+        // What a pre-clone hook said, in signs that are sent as three.
+        for output in [" \n".repeat(2048), "ü".repeat(2048), "x".repeat(4096)] {
+            let source = patina_abi::link::CallError { code: libc::ECANCELED, message: output.clone() };
+            let error = Error::NotPrepared { name: "web".into(), source };
+            let text = error.to_string();
+            let status: Status = error.into();
+            let headers = status.clone().into_http::<()>();
+            let bytes: usize =
+                headers.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+            assert!(bytes < 15 * 1024, "{bytes}");
+            let whole = status.get_details_debug_info().unwrap().detail;
+            assert!(whole.contains(&output) && whole == text, "{whole}");
+            assert!(text.starts_with(status.message()));
+        }
     }
 
     #[test]

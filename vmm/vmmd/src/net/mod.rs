@@ -21,7 +21,7 @@ use rtnetlink::{
 };
 use sha2::{Digest, Sha256};
 use std::{io, net::IpAddr, os::fd::OwnedFd, path::Path};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use vmm::api::config::Neighbours;
 
 const MTU_BYTES: u32 = 1500;
@@ -202,8 +202,19 @@ impl Net {
     /// It cannot be made, or the bridge is gone.
     pub async fn tap(&self, net: FamilyNet, vmid: u32) -> Result<OwnedFd, NetError> {
         let (name, bridge) = (net.tap(vmid), net.bridge());
-        let tap = sys::create_tap(&name).map_err(|source| NetError::Tap { name: name.clone(), source })?;
-        sys::without_ipv6(&name).map_err(|source| NetError::Ipv6 { name: name.clone(), source })?;
+        // Both wait for the kernel's one lock of all interfaces, which others of the host may hold for long.
+        let tap = {
+            let name = name.clone();
+            let make = spawn_blocking(move || {
+                let tap =
+                    sys::create_tap(&name).map_err(|source| NetError::Tap { name: name.clone(), source })?;
+                sys::without_ipv6(&name).map_err(|source| NetError::Ipv6 { name, source })?;
+                Ok(tap)
+            });
+            let stopped =
+                |_| NetError::Tap { name: net.tap(vmid), source: io::ErrorKind::Interrupted.into() };
+            make.await.map_err(stopped)??
+        };
         let Some(controller) = self.index_of(&bridge).await? else {
             return Err(failed("find bridge", &bridge, rtnetlink::Error::RequestFailed));
         };

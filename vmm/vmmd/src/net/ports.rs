@@ -17,6 +17,10 @@ use tokio::{
 
 /// Most connections of one published port at once; the next ones wait in the listen queue.
 pub const CONNECTIONS_MAX: usize = 1024;
+/// Most connections of all published ports of the daemon: each takes two descriptors, and one VM's callers leave room for others'
+/// calls.
+pub const CONNECTIONS_ALL_MAX: usize = 8192;
+static ALL: Semaphore = Semaphore::const_new(CONNECTIONS_ALL_MAX);
 /// How long the guest may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting rests when the host has no descriptors left.
@@ -67,19 +71,20 @@ impl Bound {
     pub fn serve(self, guest: Ipv4Addr) -> Published {
         let serve = |(port, listener): (Port, TcpListener)| {
             let target = SocketAddr::from((guest, port.guest_port));
-            tokio::spawn(accept(listener, target)).abort_handle()
+            tokio::spawn(accept(listener, target, &ALL)).abort_handle()
         };
         Published(self.0.into_iter().map(serve).collect())
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr) {
+async fn accept(listener: TcpListener, target: SocketAddr, all: &'static Semaphore) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Dropped with this task, and with it every connection.
     let mut connections = JoinSet::new();
     loop {
         // The permit comes first: past the limit nothing is accepted, so nothing is held either.
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let Ok(of_all) = all.acquire().await else { return };
         let client = loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -96,7 +101,7 @@ async fn accept(listener: TcpListener, target: SocketAddr) {
             if let Err(error) = relay(client, target).await {
                 tracing::debug!(%target, %error, "a connection of a published port ended");
             }
-            drop(permit);
+            drop((permit, of_all));
         });
     }
 }
@@ -148,6 +153,26 @@ mod tests {
         let error = Bound::bind(&[first, taken]).await.unwrap_err();
         assert_eq!((error.port, error.source.kind()), (taken, io::ErrorKind::AddrInUse));
         assert!(TcpListener::bind(first.host).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn two_ports_share_the_connections_that_all_may_have() {
+        static TWO: Semaphore = Semaphore::const_new(2);
+        let guest = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = guest.local_addr().unwrap();
+        let (mut served, mut clients) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            served.push(tokio::spawn(accept(listener, target, &TWO)));
+            clients.push(TcpStream::connect(address).await.unwrap());
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        // Each port has taken the right to one before it accepts: two of the four connections reach the guest.
+        let _held = [guest.accept().await.unwrap(), guest.accept().await.unwrap()];
+        assert_eq!(TWO.available_permits(), 0);
+        assert!(timeout(Duration::from_millis(200), guest.accept()).await.is_err(), "no third");
+        served.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test]

@@ -16,8 +16,9 @@ use std::{fs::File, sync::Arc};
 use tokio::{
     io::BufReader,
     net::UnixStream,
+    runtime::Handle,
     sync::{SemaphorePermit, mpsc},
-    task::JoinHandle,
+    task::{JoinHandle, spawn_blocking},
 };
 use vmm::api::control::{FromVmm, Open, State};
 
@@ -100,21 +101,31 @@ impl Warm {
 
     /// Ends it, and deletes its folder when it is gone.
     pub async fn discard(mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.end().await;
-        }
-        delete(&self.dir);
+        end(self.process.take(), self.dir.clone()).await;
     }
 }
 
 impl Drop for Warm {
     fn drop(&mut self) {
-        if let Some(process) = &self.process {
-            if let Err(error) = process.kill() {
-                tracing::error!(pid = process.id().pid, %error, "kill a warm vmm");
-            }
-            delete(&self.dir);
+        let Some(process) = self.process.take() else { return };
+        if let Err(error) = process.kill() {
+            tracing::error!(pid = process.id().pid, %error, "kill a warm vmm");
         }
+        // It is to be waited for: a child that nobody waits for stays a zombie for as long as vmmd runs.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(end(Some(process), self.dir.clone()))),
+            // vmmd ends, and the next one clears up.
+            Err(_) => delete(&self.dir),
+        }
+    }
+}
+
+async fn end(process: Option<Process>, dir: VmDir) {
+    if let Some(mut process) = process {
+        process.end().await;
+    }
+    if let Err(error) = spawn_blocking(move || delete(&dir)).await {
+        tracing::error!(%error, "files of a vmm that is gone stay behind");
     }
 }
 

@@ -2,6 +2,7 @@
 //! `vmm` process (`examples/stand_in_vmm.rs`). Guests that really boot are in the workspace's `tests`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod adopt;
 mod bench;
 mod clones;
 mod ended;

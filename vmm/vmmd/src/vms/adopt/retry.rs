@@ -73,7 +73,9 @@ impl Host {
         let mut unwritten = self.unwritten();
         match written {
             Ok(()) => {
-                unwritten.remove(&record.name);
+                if unwritten.remove(&record.name).is_some() {
+                    tracing::info!(vm = record.name, "its record is written after all");
+                }
             }
             Err(error) => {
                 if unwritten.insert(record.name.clone(), record.clone()).is_none() {
