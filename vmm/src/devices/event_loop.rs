@@ -203,6 +203,14 @@ impl DeviceLoop {
         sources.iter().try_for_each(|source| self.shared.watch(source, index << 32 | u64::from(source.token)))
     }
 
+    /// Makes the thread without letting it run: [`Self::start`] need not make it then.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn prepare(&mut self) -> Result<(), LoopError> {
+        self.spawn(Phase::Stopped)
+    }
+
     /// Starts the thread, or lets it go on; nothing happens when it runs already.
     pub fn start(&mut self) -> Result<(), LoopError> {
         if self.thread.is_some() {
@@ -213,7 +221,11 @@ impl DeviceLoop {
             }
             return Ok(());
         }
-        self.shared.enter(Phase::Running);
+        self.spawn(Phase::Running)
+    }
+
+    fn spawn(&mut self, phase: Phase) -> Result<(), LoopError> {
+        self.shared.enter(phase);
         let ending = Ending(Arc::clone(&self.shared));
         let thread = Builder::new().name("devices".into()).spawn(move || ending.0.run());
         self.thread = Some(thread.map_err(LoopError::Start)?);

@@ -133,3 +133,19 @@ fn a_loop_stops_after_the_event_at_hand_and_keeps_the_rest_of_the_batch() {
     all.sort_unstable();
     assert_eq!(all, [0, 1, 2, 3]);
 }
+
+#[test]
+fn a_loop_that_was_only_prepared_handles_nothing_until_it_is_started() {
+    let (counter, seen) = counter();
+    let mut devices = DeviceLoop::new().unwrap();
+    devices.add(counter.clone(), &[Source { fd: counter.event.as_fd(), token: 5, edge: true }]).unwrap();
+    devices.prepare().unwrap();
+    kick(&counter);
+    // It is stopped already, whether its thread has begun or not.
+    devices.stop().unwrap();
+    assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Empty));
+    devices.start().unwrap();
+    assert_eq!(seen.recv(), Ok(5));
+    let mut never_started = DeviceLoop::new().unwrap();
+    never_started.prepare().unwrap();
+}

@@ -220,7 +220,9 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     jail::prime().map_err(io_failed("a thread"))?;
     // From here on there are threads, and the guest of a VM that is not warm runs.
     jail::enter()?;
-    if !is_warm {
+    if is_warm {
+        device_loop.prepare()?;
+    } else {
         device_loop.start()?;
     }
     let vcpus = start_vcpus(gate, vcpus, &around)?;

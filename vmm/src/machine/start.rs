@@ -122,7 +122,14 @@ impl Machine {
         let mut msrs = first.map(VcpuState::msr_indices).unwrap_or_default();
         let tsc = Arc::new(TscStart::new(first.and_then(VcpuState::tsc), vm.clock_tsc()));
         let (vcpus, tscs) = (Arc::new(vcpus), Arc::clone(&tsc));
+        let (sender, entered) = channel();
+        // All that a vCPU has to do at once, so that it is woken once for it, and once to run.
         let restore = move |runner: &mut crate::vcpu::run::Runner| {
+            let sender = sender.clone();
+            // Whoever comes second finds nobody listening.
+            runner.before_entry = Some(Box::new(move || {
+                sender.send(monotonic_ns()).ok();
+            }));
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore(&runner.vcpu, runner.index, &tscs))
         };
@@ -135,26 +142,12 @@ impl Machine {
         vm.restore(self.vm.vm(), tsc.ago_ns())?;
         self.ram = Ram::View(layers);
         self.devices.start()?;
-        let entered = self.resume_and_see()?;
+        self.vcpus.resume();
+        let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;
         let touched = read(&given.touched, "list of touched pages", TOUCHED_MAX_BYTES)?;
         self.ahead = ahead::from_list(&touched, self.memory_bytes());
         self.wants_touched = is_held && self.ahead.is_empty();
         Ok(entered)
-    }
-
-    /// Lets the vCPUs run, and waits until the first of them does.
-    fn resume_and_see(&self) -> Result<u64, StartError> {
-        let (sender, entered) = channel();
-        let watch = move |runner: &mut crate::vcpu::run::Runner| {
-            let sender = sender.clone();
-            // Whoever comes second finds nobody listening.
-            runner.before_entry = Some(Box::new(move || {
-                sender.send(monotonic_ns()).ok();
-            }));
-        };
-        self.vcpus.each(watch)?;
-        self.vcpus.resume();
-        entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))
     }
 }
 

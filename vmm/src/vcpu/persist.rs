@@ -170,7 +170,8 @@ impl VcpuState {
         const OPERATION: &str = "restore";
         let kvm =
             |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_SET_MSRS", source };
-        let given: Vec<_> = self.msrs.iter().filter(|msr| !(has_tsc && msr.index == TSC)).copied().collect();
+        let left_out = |msr: &&kvm_msr_entry| has_tsc && msr.index == TSC || is_unused_hyperv(msr);
+        let given: Vec<_> = self.msrs.iter().filter(|msr| !left_out(msr)).copied().collect();
         let set = |left: &[kvm_msr_entry]| vcpu.set_msrs(&msrs(left).map_err(kvm)?).map_err(kvm);
         let refused = set_leniently(&given, set, |moved, index_refused| PersistError::Msrs {
             operation: OPERATION,
@@ -207,6 +208,11 @@ fn set_leniently<E>(
             Some([one, rest @ ..]) => return Err(failed(given.len() - rest.len() - 1, one.index)),
         }
     }
+}
+
+/// Hyper-V's MSRs of a guest that does not use them: they are 0 in a fresh vCPU, and to set them has KVM make what Hyper-V's interrupts need.
+fn is_unused_hyperv(msr: &kvm_msr_entry) -> bool {
+    (0x4000_0000..=0x4000_0fff).contains(&msr.index) && msr.data == 0
 }
 
 fn save_msrs(runner: &Runner, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, PersistError> {
