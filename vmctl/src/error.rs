@@ -223,6 +223,9 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
         "TOO_MANY_WAITING" | "TOO_MANY_CALLS" => "try again when some of them are answered",
         "TOO_MANY_WATCHERS" => "end a `vmctl ticket watch`",
         "TOO_MANY_HOSTS" => "start another scheduler for more hosts",
+        "DATA_DROPPED" => {
+            "read what clones leave soon, while their master lives: `vmctl join UUID --data-dir DIR`"
+        }
         "TOO_MUCH_DATA" => "leave less with `gc join --data`, or write it elsewhere and leave its name",
         "BARRIER_TIMEOUT" | "JOIN_TIMEOUT" => {
             "`vmctl ticket inspect UUID` shows how many live; it can be tried again"

@@ -172,6 +172,7 @@ mod tests {
             status,
             data_bytes: 5,
             reported,
+            data_dropped: false,
         };
         Ticket {
             id: "t".into(),

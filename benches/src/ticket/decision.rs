@@ -4,6 +4,7 @@ use super::us;
 use scheduler::core::{
     Core,
     api::{Command, Demand, Effect, HostInfo, Named, Options, Present, Reply, UnixMs, Waiter},
+    epochs::Epochs,
     ticket::Policy,
 };
 use std::time::Instant;
@@ -79,7 +80,7 @@ impl Cluster {
             policy: Policy::Pack,
         };
         let now = 1_700_000_000_000;
-        let core = Core::new(options, Vec::new(), now);
+        let core = Core::new(options, Vec::new(), Epochs::default(), now);
         let mut cluster = Self { core, now, calls: 0, effects: Vec::new() };
         for number in 0..HOSTS {
             let info = HostInfo {

@@ -19,7 +19,7 @@ pub const COMMON: &[i32] = &[5, 11, 22, 90, 107, 111];
 
 /// All verbs of programs.
 ///
-/// 2 (ENOENT) no such ticket; 3 (ESRCH) no such clone, or this VM is none of the ticket's; 10 (ECHILD) nothing was cloned with the ticket,
+/// 2 (ENOENT) no such ticket, or what its clone left is not kept any more; 3 (ESRCH) no such clone, or this VM is none of the ticket's; 10 (ECHILD) nothing was cloned with the ticket,
 /// or not by this VM; 13 (EACCES) another family's ticket; 16 (EBUSY) no room now; 18 (EXDEV) the ticket's VMs are on another host; 27
 /// (EFBIG) too much data; 28 (ENOSPC) no more VMs or vmids; 35 (EDEADLK) a hook clones; 62 (ETIME) not in time; 71 (EPROTO) the host talks nonsense; 110 (ETIMEDOUT)
 /// a process does not stop; 116 (ESTALE) the ticket was used, released, expired or fenced; 122 (EDQUOT) too many tickets; 125

@@ -30,6 +30,12 @@ pub const FAMILY_KILLS_MAX: usize = 1024;
 pub const JOIN_DATA_MAX_BYTES: u64 = 1 << 20;
 /// Most bytes that all clones of a ticket leave.
 pub const TICKET_DATA_MAX_BYTES: u64 = 256 << 20;
+/// Most bytes that all clones of a family leave, of all its tickets.
+pub const FAMILY_DATA_MAX_BYTES: u64 = 512 << 20;
+/// Most bytes that all clones leave. No family has more of them than are free, so that there is room for another one.
+pub const DATA_MAX_BYTES: u64 = 4 << 30;
+/// How long what a clone left is kept after its family has read it, milliseconds.
+pub const READ_KEPT_MS: u64 = 600_000;
 /// How often a request may be passed over by later ones that fit before what becomes free is kept for it.
 pub const PASSED_OVER_MAX: u32 = 16;
 /// How long something is kept for it. Then others may pass it again, as often.
@@ -283,6 +289,15 @@ pub enum Command {
         /// Whether the VM that cloned is to see it.
         reported: bool,
     },
+    /// A family has read what a clone left. [`Reply::Noted`].
+    DataRead {
+        /// Who waits.
+        waiter: Waiter,
+        /// The clone's ticket.
+        ticket: Named,
+        /// The clone.
+        vmid: u32,
+    },
     /// The VM that cloned waits for the end of all clones. [`Reply::Joined`].
     JoinWait {
         /// Who waits.
@@ -340,6 +355,13 @@ pub enum Effect {
     Became(Became),
     /// Forget a ticket and its data.
     Forget(Uuid),
+    /// Forget what a clone left.
+    DropData {
+        /// Its ticket.
+        ticket: Uuid,
+        /// The clone.
+        vmid: u32,
+    },
     /// Answer a call.
     Answer(Waiter, Result<Reply, CoreError>),
     /// Tell a host to end clones.

@@ -4,7 +4,7 @@ use super::{
     Core,
     api::{CoreError, Effect},
     room::Load,
-    ticket::{HostId, Outcome, State, Ticket, VmEnd},
+    ticket::{HostId, Kept, Outcome, State, Ticket, VmEnd},
 };
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -58,6 +58,7 @@ impl Core {
             status: 0,
             data_bytes: 0,
             reported: false,
+            kept: Kept::Yes,
         });
         self.ledger.undoom(id, vmid);
         self.kills.spare((host, id, vmid));

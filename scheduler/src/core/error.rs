@@ -168,8 +168,20 @@ pub enum CoreError {
         /// The limit.
         most: usize,
     },
+    /// It was kept for a while.
+    #[error(
+        "read what VM {vmid} of ticket {ticket} left: it is not kept any more, because it was read some time ago or its family's master has ended; read it sooner"
+    )]
+    DataDropped {
+        /// The ticket.
+        ticket: Uuid,
+        /// The clone.
+        vmid: u32,
+    },
     /// Too much data.
-    #[error("join: {bytes} bytes are more than {most} that are left for them")]
+    #[error(
+        "join: {bytes} bytes are more than the {most} that are left for them of the limits of a clone, a ticket, a family and the ledger; leave less, or read what others have left"
+    )]
     TooMuchData {
         /// As it came.
         bytes: u64,

@@ -2,9 +2,9 @@
 
 use super::{
     Core,
-    api::{CoreError, Effect, JOIN_DATA_MAX_BYTES, Named, Reply, TICKET_DATA_MAX_BYTES, UnixMs, Waiter},
+    api::{CoreError, Effect, Named, Reply, UnixMs, Waiter},
     spend::check_granted,
-    ticket::{Outcome, State, Ticket},
+    ticket::{Kept, Outcome, State, Ticket},
     waiting::Place,
 };
 use uuid::Uuid;
@@ -39,15 +39,8 @@ impl Core {
         if ticket.state != State::Used || !ticket.is_live(vmid) {
             return Err(CoreError::NotClone { ticket: id, vmid });
         }
-        let others = ticket.results.iter().filter(|(other, _)| **other != vmid);
-        let taken: u64 = others.fold(0, |sum, (_, outcome)| sum.saturating_add(outcome.data_bytes));
-        let most = TICKET_DATA_MAX_BYTES.saturating_sub(taken).min(JOIN_DATA_MAX_BYTES);
-        if data_bytes > most {
-            return Err(CoreError::TooMuchData { bytes: data_bytes, most });
-        }
-        if let Some(results) = self.ledger.results(id) {
-            results.insert(vmid, Outcome { end: None, status, data_bytes, reported });
-        }
+        self.make_room_for_data(id, vmid, data_bytes, out)?;
+        self.ledger.leave(id, vmid, Outcome { end: None, status, data_bytes, reported, kept: Kept::Yes });
         Self::put(id, out);
         Ok(())
     }

@@ -2,8 +2,9 @@
 
 use super::{
     api::{Listing, UnixMs},
+    left::{Left, kept_bytes},
     state::Counts,
-    ticket::{Met, Outcome, State, Ticket},
+    ticket::{Kept, Met, Outcome, State, Ticket},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -55,6 +56,7 @@ pub struct Ledger {
     /// The ticket of each clone, ended ones included; of a vmid that was given twice, the later one.
     clones: HashMap<(Uuid, u32), Uuid>,
     requests: HashMap<Uuid, HashMap<String, Uuid>>,
+    left: Left,
     granted: u64,
     used: u64,
     released: u64,
@@ -133,7 +135,8 @@ impl Ledger {
     /// How many there are in which state.
     pub fn counts(&self) -> Counts {
         let Self { granted, used, released, expired, fenced, .. } = *self;
-        Counts { granted, used, released, expired, fenced, ..Counts::default() }
+        let data_bytes = self.left.bytes();
+        Counts { granted, used, released, expired, fenced, data_bytes, ..Counts::default() }
     }
 
     /// One more ticket.
@@ -152,6 +155,7 @@ impl Ledger {
         for vmid in ticket.clones.keys() {
             self.clones.insert((ticket.family, *vmid), ticket.id);
         }
+        self.left.set(ticket.family, ticket.id, kept_bytes(&ticket));
         if let Some(request) = &ticket.request_id {
             self.requests.entry(ticket.family).or_default().insert(request.clone(), ticket.id);
         }
@@ -164,6 +168,7 @@ impl Ledger {
         self.count(ticket.state, false);
         self.order.remove(&ticket);
         self.leave_family(&ticket);
+        self.left.set(ticket.family, id, 0);
         for vmid in ticket.clones.keys() {
             if self.clones.get(&(ticket.family, *vmid)) == Some(&id) {
                 self.clones.remove(&(ticket.family, *vmid));
@@ -229,6 +234,28 @@ impl Ledger {
     pub fn set_met(&mut self, id: Uuid, met: Met) {
         if let Some(ticket) = self.tickets.get_mut(&id) {
             ticket.met = Some(met);
+        }
+    }
+
+    /// What clones left that is kept.
+    pub fn left(&self) -> &Left {
+        &self.left
+    }
+
+    /// A clone leaves its result.
+    pub fn leave(&mut self, id: Uuid, vmid: u32, outcome: Outcome) {
+        if let Some(ticket) = self.tickets.get_mut(&id) {
+            ticket.results.insert(vmid, outcome);
+            self.left.set(ticket.family, id, kept_bytes(ticket));
+        }
+    }
+
+    /// What becomes of what a clone left.
+    pub fn keep(&mut self, id: Uuid, vmid: u32, kept: Kept) {
+        let Some(ticket) = self.tickets.get_mut(&id) else { return };
+        if let Some(outcome) = ticket.results.get_mut(&vmid) {
+            outcome.kept = kept;
+            self.left.set(ticket.family, id, kept_bytes(ticket));
         }
     }
 

@@ -1,7 +1,7 @@
 //! The pure core: commands in, effects out. No clock, socket or lock: time comes with each command.
 //!
 //! - [`api`], `error`, [`state`]: what is said to the core and by it. [`ticket`]: a ticket, as it is stored.
-//! - what is known: `ledger` (tickets), `hosts` and `room` (what they have and what of it is free), `queue` (requests),
+//! - what is known: `ledger` (tickets), `left` (what clones left), `epochs`, `hosts` and `room` (what they have and what of it is free), `queue` (requests),
 //!   `waiting` (who waits for what), `timers`.
 //! - what is decided: `request` and `serve` (who is granted what next), `place` (on which hosts), `spend` (released, used,
 //!   unused, over), `ended` (clones end), `register` and `lease` (hosts come and go).
@@ -21,12 +21,14 @@
 pub mod api;
 mod barrier;
 mod ended;
+pub mod epochs;
 pub mod error;
 mod hosts;
 mod join;
 mod kill;
 mod lease;
 mod ledger;
+mod left;
 mod place;
 mod queue;
 mod register;
@@ -44,6 +46,7 @@ mod tests;
 
 use api::{Became, Command, CoreError, Effect, Free, Listing, Named, Options, Reply, UnixMs, Waiter};
 use barrier::Meeting;
+use epochs::Epochs;
 use hosts::Hosts;
 use kill::Kills;
 use ledger::Ledger;
@@ -61,8 +64,7 @@ use waiting::{Place, Waiting};
 pub struct Core {
     options: Options,
     now: UnixMs,
-    /// The last one that was given.
-    epoch: u64,
+    epochs: Epochs,
     ledger: Ledger,
     hosts: Hosts,
     queue: Queue,
@@ -80,13 +82,11 @@ pub struct Core {
 impl Core {
     /// A core that goes on from what is stored; hosts register anew.
     #[must_use]
-    pub fn new(options: Options, stored: Vec<Ticket>, now: UnixMs) -> Self {
-        // Epochs of a life begin above all of the lives before: fewer than 1024 are given in a millisecond.
-        let begin = now.saturating_mul(1024);
+    pub fn new(options: Options, stored: Vec<Ticket>, epochs: Epochs, now: UnixMs) -> Self {
         let mut core = Self {
             options,
             now,
-            epoch: stored.iter().map(|ticket| ticket.epoch).fold(begin, u64::max),
+            epochs,
             ledger: Ledger::default(),
             hosts: Hosts::default(),
             queue: Queue::default(),
@@ -98,6 +98,7 @@ impl Core {
             timers: Timers::default(),
         };
         for ticket in stored {
+            core.epochs.given(ticket.epoch);
             core.recall(ticket);
         }
         core
@@ -141,6 +142,10 @@ impl Core {
             }
             Command::JoinWait { waiter, ticket, vmid, timeout_ms } => {
                 self.join_wait(waiter, ticket, vmid, timeout_ms, out);
+            }
+            Command::DataRead { waiter, ticket, vmid } => {
+                let answer = self.data_read(ticket, vmid, out);
+                self.answer(waiter, answer.map(|()| Reply::Noted), out);
             }
             Command::Kill { waiter, family, targets, reason } => {
                 self.kill(waiter, family, &targets, &reason, out);
@@ -210,6 +215,7 @@ impl Core {
                 Timer::Wait(waiter) => self.time_out(waiter, out),
                 Timer::Forget(id) => self.forget(id, out),
                 Timer::ForgetHost(host) => self.hosts.forget(host),
+                Timer::DropData(id, vmid) => self.drop_data(id, vmid, out),
             }
             self.serve(out);
         }
@@ -267,7 +273,12 @@ impl Core {
     }
 
     fn next_epoch(&mut self) -> u64 {
-        self.epoch = self.epoch.saturating_add(1);
-        self.epoch
+        self.epochs.next()
+    }
+
+    /// The epochs that were given, and those that are reserved: to be stored with the tickets.
+    #[must_use]
+    pub fn epochs(&self) -> Epochs {
+        self.epochs
     }
 }

@@ -141,6 +141,7 @@ impl Core {
         let orphans = tickets.filter_map(|id| self.ledger.get(*id)).filter(waits);
         let orphans: Vec<_> =
             orphans.filter(|ticket| is_gone(ticket.family)).map(|ticket| ticket.id).collect();
+        self.drop_data_of(host, is_gone, out);
         for id in orphans {
             self.ledger.set_parent_ended(id);
             Self::put(id, out);

@@ -236,6 +236,7 @@ impl Core {
         if ticket.state == State::Used {
             self.kills.recall(&ticket);
         }
+        self.recall_data(&ticket);
         self.ledger.insert(ticket);
     }
 }

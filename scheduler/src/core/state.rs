@@ -40,6 +40,8 @@ pub struct Counts {
     pub expired: u64,
     /// Tickets that are remembered.
     pub fenced: u64,
+    /// Of what clones left.
+    pub data_bytes: u64,
     /// Hosts that are known.
     pub hosts: u64,
     /// Of them, those that live.

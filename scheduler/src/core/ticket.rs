@@ -106,6 +106,42 @@ pub struct Outcome {
     pub data_bytes: u64,
     /// Whether the VM that cloned is to see it.
     pub reported: bool,
+    /// Whether what it left is kept.
+    #[serde(default, skip_serializing_if = "Kept::is_kept")]
+    pub kept: Kept,
+}
+
+/// What has become of what a clone left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// It is kept, if there is anything.
+    #[default]
+    Yes,
+    /// So, and its family read it first at this time.
+    ReadAt(u64),
+    /// It is not any more.
+    Dropped,
+}
+
+impl Kept {
+    fn is_kept(&self) -> bool {
+        *self == Self::Yes
+    }
+}
+
+impl Outcome {
+    /// The bytes that are kept of it.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        if self.kept == Kept::Dropped { 0 } else { self.data_bytes }
+    }
+
+    /// Whether it left something that is not kept any more.
+    #[must_use]
+    pub fn is_dropped(&self) -> bool {
+        self.data_bytes > 0 && self.kept == Kept::Dropped
+    }
 }
 
 /// How a clone ended.

@@ -22,6 +22,8 @@ pub enum Timer {
     Forget(Uuid),
     /// Likewise a host that was fenced.
     ForgetHost(HostId),
+    /// What a clone left was read long enough ago.
+    DropData(Uuid, u32),
 }
 
 /// All that is due some time.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     core::{
-        api::UseBy,
+        api::{CoreError, UseBy},
         ticket::{Policy, State},
     },
     store::memory::MemoryStore,
@@ -187,7 +187,8 @@ async fn changes_reach_those_who_watch() {
         let Changed::Now(seen) = &change.what else { panic!("nothing was forgotten") };
         states.push((change.batch, seen.ticket.state));
     }
-    assert_eq!(states, [(1, State::Granted), (2, State::Released)]);
+    // The first one was the host's: it reserves epochs.
+    assert_eq!(states, [(2, State::Granted), (3, State::Released)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,34 +204,69 @@ async fn what_is_under_way_when_it_stops_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_wait_have_a_limit_and_keep_nobody_out_who_does_not() {
+async fn those_who_wait_keep_no_other_family_out_and_nobody_who_does_not_wait() {
     let engine = engine(&MemoryStore::default());
     let (_, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
     let held = engine.request(demand(1)).await.unwrap().ticket;
-    let mut calls = tokio::task::JoinSet::new();
-    for number in 0..WAITS_MAX as u128 {
-        let demand = Demand { family: Uuid::from_u128(100 + number % 64), ..patient(1) };
-        let engine = engine.clone();
-        calls.spawn(async move { engine.request(demand).await });
+    // As if two families had all that they can get.
+    let mut rooms = Vec::new();
+    for family in [1, 2].map(Uuid::from_u128) {
+        while let Ok(room) = engine.shared.waits.enter(Some(family)) {
+            rooms.push(room);
+        }
     }
-    while engine.counts().await.unwrap().waiting < WAITS_MAX as u64 {
+    assert_eq!(rooms.len(), WAITS_MAX * 3 / 4);
+    for family in [1, 2].map(Uuid::from_u128) {
+        let refused = engine.request(Demand { family, ..demand(1) }).await.unwrap_err();
+        assert!(matches!(refused, Refusal::Crowded { .. }), "{refused}");
+    }
+    let waits = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.request(patient(1)).await }
+    });
+    while engine.counts().await.unwrap().waiting < 1 {
         tokio::task::yield_now().await;
     }
-    let refused = engine.request(demand(1)).await.unwrap_err();
-    assert!(matches!(refused, Refusal::Busy { most: WAITS_MAX }), "{refused}");
     engine.ticket(Named { id: held.id, family: None }).await.unwrap();
     engine.release(Named { id: held.id, family: None }).await.unwrap();
-    calls.shutdown().await;
-    while engine.counts().await.unwrap().waiting > 0 {
-        tokio::task::yield_now().await;
+    assert_eq!(waits.await.unwrap().unwrap().ticket.state, State::Granted);
+}
+
+/// Each kind of call that waits: nothing of it is left when its future is dropped.
+#[tokio::test(start_paused = true)]
+async fn who_goes_away_is_waited_for_nowhere() {
+    let engine = engine(&MemoryStore::default());
+    let (_, _orders) = engine.host_up(host(2), Present::default()).await.unwrap();
+    let by = UseBy { parent_vmid: 0, vmids: vec![1, 2], host_epoch: None };
+    let ticket = engine.request(Demand { use_by: Some(by), ..demand(2) }).await.unwrap().ticket;
+    let named = Named { id: ticket.id, family: Some(ticket.family) };
+    let soon = Duration::from_secs(1);
+    let targets = || Targets::Vmids(vec![2]);
+    for _ in 0..2 {
+        assert!(tokio::time::timeout(soon, engine.request(patient(1))).await.is_err());
+        assert!(tokio::time::timeout(soon, engine.arrive(named, 1, Some(0), None)).await.is_err());
+        assert!(tokio::time::timeout(soon, engine.join(named, Some(0), None)).await.is_err());
+        let kill = engine.kill(ticket.family, targets(), "test".into());
+        assert!(tokio::time::timeout(soon, kill).await.is_err());
+        assert!(engine.shared.waits.is_empty());
+        assert_eq!(engine.counts().await.unwrap().waiting, 0);
     }
+    // Nobody is taken for there who has gone.
+    let late = engine.arrive(named, 0, Some(0), Some(500)).await.unwrap_err();
+    let alone = CoreError::BarrierTimeout { arrived: 1, wanted: 3 };
+    assert!(matches!(&late, Refusal::Core(error) if *error == alone), "{late}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn hosts_are_heard_however_many_calls_are_under_way() {
     let engine = engine(&MemoryStore::default());
     let most = |most: usize| u32::try_from(most).unwrap();
-    let _waits = engine.shared.waits.acquire_many(most(WAITS_MAX)).await.unwrap();
+    let mut waits = Vec::new();
+    for number in 0.. {
+        let Ok(room) = engine.shared.waits.enter(Some(Uuid::from_u128(number))) else { break };
+        waits.push(room);
+    }
+    assert_eq!(waits.len(), WAITS_MAX);
     let _calls = engine.shared.calls.acquire_many(most(CALLS_MAX)).await.unwrap();
     let refused = engine.counts().await.unwrap_err();
     assert!(matches!(refused, Refusal::Busy { most: CALLS_MAX }), "{refused}");

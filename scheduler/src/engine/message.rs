@@ -19,6 +19,8 @@ pub struct Seen {
     pub ticket: Ticket,
     /// Its clones that have not ended.
     pub live: u32,
+    /// How long it may still stay unused; 0: it is used, or over.
+    pub expires_in_ms: u64,
     /// The names of the hosts in [`Ticket::places`], in that order; empty where the host has not come back yet.
     pub host_names: Vec<String>,
 }
@@ -102,6 +104,16 @@ pub enum Refusal {
         /// The limit.
         most: usize,
     },
+    /// Too many of one family wait.
+    #[error(
+        "call the scheduler: {own} calls of the family wait already, and there is room for {free} more of all families; try again when some have ended"
+    )]
+    Crowded {
+        /// Of the family.
+        own: usize,
+        /// Of all.
+        free: usize,
+    },
     /// Too many hosts.
     #[error(
         "register a host: the scheduler knows {most} already, the most; use another scheduler for this one"
@@ -126,6 +138,7 @@ impl Refusal {
             Self::Core(error) => core_reason(error),
             Self::Store(_) => "STORE",
             Self::Busy { .. } => "TOO_MANY_CALLS",
+            Self::Crowded { .. } => "TOO_MANY_WAITING",
             Self::TooManyHosts { .. } => "TOO_MANY_HOSTS",
             Self::Stopped => "STOPPING",
             Self::Confused => "INTERNAL",
@@ -153,6 +166,7 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::UnknownVm { .. } | CoreError::NoClone(_) => "UNKNOWN_VM",
         CoreError::NotParent { .. } => "NOT_PARENT",
         CoreError::NotClone { .. } => "NOT_CLONE",
+        CoreError::DataDropped { .. } => "DATA_DROPPED",
         CoreError::Impossible { .. } => "IMPOSSIBLE",
         CoreError::NoCapacity { .. } => "NO_CAPACITY",
         CoreError::TooManyTickets => "TOO_MANY_TICKETS",

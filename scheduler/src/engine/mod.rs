@@ -7,6 +7,7 @@
 //!
 //! - [`Engine`]: what callers hold. A call whose future is dropped is taken out of the core.
 //! - [`worker`]: the task: takes a batch, has the core decide, has the store write, and only then answers.
+//! - `waits`: how many may wait, of which family.
 //! - [`message`]: what goes between the two. [`clock`]: time.
 //!
 //! The worker calls the store directly, so it has a thread of its own ([`start`]); with a store that does not wait it can be a
@@ -15,6 +16,7 @@
 pub mod clock;
 pub mod message;
 mod waiting;
+mod waits;
 pub mod worker;
 
 pub use message::{Answer, Change, Changed, KillOrder, Page, Refusal, Seen};
@@ -43,9 +45,10 @@ use std::{
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use uuid::Uuid;
 use waiting::Waiting;
+use waits::Waits;
 use worker::Worker;
 
-/// Most calls that wait: in the queue, at barriers, for the ends of clones.
+/// Most calls that wait: in the queue, at barriers, for the ends of clones. No family has more of them than there is room left for.
 pub const WAITS_MAX: usize = 65_536;
 /// Most other calls under way, which are answered at once.
 pub const CALLS_MAX: usize = 65_536;
@@ -81,7 +84,7 @@ struct Shared {
     /// Not bounded of itself: at most one for each call that was under way.
     gone: mpsc::UnboundedSender<Gone>,
     waiters: Arc<AtomicU64>,
-    waits: Semaphore,
+    waits: Waits,
     calls: Semaphore,
     data_bytes: Semaphore,
     changes: broadcast::Sender<Arc<Change>>,
@@ -112,7 +115,7 @@ pub fn prepare(
         metrics: Arc::clone(&metrics),
     };
     let worker = Worker::new(store, options.clone(), clock, ends)?;
-    let (waits, calls) = (Semaphore::new(WAITS_MAX), Semaphore::new(CALLS_MAX));
+    let (waits, calls) = (Waits::new(WAITS_MAX), Semaphore::new(CALLS_MAX));
     let data_bytes = Semaphore::new(DATA_IN_FLIGHT_MAX_BYTES);
     let shared = Shared { inbox, gone, waiters, waits, calls, data_bytes, changes, metrics, options };
     Ok((Engine { shared: Arc::new(shared) }, worker))
@@ -169,7 +172,9 @@ impl Engine {
     /// # Errors
     /// See [`Refusal`]; so below.
     pub async fn request(&self, demand: Demand) -> Result<Seen, Refusal> {
-        let seen = ticket(self.wait(|waiter| Command::Request { waiter, demand }).await?)?;
+        let family = demand.family;
+        let request = self.wait(Some(family), |waiter| Command::Request { waiter, demand });
+        let seen = ticket(request.await?)?;
         self.shared.metrics.granted();
         Ok(seen)
     }
@@ -229,7 +234,7 @@ impl Engine {
         timeout_ms: Option<u64>,
     ) -> Result<(u64, u32), Refusal> {
         let command = |waiter| Command::Arrive { waiter, ticket, vmid, after_round, timeout_ms };
-        match self.wait(command).await? {
+        match self.wait(ticket.family, command).await? {
             Answer::Met { round, arrived } => Ok((round, arrived)),
             _ => Err(Refusal::Confused),
         }
@@ -262,13 +267,13 @@ impl Engine {
         timeout_ms: Option<u64>,
     ) -> Result<Seen, Refusal> {
         let command = |waiter| Command::JoinWait { waiter, ticket: named, vmid, timeout_ms };
-        ticket(self.wait(command).await?)
+        ticket(self.wait(named.family, command).await?)
     }
 
     /// Ends clones: which have.
     pub async fn kill(&self, family: Uuid, targets: Targets, reason: String) -> Result<Vec<u32>, Refusal> {
         let command = |waiter| Command::Kill { waiter, family, targets, reason };
-        match self.wait(command).await? {
+        match self.wait(Some(family), command).await? {
             Answer::Killed(vmids) => Ok(vmids),
             _ => Err(Refusal::Confused),
         }
@@ -289,9 +294,16 @@ impl Engine {
         self.ask(Query::Hosts).await
     }
 
-    /// What a clone left; empty when it left nothing.
+    /// What a clone left; empty when it left nothing. When its family has it, it is not kept for long.
     pub async fn join_data(&self, ticket: Named, vmid: u32) -> Result<Vec<u8>, Refusal> {
-        self.ask(|reply| Query::Data { ticket, vmid, reply }).await
+        let data = self.ask(|reply| Query::Data { ticket, vmid, reply }).await?;
+        if ticket.family.is_some() && !data.is_empty() {
+            let read = self.call(None, |waiter| Command::DataRead { waiter, ticket, vmid }).await;
+            if let Err(error) = read {
+                tracing::debug!(ticket = %ticket.id, vmid, %error, "note that it was read");
+            }
+        }
+        Ok(data)
     }
 
     /// How many there are of what.
@@ -306,8 +318,12 @@ impl Engine {
     }
 
     /// A call whose answer may take its time. However many there are of them, others are heard.
-    async fn wait(&self, command: impl FnOnce(Waiter) -> Command) -> Result<Answer, Refusal> {
-        let _room = self.shared.waits.try_acquire().map_err(|_| Refusal::Busy { most: WAITS_MAX })?;
+    async fn wait(
+        &self,
+        family: Option<Uuid>,
+        command: impl FnOnce(Waiter) -> Command,
+    ) -> Result<Answer, Refusal> {
+        let _room = self.shared.waits.enter(family)?;
         self.put(None, None, command).await
     }
 

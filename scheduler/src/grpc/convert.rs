@@ -10,7 +10,7 @@ use crate::{
 use patina_proto::v1;
 
 pub(super) fn ticket(seen: Seen) -> v1::Ticket {
-    let Seen { ticket, live, host_names } = seen;
+    let Seen { ticket, live, host_names, expires_in_ms } = seen;
     let placements = ticket.places.iter().zip(host_names).map(|((host, vms), name)| v1::Placement {
         host_id: host.to_string(),
         host: name,
@@ -32,6 +32,7 @@ pub(super) fn ticket(seen: Seen) -> v1::Ticket {
         granted_unix_ms: ticket.granted_unix_ms,
         expires_unix_ms: if ticket.state == State::Granted { ticket.expires_unix_ms } else { 0 },
         loose: ticket.loose,
+        expires_in_ms,
     }
 }
 
@@ -55,7 +56,8 @@ pub(super) fn results(ticket: &Ticket) -> Vec<v1::VmResult> {
             VmEnd::Lost => v1::VmEnd::Lost,
         };
         let Outcome { status, data_bytes, reported, .. } = *outcome;
-        Some(v1::VmResult { vmid: *vmid, end: end.into(), status, data_bytes, reported })
+        let data_dropped = outcome.is_dropped();
+        Some(v1::VmResult { vmid: *vmid, end: end.into(), status, data_bytes, reported, data_dropped })
     };
     ticket.results.iter().filter_map(result).collect()
 }

@@ -108,13 +108,16 @@ impl From<Refusal> for Status {
 fn code(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Store(_) | Refusal::Stopped => Code::Unavailable,
-        Refusal::Busy { .. } | Refusal::TooManyHosts { .. } => Code::ResourceExhausted,
+        Refusal::Busy { .. } | Refusal::Crowded { .. } | Refusal::TooManyHosts { .. } => {
+            Code::ResourceExhausted
+        }
         Refusal::Confused => Code::Internal,
         Refusal::Core(error) => match error {
             CoreError::Unknown(_)
             | CoreError::UnknownHost(_)
             | CoreError::UnknownVm { .. }
-            | CoreError::NoClone(_) => Code::NotFound,
+            | CoreError::NoClone(_)
+            | CoreError::DataDropped { .. } => Code::NotFound,
             CoreError::Foreign(_) => Code::PermissionDenied,
             CoreError::StaleEpoch { .. } | CoreError::StaleHost { .. } => Code::Aborted,
             CoreError::BadVmid(_)
@@ -144,7 +147,9 @@ fn code(refusal: &Refusal) -> Code {
 fn waits(refusal: &Refusal) -> bool {
     matches!(
         refusal,
-        Refusal::Busy { .. } | Refusal::Core(CoreError::NoCapacity { .. } | CoreError::TooManyWaiting { .. })
+        Refusal::Busy { .. }
+            | Refusal::Crowded { .. }
+            | Refusal::Core(CoreError::NoCapacity { .. } | CoreError::TooManyWaiting { .. })
     )
 }
 
@@ -163,7 +168,9 @@ fn subject(refusal: &Refusal) -> String {
         | CoreError::NotParent { ticket, .. }
         | CoreError::NotClone { ticket, .. } => ticket.to_string(),
         CoreError::UnknownHost(host) => host.to_string(),
-        CoreError::UnknownVm { vmid, .. } | CoreError::NoClone(vmid) => vmid.to_string(),
+        CoreError::UnknownVm { vmid, .. }
+        | CoreError::DataDropped { vmid, .. }
+        | CoreError::NoClone(vmid) => vmid.to_string(),
         _ => String::new(),
     }
 }
@@ -181,7 +188,7 @@ fn quota(reason: &str) -> &'static str {
 fn resource(reason: &str) -> &'static str {
     match reason {
         "UNKNOWN_HOST" => "host",
-        "UNKNOWN_VM" => "vm",
+        "UNKNOWN_VM" | "DATA_DROPPED" => "vm",
         _ => "ticket",
     }
 }

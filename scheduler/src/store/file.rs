@@ -4,8 +4,7 @@
 //! A batch is one transaction in the write-ahead log, so a scheduler that is killed at any point leaves whole batches. The lock is
 //! one of the process (`fcntl`): it ends with it, however that ends, and a child that it was just about to start does not inherit it.
 
-use super::{Batch, JoinData, Store, StoreError};
-use crate::core::ticket::Ticket;
+use super::{Batch, JoinData, Store, StoreError, Stored};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use std::{
@@ -23,7 +22,9 @@ const LOCK: &str = "scheduler.lock";
 /// Marks the file as Patina's ("PTNA").
 const APPLICATION: i64 = 0x5054_4e41;
 /// Of the schema below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+/// How many pages of the file are given back at once.
+const TIDY_PAGES: i64 = 512;
 /// The log is cut back to this when it has grown beyond it.
 const LOG_MAX_BYTES: i64 = 64 << 20;
 /// How many pages of the log are moved into the file at once. SQLite's usual 1000 would be a longer pause of all callers.
@@ -32,6 +33,12 @@ const CHECKPOINT_PAGES: i64 = 512;
 const SCHEMA: &str = "
     create table tickets (id text primary key not null, ticket text not null) without rowid;
     create table join_data (ticket text not null, vmid integer not null, data blob not null, primary key (ticket, vmid));
+    create table counters (name text primary key not null, value integer not null) without rowid;
+";
+/// From version 1, which had no counters: epochs of its life were less than this.
+const COUNTERS: &str = "
+    create table counters (name text primary key not null, value integer not null) without rowid;
+    insert into counters values ('epochs', cast(unixepoch('subsec') * 1000 as integer) * 1024);
 ";
 
 /// What a batch survives once it is committed.
@@ -78,6 +85,7 @@ impl FileStore {
         match (found, version) {
             (0, 0) if things == 0 => store.create().map_err(failed)?,
             (APPLICATION, VERSION) => {}
+            (APPLICATION, 1) => store.convert().map_err(failed)?,
             (APPLICATION, found) => return Err(StoreError::Version { path, found, known: VERSION }),
             _ => return Err(StoreError::Foreign { path }),
         }
@@ -86,10 +94,24 @@ impl FileStore {
     }
 
     fn create(&mut self) -> rusqlite::Result<()> {
+        // The room of what is deleted can be given back, page by page. To be said before there is anything.
+        self.database.pragma_update(None, "auto_vacuum", "incremental")?;
         // All in one transaction: a scheduler that is killed here leaves an empty file, which is made a ledger next time.
         let transaction = self.database.transaction()?;
         transaction.execute_batch(SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()
+    }
+
+    /// A ledger of version 1. A scheduler that is killed here leaves one of version 1 or 2.
+    fn convert(&mut self) -> rusqlite::Result<()> {
+        tracing::info!(path = %self.path.display(), "the ledger is converted to version {VERSION}");
+        self.database.pragma_update(None, "auto_vacuum", "incremental")?;
+        // Makes that so, and the file as small as can be.
+        self.database.execute_batch("vacuum")?;
+        let transaction = self.database.transaction()?;
+        transaction.execute_batch(COUNTERS)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
         transaction.commit()
     }
@@ -125,6 +147,10 @@ impl FileStore {
                     leave.execute(params![ticket.to_string(), vmid, bytes])?;
                 }
             }
+            if let Some(epochs) = batch.epochs {
+                let epochs = i64::try_from(epochs).unwrap_or(i64::MAX);
+                transaction.execute("insert or replace into counters values ('epochs', ?1)", [epochs])?;
+            }
             let mut forget = transaction.prepare_cached("delete from tickets where id = ?1")?;
             let mut drop_data = transaction.prepare_cached("delete from join_data where ticket = ?1")?;
             for id in &batch.forgets {
@@ -155,21 +181,22 @@ impl From<serde_json::Error> for WriteError {
 }
 
 impl Store for FileStore {
-    fn load(&mut self) -> Result<Vec<Ticket>, StoreError> {
+    fn load(&mut self) -> Result<Stored, StoreError> {
         let failed = |source| failed("read", &self.path, source);
         let mut all = self.database.prepare_cached("select id, ticket from tickets").map_err(failed)?;
         let rows = all
             .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
             .map_err(failed)?;
-        rows.map(|row| {
+        let tickets = rows.map(|row| {
             let (id, text) = row.map_err(failed)?;
-            serde_json::from_str(&text).map_err(|source| StoreError::Ticket {
-                path: self.path.clone(),
-                id,
-                source,
-            })
-        })
-        .collect()
+            let wrong = |source| StoreError::Ticket { path: self.path.clone(), id, source };
+            serde_json::from_str(&text).map_err(wrong)
+        });
+        let tickets = tickets.collect::<Result<_, _>>()?;
+        let epochs = "select value from counters where name = 'epochs'";
+        let epochs: Option<i64> =
+            self.database.query_row(epochs, [], |row| row.get(0)).optional().map_err(failed)?;
+        Ok(Stored { tickets, epochs: u64::try_from(epochs.unwrap_or(0)).unwrap_or(0) })
     }
 
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
@@ -188,6 +215,17 @@ impl Store for FileStore {
             .prepare_cached("select data from join_data where ticket = ?1 and vmid = ?2")
             .map_err(failed)?;
         one.query_row(params![ticket.to_string(), vmid], |row| row.get(0)).optional().map_err(failed)
+    }
+
+    fn tidy(&mut self) -> Result<bool, StoreError> {
+        let failed = |source| failed("make smaller", &self.path, source);
+        let free = || self.database.pragma_query_value(None, "freelist_count", |row| row.get::<_, i64>(0));
+        if free().map_err(failed)? > 0 {
+            self.database
+                .execute_batch(&format!("pragma incremental_vacuum({TIDY_PAGES})"))
+                .map_err(failed)?;
+        }
+        Ok(free().map_err(failed)? == 0)
     }
 }
 

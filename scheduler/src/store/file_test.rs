@@ -1,5 +1,8 @@
 use super::*;
-use crate::{core::ticket::State, store::JoinData};
+use crate::{
+    core::ticket::{State, Ticket},
+    store::JoinData,
+};
 use std::{collections::BTreeMap, fs, process::Command};
 
 fn ticket(vms: u32) -> Ticket {
@@ -41,14 +44,21 @@ fn what_was_committed_is_there_when_it_is_opened_again() {
     let [kept, changed, gone] = [ticket(1), ticket(2), ticket(3)];
     let left = |of: &Ticket| JoinData { ticket: of.id, vmid: 4, bytes: vec![9; 1 << 20] };
     let mut store = open(folder.path()).unwrap();
-    let first =
-        Batch { puts: vec![&kept, &changed, &gone], data: vec![left(&kept), left(&gone)], forgets: vec![] };
+    let first = Batch {
+        puts: vec![&kept, &changed, &gone],
+        data: vec![left(&kept), left(&gone)],
+        ..Batch::default()
+    };
     store.commit(&first).unwrap();
     let changed = Ticket { state: State::Used, parent_vmid: Some(0), ..changed };
-    store.commit(&Batch { puts: vec![&changed], data: vec![], forgets: vec![gone.id] }).unwrap();
+    store
+        .commit(&Batch { puts: vec![&changed], forgets: vec![gone.id], epochs: Some(77), ..Batch::default() })
+        .unwrap();
     drop(store);
     let mut store = FileStore::open(folder.path(), Lasting::Host).unwrap();
-    assert_eq!(sorted(store.load().unwrap()), sorted(vec![kept.clone(), changed]));
+    let stored = store.load().unwrap();
+    assert_eq!(sorted(stored.tickets), sorted(vec![kept.clone(), changed]));
+    assert_eq!(stored.epochs, 77);
     assert_eq!(store.join_data(kept.id, 4).unwrap(), Some(vec![9; 1 << 20]));
     assert_eq!(store.join_data(kept.id, 5).unwrap(), None);
     assert_eq!(store.join_data(gone.id, 4).unwrap(), None);
@@ -107,9 +117,9 @@ fn foreign_newer_and_damaged_files_are_refused_and_left_alone() {
     refused("no ledger of Patina's");
     fs::remove_file(&path).unwrap();
     drop(open(folder.path()).unwrap());
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    refused("version 3, this scheduler knows 2");
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
-    refused("version 2, this scheduler knows 1");
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 1).unwrap();
     Connection::open(&path).unwrap().execute("insert into tickets values ('x', '{}')", []).unwrap();
     refused("ticket x does not read");
 }
@@ -137,4 +147,67 @@ fn a_folder_that_cannot_be_made_is_named() {
     fs::write(folder.path().join("file"), "").unwrap();
     let error = open(&folder.path().join("file/state")).unwrap_err().to_string();
     assert!(error.contains("file/state") && error.contains("--state-dir"), "{error}");
+}
+
+/// As the first release wrote it.
+#[test]
+fn a_ledger_of_version_1_is_converted_once_with_all_that_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let ticket = Ticket { state: State::Used, parent_vmid: Some(0), ..ticket(1) };
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "create table tickets (id text primary key not null, ticket text not null) without rowid;
+         create table join_data (ticket text not null, vmid integer not null, data blob not null, primary key (ticket, vmid));",
+    )
+    .unwrap();
+    old.pragma_update(None, "journal_mode", "wal").unwrap();
+    old.pragma_update(None, "application_id", APPLICATION).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    let (id, text) = (ticket.id.to_string(), serde_json::to_string(&ticket).unwrap());
+    assert!(!text.contains("doomed") && !text.contains("met"), "{text}");
+    old.execute("insert into tickets values (?1, ?2)", params![id, text]).unwrap();
+    old.execute("insert into join_data values (?1, 1, x'0102')", [id]).unwrap();
+    drop(old);
+    let mut epochs = Vec::new();
+    for _ in 0..2 {
+        let mut store = open(folder.path()).unwrap();
+        let stored = store.load().unwrap();
+        assert_eq!(stored.tickets, std::slice::from_ref(&ticket));
+        assert_eq!(store.join_data(ticket.id, 1).unwrap(), Some(vec![1, 2]));
+        let vacuum: i64 = store.database.pragma_query_value(None, "auto_vacuum", |row| row.get(0)).unwrap();
+        assert_eq!(vacuum, 2, "its room can be given back");
+        epochs.push(stored.epochs);
+    }
+    // Above all that a life could give whose epochs began with its clock.
+    let now_ms = u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    assert!(epochs[0] > (now_ms - 60_000) * 1024 && epochs[0] == epochs[1], "{epochs:?}");
+}
+
+#[test]
+fn the_room_of_what_is_deleted_is_given_back_in_small_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path()).unwrap();
+    let ticket = ticket(1);
+    let left = |vmid, bytes| JoinData { ticket: ticket.id, vmid, bytes };
+    store.commit(&Batch { puts: vec![&ticket], ..Batch::default() }).unwrap();
+    let size = |store: &FileStore| -> u64 {
+        let checkpoint = "wal_checkpoint";
+        store.database.pragma_query_value(None, checkpoint, |row| row.get::<_, i64>(0)).unwrap();
+        fs::metadata(folder.path().join(FILE)).unwrap().len()
+    };
+    for vmid in 0..16 {
+        store.commit(&Batch { data: vec![left(vmid, vec![7; 1 << 20])], ..Batch::default() }).unwrap();
+    }
+    assert!(size(&store) > 16 << 20);
+    assert!(store.tidy().unwrap(), "nothing was deleted");
+    let nothing = (1..16).map(|vmid| left(vmid, Vec::new())).collect();
+    store.commit(&Batch { data: nothing, ..Batch::default() }).unwrap();
+    let mut steps = 1;
+    while !store.tidy().unwrap() {
+        steps += 1;
+    }
+    assert!(steps >= 7, "{steps} steps for 15 MiB");
+    assert!(size(&store) < 3 << 20, "{}", size(&store));
+    assert_eq!(store.join_data(ticket.id, 0).unwrap(), Some(vec![7; 1 << 20]));
 }

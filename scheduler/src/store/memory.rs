@@ -1,7 +1,7 @@
 //! A store that forgets with its last handle: for tests and simulations, where a scheduler "crashes" and the next one gets the same
 //! handle. It can be told to fail.
 
-use super::{Batch, Store, StoreError};
+use super::{Batch, Store, StoreError, Stored};
 use crate::core::ticket::Ticket;
 use std::{
     collections::BTreeMap,
@@ -18,6 +18,7 @@ struct Content {
     tickets: BTreeMap<Uuid, Ticket>,
     data: BTreeMap<(Uuid, u32), Vec<u8>>,
     failing: bool,
+    epochs: u64,
     commits: u64,
     failures: u64,
 }
@@ -52,8 +53,9 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn load(&mut self) -> Result<Vec<Ticket>, StoreError> {
-        Ok(self.tickets())
+    fn load(&mut self) -> Result<Stored, StoreError> {
+        let epochs = self.content().epochs;
+        Ok(Stored { tickets: self.tickets(), epochs })
     }
 
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
@@ -63,6 +65,7 @@ impl Store for MemoryStore {
             return Err(StoreError::Test);
         }
         content.commits += 1;
+        content.epochs = batch.epochs.unwrap_or(content.epochs);
         for ticket in &batch.puts {
             content.tickets.insert(ticket.id, (*ticket).clone());
         }
@@ -83,5 +86,9 @@ impl Store for MemoryStore {
 
     fn join_data(&mut self, ticket: Uuid, vmid: u32) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.content().data.get(&(ticket, vmid)).cloned())
+    }
+
+    fn tidy(&mut self) -> Result<bool, StoreError> {
+        Ok(true)
     }
 }

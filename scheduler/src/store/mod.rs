@@ -32,13 +32,24 @@ pub struct Batch<'a> {
     pub data: Vec<JoinData>,
     /// Tickets that go, with their data.
     pub forgets: Vec<Uuid>,
+    /// Up to where epochs may be given; None: as before.
+    pub epochs: Option<u64>,
+}
+
+/// What a ledger has.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// All tickets.
+    pub tickets: Vec<Ticket>,
+    /// Epochs up to this one may have been given.
+    pub epochs: u64,
 }
 
 impl Batch<'_> {
     /// Whether there is nothing to store.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.puts.is_empty() && self.data.is_empty() && self.forgets.is_empty()
+        self.puts.is_empty() && self.data.is_empty() && self.forgets.is_empty() && self.epochs.is_none()
     }
 }
 
@@ -47,11 +58,11 @@ impl Batch<'_> {
 /// One engine has it at a time. After an error nothing of the batch has happened, or the store says so when it is loaded again:
 /// the engine goes on with what [`Store::load`] gives.
 pub trait Store: Send {
-    /// All tickets.
+    /// All tickets, and the epochs.
     ///
     /// # Errors
     /// They cannot be read.
-    fn load(&mut self) -> Result<Vec<Ticket>, StoreError>;
+    fn load(&mut self) -> Result<Stored, StoreError>;
 
     /// Stores a batch.
     ///
@@ -64,6 +75,12 @@ pub trait Store: Send {
     /// # Errors
     /// It cannot be read.
     fn join_data(&mut self, ticket: Uuid, vmid: u32) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Gives some of the room back that deleted things have left, for a few milliseconds. Returns whether that was all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn tidy(&mut self) -> Result<bool, StoreError>;
 }
 
 /// Why the ledger cannot be used.

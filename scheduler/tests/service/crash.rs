@@ -1,7 +1,7 @@
 //! A scheduler that is killed while it works.
 
 use crate::{
-    fake::{Dice, FakeHost, all_tickets, family, get, grant, hosts, release, request},
+    fake::{Dice, FakeHost, all_tickets, family, get, grant, hosts, release, request, still},
     server::Server,
 };
 use patina_proto::v1::{RequestTicketRequest, Ticket, TicketState, VmEnd, VmResult};
@@ -129,13 +129,13 @@ async fn the_same_request_gives_the_same_ticket_across_a_crash() {
     let client = server.client();
     let family = family();
     let named = RequestTicketRequest { request_id: "r-1".into(), ..request(&family, 2) };
-    let first = client.clone().request_ticket(named.clone()).await.unwrap().into_inner();
-    assert_eq!(client.clone().request_ticket(named.clone()).await.unwrap().into_inner(), first);
+    let first = still(client.clone().request_ticket(named.clone()).await.unwrap());
+    assert_eq!(still(client.clone().request_ticket(named.clone()).await.unwrap()), first);
     server.kill();
     host.away().await;
     server.start_again();
     host.registered().await;
-    let again = client.clone().request_ticket(named).await.unwrap().into_inner();
+    let again = still(client.clone().request_ticket(named).await.unwrap());
     assert_eq!(again.id, first.id);
     assert_eq!(hosts(&client).await[0].held_cpus, 2);
 }

@@ -7,7 +7,7 @@ use patina_proto::v1::{
 use scheduler::client::{Client, Clones, HostLink, Present, Registration};
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::time::timeout;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
@@ -159,18 +159,23 @@ pub fn request(family: &str, vms: u32) -> RequestTicketRequest {
     }
 }
 
+/// Without what changes as time passes, so that tickets can be compared.
+pub fn still(answer: Response<Ticket>) -> Ticket {
+    Ticket { expires_in_ms: 0, ..answer.into_inner() }
+}
+
 pub async fn grant(client: &Client, family: &str, vms: u32) -> Result<Ticket, Status> {
-    client.clone().request_ticket(request(family, vms)).await.map(tonic::Response::into_inner)
+    client.clone().request_ticket(request(family, vms)).await.map(still)
 }
 
 pub async fn get(client: &Client, id: &str) -> Result<Ticket, Status> {
     let request = v1::GetTicketRequest { id: id.to_owned(), family: String::new() };
-    client.clone().get_ticket(request).await.map(tonic::Response::into_inner)
+    client.clone().get_ticket(request).await.map(still)
 }
 
 pub async fn release(client: &Client, id: &str) -> Result<Ticket, Status> {
     let request = v1::ReleaseTicketRequest { id: id.to_owned(), family: String::new() };
-    client.clone().release_ticket(request).await.map(tonic::Response::into_inner)
+    client.clone().release_ticket(request).await.map(still)
 }
 
 pub async fn all_tickets(client: &Client) -> Vec<Ticket> {
@@ -178,7 +183,7 @@ pub async fn all_tickets(client: &Client) -> Vec<Ticket> {
     let mut request = v1::ListTicketsRequest::default();
     loop {
         let page = client.clone().list_tickets(request.clone()).await.unwrap().into_inner();
-        all.extend(page.tickets);
+        all.extend(page.tickets.into_iter().map(|ticket| still(Response::new(ticket))));
         if page.next_page_token.is_empty() {
             return all;
         }

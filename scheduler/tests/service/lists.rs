@@ -1,7 +1,7 @@
 //! Lists, pages and watches.
 
 use crate::{
-    fake::{FakeHost, all_tickets, family, grant, hosts, release, request, why},
+    fake::{FakeHost, all_tickets, family, grant, hosts, release, request, still, why},
     server::{SOON, Server},
 };
 use patina_proto::v1::{
@@ -10,7 +10,7 @@ use patina_proto::v1::{
 };
 use std::{collections::HashMap, time::Duration};
 use tokio::{task::JoinSet, time::timeout};
-use tonic::Code;
+use tonic::{Code, Response};
 
 #[tokio::test]
 async fn pages_have_all_tickets_once_in_the_order_of_granting() {
@@ -120,7 +120,8 @@ async fn a_watcher_sees_what_is_there_and_what_happens() {
     grant(&client, &foreign, 1).await.unwrap();
     let after = grant(&client, &mine, 1).await.unwrap();
     let second = next().await;
-    assert_eq!((second.ticket.unwrap(), second.initial), (after.clone(), false));
+    let shown = still(Response::new(second.ticket.unwrap()));
+    assert_eq!((shown, second.initial), (after.clone(), false));
     release(&client, &after.id).await.unwrap();
     assert_eq!(next().await.ticket.unwrap().state(), TicketState::Released);
     let last = next().await;
@@ -184,7 +185,7 @@ async fn a_watcher_that_lags_behind_gets_everything_again() {
     while seen != ledger {
         let event = timeout(SOON, events.message()).await.expect("all of it comes").unwrap().unwrap();
         (changed, again) = (changed || !event.initial, again || (changed && event.initial));
-        let ticket = event.ticket.unwrap();
+        let ticket = still(Response::new(event.ticket.unwrap()));
         if event.forgotten {
             seen.remove(&ticket.id);
         } else {

@@ -1,17 +1,17 @@
 //! What the VMs of a ticket do together: meet, join, end.
 
 use crate::{
-    fake::{FakeHost, family, get, grant, hosts},
+    fake::{FakeHost, family, get, grant, hosts, request, why},
     server::{SOON, Server},
 };
 use patina_proto::v1::{
-    GetJoinDataRequest, JoinLeave, JoinRequest, JoinWait, KillRequest, SyncRequest, Ticket, TicketState,
-    VmEnd, join_request::Side,
+    GetJoinDataRequest, JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone,
+    SyncRequest, Ticket, TicketState, VmEnd, join_request::Side,
 };
 use scheduler::client::Client;
 use std::time::Duration;
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 
 async fn sync(client: &Client, ticket: &Ticket, vmid: u32) -> Result<(u64, u32), Status> {
     let request = SyncRequest {
@@ -129,6 +129,65 @@ async fn a_host_that_did_not_obey_is_told_again() {
     host.registered().await;
     let ended = timeout(SOON, client.clone().kill(kill)).await.unwrap().unwrap().into_inner().ended;
     assert_eq!(ended, [1]);
+}
+
+/// A caller that goes takes its call along: it is not counted at a barrier, and keeps no place in the queue.
+#[tokio::test]
+async fn a_call_whose_caller_has_gone_is_dropped() {
+    let server = Server::start(&[]);
+    let host = FakeHost::start(&server, 2).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 2).await.unwrap();
+    host.clone_with(&ticket, 0, &[1, 2]).await.unwrap();
+    let soon = Duration::from_millis(200);
+    let come = |vmid, timeout_ms| SyncRequest {
+        ticket: ticket.id.clone(),
+        family: ticket.family.clone(),
+        vmid,
+        timeout_ms,
+        after_round: Some(0),
+    };
+    let (mut one, mut two, mut three) = (client.clone(), client.clone(), client.clone());
+    let patient = RequestTicketRequest { timeout_ms: 60_000, ..request(&ticket.family, 1) };
+    let wait = join(&ticket, Side::Wait(JoinWait { vmid: 0, timeout_ms: 0 }));
+    let (sync, asked, joined) = tokio::join!(
+        timeout(soon, one.sync(come(1, 0))),
+        timeout(soon, two.request_ticket(patient)),
+        timeout(soon, three.join(wait)),
+    );
+    assert!(sync.is_err() && asked.is_err() && joined.is_err(), "all of them wait");
+    let late = client.clone().sync(come(0, 500)).await.unwrap_err();
+    assert!(late.message().contains("1 of 3 VMs arrived"), "{late}");
+    host.end(&ticket.family, 1, VmEnd::Ended);
+    host.all_noted().await;
+    // Whoever waited would have it.
+    assert_eq!(grant(&client, &family(), 1).await.unwrap().state(), TicketState::Granted);
+}
+
+/// What its family has read is not kept for ever, and what was dropped is not taken for nothing.
+#[tokio::test]
+async fn what_a_clone_left_goes_when_its_master_has_ended() {
+    let server = Server::start(&[]);
+    let host = FakeHost::start(&server, 2).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 1).await.unwrap();
+    host.clone_with(&ticket, 0, &[1]).await.unwrap();
+    let leave = JoinLeave { vmid: 1, status: 7, data: vec![1; 1 << 20], noreport: false };
+    client.clone().join(join(&ticket, Side::Leave(leave))).await.unwrap();
+    host.end(&ticket.family, 1, VmEnd::Joined);
+    host.all_noted().await;
+    let read = GetJoinDataRequest { ticket: ticket.id.clone(), family: ticket.family.clone(), vmid: 1 };
+    for _ in 0..2 {
+        let data = client.clone().get_join_data(read.clone()).await.unwrap().into_inner().data;
+        assert_eq!(data.len(), 1 << 20, "an answer may be lost");
+    }
+    let master = RunningClone { family: ticket.family.clone(), ..RunningClone::default() };
+    host.link().ended(master, VmEnd::Ended);
+    host.all_noted().await;
+    let gone = client.clone().get_join_data(read).await;
+    assert_eq!(why(gone), (Code::NotFound, "DATA_DROPPED".to_owned()));
+    let result = &get(&client, &ticket.id).await.unwrap().results[0];
+    assert_eq!((result.status, result.data_bytes, result.data_dropped), (7, 1 << 20, true));
 }
 
 #[tokio::test]

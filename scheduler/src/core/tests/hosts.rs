@@ -23,6 +23,25 @@ fn kills(world: &World) -> Vec<u32> {
     kills.flatten().collect()
 }
 
+/// Fencing tells the old from the new by that.
+#[test]
+fn no_epoch_is_given_twice_though_the_clock_is_set_back() {
+    let mut world = World::new();
+    let host = world.host(1, 4);
+    let mut before = world.hosts[&host];
+    for lives in 1..4 {
+        // No ticket remembers these.
+        world.now -= 1_000;
+        world.restart(options());
+        world.host(1, 4);
+        assert!(world.hosts[&host] > before, "life {lives}");
+        assert!(world.hosts[&host] <= world.reserved, "it is reserved before it is given");
+        before = world.hosts[&host];
+    }
+    let ticket = world.request(demand(1, 1)).unwrap();
+    assert!(ticket.epoch > before);
+}
+
 #[test]
 fn a_host_that_beats_lives() {
     let (mut world, ticket) = used();

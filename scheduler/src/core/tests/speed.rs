@@ -4,6 +4,7 @@ use super::world::{BEGIN, demand, id, info, named, options};
 use crate::core::{
     Core,
     api::{Command, Demand, Effect, Options, Present, Reply, Waiter},
+    epochs::Epochs,
     ticket::Policy,
 };
 use std::{
@@ -70,7 +71,7 @@ fn some(bench: &mut Bench, policy: Policy) -> Demand {
 fn decisions_take_microseconds() {
     for policy in [Policy::Pack, Policy::Spread] {
         let options = Options { lease_ms: 0, ..options() };
-        let core = Core::new(options, Vec::new(), BEGIN);
+        let core = Core::new(options, Vec::new(), Epochs::default(), BEGIN);
         let mut bench = Bench { core, effects: Vec::new(), seed: 1, waiter: 0, taken: Vec::new() };
         for host in 1..=HOSTS {
             let mut info = info(host, 64 + u32::try_from(host % 16).unwrap() * 4);

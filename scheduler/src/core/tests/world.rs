@@ -6,6 +6,7 @@ use crate::core::{
         Command, CoreError, Demand, Effect, HostInfo, Listing, Named, Options, Present, Reply, Running,
         Targets, UnixMs, Waiter,
     },
+    epochs::Epochs,
     ticket::{HostId, Policy, State, Ticket, VmEnd},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,10 @@ pub struct World {
     /// What the last command brought.
     pub effects: Vec<Effect>,
     pub epochs: BTreeMap<Uuid, u64>,
+    /// Up to where epochs are reserved.
+    pub reserved: u64,
+    /// What clones left and is stored, bytes.
+    pub data: BTreeMap<(Uuid, u32), u64>,
     /// Of the last registration of each host.
     pub hosts: BTreeMap<HostId, u64>,
     last_waiter: u64,
@@ -71,7 +76,9 @@ impl World {
 
     pub fn with(options: Options) -> Self {
         Self {
-            core: Core::new(options, Vec::new(), BEGIN),
+            core: Core::new(options, Vec::new(), Epochs::after(0, BEGIN), BEGIN),
+            reserved: 0,
+            data: BTreeMap::new(),
             now: BEGIN,
             store: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -94,7 +101,19 @@ impl World {
             self.open.remove(waiter);
         }
         self.effects.clear();
+        let leaves = match &command {
+            Command::JoinLeave { waiter, ticket, vmid, data_bytes, .. } => {
+                Some((*waiter, (ticket.id, *vmid), *data_bytes))
+            }
+            _ => None,
+        };
         self.core.apply(self.now, command, &mut self.effects);
+        self.reserved = self.core.epochs().reserved();
+        if let Some((waiter, clone, bytes)) = leaves
+            && self.effects.contains(&Effect::Answer(waiter, Ok(Reply::Noted)))
+        {
+            self.data.insert(clone, bytes);
+        }
         for effect in self.effects.clone() {
             self.carry_out(effect);
         }
@@ -108,7 +127,11 @@ impl World {
                     self.store.insert(id, ticket.clone());
                 }
             }
+            Effect::DropData { ticket, vmid } => {
+                assert!(self.data.remove(&(ticket, vmid)).is_some(), "it is dropped once");
+            }
             Effect::Forget(id) => {
+                self.data.retain(|(ticket, _), _| *ticket != id);
                 self.store.remove(&id);
             }
             Effect::Answer(waiter, answer) => {
@@ -130,6 +153,9 @@ impl World {
         let known: BTreeMap<_, _> =
             self.core.tickets(&everything()).into_iter().map(|t| (t.id, t.clone())).collect();
         assert_eq!(known, self.store);
+        let kept = known.values().flat_map(|ticket| ticket.results.values()).map(|left| left.kept_bytes());
+        let kept: u64 = kept.sum();
+        assert_eq!((kept, kept), (self.core.counts().data_bytes, self.data.values().sum()), "data");
         for ticket in known.values() {
             let before = self.epochs.insert(ticket.id, ticket.epoch).unwrap_or(0);
             assert!(before <= ticket.epoch, "the epoch of {} goes back", ticket.id);
@@ -305,9 +331,8 @@ impl World {
     /// The scheduler is killed and started again; nobody of those who waited is there any more.
     pub fn restart(&mut self, options: Options) {
         self.open.clear();
-        // No start is that quick: epochs of the new life begin above all that were given.
-        self.now += 1;
-        self.core = Core::new(options, self.store.values().cloned().collect(), self.now);
+        let (stored, epochs) = (self.store.values().cloned().collect(), Epochs::after(self.reserved, 0));
+        self.core = Core::new(options, stored, epochs, self.now);
         self.check_store();
     }
 

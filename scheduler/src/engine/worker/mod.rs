@@ -15,10 +15,11 @@ use crate::{
     core::{
         Core,
         api::{Command, Effect, Named, Options, UnixMs, Waiter},
+        epochs::Epochs,
         ticket::{HostId, State, Ticket},
     },
     metrics::Metrics,
-    store::{JoinData, Store, StoreError},
+    store::{JoinData, Store, StoreError, Stored},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,6 +65,12 @@ pub struct Worker {
     host_names: BTreeMap<HostId, String>,
     /// How many batches were stored.
     batches: u64,
+    /// Those of a core that was given up.
+    epochs: Epochs,
+    /// Up to where epochs are reserved in the ledger.
+    stored_epochs: u64,
+    /// Nothing was deleted since the ledger's file was made smaller.
+    is_tidy: bool,
     /// The store has failed; nothing is changed until then.
     failed: Option<(Instant, Arc<StoreError>)>,
     stopping: bool,
@@ -92,10 +99,12 @@ impl Worker {
         clock: Clock,
         ends: Ends,
     ) -> Result<Self, EngineError> {
-        let stored = store.load()?;
-        let clock = clock.not_before(latest(&stored));
-        tracing::info!(tickets = stored.len(), "ledger read");
-        let core = Some(Core::new(options.clone(), stored, clock.now()));
+        let Stored { tickets, epochs } = store.load()?;
+        let clock = clock.not_before(latest(&tickets));
+        tracing::info!(tickets = tickets.len(), "ledger read");
+        // By the clock, too: a ledger may be a new one, or an old copy. Fewer than 1024 are given in a millisecond.
+        let begin = Epochs::after(epochs, clock.now().saturating_mul(1024));
+        let core = Some(Core::new(options.clone(), tickets, begin, clock.now()));
         Ok(Self {
             core,
             store,
@@ -106,6 +115,9 @@ impl Worker {
             links: BTreeMap::new(),
             host_names: BTreeMap::new(),
             batches: 0,
+            epochs: begin,
+            stored_epochs: epochs,
+            is_tidy: false,
             failed: None,
             stopping: false,
         })
@@ -123,11 +135,24 @@ impl Worker {
                 count = self.ends.inbox.recv_many(&mut messages, BATCH_MAX) => if count == 0 { break },
                 leaver = self.ends.gone.recv() => gone = leaver,
                 () = sleep_until(wake) => {}
+                () = std::future::ready(()), if !self.is_tidy && self.failed.is_none() => {
+                    // Nobody wants anything at the moment.
+                    self.tidy();
+                    continue;
+                }
             }
             self.turn(gone, &mut messages);
         }
         self.ends.inbox.close();
         self.refuse_all(&Refusal::Stopped);
+    }
+
+    /// Gives some of the room back that deleted things have left in the ledger's file.
+    fn tidy(&mut self) {
+        self.is_tidy = self.store.tidy().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the ledger's file stays as large as it is");
+            true
+        });
     }
 
     /// When there is something to do without anybody saying so.
@@ -191,8 +216,11 @@ impl Worker {
     }
 
     fn reload(&mut self) -> Result<(), StoreError> {
-        let stored = self.store.load()?;
-        self.core = Some(Core::new(self.options.clone(), stored, self.clock.now()));
+        let Stored { tickets, epochs } = self.store.load()?;
+        // What was not stored was not given to anybody, but it is not known what was stored.
+        self.stored_epochs = epochs;
+        let epochs = self.epochs.stored(epochs);
+        self.core = Some(Core::new(self.options.clone(), tickets, epochs, self.clock.now()));
         Ok(())
     }
 
@@ -278,7 +306,9 @@ impl Worker {
         self.ends.metrics.store_failed();
         self.refuse_all(&Refusal::Store(Arc::clone(&error)));
         self.failed = Some((Instant::now() + STORE_PAUSE, error));
-        self.core = None;
+        if let Some(core) = self.core.take() {
+            self.epochs = core.epochs();
+        }
         if let Err(error) = self.reload() {
             tracing::error!(%error, "the ledger cannot be read");
         }

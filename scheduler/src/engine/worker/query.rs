@@ -5,7 +5,7 @@ use crate::{
     core::{
         Core,
         api::{CoreError, Named},
-        ticket::Ticket,
+        ticket::{State, Ticket},
     },
     engine::message::{Page, Query, Refusal, Seen},
 };
@@ -17,7 +17,9 @@ impl Worker {
         let live = self.core.as_ref().map_or(0, |core| core.live(&ticket));
         let name = |host| self.host_names.get(host).cloned().unwrap_or_default();
         let host_names = ticket.places.keys().map(name).collect();
-        Seen { ticket, live, host_names }
+        let is_granted = ticket.state == State::Granted;
+        let expires_in_ms = ticket.expires_unix_ms.saturating_sub(self.clock.now());
+        Seen { ticket, live, host_names, expires_in_ms: if is_granted { expires_in_ms.max(1) } else { 0 } }
     }
 
     pub(super) fn answer_query(&mut self, query: Query) {
@@ -38,8 +40,12 @@ impl Worker {
 
     fn data(&mut self, named: Named, vmid: u32) -> Result<Vec<u8>, Refusal> {
         let ticket = self.ticket(named)?;
-        if !ticket.results.contains_key(&vmid) {
-            return Err(CoreError::UnknownVm { ticket: named.id, vmid }.into());
+        match ticket.results.get(&vmid) {
+            None => return Err(CoreError::UnknownVm { ticket: named.id, vmid }.into()),
+            Some(left) if left.is_dropped() => {
+                return Err(CoreError::DataDropped { ticket: named.id, vmid }.into());
+            }
+            Some(_) => {}
         }
         let data = self.store.join_data(named.id, vmid).map_err(|error| Refusal::Store(Arc::new(error)))?;
         Ok(data.unwrap_or_default())

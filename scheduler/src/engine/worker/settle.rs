@@ -28,6 +28,9 @@ impl Worker {
                 Effect::Forget(id) => {
                     changed.insert(*id, true);
                 }
+                Effect::DropData { ticket, vmid } => {
+                    data.push(JoinData { ticket: *ticket, vmid: *vmid, bytes: Vec::new() });
+                }
                 Effect::Answer(waiter, Ok(Reply::Noted)) => {
                     data.extend(self.pending.get_mut(waiter).and_then(|pending| pending.data.take()));
                 }
@@ -53,10 +56,14 @@ impl Worker {
         };
         let puts = changed.iter().filter_map(put).collect();
         let forgets = changed.iter().filter(|(_, forgotten)| **forgotten).map(|(id, _)| *id).collect();
-        let batch = Batch { puts, data, forgets };
+        let reserved = core.epochs().reserved();
+        let epochs = (reserved != self.stored_epochs).then_some(reserved);
+        let batch = Batch { puts, data, forgets, epochs };
         if !batch.is_empty() {
             let started = std::time::Instant::now();
             self.store.commit(&batch)?;
+            self.stored_epochs = reserved;
+            self.is_tidy &= batch.forgets.is_empty() && batch.data.iter().all(|data| !data.bytes.is_empty());
             self.ends.metrics.committed(started.elapsed());
             self.batches += 1;
         }
@@ -77,7 +84,7 @@ impl Worker {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Put(_) | Effect::Forget(_) => {}
+            Effect::Put(_) | Effect::Forget(_) | Effect::DropData { .. } => {}
             Effect::Became(became) => log(&became),
             Effect::Answer(waiter, reply) => self.answer(waiter, reply),
             Effect::Kill { host, family, ticket, epoch, vmids, reason } => {

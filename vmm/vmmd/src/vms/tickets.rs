@@ -6,7 +6,7 @@ mod known;
 
 pub(super) use known::{VmsOf, end};
 
-use super::{Host, Vm, error::Error, unix_ms};
+use super::{Host, Vm, error::Error};
 use crate::{plan::lifecycle::Ended, store::record::Record};
 use known::running;
 use patina_abi::link::{TicketArgs, TicketView};
@@ -23,6 +23,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::time::Instant;
 use tonic::{Response, Status};
 use uuid::Uuid;
 
@@ -64,7 +65,15 @@ struct Shared {
 struct Granted {
     family: Uuid,
     vms: u32,
-    expires_unix_ms: u64,
+    // By this host's clock, which may show another time than the scheduler's. None: later than this host can say.
+    until: Option<Instant>,
+}
+
+impl Granted {
+    fn new(family: Uuid, ticket: &Ticket) -> Self {
+        let until = Instant::now().checked_add(Duration::from_millis(ticket.expires_in_ms));
+        Self { family, vms: ticket.vms, until }
+    }
 }
 
 impl Tickets {
@@ -246,12 +255,12 @@ impl Tickets {
 
     /// How many VMs a family may clone at any moment with its tickets, and after which time that is looked at again.
     pub(super) fn reserved(&self, family: Uuid) -> (u32, Option<Duration>) {
-        let now = unix_ms();
+        let now = Instant::now();
         let mut granted = self.granted();
-        granted.retain(|_, granted| granted.expires_unix_ms > now);
+        granted.retain(|_, granted| granted.until.is_none_or(|until| until > now));
         let own = granted.values().filter(|granted| granted.family == family);
-        let first = own.clone().map(|granted| granted.expires_unix_ms - now).min();
-        (own.map(|granted| granted.vms).sum(), first.map(Duration::from_millis))
+        let first = own.clone().filter_map(|granted| granted.until).min();
+        (own.map(|granted| granted.vms).sum(), first.map(|until| until.saturating_duration_since(now)))
     }
 }
 
@@ -310,8 +319,7 @@ impl Host {
         let ticket =
             ticket.map_err(|failed| self.tickets.failed("request a ticket", failed.into_status()))?;
         if ticket.state() == TicketState::Granted {
-            let granted = Granted { family, vms: ticket.vms, expires_unix_ms: ticket.expires_unix_ms };
-            self.tickets.granted().insert(number(&ticket.id)?, granted);
+            self.tickets.granted().insert(number(&ticket.id)?, Granted::new(family, &ticket));
             tracing::info!(%family, ticket = ticket.id, vms = ticket.vms, "a ticket is granted");
             self.table.wake_pool(net.index, family);
         }
@@ -354,5 +362,31 @@ impl Host {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a scheduler whose clock is years behind, or ahead.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_granted_is_reserved_for_so_long_whatever_the_schedulers_clock_shows() {
+        let client = scheduler::client::over(|| async {
+            Err::<tokio::io::DuplexStream, _>(std::io::ErrorKind::NotConnected.into())
+        });
+        let tickets = Tickets::new(client, HostInfo::default(), String::new());
+        let (family, other) = (Uuid::from_u128(7), Uuid::from_u128(8));
+        let grants = [(family, 5_000, 1), (family, 9_000, u64::MAX), (other, 1_000, 1)];
+        for (number, (family, expires_in_ms, expires_unix_ms)) in (0..).zip(grants) {
+            let ticket = Ticket { vms: 2, expires_in_ms, expires_unix_ms, ..Ticket::default() };
+            tickets.granted().insert(Uuid::from_u128(number), Granted::new(family, &ticket));
+        }
+        assert_eq!(tickets.reserved(family), (4, Some(Duration::from_secs(5))));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(tickets.reserved(family), (2, Some(Duration::from_secs(4))));
+        assert_eq!(tickets.reserved(other), (0, None));
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(tickets.reserved(family), (0, None));
     }
 }

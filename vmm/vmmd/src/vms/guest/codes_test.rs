@@ -44,6 +44,7 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "INVALID_FIELD" | "STORE" | "STOPPING" | "TOO_MANY_CALLS" | "TOO_MANY_HOSTS" => ALL,
         "UNKNOWN_TICKET" => WITH_A_TICKET,
         "FOREIGN_TICKET" => &["clone", "ticket", "sync", "join", "join-data", "kill"],
+        "DATA_DROPPED" => &["join-data"],
         "UNKNOWN_VM" => &["sync", "join-data", "kill"],
         "UNKNOWN_HOST" | "STALE_EPOCH" | "IMPOSSIBLE" | "NO_CAPACITY" => ASKS,
         "TOO_MANY_TICKETS" => ASKS,

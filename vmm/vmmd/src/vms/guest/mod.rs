@@ -185,7 +185,7 @@ fn refusal(error: Error) -> CallError {
 fn errno(status: &Status) -> i32 {
     let info = status.get_details_error_info();
     match (info.as_ref().map_or("", |info| info.reason.as_str()), status.code()) {
-        ("UNKNOWN_TICKET", _) => libc::ENOENT,
+        ("UNKNOWN_TICKET" | "DATA_DROPPED", _) => libc::ENOENT,
         ("FOREIGN_TICKET", _) => libc::EACCES,
         ("UNKNOWN_VM" | "NOT_CLONE", _) => libc::ESRCH,
         ("NOT_USED" | "NOT_PARENT", _) => libc::ECHILD,

@@ -179,7 +179,8 @@ fn joined_clone(result: &VmResult) -> JoinedClone {
         VmEnd::Lost => "lost",
         VmEnd::Ended | VmEnd::Unspecified => "ended",
     };
-    let VmResult { vmid, status, data_bytes, reported, .. } = *result;
+    let VmResult { vmid, status, data_bytes, reported, data_dropped, .. } = *result;
+    let data_bytes = if data_dropped { 0 } else { data_bytes };
     JoinedClone { vmid, end: end.to_owned(), status, data_bytes, reported }
 }
 
