@@ -18,6 +18,7 @@ pub mod grpc;
 pub mod listen;
 pub mod metrics;
 pub mod notify;
+pub mod oom;
 pub mod options;
 pub mod serve;
 pub mod store;

@@ -1,13 +1,16 @@
 //! The scheduler of a Patina cluster.
 
 use clap::Parser;
-use scheduler::{options::Options, serve};
+use scheduler::{oom, options::Options, serve};
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let options = Options::parse();
     start_log(options.log_json);
+    if let Err(error) = oom::protect() {
+        tracing::warn!(%error, "the kernel's OOM killer may take the scheduler first: run it as root, or set OOMScoreAdjust");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("start threads: {error}")),

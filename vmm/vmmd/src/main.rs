@@ -8,6 +8,9 @@ use vmmd::{daemon, options::Options, process::urgency::Urgency};
 fn main() -> ExitCode {
     let options = Options::parse();
     start_log(options.log_json);
+    if let Err(error) = scheduler::oom::protect() {
+        tracing::warn!(%error, "the kernel's OOM killer may take vmmd first: run it as root, or set OOMScoreAdjust");
+    }
     if let Err(error) = Urgency::Urgent.take() {
         tracing::warn!(%error, "clones will be slower where guests are busy: raise vmmd's priority");
     }

@@ -10,6 +10,7 @@
 //! of the VM running. There is no way back, and `ended` is reached once.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use vmm::api::{
     control::State,
     end::{End, EndKind},
@@ -53,11 +54,51 @@ pub struct Ended {
 pub enum Exit {
     /// With an exit code.
     Code(i32),
-    /// By a signal.
+    /// By a signal, which `vmmd` did not send.
     Signal(i32),
+    /// By the kernel's OOM killer.
+    OutOfMemory,
+    /// By SIGKILL of `vmmd`.
+    ByVmmd,
     /// Another process was its parent: nobody told.
     Unknown,
 }
+
+/// What follows "the vmm".
+impl fmt::Display for Exit {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Code(code) => write!(to, "exited with code {code}"),
+            Self::Signal(signal) => match SIGNALS.iter().find(|(number, ..)| *number == signal) {
+                Some((_, name, meaning)) => write!(to, "was killed by {name} ({meaning})"),
+                None => write!(to, "was killed by signal {signal}"),
+            },
+            Self::OutOfMemory => {
+                to.write_str("was killed by the kernel's OOM killer: the host, or the cgroup that it runs in, has no memory left")
+            }
+            Self::ByVmmd => to.write_str("was killed by vmmd"),
+            Self::Unknown => to.write_str("has gone, and was not this vmmd's own process, so that its exit code is not known"),
+        }
+    }
+}
+
+/// What ends a vmm, by number, name, and what it means.
+const SIGNALS: [(i32, &str, &str); 10] = [
+    (libc::SIGSYS, "SIGSYS", "a system call that its jail does not allow"),
+    (libc::SIGABRT, "SIGABRT", "it found a fault of its own"),
+    (libc::SIGSEGV, "SIGSEGV", "it used memory that it does not have"),
+    (libc::SIGBUS, "SIGBUS", "the host has no memory left for it, or its memory is broken"),
+    (libc::SIGILL, "SIGILL", "an instruction that this CPU does not have"),
+    (libc::SIGFPE, "SIGFPE", "an arithmetic fault"),
+    (libc::SIGTRAP, "SIGTRAP", "a trap"),
+    (libc::SIGXCPU, "SIGXCPU", "a limit on CPU time"),
+    (libc::SIGTERM, "SIGTERM", "sent by somebody; vmmd did not"),
+    (
+        libc::SIGKILL,
+        "SIGKILL",
+        "sent by somebody, or by the kernel's OOM killer; vmmd did not: the host's kernel log may tell",
+    ),
+];
 
 /// What moves a VM.
 #[derive(Debug, Clone, PartialEq)]
@@ -157,11 +198,7 @@ impl Lifecycle {
         if let Some(reason) = self.kill_reason.take() {
             return End { kind: EndKind::Killed, reason };
         }
-        let how = match exit {
-            Exit::Code(code) => format!("the vmm process exited with code {code} and left no word"),
-            Exit::Signal(signal) => format!("the vmm process was ended by signal {signal}"),
-            Exit::Unknown => "the vmm process went away and left no word".to_owned(),
-        };
+        let how = format!("the vmm {exit}");
         let tail = log_tail.trim();
         let reason = if tail.is_empty() { how } else { format!("{how}; its last lines: {tail}") };
         End { kind: EndKind::VmmDied, reason }

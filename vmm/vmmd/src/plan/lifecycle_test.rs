@@ -69,7 +69,23 @@ fn a_silent_death_names_signal_and_last_lines() {
     life.on(gone(None, Exit::Signal(11), "thread panicked\n"));
     let end = &ended(&life).end;
     assert_eq!(end.kind, EndKind::VmmDied);
-    assert!(end.reason.contains("signal 11") && end.reason.contains("thread panicked"), "{}", end.reason);
+    assert_eq!(
+        end.reason,
+        "the vmm was killed by SIGSEGV (it used memory that it does not have); its last lines: thread panicked"
+    );
+}
+
+#[test]
+fn every_death_has_its_words() {
+    let of = |exit: Exit| format!("the vmm {exit}");
+    assert_eq!(
+        of(Exit::Signal(31)),
+        "the vmm was killed by SIGSYS (a system call that its jail does not allow)"
+    );
+    assert_eq!(of(Exit::Signal(35)), "the vmm was killed by signal 35");
+    assert_eq!(of(Exit::Code(101)), "the vmm exited with code 101");
+    assert!(of(Exit::Signal(9)).contains("SIGKILL") && of(Exit::Signal(9)).contains("vmmd did not"));
+    assert!(of(Exit::OutOfMemory).contains("OOM killer"));
 }
 
 #[test]

@@ -104,10 +104,13 @@ impl Generation {
         let Some(state) = sent.pop().filter(|_| (1..=LAYERS_MAX).contains(&layers.len())) else {
             return Err(GenerationError::Layers(layers.len()));
         };
-        let (state_bytes, _) = look(&state, "state")?;
+        let (state_bytes, seals) = look(&state, "state")?;
         if state_bytes == 0 || state_bytes > STATE_MAX_BYTES {
             let expected = format!("1 to {STATE_MAX_BYTES}");
             return Err(GenerationError::Size { what: "state", found_bytes: state_bytes, expected });
+        }
+        if !seals.contains(SEALS) {
+            return Err(GenerationError::Unsealed { what: "state", seals });
         }
         let expected_bytes = u64::from(memory_mib) << 20;
         for layer in &layers {
@@ -214,6 +217,12 @@ mod tests {
         file.into()
     }
 
+    fn state(bytes: &[u8]) -> OwnedFd {
+        let fd = memfd(bytes);
+        fcntl_add_seals(&fd, SEALS).unwrap();
+        fd
+    }
+
     fn ram(mib: u64, seals: SealFlags) -> OwnedFd {
         let fd = memfd(b"ram");
         ftruncate(&fd, mib << 20).unwrap();
@@ -223,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_clone_reads_the_whole_state_and_writes_nothing() {
-        let sent = vec![memfd(b"state"), ram(64, SEALS), ram(64, SEALS)];
+        let sent = vec![state(b"state"), ram(64, SEALS), ram(64, SEALS)];
         let generation = Generation::check(sent, 64).unwrap();
         for _ in 0..2 {
             let Opened { mut state, layers } = generation.open().unwrap();
@@ -242,22 +251,25 @@ mod tests {
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
         let error = check(vec![null(), ram(64, SEALS)]);
         assert!(matches!(error, GenerationError::NoMemfd { what: "state" }));
-        assert!(matches!(check(vec![memfd(b"s"), null()]), GenerationError::NoMemfd { what: "RAM" }));
+        assert!(matches!(check(vec![state(b"s"), null()]), GenerationError::NoMemfd { what: "RAM" }));
         let error = check(vec![memfd(b""), ram(64, SEALS)]);
         assert!(matches!(error, GenerationError::Size { what: "state", .. }));
+        // Clones would start from whatever it is changed to between two of them.
+        let error = check(vec![memfd(b"s"), ram(64, SEALS)]);
+        assert!(matches!(error, GenerationError::Unsealed { what: "state", .. }), "{error}");
         // The last of several files counts as the first does.
-        let error = check(vec![memfd(b"s"), ram(64, SEALS), ram(63, SEALS)]);
+        let error = check(vec![state(b"s"), ram(64, SEALS), ram(63, SEALS)]);
         assert!(error.to_string().ends_with("it has 66060288 bytes, not 67108864"), "{error}");
-        let error = check(vec![memfd(b"s"), ram(64, SEALS), ram(64, SealFlags::SHRINK)]);
+        let error = check(vec![state(b"s"), ram(64, SEALS), ram(64, SealFlags::SHRINK)]);
         assert!(matches!(error, GenerationError::Unsealed { what: "RAM", seals: SealFlags::SHRINK }));
         // A file of the disk has no seals, or (on a tmpfs) not those.
-        assert!(Generation::check(vec![memfd(b"s"), plain()], 0).is_err());
+        assert!(Generation::check(vec![state(b"s"), plain()], 0).is_err());
     }
 
     #[test]
     fn ram_comes_in_so_many_files_and_no_more() {
         let sent = |count| {
-            let mut sent = vec![memfd(b"s")];
+            let mut sent = vec![state(b"s")];
             sent.extend((0..count).map(|_| ram(64, SEALS)));
             Generation::check(sent, 64)
         };

@@ -4,7 +4,10 @@ use super::{
     generation::{self, GenerationError},
     rights,
 };
-use crate::store::{StoreError, VmDir};
+use crate::{
+    plan::lifecycle::Exit,
+    store::{StoreError, VmDir},
+};
 use patina_abi::{LINE_MAX_BYTES, link::CallError};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -38,6 +41,12 @@ pub enum LinkError {
     /// It closed instead of answering.
     #[error("wait for the vmm's answer: it closed the connection")]
     Closed,
+    /// It is gone.
+    #[error("the vmm {0}")]
+    Died(Exit),
+    /// Its VM has ended; why.
+    #[error("it has ended: {0}")]
+    Ended(String),
     /// A line is too long.
     #[error("read the vmm's line: longer than {LINE_MAX_BYTES} bytes")]
     Long,
@@ -59,6 +68,14 @@ pub enum LinkError {
     /// What it sends cannot be used.
     #[error(transparent)]
     Generation(#[from] GenerationError),
+}
+
+impl LinkError {
+    /// That of a connection whose other end may have gone.
+    #[must_use]
+    pub fn may_be_death(&self) -> bool {
+        matches!(self, Self::Closed | Self::Io(_) | Self::Connect(_))
+    }
 }
 
 /// Connects to a vmm and says what for. What comes after the answer is the stream's.

@@ -4,11 +4,13 @@
 //!   kind of KVM it gets.
 //! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
 //! - [`link`]: its control socket, [`rights`] lines with descriptors on it; [`generation`]: what a freeze gives.
-//! - [`stray`]: processes whose record is lost; [`urgency`]: who runs first; [`usage`]: what it takes.
+//! - [`stray`]: processes whose record is lost; [`urgency`]: who runs first; [`usage`]: what it takes;
+//!   [`oom`]: whether the kernel ended it for want of memory.
 
 pub mod generation;
 pub mod kvm_module;
 pub mod link;
+pub mod oom;
 pub mod rights;
 pub mod spawn;
 pub mod stray;
@@ -26,7 +28,10 @@ use std::{
     fs, io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::Child,
-    sync::OnceLock,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::io::unix::AsyncFd;
 use urgency::Urgency;
@@ -40,6 +45,14 @@ pub struct ProcessId {
     pub start_ticks: u64,
     /// The boot in which it ran.
     pub boot: String,
+}
+
+impl ProcessId {
+    /// When it started, microseconds since boot, rounded down.
+    fn started_us(&self) -> u64 {
+        // `USER_HZ` of x86.
+        self.start_ticks.saturating_mul(1_000_000 / 100)
+    }
 }
 
 /// A process cannot be watched or signalled.
@@ -80,6 +93,8 @@ pub struct Process {
     pidfd: AsyncFd<OwnedFd>,
     // None when an earlier vmmd was its parent.
     child: Option<Child>,
+    // Whether this vmmd has killed it; shared by all that watch it.
+    is_killed: Arc<AtomicBool>,
 }
 
 impl Process {
@@ -90,7 +105,7 @@ impl Process {
     pub fn of_child(mut child: Child) -> Result<Self, ProcessError> {
         let pid = child.id();
         match watch(pid).and_then(|pidfd| Ok((pidfd, identify(pid)?))) {
-            Ok((pidfd, id)) => Ok(Self { id, pidfd, child: Some(child) }),
+            Ok((pidfd, id)) => Ok(Self { id, pidfd, child: Some(child), is_killed: Arc::default() }),
             Err(error) => {
                 if let Err(source) = child.kill().and_then(|()| child.wait()) {
                     tracing::error!(pid, error = %source, "kill a vmm that cannot be watched");
@@ -122,7 +137,7 @@ impl Process {
         // One that is dead keeps its entry until its parent has looked.
         let failed = |source| ProcessError::Pidfd { pid: id.pid, source };
         let dead = has_exited(pidfd.get_ref()).map_err(failed)?;
-        Ok((now == *id && !dead).then(|| Self { id: now, pidfd, child: None }))
+        Ok((now == *id && !dead).then(|| Self { id: now, pidfd, child: None, is_killed: Arc::default() }))
     }
 
     /// Which process it is.
@@ -145,6 +160,10 @@ impl Process {
     /// # Errors
     /// No rights.
     pub fn kill(&self) -> io::Result<()> {
+        // One that is gone already was not killed from here.
+        if !has_exited(self.pidfd.get_ref()).unwrap_or(false) {
+            self.is_killed.store(true, Ordering::Relaxed);
+        }
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -157,7 +176,12 @@ impl Process {
     /// There is no room for more descriptors.
     pub fn watcher(&self) -> io::Result<Self> {
         let pidfd = rustix::io::fcntl_dupfd_cloexec(self.pidfd.get_ref(), 0)?;
-        Ok(Self { id: self.id.clone(), pidfd: crate::sys::readable(pidfd)?, child: None })
+        Ok(Self {
+            id: self.id.clone(),
+            pidfd: crate::sys::readable(pidfd)?,
+            child: None,
+            is_killed: Arc::clone(&self.is_killed),
+        })
     }
 
     /// Kills it and waits until nothing of it is left.
@@ -182,14 +206,22 @@ impl Process {
 
     /// How it went; only after [`Self::gone`].
     pub fn exit(&mut self) -> Exit {
-        let Some(child) = &mut self.child else { return Exit::Unknown };
-        match child.try_wait() {
-            Ok(Some(status)) => match (status.code(), status.signal()) {
-                (Some(code), _) => Exit::Code(code),
-                (None, Some(signal)) => Exit::Signal(signal),
-                (None, None) => Exit::Unknown,
-            },
-            Ok(None) | Err(_) => Exit::Unknown,
+        let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        let exit = match status.map(|status| (status.code(), status.signal())) {
+            Some((Some(code), _)) => Exit::Code(code),
+            Some((None, Some(signal))) => Exit::Signal(signal),
+            Some((None, None)) | None => Exit::Unknown,
+        };
+        match exit {
+            Exit::Signal(libc::SIGKILL) | Exit::Unknown if self.is_killed.load(Ordering::Relaxed) => {
+                Exit::ByVmmd
+            }
+            Exit::Signal(libc::SIGKILL) | Exit::Unknown
+                if oom::has_killed(self.id.pid, self.id.started_us()) =>
+            {
+                Exit::OutOfMemory
+            }
+            exit => exit,
         }
     }
 }

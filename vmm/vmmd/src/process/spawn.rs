@@ -1,6 +1,10 @@
 //! Starts one `vmm`.
 
-use super::{Process, ProcessError, kvm_module, sys, urgency::Urgency};
+use super::{
+    Process, ProcessError, kvm_module,
+    sys::{self, Dispensable},
+    urgency::Urgency,
+};
 use crate::store::{StoreError, VmDir};
 use patina_abi::link::Identity;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -136,6 +140,8 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
     let log = dir.create_file(dir.vmm_log())?;
     let control = listen(dir)?;
     let (start, mut kept) = parts.start.describe();
+    // A master has vmid 0.
+    let dispensable = if parts.identity.vmid == 0 { Dispensable::No } else { Dispensable::Yes };
     let config = VmConfig {
         name: name.to_owned(),
         vcpus: parts.vcpus,
@@ -173,7 +179,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
         .stderr(log);
-    sys::keep_only(&mut command, &kept, parts.urgency);
+    sys::keep_only(&mut command, &kept, (parts.urgency, dispensable));
     let child = command.spawn().map_err(failed)?;
     Ok(Process::of_child(child)?)
 }

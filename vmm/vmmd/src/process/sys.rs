@@ -11,22 +11,53 @@ use std::{
     process::Command,
 };
 
-/// Makes `command` start its child in a session of its own, so urgent, with `kept` open under the same numbers and every
+/// How readily the kernel's OOM killer takes a vmm (`/proc/PID/oom_score_adj`). A child has its parent's: vmmd's own is
+/// not for VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dispensable {
+    /// As any program: a master.
+    No,
+    /// Before others: a clone can be made again.
+    Yes,
+}
+
+impl Dispensable {
+    fn score(self) -> &'static [u8] {
+        match self {
+            Self::No => b"0",
+            Self::Yes => b"500",
+        }
+    }
+}
+
+/// Makes `command` start its child in a session of its own, so urgent and so dispensable, with `kept` open under the same numbers and every
 /// other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
-pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], urgency: Urgency) {
-    let nice = urgency.nice();
+pub fn keep_only(
+    command: &mut Command,
+    kept: &[BorrowedFd<'_>],
+    (urgency, dispensable): (Urgency, Dispensable),
+) {
+    let (nice, score) = (urgency.nice(), dispensable.score());
     let kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     let prepare = move || {
         // A session of its own: what ends vmmd's terminal or process group leaves the VM alone.
         rustix::process::setsid()?;
         // No reason not to run: only slower, or faster, than it should.
         rustix::process::setpriority_process(None, nice).ok();
+        // Neither a reason. It never takes rights to be taken sooner than vmmd is.
+        set_oom_score(score).ok();
         close_on_exec_from(3)?;
         kept.iter().try_for_each(|fd| inherit(*fd))
     };
     // SAFETY: the closure runs in the forked child. It makes only async-signal-safe system calls, and neither
     // allocates nor takes a lock: `kept` was collected before the fork.
     unsafe { command.pre_exec(prepare) };
+}
+
+fn set_oom_score(score: &[u8]) -> rustix::io::Result<()> {
+    use rustix::fs::{Mode, OFlags, open};
+    let file = open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, score).map(drop)
 }
 
 fn close_on_exec_from(first: u32) -> io::Result<()> {
@@ -56,19 +87,20 @@ mod tests {
         rustix::io::fcntl_setfd(&withheld, rustix::io::FdFlags::empty()).unwrap();
         let mut command = Command::new("sh");
         let script = format!(
-            "readlink /proc/$$/fd/*; readlink /proc/$$/fd/{}; cut -d' ' -f19 /proc/$$/stat; cut -d' ' -f6 /proc/$$/stat; echo $$",
+            "readlink /proc/$$/fd/*; readlink /proc/$$/fd/{}; cut -d' ' -f19 /proc/$$/stat; cut -d' ' -f6 /proc/$$/stat; echo $$; cat /proc/$$/oom_score_adj",
             given.as_raw_fd()
         );
         command.args(["-c", &script]);
-        keep_only(&mut command, &[given.as_fd()], Urgency::Background);
+        keep_only(&mut command, &[given.as_fd()], (Urgency::Background, Dispensable::Yes));
         let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        let (files, session) = lines.split_at(lines.len() - 3);
+        let (files, session) = lines.split_at(lines.len() - 4);
         assert!(files.last().unwrap().ends_with("/given"), "under its own number: {text}");
         assert!(!files.iter().any(|file| file.ends_with("/withheld")), "{text}");
         let own = rustix::process::getpriority_process(None).unwrap();
         assert_eq!(session[0], (own + 10).min(19).to_string(), "it yields to others");
         assert_eq!(session[1], session[2], "it leads its own session");
+        assert_eq!(session[3], "500", "it goes first when memory is short");
     }
 }

@@ -320,22 +320,12 @@ impl Host {
 
 /// Ends a vmm that did not start its VM; what it says of that is the reason.
 async fn failed(mut warm: Warm, name: String, source: LinkError) -> Error {
-    let refused = matches!(source, LinkError::Refused(_));
     // One that has gone away leaves its account in its files; those of one that says no hold no more than it said.
-    let words = if refused { String::new() } else { warm_words(&mut warm).await };
+    let is_refusal = matches!(source, LinkError::Refused(_));
+    let (source, words) =
+        if is_refusal { (source, String::new()) } else { (warm.death(source).await, warm.dir.last_words()) };
     warm.discard().await;
     Error::Start { name, words, source }
-}
-
-/// The last words of a vmm that closed its connection, when it is gone.
-async fn warm_words(warm: &mut Warm) -> String {
-    const LAST_WORDS: Duration = Duration::from_secs(2);
-    if let Some(process) = warm.process()
-        && tokio::time::timeout(LAST_WORDS, process.gone()).await.is_err()
-    {
-        tracing::warn!(pid = process.id().pid, "a vmm that closed its connection stays");
-    }
-    warm.dir.last_words()
 }
 
 /// Says where the time went: all from the call's arrival on, but for the freeze itself.

@@ -295,8 +295,23 @@ impl Vm {
         if !usable {
             return Err(Error::NotReady { name: name(), state: phase.word() });
         }
-        let opened = link::open(&self.dir, &what, PATIENCE).await;
-        opened.map_err(|source: LinkError| Error::Unavailable { name: name(), source })
+        match link::open(&self.dir, &what, PATIENCE).await {
+            Ok(stream) => Ok(stream),
+            Err(source) => Err(self.unavailable(source).await),
+        }
+    }
+
+    /// That the VM cannot be reached; with how it ended, where that is why.
+    async fn unavailable(&self, source: LinkError) -> Error {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let mut source = source;
+        if source.may_be_death()
+            && timeout(PATIENCE, self.wait(Until::Ended)).await.is_ok()
+            && let Phase::Ended(ended) = self.status().phase
+        {
+            source = LinkError::Ended(ended.end.reason);
+        }
+        Error::Unavailable { name: self.record.name.clone(), source }
     }
 }
 

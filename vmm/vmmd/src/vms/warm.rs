@@ -12,7 +12,7 @@ use crate::{
     },
     store::{VmDir, record::Record},
 };
-use std::{fs::File, sync::Arc};
+use std::{fs::File, sync::Arc, time::Duration};
 use tokio::{
     io::BufReader,
     net::UnixStream,
@@ -99,6 +99,14 @@ impl Warm {
         }
     }
 
+    /// How it went, in place of an error of a connection to it, when it is gone or about to be.
+    pub async fn death(&mut self, source: LinkError) -> LinkError {
+        match &mut self.process {
+            Some(process) => death(process, source).await,
+            None => source,
+        }
+    }
+
     /// Ends it, and deletes its folder when it is gone.
     pub async fn discard(mut self) {
         end(self.process.take(), self.dir.clone()).await;
@@ -179,8 +187,8 @@ impl Host {
         }
         let Some(place) = self.table.pull_place(of.net.index, of.family, of.vmid) else { return };
         let words = match place.warm().await {
-            Ok(warm) => {
-                let words = warm.dir.last_words();
+            Ok(mut warm) => {
+                let words = format!("{}; {}", warm.death(LinkError::Closed).await, warm.dir.last_words());
                 warm.discard().await;
                 words
             }
@@ -223,10 +231,23 @@ impl Host {
         match greeted {
             Ok((control, start)) => Ok(Warm { dir, control: Some(control), start, process: Some(process) }),
             Err(source) => {
+                let source = death(&mut process, source).await;
                 process.end().await;
                 Err(Error::Warm { name: identity.name.clone(), words: dir.last_words(), source })
             }
         }
+    }
+}
+
+/// How a vmm went, in place of an error of a connection to it that may come from that.
+async fn death(process: &mut Process, source: LinkError) -> LinkError {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    if !source.may_be_death() {
+        return source;
+    }
+    match tokio::time::timeout(PATIENCE, process.gone()).await {
+        Ok(Ok(())) => LinkError::Died(process.exit()),
+        Ok(Err(_)) | Err(_) => source,
     }
 }
 

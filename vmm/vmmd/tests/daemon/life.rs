@@ -60,7 +60,7 @@ fn every_end_is_recorded_with_its_reason() {
         assert_eq!((off.end_kind(), off.end_reason.as_str()), (EndKind::PoweredOff, "the guest powered off"));
         let crash = wait(&mut client, "crash", Until::Ended).await.unwrap();
         assert_eq!(crash.end_kind(), EndKind::VmmDied);
-        assert!(crash.end_reason.contains("signal 6"), "{}", crash.end_reason);
+        assert!(crash.end_reason.contains("the vmm was killed by SIGABRT (it found"), "{}", crash.end_reason);
         assert!(crash.end_reason.contains("about to abort"), "{}", crash.end_reason);
         let error = wait(&mut client, "crash", Until::Ready).await.unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition);

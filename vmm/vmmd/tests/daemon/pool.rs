@@ -110,6 +110,8 @@ fn a_warm_vm_that_dies_is_replaced_under_its_vmid() {
         for _ in 0..2 {
             let line = bench.logged("a warm vmm died").await;
             assert!(line.contains("stand-in of web."), "with its last words: {line}");
+            let how = "the vmm was killed by SIGKILL (sent by somebody, or by the kernel's OOM killer; vmmd did not";
+            assert!(line.contains(how), "{line}");
         }
         bench.logged(FULL).await;
         assert_eq!((warm(&bench, &mut client).await.len(), bench.warm_folders()), (2, 2));

@@ -55,11 +55,12 @@ impl Vm {
             let (frozen, sent) = link::freeze(stream, prepare, FREEZE_PATIENCE).await?;
             Ok((frozen, Generation::check(sent, self.record.memory_mib)?))
         };
-        frozen.await.map_err(|source| match source {
-            LinkError::Refused(reason) => Error::NotFrozen { name: name(), reason },
-            LinkError::NotPrepared(source) => Error::NotPrepared { name: name(), source },
-            LinkError::Timeout(patience) => Error::Silent { name: name(), patience },
-            source => Error::Unavailable { name: name(), source },
-        })
+        match frozen.await {
+            Ok(frozen) => Ok(frozen),
+            Err(LinkError::Refused(reason)) => Err(Error::NotFrozen { name: name(), reason }),
+            Err(LinkError::NotPrepared(source)) => Err(Error::NotPrepared { name: name(), source }),
+            Err(LinkError::Timeout(patience)) => Err(Error::Silent { name: name(), patience }),
+            Err(source) => Err(self.unavailable(source).await),
+        }
     }
 }
