@@ -63,6 +63,15 @@ const SCATTER: &[u8] = &[
 /// How many.
 const SCATTERED: u64 = 2000;
 
+/// Adds one to a byte of each of [`SCATTERED`] pages from 4 MiB on, one after another, round after round, and says so with a new line before
+/// each.
+const ROUNDS: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, // start: mov dx, 0x3f8; mov al, '\n'; out dx, al
+    0xbf, 0x00, 0x00, 0x40, 0x00, 0xb9, 0xd0, 0x07, 0x00, 0x00, // mov edi, 4 MiB; mov ecx, SCATTERED
+    0xfe, 0x07, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, // next: inc byte [rdi]; add edi, 4096
+    0xff, 0xc9, 0x75, 0xf4, 0xeb, 0xe1, // dec ecx; jnz next; jmp start
+];
+
 /// Maps the first device's registers, and for ever clears its status, sets a bit of it with one instruction that reads and
 /// writes, and looks. Says X when that is not there.
 const READ_AND_WRITE: &[u8] = &[
@@ -147,7 +156,7 @@ const FOUR: &[u8] = &[
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 22] = [
+    let tests: [(&str, Test); 23] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -160,6 +169,7 @@ fn main() -> ExitCode {
         ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
         ("clones_start_where_the_kernel_does_not_tell_the_auxiliary_vector", old_kernel),
         ("the_tsc_of_a_clone_that_is_made_at_once_goes_on", tsc),
+        ("a_generation_is_of_one_instant_and_its_parent_writes_elsewhere_at_once", one_instant),
         ("a_vm_is_frozen_again_and_again", freeze_again),
         ("scattered_pages_are_copied_and_what_lies_between_is_not", scattered),
         ("an_instruction_with_two_exits_is_whole_in_parent_and_clones", whole_io),
@@ -436,6 +446,42 @@ fn end_all(vmms: impl IntoIterator<Item = Vmm>) -> Result<(), Failed> {
         expect(&vmm.wait()?, EndKind::Killed, "enough")?;
     }
     Ok(())
+}
+
+/// The bytes of [`ROUNDS`] in a layer.
+fn rounds(layer: &std::os::fd::OwnedFd) -> Result<Vec<u8>, Failed> {
+    let ram = File::from(layer.try_clone()?);
+    let byte = |page| -> Result<u8, Failed> {
+        let mut byte = [0];
+        ram.read_exact_at(&mut byte, (4 << 20) + page * 4096)?;
+        Ok(byte[0])
+    };
+    (0..SCATTERED).map(byte).collect()
+}
+
+fn one_instant() -> Result<(), Failed> {
+    let parent = Guest::code(ROUNDS).start()?;
+    let mut console = parent.connect(&Open::Console)?;
+    let mut line = String::new();
+    for _ in 0..3 {
+        console.read_line(&mut line)?;
+    }
+    let first = parent.freeze()?;
+    let frozen = rounds(&first.layers[0])?;
+    // Up to some page the guest was in this round, and behind it in the one before.
+    let steps: Vec<u8> = frozen.windows(2).map(|pair| pair[0].wrapping_sub(pair[1])).collect();
+    if steps.iter().any(|step| *step > 1) || steps.iter().filter(|step| **step == 1).count() > 1 {
+        return Err(format!("the generation is of no one instant: {frozen:?}").into());
+    }
+    // Every page is written again, and none of it comes into the generation.
+    let mut written = 0;
+    while written < 4 * SCATTERED {
+        written += parent.freeze()?.frozen.copied_pages;
+    }
+    if rounds(&first.layers[0])? != frozen {
+        return Err("the generation has changed".into());
+    }
+    end_all([parent])
 }
 
 fn freeze_again() -> Result<(), Failed> {

@@ -39,7 +39,6 @@ use crate::memory::extents::{Extents, PAGE_BYTES, union};
 use crate::memory::layers::{self, Layers, LayersError};
 use crate::note::note;
 use crate::sys::pagemap::Pages;
-use crate::sys::slot::SlotError;
 use crate::sys::view::{self, PrivateView, Replaced};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
@@ -74,9 +73,6 @@ pub enum FreezeError {
     /// The VM has no memory now.
     #[error("freeze the VM: exchange its memory")]
     Memory(#[source] rustix::io::Errno),
-    /// KVM did not take the memory back.
-    #[error("freeze the VM")]
-    Slot(#[from] SlotError),
     /// The page tables could not be read.
     #[error("freeze the VM: find its private pages")]
     Pages(#[source] rustix::io::Errno),
@@ -95,7 +91,7 @@ impl FreezeError {
     /// The VM cannot go on: it has lost its memory, or its devices.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Memory(_) | Self::Slot(_) | Self::Devices(_))
+        matches!(self, Self::Memory(_) | Self::Devices(_))
     }
 }
 
@@ -347,13 +343,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts the private views in the place of the shared mappings. Nobody may look at RAM.
+    /// Puts the private views in the place of the shared mappings. Nobody may look at RAM. KVM keeps its slots, as no address
+    /// changes: moving the old pages away has it forget them, through the kernel's MMU notifiers, before the move is done.
     fn exchange(&self, views: Vec<PrivateView>) -> Result<Vec<Replaced>, FreezeError> {
-        self.vm.detach()?;
         let memory = self.vm.memory();
         let replaced =
             memory.iter().zip(views).map(|(region, view)| view.replace(region)).collect::<Result<_, _>>();
-        self.vm.attach()?;
         replaced.map_err(FreezeError::Memory)
     }
 

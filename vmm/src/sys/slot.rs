@@ -28,30 +28,13 @@ impl VmWithMemory {
     /// KVM refuses one.
     pub fn new(vm: VmFd, memory: std::sync::Arc<GuestMemoryMmap>) -> Result<Self, SlotError> {
         let vm = Self { vm, memory };
-        vm.attach()?;
+        vm.give_slots()?;
         Ok(vm)
     }
 
-    /// Takes all slots away from KVM: what is mapped behind them may be replaced then. The vCPUs must be paused; one
-    /// that ran would find no memory.
-    ///
-    /// # Errors
-    /// KVM refuses.
-    pub fn detach(&self) -> Result<(), SlotError> {
-        self.set_slots(|_| 0)
-    }
-
-    /// Gives all slots to KVM again.
-    ///
-    /// # Errors
-    /// KVM refuses.
-    pub fn attach(&self) -> Result<(), SlotError> {
-        self.set_slots(|bytes| bytes)
-    }
-
-    fn set_slots(&self, size: impl Fn(u64) -> u64) -> Result<(), SlotError> {
+    fn give_slots(&self) -> Result<(), SlotError> {
         for (slot, region) in (0u32..).zip(self.memory.iter()) {
-            let (guest, bytes) = (region.start_addr().raw_value(), size(region.len()));
+            let (guest, bytes) = (region.start_addr().raw_value(), region.len());
             let entry = kvm_userspace_memory_region {
                 slot,
                 flags: 0,
