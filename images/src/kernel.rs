@@ -15,10 +15,15 @@ const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.1.tar.xz";
 const SOURCE_DIRECTORY: &str = "linux-source-6.1";
 
 const CONFIG: &str = include_str!("../kernel/config");
-const PATCHES: [(&str, &str); 3] = [
+const PATCHES: [(&str, &str); 8] = [
     ("0001-syscall-gap.patch", include_str!("../kernel/patches/0001-syscall-gap.patch")),
     ("0002-power-off-and-panic.patch", include_str!("../kernel/patches/0002-power-off-and-panic.patch")),
     ("0003-optional-sysfs.patch", include_str!("../kernel/patches/0003-optional-sysfs.patch")),
+    ("0004-fresh-boot-id.patch", include_str!("../kernel/patches/0004-fresh-boot-id.patch")),
+    ("0005-lazy-struct-pages.patch", include_str!("../kernel/patches/0005-lazy-struct-pages.patch")),
+    ("0006-fewer-ticks.patch", include_str!("../kernel/patches/0006-fewer-ticks.patch")),
+    ("0007-no-load-on-one-cpu.patch", include_str!("../kernel/patches/0007-no-load-on-one-cpu.patch")),
+    ("0008-tell-who-listens.patch", include_str!("../kernel/patches/0008-tell-who-listens.patch")),
 ];
 
 /// Part of the key: raise it when this module builds another kernel from the same inputs.
@@ -259,6 +264,7 @@ mod tests {
             "CONFIG_X86_MPPARSE=y",
             "CONFIG_PATINA_GUEST=y",
             "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y",
+            "CONFIG_LAZY_STRUCT_PAGE_INIT=y",
             "CONFIG_UNIX98_PTYS=y",
         ] {
             assert!(CONFIG.lines().any(|have| have == line), "{line}");

@@ -41,13 +41,18 @@ impl KvmKind {
     /// Software KVM never comes to the end of a hypercall of the guest's kernel: its emulator writes the host's kind of
     /// call instruction over it and has it run again, which it again emulates. So no call is offered that a kernel may
     /// make unasked: waking a CPU that waits for a lock, interrupts to several CPUs, yielding to one, telling of pages.
+    ///
+    /// Nor are asynchronous page faults: every restored vCPU is told that all of them are done, which is an interrupt
+    /// and a search through a table in its emulated kernel; and a host that pages guests out is no place for them.
     #[must_use]
     pub fn offered(self, mut supported: CpuId) -> CpuId {
         // KVM's own features (leaf 0x4000_0001, EAX): PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, MAP_GPA_RANGE, MIGRATION_CONTROL.
         const HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16 | 1 << 17;
+        // ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT.
+        const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
         if self == Self::Software {
-            let leaves = supported.as_mut_slice().iter_mut();
-            leaves.filter(|entry| entry.function == 0x4000_0001).for_each(|entry| entry.eax &= !HYPERCALLS);
+            let features = supported.as_mut_slice().iter_mut().filter(|entry| entry.function == 0x4000_0001);
+            features.for_each(|entry| entry.eax &= !(HYPERCALLS | ASYNC_PAGE_FAULTS));
         }
         supported
     }
@@ -60,7 +65,8 @@ impl KvmKind {
         }
         // Per-CPU memory in small pages: the other way clears 2 MiB for each CPU, 0.6 s at emulated speed. The kernel's
         // own pages stay writable: protecting them splits large pages, 1.3 s and more.
-        let mut line = "percpu_alloc=page rodata=off".to_owned();
+        // A busy CPU's timer interrupts every 40 ms: each costs a millisecond or two, and a kernel that is not ours takes no notice.
+        let mut line = "percpu_alloc=page rodata=off patina.tick_stride=4".to_owned();
         let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
         if !bits.is_empty() {
             line.push_str(" clearcpuid=");
@@ -132,13 +138,14 @@ mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
     #[test]
-    fn no_hypercall_is_offered_where_none_returns() {
+    fn no_hypercall_and_no_asynchronous_page_fault_is_offered_where_kernels_are_emulated() {
         let every = kvm_cpuid_entry2 { function: 0x4000_0001, eax: !0, ..kvm_cpuid_entry2::default() };
         let supported = CpuId::from_entries(&[every]).expect("one entry");
         let eax = |kind: KvmKind| kind.offered(supported.clone()).as_slice()[0].eax;
         assert_eq!([eax(KvmKind::Vmx), eax(KvmKind::Svm)], [!0; 2]);
         // PV_SEND_IPI goes, the clock (bits 0, 3 and 24) stays.
         assert_eq!(eax(KvmKind::Software) & (1 << 11 | 1 << 24 | 0b1001), 1 << 24 | 0b1001);
+        assert_eq!(eax(KvmKind::Software) & (1 << 4 | 1 << 10 | 1 << 14), 0, "asynchronous page faults");
     }
 
     /// Linux reads the option into a buffer of 128 bytes and silently cuts the rest, in the middle of a number.
