@@ -82,7 +82,7 @@ fn a_clone_becomes_itself_before_anybody_goes_on() {
     let mut new = identity(12);
     new.ticket = "5d1f3a3c".into();
     host.say(&FromHost::Identity(new));
-    assert_eq!(host.next(), FromAgent::Ready);
+    assert_eq!(host.next(), FromAgent::Ready { vmid: 12 });
     assert_eq!(json_of(&program.line()), json!({"ok": {"vmid": 12, "clones": [], "failed": []}}));
     assert_eq!(fixture.log(), ["hold", "apply 12", "release", "post clone 12 100.64.0.13 5d1f3a3c"]);
     assert_eq!(program.call("vmid"), r#"{"ok":12}"#);
@@ -95,6 +95,47 @@ fn a_clone_becomes_itself_before_anybody_goes_on() {
         "127.0.0.1 localhost\n10.0.0.1 db\n100.64.0.13 vm-12 # patina\n"
     );
     assert_eq!(*fixture.said.lock().unwrap(), ["vmid 0 100.64.0.1 ready"], "a console is slow");
+}
+
+#[test]
+fn a_clone_hears_of_itself_on_the_link_that_it_has() {
+    let fixture = Fixture::new();
+    let mut host = fixture.ready(0);
+    let (mut program, id) = asked(&fixture, &mut host);
+    let mut other = fixture.program();
+    other.send("{\"verb\":\"list\"}\n");
+    // From here on the test is the clone's own host.
+    host.say(&FromHost::Identity(identity(12)));
+    let ready = FromAgent::Ready { vmid: 12 };
+    let said = [host.next(), host.next()];
+    assert!(said.contains(&ready), "{said:?}");
+    assert_eq!(json_of(&program.line()), json!({"ok": {"vmid": 12, "clones": [], "failed": []}}));
+    assert_eq!(fixture.log(), ["hold", "apply 12", "release"]);
+    // What was with the parent's host is nobody's any more, also where an answer comes to that number.
+    if said[0] != ready {
+        assert!(other.line().contains("the link to the host broke"));
+    }
+    host.say(&reply(id, json!({"vmids": [3]})));
+    settle(&fixture);
+    // The link serves on, and the clone can be cloned in its turn.
+    let (mut program, _) = asked(&fixture, &mut host);
+    host.say(&FromHost::Identity(identity(13)));
+    assert_eq!(host.next(), FromAgent::Ready { vmid: 13 });
+    assert_eq!(json_of(&program.line())["ok"]["vmid"], 13);
+}
+
+#[test]
+fn a_clone_that_nobody_prepared_drops_what_its_parent_was_about() {
+    let fixture = Fixture::new();
+    let mut host = fixture.ready(0);
+    let mut other = fixture.program();
+    other.send("{\"verb\":\"list\"}\n");
+    let (id, _) = host.request();
+    host.say(&FromHost::Identity(identity(4)));
+    assert_eq!(host.next(), FromAgent::Ready { vmid: 4 });
+    assert!(other.line().contains("the link to the host broke"), "its host is the parent's");
+    host.say(&reply(id, json!([])));
+    assert_eq!(other.call("vmid"), r#"{"ok":4}"#);
 }
 
 #[test]

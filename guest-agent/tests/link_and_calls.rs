@@ -27,7 +27,7 @@ fn an_identity_is_put_in_place_and_answered() {
 
     // The same VM becomes another one: a clone.
     host.say(&FromHost::Identity(identity(5)));
-    assert_eq!(host.next(), FromAgent::Ready);
+    assert_eq!(host.next(), FromAgent::Ready { vmid: 5 });
     assert_eq!(program.call("vmid"), r#"{"ok":5}"#);
     assert_eq!(program.call("ismaster"), r#"{"ok":false}"#);
     assert!(std::fs::read_to_string(fixture.path("identity")).unwrap().starts_with("vmid=5\n"));

@@ -41,6 +41,9 @@ impl<M: Machine> Agent<M> {
     fn take(&mut self, message: FromHost) {
         let actions = match message {
             FromHost::Identity(identity) => {
+                if self.identity.as_ref().is_some_and(|old| old.vmid != identity.vmid) {
+                    self.leave_parents_host();
+                }
                 return match self.put_in_place(identity) {
                     Ok(change) => self.go_on(&change),
                     Err(error) => self.not_ready(&error),
@@ -69,7 +72,7 @@ impl<M: Machine> Agent<M> {
                 identity
                     != Identity { clock_ns: identity.clock_ns, seed: identity.seed.clone(), ..old.clone() }
             }),
-            is_alone: self.cloning.plan.waits_for_link_only(),
+            is_alone: self.cloning.plan.is_alone(),
             old,
         };
         self.failed = self.machine.apply(&identity, change.old.as_ref());
@@ -84,10 +87,11 @@ impl<M: Machine> Agent<M> {
             }
             self.identity_file.write(text, change.is_alone)?;
         }
+        let vmid = identity.vmid;
         self.identity = Some(identity);
         self.link.proven();
         self.told_of_loss = false;
-        if let Err(error) = self.link.send(&FromAgent::Ready) {
+        if let Err(error) = self.link.send(&FromAgent::Ready { vmid }) {
             self.link_lost(&error);
         }
         Ok(change)
@@ -143,6 +147,14 @@ impl<M: Machine> Agent<M> {
         if let Err(error) = written {
             self.machine.say(&format!("identity: {error}"));
         }
+    }
+
+    /// This is a clone, and on the link that it has from its parent its own host talks now: what was said there before is
+    /// over, as on a link that broke.
+    fn leave_parents_host(&mut self) {
+        let actions = self.cloning.plan.link_lost();
+        self.cloning.then(actions);
+        self.lost_calls.extend(self.calls.close_all().into_iter().filter(|client| *client != CLONE_CLIENT));
     }
 
     /// The link is broken. In a clone in the making nobody is told until it is known which of the machines this is.

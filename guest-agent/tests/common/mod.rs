@@ -251,7 +251,7 @@ impl Fixture {
             assert!(matches!(host.next(), FromAgent::Hello { abi: patina_abi::ABI, .. }));
         }
         host.say(&FromHost::Identity(identity(vmid)));
-        assert_eq!(host.next(), FromAgent::Ready);
+        assert_eq!(host.next(), FromAgent::Ready { vmid });
         host
     }
 

@@ -17,7 +17,7 @@ pub mod link;
 pub mod local;
 
 /// Version of everything in this crate; a host refuses an agent with another one.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// The guest's vsock address, the same in every VM: a vsock is private to its VM, so clones need no new one.
 pub const GUEST_CID: u32 = 3;

@@ -5,7 +5,7 @@
 //!  agent                                host
 //!    │── hello {abi, agent} ─────────────▶│
 //!    │◀──────────── identity {vmid, ip …} ─│   again at any time it changes
-//!    │── ready ──────────────────────────▶│   identity is in place, exec sessions are taken
+//!    │── ready {vmid} ───────────────────▶│   identity is in place, exec sessions are taken
 //!    │   or: not_ready {reason} ──────────▶│   it is not, and cannot be: the VM is ended
 //!    │── request {id, verb, args} ───────▶│   a program's call that the host must answer
 //!    │◀────────────── reply {id, result} ──│   in any order
@@ -21,11 +21,13 @@
 //! connects again the host says `identity` at once, unasked: two messages less for a clone, which are milliseconds of its time. A
 //! hello on such a link (of an agent that has been started again) needs no answer.
 //!
-//! **A clone** finds its link broken (the vsock of a clone begins with a transport reset) with a clone under way; the identity
-//! that the new link brings has another vmid. That is how an agent knows that it is the clone: it puts the identity in
+//! **A clone** hears an identity with another vmid, unasked. That is how an agent knows that it is the clone: it puts the identity in
 //! place, says ready, lets the held processes go on, runs the post-clone hook, and answers the program that asked with
-//! the new vmid. **The VM that was frozen** keeps its link, and hears `resumed` (and, when the guest itself asked, the
-//! reply).
+//! the new vmid. The identity comes on the link that it has, whose other end is the clone's own host by now; or, where something
+//! was on its way there as the VM was cloned, that link is found broken, and a new one brings it. What the agent said before it was
+//! a clone is the parent's: a clone's host takes no notice until `ready` with its vmid. Calls that were with the host are, in the
+//! clone, answered as if the link had broken. **The VM that was frozen** keeps its link, and hears `resumed` (and, when the guest
+//! itself asked, the reply).
 //!
 //! **When a program asks** for clones, the agent prepares first (hook, holding) and sends the request `clone` then, with
 //! [`CloneArgs`]; the reply is a [`Cloned`], or an error, and `resumed` comes before it where the VM was frozen.
@@ -52,7 +54,10 @@ pub enum FromAgent {
         agent: String,
     },
     /// The identity is in place and exec sessions are taken.
-    Ready,
+    Ready {
+        /// Whose identity: a clone's link may still bring what was said in its parent.
+        vmid: u32,
+    },
     /// The identity cannot be put in place, or, in a clone, not what tells it from its parent: its network stays shut, and the host
     /// ends it.
     NotReady {

@@ -16,8 +16,13 @@ pub const LINKS_MAX: usize = 4;
 pub enum Event {
     /// The VM has ended.
     End(End),
-    /// The guest's agent has connected to its link's port.
-    Link(UnixStream),
+    /// The guest's agent has connected to its link's port, or, in a clone, its link is its parent's, carried on.
+    Link {
+        /// The link.
+        stream: UnixStream,
+        /// It is the parent's: what comes on it may have been said in the parent.
+        is_carried_on: bool,
+    },
 }
 
 /// The sending side; one for each thread.
@@ -50,11 +55,11 @@ pub fn mailbox() -> rustix::io::Result<(Mailbox, Inbox)> {
 
 impl Mailbox {
     /// Tells of a new link, unless [`LINKS_MAX`] wait already: then the stream is closed.
-    pub fn send_link(&self, stream: UnixStream) -> bool {
+    pub fn send_link(&self, stream: UnixStream, is_carried_on: bool) -> bool {
         let admit = |waiting: usize| (waiting < LINKS_MAX).then_some(waiting + 1);
         let is_admitted = self.links.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_ok();
         if is_admitted {
-            self.send(Event::Link(stream));
+            self.send(Event::Link { stream, is_carried_on });
         }
         is_admitted
     }
@@ -82,7 +87,7 @@ impl Inbox {
         // Nothing to read: the events were taken with an earlier wake-up.
         rustix::io::read(&self.wake, &mut count).ok();
         let events: Vec<Event> = self.events.try_iter().collect();
-        let links = events.iter().filter(|event| matches!(event, Event::Link(_))).count();
+        let links = events.iter().filter(|event| matches!(event, Event::Link { .. })).count();
         self.links.fetch_sub(links, Ordering::AcqRel);
         events
     }
@@ -96,9 +101,9 @@ mod tests {
     fn a_flood_of_links_is_cut_until_they_are_taken() {
         let (mailbox, inbox) = mailbox().expect("a mailbox");
         let link = || UnixStream::pair().expect("a pair").0;
-        let admitted = (0..100).filter(|_| mailbox.send_link(link())).count();
+        let admitted = (0..100).filter(|_| mailbox.send_link(link(), false)).count();
         assert_eq!(admitted, LINKS_MAX);
         assert_eq!(inbox.take().len(), LINKS_MAX);
-        assert!(mailbox.send_link(link()));
+        assert!(mailbox.send_link(link(), false));
     }
 }

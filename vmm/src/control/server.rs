@@ -328,10 +328,10 @@ impl<D: Doors> Server<D> {
         for event in self.inbox.take() {
             match event {
                 Event::End(how) => end = end.or(Some(how)),
-                Event::Link(stream) => {
+                Event::Link { stream, is_carried_on } => {
                     self.lose_link("a new one replaces it");
                     self.link = Lines::new(stream).ok();
-                    let identity = self.session.link_opened(fresh);
+                    let identity = self.session.link_opened(is_carried_on, fresh);
                     end = end.or(self.carry_out(identity.into_iter().collect(), machine));
                 }
             }

@@ -120,7 +120,7 @@ impl Peer {
     /// A greeted agent.
     fn agent(vmm: &Vmm) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        assert!(vmm.mailbox.send_link(ours));
+        assert!(vmm.mailbox.send_link(ours, false));
         let mut agent = Self::new(theirs);
         agent.say(&hello());
         assert!(agent.line().starts_with(r#"{"t":"identity""#));
@@ -148,11 +148,11 @@ fn a_vm_boots_is_asked_and_killed() {
     let booting = serde_json::to_string(&FromVmm::State(State::Booting)).expect("a state");
     assert_eq!((vmmd.line(), vmmd.line()), (r#""ok""#.to_owned(), booting));
     let (ours, theirs) = UnixStream::pair().expect("a pair");
-    assert!(vmm.mailbox.send_link(ours));
+    assert!(vmm.mailbox.send_link(ours, false));
     let mut agent = Peer::new(theirs);
     agent.say(&hello());
     assert!(agent.line().starts_with(r#"{"t":"identity","vmid":0"#));
-    agent.say(r#"{"t":"ready"}"#);
+    agent.say(r#"{"t":"ready","vmid":0}"#);
     assert!(vmmd.line().contains("ready"));
     agent.say(r#"{"t":"request","id":9,"verb":"list"}"#);
     assert!(vmmd.line().contains(r#""id":1,"verb":"list""#));
@@ -169,7 +169,7 @@ fn a_second_vmmd_takes_over_and_who_waits_for_the_first_is_told() {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let mut first = Peer::open(&vmm, r#""control""#);
     first.line();
-    assert!(vmm.mailbox.send_link(ours));
+    assert!(vmm.mailbox.send_link(ours, false));
     let mut agent = Peer::new(theirs);
     agent.say(&hello());
     agent.line();
@@ -319,7 +319,7 @@ fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
     let vmm = vmm();
     let connect = || {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        assert!(vmm.mailbox.send_link(ours));
+        assert!(vmm.mailbox.send_link(ours, false));
         Peer::new(theirs)
     };
     assert!(Peer::open(&vmm, r#"{"start":{"ticket":"t"}}"#).line().contains("started"));
@@ -331,7 +331,7 @@ fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
     let mut vmmd = Peer::open(&vmm, r#""control""#);
     vmmd.line();
     vmmd.line();
-    agent.say(r#"{"t":"ready"}"#);
+    agent.say(r#"{"t":"ready","vmid":0}"#);
     assert!(vmmd.line().contains("ready"));
     assert_eq!(Peer::open(&vmm, touched).line(), r#"{"error":"ready 1 times"}"#);
     // Its next link, and one of an agent that has been started again: a hello needs no answer.

@@ -95,6 +95,8 @@ pub struct Session {
     known: bool,
     /// The link's agent is known to speak our language.
     greeted: bool,
+    /// The link is the parent's, carried on in this clone, and its agent does not know that yet: what it says is the parent's.
+    is_parents: bool,
     ready: bool,
     preparation: Preparation,
     next_id: u64,
@@ -118,6 +120,7 @@ impl Session {
             identity,
             known: false,
             greeted: false,
+            is_parents: false,
             ready: false,
             preparation: Preparation::Idle,
             next_id: 0,
@@ -131,9 +134,10 @@ impl Session {
         self.known = true;
     }
 
-    /// The agent has connected; what to tell it.
-    pub fn link_opened(&mut self, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
+    /// The agent has connected, or, as `is_carried_on` says, the parent's agent had; what to tell it.
+    pub fn link_opened(&mut self, is_carried_on: bool, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
         self.greeted = self.known;
+        self.is_parents = is_carried_on;
         self.known.then(|| self.tell_identity(fresh()))
     }
 
@@ -180,6 +184,15 @@ impl Session {
                 return vec![Effect::DropLink(format!("the agent's line is not understood: {error}"))];
             }
         };
+        if self.is_parents {
+            // On its way, or in the guest's queues, as the VM was cloned; the parent's host has it, too. Only what has
+            // this VM's number is of an agent that knows.
+            match message {
+                FromAgent::Ready { vmid } if vmid == self.identity.vmid => self.is_parents = false,
+                FromAgent::NotReady { .. } => {}
+                _ => return Vec::new(),
+            }
+        }
         match message {
             // It has been told as it connected.
             FromAgent::Hello { abi: ABI, .. } if self.greeted => Vec::new(),
@@ -192,8 +205,11 @@ impl Session {
                 "agent {agent:.32} speaks ABI {abi}, this host speaks {ABI}: rebuild the image"
             ))],
             _ if !self.greeted => vec![Effect::DropLink("the agent did not say hello first".into())],
-            FromAgent::Ready if self.ready => Vec::new(),
-            FromAgent::Ready => {
+            FromAgent::Ready { vmid } if vmid != self.identity.vmid => {
+                vec![Effect::DropLink(format!("the agent has the identity of VM {vmid}"))]
+            }
+            FromAgent::Ready { .. } if self.ready => Vec::new(),
+            FromAgent::Ready { .. } => {
                 self.ready = true;
                 vec![Effect::Ready]
             }

@@ -33,10 +33,10 @@ fn greeted() -> Session {
 #[test]
 fn hello_brings_the_identity_and_ready_counts_once() {
     let mut session = greeted();
-    assert_eq!(say(&mut session, json!({"t": "ready"})), [Effect::Ready]);
-    assert_eq!(say(&mut session, json!({"t": "ready"})), []);
+    assert_eq!(say(&mut session, json!({"t": "ready", "vmid": 0})), [Effect::Ready]);
+    assert_eq!(say(&mut session, json!({"t": "ready", "vmid": 0})), []);
     session.link_lost();
-    assert!(matches!(&say(&mut session, json!({"t": "ready"}))[..], [Effect::DropLink(_)]));
+    assert!(matches!(&say(&mut session, json!({"t": "ready", "vmid": 0}))[..], [Effect::DropLink(_)]));
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_vm_that_cannot_be_who_it_is_ends_unless_it_was_ready() {
     let effects = say(&mut session, not_ready(&format!("no MAC{}", " at all".repeat(100))));
     let [Effect::Unfit(reason)] = &effects[..] else { panic!("{effects:?}") };
     assert!(reason.contains("never opened: no MAC at all") && reason.len() < 700, "{reason}");
-    say(&mut session, json!({"t": "ready"}));
+    say(&mut session, json!({"t": "ready", "vmid": 0}));
     assert!(matches!(&say(&mut session, not_ready("x"))[..], [Effect::DropLink(_)]));
     let effects =
         Session::new(session.identity).agent_line(br#"{"t":"not_ready","reason":"x"}"#, true, Fresh::default);
@@ -55,9 +55,14 @@ fn a_vm_that_cannot_be_who_it_is_ends_unless_it_was_ready() {
 
 #[test]
 fn another_abi_no_hello_and_rubbish_end_the_link() {
-    for line in
-        [r#"{"t":"hello","abi":99,"agent":"x"}"#, r#"{"t":"ready"}"#, "rubbish", "", "[]", r#"{"t":"fly"}"#]
-    {
+    for line in [
+        r#"{"t":"hello","abi":99,"agent":"x"}"#,
+        r#"{"t":"ready","vmid":0}"#,
+        "rubbish",
+        "",
+        "[]",
+        r#"{"t":"fly"}"#,
+    ] {
         let effects = session().agent_line(line.as_bytes(), true, Fresh::default);
         assert!(matches!(&effects[..], [Effect::DropLink(_)]), "{line}: {effects:?}");
     }
@@ -107,7 +112,7 @@ fn a_request_that_is_taken_back_reaches_vmmd_once_and_has_no_answer() {
     request(&mut session, 100);
     // The calls of a link go with it.
     session.link_lost();
-    session.link_opened(Fresh::default);
+    session.link_opened(false, Fresh::default);
     assert_eq!(say(&mut session, cancel(7)), []);
 }
 
@@ -210,12 +215,12 @@ fn the_first_link_of_a_vm_that_boots_waits_for_hello_and_later_ones_do_not() {
     let fresh = || Fresh { clock_ns: 9, seed: "cd".into() };
     let told = |effect: Option<Effect>| matches!(effect, Some(Effect::ToAgent(FromHost::Identity(i))) if i.clock_ns == 9);
     let mut session = session();
-    assert_eq!(session.link_opened(fresh), None);
-    assert!(matches!(&say(&mut session, json!({"t": "ready"}))[..], [Effect::DropLink(_)]));
+    assert_eq!(session.link_opened(false, fresh), None);
+    assert!(matches!(&say(&mut session, json!({"t": "ready", "vmid": 0}))[..], [Effect::DropLink(_)]));
     let mut session = greeted();
     session.link_lost();
-    assert!(told(session.link_opened(fresh)));
-    assert_eq!(say(&mut session, json!({"t": "ready"})), [Effect::Ready]);
+    assert!(told(session.link_opened(false, fresh)));
+    assert_eq!(say(&mut session, json!({"t": "ready", "vmid": 0})), [Effect::Ready]);
     // An agent that says hello on the same link twice hears nothing new.
     assert_eq!(say(&mut session, json!({"t": "hello", "abi": ABI, "agent": "1"})), []);
 }
@@ -274,4 +279,42 @@ fn long_words_of_an_agent_that_could_not_prepare_fit_the_answer() {
     assert!(error.message.len() > 4096, "a hook's output arrives");
     let answer = serde_json::to_vec(&crate::api::control::Opened::NotPrepared(error.clone())).expect("JSON");
     assert!(answer.len() < LINE_MAX_BYTES, "{}", answer.len());
+}
+
+#[test]
+fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
+    let stale = [
+        json!({"t": "request", "id": 5, "verb": "join"}),
+        json!({"t": "cancel", "id": 5}),
+        json!({"t": "prepared", "ok": null}),
+        json!({"t": "hello", "abi": ABI, "agent": "1"}),
+        // Of the parent's last identity.
+        json!({"t": "ready", "vmid": 7}),
+    ];
+    let mut session = session();
+    session.started(String::new());
+    assert!(matches!(
+        session.link_opened(true, Fresh::default),
+        Some(Effect::ToAgent(FromHost::Identity(_)))
+    ));
+    for message in &stale {
+        assert_eq!(say(&mut session, message.clone()), [], "{message}");
+    }
+    assert_eq!(say(&mut session, json!({"t": "ready", "vmid": 0})), [Effect::Ready]);
+    let request = json!({"t": "request", "id": 6, "verb": "list"});
+    assert!(matches!(&say(&mut session, request.clone())[..], [Effect::ToVmmd(_)]));
+    // On a link of its own an agent is heard from its first word on.
+    session.link_lost();
+    session.link_opened(false, Fresh::default);
+    assert!(matches!(&say(&mut session, request)[..], [Effect::ToVmmd(_)]));
+    assert!(matches!(&say(&mut session, stale[4].clone())[..], [Effect::DropLink(_)]));
+}
+
+#[test]
+fn a_clone_that_cannot_be_who_it_is_says_so_on_the_link_that_it_has() {
+    let mut session = session();
+    session.started(String::new());
+    session.link_opened(true, Fresh::default);
+    let effects = say(&mut session, json!({"t": "not_ready", "reason": "no MAC"}));
+    assert!(matches!(&effects[..], [Effect::Unfit(_)]), "{effects:?}");
 }

@@ -173,12 +173,25 @@ fn send_with(stream: &UnixStream, opened: &Opened, descriptors: &[BorrowedFd<'_>
 /// The ports that a guest can reach on its host: the agent's link and no other.
 pub struct LinkPort(pub Mailbox);
 
+impl LinkPort {
+    fn link(&self, is_carried_on: bool) -> Option<UnixStream> {
+        let (ours, theirs) = UnixStream::pair().ok()?;
+        self.0.send_link(ours, is_carried_on).then_some(theirs)
+    }
+}
+
 impl HostPorts for LinkPort {
     fn connect(&mut self, port: u32) -> Option<UnixStream> {
         if port != LINK_PORT {
             return None;
         }
-        let (ours, theirs) = UnixStream::pair().ok()?;
-        self.0.send_link(ours).then_some(theirs)
+        self.link(false)
+    }
+
+    fn carry_on(&mut self, port: u32) -> Option<UnixStream> {
+        if port != LINK_PORT {
+            return None;
+        }
+        self.link(true)
     }
 }

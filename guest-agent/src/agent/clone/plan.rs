@@ -82,6 +82,12 @@ impl Plan {
         self.holds() && self.is_lost()
     }
 
+    /// Whether nobody else runs, as all stand still for the host.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.holds() && matches!(self.phase(), Some(Phase::Asked | Phase::Lost))
+    }
+
     /// Whether the processes are to stop and have not all done so.
     #[must_use]
     pub fn is_stopping(&self) -> bool {

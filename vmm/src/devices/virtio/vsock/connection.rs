@@ -47,6 +47,17 @@ pub enum Broken {
     ByRules,
 }
 
+/// What of an open connection without anything on its way tells where it stands; modulo 2^32.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quiet {
+    pub(super) ports: Ports,
+    received: u32,
+    told: u32,
+    sent: u32,
+    guest_buffer: u32,
+    guest_forwarded: u32,
+}
+
 /// A connection's state.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -109,6 +120,36 @@ impl Connection {
     /// The host wants a connection: a REQUEST is pending.
     pub fn dialing(ports: Ports, guest_cid: u64) -> Self {
         Self::new(ports, guest_cid, false)
+    }
+
+    /// What to carry on from in a clone; none where something is under way that only this process knows of, or where
+    /// nothing shows that the guest knows of the connection.
+    pub fn quiet(&self) -> Option<Quiet> {
+        let is_whole = self.is_open && self.guest_shut == 0 && self.host_shut == 0;
+        let is_idle = self.received == self.forwarded && !self.has_control() && self.wants_credit == Want::No;
+        (is_whole && is_idle && !self.may_be_news()).then_some(Quiet {
+            ports: self.ports,
+            received: self.received,
+            told: self.told,
+            sent: self.sent,
+            guest_buffer: self.guest_buffer,
+            guest_forwarded: self.guest_forwarded,
+        })
+    }
+
+    /// The connection of a clone, as its parent's was.
+    pub fn carried_on(quiet: &Quiet, guest_cid: u64) -> Self {
+        let Quiet { ports, received, told, sent, guest_buffer, guest_forwarded } = *quiet;
+        Self {
+            opens: false,
+            received,
+            forwarded: received,
+            told,
+            sent,
+            guest_buffer,
+            guest_forwarded,
+            ..Self::new(ports, guest_cid, true)
+        }
     }
 
     /// Both sides have agreed.

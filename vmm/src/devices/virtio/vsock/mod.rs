@@ -52,6 +52,10 @@ pub trait HostPorts: Send {
     /// The guest connects to a port: the stream to connect it with, or none to refuse. Called on the device
     /// thread, so it must not block.
     fn connect(&mut self, port: u32) -> Option<UnixStream>;
+
+    /// A clone's guest has a connection to a port, from its parent: the stream to carry it on with, or none to
+    /// reset it. Called before the device runs.
+    fn carry_on(&mut self, port: u32) -> Option<UnixStream>;
 }
 
 /// How far the guest is with learning that all its connections are gone.

@@ -3,7 +3,7 @@
 //! What waits for the guest is bounded: each connection has at most a few flags for packets without data, data
 //! stays in its stream, and refusals are counted; when [`REFUSALS_MAX`] of them wait, the guest's packets wait.
 
-use super::connection::{Arrival, Broken, Connection, Ports};
+use super::connection::{Arrival, Broken, Connection, Ports, Quiet};
 use super::dialer::{Dial, DialError};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 use super::stream::{Read, Stream};
@@ -72,6 +72,36 @@ impl Muxer {
         let refused = refused.map(|header| Ports { host: header.src_port, guest: header.dst_port });
         let news = self.streams.iter().filter(|(_, stream)| stream.connection.may_be_news());
         refused.chain(news.map(|(ports, _)| *ports)).collect()
+    }
+
+    /// The connection that a clone carries on: the only one that the guest has made to the host, if nothing is on its way
+    /// there.
+    pub fn to_carry_on(&self) -> Option<Quiet> {
+        let mut made = self.streams.iter().filter(|(ports, _)| ports.host < FIRST_HOST_PORT);
+        match (made.next(), made.next()) {
+            (Some((_, stream)), None) => stream.quiet(),
+            _ => None,
+        }
+    }
+
+    /// All open connections but this one, for a clone whose guest hears of each by itself.
+    pub fn open_beside(&self, kept: Ports) -> impl Iterator<Item = Ports> {
+        let others = self.streams.iter().filter(move |(ports, stream)| {
+            **ports != kept && stream.connection.is_open() && !stream.connection.may_be_news()
+        });
+        others.map(|(ports, _)| *ports)
+    }
+
+    /// Carries a connection of the parent on.
+    pub fn carry_on(&mut self, quiet: &Quiet) {
+        let ports = quiet.ports;
+        let stream = self
+            .host_ports
+            .carry_on(ports.host)
+            .and_then(|stream| Stream::new(Connection::carried_on(quiet, self.guest_cid), stream, None).ok());
+        if stream.is_none_or(|stream| self.insert(ports, stream).is_err()) {
+            self.refuse(&[ports]);
+        }
     }
 
     /// Resets connections that only the guest knows.

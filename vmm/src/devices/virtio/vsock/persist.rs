@@ -1,11 +1,15 @@
-//! A vsock device, saved and restored: without its connections.
+//! A vsock device, saved and restored: without its connections but one.
 //!
-//! Their other ends are streams of the old process, and belong to the parent, which keeps them. The clone's guest
-//! is told by a transport reset that they are gone, before anything else. What that does not reach are sockets that
-//! do not know yet that they are connected, because the answer is still on its way: each of them gets a reset of
-//! its own. Sockets that listen, and requests that the host has not seen, go on.
+//! Their other ends are streams of the old process, and belong to the parent, which keeps them. The one that the guest
+//! has made to its host, the agent's link, is carried on in the clone with a new stream where nothing is on its way there
+//! (as is so while the agent waits for its clone): a new link would cost the guest a third of all that it does until it is
+//! ready. Its other connections get a reset each.
+//!
+//! Where it cannot be carried on, the clone's guest is told by a transport reset that all connections are gone, before
+//! anything else. What that does not reach are sockets that do not know yet that they are connected, because the answer is
+//! still on its way: each of them gets a reset of its own. Sockets that listen, and requests that the host has not seen, go on.
 
-use super::connection::Ports;
+use super::connection::{Ports, Quiet};
 use super::muxer::REFUSALS_MAX;
 use super::{CONNECTIONS_MAX, ResetNews, Vsock};
 use crate::devices::virtio::persist::{DeviceState, RestoreError};
@@ -25,6 +29,8 @@ pub struct VsockState {
     pub(super) resets: Vec<Ports>,
     /// See [`ResetNews::Told`].
     pub(super) told: Option<u16>,
+    /// The connection that goes on. Then the guest is not told that all are gone.
+    pub(super) carried_on: Option<Quiet>,
 }
 
 impl Vsock {
@@ -33,8 +39,13 @@ impl Vsock {
             ResetNews::Told { made_available } => Some(made_available),
             ResetNews::Known | ResetNews::Owed => None,
         };
-        let (next_host_port, resets) = (self.muxer.next_host_port(), self.muxer.resets_for_clone());
-        VsockState { next_host_port, resets, told }
+        let (next_host_port, mut resets) = (self.muxer.next_host_port(), self.muxer.resets_for_clone());
+        let knows_all = self.reset_news == ResetNews::Known;
+        let carried_on = self.muxer.to_carry_on().filter(|_| knows_all);
+        if let Some(quiet) = &carried_on {
+            resets.extend(self.muxer.open_beside(quiet.ports));
+        }
+        VsockState { next_host_port, resets, told, carried_on }
     }
 
     pub(super) fn take_over(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError> {
@@ -46,6 +57,10 @@ impl Vsock {
         self.muxer.set_next_host_port(state.next_host_port);
         if is_active {
             self.muxer.refuse(&state.resets);
+            if let Some(quiet) = &state.carried_on {
+                self.muxer.carry_on(quiet);
+                return Ok(());
+            }
             // Nothing has passed since it was told, so that it need not be told again.
             self.reset_news =
                 state.told.map_or(ResetNews::Owed, |made_available| ResetNews::Told { made_available });

@@ -1,11 +1,13 @@
-use super::super::packet::{Header, op};
+use super::super::packet::{Header, SHUTDOWN_SEND, op};
 use super::super::tests::{
     BUFFER, GUEST, GUEST_PORT, LINK, Ports as HostSide, Rig, TX_DATA, packet, read_all, rig,
 };
-use super::super::{EVENT, RX, TX, Vsock};
+use super::super::{EVENT, HostPorts, RX, TX, Vsock};
 use crate::devices::event_loop::DeviceLoop;
 use crate::devices::virtio::testing::DATA;
 use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 
 /// A running guest: with buffers for events.
 fn parent() -> Rig {
@@ -31,12 +33,139 @@ fn guest_takes_event(rig: &mut Rig) {
     rig.driver.run(EVENT);
 }
 
+type Change<'a> = &'a dyn Fn(&mut UnixStream, &mut Rig);
+
+/// The link of a guest that has said something on it.
+fn linked(rig: &mut Rig) -> UnixStream {
+    let link = rig.connect();
+    rig.send_data(b"before");
+    rig.driver.used(TX);
+    link
+}
+
+/// The clone's end of its agent's link.
+fn link_of(clone: &Rig) -> UnixStream {
+    clone.ports.0.lock().unwrap().pop().expect("a link")
+}
+
+#[test]
+fn the_agents_link_goes_on_in_a_clone_with_a_host_of_its_own() {
+    let mut parent = parent();
+    let mut parents_link = linked(&mut parent);
+    parents_link.write_all(b"to both").unwrap();
+    parent.events();
+    let mut clone = fork(&parent);
+    assert_eq!(clone.received()[0].1, b"to both", "it was in the guest's ring");
+    clone.driver.settle();
+    assert_eq!(clone.driver.used(EVENT), [], "nothing to tell");
+    let mut link = link_of(&clone);
+    link.write_all(b"you are 1").unwrap();
+    clone.events();
+    let received = clone.received();
+    assert_eq!(received.len(), 1);
+    let (header, data) = &received[0];
+    assert_eq!(
+        (header.op, header.src_port, header.dst_port, &data[..]),
+        (op::RW, LINK, GUEST_PORT, &b"you are 1"[..])
+    );
+    // The counters went on, too: to the guest it is the same connection.
+    assert_eq!(header.fwd_cnt, 6);
+    clone.send_data(b"I know");
+    assert_eq!(read_all(&mut link), (b"I know".to_vec(), false));
+
+    parent.received();
+    parent.send_data(b" and after");
+    assert_eq!(read_all(&mut parents_link), (b"before and after".to_vec(), false));
+}
+
+#[test]
+fn a_clone_of_a_clone_has_the_link_still() {
+    let mut first = parent();
+    let _link = linked(&mut first);
+    let second = fork(&first);
+    let _link = link_of(&second);
+    let mut third = fork(&second);
+    let mut link = link_of(&third);
+    third.send_data(b"x");
+    assert_eq!((read_all(&mut link), third.ops()), ((b"x".to_vec(), false), vec![]));
+}
+
+#[test]
+fn beside_a_link_that_goes_on_all_other_connections_are_reset_by_themselves() {
+    let mut parent = parent();
+    let _link = linked(&mut parent);
+    let (_session, _told) = parent.dial(7);
+    let dialed = parent.received()[0].0.src_port;
+    let answer = Header { src_port: 7, dst_port: dialed, ..packet(op::RESPONSE) };
+    parent.send_from(&answer, &[]);
+    parent.send_from(&Header { op: op::RW, len: 1, ..answer }, b"x");
+    let mut clone = fork(&parent);
+    clone.driver.settle();
+    let received = clone.received();
+    let told: Vec<_> =
+        received.iter().map(|(header, _)| (header.op, header.src_port, header.dst_port)).collect();
+    assert_eq!((told, clone.driver.used(EVENT)), (vec![(op::RST, dialed, 7)], vec![]));
+    let mut link = link_of(&clone);
+    link.write_all(b"you are 1").unwrap();
+    clone.events();
+    assert_eq!(clone.ops(), [op::RW]);
+}
+
+#[test]
+fn a_link_with_something_on_its_way_is_not_carried_on() {
+    let unread = |link: &mut UnixStream, _: &mut Rig| link.write_all(b"x").unwrap();
+    let closed = |link: &mut UnixStream, _: &mut Rig| link.shutdown(Shutdown::Both).unwrap();
+    let half_closed = |_: &mut UnixStream, rig: &mut Rig| {
+        rig.send_from(&Header { flags: SHUTDOWN_SEND, ..packet(op::SHUTDOWN) }, &[]);
+    };
+    let another = |_: &mut UnixStream, rig: &mut Rig| {
+        rig.send_from(&Header { src_port: 6000, ..packet(op::REQUEST) }, &[]);
+    };
+    let changes: [Change<'_>; 4] = [&unread, &closed, &half_closed, &another];
+    for (at, change) in changes.into_iter().enumerate() {
+        let mut parent = parent();
+        let mut link = linked(&mut parent);
+        change(&mut link, &mut parent);
+        let mut clone = fork(&parent);
+        clone.received();
+        clone.driver.settle();
+        guest_takes_event(&mut clone);
+        assert!(clone.ports.0.lock().unwrap().is_empty(), "{at}");
+    }
+}
+
+/// Ports that nobody listens on.
+struct NoPorts;
+
+impl HostPorts for NoPorts {
+    fn connect(&mut self, _: u32) -> Option<UnixStream> {
+        None
+    }
+
+    fn carry_on(&mut self, _: u32) -> Option<UnixStream> {
+        None
+    }
+}
+
+#[test]
+fn a_link_that_its_port_does_not_carry_on_is_reset() {
+    let mut parent = parent();
+    let _link = linked(&mut parent);
+    let (vsock, dialer) = Vsock::new(GUEST, Box::new(NoPorts)).unwrap();
+    let driver = parent.driver.fork(Box::new(vsock));
+    let mut clone = Rig { driver, ports: HostSide::default(), dialer, buffers: parent.buffers };
+    clone.driver.settle();
+    let received = clone.received();
+    let told: Vec<_> =
+        received.iter().map(|(header, _)| (header.op, header.src_port, header.dst_port)).collect();
+    assert_eq!(told, [(op::RST, LINK, GUEST_PORT)]);
+}
+
 #[test]
 fn a_clone_is_told_and_connects_again_while_the_parent_goes_on() {
     let mut parent = parent();
-    let mut parents_link = parent.connect();
-    parent.send_data(b"before");
-    parent.driver.used(TX);
+    let mut parents_link = linked(&mut parent);
+    parents_link.write_all(b"unread ").unwrap();
     parent.driver.write(virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK, 3);
     let mut clone = fork(&parent);
     clone.driver.settle();
@@ -52,6 +181,8 @@ fn a_clone_is_told_and_connects_again_while_the_parent_goes_on() {
 
     parent.driver.settle();
     assert_eq!(parent.driver.used(EVENT), []);
+    parent.events();
+    assert_eq!(parent.received()[0].1, b"unread ");
     parent.send_data(b" and after");
     assert_eq!(read_all(&mut parents_link), (b"before and after".to_vec(), false));
     parents_link.write_all(b"you are 0").unwrap();
@@ -151,8 +282,8 @@ fn a_clone_dials_from_ports_that_its_guest_does_not_know() {
 #[test]
 fn a_clone_of_a_clone_that_was_just_told_is_not_told_again() {
     let mut parent = parent();
-    let _link = parent.connect();
-    parent.send_data(b"x");
+    let mut link = linked(&mut parent);
+    link.write_all(b"unread").unwrap();
     let clone = fork(&parent);
     clone.driver.settle();
     let mut grandchild = fork(&clone);

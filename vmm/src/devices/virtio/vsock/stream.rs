@@ -1,10 +1,11 @@
 //! A connection together with the host's end of it.
 
-use super::connection::{BUFFER_BYTES, Connection};
+use super::connection::{BUFFER_BYTES, Connection, Quiet};
 use super::dialer::{DialError, Done};
 use super::packet::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use crate::devices::Memory;
 use crate::devices::virtio::queue::{Chain, QueueError, Side};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
@@ -76,6 +77,16 @@ impl Stream {
         if let Some(done) = self.done.take() {
             done(result);
         }
+    }
+
+    /// See [`Connection::quiet`]; here nothing waits in either direction, nor has the host's end been closed.
+    pub fn quiet(&self) -> Option<Quiet> {
+        let mut news = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN | PollFlags::RDHUP)];
+        let has_news = poll(&mut news, Some(&Timespec::default())) != Ok(0);
+        if has_news || self.peer_is_gone || !self.unsent.is_empty() {
+            return None;
+        }
+        self.connection.quiet()
     }
 
     /// The stream has news.

@@ -24,6 +24,10 @@ impl HostPorts for Ports {
         (port == LINK).then(|| self.0.lock().unwrap().push(far))?;
         Some(near)
     }
+
+    fn carry_on(&mut self, port: u32) -> Option<UnixStream> {
+        self.connect(port)
+    }
 }
 
 pub(super) struct Rig {
