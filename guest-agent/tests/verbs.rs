@@ -85,7 +85,7 @@ fn a_sync_whose_answer_is_lost_is_made_again_after_the_same_meeting() {
     drop(host);
     let mut host = fixture.accept();
     host.say(&FromHost::Identity(Identity { ticket: TICKET.into(), ..identity(0) }));
-    assert_eq!(host.next(), FromAgent::Ready);
+    assert_eq!(host.next(), FromAgent::Ready { vmid: 0 });
     let mut program = fixture.program();
     program.send("{\"verb\":\"sync\"}\n");
     assert_eq!(expect(&mut host, "sync").1, json!({"after_round": 2}));
