@@ -30,7 +30,14 @@ use patina_tests::{
     interrupt,
     setup::{BIN_DIR, Missing, Setup},
 };
-use std::{env, error::Error, fs, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    error::Error,
+    fs,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 /// Measures Patina with real guests.
 #[derive(Parser)]
@@ -104,7 +111,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error}");
+            patina_host::say!("error: {error}");
             ExitCode::from(2)
         }
     }
@@ -136,11 +143,11 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     notes.extend(arguments.replaced());
     let bench = arguments.name.to_possible_value().map(|value| value.get_name().to_owned());
     let report = report::Report::new(bench.unwrap_or_default(), host, metrics, notes);
-    eprintln!("{}", report.table());
+    patina_host::say!("{}", report.table());
     let json = serde_json::to_string_pretty(&report)?;
     match &arguments.json {
         Some(path) => fs::write(path, json + "\n")?,
-        None => println!("{json}"),
+        None => writeln!(io::stdout(), "{json}")?,
     }
     Ok(report.holds())
 }

@@ -225,6 +225,66 @@ fn a_terminals_keys_are_signals_and_its_end_is_an_end() {
     assert_eq!(exec.finish().exit, code(0));
 }
 
+/// What a program on a terminal prints, echo included, when it is given `input` and then its end.
+fn typed(argv: &[&str], input: &[u8]) -> (String, Exit) {
+    let fixture = Fixture::new();
+    let mut exec = fixture.exec();
+    exec.start(&Start { tty: Some((24, 80)), ..start(argv) });
+    for chunk in input.chunks(PAYLOAD_MAX_BYTES) {
+        exec.send(FrameType::Stdin, chunk);
+    }
+    exec.send(FrameType::Stdin, b"");
+    let outcome = exec.finish();
+    (text(&outcome.stdout), outcome.exit)
+}
+
+#[test]
+fn a_terminals_input_ends_within_a_line_too() {
+    assert_eq!(typed(&["cat"], b"abc"), ("abcabc".into(), code(0)));
+    assert_eq!(typed(&["cat"], b"abc\n"), ("abc\r\nabc\r\n".into(), code(0)));
+    assert_eq!(typed(&["cat"], b""), (String::new(), code(0)));
+    // Two lines, of which the last is open: all of it comes back.
+    let (text, exit) = typed(&["sh", "-c", "stty -echo; cat"], b"one\ntwo");
+    assert!(text.ends_with("one\r\ntwo") && exit == code(0), "{text:?} {exit:?}");
+}
+
+#[test]
+fn keys_in_a_terminals_input_are_keys() {
+    // ^D hands over what was typed of the line; ^C is a signal.
+    let (text, exit) = typed(&["sh", "-c", "stty -echo; cat"], b"a\x04b");
+    assert!(text.ends_with("ab") && exit == code(0), "{text:?} {exit:?}");
+    assert_eq!(typed(&["cat"], b"a\x03").1, Exit { signal: Some(2), ..Exit::default() });
+}
+
+#[test]
+fn whoever_reads_behind_the_end_of_a_terminals_input_is_at_the_end_again() {
+    let (text, exit) = typed(&["sh", "-i"], b"cat\nhello\n");
+    assert!(text.contains("hello\r\nhello\r\n") && exit == code(0), "{text:?} {exit:?}");
+}
+
+#[test]
+fn a_terminal_whose_program_has_changed_its_keys_ends_too() {
+    let fixture = Fixture::new();
+    for (settings, program) in [("eof ^B", "cat"), ("raw -echo", "head -c 1 | od -An -tu1")] {
+        let mut exec = fixture.exec();
+        let script = format!("stty {settings}; echo go; {program}");
+        exec.start(&Start { tty: Some((24, 80)), ..start(&["sh", "-c", &script]) });
+        exec.read_until("go");
+        exec.send(FrameType::Stdin, b"");
+        let outcome = exec.finish();
+        assert_eq!(outcome.exit, code(0), "{settings}");
+        assert!(settings.starts_with("eof") || text(&outcome.stdout).contains('4'), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_megabyte_of_lines_goes_through_a_terminal() {
+    let lines: String = (0..20_000).map(|number| format!("{number:050}\n")).collect();
+    let (text, exit) = typed(&["sh", "-c", "stty -echo; wc -lc"], lines.as_bytes());
+    let counts: Vec<&str> = text.split_whitespace().collect();
+    assert!(counts.ends_with(&["20000", "1020000"]) && exit == code(0), "{text:?} {exit:?}");
+}
+
 #[test]
 fn one_session_too_many_is_told() {
     let fixture = Fixture::new();

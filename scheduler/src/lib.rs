@@ -8,7 +8,7 @@
 //! - [`grpc`]: the calls of `patina.v1.Scheduler`.
 //! - [`client`]: what hosts and operators use to talk to a scheduler. [`embedded`]: a scheduler in the same process.
 //! - [`metrics`]: what is counted.
-//! - [`serve`]: the scheduler's life ([`options`] in, [`listen`], [`notify`] out).
+//! - [`serve`]: the scheduler's life ([`options`] in, [`listen`], [`notify`] out). [`log`]: what daemons say to people.
 
 pub mod client;
 pub mod core;
@@ -16,6 +16,7 @@ pub mod embedded;
 pub mod engine;
 pub mod grpc;
 pub mod listen;
+pub mod log;
 pub mod metrics;
 pub mod notify;
 pub mod oom;

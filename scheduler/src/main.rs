@@ -1,13 +1,12 @@
 //! The scheduler of a Patina cluster.
 
 use clap::Parser;
-use scheduler::{oom, options::Options, serve};
-use std::{io::IsTerminal, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use scheduler::{log, oom, options::Options, serve};
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    start_log(options.log_json);
+    log::start(options.log_json);
     if let Err(error) = oom::protect() {
         tracing::warn!(%error, "the kernel's OOM killer may take the scheduler first: run it as root, or set OOMScoreAdjust");
     }
@@ -23,19 +22,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(json: bool) {
-    let filter = EnvFilter::try_from_env("PATINA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    if json {
-        log.json().init();
-    } else {
-        log.init();
-    }
-}
-
 fn fail(message: &str) -> ExitCode {
-    eprintln!("scheduler: {message}");
+    patina_host::say!("scheduler: {message}");
     ExitCode::FAILURE
 }

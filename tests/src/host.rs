@@ -340,7 +340,7 @@ impl Drop for Host {
         if self.vmmd.is_some()
             && let Err(error) = self.clean()
         {
-            eprintln!("clean up {}: {error}", self.dir.path().display());
+            patina_host::say!("clean up {}: {error}", self.dir.path().display());
         }
     }
 }

@@ -77,7 +77,7 @@ impl Scheduler {
 impl Drop for Scheduler {
     fn drop(&mut self) {
         if let Err(error) = self.kill() {
-            eprintln!("clean up: {error}");
+            patina_host::say!("clean up: {error}");
         }
     }
 }

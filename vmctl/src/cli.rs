@@ -2,10 +2,17 @@
 
 use crate::{
     commands::{clone, console, events, exec, inspect, join, kill, logs, rm, run, sync, ticket, top, wait},
+    error::CtlError,
     output::Format,
+    values,
 };
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -18,7 +25,7 @@ Exit codes:
   6    vmmd, the scheduler, the VM's process or its agent does not answer
   7    there is no room, or a limit is reached
   124  not within the time given with --timeout
-  125  exec: vmctl itself failed; any other code is the guest program's own
+  125  exec: vmctl itself failed, or was used wrongly; any other code is the guest program's own
   141  standard output was closed";
 
 /// Above the options that every command takes.
@@ -29,10 +36,10 @@ const GLOBAL: &str = "Global options";
 #[command(name = "vmctl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Arguments {
     /// Where vmmd listens: unix:PATH or tcp:ADDRESS:PORT.
-    #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS", value_parser = values::utf8())]
     pub host: String,
     /// Where the scheduler listens: unix:PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT [default: where vmmd says].
-    #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_SCHEDULER", value_name = "ADDRESS")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_SCHEDULER", value_name = "ADDRESS", value_parser = values::utf8())]
     pub scheduler: Option<String>,
     /// How to print results.
     #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t = Format::Table)]
@@ -90,18 +97,65 @@ pub enum Command {
     Version,
 }
 
+/// Exit code of wrong usage.
+const USAGE: u8 = 2;
+/// Exit code of all that goes wrong with `exec` itself.
+const EXEC_FAILED: u8 = 125;
+
+/// What is to be printed instead of doing anything: help, a version, or what is wrong with the command line.
+#[derive(Debug)]
+pub struct Said {
+    error: clap::Error,
+    code: u8,
+}
+
+impl Said {
+    /// Prints it: the exit code of the process.
+    pub fn print(&self) -> ExitCode {
+        let text = self.error.render();
+        let coloured = text.ansi().to_string();
+        if self.error.use_stderr() {
+            let shown = if io::stderr().is_terminal() { coloured } else { text.to_string() };
+            patina_host::say!("{}", shown.trim_end());
+            return ExitCode::from(self.code);
+        }
+        let shown = if io::stdout().is_terminal() { coloured } else { text.to_string() };
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(source) => CtlError::stdout(source).report(None),
+        }
+    }
+}
+
+/// Reads the command line and the environment.
+///
+/// # Errors
+/// Something is wrong with it, or help is asked for.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Said> {
+    let words: Vec<OsString> = words.into_iter().collect();
+    Arguments::try_parse_from(&words).map_err(|error| {
+        // What clap understands of it, whatever else is wrong, says which command it was to be.
+        let command = Arguments::command().ignore_errors(true).try_get_matches_from(&words);
+        let named = command.ok().and_then(|matches| matches.subcommand_name().map(str::to_owned));
+        // Where it stops at an option in front of the command, the first word is that.
+        let first = || words.iter().skip(1).find(|word| !word.as_encoded_bytes().starts_with(b"-"));
+        let is_exec = named.map_or_else(|| first().is_some_and(|word| word == "exec"), |name| name == "exec");
+        Said { error, code: if is_exec { EXEC_FAILED } else { USAGE } }
+    })
+}
+
 impl Command {
     /// The exit code for errors of vmctl's own, where that is not the error's: under `exec` every other
     /// code is the guest program's.
     pub fn own_error_code(&self) -> Option<u8> {
-        matches!(self, Self::Exec(_)).then_some(125)
+        matches!(self, Self::Exec(_)).then_some(EXEC_FAILED)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -137,13 +191,77 @@ mod tests {
         assert!(is_taken(&format!("vmctl join {uuid} --data-dir d")) && !is_taken("vmctl join"));
     }
 
-    #[test]
-    fn what_follows_the_dashes_belongs_to_the_guest() {
-        let arguments = Arguments::parse_from(["vmctl", "exec", "a", "--", "ls", "-o", "json"]);
+    /// The VM, the program with its arguments, whether it gets a terminal, and whether it gets input.
+    fn exec(words: &str) -> (String, String, bool, bool) {
+        let arguments = Arguments::try_parse_from(words.split_whitespace()).unwrap();
         let Command::Exec(exec) = arguments.command else { panic!("not exec") };
-        assert_eq!(
-            (exec.name.as_str(), exec.argv.as_slice()),
-            ("a", ["ls", "-o", "json"].map(str::to_owned).as_slice())
-        );
+        (exec.name.clone(), exec.argv.join(" "), exec.tty, !exec.no_stdin)
+    }
+
+    #[test]
+    fn exec_takes_a_program_with_and_without_dashes() {
+        let of = |name: &str, argv: &str, tty, input| (name.to_owned(), argv.to_owned(), tty, input);
+        for (words, wanted) in [
+            ("vmctl exec a -- ls -o json", of("a", "ls -o json", false, true)),
+            ("vmctl exec a ls -o json", of("a", "ls -o json", false, true)),
+            ("vmctl exec a true", of("a", "true", false, true)),
+            ("vmctl exec -it web sh", of("web", "sh", true, true)),
+            ("vmctl exec -ti web sh -c exit", of("web", "sh -c exit", true, true)),
+            ("vmctl exec -i web -- cat", of("web", "cat", false, true)),
+            ("vmctl exec -n web cat", of("web", "cat", false, false)),
+            // The last of both counts, as with other pairs.
+            ("vmctl exec -i -n web cat", of("web", "cat", false, false)),
+            ("vmctl exec -n -i web cat", of("web", "cat", false, true)),
+            // Options of vmctl's may stand behind the name; whatever follows the program is the program's.
+            ("vmctl exec web -t sh -i -t --host x", of("web", "sh -i -t --host x", true, true)),
+            ("vmctl exec web sh -- -x", of("web", "sh -- -x", false, true)),
+            ("vmctl exec web -- -x", of("web", "-x", false, true)),
+            ("vmctl --host unix:/s exec web env --help", of("web", "env --help", false, true)),
+        ] {
+            assert_eq!(exec(words), wanted, "{words}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_of_exec_is_125_and_of_all_else_2() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let code = |words: &[&[u8]]| {
+            parse(words.iter().map(|word| OsString::from_vec(word.to_vec()))).unwrap_err().code
+        };
+        for words in [
+            &[&b"vmctl"[..], b"exec", b"--bogus", b"web", b"--", b"true"][..],
+            &[b"vmctl", b"exec"],
+            &[b"vmctl", b"exec", b"web"],
+            &[b"vmctl", b"exec", b"web", b"--"],
+            &[b"vmctl", b"exec", b"-e", b"x", b"web", b"true"],
+            &[b"vmctl", b"exec", b"web", b"echo", b"a\xffb"],
+            &[b"vmctl", b"exec", b"w\xff", b"true"],
+            &[b"vmctl", b"exec", b"-w", b"/\xff", b"web", b"true"],
+            &[b"vmctl", b"--host", b"\xff", b"exec", b"web", b"true"],
+            &[b"vmctl", b"-o", b"xml", b"exec", b"web", b"true"],
+            &[b"vmctl", b"--host=a", b"--bogus", b"exec", b"web", b"true"],
+        ] {
+            assert_eq!(code(words), 125, "{words:?}");
+        }
+        for words in [
+            &[&b"vmctl"[..], b"--bogus"][..],
+            &[b"vmctl", b"inspect", b"exec", b"--bogus"],
+            &[b"vmctl", b"--host", b"exec", b"ls", b"--bogus"],
+            &[b"vmctl", b"ls", b"a\xff"],
+            &[b"vmctl"],
+        ] {
+            assert_eq!(code(words), 2, "{words:?}");
+        }
+        // Help that was asked for is no error.
+        let said = parse(["vmctl", "exec", "--help"].map(OsString::from)).unwrap_err();
+        assert!(!said.error.use_stderr());
+    }
+
+    #[test]
+    fn a_word_that_is_no_utf_8_is_named() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let words = [&b"vmctl"[..], b"exec", b"web", b"echo", b"a\xffb"];
+        let said = parse(words.map(|word| OsString::from_vec(word.to_vec()))).unwrap_err().error.to_string();
+        assert!(said.contains("[ARG]") && said.contains("not UTF-8"), "{said}");
     }
 }

@@ -1,8 +1,11 @@
 //! What can go wrong: in words for people, as an exit code for scripts.
 
-use std::{io, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+/// Exit code of one who writes to a pipe that nobody reads: 128 + SIGPIPE.
+const CLOSED: u8 = 141;
 
 /// Why a command did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -106,21 +109,27 @@ impl CtlError {
                 Code::DeadlineExceeded => 124,
                 _ => 1,
             },
-            Self::Stream { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => 141,
+            Self::Stream { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => CLOSED,
             Self::Some { code, .. } => *code,
             Self::Stream { .. } | Self::File { .. } | Self::Terminal(_) | Self::Unhealthy(_) => 1,
         }
     }
 
-    /// Tells people on standard error what happened and what to do. A closed standard output is no news.
-    pub fn explain(&self) {
-        if self.exit_code() == 141 {
-            return;
+    /// Tells people what happened: the exit code of the process, which under some commands is `own`.
+    pub fn report(&self, own: Option<u8>) -> ExitCode {
+        // A pipe whose reader has enough, as `head` has, is no news, except where the code would not tell.
+        if own.is_some() || self.exit_code() != CLOSED {
+            self.explain();
         }
-        eprintln!("error: {self}");
+        ExitCode::from(own.unwrap_or(self.exit_code()))
+    }
+
+    /// Tells people on standard error what happened and what to do.
+    pub fn explain(&self) {
+        patina_host::say!("error: {self}");
         if let Self::Call(status) = self {
             for line in advice(status) {
-                eprintln!("  {line}");
+                patina_host::say!("  {line}");
             }
         }
         let mut source = match self {
@@ -137,7 +146,7 @@ impl CtlError {
         while let Some(cause) = source {
             let words = cause.to_string();
             if words != said {
-                eprintln!("  because: {words}");
+                patina_host::say!("  because: {words}");
             }
             said = words;
             source = cause.source();

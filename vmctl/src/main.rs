@@ -20,17 +20,19 @@ mod utc;
 mod values;
 mod view;
 
-use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = cli::Arguments::parse();
+    let arguments = match cli::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(said) => return said.print(),
+    };
     let own_error = arguments.command.own_error_code();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: start the runtime: {error}");
-            return ExitCode::FAILURE;
+            patina_host::say!("error: start the runtime: {error}");
+            return ExitCode::from(own_error.unwrap_or(1));
         }
     };
     let result = runtime.block_on(commands::run(arguments));
@@ -38,9 +40,6 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
-        Err(error) => {
-            error.explain();
-            ExitCode::from(own_error.unwrap_or(error.exit_code()))
-        }
+        Err(error) => error.report(own_error),
     }
 }

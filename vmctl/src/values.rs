@@ -1,7 +1,8 @@
 //! Sizes, ports and environment variables as people write them.
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use patina_proto::v1::PublishedPort;
-use std::net::IpAddr;
+use std::{ffi::OsString, net::IpAddr};
 
 /// Why a value on the command line is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +16,14 @@ pub enum ValueError {
     /// Not an environment variable.
     #[error("\"{0}\" is not an environment variable: write KEY=VALUE")]
     Variable(String),
+    /// Not UTF-8.
+    #[error("it is not UTF-8, and names, addresses and arguments must be")]
+    NotUtf8,
+}
+
+/// Any text; what is no UTF-8 is refused by the name of its option, which clap's own parser leaves out.
+pub fn utf8() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().try_map(|word: OsString| word.into_string().map_err(|_| ValueError::NotUtf8))
 }
 
 /// `512`, `512M`, `2G`: MiB.

@@ -1,9 +1,22 @@
 //! The `vmm` process: runs one VM. Started by `vmmd`, not by people.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 use vmm::sys::inherit::Inherited;
 
 const USAGE: &str = "usage: vmm --config-fd N   (started by vmmd; see `vmctl run`)";
+
+fn print_version() -> ExitCode {
+    match writeln!(io::stdout(), "vmm {}", env!("CARGO_PKG_VERSION")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            patina_host::say!("vmm: write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let inherited = claim();
@@ -11,19 +24,18 @@ fn main() -> ExitCode {
     let fd = match &args[..] {
         [option, fd] if option == "--config-fd" => fd.parse().ok(),
         [option] if option == "--version" => {
-            println!("vmm {}", env!("CARGO_PKG_VERSION"));
-            return ExitCode::SUCCESS;
+            return print_version();
         }
         _ => None,
     };
     let Some(fd) = fd else {
-        eprintln!("{USAGE}");
+        patina_host::say!("{USAGE}");
         return ExitCode::from(2);
     };
     match vmm::process::run(inherited, fd) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vmm: {}", vmm::chain(&error));
+            patina_host::say!("vmm: {}", vmm::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -13,7 +13,7 @@ static SAID: AtomicU32 = AtomicU32::new(0);
 /// Says one line.
 pub fn note(line: &str) {
     if let Some(line) = admit(&SAID, line) {
-        eprintln!("vmm: {line}");
+        patina_host::say!("vmm: {line}");
     }
 }
 

@@ -50,10 +50,11 @@ pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessErro
         Ok(mut running) => {
             let end = running.server.run(&mut running.machine).map_err(ProcessError::Serve)?;
             running.machine.finish();
-            record.write(&end)?;
+            // On a full disk the end cannot be recorded: vmmd still hears it, and the log has it.
+            let recorded = record.write(&end);
             running.server.farewell(&end);
-            eprintln!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);
-            return Ok(());
+            patina_host::say!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);
+            return recorded;
         }
         Err(error) => error,
     };

@@ -7,7 +7,10 @@ use crate::{
 };
 use patina_images::{Recipe, RecipeError, Stderr as Progress, cache::CacheError};
 use patina_tests::setup::{KERNEL, ROOTFS, Setup};
-use std::path::PathBuf;
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
 /// The recipe of the image that `vmmd` starts by default.
 pub const DEFAULT_RECIPE: &str = "default";
@@ -34,6 +37,9 @@ pub enum BuildError {
     /// There is nowhere to keep images.
     #[error("find a place for built images")]
     Cache(#[from] CacheError),
+    /// Standard output does not take the paths.
+    #[error("write to standard output")]
+    Print(#[source] io::Error),
 }
 
 /// The image's files.
@@ -50,8 +56,9 @@ pub fn image_command(recipe: &str, assignments: bool) -> Result<(), BuildError> 
     let image = image(&Steps::new(), recipe)?;
     let (kernel, rootfs) = if assignments { (KERNEL, ROOTFS) } else { ("kernel", "rootfs") };
     let sign = if assignments { "=" } else { ": " };
-    println!("{kernel}{sign}{}\n{rootfs}{sign}{}", image.kernel.display(), image.rootfs.display());
-    Ok(())
+    let (kernel_file, rootfs_file) = (image.kernel.display(), image.rootfs.display());
+    writeln!(io::stdout(), "{kernel}{sign}{kernel_file}\n{rootfs}{sign}{rootfs_file}")
+        .map_err(BuildError::Print)
 }
 
 /// The guest image of a recipe; what is in the cache is not built again.

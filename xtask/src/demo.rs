@@ -64,6 +64,9 @@ pub enum DemoError {
     /// The guest's server said something else.
     #[error("the guest's server answered {0:?} instead of {1:?}")]
     Answer(String, &'static str),
+    /// Standard output takes no more.
+    #[error("write to standard output")]
+    Print(#[source] io::Error),
 }
 
 /// The whole demo.
@@ -85,8 +88,7 @@ pub fn demo() -> Result<(), DemoError> {
     let stopped = steps.step("stop vmmd and look for what is left", || host.stop());
     shown?;
     stopped?;
-    println!("demo: ok");
-    Ok(())
+    print("demo: ok")
 }
 
 /// What a user would type, and what comes of it.
@@ -126,12 +128,15 @@ fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
 
 /// Runs `vmctl` as a user would, and prints the command and what it printed.
 fn say(host: &Host, arguments: &[&str]) -> Result<(), DemoError> {
-    println!("$ vmctl {}", arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "));
+    let words = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>();
+    print(&format!("$ vmctl {}", words.join(" ")))?;
     let text = host.call(arguments)?;
-    if !text.is_empty() {
-        println!("{text}");
-    }
-    Ok(())
+    if text.is_empty() { Ok(()) } else { print(&text) }
+}
+
+/// Prints a line on standard output.
+fn print(line: &str) -> Result<(), DemoError> {
+    writeln!(io::stdout(), "{line}").map_err(DemoError::Print)
 }
 
 /// A word as it is typed into a shell.
@@ -166,7 +171,7 @@ fn round_trip(host: &Host, port: u16) -> Result<(), DemoError> {
         stream.write_all(b"hello, guest").map_err(tcp("write"))?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).map_err(tcp("read"))?;
-        println!("127.0.0.1:{port} said \"hello, guest\" and heard \"{answer}\"");
+        print(&format!("127.0.0.1:{port} said \"hello, guest\" and heard \"{answer}\""))?;
         if answer == "HELLO, GUEST" { Ok(()) } else { Err(DemoError::Answer(answer, "HELLO, GUEST")) }
     })();
     if talked.is_err() {
@@ -184,11 +189,13 @@ fn explain(host: &Host) {
         ("state", &["inspect", NAME]),
     ] {
         match host.vmctl(arguments) {
-            Ok(output) => eprintln!("--- {title} ---\n{}{}", tail(&output.text(), 60), output.errors()),
-            Err(error) => eprintln!("--- {title}: {error}"),
+            Ok(output) => {
+                patina_host::say!("--- {title} ---\n{}{}", tail(&output.text(), 60), output.errors())
+            }
+            Err(error) => patina_host::say!("--- {title}: {error}"),
         }
     }
-    eprintln!("--- vmmd log ---\n{}", host.vmmd_log());
+    patina_host::say!("--- vmmd log ---\n{}", host.vmmd_log());
 }
 
 fn free_port() -> io::Result<u16> {

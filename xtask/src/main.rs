@@ -72,10 +72,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            patina_host::say!("error: {error}");
             let mut source = error.source();
             while let Some(cause) = source {
-                eprintln!("  because: {cause}");
+                patina_host::say!("  because: {cause}");
                 source = cause.source();
             }
             ExitCode::FAILURE

@@ -4,6 +4,11 @@
 //!
 //! Static, and small enough that the programs it starts (itself, with `--exit`) cost little beyond what the
 //! kernel does for them. [`sys`] has the system calls, [`measure`] what is measured, this file the report.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for benchmarks: without its output there is nothing to measure"
+)]
 
 mod measure;
 mod stats;

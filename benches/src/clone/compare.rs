@@ -69,7 +69,7 @@ impl Qemus {
                     all.rows.extend(private.map(|figures| Metric::new("qemu_private_kib", figures)));
                 }
             }
-            eprintln!("QEMU ({way:?}): measured");
+            patina_host::say!("QEMU ({way:?}): measured");
         }
         Ok(all)
     }

@@ -93,7 +93,9 @@ async fn answers(daemon: &Daemon, count: u32) -> Result<(f64, f64), DaemonError>
     let executing_ms = cloned.all_executing_us() / 1e3;
     daemon.all_ready(&cloned.names).await?;
     daemon.remove(&cloned.names).await?;
-    eprintln!("{count} clones: executing after {executing_ms:.1} ms, answered after {answered_ms:.0} ms");
+    patina_host::say!(
+        "{count} clones: executing after {executing_ms:.1} ms, answered after {answered_ms:.0} ms"
+    );
     Ok((executing_ms, answered_ms))
 }
 
@@ -120,7 +122,7 @@ async fn family(
         for vm in &vms {
             private_kib.push(smaps::private_kib(vm.pid)?);
         }
-        eprintln!("{FAMILY} clones: ready after {:.0} ms", ms(cloned.called));
+        patina_host::say!("{FAMILY} clones: ready after {:.0} ms", ms(cloned.called));
         daemon.remove(&cloned.names).await?;
     }
     let floor_ms = f64::from(FAMILY) * (floors.map_us.p50 + floors.first_run_us.p50) / host.cpus as f64 / 1e3;
@@ -144,7 +146,7 @@ pub async fn crowd(daemon: &Daemon, rounds: usize) -> Result<Vec<f64>, DaemonErr
         let cloned = daemon.clone_vm(MASTER, CROWD).await?;
         daemon.all_ready(&cloned.names).await?;
         ready_ms.push(ms(cloned.called));
-        eprintln!("{CROWD} clones: ready after {:.0} ms", ms(cloned.called));
+        patina_host::say!("{CROWD} clones: ready after {:.0} ms", ms(cloned.called));
         daemon.remove(&cloned.names).await?;
     }
     Ok(ready_ms)

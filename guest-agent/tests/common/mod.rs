@@ -1,5 +1,6 @@
 //! The real agent on a thread, over Unix sockets instead of vsock, and its host played by the test.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::print_stderr, reason = "a test")]
 
 pub mod cgroup;
 pub mod gc;

@@ -1,6 +1,6 @@
 //! The real `scheduler`, over its Unix socket, with hosts that are made up.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test")]
 
 mod bad_input;
 mod crash;

@@ -10,8 +10,10 @@ use patina_proto::v1::{
 };
 use scheduler::client::{Client, Registration};
 use std::{
+    fs::File,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    process::Stdio,
     time::{Duration, Instant},
 };
 use tonic::{Code, Status};
@@ -21,7 +23,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 async fn two_do_not_share_a_ledger() {
     let server = Server::start(&[]);
     let mut second = server.command();
-    second.stderr(std::process::Stdio::piped());
+    second.stderr(Stdio::piped());
     let output = second.output().unwrap();
     assert!(!output.status.success());
     let text = String::from_utf8(output.stderr).unwrap();
@@ -188,5 +190,24 @@ async fn metrics_follow_the_ledger() {
         "# EOF",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+}
+
+/// A full disk, and a pipe whose reader has ended: what is logged is lost, and the scheduler goes on.
+#[tokio::test]
+async fn a_log_that_cannot_be_written_does_not_end_it() {
+    let full = Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let closed = Stdio::from(std::io::pipe().unwrap().1);
+    for log in [full, closed] {
+        let mut server = Server::start(&[]);
+        assert!(server.stop().success());
+        server.start_with_log(log);
+        let host = FakeHost::start(&server, 4).await;
+        // Each of these is a line in the log.
+        let ticket = grant(&server.client(), &family(), 1).await.unwrap();
+        release(&server.client(), &ticket.id).await.unwrap();
+        drop(host);
+        let status = tokio::task::spawn_blocking(move || server.stop()).await.unwrap();
+        assert!(status.success(), "{status}");
     }
 }

@@ -44,12 +44,23 @@ impl Server {
 
     /// After [`Server::kill`] or [`Server::stop`].
     pub fn start_again(&mut self) {
+        self.start_as(self.command());
+    }
+
+    /// Starts it again with a log that takes nothing.
+    pub fn start_with_log(&mut self, log: Stdio) {
+        let mut command = self.command();
+        command.stderr(log);
+        self.start_as(command);
+    }
+
+    fn start_as(&mut self, mut command: Command) {
         let notify = self.folder.path().join("notify");
         if notify.exists() {
             std::fs::remove_file(&notify).unwrap();
         }
         let manager = UnixDatagram::bind(&notify).unwrap();
-        let mut child = self.command().env("NOTIFY_SOCKET", &notify).spawn().unwrap();
+        let mut child = command.env("NOTIFY_SOCKET", &notify).spawn().unwrap();
         manager.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut text = [0; 16];
         // Each round lasts until the message or for a while: the process may have ended instead.

@@ -5,7 +5,7 @@
 //! A seed is a whole story, the same each time. `PATINA_SIM_SEED=17` tells one of them again, with all that happens;
 //! `PATINA_SIM_SEEDS=2000` tells more than usual.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test")]
 
 mod calls;
 mod cluster;

@@ -10,6 +10,11 @@
 //! - [`scribble`]: `scribble MIB`: writes memory at full speed until SIGTERM, and looks at each page before.
 //!
 //! Exit code 0 when what was looked for holds, 1 when not, 2 for wrong usage.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for tests: a print that fails is a failed test"
+)]
 
 mod avx;
 mod cpus;

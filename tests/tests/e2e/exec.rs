@@ -18,6 +18,8 @@ pub const STORIES: &[Story] = &[
     ("exec::a_program_killed_by_a_signal_is_128_plus_its_number", killed),
     ("exec::a_signal_to_vmctl_reaches_the_program", signal),
     ("exec::a_program_gets_a_terminal", terminal),
+    ("exec::a_terminals_input_from_a_pipe_ends", piped_terminal),
+    ("exec::everybodys_first_try_works", first_try),
     ("exec::environment_and_directory_are_set", environment),
     ("exec::a_program_that_is_not_there_is_127", missing),
     ("exec::an_unknown_vm_is_125", unknown_vm),
@@ -75,6 +77,32 @@ fn terminal(stage: &Stage) -> Outcome {
     assert!(output.code == 0 && text.starts_with("/dev/pts/") && text.ends_with("\nyes"), "{text}");
     let output = stage.guest()?.exec(&["sh", "-c", "test -t 0 || echo no"])?;
     assert_eq!(output.text(), "no");
+    Ok(())
+}
+
+fn piped_terminal(stage: &Stage) -> Outcome {
+    stage.guest()?;
+    let output = stage.host()?.vmctl_with_input(&["exec", "-t", SHARED, "--", "cat"], b"abc")?;
+    assert_eq!((output.code, output.text().as_str()), (0, "abcabc"), "{output:?}");
+    Ok(())
+}
+
+fn first_try(stage: &Stage) -> Outcome {
+    stage.guest()?;
+    let output = stage.host()?.vmctl_with_input(&["exec", "-it", SHARED, "sh"], b"echo $((6 * 7))\n")?;
+    assert!(output.code == 0 && output.text().contains("\n42"), "{output:?}");
+    let output = stage.host()?.vmctl(&["exec", SHARED, "sh", "-c", "exit 7"])?;
+    assert_eq!(output.code, 7, "{output:?}");
+    // vmctl's own errors, whether somebody reads them or not.
+    for arguments in [&["exec", "--bogus", SHARED, "--", "true"][..], &["exec", "nobody", "true"]] {
+        let mut command = stage.host()?.vmctl_command(arguments);
+        let full = std::fs::File::options().write(true).open("/dev/full")?;
+        let status = command.stdin(Stdio::null()).stderr(full).status()?;
+        assert_eq!(status.code(), Some(125), "{arguments:?}");
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full")?;
+    let status = stage.host()?.vmctl_command(&["inspect", "nobody"]).stderr(full).status()?;
+    assert_eq!(status.code(), Some(3));
     Ok(())
 }
 

@@ -85,7 +85,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
         Format::Json => output::json(&view)?,
         Format::Table => {
             output::table(&HEADER, view.clones.iter().map(CloneView::row))?;
-            eprintln!("{}", view.summary(&name));
+            patina_host::say!("{}", view.summary(&name));
         }
     }
     report(&view.clones)
@@ -134,7 +134,7 @@ fn report(clones: &[CloneView]) -> Result<(), CtlError> {
     let wrong: Vec<(&CloneView, &String)> =
         clones.iter().filter_map(|clone| Some((clone, clone.error.as_ref()?))).collect();
     for (clone, error) in &wrong {
-        eprintln!("error: clone {}: {error}", clone.vmid);
+        patina_host::say!("error: clone {}: {error}", clone.vmid);
     }
     match wrong.first() {
         None => Ok(()),

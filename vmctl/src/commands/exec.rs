@@ -27,22 +27,32 @@ const CHUNK_BYTES: usize = 32 * 1024;
 /// Arguments of `vmctl exec`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Run it on a terminal of its own.
+    /// Pass standard input on, which is done anyway.
+    #[arg(short, long, overrides_with = "no_stdin")]
+    interactive: bool,
+    /// Run it on a terminal of its own. Where vmctl has none, what it is given is typed on it, and then ^D.
     #[arg(short, long)]
-    tty: bool,
+    pub tty: bool,
     /// Do not read standard input: the program's ends at once.
     #[arg(short = 'n', long)]
-    no_stdin: bool,
+    pub no_stdin: bool,
     /// Add a variable to its environment.
     #[arg(short, long, value_parser = values::variable, value_name = "KEY=VALUE")]
     env: Vec<String>,
     /// Its working directory.
-    #[arg(short, long, value_name = "DIRECTORY")]
+    #[arg(short, long, value_name = "DIRECTORY", value_parser = values::utf8())]
     workdir: Option<String>,
     /// The VM.
+    #[arg(value_parser = values::utf8())]
     pub name: String,
-    /// The program and its arguments.
-    #[arg(required = true, last = true)]
+    /// The program and its arguments; `--` may stand before it.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_names = ["COMMAND", "ARG"],
+        value_parser = values::utf8()
+    )]
     pub argv: Vec<String>,
 }
 
@@ -94,7 +104,7 @@ async fn print(mut incoming: Streaming<ExecResponse>) -> Result<ExitCode, CtlErr
 /// Sends standard input, all of it or none, and that it has ended.
 async fn forward_input(requests: mpsc::Sender<ExecRequest>, no_stdin: bool) {
     if !no_stdin && let Err(error) = send_input(&requests).await {
-        eprintln!("error: read standard input: {error}");
+        patina_host::say!("error: read standard input: {error}");
     }
     send(&requests, Message::StdinEnd(StdinEnd {})).await;
 }

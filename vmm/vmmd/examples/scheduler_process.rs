@@ -6,6 +6,6 @@ use scheduler::{options::Options, serve};
 
 #[tokio::main]
 async fn main() {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    scheduler::log::start(false);
     serve::run(Options::parse()).await.unwrap();
 }

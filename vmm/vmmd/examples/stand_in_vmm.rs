@@ -86,7 +86,7 @@ fn main() {
     let (listener, mut console): (UnixListener, File) =
         unsafe { (owned(config.control_fd), owned(config.console_fd)) };
     writeln!(console, "stand-in console of {}", config.name).unwrap();
-    eprintln!("stand-in of {}", config.name);
+    patina_host::say!("stand-in of {}", config.name);
     let (words, state) = match &config.start {
         Origin::Boot { cmdline, .. } => (cmdline.clone(), State::Booting),
         Origin::Warm => (String::new(), State::Warm),
@@ -203,7 +203,7 @@ impl Vm {
             return;
         }
         if self.has("crash") {
-            eprintln!("about to abort");
+            patina_host::say!("about to abort");
             std::process::abort();
         }
         if self.has("off") {
@@ -247,7 +247,7 @@ impl Vm {
             return say(stream, &Opened::Error("restore the vCPU: no".into()));
         }
         if self.number("die") == vmid {
-            eprintln!("cannot restore, giving up");
+            patina_host::say!("cannot restore, giving up");
             std::process::abort();
         }
         self.hold("hold-start");
@@ -328,7 +328,7 @@ impl Vm {
             ["hang"] => {
                 put(&mut stream, FrameType::Stdout, b"hanging");
                 while frame(&mut reader).is_some() {}
-                eprintln!("session closed");
+                patina_host::say!("session closed");
                 return;
             }
             _ => exit = Exit { error: Some("not found".into()), ..Exit::default() },

@@ -1,13 +1,13 @@
 //! The daemon of a Patina host.
 
 use clap::Parser;
-use std::{io::IsTerminal, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use scheduler::log;
+use std::process::ExitCode;
 use vmmd::{daemon, options::Options, process::urgency::Urgency};
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    start_log(options.log_json);
+    log::start(options.log_json);
     if let Err(error) = scheduler::oom::protect() {
         tracing::warn!(%error, "the kernel's OOM killer may take vmmd first: run it as root, or set OOMScoreAdjust");
     }
@@ -27,19 +27,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(json: bool) {
-    let filter = EnvFilter::try_from_env("PATINA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-    if json {
-        log.json().init();
-    } else {
-        log.init();
-    }
-}
-
 fn fail(message: &str) -> ExitCode {
-    eprintln!("vmmd: {message}");
+    patina_host::say!("vmmd: {message}");
     ExitCode::FAILURE
 }

@@ -7,9 +7,6 @@ use super::session::Part;
 use rustix::event::PollFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// What a terminal takes as the end of its input: Ctrl-D.
-pub const END_OF_INPUT: u8 = 4;
-
 /// Such a program.
 #[derive(Debug)]
 pub struct Detached {
@@ -23,7 +20,7 @@ impl Detached {
     pub fn new(mut program: Program) -> Self {
         // A terminal stays open, as its closing would be a hang-up for the program.
         if let Some(stdin) = program.stdin.as_ref().filter(|_| program.terminal)
-            && rustix::io::write(stdin, &[END_OF_INPUT]).is_err()
+            && rustix::io::write(stdin, &program.typed.end(stdin)).is_err()
         {
             // It takes no more: its program has input enough, and will find the end of it otherwise.
         }

@@ -3,6 +3,7 @@
 //! - [`frames`]: the host's bytes cut into frames.
 //! - [`program`]: a child process with its pipes or terminal.
 //! - [`session`]: one connection and its program, with back-pressure both ways.
+//! - [`terminal`]: how a terminal is told the end of input.
 //! - [`detached`]: a program without its connection, in a clone.
 //! - [`drains`]: outputs whose program has ended, and which others hold.
 
@@ -11,6 +12,7 @@ pub mod drains;
 pub mod frames;
 pub mod program;
 pub mod session;
+pub mod terminal;
 
 use super::{AgentError, accept, send_last_words};
 use detached::Detached;

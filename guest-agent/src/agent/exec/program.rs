@@ -1,8 +1,9 @@
 //! A child process with its pipes or terminal.
 
-use super::{CODE_NOT_EXECUTABLE, CODE_NOT_FOUND};
+use super::{CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, terminal::Typed};
 use crate::sys::spawn::{Spawn, Stdio, spawn};
 use patina_abi::exec::{ARGV_MAX, Exit, Start};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -80,6 +81,8 @@ pub struct Program {
     pidfd: OwnedFd,
     /// Whether its three streams are one terminal.
     pub terminal: bool,
+    /// What was typed on that terminal.
+    pub typed: Typed,
     /// Its standard input; non-blocking.
     pub stdin: Option<OwnedFd>,
     /// Its standard output and error; non-blocking. A terminal has only the first.
@@ -121,7 +124,14 @@ impl Program {
         let (pid, pidfd) =
             spawn(&Spawn { path: &path, argv, envp, cwd, stdio, cgroup, is_protected }).map_err(failed)?;
         let Streams { terminal, stdin, outputs, child: _ } = streams;
-        Ok(Self { pid, pidfd, terminal: terminal.is_some(), stdin: Some(stdin), outputs })
+        Ok(Self {
+            pid,
+            pidfd,
+            terminal: terminal.is_some(),
+            typed: Typed::default(),
+            stdin: Some(stdin),
+            outputs,
+        })
     }
 
     /// Its number; only before it is reaped.
@@ -157,6 +167,21 @@ impl Program {
     /// Its outputs, for who reads them on when it has ended. None of a terminal: its end is the hang-up of all that run on it.
     pub fn take_outputs(&mut self) -> [Option<OwnedFd>; 2] {
         if self.terminal { [None, None] } else { std::mem::take(&mut self.outputs) }
+    }
+
+    /// The side of its terminal that it has.
+    fn peer(&self) -> Option<OwnedFd> {
+        let terminal = self.stdin.as_ref().filter(|_| self.terminal)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        rustix::pty::ioctl_tiocgptpeer(terminal, flags).ok()
+    }
+
+    /// Whether its terminal holds nothing that it could read.
+    #[must_use]
+    pub fn has_read_all(&self) -> bool {
+        let Some(peer) = self.peer() else { return false };
+        let mut fds = [PollFd::new(&peer, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
     }
 
     /// Tells the terminal's size.

@@ -9,7 +9,7 @@
 //! Back-pressure: the program's output is read only when the last of it was taken by the socket, and
 //! frames are read only when the program has taken its input. One frame each way is in memory.
 
-use super::detached::{Detached, END_OF_INPUT};
+use super::detached::Detached;
 use super::frames::{Filled, Frame, Frames};
 use super::program::Program;
 use crate::agent::outbox::Outbox;
@@ -303,6 +303,9 @@ impl Session {
                 if let (Some(_), Some(drained)) = (&running.exit, running.drained_bytes.get_mut(index)) {
                     *drained += count;
                 }
+                if running.exit.is_none() {
+                    running.end_input_again();
+                }
                 self.send();
                 return true;
             }
@@ -348,9 +351,27 @@ impl Running {
             return;
         }
         self.input_ended = bytes.is_empty();
-        let end_of_terminal = self.input_ended && self.program.terminal;
-        self.input = Outbox::from(if end_of_terminal { vec![END_OF_INPUT] } else { bytes });
+        let Program { terminal, typed, stdin, .. } = &mut self.program;
+        let keys = match stdin {
+            Some(stdin) if *terminal && self.input_ended => typed.end(stdin),
+            _ => {
+                typed.note(&bytes);
+                bytes
+            }
+        };
+        self.input = Outbox::from(keys);
         self.write_input();
+    }
+
+    /// What it has printed may be the prompt of one who reads on behind the end of its terminal's input.
+    fn end_input_again(&mut self) {
+        let Self { program, input, input_ended, .. } = self;
+        let told = program.terminal && *input_ended && input.is_empty() && program.typed.may_end_again();
+        if told && program.has_read_all() {
+            let Program { typed, stdin: Some(stdin), .. } = program else { return };
+            *input = Outbox::from(typed.end_again(stdin));
+            self.write_input();
+        }
     }
 
     fn write_input(&mut self) {

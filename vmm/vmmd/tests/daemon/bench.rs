@@ -229,6 +229,13 @@ impl Bench {
         child
     }
 
+    /// Starts vmmd with a log of the caller's and waits until it says that it is ready.
+    pub async fn start_with_log(&mut self, log: Stdio) -> Client {
+        let mut command = self.command("state", "vmmd.sock");
+        self.daemon = Some(self.spawn(command.env("PATINA_LOG", "info,vmmd=debug").stderr(log)).await);
+        self.connect("vmmd.sock").await
+    }
+
     /// Starts one more vmmd, with another state.
     pub async fn start_another(&self, state: &str, socket: &str) -> (Child, Client) {
         let mut command = self.command(state, socket);

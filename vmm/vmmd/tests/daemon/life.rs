@@ -2,7 +2,12 @@
 
 use crate::bench::{get, interfaces, kill, ready, runs, tell, vm, wait};
 use patina_proto::v1::{self, EndKind, VmState, wait_vm_request::Until};
-use std::time::{Duration, Instant};
+use rustix::process::Signal;
+use std::{
+    fs::File,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -148,5 +153,26 @@ fn a_daemon_says_what_it_is() {
             panic!("no list of services")
         };
         assert!(list.service.iter().any(|service| service.name == "patina.v1.Vmmd"));
+    });
+}
+
+/// A full disk, and a pipe whose reader has ended: what is logged is lost, and vmmd and its VMs go on.
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_log_that_cannot_be_written_ends_neither_vmmd_nor_a_vm() {
+    tell(|mut bench| async move {
+        for closed in [false, true] {
+            let log = match closed {
+                true => Stdio::from(std::io::pipe().unwrap().1),
+                false => Stdio::from(File::options().write(true).open("/dev/full").unwrap()),
+            };
+            let mut client = bench.start_with_log(log).await;
+            let made = ready(&mut client, vm("web", "")).await;
+            assert!(runs(made.pid));
+            kill(&mut client, "web").await;
+            let removed = client.remove_vm(v1::RemoveVmRequest { name: "web".into(), ..Default::default() }).await;
+            removed.unwrap();
+            assert!(bench.stop(Signal::TERM).success());
+        }
     });
 }
