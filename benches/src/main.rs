@@ -117,6 +117,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// Gives a measurement up once a signal asks us to end: what it has started goes as it is dropped.
+async fn unless_interrupted<T>(
+    measure: impl Future<Output = Result<T, Box<dyn Error>>>,
+) -> Result<T, Box<dyn Error>> {
+    let interrupted = async {
+        let Some(woken) = interrupt::woken() else { return std::future::pending().await };
+        let woken = std::os::unix::net::UnixStream::from(woken.try_clone_to_owned()?);
+        woken.set_nonblocking(true)?;
+        tokio::net::UnixStream::from_std(woken)?.readable().await
+    };
+    tokio::select! {
+        measured = measure => measured,
+        woken = interrupted => {
+            woken?;
+            Err(daemon::DaemonError::Interrupted.into())
+        }
+    }
+}
+
 /// Whether every figure reaches what it must.
 fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     interrupt::watch()?;
@@ -132,13 +151,20 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         }
         Name::Clone => {
             let only = clone::Only::new(&arguments.only)?;
-            runtime.block_on(clone::measure(&arguments.setup()?, &host, clone::Plan::new(quick), &only))?
+            runtime.block_on(unless_interrupted(clone::measure(
+                &arguments.setup()?,
+                &host,
+                clone::Plan::new(quick),
+                &only,
+            )))?
         }
         Name::Cornering => {
             let rounds = if quick { 1 } else { 3 };
-            runtime.block_on(cornering::measure(&arguments.setup()?, &host, rounds))?
+            runtime.block_on(unless_interrupted(cornering::measure(&arguments.setup()?, &host, rounds)))?
         }
-        Name::Ticket => runtime.block_on(ticket::measure(&bin_dir, ticket::Plan::new(quick)))?,
+        Name::Ticket => {
+            runtime.block_on(unless_interrupted(ticket::measure(&bin_dir, ticket::Plan::new(quick))))?
+        }
     };
     notes.extend(arguments.replaced());
     let bench = arguments.name.to_possible_value().map(|value| value.get_name().to_owned());

@@ -259,7 +259,8 @@ fn keys_in_a_terminals_input_are_keys() {
 #[test]
 fn whoever_reads_behind_the_end_of_a_terminals_input_is_at_the_end_again() {
     let (text, exit) = typed(&["sh", "-i"], b"cat\nhello\n");
-    assert!(text.contains("hello\r\nhello\r\n") && exit == code(0), "{text:?} {exit:?}");
+    // What is typed may be echoed before the shell's prompt or behind it.
+    assert!(text.matches("hello").count() == 2 && exit == code(0), "{text:?} {exit:?}");
 }
 
 #[test]

@@ -238,12 +238,15 @@ impl Host {
         if interrupt::requested() {
             return Err(HostError::Interrupted);
         }
-        self.vmctl_even_now(arguments, input)
+        process::run(&mut self.vmctl_command(arguments), input, CALL_DEADLINE).map_err(|error| match error {
+            ProcessError::Interrupted => HostError::Interrupted,
+            other => other.into(),
+        })
     }
 
     /// What cleaning up needs must run after an interrupt too.
     fn vmctl_even_now(&self, arguments: &[&str], input: &[u8]) -> Result<Output, HostError> {
-        Ok(process::run(&mut self.vmctl_command(arguments), input, CALL_DEADLINE)?)
+        Ok(process::run_even_now(&mut self.vmctl_command(arguments), input, CALL_DEADLINE)?)
     }
 
     /// Runs `vmctl` with `arguments`, which must work: what it printed.

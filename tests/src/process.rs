@@ -1,5 +1,6 @@
 //! Running a program with a deadline, collecting what it prints.
 
+use crate::interrupt;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
@@ -7,7 +8,7 @@ use rustix::{
 use std::{
     fmt,
     io::{self, Read, Write},
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -37,6 +38,9 @@ pub enum ProcessError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A signal asked us to end; it was killed.
+    #[error("interrupted")]
+    Interrupted,
     /// It did not end in time, and was killed.
     #[error("{program} did not end within {seconds} s; it had printed: {printed}")]
     Deadline {
@@ -70,11 +74,28 @@ impl Output {
     }
 }
 
-/// Runs `command` with `input` on its standard input until it ends, at most `deadline`.
+/// Runs `command` with `input` on its standard input until it ends, at most `deadline`, or until [`interrupt`] says that we are to end.
 ///
 /// # Errors
 /// It could not be started, or did not end in time (it is killed then).
 pub fn run(command: &mut Command, input: &[u8], deadline: Duration) -> Result<Output, ProcessError> {
+    run_until(command, input, deadline, interrupt::woken())
+}
+
+/// As [`run`], whatever signals come: for what cleans up after them.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_even_now(command: &mut Command, input: &[u8], deadline: Duration) -> Result<Output, ProcessError> {
+    run_until(command, input, deadline, None)
+}
+
+fn run_until(
+    command: &mut Command,
+    input: &[u8],
+    deadline: Duration,
+    stop: Option<BorrowedFd<'_>>,
+) -> Result<Output, ProcessError> {
     let program = format!("{command:?}");
     let failed = |source| ProcessError::Run { program: program.clone(), source };
     let started = Instant::now();
@@ -90,16 +111,19 @@ pub fn run(command: &mut Command, input: &[u8], deadline: Duration) -> Result<Ou
         let writer = scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input)));
         let stdout = scope.spawn(move || collect(stdout));
         let stderr = scope.spawn(move || collect(stderr));
-        let status = wait(&mut child, deadline).map_err(failed)?;
-        if status.is_none() {
+        let waited = wait_until(&mut child, deadline, stop).map_err(failed)?;
+        if !matches!(waited, Waited::Ended(_)) {
             child.kill().and_then(|()| child.wait()).map_err(failed)?;
         }
         drop(writer.join());
         let stdout = stdout.join().unwrap_or_default();
         let stderr = stderr.join().unwrap_or_default();
-        match status {
-            Some(status) => Ok(Output { code: code(status), stdout, stderr, elapsed: started.elapsed() }),
-            None => Err(ProcessError::Deadline {
+        match waited {
+            Waited::Stopped => Err(ProcessError::Interrupted),
+            Waited::Ended(status) => {
+                Ok(Output { code: code(status), stdout, stderr, elapsed: started.elapsed() })
+            }
+            Waited::Late => Err(ProcessError::Deadline {
                 program: program.clone(),
                 seconds: deadline.as_secs(),
                 printed: String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned(),
@@ -113,11 +137,37 @@ pub fn run(command: &mut Command, input: &[u8], deadline: Duration) -> Result<Ou
 /// # Errors
 /// The kernel does not let us wait.
 pub fn wait(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>> {
+    Ok(match wait_until(child, deadline, None)? {
+        Waited::Ended(status) => Some(status),
+        Waited::Late | Waited::Stopped => None,
+    })
+}
+
+/// What came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// The process has ended so.
+    Ended(ExitStatus),
+    /// The deadline.
+    Late,
+    /// We are to stop.
+    Stopped,
+}
+
+/// Waits for `child` to end, at most `deadline`, or until `stop` is readable.
+///
+/// # Errors
+/// The kernel does not let us wait.
+pub fn wait_until(child: &mut Child, deadline: Duration, stop: Option<BorrowedFd<'_>>) -> io::Result<Waited> {
     if let Some(status) = child.try_wait()? {
-        return Ok(Some(status));
+        return Ok(Waited::Ended(status));
     }
     let pidfd = pidfd(child.id())?;
-    if ended(&pidfd, deadline)? { child.wait().map(Some) } else { Ok(None) }
+    Ok(match first_of(&pidfd, stop, deadline)? {
+        Some(true) => Waited::Ended(child.wait()?),
+        Some(false) => Waited::Stopped,
+        None => Waited::Late,
+    })
 }
 
 /// A file descriptor that becomes readable when the process ends.
@@ -134,12 +184,20 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
 /// # Errors
 /// The kernel does not let us wait.
 pub fn ended(pidfd: &OwnedFd, deadline: Duration) -> io::Result<bool> {
+    first_of(pidfd, None, deadline).map(|first| first.is_some())
+}
+
+/// Whether the process of `pidfd` has ended (true) or `stop` is readable (false), at most `deadline`.
+fn first_of(pidfd: &OwnedFd, stop: Option<BorrowedFd<'_>>, deadline: Duration) -> io::Result<Option<bool>> {
     let limit = Instant::now() + deadline;
+    let mut fds = vec![PollFd::new(pidfd, PollFlags::IN)];
+    fds.extend(stop.as_ref().map(|stop| PollFd::new(stop, PollFlags::IN)));
     loop {
         let left = Timespec::try_from(limit.saturating_duration_since(Instant::now()))
             .map_err(|_| io::ErrorKind::InvalidInput)?;
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&left)) {
-            Ok(count) => return Ok(count > 0),
+        match poll(&mut fds, Some(&left)) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(fds.first().is_some_and(|process| !process.revents().is_empty()))),
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -176,6 +234,22 @@ mod tests {
     fn output_code_and_input_are_passed() {
         let output = run(&mut sh("cat; echo oops >&2; exit 3"), b"in", Duration::from_secs(10)).unwrap();
         assert_eq!((output.code, output.text().as_str(), output.errors().as_str()), (3, "in", "oops"));
+    }
+
+    #[test]
+    fn a_program_is_killed_when_we_are_to_stop() {
+        use std::os::fd::AsFd as _;
+        let (stop, mut signal) = std::io::pipe().unwrap();
+        let mut command = sh("exec sleep 60");
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            let run =
+                scope.spawn(|| run_until(&mut command, b"", Duration::from_secs(50), Some(stop.as_fd())));
+            signal.write_all(b"x").unwrap();
+            let error = run.join().unwrap().unwrap_err();
+            assert!(matches!(error, ProcessError::Interrupted), "{error}");
+        });
+        assert!(begun.elapsed() < Duration::from_secs(30));
     }
 
     #[test]

@@ -7,11 +7,11 @@
 
 use crate::{
     build::{self, BuildError},
+    run::Guarded,
     steps::Steps,
 };
 use patina_tests::{
     host::{Host, HostError, tail},
-    interrupt,
     setup::Missing,
 };
 use std::{
@@ -50,9 +50,6 @@ pub enum DemoError {
     /// `vmmd`, `vmctl` or the guest failed.
     #[error("run the demo")]
     Host(#[from] HostError),
-    /// Signals cannot be watched.
-    #[error("watch for signals")]
-    Signals(#[source] io::Error),
     /// The published port does not reach the guest's server.
     #[error("reach the guest's server: {what}")]
     Tcp {
@@ -79,7 +76,7 @@ pub fn demo() -> Result<(), DemoError> {
     let setup = build::everything(&steps, build::DEFAULT_RECIPE)?;
     setup.check()?;
     // From here on there is something to clean up.
-    interrupt::watch().map_err(DemoError::Signals)?;
+    let _guarded = Guarded::new();
     let host = steps.step("start vmmd", || Host::start(&setup))?;
     let shown = show(&steps, &host);
     if shown.is_err() {

@@ -61,7 +61,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    if let Err(error) = run::watch_for_signals() {
+        patina_host::say!("error: watch for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    let result: Result<(), Box<dyn Error>> = match arguments.command {
         Command::Demo => demo::demo().map_err(Into::into),
         Command::Test { filters } => check::test(&filters).map_err(Into::into),
         Command::Image { recipe, print } => build::image_command(&recipe, print).map_err(Into::into),

@@ -1,10 +1,30 @@
 //! Child processes: cargo above all.
 
+use patina_tests::{
+    interrupt,
+    process::{Waited, wait_until},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    process::{Pid, Signal, kill_process_group},
+};
 use std::{
     env, io,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{self, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
 };
+
+/// Longer than anything runs.
+const FOREVER: Duration = Duration::from_hours(24 * 365);
+/// How long a child may clean up after a signal: guests are ended, and interfaces removed.
+const CLEAN_UP: Duration = Duration::from_secs(60);
+/// Exit code of one that a signal has ended, as a shell has it for Ctrl-C.
+const INTERRUPTED: i32 = 130;
 
 /// Why a child process did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +56,7 @@ pub fn cargo(arguments: &[&str]) -> Command {
 
 /// Runs `command` to its end. What it prints goes to standard error: standard output is for results.
 pub fn run(command: &mut Command) -> Result<(), RunError> {
-    let status = command.stdin(Stdio::null()).stdout(io::stderr()).status();
+    let status = run_in_a_group(command.stdin(Stdio::null()).stdout(io::stderr()));
     let shown = || {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
@@ -46,6 +66,79 @@ pub fn run(command: &mut Command) -> Result<(), RunError> {
         Ok(status) => Err(RunError::Status { command: shown(), status }),
         Err(source) => Err(RunError::Start { command: shown(), source }),
     }
+}
+
+/// How many child processes run that end, and clean up, when they are told to.
+static CHILDREN: AtomicUsize = AtomicUsize::new(0);
+
+/// Watches for signals. While a child process or [`Guarded`] is there they are its to obey; otherwise the first one ends us, as nothing
+/// has to be cleaned up.
+///
+/// # Errors
+/// The kernel does not let us.
+pub fn watch_for_signals() -> io::Result<()> {
+    interrupt::watch()?;
+    thread::Builder::new().name("signals".into()).spawn(|| {
+        wait_for_signal();
+        if CHILDREN.load(Ordering::SeqCst) == 0 {
+            process::exit(INTERRUPTED);
+        }
+    })?;
+    Ok(())
+}
+
+fn wait_for_signal() {
+    let Some(woken) = interrupt::woken() else { return thread::park() };
+    while !interrupt::requested() {
+        // The signal itself may interrupt the wait: that is what it waits for.
+        if let Err(error) = poll(&mut [PollFd::new(&woken, PollFlags::IN)], None)
+            && error != Errno::INTR
+        {
+            thread::park();
+        }
+    }
+}
+
+/// While it is there, a signal is only noted, for whoever has to clean up.
+#[derive(Debug)]
+pub struct Guarded(());
+
+impl Guarded {
+    /// From now on.
+    pub fn new() -> Self {
+        CHILDREN.fetch_add(1, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        CHILDREN.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Runs a child in a process group of its own. A signal that comes to us ends that group, however it reached us, and once only: by Ctrl-C
+/// at a terminal, or by `kill` of this process alone. It then has time to clean up.
+fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
+    let guarded = Guarded::new();
+    if interrupt::requested() {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    let mut child = command.process_group(0).spawn()?;
+    let mut waited = wait_until(&mut child, FOREVER, interrupt::woken())?;
+    if waited == Waited::Stopped {
+        kill_process_group(Pid::from_child(&child), Signal::TERM)?;
+        waited = wait_until(&mut child, CLEAN_UP, None)?;
+    }
+    let status = match waited {
+        Waited::Ended(status) => status,
+        Waited::Late | Waited::Stopped => {
+            kill_process_group(Pid::from_child(&child), Signal::KILL)?;
+            child.wait()?
+        }
+    };
+    drop(guarded);
+    Ok(status)
 }
 
 /// Whether `cargo NAME` is there.

@@ -41,6 +41,9 @@ const SETTLE: &str = "read -t 2 a\n";
 /// Why QEMU could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {
+    /// A signal asked us to end.
+    #[error("interrupted")]
+    Interrupted,
     /// A system call failed.
     #[error("{what}: {source}")]
     System {

@@ -1,7 +1,11 @@
 //! One QEMU process: its serial port and its monitor (QMP: JSON lines) are sockets that it inherits.
 
 use super::{PROGRAM, QemuError, system};
-use rustix::io::{FdFlags, fcntl_setfd};
+use patina_tests::interrupt;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, FdFlags, fcntl_setfd},
+};
 use serde_json::{Value, json};
 use std::{
     collections::VecDeque,
@@ -149,6 +153,9 @@ impl Qemu {
 
     fn line(&mut self, what: &str) -> Result<Value, QemuError> {
         let mut line = String::new();
+        if self.monitor.buffer().is_empty() {
+            wait_for(self.monitor.get_ref())?;
+        }
         let read = self.monitor.read_line(&mut line);
         let said = read.map_or_else(|error| error.to_string(), |_| line);
         serde_json::from_str(&said).map_err(|_| self.refused(what, &said))
@@ -169,6 +176,7 @@ impl Qemu {
                 self.printed.drain(..at + expected.len());
                 return Ok(());
             }
+            wait_for(&self.serial)?;
             let count = self.serial.read(&mut buffer).map_err(system("wait for the guest's serial port"))?;
             if count == 0 {
                 let printed = String::from_utf8_lossy(&self.printed).into_owned();
@@ -217,6 +225,20 @@ impl Machine {
         }
         command
     }
+}
+
+/// Waits until there is something to read, the time is up, or a signal asks us to end.
+fn wait_for(socket: &UnixStream) -> Result<(), QemuError> {
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let woken = interrupt::woken();
+    let mut fds = vec![PollFd::new(socket, PollFlags::IN)];
+    fds.extend(woken.as_ref().map(|woken| PollFd::new(woken, PollFlags::IN)));
+    match poll(&mut fds, Some(&patience)) {
+        // A signal's own interruption: what it asks for is looked at below.
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(errno) => return Err(system("wait for QEMU")(errno.into())),
+    }
+    if interrupt::requested() { Err(QemuError::Interrupted) } else { Ok(()) }
 }
 
 /// Lets the next program that is started have a descriptor.

@@ -4,6 +4,7 @@ use crate::{
     cluster::{Cluster, ClusterError},
     grpc::{MESSAGE_MAX_BYTES, facts::Facts, limit::CallLimit, service::Service},
     metrics::Metrics,
+    net,
     options::Options,
     plan::spec::DefaultImages,
     process::spawn,
@@ -108,6 +109,8 @@ async fn serve(
     stop: watch::Receiver<bool>,
 ) -> Result<(), DaemonError> {
     let cluster = Cluster::open(options, &state)?;
+    let range = options.network;
+    tokio::spawn(async move { net::warn_of_conflicts(&range).await });
     let host = Host::new(settings, state, cluster.tickets())?;
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
     if let Err(error) = spawn::open_kvm() {

@@ -1,8 +1,9 @@
 //! What follows from the facts: one check each, with the fix.
 
 use super::facts::Facts;
+use patina_host::network::Dropping;
 use serde::Serialize;
-use std::{io, net::Ipv4Addr};
+use std::io;
 
 /// The least memory that a small guest and its host processes need, MiB.
 const MEMORY_LEAST_MIB: u64 = 384;
@@ -12,8 +13,6 @@ const MEMORY_GOOD_MIB: u64 = 2048;
 const KERNEL_GOOD: (u32, u32) = (6, 7);
 /// What follows where that cannot be had.
 const ALL_COPIED: &str = "a VM's second clone, and later ones, pause it longer: all its pages are copied";
-/// Families get their addresses from here: 100.64.0.0/10.
-const FAMILIES: (u32, u32) = (0x6440_0000, 0xffc0_0000);
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -74,6 +73,7 @@ pub fn all(facts: &Facts) -> Vec<Check> {
         userfaultfd(facts),
         cgroups(facts),
         addresses(facts),
+        firewall(facts),
         vmmd(facts),
     ];
     checks.extend(images(facts));
@@ -195,26 +195,41 @@ fn cgroups(facts: &Facts) -> Check {
     }
 }
 
-/// Another network in the range of the families (carrier-grade NAT, some VPNs) would hide guests or be hidden by them.
+/// Another network in the range of the families (carrier-grade NAT, Tailscale) would hide guests or be hidden by them.
 fn addresses(facts: &Facts) -> Check {
     const NAME: &str = "addresses";
-    let taken: Vec<String> = facts.routes.lines().skip(1).filter_map(foreign_route).collect();
-    if taken.is_empty() {
-        return pass(NAME, "no other network uses 100.64.0.0/10");
+    let range = facts.network;
+    match &facts.foreign {
+        Ok(taken) if taken.is_empty() => pass(NAME, format!("no other network uses {range}")),
+        Ok(taken) => warn(
+            NAME,
+            format!("other networks use {range}: {}", taken.join(", ")),
+            "give vmmd another range with `vmmd --network`",
+        ),
+        Err(error) => warn(NAME, format!("the kernel does not say who uses {range}: {error}"), "run as root"),
     }
-    let found = format!("other networks use 100.64.0.0/10: {}", taken.join(", "));
-    warn(NAME, found, "give vmmd another range with `vmmd --network`")
 }
 
-/// A line of /proc/net/route that overlaps the families' range and is not one of their bridges.
-fn foreign_route(line: &str) -> Option<String> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let hex = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::swap_bytes);
-    let (interface, destination, mask) = (fields.first()?, hex(fields.get(1)?)?, hex(fields.get(7)?)?);
-    let shared = mask & FAMILIES.1;
-    let overlaps = mask != 0 && destination & shared == FAMILIES.0 & shared;
-    (overlaps && !interface.starts_with("pt"))
-        .then(|| format!("{}/{} on {interface}", Ipv4Addr::from(destination), mask.count_ones()))
+/// With br_netfilter a bridge asks the firewall about each frame, and Docker sets that to drop what it does not know.
+fn firewall(facts: &Facts) -> Check {
+    const NAME: &str = "firewall";
+    match &facts.dropping {
+        Ok(chains) if chains.is_empty() => {
+            pass(NAME, "no policy drops what the VMs of a family say to each other")
+        }
+        Ok(chains) => {
+            let (found, fix): (Vec<_>, Vec<_>) = chains
+                .iter()
+                .map(|Dropping { chain, remedy }| (chain.as_str(), format!("`{remedy}`")))
+                .unzip();
+            let found = format!(
+                "VMs of a family do not reach each other: {}, and bridges ask it",
+                found.join(", and ")
+            );
+            warn(NAME, found, fix.join("; "))
+        }
+        Err(error) => warn(NAME, format!("the kernel does not say what it drops: {error}"), "run as root"),
+    }
 }
 
 fn vmmd(facts: &Facts) -> Check {

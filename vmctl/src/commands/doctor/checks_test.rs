@@ -1,4 +1,5 @@
 use super::*;
+use crate::commands::doctor::facts::default_range;
 use std::path::PathBuf;
 
 /// A machine on which everything is well.
@@ -13,7 +14,9 @@ fn healthy() -> Facts {
         cgroup_v1: false,
         kernel: "6.12.9-amd64".into(),
         root: true,
-        routes: "Iface\tDestination\tGateway\nlo\t0000007F\t0\t1\t0\t0\t0\t000000FF".into(),
+        foreign: Ok(Vec::new()),
+        network: default_range(),
+        dropping: Ok(Vec::new()),
         vmmd: Ok("0.1.0".into()),
         host: "unix:/run/patina/vmmd.sock".into(),
         images: vec![("PATINA_KERNEL", PathBuf::from("/k"), true)],
@@ -82,15 +85,22 @@ fn what_makes_later_clones_pause_longer_is_said() {
 }
 
 #[test]
-fn a_foreign_network_in_the_range_is_seen() {
-    let line = |interface: &str, destination: &str, mask: &str| {
-        foreign_route(&format!("{interface}\t{destination}\t00000000\t1\t0\t0\t0\t{mask}\t0\t0\t0"))
-    };
-    // 100.100.0.0/16, and a /8 that holds the whole range.
-    assert_eq!(line("vpn0", "00006464", "0000FFFF").as_deref(), Some("100.100.0.0/16 on vpn0"));
-    assert_eq!(line("vpn0", "00000064", "000000FF").as_deref(), Some("100.0.0.0/8 on vpn0"));
-    // Patina's own bridge, the default route, 10.0.0.0/8.
-    assert_eq!(line("pt4711", "00004064", "00F0FFFF"), None);
-    assert_eq!(line("eth0", "00000000", "00000000"), None);
-    assert_eq!(line("eth0", "0000000A", "000000FF"), None);
+fn another_network_in_the_range_and_a_firewall_that_drops_warn_with_a_remedy() {
+    let check = |facts: Facts, name: &str| all(&facts).into_iter().find(|check| check.name == name).unwrap();
+    let foreign = Ok(vec!["address 100.101.102.103/32 on tailscale0".to_owned()]);
+    let found = check(Facts { foreign, ..healthy() }, "addresses");
+    assert_eq!(found.verdict, Verdict::Warn);
+    assert!(found.found.contains("100.64.0.0/10") && found.found.contains("tailscale0"), "{found:?}");
+    assert!(found.fix.unwrap().contains("--network"));
+    let dropping = Dropping { chain: "the chain FORWARD".into(), remedy: "iptables -I FORWARD".into() };
+    let found = check(Facts { dropping: Ok(vec![dropping]), ..healthy() }, "firewall");
+    assert_eq!(found.verdict, Verdict::Warn);
+    assert!(found.found.contains("the chain FORWARD"), "{found:?}");
+    assert_eq!(found.fix.as_deref(), Some("`iptables -I FORWARD`"));
+    for (name, facts) in [
+        ("addresses", Facts { foreign: Err("no".into()), ..healthy() }),
+        ("firewall", Facts { dropping: Err("no".into()), ..healthy() }),
+    ] {
+        assert_eq!(check(facts, name).verdict, Verdict::Warn, "{name}");
+    }
 }

@@ -2,8 +2,9 @@
 
 use crate::commands::Context;
 use kvm_ioctls::Kvm;
-use patina_proto::v1::GetHostRequest;
-use std::{env, fs, io, path::PathBuf};
+use patina_host::network::{self, Dropping, Network};
+use patina_proto::v1::{GetHostRequest, Host};
+use std::{env, fs, io, net::Ipv4Addr, path::PathBuf};
 
 /// Everything that the checks look at.
 #[derive(Debug)]
@@ -26,8 +27,12 @@ pub struct Facts {
     pub kernel: String,
     /// The effective user is root.
     pub root: bool,
-    /// /proc/net/route.
-    pub routes: String,
+    /// Addresses and routes of others in the families' range, in words, or why they are not known.
+    pub foreign: Result<Vec<String>, String>,
+    /// The families' range.
+    pub network: Network,
+    /// Chains of the firewall that drop what the VMs of a family say to each other, or why they are not known.
+    pub dropping: Result<Vec<Dropping>, String>,
     /// vmmd: its revision, or why it does not answer.
     pub vmmd: Result<String, String>,
     /// Where it was looked for.
@@ -38,6 +43,8 @@ pub struct Facts {
 
 /// Looks at the machine.
 pub async fn look(context: &Context) -> Facts {
+    let host = vmmd(context).await;
+    let range = host.as_ref().ok().and_then(|host| range(&host.network)).unwrap_or_else(default_range);
     let cgroup = PathBuf::from("/sys/fs/cgroup");
     Facts {
         kvm: kvm(),
@@ -49,8 +56,10 @@ pub async fn look(context: &Context) -> Facts {
         cgroup_v1: cgroup.join("memory").exists() || cgroup.join("cpu").exists(),
         kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
         root: rustix::process::geteuid().is_root(),
-        routes: read("/proc/net/route").unwrap_or_default(),
-        vmmd: vmmd(context).await,
+        foreign: network::foreign(range).await.map_err(|error| error.to_string()),
+        network: range,
+        dropping: network::bridged_frames_dropped().map_err(|error| error.to_string()),
+        vmmd: host.map(|host| host.revision),
         host: context.host.clone(),
         images: images(),
     }
@@ -63,11 +72,22 @@ fn kvm() -> Result<i32, io::Error> {
     Ok(kvm.get_api_version())
 }
 
-async fn vmmd(context: &Context) -> Result<String, String> {
+/// The families' range of a vmmd that is told no other: 100.64.0.0/10.
+pub fn default_range() -> Network {
+    Network::of(Ipv4Addr::new(100, 64, 0, 0), 10)
+}
+
+/// A range as vmmd says it.
+fn range(text: &str) -> Option<Network> {
+    let (address, prefix) = text.split_once('/')?;
+    Some(Network::of(address.parse().ok()?, prefix.parse().ok()?))
+}
+
+async fn vmmd(context: &Context) -> Result<Host, String> {
     let absent = |_| format!("does not answer at {}", context.host);
     let mut client = context.client().await.map_err(absent)?;
     let host = client.get_host(GetHostRequest {}).await.map_err(|status| status.message().to_owned())?;
-    Ok(host.into_inner().revision)
+    Ok(host.into_inner())
 }
 
 /// What `vmmd` uses where a VM names none: the same variables, the same defaults.

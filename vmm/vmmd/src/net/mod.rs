@@ -10,8 +10,9 @@
 pub mod ports;
 pub mod sys;
 
-use crate::plan::address::{FAMILY_PREFIX, FamilyNet, VMID_MAX, mac_text};
+use crate::plan::address::{FAMILY_PREFIX, FamilyNet, Range, VMID_MAX, mac_text};
 use futures::TryStreamExt;
+use patina_host::network::{self, Dropping};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec,
     packet_route::{
@@ -292,6 +293,30 @@ impl Net {
             Err(error) if is(&error, libc::ENODEV) => Ok(None),
             Err(error) => Err(failed("find", name, error)),
         }
+    }
+}
+
+/// Says in the log what of this host stands in the way of the families: others that use their addresses, and a firewall that drops
+/// what they say to each other. Nothing of it keeps vmmd from running.
+pub async fn warn_of_conflicts(range: &Range) {
+    match network::foreign(range.network()).await {
+        Ok(found) => found.iter().for_each(|found| {
+            tracing::warn!(
+                network = %range,
+                "another network uses the families' addresses: {found}; guests and that network may not reach each other, or the host \
+                 either of them: give vmmd another range with --network"
+            );
+        }),
+        Err(error) => tracing::warn!(%error, "look for other networks in the families' range"),
+    }
+    match spawn_blocking(network::bridged_frames_dropped).await {
+        Ok(Ok(dropping)) => dropping.iter().for_each(|Dropping { chain, remedy }| {
+            tracing::warn!(
+                "{chain}, and bridges ask it: the VMs of a family do not reach each other: `{remedy}`"
+            );
+        }),
+        Ok(Err(error)) => tracing::debug!(%error, "look for a firewall on the families' bridges"),
+        Err(error) => tracing::debug!(%error, "look for a firewall on the families' bridges"),
     }
 }
 

@@ -72,6 +72,12 @@ impl fmt::Display for Range {
 }
 
 impl Range {
+    /// The whole of it.
+    #[must_use]
+    pub fn network(&self) -> patina_host::network::Network {
+        patina_host::network::Network::of(Ipv4Addr::from(self.base), self.prefix)
+    }
+
     /// How many families have room in it.
     #[must_use]
     pub fn families(&self) -> u16 {

@@ -159,7 +159,7 @@ fn open_files(mut spec: Spec) -> Result<(Spec, Files), Error> {
     let (kernel, kernel_file) = images::open_kernel(&spec.kernel)?;
     // Clones open it again: a link may lead to another file by then.
     spec.rootfs = images::real_path("rootfs", &spec.rootfs)?;
-    let (rootfs, rootfs_file) = images::open_rootfs(&spec.rootfs)?;
+    let (rootfs, rootfs_file) = images::open_rootfs_for(&spec.rootfs, &kernel)?;
     let start = Start::Boot { kernel, cmdline: spec.cmdline.clone() };
     let ids = [kernel_file, rootfs_file];
     Ok((spec, Files { kvm: spawn::open_kvm()?, start, rootfs, ids }))

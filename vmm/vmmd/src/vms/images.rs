@@ -1,6 +1,9 @@
-//! A VM's kernel and root file system, opened and looked at before anything is made.
+//! A VM's kernel and root file system, opened and looked at before anything is made. [`disk`]: what a root file system's file is.
+
+pub mod disk;
 
 use crate::store::record::FileId;
+use disk::{Disk, Remedy, SECTOR_BYTES};
 use std::{
     fs::{self, File, OpenOptions},
     io,
@@ -47,6 +50,38 @@ pub enum ImageError {
         /// The path.
         path: PathBuf,
     },
+    /// It can never be a guest's root disk.
+    #[error("check rootfs {path}: it is {what}, not a disk image with a file system in it; {}", .remedy.words(.path))]
+    NoDisk {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What makes a disk of it.
+        remedy: Remedy,
+    },
+    /// The kernel that it was asked for with cannot mount it.
+    #[error(
+        "check rootfs {path}: it is {what}, which Patina's kernel cannot mount: it takes erofs and ext4, on the whole disk; put the files \
+         into such a file system, or name a kernel that can with --kernel"
+    )]
+    NotMountable {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A guest's disk has whole sectors.
+    #[error(
+        "check rootfs {path}: its {bytes} bytes are no multiple of {SECTOR_BYTES}, which a disk image has: is it cut short? `truncate -s \
+         %{SECTOR_BYTES} {path}` fills it up"
+    )]
+    Size {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
     /// Not a kernel.
     #[error("check kernel {path}: {source}")]
     Kernel {
@@ -64,7 +99,9 @@ impl ImageError {
     pub fn field(&self) -> &'static str {
         match self {
             Self::Open { field, .. } | Self::NotAFile { field, .. } | Self::Empty { field, .. } => field,
-            Self::Changed { .. } => "rootfs",
+            Self::Changed { .. } | Self::NoDisk { .. } | Self::NotMountable { .. } | Self::Size { .. } => {
+                "rootfs"
+            }
             Self::Kernel { .. } => "kernel",
         }
     }
@@ -83,7 +120,32 @@ pub fn open_kernel(path: &Path) -> Result<(File, FileId), ImageError> {
     }
 }
 
-/// Opens a root file system. Which one it is, the guest's kernel finds out.
+/// Opens a root file system for a VM that boots `kernel`.
+///
+/// # Errors
+/// It cannot be read, is no disk, or cannot be mounted by Patina's kernel, if that is the kernel.
+pub fn open_rootfs_for(path: &Path, kernel: &File) -> Result<(File, FileId), ImageError> {
+    let (file, id) = open_rootfs(path)?;
+    let bad = |source| ImageError::Open { field: "rootfs", path: path.to_owned(), source };
+    let path = || path.to_owned();
+    let what = match disk::identify(&file).map_err(bad)? {
+        Disk::Never(what, remedy) => return Err(ImageError::NoDisk { path: path(), what, remedy }),
+        Disk::Mountable => None,
+        Disk::Foreign(what) => Some(what),
+        Disk::Unknown => Some("nothing that looks like a file system"),
+    };
+    if let Some(what) = what
+        && disk::is_patinas_kernel(kernel).map_err(bad)?
+    {
+        return Err(ImageError::NotMountable { path: path(), what });
+    }
+    match file.metadata().map_err(bad)?.len() {
+        bytes if bytes % SECTOR_BYTES != 0 => Err(ImageError::Size { path: path(), bytes }),
+        _ => Ok((file, id)),
+    }
+}
+
+/// Opens a root file system.
 ///
 /// # Errors
 /// It cannot be read or is empty.
@@ -155,6 +217,42 @@ mod tests {
             assert!(matches!(error, ImageError::Kernel { .. }));
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_no_root_disk_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r");
+        let [ours, other] = ["Linux version 6.1.192-patina (x)", "Linux version 6.12.1 (x)"].map(|banner| {
+            let kernel = folder.path().join(banner.len().to_string());
+            fs::write(&kernel, banner).unwrap();
+            File::open(kernel).unwrap()
+        });
+        let said = |start: &[u8], kernel: &File| {
+            let mut bytes = start.to_vec();
+            bytes.resize(8192, 0);
+            fs::write(&path, bytes).unwrap();
+            open_rootfs_for(&path, kernel).map(drop).map_err(|error| {
+                assert_eq!(error.field(), "rootfs");
+                error.to_string()
+            })
+        };
+        for kernel in [&ours, &other] {
+            let error = said(b"QFI\xfb\0\0\0\x03", kernel).unwrap_err();
+            assert!(error.contains("a qcow2 image") && error.contains("qemu-img convert -O raw"), "{error}");
+            let error = said(b"\x1f\x8b\x08", kernel).unwrap_err();
+            assert!(error.contains("compressed with gzip") && error.contains("gunzip -k"), "{error}");
+        }
+        // Another kernel may mount more.
+        let error = said(b"XFSB", &ours).unwrap_err();
+        assert!(error.contains("an XFS file system") && error.contains("erofs and ext4"), "{error}");
+        assert!(said(b"XFSB", &other).is_ok() && said(b"", &other).is_ok());
+        assert!(said(b"", &ours).unwrap_err().contains("nothing that looks like a file system"));
+        // Half a sector is missing.
+        fs::write(&path, vec![1; 1000]).unwrap();
+        let error = open_rootfs_for(&path, &other).unwrap_err();
+        assert!(matches!(error, ImageError::Size { bytes: 1000, .. }), "{error}");
+        assert!(error.to_string().contains("truncate -s %512"), "{error}");
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub fn tell<F: Future<Output = ()>>(story: impl FnOnce(Bench) -> F + Send + 'sta
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("kernel"), b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0")
                 .unwrap();
-            fs::write(folder.path().join("rootfs"), b"root").unwrap();
+            fs::write(folder.path().join("rootfs"), [1; 512]).unwrap();
             let vmm = Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/stand_in_vmm");
             story(Bench { vmm, warm: 0, more: Vec::new(), folder, daemon: None, scheduler: None, log: None })
                 .await;

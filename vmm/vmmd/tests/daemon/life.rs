@@ -170,7 +170,8 @@ fn a_log_that_cannot_be_written_ends_neither_vmmd_nor_a_vm() {
             let made = ready(&mut client, vm("web", "")).await;
             assert!(runs(made.pid));
             kill(&mut client, "web").await;
-            let removed = client.remove_vm(v1::RemoveVmRequest { name: "web".into(), ..Default::default() }).await;
+            let removed =
+                client.remove_vm(v1::RemoveVmRequest { name: "web".into(), ..Default::default() }).await;
             removed.unwrap();
             assert!(bench.stop(Signal::TERM).success());
         }
