@@ -24,6 +24,7 @@ mod network;
 mod operator;
 mod refusals;
 mod stage;
+mod steady;
 mod tickets;
 mod walk;
 
@@ -60,13 +61,14 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 16] = [
+    let modules: [&[Story]; 17] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
         network::STORIES,
         operator::STORIES,
         floods::STORIES,
+        steady::STORIES,
         endings::STORIES,
         clones::STORIES,
         carried::STORIES,

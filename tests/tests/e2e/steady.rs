@@ -1,0 +1,140 @@
+//! Guests that go on as they should, whatever their own programs do: full file systems, set clocks, calls that nobody waits for.
+
+use crate::{
+    Outcome, Story,
+    family::{Family, require, with_family},
+    stage::Stage,
+};
+use libtest_mimic::Failed;
+use patina_tests::{host::Host, vm::Vm};
+use std::{
+    fs,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+pub const STORIES: &[Story] = &[
+    ("steady::a_full_guest_still_answers_and_is_cloned", full),
+    ("steady::a_clock_that_is_set_is_right_again", |stage| with_family(stage, clock)),
+    ("steady::a_killed_call_for_a_clone_makes_none", |stage| with_family(stage, killed_call)),
+    ("steady::one_guests_requests_reach_no_other", |stage| with_family(stage, requests)),
+];
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// As Python prints them.
+const ECONNREFUSED: &str = "111";
+const EHOSTUNREACH: &str = "113";
+
+fn full(stage: &Stage) -> Outcome {
+    let host = stage.host()?;
+    let small = host.run("small", &["--memory", "64M"])?;
+    let told = full_guest(host, &small);
+    let names = host.json(&["ls"])?;
+    let names = names.as_array().into_iter().flatten().filter_map(|vm| vm["name"].as_str());
+    for name in names.filter(|name| name.starts_with("small")) {
+        host.call(&["rm", "-f", name])?;
+    }
+    told
+}
+
+fn full_guest(host: &Host, small: &Vm<'_>) -> Outcome {
+    let agent = small.sh("pidof gc-agent")?;
+    require(
+        small
+            .sh(&format!("cat /proc/{agent}/oom_score_adj /proc/1/oom_score_adj /proc/self/oom_score_adj"))?
+            == "-1000\n-1000\n0",
+        "oom_score_adj",
+    )?;
+    for place in ["/tmp/f", "/f", "/dev/shm/f", "/run/f"] {
+        let written = small.sh(&format!("cat /dev/zero 2>&1 > {place} | cat"))?;
+        require(written.contains("No space left on device"), &written)?;
+    }
+    require(small.sh("df -k / | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4")? == "0", "there is space left")?;
+    let made = host.json(&["clone", "small", "--count", "1", "--timeout", "300"])?;
+    let name = made["clones"][0]["name"].as_str().ok_or_else(|| Failed::from(made.to_string()))?;
+    let clone = host.vm(name);
+    require(clone.sh("gc vmid; grep vmid /run/gridcentric/identity")? == "1\nvmid=1", "who the clone is")?;
+    // With the memory that is left for programs used up, a program goes and the agent stays.
+    for vm in [small, &clone] {
+        let ended = vm.exec(&["awk", "BEGIN { s = \"0123456789\"; while (1) s = s s }"])?;
+        require(ended.code != 0, "a program that takes all memory ends well")?;
+        require(vm.sh("pidof gc-agent")? == agent, "the agent is another")?;
+    }
+    Ok(())
+}
+
+/// How far a VM's clock is behind its host's, seconds.
+fn behind(vm: &Vm<'_>) -> Result<f64, Failed> {
+    let theirs: f64 = vm.sh("date +%s")?.parse().map_err(|_| "date prints no number")?;
+    let own = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?;
+    Ok((own.as_secs_f64() - theirs).abs())
+}
+
+fn clock(family: &Family<'_>) -> Outcome {
+    let clones = family.clone(1)?;
+    for vm in [&family.parent, &clones[0]] {
+        require(behind(vm)? < 5.0, "wrong at the beginning")?;
+        vm.sh("date -s @$(($(date +%s) - 3600)) > /dev/null")?;
+        let since = Instant::now();
+        while behind(vm)? > 5.0 {
+            require(since.elapsed() < Duration::from_secs(10), "it stays wrong")?;
+        }
+    }
+    Ok(())
+}
+
+fn killed_call(family: &Family<'_>) -> Outcome {
+    let parent = &family.parent;
+    parent.sh("mkdir -p /etc/gridcentric; rm -f /tmp/go; cd /etc/gridcentric; \
+        printf '#!/bin/sh\nwhile ! [ -e /tmp/go ]; do sleep 0.1; done\n' > pre-clone; chmod +x pre-clone")?;
+    let told = (|| {
+        parent.sh("(gc clone 1 > /tmp/first 2>&1 < /dev/null &); while ! pidof pre-clone > /dev/null; do sleep 0.1; done")?;
+        require(
+            parent.sh("timeout -s KILL 1 gc clone 1; echo $?")? == "137",
+            "the second call ended by itself",
+        )?;
+        parent.sh("touch /tmp/go")?;
+        let since = Instant::now();
+        let clone = loop {
+            if let [name] = &family.clone_names()?[..] {
+                break family.host.vm(name);
+            }
+            require(since.elapsed() < PATIENCE, "no clone")?;
+        };
+        clone.wait_ready()?;
+        for vm in [parent, &clone] {
+            vm.sh("while ! [ -s /tmp/first ]; do sleep 0.1; done")?;
+            // Whatever waited in line comes before this.
+            require(vm.sh("timeout 60 gc clone 1")?.lines().count() == 1, "one that is waited for")?;
+        }
+        let made = family.clone_names()?;
+        require(made.len() == 3, format!("{made:?}"))
+    })();
+    parent.sh("rm -f /etc/gridcentric/pre-clone; touch /tmp/go")?;
+    told
+}
+
+/// Frames that went to a VM's card.
+fn frames(vm: &Vm<'_>) -> Result<u64, Failed> {
+    let tap = vm.field("tap")?;
+    let count = fs::read_to_string(format!("/sys/class/net/{tap}/statistics/tx_packets"))?;
+    count.trim().parse().map_err(|_| "no number of frames".into())
+}
+
+fn requests(family: &Family<'_>) -> Outcome {
+    let clones = family.clone(3)?;
+    let [one, other, third] = &clones[..] else { return Err("not three clones".into()) };
+    let before = [frames(third)?, frames(&family.parent)?];
+    let ask = |ip: &str| {
+        one.call(&["python3", "-c", &format!("import socket\ntry:\n socket.create_connection((\"{ip}\", 9), 50)\nexcept OSError as e:\n print(e.errno)")])
+    };
+    require(ask(&other.field("ip")?)? == ECONNREFUSED, "one that runs does not answer")?;
+    let gone =
+        third.field("ip")?.rsplit_once('.').map(|(net, _)| format!("{net}.200")).ok_or("no address")?;
+    let since = Instant::now();
+    require(ask(&gone)? == EHOSTUNREACH, "one that does not run is not unreachable")?;
+    require(since.elapsed() < PATIENCE, "that takes long")?;
+    let after = [frames(third)?, frames(&family.parent)?];
+    // What is about an address that nobody has goes to all ports of the bridge, but to no guest. One request is sent three times.
+    require((0..2).all(|at| after[at] - before[at] <= 3), format!("{before:?} {after:?}"))
+}
