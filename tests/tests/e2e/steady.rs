@@ -16,6 +16,7 @@ pub const STORIES: &[Story] = &[
     ("steady::a_full_guest_still_answers_and_is_cloned", full),
     ("steady::a_clock_that_is_set_is_right_again", |stage| with_family(stage, clock)),
     ("steady::a_killed_call_for_a_clone_makes_none", |stage| with_family(stage, killed_call)),
+    ("steady::boot_ids_differ_in_a_procfs_of_ones_own", |stage| with_family(stage, boot_ids)),
     ("steady::one_guests_requests_reach_no_other", |stage| with_family(stage, requests)),
 ];
 
@@ -112,6 +113,19 @@ fn killed_call(family: &Family<'_>) -> Outcome {
     })();
     parent.sh("rm -f /etc/gridcentric/pre-clone; touch /tmp/go")?;
     told
+}
+
+fn boot_ids(family: &Family<'_>) -> Outcome {
+    let clones = family.clone(2)?;
+    let read = |vm: &Vm<'_>| {
+        vm.sh(
+            "mkdir -p /tmp/p; mount -t proc proc /tmp/p; cat /tmp/p/sys/kernel/random/boot_id; umount /tmp/p",
+        )
+    };
+    let ids = [read(&family.parent)?, read(&clones[0])?, read(&clones[1])?];
+    let id = clones[0].sh("cat /proc/sys/kernel/random/boot_id")?;
+    require(id == ids[1] && id.len() == 36, format!("{id} {ids:?}"))?;
+    require(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2], format!("{ids:?}"))
 }
 
 /// Frames that went to a VM's card.
