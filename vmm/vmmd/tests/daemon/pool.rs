@@ -248,6 +248,10 @@ fn clones_that_do_not_start_leave_their_siblings_alone_and_nothing_behind() {
         assert_eq!(outcomes.iter().map(|made| made.vmid).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert!(error(&outcomes[0]).contains("the vmm refused: restore the vCPU: no"), "{outcomes:?}");
         assert!(error(&outcomes[2]).contains("cannot restore, giving up"), "{outcomes:?}");
+        assert!(
+            error(&outcomes[2]).contains("the vmm was killed by SIGABRT (it found a fault of its own)"),
+            "{outcomes:?}"
+        );
         for outcome in [&outcomes[1], &outcomes[3]] {
             wait(&mut client, &made(outcome).name, Until::Ready).await.unwrap();
         }
