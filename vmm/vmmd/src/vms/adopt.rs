@@ -1,5 +1,5 @@
 //! Taking over what an earlier `vmmd` left: see [`crate::plan::adopt`] for the decisions. It goes on while calls are served: a VM is
-//! used as soon as it is taken over, whatever the others do. What cannot be taken over is set aside and [tried again](retry).
+//! used as soon as it is taken over, whatever the others do. What cannot be taken over is set aside and tried again (`retry`).
 
 mod retry;
 
