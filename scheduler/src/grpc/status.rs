@@ -29,7 +29,7 @@ pub fn with_details(code: Code, message: &str, mut details: ErrorDetails) -> Sta
     Status::with_error_details(code, short, details)
 }
 
-/// As much of a text as fits [`MESSAGE_MAX_BYTES`].
+/// As much of a text as fits `MESSAGE_MAX_BYTES`.
 #[must_use]
 pub fn fitting(text: &str) -> &str {
     let mut sent_bytes = 0;

@@ -5,7 +5,7 @@
 //! - [`mailbox`]: how the other threads tell it.
 //! - [`lines`]: JSON lines on a non-blocking socket, bounded both ways.
 //! - [`session`]: what is said, as pure logic: identity, ready, requests and replies, preparing for a freeze.
-//! - [`fresh`]: the clock and the randomness that it needs.
+//! - `fresh`: the clock and the randomness that it needs.
 //! - [`opening`]: the first line of a connection and its answer.
 //! - [`vm`]: what it needs of the VM around it.
 //! - [`server`]: the sockets around it.

@@ -91,7 +91,7 @@ const TURN_MAX: Duration = Duration::from_millis(1);
 
 impl Io<'_> {
     /// Handles the chains of a queue one by one: `handle` says how many bytes it wrote into each. Ends its turn after as many
-    /// as the queue holds, after [`TURN_MAX_BYTES`] or [`TURN_MAX`]: a guest that fills it keeps neither the other devices waiting, nor who
+    /// as the queue holds, after `TURN_MAX_BYTES` or `TURN_MAX`: a guest that fills it keeps neither the other devices waiting, nor who
     /// wants the devices to stop, nor a vCPU that needs the device's registers.
     pub fn serve(
         &mut self,
