@@ -164,6 +164,43 @@ fn counted(command: Command, log: &Path, progress: &mut dyn Progress) -> Result<
     })
 }
 
+/// Renews apt's lists of packages.
+///
+/// # Errors
+/// No apt-get here, not root, or what apt-get said.
+pub(crate) fn update_lists(log: &Path, progress: &mut dyn Progress) -> Result<(), AptError> {
+    if !have_apt() {
+        return Err(AptError::NoApt { packages: "packages".to_owned() });
+    }
+    update(log, progress).map_err(|source| AptError::Fetch { source })
+}
+
+/// Fetches one version of a package into `directory`, without what it depends on: the path of its `.deb` file.
+///
+/// # Errors
+/// What apt-get said, or no file came of it.
+pub(crate) fn download(
+    package: &str,
+    version: &str,
+    directory: &Path,
+    log: &Path,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf, AptError> {
+    progress.step(&format!("fetch {package}"));
+    let mut command = apt_get();
+    command.current_dir(directory).args(["-oAPT::Sandbox::User=root", "download", "--"]);
+    command.arg(format!("{package}={version}"));
+    counted(command, log, progress).map_err(|source| AptError::Fetch { source })?;
+    let prepare = |source| AptError::Prepare { path: directory.to_owned(), source };
+    for entry in std::fs::read_dir(directory).map_err(prepare)? {
+        let path = entry.map_err(prepare)?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            return Ok(path);
+        }
+    }
+    Err(prepare(std::io::ErrorKind::NotFound.into()))
+}
+
 /// Fetches `packages` and all they depend on into `directory` as `.deb` files.
 ///
 /// apt resolves the dependencies as if nothing was installed; nothing is installed by it, and no root is needed.

@@ -4,6 +4,7 @@
 //!  kernel/config, kernel/patches, Debian's linux-source ──▶ kernel.rs ──▶ CACHE/kernel/KEY/vmlinux
 //!  recipes/*.toml ─▶ recipe.rs ─▶ base.rs (packages, unpacked, trimmed) ─▶ CACHE/base/KEY/tree
 //!                                   └─ rootfs.rs (+ guest binaries) ─────▶ CACHE/rootfs/KEY/rootfs.erofs
+//!  Debian's kernel packages ─▶ debian_kernel.rs, for tests on other hosts ─▶ CACHE/debian-kernel/KEY/vmlinuz
 //! ```
 //!
 //! Every product lies in the cache under a hash of all that went into it ([`cache`]), appears there by one
@@ -14,6 +15,7 @@
 pub mod apt;
 mod base;
 pub mod cache;
+mod debian_kernel;
 mod default;
 mod files;
 mod kernel;
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 pub use apt::ensure_packages;
 pub use cache::default_cache_dir;
+pub use debian_kernel::{DebianKernel, DebianKernelError};
 pub use default::{KERNEL_FILE, ROOTFS_FILE, default_product, make_default};
 pub use progress::{Progress, Silent, Stderr};
 pub use recipe::{Binary, ExtraFile, Recipe, RecipeError, Symlink};
@@ -43,6 +46,9 @@ pub enum Error {
     /// The kernel did not build.
     #[error(transparent)]
     Kernel(#[from] kernel::KernelError),
+    /// A Debian kernel cannot be had.
+    #[error(transparent)]
+    DebianKernel(#[from] debian_kernel::DebianKernelError),
     /// A recipe is not usable.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -63,6 +69,20 @@ pub enum Error {
 /// See [`Error`]; after a failed build the log's path and its last lines are in the message.
 pub fn kernel(cache: &Path, progress: &mut dyn Progress) -> Result<PathBuf, Error> {
     kernel::build(&cache::Cache::open(cache)?, progress)
+}
+
+/// Finds or fetches Debian's newest kernel of a series, such as `6.1`, with `modules` and what these need: for tests on a
+/// host with that kernel.
+///
+/// # Errors
+/// See [`Error`]; [`DebianKernelError::None`] where apt's sources have no kernel of the series.
+pub fn debian_kernel(
+    cache: &Path,
+    series: &str,
+    modules: &[&str],
+    progress: &mut dyn Progress,
+) -> Result<DebianKernel, Error> {
+    debian_kernel::fetch(&cache::Cache::open(cache)?, series, modules, progress)
 }
 
 /// Finds or builds the root file system of `recipe`, an uncompressed erofs image, and returns its path.

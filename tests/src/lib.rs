@@ -6,6 +6,7 @@
 //! - [`vm`]: [`vm::Vm`], one VM of it: run programs in it, look at it, end it.
 //! - [`process`]: running a program with a deadline, collecting what it prints.
 //! - [`interrupt`]: Ctrl-C cleans up too.
+//! - [`l1`]: the tests on an emulated host with hardware virtualization and another kernel.
 //! - [`leftovers`]: processes and network interfaces that were not there before.
 //! - [`memfds`]: the memory of guests and generations.
 //!
@@ -14,6 +15,7 @@
 
 pub mod host;
 pub mod interrupt;
+pub mod l1;
 pub mod leftovers;
 pub mod memfds;
 pub mod process;

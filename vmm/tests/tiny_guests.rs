@@ -494,7 +494,12 @@ fn freeze_again() -> Result<(), Failed> {
     at_parent.expect("c", "c3")?;
     let third = parent.freeze()?;
     let sizes = [&first, &second, &third].map(|generation| generation.layers.len());
-    if sizes != [1, 2, 3] || first.frozen.copied_pages != 0 || second.frozen.copied_pages == 0 {
+    // Where nothing notes what is written, the third has all private pages, so that nothing of the second is seen.
+    let noted = tiny::notes_writes()?;
+    if sizes != [1, 2, if noted { 3 } else { 2 }]
+        || first.frozen.copied_pages != 0
+        || second.frozen.copied_pages == 0
+    {
         return Err(format!("{sizes:?} layers, {:?}, {:?}", first.frozen, second.frozen).into());
     }
     let mut clones = Vec::new();
@@ -504,10 +509,12 @@ fn freeze_again() -> Result<(), Failed> {
         clones.push(clone);
     }
     at_parent.expect("e", "e4")?;
-    for (generation, layer, count) in
-        [(&first, 0, 1), (&second, 1, 2), (&third, 2, 3), (&third, 1, 2), (&third, 0, 1)]
-    {
+    for (generation, layer, count) in [(&first, 0, 1), (&second, 1, 2), (&third, 0, 1)] {
         unchanged(generation, layer, count)?;
+    }
+    let of_third = if noted { &[(1, 2), (2, 3)][..] } else { &[(1, 3)] };
+    for (layer, count) in of_third {
+        unchanged(&third, *layer, *count)?;
     }
     end_all(clones.into_iter().chain([parent]))
 }

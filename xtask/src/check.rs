@@ -2,6 +2,7 @@
 
 use crate::{
     build::{self, BuildError},
+    l1::{self, HostsError, Wanted},
     run::{RunError, cargo, has_subcommand, run},
     steps::Steps,
 };
@@ -13,9 +14,11 @@ use patina_tests::{
 use std::{io, process::Command};
 
 /// Debian packages that tests need besides those of the image.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 7] = [
     ("busybox-static", "the tests of gc-init"),
     ("util-linux", "the tests of gc-init"),
+    ("iptables", "the tests of what vmctl doctor warns of"),
+    ("nftables", "the tests of what vmctl doctor warns of"),
     ("python3-grpcio", "the example in examples/grpc"),
     ("protobuf-compiler", "the example in examples/grpc"),
     ("protobuf-compiler-grpc", "the example in examples/grpc"),
@@ -33,6 +36,9 @@ pub enum TestError {
     /// A check or a test failed: its output is above.
     #[error("a check failed: its output is above")]
     Check(#[from] RunError),
+    /// The tests on emulated hosts did not pass.
+    #[error("test on emulated hosts")]
+    Hosts(#[from] HostsError),
     /// Processes or interfaces could not be listed.
     #[error("look for what the tests left behind")]
     Look(#[source] io::Error),
@@ -59,6 +65,15 @@ pub fn test(filters: &[String]) -> Result<(), TestError> {
         return Err(TestError::Leftovers(left));
     }
     steps.note("test: ok, nothing left behind");
+    Ok(())
+}
+
+/// The tests on emulated hosts. Where there can be none, that is an error: they were asked for.
+pub fn test_l1(wanted: &Wanted, filters: &[String]) -> Result<(), TestError> {
+    let steps = Steps::new();
+    let setup = build::everything(&steps, build::DEFAULT_RECIPE)?;
+    l1::test(&steps, &setup, wanted, filters)?;
+    steps.note("test: ok on emulated hosts");
     Ok(())
 }
 
@@ -105,7 +120,8 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
 
 /// Tests that need root and KVM but no image are ignored by themselves, with their reason; here is root.
 fn root_tests(filters: &[String]) -> Result<(), RunError> {
-    let mut command = cargo(&["nextest", "run", "-p", "vmm", "-p", "vmmd", "--run-ignored", "only"]);
+    let mut command =
+        cargo(&["nextest", "run", "-p", "vmm", "-p", "vmmd", "-p", "patina-host", "--run-ignored", "only"]);
     // Where the kernel does not note what is written, tests of that stay ignored.
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let chosen = if notes_writes(&release) {

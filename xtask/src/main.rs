@@ -3,6 +3,7 @@
 //! - [`build`]: the guest's programs, its image, the host's release binaries.
 //! - [`demo`]: from nothing to a guest that answers, with everything cleaned away afterwards.
 //! - [`check`]: the `test` command, all checks and all tests.
+//! - [`l1`]: those on emulated hosts.
 //! - [`mod@bench`]: the benchmarks.
 //! - [`steps`], [`run`]: progress and child processes.
 //!
@@ -12,6 +13,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod l1;
 mod run;
 mod steps;
 
@@ -34,6 +36,9 @@ enum Command {
     Test {
         /// Run only tests whose name contains one of these; format, lints and documentation are skipped.
         filters: Vec<String>,
+        /// Run only the tests on emulated hosts with AMD-V: those with this kernel (6.1, 6.12), or all of them.
+        #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all")]
+        l1: Option<l1::Wanted>,
     },
     /// Builds the guest image and prints the paths of its kernel and root file system.
     Image {
@@ -68,7 +73,8 @@ fn main() -> ExitCode {
     }
     let result: Result<(), Box<dyn Error>> = match arguments.command {
         Command::Demo => demo::demo().map_err(Into::into),
-        Command::Test { filters } => check::test(&filters).map_err(Into::into),
+        Command::Test { filters, l1: None } => check::test(&filters).map_err(Into::into),
+        Command::Test { filters, l1: Some(wanted) } => check::test_l1(&wanted, &filters).map_err(Into::into),
         Command::Image { recipe, print } => build::image_command(&recipe, print).map_err(Into::into),
         Command::Bench { name, json, quick, options } => {
             bench::bench(&name, json.as_deref(), quick, &options).map_err(Into::into)

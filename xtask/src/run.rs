@@ -57,14 +57,10 @@ pub fn cargo(arguments: &[&str]) -> Command {
 /// Runs `command` to its end. What it prints goes to standard error: standard output is for results.
 pub fn run(command: &mut Command) -> Result<(), RunError> {
     let status = run_in_a_group(command.stdin(Stdio::null()).stdout(io::stderr()));
-    let shown = || {
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-    };
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(RunError::Status { command: shown(), status }),
-        Err(source) => Err(RunError::Start { command: shown(), source }),
+        Ok(status) => Err(RunError::Status { command: shown(command), status }),
+        Err(source) => Err(RunError::Start { command: shown(command), source }),
     }
 }
 
@@ -139,6 +135,21 @@ fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
     };
     drop(guarded);
     Ok(status)
+}
+
+/// Runs `command` to its end: what it prints. Its errors go to standard error.
+pub fn output(command: &mut Command) -> Result<String, RunError> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => Err(RunError::Status { command: shown(command), status: output.status }),
+        Err(source) => Err(RunError::Start { command: shown(command), source }),
+    }
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
 /// Whether `cargo NAME` is there.

@@ -1,6 +1,7 @@
 //! Runs the `vmm` program with a guest of a few instructions.
 
 use libtest_mimic::Failed;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::net::Ipv4Addr;
@@ -22,6 +23,18 @@ pub fn missing() -> Option<String> {
         return Some(format!("no usable /dev/kvm: {error}"));
     }
     sys::tap().err().map(|error| format!("no tap: {error}"))
+}
+
+/// The `vmm` that is tested: the one that cargo has built, or one elsewhere, on a host where cargo is not.
+fn program() -> OsString {
+    std::env::var_os("PATINA_TINY_VMM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm").into())
+}
+
+/// Whether this kernel notes what is written (`vmctl doctor` warns where it does not): Linux 6.7.
+pub fn notes_writes() -> Result<bool, Failed> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(7)))
 }
 
 /// A guest to be run.
@@ -128,7 +141,7 @@ impl Guest {
         };
         let mut document = tempfile::tempfile()?;
         document.write_all(&serde_json::to_vec(&config)?)?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        let mut command = Command::new(program());
         command.args(["--config-fd", &inherit(&document)?.to_string()]).stdin(Stdio::null());
         if self.hides_auxv {
             sys::hide_auxv(&mut command)?;

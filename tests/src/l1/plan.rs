@@ -1,0 +1,196 @@
+//! Which tests run on an emulated host.
+//!
+//! All tests of guests of a few instructions run; of the end-to-end stories those that a host's hardware or kernel can make
+//! fail: a translator runs at a fiftieth of the usual speed.
+
+use super::report::{Expected, plain};
+use crate::process::{self, ProcessError};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+/// The suite of tests with guests of a few instructions.
+pub const TINY: &str = "tiny_guests";
+/// The suite of end-to-end stories.
+pub const E2E: &str = "e2e";
+
+/// How long a program may take to list its tests.
+const LIST_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The end-to-end stories that run on an emulated host. Those that compare vector registers are not among them: its guests have no
+/// AVX. Nor are those that ask for more VMs than its RAM allows.
+const CHOSEN: [&str; 18] = [
+    "boot::a_guest_boots_and_is_ready",
+    "boot::the_guest_has_its_name_address_and_clock",
+    "exec::output_errors_and_exit_code_are_kept_apart",
+    "exec::a_program_gets_a_terminal",
+    "cpus::a_guest_with_two_vcpus_runs_two_programs_at_once",
+    "network::the_host_reaches_the_guest_through_a_published_port",
+    "endings::a_guest_that_powers_off_has_powered_off",
+    "endings::a_triple_fault_is_recorded",
+    "clones::two_clones_and_their_parent_go_on_each_for_itself",
+    "clones::memory_written_at_full_speed_is_whole_in_parent_and_clones",
+    "carried::timers_connections_pipes_and_files_go_on",
+    "forks::gc_clone_prints_0_in_the_parent_and_the_vmid_in_each_clone",
+    "forks::a_clone_of_a_clone_of_a_clone_goes_on",
+    "forks::clones_talk_tcp_to_the_master_and_to_each_other",
+    "tickets::a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins",
+    "tickets::what_is_killed_is_given_back",
+    "generations::the_memory_of_a_generation_goes_with_its_last_user",
+    "adoption::a_vm_outlives_a_killed_vmmd_and_is_taken_over",
+];
+
+/// Why the tests cannot be chosen.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A program does not list its tests.
+    #[error("list the tests of {}", program.display())]
+    List {
+        /// The program.
+        program: PathBuf,
+        /// What it did.
+        source: ProcessError,
+    },
+    /// A program does not list its tests.
+    #[error("list the tests of {}: exit code {code}: {errors}", program.display())]
+    Code {
+        /// The program.
+        program: PathBuf,
+        /// Its exit code.
+        code: i32,
+        /// What it complained about.
+        errors: String,
+    },
+    /// A test that is to run does not exist (any more).
+    #[error("no end-to-end story is called {0}: correct the list in tests/src/l1/plan.rs")]
+    Unknown(String),
+    /// The filters leave nothing to run.
+    #[error("no test of the emulated host has a name that contains one of: {}", .0.join(", "))]
+    Nothing(Vec<String>),
+}
+
+/// A program of tests.
+#[derive(Debug)]
+pub struct Suite {
+    /// Its name in the report.
+    pub name: &'static str,
+    /// The program, on this machine.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// The tests that must run.
+    pub tests: BTreeSet<String>,
+}
+
+/// What is run.
+#[derive(Debug)]
+pub struct Plan {
+    /// One program after the other.
+    pub suites: Vec<Suite>,
+}
+
+/// The programs of tests, as cargo built them.
+#[derive(Debug)]
+pub struct TestPrograms {
+    /// `vmm/tests/tiny_guests.rs`.
+    pub tiny: PathBuf,
+    /// `tests/tests/e2e`.
+    pub e2e: PathBuf,
+}
+
+impl Plan {
+    /// All that is run on an emulated host, or of that the tests whose names contain one of `filters`.
+    ///
+    /// # Errors
+    /// A program does not list its tests, or has none of a name that it should have.
+    pub fn new(programs: &TestPrograms, filters: &[String]) -> Result<Self, PlanError> {
+        let tiny = list(&programs.tiny)?;
+        let e2e = list(&programs.e2e)?;
+        let suites = [
+            Suite::new(TINY, &programs.tiny, &tiny, wanted(&tiny, filters)),
+            Suite::new(E2E, &programs.e2e, &e2e, wanted(&chosen(&e2e)?, filters)),
+        ];
+        let suites: Vec<Suite> = suites.into_iter().filter(|suite| !suite.tests.is_empty()).collect();
+        if suites.is_empty() { Err(PlanError::Nothing(filters.to_vec())) } else { Ok(Self { suites }) }
+    }
+
+    /// The tests that must run.
+    #[must_use]
+    pub fn expected(&self) -> Expected {
+        self.suites.iter().map(|suite| (suite.name.to_owned(), suite.tests.clone())).collect()
+    }
+}
+
+impl Suite {
+    /// Runs `tests` of `all` that the program has.
+    fn new(name: &'static str, program: &Path, all: &BTreeSet<String>, tests: BTreeSet<String>) -> Self {
+        let fixed = ["--format", "json", "--include-ignored", "--test-threads", "1", "--exact"];
+        // A program takes one filter, and skips any number.
+        let skipped = all.difference(&tests).flat_map(|test| ["--skip", test]);
+        let arguments = fixed.into_iter().chain(skipped).map(str::to_owned).collect();
+        Self { name, program: program.to_owned(), arguments, tests }
+    }
+}
+
+fn wanted(tests: &BTreeSet<String>, filters: &[String]) -> BTreeSet<String> {
+    let is_wanted =
+        |name: &&String| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    tests.iter().filter(is_wanted).cloned().collect()
+}
+
+fn chosen(stories: &BTreeSet<String>) -> Result<BTreeSet<String>, PlanError> {
+    let known = |name: &str| match stories.contains(name) {
+        true => Ok(name.to_owned()),
+        false => Err(PlanError::Unknown(name.to_owned())),
+    };
+    CHOSEN.into_iter().map(known).collect()
+}
+
+/// The names of a program's tests.
+fn list(program: &Path) -> Result<BTreeSet<String>, PlanError> {
+    let mut command = Command::new(program);
+    command.arg("--list");
+    let output = process::run(&mut command, b"", LIST_DEADLINE)
+        .map_err(|source| PlanError::List { program: program.to_owned(), source })?;
+    if output.code != 0 {
+        let (code, errors) = (output.code, output.errors());
+        return Err(PlanError::Code { program: program.to_owned(), code, errors });
+    }
+    Ok(names(&output.text()))
+}
+
+/// The names in what `--list` prints: `NAME: test`, with `[REASON]` where a test cannot run on this machine.
+fn names(list: &str) -> BTreeSet<String> {
+    list.lines().filter_map(|line| line.trim_end().strip_suffix(": test")).map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_listed_without_this_machines_reasons() {
+        let list = "power_off_is_recorded [no usable /dev/kvm: No such file or directory (os error 2)]: test\nb: test\n\n2 tests, 0 benchmarks\n";
+        assert_eq!(names(list), BTreeSet::from(["power_off_is_recorded".to_owned(), "b".to_owned()]));
+    }
+
+    #[test]
+    fn a_story_that_was_renamed_is_missed() {
+        let mut stories: BTreeSet<String> = CHOSEN.iter().map(|&name| name.to_owned()).collect();
+        assert_eq!(chosen(&stories).unwrap().len(), CHOSEN.len());
+        stories.remove(CHOSEN[0]);
+        assert!(matches!(chosen(&stories).unwrap_err(), PlanError::Unknown(name) if name == CHOSEN[0]));
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_skipped_by_its_whole_name() {
+        let all = BTreeSet::from(["a", "ab", "b"].map(str::to_owned));
+        let suite = Suite::new(TINY, Path::new("tiny"), &all, wanted(&all, &["a".to_owned()]));
+        assert_eq!(suite.tests, BTreeSet::from(["a", "ab"].map(str::to_owned)));
+        assert_eq!(suite.arguments[5..], ["--exact", "--skip", "b"]);
+        assert_eq!(wanted(&all, &[]), all);
+    }
+}
