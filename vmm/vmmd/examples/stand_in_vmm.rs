@@ -86,6 +86,7 @@ fn main() {
     let (listener, mut console): (UnixListener, File) =
         unsafe { (owned(config.control_fd), owned(config.console_fd)) };
     writeln!(console, "stand-in console of {}", config.name).unwrap();
+    patina_host::say!("begun at nice {}", rustix::process::getpriority_process(None).unwrap());
     patina_host::say!("stand-in of {}", config.name);
     let (words, state) = match &config.start {
         Origin::Boot { cmdline, .. } => (cmdline.clone(), State::Booting),

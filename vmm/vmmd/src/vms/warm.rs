@@ -213,7 +213,12 @@ impl Host {
         let tap = self.net.tap(identity.net, identity.vmid).await?;
         let (program, of, folder) = (self.settings.vmm.clone(), identity.clone(), dir.clone());
         let neighbours = self.net.neighbours(identity.net);
-        let urgency = if who == For::Pool { Urgency::Background } else { Urgency::Normal };
+        let urgency = match who {
+            For::Pool => Urgency::Background,
+            // Somebody waits for it, and of many clones of one call the first ones' guests run already: made beside them as their equal, the
+            // last ones would start when those are through with all that they have to do.
+            For::Clone => Urgency::Urgent,
+        };
         let spawned = blocking(move || {
             let (kvm, rootfs) = (spawn::open_kvm()?, open_rootfs(&of)?);
             let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), neighbours, urgency);

@@ -74,6 +74,9 @@ fn warm_vms_wait_for_a_family_and_clones_take_them_in_order() {
         let pids: Vec<u32> = outcomes.iter().map(|outcome| made(outcome).pid).collect();
         assert_eq!(pids[..2].iter().copied().collect::<BTreeSet<_>>(), first);
         assert!(!first.contains(&pids[2]));
+        // The third was made while the guests of the first two ran: before them, not beside them.
+        let log = fs::read_to_string(bench.path("state/vms/web.3/vmm.log")).unwrap();
+        assert!(log.contains(&format!("begun at nice {}\n", guests - 10)), "{log}");
         for outcome in &outcomes {
             assert!((1..20_000_000).contains(&outcome.executing_after_us), "{outcome:?}");
             wait(&mut client, &made(outcome).name, Until::Ready).await.unwrap();
