@@ -273,7 +273,7 @@ fn a_call_that_the_agent_may_say_fits_the_line_to_vmmd_or_is_refused() {
 fn long_words_of_an_agent_that_could_not_prepare_fit_the_answer() {
     let mut session = greeted();
     session.prepare(true).expect("asked");
-    let message = "\u{1}ä".repeat(8000);
+    let message = "\u{1}".repeat(12_000);
     let effects = say(&mut session, json!({"t": "prepared", "error": {"code": 125, "message": message}}));
     let [Effect::RefuseFreeze(error)] = &effects[..] else { panic!("{effects:?}") };
     assert!(error.message.len() > 4096, "a hook's output arrives");
