@@ -192,6 +192,7 @@ mod tests {
     fn vm() -> Vm {
         Vm {
             name: "web".into(),
+            uuid: "0f8e7d6c-0000-4000-8000-000000000001".into(),
             state: VmState::Ended.into(),
             end_kind: EndKind::PoweredOff.into(),
             memory_mib: 256,
@@ -212,6 +213,10 @@ mod tests {
         let row = VmView::from(vm()).row(0);
         assert_eq!(row[..2], ["web".to_owned(), "ended (powered_off)".to_owned()]);
         assert_eq!(row[5], "127.0.0.1:8080->80");
+        // Of what vmmd has not taken over it knows the name.
+        let broken = Vm { name: "torn".into(), state: VmState::Broken.into(), ..Vm::default() };
+        let row = VmView::from(broken).row(0);
+        assert_eq!((row.len(), row[..3].join(",")), (HEADER.len(), "torn,broken,".to_owned()));
     }
 
     #[test]
