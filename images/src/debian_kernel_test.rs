@@ -2,13 +2,13 @@ use super::*;
 
 /// As `apt-cache madison` of Debian 12 printed it.
 const MADISON: &str = "\
-linux-image-6.1.0-9-cloud-amd64 | 6.1.27-1 | http://deb.debian.org/debian bookworm/main amd64 Packages
-linux-image-6.1.0-56-cloud-amd64 |  6.1.192-2 | http://deb.debian.org/debian-security bookworm-security/main amd64 Packages
-linux-image-6.1.0-50-cloud-amd64 |  6.1.176-1 | http://deb.debian.org/debian bookworm/main amd64 Packages
-linux-image-6.1.0-57-rt-amd64 |  6.1.193-1 | http://deb.debian.org/debian bookworm/main amd64 Packages
-linux-image-6.12.9+deb12-cloud-amd64 | 6.12.9-1~deb12u1 | http://deb.debian.org/debian bookworm/main amd64 Packages
-linux-image-6.12.117+deb12-cloud-amd64 | 6.12.117-1~deb12u1 | http://deb.debian.org/debian bookworm/main amd64 Packages
-linux-image-6.12.117+deb12-cloud-amd64-unsigned | 6.12.118-1~deb12u1 | http://deb.debian.org/debian bookworm/main amd64 Packages
+linux-image-6.1.0-9-cloud-amd64 | 6.1.27-1 | http://mirror.example/debian bookworm/main amd64 Packages
+linux-image-6.1.0-56-cloud-amd64 |  6.1.192-2 | http://mirror.example/debian-security bookworm-security/main amd64 Packages
+linux-image-6.1.0-50-cloud-amd64 |  6.1.176-1 | http://mirror.example/debian bookworm/main amd64 Packages
+linux-image-6.1.0-57-rt-amd64 |  6.1.193-1 | http://mirror.example/debian bookworm/main amd64 Packages
+linux-image-6.12.9+deb12-cloud-amd64 | 6.12.9-1~deb12u1 | http://mirror.example/debian bookworm/main amd64 Packages
+linux-image-6.12.117+deb12-cloud-amd64 | 6.12.117-1~deb12u1 | http://mirror.example/debian bookworm/main amd64 Packages
+linux-image-6.12.117+deb12-cloud-amd64-unsigned | 6.12.118-1~deb12u1 | http://mirror.example/debian bookworm/main amd64 Packages
 ";
 
 #[test]
