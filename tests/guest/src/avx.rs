@@ -21,6 +21,8 @@ use std::{
 
 /// How often a process yields with the registers live, each round.
 const YIELDS: u64 = 4;
+/// How many times more rounds there are, at most, where the two processes do not meet at once.
+const MORE_ROUNDS: u32 = 100;
 
 /// Runs two processes with different patterns on CPU 0, this one and a copy of it.
 pub fn pair(rounds: u32, sabotage: bool) -> Result<(), Box<dyn Error>> {
@@ -85,7 +87,12 @@ fn keep(seed: u32, rounds: u32, sabotage: bool) -> Result<String, Box<dyn Error>
     sched_setaffinity(None, &cpu)?;
     let registers = Registers::widest().ok_or("the CPU has no AVX: nothing to look at")?;
     let before = switches()?;
-    for round in 0..rounds {
+    let mut round = 0;
+    // The other process may come to this CPU late. Whoever is first goes on for both to be switched often enough.
+    while round < rounds
+        || round < rounds * MORE_ROUNDS
+            && (!round.is_multiple_of(rounds) || switches()? - before < 2 * u64::from(rounds))
+    {
         let pattern = pattern(seed.wrapping_mul(0x9e37).wrapping_add(round));
         let mut kept = [0; SLOTS * SLOT_BYTES];
         sys::hold(registers, &pattern, &mut kept, YIELDS, sabotage && round + 1 == rounds);
@@ -94,6 +101,7 @@ fn keep(seed: u32, rounds: u32, sabotage: bool) -> Result<String, Box<dyn Error>
                 format!("{}{register} changed in round {round} of process {seed}", registers.name()).into()
             );
         }
+        round += 1;
     }
     let switches = switches()? - before;
     if switches < u64::from(rounds) {
