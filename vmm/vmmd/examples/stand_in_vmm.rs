@@ -287,7 +287,7 @@ impl Vm {
         self.waiting.lock().unwrap().insert(id, sender);
         let args = serde_json::from_str(args).unwrap();
         let request = FromVmm::GuestRequest { id, verb: verb.into(), args };
-        say(self.control.lock().unwrap().as_mut().unwrap(), &request);
+        self.tell(&request);
         (id, receiver)
     }
 
@@ -297,7 +297,15 @@ impl Vm {
             thread::sleep(Duration::from_millis(5));
         }
         self.waiting.lock().unwrap().remove(&id);
-        say(self.control.lock().unwrap().as_mut().unwrap(), &FromVmm::GuestCancel { id });
+        self.tell(&FromVmm::GuestCancel { id });
+    }
+
+    /// Says a line on the control connection. A vmmd that was just started again may not have made one yet, and what is here is that of
+    /// the vmmd that was killed: then it waits for the new one.
+    fn tell(&self, line: &FromVmm) {
+        while !self.control.lock().unwrap().as_mut().is_some_and(|control| try_say(control, line)) {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Breaks the control connection under a call that is not answered, and waits until there is another; the call is one that waits.
