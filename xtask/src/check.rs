@@ -4,7 +4,7 @@ use crate::{
     build::{self, BuildError},
     l1::{self, HostsError, Wanted},
     run::{RunError, cargo, has_subcommand, run},
-    steps::Steps,
+    steps::{Steps, with_causes},
 };
 use patina_images::Stderr as Progress;
 use patina_tests::{
@@ -59,6 +59,7 @@ pub fn test(filters: &[String]) -> Result<(), TestError> {
     let outcome = steps.step("test without guests", || unit_tests(&setup, filters));
     // One process runs all end-to-end tests, so that tests share booted guests.
     let outcome = outcome.and(steps.step("test with real guests", || guest_tests(&setup, filters)));
+    let outcome = outcome.map_err(TestError::from).and_then(|()| emulated_hosts(&steps, &setup, filters));
     let left = Snapshot::take().map_err(TestError::Look)?.since(&before);
     outcome?;
     if !left.is_empty() {
@@ -66,6 +67,21 @@ pub fn test(filters: &[String]) -> Result<(), TestError> {
     }
     steps.note("test: ok, nothing left behind");
     Ok(())
+}
+
+/// The tests on emulated hosts are part of everything, but not of a few tests that somebody names: those have `--l1` for it. A host that
+/// cannot be had here is ignored, with the reason.
+fn emulated_hosts(steps: &Steps, setup: &Setup, filters: &[String]) -> Result<(), TestError> {
+    if !filters.is_empty() {
+        return Ok(());
+    }
+    match l1::test(steps, setup, &Wanted::all(), &[]) {
+        Err(error @ HostsError::Unavailable(..)) => {
+            steps.note(&format!("ignored: tests on emulated hosts: {}", with_causes(&error)));
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
 }
 
 /// The tests on emulated hosts. Where there can be none, that is an error: they were asked for.

@@ -15,7 +15,7 @@ use patina_tests::{
     },
     setup::Setup,
 };
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, panic::resume_unwind, path::PathBuf, thread, time::Duration};
 
 /// Debian packages that an emulated host needs.
 const PACKAGES: [(&str, &str); 4] = [
@@ -98,8 +98,11 @@ pub enum HostsError {
     Faults(&'static str, usize, PathBuf),
 }
 
-/// Runs the tests on each host of `wanted`, one after the other. `filters` as for the other tests. A host that cannot be had
-/// keeps none of the others from running.
+/// Runs the tests on each host of `wanted`, all at the same time: the translator uses one CPU of this machine for each. `filters` as
+/// for the other tests. A host that cannot be had keeps none of the others from running.
+///
+/// # Errors
+/// Of several hosts, that of the first one whose tests failed; otherwise that of one that cannot be had.
 pub fn test(steps: &Steps, setup: &Setup, wanted: &Wanted, filters: &[String]) -> Result<(), HostsError> {
     let unavailable = |error| HostsError::Unavailable("every emulated host".to_owned(), Box::new(error));
     let mut progress = Progress::new();
@@ -107,20 +110,25 @@ pub fn test(steps: &Steps, setup: &Setup, wanted: &Wanted, filters: &[String]) -
     let programs = steps.step("build the tests for the emulated hosts", test_programs)?;
     let plan = Plan::new(&programs, filters).map_err(|error| HostsError::Host("any kernel", error.into()))?;
     let cache = patina_images::default_cache_dir().map_err(|error| unavailable(error.into()))?;
-    let mut missing = Ok(());
+    let (mut there, mut missing) = (Vec::new(), Ok(()));
     for kernel in &wanted.0 {
         match patina_images::debian_kernel(&cache, kernel.series, &MODULES, &mut progress) {
-            Ok(debian) => {
-                let what = format!("test on Linux {} under emulated AMD-V", debian.version);
-                steps.step(&what, || host(steps, setup, &plan, *kernel, &debian))?;
-            }
+            Ok(debian) => there.push((*kernel, debian)),
             Err(error) => {
                 let host = format!("the emulated host with Linux {}", kernel.series);
                 missing = Err(HostsError::Unavailable(host, Box::new(error)));
             }
         }
     }
-    missing
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let run = |(kernel, debian): &(Kernel, DebianKernel)| {
+            let what = format!("test on Linux {} under emulated AMD-V", debian.version);
+            steps.step(&what, || host(steps, setup, &plan, *kernel, debian))
+        };
+        let threads: Vec<_> = there.iter().map(|pair| scope.spawn(move || run(pair))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    outcomes.into_iter().collect::<Result<(), _>>().and(missing)
 }
 
 fn host(

@@ -83,12 +83,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            patina_host::say!("error: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                patina_host::say!("  because: {cause}");
-                source = cause.source();
-            }
+            patina_host::say!("error: {}", steps::with_causes(&*error));
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,10 @@
 //! Progress on standard error: what is being done, and how long it took.
 
-use std::time::{Duration, Instant};
+use std::{
+    error::Error,
+    iter,
+    time::{Duration, Instant},
+};
 
 /// Counts time from the beginning and names each step.
 #[derive(Debug)]
@@ -34,6 +38,12 @@ impl Steps {
     }
 }
 
+/// An error and what caused it, a line each.
+pub fn with_causes(error: &dyn Error) -> String {
+    let causes = iter::successors(error.source(), |&cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}\n  because: {cause}"))
+}
+
 /// `4.2s`, `3m07s`.
 fn clock(time: Duration) -> String {
     if time < Duration::from_mins(1) {
@@ -46,6 +56,15 @@ fn clock(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_have_a_line_each() {
+        let cause = std::io::Error::other(std::fmt::Error);
+        let error = crate::check::TestError::Look(cause);
+        let expected =
+            "look for what the tests left behind\n  because: an error occurred when formatting an argument";
+        assert!(with_causes(&error).starts_with(expected), "{}", with_causes(&error));
+    }
 
     #[test]
     fn times_read_well() {

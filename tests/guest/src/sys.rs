@@ -24,6 +24,8 @@ pub const SLOT_BYTES: usize = 64;
 /// Which registers this CPU has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registers {
+    /// 16 of 16 bytes: SSE, which every x86-64 CPU has.
+    Xmm,
     /// 16 of 32 bytes.
     Ymm,
     /// 32 of 64 bytes.
@@ -32,17 +34,23 @@ pub enum Registers {
 
 impl Registers {
     /// The widest that the CPU has and the kernel allows (CPUID and XCR0).
-    pub fn widest() -> Option<Self> {
+    pub fn widest() -> Self {
         if std::is_x86_feature_detected!("avx512f") {
-            Some(Self::Zmm)
+            Self::Zmm
+        } else if std::is_x86_feature_detected!("avx") {
+            Self::Ymm
         } else {
-            std::is_x86_feature_detected!("avx").then_some(Self::Ymm)
+            Self::Xmm
         }
     }
 
-    /// `ymm` or `zmm`.
+    /// `xmm`, `ymm` or `zmm`.
     pub fn name(self) -> &'static str {
-        if self == Self::Zmm { "zmm" } else { "ymm" }
+        match self {
+            Self::Xmm => "xmm",
+            Self::Ymm => "ymm",
+            Self::Zmm => "zmm",
+        }
     }
 
     /// How many there are.
@@ -52,28 +60,33 @@ impl Registers {
 
     /// Bytes of each.
     pub fn bytes(self) -> usize {
-        if self == Self::Zmm { 64 } else { 32 }
+        match self {
+            Self::Xmm => 16,
+            Self::Ymm => 32,
+            Self::Zmm => 64,
+        }
     }
 }
 
 /// `vmovups ymm3, [rdi + 64*3]` for each number.
 macro_rules! load {
-    ($register:literal, $($n:literal)*) => {
-        concat!($("vmovups ", $register, $n, ", [rdi + 64*", $n, "]\n"),*)
+    ($move:literal $register:literal, $($n:literal)*) => {
+        concat!($($move, " ", $register, $n, ", [rdi + 64*", $n, "]\n"),*)
     };
 }
 /// `vmovups [rsi + 64*3], ymm3` for each number.
 macro_rules! store {
-    ($register:literal, $($n:literal)*) => {
-        concat!($("vmovups [rsi + 64*", $n, "], ", $register, $n, "\n"),*)
+    ($move:literal $register:literal, $($n:literal)*) => {
+        concat!($($move, " [rsi + 64*", $n, "], ", $register, $n, "\n"),*)
     };
 }
 
-/// sched_yield as often as r8 says. With r9 set the upper half of register 7 is lost, as it is under a
-/// kernel that saves SSE registers only: the test of the test.
+/// sched_yield as often as r8 says. With r9 set `$lose` takes the upper half of register 7, as a kernel does that saves less than
+/// the CPU has: the test of the test.
 macro_rules! yield_loop {
-    () => {
-        "
+    ($lose:literal) => {
+        concat!(
+            "
     2:
     mov eax, 24
     syscall
@@ -81,9 +94,12 @@ macro_rules! yield_loop {
     jnz 2b
     test r9, r9
     jz 3f
-    vmovaps xmm7, xmm7
+    ",
+            $lose,
+            "
     3:
 "
+        )
     };
 }
 
@@ -96,13 +112,13 @@ pub fn hold(
     sabotage: bool,
 ) {
     macro_rules! hold {
-        ($load:expr, $store:expr) => {
+        ($load:expr, $store:expr, $lose:literal, $end:literal) => {
             // SAFETY: both pointers are valid for SLOTS * SLOT_BYTES bytes, which is as far as the loads and
             // stores reach; the caller checked with CPUID and XCR0 that the registers exist; every register that
             // is written is declared (the compiler itself uses none above xmm15 without AVX-512).
             unsafe {
                 asm!(
-                    $load, yield_loop!(), $store, "vzeroupper",
+                    $load, yield_loop!($lose), $store, $end,
                     in("rdi") pattern.as_ptr(), in("rsi") kept.as_mut_ptr(),
                     inout("r8") yields.max(1) => _, in("r9") u64::from(sabotage),
                     out("rax") _, out("rcx") _, out("r11") _,
@@ -116,13 +132,23 @@ pub fn hold(
         };
     }
     match registers {
+        Registers::Xmm => hold!(
+            load!("movups" "xmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+            store!("movups" "xmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+            "movq xmm7, xmm7",
+            ""
+        ),
         Registers::Ymm => hold!(
-            load!("ymm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
-            store!("ymm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+            load!("vmovups" "ymm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+            store!("vmovups" "ymm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+            "vmovaps xmm7, xmm7",
+            "vzeroupper"
         ),
         Registers::Zmm => hold!(
-            load!("zmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31),
-            store!("zmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+            load!("vmovups" "zmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31),
+            store!("vmovups" "zmm", 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31),
+            "vmovaps xmm7, xmm7",
+            "vzeroupper"
         ),
     }
 }

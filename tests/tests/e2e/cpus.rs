@@ -11,6 +11,9 @@ pub const STORIES: &[Story] = &[
 fn two(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     assert_eq!(guest.call(&["nproc"])?, "2");
+    // Two cores, not two threads of one: its scheduler treats these differently.
+    let cores = guest.sh("cat /sys/devices/system/cpu/cpu[0-9]/topology/thread_siblings_list")?;
+    assert_eq!(cores, "0\n1");
     let check = guest.install("guest-check")?;
     let report = guest.call(&[&check, "cpus", "3000"])?;
     let words: Vec<&str> = report.split_whitespace().collect();
