@@ -25,6 +25,9 @@ const MERGED_RUNS_MAX: usize = 128;
 /// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
 /// guest; every clone would pay for two mappings more.
 const GAP_MAX_BYTES: u64 = 8 * PAGE_BYTES;
+/// How often sealing is tried. The kernel refuses it while somebody holds a page, which reclaim, compaction and DAMON do for moments too; each time
+/// it has waited for 150 ms. Where there is a writable mapping it refuses at once.
+const SEAL_TRIES: usize = 4;
 /// How much is copied at a time when layers are merged, bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -322,7 +325,10 @@ pub fn new_layer(bytes: u64) -> Result<File, LayersError> {
 /// # Errors
 /// Somebody has a writable shared mapping of it.
 pub fn seal(memfd: &File) -> rustix::io::Result<()> {
-    fcntl_add_seals(memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    let tried =
+        (1..SEAL_TRIES).map(|_| fcntl_add_seals(memfd, seals)).find(|tried| *tried != Err(Errno::BUSY));
+    tried.unwrap_or_else(|| fcntl_add_seals(memfd, seals))
 }
 
 /// A part of RAM that lies in one region.
