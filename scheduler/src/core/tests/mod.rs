@@ -8,6 +8,5 @@ mod kills;
 mod model;
 mod places;
 mod queueing;
-mod speed;
 mod spending;
 mod world;
