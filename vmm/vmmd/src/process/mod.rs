@@ -15,6 +15,7 @@ pub mod rights;
 pub mod spawn;
 pub mod stray;
 pub mod sys;
+pub mod turns;
 pub mod urgency;
 pub mod usage;
 

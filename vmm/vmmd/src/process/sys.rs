@@ -1,7 +1,8 @@
-//! Between fork and exec: which descriptors a child keeps, and its own session.
+//! Between fork and exec: which descriptors a child keeps, and its own process group. And its scheduling policy later.
 #![allow(unsafe_code, reason = "pre_exec is unsafe by signature, close_range has no safe wrapper")]
 
 use super::urgency::Urgency;
+use rustix::{io::Errno, process::Pid};
 use std::{
     io,
     os::{
@@ -30,7 +31,7 @@ impl Dispensable {
     }
 }
 
-/// Makes `command` start its child in a session of its own, so urgent and so dispensable, with `kept` open under the same numbers and every
+/// Makes `command` start its child in a process group of its own, so urgent and so dispensable, with `kept` open under the same numbers and every
 /// other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
 pub fn keep_only(
     command: &mut Command,
@@ -40,8 +41,9 @@ pub fn keep_only(
     let (nice, score) = (urgency.nice(), dispensable.score());
     let kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     let prepare = move || {
-        // A session of its own: what ends vmmd's terminal or process group leaves the VM alone.
-        rustix::process::setsid()?;
+        // A process group of its own: what ends vmmd's, or its terminal, leaves the VM alone. Not a session of its own:
+        // where the kernel shares the CPUs out among sessions (CONFIG_SCHED_AUTOGROUP), nice values would count for nothing.
+        rustix::process::setpgid(None, None)?;
         // No reason not to run: only slower, or faster, than it should.
         rustix::process::setpriority_process(None, nice).ok();
         // Neither a reason. It never takes rights to be taken sooner than vmmd is.
@@ -52,6 +54,33 @@ pub fn keep_only(
     // SAFETY: the closure runs in the forked child. It makes only async-signal-safe system calls, and neither
     // allocates nor takes a lock: `kept` was collected before the fork.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Gives all threads of a process SCHED_IDLE, or SCHED_OTHER, and leaves them their nice values and the length of their turns.
+///
+/// # Errors
+/// No rights, or no such process.
+pub(super) fn set_idle_policy(leader: Pid, is_idle: bool) -> rustix::io::Result<()> {
+    let policy = if is_idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", leader.as_raw_nonzero()));
+    let tasks = tasks.map_err(|_| Errno::SRCH)?;
+    for task in tasks.flatten() {
+        let Some(task) = task.file_name().to_str().and_then(|name| name.parse::<libc::pid_t>().ok()) else {
+            continue;
+        };
+        // SAFETY: zeros are a valid value of this struct of integers.
+        let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+        let size = size_of::<libc::sched_attr>() as libc::c_uint;
+        // SAFETY: the kernel writes at most `size` bytes to a live struct of that size.
+        let read = unsafe { libc::syscall(libc::SYS_sched_getattr, task, &raw mut attributes, size, 0) };
+        // A thread that has ended since needs none.
+        if read == 0 && attributes.sched_policy != policy as u32 {
+            attributes.sched_policy = policy as u32;
+            // SAFETY: the kernel reads a live struct whose size is its first field.
+            unsafe { libc::syscall(libc::SYS_sched_setattr, task, &raw const attributes, 0) };
+        }
+    }
+    Ok(())
 }
 
 fn set_oom_score(score: &[u8]) -> rustix::io::Result<()> {

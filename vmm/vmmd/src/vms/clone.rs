@@ -27,6 +27,7 @@ use crate::{
     process::{
         generation::{Generation, Touched},
         link::{self, LinkError},
+        turns::Turn,
     },
     store::{
         Lasting, VmDir,
@@ -244,13 +245,13 @@ impl Host {
             (Err(error), _) => Err(error),
         };
         let made = match started {
-            Ok((started, times)) => {
+            Ok((started, turn, times)) => {
                 let vm = supervise(self, Supervised { share: Some(share), ..started });
                 reservation.fill(Arc::clone(&vm));
                 if let Some(reason) = self.tickets.started(&vm.record) {
                     vm.ask_to_end(&reason);
                 }
-                on_the_way.until_ready(Arc::clone(&vm));
+                on_the_way.until_ready(Arc::clone(&vm), turn);
                 Ok((vm, times))
             }
             Err(error) => {
@@ -268,7 +269,7 @@ impl Host {
         source: &Source,
         mut warm: Warm,
         record: Record,
-    ) -> Result<(Supervised, Times), Error> {
+    ) -> Result<(Supervised, Option<Turn>, Times), Error> {
         let record = Record { process: warm.process().map(|process| process.id().clone()), ..record };
         let sent = async {
             let (generation, touched) = (source.generation.open()?, source.touched.open()?);
@@ -283,10 +284,9 @@ impl Host {
         let writing = self.write_clone(warm.dir.clone(), record.clone());
         let started = async {
             let started = link::started(&warm.start, super::PATIENCE).await;
-            warm.has_started();
-            started
+            (started, warm.has_started(&self.turns))
         };
-        let (started, written) = tokio::join!(started, writing);
+        let ((started, turn), written) = tokio::join!(started, writing);
         if let Ok(dir) = &written {
             warm.dir = dir.clone();
         }
@@ -302,7 +302,7 @@ impl Host {
         let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
         let started = Supervised { dir, record, process, life, published: None, control, share: None };
-        Ok((started, Times { given, executing: source.after(entered_ns) }))
+        Ok((started, turn, Times { given, executing: source.after(entered_ns) }))
     }
 
     /// Writes a clone's record and puts its folder among the others': now it is a VM.

@@ -33,6 +33,7 @@ use crate::{
     process::{
         generation::Touched,
         link::{self, LinkError},
+        turns::Turns,
     },
     store::{StateDir, VmDir, record::Record},
 };
@@ -113,6 +114,8 @@ pub struct Host {
     writing: Semaphore,
     // How many clones are not ready yet.
     on_the_way: Arc<watch::Sender<usize>>,
+    // Which of these go first.
+    turns: Arc<Turns>,
     // For families of which nobody knows what their clones touch.
     no_list: Arc<Touched>,
 }
@@ -182,6 +185,7 @@ impl Host {
             making: Semaphore::new(0),
             writing: Semaphore::new(WRITING_AT_ONCE),
             on_the_way: Arc::new(watch::Sender::new(0)),
+            turns: Turns::new(),
             no_list: Arc::new(Touched::of(&[])?),
             settings,
             state,

@@ -4,11 +4,14 @@
 //! too long), few at a time, and with less priority than what users wait for.
 
 use super::{Host, Until, Vm, warm::For};
-use crate::store::record::Record;
+use crate::{
+    process::turns::{TURN_MAX, Turn},
+    store::record::Record,
+};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// How many are made at the same time that nobody waits for.
@@ -40,13 +43,21 @@ impl OnTheWay {
         Self(Arc::clone(count))
     }
 
-    /// Until its VM is ready or has ended, or takes too long.
-    pub(super) fn until_ready(self, vm: Arc<Vm>) {
+    /// Until its VM is ready or has ended, or takes too long; its turn until it is ready or has ended.
+    pub(super) fn until_ready(self, vm: Arc<Vm>, turn: Option<Turn>) {
         tokio::spawn(async move {
-            if !matches!(timeout(QUIET_PATIENCE, vm.wait(Until::Ready)).await, Ok(Ok(()))) {
-                tracing::debug!(vm = vm.record.name, "not ready; no longer waited for");
+            let began = Instant::now();
+            let mut way = Some(self);
+            loop {
+                match timeout(TURN_MAX, vm.wait(Until::Ready)).await {
+                    Ok(Ok(())) => return turn.into_iter().for_each(Turn::is_ready),
+                    Ok(Err(_)) => return,
+                    Err(_) => turn.iter().for_each(|turn| turn.all().expire(Instant::now().into_std())),
+                }
+                if began.elapsed() >= QUIET_PATIENCE && way.take().is_some() {
+                    tracing::debug!(vm = vm.record.name, "not ready; no longer waited for");
+                }
             }
-            drop(self);
         });
     }
 }

@@ -8,6 +8,7 @@ use crate::{
         Process,
         link::{self, LinkError},
         spawn::{self, Start},
+        turns::{Turn, Turns},
         urgency::Urgency,
     },
     store::{VmDir, record::Record},
@@ -92,11 +93,10 @@ impl Warm {
         self.process.take()
     }
 
-    /// Its VM runs: the guest is as urgent as others are.
-    pub fn has_started(&self) {
-        if let Some(process) = &self.process {
-            process.set_urgency(Urgency::Normal);
-        }
+    /// Its VM runs: from now on it has a turn among the clones that are not ready yet.
+    #[must_use]
+    pub fn has_started(&self, turns: &Arc<Turns>) -> Option<Turn> {
+        self.process.as_ref().map(|process| turns.begin(process.id().pid))
     }
 
     /// How it went, in place of an error of a connection to it, when it is gone or about to be.
