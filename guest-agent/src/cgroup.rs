@@ -78,9 +78,30 @@ impl Cgroup {
 #[derive(Debug, Default)]
 pub struct HookCgroup {
     number: u32,
-    directory: Option<OwnedFd>,
+    last: Option<Watched>,
     /// Earlier ones that somebody was in.
     left: Vec<u32>,
+}
+
+/// A cgroup whose directory and `cgroup.events` stay open: the kernel does more for closing such a file than for reading it.
+#[derive(Debug)]
+struct Watched {
+    directory: OwnedFd,
+    events: OwnedFd,
+}
+
+impl Watched {
+    fn open(parent: BorrowedFd<'_>, name: &str) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let events = rustix::fs::openat(&directory, "cgroup.events", flags, Mode::empty())?;
+        Ok(Self { directory, events })
+    }
+
+    fn is_populated(&self) -> Result<bool> {
+        says(&self.events, b"populated 1")
+    }
 }
 
 impl HookCgroup {
@@ -91,16 +112,15 @@ impl HookCgroup {
     pub fn fresh(&mut self, parent: &Cgroup) -> Result<BorrowedFd<'_>> {
         let parent = parent.directory();
         self.left.retain(|number| rustix::fs::unlinkat(parent, name(*number), AtFlags::REMOVEDIR).is_err());
-        let directory = match self.directory.take() {
-            Some(directory) if !is_populated(&directory)? => directory,
-            last => self.next(parent, last)?,
+        let fresh = match self.last.take() {
+            Some(last) if !last.is_populated()? => last,
+            last => self.next(parent, last.is_some())?,
         };
-        let directory: &OwnedFd = self.directory.insert(directory);
-        Ok(directory.as_fd())
+        Ok(self.last.insert(fresh).directory.as_fd())
     }
 
-    fn next(&mut self, parent: BorrowedFd<'_>, last: Option<OwnedFd>) -> Result<OwnedFd> {
-        if last.is_some() {
+    fn next(&mut self, parent: BorrowedFd<'_>, has_last: bool) -> Result<Watched> {
+        if has_last {
             self.left.push(self.number);
         }
         if self.left.len() >= LEFT_MAX as usize {
@@ -114,10 +134,9 @@ impl HookCgroup {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error),
             }
-            let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-            let directory = rustix::fs::openat(parent, &name, flags, Mode::empty())?;
-            if !is_populated(&directory)? {
-                return Ok(directory);
+            let next = Watched::open(parent, &name)?;
+            if !next.is_populated()? {
+                return Ok(next);
             }
             self.left.push(self.number);
         }
@@ -127,11 +146,6 @@ impl HookCgroup {
 
 fn name(number: u32) -> String {
     format!("hook.{number}")
-}
-
-fn is_populated(directory: &OwnedFd) -> Result<bool> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    says(&rustix::fs::openat(directory, "cgroup.events", flags, Mode::empty())?, b"populated 1")
 }
 
 fn says(events: &OwnedFd, wanted: &[u8]) -> Result<bool> {

@@ -42,6 +42,9 @@ impl Machine for Quiet {
     fn cgroup(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+    fn hook_cgroup(&mut self) -> Option<BorrowedFd<'_>> {
+        panic!("a cgroup for a hook, and there is no hook");
+    }
     fn hold(&mut self) -> io::Result<()> {
         Ok(())
     }

@@ -73,8 +73,13 @@ pub enum Part {
 }
 
 impl Running {
-    /// Starts the hook at `path` in a cgroup that is not frozen, and which nobody else is in if `in_own_cgroup` says so; none if it may not
-    /// be executed.
+    /// Whether there is a hook at `path`: a file that may be executed.
+    #[must_use]
+    pub fn can_start(path: &Path) -> bool {
+        rustix::fs::access(path, Access::EXEC_OK).is_ok()
+    }
+
+    /// Starts the hook at `path` in a cgroup that is not frozen, and which nobody else is in if `in_own_cgroup` says so.
     ///
     /// # Errors
     /// It could not be started.
@@ -84,10 +89,7 @@ impl Running {
         limit: Duration,
         cgroup: Option<BorrowedFd<'_>>,
         in_own_cgroup: bool,
-    ) -> Result<Option<Self>, HookError> {
-        if rustix::fs::access(path, Access::EXEC_OK).is_err() {
-            return Ok(None);
-        }
+    ) -> Result<Self, HookError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let argv = vec![path.to_string_lossy().into_owned()];
         let start = Start { argv, env, cwd: "/".to_owned(), tty: None };
@@ -96,7 +98,7 @@ impl Running {
                 program.stdin = None;
                 let until = Instant::now() + limit;
                 let output = Vec::new();
-                Ok(Some(Self { name, program, output, until, limit, killed: false, in_own_cgroup }))
+                Ok(Self { name, program, output, until, limit, killed: false, in_own_cgroup })
             }
             Err(source) => Err(HookError::Start { name, source }),
         }

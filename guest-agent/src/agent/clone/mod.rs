@@ -200,6 +200,11 @@ impl<M: Machine> Agent<M> {
             Hook::Post(Role::Parent) => (&self.settings.post_clone, "parent"),
             Hook::Post(Role::Clone) => (&self.settings.post_clone, "clone"),
         };
+        // Before anything is prepared for a hook: most clones have none.
+        if !hook::Running::can_start(path) {
+            let actions = self.cloning.plan.hook_ended(Ok(()));
+            return self.cloning.then(actions);
+        }
         let mut env = vec![format!("GC_ROLE={role}")];
         if let Some(identity) = &self.identity {
             env.extend([format!("GC_VMID={}", identity.vmid), format!("GC_IP={}", identity.ip)]);
@@ -211,16 +216,13 @@ impl<M: Machine> Agent<M> {
             Some(_) => hook::Running::start(path, env, limit, own, true),
             None => hook::Running::start(path, env, limit, self.machine.cgroup(), false),
         };
-        let ended = match started {
-            Ok(Some(running)) => {
-                self.cloning.hook = Some(running);
-                return;
+        match started {
+            Ok(running) => self.cloning.hook = Some(running),
+            Err(error) => {
+                let actions = self.cloning.plan.hook_ended(Err(error.to_string()));
+                self.cloning.then(actions);
             }
-            Ok(None) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        };
-        let actions = self.cloning.plan.hook_ended(ended);
-        self.cloning.then(actions);
+        }
     }
 
     fn hold(&mut self) {
