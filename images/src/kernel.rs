@@ -15,7 +15,7 @@ const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.1.tar.xz";
 const SOURCE_DIRECTORY: &str = "linux-source-6.1";
 
 const CONFIG: &str = include_str!("../kernel/config");
-const PATCHES: [(&str, &str); 8] = [
+const PATCHES: [(&str, &str); 9] = [
     ("0001-syscall-gap.patch", include_str!("../kernel/patches/0001-syscall-gap.patch")),
     ("0002-power-off-and-panic.patch", include_str!("../kernel/patches/0002-power-off-and-panic.patch")),
     ("0003-optional-sysfs.patch", include_str!("../kernel/patches/0003-optional-sysfs.patch")),
@@ -24,6 +24,7 @@ const PATCHES: [(&str, &str); 8] = [
     ("0006-fewer-ticks.patch", include_str!("../kernel/patches/0006-fewer-ticks.patch")),
     ("0007-no-load-on-one-cpu.patch", include_str!("../kernel/patches/0007-no-load-on-one-cpu.patch")),
     ("0008-tell-who-listens.patch", include_str!("../kernel/patches/0008-tell-who-listens.patch")),
+    ("0009-no-idle-work.patch", include_str!("../kernel/patches/0009-no-idle-work.patch")),
 ];
 
 /// Part of the key: raise it when this module builds another kernel from the same inputs.
