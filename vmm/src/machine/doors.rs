@@ -12,9 +12,9 @@ use crate::control::vm::{Doors, FreezeOutcome, Freezer, StartOutcome};
 use crate::devices::console::Console;
 use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
-use crate::memory::layers;
 use crate::note::note;
 use patina_abi::LINK_PORT;
+use patina_host::memfd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::io::{IoSlice, Write};
@@ -151,7 +151,7 @@ fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Res
 fn memory_file(name: &str, content: &[u8]) -> std::io::Result<File> {
     let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.write_all(content)?;
-    layers::seal(&file)?;
+    memfd::seal(&file)?;
     Ok(file)
 }
 

@@ -42,6 +42,7 @@ use crate::sys::pagemap::Pages;
 use crate::sys::view::{self, PrivateView, Replaced};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
+use patina_host::memfd;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::ops::Range;
@@ -181,7 +182,7 @@ fn seal_and_copy_ahead(
     view: &Memory,
     written: Vec<Range<u64>>,
 ) -> Result<Option<JoinHandle<()>>, FreezeError> {
-    layers::seal(memfd).map_err(FreezeError::Seal)?;
+    memfd::seal(memfd).map_err(FreezeError::Seal)?;
     Ok(copy_beside(view, written))
 }
 

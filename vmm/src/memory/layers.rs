@@ -4,7 +4,8 @@ use super::Memory;
 use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError, PAGE_BYTES, join, small_gaps, union};
 use crate::api::config::LAYERS_MAX;
 use crate::sys::view;
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+use patina_host::memfd::seal;
+use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
@@ -25,9 +26,6 @@ const MERGED_RUNS_MAX: usize = 128;
 /// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
 /// guest; every clone would pay for two mappings more.
 const GAP_MAX_BYTES: u64 = 8 * PAGE_BYTES;
-/// How often sealing is tried. The kernel refuses it while somebody holds a page, which reclaim, compaction and DAMON do for moments too; each time
-/// it has waited for 150 ms. Where there is a writable mapping it refuses at once.
-const SEAL_TRIES: usize = 4;
 /// How much is copied at a time when layers are merged, bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -318,17 +316,6 @@ pub fn new_layer(bytes: u64) -> Result<File, LayersError> {
         memfd_create("patina-layer", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(failed)?;
     ftruncate(&memfd, bytes).map_err(failed)?;
     Ok(memfd.into())
-}
-
-/// Makes a layer what it is: nobody can change it any more.
-///
-/// # Errors
-/// Somebody has a writable shared mapping of it.
-pub fn seal(memfd: &File) -> rustix::io::Result<()> {
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    let tried =
-        (1..SEAL_TRIES).map(|_| fcntl_add_seals(memfd, seals)).find(|tried| *tried != Err(Errno::BUSY));
-    tried.unwrap_or_else(|| fcntl_add_seals(memfd, seals))
 }
 
 /// A part of RAM that lies in one region.

@@ -5,8 +5,9 @@
 //! size. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
 //! change what the others start from.
 
+use patina_host::memfd;
 use rustix::{
-    fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create},
+    fs::{FileType, MemfdFlags, SealFlags, fcntl_get_seals, fstat, memfd_create},
     io::Errno,
 };
 use std::{
@@ -150,7 +151,7 @@ impl Touched {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut file = File::from(memfd_create("touched", flags).map_err(|errno| failed(errno.into()))?);
         file.write_all(bytes).map_err(failed)?;
-        fcntl_add_seals(&file, SEALS).map_err(|errno| failed(errno.into()))?;
+        memfd::seal(&file).map_err(|errno| failed(errno.into()))?;
         Ok(Self(file.into()))
     }
 
@@ -207,10 +208,10 @@ fn reopen(fd: &OwnedFd, what: &'static str) -> Result<File, GenerationError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::ftruncate;
+    use rustix::fs::{fcntl_add_seals, ftruncate};
     use std::io::Read as _;
 
-    fn memfd(bytes: &[u8]) -> OwnedFd {
+    fn unsealed(bytes: &[u8]) -> OwnedFd {
         let mut file =
             File::from(memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
         file.write_all(bytes).unwrap();
@@ -218,13 +219,13 @@ mod tests {
     }
 
     fn state(bytes: &[u8]) -> OwnedFd {
-        let fd = memfd(bytes);
+        let fd = unsealed(bytes);
         fcntl_add_seals(&fd, SEALS).unwrap();
         fd
     }
 
     fn ram(mib: u64, seals: SealFlags) -> OwnedFd {
-        let fd = memfd(b"ram");
+        let fd = unsealed(b"ram");
         ftruncate(&fd, mib << 20).unwrap();
         fcntl_add_seals(&fd, seals).unwrap();
         fd
@@ -252,10 +253,10 @@ mod tests {
         let error = check(vec![null(), ram(64, SEALS)]);
         assert!(matches!(error, GenerationError::NoMemfd { what: "state" }));
         assert!(matches!(check(vec![state(b"s"), null()]), GenerationError::NoMemfd { what: "RAM" }));
-        let error = check(vec![memfd(b""), ram(64, SEALS)]);
+        let error = check(vec![unsealed(b""), ram(64, SEALS)]);
         assert!(matches!(error, GenerationError::Size { what: "state", .. }));
         // Clones would start from whatever it is changed to between two of them.
-        let error = check(vec![memfd(b"s"), ram(64, SEALS)]);
+        let error = check(vec![unsealed(b"s"), ram(64, SEALS)]);
         assert!(matches!(error, GenerationError::Unsealed { what: "state", .. }), "{error}");
         // The last of several files counts as the first does.
         let error = check(vec![state(b"s"), ram(64, SEALS), ram(63, SEALS)]);
@@ -285,7 +286,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(Touched::read(list.open().unwrap().into()).unwrap(), b"sixteen bytes ok");
         }
-        assert!(matches!(Touched::read(memfd(b"x")), Err(GenerationError::Unsealed { .. })));
+        assert!(matches!(Touched::read(unsealed(b"x")), Err(GenerationError::Unsealed { .. })));
         assert!(matches!(Touched::read(ram(2, SEALS)), Err(GenerationError::Size { .. })));
     }
 }

@@ -1,0 +1,94 @@
+//! Sealing of files in memory.
+
+use rustix::{
+    fs::{SealFlags, fcntl_add_seals},
+    io::Errno,
+};
+use std::os::fd::AsFd;
+
+/// How often sealing is tried. The kernel refuses it while somebody holds a page, which reclaim, compaction and DAMON do for moments too; each time
+/// it has waited for 150 ms. Where there is a writable mapping it refuses at once.
+const SEAL_TRIES: usize = 4;
+
+/// Seals a file in memory so that neither its content nor its size nor its seals can change any more.
+///
+/// # Errors
+/// Somebody has a writable shared mapping of it (EBUSY), holds one of its pages for longer than half a second (EBUSY), or it cannot be
+/// sealed (EINVAL, EPERM).
+pub fn seal(memfd: impl AsFd) -> rustix::io::Result<()> {
+    seal_with(memfd.as_fd(), || ())
+}
+
+/// Calls `on_busy` before each further try.
+fn seal_with(memfd: impl AsFd, mut on_busy: impl FnMut()) -> rustix::io::Result<()> {
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    for _ in 1..SEAL_TRIES {
+        match fcntl_add_seals(&memfd, seals) {
+            Err(Errno::BUSY) => on_busy(),
+            tried => return tried,
+        }
+    }
+    fcntl_add_seals(&memfd, seals)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+    use rustix::{
+        fs::{MemfdFlags, fcntl_get_seals, memfd_create},
+        pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
+    };
+    use std::{
+        fs::File,
+        io::{Read as _, Write as _},
+        os::fd::OwnedFd,
+    };
+
+    const PAGE_BYTES: usize = 4096;
+
+    /// A memfd of a page, and a pipe that holds this page: not a copy of it, but a reference to it.
+    fn held() -> (File, File) {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut memfd = File::from(memfd_create("held", flags).unwrap());
+        memfd.write_all(&[7; PAGE_BYTES]).unwrap();
+        let (reader, writer): (OwnedFd, OwnedFd) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let mut start = 0;
+        let moved = splice(&memfd, Some(&mut start), &writer, None, PAGE_BYTES, SpliceFlags::empty());
+        assert_eq!(moved, Ok(PAGE_BYTES));
+        (memfd, reader.into())
+    }
+
+    #[test]
+    fn sealing_is_tried_again_when_a_page_was_held_for_a_moment() {
+        let (memfd, mut pipe) = held();
+        let mut page = Vec::new();
+        let sealed = seal_with(&memfd, || {
+            // The one who holds it lets go, after the kernel has refused.
+            page.resize(PAGE_BYTES, 0);
+            pipe.read_exact(&mut page).unwrap();
+        });
+        assert_eq!(sealed, Ok(()));
+        assert_eq!(page, [7; PAGE_BYTES], "the kernel had refused once");
+        let seals = fcntl_get_seals(&memfd).unwrap();
+        assert!(seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL));
+        assert!((&memfd).write(b"x").is_err());
+    }
+
+    #[test]
+    fn a_page_that_stays_held_ends_in_an_error() {
+        let (memfd, pipe) = held();
+        let mut refused = 0;
+        assert_eq!(seal_with(&memfd, || refused += 1), Err(Errno::BUSY));
+        assert_eq!(refused, SEAL_TRIES - 1);
+        drop(pipe);
+        assert_eq!(seal(&memfd), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_be_sealed_is_refused_at_once() {
+        let memfd = memfd_create("unsealable", MemfdFlags::CLOEXEC).unwrap();
+        assert_eq!(seal_with(&memfd, || panic!("it is not tried again")), Err(Errno::PERM));
+    }
+}
