@@ -54,6 +54,7 @@ struct ClonesView {
     freeze_us: u64,
     pause_us: u64,
     copied_kib: u64,
+    copied_beside_kib: u64,
     clones: Vec<CloneView>,
 }
 
@@ -79,8 +80,8 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     let wait = !arguments.no_wait || arguments.wait;
     let timeout_ms = wait.then(|| arguments.timeout.map_or(0, |seconds| seconds * 1000));
     let clones = follow(&client, std::mem::take(&mut made.clones), timeout_ms).await;
-    let v1::CloneVmResponse { freeze_us, pause_us, copied_kib, .. } = made;
-    let view = ClonesView { freeze_us, pause_us, copied_kib, clones };
+    let v1::CloneVmResponse { freeze_us, pause_us, copied_kib, copied_beside_kib, .. } = made;
+    let view = ClonesView { freeze_us, pause_us, copied_kib, copied_beside_kib, clones };
     match context.format {
         Format::Json => output::json(&view)?,
         Format::Table => {
@@ -148,11 +149,16 @@ impl ClonesView {
     /// What it has cost, in one line.
     fn summary(&self, name: &str) -> String {
         let executing = self.clones.iter().filter(|clone| clone.executing_after_us > 0);
+        let beside = match self.copied_beside_kib {
+            0 => String::new(),
+            kib => format!(", {kib} KiB beside it"),
+        };
         let last = executing.clone().map(|clone| clone.executing_after_us).max();
         format!(
-            "{name}: paused for {}, {} KiB copied; {} clones executing{}",
+            "{name}: paused for {}, {} KiB copied{}; {} clones executing{}",
             milliseconds(self.pause_us),
             self.copied_kib,
+            beside,
             executing.count(),
             last.map(|last| format!(" within {}", milliseconds(last))).unwrap_or_default()
         )
@@ -218,8 +224,15 @@ mod tests {
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("2 of 3 VMs failed", 124));
         assert!(report(&clones[1..2]).is_ok());
         assert_eq!(clones[1].row()[4..], ["2.0 ms".to_owned(), "-".to_owned()]);
-        let view = ClonesView { freeze_us: 9000, pause_us: 950, copied_kib: 12, clones: clones.into() };
-        let summary = "web: paused for 0.9 ms, 12 KiB copied; 2 clones executing within 2.0 ms";
+        let view = ClonesView {
+            freeze_us: 9000,
+            pause_us: 950,
+            copied_kib: 12,
+            copied_beside_kib: 34,
+            clones: clones.into(),
+        };
+        let summary =
+            "web: paused for 0.9 ms, 12 KiB copied, 34 KiB beside it; 2 clones executing within 2.0 ms";
         assert_eq!(view.summary("web"), summary);
     }
 

@@ -91,6 +91,10 @@ pub struct Frozen {
     pub pause_us: u64,
     /// Pages of RAM that were copied into the generation.
     pub copied_pages: u64,
+    /// Pages of RAM that are being copied for the VM itself, beside it: it is likely to write them again. Only the first time. A vmm of
+    /// before does not tell.
+    #[serde(default)]
+    pub copied_beside_pages: u64,
 }
 
 /// What a vmm tells on its control connection. It is read from JSON text only.

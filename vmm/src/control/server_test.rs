@@ -36,7 +36,14 @@ impl Freezer for Icebox {
             answer(&stream, &Opened::Error("cold".into()));
             return FreezeOutcome::Refused;
         }
-        answer(&stream, &Opened::Frozen(Frozen { pause_us: self.freezes, copied_pages: is_held.into() }));
+        answer(
+            &stream,
+            &Opened::Frozen(Frozen {
+                pause_us: self.freezes,
+                copied_pages: is_held.into(),
+                copied_beside_pages: 0,
+            }),
+        );
         FreezeOutcome::Frozen
     }
 
@@ -97,7 +104,7 @@ const PREPARED: &str = r#"{"t":"prepared","ok":null}"#;
 
 /// With the others held.
 fn frozen(pause_us: u64) -> String {
-    format!(r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":1}}}}"#)
+    format!(r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":1,"copied_beside_pages":0}}}}"#)
 }
 
 fn frozen_unheld(pause_us: u64) -> String {

@@ -157,6 +157,18 @@ enum Taken {
     Copied(Layer),
 }
 
+/// How many bytes of RAM a freeze has copied.
+struct Copied {
+    /// Into the generation.
+    into: u64,
+    /// For the VM itself, beside it.
+    beside: u64,
+}
+
+fn bytes_of(runs: &[Range<u64>]) -> u64 {
+    runs.iter().map(|run| run.end - run.start).sum()
+}
+
 /// How often at most what is written while pages are copied is copied as well, before the pause.
 const ROUNDS_MAX: usize = 4;
 /// So much is left for the pause: it is copied in half a millisecond.
@@ -221,7 +233,8 @@ impl Machine {
         let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
         state.memory = layers.extents().clone();
         state.is_held = is_held;
-        let frozen = Frozen { pause_us, copied_pages: copied / PAGE_BYTES };
+        let (copied_pages, copied_beside_pages) = (copied.into / PAGE_BYTES, copied.beside / PAGE_BYTES);
+        let frozen = Frozen { pause_us, copied_pages, copied_beside_pages };
         Ok(Generation { state: postcard::to_stdvec(&state)?, layers: layers.files().to_vec(), frozen })
     }
 
@@ -291,13 +304,13 @@ impl Machine {
         // These and no more: what lies between them would be read, and so made, in the layers below, and the guest waits.
         let runs = self.private_pages(which)?;
         layers::copy_runs(self.vm.memory(), &runs, &layer.memfd)?;
-        let bytes = runs.iter().map(|run| run.end - run.start).sum();
+        let bytes = bytes_of(&runs);
         layer.runs.extend(runs);
         Ok(bytes)
     }
 
-    /// Makes the generation's RAM of what was taken; returns it and how many bytes were copied.
-    fn finish_taking(&mut self, taken: Taken) -> Result<(Layers, u64), FreezeError> {
+    /// Makes the generation's RAM of what was taken; returns it and how much was copied.
+    fn finish_taking(&mut self, taken: Taken) -> Result<(Layers, Copied), FreezeError> {
         match taken {
             Taken::Exchanged { replaced, written } => {
                 let bytes = self.memory_bytes();
@@ -307,14 +320,15 @@ impl Machine {
                 };
                 // The last writable mapping goes, and with the seals nobody can make another.
                 drop(replaced);
+                let beside = bytes_of(&written);
                 let sealed = seal_and_copy_ahead(&memfd, self.vm.memory(), written);
                 let base = Layers::whole(memfd, bytes);
                 self.ram = Ram::View(base.clone());
-                sealed.map(|_| (base, 0))
+                sealed.map(|_| (base, Copied { into: 0, beside }))
             }
             Taken::Copied(Layer { base, memfd, runs }) => {
                 let runs = union(runs);
-                let copied = runs.iter().map(|run| run.end - run.start).sum();
+                let copied = Copied { into: bytes_of(&runs), beside: 0 };
                 let mut generation = if runs.is_empty() { base } else { base.with(runs, memfd)? };
                 if generation.is_full()? {
                     generation = generation.merge()?;

@@ -56,6 +56,8 @@ use vmm::api::{
 };
 
 struct Vm {
+const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5 };
+
     config: VmConfig,
     words: Mutex<String>,
     console: Mutex<File>,
@@ -232,7 +234,7 @@ impl Vm {
         let line = format!("of {}\n", self.config.name);
         let mut sent: Vec<OwnedFd> = vec![state.into()];
         sent.extend((0..layers).map(|_| memfd("generation-ram", line.as_bytes(), bytes).into()));
-        send(stream, &Opened::Frozen(Frozen { pause_us: 250, copied_pages: 3 }), &sent);
+        send(stream, &Opened::Frozen(FROZEN), &sent);
     }
 
     fn start(&self, stream: &mut UnixStream, ticket: &str, descriptors: Vec<OwnedFd>) {

@@ -79,6 +79,7 @@ pub fn clones(clones: Clones) -> v1::CloneVmResponse {
         freeze_us: us(freeze),
         pause_us: frozen.pause_us,
         copied_kib: frozen.copied_pages.saturating_mul(PAGE_KIB),
+        copied_beside_kib: frozen.copied_beside_pages.saturating_mul(PAGE_KIB),
     }
 }
 

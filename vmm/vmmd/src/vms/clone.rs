@@ -348,6 +348,7 @@ fn log(source: &Source, asked: Duration, freeze: Duration, frozen: Frozen, outco
         freeze_us = freeze.as_micros(),
         frozen.pause_us,
         frozen.copied_pages,
+        frozen.copied_beside_pages,
         given_us = ?us(|times| times.given).unwrap_or_default(),
         executing_us = ?us(|times| times.executing).unwrap_or_default(),
         "cloned"
