@@ -211,3 +211,18 @@ async fn a_log_that_cannot_be_written_does_not_end_it() {
         assert!(status.success(), "{status}");
     }
 }
+
+/// Without the right to it, it says so and goes on.
+#[tokio::test]
+async fn the_oom_killer_takes_the_scheduler_last_or_it_says_why_not() {
+    let own = "/proc/self/oom_score_adj";
+    let before = std::fs::read_to_string(own).unwrap();
+    let may = std::fs::write(own, "-900").is_ok();
+    // A score of its own: what is found is what the scheduler has set.
+    std::fs::write(own, "300").unwrap();
+    let server = Server::start(&[]);
+    std::fs::write(own, before.trim()).ok();
+    let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", server.pid())).unwrap();
+    assert_eq!(score.trim(), if may { "-900" } else { "300" });
+    assert_eq!(server.log().contains("OOM killer may take the scheduler first"), !may, "{}", server.log());
+}

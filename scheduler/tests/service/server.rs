@@ -128,8 +128,14 @@ impl Server {
 
     /// The state as the process sees it: a small disk is there for nobody else.
     pub fn state_within(&self) -> PathBuf {
-        let pid = self.child.as_ref().unwrap().id();
-        Path::new("/proc").join(pid.to_string()).join("root").join(self.state().strip_prefix("/").unwrap())
+        Path::new("/proc")
+            .join(self.pid().to_string())
+            .join("root")
+            .join(self.state().strip_prefix("/").unwrap())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     pub fn log(&self) -> String {

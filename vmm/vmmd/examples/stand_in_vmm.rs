@@ -1,15 +1,16 @@
 //! Stands in for `vmm` in this crate's tests: speaks the control socket, boots no guest, needs no KVM. What it does is
 //! chosen by words on the VM's kernel command line:
 //!
-//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `off`: powers off then;
+//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `forbidden`: its system call filter kills it then; `off`: powers off then;
 //!   `hang-up`: closes its first control connection before it has said anything; `long=BYTES`: its agent does not prepare, with so many
 //!   newlines for words; `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
-//!   when somebody has written into the pipe `go` in the VM's folder.
+//!   when somebody has written into the pipe `go` in the VM's folder; `forbidden-freeze`: its system call filter kills it when it is to freeze.
 //!
 //! A warm one reads its parent's words from the generation's state from where its file position stands, and prints the first
 //! line of the RAM's last file and the list of touched pages on its console. The words that only clones heed:
 //!
-//! - `refuse=VMID`, `die=VMID`: the clone with that vmid says no to its generation, or aborts over it.
+//! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its generation, aborts over it, or is killed by its
+//!   system call filter.
 //!
 //! `hold-freeze=PATH` and `hold-start=PATH`: before it answers that it is frozen, or has started, it leaves the file `PATH.VMID` and
 //! goes on when nobody has PATH locked.
@@ -55,9 +56,9 @@ use vmm::api::{
     end::{End, EndKind},
 };
 
-struct Vm {
 const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5 };
 
+struct Vm {
     config: VmConfig,
     words: Mutex<String>,
     console: Mutex<File>,
@@ -209,6 +210,9 @@ impl Vm {
             patina_host::say!("about to abort");
             std::process::abort();
         }
+        if self.has("forbidden") {
+            do_what_is_forbidden();
+        }
         if self.has("off") {
             self.end(EndKind::PoweredOff, "the guest powered off");
         }
@@ -225,6 +229,9 @@ impl Vm {
         }
         if self.has("wait") {
             std::fs::read(Path::new(&std::env::var("PATINA_VM_DIR").unwrap()).join("go")).unwrap();
+        }
+        if self.has("forbidden-freeze") {
+            do_what_is_forbidden();
         }
         self.hold("hold-freeze");
         let state = memfd("generation-state", format!("state {}", self.words.lock().unwrap()).as_bytes(), 0);
@@ -252,6 +259,9 @@ impl Vm {
         if self.number("die") == vmid {
             patina_host::say!("cannot restore, giving up");
             std::process::abort();
+        }
+        if self.number("forbidden") == vmid {
+            do_what_is_forbidden();
         }
         self.hold("hold-start");
         let (mut line, mut list) = (String::new(), Vec::new());
@@ -346,6 +356,25 @@ impl Vm {
         }
         put(&mut stream, FrameType::Exit, &serde_json::to_vec(&exit).unwrap());
     }
+}
+
+/// Makes a system call that a filter of its own does not allow, as a jailed vmm may: the kernel kills the process with SIGSYS.
+fn do_what_is_forbidden() -> ! {
+    let mut kill = libc::sock_filter {
+        code: u16::try_from(libc::BPF_RET | libc::BPF_K).unwrap(),
+        jt: 0,
+        jf: 0,
+        k: libc::SECCOMP_RET_KILL_PROCESS,
+    };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut kill };
+    patina_host::say!("about to make a system call that is not allowed");
+    // SAFETY: the kernel copies the program of one instruction, which is live; from then on it allows no system call.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program);
+        libc::getppid();
+    }
+    unreachable!("the filter allows no system call")
 }
 
 fn memfd(name: &str, content: &[u8], bytes: u64) -> File {

@@ -102,6 +102,35 @@ fn a_tap_of_a_taken_name_is_refused() {
     });
 }
 
+/// Making a tap waits for the kernel's lock of all interfaces, which others of the host may hold for long: calls and beats go on.
+#[test]
+#[ignore = "needs root: makes interfaces in a network namespace of its own"]
+fn a_tap_is_made_where_work_may_block() {
+    let thread = std::thread::spawn(|| {
+        // SAFETY: only the network namespace of this thread and of those that it starts changes.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
+            let net = open("/state");
+            net.claim(family(0), "f").await.unwrap();
+            // The one place for such work is taken: no tap can be made, and all else goes on.
+            let (free, taken) = std::sync::mpsc::channel::<()>();
+            let taken = spawn_blocking(move || taken.recv());
+            let mut tap = std::pin::pin!(net.tap(family(0), 0));
+            tokio::select! {
+                biased;
+                _ = &mut tap => panic!("it was made by a thread that answers calls"),
+                names = names(&net) => assert_eq!(names, ["pt0"]),
+            }
+            free.send(()).unwrap();
+            taken.await.unwrap().unwrap();
+            let _tap = tap.await.unwrap();
+            assert_eq!(names(&net).await, ["pt0", "pt0.0"]);
+        });
+    });
+    thread.join().unwrap();
+}
+
 #[tokio::test]
 async fn without_rights_the_error_says_what_to_do() {
     let source = io::Error::from(io::ErrorKind::PermissionDenied);

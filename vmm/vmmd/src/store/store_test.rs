@@ -139,3 +139,38 @@ fn only_the_end_of_a_long_log_is_read() {
     let tail = dir.log_tail();
     assert!(tail.ends_with("the end") && tail.len() as u64 == TAIL_BYTES);
 }
+
+#[test]
+fn a_file_that_many_write_at_once_is_one_of_theirs_whole() {
+    const BYTES: usize = 1 << 20;
+    let (_folder, state) = state();
+    let path = state.path().join("list");
+    let is_whole = |bytes: &[u8]| bytes.len() == BYTES && bytes.iter().all(|byte| *byte == bytes[0]);
+    let begin = std::sync::Barrier::new(4);
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let (path, begin) = (&path, &begin);
+            scope.spawn(move || {
+                begin.wait();
+                for _ in 0..20 {
+                    write_whole(path, &vec![writer; BYTES], Lasting::Process).unwrap();
+                    assert!(is_whole(&fs::read(path).unwrap()), "torn");
+                }
+            });
+        }
+    });
+    assert!(is_whole(&fs::read(&path).unwrap()));
+    let others = fs::read_dir(state.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let new: Vec<_> = others.filter(|name| name.to_string_lossy().contains("new")).collect();
+    assert!(new.is_empty(), "{new:?}");
+}
+
+#[test]
+fn a_file_that_cannot_become_the_other_leaves_nothing() {
+    let (_folder, state) = state();
+    let path = state.path().join("is-a-folder");
+    fs::create_dir(&path).unwrap();
+    let before = fs::read_dir(state.path()).unwrap().count();
+    assert!(write_whole(&path, b"x", Lasting::Process).is_err());
+    assert_eq!(fs::read_dir(state.path()).unwrap().count(), before);
+}

@@ -278,3 +278,58 @@ fn open_rootfs(record: &Record) -> Result<File, Error> {
     images::open_rootfs_again(&record.rootfs, record.rootfs_file)
         .map_err(|source| Error::CloneRootfs { name: record.master().to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, path::PathBuf, process::Command};
+    use tokio::task::yield_now;
+
+    /// A warm VM whose process is this one's child, and that child's entry in `/proc`, which a zombie has as well.
+    fn warm(folder: &std::path::Path) -> (Warm, PathBuf) {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let entry = PathBuf::from(format!("/proc/{}", child.id()));
+        fs::create_dir(folder).unwrap();
+        let process = Some(Process::of_child(child).unwrap());
+        let start = UnixStream::pair().unwrap().0;
+        (Warm { dir: VmDir::at(folder), control: None, start, process }, entry)
+    }
+
+    async fn is_gone(entry: &std::path::Path, folder: &std::path::Path) {
+        let gone = async {
+            while entry.exists() || folder.exists() {
+                yield_now().await;
+            }
+        };
+        let patience = Duration::from_secs(10);
+        assert!(tokio::time::timeout(patience, gone).await.is_ok(), "no zombie and no folder is left");
+    }
+
+    #[tokio::test]
+    async fn a_warm_vm_that_is_dropped_is_ended_waited_for_and_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("warm");
+        let (dropped, entry) = warm(&path);
+        drop(dropped);
+        is_gone(&entry, &path).await;
+
+        // One that nobody takes out of its place goes with that.
+        let (unwanted, entry) = warm(&path);
+        let (sender, place) = mpsc::channel(1);
+        sender.send(Ok(unwanted)).await.unwrap();
+        drop(Place(place));
+        is_gone(&entry, &path).await;
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_taken_out_lives_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("warm");
+        let (started, entry) = warm(&path);
+        let mut process = started.into_process().unwrap();
+        yield_now().await;
+        assert!(Process::find(process.id()).unwrap().is_some() && path.exists());
+        process.end().await;
+        assert!(!entry.exists());
+    }
+}

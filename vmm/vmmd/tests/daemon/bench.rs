@@ -126,6 +126,11 @@ impl Bench {
         pids.filter(is_own).collect()
     }
 
+    /// Its vmmd's process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
+    }
+
     /// The folders of warm VMs.
     pub fn warm_folders(&self) -> usize {
         fs::read_dir(self.path("state/warm")).unwrap().count()
@@ -147,7 +152,7 @@ impl Bench {
 
     /// How many memory files whose name begins so vmmd has open.
     pub fn memory_files(&self, name: &str) -> usize {
-        let folder = format!("/proc/{}/fd", self.daemon.as_ref().unwrap().id());
+        let folder = format!("/proc/{}/fd", self.pid());
         let files =
             fs::read_dir(folder).unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
         let prefix = format!("/memfd:{name}");

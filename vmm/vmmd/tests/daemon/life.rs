@@ -1,10 +1,13 @@
 //! A VM's life, and its ends.
 
-use crate::bench::{get, interfaces, kill, ready, runs, tell, vm, wait};
-use patina_proto::v1::{self, EndKind, VmState, wait_vm_request::Until};
+use crate::{
+    bench::{get, interfaces, kill, ready, runs, tell, vm, wait},
+    clones::{clone, clones, sorted},
+};
+use patina_proto::v1::{self, EndKind, VmState, clone_outcome::Outcome, wait_vm_request::Until};
 use rustix::process::Signal;
 use std::{
-    fs::File,
+    fs::{self, File},
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -153,6 +156,139 @@ fn a_daemon_says_what_it_is() {
             panic!("no list of services")
         };
         assert!(list.service.iter().any(|service| service.name == "patina.v1.Vmmd"));
+    });
+}
+
+fn oom_score(pid: u32) -> i32 {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
+}
+
+/// Started with a score of its own: what is found is what vmmd has set, and not what it had from its parent.
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn clones_are_taken_first_when_memory_is_short_and_the_daemon_last() {
+    const GIVEN: i32 = 300;
+    tell(|mut bench| async move {
+        let own = "/proc/self/oom_score_adj";
+        let before = fs::read_to_string(own).unwrap();
+        // Whoever may set the daemon's score: not every container may.
+        let may = fs::write(own, "-900").is_ok();
+        fs::write(own, GIVEN.to_string()).unwrap();
+        bench.warm = 1;
+        let mut client = bench.start().await;
+        fs::write(own, before.trim()).unwrap();
+        match may {
+            true => assert_eq!(oom_score(bench.pid()), -900),
+            false => {
+                bench.logged("OOM killer may take vmmd first: run it as root, or set OOMScoreAdjust").await;
+                assert_eq!(oom_score(bench.pid()), GIVEN, "it goes on as it was");
+            }
+        }
+        let master = ready(&mut client, vm("web", "")).await;
+        let clone = clones(&mut client, "web", 1).await.remove(0);
+        bench.logged("the pool is as it should be").await;
+        let warm: Vec<u32> =
+            bench.processes().into_iter().filter(|pid| ![master.pid, clone.pid].contains(pid)).collect();
+        assert_eq!((oom_score(master.pid), oom_score(clone.pid)), (0, 500));
+        assert_eq!(warm.iter().map(|pid| oom_score(*pid)).collect::<Vec<_>>(), [500]);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_removal_goes_on_and_holds_its_name_when_nobody_waits_for_it_any_more() {
+    tell(|mut bench| async move {
+        const MANY: usize = 20_000;
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        kill(&mut client, "web").await;
+        // So much is to be deleted that a call can be given up while it is.
+        let folder = bench.path("state/vms/web");
+        fs::create_dir(folder.join("many")).unwrap();
+        (0..MANY).for_each(|number| drop(File::create(folder.join(format!("many/{number}"))).unwrap()));
+        let mut caller = client.clone();
+        let call = tokio::spawn(async move {
+            caller.remove_vm(v1::RemoveVmRequest { name: "web".into(), ..Default::default() }).await
+        });
+        while folder.join("vm.json").exists() {
+            tokio::task::yield_now().await;
+        }
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled(), "it is given up before it is answered");
+        let mut refused = 0;
+        let made = loop {
+            match client.create_vm(vm("web", "")).await {
+                Ok(made) => break made.into_inner(),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::AlreadyExists, "the name is held: {status}");
+                    refused += 1;
+                }
+            }
+        };
+        assert!(refused > 0 && !folder.join("many").exists(), "{refused}");
+        assert!(runs(made.pid));
+        bench.logged("removed").await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vm_whose_files_cannot_be_deleted_stays_and_can_be_removed_later() {
+    tell(|mut bench| async move {
+        bench.small_state();
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        let ended = kill(&mut client, "web").await;
+        let busy = bench.path("state/vms/web/busy");
+        fs::create_dir(&busy).unwrap();
+        let mount = |program: &str, words: &[&str]| {
+            let done = std::process::Command::new(program).args(words).arg(&busy).status().unwrap();
+            assert!(done.success());
+        };
+        mount("mount", &["-t", "tmpfs", "tmpfs"]);
+        let remove = v1::RemoveVmRequest { name: "web".into(), ..Default::default() };
+        let status = client.remove_vm(remove.clone()).await.unwrap_err();
+        assert!(status.message().contains("busy"), "{status}");
+        assert_eq!(get(&mut client, "web").await, ended);
+        mount("umount", &[]);
+        client.remove_vm(remove).await.unwrap();
+        assert!(bench.vm_folders().is_empty());
+        ready(&mut client, vm("web", "")).await;
+    });
+}
+
+/// What a jailed vmm is killed by when a library of its does something for the first time.
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vmm_that_its_system_call_filter_kills_is_told_by_name_and_takes_its_vm_only() {
+    const HOW: &str = "was killed by SIGSYS (a system call that its jail does not allow)";
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        // The vmm of one clone: its parent and its sibling go on.
+        let parent = ready(&mut client, vm("web", "forbidden=1")).await;
+        let outcomes = clone(&mut client, "web", 2).await.unwrap();
+        let Some(Outcome::Error(error)) = &outcomes[0].outcome else { panic!("{outcomes:?}") };
+        assert!(error.contains(HOW), "{error}");
+        let Some(Outcome::Vm(sibling)) = &outcomes[1].outcome else { panic!("{outcomes:?}") };
+        wait(&mut client, &sibling.name, Until::Ready).await.unwrap();
+        assert_eq!(get(&mut client, "web").await, parent);
+        assert_eq!(clones(&mut client, "web", 1).await[0].vmid, 3, "it can be cloned as before");
+        assert_eq!(sorted(bench.vm_folders()), ["web", "web.2", "web.3"], "nothing is left of it");
+
+        // One that runs.
+        client.create_vm(vm("late", "forbidden")).await.unwrap();
+        let late = wait(&mut client, "late", Until::Ended).await.unwrap();
+        assert_eq!(late.end_kind(), EndKind::VmmDied);
+        assert!(late.end_reason.contains(HOW), "{}", late.end_reason);
+
+        // That of the parent itself, as it freezes its VM.
+        ready(&mut client, vm("own", "forbidden-freeze")).await;
+        let status = clone(&mut client, "own", 1).await.unwrap_err();
+        assert_eq!(wait(&mut client, "own", Until::Ended).await.unwrap().end_kind(), EndKind::VmmDied);
+        let own = get(&mut client, "own").await;
+        assert!(own.end_reason.contains(HOW), "{}", own.end_reason);
+        assert!(status.message().contains(HOW), "{status}");
+        assert!(runs(parent.pid) && runs(sibling.pid));
     });
 }
 

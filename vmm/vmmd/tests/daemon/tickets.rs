@@ -195,6 +195,29 @@ fn a_clone_leaves_its_result_and_its_parent_has_it() {
     });
 }
 
+/// Up to a MiB of each clone: it is the scheduler's once that has it, also while the VM lives on.
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn what_a_clone_has_left_stays_with_vmmd_no_longer() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        // It does not end when it is told to: it can be asked what is left.
+        ready(&mut client, vm("web", "deaf")).await;
+        let ticket = two_clones(&mut client).await;
+        let piece = json!({"offset": 0, "data": "aGVsbG8="});
+        assert_eq!(ask(&mut client, "web.1", "leave-data", &piece.to_string()).await["ok"], json!(null));
+        assert_eq!(ask(&mut client, "web.1", "leave", r#"{"status": 3}"#).await["ok"], json!(null));
+        let more = json!({"offset": 5, "data": "aGVsbG8="});
+        let (code, message) = refused(&mut client, "web.1", "leave-data", more).await;
+        assert!(code == 22 && message.contains("0 bytes were left so far"), "{message}");
+        let ended = wait(&mut client, "web.1", Until::Ended).await.unwrap();
+        assert!(ended.end_reason.contains("status 3 and 5 bytes"), "{}", ended.end_reason);
+        let data = json!({"ticket": ticket, "vmid": 1, "offset": 0});
+        let piece = ask(&mut client, "web", "join-data", &data.to_string()).await;
+        assert_eq!(piece["ok"], json!({"data": "aGVsbG8=", "bytes": 5}), "{piece}");
+    });
+}
+
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn operators_clone_with_tickets_and_see_what_happens() {
