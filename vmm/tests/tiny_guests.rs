@@ -3,11 +3,12 @@
 //! They need /dev/kvm and a tap, and show as ignored, with the reason, where these cannot be had.
 
 mod outer;
+mod state;
 mod tiny;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -156,7 +157,7 @@ const FOUR: &[u8] = &[
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 23] = [
+    let tests: [(&str, Test); 24] = [
         ("power_off_is_recorded", power_off),
         ("a_panic_is_recorded_with_its_words", panic),
         ("a_reset_is_recorded", reset),
@@ -180,6 +181,7 @@ fn main() -> ExitCode {
         ("clones_of_clones_go_on_however_deep", deep),
         ("what_is_no_generation_ends_a_warm_vm_with_the_reason", no_generation),
         ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
+        ("a_vmm_whose_log_takes_nothing_goes_on", full_log),
     ];
     let missing = tiny::missing();
     let trials = tests
@@ -189,7 +191,8 @@ fn main() -> ExitCode {
             Some(reason) => Trial::test(format!("{name} [{reason}]"), test).with_ignored_flag(true),
         })
         .collect::<Vec<_>>();
-    let trials = trials.into_iter().chain([on_hardware(&missing)]).collect();
+    let states = state::trials(missing.as_ref());
+    let trials = trials.into_iter().chain([on_hardware(&missing)]).chain(states).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -307,6 +310,36 @@ fn jailed() -> Result<(), Failed> {
     }
     tiny::send(&mut control, &ToVmm::Kill { reason: "enough".into() })?;
     expect(&vmm.wait()?, EndKind::Killed, "enough")
+}
+
+/// Each line that it does not understand is a line in its log.
+fn full_log() -> Result<(), Failed> {
+    const LINES: usize = 20;
+    let full = File::options().write(true).open("/dev/full")?;
+    let unread = File::from(std::os::fd::OwnedFd::from(std::io::pipe()?.1));
+    let kept = tempfile::tempfile()?;
+    for log in [kept.try_clone()?, full, unread] {
+        let vmm = Guest::code(ECHO).logging_to(log).start()?;
+        let mut console = Typist::new(&vmm)?;
+        console.expect("a", "a1")?;
+        let mut control = vmm.connect(&Open::Control)?;
+        control.get_mut().write_all("this is no order\n".repeat(LINES).as_bytes())?;
+        console.expect("b", "b2")?;
+        let generation = vmm.freeze()?;
+        let clone = Guest::generation(&generation)?.start()?;
+        Typist::new(&clone)?.expect("c", "c3")?;
+        console.expect("c", "c3")?;
+        // It is read after the lines before it.
+        tiny::send(&mut control, &ToVmm::Kill { reason: "enough".into() })?;
+        expect(&vmm.wait()?, EndKind::Killed, "enough")?;
+    }
+    let mut said = String::new();
+    (&kept).rewind()?;
+    (&kept).read_to_string(&mut said)?;
+    match said.matches("line not understood").count() {
+        LINES => Ok(()),
+        count => Err(format!("{count} of {LINES} lines were told: {said}").into()),
+    }
 }
 
 /// A console that the test types at.

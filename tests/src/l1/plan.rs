@@ -21,7 +21,7 @@ pub const E2E: &str = "e2e";
 const LIST_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The end-to-end stories that run on an emulated host. Those that ask for more VMs than its RAM allows are not among them.
-const CHOSEN: [&str; 22] = [
+const CHOSEN: [&str; 23] = [
     "boot::a_guest_boots_and_is_ready",
     "boot::the_guest_has_its_name_address_and_clock",
     "exec::output_errors_and_exit_code_are_kept_apart",
@@ -32,6 +32,7 @@ const CHOSEN: [&str; 22] = [
     "endings::a_guest_that_powers_off_has_powered_off",
     "endings::a_triple_fault_is_recorded",
     "clones::two_clones_and_their_parent_go_on_each_for_itself",
+    "clones::the_hosts_oom_killer_takes_clones_first_and_vmmd_last",
     "clones::memory_written_at_full_speed_is_whole_in_parent_and_clones",
     "clones::a_guest_of_two_vcpus_is_cloned_with_both",
     "carried::timers_connections_pipes_and_files_go_on",

@@ -7,15 +7,18 @@ use crate::{
     stage::Stage,
 };
 use libtest_mimic::Failed;
-use patina_tests::{host::Host, leftovers, vm::Vm};
+use patina_tests::{host::Host, leftovers, process, vm::Vm};
 use std::{
     collections::BTreeSet,
+    fs,
     io::{BufRead as _, BufReader},
-    process::Stdio,
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 pub const STORIES: &[Story] = &[
     ("clones::two_clones_and_their_parent_go_on_each_for_itself", |stage| with_family(stage, two_clones)),
+    ("clones::the_hosts_oom_killer_takes_clones_first_and_vmmd_last", |stage| with_family(stage, oom_scores)),
     ("clones::no_two_of_32_clones_are_alike", |stage| with_family(stage, distinct)),
     ("clones::sixty_one_clones_answer", |stage| with_family(stage, sixty_one)),
     ("clones::memory_written_at_full_speed_is_whole_in_parent_and_clones", |stage| {
@@ -241,8 +244,19 @@ fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     let unasked = host.json(&["clone", vm.name(), "--no-prepare", "--no-wait"])?;
     let clone = host.vm(unasked["clones"][0]["name"].as_str().ok_or("no clone")?);
     require(clone.field("state")? == "booting", clone.field("end_reason")?)?;
+    // What it has written since it was ready is copied for it as it goes on, where the kernel notes what is written; nothing is for its clone.
+    let (into, beside) = (unasked["copied_kib"].as_u64(), unasked["copied_beside_kib"].as_u64());
+    let noted = beside.is_some_and(|kib| kib > 0) || !notes_writes()?;
+    require(into == Some(0) && noted, unasked.to_string())?;
     clone.remove()?;
     network::round_trip(&ip, 8082, 100)
+}
+
+/// Linux 6.7.
+fn notes_writes() -> Result<bool, Failed> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(7)))
 }
 
 fn two_vcpus(stage: &Stage) -> Outcome {
@@ -265,4 +279,22 @@ fn two_vcpus(stage: &Stage) -> Outcome {
     }
     require(clones.len() == 2, made)?;
     told.map_err(|failed: Failed| failed)
+}
+
+fn oom_scores(family: &Family<'_>) -> Outcome {
+    // Without the right to it, as in some containers, vmmd warns and goes on.
+    let may = process::run(
+        Command::new("sh").args(["-c", "echo -900 > /proc/self/oom_score_adj"]),
+        b"",
+        Duration::from_secs(10),
+    )?;
+    let clones = family.clone(1)?;
+    let score = |pid: u64| -> Result<i32, Failed> {
+        Ok(fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse()?)
+    };
+    let vmmd = score(family.host.vmmd_pid().ok_or("vmmd does not run")?.into())?;
+    let vms = [score(family.parent.field_number("pid")?)?, score(clones[0].field_number("pid")?)?];
+    require(vms == [0, 500], format!("master and clone: {vms:?}"))?;
+    let warned = family.host.vmmd_log().contains("OOM killer may take vmmd first");
+    require((vmmd == -900, warned) == (may.code == 0, may.code != 0), format!("{vmmd}, {may:?}"))
 }

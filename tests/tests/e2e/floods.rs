@@ -7,6 +7,7 @@ pub const STORIES: &[Story] = &[
     ("floods::a_flooded_console_keeps_its_end_within_its_limit", console),
     ("floods::connections_to_ports_without_a_listener_are_refused", closed_ports),
     ("floods::rubbish_on_the_agents_port_leaves_the_agent_working", link),
+    ("floods::a_call_too_long_for_its_way_is_refused_and_the_next_one_answered", long_call),
 ];
 
 /// Longest console log, bytes.
@@ -36,6 +37,30 @@ fn link(stage: &Stage) -> Outcome {
     let report = guest.call(&[&check, "flood", &LINK_PORT.to_string(), "100"])?;
     assert!(report.starts_with("taken "), "{report}");
     // The agent's own link was replaced by the flood's and thrown out with it: it must come back by itself.
+    assert!(guest.call(&["gc", "list"])?.starts_with("0 "));
+    assert_eq!(guest.field("state")?, "ready");
+    Ok(())
+}
+
+/// As nobody: calls in lines of so many bytes, newline included. Prints the codes of their errors.
+const LONG_CALLS: &str = r#"
+import json, os, socket
+os.setgid(65534)
+os.setuid(65534)
+HEAD, TAIL = b'{"verb":"list","args":"', b'"}\n'
+def code(length):
+    agent = socket.socket(socket.AF_UNIX)
+    agent.connect('/run/gridcentric/agent.sock')
+    agent.sendall(HEAD + b'x' * (length - len(HEAD) - len(TAIL)) + TAIL)
+    return json.loads(agent.makefile().readline())['error']['code']
+print(*[code(length) for length in (65525, 65531, 65536, 65537)])
+"#;
+
+/// The agent takes lines of 64 KiB, and each of the next two writes a few bytes more around the call.
+fn long_call(stage: &Stage) -> Outcome {
+    let guest = stage.guest()?;
+    assert_eq!(guest.call(&["python3", "-c", LONG_CALLS])?, "90 90 90 90");
+    // vmmd answers this one, over the link and the control connection that the long ones would have broken.
     assert!(guest.call(&["gc", "list"])?.starts_with("0 "));
     assert_eq!(guest.field("state")?, "ready");
     Ok(())

@@ -266,12 +266,15 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmWithMemory, BuildError> {
     vm.create_irq_chip().map_err(kvm_failed("KVM_CREATE_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
     vm.create_pit2(pit).map_err(kvm_failed("KVM_CREATE_PIT2"))?;
-    let xstate_bytes = vm.check_extension_int(Cap::Xsave2);
-    if usize::try_from(xstate_bytes).is_ok_and(|bytes| bytes > xstate::AREA_BYTES) {
-        return Err(BuildError::Xstate(xstate_bytes));
-    }
+    check_xstate(vm.check_extension_int(Cap::Xsave2))?;
     tune(&vm);
     Ok(VmWithMemory::new(vm, Arc::clone(memory))?)
+}
+
+/// KVM's answer to KVM_CAP_XSAVE2, 0 before Linux 5.17: how many bytes of extended state a vCPU has.
+fn check_xstate(bytes: i32) -> Result<(), BuildError> {
+    let is_more = usize::try_from(bytes).is_ok_and(|bytes| bytes > xstate::AREA_BYTES);
+    if is_more { Err(BuildError::Xstate(bytes)) } else { Ok(()) }
 }
 
 /// What the network card must know of addresses.
@@ -389,7 +392,7 @@ fn start_vcpus(gate: Arc<Gate>, vcpus: Vec<VcpuFd>, around: &Around) -> Result<V
 
 #[cfg(test)]
 mod tests {
-    use super::parse_mac;
+    use super::{check_xstate, parse_mac};
 
     #[test]
     fn mac_addresses() {
@@ -397,5 +400,16 @@ mod tests {
         for bad in ["", "02:00:0a:ff:00", "02:00:0a:ff:00:01:02", "02:00:0a:ff:00:zz"] {
             assert_eq!(parse_mac(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn extended_state_that_would_be_cut_is_refused_with_what_to_do() {
+        // Linux before 5.17, a CPU with AVX only, and all that fits.
+        for bytes in [0, 832, 4096] {
+            assert!(check_xstate(bytes).is_ok(), "{bytes}");
+        }
+        // With AMX.
+        let error = check_xstate(11_008).expect_err("too much").to_string();
+        assert!(error.contains("11008 bytes") && error.contains("4096") && error.contains("AMX"), "{error}");
     }
 }

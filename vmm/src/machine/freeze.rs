@@ -207,7 +207,8 @@ impl Stoppable for Machine {
 
     fn stop_vcpus(&mut self) -> Result<Self::Vcpus, FreezeError> {
         let indices = self.msrs.clone();
-        let states = self.vcpus.pause_and(move |runner| VcpuState::save(runner, &indices))?;
+        let states =
+            self.vcpus.pause_and(move |runner| VcpuState::save(&runner.vcpu, runner.index, &indices))?;
         Ok(states.into_iter().collect::<Result<_, _>>()?)
     }
 

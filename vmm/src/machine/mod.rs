@@ -23,5 +23,5 @@ pub mod persist;
 pub mod ports;
 mod standstill;
 pub mod start;
-mod tune;
+pub mod tune;
 pub mod wiring;

@@ -15,7 +15,7 @@ use kvm_ioctls::VmFd;
 /// - Late ticks of the PIT: see [`kvm_state::drop_late_pit_ticks`].
 ///
 /// A triple fault that is on its way is part of the state that is saved from then on.
-pub(super) fn tune(vm: &VmFd) {
+pub fn tune(vm: &VmFd) {
     for (cap, argument, what) in [
         (KVM_CAP_PMU_CAPABILITY, u64::from(KVM_PMU_CAP_DISABLE), "KVM_CAP_PMU_CAPABILITY"),
         (KVM_CAP_HALT_POLL, 0, "KVM_CAP_HALT_POLL"),

@@ -1,6 +1,5 @@
 //! All of a vCPU's state, taken from KVM and given back, in the orders that KVM needs.
 
-use super::run::Runner;
 use super::tsc::{TSC, TscStart, TscState};
 use crate::note::note;
 use crate::sys::kvm_state;
@@ -93,14 +92,12 @@ fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, kvm_ioctls::Error> {
 }
 
 impl VcpuState {
-    /// Takes the state of a paused vCPU. `indices` is [`msr_indices`].
+    /// Takes the state of paused vCPU number `index`. `indices` is [`msr_indices`].
     ///
     /// # Errors
     /// KVM refuses a part.
-    pub fn save(runner: &Runner, indices: &[u32]) -> Result<Self, PersistError> {
-        let vcpu = &runner.vcpu;
-        let kvm =
-            |call| move |source| PersistError::Kvm { operation: "save", vcpu: runner.index, call, source };
+    pub fn save(vcpu: &VcpuFd, index: u8, indices: &[u32]) -> Result<Self, PersistError> {
+        let kvm = |call| move |source| PersistError::Kvm { operation: "save", vcpu: index, call, source };
         Ok(Self {
             // First: it takes pending INIT and SIPI in, which change the registers.
             mp_state: vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?,
@@ -113,7 +110,7 @@ impl VcpuState {
             xcrs: vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?,
             debug_regs: vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?,
             lapic: vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?,
-            msrs: save_msrs(runner, indices)?,
+            msrs: save_msrs(vcpu, index, indices)?,
             // Last: the calls above may turn a pending exception into an injected one.
             events: vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?,
         })
@@ -215,22 +212,21 @@ fn is_unused_hyperv(msr: &kvm_msr_entry) -> bool {
     (0x4000_0000..=0x4000_0fff).contains(&msr.index) && msr.data == 0
 }
 
-fn save_msrs(runner: &Runner, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, PersistError> {
+fn save_msrs(vcpu: &VcpuFd, index: u8, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, PersistError> {
     const OPERATION: &str = "save";
-    let kvm =
-        |source| PersistError::Kvm { operation: OPERATION, vcpu: runner.index, call: "KVM_GET_MSRS", source };
+    let kvm = |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_GET_MSRS", source };
     let wanted: Vec<_> =
         indices.iter().map(|index| kvm_msr_entry { index: *index, ..kvm_msr_entry::default() }).collect();
     let mut values = msrs(&wanted).map_err(kvm)?;
-    let moved = runner.vcpu.get_msrs(&mut values).map_err(kvm)?;
+    let moved = vcpu.get_msrs(&mut values).map_err(kvm)?;
     match indices.get(moved) {
         None => Ok(values.as_slice().to_vec()),
-        Some(index) => Err(PersistError::Msrs {
+        Some(stopped_at) => Err(PersistError::Msrs {
             operation: OPERATION,
-            vcpu: runner.index,
+            vcpu: index,
             moved,
             asked: indices.len(),
-            index: *index,
+            index: *stopped_at,
         }),
     }
 }

@@ -45,6 +45,7 @@ pub struct Guest {
     vcpus: u8,
     memory_mib: u32,
     hides_auxv: bool,
+    log: Option<File>,
 }
 
 /// What became of it.
@@ -64,7 +65,7 @@ impl Guest {
     /// `kernel` is the kernel file.
     pub fn file(kernel: &[u8]) -> Self {
         let kernel = kernel.to_vec();
-        Self { kernel, warm: false, generation: None, vcpus: 1, memory_mib: 64, hides_auxv: false }
+        Self { kernel, warm: false, generation: None, vcpus: 1, memory_mib: 64, hides_auxv: false, log: None }
     }
 
     /// Goes on where the VM stood that this generation was made of.
@@ -88,6 +89,11 @@ impl Guest {
     /// Its vmm runs as on a kernel before Linux 6.4.
     pub fn on_old_kernel(self) -> Self {
         Self { hides_auxv: true, ..self }
+    }
+
+    /// Its vmm's log goes there, not to the test's.
+    pub fn logging_to(self, log: File) -> Self {
+        Self { log: Some(log), ..self }
     }
 
     /// The same kernel, packed as a bzImage of one setup sector.
@@ -145,6 +151,9 @@ impl Guest {
         command.args(["--config-fd", &inherit(&document)?.to_string()]).stdin(Stdio::null());
         if self.hides_auxv {
             sys::hide_auxv(&mut command)?;
+        }
+        if let Some(log) = self.log {
+            command.stderr(log);
         }
         let child = command.spawn()?;
         let vmm = Vmm { child, dir, console, end };

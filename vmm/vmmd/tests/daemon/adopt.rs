@@ -62,17 +62,17 @@ fn a_control_connection_that_breaks_is_made_again() {
 #[ignore = "needs root and /dev/kvm"]
 fn a_list_comes_at_once_while_many_are_taken_over_and_some_never_answer() {
     tell(|mut bench| async move {
-        const MANY: usize = 40;
+        const MANY: usize = 200;
         let client = bench.start().await;
         let make = |index: usize| {
             let mut client = client.clone();
-            async move { ready(&mut client, vm(&format!("vm{index:02}"), "")).await }
+            async move { ready(&mut client, vm(&format!("vm{index:03}"), "")).await }
         };
         let made = futures::future::join_all((0..MANY).map(make)).await;
         bench.stop(Signal::KILL);
         // One process does nothing any more, and one folder is on a disk that does not answer.
         signal(made[3].pid, Signal::STOP);
-        let record = bench.path("state/vms/vm05/vm.json");
+        let record = bench.path("state/vms/vm005/vm.json");
         let kept = fs::read(&record).unwrap();
         fs::remove_file(&record).unwrap();
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -84,23 +84,26 @@ fn a_list_comes_at_once_while_many_are_taken_over_and_some_never_answer() {
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
         assert_eq!(listed.len(), MANY, "none is missing");
         let states: Vec<_> = listed.iter().map(|vm| (vm.name.as_str(), vm.state())).collect();
-        assert_eq!(states[5], ("vm05", VmState::Adopting));
-        assert!(states.iter().all(|(name, state)| *name == "vm05" || *state == VmState::Ready), "{states:?}");
-        assert_eq!(run(&mut client, "vm07", &["echo", "hi"]).await, ("hi".into(), 0));
-        kill(&mut client, "vm08").await;
-        let hung = kill(&mut client, "vm03").await;
+        assert_eq!(states[5], ("vm005", VmState::Adopting));
+        assert!(
+            states.iter().all(|(name, state)| *name == "vm005" || *state == VmState::Ready),
+            "{states:?}"
+        );
+        assert_eq!(run(&mut client, "vm007", &["echo", "hi"]).await, ("hi".into(), 0));
+        kill(&mut client, "vm008").await;
+        let hung = kill(&mut client, "vm003").await;
         assert_eq!((hung.state(), runs(made[3].pid)), (VmState::Ended, false));
 
         // Whoever waits for all gets it when that one is given up; it is tried again.
         bench.logged("cannot be taken over").await;
         let states: Vec<_> = list(&mut client).await.iter().map(v1::Vm::state).collect();
         assert_eq!(states[5], VmState::Broken);
-        assert_eq!(clones(&mut client, "vm09", 1).await.len(), 1);
+        assert_eq!(clones(&mut client, "vm009", 1).await.len(), 1);
         assert!(runs(made[5].pid), "and its process is left alone");
         fs::remove_file(&record).unwrap();
         fs::write(&record, kept).unwrap();
         bench.logged("taken over after all").await;
-        assert_eq!(get(&mut client, "vm05").await, made[5]);
+        assert_eq!(get(&mut client, "vm005").await, made[5]);
     });
 }
 
