@@ -1,19 +1,20 @@
 //! Real distributions' kernels: what `vmctl run --kernel` does with one before the guest runs.
 //!
-//! They are what `cargo xtask test --l1` has downloaded for its emulated hosts. Where there is none this shows as ignored, with the reason.
+//! Of Debian's, the cloud kernels are packed with lz4 (6.1) and zstd (6.12), the general one of 6.1 with xz. They are what `cargo xtask test --l1` has downloaded for its emulated hosts. Where there is none this shows as ignored, with the reason.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::boot::bzimage;
 use vmm::boot::kernel::{Entry, Format, check_kernel, load};
 use vmm::memory::allocate;
 
 const RAM_BYTES: u64 = 512 << 20;
 /// Where Linux for x86-64 is loaded.
 const KERNEL: u64 = 16 << 20;
+/// More than its part with the banner takes.
+const KERNEL_MAX_BYTES: usize = 64 << 20;
 
 fn main() -> ExitCode {
     let kernels = kernels();
@@ -54,19 +55,19 @@ fn unpacked_and_loaded(version: &str, path: &Path) -> Result<(), Failed> {
     }
     let release = version.split(['.', '_']).take(2).collect::<Vec<_>>().join(".");
     let banner = format!("Linux version {release}.");
-    let kernel = bzimage::extract(&fs::read(path)?)?;
-    if !contains(&kernel, banner.as_bytes()) {
-        return Err(format!("{} bytes without {banner:?}", kernel.len()).into());
-    }
     let memory = allocate(RAM_BYTES)?.1;
     let entry = load(file, &memory)?;
     // Debian's kernels have the note of the short way in.
     if !matches!(entry, Entry::Pvh(address) if (KERNEL..RAM_BYTES).contains(&address.into())) {
         return Err(format!("entered at {entry:?}").into());
     }
-    let mut loaded = vec![0; kernel.len()];
+    let mut loaded = vec![0; KERNEL_MAX_BYTES];
     memory.read_slice(&mut loaded, GuestAddress(KERNEL))?;
-    if contains(&loaded, banner.as_bytes()) { Ok(()) } else { Err("it is not in RAM".into()) }
+    if contains(&loaded, banner.as_bytes()) {
+        Ok(())
+    } else {
+        Err(format!("{banner:?} is not in RAM").into())
+    }
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
