@@ -256,7 +256,7 @@ fn a_look_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
     tracker.track(region).expect("tracking");
     let start = region.as_ptr() as u64;
     let unprotected = || map.scan(start, 0..RAM, UNPROTECTED).expect("a look");
-    assert_eq!(unprotected(), [0..RAM]);
+    assert_eq!(unprotected(), std::iter::once(0..RAM).collect::<Vec<_>>());
     map.private(region, Pages::WrittenAtRest).expect("a look");
     assert_eq!(unprotected(), []);
 
