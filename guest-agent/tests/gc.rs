@@ -92,6 +92,15 @@ fn an_answer_costs_four_system_calls() {
 
 /// Runs gc with an agent that hears one call and gives one answer; what it heard, and how gc ended.
 fn with_agent(answer: &'static str, arguments: &str) -> (String, Output) {
+    with_agent_and(answer, arguments, |command| command)
+}
+
+/// The same, with gc's command set up further.
+fn with_agent_and(
+    answer: &'static str,
+    arguments: &str,
+    set_up: impl FnOnce(&mut Command) -> &mut Command,
+) -> (String, Output) {
     let directory = tempfile::tempdir().unwrap();
     let agent = UnixListener::bind(directory.path().join("agent.sock")).unwrap();
     let heard = std::thread::spawn(move || {
@@ -107,7 +116,7 @@ fn with_agent(answer: &'static str, arguments: &str) -> (String, Output) {
     let script = format!("mount -t tmpfs gc-test /run && {script}");
     let mut command = Command::new("unshare");
     command.args(["-r", "-m", "sh", "-c", &script, env!("CARGO_BIN_EXE_gc")]).arg(directory.path());
-    let output = command.output().unwrap();
+    let output = set_up(&mut command).output().unwrap();
     (heard.join().unwrap(), output)
 }
 
@@ -151,4 +160,59 @@ fn tickets_are_lines_and_none_is_exit_16() {
     let (heard, output) = with_agent(list, "lt");
     assert_eq!(heard, "{\"verb\":\"lt\",\"args\":{\"from\":\"\"}}\n");
     assert_eq!(said(&output).1, "ticket: u-1 granted 8 4 2\n".repeat(2));
+}
+
+/// A pipe whose reader has ended.
+fn closed() -> Stdio {
+    std::io::pipe().unwrap().1.into()
+}
+
+fn full() -> Stdio {
+    std::fs::File::create("/dev/full").unwrap().into()
+}
+
+/// As after `gc list | head -1`: the same code, and nothing said, as for vmctl.
+#[test]
+fn a_standard_output_that_nobody_reads_is_141() {
+    for verb in ["version", "help", "help list"] {
+        let output = gc_command(Some(CLONE), verb).stdout(closed()).output().unwrap();
+        assert_eq!(said(&output), (Some(141), "", ""), "{verb}: {}", output.status);
+    }
+    let list = r#"{"ok":{"members":[{"vmid":0,"ip":"100.64.0.1","state":"ready","host":"h"}]}}"#;
+    let list: &'static str = format!("{list}\n").leak();
+    let (_, output) = with_agent_and(list, "list", |command| command.stdout(closed()));
+    assert_eq!(said(&output), (Some(141), "", ""), "{}", output.status);
+}
+
+/// Their answers come before the C library starts: the signal itself ends them, which a shell tells as 141.
+#[test]
+fn quick_answers_that_nobody_reads_are_141_to_a_shell() {
+    for verb in ["vmid", "my-ip"] {
+        for shell in ["trap - PIPE", "trap '' PIPE"] {
+            let identity = format!("mkdir $(dirname {IDENTITY_FILE}) && printf '{CLONE}' > {IDENTITY_FILE}");
+            let script = format!(
+                "mount -t tmpfs gc-test /run && {identity} && {shell}; \"$0\" {verb}; echo code $? >&2"
+            );
+            let mut command = Command::new("unshare");
+            command.args(["-r", "-m", "sh", "-c", &script, env!("CARGO_BIN_EXE_gc")]);
+            let output = command.stdout(closed()).output().unwrap();
+            assert_eq!(said(&output).2, "code 141\n", "{verb}, {shell}");
+        }
+    }
+}
+
+#[test]
+fn an_error_that_nobody_reads_keeps_its_exit_code() {
+    for stderr in [closed as fn() -> Stdio, full] {
+        for (verb, code) in [("bogus", 22), ("", 22), ("list", 107), ("clone 0", 22)] {
+            let output = gc_command(None, verb).stderr(stderr()).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{verb}: {}", output.status);
+        }
+        // The answer comes although the warning cannot.
+        let partly = "{\"ok\":{\"vmid\":0,\"clones\":[1],\"failed\":[[2,\"no memory\"]]}}\n";
+        let (_, output) = with_agent_and(partly, "clone 2", |command| command.stderr(stderr()));
+        assert_eq!(said(&output), (Some(0), "0\n", ""), "{}", output.status);
+        let output = gc_command(None, "version").stdout(full()).stderr(stderr()).output().unwrap();
+        assert_eq!(output.status.code(), Some(28), "{}", output.status);
+    }
 }

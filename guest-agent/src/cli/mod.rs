@@ -1,6 +1,6 @@
 //! `gc`, the guest's command. Exit codes are errno numbers (22 EINVAL for a wrong use,
 //! 107 ENOTCONN without agent, host or identity, and what the host answers), except that `ismaster`
-//! on a clone is 1.
+//! on a clone is 1, and a standard output that nobody reads any more is 141.
 //!
 //! - `table`: all verbs, of which `help` and the man page are made.
 //! - `verbs`, `tickets`, `clone`, `family`, `join`: what they do.
@@ -19,8 +19,12 @@ mod words;
 #[cfg(test)]
 mod man;
 
+use crate::sys::signals;
 use patina_abi::link::CallError;
-use std::io::Write as _;
+use std::io::{self, Write as _};
+
+/// Exit code of one who writes to a pipe that nobody reads, as `head` leaves one: 128 + SIGPIPE. No errno number is as large.
+const CLOSED: i32 = 141;
 
 /// What a verb prints, and the command's exit code.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -60,6 +64,10 @@ fn with_verb(name: &str, message: String) -> String {
 
 /// Runs the command; returns its exit code.
 pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
+    // A pipe or agent that has gone is then an error, with a code of its own, and the answer is printed even where a warning cannot be.
+    if signals::block(&[libc::SIGPIPE]).is_err() {
+        // Then the signal ends us, as it does most programs.
+    }
     let arguments: Vec<String> = arguments.collect();
     let Output { text, warnings, code } = match dispatch(&arguments) {
         Ok(output) => output,
@@ -72,8 +80,10 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
     if text.is_empty() {
         return code;
     }
-    match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Ok(()) => code,
+        // Its reader has had enough: no news.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => CLOSED,
         Err(error) => {
             complain(&format!("write the answer: {error}"));
             exit_code(error.raw_os_error().unwrap_or(libc::EIO))
@@ -82,7 +92,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
 }
 
 fn complain(message: &str) {
-    if std::io::stderr().write_all(format!("gc: {message}\n").as_bytes()).is_err() {
+    if io::stderr().write_all(format!("gc: {message}\n").as_bytes()).is_err() {
         // The exit code says it too.
     }
 }

@@ -31,6 +31,7 @@ pub(super) const COMMON_EXITS: &[(&str, &str)] = &[
     ("71", "the host's answer is not understood: image and host are of different versions"),
     ("107", "gc-agent or the host does not answer, or the link to the host broke before it answered"),
     ("111", "the host's vmmd does not run; try again when it does"),
+    ("141", "standard output was closed; what the verb does is done"),
 ];
 
 const NO_TICKET: (&str, &str) = ("2", "there is no such ticket");
