@@ -258,10 +258,23 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_no_utf_8_is_named() {
+    fn a_word_that_is_no_utf_8_is_named_with_what_to_do() {
         use std::os::unix::ffi::OsStringExt as _;
-        let words = [&b"vmctl"[..], b"exec", b"web", b"echo", b"a\xffb"];
-        let said = parse(words.map(|word| OsString::from_vec(word.to_vec()))).unwrap_err().error.to_string();
-        assert!(said.contains("[ARG]") && said.contains("not UTF-8"), "{said}");
+        let said = |words: &[&[u8]]| {
+            let words = words.iter().map(|word| OsString::from_vec(word.to_vec()));
+            parse(words).unwrap_err().error.to_string()
+        };
+        let guest =
+            "Give such bytes to the program on its standard input, or have a shell in the guest make them";
+        for (words, name, what_to_do) in [
+            (&[&b"vmctl"[..], b"exec", b"web", b"echo", b"a\xffb"][..], "[ARG]", guest),
+            (&[b"vmctl", b"exec", b"-e", b"A=\xff", b"web", b"true"], "--env", guest),
+            (&[b"vmctl", b"exec", b"-w", b"/\xff", b"web", b"true"], "--workdir", guest),
+            (&[b"vmctl", b"exec", b"w\xff", b"true"], "<NAME>", "write it in UTF-8"),
+            (&[b"vmctl", b"--host", b"\xff", b"ls"], "--host", "write it in UTF-8"),
+        ] {
+            let said = said(words);
+            assert!(said.contains(name) && said.contains("not UTF-8") && said.contains(what_to_do), "{said}");
+        }
     }
 }

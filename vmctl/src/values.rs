@@ -17,13 +17,25 @@ pub enum ValueError {
     #[error("\"{0}\" is not an environment variable: write KEY=VALUE")]
     Variable(String),
     /// Not UTF-8.
-    #[error("it is not UTF-8, and names, addresses and arguments must be")]
+    #[error("it is not UTF-8: write it in UTF-8, as all names, addresses and paths are for vmctl")]
     NotUtf8,
+    /// Not UTF-8, and for a program in a guest.
+    #[error(
+        "it is not UTF-8, and vmctl passes nothing else on. Give such bytes to the program on its standard input, \
+         or have a shell in the guest make them: vmctl exec NAME -- sh -c 'PROGRAM \"$(printf \"\\377\")\"'"
+    )]
+    GuestNotUtf8,
 }
 
 /// Any text; what is no UTF-8 is refused by the name of its option, which clap's own parser leaves out.
 pub fn utf8() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().try_map(|word: OsString| word.into_string().map_err(|_| ValueError::NotUtf8))
+}
+
+/// The same, for what a program in a guest is given.
+pub fn guest_utf8() -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new()
+        .try_map(|word: OsString| word.into_string().map_err(|_| ValueError::GuestNotUtf8))
 }
 
 /// `512`, `512M`, `2G`: MiB.
@@ -61,7 +73,11 @@ pub fn published_port(text: &str) -> Result<PublishedPort, ValueError> {
 }
 
 /// `KEY=VALUE`, as it is.
-pub fn variable(text: &str) -> Result<String, ValueError> {
+pub fn guest_variable() -> impl TypedValueParser<Value = String> {
+    guest_utf8().try_map(|text| variable(&text))
+}
+
+fn variable(text: &str) -> Result<String, ValueError> {
     match text.split_once('=') {
         Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
         _ => Err(ValueError::Variable(text.to_owned())),

@@ -37,10 +37,10 @@ pub struct Arguments {
     #[arg(short = 'n', long)]
     pub no_stdin: bool,
     /// Add a variable to its environment.
-    #[arg(short, long, value_parser = values::variable, value_name = "KEY=VALUE")]
+    #[arg(short, long, value_parser = values::guest_variable(), value_name = "KEY=VALUE")]
     env: Vec<String>,
     /// Its working directory.
-    #[arg(short, long, value_name = "DIRECTORY", value_parser = values::utf8())]
+    #[arg(short, long, value_name = "DIRECTORY", value_parser = values::guest_utf8())]
     workdir: Option<String>,
     /// The VM.
     #[arg(value_parser = values::utf8())]
@@ -51,7 +51,7 @@ pub struct Arguments {
         trailing_var_arg = true,
         allow_hyphen_values = true,
         value_names = ["COMMAND", "ARG"],
-        value_parser = values::utf8()
+        value_parser = values::guest_utf8()
     )]
     pub argv: Vec<String>,
 }
