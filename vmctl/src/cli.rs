@@ -81,6 +81,9 @@ pub enum Command {
     /// Print what happened on the host, and what happens.
     Events(events::Arguments),
     /// Show what the running VMs take of the host, live.
+    ///
+    /// PRIVATE is memory of a VM's own: what it wrote since it was cloned last, and all its RAM until the family's first clone. SHARED is memory
+    /// of generations, which its family has in common, and of programs' files.
     Top(top::Arguments),
     /// Forget ended VMs and delete their files.
     Rm(rm::Arguments),

@@ -302,14 +302,22 @@ fn restarted(stage: &Stage) -> Outcome {
 /// The built-in scheduler goes with its vmmd.
 fn restart(host: &mut Host) -> Outcome {
     host.run("noah", &[])?;
+    let (own, shared) = memory_kib(host, "noah")?;
+    require(own > 20_000 && shared < 20_000, format!("RAM is its own: {own} KiB, {shared} KiB"))?;
     let (ticket, name, kept) = {
         let parent = host.vm("noah");
         let (ticket, clones) = with_ticket(host, &parent, 2)?;
         let kept = parent.sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
         (ticket, clones[0].name().to_owned(), kept)
     };
+    for (vm, most) in [("noah", own), (name.as_str(), 30_000)] {
+        let (own, shared) = memory_kib(host, vm)?;
+        require(own < most && shared > 10_000, format!("{vm} has a generation: {own} KiB, {shared} KiB"))?;
+    }
     host.kill_vmmd()?;
     host.start_vmmd()?;
+    let (again, _) = memory_kib(host, "noah")?;
+    require(again < own, format!("that is known after a restart: {again} KiB"))?;
     let parent = host.vm("noah");
     let listed = parent.call(&["gc", "lt"])?;
     let has = |ticket: &str, status: &str| listed.contains(&format!("ticket: {ticket} {status} "));
@@ -320,4 +328,12 @@ fn restart(host: &mut Host) -> Outcome {
     parent.call(&["gc", "kill", "--ticket", &ticket])?;
     let listed = parent.call(&["gc", "lt"])?;
     require(!listed.contains("used") && !listed.contains("granted"), listed)
+}
+
+/// What `vmctl top` says of a VM's own memory, and of what it has in common with others.
+fn memory_kib(host: &Host, name: &str) -> Result<(u64, u64), Failed> {
+    let top = host.json(&["top", "--once"])?;
+    let vm = top["vms"].as_array().into_iter().flatten().find(|vm| vm["name"] == name);
+    let field = |field| vm.and_then(|vm| vm[field].as_u64());
+    field("private_kib").zip(field("shared_kib")).ok_or_else(|| format!("{name} is not there: {top}").into())
 }

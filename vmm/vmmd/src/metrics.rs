@@ -2,11 +2,7 @@
 //!
 //! What happens is counted as it happens; what there is, is looked at when somebody asks.
 
-use crate::{
-    plan::lifecycle::Phase,
-    process::usage::Usage,
-    vms::{Host, Vm},
-};
+use crate::{plan::lifecycle::Phase, process::usage::Usage, vms::Host};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
@@ -187,6 +183,8 @@ struct Amounts {
     ready: usize,
     ended: usize,
     used: Usage,
+    private_kib: u64,
+    shared_kib: u64,
     warm: u32,
 }
 
@@ -201,10 +199,10 @@ impl Amounts {
                 Phase::Ended(_) => amounts.ended += 1,
             }
         }
-        let used = &mut amounts.used;
-        for usage in all.iter().filter_map(usage) {
-            used.private_kib += usage.private_kib;
-            used.shared_kib += usage.shared_kib;
+        for (usage, is_uncloned) in all.iter().filter_map(|vm| host.usage(vm)) {
+            amounts.private_kib += usage.private_kib(is_uncloned);
+            amounts.shared_kib += usage.shared_kib(is_uncloned);
+            let used = &mut amounts.used;
             used.cpu_us += usage.cpu_us;
             used.minor_faults += usage.minor_faults;
             used.major_faults += usage.major_faults;
@@ -213,7 +211,7 @@ impl Amounts {
     }
 
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { booting, ready, ended, used, warm } = self;
+        let Self { booting, ready, ended, used, private_kib, shared_kib, warm } = self;
         let mut states = encoder.encode_descriptor("vms", "VMs by state", None, MetricType::Gauge)?;
         for (state, count) in [("booting", *booting), ("ready", *ready), ("ended", *ended)] {
             let label = StateLabel { state };
@@ -223,13 +221,13 @@ impl Amounts {
         let gauges = [
             (
                 "vms_memory_private_bytes",
-                "Anonymous memory of running VMs: what they wrote since they were cloned, and their vmm's own",
-                used.private_kib * 1024,
+                "Memory of running VMs' own: what they wrote since they were cloned, all RAM of one without clones",
+                private_kib * 1024,
             ),
             (
                 "vms_memory_shared_bytes",
-                "Memory of running VMs in files and memfds, which others may share, counted for each",
-                used.shared_kib * 1024,
+                "Memory of running VMs in generations and files, which others may share, counted for each",
+                shared_kib * 1024,
             ),
             ("vms_minor_faults", "Page faults of running VMs without I/O", used.minor_faults),
             ("vms_major_faults", "Page faults of running VMs with I/O", used.major_faults),
@@ -244,14 +242,6 @@ impl Amounts {
         }
         Ok(())
     }
-}
-
-/// What a VM takes, if it runs.
-fn usage(vm: &Arc<Vm>) -> Option<Usage> {
-    if matches!(vm.status().phase, Phase::Ended(_)) {
-        return None;
-    }
-    Usage::counted(vm.record.process.as_ref()?.pid).ok()
 }
 
 #[cfg(test)]

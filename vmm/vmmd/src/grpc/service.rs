@@ -193,7 +193,7 @@ impl Vmmd for Service {
         _: Request<v1::ListUsageRequest>,
     ) -> Result<Response<v1::ListUsageResponse>, Status> {
         let host = Arc::clone(&self.host);
-        // The kernel counts pages for it.
+        // It reads two files of each VM.
         let usage = tokio::task::spawn_blocking(move || watch::usage(&host)).await;
         usage.map(Response::new).map_err(|_| Error::Stopping.into())
     }

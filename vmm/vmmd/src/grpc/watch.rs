@@ -1,11 +1,7 @@
 //! `WatchEvents` and `ListUsage`: what happens, and what it takes.
 
 use super::{Answers, Permit, STREAM_QUEUE};
-use crate::{
-    plan::lifecycle::Phase,
-    process::usage::Usage,
-    vms::{Host, clone::monotonic_ns},
-};
+use crate::vms::{Host, clone::monotonic_ns};
 use patina_proto::v1::{self, Event};
 use std::sync::Arc;
 use tokio::sync::{
@@ -57,16 +53,12 @@ async fn hand_on(
 /// What each running VM takes now.
 pub fn usage(host: &Host) -> v1::ListUsageResponse {
     let of = |vm: &Arc<crate::vms::Vm>| {
-        if matches!(vm.status().phase, Phase::Ended(_)) {
-            return None;
-        }
-        // One that ends at this moment takes nothing any more.
-        let usage = Usage::of(vm.record.process.as_ref()?.pid).ok()?;
+        let (usage, is_uncloned) = host.usage(vm)?;
         Some(v1::Usage {
             name: vm.record.name.clone(),
             cpu_us: usage.cpu_us,
-            private_kib: usage.private_kib,
-            shared_kib: usage.shared_kib,
+            private_kib: usage.private_kib(is_uncloned),
+            shared_kib: usage.shared_kib(is_uncloned),
             minor_faults: usage.minor_faults,
             major_faults: usage.major_faults,
         })

@@ -2,15 +2,18 @@
 
 use std::{fs, io};
 
-/// Numbers of one process since its start, or of this moment.
+/// Numbers of one process since its start, or of this moment. The kernel keeps them all: to read them costs the process nothing. Who
+/// shares which page only a walk through all page tables would tell, seconds for a large VM, with a lock held that the VM needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Time that its threads ran, those for KVM guests included.
     pub cpu_us: u64,
-    /// Memory that no other process shares.
-    pub private_kib: u64,
-    /// Memory that others share with it.
-    pub shared_kib: u64,
+    /// Anonymous memory, which no other process has.
+    pub anonymous_kib: u64,
+    /// Pages of memfds.
+    pub memfd_kib: u64,
+    /// Pages of files.
+    pub file_kib: u64,
     /// Page faults without I/O.
     pub minor_faults: u64,
     /// Page faults with I/O.
@@ -21,36 +24,35 @@ pub struct Usage {
 const TICK_US: u64 = 10_000;
 
 impl Usage {
-    /// As [`Self::of`], but memory by its kind: anonymous pages as private ones, pages of files (a memfd's among them) as shared ones. The
-    /// kernel keeps these counts; who shares what it would find out by a walk through all page tables, seconds for a large VM, with a
-    /// lock held that the VM needs.
+    /// Reads what `/proc` says of a process.
     ///
     /// # Errors
     /// It is gone.
-    pub fn counted(pid: u32) -> io::Result<Self> {
+    pub fn of(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let unreadable = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat"));
         let usage = times(&stat).ok_or_else(unreadable)?;
         let kib = |name| kib(&status, name);
-        Ok(Self { private_kib: kib("RssAnon:"), shared_kib: kib("RssShmem:") + kib("RssFile:"), ..usage })
-    }
-
-    /// Reads what `/proc` says of a process.
-    ///
-    /// # Errors
-    /// It is gone, or another user's.
-    pub fn of(pid: u32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let unreadable = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat"));
-        let usage = times(&stat).ok_or_else(unreadable)?;
-        let kib = |name| kib(&smaps, name);
         Ok(Self {
-            private_kib: kib("Private_Clean:") + kib("Private_Dirty:"),
-            shared_kib: kib("Shared_Clean:") + kib("Shared_Dirty:"),
+            anonymous_kib: kib("RssAnon:"),
+            memfd_kib: kib("RssShmem:"),
+            file_kib: kib("RssFile:"),
             ..usage
         })
+    }
+
+    /// Memory of a VM's own, KiB. Until the first clone of its family (`is_uncloned`) all its RAM is, a memfd that nobody else has; from then on
+    /// what is in memfds are generations.
+    #[must_use]
+    pub fn private_kib(&self, is_uncloned: bool) -> u64 {
+        self.anonymous_kib + if is_uncloned { self.memfd_kib } else { 0 }
+    }
+
+    /// All other memory of a VM, KiB: of generations, which its family has in common, and of programs' files.
+    #[must_use]
+    pub fn shared_kib(&self, is_uncloned: bool) -> u64 {
+        self.file_kib + if is_uncloned { 0 } else { self.memfd_kib }
     }
 }
 
@@ -66,14 +68,15 @@ fn times(stat: &str) -> Option<Usage> {
     })
 }
 
-fn kib(smaps: &str, name: &str) -> u64 {
-    let line = smaps.lines().find_map(|line| line.strip_prefix(name));
+fn kib(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::{fs::Uid, thread::set_thread_res_uid};
 
     #[test]
     fn fields_are_counted_after_the_name() {
@@ -86,10 +89,27 @@ mod tests {
     #[test]
     fn this_process_takes_something_and_no_process_nothing() {
         let usage = Usage::of(std::process::id()).unwrap();
-        assert!(usage.private_kib > 0 && usage.minor_faults > 0, "{usage:?}");
+        assert!(usage.anonymous_kib > 0 && usage.file_kib > 0 && usage.minor_faults > 0, "{usage:?}");
         assert!(Usage::of(u32::MAX).is_err());
-        let counted = Usage::counted(std::process::id()).unwrap();
-        assert!(counted.private_kib > 0 && counted.shared_kib > 0, "{counted:?}");
-        assert!(Usage::counted(u32::MAX).is_err());
+    }
+
+    /// `smaps` and its like are for who may trace the process; the counters that the kernel keeps anyway are for everybody.
+    #[test]
+    fn usage_is_counted_without_a_look_at_page_tables() {
+        let nobody = Uid::from_raw(65534);
+        if rustix::process::geteuid().is_root() {
+            // Of this thread only.
+            set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        }
+        assert!(fs::read("/proc/1/smaps_rollup").is_err());
+        let init = Usage::of(1).unwrap();
+        assert!(init.anonymous_kib > 0, "{init:?}");
+    }
+
+    #[test]
+    fn ram_is_its_vms_own_until_the_first_clone() {
+        let usage = Usage { anonymous_kib: 10, memfd_kib: 200, file_kib: 3, ..Usage::default() };
+        assert_eq!((usage.private_kib(true), usage.shared_kib(true)), (210, 3));
+        assert_eq!((usage.private_kib(false), usage.shared_kib(false)), (10, 203));
     }
 }

@@ -312,6 +312,12 @@ impl Table {
         (mark > family.written).then_some(mark)
     }
 
+    /// Whether no clone of the family was made yet, nor begun.
+    #[must_use]
+    pub fn is_uncloned(&self, index: u16, uuid: Uuid) -> bool {
+        self.lock().family(index, uuid).is_some_and(|family| family.written <= 1)
+    }
+
     /// It is written.
     pub fn written(&self, index: u16, uuid: Uuid, next_vmid: u32) {
         if let Some(family) = self.lock().family(index, uuid) {

@@ -144,3 +144,20 @@ fn the_list_of_touched_pages_is_asked_for_once() {
     table.set_touched(0, FAMILY, Some(Touched::of(b"list").unwrap()));
     assert!(!table.ask_touched(0, FAMILY) && table.touched(0, FAMILY).is_some());
 }
+
+#[test]
+fn a_family_is_uncloned_until_vmids_are_written_down_for_clones() {
+    let (table, record) = family();
+    assert!(table.is_uncloned(0, FAMILY));
+    // Warm VMs have vmids before.
+    assert!(!fill(&table, &record, 2).is_empty());
+    assert!(table.is_uncloned(0, FAMILY));
+    drop(table.seat(&record, 1).unwrap());
+    let next = table.unwritten(0, FAMILY).unwrap();
+    table.written(0, FAMILY, next);
+    assert!(!table.is_uncloned(0, FAMILY));
+    // A vmmd that was started again knows it from what is written.
+    let again = Table::default();
+    again.join_family(0, FAMILY, next);
+    assert!(!again.is_uncloned(0, FAMILY) && !again.is_uncloned(1, FAMILY));
+}

@@ -34,6 +34,7 @@ use crate::{
         generation::Touched,
         link::{self, LinkError},
         turns::Turns,
+        usage::Usage,
     },
     store::{StateDir, VmDir, record::Record},
 };
@@ -226,6 +227,17 @@ impl Host {
             Ok(ended) => ended.map(|()| vm),
             Err(_) => Err(Error::Unkillable(name.to_owned())),
         }
+    }
+
+    /// What a VM takes if it runs, and whether its RAM is still all its own.
+    #[must_use]
+    pub fn usage(&self, vm: &Vm) -> Option<(Usage, bool)> {
+        if matches!(vm.status().phase, Phase::Ended(_)) {
+            return None;
+        }
+        // One that ends at this moment takes nothing any more.
+        let usage = Usage::of(vm.record.process.as_ref()?.pid).ok()?;
+        Some((usage, self.table.is_uncloned(vm.record.net.index, vm.record.family)))
     }
 
     /// Something has happened to a VM.
