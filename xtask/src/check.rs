@@ -149,7 +149,7 @@ fn root_tests(filters: &[String]) -> Result<(), RunError> {
 }
 
 /// Whether a kernel of this release does: Linux 6.7.
-fn notes_writes(release: &str) -> bool {
+pub fn notes_writes(release: &str) -> bool {
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     (numbers.next(), numbers.next()) >= (Some(6), Some(7))
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     build::BuildError,
+    check::notes_writes,
     run::{self, Guarded, RunError, cargo},
-    steps::Steps,
+    steps::{Steps, with_causes},
 };
 use patina_images::{DebianKernel, Stderr as Progress};
 use patina_tests::{
@@ -79,9 +80,9 @@ pub enum HostsError {
     /// cargo did not say where it put a program.
     #[error("build the tests for the emulated hosts: cargo names no program of {0}")]
     Program(&'static str),
-    /// What a host is made of cannot be had: QEMU, another package, or its kernel.
-    #[error("get what {0} is made of")]
-    Unavailable(String, #[source] Box<patina_images::Error>),
+    /// What hosts are made of cannot be had: QEMU, another package, or a kernel. Of each host the reason.
+    #[error("get what the emulated hosts are made of: {}", .0.join("; "))]
+    Unavailable(Vec<String>),
     /// A folder cannot be made.
     #[error("create {}", path.display())]
     Folder {
@@ -102,33 +103,59 @@ pub enum HostsError {
 /// for the other tests. A host that cannot be had keeps none of the others from running.
 ///
 /// # Errors
-/// Of several hosts, that of the first one whose tests failed; otherwise that of one that cannot be had.
+/// Of several hosts, that of the first one whose tests failed; otherwise the reasons of all that cannot be had.
 pub fn test(steps: &Steps, setup: &Setup, wanted: &Wanted, filters: &[String]) -> Result<(), HostsError> {
-    let unavailable = |error| HostsError::Unavailable("every emulated host".to_owned(), Box::new(error));
+    let unavailable =
+        |error: patina_images::Error| HostsError::Unavailable(vec![reason("every host", &error)]);
     let mut progress = Progress::new();
     patina_images::ensure_packages(&PACKAGES, &mut progress).map_err(|error| unavailable(error.into()))?;
     let programs = steps.step("build the tests for the emulated hosts", test_programs)?;
-    let plan = Plan::new(&programs, filters).map_err(|error| HostsError::Host("any kernel", error.into()))?;
+    let plan = |kernel: &Kernel| {
+        Plan::new(&programs, filters, notes_writes(kernel.series))
+            .map_err(|error| HostsError::Host(kernel.series, error.into()))
+    };
+    let plans = wanted.0.iter().map(|kernel| Ok((*kernel, plan(kernel)?)));
+    let plans = plans.collect::<Result<Vec<_>, HostsError>>()?;
     let cache = patina_images::default_cache_dir().map_err(|error| unavailable(error.into()))?;
-    let (mut there, mut missing) = (Vec::new(), Ok(()));
-    for kernel in &wanted.0 {
-        match patina_images::debian_kernel(&cache, kernel.series, &MODULES, &mut progress) {
-            Ok(debian) => there.push((*kernel, debian)),
-            Err(error) => {
-                let host = format!("the emulated host with Linux {}", kernel.series);
-                missing = Err(HostsError::Unavailable(host, Box::new(error)));
-            }
+    for (kernel, plan) in &plans {
+        for (name, why) in &plan.ignored {
+            steps.note(&format!("  Linux {}: {name}: ignored: {why}", kernel.series));
         }
     }
+    // All that was asked for may be ignored on a host.
+    let plans = plans.into_iter().filter(|(_, plan)| !plan.suites.is_empty());
+    let (there, missing) =
+        with_kernels(plans, |series| patina_images::debian_kernel(&cache, series, &MODULES, &mut progress));
     let outcomes: Vec<_> = thread::scope(|scope| {
-        let run = |(kernel, debian): &(Kernel, DebianKernel)| {
+        let run = |(kernel, plan, debian): &(Kernel, Plan, DebianKernel)| {
             let what = format!("test on Linux {} under emulated AMD-V", debian.version);
-            steps.step(&what, || host(steps, setup, &plan, *kernel, debian))
+            steps.step(&what, || host(steps, setup, plan, *kernel, debian))
         };
         let threads: Vec<_> = there.iter().map(|pair| scope.spawn(move || run(pair))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
-    outcomes.into_iter().collect::<Result<(), _>>().and(missing)
+    outcomes.into_iter().collect::<Result<(), _>>()?;
+    if missing.is_empty() { Ok(()) } else { Err(HostsError::Unavailable(missing)) }
+}
+
+/// The hosts whose kernel can be had, with it, and why the others cannot.
+fn with_kernels<T, E: std::error::Error>(
+    hosts: impl Iterator<Item = (Kernel, T)>,
+    mut get: impl FnMut(&str) -> Result<DebianKernel, E>,
+) -> (Vec<(Kernel, T, DebianKernel)>, Vec<String>) {
+    let (mut there, mut missing) = (Vec::new(), Vec::new());
+    for (kernel, of) in hosts {
+        match get(kernel.series) {
+            Ok(debian) => there.push((kernel, of, debian)),
+            Err(error) => missing.push(reason(&format!("Linux {}", kernel.series), &error)),
+        }
+    }
+    (there, missing)
+}
+
+/// Why a host cannot be had, on one line.
+fn reason(host: &str, error: &dyn std::error::Error) -> String {
+    format!("{host}: {}", with_causes(error).replace("\n  because: ", ": "))
 }
 
 fn host(
@@ -178,17 +205,25 @@ fn show(steps: &Steps, kernel: Kernel, event: &Event) {
 /// Builds the programs of tests, and finds out where they are.
 fn test_programs() -> Result<TestPrograms, HostsError> {
     let arguments = ["test", "--no-run", "--message-format", "json-render-diagnostics"];
-    let tests = ["-p", "vmm", "--test", "tiny_guests", "-p", "patina-tests", "--test", "e2e"];
+    let tests = ["-p", "vmm", "--lib", "--test", "tiny_guests", "-p", "patina-tests", "--test", "e2e"];
     let told = run::output(cargo(&arguments).args(tests))?;
-    let program = |name| program(&told, name).ok_or(HostsError::Program(name));
-    Ok(TestPrograms { tiny: program("tiny_guests")?, e2e: program("e2e")? })
+    let program = |kind, name| program(&told, kind, name).ok_or(HostsError::Program(name));
+    Ok(TestPrograms {
+        tiny: program("test", "tiny_guests")?,
+        e2e: program("test", "e2e")?,
+        vmm: program("lib", "vmm")?,
+    })
 }
 
-/// The program of the test target `name`, in cargo's messages, a JSON document a line.
-fn program(messages: &str, name: &str) -> Option<PathBuf> {
+/// The program of tests of the target `name` of a kind, in cargo's messages, a JSON document a line.
+fn program(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_wanted = message["reason"] == "compiler-artifact" && message["target"]["name"] == name;
+        let target = &message["target"];
+        let is_wanted = message["reason"] == "compiler-artifact"
+            && target["name"] == name
+            && target["kind"][0] == kind
+            && message["profile"]["test"] == true;
         if !is_wanted { None } else { message["executable"].as_str().map(PathBuf::from) }
     })
 }
@@ -207,11 +242,23 @@ mod tests {
 
     #[test]
     fn programs_are_found_in_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"name":"e2e"},"executable":null}
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"vmm","kind":["bin"]},"profile":{"test":false},"executable":"/t/vmm"}
 not json
-{"reason":"compiler-artifact","target":{"name":"tiny_guests"},"executable":"/t/tiny_guests-1"}
-{"reason":"compiler-artifact","target":{"name":"e2e"},"executable":"/t/e2e-2"}"#;
-        assert_eq!(program(messages, "e2e"), Some(PathBuf::from("/t/e2e-2")));
-        assert_eq!(program(messages, "walk"), None);
+{"reason":"compiler-artifact","target":{"name":"vmm","kind":["lib"]},"profile":{"test":false},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"vmm","kind":["lib"]},"profile":{"test":true},"executable":"/t/vmm-1"}
+{"reason":"compiler-artifact","target":{"name":"e2e","kind":["test"]},"profile":{"test":true},"executable":"/t/e2e-2"}"#;
+        assert_eq!(program(messages, "test", "e2e"), Some(PathBuf::from("/t/e2e-2")));
+        assert_eq!(program(messages, "lib", "vmm"), Some(PathBuf::from("/t/vmm-1")));
+        assert_eq!(program(messages, "test", "walk"), None);
+    }
+
+    #[test]
+    fn all_hosts_that_cannot_be_had_have_their_reasons() {
+        let get = |series: &str| Err(io::Error::other(format!("no package of {series}")));
+        let (there, missing) = with_kernels(KERNELS.into_iter().map(|kernel| (kernel, ())), get);
+        assert!(there.is_empty());
+        let error = HostsError::Unavailable(missing);
+        let expected = "get what the emulated hosts are made of: Linux 6.1: no package of 6.1; Linux 6.12: no package of 6.12";
+        assert_eq!(with_causes(&error), expected);
     }
 }

@@ -1,7 +1,7 @@
 //! Which tests run on an emulated host.
 //!
-//! All tests of guests of a few instructions run; of the end-to-end stories those that a host's hardware or kernel can make
-//! fail: a translator runs at a fiftieth of the usual speed.
+//! All tests of guests of a few instructions run, and those of how a kernel tells what was written; of the end-to-end stories those that a
+//! host's hardware or kernel can make fail: a translator runs at a fiftieth of the usual speed.
 
 use super::report::{Expected, plain};
 use crate::process::{self, ProcessError};
@@ -16,12 +16,18 @@ use std::{
 pub const TINY: &str = "tiny_guests";
 /// The suite of end-to-end stories.
 pub const E2E: &str = "e2e";
+/// The suite of the vmm's own tests of page tables.
+pub const PAGE_TABLES: &str = "vmm";
+/// Their names begin so. Those of them that are ignored where there is no root need a kernel that tracks writes.
+const PAGE_TABLE_TESTS: &str = "sys::pagemap::";
+/// Why they do not run on an older one.
+const NO_TRACKING: &str = "needs Linux 6.7, which tracks writes";
 
 /// How long a program may take to list its tests.
 const LIST_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The end-to-end stories that run on an emulated host. Those that ask for more VMs than its RAM allows are not among them.
-const CHOSEN: [&str; 23] = [
+const CHOSEN: [&str; 25] = [
     "boot::a_guest_boots_and_is_ready",
     "boot::the_guest_has_its_name_address_and_clock",
     "exec::output_errors_and_exit_code_are_kept_apart",
@@ -39,6 +45,8 @@ const CHOSEN: [&str; 23] = [
     "carried::vector_registers_are_kept_across_a_clone",
     "carried::a_guest_of_four_vcpus_is_cloned_with_all_of_them",
     "forks::gc_clone_prints_0_in_the_parent_and_the_vmid_in_each_clone",
+    "forks::a_ticket_is_for_as_many_clones_as_were_granted",
+    "forks::a_ticket_for_more_than_is_free_is_refused_in_time",
     "forks::a_clone_of_a_clone_of_a_clone_goes_on",
     "forks::clones_talk_tcp_to_the_master_and_to_each_other",
     "tickets::a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins",
@@ -69,7 +77,7 @@ pub enum PlanError {
         errors: String,
     },
     /// A test that is to run does not exist (any more).
-    #[error("no end-to-end story is called {0}: correct the list in tests/src/l1/plan.rs")]
+    #[error("no test is called {0}: correct the list in tests/src/l1/plan.rs")]
     Unknown(String),
     /// The filters leave nothing to run.
     #[error("no test of the emulated host has a name that contains one of: {}", .0.join(", "))]
@@ -94,6 +102,8 @@ pub struct Suite {
 pub struct Plan {
     /// One program after the other.
     pub suites: Vec<Suite>,
+    /// Tests that this host's kernel cannot run, and why.
+    pub ignored: Vec<(String, &'static str)>,
 }
 
 /// The programs of tests, as cargo built them.
@@ -103,22 +113,32 @@ pub struct TestPrograms {
     pub tiny: PathBuf,
     /// `tests/tests/e2e`.
     pub e2e: PathBuf,
+    /// The unit tests of `vmm`.
+    pub vmm: PathBuf,
 }
 
 impl Plan {
-    /// All that is run on an emulated host, or of that the tests whose names contain one of `filters`.
+    /// All that is run on an emulated host, or of that the tests whose names contain one of `filters`. `tracks_writes`: whether its
+    /// kernel does.
     ///
     /// # Errors
     /// A program does not list its tests, or has none of a name that it should have.
-    pub fn new(programs: &TestPrograms, filters: &[String]) -> Result<Self, PlanError> {
-        let tiny = list(&programs.tiny)?;
-        let e2e = list(&programs.e2e)?;
+    pub fn new(programs: &TestPrograms, filters: &[String], tracks_writes: bool) -> Result<Self, PlanError> {
+        let tiny = list(&programs.tiny, &[])?;
+        let e2e = list(&programs.e2e, &[])?;
+        let tracking = if tracks_writes { BTreeSet::new() } else { list(&programs.vmm, &["--ignored"])? };
+        let (tables, ignored) = page_tables(list(&programs.vmm, &[])?, &tracking)?;
         let suites = [
             Suite::new(TINY, &programs.tiny, &tiny, wanted(&tiny, filters)),
+            Suite::of_names(PAGE_TABLES, &programs.vmm, wanted(&tables, filters)),
             Suite::new(E2E, &programs.e2e, &e2e, wanted(&chosen(&e2e)?, filters)),
         ];
         let suites: Vec<Suite> = suites.into_iter().filter(|suite| !suite.tests.is_empty()).collect();
-        if suites.is_empty() { Err(PlanError::Nothing(filters.to_vec())) } else { Ok(Self { suites }) }
+        let ignored: Vec<_> = wanted(&ignored, filters).into_iter().map(|name| (name, NO_TRACKING)).collect();
+        if suites.is_empty() && ignored.is_empty() {
+            return Err(PlanError::Nothing(filters.to_vec()));
+        }
+        Ok(Self { suites, ignored })
     }
 
     /// The tests that must run.
@@ -137,6 +157,26 @@ impl Suite {
         let arguments = fixed.into_iter().chain(skipped).map(str::to_owned).collect();
         Self { name, program: program.to_owned(), arguments, tests }
     }
+
+    /// Runs `tests` of a program with Rust's own test harness, which takes any number of names.
+    fn of_names(name: &'static str, program: &Path, tests: BTreeSet<String>) -> Self {
+        let fixed = ["--include-ignored", "--test-threads", "1", "--exact"].map(str::to_owned);
+        let arguments = fixed.into_iter().chain(tests.iter().cloned()).collect();
+        Self { name, program: program.to_owned(), arguments, tests }
+    }
+}
+
+/// Of a program's tests those of page tables that run, and those that do not, as they are among `tracking`.
+fn page_tables(
+    all: BTreeSet<String>,
+    tracking: &BTreeSet<String>,
+) -> Result<(BTreeSet<String>, BTreeSet<String>), PlanError> {
+    let tables: BTreeSet<String> =
+        all.into_iter().filter(|name| name.starts_with(PAGE_TABLE_TESTS)).collect();
+    if tables.is_empty() {
+        return Err(PlanError::Unknown(format!("{PAGE_TABLE_TESTS}*")));
+    }
+    Ok(tables.into_iter().partition(|name| !tracking.contains(name)))
 }
 
 fn wanted(tests: &BTreeSet<String>, filters: &[String]) -> BTreeSet<String> {
@@ -154,9 +194,9 @@ fn chosen(stories: &BTreeSet<String>) -> Result<BTreeSet<String>, PlanError> {
 }
 
 /// The names of a program's tests.
-fn list(program: &Path) -> Result<BTreeSet<String>, PlanError> {
+fn list(program: &Path, options: &[&str]) -> Result<BTreeSet<String>, PlanError> {
     let mut command = Command::new(program);
-    command.arg("--list");
+    command.arg("--list").args(options);
     let output = process::run(&mut command, b"", LIST_DEADLINE)
         .map_err(|source| PlanError::List { program: program.to_owned(), source })?;
     if output.code != 0 {
@@ -187,6 +227,23 @@ mod tests {
         assert_eq!(chosen(&stories).unwrap().len(), CHOSEN.len());
         stories.remove(CHOSEN[0]);
         assert!(matches!(chosen(&stories).unwrap_err(), PlanError::Unknown(name) if name == CHOSEN[0]));
+    }
+
+    #[test]
+    fn tests_of_tracked_writes_are_ignored_where_the_kernel_does_not_track() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+        let all = names(&["sys::pagemap::tests::a", "sys::pagemap::tests::b", "sys::view::tests::c"]);
+        let (run, ignored) =
+            page_tables(all.clone(), &names(&["sys::pagemap::tests::b", "net::tests::tap"])).unwrap();
+        assert_eq!((run, ignored), (names(&["sys::pagemap::tests::a"]), names(&["sys::pagemap::tests::b"])));
+        let (run, ignored) = page_tables(all, &BTreeSet::new()).unwrap();
+        assert_eq!((run.len(), ignored.len()), (2, 0));
+        assert!(matches!(
+            page_tables(names(&["other"]), &BTreeSet::new()).unwrap_err(),
+            PlanError::Unknown(name) if name == "sys::pagemap::*"
+        ));
+        let suite = Suite::of_names(PAGE_TABLES, Path::new("vmm"), names(&["b", "a"]));
+        assert_eq!(suite.arguments.join(" "), "--include-ignored --test-threads 1 --exact a b");
     }
 
     #[test]
