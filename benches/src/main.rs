@@ -107,6 +107,9 @@ enum Name {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = patina_tests::keeper::run_if_asked() {
+        return code;
+    }
     match run(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

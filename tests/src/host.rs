@@ -1,7 +1,10 @@
 //! A private `vmmd` with its own socket and state directory, which leaves nothing behind.
 
 use crate::{
-    interrupt, leftovers,
+    interrupt,
+    keeper::{Keeper, Orphan},
+    leftovers,
+    place::Place,
     process::{self, Output, ProcessError},
     setup::Setup,
     vm::Vm,
@@ -29,11 +32,13 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(180);
 /// A running `vmmd` of one's own.
 #[derive(Debug)]
 pub struct Host {
-    setup: Setup,
-    dir: TempDir,
-    wrapper: Vec<String>,
-    options: Vec<String>,
+    place: Place,
+    // Removed when all else is.
+    _dir: TempDir,
     vmmd: Option<Child>,
+    is_clean: bool,
+    // Ends all of it when this process is killed. Dropped last.
+    _keeper: Option<Keeper>,
 }
 
 /// What went wrong with a [`Host`] or a [`Vm`].
@@ -88,7 +93,7 @@ pub enum HostError {
     Leftovers(Vec<String>),
 }
 
-fn system(what: &'static str) -> impl Fn(io::Error) -> HostError {
+pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> HostError {
     move |source| HostError::System { what, source }
 }
 
@@ -123,8 +128,14 @@ impl Host {
             .prefix("patina-")
             .tempdir()
             .map_err(system("make a temporary directory"))?;
-        let mut host =
-            Self { setup: setup.clone(), dir, wrapper: owned(wrapper), options: owned(options), vmmd: None };
+        let place = Place {
+            setup: setup.clone(),
+            dir: dir.path().to_owned(),
+            wrapper: owned(wrapper),
+            options: owned(options),
+        };
+        let keeper = Keeper::of(&Orphan::Host(place.clone())).map_err(system("start a keeper"))?;
+        let mut host = Self { place, _dir: dir, vmmd: None, is_clean: false, _keeper: keeper };
         host.start_vmmd()?;
         Ok(host)
     }
@@ -134,37 +145,14 @@ impl Host {
     /// # Errors
     /// As [`Host::start`].
     pub fn start_vmmd(&mut self) -> Result<(), HostError> {
-        let child = start_daemon("vmmd", self.vmmd_command(), self.dir.path(), &self.vmmd_log_path())?;
-        self.vmmd = Some(child);
+        self.vmmd = Some(self.place.start_vmmd()?);
         Ok(())
     }
 
     /// The command that starts a `vmmd` on this host's socket and state directory.
     #[must_use]
     pub fn vmmd_command(&self) -> Command {
-        let vmmd = self.setup.binary("vmmd");
-        let mut command = match self.wrapper.split_first() {
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(vmmd);
-                command
-            }
-            None => Command::new(vmmd),
-        };
-        if !self.options.iter().any(|option| option == "--scheduler") {
-            command.arg("--standalone");
-        }
-        command
-            .arg("--listen")
-            .arg(self.address())
-            .arg("--state-dir")
-            .arg(self.state_dir())
-            .arg("--kernel")
-            .arg(&self.setup.kernel)
-            .arg("--rootfs")
-            .arg(&self.setup.rootfs)
-            .args(&self.options);
-        command
+        self.place.vmmd_command()
     }
 
     /// Kills `vmmd` with SIGKILL, as a crash would; its VMs run on.
@@ -181,31 +169,31 @@ impl Host {
     /// What `vmctl --host` and `vmmd --listen` take.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("unix:{}", self.socket().display())
+        self.place.address()
     }
 
     /// The socket's path.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("vmmd.sock")
+        self.place.socket()
     }
 
     /// Where `vmmd` keeps its state.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
+        self.place.state_dir()
     }
 
     /// A directory for files of tests; it goes with the host.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.place.dir
     }
 
     /// What the host was started with.
     #[must_use]
     pub fn setup(&self) -> &Setup {
-        &self.setup
+        &self.place.setup
     }
 
     /// The pid of `vmmd`, while it runs.
@@ -217,9 +205,7 @@ impl Host {
     /// A `vmctl` command to this host, not started yet.
     #[must_use]
     pub fn vmctl_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.setup.binary("vmctl"));
-        command.env("PATINA_HOST", self.address()).args(arguments);
-        command
+        self.place.vmctl_command(arguments)
     }
 
     /// Runs `vmctl` with `arguments`, whatever its exit code.
@@ -242,11 +228,6 @@ impl Host {
             ProcessError::Interrupted => HostError::Interrupted,
             other => other.into(),
         })
-    }
-
-    /// What cleaning up needs must run after an interrupt too.
-    fn vmctl_even_now(&self, arguments: &[&str], input: &[u8]) -> Result<Output, HostError> {
-        Ok(process::run_even_now(&mut self.vmctl_command(arguments), input, CALL_DEADLINE)?)
     }
 
     /// Runs `vmctl` with `arguments`, which must work: what it printed.
@@ -284,7 +265,7 @@ impl Host {
     /// The end of what `vmmd` has logged.
     #[must_use]
     pub fn vmmd_log(&self) -> String {
-        end_of(&self.vmmd_log_path())
+        end_of(&self.place.vmmd_log_path())
     }
 
     /// Ends every VM and `vmmd`, and looks for what they left.
@@ -293,7 +274,7 @@ impl Host {
     /// [`HostError::Leftovers`] when something is still there.
     pub fn stop(mut self) -> Result<(), HostError> {
         let interfaces = self.clean()?;
-        let mut left = leftovers::processes_of(self.dir.path()).map_err(system("look for processes"))?;
+        let mut left = leftovers::processes_of(self.dir()).map_err(system("look for processes"))?;
         let still_there = interfaces.into_iter().filter(|name| leftovers::interface_exists(name));
         left.extend(still_there.map(|name| format!("network interface {name}")));
         if self.socket().exists() {
@@ -302,53 +283,25 @@ impl Host {
         if left.is_empty() { Ok(()) } else { Err(HostError::Leftovers(left)) }
     }
 
-    /// Removes all VMs, then ends `vmmd`. A `vmmd` that was killed is started again: only it knows
-    /// which bridges and processes are its own. Returns the interfaces that its VMs had.
+    /// Removes all VMs, then ends `vmmd`. Returns the interfaces that its VMs had.
     fn clean(&mut self) -> Result<Vec<String>, HostError> {
-        let ended = match &mut self.vmmd {
-            Some(vmmd) => vmmd.try_wait().map_err(system("look at vmmd"))?.is_some(),
-            None => true,
-        };
-        if ended {
-            self.start_vmmd()?;
-        }
-        let removed = self.remove_all();
-        if let Some(child) = self.vmmd.take() {
-            stop_daemon("vmmd", child, &self.vmmd_log_path())?;
-        }
-        removed
-    }
-
-    fn remove_all(&self) -> Result<Vec<String>, HostError> {
-        let arguments = ["-o", "json", "ls"];
-        let vms = parse(succeeded(&arguments, &self.vmctl_even_now(&arguments, b"")?)?)?;
-        let field = |field| vms.as_array().into_iter().flatten().filter_map(move |vm| vm[field].as_str());
-        let interfaces = field("bridge").chain(field("tap")).filter(|name| !name.is_empty());
-        let interfaces = interfaces.map(str::to_owned).collect();
-        let names: Vec<&str> = field("name").collect();
-        if !names.is_empty() {
-            let arguments = [&["rm", "-f"], names.as_slice()].concat();
-            succeeded(&arguments, &self.vmctl_even_now(&arguments, b"")?)?;
-        }
-        Ok(interfaces)
-    }
-
-    fn vmmd_log_path(&self) -> PathBuf {
-        self.dir.path().join("vmmd.log")
+        let vmmd = self.vmmd.take();
+        self.is_clean = true;
+        if interrupt::requested() { self.place.clean_cut_short(vmmd) } else { self.place.clean(vmmd) }
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if self.vmmd.is_some()
+        if !self.is_clean
             && let Err(error) = self.clean()
         {
-            patina_host::say!("clean up {}: {error}", self.dir.path().display());
+            patina_host::say!("clean up {}: {error}", self.dir().display());
         }
     }
 }
 
-fn parse(text: String) -> Result<serde_json::Value, HostError> {
+pub(crate) fn parse(text: String) -> Result<serde_json::Value, HostError> {
     serde_json::from_str(&text).map_err(|source| HostError::Json { source, text })
 }
 

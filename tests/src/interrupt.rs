@@ -1,5 +1,9 @@
 //! Ctrl-C and SIGTERM: what runs is given up, and cleaned away, instead of being left behind.
 
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     flag,
@@ -11,11 +15,17 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
+    process,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Duration,
 };
+
+/// Exit code of one that a signal has ended, as a shell has it for Ctrl-C.
+pub const INTERRUPTED: i32 = 130;
 
 static REQUESTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Readable once a signal has come; nobody reads it.
@@ -38,6 +48,34 @@ pub fn watch() -> io::Result<()> {
         pipe::register(signal, writer.try_clone()?)?;
     }
     Ok(())
+}
+
+/// Ends this process a while after the first signal if it has not ended by then, whatever it waits for. Its [keepers](crate::keeper) then
+/// clean up instead.
+///
+/// # Errors
+/// There is no thread to be had.
+pub fn end_after(patience: Duration) -> io::Result<()> {
+    thread::Builder::new().name("patience".into()).spawn(move || {
+        wait();
+        thread::sleep(patience);
+        patina_host::say!("it takes too long to stop; what runs is ended from outside");
+        process::exit(INTERRUPTED);
+    })?;
+    Ok(())
+}
+
+/// Waits until somebody wants us to end; for ever where nobody watches.
+pub fn wait() {
+    let Some(woken) = woken() else { return thread::park() };
+    while !requested() {
+        // The signal itself may interrupt the wait: that is what it waits for.
+        if let Err(error) = poll(&mut [PollFd::new(&woken, PollFlags::IN)], None)
+            && error != Errno::INTR
+        {
+            thread::park();
+        }
+    }
 }
 
 /// Whether somebody wants us to end.

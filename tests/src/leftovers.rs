@@ -43,11 +43,12 @@ impl Snapshot {
 /// # Errors
 /// `/proc` cannot be read.
 pub fn processes_of(folder: &Path) -> io::Result<Vec<String>> {
-    let name = |pid| {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        format!("process {} ({pid})", comm.trim_end())
-    };
-    Ok(pids_of(folder)?.into_iter().map(name).collect())
+    Ok(pids_of(folder)?.into_iter().map(|pid| format!("process {} ({pid})", name_of(pid))).collect())
+}
+
+/// A process's name; nothing where it is gone.
+pub(crate) fn name_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 /// The pids of [`processes_of`].
@@ -80,11 +81,34 @@ fn pids() -> io::Result<Vec<u32>> {
     entries.filter_map(pid).collect()
 }
 
+/// Whether a process of this group has not ended. Those that only wait to be reaped do not count, however long the first process of a
+/// container takes to do so.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn group_lives(group: u32) -> io::Result<bool> {
+    let of = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let lives = state_and_group(&stat).is_some_and(|(state, of)| !DEAD.contains(&state) && of == group);
+        lives.then_some(())
+    };
+    Ok(pids()?.into_iter().find_map(of).is_some())
+}
+
+/// States of a process that has ended.
+const DEAD: [char; 2] = ['Z', 'X'];
+
 /// Whether `pid` has ended and only waits to be reaped.
 fn is_dead(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
-    })
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state_and_group(&stat).is_some_and(|(state, _)| DEAD.contains(&state))
+}
+
+/// Fields 3 and 5 of `/proc/PID/stat`; the name in field 2 may hold anything, so counting begins after it.
+fn state_and_group(stat: &str) -> Option<(char, u32)> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(1)?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -111,6 +135,21 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(processes_of(folder.path()).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_group_lives_until_its_processes_have_ended_reaped_or_not() {
+        use std::os::unix::process::CommandExt as _;
+        let mut child =
+            Command::new("cat").process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        assert!(group_lives(child.id()).unwrap());
+        let pidfd = crate::process::pidfd(child.id()).unwrap();
+        drop(child.stdin.take());
+        assert!(crate::process::ended(&pidfd, std::time::Duration::from_secs(10)).unwrap());
+        assert!(is_dead(child.id()) && !group_lives(child.id()).unwrap());
+        child.wait().unwrap();
+        assert_eq!(state_and_group("7 (a) b) S 1 6 7 0"), Some(('S', 6)));
+        assert_eq!(state_and_group("7 (a"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! - [`scheduler`]: a scheduler of its own for several hosts.
 //! - [`vm`]: [`vm::Vm`], one VM of it: run programs in it, look at it, end it.
 //! - [`process`]: running a program with a deadline, collecting what it prints.
-//! - [`interrupt`]: Ctrl-C cleans up too.
+//! - [`interrupt`]: Ctrl-C cleans up too; [`keeper`]: and so does a harness that is killed.
 //! - [`l1`]: the tests on an emulated host with hardware virtualization and another kernel.
 //! - [`leftovers`]: processes and network interfaces that were not there before.
 //! - [`memfds`]: the memory of guests and generations.
@@ -15,9 +15,11 @@
 
 pub mod host;
 pub mod interrupt;
+pub mod keeper;
 pub mod l1;
 pub mod leftovers;
 pub mod memfds;
+mod place;
 pub mod process;
 pub mod scheduler;
 pub mod setup;

@@ -1,7 +1,8 @@
 //! A scheduler of its own for several hosts.
 
 use crate::{
-    host::{HostError, start_daemon, stop_daemon},
+    host::{HostError, start_daemon, stop_daemon, system},
+    keeper::{Keeper, Orphan},
     setup::Setup,
 };
 use std::{
@@ -17,6 +18,8 @@ pub struct Scheduler {
     dir: TempDir,
     options: Vec<String>,
     child: Option<Child>,
+    // Ends it when this process is killed.
+    keeper: Option<Keeper>,
 }
 
 impl Scheduler {
@@ -26,9 +29,10 @@ impl Scheduler {
     /// It does not get ready; its log is in the error.
     pub fn start(setup: &Setup, options: &[&str]) -> Result<Self, HostError> {
         let dir = tempfile::Builder::new().prefix("patina-").tempdir();
-        let dir = dir.map_err(|source| HostError::System { what: "make a temporary directory", source })?;
+        let dir = dir.map_err(system("make a temporary directory"))?;
         let options = options.iter().map(|&word| word.to_owned()).collect();
-        let mut scheduler = Self { program: setup.binary("scheduler"), dir, options, child: None };
+        let mut scheduler =
+            Self { program: setup.binary("scheduler"), dir, options, child: None, keeper: None };
         scheduler.start_again()?;
         Ok(scheduler)
     }
@@ -41,7 +45,9 @@ impl Scheduler {
         let mut command = Command::new(&self.program);
         command.arg("--listen").arg(self.address()).arg("--state-dir").arg(self.dir.path().join("state"));
         command.args(&self.options);
-        self.child = Some(start_daemon("scheduler", command, self.dir.path(), &self.log_path())?);
+        let child = start_daemon("scheduler", command, self.dir.path(), &self.log_path())?;
+        self.keeper = Keeper::of(&Orphan::Process(child.id())).map_err(system("start a keeper"))?;
+        self.child = Some(child);
         Ok(())
     }
 
@@ -58,7 +64,7 @@ impl Scheduler {
     pub fn kill(&mut self) -> Result<(), HostError> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let killed = child.kill().and_then(|()| child.wait());
-        killed.map(drop).map_err(|source| HostError::System { what: "kill the scheduler", source })
+        killed.map(drop).map_err(system("kill the scheduler"))
     }
 
     /// Ends it.

@@ -15,7 +15,7 @@ pub const ROOTFS: &str = "PATINA_ROOTFS";
 pub const GUEST_BIN_DIR: &str = "PATINA_GUEST_BIN_DIR";
 
 /// What tests run with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setup {
     /// See [`BIN_DIR`].
     pub bin_dir: PathBuf,

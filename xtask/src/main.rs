@@ -66,6 +66,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = patina_tests::keeper::run_if_asked() {
+        return code;
+    }
     let arguments = Arguments::parse();
     if let Err(error) = run::watch_for_signals() {
         patina_host::say!("error: watch for signals: {error}");

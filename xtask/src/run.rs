@@ -2,10 +2,11 @@
 
 use patina_tests::{
     interrupt,
+    keeper::Keeper,
+    leftovers::group_lives,
     process::{Waited, wait_until},
 };
 use rustix::{
-    event::{PollFd, PollFlags, poll},
     io::Errno,
     process::{Pid, Signal, kill_process_group},
 };
@@ -16,15 +17,15 @@ use std::{
     process::{self, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Longer than anything runs.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 /// How long a child may clean up after a signal: guests are ended, and interfaces removed.
 const CLEAN_UP: Duration = Duration::from_secs(60);
-/// Exit code of one that a signal has ended, as a shell has it for Ctrl-C.
-const INTERRUPTED: i32 = 130;
+/// How often is looked whether a process group has ended: the kernel tells of processes only.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Why a child process did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -75,24 +76,12 @@ static CHILDREN: AtomicUsize = AtomicUsize::new(0);
 pub fn watch_for_signals() -> io::Result<()> {
     interrupt::watch()?;
     thread::Builder::new().name("signals".into()).spawn(|| {
-        wait_for_signal();
+        interrupt::wait();
         if CHILDREN.load(Ordering::SeqCst) == 0 {
-            process::exit(INTERRUPTED);
+            process::exit(interrupt::INTERRUPTED);
         }
     })?;
     Ok(())
-}
-
-fn wait_for_signal() {
-    let Some(woken) = interrupt::woken() else { return thread::park() };
-    while !interrupt::requested() {
-        // The signal itself may interrupt the wait: that is what it waits for.
-        if let Err(error) = poll(&mut [PollFd::new(&woken, PollFlags::IN)], None)
-            && error != Errno::INTR
-        {
-            thread::park();
-        }
-    }
 }
 
 /// While it is there, a signal is only noted, for whoever has to clean up.
@@ -114,27 +103,43 @@ impl Drop for Guarded {
 }
 
 /// Runs a child in a process group of its own. A signal that comes to us ends that group, however it reached us, and once only: by Ctrl-C
-/// at a terminal, or by `kill` of this process alone. It then has time to clean up.
+/// at a terminal, or by `kill` of this process alone. It then has time to clean up: not only the child, which may be a cargo that ends at
+/// once, but all of the group. Where we are killed, the group is told to end, too.
 fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
     let guarded = Guarded::new();
     if interrupt::requested() {
         return Err(io::ErrorKind::Interrupted.into());
     }
     let mut child = command.process_group(0).spawn()?;
+    let group = Pid::from_child(&child);
+    let keeper = Keeper::of_group(child.id())?;
     let mut waited = wait_until(&mut child, FOREVER, interrupt::woken())?;
-    if waited == Waited::Stopped {
-        kill_process_group(Pid::from_child(&child), Signal::TERM)?;
-        waited = wait_until(&mut child, CLEAN_UP, None)?;
+    // A signal that a cargo had as well as we has ended it by now.
+    if waited == Waited::Stopped || interrupt::requested() {
+        let begun = Instant::now();
+        tell_group(group, Signal::TERM)?;
+        if waited == Waited::Stopped {
+            waited = wait_until(&mut child, CLEAN_UP, None)?;
+        }
+        while group_lives(child.id())? && begun.elapsed() < CLEAN_UP {
+            thread::sleep(LOOK_AGAIN);
+        }
+        tell_group(group, Signal::KILL)?;
     }
     let status = match waited {
         Waited::Ended(status) => status,
-        Waited::Late | Waited::Stopped => {
-            kill_process_group(Pid::from_child(&child), Signal::KILL)?;
-            child.wait()?
-        }
+        Waited::Late | Waited::Stopped => child.wait()?,
     };
-    drop(guarded);
+    drop((keeper, guarded));
     Ok(status)
+}
+
+/// Sends a signal to a group. One that has ended needs none.
+fn tell_group(group: Pid, signal: Signal) -> io::Result<()> {
+    match kill_process_group(group, signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Runs `command` to its end: what it prints. Its errors go to standard error.

@@ -1,7 +1,11 @@
 //! The emulated host itself: QEMU, without KVM.
 
 use super::Outer;
-use crate::{interrupt, process};
+use crate::{
+    interrupt,
+    keeper::{Keeper, Orphan},
+    process,
+};
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader, Read, Write as _},
@@ -83,6 +87,9 @@ impl Machine<'_> {
         let mut results = File::create(self.results).map_err(log)?;
         let began = Instant::now();
         let mut running = Running(self.command().spawn().map_err(QemuError::Start)?);
+        // It goes when this process is killed, too.
+        let keeper = Keeper::of(&Orphan::Process(running.0.id()));
+        let _keeper = keeper.map_err(|source| QemuError::System { what: "start a keeper", source })?;
         let lines = lines_of(running.0.stdout.take())?;
         loop {
             let left = self.outer.limit.saturating_sub(began.elapsed());

@@ -3,7 +3,7 @@
 //! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
 //! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
 //! - [`clones`] from outside, [`forks`] from inside the guest, what is [`carried`] across, [`tickets`] in order, the README's [`walk`]: on the shared host; [`family`] is what they share.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own; [`interrupts`]: runs of these tests that are cut short.
 //!
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
 //! `cargo xtask test NAME` runs those whose names contain NAME.
@@ -20,6 +20,7 @@ mod family;
 mod floods;
 mod forks;
 mod generations;
+mod interrupts;
 mod network;
 mod operator;
 mod refusals;
@@ -29,18 +30,24 @@ mod tickets;
 mod walk;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use patina_tests::{interrupt, setup::Setup};
+use patina_tests::{interrupt, keeper, setup::Setup};
 use stage::Stage;
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 /// What a test returns.
 type Outcome = Result<(), Failed>;
 /// A test: its name, and its story.
 type Story = (&'static str, fn(&Stage) -> Outcome);
 
+/// How long stories may go on after a signal. None is begun any more; what one waits for may take longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 fn main() -> ExitCode {
+    if let Some(code) = keeper::run_if_asked() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
-    if let Err(error) = interrupt::watch() {
+    if let Err(error) = interrupt::watch().and_then(|()| interrupt::end_after(PATIENCE)) {
         patina_host::say!("watch for signals: {error}");
         return ExitCode::FAILURE;
     }
@@ -61,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 17] = [
+    let modules: [&[Story]; 18] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -79,6 +86,7 @@ fn stories() -> impl Iterator<Item = Story> {
         cluster::STORIES,
         refusals::STORIES,
         adoption::STORIES,
+        interrupts::STORIES,
     ];
     modules.into_iter().flatten().copied()
 }
@@ -86,6 +94,7 @@ fn stories() -> impl Iterator<Item = Story> {
 fn trial(stage: &Result<Arc<Stage>, String>, (name, story): Story) -> Trial {
     let stage = stage.clone();
     Trial::ignorable_test(name, move || match stage {
+        Ok(_) if interrupt::requested() => Err("interrupted".into()),
         Ok(stage) => story(&stage).map(|()| Completion::Completed),
         Err(missing) => Ok(Completion::ignored_with(missing)),
     })

@@ -1,0 +1,190 @@
+//! A process beside a harness, which ends what the harness leaves when it is killed and cannot do so any more.
+//!
+//! ```text
+//!  harness ──pipe──▶ keeper: the same program, started again
+//!     cleans up, says so ─────▶ ends
+//!     dies: the pipe ends ────▶ ends what it was told of, then ends
+//! ```
+//!
+//! It has a process group of its own, so that what is sent to the harness's group does not reach it.
+
+use crate::{
+    place::Place,
+    process::{ended, pidfd},
+};
+use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
+use serde_json::{Value, json};
+use std::{
+    env,
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, ExitCode, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+/// Says to a program that it is a keeper.
+const KEEPER: &str = "PATINA_KEEPER";
+/// The harness has done all itself.
+const DONE: &str = "done\n";
+/// How long a process that was killed may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// This program starts with [`run_if_asked`].
+static CAN_KEEP: AtomicBool = AtomicBool::new(false);
+
+/// What is to be ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Orphan {
+    /// A process group, which is told to end.
+    Group(u32),
+    /// A process, which is killed.
+    Process(u32),
+    /// A vmmd and all its VMs.
+    Host(Place),
+}
+
+/// A keeper that runs; dropped by who has cleaned up.
+#[derive(Debug)]
+pub struct Keeper {
+    child: Child,
+}
+
+/// Comes first in `main` of each program that wants keepers: what it returns is the program's exit code, where it is one.
+pub fn run_if_asked() -> Option<ExitCode> {
+    CAN_KEEP.store(true, Ordering::SeqCst);
+    env::var_os(KEEPER)?;
+    match keep(io::stdin().lock()) {
+        Ok(()) => Some(ExitCode::SUCCESS),
+        Err(error) => {
+            patina_host::say!("clean up after a run that was killed: {error}");
+            Some(ExitCode::FAILURE)
+        }
+    }
+}
+
+impl Keeper {
+    /// Ends a process group when this process dies before it drops what is returned.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn of_group(pid: u32) -> io::Result<Option<Self>> {
+        Self::of(&Orphan::Group(pid))
+    }
+
+    /// None where this program has no [`run_if_asked`].
+    pub(crate) fn of(orphan: &Orphan) -> io::Result<Option<Self>> {
+        if !CAN_KEEP.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
+        let mut child = Command::new("/proc/self/exe")
+            .env(KEEPER, "1")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        if let Some(pipe) = &mut child.stdin {
+            pipe.write_all(format!("{}\n", orphan.to_json()).as_bytes())?;
+        }
+        Ok(Some(Self { child }))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let told = self.child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(DONE.as_bytes()));
+        if let Err(error) = told.and_then(|()| self.child.wait()) {
+            patina_host::say!("end the keeper: {error}");
+        }
+    }
+}
+
+impl Orphan {
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Group(pid) => json!({"group": pid}),
+            Self::Process(pid) => json!({"process": pid}),
+            Self::Host(place) => json!({"host": place.to_json()}),
+        }
+    }
+
+    fn of_json(value: &Value) -> Option<Self> {
+        let pid = |name: &str| value[name].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        pid("group")
+            .map(Self::Group)
+            .or_else(|| pid("process").map(Self::Process))
+            .or_else(|| Place::of_json(&value["host"]).map(Self::Host))
+    }
+}
+
+/// Waits for the harness's end, and does what it could not.
+fn keep(input: impl io::Read) -> Result<(), Box<dyn std::error::Error>> {
+    let mut input = BufReader::new(input);
+    let (mut told, mut last) = (String::new(), String::new());
+    input.read_line(&mut told)?;
+    let orphan = serde_json::from_str(&told).ok().and_then(|value| Orphan::of_json(&value));
+    let orphan = orphan.ok_or_else(|| format!("what is to be ended is not understood: {told}"))?;
+    // By this the process is known, whoever has its number later.
+    let process = match &orphan {
+        Orphan::Process(pid) => Some(pidfd(*pid)?),
+        Orphan::Group(_) | Orphan::Host(_) => None,
+    };
+    input.read_line(&mut last)?;
+    if last == DONE {
+        return Ok(());
+    }
+    match orphan {
+        Orphan::Group(pid) => {
+            // It may have ended meanwhile.
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                kill_process_group(pid, Signal::TERM).or_else(gone)?;
+            }
+        }
+        Orphan::Process(_) => {
+            if let Some(process) = process {
+                pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
+                ended(&process, KILL_DEADLINE)?;
+            }
+        }
+        Orphan::Host(place) => place.clean_orphaned()?,
+    }
+    Ok(())
+}
+
+fn gone(errno: rustix::io::Errno) -> rustix::io::Result<()> {
+    if errno == rustix::io::Errno::SRCH { Ok(()) } else { Err(errno) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{place::sample, process::wait};
+    use std::os::unix::process::ExitStatusExt as _;
+
+    fn sleep() -> Child {
+        Command::new("sleep").arg("60").process_group(0).spawn().unwrap()
+    }
+
+    #[test]
+    fn orphans_are_told_whole() {
+        let place = sample(std::path::Path::new("/tmp/x"));
+        for orphan in [Orphan::Group(7), Orphan::Process(8), Orphan::Host(place)] {
+            assert_eq!(Orphan::of_json(&orphan.to_json()), Some(orphan));
+        }
+        assert_eq!(Orphan::of_json(&json!({"group": "x"})), None);
+    }
+
+    #[test]
+    fn what_a_dead_harness_leaves_is_ended_and_what_a_live_one_has_is_not() {
+        for (of, signal) in [(Orphan::Group as fn(u32) -> Orphan, 15), (Orphan::Process, 9)] {
+            let mut child = sleep();
+            let told = format!("{}\n", of(child.id()).to_json());
+            keep(format!("{told}{DONE}").as_bytes()).unwrap();
+            assert_eq!(child.try_wait().unwrap(), None);
+            keep(told.as_bytes()).unwrap();
+            let status = wait(&mut child, Duration::from_secs(10)).unwrap().unwrap();
+            assert_eq!(status.signal(), Some(signal));
+        }
+        assert!(keep(&b"nonsense\n"[..]).is_err());
+    }
+}
