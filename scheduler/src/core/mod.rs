@@ -29,6 +29,7 @@ mod kill;
 mod lease;
 mod ledger;
 mod left;
+mod limits;
 mod place;
 mod queue;
 mod register;

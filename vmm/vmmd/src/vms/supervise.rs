@@ -1,38 +1,33 @@
 //! One task per running VM: hears its vmm, ends it when asked, and cleans up once when it is gone.
+//!
+//! - [`talk`](mod@talk): the control connection; [`calls`]: what the guest asks over it.
 
-use super::{
-    Host, Status, ToEnd, Vm,
-    clone::monotonic_ns,
-    guest::{
-        self,
-        together::{EndsWhenLeft, forget_pieces},
-    },
-    tickets, unix_ms,
-};
+mod calls;
+mod talk;
+
+use super::{Host, Status, ToEnd, Vm, guest::together::forget_pieces, tickets, unix_ms};
 use crate::{
     metrics::Stage,
     net::ports::Published,
     plan::lifecycle::{Ended, Event, Lifecycle, Phase},
-    process::{Process, link},
+    process::Process,
     store::{Lasting, VmDir, record::Record},
 };
-use patina_abi::{
-    args::Args,
-    link::{Answer, CallError, REQUESTS_MAX},
-};
+use calls::Cancel;
+use patina_abi::link::REQUESTS_MAX;
 use scheduler::client::admission::Share;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
+use talk::{Heard, talk};
 use tokio::{
     io::BufReader,
     net::UnixStream,
     sync::{Mutex, Semaphore, mpsc, watch},
     task::{AbortHandle, JoinSet, spawn_blocking},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use vmm::api::{
-    control::{FromVmm, Open, State, ToVmm},
+    control::{FromVmm, State, ToVmm},
     end::End,
 };
 
@@ -44,9 +39,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const QUEUE: usize = REQUESTS_MAX + 16;
 /// How long a VM that has its record may be without its generation: it was under way to its vmm when another vmmd died.
 const START_GRACE: Duration = Duration::from_secs(10);
-/// How long after a control connection broke the next is made; each time in a row twice as long, up to [`RECONNECT_MAX`].
-const RECONNECT: Duration = Duration::from_millis(25);
-const RECONNECT_MAX: Duration = Duration::from_secs(5);
 /// Most bytes of the reason for an end, which goes to the vmm and into the record.
 const REASON_MAX_BYTES: usize = 1024;
 /// A moment so far that it stands for never.
@@ -69,14 +61,6 @@ pub struct Supervised {
     pub control: Option<BufReader<UnixStream>>,
     /// A clone's share of the host.
     pub share: Option<Share>,
-}
-
-/// What comes of the control connection.
-enum Heard {
-    /// The vmm says so.
-    Said(FromVmm),
-    /// The connection broke, and with it the calls that came over it: the vmm has told the guest so.
-    Broke,
 }
 
 /// Starts a VM's supervisor.
@@ -136,22 +120,6 @@ impl Vm {
 
 fn status_of(life: &Lifecycle) -> Status {
     Status { phase: life.phase.clone(), ready_after_us: life.ready_after_us }
-}
-
-/// What the guest may cancel.
-enum Cancel {
-    Call(AbortHandle),
-    /// It is told what came of it.
-    Clone(CancellationToken),
-}
-
-impl Cancel {
-    fn cancel(self) {
-        match self {
-            Self::Call(call) => call.abort(),
-            Self::Clone(abandoned) => abandoned.cancel(),
-        }
-    }
 }
 
 struct Supervisor {
@@ -238,11 +206,6 @@ impl Supervisor {
         }
     }
 
-    /// Nobody waits for the answers any more. What cannot be cut short, as a clone from its freeze on, is finished in a task of its own.
-    fn forget_calls(&mut self) {
-        self.cancels.drain().for_each(|(_, call)| call.cancel());
-    }
-
     fn tell_ready(&self) {
         let Some(after_us) = self.vm.life.ready_after_us else { return };
         if self.vm.record.vmid > 0 {
@@ -258,35 +221,6 @@ impl Supervisor {
             self.host.learn_touched(&self.handle);
             self.handle.connect_ahead();
         }
-    }
-
-    /// Answers a call of the guest, beside whatever else is to be done.
-    fn call(&mut self, id: u64, verb: String, args: Args) {
-        let orders = self.orders.clone();
-        if self.calls.len() >= REQUESTS_MAX {
-            let message = format!("{REQUESTS_MAX} calls of this VM are not answered yet");
-            let answer = Answer::Error(CallError { code: libc::EAGAIN, message });
-            if let Err(error) = orders.try_send(ToVmm::GuestReply { id, answer }) {
-                tracing::warn!(%error, "answer a guest's call");
-            }
-            return;
-        }
-        let (host, vm) = (Arc::clone(&self.host), Arc::clone(&self.handle));
-        let abandoned = CancellationToken::new();
-        let clone = (verb == "clone").then(|| abandoned.clone());
-        let arrived_ns = monotonic_ns();
-        let answer = async move {
-            // Until the answer is on its way.
-            let _ends = EndsWhenLeft(Arc::clone(&vm));
-            let answer = guest::answer(&host, &vm, &verb, &args, arrived_ns, abandoned).await;
-            host.metrics.guest_call(matches!(answer, Answer::Ok(_)));
-            if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
-                tracing::warn!(%error, "answer a guest's call");
-            }
-            id
-        };
-        let call = self.calls.spawn(answer.in_current_span());
-        self.cancels.insert(id, clone.map_or(Cancel::Call(call), Cancel::Clone));
     }
 
     fn ask_to_end(&mut self, why: ToEnd) {
@@ -418,62 +352,4 @@ pub fn remove_socket(dir: &VmDir) {
         }
         _ => {}
     }
-}
-
-/// Holds the control connection: what the vmm says comes out of `said`, what goes into `orders` is said to it. A connection that
-/// breaks, or cannot be made, is made again for as long as somebody listens: until the process is gone.
-async fn talk(
-    dir: VmDir,
-    mut made: Option<BufReader<UnixStream>>,
-    said: mpsc::Sender<Heard>,
-    mut orders: mpsc::Receiver<ToVmm>,
-) {
-    let mut rest = RECONNECT;
-    loop {
-        let begun = Instant::now();
-        let opened = match made.take() {
-            Some(stream) => Ok(stream),
-            None => link::open(&dir, &Open::Control, super::PATIENCE).await,
-        };
-        match opened {
-            Ok(stream) => {
-                if let Err(error) = converse(stream, &said, &mut orders).await {
-                    tracing::warn!(%error, "the control connection broke");
-                }
-                if said.send(Heard::Broke).await.is_err() {
-                    return;
-                }
-            }
-            Err(_) if said.is_closed() => return,
-            Err(error) => tracing::warn!(%error, "no control connection; it is tried again"),
-        }
-        // One that lasted is made again at once; a vmm that closes each at once is not asked a thousand times a second.
-        rest = if begun.elapsed() > RECONNECT_MAX { RECONNECT } else { (rest * 2).min(RECONNECT_MAX) };
-        sleep(rest).await;
-    }
-}
-
-/// Until the connection breaks.
-async fn converse(
-    stream: BufReader<UnixStream>,
-    said: &mpsc::Sender<Heard>,
-    orders: &mut mpsc::Receiver<ToVmm>,
-) -> Result<(), link::LinkError> {
-    let (mut reading, mut writing) = tokio::io::split(stream);
-    let mut reading = BufReader::new(&mut reading);
-    let hear = async {
-        while let Some(line) = link::read_line(&mut reading).await? {
-            if said.send(Heard::Said(line)).await.is_err() {
-                break;
-            }
-        }
-        Ok::<(), link::LinkError>(())
-    };
-    let tell = async {
-        while let Some(order) = orders.recv().await {
-            link::write_line(&mut writing, &order).await?;
-        }
-        std::future::pending::<Result<(), link::LinkError>>().await
-    };
-    tokio::select! { heard = hear => heard, told = tell => told }
 }

@@ -1,0 +1,176 @@
+//! Tickets, and what the VMs of a ticket do together: the arguments of those requests, and what they return.
+
+use serde::{Deserialize, Serialize};
+
+/// The arguments of the request `rt` (request-ticket). The request `ticket` has [`TicketName`], the request `lt` [`TicketsArgs`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketArgs {
+    /// Most CPUs in all.
+    pub max_cpus: u32,
+    /// Fewest VMs; with fewer the request fails.
+    pub min_vms: u32,
+    /// CPUs of each VM, at least.
+    pub min_cpus_per_vm: u32,
+    /// How long to wait for resources, milliseconds.
+    pub timeout_ms: u64,
+    /// Chosen by the caller, 1 to 64 characters: the same request made again gives the same ticket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// A ticket, as `rt`, `ticket` and (in a list) `lt` return it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketView {
+    /// Its UUID.
+    pub uuid: String,
+    /// `granted`, `used`, `released`, `expired` (not used in time) or `fenced` (its host went away).
+    pub status: String,
+    /// CPUs in all.
+    pub cpus: u32,
+    /// VMs.
+    pub vms: u32,
+    /// As it was asked.
+    pub min_cpus_per_vm: u32,
+}
+
+/// The arguments of the request `ticket`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TicketName {
+    /// The ticket's UUID; None: the ticket that this clone was made under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+}
+
+/// The arguments of the request `lt` (list-tickets).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TicketsArgs {
+    /// Returns a [`TicketsPage`] from there on; empty: from the first ticket on. None: returns a list of all, or error 90 (EMSGSIZE) when
+    /// that does not fit on a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+}
+
+/// Some of a family's tickets, in the order in which they were granted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketsPage {
+    /// Those that somebody asked for, at most 480.
+    pub tickets: Vec<TicketView>,
+    /// [`TicketsArgs::from`] of the next page; None: this is the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Most bytes that a clone leaves to its parent.
+pub const LEAVE_MAX_BYTES: u64 = 1 << 20;
+/// Most bytes of them in one request or reply, before base64.
+pub const PIECE_MAX_BYTES: usize = 32 << 10;
+
+/// The arguments of the request `sync`: a barrier over the VM that cloned with a ticket and all clones of it that live.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncArgs {
+    /// Whose; None: the ticket that this clone was made under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+    /// How long to wait; None: for ever. Error 62 (ETIME) afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// The `round` of the last `sync` of that ticket that was answered, 0 before the first; at most 2^53. A meeting after it is answered at
+    /// once, so that a call can be made again whatever became of it. None, from a program: the last round that the agent gave to any
+    /// program of this VM. None, from an agent: the next meeting is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_round: Option<u64>,
+}
+
+/// What `sync` returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Synced {
+    /// Which meeting it was, from 1.
+    pub round: u64,
+    /// How many VMs met.
+    pub arrived: u32,
+}
+
+/// The arguments of the request `leave-data`: a piece of what a clone leaves to its parent, in order from offset 0 (which begins
+/// anew). Returns null.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaveData {
+    /// Where it belongs: what was left so far.
+    pub offset: u64,
+    /// At most [`PIECE_MAX_BYTES`], in base64.
+    pub data: String,
+}
+
+/// The arguments of the request `leave`: the clone's result, with what `leave-data` has brought. The VM ends; an error says why not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaveArgs {
+    /// As a process's exit code.
+    #[serde(default)]
+    pub status: i32,
+    /// The parent is not to see it.
+    #[serde(default)]
+    pub noreport: bool,
+}
+
+/// The arguments of the request `join`: waits until all clones of a ticket have ended. Returns a list of [`JoinedClone`]s, by vmid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinArgs {
+    /// Whose clones.
+    pub ticket: String,
+    /// How long to wait; None: for ever. Error 62 (ETIME) afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// How a clone ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinedClone {
+    /// Which.
+    pub vmid: u32,
+    /// `joined`, `ended` (powered off, crashed, failed to start), `killed` or `lost` (its host went away).
+    pub end: String,
+    /// As it said; 0 unless joined.
+    pub status: i32,
+    /// What [`JoinDataArgs`] can have.
+    pub data_bytes: u64,
+    /// Joined, and not with noreport.
+    pub reported: bool,
+}
+
+/// The arguments of the request `join-data`: a piece of what a clone left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinDataArgs {
+    /// The ticket.
+    pub ticket: String,
+    /// The clone.
+    pub vmid: u32,
+    /// From where on.
+    pub offset: u64,
+}
+
+/// What `join-data` returns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinData {
+    /// At most [`PIECE_MAX_BYTES`], in base64; empty at the end.
+    pub data: String,
+    /// Of all pieces.
+    pub bytes: u64,
+}
+
+/// The arguments of the request `kill`: either. Returns the list of vmids that have ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KillArgs {
+    /// Clones of the family, at most 1,024.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vmids: Vec<u32>,
+    /// All clones of this ticket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+}

@@ -1,0 +1,82 @@
+//! The control connection of a VM that runs: made again for as long as its vmm lives.
+
+use super::super::PATIENCE;
+use crate::{process::link, store::VmDir};
+use std::time::Duration;
+use tokio::{
+    io::BufReader,
+    net::UnixStream,
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+use vmm::api::control::{FromVmm, Open, ToVmm};
+
+/// How long after a control connection broke the next is made; each time in a row twice as long, up to [`RECONNECT_MAX`].
+const RECONNECT: Duration = Duration::from_millis(25);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// What comes of the control connection.
+pub(super) enum Heard {
+    /// The vmm says so.
+    Said(FromVmm),
+    /// The connection broke, and with it the calls that came over it: the vmm has told the guest so.
+    Broke,
+}
+
+/// Holds the control connection: what the vmm says comes out of `said`, what goes into `orders` is said to it. A connection that
+/// breaks, or cannot be made, is made again for as long as somebody listens: until the process is gone.
+pub(super) async fn talk(
+    dir: VmDir,
+    mut made: Option<BufReader<UnixStream>>,
+    said: mpsc::Sender<Heard>,
+    mut orders: mpsc::Receiver<ToVmm>,
+) {
+    let mut rest = RECONNECT;
+    loop {
+        let begun = Instant::now();
+        let opened = match made.take() {
+            Some(stream) => Ok(stream),
+            None => link::open(&dir, &Open::Control, PATIENCE).await,
+        };
+        match opened {
+            Ok(stream) => {
+                if let Err(error) = converse(stream, &said, &mut orders).await {
+                    tracing::warn!(%error, "the control connection broke");
+                }
+                if said.send(Heard::Broke).await.is_err() {
+                    return;
+                }
+            }
+            Err(_) if said.is_closed() => return,
+            Err(error) => tracing::warn!(%error, "no control connection; it is tried again"),
+        }
+        // One that lasted is made again at once; a vmm that closes each at once is not asked a thousand times a second.
+        rest = if begun.elapsed() > RECONNECT_MAX { RECONNECT } else { (rest * 2).min(RECONNECT_MAX) };
+        sleep(rest).await;
+    }
+}
+
+/// Until the connection breaks.
+async fn converse(
+    stream: BufReader<UnixStream>,
+    said: &mpsc::Sender<Heard>,
+    orders: &mut mpsc::Receiver<ToVmm>,
+) -> Result<(), link::LinkError> {
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let mut reading = BufReader::new(&mut reading);
+    let hear = async {
+        while let Some(line) = link::read_line(&mut reading).await? {
+            if said.send(Heard::Said(line)).await.is_err() {
+                break;
+            }
+        }
+        Ok::<(), link::LinkError>(())
+    };
+    let tell = async {
+        while let Some(order) = orders.recv().await {
+            link::write_line(&mut writing, &order).await?;
+        }
+        std::future::pending::<Result<(), link::LinkError>>().await
+    };
+    tokio::select! { heard = hear => heard, told = tell => told }
+}
