@@ -12,14 +12,18 @@ use crate::{
     place::Place,
     process::{ended, pidfd},
 };
-use rustix::process::{Pid, Signal, kill_process_group, pidfd_send_signal};
+use rustix::process::{Signal, kill_current_process_group, pidfd_send_signal};
 use serde_json::{Value, json};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::{
     env,
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
     process::{Child, Command, ExitCode, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,8 +40,8 @@ static CAN_KEEP: AtomicBool = AtomicBool::new(false);
 /// What is to be ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Orphan {
-    /// A process group, which is told to end.
-    Group(u32),
+    /// The keeper's own process group, which is told to end.
+    Group,
     /// A process, which is killed.
     Process(u32),
     /// A vmmd and all its VMs.
@@ -64,12 +68,19 @@ pub fn run_if_asked() -> Option<ExitCode> {
 }
 
 impl Keeper {
-    /// Ends a process group when this process dies before it drops what is returned.
+    /// Tells its own process group to end when this process dies before it drops what is returned. Others join that group: it is there
+    /// before they are, so that there is no moment at which nobody keeps them.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn of_group(pid: u32) -> io::Result<Option<Self>> {
-        Self::of(&Orphan::Group(pid))
+    pub fn of_group() -> io::Result<Option<Self>> {
+        Self::of(&Orphan::Group)
+    }
+
+    /// Its process, and its process group.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// None where this program has no [`run_if_asked`].
@@ -93,7 +104,8 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         let told = self.child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(DONE.as_bytes()));
-        if let Err(error) = told.and_then(|()| self.child.wait()) {
+        // It may have been killed.
+        if let Err(error) = self.child.wait().and(told) {
             patina_host::say!("end the keeper: {error}");
         }
     }
@@ -102,7 +114,7 @@ impl Drop for Keeper {
 impl Orphan {
     fn to_json(&self) -> Value {
         match self {
-            Self::Group(pid) => json!({"group": pid}),
+            Self::Group => json!({"group": true}),
             Self::Process(pid) => json!({"process": pid}),
             Self::Host(place) => json!({"host": place.to_json()}),
         }
@@ -110,8 +122,8 @@ impl Orphan {
 
     fn of_json(value: &Value) -> Option<Self> {
         let pid = |name: &str| value[name].as_u64().and_then(|pid| u32::try_from(pid).ok());
-        pid("group")
-            .map(Self::Group)
+        let group = (value["group"] == true).then_some(Self::Group);
+        group
             .or_else(|| pid("process").map(Self::Process))
             .or_else(|| Place::of_json(&value["host"]).map(Self::Host))
     }
@@ -127,19 +139,20 @@ fn keep(input: impl io::Read) -> Result<(), Box<dyn std::error::Error>> {
     // By this the process is known, whoever has its number later.
     let process = match &orphan {
         Orphan::Process(pid) => Some(pidfd(*pid)?),
-        Orphan::Group(_) | Orphan::Host(_) => None,
+        Orphan::Group | Orphan::Host(_) => None,
     };
+    if orphan == Orphan::Group {
+        // What the group is told is not for its keeper.
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::default())?;
+        }
+    }
     input.read_line(&mut last)?;
     if last == DONE {
         return Ok(());
     }
     match orphan {
-        Orphan::Group(pid) => {
-            // It may have ended meanwhile.
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                kill_process_group(pid, Signal::TERM).or_else(gone)?;
-            }
-        }
+        Orphan::Group => kill_current_process_group(Signal::TERM)?,
         Orphan::Process(_) => {
             if let Some(process) = process {
                 pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
@@ -161,14 +174,10 @@ mod tests {
     use crate::{place::sample, process::wait};
     use std::os::unix::process::ExitStatusExt as _;
 
-    fn sleep() -> Child {
-        Command::new("sleep").arg("60").process_group(0).spawn().unwrap()
-    }
-
     #[test]
     fn orphans_are_told_whole() {
         let place = sample(std::path::Path::new("/tmp/x"));
-        for orphan in [Orphan::Group(7), Orphan::Process(8), Orphan::Host(place)] {
+        for orphan in [Orphan::Group, Orphan::Process(8), Orphan::Host(place)] {
             assert_eq!(Orphan::of_json(&orphan.to_json()), Some(orphan));
         }
         assert_eq!(Orphan::of_json(&json!({"group": "x"})), None);
@@ -176,15 +185,13 @@ mod tests {
 
     #[test]
     fn what_a_dead_harness_leaves_is_ended_and_what_a_live_one_has_is_not() {
-        for (of, signal) in [(Orphan::Group as fn(u32) -> Orphan, 15), (Orphan::Process, 9)] {
-            let mut child = sleep();
-            let told = format!("{}\n", of(child.id()).to_json());
-            keep(format!("{told}{DONE}").as_bytes()).unwrap();
-            assert_eq!(child.try_wait().unwrap(), None);
-            keep(told.as_bytes()).unwrap();
-            let status = wait(&mut child, Duration::from_secs(10)).unwrap().unwrap();
-            assert_eq!(status.signal(), Some(signal));
-        }
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let told = format!("{}\n", Orphan::Process(child.id()).to_json());
+        keep(format!("{told}{DONE}").as_bytes()).unwrap();
+        assert_eq!(child.try_wait().unwrap(), None);
+        keep(told.as_bytes()).unwrap();
+        let status = wait(&mut child, Duration::from_secs(10)).unwrap().unwrap();
+        assert_eq!(status.signal(), Some(9));
         assert!(keep(&b"nonsense\n"[..]).is_err());
     }
 }

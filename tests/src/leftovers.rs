@@ -81,18 +81,18 @@ fn pids() -> io::Result<Vec<u32>> {
     entries.filter_map(pid).collect()
 }
 
-/// Whether a process of this group has not ended. Those that only wait to be reaped do not count, however long the first process of a
+/// Whether a process of this group other than `keeper` has not ended. Those that only wait to be reaped do not count, however long the first process of a
 /// container takes to do so.
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn group_lives(group: u32) -> io::Result<bool> {
+pub fn group_lives(group: u32, keeper: Option<u32>) -> io::Result<bool> {
     let of = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let lives = state_and_group(&stat).is_some_and(|(state, of)| !DEAD.contains(&state) && of == group);
         lives.then_some(())
     };
-    Ok(pids()?.into_iter().find_map(of).is_some())
+    Ok(pids()?.into_iter().filter(|pid| Some(*pid) != keeper).find_map(of).is_some())
 }
 
 /// States of a process that has ended.
@@ -142,11 +142,12 @@ mod tests {
         use std::os::unix::process::CommandExt as _;
         let mut child =
             Command::new("cat").process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        assert!(group_lives(child.id()).unwrap());
+        assert!(group_lives(child.id(), None).unwrap());
+        assert!(!group_lives(child.id(), Some(child.id())).unwrap());
         let pidfd = crate::process::pidfd(child.id()).unwrap();
         drop(child.stdin.take());
         assert!(crate::process::ended(&pidfd, std::time::Duration::from_secs(10)).unwrap());
-        assert!(is_dead(child.id()) && !group_lives(child.id()).unwrap());
+        assert!(is_dead(child.id()) && !group_lives(child.id(), None).unwrap());
         child.wait().unwrap();
         assert_eq!(state_and_group("7 (a) b) S 1 6 7 0"), Some(('S', 6)));
         assert_eq!(state_and_group("7 (a"), None);

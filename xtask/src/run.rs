@@ -110,9 +110,11 @@ fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
     if interrupt::requested() {
         return Err(io::ErrorKind::Interrupted.into());
     }
-    let mut child = command.process_group(0).spawn()?;
-    let group = Pid::from_child(&child);
-    let keeper = Keeper::of_group(child.id())?;
+    let keeper = Keeper::of_group()?;
+    let kept = keeper.as_ref().map(Keeper::id);
+    let leader = kept.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    let mut child = command.process_group(leader.map_or(0, Pid::as_raw_pid)).spawn()?;
+    let group = leader.unwrap_or(Pid::from_child(&child));
     let mut waited = wait_until(&mut child, FOREVER, interrupt::woken())?;
     // A signal that a cargo had as well as we has ended it by now.
     if waited == Waited::Stopped || interrupt::requested() {
@@ -121,16 +123,21 @@ fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
         if waited == Waited::Stopped {
             waited = wait_until(&mut child, CLEAN_UP, None)?;
         }
-        while group_lives(child.id())? && begun.elapsed() < CLEAN_UP {
+        while group_lives(kept.unwrap_or(child.id()), kept)? {
+            if begun.elapsed() > CLEAN_UP {
+                tell_group(group, Signal::KILL)?;
+                break;
+            }
             thread::sleep(LOOK_AGAIN);
         }
-        tell_group(group, Signal::KILL)?;
     }
+    // Killed with its group, or told that all is done.
+    drop(keeper);
     let status = match waited {
         Waited::Ended(status) => status,
         Waited::Late | Waited::Stopped => child.wait()?,
     };
-    drop((keeper, guarded));
+    drop(guarded);
     Ok(status)
 }
 
