@@ -1,7 +1,7 @@
 //! A guest whose network is one of its own, and who may change nothing else of the machine that the test runs on.
 
 use super::*;
-use crate::machine::testing::run_in_a_network;
+use crate::machine::testing::{expect_a_network_of_ones_own, run_in_a_network};
 use std::process::Command;
 
 fn guest(dir: &Path) -> Guest {
@@ -62,6 +62,7 @@ fn what_a_card_refuses_is_vital_and_known_at_once() {
 #[test]
 #[ignore = "changes the network: run by a_card_that_was_renamed_becomes_the_clones in one of its own"]
 fn a_card_that_was_renamed_becomes_the_clones_inside() {
+    expect_a_network_of_ones_own();
     let dir = tempfile::tempdir().unwrap();
     let mut guest = guest(dir.path());
     ip("link add eth0 type bridge");
@@ -94,6 +95,7 @@ fn a_card_that_was_renamed_becomes_the_clones_inside() {
 #[test]
 #[ignore = "changes the network: run by what_a_card_refuses_is_vital_and_known_at_once in one of its own"]
 fn what_a_card_refuses_is_vital_and_known_at_once_inside() {
+    expect_a_network_of_ones_own();
     let dir = tempfile::tempdir().unwrap();
     let mut guest = guest(dir.path());
     ip("link add eth0 type bridge");

@@ -1,5 +1,5 @@
 use super::*;
-use crate::machine::testing::run_in_a_network;
+use crate::machine::testing::{expect_a_network_of_ones_own, run_in_a_network};
 
 #[test]
 fn messages_are_as_the_kernel_reads_them() {
@@ -46,6 +46,7 @@ fn local_addresses() -> String {
 #[test]
 #[ignore = "changes the network: run by settings_reach_the_kernel in one of its own"]
 fn settings_reach_the_kernel_inside() {
+    expect_a_network_of_ones_own();
     let mut netlink = RtNetlink::open().unwrap();
     let lo = netlink.index("lo").unwrap();
     let [first, second] = [Ipv4Addr::new(100, 64, 0, 1), Ipv4Addr::new(100, 64, 0, 9)];
@@ -83,6 +84,7 @@ fn settings_reach_the_kernel_inside() {
 #[test]
 #[ignore = "changes the network: run by what_the_kernel_refuses_is_told_with_its_step in one of its own"]
 fn what_the_kernel_refuses_is_told_with_its_step_inside() {
+    expect_a_network_of_ones_own();
     let mut netlink = RtNetlink::open().unwrap();
     assert_eq!(netlink.index("eth0").unwrap_err().raw_os_error(), Some(libc::ENODEV));
     let lo = netlink.index("lo").unwrap();
