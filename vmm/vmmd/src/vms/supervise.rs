@@ -1,6 +1,6 @@
 //! One task per running VM: hears its vmm, ends it when asked, and cleans up once when it is gone.
 //!
-//! - [`talk`](mod@talk): the control connection; [`calls`]: what the guest asks over it.
+//! - `talk`: the control connection; `calls`: what the guest asks over it.
 
 mod calls;
 mod talk;
