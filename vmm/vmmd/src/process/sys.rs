@@ -116,7 +116,7 @@ mod tests {
         rustix::io::fcntl_setfd(&withheld, rustix::io::FdFlags::empty()).unwrap();
         let mut command = Command::new("sh");
         let script = format!(
-            "readlink /proc/$$/fd/*; readlink /proc/$$/fd/{}; cut -d' ' -f19 /proc/$$/stat; cut -d' ' -f6 /proc/$$/stat; echo $$; cat /proc/$$/oom_score_adj",
+            "readlink /proc/$$/fd/*; readlink /proc/$$/fd/{}; cut -d' ' -f19 /proc/$$/stat; cut -d' ' -f5 /proc/$$/stat; echo $$; cat /proc/$$/oom_score_adj",
             given.as_raw_fd()
         );
         command.args(["-c", &script]);
@@ -124,12 +124,12 @@ mod tests {
         let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        let (files, session) = lines.split_at(lines.len() - 4);
+        let (files, rest) = lines.split_at(lines.len() - 4);
         assert!(files.last().unwrap().ends_with("/given"), "under its own number: {text}");
         assert!(!files.iter().any(|file| file.ends_with("/withheld")), "{text}");
         let own = rustix::process::getpriority_process(None).unwrap();
-        assert_eq!(session[0], (own + 10).min(19).to_string(), "it yields to others");
-        assert_eq!(session[1], session[2], "it leads its own session");
-        assert_eq!(session[3], "500", "it goes first when memory is short");
+        assert_eq!(rest[0], (own + 10).min(19).to_string(), "it yields to others");
+        assert_eq!(rest[1], rest[2], "it leads its own process group");
+        assert_eq!(rest[3], "500", "it goes first when memory is short");
     }
 }
