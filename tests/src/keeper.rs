@@ -10,9 +10,9 @@
 
 use crate::{
     place::Place,
-    process::{ended, pidfd},
+    process::{ended, pidfd, send},
 };
-use rustix::process::{Signal, kill_current_process_group, pidfd_send_signal};
+use rustix::process::{Signal, kill_current_process_group};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::{
@@ -155,17 +155,13 @@ fn keep(input: impl io::Read) -> Result<(), Box<dyn std::error::Error>> {
         Orphan::Group => kill_current_process_group(Signal::TERM)?,
         Orphan::Process(_) => {
             if let Some(process) = process {
-                pidfd_send_signal(&process, Signal::KILL).or_else(gone)?;
+                send(&process, Signal::KILL)?;
                 ended(&process, KILL_DEADLINE)?;
             }
         }
         Orphan::Host(place) => place.clean_orphaned()?,
     }
     Ok(())
-}
-
-fn gone(errno: rustix::io::Errno) -> rustix::io::Result<()> {
-    if errno == rustix::io::Errno::SRCH { Ok(()) } else { Err(errno) }
 }
 
 #[cfg(test)]

@@ -87,12 +87,9 @@ fn pids() -> io::Result<Vec<u32>> {
 /// # Errors
 /// `/proc` cannot be read.
 pub fn group_lives(group: u32, keeper: Option<u32>) -> io::Result<bool> {
-    let of = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let lives = state_and_group(&stat).is_some_and(|(state, of)| !DEAD.contains(&state) && of == group);
-        lives.then_some(())
-    };
-    Ok(pids()?.into_iter().filter(|pid| Some(*pid) != keeper).find_map(of).is_some())
+    let lives =
+        |pid: u32| state_and_group_of(pid).is_some_and(|(state, of)| !DEAD.contains(&state) && of == group);
+    Ok(pids()?.into_iter().any(|pid| Some(pid) != keeper && lives(pid)))
 }
 
 /// States of a process that has ended.
@@ -100,8 +97,11 @@ const DEAD: [char; 2] = ['Z', 'X'];
 
 /// Whether `pid` has ended and only waits to be reaped.
 fn is_dead(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    state_and_group(&stat).is_some_and(|(state, _)| DEAD.contains(&state))
+    state_and_group_of(pid).is_some_and(|(state, _)| DEAD.contains(&state))
+}
+
+fn state_and_group_of(pid: u32) -> Option<(char, u32)> {
+    state_and_group(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Fields 3 and 5 of `/proc/PID/stat`; the name in field 2 may hold anything, so counting begins after it.

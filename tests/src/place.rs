@@ -6,7 +6,7 @@ use crate::{
     process::{self, Output},
     setup::Setup,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::{
     path::PathBuf,
@@ -181,16 +181,9 @@ impl Place {
 fn end(pid: u32, signal: Signal) -> std::io::Result<()> {
     // One that is gone is what was wanted.
     let Ok(pidfd) = process::pidfd(pid) else { return Ok(()) };
-    let send = |signal| match i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        Some(pid) => kill_process(pid, signal).or_else(|errno| match errno {
-            rustix::io::Errno::SRCH => Ok(()),
-            other => Err(other),
-        }),
-        None => Ok(()),
-    };
-    send(signal)?;
+    process::send(&pidfd, signal)?;
     if !process::ended(&pidfd, END_DEADLINE)? {
-        send(Signal::KILL)?;
+        process::send(&pidfd, Signal::KILL)?;
         process::ended(&pidfd, END_DEADLINE)?;
     }
     Ok(())

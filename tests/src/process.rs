@@ -3,7 +3,8 @@
 use crate::interrupt;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, PidfdFlags, pidfd_open},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use std::{
     fmt,
@@ -179,6 +180,17 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// Sends a signal to the process of `pidfd`. One that is gone needs none.
+///
+/// # Errors
+/// It is another user's.
+pub(crate) fn send(pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
+    match pidfd_send_signal(pidfd, signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Waits until the process of `pidfd` has ended, at most `deadline`: whether it has.
 ///
 /// # Errors
@@ -198,7 +210,7 @@ fn first_of(pidfd: &OwnedFd, stop: Option<BorrowedFd<'_>>, deadline: Duration) -
         match poll(&mut fds, Some(&left)) {
             Ok(0) => return Ok(None),
             Ok(_) => return Ok(Some(fds.first().is_some_and(|process| !process.revents().is_empty()))),
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
