@@ -20,9 +20,8 @@ const EVENTS_MAX_BYTES: usize = 256;
 /// A cgroup.
 #[derive(Debug)]
 pub struct Cgroup {
-    directory: OwnedFd,
+    watched: Watched,
     freeze: OwnedFd,
-    events: OwnedFd,
 }
 
 impl Cgroup {
@@ -35,18 +34,16 @@ impl Cgroup {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
-        let directory = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path, directory, Mode::empty())?;
-        let open = |name, flags| rustix::fs::openat(&directory, name, flags | OFlags::CLOEXEC, Mode::empty());
-        let freeze = open("cgroup.freeze", OFlags::WRONLY)?;
-        let events = open("cgroup.events", OFlags::RDONLY)?;
-        Ok(Self { directory, freeze, events })
+        let watched = Watched::open(CWD, path)?;
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let freeze = rustix::fs::openat(&watched.directory, "cgroup.freeze", flags, Mode::empty())?;
+        Ok(Self { watched, freeze })
     }
 
     /// For starting a program in it.
     #[must_use]
     pub fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
+        self.watched.directory.as_fd()
     }
 
     /// Has all processes stop, or go on. They stop one after another: [`Self::is_frozen`].
@@ -63,13 +60,42 @@ impl Cgroup {
     /// # Errors
     /// The kernel's.
     pub fn is_frozen(&self) -> Result<bool> {
-        says(&self.events, b"frozen 1")
+        self.watched.says(b"frozen 1")
     }
 
     /// See [`Self::is_frozen`].
     #[must_use]
     pub fn events(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+        self.watched.events.as_fd()
+    }
+}
+
+/// A cgroup whose directory and `cgroup.events` stay open: the kernel does more for closing such a file than for reading it.
+#[derive(Debug)]
+struct Watched {
+    directory: OwnedFd,
+    events: OwnedFd,
+}
+
+impl Watched {
+    fn open(parent: BorrowedFd<'_>, path: &Path) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(parent, path, flags, Mode::empty())?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let events = rustix::fs::openat(&directory, "cgroup.events", flags, Mode::empty())?;
+        Ok(Self { directory, events })
+    }
+
+    fn is_populated(&self) -> Result<bool> {
+        self.says(b"populated 1")
+    }
+
+    /// Whether this is a line of `cgroup.events`.
+    fn says(&self, wanted: &[u8]) -> Result<bool> {
+        let mut text = [0; EVENTS_MAX_BYTES];
+        let length = rustix::io::pread(&self.events, &mut text, 0)?;
+        let text = text.get(..length).unwrap_or_default();
+        Ok(text.split(|b| *b == b'\n').any(|line| line == wanted))
     }
 }
 
@@ -81,27 +107,6 @@ pub struct HookCgroup {
     last: Option<Watched>,
     /// Earlier ones that somebody was in.
     left: Vec<u32>,
-}
-
-/// A cgroup whose directory and `cgroup.events` stay open: the kernel does more for closing such a file than for reading it.
-#[derive(Debug)]
-struct Watched {
-    directory: OwnedFd,
-    events: OwnedFd,
-}
-
-impl Watched {
-    fn open(parent: BorrowedFd<'_>, name: &str) -> Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let events = rustix::fs::openat(&directory, "cgroup.events", flags, Mode::empty())?;
-        Ok(Self { directory, events })
-    }
-
-    fn is_populated(&self) -> Result<bool> {
-        says(&self.events, b"populated 1")
-    }
 }
 
 impl HookCgroup {
@@ -134,7 +139,7 @@ impl HookCgroup {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error),
             }
-            let next = Watched::open(parent, &name)?;
+            let next = Watched::open(parent, Path::new(&name))?;
             if !next.is_populated()? {
                 return Ok(next);
             }
@@ -146,11 +151,4 @@ impl HookCgroup {
 
 fn name(number: u32) -> String {
     format!("hook.{number}")
-}
-
-fn says(events: &OwnedFd, wanted: &[u8]) -> Result<bool> {
-    let mut text = [0; EVENTS_MAX_BYTES];
-    let length = rustix::io::pread(events, &mut text, 0)?;
-    let text = text.get(..length).unwrap_or_default();
-    Ok(text.split(|b| *b == b'\n').any(|line| line == wanted))
 }
