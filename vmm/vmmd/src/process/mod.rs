@@ -199,10 +199,7 @@ impl Process {
 
     /// Makes it, with all the threads that it has now, so urgent.
     pub fn set_urgency(&self, urgency: Urgency) {
-        if let Err(error) = urgency.give(self.id.pid) {
-            // Without the rights all are alike: slower with many clones at once, and nothing else.
-            tracing::debug!(pid = self.id.pid, ?urgency, %error, "set the priority of a vmm");
-        }
+        urgency.give_if_possible(self.id.pid);
     }
 
     /// How it went; only after [`Self::gone`].

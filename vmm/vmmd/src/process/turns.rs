@@ -61,12 +61,7 @@ impl Turns {
     /// For this host's CPUs.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        let give = |leader, urgency: Urgency| {
-            if let Err(error) = urgency.give(leader) {
-                // It has just ended, or there are no rights: then all are alike.
-                tracing::debug!(pid = leader, ?urgency, %error, "set the priority of a vmm");
-            }
-        };
+        let give = |leader, urgency: Urgency| urgency.give_if_possible(leader);
         Self::of(available_parallelism().map_or(1, NonZero::get), Box::new(give))
     }
 

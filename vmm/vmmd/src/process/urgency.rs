@@ -55,6 +55,14 @@ impl Urgency {
         setpriority_process(None, nice)
     }
 
+    /// The same as [`Self::give`] where a failure is no news: the process has just ended, or there are no rights. Then all are alike, and many
+    /// clones at once are slower.
+    pub fn give_if_possible(self, leader: u32) {
+        if let Err(error) = self.give(leader) {
+            tracing::debug!(pid = leader, urgency = ?self, %error, "set the priority of a vmm");
+        }
+    }
+
     /// For all threads that a process which leads a group of its own has now.
     ///
     /// # Errors
