@@ -29,13 +29,16 @@ pub enum ValueError {
 
 /// Any text; what is no UTF-8 is refused by the name of its option, which clap's own parser leaves out.
 pub fn utf8() -> impl TypedValueParser<Value = String> {
-    OsStringValueParser::new().try_map(|word: OsString| word.into_string().map_err(|_| ValueError::NotUtf8))
+    utf8_or(ValueError::NotUtf8)
 }
 
 /// The same, for what a program in a guest is given.
 pub fn guest_utf8() -> impl TypedValueParser<Value = String> {
-    OsStringValueParser::new()
-        .try_map(|word: OsString| word.into_string().map_err(|_| ValueError::GuestNotUtf8))
+    utf8_or(ValueError::GuestNotUtf8)
+}
+
+fn utf8_or(error: ValueError) -> impl TypedValueParser<Value = String> {
+    OsStringValueParser::new().try_map(move |word: OsString| word.into_string().map_err(|_| error.clone()))
 }
 
 /// `512`, `512M`, `2G`: MiB.
