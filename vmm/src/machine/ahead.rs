@@ -8,7 +8,7 @@ use super::build::Machine;
 use super::freeze::{FreezeError, Ram};
 use crate::api::control::TOUCHED_MAX_BYTES;
 use crate::memory::Memory;
-use crate::memory::extents::{PAGE_BYTES, join};
+use crate::memory::extents::{PAGE_BYTES, bytes_of, join};
 use crate::memory::layers::parts;
 use crate::note::note;
 use crate::sys::pagemap::Pages;
@@ -83,8 +83,7 @@ impl Machine {
 /// The list of these pages; empty where they are too many for one.
 fn list_of(pages: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let list = join(pages, TOUCHED_MAX);
-    let bytes: u64 = list.iter().map(|range| range.end - range.start).sum();
-    if bytes <= AHEAD_MAX_BYTES { list } else { Vec::new() }
+    if bytes_of(&list) <= AHEAD_MAX_BYTES { list } else { Vec::new() }
 }
 
 /// Reads a list of touched pages for RAM of `ram_bytes`. It is advice: what is not within RAM is left out, and where it is too much, all.

@@ -35,7 +35,7 @@ use crate::devices::console::persist::ConsoleState;
 use crate::devices::event_loop::LoopError;
 use crate::devices::virtio::mmio::persist::TransportState;
 use crate::memory::Memory;
-use crate::memory::extents::{Extents, PAGE_BYTES, union};
+use crate::memory::extents::{Extents, PAGE_BYTES, bytes_of, union};
 use crate::memory::layers::{self, Layers, LayersError};
 use crate::note::note;
 use crate::sys::pagemap::Pages;
@@ -163,10 +163,6 @@ struct Copied {
     into: u64,
     /// For the VM itself, beside it.
     beside: u64,
-}
-
-fn bytes_of(runs: &[Range<u64>]) -> u64 {
-    runs.iter().map(|run| run.end - run.start).sum()
 }
 
 /// How often at most what is written while pages are copied is copied as well, before the pause.

@@ -212,6 +212,12 @@ pub fn near(runs: &[Range<u64>], bytes: u64) -> Vec<Range<u64>> {
     joined
 }
 
+/// How many bytes are in runs that do not overlap.
+#[must_use]
+pub fn bytes_of(runs: &[Range<u64>]) -> u64 {
+    runs.iter().map(|run| run.end - run.start).sum()
+}
+
 /// Ascending runs that do not touch, of any runs.
 #[must_use]
 pub fn union(mut runs: Vec<Range<u64>>) -> Vec<Range<u64>> {
