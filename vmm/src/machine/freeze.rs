@@ -27,7 +27,7 @@
 
 use super::ahead::copy_beside;
 use super::build::Machine;
-use super::merging::Merging;
+use super::merging::{Merging, let_go};
 use super::persist::{VmPersistError, VmState};
 use super::standstill::{Stoppable, stand_still};
 use crate::api::control::Frozen;
@@ -175,7 +175,7 @@ fn merged(merging: &mut Option<Merging>, view: &mut Layers) -> Result<Layers, Fr
     let must_be = view.is_full()?;
     if let Some(done) = merging.take_if(|merging| must_be || merging.is_finished()) {
         match done.finish(view) {
-            Ok(fewer) => *view = fewer,
+            Ok(fewer) => let_go(std::mem::replace(view, fewer)),
             // There are more layers than there need be. Another freeze begins anew.
             Err(error) => note(&format!("merge the layers of RAM: {}", crate::chain(&error))),
         }

@@ -13,7 +13,7 @@ impl Merging {
     /// Begins to merge `source`.
     pub(super) fn start(source: Layers) -> std::io::Result<Self> {
         let layers = source.clone();
-        let thread = Builder::new().name("merge".into()).spawn(move || layers.merge())?;
+        let thread = Builder::new().name("merge".into()).spawn(move || layers.merge_youngest())?;
         Ok(Self { source, thread })
     }
 
@@ -27,4 +27,10 @@ impl Merging {
         let merged = self.thread.join().map_err(|_| LayersError::Merge)??;
         Ok(current.rebased(&self.source, &merged))
     }
+}
+
+/// Lets go of what was merged. To free the pages takes time for each of them, and who wants the VM frozen is not to wait for that.
+pub(super) fn let_go(layers: Layers) {
+    // Without a thread they are freed here.
+    Builder::new().name("free".into()).spawn(move || drop(layers)).map_or_else(drop, drop);
 }

@@ -1,7 +1,9 @@
 //! A generation's RAM: sealed memfds, and which page is in which. A VM works on a private view of all of them.
 
 use super::Memory;
-use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError, PAGE_BYTES, join, small_gaps, union};
+use super::extents::{
+    EXTENTS_MAX, Extent, Extents, ExtentsError, PAGE_BYTES, bytes_of, join, small_gaps, union,
+};
 use crate::api::config::LAYERS_MAX;
 use crate::sys::view;
 use patina_host::memfd::seal;
@@ -21,6 +23,9 @@ const EXTENTS_LONG: usize = 512;
 const LAYERS_FULL: usize = 10;
 const EXTENTS_FULL: usize = EXTENTS_MAX / 2;
 const _: () = assert!(LAYERS_LONG < LAYERS_FULL && LAYERS_FULL < LAYERS_MAX);
+/// Most layers that a merge beside the guest leaves as they are.
+const LAYERS_KEPT_MAX: usize = 3;
+const _: () = assert!(LAYERS_KEPT_MAX + 1 < LAYERS_LONG);
 /// Most runs of pages in the layer that merging makes: few enough that it is long until the next time.
 const MERGED_RUNS_MAX: usize = 128;
 /// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
@@ -28,6 +33,8 @@ const MERGED_RUNS_MAX: usize = 128;
 const GAP_MAX_BYTES: u64 = 8 * PAGE_BYTES;
 /// How much is copied at a time when layers are merged, bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
+/// So much is read whether there is data or not: to look for the end of the data takes the kernel longer.
+const LOOK_MIN_BYTES: u64 = 2 * GAP_MAX_BYTES;
 
 /// Why the RAM of a generation cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -209,18 +216,58 @@ impl Layers {
     /// # Errors
     /// There is no memory for it.
     pub fn merge(&self) -> Result<Self, LayersError> {
-        let Some(first) = self.files.first() else { return Err(LayersError::Count(0)) };
+        self.merge_from(1)
+    }
+
+    /// The same RAM in fewer layers, for as little copying as there can be: only the youngest layers become one. A page is copied
+    /// again when as much has been written since as its layer holds, as in a log-structured merge tree. What has too many extents,
+    /// or holds more than all of RAM, is [merged](Self::merge) whole.
+    ///
+    /// # Errors
+    /// There is no memory for it, or a layer cannot be looked at.
+    pub fn merge_youngest(&self) -> Result<Self, LayersError> {
+        let must_be_whole = self.exceeds(usize::MAX, EXTENTS_LONG, self.extents.bytes())?;
+        self.merge_from(if must_be_whole { 1 } else { self.youngest() })
+    }
+
+    /// The first of the layers that [`Self::merge_youngest`] makes one: each below it holds more than twice what is above it,
+    /// unless they were too many.
+    fn youngest(&self) -> usize {
+        let bytes_of = |layer: usize| -> u64 {
+            let own = self.extents.as_slice().iter().filter(|extent| usize::from(extent.layer) == layer);
+            own.map(|extent| extent.bytes).sum()
+        };
+        let mut first = self.files.len().saturating_sub(1).max(1);
+        let mut bytes = bytes_of(first);
+        while first > 1 {
+            let below = bytes_of(first - 1);
+            if first <= LAYERS_KEPT_MAX && below > 2 * bytes {
+                break;
+            }
+            (first, bytes) = (first - 1, bytes + below);
+        }
+        first
+    }
+
+    /// The same RAM with one layer, in few runs, in the place of all from number `kept` on.
+    fn merge_from(&self, kept: usize) -> Result<Self, LayersError> {
+        if self.files.is_empty() {
+            return Err(LayersError::Count(0));
+        }
         let bytes = self.extents.bytes();
-        let above = self.extents.as_slice().iter().filter(|extent| extent.layer > 0);
+        let above = self.extents.as_slice().iter().filter(|extent| usize::from(extent.layer) >= kept);
         let mut runs = join(union(above.map(|extent| extent.start..extent.end()).collect()), MERGED_RUNS_MAX);
-        if runs.iter().map(|run| run.end - run.start).sum::<u64>() > bytes / 2 {
+        if bytes_of(&runs) > bytes / 2 {
             runs = std::iter::once(0..bytes).collect();
         }
         let merged = new_layer(bytes)?;
         self.copy_to(&merged, &runs)?;
         seal(&merged).map_err(LayersError::Seal)?;
-        let extents = Extents::whole(bytes).overlay(&runs, 1);
-        Ok(Self { files: vec![Arc::clone(first), Arc::new(merged)], extents }.without_unseen())
+        let mut files: Vec<_> = self.files.iter().take(kept).cloned().collect();
+        // There are fewer than `LAYERS_MAX` of them.
+        let layer = u8::try_from(files.len()).unwrap_or(u8::MAX);
+        files.push(Arc::new(merged));
+        Ok(Self { files, extents: self.extents.overlay(&runs, layer) }.without_unseen())
     }
 
     /// The same RAM on top of `merged`, which is `source` merged: this is `source`, or what [`Self::with`] has made of it.
@@ -277,6 +324,12 @@ struct Source<'a> {
 impl Source<'_> {
     /// Copies what is not a hole.
     fn copy(&mut self, range: Range<u64>, to: &File, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+        let bytes = range.end - range.start;
+        if bytes <= LOOK_MIN_BYTES && !self.data.contains(&range.start) {
+            buffer.resize(bytes as usize, 0);
+            self.file.read_exact_at(buffer, range.start)?;
+            return copy_data(buffer, to, range.start);
+        }
         let mut at = range.start;
         while at < range.end {
             self.find(at)?;
@@ -304,6 +357,22 @@ impl Source<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes what was read at `at`, but for pages of zeros: they stay holes.
+fn copy_data(read: &[u8], to: &File, at: u64) -> std::io::Result<()> {
+    let pages = read.chunks(PAGE_BYTES as usize).zip((at..).step_by(PAGE_BYTES as usize));
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for (page, start) in pages.filter(|(page, _)| page.iter().any(|byte| *byte != 0)) {
+        let end = start + page.len() as u64;
+        match runs.last_mut() {
+            Some(run) if run.end == start => run.end = end,
+            _ => runs.push(start..end),
+        }
+    }
+    runs.iter().try_for_each(|run| {
+        to.write_all_at(&read[(run.start - at) as usize..(run.end - at) as usize], run.start)
+    })
 }
 
 /// A memfd for `bytes` of RAM, all holes.

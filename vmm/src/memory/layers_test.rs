@@ -103,6 +103,52 @@ fn many_layers_become_two_with_the_same_pages() {
 }
 
 #[test]
+fn a_large_layer_is_not_copied_again_for_a_few_young_pages() {
+    let mut generation = root(&[(255, 9)]);
+    let mut written: BTreeMap<u64, u8> = (0..100).map(|page| (page, 1)).collect();
+    generation = next_of(&generation, &written);
+    let large = Arc::clone(&generation.files()[1]);
+    let mut copied = 0;
+    for round in 0..60u64 {
+        let young = BTreeMap::from([(100 + round, 7)]);
+        generation = next_of(&generation, &young);
+        written.extend(young);
+        if generation.is_long().expect("a look") {
+            generation = generation.merge_youngest().expect("fewer layers");
+            assert!(generation.files().len() <= LAYERS_KEPT_MAX + 1);
+            copied += held_pages(&generation, generation.files().len() - 1);
+        }
+        // By now there is as much as half of it above it.
+        if round < 50 {
+            assert!(generation.files().iter().any(|file| Arc::ptr_eq(file, &large)), "round {round}");
+        }
+    }
+    assert!(copied < 60 * 6, "{copied} pages were copied for 60 that were written");
+    let all = clone_of(&generation);
+    assert!(written.iter().all(|(page, value)| read(&all, *page) == *value) && read(&all, 255) == 9);
+}
+
+/// The generation of a VM that wrote these pages since `base`, and no others.
+fn next_of(base: &Layers, pages: &BTreeMap<u64, u8>) -> Layers {
+    let memory = clone_of(base);
+    pages.iter().for_each(|(page, value)| write(&memory, *page, *value));
+    freeze(&memory, base)
+}
+
+#[test]
+fn layers_with_scattered_pages_are_merged_whole() {
+    let mut generation = Layers::whole(new_layer(LARGE).expect("a memfd"), LARGE);
+    let scattered: BTreeSet<u64> = (0..=EXTENTS_LONG as u64 / 2).map(|n| n * 100).collect();
+    generation = next(&generation, &scattered, 1);
+    generation = next(&generation, &BTreeSet::from([7]), 2);
+    assert!(generation.is_long().expect("a look"), "{} extents", generation.extents().as_slice().len());
+    let merged = generation.merge_youngest().expect("two layers");
+    assert_eq!(merged.files().len(), 2);
+    assert!(!merged.is_long().expect("a look"));
+    assert_eq!([0, 7, 100].map(|page| value_of(&merged, page)), [1, 2, 1]);
+}
+
+#[test]
 fn a_layer_that_no_page_is_in_is_let_go() {
     let first = root(&[(1, 1)]);
     let a = clone_of(&first);
@@ -179,13 +225,13 @@ proptest! {
             let pages: BTreeSet<u64> = (0..count).map(|n| (from + n * step) % (LARGE / PAGE_BYTES)).collect();
             generation = next(&generation, &pages, value);
             written.extend(pages.into_iter().map(|page| (page, value)));
-            is_generation(&generation);
-            if is_whole {
+            // As a freeze does.
+            if is_whole || generation.is_full().expect("a look") {
                 generation = generation.merge().expect("a merged generation");
                 prop_assert!(generation.extents().as_slice().len() <= 2 * MERGED_RUNS_MAX + 1);
                 prop_assert!(generation.files().len() <= 2);
-                is_generation(&generation);
             }
+            is_generation(&generation);
         }
         let pages = written.keys().chain(&probes).copied();
         for page in pages {
@@ -230,6 +276,7 @@ proptest! {
     fn ram_that_is_merged_while_it_is_frozen_again_is_the_same(
         before in prop::collection::vec(prop::collection::vec((0u64..256, 1u8..), 0..20), 1..5),
         after in prop::collection::vec(prop::collection::vec((0u64..256, 1u8..), 0..20), 0..4),
+        is_whole in any::<bool>(),
     ) {
         let first = root(&[(1, 1), (100, 2), (255, 3)]);
         let mut current = first.clone();
@@ -242,7 +289,7 @@ proptest! {
             current = freeze_with(&current, pages);
         }
         let source = current.clone();
-        let merged = source.merge().expect("a merge");
+        let merged = if is_whole { source.merge() } else { source.merge_youngest() }.expect("a merge");
         for pages in &after {
             current = freeze_with(&current, pages);
         }
