@@ -109,8 +109,8 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    /// A folder cannot be deleted.
-    #[error("delete folder {path}: {source}")]
+    /// A folder, or what is in it, cannot be deleted.
+    #[error("delete {path}: {source}")]
     Delete {
         /// Which.
         path: PathBuf,

@@ -17,6 +17,9 @@ use vmm::api::end::End;
 /// How much of the end of `vmm.log` goes into an end's reason, bytes.
 pub(super) const TAIL_BYTES: u64 = 1024;
 
+/// The record's file.
+const RECORD: &str = "vm.json";
+
 /// The folder of one VM.
 #[derive(Debug, Clone)]
 pub struct VmDir {
@@ -88,7 +91,7 @@ impl VmDir {
     /// # Errors
     /// It cannot be written.
     pub fn save(&self, record: &Record, lasting: Lasting) -> Result<(), StoreError> {
-        let path = self.path.join("vm.json");
+        let path = self.path.join(RECORD);
         write_json(&path, record, lasting).map_err(|source| StoreError::Write { path, source })
     }
 
@@ -97,7 +100,7 @@ impl VmDir {
     /// # Errors
     /// It cannot be read or is not one.
     pub fn load(&self) -> Result<Option<Record>, StoreError> {
-        let path = self.path.join("vm.json");
+        let path = self.path.join(RECORD);
         let bytes = match read_bounded(&path) {
             // Empty, or zeros: what a crash of the host leaves of one that was written to outlast vmmd only.
             Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => return Ok(None),
@@ -141,17 +144,45 @@ impl VmDir {
         self.load_end().map_or_else(last_line, |end| end.reason)
     }
 
-    /// Deletes the folder. The record goes first, so that a crash leaves what the next start takes for half-made.
+    /// Deletes the folder of a VM that has ended. The record goes last: where something cannot be deleted, or a crash comes between,
+    /// the next start finds a VM that has ended, which can be removed again.
+    ///
+    /// # Errors
+    /// Something in it cannot be deleted. That the folder is gone already is none.
+    pub fn delete_ended(&self) -> Result<(), StoreError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Delete { path, source }
+        };
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(failed(&self.path))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed(&self.path))?;
+            if entry.file_name() == RECORD {
+                continue;
+            }
+            let path = entry.path();
+            let is_folder = entry.file_type().map_err(failed(&path))?.is_dir();
+            let deleted = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            gone(deleted).map_err(failed(&path))?;
+        }
+        self.delete()
+    }
+
+    /// Deletes the folder of what is no VM. The record goes first, so that a crash leaves what the next start takes for half-made.
     ///
     /// # Errors
     /// It cannot be deleted. That it is gone already is none.
     pub fn delete(&self) -> Result<(), StoreError> {
-        let gone = |result: io::Result<()>| match result {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        };
-        gone(fs::remove_file(self.path.join("vm.json")))
+        gone(fs::remove_file(self.path.join(RECORD)))
             .and_then(|()| gone(fs::remove_dir_all(&self.path)))
             .map_err(|source| StoreError::Delete { path: self.path.clone(), source })
     }
+}
+
+/// What is gone already need not be deleted.
+fn gone(deleted: io::Result<()>) -> io::Result<()> {
+    deleted.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }

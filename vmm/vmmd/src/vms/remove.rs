@@ -45,7 +45,7 @@ impl Host {
     async fn forget_whole(&self, name: &str, why: &str) -> Result<(), Error> {
         let (vm, reservation) = self.table.take_ended(name)?;
         let dir = vm.dir.clone();
-        if let Err(error) = blocking(move || Ok(dir.delete()?)).await {
+        if let Err(error) = blocking(move || Ok(dir.delete_ended()?)).await {
             tracing::error!(vm = name, %error, "a VM that has ended is not removed");
             self.tell(&vm.record, "not-removed", error.to_string());
             reservation.fill(vm);

@@ -7,7 +7,7 @@ use crate::{
 };
 use patina_proto::v1::{self, EndKind, VmState, wait_vm_request::Until};
 use rustix::process::{Pid, Signal, kill_process};
-use std::{fs, io::Write as _, path::Path};
+use std::{fs, io::Write as _, path::Path, process::Command};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -167,6 +167,34 @@ fn a_record_that_the_hosts_crash_cut_short_is_of_nobody() {
         let mut client = bench.start().await;
         assert!(bench.vm_folders().is_empty());
         ready(&mut client, vm("cut", "")).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_half_made_vm_whose_files_cannot_be_deleted_is_told_and_removed_later() {
+    tell(|mut bench| async move {
+        bench.small_state();
+        bench.start().await;
+        bench.stop(Signal::KILL);
+        let busy = bench.path("state/vms/half-made/busy");
+        fs::create_dir_all(&busy).unwrap();
+        let mount = |program: &str, words: &[&str]| {
+            assert!(Command::new(program).args(words).arg(&busy).status().unwrap().success());
+        };
+        mount("mount", &["-t", "tmpfs", "tmpfs"]);
+        let mut client = bench.start().await;
+        let listed = list(&mut client).await;
+        assert_eq!(
+            (listed.len(), listed[0].name.as_str(), listed[0].state()),
+            (1, "half-made", VmState::Broken)
+        );
+        assert!(listed[0].problem.contains("half-made: Device or resource busy"), "{listed:?}");
+        assert!(remove_broken(&mut client, "half-made").await.is_err());
+        mount("umount", &[]);
+        bench.logged("removed after all").await;
+        assert!(bench.vm_folders().is_empty());
+        ready(&mut client, vm("half-made", "")).await;
     });
 }
 

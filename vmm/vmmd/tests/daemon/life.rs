@@ -210,9 +210,7 @@ fn a_removal_goes_on_and_holds_its_name_when_nobody_waits_for_it_any_more() {
         let call = tokio::spawn(async move {
             caller.remove_vm(v1::RemoveVmRequest { name: "web".into(), ..Default::default() }).await
         });
-        while folder.join("vm.json").exists() {
-            tokio::task::yield_now().await;
-        }
+        while client.get_vm(v1::GetVmRequest { name: "web".into() }).await.is_ok() {}
         call.abort();
         assert!(call.await.unwrap_err().is_cancelled(), "it is given up before it is answered");
         let mut refused = 0;
@@ -248,8 +246,14 @@ fn a_vm_whose_files_cannot_be_deleted_stays_and_can_be_removed_later() {
         mount("mount", &["-t", "tmpfs", "tmpfs"]);
         let remove = v1::RemoveVmRequest { name: "web".into(), ..Default::default() };
         let status = client.remove_vm(remove.clone()).await.unwrap_err();
-        assert!(status.message().contains("busy"), "{status}");
+        assert!(status.message().contains("state/vms/web/busy"), "{status}");
         assert_eq!(get(&mut client, "web").await, ended);
+
+        // The next vmmd knows it, too.
+        bench.stop(Signal::KILL);
+        let mut client = bench.start().await;
+        assert_eq!(get(&mut client, "web").await, ended);
+        assert_eq!(client.remove_vm(remove.clone()).await.unwrap_err().code(), status.code());
         mount("umount", &[]);
         client.remove_vm(remove).await.unwrap();
         assert!(bench.vm_folders().is_empty());

@@ -46,9 +46,12 @@ impl Host {
                     for process in self.processes_of(&name, &broken).await {
                         end_stray(&process).await;
                     }
-                    if let Err(error) = broken.dir.delete() {
-                        is_left = true;
-                        self.set_aside(reservation, broken.dir.clone(), None, error.to_string());
+                    match broken.dir.delete() {
+                        Ok(()) => tracing::info!(vm = name, "a half-made VM is removed after all"),
+                        Err(error) => {
+                            is_left = true;
+                            self.set_aside(reservation, broken.dir.clone(), None, error.to_string());
+                        }
                     }
                 }
                 (Outcome::HalfMade, None) => {}
