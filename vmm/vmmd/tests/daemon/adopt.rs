@@ -84,6 +84,7 @@ fn a_list_comes_at_once_while_many_are_taken_over_and_some_never_answer() {
         for vm in listed.iter().filter(|vm| vm.name != "vm005") {
             assert_eq!(get(&mut client, &vm.name).await.state(), VmState::Ready, "{}", vm.name);
         }
+        assert_eq!(list(&mut client).await[5].state(), VmState::Adopting, "no other has waited for it");
         assert_eq!(run(&mut client, "vm007", &["echo", "hi"]).await, ("hi".into(), 0));
         kill(&mut client, "vm008").await;
         let hung = kill(&mut client, "vm003").await;
