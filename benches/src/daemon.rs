@@ -6,11 +6,15 @@ use patina_proto::v1::{
     clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
 };
 use patina_tests::{
-    host::{Host, HostError},
-    interrupt,
+    host::{Host, HostError, succeeded},
+    interrupt, process,
     setup::Setup,
 };
-use std::time::{Duration, Instant};
+use serde_json::Value;
+use std::{
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long a guest may take to boot, or clones to be ready: one of 4 GiB takes two minutes where its kernel is emulated,
@@ -18,6 +22,13 @@ use tonic::transport::{Channel, Endpoint};
 const PATIENCE_MS: u64 = 600_000;
 /// How often vmmd is asked whether its warm VMs are there; nothing is measured while it is.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Lists VMs.
+const LS: [&str; 3] = ["-o", "json", "ls"];
+/// How often it is tried whether a `vmmd` that starts takes connections.
+const KNOCK: Duration = Duration::from_millis(2);
+/// How long that may take, and the list.
+const KNOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a `vmmd` did not do what is measured.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +66,14 @@ pub enum DaemonError {
         wanted: u32,
         /// How many there are.
         found: u32,
+    },
+    /// A `vmmd` that was started again does not list all VMs.
+    #[error("list VMs after a restart of vmmd: {found} of {wanted}")]
+    List {
+        /// How many there should be.
+        wanted: usize,
+        /// How many there are.
+        found: usize,
     },
     /// A program or a console in a guest said something else than it should, or nothing more.
     #[error("talk to {what} in {name}: it said {said:?}")]
@@ -120,6 +139,34 @@ impl Daemon {
         let host = Host::start_with(setup, &["--warm", &warm.to_string()])?;
         let client = VmmdClient::new(Endpoint::from_shared(host.address())?.connect().await?);
         Ok(Self { host, client })
+    }
+
+    /// Kills `vmmd` and starts it again, with `vms` VMs to take over: milliseconds from its start until `vmctl ls` has listed them, and
+    /// how many of them were still being taken over.
+    pub async fn list_after_restart(&mut self, vms: usize) -> Result<(f64, usize), DaemonError> {
+        self.host.kill_vmmd()?;
+        let (socket, mut ls) = (self.host.socket(), self.host.vmctl_command(&LS));
+        let began = Instant::now();
+        // On a thread of its own: vmmd is asked as soon as it takes connections, before it says that it is ready.
+        let listing = std::thread::spawn(move || {
+            while UnixStream::connect(&socket).is_err() && began.elapsed() < KNOCK_PATIENCE {
+                std::thread::sleep(KNOCK);
+            }
+            let listed = process::run(&mut ls, b"", KNOCK_PATIENCE)?;
+            Ok::<_, HostError>((began.elapsed(), succeeded(&LS, &listed)?))
+        });
+        let is_ready = self.host.start_vmmd();
+        let listed = listing.join().map_err(|_| DaemonError::List { wanted: vms, found: 0 })?;
+        is_ready?;
+        let (took, text) = listed?;
+        self.client = VmmdClient::new(Endpoint::from_shared(self.host.address())?.connect().await?);
+        let listed: Vec<Value> =
+            serde_json::from_str(&text).map_err(|source| HostError::Json { source, text })?;
+        if listed.len() != vms {
+            return Err(DaemonError::List { wanted: vms, found: listed.len() });
+        }
+        let adopting = listed.iter().filter(|vm| vm["state"] == "adopting").count();
+        Ok((took.as_secs_f64() * 1e3, adopting))
     }
 
     /// Ends all VMs and `vmmd`.

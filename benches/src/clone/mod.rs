@@ -126,10 +126,10 @@ pub async fn measure(
         ours = answered;
     }
     if crowd {
-        let daemon = Daemon::start(setup, starts::CROWD).await?;
-        let measured = starts::crowd(&daemon, plan.crowds).await;
-        let ready = finished(daemon, measured)?;
-        metrics.extend(starts::crowd_rows(ready, &metrics));
+        let mut daemon = Daemon::start(setup, starts::CROWD).await?;
+        let measured = starts::crowd(&mut daemon, plan.crowds).await;
+        let crowd = finished(daemon, measured)?;
+        metrics.extend(starts::crowd_rows(crowd, &metrics));
     }
     let mut notes = vec![floors_note(host)];
     if let Some(qemu) = qemu {
