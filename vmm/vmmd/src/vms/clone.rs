@@ -127,7 +127,7 @@ impl Host {
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
         let Call { parent, wanted, prepare, arrived_ns, asked: _asked, abandoned } = call;
         self.adopted(super::PATIENCE).await?;
-        // What can be refused is refused before the VM is disturbed.
+        // What can be refused at once is refused before the VM is disturbed.
         parent.check_clonable()?;
         let record = &parent.record;
         let abandon = || Error::Abandoned(record.name.clone());
@@ -138,7 +138,20 @@ impl Host {
         let (count, turn) = abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
         let (seats, on_the_way) = (self.seat(record, count)?, self.on_the_way(count));
         let vmids = seats.iter().map(|seat| seat.vmid).collect();
-        let (admitted, ticket) = match self.tickets.admit(record, wanted, vmids).await {
+        // What the agent does not prepare for is frozen at once: the reservation takes longer to be on the disk than the VM to be frozen.
+        let early = async {
+            match prepare {
+                Some(Prepare::Ask { .. }) => None,
+                Some(Prepare::Not) | None => Some(self.freeze(&parent, prepare, &abandoned).await),
+            }
+        };
+        let admit = async {
+            let admitted = self.tickets.admit(record, wanted, vmids).await;
+            (admitted, monotonic_ns())
+        };
+        // The freeze first: the vmm works from then on, and so does the scheduler.
+        let (early, (admitted, admitted_ns)) = tokio::join!(early, admit);
+        let (admitted, ticket) = match admitted {
             Ok(admitted) => admitted,
             Err((error, is_unused)) => {
                 self.refuse(record, seats, is_unused).await;
@@ -146,22 +159,15 @@ impl Host {
             }
         };
         let seats = self.furnish(record, seats);
-        let asked_ns = monotonic_ns();
-        self.metrics.stage(Stage::Admit, Duration::from_nanos(asked_ns.saturating_sub(arrived_ns)));
-        let freeze = async {
-            let freeze = parent.freeze(prepare);
-            match prepare {
-                // A vmm whose caller leaves while the agent prepares does not freeze.
-                Some(_) => abandoned.run_until_cancelled(freeze).await.ok_or_else(abandon)?,
-                None if abandoned.is_cancelled() => Err(abandon()),
-                None => freeze.await,
-            }
+        self.metrics.stage(Stage::Admit, Duration::from_nanos(admitted_ns.saturating_sub(arrived_ns)));
+        let freezing = match early {
+            Some(early) if early.is_fresh(admitted_ns) => early,
+            Some(_) | None => self.freeze(&parent, prepare, &abandoned).await,
         };
-        let (frozen, written) = tokio::join!(freeze, self.write_vmids(record));
-        let freeze = Duration::from_nanos(monotonic_ns().saturating_sub(asked_ns));
+        let (asked_ns, freeze) = (freezing.asked_ns, freezing.took());
         drop(turn);
         parent.connect_ahead();
-        let (frozen, generation) = match written.and(frozen) {
+        let (frozen, generation) = match freezing.result {
             Ok(frozen) => frozen,
             Err(error) => {
                 let is_unused = admitted.give_back().await;

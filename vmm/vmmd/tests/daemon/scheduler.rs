@@ -208,6 +208,29 @@ fn calls_for_clones_that_are_given_up_in_line_make_none() {
     });
 }
 
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vm_is_frozen_while_the_scheduler_decides_and_again_where_that_takes_long() {
+    tell(|mut bench| async move {
+        bench.start_scheduler().await;
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", &words(&bench))).await;
+        let _holds = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
+        bench.signal_scheduler(Signal::STOP);
+        let mark = bench.path("freeze.0");
+        let clone = asking(&client, "web", "clone", json!({"count": 1}));
+        until("it is frozen though nothing is granted", async || mark.exists()).await;
+        std::fs::remove_file(&mark).unwrap();
+        // So long that the machine has gone on.
+        sleep(Duration::from_millis(300)).await;
+        assert!(!mark.exists(), "once, until the grant");
+        bench.signal_scheduler(Signal::CONT);
+        let answer = clone.await.unwrap();
+        assert_eq!(answer["ok"]["vmids"], json!([1]), "{answer}");
+        assert!(mark.exists(), "its clone is of the machine as it was when it was granted");
+    });
+}
+
 async fn is_there(client: &mut Client, name: &str) -> bool {
     client.get_vm(v1::GetVmRequest { name: name.into() }).await.is_ok()
 }

@@ -1,4 +1,7 @@
 //! Freezing a VM into a generation.
+//!
+//! A VM whose agent does not prepare, or has, is frozen while its clones' reservation is made. Where that takes long it is frozen
+//! once more: clones of a machine that has long gone on would be of the past.
 
 use crate::{
     plan::lifecycle::Phase,
@@ -6,13 +9,62 @@ use crate::{
         generation::Generation,
         link::{self, LinkError},
     },
-    vms::{Vm, error::Error, images},
+    vms::{Host, Vm, clone::monotonic_ns, error::Error, images},
 };
 use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
 use vmm::api::control::{Frozen, Prepare};
 
 /// How long a guest may take to prepare, and be frozen: its pre-clone hook has 60 s, holding its processes 2.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(75);
+
+/// How long before its clones are granted a VM may have been frozen, ns.
+const EARLY_MAX_NS: u64 = 100_000_000;
+
+/// A VM that was frozen, or could not be.
+pub(super) struct Freezing {
+    pub(super) result: Result<(Frozen, Generation), Error>,
+    /// When it began: [`monotonic_ns`].
+    pub(super) asked_ns: u64,
+    ended_ns: u64,
+}
+
+impl Freezing {
+    pub(super) fn took(&self) -> Duration {
+        Duration::from_nanos(self.ended_ns.saturating_sub(self.asked_ns))
+    }
+
+    /// Whether clones that are granted now may start from it.
+    pub(super) fn is_fresh(&self, granted_ns: u64) -> bool {
+        granted_ns.saturating_sub(self.ended_ns) <= EARLY_MAX_NS
+    }
+}
+
+impl Host {
+    /// Freezes a VM, and writes down meanwhile which vmids are taken. Whoever asked may leave until then.
+    pub(super) async fn freeze(
+        self: &Arc<Self>,
+        parent: &Vm,
+        prepare: Option<Prepare>,
+        abandoned: &CancellationToken,
+    ) -> Freezing {
+        let abandon = || Error::Abandoned(parent.record.name.clone());
+        let freeze = async {
+            let freeze = parent.freeze(prepare);
+            match prepare {
+                // A vmm whose caller leaves while the agent prepares does not freeze.
+                Some(Prepare::Ask { .. }) => {
+                    abandoned.run_until_cancelled(freeze).await.ok_or_else(abandon)?
+                }
+                _ if abandoned.is_cancelled() => Err(abandon()),
+                _ => freeze.await,
+            }
+        };
+        let asked_ns = monotonic_ns();
+        let (frozen, written) = tokio::join!(freeze, self.write_vmids(&parent.record));
+        Freezing { result: written.and(frozen), asked_ns, ended_ns: monotonic_ns() }
+    }
+}
 
 impl Vm {
     /// Whether the VM can be cloned, as far as can be told without asking it.
@@ -39,7 +91,7 @@ impl Vm {
     }
 
     /// Freezes the VM and lets it go on. Who clones it has his turn.
-    pub(super) async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
+    async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
         let name = || self.record.name.clone();
         // It may have ended while another had his turn.
         let phase = self.status().phase;
