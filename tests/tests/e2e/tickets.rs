@@ -333,7 +333,7 @@ fn restart(host: &mut Host) -> Outcome {
 }
 
 /// What `vmctl top` says of a VM's own memory, and of what it has in common with others.
-fn memory_kib(host: &Host, name: &str) -> Result<(u64, u64), Failed> {
+pub fn memory_kib(host: &Host, name: &str) -> Result<(u64, u64), Failed> {
     let top = host.json(&["top", "--once"])?;
     let vm = top["vms"].as_array().into_iter().flatten().find(|vm| vm["name"] == name);
     let field = |field| vm.and_then(|vm| vm[field].as_u64());
