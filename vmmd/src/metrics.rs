@@ -280,7 +280,7 @@ mod tests {
         embedded.stop().await;
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let told: BTreeSet<(&str, &str)> = types.filter_map(|line| line.split_once(' ')).collect();
-        let rows = include_str!("../../../docs/metrics.md").lines().filter_map(|line| {
+        let rows = include_str!("../../docs/metrics.md").lines().filter_map(|line| {
             let (name, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
             Some((name, rest.split_once(" | ")?.0))
         });

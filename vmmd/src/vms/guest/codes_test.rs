@@ -5,7 +5,7 @@ use patina_abi::codes::{self, VERBS};
 use std::collections::HashMap;
 use tonic_types::ErrorDetails;
 
-const PROTO: &str = include_str!("../../../../../proto/patina/v1/scheduler.proto");
+const PROTO: &str = include_str!("../../../../proto/patina/v1/scheduler.proto");
 const WITH_A_TICKET: &[&str] = &["clone", "ticket", "sync", "leave", "join", "join-data", "kill"];
 const ASKS: &[&str] = &["rt", "clone"];
 const ALL: &[&str] = &["clone", "rt", "lt", "ticket", "sync", "leave", "join", "join-data", "kill"];
