@@ -1,13 +1,12 @@
 //! The VMM of Patina: runs one VM in one process, with synchronous threads.
 //!
-//! Follow a VM from its start: [`process`] reads the configuration ([`api`]) and takes its descriptors over;
+//! Follow a VM from its start: [`process`] reads the configuration ([`patina_control`]) and takes its descriptors over;
 //! [`machine`] puts RAM ([`memory`]), kernel ([`boot`]), [`devices`] and CPUs ([`vcpu`]) together; each vCPU then runs on a thread
 //! of its own, all devices on one, and the main thread talks with `vmmd` and the guest's agent ([`control`]).
 //!
 //! Before the first guest instruction the process gives its rights away ([`jail`]).
 //! [`software`] finishes instructions where KVM has no hardware virtualization; [`sys`] is the edge to the kernel.
 
-pub mod api;
 pub mod boot;
 pub mod control;
 pub mod devices;

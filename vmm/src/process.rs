@@ -1,10 +1,10 @@
 //! A `vmm` process from start to end.
 
-use crate::api::config::VmConfig;
-use crate::api::end::{End, EndKind};
 use crate::devices::lock;
 use crate::machine::build::{self, BuildError};
 use crate::sys::inherit::{InheritError, Inherited};
+use patina_control::config::VmConfig;
+use patina_control::end::{End, EndKind};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::RawFd;

@@ -69,7 +69,7 @@ fn panicked(backtrace: &str) -> Result<(), Failed> {
     let (output, record) = run("panic", backtrace)?;
     let printed = String::from_utf8_lossy(&output.stderr);
     let is_abort = output.status.signal() == Some(libc::SIGABRT);
-    let end: vmm::api::end::End = serde_json::from_str(&record).map_err(|_| format!("{output:?}"))?;
+    let end: patina_control::end::End = serde_json::from_str(&record).map_err(|_| format!("{output:?}"))?;
     let expected = "its thread vcpu7 panicked at vmm/tests/jail.rs:";
     if !is_abort || !end.reason.contains(expected) || !end.reason.ends_with(": on purpose, 7") {
         return Err(format!("{output:?}, {end:?}").into());

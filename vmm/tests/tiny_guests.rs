@@ -7,16 +7,16 @@ mod state;
 mod tiny;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use patina_control::config::KvmKind;
+use patina_control::end::EndKind;
+use patina_control::messages::{Open, ToVmm};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use tiny::{Guest, Outcome, Vmm};
-use vmm::api::control::{Open, ToVmm};
-use vmm::api::end::EndKind;
 use vmm::sys::kvm_state;
-use vmm::vcpu::kind::KvmKind;
 use vmm::vcpu::tsc::{TscStart, TscState};
 
 /// `out dx, ax` of 0x2000 to port 0x604: power off.
@@ -245,7 +245,7 @@ fn triple_fault() -> Result<(), Failed> {
 
 fn unknown_instruction() -> Result<(), Failed> {
     let outcome = Guest::code(AVX).run()?;
-    if KvmKind::detect() != KvmKind::Software {
+    if vmm::vcpu::kind::detect() != KvmKind::Software {
         // The CPU runs it, and faults because the guest has not turned AVX on.
         return expect(&outcome, EndKind::TripleFaulted, "triple fault");
     }

@@ -24,6 +24,11 @@ use patina_abi::{
     exec::{Exit, FrameType, HEADER_BYTES, Start, header, parse_header},
     link::{Answer, CallError},
 };
+use patina_control::{
+    config::{Start as Origin, VmConfig},
+    end::{End, EndKind},
+    messages::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
+};
 use rustix::{
     fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_add_seals, flock, ftruncate, memfd_create},
     net::{
@@ -49,11 +54,6 @@ use std::{
     },
     thread,
     time::Duration,
-};
-use vmm::api::{
-    config::{Start as Origin, VmConfig},
-    control::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
-    end::{End, EndKind},
 };
 
 const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5 };

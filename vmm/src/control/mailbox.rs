@@ -1,6 +1,6 @@
 //! What the VM's other threads tell the control thread.
 
-use crate::api::end::End;
+use patina_control::end::End;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;

@@ -1,8 +1,8 @@
 //! The first line of a connection on the control socket, and the answer to it.
 
-use crate::api::config::LAYERS_MAX;
-use crate::api::control::{Open, Opened};
 use patina_abi::LINE_MAX_BYTES;
+use patina_control::config::LAYERS_MAX;
+use patina_control::messages::{Open, Opened};
 use rustix::net::RecvAncillaryMessage;
 use std::io::{IoSliceMut, Write};
 use std::mem::MaybeUninit;

@@ -1,8 +1,8 @@
 use super::*;
-use crate::api::control::Frozen;
 use crate::control::mailbox::{Mailbox, mailbox};
 use patina_abi::ABI;
 use patina_abi::link::Identity;
+use patina_control::messages::Frozen;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::thread::JoinHandle;

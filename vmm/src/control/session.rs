@@ -9,10 +9,10 @@
 //!                                           └─ nobody wants it any more ──▶ unwanted ──prepared──▶ idle: resumed, not cloned
 //! ```
 
-use crate::api::control::{FromVmm, ToVmm};
 use patina_abi::args::Args;
 use patina_abi::link::{Answer, CallError, FromAgent, FromHost, Identity, REQUESTS_MAX};
 use patina_abi::{ABI, CALL_MAX_BYTES};
+use patina_control::messages::{FromVmm, ToVmm};
 use std::collections::HashMap;
 
 /// ECONNREFUSED of Linux: nobody there to answer.

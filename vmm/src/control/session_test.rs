@@ -277,7 +277,8 @@ fn long_words_of_an_agent_that_could_not_prepare_fit_the_answer() {
     let effects = say(&mut session, json!({"t": "prepared", "error": {"code": 125, "message": message}}));
     let [Effect::RefuseFreeze(error)] = &effects[..] else { panic!("{effects:?}") };
     assert!(error.message.len() > 4096, "a hook's output arrives");
-    let answer = serde_json::to_vec(&crate::api::control::Opened::NotPrepared(error.clone())).expect("JSON");
+    let answer =
+        serde_json::to_vec(&patina_control::messages::Opened::NotPrepared(error.clone())).expect("JSON");
     assert!(answer.len() < LINE_MAX_BYTES, "{}", answer.len());
 }
 

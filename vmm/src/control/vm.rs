@@ -1,10 +1,10 @@
 //! What the control thread needs of the VM around it.
 
-use crate::api::end::End;
+use patina_control::end::End;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-/// Where connections go that are not for the control thread itself. Each answers with an [`Opened`](crate::api::control::Opened) line.
+/// Where connections go that are not for the control thread itself. Each answers with an [`Opened`](patina_control::messages::Opened) line.
 pub trait Doors {
     /// The guest has its identity: its network may be used from now on.
     fn ready(&self);

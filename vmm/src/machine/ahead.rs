@@ -6,13 +6,13 @@
 
 use super::build::Machine;
 use super::freeze::{FreezeError, Ram};
-use crate::api::control::TOUCHED_MAX_BYTES;
 use crate::memory::Memory;
 use crate::memory::extents::{PAGE_BYTES, bytes_of, join};
 use crate::memory::layers::parts;
 use crate::note::note;
 use crate::sys::pagemap::Pages;
 use crate::sys::view;
+use patina_control::messages::TOUCHED_MAX_BYTES;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -7,8 +7,6 @@ use super::merging::Merging;
 use super::origin::{Origin, OriginError};
 use super::tune::tune;
 use super::wiring::{self, WiringError};
-use crate::api::config::{CONSOLE_LOG_MAX_BYTES, MEMORY_MIB, Start, VCPUS, VmConfig};
-use crate::api::control::State;
 use crate::boot::layout;
 use crate::control::mailbox::{Inbox, Mailbox, mailbox};
 use crate::control::server::Server;
@@ -32,12 +30,14 @@ use crate::sys::slot::{SlotError, VmWithMemory};
 use crate::sys::xstate;
 use crate::vcpu::cpuid;
 use crate::vcpu::gate::{Gate, Vcpus};
-use crate::vcpu::kind::KvmKind;
+use crate::vcpu::kind;
 use crate::vcpu::persist::msr_indices;
 use crate::vcpu::run::Runner;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use patina_abi::GUEST_CID;
+use patina_control::config::{CONSOLE_LOG_MAX_BYTES, KvmKind, MEMORY_MIB, Start, VCPUS, VmConfig};
+use patina_control::messages::State;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::net::UnixListener;
@@ -192,10 +192,10 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     if kvm.get_api_version() != KVM_API_VERSION as i32 {
         return Err(BuildError::NotKvm);
     }
-    let kind = config.kvm_kind.unwrap_or_else(KvmKind::detect);
+    let kind = config.kvm_kind.unwrap_or_else(kind::detect);
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
-    let supported = cpuid::without_half_amx(kind.offered(supported));
+    let supported = cpuid::without_half_amx(kind::offered(kind, supported));
     let origin = Origin::open(&config.start, u64::from(config.memory_mib) << 20, inherited)?;
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;

@@ -1,7 +1,6 @@
 //! What a vCPU's port and memory-mapped I/O reaches.
 
 use super::ports::{Ports, PortsEffect};
-use crate::api::end::{End, EndKind};
 use crate::boot::layout::MMIO_BASE;
 use crate::devices::console::persist::{self, ConsoleState};
 use crate::devices::console::{Console, PORT_BASE, PORT_COUNT};
@@ -9,6 +8,7 @@ use crate::devices::virtio::mmio::persist::TransportState;
 use crate::devices::virtio::mmio::{MmioTransport, WINDOW_BYTES};
 use crate::devices::virtio::persist::RestoreError;
 use crate::memory::Memory;
+use patina_control::end::{End, EndKind};
 use std::sync::Arc;
 
 /// The ports of the serial console.

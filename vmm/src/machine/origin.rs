@@ -1,14 +1,14 @@
 //! Where a VM begins: with a kernel's first instruction, or as a warm VM that waits for a generation.
 
-use crate::api::config::Start;
 use crate::boot::{cmdline, kernel, tables};
 use crate::machine::freeze::Ram;
 use crate::memory::{self, Memory, MemoryError};
 use crate::sys::inherit::{InheritError, Inherited};
-use crate::vcpu::kind::KvmKind;
+use crate::vcpu::kind;
 use crate::vcpu::setup::{self, SetupError};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
+use patina_control::config::{KvmKind, Start};
 use std::fs::File;
 
 /// Why a VM cannot begin there.
@@ -85,7 +85,7 @@ impl Origin {
         match self.from {
             From::Boot { kernel, cmdline, memfd } => {
                 let entry = kernel::load(kernel, &self.memory)?;
-                let line = cmdline::compose(devices, &kind.cmdline(supported), &cmdline)?;
+                let line = cmdline::compose(devices, &kind::cmdline(kind, supported), &cmdline)?;
                 tables::write(&self.memory, entry, vcpus, &line)?;
                 let make = |index| setup::create(vm, &self.memory, supported, (index, vcpus), entry);
                 Ok(((0..vcpus).map(make).collect::<Result<_, _>>()?, Ram::Shared(memfd)))

@@ -11,12 +11,12 @@ use super::build::Machine;
 use super::bus::DevicesError;
 use super::freeze::{MachineState, Ram};
 use super::persist::VmPersistError;
-use crate::api::control::TOUCHED_MAX_BYTES;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::{Layers, LayersError};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
 use crate::vcpu::tsc::TscStart;
+use patina_control::messages::TOUCHED_MAX_BYTES;
 use rustix::time::{ClockId, clock_gettime};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -92,7 +92,7 @@ pub enum StartError {
 pub struct Given {
     /// [`MachineState`].
     pub state: File,
-    /// Ranges of RAM that are worth copying ahead; see [`crate::api::control::Open::Touched`].
+    /// Ranges of RAM that are worth copying ahead; see [`patina_control::messages::Open::Touched`].
     pub touched: File,
     /// The memfds of the RAM.
     pub layers: Vec<File>,

@@ -4,8 +4,8 @@ use super::Memory;
 use super::extents::{
     EXTENTS_MAX, Extent, Extents, ExtentsError, PAGE_BYTES, bytes_of, join, small_gaps, union,
 };
-use crate::api::config::LAYERS_MAX;
 use crate::sys::view;
+use patina_control::config::LAYERS_MAX;
 use patina_host::memfd::seal;
 use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek};
 use rustix::io::Errno;

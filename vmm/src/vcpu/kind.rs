@@ -6,74 +6,60 @@
 use super::cpuid::find;
 use crate::sys::host_cpu;
 use kvm_bindings::CpuId;
-use serde::{Deserialize, Serialize};
+use patina_control::config::KvmKind;
 
-/// What runs the guest's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KvmKind {
-    /// Intel VT-x.
-    Vmx,
-    /// AMD-V.
-    Svm,
-    /// KVM without hardware virtualization.
-    Software,
+/// Looks at the CPU: without VMX and SVM, a working /dev/kvm can only be software. With them it need not be hardware: which
+/// module serves is told in [`patina_control::config::VmConfig::kvm_kind`], where that can be seen.
+#[must_use]
+pub fn detect() -> KvmKind {
+    const VMX_ECX: u32 = 1 << 5;
+    const SVM_ECX: u32 = 1 << 2;
+    if host_cpu::cpuid(1, 0).ecx & VMX_ECX != 0 {
+        KvmKind::Vmx
+    } else if host_cpu::cpuid(0x8000_0001, 0).ecx & SVM_ECX != 0 {
+        KvmKind::Svm
+    } else {
+        KvmKind::Software
+    }
 }
 
-impl KvmKind {
-    /// Looks at the CPU: without VMX and SVM, a working /dev/kvm can only be software. With them it need not be hardware: which
-    /// module serves is told in [`crate::api::config::VmConfig::kvm_kind`], where that can be seen.
-    #[must_use]
-    pub fn detect() -> Self {
-        const VMX_ECX: u32 = 1 << 5;
-        const SVM_ECX: u32 = 1 << 2;
-        if host_cpu::cpuid(1, 0).ecx & VMX_ECX != 0 {
-            Self::Vmx
-        } else if host_cpu::cpuid(0x8000_0001, 0).ecx & SVM_ECX != 0 {
-            Self::Svm
-        } else {
-            Self::Software
-        }
+/// Of what KVM supports, what a guest may be told.
+///
+/// Software KVM never comes to the end of a hypercall of the guest's kernel: its emulator writes the host's kind of
+/// call instruction over it and has it run again, which it again emulates. So no call is offered that a kernel may
+/// make unasked: waking a CPU that waits for a lock, interrupts to several CPUs, yielding to one, telling of pages.
+///
+/// Nor are asynchronous page faults: every restored vCPU is told that all of them are done, which is an interrupt
+/// and a search through a table in its emulated kernel; and a host that pages guests out is no place for them.
+#[must_use]
+pub fn offered(kind: KvmKind, mut supported: CpuId) -> CpuId {
+    // KVM's own features (leaf 0x4000_0001, EAX): PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, MAP_GPA_RANGE, MIGRATION_CONTROL.
+    const HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16 | 1 << 17;
+    // ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT.
+    const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+    if kind == KvmKind::Software {
+        let features = supported.as_mut_slice().iter_mut().filter(|entry| entry.function == 0x4000_0001);
+        features.for_each(|entry| entry.eax &= !(HYPERCALLS | ASYNC_PAGE_FAULTS));
     }
+    supported
+}
 
-    /// Of what KVM supports, what a guest may be told.
-    ///
-    /// Software KVM never comes to the end of a hypercall of the guest's kernel: its emulator writes the host's kind of
-    /// call instruction over it and has it run again, which it again emulates. So no call is offered that a kernel may
-    /// make unasked: waking a CPU that waits for a lock, interrupts to several CPUs, yielding to one, telling of pages.
-    ///
-    /// Nor are asynchronous page faults: every restored vCPU is told that all of them are done, which is an interrupt
-    /// and a search through a table in its emulated kernel; and a host that pages guests out is no place for them.
-    #[must_use]
-    pub fn offered(self, mut supported: CpuId) -> CpuId {
-        // KVM's own features (leaf 0x4000_0001, EAX): PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, MAP_GPA_RANGE, MIGRATION_CONTROL.
-        const HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16 | 1 << 17;
-        // ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT.
-        const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
-        if self == Self::Software {
-            let features = supported.as_mut_slice().iter_mut().filter(|entry| entry.function == 0x4000_0001);
-            features.for_each(|entry| entry.eax &= !(HYPERCALLS | ASYNC_PAGE_FAULTS));
-        }
-        supported
+/// What this kind needs on the guest's command line.
+#[must_use]
+pub fn cmdline(kind: KvmKind, supported: &CpuId) -> String {
+    if kind != KvmKind::Software {
+        return String::new();
     }
-
-    /// What this kind needs on the guest's command line.
-    #[must_use]
-    pub fn cmdline(self, supported: &CpuId) -> String {
-        if self != Self::Software {
-            return String::new();
-        }
-        // Per-CPU memory in small pages: the other way clears 2 MiB for each CPU, 0.6 s at emulated speed. The kernel's
-        // own pages stay writable: protecting them splits large pages, 1.3 s and more.
-        // A busy CPU's timer interrupts every 40 ms: each costs a millisecond or two, and a kernel that is not ours takes no notice.
-        let mut line = "percpu_alloc=page rodata=off patina.tick_stride=4".to_owned();
-        let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
-        if !bits.is_empty() {
-            line.push_str(" clearcpuid=");
-            line.push_str(&bits.join(","));
-        }
-        line
+    // Per-CPU memory in small pages: the other way clears 2 MiB for each CPU, 0.6 s at emulated speed. The kernel's
+    // own pages stay writable: protecting them splits large pages, 1.3 s and more.
+    // A busy CPU's timer interrupts every 40 ms: each costs a millisecond or two, and a kernel that is not ours takes no notice.
+    let mut line = "percpu_alloc=page rodata=off patina.tick_stride=4".to_owned();
+    let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
+    if !bits.is_empty() {
+        line.push_str(" clearcpuid=");
+        line.push_str(&bits.join(","));
     }
+    line
 }
 
 /// A register of CPUID that Linux keeps as one word of its feature bits.
@@ -141,7 +127,7 @@ mod tests {
     fn no_hypercall_and_no_asynchronous_page_fault_is_offered_where_kernels_are_emulated() {
         let every = kvm_cpuid_entry2 { function: 0x4000_0001, eax: !0, ..kvm_cpuid_entry2::default() };
         let supported = CpuId::from_entries(&[every]).expect("one entry");
-        let eax = |kind: KvmKind| kind.offered(supported.clone()).as_slice()[0].eax;
+        let eax = |kind: KvmKind| offered(kind, supported.clone()).as_slice()[0].eax;
         assert_eq!([eax(KvmKind::Vmx), eax(KvmKind::Svm)], [!0; 2]);
         // PV_SEND_IPI goes, the clock (bits 0, 3 and 24) stays.
         assert_eq!(eax(KvmKind::Software) & (1 << 11 | 1 << 24 | 0b1001), 1 << 24 | 0b1001);

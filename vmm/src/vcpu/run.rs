@@ -1,8 +1,6 @@
 //! The loop of a vCPU's thread.
 
 use super::gate::{Gate, Job};
-use super::kind::KvmKind;
-use crate::api::end::{End, EndKind};
 use crate::control::mailbox::{Event, Mailbox};
 use crate::machine::bus::{Bus, Stop};
 use crate::memory::Memory;
@@ -12,6 +10,8 @@ use crate::sys::exit;
 use crate::sys::kick::with_kicks;
 use crate::sys::slice;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use patina_control::config::KvmKind;
+use patina_control::end::{End, EndKind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;

@@ -1,6 +1,9 @@
 //! Runs the `vmm` program with a guest of a few instructions.
 
 use libtest_mimic::Failed;
+use patina_control::config::{Start, VmConfig};
+use patina_control::end::End;
+use patina_control::messages::{Frozen, Open, Opened, Prepare};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Seek, Write};
@@ -8,9 +11,6 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
-use vmm::api::config::{Start, VmConfig};
-use vmm::api::control::{Frozen, Open, Opened, Prepare};
-use vmm::api::end::End;
 
 mod sys;
 

@@ -2,6 +2,7 @@
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::vms::Host;
+use patina_control::messages::Open;
 use patina_proto::v1::{self, console_request};
 use std::time::Duration;
 use tokio::{
@@ -10,7 +11,6 @@ use tokio::{
     time::timeout,
 };
 use tonic::{Status, Streaming};
-use vmm::api::control::Open;
 
 /// How long a client may take to say which console.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);

@@ -8,9 +8,9 @@ use crate::{
         table::Entry,
     },
 };
+use patina_control::end::EndKind;
 use patina_proto::v1::{self, PublishedPort, clone_outcome};
 use std::time::Duration;
-use vmm::api::end::EndKind;
 
 /// A page of RAM.
 const PAGE_KIB: u64 = 4;

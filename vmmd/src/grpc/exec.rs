@@ -11,6 +11,7 @@ use patina_abi::{
         ARGV_MAX, Exit, FrameError, FrameType, HEADER_BYTES, PAYLOAD_MAX_BYTES, Start, header, parse_header,
     },
 };
+use patina_control::messages::Open;
 use patina_proto::v1::{self, exec_request, exec_response};
 use std::{io, time::Duration};
 use tokio::{
@@ -19,7 +20,6 @@ use tokio::{
     time::timeout,
 };
 use tonic::{Status, Streaming};
-use vmm::api::control::Open;
 
 /// How long a client may take to say what to run.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);

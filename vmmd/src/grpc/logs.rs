@@ -110,7 +110,7 @@ impl Log {
 
     fn find_again(&self, length_bytes: u64) -> io::Result<u64> {
         // The vmm keeps its logs to a mebibyte; more than twice that is not read at once.
-        const SEARCH_MAX_BYTES: u64 = 2 * vmm::api::config::CONSOLE_LOG_MAX_BYTES;
+        const SEARCH_MAX_BYTES: u64 = 2 * patina_control::config::CONSOLE_LOG_MAX_BYTES;
         let mut content = vec![0; usize::try_from(length_bytes.min(SEARCH_MAX_BYTES)).unwrap_or(0)];
         let read = self.file.read_at(&mut content, 0)?;
         Ok(resume(&content[..read], &self.memory) as u64)

@@ -1,7 +1,7 @@
 use super::*;
 use crate::plan::lifecycle::Ended;
+use patina_control::end::{End, EndKind};
 use std::{fs, io::Write};
-use vmm::api::end::{End, EndKind};
 
 fn status(phase: Phase) -> VmStatus {
     VmStatus { phase, ready_after_us: None }

@@ -5,12 +5,12 @@ use crate::{
     plan::spec::Spec,
     vms::{Host, Until, clone, error::Error, tickets::Wanted, unix_ms},
 };
+use patina_control::messages::Prepare;
 use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
-use vmm::api::control::Prepare;
 
 /// Most VMs on a page.
 pub const PAGE_MAX: usize = 1000;

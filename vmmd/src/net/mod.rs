@@ -12,6 +12,7 @@ pub mod sys;
 
 use crate::plan::address::{FAMILY_PREFIX, FamilyNet, Range, VMID_MAX, mac_text};
 use futures::TryStreamExt;
+use patina_control::config::Neighbours;
 use patina_host::network::{self, Dropping};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec,
@@ -23,7 +24,6 @@ use rtnetlink::{
 use sha2::{Digest, Sha256};
 use std::{io, net::IpAddr, os::fd::OwnedFd, path::Path};
 use tokio::task::{JoinHandle, spawn_blocking};
-use vmm::api::config::Neighbours;
 
 const MTU_BYTES: u32 = 1500;
 

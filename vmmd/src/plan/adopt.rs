@@ -50,7 +50,7 @@ pub fn decide(found: &Found, alive: bool) -> Decision {
 mod tests {
     use super::*;
     use crate::{process::ProcessId, store::record::tests::sample};
-    use vmm::api::end::{End, EndKind};
+    use patina_control::end::{End, EndKind};
 
     fn with(change: impl FnOnce(&mut Record)) -> Found {
         let mut record = sample("a");

@@ -9,12 +9,12 @@
 //! A VM has ended when its process is gone, not when the vmm says so: whoever sees `ended` finds nothing
 //! of the VM running. There is no way back, and `ended` is reached once.
 
+use patina_control::{
+    end::{End, EndKind},
+    messages::State,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use vmm::api::{
-    control::State,
-    end::{End, EndKind},
-};
 
 /// Where a VM stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

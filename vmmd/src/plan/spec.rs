@@ -1,13 +1,13 @@
 //! A checked request for a VM.
 
 use super::names::VmName;
+use patina_control::config::{CMDLINE_MAX_BYTES, MEMORY_MIB, VCPUS};
 use patina_proto::v1::{CreateVmRequest, PublishedPort};
 use serde::{Deserialize, Serialize};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
-use vmm::api::config::{CMDLINE_MAX_BYTES, MEMORY_MIB, VCPUS};
 
 /// RAM when none is asked for, MiB.
 pub const MEMORY_DEFAULT_MIB: u32 = 256;

@@ -5,6 +5,7 @@
 //! size. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
 //! change what the others start from.
 
+use patina_control::{config::LAYERS_MAX, messages::TOUCHED_MAX_BYTES};
 use patina_host::memfd;
 use rustix::{
     fs::{FileType, MemfdFlags, SealFlags, fcntl_get_seals, fstat, memfd_create},
@@ -18,7 +19,6 @@ use std::{
         unix::fs::FileExt,
     },
 };
-use vmm::api::{config::LAYERS_MAX, control::TOUCHED_MAX_BYTES};
 
 /// Largest state that a vmm may give, bytes: what a vmm reads at most.
 pub const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;

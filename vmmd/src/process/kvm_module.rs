@@ -1,11 +1,11 @@
 //! Which kind of KVM serves `/dev/kvm`, by the kernel module that does. The vmm is told: it must not look itself, and the
 //! CPU alone does not tell. Where VT-x or AMD-V is there, KVM may still be the kind that does without.
 
+use patina_control::config::KvmKind;
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-use vmm::vcpu::kind::KvmKind;
 
 const MODULES: [(&str, KvmKind); 3] =
     [("kvm_intel", KvmKind::Vmx), ("kvm_amd", KvmKind::Svm), ("kvm_pvm", KvmKind::Software)];

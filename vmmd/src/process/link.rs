@@ -1,4 +1,4 @@
-//! The client's side of a vmm's control socket ([`vmm::api::control`]).
+//! The client's side of a vmm's control socket ([`patina_control::messages`]).
 
 use super::{
     generation::{self, GenerationError},
@@ -9,6 +9,7 @@ use crate::{
     store::{StoreError, VmDir},
 };
 use patina_abi::{LINE_MAX_BYTES, link::CallError};
+use patina_control::messages::{Frozen, Open, Opened, Prepare};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::File,
@@ -21,7 +22,6 @@ use tokio::{
     net::UnixStream,
     time::timeout,
 };
-use vmm::api::control::{Frozen, Open, Opened, Prepare};
 
 /// Why a vmm does not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -219,7 +219,7 @@ pub async fn read_line<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmm::api::control::{FromVmm, State};
+    use patina_control::messages::{FromVmm, State};
 
     #[tokio::test]
     async fn lines_are_read_one_by_one() {

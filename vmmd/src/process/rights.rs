@@ -2,6 +2,7 @@
 
 use super::link::LinkError;
 use patina_abi::LINE_MAX_BYTES;
+use patina_control::{config::LAYERS_MAX, messages::Opened};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -12,7 +13,6 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 use tokio::{io::Interest, net::UnixStream};
-use vmm::api::{config::LAYERS_MAX, control::Opened};
 
 /// Most descriptors of a line: a state, a list of touched pages, a RAM.
 const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::store::{StoreError, VmDir};
 use patina_abi::link::Identity;
+use patina_control::config::{self, Neighbours, VmConfig};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::{
     fs::{File, OpenOptions},
@@ -18,7 +19,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-use vmm::api::config::{self, Neighbours, VmConfig};
 
 /// Where a vmm's environment names its folder, for [`super::stray`].
 pub const DIR_VARIABLE: &str = "PATINA_VM_DIR";

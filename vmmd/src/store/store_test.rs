@@ -1,8 +1,8 @@
 use super::*;
 use crate::plan::lifecycle::Ended;
+use patina_control::end::{End, EndKind};
 use record::{Record, tests::sample};
 use vm::TAIL_BYTES;
-use vmm::api::end::{End, EndKind};
 
 fn state() -> (tempfile::TempDir, StateDir) {
     let folder = tempfile::tempdir().unwrap();

@@ -3,13 +3,13 @@
 //! all write.
 
 use super::{Lasting, StateDir, StoreError, read_bounded, record::Record, write_whole};
+use patina_control::messages::TOUCHED_MAX_BYTES;
 use sha2::{Digest, Sha256};
 use std::{
     fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
-use vmm::api::control::TOUCHED_MAX_BYTES;
 
 /// Most lists that are kept; the oldest goes first.
 pub const LISTS_MAX: usize = 64;

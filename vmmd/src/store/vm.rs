@@ -5,6 +5,7 @@ use super::{
     record::{self, Record},
     write_json,
 };
+use patina_control::end::End;
 use rustix::fs::{Mode, OFlags};
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,7 +13,6 @@ use std::{
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
-use vmm::api::end::End;
 
 /// How much of the end of `vmm.log` goes into an end's reason, bytes.
 pub(super) const TAIL_BYTES: u64 = 1024;

@@ -35,13 +35,13 @@ use crate::{
     },
 };
 use futures::future::join_all;
+use patina_control::messages::{Frozen, Prepare};
 use rustix::time::{ClockId, clock_gettime};
 use scheduler::client::admission::Share;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use vmm::api::control::{Frozen, Prepare};
 
 /// What the vmm counts RAM in.
 const PAGE_BYTES: u64 = 4096;

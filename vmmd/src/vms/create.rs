@@ -32,9 +32,9 @@ use crate::{
     },
 };
 use patina_abi::link::Identity;
+use patina_control::config::Neighbours;
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use uuid::Uuid;
-use vmm::api::config::Neighbours;
 
 /// The vmid of a family's first VM.
 const MASTER: u32 = 0;

@@ -40,6 +40,7 @@ use crate::{
 };
 use error::Error;
 use guest::together::Pieces;
+use patina_control::messages::Open;
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -55,7 +56,6 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
-use vmm::api::control::Open;
 
 /// How long a vmm, and the guest's agent behind it, may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -350,7 +350,7 @@ pub fn unix_ms() -> u64 {
 pub(crate) mod tests {
     use super::*;
     use crate::{plan::lifecycle::Ended, store::record::tests::sample};
-    use vmm::api::end::{End, EndKind};
+    use patina_control::end::{End, EndKind};
 
     /// A VM that has ended, without files.
     pub(crate) fn ended_vm(name: &str) -> Arc<Vm> {

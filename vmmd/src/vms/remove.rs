@@ -94,7 +94,7 @@ mod tests {
         store::{VmDir, record::Record, record::tests::sample},
     };
     use clap::Parser as _;
-    use vmm::api::end::{End, EndKind};
+    use patina_control::end::{End, EndKind};
 
     fn ended(name: &str, vmid: u32, unix_ms: u64) -> Arc<Vm> {
         let ended = Ended { end: End { kind: EndKind::Killed, reason: String::new() }, unix_ms };

@@ -15,6 +15,10 @@ use crate::{
 };
 use calls::Cancel;
 use patina_abi::link::REQUESTS_MAX;
+use patina_control::{
+    end::End,
+    messages::{FromVmm, State, ToVmm},
+};
 use scheduler::client::admission::Share;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 use talk::{Heard, talk};
@@ -26,10 +30,6 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tracing::Instrument;
-use vmm::api::{
-    control::{FromVmm, State, ToVmm},
-    end::End,
-};
 
 /// How long a vmm may take to end its VM before it is ended itself.
 const KILL_GRACE: Duration = Duration::from_secs(2);

@@ -13,6 +13,7 @@ use crate::{
     },
     store::{VmDir, record::Record},
 };
+use patina_control::messages::{FromVmm, Open, State};
 use std::{fs::File, sync::Arc, time::Duration};
 use tokio::{
     io::BufReader,
@@ -21,7 +22,6 @@ use tokio::{
     sync::{SemaphorePermit, mpsc},
     task::{JoinHandle, spawn_blocking},
 };
-use vmm::api::control::{FromVmm, Open, State};
 
 /// A vmm process that waits for a generation. Dropped, it is killed, and its folder goes.
 #[derive(Debug)]

@@ -11,9 +11,9 @@ use crate::{
     },
     vms::{Host, Vm, clone::monotonic_ns, error::Error, images},
 };
+use patina_control::messages::{Frozen, Prepare};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
-use vmm::api::control::{Frozen, Prepare};
 
 /// How long a guest may take to prepare, and be frozen: its pre-clone hook has 60 s, holding its processes 2.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(75);

@@ -6,9 +6,9 @@ use crate::{
         record::{Origin, tests::sample},
     },
 };
+use patina_control::end::{End, EndKind};
 use serde_json::json;
 use uuid::Uuid;
-use vmm::api::end::{End, EndKind};
 
 const FAMILY: Uuid = Uuid::from_u128(5);
 

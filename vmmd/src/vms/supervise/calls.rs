@@ -11,11 +11,11 @@ use patina_abi::{
     args::Args,
     link::{Answer, CallError, REQUESTS_MAX},
 };
+use patina_control::messages::ToVmm;
 use std::sync::Arc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
-use vmm::api::control::ToVmm;
 
 /// What the guest may cancel.
 pub(super) enum Cancel {

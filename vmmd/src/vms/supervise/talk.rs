@@ -2,6 +2,7 @@
 
 use super::super::PATIENCE;
 use crate::{process::link, store::VmDir};
+use patina_control::messages::{FromVmm, Open, ToVmm};
 use std::time::Duration;
 use tokio::{
     io::BufReader,
@@ -9,7 +10,6 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
 };
-use vmm::api::control::{FromVmm, Open, ToVmm};
 
 /// How long after a control connection broke the next is made; each time in a row twice as long, up to [`RECONNECT_MAX`].
 const RECONNECT: Duration = Duration::from_millis(25);

@@ -6,10 +6,10 @@ use crate::{
     store::record::Record,
     vms::{Host, Vm},
 };
+use patina_control::end::EndKind;
 use patina_proto::v1::{RunningClone, VmEnd};
 use scheduler::client::admission::Vms;
 use std::sync::{Arc, Weak};
-use vmm::api::end::EndKind;
 
 /// The VMs of a host for its scheduler. The host may be gone before the scheduler has noticed.
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 //! `vmmd` starts `vmm --config-fd N`; N is a file (memfd) that holds one [`VmConfig`] as JSON, read from
 //! offset 0. Every resource is an inherited file descriptor, so that the process needs no rights of its own.
 
-use crate::vcpu::kind::KvmKind;
 use patina_abi::link::Identity;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -15,6 +14,18 @@ pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=16;
 pub const MEMORY_MIB: std::ops::RangeInclusive<u32> = 64..=65_536;
 /// Longest kernel command line that a user may add, bytes.
 pub const CMDLINE_MAX_BYTES: usize = 1024;
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvmKind {
+    /// Intel VT-x.
+    Vmx,
+    /// AMD-V.
+    Svm,
+    /// KVM without hardware virtualization.
+    Software,
+}
 
 /// All that a `vmm` needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,7 +49,7 @@ pub struct VmConfig {
     pub tap_fd: RawFd,
     /// The console's log, opened read-write, empty. The vmm keeps at most [`CONSOLE_LOG_MAX_BYTES`] in it.
     pub console_fd: RawFd,
-    /// A listening Unix stream socket: see [`super::control`].
+    /// A listening Unix stream socket: see [`super::messages`].
     pub control_fd: RawFd,
     /// A file opened for writing: the vmm writes one [`super::end::End`] there, as JSON, when the VM ends.
     pub end_fd: RawFd,
@@ -74,7 +85,7 @@ pub enum Start {
         cmdline: String,
     },
     /// Nowhere yet: everything is made, jailed and waits for a generation, which comes with
-    /// [`super::control::Open::Start`].
+    /// [`super::messages::Open::Start`].
     Warm,
 }
 

@@ -1,0 +1,11 @@
+//! What `vmmd` and a `vmm` process say to each other. A vmm outlives its `vmmd`, so either may be older than the other.
+//!
+//! - [`config`]: the JSON document that a `vmm` reads from its `--config-fd`; file descriptors by number.
+//! - [`messages`]: the lines on its control socket while it runs.
+//! - [`end`]: how a VM ended, left in a file for a `vmmd` that was not there to see it.
+//!
+//! Both depend on this crate, so it depends on little: no KVM, and nothing that runs tasks.
+
+pub mod config;
+pub mod end;
+pub mod messages;
