@@ -3,11 +3,12 @@
 //! Of Debian's, the cloud kernels are packed with lz4 (6.1) and zstd (6.12), the general one of 6.1 with xz. They are what `cargo xtask test --l1` has downloaded for its emulated hosts. Where there is none this shows as ignored, with the reason.
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use patina_control::kernel::Format;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vm_memory::{Bytes, GuestAddress};
-use vmm::boot::kernel::{Entry, Format, check_kernel, load};
+use vmm::boot::kernel::{Entry, load};
 use vmm::memory::allocate;
 
 const RAM_BYTES: u64 = 512 << 20;
@@ -49,7 +50,7 @@ fn kernels() -> Vec<(String, PathBuf)> {
 
 fn unpacked_and_loaded(version: &str, path: &Path) -> Result<(), Failed> {
     let file = File::open(path)?;
-    let format = check_kernel(&file)?;
+    let format = Format::of_file(&file)?;
     if format != Format::BzImage {
         return Err(format!("taken for {format:?}").into());
     }

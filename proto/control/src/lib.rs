@@ -2,10 +2,12 @@
 //!
 //! - [`config`]: the JSON document that a `vmm` reads from its `--config-fd`; file descriptors by number.
 //! - [`messages`]: the lines on its control socket while it runs.
+//! - [`kernel`]: which kernels a vmm loads.
 //! - [`end`]: how a VM ended, left in a file for a `vmmd` that was not there to see it.
 //!
 //! Both depend on this crate, so it depends on little: no KVM, and nothing that runs tasks.
 
 pub mod config;
 pub mod end;
+pub mod kernel;
 pub mod messages;

@@ -13,13 +13,10 @@ pub const KERNEL_MAX_BYTES: u64 = 512 * 1024 * 1024;
 const MEMORY_MAX_KIB: u32 = 512 * 1024;
 
 const SETUP_SECTS: usize = 0x1f1;
-const HEADER_MAGIC: usize = 0x202;
 const VERSION: usize = 0x206;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 const SECTOR_BYTES: usize = 512;
-/// Bytes of the file that hold all of the fields above.
-pub const HEADER_BYTES: usize = 0x250;
 
 /// Why a bzImage gives no kernel.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +54,6 @@ pub enum BzImageError {
         /// What the decoder said.
         reason: Box<dyn std::error::Error + Send + Sync>,
     },
-}
-
-/// Whether a file that begins with `head` is a bzImage.
-#[must_use]
-pub fn is_bzimage(head: &[u8]) -> bool {
-    head.get(HEADER_MAGIC..HEADER_MAGIC + 4) == Some(b"HdrS")
 }
 
 /// Takes the ELF kernel out of a whole bzImage.

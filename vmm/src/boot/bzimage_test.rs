@@ -5,7 +5,6 @@ use std::io::Write;
 fn image(payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0; 2 * SECTOR_BYTES];
     image[SETUP_SECTS] = 1;
-    image[HEADER_MAGIC..HEADER_MAGIC + 4].copy_from_slice(b"HdrS");
     image[VERSION..VERSION + 2].copy_from_slice(&[15, 2]);
     image[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     image.extend_from_slice(payload);

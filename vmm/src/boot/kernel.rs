@@ -4,19 +4,10 @@ use super::bzimage::{self, BzImageError};
 use super::layout;
 use crate::memory::{HOLE_START, Memory};
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
+use patina_control::kernel::{Format, FormatError};
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend};
-
-/// A file's kind, told by its first bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// 64-bit ELF for x86-64.
-    Elf,
-    /// bzImage.
-    BzImage,
-}
 
 /// How the kernel wants to be entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +24,9 @@ pub enum KernelError {
     /// The file cannot be read.
     #[error("read the kernel")]
     Read(#[source] std::io::Error),
-    /// Neither format.
-    #[error(
-        "read the kernel: it is neither an x86-64 ELF file nor a bzImage (it begins with {0:02x?}); give a vmlinux or a bzImage"
-    )]
-    Format(Vec<u8>),
+    /// It is no kernel.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// The bzImage gives no ELF.
     #[error(transparent)]
     BzImage(#[from] BzImageError),
@@ -63,49 +52,19 @@ pub enum KernelError {
     },
 }
 
-/// Tells what kind of kernel `file` is, from its first bytes alone.
-///
-/// # Errors
-/// It cannot be read, or is none.
-pub fn check_kernel(file: &File) -> Result<Format, KernelError> {
-    let mut head = [0; bzimage::HEADER_BYTES];
-    let mut length = 0;
-    while length < head.len() {
-        match file.read_at(&mut head[length..], length as u64).map_err(KernelError::Read)? {
-            0 => break,
-            more => length += more,
-        }
-    }
-    format_of(&head[..length])
-}
-
-fn format_of(head: &[u8]) -> Result<Format, KernelError> {
-    /// Magic, 64-bit, little-endian.
-    const ELF64: &[u8] = b"\x7fELF\x02\x01";
-    const MACHINE: std::ops::Range<usize> = 18..20;
-    const X86_64: &[u8] = &[62, 0];
-    if head.starts_with(ELF64) && head.get(MACHINE) == Some(X86_64) {
-        return Ok(Format::Elf);
-    }
-    if bzimage::is_bzimage(head) {
-        return Ok(Format::BzImage);
-    }
-    Err(KernelError::Format(head[..head.len().min(8)].to_vec()))
-}
-
 /// Loads the kernel in `file` into `memory`.
 ///
 /// # Errors
 /// See [`KernelError`].
 pub fn load(mut file: File, memory: &Memory) -> Result<Entry, KernelError> {
-    match check_kernel(&file)? {
+    match Format::of_file(&file)? {
         Format::Elf => load_elf(&mut file, memory),
         Format::BzImage => {
             let mut image = Vec::new();
             file.seek(SeekFrom::Start(0)).map_err(KernelError::Read)?;
             file.take(bzimage::KERNEL_MAX_BYTES).read_to_end(&mut image).map_err(KernelError::Read)?;
             let kernel = bzimage::extract(&image)?;
-            format_of(&kernel)?;
+            Format::of(&kernel)?;
             load_elf(&mut Cursor::new(kernel), memory)
         }
     }
@@ -136,22 +95,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats_are_told_apart() {
-        let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-        elf.resize(64, 0);
-        elf[18] = 62;
-        assert_eq!(format_of(&elf).expect("ELF"), Format::Elf);
-        elf[18] = 183; // aarch64
-        assert!(matches!(format_of(&elf), Err(KernelError::Format(_))));
-        assert!(matches!(format_of(b""), Err(KernelError::Format(head)) if head.is_empty()));
-        assert!(matches!(format_of(b"#!/bin/sh\n"), Err(KernelError::Format(_))));
-    }
-
-    #[test]
     fn a_program_that_is_no_kernel_is_refused() {
         let memory = crate::memory::allocate(64 << 20).expect("RAM").1;
         let program = File::open("/bin/true").expect("a program");
-        assert_eq!(check_kernel(&program).expect("an ELF"), Format::Elf);
         assert!(matches!(load(program, &memory), Err(KernelError::Load { ram_mib: 64, .. })));
     }
 }

@@ -1,6 +1,6 @@
 //! From a kernel file to a VM whose first vCPU is about to run its first instruction.
 //!
-//! - [`kernel`]: what format the file has, and loading it into guest RAM.
+//! - [`kernel`]: loading it into guest RAM.
 //! - [`bzimage`]: takes the ELF out of a bzImage, so that the guest need not unpack it.
 //! - [`cmdline`]: the kernel command line.
 //! - [`tables`]: what the kernel finds in RAM: PVH start info or zero page, memory map, command line.

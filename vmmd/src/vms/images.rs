@@ -4,13 +4,13 @@ pub mod disk;
 
 use crate::store::record::FileId;
 use disk::{Disk, Remedy, SECTOR_BYTES};
+use patina_control::kernel::{Format, FormatError};
 use std::{
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
-use vmm::boot::kernel::{KernelError, check_kernel};
 
 /// Why a file is no image.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ pub enum ImageError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: KernelError,
+        source: FormatError,
     },
 }
 
@@ -114,7 +114,7 @@ impl ImageError {
 pub fn open_kernel(path: &Path) -> Result<(File, FileId), ImageError> {
     let (file, id) = open("kernel", path)?;
     // Its first bytes; the vmm checks the rest as it loads.
-    match check_kernel(&file) {
+    match Format::of_file(&file) {
         Ok(_) => Ok((file, id)),
         Err(source) => Err(ImageError::Kernel { path: path.to_owned(), source }),
     }
