@@ -35,7 +35,6 @@ use rustix::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
         SendFlags, recvmsg, sendmsg,
     },
-    time::{ClockId, clock_gettime},
 };
 use std::{
     collections::HashMap,
@@ -270,8 +269,7 @@ impl Vm {
         let mut console = self.console.lock().unwrap();
         write!(console, "ram: {line}touched: {list:?}\nticket: {ticket}\n").unwrap();
         drop((console, files, state, touched));
-        let now = clock_gettime(ClockId::Monotonic);
-        let entered_ns = u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap();
+        let entered_ns = patina_control::monotonic_ns();
         // Whether anybody hears it or not, it runs.
         try_say(stream, &Opened::Started { entered_ns });
         let states = [Some(State::Booting), (!self.has("slow")).then_some(State::Ready { after_us: 567 })];

@@ -4,10 +4,17 @@
 //! - [`messages`]: the lines on its control socket while it runs.
 //! - [`kernel`]: which kernels a vmm loads.
 //! - [`end`]: how a VM ended, left in a file for a `vmmd` that was not there to see it.
+//! - [`monotonic_ns`], [`PAGE_BYTES`]: the clock and the pages that both count by.
 //!
 //! Both depend on this crate, so it depends on little: no KVM, and nothing that runs tasks.
 
+mod clock;
 pub mod config;
 pub mod end;
 pub mod kernel;
 pub mod messages;
+
+pub use clock::monotonic_ns;
+
+/// Size of a page of a guest's RAM, bytes.
+pub const PAGE_BYTES: u64 = 4096;

@@ -61,6 +61,8 @@ pub enum Prepare {
     Not,
 }
 
+/// Longest state of a generation, bytes.
+pub const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Longest list of touched pages, bytes.
 pub const TOUCHED_MAX_BYTES: u64 = 1024 * 1024;
 
@@ -74,7 +76,7 @@ pub enum Opened {
     Frozen(Frozen),
     /// The answer to [`Open::Start`]: the VM's first vCPU enters the guest.
     Started {
-        /// When, nanoseconds of CLOCK_MONOTONIC.
+        /// When: [`crate::monotonic_ns`].
         entered_ns: u64,
     },
     /// The answer to [`Open::Freeze`] where the agent could not prepare: 16 (EBUSY), another clone is under way;

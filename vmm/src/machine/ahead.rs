@@ -7,11 +7,12 @@
 use super::build::Machine;
 use super::freeze::{FreezeError, Ram};
 use crate::memory::Memory;
-use crate::memory::extents::{PAGE_BYTES, bytes_of, join};
+use crate::memory::extents::{bytes_of, join};
 use crate::memory::layers::parts;
 use crate::note::note;
 use crate::sys::pagemap::Pages;
 use crate::sys::view;
+use patina_control::PAGE_BYTES;
 use patina_control::messages::TOUCHED_MAX_BYTES;
 use std::ops::Range;
 use std::sync::Arc;

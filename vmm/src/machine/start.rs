@@ -16,15 +16,12 @@ use crate::memory::layers::{Layers, LayersError};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
 use crate::vcpu::tsc::TscStart;
-use patina_control::messages::TOUCHED_MAX_BYTES;
-use rustix::time::{ClockId, clock_gettime};
+use patina_control::messages::{STATE_MAX_BYTES, TOUCHED_MAX_BYTES};
+use patina_control::monotonic_ns;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-
-/// Longest state of a generation, bytes.
-const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Why a VM could not start from a generation. It is of no use then.
 #[derive(Debug, thiserror::Error)]
@@ -161,10 +158,4 @@ fn read(file: &File, what: &'static str, most_bytes: u64) -> Result<Vec<u8>, Sta
     let mut bytes = vec![0; usize::try_from(found_bytes).unwrap_or(0)];
     file.read_exact_at(&mut bytes, 0).map_err(failed)?;
     Ok(bytes)
-}
-
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
-    u64::try_from(ns).unwrap_or(0)
 }

@@ -6,11 +6,10 @@
 //!  RAM      |------- 0 -------|- 2 -|--- 0 ---|- 1 -|- 2 -|---- 0 ----|
 //! ```
 
+use patina_control::PAGE_BYTES;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Size of a page, bytes.
-pub const PAGE_BYTES: u64 = 4096;
 /// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of them.
 pub const EXTENTS_MAX: usize = 16_384;
 

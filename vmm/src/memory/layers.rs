@@ -1,10 +1,9 @@
 //! A generation's RAM: sealed memfds, and which page is in which. A VM works on a private view of all of them.
 
 use super::Memory;
-use super::extents::{
-    EXTENTS_MAX, Extent, Extents, ExtentsError, PAGE_BYTES, bytes_of, join, small_gaps, union,
-};
+use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError, bytes_of, join, small_gaps, union};
 use crate::sys::view;
+use patina_control::PAGE_BYTES;
 use patina_control::config::LAYERS_MAX;
 use patina_host::memfd::seal;
 use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek};

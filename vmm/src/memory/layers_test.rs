@@ -1,7 +1,7 @@
 use super::*;
-use crate::memory::extents::PAGE_BYTES;
 use crate::memory::{allocate, reserve};
 use crate::sys::pagemap::{Pagemap, Pages};
+use patina_control::PAGE_BYTES;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use vm_memory::{Bytes, GuestAddress};

@@ -7,10 +7,10 @@ use crate::sys::exit::INSTRUCTION_MAX_BYTES;
 use iced_x86::{Instruction, Register};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use patina_control::PAGE_BYTES;
 use vm_memory::{Bytes, GuestAddress};
 
 const EFER_LMA: u64 = 1 << 10;
-const PAGE_BYTES: u64 = 4096;
 
 /// A vCPU's general and system registers, read once and written back at the end where they changed.
 pub struct Cpu<'a> {

@@ -5,7 +5,7 @@ use crate::{
     plan::spec::Spec,
     vms::{Host, Until, clone, error::Error, tickets::Wanted, unix_ms},
 };
-use patina_control::messages::Prepare;
+use patina_control::{messages::Prepare, monotonic_ns};
 use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
@@ -81,7 +81,7 @@ impl Vmmd for Service {
         &self,
         request: Request<v1::CloneVmRequest>,
     ) -> Result<Response<v1::CloneVmResponse>, Status> {
-        let arrived_ns = clone::monotonic_ns();
+        let arrived_ns = monotonic_ns();
         let request = request.into_inner();
         let parent = self.host.find(&request.name).await?;
         let call = clone::Call {

@@ -1,7 +1,8 @@
 //! `WatchEvents` and `ListUsage`: what happens, and what it takes.
 
 use super::{Answers, Permit, STREAM_QUEUE};
-use crate::vms::{Host, clone::monotonic_ns};
+use crate::vms::Host;
+use patina_control::monotonic_ns;
 use patina_proto::v1::{self, Event};
 use std::sync::Arc;
 use tokio::sync::{

@@ -5,7 +5,10 @@
 //! size. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
 //! change what the others start from.
 
-use patina_control::{config::LAYERS_MAX, messages::TOUCHED_MAX_BYTES};
+use patina_control::{
+    config::LAYERS_MAX,
+    messages::{STATE_MAX_BYTES, TOUCHED_MAX_BYTES},
+};
 use patina_host::memfd;
 use rustix::{
     fs::{FileType, MemfdFlags, SealFlags, fcntl_get_seals, fstat, memfd_create},
@@ -20,8 +23,6 @@ use std::{
     },
 };
 
-/// Largest state that a vmm may give, bytes: what a vmm reads at most.
-pub const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Without these the content could change, or go, under those who use it.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
 const RAM: &str = "RAM";

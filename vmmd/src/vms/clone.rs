@@ -35,16 +35,16 @@ use crate::{
     },
 };
 use futures::future::join_all;
-use patina_control::messages::{Frozen, Prepare};
-use rustix::time::{ClockId, clock_gettime};
+use patina_control::{
+    PAGE_BYTES,
+    messages::{Frozen, Prepare},
+    monotonic_ns,
+};
 use scheduler::client::admission::Share;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-/// What the vmm counts RAM in.
-const PAGE_BYTES: u64 = 4096;
 
 /// How many clones one call makes.
 pub const COUNT: RangeInclusive<u32> = 1..=256;
@@ -381,14 +381,6 @@ fn clone_of(parent: &Record, vmid: u32, name: &str, ticket: Option<Uuid>) -> Rec
         ended: None,
         ..parent.clone()
     }
-}
-
-/// Now, nanoseconds of CLOCK_MONOTONIC, as a vmm tells when its VM runs.
-#[must_use]
-pub fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
-    u64::try_from(ns).unwrap_or(0)
 }
 
 #[cfg(test)]

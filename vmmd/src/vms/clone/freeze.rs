@@ -9,9 +9,12 @@ use crate::{
         generation::Generation,
         link::{self, LinkError},
     },
-    vms::{Host, Vm, clone::monotonic_ns, error::Error, images},
+    vms::{Host, Vm, error::Error, images},
 };
-use patina_control::messages::{Frozen, Prepare};
+use patina_control::{
+    messages::{Frozen, Prepare},
+    monotonic_ns,
+};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 

@@ -1,17 +1,14 @@
 //! The calls of a VM's guest: answered beside whatever else is to be done, and cancelled where nobody waits for them any more.
 
 use super::{
-    super::{
-        clone::monotonic_ns,
-        guest::{self, together::EndsWhenLeft},
-    },
+    super::guest::{self, together::EndsWhenLeft},
     Supervisor,
 };
 use patina_abi::{
     args::Args,
     link::{Answer, CallError, REQUESTS_MAX},
 };
-use patina_control::messages::ToVmm;
+use patina_control::{messages::ToVmm, monotonic_ns};
 use std::sync::Arc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
