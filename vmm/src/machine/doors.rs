@@ -13,11 +13,10 @@ use crate::note::note;
 use patina_abi::LINK_PORT;
 use patina_control::config::LAYERS_MAX;
 use patina_control::end::{End, EndKind};
+use patina_control::memfd;
 use patina_control::messages::Opened;
-use patina_host::memfd;
-use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
-use std::io::{IoSlice, Write};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -131,7 +130,7 @@ impl Freezer for Machine {
             .flat_map(|range| [range.start, range.end - range.start])
             .flat_map(u64::to_le_bytes)
             .collect();
-        let sent = memory_file("patina-touched", &bytes)
+        let sent = memfd::sealed("patina-touched", &bytes)
             .and_then(|file| send_with(&stream, &Opened::Ok, &[file.as_fd()]));
         if let Err(error) = sent {
             note(&format!("send the touched pages: {error}"));
@@ -141,18 +140,10 @@ impl Freezer for Machine {
 
 /// The answer, with the generation's state and the memfds of its RAM.
 fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Result<()> {
-    let state = memory_file("patina-state", &generation.state)?;
+    let state = memfd::sealed("patina-state", &generation.state)?;
     let mut descriptors = vec![state.as_fd()];
     descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
     send_with(stream, &Opened::Frozen(generation.frozen), &descriptors)
-}
-
-/// A sealed file in memory.
-fn memory_file(name: &str, content: &[u8]) -> std::io::Result<File> {
-    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.write_all(content)?;
-    memfd::seal(&file)?;
-    Ok(file)
 }
 
 /// An answer that comes with descriptors.

@@ -5,7 +5,7 @@ use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError, bytes_of, join,
 use crate::sys::view;
 use patina_control::PAGE_BYTES;
 use patina_control::config::LAYERS_MAX;
-use patina_host::memfd::seal;
+use patina_control::memfd::seal;
 use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
 use std::fs::File;

@@ -7,16 +7,16 @@
 
 use patina_control::{
     config::LAYERS_MAX,
+    memfd,
     messages::{STATE_MAX_BYTES, TOUCHED_MAX_BYTES},
 };
-use patina_host::memfd;
 use rustix::{
-    fs::{FileType, MemfdFlags, SealFlags, fcntl_get_seals, fstat, memfd_create},
+    fs::{FileType, SealFlags, fcntl_get_seals, fstat},
     io::Errno,
 };
 use std::{
     fs::File,
-    io::{self, Write},
+    io,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::FileExt,
@@ -149,11 +149,7 @@ impl Touched {
     /// There is no memory for it.
     pub fn of(bytes: &[u8]) -> Result<Self, GenerationError> {
         let failed = |source| GenerationError::Io { operation: "write", what: TOUCHED, source };
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut file = File::from(memfd_create("touched", flags).map_err(|errno| failed(errno.into()))?);
-        file.write_all(bytes).map_err(failed)?;
-        memfd::seal(&file).map_err(|errno| failed(errno.into()))?;
-        Ok(Self(file.into()))
+        Ok(Self(memfd::sealed("touched", bytes).map_err(failed)?.into()))
     }
 
     /// Reads the list that a vmm sent.
@@ -209,8 +205,8 @@ fn reopen(fd: &OwnedFd, what: &'static str) -> Result<File, GenerationError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{fcntl_add_seals, ftruncate};
-    use std::io::Read as _;
+    use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
+    use std::io::{Read as _, Write as _};
 
     fn unsealed(bytes: &[u8]) -> OwnedFd {
         let mut file =

@@ -1,14 +1,29 @@
-//! Sealing of files in memory.
+//! Sealed files in memory.
 
 use rustix::{
-    fs::{SealFlags, fcntl_add_seals},
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
     io::Errno,
 };
-use std::os::fd::AsFd;
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::fd::AsFd,
+};
 
 /// How often sealing is tried. The kernel refuses it while somebody holds a page, which reclaim, compaction and DAMON do for moments too; each time
 /// it has waited for 150 ms. Where there is a writable mapping it refuses at once.
 const SEAL_TRIES: usize = 4;
+
+/// A sealed file in memory with this content. `name` is what `/proc` shows for it.
+///
+/// # Errors
+/// There is no memory, or no descriptor, for it; and those of [`seal`].
+pub fn sealed(name: &str, content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(content)?;
+    seal(&file)?;
+    Ok(file)
+}
 
 /// Seals a file in memory so that neither its content nor its size nor its seals can change any more.
 ///
@@ -33,20 +48,14 @@ fn seal_with(memfd: impl AsFd, mut on_busy: impl FnMut()) -> rustix::io::Result<
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test")]
-
     use super::*;
     use rustix::{
-        fs::{MemfdFlags, fcntl_get_seals, memfd_create},
+        fs::fcntl_get_seals,
         pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
     };
-    use std::{
-        fs::File,
-        io::{Read as _, Write as _},
-        os::fd::OwnedFd,
-    };
+    use std::{io::Read as _, os::fd::OwnedFd};
 
-    const PAGE_BYTES: usize = 4096;
+    const PAGE_BYTES: usize = crate::PAGE_BYTES as usize;
 
     /// A memfd of a page, and a pipe that holds this page: not a copy of it, but a reference to it.
     fn held() -> (File, File) {
@@ -74,6 +83,16 @@ mod tests {
         let seals = fcntl_get_seals(&memfd).unwrap();
         assert!(seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL));
         assert!((&memfd).write(b"x").is_err());
+    }
+
+    #[test]
+    fn a_sealed_file_has_its_content_and_keeps_it() {
+        let mut file = sealed("test", b"content").unwrap();
+        assert!(file.write_all(b"x").is_err() && file.set_len(0).is_err());
+        let mut read = String::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "content");
     }
 
     #[test]
