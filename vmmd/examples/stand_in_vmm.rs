@@ -28,19 +28,13 @@ use patina_control::{
     config::{Start as Origin, VmConfig},
     end::{End, EndKind},
     messages::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
+    rights,
 };
-use rustix::{
-    fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_add_seals, flock, ftruncate, memfd_create},
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, recvmsg, sendmsg,
-    },
-};
+use rustix::fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_add_seals, flock, ftruncate, memfd_create};
 use std::{
     collections::HashMap,
     fs::File,
-    io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Seek, Write},
-    mem::MaybeUninit,
+    io::{BufRead, BufReader, Read, Seek, Write},
     os::{
         fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
@@ -391,18 +385,12 @@ fn receive(stream: &UnixStream) -> (Option<Vec<u8>>, Vec<OwnedFd>) {
     let (mut line, mut descriptors) = (Vec::new(), Vec::new());
     while line.last() != Some(&b'\n') {
         let mut byte = [0; 1];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(18))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        if recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags).unwrap().bytes == 0 {
+        let (length, more) = rights::receive(stream, &mut byte).unwrap();
+        if length == 0 {
             return (None, descriptors);
         }
         line.push(byte[0]);
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
-            }
-        }
+        descriptors.extend(more);
     }
     (Some(line), descriptors)
 }
@@ -411,10 +399,7 @@ fn send(stream: &UnixStream, opened: &Opened, descriptors: &[OwnedFd]) {
     let mut line = serde_json::to_vec(opened).unwrap();
     line.push(b'\n');
     let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(17))];
-    let mut rights = SendAncillaryBuffer::new(&mut space);
-    assert!(rights.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    assert_eq!(sendmsg(stream, &[IoSlice::new(&line)], &mut rights, SendFlags::empty()), Ok(line.len()));
+    rights::send(stream, &line, &descriptors).unwrap();
 }
 
 fn say<T: serde::Serialize>(stream: &mut UnixStream, line: &T) {

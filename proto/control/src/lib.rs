@@ -4,6 +4,7 @@
 //! - [`messages`]: the lines on its control socket while it runs.
 //! - [`kernel`]: which kernels a vmm loads.
 //! - [`end`]: how a VM ended, left in a file for a `vmmd` that was not there to see it.
+//! - [`rights`]: descriptors that come with a line.
 //! - [`memfd`]: sealed files in memory, in which the two pass what is large.
 //! - [`monotonic_ns`], [`PAGE_BYTES`]: the clock and the pages that both count by.
 //!
@@ -15,6 +16,7 @@ pub mod end;
 pub mod kernel;
 pub mod memfd;
 pub mod messages;
+pub mod rights;
 
 pub use clock::monotonic_ns;
 

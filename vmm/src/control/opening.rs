@@ -1,16 +1,11 @@
 //! The first line of a connection on the control socket, and the answer to it.
 
 use patina_abi::LINE_MAX_BYTES;
-use patina_control::config::LAYERS_MAX;
 use patina_control::messages::{Open, Opened};
-use rustix::net::RecvAncillaryMessage;
-use std::io::{IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use patina_control::rights;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-
-/// Most descriptors that come with a line: state, touched pages, layers. The kernel closes what is too many.
-const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
 
 /// Writes the answer to an [`Open`]; false when the peer has gone.
 pub fn answer(mut stream: &UnixStream, opened: &Opened) -> bool {
@@ -26,7 +21,7 @@ pub fn answer(mut stream: &UnixStream, opened: &Opened) -> bool {
 /// # Errors
 /// What the peer is to be told; it sends no such line.
 pub fn read_open(stream: &UnixStream) -> Result<Option<(Open, Vec<OwnedFd>)>, String> {
-    use rustix::net::{RecvAncillaryBuffer, RecvFlags, recv, recvmsg};
+    use rustix::net::{RecvFlags, recv};
     const OPEN_MAX_BYTES: usize = 1024;
     const _: () = assert!(OPEN_MAX_BYTES <= LINE_MAX_BYTES);
     let mut head = [0; OPEN_MAX_BYTES];
@@ -39,19 +34,11 @@ pub fn read_open(stream: &UnixStream) -> Result<Option<(Open, Vec<OwnedFd>)>, St
     let Some(end) = head[..length].iter().position(|byte| *byte == b'\n') else {
         return if length == OPEN_MAX_BYTES { Err("the first line is too long".into()) } else { Ok(None) };
     };
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut rights = RecvAncillaryBuffer::new(&mut space);
-    let taken =
-        recvmsg(stream, &mut [IoSliceMut::new(&mut head[..=end])], &mut rights, RecvFlags::CMSG_CLOEXEC)
-            .map_err(|error| format!("read the first line: {error}"))?;
-    if taken.bytes != end + 1 {
+    let (length, descriptors) = rights::receive(stream, &mut head[..=end])
+        .map_err(|error| format!("read the first line: {error}"))?;
+    if length != end + 1 {
         return Err("read the first line: it was cut short".into());
     }
-    let descriptors = rights.drain().flat_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
-        _ => Vec::new(),
-    });
-    let descriptors = descriptors.collect();
     serde_json::from_slice(&head[..end])
         .map(|open| Some((open, descriptors)))
         .map_err(|error| format!("the first line is not understood: {error}"))

@@ -11,12 +11,10 @@ use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
 use crate::note::note;
 use patina_abi::LINK_PORT;
-use patina_control::config::LAYERS_MAX;
 use patina_control::end::{End, EndKind};
-use patina_control::memfd;
 use patina_control::messages::Opened;
+use patina_control::{memfd, rights};
 use std::fs::File;
-use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -148,17 +146,9 @@ fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Res
 
 /// An answer that comes with descriptors.
 fn send_with(stream: &UnixStream, opened: &Opened, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     let mut line = serde_json::to_vec(opened)?;
     line.push(b'\n');
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1 + LAYERS_MAX))];
-    let mut rights = SendAncillaryBuffer::new(&mut space);
-    if !rights.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(std::io::ErrorKind::InvalidInput.into());
-    }
-    // A fresh socket takes a line whole.
-    sendmsg(stream, &[IoSlice::new(&line)], &mut rights, SendFlags::NOSIGNAL)?;
-    Ok(())
+    rights::send(stream, &line, descriptors)
 }
 
 /// The ports that a guest can reach on its host: the agent's link and no other.

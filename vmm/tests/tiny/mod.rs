@@ -4,9 +4,10 @@ use libtest_mimic::Failed;
 use patina_control::config::{Start, VmConfig};
 use patina_control::end::End;
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
+use patina_control::rights;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Seek, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -228,36 +229,22 @@ impl Vmm {
     }
 
     fn say(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<UnixStream, Failed> {
-        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
         let stream = UnixStream::connect(self.dir.path().join("vmm.sock"))?;
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
-        let mut rights = SendAncillaryBuffer::new(&mut space);
-        if !with.is_empty() {
-            assert!(rights.push(SendAncillaryMessage::ScmRights(with)));
-        }
         let mut line = serde_json::to_vec(open)?;
         line.push(b'\n');
-        sendmsg(&stream, &[IoSlice::new(&line)], &mut rights, SendFlags::empty())?;
+        rights::send(&stream, &line, with)?;
         Ok(stream)
     }
 
     /// Says one line with descriptors; the answer, with its descriptors.
     pub fn ask(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<(Opened, Vec<OwnedFd>), Failed> {
-        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
         let stream = self.say(open, with)?;
         let mut line = [0; 1024];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
-        let mut rights = RecvAncillaryBuffer::new(&mut space);
-        let got = recvmsg(&stream, &mut [IoSliceMut::new(&mut line)], &mut rights, RecvFlags::CMSG_CLOEXEC)?;
-        let opened = match serde_json::from_slice(&line[..got.bytes])? {
-            Opened::Error(reason) => return Err(reason.into()),
-            opened => opened,
-        };
-        let descriptors = rights.drain().flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
-            _ => Vec::new(),
-        });
-        Ok((opened, descriptors.collect()))
+        let (length, descriptors) = rights::receive(&stream, &mut line)?;
+        match serde_json::from_slice(&line[..length])? {
+            Opened::Error(reason) => Err(reason.into()),
+            opened => Ok((opened, descriptors)),
+        }
     }
 
     /// Waits for its end.

@@ -2,45 +2,28 @@
 
 use super::link::LinkError;
 use patina_abi::LINE_MAX_BYTES;
-use patina_control::{config::LAYERS_MAX, messages::Opened};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+use patina_control::{
+    messages::Opened,
+    rights::{self, DESCRIPTORS_MAX},
 };
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
+    io,
     os::fd::{BorrowedFd, OwnedFd},
 };
 use tokio::{io::Interest, net::UnixStream};
-
-/// Most descriptors of a line: a state, a list of touched pages, a RAM.
-const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
 
 /// Sends one line with descriptors.
 ///
 /// # Errors
 /// The connection broke.
 pub async fn send(stream: &UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let sent = match send_now(stream, line, descriptors) {
+    match rights::send(stream, line, descriptors) {
         // What is asked first is a fresh socket, which has room: no wait for the reactor to say so.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            stream.async_io(Interest::WRITABLE, || send_now(stream, line, descriptors)).await?
+            stream.async_io(Interest::WRITABLE, || rights::send(stream, line, descriptors)).await
         }
-        other => other?,
-    };
-    // A line is far shorter than a socket's buffer.
-    if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-}
-
-fn send_now(stream: &UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut rights = SendAncillaryBuffer::new(&mut space);
-    if descriptors.len() > DESCRIPTORS_MAX || !rights.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::ErrorKind::InvalidInput.into());
+        other => other,
     }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    Ok(sendmsg(stream, &[IoSlice::new(line)], &mut rights, flags)?)
 }
 
 /// Reads a vmm's answer, and the descriptors that come with it.
@@ -68,18 +51,8 @@ pub async fn receive(stream: &UnixStream) -> Result<(Opened, Vec<OwnedFd>), Link
 
 fn receive_some(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0; 4096];
-    // The kernel closes what does not fit.
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
-    bytes.truncate(got.bytes);
-    let mut descriptors = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
-        }
-    }
+    let (length, descriptors) = rights::receive(stream, &mut bytes)?;
+    bytes.truncate(length);
     Ok((bytes, descriptors))
 }
 
