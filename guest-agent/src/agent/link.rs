@@ -10,9 +10,10 @@
 //! The host resets the link on purpose when it clones the machine: a new link at once is what makes a
 //! clone ready soon.
 
-use super::lines::{Filled, Lines, TooLong};
+use super::lines::{Filled, Lines};
 use super::outbox::Outbox;
 use patina_abi::LINE_MAX_BYTES;
+use patina_abi::lines::TooLong;
 use patina_abi::link::{FromAgent, FromHost, REQUESTS_MAX};
 use rustix::event::PollFlags;
 use rustix::io::Errno;

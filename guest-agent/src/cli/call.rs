@@ -1,6 +1,7 @@
 //! Calls to gc-agent.
 
 use patina_abi::LINE_MAX_BYTES;
+use patina_abi::lines::LineBuffer;
 use patina_abi::link::{Answer, CallError};
 use patina_abi::local::{Request, SOCKET};
 use serde_json::Value;
@@ -76,17 +77,18 @@ pub fn parse(answer: &[u8]) -> Result<Value, CallError> {
 }
 
 fn read_line(stream: &mut impl Read) -> io::Result<Vec<u8>> {
-    let mut line = Vec::new();
+    let mut lines = LineBuffer::new(LINE_MAX_BYTES);
     let mut chunk = [0; 4096];
-    while line.last() != Some(&b'\n') {
+    loop {
         let count = stream.read(&mut chunk)?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        line.extend_from_slice(chunk.get(..count).unwrap_or_default());
-        if line.len() > LINE_MAX_BYTES {
-            return Err(io::ErrorKind::InvalidData.into());
+        lines.push(chunk.get(..count).unwrap_or_default());
+        match lines.next_line() {
+            Ok(Some(line)) => return Ok(line),
+            Ok(None) => {}
+            Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         }
     }
-    Ok(line)
 }

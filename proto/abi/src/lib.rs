@@ -8,11 +8,13 @@
 //!
 //! Every side treats the other as hostile: lines and frames have a greatest length, and what does not
 //! parse ends the connection, nothing else. The crate has no I/O: it is types, limits and codecs. [`codes`]: why calls are
-//! refused; [`args`]: a call's arguments on their way.
+//! refused; [`args`]: a call's arguments on their way; [`lines`]: what a peer sends,
+//! cut into lines.
 
 pub mod args;
 pub mod codes;
 pub mod exec;
+pub mod lines;
 pub mod link;
 pub mod local;
 

@@ -2,6 +2,7 @@
 //! out by [`OUT_MAX_BYTES`]: a peer that does not read loses its connection, not the vmm its memory.
 
 use patina_abi::LINE_MAX_BYTES;
+use patina_abi::lines::{LineBuffer, TooLong};
 use serde::Serialize;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,8 +21,8 @@ pub enum LinesError {
     #[error("use the connection")]
     Io(#[source] std::io::Error),
     /// The peer sends a line that is too long.
-    #[error("read a line: it is longer than {LINE_MAX_BYTES} bytes")]
-    TooLong,
+    #[error("read a line")]
+    TooLong(#[from] TooLong),
     /// The peer does not read.
     #[error("write a line: the peer leaves {OUT_MAX_BYTES} bytes unread")]
     NotReading,
@@ -31,7 +32,7 @@ pub enum LinesError {
 #[derive(Debug)]
 pub struct Lines {
     stream: UnixStream,
-    input: Vec<u8>,
+    input: LineBuffer,
     output: Vec<u8>,
 }
 
@@ -42,7 +43,7 @@ impl Lines {
     /// The socket refuses.
     pub fn new(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, input: Vec::new(), output: Vec::new() })
+        Ok(Self { stream, input: LineBuffer::new(LINE_MAX_BYTES), output: Vec::new() })
     }
 
     /// The socket.
@@ -74,17 +75,9 @@ impl Lines {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(LinesError::Io(error)),
             };
-            self.input.extend_from_slice(&chunk[..length]);
-            while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
-                let mut line: Vec<u8> = self.input.drain(..=end).collect();
-                if line.len() > LINE_MAX_BYTES {
-                    return Err(LinesError::TooLong);
-                }
-                line.pop();
+            self.input.push(&chunk[..length]);
+            while let Some(line) = self.input.next_line()? {
                 lines.push(line);
-            }
-            if self.input.len() >= LINE_MAX_BYTES {
-                return Err(LinesError::TooLong);
             }
         }
         Ok(lines)
@@ -152,7 +145,7 @@ mod tests {
                 break error;
             }
         };
-        assert!(matches!(error, LinesError::TooLong));
+        assert!(matches!(error, LinesError::TooLong(_)));
         drop(lines);
         assert!(writer.join().expect("the writer"), "the peer sees the connection go");
     }
@@ -177,7 +170,7 @@ mod tests {
             heard
         };
         assert_eq!(longest(LINE_MAX_BYTES).expect("a line")[0].len(), LINE_MAX_BYTES - 1);
-        assert!(matches!(longest(LINE_MAX_BYTES + 1), Err(LinesError::TooLong)));
+        assert!(matches!(longest(LINE_MAX_BYTES + 1), Err(LinesError::TooLong(_))));
     }
 
     #[test]

@@ -8,7 +8,11 @@ use crate::{
     plan::lifecycle::Exit,
     store::{StoreError, VmDir},
 };
-use patina_abi::{LINE_MAX_BYTES, link::CallError};
+use patina_abi::{
+    LINE_MAX_BYTES,
+    lines::{LineBuffer, TooLong},
+    link::CallError,
+};
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -48,8 +52,8 @@ pub enum LinkError {
     #[error("it has ended: {0}")]
     Ended(String),
     /// A line is too long.
-    #[error("read the vmm's line: longer than {LINE_MAX_BYTES} bytes")]
-    Long,
+    #[error("read what the vmm says: {0}")]
+    Long(#[from] TooLong),
     /// A line is not what it should be.
     #[error("parse the vmm's line: {0}")]
     Parse(#[source] serde_json::Error),
@@ -197,20 +201,18 @@ pub async fn write_line<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), line: 
 pub async fn read_line<T: DeserializeOwned>(
     from: &mut (impl AsyncBufRead + Unpin),
 ) -> Result<Option<T>, LinkError> {
-    let mut line = Vec::new();
+    let mut lines = LineBuffer::new(LINE_MAX_BYTES);
     loop {
         let chunk = from.fill_buf().await?;
         if chunk.is_empty() {
-            return if line.is_empty() { Ok(None) } else { Err(LinkError::Closed) };
+            return if lines.is_empty() { Ok(None) } else { Err(LinkError::Closed) };
         }
+        // Not more than this line: what follows is for whoever reads next, and may be no line.
         let end = chunk.iter().position(|byte| *byte == b'\n');
         let taken = end.map_or(chunk.len(), |end| end + 1);
-        if line.len() + taken > LINE_MAX_BYTES {
-            return Err(LinkError::Long);
-        }
-        line.extend_from_slice(&chunk[..taken]);
+        lines.push(&chunk[..taken]);
         from.consume(taken);
-        if end.is_some() {
+        if let Some(line) = lines.next_line()? {
             return serde_json::from_slice(&line).map(Some).map_err(LinkError::Parse);
         }
     }

@@ -1,7 +1,7 @@
 //! Lines that come with descriptors (SCM_RIGHTS).
 
 use super::link::LinkError;
-use patina_abi::LINE_MAX_BYTES;
+use patina_abi::{LINE_MAX_BYTES, lines::LineBuffer};
 use patina_control::{
     messages::Opened,
     rights::{self, DESCRIPTORS_MAX},
@@ -31,29 +31,23 @@ pub async fn send(stream: &UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_
 /// # Errors
 /// The connection broke or closed, or what comes is no answer.
 pub async fn receive(stream: &UnixStream) -> Result<(Opened, Vec<OwnedFd>), LinkError> {
-    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
-    while line.last() != Some(&b'\n') {
-        let (bytes, more) = stream.async_io(Interest::READABLE, || receive_some(stream)).await?;
-        if bytes.is_empty() {
+    let (mut lines, mut descriptors) = (LineBuffer::new(LINE_MAX_BYTES), Vec::new());
+    let mut bytes = vec![0; 4096];
+    loop {
+        let (length, more) =
+            stream.async_io(Interest::READABLE, || rights::receive(stream, &mut bytes)).await?;
+        if length == 0 {
             return Err(LinkError::Closed);
         }
-        if line.len() + bytes.len() > LINE_MAX_BYTES {
-            return Err(LinkError::Long);
-        }
-        line.extend_from_slice(&bytes);
+        lines.push(&bytes[..length]);
         descriptors.extend(more);
         if descriptors.len() > DESCRIPTORS_MAX {
             return Err(LinkError::Descriptors(descriptors.len(), DESCRIPTORS_MAX));
         }
+        if let Some(line) = lines.next_line()? {
+            return Ok((serde_json::from_slice(&line).map_err(LinkError::Parse)?, descriptors));
+        }
     }
-    Ok((serde_json::from_slice(&line).map_err(LinkError::Parse)?, descriptors))
-}
-
-fn receive_some(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut bytes = vec![0; 4096];
-    let (length, descriptors) = rights::receive(stream, &mut bytes)?;
-    bytes.truncate(length);
-    Ok((bytes, descriptors))
 }
 
 #[cfg(test)]
