@@ -8,24 +8,14 @@
 //! - [`grpc`]: the calls of `patina.v1.Scheduler`.
 //! - [`client`]: what hosts and operators use to talk to a scheduler. [`embedded`]: a scheduler in the same process.
 //! - [`metrics`]: what is counted.
-//! - [`serve`]: the scheduler's life ([`options`] in, [`listen`], [`notify`] out). [`log`]: what daemons say to people.
+//! - [`serve`]: the scheduler's life ([`options`] in).
 
 pub mod client;
 pub mod core;
 pub mod embedded;
 pub mod engine;
 pub mod grpc;
-pub mod listen;
-pub mod log;
 pub mod metrics;
-pub mod notify;
-pub mod oom;
 pub mod options;
 pub mod serve;
 pub mod store;
-
-/// What this scheduler was built from.
-pub const REVISION: &str = match option_env!("PATINA_REVISION") {
-    Some(revision) => revision,
-    None => concat!("v", env!("CARGO_PKG_VERSION")),
-};

@@ -1,7 +1,8 @@
 //! The scheduler of a Patina cluster.
 
 use clap::Parser;
-use scheduler::{log, oom, options::Options, serve};
+use patina_daemon::{log, oom};
+use scheduler::{options::Options, serve};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -1,14 +1,13 @@
 //! The command line.
 
-use crate::{
-    core::{api, ticket::Policy},
-    listen::Address,
-};
+use crate::core::{api, ticket::Policy};
 use clap::{Parser, ValueEnum};
+use patina_daemon::{
+    REVISION,
+    listen::Address,
+    values::{ValueError, factor, milliseconds, percent, time, ttl},
+};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
-
-/// Most that is granted of a CPU or of memory, times what there is.
-const OVERCOMMIT_MAX: f64 = 1024.0;
 
 /// What no option says.
 const ENVIRONMENT: &str = "\
@@ -17,7 +16,7 @@ Environment:
 
 /// The scheduler of a Patina cluster: grants tickets, places VMs on hosts, keeps the ledger.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "scheduler", version = crate::REVISION, after_help = ENVIRONMENT, max_term_width = 100)]
+#[command(name = "scheduler", version = REVISION, after_help = ENVIRONMENT, max_term_width = 100)]
 pub struct Options {
     /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT on a loopback address
     #[arg(long, default_value = "unix:/run/patina/scheduler.sock", env = "PATINA_SCHEDULER_LISTEN")]
@@ -92,85 +91,12 @@ impl Options {
     }
 }
 
-/// A duration as the core counts it.
-#[must_use]
-pub fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A [`factor`] as the core counts it.
-#[must_use]
-pub fn percent(factor: f64) -> u32 {
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "between 0.01 and OVERCOMMIT_MAX"
-    )]
-    let percent = (factor * 100.0).round() as u32;
-    percent
-}
-
-/// Why a text is not a time or a factor.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ValueError {
-    /// No time.
-    #[error("write a time as 500ms, 10s, 5m or 2h, not {0:?}")]
-    Time(String),
-    /// Too short or too long.
-    #[error("{given:?} is not between {least:?} and {most:?}")]
-    Range {
-        /// As it was given.
-        given: Duration,
-        /// Bounds.
-        least: Duration,
-        /// Bounds.
-        most: Duration,
-    },
-    /// No factor.
-    #[error("write a factor between 0.01 and {OVERCOMMIT_MAX}, for example 1.5, not {0:?}")]
-    Factor(String),
-}
-
-fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, ValueError> {
-    let wrong = || ValueError::Time(text.to_owned());
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" | "" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    let given = Duration::from_millis(number.checked_mul(unit_ms).ok_or_else(wrong)?);
-    if (least..=most).contains(&given) { Ok(given) } else { Err(ValueError::Range { given, least, most }) }
-}
-
-/// Reads how long a ticket may stay unused: `600s`, `10m`, `1h`.
-///
-/// # Errors
-/// It is no time, or out of bounds.
-pub fn ttl(text: &str) -> Result<Duration, ValueError> {
-    time(text, Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600))
-}
-
 fn lease(text: &str) -> Result<Duration, ValueError> {
     time(text, Duration::from_millis(100), Duration::from_secs(3600))
 }
 
 fn remember(text: &str) -> Result<Duration, ValueError> {
     time(text, Duration::from_secs(1), Duration::from_secs(30 * 24 * 3600))
-}
-
-/// Reads how many times what there is may be granted: `1.5`.
-///
-/// # Errors
-/// It is no number, or out of bounds.
-pub fn factor(text: &str) -> Result<f64, ValueError> {
-    let wrong = || ValueError::Factor(text.to_owned());
-    let factor: f64 = text.parse().map_err(|_| wrong())?;
-    if (0.01..=OVERCOMMIT_MAX).contains(&factor) { Ok(factor) } else { Err(wrong()) }
 }
 
 #[cfg(test)]

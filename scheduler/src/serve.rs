@@ -3,14 +3,16 @@
 use crate::{
     engine::{self, Engine, EngineError},
     grpc::{self, RESETS_MAX, STREAMS_MAX, Service},
-    listen::{self, Address, Incoming, ListenError},
-    metrics::http::{self, HttpError},
-    notify,
     options::Options,
     store::{
         StoreError,
         file::{FileStore, Lasting},
     },
+};
+use patina_daemon::{
+    http::{self, HttpError},
+    listen::{self, Address, Incoming, ListenError},
+    notify,
 };
 use patina_proto::v1::scheduler_server::SchedulerServer;
 use std::{fs, io, sync::Arc, thread::JoinHandle, time::Duration};

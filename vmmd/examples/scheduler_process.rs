@@ -6,6 +6,6 @@ use scheduler::{options::Options, serve};
 
 #[tokio::main]
 async fn main() {
-    scheduler::log::start(false);
+    patina_daemon::log::start(false);
     serve::run(Options::parse()).await.unwrap();
 }

@@ -6,6 +6,7 @@ use crate::{
     store::{StateDir, StoreError},
     vms::tickets::Tickets,
 };
+use patina_daemon::values::{milliseconds, percent};
 use patina_proto::v1::{HostInfo, scheduler_server::SchedulerServer};
 use scheduler::{
     client,
@@ -13,7 +14,6 @@ use scheduler::{
     embedded::Embedded,
     engine::EngineError,
     grpc::Service,
-    options::{milliseconds, percent},
     store::{
         self,
         file::{FileStore, Lasting},

@@ -11,14 +11,14 @@ use crate::{
     store::{StateDir, StoreError, VmDir},
     vms::{Host, Settings, error::Error as HostError, remove},
 };
-use patina_proto::v1::vmmd_server::VmmdServer;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use scheduler::{
-    grpc::{RESETS_MAX, STREAMS_MAX},
+use patina_daemon::{
+    http::{self, HttpError},
     listen::{self, Address, Incoming, ListenError},
-    metrics::http::{self, HttpError},
     notify,
 };
+use patina_proto::v1::vmmd_server::VmmdServer;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use scheduler::grpc::{RESETS_MAX, STREAMS_MAX};
 use std::{
     env, fs, io,
     path::{Path, PathBuf},

@@ -25,9 +25,3 @@ pub mod process;
 pub mod store;
 pub mod sys;
 pub mod vms;
-
-/// What this `vmmd` was built from.
-pub const REVISION: &str = match option_env!("PATINA_REVISION") {
-    Some(revision) => revision,
-    None => concat!("v", env!("CARGO_PKG_VERSION")),
-};

@@ -1,14 +1,14 @@
 //! The daemon of a Patina host.
 
 use clap::Parser;
-use scheduler::log;
+use patina_daemon::{log, oom};
 use std::process::ExitCode;
 use vmmd::{daemon, options::Options, process::urgency::Urgency};
 
 fn main() -> ExitCode {
     let options = Options::parse();
     log::start(options.log_json);
-    if let Err(error) = scheduler::oom::protect() {
+    if let Err(error) = oom::protect() {
         tracing::warn!(%error, "the kernel's OOM killer may take vmmd first: run it as root, or set OOMScoreAdjust");
     }
     if let Err(error) = Urgency::Urgent.take() {

@@ -2,11 +2,12 @@
 
 use crate::plan::address::Range;
 use clap::Parser;
-use scheduler::{
-    client::Target,
+use patina_daemon::{
+    REVISION,
     listen::Address,
-    options::{factor, ttl},
+    values::{factor, ttl},
 };
+use scheduler::client::Target;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Above what only a scheduler of one's own heeds.
@@ -18,7 +19,7 @@ Environment:
 
 /// The daemon of a Patina host: runs VMs and answers `vmctl`.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "vmmd", version = crate::REVISION, after_help = ENVIRONMENT, max_term_width = 100)]
+#[command(name = "vmmd", version = REVISION, after_help = ENVIRONMENT, max_term_width = 100)]
 pub struct Options {
     /// Serve this host alone, with a scheduler built in
     #[arg(long, required_unless_present = "scheduler", conflicts_with = "scheduler")]

@@ -54,7 +54,7 @@ impl Vmmd for Service {
     async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
         let facts = Facts::gather();
         let mut message = v1::Host {
-            revision: crate::REVISION.to_owned(),
+            revision: patina_daemon::REVISION.to_owned(),
             hostname: facts.hostname,
             kernel: facts.kernel,
             cpus: facts.cpus,

@@ -1,6 +1,4 @@
-//! What the scheduler counts, in Prometheus' form. [`http`] serves it, vmmd's too.
-
-pub mod http;
+//! What the scheduler counts, in Prometheus' form. [`patina_daemon::http`] serves it.
 
 use crate::{
     core::state::{Counts, HostState},

@@ -1,0 +1,108 @@
+//! Values of daemons' options.
+
+use std::time::Duration;
+
+/// Most that is granted of a CPU or of memory, times what there is.
+const OVERCOMMIT_MAX: f64 = 1024.0;
+
+/// Why a text is not a time or a factor.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ValueError {
+    /// No time.
+    #[error("write a time as 500ms, 10s, 5m or 2h, not {0:?}")]
+    Time(String),
+    /// Too short or too long.
+    #[error("{given:?} is not between {least:?} and {most:?}")]
+    Range {
+        /// As it was given.
+        given: Duration,
+        /// Bounds.
+        least: Duration,
+        /// Bounds.
+        most: Duration,
+    },
+    /// No factor.
+    #[error("write a factor between 0.01 and {OVERCOMMIT_MAX}, for example 1.5, not {0:?}")]
+    Factor(String),
+}
+
+/// Reads a time between two bounds: `500ms`, `10s`, `5m`, `2h`; a bare number is seconds.
+///
+/// # Errors
+/// It is no time, or out of bounds.
+pub fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, ValueError> {
+    let wrong = || ValueError::Time(text.to_owned());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" | "" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let given = Duration::from_millis(number.checked_mul(unit_ms).ok_or_else(wrong)?);
+    if (least..=most).contains(&given) { Ok(given) } else { Err(ValueError::Range { given, least, most }) }
+}
+
+/// Reads how long a ticket may stay unused: `600s`, `10m`, `1h`.
+///
+/// # Errors
+/// It is no time, or out of bounds.
+pub fn ttl(text: &str) -> Result<Duration, ValueError> {
+    time(text, Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600))
+}
+
+/// Reads how many times what there is may be granted: `1.5`.
+///
+/// # Errors
+/// It is no number, or out of bounds.
+pub fn factor(text: &str) -> Result<f64, ValueError> {
+    let wrong = || ValueError::Factor(text.to_owned());
+    let factor: f64 = text.parse().map_err(|_| wrong())?;
+    if (0.01..=OVERCOMMIT_MAX).contains(&factor) { Ok(factor) } else { Err(wrong()) }
+}
+
+/// A duration as the scheduler counts it.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A [`factor`] as the scheduler counts it.
+#[must_use]
+pub fn percent(factor: f64) -> u32 {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 0.01 and OVERCOMMIT_MAX"
+    )]
+    let percent = (factor * 100.0).round() as u32;
+    percent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units_and_bounds() {
+        for (text, ms) in [("100ms", 100), ("3", 3000), ("3s", 3000), ("2m", 120_000), ("1h", 3_600_000)] {
+            assert_eq!(milliseconds(ttl(text).unwrap()), ms);
+        }
+        for text in ["", "s", "-1s", "1.5s", "1 s", "1d", "18446744073709551615h"] {
+            assert_eq!(ttl(text), Err(ValueError::Time(text.into())));
+        }
+        assert!(matches!(ttl("99ms"), Err(ValueError::Range { .. })));
+        assert!(ttl("720h").is_ok() && ttl("721h").is_err());
+    }
+
+    #[test]
+    fn factors_have_bounds_and_are_counted_in_percent() {
+        assert_eq!(["0.01", "1.5", "1024"].map(|text| percent(factor(text).unwrap())), [1, 150, 102_400]);
+        for text in ["0", "-1", "nan", "inf", "1025", "x"] {
+            assert_eq!(factor(text), Err(ValueError::Factor(text.into())));
+        }
+    }
+}
