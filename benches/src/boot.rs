@@ -70,7 +70,7 @@ fn all(host: &Host, boots: u32) -> Result<Vec<Metric>, BootError> {
         ready_ms.push(output.elapsed.as_secs_f64() * 1e3);
         vmm_ready_ms.push(state["ready_after_us"].as_f64().unwrap_or_default() / 1e3);
         overhead_kib.push(overhead(state["pid"].as_u64().unwrap_or_default())?);
-        patina_host::say!("boot {boot} of {boots}: {:.2} s", output.elapsed.as_secs_f64());
+        patina_daemon::say!("boot {boot} of {boots}: {:.2} s", output.elapsed.as_secs_f64());
         if boot == boots {
             guest = guest_metrics(&vm)?;
         }

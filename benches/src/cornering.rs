@@ -52,7 +52,7 @@ async fn corners(daemon: &Daemon, rounds: usize) -> Result<(Vec<f64>, Vec<f64>),
         let others = daemon.clone_vm(MASTER, CLONES).await?.names;
         daemon.all_ready(&others).await?;
         cornering_ms.push(ms(started));
-        patina_host::say!("round {round} of {rounds}: {:.0} ms", ms(started));
+        patina_daemon::say!("round {round} of {rounds}: {:.0} ms", ms(started));
         daemon.remove(&running).await?;
         running = others;
     }

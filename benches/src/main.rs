@@ -114,7 +114,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            patina_host::say!("error: {error}");
+            patina_daemon::say!("error: {error}");
             ExitCode::from(2)
         }
     }
@@ -172,7 +172,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     notes.extend(arguments.replaced());
     let bench = arguments.name.to_possible_value().map(|value| value.get_name().to_owned());
     let report = report::Report::new(bench.unwrap_or_default(), host, metrics, notes);
-    patina_host::say!("{}", report.table());
+    patina_daemon::say!("{}", report.table());
     let json = serde_json::to_string_pretty(&report)?;
     match &arguments.json {
         Some(path) => fs::write(path, json + "\n")?,

@@ -1,15 +1,29 @@
-//! What every daemon of Patina needs.
+//! What every daemon of Patina needs, and a little that other programs need too.
 //!
-//! - [`log`]: the log of a daemon. [`oom`]: what the kernel ends last.
-//! - [`values`]: values of options.
-//! - [`listen`]: where clients connect. [`notify`]: tells the service manager.
-//! - [`http`]: metrics over HTTP.
+//! With the feature `service`, for daemons:
+//! - `log`: the log of a daemon. `oom`: what the kernel ends last.
+//! - `values`: values of options.
+//! - `listen`: where clients connect. `notify`: tells the service manager.
+//! - `http`: metrics over HTTP.
+//!
+//! With the feature `network`: `network`, what of the host stands in the way of the families' networks.
+//!
+//! For every program: [`stderr`], lines for people, which never fail.
 
+#[cfg(feature = "service")]
 pub mod http;
+#[cfg(feature = "service")]
 pub mod listen;
+#[cfg(feature = "service")]
 pub mod log;
+#[cfg(feature = "network")]
+pub mod network;
+#[cfg(feature = "service")]
 pub mod notify;
+#[cfg(feature = "service")]
 pub mod oom;
+pub mod stderr;
+#[cfg(feature = "service")]
 pub mod values;
 
 /// What this daemon was built from.

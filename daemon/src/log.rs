@@ -1,7 +1,7 @@
 //! The log of a daemon: on standard error, filtered by `PATINA_LOG`. A line that cannot be written (a full disk, a reader that has
 //! ended) is lost, and the daemon goes on.
 
-use patina_host::stderr::Stderr;
+use crate::stderr::Stderr;
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 

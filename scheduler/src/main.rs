@@ -24,6 +24,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(message: &str) -> ExitCode {
-    patina_host::say!("scheduler: {message}");
+    patina_daemon::say!("scheduler: {message}");
     ExitCode::FAILURE
 }

@@ -296,7 +296,7 @@ impl Drop for Host {
         if !self.is_clean
             && let Err(error) = self.clean()
         {
-            patina_host::say!("clean up {}: {error}", self.dir().display());
+            patina_daemon::say!("clean up {}: {error}", self.dir().display());
         }
     }
 }

@@ -59,7 +59,7 @@ pub fn end_after(patience: Duration) -> io::Result<()> {
     thread::Builder::new().name("patience".into()).spawn(move || {
         wait();
         thread::sleep(patience);
-        patina_host::say!("it takes too long to stop; what runs is ended from outside");
+        patina_daemon::say!("it takes too long to stop; what runs is ended from outside");
         process::exit(INTERRUPTED);
     })?;
     Ok(())

@@ -61,7 +61,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
     match keep(io::stdin().lock()) {
         Ok(()) => Some(ExitCode::SUCCESS),
         Err(error) => {
-            patina_host::say!("clean up after a run that was killed: {error}");
+            patina_daemon::say!("clean up after a run that was killed: {error}");
             Some(ExitCode::FAILURE)
         }
     }
@@ -106,7 +106,7 @@ impl Drop for Keeper {
         let told = self.child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(DONE.as_bytes()));
         // It may have been killed.
         if let Err(error) = self.child.wait().and(told) {
-            patina_host::say!("end the keeper: {error}");
+            patina_daemon::say!("end the keeper: {error}");
         }
     }
 }

@@ -83,7 +83,7 @@ impl Scheduler {
 impl Drop for Scheduler {
     fn drop(&mut self) {
         if let Err(error) = self.kill() {
-            patina_host::say!("clean up: {error}");
+            patina_daemon::say!("clean up: {error}");
         }
     }
 }

@@ -119,7 +119,7 @@ impl Said {
         let coloured = text.ansi().to_string();
         if self.error.use_stderr() {
             let shown = if io::stderr().is_terminal() { coloured } else { text.to_string() };
-            patina_host::say!("{}", shown.trim_end());
+            patina_daemon::say!("{}", shown.trim_end());
             return ExitCode::from(self.code);
         }
         let shown = if io::stdout().is_terminal() { coloured } else { text.to_string() };

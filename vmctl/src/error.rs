@@ -126,10 +126,10 @@ impl CtlError {
 
     /// Tells people on standard error what happened and what to do.
     pub fn explain(&self) {
-        patina_host::say!("error: {self}");
+        patina_daemon::say!("error: {self}");
         if let Self::Call(status) = self {
             for line in advice(status) {
-                patina_host::say!("  {line}");
+                patina_daemon::say!("  {line}");
             }
         }
         let mut source = match self {
@@ -146,7 +146,7 @@ impl CtlError {
         while let Some(cause) = source {
             let words = cause.to_string();
             if words != said {
-                patina_host::say!("  because: {words}");
+                patina_daemon::say!("  because: {words}");
             }
             said = words;
             source = cause.source();

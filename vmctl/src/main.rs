@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            patina_host::say!("error: start the runtime: {error}");
+            patina_daemon::say!("error: start the runtime: {error}");
             return ExitCode::from(own_error.unwrap_or(1));
         }
     };

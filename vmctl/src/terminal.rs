@@ -29,7 +29,7 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         if let Err(errno) = tcsetattr(io::stdin(), OptionalActions::Now, &self.before) {
-            patina_host::say!("restore the terminal: {errno}; `reset` does it by hand");
+            patina_daemon::say!("restore the terminal: {errno}; `reset` does it by hand");
         }
     }
 }

@@ -12,7 +12,7 @@ fn print_version() -> ExitCode {
     match writeln!(io::stdout(), "vmm {}", env!("CARGO_PKG_VERSION")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            patina_host::say!("vmm: write to standard output: {error}");
+            patina_daemon::say!("vmm: write to standard output: {error}");
             ExitCode::FAILURE
         }
     }
@@ -29,13 +29,13 @@ fn main() -> ExitCode {
         _ => None,
     };
     let Some(fd) = fd else {
-        patina_host::say!("{USAGE}");
+        patina_daemon::say!("{USAGE}");
         return ExitCode::from(2);
     };
     match vmm::process::run(inherited, fd) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            patina_host::say!("vmm: {}", vmm::chain(&error));
+            patina_daemon::say!("vmm: {}", vmm::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -13,7 +13,7 @@ static SAID: AtomicU32 = AtomicU32::new(0);
 /// Says one line.
 pub fn note(line: &str) {
     if let Some(line) = admit(&SAID, line) {
-        patina_host::say!("vmm: {line}");
+        patina_daemon::say!("vmm: {line}");
     }
 }
 

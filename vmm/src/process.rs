@@ -53,7 +53,7 @@ pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessErro
             // On a full disk the end cannot be recorded: vmmd still hears it, and the log has it.
             let recorded = record.write(&end);
             running.server.farewell(&end);
-            patina_host::say!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);
+            patina_daemon::say!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);
             return recorded;
         }
         Err(error) => error,

@@ -82,8 +82,8 @@ fn main() {
     let (listener, mut console): (UnixListener, File) =
         unsafe { (owned(config.control_fd), owned(config.console_fd)) };
     writeln!(console, "stand-in console of {}", config.name).unwrap();
-    patina_host::say!("begun at nice {}", rustix::process::getpriority_process(None).unwrap());
-    patina_host::say!("stand-in of {}", config.name);
+    patina_daemon::say!("begun at nice {}", rustix::process::getpriority_process(None).unwrap());
+    patina_daemon::say!("stand-in of {}", config.name);
     let (words, state) = match &config.start {
         Origin::Boot { cmdline, .. } => (cmdline.clone(), State::Booting),
         Origin::Warm => (String::new(), State::Warm),
@@ -200,7 +200,7 @@ impl Vm {
             return;
         }
         if self.has("crash") {
-            patina_host::say!("about to abort");
+            patina_daemon::say!("about to abort");
             std::process::abort();
         }
         if self.has("forbidden") {
@@ -250,7 +250,7 @@ impl Vm {
             return say(stream, &Opened::Error("restore the vCPU: no".into()));
         }
         if self.number("die") == vmid {
-            patina_host::say!("cannot restore, giving up");
+            patina_daemon::say!("cannot restore, giving up");
             std::process::abort();
         }
         if self.number("forbidden") == vmid {
@@ -341,7 +341,7 @@ impl Vm {
             ["hang"] => {
                 put(&mut stream, FrameType::Stdout, b"hanging");
                 while frame(&mut reader).is_some() {}
-                patina_host::say!("session closed");
+                patina_daemon::say!("session closed");
                 return;
             }
             _ => exit = Exit { error: Some("not found".into()), ..Exit::default() },
@@ -359,7 +359,7 @@ fn do_what_is_forbidden() -> ! {
         k: libc::SECCOMP_RET_KILL_PROCESS,
     };
     let program = libc::sock_fprog { len: 1, filter: &raw mut kill };
-    patina_host::say!("about to make a system call that is not allowed");
+    patina_daemon::say!("about to make a system call that is not allowed");
     // SAFETY: the kernel copies the program of one instruction, which is live; from then on it allows no system call.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);

@@ -28,6 +28,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(message: &str) -> ExitCode {
-    patina_host::say!("vmmd: {message}");
+    patina_daemon::say!("vmmd: {message}");
     ExitCode::FAILURE
 }

@@ -137,7 +137,7 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
 /// Tests that need root and KVM but no image are ignored by themselves, with their reason; here is root.
 fn root_tests(filters: &[String]) -> Result<(), RunError> {
     let mut command =
-        cargo(&["nextest", "run", "-p", "vmm", "-p", "vmmd", "-p", "patina-host", "--run-ignored", "only"]);
+        cargo(&["nextest", "run", "-p", "vmm", "-p", "vmmd", "-p", "patina-daemon", "--run-ignored", "only"]);
     // Where the kernel does not note what is written, tests of that stay ignored.
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let chosen = if notes_writes(&release) {

@@ -187,12 +187,12 @@ fn explain(host: &Host) {
     ] {
         match host.vmctl(arguments) {
             Ok(output) => {
-                patina_host::say!("--- {title} ---\n{}{}", tail(&output.text(), 60), output.errors())
+                patina_daemon::say!("--- {title} ---\n{}{}", tail(&output.text(), 60), output.errors())
             }
-            Err(error) => patina_host::say!("--- {title}: {error}"),
+            Err(error) => patina_daemon::say!("--- {title}: {error}"),
         }
     }
-    patina_host::say!("--- vmmd log ---\n{}", host.vmmd_log());
+    patina_daemon::say!("--- vmmd log ---\n{}", host.vmmd_log());
 }
 
 fn free_port() -> io::Result<u16> {

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     if let Err(error) = run::watch_for_signals() {
-        patina_host::say!("error: watch for signals: {error}");
+        patina_daemon::say!("error: watch for signals: {error}");
         return ExitCode::FAILURE;
     }
     let result: Result<(), Box<dyn Error>> = match arguments.command {
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            patina_host::say!("error: {}", steps::with_causes(&*error));
+            patina_daemon::say!("error: {}", steps::with_causes(&*error));
             ExitCode::FAILURE
         }
     }

@@ -21,10 +21,10 @@ impl Steps {
     /// Does `work` under a heading, and says how long it took and how it ended.
     pub fn step<T, E>(&self, what: &str, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let began = Instant::now();
-        patina_host::say!("[{:>7}] {what} …", clock(self.started.elapsed()));
+        patina_daemon::say!("[{:>7}] {what} …", clock(self.started.elapsed()));
         let result = work();
         let outcome = if result.is_ok() { "done" } else { "FAILED" };
-        patina_host::say!(
+        patina_daemon::say!(
             "[{:>7}] {what}: {outcome} in {}",
             clock(self.started.elapsed()),
             clock(began.elapsed())
@@ -34,7 +34,7 @@ impl Steps {
 
     /// A line of its own.
     pub fn note(&self, text: &str) {
-        patina_host::say!("[{:>7}] {text}", clock(self.started.elapsed()));
+        patina_daemon::say!("[{:>7}] {text}", clock(self.started.elapsed()));
     }
 }
 

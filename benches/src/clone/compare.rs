@@ -69,7 +69,7 @@ impl Qemus {
                     all.rows.extend(private.map(|figures| Metric::new("qemu_private_kib", figures)));
                 }
             }
-            patina_host::say!("QEMU ({way:?}): measured");
+            patina_daemon::say!("QEMU ({way:?}): measured");
         }
         Ok(all)
     }

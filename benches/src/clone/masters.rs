@@ -158,7 +158,7 @@ impl Master {
         let program = Program::start(daemon, &name, &["sh", "-c", &script]).await?;
         let mut master = Self { name, kind, program };
         master.touch(kind.touched_mib).await?;
-        patina_host::say!("{}: {} MiB, {} MiB touched", master.name, kind.memory_mib, kind.touched_mib);
+        patina_daemon::say!("{}: {} MiB, {} MiB touched", master.name, kind.memory_mib, kind.touched_mib);
         Ok(master)
     }
 
@@ -178,7 +178,7 @@ impl Master {
         let cloned = daemon.clone_vm(&self.name, 1).await?;
         daemon.all_ready(&cloned.names).await?;
         daemon.remove(&cloned.names).await?;
-        patina_host::say!(
+        patina_daemon::say!(
             "{}: {:.0} us, {:.1} MiB copied",
             self.name,
             cloned.pause_us,

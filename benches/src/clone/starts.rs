@@ -103,7 +103,7 @@ async fn answers(daemon: &Daemon, count: u32) -> Result<(f64, f64), DaemonError>
     let executing_ms = cloned.all_executing_us() / 1e3;
     daemon.all_ready(&cloned.names).await?;
     daemon.remove(&cloned.names).await?;
-    patina_host::say!(
+    patina_daemon::say!(
         "{count} clones: executing after {executing_ms:.1} ms, answered after {answered_ms:.0} ms"
     );
     Ok((executing_ms, answered_ms))
@@ -133,7 +133,7 @@ async fn family(
         for vm in &vms {
             private_kib.push(smaps::private_kib(vm.pid)?);
         }
-        patina_host::say!("{FAMILY} clones: ready after {:.0} ms", ready_ms.last().unwrap_or(&0.0));
+        patina_daemon::say!("{FAMILY} clones: ready after {:.0} ms", ready_ms.last().unwrap_or(&0.0));
         idle_permille.push(self::idle_permille(daemon, &pids, (parent, vmmd)).await?);
         daemon.remove(&cloned.names).await?;
     }
@@ -163,7 +163,7 @@ async fn idle_permille(
     let taken = before.since(clones, parent, vmmd)?;
     let taken_ms: f64 = taken.iter().filter(|(kind, _)| **kind != Kind::Parent).map(|(_, ms)| ms).sum();
     let permille = 1e3 * taken_ms / ms(began) / clones.len() as f64;
-    patina_host::say!("{} idle clones: {permille:.2} thousandths of a CPU each", clones.len());
+    patina_daemon::say!("{} idle clones: {permille:.2} thousandths of a CPU each", clones.len());
     Ok(permille)
 }
 
@@ -185,11 +185,11 @@ pub async fn crowd(daemon: &mut Daemon, rounds: usize) -> Result<Crowd, DaemonEr
         let cloned = daemon.clone_vm(MASTER, CROWD).await?;
         daemon.all_ready(&cloned.names).await?;
         crowd.ready.push(ms(cloned.called));
-        patina_host::say!("{CROWD} clones: ready after {:.0} ms", ms(cloned.called));
+        patina_daemon::say!("{CROWD} clones: ready after {:.0} ms", ms(cloned.called));
         let restarts = if round == rounds { RESTARTS } else { 0 };
         for _ in 0..restarts {
             let (list_ms, adopting) = daemon.list_after_restart(cloned.names.len() + 1).await?;
-            patina_host::say!("listed {list_ms:.0} ms after vmmd's start, {adopting} not taken over yet");
+            patina_daemon::say!("listed {list_ms:.0} ms after vmmd's start, {adopting} not taken over yet");
             crowd.list.push(list_ms);
         }
         daemon.remove(&cloned.names).await?;

@@ -232,7 +232,7 @@ mod tests {
                 assert!(started.running_ms < started.answered_ms, "{started:?}");
                 assert_eq!(started.private_kib.len(), 2);
             }
-            patina_host::say!("{way:?}: {:.0} ms, {:?}", saved.save_ms, saved.start(1).unwrap());
+            patina_daemon::say!("{way:?}: {:.0} ms, {:?}", saved.save_ms, saved.start(1).unwrap());
         }
     }
 }

@@ -202,7 +202,7 @@ impl Qemu {
 impl Drop for Qemu {
     fn drop(&mut self) {
         if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
-            patina_host::say!("kill QEMU {}: {error}", self.child.id());
+            patina_daemon::say!("kill QEMU {}: {error}", self.child.id());
         }
     }
 }

@@ -91,7 +91,7 @@ impl Drop for Daemon {
         if let Ok(None) = self.child.try_wait()
             && let Err(error) = self.child.kill().and_then(|()| self.child.wait())
         {
-            patina_host::say!("clean up: {error}");
+            patina_daemon::say!("clean up: {error}");
         }
     }
 }

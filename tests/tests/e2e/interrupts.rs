@@ -78,7 +78,7 @@ fn tell(stage: &Stage, run: &mut Run, signal: Signal) -> Outcome {
         let files = fs::read_dir(&run.folder).map(Iterator::count).unwrap_or_default();
         format!("{}: {left:?}, {files} folders, of {interfaces:?}", failed.message().unwrap_or("failed"))
     })?;
-    patina_host::say!("{signal:?}: nothing left after {:.1} s", begun.elapsed().as_secs_f64());
+    patina_daemon::say!("{signal:?}: nothing left after {:.1} s", begun.elapsed().as_secs_f64());
     Ok(())
 }
 

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     }
     let mut arguments = Arguments::from_args();
     if let Err(error) = interrupt::watch().and_then(|()| interrupt::end_after(PATIENCE)) {
-        patina_host::say!("watch for signals: {error}");
+        patina_daemon::say!("watch for signals: {error}");
         return ExitCode::FAILURE;
     }
     // Guests share two or so CPUs: one story at a time unless someone says otherwise.
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     let failed = conclusion.has_failed();
     match stage.ok().and_then(Arc::into_inner).map(Stage::close) {
         Some(Err(error)) => {
-            patina_host::say!("clean up after the tests: {error}");
+            patina_daemon::say!("clean up after the tests: {error}");
             ExitCode::FAILURE
         }
         _ if failed => ExitCode::from(101),

@@ -86,7 +86,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
         Format::Json => output::json(&view)?,
         Format::Table => {
             output::table(&HEADER, view.clones.iter().map(CloneView::row))?;
-            patina_host::say!("{}", view.summary(&name));
+            patina_daemon::say!("{}", view.summary(&name));
         }
     }
     report(&view.clones)
@@ -135,7 +135,7 @@ fn report(clones: &[CloneView]) -> Result<(), CtlError> {
     let wrong: Vec<(&CloneView, &String)> =
         clones.iter().filter_map(|clone| Some((clone, clone.error.as_ref()?))).collect();
     for (clone, error) in &wrong {
-        patina_host::say!("error: clone {}: {error}", clone.vmid);
+        patina_daemon::say!("error: clone {}: {error}", clone.vmid);
     }
     match wrong.first() {
         None => Ok(()),

@@ -27,7 +27,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     send(&requests, Message::Attach(ConsoleAttach { name: arguments.name.clone() })).await;
     let mut incoming = client.console(ReceiverStream::new(outgoing)).await?.into_inner();
     if std::io::stdin().is_terminal() {
-        patina_host::say!("attached to the console of {}; Ctrl-] detaches", arguments.name);
+        patina_daemon::say!("attached to the console of {}; Ctrl-] detaches", arguments.name);
     }
     let raw = RawMode::enter()?;
     let mut input = tokio::spawn(forward(requests));
@@ -43,7 +43,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     };
     drop(raw);
     if std::io::stdin().is_terminal() {
-        patina_host::say!("\ndetached");
+        patina_daemon::say!("\ndetached");
     }
     result
 }

@@ -104,7 +104,7 @@ async fn print(mut incoming: Streaming<ExecResponse>) -> Result<ExitCode, CtlErr
 /// Sends standard input, all of it or none, and that it has ended.
 async fn forward_input(requests: mpsc::Sender<ExecRequest>, no_stdin: bool) {
     if !no_stdin && let Err(error) = send_input(&requests).await {
-        patina_host::say!("error: read standard input: {error}");
+        patina_daemon::say!("error: read standard input: {error}");
     }
     send(&requests, Message::StdinEnd(StdinEnd {})).await;
 }

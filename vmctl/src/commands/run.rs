@@ -118,7 +118,7 @@ async fn ended_early(client: &mut Client, name: String) -> Result<CtlError, CtlE
     let console = String::from_utf8_lossy(&console);
     let lines: Vec<&str> = console.lines().collect();
     for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
-        patina_host::say!("console: {line}");
+        patina_daemon::say!("console: {line}");
     }
     let reason = if view::has_ended(&vm) { vm.end_reason } else { "vmmd says no more".to_owned() };
     Ok(CtlError::EndedEarly { name, reason })

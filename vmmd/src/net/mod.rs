@@ -13,7 +13,7 @@ pub mod sys;
 use crate::plan::address::{FAMILY_PREFIX, FamilyNet, Range, VMID_MAX, mac_text};
 use futures::TryStreamExt;
 use patina_control::config::Neighbours;
-use patina_host::network::{self, Dropping};
+use patina_daemon::network::{self, Dropping};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec,
     packet_route::{

@@ -74,8 +74,8 @@ impl fmt::Display for Range {
 impl Range {
     /// The whole of it.
     #[must_use]
-    pub fn network(&self) -> patina_host::network::Network {
-        patina_host::network::Network::of(Ipv4Addr::from(self.base), self.prefix)
+    pub fn network(&self) -> patina_daemon::network::Network {
+        patina_daemon::network::Network::of(Ipv4Addr::from(self.base), self.prefix)
     }
 
     /// How many families have room in it.

@@ -1,7 +1,7 @@
 //! What follows from the facts: one check each, with the fix.
 
 use super::facts::Facts;
-use patina_host::network::Dropping;
+use patina_daemon::network::Dropping;
 use serde::Serialize;
 use std::io;
 

@@ -2,7 +2,7 @@
 
 use crate::commands::Context;
 use kvm_ioctls::Kvm;
-use patina_host::network::{self, Dropping, Network};
+use patina_daemon::network::{self, Dropping, Network};
 use patina_proto::v1::{GetHostRequest, Host};
 use std::{env, fs, io, net::Ipv4Addr, path::PathBuf};
 
