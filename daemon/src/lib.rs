@@ -1,9 +1,9 @@
 //! What every daemon of Patina needs, and a little that other programs need too.
 //!
 //! With the feature `service`, for daemons:
-//! - `log`: the log of a daemon. `oom`: what the kernel ends last.
+//! - `process`: from the log (`log`) to the exit code; `oom`: what the kernel ends last; `stop`: the signals that end it.
 //! - `values`: values of options.
-//! - `listen`: where clients connect. `notify`: tells the service manager.
+//! - `listen`: where clients connect; `server`: what answers them. `notify`: tells the service manager.
 //! - `http`: metrics over HTTP.
 //!
 //! With the feature `network`: `network`, what of the host stands in the way of the families' networks.
@@ -22,7 +22,13 @@ pub mod network;
 pub mod notify;
 #[cfg(feature = "service")]
 pub mod oom;
+#[cfg(feature = "service")]
+pub mod process;
+#[cfg(feature = "service")]
+pub mod server;
 pub mod stderr;
+#[cfg(feature = "service")]
+pub mod stop;
 #[cfg(feature = "service")]
 pub mod values;
 

@@ -72,6 +72,17 @@ impl fmt::Display for Address {
     }
 }
 
+impl Address {
+    /// Removes the socket at the daemon's end. Where it cannot be removed the log says so; whoever listens there next replaces it.
+    pub fn remove(&self) {
+        if let Self::Unix(path) = self
+            && let Err(error) = fs::remove_file(path)
+        {
+            tracing::warn!(socket = %path.display(), %error, "remove");
+        }
+    }
+}
+
 /// Why nobody can listen there.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -237,6 +248,8 @@ mod tests {
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         drop(first);
         assert!(listen(&address).await.is_ok());
+        address.remove();
+        assert!(!path.exists());
     }
 
     #[tokio::test]

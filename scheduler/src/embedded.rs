@@ -4,9 +4,10 @@ use crate::core::api::Options;
 use crate::{
     client::{self, Client},
     engine::{self, Engine, EngineError},
-    grpc::{self, RESETS_MAX, STREAMS_MAX, Service},
+    grpc::{self, Service},
     store::Store,
 };
+use patina_daemon::server;
 use patina_proto::v1::scheduler_server::SchedulerServer;
 use std::{io, thread::JoinHandle};
 use tokio::{
@@ -14,7 +15,6 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tonic::transport::Server;
 
 /// What one side of a connection in memory may be ahead of the other.
 const PIPE_BYTES: usize = 256 << 10;
@@ -38,11 +38,7 @@ impl Embedded {
     pub fn start(store: Box<dyn Store>, options: Options) -> Result<Self, EngineError> {
         let (engine, ledger) = engine::start(store, options)?;
         let (connections, incoming) = mpsc::channel(BACKLOG);
-        let server = Server::builder()
-            .max_concurrent_streams(STREAMS_MAX)
-            // Guests that go away cancel their calls, many at once.
-            .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-            .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        let server = server::builder()
             .add_service(grpc::server(engine.clone()))
             .serve_with_incoming(ReceiverStream::new(incoming).map(Ok::<_, io::Error>));
         let server = tokio::spawn(async move {

@@ -13,25 +13,21 @@ use crate::{
 };
 use patina_daemon::{
     http::{self, HttpError},
-    listen::{self, Address, Incoming, ListenError},
+    listen::{self, Incoming, ListenError},
     notify,
+    server::{self, DescribeError},
+    stop::{SignalError, Stop},
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use scheduler::grpc::{RESETS_MAX, STREAMS_MAX};
 use std::{
-    env, fs, io,
+    env, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    task::JoinHandle,
-    time::timeout,
-};
-use tonic::{service::LayerExt as _, transport::Server};
+use tokio::{task::JoinHandle, time::timeout};
+use tonic::service::LayerExt as _;
 
 /// Most calls of operators that are being answered; the next ones wait. `WaitVm`, which takes as long as a VM lives, has a limit of its own. What guests and hosts want of the scheduler that is built in
 /// waits on the same connections, in any number, and has limits of its own.
@@ -68,8 +64,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// Signals.
-    #[error("watch for signals: {0}")]
-    Signal(#[source] io::Error),
+    #[error(transparent)]
+    Signal(#[from] SignalError),
     /// The server.
     #[error("serve: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -77,8 +73,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Metrics(#[from] HttpError),
     /// Reflection.
-    #[error("describe the service: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
+    #[error(transparent)]
+    Reflection(#[from] DescribeError),
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -86,18 +82,14 @@ pub enum DaemonError {
 /// # Errors
 /// It cannot start, or the server broke.
 pub async fn run(options: Options) -> Result<(), DaemonError> {
-    let stop = stop_signals()?;
+    let stop = Stop::at_signals()?;
     raise_descriptor_limit();
     let settings = settings(&options)?;
     let state = StateDir::open(&options.state_dir)?;
     // Before anything is taken over: one who cannot serve leaves all as it is.
     let incoming = listen::listen(&options.listen).await?;
     let served = serve(&options, settings, state, incoming, stop).await;
-    if let Address::Unix(path) = &options.listen
-        && let Err(error) = fs::remove_file(path)
-    {
-        tracing::warn!(socket = %path.display(), %error, "remove");
-    }
+    options.listen.remove();
     served
 }
 
@@ -106,7 +98,7 @@ async fn serve(
     settings: Settings,
     state: StateDir,
     incoming: Incoming,
-    stop: watch::Receiver<bool>,
+    stop: Stop,
 ) -> Result<(), DaemonError> {
     let cluster = Cluster::open(options, &state)?;
     let range = options.network;
@@ -117,28 +109,18 @@ async fn serve(
         // Not the end: what runs is looked after, and `vmctl doctor` can ask.
         tracing::error!(%error, "no VM can be made on this host");
     }
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<VmmdServer<Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(patina_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
     let service =
         VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
     let service = CallLimit::new(CALLS_MAX).named_layer(service);
     let metrics = metrics(options, &host, &cluster).await?;
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .add_service(health_service)
-        .add_service(reflection)
+    let server = server::builder().http2_keepalive_interval(Some(KEEPALIVE));
+    let server = server::described::<VmmdServer<Service>>(server, patina_proto::DESCRIPTORS)
+        .await?
         .add_service(service)
         .add_optional_service(cluster.service())
-        .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+        .serve_with_incoming_shutdown(incoming, stop.clone().told());
     let mut server = std::pin::pin!(server);
-    let told = stopped(stop.clone());
+    let told = stop.clone().told();
     let mut told = std::pin::pin!(told);
     tokio::select! {
         result = &mut server => return Ok(result?),
@@ -152,7 +134,7 @@ async fn serve(
     notify::notify(notify::READY);
     tokio::select! {
         result = &mut server => result?,
-        () = stopped(stop) => {
+        () = stop.told() => {
             notify::notify(notify::STOPPING);
             tracing::info!(vms = running(&host), "stopping; VMs keep running and are taken over by the next vmmd");
             // Streams that go on for ever must not hold it up.
@@ -233,23 +215,5 @@ fn raise_descriptor_limit() {
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "raise the limit of open files");
-    }
-}
-
-fn stop_signals() -> Result<watch::Receiver<bool>, DaemonError> {
-    let mut term = signal(SignalKind::terminate()).map_err(DaemonError::Signal)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(DaemonError::Signal)?;
-    let (sender, receiver) = watch::channel(false);
-    tokio::spawn(async move {
-        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-        sender.send_replace(true);
-    });
-    Ok(receiver)
-}
-
-async fn stopped(mut stop: watch::Receiver<bool>) {
-    // The sender going away without a word means that the runtime ends: the same.
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        tracing::debug!("signals are no longer watched");
     }
 }

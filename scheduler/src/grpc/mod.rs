@@ -17,13 +17,9 @@ use patina_proto::v1::scheduler_server::SchedulerServer;
 
 /// Longest message of a caller: what a clone leaves, or all clones of a host.
 pub const MESSAGE_MAX_BYTES: usize = 2 << 20;
-/// Most calls at once on one connection: a host has its guests' waiting calls on it.
-pub const STREAMS_MAX: u32 = 65_536;
-/// Most cancelled calls of a connection that the server has not got to.
-pub const RESETS_MAX: usize = 65_536;
 
-/// The service, to be added to a server. That server's `max_concurrent_streams` should be [`STREAMS_MAX`], and it must not limit
-/// the calls of a connection to few: those that wait in the queue or at a barrier would keep others out.
+/// The service, to be added to a server of [`patina_daemon::server::builder`], which does not limit the calls of a connection to few:
+/// those that wait in the queue or at a barrier would keep others out.
 #[must_use]
 pub fn server(engine: Engine) -> SchedulerServer<Service> {
     SchedulerServer::new(Service::new(engine)).max_decoding_message_size(MESSAGE_MAX_BYTES)
