@@ -6,7 +6,7 @@
 //! - [`store`]: where the ledger is kept.
 //! - [`engine`]: the one owner of core and store.
 //! - [`grpc`]: the calls of `patina.v1.Scheduler`.
-//! - [`client`]: what hosts and operators use to talk to a scheduler. [`embedded`]: a scheduler in the same process.
+//! - [`client`]: how a scheduler is called. [`host`]: what a host does with it. [`embedded`]: a scheduler in the same process.
 //! - [`metrics`]: what is counted.
 //! - [`serve`]: the scheduler's life ([`options`] in).
 
@@ -15,6 +15,7 @@ pub mod core;
 pub mod embedded;
 pub mod engine;
 pub mod grpc;
+pub mod host;
 pub mod metrics;
 pub mod options;
 pub mod serve;

@@ -1,7 +1,10 @@
 //! A `scheduler` of one's own, on loopback, with its ledger in a folder.
 
 use patina_proto::v1::{HostInfo, KillClones};
-use scheduler::client::{self, Client, Clones, HostLink, Present, Registration, Target};
+use scheduler::{
+    client::{self, Client, Target},
+    host::{Clones, HostLink, Present, Registration},
+};
 use std::{
     error::Error,
     fs::File,

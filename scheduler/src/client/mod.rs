@@ -1,22 +1,17 @@
-//! What hosts and operators use to talk to a scheduler.
+//! A client of a scheduler, for operators and hosts. What only hosts do with it is in [`crate::host`].
 //!
 //! - [`connect`] and [`over`]: a [`Client`] for a [`Target`], or over connections of one's own. Both connect when the first call
 //!   is made, and again after a failure: a scheduler that is away makes calls fail in bounded time, in one of many words
 //!   ([`calls::is_away`]).
 //! - [`calls`]: calls that are made again until they are answered.
-//! - [`HostLink`]: keeps a host registered, says which clones have ended, hears which ones are to end.
-//! - [`admission`]: which clones a host makes and ends, so that the ledger and what runs stay the same.
 //! - [`crate::embedded::Embedded`]: a scheduler in this process, with the same [`Client`].
 //!
 //! A call whose future is dropped is cancelled: a request leaves the queue. What was granted in that very moment is taken back at
-//! once where the scheduler notices, after its TTL where it does not; [`admission::Admission::request`] gives it back itself.
+//! once where the scheduler notices, after its TTL where it does not; [`crate::host::admission::Admission::request`] gives it back itself.
 
-pub mod admission;
 pub mod calls;
-mod link;
 mod target;
 
-pub use link::{Clones, HostLink, Present, Registration};
 pub use target::{Target, TargetError};
 
 use hyper_util::rt::TokioIo;

@@ -4,7 +4,10 @@ use crate::server::{SOON, Server};
 use patina_proto::v1::{
     self, HostInfo, KillClones, RequestTicketRequest, RunningClone, Ticket, UseTicketRequest, VmEnd,
 };
-use scheduler::client::{Client, Clones, HostLink, Present, Registration};
+use scheduler::{
+    client::Client,
+    host::{Clones, HostLink, Present, Registration},
+};
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::time::timeout;
 use tonic::{Code, Response, Status};

@@ -8,7 +8,7 @@ use patina_proto::v1::{
     JoinRequest, JoinWait, KillRequest, RequestTicketRequest, SyncRequest, Ticket, TicketState,
     WatchTicketsRequest, join_request::Side,
 };
-use scheduler::client::{Client, Registration};
+use scheduler::{client::Client, host::Registration};
 use std::{
     fs::File,
     io::{Read as _, Write as _},

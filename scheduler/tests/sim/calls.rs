@@ -1,7 +1,7 @@
 //! Calls that must come to an end.
 
 use crate::facts::Shared;
-use scheduler::client::{admission::NotAdmitted, calls::Failed};
+use scheduler::{client::calls::Failed, host::admission::NotAdmitted};
 use std::{future::Future, time::Duration};
 use tokio::time::timeout;
 use tonic::{Code, Response, Status};

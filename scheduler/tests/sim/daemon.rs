@@ -7,9 +7,9 @@ use crate::{
     network,
 };
 use patina_proto::v1::{HostInfo, RequestTicketRequest, RunningClone, Ticket, VmEnd};
-use scheduler::client::{
-    Client,
-    admission::{Admission, Admitted, Right, Share, Vms, Wish},
+use scheduler::{
+    client::Client,
+    host::admission::{Admission, Admitted, Right, Share, Vms, Wish},
 };
 use std::{
     collections::BTreeMap,

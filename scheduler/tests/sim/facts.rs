@@ -8,7 +8,7 @@
 //! - Once everything is healed and quiet, the ledger is exactly what runs.
 
 use patina_proto::v1::RunningClone;
-use scheduler::{client::admission::Wish, store::memory::MemoryStore};
+use scheduler::{host::admission::Wish, store::memory::MemoryStore};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},

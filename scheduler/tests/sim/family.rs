@@ -11,7 +11,7 @@ use patina_proto::v1::{
     JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone, SyncRequest, Ticket,
     VmEnd, join_request::Side,
 };
-use scheduler::client::admission::{Right, Wish};
+use scheduler::host::admission::{Right, Wish};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::sleep};
 

@@ -40,7 +40,7 @@ use patina_control::{
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
-use scheduler::client::admission::Share;
+use scheduler::host::admission::Share;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;

@@ -19,7 +19,7 @@ use patina_control::{
     end::End,
     messages::{FromVmm, State, ToVmm},
 };
-use scheduler::client::admission::Share;
+use scheduler::host::admission::Share;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 use talk::{Heard, talk};
 use tokio::{
@@ -275,7 +275,7 @@ impl Supervisor {
         }
     }
 
-    /// Before anybody hears that it has ended: see [`scheduler::client::admission::Vms::running`].
+    /// Before anybody hears that it has ended: see [`scheduler::host::admission::Vms::running`].
     fn tell_scheduler(&mut self) {
         if let Phase::Ended(ended) = &self.vm.life.phase {
             tell_ended(&self.host, &self.vm.record, self.vm.share.as_mut(), ended);

@@ -1,6 +1,6 @@
 //! The host's way to its scheduler: tickets, which the scheduler keeps, wherever that is. Clones that are asked for by number have
 //! one too, which is granted and used in one step. What has to be done so that the ledger is what runs is in
-//! [`scheduler::client::admission`].
+//! [`scheduler::host::admission`].
 
 mod known;
 
@@ -13,10 +13,12 @@ use patina_abi::link::{TicketArgs, TicketView};
 use patina_proto::v1::{
     GetTicketRequest, HostInfo, ListTicketsRequest, RequestTicketRequest, Ticket, TicketState,
 };
-use scheduler::client::{
-    Client,
-    admission::{Admission, Admitted, NotAdmitted, Right, Share, Vms, Wish},
-    calls::{Failed, answered, is_away, once},
+use scheduler::{
+    client::{
+        Client,
+        calls::{Failed, answered, is_away, once},
+    },
+    host::admission::{Admission, Admitted, NotAdmitted, Right, Share, Vms, Wish},
 };
 use std::{
     collections::HashMap,

@@ -8,7 +8,7 @@ use crate::{
 };
 use patina_control::end::EndKind;
 use patina_proto::v1::{RunningClone, VmEnd};
-use scheduler::client::admission::Vms;
+use scheduler::host::admission::Vms;
 use std::sync::{Arc, Weak};
 
 /// The VMs of a host for its scheduler. The host may be gone before the scheduler has noticed.

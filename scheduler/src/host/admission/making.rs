@@ -1,7 +1,7 @@
 //! The clones of a host that are being made or were made by it, and each clone's part of its ticket.
 
 use super::{Admission, Admitted, Key, Shared, Vms, Wish};
-use crate::client::{Present, link::Clones};
+use crate::host::{Clones, Present};
 use patina_proto::v1::{KillClones, RunningClone, Ticket, VmEnd};
 use std::{
     collections::{BTreeMap, BTreeSet},

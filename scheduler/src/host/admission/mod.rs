@@ -23,8 +23,9 @@ mod request;
 
 pub use making::Share;
 
-use super::{
-    Client, HostLink, Registration,
+use super::{HostLink, Registration};
+use crate::client::{
+    Client,
     calls::{Failed, PATIENCE, answered},
 };
 use making::{Known, Making};

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::{
-    client::{self, Clones as _},
+    client,
     core::{
         api::Options,
         ticket::{Policy, State},
     },
     engine::{self, clock::Clock},
     grpc,
+    host::Clones as _,
     store::memory::MemoryStore,
 };
 use patina_proto::v1::{KillClones, KillRequest};

@@ -7,7 +7,7 @@
 //!    └──────────────── pause ◀────────────────┴──────────── broken, cut ◀────────┘  └──────┘
 //! ```
 
-use super::Client;
+use crate::client::Client;
 use patina_proto::v1::{
     Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, KillClones, Masters, Register,
     RunningClone, VmEnd, host_message::Message, host_order::Order,
