@@ -1,21 +1,24 @@
-//! Metrics over plain HTTP: `GET /metrics`, and nothing else. For a loopback address: whoever reaches it reads them.
+//! Metrics over plain HTTP: `/metrics`, and nothing else. For a loopback address: whoever reaches it reads them.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::timeout,
+use axum::{
+    Router,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 
-/// Longest request, headers included.
-const REQUEST_MAX_BYTES: u64 = 8192;
+/// Longest head of a request.
+const REQUEST_MAX_BYTES: usize = 8192;
 /// For a request and its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most connections at once; the next ones wait.
 const CONNECTIONS_MAX: usize = 16;
 /// What Prometheus wants to be told.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +54,10 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, HttpError> {
 pub async fn serve<F, T, E>(listener: TcpListener, text: F)
 where
     F: Fn() -> T + Clone + Send + Sync + 'static,
-    T: Future<Output = Result<String, E>> + Send,
-    E: std::fmt::Display + Send,
+    T: Future<Output = Result<String, E>> + Send + 'static,
+    E: std::fmt::Display + Send + 'static,
 {
+    let router = Router::new().route("/metrics", get(move || answer(text()))).fallback(elsewhere);
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -68,10 +72,15 @@ where
                 continue;
             }
         };
-        let text = text.clone();
+        let service = TowerToHyperService::new(router.clone());
+        // Closed after each answer: a reader that keeps its connection would keep one of the few places.
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .max_buf_size(REQUEST_MAX_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
         connections.spawn(async move {
             let _place = place;
-            match timeout(PATIENCE, answer(stream, text)).await {
+            match timeout(PATIENCE, connection).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "serve metrics"),
                 Err(_) => tracing::debug!("a reader of metrics was too slow"),
@@ -80,47 +89,29 @@ where
     }
 }
 
-async fn answer<F, T, E>(mut stream: TcpStream, text: F) -> io::Result<()>
+async fn answer<T, E>(text: T) -> Response
 where
-    F: Fn() -> T,
     T: Future<Output = Result<String, E>>,
     E: std::fmt::Display,
 {
-    let (status, kind, body) = match request(&mut stream).await? {
-        Some(request) if request.starts_with("GET /metrics HTTP/1.") => match text().await {
-            Ok(body) => ("200 OK", CONTENT_TYPE, body),
-            Err(error) => ("503 Service Unavailable", "text/plain", format!("{error}\n")),
-        },
-        Some(request) if request.starts_with("GET ") => {
-            ("404 Not Found", "text/plain", "metrics are at /metrics\n".to_owned())
-        }
-        _ => ("400 Bad Request", "text/plain", "say GET /metrics HTTP/1.1\n".to_owned()),
-    };
-    let length = body.len();
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
+    match text.await {
+        Ok(body) => ([(CONTENT_TYPE, OPENMETRICS)], body).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
 }
 
-/// The request's first line, once its head has come; None: it is none, or too long.
-async fn request(stream: &mut TcpStream) -> io::Result<Option<String>> {
-    let mut lines = BufReader::new(stream.take(REQUEST_MAX_BYTES)).split(b'\n');
-    let first = lines.next_segment().await?;
-    while let Some(line) = lines.next_segment().await? {
-        if line.is_empty() || line == b"\r" {
-            return Ok(first.and_then(|line| String::from_utf8(line).ok()));
-        }
-    }
-    Ok(None)
+async fn elsewhere() -> (StatusCode, &'static str) {
+    (StatusCode::NOT_FOUND, "metrics are at /metrics\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::convert::Infallible;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
 
     async fn ask(text: &str) -> String {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -129,34 +120,68 @@ mod tests {
             tokio::spawn(serve(listener, || async { Ok::<_, Infallible>("a 1\n# EOF\n".to_owned()) }));
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(text.as_bytes()).await.unwrap();
-        stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
         // A server that closes before all was read may reset.
         if let Err(error) = stream.read_to_end(&mut answer).await {
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
         server.abort();
-        String::from_utf8(answer).unwrap()
+        String::from_utf8(answer).unwrap().to_lowercase()
     }
 
     #[tokio::test]
     async fn metrics_are_where_prometheus_looks() {
         let answer = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        assert!(
-            answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\na 1\n# EOF\n"),
-            "{answer}"
-        );
-        assert!(answer.contains("Content-Length: 10\r\n"), "{answer}");
+        assert!(answer.starts_with("http/1.1 200 ok\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\na 1\n# eof\n"), "{answer}");
+        for header in [
+            "content-length: 10\r\n",
+            "content-type: application/openmetrics-text; ",
+            "connection: close\r\n",
+        ] {
+            assert!(answer.contains(header), "{answer}");
+        }
+        let head = ask("HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        assert!(head.starts_with("http/1.1 200 ok\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     }
 
     #[tokio::test]
     async fn anything_else_is_refused() {
-        assert!(ask("GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404 "));
-        assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
-        assert!(ask("\u{1}\u{2}\n\n").await.starts_with("HTTP/1.1 400 "));
+        let answer = ask("GET / HTTP/1.1\r\n\r\n").await;
+        assert!(
+            answer.starts_with("http/1.1 404 ") && answer.ends_with("metrics are at /metrics\n"),
+            "{answer}"
+        );
+        assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").await.starts_with("http/1.1 405 "));
+        assert!(ask("\u{1}\u{2}\n\n").await.starts_with("http/1.1 400 "));
         let long = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(10_000));
         let answer = ask(&long).await;
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert!(answer.is_empty() || answer.starts_with("http/1.1 431 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_counted_now_is_unavailable() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let server = tokio::spawn(serve(listener, || async { Err::<String, _>("the ledger has ended") }));
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        server.abort();
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("the ledger has ended\n"),
+            "{answer}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_says_nothing_loses_its_connection() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let server = tokio::spawn(serve(listener, || async { Ok::<_, Infallible>(String::new()) }));
+        stream.write_all(b"GET /metr").await.unwrap();
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+        server.abort();
     }
 
     #[tokio::test]
