@@ -26,23 +26,16 @@ pub enum ValueError {
     Factor(String),
 }
 
-/// Reads a time between two bounds: `500ms`, `10s`, `5m`, `2h`; a bare number is seconds.
+/// Reads a time between two bounds: `500ms`, `10s`, `5m`, `1h 30m`, `7days`; a bare number is seconds.
 ///
 /// # Errors
 /// It is no time, or out of bounds.
 pub fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, ValueError> {
     let wrong = || ValueError::Time(text.to_owned());
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" | "" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
+    let given = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text).map_err(|_| wrong())?,
     };
-    let given = Duration::from_millis(number.checked_mul(unit_ms).ok_or_else(wrong)?);
     if (least..=most).contains(&given) { Ok(given) } else { Err(ValueError::Range { given, least, most }) }
 }
 
@@ -88,14 +81,15 @@ mod tests {
 
     #[test]
     fn times_have_units_and_bounds() {
-        for (text, ms) in [("100ms", 100), ("3", 3000), ("3s", 3000), ("2m", 120_000), ("1h", 3_600_000)] {
+        for (text, ms) in [("100ms", 100), ("3", 3000), ("3s", 3000), ("2m", 120_000), ("1h 30m", 5_400_000)]
+        {
             assert_eq!(milliseconds(ttl(text).unwrap()), ms);
         }
-        for text in ["", "s", "-1s", "1.5s", "1 s", "1d", "18446744073709551615h"] {
+        for text in ["", "s", "-1s", "1 parsec", "1h-", "0x10", "18446744073709551615h"] {
             assert_eq!(ttl(text), Err(ValueError::Time(text.into())));
         }
         assert!(matches!(ttl("99ms"), Err(ValueError::Range { .. })));
-        assert!(ttl("720h").is_ok() && ttl("721h").is_err());
+        assert!(ttl("30days").is_ok() && ttl("721h").is_err() && ttl("5M").is_err(), "not five months");
     }
 
     #[test]

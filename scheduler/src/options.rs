@@ -134,7 +134,7 @@ mod tests {
             assert!(error.contains(says), "{error}");
         };
         refused("--lease", "0s", "between 100ms and 3600s");
-        refused("--lease", "10 s", "500ms, 10s, 5m or 2h");
+        refused("--lease", "10 parsecs", "500ms, 10s, 5m or 2h");
         refused("--ticket-ttl", "18446744073709551615h", "500ms, 10s");
         for value in ["0", "-1", "nan", "inf", "1025"] {
             refused("--overcommit-memory", value, "factor between 0.01 and 1024");
