@@ -91,6 +91,11 @@ async fn serve(
     let metrics = metrics.map(|listener| tokio::spawn(http::serve(listener, text_of(engine.clone()))));
     tracing::info!(listen = %options.listen, state = %options.state_dir.display(), "ready");
     notify::notify(notify::READY);
+    let watched = engine.clone();
+    let watchdog = notify::watchdog(move || {
+        let engine = watched.clone();
+        async move { engine.is_alive().await }
+    });
     tokio::select! {
         result = &mut server => result?,
         () = engine.stopped() => return Err(ServeError::Ledger),
@@ -104,8 +109,8 @@ async fn serve(
             }
         }
     }
-    if let Some(metrics) = metrics {
-        metrics.abort();
+    for task in [metrics, watchdog].into_iter().flatten() {
+        task.abort();
     }
     Ok(())
 }

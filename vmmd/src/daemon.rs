@@ -132,6 +132,7 @@ async fn serve(
     }
     tracing::info!(listen = %options.listen, state = %host.state().path().display(), "ready");
     notify::notify(notify::READY);
+    let watchdog = watchdog(&host, &cluster);
     tokio::select! {
         result = &mut server => result?,
         () = stop.told() => {
@@ -148,8 +149,8 @@ async fn serve(
             }
         }
     }
-    if let Some(metrics) = metrics {
-        metrics.abort();
+    for task in [metrics, watchdog].into_iter().flatten() {
+        task.abort();
     }
     cluster.stop().await;
     Ok(())
@@ -178,6 +179,21 @@ async fn metrics(
         async move { Metrics::text(registry, engine).await }
     };
     Ok(Some(tokio::spawn(http::serve(listener, text))))
+}
+
+/// The daemon is alive while its table of VMs and the ledger of the scheduler that is built in answer.
+fn watchdog(host: &Arc<Host>, cluster: &Cluster) -> Option<JoinHandle<()>> {
+    let (host, engine) = (Arc::clone(host), cluster.embedded().map(|embedded| embedded.engine().clone()));
+    notify::watchdog(move || {
+        let (host, engine) = (Arc::clone(&host), engine.clone());
+        async move {
+            running(&host);
+            match engine {
+                Some(engine) => engine.is_alive().await,
+                None => true,
+            }
+        }
+    })
 }
 
 fn running(host: &Host) -> usize {

@@ -304,3 +304,19 @@ async fn hosts_have_a_limit() {
     // One that is known comes back at any time.
     engine.host_up(numbered(0), Present::default()).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_is_alive_while_its_ledger_answers() {
+    let (engine, worker) =
+        prepare(Box::new(MemoryStore::default()), options(), Clock::starting_at(START_MS)).unwrap();
+    // As many questions as there may be take no room from this one.
+    let _calls = engine.shared.calls.try_acquire_many(CALLS_MAX.try_into().unwrap()).unwrap();
+    let alive = engine.is_alive();
+    tokio::pin!(alive);
+    assert!(tokio::time::timeout(Duration::from_secs(100), &mut alive).await.is_err(), "its ledger hangs");
+    tokio::spawn(worker.run());
+    assert!(alive.await);
+    engine.stop().await;
+    engine.stopped().await;
+    assert!(!engine.is_alive().await);
+}

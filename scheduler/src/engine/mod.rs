@@ -311,6 +311,12 @@ impl Engine {
         self.ask(Query::Counts).await
     }
 
+    /// Whether the ledger's thread answers, after what it has to do before. Does not return while that hangs.
+    pub async fn is_alive(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Ask(Query::Counts(reply))).await.is_ok() && answer.await.is_ok()
+    }
+
     /// Changes from now on. Who lags behind loses some, and is told.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Arc<Change>> {
