@@ -4,8 +4,8 @@
 //! - A VM that is frozen for the first time goes on with those that it has written since it was ready: it is likely to
 //!   write them again, and every one would have to be copied then. What only its boot wrote is left.
 
-use super::build::Machine;
-use super::freeze::{FreezeError, Ram};
+use super::Machine;
+use super::generation::Ram;
 use crate::memory::Memory;
 use crate::memory::extents::{bytes_of, join};
 use crate::memory::layers::parts;
@@ -29,6 +29,11 @@ const _: () = assert!(TOUCHED_MAX as u64 * 16 <= TOUCHED_MAX_BYTES);
 /// Most RAM in such a list, bytes. A clone writes about a third of that before it is ready; more is no list of what all will write.
 const AHEAD_MAX_BYTES: u64 = 4 << 20;
 
+/// The page tables could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("find the pages that the VM has written")]
+pub struct AheadError(#[from] rustix::io::Errno);
+
 impl Machine {
     /// Copies the pages ahead that clones write before they are ready.
     pub fn copy_ahead(&mut self) {
@@ -40,7 +45,7 @@ impl Machine {
     ///
     /// # Errors
     /// The page tables cannot be read.
-    pub fn note_ready(&mut self) -> Result<(), FreezeError> {
+    pub fn note_ready(&mut self) -> Result<(), AheadError> {
         match (&self.ram, &self.tracker) {
             (Ram::View(_), _) if self.wants_touched => {
                 self.touched = list_of(self.private_pages(Pages::All)?);
@@ -48,8 +53,8 @@ impl Machine {
             }
             (Ram::Shared(_), Some(tracker)) if !self.tracks_shared => {
                 for region in self.vm.memory().iter() {
-                    tracker.track(region).map_err(FreezeError::Pages)?;
-                    self.pagemap.written(region).map_err(FreezeError::Pages)?;
+                    tracker.track(region)?;
+                    self.pagemap.written(region)?;
                 }
                 self.tracks_shared = true;
             }
@@ -63,7 +68,7 @@ impl Machine {
     ///
     /// # Errors
     /// The page tables cannot be read.
-    pub(super) fn written_since_ready(&mut self) -> Result<Vec<Range<u64>>, FreezeError> {
+    pub(super) fn written_since_ready(&mut self) -> Result<Vec<Range<u64>>, AheadError> {
         let Some(tracker) = self.tracker.as_ref().filter(|_| self.tracks_shared) else {
             return Ok(Vec::new());
         };

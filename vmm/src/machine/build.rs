@@ -1,9 +1,9 @@
 //! Makes a VM from its configuration, in the order that KVM needs.
 
+use super::Machine;
 use super::bus::Bus;
 use super::doors::{LinkPort, VmDoors};
-use super::freeze::Ram;
-use super::merging::Merging;
+use super::generation::Ram;
 use super::origin::{Origin, OriginError};
 use super::tune::tune;
 use super::wiring::{self, WiringError};
@@ -21,7 +21,6 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
 use crate::jail::{self, JailError};
 use crate::memory::Memory;
-use crate::note::note;
 use crate::sys::inherit::{InheritError, Inherited};
 use crate::sys::kick::{Target, take_kicks};
 use crate::sys::kvm;
@@ -39,7 +38,6 @@ use patina_abi::GUEST_CID;
 use patina_control::config::{CONSOLE_LOG_MAX_BYTES, KvmKind, MEMORY_MIB, Start, VCPUS, VmConfig};
 use patina_control::messages::State;
 use std::fs::File;
-use std::ops::Range;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -135,42 +133,6 @@ pub struct Running {
     pub server: Server<VmDoors>,
     /// What that thread works on.
     pub machine: Machine,
-}
-
-/// The parts of a VM that a freeze needs.
-pub struct Machine {
-    pub(super) bus: Arc<Bus>,
-    pub(super) devices: DeviceLoop,
-    pub(super) vcpus: Vcpus,
-    pub(super) vm: VmWithMemory,
-    pub(super) ram: Ram,
-    pub(super) pagemap: Pagemap,
-    /// Tells which pages are written, if the kernel can.
-    pub(super) tracker: Option<WriteTracker>,
-    /// Whether what it tells is all that is not in [`Machine::ram`]'s layers yet.
-    pub(super) knows_written: bool,
-    pub(super) memory_mib: u32,
-    /// Fewer layers for the next generation, in the making.
-    pub(super) merging: Option<Merging>,
-    /// The MSRs that make up a vCPU's state.
-    pub(super) msrs: Arc<[u32]>,
-    /// Ranges of RAM that are still to be copied ahead.
-    pub(super) ahead: Vec<Range<u64>>,
-    /// Ranges of RAM that the VM wrote from its start to ready.
-    pub(super) touched: Vec<Range<u64>>,
-    pub(super) wants_touched: bool,
-    /// Whether the tracker looks at RAM that is shared still.
-    pub(super) tracks_shared: bool,
-}
-
-impl Machine {
-    /// Stops the devices and brings the console's last output to its log.
-    pub fn finish(&mut self) {
-        if let Err(error) = self.devices.stop() {
-            note(&crate::chain(&error));
-        }
-        self.bus.serial.flush();
-    }
 }
 
 /// The devices of a VM and what is needed to reach them.

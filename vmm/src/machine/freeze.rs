@@ -25,118 +25,27 @@
 //! ```
 //! A host whose kernel does not track writes (before Linux 6.7) copies all private pages in the pause, every time.
 
+use super::Machine;
 use super::ahead::copy_beside;
-use super::build::Machine;
+use super::freeze_error::FreezeError;
+use super::generation::{Generation, MachineState, Ram};
 use super::merging::{Merging, let_go};
-use super::persist::{VmPersistError, VmState};
+use super::persist::VmState;
 use super::standstill::{Stoppable, stand_still};
-use crate::devices::console::persist::ConsoleState;
-use crate::devices::event_loop::LoopError;
-use crate::devices::virtio::mmio::persist::TransportState;
 use crate::memory::Memory;
 use crate::memory::extents::{Extents, bytes_of, union};
-use crate::memory::layers::{self, Layers, LayersError};
+use crate::memory::layers::{self, Layers};
 use crate::note::note;
 use crate::sys::pagemap::Pages;
 use crate::sys::view::{self, PrivateView, Replaced};
-use crate::vcpu::gate::VcpuEnded;
-use crate::vcpu::persist::{PersistError, VcpuState};
+use crate::vcpu::persist::VcpuState;
 use patina_control::PAGE_BYTES;
 use patina_control::memfd;
 use patina_control::messages::Frozen;
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
-
-/// Why a VM could not be frozen. It goes on, unless [`FreezeError::is_fatal`].
-#[derive(Debug, thiserror::Error)]
-pub enum FreezeError {
-    /// It does not run yet.
-    #[error("freeze the VM: it waits for a generation to start from")]
-    Warm,
-    /// There is no room for a second view, or the first cannot be left.
-    #[error("freeze the VM: map a private view of its RAM")]
-    View(#[source] rustix::io::Errno),
-    /// A vCPU's state could not be taken.
-    #[error("freeze the VM")]
-    Vcpu(#[from] PersistError),
-    /// A vCPU has ended.
-    #[error("freeze the VM")]
-    Ended(#[from] VcpuEnded),
-    /// The VM's state could not be taken.
-    #[error("freeze the VM")]
-    Vm(#[from] VmPersistError),
-    /// The device thread has ended.
-    #[error("freeze the VM")]
-    Devices(#[from] LoopError),
-    /// The VM has no memory now.
-    #[error("freeze the VM: exchange its memory")]
-    Memory(#[source] rustix::io::Errno),
-    /// The page tables could not be read.
-    #[error("freeze the VM: find its private pages")]
-    Pages(#[source] rustix::io::Errno),
-    /// The layer could not be made.
-    #[error("freeze the VM")]
-    Layer(#[from] LayersError),
-    /// Somebody else still has a writable mapping of the RAM.
-    #[error("freeze the VM: seal its generation")]
-    Seal(#[source] rustix::io::Errno),
-    /// The state is too large.
-    #[error("freeze the VM: write its state")]
-    Encode(#[from] postcard::Error),
-}
-
-impl FreezeError {
-    /// The VM cannot go on: it has lost its memory, or its devices.
-    #[must_use]
-    pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Memory(_) | Self::Devices(_))
-    }
-}
-
-/// All of a VM but its pages.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct MachineState {
-    /// Its RAM.
-    pub memory_mib: u32,
-    /// Which layer has which page.
-    pub memory: Extents,
-    /// Nobody but the agent runs in a clone before it is ready: what it writes till then, every clone of its image writes.
-    pub is_held: bool,
-    /// In order.
-    pub vcpus: Vec<VcpuState>,
-    /// What KVM keeps of the VM.
-    pub vm: VmState,
-    /// The virtio devices, in the order of their windows.
-    pub transports: Vec<TransportState>,
-    /// The serial console.
-    pub console: ConsoleState,
-}
-
-/// A generation: an immutable image of a VM at one instant.
-#[derive(Debug)]
-pub struct Generation {
-    /// [`MachineState`], encoded with postcard.
-    pub state: Vec<u8>,
-    /// The memfds of the RAM. Nothing can write to them any more.
-    pub layers: Vec<Arc<File>>,
-    /// What it has cost.
-    pub frozen: Frozen,
-}
-
-/// What a VM's RAM is.
-#[derive(Debug)]
-pub enum Ram {
-    /// Its own memfd, mapped shared.
-    Shared(File),
-    /// A private view of a generation.
-    View(Layers),
-    /// Reserved address space.
-    Reserved,
-}
 
 /// What is ready before the VM is paused.
 enum Plan {
@@ -265,7 +174,7 @@ impl Machine {
                             tracker.track(region).map_err(FreezeError::Pages)?;
                         }
                         // Asking protects them, so that the next question finds what is written from here on.
-                        self.private_pages(Pages::Written)?;
+                        self.private_pages(Pages::Written).map_err(FreezeError::Pages)?;
                         self.copy_pages(Pages::All, &mut layer)?;
                     }
                     // A guest that writes much while it is copied is looked at again, so that what the pause copies is little; one
@@ -300,7 +209,7 @@ impl Machine {
     /// Copies pages into the layer; returns how many bytes.
     fn copy_pages(&self, which: Pages, layer: &mut Layer) -> Result<u64, FreezeError> {
         // These and no more: what lies between them would be read, and so made, in the layers below, and the guest waits.
-        let runs = self.private_pages(which)?;
+        let runs = self.private_pages(which).map_err(FreezeError::Pages)?;
         layers::copy_runs(self.vm.memory(), &runs, &layer.memfd)?;
         let bytes = bytes_of(&runs);
         layer.runs.extend(runs);
@@ -363,30 +272,6 @@ impl Machine {
         let replaced =
             memory.iter().zip(views).map(|(region, view)| view.replace(region)).collect::<Result<_, _>>();
         replaced.map_err(FreezeError::Memory)
-    }
-
-    /// The pages of a private view that are the VM's own, in bytes of RAM.
-    pub(super) fn private_pages(&self, which: Pages) -> Result<Vec<Range<u64>>, FreezeError> {
-        self.in_ram(|region| self.pagemap.private(region, which))
-    }
-
-    /// What is found in each region, in bytes of RAM.
-    pub(super) fn in_ram(
-        &self,
-        find: impl Fn(&GuestRegionMmap) -> rustix::io::Result<Vec<Range<u64>>>,
-    ) -> Result<Vec<Range<u64>>, FreezeError> {
-        let mut found = Vec::new();
-        let mut base = 0;
-        for region in self.vm.memory().iter() {
-            let runs = find(region).map_err(FreezeError::Pages)?;
-            found.extend(runs.into_iter().map(|run| run.start + base..run.end + base));
-            base += region.len();
-        }
-        Ok(found)
-    }
-
-    pub(super) fn memory_bytes(&self) -> u64 {
-        u64::from(self.memory_mib) << 20
     }
 
     fn save(&self, vcpus: Vec<VcpuState>) -> Result<MachineState, FreezeError> {

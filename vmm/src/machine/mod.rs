@@ -1,8 +1,9 @@
-//! One VM, put together: memory, kernel, devices and vCPUs.
+//! One VM, put together: memory, kernel, devices and vCPUs. Its verbs work on [`Machine`].
 //!
 //! - [`build`]: makes it all from a configuration.
 //! - [`wiring`]: devices to KVM: kicks, interrupts, windows.
-//! - [`doors`]: connections of the control socket to the guest's vsock and console.
+//! - [`doors`]: connections of the control socket to the guest's vsock and console. [`orders`]: what is asked of the VM itself.
+//! - [`generation`]: what a VM is frozen into.
 //! - [`origin`]: where a VM begins: with a kernel, or warm, waiting for a generation.
 //! - [`start`]: gives a warm VM its generation.
 //! - [`freeze`]: turns the VM into a generation and lets it go on.
@@ -17,7 +18,10 @@ pub mod build;
 pub mod bus;
 pub mod doors;
 pub mod freeze;
+pub mod freeze_error;
+pub mod generation;
 mod merging;
+pub mod orders;
 pub mod origin;
 pub mod persist;
 pub mod ports;
@@ -25,3 +29,75 @@ mod standstill;
 pub mod start;
 pub mod tune;
 pub mod wiring;
+
+use crate::devices::event_loop::DeviceLoop;
+use crate::note::note;
+use crate::sys::pagemap::{Pagemap, Pages, WriteTracker};
+use crate::sys::slot::VmWithMemory;
+use crate::vcpu::gate::Vcpus;
+use bus::Bus;
+use generation::Ram;
+use merging::Merging;
+use std::ops::Range;
+use std::sync::Arc;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+/// The parts of a VM that its orders work on: freeze, start, copy ahead.
+pub struct Machine {
+    bus: Arc<Bus>,
+    devices: DeviceLoop,
+    vcpus: Vcpus,
+    vm: VmWithMemory,
+    ram: Ram,
+    pagemap: Pagemap,
+    /// Tells which pages are written, if the kernel can.
+    tracker: Option<WriteTracker>,
+    /// Whether what it tells is all that is not in [`Machine::ram`]'s layers yet.
+    knows_written: bool,
+    memory_mib: u32,
+    /// Fewer layers for the next generation, in the making.
+    merging: Option<Merging>,
+    /// The MSRs that make up a vCPU's state.
+    msrs: Arc<[u32]>,
+    /// Ranges of RAM that are still to be copied ahead.
+    ahead: Vec<Range<u64>>,
+    /// Ranges of RAM that the VM wrote from its start to ready.
+    touched: Vec<Range<u64>>,
+    wants_touched: bool,
+    /// Whether the tracker looks at RAM that is shared still.
+    tracks_shared: bool,
+}
+
+impl Machine {
+    /// Stops the devices and brings the console's last output to its log.
+    pub fn finish(&mut self) {
+        if let Err(error) = self.devices.stop() {
+            note(&crate::chain(&error));
+        }
+        self.bus.serial.flush();
+    }
+
+    /// The pages of a private view that are the VM's own, in bytes of RAM.
+    fn private_pages(&self, which: Pages) -> rustix::io::Result<Vec<Range<u64>>> {
+        self.in_ram(|region| self.pagemap.private(region, which))
+    }
+
+    /// What is found in each region, in bytes of RAM.
+    fn in_ram(
+        &self,
+        find: impl Fn(&GuestRegionMmap) -> rustix::io::Result<Vec<Range<u64>>>,
+    ) -> rustix::io::Result<Vec<Range<u64>>> {
+        let mut found = Vec::new();
+        let mut base = 0;
+        for region in self.vm.memory().iter() {
+            let runs = find(region)?;
+            found.extend(runs.into_iter().map(|run| run.start + base..run.end + base));
+            base += region.len();
+        }
+        Ok(found)
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        u64::from(self.memory_mib) << 20
+    }
+}

@@ -1,7 +1,7 @@
 //! Where a VM begins: with a kernel's first instruction, or as a warm VM that waits for a generation.
 
 use crate::boot::{cmdline, kernel, tables};
-use crate::machine::freeze::Ram;
+use crate::machine::generation::Ram;
 use crate::memory::{self, Memory, MemoryError};
 use crate::sys::inherit::{InheritError, Inherited};
 use crate::vcpu::kind;

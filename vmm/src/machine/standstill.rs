@@ -6,7 +6,7 @@
 //! ```
 //! The devices stop first: otherwise the guest would stand still as long as the requests take that it has put into its queues.
 
-use super::freeze::FreezeError;
+use super::freeze_error::FreezeError;
 use std::time::{Duration, Instant};
 
 /// What can stand still.

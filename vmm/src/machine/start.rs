@@ -6,10 +6,10 @@
 //! The order is KVM's: see `devices/virtio/mmio/persist.rs` and `vcpu/persist.rs`. Everything that takes time without
 //! knowing the generation was done when the VM was made: see [`super::build`].
 
+use super::Machine;
 use super::ahead;
-use super::build::Machine;
 use super::bus::DevicesError;
-use super::freeze::{MachineState, Ram};
+use super::generation::{MachineState, Ram};
 use super::persist::VmPersistError;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::{Layers, LayersError};
