@@ -1,6 +1,7 @@
 //! JSON lines on a non-blocking Unix socket. What comes in is bounded by the longest line, what waits to go
 //! out by [`OUT_MAX_BYTES`]: a peer that does not read loses its connection, not the vmm its memory.
 
+use crate::note::note;
 use patina_abi::LINE_MAX_BYTES;
 use patina_abi::lines::{LineBuffer, TooLong};
 use serde::Serialize;
@@ -44,6 +45,14 @@ impl Lines {
     pub fn new(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, input: LineBuffer::new(LINE_MAX_BYTES), output: Vec::new() })
+    }
+
+    /// The same, where the other side finds out by itself that nobody listens; `what` is for the log.
+    #[must_use]
+    pub fn noted(stream: UnixStream, what: &str) -> Option<Self> {
+        Self::new(stream)
+            .inspect_err(|error| note(&format!("{what}: make the socket non-blocking: {error}")))
+            .ok()
     }
 
     /// The socket.

@@ -1,10 +1,13 @@
 //! The first line of a connection on the control socket, and the answer to it.
 
+use super::vm::{Failure, Reply};
+use crate::note::note;
 use patina_abi::LINE_MAX_BYTES;
+use patina_control::end::End;
 use patina_control::messages::{Open, Opened};
 use patina_control::rights;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// Writes the answer to an [`Open`]; false when the peer has gone.
@@ -13,6 +16,37 @@ pub fn answer(mut stream: &UnixStream, opened: &Opened) -> bool {
     line.push(b'\n');
     // A fresh socket takes a line whole, or its peer is gone.
     stream.write(&line).is_ok_and(|written| written == line.len())
+}
+
+/// Answers with what came of an order; `Ok(false)`: whoever asked does not have what it asked for.
+///
+/// # Errors
+/// The VM cannot go on.
+pub fn deliver(stream: &UnixStream, outcome: Result<Reply, Failure>) -> Result<bool, End> {
+    match outcome {
+        Ok(reply) => match send(stream, &reply) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                note(&format!("answer on the control socket: {error}"));
+                Ok(false)
+            }
+        },
+        Err(Failure::Refused(reason)) => {
+            answer(stream, &Opened::Error(reason));
+            Ok(false)
+        }
+        Err(Failure::Ended(end)) => {
+            answer(stream, &Opened::Error(end.reason.clone()));
+            Err(end)
+        }
+    }
+}
+
+fn send(stream: &UnixStream, reply: &Reply) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(&reply.opened)?;
+    line.push(b'\n');
+    let files: Vec<_> = reply.files.iter().map(AsFd::as_fd).collect();
+    rights::send(stream, &line, &files)
 }
 
 /// Takes exactly the first line from the socket, so that what follows stays for whoever gets the connection, and the

@@ -5,9 +5,9 @@ use super::clock::HostClock;
 use super::fresh::fresh;
 use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
-use super::opening::{answer, read_open};
+use super::opening::{answer, deliver, read_open};
 use super::session::{Effect, Session};
-use super::vm::{Doors, FreezeOutcome, Freezer, StartOutcome};
+use super::vm::{Doors, VmControl};
 use crate::note::note;
 use patina_abi::link::{CallError, FromHost};
 use patina_control::end::{End, EndKind};
@@ -81,7 +81,7 @@ impl<D: Doors> Server<D> {
     ///
     /// # Errors
     /// Waiting fails.
-    pub fn run(&mut self, machine: &mut impl Freezer) -> std::io::Result<End> {
+    pub fn run(&mut self, machine: &mut impl VmControl) -> std::io::Result<End> {
         loop {
             let ready = self.wait()?;
             // The end last: what was said before it is still passed on.
@@ -165,7 +165,7 @@ impl<D: Doors> Server<D> {
         }
     }
 
-    fn serve_opening(&mut self, ready: &[bool], machine: &mut impl Freezer) -> Option<End> {
+    fn serve_opening(&mut self, ready: &[bool], machine: &mut impl VmControl) -> Option<End> {
         let mut end = None;
         for index in (0..ready.len()).rev().filter(|index| ready[*index]) {
             match read_open(&self.opening[index]) {
@@ -187,27 +187,27 @@ impl<D: Doors> Server<D> {
         open: Open,
         descriptors: Vec<OwnedFd>,
         stream: UnixStream,
-        machine: &mut impl Freezer,
+        machine: &mut impl VmControl,
     ) -> Option<End> {
         match open {
             Open::Dial { port } => self.doors.dial(port, stream),
-            Open::Console => self.doors.console(stream),
+            // The client must see the answer before the console's bytes.
+            Open::Console if answer(&stream, &Opened::Ok) => self.doors.console(stream),
+            Open::Console => {}
             // It has asked its agent to hold the others, as a rule.
             Open::Freeze { prepare: None } => return self.freeze(stream, true, machine),
             Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
                 return self.prepare(hold, stream, machine);
             }
             Open::Freeze { prepare: Some(Prepare::Not) } => {
-                if let FreezeOutcome::Ended(end) = machine.freeze(stream, false) {
-                    return Some(end);
-                }
+                return deliver(&stream, machine.freeze(false)).err();
             }
             Open::Start { ticket } => return self.start(ticket, descriptors, stream, machine),
-            Open::Touched => machine.touched(stream),
+            Open::Touched => return deliver(&stream, machine.touched()).err(),
             Open::Control if answer(&stream, &Opened::Ok) => {
                 // The new vmmd does not know what was asked of the old one.
                 self.drop_control(machine);
-                self.control = Lines::new(stream).ok();
+                self.control = Lines::noted(stream, "control connection");
                 self.tell_state();
             }
             Open::Control => {}
@@ -220,23 +220,25 @@ impl<D: Doors> Server<D> {
         ticket: String,
         descriptors: Vec<OwnedFd>,
         stream: UnixStream,
-        machine: &mut impl Freezer,
+        machine: &mut impl VmControl,
     ) -> Option<End> {
         let started = Instant::now();
-        match machine.start(descriptors, stream) {
-            StartOutcome::Started => {
-                self.session.started(ticket);
-                (self.started, self.state) = (started, State::Booting);
-                self.tell_state();
-                None
-            }
-            StartOutcome::Refused => None,
-            StartOutcome::Ended(end) => Some(end),
+        let outcome = machine.start(descriptors);
+        let has_started = outcome.is_ok();
+        if let Err(end) = deliver(&stream, outcome) {
+            return Some(end);
         }
+        if has_started {
+            machine.started();
+            self.session.started(ticket);
+            (self.started, self.state) = (started, State::Booting);
+            self.tell_state();
+        }
+        None
     }
 
     /// Has the agent prepare; what it answers comes with [`Self::serve_link`].
-    fn prepare(&mut self, hold: bool, stream: UnixStream, machine: &mut impl Freezer) -> Option<End> {
+    fn prepare(&mut self, hold: bool, stream: UnixStream, machine: &mut impl VmControl) -> Option<End> {
         match self.session.prepare(hold) {
             Ok(ask) => {
                 self.freezing = Some((stream, hold));
@@ -250,11 +252,10 @@ impl<D: Doors> Server<D> {
     }
 
     /// Freezes, and tells the agent that it can go on.
-    fn freeze(&mut self, stream: UnixStream, is_held: bool, machine: &mut impl Freezer) -> Option<End> {
-        let cloned = match machine.freeze(stream, is_held) {
-            FreezeOutcome::Frozen => true,
-            FreezeOutcome::Refused => false,
-            FreezeOutcome::Ended(end) => return Some(end),
+    fn freeze(&mut self, stream: UnixStream, is_held: bool, machine: &mut impl VmControl) -> Option<End> {
+        let cloned = match deliver(&stream, machine.freeze(is_held)) {
+            Ok(cloned) => cloned,
+            Err(end) => return Some(end),
         };
         self.say_to_agent(&FromHost::Resumed { cloned });
         None
@@ -266,7 +267,7 @@ impl<D: Doors> Server<D> {
         }
     }
 
-    fn serve_control(&mut self, machine: &mut impl Freezer) -> Option<End> {
+    fn serve_control(&mut self, machine: &mut impl VmControl) -> Option<End> {
         let received = match self.control.as_mut()?.flush() {
             Ok(()) => self.control.as_mut()?.receive(),
             Err(error) => Err(error),
@@ -292,14 +293,14 @@ impl<D: Doors> Server<D> {
         None
     }
 
-    fn drop_control(&mut self, machine: &mut impl Freezer) {
+    fn drop_control(&mut self, machine: &mut impl VmControl) {
         if self.control.take().is_some() {
             let effects = self.session.vmmd_lost();
             self.carry_out(effects, machine);
         }
     }
 
-    fn serve_link(&mut self, machine: &mut impl Freezer) -> Option<End> {
+    fn serve_link(&mut self, machine: &mut impl VmControl) -> Option<End> {
         let received = match self.link.as_mut()?.flush() {
             Ok(()) => self.link.as_mut()?.receive(),
             Err(error) => Err(error),
@@ -323,14 +324,14 @@ impl<D: Doors> Server<D> {
         None
     }
 
-    fn serve_inbox(&mut self, machine: &mut impl Freezer) -> Option<End> {
+    fn serve_inbox(&mut self, machine: &mut impl VmControl) -> Option<End> {
         let mut end = None;
         for event in self.inbox.take() {
             match event {
                 Event::End(how) => end = end.or(Some(how)),
                 Event::Link { stream, is_carried_on } => {
                     self.lose_link("a new one replaces it");
-                    self.link = Lines::new(stream).ok();
+                    self.link = Lines::noted(stream, "the agent's link");
                     let identity = self.session.link_opened(is_carried_on, fresh);
                     end = end.or(self.carry_out(identity.into_iter().collect(), machine));
                 }
@@ -348,7 +349,7 @@ impl<D: Doors> Server<D> {
         }
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>, machine: &mut impl Freezer) -> Option<End> {
+    fn carry_out(&mut self, effects: Vec<Effect>, machine: &mut impl VmControl) -> Option<End> {
         for effect in effects {
             match effect {
                 Effect::ToAgent(message) => self.say_to_agent(&message),

@@ -1,5 +1,6 @@
 use super::*;
 use crate::control::mailbox::{Mailbox, mailbox};
+use crate::control::vm::{Failure, Reply};
 use patina_abi::ABI;
 use patina_abi::link::Identity;
 use patina_control::messages::Frozen;
@@ -17,8 +18,8 @@ impl Doors for Echo {
         assert!(answer(&stream, &Opened::Ok));
         stream.write_all(format!("port {port}\n").as_bytes()).expect("write");
     }
-    fn console(&self, stream: UnixStream) {
-        answer(&stream, &Opened::Error("no console".into()));
+    fn console(&self, mut stream: UnixStream) {
+        stream.write_all(b"the console\n").expect("write");
     }
 }
 
@@ -29,35 +30,28 @@ struct Icebox {
     readies: u64,
 }
 
-impl Freezer for Icebox {
-    fn freeze(&mut self, stream: UnixStream, is_held: bool) -> FreezeOutcome {
+impl VmControl for Icebox {
+    fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure> {
         self.freezes += 1;
         if self.freezes.is_multiple_of(2) {
-            answer(&stream, &Opened::Error("cold".into()));
-            return FreezeOutcome::Refused;
+            return Err(Failure::Refused("cold".into()));
         }
-        answer(
-            &stream,
-            &Opened::Frozen(Frozen {
-                pause_us: self.freezes,
-                copied_pages: is_held.into(),
-                copied_beside_pages: 0,
-            }),
-        );
-        FreezeOutcome::Frozen
+        let frozen = Frozen { pause_us: self.freezes, copied_pages: is_held.into(), copied_beside_pages: 0 };
+        Ok(Reply { opened: Opened::Frozen(frozen), files: Vec::new() })
     }
 
-    fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome {
-        answer(&stream, &Opened::Started { entered_ns: descriptors.len() as u64 });
-        StartOutcome::Started
+    fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure> {
+        Ok(Reply { opened: Opened::Started { entered_ns: descriptors.len() as u64 }, files: Vec::new() })
     }
+
+    fn started(&mut self) {}
 
     fn ready(&mut self) {
         self.readies += 1;
     }
 
-    fn touched(&mut self, stream: UnixStream) {
-        answer(&stream, &Opened::Error(format!("ready {} times", self.readies)));
+    fn touched(&mut self) -> Result<Reply, Failure> {
+        Err(Failure::Refused(format!("ready {} times", self.readies)))
     }
 }
 
@@ -196,7 +190,8 @@ fn other_connections_go_through_their_doors_and_rubbish_is_answered() {
     let vmm = vmm();
     let mut dial = Peer::open(&vmm, r#"{"dial":{"port":1025}}"#);
     assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 1025"));
-    assert_eq!(Peer::open(&vmm, r#""console""#).line(), r#"{"error":"no console"}"#);
+    let mut console = Peer::open(&vmm, r#""console""#);
+    assert_eq!((console.line().as_str(), console.line().as_str()), (r#""ok""#, "the console"));
     assert!(Peer::open(&vmm, "rubbish").line().starts_with(r#"{"error":"the first line is not understood"#));
     assert!(Peer::open(&vmm, &"x".repeat(2000)).line().contains("too long"));
     vmm.mailbox.send(Event::End(End { kind: EndKind::PoweredOff, reason: "off".into() }));

@@ -1,50 +1,60 @@
 //! What the control thread needs of the VM around it.
 
 use patina_control::end::End;
+use patina_control::messages::Opened;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
-/// Where connections go that are not for the control thread itself. Each answers with an [`Opened`](patina_control::messages::Opened) line.
+/// Where connections go that are not for the control thread itself.
 pub trait Doors {
     /// The guest has its identity: its network may be used from now on.
     fn ready(&self);
-    /// To a vsock port of the guest.
+    /// To a vsock port of the guest. It answers with an [`Opened`] line itself: the answer is known later, and goes before the first byte
+    /// from the guest.
     fn dial(&self, port: u32, stream: UnixStream);
-    /// To the serial console.
+    /// To the serial console, for whoever has been answered.
     fn console(&self, stream: UnixStream);
 }
 
-/// What became of a freeze.
+/// What was asked for, for whoever asked.
+#[derive(Debug)]
+pub struct Reply {
+    /// The line.
+    pub opened: Opened,
+    /// The files that go with it.
+    pub files: Vec<Arc<File>>,
+}
+
+/// Why it cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FreezeOutcome {
-    /// The generation is with whoever asked, and the VM goes on.
-    Frozen,
-    /// There is no generation, and the VM goes on; whoever asked was told why.
-    Refused,
+pub enum Failure {
+    /// For this reason. The VM is as it was before.
+    Refused(String),
     /// The VM cannot go on.
     Ended(End),
 }
 
-/// What became of a start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StartOutcome {
-    /// The VM runs; whoever asked was told.
-    Started,
-    /// It is not warm; whoever asked was told.
-    Refused,
-    /// It can never run.
-    Ended(End),
-}
-
-/// What the control thread works on.
-pub trait Freezer {
-    /// Freezes the VM and sends the generation with the answer on `stream`. `is_held` says whether the guest's other processes are
-    /// held, in clones until they are ready.
-    fn freeze(&mut self, stream: UnixStream, is_held: bool) -> FreezeOutcome;
-    /// Starts a warm VM from what came with the call, and answers on `stream`.
-    fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome;
+/// What the control thread works on. It returns its answers; the control thread sends them.
+pub trait VmControl {
+    /// Freezes the VM into a generation. `is_held` says whether the guest's other processes are held, in clones until they are ready.
+    ///
+    /// # Errors
+    /// There is no generation.
+    fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure>;
+    /// Starts a warm VM from what came with the call.
+    ///
+    /// # Errors
+    /// It is not warm, or can never run.
+    fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure>;
+    /// Whoever started it has the answer.
+    fn started(&mut self);
     /// The agent is ready.
     fn ready(&mut self);
-    /// Sends the pages that the VM wrote until then, with the answer on `stream`.
-    fn touched(&mut self, stream: UnixStream);
+    /// The pages that the VM wrote until then.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    fn touched(&mut self) -> Result<Reply, Failure>;
 }

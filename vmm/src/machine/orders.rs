@@ -1,65 +1,42 @@
-//! What the control thread asks of the VM, with the answers.
+//! What the control thread asks of the VM.
 
 use super::Machine;
+use super::freeze_error::FreezeError;
 use super::generation::Generation;
 use super::start::{Given, StartError};
-use crate::control::opening::answer;
-use crate::control::vm::{FreezeOutcome, Freezer, StartOutcome};
+use crate::control::vm::{Failure, Reply, VmControl};
 use crate::note::note;
 use patina_control::end::{End, EndKind};
+use patina_control::memfd;
 use patina_control::messages::Opened;
-use patina_control::{memfd, rights};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-impl Freezer for Machine {
-    fn freeze(&mut self, stream: UnixStream, is_held: bool) -> FreezeOutcome {
-        match Machine::freeze(self, is_held) {
-            Ok(generation) => match send_generation(&stream, &generation) {
-                Ok(()) => FreezeOutcome::Frozen,
-                Err(error) => {
-                    note(&format!("send the generation: {error}"));
-                    FreezeOutcome::Refused
-                }
-            },
-            Err(error) => {
-                let reason = crate::chain(&error);
-                answer(&stream, &Opened::Error(reason.clone()));
-                if error.is_fatal() {
-                    FreezeOutcome::Ended(End { kind: EndKind::VmmError, reason })
-                } else {
-                    FreezeOutcome::Refused
-                }
-            }
-        }
+impl VmControl for Machine {
+    fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure> {
+        let generation =
+            Self::freeze(self, is_held).map_err(|error| failure(&error, FreezeError::is_fatal(&error)))?;
+        let Generation { state, layers, frozen } = generation;
+        let mut files = vec![sealed("patina-state", &state)?];
+        files.extend(layers);
+        Ok(Reply { opened: Opened::Frozen(frozen), files })
     }
 
-    fn start(&mut self, descriptors: Vec<OwnedFd>, stream: UnixStream) -> StartOutcome {
+    fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure> {
         let mut files = descriptors.into_iter().map(File::from);
         let (Some(state), Some(touched)) = (files.next(), files.next()) else {
-            answer(
-                &stream,
-                &Opened::Error("start: the call came without a state and a list of pages".into()),
-            );
-            return StartOutcome::Refused;
+            return Err(Failure::Refused("start: the call came without a state and a list of pages".into()));
         };
-        match Machine::start(self, Given { state, touched, layers: files.collect() }) {
-            Ok(entered_ns) => {
-                answer(&stream, &Opened::Started { entered_ns });
-                // Whoever waits for the answer need not wait for this, and the guest runs beside it.
-                self.copy_ahead();
-                StartOutcome::Started
-            }
-            Err(error) => {
-                let reason = crate::chain(&error);
-                answer(&stream, &Opened::Error(reason.clone()));
-                match error {
-                    StartError::Running => StartOutcome::Refused,
-                    _ => StartOutcome::Ended(End { kind: EndKind::VmmError, reason }),
-                }
-            }
-        }
+        let given = Given { state, touched, layers: files.collect() };
+        let entered_ns = Self::start(self, given)
+            .map_err(|error| failure(&error, !matches!(error, StartError::Running)))?;
+        Ok(Reply { opened: Opened::Started { entered_ns }, files: Vec::new() })
+    }
+
+    fn started(&mut self) {
+        // Whoever waits for the answer need not wait for this, and the guest runs beside it.
+        self.copy_ahead();
     }
 
     fn ready(&mut self) {
@@ -68,32 +45,24 @@ impl Freezer for Machine {
         }
     }
 
-    fn touched(&mut self, stream: UnixStream) {
+    fn touched(&mut self) -> Result<Reply, Failure> {
         let bytes: Vec<u8> = self
             .touched
             .iter()
             .flat_map(|range| [range.start, range.end - range.start])
             .flat_map(u64::to_le_bytes)
             .collect();
-        let sent = memfd::sealed("patina-touched", &bytes)
-            .and_then(|file| send_with(&stream, &Opened::Ok, &[file.as_fd()]));
-        if let Err(error) = sent {
-            note(&format!("send the touched pages: {error}"));
-        }
+        Ok(Reply { opened: Opened::Ok, files: vec![sealed("patina-touched", &bytes)?] })
     }
 }
 
-/// The answer, with the generation's state and the memfds of its RAM.
-fn send_generation(stream: &UnixStream, generation: &Generation) -> std::io::Result<()> {
-    let state = memfd::sealed("patina-state", &generation.state)?;
-    let mut descriptors = vec![state.as_fd()];
-    descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
-    send_with(stream, &Opened::Frozen(generation.frozen), &descriptors)
+fn failure(error: &dyn std::error::Error, is_fatal: bool) -> Failure {
+    let reason = crate::chain(error);
+    if is_fatal { Failure::Ended(End { kind: EndKind::VmmError, reason }) } else { Failure::Refused(reason) }
 }
 
-/// An answer that comes with descriptors.
-fn send_with(stream: &UnixStream, opened: &Opened, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(opened)?;
-    line.push(b'\n');
-    rights::send(stream, &line, descriptors)
+/// A sealed file in memory for a reply.
+fn sealed(name: &str, bytes: &[u8]) -> Result<Arc<File>, Failure> {
+    let file = memfd::sealed(name, bytes);
+    file.map(Arc::new).map_err(|error| Failure::Refused(format!("make the file {name} in memory: {error}")))
 }
