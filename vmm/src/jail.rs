@@ -3,7 +3,8 @@
 //! 1. Where it is root, it becomes the user and group [`NOBODY`], without groups of its own.
 //! 2. It can gain nothing by running another program (no_new_privs), and can run none:
 //! 3. a seccomp filter leaves it the system calls that a running VM needs. Any other kills the process with
-//!    SIGSYS, which `vmmd` records as the VM's end. No file can be opened (that is answered with EACCES), no socket made, no process started.
+//!    SIGSYS, which `vmmd` records as the VM's end. No file can be opened (that is answered with EACCES), no socket made, no program
+//!    executed. Threads can be started, so a fork cannot be told apart and is not refused; what it runs has the same filter.
 //!
 //! The filter holds for the calling thread and for those that it starts afterwards; so the jail is entered after
 //! everything has been made and before the first thread is started. Libraries that prepare themselves when they are
