@@ -2,15 +2,16 @@
 
 use super::Memory;
 use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError, bytes_of, join, small_gaps, union};
+use super::source::Source;
 use crate::sys::view;
 use patina_control::PAGE_BYTES;
 use patina_control::config::LAYERS_MAX;
 use patina_control::memfd::seal;
-use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
@@ -29,12 +30,7 @@ const _: () = assert!(LAYERS_KEPT_MAX + 1 < LAYERS_LONG);
 const MERGED_RUNS_MAX: usize = 128;
 /// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
 /// guest; every clone would pay for two mappings more.
-const GAP_MAX_BYTES: u64 = 8 * PAGE_BYTES;
-/// How much is copied at a time when layers are merged, bytes.
-const CHUNK_BYTES: u64 = 1 << 20;
-/// So much is read whether there is data or not: to look for the end of the data takes the kernel longer.
-const LOOK_MIN_BYTES: u64 = 2 * GAP_MAX_BYTES;
-
+pub(super) const GAP_MAX_BYTES: u64 = 8 * PAGE_BYTES;
 /// Why the RAM of a generation cannot be used or made.
 #[derive(Debug, thiserror::Error)]
 pub enum LayersError {
@@ -296,7 +292,7 @@ impl Layers {
 
     /// Copies what is in `ranges`, which are ascending, to the same places of `to`.
     fn copy_to(&self, to: &File, ranges: &[Range<u64>]) -> Result<(), LayersError> {
-        let mut sources: Vec<_> = self.files.iter().map(|file| Source { file, data: 0..0 }).collect();
+        let mut sources: Vec<_> = self.files.iter().map(|file| Source::new(file)).collect();
         let mut buffer = Vec::new();
         for extent in ranges.iter().flat_map(|range| self.extents.within(range.clone())) {
             let (start, bytes) = (extent.start, extent.bytes);
@@ -310,68 +306,6 @@ impl Layers {
         }
         Ok(())
     }
-}
-
-/// A layer that is read in ascending order. To find the end of some data the kernel looks at each page of it: what it has
-/// found is kept.
-struct Source<'a> {
-    file: &'a File,
-    /// From where it was looked last there is no data before this, and after this there may be more.
-    data: Range<u64>,
-}
-
-impl Source<'_> {
-    /// Copies what is not a hole.
-    fn copy(&mut self, range: Range<u64>, to: &File, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-        let bytes = range.end - range.start;
-        if bytes <= LOOK_MIN_BYTES && !self.data.contains(&range.start) {
-            buffer.resize(bytes as usize, 0);
-            self.file.read_exact_at(buffer, range.start)?;
-            return copy_data(buffer, to, range.start);
-        }
-        let mut at = range.start;
-        while at < range.end {
-            self.find(at)?;
-            at = at.max(self.data.start);
-            let end = self.data.end.min(range.end);
-            while at < end {
-                buffer.resize((end - at).min(CHUNK_BYTES) as usize, 0);
-                self.file.read_exact_at(buffer, at)?;
-                to.write_all_at(buffer, at)?;
-                at += buffer.len() as u64;
-            }
-        }
-        Ok(())
-    }
-
-    /// Finds the first data at or behind `at`.
-    fn find(&mut self, at: u64) -> rustix::io::Result<()> {
-        if at >= self.data.end {
-            self.data = match seek(self.file, SeekFrom::Data(at)) {
-                Ok(start) => start..seek(self.file, SeekFrom::Hole(start))?,
-                // There is none.
-                Err(Errno::NXIO) => u64::MAX..u64::MAX,
-                Err(error) => return Err(error),
-            };
-        }
-        Ok(())
-    }
-}
-
-/// Writes what was read at `at`, but for pages of zeros: they stay holes.
-fn copy_data(read: &[u8], to: &File, at: u64) -> std::io::Result<()> {
-    let pages = read.chunks(PAGE_BYTES as usize).zip((at..).step_by(PAGE_BYTES as usize));
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for (page, start) in pages.filter(|(page, _)| page.iter().any(|byte| *byte != 0)) {
-        let end = start + page.len() as u64;
-        match runs.last_mut() {
-            Some(run) if run.end == start => run.end = end,
-            _ => runs.push(start..end),
-        }
-    }
-    runs.iter().try_for_each(|run| {
-        to.write_all_at(&read[(run.start - at) as usize..(run.end - at) as usize], run.start)
-    })
 }
 
 /// A memfd for `bytes` of RAM, all holes.

@@ -4,6 +4,7 @@ use crate::sys::pagemap::{Pagemap, Pages};
 use patina_control::PAGE_BYTES;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress};
 
 const RAM: u64 = 1 << 20;

@@ -2,10 +2,11 @@
 //! shared; a VM that was frozen, and a clone, has a private view of a generation's memfds.
 //!
 //! - [`extents`]: which memfd of a generation has which page.
-//! - [`layers`]: those memfds, and the views of them.
+//! - [`layers`]: those memfds, and the views of them. `source`: copies out of them.
 
 pub mod extents;
 pub mod layers;
+mod source;
 
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
