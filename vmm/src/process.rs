@@ -3,6 +3,7 @@
 use crate::devices::lock;
 use crate::machine::build::{self, BuildError};
 use crate::sys::inherit::{InheritError, Inherited};
+use patina_control::best_effort;
 use patina_control::config::VmConfig;
 use patina_control::end::{End, EndKind};
 use std::fs::File;
@@ -89,8 +90,10 @@ impl EndRecord {
     fn write_last_words(&self, reason: String) {
         let file = self.0.try_lock().ok().and_then(|mut file| file.take());
         if let Some(file) = file {
-            // Where this fails, standard error still has the words.
-            write_end(file, &End { kind: EndKind::VmmError, reason }).ok();
+            best_effort(
+                write_end(file, &End { kind: EndKind::VmmError, reason }),
+                "where this fails, standard error still has the words",
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the VM's other threads tell the control thread.
 
+use patina_control::best_effort;
 use patina_control::end::End;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -67,8 +68,10 @@ impl Mailbox {
     /// Tells the control thread. When that one has gone, the process is ending and nobody need know.
     pub fn send(&self, event: Event) {
         if self.events.send(event).is_ok() {
-            // The only error is a counter that is full, and then the thread is awake already.
-            rustix::io::write(&self.wake, &1u64.to_ne_bytes()).ok();
+            best_effort(
+                rustix::io::write(&self.wake, &1u64.to_ne_bytes()),
+                "the only error is a counter that is full, and then the thread is awake already",
+            );
         }
     }
 }
@@ -84,8 +87,10 @@ impl Inbox {
     #[must_use]
     pub fn take(&self) -> Vec<Event> {
         let mut count = [0; 8];
-        // Nothing to read: the events were taken with an earlier wake-up.
-        rustix::io::read(&self.wake, &mut count).ok();
+        best_effort(
+            rustix::io::read(&self.wake, &mut count),
+            "nothing to read: the events were taken with an earlier wake-up",
+        );
         let events: Vec<Event> = self.events.try_iter().collect();
         let links = events.iter().filter(|event| matches!(event, Event::Link { .. })).count();
         self.links.fetch_sub(links, Ordering::AcqRel);

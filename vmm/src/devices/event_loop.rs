@@ -14,6 +14,7 @@
 //! The thread stays while it is stopped: a VM that is frozen need not wait for another, or go on without one.
 
 use super::lock;
+use patina_control::best_effort;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -107,8 +108,10 @@ pub struct DeviceLoop {
 
 impl Shared {
     fn wake(&self) {
-        // The only error is a full counter, and then the loop is awake already.
-        rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).ok();
+        best_effort(
+            rustix::io::write(&self.wake, &1_u64.to_ne_bytes()),
+            "the only error is a full counter, and then the loop is awake already",
+        );
     }
 
     fn watch(&self, source: &Source<'_>, data: u64) -> Result<(), LoopError> {
@@ -159,8 +162,10 @@ impl Shared {
     fn dispatch(&self, data: u64) {
         if data == WAKE {
             let mut count = [0; 8];
-            // Nothing to read means that the wake-up was already taken.
-            rustix::io::read(&self.wake, &mut count).ok();
+            best_effort(
+                rustix::io::read(&self.wake, &mut count),
+                "nothing to read means that the wake-up was already taken",
+            );
             return;
         }
         let [index, token] = split(data);
@@ -263,8 +268,7 @@ impl Drop for DeviceLoop {
     fn drop(&mut self) {
         self.shared.enter(Phase::Ended);
         self.shared.wake();
-        // Nobody is left to tell; the thread has ended either way.
-        self.join().ok();
+        best_effort(self.join(), "nobody is left to tell; the thread has ended either way");
     }
 }
 

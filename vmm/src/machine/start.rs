@@ -16,6 +16,7 @@ use crate::memory::layers::{Layers, LayersError};
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
 use crate::vcpu::tsc::TscStart;
+use patina_control::best_effort;
 use patina_control::messages::{STATE_MAX_BYTES, TOUCHED_MAX_BYTES};
 use patina_control::monotonic_ns;
 use std::fs::File;
@@ -123,9 +124,8 @@ impl Machine {
         // All that a vCPU has to do at once, so that it is woken once for it, and once to run.
         let restore = move |runner: &mut crate::vcpu::run::Runner| {
             let sender = sender.clone();
-            // Whoever comes second finds nobody listening.
             runner.before_entry = Some(Box::new(move || {
-                sender.send(monotonic_ns()).ok();
+                best_effort(sender.send(monotonic_ns()), "whoever comes second finds nobody listening");
             }));
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore(&runner.vcpu, runner.index, &tscs))

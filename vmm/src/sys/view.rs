@@ -1,5 +1,6 @@
 //! Mappings of guest RAM: puts one in the place of another, maps layers over a reservation, copies pages ahead and out.
 
+use patina_control::best_effort;
 use rustix::io::Errno;
 use rustix::mm::{
     Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
@@ -31,7 +32,7 @@ unsafe impl Send for Replaced {}
 fn unmap(at: *mut c_void, bytes: usize) {
     // SAFETY: the range was mapped by this module, and its owner, which is being dropped, is its only user. The one
     // error is a range that is none, and it is one.
-    unsafe { munmap(at, bytes) }.ok();
+    best_effort(unsafe { munmap(at, bytes) }, "the one error is a range that is none, and it is one");
 }
 
 impl Drop for PrivateView {

@@ -10,6 +10,7 @@ use crate::sys::exit;
 use crate::sys::kick::with_kicks;
 use crate::sys::slice;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use patina_control::best_effort;
 use patina_control::config::KvmKind;
 use patina_control::end::{End, EndKind};
 use std::sync::Arc;
@@ -102,7 +103,7 @@ impl Runner {
     /// then, and the pages that it needs come to be. What it answers does not matter.
     fn warm_up(&mut self) {
         self.vcpu.set_kvm_immediate_exit(1);
-        self.vcpu.run().map(drop).ok();
+        best_effort(self.vcpu.run(), "what it answers does not matter");
     }
 
     /// An instruction that left KVM for its I/O is only finished when KVM is entered again; with `immediate_exit`

@@ -5,6 +5,7 @@ use crate::{
     plan::spec::Spec,
     vms::{Host, Until, clone, error::Error, tickets::Wanted, unix_ms},
 };
+use patina_control::best_effort;
 use patina_control::{messages::Prepare, monotonic_ns};
 use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
 use std::{sync::Arc, time::Duration};
@@ -113,8 +114,10 @@ impl Vmmd for Service {
             Ok(0) | Err(_) => PAGE_MAX,
             Ok(size) => size.min(PAGE_MAX),
         };
-        // What takes longer to be taken over is listed as such.
-        self.host.adopted(LIST_PATIENCE).await.ok();
+        best_effort(
+            self.host.adopted(LIST_PATIENCE).await,
+            "what takes longer to be taken over is listed as such",
+        );
         // A page's token is the last name on it: names stay in order whatever comes and goes in between.
         let (entries, more) = self.host.table.page(&request.page_token, size);
         let vms: Vec<_> = entries.iter().map(convert::entry).collect();

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "pre_exec is unsafe by signature, close_range has no safe wrapper")]
 
 use super::urgency::Urgency;
+use patina_control::best_effort;
 use rustix::{io::Errno, process::Pid};
 use std::{
     io,
@@ -44,10 +45,14 @@ pub fn keep_only(
         // A process group of its own: what ends vmmd's, or its terminal, leaves the VM alone. Not a session of its own:
         // where the kernel shares the CPUs out among sessions (CONFIG_SCHED_AUTOGROUP), nice values would count for nothing.
         rustix::process::setpgid(None, None)?;
-        // No reason not to run: only slower, or faster, than it should.
-        rustix::process::setpriority_process(None, nice).ok();
-        // Neither a reason. It never takes rights to be taken sooner than vmmd is.
-        set_oom_score(score).ok();
+        best_effort(
+            rustix::process::setpriority_process(None, nice),
+            "no reason not to run: only slower, or faster, than it should",
+        );
+        best_effort(
+            set_oom_score(score),
+            "neither a reason. It never takes rights to be taken sooner than vmmd is",
+        );
         close_on_exec_from(3)?;
         kept.iter().try_for_each(|fd| inherit(*fd))
     };

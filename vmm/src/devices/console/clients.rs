@@ -1,6 +1,7 @@
 //! The people attached to a console.
 
 use super::{CLIENTS_MAX, ConsoleError};
+use patina_control::best_effort;
 use rustix::event::epoll;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -59,13 +60,9 @@ impl Clients {
     /// Takes everybody's input, until `input` holds `max_bytes`; forgets who is gone.
     pub fn read(&mut self, input: &mut VecDeque<u8>, max_bytes: usize) {
         let mut events = Vec::with_capacity(CLIENTS_MAX);
-        // Takes the edges away; what they say is found out by reading.
-        epoll::wait(
-            &self.ready,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&rustix::time::Timespec::default()),
-        )
-        .ok();
+        let now = rustix::time::Timespec::default();
+        let waited = epoll::wait(&self.ready, rustix::buffer::spare_capacity(&mut events), Some(&now));
+        best_effort(waited, "it takes the edges away; what they say is found out by reading");
         self.streams.retain_mut(|stream| {
             let mut piece = [0; PIECE_BYTES];
             loop {

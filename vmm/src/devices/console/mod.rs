@@ -18,6 +18,7 @@ use super::{lock, sys};
 use clients::Clients;
 use log::Log;
 use output::Output;
+use patina_control::best_effort;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -118,8 +119,10 @@ impl Trigger for Line {
 
     fn trigger(&self) -> io::Result<()> {
         if !self.is_held.load(Ordering::SeqCst) {
-            // The only error is a full counter: then an edge is pending already.
-            self.event.write(1).ok();
+            best_effort(
+                self.event.write(1),
+                "the only error is a full counter: then an edge is pending already",
+            );
         }
         Ok(())
     }
@@ -134,8 +137,10 @@ struct Pending {
 impl Write for Pending {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if lock(&self.output).push(bytes) {
-            // It is our own descriptor and a valid time; and a full buffer goes out without the timer.
-            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &OUTPUT_TIMER).ok();
+            best_effort(
+                timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &OUTPUT_TIMER),
+                "it is our own descriptor and a valid time; and a full buffer goes out without the timer",
+            );
         }
         Ok(bytes.len())
     }
@@ -202,8 +207,7 @@ impl Console {
     pub fn write(&self, offset: u8, value: u8) {
         let is_full = {
             let mut serial = lock(&self.serial);
-            // Neither the line nor the pending output ever fails.
-            serial.write(offset, value).ok();
+            best_effort(serial.write(offset, value), "neither the line nor the pending output ever fails");
             self.feed(&mut serial);
             lock(&self.output).is_full()
         };
@@ -248,8 +252,10 @@ impl Console {
         let taken = serial.enqueue_raw_bytes(&bytes).unwrap_or(0);
         input.drain(..taken);
         if was_full && taken > 0 {
-            // There is room to read from clients again. A full counter means that it will be seen anyway.
-            self.wake.write(1).ok();
+            best_effort(
+                self.wake.write(1),
+                "there is room to read from clients again; a full counter means that it will be seen anyway",
+            );
         }
     }
 
@@ -266,17 +272,21 @@ impl Console {
 impl EventHandler for Console {
     fn event(&self, token: u32) {
         if self.resends_interrupt.swap(false, Ordering::SeqCst) {
-            // As in the line's trigger.
-            self.line.write(1).ok();
+            best_effort(
+                self.line.write(1),
+                "the only error is a full counter: then an edge is pending already",
+            );
         }
-        // Nothing to read means that the event was already taken.
         match token {
             TOKEN_OUTPUT => {
-                rustix::io::read(&*self.timer, &mut [0; 8]).ok();
+                best_effort(
+                    rustix::io::read(&*self.timer, &mut [0; 8]),
+                    "nothing to read means that the event was already taken",
+                );
                 self.flush();
             }
             TOKEN_WAKE => {
-                self.wake.read().ok();
+                best_effort(self.wake.read(), "nothing to read means that the event was already taken");
                 self.read_clients();
             }
             _ => self.read_clients(),

@@ -6,6 +6,7 @@
 //! raises the line once more when the guest had not seen its interrupt.
 
 use super::{Console, INPUT_MAX_BYTES, Line, Pending, lock};
+use patina_control::best_effort;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -81,8 +82,10 @@ impl Console {
         *lock(&self.input) = state.input.iter().copied().collect();
         let pends = state.port.interrupt_identification & NOTHING_PENDING == 0;
         self.resends_interrupt.store(pends, Ordering::SeqCst);
-        // The loop comes first thing, also for input for which there is room. A full counter does as well.
-        self.wake.write(1).ok();
+        best_effort(
+            self.wake.write(1),
+            "the loop comes first thing, also for input for which there is room; a full counter does as well",
+        );
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! How a device calls the guest: a status register and an edge on the device's interrupt line.
 
+use patina_control::best_effort;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -42,8 +43,7 @@ impl Interrupt {
 
     fn raise(&self, bits: u32) {
         self.status.fetch_or(bits, Ordering::SeqCst);
-        // The only error is a full counter: then an edge is pending already.
-        self.line.write(1).ok();
+        best_effort(self.line.write(1), "the only error is a full counter: then an edge is pending already");
     }
 
     /// Takes over a saved VM's registers; see [`Interrupt::resend`].

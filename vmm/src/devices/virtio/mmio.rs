@@ -16,6 +16,7 @@ use super::queue::{QueueError, QueueRegisters, VirtQueue};
 use super::{DeviceError, Io, Next, VirtioDevice};
 use crate::devices::event_loop::{DeviceLoop, EventHandler, LoopError, Source};
 use crate::devices::{Memory, lock, sys};
+use patina_control::best_effort;
 use std::io;
 use std::sync::{Arc, Mutex};
 use virtio_bindings::virtio_mmio as reg;
@@ -151,8 +152,10 @@ impl MmioTransport {
 
     fn kick(&self, index: usize) {
         if let Some(kick) = self.kicks.get(index) {
-            // The only error is a full counter: then the queue will be looked at anyway.
-            kick.write(1).ok();
+            best_effort(
+                kick.write(1),
+                "the only error is a full counter: then the queue will be looked at anyway",
+            );
         }
     }
 
@@ -200,8 +203,7 @@ impl EventHandler for MmioTransport {
             Some(queue) => {
                 let queue = queue as usize;
                 if let Some(kick) = self.kicks.get(queue) {
-                    // Nothing to read means that the kick was already taken.
-                    kick.read().ok();
+                    best_effort(kick.read(), "nothing to read means that the kick was already taken");
                 }
                 if !active {
                     return;

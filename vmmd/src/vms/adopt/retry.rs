@@ -7,6 +7,7 @@ use crate::{
     store::{Lasting, VmDir, record::Record},
     vms::{Host, Vm, blocking, error::Error, supervise::tell_ended, table::Broken},
 };
+use patina_control::best_effort;
 use std::{
     collections::HashSet,
     sync::{Arc, Weak},
@@ -97,7 +98,9 @@ impl Host {
             match self.table.find(&record.name).ok().filter(is_it) {
                 Some(vm) => {
                     let host = Arc::clone(self);
-                    spawn_blocking(move || host.keep_record(&vm.dir, &record, Lasting::Host)).await.ok();
+                    let kept =
+                        spawn_blocking(move || host.keep_record(&vm.dir, &record, Lasting::Host)).await;
+                    best_effort(kept, "what could not be written is tried again");
                 }
                 // Removed since.
                 None => drop(self.unwritten().remove(&record.name)),

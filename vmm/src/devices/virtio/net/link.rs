@@ -1,6 +1,7 @@
 //! The gate between a VM and its network.
 
 use super::PortError;
+use patina_control::best_effort;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -30,8 +31,10 @@ impl Link {
             self.0.opened.store(true, Ordering::SeqCst);
         }
         self.0.open.store(open, Ordering::SeqCst);
-        // The only error is a full counter: then the change will be seen anyway.
-        self.0.changed.write(1).ok();
+        best_effort(
+            self.0.changed.write(1),
+            "the only error is a full counter: then the change will be seen anyway",
+        );
     }
 
     /// Shuts the link whatever it was, and forgets an opening that the device thread has not seen.

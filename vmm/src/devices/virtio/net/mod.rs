@@ -32,6 +32,7 @@ use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::event_loop::Source;
 use crate::devices::{Memory, sys};
 use outbound::Verdict;
+use patina_control::best_effort;
 use rx::Receiver;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
@@ -124,7 +125,10 @@ fn send(frame: &mut [u8], port: &dyn FramePort, owner: &Owner, receiver: &mut Re
         Verdict::Drop => return,
         Verdict::Answer(answer) => return receiver.answer(answer),
     }
-    rustix::io::write(port.fd(), frame).ok();
+    best_effort(
+        rustix::io::write(port.fd(), frame),
+        "as a network may, it loses what the port does not take",
+    );
 }
 
 impl VirtioDevice for Net {
@@ -177,8 +181,7 @@ impl VirtioDevice for Net {
 
     fn source_event(&mut self, io: Option<&mut Io<'_>>, token: u32) -> Result<Next, DeviceError> {
         if token == TOKEN_LINK {
-            // Nothing to read means that the change was already seen.
-            self.link.changed().read().ok();
+            best_effort(self.link.changed().read(), "nothing to read means that the change was already seen");
             if self.link.take_opened() {
                 self.receiver.discard(&*self.port);
             }

@@ -5,6 +5,7 @@ use super::outbound::Answer;
 use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, Link, Owner};
 use crate::devices::virtio::queue::{Chain, QueueError};
 use crate::devices::virtio::{DeviceError, Io, Next};
+use patina_control::best_effort;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 
@@ -125,8 +126,10 @@ impl Receiver {
                     }
                     Verdict::Drop => return Ok(Fetched::Other),
                     Verdict::Answer(answer) => {
-                        // As a network may, it loses what the port does not take.
-                        rustix::io::write(port.fd(), &answer).ok();
+                        best_effort(
+                            rustix::io::write(port.fd(), &answer),
+                            "as a network may, it loses what the port does not take",
+                        );
                         return Ok(Fetched::Other);
                     }
                 },

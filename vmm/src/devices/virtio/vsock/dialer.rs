@@ -1,6 +1,7 @@
 //! How other threads open connections to the guest.
 
 use crate::devices::lock;
+use patina_control::best_effort;
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -80,8 +81,10 @@ impl VsockDialer {
     }
 
     fn wake(&self) {
-        // The only error is a full counter: then the device thread is awake already.
-        self.0.changed.write(1).ok();
+        best_effort(
+            self.0.changed.write(1),
+            "the only error is a full counter: then the device thread is awake already",
+        );
     }
 
     pub(super) fn changed(&self) -> &EventFd {

@@ -24,6 +24,7 @@ use crate::devices::event_loop::Source;
 use crate::devices::{Memory, sys};
 use muxer::Muxer;
 use packet::HEADER_BYTES;
+use patina_control::best_effort;
 use std::io;
 use std::os::unix::net::UnixStream;
 
@@ -205,8 +206,7 @@ impl Vsock {
     }
 
     fn dialer_event(&mut self, is_active: bool) {
-        // Nothing to read means that the news were already taken.
-        self.dialer.changed().read().ok();
+        best_effort(self.dialer.changed().read(), "nothing to read means that the news were already taken");
 
         for dial in self.dialer.take() {
             if is_active {

@@ -10,6 +10,7 @@ use super::stream::{Read, Stream};
 use super::{CONNECTIONS_MAX, HostPorts};
 use crate::devices::Memory;
 use crate::devices::virtio::queue::{Chain, QueueError};
+use patina_control::best_effort;
 use rustix::event::epoll;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -234,8 +235,10 @@ impl Muxer {
     pub fn stream_events(&mut self) {
         let mut events = Vec::with_capacity(BATCH_EVENTS);
         let now = rustix::time::Timespec::default();
-        // An error leaves the news where they are: the event loop comes again.
-        epoll::wait(&self.ready, rustix::buffer::spare_capacity(&mut events), Some(&now)).ok();
+        best_effort(
+            epoll::wait(&self.ready, rustix::buffer::spare_capacity(&mut events), Some(&now)),
+            "an error leaves the news where they are: the event loop comes again",
+        );
         for event in events {
             let data = event.data.u64();
             let ports = Ports { host: (data >> 32) as u32, guest: (data & 0xffff_ffff) as u32 };
@@ -258,7 +261,10 @@ impl Muxer {
             self.listed.retain(|listed| *listed != ports);
         }
         // Closing alone would not do: whoever dialed may have another descriptor of the stream.
-        epoll::delete(&self.ready, stream.fd()).ok();
+        best_effort(
+            epoll::delete(&self.ready, stream.fd()),
+            "one that is listed no more need not be taken off",
+        );
         Some(stream)
     }
 

@@ -5,6 +5,7 @@ use super::dialer::{DialError, Done};
 use super::packet::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use crate::devices::Memory;
 use crate::devices::virtio::queue::{Chain, QueueError, Side};
+use patina_control::best_effort;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -171,12 +172,11 @@ impl Stream {
 
     /// Tells the host's end which directions the guest has ended, once its data is out.
     pub fn pass_shutdown(&mut self) {
-        // A peer that is gone already need not be told.
         if self.connection.guest_has_shut(SHUTDOWN_RECEIVE) {
-            self.stream.shutdown(Shutdown::Read).ok();
+            best_effort(self.stream.shutdown(Shutdown::Read), "a peer that is gone need not be told");
         }
         if self.connection.guest_has_shut(SHUTDOWN_SEND) && self.unsent.is_empty() {
-            self.stream.shutdown(Shutdown::Write).ok();
+            best_effort(self.stream.shutdown(Shutdown::Write), "a peer that is gone need not be told");
         }
     }
 
