@@ -7,9 +7,9 @@ use crate::{
 };
 use patina_tests::host::Host;
 
-pub const STORIES: &[Story] = &[("adoption::a_vm_outlives_a_killed_vmmd_and_is_taken_over", adopted)];
+pub const STORIES: &[Story] = stories![a_vm_outlives_a_killed_vmmd_and_is_taken_over,];
 
-fn adopted(stage: &Stage) -> Outcome {
+fn a_vm_outlives_a_killed_vmmd_and_is_taken_over(stage: &Stage) -> Outcome {
     let mut host = Host::start(stage.setup())?;
     let publish = format!("{}:7000", free_port()?);
     let port: u16 = publish.split(':').next().unwrap_or_default().parse()?;

@@ -6,20 +6,20 @@ use crate::{
     tickets::memory_kib,
 };
 
-pub const STORIES: &[Story] = &[
-    ("boot::a_guest_boots_and_is_ready", ready),
-    ("boot::gc_vmid_prints_the_vmid", vmid),
-    ("boot::gc_my_ip_prints_the_address", my_ip),
-    ("boot::gc_ismaster_is_true_on_the_master", ismaster),
-    ("boot::gc_list_has_a_line_for_the_vm", list),
-    ("boot::gc_list_prints_json", list_json),
-    ("boot::the_guest_has_its_name_address_and_clock", identity),
-    ("boot::the_root_takes_writes_that_stay_in_memory", writes),
-    ("boot::python_runs_with_its_standard_library", python),
-    ("boot::a_guest_of_4_gib_boots_without_touching_its_ram", vast),
+pub const STORIES: &[Story] = stories![
+    a_guest_boots_and_is_ready,
+    gc_vmid_prints_the_vmid,
+    gc_my_ip_prints_the_address,
+    gc_ismaster_is_true_on_the_master,
+    gc_list_has_a_line_for_the_vm,
+    gc_list_prints_json,
+    the_guest_has_its_name_address_and_clock,
+    the_root_takes_writes_that_stay_in_memory,
+    python_runs_with_its_standard_library,
+    a_guest_of_4_gib_boots_without_touching_its_ram,
 ];
 
-fn ready(stage: &Stage) -> Outcome {
+fn a_guest_boots_and_is_ready(stage: &Stage) -> Outcome {
     let vm = stage.guest()?.inspect()?;
     assert_eq!(vm["state"], "ready");
     assert!(vm["ready_after_us"].as_u64().is_some_and(|us| us > 0), "{vm}");
@@ -27,12 +27,12 @@ fn ready(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn vmid(stage: &Stage) -> Outcome {
+fn gc_vmid_prints_the_vmid(stage: &Stage) -> Outcome {
     assert_eq!(stage.guest()?.call(&["gc", "vmid"])?, "0");
     Ok(())
 }
 
-fn my_ip(stage: &Stage) -> Outcome {
+fn gc_my_ip_prints_the_address(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let ip = guest.call(&["gc", "my-ip"])?;
     assert_eq!(ip, guest.field("ip")?);
@@ -40,13 +40,13 @@ fn my_ip(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn ismaster(stage: &Stage) -> Outcome {
+fn gc_ismaster_is_true_on_the_master(stage: &Stage) -> Outcome {
     let output = stage.guest()?.exec(&["gc", "ismaster"])?;
     assert_eq!((output.code, output.text().as_str()), (0, ""));
     Ok(())
 }
 
-fn list(stage: &Stage) -> Outcome {
+fn gc_list_has_a_line_for_the_vm(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let text = guest.call(&["gc", "list"])?;
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -55,7 +55,7 @@ fn list(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn list_json(stage: &Stage) -> Outcome {
+fn gc_list_prints_json(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let members: serde_json::Value = serde_json::from_str(&guest.call(&["gc", "list", "--json"])?)?;
     assert_eq!((&members[0]["vmid"], &members[0]["state"]), (&0.into(), &"ready".into()));
@@ -63,7 +63,7 @@ fn list_json(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn identity(stage: &Stage) -> Outcome {
+fn the_guest_has_its_name_address_and_clock(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     assert_eq!(guest.call(&["hostname"])?, SHARED);
     let seen = guest.sh("cat /sys/class/net/eth0/address; date +%s")?;
@@ -74,7 +74,7 @@ fn identity(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn writes(stage: &Stage) -> Outcome {
+fn the_root_takes_writes_that_stay_in_memory(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     guest.sh("echo kept > /etc/patina-test; sync")?;
     assert_eq!(guest.call(&["cat", "/etc/patina-test"])?, "kept");
@@ -85,7 +85,7 @@ fn writes(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn python(stage: &Stage) -> Outcome {
+fn python_runs_with_its_standard_library(stage: &Stage) -> Outcome {
     let script = "import json, hashlib; print(json.dumps(hashlib.sha256(b'patina').hexdigest()[:8]))";
     assert_eq!(stage.guest()?.call(&["python3", "-c", script])?, "\"d94f56e9\"");
     Ok(())
@@ -93,7 +93,7 @@ fn python(stage: &Stage) -> Outcome {
 
 /// A boot that prepares all RAM touches a 64th of it for its page descriptors alone; a bounce buffer would be as much again. Both take long
 /// where kernels are emulated.
-fn vast(stage: &Stage) -> Outcome {
+fn a_guest_of_4_gib_boots_without_touching_its_ram(stage: &Stage) -> Outcome {
     const MOST_KIB: u64 = 48 << 10;
     let host = stage.host()?;
     host.run("vast", &["-m", "4G"])?;

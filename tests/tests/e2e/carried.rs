@@ -7,10 +7,10 @@ use crate::{
 };
 use patina_tests::vm::Vm;
 
-pub const STORIES: &[Story] = &[
-    ("carried::timers_connections_pipes_and_files_go_on", |stage| with_family(stage, program)),
-    ("carried::vector_registers_are_kept_across_a_clone", |stage| with_family(stage, registers)),
-    ("carried::a_guest_of_four_vcpus_is_cloned_with_all_of_them", four_vcpus),
+pub const STORIES: &[Story] = stories![
+    with_family(timers_connections_pipes_and_files_go_on),
+    with_family(vector_registers_are_kept_across_a_clone),
+    a_guest_of_four_vcpus_is_cloned_with_all_of_them,
 ];
 
 /// Has a TCP connection with itself, a child behind pipes, a file without a name and a timer; is cloned; then tells what comes of each.
@@ -40,7 +40,7 @@ file.seek(0)
 told = [far.recv(99), near.recv(99), child.stdout.readline().strip(), file.read()]
 open('/tmp/outcome', 'w').write(', '.join(text.decode() for text in told))";
 
-fn program(family: &Family<'_>) -> Outcome {
+fn timers_connections_pipes_and_files_go_on(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     parent.sh("cd /tmp; rm -f runs go outcome; mkfifo runs go outcome")?;
     parent.put("/tmp/carried.py", PROGRAM.as_bytes())?;
@@ -56,7 +56,7 @@ fn program(family: &Family<'_>) -> Outcome {
 }
 
 /// Ends when it is told to, in each machine for itself, and says what has become of its registers.
-fn registers(family: &Family<'_>) -> Outcome {
+fn vector_registers_are_kept_across_a_clone(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let check = parent.install("guest-check")?;
     parent.sh("cd /tmp; rm -f go outcome started; mkfifo go outcome started")?;
@@ -78,7 +78,7 @@ for cpu in range(4):
     os.sched_setaffinity(0, {cpu})
     print(open('/proc/self/stat').read().rsplit(')', 1)[1].split()[36])";
 
-fn four_vcpus(stage: &Stage) -> Outcome {
+fn a_guest_of_four_vcpus_is_cloned_with_all_of_them(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let parent = host.run("four", &["--vcpus", "4"])?;
     let told = with_four(&parent);

@@ -16,23 +16,19 @@ use std::{
     time::Duration,
 };
 
-pub const STORIES: &[Story] = &[
-    ("clones::two_clones_and_their_parent_go_on_each_for_itself", |stage| with_family(stage, two_clones)),
-    ("clones::the_hosts_oom_killer_takes_clones_first_and_vmmd_last", |stage| with_family(stage, oom_scores)),
-    ("clones::no_two_of_32_clones_are_alike", |stage| with_family(stage, distinct)),
-    ("clones::sixty_one_clones_answer", |stage| with_family(stage, sixty_one)),
-    ("clones::memory_written_at_full_speed_is_whole_in_parent_and_clones", |stage| {
-        with_family(stage, scribbling)
-    }),
-    ("clones::a_vmm_killed_in_the_middle_of_a_clone_takes_its_vm_only", |stage| {
-        with_family(stage, killed_on_the_way)
-    }),
-    ("clones::a_hook_that_fails_stops_the_clone_with_its_words", |stage| with_family(stage, hook)),
-    ("clones::a_guest_without_its_agent_is_not_cloned_and_not_touched", no_agent),
-    ("clones::a_guest_of_two_vcpus_is_cloned_with_both", two_vcpus),
+pub const STORIES: &[Story] = stories![
+    with_family(two_clones_and_their_parent_go_on_each_for_itself),
+    with_family(the_hosts_oom_killer_takes_clones_first_and_vmmd_last),
+    with_family(no_two_of_32_clones_are_alike),
+    with_family(sixty_one_clones_answer),
+    with_family(memory_written_at_full_speed_is_whole_in_parent_and_clones),
+    with_family(a_vmm_killed_in_the_middle_of_a_clone_takes_its_vm_only),
+    with_family(a_hook_that_fails_stops_the_clone_with_its_words),
+    a_guest_without_its_agent_is_not_cloned_and_not_touched,
+    a_guest_of_two_vcpus_is_cloned_with_both,
 ];
 
-fn two_clones(family: &Family<'_>) -> Outcome {
+fn two_clones_and_their_parent_go_on_each_for_itself(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     parent.sh("rm -f /tmp/of-*; echo before > /tmp/before")?;
     let pid_before = parent.field_number("pid")?;
@@ -93,7 +89,7 @@ const WHO: [&str; 6] = [
 /// Lines of the identity that all of a family have.
 const ALIKE: [&str; 4] = ["prefix=", "gateway=", "family=", "ticket="];
 
-fn distinct(family: &Family<'_>) -> Outcome {
+fn no_two_of_32_clones_are_alike(family: &Family<'_>) -> Outcome {
     let clones = family.clone(32)?;
     let mut seen = BTreeSet::new();
     for vm in clones.iter().chain([&family.parent]) {
@@ -108,7 +104,7 @@ fn distinct(family: &Family<'_>) -> Outcome {
     require(seen.len() == 33 * 9, seen.len())
 }
 
-fn sixty_one(family: &Family<'_>) -> Outcome {
+fn sixty_one_clones_answer(family: &Family<'_>) -> Outcome {
     let clones = family.clone(61)?;
     require(clones.len() == 61, clones.len())?;
     let members = family.parent.call(&["gc", "list"])?;
@@ -120,7 +116,7 @@ fn sixty_one(family: &Family<'_>) -> Outcome {
     Ok(())
 }
 
-fn scribbling(family: &Family<'_>) -> Outcome {
+fn memory_written_at_full_speed_is_whole_in_parent_and_clones(family: &Family<'_>) -> Outcome {
     let check = family.parent.install("guest-check")?;
     // The scribbler's exit code waits in a fifo until somebody reads it.
     family.parent.sh("rm -f /tmp/started /tmp/code; mkfifo /tmp/started /tmp/code")?;
@@ -145,7 +141,7 @@ fn scribbling(family: &Family<'_>) -> Outcome {
 /// How often it is tried to catch a clone before it has its identity.
 const CATCHES: usize = 8;
 
-fn killed_on_the_way(family: &Family<'_>) -> Outcome {
+fn a_vmm_killed_in_the_middle_of_a_clone_takes_its_vm_only(family: &Family<'_>) -> Outcome {
     for _ in 0..CATCHES {
         let (victim, others) = kill_one_of_six(family)?;
         for vm in &others {
@@ -178,7 +174,7 @@ fn kill_one_of_six<'a>(family: &Family<'a>) -> Result<(Vm<'a>, Vec<Vm<'a>>), Fai
     Ok((victim, all))
 }
 
-fn hook(family: &Family<'_>) -> Outcome {
+fn a_hook_that_fails_stops_the_clone_with_its_words(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     parent.sh(
         "mkdir -p /etc/gridcentric; printf '#!/bin/sh\\necho not today; exit 3\\n' > /etc/gridcentric/pre-clone; \
@@ -208,7 +204,7 @@ fn hook(family: &Family<'_>) -> Outcome {
     Ok(())
 }
 
-fn no_agent(stage: &Stage) -> Outcome {
+fn a_guest_without_its_agent_is_not_cloned_and_not_touched(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let vm = host.run("silent", &[])?;
     let told = with_a_stopped_agent(host, &vm);
@@ -259,7 +255,7 @@ fn notes_writes() -> Result<bool, Failed> {
     Ok((numbers.next(), numbers.next()) >= (Some(6), Some(7)))
 }
 
-fn two_vcpus(stage: &Stage) -> Outcome {
+fn a_guest_of_two_vcpus_is_cloned_with_both(stage: &Stage) -> Outcome {
     let shared = stage.guest()?;
     let host = stage.host()?;
     let check = shared.install("guest-check")?;
@@ -281,7 +277,7 @@ fn two_vcpus(stage: &Stage) -> Outcome {
     told.map_err(|failed: Failed| failed)
 }
 
-fn oom_scores(family: &Family<'_>) -> Outcome {
+fn the_hosts_oom_killer_takes_clones_first_and_vmmd_last(family: &Family<'_>) -> Outcome {
     // Without the right to it, as in some containers, vmmd goes on; its warning is a test of vmmd's own.
     let may = process::run(
         Command::new("sh").args(["-c", "echo -900 > /proc/self/oom_score_adj"]),

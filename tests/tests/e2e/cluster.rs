@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 /// A call that needs the scheduler says that it is away, however slow the machine.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
-pub const STORIES: &[Story] = &[
-    ("cluster::two_hosts_share_a_scheduler_that_is_killed_and_comes_back", shared),
-    ("cluster::nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed", meetings),
+pub const STORIES: &[Story] = stories![
+    two_hosts_share_a_scheduler_that_is_killed_and_comes_back,
+    nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed,
 ];
 
-fn shared(stage: &Stage) -> Outcome {
+fn two_hosts_share_a_scheduler_that_is_killed_and_comes_back(stage: &Stage) -> Outcome {
     let mut scheduler =
         Scheduler::start(stage.setup(), &["--overcommit-cpu", "64", "--overcommit-memory", "4"])?;
     let address = scheduler.address();
@@ -56,7 +56,7 @@ fn one_ledger(first: &Host, second: &Host, scheduler: &mut Scheduler) -> Outcome
     require(again.len() == 36, again)
 }
 
-fn meetings(stage: &Stage) -> Outcome {
+fn nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed(stage: &Stage) -> Outcome {
     let mut scheduler = Scheduler::start(stage.setup(), &["--overcommit-cpu", "64"])?;
     let address = scheduler.address();
     let mut host = Host::start_with(stage.setup(), &["--scheduler", &address])?;

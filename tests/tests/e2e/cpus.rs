@@ -2,13 +2,13 @@
 
 use crate::{Outcome, Story, stage::Stage};
 
-pub const STORIES: &[Story] = &[
-    ("cpus::a_guest_with_two_vcpus_runs_two_programs_at_once", two),
-    ("cpus::vector_registers_survive_context_switches", registers),
-    ("cpus::the_register_check_sees_a_lost_register", sabotage),
+pub const STORIES: &[Story] = stories![
+    a_guest_with_two_vcpus_runs_two_programs_at_once,
+    vector_registers_survive_context_switches,
+    the_register_check_sees_a_lost_register,
 ];
 
-fn two(stage: &Stage) -> Outcome {
+fn a_guest_with_two_vcpus_runs_two_programs_at_once(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     assert_eq!(guest.call(&["nproc"])?, "2");
     // Two cores, not two threads of one: its scheduler treats these differently.
@@ -26,7 +26,7 @@ fn two(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn registers(stage: &Stage) -> Outcome {
+fn vector_registers_survive_context_switches(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let check = guest.install("guest-check")?;
     let report = guest.call(&[&check, "avx", "100"])?;
@@ -34,7 +34,7 @@ fn registers(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn sabotage(stage: &Stage) -> Outcome {
+fn the_register_check_sees_a_lost_register(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let check = guest.install("guest-check")?;
     let output = guest.exec(&[&check, "avx", "5", "sabotage"])?;

@@ -2,16 +2,16 @@
 
 use crate::{Outcome, Story, stage::Stage};
 
-pub const STORIES: &[Story] = &[
-    ("endings::a_killed_vm_is_recorded_removed_and_its_name_free_again", killed),
-    ("endings::a_guest_that_powers_off_has_powered_off", power_off),
-    ("endings::a_guest_that_reboots_has_ended", reboot),
-    ("endings::a_guest_that_panics_is_recorded_with_the_console_shown", panic),
-    ("endings::a_triple_fault_is_recorded", triple_fault),
-    ("endings::a_killed_vmm_process_is_noticed", vmm_died),
+pub const STORIES: &[Story] = stories![
+    a_killed_vm_is_recorded_removed_and_its_name_free_again,
+    a_guest_that_powers_off_has_powered_off,
+    a_guest_that_reboots_has_ended,
+    a_guest_that_panics_is_recorded_with_the_console_shown,
+    a_triple_fault_is_recorded,
+    a_killed_vmm_process_is_noticed,
 ];
 
-fn killed(stage: &Stage) -> Outcome {
+fn a_killed_vm_is_recorded_removed_and_its_name_free_again(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let vm = host.run("victim", &["--no-wait"])?;
     vm.kill()?;
@@ -24,7 +24,7 @@ fn killed(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn power_off(stage: &Stage) -> Outcome {
+fn a_guest_that_powers_off_has_powered_off(stage: &Stage) -> Outcome {
     let vm = stage.host()?.run("off", &[])?;
     // The VM may be gone before the exit code is out: only its end counts.
     vm.exec(&["poweroff", "-f"])?;
@@ -33,14 +33,14 @@ fn power_off(stage: &Stage) -> Outcome {
     Ok(vm.remove()?)
 }
 
-fn reboot(stage: &Stage) -> Outcome {
+fn a_guest_that_reboots_has_ended(stage: &Stage) -> Outcome {
     let vm = stage.host()?.run("again", &[])?;
     vm.exec(&["reboot", "-f"])?;
     assert_eq!(vm.wait_ended()?.0, "rebooted");
     Ok(vm.remove()?)
 }
 
-fn panic(stage: &Stage) -> Outcome {
+fn a_guest_that_panics_is_recorded_with_the_console_shown(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let output = host.vmctl(&["run", "--name", "bad", "--cmdline", "init=/no/such/init"])?;
     assert_eq!(output.code, 5, "{output:?}");
@@ -53,7 +53,7 @@ fn panic(stage: &Stage) -> Outcome {
     Ok(vm.remove()?)
 }
 
-fn triple_fault(stage: &Stage) -> Outcome {
+fn a_triple_fault_is_recorded(stage: &Stage) -> Outcome {
     let vm = stage.host()?.run("faulty", &["--cmdline", "reboot=t"])?;
     vm.exec(&["reboot", "-f"])?;
     let (kind, reason) = vm.wait_ended()?;
@@ -61,7 +61,7 @@ fn triple_fault(stage: &Stage) -> Outcome {
     Ok(vm.remove()?)
 }
 
-fn vmm_died(stage: &Stage) -> Outcome {
+fn a_killed_vmm_process_is_noticed(stage: &Stage) -> Outcome {
     let vm = stage.host()?.run("shot", &["--no-wait"])?;
     let pid = vm.inspect()?["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
     let pid = pid.and_then(rustix::process::Pid::from_raw).ok_or("no pid")?;

@@ -12,28 +12,28 @@ use std::{
     time::Duration,
 };
 
-pub const STORIES: &[Story] = &[
-    ("exec::output_errors_and_exit_code_are_kept_apart", output),
-    ("exec::a_megabyte_of_input_comes_back_unchanged", megabyte),
-    ("exec::a_program_killed_by_a_signal_is_128_plus_its_number", killed),
-    ("exec::a_signal_to_vmctl_reaches_the_program", signal),
-    ("exec::a_program_gets_a_terminal", terminal),
-    ("exec::a_terminals_input_from_a_pipe_ends", piped_terminal),
-    ("exec::everybodys_first_try_works", first_try),
-    ("exec::environment_and_directory_are_set", environment),
-    ("exec::a_program_that_is_not_there_is_127", missing),
-    ("exec::an_unknown_vm_is_125", unknown_vm),
-    ("exec::a_killed_vmctl_ends_the_program", abandoned),
-    ("exec::eight_programs_run_at_once", many),
+pub const STORIES: &[Story] = stories![
+    output_errors_and_exit_code_are_kept_apart,
+    a_megabyte_of_input_comes_back_unchanged,
+    a_program_killed_by_a_signal_is_128_plus_its_number,
+    a_signal_to_vmctl_reaches_the_program,
+    a_program_gets_a_terminal,
+    a_terminals_input_from_a_pipe_ends,
+    everybodys_first_try_works,
+    environment_and_directory_are_set,
+    a_program_that_is_not_there_is_127,
+    an_unknown_vm_is_125,
+    a_killed_vmctl_ends_the_program,
+    eight_programs_run_at_once,
 ];
 
-fn output(stage: &Stage) -> Outcome {
+fn output_errors_and_exit_code_are_kept_apart(stage: &Stage) -> Outcome {
     let output = stage.guest()?.exec(&["sh", "-c", "echo out; echo err >&2; exit 7"])?;
     assert_eq!((output.code, output.text().as_str(), output.errors().as_str()), (7, "out", "err"));
     Ok(())
 }
 
-fn megabyte(stage: &Stage) -> Outcome {
+fn a_megabyte_of_input_comes_back_unchanged(stage: &Stage) -> Outcome {
     let mut state = 1_u32;
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -46,12 +46,12 @@ fn megabyte(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn killed(stage: &Stage) -> Outcome {
+fn a_program_killed_by_a_signal_is_128_plus_its_number(stage: &Stage) -> Outcome {
     assert_eq!(stage.guest()?.exec(&["sh", "-c", "kill -9 $$"])?.code, 137);
     Ok(())
 }
 
-fn signal(stage: &Stage) -> Outcome {
+fn a_signal_to_vmctl_reaches_the_program(stage: &Stage) -> Outcome {
     stage.guest()?;
     let script = "trap 'echo caught; exit 9' TERM; echo begun; while :; do sleep 1000 & wait $!; done";
     let mut vmctl = stage
@@ -69,7 +69,7 @@ fn signal(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn terminal(stage: &Stage) -> Outcome {
+fn a_program_gets_a_terminal(stage: &Stage) -> Outcome {
     stage.guest()?;
     let output =
         stage.host()?.vmctl(&["exec", "-t", SHARED, "--", "sh", "-c", "tty; test -t 0 && echo yes"])?;
@@ -80,14 +80,14 @@ fn terminal(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn piped_terminal(stage: &Stage) -> Outcome {
+fn a_terminals_input_from_a_pipe_ends(stage: &Stage) -> Outcome {
     stage.guest()?;
     let output = stage.host()?.vmctl_with_input(&["exec", "-t", SHARED, "--", "cat"], b"abc")?;
     assert_eq!((output.code, output.text().as_str()), (0, "abcabc"), "{output:?}");
     Ok(())
 }
 
-fn first_try(stage: &Stage) -> Outcome {
+fn everybodys_first_try_works(stage: &Stage) -> Outcome {
     stage.guest()?;
     let output = stage.host()?.vmctl_with_input(&["exec", "-it", SHARED, "sh"], b"echo $((6 * 7))\n")?;
     assert!(output.code == 0 && output.text().contains("\n42"), "{output:?}");
@@ -106,28 +106,28 @@ fn first_try(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn environment(stage: &Stage) -> Outcome {
+fn environment_and_directory_are_set(stage: &Stage) -> Outcome {
     stage.guest()?;
     let arguments = ["exec", "-e", "WORD=a b", "-w", "/usr", SHARED, "--", "sh", "-c", "echo $WORD; pwd"];
     assert_eq!(stage.host()?.call(&arguments)?, "a b\n/usr");
     Ok(())
 }
 
-fn missing(stage: &Stage) -> Outcome {
+fn a_program_that_is_not_there_is_127(stage: &Stage) -> Outcome {
     let output = stage.guest()?.exec(&["/no/such/program"])?;
     assert!(output.errors().contains("/no/such/program"), "{output:?}");
     assert_eq!(output.code, 127);
     Ok(())
 }
 
-fn unknown_vm(stage: &Stage) -> Outcome {
+fn an_unknown_vm_is_125(stage: &Stage) -> Outcome {
     let output = stage.host()?.vmctl(&["exec", "nobody", "--", "true"])?;
     assert!(output.errors().contains("nobody"), "{output:?}");
     assert_eq!(output.code, 125);
     Ok(())
 }
 
-fn abandoned(stage: &Stage) -> Outcome {
+fn a_killed_vmctl_ends_the_program(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let mut vmctl = stage
         .host()?
@@ -148,7 +148,7 @@ fn abandoned(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn many(stage: &Stage) -> Outcome {
+fn eight_programs_run_at_once(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)

@@ -3,17 +3,17 @@
 use crate::{Outcome, Story, stage::Stage};
 use patina_abi::LINK_PORT;
 
-pub const STORIES: &[Story] = &[
-    ("floods::a_flooded_console_keeps_its_end_within_its_limit", console),
-    ("floods::connections_to_ports_without_a_listener_are_refused", closed_ports),
-    ("floods::rubbish_on_the_agents_port_leaves_the_agent_working", link),
-    ("floods::a_call_too_long_for_its_way_is_refused_and_the_next_one_answered", long_call),
+pub const STORIES: &[Story] = stories![
+    a_flooded_console_keeps_its_end_within_its_limit,
+    connections_to_ports_without_a_listener_are_refused,
+    rubbish_on_the_agents_port_leaves_the_agent_working,
+    a_call_too_long_for_its_way_is_refused_and_the_next_one_answered,
 ];
 
 /// Longest console log, bytes.
 const CONSOLE_LOG_MAX_BYTES: usize = 1024 * 1024;
 
-fn console(stage: &Stage) -> Outcome {
+fn a_flooded_console_keeps_its_end_within_its_limit(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let boot = guest.sh("cat /proc/sys/kernel/random/boot_id")?;
     guest.sh("timeout 10 sh -c 'yes 0123456789012345678901234567890123456789 > /dev/console'; echo the end > /dev/console")?;
@@ -23,7 +23,7 @@ fn console(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn closed_ports(stage: &Stage) -> Outcome {
+fn connections_to_ports_without_a_listener_are_refused(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let check = guest.install("guest-check")?;
     assert_eq!(guest.call(&[&check, "flood", "9999", "200"])?, "taken 0 refused 200");
@@ -31,7 +31,7 @@ fn closed_ports(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn link(stage: &Stage) -> Outcome {
+fn rubbish_on_the_agents_port_leaves_the_agent_working(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let check = guest.install("guest-check")?;
     let report = guest.call(&[&check, "flood", &LINK_PORT.to_string(), "100"])?;
@@ -57,7 +57,7 @@ print(*[code(length) for length in (65525, 65531, 65536, 65537)])
 "#;
 
 /// The agent takes lines of 64 KiB, and each of the next two writes a few bytes more around the call.
-fn long_call(stage: &Stage) -> Outcome {
+fn a_call_too_long_for_its_way_is_refused_and_the_next_one_answered(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     assert_eq!(guest.call(&["python3", "-c", LONG_CALLS])?, "90 90 90 90");
     // vmmd answers this one, over the link and the control connection that the long ones would have broken.

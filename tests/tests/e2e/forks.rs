@@ -10,17 +10,15 @@ use std::{
     net::TcpListener,
 };
 
-pub const STORIES: &[Story] = &[
-    ("forks::a_python_program_forks_machines_that_know_who_they_are", |stage| with_family(stage, python)),
-    ("forks::gc_clone_prints_0_in_the_parent_and_the_vmid_in_each_clone", |stage| {
-        with_family(stage, command)
-    }),
-    ("forks::a_ticket_is_for_as_many_clones_as_were_granted", |stage| with_family(stage, ticket)),
-    ("forks::a_ticket_for_more_than_is_free_is_refused_in_time", |stage| with_family(stage, too_much)),
-    ("forks::a_clone_of_a_clone_of_a_clone_goes_on", |stage| with_family(stage, deep)),
-    ("forks::clones_talk_tcp_to_the_master_and_to_each_other", |stage| with_family(stage, tcp)),
-    ("forks::a_connection_to_the_outside_stays_with_the_parent", |stage| with_family(stage, outside)),
-    ("forks::nobody_is_cloned_for_nonsense", |stage| with_family(stage, nonsense)),
+pub const STORIES: &[Story] = stories![
+    with_family(a_python_program_forks_machines_that_know_who_they_are),
+    with_family(gc_clone_prints_0_in_the_parent_and_the_vmid_in_each_clone),
+    with_family(a_ticket_is_for_as_many_clones_as_were_granted),
+    with_family(a_ticket_for_more_than_is_free_is_refused_in_time),
+    with_family(a_clone_of_a_clone_of_a_clone_goes_on),
+    with_family(clones_talk_tcp_to_the_master_and_to_each_other),
+    with_family(a_connection_to_the_outside_stays_with_the_parent),
+    with_family(nobody_is_cloned_for_nonsense),
 ];
 
 /// The most VMs of a ticket.
@@ -33,7 +31,7 @@ const CHECK: &str = "/tmp/guest-check";
 /// Calls the agent as any language can, forks machines, and tells each of them who it is.
 const PYTHON: &str = include_str!("../../../examples/guest/fork.py");
 
-fn python(family: &Family<'_>) -> Outcome {
+fn a_python_program_forks_machines_that_know_who_they_are(family: &Family<'_>) -> Outcome {
     family.parent.install("guest-check")?;
     let parent = &family.parent;
     parent.put("/tmp/fork.py", PYTHON.as_bytes())?;
@@ -56,7 +54,7 @@ fn clones_in(list: &str) -> Vec<u32> {
     list.lines().filter(|line| !line.contains("ended")).filter_map(vmid).filter(|vmid| *vmid != 0).collect()
 }
 
-fn command(family: &Family<'_>) -> Outcome {
+fn gc_clone_prints_0_in_the_parent_and_the_vmid_in_each_clone(family: &Family<'_>) -> Outcome {
     family.parent.install("guest-check")?;
     let parent = &family.parent;
     let script = "vmid=$(gc clone 2); echo $vmid $? | tee /tmp/who";
@@ -74,7 +72,7 @@ fn command(family: &Family<'_>) -> Outcome {
     require(quick == "0", quick)
 }
 
-fn ticket(family: &Family<'_>) -> Outcome {
+fn a_ticket_is_for_as_many_clones_as_were_granted(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let ticket = parent.sh("gc rt 2 2 1 10000 | awk '{print $2}'")?;
     require(ticket.len() == 36, &ticket)?;
@@ -88,7 +86,7 @@ fn ticket(family: &Family<'_>) -> Outcome {
 }
 
 /// As much as the host has in all can be waited for, and is not to be had while something of it is held, whatever the host's size.
-fn too_much(family: &Family<'_>) -> Outcome {
+fn a_ticket_for_more_than_is_free_is_refused_in_time(family: &Family<'_>) -> Outcome {
     let hosts = family.host.json(&["hosts"])?;
     let of = |name: &str| hosts[0][name].as_u64().ok_or_else(|| format!("no {name}: {hosts}"));
     let memory_mib = family.parent.field_number("memory_mib")?;
@@ -108,7 +106,7 @@ fn too_much(family: &Family<'_>) -> Outcome {
     require(!held.is_empty(), "all that the host has is free, and was not granted")
 }
 
-fn deep(family: &Family<'_>) -> Outcome {
+fn a_clone_of_a_clone_of_a_clone_goes_on(family: &Family<'_>) -> Outcome {
     family.parent.install("guest-check")?;
     let mut vm = family.parent.clone();
     vm.sh("echo 0 > /tmp/path")?;
@@ -146,7 +144,7 @@ while True:
     c.sendall(me)
     c.close()";
 
-fn tcp(family: &Family<'_>) -> Outcome {
+fn clones_talk_tcp_to_the_master_and_to_each_other(family: &Family<'_>) -> Outcome {
     let clones = family.clone(2)?;
     let all = [&family.parent, &clones[0], &clones[1]];
     for vm in all {
@@ -181,7 +179,7 @@ except OSError as error:
     told = type(error).__name__
 open('/tmp/outcome', 'w').write(told)";
 
-fn outside(family: &Family<'_>) -> Outcome {
+fn a_connection_to_the_outside_stays_with_the_parent(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let gateway = parent.field("gateway")?;
     let listener = TcpListener::bind((gateway.as_str(), 0))?;
@@ -205,7 +203,7 @@ fn outside(family: &Family<'_>) -> Outcome {
     require(told == "still" && &heard == b"again", format!("in the parent: {told}"))
 }
 
-fn nonsense(family: &Family<'_>) -> Outcome {
+fn nobody_is_cloned_for_nonsense(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let unknown = "00000000-0000-4000-8000-000000000000";
     for argument in ["0", "-1", "100000", "x", "", unknown] {

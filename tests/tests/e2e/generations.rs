@@ -4,13 +4,12 @@ use crate::{Outcome, Story, family::require, stage::Stage};
 use libtest_mimic::Failed;
 use patina_tests::{host::Host, memfds::Memfds, vm::Vm};
 
-pub const STORIES: &[Story] =
-    &[("generations::the_memory_of_a_generation_goes_with_its_last_user", last_user)];
+pub const STORIES: &[Story] = stories![the_memory_of_a_generation_goes_with_its_last_user,];
 
 /// What is written in a guest, so that its generation is seen to hold it.
 const WRITTEN_BYTES: u64 = 4 << 20;
 
-fn last_user(stage: &Stage) -> Outcome {
+fn the_memory_of_a_generation_goes_with_its_last_user(stage: &Stage) -> Outcome {
     // Without warm VMs: what is there is of the VMs that are told of.
     let host = Host::start_with(stage.setup(), &["--warm", "0"])?;
     let told = in_turn(&host);

@@ -13,13 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub const STORIES: &[Story] = &[
-    ("interrupts::a_run_that_is_told_to_end_leaves_nothing_behind", |stage| {
-        interrupted(stage, Signal::TERM)?;
-        interrupted(stage, Signal::INT)
-    }),
-    ("interrupts::a_run_that_is_killed_leaves_nothing_behind", |stage| interrupted(stage, Signal::KILL)),
-];
+pub const STORIES: &[Story] =
+    stories![a_run_that_is_told_to_end_leaves_nothing_behind, a_run_that_is_killed_leaves_nothing_behind,];
 
 /// The story that is run.
 const STORY: &str = "boot::a_guest_boots_and_is_ready";
@@ -40,6 +35,15 @@ impl Drop for Run {
         // It has ended already, or there is nothing more that could be done.
         self.child.kill().and_then(|()| self.child.wait()).ok();
     }
+}
+
+fn a_run_that_is_told_to_end_leaves_nothing_behind(stage: &Stage) -> Outcome {
+    interrupted(stage, Signal::TERM)?;
+    interrupted(stage, Signal::INT)
+}
+
+fn a_run_that_is_killed_leaves_nothing_behind(stage: &Stage) -> Outcome {
+    interrupted(stage, Signal::KILL)
 }
 
 fn interrupted(stage: &Stage, signal: Signal) -> Outcome {

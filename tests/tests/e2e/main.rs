@@ -8,6 +8,20 @@
 //! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
 //! `cargo xtask test NAME` runs those whose names contain NAME.
 
+/// The stories of a module, for its `STORIES`: the functions, each of which is listed by its own name, as
+/// `module::function`. `with_family(function)` is for one that takes the [`family::Family`].
+macro_rules! stories {
+    ($($function:ident $(($inner:ident))?),* $(,)?) => {
+        &[$(stories!(@one $function $($inner)?)),*]
+    };
+    (@one $function:ident) => {
+        (concat!(module_path!(), "::", stringify!($function)), $function)
+    };
+    (@one $around:ident $function:ident) => {
+        (concat!(module_path!(), "::", stringify!($function)), |stage| $around(stage, $function))
+    };
+}
+
 mod adoption;
 mod boot;
 mod carried;
@@ -36,7 +50,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 /// What a test returns.
 type Outcome = Result<(), Failed>;
-/// A test: its name, and its story.
+/// A test: the path of its function, and the function.
 type Story = (&'static str, fn(&Stage) -> Outcome);
 
 /// How long stories may go on after a signal. None is begun any more; what one waits for may take longer.
@@ -91,8 +105,10 @@ fn stories() -> impl Iterator<Item = Story> {
     modules.into_iter().flatten().copied()
 }
 
-fn trial(stage: &Result<Arc<Stage>, String>, (name, story): Story) -> Trial {
+fn trial(stage: &Result<Arc<Stage>, String>, (path, story): Story) -> Trial {
     let stage = stage.clone();
+    // The name of this program stands in front of each path.
+    let name = path.strip_prefix(concat!(module_path!(), "::")).unwrap_or(path);
     Trial::ignorable_test(name, move || match stage {
         Ok(_) if interrupt::requested() => Err("interrupted".into()),
         Ok(stage) => story(&stage).map(|()| Completion::Completed),

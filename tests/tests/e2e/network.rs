@@ -12,11 +12,11 @@ use std::{
     time::Duration,
 };
 
-pub const STORIES: &[Story] = &[
-    ("network::the_host_reaches_the_guest_through_a_published_port", published),
-    ("network::the_host_reaches_the_guest_by_its_address", direct),
-    ("network::the_guest_reaches_the_host", to_host),
-    ("network::a_connection_to_a_port_without_a_server_ends", nobody),
+pub const STORIES: &[Story] = stories![
+    the_host_reaches_the_guest_through_a_published_port,
+    the_host_reaches_the_guest_by_its_address,
+    the_guest_reaches_the_host,
+    a_connection_to_a_port_without_a_server_ends,
 ];
 
 /// Says everything back, to one caller after another.
@@ -61,7 +61,7 @@ pub fn round_trip(address: &str, port: u16, length: usize) -> Outcome {
     Ok(())
 }
 
-fn published(stage: &Stage) -> Outcome {
+fn the_host_reaches_the_guest_through_a_published_port(stage: &Stage) -> Outcome {
     let mut server = echo_server(stage, GUEST_PORT, 2)?;
     round_trip("127.0.0.1", stage.published(), 5)?;
     round_trip("127.0.0.1", stage.published(), 300_000)?;
@@ -69,14 +69,14 @@ fn published(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn direct(stage: &Stage) -> Outcome {
+fn the_host_reaches_the_guest_by_its_address(stage: &Stage) -> Outcome {
     let mut server = echo_server(stage, 8081, 1)?;
     round_trip(&stage.guest()?.field("ip")?, 8081, 300_000)?;
     assert!(server.wait()?.success());
     Ok(())
 }
 
-fn to_host(stage: &Stage) -> Outcome {
+fn the_guest_reaches_the_host(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let gateway = guest.field("gateway")?;
     let listener = TcpListener::bind((gateway.as_str(), 0))?;
@@ -100,7 +100,7 @@ fn to_host(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn nobody(stage: &Stage) -> Outcome {
+fn a_connection_to_a_port_without_a_server_ends(stage: &Stage) -> Outcome {
     stage.guest()?;
     let mut stream = TcpStream::connect(("127.0.0.1", stage.published()))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;

@@ -10,20 +10,20 @@ use std::{
     time::Duration,
 };
 
-pub const STORIES: &[Story] = &[
-    ("operator::ls_has_a_row_for_the_vm", ls),
-    ("operator::ls_prints_json", ls_json),
-    ("operator::inspect_shows_all", inspect),
-    ("operator::inspect_of_an_unknown_name_is_3", unknown),
-    ("operator::logs_have_the_console", logs),
-    ("operator::the_console_is_a_shell", console),
-    ("operator::waiting_too_long_is_124", too_long),
-    ("operator::waiting_for_ready_returns_at_once_when_it_is", ready),
-    ("operator::doctor_passes_where_guests_run", doctor),
-    ("operator::version_names_both", version),
+pub const STORIES: &[Story] = stories![
+    ls_has_a_row_for_the_vm,
+    ls_prints_json,
+    inspect_shows_all,
+    inspect_of_an_unknown_name_is_3,
+    logs_have_the_console,
+    the_console_is_a_shell,
+    waiting_too_long_is_124,
+    waiting_for_ready_returns_at_once_when_it_is,
+    doctor_passes_where_guests_run,
+    version_names_both,
 ];
 
-fn ls(stage: &Stage) -> Outcome {
+fn ls_has_a_row_for_the_vm(stage: &Stage) -> Outcome {
     let ip = stage.guest()?.field("ip")?;
     let table = stage.host()?.call(&["ls"])?;
     let row = table.lines().find(|line| line.starts_with(SHARED)).ok_or("no row")?;
@@ -32,7 +32,7 @@ fn ls(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn ls_json(stage: &Stage) -> Outcome {
+fn ls_prints_json(stage: &Stage) -> Outcome {
     stage.guest()?;
     let vms = stage.host()?.json(&["ls"])?;
     let vm = vms.as_array().into_iter().flatten().find(|vm| vm["name"] == SHARED).ok_or("not listed")?;
@@ -40,7 +40,7 @@ fn ls_json(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn inspect(stage: &Stage) -> Outcome {
+fn inspect_shows_all(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let text = stage.host()?.call(&["inspect", SHARED])?;
     for field in ["uuid", "family", "mac", "bridge", "tap", "kernel", "rootfs", "gateway"] {
@@ -50,14 +50,14 @@ fn inspect(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn unknown(stage: &Stage) -> Outcome {
+fn inspect_of_an_unknown_name_is_3(stage: &Stage) -> Outcome {
     let output = stage.host()?.vmctl(&["inspect", "nobody"])?;
     assert_eq!((output.code, output.text().as_str()), (3, ""));
     assert!(output.errors().contains("nobody"), "{output:?}");
     Ok(())
 }
 
-fn logs(stage: &Stage) -> Outcome {
+fn logs_have_the_console(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     guest.sh("echo a line for the console > /dev/console")?;
     let console = guest.console()?;
@@ -66,7 +66,7 @@ fn logs(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn console(stage: &Stage) -> Outcome {
+fn the_console_is_a_shell(stage: &Stage) -> Outcome {
     stage.guest()?;
     let mut vmctl = stage
         .host()?
@@ -89,20 +89,20 @@ fn console(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn too_long(stage: &Stage) -> Outcome {
+fn waiting_too_long_is_124(stage: &Stage) -> Outcome {
     stage.guest()?;
     let output = stage.host()?.vmctl(&["wait", SHARED, "--until", "ended", "--timeout", "1"])?;
     assert_eq!(output.code, 124, "{output:?}");
     Ok(())
 }
 
-fn ready(stage: &Stage) -> Outcome {
+fn waiting_for_ready_returns_at_once_when_it_is(stage: &Stage) -> Outcome {
     stage.guest()?;
     assert_eq!(stage.host()?.call(&["wait", SHARED, "--until", "ready"])?, format!("{SHARED} ready"));
     Ok(())
 }
 
-fn doctor(stage: &Stage) -> Outcome {
+fn doctor_passes_where_guests_run(stage: &Stage) -> Outcome {
     let checks = stage.host()?.json(&["doctor"])?;
     let verdict = |name: &str| {
         let check = checks.as_array().into_iter().flatten().find(|check| check["name"] == name);
@@ -112,7 +112,7 @@ fn doctor(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn version(stage: &Stage) -> Outcome {
+fn version_names_both(stage: &Stage) -> Outcome {
     let text = stage.host()?.call(&["version"])?;
     let words: Vec<&str> = text.split_whitespace().collect();
     assert!(matches!(words[..], ["vmctl", _, "vmmd", _, ..]) && !text.contains("does not answer"), "{text}");

@@ -7,22 +7,22 @@ use crate::{
 use patina_tests::{host::Host, process};
 use std::{fs, process::Command, time::Duration};
 
-pub const STORIES: &[Story] = &[
-    ("refusals::a_missing_kernel", missing_kernel),
-    ("refusals::a_kernel_that_is_a_directory", directory_kernel),
-    ("refusals::a_kernel_that_is_no_kernel", rubbish_kernel),
-    ("refusals::an_elf_file_that_is_cut_short", short_kernel),
-    ("refusals::an_empty_kernel", empty_kernel),
-    ("refusals::a_missing_root_file_system", missing_rootfs),
-    ("refusals::memory_and_vcpus_out_of_range", ranges),
-    ("refusals::names_that_are_none", names),
-    ("refusals::a_name_in_use", name_in_use),
-    ("refusals::a_port_in_use", port_in_use),
-    ("refusals::a_command_line_that_is_too_long", long_cmdline),
-    ("refusals::a_socket_in_use", socket_in_use),
-    ("refusals::no_vmmd", no_vmmd),
-    ("refusals::no_kvm", no_kvm),
-    ("refusals::no_rights", no_rights),
+pub const STORIES: &[Story] = stories![
+    a_missing_kernel,
+    a_kernel_that_is_a_directory,
+    a_kernel_that_is_no_kernel,
+    an_elf_file_that_is_cut_short,
+    an_empty_kernel,
+    a_missing_root_file_system,
+    memory_and_vcpus_out_of_range,
+    names_that_are_none,
+    a_name_in_use,
+    a_port_in_use,
+    a_command_line_that_is_too_long,
+    a_socket_in_use,
+    no_vmmd,
+    no_kvm,
+    no_rights,
 ];
 
 /// `vmctl run` with these arguments is refused with `code`, its message has all `words`, and no VM stays.
@@ -37,22 +37,22 @@ fn refused(host: &Host, arguments: &[&str], code: i32, words: &[&str]) -> Outcom
     Ok(())
 }
 
-fn missing_kernel(stage: &Stage) -> Outcome {
+fn a_missing_kernel(stage: &Stage) -> Outcome {
     refused(stage.host()?, &["--kernel", "/no/such/kernel"], 2, &["/no/such/kernel", "kernel"])
 }
 
-fn directory_kernel(stage: &Stage) -> Outcome {
+fn a_kernel_that_is_a_directory(stage: &Stage) -> Outcome {
     refused(stage.host()?, &["--kernel", "/usr"], 2, &["/usr"])
 }
 
-fn rubbish_kernel(stage: &Stage) -> Outcome {
+fn a_kernel_that_is_no_kernel(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let file = host.dir().join("not-a-kernel");
     fs::write(&file, "This is a letter to my aunt, not a kernel.\n".repeat(1000))?;
     no_boot(host, &file.to_string_lossy())
 }
 
-fn short_kernel(stage: &Stage) -> Outcome {
+fn an_elf_file_that_is_cut_short(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let file = host.dir().join("short-kernel");
     let kernel = fs::read(&stage.setup().kernel)?;
@@ -60,7 +60,7 @@ fn short_kernel(stage: &Stage) -> Outcome {
     no_boot(host, &file.to_string_lossy())
 }
 
-fn empty_kernel(stage: &Stage) -> Outcome {
+fn an_empty_kernel(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let file = host.dir().join("empty-kernel");
     fs::write(&file, "")?;
@@ -77,18 +77,18 @@ fn no_boot(host: &Host, kernel: &str) -> Outcome {
     Ok(())
 }
 
-fn missing_rootfs(stage: &Stage) -> Outcome {
+fn a_missing_root_file_system(stage: &Stage) -> Outcome {
     refused(stage.host()?, &["--rootfs", "/no/such/rootfs"], 2, &["/no/such/rootfs", "rootfs"])
 }
 
-fn ranges(stage: &Stage) -> Outcome {
+fn memory_and_vcpus_out_of_range(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     refused(host, &["--memory", "63M"], 2, &["memory_mib", "64"])?;
     refused(host, &["--memory", "65G"], 2, &["memory_mib", "65536"])?;
     refused(host, &["--vcpus", "17"], 2, &["vcpus", "16"])
 }
 
-fn names(stage: &Stage) -> Outcome {
+fn names_that_are_none(stage: &Stage) -> Outcome {
     for name in ["../escape", "-rf", "a b", &"x".repeat(64)] {
         let output = stage.host()?.vmctl(&["run", &format!("--name={name}")])?;
         assert_eq!(output.code, 2, "{name}: {output:?}");
@@ -96,7 +96,7 @@ fn names(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn name_in_use(stage: &Stage) -> Outcome {
+fn a_name_in_use(stage: &Stage) -> Outcome {
     stage.guest()?;
     let output = stage.host()?.vmctl(&["run", "--name", SHARED])?;
     assert_eq!(output.code, 4, "{output:?}");
@@ -105,17 +105,17 @@ fn name_in_use(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn port_in_use(stage: &Stage) -> Outcome {
+fn a_port_in_use(stage: &Stage) -> Outcome {
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let port = taken.local_addr()?.port().to_string();
     refused(stage.host()?, &["-p", &format!("{port}:80")], 4, &[&port])
 }
 
-fn long_cmdline(stage: &Stage) -> Outcome {
+fn a_command_line_that_is_too_long(stage: &Stage) -> Outcome {
     refused(stage.host()?, &["--cmdline", &"x".repeat(2000)], 2, &["cmdline", "1024"])
 }
 
-fn socket_in_use(stage: &Stage) -> Outcome {
+fn a_socket_in_use(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let output = process::run(&mut host.vmmd_command(), b"", Duration::from_secs(20))?;
     assert_ne!(output.code, 0);

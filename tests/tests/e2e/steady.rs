@@ -9,12 +9,12 @@ use libtest_mimic::Failed;
 use patina_tests::{host::Host, vm::Vm};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub const STORIES: &[Story] = &[
-    ("steady::a_full_guest_still_answers_and_is_cloned", full),
-    ("steady::a_clock_that_is_set_is_right_again", |stage| with_family(stage, clock)),
-    ("steady::a_killed_call_for_a_clone_makes_none", |stage| with_family(stage, killed_call)),
-    ("steady::boot_ids_differ_in_a_procfs_of_ones_own", |stage| with_family(stage, boot_ids)),
-    ("steady::one_guests_requests_reach_no_other", |stage| with_family(stage, requests)),
+pub const STORIES: &[Story] = stories![
+    a_full_guest_still_answers_and_is_cloned,
+    with_family(a_clock_that_is_set_is_right_again),
+    with_family(a_killed_call_for_a_clone_makes_none),
+    with_family(boot_ids_differ_in_a_procfs_of_ones_own),
+    with_family(one_guests_requests_reach_no_other),
 ];
 
 /// Longer than anything here takes on a busy machine.
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ECONNREFUSED: &str = "111";
 const EHOSTUNREACH: &str = "113";
 
-fn full(stage: &Stage) -> Outcome {
+fn a_full_guest_still_answers_and_is_cloned(stage: &Stage) -> Outcome {
     let host = stage.host()?;
     let small = host.run("small", &["--memory", "64M"])?;
     let told = full_guest(host, &small);
@@ -68,7 +68,7 @@ fn behind(vm: &Vm<'_>) -> Result<f64, Failed> {
     Ok((own.as_secs_f64() - theirs).abs())
 }
 
-fn clock(family: &Family<'_>) -> Outcome {
+fn a_clock_that_is_set_is_right_again(family: &Family<'_>) -> Outcome {
     let clones = family.clone(1)?;
     for vm in [&family.parent, &clones[0]] {
         require(behind(vm)? < 5.0, "wrong at the beginning")?;
@@ -81,7 +81,7 @@ fn clock(family: &Family<'_>) -> Outcome {
     Ok(())
 }
 
-fn killed_call(family: &Family<'_>) -> Outcome {
+fn a_killed_call_for_a_clone_makes_none(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     parent.sh("mkdir -p /etc/gridcentric; rm -f /tmp/go; cd /etc/gridcentric; \
         printf '#!/bin/sh\nwhile ! [ -e /tmp/go ]; do sleep 0.1; done\n' > pre-clone; chmod +x pre-clone")?;
@@ -112,7 +112,7 @@ fn killed_call(family: &Family<'_>) -> Outcome {
     told
 }
 
-fn boot_ids(family: &Family<'_>) -> Outcome {
+fn boot_ids_differ_in_a_procfs_of_ones_own(family: &Family<'_>) -> Outcome {
     let clones = family.clone(2)?;
     let read = |vm: &Vm<'_>| {
         vm.sh(
@@ -135,7 +135,7 @@ fn received(vm: &Vm<'_>) -> Result<u64, Failed> {
 /// one for the VM that runs, three for that which does not.
 const NOISE_MAX_FRAMES: u64 = 2;
 
-fn requests(family: &Family<'_>) -> Outcome {
+fn one_guests_requests_reach_no_other(family: &Family<'_>) -> Outcome {
     let clones = family.clone(3)?;
     let [one, other, third] = &clones[..] else { return Err("not three clones".into()) };
     let before = [received(third)?, received(&family.parent)?];

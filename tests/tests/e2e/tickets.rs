@@ -12,20 +12,16 @@ use patina_tests::{
     vm::Vm,
 };
 
-pub const STORIES: &[Story] = &[
-    ("tickets::a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins", |stage| {
-        with_family(stage, map_reduce)
-    }),
-    ("tickets::the_example_of_the_man_page_counts_primes_and_ends_where_it_is_refused", |stage| {
-        with_family(stage, example)
-    }),
-    ("tickets::all_meet_again_and_again_whoever_dies_or_is_late", |stage| with_family(stage, barrier)),
-    ("tickets::a_clone_leaves_a_status_and_a_mebibyte", |stage| with_family(stage, results)),
-    ("tickets::what_is_killed_is_given_back", |stage| with_family(stage, killed)),
-    ("tickets::nonsense_is_refused_in_words", |stage| with_family(stage, nonsense)),
-    ("tickets::an_operator_can_do_all_of_it_from_outside", |stage| with_family(stage, operator)),
-    ("tickets::a_python_program_drives_clones_over_grpc", |stage| with_family(stage, over_grpc)),
-    ("tickets::a_scheduler_that_is_killed_keeps_its_ledger", restarted),
+pub const STORIES: &[Story] = stories![
+    with_family(a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins),
+    with_family(the_example_of_the_man_page_counts_primes_and_ends_where_it_is_refused),
+    with_family(all_meet_again_and_again_whoever_dies_or_is_late),
+    with_family(a_clone_leaves_a_status_and_a_mebibyte),
+    with_family(what_is_killed_is_given_back),
+    with_family(nonsense_is_refused_in_words),
+    with_family(an_operator_can_do_all_of_it_from_outside),
+    with_family(a_python_program_drives_clones_over_grpc),
+    a_scheduler_that_is_killed_keeps_its_ledger,
 ];
 
 /// As the users of Copper wrote it: the master serves, each clone works on its part.
@@ -70,7 +66,7 @@ while True:
 c.sendall(b'%d\\n' % answer)
 c.recv(1)";
 
-fn map_reduce(family: &Family<'_>) -> Outcome {
+fn a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     for (place, text) in [("/tmp/job.sh", MAP_REDUCE), ("/tmp/server.py", SERVER), ("/tmp/worker.py", WORKER)]
     {
@@ -93,7 +89,7 @@ fn map_reduce(family: &Family<'_>) -> Outcome {
 /// The job that the man page shows.
 const EXAMPLE: &str = include_str!("../../../examples/guest/map_reduce.sh");
 
-fn example(family: &Family<'_>) -> Outcome {
+fn the_example_of_the_man_page_counts_primes_and_ends_where_it_is_refused(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     parent.put("/tmp/example.sh", EXAMPLE.as_bytes())?;
     let told = parent.call(&["sh", "/tmp/example.sh", "3"])?;
@@ -126,7 +122,7 @@ fn with_ticket<'a>(host: &'a Host, parent: &Vm<'_>, count: u32) -> Result<(Strin
     Ok((ticket, clones))
 }
 
-fn barrier(family: &Family<'_>) -> Outcome {
+fn all_meet_again_and_again_whoever_dies_or_is_late(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let (ticket, clones) = with_ticket(family.host, parent, 2)?;
     let late = parent.exec(&["gc", "sync", &ticket, "300"])?;
@@ -159,7 +155,7 @@ fn barrier(family: &Family<'_>) -> Outcome {
     require(foreign.code == 2, format!("{foreign:?}"))
 }
 
-fn results(family: &Family<'_>) -> Outcome {
+fn a_clone_leaves_a_status_and_a_mebibyte(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let (ticket, clones) = with_ticket(family.host, parent, 3)?;
     let leave =
@@ -185,7 +181,7 @@ fn results(family: &Family<'_>) -> Outcome {
     require(wrong.code == 22 && wrong.errors().contains("master"), format!("{wrong:?}"))
 }
 
-fn killed(family: &Family<'_>) -> Outcome {
+fn what_is_killed_is_given_back(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let (ticket, clones) = with_ticket(family.host, parent, 3)?;
     let vmid = clones[0].field_number("vmid")?.to_string();
@@ -199,7 +195,7 @@ fn killed(family: &Family<'_>) -> Outcome {
     require(unknown.code != 0 && unknown.errors().contains("4000"), format!("{unknown:?}"))
 }
 
-fn nonsense(family: &Family<'_>) -> Outcome {
+fn nonsense_is_refused_in_words(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     for arguments in [
         "rt 0 0 0 0",
@@ -233,7 +229,7 @@ fn nonsense(family: &Family<'_>) -> Outcome {
     require(listed.contains(&format!("ticket: {ticket} used 1 1 1")), listed)
 }
 
-fn operator(family: &Family<'_>) -> Outcome {
+fn an_operator_can_do_all_of_it_from_outside(family: &Family<'_>) -> Outcome {
     let (host, parent) = (family.host, &family.parent);
     let ask = ["ticket", "request", "--family", parent.name(), "--max-cpus", "2", "--min-vms", "2"];
     let ticket = host.call(&ask)?;
@@ -271,7 +267,7 @@ fn operator(family: &Family<'_>) -> Outcome {
 }
 
 /// With the stubs that protoc makes of the interfaces, and Debian's grpcio.
-fn over_grpc(family: &Family<'_>) -> Outcome {
+fn a_python_program_drives_clones_over_grpc(family: &Family<'_>) -> Outcome {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let stubs = family.host.dir().join("stubs");
     std::fs::create_dir_all(&stubs)?;
@@ -292,7 +288,7 @@ fn over_grpc(family: &Family<'_>) -> Outcome {
     require(told.text().ends_with("total 499999500000"), told.text())
 }
 
-fn restarted(stage: &Stage) -> Outcome {
+fn a_scheduler_that_is_killed_keeps_its_ledger(stage: &Stage) -> Outcome {
     let mut host = Host::start(stage.setup())?;
     let told = restart(&mut host);
     host.stop()?;

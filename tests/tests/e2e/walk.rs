@@ -8,7 +8,7 @@ use crate::{
 use patina_tests::process;
 use std::{env, fs, path::Path, process::Command, time::Duration};
 
-pub const STORIES: &[Story] = &[("walk::the_first_walk_of_the_readme_works_as_written", walk)];
+pub const STORIES: &[Story] = stories![the_first_walk_of_the_readme_works_as_written,];
 
 /// Stands before a block of commands that are run.
 const MARK: &str = "<!-- walk";
@@ -53,7 +53,7 @@ fn is_shown(step: &Step, shown: &str, printed: &str) -> bool {
     }
 }
 
-fn walk(stage: &Stage) -> Outcome {
+fn the_first_walk_of_the_readme_works_as_written(stage: &Stage) -> Outcome {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))?;
     let steps = steps(&page);
     require(steps.len() > 10, format!("only {} commands", steps.len()))?;
