@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Story,
-    family::{Family, PARENT, require, with_family},
+    family::{Family, PARENT, require, require_eq, with_family},
     stage::Stage,
 };
 use patina_tests::vm::Vm;
@@ -45,12 +45,16 @@ fn timers_connections_pipes_and_files_go_on(family: &Family<'_>) -> Outcome {
     parent.sh("cd /tmp; rm -f runs go outcome; mkfifo runs go outcome")?;
     parent.put("/tmp/carried.py", PROGRAM.as_bytes())?;
     parent.sh("setsid python3 /tmp/carried.py < /dev/null > /dev/null 2>&1 &")?;
-    require(parent.sh("cat /tmp/runs")? == "yes", "the program does not run")?;
+    require_eq("/tmp/runs, which the program writes", parent.sh("cat /tmp/runs")?, "yes")?;
     let clones = family.clone(2)?;
     for vm in clones.iter().chain([parent]) {
         let who = vm.name();
         let told = vm.sh(&format!("echo {who} > /tmp/go; cat /tmp/outcome"))?;
-        require(told == format!("sent before, to {who}, through {who}, written before"), told)?;
+        require_eq(
+            format!("what {who} told"),
+            told,
+            format!("sent before, to {who}, through {who}, written before"),
+        )?;
     }
     Ok(())
 }
@@ -67,7 +71,7 @@ fn vector_registers_are_kept_across_a_clone(family: &Family<'_>) -> Outcome {
     let unheld = family.made(&["clone", PARENT, "--no-prepare", "--timeout", "300"])?;
     for vm in held.iter().chain(&unheld).chain([parent]) {
         let told = vm.sh("echo > /tmp/go; cat /tmp/outcome")?;
-        require(told.ends_with("registers kept"), format!("{}: {told}", vm.name()))?;
+        require(told.ends_with("registers kept"), format!("the registers of {} are kept", vm.name()), told)?;
     }
     Ok(())
 }
@@ -88,14 +92,18 @@ fn a_guest_of_four_vcpus_is_cloned_with_all_of_them(stage: &Stage) -> Outcome {
 
 fn with_four(parent: &Vm<'_>) -> Outcome {
     let check = parent.install("guest-check")?;
-    require(parent.call(&["gc", "clone", "1"])? == "0", "the clone")?;
+    require_eq("gc clone in the parent", parent.call(&["gc", "clone", "1"])?, "0")?;
     let clone = parent.sibling(&format!("{}.1", parent.name()));
     clone.wait_ready()?;
     for vm in [parent, &clone] {
         let cpus = vm.call(&["python3", "-c", ON_EACH])?;
-        require(cpus.split_whitespace().eq(["0", "1", "2", "3"]), format!("{}: {cpus}", vm.name()))?;
+        require(
+            cpus.split_whitespace().eq(["0", "1", "2", "3"]),
+            format!("{} runs on CPUs 0 to 3", vm.name()),
+            cpus,
+        )?;
         let report = vm.call(&[&check, "avx", "20"])?;
-        require(report.matches("registers kept").count() == 2, report)?;
+        require(report.matches("registers kept").count() == 2, "two threads kept their registers", report)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Story,
-    family::{Family, PARENT, require, with_family},
+    family::{Family, PARENT, require, require_eq, with_family},
     network,
     stage::Stage,
 };
@@ -37,42 +37,46 @@ fn two_clones_and_their_parent_go_on_each_for_itself(family: &Family<'_>) -> Out
     let all = [parent, first, second];
     who_they_are(&all)?;
     each_for_itself(&all)?;
-    require(parent.field_number("pid")? == pid_before, "the parent's process is another")?;
+    require_eq("the parent's process", parent.field_number("pid")?, pid_before)?;
 
     let tree = family.host.call(&["ls"])?;
     let rows: Vec<&str> = tree.lines().filter(|line| line.contains(PARENT)).collect();
     let drawn = [PARENT.to_owned(), format!("  {}", first.name()), format!("  {}", second.name())];
-    require(rows.len() == 3 && rows.iter().zip(&drawn).all(|(row, start)| row.starts_with(start)), &tree)?;
+    require(
+        rows.len() == 3 && rows.iter().zip(&drawn).all(|(row, start)| row.starts_with(start)),
+        format!("three rows, which begin with {drawn:?}"),
+        &tree,
+    )?;
 
     first.kill()?;
-    require(first.wait_ended()?.0 == "killed", "the clone was not killed")?;
+    require_eq("how the clone ended", first.wait_ended()?.0, "killed")?;
     for vm in [parent, second] {
         vm.call(&["true"])?;
     }
     let members = parent.call(&["gc", "list"])?;
-    require(members.contains("ended"), &members)
+    require(members.contains("ended"), "gc list shows a member that has ended", &members)
 }
 
 fn who_they_are(all: &[&Vm<'_>]) -> Outcome {
     for vm in all {
         let vmid = vm.field_number("vmid")?.to_string();
-        require(vm.call(&["gc", "vmid"])? == vmid, vm.name())?;
+        require_eq(format!("gc vmid in {}", vm.name()), vm.call(&["gc", "vmid"])?, vmid)?;
         let ip = vm.call(&["gc", "my-ip"])?;
-        require(ip == vm.field("ip")?, &ip)?;
+        require_eq(format!("gc my-ip in {}", vm.name()), ip, vm.field("ip")?)?;
         let (hostname, mac) = (vm.call(&["hostname"])?, vm.call(&["cat", "/sys/class/net/eth0/address"])?);
-        require(hostname == vm.name() && mac == vm.field("mac")?, format!("{hostname} {mac}"))?;
+        require_eq("hostname and MAC address", (hostname.as_str(), mac), (vm.name(), vm.field("mac")?))?;
     }
     Ok(())
 }
 
 fn each_for_itself(all: &[&Vm<'_>]) -> Outcome {
     for vm in all {
-        require(vm.call(&["cat", "/tmp/before"])? == "before", "the past is not the same")?;
+        require_eq(format!("/tmp/before in {}", vm.name()), vm.call(&["cat", "/tmp/before"])?, "before")?;
         vm.sh(&format!("echo {0} > /tmp/of-{0}; sync", vm.name()))?;
     }
     for vm in all {
         let files = vm.sh("cd /tmp && echo of-*")?;
-        require(files == format!("of-{}", vm.name()), format!("{} sees {files}", vm.name()))?;
+        require_eq(format!("the files of {}", vm.name()), files, format!("of-{}", vm.name()))?;
     }
     Ok(())
 }
@@ -96,22 +100,31 @@ fn no_two_of_32_clones_are_alike(family: &Family<'_>) -> Outcome {
         let told = vm.call(&WHO)?;
         let own = told.lines().filter(|line| !ALIKE.iter().any(|key| line.starts_with(key)));
         for line in own {
-            require(seen.insert(line.to_owned()), format!("{line} is not {}'s alone", vm.name()))?;
+            require(
+                seen.insert(line.to_owned()),
+                format!("no other machine has what {} has", vm.name()),
+                line,
+            )?;
         }
-        require(seen.insert(vm.field("uuid")?), "a UUID twice")?;
+        let uuid = vm.field("uuid")?;
+        require(seen.insert(uuid.clone()), "no other machine has this UUID", uuid)?;
     }
     // vmid, ip, mac, hostname of the identity, four lines of the kernel's, and the host's UUID.
-    require(seen.len() == 33 * 9, seen.len())
+    require_eq("the number of different lines", seen.len(), 33 * 9)
 }
 
 fn sixty_one_clones_answer(family: &Family<'_>) -> Outcome {
     let clones = family.clone(61)?;
-    require(clones.len() == 61, clones.len())?;
+    require_eq("the number of clones", clones.len(), 61)?;
     let members = family.parent.call(&["gc", "list"])?;
     let ready = members.lines().filter(|line| line.contains(" ready ")).count();
-    require(ready == 62, &members)?;
+    require(ready == 62, "62 members are ready", &members)?;
     for vm in clones.iter().step_by(12) {
-        require(vm.call(&["gc", "vmid"])? == vm.field_number("vmid")?.to_string(), vm.name())?;
+        require_eq(
+            format!("gc vmid in {}", vm.name()),
+            vm.call(&["gc", "vmid"])?,
+            vm.field_number("vmid")?.to_string(),
+        )?;
     }
     Ok(())
 }
@@ -133,7 +146,7 @@ fn memory_written_at_full_speed_is_whole_in_parent_and_clones(family: &Family<'_
     all.extend(cousins);
     for vm in &all {
         let told = vm.sh("killall -TERM guest-check; cat /tmp/code")?;
-        require(told.contains("rounds "), format!("{}: {told}", vm.name()))?;
+        require(told.contains("rounds "), format!("{} counts its rounds", vm.name()), told)?;
     }
     Ok(())
 }
@@ -150,7 +163,7 @@ fn a_vmm_killed_in_the_middle_of_a_clone_takes_its_vm_only(family: &Family<'_>) 
         }
         family.parent.call(&["true"])?;
         let tap = victim.field("tap")?;
-        require(!leftovers::interface_exists(&tap), format!("{tap} is still there"))?;
+        require(!leftovers::interface_exists(&tap), format!("{tap} has been removed"), "it exists")?;
         if victim.field_number("ready_after_us")? == 0 {
             return Ok(());
         }
@@ -164,13 +177,13 @@ fn kill_one_of_six<'a>(family: &Family<'a>) -> Result<(Vm<'a>, Vec<Vm<'a>>), Fai
     let clones = made["clones"].as_array().ok_or("no clones")?;
     let names = clones.iter().filter_map(|clone| clone["name"].as_str());
     let mut all: Vec<Vm<'a>> = names.map(|name| family.host.vm(name)).collect();
-    require(all.len() == 6, &made)?;
+    require(all.len() == 6, "six clones", &made)?;
     let victim = all.pop().ok_or("no clone")?;
     let pid = i32::try_from(victim.field_number("pid")?)?;
     let pid = rustix::process::Pid::from_raw(pid).ok_or("no process")?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
     let (kind, reason) = victim.wait_ended()?;
-    require(kind == "vmm_died", format!("{kind}: {reason}"))?;
+    require(kind == "vmm_died", "the kind of end is vmm_died", format!("{kind}: {reason}"))?;
     Ok((victim, all))
 }
 
@@ -185,11 +198,19 @@ fn a_hook_that_fails_stops_the_clone_with_its_words(family: &Family<'_>) -> Outc
     let unasked = family.made(&["clone", PARENT, "--no-prepare", "--timeout", "300"]);
     parent.sh("rm /etc/gridcentric/pre-clone")?;
     let (refused, inside, unasked) = (refused?, inside?, unasked?);
-    require(refused.code != 0 && refused.errors().contains("not today"), format!("{refused:?}"))?;
-    require(inside.code != 0 && inside.errors().contains("not today"), format!("{inside:?}"))?;
+    require(
+        refused.code != 0 && refused.errors().contains("not today"),
+        "a refusal with the hook's words",
+        format!("{refused:?}"),
+    )?;
+    require(
+        inside.code != 0 && inside.errors().contains("not today"),
+        "a refusal with the hook's words",
+        format!("{inside:?}"),
+    )?;
     let [unprepared] = &unasked[..] else { return Err("a guest that is not asked was not cloned".into()) };
     who_they_are(&[parent, unprepared])?;
-    require(family.clone_names()? == [unprepared.name()], "there is another clone")?;
+    require_eq("the clones", family.clone_names()?, [unprepared.name()])?;
     parent.sh(
         "printf '#!/bin/sh\\necho $GC_ROLE $GC_VMID $GC_IP > /tmp/hooked\\n' > /etc/gridcentric/post-clone; \
          chmod 755 /etc/gridcentric/post-clone; rm -f /tmp/hooked; mkfifo /tmp/hooked",
@@ -198,7 +219,7 @@ fn a_hook_that_fails_stops_the_clone_with_its_words(family: &Family<'_>) -> Outc
     for (vm, role) in [(parent, "parent"), (&clones[0], "clone")] {
         let told = vm.sh("cat /tmp/hooked")?;
         let expected = format!("{role} {} {}", vm.field_number("vmid")?, vm.field("ip")?);
-        require(told == expected, told)?;
+        require_eq(format!("what the hook saw in {}", vm.name()), told, expected)?;
     }
     parent.sh("rm /etc/gridcentric/post-clone")?;
     Ok(())
@@ -218,7 +239,7 @@ fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     vm.sh("mkfifo /tmp/listens")?;
     vm.put("/tmp/echo.py", network::ECHO.as_bytes())?;
     vm.sh(&format!("setsid python3 /tmp/echo.py {port} 3 < /dev/null > /tmp/listens 2>&1 &"))?;
-    require(vm.sh("head -n 1 /tmp/listens")? == "listening", "no server")?;
+    require_eq("the server's first line", vm.sh("head -n 1 /tmp/listens")?, "listening")?;
     network::round_trip(&ip, 8082, 100)?;
     let mut log = host.vmctl_command(&["logs", "-f", vm.name()]).stdout(Stdio::piped()).spawn()?;
     let lines = BufReader::new(log.stdout.take().ok_or("no pipe")?).lines();
@@ -231,19 +252,28 @@ fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     last.kill()?;
     log.wait()?;
     last.wait()?;
-    require(stopped, "the agent was not stopped")?;
+    require(stopped, "the console says that the agent is stopped", "the end of the log")?;
     let refused = host.vmctl(&["clone", vm.name()])?;
-    require(refused.code != 0 && refused.errors().contains("agent"), format!("{refused:?}"))?;
-    require(vm.field("state")? == "ready", "the VM is not as it was")?;
+    require(
+        refused.code != 0 && refused.errors().contains("agent"),
+        "a refusal that names the agent",
+        format!("{refused:?}"),
+    )?;
+    require_eq("the VM's state", vm.field("state")?, "ready")?;
     network::round_trip(&ip, 8082, 100)?;
     // Whoever does not need the agent has a clone all the same.
     let unasked = host.json(&["clone", vm.name(), "--no-prepare", "--no-wait"])?;
     let clone = host.vm(unasked["clones"][0]["name"].as_str().ok_or("no clone")?);
-    require(clone.field("state")? == "booting", clone.field("end_reason")?)?;
+    let state = clone.field("state")?;
+    require(state == "booting", "the clone is booting", format!("{state} {}", clone.field("end_reason")?))?;
     // What it has written since it was ready is copied for it as it goes on, where the kernel notes what is written; nothing is for its clone.
     let (into, beside) = (unasked["copied_kib"].as_u64(), unasked["copied_beside_kib"].as_u64());
     let noted = beside.is_some_and(|kib| kib > 0) || !notes_writes()?;
-    require(into == Some(0) && noted, unasked.to_string())?;
+    require(
+        into == Some(0) && noted,
+        "nothing is copied into the clone, and what was written is copied beside the guest",
+        unasked.to_string(),
+    )?;
     clone.remove()?;
     network::round_trip(&ip, 8082, 100)
 }
@@ -264,16 +294,16 @@ fn a_guest_of_two_vcpus_is_cloned_with_both(stage: &Stage) -> Outcome {
         made["clones"].as_array().ok_or("no clones")?.iter().filter_map(|clone| clone["name"].as_str());
     let clones: Vec<Vm<'_>> = names.map(|name| host.vm(name)).collect();
     let told = clones.iter().chain([&shared]).try_for_each(|vm| {
-        require(vm.call(&["nproc"])? == "2", vm.name())?;
+        require_eq(format!("nproc in {}", vm.name()), vm.call(&["nproc"])?, "2")?;
         let report = vm.call(&[&check, "cpus", "1000"])?;
-        require(report.ends_with("cpus 2"), report)?;
+        require(report.ends_with("cpus 2"), "a report that ends with cpus 2", report)?;
         let report = vm.call(&[&check, "avx", "20"])?;
-        require(report.matches("registers kept").count() == 2, report)
+        require(report.matches("registers kept").count() == 2, "two threads kept their registers", report)
     });
     for clone in &clones {
         clone.remove()?;
     }
-    require(clones.len() == 2, made)?;
+    require(clones.len() == 2, "two clones", made)?;
     told.map_err(|failed: Failed| failed)
 }
 
@@ -290,6 +320,10 @@ fn the_hosts_oom_killer_takes_clones_first_and_vmmd_last(family: &Family<'_>) ->
     };
     let vmmd = score(family.host.vmmd_pid().ok_or("vmmd does not run")?.into())?;
     let vms = [score(family.parent.field_number("pid")?)?, score(clones[0].field_number("pid")?)?];
-    require(vms == [0, 500], format!("master and clone: {vms:?}"))?;
-    require((vmmd == -900) == (may.code == 0), format!("{vmmd}, {may:?}"))
+    require_eq("oom_score_adj of master and clone", vms, [0, 500])?;
+    require(
+        (vmmd == -900) == (may.code == 0),
+        "oom_score_adj of vmmd is -900 where it may be set",
+        format!("{vmmd}; setting it: {may:?}"),
+    )
 }

@@ -1,6 +1,10 @@
 //! Several hosts with a scheduler of their own.
 
-use crate::{Outcome, Story, family::require, stage::Stage};
+use crate::{
+    Outcome, Story,
+    family::{require, require_eq},
+    stage::Stage,
+};
 use patina_tests::{host::Host, scheduler::Scheduler};
 use std::time::{Duration, Instant};
 
@@ -28,32 +32,45 @@ fn two_hosts_share_a_scheduler_that_is_killed_and_comes_back(stage: &Stage) -> O
 fn one_ledger(first: &Host, second: &Host, scheduler: &mut Scheduler) -> Outcome {
     let hosts = first.json(&["hosts"])?;
     let alive = hosts.as_array().ok_or("no list of hosts")?.iter().filter(|host| host["alive"] == true);
-    require(alive.count() == 2, &hosts)?;
+    require(alive.count() == 2, "two hosts are alive", &hosts)?;
 
     let parent = first.run("cain", &[])?;
     let ticket = parent.sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
     let listed = second.call(&["ticket", "ls"])?;
-    require(listed.contains(&ticket), format!("the other host's scheduler is the same: {listed}"))?;
-    require(parent.sh(&format!("gc clone {ticket}"))? == "0", "the clone")?;
+    require(listed.contains(&ticket), format!("the other host's scheduler lists {ticket}"), listed)?;
+    require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
     let full = parent.exec(&["gc", "clone", "1"])?;
-    require(full.code == 16, format!("a host for two clones has two: {full:?}"))?;
+    require(full.code == 16, "exit code 16 for a third clone on a host for two", format!("{full:?}"))?;
 
     scheduler.kill()?;
     let killed = Instant::now();
     let away = parent.exec(&["gc", "rt", "1", "1", "1", "100"])?;
-    require(away.code == 11 && away.errors().contains("scheduler"), format!("{away:?}"))?;
+    require(
+        away.code == 11 && away.errors().contains("scheduler"),
+        "exit code 11, and an error that names the scheduler",
+        format!("{away:?}"),
+    )?;
     let away = first.vmctl(&["clone", "cain"])?;
-    require(away.code != 0 && away.errors().contains("scheduler"), format!("{away:?}"))?;
-    require(killed.elapsed() < TOLD_WITHIN * 2, format!("told after {:?}", killed.elapsed()))?;
+    require(
+        away.code != 0 && away.errors().contains("scheduler"),
+        "an error that names the scheduler",
+        format!("{away:?}"),
+    )?;
+    let elapsed = killed.elapsed();
+    require(
+        elapsed < TOLD_WITHIN * 2,
+        format!("both answers within {:?}", TOLD_WITHIN * 2),
+        format!("{elapsed:?}"),
+    )?;
     parent.call(&["true"])?;
 
     scheduler.start_again()?;
     let status = parent
         .sh(&format!("until gc lt > /tmp/lt; do :; done; grep {ticket} /tmp/lt | awk '{{print $3}}'"))?;
-    require(status == "used", status)?;
+    require_eq("the ticket's status", status, "used")?;
     parent.call(&["gc", "kill", "--ticket", &ticket])?;
     let again = parent.sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
-    require(again.len() == 36, again)
+    require(again.len() == 36, "a ticket, which is 36 characters long", again)
 }
 
 fn nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed(stage: &Stage) -> Outcome {
@@ -70,10 +87,10 @@ fn nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed(stage: &Stag
 fn meet_again(host: &mut Host, scheduler: &mut Scheduler) -> Outcome {
     host.run("levi", &[])?;
     let ticket = host.vm("levi").sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
-    require(host.vm("levi").sh(&format!("gc clone {ticket}"))? == "0", "the clone")?;
+    require_eq("gc clone in the parent", host.vm("levi").sh(&format!("gc clone {ticket}"))?, "0")?;
     let members = host.vm("levi").sh("gc list | awk '$1 > 0 {print $1}'")?;
     let names: Vec<String> = members.lines().map(|vmid| format!("levi.{vmid}")).collect();
-    require(names.len() == 2, &members)?;
+    require(names.len() == 2, "two clones", &members)?;
     // A program that tries again until it has met the others.
     let meet =
         |of: &str| format!("until gc sync {of} 60000 --json >> /tmp/met 2>> /tmp/failed; do sleep 1; done");
@@ -116,7 +133,7 @@ fn meet_again(host: &mut Host, scheduler: &mut Scheduler) -> Outcome {
         let all = (1..=5).all(|round| {
             rounds.get(round - 1).is_some_and(|line| line.contains(&format!("\"round\":{round}")))
         });
-        require(all, format!("{name}: {met}"))?;
+        require(all, format!("{name} meets in rounds 1 to 5"), met)?;
     }
     host.vm("levi").call(&["gc", "kill", "--ticket", &ticket])?;
     Ok(())

@@ -8,6 +8,7 @@ use crate::{
 use libtest_mimic::Failed;
 use patina_tests::{host::Host, vm::Vm};
 use serde_json::Value;
+use std::fmt;
 
 /// The name of the guest that is cloned.
 pub const PARENT: &str = "adam";
@@ -85,7 +86,17 @@ impl<'a> Family<'a> {
     }
 }
 
-/// Fails with what was seen. The logs of all guests are added to a failure: no panic takes them away.
-pub fn require(holds: bool, seen: impl std::fmt::Display) -> Outcome {
-    if holds { Ok(()) } else { Err(format!("not as it should be: {seen}").into()) }
+/// Fails with what was expected and what was found instead. The logs of all guests are added to a failure: no panic
+/// takes them away.
+pub fn require(holds: bool, expected: impl fmt::Display, found: impl fmt::Display) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("expected: {expected}; found: {found}").into()) }
+}
+
+/// As [`require`], for a value that must equal the expected one. `what` names the value.
+pub fn require_eq<F, E>(what: impl fmt::Display, found: F, expected: E) -> Outcome
+where
+    F: PartialEq<E> + fmt::Debug,
+    E: fmt::Debug,
+{
+    require(found == expected, format_args!("{what} is {expected:?}"), format_args!("{found:?}"))
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Story,
-    family::{Family, require, with_family},
+    family::{Family, require, require_eq, with_family},
 };
 use libtest_mimic::Failed;
 use std::{
@@ -39,11 +39,15 @@ fn a_python_program_forks_machines_that_know_who_they_are(family: &Family<'_>) -
     let told = parent.call(&["cat", "/tmp/told"])?;
     let who = format!("0 {} from before ", parent.field("ip")?);
     let vmids = told.strip_prefix(&who).ok_or_else(|| format!("the parent told {told:?}"))?;
-    require(vmids.split(' ').count() == 3, vmids)?;
+    require(vmids.split(' ').count() == 3, "three vmids", vmids)?;
     for vmid in vmids.split(' ') {
         let clone = family.ready(vmid.parse()?)?;
         let told = clone.call(&[CHECK, "lock", LOCK, "cat", "/tmp/told"])?;
-        require(told == format!("{vmid} {} from before", clone.field("ip")?), told)?;
+        require_eq(
+            format!("what clone {vmid} told"),
+            told,
+            format!("{vmid} {} from before", clone.field("ip")?),
+        )?;
     }
     Ok(())
 }
@@ -58,31 +62,35 @@ fn gc_clone_prints_0_in_the_parent_and_the_vmid_in_each_clone(family: &Family<'_
     family.parent.install("guest-check")?;
     let parent = &family.parent;
     let script = "vmid=$(gc clone 2); echo $vmid $? | tee /tmp/who";
-    require(parent.call(&[CHECK, "lock", LOCK, "sh", "-c", script])? == "0 0", "the parent's gc clone")?;
+    require_eq("gc clone in the parent", parent.call(&[CHECK, "lock", LOCK, "sh", "-c", script])?, "0 0")?;
     let clones = clones_in(&parent.call(&["gc", "list"])?);
-    require(clones.len() == 2, format!("{clones:?}"))?;
+    require(clones.len() == 2, "two clones", format!("{clones:?}"))?;
     for vmid in clones {
         let clone = family.ready(vmid)?;
         let who = clone.call(&[CHECK, "lock", LOCK, "cat", "/tmp/who"])?;
-        require(who == format!("{vmid} 0"), format!("clone {vmid}: {who}"))?;
-        require(clone.exec(&["gc", "ismaster"])?.code == 1, "a clone is no master")?;
+        require_eq(format!("gc clone in clone {vmid}"), who, format!("{vmid} 0"))?;
+        require_eq("the exit code of gc ismaster in a clone", clone.exec(&["gc", "ismaster"])?.code, 1)?;
     }
-    require(parent.exec(&["gc", "ismaster"])?.code == 0, "the parent is the master")?;
+    require_eq("the exit code of gc ismaster in the parent", parent.exec(&["gc", "ismaster"])?.code, 0)?;
     let quick = parent.sh("gc clone 1 --no-hold")?;
-    require(quick == "0", quick)
+    require_eq("gc clone --no-hold in the parent", quick, "0")
 }
 
 fn a_ticket_is_for_as_many_clones_as_were_granted(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let ticket = parent.sh("gc rt 2 2 1 10000 | awk '{print $2}'")?;
-    require(ticket.len() == 36, &ticket)?;
+    require(ticket.len() == 36, "a ticket, which is 36 characters long", &ticket)?;
     let listed = parent.sh("gc lt | grep ticket | awk '{print $2, $4, $5}'")?;
-    require(listed.contains(&format!("{ticket} 2 2")), &listed)?;
-    require(parent.sh(&format!("gc clone {ticket}"))? == "0", "the clone")?;
+    require(listed.contains(&format!("{ticket} 2 2")), format!("gc lt lists {ticket} 2 2"), &listed)?;
+    require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
     let clones = clones_in(&parent.call(&["gc", "list"])?);
-    require(clones.len() == 2, format!("{clones:?}"))?;
+    require(clones.len() == 2, "two clones", format!("{clones:?}"))?;
     let again = parent.exec(&["gc", "clone", &ticket])?;
-    require(again.code != 0 && again.errors().contains("used"), format!("{again:?}"))
+    require(
+        again.code != 0 && again.errors().contains("used"),
+        "a refusal of a ticket that is used",
+        format!("{again:?}"),
+    )
 }
 
 /// As much as the host has in all can be waited for, and is not to be had while something of it is held, whatever the host's size.
@@ -96,14 +104,20 @@ fn a_ticket_for_more_than_is_free_is_refused_in_time(family: &Family<'_>) -> Out
         let asked = family.parent.exec(&["gc", "rt", &vms, &vms, "1", "100"])?;
         match asked.text().strip_prefix("ticket: ") {
             Some(ticket) => held.push(ticket.to_owned()),
-            None => break require(asked.code == 16 && asked.text().is_empty(), format!("{asked:?}")),
+            None => {
+                break require(
+                    asked.code == 16 && asked.text().is_empty(),
+                    "exit code 16 and no ticket",
+                    format!("{asked:?}"),
+                );
+            }
         }
     };
     for ticket in &held {
         family.host.call(&["ticket", "release", ticket])?;
     }
     told?;
-    require(!held.is_empty(), "all that the host has is free, and was not granted")
+    require(!held.is_empty(), "some tickets are granted before one is refused", "none")
 }
 
 fn a_clone_of_a_clone_of_a_clone_goes_on(family: &Family<'_>) -> Outcome {
@@ -120,18 +134,18 @@ fn a_clone_of_a_clone_of_a_clone_goes_on(family: &Family<'_>) -> Outcome {
         vm.call(&[CHECK, "lock", LOCK, "true"])?;
     }
     let path = vm.sh("tr '\\n' ' ' < /tmp/path")?;
-    require(path.split_whitespace().count() == 4, &path)?;
+    require(path.split_whitespace().count() == 4, "four vmids", &path)?;
     let parents: Result<Vec<u64>, Failed> = path
         .split_whitespace()
         .skip(1)
         .map(|vmid| Ok(family.member(vmid.parse()?).field_number("parent_vmid")?))
         .collect();
     let expected: Vec<u64> = path.split_whitespace().take(3).filter_map(|vmid| vmid.parse().ok()).collect();
-    require(parents? == expected, path)?;
+    require_eq(format!("the parents of {path}"), parents?, expected.as_slice())?;
     // The one in the middle ends, and its clone goes on.
     let middle = expected[1];
     family.member(u32::try_from(middle)?).kill()?;
-    require(vm.call(&["gc", "vmid"])? != "0", "the last one goes on")
+    require(vm.call(&["gc", "vmid"])? != "0", "the last clone goes on with a vmid of its own", "vmid 0")
 }
 
 /// Answers one caller after another with who it is.
@@ -151,7 +165,7 @@ fn clones_talk_tcp_to_the_master_and_to_each_other(family: &Family<'_>) -> Outco
         vm.sh("rm -f /tmp/listens; mkfifo /tmp/listens")?;
         vm.put("/tmp/server.py", SERVER.as_bytes())?;
         vm.sh("setsid python3 /tmp/server.py < /dev/null > /dev/null 2>&1 &")?;
-        require(vm.sh("cat /tmp/listens")? == "yes", "no server")?;
+        require_eq(format!("/tmp/listens in {}", vm.name()), vm.sh("cat /tmp/listens")?, "yes")?;
     }
     for (from, to) in [(1, 0), (1, 2), (2, 1), (0, 2)] {
         let ask = format!(
@@ -159,7 +173,11 @@ fn clones_talk_tcp_to_the_master_and_to_each_other(family: &Family<'_>) -> Outco
             all[to].field("ip")?
         );
         let heard = all[from].call(&["python3", "-c", &ask])?;
-        require(heard == all[to].field_number("vmid")?.to_string(), heard)?;
+        require_eq(
+            format!("the answer of {}", all[to].name()),
+            heard,
+            all[to].field_number("vmid")?.to_string(),
+        )?;
     }
     family.parent.sh("kill $(pidof python3)")?;
     Ok(())
@@ -191,16 +209,20 @@ fn a_connection_to_the_outside_stays_with_the_parent(family: &Family<'_>) -> Out
     let mut heard = [0; 5];
     stream.read_exact(&mut heard)?;
     stream.write_all(b"hello")?;
-    require(parent.sh("cat /tmp/connected")? == "yes", "no connection")?;
+    require_eq("/tmp/connected, which the program writes", parent.sh("cat /tmp/connected")?, "yes")?;
     let clones = family.clone(1)?;
     let told = clones[0].sh("echo > /tmp/go; cat /tmp/outcome")?;
     let is_ended = told == "ConnectionAbortedError" || told == "ConnectionResetError";
-    require(is_ended, format!("in the clone: {told}"))?;
+    require(is_ended, "the clone's connection is aborted or reset", told)?;
     parent.sh("echo > /tmp/go")?;
     stream.read_exact(&mut heard)?;
     stream.write_all(b"still")?;
     let told = parent.sh("cat /tmp/outcome")?;
-    require(told == "still" && &heard == b"again", format!("in the parent: {told}"))
+    require(
+        told == "still" && &heard == b"again",
+        "the parent's connection goes on: again from it, and still to it",
+        format!("{:?} and {told:?}", heard.escape_ascii().to_string()),
+    )
 }
 
 fn nobody_is_cloned_for_nonsense(family: &Family<'_>) -> Outcome {
@@ -210,8 +232,9 @@ fn nobody_is_cloned_for_nonsense(family: &Family<'_>) -> Outcome {
         let output = parent.exec(&["gc", "clone", argument])?;
         require(
             output.code != 0 && !output.errors().is_empty() && output.text().is_empty(),
-            format!("{argument:?}: {output:?}"),
+            format!("gc clone {argument:?} is refused with an error alone"),
+            format!("{output:?}"),
         )?;
     }
-    require(family.clone_names()?.is_empty(), "there is a clone")
+    require_eq("the clones", family.clone_names()?, [""; 0])
 }

@@ -1,6 +1,10 @@
 //! The memory of generations: it is there as long as somebody runs from it, and no longer.
 
-use crate::{Outcome, Story, family::require, stage::Stage};
+use crate::{
+    Outcome, Story,
+    family::{require, require_eq},
+    stage::Stage,
+};
 use libtest_mimic::Failed;
 use patina_tests::{host::Host, memfds::Memfds, vm::Vm};
 
@@ -20,7 +24,7 @@ fn the_memory_of_a_generation_goes_with_its_last_user(stage: &Stage) -> Outcome 
 fn in_turn(host: &Host) -> Outcome {
     let count = |what: &str, count: usize| -> Result<u64, Failed> {
         let found = Memfds::of(host.dir())?;
-        require(found.count() == count, format!("{what}: {found:?}"))?;
+        require(found.count() == count, format!("{what}: {count} memory files"), format!("{found:?}"))?;
         Ok(found.bytes())
     };
     let parent = host.run("eve", &["--memory", "128M"])?;
@@ -33,16 +37,16 @@ fn in_turn(host: &Host) -> Outcome {
     first.remove()?;
     count("a clone of it still runs from it", 2)?;
     let bytes = second.sh("wc -c < /dev/shm/written")?;
-    require(bytes == WRITTEN_BYTES.to_string(), bytes)?;
+    require_eq("the bytes written", bytes, WRITTEN_BYTES.to_string())?;
     second.remove()?;
     let one = count("with the last one it is gone", 1)?;
-    require(both >= one + WRITTEN_BYTES, format!("{both} bytes with what was written, {one} without"))?;
+    require(both >= one + WRITTEN_BYTES, format!("{WRITTEN_BYTES} bytes more than {one}"), both)?;
 
     let third = clone(host, &parent)?;
     count("another generation of the parent", 2)?;
     parent.remove()?;
     count("the parent ends before its clone", 2)?;
-    require(third.call(&["gc", "vmid"])? == "3", "the clone goes on")?;
+    require_eq("gc vmid in the clone", third.call(&["gc", "vmid"])?, "3")?;
     third.remove()?;
     count("the family has ended", 0)?;
     Ok(())

@@ -70,7 +70,7 @@ fn tell(stage: &Stage, run: &mut Run, signal: Signal) -> Outcome {
     kill_process(Pid::from_child(&run.child), signal)?;
     let begun = Instant::now();
     let status = process::wait(&mut run.child, CLEAN)?.ok_or("the run goes on")?;
-    require(!status.success(), "the run has passed")?;
+    require(!status.success(), "the run fails", status)?;
     until("nothing is left", CLEAN, || {
         let processes = leftovers::processes_of(&run.folder)?;
         let left = interfaces.iter().filter(|name| leftovers::interface_exists(name)).count();

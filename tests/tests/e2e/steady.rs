@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Story,
-    family::{Family, require, with_family},
+    family::{Family, require, require_eq, with_family},
     stage::Stage,
 };
 use libtest_mimic::Failed;
@@ -37,26 +37,30 @@ fn a_full_guest_still_answers_and_is_cloned(stage: &Stage) -> Outcome {
 
 fn full_guest(host: &Host, small: &Vm<'_>) -> Outcome {
     let agent = small.sh("pidof gc-agent")?;
-    require(
+    require_eq(
+        "oom_score_adj of the agent, init and a program",
         small
-            .sh(&format!("cat /proc/{agent}/oom_score_adj /proc/1/oom_score_adj /proc/self/oom_score_adj"))?
-            == "-1000\n-1000\n0",
-        "oom_score_adj",
+            .sh(&format!("cat /proc/{agent}/oom_score_adj /proc/1/oom_score_adj /proc/self/oom_score_adj"))?,
+        "-1000\n-1000\n0",
     )?;
     for place in ["/tmp/f", "/f", "/dev/shm/f", "/run/f"] {
         let written = small.sh(&format!("cat /dev/zero 2>&1 > {place} | cat"))?;
-        require(written.contains("No space left on device"), &written)?;
+        require(
+            written.contains("No space left on device"),
+            format!("{place} is filled until no space is left"),
+            &written,
+        )?;
     }
-    require(small.sh("df -k / | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4")? == "0", "there is space left")?;
+    require_eq("free KiB", small.sh("df -k / | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4")?, "0")?;
     let made = host.json(&["clone", "small", "--count", "1", "--timeout", "300"])?;
     let name = made["clones"][0]["name"].as_str().ok_or_else(|| Failed::from(made.to_string()))?;
     let clone = host.vm(name);
-    require(clone.sh("gc vmid; grep vmid /run/gridcentric/identity")? == "1\nvmid=1", "who the clone is")?;
+    require_eq("the clone's vmid", clone.sh("gc vmid; grep vmid /run/gridcentric/identity")?, "1\nvmid=1")?;
     // With the memory that is left for programs used up, a program goes and the agent stays.
     for vm in [small, &clone] {
         let ended = vm.exec(&["awk", "BEGIN { s = \"0123456789\"; while (1) s = s s }"])?;
-        require(ended.code != 0, "a program that takes all memory ends well")?;
-        require(vm.sh("pidof gc-agent")? == agent, "the agent is another")?;
+        require(ended.code != 0, "a program that takes all memory fails", format!("{ended:?}"))?;
+        require_eq("the agent's process", vm.sh("pidof gc-agent")?, agent.as_str())?;
     }
     Ok(())
 }
@@ -71,11 +75,20 @@ fn behind(vm: &Vm<'_>) -> Result<f64, Failed> {
 fn a_clock_that_is_set_is_right_again(family: &Family<'_>) -> Outcome {
     let clones = family.clone(1)?;
     for vm in [&family.parent, &clones[0]] {
-        require(behind(vm)? < 5.0, "wrong at the beginning")?;
+        let seconds = behind(vm)?;
+        require(seconds < 5.0, "a clock less than 5 s away from the host's", format!("{seconds} s"))?;
         vm.sh("date -s @$(($(date +%s) - 3600)) > /dev/null")?;
         let since = Instant::now();
-        while behind(vm)? > 5.0 {
-            require(since.elapsed() < Duration::from_secs(10), "it stays wrong")?;
+        loop {
+            let seconds = behind(vm)?;
+            if seconds <= 5.0 {
+                break;
+            }
+            require(
+                since.elapsed() < Duration::from_secs(10),
+                "a clock that is right again within 10 s",
+                format!("it is {seconds} s away"),
+            )?;
         }
     }
     Ok(())
@@ -87,26 +100,36 @@ fn a_killed_call_for_a_clone_makes_none(family: &Family<'_>) -> Outcome {
         printf '#!/bin/sh\nwhile ! [ -e /tmp/go ]; do sleep 0.1; done\n' > pre-clone; chmod +x pre-clone")?;
     let told = (|| {
         parent.sh("(gc clone 1 > /tmp/first 2>&1 < /dev/null &); while ! pidof pre-clone > /dev/null; do sleep 0.1; done")?;
-        require(
-            parent.sh("timeout -s KILL 1 gc clone 1; echo $?")? == "137",
-            "the second call ended by itself",
+        require_eq(
+            "the exit code of the second gc clone",
+            parent.sh("timeout -s KILL 1 gc clone 1; echo $?")?,
+            "137",
         )?;
         parent.sh("touch /tmp/go")?;
         let since = Instant::now();
         let clone = loop {
-            if let [name] = &family.clone_names()?[..] {
+            let names = family.clone_names()?;
+            if let [name] = &names[..] {
                 break family.host.vm(name);
             }
-            require(since.elapsed() < PATIENCE, "no clone")?;
+            require(
+                since.elapsed() < PATIENCE,
+                format!("one clone within {PATIENCE:?}"),
+                format!("{names:?}"),
+            )?;
         };
         clone.wait_ready()?;
         for vm in [parent, &clone] {
             vm.sh("while ! [ -s /tmp/first ]; do sleep 0.1; done")?;
             // Whatever waited in line comes before this.
-            require(vm.sh("timeout 60 gc clone 1")?.lines().count() == 1, "one that is waited for")?;
+            require_eq(
+                "lines that the next gc clone prints",
+                vm.sh("timeout 60 gc clone 1")?.lines().count(),
+                1,
+            )?;
         }
         let made = family.clone_names()?;
-        require(made.len() == 3, format!("{made:?}"))
+        require(made.len() == 3, "three clones", format!("{made:?}"))
     })();
     parent.sh("rm -f /etc/gridcentric/pre-clone; touch /tmp/go")?;
     told
@@ -121,8 +144,16 @@ fn boot_ids_differ_in_a_procfs_of_ones_own(family: &Family<'_>) -> Outcome {
     };
     let ids = [read(&family.parent)?, read(&clones[0])?, read(&clones[1])?];
     let id = clones[0].sh("cat /proc/sys/kernel/random/boot_id")?;
-    require(id == ids[1] && id.len() == 36, format!("{id} {ids:?}"))?;
-    require(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2], format!("{ids:?}"))
+    require(
+        id == ids[1] && id.len() == 36,
+        "a boot ID of 36 characters, the same in both places",
+        format!("{id} {ids:?}"),
+    )?;
+    require(
+        ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2],
+        "three different boot IDs",
+        format!("{ids:?}"),
+    )
 }
 
 /// Frames that a guest has received: each costs it time.
@@ -142,12 +173,20 @@ fn one_guests_requests_reach_no_other(family: &Family<'_>) -> Outcome {
     let ask = |ip: &str| {
         one.call(&["python3", "-c", &format!("import socket\ntry:\n socket.create_connection((\"{ip}\", 9), 50)\nexcept OSError as e:\n print(e.errno)")])
     };
-    require(ask(&other.field("ip")?)? == ECONNREFUSED, "one that runs does not answer")?;
+    require_eq("the error of a connection to a VM that runs", ask(&other.field("ip")?)?, ECONNREFUSED)?;
     let gone =
         third.field("ip")?.rsplit_once('.').map(|(net, _)| format!("{net}.200")).ok_or("no address")?;
     let since = Instant::now();
-    require(ask(&gone)? == EHOSTUNREACH, "one that does not run is not unreachable")?;
-    require(since.elapsed() < PATIENCE, "that takes long")?;
+    require_eq("the error of a connection to a VM that does not exist", ask(&gone)?, EHOSTUNREACH)?;
+    require(
+        since.elapsed() < PATIENCE,
+        format!("an error within {PATIENCE:?}"),
+        format!("{:?}", since.elapsed()),
+    )?;
     let after = [received(third)?, received(&family.parent)?];
-    require((0..2).all(|at| after[at] - before[at] <= NOISE_MAX_FRAMES), format!("{before:?} {after:?}"))
+    require(
+        (0..2).all(|at| after[at] - before[at] <= NOISE_MAX_FRAMES),
+        format!("at most {NOISE_MAX_FRAMES} frames more"),
+        format!("{before:?}, then {after:?}"),
+    )
 }

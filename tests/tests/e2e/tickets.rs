@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Story,
-    family::{Family, require, with_family},
+    family::{Family, require, require_eq, with_family},
     stage::Stage,
 };
 use libtest_mimic::Failed;
@@ -75,13 +75,18 @@ fn a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins(family: &Family<'
     let told = parent.call(&["sh", "/tmp/job.sh", "3"])?;
     let lines: Vec<&str> = told.lines().collect();
     let sum: u64 = (0..3000_u64).map(|i| i * i).sum();
-    require(lines.first() == Some(&format!("total {sum}").as_str()), &told)?;
-    require(lines.len() == 5 && lines[1..4].iter().all(|line| line.ends_with(" joined -")), &told)?;
-    require(lines.last() == Some(&"released"), &told)?;
+    let total = format!("total {sum}");
+    require(lines.first() == Some(&total.as_str()), format!("the first line is {total:?}"), &told)?;
+    require(
+        lines.len() == 5 && lines[1..4].iter().all(|line| line.ends_with(" joined -")),
+        "the job prints five lines, of which three are clones that joined",
+        &told,
+    )?;
+    require(lines.last() == Some(&"released"), "the last line is \"released\"", &told)?;
     for name in family.clone_names()? {
         let vm = family.host.vm(&name);
         let (kind, reason) = vm.wait_ended()?;
-        require(kind == "joined", format!("{name}: {kind}, {reason}"))?;
+        require(kind == "joined", format!("{name} has joined"), format!("{kind}, {reason}"))?;
     }
     Ok(())
 }
@@ -93,24 +98,25 @@ fn the_example_of_the_man_page_counts_primes_and_ends_where_it_is_refused(family
     let parent = &family.parent;
     parent.put("/tmp/example.sh", EXAMPLE.as_bytes())?;
     let told = parent.call(&["sh", "/tmp/example.sh", "3"])?;
-    require(told == "2262", told)?;
+    require_eq("the number of primes", told, "2262")?;
     for name in family.clone_names()? {
         let (kind, reason) = family.host.vm(&name).wait_ended()?;
-        require(kind == "joined", format!("{name}: {kind}, {reason}"))?;
+        require(kind == "joined", format!("{name} has joined"), format!("{kind}, {reason}"))?;
     }
     let before = family.clone_names()?;
     let refused = parent.exec(&["sh", "/tmp/example.sh", "9", "4"])?;
     require(
         refused.code == 1 && refused.text().is_empty() && !refused.errors().is_empty(),
+        "exit code 1 and an error alone",
         format!("{refused:?}"),
     )?;
-    require(family.clone_names()? == before, "it was refused, and cloned")
+    require_eq("the clones after a refusal", family.clone_names()?, before)
 }
 
 /// Clones a VM with a ticket for so many; the ticket, and the clones, ready.
 fn with_ticket<'a>(host: &'a Host, parent: &Vm<'_>, count: u32) -> Result<(String, Vec<Vm<'a>>), Failed> {
     let ticket = parent.sh(&format!("gc rt {count} {count} 1 20000 | awk '{{print $2}}'"))?;
-    require(parent.sh(&format!("gc clone {ticket}"))? == "0", "the clone")?;
+    require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
     let all = host.json(&["ls"])?;
     let of_ticket = all.as_array().ok_or("no list")?.iter().filter(|vm| vm["ticket"] == ticket.as_str());
     let clones: Vec<Vm<'a>> =
@@ -118,7 +124,11 @@ fn with_ticket<'a>(host: &'a Host, parent: &Vm<'_>, count: u32) -> Result<(Strin
     for vm in &clones {
         vm.wait_ready()?;
     }
-    require(clones.len() == usize::try_from(count)?, format!("{} clones: {all}", clones.len()))?;
+    require(
+        clones.len() == usize::try_from(count)?,
+        format!("{count} clones"),
+        format!("{} in {all}", clones.len()),
+    )?;
     Ok((ticket, clones))
 }
 
@@ -126,18 +136,26 @@ fn all_meet_again_and_again_whoever_dies_or_is_late(family: &Family<'_>) -> Outc
     let parent = &family.parent;
     let (ticket, clones) = with_ticket(family.host, parent, 2)?;
     let late = parent.exec(&["gc", "sync", &ticket, "300"])?;
-    require(late.code == 62 && late.errors().contains("1 of 3"), format!("{late:?}"))?;
+    require(
+        late.code == 62 && late.errors().contains("1 of 3"),
+        "exit code 62 and an error with 1 of 3",
+        format!("{late:?}"),
+    )?;
     // Who meets leaves a mark that nobody has before all have come.
     for round in 1..=3 {
         let meet =
             format!("setsid sh -c 'gc sync; echo $? > /tmp/met-{round}' < /dev/null > /dev/null 2>&1 &");
         clones[0].sh(&meet)?;
-        require(clones[1].sh(&format!("test -e /tmp/met-{round}; echo $?"))? == "1", "somebody met alone")?;
+        require_eq(
+            "the exit code of a test for what the first clone writes after the meeting",
+            clones[1].sh(&format!("test -e /tmp/met-{round}; echo $?"))?,
+            "1",
+        )?;
         clones[1].sh(&meet)?;
         parent.call(&["gc", "sync", &ticket, "60000"])?;
         for clone in &clones {
             let met = format!("while ! grep . /tmp/met-{round} 2> /dev/null; do :; done");
-            require(clone.sh(&met)? == "0", format!("round {round}: {}", clone.name()))?;
+            require_eq(format!("gc sync in {}, round {round}", clone.name()), clone.sh(&met)?, "0")?;
         }
     }
     // One dies while the others wait.
@@ -146,13 +164,14 @@ fn all_meet_again_and_again_whoever_dies_or_is_late(family: &Family<'_>) -> Outc
         family.host.vmctl_command(&["exec", parent.name(), "--", "gc", "sync", &ticket, "60000"]).spawn()?;
     clones[1].kill()?;
     let met = waits.wait_with_output()?;
-    require(met.status.success(), format!("{met:?}"))?;
-    require(
-        clones[0].sh("while ! grep . /tmp/met-last 2> /dev/null; do :; done")? == "0",
-        "the last meeting",
+    require(met.status.success(), "gc sync in the parent succeeds", format!("{met:?}"))?;
+    require_eq(
+        "gc sync in the clone that is left",
+        clones[0].sh("while ! grep . /tmp/met-last 2> /dev/null; do :; done")?,
+        "0",
     )?;
     let foreign = clones[0].exec(&["gc", "sync", "00000000-0000-4000-8000-000000000000"])?;
-    require(foreign.code == 2, format!("{foreign:?}"))
+    require(foreign.code == 2, "exit code 2 for an unknown ticket", format!("{foreign:?}"))
 }
 
 fn a_clone_leaves_a_status_and_a_mebibyte(family: &Family<'_>) -> Outcome {
@@ -169,16 +188,24 @@ fn a_clone_leaves_a_status_and_a_mebibyte(family: &Family<'_>) -> Outcome {
     let told = parent.call(&["gc", "join", &ticket, "120000", "--data-dir", "/tmp/results"])?;
     let vmids: Result<Vec<u64>, _> = clones.iter().map(|clone| clone.field_number("vmid")).collect();
     let [first, second, third] = vmids?[..] else { return Err("three clones".into()) };
-    require(told == format!("{first} joined 7\n{second} joined 0\n{third} killed 0"), &told)?;
+    require_eq("the results", told, format!("{first} joined 7\n{second} joined 0\n{third} killed 0"))?;
     let sizes =
         parent.sh(&format!("cd /tmp/results; wc -c < {first}; tr -d x < {first} | wc -c; cat {second}"))?;
-    require(sizes == "1048576\n0\nsmall", sizes)?;
+    require_eq("the data of the first two", sizes, "1048576\n0\nsmall")?;
     let (kind, reason) = clones[0].wait_ended()?;
-    require(kind == "joined" && reason.contains("status 7"), reason)?;
+    require(
+        kind == "joined" && reason.contains("status 7"),
+        "the clone joined with status 7",
+        format!("{kind}, {reason}"),
+    )?;
     let again = parent.exec(&["gc", "join", &ticket])?;
-    require(again.code == 0, format!("{again:?}"))?;
+    require(again.code == 0, "exit code 0 for a second join", format!("{again:?}"))?;
     let wrong = parent.exec(&["gc", "join", "noreport"])?;
-    require(wrong.code == 22 && wrong.errors().contains("master"), format!("{wrong:?}"))
+    require(
+        wrong.code == 22 && wrong.errors().contains("master"),
+        "exit code 22 and an error that names the master",
+        format!("{wrong:?}"),
+    )
 }
 
 fn what_is_killed_is_given_back(family: &Family<'_>) -> Outcome {
@@ -186,13 +213,17 @@ fn what_is_killed_is_given_back(family: &Family<'_>) -> Outcome {
     let (ticket, clones) = with_ticket(family.host, parent, 3)?;
     let vmid = clones[0].field_number("vmid")?.to_string();
     parent.call(&["gc", "kill", &vmid])?;
-    require(clones[0].wait_ended()?.0 == "killed", "not killed")?;
+    require_eq("how the clone ended", clones[0].wait_ended()?.0, "killed")?;
     let status = || parent.sh(&format!("gc ticket {ticket} | awk '{{print $3}}'"));
-    require(status()? == "used", "two live")?;
+    require_eq("the ticket's status while two clones run", status()?, "used")?;
     parent.call(&["gc", "kill", "--ticket", &ticket])?;
-    require(status()? == "released", "none lives")?;
+    require_eq("the ticket's status when none runs", status()?, "released")?;
     let unknown = parent.exec(&["gc", "kill", "4000"])?;
-    require(unknown.code != 0 && unknown.errors().contains("4000"), format!("{unknown:?}"))
+    require(
+        unknown.code != 0 && unknown.errors().contains("4000"),
+        "a refusal that names vmid 4000",
+        format!("{unknown:?}"),
+    )
 }
 
 fn nonsense_is_refused_in_words(family: &Family<'_>) -> Outcome {
@@ -216,7 +247,7 @@ fn nonsense_is_refused_in_words(family: &Family<'_>) -> Outcome {
         let words: Vec<&str> = ["gc"].into_iter().chain(arguments.split(' ')).collect();
         let output = parent.exec(&words)?;
         let refused = output.code != 0 && !output.errors().is_empty() && output.text().is_empty();
-        require(refused, format!("{arguments:?}: {output:?}"))?;
+        require(refused, format!("gc {arguments} is refused with an error alone"), format!("{output:?}"))?;
     }
     // A ticket is used once, by one of two that race for it.
     let ticket = parent.sh("gc rt 1 1 1 20000 | awk '{print $2}'")?;
@@ -224,20 +255,28 @@ fn nonsense_is_refused_in_words(family: &Family<'_>) -> Outcome {
         "gc clone {ticket} & one=$!; gc clone {ticket}; a=$?; wait $one; b=$?; echo $(( (a == 0) + (b == 0) ))"
     );
     let outcome = parent.sh(&race)?;
-    require(outcome.ends_with('1'), format!("{outcome:?} of two won"))?;
+    require(outcome.ends_with('1'), "one of two calls with the same ticket succeeds", outcome)?;
     let listed = parent.call(&["gc", "lt"])?;
-    require(listed.contains(&format!("ticket: {ticket} used 1 1 1")), listed)
+    require(
+        listed.contains(&format!("ticket: {ticket} used 1 1 1")),
+        format!("gc lt lists {ticket} as used 1 1 1"),
+        listed,
+    )
 }
 
 fn an_operator_can_do_all_of_it_from_outside(family: &Family<'_>) -> Outcome {
     let (host, parent) = (family.host, &family.parent);
     let ask = ["ticket", "request", "--family", parent.name(), "--max-cpus", "2", "--min-vms", "2"];
     let ticket = host.call(&ask)?;
-    require(ticket.len() == 36 && parent.call(&["gc", "lt"])?.contains(&ticket), &ticket)?;
+    require(
+        ticket.len() == 36 && parent.call(&["gc", "lt"])?.contains(&ticket),
+        "gc lt lists the ticket, which is 36 characters long",
+        &ticket,
+    )?;
     let small = host.vmctl(&["clone", parent.name(), "--ticket", &ticket, "--count", "3"])?;
-    require(small.code != 0, format!("a ticket for two is too small for three: {small:?}"))?;
+    require(small.code != 0, "a ticket for two is refused for three", format!("{small:?}"))?;
     let clones = family.made(&["clone", parent.name(), "--ticket", &ticket, "--timeout", "300"])?;
-    require(clones.len() == 2, format!("{} clones", clones.len()))?;
+    require_eq("the number of clones", clones.len(), 2)?;
     for clone in &clones {
         clone.sh("setsid sh -c 'gc sync; echo -n of $(gc vmid) | gc join --status 4 --data -' < /dev/null > /dev/null 2>&1 &")?;
     }
@@ -245,25 +284,29 @@ fn an_operator_can_do_all_of_it_from_outside(family: &Family<'_>) -> Outcome {
     let results = host.dir().join("results");
     let joined =
         host.call(&["join", &ticket, "--timeout", "120", "--data-dir", &results.display().to_string()])?;
-    require(joined.matches("joined").count() == 2, joined)?;
+    require(joined.matches("joined").count() == 2, "two clones joined", joined)?;
     for clone in &clones {
         let vmid = clone.field_number("vmid")?.to_string();
         let left = std::fs::read_to_string(results.join(&vmid))?;
-        require(left == format!("of {vmid}"), left)?;
+        require_eq(format!("the data of clone {vmid}"), left, format!("of {vmid}"))?;
     }
     let status = host.json(&["ticket", "inspect", &ticket])?;
-    require(status["state"] == "released", &status)?;
+    require(status["state"] == "released", "the state is released", &status)?;
     let kept = host.call(&ask)?;
     host.call(&["ticket", "release", &kept])?;
     let listed = host.call(&["ticket", "ls", "--family", parent.name()])?;
     let line = listed.lines().find(|line| line.contains(&kept)).unwrap_or_default();
-    require(line.contains("released"), &listed)?;
+    require(line.contains("released"), format!("{kept} is released"), &listed)?;
     let events = host.call(&["events"])?;
-    require(["created", "cloned", "ready", "ended"].iter().all(|kind| events.contains(kind)), events)?;
+    require(
+        ["created", "cloned", "ready", "ended"].iter().all(|kind| events.contains(kind)),
+        "the events created, cloned, ready and ended",
+        events,
+    )?;
     let top = host.call(&["top", "--once"])?;
-    require(top.contains(parent.name()), top)?;
+    require(top.contains(parent.name()), format!("vmctl top shows {}", parent.name()), top)?;
     let hosts = host.json(&["hosts"])?;
-    require(hosts[0]["alive"] == true, hosts)
+    require(hosts[0]["alive"] == true, "the host is alive", hosts)
 }
 
 /// With the stubs that protoc makes of the interfaces, and Debian's grpcio.
@@ -279,13 +322,17 @@ fn a_python_program_drives_clones_over_grpc(family: &Family<'_>) -> Outcome {
     protoc.arg("--plugin=protoc-gen-grpc_python=/usr/bin/grpc_python_plugin");
     protoc.args(["patina/v1/scheduler.proto", "patina/v1/vmmd.proto"]);
     let made = process::run(&mut protoc, b"", CALL_DEADLINE)?;
-    require(made.code == 0, format!("{made:?}"))?;
+    require(made.code == 0, "protoc succeeds", format!("{made:?}"))?;
     let mut program = std::process::Command::new("/usr/bin/python3");
     program.arg(root.join("examples/grpc/map_reduce.py")).env("PYTHONPATH", &stubs);
     program.args([family.parent.name(), "--workers", "2", "--host", &family.host.address()]);
     let told = process::run(&mut program, b"", CALL_DEADLINE)?;
-    require(told.code == 0 && told.text().contains("3 VMs met"), format!("{told:?}"))?;
-    require(told.text().ends_with("total 499999500000"), told.text())
+    require(
+        told.code == 0 && told.text().contains("3 VMs met"),
+        "the program succeeds, and says that 3 VMs met",
+        format!("{told:?}"),
+    )?;
+    require(told.text().ends_with("total 499999500000"), "the total is 499999500000", told.text())
 }
 
 fn a_scheduler_that_is_killed_keeps_its_ledger(stage: &Stage) -> Outcome {
@@ -299,7 +346,11 @@ fn a_scheduler_that_is_killed_keeps_its_ledger(stage: &Stage) -> Outcome {
 fn restart(host: &mut Host) -> Outcome {
     host.run("noah", &[])?;
     let (own, shared) = memory_kib(host, "noah")?;
-    require(own > 10_000 && shared < 10_000, format!("RAM is its own: {own} KiB, {shared} KiB"))?;
+    require(
+        own > 10_000 && shared < 10_000,
+        "a VM that was never cloned has RAM of its own",
+        format!("{own} KiB of its own, {shared} KiB shared"),
+    )?;
     let (ticket, name, kept) = {
         let parent = host.vm("noah");
         let (ticket, clones) = with_ticket(host, &parent, 2)?;
@@ -308,24 +359,30 @@ fn restart(host: &mut Host) -> Outcome {
     };
     for vm in ["noah", name.as_str()] {
         let (now, shared_now) = memory_kib(host, vm)?;
-        let told =
-            format!("{vm} has a generation: {now} KiB, {shared_now} KiB; before {own} KiB, {shared} KiB");
-        require(now < own && shared_now > shared, told)?;
+        require(
+            now < own && shared_now > shared,
+            format!("{vm} has less than {own} KiB of its own, and shares more than {shared} KiB"),
+            format!("{now} KiB of its own, {shared_now} KiB shared"),
+        )?;
     }
     host.kill_vmmd()?;
     host.start_vmmd()?;
     let (again, _) = memory_kib(host, "noah")?;
-    require(again < own, format!("that is known after a restart: {again} KiB"))?;
+    require(again < own, format!("less than {own} KiB of its own after a restart"), format!("{again} KiB"))?;
     let parent = host.vm("noah");
     let listed = parent.call(&["gc", "lt"])?;
     let has = |ticket: &str, status: &str| listed.contains(&format!("ticket: {ticket} {status} "));
-    require(has(&ticket, "used") && has(&kept, "granted"), &listed)?;
+    require(
+        has(&ticket, "used") && has(&kept, "granted"),
+        format!("{ticket} is used, and {kept} granted"),
+        &listed,
+    )?;
     parent.call(&["gc", "kill", &host.vm(&name).field_number("vmid")?.to_string()])?;
-    require(parent.sh(&format!("gc clone {kept}"))? == "0", "a ticket from before")?;
+    require_eq("gc clone with a ticket from before", parent.sh(&format!("gc clone {kept}"))?, "0")?;
     parent.call(&["gc", "kill", "--ticket", &kept])?;
     parent.call(&["gc", "kill", "--ticket", &ticket])?;
     let listed = parent.call(&["gc", "lt"])?;
-    require(!listed.contains("used") && !listed.contains("granted"), listed)
+    require(!listed.contains("used") && !listed.contains("granted"), "no ticket is used or granted", listed)
 }
 
 /// What `vmctl top` says of a VM's own memory, and of what it has in common with others.

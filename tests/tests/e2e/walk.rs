@@ -56,7 +56,7 @@ fn is_shown(step: &Step, shown: &str, printed: &str) -> bool {
 fn the_first_walk_of_the_readme_works_as_written(stage: &Stage) -> Outcome {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))?;
     let steps = steps(&page);
-    require(steps.len() > 10, format!("only {} commands", steps.len()))?;
+    require(steps.len() > 10, "more than 10 commands", steps.len())?;
     let host = stage.host()?;
     let port = free_port()?.to_string();
     let path = format!("{}:{}", stage.setup().bin_dir.display(), env::var("PATH")?);
@@ -65,12 +65,13 @@ fn the_first_walk_of_the_readme_works_as_written(stage: &Stage) -> Outcome {
         command.args(["-c", &step.command.replace(PORT, &port)]);
         command.env("PATINA_HOST", host.address()).env("PATH", &path);
         let output = process::run(&mut command, b"", DEADLINE)?;
-        require(output.code == 0, format!("$ {}\n{output:?}", step.command))?;
+        require(output.code == 0, format!("$ {} succeeds", step.command), format!("{output:?}"))?;
         let text = output.text();
         let missing = step.shown.iter().find(|shown| !text.lines().any(|line| is_shown(step, shown, line)));
         require(
             missing.is_none(),
-            format!("$ {}\n{text}\nwithout: {}", step.command, missing.map_or("", |line| line)),
+            format!("$ {} prints {:?}", step.command, missing.map_or("", |line| line)),
+            text,
         )
     });
     // Whatever went wrong: nothing stays.
@@ -81,5 +82,5 @@ fn the_first_walk_of_the_readme_works_as_written(stage: &Stage) -> Outcome {
         host.call(&[&["rm", "-f"], &left[..]].concat())?;
     }
     told?;
-    require(left.is_empty(), format!("the walk leaves {left:?}"))
+    require(left.is_empty(), "the walk leaves no VM", format!("{left:?}"))
 }
