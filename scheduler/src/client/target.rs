@@ -5,13 +5,13 @@ use std::{fmt, path::PathBuf, str::FromStr};
 /// Where a scheduler is: `unix:PATH`, or `http://HOST:PORT`, which may be written `tcp:HOST:PORT` too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// A socket of this machine.
+    /// The path of a Unix socket on this machine.
     Unix(PathBuf),
-    /// Over the network.
+    /// A TCP address.
     Http {
-        /// A name or an address.
+        /// The host's name or IP address.
         host: String,
-        /// Its port.
+        /// The TCP port.
         port: u16,
     },
 }

@@ -30,16 +30,16 @@ pub struct Options {
     pub cpu_percent: u32,
     /// Memory that may be granted for each 100 MiB.
     pub memory_percent: u32,
-    /// For requests that say none.
+    /// Where VMs are placed for requests that do not say it.
     pub policy: Policy,
 }
 
 /// What a family asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
-    /// Whose ticket it will be.
+    /// The family that gets the ticket.
     pub family: Uuid,
-    /// The same one gives the same ticket.
+    /// The caller's name for the request: the same one gives the same ticket.
     pub request_id: Option<String>,
     /// Most CPUs in all.
     pub max_cpus: u32,
@@ -49,56 +49,57 @@ pub struct Demand {
     pub min_cpus_per_vm: u32,
     /// CPUs of each VM.
     pub vcpus: u32,
-    /// Memory of each VM.
+    /// Memory of each VM, MiB.
     pub memory_mib: u32,
-    /// How long it may wait.
+    /// How long the request may wait for room, milliseconds.
     pub timeout_ms: u64,
-    /// Only these; empty: any.
+    /// The hosts that may be chosen; empty: any.
     pub hosts: Vec<HostId>,
-    /// Or as the core is set up.
+    /// Where VMs are placed; None: as [`Options::policy`] says.
     pub policy: Option<Policy>,
-    /// Or as the core is set up.
+    /// How long the ticket may stay unused, milliseconds; None: as [`Options::ttl_ms`] says.
     pub ttl_ms: Option<u64>,
-    /// Granted and used at once: for clones that are asked for by number.
+    /// The clones for which the ticket is granted and used at once, when they are asked for by number; None: it is only
+    /// granted.
     pub use_by: Option<UseBy>,
 }
 
 /// Who makes which clones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UseBy {
-    /// Who clones.
+    /// The vmid of the VM that is cloned.
     pub parent_vmid: u32,
-    /// The clones, as many as [`Demand::min_vms`]; all on one host.
+    /// The clones' vmids, as many as [`Demand::min_vms`]; all on one host.
     pub vmids: Vec<u32>,
-    /// The registration of the first of [`Demand::hosts`] that asks; None: whatever it is.
+    /// The epoch of the registration of the first of [`Demand::hosts`], which asks; None: any epoch.
     pub host_epoch: Option<u64>,
 }
 
 /// A host, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostInfo {
-    /// The same whenever it comes back.
+    /// The host's number, the same whenever it comes back.
     pub id: HostId,
-    /// For people.
+    /// The host's name, for people.
     pub name: String,
-    /// Of its vmmd.
+    /// The address of the host's vmmd.
     pub address: String,
-    /// Real ones.
+    /// The CPUs that the host really has.
     pub cpus: u32,
-    /// Real memory.
+    /// The memory that the host really has, MiB.
     pub memory_mib: u64,
     /// Most clones at once; None: no limit of its own.
     pub max_vms: Option<u32>,
     /// CPUs that may be granted for each 100 real ones; None: as the core is set up.
     pub cpu_percent: Option<u32>,
-    /// Likewise of its memory.
+    /// Memory that may be granted for each 100 MiB of the real one; None: as the core is set up.
     pub memory_percent: Option<u32>,
 }
 
 /// What a host has when it registers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Present {
-    /// What runs there: the ledger follows it.
+    /// The clones that run there: the ledger follows it.
     pub running: Vec<Running>,
     /// Tickets whose use is under way there: of them, what does not run yet is not taken as ended.
     pub making: BTreeSet<Uuid>,
@@ -109,50 +110,50 @@ pub struct Present {
 /// A clone that runs on a host that registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Running {
-    /// What it was made under.
+    /// The ticket under which it was made.
     pub ticket: Uuid,
-    /// Its family.
+    /// The clone's family.
     pub family: Uuid,
-    /// Its number.
+    /// The clone's vmid.
     pub vmid: u32,
-    /// Its CPUs.
+    /// The clone's CPUs.
     pub vcpus: u32,
-    /// Its memory.
+    /// The clone's memory, MiB.
     pub memory_mib: u32,
-    /// The VM that it was cloned from, if the host knows.
+    /// The vmid of the VM that it was cloned from, if the host knows.
     pub parent_vmid: Option<u32>,
 }
 
-/// Which clones.
+/// Which clones of a family are to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
-    /// These of the family.
+    /// The clones of these vmids.
     Vmids(Vec<u32>),
-    /// All of a ticket.
+    /// All clones of a ticket.
     Ticket(Uuid),
 }
 
 /// A ticket and who names it: a family that is given must be the ticket's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Named {
-    /// The ticket.
+    /// The ticket's number.
     pub id: Uuid,
-    /// Who says so; None: an operator.
+    /// The family of the caller; None: an operator calls.
     pub family: Option<Uuid>,
 }
 
 /// Which tickets are listed, and how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Only a family's.
+    /// Only tickets of this family; None: of all.
     pub family: Option<Uuid>,
-    /// Only those that somebody asked for: none that are loose.
+    /// Only tickets that somebody asked for: none that are loose.
     pub asked_for: bool,
-    /// In the order of granting, or the other way round.
+    /// The latest granted comes first, not the earliest.
     pub newest_first: bool,
-    /// After the one that was the last of a page: when it was granted, and its number.
+    /// The last ticket of the page before, by when it was granted and its number: the list goes on after it.
     pub after: Option<(UnixMs, Uuid)>,
-    /// At most so many.
+    /// The most tickets in the list.
     pub most: usize,
 }
 
@@ -161,137 +162,137 @@ pub struct Listing {
 pub enum Command {
     /// A ticket is wanted. Answered with [`Reply::Ticket`], now or later.
     Request {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// What for.
+        /// What the family asks for.
         demand: Demand,
     },
-    /// Who waited has gone: for a ticket, at a barrier, for a join or a kill.
+    /// A call does not wait any more: for a ticket, at a barrier, for a join or a kill.
     Gone(Waiter),
     /// Gives a ticket back. [`Reply::Ticket`].
     Release(Waiter, Named),
     /// A host makes the VMs of a ticket. What it has beyond them is given back. The same again is answered the same.
     /// [`Reply::Ticket`].
     Use {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// Which.
+        /// The ticket that is used.
         ticket: Named,
-        /// As the caller knows it; None: whatever it is.
+        /// The ticket's epoch as the caller knows it; None: any epoch.
         epoch: Option<u64>,
-        /// Where.
+        /// The host that makes the clones.
         host: HostId,
-        /// Of the host's registration; None: whatever it is.
+        /// The epoch of the host's registration; None: any epoch.
         host_epoch: Option<u64>,
-        /// Who clones.
+        /// The vmid of the VM that is cloned.
         parent_vmid: u32,
-        /// The clones: at least one, at most what the ticket has on this host.
+        /// The clones' vmids: at least one, at most as many as the ticket has VMs on this host.
         vmids: Vec<u32>,
     },
-    /// Nothing was made. [`Reply::Ticket`].
+    /// A host made no VM of a ticket that it had said it uses. [`Reply::Ticket`].
     Unuse {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// Which.
+        /// The ticket that was to be used.
         ticket: Named,
-        /// As the caller knows it; None: whatever it is.
+        /// The ticket's epoch as the caller knows it; None: any epoch.
         epoch: Option<u64>,
-        /// Where.
+        /// The host that made no clones.
         host: HostId,
     },
     /// A host has connected. Answered with [`Reply::Registered`]; an earlier connection of the same host is over.
     HostUp {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// Which.
+        /// The host, as it describes itself.
         info: HostInfo,
-        /// What it has.
+        /// What runs on the host.
         present: Present,
     },
     /// A host lives. It is told again what is to end there.
     HostBeat {
-        /// Which.
+        /// The host that lives.
         host: HostId,
-        /// Of its registration.
+        /// The epoch of the host's registration.
         epoch: u64,
     },
     /// A host's connection has ended. It is fenced when its lease is over, unless it is back by then.
     HostDown {
-        /// Which.
+        /// The host whose connection has ended.
         host: HostId,
-        /// Of its registration.
+        /// The epoch of the registration whose connection it was.
         epoch: u64,
     },
     /// Clones are gone, or were never made; masters are gone. [`Reply::Noted`]; the same one twice is noted once.
     Ended {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// Where.
+        /// The host on which they were.
         host: HostId,
-        /// Of its registration.
+        /// The epoch of the host's registration.
         epoch: u64,
-        /// Ticket, vmid, how.
+        /// Of each clone its ticket, its vmid and how it ended.
         clones: Vec<(Uuid, u32, VmEnd)>,
-        /// Families whose master it was.
+        /// The families whose masters are gone.
         masters: Vec<Uuid>,
     },
     /// A VM arrives at its ticket's barrier. [`Reply::Met`], when all have.
     Arrive {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// Whose barrier.
+        /// The ticket whose barrier it is.
         ticket: Named,
-        /// The VM.
+        /// The vmid of the VM that arrives.
         vmid: u32,
         /// The last meeting that it knows of, 0 before the first: a later one is answered at once. None: it waits for the next.
         after_round: Option<u64>,
-        /// How long it waits; None: for ever.
+        /// How long the VM waits, milliseconds; None: without limit.
         timeout_ms: Option<u64>,
     },
     /// A clone leaves its result; its end follows. [`Reply::Noted`].
     JoinLeave {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// Its ticket.
+        /// The ticket under which the clone was made.
         ticket: Named,
-        /// The clone.
+        /// The clone's vmid.
         vmid: u32,
-        /// Its result.
+        /// The clone's result.
         status: i32,
-        /// The length of its data, which the shell keeps.
+        /// The length of the clone's data, which the shell keeps, bytes.
         data_bytes: u64,
         /// Whether the VM that cloned is to see it.
         reported: bool,
     },
     /// A family has read what a clone left. [`Reply::Noted`].
     DataRead {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// The clone's ticket.
+        /// The ticket under which the clone was made.
         ticket: Named,
-        /// The clone.
+        /// The clone's vmid.
         vmid: u32,
     },
     /// The VM that cloned waits for the end of all clones. [`Reply::Joined`].
     JoinWait {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// For whose.
+        /// The ticket whose clones are waited for.
         ticket: Named,
-        /// The VM; None: an operator.
+        /// The vmid of the VM that waits; None: an operator waits.
         vmid: Option<u32>,
-        /// How long; None: for ever.
+        /// How long the call waits, milliseconds; None: without limit.
         timeout_ms: Option<u64>,
     },
     /// Clones are to end. [`Reply::Killed`], when they have.
     Kill {
-        /// Who waits.
+        /// The call that gets the answer.
         waiter: Waiter,
-        /// Whose.
+        /// The family whose clones are to end.
         family: Uuid,
-        /// Which.
+        /// Which of the family's clones are to end.
         targets: Targets,
-        /// Why, for their records.
+        /// Why they are to end, for their records.
         reason: String,
     },
     /// Time has passed: see [`super::Core::next_deadline`].
@@ -301,22 +302,22 @@ pub enum Command {
 /// What a call brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// As it is now.
+    /// The ticket as it is now.
     Ticket(Box<Ticket>),
     /// The epoch of a host's registration.
     Registered(u64),
-    /// It is in the ledger.
+    /// The call's facts are in the ledger.
     Noted,
-    /// All have arrived.
+    /// All VMs of the barrier have arrived.
     Met {
-        /// Which meeting it was, from 1.
+        /// The number of the meeting, from 1.
         round: u64,
         /// How many VMs met; 0: not known.
         arrived: u32,
     },
     /// All clones have ended: the ticket has their results.
     Joined(Box<Ticket>),
-    /// These have ended.
+    /// The vmids of the clones that have ended.
     Killed(Vec<u32>),
 }
 
@@ -331,49 +332,50 @@ pub enum Effect {
     Forget(Uuid),
     /// Forget what a clone left.
     DropData {
-        /// Its ticket.
+        /// The ticket under which the clone was made.
         ticket: Uuid,
-        /// The clone.
+        /// The clone's vmid.
         vmid: u32,
     },
     /// Answer a call.
     Answer(Waiter, Result<Reply, CoreError>),
     /// Tell a host to end clones.
     Kill {
-        /// Which host.
+        /// The host on which the clones run.
         host: HostId,
-        /// Of the family.
+        /// The family of the clones.
         family: Uuid,
-        /// Of the ticket.
+        /// The ticket under which the clones were made.
         ticket: Uuid,
-        /// As it was when they were clones of it: one that was unused and used again has a greater one, and other clones.
+        /// The ticket's epoch when these were its clones: a ticket that was unused and used again has a greater one, and
+        /// other clones.
         epoch: u64,
-        /// Which clones.
+        /// The vmids of the clones that are to end.
         vmids: Vec<u32>,
-        /// Why.
+        /// Why they are to end, for their records.
         reason: String,
     },
     /// A registration is over, by its lease or by a later one: its connection, if there is one, is to be cut.
     Cut {
-        /// Which host.
+        /// The host whose registration is over.
         host: HostId,
-        /// Of the registration that is over.
+        /// The epoch of the registration that is over.
         epoch: u64,
     },
 }
 
-/// Where a ticket stands now.
+/// The state to which a ticket has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Became {
-    /// Which.
+    /// The ticket's number.
     pub ticket: Uuid,
-    /// Whose.
+    /// The family that has the ticket.
     pub family: Uuid,
-    /// In which state.
+    /// The state that it is in now.
     pub state: State,
-    /// The VM that cloned with it, if one did.
+    /// The vmid of the VM that cloned with it, if one did.
     pub parent_vmid: Option<u32>,
-    /// Its clones: when it is used, not at its end.
+    /// The vmids of its clones: when it is used, not at its end.
     pub vmids: Vec<u32>,
     /// How many VMs it is for.
     pub vms: u32,
@@ -382,10 +384,10 @@ pub struct Became {
 /// What is free of all hosts that live.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Free {
-    /// CPUs.
+    /// CPUs that are free.
     pub cpus: u64,
-    /// Memory.
+    /// Memory that is free, MiB.
     pub memory_mib: u64,
-    /// VMs of the size asked for.
+    /// How many VMs of the size asked for have room.
     pub vms: u64,
 }

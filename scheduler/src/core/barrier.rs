@@ -28,12 +28,12 @@ pub struct Meeting {
     arrived: BTreeMap<u32, BTreeMap<Waiter, Option<u64>>>,
 }
 
-/// Somebody who comes.
+/// A VM that arrives at a barrier.
 #[derive(Debug)]
 pub struct Arrival {
-    /// Who waits.
+    /// The call that waits for the others.
     pub waiter: Waiter,
-    /// The VM.
+    /// The VM's vmid.
     pub vmid: u32,
     /// The last round that it knows of; None: it does not say.
     pub after_round: Option<u64>,

@@ -4,155 +4,155 @@ use super::api::{FAMILY_TICKETS_MAX, Free};
 use super::ticket::HostId;
 use uuid::Uuid;
 
-/// Why not.
+/// Why the core refuses a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoreError {
-    /// No such ticket.
+    /// The core knows no ticket of this number.
     #[error("use ticket {0}: the scheduler knows none of that number; request one")]
     Unknown(Uuid),
-    /// Another family's.
+    /// The ticket belongs to another family.
     #[error("use ticket {0}: it belongs to another family")]
     Foreign(Uuid),
-    /// Clones were made with it.
+    /// Clones were made with the ticket.
     #[error("use ticket {0}: it was used already; request another one")]
     Used(Uuid),
-    /// It was given back, or its clones have ended.
+    /// The ticket was given back, or its clones have ended.
     #[error("use ticket {0}: it was released; request another one")]
     Released(Uuid),
-    /// It was not used in time.
+    /// The ticket was not used in time.
     #[error(
         "use ticket {0}: it expired before it was used; request another one, and use it sooner or ask for a longer TTL"
     )]
     Expired(Uuid),
-    /// Its host went away.
+    /// The ticket's host went away.
     #[error("use ticket {0}: its host did not answer the scheduler in time; request another one")]
     Fenced(Uuid),
-    /// It has no clones.
+    /// The ticket has no clones yet.
     #[error("meet at ticket {0}: nothing was cloned with it yet; clone with it first")]
     NotUsed(Uuid),
-    /// It is for another host.
+    /// The ticket is for another host.
     #[error("use ticket {ticket}: it has no VMs on host {host}")]
     OtherHost {
         /// The ticket.
         ticket: Uuid,
-        /// Who wanted to use it.
+        /// The host that wanted to use the ticket.
         host: HostId,
     },
-    /// More clones than VMs.
+    /// The caller wants more clones than the ticket has VMs.
     #[error(
         "use ticket {ticket}: it has {has} VMs on this host, fewer than {wanted}; clone fewer, or request a larger one"
     )]
     SmallTicket {
         /// The ticket.
         ticket: Uuid,
-        /// Clones.
+        /// How many clones the caller wants.
         wanted: u32,
-        /// VMs.
+        /// How many VMs the ticket has on this host.
         has: u32,
     },
-    /// No number for a clone.
+    /// A vmid cannot be given to a clone.
     #[error("clone: vmid {0} is a master's, the parent's, given twice, or another clone's already")]
     BadVmid(u32),
-    /// No number at all, or not as many as VMs.
+    /// The caller gave no vmids, or not as many as the ticket has VMs.
     #[error("clone: {given} vmids do not do; give {wanted}")]
     BadVmids {
-        /// As it was given.
+        /// How many vmids the caller gave.
         given: u32,
-        /// At least so many.
+        /// How many vmids it has to give, at least.
         wanted: u32,
     },
-    /// The caller's knowledge is old.
+    /// The epoch that the caller gave is not the ticket's epoch any more.
     #[error("use ticket {ticket}: epoch {given} is not its epoch {current} any more; look at it again")]
     StaleEpoch {
         /// The ticket.
         ticket: Uuid,
-        /// As it was given.
+        /// The epoch that the caller gave.
         given: u64,
-        /// As it is.
+        /// The ticket's epoch now.
         current: u64,
     },
     /// The host was fenced, or has registered anew.
     #[error("host {host}: registration {given} is over; register again")]
     StaleHost {
-        /// Which.
+        /// The host whose registration is over.
         host: HostId,
-        /// As it was given.
+        /// The registration's epoch that the host gave.
         given: u64,
     },
-    /// No such host.
+    /// No such host is registered.
     #[error("host {0} is not registered with the scheduler")]
     UnknownHost(HostId),
-    /// Not of the ticket, or it has ended.
+    /// The VM is neither a live clone of the ticket nor the VM that cloned with it.
     #[error("VM {vmid} is neither a live clone of ticket {ticket} nor the VM that cloned with it")]
     UnknownVm {
         /// The ticket.
         ticket: Uuid,
-        /// As it was given.
+        /// The vmid that the caller gave.
         vmid: u32,
     },
-    /// A clone wants what only the VM that cloned can.
+    /// A clone asked for what only the VM that cloned may do.
     #[error("join ticket {ticket}: VM {vmid} did not clone with it; a clone joins without naming a ticket")]
     NotParent {
         /// The ticket.
         ticket: Uuid,
-        /// Who asked.
+        /// The vmid of the VM that asked.
         vmid: u32,
     },
-    /// The VM that cloned wants to leave as a clone.
+    /// The VM that cloned asked to leave as a clone.
     #[error(
         "join: VM {vmid} is no clone of ticket {ticket}; the VM that cloned waits for its clones with `join TICKET`"
     )]
     NotClone {
         /// The ticket.
         ticket: Uuid,
-        /// Who asked.
+        /// The vmid of the VM that asked.
         vmid: u32,
     },
-    /// Clones of that family that are not there.
+    /// The family has no live clone of this vmid.
     #[error("kill: the family has no live clone with vmid {0}")]
     NoClone(u32),
-    /// Not even an empty cluster has so much.
+    /// The request needs more than all hosts have, even if they were empty.
     #[error(
         "request a ticket: {min_vms} VMs of {vcpus} CPUs and {memory_mib} MiB are more than all hosts have; ask for fewer"
     )]
     Impossible {
-        /// Fewest.
+        /// The fewest VMs that the request takes.
         min_vms: u32,
-        /// Of each.
+        /// CPUs of each VM.
         vcpus: u32,
-        /// Of each.
+        /// Memory of each VM, MiB.
         memory_mib: u32,
     },
-    /// CPUs do not do.
+    /// The request's CPUs are too few for its VMs.
     #[error(
         "request a ticket: {max_cpus} CPUs are {most} VMs of {vcpus} CPUs, fewer than {min_vms}; allow more CPUs or ask for fewer VMs"
     )]
     FewCpus {
-        /// As asked for.
+        /// The most CPUs that the request allows in all.
         max_cpus: u32,
-        /// What they are enough for.
+        /// How many VMs these CPUs are enough for.
         most: u32,
-        /// Of each VM.
+        /// CPUs of each VM.
         vcpus: u32,
-        /// Fewest.
+        /// The fewest VMs that the request takes.
         min_vms: u32,
     },
-    /// VMs are smaller than wanted.
+    /// The family's VMs have fewer CPUs than the request wants of each.
     #[error(
         "request a ticket: the family's VMs have {vcpus} CPUs each, fewer than {min_cpus_per_vm}; ask for at most that"
     )]
     SmallVms {
-        /// Of each VM.
+        /// CPUs of each VM of the family.
         vcpus: u32,
-        /// As asked for.
+        /// The fewest CPUs of each VM that the request takes.
         min_cpus_per_vm: u32,
     },
-    /// Not in time.
+    /// The hosts had no room for the request in time.
     #[error("request a ticket: {min_vms} VMs are not free; {} CPUs, {} MiB and room for {} such VMs are; end some, wait longer, or ask for fewer", free.cpus, free.memory_mib, free.vms)]
     NoCapacity {
-        /// Fewest.
+        /// The fewest VMs that the request takes.
         min_vms: u32,
-        /// What is free.
+        /// What was free on all hosts at the end of the wait.
         free: Free,
     },
     /// Too many tickets of one family.
@@ -163,43 +163,43 @@ pub enum CoreError {
     /// Too many calls of one family.
     #[error("{call}: {most} such calls of the family wait already, the most; end some of them")]
     TooManyWaiting {
-        /// For what they wait.
+        /// The call of which too many wait.
         call: &'static str,
-        /// The limit.
+        /// The most such calls of one family.
         most: usize,
     },
-    /// It was kept for a while.
+    /// What the clone left is not kept any more.
     #[error(
         "read what VM {vmid} of ticket {ticket} left: it is not kept any more, because it was read some time ago or its family's master has ended; read it sooner"
     )]
     DataDropped {
         /// The ticket.
         ticket: Uuid,
-        /// The clone.
+        /// The vmid of the clone that left the data.
         vmid: u32,
     },
-    /// Too much data.
+    /// A clone wants to leave more data than the limits allow.
     #[error(
         "join: {bytes} bytes are more than the {most} that are left for them of the limits of a clone, a ticket, a family and the ledger; leave less, or read what others have left"
     )]
     TooMuchData {
-        /// As it came.
+        /// The length of the data, bytes.
         bytes: u64,
-        /// What may come.
+        /// How many bytes the limits still allow.
         most: u64,
     },
-    /// The barrier's time is over.
+    /// Not all VMs arrived at the barrier in time.
     #[error("sync: {arrived} of {wanted} VMs arrived in time; the barrier stays usable")]
     BarrierTimeout {
-        /// Who was there.
+        /// How many VMs had arrived at the end of the wait.
         arrived: u32,
-        /// Who should have been.
+        /// How many VMs have to arrive.
         wanted: u32,
     },
-    /// The join's time is over.
+    /// Not all clones ended in time.
     #[error("join: {live} clones have not ended in time")]
     JoinTimeout {
-        /// How many.
+        /// How many clones had not ended.
         live: u32,
     },
 }

@@ -16,30 +16,30 @@ use super::{
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 use uuid::Uuid;
 
-/// Whether a host is there.
+/// Whether a host is connected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Link {
-    /// It has tickets of before the scheduler's start.
+    /// It has tickets from before the scheduler's start and has not connected yet.
     #[default]
     Expected,
     /// It is connected.
     Up,
-    /// It was.
+    /// It was connected, and may come back.
     Down,
     /// It was given up.
     Fenced,
 }
 
-/// A host.
+/// A host, with what is held of it.
 #[derive(Debug, Default)]
 pub struct Host {
-    /// As it described itself; None: it has not yet.
+    /// The host, as it described itself; None: it has not yet.
     pub info: Option<HostInfo>,
-    /// Whether it is there.
+    /// Whether it is connected.
     pub link: Link,
-    /// Of its registration; 0: none yet.
+    /// The epoch of its registration; 0: none yet.
     pub epoch: u64,
-    /// Its last sign of life.
+    /// When it last gave a sign of life.
     pub seen: UnixMs,
     /// When it is given up, or when it is forgotten after that.
     pub deadline: Option<UnixMs>,

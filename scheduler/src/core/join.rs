@@ -12,11 +12,11 @@ use uuid::Uuid;
 /// What a clone leaves.
 #[derive(Debug, Clone, Copy)]
 pub struct Left {
-    /// The clone.
+    /// The clone's vmid.
     pub vmid: u32,
-    /// Its result.
+    /// The clone's result.
     pub status: i32,
-    /// The length of its data.
+    /// The length of the clone's data, bytes.
     pub data_bytes: u64,
     /// Whether the VM that cloned is to see it.
     pub reported: bool,

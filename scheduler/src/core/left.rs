@@ -42,7 +42,7 @@ impl Left {
         }
     }
 
-    /// Of all families.
+    /// The length of all that clones of all families left and that is kept, bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

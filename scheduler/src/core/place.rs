@@ -17,19 +17,19 @@ const LOOKED_AT_MAX: usize = 64;
 /// What is to be placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Want {
-    /// Fewest VMs.
+    /// The fewest VMs to be placed.
     pub min: u32,
-    /// Most.
+    /// The most VMs to be placed.
     pub most: u32,
-    /// Of each.
+    /// CPUs of each VM.
     pub vcpus: u32,
-    /// Of each.
+    /// Memory of each VM, MiB.
     pub memory_mib: u32,
-    /// How.
+    /// How the VMs are spread over hosts.
     pub policy: Policy,
-    /// All on one host.
+    /// Whether all VMs must be on one host.
     pub single: bool,
-    /// Only these, in order, each once; empty: any.
+    /// The hosts that may be chosen, in order, each once; empty: any.
     pub only: Vec<HostId>,
 }
 

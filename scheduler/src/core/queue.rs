@@ -16,7 +16,7 @@ use uuid::Uuid;
 /// A request that waits.
 #[derive(Debug)]
 pub struct Request {
-    /// What for.
+    /// What the family asks for.
     pub demand: Demand,
     /// What is to be placed for it.
     pub want: Want,
@@ -30,7 +30,7 @@ pub struct Request {
 #[derive(Debug, Default)]
 struct Line {
     turn: u64,
-    /// By arrival.
+    /// The numbers of its requests, in the order of their arrival.
     requests: BTreeSet<u64>,
 }
 

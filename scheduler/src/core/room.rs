@@ -80,13 +80,13 @@ impl Held {
 /// For which ticket VMs are held, and of which size they are.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
-    /// The ticket.
+    /// The ticket's number.
     pub ticket: Uuid,
-    /// Whose it is.
+    /// The family that has the ticket.
     pub family: Uuid,
-    /// Of each VM.
+    /// CPUs of each VM.
     pub vcpus: u32,
-    /// Of each VM.
+    /// Memory of each VM, MiB.
     pub memory_mib: u32,
 }
 
@@ -97,7 +97,7 @@ impl Load {
         Self { ticket: id, family, vcpus, memory_mib }
     }
 
-    /// So many VMs.
+    /// What this many VMs of the ticket hold.
     pub fn times(&self, vms: u32) -> Held {
         Held::of(vms, self.vcpus, self.memory_mib)
     }

@@ -14,20 +14,20 @@ use uuid::Uuid;
 /// Most tickets of a family that are remembered after their end.
 pub const FAMILY_OVER_MAX: usize = 1024;
 
-/// Who uses which ticket for what.
+/// A host's call to make clones with a ticket.
 #[derive(Debug)]
 pub struct Usage {
-    /// Which.
+    /// The ticket that is used.
     pub ticket: Named,
-    /// As the caller knows it.
+    /// The ticket's epoch as the caller knows it; None: any epoch.
     pub epoch: Option<u64>,
-    /// Where.
+    /// The host that makes the clones.
     pub host: HostId,
-    /// Of the host's registration.
+    /// The epoch of the host's registration; None: any epoch.
     pub host_epoch: Option<u64>,
-    /// Who clones.
+    /// The vmid of the VM that is cloned.
     pub parent_vmid: u32,
-    /// The clones.
+    /// The clones' vmids.
     pub vmids: Vec<u32>,
 }
 

@@ -5,42 +5,42 @@ use super::api::{HostInfo, UnixMs};
 /// A host as the core knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostState {
-    /// As it described itself.
+    /// The host, as it described itself.
     pub info: HostInfo,
-    /// It is connected, and its lease runs.
+    /// Whether the host is connected, and its lease runs.
     pub alive: bool,
-    /// Of its registration.
+    /// The epoch of the host's registration.
     pub epoch: u64,
-    /// Capacity, overcommit included.
+    /// CPUs that may be granted on it, overcommit included.
     pub cpus: u32,
-    /// Capacity, overcommit included.
+    /// Memory that may be granted on it, overcommit included, MiB.
     pub memory_mib: u64,
-    /// By tickets, and by clones that run without one.
+    /// CPUs that tickets hold, and clones that run without one.
     pub held_cpus: u32,
-    /// Likewise.
+    /// Memory that tickets hold, and clones that run without one, MiB.
     pub held_memory_mib: u64,
-    /// Likewise.
+    /// How many VMs tickets hold, and clones that run without one.
     pub held_vms: u32,
-    /// Its last sign of life.
+    /// When the host last gave a sign of life.
     pub seen_unix_ms: UnixMs,
 }
 
-/// How many there are of what.
+/// How many requests, tickets and hosts the core knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Requests that wait.
     pub waiting: u64,
-    /// Tickets.
+    /// Tickets that are granted and not used yet.
     pub granted: u64,
-    /// Tickets.
+    /// Tickets that are used.
     pub used: u64,
-    /// Tickets that are remembered.
+    /// Tickets that were released and are still remembered.
     pub released: u64,
-    /// Tickets that are remembered.
+    /// Tickets that have expired and are still remembered.
     pub expired: u64,
-    /// Tickets that are remembered.
+    /// Tickets that were fenced and are still remembered.
     pub fenced: u64,
-    /// Of what clones left.
+    /// The length of all that clones left and that is kept, bytes.
     pub data_bytes: u64,
     /// Hosts that are known.
     pub hosts: u64,

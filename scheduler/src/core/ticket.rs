@@ -21,29 +21,29 @@ pub enum Policy {
 /// A reservation of VMs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ticket {
-    /// Its number.
+    /// The ticket's number.
     pub id: Uuid,
-    /// Whose it is.
+    /// The family that has the ticket.
     pub family: Uuid,
-    /// Where it stands.
+    /// The state that the ticket is in.
     pub state: State,
     /// Fencing: greater after each grant and each fencing; never the same twice, in all tickets and hosts of a scheduler's life.
     pub epoch: u64,
-    /// How it was asked for, where the caller said so.
+    /// The caller's name for the request, if it gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// Of each VM.
+    /// CPUs of each VM.
     pub vcpus: u32,
-    /// Of each VM.
+    /// Memory of each VM, MiB.
     pub memory_mib: u32,
-    /// As it was asked.
+    /// The fewest CPUs of each VM that the request asked for.
     pub min_cpus_per_vm: u32,
-    /// Where, and how many VMs there. Never empty; none is 0.
+    /// How many VMs it has on each host. Never empty; no number is 0.
     pub places: BTreeMap<HostId, u32>,
-    /// Of clones that were asked for by number.
+    /// Whether it was granted for clones that were asked for by number.
     #[serde(default)]
     pub loose: bool,
-    /// The VM that cloned with it; None: not used.
+    /// The vmid of the VM that cloned with it; None: it is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_vmid: Option<u32>,
     /// Whether that VM has ended: nobody waits for it any more.
@@ -61,26 +61,26 @@ pub struct Ticket {
     /// The last meeting of its VMs, if they have met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub met: Option<Met>,
-    /// When it was granted.
+    /// When it was granted, milliseconds since 1970.
     pub granted_unix_ms: u64,
-    /// When it is taken back unless it is used.
+    /// When it is taken back unless it is used, milliseconds since 1970.
     pub expires_unix_ms: u64,
-    /// When it came to its end; None: it has not.
+    /// When it came to its end, milliseconds since 1970; None: it has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over_unix_ms: Option<u64>,
 }
 
-/// Where a ticket stands.
+/// The state of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// Reserved.
+    /// VMs are reserved for it, and it is not used yet.
     Granted,
-    /// Cloned with.
+    /// Clones were made with it.
     Used,
-    /// Given back, or all its clones have ended.
+    /// It was given back, or all its clones have ended.
     Released,
-    /// Not used in time.
+    /// It was not used in time.
     Expired,
     /// Its host went away.
     Fenced,
@@ -89,9 +89,9 @@ pub enum State {
 /// A meeting of a ticket's VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Met {
-    /// Which, from 1.
+    /// The number of the meeting, from 1.
     pub round: u64,
-    /// How many VMs; 0: not known.
+    /// How many VMs met; 0: not known.
     pub vms: u32,
 }
 
@@ -100,9 +100,9 @@ pub struct Met {
 pub struct Outcome {
     /// How it ended; None: it has left its result and is about to end.
     pub end: Option<VmEnd>,
-    /// As it said.
+    /// The result that the clone left.
     pub status: i32,
-    /// What it left.
+    /// The length of what it left, bytes.
     pub data_bytes: u64,
     /// Whether the VM that cloned is to see it.
     pub reported: bool,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 /// A ticket with what the core knows beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// As it is.
+    /// The ticket as it is now.
     pub ticket: Ticket,
     /// Its clones that have not ended.
     pub live: u32,
@@ -28,7 +28,7 @@ pub struct Seen {
 /// A page of tickets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    /// In the order that was asked for.
+    /// The tickets, in the order that was asked for.
     pub tickets: Vec<Seen>,
     /// How many batches had been stored when this was read: see [`Change::batch`].
     pub batch: u64,
@@ -37,33 +37,33 @@ pub struct Page {
 /// A ticket has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// With which batch, counted from 1.
+    /// The batch that stored the change, counted from 1.
     pub batch: u64,
-    /// What it is now.
+    /// What the ticket is now.
     pub what: Changed,
 }
 
 /// What became of a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
-    /// It is so now.
+    /// The ticket as it is now.
     Now(Box<Seen>),
-    /// It is not remembered any more.
+    /// The scheduler does not remember the ticket of this number any more.
     Forgotten(Uuid),
 }
 
 /// Ends clones of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KillOrder {
-    /// Of this family.
+    /// The family of the clones.
     pub family: Uuid,
-    /// Of this ticket.
+    /// The ticket under which the clones were made.
     pub ticket: Uuid,
-    /// As it was when they were clones of it.
+    /// The ticket's epoch when these were its clones.
     pub epoch: u64,
-    /// These.
+    /// The vmids of the clones that the host is to end.
     pub vmids: Vec<u32>,
-    /// Why.
+    /// Why they are to end, for their records.
     pub reason: String,
 }
 
@@ -74,20 +74,20 @@ pub enum Answer {
     Ticket(Box<Seen>),
     /// The epoch of a host's registration.
     Registered(u64),
-    /// It is in the ledger.
+    /// The call's facts are in the ledger.
     Noted,
-    /// All have arrived.
+    /// All VMs of the barrier have arrived.
     Met {
-        /// Which meeting it was.
+        /// The number of the meeting, from 1.
         round: u64,
-        /// How many met.
+        /// How many VMs met.
         arrived: u32,
     },
-    /// These have ended.
+    /// The vmids of the clones that have ended.
     Killed(Vec<u32>),
 }
 
-/// Why not.
+/// Why the engine refuses a call.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
     /// The core says no.
@@ -101,7 +101,7 @@ pub enum Refusal {
         "call the scheduler: {most} calls are under way already, the most; try again when some have ended"
     )]
     Busy {
-        /// The limit.
+        /// The most calls at once.
         most: usize,
     },
     /// Too many of one family wait.
@@ -109,9 +109,9 @@ pub enum Refusal {
         "call the scheduler: {own} calls of the family wait already, and there is room for {free} more of all families; try again when some have ended"
     )]
     Crowded {
-        /// Of the family.
+        /// How many calls of the caller's family wait.
         own: usize,
-        /// Of all.
+        /// How many more calls of all families may wait.
         free: usize,
     },
     /// Too many hosts.
@@ -119,7 +119,7 @@ pub enum Refusal {
         "register a host: the scheduler knows {most} already, the most; use another scheduler for this one"
     )]
     TooManyHosts {
-        /// The limit.
+        /// The most hosts that the scheduler knows.
         most: usize,
     },
     /// The scheduler stops.
@@ -201,7 +201,7 @@ pub(super) enum Message {
     Beat(HostId, u64),
     /// What is in the ledger.
     Ask(Query),
-    /// No more.
+    /// The engine is to stop.
     Stop,
 }
 

@@ -14,7 +14,7 @@ pub(super) enum Takes {
     Ticket,
     /// A host's registration.
     Host(HostId),
-    /// Nothing.
+    /// Nothing has to be taken back.
     Nothing,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Waiting<'a> {
     engine: &'a Engine,
     waiter: Waiter,
     takes: Takes,
-    /// None: taken.
+    /// Where the answer comes; None: it was taken.
     answer: Option<oneshot::Receiver<Result<Answer, Refusal>>>,
 }
 

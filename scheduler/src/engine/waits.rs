@@ -10,7 +10,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Who waits.
+/// How many calls wait, in all and of each family.
 #[derive(Debug)]
 pub(super) struct Waits {
     most: usize,

@@ -62,14 +62,14 @@ pub struct Present {
 /// Whether a host is registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registration {
-    /// It is not.
+    /// The host is not registered.
     Away {
         /// What the last attempt failed with.
         why: String,
     },
-    /// It is.
+    /// The host is registered.
     Registered {
-        /// Of this registration.
+        /// The registration's epoch.
         epoch: u64,
         /// A host that is silent so long is fenced; None: never.
         lease: Option<Duration>,

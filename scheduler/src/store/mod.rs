@@ -15,9 +15,9 @@ use uuid::Uuid;
 /// What a clone left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinData {
-    /// Its ticket.
+    /// The ticket under which the clone was made.
     pub ticket: Uuid,
-    /// The clone.
+    /// The clone's vmid.
     pub vmid: u32,
     /// What it left; nothing takes the place of what it left before, too.
     pub bytes: Vec<u8>,
@@ -28,7 +28,7 @@ pub struct JoinData {
 pub struct Batch<'a> {
     /// Tickets as they are now.
     pub puts: Vec<&'a Ticket>,
-    /// What clones left.
+    /// What clones left when they joined.
     pub data: Vec<JoinData>,
     /// Tickets that go, with their data.
     pub forgets: Vec<Uuid>,
@@ -86,12 +86,12 @@ pub trait Store: Send {
 /// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No folder.
+    /// The state folder cannot be made.
     #[error("make state folder {path}: {source}; name one that can be written with --state-dir")]
     Folder {
-        /// Which.
+        /// The state folder's path.
         path: PathBuf,
-        /// Why.
+        /// The system's reason why it cannot be made.
         #[source]
         source: io::Error,
     },
@@ -100,7 +100,7 @@ pub enum StoreError {
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// The system's reason why it cannot be locked.
         #[source]
         source: io::Error,
     },
@@ -112,15 +112,15 @@ pub enum StoreError {
     InUse {
         /// The lock file.
         path: PathBuf,
-        /// Of the other one, if it wrote it.
+        /// The pid of the other scheduler, if it wrote it into the lock file.
         pid: Option<String>,
     },
-    /// Something else is there.
+    /// The file at the ledger's path is not a ledger.
     #[error(
         "open ledger {path}: the file is no ledger of Patina's; move it away, or use another --state-dir"
     )]
     Foreign {
-        /// The file.
+        /// The ledger's path.
         path: PathBuf,
     },
     /// A newer scheduler wrote it.
@@ -128,11 +128,11 @@ pub enum StoreError {
         "open ledger {path}: it has version {found}, this scheduler knows {known}; use a newer scheduler, or another --state-dir"
     )]
     Version {
-        /// The file.
+        /// The ledger's path.
         path: PathBuf,
-        /// As it says.
+        /// The version that the ledger has.
         found: i64,
-        /// What is known here.
+        /// The newest version that this scheduler reads.
         known: i64,
     },
     /// The file is damaged.
@@ -140,44 +140,44 @@ pub enum StoreError {
         "{operation} ledger {path}: the file is damaged ({source}); put a copy back, or move it and its -wal and -shm away: a new ledger learns from the hosts what runs"
     )]
     Damaged {
-        /// What was done.
+        /// What was done with the ledger: `read`, for example.
         operation: &'static str,
-        /// The file.
+        /// The ledger's path.
         path: PathBuf,
-        /// How it showed.
+        /// The error in which the damage showed.
         #[source]
         source: rusqlite::Error,
     },
-    /// A ticket does not read.
+    /// The row of a ticket cannot be decoded.
     #[error(
         "read ledger {path}: ticket {id} does not read: {source}; mend or delete that row, for example with sqlite3"
     )]
     Ticket {
-        /// The file.
+        /// The ledger's path.
         path: PathBuf,
-        /// As the row says.
+        /// The ticket's number, as the row gives it.
         id: String,
-        /// Why.
+        /// The JSON error of the row's content.
         #[source]
         source: serde_json::Error,
     },
-    /// No room.
+    /// The disk has no room for the ledger.
     #[error("write ledger {path}: the disk is full; make room, the scheduler goes on by itself")]
     Full {
-        /// The file.
+        /// The ledger's path.
         path: PathBuf,
-        /// As SQLite says it.
+        /// SQLite's error.
         #[source]
         source: rusqlite::Error,
     },
-    /// Anything else.
+    /// The ledger cannot be used for any other reason.
     #[error("{operation} ledger {path}: {source}")]
     File {
-        /// What was done.
+        /// What was done with the ledger: `read`, for example.
         operation: &'static str,
-        /// The file.
+        /// The ledger's path.
         path: PathBuf,
-        /// Why.
+        /// SQLite's error.
         #[source]
         source: rusqlite::Error,
     },

@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// At least.
+/// How many rounds the test has at least.
 const ROUNDS: u64 = 12;
 /// Tickets that have to be granted at least.
 const ENOUGH: usize = 1000;
@@ -22,7 +22,7 @@ const CALLERS: u64 = 24;
 /// What a caller was told of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
-    /// It is so.
+    /// The ticket was in this state.
     Is(TicketState),
     /// Something was asked since, and not answered.
     Asked,

@@ -57,15 +57,15 @@ pub trait Vms: Send + Sync + 'static {
 /// Clones that a VM is to have.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// Whose.
+    /// The UUID of the family that gets the clones.
     pub family: String,
-    /// The VM that is cloned.
+    /// The vmid of the VM that is cloned.
     pub parent_vmid: u32,
-    /// vCPUs of each.
+    /// vCPUs of each clone.
     pub vcpus: u32,
-    /// Memory of each.
+    /// Memory of each clone, MiB.
     pub memory_mib: u32,
-    /// Their numbers, which no other clone of the family has.
+    /// The clones' vmids, which no other clone of the family has.
     pub vmids: Vec<u32>,
 }
 
@@ -74,9 +74,9 @@ pub struct Wish {
 pub enum Right {
     /// A ticket that was granted.
     Ticket {
-        /// Which.
+        /// The ticket's UUID.
         id: String,
-        /// As the caller knows it; 0: whatever it is.
+        /// The ticket's epoch as the caller knows it; 0: any epoch.
         epoch: u64,
     },
     /// One that is granted for them and used in one step, if there is room now. The number is the request's.
