@@ -6,13 +6,13 @@ use std::{fs, path::Path};
 /// Name, kernel and memory of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// Its name.
+    /// The host's name.
     pub hostname: String,
-    /// `uname -r`.
+    /// The release of its kernel, as `uname -r` prints it.
     pub kernel: String,
     /// How many CPUs this process may use.
     pub cpus: u32,
-    /// RAM.
+    /// The host's RAM, MiB.
     pub memory_mib: u64,
     /// What `/dev/kvm` is.
     pub kvm: KvmKind,

@@ -30,35 +30,35 @@ const MTU_BYTES: u32 = 1500;
 /// Why a network operation did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// No netlink socket.
+    /// The netlink socket cannot be opened.
     #[error("open netlink: {0}")]
     Open(#[source] io::Error),
-    /// Netlink refused.
+    /// The kernel refuses a netlink request.
     #[error("{operation} {link}: {source}{}", rights(.source))]
     Netlink {
-        /// For example "create bridge".
+        /// The request: `create bridge`, for example.
         operation: &'static str,
-        /// The interface.
+        /// The name of the interface.
         link: String,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },
     /// IPv6 could not be switched off.
     #[error("switch off IPv6 on {name}: {source}")]
     Ipv6 {
-        /// The interface.
+        /// The name of the interface.
         name: String,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// The tap could not be made.
     #[error("create tap {name}: {source}{}", rights(.source))]
     Tap {
-        /// Its name.
+        /// The tap's name.
         name: String,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },

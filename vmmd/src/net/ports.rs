@@ -30,9 +30,9 @@ const REST: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 #[error("publish port {}: {source}", .port.host)]
 pub struct PortError {
-    /// Which.
+    /// The port that was to be published.
     pub port: Port,
-    /// Why.
+    /// The system's reason.
     #[source]
     pub source: io::Error,
 }

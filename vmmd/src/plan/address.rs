@@ -36,11 +36,11 @@ pub enum RangeError {
     /// Bits are set behind the prefix.
     #[error("{address}/{prefix} has bits set behind its prefix: did you mean {meant}/{prefix}?")]
     HostBits {
-        /// As given.
+        /// The address that was given.
         address: Ipv4Addr,
-        /// As given.
+        /// The length of the prefix that was given, bits.
         prefix: u8,
-        /// With those bits cleared.
+        /// The address with the bits behind the prefix cleared.
         meant: Ipv4Addr,
     },
 }

@@ -42,10 +42,10 @@ impl Phase {
 /// How and when a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    /// How.
+    /// How the VM ended.
     #[serde(flatten)]
     pub end: End,
-    /// When, milliseconds since 1970.
+    /// When it ended, milliseconds since 1970.
     pub unix_ms: u64,
 }
 

@@ -34,47 +34,47 @@ pub enum GenerationError {
     /// A descriptor is not of a file in memory.
     #[error("look at the generation's {what}: not a file in memory")]
     NoMemfd {
-        /// Which.
+        /// Which file it was to be: the state, the RAM or the list of touched pages.
         what: &'static str,
     },
     /// A descriptor cannot be looked at.
     #[error("look at the generation's {what}: {source}")]
     Stat {
-        /// Which.
+        /// The file: the state, the RAM or the list of touched pages.
         what: &'static str,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: Errno,
     },
-    /// Its size cannot be right.
+    /// The size of a file cannot be right.
     #[error("look at the generation's {what}: it has {found_bytes} bytes, not {expected}")]
     Size {
-        /// Which.
+        /// The file: the state, the RAM or the list of touched pages.
         what: &'static str,
-        /// As it is.
+        /// The size that the file has, bytes.
         found_bytes: u64,
-        /// As it must be, in words.
+        /// The size that it must have, in words.
         expected: String,
     },
-    /// It comes in no, or in too many pieces.
+    /// The RAM comes in no file, or in too many.
     #[error("look at the generation's RAM: it comes in {0} files, not in 1 to {LAYERS_MAX}")]
     Layers(usize),
-    /// It can be changed.
+    /// The content of a file can still be changed.
     #[error("look at the generation's {what}: it can still be written to (seals {seals:?})")]
     Unsealed {
-        /// Which.
+        /// The file: the state, the RAM or the list of touched pages.
         what: &'static str,
-        /// Those that it has.
+        /// The seals that the file has.
         seals: SealFlags,
     },
-    /// It cannot be read or made.
+    /// A file cannot be read or made.
     #[error("{operation} the generation's {what}: {source}")]
     Io {
-        /// For example "read".
+        /// What was done with the file: `read`, for example.
         operation: &'static str,
-        /// Which.
+        /// The file: the state, the RAM or the list of touched pages.
         what: &'static str,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
@@ -92,7 +92,7 @@ pub struct Generation {
 pub struct Opened {
     /// The VM's state.
     pub state: File,
-    /// Its RAM.
+    /// The layers of its RAM.
     pub layers: Vec<File>,
 }
 

@@ -40,7 +40,7 @@ use urgency::Urgency;
 /// A process, for good: numbers are used again, a number with its start time and boot is not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// Its number.
+    /// The process's pid.
     pub pid: u32,
     /// When it started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
     pub start_ticks: u64,
@@ -56,24 +56,24 @@ impl ProcessId {
     }
 }
 
-/// A process cannot be watched or signalled.
+/// Why a process cannot be watched or signalled.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// `/proc` does not tell.
+    /// The process's entry in `/proc` cannot be read.
     #[error("read /proc/{pid}/stat: {source}")]
     Stat {
-        /// Of which process.
+        /// The process's pid.
         pid: u32,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },
-    /// No pidfd.
+    /// A pidfd of the process cannot be opened.
     #[error("open pidfd of process {pid}: {source}")]
     Pidfd {
-        /// Of which process.
+        /// The process's pid.
         pid: u32,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },

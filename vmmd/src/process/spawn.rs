@@ -29,7 +29,7 @@ pub enum SpawnError {
     /// `/dev/kvm` cannot be opened.
     #[error("open /dev/kvm: {source}; {}", kvm_hint(.source))]
     Kvm {
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },
@@ -39,9 +39,9 @@ pub enum SpawnError {
     /// The control socket cannot be made.
     #[error("listen on {path}: {source}")]
     Listen {
-        /// Its path.
+        /// The socket's path.
         path: PathBuf,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },
@@ -51,9 +51,9 @@ pub enum SpawnError {
     /// The program cannot be run.
     #[error("run {program}: {source}; name it with --vmm")]
     Run {
-        /// Its path.
+        /// The program's path.
         program: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
@@ -85,15 +85,15 @@ pub fn open_kvm() -> Result<File, SpawnError> {
 pub struct Parts {
     /// `/dev/kvm`.
     pub kvm: File,
-    /// Where it begins.
+    /// With what the VM begins: a kernel, or nothing yet.
     pub start: Start,
-    /// The root disk.
+    /// The file of the root disk.
     pub rootfs: File,
-    /// The tap.
+    /// The tap of the VM's network interface.
     pub tap: OwnedFd,
-    /// How many vCPUs.
+    /// How many vCPUs the VM has.
     pub vcpus: u8,
-    /// How much RAM.
+    /// The VM's RAM, MiB.
     pub memory_mib: u32,
     /// Who the VM is.
     pub identity: Identity,
@@ -106,14 +106,14 @@ pub struct Parts {
 /// Where a VM begins.
 #[derive(Debug)]
 pub enum Start {
-    /// With a kernel.
+    /// The VM boots a kernel.
     Boot {
-        /// The kernel.
+        /// The kernel's file.
         kernel: File,
-        /// Added to the command line.
+        /// What is added to the kernel's command line.
         cmdline: String,
     },
-    /// Nowhere: it waits for a generation.
+    /// The VM has nothing to run yet: it waits for a generation.
     Warm,
 }
 

@@ -54,18 +54,18 @@ pub enum StoreError {
     /// A folder cannot be made.
     #[error("create folder {path}: {source}{}", rights(.source))]
     CreateDir {
-        /// Which.
+        /// The folder's path.
         path: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// The lock file cannot be opened or written.
     #[error("open lock {path}: {source}{}", rights(.source))]
     OpenLock {
-        /// Which.
+        /// The lock file's path.
         path: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
@@ -77,62 +77,62 @@ pub enum StoreError {
     Locked {
         /// The folder.
         path: PathBuf,
-        /// Of the other vmmd, if it wrote it.
+        /// The pid of the other vmmd, if it wrote it into the lock file.
         pid: Option<String>,
     },
     /// A file cannot be read.
     #[error("read {path}: {source}")]
     Read {
-        /// Which.
+        /// The path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// A file cannot be written.
     #[error("write {path}: {source}")]
     Write {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// A folder cannot be moved.
     #[error("move folder {from} to {to}: {source}")]
     Move {
-        /// Which.
+        /// The folder's path.
         from: PathBuf,
-        /// Where to.
+        /// The path to which it was to be moved.
         to: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// A folder, or what is in it, cannot be deleted.
     #[error("delete {path}: {source}")]
     Delete {
-        /// Which.
+        /// The path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// The record does not read.
     #[error("parse {path}: {source}")]
     Parse {
-        /// Which.
+        /// The record's path.
         path: PathBuf,
-        /// Why.
+        /// The error of its JSON.
         #[source]
         source: serde_json::Error,
     },
     /// A record has another format.
     #[error("parse {path}: format {format} is not known to this vmmd")]
     Format {
-        /// Which.
+        /// The record's path.
         path: PathBuf,
-        /// As written there.
+        /// The number of the format that the record gives.
         format: u32,
     },
 }

@@ -14,28 +14,28 @@ pub const FORMAT: u32 = 1;
 /// What is written about a VM. `process` and `ended` tell how far it came: see [`crate::plan::adopt`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`FORMAT`].
+    /// The record's format: [`FORMAT`].
     pub format: u32,
     /// The VM's name.
     pub name: String,
-    /// The VM.
+    /// The VM's UUID.
     pub uuid: Uuid,
-    /// The family.
+    /// The UUID of its family.
     pub family: Uuid,
-    /// The family's network.
+    /// The network of its family.
     pub net: FamilyNet,
-    /// 0 on the master.
+    /// The VM's vmid; 0 on the master.
     pub vmid: u32,
     /// What it is a clone of; None on a master.
     #[serde(default)]
     pub origin: Option<Origin>,
-    /// How many vCPUs.
+    /// How many vCPUs the VM has.
     pub vcpus: u8,
-    /// How much RAM.
+    /// The VM's RAM, MiB.
     pub memory_mib: u32,
     /// What the user added to the kernel's command line.
     pub cmdline: String,
-    /// Published ports.
+    /// The ports that it publishes.
     pub ports: Vec<Port>,
     /// Path of the kernel.
     pub kernel: PathBuf,
@@ -50,13 +50,13 @@ pub struct Record {
     /// The ticket that it was made under.
     #[serde(default)]
     pub ticket: Option<Uuid>,
-    /// Milliseconds since 1970.
+    /// When the VM was made, milliseconds since 1970.
     pub created_unix_ms: u64,
     /// The vmm process, once it has been started.
     pub process: Option<ProcessId>,
-    /// Start of the process to agent ready, microseconds.
+    /// How long the VM took from the start of its process to its agent being ready, microseconds.
     pub ready_after_us: Option<u64>,
-    /// How it ended.
+    /// How the VM ended.
     pub ended: Option<Ended>,
 }
 

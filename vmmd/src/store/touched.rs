@@ -21,7 +21,7 @@ const _: () = assert!(TOUCHED_MAX_BYTES <= super::FILE_MAX_BYTES);
 pub struct ImageKey(String);
 
 impl ImageKey {
-    /// Of a VM.
+    /// The key of a VM's image.
     #[must_use]
     pub fn of(record: &Record) -> Self {
         let Record { kernel, kernel_file, rootfs, rootfs_file, vcpus, memory_mib, cmdline, .. } = record;

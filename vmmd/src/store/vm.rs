@@ -33,7 +33,7 @@ impl VmDir {
         Self { path: path.into() }
     }
 
-    /// Its path.
+    /// The folder's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

@@ -54,7 +54,7 @@ pub const COUNT: RangeInclusive<u32> = 1..=256;
 pub struct Call {
     /// The VM to be cloned.
     pub parent: Arc<Vm>,
-    /// How many.
+    /// How many clones the call is for.
     pub wanted: Wanted,
     /// What the VM's agent does first; None: the guest asked, and has.
     pub prepare: Option<Prepare>,
@@ -69,18 +69,18 @@ pub struct Call {
 /// What came of a call.
 #[derive(Debug)]
 pub struct Clones {
-    /// From asking the vmm to having the generation.
+    /// How long it took from asking the vmm to having the generation.
     pub freeze: Duration,
-    /// In the vmm's words.
+    /// What the vmm says of the freeze.
     pub frozen: Frozen,
-    /// By vmid.
+    /// What came of each clone, in the order of their vmids.
     pub outcomes: Vec<Outcome>,
 }
 
 /// What came of one clone.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Its vmid.
+    /// The clone's vmid.
     pub vmid: u32,
     /// The VM, and how it came to run.
     pub made: Result<(Arc<Vm>, Times), Error>,

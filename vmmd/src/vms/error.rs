@@ -18,32 +18,32 @@ pub const VMS_MAX: usize = 1024;
 /// Most exec, console and log streams at once.
 pub const STREAMS_MAX: usize = 1024;
 
-/// Why not.
+/// Why a call about VMs fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request is not as it must be.
+    /// The request has invalid fields.
     #[error("check the request: {}", list(.0))]
     Invalid(Vec<Violation>),
-    /// No VM of that name.
+    /// There is no VM of that name.
     #[error("find VM {0:?}: there is none; `vmctl ls` lists them")]
     NotFound(String),
-    /// vmmd has just started and does not know yet what became of it.
+    /// vmmd has just started and does not know yet what became of the VM.
     #[error("use VM {0:?}: vmmd has started and is taking it over; try again in some seconds")]
     Adopting(String),
-    /// vmmd has just started and does not know yet all that there is.
+    /// vmmd has just started and does not know yet which VMs there are.
     #[error("vmmd has started and is taking over what runs; try again in some seconds")]
     Starting,
-    /// What an earlier vmmd left of it cannot be taken over.
+    /// What an earlier vmmd left of the VM cannot be taken over.
     #[error(
         "use VM {name:?}: it cannot be taken over, which is tried again every minute: {problem}; see its folder, or `vmctl rm --broken {name}`"
     )]
     Broken {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// What is wrong.
+        /// What is wrong with what was left.
         problem: String,
     },
-    /// The call is for what cannot be taken over.
+    /// The call removes what cannot be taken over, and the VM is not broken.
     #[error("remove VM {0:?}: it is not broken; leave out --broken")]
     NotBroken(String),
     /// The name is in use.
@@ -64,15 +64,15 @@ pub enum Error {
     /// The call needs a ready VM.
     #[error("use VM {name:?}: it is {state}, not ready{}", hint(.state))]
     NotReady {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// What it is instead.
+        /// The VM's state instead of ready.
         state: &'static str,
     },
     /// The VM ended while it was waited for.
     #[error("wait for VM {name:?}: it ended before it was ready: {reason}")]
     EndedFirst {
-        /// The VM.
+        /// The VM's name.
         name: String,
         /// Why it ended.
         reason: String,
@@ -80,18 +80,18 @@ pub enum Error {
     /// The wait took too long.
     #[error("wait for VM {name:?}: not done in {timeout_ms} ms")]
     WaitTimeout {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// As asked for.
+        /// How long the caller wanted to wait, milliseconds.
         timeout_ms: u64,
     },
-    /// Too many VMs.
+    /// The host keeps as many VMs as it may.
     #[error("make a VM: this host keeps {VMS_MAX} already, the most; `vmctl rm --ended`")]
     TooMany,
-    /// Too many streams.
+    /// As many streams are open as may be.
     #[error("open a stream: {STREAMS_MAX} are open, the most; close an exec, console or log")]
     TooManyStreams,
-    /// Too many families.
+    /// All numbers of families are taken.
     #[error("number a family: all {0} of the range are taken; give vmmd a wider --network")]
     NoFamily(u16),
     /// The family has not so many vmids left.
@@ -99,44 +99,44 @@ pub enum Error {
         "number {count} clones: the family of {master:?} has {left} vmids left; clone a VM of another family"
     )]
     NoVmid {
-        /// The family's master.
+        /// The name of the family's master.
         master: String,
-        /// As asked for.
+        /// How many clones the caller wants.
         count: u32,
-        /// That are left.
+        /// How many vmids the family has left.
         left: u32,
     },
     /// The vmm does not freeze the VM.
     #[error("clone VM {name:?}: {reason}")]
     NotFrozen {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// In the vmm's words.
+        /// The reason, in the vmm's words.
         reason: String,
     },
     /// The guest does not prepare to be frozen.
     #[error("prepare VM {name:?} to be cloned: {source}{}", prepare_hint(.source))]
     NotPrepared {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// In the agent's words.
+        /// The agent's error.
         #[source]
         source: CallError,
     },
     /// Another call of the same guest for clones has not been answered.
     #[error("clone VM {0:?}: a clone of it is under way; wait for its end")]
     CloneUnderWay(String),
-    /// The scheduler says no.
+    /// The scheduler refuses the call.
     #[error("{}", .0.message())]
     Scheduler(Box<Status>),
-    /// The scheduler says nothing.
+    /// The scheduler does not answer.
     #[error("{call}: the scheduler{} does not answer; try again when it is back: {}", at(.address), .source.message())]
     NoScheduler {
-        /// What was wanted of it.
+        /// What the scheduler was called for.
         call: &'static str,
-        /// Where it is; empty: in this process.
+        /// The scheduler's address; empty: it is in this process.
         address: String,
-        /// In the connection's words.
+        /// The connection's error.
         #[source]
         source: Box<Status>,
     },
@@ -148,27 +148,27 @@ pub enum Error {
         "use ticket {ticket}: its VMs are on {hosts}, and clones start on the host of the VM that clones; request one here, or clone a VM there"
     )]
     OtherHost {
-        /// The ticket.
+        /// The ticket's number.
         ticket: Uuid,
-        /// Their names.
+        /// The names of the hosts on which its VMs are.
         hosts: String,
     },
     /// A clone was killed before it ran.
     #[error("start clone {name:?}: it was killed before it ran: {reason}")]
     Unwanted {
-        /// The clone.
+        /// The clone's name.
         name: String,
-        /// By whom, and why.
+        /// Who killed it, and why.
         reason: String,
     },
     /// A ticket is for another number of clones.
     #[error("make {count} clones with ticket {ticket}: it is for {vms}; leave the number out")]
     TicketCount {
-        /// The ticket.
+        /// The ticket's number.
         ticket: Uuid,
-        /// As asked for.
+        /// How many clones the caller wants.
         count: u32,
-        /// What it is for.
+        /// How many VMs the ticket is for.
         vms: u32,
     },
     /// There is no memory for a list of touched pages.
@@ -177,40 +177,40 @@ pub enum Error {
     /// A vmm for a clone cannot be made.
     #[error("warm up a vmm for {name:?}: {source}{}", last(.words))]
     Warm {
-        /// The clone.
+        /// The clone's name.
         name: String,
-        /// The vmm's last.
+        /// The vmm's last words.
         words: String,
-        /// Why.
+        /// Why the vmm did not start.
         #[source]
         source: LinkError,
     },
     /// A clone's vmm does not start it.
     #[error("start clone {name:?}: {source}{}", last(.words))]
     Start {
-        /// The clone.
+        /// The clone's name.
         name: String,
-        /// The vmm's last, when it is gone.
+        /// The vmm's last words, when it is gone.
         words: String,
-        /// Why.
+        /// Why the vmm does not start the clone.
         #[source]
         source: LinkError,
     },
     /// The disk that the VM reads cannot be had for a clone.
     #[error("clone VM {name:?}: {source}")]
     CloneRootfs {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// Why.
+        /// Why the disk's file cannot be used.
         #[source]
         source: ImageError,
     },
     /// The vmm or the guest's agent does not answer.
     #[error("reach VM {name:?}: {source}")]
     Unavailable {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// Why.
+        /// Why the vmm did not do what it was asked.
         #[source]
         source: LinkError,
     },
@@ -219,32 +219,32 @@ pub enum Error {
         "clone VM {name:?}: the guest's agent does not answer in {patience:?}; does gc-agent run there (`vmctl console {name}`)? The VM is as it was"
     )]
     Silent {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// How long it was waited for.
+        /// How long vmmd waited for the agent's answer.
         patience: std::time::Duration,
     },
-    /// A process takes SIGKILL and stays.
+    /// A process got SIGKILL and does not end.
     #[error("kill VM {0:?}: its process does not go away; the host's kernel log may tell why")]
     Unkillable(String),
     /// vmmd is about to stop.
     #[error("vmmd is stopping; VMs run on, ask again when it is back")]
     Stopping,
-    /// A file.
+    /// A file of the state folder cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An interface.
+    /// A network interface cannot be made or used.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// A process.
+    /// A vmm process cannot be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// A log.
+    /// The log of a VM cannot be read.
     #[error("read log of VM {name:?}: {source}")]
     Log {
-        /// The VM.
+        /// The VM's name.
         name: String,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },

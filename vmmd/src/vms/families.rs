@@ -49,9 +49,9 @@ enum List {
 /// What one clone is made of.
 #[derive(Debug)]
 pub struct Seat {
-    /// Its vmid.
+    /// The clone's vmid.
     pub vmid: u32,
-    /// Its name.
+    /// The clone's name, which is held for it.
     pub reservation: Reservation,
     /// Its warm VM; None: it has to be made.
     pub place: Option<Place>,
@@ -69,7 +69,7 @@ pub struct Seats {
 /// What is left when a VM of a family has gone.
 #[derive(Debug)]
 pub enum Left {
-    /// Others live.
+    /// Other VMs of the family live.
     Others,
     /// It was the last; what was kept is to be ended, and [`Table::forget_family`] is due.
     Nobody(Vec<Place>),

@@ -15,47 +15,47 @@ use std::{
 /// Why a file is no image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// It does not open.
+    /// The file cannot be opened.
     #[error("open {field} {path}: {source}")]
     Open {
         /// `kernel` or `rootfs`.
         field: &'static str,
-        /// The path.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// It is a folder, a device, a pipe.
+    /// The path is of a folder, a device or a pipe.
     #[error("open {field} {path}: not a regular file")]
     NotAFile {
         /// `kernel` or `rootfs`.
         field: &'static str,
-        /// The path.
+        /// The file's path.
         path: PathBuf,
     },
-    /// Nothing is in it.
+    /// The file has no bytes.
     #[error("open {field} {path}: the file is empty")]
     Empty {
         /// `kernel` or `rootfs`.
         field: &'static str,
-        /// The path.
+        /// The file's path.
         path: PathBuf,
     },
-    /// Not the file that a running guest has.
+    /// The file is not the one that a running guest has.
     #[error(
         "open rootfs {path}: it was replaced or written to since the VM was started; put the old file back"
     )]
     Changed {
-        /// The path.
+        /// The file's path.
         path: PathBuf,
     },
-    /// It can never be a guest's root disk.
+    /// The file can never be a guest's root disk.
     #[error("check rootfs {path}: it is {what}, not a disk image with a file system in it; {}", .remedy.words(.path))]
     NoDisk {
-        /// The path.
+        /// The file's path.
         path: PathBuf,
-        /// What it is.
+        /// What the file is instead.
         what: &'static str,
         /// What makes a disk of it.
         remedy: Remedy,
@@ -77,17 +77,17 @@ pub enum ImageError {
          %{SECTOR_BYTES} {path}` fills it up"
     )]
     Size {
-        /// The path.
+        /// The file's path.
         path: PathBuf,
-        /// Its length.
+        /// The file's length, bytes.
         bytes: u64,
     },
-    /// Not a kernel.
+    /// The file is not a kernel.
     #[error("check kernel {path}: {source}")]
     Kernel {
-        /// The path.
+        /// The file's path.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with the file's format.
         #[source]
         source: FormatError,
     },

@@ -87,7 +87,7 @@ pub struct Settings {
     pub keep_ended: usize,
 }
 
-/// The host's VMs.
+/// The VMs of this host, with all that making and ending them needs.
 #[derive(Debug)]
 pub struct Host {
     /// What it is set up with.
@@ -124,18 +124,18 @@ pub struct Host {
 /// Where a VM stands, as its supervisor publishes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// Where.
+    /// How far the VM is: booting, ready or ended.
     pub phase: Phase,
-    /// Start of the process to agent ready, microseconds.
+    /// How long the VM took from the start of its process to its agent being ready, microseconds.
     pub ready_after_us: Option<u64>,
 }
 
-/// One VM.
+/// One VM of this host, running or ended.
 #[derive(Debug)]
 pub struct Vm {
     /// What it was started with. Its state is in [`Self::status`].
     pub record: Record,
-    /// Its files.
+    /// The folder of its files.
     pub dir: VmDir,
     status: watch::Receiver<Status>,
     kill: mpsc::Sender<ToEnd>,
@@ -240,7 +240,7 @@ impl Host {
         Some((usage, self.table.is_uncloned(vm.record.net.index, vm.record.family)))
     }
 
-    /// Something has happened to a VM.
+    /// Tells those who watch events that something has happened to a VM.
     fn tell(&self, of: &Record, kind: &str, text: impl Into<String>) {
         let of = Of { family: of.family, vm: Some((&of.name, of.vmid)), ticket: of.ticket };
         self.events.tell(of, kind, text, unix_ms());
@@ -248,12 +248,12 @@ impl Host {
 }
 
 impl Vm {
-    /// Has it ended, soon.
+    /// Asks the VM's supervisor to kill the VM, for the reason that its record will give; does not wait for its end.
     fn ask_to_end(&self, reason: &str) {
         self.end(ToEnd::Killed(reason.to_owned()));
     }
 
-    /// Its guest has left its result: it ends.
+    /// Tells the VM's supervisor that the guest has left its result, so that the VM ends.
     fn say_joined(&self, reason: String) {
         self.end(ToEnd::Joined(reason));
     }
@@ -265,19 +265,19 @@ impl Vm {
         }
     }
 
-    /// Where it stands now.
+    /// The VM's state now.
     #[must_use]
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
 
-    /// Where it stands from now on.
+    /// The VM's state now and each time that it changes.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// Waits.
+    /// Waits until the VM is ready, or until it has ended.
     ///
     /// # Errors
     /// It ended before it was ready, or vmmd stops.

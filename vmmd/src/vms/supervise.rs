@@ -44,18 +44,18 @@ const REASON_MAX_BYTES: usize = 1024;
 /// A moment so far that it stands for never.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A VM that runs.
+/// A VM that runs, with what its supervisor needs.
 #[derive(Debug)]
 pub struct Supervised {
-    /// Its files.
+    /// The VM's folder.
     pub dir: VmDir,
-    /// Its record.
+    /// The VM's record.
     pub record: Record,
-    /// Its process.
+    /// The VM's vmm process.
     pub process: Process,
-    /// Where it stands.
+    /// How far the VM is: booting, ready or ended.
     pub life: Lifecycle,
-    /// Its published ports.
+    /// The VM's published ports.
     pub published: Option<Published>,
     /// Its control connection, if it is made already.
     pub control: Option<BufReader<UnixStream>>,

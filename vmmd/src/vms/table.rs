@@ -27,16 +27,16 @@ enum Slot {
     Adopting,
     /// The folder cannot be taken over as it is.
     Broken(Arc<Broken>),
-    /// A VM.
+    /// A VM has the name.
     Vm(Arc<Vm>),
 }
 
 /// A folder that an earlier vmmd left and that cannot be taken over now: it is tried again.
 #[derive(Debug)]
 pub struct Broken {
-    /// Where it is.
+    /// The folder that was left.
     pub dir: VmDir,
-    /// Its record, if that can be read.
+    /// The VM's record, if it can be read.
     pub record: Option<Record>,
     /// What is wrong with it, in words.
     pub problem: String,
@@ -45,7 +45,7 @@ pub struct Broken {
 /// What stands under a name.
 #[derive(Debug, Clone)]
 pub enum Entry {
-    /// A VM.
+    /// A VM has the name.
     Vm(Arc<Vm>),
     /// A folder that is being looked at.
     Adopting(String),
@@ -67,7 +67,7 @@ impl Slot {
 #[derive(Debug, Default)]
 struct Inner {
     slots: BTreeMap<String, Slot>,
-    /// By number.
+    /// The families, by their numbers.
     families: BTreeMap<u16, Family>,
 }
 

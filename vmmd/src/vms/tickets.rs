@@ -37,15 +37,15 @@ pub(super) const LIST_MAX: u32 = 480;
 /// How many clones are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// So many.
+    /// This number of clones.
     Count(u32),
     /// As many as a ticket has on this host.
     Ticket {
-        /// Which.
+        /// The ticket's number.
         id: Uuid,
-        /// As the caller knows it; 0: whatever it is.
+        /// The ticket's epoch as the caller knows it; 0: any epoch.
         epoch: u64,
-        /// How many the caller takes it to be for, if it says so.
+        /// How many clones the caller takes the ticket to be for, if it says so.
         count: Option<u32>,
     },
 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 pub(in crate::vms) struct VmsOf(Weak<Host>);
 
 impl VmsOf {
-    /// Of this host.
+    /// Makes a view of this host's VMs that does not keep the host.
     #[must_use]
     pub(in crate::vms) fn new(host: &Arc<Host>) -> Self {
         Self(Arc::downgrade(host))
