@@ -37,7 +37,7 @@ pub enum LoopError {
     Watch {
         /// The source's token.
         token: u32,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },

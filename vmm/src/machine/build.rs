@@ -46,16 +46,16 @@ use std::time::Instant;
 /// Why a VM could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// A value is out of its range.
+    /// A value of the VM's configuration is out of its range.
     #[error("make the VM: {what} is {value}, and must be {least} to {most}")]
     Range {
-        /// Which.
+        /// The value's name: `RAM in MiB`, for example.
         what: &'static str,
-        /// Its value.
+        /// The value that was given.
         value: u32,
-        /// The least.
+        /// The least value that is allowed.
         least: u32,
-        /// The most.
+        /// The greatest value that is allowed.
         most: u32,
     },
     /// The descriptor is of something else.

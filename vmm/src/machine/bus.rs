@@ -40,23 +40,23 @@ impl Stop {
 /// Why the devices do not take their states.
 #[derive(Debug, thiserror::Error)]
 pub enum DevicesError {
-    /// There are others.
+    /// The generation has another number of devices than the VM.
     #[error("restore the devices: the generation has {found}, the VM {wanted}")]
     Count {
-        /// In the generation.
+        /// How many devices the generation has.
         found: usize,
-        /// In the VM.
+        /// How many devices the VM has.
         wanted: usize,
     },
-    /// A virtio device.
+    /// A virtio device does not take its state.
     #[error("restore device {index}")]
     Device {
-        /// Its number.
+        /// The device's index among the VM's virtio devices, from 0.
         index: usize,
-        /// Why.
+        /// Why the device does not take it.
         source: RestoreError,
     },
-    /// The console.
+    /// The console does not take its state.
     #[error("restore the console")]
     Console(#[from] persist::RestoreError),
 }

@@ -14,13 +14,13 @@ use std::sync::Arc;
 /// All of a VM but its pages.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
-    /// Its RAM.
+    /// The VM's RAM, MiB.
     pub memory_mib: u32,
     /// Which layer has which page.
     pub memory: Extents,
     /// Nobody but the agent runs in a clone before it is ready: what it writes till then, every clone of its image writes.
     pub is_held: bool,
-    /// In order.
+    /// The states of the vCPUs, in the order of their numbers.
     pub vcpus: Vec<VcpuState>,
     /// What KVM keeps of the VM.
     pub vm: VmState,

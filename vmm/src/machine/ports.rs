@@ -15,7 +15,7 @@ const RTC_DATA: u16 = 0x71;
 /// What a write does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortsEffect {
-    /// Nothing.
+    /// The write does nothing to the VM.
     None,
     /// The guest powers off.
     PowerOff,

@@ -27,25 +27,25 @@ use std::sync::mpsc::channel;
 /// Why a VM could not start from a generation. It is of no use then.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// It has one.
+    /// The VM runs already.
     #[error("start from the generation: the VM runs already")]
     Running,
-    /// A file cannot be read.
+    /// A file of the generation cannot be read.
     #[error("start from the generation: read its {what}")]
     Read {
-        /// Which.
+        /// The file: the state or the list of touched pages.
         what: &'static str,
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// A file is too long.
+    /// A file of the generation is too long.
     #[error("start from the generation: its {what} has {found_bytes} bytes, more than {most_bytes}")]
     Size {
-        /// Which.
+        /// The file: the state or the list of touched pages.
         what: &'static str,
-        /// What it has.
+        /// The file's length, bytes.
         found_bytes: u64,
-        /// The most.
+        /// The greatest length that is read, bytes.
         most_bytes: u64,
     },
     /// The state is not understood.
@@ -56,13 +56,13 @@ pub enum StartError {
         "start from the generation: it has {found_vcpus} vCPUs and {found_mib} MiB, the VM {vcpus} and {memory_mib} MiB"
     )]
     Shape {
-        /// The generation's.
+        /// How many vCPUs the generation has.
         found_vcpus: usize,
-        /// The generation's.
+        /// The RAM of the generation, MiB.
         found_mib: u32,
-        /// The VM's.
+        /// How many vCPUs the VM has.
         vcpus: usize,
-        /// The VM's.
+        /// The RAM of the VM, MiB.
         memory_mib: u32,
     },
     /// The RAM cannot be mapped.

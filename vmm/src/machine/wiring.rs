@@ -10,9 +10,9 @@ use std::sync::Arc;
 #[derive(Debug, thiserror::Error)]
 #[error("connect device {device} to KVM: {call}")]
 pub struct WiringError {
-    /// Its number.
+    /// The device's number.
     device: u32,
-    /// The call.
+    /// The KVM call that failed.
     call: &'static str,
     /// What KVM said.
     source: kvm_ioctls::Error,

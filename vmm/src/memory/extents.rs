@@ -16,16 +16,16 @@ pub const EXTENTS_MAX: usize = 16_384;
 /// Bytes of RAM that lie in one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
-    /// Where they begin, in RAM and in the layer.
+    /// Where the bytes begin, the same offset in RAM and in the layer.
     pub start: u64,
-    /// How many.
+    /// The extent's length, bytes.
     pub bytes: u64,
-    /// Which layer.
+    /// The number of the layer in which they lie.
     pub layer: u8,
 }
 
 impl Extent {
-    /// Where they end.
+    /// Where the extent ends: the offset of the first byte after it.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.start.saturating_add(self.bytes)
@@ -46,23 +46,23 @@ pub enum ExtentsError {
     Hole {
         /// Where the next extent should begin.
         at: u64,
-        /// Where it does.
+        /// Where the next extent begins.
         found: u64,
-        /// The RAM's size.
+        /// The RAM's size, bytes.
         bytes: u64,
     },
-    /// Not whole pages.
+    /// An extent does not have whole pages.
     #[error("read the generation's memory map: the extent at {0:#x} has not whole pages")]
     Page(u64),
-    /// A layer that is not there.
+    /// An extent is in a layer that does not exist.
     #[error("read the generation's memory map: layer {layer} of {layers}")]
     Layer {
-        /// Its number.
+        /// The number of the layer that the extent names.
         layer: u8,
-        /// How many there are.
+        /// How many layers there are.
         layers: usize,
     },
-    /// Too many.
+    /// The map has more than [`EXTENTS_MAX`] extents.
     #[error("read the generation's memory map: {0} extents are more than {EXTENTS_MAX}")]
     Many(usize),
 }

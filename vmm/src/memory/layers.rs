@@ -37,23 +37,23 @@ pub enum LayersError {
     /// The map is not of these layers.
     #[error(transparent)]
     Extents(#[from] ExtentsError),
-    /// None, or too many.
+    /// The generation has no layers, or too many.
     #[error("read the generation: {0} layers, and there must be 1 to {LAYERS_MAX}")]
     Count(usize),
     /// A layer is of another size.
     #[error("read the generation: layer {layer} has {found_bytes} bytes, the RAM {bytes}")]
     Size {
-        /// Its number.
+        /// The layer's number.
         layer: usize,
-        /// What it has.
+        /// The layer's size, bytes.
         found_bytes: u64,
-        /// The RAM's.
+        /// The RAM's size, bytes.
         bytes: u64,
     },
     /// A layer cannot be looked at.
     #[error("read the generation: layer {layer}")]
     Stat {
-        /// Its number.
+        /// The layer's number.
         layer: usize,
         /// What the kernel said.
         source: std::io::Error,
@@ -61,11 +61,11 @@ pub enum LayersError {
     /// A part cannot be mapped.
     #[error("map {bytes:#x} bytes at {start:#x} of the generation's layer {layer}")]
     Map {
-        /// Its number.
+        /// The layer's number.
         layer: u8,
-        /// Where.
+        /// The offset of the part in the layer, bytes.
         start: u64,
-        /// How many.
+        /// The part's length, bytes.
         bytes: u64,
         /// What the kernel said.
         source: Errno,
@@ -73,7 +73,7 @@ pub enum LayersError {
     /// There is no memory for another layer.
     #[error("make a layer of {bytes} bytes of RAM")]
     Memfd {
-        /// Its size.
+        /// The size of the layer, bytes.
         bytes: u64,
         /// What the kernel said.
         source: Errno,
@@ -81,15 +81,15 @@ pub enum LayersError {
     /// The thread that merges them has ended without a result.
     #[error("merge the layers of RAM: the thread panicked")]
     Merge,
-    /// Somebody still has a writable shared mapping of it.
+    /// Somebody still has a writable shared mapping of the layer.
     #[error("seal a layer of RAM")]
     Seal(#[source] Errno),
     /// Pages could not be copied.
     #[error("copy {bytes} bytes of RAM at {start:#x} into a layer; is the host out of memory?")]
     Copy {
-        /// Where.
+        /// The offset in RAM of the first byte that was to be copied.
         start: u64,
-        /// How many.
+        /// How many bytes were to be copied.
         bytes: u64,
         /// What the kernel said.
         source: std::io::Error,

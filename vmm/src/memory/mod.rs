@@ -25,7 +25,7 @@ pub enum MemoryError {
     /// The kernel gave no memfd.
     #[error("make a memfd for {bytes} bytes of guest RAM")]
     Memfd {
-        /// Its size.
+        /// The size of the memfd, bytes.
         bytes: u64,
         /// What the kernel said.
         source: rustix::io::Errno,
@@ -33,7 +33,7 @@ pub enum MemoryError {
     /// The memfd could not be mapped.
     #[error("map {bytes} bytes of guest RAM; is there so much address space (ulimit -v)?")]
     Map {
-        /// The size of all RAM.
+        /// The size of all RAM, bytes.
         bytes: u64,
         /// Which part, and why.
         source: vm_memory::mmap::FromRangesError,

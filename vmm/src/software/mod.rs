@@ -60,21 +60,21 @@ pub enum SoftwareError {
         "run a guest instruction: neither KVM nor the vmm knows `{text}` (bytes {bytes:02x?}) at guest address {rip:#x}, privilege level {cpl}; a guest kernel that does without it is needed here (see images/README.md)"
     )]
     Unknown {
-        /// As an assembler writes it.
+        /// The instruction as an assembler writes it.
         text: String,
-        /// Its bytes.
+        /// The instruction's bytes.
         bytes: Vec<u8>,
-        /// Its guest-virtual address.
+        /// The instruction's guest-virtual address.
         rip: u64,
-        /// 0: kernel, 3: user.
+        /// The vCPU's privilege level; 0: kernel, 3: user.
         cpl: u8,
     },
     /// The error is not about an instruction.
     #[error("run the guest: KVM stopped with internal error {suberror} at guest address {rip:#x}")]
     Internal {
-        /// KVM's number.
+        /// KVM's number of the error.
         suberror: u32,
-        /// Where.
+        /// The guest-virtual address of the vCPU's next instruction.
         rip: u64,
     },
     /// A call to KVM failed.

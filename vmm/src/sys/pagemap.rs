@@ -292,7 +292,7 @@ impl WriteTracker {
         }
     }
 
-    /// No longer.
+    /// Ends what [`Self::track`] began: [`Pages::Written`] cannot be asked of this region any more.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -60,7 +60,7 @@ impl VmWithMemory {
         &self.vm
     }
 
-    /// Its memory.
+    /// The VM's RAM.
     #[must_use]
     pub fn memory(&self) -> &std::sync::Arc<GuestMemoryMmap> {
         &self.memory

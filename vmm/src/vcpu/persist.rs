@@ -36,9 +36,9 @@ pub enum PersistError {
     Kvm {
         /// `save` or `restore`.
         operation: &'static str,
-        /// Its number.
+        /// The vCPU's number.
         vcpu: u8,
-        /// The call.
+        /// The KVM call that failed.
         call: &'static str,
         /// What KVM said.
         source: kvm_ioctls::Error,
@@ -48,13 +48,13 @@ pub enum PersistError {
     Msrs {
         /// `save` or `restore`.
         operation: &'static str,
-        /// Its number.
+        /// The vCPU's number.
         vcpu: u8,
-        /// How many.
+        /// How many MSRs KVM took or gave.
         moved: usize,
-        /// Of how many.
+        /// How many MSRs it was to take or give.
         asked: usize,
-        /// The one that it refused.
+        /// The index of the MSR at which KVM stopped.
         index: u32,
     },
 }

@@ -13,9 +13,9 @@ pub enum SetupError {
     /// One of KVM's calls failed.
     #[error("make vCPU {vcpu}: {call}")]
     Kvm {
-        /// Its number.
+        /// The vCPU's number.
         vcpu: u8,
-        /// The call.
+        /// The KVM call that failed.
         call: &'static str,
         /// What KVM said.
         source: kvm_ioctls::Error,
@@ -23,17 +23,17 @@ pub enum SetupError {
     /// KVM took fewer MSRs than it was given.
     #[error("make vCPU {vcpu}: KVM took {taken} of {given} MSRs")]
     Msrs {
-        /// Its number.
+        /// The vCPU's number.
         vcpu: u8,
-        /// How many it took.
+        /// How many MSRs KVM took.
         taken: usize,
-        /// How many there are.
+        /// How many MSRs KVM was given.
         given: usize,
     },
     /// The descriptor table has no room.
     #[error("make vCPU {vcpu}: write its descriptor table")]
     Gdt {
-        /// Its number.
+        /// The vCPU's number.
         vcpu: u8,
         /// What the memory said.
         source: vm_memory::GuestMemoryError,

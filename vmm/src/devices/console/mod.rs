@@ -37,7 +37,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub const PORT_BASE: u16 = 0x3f8;
 /// How many I/O ports it has.
 pub const PORT_COUNT: u16 = 8;
-/// Its interrupt.
+/// The serial port's interrupt.
 pub const IRQ: u32 = 4;
 /// Most clients attached at a time.
 pub const CLIENTS_MAX: usize = 8;

@@ -22,7 +22,7 @@ const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 /// What a write to the status register asks of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing.
+    /// The write asks nothing of the device.
     None,
     /// Stop and forget the driver.
     Reset,

@@ -42,9 +42,9 @@ pub enum DeviceError {
     /// The guest broke a queue.
     #[error("handle queue {index}")]
     Queue {
-        /// Which one.
+        /// The queue's index in its device.
         index: usize,
-        /// How.
+        /// What is wrong with the queue.
         #[source]
         source: QueueError,
     },

@@ -55,38 +55,39 @@ pub enum RestoreError {
     /// The interrupt has causes that do not exist.
     #[error("restore a device's interrupt: status {status:#x} has unknown bits")]
     Interrupt {
-        /// The register.
+        /// The value of the interrupt status register.
         status: u32,
     },
-    /// Another device has as many queues.
+    /// The device has another number of queues than its state.
     #[error("restore {saved} queues of a device that has {found}")]
     QueueCount {
-        /// In the state.
+        /// How many queues the state has.
         saved: usize,
-        /// Of the device.
+        /// How many queues the device has.
         found: usize,
     },
-    /// An active device's queue that is set up has a position, and no other has one.
+    /// Whether a queue has a position does not fit whether it is in use: the queues that an active device has set up have
+    /// one, and no others.
     #[error("restore queue {index}: whether it has a position does not fit whether it is in use")]
     Position {
-        /// Which one.
+        /// The queue's index in its device.
         index: usize,
     },
-    /// A queue cannot be.
+    /// A queue does not take its state.
     #[error("restore queue {index}")]
     Queue {
-        /// Which one.
+        /// The queue's index in its device.
         index: usize,
-        /// Why.
+        /// Why the queue does not take it.
         #[source]
         source: QueueError,
     },
     /// The guest knows another disk.
     #[error("restore a disk of {saved} sectors on a file of {found}: is it the same disk?")]
     DiskSize {
-        /// What the guest knows.
+        /// The sectors of the disk that the guest knows.
         saved: u64,
-        /// What the file has.
+        /// The sectors of the file.
         found: u64,
     },
     /// More connections than there can have been.

@@ -68,11 +68,11 @@ pub enum QueueError {
     /// A device needs more bytes than the chain has.
     #[error("use {length} bytes at {offset} of a chain's {available}")]
     Short {
-        /// Where in the chain.
+        /// Where the bytes begin in the chain.
         offset: u32,
-        /// How many.
+        /// How many bytes the device needs from there on.
         length: usize,
-        /// What there is.
+        /// How many bytes the chain has in all.
         available: u32,
     },
     /// Guest memory could not be accessed.
