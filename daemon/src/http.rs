@@ -23,17 +23,17 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// Others could read them.
+    /// The address is no loopback address, so others could read the metrics.
     #[error(
         "serve metrics on {0}: it is no loopback address; use 127.0.0.1, and ssh or a proxy from elsewhere"
     )]
     Open(SocketAddr),
-    /// The kernel refuses.
+    /// The kernel refuses to listen on the address.
     #[error("serve metrics on {address}: {source}; use another --metrics")]
     Bind {
-        /// Where.
+        /// The address on which metrics were to be served.
         address: SocketAddr,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },

@@ -18,12 +18,12 @@ use tokio::{
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::server::Connected;
 
-/// Where.
+/// Where a daemon listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// A path.
+    /// The path of a Unix socket.
     Unix(PathBuf),
-    /// A loopback address.
+    /// An address and port of the loopback interface.
     Tcp(SocketAddr),
 }
 
@@ -83,29 +83,29 @@ impl Address {
     }
 }
 
-/// Why nobody can listen there.
+/// Why a daemon cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another process does.
+    /// Another process listens on the socket.
     #[error("listen on {path}: another process{} listens there; stop it, or use another --listen", suffix(.pid))]
     InUse {
-        /// The socket.
+        /// The socket's path.
         path: PathBuf,
-        /// Of the other process.
+        /// The pid of the other process, if it is known.
         pid: Option<i32>,
     },
-    /// Something else is at that path.
+    /// The file at the path is no socket.
     #[error("listen on {path}: there is a file that is no socket; move it away, or use another --listen")]
     NotASocket {
-        /// The path.
+        /// The file's path.
         path: PathBuf,
     },
-    /// The kernel says no.
+    /// The kernel refuses to listen there.
     #[error("listen on {address}: {source}{}", rights(.source))]
     Io {
-        /// Where.
+        /// The address on which the daemon was to listen.
         address: Address,
-        /// Why.
+        /// The kernel's reason.
         #[source]
         source: io::Error,
     },

@@ -8,20 +8,20 @@ const OVERCOMMIT_MAX: f64 = 1024.0;
 /// Why a text is not a time or a factor.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ValueError {
-    /// No time.
+    /// The text is no time.
     #[error("write a time as 500ms, 10s, 5m or 2h, not {0:?}")]
     Time(String),
-    /// Too short or too long.
+    /// The time is too short or too long.
     #[error("{given:?} is not between {least:?} and {most:?}")]
     Range {
-        /// As it was given.
+        /// The time that was given.
         given: Duration,
-        /// Bounds.
+        /// The shortest time that is allowed.
         least: Duration,
-        /// Bounds.
+        /// The longest time that is allowed.
         most: Duration,
     },
-    /// No factor.
+    /// The text is no factor, or one out of its range.
     #[error("write a factor between 0.01 and {OVERCOMMIT_MAX}, for example 1.5, not {0:?}")]
     Factor(String),
 }
