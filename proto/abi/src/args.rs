@@ -11,7 +11,7 @@ use std::{borrow::Cow, fmt};
 pub struct Args(Box<RawValue>);
 
 impl Args {
-    /// Of a value.
+    /// The arguments that are this value in JSON.
     ///
     /// # Errors
     /// It is not to be written as JSON.
@@ -27,13 +27,13 @@ impl Args {
         serde_json::from_str(self.text())
     }
 
-    /// As they were said.
+    /// The arguments' JSON text, as it was sent.
     #[must_use]
     pub fn text(&self) -> &str {
         self.0.get()
     }
 
-    /// There are none.
+    /// Whether there are no arguments.
     #[must_use]
     pub fn is_null(&self) -> bool {
         self.text() == "null"

@@ -7,9 +7,9 @@
 /// A verb, and what it may be refused with beside [`COMMON`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verb {
-    /// Its name.
+    /// The verb's name.
     pub name: &'static str,
-    /// Numbers, in order.
+    /// The errno numbers that it may be refused with, in order.
     pub codes: &'static [i32],
 }
 

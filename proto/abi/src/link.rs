@@ -253,9 +253,9 @@ pub struct MembersPage {
 /// One VM in the answer of `list`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// 0 on the master.
+    /// The VM's vmid; 0 on the master.
     pub vmid: u32,
-    /// Its address.
+    /// The VM's address.
     pub ip: Ipv4Addr,
     /// `booting`, `ready` or `ended`.
     pub state: String,

@@ -21,15 +21,15 @@ pub struct TicketArgs {
 /// A ticket, as `rt`, `ticket` and (in a list) `lt` return it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketView {
-    /// Its UUID.
+    /// The ticket's UUID.
     pub uuid: String,
     /// `granted`, `used`, `released`, `expired` (not used in time) or `fenced` (its host went away).
     pub status: String,
-    /// CPUs in all.
+    /// CPUs of all its VMs.
     pub cpus: u32,
-    /// VMs.
+    /// How many VMs it is for.
     pub vms: u32,
-    /// As it was asked.
+    /// The fewest CPUs of each VM that the request asked for.
     pub min_cpus_per_vm: u32,
 }
 
@@ -108,10 +108,10 @@ pub struct LeaveData {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeaveArgs {
-    /// As a process's exit code.
+    /// The clone's result, as a process's exit code.
     #[serde(default)]
     pub status: i32,
-    /// The parent is not to see it.
+    /// Whether the result is to be hidden from the parent.
     #[serde(default)]
     pub noreport: bool,
 }
@@ -120,9 +120,9 @@ pub struct LeaveArgs {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinArgs {
-    /// Whose clones.
+    /// The UUID of the ticket whose clones are waited for.
     pub ticket: String,
-    /// How long to wait; None: for ever. Error 62 (ETIME) afterwards.
+    /// How long to wait, milliseconds; None: without limit. Error 62 (ETIME) afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
 }
@@ -130,15 +130,15 @@ pub struct JoinArgs {
 /// How a clone ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinedClone {
-    /// Which.
+    /// The clone's vmid.
     pub vmid: u32,
     /// `joined`, `ended` (powered off, crashed, failed to start), `killed` or `lost` (its host went away).
     pub end: String,
-    /// As it said; 0 unless joined.
+    /// The clone's result, as it gave it with `leave`; 0 unless joined.
     pub status: i32,
-    /// What [`JoinDataArgs`] can have.
+    /// The length of what the clone left, bytes: [`JoinDataArgs`] asks for it.
     pub data_bytes: u64,
-    /// Joined, and not with noreport.
+    /// Whether the clone joined, and without noreport.
     pub reported: bool,
 }
 
@@ -146,11 +146,11 @@ pub struct JoinedClone {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinDataArgs {
-    /// The ticket.
+    /// The UUID of the ticket under which the clone was made.
     pub ticket: String,
-    /// The clone.
+    /// The clone's vmid.
     pub vmid: u32,
-    /// From where on.
+    /// Where the piece begins in what the clone left, bytes.
     pub offset: u64,
 }
 
@@ -159,7 +159,7 @@ pub struct JoinDataArgs {
 pub struct JoinData {
     /// At most [`PIECE_MAX_BYTES`], in base64; empty at the end.
     pub data: String,
-    /// Of all pieces.
+    /// The length of all pieces together, bytes.
     pub bytes: u64,
 }
 
