@@ -19,38 +19,38 @@ const DRAIN_MAX_BYTES: usize = 64 * 1024;
 /// Why a hook counts as failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// It could not be run.
+    /// The hook could not be run.
     #[error("{name}: {source}")]
     Start {
-        /// Which.
+        /// The hook's file name.
         name: String,
-        /// Why.
+        /// The error of starting its program.
         #[source]
         source: StartError,
     },
-    /// It ended otherwise than with 0.
+    /// The hook ended otherwise than with exit code 0.
     #[error("{name}: {how}{output}")]
     Failed {
-        /// Which.
+        /// The hook's file name.
         name: String,
-        /// Exit code or signal.
+        /// The hook's exit code or signal, in words.
         how: String,
-        /// The end of its output.
+        /// The end of the hook's output.
         output: String,
     },
-    /// It did not end in time and was killed.
+    /// The hook did not end in time and was killed.
     #[error("{name}: killed as it had not ended after {} s{output}", limit.as_secs())]
     TooLong {
-        /// Which.
+        /// The hook's file name.
         name: String,
-        /// Its time.
+        /// How long the hook may run.
         limit: Duration,
-        /// The end of its output.
+        /// The end of the hook's output.
         output: String,
     },
 }
 
-/// A hook.
+/// A hook that runs.
 #[derive(Debug)]
 pub struct Running {
     name: String,
@@ -63,12 +63,12 @@ pub struct Running {
     in_own_cgroup: bool,
 }
 
-/// What to wait for.
+/// Which part of a hook to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// Its end.
+    /// The end of its process.
     Process,
-    /// Its output or error output.
+    /// Something to read from its output or error output, by its number.
     Output(usize),
 }
 
