@@ -31,16 +31,16 @@ pub enum CtlError {
         /// What the transport said.
         source: tonic::transport::Error,
     },
-    /// Neither a name nor a family.
+    /// The host has no VM of this family, and the command line does not give the size of the VMs.
     #[error("no VM of family {0} is on this host: say with --vcpus and --memory how large its VMs are")]
     Unsized(String),
-    /// Nobody has cloned with it yet.
+    /// The ticket has not been used for clones yet.
     #[error("ticket {0} was not used yet: clone with it first, `vmctl clone NAME --ticket {0}`")]
     Unused(String),
     /// A file could not be written.
     #[error("write {path}")]
     File {
-        /// Which.
+        /// The path of the file that could not be written.
         path: std::path::PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -62,7 +62,7 @@ pub enum CtlError {
     /// Standard input or output failed.
     #[error("{what}")]
     Stream {
-        /// Which.
+        /// What was done with the stream: `write to standard output`, for example.
         what: &'static str,
         /// What the kernel said.
         source: io::Error,
@@ -73,11 +73,11 @@ pub enum CtlError {
     /// Some of several could not be handled: each was reported on its own.
     #[error("{failed} of {all} {what} failed")]
     Some {
-        /// Of what.
+        /// What was to be handled: `VMs`, for example.
         what: &'static str,
         /// How many failed.
         failed: usize,
-        /// Of how many.
+        /// How many were to be handled.
         all: usize,
         /// The first failure's exit code.
         code: u8,
