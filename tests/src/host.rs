@@ -55,11 +55,11 @@ pub enum HostError {
     /// A daemon ended, or said nothing, instead of getting ready.
     #[error("start {daemon}: {what}; its log:\n{log}")]
     Start {
-        /// Which.
+        /// The daemon's name: `vmmd`, for example.
         daemon: &'static str,
-        /// What it did.
+        /// What the daemon did instead of getting ready.
         what: String,
-        /// The end of its log.
+        /// The end of the daemon's log.
         log: String,
     },
     /// A program could not be run to its end.
@@ -68,13 +68,13 @@ pub enum HostError {
     /// A `vmctl` command ended with another code than 0.
     #[error("vmctl {arguments}: exit code {code}, stdout: {stdout}, stderr: {stderr}")]
     Call {
-        /// Its arguments.
+        /// The command's arguments.
         arguments: String,
-        /// Its exit code.
+        /// The command's exit code.
         code: i32,
-        /// What it printed.
+        /// What the command wrote to standard output.
         stdout: String,
-        /// What it complained about.
+        /// What the command wrote to standard error.
         stderr: String,
     },
     /// A `vmctl -o json` command printed something else.

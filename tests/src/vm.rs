@@ -19,7 +19,7 @@ impl<'a> Vm<'a> {
         Self { host, name: name.to_owned() }
     }
 
-    /// Its name.
+    /// The VM's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

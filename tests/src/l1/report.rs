@@ -37,11 +37,11 @@ const KERNEL_FAULTS: [&str; 8] = [
 /// How a test ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It holds.
+    /// The test passed.
     Ok,
-    /// It does not.
+    /// The test failed.
     Failed,
-    /// It did not run.
+    /// The test did not run.
     Ignored,
 }
 
@@ -52,9 +52,9 @@ pub enum Event {
     Suite(String),
     /// A test ended.
     Test {
-        /// Its name.
+        /// The test's name.
         name: String,
-        /// How.
+        /// How it ended.
         verdict: Verdict,
         /// How long it took.
         took: Duration,
