@@ -86,7 +86,7 @@ pub enum HostsError {
     /// A folder cannot be made.
     #[error("create {}", path.display())]
     Folder {
-        /// Which.
+        /// The path of the folder that cannot be made.
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
