@@ -9,12 +9,18 @@ use axum::{
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 /// Longest head of a request.
 const REQUEST_MAX_BYTES: usize = 8192;
 /// For a request and its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Before another try, where the descriptors are somebody else's.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Most connections at once; the next ones wait.
 const CONNECTIONS_MAX: usize = 16;
 /// What Prometheus wants to be told.
@@ -68,7 +74,9 @@ where
             Err(error) => {
                 // Out of descriptors, most likely: one of ours has to end first.
                 tracing::warn!(%error, "accept a connection for metrics");
-                connections.join_next().await;
+                if connections.join_next().await.is_none() {
+                    sleep(ACCEPT_PAUSE).await;
+                }
                 continue;
             }
         };
@@ -76,6 +84,7 @@ where
         // Closed after each answer: a reader that keeps its connection would keep one of the few places.
         let connection = http1::Builder::new()
             .keep_alive(false)
+            .half_close(true)
             .max_buf_size(REQUEST_MAX_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         connections.spawn(async move {

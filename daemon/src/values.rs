@@ -26,6 +26,9 @@ pub enum ValueError {
     Factor(String),
 }
 
+/// Longest text of a time: `30days 23h 59m 59s` is shorter.
+const TIME_MAX_BYTES: usize = 20;
+
 /// Reads a time between two bounds: `500ms`, `10s`, `5m`, `1h 30m`, `7days`; a bare number is seconds.
 ///
 /// # Errors
@@ -34,6 +37,8 @@ pub fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, Val
     let wrong = || ValueError::Time(text.to_owned());
     let given = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
+        // A longer text can name so many seconds that humantime panics as it adds a part of one.
+        Err(_) if text.len() > TIME_MAX_BYTES => return Err(wrong()),
         Err(_) => humantime::parse_duration(text).map_err(|_| wrong())?,
     };
     if (least..=most).contains(&given) { Ok(given) } else { Err(ValueError::Range { given, least, most }) }
@@ -85,7 +90,8 @@ mod tests {
         {
             assert_eq!(milliseconds(ttl(text).unwrap()), ms);
         }
-        for text in ["", "s", "-1s", "1 parsec", "1h-", "0x10", "18446744073709551615h"] {
+        let too_much = ["18446744073709551615h", "18446744073709551615s 1000ms"];
+        for text in ["", "s", "-1s", "1 parsec", "1h-", "0x10"].into_iter().chain(too_much) {
             assert_eq!(ttl(text), Err(ValueError::Time(text.into())));
         }
         assert!(matches!(ttl("99ms"), Err(ValueError::Range { .. })));
