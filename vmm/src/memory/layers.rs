@@ -225,8 +225,8 @@ impl Layers {
         self.merge_from(if must_be_whole { 1 } else { self.youngest() })
     }
 
-    /// The first of the layers that [`Self::merge_youngest`] makes one: each below it holds more than twice what is above it,
-    /// unless they were too many.
+    /// The first of the layers that [`Self::merge_youngest`] makes one: the one right below it holds more than twice as
+    /// much as those from it on, and no more than [`LAYERS_KEPT_MAX`] are left.
     fn youngest(&self) -> usize {
         let bytes_of = |layer: usize| -> u64 {
             let own = self.extents.as_slice().iter().filter(|extent| usize::from(extent.layer) == layer);
