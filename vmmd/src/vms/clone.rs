@@ -138,11 +138,12 @@ impl Host {
         let (count, turn) = abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
         let (seats, on_the_way) = (self.seat(record, count)?, self.on_the_way(count));
         let vmids = seats.iter().map(|seat| seat.vmid).collect();
-        // What the agent does not prepare for is frozen at once: the reservation takes longer to be on the disk than the VM to be frozen.
+        // A VM whose agent is told nothing is frozen at once: the reservation takes as long to be on the disk. An agent goes on
+        // after a freeze as one that was cloned, so for it there is one only, and only when its clones are granted.
         let early = async {
             match prepare {
-                Some(Prepare::Ask { .. }) => None,
-                Some(Prepare::Not) | None => Some(self.freeze(&parent, prepare, &abandoned).await),
+                Some(Prepare::Not) => Some(self.freeze(&parent, prepare, &abandoned).await),
+                Some(Prepare::Ask { .. }) | None => None,
             }
         };
         let admit = async {
@@ -154,15 +155,17 @@ impl Host {
         let (admitted, ticket) = match admitted {
             Ok(admitted) => admitted,
             Err((error, is_unused)) => {
+                parent.connect_ahead();
                 self.refuse(record, seats, is_unused).await;
                 return Err(error);
             }
         };
         let seats = self.furnish(record, seats);
         self.metrics.stage(Stage::Admit, Duration::from_nanos(admitted_ns.saturating_sub(arrived_ns)));
-        let freezing = match early {
-            Some(early) if early.is_fresh(admitted_ns) => early,
-            Some(_) | None => self.freeze(&parent, prepare, &abandoned).await,
+        let fresh = early.filter(|early| early.is_fresh(admitted_ns) && !abandoned.is_cancelled());
+        let freezing = match fresh {
+            Some(early) => early,
+            None => self.freeze(&parent, prepare, &abandoned).await,
         };
         let (asked_ns, freeze) = (freezing.asked_ns, freezing.took());
         drop(turn);

@@ -9,8 +9,9 @@ use crate::{
 };
 use futures::future::join_all;
 use patina_proto::v1::{
-    self, GetHostRequest, KillRequest, ListHostsRequest, ListTicketsRequest, ReleaseTicketRequest,
-    RequestTicketRequest, TicketState, VmState, scheduler_client::SchedulerClient, vmmd_client::VmmdClient,
+    self, CloneVmRequest, GetHostRequest, KillRequest, ListHostsRequest, ListTicketsRequest,
+    ReleaseTicketRequest, RequestTicketRequest, TicketState, VmState, scheduler_client::SchedulerClient,
+    vmmd_client::VmmdClient,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -216,18 +217,42 @@ fn a_vm_is_frozen_while_the_scheduler_decides_and_again_where_that_takes_long() 
         let mut client = bench.start().await;
         ready(&mut client, vm("web", &words(&bench))).await;
         let _holds = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
-        bench.signal_scheduler(Signal::STOP);
         let mark = bench.path("freeze.0");
-        let clone = asking(&client, "web", "clone", json!({"count": 1}));
+        bench.signal_scheduler(Signal::STOP);
+        let mut caller = client.clone();
+        let clone = tokio::spawn(async move {
+            let request =
+                CloneVmRequest { name: "web".into(), count: 1, no_prepare: true, ..Default::default() };
+            caller.clone_vm(request).await
+        });
         until("it is frozen though nothing is granted", async || mark.exists()).await;
         std::fs::remove_file(&mark).unwrap();
         // So long that the machine has gone on.
         sleep(Duration::from_millis(300)).await;
         assert!(!mark.exists(), "once, until the grant");
         bench.signal_scheduler(Signal::CONT);
+        assert_eq!(clone.await.unwrap().unwrap().into_inner().clones.len(), 1);
+        assert!(mark.exists(), "its clone is of the machine as it was when it was granted");
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vm_whose_agent_is_told_of_the_freeze_is_frozen_only_when_its_clones_are_granted() {
+    tell(|mut bench| async move {
+        bench.start_scheduler().await;
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", &words(&bench))).await;
+        let _holds = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
+        let mark = bench.path("freeze.0");
+        bench.signal_scheduler(Signal::STOP);
+        let clone = asking(&client, "web", "clone", json!({"count": 1}));
+        sleep(Duration::from_millis(300)).await;
+        assert!(!mark.exists(), "its agent would go on as one that was cloned");
+        bench.signal_scheduler(Signal::CONT);
         let answer = clone.await.unwrap();
         assert_eq!(answer["ok"]["vmids"], json!([1]), "{answer}");
-        assert!(mark.exists(), "its clone is of the machine as it was when it was granted");
+        assert!(mark.exists());
     });
 }
 

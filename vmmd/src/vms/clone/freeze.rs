@@ -1,7 +1,7 @@
 //! Freezing a VM into a generation.
 //!
-//! A VM whose agent does not prepare, or has, is frozen while its clones' reservation is made. Where that takes long it is frozen
-//! once more: clones of a machine that has long gone on would be of the past.
+//! A VM whose agent is told nothing is frozen while its clones' reservation is made. Where that takes long it is frozen once more:
+//! clones of a machine that has long gone on would be of the past.
 
 use crate::{
     plan::lifecycle::Phase,
@@ -39,7 +39,7 @@ impl Freezing {
 
     /// Whether clones that are granted now may start from it.
     pub(super) fn is_fresh(&self, granted_ns: u64) -> bool {
-        granted_ns.saturating_sub(self.ended_ns) <= EARLY_MAX_NS
+        granted_ns.saturating_sub(self.asked_ns) <= EARLY_MAX_NS
     }
 }
 
