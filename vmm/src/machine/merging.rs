@@ -1,6 +1,7 @@
 //! Merges the layers of a VM's RAM while it runs.
 
 use crate::memory::layers::{Layers, LayersError};
+use patina_control::best_effort;
 use std::thread::{Builder, JoinHandle};
 
 /// A merge under way. All that it works on is sealed, and it may be dropped at any time: its thread ends with its work, or with the process.
@@ -31,6 +32,6 @@ impl Merging {
 
 /// Lets go of what was merged. To free the pages takes time for each of them, and who wants the VM frozen is not to wait for that.
 pub(super) fn let_go(layers: Layers) {
-    // Without a thread they are freed here.
-    Builder::new().name("free".into()).spawn(move || drop(layers)).map_or_else(drop, drop);
+    let thread = Builder::new().name("free".into()).spawn(move || drop(layers));
+    best_effort(thread, "without a thread they have been freed here");
 }

@@ -1,5 +1,6 @@
 //! A layer as a source of pages: copies what is not a hole.
 
+use super::extents::union;
 use super::layers::GAP_MAX_BYTES;
 use patina_control::PAGE_BYTES;
 use rustix::fs::{SeekFrom, seek};
@@ -66,14 +67,8 @@ impl<'a> Source<'a> {
 /// Writes what was read at `at`, but for pages of zeros: they stay holes.
 fn copy_data(read: &[u8], to: &File, at: u64) -> std::io::Result<()> {
     let pages = read.chunks(PAGE_BYTES as usize).zip((at..).step_by(PAGE_BYTES as usize));
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for (page, start) in pages.filter(|(page, _)| page.iter().any(|byte| *byte != 0)) {
-        let end = start + page.len() as u64;
-        match runs.last_mut() {
-            Some(run) if run.end == start => run.end = end,
-            _ => runs.push(start..end),
-        }
-    }
+    let data = pages.filter(|(page, _)| page.iter().any(|byte| *byte != 0));
+    let runs = union(data.map(|(page, start)| start..start + page.len() as u64).collect());
     runs.iter().try_for_each(|run| {
         to.write_all_at(&read[(run.start - at) as usize..(run.end - at) as usize], run.start)
     })
