@@ -15,7 +15,7 @@ use patina_proto::v1::{
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 use tokio::time::{sleep, timeout};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -209,17 +209,22 @@ fn calls_for_clones_that_are_given_up_in_line_make_none() {
     });
 }
 
+/// A ready VM `web` and a scheduler that is stopped; the file that appears when the VM is frozen.
+async fn with_a_scheduler_that_stands_still(bench: &mut bench::Bench) -> (Client, PathBuf, [Hold; 2]) {
+    bench.start_scheduler().await;
+    let mut client = bench.start().await;
+    ready(&mut client, vm("web", &words(bench))).await;
+    let holds = ["freeze", "start"].map(|name| Hold::new(bench.path(name)));
+    bench.signal_scheduler(Signal::STOP);
+    (client, bench.path("freeze.0"), holds)
+}
+
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn a_vm_is_frozen_while_the_scheduler_decides_and_again_where_that_takes_long() {
     tell(|mut bench| async move {
-        bench.start_scheduler().await;
-        let mut client = bench.start().await;
-        ready(&mut client, vm("web", &words(&bench))).await;
-        let _holds = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
-        let mark = bench.path("freeze.0");
-        bench.signal_scheduler(Signal::STOP);
-        let mut caller = client.clone();
+        let (client, mark, _holds) = with_a_scheduler_that_stands_still(&mut bench).await;
+        let mut caller = client;
         let clone = tokio::spawn(async move {
             let request =
                 CloneVmRequest { name: "web".into(), count: 1, no_prepare: true, ..Default::default() };
@@ -240,12 +245,7 @@ fn a_vm_is_frozen_while_the_scheduler_decides_and_again_where_that_takes_long() 
 #[ignore = "needs root and /dev/kvm"]
 fn a_vm_whose_agent_is_told_of_the_freeze_is_frozen_only_when_its_clones_are_granted() {
     tell(|mut bench| async move {
-        bench.start_scheduler().await;
-        let mut client = bench.start().await;
-        ready(&mut client, vm("web", &words(&bench))).await;
-        let _holds = (Hold::new(bench.path("freeze")), Hold::new(bench.path("start")));
-        let mark = bench.path("freeze.0");
-        bench.signal_scheduler(Signal::STOP);
+        let (client, mark, _holds) = with_a_scheduler_that_stands_still(&mut bench).await;
         let clone = asking(&client, "web", "clone", json!({"count": 1}));
         sleep(Duration::from_millis(300)).await;
         assert!(!mark.exists(), "its agent would go on as one that was cloned");
