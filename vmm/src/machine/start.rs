@@ -1,7 +1,8 @@
 //! Start: gives a warm VM a generation, and lets it run.
 //!
 //! ```text
-//!  state, layers ──▶ RAM is mapped ▶ devices ▶ vCPUs ▶ interrupt controllers, timer, clock ▶ device loop ▶ run
+//!  state, layers ──┬▶ vCPUs ────────────────┬▶ interrupt controllers, timer, clock ▶ run ▶ device loop
+//!                  └▶ RAM is mapped ▶ devices ┘
 //! ```
 //! The order is KVM's: see `devices/virtio/mmio/persist.rs` and `vcpu/persist.rs`. Everything that takes time without
 //! knowing the generation was done when the VM was made: see [`super::build`].
@@ -113,9 +114,6 @@ impl Machine {
         }
         let MachineState { memory, is_held, vcpus, vm, transports, console, .. } = state;
         let layers = Layers::check(given.layers, memory, self.memory_bytes())?;
-        let memory = Arc::clone(self.vm.memory());
-        layers.map_over(&memory)?;
-        self.bus.restore(&memory, &transports, &console)?;
         let first = vcpus.first();
         let mut msrs = first.map(VcpuState::msr_indices).unwrap_or_default();
         let tsc = Arc::new(TscStart::new(first.and_then(VcpuState::tsc), vm.clock_tsc()));
@@ -130,7 +128,12 @@ impl Machine {
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore(&runner.vcpu, runner.index, &tscs))
         };
-        for refused in self.vcpus.each(restore)? {
+        // Beside the mapping: a vCPU's state needs no memory. Where KVM shares a page with the guest it takes the page at the first entry.
+        let restored = self.vcpus.begin(restore)?;
+        let memory = Arc::clone(self.vm.memory());
+        layers.map_over(&memory)?;
+        self.bus.restore(&memory, &transports, &console)?;
+        for refused in restored.collect()? {
             let refused = refused?;
             msrs.retain(|index| !refused.contains(index));
         }
@@ -138,9 +141,10 @@ impl Machine {
         // After the vCPUs: what waits in the interrupt controllers goes to their APICs.
         vm.restore(self.vm.vm(), tsc.ago_ns())?;
         self.ram = Ram::View(layers);
-        self.devices.start()?;
         self.vcpus.resume();
         let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;
+        // The guest need not wait for this thread's wake-up: what it notifies meanwhile stays in the eventfds.
+        self.devices.start()?;
         let touched = read(&given.touched, "list of touched pages", TOUCHED_MAX_BYTES)?;
         self.ahead = ahead::from_list(&touched, self.memory_bytes());
         self.wants_touched = is_held && self.ahead.is_empty();

@@ -125,7 +125,7 @@ impl Vcpus {
             thread.kick();
         }
         drop(state);
-        let answers = answers.and_then(collect);
+        let answers = answers.and_then(Answers::collect);
         if answers.is_err() {
             // Whoever asked finds all of them stopped.
             let mut state = self.gate.lock();
@@ -151,13 +151,26 @@ impl Vcpus {
         T: Send + 'static,
         F: Fn(&mut Runner) -> T + Clone + Send + 'static,
     {
+        self.begin(work)?.collect()
+    }
+
+    /// Has every paused vCPU do `work`, all at once; the caller may do something else until it [collects](Answers::collect) what they
+    /// return.
+    ///
+    /// # Errors
+    /// One of them has ended.
+    pub fn begin<T, F>(&self, work: F) -> Result<Answers<T>, VcpuEnded>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
+    {
         let answers = self.ask(work)?;
         self.gate.wake();
-        collect(answers)
+        Ok(answers)
     }
 
     /// Puts `work` where each vCPU finds it at the gate.
-    fn ask<T, F>(&self, work: F) -> Result<Vec<(u8, Receiver<T>)>, VcpuEnded>
+    fn ask<T, F>(&self, work: F) -> Result<Answers<T>, VcpuEnded>
     where
         T: Send + 'static,
         F: Fn(&mut Runner) -> T + Clone + Send + 'static,
@@ -171,10 +184,19 @@ impl Vcpus {
             jobs.send(job).map_err(|_| VcpuEnded(index))?;
             answers.push((index, answer));
         }
-        Ok(answers)
+        Ok(Answers(answers))
     }
 }
 
-fn collect<T>(answers: Vec<(u8, Receiver<T>)>) -> Result<Vec<T>, VcpuEnded> {
-    answers.into_iter().map(|(index, answer)| answer.recv().map_err(|_| VcpuEnded(index))).collect()
+/// What the vCPUs will return, in order.
+pub struct Answers<T>(Vec<(u8, Receiver<T>)>);
+
+impl<T> Answers<T> {
+    /// Waits until all have returned.
+    ///
+    /// # Errors
+    /// One of them has ended.
+    pub fn collect(self) -> Result<Vec<T>, VcpuEnded> {
+        self.0.into_iter().map(|(index, answer)| answer.recv().map_err(|_| VcpuEnded(index))).collect()
+    }
 }
