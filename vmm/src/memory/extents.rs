@@ -211,6 +211,30 @@ pub fn near(runs: &[Range<u64>], bytes: u64) -> Vec<Range<u64>> {
     joined
 }
 
+/// What is in `runs` and not in `others`. Both are ascending, and no run of one overlaps another of it.
+#[must_use]
+pub fn without(runs: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut left = Vec::new();
+    let mut others = others.iter().peekable();
+    for run in runs {
+        let mut start = run.start;
+        while let Some(other) = others.next_if(|other| other.end <= run.end) {
+            if other.end > start {
+                if other.start > start {
+                    left.push(start..other.start);
+                }
+                start = other.end;
+            }
+        }
+        // The next one goes on behind this run, and may take away from the one after it too.
+        let end = others.peek().map_or(run.end, |other| other.start.clamp(start, run.end));
+        if start < end {
+            left.push(start..end);
+        }
+    }
+    left
+}
+
 /// How many bytes are in runs that do not overlap.
 #[must_use]
 pub fn bytes_of(runs: &[Range<u64>]) -> u64 {
@@ -291,6 +315,18 @@ mod tests {
             prop_assert!(before.iter().all(|run| after.iter().any(|all| all.start <= run.start && run.end <= all.end)));
             prop_assert!(after.iter().all(|all| before.iter().any(|run| run.start == all.start)));
             prop_assert!(after.iter().all(|all| before.iter().any(|run| run.end == all.end)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_of_runs_is_what_others_do_not_have(
+            set in prop::collection::vec(any::<bool>(), PAGES as usize),
+            other in prop::collection::vec(any::<bool>(), PAGES as usize),
+        ) {
+            let left: Vec<_> = set.iter().zip(&other).map(|(is_in, is_out)| *is_in && !*is_out).collect();
+            // What lies at a border of two runs stays two runs.
+            prop_assert_eq!(union(without(&runs(&set), &runs(&other))), runs(&left));
         }
     }
 

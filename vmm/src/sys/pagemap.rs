@@ -4,7 +4,7 @@
 //! a userfaultfd that resolves write-protect faults by itself (UFFD_FEATURE_WP_ASYNC, Linux 6.7): looking protects the pages
 //! again, in the same step, so that no write is missed.
 
-use crate::memory::extents::{join, near};
+use crate::memory::extents::{join, near, without};
 use patina_control::PAGE_BYTES;
 use rustix::io::Errno;
 use std::fs::File;
@@ -161,9 +161,16 @@ impl Pagemap {
     /// write that comes in between is found the next time.
     fn written_beside(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
+        self.protect_written(start, &unprotected)
+    }
+
+    /// The written pages among those that are not protected; protects them.
+    fn protect_written(&self, start: u64, unprotected: &[Range<u64>]) -> rustix::io::Result<Vec<Range<u64>>> {
         let mut found = Vec::new();
-        for range in join(near(&unprotected, NEAR_BYTES), PROTECT_CALLS_MAX) {
-            found.extend(self.scan(start, range, PRIVATE_WRITTEN)?);
+        for range in join(near(unprotected, NEAR_BYTES), PROTECT_CALLS_MAX) {
+            for run in self.scan(start, range, PRIVATE_WRITTEN)? {
+                push(&mut found, run);
+            }
         }
         Ok(found)
     }
@@ -173,11 +180,8 @@ impl Pagemap {
     /// would be protected unseen, and an entry that is protected without a page looks like a page that is swapped out.
     fn written_at_rest(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
-        let mut found = Vec::new();
-        for range in near(&unprotected, NEAR_BYTES) {
-            found.extend(self.scan(start, range, Question { flags: 0, ..PRIVATE_WRITTEN })?);
-        }
-        for range in join(unprotected, PROTECT_CALLS_MAX) {
+        let found = self.protect_written(start, &unprotected)?;
+        for range in join(without(&unprotected, &found), PROTECT_CALLS_MAX) {
             self.scan(start, range, PROTECT)?;
         }
         Ok(found)
