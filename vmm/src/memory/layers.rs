@@ -29,8 +29,8 @@ const _: () = assert!(LAYERS_KEPT_MAX + 1 < LAYERS_LONG);
 /// Most runs of pages in the layer that merging makes: few enough that it is long until the next time.
 const MERGED_RUNS_MAX: usize = 128;
 /// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
-/// guest; every clone would pay for two mappings more.
-pub(super) const GAP_MAX_BYTES: u64 = 8 * PAGE_BYTES;
+/// guest; every clone would pay for a mapping more, which takes as long as to copy two pages.
+pub(super) const GAP_MAX_BYTES: u64 = 3 * PAGE_BYTES;
 /// Why the RAM of a generation cannot be used or made.
 #[derive(Debug, thiserror::Error)]
 pub enum LayersError {

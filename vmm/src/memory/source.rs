@@ -1,7 +1,6 @@
 //! A layer as a source of pages: copies what is not a hole.
 
 use super::extents::union;
-use super::layers::GAP_MAX_BYTES;
 use patina_control::PAGE_BYTES;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -12,7 +11,7 @@ use std::os::unix::fs::FileExt;
 /// How much is copied at a time when layers are merged, bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
 /// So much is read whether there is data or not: to look for the end of the data takes the kernel longer.
-const LOOK_MIN_BYTES: u64 = 2 * GAP_MAX_BYTES;
+const LOOK_MIN_BYTES: u64 = 16 * PAGE_BYTES;
 
 /// A layer that is read in ascending order. To find the end of some data the kernel looks at each page of it: what it has
 /// found is kept.
