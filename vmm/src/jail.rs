@@ -118,6 +118,7 @@ const PROCESS: &[libc::c_long] = &[
     libc::SYS_clock_nanosleep,
     libc::SYS_gettid,
     libc::SYS_getpid,
+    libc::SYS_getrusage,
     libc::SYS_tgkill,
     libc::SYS_restart_syscall,
     libc::SYS_exit,

@@ -197,7 +197,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         ram,
         pagemap,
         tracker,
-        knows_written: false,
+        tracked_since: None,
         memory_mib,
         merging: None,
         msrs,

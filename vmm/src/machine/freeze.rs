@@ -13,7 +13,7 @@
 //! Later (and in a clone) RAM is a private view of a generation. The pages that the VM has written since are copied into a
 //! layer, and the new generation is the old one with that layer on top; it is also what the VM's own pages are a view
 //! of now, so that the next freeze copies only what is written from here on. As with live migration, most is copied
-//! before the pause.
+//! before the pause, unless there was little.
 //! ```text
 //!  before   written pages are found, protected again (one step)
 //!           and copied; again, while that is much; devices stop         the guest runs
@@ -36,6 +36,7 @@ use crate::memory::Memory;
 use crate::memory::extents::{Extents, bytes_of, union};
 use crate::memory::layers::{self, Layers};
 use crate::note::note;
+use crate::sys::faults;
 use crate::sys::pagemap::Pages;
 use crate::sys::view::{self, PrivateView, Replaced};
 use crate::vcpu::persist::VcpuState;
@@ -59,6 +60,8 @@ struct Layer {
     memfd: File,
     /// What is in it, ascending within each pass.
     runs: Vec<Range<u64>>,
+    /// How many page faults there had been before the last search for written pages.
+    faults: u64,
 }
 
 /// What the pause has left.
@@ -149,7 +152,7 @@ impl Machine {
         let bytes = self.memory_bytes();
         // What is found written and then does not come into a generation would be missed by the next one: until this one
         // is made, nothing is known.
-        let knows_written = std::mem::take(&mut self.knows_written);
+        let tracked_since = self.tracked_since.take();
         match &mut self.ram {
             Ram::Reserved => Err(FreezeError::Warm),
             Ram::Shared(_) => {
@@ -167,9 +170,9 @@ impl Machine {
             }
             Ram::View(base) => {
                 let base = merged(&mut self.merging, base)?;
-                let mut layer = Layer { base, memfd: layers::new_layer(bytes)?, runs: Vec::new() };
+                let mut layer = Layer { base, memfd: layers::new_layer(bytes)?, runs: Vec::new(), faults: 0 };
                 if let Some(tracker) = &self.tracker {
-                    if !knows_written {
+                    if tracked_since.is_none() {
                         for region in self.vm.memory().iter() {
                             tracker.track(region).map_err(FreezeError::Pages)?;
                         }
@@ -177,9 +180,14 @@ impl Machine {
                         self.private_pages(Pages::Written).map_err(FreezeError::Pages)?;
                         self.copy_pages(Pages::All, &mut layer)?;
                     }
+                    // A page that is written first is a fault. Where these are few, what was written is left for the pause at once: to
+                    // search twice takes longer than to copy so little.
+                    let faults = tracked_since.map(|then| faults::count().saturating_sub(then));
+                    let is_little = faults.is_some_and(|faults| faults * PAGE_BYTES <= ROUND_MIN_BYTES);
+                    let rounds = if is_little { 0 } else { ROUNDS_MAX };
                     // A guest that writes much while it is copied is looked at again, so that what the pause copies is little; one
                     // that writes as fast as it is copied is paused after some rounds all the same.
-                    for _ in 0..ROUNDS_MAX {
+                    for _ in 0..rounds {
                         if self.copy_pages(Pages::Written, &mut layer)? <= ROUND_MIN_BYTES {
                             break;
                         }
@@ -199,6 +207,8 @@ impl Machine {
             }
             Plan::Copy(mut layer) => {
                 let pages = if self.tracker.is_some() { Pages::WrittenAtRest } else { Pages::All };
+                // Before the search, so that no fault after it is missed.
+                layer.faults = faults::count();
                 self.copy_pages(pages, &mut layer)?;
                 Taken::Copied(layer)
             }
@@ -233,7 +243,7 @@ impl Machine {
                 self.ram = Ram::View(base.clone());
                 sealed.map(|_| (base, Copied { into: 0, beside }))
             }
-            Taken::Copied(Layer { base, memfd, runs }) => {
+            Taken::Copied(Layer { base, memfd, runs, faults }) => {
                 let runs = union(runs);
                 let copied = Copied { into: bytes_of(&runs), beside: 0 };
                 let mut generation = if runs.is_empty() { base } else { base.with(runs, memfd)? };
@@ -243,7 +253,7 @@ impl Machine {
                 // The VM's own view stays as it is: the pages are the same.
                 if self.tracker.is_some() {
                     self.ram = Ram::View(generation.clone());
-                    self.knows_written = true;
+                    self.tracked_since = Some(faults);
                 }
                 self.merge_beside()?;
                 Ok((generation, copied))

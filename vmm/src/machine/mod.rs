@@ -52,8 +52,9 @@ pub struct Machine {
     pagemap: Pagemap,
     /// Tells which pages are written, if the kernel can.
     tracker: Option<WriteTracker>,
-    /// Whether what it tells is all that is not in [`Machine::ram`]'s layers yet.
-    knows_written: bool,
+    /// Present if what it tells is all that is not in [`Machine::ram`]'s layers yet: how many page faults there had been when it
+    /// was asked last ([`faults::count`](crate::sys::faults::count)).
+    tracked_since: Option<u64>,
     memory_mib: u32,
     /// Fewer layers for the next generation, in the making.
     merging: Option<Merging>,

@@ -4,6 +4,7 @@
 //! - [`mod@slice`]: how long a thread runs before others do.
 //! - [`slot`]: gives guest RAM to KVM.
 //! - [`exit`]: reads the parts of `kvm_run` that kvm-ioctls leaves in a union.
+//! - [`faults`]: how many page faults there were.
 //! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
 //! - [`kick`]: gets a vCPU's thread out of KVM_RUN.
 //! - [`kvm`]: /dev/kvm itself; [`kvm_state`]: calls of it that kvm-ioctls lacks.
@@ -18,6 +19,7 @@
 )]
 
 pub mod exit;
+pub mod faults;
 pub mod host_cpu;
 pub mod inherit;
 pub mod kick;

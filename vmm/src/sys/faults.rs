@@ -1,0 +1,37 @@
+//! How many page faults this process has had.
+
+use std::mem::MaybeUninit;
+
+/// Page faults of all threads, of this process since its start, those that KVM had for the guest too. A page that is protected
+/// against writing cannot be written without one.
+#[must_use]
+pub fn count() -> u64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel writes one `rusage`, in which any bytes, zeros too, are valid.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    [usage.ru_minflt, usage.ru_majflt].into_iter().map(|count| u64::try_from(count).unwrap_or(0)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use patina_control::PAGE_BYTES;
+
+    #[test]
+    fn every_page_that_is_written_for_the_first_time_counts() {
+        const PAGES: u64 = 300;
+        let memory = crate::memory::reserve(PAGES * PAGE_BYTES).expect("address space");
+        let file = crate::memory::layers::new_layer(PAGES * PAGE_BYTES).expect("a memfd");
+        let layers = crate::memory::layers::Layers::whole(file, PAGES * PAGE_BYTES);
+        layers.map_over(&memory).expect("a view");
+        let before = count();
+        for page in 0..PAGES {
+            use vm_memory::Bytes;
+            memory.write_obj(1u8, vm_memory::GuestAddress(page * PAGE_BYTES)).expect("a write");
+        }
+        assert!(count() - before >= PAGES);
+    }
+}
