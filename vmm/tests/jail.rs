@@ -3,6 +3,8 @@
 //! No KVM and no rights are needed. As root the process becomes another user first, as a vmm does.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test")]
 
+#[macro_use]
+mod named;
 mod outer;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -25,11 +27,11 @@ fn main() -> ExitCode {
     if let Ok(task) = std::env::var(INMATE) {
         return inmate(&task);
     }
-    let tests: [(&str, Test); 4] = [
-        ("clocks_threads_and_memory_work_in_the_jail_of_an_old_kernel", everyday),
-        ("a_panic_in_the_jail_leaves_its_words_and_no_sigsys", panic),
-        ("a_backtrace_in_the_jail_is_no_sigsys", backtrace),
-        ("a_system_call_that_the_jail_does_not_allow_is_sigsys", forbidden),
+    let tests: [(&str, Test); 4] = named![
+        clocks_threads_and_memory_work_in_the_jail_of_an_old_kernel,
+        a_panic_in_the_jail_leaves_its_words_and_no_sigsys,
+        a_backtrace_in_the_jail_is_no_sigsys,
+        a_system_call_that_the_jail_does_not_allow_is_sigsys,
     ];
     let trials = tests.into_iter().map(|(name, test)| Trial::test(name, test)).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -49,7 +51,7 @@ fn run(task: &str, backtrace: &str) -> Result<(Output, String), Failed> {
     Ok((output, words))
 }
 
-fn everyday() -> Result<(), Failed> {
+fn clocks_threads_and_memory_work_in_the_jail_of_an_old_kernel() -> Result<(), Failed> {
     let (output, _) = run("everyday", "0")?;
     if !output.status.success() {
         return Err(format!("{output:?}").into());
@@ -57,11 +59,11 @@ fn everyday() -> Result<(), Failed> {
     Ok(())
 }
 
-fn panic() -> Result<(), Failed> {
+fn a_panic_in_the_jail_leaves_its_words_and_no_sigsys() -> Result<(), Failed> {
     panicked("0")
 }
 
-fn backtrace() -> Result<(), Failed> {
+fn a_backtrace_in_the_jail_is_no_sigsys() -> Result<(), Failed> {
     panicked("full")
 }
 
@@ -81,7 +83,7 @@ fn panicked(backtrace: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-fn forbidden() -> Result<(), Failed> {
+fn a_system_call_that_the_jail_does_not_allow_is_sigsys() -> Result<(), Failed> {
     let (output, _) = run("forbidden", "0")?;
     if output.status.signal() != Some(libc::SIGSYS) {
         return Err(format!("{output:?}").into());

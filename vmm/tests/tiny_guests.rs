@@ -2,6 +2,8 @@
 //!
 //! They need /dev/kvm and a tap, and show as ignored, with the reason, where these cannot be had.
 
+#[macro_use]
+mod named;
 mod outer;
 mod state;
 mod tiny;
@@ -26,31 +28,31 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 24] = [
-        ("power_off_is_recorded", power_off),
-        ("a_panic_is_recorded_with_its_words", panic),
-        ("a_reset_is_recorded", reset),
-        ("a_triple_fault_is_recorded", triple_fault),
-        ("an_instruction_that_kvm_lacks_is_named", unknown_instruction),
-        ("popcnt_works_whatever_the_kvm", popcnt),
-        ("a_bzimage_boots_as_the_elf_inside", bzimage),
-        ("a_file_that_is_no_kernel_is_refused_with_its_first_bytes", no_kernel),
-        ("a_running_vmm_has_no_rights_and_is_killed_by_word", jailed),
-        ("a_generation_goes_on_in_clones_and_parent_each_for_itself", freeze),
-        ("clones_start_where_the_kernel_does_not_tell_the_auxiliary_vector", old_kernel),
-        ("the_tsc_of_a_clone_that_is_made_at_once_goes_on", tsc),
-        ("a_generation_is_of_one_instant_and_its_parent_writes_elsewhere_at_once", one_instant),
-        ("a_vm_is_frozen_again_and_again", freeze_again),
-        ("scattered_pages_are_copied_and_what_lies_between_is_not", scattered),
-        ("an_instruction_with_two_exits_is_whole_in_parent_and_clones", whole_io),
-        ("a_clone_caches_memory_as_its_parent_does", mtrr),
-        ("ram_above_4_gib_is_each_ones_own", high),
-        ("four_vcpus_go_on_in_clones", four_vcpus),
-        ("a_warm_vmm_that_is_killed_as_it_starts_takes_nobody_along", killed_start),
-        ("clones_of_clones_go_on_however_deep", deep),
-        ("what_is_no_generation_ends_a_warm_vm_with_the_reason", no_generation),
-        ("ram_and_vcpus_out_of_range_are_refused", out_of_range),
-        ("a_vmm_whose_log_takes_nothing_goes_on", full_log),
+    let tests: [(&str, Test); 24] = named![
+        power_off_is_recorded,
+        a_panic_is_recorded_with_its_words,
+        a_reset_is_recorded,
+        a_triple_fault_is_recorded,
+        an_instruction_that_kvm_lacks_is_named,
+        popcnt_works_whatever_the_kvm,
+        a_bzimage_boots_as_the_elf_inside,
+        a_file_that_is_no_kernel_is_refused_with_its_first_bytes,
+        a_running_vmm_has_no_rights_and_is_killed_by_word,
+        a_generation_goes_on_in_clones_and_parent_each_for_itself,
+        clones_start_where_the_kernel_does_not_tell_the_auxiliary_vector,
+        the_tsc_of_a_clone_that_is_made_at_once_goes_on,
+        a_generation_is_of_one_instant_and_its_parent_writes_elsewhere_at_once,
+        a_vm_is_frozen_again_and_again,
+        scattered_pages_are_copied_and_what_lies_between_is_not,
+        an_instruction_with_two_exits_is_whole_in_parent_and_clones,
+        a_clone_caches_memory_as_its_parent_does,
+        ram_above_4_gib_is_each_ones_own,
+        four_vcpus_go_on_in_clones,
+        a_warm_vmm_that_is_killed_as_it_starts_takes_nobody_along,
+        clones_of_clones_go_on_however_deep,
+        an_invalid_generation_ends_a_warm_vm_with_the_reason,
+        ram_and_vcpus_out_of_range_are_refused,
+        a_vmm_whose_log_takes_nothing_goes_on,
     ];
     let missing = tiny::missing();
     let trials = tests
@@ -67,10 +69,11 @@ fn main() -> ExitCode {
 
 /// What software KVM cannot show.
 fn on_hardware(missing: &Option<String>) -> Trial {
-    let name = "all_vcpus_of_a_clone_have_one_tsc_offset";
+    let tests: [(&str, Test); 1] = named![all_vcpus_of_a_clone_have_one_tsc_offset];
+    let [(name, test)] = tests;
     match missing.clone().or_else(no_offsets) {
-        None => Trial::test(name, tsc_offsets),
-        Some(reason) => Trial::test(format!("{name} [{reason}]"), tsc_offsets).with_ignored_flag(true),
+        None => Trial::test(name, test),
+        Some(reason) => Trial::test(format!("{name} [{reason}]"), test).with_ignored_flag(true),
     }
 }
 
@@ -81,7 +84,7 @@ fn expect(outcome: &Outcome, kind: EndKind, words: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-fn power_off() -> Result<(), Failed> {
+fn power_off_is_recorded() -> Result<(), Failed> {
     let outcome = Guest::code(POWER_OFF).run()?;
     expect(&outcome, EndKind::PoweredOff, "powered off")?;
     if outcome.exit != Some(0) {
@@ -90,7 +93,7 @@ fn power_off() -> Result<(), Failed> {
     Ok(())
 }
 
-fn panic() -> Result<(), Failed> {
+fn a_panic_is_recorded_with_its_words() -> Result<(), Failed> {
     let mut code = Vec::new();
     for byte in b"Kernel panic - not syncing: on purpose\n" {
         code.extend([0x66, 0xba, 0xf8, 0x03, 0xb0, *byte, 0xee]); // to the serial port
@@ -104,15 +107,15 @@ fn panic() -> Result<(), Failed> {
     Ok(())
 }
 
-fn reset() -> Result<(), Failed> {
+fn a_reset_is_recorded() -> Result<(), Failed> {
     expect(&Guest::code(RESET).run()?, EndKind::Rebooted, "reset")
 }
 
-fn triple_fault() -> Result<(), Failed> {
+fn a_triple_fault_is_recorded() -> Result<(), Failed> {
     expect(&Guest::code(UD2).run()?, EndKind::TripleFaulted, "triple fault")
 }
 
-fn unknown_instruction() -> Result<(), Failed> {
+fn an_instruction_that_kvm_lacks_is_named() -> Result<(), Failed> {
     let outcome = Guest::code(AVX).run()?;
     if vmm::vcpu::kind::detect() != KvmKind::Software {
         // The CPU runs it, and faults because the guest has not turned AVX on.
@@ -125,7 +128,7 @@ fn unknown_instruction() -> Result<(), Failed> {
     )
 }
 
-fn popcnt() -> Result<(), Failed> {
+fn popcnt_works_whatever_the_kvm() -> Result<(), Failed> {
     let mut code = vec![0x48, 0xc7, 0xc0, 0xf7, 0x00, 0x00, 0x00]; // mov rax, 0xf7
     code.extend([0xf3, 0x48, 0x0f, 0xb8, 0xd8]); // popcnt rbx, rax
     code.extend([0x48, 0x83, 0xfb, 0x07]); // cmp rbx, 7
@@ -135,11 +138,11 @@ fn popcnt() -> Result<(), Failed> {
     expect(&Guest::code(&code).run()?, EndKind::PoweredOff, "")
 }
 
-fn bzimage() -> Result<(), Failed> {
+fn a_bzimage_boots_as_the_elf_inside() -> Result<(), Failed> {
     expect(&Guest::code(POWER_OFF).into_bzimage()?.run()?, EndKind::PoweredOff, "")
 }
 
-fn no_kernel() -> Result<(), Failed> {
+fn a_file_that_is_no_kernel_is_refused_with_its_first_bytes() -> Result<(), Failed> {
     let outcome = Guest::file(b"#!/bin/sh\necho I am no kernel\n").run()?;
     expect(
         &outcome,
@@ -152,7 +155,7 @@ fn no_kernel() -> Result<(), Failed> {
     Ok(())
 }
 
-fn out_of_range() -> Result<(), Failed> {
+fn ram_and_vcpus_out_of_range_are_refused() -> Result<(), Failed> {
     let end = |guest: Guest| guest.run();
     expect(
         &end(Guest::code(POWER_OFF).memory_mib(63))?,
@@ -165,7 +168,7 @@ fn out_of_range() -> Result<(), Failed> {
     expect(&end(Guest::code(POWER_OFF).vcpus(16).memory_mib(65_536))?, EndKind::PoweredOff, "")
 }
 
-fn jailed() -> Result<(), Failed> {
+fn a_running_vmm_has_no_rights_and_is_killed_by_word() -> Result<(), Failed> {
     let vmm = Guest::code(SPIN).start()?;
     // The control connection is answered when the VM runs, and that is after the jail's door has shut.
     let mut control = vmm.connect(&Open::Control)?;
@@ -182,7 +185,7 @@ fn jailed() -> Result<(), Failed> {
 }
 
 /// Each line that it does not understand is a line in its log.
-fn full_log() -> Result<(), Failed> {
+fn a_vmm_whose_log_takes_nothing_goes_on() -> Result<(), Failed> {
     const LINES: usize = 20;
     let full = File::options().write(true).open("/dev/full")?;
     let unread = File::from(std::os::fd::OwnedFd::from(std::io::pipe()?.1));
@@ -230,7 +233,7 @@ impl Typist {
     }
 }
 
-fn freeze() -> Result<(), Failed> {
+fn a_generation_goes_on_in_clones_and_parent_each_for_itself() -> Result<(), Failed> {
     let parent = Guest::code(ECHO).vcpus(2).start()?;
     let mut at_parent = Typist::new(&parent)?;
     at_parent.expect("x", "x1")?;
@@ -250,7 +253,7 @@ fn freeze() -> Result<(), Failed> {
     end_all([parent, first, second])
 }
 
-fn old_kernel() -> Result<(), Failed> {
+fn clones_start_where_the_kernel_does_not_tell_the_auxiliary_vector() -> Result<(), Failed> {
     let parent = Guest::code(ECHO).on_old_kernel().start()?;
     let mut at_parent = Typist::new(&parent)?;
     at_parent.expect("x", "x1")?;
@@ -262,7 +265,7 @@ fn old_kernel() -> Result<(), Failed> {
     end_all([parent, first, second])
 }
 
-fn tsc() -> Result<(), Failed> {
+fn the_tsc_of_a_clone_that_is_made_at_once_goes_on() -> Result<(), Failed> {
     // Warm VMs are made within a second of their master: see `vcpu::tsc`.
     let warm = [Guest::warm().vcpus(2).start()?, Guest::warm().vcpus(2).start()?];
     let parent = Guest::code(TSC).vcpus(2).start()?;
@@ -298,7 +301,7 @@ fn no_offsets() -> Option<String> {
     }
 }
 
-fn tsc_offsets() -> Result<(), Failed> {
+fn all_vcpus_of_a_clone_have_one_tsc_offset() -> Result<(), Failed> {
     let make = |vcpus: u64| -> Result<_, Failed> {
         let vm = kvm_ioctls::Kvm::new()?.create_vm()?;
         vm.create_irq_chip()?;
@@ -361,7 +364,7 @@ fn rounds(layer: &std::os::fd::OwnedFd) -> Result<Vec<u8>, Failed> {
     (0..SCATTERED).map(byte).collect()
 }
 
-fn one_instant() -> Result<(), Failed> {
+fn a_generation_is_of_one_instant_and_its_parent_writes_elsewhere_at_once() -> Result<(), Failed> {
     let parent = Guest::code(ROUNDS).start()?;
     let mut console = parent.connect(&Open::Console)?;
     let mut line = String::new();
@@ -386,7 +389,7 @@ fn one_instant() -> Result<(), Failed> {
     end_all([parent])
 }
 
-fn freeze_again() -> Result<(), Failed> {
+fn a_vm_is_frozen_again_and_again() -> Result<(), Failed> {
     let parent = Guest::code(ECHO).start()?;
     let mut at_parent = Typist::new(&parent)?;
     at_parent.expect("a", "a1")?;
@@ -421,7 +424,7 @@ fn freeze_again() -> Result<(), Failed> {
     end_all(clones.into_iter().chain([parent]))
 }
 
-fn scattered() -> Result<(), Failed> {
+fn scattered_pages_are_copied_and_what_lies_between_is_not() -> Result<(), Failed> {
     let parent = Guest::code(SCATTER).memory_mib(1024).start()?;
     let mut at_parent = Typist::new(&parent)?;
     at_parent.expect("a", "1")?;
@@ -447,7 +450,7 @@ fn scattered() -> Result<(), Failed> {
     end_all([parent])
 }
 
-fn whole_io() -> Result<(), Failed> {
+fn an_instruction_with_two_exits_is_whole_in_parent_and_clones() -> Result<(), Failed> {
     let parent = Guest::code(READ_AND_WRITE).start()?;
     let mut vmms = Vec::new();
     for round in 0..60 {
@@ -468,7 +471,7 @@ fn whole_io() -> Result<(), Failed> {
     Ok(())
 }
 
-fn mtrr() -> Result<(), Failed> {
+fn a_clone_caches_memory_as_its_parent_does() -> Result<(), Failed> {
     let parent = Guest::code(MTRR).start()?;
     Typist::new(&parent)?.expect("a", "68")?;
     let clone = Guest::generation(&parent.freeze()?)?.start()?;
@@ -478,7 +481,7 @@ fn mtrr() -> Result<(), Failed> {
     end_all([parent, clone, grandchild])
 }
 
-fn high() -> Result<(), Failed> {
+fn ram_above_4_gib_is_each_ones_own() -> Result<(), Failed> {
     // 28 MiB of it above the hole for devices.
     const RAM_MIB: u32 = 3100;
     let parent = Guest::code(HIGH).memory_mib(RAM_MIB).start()?;
@@ -501,7 +504,7 @@ fn high() -> Result<(), Failed> {
     end_all(vmms.into_iter().chain([parent]))
 }
 
-fn four_vcpus() -> Result<(), Failed> {
+fn four_vcpus_go_on_in_clones() -> Result<(), Failed> {
     let parent = Guest::code(FOUR).vcpus(4).start()?;
     let mut at_parent = Typist::new(&parent)?;
     at_parent.expect("a", "y")?;
@@ -519,7 +522,7 @@ fn four_vcpus() -> Result<(), Failed> {
     end_all([parent])
 }
 
-fn killed_start() -> Result<(), Failed> {
+fn a_warm_vmm_that_is_killed_as_it_starts_takes_nobody_along() -> Result<(), Failed> {
     let parent = Guest::code(ECHO).start()?;
     let mut at_parent = Typist::new(&parent)?;
     at_parent.expect("x", "x1")?;
@@ -537,7 +540,7 @@ fn killed_start() -> Result<(), Failed> {
     end_all([parent])
 }
 
-fn deep() -> Result<(), Failed> {
+fn clones_of_clones_go_on_however_deep() -> Result<(), Failed> {
     let mut vmms = vec![Guest::code(ECHO).start()?];
     let mut most = 0;
     for depth in 1..=20u8 {
@@ -556,7 +559,7 @@ fn deep() -> Result<(), Failed> {
     end_all(vmms)
 }
 
-fn no_generation() -> Result<(), Failed> {
+fn an_invalid_generation_ends_a_warm_vm_with_the_reason() -> Result<(), Failed> {
     let parent = Guest::code(ECHO).start()?;
     Typist::new(&parent)?.expect("a", "a1")?;
     let good = parent.freeze()?;

@@ -84,28 +84,20 @@ type Can = fn() -> Result<bool, Failed>;
 
 /// The tests, ignored where this machine has no KVM, or one that lacks what they are about.
 pub fn trials(missing: Option<&String>) -> Vec<Trial> {
-    let tests: [(&str, Test, Can, &str); 2] = [
-        (
-            "page_directory_pointers_that_memory_has_no_more_are_cloned",
-            pointers,
-            tells_pointers,
-            "paging of 32 bits",
-        ),
-        (
-            "a_triple_fault_on_its_way_ends_the_clone_too",
-            triple_fault,
-            takes_triple_faults,
-            "triple faults on their way",
-        ),
+    let tests: [(&str, Test); 2] = named![
+        page_directory_pointers_that_memory_has_no_more_are_cloned,
+        a_triple_fault_on_its_way_ends_the_clone_too,
     ];
-    let trial = |(name, test, can, what): (&str, Test, Can, &str)| {
+    let needs: [(Can, &str); 2] =
+        [(tells_pointers, "paging of 32 bits"), (takes_triple_faults, "triple faults on their way")];
+    let trial = |((name, test), (can, what)): ((&str, Test), (Can, &str))| {
         let lacks = || (!can().unwrap_or(true)).then(|| format!("this KVM has no {what}"));
         match missing.cloned().or_else(lacks) {
             None => Trial::test(name, test),
             Some(reason) => Trial::test(format!("{name} [{reason}]"), test).with_ignored_flag(true),
         }
     };
-    tests.into_iter().map(trial).collect()
+    tests.into_iter().zip(needs).map(trial).collect()
 }
 
 /// Since Linux 5.14. Software KVM turns paging off where a CPU is not in long mode.
@@ -123,7 +115,7 @@ fn takes_triple_faults() -> Result<bool, Failed> {
     Ok(Kvm::new()?.check_extension_raw(kvm_bindings::KVM_CAP_X86_TRIPLE_FAULT_EVENT.into()) > 0)
 }
 
-fn pointers() -> Result<(), Failed> {
+fn page_directory_pointers_that_memory_has_no_more_are_cloned() -> Result<(), Failed> {
     let parent = One::new()?;
     parent.set_pointer(FIRST)?;
     parent.enter_pae()?;
@@ -149,7 +141,7 @@ fn pointers() -> Result<(), Failed> {
     }
 }
 
-fn triple_fault() -> Result<(), Failed> {
+fn a_triple_fault_on_its_way_ends_the_clone_too() -> Result<(), Failed> {
     let parent = One::new()?;
     let mut events = parent.vcpu.get_vcpu_events()?;
     events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
