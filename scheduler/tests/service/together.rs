@@ -29,7 +29,7 @@ fn join(ticket: &Ticket, side: Side) -> JoinRequest {
 }
 
 #[tokio::test]
-async fn all_meet_again_and_again_also_when_some_die() {
+async fn a_barrier_works_again_after_deaths() {
     let server = Server::start(&[]);
     let host = FakeHost::start(&server, 8).await;
     let client = server.client();

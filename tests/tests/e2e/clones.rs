@@ -23,7 +23,7 @@ pub const STORIES: &[Story] = stories![
     with_family(sixty_one_clones_answer),
     with_family(memory_written_at_full_speed_is_whole_in_parent_and_clones),
     with_family(a_vmm_killed_in_the_middle_of_a_clone_takes_its_vm_only),
-    with_family(a_hook_that_fails_stops_the_clone_with_its_words),
+    with_family(a_hook_that_fails_stops_the_clone_with_its_output),
     a_guest_without_its_agent_is_not_cloned_and_not_touched,
     a_guest_of_two_vcpus_is_cloned_with_both,
 ];
@@ -187,7 +187,7 @@ fn kill_one_of_six<'a>(family: &Family<'a>) -> Result<(Vm<'a>, Vec<Vm<'a>>), Fai
     Ok((victim, all))
 }
 
-fn a_hook_that_fails_stops_the_clone_with_its_words(family: &Family<'_>) -> Outcome {
+fn a_hook_that_fails_stops_the_clone_with_its_output(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     parent.sh(
         "mkdir -p /etc/gridcentric; printf '#!/bin/sh\\necho not today; exit 3\\n' > /etc/gridcentric/pre-clone; \

@@ -13,7 +13,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 pub const STORIES: &[Story] = stories![
     two_hosts_share_a_scheduler_that_is_killed_and_comes_back,
-    nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed,
+    no_vm_misses_a_barrier_when_the_scheduler_and_vmmd_are_killed,
 ];
 
 fn two_hosts_share_a_scheduler_that_is_killed_and_comes_back(stage: &Stage) -> Outcome {
@@ -73,7 +73,7 @@ fn one_ledger(first: &Host, second: &Host, scheduler: &mut Scheduler) -> Outcome
     require(again.len() == 36, "a ticket, which is 36 characters long", again)
 }
 
-fn nobody_misses_a_meeting_though_the_scheduler_and_vmmd_are_killed(stage: &Stage) -> Outcome {
+fn no_vm_misses_a_barrier_when_the_scheduler_and_vmmd_are_killed(stage: &Stage) -> Outcome {
     let mut scheduler = Scheduler::start(stage.setup(), &["--overcommit-cpu", "64"])?;
     let address = scheduler.address();
     let mut host = Host::start_with(stage.setup(), &["--scheduler", &address])?;

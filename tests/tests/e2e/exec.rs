@@ -19,7 +19,7 @@ pub const STORIES: &[Story] = stories![
     a_signal_to_vmctl_reaches_the_program,
     a_program_gets_a_terminal,
     a_terminals_input_from_a_pipe_ends,
-    everybodys_first_try_works,
+    exec_works_with_dash_i_and_without_a_double_dash,
     environment_and_directory_are_set,
     a_program_that_is_not_there_is_127,
     an_unknown_vm_is_125,
@@ -87,7 +87,7 @@ fn a_terminals_input_from_a_pipe_ends(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-fn everybodys_first_try_works(stage: &Stage) -> Outcome {
+fn exec_works_with_dash_i_and_without_a_double_dash(stage: &Stage) -> Outcome {
     stage.guest()?;
     let output = stage.host()?.vmctl_with_input(&["exec", "-it", SHARED, "sh"], b"echo $((6 * 7))\n")?;
     assert!(output.code == 0 && output.text().contains("\n42"), "{output:?}");

@@ -6,7 +6,7 @@ use patina_abi::LINK_PORT;
 pub const STORIES: &[Story] = stories![
     a_flooded_console_keeps_its_end_within_its_limit,
     connections_to_ports_without_a_listener_are_refused,
-    rubbish_on_the_agents_port_leaves_the_agent_working,
+    garbage_on_the_agents_port_leaves_the_agent_working,
     a_call_too_long_for_its_way_is_refused_and_the_next_one_answered,
 ];
 
@@ -31,7 +31,7 @@ fn connections_to_ports_without_a_listener_are_refused(stage: &Stage) -> Outcome
     Ok(())
 }
 
-fn rubbish_on_the_agents_port_leaves_the_agent_working(stage: &Stage) -> Outcome {
+fn garbage_on_the_agents_port_leaves_the_agent_working(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     let check = guest.install("guest-check")?;
     let report = guest.call(&[&check, "flood", &LINK_PORT.to_string(), "100"])?;

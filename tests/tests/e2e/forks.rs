@@ -18,7 +18,7 @@ pub const STORIES: &[Story] = stories![
     with_family(a_clone_of_a_clone_of_a_clone_goes_on),
     with_family(clones_talk_tcp_to_the_master_and_to_each_other),
     with_family(a_connection_to_the_outside_stays_with_the_parent),
-    with_family(nobody_is_cloned_for_nonsense),
+    with_family(invalid_arguments_of_gc_clone),
 ];
 
 /// The most VMs of a ticket.
@@ -225,7 +225,7 @@ fn a_connection_to_the_outside_stays_with_the_parent(family: &Family<'_>) -> Out
     )
 }
 
-fn nobody_is_cloned_for_nonsense(family: &Family<'_>) -> Outcome {
+fn invalid_arguments_of_gc_clone(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let unknown = "00000000-0000-4000-8000-000000000000";
     for argument in ["0", "-1", "100000", "x", "", unknown] {

@@ -15,7 +15,7 @@ pub const STORIES: &[Story] = stories![
     an_empty_kernel,
     a_missing_root_file_system,
     memory_and_vcpus_out_of_range,
-    names_that_are_none,
+    invalid_names,
     a_name_in_use,
     a_port_in_use,
     a_command_line_that_is_too_long,
@@ -88,7 +88,7 @@ fn memory_and_vcpus_out_of_range(stage: &Stage) -> Outcome {
     refused(host, &["--vcpus", "17"], 2, &["vcpus", "16"])
 }
 
-fn names_that_are_none(stage: &Stage) -> Outcome {
+fn invalid_names(stage: &Stage) -> Outcome {
     for name in ["../escape", "-rf", "a b", &"x".repeat(64)] {
         let output = stage.host()?.vmctl(&["run", &format!("--name={name}")])?;
         assert_eq!(output.code, 2, "{name}: {output:?}");

@@ -15,10 +15,10 @@ use patina_tests::{
 pub const STORIES: &[Story] = stories![
     with_family(a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins),
     with_family(the_example_of_the_man_page_counts_primes_and_ends_where_it_is_refused),
-    with_family(all_meet_again_and_again_whoever_dies_or_is_late),
+    with_family(a_barrier_works_again_after_deaths_and_late_calls),
     with_family(a_clone_leaves_a_status_and_a_mebibyte),
     with_family(what_is_killed_is_given_back),
-    with_family(nonsense_is_refused_in_words),
+    with_family(invalid_arguments_are_refused_with_a_message),
     with_family(an_operator_can_do_all_of_it_from_outside),
     with_family(a_python_program_drives_clones_over_grpc),
     a_scheduler_that_is_killed_keeps_its_ledger,
@@ -132,7 +132,7 @@ fn with_ticket<'a>(host: &'a Host, parent: &Vm<'_>, count: u32) -> Result<(Strin
     Ok((ticket, clones))
 }
 
-fn all_meet_again_and_again_whoever_dies_or_is_late(family: &Family<'_>) -> Outcome {
+fn a_barrier_works_again_after_deaths_and_late_calls(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     let (ticket, clones) = with_ticket(family.host, parent, 2)?;
     let late = parent.exec(&["gc", "sync", &ticket, "300"])?;
@@ -226,7 +226,7 @@ fn what_is_killed_is_given_back(family: &Family<'_>) -> Outcome {
     )
 }
 
-fn nonsense_is_refused_in_words(family: &Family<'_>) -> Outcome {
+fn invalid_arguments_are_refused_with_a_message(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
     for arguments in [
         "rt 0 0 0 0",

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_generation_is_refused() {
+    fn an_invalid_generation_is_refused() {
         let check = |sent| Generation::check(sent, 64).unwrap_err();
         let plain = || OwnedFd::from(tempfile::tempfile().unwrap());
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
