@@ -1,4 +1,5 @@
-//! The `boot` benchmark: from `vmctl run` to a ready agent, what a `vmm` costs, what a guest's kernel costs.
+//! The `boot` benchmark: from `vmctl run` to a ready agent, the memory of a `vmm`, and the cost of a
+//! guest's kernel.
 
 use crate::{
     report::{Figures, Metric},

@@ -1,4 +1,5 @@
-//! A `vmmd` of one's own, spoken to over gRPC: what is timed here is the call, without the start of a `vmctl`.
+//! A `vmmd` for the benchmark alone, called over gRPC: this times the call, without the start of a
+//! `vmctl`.
 
 use crate::{smaps::SmapsError, usage::UsageError};
 use patina_proto::v1::{

@@ -1,4 +1,4 @@
-//! Where and of what figures were measured.
+//! The machine on which figures were measured, and the revision.
 
 use serde::Serialize;
 use std::{error::Error, fs, path::Path, process::Command, thread};

@@ -1,16 +1,19 @@
-//! `patina-bench`: measures Patina with real guests. `cargo xtask bench NAME` builds what it needs and runs it.
+//! `patina-bench`: measures Patina with real guests. `cargo xtask bench NAME` builds all that is needed
+//! and runs it.
 //!
-//! - [`boot`]: from `vmctl run` to a ready agent, what a `vmm` costs, what a guest's kernel costs.
-//! - [`mod@clone`]: what a clone costs its parent, how soon clones are there, and QEMU in Patina's place ([`qemu`]).
-//! - [`ticket`]: what a grant costs; without guests.
-//! - [`cornering`]: 100 clones killed and 100 others ready.
-//! - [`floors`]: what the host's kernel charges for the least of it.
-//! - [`daemon`], [`talk`]: a `vmmd` of one's own, and what runs in its guests.
-//! - [`report`]: figures, what they must reach, as a table and as JSON; [`host`]: where they were measured.
+//! - [`boot`]: from `vmctl run` to a ready agent, the memory of a `vmm`, and the cost of a guest's
+//!   kernel.
+//! - [`mod@clone`]: the cost of a clone for its parent, how soon clones are ready, and the same with
+//!   QEMU ([`qemu`]).
+//! - [`ticket`]: the cost of a grant, without guests.
+//! - [`cornering`]: 100 clones are killed and 100 others are ready.
+//! - [`floors`]: the kernel's cost of the smallest part of each.
+//! - [`daemon`], [`talk`]: a `vmmd` for the benchmark alone, and the programs in its guests.
+//! - [`report`]: figures and their limits, as a table and as JSON; [`host`]: the machine.
 //! - [`smaps`]: the memory of a process; [`usage`]: the CPU time of its threads.
 //!
-//! The table goes to standard error, the JSON to a file or standard output. The exit code is 1 when a figure
-//! misses what it must reach.
+//! The table goes to standard error, the JSON to a file or standard output. The exit code is 1 if a
+//! figure misses its limit.
 
 mod boot;
 mod clone;

@@ -1,4 +1,4 @@
-//! Figures, what they must reach, and how they are shown.
+//! Figures, their limits, and their output.
 
 use crate::host::HostFacts;
 use comfy_table::{ContentArrangement, Table, presets};

@@ -1,4 +1,5 @@
-//! The memory of a process, as the kernel counts it: a `vmm`'s beyond its guest's RAM, and what a process shares with nobody.
+//! The memory of a process, as the kernel counts it: a `vmm`'s memory beyond its guest's RAM, and the
+//! private memory of a process.
 
 use std::{fs, io};
 
@@ -33,7 +34,7 @@ pub enum SmapsError {
         source: io::Error,
     },
     /// It is not what was expected there.
-    #[error("{0} does not say what memory is private")]
+    #[error("{0} does not list private memory")]
     Form(String),
 }
 

@@ -1,4 +1,4 @@
-//! Talking to what runs in a guest: a program that was started there, or whoever is on its serial console.
+//! Talks to a program in a guest, or to the guest's serial console.
 
 use crate::daemon::{Daemon, DaemonError, call};
 use patina_proto::v1::{

@@ -47,7 +47,7 @@ pub enum UsageError {
         source: io::Error,
     },
     /// It is not what was expected there.
-    #[error("{0} does not begin with a thread's CPU time; does the kernel have CONFIG_SCHED_INFO?")]
+    #[error("{0} does not begin with a thread's CPU time; is CONFIG_SCHED_INFO set in the kernel?")]
     Form(String),
 }
 

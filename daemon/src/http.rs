@@ -1,4 +1,5 @@
-//! Metrics over plain HTTP: `/metrics`, and nothing else. For a loopback address: whoever reaches it reads them.
+//! Metrics over plain HTTP: `/metrics`, and nothing else. Everyone who can connect may read them, so the
+//! address must be a loopback address.
 
 use axum::{
     Router,
@@ -31,7 +32,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 pub enum HttpError {
     /// The address is no loopback address, so others could read the metrics.
     #[error(
-        "serve metrics on {0}: it is no loopback address; use 127.0.0.1, and ssh or a proxy from elsewhere"
+        "serve metrics on {0}: not a loopback address, and metrics have no authentication; use 127.0.0.1, and reach it from elsewhere through ssh or a proxy"
     )]
     Open(SocketAddr),
     /// The kernel refuses to listen on the address.
@@ -196,6 +197,6 @@ mod tests {
     #[tokio::test]
     async fn only_this_host_reads_them() {
         let refused = listen("0.0.0.0:0".parse().unwrap()).await.unwrap_err().to_string();
-        assert!(refused.contains("no loopback address"), "{refused}");
+        assert!(refused.contains("not a loopback address"), "{refused}");
     }
 }

@@ -1,12 +1,14 @@
-//! What every daemon of Patina needs, and a little that other programs need too.
+//! What every daemon of Patina needs, and a few parts for other programs.
 //!
 //! With the feature `service`, for daemons:
-//! - `process`: from the log (`log`) to the exit code; `oom`: what the kernel ends last; `stop`: the signals that end it.
+//! - `process`: from the log (`log`) to the exit code; `oom`: the order in which the kernel's OOM killer
+//!   ends processes; `stop`: the signals that end a daemon.
 //! - `values`: values of options.
-//! - `listen`: where clients connect; `server`: what answers them. `notify`: tells the service manager.
+//! - `listen`: the address for clients; `server`: the gRPC server. `notify`: notifies the service
+//!   manager.
 //! - `http`: metrics over HTTP.
 //!
-//! With the feature `network`: `network`, what of the host stands in the way of the families' networks.
+//! With the feature `network`: `network`, settings of the host that break the families' networks.
 //!
 //! For every program: [`stderr`], lines for people, which never fail.
 

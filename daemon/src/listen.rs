@@ -1,4 +1,5 @@
-//! Where a daemon listens: a Unix socket for its own user, or TCP on a loopback address. For the scheduler and for `vmmd`.
+//! The address on which a daemon listens: a Unix socket for its own user, or TCP on a loopback address.
+//! Used by the scheduler and by `vmmd`.
 
 use futures::{StreamExt, stream::BoxStream};
 use rustix::net::sockopt::socket_peercred;
@@ -34,11 +35,11 @@ pub enum AddressError {
     #[error("write unix:/PATH or tcp:ADDRESS:PORT, not {0:?}")]
     Form(String),
     /// A path that depends on the folder.
-    #[error("the path {0:?} is relative: name it from /")]
+    #[error("the path {0:?} is relative: write an absolute path")]
     Relative(String),
     /// Others could reach it.
     #[error(
-        "{0} is not a loopback address: without TLS whoever reaches it can do anything, and TLS comes later; use 127.0.0.1, or unix: with ssh"
+        "{0} is not a loopback address: there is no TLS and no authentication yet, so everyone who can connect would have full control; use tcp:127.0.0.1:PORT, or unix:/PATH through ssh"
     )]
     Open(SocketAddr),
 }
@@ -95,7 +96,9 @@ pub enum ListenError {
         pid: Option<i32>,
     },
     /// The file at the path is no socket.
-    #[error("listen on {path}: there is a file that is no socket; move it away, or use another --listen")]
+    #[error(
+        "listen on {path}: a file that is not a socket is in the way; move it away, or use another --listen"
+    )]
     NotASocket {
         /// The file's path.
         path: PathBuf,

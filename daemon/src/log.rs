@@ -1,5 +1,5 @@
-//! The log of a daemon: on standard error, filtered by `PATINA_LOG`. A line that cannot be written (a full disk, a reader that has
-//! ended) is lost, and the daemon goes on.
+//! The log of a daemon: on standard error, filtered by `PATINA_LOG`. If a line cannot be written (a full
+//! disk, a reader that has ended), the line is lost and the daemon continues.
 
 use crate::stderr::Stderr;
 use std::io::IsTerminal;

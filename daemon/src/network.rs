@@ -1,5 +1,6 @@
-//! What on a host stands in the way of the families' networks: others that use their addresses, and a firewall that drops what they
-//! say to each other. The facts are the kernel's, over netlink; nothing is changed.
+//! Finds settings of a host that break the families' networks: other networks with the same addresses,
+//! and a firewall that drops their packets. It reads them from the kernel over netlink and changes
+//! nothing.
 
 mod bridged;
 

@@ -1,4 +1,4 @@
-//! Telling systemd: one datagram to the socket that `NOTIFY_SOCKET` names (sd_notify(3)).
+//! Notifies systemd: one datagram to the socket that `NOTIFY_SOCKET` names (sd_notify(3)).
 
 use std::{
     env,

@@ -1,5 +1,5 @@
-//! Who is ended first when the host has no memory left: a clone, which can be made again, before a master, and that
-//! before the daemons that keep account of them all.
+//! The order in which the kernel's OOM killer ends processes: first clones, which can be created again,
+//! then masters, then the daemons that manage all of them.
 
 use std::{fs, io};
 

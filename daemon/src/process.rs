@@ -1,4 +1,4 @@
-//! A daemon's process, from its log to its exit code.
+//! The life of a daemon's process, from its log to its exit code.
 
 use crate::{log, oom};
 use std::{fmt, process::ExitCode};

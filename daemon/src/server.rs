@@ -1,4 +1,4 @@
-//! A gRPC server with the limits of every daemon's, which tells its health and describes itself.
+//! A gRPC server with the limits of every daemon, health checks and reflection.
 
 use tonic::{
     server::NamedService,

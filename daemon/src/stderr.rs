@@ -1,7 +1,8 @@
 //! Lines for people on standard error.
 //!
-//! `eprintln!` panics when standard error is on a full disk or a pipe that nobody reads, and a panic ends a program, or a VM. Nothing
-//! that is said to people is worth that: here a line that cannot be written is lost. The lint `print_stderr` keeps `eprintln!` out.
+//! `eprintln!` panics if standard error is a full disk or a pipe without a reader, and the panic ends
+//! the program, or a VM. A message is not worth that: here a line that cannot be written is lost. The
+//! lint `print_stderr` keeps `eprintln!` out.
 
 use std::{
     fmt,

@@ -1,7 +1,8 @@
-//! The cgroup of the guest's programs: all processes but gc-init and gc-agent. The kernel can make all of it stand
-//! still (cgroup v2, `cgroup.freeze`), which is what a clone needs until it knows who it is.
+//! The cgroup of the guest's programs: all processes except gc-init and gc-agent. The kernel can freeze
+//! it as a whole (cgroup v2, `cgroup.freeze`). A clone keeps it frozen until it has its identity.
 //!
-//! Programs are born into it, and what they start is in it too. A program that makes a cgroup elsewhere and goes there is not held.
+//! Programs start in this cgroup, and their children stay in it. A program that moves to a cgroup of
+//! its own is not held.
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, Result};

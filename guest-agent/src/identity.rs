@@ -1,5 +1,5 @@
-//! The identity as programs in the guest see it: a file of `KEY=VALUE` lines, replaced by rename, and
-//! a line in /etc/hosts. What the host says is checked here before anything is done with it.
+//! The identity as programs in the guest see it: a file of `KEY=VALUE` lines, replaced by rename, and a
+//! line in /etc/hosts. The host's message is checked here before it is used.
 
 use crate::sys::input::append;
 use crate::sys::random::SEED_BYTES;
@@ -24,10 +24,10 @@ const HOSTS_MARK: &str = "# patina";
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// Not a name of letters, digits, `-`, `_` and `.`.
-    #[error("identity: the host name {0:?} is not one")]
+    #[error("identity: invalid host name {0:?}")]
     Hostname(String),
     /// Not six bytes of hex with colons.
-    #[error("identity: the MAC address {0:?} is not one")]
+    #[error("identity: invalid MAC address {0:?}")]
     Mac(String),
     /// More than 32 bits of network.
     #[error("identity: the prefix length {0} is over 32")]

@@ -216,7 +216,7 @@ fn a_hook_that_does_not_end_is_killed_with_all_it_started() {
     program.send(CLONE_2);
     let answer = json_of(&program.line());
     let message = answer["error"]["message"].as_str().unwrap();
-    assert!(message.starts_with("pre-clone: killed as it had not ended after "), "{message}");
+    assert!(message.starts_with("pre-clone: killed, because it did not end within "), "{message}");
     let numbers = message.rsplit(": ").next().unwrap();
     let pids: Vec<_> = numbers.split_whitespace().filter_map(|n| Pid::from_raw(n.parse().unwrap())).collect();
     assert_eq!(pids.len(), 2, "{message}");

@@ -61,7 +61,7 @@ fn what_cannot_be_started_is_said_with_a_shells_exit_code() {
     for (argv, code, words) in [
         (&["no-such-program"][..], 127, "exec no-such-program: not found"),
         (&["/etc/passwd"][..], 126, "exec /etc/passwd: Permission denied (os error 13)"),
-        (&[][..], 126, "exec: 0 arguments are not 1 to 1024"),
+        (&[][..], 126, "exec: 0 arguments given, 1 to 1024 are allowed"),
     ] {
         let exit = fixture.start(argv).finish().exit;
         assert_eq!((exit.code, exit.error.as_deref()), (Some(code), Some(words)));

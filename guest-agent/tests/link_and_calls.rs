@@ -103,7 +103,7 @@ fn a_host_that_talks_rubbish_loses_its_link_only() {
     let mut forged = identity(0);
     forged.hostname = "a\nvmid=9".into();
     host.say(&FromHost::Identity(forged));
-    assert!(matches!(host.next(), FromAgent::NotReady { reason } if reason.contains("the host name")));
+    assert!(matches!(host.next(), FromAgent::NotReady { reason } if reason.contains("invalid host name")));
     assert!(fixture.applied.lock().unwrap().is_empty());
     assert!(!fixture.path("identity").exists());
     assert!(program.call("vmid").contains("\"code\":107"));

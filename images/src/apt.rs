@@ -1,4 +1,4 @@
-//! Debian packages: which are installed, installing what is missing, and fetching what a guest is made of.
+//! Debian packages: lists those installed, installs missing ones, and fetches those of a guest's image.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::run::{self, RunError};
 pub enum AptError {
     /// This is no Debian.
     #[error(
-        "install {packages}: there is no apt-get here; install what these Debian packages hold by your system's own means, \
+        "install {packages}: apt-get is missing; install the contents of these Debian packages with your system's package manager, \
              or run on Debian or Ubuntu"
     )]
     NoApt {

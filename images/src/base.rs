@@ -1,9 +1,10 @@
-//! The part of a root file system that comes from Debian: packages unpacked, trimmed and made ready to run.
+//! The part of a root file system that comes from Debian: its packages are unpacked, trimmed and
+//! prepared.
 //!
-//! No maintainer script runs and nothing is executed inside the tree, except that busybox is asked for its
-//! applets and the tree's own Python compiles its standard library: both through the tree's own dynamic
-//! linker, without root. The tree is a product of its own in the cache, because it takes long to make and
-//! stays when only the guest's own programs change.
+//! No maintainer script runs. Only two programs of the tree are executed, through the tree's own
+//! dynamic linker and without root: busybox lists its applets, and Python compiles its standard
+//! library. The tree is a separate product in the cache, because it takes long to build and does not
+//! change when the guest's own programs do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ const ETC: [(&str, &str); 9] = [
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     /// A program failed.
-    #[error("make the guest's tree: {step}")]
+    #[error("build the guest's tree: {step}")]
     Step {
         /// What was being done.
         step: &'static str,
@@ -90,7 +91,7 @@ pub enum BaseError {
         source: RunError,
     },
     /// A file of the tree cannot be read or written.
-    #[error("make the guest's tree")]
+    #[error("build the guest's tree")]
     File(#[from] FileError),
 }
 

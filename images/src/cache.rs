@@ -1,8 +1,9 @@
-//! Products under a hash of their inputs.
+//! Products, stored under a hash of their inputs.
 //!
-//! `CACHE/KIND/KEY/` holds one finished product. It is made in `CACHE/KIND/.building-PID/` under the lock
-//! `CACHE/KIND/.lock` and renamed into place, so that there is never half of one: what an interrupted build
-//! left is removed by the next. The newest [`KEPT_PRODUCTS`] of a kind stay, by last use.
+//! `CACHE/KIND/KEY/` holds one finished product. It is built in `CACHE/KIND/.building-PID/` under the
+//! lock `CACHE/KIND/.lock` and then renamed, so that no incomplete product is ever visible. The next
+//! build removes the files of an interrupted one. Of each kind, the [`KEPT_PRODUCTS`] that were used
+//! last are kept.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

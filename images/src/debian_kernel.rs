@@ -1,11 +1,11 @@
-//! Debian's own kernels, as hosts run them: for tests on hosts with other kernels than this one.
+//! Debian's own kernels for hosts: used by tests on hosts with other kernels.
 //!
 //! ```text
 //!  apt's lists ─▶ newest package of a series ─▶ unpacked, depmod ─▶ CACHE/debian-kernel/KEY-VERSION/{vmlinuz, modules/NN-NAME.ko}
 //! ```
 //!
-//! Package names hold the version, and versions disappear from the archive: so the name is looked for each time, and what
-//! is in the cache serves where there are no lists.
+//! Package names contain the version, and versions disappear from the archive. So the name is looked up
+//! each time. If there are no lists, the kernel in the cache is used.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! The image that is used where none is named: `/usr/lib/patina`, where a package would install it, or else
-//! `default/` in the cache, two links to what was built last.
+//! The default image: `/usr/lib/patina`, where a package would install it, or otherwise `default/` in
+//! the cache, with two links to the latest build.
 
 use crate::cache::default_cache_dir;
 use std::io;

@@ -87,7 +87,7 @@ pub enum KernelError {
         source: std::io::Error,
     },
     /// The configuration asks for what this source does not have, or for options whose conditions are not met.
-    #[error("build the guest kernel: Kconfig dropped from images/kernel/config: {}", lines.join(", "))]
+    #[error("build the guest kernel: Kconfig dropped these lines of images/kernel/config: {}", lines.join(", "))]
     Dropped {
         /// The lines that are not in the result.
         lines: Vec<String>,

@@ -1,9 +1,9 @@
 //! The guest's `/etc/ld.so.cache`.
 //!
-//! Without it the dynamic linker looks for each library in half a dozen directories, and a failed `openat`
-//! costs a third of a millisecond where guest kernel mode is emulated. `ldconfig -r` would need root, so the
-//! cache is written here: glibc's format "1.1" (elf/dl-cache.h), a header, entries sorted for its binary
-//! search, strings.
+//! Without it the dynamic linker looks for each library in half a dozen directories. Each failed
+//! `openat` takes a third of a millisecond if the guest's kernel mode is emulated. `ldconfig -r` would
+//! need root, so the cache is written here, in glibc's format "1.1" (elf/dl-cache.h): a header, entries
+//! sorted for binary search, and strings.
 
 use std::cmp::Ordering;
 use std::path::Path;

@@ -7,10 +7,11 @@
 //!  Debian's kernel packages ─▶ debian_kernel.rs, for tests on other hosts ─▶ CACHE/debian-kernel/KEY/vmlinuz
 //! ```
 //!
-//! Every product lies in the cache under a hash of all that went into it ([`cache`]), appears there by one
-//! rename, and is built by one process at a time. What was built last can be made the default ([`make_default`]), for
-//! programs that are told nothing else. Debian's tools do the work ([`apt`]); nothing is
-//! mounted and, once the packages are installed, nothing needs root. Steps are told to a [`Progress`].
+//! Every product is in the cache under a hash of all its inputs ([`cache`]). It appears there by one
+//! rename, and one process builds at a time. The latest build can become the default
+//! ([`make_default`]), for programs that name no image. Debian's tools do the work ([`apt`]). Nothing
+//! is mounted, and once the packages are installed, nothing needs root. Each step is reported to a
+//! [`Progress`].
 
 pub mod apt;
 mod base;

@@ -1,4 +1,4 @@
-//! What a long build says while it runs.
+//! Progress messages of a long build.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
-//! Recipes: what a root file system is made of. The format is described in `images/README.md`.
+//! Recipes: the contents of a root file system. `images/README.md` describes the format.
 //!
-//! A recipe is a file that anybody may hand in, and its strings end up as file names and on command lines, so
-//! everything is checked here: names by their alphabet, paths absolute and without `..`, all lists bounded.
+//! Anybody may supply a recipe, and its strings become file names and arguments of commands. So
+//! everything is checked here: names by their alphabet, paths must be absolute and without `..`, and
+//! all lists are bounded.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -45,7 +46,7 @@ pub enum RecipeError {
         source: Box<toml::de::Error>,
     },
     /// The file is longer than a recipe may be.
-    #[error("read recipe {name:?}: its {bytes} bytes are over {RECIPE_MAX_BYTES}")]
+    #[error("read recipe {name:?}: it has {bytes} bytes, the maximum is {RECIPE_MAX_BYTES}")]
     TooLong {
         /// The recipe.
         name: String,
@@ -53,7 +54,7 @@ pub enum RecipeError {
         bytes: u64,
     },
     /// A list is longer than it may be.
-    #[error("check recipe {name:?}: {list} has {entries} entries, at most {LIST_MAX} are taken")]
+    #[error("check recipe {name:?}: {list} has {entries} entries, the maximum is {LIST_MAX}")]
     TooMany {
         /// The recipe.
         name: String,
@@ -74,7 +75,7 @@ pub enum RecipeError {
     },
     /// Recipes include each other, or a very long chain.
     #[error(
-        "read recipe {name:?}: includes are more than {INCLUDE_DEPTH_MAX} deep (do they go round in a circle?)"
+        "read recipe {name:?}: includes are nested more than {INCLUDE_DEPTH_MAX} deep (is there a cycle?)"
     )]
     TooDeep {
         /// The recipe at which it was given up.

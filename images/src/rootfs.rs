@@ -1,8 +1,9 @@
-//! The root file system: the Debian tree, the guest's own programs, the recipe's files; made into an erofs image.
+//! The root file system: the Debian tree, the guest's own programs and the recipe's files, as an erofs
+//! image.
 //!
-//! erofs because it is read-only by design and needs no journal, uncompressed because decompression is the
-//! guest kernel's work, which is slow where that is emulated. Times, owners and the volume's UUID are fixed, so
-//! the same tree gives the same image.
+//! erofs is read-only by design and needs no journal. The image is uncompressed, because decompression
+//! is work for the guest's kernel, which may be emulated and slow. Times, owners and the volume's UUID
+//! are fixed, so the same tree gives the same image.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ const BINARY_MAX_BYTES: u64 = 256 * 1024 * 1024;
 pub enum RootfsError {
     /// A program that the recipe wants is not there.
     #[error(
-        "build the root file system: recipe {recipe:?} wants the guest program {name:?}, and {} cannot be read; \
+        "build the root file system: recipe {recipe:?} needs the guest program {name:?}, but {} cannot be read; \
          build the guest programs first (`cargo xtask image` does)",
         path.display()
     )]

@@ -1,4 +1,4 @@
-//! Runs one program of the build, its output in a log and, line by line, before the caller's eyes.
+//! Runs one program of the build. Its output goes to a log and, line by line, to the caller.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -57,7 +57,7 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The program said more than any sane answer has.
-    #[error("run {program}: its answer of {bytes} bytes is over {OUTPUT_MAX_BYTES}")]
+    #[error("run {program}: its output has {bytes} bytes, the maximum is {OUTPUT_MAX_BYTES}")]
     TooMuch {
         /// The program's name.
         program: String,

@@ -1,4 +1,5 @@
-//! A scheduler in this process: `vmmd --standalone` has one, and calls it as it would call one elsewhere.
+//! A scheduler in this process. `vmmd --standalone` has one, and calls it in the same way as a remote
+//! one.
 
 use crate::core::api::Options;
 use crate::{

@@ -1,14 +1,16 @@
 //! Tickets: reservations of VMs on hosts, and what the VMs of a ticket do together.
 //!
-//! A call's way: [`grpc`] checks it, [`engine`] has [`core`] decide and [`store`] write, then answers.
+//! The path of a call: [`grpc`] checks it, [`core`] decides and [`store`] writes, both within
+//! [`engine`], which then answers.
 //!
-//! - [`core`]: the pure part: what is granted, placed, queued, met and joined. No clock, socket or lock.
-//! - [`store`]: where the ledger is kept.
-//! - [`engine`]: the one owner of core and store.
+//! - [`core`]: the pure part: grants, placement, queue, barriers and joins. No clock, socket or lock.
+//! - [`store`]: keeps the ledger.
+//! - [`engine`]: the single owner of core and store.
 //! - [`grpc`]: the calls of `patina.v1.Scheduler`.
-//! - [`client`]: how a scheduler is called. [`host`]: what a host does with it. [`embedded`]: a scheduler in the same process.
-//! - [`metrics`]: what is counted.
-//! - [`serve`]: the scheduler's life ([`options`] in).
+//! - [`client`]: calls a scheduler. [`host`]: a host's side. [`embedded`]: a scheduler in the same
+//!   process.
+//! - [`metrics`]: counters and gauges.
+//! - [`serve`]: the scheduler's start and stop, with the [`options`] of its command line.
 
 pub mod client;
 pub mod core;

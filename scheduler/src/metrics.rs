@@ -1,4 +1,4 @@
-//! What the scheduler counts, in Prometheus' form. [`patina_daemon::http`] serves it.
+//! The scheduler's metrics. [`patina_daemon::http`] serves them.
 
 use crate::{
     core::state::{Counts, HostState},

@@ -50,7 +50,7 @@ pub enum ServeError {
     #[error(transparent)]
     Reflection(#[from] DescribeError),
     /// The ledger's thread has ended by itself.
-    #[error("serve: the ledger's thread has ended; its last words are in the log")]
+    #[error("serve: the ledger's thread has ended; the log has its last error")]
     Ledger,
 }
 

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: what runs is given up, and cleaned away, instead of being left behind.
+//! Ctrl-C and SIGTERM: running work is stopped and cleaned up, so that nothing is left behind.
 
 use rustix::{
     event::{PollFd, PollFlags, poll},

@@ -1,4 +1,4 @@
-//! Processes and network interfaces that were not there before.
+//! Processes and network interfaces that did not exist before.
 
 use std::{collections::BTreeSet, fs, io, os::unix::ffi::OsStrExt as _, path::Path};
 

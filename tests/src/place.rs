@@ -1,4 +1,4 @@
-//! Where a `vmmd` of one's own lives, how it is started, and how all of it goes: what whoever cleans up must know.
+//! The location of a private `vmmd`, how it is started, and everything that must be cleaned up after it.
 
 use crate::{
     host::{CALL_DEADLINE, HostError, parse, start_daemon, stop_daemon, succeeded, system},

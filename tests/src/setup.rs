@@ -31,7 +31,7 @@ pub struct Setup {
 #[derive(Debug, thiserror::Error)]
 pub enum Missing {
     /// Taps and bridges need root.
-    #[error("not root: guests need taps and bridges, run as root")]
+    #[error("not root: guests need taps and bridges; run as root")]
     Root,
     /// KVM is not to be had.
     #[error("open /dev/kvm: {0}")]
@@ -40,7 +40,7 @@ pub enum Missing {
     #[error("{0} is not set: run the tests with `cargo xtask test`")]
     Variable(&'static str),
     /// A file is not there.
-    #[error("{0} is not there: run the tests with `cargo xtask test`")]
+    #[error("{0} does not exist: run the tests with `cargo xtask test`")]
     File(PathBuf),
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong: in words for people, as an exit code for scripts.
+//! Errors: a message for people, and an exit code for scripts.
 
 use std::{io, process::ExitCode, time::Duration};
 use tonic::{Code, Status};
@@ -22,9 +22,7 @@ pub enum CtlError {
         source: tonic::transport::Error,
     },
     /// The scheduler does not answer.
-    #[error(
-        "cannot reach the scheduler at {address}: is it running? --scheduler names another address of it"
-    )]
+    #[error("cannot reach the scheduler at {address}: is it running? Name its address with --scheduler")]
     NoScheduler {
         /// Where it was looked for.
         address: String,
@@ -32,10 +30,10 @@ pub enum CtlError {
         source: tonic::transport::Error,
     },
     /// The host has no VM of this family, and the command line does not give the size of the VMs.
-    #[error("no VM of family {0} is on this host: say with --vcpus and --memory how large its VMs are")]
+    #[error("no VM of family {0} is on this host: give the size of its VMs with --vcpus and --memory")]
     Unsized(String),
     /// The ticket has not been used for clones yet.
-    #[error("ticket {0} was not used yet: clone with it first, `vmctl clone NAME --ticket {0}`")]
+    #[error("ticket {0} has not been used yet: clone with it first, `vmctl clone NAME --ticket {0}`")]
     Unused(String),
     /// A file could not be written.
     #[error("write {path}")]
@@ -49,7 +47,7 @@ pub enum CtlError {
     #[error("{}", words(.0))]
     Call(#[from] Status),
     /// vmmd ended a stream in the middle.
-    #[error("{0}: vmmd ended the conversation; `vmctl ls` shows whether the VM still runs")]
+    #[error("{0}: vmmd closed the connection; `vmctl ls` shows whether the VM still runs")]
     CutShort(&'static str),
     /// The VM ended instead of getting ready.
     #[error("run {name}: the VM ended before its agent was ready: {reason}")]
@@ -83,7 +81,7 @@ pub enum CtlError {
         code: u8,
     },
     /// `doctor` found something that keeps guests from running.
-    #[error("{0} of the checks failed: guests cannot run here until they pass")]
+    #[error("{0} checks failed: guests cannot run here until they pass")]
     Unhealthy(usize),
 }
 

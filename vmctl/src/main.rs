@@ -1,9 +1,10 @@
-//! `vmctl`, the operator's command: says to `vmmd`, and to its scheduler, over gRPC what the command line says.
+//! `vmctl`, the operator's command. It calls `vmmd` and its scheduler over gRPC.
 //!
-//! - [`cli`]: the command line; [`values`]: sizes and ports as people write them; [`utc`]: moments.
-//! - [`client`]: the connections; [`error`]: what can go wrong, in words and as an exit code.
-//! - [`commands`]: one module a command.
-//! - [`view`]: a VM as a table row and as JSON; [`tickets`]: a ticket; [`tree`]: families as trees; [`output`]: where results go.
+//! - [`cli`]: the command line; [`values`]: sizes and ports; [`utc`]: moments.
+//! - [`client`]: the connections; [`error`]: errors and their exit codes.
+//! - [`commands`]: one module per command.
+//! - [`view`]: a VM as a table row and as JSON; [`tickets`]: a ticket; [`tree`]: families as trees;
+//!   [`output`]: where results go.
 //! - [`terminal`]: raw mode and window size.
 //!
 //! Data goes to standard output, progress and errors to standard error.

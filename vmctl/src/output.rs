@@ -1,4 +1,4 @@
-//! Where results go: tables for people, JSON for programs.
+//! Output of results: tables for people, JSON for programs.
 
 use crate::error::CtlError;
 use comfy_table::{ContentArrangement, Table, presets};

@@ -1,4 +1,4 @@
-//! Families as trees: each VM under the one that it was cloned from.
+//! Families as trees: each VM below its parent.
 
 use patina_proto::v1::Vm;
 use std::collections::BTreeMap;

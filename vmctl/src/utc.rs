@@ -1,4 +1,4 @@
-//! Moments as people write them.
+//! Moments in the form that people write.
 
 use std::time::{Duration, UNIX_EPOCH};
 

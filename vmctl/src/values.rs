@@ -1,4 +1,4 @@
-//! Sizes, ports and environment variables as people write them.
+//! Sizes, ports and environment variables in the form that people write.
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use patina_proto::v1::PublishedPort;
@@ -17,11 +17,11 @@ pub enum ValueError {
     #[error("\"{0}\" is not an environment variable: write KEY=VALUE")]
     Variable(String),
     /// Not UTF-8.
-    #[error("it is not UTF-8: write it in UTF-8, as all names, addresses and paths are for vmctl")]
+    #[error("not UTF-8: write it in UTF-8, because vmctl accepts no other names, addresses and paths")]
     NotUtf8,
     /// Not UTF-8, and for a program in a guest.
     #[error(
-        "it is not UTF-8, and vmctl passes nothing else on. Give such bytes to the program on its standard input, \
+        "not UTF-8, and vmctl passes on UTF-8 only. Give such bytes to the program on its standard input, \
          or have a shell in the guest make them: vmctl exec NAME -- sh -c 'PROGRAM \"$(printf \"\\377\")\"'"
     )]
     GuestNotUtf8,

@@ -173,7 +173,7 @@ mod tests {
         let text = refused("--standalone --network 100.64.0.0/24");
         assert!(text.contains("/20"), "{text}");
         let text = refused("--standalone --listen tcp:0.0.0.0:1");
-        assert!(text.contains("TLS comes later"), "{text}");
+        assert!(text.contains("there is no TLS"), "{text}");
         for words in ["--warm 257", "--max-vms 0", "--keep-ended 1025", "--overcommit-cpu 0"] {
             let text = refused(&format!("--standalone {words}"));
             assert!(text.contains(words.split(' ').next().unwrap()), "{text}");

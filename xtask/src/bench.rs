@@ -13,7 +13,7 @@ use std::{env, ffi::OsString, path::Path};
 /// The recipe of the image with the programs that measure the guest.
 const BENCH_RECIPE: &str = "bench";
 /// Debian packages that a benchmark needs besides those of the image.
-const PACKAGES: [(&str, &str, &str); 1] = [("clone", "qemu-system-x86", "what clones are compared with")];
+const PACKAGES: [(&str, &str, &str); 1] = [("clone", "qemu-system-x86", "the comparison with clones")];
 
 /// The benchmark that runs no guests: it needs no images.
 const WITHOUT_GUESTS: &str = "ticket";
@@ -22,10 +22,10 @@ const WITHOUT_GUESTS: &str = "ticket";
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// Something could not be built.
-    #[error("build what the benchmark runs with")]
+    #[error("build the benchmark and its programs")]
     Build(#[from] BuildError),
     /// A package that the benchmark needs cannot be had.
-    #[error("install what the benchmark needs")]
+    #[error("install the packages that the benchmark needs")]
     Packages(#[from] patina_images::Error),
     /// The benchmark failed or missed what it must reach: its output is above.
     #[error("run the benchmark: its output is above")]

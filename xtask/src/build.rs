@@ -1,5 +1,5 @@
-//! What everything else needs: Debian packages, the guest's static programs, the guest image, the
-//! host's release binaries.
+//! Builds what all commands need: Debian packages, the guest's static programs, the guest image, and
+//! the host's release binaries.
 
 use crate::{
     run::{self, RunError, cargo, run},
@@ -32,10 +32,10 @@ pub enum BuildError {
     #[error("build the guest image")]
     Image(#[from] patina_images::Error),
     /// There is no such recipe.
-    #[error("choose what is in the image")]
+    #[error("read the image's recipe")]
     Recipe(#[from] RecipeError),
     /// There is nowhere to keep images.
-    #[error("find a place for built images")]
+    #[error("find the folder for built images")]
     Cache(#[from] CacheError),
     /// Standard output does not take the paths.
     #[error("write to standard output")]

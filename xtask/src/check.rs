@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all checks and all tests, and a look for what they left behind.
+//! `cargo xtask test`: all checks and all tests. At the end it looks for what they left behind.
 
 use crate::{
     build::{self, BuildError},
@@ -17,8 +17,8 @@ use std::{io, process::Command};
 const PACKAGES: [(&str, &str); 7] = [
     ("busybox-static", "the tests of gc-init"),
     ("util-linux", "the tests of gc-init"),
-    ("iptables", "the tests of what vmctl doctor warns of"),
-    ("nftables", "the tests of what vmctl doctor warns of"),
+    ("iptables", "the tests of vmctl doctor's warnings"),
+    ("nftables", "the tests of vmctl doctor's warnings"),
     ("python3-grpcio", "the example in examples/grpc"),
     ("protobuf-compiler", "the example in examples/grpc"),
     ("protobuf-compiler-grpc", "the example in examples/grpc"),
@@ -28,10 +28,10 @@ const PACKAGES: [(&str, &str); 7] = [
 #[derive(Debug, thiserror::Error)]
 pub enum TestError {
     /// Something could not be built.
-    #[error("build what the tests run with")]
+    #[error("build the tests and their programs")]
     Build(#[from] BuildError),
     /// A package that tests need cannot be had.
-    #[error("install what the tests need")]
+    #[error("install the packages that the tests need")]
     Packages(#[from] patina_images::Error),
     /// A check or a test failed: its output is above.
     #[error("a check failed: its output is above")]
@@ -40,7 +40,7 @@ pub enum TestError {
     #[error("test on emulated hosts")]
     Hosts(#[from] HostsError),
     /// Processes or interfaces could not be listed.
-    #[error("look for what the tests left behind")]
+    #[error("look for processes and interfaces that the tests left behind")]
     Look(#[source] io::Error),
     /// The tests left something behind.
     #[error("the tests left behind: {}", .0.join(", "))]

@@ -1,7 +1,7 @@
-//! `cargo xtask demo`: from nothing to a guest that answers, and nothing left behind.
+//! `cargo xtask demo`: from nothing to a guest that answers, with everything cleaned up.
 //!
 //! ```text
-//! build everything ─▶ vmmd of its own ─▶ vmctl doctor, run, ls, exec … ─▶ TCP round trip ─▶ kill, rm ─▶ demo: ok
+//! build everything ─▶ private vmmd ─▶ vmctl doctor, run, ls, exec … ─▶ TCP round trip ─▶ kill, rm ─▶ demo: ok
 //!                            └──────────── on any failure: console and vmm log, clean up ◀────────────┘
 //! ```
 
@@ -42,7 +42,7 @@ const FORK: &str = "echo I am $(gc clone 1) > /tmp/fork";
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// Something could not be built.
-    #[error("build what the demo runs")]
+    #[error("build the demo's programs")]
     Build(#[from] BuildError),
     /// The machine cannot run guests.
     #[error("run guests on this machine")]

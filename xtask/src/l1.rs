@@ -1,4 +1,5 @@
-//! `cargo xtask test --l1`: the tests on emulated hosts with hardware virtualization and kernels of Debian's.
+//! `cargo xtask test --l1`: the tests on emulated hosts with hardware virtualization and Debian's
+//! kernels.
 
 use crate::{
     build::BuildError,
@@ -63,7 +64,9 @@ impl std::str::FromStr for Wanted {
         let known: Vec<&str> = KERNELS.iter().map(|kernel| kernel.series).collect();
         match KERNELS.iter().find(|kernel| kernel.series == text) {
             Some(kernel) => Ok(Self(vec![*kernel])),
-            None => Err(format!("no host with that kernel; there are {} and all", known.join(", "))),
+            None => {
+                Err(format!("no emulated host has that kernel; choose one of {}, or all", known.join(", ")))
+            }
         }
     }
 }
@@ -72,7 +75,7 @@ impl std::str::FromStr for Wanted {
 #[derive(Debug, thiserror::Error)]
 pub enum HostsError {
     /// Something could not be built.
-    #[error("build what the emulated hosts run")]
+    #[error("build the programs for the emulated hosts")]
     Build(#[from] BuildError),
     /// A program of tests could not be built.
     #[error("build the tests for the emulated hosts")]
@@ -81,7 +84,7 @@ pub enum HostsError {
     #[error("build the tests for the emulated hosts: cargo names no program of {0}")]
     Program(&'static str),
     /// What hosts are made of cannot be had: QEMU, another package, or a kernel. Of each host the reason.
-    #[error("get what the emulated hosts are made of: {}", .0.join("; "))]
+    #[error("get QEMU, packages and kernels for the emulated hosts: {}", .0.join("; "))]
     Unavailable(Vec<String>),
     /// A folder cannot be made.
     #[error("create {}", path.display())]
@@ -237,7 +240,7 @@ mod tests {
         assert_eq!("all".parse::<Wanted>().unwrap(), Wanted::all());
         assert_eq!("6.12".parse::<Wanted>().unwrap(), Wanted(vec![KERNELS[1]]));
         let refused = "clones".parse::<Wanted>().unwrap_err();
-        assert_eq!(refused, "no host with that kernel; there are 6.1, 6.12 and all");
+        assert_eq!(refused, "no emulated host has that kernel; choose one of 6.1, 6.12, or all");
     }
 
     #[test]
@@ -258,7 +261,7 @@ not json
         let (there, missing) = with_kernels(KERNELS.into_iter().map(|kernel| (kernel, ())), get);
         assert!(there.is_empty());
         let error = HostsError::Unavailable(missing);
-        let expected = "get what the emulated hosts are made of: Linux 6.1: no package of 6.1; Linux 6.12: no package of 6.12";
+        let expected = "get QEMU, packages and kernels for the emulated hosts: Linux 6.1: no package of 6.1; Linux 6.12: no package of 6.12";
         assert_eq!(with_causes(&error), expected);
     }
 }

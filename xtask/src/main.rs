@@ -1,9 +1,9 @@
-//! `cargo xtask`: everything that a developer or a continuous integration machine does with Patina.
+//! `cargo xtask`: the commands for developers and for continuous integration.
 //!
 //! - [`build`]: the guest's programs, its image, the host's release binaries.
-//! - [`demo`]: from nothing to a guest that answers, with everything cleaned away afterwards.
+//! - [`demo`]: from nothing to a guest that answers, with everything cleaned up.
 //! - [`check`]: the `test` command, all checks and all tests.
-//! - [`l1`]: those on emulated hosts.
+//! - [`l1`]: the tests on emulated hosts.
 //! - [`mod@bench`]: the benchmarks.
 //! - [`steps`], [`run`]: progress and child processes.
 //!

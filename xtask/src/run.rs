@@ -1,4 +1,4 @@
-//! Child processes: cargo above all.
+//! Child processes, mostly cargo.
 
 use patina_tests::{
     interrupt,

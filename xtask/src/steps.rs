@@ -1,4 +1,4 @@
-//! Progress on standard error: what is being done, and how long it took.
+//! Progress on standard error: the current step, and how long it took.
 
 use std::{
     error::Error,
@@ -61,8 +61,7 @@ mod tests {
     fn causes_have_a_line_each() {
         let cause = std::io::Error::other(std::fmt::Error);
         let error = crate::check::TestError::Look(cause);
-        let expected =
-            "look for what the tests left behind\n  because: an error occurred when formatting an argument";
+        let expected = "look for processes and interfaces that the tests left behind\n  because: an error occurred when formatting an argument";
         assert!(with_causes(&error).starts_with(expected), "{}", with_causes(&error));
     }
 

@@ -1,7 +1,8 @@
-//! What is measured. Each function returns samples of one operation, in nanoseconds.
+//! The measurements. Each function returns samples of one operation, in nanoseconds.
 //!
-//! Where guest kernel mode is emulated an operation takes from a third of a millisecond to half a second, so
-//! the counts are small, and the first few of each are thrown away: they pay for cold caches and first faults.
+//! If the guest's kernel mode is emulated, an operation takes from a third of a millisecond to half a
+//! second. So the counts are small. The first few samples of each are discarded: they include cold
+//! caches and first faults.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

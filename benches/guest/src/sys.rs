@@ -1,4 +1,4 @@
-//! The system calls that are measured, without what a standard library adds to them.
+//! The measured system calls, without the overhead of a standard library.
 #![allow(unsafe_code, reason = "fork, exec and mmap themselves are what is measured")]
 
 use std::ffi::CString;

@@ -1,4 +1,4 @@
-//! QEMU in Patina's place.
+//! The same with QEMU instead of Patina.
 
 use super::{
     Plan,

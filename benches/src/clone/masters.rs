@@ -1,4 +1,4 @@
-//! What a clone costs the VM that is cloned.
+//! The cost of a clone for the VM that is cloned.
 
 use super::{Only, Plan};
 use crate::{

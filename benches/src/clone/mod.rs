@@ -1,12 +1,13 @@
-//! The `clone` benchmark: what a clone costs its parent, how soon clones run and are ready, what they take, and what a
-//! user would have with QEMU instead.
+//! The `clone` benchmark: the cost of a clone for its parent, how soon clones run and are ready, what
+//! they use, and the same with QEMU.
 //!
-//! - [`masters`]: how long a VM stands still while it is cloned, and what its own memory costs it afterwards.
-//! - [`sizes`]: the same at a further clone, by the size of its RAM.
-//! - [`starts`]: from the call to clones that run, are ready, have answered.
-//! - [`compare`]: the same with QEMU, and how many times longer it takes.
+//! - [`masters`]: the pause of a VM that is cloned, and the cost of its own memory afterwards.
+//! - [`sizes`]: the pause at a later clone, by the size of the RAM.
+//! - [`starts`]: from the call to clones that run, are ready, and have answered.
+//! - [`compare`]: the same with QEMU, and the ratio of the times.
 //!
-//! All of it in one run on one machine, each figure beside its floor. QEMU and the floors come first, while nothing else runs.
+//! Everything is measured in one run on one machine, with each figure's floor. QEMU and the floors come
+//! first, while nothing else runs.
 
 mod compare;
 mod masters;

@@ -1,4 +1,5 @@
-//! How long a VM stands still at a further clone, by the size of its RAM: half of it resident, 1 MiB written since the last clone.
+//! The pause of a VM at a later clone, by the size of its RAM: half of it is resident, and 1 MiB was
+//! written since the last clone.
 
 use super::masters::{Kind, Master};
 use crate::{

@@ -1,4 +1,4 @@
-//! From the call to clones that run, are ready, have answered; several at once.
+//! From the call to clones that run, are ready, and have answered, for several clones at once.
 
 use super::Plan;
 use crate::{

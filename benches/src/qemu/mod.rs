@@ -1,14 +1,16 @@
-//! What a user would do without Patina: boot a guest in QEMU, save it to a file, start others from the file.
+//! What users would do without Patina: boot a guest in QEMU, save it to a file, start others from the
+//! file.
 //!
 //! - [`process`]: one QEMU process, its serial port and its monitor.
 //!
-//! Kernel and root file system are those of Patina's guests. The machine is `microvm`, QEMU's fastest. The guest is
-//! small: a shell on the serial port, which answers a line with a square. Each start is measured to where QEMU says that the guest
-//! runs, and to where the guest has answered.
+//! Kernel and root file system are those of Patina's guests. The machine is `microvm`, QEMU's fastest.
+//! The guest is small: a shell on the serial port, which answers a line with a square. Two times are
+//! measured for each start: until QEMU reports that the guest runs, and until the guest has answered.
 //!
-//! **Where KVM is software** the kernel cannot boot in QEMU's KVM: QEMU does not finish the instructions that such a KVM's
-//! emulator lacks (the first is an int3 in the kernel's self test), which Patina's vmm does. The guest is therefore booted without KVM (by
-//! QEMU's translator) and moved into a QEMU with it, where it is saved: once booted, this guest uses none of those instructions.
+//! **If KVM is software**, the kernel cannot boot in QEMU's KVM: QEMU does not complete the instructions
+//! that such a KVM's emulator lacks (the first is an int3 in the kernel's self test). Patina's vmm does.
+//! The guest is therefore booted without KVM, by QEMU's translator, and moved into a QEMU with KVM,
+//! where it is saved. Once booted, this guest uses none of those instructions.
 
 mod process;
 

@@ -1,4 +1,4 @@
-//! A `scheduler` of one's own, on loopback, with its ledger in a folder.
+//! A `scheduler` for the benchmark alone, on loopback, with its ledger in a folder.
 
 use patina_proto::v1::{HostInfo, KillClones};
 use scheduler::{

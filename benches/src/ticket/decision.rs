@@ -1,4 +1,4 @@
-//! The core alone: what a decision costs with a large cluster in it.
+//! The core alone: the cost of a decision with a large cluster.
 
 use super::us;
 use scheduler::core::{

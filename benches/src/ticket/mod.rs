@@ -1,8 +1,9 @@
-//! The `ticket` benchmark: what a grant costs. No guests: a real `scheduler` with its durable ledger, and a host that runs nothing.
+//! The `ticket` benchmark: the cost of a grant. There are no guests: it runs a real `scheduler` with its
+//! durable ledger, and a host that runs nothing.
 //!
 //! - [`daemon`]: that scheduler.
 //! - [`load`]: grants over gRPC, one after another and from many callers at once.
-//! - [`decision`]: the core alone, with a large cluster in it.
+//! - [`decision`]: the core alone, with a large cluster.
 
 mod daemon;
 mod decision;

@@ -1,7 +1,8 @@
-//! Whether the host's firewall drops what the VMs of a family say to each other.
+//! Tells whether the host's firewall drops packets between the VMs of a family.
 //!
-//! With `br_netfilter` (Docker and Kubernetes load it) the frames that a bridge passes from one port to another go through the
-//! iptables chain FORWARD, whose policy Docker sets to DROP. A policy of an nftables chain of the bridge family counts without it.
+//! With `br_netfilter` (Docker and Kubernetes load it) the frames that a bridge passes from one port to
+//! another go through the iptables chain FORWARD, whose policy Docker sets to DROP. The policy of an
+//! nftables chain of the bridge family applies without `br_netfilter`, too.
 
 mod sys;
 

@@ -1,4 +1,4 @@
-//! The host: what it says, and becoming who it says that this machine is.
+//! Messages from the host, and taking on the identity that the host sends.
 
 use super::Agent;
 use super::calls::{self, CLONE_CLIENT};

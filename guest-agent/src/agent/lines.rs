@@ -1,4 +1,4 @@
-//! Lines from a peer, never more than one line's greatest length of them in memory.
+//! Lines from a peer. At most one line of the greatest length is kept in memory.
 
 use crate::sys::input::append;
 use patina_abi::lines::{LineBuffer, TooLong};

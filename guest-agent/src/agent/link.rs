@@ -46,7 +46,7 @@ pub enum LinkError {
     #[error("read from the host: {0}")]
     TooLong(#[source] TooLong),
     /// The host sent what is no message.
-    #[error("read from the host: a line is no message: {0}")]
+    #[error("read from the host: invalid message: {0}")]
     Message(#[source] serde_json::Error),
     /// A message could not be written as JSON.
     #[error("write to the host: {0}")]

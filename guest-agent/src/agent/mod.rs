@@ -44,7 +44,7 @@ use time::Time;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// poll failed.
-    #[error("wait for something to do: {0}")]
+    #[error("wait for events: {0}")]
     Wait(#[source] Errno),
     /// A listener failed.
     #[error("accept {what}: {source}")]

@@ -1,4 +1,4 @@
-//! Bytes on their way to a peer that may be slow.
+//! Bytes that wait to be sent to a peer, which may be slow.
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;

@@ -1,4 +1,4 @@
-//! Programs in the guest: taking their calls, answering them or passing them on.
+//! Programs in the guest: reads their calls, and answers them or passes them to the host.
 
 use super::local::{AGAIN, CLIENTS_MAX, Client, refuse};
 use super::{Agent, AgentError, accept, calls};

@@ -1,8 +1,10 @@
-//! Which meeting (`sync`) of each ticket this VM has heard of last. The host is told with each call, so that one whose answer was lost can be
-//! made again: a meeting that took place meanwhile is answered at once.
+//! The last round of each ticket's barrier (`sync`) that this VM has an answer for. The agent sends it
+//! to the host with each call. So a call whose answer was lost can be retried: if its round is over,
+//! the host answers at once.
 //!
-//! It is part of the VM's memory, where it belongs: it lasts as long as the VM, whatever restarts on its host, and a clone, which has
-//! its parent's, is at none of those barriers. A file beside the identity's has it for an agent that is started again.
+//! The number belongs to the VM's memory: it lives as long as the VM, whatever is restarted on its
+//! host. A clone inherits it, but takes part in none of its parent's barriers. A file beside the
+//! identity keeps it for an agent that is restarted.
 
 use patina_abi::link::{Answer, Identity};
 use patina_abi::local::Request;

@@ -1,4 +1,5 @@
-//! The guest's clock is its host's: when somebody sets it, the host is asked what time it is.
+//! The guest's clock follows its host's. When the guest's clock is set, the agent asks the host for
+//! the time.
 
 use super::Agent;
 use crate::machine::Machine;

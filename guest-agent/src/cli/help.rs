@@ -1,4 +1,4 @@
-//! What `gc help` prints, made of the [table](super::table).
+//! The output of `gc help`, made from the [table](super::table).
 
 use super::table::{COMMON_EXITS, VERBS, Verb, find};
 use super::verbs::print;

@@ -1,4 +1,5 @@
-//! The man page, made of the [table](super::table): `man/gc.1` is held against it. It is no part of the program.
+//! The man page, made from the [table](super::table). A test compares `man/gc.1` with it. It is not
+//! part of the program.
 
 use super::help::sentence;
 use super::table::{COMMON_EXITS, VERBS};

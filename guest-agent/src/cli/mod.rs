@@ -1,9 +1,9 @@
-//! `gc`, the guest's command. Exit codes are errno numbers (22 EINVAL for a wrong use,
-//! 107 ENOTCONN without agent, host or identity, and what the host answers), except that `ismaster`
-//! on a clone is 1, and a standard output that nobody reads any more is 141.
+//! `gc`, the guest's command. Exit codes are errno numbers: 22 (EINVAL) for wrong usage, 107 (ENOTCONN)
+//! without agent, host or identity, and the codes that the host returns. Exceptions: `ismaster` on a
+//! clone is 1, and a standard output that nobody reads is 141.
 //!
-//! - `table`: all verbs, of which `help` and the man page are made.
-//! - `verbs`, `tickets`, `clone`, `family`, `join`: what they do.
+//! - `table`: all verbs; `help` and the man page are made from it.
+//! - `verbs`, `tickets`, `clone`, `family`, `join`: the verbs.
 //! - `words`: a verb's arguments; `call`: calls to the agent.
 
 mod call;

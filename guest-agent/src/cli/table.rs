@@ -1,4 +1,4 @@
-//! All verbs of the command. The help texts and the man page are made of this table.
+//! All verbs of the command. The help texts and the man page are made from this table.
 
 use super::{Output, clone, family, help, join, tickets, verbs};
 use patina_abi::link::CallError;

@@ -1,6 +1,6 @@
-//! The children of process 1: the agent, the start script, a shell on the console, and everybody's
-//! orphans. All but the agent are in the guest's cgroup, which the agent makes stand still for a moment when the machine is
-//! cloned; a shell that is started in that moment comes, and process 1 goes on, when it is over.
+//! The children of process 1: the agent, the start script, a shell on the console, and all orphans. All
+//! except the agent are in the guest's cgroup. The agent freezes it for a moment while the machine is
+//! cloned. If a shell is started in that moment, process 1 waits until the cgroup runs again.
 
 use crate::agent::exec::program::PATH_DEFAULT;
 use crate::cgroup::{self, Cgroup};

@@ -1,13 +1,13 @@
 //! `gc-init`, process 1 of a guest.
 //!
 //! ```text
-//!  mounts, cgroup ─▶ gc-agent ─▶ /etc/patina/start ─▶ wait: a child ended ─▶ reap, start gc-agent again
+//!  mounts, cgroup ─▶ gc-agent ─▶ /etc/patina/start ─▶ wait: a child ended ─▶ reap, restart gc-agent
 //!                                               a signal ─▶ power off or reboot
 //!                                               Enter on the console ─▶ a shell there
 //! ```
 //!
-//! A step that fails is told on the console and the next one is tried: a guest that limps can be looked
-//! at, a panic cannot.
+//! If a step fails, the error goes to the console and the next step is tried. A guest that runs in part
+//! can be examined; one that has panicked cannot.
 
 mod children;
 mod mounts;
@@ -41,7 +41,7 @@ pub enum InitError {
     #[error("wait for signals: {0}")]
     Signals(#[source] std::io::Error),
     /// poll failed.
-    #[error("wait for something to do: {0}")]
+    #[error("wait for events: {0}")]
     Wait(#[source] Errno),
 }
 

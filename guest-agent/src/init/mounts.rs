@@ -1,12 +1,13 @@
 //! File systems and the loopback interface.
 //!
-//! The root disk is read-only: an overlay with its upper half in RAM makes every write part of the
-//! machine's memory, which is what a clone takes along. A root mounted read-write (`rw` on the kernel's
-//! command line) is left as it is.
+//! The root disk is read-only. An overlay with its upper half in RAM makes every write part of the
+//! machine's memory, so a clone has it, too. A root that is mounted read-write (`rw` on the kernel's
+//! command line) is left unchanged.
 //!
-//! **One file system in RAM** holds all of that: the root's upper half, `/run`, `/tmp` and `/dev/shm`. So together they are bounded, and
-//! each can have all of it. Whoever fills it is told that there is no space left, and what runs has memory still. The
-//! agent's own few files, without which no clone learns who it is, have room of their own.
+//! **One file system in RAM** holds the root's upper half, `/run`, `/tmp` and `/dev/shm`. Together they
+//! are bounded, and each can use all of it. A program that fills it gets ENOSPC, and running programs
+//! still have memory. The agent's few files have a file system of their own, because no clone can learn
+//! its identity without them.
 
 use crate::console::say;
 use crate::machine::marks;

@@ -1,4 +1,5 @@
-//! Keeps an idle guest idle: what the kernel does now and then just in case costs every clone processor time for ever.
+//! Keeps an idle guest idle: switches off periodic work of the kernel, which would cost CPU time in
+//! every clone.
 
 use crate::console::say;
 use rustix::fs::{Mode, OFlags};

@@ -1,4 +1,4 @@
-//! The guest's clock: hearing of it when somebody else sets it, at no cost meanwhile, and setting it.
+//! The guest's clock: notices when another program sets it, without polling, and sets it.
 
 use rustix::io::{Errno, Result};
 use rustix::time::{

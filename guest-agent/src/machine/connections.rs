@@ -1,8 +1,9 @@
-//! Ends the TCP connections that a clone has from its parent: they belong to the parent, whose address they have. The
-//! programs that hold them get ECONNABORTED at once, instead of waiting for a peer that hears nothing from this machine.
+//! Ends the TCP connections that a clone inherits from its parent: they belong to the parent, which
+//! still has their address. Programs get ECONNABORTED at once, instead of waiting for a peer that never
+//! receives anything from this machine.
 //!
-//! The kernel lists them and ends them one by one (sock_diag(7), CONFIG_INET_DIAG_DESTROY); where it cannot, a connection ends when its
-//! program gives up on it.
+//! The kernel lists the connections and ends them one by one (sock_diag(7),
+//! CONFIG_INET_DIAG_DESTROY). If the kernel cannot, a connection ends when its program gives up on it.
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;

@@ -1,4 +1,4 @@
-//! A real guest.
+//! The machine of a real guest.
 
 use super::clock::{self, ClockWatch};
 use super::connections::Connections;

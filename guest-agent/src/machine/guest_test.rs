@@ -1,4 +1,5 @@
-//! A guest whose network is one of its own, and who may change nothing else of the machine that the test runs on.
+//! A machine for tests: its network is a namespace of its own, and it changes nothing else on the
+//! machine that runs the test.
 
 use super::*;
 use crate::machine::testing::{expect_a_network_of_ones_own, run_in_a_network};

@@ -1,8 +1,10 @@
-//! What programs tell machines apart by, beside name and addresses: `boot_id` and `/etc/machine-id`. A clone gets its own.
+//! The other marks by which programs distinguish machines: `boot_id` and `/etc/machine-id`. A clone
+//! gets its own.
 //!
-//! Our kernel draws another boot_id when its file is written to, whatever is written. Where another kernel refuses that, a file lies
-//! over it, from the guest's boot on, and a clone writes to that; whoever mounts a procfs of his own there sees the kernel's. `/etc/machine-id` is
-//! left as it is where there is none.
+//! Patina's kernel generates another boot_id when its file is written. If another kernel refuses that,
+//! a file is mounted over it when the guest boots, and a clone writes to that file. A program that
+//! mounts its own procfs then sees the kernel's boot_id. If there is no `/etc/machine-id`, none is
+//! created.
 
 use super::ApplyError;
 use rustix::fs::{Access, CWD, Mode, OFlags};

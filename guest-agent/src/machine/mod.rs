@@ -1,10 +1,10 @@
-//! What the agent changes in its machine: the edge to the guest's kernel, and the one part of the agent
-//! that tests on another machine replace.
+//! What the agent changes in its machine. This is the boundary to the guest's kernel, and the only part
+//! of the agent that tests replace.
 //!
 //! - [`rtnetlink`]: the network card's settings.
 //! - [`clock`]: the time.
 //! - [`marks`]: boot_id and machine-id.
-//! - [`connections`]: TCP connections that are the parent's.
+//! - [`connections`]: TCP connections that belong to the parent.
 
 pub mod clock;
 pub mod connections;

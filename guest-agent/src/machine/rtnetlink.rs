@@ -1,8 +1,10 @@
-//! An interface's settings over rtnetlink: all of them in one message to the kernel, which answers only what fails.
+//! An interface's settings over rtnetlink. All of them are sent in one message; the kernel answers only
+//! if one fails.
 //!
-//! An address is set with a prefix of 32 bits, and the routes of its network by themselves. To the kernel an address with a
-//! network is six settings, each with its notification; a clone would have to undo and do them all, at 50,000 instructions. So
-//! it has to change the address alone, and its routes stay.
+//! The address has a prefix of 32 bits, and the routes of its network are set separately. To the kernel
+//! an address with a network is six settings, each with its notification. A clone would have to undo
+//! and redo all of them, at 50,000 instructions. With a prefix of 32 bits a clone changes the address
+//! alone, and its routes stay.
 
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;

@@ -1,4 +1,4 @@
-//! Tests that change the network of the machine they run on: in one of their own.
+//! Runs tests that change the network in a network namespace of their own.
 
 use std::process::Command;
 

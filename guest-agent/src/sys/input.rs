@@ -1,4 +1,4 @@
-//! Reading into memory that is not touched before.
+//! Reads into memory that was not touched before.
 
 use rustix::io::{Errno, read};
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! Gives the kernel randomness that it counts as such, and has it used at once.
+//! Gives the kernel randomness that it credits as entropy, and has it used at once.
 
 use rustix::fs::{Mode, OFlags};
 use std::io;

@@ -1,7 +1,8 @@
-//! Starting a program. The child runs on the parent's memory, which waits, until it has executed: nothing
-//! is copied. It is what posix_spawn does, without its 120 calls of sigaction for signals that nobody here
-//! handles (36 ms in a guest with an emulated kernel), and it brings the process's descriptor along. The child is born in the
-//! cgroup it is to be in: moving it there later would wait for a grace period of the kernel.
+//! Starts a program. The child runs in the parent's memory, and the parent waits until the child has
+//! called exec, so nothing is copied. posix_spawn works in the same way, but makes 120 calls of
+//! sigaction for signals that nothing here handles (36 ms in a guest with an emulated kernel), and does
+//! not return the process's descriptor. The child starts in its target cgroup: moving it there later
+//! would wait for a grace period of the kernel.
 
 use rustix::process::{Pid, WaitOptions};
 use std::arch::asm;

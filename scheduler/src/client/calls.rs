@@ -1,7 +1,7 @@
-//! Calls that are made until they are answered.
+//! Calls that are retried until they are answered.
 //!
-//! A connection that breaks takes the answer along: nobody knows then whether the call was carried out. Most calls of the
-//! scheduler do the same when they are made twice, and are made again, for a while.
+//! If a connection breaks, the answer is lost, and it is unknown whether the call was carried out. Most
+//! calls of the scheduler are idempotent, so they are retried for a limited time.
 
 use std::{future::Future, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};

@@ -1,13 +1,14 @@
-//! A client of a scheduler, for operators and hosts. What only hosts do with it is in [`crate::host`].
+//! A client of a scheduler, for operators and hosts. What only hosts use is in [`crate::host`].
 //!
-//! - [`connect`] and [`over`]: a [`Client`] for a [`Target`], or over connections of one's own. Both connect when the first call
-//!   is made, and again after a failure: a scheduler that is away makes calls fail in bounded time, in one of many words
-//!   ([`calls::is_away`]).
-//! - [`calls`]: calls that are made again until they are answered.
+//! - [`connect`] and [`over`]: a [`Client`] for a [`Target`], or over the caller's own connections. Both
+//!   connect at the first call, and again after a failure. If the scheduler is away, calls fail in
+//!   bounded time, with one of several errors ([`calls::is_away`]).
+//! - [`calls`]: calls that are retried until they are answered.
 //! - [`crate::embedded::Embedded`]: a scheduler in this process, with the same [`Client`].
 //!
-//! A call whose future is dropped is cancelled: a request leaves the queue. What was granted in that very moment is taken back at
-//! once where the scheduler notices, after its TTL where it does not; [`crate::host::admission::Admission::request`] gives it back itself.
+//! If the future of a call is dropped, the call is cancelled, and its request leaves the queue. A
+//! ticket that was granted at that very moment is released at once if the scheduler notices, and after
+//! its TTL otherwise. [`crate::host::admission::Admission::request`] releases it itself.
 
 pub mod calls;
 mod target;

@@ -1,4 +1,4 @@
-//! Where a scheduler is.
+//! The address of a scheduler.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -23,7 +23,7 @@ pub enum TargetError {
     #[error("write unix:/PATH, tcp:HOST:PORT or http://HOST:PORT, not {0:?}")]
     Form(String),
     /// There is no TLS.
-    #[error("{0:?}: TLS comes later; use http:// on a network that nobody else is on, or unix: with ssh")]
+    #[error("{0:?}: TLS is not supported yet; use http:// on a private network, or unix:/PATH through ssh")]
     Tls(String),
 }
 

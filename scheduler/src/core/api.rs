@@ -1,8 +1,9 @@
-//! What is said to the core, and what it has to say.
+//! The core's commands, answers and effects.
 //!
-//! A shell gives it commands one after another, with the time, and carries out the effects in their order: what is to be
-//! stored is stored (all effects of a batch of commands in one transaction) before any answer of that batch is sent. When storing
-//! fails, the shell answers UNAVAILABLE and takes the core from the store again.
+//! A shell passes commands one after another, each with the time, and carries out the effects in order.
+//! All effects of a batch that must be stored are stored in one transaction before any answer of that
+//! batch is sent. If storing fails, the shell answers UNAVAILABLE and loads the core from the store
+//! again.
 
 pub use super::error::CoreError;
 pub use super::limits::*;

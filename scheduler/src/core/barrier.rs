@@ -1,15 +1,15 @@
-//! Barriers: the VM that cloned with a ticket and all clones of it that live meet, any number of times.
+//! Barriers: the VM that cloned with a ticket and all its live clones meet, any number of times.
 //!
 //! ```text
-//!   arrive ──▶ waits ──all are there──▶ Met, all at once, in the next round
-//!     │          │ time is over, caller gone: that arrival is withdrawn
-//!     │          │ its VM has ended: UnknownVm; if it was the last one that was waited for, the others have met
-//!     └─ the VM has not heard of the last round: Met, at once
+//!   arrive ──▶ waits ──all have arrived──▶ Met, all at once, in the next round
+//!     │          │ timeout, or the caller has gone: the arrival is withdrawn
+//!     │          │ its VM has ended: UnknownVm; if only that VM was missing, the others have met
+//!     └─ the VM has no answer for the last round yet: Met, at once
 //! ```
 //!
-//! Rounds are in the ledger before anybody hears of them. So an answer that is lost is given again to a VM that says which round was its
-//! last, whatever was restarted meanwhile. A VM that names a later round than the ledger has was there: the ledger is a new one, or an old
-//! copy, and follows.
+//! A round is in the ledger before any VM gets its answer. So a VM that names its last round gets a
+//! lost answer again, whatever was restarted meanwhile. If a VM names a later round than the ledger
+//! has, the ledger is new or an old copy: it takes over the VM's number.
 
 use super::{
     Core,

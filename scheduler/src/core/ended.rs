@@ -1,4 +1,4 @@
-//! Clones end: what became of them is noted, and those who waited for it hear of it.
+//! Clones end: the outcome is recorded, and waiting callers are answered.
 
 use super::{
     Core,

@@ -1,7 +1,7 @@
-//! Epochs: numbers that only grow, in all lives of a scheduler, whatever its clock shows.
+//! Epochs: numbers that only increase, over all restarts of a scheduler and whatever its clock shows.
 //!
-//! They are reserved in the ledger in blocks, so that not each of them has to be stored: a scheduler that begins goes on above all that the
-//! one before it may have given.
+//! Blocks of epochs are reserved in the ledger, so that not every epoch has to be stored. A scheduler
+//! that starts continues above all epochs that its predecessor may have issued.
 
 /// How many are reserved at once.
 const BLOCK: u64 = 1 << 16;

@@ -1,4 +1,4 @@
-//! Why the core says no: each with what it is about, and what to do.
+//! The core's refusals. Each names its subject and what to do.
 
 use super::api::{FAMILY_TICKETS_MAX, Free};
 use super::ticket::HostId;
@@ -8,13 +8,13 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoreError {
     /// The core knows no ticket of this number.
-    #[error("use ticket {0}: the scheduler knows none of that number; request one")]
+    #[error("use ticket {0}: there is no such ticket; request one")]
     Unknown(Uuid),
     /// The ticket belongs to another family.
     #[error("use ticket {0}: it belongs to another family")]
     Foreign(Uuid),
     /// Clones were made with the ticket.
-    #[error("use ticket {0}: it was used already; request another one")]
+    #[error("use ticket {0}: it has been used already; request another one")]
     Used(Uuid),
     /// The ticket was given back, or its clones have ended.
     #[error("use ticket {0}: it was released; request another one")]
@@ -28,7 +28,7 @@ pub enum CoreError {
     #[error("use ticket {0}: its host did not answer the scheduler in time; request another one")]
     Fenced(Uuid),
     /// The ticket has no clones yet.
-    #[error("meet at ticket {0}: nothing was cloned with it yet; clone with it first")]
+    #[error("sync on ticket {0}: nothing has been cloned with it yet; clone with it first")]
     NotUsed(Uuid),
     /// The ticket is for another host.
     #[error("use ticket {ticket}: it has no VMs on host {host}")]
@@ -40,7 +40,7 @@ pub enum CoreError {
     },
     /// The caller wants more clones than the ticket has VMs.
     #[error(
-        "use ticket {ticket}: it has {has} VMs on this host, fewer than {wanted}; clone fewer, or request a larger one"
+        "use ticket {ticket}: it is for {has} VMs on this host, and {wanted} were requested; clone fewer, or request a larger ticket"
     )]
     SmallTicket {
         /// The ticket.
@@ -51,10 +51,12 @@ pub enum CoreError {
         has: u32,
     },
     /// A vmid cannot be given to a clone.
-    #[error("clone: vmid {0} is a master's, the parent's, given twice, or another clone's already")]
+    #[error(
+        "clone: vmid {0} cannot be used: it is the master's or the parent's, it is given twice, or another clone has it; give unused vmids"
+    )]
     BadVmid(u32),
     /// The caller gave no vmids, or not as many as the ticket has VMs.
-    #[error("clone: {given} vmids do not do; give {wanted}")]
+    #[error("clone: {given} vmids are given, and the ticket needs {wanted}; give {wanted}")]
     BadVmids {
         /// How many vmids the caller gave.
         given: u32,
@@ -62,7 +64,9 @@ pub enum CoreError {
         wanted: u32,
     },
     /// The epoch that the caller gave is not the ticket's epoch any more.
-    #[error("use ticket {ticket}: epoch {given} is not its epoch {current} any more; look at it again")]
+    #[error(
+        "use ticket {ticket}: epoch {given} is out of date, the ticket is at epoch {current}; read the ticket again"
+    )]
     StaleEpoch {
         /// The ticket.
         ticket: Uuid,
@@ -100,7 +104,7 @@ pub enum CoreError {
     },
     /// The VM that cloned asked to leave as a clone.
     #[error(
-        "join: VM {vmid} is no clone of ticket {ticket}; the VM that cloned waits for its clones with `join TICKET`"
+        "join: VM {vmid} is not a clone of ticket {ticket}; the VM that cloned waits for its clones with `join TICKET`"
     )]
     NotClone {
         /// The ticket.
@@ -113,7 +117,7 @@ pub enum CoreError {
     NoClone(u32),
     /// The request needs more than all hosts have, even if they were empty.
     #[error(
-        "request a ticket: {min_vms} VMs of {vcpus} CPUs and {memory_mib} MiB are more than all hosts have; ask for fewer"
+        "request a ticket: {min_vms} VMs with {vcpus} CPUs and {memory_mib} MiB each exceed the capacity of all hosts; ask for fewer"
     )]
     Impossible {
         /// The fewest VMs that the request takes.
@@ -125,7 +129,7 @@ pub enum CoreError {
     },
     /// The request's CPUs are too few for its VMs.
     #[error(
-        "request a ticket: {max_cpus} CPUs are {most} VMs of {vcpus} CPUs, fewer than {min_vms}; allow more CPUs or ask for fewer VMs"
+        "request a ticket: {max_cpus} CPUs are enough for {most} VMs with {vcpus} CPUs each, but {min_vms} VMs are wanted; allow more CPUs or ask for fewer VMs"
     )]
     FewCpus {
         /// The most CPUs that the request allows in all.
@@ -139,7 +143,7 @@ pub enum CoreError {
     },
     /// The family's VMs have fewer CPUs than the request wants of each.
     #[error(
-        "request a ticket: the family's VMs have {vcpus} CPUs each, fewer than {min_cpus_per_vm}; ask for at most that"
+        "request a ticket: {min_cpus_per_vm} CPUs per VM are wanted, but the family's VMs have {vcpus} each; ask for at most {vcpus}"
     )]
     SmallVms {
         /// CPUs of each VM of the family.
@@ -148,7 +152,7 @@ pub enum CoreError {
         min_cpus_per_vm: u32,
     },
     /// The hosts had no room for the request in time.
-    #[error("request a ticket: {min_vms} VMs are not free; {} CPUs, {} MiB and room for {} such VMs are; end some, wait longer, or ask for fewer", free.cpus, free.memory_mib, free.vms)]
+    #[error("request a ticket: there is no capacity for {min_vms} VMs now; free are {} CPUs and {} MiB, enough for {} such VMs; end some VMs, wait longer, or ask for fewer", free.cpus, free.memory_mib, free.vms)]
     NoCapacity {
         /// The fewest VMs that the request takes.
         min_vms: u32,
@@ -157,11 +161,11 @@ pub enum CoreError {
     },
     /// Too many tickets of one family.
     #[error(
-        "request a ticket: the family has {FAMILY_TICKETS_MAX} tickets, the most; release some, or end their clones"
+        "request a ticket: the family has the maximum of {FAMILY_TICKETS_MAX} tickets; release some, or end their clones"
     )]
     TooManyTickets,
     /// Too many calls of one family.
-    #[error("{call}: {most} such calls of the family wait already, the most; end some of them")]
+    #[error("{call}: the family has the maximum of {most} such calls waiting; end some of them")]
     TooManyWaiting {
         /// The call of which too many wait.
         call: &'static str,
@@ -170,7 +174,7 @@ pub enum CoreError {
     },
     /// What the clone left is not kept any more.
     #[error(
-        "read what VM {vmid} of ticket {ticket} left: it is not kept any more, because it was read some time ago or its family's master has ended; read it sooner"
+        "read the data that VM {vmid} of ticket {ticket} left: it is no longer kept, because it was read some time ago or the family's master has ended; read it sooner"
     )]
     DataDropped {
         /// The ticket.
@@ -180,7 +184,7 @@ pub enum CoreError {
     },
     /// A clone wants to leave more data than the limits allow.
     #[error(
-        "join: {bytes} bytes are more than the {most} that are left for them of the limits of a clone, a ticket, a family and the ledger; leave less, or read what others have left"
+        "join: {bytes} bytes exceed the {most} bytes that the limits of the clone, its ticket, its family and the ledger still allow; leave less, or read the data that others have left"
     )]
     TooMuchData {
         /// The length of the data, bytes.

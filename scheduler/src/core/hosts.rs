@@ -1,11 +1,12 @@
-//! Hosts: what they have, what of it is held, and whether they live.
+//! Hosts: their resources, how much of them is reserved, and whether the hosts are alive.
 //!
 //! ```text
 //!  (of a stored ticket) expected ──up──▶ up ◀──up── down        expected, up or down, and silent for a lease: fenced
 //!                                        └───down───▲          fenced ──up──▶ up
 //! ```
-//! What tickets and their clones hold is held whether the host is up or not, until they end. Clones that run without a ticket (their
-//! end is known here but they were seen again) hold room too, until the host says that they are gone.
+//! Tickets and their clones keep their reservation until they end, whether the host is up or not. A
+//! clone may run without a ticket: its end was recorded, but its host reports it again. It counts as
+//! well, until the host reports that it is gone.
 
 use super::{
     api::{Free, HostInfo, Options, Running, UnixMs},

@@ -1,7 +1,8 @@
-//! Kills: clones are ended, wherever they are, and whoever asked hears when they are gone.
+//! Kills: ends clones on any host, and answers the caller when they have ended.
 //!
-//! Which clones are to end is in the ledger, with their ticket, before anybody is told: it holds whoever goes away, the caller, the host or
-//! the scheduler. Who waits for it does not outlive the scheduler, and asks again.
+//! The ledger records which clones of a ticket must end before any host is told. So the order stays
+//! valid if the caller, the host or the scheduler goes away. A waiting call does not survive a restart
+//! of the scheduler; the caller retries it.
 
 use super::{
     Core,

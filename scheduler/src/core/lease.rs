@@ -1,4 +1,4 @@
-//! Leases: a host that is silent for too long is given up, with all that it has.
+//! Leases: a host that is silent for longer than its lease is fenced, and its tickets with it.
 
 use super::{
     Core,

@@ -1,4 +1,4 @@
-//! The tickets that are remembered, and where to find them.
+//! The tickets that are kept, and indexes of them.
 
 use super::{
     api::{Listing, UnixMs},

@@ -1,8 +1,9 @@
-//! What clones leave when they join: how much of it is kept, and for how long.
+//! The data that clones leave when they join: how much of it is kept, and for how long.
 //!
-//! It has bounds for a clone, a ticket, a family, and for all. Of all of it no family has more than is free: whatever some families do, there is
-//! room for another one. What its family has read is kept for a while, in case the answer was lost, and makes room when there is
-//! need; what is left of a family whose master has ended goes at once.
+//! There are limits per clone, per ticket, per family, and in total. A family may use no more of the
+//! total than is still free, so there is always space for another family. Data that its family has read
+//! is kept for a while, in case the answer was lost, and is deleted earlier if the space is needed. The
+//! data of a family whose master has ended is deleted at once.
 
 use super::{
     Core,

@@ -1,4 +1,4 @@
-//! How much of everything there is at most, and for how long.
+//! The limits on numbers, sizes and times.
 
 /// Most VMs of a ticket.
 pub const TICKET_VMS_MAX: u32 = 256;

@@ -1,21 +1,21 @@
 //! The pure core: commands in, effects out. No clock, socket or lock: time comes with each command.
 //!
-//! - [`api`], `error`, [`state`]: what is said to the core and by it. [`ticket`]: a ticket, as it is stored.
-//! - what is known: `ledger` (tickets), `left` (what clones left), `epochs`, `hosts` and `room` (what they have and what of it is free), `queue` (requests),
-//!   `waiting` (who waits for what), `timers`.
-//! - what is decided: `request` and `serve` (who is granted what next), `place` (on which hosts), `spend` (released, used,
-//!   unused, over), `ended` (clones end), `register` and `lease` (hosts come and go).
+//! - [`api`], `error`, [`state`]: commands, answers and effects. [`ticket`]: a ticket in its stored form.
+//! - knowledge: `ledger` (tickets), `left` (the data that clones left), `epochs`, `hosts` and `room` (their
+//!   resources and free capacity), `queue` (requests), `waiting` (callers that wait), `timers`.
+//! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
+//!   (released, used, unused, over), `ended` (clones end), `register` and `lease` (hosts come and go).
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
 //! ```text
 //!            grant           use            last clone ended
 //!  waiting ─────────▶ granted ───▶ used ─────────────────────▶ released
 //!     │                │  ▲  │      │                             ▲
-//!     │ time is over,  │  │  │ TTL  │ its host went away          │ given back
+//!     │ timeout, or    │  │  │ TTL  │ its host went away          │ given back
 //!     │ caller left    │  │  ▼      ▼                             │
 //!     ▼                │  │ expired fenced                        │
 //!  refused             └──┴───────────────────────────────────────┘
-//!                     unuse: nothing was made
+//!                     unuse: no clone was created
 //! ```
 
 pub mod api;

@@ -1,7 +1,7 @@
-//! Where the VMs of a request go.
+//! Chooses the hosts for the VMs of a request.
 //!
-//! Nothing here looks at all hosts: they are walked in the order of their room, only those with room for one VM, and not
-//! further than needed for what is asked.
+//! No decision examines all hosts. They are visited in the order of their free capacity, only those
+//! with capacity for one VM, and no more of them than the request needs.
 
 use super::{
     api::Free,

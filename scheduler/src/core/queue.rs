@@ -1,7 +1,8 @@
-//! Requests that wait: first come first served in a family, and families take turns.
+//! Waiting requests: first come, first served within a family, and families take turns.
 //!
-//! Only the head of each family's line can be granted. [`Queue`] keeps the lines, the turns, and which heads have not been tried yet
-//! with what is free now; what is granted to whom is decided in [`super::serve`].
+//! Only the head of each family's line can be granted. [`Queue`] keeps the lines, the turns, and which
+//! heads have not been tried yet with the current free capacity. [`super::serve`] decides who gets
+//! what.
 
 use super::{
     api::{Demand, PASSED_OVER_MAX, UnixMs, Waiter},

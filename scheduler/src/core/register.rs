@@ -1,14 +1,15 @@
-//! Hosts register: the ledger follows what runs there.
+//! Hosts register: the ledger is reconciled with the clones that run there.
 //!
 //! | a clone that runs | its ticket is | then |
 //! | --- | --- | --- |
-//! | is known and lives | used | all is well |
-//! | is not known | not remembered | a used ticket is made of it |
-//! | is not known | used | it is one of its clones from now on |
-//! | has ended, or was never made | remembered | it holds room as long as it runs, and is to end |
+//! | is known and alive | used | nothing changes |
+//! | is unknown | unknown | a used ticket is created for it |
+//! | is unknown | used | it becomes one of its clones |
+//! | has ended, or was never created | known | it counts as long as it runs, and must end |
 //!
-//! Of a ticket whose use is under way nothing is concluded from a clone that does not run yet. A clone that is known to live and is not
-//! among those that run is lost. What is to end is said to its host when it registers, and again at each beat until it has ended.
+//! While a ticket is being used, a clone that does not run yet means nothing. A clone that the ledger
+//! has as alive and that does not run is lost. The host is told which clones must end when it
+//! registers, and again at each heartbeat until they have ended.
 
 use super::{
     Core,

@@ -1,4 +1,4 @@
-//! Requests: what is refused at once, what was granted already, and what waits.
+//! Requests: refused at once, already granted, or queued.
 
 use super::{
     Core,

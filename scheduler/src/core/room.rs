@@ -1,4 +1,4 @@
-//! Room on hosts, and hosts in the order of their room.
+//! The free capacity of hosts, and the hosts in its order.
 
 use super::ticket::{HostId, Ticket};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,10 +1,13 @@
-//! Serving the queue: who is granted what has become free.
+//! Serves the queue: decides who gets capacity that has become free.
 //!
-//! The heads of the families' lines are tried in turn; one that fits may pass one that does not. A head that was passed over
-//! too often is tried before all others, and what it could use is kept for it, for a while: so it gets its VMs as soon as what holds
-//! them now ends. Nothing is kept for one that waits for what only its own family can free, and nobody is kept out for ever: when
-//! its time is over it may be passed over again, as often as before.
-//! Only heads are tried that have not been tried with what is free now: new ones, and those that could use what has become free.
+//! The heads of the families' lines are tried in turn, and one that fits may overtake one that does
+//! not. A head that was overtaken too often is tried before all others, and the capacity that it could
+//! use is reserved for it for a limited time. So it gets its VMs as soon as their current holders end.
+//! Nothing is reserved for a head that waits for capacity that only its own family can free. No head
+//! blocks the others forever: when its time is over, it may be overtaken again, as often as before.
+//!
+//! A head is tried only if it was not tried with the current free capacity: new heads, and those that
+//! could use what has become free.
 
 use super::{
     Core,

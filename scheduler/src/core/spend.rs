@@ -1,4 +1,4 @@
-//! What becomes of a granted ticket: released, used, unused, expired, remembered for a while, forgotten.
+//! The life of a granted ticket: released, used, unused, expired, kept for a while, forgotten.
 
 use super::{
     Core,

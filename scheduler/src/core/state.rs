@@ -1,4 +1,4 @@
-//! What the core tells of itself, for lists and metrics.
+//! The core's state, for lists and metrics.
 
 use super::api::{HostInfo, UnixMs};
 

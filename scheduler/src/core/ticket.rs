@@ -1,4 +1,4 @@
-//! A ticket, as it is stored: JSON that people can read.
+//! A ticket in its stored form: JSON that people can read.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

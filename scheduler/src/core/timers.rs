@@ -1,4 +1,4 @@
-//! What is due when.
+//! Deadlines, in order.
 
 use super::{
     api::{UnixMs, Waiter},

@@ -1,4 +1,4 @@
-//! Who waits for an answer, where, and until when.
+//! Callers that wait for an answer: where, and until when.
 
 use super::{
     Core,

@@ -1,4 +1,4 @@
-//! The time that the core is told: milliseconds since 1970 that never go back.
+//! The core's time: milliseconds since 1970 that never go back.
 
 use crate::core::api::UnixMs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,4 +1,4 @@
-//! What goes between callers and the engine.
+//! Messages between callers and the engine.
 
 use crate::{
     core::{
@@ -97,16 +97,14 @@ pub enum Refusal {
     #[error("use the ledger: {0}")]
     Store(Arc<StoreError>),
     /// Too much is going on.
-    #[error(
-        "call the scheduler: {most} calls are under way already, the most; try again when some have ended"
-    )]
+    #[error("call the scheduler: the maximum of {most} calls is under way; retry when some have ended")]
     Busy {
         /// The most calls at once.
         most: usize,
     },
     /// Too many of one family wait.
     #[error(
-        "call the scheduler: {own} calls of the family wait already, and there is room for {free} more of all families; try again when some have ended"
+        "call the scheduler: {own} calls of the family are waiting already, and all families together have room for {free} more; retry when some have ended"
     )]
     Crowded {
         /// How many calls of the caller's family wait.
@@ -116,17 +114,17 @@ pub enum Refusal {
     },
     /// Too many hosts.
     #[error(
-        "register a host: the scheduler knows {most} already, the most; use another scheduler for this one"
+        "register a host: the scheduler has the maximum of {most} hosts; use another scheduler for this host"
     )]
     TooManyHosts {
         /// The most hosts that the scheduler knows.
         most: usize,
     },
     /// The scheduler stops.
-    #[error("call the scheduler: it is stopping; try again when it is back")]
+    #[error("call the scheduler: it is stopping; retry when it is back")]
     Stopped,
     /// The core's reply is of another kind: a mistake in this program.
-    #[error("call the scheduler: the core's reply is of another kind; please report this")]
+    #[error("call the scheduler: the core gave a reply of the wrong kind, which is a bug; please report it")]
     Confused,
 }
 

@@ -1,17 +1,18 @@
-//! The one owner of core and store.
+//! The single owner of core and store.
 //!
 //! ```text
-//!  callers ──▶ inbox (bounded) ──▶ worker: take what waits ─▶ core ─▶ store, one transaction ─▶ answers, kill orders, changes
+//!  callers ──▶ inbox (bounded) ──▶ worker: take all waiting ─▶ core ─▶ store, one transaction ─▶ answers, kill orders, changes
 //!  callers that go away ────────▶    ▲ at the core's deadlines, too
 //! ```
 //!
-//! - [`Engine`]: what callers hold. A call whose future is dropped is taken out of the core.
-//! - [`worker`]: the task: takes a batch, has the core decide, has the store write, and only then answers.
-//! - `waits`: how many may wait, of which family.
-//! - [`message`]: what goes between the two. [`clock`]: time.
+//! - [`Engine`]: the handle for callers. If the future of a call is dropped, the call leaves the core.
+//! - [`worker`]: the task. It takes a batch, lets the core decide and the store write, and only then
+//!   answers.
+//! - `waits`: limits for waiting calls, also per family.
+//! - [`message`]: the messages between the two. [`clock`]: time.
 //!
-//! The worker calls the store directly, so it has a thread of its own ([`start`]); with a store that does not wait it can be a
-//! task among others ([`prepare`]).
+//! The worker calls the store directly, so it has a thread of its own ([`start`]). With a store that
+//! does not block it can be a task among others ([`prepare`]).
 
 pub mod clock;
 pub mod message;

@@ -1,4 +1,4 @@
-//! Who waits for an answer, and what happens when that future is dropped.
+//! A caller that waits for an answer, and what happens if its future is dropped.
 
 use super::{Answer, Engine, Refusal, message::Gone};
 use crate::core::{

@@ -1,7 +1,7 @@
-//! Room for calls that wait: bounded for all, and shared so that no family takes all of it.
+//! Limits for calls that wait: a total, shared so that no family can use all of it.
 //!
-//! A family has no more calls that wait than there is room left for: one alone takes half of it, some together leave as much as
-//! each of them has, and another one always finds room.
+//! A family has no more waiting calls than there is room left. So one family alone gets half of the
+//! total, and there is always room for another one.
 
 use super::Refusal;
 use std::{

@@ -1,4 +1,4 @@
-//! Requests, checked field by field: what comes out of here is in its bounds.
+//! Checks requests field by field. Everything that passes is within its limits.
 
 use super::status;
 use crate::core::{

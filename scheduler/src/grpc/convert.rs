@@ -1,4 +1,4 @@
-//! Answers, as messages.
+//! Converts answers to messages.
 
 use crate::{
     core::{

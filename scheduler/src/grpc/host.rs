@@ -1,4 +1,5 @@
-//! A host's stream: it registers, lives, says what ended; it hears what is to end. The registration is over with the stream.
+//! A host's stream. The host registers, sends heartbeats and reports ended clones; it receives the
+//! clones that must end. The registration ends with the stream.
 
 use super::{check, status};
 use crate::core::api::CoreError;

@@ -1,5 +1,5 @@
-//! A watcher's stream: every ticket as it is, then each change. One that lags so far behind that changes are lost gets every ticket
-//! again, as at the beginning.
+//! A watcher's stream: the current state of every ticket, then each change. A watcher that is so slow
+//! that changes are lost gets every ticket again.
 
 use super::{check::PAGE_MAX, convert};
 use crate::{

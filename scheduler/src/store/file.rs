@@ -1,8 +1,9 @@
-//! The ledger in one SQLite file, `scheduler.db`: tickets as JSON by id, data as blobs. People can look into it while it is in use:
-//! `sqlite3 scheduler.db 'select * from tickets'`.
+//! The ledger in one SQLite file, `scheduler.db`: tickets as JSON by id, data as blobs. People can read
+//! it while it is in use: `sqlite3 scheduler.db 'select * from tickets'`.
 //!
-//! A batch is one transaction in the write-ahead log, so a scheduler that is killed at any point leaves whole batches. The lock is
-//! one of the process (`fcntl`): it ends with it, however that ends, and a child that it was just about to start does not inherit it.
+//! A batch is one transaction in the write-ahead log, so after a kill at any point the file holds whole
+//! batches. The lock belongs to the process (`fcntl`): it ends with the process, however that ends, and
+//! a child that is being started does not inherit it.
 
 use super::{Batch, JoinData, Store, StoreError, Stored};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};

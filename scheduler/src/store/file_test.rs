@@ -111,17 +111,17 @@ fn foreign_newer_and_damaged_files_are_refused_and_left_alone() {
         assert_eq!(fs::read(&path).unwrap(), before);
     };
     fs::write(&path, vec![b'x'; 8192]).unwrap();
-    refused("no ledger of Patina's; move it away");
+    refused("not a ledger of Patina; move it away");
     fs::remove_file(&path).unwrap();
     Connection::open(&path).unwrap().execute_batch("create table t (x)").unwrap();
-    refused("no ledger of Patina's");
+    refused("not a ledger of Patina");
     fs::remove_file(&path).unwrap();
     drop(open(folder.path()).unwrap());
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 3).unwrap();
     refused("version 3, this scheduler knows 2");
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
     Connection::open(&path).unwrap().execute("insert into tickets values ('x', '{}')", []).unwrap();
-    refused("ticket x does not read");
+    refused("ticket x cannot be parsed");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_page_that_was_written_over_is_noticed() {
     fs::write(&path, bytes).unwrap();
     let error = open(folder.path()).unwrap().load().unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
-    assert!(error.to_string().contains("put a copy back"), "{error}");
+    assert!(error.to_string().contains("restore a copy"), "{error}");
 }
 
 #[test]

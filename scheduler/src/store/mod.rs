@@ -1,9 +1,9 @@
-//! Where the ledger is kept: tickets, and what clones left when they joined.
+//! The store of the ledger: tickets, and the data that clones left when they joined.
 //!
-//! - [`file`](mod@file): in one file, crash-safe.
-//! - [`memory`]: nowhere, for tests.
+//! - [`file`](mod@file): one file that survives crashes.
+//! - [`memory`]: in memory, for tests.
 //!
-//! The trait is all that the engine knows: whole batches in, everything out once at the start.
+//! The engine knows only the trait: it writes whole batches, and reads everything once at its start.
 
 pub mod file;
 pub mod memory;
@@ -87,7 +87,7 @@ pub trait Store: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The state folder cannot be made.
-    #[error("make state folder {path}: {source}; name one that can be written with --state-dir")]
+    #[error("create state folder {path}: {source}; use --state-dir with a folder that can be written")]
     Folder {
         /// The state folder's path.
         path: PathBuf,
@@ -117,7 +117,7 @@ pub enum StoreError {
     },
     /// The file at the ledger's path is not a ledger.
     #[error(
-        "open ledger {path}: the file is no ledger of Patina's; move it away, or use another --state-dir"
+        "open ledger {path}: the file is not a ledger of Patina; move it away, or use another --state-dir"
     )]
     Foreign {
         /// The ledger's path.
@@ -137,7 +137,7 @@ pub enum StoreError {
     },
     /// The file is damaged.
     #[error(
-        "{operation} ledger {path}: the file is damaged ({source}); put a copy back, or move it and its -wal and -shm away: a new ledger learns from the hosts what runs"
+        "{operation} ledger {path}: the file is damaged ({source}); restore a copy, or move it away with its -wal and -shm files: a new ledger learns from the hosts which clones run"
     )]
     Damaged {
         /// What was done with the ledger: `read`, for example.
@@ -150,7 +150,7 @@ pub enum StoreError {
     },
     /// The row of a ticket cannot be decoded.
     #[error(
-        "read ledger {path}: ticket {id} does not read: {source}; mend or delete that row, for example with sqlite3"
+        "read ledger {path}: ticket {id} cannot be parsed: {source}; repair or delete that row, for example with sqlite3"
     )]
     Ticket {
         /// The ledger's path.
@@ -162,7 +162,7 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// The disk has no room for the ledger.
-    #[error("write ledger {path}: the disk is full; make room, the scheduler goes on by itself")]
+    #[error("write ledger {path}: the disk is full; free some space, and the scheduler continues by itself")]
     Full {
         /// The ledger's path.
         path: PathBuf,

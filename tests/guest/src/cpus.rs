@@ -1,4 +1,4 @@
-//! Two busy threads: with two CPUs they get twice the CPU time that one clock counts.
+//! Two busy threads: with two CPUs they get twice as much CPU time as the elapsed time.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::{

@@ -1,4 +1,4 @@
-//! Many vsock connections to the host, with rubbish: what a hostile program in a guest can do to the link.
+//! Many vsock connections to the host that send garbage, as a hostile program in a guest could.
 
 use crate::sys;
 use std::{error::Error, io::Write as _};

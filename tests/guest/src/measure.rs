@@ -1,4 +1,4 @@
-//! What a program costs in a guest, seen from the program that starts it.
+//! The cost of a program in a guest, measured by the program that starts it.
 
 use crate::sys;
 use std::{

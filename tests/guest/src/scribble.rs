@@ -1,5 +1,5 @@
-//! Writes memory at full speed, and looks at every page before it is written again: a page that another machine wrote,
-//! or one that goes back in time, does not have what it must have.
+//! Writes memory at full speed, and checks every page before it is written again. A page that another
+//! machine wrote, or that went back in time, does not have the expected content.
 
 use crate::sys::{end_asked, end_on_sigterm};
 use std::{error::Error, hint::black_box};

@@ -1,4 +1,4 @@
-//! The edge: vector registers by hand, AF_VSOCK sockets, ptrace.
+//! Unsafe code: vector registers, AF_VSOCK sockets, ptrace.
 #![allow(
     unsafe_code,
     reason = "vector registers are reached by inline assembly, AF_VSOCK and ptrace by system calls"

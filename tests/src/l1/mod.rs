@@ -47,7 +47,7 @@ pub enum L1Error {
     #[error("choose the tests of the emulated host")]
     Plan(#[from] plan::PlanError),
     /// Its files cannot be put together.
-    #[error("make the emulated host's files")]
+    #[error("create the emulated host's files")]
     Initramfs(#[from] initramfs::InitramfsError),
     /// QEMU cannot be run.
     #[error("run the emulated host")]

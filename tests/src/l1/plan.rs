@@ -1,7 +1,8 @@
-//! Which tests run on an emulated host.
+//! Selects the tests that run on an emulated host.
 //!
-//! All tests of guests of a few instructions run, and those of how a kernel tells what was written; of the end-to-end stories those that a
-//! host's hardware or kernel can make fail: a translator runs at a fiftieth of the usual speed.
+//! All tiny guests run, and the tests of how a kernel tracks written pages. Of the end-to-end stories,
+//! those run that depend on a host's hardware or kernel. Not all can run: a translator has a fiftieth of
+//! the usual speed.
 
 use super::report::{Expected, plain};
 use crate::process::{self, ProcessError};
@@ -77,10 +78,10 @@ pub enum PlanError {
         errors: String,
     },
     /// A test that is to run does not exist (any more).
-    #[error("no test is called {0}: correct the list in tests/src/l1/plan.rs")]
+    #[error("there is no test {0}: correct the list in tests/src/l1/plan.rs")]
     Unknown(String),
     /// The filters leave nothing to run.
-    #[error("no test of the emulated host has a name that contains one of: {}", .0.join(", "))]
+    #[error("no test on emulated hosts has a name that contains one of: {}", .0.join(", "))]
     Nothing(Vec<String>),
 }
 

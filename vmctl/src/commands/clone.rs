@@ -1,4 +1,4 @@
-//! `vmctl clone`: copies of a VM that runs.
+//! `vmctl clone`: clones a running VM.
 
 use super::Context;
 use crate::{

@@ -1,4 +1,4 @@
-//! `vmctl events`: what happened on the host, and what happens.
+//! `vmctl events`: past and current events of the host.
 
 use super::Context;
 use crate::{

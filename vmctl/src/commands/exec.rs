@@ -1,4 +1,4 @@
-//! `vmctl exec`: a program in a guest, with its input, output, signals and exit code passed on.
+//! `vmctl exec`: runs a program in a guest. Passes on its input, output, signals and exit code.
 
 use super::Context;
 use crate::{

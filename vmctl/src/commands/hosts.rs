@@ -1,4 +1,4 @@
-//! `vmctl hosts`: what the scheduler has to give.
+//! `vmctl hosts`: the scheduler's hosts and their capacity.
 
 use super::Context;
 use crate::{

@@ -1,4 +1,4 @@
-//! `vmctl inspect`: all about one VM.
+//! `vmctl inspect`: everything about one VM.
 
 use super::Context;
 use crate::{

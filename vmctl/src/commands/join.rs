@@ -1,4 +1,4 @@
-//! `vmctl join`: how the clones of a ticket have ended, and what they left.
+//! `vmctl join`: how the clones of a ticket ended, and the data they left.
 
 use super::{Context, sync::Which};
 use crate::{

@@ -1,4 +1,4 @@
-//! `vmctl logs`: what a VM's console, or its vmm process, has said.
+//! `vmctl logs`: the output of a VM's console, or of its vmm process.
 
 use super::Context;
 use crate::{error::CtlError, output};

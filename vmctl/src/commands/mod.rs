@@ -1,4 +1,4 @@
-//! One module a command; each has its arguments and what it does with them.
+//! One module per command, with its arguments and its function.
 
 pub mod clone;
 pub mod completion;

@@ -1,4 +1,4 @@
-//! `vmctl rm`: forgets ended VMs.
+//! `vmctl rm`: removes ended VMs.
 
 use super::{Context, Several};
 use crate::{error::CtlError, view::has_ended};

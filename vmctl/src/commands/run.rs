@@ -1,4 +1,4 @@
-//! `vmctl run`: makes a VM, starts it, waits until its agent is ready.
+//! `vmctl run`: creates a VM, starts it, and waits until its agent is ready.
 
 use super::Context;
 use crate::{

@@ -1,4 +1,4 @@
-//! `vmctl version`: of vmctl, and of vmmd where one answers.
+//! `vmctl version`: the version of vmctl, and that of vmmd if it answers.
 
 use super::Context;
 use crate::{

@@ -1,4 +1,4 @@
-//! `vmctl wait`: until a VM is ready or has ended.
+//! `vmctl wait`: waits until a VM is ready or has ended.
 
 use super::Context;
 use crate::{

@@ -1,4 +1,4 @@
-//! What a clone in the making has done, and its words.
+//! The actions of a clone that is under way, and their messages.
 
 use patina_abi::link::{Answer, CloneArgs};
 

@@ -1,4 +1,4 @@
-//! A hook that runs: a program whose output is kept, and which has a limited time.
+//! A running hook: a program with a time limit, whose output is kept.
 
 use super::kin;
 use crate::agent::exec::program::{Program, StartError};
@@ -39,7 +39,7 @@ pub enum HookError {
         output: String,
     },
     /// The hook did not end in time and was killed.
-    #[error("{name}: killed as it had not ended after {} s{output}", limit.as_secs())]
+    #[error("{name}: killed, because it did not end within {} s{output}", limit.as_secs())]
     TooLong {
         /// The hook's file name.
         name: String,

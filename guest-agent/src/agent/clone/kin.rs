@@ -1,7 +1,7 @@
-//! Whether a process is of a hook: the hook itself, or one that it started, however far down.
+//! Tells whether a process belongs to a hook: whether it is the hook, or a descendant of it.
 //!
-//! A hook is born into a cgroup of its own, which what it starts cannot leave without meaning to. Where the kernel has no cgroups, who
-//! started whom is looked at instead, and the process group.
+//! A hook starts in a cgroup of its own, and its descendants stay there unless they move on purpose. If
+//! the kernel has no cgroups, the parent processes and the process group are examined instead.
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::Pid;

@@ -1,11 +1,12 @@
-//! This machine is cloned: hooks, holding the other processes, asking the host, becoming a clone.
+//! Cloning of this machine: runs the hooks, holds the other processes, calls the host, and becomes a
+//! clone.
 //!
-//! - [`action`]: the words. [`plan`]: what follows what, as pure logic.
-//! - [`hook`]: a hook that runs. [`kin`]: what was started by it.
-//! - here: doing it.
+//! - [`plan`]: the order of events, as pure logic. [`action`]: the actions and their messages.
+//! - [`hook`]: a running hook. [`kin`]: which processes belong to it.
+//! - this file: carries out the actions.
 //!
-//! What a clone does until it is ready is few system calls, and of these as many as can be are made beforehand or afterwards:
-//! README.md has the list.
+//! A clone makes few system calls before it is ready. As many as possible are made before the clone or
+//! after it is ready: README.md lists them.
 
 pub mod action;
 pub mod hook;

@@ -1,5 +1,5 @@
-//! A program whose session stayed behind: the machine is a clone, and the host's end of the session is the parent's. The program
-//! goes on, with the end of its input and nobody to read what it writes.
+//! A program without its session. The machine is a clone, and the host's end of the session belongs to
+//! the parent. The program continues: it reads end of file, and its output is discarded.
 
 use super::drains::drop_some;
 use super::program::Program;

@@ -1,5 +1,5 @@
-//! Outputs that outlive their programs: a program in the background has them open still. They are read and dropped, as a write to
-//! a pipe that nobody reads would end that program, or have it wait for ever.
+//! Outputs that stay open after their program has ended, because a program in the background holds
+//! them. They are read and discarded. Otherwise a write would end that program, or block it forever.
 
 use crate::console::say;
 use crate::sys::input::append;

@@ -1,4 +1,4 @@
-//! The host's bytes, cut into frames.
+//! Splits the host's bytes into frames.
 
 use crate::sys::input::append;
 use patina_abi::exec::{FrameError, FrameType, HEADER_BYTES, PAYLOAD_MAX_BYTES, parse_header};

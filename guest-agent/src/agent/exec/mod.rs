@@ -1,11 +1,11 @@
 //! Programs that the host runs here ([`patina_abi::exec`]).
 //!
-//! - [`frames`]: the host's bytes cut into frames.
+//! - [`frames`]: splits the host's bytes into frames.
 //! - [`program`]: a child process with its pipes or terminal.
-//! - [`session`]: one connection and its program, with back-pressure both ways.
-//! - [`terminal`]: how a terminal is told the end of input.
-//! - [`detached`]: a program without its connection, in a clone.
-//! - [`drains`]: outputs whose program has ended, and which others hold.
+//! - [`session`]: one connection and its program, with back-pressure in both directions.
+//! - [`terminal`]: sends a terminal the end of input.
+//! - [`detached`]: a program that lost its connection because it is in a clone.
+//! - [`drains`]: outputs that other programs hold after their program has ended.
 
 pub mod detached;
 pub mod drains;

@@ -25,10 +25,10 @@ const NAME_SHOWN_CHARS: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// No argument, or more than [`ARGV_MAX`].
-    #[error("exec: {0} arguments are not 1 to {ARGV_MAX}")]
+    #[error("exec: {0} arguments given, 1 to {ARGV_MAX} are allowed")]
     Arguments(usize),
     /// An argument or variable holds a zero byte.
-    #[error("exec: an argument or variable holds a zero byte")]
+    #[error("exec: an argument or variable contains a zero byte")]
     ZeroByte,
     /// No such directory to run in.
     #[error("exec: working directory {path}: {source}")]
@@ -52,7 +52,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// No pipes or no terminal.
-    #[error("exec: make {what}: {source}")]
+    #[error("exec: create {what}: {source}")]
     Stdio {
         /// What was to be made.
         what: &'static str,
@@ -333,7 +333,7 @@ mod tests {
             Program::start(&Start { argv, env: Vec::new(), cwd: cwd.to_owned(), tty: None }, None)
                 .unwrap_err()
         };
-        assert_eq!(start(&[], "").to_string(), "exec: 0 arguments are not 1 to 1024");
+        assert_eq!(start(&[], "").to_string(), "exec: 0 arguments given, 1 to 1024 are allowed");
         assert!(matches!(start(&["x"; ARGV_MAX + 1], ""), StartError::Arguments(1025)));
         assert!(matches!(start(&["true", "a\0b"], ""), StartError::ZeroByte));
         assert_eq!(start(&["/dev/null"], "").exit().code, Some(126));

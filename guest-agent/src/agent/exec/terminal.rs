@@ -1,7 +1,8 @@
-//! The end of the input of a program on a terminal.
+//! The end of input for a program on a terminal.
 //!
-//! A terminal has no end of input of its own: people type ^D. It is a key that hands what was typed of a line to the reader; only
-//! where nothing was typed, the reader reads nothing, which is the end. So an open line needs the key twice.
+//! A terminal has no end of input: people type ^D. This key passes the characters typed so far to the
+//! reader. Only on an empty line does the reader get nothing, which means end of file. So within a line
+//! the key is needed twice.
 
 use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex, tcgetattr};
 use std::os::fd::AsFd;

@@ -1,9 +1,10 @@
-//! The program's entry point. `gc vmid`, `gc my-ip` and `gc ismaster` are one open, one read, one write and
-//! an exit here; starting the C library would be twelve more system calls and twenty more pages. For everything
-//! else, and for every problem, the C library's own start is jumped to as if nothing had happened.
+//! The program's entry point. It answers `gc vmid`, `gc my-ip` and `gc ismaster` with one open, one
+//! read, one write and an exit. Starting the C library would take twelve more system calls and twenty
+//! more pages. All other verbs, and all errors, jump to the C library's own start.
 //!
-//! Nothing here may call the C library, panic, or use thread-local storage: none of it exists yet. Words are
-//! numbers ([`packed`]) and the file's name lies next to the code, so that one page of the program is touched.
+//! Nothing here may call the C library, panic, or use thread-local storage: none of it exists yet.
+//! Texts are numbers ([`packed`]), and the file's name lies next to the code, so that only one page of
+//! the program is touched.
 #![allow(unsafe_code, reason = "a program's entry point and its system calls")]
 
 use core::arch::{asm, naked_asm};

@@ -1,6 +1,6 @@
 //! The task that owns core and store.
 //!
-//! `settle` stores a batch and then says what became of it; `query` answers questions.
+//! `settle` stores a batch and then sends its answers; `query` answers questions.
 
 mod query;
 mod settle;

@@ -1,4 +1,4 @@
-//! Questions about the ledger, answered from what is stored.
+//! Answers questions about the ledger from what is stored.
 
 use super::{Worker, send};
 use crate::{

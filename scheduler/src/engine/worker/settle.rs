@@ -1,4 +1,4 @@
-//! What becomes of a batch: first stored, then said.
+//! Completes a batch: stores it first, and then answers.
 
 use super::{Link, Worker};
 use crate::{

@@ -1,4 +1,4 @@
-//! What follows from the facts: one check each, with the fix.
+//! Judges the facts: one check each, with its fix.
 
 use super::facts::Facts;
 use patina_daemon::network::Dropping;

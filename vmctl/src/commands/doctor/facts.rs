@@ -1,4 +1,4 @@
-//! What the machine is and has.
+//! Collects facts about the machine.
 
 use crate::commands::Context;
 use kvm_ioctls::Kvm;

@@ -1,7 +1,7 @@
-//! `vmctl doctor`: what this machine has of what Patina needs, and how to get the rest.
+//! `vmctl doctor`: checks whether this machine meets Patina's requirements, and says how to meet them.
 //!
-//! - [`facts`]: looks at the machine; no judgement.
-//! - [`checks`]: judges the facts; no system calls.
+//! - [`facts`]: examines the machine; judges nothing.
+//! - [`checks`]: judges the facts; makes no system calls.
 
 mod checks;
 mod facts;

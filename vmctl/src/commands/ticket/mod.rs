@@ -1,4 +1,4 @@
-//! `vmctl ticket`: clones are reserved before they are made.
+//! `vmctl ticket`: reserves clones before they are created.
 
 mod request;
 mod watch;

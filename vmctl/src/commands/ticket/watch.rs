@@ -1,4 +1,4 @@
-//! `vmctl ticket watch`: what becomes of tickets.
+//! `vmctl ticket watch`: prints the changes of tickets.
 
 use crate::{
     commands::Context,

@@ -1,7 +1,7 @@
-//! `vmctl top`: what the running VMs take of the host, live.
+//! `vmctl top`: the resources that running VMs use, live.
 //!
-//! - [`sample`]: two moments, and what a VM took between them.
-//! - [`screen`]: the terminal while the table is on it.
+//! - [`sample`]: the difference between two moments.
+//! - [`screen`]: the terminal while the table is shown.
 
 mod sample;
 mod screen;

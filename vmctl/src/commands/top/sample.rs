@@ -1,4 +1,4 @@
-//! Two moments, and what each VM took between them.
+//! The resources that each VM used between two moments.
 
 use crate::view::{VmView, has_ended};
 use patina_proto::v1::{ListUsageResponse, Usage, Vm};

@@ -1,4 +1,4 @@
-//! The terminal while a table is on it: its other screen, no cursor, keys as they are typed.
+//! The terminal while a table is shown: the alternate screen, no cursor, keys without waiting for Enter.
 
 use crate::{error::CtlError, output, terminal::RawMode};
 use std::future::pending;
