@@ -38,7 +38,7 @@ enum SessionError {
     Frame(#[from] FrameError),
     #[error("read the agent's frame: type {0:?} is not for a host")]
     Direction(FrameType),
-    #[error("parse how the program ended: {0}")]
+    #[error("parse the program's exit status: {0}")]
     Exit(#[source] serde_json::Error),
 }
 

@@ -31,10 +31,10 @@ pub enum RangeError {
     #[error("{0:?} is not a network: write it like 100.64.0.0/10")]
     Form(String),
     /// The prefix leaves no room for a family, or for too many.
-    #[error("the prefix /{0} is outside /8../20: a family takes a /20")]
+    #[error("the prefix /{0} is not between /8 and /20: each family gets a /20")]
     Prefix(u8),
     /// Bits are set behind the prefix.
-    #[error("{address}/{prefix} has bits set behind its prefix: did you mean {meant}/{prefix}?")]
+    #[error("{address}/{prefix} has bits set after its prefix: did you mean {meant}/{prefix}?")]
     HostBits {
         /// The address that was given.
         address: Ipv4Addr,

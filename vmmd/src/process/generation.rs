@@ -32,13 +32,13 @@ const TOUCHED: &str = "list of touched pages";
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
     /// A descriptor is not of a file in memory.
-    #[error("look at the generation's {what}: not a file in memory")]
+    #[error("check the generation's {what}: not a memfd")]
     NoMemfd {
         /// Which file it was to be: the state, the RAM or the list of touched pages.
         what: &'static str,
     },
     /// A descriptor cannot be looked at.
-    #[error("look at the generation's {what}: {source}")]
+    #[error("check the generation's {what}: {source}")]
     Stat {
         /// The file: the state, the RAM or the list of touched pages.
         what: &'static str,
@@ -47,7 +47,7 @@ pub enum GenerationError {
         source: Errno,
     },
     /// The size of a file cannot be right.
-    #[error("look at the generation's {what}: it has {found_bytes} bytes, not {expected}")]
+    #[error("check the generation's {what}: it has {found_bytes} bytes instead of {expected}")]
     Size {
         /// The file: the state, the RAM or the list of touched pages.
         what: &'static str,
@@ -57,10 +57,10 @@ pub enum GenerationError {
         expected: String,
     },
     /// The RAM comes in no file, or in too many.
-    #[error("look at the generation's RAM: it comes in {0} files, not in 1 to {LAYERS_MAX}")]
+    #[error("check the generation's RAM: it has {0} layers, 1 to {LAYERS_MAX} are allowed")]
     Layers(usize),
     /// The content of a file can still be changed.
-    #[error("look at the generation's {what}: it can still be written to (seals {seals:?})")]
+    #[error("check the generation's {what}: it is still writable (seals {seals:?})")]
     Unsealed {
         /// The file: the state, the RAM or the list of touched pages.
         what: &'static str,
@@ -257,7 +257,7 @@ mod tests {
         assert!(matches!(error, GenerationError::Unsealed { what: "state", .. }), "{error}");
         // The last of several files counts as the first does.
         let error = check(vec![state(b"s"), ram(64, SEALS), ram(63, SEALS)]);
-        assert!(error.to_string().ends_with("it has 66060288 bytes, not 67108864"), "{error}");
+        assert!(error.to_string().ends_with("it has 66060288 bytes instead of 67108864"), "{error}");
         let error = check(vec![state(b"s"), ram(64, SEALS), ram(64, SealFlags::SHRINK)]);
         assert!(matches!(error, GenerationError::Unsealed { what: "RAM", seals: SealFlags::SHRINK }));
         // A file of the disk has no seals, or (on a tmpfs) not those.

@@ -40,7 +40,7 @@ pub enum LinkError {
     #[error("talk to the vmm: {0}")]
     Io(#[from] io::Error),
     /// Nothing came in time.
-    #[error("wait for the vmm's answer: none in {0:?}")]
+    #[error("wait for the vmm's answer: timeout after {0:?}")]
     Timeout(Duration),
     /// It closed instead of answering.
     #[error("wait for the vmm's answer: it closed the connection")]
@@ -52,7 +52,7 @@ pub enum LinkError {
     #[error("it has ended: {0}")]
     Ended(String),
     /// A line is too long.
-    #[error("read what the vmm says: {0}")]
+    #[error("read from the vmm: {0}")]
     Long(#[from] TooLong),
     /// A line is not what it should be.
     #[error("parse the vmm's line: {0}")]
@@ -64,10 +64,10 @@ pub enum LinkError {
     #[error("the guest did not prepare: {0}")]
     NotPrepared(CallError),
     /// It answers another question.
-    #[error("parse the vmm's line: {0:?} is no answer to what was asked")]
+    #[error("parse the vmm's line: {0:?} does not answer the request")]
     Answer(Opened),
     /// It says yes and sends nothing, or too much.
-    #[error("take the vmm's answer: it carries {0} descriptors, not {1}")]
+    #[error("read the vmm's answer: it has {0} descriptors instead of {1}")]
     Descriptors(usize, usize),
     /// What it sends cannot be used.
     #[error(transparent)]
