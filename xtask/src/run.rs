@@ -164,6 +164,12 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
+/// Whether `command` can be run and succeeds. What it prints is discarded.
+pub fn succeeds(command: &mut Command) -> bool {
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
 /// Whether `cargo NAME` is there.
 pub fn has_subcommand(name: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| {
