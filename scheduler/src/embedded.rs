@@ -3,7 +3,7 @@
 
 use crate::core::api::Options;
 use crate::{
-    client::{self, Client},
+    client::{self, Connection},
     engine::{self, Engine, EngineError},
     grpc::{self, Service},
     store::Store,
@@ -41,6 +41,7 @@ impl Embedded {
         let (connections, incoming) = mpsc::channel(BACKLOG);
         let server = server::builder()
             .add_service(grpc::server(engine.clone()))
+            .add_service(grpc::host_server(engine.clone()))
             .serve_with_incoming(ReceiverStream::new(incoming).map(Ok::<_, io::Error>));
         let server = tokio::spawn(async move {
             if let Err(error) = server.await {
@@ -50,9 +51,9 @@ impl Embedded {
         Ok(Self { engine, connections, server, ledger })
     }
 
-    /// A client with a connection of its own.
+    /// A connection of its own.
     #[must_use]
-    pub fn client(&self) -> Client {
+    pub fn connection(&self) -> Connection {
         let connections = self.connections.clone();
         client::over(move || {
             let connections = connections.clone();
@@ -65,7 +66,8 @@ impl Embedded {
         })
     }
 
-    /// The service, for a server that operators reach; see [`grpc::server`].
+    /// The service for operators, for a server that they reach; see [`grpc::server`]. Hosts have none there: this
+    /// scheduler has one host, in this process.
     #[must_use]
     pub fn service(&self) -> SchedulerServer<Service> {
         grpc::server(self.engine.clone())

@@ -86,6 +86,7 @@ async fn serve(
     let server = server::described::<SchedulerServer<Service>>(server, patina_proto::DESCRIPTORS)
         .await?
         .add_service(grpc::server(engine.clone()))
+        .add_service(grpc::host_server(engine.clone()))
         .serve_with_incoming_shutdown(incoming, stop.clone().told());
     let mut server = std::pin::pin!(server);
     let metrics = metrics.map(|listener| tokio::spawn(http::serve(listener, text_of(engine.clone()))));

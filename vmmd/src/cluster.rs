@@ -59,7 +59,7 @@ impl Cluster {
         // What the ledger tells of does not outlive this host, so it need not either.
         let store = FileStore::open(&state.path().join("scheduler"), Lasting::Process)?;
         let embedded = Embedded::start(Box::new(store), granting(options))?;
-        let tickets = Tickets::new(embedded.client(), info, String::new());
+        let tickets = Tickets::new(embedded.connection(), info, String::new());
         Ok(Self { tickets, embedded: Some(embedded) })
     }
 

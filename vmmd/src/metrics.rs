@@ -270,7 +270,7 @@ mod tests {
             Embedded::start(Box::new(MemoryStore::default()), cluster::granting(&options)).unwrap();
         // What has labels is there from the first time on.
         let unknown = ReleaseTicketRequest { id: Uuid::new_v4().to_string(), family: String::new() };
-        embedded.client().release_ticket(unknown).await.unwrap_err();
+        embedded.connection().client().release_ticket(unknown).await.unwrap_err();
         let metrics = Metrics::default();
         metrics.stage(Stage::Admit, Duration::ZERO);
         metrics.clones(1, 0);

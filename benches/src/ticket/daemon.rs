@@ -61,7 +61,7 @@ impl Daemon {
 
     /// A client with a connection of its own.
     pub fn client(&self) -> Client {
-        client::connect(&self.target)
+        client::connect(&self.target).client()
     }
 
     /// Registers a host that is large enough for everything.
@@ -74,7 +74,7 @@ impl Daemon {
             memory_mib: 1 << 30,
             ..HostInfo::default()
         };
-        let link = HostLink::start(self.client(), info, Arc::new(Idle));
+        let link = HostLink::start(client::connect(&self.target).host_client(), info, Arc::new(Idle));
         let mut registration = link.registration();
         let registered = registration.wait_for(|state| matches!(state, Registration::Registered { .. }));
         timeout(PATIENCE, registered).await??;

@@ -1,10 +1,11 @@
 //! A client of a scheduler, for operators and hosts. What only hosts use is in [`crate::host`].
 //!
-//! - [`connect`] and [`over`]: a [`Client`] for a [`Target`], or over the caller's own connections. Both
-//!   connect at the first call, and again after a failure. If the scheduler is away, calls fail in
-//!   bounded time, with one of several errors ([`calls::is_away`]).
+//! - [`connect`] and [`over`]: a [`Connection`] to a [`Target`], or over the caller's own connections.
+//!   Both connect at the first call, and again after a failure. If the scheduler is away, calls fail
+//!   in bounded time, with one of several errors ([`calls::is_away`]).
+//! - [`Client`] and [`HostClient`]: the calls of operators and of hosts on a connection.
 //! - [`calls`]: calls that are retried until they are answered.
-//! - [`crate::embedded::Embedded`]: a scheduler in this process, with the same [`Client`].
+//! - [`crate::embedded::Embedded`]: a scheduler in this process, with the same [`Connection`].
 //!
 //! If the future of a call is dropped, the call is cancelled, and its request leaves the queue. A
 //! ticket that was granted at that very moment is released at once if the scheduler notices, and after
@@ -16,7 +17,7 @@ mod target;
 pub use target::{Target, TargetError};
 
 use hyper_util::rt::TokioIo;
-use patina_proto::v1::scheduler_client::SchedulerClient;
+use patina_proto::v1::{host_scheduler_client::HostSchedulerClient, scheduler_client::SchedulerClient};
 use std::{future::Future, io, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -28,6 +29,27 @@ use tower::service_fn;
 /// The calls of `patina.v1.Scheduler`. Cheap to clone; clones share one connection.
 pub type Client = SchedulerClient<Channel>;
 
+/// The calls of `patina.v1.HostScheduler`. Cheap to clone; clones share one connection.
+pub type HostClient = HostSchedulerClient<Channel>;
+
+/// The way to a scheduler. Cheap to clone; clones and clients share one connection.
+#[derive(Debug, Clone)]
+pub struct Connection(Channel);
+
+impl Connection {
+    /// For the calls of operators.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        SchedulerClient::new(self.0.clone()).max_decoding_message_size(ANSWER_MAX_BYTES)
+    }
+
+    /// For the calls of hosts.
+    #[must_use]
+    pub fn host_client(&self) -> HostClient {
+        HostSchedulerClient::new(self.0.clone()).max_decoding_message_size(ANSWER_MAX_BYTES)
+    }
+}
+
 /// Longest answer: a page of tickets, or what a clone left.
 const ANSWER_MAX_BYTES: usize = 8 << 20;
 /// A scheduler that does not take a connection in this time is away.
@@ -35,9 +57,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that is silent so long is asked whether it lives, and has the same time for its answer.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// A client of the scheduler at `target`.
+/// A connection to the scheduler at `target`.
 #[must_use]
-pub fn connect(target: &Target) -> Client {
+pub fn connect(target: &Target) -> Connection {
     match target.clone() {
         Target::Unix(path) => over(move || UnixStream::connect(path.clone())),
         Target::Http { host, port } => over(move || {
@@ -51,8 +73,8 @@ pub fn connect(target: &Target) -> Client {
     }
 }
 
-/// A client over the connections that `connect` makes, one at a time.
-pub fn over<S, F>(connect: impl Fn() -> F + Send + 'static) -> Client
+/// A connection over those that `connect` makes, one at a time.
+pub fn over<S, F>(connect: impl Fn() -> F + Send + 'static) -> Connection
 where
     F: Future<Output = io::Result<S>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -67,5 +89,5 @@ where
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)
         .connect_with_connector_lazy(connector);
-    SchedulerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES)
+    Connection(channel)
 }

@@ -133,15 +133,6 @@ pub(super) fn demand(request: v1::RequestTicketRequest) -> Result<Demand, Status
     check.count("host_ids", &request.host_ids, HOSTS_MAX);
     let request_id = check.text("request_id", request.request_id, TEXT_MAX_CHARS);
     let vcpus = check.range("vcpus", request.vcpus, VCPUS);
-    check.count("use_vmids", &request.use_vmids, TICKET_VMS_MAX as usize);
-    if request.use_by.is_none() && !request.use_vmids.is_empty() {
-        check.wrong("use_vmids", "they are for use_by");
-    }
-    let use_by = request.use_by.map(|parent_vmid| UseBy {
-        parent_vmid,
-        vmids: request.use_vmids,
-        host_epoch: epoch(request.host_epoch),
-    });
     let demand = Demand {
         family: check.uuid("family", &request.family),
         request_id: (!request_id.is_empty()).then_some(request_id),
@@ -154,7 +145,36 @@ pub(super) fn demand(request: v1::RequestTicketRequest) -> Result<Demand, Status
         hosts: request.host_ids.iter().take(HOSTS_MAX).map(|id| check.uuid("host_ids", id)).collect(),
         policy,
         ttl_ms: timeout(check.range("ttl_ms", request.ttl_ms, 0..=TTL_MAX_MS)),
-        use_by,
+        use_by: None,
+    };
+    check.done(demand)
+}
+
+/// Clones that were requested by count: a ticket of just their size, granted now or not at all.
+pub(super) fn clones(request: v1::AdmitClonesRequest) -> Result<Demand, Status> {
+    let mut check = Check::default();
+    let request_id = check.text("request_id", request.request_id, TEXT_MAX_CHARS);
+    let vcpus = check.range("vcpus", request.vcpus, VCPUS);
+    let count = u32::try_from(request.vmids.len()).unwrap_or(u32::MAX);
+    check.range("vmids", count, 1..=TICKET_VMS_MAX);
+    let use_by = UseBy {
+        parent_vmid: request.parent_vmid,
+        vmids: request.vmids,
+        host_epoch: epoch(request.host_epoch),
+    };
+    let demand = Demand {
+        family: check.uuid("family", &request.family),
+        request_id: (!request_id.is_empty()).then_some(request_id),
+        max_cpus: count.saturating_mul(vcpus),
+        min_vms: count,
+        min_cpus_per_vm: vcpus,
+        vcpus,
+        memory_mib: check.range("memory_mib", request.memory_mib, MEMORY_MIB),
+        timeout_ms: 0,
+        hosts: vec![check.uuid("host_id", &request.host_id)],
+        policy: None,
+        ttl_ms: None,
+        use_by: Some(use_by),
     };
     check.done(demand)
 }

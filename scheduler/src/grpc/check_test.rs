@@ -33,7 +33,6 @@ fn everything_that_is_wrong_is_named_at_once() {
         policy: 9,
         timeout_ms: WAIT_MAX_MS + 1,
         ttl_ms: TTL_MAX_MS + 1,
-        use_vmids: vec![1],
         ..v1::RequestTicketRequest::default()
     };
     let mut found = fields(&demand(request).unwrap_err());
@@ -50,7 +49,6 @@ fn everything_that_is_wrong_is_named_at_once() {
         "host_ids",
         "policy",
         "ttl_ms",
-        "use_vmids",
     ];
     expected.sort_unstable();
     assert_eq!(found, expected);
@@ -66,6 +64,36 @@ fn absurd_numbers_are_refused_with_the_bounds() {
     assert!(refused(v1::RequestTicketRequest { memory_mib: most, ..good() }).contains("1048576"));
     let many = vec![Uuid::new_v4().to_string(); 257];
     assert!(refused(v1::RequestTicketRequest { host_ids: many, ..good() }).contains("257 are more than 256"));
+}
+
+fn clones_of(vmids: Vec<u32>) -> v1::AdmitClonesRequest {
+    v1::AdmitClonesRequest {
+        family: Uuid::from_u128(1).to_string(),
+        host_id: Uuid::from_u128(2).to_string(),
+        vmids,
+        vcpus: 2,
+        memory_mib: 256,
+        ..v1::AdmitClonesRequest::default()
+    }
+}
+
+#[test]
+fn clones_by_count_become_a_demand_of_just_their_size_on_their_host() {
+    let request = v1::AdmitClonesRequest { host_epoch: 9, parent_vmid: 4, ..clones_of(vec![5, 6, 7]) };
+    let demand = clones(request).unwrap();
+    assert_eq!((demand.min_vms, demand.max_cpus, demand.min_cpus_per_vm, demand.timeout_ms), (3, 6, 2, 0));
+    assert_eq!(demand.hosts, [Uuid::from_u128(2)]);
+    let by = UseBy { parent_vmid: 4, vmids: vec![5, 6, 7], host_epoch: Some(9) };
+    assert_eq!(demand.use_by, Some(by));
+}
+
+#[test]
+fn all_that_is_wrong_with_clones_by_count_is_named_at_once() {
+    let wrong = v1::AdmitClonesRequest { request_id: "r".repeat(65), ..v1::AdmitClonesRequest::default() };
+    let mut found = fields(&clones(wrong).unwrap_err());
+    found.sort();
+    assert_eq!(found, ["family", "host_id", "memory_mib", "request_id", "vcpus", "vmids"]);
+    assert_eq!(fields(&clones(clones_of((1..=257).collect())).unwrap_err()), ["vmids"]);
 }
 
 #[test]

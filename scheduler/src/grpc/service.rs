@@ -2,23 +2,20 @@
 
 use super::{
     check::{self, Check},
-    convert, host, status, watch,
+    convert, status, watch,
 };
-use crate::{
-    core::api::{Command, Targets},
-    engine::Engine,
-};
+use crate::{core::api::Targets, engine::Engine};
 use patina_proto::v1::{self, join_request::Side, scheduler_server::Scheduler};
 use prost::Message as _;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 /// Most watchers at once.
 const WATCHERS_MAX: usize = 256;
 /// What a stream's reader may be behind.
-const STREAM_BUFFER: usize = 16;
+pub(super) const STREAM_BUFFER: usize = 16;
 /// A page of tickets ends when it is so long: below the 4 MiB that clients take if they are not told otherwise.
 const PAGE_MAX_BYTES: usize = 2 << 20;
 
@@ -35,7 +32,7 @@ impl Service {
     }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Scheduler for Service {
@@ -83,31 +80,6 @@ impl Scheduler for Service {
         Ok(Response::new(convert::ticket(seen)))
     }
 
-    async fn use_ticket(&self, request: Request<v1::UseTicketRequest>) -> Answer<v1::Ticket> {
-        let request = request.into_inner();
-        let mut check = Check::default();
-        let ticket = check.named("id", &request.id, &request.family);
-        let host = check.uuid("host_id", &request.host_id);
-        let (epoch, host_epoch) = (check::epoch(request.epoch), check::epoch(request.host_epoch));
-        let (parent_vmid, vmids) = (request.parent_vmid, request.vmids);
-        let () = check.done(())?;
-        let command = |waiter| Command::Use { waiter, ticket, epoch, host, host_epoch, parent_vmid, vmids };
-        let seen = self.engine.ticket_command(command).await?;
-        Ok(Response::new(convert::ticket(seen)))
-    }
-
-    async fn unuse_ticket(&self, request: Request<v1::UnuseTicketRequest>) -> Answer<v1::Ticket> {
-        let request = request.into_inner();
-        let mut check = Check::default();
-        let ticket = check.named("id", &request.id, &request.family);
-        let host = check.uuid("host_id", &request.host_id);
-        let epoch = check::epoch(request.epoch);
-        let () = check.done(())?;
-        let command = |waiter| Command::Unuse { waiter, ticket, epoch, host };
-        let seen = self.engine.ticket_command(command).await?;
-        Ok(Response::new(convert::ticket(seen)))
-    }
-
     type WatchTicketsStream = ReceiverStream<Result<v1::TicketEvent, Status>>;
 
     async fn watch_tickets(
@@ -139,18 +111,6 @@ impl Scheduler for Service {
         let next_page_token = next.unwrap_or_default();
         let hosts = page.into_iter().map(convert::host).collect();
         Ok(Response::new(v1::ListHostsResponse { hosts, next_page_token }))
-    }
-
-    type RegisterHostStream = ReceiverStream<Result<v1::HostOrder, Status>>;
-
-    async fn register_host(
-        &self,
-        request: Request<Streaming<v1::HostMessage>>,
-    ) -> Answer<Self::RegisterHostStream> {
-        let (out, orders) = mpsc::channel(STREAM_BUFFER);
-        // A task of its own: it is not dropped with the call, so each registration has its end.
-        tokio::spawn(host::serve(self.engine.clone(), request.into_inner(), out));
-        Ok(Response::new(ReceiverStream::new(orders)))
     }
 
     async fn sync(&self, request: Request<v1::SyncRequest>) -> Answer<v1::SyncResponse> {

@@ -7,7 +7,7 @@
 //!    └──────────────── pause ◀────────────────┴──────────── broken, cut ◀────────┘  └──────┘
 //! ```
 
-use crate::client::Client;
+use crate::client::HostClient;
 use patina_proto::v1::{
     Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, KillClones, Masters, Register,
     RunningClone, VmEnd, host_message::Message, host_order::Order,
@@ -86,7 +86,7 @@ pub struct HostLink {
 
 impl HostLink {
     /// Registers the host `info` and keeps it so. To be called in a tokio runtime.
-    pub fn start(client: Client, info: HostInfo, clones: Arc<dyn Clones>) -> Self {
+    pub fn start(client: HostClient, info: HostInfo, clones: Arc<dyn Clones>) -> Self {
         let ended = Arc::new(Ended::default());
         let (state, registration) = watch::channel(Registration::Away { why: "not asked yet".into() });
         let keeper = Keeper { client, info, clones, ended: Arc::clone(&ended), state, serial: 0 };
@@ -178,7 +178,7 @@ impl Ended {
 
 /// The task behind a [`HostLink`].
 struct Keeper {
-    client: Client,
+    client: HostClient,
     info: HostInfo,
     clones: Arc<dyn Clones>,
     ended: Arc<Ended>,

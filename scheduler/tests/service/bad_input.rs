@@ -1,12 +1,13 @@
 //! Whatever cannot be is refused with code and reason.
 
 use crate::{
-    fake::{FakeHost, family, get, grant, release, request, why},
+    fake::{FakeHost, all_tickets, family, get, grant, release, request, still, why},
     server::Server,
 };
 use patina_proto::v1::{
-    GetJoinDataRequest, GetTicketRequest, HostMessage, JoinLeave, JoinRequest, JoinWait, KillRequest,
-    RequestTicketRequest, SyncRequest, UnuseTicketRequest, host_message::Message, join_request::Side,
+    AdmitClonesRequest, GetJoinDataRequest, GetTicketRequest, HostMessage, JoinLeave, JoinRequest, JoinWait,
+    KillRequest, RequestTicketRequest, SyncRequest, TicketState, UnuseTicketRequest, host_message::Message,
+    join_request::Side,
 };
 use tonic::Code;
 use uuid::Uuid;
@@ -122,7 +123,7 @@ async fn barriers_and_joins_of_the_wrong_side() {
 #[tokio::test]
 async fn hosts_that_say_the_wrong_thing() {
     let server = Server::start(&[]);
-    let client = server.client();
+    let client = server.host_client();
     let say = |messages: Vec<Message>| {
         let messages = messages.into_iter().map(|message| HostMessage { message: Some(message) });
         let messages: Vec<_> = messages.collect();
@@ -139,4 +140,40 @@ async fn hosts_that_say_the_wrong_thing() {
     assert_eq!(why(say(vec![nobody]).await), invalid());
     let unuse = UnuseTicketRequest { id: "x".into(), ..UnuseTicketRequest::default() };
     assert_eq!(why(client.clone().unuse_ticket(unuse).await), invalid());
+}
+
+#[tokio::test]
+async fn clones_that_are_not_admitted_leave_no_ticket() {
+    let server = Server::start(&[]);
+    let host = FakeHost::start(&server, 2).await;
+    let host_epoch = host.registered().await;
+    let client = server.host_client();
+    let admit = |request: AdmitClonesRequest| {
+        let mut client = client.clone();
+        async move { client.admit_clones(request).await.map(still) }
+    };
+    let good = |vmids: &[u32]| AdmitClonesRequest {
+        family: Uuid::from_u128(1).to_string(),
+        request_id: format!("{vmids:?}"),
+        host_id: host.id.to_string(),
+        host_epoch,
+        vmids: vmids.to_vec(),
+        vcpus: 1,
+        memory_mib: 1,
+        ..AdmitClonesRequest::default()
+    };
+    assert_eq!(why(admit(AdmitClonesRequest::default()).await), invalid());
+    let stale = AdmitClonesRequest { host_epoch: host_epoch + 1, ..good(&[1]) };
+    assert_eq!(why(admit(stale.clone()).await), refused(Code::Aborted, "STALE_EPOCH"));
+    let elsewhere = AdmitClonesRequest { host_id: Uuid::new_v4().to_string(), ..good(&[1]) };
+    assert_eq!(why(admit(elsewhere).await), refused(Code::Aborted, "STALE_EPOCH"));
+    assert!(all_tickets(&server.client()).await.is_empty());
+
+    let ticket = admit(good(&[1])).await.unwrap();
+    assert_eq!((ticket.state(), ticket.vms, ticket.live, ticket.loose), (TicketState::Used, 1, 1, true));
+    assert_eq!(admit(stale).await.unwrap(), ticket, "the request that was answered has its ticket");
+    assert_eq!(why(admit(good(&[0])).await), invalid());
+    // There is room for one: the answer does not wait for more.
+    assert_eq!(why(admit(good(&[2, 3])).await), refused(Code::ResourceExhausted, "NO_CAPACITY"));
+    assert_eq!(all_tickets(&server.client()).await.len(), 1);
 }

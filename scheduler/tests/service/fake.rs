@@ -2,10 +2,11 @@
 
 use crate::server::{SOON, Server};
 use patina_proto::v1::{
-    self, HostInfo, KillClones, RequestTicketRequest, RunningClone, Ticket, UseTicketRequest, VmEnd,
+    self, AdmitClonesRequest, HostInfo, KillClones, RequestTicketRequest, RunningClone, Ticket,
+    UseTicketRequest, VmEnd,
 };
 use scheduler::{
-    client::Client,
+    client::{Client, HostClient},
     host::{Clones, HostLink, Present, Registration},
 };
 use std::sync::{Arc, Mutex, OnceLock};
@@ -19,7 +20,7 @@ pub const MEMORY_MIB: u32 = 256;
 /// Its clones are numbers.
 pub struct FakeHost {
     pub id: Uuid,
-    client: Client,
+    client: HostClient,
     link: OnceLock<HostLink>,
     running: Mutex<Vec<RunningClone>>,
     /// Kill orders are obeyed only while this is set.
@@ -45,7 +46,7 @@ impl FakeHost {
     /// One that is registered.
     pub async fn start(server: &Server, cpus: u32) -> Arc<Self> {
         let id = Uuid::new_v4();
-        let client = server.client();
+        let client = server.host_client();
         let info = HostInfo {
             id: id.to_string(),
             name: format!("host-{cpus}"),
@@ -119,6 +120,26 @@ impl FakeHost {
             host_epoch: 0,
         };
         let used = self.client.clone().use_ticket(request).await?.into_inner();
+        self.makes(&used, parent_vmid, vmids);
+        Ok(used)
+    }
+
+    /// A ticket of a clone that was requested by count.
+    pub async fn admit(&self, family: &str, vmid: u32) -> Result<Ticket, Status> {
+        let request = AdmitClonesRequest {
+            family: family.to_owned(),
+            host_id: self.id.to_string(),
+            vmids: vec![vmid],
+            vcpus: 1,
+            memory_mib: MEMORY_MIB,
+            ..AdmitClonesRequest::default()
+        };
+        let used = self.client.clone().admit_clones(request).await?.into_inner();
+        self.makes(&used, 0, &[vmid]);
+        Ok(used)
+    }
+
+    fn makes(&self, used: &Ticket, parent_vmid: u32, vmids: &[u32]) {
         self.running.lock().unwrap().extend(vmids.iter().map(|vmid| RunningClone {
             ticket: used.id.clone(),
             family: used.family.clone(),
@@ -127,7 +148,6 @@ impl FakeHost {
             memory_mib: used.memory_mib,
             parent_vmid: Some(parent_vmid),
         }));
-        Ok(used)
     }
 
     /// A clone ends.

@@ -1,6 +1,6 @@
 //! A `scheduler` of one's own.
 
-use scheduler::client::{self, Client, Target};
+use scheduler::client::{self, Client, HostClient, Target};
 use std::{
     fs::File,
     io::ErrorKind,
@@ -105,7 +105,11 @@ impl Server {
     }
 
     pub fn client(&self) -> Client {
-        client::connect(&Target::Unix(self.socket()))
+        client::connect(&Target::Unix(self.socket())).client()
+    }
+
+    pub fn host_client(&self) -> HostClient {
+        client::connect(&Target::Unix(self.socket())).host_client()
     }
 
     /// A channel of one's own: `set_up` says how.

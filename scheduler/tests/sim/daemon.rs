@@ -77,8 +77,9 @@ impl Daemon {
             memory_mib: u64::from(cpus) * u64::from(MEMORY_MIB),
             ..HostInfo::default()
         };
-        let client = network::client();
-        let admission = Admission::new(client.clone(), info);
+        let connection = network::connection();
+        let client = connection.client();
+        let admission = Admission::new(connection, info);
         let shares = found.into_iter().map(|(name, clone)| (name, admission.share(clone))).collect();
         let shares = Mutex::new(shares);
         let daemon = Arc::new(Self { facts: facts.clone(), machine, client, admission, shares });

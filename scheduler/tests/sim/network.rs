@@ -1,7 +1,7 @@
 //! The simulated network, as the scheduler's server and client see it.
 
 use scheduler::{
-    client::{self, Client},
+    client::{self, Connection},
     engine::Engine,
     grpc,
 };
@@ -69,11 +69,12 @@ pub async fn serve(engine: Engine) -> turmoil::Result {
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(grpc::server(engine));
+        .add_service(grpc::server(engine.clone()))
+        .add_service(grpc::host_server(engine));
     Ok(server.serve_with_incoming(incoming).await?)
 }
 
-/// A client on this host.
-pub fn client() -> Client {
+/// This host's connection to the scheduler.
+pub fn connection() -> Connection {
     client::over(|| TcpStream::connect(SCHEDULER))
 }

@@ -15,7 +15,7 @@ use patina_proto::v1::{
 };
 use scheduler::{
     client::{
-        Client,
+        Client, Connection,
         calls::{Failed, answered, is_away, once},
     },
     host::admission::{Admission, Admitted, NotAdmitted, Right, Share, Vms, Wish},
@@ -81,8 +81,8 @@ impl Granted {
 impl Tickets {
     /// Of the host `info`, whose scheduler is at `address` (empty: in this process).
     #[must_use]
-    pub fn new(client: Client, info: HostInfo, address: String) -> Self {
-        let admission = Admission::new(client, info);
+    pub fn new(connection: Connection, info: HostInfo, address: String) -> Self {
+        let admission = Admission::new(connection, info);
         Self(Arc::new(Shared { admission, address, granted: Mutex::default() }))
     }
 
@@ -374,10 +374,10 @@ mod tests {
     /// Of a scheduler whose clock is years behind, or ahead.
     #[tokio::test(start_paused = true)]
     async fn what_is_granted_is_reserved_for_so_long_whatever_the_schedulers_clock_shows() {
-        let client = scheduler::client::over(|| async {
+        let connection = scheduler::client::over(|| async {
             Err::<tokio::io::DuplexStream, _>(std::io::ErrorKind::NotConnected.into())
         });
-        let tickets = Tickets::new(client, HostInfo::default(), String::new());
+        let tickets = Tickets::new(connection, HostInfo::default(), String::new());
         let (family, other) = (Uuid::from_u128(7), Uuid::from_u128(8));
         let grants = [(family, 5_000, 1), (family, 9_000, u64::MAX), (other, 1_000, 1)];
         for (number, (family, expires_in_ms, expires_unix_ms)) in (0..).zip(grants) {

@@ -10,13 +10,14 @@ use crate::{
 use futures::future::join_all;
 use patina_proto::v1::{
     self, CloneVmRequest, GetHostRequest, KillRequest, ListHostsRequest, ListTicketsRequest,
-    ReleaseTicketRequest, RequestTicketRequest, TicketState, VmState, scheduler_client::SchedulerClient,
-    vmmd_client::VmmdClient,
+    ReleaseTicketRequest, RequestTicketRequest, TicketState, UseTicketRequest, VmState,
+    host_scheduler_client::HostSchedulerClient, scheduler_client::SchedulerClient, vmmd_client::VmmdClient,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::{path::PathBuf, time::Duration};
 use tokio::time::{sleep, timeout};
+use tonic::Code;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -291,6 +292,20 @@ fn calls_that_wait_for_the_scheduler_keep_no_others_out() {
         assert!(host.expect("vmmd answers").is_ok());
         assert!(waiting.iter().all(|call| !call.is_finished()), "all of them wait");
         waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn operators_of_a_standalone_host_are_not_offered_the_calls_of_hosts() {
+    tell(|mut bench| async move {
+        drop(bench.start().await);
+        let channel = bench.channel("vmmd.sock").await;
+        let mut hosts = HostSchedulerClient::new(channel.clone());
+        let used = hosts.use_ticket(UseTicketRequest::default()).await.unwrap_err();
+        assert_eq!(used.code(), Code::Unimplemented, "{used}");
+        let mut scheduler = SchedulerClient::new(channel);
+        assert!(scheduler.list_hosts(ListHostsRequest::default()).await.is_ok());
     });
 }
 

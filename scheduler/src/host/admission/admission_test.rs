@@ -12,7 +12,7 @@ use crate::{
     host::Clones as _,
     store::memory::MemoryStore,
 };
-use patina_proto::v1::{KillClones, KillRequest};
+use patina_proto::v1::{KillClones, KillRequest, RequestTicketRequest};
 use std::{collections::BTreeSet, io};
 use tokio::{
     io::{DuplexStream, copy_bidirectional, duplex},
@@ -79,7 +79,9 @@ fn serve(store: &MemoryStore) -> mpsc::Sender<DuplexStream> {
     tokio::spawn(worker.run());
     let (connections, incoming) = mpsc::channel(16);
     let incoming = ReceiverStream::new(incoming).map(Ok::<_, io::Error>);
-    tokio::spawn(Server::builder().add_service(grpc::server(engine)).serve_with_incoming(incoming));
+    let server =
+        Server::builder().add_service(grpc::server(engine.clone())).add_service(grpc::host_server(engine));
+    tokio::spawn(server.serve_with_incoming(incoming));
     connections
 }
 
@@ -106,7 +108,7 @@ impl Story {
         let (store, (way, _)) = (MemoryStore::default(), watch::channel(Way::Open));
         let connections = serve(&store);
         let seen = way.clone();
-        let client = client::over(move || {
+        let connection = client::over(move || {
             let (connections, way) = (connections.clone(), seen.subscribe());
             async move {
                 if *way.borrow() != Way::Open {
@@ -125,7 +127,7 @@ impl Story {
             memory_mib: 1 << 20,
             ..HostInfo::default()
         };
-        let (admission, running) = (Admission::new(client, info), Arc::default());
+        let (admission, running) = (Admission::new(connection, info), Arc::default());
         admission.register(Running(Arc::clone(&running)));
         assert!(admission.registered(PATIENCE).await);
         Self { store, way, admission, running }

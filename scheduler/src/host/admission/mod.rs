@@ -25,14 +25,14 @@ pub use making::Share;
 
 use super::{HostLink, Registration};
 use crate::client::{
-    Client,
+    Client, Connection, HostClient,
     calls::{Failed, PATIENCE, answered},
 };
 use making::{Known, Making};
 use patina_proto::v1::{
-    HostInfo, RequestTicketRequest, RunningClone, Ticket, TicketState, UseTicketRequest, VmEnd,
+    AdmitClonesRequest, HostInfo, RunningClone, Ticket, TicketState, UseTicketRequest, VmEnd,
 };
-use request::Asking;
+use request::{Asking, Wanted};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -113,7 +113,7 @@ impl NotAdmitted {
 pub struct Admission(Arc<Shared>);
 
 struct Shared {
-    client: Client,
+    connection: Connection,
     info: HostInfo,
     link: OnceLock<HostLink>,
     making: Mutex<BTreeMap<Key, Making>>,
@@ -141,21 +141,25 @@ pub struct Admitted {
 impl Admission {
     /// Of the host `info`.
     #[must_use]
-    pub fn new(client: Client, info: HostInfo) -> Self {
+    pub fn new(connection: Connection, info: HostInfo) -> Self {
         let (link, making, turn) = Default::default();
-        Self(Arc::new(Shared { client, info, link, making, turn }))
+        Self(Arc::new(Shared { connection, info, link, making, turn }))
     }
 
     /// Registers the host and keeps it so, now that all that runs is known. To be called in a tokio runtime, once.
     pub fn register(&self, vms: impl Vms) {
         let clones = Arc::new(Known { shared: Arc::downgrade(&self.0), vms });
-        self.0.link.get_or_init(|| HostLink::start(self.client(), self.0.info.clone(), clones));
+        self.0.link.get_or_init(|| HostLink::start(self.host_client(), self.0.info.clone(), clones));
     }
 
     /// To call the scheduler.
     #[must_use]
     pub fn client(&self) -> Client {
-        self.0.client.clone()
+        self.0.connection.client()
+    }
+
+    pub(super) fn host_client(&self) -> HostClient {
+        self.0.connection.host_client()
     }
 
     /// The host's number.
@@ -230,7 +234,7 @@ impl Admission {
                 vmids: wish.vmids.clone(),
                 host_epoch,
             };
-            let used = self.client().use_ticket(request).await;
+            let used = self.host_client().use_ticket(request).await;
             used.map(tonic::Response::into_inner)
                 .map_err(|status| if epoch == 0 { anew(status) } else { status })
         });
@@ -245,24 +249,20 @@ impl Admission {
     }
 
     async fn grant(&self, wish: &Wish, request_id: Uuid) -> Result<Admitted, NotAdmitted> {
-        let count = u32::try_from(wish.vmids.len()).unwrap_or(u32::MAX);
-        let request = RequestTicketRequest {
+        let request = AdmitClonesRequest {
             family: wish.family.clone(),
             request_id: request_id.to_string(),
-            max_cpus: count.saturating_mul(wish.vcpus),
-            min_vms: count,
-            min_cpus_per_vm: wish.vcpus,
+            host_id: self.host_id().to_owned(),
+            host_epoch: 0,
+            parent_vmid: wish.parent_vmid,
+            vmids: wish.vmids.clone(),
             vcpus: wish.vcpus,
             memory_mib: wish.memory_mib,
-            host_ids: vec![self.host_id().to_owned()],
-            use_by: Some(wish.parent_vmid),
-            use_vmids: wish.vmids.clone(),
-            ..RequestTicketRequest::default()
         };
-        let mut asking = Asking { admission: self.clone(), request: Some(request.clone()) };
+        let mut asking = Asking::new(self, Wanted::Clones(request.clone()));
         let granted = answered(Duration::ZERO, |_| async {
             let host_epoch = self.epoch().await;
-            let ticket = self.once(RequestTicketRequest { host_epoch, ..request.clone() }).await;
+            let ticket = self.admit_once(AdmitClonesRequest { host_epoch, ..request.clone() }).await;
             ticket.map(|ticket| (ticket, host_epoch)).map_err(anew)
         });
         let (ticket, host_epoch) = asking.over(granted.await)?;

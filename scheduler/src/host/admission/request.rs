@@ -2,7 +2,9 @@
 
 use super::Admission;
 use crate::client::calls::{Failed, answered};
-use patina_proto::v1::{ReleaseTicketRequest, RequestTicketRequest, Ticket, TicketState, UnuseTicketRequest};
+use patina_proto::v1::{
+    AdmitClonesRequest, ReleaseTicketRequest, RequestTicketRequest, Ticket, TicketState, UnuseTicketRequest,
+};
 use std::{future::Future, time::Duration};
 use tokio::runtime::Handle;
 use tonic::Status;
@@ -10,11 +12,23 @@ use uuid::Uuid;
 
 /// A request that nobody but the one who waits for it knows.
 pub(super) struct Asking {
-    pub(super) admission: Admission,
-    pub(super) request: Option<RequestTicketRequest>,
+    admission: Admission,
+    request: Option<Wanted>,
+}
+
+/// What was asked for.
+pub(super) enum Wanted {
+    /// A ticket.
+    Ticket(RequestTicketRequest),
+    /// A ticket that is used at once.
+    Clones(AdmitClonesRequest),
 }
 
 impl Asking {
+    pub(super) fn new(admission: &Admission, request: impl Into<Option<Wanted>>) -> Self {
+        Self { admission: admission.clone(), request: request.into() }
+    }
+
     /// The answer is here: whoever waits for it has what was granted.
     pub(super) fn over<T>(&mut self, answer: Result<T, Failed>) -> Result<T, Failed> {
         if !matches!(answer, Err(Failed::Unknown(_))) {
@@ -42,7 +56,7 @@ impl Admission {
         let is_own = request.request_id.is_empty();
         let request_id = if is_own { Uuid::new_v4().to_string() } else { request.request_id.clone() };
         let request = RequestTicketRequest { request_id, ..request };
-        let mut asking = Asking { admission: self.clone(), request: is_own.then(|| request.clone()) };
+        let mut asking = Asking::new(self, is_own.then(|| Wanted::Ticket(request.clone())));
         let ticket = answered(Duration::from_millis(request.timeout_ms), |left| {
             let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
             self.once(RequestTicketRequest { timeout_ms, ..request.clone() })
@@ -51,12 +65,18 @@ impl Admission {
     }
 
     /// Requests a ticket once.
-    pub(super) fn once(
-        &self,
-        request: RequestTicketRequest,
-    ) -> impl Future<Output = Result<Ticket, Status>> + use<> {
+    fn once(&self, request: RequestTicketRequest) -> impl Future<Output = Result<Ticket, Status>> + use<> {
         let mut client = self.client();
         async move { client.request_ticket(request).await.map(tonic::Response::into_inner) }
+    }
+
+    /// Requests clones once.
+    pub(super) fn admit_once(
+        &self,
+        request: AdmitClonesRequest,
+    ) -> impl Future<Output = Result<Ticket, Status>> + use<> {
+        let mut client = self.host_client();
+        async move { client.admit_clones(request).await.map(tonic::Response::into_inner) }
     }
 
     /// Nothing was made with a ticket that was used.
@@ -69,7 +89,7 @@ impl Admission {
             host_id: self.host_id().to_owned(),
         };
         let unused = answered(Duration::ZERO, |_| {
-            let (mut client, request) = (self.client(), request.clone());
+            let (mut client, request) = (self.host_client(), request.clone());
             async move { client.unuse_ticket(request).await.map(drop) }
         });
         unused.await
@@ -89,12 +109,23 @@ impl Admission {
     }
 
     /// What a request was granted that nobody waits for any more goes back.
-    async fn take_back(self, request: RequestTicketRequest) {
-        // Not granted now, if it was not before: no registration has this epoch.
-        let host_epoch = if request.use_by.is_some() { u64::MAX } else { 0 };
-        let request = RequestTicketRequest { timeout_ms: 0, host_epoch, ..request };
+    async fn take_back(self, wanted: Wanted) {
+        let (family, request_id) = match &wanted {
+            Wanted::Ticket(request) => (request.family.clone(), request.request_id.clone()),
+            Wanted::Clones(request) => (request.family.clone(), request.request_id.clone()),
+        };
         let given = async {
-            let ticket = answered(Duration::ZERO, |_| self.once(request.clone())).await?;
+            let ticket = match wanted {
+                Wanted::Ticket(request) => {
+                    let request = RequestTicketRequest { timeout_ms: 0, ..request };
+                    answered(Duration::ZERO, |_| self.once(request.clone())).await?
+                }
+                Wanted::Clones(request) => {
+                    // Not granted now, if it was not before: no registration has this epoch.
+                    let request = AdmitClonesRequest { host_epoch: u64::MAX, ..request };
+                    answered(Duration::ZERO, |_| self.admit_once(request.clone())).await?
+                }
+            };
             match ticket.state() {
                 TicketState::Used if ticket.loose => self.unuse(&ticket).await,
                 TicketState::Granted => self.release(&ticket.id, &ticket.family).await,
@@ -102,7 +133,7 @@ impl Admission {
             }
         };
         if let Err(error) = given.await {
-            tracing::debug!(family = request.family, request = request.request_id, %error, "nothing is taken back");
+            tracing::debug!(family, request = request_id, %error, "nothing is taken back");
         }
     }
 }

@@ -1,0 +1,70 @@
+//! The calls of `patina.v1.HostScheduler`.
+
+use super::{
+    check::{self, Check},
+    convert, host,
+    service::{Answer, STREAM_BUFFER},
+};
+use crate::{core::api::Command, engine::Engine};
+use patina_proto::v1::{self, host_scheduler_server::HostScheduler};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct HostService {
+    engine: Engine,
+}
+
+impl HostService {
+    pub(super) fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+}
+
+#[tonic::async_trait]
+impl HostScheduler for HostService {
+    type RegisterHostStream = ReceiverStream<Result<v1::HostOrder, Status>>;
+
+    async fn register_host(
+        &self,
+        request: Request<Streaming<v1::HostMessage>>,
+    ) -> Answer<Self::RegisterHostStream> {
+        let (out, orders) = mpsc::channel(STREAM_BUFFER);
+        // A task of its own: it is not dropped with the call, so each registration has its end.
+        tokio::spawn(host::serve(self.engine.clone(), request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(orders)))
+    }
+
+    async fn use_ticket(&self, request: Request<v1::UseTicketRequest>) -> Answer<v1::Ticket> {
+        let request = request.into_inner();
+        let mut check = Check::default();
+        let ticket = check.named("id", &request.id, &request.family);
+        let host = check.uuid("host_id", &request.host_id);
+        let (epoch, host_epoch) = (check::epoch(request.epoch), check::epoch(request.host_epoch));
+        let (parent_vmid, vmids) = (request.parent_vmid, request.vmids);
+        let () = check.done(())?;
+        let command = |waiter| Command::Use { waiter, ticket, epoch, host, host_epoch, parent_vmid, vmids };
+        let seen = self.engine.ticket_command(command).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+
+    async fn unuse_ticket(&self, request: Request<v1::UnuseTicketRequest>) -> Answer<v1::Ticket> {
+        let request = request.into_inner();
+        let mut check = Check::default();
+        let ticket = check.named("id", &request.id, &request.family);
+        let host = check.uuid("host_id", &request.host_id);
+        let epoch = check::epoch(request.epoch);
+        let () = check.done(())?;
+        let command = |waiter| Command::Unuse { waiter, ticket, epoch, host };
+        let seen = self.engine.ticket_command(command).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+
+    async fn admit_clones(&self, request: Request<v1::AdmitClonesRequest>) -> Answer<v1::Ticket> {
+        let demand = check::clones(request.into_inner())?;
+        let seen = self.engine.request(demand).await?;
+        Ok(Response::new(convert::ticket(seen)))
+    }
+}
