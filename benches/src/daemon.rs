@@ -3,8 +3,8 @@
 
 use crate::{smaps::SmapsError, usage::UsageError};
 use patina_proto::v1::{
-    CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, RemoveVmRequest, Vm, WaitVmRequest,
-    clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
+    CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, Prepare, RemoveVmRequest, Vm,
+    WaitVmRequest, clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
 };
 use patina_tests::{
     host::{Host, HostError, succeeded},
@@ -211,7 +211,8 @@ impl Daemon {
     /// Clones a VM once, as it is: its agent does not prepare.
     pub async fn clone_unprepared(&self, parent: &str) -> Result<Cloned, DaemonError> {
         let name = parent.to_owned();
-        self.call_clone(CloneVmRequest { name, no_prepare: true, ..CloneVmRequest::default() }).await
+        self.call_clone(CloneVmRequest { name, prepare: Prepare::None.into(), ..CloneVmRequest::default() })
+            .await
     }
 
     async fn call_clone(&self, request: CloneVmRequest) -> Result<Cloned, DaemonError> {

@@ -1,7 +1,7 @@
 //! What happens to the VMs of the host, for those who watch: the last of it is remembered, what comes is handed on. What becomes of
 //! tickets is the scheduler's to tell.
 
-use patina_proto::v1::Event;
+use patina_proto::v1::{Event, EventKind};
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -51,7 +51,7 @@ impl Events {
     }
 
     /// Something has happened.
-    pub fn tell(&self, of: Of<'_>, kind: &str, text: impl Into<String>, unix_ms: u64) {
+    pub fn tell(&self, of: Of<'_>, kind: EventKind, text: impl Into<String>, unix_ms: u64) {
         let (vm, vmid) = of.vm.unwrap_or_default();
         let mut past = self.lock();
         past.last_serial += 1;
@@ -62,7 +62,7 @@ impl Events {
             vm: vm.to_owned(),
             vmid,
             ticket: of.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
-            kind: kind.to_owned(),
+            kind: kind.into(),
             text: text.into(),
             missed: 0,
         };
@@ -93,13 +93,13 @@ mod tests {
         let events = Events::default();
         let of = Of { family: Uuid::from_u128(1), vm: Some(("a", 3)), ticket: None };
         for _ in 0..REMEMBERED + 5 {
-            events.tell(of, "ready", "", 1);
+            events.tell(of, EventKind::Ready, "", 1);
         }
         let (past, mut future) = events.watch();
         assert_eq!((past.len(), past[0].serial, past[REMEMBERED - 1].serial), (REMEMBERED, 6, 1005));
-        events.tell(of, "ended", "killed", 2);
+        events.tell(of, EventKind::Ended, "killed", 2);
         let next = future.try_recv().unwrap();
-        assert_eq!((next.serial, next.kind.as_str(), next.vmid), (1006, "ended", 3));
+        assert_eq!((next.serial, next.kind(), next.vmid), (1006, EventKind::Ended, 3));
         assert!(future.try_recv().is_err());
     }
 }

@@ -8,7 +8,8 @@ use crate::{
     view::VmView,
 };
 use patina_proto::v1::{
-    self, CloneOutcome, CloneVmRequest, Vm, WaitVmRequest, clone_outcome::Outcome, wait_vm_request::Until,
+    self, CloneOutcome, CloneVmRequest, Prepare, Vm, WaitVmRequest, clone_outcome::Outcome,
+    wait_vm_request::Until,
 };
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -96,10 +97,17 @@ fn request(arguments: &Arguments) -> CloneVmRequest {
     CloneVmRequest {
         name: arguments.name.clone(),
         count: arguments.count.unwrap_or(u32::from(arguments.ticket.is_none())),
-        no_hold: arguments.no_hold,
-        no_prepare: arguments.no_prepare,
+        prepare: prepare(arguments).into(),
         ticket: arguments.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
         ticket_epoch: 0,
+    }
+}
+
+fn prepare(arguments: &Arguments) -> Prepare {
+    match (arguments.no_prepare, arguments.no_hold) {
+        (true, _) => Prepare::None,
+        (false, true) => Prepare::NoHold,
+        (false, false) => Prepare::Hold,
     }
 }
 
@@ -250,6 +258,20 @@ mod tests {
         assert_eq!(asked("-n 3"), (3, String::new()));
         assert_eq!(asked(&format!("--ticket {uuid}")), (0, uuid.clone()));
         assert_eq!(asked(&format!("--ticket {uuid} -n 3")), (3, uuid));
+    }
+
+    #[test]
+    fn the_guest_prepares_as_the_options_say() {
+        let asked = |words: &str| {
+            let line = format!("vmctl clone web {words}");
+            let parsed = crate::cli::Arguments::parse_from(line.split_whitespace());
+            let crate::cli::Command::Clone(arguments) = parsed.command else { panic!("not clone") };
+            request(&arguments).prepare()
+        };
+        assert_eq!(asked(""), Prepare::Hold);
+        assert_eq!(asked("--no-hold"), Prepare::NoHold);
+        assert_eq!(asked("--no-prepare"), Prepare::None);
+        assert_eq!(asked("--no-prepare --no-hold"), Prepare::None);
     }
 
     #[test]

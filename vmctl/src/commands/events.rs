@@ -5,8 +5,9 @@ use crate::{
     error::CtlError,
     output::{self, Format},
     utc,
+    view::plain,
 };
-use patina_proto::v1::{Event, WatchEventsRequest};
+use patina_proto::v1::{Event, EventKind, WatchEventsRequest};
 use serde::Serialize;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -52,6 +53,12 @@ fn is_zero(number: &u64) -> bool {
 impl From<Event> for EventView {
     fn from(event: Event) -> Self {
         let Event { serial, unix_ms, family, vm, vmid, ticket, kind, text, missed } = event;
+        let kind = match EventKind::try_from(kind) {
+            Ok(EventKind::Unspecified) => String::new(),
+            Ok(kind) => plain(kind.as_str_name(), "EVENT_KIND_").replace('_', "-"),
+            // Of a newer vmmd.
+            Err(_) => format!("kind-{kind}"),
+        };
         Self { serial, unix_ms, family, vm, vmid, ticket, kind, text, missed }
     }
 }
@@ -102,13 +109,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kinds_are_printed_as_words_and_unknown_ones_as_numbers() {
+        let kind = |kind: i32| EventView::from(Event { kind, ..Event::default() }).kind;
+        let words = (1..=8).map(kind).collect::<Vec<_>>();
+        let expected =
+            ["created", "ready", "cloned", "ended", "removed", "not-removed", "broken", "unwritten"];
+        assert_eq!(words, expected);
+        assert_eq!((kind(0).as_str(), kind(99).as_str()), ("", "kind-99"));
+    }
+
+    #[test]
     fn a_line_has_time_kind_and_whose_it_is() {
         let event = Event {
             serial: 7,
             unix_ms: 1_763_796_621_042,
             vm: "web.3".into(),
             ticket: "t".into(),
-            kind: "ready".into(),
+            kind: EventKind::Ready.into(),
             text: "after 0.042 s".into(),
             ..Event::default()
         };
@@ -118,7 +135,8 @@ mod tests {
         assert_eq!(EventView::from(of_ticket).line(), "2025-11-22T07:30:21.042Z ready        t");
         let missed = EventView::from(Event { missed: 12, ..Event::default() });
         assert!(missed.line().starts_with("(12 events are missed"));
-        assert_eq!(serde_json::to_value(missed).unwrap()["missed"], 12);
+        let missed = serde_json::to_value(missed).unwrap();
+        assert_eq!((&missed["missed"], &missed["kind"]), (&12.into(), &"".into()));
         assert!(serde_json::to_value(EventView::from(event)).unwrap().get("missed").is_none());
     }
 }

@@ -50,6 +50,17 @@ fn wanted(request: &v1::CloneVmRequest) -> Result<Wanted, Status> {
     Ok(Wanted::Ticket { id, epoch: request.ticket_epoch, count })
 }
 
+/// What the guest's agent does before the freeze.
+fn prepare(request: &v1::CloneVmRequest) -> Result<Prepare, Status> {
+    match v1::Prepare::try_from(request.prepare) {
+        Ok(v1::Prepare::Unspecified | v1::Prepare::Hold) => Ok(Prepare::Ask { hold: true }),
+        Ok(v1::Prepare::NoHold) => Ok(Prepare::Ask { hold: false }),
+        Ok(v1::Prepare::None) => Ok(Prepare::Not),
+        // Of a newer client: nobody knows what it relies on.
+        Err(_) => Err(invalid("prepare", &format!("this vmmd does not know the value {}", request.prepare))),
+    }
+}
+
 #[tonic::async_trait]
 impl Vmmd for Service {
     async fn get_host(&self, _: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
@@ -88,10 +99,7 @@ impl Vmmd for Service {
         let call = clone::Call {
             wanted: wanted(&request)?,
             parent,
-            prepare: Some(match request.no_prepare {
-                true => Prepare::Not,
-                false => Prepare::Ask { hold: !request.no_hold },
-            }),
+            prepare: Some(prepare(&request)?),
             arrived_ns,
             asked: None,
             abandoned: CancellationToken::new(),
@@ -205,3 +213,7 @@ impl Vmmd for Service {
         logs::run(&self.host, self.streams.permit()?, &request.into_inner()).await.map(Response::new)
     }
 }
+
+#[cfg(test)]
+#[path = "service_test.rs"]
+mod tests;

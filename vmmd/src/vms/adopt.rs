@@ -21,6 +21,7 @@ use crate::{
     store::{Lasting, VmDir, record::Record},
 };
 use futures::{StreamExt as _, stream};
+use patina_proto::v1::EventKind;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::{
     task::spawn_blocking,
@@ -209,7 +210,7 @@ impl Host {
                 Of { family: Uuid::nil(), vm: Some((&name, 0)), ticket: None },
                 |record| Of { family: record.family, vm: Some((&name, record.vmid)), ticket: record.ticket },
             );
-            self.events.tell(of, "broken", problem.as_str(), unix_ms());
+            self.events.tell(of, EventKind::Broken, problem.as_str(), unix_ms());
         }
         reservation.set_aside(Broken { dir, record, problem });
     }

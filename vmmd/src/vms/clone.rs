@@ -40,6 +40,7 @@ use patina_control::{
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
+use patina_proto::v1::EventKind;
 use scheduler::host::admission::Share;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
@@ -225,7 +226,7 @@ impl Host {
         let text = format!("vmids {made:?}, paused for {} us", frozen.pause_us);
         self.tell(
             &of,
-            "cloned",
+            EventKind::Cloned,
             if failed.is_empty() { text } else { format!("{text}; failed: {failed:?}") },
         );
     }

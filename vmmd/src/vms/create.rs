@@ -33,6 +33,7 @@ use crate::{
 };
 use patina_abi::link::Identity;
 use patina_control::config::Neighbours;
+use patina_proto::v1::EventKind;
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use uuid::Uuid;
 
@@ -84,7 +85,11 @@ impl Host {
         let (control, share) = (None, None);
         let vm = supervise(&self, Supervised { dir, record, process, life, published, control, share });
         reservation.fill(Arc::clone(&vm));
-        self.tell(&vm.record, "created", format!("{} MiB, {} vCPUs", vm.record.memory_mib, vm.record.vcpus));
+        self.tell(
+            &vm.record,
+            EventKind::Created,
+            format!("{} MiB, {} vCPUs", vm.record.memory_mib, vm.record.vcpus),
+        );
         Ok(vm)
     }
 

@@ -41,6 +41,7 @@ use crate::{
 use error::Error;
 use guest::together::Pieces;
 use patina_control::messages::Open;
+use patina_proto::v1::EventKind;
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -241,7 +242,7 @@ impl Host {
     }
 
     /// Tells those who watch events that something has happened to a VM.
-    fn tell(&self, of: &Record, kind: &str, text: impl Into<String>) {
+    fn tell(&self, of: &Record, kind: EventKind, text: impl Into<String>) {
         let of = Of { family: of.family, vm: Some((&of.name, of.vmid)), ticket: of.ticket };
         self.events.tell(of, kind, text, unix_ms());
     }

@@ -3,6 +3,7 @@
 
 use super::{Host, Vm, blocking, error::Error, error::VMS_MAX};
 use crate::{options::Options, plan::lifecycle::Phase};
+use patina_proto::v1::EventKind;
 use std::sync::Arc;
 
 /// So many VMs are kept whatever clones there are and were.
@@ -47,13 +48,13 @@ impl Host {
         let dir = vm.dir.clone();
         if let Err(error) = blocking(move || Ok(dir.delete_ended()?)).await {
             tracing::error!(vm = name, %error, "a VM that has ended is not removed");
-            self.tell(&vm.record, "not-removed", error.to_string());
+            self.tell(&vm.record, EventKind::NotRemoved, error.to_string());
             reservation.fill(vm);
             return Err(error);
         }
         tracing::info!(vm = name, why, "removed");
         // Its name may be given again: who watches hears of that in order.
-        self.tell(&vm.record, "removed", why);
+        self.tell(&vm.record, EventKind::Removed, why);
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use patina_control::{
     end::End,
     messages::{FromVmm, State, ToVmm},
 };
+use patina_proto::v1::EventKind;
 use scheduler::host::admission::Share;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 use talk::{Heard, talk};
@@ -212,7 +213,7 @@ impl Supervisor {
             self.host.metrics.stage(Stage::Ready, Duration::from_micros(after_us));
         }
         let after = format!("after {}.{} ms", after_us / 1000, after_us % 1000 / 100);
-        self.host.tell(&self.vm.record, "ready", after);
+        self.host.tell(&self.vm.record, EventKind::Ready, after);
     }
 
     fn on_phase(&self) {
@@ -264,7 +265,7 @@ impl Supervisor {
         self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
         if let Phase::Ended(ended) = &self.vm.life.phase {
             tracing::info!(kind = ?ended.end.kind, reason = ended.end.reason, "ended");
-            self.host.tell(&self.vm.record, "ended", ended.end.reason.clone());
+            self.host.tell(&self.vm.record, EventKind::Ended, ended.end.reason.clone());
             self.vm.record.ended = Some(ended.clone());
         }
         self.vm.record.ready_after_us = self.vm.life.ready_after_us;

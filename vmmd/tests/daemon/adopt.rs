@@ -19,14 +19,14 @@ async fn list(client: &mut Client) -> Vec<v1::Vm> {
     client.list_vms(v1::ListVmsRequest::default()).await.unwrap().into_inner().vms
 }
 
-async fn events(client: &mut Client, kind: &str) -> Vec<v1::Event> {
+async fn events(client: &mut Client, kind: v1::EventKind) -> Vec<v1::Event> {
     let request = v1::WatchEventsRequest { past_only: true, ..Default::default() };
     let mut stream = client.watch_events(request).await.unwrap().into_inner();
     let mut events = Vec::new();
     while let Some(event) = stream.message().await.unwrap() {
         events.push(event);
     }
-    events.retain(|event| event.kind == kind);
+    events.retain(|event| event.kind() == kind);
     events
 }
 
@@ -131,7 +131,7 @@ fn what_cannot_be_taken_over_is_told_tried_again_and_removed_when_somebody_says_
             ("well", ready_state, false),
         ];
         assert_eq!(told, expected);
-        assert_eq!(events(&mut client, "broken").await.len(), 3);
+        assert_eq!(events(&mut client, v1::EventKind::Broken).await.len(), 3);
         assert!(runs(torn.pid) && runs(lost.pid) && runs(clone_of_torn.pid), "they are left alone");
         let status = client.get_vm(v1::GetVmRequest { name: "torn".into() }).await.unwrap_err();
         assert!(status.message().contains("vmctl rm --broken torn"), "{status}");
@@ -225,7 +225,7 @@ fn a_full_disk_keeps_no_vmmd_from_starting() {
         let mut client = bench.start().await;
         assert_eq!(get(&mut client, "dead").await.end_kind(), EndKind::VmmDied);
         assert_eq!(wait(&mut client, "web", Until::Ready).await.unwrap(), before);
-        let unwritten = events(&mut client, "unwritten").await;
+        let unwritten = events(&mut client, v1::EventKind::Unwritten).await;
         assert!(unwritten.len() == 1 && unwritten[0].vm == "dead", "{unwritten:?}");
         assert!(unwritten[0].text.contains("No space left"), "{unwritten:?}");
         assert!(members(&mut client, "web").await.contains("100.64"));

@@ -16,7 +16,7 @@ async fn removed(client: &mut Client, count: usize) -> Vec<Event> {
     let watch = async {
         while removed.len() < count {
             let event = events.message().await.unwrap().expect("vmmd runs");
-            if event.kind == "removed" {
+            if event.kind() == v1::EventKind::Removed {
                 removed.push(event);
             }
         }

@@ -9,7 +9,7 @@ use crate::{
 };
 use futures::future::join_all;
 use patina_proto::v1::{
-    self, CloneVmRequest, GetHostRequest, KillRequest, ListHostsRequest, ListTicketsRequest,
+    self, CloneVmRequest, GetHostRequest, KillRequest, ListHostsRequest, ListTicketsRequest, Prepare,
     ReleaseTicketRequest, RequestTicketRequest, TicketState, UseTicketRequest, VmState,
     host_scheduler_client::HostSchedulerClient, scheduler_client::SchedulerClient, vmmd_client::VmmdClient,
 };
@@ -227,8 +227,12 @@ fn a_vm_is_frozen_while_the_scheduler_decides_and_again_where_that_takes_long() 
         let (client, mark, _holds) = with_a_scheduler_that_stands_still(&mut bench).await;
         let mut caller = client;
         let clone = tokio::spawn(async move {
-            let request =
-                CloneVmRequest { name: "web".into(), count: 1, no_prepare: true, ..Default::default() };
+            let request = CloneVmRequest {
+                name: "web".into(),
+                count: 1,
+                prepare: Prepare::None.into(),
+                ..Default::default()
+            };
             caller.clone_vm(request).await
         });
         until("it is frozen though nothing is granted", async || mark.exists()).await;

@@ -5,7 +5,7 @@ use crate::{
     clones::{clone, console},
     streams::{ask, ask_last},
 };
-use patina_proto::v1::{self, VmState, wait_vm_request::Until};
+use patina_proto::v1::{self, EventKind, VmState, wait_vm_request::Until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -243,10 +243,10 @@ fn operators_clone_with_tickets_and_see_what_happens() {
         assert!(stale.code() == Code::Aborted && stale.message().contains("epoch"), "{stale:?}");
         assert_eq!(client.clone_vm(request(2, 0)).await.unwrap().into_inner().clones.len(), 2);
         let mut kinds = Vec::new();
-        while kinds.last().is_none_or(|kind| kind != "cloned") {
-            kinds.push(events.message().await.unwrap().unwrap().kind);
+        while kinds.last().is_none_or(|kind| *kind != EventKind::Cloned) {
+            kinds.push(events.message().await.unwrap().unwrap().kind());
         }
-        assert_eq!(kinds[..2], ["created", "ready"], "{kinds:?}");
+        assert_eq!(kinds[..2], [EventKind::Created, EventKind::Ready], "{kinds:?}");
         let usage = client.list_usage(v1::ListUsageRequest {}).await.unwrap().into_inner();
         assert_eq!(usage.vms.len(), 3);
         assert!(usage.vms.iter().all(|vm| vm.private_kib > 0), "{usage:?}");

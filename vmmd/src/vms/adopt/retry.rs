@@ -8,6 +8,7 @@ use crate::{
     vms::{Host, Vm, blocking, error::Error, supervise::tell_ended, table::Broken},
 };
 use patina_control::best_effort;
+use patina_proto::v1::EventKind;
 use std::{
     collections::HashSet,
     sync::{Arc, Weak},
@@ -67,7 +68,7 @@ impl Host {
         let Ok(vm) = self.table.find(name) else { return };
         if let Phase::Ended(ended) = vm.status().phase {
             tell_ended(self, &vm.record, self.tickets.find(&vm.record).as_mut(), &ended);
-            self.tell(&vm.record, "ended", ended.end.reason);
+            self.tell(&vm.record, EventKind::Ended, ended.end.reason);
         }
     }
 
@@ -84,7 +85,7 @@ impl Host {
             Err(error) => {
                 if unwritten.insert(record.name.clone(), record.clone()).is_none() {
                     tracing::error!(vm = record.name, %error, "the record is not up to date; it is written again later");
-                    self.tell(record, "unwritten", error.to_string());
+                    self.tell(record, EventKind::Unwritten, error.to_string());
                 }
             }
         }
@@ -136,7 +137,7 @@ impl Host {
         }
         tracing::info!(vm = name, problem = broken.problem, "a VM that could not be taken over is removed");
         if let Some(record) = &broken.record {
-            self.tell(record, "removed", "it could not be taken over");
+            self.tell(record, EventKind::Removed, "it could not be taken over");
         }
         drop(reservation);
         self.clear_up(self.table.broken().iter().any(|(_, broken)| broken.record.is_none())).await;
