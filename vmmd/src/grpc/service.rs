@@ -50,6 +50,14 @@ fn wanted(request: &v1::CloneVmRequest) -> Result<Wanted, Status> {
     Ok(Wanted::Ticket { id, epoch: request.ticket_epoch, count })
 }
 
+/// How many VMs a page has; 0: the most.
+fn page_size(asked: u32) -> usize {
+    match usize::try_from(asked) {
+        Ok(0) | Err(_) => PAGE_MAX,
+        Ok(asked) => asked.min(PAGE_MAX),
+    }
+}
+
 /// What the guest's agent does before the freeze.
 fn prepare(request: &v1::CloneVmRequest) -> Result<Prepare, Status> {
     match v1::Prepare::try_from(request.prepare) {
@@ -118,10 +126,7 @@ impl Vmmd for Service {
         request: Request<v1::ListVmsRequest>,
     ) -> Result<Response<v1::ListVmsResponse>, Status> {
         let request = request.into_inner();
-        let size = match usize::try_from(request.page_size) {
-            Ok(0) | Err(_) => PAGE_MAX,
-            Ok(size) => size.min(PAGE_MAX),
-        };
+        let size = page_size(request.page_size);
         best_effort(
             self.host.adopted(LIST_PATIENCE).await,
             "what takes longer to be taken over is listed as such",
@@ -201,11 +206,13 @@ impl Vmmd for Service {
 
     async fn list_usage(
         &self,
-        _: Request<v1::ListUsageRequest>,
+        request: Request<v1::ListUsageRequest>,
     ) -> Result<Response<v1::ListUsageResponse>, Status> {
+        let v1::ListUsageRequest { page_size: size, page_token } = request.into_inner();
         let host = Arc::clone(&self.host);
         // It reads two files of each VM.
-        let usage = tokio::task::spawn_blocking(move || watch::usage(&host)).await;
+        let usage =
+            tokio::task::spawn_blocking(move || watch::usage(&host, &page_token, page_size(size))).await;
         usage.map(Response::new).map_err(|_| Error::Stopping.into())
     }
 

@@ -11,3 +11,8 @@ fn an_agent_prepares_and_holds_unless_the_request_says_otherwise() {
     let newer = of(99).unwrap_err();
     assert!(newer.code() == Code::InvalidArgument && newer.message().contains("99"), "{newer}");
 }
+
+#[test]
+fn a_page_has_at_most_a_thousand_vms() {
+    assert_eq!([0, 1, 1000, 1001, u32::MAX].map(page_size), [1000, 1, 1000, 1000, 1000]);
+}

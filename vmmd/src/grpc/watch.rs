@@ -1,7 +1,7 @@
 //! `WatchEvents` and `ListUsage`: what happens, and what it takes.
 
 use super::{Answers, Permit, STREAM_QUEUE};
-use crate::vms::Host;
+use crate::vms::{Host, table::Entry};
 use patina_control::monotonic_ns;
 use patina_proto::v1::{self, Event};
 use std::sync::Arc;
@@ -51,8 +51,8 @@ async fn hand_on(
     }
 }
 
-/// What each running VM takes now.
-pub fn usage(host: &Host) -> v1::ListUsageResponse {
+/// What the running VMs of a page take now. At most `size` VMs are looked at, so that a page takes bounded time.
+pub fn usage(host: &Host, page_token: &str, size: usize) -> v1::ListUsageResponse {
     let of = |vm: &Arc<crate::vms::Vm>| {
         let (usage, is_uncloned) = host.usage(vm)?;
         Some(v1::Usage {
@@ -64,8 +64,15 @@ pub fn usage(host: &Host) -> v1::ListUsageResponse {
             major_faults: usage.major_faults,
         })
     };
+    let (entries, more) = host.table.page(page_token, size);
+    let next_page_token = entries.last().filter(|_| more).map(|entry| entry.name().to_owned());
+    let vms = entries.iter().filter_map(|entry| match entry {
+        Entry::Vm(vm) => of(vm),
+        Entry::Adopting(_) | Entry::Broken(..) => None,
+    });
     v1::ListUsageResponse {
         monotonic_us: monotonic_ns() / 1000,
-        vms: host.table.all().iter().filter_map(of).collect(),
+        vms: vms.collect(),
+        next_page_token: next_page_token.unwrap_or_default(),
     }
 }

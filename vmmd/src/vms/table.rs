@@ -53,6 +53,17 @@ pub enum Entry {
     Broken(String, Arc<Broken>),
 }
 
+impl Entry {
+    /// The name that it stands under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vm(vm) => &vm.record.name,
+            Self::Adopting(name) | Self::Broken(name, _) => name,
+        }
+    }
+}
+
 impl Slot {
     fn entry(&self, name: &str) -> Option<Entry> {
         match self {

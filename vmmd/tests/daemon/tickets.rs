@@ -247,9 +247,24 @@ fn operators_clone_with_tickets_and_see_what_happens() {
             kinds.push(events.message().await.unwrap().unwrap().kind());
         }
         assert_eq!(kinds[..2], [EventKind::Created, EventKind::Ready], "{kinds:?}");
-        let usage = client.list_usage(v1::ListUsageRequest {}).await.unwrap().into_inner();
-        assert_eq!(usage.vms.len(), 3);
-        assert!(usage.vms.iter().all(|vm| vm.private_kib > 0), "{usage:?}");
+        // Page by page: it is all of them, by name, each once.
+        let (mut usage, mut sizes, mut page_token) = (Vec::new(), Vec::new(), String::new());
+        loop {
+            let request = v1::ListUsageRequest { page_size: 2, page_token };
+            let page = client.list_usage(request).await.unwrap().into_inner();
+            assert!(page.monotonic_us > 0);
+            sizes.push(page.vms.len());
+            usage.extend(page.vms);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(sizes, [2, 1]);
+        assert_eq!(usage.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), ["web", "web.1", "web.2"]);
+        assert!(usage.iter().all(|vm| vm.private_kib > 0), "{usage:?}");
+        let all = client.list_usage(v1::ListUsageRequest::default()).await.unwrap().into_inner();
+        assert_eq!((all.vms.len(), all.next_page_token.as_str()), (3, ""));
     });
 }
 

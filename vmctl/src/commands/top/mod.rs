@@ -13,8 +13,8 @@ use crate::{
     output::{self, Format},
     terminal::window_size,
 };
-use patina_proto::v1::{ListUsageRequest, ListUsageResponse};
-use sample::{HEADER, Load, compare};
+use patina_proto::v1::ListUsageRequest;
+use sample::{HEADER, Load, Moment, compare};
 use screen::Screen;
 use serde::Serialize;
 use std::{io::IsTerminal as _, time::Duration};
@@ -66,8 +66,18 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     }
 }
 
-async fn usage(client: &mut Client) -> Result<ListUsageResponse, CtlError> {
-    Ok(client.list_usage(ListUsageRequest {}).await?.into_inner())
+/// What all VMs take now, page by page where there are many.
+async fn usage(client: &mut Client) -> Result<Moment, CtlError> {
+    let mut moment = Moment::default();
+    let mut page_token = String::new();
+    loop {
+        let mut page = client.list_usage(ListUsageRequest { page_size: 0, page_token }).await?.into_inner();
+        page_token = std::mem::take(&mut page.next_page_token);
+        moment.add(page);
+        if page_token.is_empty() {
+            return Ok(moment);
+        }
+    }
 }
 
 fn window_rows() -> usize {

@@ -22,6 +22,26 @@ pub struct Load {
     pub faults_per_s: Option<f64>,
 }
 
+/// What the VMs of a host take, by name. Pages are read one after the other, so each has a time of its own.
+#[derive(Debug, Default)]
+pub struct Moment(HashMap<String, Timed>);
+
+/// What a VM takes, and when it was read, microseconds of the host's monotonic clock.
+#[derive(Debug)]
+struct Timed {
+    monotonic_us: u64,
+    usage: Usage,
+}
+
+impl Moment {
+    /// Adds a page.
+    pub fn add(&mut self, page: ListUsageResponse) {
+        let monotonic_us = page.monotonic_us;
+        let timed = |usage: Usage| (usage.name.clone(), Timed { monotonic_us, usage });
+        self.0.extend(page.vms.into_iter().map(timed));
+    }
+}
+
 /// A VM at two moments, and what lies between them.
 #[derive(Debug, Clone, Copy)]
 pub struct Between<'a> {
@@ -80,14 +100,13 @@ impl Load {
 }
 
 /// What each VM that runs took, the busiest first.
-pub fn compare(vms: Vec<Vm>, before: &ListUsageResponse, after: &ListUsageResponse) -> Vec<Load> {
-    let by_name = |usage: &'_ ListUsageResponse| -> HashMap<String, Usage> {
-        usage.vms.iter().map(|usage| (usage.name.clone(), usage.clone())).collect()
-    };
-    let us = after.monotonic_us.saturating_sub(before.monotonic_us);
-    let (before, after) = (by_name(before), by_name(after));
+pub fn compare(vms: Vec<Vm>, before: &Moment, after: &Moment) -> Vec<Load> {
     let load = |vm: Vm| {
-        let between = after.get(&vm.name).map(|after| Between { before: before.get(&vm.name), after, us });
+        let between = after.0.get(&vm.name).map(|after| {
+            let before = before.0.get(&vm.name);
+            let us = before.map_or(0, |before| after.monotonic_us.saturating_sub(before.monotonic_us));
+            Between { before: before.map(|before| &before.usage), after: &after.usage, us }
+        });
         Load::of(vm, between)
     };
     let mut loads: Vec<Load> = vms.into_iter().filter(|vm| !has_ended(vm)).map(load).collect();
@@ -122,7 +141,13 @@ mod tests {
         Vm { name: name.into(), state: state.into(), vcpus: 2, ticket: "t".into(), ..Vm::default() }
     }
 
-    fn moment(monotonic_us: u64, vms: &[(&str, u64, u64)]) -> ListUsageResponse {
+    fn moment(monotonic_us: u64, vms: &[(&str, u64, u64)]) -> Moment {
+        let mut moment = Moment::default();
+        moment.add(page(monotonic_us, vms));
+        moment
+    }
+
+    fn page(monotonic_us: u64, vms: &[(&str, u64, u64)]) -> ListUsageResponse {
         let usage = |&(name, cpu_us, minor_faults): &(&str, u64, u64)| Usage {
             name: name.to_owned(),
             cpu_us,
@@ -131,7 +156,8 @@ mod tests {
             private_kib: 1536,
             shared_kib: 2048,
         };
-        ListUsageResponse { monotonic_us, vms: vms.iter().map(usage).collect() }
+        let vms = vms.iter().map(usage).collect();
+        ListUsageResponse { monotonic_us, vms, next_page_token: String::new() }
     }
 
     #[test]
@@ -154,13 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn each_page_has_its_own_time() {
+        let (mut before, mut after) = (moment(0, &[("a", 0, 0)]), moment(1_000_000, &[("a", 500_000, 0)]));
+        before.add(page(400_000, &[("b", 0, 0)]));
+        after.add(page(2_400_000, &[("b", 500_000, 0)]));
+        let loads = compare(vec![vm("a", VmState::Ready), vm("b", VmState::Ready)], &before, &after);
+        assert_eq!(loads.iter().map(|load| load.cpu_percent).collect::<Vec<_>>(), [Some(50.0), Some(25.0)]);
+    }
+
+    #[test]
     fn no_time_and_counters_that_go_back_are_no_rates() {
         let vms = || vec![vm("a", VmState::Ready)];
         let (early, late) = (moment(5, &[("a", 9, 9)]), moment(5, &[("a", 10, 10)]));
         assert_eq!(compare(vms(), &early, &late)[0].cpu_percent, None, "no time has passed");
         let early = moment(1, &[("a", 90, 9)]);
         assert_eq!(compare(vms(), &early, &late)[0].cpu_percent, None, "another process");
-        let nothing = ListUsageResponse::default();
+        let nothing = Moment::default();
         assert_eq!(compare(vms(), &nothing, &nothing)[0].private_kib, 0);
     }
 }
