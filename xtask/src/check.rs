@@ -3,6 +3,7 @@
 use crate::{
     build::{self, BuildError},
     l1::{self, HostsError, Wanted},
+    protos,
     run::{RunError, cargo, has_subcommand, run, succeeds, workspace},
     steps::{Steps, with_causes},
 };
@@ -102,6 +103,7 @@ fn checks(steps: &Steps) -> Result<(), TestError> {
         run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
     licences(steps)?;
+    protos::check(steps)?;
     steps.step("build the documentation", || {
         run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;

@@ -3,6 +3,7 @@
 //! - [`build`]: the guest's programs, its image, the host's release binaries.
 //! - [`demo`]: from nothing to a guest that answers, with everything cleaned up.
 //! - [`check`]: the `test` command, all checks and all tests.
+//! - [`protos`]: the checks of the .proto files.
 //! - [`l1`]: the tests on emulated hosts.
 //! - [`mod@bench`]: the benchmarks.
 //! - [`steps`], [`run`]: progress and child processes.
@@ -14,6 +15,7 @@ mod build;
 mod check;
 mod demo;
 mod l1;
+mod protos;
 mod run;
 mod steps;
 
