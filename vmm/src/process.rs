@@ -1,6 +1,6 @@
 //! A `vmm` process from start to end.
 
-use crate::devices::lock;
+use crate::lock::lock;
 use crate::machine::build::{self, BuildError};
 use crate::sys::inherit::{InheritError, Inherited};
 use patina_control::best_effort;

@@ -13,7 +13,7 @@
 //! ```
 //! The thread stays while it is stopped: a VM that is frozen need not wait for another, or go on without one.
 
-use super::lock;
+use crate::lock::lock;
 use patina_control::best_effort;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::io;

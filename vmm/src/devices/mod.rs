@@ -16,11 +16,4 @@ pub mod event_loop;
 mod sys;
 pub mod virtio;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub use crate::memory::Memory;
-
-/// Locks a mutex whose data stays valid whatever its last holder did, so that poison means nothing.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -7,9 +7,9 @@
 use super::Machine;
 use super::generation::Ram;
 use crate::memory::Memory;
-use crate::memory::extents::{bytes_of, join};
 use crate::memory::layers::parts;
 use crate::note::note;
+use crate::ranges::{bytes_of, join};
 use crate::sys::pagemap::Pages;
 use crate::sys::view;
 use patina_control::PAGE_BYTES;

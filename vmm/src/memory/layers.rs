@@ -1,8 +1,9 @@
 //! A generation's RAM: sealed memfds, and which page is in which. A VM works on a private view of all of them.
 
 use super::Memory;
-use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError, bytes_of, join, small_gaps, union};
+use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError};
 use super::source::Source;
+use crate::ranges::{bytes_of, join, small_gaps, union};
 use crate::sys::view;
 use patina_control::PAGE_BYTES;
 use patina_control::config::LAYERS_MAX;
@@ -30,7 +31,8 @@ const _: () = assert!(LAYERS_KEPT_MAX + 1 < LAYERS_LONG);
 const MERGED_RUNS_MAX: usize = 128;
 /// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
 /// guest; every clone would pay for a mapping more, which takes as long as to copy two pages.
-pub(super) const GAP_MAX_BYTES: u64 = 3 * PAGE_BYTES;
+const GAP_MAX_BYTES: u64 = 3 * PAGE_BYTES;
+
 /// Why the RAM of a generation cannot be used or made.
 #[derive(Debug, thiserror::Error)]
 pub enum LayersError {

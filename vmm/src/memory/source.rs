@@ -1,6 +1,6 @@
 //! A layer as a source of pages: copies what is not a hole.
 
-use super::extents::union;
+use crate::ranges::union;
 use patina_control::PAGE_BYTES;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;

@@ -4,7 +4,7 @@
 //! a userfaultfd that resolves write-protect faults by itself (UFFD_FEATURE_WP_ASYNC, Linux 6.7): looking protects the pages
 //! again, in the same step, so that no write is missed.
 
-use crate::memory::extents::{join, near, without};
+use crate::ranges::{join, near, without};
 use patina_control::PAGE_BYTES;
 use rustix::io::Errno;
 use std::fs::File;

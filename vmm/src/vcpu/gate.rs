@@ -7,7 +7,7 @@
 //! thread has ended counts as being there, and has nothing to say.
 
 use super::run::Runner;
-use crate::devices::lock;
+use crate::lock::lock;
 use crate::sys::kick::Target;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

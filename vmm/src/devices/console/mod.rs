@@ -14,7 +14,8 @@ mod output;
 pub mod persist;
 
 use super::event_loop::{DeviceLoop, EventHandler, LoopError, Source};
-use super::{lock, sys};
+use super::sys;
+use crate::lock::lock;
 use clients::Clients;
 use log::Log;
 use output::Output;

@@ -5,7 +5,8 @@
 //! before, KVM's interrupt controllers are restored after [`Console::restore`], then the device loop starts, which
 //! raises the line once more when the guest had not seen its interrupt.
 
-use super::{Console, INPUT_MAX_BYTES, Line, Pending, lock};
+use super::{Console, INPUT_MAX_BYTES, Line, Pending};
+use crate::lock::lock;
 use patina_control::best_effort;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

@@ -14,13 +14,14 @@
 //! event descriptors, which keep them until the loop starts; the interrupt goes with the first kick.
 
 use super::{Inner, MmioTransport};
+use crate::devices::Memory;
 use crate::devices::virtio::handshake::Handshake;
 use crate::devices::virtio::handshake::persist::HandshakeState;
 use crate::devices::virtio::interrupt::{CONFIG, USED_RING};
 use crate::devices::virtio::persist::{DeviceState, RestoreError};
 use crate::devices::virtio::queue::persist::Position;
 use crate::devices::virtio::queue::{QueueRegisters, VirtQueue};
-use crate::devices::{Memory, lock};
+use crate::lock::lock;
 use serde::{Deserialize, Serialize};
 
 /// A device and its registers between two instructions of the guest.

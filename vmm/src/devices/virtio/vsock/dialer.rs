@@ -1,6 +1,6 @@
 //! How other threads open connections to the guest.
 
-use crate::devices::lock;
+use crate::lock::lock;
 use patina_control::best_effort;
 use std::collections::VecDeque;
 use std::io;
