@@ -41,20 +41,6 @@ const ALLOWED: &[Allowed] = &[
     Allowed { files: &["vmmd/src/process/sys.rs", "vmmd/src/process/urgency.rs"], reason: LATER },
     Allowed { files: &["scheduler/src/metrics.rs", "scheduler/src/engine/mod.rs"], reason: LATER },
     Allowed { files: &["scheduler/src/core/api.rs", "scheduler/src/core/error.rs"], reason: LATER },
-    Allowed { files: &["vmm/src/machine/mod.rs", "vmm/src/vcpu/mod.rs"], reason: LATER },
-    Allowed {
-        files: &[
-            "vmm/src/devices/virtio/block.rs",
-            "vmm/src/devices/virtio/persist.rs",
-            "vmm/src/devices/virtio/vsock/mod.rs",
-        ],
-        reason: LATER,
-    },
-    Allowed {
-        files: &["vmm/src/devices/virtio/net/arp.rs", "vmm/src/devices/virtio/net/outbound.rs"],
-        reason: LATER,
-    },
-    Allowed { files: &["vmm/src/vcpu/gate.rs", "vmm/src/vcpu/run.rs"], reason: LATER },
     Allowed {
         files: &["guest-agent/src/agent/exec/detached.rs", "guest-agent/src/agent/exec/session.rs"],
         reason: LATER,

@@ -1,13 +1,13 @@
 //! Makes a VM from its configuration, in the order that KVM needs.
 
 use super::Machine;
-use super::bus::Bus;
 use super::doors::{LinkPort, VmDoors};
 use super::generation::Ram;
 use super::origin::{Origin, OriginError};
 use super::tune::tune;
 use super::wiring::{self, WiringError};
 use crate::boot::layout;
+use crate::bus::Bus;
 use crate::control::mailbox::{Inbox, Mailbox, mailbox};
 use crate::control::server::Server;
 use crate::control::session::Session;
@@ -339,7 +339,7 @@ impl Around {
 }
 
 /// All vCPUs exist before the first one runs: the kernel starts the others by interrupts of its own.
-fn start_vcpus(gate: Arc<Gate>, vcpus: Vec<VcpuFd>, around: &Around) -> Result<Vcpus, BuildError> {
+fn start_vcpus(gate: Arc<Gate>, vcpus: Vec<VcpuFd>, around: &Around) -> Result<Vcpus<Runner>, BuildError> {
     take_kicks().map_err(io_failed("the handler of its vCPUs' signal"))?;
     let mut threads = Vec::new();
     for (index, vcpu) in (0..).zip(vcpus) {

@@ -32,10 +32,13 @@ use super::generation::{Generation, MachineState, Ram};
 use super::merging::{Merging, let_go};
 use super::persist::VmState;
 use super::standstill::{Stoppable, stand_still};
+use crate::devices::console::persist::ConsoleState;
+use crate::devices::virtio::mmio::persist::TransportState;
 use crate::memory::Memory;
 use crate::memory::extents::Extents;
 use crate::memory::layers::{self, Layers};
 use crate::note::note;
+use crate::persist::Persist;
 use crate::ranges::{bytes_of, union};
 use crate::sys::faults;
 use crate::sys::pagemap::Pages;
@@ -118,7 +121,7 @@ impl Stoppable for Machine {
     fn stop_vcpus(&mut self) -> Result<Self::Vcpus, FreezeError> {
         let indices = self.msrs.clone();
         let states =
-            self.vcpus.pause_and(move |runner| VcpuState::save(&runner.vcpu, runner.index, &indices))?;
+            self.vcpus.pause_and(move |runner| VcpuState::save((&runner.vcpu, runner.index, &indices)))?;
         Ok(states.into_iter().collect::<Result<_, _>>()?)
     }
 
@@ -286,14 +289,17 @@ impl Machine {
     }
 
     fn save(&self, vcpus: Vec<VcpuState>) -> Result<MachineState, FreezeError> {
+        let transports = self.bus.transports.iter().map(|transport| TransportState::save(transport));
+        let Ok(transports) = transports.collect();
+        let Ok(console) = ConsoleState::save(&self.bus.serial);
         Ok(MachineState {
             memory_mib: self.memory_mib,
             memory: Extents::whole(self.memory_bytes()),
             is_held: false,
             vcpus,
             vm: VmState::save(self.vm.vm())?,
-            transports: self.bus.transports.iter().map(|transport| transport.save()).collect(),
-            console: self.bus.serial.save(),
+            transports,
+            console,
         })
     }
 }

@@ -11,11 +11,9 @@
 //! - [`ahead`]: copies pages ahead that will be written soon.
 //! - `tune`: what KVM is told to leave.
 //! - [`persist`]: what KVM keeps of a VM, saved and restored.
-//! - [`bus`], [`ports`]: what a vCPU's I/O reaches.
 
 pub mod ahead;
 pub mod build;
-pub mod bus;
 pub mod doors;
 pub mod freeze;
 pub mod freeze_error;
@@ -24,18 +22,18 @@ mod merging;
 pub mod orders;
 pub mod origin;
 pub mod persist;
-pub mod ports;
 mod standstill;
 pub mod start;
 pub mod tune;
 pub mod wiring;
 
+use crate::bus::Bus;
 use crate::devices::event_loop::DeviceLoop;
 use crate::note::note;
 use crate::sys::pagemap::{Pagemap, Pages, WriteTracker};
 use crate::sys::slot::VmWithMemory;
 use crate::vcpu::gate::Vcpus;
-use bus::Bus;
+use crate::vcpu::run::Runner;
 use generation::Ram;
 use merging::Merging;
 use std::ops::Range;
@@ -46,7 +44,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 pub struct Machine {
     bus: Arc<Bus>,
     devices: DeviceLoop,
-    vcpus: Vcpus,
+    vcpus: Vcpus<Runner>,
     vm: VmWithMemory,
     ram: Ram,
     pagemap: Pagemap,

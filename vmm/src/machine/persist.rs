@@ -1,5 +1,6 @@
 //! The state of a VM besides its memory, its vCPUs and its devices: interrupt controllers, timer, clock.
 
+use crate::persist::Persist;
 use kvm_bindings::{
     KVM_CLOCK_HOST_TSC, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
     kvm_irqchip, kvm_pit_state2,
@@ -28,12 +29,16 @@ fn failed(operation: &'static str, call: &'static str) -> impl Fn(kvm_ioctls::Er
     move |source| VmPersistError { operation, call, source }
 }
 
-impl VmState {
-    /// Takes the state of a VM whose vCPUs are paused.
-    ///
-    /// # Errors
-    /// KVM refuses a part.
-    pub fn save(vm: &VmFd) -> Result<Self, VmPersistError> {
+impl Persist for VmState {
+    type Source<'a> = &'a VmFd;
+    /// A fresh VM, after its vCPUs have their states: an interrupt that waits in the IOAPIC goes to a local APIC at once.
+    /// And for how many nanoseconds its TSCs have run already: the clock follows.
+    type Target<'a> = (&'a VmFd, u64);
+    type Restored = ();
+    type SaveError = VmPersistError;
+    type RestoreError = VmPersistError;
+
+    fn save(vm: &VmFd) -> Result<Self, VmPersistError> {
         let irqchip = |chip_id| {
             let mut chip = kvm_irqchip { chip_id, ..kvm_irqchip::default() };
             vm.get_irqchip(&mut chip).map_err(failed("save", "KVM_GET_IRQCHIP"))?;
@@ -47,18 +52,7 @@ impl VmState {
         })
     }
 
-    /// The host's TSC when the clock was read, where KVM tells (since Linux 5.16, with a stable TSC).
-    #[must_use]
-    pub fn clock_tsc(&self) -> Option<u64> {
-        (self.clock.flags & KVM_CLOCK_HOST_TSC != 0).then_some(self.clock.host_tsc)
-    }
-
-    /// Gives the state to a fresh VM, after its vCPUs have theirs: an interrupt that waits in the IOAPIC goes to a
-    /// local APIC at once. `since_ns` is how long its TSCs have run already: the clock follows.
-    ///
-    /// # Errors
-    /// KVM refuses a part.
-    pub fn restore(&self, vm: &VmFd, since_ns: u64) -> Result<(), VmPersistError> {
+    fn restore(&self, (vm, since_ns): (&VmFd, u64)) -> Result<(), VmPersistError> {
         for chip in &self.irqchips {
             vm.set_irqchip(chip).map_err(failed("restore", "KVM_SET_IRQCHIP"))?;
         }
@@ -68,5 +62,13 @@ impl VmState {
         let clock =
             kvm_clock_data { flags: 0, clock: self.clock.clock.saturating_add(since_ns), ..self.clock };
         vm.set_clock(&clock).map_err(failed("restore", "KVM_SET_CLOCK"))
+    }
+}
+
+impl VmState {
+    /// The host's TSC when the clock was read, where KVM tells (since Linux 5.16, with a stable TSC).
+    #[must_use]
+    pub fn clock_tsc(&self) -> Option<u64> {
+        (self.clock.flags & KVM_CLOCK_HOST_TSC != 0).then_some(self.clock.host_tsc)
     }
 }

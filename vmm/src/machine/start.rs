@@ -4,16 +4,17 @@
 //!  state, layers ──┬▶ vCPUs ────────────────┬▶ interrupt controllers, timer, clock ▶ run ▶ device loop
 //!                  └▶ RAM is mapped ▶ devices ┘
 //! ```
-//! The order is KVM's: see `devices/virtio/mmio/persist.rs` and `vcpu/persist.rs`. Everything that takes time without
+//! The reasons for this order are at [`Persist`]. Everything that takes time without
 //! knowing the generation was done when the VM was made: see [`super::build`].
 
 use super::Machine;
 use super::ahead;
-use super::bus::DevicesError;
 use super::generation::{MachineState, Ram};
 use super::persist::VmPersistError;
+use crate::bus::DevicesError;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::{Layers, LayersError};
+use crate::persist::Persist;
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
 use crate::vcpu::tsc::TscStart;
@@ -126,7 +127,7 @@ impl Machine {
                 best_effort(sender.send(monotonic_ns()), "whoever comes second finds nobody listening");
             }));
             let state = vcpus.get(usize::from(runner.index));
-            state.map_or(Ok(Vec::new()), |state| state.restore(&runner.vcpu, runner.index, &tscs))
+            state.map_or(Ok(Vec::new()), |state| state.restore((&runner.vcpu, runner.index, &tscs)))
         };
         // Beside the mapping: a vCPU's state needs no memory. Where KVM shares a page with the guest it takes the page at the first entry.
         let restored = self.vcpus.begin(restore)?;
@@ -139,7 +140,7 @@ impl Machine {
         }
         self.msrs = msrs.into();
         // After the vCPUs: what waits in the interrupt controllers goes to their APICs.
-        vm.restore(self.vm.vm(), tsc.ago_ns())?;
+        vm.restore((self.vm.vm(), tsc.ago_ns()))?;
         self.ram = Ram::View(layers);
         self.vcpus.resume();
         let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;

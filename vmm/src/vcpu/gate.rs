@@ -6,14 +6,13 @@
 //! A vCPU comes to the gate between two guest instructions, with the I/O that it was at finished. A vCPU whose
 //! thread has ended counts as being there, and has nothing to say.
 
-use super::run::Runner;
 use crate::lock::lock;
 use crate::sys::kick::Target;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What a paused vCPU is asked to do, on its own thread.
-pub type Job = Box<dyn FnOnce(&mut Runner) + Send>;
+/// What a paused vCPU is asked to do, on its own thread. `R` is what the thread works with.
+pub type Job<R> = Box<dyn FnOnce(&mut R) + Send>;
 
 /// The gate of one VM.
 pub struct Gate {
@@ -58,7 +57,7 @@ impl Gate {
     }
 
     /// A vCPU waits here until the gate opens, doing what it is asked.
-    pub fn wait(&self, runner: &mut Runner, jobs: &Receiver<Job>) {
+    pub fn wait<R>(&self, runner: &mut R, jobs: &Receiver<Job<R>>) {
         let mut state = self.lock();
         state.waiting += 1;
         self.changed.notify_all();
@@ -89,16 +88,16 @@ impl Gate {
     }
 }
 
-/// All vCPUs of a VM, as the thread that pauses them sees them.
-pub struct Vcpus {
+/// All vCPUs of a VM, as the thread that pauses them sees them. `R` is what each vCPU's thread works with.
+pub struct Vcpus<R> {
     gate: std::sync::Arc<Gate>,
-    threads: Vec<(Target, Sender<Job>)>,
+    threads: Vec<(Target, Sender<Job<R>>)>,
 }
 
-impl Vcpus {
+impl<R: 'static> Vcpus<R> {
     /// The threads of a VM's vCPUs, in order, with where their jobs go.
     #[must_use]
-    pub fn new(gate: std::sync::Arc<Gate>, threads: Vec<(Target, Sender<Job>)>) -> Self {
+    pub fn new(gate: std::sync::Arc<Gate>, threads: Vec<(Target, Sender<Job<R>>)>) -> Self {
         Self { gate, threads }
     }
 
@@ -116,7 +115,7 @@ impl Vcpus {
     pub fn pause_and<T, F>(&self, work: F) -> Result<Vec<T>, VcpuEnded>
     where
         T: Send + 'static,
-        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
+        F: Fn(&mut R) -> T + Clone + Send + 'static,
     {
         let answers = self.ask(work);
         let mut state = self.gate.lock();
@@ -142,18 +141,6 @@ impl Vcpus {
         self.gate.changed.notify_all();
     }
 
-    /// Has every paused vCPU do `work`, all at once, and returns what they return, in order.
-    ///
-    /// # Errors
-    /// One of them has ended.
-    pub fn each<T, F>(&self, work: F) -> Result<Vec<T>, VcpuEnded>
-    where
-        T: Send + 'static,
-        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
-    {
-        self.begin(work)?.collect()
-    }
-
     /// Has every paused vCPU do `work`, all at once; the caller may do something else until it [collects](Answers::collect) what they
     /// return.
     ///
@@ -162,7 +149,7 @@ impl Vcpus {
     pub fn begin<T, F>(&self, work: F) -> Result<Answers<T>, VcpuEnded>
     where
         T: Send + 'static,
-        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
+        F: Fn(&mut R) -> T + Clone + Send + 'static,
     {
         let answers = self.ask(work)?;
         self.gate.wake();
@@ -173,14 +160,14 @@ impl Vcpus {
     fn ask<T, F>(&self, work: F) -> Result<Answers<T>, VcpuEnded>
     where
         T: Send + 'static,
-        F: Fn(&mut Runner) -> T + Clone + Send + 'static,
+        F: Fn(&mut R) -> T + Clone + Send + 'static,
     {
         let mut answers = Vec::new();
         for (index, (_, jobs)) in (0..).zip(&self.threads) {
             let (sender, answer) = channel();
             let work = work.clone();
             // Whoever asked may be gone after an error.
-            let job: Job = Box::new(move |runner| drop(sender.send(work(runner))));
+            let job: Job<R> = Box::new(move |runner| drop(sender.send(work(runner))));
             jobs.send(job).map_err(|_| VcpuEnded(index))?;
             answers.push((index, answer));
         }

@@ -1,7 +1,24 @@
 //! All of a vCPU's state, taken from KVM and given back, in the orders that KVM needs.
+//!
+//! The order of a save:
+//! - The multiprocessing state comes first: KVM takes in a pending INIT or SIPI then, which changes the registers.
+//! - The events come last: earlier calls may turn a pending exception into an injected one.
+//!
+//! The order of a restore:
+//! 1. CPUID, because it decides which values KVM accepts in everything else.
+//! 2. The multiprocessing state, then the general registers.
+//! 3. The special registers, before the local APIC: they hold its base address and whether it is enabled.
+//! 4. The extended state (XSAVE), XCR0 and the debug registers.
+//! 5. The local APIC, before the MSRs: the TSC deadline starts the APIC's timer, in the mode that the APIC is in.
+//! 6. The TSC, before the MSRs: the deadline is compared with it.
+//! 7. The MSRs, with the TSC deadline as the last of them ([`msr_indices`] sorts them so).
+//! 8. The events, last: earlier calls drop what is pending.
+//!
+//! All of this comes before the VM's interrupt controllers (`machine/persist.rs`), which send what waits to the APICs.
 
 use super::tsc::{TSC, TscStart, TscState};
 use crate::note::note;
+use crate::persist::Persist;
 use crate::sys::kvm_state;
 use kvm_bindings::{
     CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
@@ -91,15 +108,19 @@ fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, kvm_ioctls::Error> {
     Msrs::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::ENOMEM))
 }
 
-impl VcpuState {
-    /// Takes the state of paused vCPU number `index`. `indices` is [`msr_indices`].
-    ///
-    /// # Errors
-    /// KVM refuses a part.
-    pub fn save(vcpu: &VcpuFd, index: u8, indices: &[u32]) -> Result<Self, PersistError> {
+impl Persist for VcpuState {
+    /// A paused vCPU, its number, and [`msr_indices`].
+    type Source<'a> = (&'a VcpuFd, u8, &'a [u32]);
+    /// A fresh vCPU, its number, and what sets the TSCs of its VM.
+    type Target<'a> = (&'a VcpuFd, u8, &'a TscStart);
+    /// The MSRs that KVM does not take, which were 0.
+    type Restored = Vec<u32>;
+    type SaveError = PersistError;
+    type RestoreError = PersistError;
+
+    fn save((vcpu, index, indices): (&VcpuFd, u8, &[u32])) -> Result<Self, PersistError> {
         let kvm = |call| move |source| PersistError::Kvm { operation: "save", vcpu: index, call, source };
         Ok(Self {
-            // First: it takes pending INIT and SIPI in, which change the registers.
             mp_state: vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?,
             cpuid: vcpu.get_cpuid2(CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?.as_slice().to_vec(),
             regs: vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?,
@@ -111,11 +132,34 @@ impl VcpuState {
             debug_regs: vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?,
             lapic: vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?,
             msrs: save_msrs(vcpu, index, indices)?,
-            // Last: the calls above may turn a pending exception into an injected one.
             events: vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?,
         })
     }
 
+    fn restore(&self, (vcpu, index, tsc): (&VcpuFd, u8, &TscStart)) -> Result<Vec<u32>, PersistError> {
+        let kvm = |call| move |source| PersistError::Kvm { operation: "restore", vcpu: index, call, source };
+        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
+        cpuid.and_then(|cpuid| vcpu.set_cpuid2(&cpuid)).map_err(kvm("KVM_SET_CPUID2"))?;
+        vcpu.set_mp_state(self.mp_state).map_err(kvm("KVM_SET_MP_STATE"))?;
+        vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
+        match self.pdptrs {
+            None => vcpu.set_sregs(&self.sregs).map_err(kvm("KVM_SET_SREGS"))?,
+            Some(pdptrs) => {
+                kvm_state::set_sregs_with_pdptrs(vcpu, &self.sregs, pdptrs).map_err(kvm("KVM_SET_SREGS2"))?
+            }
+        }
+        crate::sys::xstate::set_area(vcpu, &self.xsave).map_err(kvm("KVM_SET_XSAVE"))?;
+        vcpu.set_xcrs(&self.xcrs).map_err(kvm("KVM_SET_XCRS"))?;
+        vcpu.set_debug_regs(&self.debug_regs).map_err(kvm("KVM_SET_DEBUGREGS"))?;
+        vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
+        let has_tsc = tsc.set(vcpu, self.tsc).map_err(kvm("KVM_VCPU_TSC_OFFSET"))?;
+        let refused = self.restore_msrs(vcpu, index, has_tsc)?;
+        vcpu.set_vcpu_events(&self.events).map_err(kvm("KVM_SET_VCPU_EVENTS"))?;
+        Ok(refused)
+    }
+}
+
+impl VcpuState {
     /// Its TSC, where KVM tells of it.
     #[must_use]
     pub fn tsc(&self) -> Option<TscState> {
@@ -127,38 +171,6 @@ impl VcpuState {
     #[must_use]
     pub fn msr_indices(&self) -> Vec<u32> {
         self.msrs.iter().map(|msr| msr.index).collect()
-    }
-
-    /// Gives the state to a fresh vCPU number `index` of a VM whose TSCs are set by `tsc`. Returns the MSRs that KVM does not
-    /// take, which were 0.
-    ///
-    /// # Errors
-    /// KVM refuses a part: the state is not from such a host, or not from a vCPU at all.
-    pub fn restore(&self, vcpu: &VcpuFd, index: u8, tsc: &TscStart) -> Result<Vec<u32>, PersistError> {
-        let kvm = |call| move |source| PersistError::Kvm { operation: "restore", vcpu: index, call, source };
-        // First: it decides what the rest may contain.
-        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
-        cpuid.and_then(|cpuid| vcpu.set_cpuid2(&cpuid)).map_err(kvm("KVM_SET_CPUID2"))?;
-        vcpu.set_mp_state(self.mp_state).map_err(kvm("KVM_SET_MP_STATE"))?;
-        vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
-        // Holds the APIC's base, so it comes before the APIC.
-        match self.pdptrs {
-            None => vcpu.set_sregs(&self.sregs).map_err(kvm("KVM_SET_SREGS"))?,
-            Some(pdptrs) => {
-                kvm_state::set_sregs_with_pdptrs(vcpu, &self.sregs, pdptrs).map_err(kvm("KVM_SET_SREGS2"))?
-            }
-        }
-        crate::sys::xstate::set_area(vcpu, &self.xsave).map_err(kvm("KVM_SET_XSAVE"))?;
-        vcpu.set_xcrs(&self.xcrs).map_err(kvm("KVM_SET_XCRS"))?;
-        vcpu.set_debug_regs(&self.debug_regs).map_err(kvm("KVM_SET_DEBUGREGS"))?;
-        // Before the MSRs: the TSC deadline starts the APIC's timer in the mode that the APIC is in.
-        vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
-        // The TSC before that deadline.
-        let has_tsc = tsc.set(vcpu, self.tsc).map_err(kvm("KVM_VCPU_TSC_OFFSET"))?;
-        let refused = self.restore_msrs(vcpu, index, has_tsc)?;
-        // Last: earlier calls drop what is pending.
-        vcpu.set_vcpu_events(&self.events).map_err(kvm("KVM_SET_VCPU_EVENTS"))?;
-        Ok(refused)
     }
 
     /// Gives the MSRs back, but for the TSC where that is set. KVM stops at one that it does not take. An MSR that was 0 may

@@ -1,8 +1,8 @@
 //! The loop of a vCPU's thread.
 
-use super::gate::{Gate, Job};
+use super::gate::{self, Gate};
+use crate::bus::{Bus, Stop};
 use crate::control::mailbox::{Event, Mailbox};
-use crate::machine::bus::{Bus, Stop};
 use crate::memory::Memory;
 use crate::note::note;
 use crate::software;
@@ -21,6 +21,9 @@ use std::time::Duration;
 /// and an emulated tick takes a millisecond or two: of short turns, as they are with many VMs on few CPUs, little would
 /// be left for the guest's own work.
 const SLICE: Duration = Duration::from_millis(100);
+
+/// What a paused vCPU is asked to do.
+pub type Job = gate::Job<Runner>;
 
 /// What a vCPU's thread works with.
 pub struct Runner {

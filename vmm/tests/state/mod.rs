@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::machine::tune::tune;
 use vmm::memory::{Memory, allocate};
+use vmm::persist::Persist;
 use vmm::sys::kvm_state;
 use vmm::sys::slot::VmWithMemory;
 use vmm::vcpu::persist::VcpuState;
@@ -55,12 +56,12 @@ impl One {
 
     fn save(&self) -> Result<VcpuState, Failed> {
         // Through text, as a clone gets it.
-        let state = postcard::to_stdvec(&VcpuState::save(&self.vcpu, 0, &[])?)?;
+        let state = postcard::to_stdvec(&VcpuState::save((&self.vcpu, 0, &[]))?)?;
         Ok(postcard::from_bytes(&state)?)
     }
 
     fn restore(&self, state: &VcpuState) -> Result<(), Failed> {
-        state.restore(&self.vcpu, 0, &TscStart::new(state.tsc(), None))?;
+        state.restore((&self.vcpu, 0, &TscStart::new(state.tsc(), None)))?;
         Ok(())
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! What the guest has written stays with the parent: its log and its clients have it. What it has not read yet goes
 //! on, as all of its memory does. The order of a restore is that of a virtio device: the interrupt line is registered
-//! before, KVM's interrupt controllers are restored after [`Console::restore`], then the device loop starts, which
+//! before, KVM's interrupt controllers are restored after [`ConsoleState::restore`], then the device loop starts, which
 //! raises the line once more when the guest had not seen its interrupt.
 
 use super::{Console, INPUT_MAX_BYTES, Line, Pending};
 use crate::lock::lock;
+use crate::persist::Persist;
 use patina_control::best_effort;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use vm_superio::serial::{NoEvents, Serial, SerialState};
@@ -58,33 +60,37 @@ pub enum RestoreError {
     },
 }
 
-impl Console {
-    /// What a saved VM keeps. The device loop is stopped and no vCPU runs.
-    pub fn save(&self) -> ConsoleState {
-        let serial = lock(&self.serial);
-        ConsoleState { port: serial.state(), input: lock(&self.input).iter().copied().collect() }
+impl Persist for ConsoleState {
+    type Source<'a> = &'a Console;
+    /// A console whose log stays as it is: a clone's is new and empty. On failure nothing has changed.
+    type Target<'a> = &'a Console;
+    type Restored = ();
+    type SaveError = Infallible;
+    type RestoreError = RestoreError;
+
+    fn save(console: &Console) -> Result<Self, Infallible> {
+        let serial = lock(&console.serial);
+        Ok(Self { port: serial.state(), input: lock(&console.input).iter().copied().collect() })
     }
 
-    /// Takes a state over, with the log as it is: a clone's is new and empty. Makes no descriptors. The device loop
-    /// is stopped. On failure nothing has changed.
-    pub fn restore(&self, state: &ConsoleState) -> Result<(), RestoreError> {
-        let bytes = state.input.len();
+    fn restore(&self, console: &Console) -> Result<(), RestoreError> {
+        let bytes = self.input.len();
         if bytes > INPUT_MAX_BYTES {
             return Err(RestoreError::Input { bytes });
         }
-        let line = Line::held(&self.line);
-        let pending = Pending { output: Arc::clone(&self.output), timer: Arc::clone(&self.timer) };
-        let port = Serial::from_state(&state.port, line, NoEvents, pending)
-            .map_err(|_| RestoreError::Port { bytes: state.port.in_buffer.len() })?;
+        let line = Line::held(&console.line);
+        let pending = Pending { output: Arc::clone(&console.output), timer: Arc::clone(&console.timer) };
+        let port = Serial::from_state(&self.port, line, NoEvents, pending)
+            .map_err(|_| RestoreError::Port { bytes: self.port.in_buffer.len() })?;
         // The port raises its line as soon as it is made, which is too early for KVM, and only then may.
         port.interrupt_evt().release();
-        let mut serial = lock(&self.serial);
+        let mut serial = lock(&console.serial);
         *serial = port;
-        *lock(&self.input) = state.input.iter().copied().collect();
-        let pends = state.port.interrupt_identification & NOTHING_PENDING == 0;
-        self.resends_interrupt.store(pends, Ordering::SeqCst);
+        *lock(&console.input) = self.input.iter().copied().collect();
+        let pends = self.port.interrupt_identification & NOTHING_PENDING == 0;
+        console.resends_interrupt.store(pends, Ordering::SeqCst);
         best_effort(
-            self.wake.write(1),
+            console.wake.write(1),
             "the loop comes first thing, also for input for which there is room; a full counter does as well",
         );
         Ok(())

@@ -18,9 +18,9 @@ fn console() -> Arc<Console> {
 
 /// A clone's console: the state has been bytes meanwhile.
 fn fork(parent: &Console) -> Arc<Console> {
-    let state = postcard::to_stdvec(&parent.save()).unwrap();
+    let state = postcard::to_stdvec(&ConsoleState::save(parent).unwrap()).unwrap();
     let clone = console();
-    clone.restore(&postcard::from_bytes(&state).unwrap()).unwrap();
+    postcard::from_bytes::<ConsoleState>(&state).unwrap().restore(&clone).unwrap();
     clone
 }
 
@@ -100,12 +100,12 @@ fn an_interrupt_that_was_not_seen_comes_again_when_the_loop_starts() {
 #[test]
 fn states_that_cannot_be_are_refused() {
     let clone = console();
-    let mut state = console().save();
+    let mut state = ConsoleState::save(&console()).unwrap();
     state.port.in_buffer = vec![0; 65];
-    assert!(matches!(clone.restore(&state), Err(RestoreError::Port { bytes: 65 })));
+    assert!(matches!(state.restore(&clone), Err(RestoreError::Port { bytes: 65 })));
     state.port.in_buffer.clear();
     state.input = vec![0; INPUT_MAX_BYTES + 1];
-    assert!(matches!(clone.restore(&state), Err(RestoreError::Input { .. })));
+    assert!(matches!(state.restore(&clone), Err(RestoreError::Input { .. })));
     clone.write(DATA, b'x');
     assert_eq!(clone.tail(), b"x");
 }
@@ -117,7 +117,7 @@ proptest! {
         let port = SerialState { baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, line_control, line_status, modem_control, modem_status, scratch, in_buffer: fifo };
         let console = console();
         let fits = port.in_buffer.len() <= 64;
-        prop_assert_eq!(console.restore(&ConsoleState { port, input }).is_ok(), fits);
+        prop_assert_eq!(ConsoleState { port, input }.restore(&console).is_ok(), fits);
         for (write, offset, value) in accesses {
             if write {
                 console.write(offset, value);

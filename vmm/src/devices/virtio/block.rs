@@ -6,10 +6,13 @@
 
 pub mod persist;
 
-use super::persist::{DeviceState, RestoreError};
+use self::persist::BlockState;
+use super::DeviceState;
+use super::persist::RestoreError;
 use super::queue::{Chain, QueueError, Side};
 use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::Memory;
+use crate::persist::Persist;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -98,11 +101,13 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {}
 
     fn save(&self) -> DeviceState {
-        DeviceState::Block(self.state())
+        let Ok(state) = BlockState::save(self);
+        DeviceState::Block(state)
     }
 
     fn restore(&mut self, state: &DeviceState, _is_active: bool) -> Result<(), RestoreError> {
-        self.check(state)
+        let DeviceState::Block(state) = state else { return Err(state.is_not("block")) };
+        state.restore(self)
     }
 }
 

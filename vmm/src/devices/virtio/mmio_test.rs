@@ -1,6 +1,7 @@
 use super::*;
+use crate::devices::virtio::DeviceState;
 use crate::devices::virtio::block::Block;
-use crate::devices::virtio::persist::{DeviceState, RestoreError};
+use crate::devices::virtio::persist::RestoreError;
 use crate::devices::virtio::queue::Chain;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::testing::{

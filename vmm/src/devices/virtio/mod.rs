@@ -4,7 +4,7 @@
 //! - [`handshake`]: status and feature negotiation, as pure logic.
 //! - [`queue`]: virtqueues and descriptor chains, checked against the guest's RAM.
 //! - [`interrupt`]: how a device calls the guest.
-//! - [`persist`]: what a saved VM keeps of all this.
+//! - [`persist`]: why a saved device cannot always be restored. What is saved of each is beside it, and [`DeviceState`].
 //! - [`block`], [`net`], [`rng`], [`vsock`]: the devices.
 
 pub mod block;
@@ -21,11 +21,16 @@ pub mod vsock;
 
 use super::Memory;
 use super::event_loop::Source;
+use crate::persist::Persist;
+use block::persist::BlockState;
 use interrupt::Interrupt;
-use persist::{DeviceState, RestoreError};
+use persist::RestoreError;
 use queue::{Chain, QueueError, VirtQueue};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use std::io;
 use std::time::{Duration, Instant};
+use vsock::persist::VsockState;
 
 /// What a device does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +167,52 @@ pub trait VirtioDevice: Send {
     /// Takes over what a device of the same kind saved, and checks it. The device was just made or reset; its
     /// driver is there if `is_active`, and then [`VirtioDevice::activate`] and an event for each queue follow.
     fn restore(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError>;
+}
+
+/// What a device keeps besides its registers and queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// A disk.
+    Block(BlockState),
+    /// A network card: its address is the new VM's, and a frame on its way is lost as a network may lose it.
+    Net,
+    /// An entropy device has nothing to keep: a clone that got the same randomness twice would be a flaw.
+    Rng,
+    /// A socket device.
+    Vsock(VsockState),
+}
+
+impl Persist for DeviceState {
+    type Source<'a> = &'a dyn VirtioDevice;
+    /// A device that was just made or reset, and whether its driver is there.
+    type Target<'a> = (&'a mut dyn VirtioDevice, bool);
+    type Restored = ();
+    type SaveError = Infallible;
+    type RestoreError = RestoreError;
+
+    fn save(device: &dyn VirtioDevice) -> Result<Self, Infallible> {
+        Ok(device.save())
+    }
+
+    fn restore(&self, (device, is_active): (&mut dyn VirtioDevice, bool)) -> Result<(), RestoreError> {
+        device.restore(self, is_active)
+    }
+}
+
+impl DeviceState {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Block(_) => "block",
+            Self::Net => "net",
+            Self::Rng => "rng",
+            Self::Vsock(_) => "vsock",
+        }
+    }
+
+    /// For a device that finds another's state.
+    pub(super) fn is_not(&self, wanted: &'static str) -> RestoreError {
+        RestoreError::Kind { wanted, saved: self.kind() }
+    }
 }
 
 /// Reads `data.len()` bytes at `offset` of a configuration space; what lies beyond it is left alone.

@@ -1,42 +1,8 @@
-//! What a saved VM keeps of a virtio device, and why it cannot always be taken over.
-//!
-//! A generation may come from another host, so everything in it is checked as if a guest had written it.
+//! Why the saved state of a virtio device cannot always be restored.
 
 use super::DeviceError;
-use super::block::persist::BlockState;
 use super::handshake::persist::HandshakeError;
 use super::queue::QueueError;
-use super::vsock::persist::VsockState;
-use serde::{Deserialize, Serialize};
-
-/// What a device keeps besides its registers and queues.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DeviceState {
-    /// A disk.
-    Block(BlockState),
-    /// A network card: its address is the new VM's, and a frame on its way is lost as a network may lose it.
-    Net,
-    /// An entropy device has nothing to keep: a clone that got the same randomness twice would be a flaw.
-    Rng,
-    /// A socket device.
-    Vsock(VsockState),
-}
-
-impl DeviceState {
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Self::Block(_) => "block",
-            Self::Net => "net",
-            Self::Rng => "rng",
-            Self::Vsock(_) => "vsock",
-        }
-    }
-
-    /// For a device that finds another's state.
-    pub(super) fn is_not(&self, wanted: &'static str) -> RestoreError {
-        RestoreError::Kind { wanted, saved: self.kind() }
-    }
-}
 
 /// Why a device could not be restored.
 #[derive(Debug, thiserror::Error)]

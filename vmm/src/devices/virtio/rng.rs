@@ -1,6 +1,7 @@
 //! virtio-rng: the host's randomness.
 
-use super::persist::{DeviceState, RestoreError};
+use super::DeviceState;
+use super::persist::RestoreError;
 use super::queue::Chain;
 use super::{DeviceError, Io, Next, VirtioDevice};
 use crate::devices::Memory;

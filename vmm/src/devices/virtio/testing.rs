@@ -1,10 +1,12 @@
 //! A guest's driver for tests: sets a device up through its registers and works its queues in guest memory.
 
 use super::handshake::TRANSPORT_FEATURES;
+use super::mmio::persist::TransportState;
 use super::mmio::{MmioTransport, SOURCE_TOKENS};
 use super::{DeviceError, VirtioDevice};
 use crate::devices::Memory;
 use crate::devices::event_loop::EventHandler;
+use crate::persist::Persist;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_mmio as reg;
@@ -70,10 +72,10 @@ impl Driver {
     pub fn fork(&self, device: Box<dyn VirtioDevice>) -> Self {
         let memory = memory();
         memory.write_slice(&self.get(0, RAM_BYTES), GuestAddress(0)).unwrap();
-        let state = postcard::to_stdvec(&self.transport.save()).unwrap();
-        let state = postcard::from_bytes(&state).unwrap();
+        let state = postcard::to_stdvec(&TransportState::save(&self.transport).unwrap()).unwrap();
+        let state: TransportState = postcard::from_bytes(&state).unwrap();
         let transport = MmioTransport::new(device, Arc::new(GuestMemoryMmap::new())).unwrap();
-        transport.load(Arc::clone(&memory), &state).unwrap();
+        state.restore((&transport, Arc::clone(&memory))).unwrap();
         Self { transport: Arc::new(transport), memory, rings: self.rings.clone() }
     }
 

@@ -1,8 +1,10 @@
 //! A disk, saved and restored: its contents are in its file, and no request is under way while the loop is stopped.
 
 use super::Block;
-use crate::devices::virtio::persist::{DeviceState, RestoreError};
+use crate::devices::virtio::persist::RestoreError;
+use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 
 /// What must be the same in a restored disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,14 +13,19 @@ pub struct BlockState {
     sectors: u64,
 }
 
-impl Block {
-    pub(super) fn state(&self) -> BlockState {
-        BlockState { sectors: self.disk.sectors }
+impl Persist for BlockState {
+    type Source<'a> = &'a Block;
+    type Target<'a> = &'a Block;
+    type Restored = ();
+    type SaveError = Infallible;
+    type RestoreError = RestoreError;
+
+    fn save(block: &Block) -> Result<Self, Infallible> {
+        Ok(Self { sectors: block.disk.sectors })
     }
 
-    pub(super) fn check(&self, state: &DeviceState) -> Result<(), RestoreError> {
-        let DeviceState::Block(BlockState { sectors }) = state else { return Err(state.is_not("block")) };
-        let (saved, found) = (*sectors, self.disk.sectors);
+    fn restore(&self, block: &Block) -> Result<(), RestoreError> {
+        let (saved, found) = (self.sectors, block.disk.sectors);
         if saved == found { Ok(()) } else { Err(RestoreError::DiskSize { saved, found }) }
     }
 }

@@ -1,7 +1,9 @@
 //! A handshake, saved and restored.
 
 use super::{FAILED, FEATURES_OK, Handshake, NEEDS_RESET, in_order, may_accept};
+use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 
 /// Where driver and device stood. What the device offers is not part of it: the device at hand says that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,20 +33,25 @@ pub enum HandshakeError {
     },
 }
 
-impl Handshake {
-    /// What a saved VM keeps.
-    pub fn save(&self) -> HandshakeState {
-        HandshakeState {
-            status: self.status,
-            accepted: self.accepted,
-            offered_select: self.offered_select,
-            accepted_select: self.accepted_select,
-        }
+impl Persist for HandshakeState {
+    type Source<'a> = &'a Handshake;
+    /// The features that the device at hand offers.
+    type Target<'a> = u64;
+    type Restored = Handshake;
+    type SaveError = Infallible;
+    type RestoreError = HandshakeError;
+
+    fn save(handshake: &Handshake) -> Result<Self, Infallible> {
+        Ok(Self {
+            status: handshake.status,
+            accepted: handshake.accepted,
+            offered_select: handshake.offered_select,
+            accepted_select: handshake.accepted_select,
+        })
     }
 
-    /// The handshake of a device that offers `offered`, where it was when it was saved.
-    pub fn restore(offered: u64, state: &HandshakeState) -> Result<Self, HandshakeError> {
-        let HandshakeState { status, accepted, offered_select, accepted_select } = *state;
+    fn restore(&self, offered: u64) -> Result<Handshake, HandshakeError> {
+        let Self { status, accepted, offered_select, accepted_select } = *self;
         let steps = status & !(FAILED | NEEDS_RESET);
         if steps != 0 && !in_order(steps) {
             return Err(HandshakeError::Status { status });
@@ -53,7 +60,7 @@ impl Handshake {
         if status & FEATURES_OK != 0 && !may_accept(offered, accepted) {
             return Err(HandshakeError::Features { accepted, offered });
         }
-        Ok(Self { status, offered, accepted, offered_select, accepted_select })
+        Ok(Handshake { status, offered, accepted, offered_select, accepted_select })
     }
 }
 

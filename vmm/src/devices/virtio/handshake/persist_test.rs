@@ -9,17 +9,17 @@ fn state(status: u32, accepted: u64) -> HandshakeState {
 #[test]
 fn only_what_a_driver_can_reach_is_restored() {
     for status in [0, 1, 3, 11, 15, 15 | 64, 3 | 128, 128] {
-        assert!(Handshake::restore(TRANSPORT_FEATURES, &state(status, TRANSPORT_FEATURES)).is_ok());
+        assert!(state(status, TRANSPORT_FEATURES).restore(TRANSPORT_FEATURES).is_ok());
     }
     for status in [2, 4, 5, 7, 8, 12, 16, 15 | 32, u32::MAX] {
-        let result = Handshake::restore(TRANSPORT_FEATURES, &state(status, TRANSPORT_FEATURES));
+        let result = state(status, TRANSPORT_FEATURES).restore(TRANSPORT_FEATURES);
         assert!(matches!(result, Err(HandshakeError::Status { .. })), "{status:#x}");
     }
 }
 
 #[test]
 fn a_device_without_the_drivers_features_is_refused() {
-    let restore = |status, accepted| Handshake::restore(TRANSPORT_FEATURES, &state(status, accepted));
+    let restore = |status, accepted| state(status, accepted).restore(TRANSPORT_FEATURES);
     assert!(matches!(restore(15, TRANSPORT_FEATURES | 1), Err(HandshakeError::Features { .. })));
     assert!(matches!(restore(11, 0), Err(HandshakeError::Features { .. })), "without VERSION_1");
     assert!(restore(3, TRANSPORT_FEATURES | 1).is_ok(), "not settled yet");
@@ -39,10 +39,10 @@ proptest! {
                 _ => {}
             }
         }
-        let mut restored = Handshake::restore(TRANSPORT_FEATURES, &handshake.save()).unwrap();
+        let mut restored = HandshakeState::save(&handshake).unwrap().restore(TRANSPORT_FEATURES).unwrap();
         prop_assert_eq!(restored.offered(), handshake.offered());
         prop_assert_eq!(restored.features(), handshake.features());
         prop_assert_eq!(restored.write_status(next), handshake.write_status(next));
-        prop_assert_eq!(restored.save(), handshake.save());
+        prop_assert_eq!(HandshakeState::save(&restored), HandshakeState::save(&handshake));
     }
 }

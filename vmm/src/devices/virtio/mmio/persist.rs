@@ -3,7 +3,7 @@
 //! The order of a restore, of which the caller keeps the part outside:
 //! 1. [`MmioTransport::interrupt_line`] and [`MmioTransport::kicks`] are registered with KVM, and the transport is
 //!    attached to the device loop, which does not run yet. A warm process does this long before it has a state.
-//! 2. [`MmioTransport::load`].
+//! 2. [`TransportState::restore`].
 //! 3. KVM gets its interrupt controllers and vCPUs: this overwrites every interrupt that came earlier, so none may
 //!    have been raised.
 //! 4. The device loop starts, and with it the edges of step 2 are raised; then, or at the same time, the vCPUs.
@@ -15,14 +15,17 @@
 
 use super::{Inner, MmioTransport};
 use crate::devices::Memory;
+use crate::devices::virtio::DeviceState;
 use crate::devices::virtio::handshake::Handshake;
 use crate::devices::virtio::handshake::persist::HandshakeState;
 use crate::devices::virtio::interrupt::{CONFIG, USED_RING};
-use crate::devices::virtio::persist::{DeviceState, RestoreError};
-use crate::devices::virtio::queue::persist::Position;
-use crate::devices::virtio::queue::{QueueRegisters, VirtQueue};
+use crate::devices::virtio::persist::RestoreError;
+use crate::devices::virtio::queue::VirtQueue;
+use crate::devices::virtio::queue::persist::QueueState;
 use crate::lock::lock;
+use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 
 /// A device and its registers between two instructions of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,42 +38,37 @@ pub struct TransportState {
     device: DeviceState,
 }
 
-/// A queue: what the guest wrote, and where an active device stands in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct QueueState {
-    registers: QueueRegisters,
-    position: Option<Position>,
-}
+impl Persist for TransportState {
+    type Source<'a> = &'a MmioTransport;
+    /// A transport that exists already, as in a warm process, and what is the guest's RAM from now on. The device loop
+    /// starts only after KVM's interrupt controllers are restored. On failure the device is as after a reset.
+    type Target<'a> = (&'a MmioTransport, Memory);
+    type Restored = ();
+    type SaveError = Infallible;
+    type RestoreError = RestoreError;
 
-impl MmioTransport {
-    /// What a saved VM keeps. The device loop is stopped and no vCPU runs.
-    pub fn save(&self) -> TransportState {
-        let inner = lock(&self.inner);
-        let position = |index| inner.queues.get(index).and_then(VirtQueue::position);
+    fn save(transport: &MmioTransport) -> Result<Self, Infallible> {
+        let inner = lock(&transport.inner);
         let queues = inner.registers.iter().enumerate();
-        TransportState {
-            handshake: inner.handshake.save(),
+        let queues = queues.map(|(index, registers)| QueueState::save((registers, inner.queues.get(index))));
+        Ok(Self {
+            handshake: HandshakeState::save(&inner.handshake)?,
             queue_select: inner.queue_select,
-            queues: queues
-                .map(|(index, registers)| QueueState { registers: *registers, position: position(index) })
-                .collect(),
-            interrupt_status: self.interrupt.status(),
-            config_generation: self.interrupt.generation(),
-            device: inner.device.save(),
-        }
+            queues: queues.collect::<Result<_, _>>()?,
+            interrupt_status: transport.interrupt.status(),
+            config_generation: transport.interrupt.generation(),
+            device: DeviceState::save(inner.device.as_ref())?,
+        })
     }
 
-    /// Takes a state over into a transport that is there already, as in a warm process; `memory` is the guest's
-    /// RAM from now on. Makes no descriptors, so that it works in the jail. The device loop is stopped, and
-    /// starts only after KVM's interrupt controllers are restored. On failure the device is as after a reset.
-    pub fn load(&self, memory: Memory, state: &TransportState) -> Result<(), RestoreError> {
-        let mut inner = lock(&self.inner);
+    fn restore(&self, (transport, memory): (&MmioTransport, Memory)) -> Result<(), RestoreError> {
+        let mut inner = lock(&transport.inner);
         inner.memory = memory;
-        inner.load(state)?;
+        inner.load(self)?;
         // The configuration may be another one (a card's address): a guest in the middle of reading it reads again.
-        self.interrupt.restore(state.interrupt_status, state.config_generation.wrapping_add(1));
+        transport.interrupt.restore(self.interrupt_status, self.config_generation.wrapping_add(1));
         inner.resends_interrupt = true;
-        (0..self.kicks.len()).for_each(|index| self.kick(index));
+        (0..transport.kicks.len()).for_each(|index| transport.kick(index));
         Ok(())
     }
 }
@@ -80,14 +78,14 @@ impl Inner {
         let offered = self.handshake.all_offered();
         self.handshake = Handshake::new(offered);
         self.reset();
-        let handshake = Handshake::restore(offered, &state.handshake).map_err(RestoreError::Handshake)?;
+        let handshake = state.handshake.restore(offered).map_err(RestoreError::Handshake)?;
         let (status, active) = (state.interrupt_status, handshake.is_active());
         if status & !(USED_RING | CONFIG) != 0 {
             return Err(RestoreError::Interrupt { status });
         }
         let queues = self.restored_queues(&handshake, &state.queues)?;
         // The device's own state comes before its activation, which is what a driver would do last, too.
-        self.device.restore(&state.device, active)?;
+        state.device.restore((self.device.as_mut(), active))?;
         if active && let Err(error) = self.device.activate(handshake.features()) {
             self.device.reset();
             return Err(RestoreError::Activate(error));
@@ -114,9 +112,7 @@ impl Inner {
             }
             let features = handshake.features();
             active
-                .then(|| {
-                    VirtQueue::restore(&state.registers, *max_size, &self.memory, features, state.position)
-                })
+                .then(|| state.restore((*max_size, &self.memory, features)))
                 .transpose()
                 .map_err(|source| RestoreError::Queue { index, source })
         };

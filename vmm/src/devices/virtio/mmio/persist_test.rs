@@ -155,13 +155,14 @@ fn loaded(
     state: &TransportState,
 ) -> Result<MmioTransport, RestoreError> {
     let transport = MmioTransport::new(device, memory.clone()).expect("events");
-    transport.load(memory, state)?;
+    state.restore((&transport, memory))?;
     Ok(transport)
 }
 
 /// A state of an active disk, changed at a path of its JSON.
 fn changed(path: &str, value: Value) -> Result<MmioTransport, RestoreError> {
-    let mut state = serde_json::to_value(Driver::new(block(&disk())).transport.save()).unwrap();
+    let mut state =
+        serde_json::to_value(TransportState::save(&Driver::new(block(&disk())).transport).unwrap()).unwrap();
     *state.pointer_mut(path).unwrap() = value;
     loaded(block(&disk()), memory(), &serde_json::from_value(state).unwrap())
 }
@@ -188,10 +189,10 @@ fn states_that_cannot_be_are_refused() {
 
 #[test]
 fn a_refused_state_leaves_a_device_that_was_reset() {
-    let mut state = Driver::new(block(&disk())).transport.save();
+    let mut state = TransportState::save(&Driver::new(block(&disk())).transport).unwrap();
     state.interrupt_status = 4;
     let driver = Driver::new(block(&disk()));
-    driver.transport.load(memory(), &state).unwrap_err();
+    state.restore((&driver.transport, memory())).unwrap_err();
     assert_eq!(driver.status(), 0);
     driver.settle();
 }
@@ -268,7 +269,7 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any_value()), 0..4),
     ) {
         let parent = Driver::new(device(kind));
-        let mut state = serde_json::to_value(parent.transport.save()).unwrap();
+        let mut state = serde_json::to_value(TransportState::save(&parent.transport).unwrap()).unwrap();
         for (at, value) in changes {
             let mut found = Vec::new();
             leaves(&mut state, &mut found);
@@ -283,7 +284,7 @@ proptest! {
             transport.event(SOURCE_TOKENS + round % queues);
             transport.event(round % 2);
         }
-        let saved = serde_json::to_string(&transport.save()).unwrap();
+        let saved = serde_json::to_string(&TransportState::save(&transport).unwrap()).unwrap();
         prop_assert!(serde_json::from_str::<TransportState>(&saved).is_ok());
         for offset in (0..0x120).step_by(4) {
             transport.read(offset, &mut [0; 4]);

@@ -1,8 +1,8 @@
 //! ARP packets of Ethernet and IPv4 (RFC 826), as they are in frames behind their virtio headers.
 
 use super::HEADER_BYTES;
+use super::frame::{ANSWER_BYTES, Answer, ETHERNET_BYTES, ETHERTYPE_ARP, array};
 use super::neighbours::Mac;
-use super::outbound::{ANSWER_BYTES, Answer, ETHERNET_BYTES, ETHERTYPE_ARP, array};
 use std::net::Ipv4Addr;
 
 /// Length of a packet.

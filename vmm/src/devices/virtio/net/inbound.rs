@@ -6,8 +6,8 @@
 
 use super::HEADER_BYTES;
 use super::arp;
+use super::frame::{Answer, ETHERNET_BYTES, ETHERTYPE_ARP, array};
 use super::neighbours::{Owner, is_group};
-use super::outbound::{Answer, ETHERNET_BYTES, ETHERTYPE_ARP, array};
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@
 //! queue is the bound. The tap is watched by edges, so that a guest without buffers costs nothing.
 
 mod arp;
+mod frame;
 mod inbound;
 mod link;
 mod neighbours;
@@ -26,7 +27,8 @@ pub use link::Link;
 pub use neighbours::{Mac, Neighbours, Owner};
 pub use port::{FramePort, Offloads, PortError, Tap};
 
-use super::persist::{DeviceState, RestoreError};
+use super::DeviceState;
+use super::persist::RestoreError;
 use super::queue::{Chain, QueueError};
 use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::event_loop::Source;

@@ -14,15 +14,11 @@
 //! seconds, as on any network. That of the gateway, which is always there, is answered here. What tells all others one's own address, as
 //! they know it anyway, does not leave, nor does the question whether somebody has it.
 
+use super::frame::{ANSWER_BYTES, Answer, ETHERNET_BYTES, ETHERTYPE_ARP, IPV4_BYTES, TCP_BYTES, array};
 use super::neighbours::{Mac, Owner, is_group};
 use super::{HEADER_BYTES, arp};
 use std::net::Ipv4Addr;
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
-
-/// Size of an [`Answer`], bytes.
-pub const ANSWER_BYTES: usize = HEADER_BYTES + ETHERNET_BYTES + IPV4_BYTES + TCP_BYTES;
-/// A frame for the guest, behind its virtio header.
-pub type Answer = [u8; ANSWER_BYTES];
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,16 +33,11 @@ pub enum Verdict {
     Answer(Answer),
 }
 
-pub(super) const ETHERNET_BYTES: usize = 14;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-pub(super) const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 /// Types that say that a tag follows, and the real type behind it: 802.1Q, 802.1ad, those in use before it, 802.1ah.
 const TAGS: [[u8; 2]; 6] =
     [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00], [0x92, 0x00], [0x93, 0x00], [0x88, 0xe7]];
 
-/// Sizes without options.
-const IPV4_BYTES: usize = 20;
-const TCP_BYTES: usize = 20;
 const PROTOCOL_TCP: u8 = 6;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 const DO_NOT_FRAGMENT: [u8; 2] = [0x40, 0x00];
@@ -106,10 +97,6 @@ fn arp_verdict(to: Mac, arp: &arp::Arp, own: &Owner) -> Option<Verdict> {
         arp::REPLY if is_group(to) => None,
         _ => Some(Verdict::Pass),
     }
-}
-
-pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
 }
 
 /// Where in the Ethernet frame the host is to put a checksum, if it is.

@@ -1,7 +1,7 @@
 //! From the port, and from ourselves, to the guest: one frame at a time.
 
+use super::frame::Answer;
 use super::inbound::{self, Verdict};
-use super::outbound::Answer;
 use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, Link, Owner};
 use crate::devices::virtio::queue::{Chain, QueueError};
 use crate::devices::virtio::{DeviceError, Io, Next};

@@ -5,8 +5,19 @@
 
 use super::{QueueError, QueueRegisters, VirtQueue};
 use crate::devices::Memory;
+use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use virtio_queue::QueueT;
+
+/// A queue: what the guest wrote, and where an active device stands in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// What the guest wrote.
+    pub(in crate::devices::virtio) registers: QueueRegisters,
+    /// None: the device is not active, or the guest did not set the queue up.
+    pub(in crate::devices::virtio) position: Option<Position>,
+}
 
 /// Where a device stands in the rings of a queue, modulo 2^16. Any values are safe: the rings are checked whenever
 /// they are used.
@@ -16,23 +27,25 @@ pub struct Position {
     next_used: u16,
 }
 
-impl VirtQueue {
-    /// What a saved VM keeps; none when the guest did not set the queue up.
-    pub fn position(&self) -> Option<Position> {
-        let queue = self.queue.as_ref()?;
-        Some(Position { next_avail: queue.next_avail(), next_used: queue.next_used() })
+impl Persist for QueueState {
+    /// A queue's registers, and the queue if its device is active.
+    type Source<'a> = (&'a QueueRegisters, Option<&'a VirtQueue>);
+    /// The greatest size of the queue, the guest's RAM, and the features that its driver accepted.
+    type Target<'a> = (u16, &'a Memory, u64);
+    type Restored = VirtQueue;
+    type SaveError = Infallible;
+    type RestoreError = QueueError;
+
+    fn save((registers, queue): (&QueueRegisters, Option<&VirtQueue>)) -> Result<Self, Infallible> {
+        let queue = queue.and_then(|queue| queue.queue.as_ref());
+        let position =
+            queue.map(|queue| Position { next_avail: queue.next_avail(), next_used: queue.next_used() });
+        Ok(Self { registers: *registers, position })
     }
 
-    /// The queue that these registers describe, checked, at this position.
-    pub fn restore(
-        registers: &QueueRegisters,
-        max_size: u16,
-        memory: &Memory,
-        features: u64,
-        position: Option<Position>,
-    ) -> Result<Self, QueueError> {
-        let mut restored = Self::start(registers, max_size, memory, features)?;
-        if let (Some(queue), Some(position)) = (&mut restored.queue, position) {
+    fn restore(&self, (max_size, memory, features): (u16, &Memory, u64)) -> Result<VirtQueue, QueueError> {
+        let mut restored = VirtQueue::start(&self.registers, max_size, memory, features)?;
+        if let (Some(queue), Some(position)) = (&mut restored.queue, self.position) {
             queue.set_next_avail(position.next_avail);
             queue.set_next_used(position.next_used);
         }

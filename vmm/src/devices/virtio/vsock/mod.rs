@@ -16,12 +16,15 @@ mod stream;
 pub use dialer::{DialError, Done, VsockDialer};
 pub use packet::HOST_CID;
 
+use self::persist::VsockState;
+use super::DeviceState;
 use super::interrupt::Interrupt;
-use super::persist::{DeviceState, RestoreError};
+use super::persist::RestoreError;
 use super::queue::{Chain, QueueError, VirtQueue};
 use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::event_loop::Source;
 use crate::devices::{Memory, sys};
+use crate::persist::Persist;
 use muxer::Muxer;
 use packet::HEADER_BYTES;
 use patina_control::best_effort;
@@ -266,11 +269,13 @@ impl VirtioDevice for Vsock {
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Vsock(self.state())
+        let Ok(state) = VsockState::save(self);
+        DeviceState::Vsock(state)
     }
 
     fn restore(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError> {
-        self.take_over(state, is_active)
+        let DeviceState::Vsock(state) = state else { return Err(state.is_not("vsock")) };
+        state.restore((self, is_active))
     }
 }
 

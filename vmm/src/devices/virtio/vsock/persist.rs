@@ -12,8 +12,10 @@
 use super::connection::{Ports, Quiet};
 use super::muxer::REFUSALS_MAX;
 use super::{CONNECTIONS_MAX, ResetNews, Vsock};
-use crate::devices::virtio::persist::{DeviceState, RestoreError};
+use crate::devices::virtio::persist::RestoreError;
+use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 
 /// More resets than there can be: of each connection, and of what waits to be refused, which may be more than
 /// [`REFUSALS_MAX`] by a round of a queue and by breaking each connection.
@@ -33,37 +35,43 @@ pub struct VsockState {
     pub(super) carried_on: Option<Quiet>,
 }
 
-impl Vsock {
-    pub(super) fn state(&self) -> VsockState {
-        let told = match self.reset_news {
+impl Persist for VsockState {
+    type Source<'a> = &'a Vsock;
+    /// A device, and whether its driver is there.
+    type Target<'a> = (&'a mut Vsock, bool);
+    type Restored = ();
+    type SaveError = Infallible;
+    type RestoreError = RestoreError;
+
+    fn save(vsock: &Vsock) -> Result<Self, Infallible> {
+        let told = match vsock.reset_news {
             ResetNews::Told { made_available } => Some(made_available),
             ResetNews::Known | ResetNews::Owed => None,
         };
-        let (next_host_port, mut resets) = (self.muxer.next_host_port(), self.muxer.resets_for_clone());
-        let knows_all = self.reset_news == ResetNews::Known;
-        let carried_on = self.muxer.to_carry_on().filter(|_| knows_all);
+        let (next_host_port, mut resets) = (vsock.muxer.next_host_port(), vsock.muxer.resets_for_clone());
+        let knows_all = vsock.reset_news == ResetNews::Known;
+        let carried_on = vsock.muxer.to_carry_on().filter(|_| knows_all);
         if let Some(quiet) = &carried_on {
-            resets.extend(self.muxer.open_beside(quiet.ports));
+            resets.extend(vsock.muxer.open_beside(quiet.ports));
         }
-        VsockState { next_host_port, resets, told, carried_on }
+        Ok(Self { next_host_port, resets, told, carried_on })
     }
 
-    pub(super) fn take_over(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError> {
-        let DeviceState::Vsock(state) = state else { return Err(state.is_not("vsock")) };
-        let count = state.resets.len();
+    fn restore(&self, (vsock, is_active): (&mut Vsock, bool)) -> Result<(), RestoreError> {
+        let count = self.resets.len();
         if count > RESETS_MAX {
             return Err(RestoreError::VsockResets { count });
         }
-        self.muxer.set_next_host_port(state.next_host_port);
+        vsock.muxer.set_next_host_port(self.next_host_port);
         if is_active {
-            self.muxer.refuse(&state.resets);
-            if let Some(quiet) = &state.carried_on {
-                self.muxer.carry_on(quiet);
+            vsock.muxer.refuse(&self.resets);
+            if let Some(quiet) = &self.carried_on {
+                vsock.muxer.carry_on(quiet);
                 return Ok(());
             }
             // Nothing has passed since it was told, so that it need not be told again.
-            self.reset_news =
-                state.told.map_or(ResetNews::Owed, |made_available| ResetNews::Told { made_available });
+            vsock.reset_news =
+                self.told.map_or(ResetNews::Owed, |made_available| ResetNews::Told { made_available });
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
-//! What a vCPU's port and memory-mapped I/O reaches.
+//! Which device a vCPU's port or memory-mapped access reaches. `ports`: the few ports of a PC.
 
-use super::ports::{Ports, PortsEffect};
+mod ports;
+
 use crate::boot::layout::MMIO_BASE;
 use crate::devices::console::persist::{self, ConsoleState};
 use crate::devices::console::{Console, PORT_BASE, PORT_COUNT};
@@ -8,7 +9,9 @@ use crate::devices::virtio::mmio::persist::TransportState;
 use crate::devices::virtio::mmio::{MmioTransport, WINDOW_BYTES};
 use crate::devices::virtio::persist::RestoreError;
 use crate::memory::Memory;
+use crate::persist::Persist;
 use patina_control::end::{End, EndKind};
+use ports::{Ports, PortsEffect};
 use std::sync::Arc;
 
 /// The ports of the serial console.
@@ -77,11 +80,11 @@ impl Bus {
             return Err(DevicesError::Count { found, wanted });
         }
         for (index, (transport, state)) in self.transports.iter().zip(transports).enumerate() {
-            transport
-                .load(Arc::clone(memory), state)
+            state
+                .restore((transport, Arc::clone(memory)))
                 .map_err(|source| DevicesError::Device { index, source })?;
         }
-        Ok(self.serial.restore(console)?)
+        Ok(console.restore(&self.serial)?)
     }
 
     /// The guest writes to a port.
