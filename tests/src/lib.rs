@@ -13,6 +13,7 @@
 //! Everything goes through `vmctl`, the command that users have, so that the tests tell what users see.
 //! The `demo` and `bench` programs are built on the same harness.
 
+mod daemon;
 pub mod host;
 pub mod interrupt;
 pub mod keeper;

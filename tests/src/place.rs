@@ -1,7 +1,7 @@
 //! The location of a private `vmmd`, how it is started, and everything that must be cleaned up after it.
 
 use crate::{
-    host::{CALL_DEADLINE, HostError, parse, start_daemon, stop_daemon, succeeded, system},
+    daemon::{CALL_DEADLINE, HostError, parse, start_daemon, stop_daemon, succeeded, system},
     leftovers,
     process::{self, Output},
     setup::Setup,

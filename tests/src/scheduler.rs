@@ -1,7 +1,7 @@
 //! A scheduler of its own for several hosts.
 
 use crate::{
-    host::{HostError, start_daemon, stop_daemon, system},
+    daemon::{HostError, start_daemon, stop_daemon, system},
     keeper::{Keeper, Orphan},
     setup::Setup,
 };

@@ -14,8 +14,25 @@ pub struct Vm<'a> {
     name: String,
 }
 
+impl Host {
+    /// Runs a VM (`vmctl run --name NAME ARGUMENTS…`) and waits until its agent is ready.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn run(&self, name: &str, arguments: &[&str]) -> Result<Vm<'_>, HostError> {
+        self.call(&[&["run", "--name", name], arguments].concat())?;
+        Ok(Vm::new(self, name))
+    }
+
+    /// A VM that is there already.
+    #[must_use]
+    pub fn vm(&self, name: &str) -> Vm<'_> {
+        Vm::new(self, name)
+    }
+}
+
 impl<'a> Vm<'a> {
-    pub(crate) fn new(host: &'a Host, name: &str) -> Self {
+    fn new(host: &'a Host, name: &str) -> Self {
         Self { host, name: name.to_owned() }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     build::{self, BuildError},
-    l1::{self, HostsError, Wanted},
+    l1::{self, HostsError, Wanted, notes_writes},
     protos,
     run::{RunError, cargo, has_subcommand, run, succeeds, workspace},
     steps::{Steps, with_causes},
@@ -177,12 +177,6 @@ fn root_tests(filters: &[String]) -> Result<(), RunError> {
     run(command.args(["-E", chosen, "--no-tests", "pass"]).args(filters))
 }
 
-/// Whether a kernel of this release does: Linux 6.7.
-pub fn notes_writes(release: &str) -> bool {
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
-}
-
 fn guest_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
     for filter in each(filters) {
         let mut command = cargo(&["test", "-p", "patina-tests", "--test", "e2e", "--"]);
@@ -203,14 +197,4 @@ pub fn with_setup<'a>(command: &'a mut Command, setup: &Setup) -> &'a mut Comman
         .env(KERNEL, &setup.kernel)
         .env(ROOTFS, &setup.rootfs)
         .env(GUEST_BIN_DIR, &setup.guest_bin_dir)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn kernels_that_note_writes_are_told_from_older_ones() {
-        let new = ["6.7.0", "6.18.44", "7.0-rc1"];
-        assert!(new.into_iter().all(super::notes_writes));
-        assert!(!["6.6.99-1-amd64", "5.14.0", "", "x"].into_iter().any(super::notes_writes));
-    }
 }

@@ -41,16 +41,6 @@ const ALLOWED: &[Allowed] = &[
     Allowed { files: &["vmmd/src/process/sys.rs", "vmmd/src/process/urgency.rs"], reason: LATER },
     Allowed { files: &["scheduler/src/metrics.rs", "scheduler/src/engine/mod.rs"], reason: LATER },
     Allowed { files: &["scheduler/src/core/api.rs", "scheduler/src/core/error.rs"], reason: LATER },
-    Allowed {
-        files: &["guest-agent/src/agent/exec/detached.rs", "guest-agent/src/agent/exec/session.rs"],
-        reason: LATER,
-    },
-    Allowed { files: &["guest-agent/src/cli/help.rs", "guest-agent/src/cli/table.rs"], reason: LATER },
-    Allowed { files: &["xtask/src/check.rs", "xtask/src/l1.rs"], reason: LATER },
-    Allowed {
-        files: &["tests/src/host.rs", "tests/src/keeper.rs", "tests/src/place.rs", "tests/src/vm.rs"],
-        reason: LATER,
-    },
 ];
 
 /// The most lines that a report shows for each import.

@@ -1,35 +1,24 @@
-//! The output of `gc help`, made from the [table](super::table).
+//! The output of `gc help` about verbs.
 
-use super::table::{COMMON_EXITS, VERBS, Verb, find};
-use super::verbs::print;
-use super::words::Words;
-use super::{Output, misuse};
-use patina_abi::link::CallError;
+use super::verb::{COMMON_EXITS, Verb};
 use std::fmt::{self, Write as _};
 
 /// Where the verbs' descriptions begin.
 const COLUMN: usize = 20;
 
-pub(super) fn help(arguments: &[String]) -> Result<Output, CallError> {
-    match Words::parse(arguments, &[], &[])?.at_most(1)? {
-        [] => Ok(print(usage())),
-        [name, ..] => Ok(print(of(find(name)?))),
-    }
-}
-
-/// The command's own description.
-pub(super) fn usage() -> String {
+/// The command's own description, with all its verbs.
+pub(super) fn usage(verbs: &[Verb]) -> String {
     let mut text = String::new();
     // Writing to a String does not fail.
-    if write_usage(&mut text).is_err() {
+    if write_usage(&mut text, verbs).is_err() {
         text.push_str("gc help VERB\n");
     }
     text
 }
 
-fn write_usage(text: &mut String) -> fmt::Result {
+fn write_usage(text: &mut String, verbs: &[Verb]) -> fmt::Result {
     writeln!(text, "usage: gc VERB [ARGUMENT...]\n")?;
-    for verb in VERBS {
+    for verb in verbs {
         let names = verb.names();
         let mut gap = 0;
         for (index, arguments) in verb.uses.iter().enumerate() {
@@ -83,9 +72,4 @@ fn write_verb(text: &mut String, verb: &Verb) -> fmt::Result {
 pub(super) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| format!("{}{}.", first.to_uppercase(), letters.as_str()))
-}
-
-/// A command without a verb.
-pub(super) fn no_verb() -> CallError {
-    misuse(usage().trim_end())
 }

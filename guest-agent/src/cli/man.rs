@@ -2,7 +2,8 @@
 //! part of the program.
 
 use super::help::sentence;
-use super::table::{COMMON_EXITS, VERBS};
+use super::table::VERBS;
+use super::verb::COMMON_EXITS;
 use std::fmt::Write as _;
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 //! without agent, host or identity, and the codes that the host returns. Exceptions: `ismaster` on a
 //! clone is 1, and a standard output that nobody reads is 141.
 //!
-//! - `table`: all verbs; `help` and the man page are made from it.
+//! - `table`: all verbs; `help` and the man page are made from it. `verb`: the description of one.
 //! - `verbs`, `tickets`, `clone`, `family`, `join`: the verbs.
 //! - `words`: a verb's arguments; `call`: calls to the agent.
 
@@ -13,6 +13,7 @@ mod help;
 mod join;
 mod table;
 mod tickets;
+mod verb;
 mod verbs;
 mod words;
 
@@ -43,7 +44,7 @@ fn misuse(message: impl Into<String>) -> CallError {
 }
 
 fn dispatch(arguments: &[String]) -> Result<Output, CallError> {
-    let Some((name, rest)) = arguments.split_first() else { return Err(help::no_verb()) };
+    let Some((name, rest)) = arguments.split_first() else { return Err(table::no_verb()) };
     let name = match name.as_str() {
         "-h" | "--help" => "help",
         "-V" | "--version" => "version",

@@ -1,38 +1,9 @@
 //! All verbs of the command. The help texts and the man page are made from this table.
 
+use super::verb::Verb;
+use super::words::Words;
 use super::{Output, clone, family, help, join, tickets, verbs};
 use patina_abi::link::CallError;
-
-/// A verb of the command.
-pub(super) struct Verb {
-    pub name: &'static str,
-    /// Its other name, or nothing.
-    pub long: &'static str,
-    /// What may follow its name, a line a way.
-    pub uses: &'static [&'static str],
-    /// For the list of verbs.
-    pub summary: &'static str,
-    /// All else that there is to know, in paragraphs.
-    pub details: &'static str,
-    /// Exit codes of its own, beside [`COMMON_EXITS`] and instead of the same ones there. A test holds them against
-    /// [`patina_abi::codes`].
-    pub exits: &'static [(&'static str, &'static str)],
-    /// A line of shell.
-    pub example: &'static str,
-    pub run: fn(&[String]) -> Result<Output, CallError>,
-}
-
-/// Exit codes that every verb may have.
-pub(super) const COMMON_EXITS: &[(&str, &str)] = &[
-    ("0", "done"),
-    ("5", "the host failed"),
-    ("11", "not now: too much is under way, or the host's scheduler does not answer; try again later"),
-    ("22", "wrong use: an argument is missing, unknown or no number that makes sense"),
-    ("71", "the host's answer is not understood: image and host are of different versions"),
-    ("107", "gc-agent or the host does not answer, or the link to the host broke before it answered"),
-    ("111", "the host's vmmd does not run; try again when it does"),
-    ("141", "standard output was closed; what the verb does is done"),
-];
 
 const NO_TICKET: (&str, &str) = ("2", "there is no such ticket");
 const FOREIGN_TICKET: (&str, &str) = ("13", "the ticket belongs to another family");
@@ -216,7 +187,7 @@ pub(super) const VERBS: &[Verb] = &[
         details: "",
         exits: &[],
         example: "gc help clone",
-        run: help::help,
+        run: help,
     },
     Verb {
         name: "version",
@@ -230,24 +201,20 @@ pub(super) const VERBS: &[Verb] = &[
     },
 ];
 
+fn help(arguments: &[String]) -> Result<Output, CallError> {
+    match Words::parse(arguments, &[], &[])?.at_most(1)? {
+        [] => Ok(verbs::print(help::usage(VERBS))),
+        [name, ..] => Ok(verbs::print(help::of(find(name)?))),
+    }
+}
+
+/// A command without a verb.
+pub(super) fn no_verb() -> CallError {
+    super::misuse(help::usage(VERBS).trim_end())
+}
+
 /// The verb of that name.
 pub(super) fn find(name: &str) -> Result<&'static Verb, CallError> {
     let verb = VERBS.iter().find(|verb| verb.name == name || (verb.long == name && !name.is_empty()));
     verb.ok_or_else(|| super::misuse(format!("unknown verb {name:?}; `gc help` lists them")))
-}
-
-impl Verb {
-    /// Its exit codes, in order: its own, and those that every verb may have.
-    pub(super) fn all_exits(&self) -> Vec<(&'static str, &'static str)> {
-        let is_own = |code| self.exits.iter().any(|(own, _)| *own == code);
-        let common = COMMON_EXITS.iter().filter(|(code, _)| !is_own(*code));
-        let mut exits: Vec<_> = self.exits.iter().chain(common).copied().collect();
-        exits.sort_by_key(|(code, _)| code.parse::<u8>().unwrap_or(u8::MAX));
-        exits
-    }
-
-    /// Its name, or both.
-    pub(super) fn names(&self) -> String {
-        if self.long.is_empty() { self.name.to_owned() } else { format!("{}, {}", self.name, self.long) }
-    }
 }

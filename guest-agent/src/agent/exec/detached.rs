@@ -2,8 +2,8 @@
 //! the parent. The program continues: it reads end of file, and its output is discarded.
 
 use super::drains::drop_some;
+use super::part::Part;
 use super::program::Program;
-use super::session::Part;
 use rustix::event::PollFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -2,6 +2,7 @@
 //!
 //! - [`frames`]: splits the host's bytes into frames.
 //! - [`program`]: a child process with its pipes or terminal.
+//! - `part`: what the agent waits for on behalf of a session.
 //! - [`session`]: one connection and its program, with back-pressure in both directions.
 //! - [`terminal`]: sends a terminal the end of input.
 //! - [`detached`]: a program that lost its connection because it is in a clone.
@@ -10,6 +11,7 @@
 pub mod detached;
 pub mod drains;
 pub mod frames;
+mod part;
 pub mod program;
 pub mod session;
 pub mod terminal;
@@ -17,9 +19,9 @@ pub mod terminal;
 use super::{AgentError, accept, send_last_words};
 use detached::Detached;
 use drains::Drains;
+pub use part::Part;
 use patina_abi::exec::{Exit, SESSIONS_MAX};
 use rustix::event::PollFlags;
-pub use session::Part;
 use session::Session;
 use std::os::fd::{BorrowedFd, OwnedFd};
 

@@ -11,6 +11,7 @@
 
 use super::detached::Detached;
 use super::frames::{Filled, Frame, Frames};
+use super::part::Part;
 use super::program::Program;
 use crate::agent::outbox::Outbox;
 use crate::sys::input::append;
@@ -23,19 +24,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Output that is still sent after the program itself has ended while others hold its pipe, bytes a stream:
 /// what a pipe holds at most. Without an end a background `yes` would never let the session end.
 pub const DRAIN_MAX_BYTES: usize = 1024 * 1024;
-
-/// A descriptor of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The connection.
-    Connection,
-    /// The process.
-    Process,
-    /// The program's input.
-    Input,
-    /// The program's output (0) or error output (1).
-    Output(usize),
-}
 
 #[derive(Debug)]
 struct Running {
