@@ -119,7 +119,7 @@ fn end_kind(kind: EndKind) -> v1::EndKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vms::tests::ended_vm;
+    use crate::vms::vm::tests::ended_vm;
 
     #[test]
     fn an_ended_vm_says_how_and_has_no_process() {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::vms::tests::ended_vm;
+use crate::vms::vm::tests::ended_vm;
 
 const FAMILY: Uuid = Uuid::nil();
 

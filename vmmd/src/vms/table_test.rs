@@ -1,5 +1,5 @@
 use super::*;
-use crate::vms::tests::ended_vm;
+use crate::vms::vm::tests::ended_vm;
 
 #[test]
 fn of_two_who_want_a_name_one_gets_it() {

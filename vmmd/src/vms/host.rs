@@ -1,0 +1,158 @@
+//! A host: its VMs, and all that making and ending them needs.
+
+use super::{
+    KILL_PATIENCE, REGISTER_PATIENCE, WRITING_AT_ONCE,
+    error::Error,
+    table::Table,
+    tickets::{Tickets, VmsOf},
+    unix_ms,
+    vm::{Until, Vm},
+};
+use crate::{
+    events::{Events, Of},
+    metrics::Metrics,
+    net::{Net, Owner},
+    plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
+    process::{generation::Touched, turns::Turns, usage::Usage},
+    store::{StateDir, record::Record},
+};
+use patina_proto::v1::EventKind;
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, MutexGuard, PoisonError},
+};
+use tokio::{
+    sync::{Mutex, Semaphore, watch},
+    time::timeout,
+};
+
+/// What a host is set up with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The vmm program.
+    pub vmm: PathBuf,
+    /// Images for those who name none.
+    pub images: DefaultImages,
+    /// Where families are numbered from.
+    pub range: Range,
+    /// The host's name, as guests see it.
+    pub hostname: String,
+    /// How many warm VMs each family has.
+    pub warm: usize,
+    /// How many clones that have ended are kept.
+    pub keep_ended: usize,
+}
+
+/// The VMs of this host, with all that making and ending them needs.
+#[derive(Debug)]
+pub struct Host {
+    /// What it is set up with.
+    pub settings: Settings,
+    /// Names and families.
+    pub table: Table,
+    /// The way to the scheduler: who may have how many clones.
+    pub tickets: Tickets,
+    /// What happens, for those who watch.
+    pub events: Events,
+    /// The same in numbers.
+    pub metrics: Metrics,
+    pub(super) state: StateDir,
+    pub(super) net: Net,
+    // Held while vmids are written down.
+    pub(super) numbering: Mutex<()>,
+    // True when all that an earlier vmmd left is known; told at each step.
+    pub(super) adoption: watch::Sender<bool>,
+    // Held while what could not be taken over is looked at again, or removed.
+    pub(super) mending: Mutex<()>,
+    // Records of VMs that have ended and that could not be written, by name.
+    pub(super) unwritten: std::sync::Mutex<HashMap<String, Record>>,
+    // None are made before all that is there is known: see `adopt`.
+    pub(super) making: Semaphore,
+    pub(super) writing: Semaphore,
+    // How many clones are not ready yet.
+    pub(super) on_the_way: Arc<watch::Sender<usize>>,
+    // Which of these go first.
+    pub(super) turns: Arc<Turns>,
+    // For families of which nobody knows what their clones touch.
+    pub(super) no_list: Arc<Touched>,
+}
+impl Host {
+    /// Opens what a host needs; VMs come with [`Self::adopt`].
+    ///
+    /// # Errors
+    /// Netlink cannot be opened, or there is no memory.
+    pub fn new(settings: Settings, state: StateDir, tickets: Tickets) -> Result<Arc<Self>, Error> {
+        Ok(Arc::new(Self {
+            table: Table::default(),
+            tickets,
+            events: Events::default(),
+            metrics: Metrics::default(),
+            net: Net::open(Owner::of(state.path()))?,
+            numbering: Mutex::new(()),
+            adoption: watch::Sender::new(false),
+            mending: Mutex::new(()),
+            unwritten: std::sync::Mutex::default(),
+            making: Semaphore::new(0),
+            writing: Semaphore::new(WRITING_AT_ONCE),
+            on_the_way: Arc::new(watch::Sender::new(0)),
+            turns: Turns::new(),
+            no_list: Arc::new(Touched::of(&[])?),
+            settings,
+            state,
+        }))
+    }
+
+    /// Registers this host with its scheduler, now that all that runs is known; waits a while for that.
+    pub async fn register(self: &Arc<Self>) {
+        self.tickets.register(VmsOf::new(self));
+        if !self.tickets.registered(REGISTER_PATIENCE).await {
+            // What runs is looked after; tickets and clones come with the scheduler.
+            tracing::error!(
+                scheduler = self.tickets.address(),
+                "the scheduler does not answer: no clones until it does"
+            );
+        }
+    }
+
+    pub(super) fn unwritten(&self) -> MutexGuard<'_, HashMap<String, Record>> {
+        // No code panics under this lock; if some did, the map itself is still whole.
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state folder.
+    #[must_use]
+    pub fn state(&self) -> &StateDir {
+        &self.state
+    }
+
+    /// Ends a VM and returns when nothing of it runs. One that has ended stays as it is.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be ended.
+    pub async fn kill(&self, name: &str, reason: &str) -> Result<Arc<Vm>, Error> {
+        let vm = self.find(name).await?;
+        vm.ask_to_end(reason);
+        match timeout(KILL_PATIENCE, vm.wait(Until::Ended)).await {
+            Ok(ended) => ended.map(|()| vm),
+            Err(_) => Err(Error::Unkillable(name.to_owned())),
+        }
+    }
+
+    /// What a VM takes if it runs, and whether its RAM is still all its own.
+    #[must_use]
+    pub fn usage(&self, vm: &Vm) -> Option<(Usage, bool)> {
+        if matches!(vm.status().phase, Phase::Ended(_)) {
+            return None;
+        }
+        // One that ends at this moment takes nothing any more.
+        let usage = Usage::of(vm.record.process.as_ref()?.pid).ok()?;
+        Some((usage, self.table.is_uncloned(vm.record.net.index, vm.record.family)))
+    }
+
+    /// Tells those who watch events that something has happened to a VM.
+    pub(super) fn tell(&self, of: &Record, kind: EventKind, text: impl Into<String>) {
+        let of = Of { family: of.family, vm: Some((&of.name, of.vmid)), ticket: of.ticket };
+        self.events.tell(of, kind, text, unix_ms());
+    }
+}

@@ -1,0 +1,172 @@
+//! A VM of a host, running or ended.
+
+use super::{PATIENCE, error::Error, guest::together::Pieces};
+use crate::{
+    plan::lifecycle::Phase,
+    process::link::{self, LinkError},
+    store::{VmDir, record::Record},
+};
+use patina_control::messages::Open;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    io::BufReader,
+    net::UnixStream,
+    sync::{Mutex, Semaphore, mpsc, watch},
+    time::timeout,
+};
+
+/// Where a VM stands, as its supervisor publishes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// How far the VM is: booting, ready or ended.
+    pub phase: Phase,
+    /// How long the VM took from the start of its process to its agent being ready, microseconds.
+    pub ready_after_us: Option<u64>,
+}
+
+/// One VM of this host, running or ended.
+#[derive(Debug)]
+pub struct Vm {
+    /// What it was started with. Its state is in [`Self::status`].
+    pub record: Record,
+    /// The folder of its files.
+    pub dir: VmDir,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) kill: mpsc::Sender<ToEnd>,
+    // Those who clone the VM take turns.
+    pub(super) cloning: Mutex<()>,
+    // The guest itself has one call for clones at a time.
+    pub(super) asked: Arc<Semaphore>,
+    // A connection on which nothing has been said, for the next freeze.
+    pub(super) spare: Mutex<Option<UnixStream>>,
+    // What its guest leaves or reads of a join.
+    pub(super) pieces: std::sync::Mutex<Pieces>,
+}
+
+/// Why a VM is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ToEnd {
+    /// By whom and why.
+    Killed(String),
+    /// Its guest has left its result.
+    Joined(String),
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// The agent answers.
+    Ready,
+    /// The process is gone.
+    Ended,
+}
+impl Vm {
+    /// Asks the VM's supervisor to kill the VM, for the reason that its record will give; does not wait for its end.
+    pub(super) fn ask_to_end(&self, reason: &str) {
+        self.end(ToEnd::Killed(reason.to_owned()));
+    }
+
+    /// Tells the VM's supervisor that the guest has left its result, so that the VM ends.
+    pub(super) fn say_joined(&self, reason: String) {
+        self.end(ToEnd::Joined(reason));
+    }
+
+    fn end(&self, why: ToEnd) {
+        // A full channel holds a reason already, a closed one is of a VM that ends now.
+        if self.kill.try_send(why).is_err() {
+            tracing::debug!(vm = self.record.name, "it is being ended already");
+        }
+    }
+
+    /// The VM's state now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// The VM's state now and each time that it changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Waits until the VM is ready, or until it has ended.
+    ///
+    /// # Errors
+    /// It ended before it was ready, or vmmd stops.
+    pub async fn wait(&self, until: Until) -> Result<(), Error> {
+        let done = |status: &Status| match (&status.phase, until) {
+            (Phase::Ended(_), _) | (Phase::Ready, Until::Ready) => true,
+            (Phase::Ready, Until::Ended) | (Phase::Booting, _) => false,
+        };
+        let mut status = self.status.clone();
+        let reached = status.wait_for(done).await.map_err(|_| Error::Stopping)?;
+        match (&reached.phase, until) {
+            (Phase::Ended(ended), Until::Ready) => {
+                let reason = ended.end.reason.clone();
+                Err(Error::EndedFirst { name: self.record.name.clone(), reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects to the VM; a dial needs a ready one, the console a running one.
+    ///
+    /// # Errors
+    /// It is not that far, or nothing answers.
+    pub async fn open(&self, what: Open) -> Result<BufReader<UnixStream>, Error> {
+        let name = || self.record.name.clone();
+        let phase = self.status().phase;
+        let usable = match what {
+            Open::Dial { .. } | Open::Freeze { .. } | Open::Touched => phase == Phase::Ready,
+            Open::Console | Open::Control | Open::Start { .. } => !matches!(phase, Phase::Ended(_)),
+        };
+        if !usable {
+            return Err(Error::NotReady { name: name(), state: phase.word() });
+        }
+        match link::open(&self.dir, &what, PATIENCE).await {
+            Ok(stream) => Ok(stream),
+            Err(source) => Err(self.unavailable(source).await),
+        }
+    }
+
+    /// That the VM cannot be reached; with how it ended, where that is why.
+    pub(super) async fn unavailable(&self, source: LinkError) -> Error {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let mut source = source;
+        if source.may_be_death()
+            && timeout(PATIENCE, self.wait(Until::Ended)).await.is_ok()
+            && let Phase::Ended(ended) = self.status().phase
+        {
+            source = LinkError::Ended(ended.end.reason);
+        }
+        Error::Unavailable { name: self.record.name.clone(), source }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{plan::lifecycle::Ended, store::record::tests::sample};
+    use patina_control::end::{End, EndKind};
+
+    /// A VM that has ended, without files.
+    pub(crate) fn ended_vm(name: &str) -> Arc<Vm> {
+        let ended = Ended { end: End { kind: EndKind::PoweredOff, reason: "off".into() }, unix_ms: 9 };
+        Arc::new(Vm::ended(
+            Record { ended: Some(ended.clone()), ..sample(name) },
+            VmDir::at("/nowhere"),
+            ended,
+        ))
+    }
+
+    #[tokio::test]
+    async fn an_ended_vm_does_not_get_ready() {
+        let vm = ended_vm("a");
+        assert!(vm.wait(Until::Ended).await.is_ok());
+        let error = vm.wait(Until::Ready).await.unwrap_err();
+        assert!(matches!(error, Error::EndedFirst { reason, .. } if reason == "off"));
+        let error = vm.open(Open::Dial { port: 1 }).await.unwrap_err();
+        assert!(matches!(error, Error::NotReady { state: "ended", .. }));
+    }
+}
