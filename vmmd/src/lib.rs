@@ -5,7 +5,7 @@
 //! - [`cluster`]: the scheduler, in this process or elsewhere; [`events`], [`metrics`]: what happens, for those who watch.
 //! - [`vms`]: the host's VMs: making, supervising, ending and adopting them.
 //! - [`plan`]: what is decided without I/O: names, addresses, states.
-//! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files.
+//! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files; [`clock`]: the time of day.
 //!
 //! ```text
 //!  vmctl ──gRPC──▶ grpc ──▶ vms ──spawn, control socket──▶ vmm (one process a VM)
@@ -13,6 +13,7 @@
 //!                            └──▶ store  vm.json: what a new vmmd adopts
 //! ```
 
+pub mod clock;
 pub mod cluster;
 pub mod daemon;
 pub mod events;

@@ -2,8 +2,9 @@
 
 use super::{Answers, Streams, console, convert, exec, facts::Facts, logs, status::invalid, watch};
 use crate::{
+    clock::unix_ms,
     plan::spec::Spec,
-    vms::{Host, Until, clone, error::Error, tickets::Wanted, unix_ms},
+    vms::{Host, Until, clone, error::Error, tickets::Wanted},
 };
 use patina_control::best_effort;
 use patina_control::{messages::Prepare, monotonic_ns};

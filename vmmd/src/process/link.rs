@@ -27,6 +27,9 @@ use tokio::{
     time::timeout,
 };
 
+/// How long a vmm, and the guest's agent behind it, may take to answer.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Why a vmm does not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {

@@ -4,13 +4,14 @@
 mod retry;
 
 use super::{
-    Host, MAKING_AT_ONCE, PATIENCE, Vm,
     error::Error,
+    host::Host,
     supervise::{Supervised, remove_socket, supervise},
     table::{Broken, Reservation},
-    unix_ms,
+    vm::Vm,
 };
 use crate::{
+    clock::unix_ms,
     events::Of,
     net::ports::{Bound, Published},
     plan::{
@@ -29,6 +30,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
+/// How many vmm processes are made at the same time. Each takes a thread meanwhile.
+const MAKING_AT_ONCE: usize = 16;
 /// How many folders are looked at at the same time.
 const AT_ONCE: usize = 16;
 /// How long the look at one folder may take: a disk that does not answer holds up nobody else's VM.
@@ -123,34 +126,6 @@ impl Host {
         tracing::debug!(took_ms = began.elapsed().as_millis(), "all folders were looked at");
         tokio::spawn(Arc::clone(self).retry());
         adopted
-    }
-
-    /// Waits until all that an earlier `vmmd` left is known.
-    ///
-    /// # Errors
-    /// That takes too long: another try may help.
-    pub async fn adopted(&self, patience: Duration) -> Result<(), Error> {
-        let mut adoption = self.adoption.subscribe();
-        let done = timeout(patience, adoption.wait_for(|is_done| *is_done)).await;
-        done.map(drop).map_err(|_| Error::Starting)
-    }
-
-    /// Finds a VM; one that is being taken over is waited for.
-    ///
-    /// # Errors
-    /// There is none of that name, or it is not taken over.
-    pub async fn find(&self, name: &str) -> Result<Arc<Vm>, Error> {
-        let mut adoption = self.adoption.subscribe();
-        let found = async {
-            loop {
-                adoption.mark_unchanged();
-                match self.table.find(name) {
-                    Err(Error::Adopting(_)) if adoption.changed().await.is_ok() => {}
-                    other => return other,
-                }
-            }
-        };
-        timeout(PATIENCE, found).await.unwrap_or_else(|_| Err(Error::Adopting(name.to_owned())))
     }
 
     /// Looks at one folder and takes over what is in it. A reservation comes back where nothing has its name.

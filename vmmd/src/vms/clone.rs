@@ -12,21 +12,23 @@
 mod freeze;
 
 use super::{
-    Host, Vm, blocking,
+    blocking::blocking,
     error::Error,
     family::Seat,
+    host::Host,
     pool::OnTheWay,
     supervise::{Supervised, supervise},
     tickets::Wanted,
-    unix_ms,
+    vm::Vm,
     warm::Warm,
 };
 use crate::{
+    clock::unix_ms,
     metrics::Stage,
     plan::lifecycle::Lifecycle,
     process::{
         generation::{Generation, Touched},
-        link::{self, LinkError},
+        link::{self, LinkError, PATIENCE},
         turns::Turn,
     },
     store::{
@@ -127,7 +129,7 @@ impl Host {
 
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
         let Call { parent, wanted, prepare, arrived_ns, asked: _asked, abandoned } = call;
-        self.adopted(super::PATIENCE).await?;
+        self.adopted(PATIENCE).await?;
         // What can be refused at once is refused before the VM is disturbed.
         parent.check_clonable()?;
         let record = &parent.record;
@@ -293,7 +295,7 @@ impl Host {
         // The vmm works, and so does vmmd.
         let writing = self.write_clone(warm.dir.clone(), record.clone());
         let started = async {
-            let started = link::started(&warm.start, super::PATIENCE).await;
+            let started = link::started(&warm.start, PATIENCE).await;
             (started, warm.has_started(&self.turns))
         };
         let ((started, turn), written) = tokio::join!(started, writing);

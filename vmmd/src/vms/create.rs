@@ -8,22 +8,22 @@
 //! for half-made: nobody was told of that VM yet.
 
 use super::{
-    Host, PATIENCE, Vm, blocking,
+    blocking::blocking,
     error::Error,
+    host::Host,
     images,
+    parts::parts,
     supervise::{Supervised, supervise},
-    unix_ms,
+    vm::Vm,
 };
 use crate::{
+    clock::unix_ms,
     net::ports::Bound,
-    plan::{
-        address::{FAMILY_PREFIX, FamilyNet},
-        lifecycle::Lifecycle,
-        spec::Spec,
-    },
+    plan::{address::FamilyNet, lifecycle::Lifecycle, spec::Spec},
     process::{
         Process,
-        spawn::{self, Parts, Start},
+        link::PATIENCE,
+        spawn::{self, Start},
         urgency::Urgency,
     },
     store::{
@@ -31,10 +31,8 @@ use crate::{
         record::{FORMAT, FileId, Record},
     },
 };
-use patina_abi::link::Identity;
-use patina_control::config::Neighbours;
 use patina_proto::v1::EventKind;
-use std::{fs::File, os::fd::OwnedFd, sync::Arc};
+use std::{fs::File, sync::Arc};
 use uuid::Uuid;
 
 /// The vmid of a family's first VM.
@@ -194,35 +192,6 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, ids: [FileId; 2]
         ready_after_us: None,
         ended: None,
     }
-}
-
-/// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap, with who else is on its network.
-pub(super) fn parts(
-    record: &Record,
-    start: Start,
-    (kvm, rootfs, tap): (File, File, OwnedFd),
-    neighbours: Neighbours,
-    urgency: Urgency,
-) -> Parts {
-    let net = &record.net;
-    let identity = Identity {
-        vmid: record.vmid,
-        family: record.family.to_string(),
-        // A vmid is taken only when its address is within the family's network.
-        ip: net.ip(record.vmid).unwrap_or(net.base),
-        prefix: FAMILY_PREFIX,
-        gateway: net.gateway(),
-        mac: net.mac(record.vmid),
-        hostname: record.name.clone(),
-        // The vmm sets the clock as it sends the identity.
-        clock_ns: unix_ms().saturating_mul(1_000_000),
-        // The vmm makes one for each identity that it sends.
-        seed: String::new(),
-        // A clone gets it with its generation.
-        ticket: String::new(),
-    };
-    let Record { vcpus, memory_mib, .. } = *record;
-    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, neighbours, urgency }
 }
 
 fn random() -> u64 {

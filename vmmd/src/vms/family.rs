@@ -4,9 +4,11 @@
 //! middle of a clone leaves a gap and never a second VM of the same address.
 
 use super::{
-    Host, Vm, blocking,
+    blocking::blocking,
     error::Error,
+    host::Host,
     table::families::{Left, Seats},
+    vm::Vm,
     warm::{For, Place},
 };
 use crate::{

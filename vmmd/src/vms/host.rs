@@ -1,19 +1,18 @@
 //! A host: its VMs, and all that making and ending them needs.
 
 use super::{
-    KILL_PATIENCE, REGISTER_PATIENCE, WRITING_AT_ONCE,
     error::Error,
     table::Table,
     tickets::{Tickets, VmsOf},
-    unix_ms,
     vm::{Until, Vm},
 };
 use crate::{
+    clock::unix_ms,
     events::{Events, Of},
     metrics::Metrics,
     net::{Net, Owner},
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
-    process::{generation::Touched, turns::Turns, usage::Usage},
+    process::{generation::Touched, link::PATIENCE, turns::Turns, usage::Usage},
     store::{StateDir, record::Record},
 };
 use patina_proto::v1::EventKind;
@@ -21,11 +20,19 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::{
     sync::{Mutex, Semaphore, watch},
     time::timeout,
 };
+
+/// How long after a kill the process may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
+/// How long vmmd waits at its start for the scheduler.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
+/// How many records of clones are written at the same time.
+const WRITING_AT_ONCE: usize = 2;
 
 /// What a host is set up with.
 #[derive(Debug, Clone)]
@@ -124,6 +131,34 @@ impl Host {
     #[must_use]
     pub fn state(&self) -> &StateDir {
         &self.state
+    }
+
+    /// Waits until all that an earlier `vmmd` left is known.
+    ///
+    /// # Errors
+    /// That takes too long: another try may help.
+    pub async fn adopted(&self, patience: Duration) -> Result<(), Error> {
+        let mut adoption = self.adoption.subscribe();
+        let done = timeout(patience, adoption.wait_for(|is_done| *is_done)).await;
+        done.map(drop).map_err(|_| Error::Starting)
+    }
+
+    /// Finds a VM; one that is being taken over is waited for.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is not taken over.
+    pub async fn find(&self, name: &str) -> Result<Arc<Vm>, Error> {
+        let mut adoption = self.adoption.subscribe();
+        let found = async {
+            loop {
+                adoption.mark_unchanged();
+                match self.table.find(name) {
+                    Err(Error::Adopting(_)) if adoption.changed().await.is_ok() => {}
+                    other => return other,
+                }
+            }
+        };
+        timeout(PATIENCE, found).await.unwrap_or_else(|_| Err(Error::Adopting(name.to_owned())))
     }
 
     /// Ends a VM and returns when nothing of it runs. One that has ended stays as it is.

@@ -3,7 +3,11 @@
 //! It works off the clones' path: a VM is made ahead only when no clone of this host is on its way to ready (or has been for
 //! too long), few at a time, and with less priority than what users wait for.
 
-use super::{Host, Until, Vm, warm::For};
+use super::{
+    host::Host,
+    vm::{Until, Vm},
+    warm::For,
+};
 use crate::{
     process::turns::{TURN_MAX, Turn},
     store::record::Record,

@@ -1,7 +1,12 @@
 //! Forgetting VMs that have ended: one that an operator names, and by themselves the oldest of many clones. Masters stay
 //! until somebody removes them.
 
-use super::{Host, Vm, blocking, error::Error, error::VMS_MAX};
+use super::{
+    blocking::blocking,
+    error::{Error, VMS_MAX},
+    host::Host,
+    vm::Vm,
+};
 use crate::{options::Options, plan::lifecycle::Phase};
 use patina_proto::v1::EventKind;
 use std::sync::Arc;

@@ -5,8 +5,13 @@
 mod calls;
 mod talk;
 
-use super::{Host, Status, ToEnd, Vm, guest::together::forget_pieces, tickets, unix_ms};
+use super::{
+    host::Host,
+    tickets,
+    vm::{Status, ToEnd, Vm},
+};
 use crate::{
+    clock::unix_ms,
     metrics::Stage,
     net::ports::Published,
     plan::lifecycle::{Ended, Event, Lifecycle, Phase},
@@ -26,7 +31,7 @@ use talk::{Heard, talk};
 use tokio::{
     io::BufReader,
     net::UnixStream,
-    sync::{Mutex, Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::{AbortHandle, JoinSet, spawn_blocking},
     time::{Instant, sleep_until, timeout},
 };
@@ -95,28 +100,6 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
     };
     tokio::spawn(supervisor.run().instrument(span));
     handle
-}
-
-impl Vm {
-    /// A VM that ended before this `vmmd` looked.
-    #[must_use]
-    pub fn ended(record: Record, dir: VmDir, ended: Ended) -> Self {
-        let status = Status { phase: Phase::Ended(ended), ready_after_us: record.ready_after_us };
-        Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0)
-    }
-
-    fn new(record: Record, dir: VmDir, status: watch::Receiver<Status>, kill: mpsc::Sender<ToEnd>) -> Self {
-        Self {
-            record,
-            dir,
-            status,
-            kill,
-            cloning: Mutex::new(()),
-            asked: Arc::new(Semaphore::new(1)),
-            spare: Mutex::new(None),
-            pieces: std::sync::Mutex::default(),
-        }
-    }
 }
 
 fn status_of(life: &Lifecycle) -> Status {
@@ -261,7 +244,7 @@ impl Supervisor {
         self.tell_scheduler();
         *self.handle.spare.lock().await = None;
         self.forget_calls();
-        forget_pieces(&self.handle);
+        self.handle.forget_pieces();
         self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
         if let Phase::Ended(ended) = &self.vm.life.phase {
             tracing::info!(kind = ?ended.end.kind, reason = ended.end.reason, "ended");

@@ -4,8 +4,8 @@
 pub mod families;
 
 use super::{
-    Vm,
     error::{Error, VMS_MAX},
+    vm::Vm,
 };
 use crate::{
     plan::{lifecycle::Phase, names::VmName},

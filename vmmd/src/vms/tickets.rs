@@ -6,7 +6,7 @@ mod known;
 
 pub(super) use known::{VmsOf, end};
 
-use super::{Host, Vm, error::Error};
+use super::{error::Error, host::Host, vm::Vm};
 use crate::{plan::lifecycle::Ended, store::record::Record};
 use known::running;
 use patina_abi::link::{TicketArgs, TicketView};

@@ -1,11 +1,11 @@
 //! What clones write before they are ready: asked of a first clone, kept for the later ones of its family and for later
 //! families of its image. Nobody waits for it. A clone whose processes were not held knows nothing of use: the next one is asked.
 
-use super::{Host, PATIENCE, Vm, blocking, error::Error};
+use super::{blocking::blocking, error::Error, host::Host, vm::Vm};
 use crate::{
     process::{
         generation::Touched,
-        link::{self, LinkError},
+        link::{self, LinkError, PATIENCE},
     },
     store::{record::Record, touched::ImageKey},
 };

@@ -1,9 +1,13 @@
 //! A VM of a host, running or ended.
 
-use super::{PATIENCE, error::Error, guest::together::Pieces};
+mod pieces;
+
+pub(super) use pieces::{EndsWhenLeft, Pieces};
+
+use super::error::Error;
 use crate::{
-    plan::lifecycle::Phase,
-    process::link::{self, LinkError},
+    plan::lifecycle::{Ended, Phase},
+    process::link::{self, LinkError, PATIENCE},
     store::{VmDir, record::Record},
 };
 use patina_control::messages::Open;
@@ -61,6 +65,31 @@ pub enum Until {
     Ended,
 }
 impl Vm {
+    /// A VM that ended before this `vmmd` looked.
+    #[must_use]
+    pub fn ended(record: Record, dir: VmDir, ended: Ended) -> Self {
+        let status = Status { phase: Phase::Ended(ended), ready_after_us: record.ready_after_us };
+        Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0)
+    }
+
+    pub(super) fn new(
+        record: Record,
+        dir: VmDir,
+        status: watch::Receiver<Status>,
+        kill: mpsc::Sender<ToEnd>,
+    ) -> Self {
+        Self {
+            record,
+            dir,
+            status,
+            kill,
+            cloning: Mutex::new(()),
+            asked: Arc::new(Semaphore::new(1)),
+            spare: Mutex::new(None),
+            pieces: std::sync::Mutex::default(),
+        }
+    }
+
     /// Asks the VM's supervisor to kill the VM, for the reason that its record will give; does not wait for its end.
     pub(super) fn ask_to_end(&self, reason: &str) {
         self.end(ToEnd::Killed(reason.to_owned()));
@@ -130,12 +159,24 @@ impl Vm {
         }
     }
 
+    /// Connects to the vmm for the next freeze: that much less is to be done then.
+    pub(super) fn connect_ahead(self: &Arc<Self>) {
+        let vm = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut spare = vm.spare.lock().await;
+            if spare.is_none() {
+                // The freeze will say what is wrong, if that is not the VM's end.
+                *spare = link::connect(&vm.dir).await.ok();
+            }
+        });
+    }
+
     /// That the VM cannot be reached; with how it ended, where that is why.
     pub(super) async fn unavailable(&self, source: LinkError) -> Error {
-        const PATIENCE: Duration = Duration::from_secs(2);
+        const END_PATIENCE: Duration = Duration::from_secs(2);
         let mut source = source;
         if source.may_be_death()
-            && timeout(PATIENCE, self.wait(Until::Ended)).await.is_ok()
+            && timeout(END_PATIENCE, self.wait(Until::Ended)).await.is_ok()
             && let Phase::Ended(ended) = self.status().phase
         {
             source = LinkError::Ended(ended.end.reason);
@@ -147,7 +188,7 @@ impl Vm {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{plan::lifecycle::Ended, store::record::tests::sample};
+    use crate::store::record::tests::sample;
     use patina_control::end::{End, EndKind};
 
     /// A VM that has ended, without files.

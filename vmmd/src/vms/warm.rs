@@ -1,12 +1,12 @@
 //! A warm VM: a vmm process that has all that a clone needs, but the generation. It has a vmid, a tap and an identity, and
 //! is nobody yet: no VM has its name, and nothing is written about it until it starts.
 
-use super::{Host, PATIENCE, blocking, create::parts, error::Error, images};
+use super::{blocking::blocking, error::Error, host::Host, images, parts::parts};
 use crate::{
     plan::places::Places,
     process::{
         Process,
-        link::{self, LinkError},
+        link::{self, LinkError, PATIENCE},
         spawn::{self, Start},
         turns::{Turn, Turns},
         urgency::Urgency,
@@ -246,11 +246,11 @@ impl Host {
 
 /// How a vmm went, in place of an error of a connection to it that may come from that.
 async fn death(process: &mut Process, source: LinkError) -> LinkError {
-    const PATIENCE: Duration = Duration::from_secs(2);
+    const DEATH_PATIENCE: Duration = Duration::from_secs(2);
     if !source.may_be_death() {
         return source;
     }
-    match tokio::time::timeout(PATIENCE, process.gone()).await {
+    match tokio::time::timeout(DEATH_PATIENCE, process.gone()).await {
         Ok(Ok(())) => LinkError::Died(process.exit()),
         Ok(Err(_)) | Err(_) => source,
     }

@@ -3,9 +3,9 @@
 use super::{Outcome, end_stray};
 use crate::{
     plan::lifecycle::Phase,
-    process::{Process, stray},
+    process::{Process, link::PATIENCE, stray},
     store::{Lasting, VmDir, record::Record},
-    vms::{Host, Vm, blocking, error::Error, supervise::tell_ended, table::Broken},
+    vms::{blocking::blocking, error::Error, host::Host, supervise::tell_ended, table::Broken, vm::Vm},
 };
 use patina_control::best_effort;
 use patina_proto::v1::EventKind;
@@ -123,7 +123,7 @@ impl Host {
     }
 
     async fn remove_broken_whole(self: &Arc<Self>, name: &str) -> Result<(), Error> {
-        self.adopted(super::PATIENCE).await?;
+        self.adopted(PATIENCE).await?;
         let _turn = self.mending.lock().await;
         let (broken, reservation) = self.table.take_broken(name)?;
         for process in self.processes_of(name, &broken).await {

@@ -9,7 +9,7 @@ use crate::{
         generation::Generation,
         link::{self, LinkError},
     },
-    vms::{Host, Vm, error::Error, images},
+    vms::{error::Error, host::Host, images, vm::Vm},
 };
 use patina_control::{
     messages::{Frozen, Prepare},
@@ -79,18 +79,6 @@ impl Vm {
         }
         images::check_rootfs_again(&self.record.rootfs, self.record.rootfs_file)
             .map_err(|source| Error::CloneRootfs { name: name(), source })
-    }
-
-    /// Connects to the vmm for the next freeze: that much less is to be done then.
-    pub(in crate::vms) fn connect_ahead(self: &Arc<Self>) {
-        let vm = Arc::clone(self);
-        tokio::spawn(async move {
-            let mut spare = vm.spare.lock().await;
-            if spare.is_none() {
-                // The freeze will say what is wrong, if that is not the VM's end.
-                *spare = link::connect(&vm.dir).await.ok();
-            }
-        });
     }
 
     /// Freezes the VM and lets it go on. Who clones it has his turn.

@@ -7,8 +7,9 @@ use super::{AROUND_BYTES, Answered, optional, refusal, refuse, ticket, together:
 use crate::{
     store::record::Record,
     vms::{
-        Host, Vm,
+        host::Host,
         tickets::{ticket_of, view},
+        vm::Vm,
     },
 };
 use patina_abi::{

@@ -10,11 +10,13 @@ mod look;
 pub mod together;
 
 use super::{
-    Host, PATIENCE, Vm,
     clone::{COUNT, Call, Clones},
     error::{Error, Unprepared},
+    host::Host,
     tickets::Wanted,
+    vm::Vm,
 };
+use crate::process::link::PATIENCE;
 use patina_abi::{
     LINE_MAX_BYTES,
     args::Args,

@@ -4,8 +4,9 @@ use super::{Answered, optional, parse, refusal, refuse, ticket, write};
 use crate::{
     plan::lifecycle::Phase,
     vms::{
-        Host, Vm,
+        host::Host,
         tickets::{WAIT_MAX, ticket_of},
+        vm::Vm,
     },
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -20,37 +21,13 @@ use patina_proto::v1::{
 };
 use scheduler::client::Client;
 use serde_json::Value;
-use std::{
-    sync::{Arc, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// How long who joins without a time waits: longer than any VM runs.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long the end of killed clones may take; those that are being made end when they run, after their parent's pre-clone hook.
 const KILL_WAIT: Duration = Duration::from_secs(150);
-
-/// What of a join passes through a VM in pieces.
-#[derive(Debug, Default)]
-pub struct Pieces {
-    // What this clone has left so far.
-    leaving: Vec<u8>,
-    // It has left its result, in words: it ends once its program has heard so.
-    left: Option<String>,
-    // What its program reads at the moment, of which ticket and clone.
-    joined: Option<(String, u32, Arc<Vec<u8>>)>,
-}
-
-fn pieces(vm: &Vm) -> MutexGuard<'_, Pieces> {
-    // No code panics under this lock; if some did, the pieces themselves are still whole.
-    vm.pieces.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A VM has ended: nobody asks for its pieces any more, and it may stay in the table for long.
-pub fn forget_pieces(vm: &Vm) {
-    *pieces(vm) = Pieces::default();
-}
 
 /// The ticket that this VM was cloned with.
 pub(super) fn own_ticket(vm: &Vm, verb: &str) -> Result<Uuid, CallError> {
@@ -109,7 +86,7 @@ pub(super) fn leave_data(vm: &Vm, args: &Args) -> Answered {
     if data.len() > PIECE_MAX_BYTES {
         return Err(refuse(libc::EMSGSIZE, format!("a piece has at most {PIECE_MAX_BYTES} bytes")));
     }
-    let mut pieces = pieces(vm);
+    let mut pieces = vm.pieces();
     if offset == 0 {
         pieces.leaving.clear();
     }
@@ -129,7 +106,7 @@ pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: &Args) -> Answer
     let LeaveArgs { status, noreport } = optional(args)?;
     let ticket = own_ticket(vm, "join")?;
     // A copy: a program may try again what the scheduler has not taken.
-    let data = pieces(vm).leaving.clone();
+    let data = vm.pieces().leaving.clone();
     let bytes = data.len();
     let leave = JoinLeave { vmid: vm.record.vmid, status, data, noreport };
     let (ticket, family) = (ticket.to_string(), vm.record.family.to_string());
@@ -139,22 +116,11 @@ pub(super) async fn leave(host: &Arc<Host>, vm: &Arc<Vm>, args: &Args) -> Answer
         async move { client.join(request).await }
     };
     host.tickets.ask("join", Duration::ZERO, leave).await.map_err(refusal)?;
-    let mut pieces = pieces(vm);
+    let mut pieces = vm.pieces();
     // It is the scheduler's now: up to a MiB for each of many clones.
     pieces.leaving = Vec::new();
     pieces.left = Some(format!("joined with status {status} and {bytes} bytes of data"));
     Ok(Value::Null)
-}
-
-/// Ends a VM that has left its result, when the call is over, however that goes.
-pub struct EndsWhenLeft(pub Arc<Vm>);
-
-impl Drop for EndsWhenLeft {
-    fn drop(&mut self) {
-        if let Some(reason) = pieces(&self.0).left.take() {
-            self.0.say_joined(reason);
-        }
-    }
 }
 
 pub(super) async fn join(host: &Host, vm: &Vm, args: &Args) -> Answered {
@@ -187,7 +153,8 @@ fn joined_clone(result: &VmResult) -> JoinedClone {
 pub(super) async fn join_data(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let JoinDataArgs { ticket: named, vmid, offset } = parse(args)?;
     let named = ticket(&named)?.to_string();
-    let known = pieces(vm)
+    let known = vm
+        .pieces()
         .joined
         .as_ref()
         .filter(|(of, who, _)| *of == named && *who == vmid)
@@ -209,7 +176,7 @@ pub(super) async fn join_data(host: &Host, vm: &Vm, args: &Args) -> Answered {
     let piece = &data[from..data.len().min(from.saturating_add(PIECE_MAX_BYTES))];
     let is_last = from + piece.len() == data.len();
     let answer = JoinData { data: BASE64.encode(piece), bytes };
-    pieces(vm).joined = (!is_last).then_some((named, vmid, data));
+    vm.pieces().joined = (!is_last).then_some((named, vmid, data));
     write(&answer)
 }
 

@@ -1,7 +1,7 @@
 //! The calls of a VM's guest: answered beside whatever else is to be done, and cancelled where nobody waits for them any more.
 
 use super::{
-    super::guest::{self, together::EndsWhenLeft},
+    super::{guest, vm::EndsWhenLeft},
     Supervisor,
 };
 use patina_abi::{

@@ -1,7 +1,9 @@
 //! The control connection of a VM that runs: made again for as long as its vmm lives.
 
-use super::super::PATIENCE;
-use crate::{process::link, store::VmDir};
+use crate::{
+    process::link::{self, PATIENCE},
+    store::VmDir,
+};
 use patina_control::messages::{FromVmm, Open, ToVmm};
 use std::time::Duration;
 use tokio::{

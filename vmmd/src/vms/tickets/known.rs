@@ -4,7 +4,7 @@ use super::ticket_of;
 use crate::{
     plan::lifecycle::{Ended, Phase},
     store::record::Record,
-    vms::{Host, Vm},
+    vms::{host::Host, vm::Vm},
 };
 use patina_control::end::EndKind;
 use patina_proto::v1::{RunningClone, VmEnd};

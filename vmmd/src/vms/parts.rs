@@ -1,0 +1,43 @@
+//! What the vmm of a VM is given.
+
+use crate::{
+    clock::unix_ms,
+    plan::address::FAMILY_PREFIX,
+    process::{
+        spawn::{Parts, Start},
+        urgency::Urgency,
+    },
+    store::record::Record,
+};
+use patina_abi::link::Identity;
+use patina_control::config::Neighbours;
+use std::{fs::File, os::fd::OwnedFd};
+
+/// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap, with who else is on its network.
+pub(super) fn parts(
+    record: &Record,
+    start: Start,
+    (kvm, rootfs, tap): (File, File, OwnedFd),
+    neighbours: Neighbours,
+    urgency: Urgency,
+) -> Parts {
+    let net = &record.net;
+    let identity = Identity {
+        vmid: record.vmid,
+        family: record.family.to_string(),
+        // A vmid is taken only when its address is within the family's network.
+        ip: net.ip(record.vmid).unwrap_or(net.base),
+        prefix: FAMILY_PREFIX,
+        gateway: net.gateway(),
+        mac: net.mac(record.vmid),
+        hostname: record.name.clone(),
+        // The vmm sets the clock as it sends the identity.
+        clock_ns: unix_ms().saturating_mul(1_000_000),
+        // The vmm makes one for each identity that it sends.
+        seed: String::new(),
+        // A clone gets it with its generation.
+        ticket: String::new(),
+    };
+    let Record { vcpus, memory_mib, .. } = *record;
+    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, neighbours, urgency }
+}
