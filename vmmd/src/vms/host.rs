@@ -3,7 +3,7 @@
 use super::{
     error::Error,
     table::Table,
-    tickets::{Tickets, VmsOf},
+    tickets::Tickets,
     vm::{Until, Vm},
 };
 use crate::{
@@ -29,8 +29,6 @@ use tokio::{
 
 /// How long after a kill the process may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
-/// How long vmmd waits at its start for the scheduler.
-const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
 /// How many records of clones are written at the same time.
 const WRITING_AT_ONCE: usize = 2;
 
@@ -108,18 +106,6 @@ impl Host {
             settings,
             state,
         }))
-    }
-
-    /// Registers this host with its scheduler, now that all that runs is known; waits a while for that.
-    pub async fn register(self: &Arc<Self>) {
-        self.tickets.register(VmsOf::new(self));
-        if !self.tickets.registered(REGISTER_PATIENCE).await {
-            // What runs is looked after; tickets and clones come with the scheduler.
-            tracing::error!(
-                scheduler = self.tickets.address(),
-                "the scheduler does not answer: no clones until it does"
-            );
-        }
     }
 
     pub(super) fn unwritten(&self) -> MutexGuard<'_, HashMap<String, Record>> {

@@ -5,9 +5,11 @@
 //!   [`warm`] VMs, of which [`pool`] keeps some ready; [`touched`]: what helps clones to start;
 //!   [`remove`](mod@remove): forgets one that has ended, and by itself the oldest clones that have.
 //! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
-//! - [`adopt`]: takes over what an earlier `vmmd` left.
+//! - [`adopt`]: takes over what an earlier `vmmd` left; `register`: tells the scheduler what runs, and ends what it orders;
+//!   `keep_record`: writes how VMs ended.
 //! - [`table`]: names and families in use; [`family`]: numbers, vmids and bridges of families;
-//!   [`images`]: the files a VM is made of; `parts`: what its vmm is given; [`guest`]: calls of guests; [`tickets`]: the way to the scheduler.
+//!   [`images`]: the files a VM is made of; `parts`: what its vmm is given; [`guest`]: calls of guests; [`tickets`]: the way to the scheduler,
+//!   `family_tickets` those of one family.
 
 pub mod adopt;
 mod blocking;
@@ -15,11 +17,14 @@ pub mod clone;
 pub mod create;
 pub mod error;
 pub mod family;
+mod family_tickets;
 pub mod guest;
 pub mod host;
 pub mod images;
+mod keep_record;
 mod parts;
 pub mod pool;
+mod register;
 pub mod remove;
 pub mod supervise;
 pub mod table;

@@ -2,17 +2,14 @@
 //! one too, which is granted and used in one step. What has to be done so that the ledger is what runs is in
 //! [`scheduler::host::admission`].
 
-mod known;
+mod convert;
 
-pub(super) use known::{VmsOf, end};
+pub(super) use convert::{end, running};
 
-use super::{error::Error, host::Host, vm::Vm};
+use super::error::Error;
 use crate::{plan::lifecycle::Ended, store::record::Record};
-use known::running;
-use patina_abi::link::{TicketArgs, TicketView};
-use patina_proto::v1::{
-    GetTicketRequest, HostInfo, ListTicketsRequest, RequestTicketRequest, Ticket, TicketState,
-};
+use patina_abi::link::TicketView;
+use patina_proto::v1::{GetTicketRequest, HostInfo, Ticket, TicketState};
 use scheduler::{
     client::{
         Client, Connection,
@@ -31,8 +28,6 @@ use uuid::Uuid;
 
 /// Longest that a guest may wait for a ticket.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Most tickets on a page for a guest: so many fit on a line.
-pub(super) const LIST_MAX: u32 = 480;
 
 /// How many clones are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +47,11 @@ pub enum Wanted {
 
 /// The host's way to its scheduler.
 #[derive(Debug, Clone)]
-pub struct Tickets(Arc<Shared>);
+pub struct Tickets(pub(super) Arc<Shared>);
 
 #[derive(Debug)]
-struct Shared {
-    admission: Admission,
+pub(super) struct Shared {
+    pub(super) admission: Admission,
     // Where the scheduler is, for people; empty: in this process.
     address: String,
     // Granted to guests of this host, and not used since.
@@ -64,15 +59,15 @@ struct Shared {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Granted {
-    family: Uuid,
+pub(super) struct Granted {
+    pub(super) family: Uuid,
     vms: u32,
     // By this host's clock, which may show another time than the scheduler's. None: later than this host can say.
     until: Option<Instant>,
 }
 
 impl Granted {
-    fn new(family: Uuid, ticket: &Ticket) -> Self {
+    pub(super) fn new(family: Uuid, ticket: &Ticket) -> Self {
         let until = Instant::now().checked_add(Duration::from_millis(ticket.expires_in_ms));
         Self { family, vms: ticket.vms, until }
     }
@@ -114,7 +109,7 @@ impl Tickets {
         self.0.admission.registered(patience).await
     }
 
-    fn granted(&self) -> MutexGuard<'_, HashMap<Uuid, Granted>> {
+    pub(super) fn granted(&self) -> MutexGuard<'_, HashMap<Uuid, Granted>> {
         // No code panics under this lock; if some did, the map itself is still whole.
         self.0.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -271,7 +266,7 @@ pub(super) fn ticket_of(record: &Record) -> Option<Uuid> {
     (record.vmid > 0).then(|| record.ticket.unwrap_or(record.uuid))
 }
 
-fn number(text: &str) -> Result<Uuid, Error> {
+pub(super) fn number(text: &str) -> Result<Uuid, Error> {
     text.parse().map_err(|_| {
         let message = format!("read the scheduler's answer: {text:?} is no UUID");
         Error::Scheduler(Box::new(Status::internal(message)))
@@ -293,77 +288,6 @@ pub(super) fn view(ticket: &Ticket) -> TicketView {
         cpus: ticket.vms.saturating_mul(ticket.vcpus),
         vms: ticket.vms,
         min_cpus_per_vm: ticket.min_cpus_per_vm,
-    }
-}
-
-impl Host {
-    /// Requests a ticket for a guest.
-    ///
-    /// # Errors
-    /// It cannot be had, in this time or ever, or the scheduler does not answer.
-    pub(super) async fn request_ticket(&self, vm: &Vm, args: TicketArgs) -> Result<TicketView, Error> {
-        let Record { family, vcpus, memory_mib, net, .. } = vm.record;
-        let request = RequestTicketRequest {
-            family: family.to_string(),
-            // One that the guest does not name goes back if the guest does not wait for it.
-            request_id: args.request_id.unwrap_or_default(),
-            max_cpus: args.max_cpus,
-            min_vms: args.min_vms,
-            min_cpus_per_vm: args.min_cpus_per_vm,
-            vcpus: vcpus.into(),
-            memory_mib,
-            timeout_ms: args.timeout_ms,
-            // Clones start where their parent is.
-            host_ids: vec![self.tickets.host_id().to_owned()],
-            ..RequestTicketRequest::default()
-        };
-        let ticket = self.tickets.0.admission.request(request).await;
-        let ticket =
-            ticket.map_err(|failed| self.tickets.failed("request a ticket", failed.into_status()))?;
-        if ticket.state() == TicketState::Granted {
-            self.tickets.granted().insert(number(&ticket.id)?, Granted::new(family, &ticket));
-            tracing::info!(%family, ticket = ticket.id, vms = ticket.vms, "a ticket is granted");
-            self.table.wake_pool(net.index, family);
-        }
-        Ok(view(&ticket))
-    }
-
-    /// A page of the tickets of a family that somebody asked for, as the scheduler has them, and where the next page begins.
-    ///
-    /// # Errors
-    /// The scheduler does not answer.
-    pub(super) async fn list_tickets(
-        &self,
-        family: Uuid,
-        page_token: String,
-    ) -> Result<(Vec<TicketView>, Option<String>), Error> {
-        let request = ListTicketsRequest {
-            family: family.to_string(),
-            page_size: LIST_MAX,
-            page_token,
-            asked_for: true,
-            ..ListTicketsRequest::default()
-        };
-        let list = |mut client: Client, _| {
-            let request = request.clone();
-            async move { client.list_tickets(request).await }
-        };
-        let listed = self.tickets.ask("list tickets", Duration::ZERO, list).await?;
-        let tickets = listed.tickets.iter().map(view).collect();
-        Ok((tickets, Some(listed.next_page_token).filter(|token| !token.is_empty())))
-    }
-
-    /// A family has ended: what it was granted is for others.
-    pub(super) fn forget_tickets(&self, family: Uuid) {
-        let mut granted = self.tickets.granted();
-        for (id, _) in granted.extract_if(|_, granted| granted.family == family) {
-            let admission = self.tickets.0.admission.clone();
-            tokio::spawn(async move {
-                if let Err(error) = admission.release(&id.to_string(), &family.to_string()).await {
-                    tracing::warn!(ticket = %id, %error, "a ticket of a family that has ended stays until it expires");
-                }
-            });
-        }
     }
 }
 

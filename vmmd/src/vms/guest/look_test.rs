@@ -85,7 +85,7 @@ fn as_many_tickets_as_a_page_has_fit_on_a_line() {
         vms: u32::MAX,
         min_cpus_per_vm: u32::MAX,
     };
-    let tickets = vec![ticket; crate::vms::tickets::LIST_MAX as usize];
+    let tickets = vec![ticket; crate::vms::family_tickets::LIST_MAX as usize];
     assert!(whole(&tickets, "lt", "").is_ok());
     let next = Some("x".repeat(64));
     assert!(write(&TicketsPage { tickets: tickets.clone(), next }).is_ok());

@@ -1,13 +1,10 @@
 //! What the VMs of a ticket do together: they meet, leave results, wait for each other's end, end each other.
 
 use super::{Answered, optional, parse, refusal, refuse, ticket, write};
-use crate::{
-    plan::lifecycle::Phase,
-    vms::{
-        host::Host,
-        tickets::{WAIT_MAX, ticket_of},
-        vm::Vm,
-    },
+use crate::vms::{
+    host::Host,
+    tickets::{WAIT_MAX, ticket_of},
+    vm::Vm,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use patina_abi::args::Args;
@@ -197,21 +194,4 @@ pub(super) async fn kill(host: &Arc<Host>, vm: &Vm, args: &Args) -> Answered {
         async move { client.kill(request).await }
     };
     write(&host.tickets.ask("kill", KILL_WAIT, kill).await.map_err(refusal)?.ended)
-}
-
-impl Host {
-    /// The scheduler wants clones of a ticket ended.
-    pub(in crate::vms) fn kill_clones(&self, family: Uuid, ticket: Uuid, vmids: &[u32], reason: &str) {
-        let is_meant = |vm: &&Arc<Vm>| {
-            vm.record.family == family
-                && ticket_of(&vm.record) == Some(ticket)
-                && vmids.contains(&vm.record.vmid)
-                && !matches!(vm.status().phase, Phase::Ended(_))
-        };
-        let all = self.table.all();
-        for vm in all.iter().filter(is_meant) {
-            // Whoever waits for its end hears of that from the scheduler.
-            vm.ask_to_end(reason);
-        }
-    }
 }

@@ -1,0 +1,27 @@
+//! VMs in the scheduler's words.
+
+use super::ticket_of;
+use crate::{plan::lifecycle::Ended, store::record::Record};
+use patina_control::end::EndKind;
+use patina_proto::v1::{RunningClone, VmEnd};
+
+/// How a VM ended, in the scheduler's words.
+pub(in crate::vms) fn end(ended: &Ended) -> VmEnd {
+    match ended.end.kind {
+        EndKind::Killed => VmEnd::Killed,
+        EndKind::Joined => VmEnd::Joined,
+        _ => VmEnd::Ended,
+    }
+}
+
+/// A VM that is a clone, as the scheduler knows it.
+pub(in crate::vms) fn running(record: &Record) -> Option<RunningClone> {
+    Some(RunningClone {
+        ticket: ticket_of(record)?.to_string(),
+        family: record.family.to_string(),
+        vmid: record.vmid,
+        vcpus: record.vcpus.into(),
+        memory_mib: record.memory_mib,
+        parent_vmid: record.origin.as_ref().map(|origin| origin.parent_vmid),
+    })
+}
