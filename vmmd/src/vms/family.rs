@@ -9,7 +9,8 @@ use super::{
     host::Host,
     table::families::{Left, Seats},
     vm::Vm,
-    warm::{For, Place},
+    warm::Place,
+    warm_up::For,
 };
 use crate::{
     plan::{address::FamilyNet, address::VMID_MAX, lifecycle::Phase},

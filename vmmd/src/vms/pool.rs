@@ -5,8 +5,10 @@
 
 use super::{
     host::Host,
+    table::families::Work,
     vm::{Until, Vm},
-    warm::For,
+    warm::Place,
+    warm_up::For,
 };
 use crate::{
     process::turns::{TURN_MAX, Turn},
@@ -25,17 +27,6 @@ const QUIET_PATIENCE: Duration = Duration::from_secs(10);
 /// How long after one that failed or died the next is made; each time in a row twice as long, up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// What is to be done for a family's pool.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// It is as it should be.
-    Nothing,
-    /// Make these: vmid and name.
-    Make(Vec<(u32, String)>),
-    /// End this one.
-    Trim(u32, super::warm::Place),
-}
 
 /// A clone that is on its way to ready; no longer when dropped.
 #[derive(Debug)]
@@ -167,6 +158,6 @@ impl Host {
     /// Ends every warm VM: a vmmd that stops cannot use them, and the next one would not know them.
     pub async fn end_pools(&self) {
         let places = self.table.clear_pools();
-        futures::future::join_all(places.into_iter().map(super::warm::Place::discard)).await;
+        futures::future::join_all(places.into_iter().map(Place::discard)).await;
     }
 }

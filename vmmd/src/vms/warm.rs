@@ -1,27 +1,18 @@
 //! A warm VM: a vmm process that has all that a clone needs, but the generation. It has a vmid, a tap and an identity, and
 //! is nobody yet: no VM has its name, and nothing is written about it until it starts.
 
-use super::{blocking::blocking, error::Error, host::Host, images, parts::parts};
+use super::error::Error;
 use crate::{
     plan::places::Places,
     process::{
         Process,
-        link::{self, LinkError, PATIENCE},
-        spawn::{self, Start},
+        link::LinkError,
         turns::{Turn, Turns},
-        urgency::Urgency,
     },
-    store::{VmDir, record::Record},
+    store::VmDir,
 };
-use patina_control::messages::{FromVmm, Open, State};
-use std::{fs::File, sync::Arc, time::Duration};
-use tokio::{
-    io::BufReader,
-    net::UnixStream,
-    runtime::Handle,
-    sync::{SemaphorePermit, mpsc},
-    task::{JoinHandle, spawn_blocking},
-};
+use std::{sync::Arc, time::Duration};
+use tokio::{io::BufReader, net::UnixStream, runtime::Handle, sync::mpsc, task::spawn_blocking};
 
 /// A vmm process that waits for a generation. Dropped, it is killed, and its folder goes.
 #[derive(Debug)]
@@ -33,24 +24,15 @@ pub struct Warm {
     /// Connected, and nothing said on it.
     pub start: UnixStream,
     // Taken when it has started, or has ended.
-    process: Option<Process>,
+    pub(super) process: Option<Process>,
 }
 
 /// A place for a warm VM, which may still be in the making. It comes out of [`Self::warm`], an error likewise.
 #[derive(Debug)]
-pub struct Place(mpsc::Receiver<Result<Warm, Error>>);
+pub struct Place(pub(super) mpsc::Receiver<Result<Warm, Error>>);
 
 /// The vmids of a family, with the places that are kept.
 pub type Pool = Places<Place>;
-
-/// Who a warm VM is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum For {
-    /// A clone that is being made.
-    Clone,
-    /// Whoever comes.
-    Pool,
-}
 
 impl Place {
     #[cfg(test)]
@@ -137,115 +119,14 @@ async fn end(process: Option<Process>, dir: VmDir) {
     }
 }
 
-fn delete(dir: &VmDir) {
+pub(super) fn delete(dir: &VmDir) {
     if let Err(error) = dir.delete() {
         tracing::error!(folder = %dir.path().display(), %error, "files of a vmm that is gone stay behind");
     }
 }
 
-impl Host {
-    /// Has a warm VM made in a task of its own: where it will be, and whether it came to be.
-    pub(super) fn make_warm(
-        self: &Arc<Self>,
-        of: &Record,
-        vmid: u32,
-        name: String,
-        who: For,
-    ) -> (Place, JoinHandle<bool>) {
-        let (sender, place) = mpsc::channel(1);
-        let (host, of) = (Arc::clone(self), of.clone());
-        let made = tokio::spawn(async move {
-            let identity = Record { name, vmid, ..of };
-            let made = host.warm_up(&identity, who).await;
-            let watcher = made.as_ref().ok().and_then(|warm| warm.process()?.watcher().ok());
-            let is_made = made.is_ok();
-            if let Err(error) = &made {
-                tracing::warn!(family = %identity.family, vmid, %error, "a warm VM was not made");
-            }
-            // There is room for one; a place that is gone drops it, and with that ends it.
-            if sender.send(made).await.is_err() {
-                tracing::debug!(vmid, "nobody wants the warm VM any more");
-            }
-            if let Some(process) = watcher {
-                tokio::spawn(host.watch_place(identity, process, sender));
-            }
-            is_made
-        });
-        (Place(place), made)
-    }
-
-    /// Clears a place whose process dies before anybody takes it.
-    async fn watch_place(
-        self: Arc<Self>,
-        of: Record,
-        process: Process,
-        taken: mpsc::Sender<Result<Warm, Error>>,
-    ) {
-        let gone = tokio::select! { () = taken.closed() => return, gone = process.gone() => gone };
-        if let Err(error) = gone {
-            tracing::error!(%error, "watch a warm vmm");
-        }
-        let Some(place) = self.table.pull_place(of.net.index, of.family, of.vmid) else { return };
-        let words = match place.warm().await {
-            Ok(mut warm) => {
-                let words = format!("{}; {}", warm.death(LinkError::Closed).await, warm.dir.last_words());
-                warm.discard().await;
-                words
-            }
-            Err(error) => error.to_string(),
-        };
-        tracing::warn!(family = %of.family, vmid = of.vmid, words, "a warm vmm died; another takes its place");
-        self.table.lost_place(of.net.index, of.family, of.vmid);
-    }
-
-    /// Makes a warm VM; on an error nothing of it is left.
-    async fn warm_up(&self, identity: &Record, who: For) -> Result<Warm, Error> {
-        let _turn: SemaphorePermit<'_> = self.making.acquire().await.map_err(|_| Error::Stopping)?;
-        let dir = self.state.create_warm()?;
-        let made = self.warm_up_in(dir.clone(), identity, who).await;
-        if made.is_err() {
-            delete(&dir);
-        }
-        made
-    }
-
-    async fn warm_up_in(&self, dir: VmDir, identity: &Record, who: For) -> Result<Warm, Error> {
-        let tap = self.net.tap(identity.net, identity.vmid).await?;
-        let (program, of, folder) = (self.settings.vmm.clone(), identity.clone(), dir.clone());
-        let neighbours = self.net.neighbours(identity.net);
-        let urgency = match who {
-            For::Pool => Urgency::Background,
-            // Somebody waits for it, and of many clones of one call the first ones' guests run already: made beside them as their equal, the
-            // last ones would start when those are through with all that they have to do.
-            For::Clone => Urgency::Urgent,
-        };
-        let spawned = blocking(move || {
-            let (kvm, rootfs) = (spawn::open_kvm()?, open_rootfs(&of)?);
-            let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), neighbours, urgency);
-            Ok(spawn::spawn(&program, &of.name, &folder, parts)?)
-        });
-        let mut process = spawned.await?;
-        let greeted = match greet(&dir).await {
-            Ok(control) => {
-                // Until its VM runs: what it has to do for that is short.
-                process.set_urgency(Urgency::Urgent);
-                link::connect(&dir).await.map(|start| (control, start))
-            }
-            Err(error) => Err(error),
-        };
-        match greeted {
-            Ok((control, start)) => Ok(Warm { dir, control: Some(control), start, process: Some(process) }),
-            Err(source) => {
-                let source = death(&mut process, source).await;
-                process.end().await;
-                Err(Error::Warm { name: identity.name.clone(), words: dir.last_words(), source })
-            }
-        }
-    }
-}
-
 /// How a vmm went, in place of an error of a connection to it that may come from that.
-async fn death(process: &mut Process, source: LinkError) -> LinkError {
+pub(super) async fn death(process: &mut Process, source: LinkError) -> LinkError {
     const DEATH_PATIENCE: Duration = Duration::from_secs(2);
     if !source.may_be_death() {
         return source;
@@ -254,29 +135,6 @@ async fn death(process: &mut Process, source: LinkError) -> LinkError {
         Ok(Ok(())) => LinkError::Died(process.exit()),
         Ok(Err(_)) | Err(_) => source,
     }
-}
-
-/// Connects to a new vmm and waits until it is warm.
-async fn greet(dir: &VmDir) -> Result<BufReader<UnixStream>, LinkError> {
-    let mut control = link::open(dir, &Open::Control, PATIENCE).await?;
-    let warm = async {
-        while let Some(said) = link::read_line(&mut control).await? {
-            match said {
-                FromVmm::State(State::Warm) => return Ok(()),
-                FromVmm::State(State::Ended(end)) => return Err(LinkError::Refused(end.reason)),
-                other => tracing::debug!(?other, "said before it is warm"),
-            }
-        }
-        Err(LinkError::Closed)
-    };
-    tokio::time::timeout(PATIENCE, warm).await.map_err(|_| LinkError::Timeout(PATIENCE))??;
-    Ok(control)
-}
-
-/// The disk that a VM, and every clone of it, reads.
-fn open_rootfs(record: &Record) -> Result<File, Error> {
-    images::open_rootfs_again(&record.rootfs, record.rootfs_file)
-        .map_err(|source| Error::CloneRootfs { name: record.master().to_owned(), source })
 }
 
 #[cfg(test)]

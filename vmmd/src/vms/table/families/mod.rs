@@ -1,5 +1,7 @@
 //! The families that live: their numbers, their vmids, their pools of warm VMs.
 
+pub(super) mod family;
+
 use super::{Inner, Reservation, Slot, Table};
 use crate::{
     plan::{
@@ -10,40 +12,23 @@ use crate::{
     store::record::Record,
     vms::{
         error::{Error, VMS_MAX},
-        pool::Work,
-        warm::{Place, Pool},
+        warm::Place,
     },
 };
+use family::{Family, List};
 use std::sync::Arc;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-/// A family of which a VM lives.
+/// What is to be done for a family's pool.
 #[derive(Debug)]
-pub(super) struct Family {
-    uuid: Uuid,
-    /// How many of its VMs live, or are being made. At 0 its bridge is being deleted.
-    living: u32,
-    pool: Pool,
-    /// How many vmids were pulled and are not released yet.
-    clearing: usize,
-    /// All vmids below this are written down as given.
-    written: u32,
-    /// There is something to be done for the pool, once it is kept.
-    changed: Option<Arc<Notify>>,
-    /// How many warm VMs have died since that was asked last.
-    losses: u32,
-    touched: List,
-}
-
-/// What a family's clones write before they are ready.
-#[derive(Debug, Default)]
-enum List {
-    #[default]
-    Unknown,
-    /// A first clone is being asked.
-    Asked,
-    Known(Arc<Touched>),
+pub(in crate::vms) enum Work {
+    /// It is as it should be.
+    Nothing,
+    /// Make these: vmid and name.
+    Make(Vec<(u32, String)>),
+    /// End this one.
+    Trim(u32, Place),
 }
 
 /// What one clone is made of.
@@ -73,34 +58,6 @@ pub enum Left {
     Others,
     /// It was the last; what was kept is to be ended, and [`Table::forget_family`] is due.
     Nobody(Vec<Place>),
-}
-
-impl Family {
-    fn new(uuid: Uuid, living: u32, next_vmid: u32) -> Self {
-        Self {
-            uuid,
-            living,
-            pool: Pool::from(next_vmid),
-            clearing: 0,
-            written: next_vmid,
-            changed: None,
-            losses: 0,
-            touched: List::Unknown,
-        }
-    }
-
-    fn release(&mut self, vmid: u32) {
-        self.clearing = self.clearing.saturating_sub(1);
-        self.pool.release(vmid);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(changed) = &self.changed {
-            // One waits, and if it does not wait now, it will find that it need not.
-            changed.notify_one();
-        }
-    }
 }
 
 impl Inner {

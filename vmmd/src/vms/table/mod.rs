@@ -1,6 +1,5 @@
 //! Which names are in use, and [which families live](families). Short critical sections, no I/O under the lock.
 
-#[path = "families.rs"]
 pub mod families;
 
 use super::{
@@ -11,7 +10,7 @@ use crate::{
     plan::{lifecycle::Phase, names::VmName},
     store::{VmDir, record::Record},
 };
-use families::Family;
+use families::family::Family;
 use std::{
     collections::BTreeMap,
     ops::Bound,

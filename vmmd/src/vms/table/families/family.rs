@@ -1,0 +1,62 @@
+//! A family that lives: its vmids, its pool of warm VMs, and what its clones touch.
+
+use crate::{process::generation::Touched, vms::warm::Pool};
+use std::sync::Arc;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// A family of which a VM lives.
+#[derive(Debug)]
+pub(in crate::vms::table) struct Family {
+    pub(super) uuid: Uuid,
+    /// How many of its VMs live, or are being made. At 0 its bridge is being deleted.
+    pub(super) living: u32,
+    pub(super) pool: Pool,
+    /// How many vmids were pulled and are not released yet.
+    pub(super) clearing: usize,
+    /// All vmids below this are written down as given.
+    pub(super) written: u32,
+    /// There is something to be done for the pool, once it is kept.
+    pub(super) changed: Option<Arc<Notify>>,
+    /// How many warm VMs have died since that was asked last.
+    pub(super) losses: u32,
+    pub(super) touched: List,
+}
+
+/// What a family's clones write before they are ready.
+#[derive(Debug, Default)]
+pub(super) enum List {
+    #[default]
+    Unknown,
+    /// A first clone is being asked.
+    Asked,
+    Known(Arc<Touched>),
+}
+
+impl Family {
+    pub(super) fn new(uuid: Uuid, living: u32, next_vmid: u32) -> Self {
+        Self {
+            uuid,
+            living,
+            pool: Pool::from(next_vmid),
+            clearing: 0,
+            written: next_vmid,
+            changed: None,
+            losses: 0,
+            touched: List::Unknown,
+        }
+    }
+
+    pub(super) fn release(&mut self, vmid: u32) {
+        self.clearing = self.clearing.saturating_sub(1);
+        self.pool.release(vmid);
+        self.wake();
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(changed) = &self.changed {
+            // One waits, and if it does not wait now, it will find that it need not.
+            changed.notify_one();
+        }
+    }
+}
