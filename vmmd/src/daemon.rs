@@ -9,7 +9,7 @@ use crate::{
     plan::spec::DefaultImages,
     process::spawn,
     store::{StateDir, StoreError, VmDir},
-    vms::{Host, Settings, error::Error as HostError, remove},
+    vms::{Host, Settings, error::Error as HostError, guest::Answers, remove},
 };
 use patina_daemon::{
     http::{self, HttpError},
@@ -103,7 +103,7 @@ async fn serve(
     let cluster = Cluster::open(options, &state)?;
     let range = options.network;
     tokio::spawn(async move { net::warn_of_conflicts(&range).await });
-    let host = Host::new(settings, state, cluster.tickets())?;
+    let host = Host::new(settings, state, cluster.tickets(), Box::new(Answers))?;
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
     if let Err(error) = spawn::open_kvm() {
         // Not the end: what runs is looked after, and `vmctl doctor` can ask.

@@ -15,9 +15,12 @@ use crate::{
     process::{generation::Touched, link::PATIENCE, turns::Turns, usage::Usage},
     store::{StateDir, record::Record},
 };
+use futures::future::BoxFuture;
+use patina_abi::{args::Args, link::Answer};
 use patina_proto::v1::EventKind;
 use std::{
     collections::HashMap,
+    fmt,
     path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
@@ -26,6 +29,7 @@ use tokio::{
     sync::{Mutex, Semaphore, watch},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 /// How long after a kill the process may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -49,6 +53,25 @@ pub struct Settings {
     pub keep_ended: usize,
 }
 
+/// A call of a guest.
+#[derive(Debug)]
+pub struct GuestCall {
+    /// What is asked for.
+    pub verb: String,
+    /// Its arguments.
+    pub args: Args,
+    /// When the call came: [`patina_control::monotonic_ns`].
+    pub arrived_ns: u64,
+    /// Cancelled when the guest gives the call up. A `clone` is told so and answered all the same; any other call is dropped.
+    pub abandoned: CancellationToken,
+}
+
+/// What answers the calls of guests. The supervisors of VMs have it from their host: it clones, which starts supervisors.
+pub trait Calls: fmt::Debug + Send + Sync {
+    /// Answers one call of a VM.
+    fn answer<'a>(&'a self, host: &'a Arc<Host>, vm: &'a Arc<Vm>, call: GuestCall) -> BoxFuture<'a, Answer>;
+}
+
 /// The VMs of this host, with all that making and ending them needs.
 #[derive(Debug)]
 pub struct Host {
@@ -62,6 +85,7 @@ pub struct Host {
     pub events: Events,
     /// The same in numbers.
     pub metrics: Metrics,
+    pub(super) calls: Box<dyn Calls>,
     pub(super) state: StateDir,
     pub(super) net: Net,
     // Held while vmids are written down.
@@ -87,7 +111,12 @@ impl Host {
     ///
     /// # Errors
     /// Netlink cannot be opened, or there is no memory.
-    pub fn new(settings: Settings, state: StateDir, tickets: Tickets) -> Result<Arc<Self>, Error> {
+    pub fn new(
+        settings: Settings,
+        state: StateDir,
+        tickets: Tickets,
+        calls: Box<dyn Calls>,
+    ) -> Result<Arc<Self>, Error> {
         Ok(Arc::new(Self {
             table: Table::default(),
             tickets,
@@ -104,6 +133,7 @@ impl Host {
             turns: Turns::new(),
             no_list: Arc::new(Touched::of(&[])?),
             settings,
+            calls,
             state,
         }))
     }

@@ -12,11 +12,12 @@ pub mod together;
 use super::{
     clone::{COUNT, Call, Clones},
     error::{Error, Unprepared},
-    host::Host,
+    host::{Calls, GuestCall, Host},
     tickets::Wanted,
     vm::Vm,
 };
 use crate::process::link::PATIENCE;
+use futures::future::BoxFuture;
 use patina_abi::{
     LINE_MAX_BYTES,
     args::Args,
@@ -39,20 +40,23 @@ const REASON_CHARS: usize = 160;
 /// How much when that is too much for one line. So much of the widest characters of 256 clones fits.
 const REASON_FEW_CHARS: usize = 16;
 
-/// Answers one call of a VM, which came at `arrived_ns`. Who gives up a `clone` says so with `abandoned`, and hears what came of it; any
-/// other call is given up by dropping this.
-pub(super) async fn answer(
-    host: &Arc<Host>,
-    vm: &Arc<Vm>,
-    verb: &str,
-    args: &Args,
-    arrived_ns: u64,
-    abandoned: CancellationToken,
-) -> Answer {
+/// The host's answers to its guests.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Answers;
+
+impl Calls for Answers {
+    fn answer<'a>(&'a self, host: &'a Arc<Host>, vm: &'a Arc<Vm>, call: GuestCall) -> BoxFuture<'a, Answer> {
+        Box::pin(answer(host, vm, call))
+    }
+}
+
+async fn answer(host: &Arc<Host>, vm: &Arc<Vm>, call: GuestCall) -> Answer {
+    let GuestCall { verb, args, arrived_ns, abandoned } = call;
+    let args = &args;
     if let Err(error) = host.adopted(PATIENCE).await {
         return Answer::Error(refusal(error));
     }
-    let answered = match verb {
+    let answered = match verb.as_str() {
         "list" => look::list(&host.table.all(), &vm.record, &host.settings.hostname, args),
         "clone" => match parse(args) {
             Ok(args) => clone(host, vm, args, arrived_ns, abandoned).await,

@@ -1,9 +1,7 @@
 //! The calls of a VM's guest: answered beside whatever else is to be done, and cancelled where nobody waits for them any more.
 
-use super::{
-    super::{guest, vm::EndsWhenLeft},
-    Supervisor,
-};
+use super::Supervisor;
+use crate::vms::{host::GuestCall, vm::EndsWhenLeft};
 use patina_abi::{
     args::Args,
     link::{Answer, CallError, REQUESTS_MAX},
@@ -45,11 +43,11 @@ impl Supervisor {
         let (host, vm) = (Arc::clone(&self.host), Arc::clone(&self.handle));
         let abandoned = CancellationToken::new();
         let clone = (verb == "clone").then(|| abandoned.clone());
-        let arrived_ns = monotonic_ns();
+        let call = GuestCall { verb, args, arrived_ns: monotonic_ns(), abandoned };
         let answer = async move {
             // Until the answer is on its way.
             let _ends = EndsWhenLeft(Arc::clone(&vm));
-            let answer = guest::answer(&host, &vm, &verb, &args, arrived_ns, abandoned).await;
+            let answer = host.calls.answer(&host, &vm, call).await;
             host.metrics.guest_call(matches!(answer, Answer::Ok(_)));
             if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
                 tracing::warn!(%error, "answer a guest's call");
