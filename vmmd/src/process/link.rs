@@ -1,23 +1,14 @@
 //! The client's side of a vmm's control socket ([`patina_control::messages`]).
 
-use super::{
-    generation::{self, GenerationError},
-    rights,
-};
-use crate::{
-    plan::lifecycle::Exit,
-    store::{StoreError, VmDir},
-};
-use patina_abi::{
-    LINE_MAX_BYTES,
-    lines::{LineBuffer, TooLong},
-    link::CallError,
-};
+pub use super::link_error::LinkError;
+
+use super::{generation, rights};
+use crate::store::VmDir;
+use patina_abi::{LINE_MAX_BYTES, lines::LineBuffer};
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::File,
-    io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Duration,
 };
@@ -29,61 +20,6 @@ use tokio::{
 
 /// How long a vmm, and the guest's agent behind it, may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Why a vmm does not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The VM's folder is gone.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Nobody listens.
-    #[error("connect to the vmm: {0}")]
-    Connect(#[source] io::Error),
-    /// The connection broke.
-    #[error("talk to the vmm: {0}")]
-    Io(#[from] io::Error),
-    /// Nothing came in time.
-    #[error("wait for the vmm's answer: timeout after {0:?}")]
-    Timeout(Duration),
-    /// It closed instead of answering.
-    #[error("wait for the vmm's answer: it closed the connection")]
-    Closed,
-    /// It is gone.
-    #[error("the vmm {0}")]
-    Died(Exit),
-    /// Its VM has ended; why.
-    #[error("it has ended: {0}")]
-    Ended(String),
-    /// A line is too long.
-    #[error("read from the vmm: {0}")]
-    Long(#[from] TooLong),
-    /// A line is not what it should be.
-    #[error("parse the vmm's line: {0}")]
-    Parse(#[source] serde_json::Error),
-    /// The vmm says no.
-    #[error("the vmm refused: {0}")]
-    Refused(String),
-    /// Its guest was not prepared.
-    #[error("the guest did not prepare: {0}")]
-    NotPrepared(CallError),
-    /// It answers another question.
-    #[error("parse the vmm's line: {0:?} does not answer the request")]
-    Answer(Opened),
-    /// It says yes and sends nothing, or too much.
-    #[error("read the vmm's answer: it has {0} descriptors instead of {1}")]
-    Descriptors(usize, usize),
-    /// What it sends cannot be used.
-    #[error(transparent)]
-    Generation(#[from] GenerationError),
-}
-
-impl LinkError {
-    /// That of a connection whose other end may have gone.
-    #[must_use]
-    pub fn may_be_death(&self) -> bool {
-        matches!(self, Self::Closed | Self::Io(_) | Self::Connect(_))
-    }
-}
 
 /// Connects to a vmm and says what for. What comes after the answer is the stream's.
 ///

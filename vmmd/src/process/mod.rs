@@ -10,6 +10,7 @@
 pub mod generation;
 pub mod kvm_module;
 pub mod link;
+mod link_error;
 pub mod oom;
 pub mod rights;
 pub mod spawn;

@@ -1,6 +1,6 @@
 //! Lines that come with descriptors (SCM_RIGHTS).
 
-use super::link::LinkError;
+use super::link_error::LinkError;
 use patina_abi::{LINE_MAX_BYTES, lines::LineBuffer};
 use patina_control::{
     messages::Opened,

@@ -179,7 +179,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
         .stderr(log);
-    sys::keep_only(&mut command, &kept, (parts.urgency, dispensable));
+    sys::keep_only(&mut command, &kept, (parts.urgency.nice(), dispensable));
     let child = command.spawn().map_err(failed)?;
     Ok(Process::of_child(child)?)
 }

@@ -1,7 +1,6 @@
 //! Between fork and exec: which descriptors a child keeps, and its own process group. And its scheduling policy later.
 #![allow(unsafe_code, reason = "pre_exec is unsafe by signature, close_range has no safe wrapper")]
 
-use super::urgency::Urgency;
 use patina_control::best_effort;
 use rustix::{io::Errno, process::Pid};
 use std::{
@@ -32,14 +31,10 @@ impl Dispensable {
     }
 }
 
-/// Makes `command` start its child in a process group of its own, so urgent and so dispensable, with `kept` open under the same numbers and every
-/// other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
-pub fn keep_only(
-    command: &mut Command,
-    kept: &[BorrowedFd<'_>],
-    (urgency, dispensable): (Urgency, Dispensable),
-) {
-    let (nice, score) = (urgency.nice(), dispensable.score());
+/// Makes `command` start its child in a process group of its own, with that nice value and so dispensable, with `kept` open under the same
+/// numbers and every other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
+pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], (nice, dispensable): (i32, Dispensable)) {
+    let score = dispensable.score();
     let kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     let prepare = move || {
         // A process group of its own: what ends vmmd's, or its terminal, leaves the VM alone. Not a session of its own:
@@ -125,15 +120,15 @@ mod tests {
             given.as_raw_fd()
         );
         command.args(["-c", &script]);
-        keep_only(&mut command, &[given.as_fd()], (Urgency::Background, Dispensable::Yes));
+        let nice = (rustix::process::getpriority_process(None).unwrap() + 10).min(19);
+        keep_only(&mut command, &[given.as_fd()], (nice, Dispensable::Yes));
         let output = command.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         let (files, rest) = lines.split_at(lines.len() - 4);
         assert!(files.last().unwrap().ends_with("/given"), "under its own number: {text}");
         assert!(!files.iter().any(|file| file.ends_with("/withheld")), "{text}");
-        let own = rustix::process::getpriority_process(None).unwrap();
-        assert_eq!(rest[0], (own + 10).min(19).to_string(), "it yields to others");
+        assert_eq!(rest[0], nice.to_string(), "it yields to others");
         assert_eq!(rest[1], rest[2], "it leads its own process group");
         assert_eq!(rest[3], "500", "it goes first when memory is short");
     }

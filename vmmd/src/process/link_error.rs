@@ -1,0 +1,62 @@
+//! Why a vmm does not do what was asked on its control socket.
+
+use super::generation::GenerationError;
+use crate::{plan::lifecycle::Exit, store::StoreError};
+use patina_abi::{lines::TooLong, link::CallError};
+use patina_control::messages::Opened;
+use std::{io, time::Duration};
+
+/// Why a vmm does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The VM's folder is gone.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nobody listens.
+    #[error("connect to the vmm: {0}")]
+    Connect(#[source] io::Error),
+    /// The connection broke.
+    #[error("talk to the vmm: {0}")]
+    Io(#[from] io::Error),
+    /// Nothing came in time.
+    #[error("wait for the vmm's answer: timeout after {0:?}")]
+    Timeout(Duration),
+    /// It closed instead of answering.
+    #[error("wait for the vmm's answer: it closed the connection")]
+    Closed,
+    /// It is gone.
+    #[error("the vmm {0}")]
+    Died(Exit),
+    /// Its VM has ended; why.
+    #[error("it has ended: {0}")]
+    Ended(String),
+    /// A line is too long.
+    #[error("read from the vmm: {0}")]
+    Long(#[from] TooLong),
+    /// A line is not what it should be.
+    #[error("parse the vmm's line: {0}")]
+    Parse(#[source] serde_json::Error),
+    /// The vmm says no.
+    #[error("the vmm refused: {0}")]
+    Refused(String),
+    /// Its guest was not prepared.
+    #[error("the guest did not prepare: {0}")]
+    NotPrepared(CallError),
+    /// It answers another question.
+    #[error("parse the vmm's line: {0:?} does not answer the request")]
+    Answer(Opened),
+    /// It says yes and sends nothing, or too much.
+    #[error("read the vmm's answer: it has {0} descriptors instead of {1}")]
+    Descriptors(usize, usize),
+    /// What it sends cannot be used.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+}
+
+impl LinkError {
+    /// That of a connection whose other end may have gone.
+    #[must_use]
+    pub fn may_be_death(&self) -> bool {
+        matches!(self, Self::Closed | Self::Io(_) | Self::Connect(_))
+    }
+}
