@@ -5,7 +5,7 @@
 //! batch is sent. If storing fails, the shell answers UNAVAILABLE and loads the core from the store
 //! again.
 
-pub use super::error::CoreError;
+pub use super::error::{CoreError, Free};
 pub use super::limits::*;
 use super::ticket::{HostId, Policy, State, Ticket, VmEnd};
 use std::collections::BTreeSet;
@@ -380,15 +380,4 @@ pub struct Became {
     pub vmids: Vec<u32>,
     /// How many VMs it is for.
     pub vms: u32,
-}
-
-/// What is free of all hosts that live.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Free {
-    /// CPUs that are free.
-    pub cpus: u64,
-    /// Memory that is free, MiB.
-    pub memory_mib: u64,
-    /// How many VMs of the size asked for have room.
-    pub vms: u64,
 }

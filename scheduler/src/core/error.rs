@@ -1,8 +1,18 @@
 //! The core's refusals. Each names its subject and what to do.
 
-use super::api::{FAMILY_TICKETS_MAX, Free};
-use super::ticket::HostId;
+use super::{limits::FAMILY_TICKETS_MAX, ticket::HostId};
 use uuid::Uuid;
+
+/// What is free of all hosts that live.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Free {
+    /// CPUs that are free.
+    pub cpus: u64,
+    /// Memory that is free, MiB.
+    pub memory_mib: u64,
+    /// How many VMs of the size asked for have room.
+    pub vms: u64,
+}
 
 /// Why the core refuses a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
