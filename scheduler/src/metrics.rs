@@ -1,9 +1,6 @@
 //! The scheduler's metrics. [`patina_daemon::http`] serves them.
 
-use crate::{
-    core::state::{Counts, HostState},
-    engine::{Engine, Refusal},
-};
+use crate::core::state::{Counts, HostState};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -130,18 +127,16 @@ impl Metrics {
         self.store_failures.inc();
     }
 
-    /// All of it as text, with the ledger as it is now.
-    ///
-    /// # Errors
-    /// The ledger cannot be asked.
-    pub async fn text(&self, engine: &Engine) -> Result<String, Refusal> {
-        self.count(&engine.counts().await?, &engine.hosts().await?);
+    /// All of it as text, with what the ledger and the hosts have now.
+    #[must_use]
+    pub fn text(&self, counts: &Counts, hosts: &[HostState]) -> String {
+        self.count(counts, hosts);
         let mut text = String::new();
         // Writing to a String does not fail.
         if text::encode(&mut text, &self.registry).is_err() {
             tracing::error!("the metrics cannot be written as text");
         }
-        Ok(text)
+        text
     }
 
     fn count(&self, counts: &Counts, hosts: &[HostState]) {

@@ -17,7 +17,7 @@ use patina_daemon::{
     stop::{SignalError, Stop},
 };
 use patina_proto::v1::scheduler_server::SchedulerServer;
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{thread::JoinHandle, time::Duration};
 use tokio::{net::TcpListener, time::timeout};
 
 /// How long answers that are on their way may take once the scheduler is to stop.
@@ -126,7 +126,7 @@ fn text_of(
 + 'static {
     move || {
         let engine = engine.clone();
-        Box::pin(async move { Arc::clone(engine.metrics()).text(&engine).await })
+        Box::pin(async move { engine.metrics_text().await })
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     plan::spec::DefaultImages,
     process::spawn,
     store::{StateDir, StoreError, VmDir},
-    vms::{Host, Settings, error::Error as HostError, guest::Answers, remove},
+    vms::{Host, Settings, error::Error as HostError, gauges::Gauges, guest::Answers, remove},
 };
 use patina_daemon::{
     http::{self, HttpError},
@@ -20,6 +20,7 @@ use patina_daemon::{
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use scheduler::engine::Refusal;
 use std::{
     env, io,
     path::{Path, PathBuf},
@@ -172,11 +173,17 @@ async fn metrics(
 ) -> Result<Option<JoinHandle<()>>, DaemonError> {
     let Some(address) = options.metrics else { return Ok(None) };
     let listener = http::listen(address).await?;
-    let (registry, engine) =
-        (Arc::new(Metrics::registry(host)), cluster.embedded().map(|e| e.engine().clone()));
+    let registry = Arc::new(host.metrics.registry(Box::new(Gauges::new(host))));
+    let engine = cluster.embedded().map(|embedded| embedded.engine().clone());
     let text = move || {
         let (registry, engine) = (Arc::clone(&registry), engine.clone());
-        async move { Metrics::text(registry, engine).await }
+        async move {
+            let scheduler = match engine {
+                Some(engine) => Some(engine.metrics_text().await?),
+                None => None,
+            };
+            Ok::<_, Refusal>(Metrics::text(registry, scheduler).await)
+        }
     };
     Ok(Some(tokio::spawn(http::serve(listener, text))))
 }

@@ -8,13 +8,14 @@
 //! - [`Engine`]: the handle for callers. If the future of a call is dropped, the call leaves the core.
 //! - [`worker`]: the task. It takes a batch, lets the core decide and the store write, and only then
 //!   answers.
-//! - `waits`: limits for waiting calls, also per family.
+//! - `waits`: limits for waiting calls, also per family. `gauges`: current values for the metrics.
 //! - [`message`]: the messages between the two. [`clock`]: time.
 //!
 //! The worker calls the store directly, so it has a thread of its own ([`start`]). With a store that
 //! does not block it can be a task among others ([`prepare`]).
 
 pub mod clock;
+mod gauges;
 pub mod message;
 mod waiting;
 mod waits;
@@ -142,12 +143,6 @@ impl Engine {
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.shared.options
-    }
-
-    /// What is counted.
-    #[must_use]
-    pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.shared.metrics
     }
 
     /// Ends the worker: all that is under way is answered with [`Refusal::Stopped`].

@@ -9,7 +9,7 @@
 //!   `keep_record`: writes how VMs ended.
 //! - [`table`]: names and families in use; [`family`]: numbers, vmids and bridges of families;
 //!   [`images`]: the files a VM is made of; `parts`: what its vmm is given; [`guest`]: calls of guests; [`tickets`]: the way to the scheduler,
-//!   `family_tickets` those of one family.
+//!   `family_tickets` those of one family; [`gauges`]: what there is, in numbers.
 
 pub mod adopt;
 mod blocking;
@@ -18,6 +18,7 @@ pub mod create;
 pub mod error;
 pub mod family;
 mod family_tickets;
+pub mod gauges;
 pub mod guest;
 pub mod host;
 pub mod images;
