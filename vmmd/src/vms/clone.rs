@@ -14,7 +14,7 @@ mod freeze;
 use super::{
     blocking::blocking,
     error::Error,
-    family::Seat,
+    family::FilledSlot,
     host::Host,
     pool::OnTheWay,
     supervise::{Supervised, supervise},
@@ -139,8 +139,8 @@ impl Host {
             Ok::<_, Error>((count, parent.cloning.lock().await))
         };
         let (count, turn) = abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
-        let (seats, on_the_way) = (self.seat(record, count)?, self.on_the_way(count));
-        let vmids = seats.iter().map(|seat| seat.vmid).collect();
+        let (slots, on_the_way) = (self.take_clone_slots(record, count)?, self.on_the_way(count));
+        let vmids = slots.iter().map(|slot| slot.vmid).collect();
         // A VM whose agent is told nothing is frozen at once: the reservation takes as long to be on the disk. An agent goes on
         // after a freeze as one that was cloned, so for it there is one only, and only when its clones are granted.
         let early = async {
@@ -159,11 +159,11 @@ impl Host {
             Ok(admitted) => admitted,
             Err((error, is_unused)) => {
                 parent.connect_ahead();
-                self.refuse(record, seats, is_unused).await;
+                self.refuse_clone_slots(record, slots, is_unused).await;
                 return Err(error);
             }
         };
-        let seats = self.furnish(record, seats);
+        let slots = self.fill_clone_slots(record, slots);
         self.metrics.stage(Stage::Admit, Duration::from_nanos(admitted_ns.saturating_sub(arrived_ns)));
         let fresh = early.filter(|early| early.is_fresh(admitted_ns) && !abandoned.is_cancelled());
         let freezing = match fresh {
@@ -177,7 +177,7 @@ impl Host {
             Ok(frozen) => frozen,
             Err(error) => {
                 let is_unused = admitted.give_back().await;
-                self.unseat(record, seats, is_unused).await;
+                self.return_clone_slots(record, slots, is_unused).await;
                 return Err(error);
             }
         };
@@ -186,8 +186,8 @@ impl Host {
         let touched = touched.unwrap_or_else(|| Arc::clone(&self.no_list));
         let source =
             Source { parent: Arc::clone(&parent), generation, touched, ticket: Some(ticket), arrived_ns };
-        let start = |((seat, share), way)| self.make_clone(&source, seat, share, way);
-        let mut outcomes = join_all(seats.into_iter().zip(shares).zip(on_the_way).map(start)).await;
+        let start = |((slot, share), way)| self.make_clone(&source, slot, share, way);
+        let mut outcomes = join_all(slots.into_iter().zip(shares).zip(on_the_way).map(start)).await;
         outcomes.sort_by_key(|outcome| outcome.vmid);
         log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
         self.count(freeze, frozen, &outcomes);
@@ -240,11 +240,11 @@ impl Host {
     async fn make_clone(
         self: &Arc<Self>,
         source: &Source,
-        seat: Seat,
+        slot: FilledSlot,
         share: Share,
         on_the_way: OnTheWay,
     ) -> Outcome {
-        let Seat { vmid, reservation, place } = seat;
+        let FilledSlot { vmid, reservation, place } = slot;
         let parent = &source.parent.record;
         let started = match (place.warm().await, share.doomed()) {
             (Ok(warm), None) => {

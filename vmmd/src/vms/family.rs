@@ -7,7 +7,7 @@ use super::{
     blocking::blocking,
     error::Error,
     host::Host,
-    table::families::{Left, Seats},
+    table::families::{CloneSlot, CloneSlots, Left},
     vm::Vm,
     warm::Place,
     warm_up::For,
@@ -24,43 +24,44 @@ use uuid::Uuid;
 /// How long a warm VM that nobody will use may take to be gone.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A clone's vmid and name, and the warm VM that it becomes, if there is one already.
-pub(super) use super::table::families::Seat as Unmade;
-
-/// A clone's vmid and name, and the warm VM that it becomes.
+/// A clone slot whose warm VM is made, or is being made.
 #[derive(Debug)]
-pub(super) struct Seat {
+pub(super) struct FilledSlot {
     pub vmid: u32,
     pub reservation: super::table::Reservation,
     pub place: Place,
 }
 
 impl Host {
-    /// Seats `count` clones of a VM: vmids and names, and what is warm. Each of them lives, until [`Self::leave_family`].
+    /// Takes clone slots for `count` clones of a VM: vmids and names, and what is warm. Each of them lives, until [`Self::leave_family`].
     ///
     /// # Errors
     /// The family has ended or has not so many vmids left; the host keeps too many VMs.
-    pub(super) fn seat(&self, parent: &Record, count: u32) -> Result<Vec<Unmade>, Error> {
-        let Seats { seats, passed } = self.table.seat(parent, count)?;
+    pub(super) fn take_clone_slots(&self, parent: &Record, count: u32) -> Result<Vec<CloneSlot>, Error> {
+        let CloneSlots { slots, passed } = self.table.take_clone_slots(parent, count)?;
         for place in passed {
             tokio::spawn(place.discard());
         }
-        Ok(seats)
+        Ok(slots)
     }
 
-    /// The clones of these seats may be made: what is not warm is being made from now on.
-    pub(super) fn furnish(self: &Arc<Self>, parent: &Record, seats: Vec<Unmade>) -> Vec<Seat> {
-        let furnish = |Unmade { vmid, reservation, place }| {
+    /// The clones of these slots may be made: what is not warm is being made from now on.
+    pub(super) fn fill_clone_slots(
+        self: &Arc<Self>,
+        parent: &Record,
+        slots: Vec<CloneSlot>,
+    ) -> Vec<FilledSlot> {
+        let fill = |CloneSlot { vmid, reservation, place }| {
             let name = || reservation.name().to_owned();
             let place = place.unwrap_or_else(|| self.make_warm(parent, vmid, name(), For::Clone).0);
-            Seat { vmid, reservation, place }
+            FilledSlot { vmid, reservation, place }
         };
-        seats.into_iter().map(furnish).collect()
+        slots.into_iter().map(fill).collect()
     }
 
-    /// The clones of these seats may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
-    pub(super) async fn refuse(&self, parent: &Record, seats: Vec<Unmade>, is_unused: bool) {
-        for Unmade { vmid, reservation, place } in seats {
+    /// The clones of these slots may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
+    pub(super) async fn refuse_clone_slots(&self, parent: &Record, slots: Vec<CloneSlot>, is_unused: bool) {
+        for CloneSlot { vmid, reservation, place } in slots {
             match place {
                 Some(place) => self.return_place(parent, vmid, place, is_unused).await,
                 None if is_unused => self.table.unbind(parent.net.index, parent.family, vmid),
@@ -82,9 +83,9 @@ impl Host {
         }
     }
 
-    /// Clones that were seated are not made: what is warm is for the next ones, if its vmid is.
-    pub(super) async fn unseat(&self, parent: &Record, seats: Vec<Seat>, is_unused: bool) {
-        for Seat { vmid, reservation, place } in seats {
+    /// The clones of these slots are not made after all: what is warm is for the next ones, if its vmid is.
+    pub(super) async fn return_clone_slots(&self, parent: &Record, slots: Vec<FilledSlot>, is_unused: bool) {
+        for FilledSlot { vmid, reservation, place } in slots {
             self.return_place(parent, vmid, place, is_unused).await;
             drop(reservation);
             self.leave_family(parent.net, parent.family).await;

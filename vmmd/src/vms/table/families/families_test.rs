@@ -15,8 +15,8 @@ fn range() -> Range {
     "10.0.0.0/19".parse().unwrap()
 }
 
-fn vmids(seats: &Seats) -> Vec<u32> {
-    seats.seats.iter().map(|seat| seat.vmid).collect()
+fn vmids(taken: &CloneSlots) -> Vec<u32> {
+    taken.slots.iter().map(|slot| slot.vmid).collect()
 }
 
 /// Makes what the pool lacks.
@@ -51,21 +51,21 @@ fn a_familys_number_is_free_when_its_last_vm_and_its_bridge_are_gone() {
 fn vmids_go_in_order_and_are_given_once() {
     let (table, parent) = family();
     assert_eq!(table.unwritten(0, FAMILY), None);
-    assert_eq!(vmids(&table.seat(&parent, 2).unwrap()), [1, 2]);
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 2).unwrap()), [1, 2]);
     assert_eq!(table.unwritten(0, FAMILY), Some(3));
     table.written(0, FAMILY, 3);
     assert_eq!(table.unwritten(0, FAMILY), None);
     for _ in 0..2 {
         assert!(!leave(&table));
     }
-    assert_eq!(vmids(&table.seat(&parent, 1).unwrap()), [3]);
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 1).unwrap()), [3]);
     // A vmmd that starts finds another VM of the family, and what was written.
     table.join_family(0, FAMILY, 4000);
     table.join_family(0, FAMILY, 7);
-    assert_eq!(vmids(&table.seat(&parent, 92).unwrap()).last(), Some(&4091));
-    let error = table.seat(&parent, 2).unwrap_err();
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 92).unwrap()).last(), Some(&4091));
+    let error = table.take_clone_slots(&parent, 2).unwrap_err();
     assert!(matches!(error, Error::NoVmid { count: 2, left: 1, .. }), "{error}");
-    assert_eq!(vmids(&table.seat(&parent, 1).unwrap()), [4092]);
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 1).unwrap()), [4092]);
 }
 
 #[test]
@@ -73,17 +73,17 @@ fn what_is_warm_is_taken_first_and_given_back_when_nothing_was_cloned() {
     let (table, parent) = family();
     assert_eq!(fill(&table, &parent, 2), [1, 2]);
     assert!(!table.wants(0, FAMILY, 2));
-    let seats = table.seat(&parent, 3).unwrap();
-    assert_eq!(vmids(&seats), [1, 2, 3]);
-    let warm: Vec<bool> = seats.seats.iter().map(|seat| seat.place.is_some()).collect();
+    let taken = table.take_clone_slots(&parent, 3).unwrap();
+    assert_eq!(vmids(&taken), [1, 2, 3]);
+    let warm: Vec<bool> = taken.slots.iter().map(|slot| slot.place.is_some()).collect();
     assert_eq!(warm, [true, true, false]);
     assert!(matches!(table.reserve("a.2"), Err(Error::NameTaken(_))), "its name is held");
-    for Seat { vmid, place, .. } in seats.seats {
+    for CloneSlot { vmid, place, .. } in taken.slots {
         table.keep_place(0, FAMILY, vmid, place.unwrap_or_else(Place::nowhere)).unwrap();
     }
     assert!(matches!(table.pool_work(&parent, 2, 8), Some(Work::Trim(3, _))));
     assert!(matches!(table.pool_work(&parent, 2, 8), Some(Work::Nothing)));
-    assert_eq!(vmids(&table.seat(&parent, 1).unwrap()), [1]);
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 1).unwrap()), [1]);
 }
 
 #[test]
@@ -91,10 +91,10 @@ fn a_name_that_is_a_users_own_vms_is_passed_over() {
     let (table, parent) = family();
     assert_eq!(fill(&table, &parent, 1), [1]);
     let _own = [table.reserve("a.1").unwrap(), table.reserve("a.3").unwrap()];
-    let seats = table.seat(&parent, 2).unwrap();
-    assert_eq!((vmids(&seats), seats.passed.len()), (vec![2, 4], 1));
+    let taken = table.take_clone_slots(&parent, 2).unwrap();
+    assert_eq!((vmids(&taken), taken.passed.len()), (vec![2, 4], 1));
     assert_eq!(fill(&table, &parent, 1), [5]);
-    let names: Vec<_> = seats.seats.iter().map(|seat| seat.reservation.name().to_owned()).collect();
+    let names: Vec<_> = taken.slots.iter().map(|slot| slot.reservation.name().to_owned()).collect();
     assert_eq!(names, ["a.2", "a.4"]);
 }
 
@@ -119,19 +119,22 @@ fn the_pool_of_a_family_is_kept_once_and_ends_with_it() {
 fn nothing_joins_a_family_whose_bridge_is_being_deleted() {
     let (table, parent) = family();
     assert!(leave(&table));
-    assert!(matches!(table.seat(&parent, 1), Err(Error::NotReady { state: "ended", .. })));
+    assert!(matches!(table.take_clone_slots(&parent, 1), Err(Error::NotReady { state: "ended", .. })));
     table.forget_family(0);
-    assert!(matches!(table.seat(&parent, 1), Err(Error::NotReady { .. })));
+    assert!(matches!(table.take_clone_slots(&parent, 1), Err(Error::NotReady { .. })));
     table.number_family(&range(), 0, Uuid::from_u128(1)).unwrap();
-    assert!(matches!(table.seat(&parent, 1), Err(Error::NotReady { .. })), "another family of that number");
+    assert!(
+        matches!(table.take_clone_slots(&parent, 1), Err(Error::NotReady { .. })),
+        "another family of that number"
+    );
 }
 
 #[test]
 fn clones_that_the_host_has_no_room_for_are_refused_and_nothing_is_taken() {
     let (table, parent) = family();
     let held: Vec<_> = (0..VMS_MAX - 3).map(|i| table.reserve(&format!("vm{i}")).unwrap()).collect();
-    assert!(matches!(table.seat(&parent, 4), Err(Error::TooMany)));
-    assert_eq!(vmids(&table.seat(&parent, 3).unwrap()), [1, 2, 3]);
+    assert!(matches!(table.take_clone_slots(&parent, 4), Err(Error::TooMany)));
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 3).unwrap()), [1, 2, 3]);
     drop(held);
 }
 
@@ -152,7 +155,7 @@ fn a_family_is_uncloned_until_vmids_are_written_down_for_clones() {
     // Warm VMs have vmids before.
     assert!(!fill(&table, &record, 2).is_empty());
     assert!(table.is_uncloned(0, FAMILY));
-    drop(table.seat(&record, 1).unwrap());
+    drop(table.take_clone_slots(&record, 1).unwrap());
     let next = table.unwritten(0, FAMILY).unwrap();
     table.written(0, FAMILY, next);
     assert!(!table.is_uncloned(0, FAMILY));

@@ -31,9 +31,9 @@ pub(in crate::vms) enum Work {
     Trim(u32, Place),
 }
 
-/// What one clone is made of.
+/// What one clone is made of; taken until it is a VM, or is not made after all.
 #[derive(Debug)]
-pub struct Seat {
+pub struct CloneSlot {
     /// The clone's vmid.
     pub vmid: u32,
     /// The clone's name, which is held for it.
@@ -42,11 +42,11 @@ pub struct Seat {
     pub place: Option<Place>,
 }
 
-/// What [`Table::seat`] gives.
+/// What [`Table::take_clone_slots`] gives.
 #[derive(Debug)]
-pub struct Seats {
+pub struct CloneSlots {
     /// In the order of their vmids, but for one that is bound again.
-    pub seats: Vec<Seat>,
+    pub slots: Vec<CloneSlot>,
     /// Warm VMs whose name is another VM's: they cannot be used any more.
     pub passed: Vec<Place>,
 }
@@ -65,7 +65,7 @@ impl Inner {
         self.families.get_mut(&index).filter(|family| family.uuid == uuid && family.living > 0)
     }
 
-    fn seat(&mut self, parent: &Record, count: u32) -> Result<Numbered, Error> {
+    fn take_clone_slots(&mut self, parent: &Record, count: u32) -> Result<Numbered, Error> {
         let free = VMS_MAX.saturating_sub(self.slots.len());
         let Self { slots, families } = self;
         let family = families.get_mut(&parent.net.index);
@@ -77,9 +77,9 @@ impl Inner {
         }
         let left = family.pool.left();
         let mut numbered = Numbered::default();
-        while numbered.seats.len() < count as usize {
+        while numbered.slots.len() < count as usize {
             let Some((vmid, place)) = family.pool.take() else {
-                for (vmid, name, place) in numbered.seats {
+                for (vmid, name, place) in numbered.slots {
                     slots.remove(&name);
                     match place {
                         Some(place) => family.pool.keep(vmid, place),
@@ -98,7 +98,7 @@ impl Inner {
                 continue;
             }
             slots.insert(name.clone(), Slot::Reserved);
-            numbered.seats.push((vmid, name, place));
+            numbered.slots.push((vmid, name, place));
         }
         family.living += count;
         family.wake();
@@ -108,7 +108,7 @@ impl Inner {
 
 #[derive(Default)]
 struct Numbered {
-    seats: Vec<(u32, String, Option<Place>)>,
+    slots: Vec<(u32, String, Option<Place>)>,
     passed: Vec<(u32, Place)>,
 }
 
@@ -136,14 +136,14 @@ impl Table {
     ///
     /// # Errors
     /// The family has ended or has not so many vmids left, or the host keeps too many VMs.
-    pub fn seat(&self, parent: &Record, count: u32) -> Result<Seats, Error> {
-        let Numbered { seats, passed } = self.lock().seat(parent, count)?;
-        let seat = |(vmid, name, place)| {
+    pub fn take_clone_slots(&self, parent: &Record, count: u32) -> Result<CloneSlots, Error> {
+        let Numbered { slots, passed } = self.lock().take_clone_slots(parent, count)?;
+        let slot = |(vmid, name, place)| {
             let reservation = Reservation { table: self.clone(), name: Some(name) };
-            Seat { vmid, reservation, place }
+            CloneSlot { vmid, reservation, place }
         };
-        let seats = seats.into_iter().map(seat).collect();
-        Ok(Seats { seats, passed: passed.into_iter().map(|(_, place)| place).collect() })
+        let slots = slots.into_iter().map(slot).collect();
+        Ok(CloneSlots { slots, passed: passed.into_iter().map(|(_, place)| place).collect() })
     }
 
     /// Gives back the warm VM of a clone that was not made after all.
