@@ -5,11 +5,11 @@
 //! - [`spec`]: a checked request for a VM.
 //! - [`lifecycle`]: booting, ready, ended.
 //! - [`adopt`]: what to do with what an earlier `vmmd` left.
-//! - [`places`]: the vmids of a family.
+//! - [`vmids`]: the vmids of a family.
 
 pub mod address;
 pub mod adopt;
 pub mod lifecycle;
 pub mod names;
-pub mod places;
 pub mod spec;
+pub mod vmids;

@@ -244,9 +244,9 @@ impl Host {
         share: Share,
         on_the_way: OnTheWay,
     ) -> Outcome {
-        let FilledSlot { vmid, reservation, place } = slot;
+        let FilledSlot { vmid, reservation, pool_slot } = slot;
         let parent = &source.parent.record;
-        let started = match (place.warm().await, share.doomed()) {
+        let started = match (pool_slot.warm().await, share.doomed()) {
             (Ok(warm), None) => {
                 self.start_clone(source, warm, record(source, vmid, reservation.name())).await
             }

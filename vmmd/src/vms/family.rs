@@ -9,7 +9,7 @@ use super::{
     host::Host,
     table::families::{CloneSlot, CloneSlots, Left},
     vm::Vm,
-    warm::Place,
+    warm::PoolSlot,
     warm_up::For,
 };
 use crate::{
@@ -29,7 +29,7 @@ const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct FilledSlot {
     pub vmid: u32,
     pub reservation: super::table::Reservation,
-    pub place: Place,
+    pub pool_slot: PoolSlot,
 }
 
 impl Host {
@@ -39,8 +39,8 @@ impl Host {
     /// The family has ended or has not so many vmids left; the host keeps too many VMs.
     pub(super) fn take_clone_slots(&self, parent: &Record, count: u32) -> Result<Vec<CloneSlot>, Error> {
         let CloneSlots { slots, passed } = self.table.take_clone_slots(parent, count)?;
-        for place in passed {
-            tokio::spawn(place.discard());
+        for pool_slot in passed {
+            tokio::spawn(pool_slot.discard());
         }
         Ok(slots)
     }
@@ -51,19 +51,19 @@ impl Host {
         parent: &Record,
         slots: Vec<CloneSlot>,
     ) -> Vec<FilledSlot> {
-        let fill = |CloneSlot { vmid, reservation, place }| {
+        let fill = |CloneSlot { vmid, reservation, pool_slot }| {
             let name = || reservation.name().to_owned();
-            let place = place.unwrap_or_else(|| self.make_warm(parent, vmid, name(), For::Clone).0);
-            FilledSlot { vmid, reservation, place }
+            let pool_slot = pool_slot.unwrap_or_else(|| self.make_warm(parent, vmid, name(), For::Clone).0);
+            FilledSlot { vmid, reservation, pool_slot }
         };
         slots.into_iter().map(fill).collect()
     }
 
     /// The clones of these slots may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
     pub(super) async fn refuse_clone_slots(&self, parent: &Record, slots: Vec<CloneSlot>, is_unused: bool) {
-        for CloneSlot { vmid, reservation, place } in slots {
-            match place {
-                Some(place) => self.return_place(parent, vmid, place, is_unused).await,
+        for CloneSlot { vmid, reservation, pool_slot } in slots {
+            match pool_slot {
+                Some(pool_slot) => self.return_pool_slot(parent, vmid, pool_slot, is_unused).await,
                 None if is_unused => self.table.unbind(parent.net.index, parent.family, vmid),
                 None => {}
             }
@@ -72,21 +72,21 @@ impl Host {
         }
     }
 
-    async fn return_place(&self, parent: &Record, vmid: u32, place: Place, is_unused: bool) {
+    async fn return_pool_slot(&self, parent: &Record, vmid: u32, pool_slot: PoolSlot, is_unused: bool) {
         let kept = if is_unused {
-            self.table.keep_place(parent.net.index, parent.family, vmid, place)
+            self.table.keep_pool_slot(parent.net.index, parent.family, vmid, pool_slot)
         } else {
-            Err(place)
+            Err(pool_slot)
         };
-        if let Err(place) = kept {
-            place.discard().await;
+        if let Err(pool_slot) = kept {
+            pool_slot.discard().await;
         }
     }
 
     /// The clones of these slots are not made after all: what is warm is for the next ones, if its vmid is.
     pub(super) async fn return_clone_slots(&self, parent: &Record, slots: Vec<FilledSlot>, is_unused: bool) {
-        for FilledSlot { vmid, reservation, place } in slots {
-            self.return_place(parent, vmid, place, is_unused).await;
+        for FilledSlot { vmid, reservation, pool_slot } in slots {
+            self.return_pool_slot(parent, vmid, pool_slot, is_unused).await;
             drop(reservation);
             self.leave_family(parent.net, parent.family).await;
         }
@@ -119,9 +119,10 @@ impl Host {
 
     /// A VM of the family has ended, or was never made: the last one takes warm VMs, tickets and the bridge along.
     pub(super) async fn leave_family(&self, net: FamilyNet, family: Uuid) {
-        let Left::Nobody(places) = self.table.leave_family(net.index) else { return };
+        let Left::Nobody(pool_slots) = self.table.leave_family(net.index) else { return };
         // What comes later than that ends as soon as it is there: it finds that nobody wants it.
-        join_all(places.into_iter().map(|place| timeout(DISCARD_PATIENCE, place.discard()))).await;
+        join_all(pool_slots.into_iter().map(|pool_slot| timeout(DISCARD_PATIENCE, pool_slot.discard())))
+            .await;
         self.forget_tickets(family);
         if let Err(error) = self.net.release(net).await {
             tracing::error!(bridge = net.bridge(), %error, "the bridge stays until the next start of vmmd");

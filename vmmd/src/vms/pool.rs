@@ -7,7 +7,7 @@ use super::{
     host::Host,
     table::families::Work,
     vm::{Until, Vm},
-    warm::Place,
+    warm::PoolSlot,
     warm_up::For,
 };
 use crate::{
@@ -102,9 +102,9 @@ impl Host {
                     };
                     tokio::select! { () = changed.notified() => {}, () = expired => {} }
                 }
-                Some(Work::Trim(vmid, place)) => {
+                Some(Work::Trim(vmid, pool_slot)) => {
                     is_news = true;
-                    place.discard().await;
+                    pool_slot.discard().await;
                     self.table.release_vmid(index, family, vmid);
                 }
                 Some(Work::Make(vmids)) => {
@@ -127,10 +127,10 @@ impl Host {
     async fn fill(self: &Arc<Self>, of: &Record, vmids: Vec<(u32, String)>) -> bool {
         let mut making = Vec::new();
         for (vmid, name) in vmids {
-            let (place, made) = self.make_warm(of, vmid, name, For::Pool);
-            if let Err(place) = self.table.keep_place(of.net.index, of.family, vmid, place) {
+            let (pool_slot, made) = self.make_warm(of, vmid, name, For::Pool);
+            if let Err(pool_slot) = self.table.keep_pool_slot(of.net.index, of.family, vmid, pool_slot) {
                 // The family has ended: nobody will take it.
-                place.discard().await;
+                pool_slot.discard().await;
                 continue;
             }
             making.push((vmid, made));
@@ -141,8 +141,8 @@ impl Host {
                 continue;
             }
             all = false;
-            if let Some(place) = self.table.pull_place(of.net.index, of.family, vmid) {
-                place.discard().await;
+            if let Some(pool_slot) = self.table.pull_pool_slot(of.net.index, of.family, vmid) {
+                pool_slot.discard().await;
                 self.table.release_vmid(of.net.index, of.family, vmid);
             }
         }
@@ -157,7 +157,7 @@ impl Host {
 
     /// Ends every warm VM: a vmmd that stops cannot use them, and the next one would not know them.
     pub async fn end_pools(&self) {
-        let places = self.table.clear_pools();
-        futures::future::join_all(places.into_iter().map(Place::discard)).await;
+        let pool_slots = self.table.clear_pools();
+        futures::future::join_all(pool_slots.into_iter().map(PoolSlot::discard)).await;
     }
 }

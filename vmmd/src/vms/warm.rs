@@ -3,7 +3,7 @@
 
 use super::error::Error;
 use crate::{
-    plan::places::Places,
+    plan::vmids::Vmids,
     process::{
         Process,
         link::LinkError,
@@ -27,14 +27,14 @@ pub struct Warm {
     pub(super) process: Option<Process>,
 }
 
-/// A place for a warm VM, which may still be in the making. It comes out of [`Self::warm`], an error likewise.
+/// A pool slot: a warm VM, which may still be in the making. It comes out of [`Self::warm`], an error likewise.
 #[derive(Debug)]
-pub struct Place(pub(super) mpsc::Receiver<Result<Warm, Error>>);
+pub struct PoolSlot(pub(super) mpsc::Receiver<Result<Warm, Error>>);
 
-/// The vmids of a family, with the places that are kept.
-pub type Pool = Places<Place>;
+/// The vmids of a family, with the pool slots that are kept.
+pub type Pool = Vmids<PoolSlot>;
 
-impl Place {
+impl PoolSlot {
     #[cfg(test)]
     pub(crate) fn nowhere() -> Self {
         Self(mpsc::channel(1).1)
@@ -171,11 +171,11 @@ mod tests {
         drop(dropped);
         is_gone(&entry, &path).await;
 
-        // One that nobody takes out of its place goes with that.
+        // One that nobody takes out of its pool slot goes with that.
         let (unwanted, entry) = warm(&path);
-        let (sender, place) = mpsc::channel(1);
+        let (sender, pool_slot) = mpsc::channel(1);
         sender.send(Ok(unwanted)).await.unwrap();
-        drop(Place(place));
+        drop(PoolSlot(pool_slot));
         is_gone(&entry, &path).await;
     }
 

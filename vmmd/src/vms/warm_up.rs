@@ -6,7 +6,7 @@ use super::{
     host::Host,
     images,
     parts::parts,
-    warm::{Place, Warm, death, delete},
+    warm::{PoolSlot, Warm, death, delete},
 };
 use crate::{
     process::{
@@ -43,8 +43,8 @@ impl Host {
         vmid: u32,
         name: String,
         who: For,
-    ) -> (Place, JoinHandle<bool>) {
-        let (sender, place) = mpsc::channel(1);
+    ) -> (PoolSlot, JoinHandle<bool>) {
+        let (sender, pool_slot) = mpsc::channel(1);
         let (host, of) = (Arc::clone(self), of.clone());
         let made = tokio::spawn(async move {
             let identity = Record { name, vmid, ..of };
@@ -54,20 +54,20 @@ impl Host {
             if let Err(error) = &made {
                 tracing::warn!(family = %identity.family, vmid, %error, "a warm VM was not made");
             }
-            // There is room for one; a place that is gone drops it, and with that ends it.
+            // There is room for one; a pool slot that is gone drops it, and with that ends it.
             if sender.send(made).await.is_err() {
                 tracing::debug!(vmid, "nobody wants the warm VM any more");
             }
             if let Some(process) = watcher {
-                tokio::spawn(host.watch_place(identity, process, sender));
+                tokio::spawn(host.watch_pool_slot(identity, process, sender));
             }
             is_made
         });
-        (Place(place), made)
+        (PoolSlot(pool_slot), made)
     }
 
-    /// Clears a place whose process dies before anybody takes it.
-    async fn watch_place(
+    /// Clears a pool slot whose process dies before anybody takes it.
+    async fn watch_pool_slot(
         self: Arc<Self>,
         of: Record,
         process: Process,
@@ -77,8 +77,8 @@ impl Host {
         if let Err(error) = gone {
             tracing::error!(%error, "watch a warm vmm");
         }
-        let Some(place) = self.table.pull_place(of.net.index, of.family, of.vmid) else { return };
-        let words = match place.warm().await {
+        let Some(pool_slot) = self.table.pull_pool_slot(of.net.index, of.family, of.vmid) else { return };
+        let words = match pool_slot.warm().await {
             Ok(mut warm) => {
                 let words = format!("{}; {}", warm.death(LinkError::Closed).await, warm.dir.last_words());
                 warm.discard().await;
@@ -87,7 +87,7 @@ impl Host {
             Err(error) => error.to_string(),
         };
         tracing::warn!(family = %of.family, vmid = of.vmid, words, "a warm vmm died; another takes its place");
-        self.table.lost_place(of.net.index, of.family, of.vmid);
+        self.table.lost_pool_slot(of.net.index, of.family, of.vmid);
     }
 
     /// Makes a warm VM; on an error nothing of it is left.

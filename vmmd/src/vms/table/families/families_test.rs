@@ -24,7 +24,7 @@ fn fill(table: &Table, of: &Record, target: usize) -> Vec<u32> {
     let Some(Work::Make(made)) = table.pool_work(of, target, 8) else { return Vec::new() };
     let vmids: Vec<u32> = made.iter().map(|(vmid, _)| *vmid).collect();
     for vmid in &vmids {
-        table.keep_place(of.net.index, of.family, *vmid, Place::nowhere()).unwrap();
+        table.keep_pool_slot(of.net.index, of.family, *vmid, PoolSlot::nowhere()).unwrap();
     }
     vmids
 }
@@ -75,11 +75,11 @@ fn what_is_warm_is_taken_first_and_given_back_when_nothing_was_cloned() {
     assert!(!table.wants(0, FAMILY, 2));
     let taken = table.take_clone_slots(&parent, 3).unwrap();
     assert_eq!(vmids(&taken), [1, 2, 3]);
-    let warm: Vec<bool> = taken.slots.iter().map(|slot| slot.place.is_some()).collect();
+    let warm: Vec<bool> = taken.slots.iter().map(|slot| slot.pool_slot.is_some()).collect();
     assert_eq!(warm, [true, true, false]);
     assert!(matches!(table.reserve("a.2"), Err(Error::NameTaken(_))), "its name is held");
-    for CloneSlot { vmid, place, .. } in taken.slots {
-        table.keep_place(0, FAMILY, vmid, place.unwrap_or_else(Place::nowhere)).unwrap();
+    for CloneSlot { vmid, pool_slot, .. } in taken.slots {
+        table.keep_pool_slot(0, FAMILY, vmid, pool_slot.unwrap_or_else(PoolSlot::nowhere)).unwrap();
     }
     assert!(matches!(table.pool_work(&parent, 2, 8), Some(Work::Trim(3, _))));
     assert!(matches!(table.pool_work(&parent, 2, 8), Some(Work::Nothing)));
@@ -104,15 +104,15 @@ fn the_pool_of_a_family_is_kept_once_and_ends_with_it() {
     assert!(!table.begin_pool(0, Uuid::from_u128(1)), "another family's");
     assert!(table.begin_pool(0, FAMILY) && !table.begin_pool(0, FAMILY));
     assert_eq!(fill(&table, &parent, 2), [1, 2]);
-    assert!(table.pull_place(0, FAMILY, 1).is_some() && table.pull_place(0, FAMILY, 1).is_none());
+    assert!(table.pull_pool_slot(0, FAMILY, 1).is_some() && table.pull_pool_slot(0, FAMILY, 1).is_none());
     assert!(fill(&table, &parent, 2).is_empty(), "it is being cleared away");
-    table.lost_place(0, FAMILY, 1);
+    table.lost_pool_slot(0, FAMILY, 1);
     assert_eq!((table.take_losses(0, FAMILY), table.take_losses(0, FAMILY)), (1, 0));
     assert_eq!(fill(&table, &parent, 2), [1], "its vmid was never used");
-    let Left::Nobody(places) = table.leave_family(0) else { panic!("it was the last") };
-    assert_eq!(places.len(), 2);
+    let Left::Nobody(pool_slots) = table.leave_family(0) else { panic!("it was the last") };
+    assert_eq!(pool_slots.len(), 2);
     assert!(table.pool_work(&parent, 2, 8).is_none() && table.pool_changed(0, FAMILY).is_none());
-    assert!(table.keep_place(0, FAMILY, 3, Place::nowhere()).is_err());
+    assert!(table.keep_pool_slot(0, FAMILY, 3, PoolSlot::nowhere()).is_err());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
     store::record::Record,
     vms::{
         error::{Error, VMS_MAX},
-        warm::Place,
+        warm::PoolSlot,
     },
 };
 use family::{Family, List};
@@ -28,7 +28,7 @@ pub(in crate::vms) enum Work {
     /// Make these: vmid and name.
     Make(Vec<(u32, String)>),
     /// End this one.
-    Trim(u32, Place),
+    Trim(u32, PoolSlot),
 }
 
 /// What one clone is made of; taken until it is a VM, or is not made after all.
@@ -39,7 +39,7 @@ pub struct CloneSlot {
     /// The clone's name, which is held for it.
     pub reservation: Reservation,
     /// Its warm VM; None: it has to be made.
-    pub place: Option<Place>,
+    pub pool_slot: Option<PoolSlot>,
 }
 
 /// What [`Table::take_clone_slots`] gives.
@@ -48,7 +48,7 @@ pub struct CloneSlots {
     /// In the order of their vmids, but for one that is bound again.
     pub slots: Vec<CloneSlot>,
     /// Warm VMs whose name is another VM's: they cannot be used any more.
-    pub passed: Vec<Place>,
+    pub passed: Vec<PoolSlot>,
 }
 
 /// What is left when a VM of a family has gone.
@@ -57,7 +57,7 @@ pub enum Left {
     /// Other VMs of the family live.
     Others,
     /// It was the last; what was kept is to be ended, and [`Table::forget_family`] is due.
-    Nobody(Vec<Place>),
+    Nobody(Vec<PoolSlot>),
 }
 
 impl Inner {
@@ -78,27 +78,27 @@ impl Inner {
         let left = family.pool.left();
         let mut numbered = Numbered::default();
         while numbered.slots.len() < count as usize {
-            let Some((vmid, place)) = family.pool.take() else {
-                for (vmid, name, place) in numbered.slots {
+            let Some((vmid, pool_slot)) = family.pool.take() else {
+                for (vmid, name, pool_slot) in numbered.slots {
                     slots.remove(&name);
-                    match place {
-                        Some(place) => family.pool.keep(vmid, place),
+                    match pool_slot {
+                        Some(pool_slot) => family.pool.keep(vmid, pool_slot),
                         None => family.pool.release(vmid),
                     }
                 }
-                for (vmid, place) in numbered.passed {
-                    family.pool.keep(vmid, place);
+                for (vmid, pool_slot) in numbered.passed {
+                    family.pool.keep(vmid, pool_slot);
                 }
                 return Err(Error::NoVmid { master: parent.master().to_owned(), count, left });
             };
             let name = VmName::of_clone(parent.master(), vmid);
             if slots.contains_key(&name) {
                 // A user's own VM has it: the next vmid does as well.
-                numbered.passed.extend(place.map(|place| (vmid, place)));
+                numbered.passed.extend(pool_slot.map(|pool_slot| (vmid, pool_slot)));
                 continue;
             }
             slots.insert(name.clone(), Slot::Reserved);
-            numbered.slots.push((vmid, name, place));
+            numbered.slots.push((vmid, name, pool_slot));
         }
         family.living += count;
         family.wake();
@@ -108,8 +108,8 @@ impl Inner {
 
 #[derive(Default)]
 struct Numbered {
-    slots: Vec<(u32, String, Option<Place>)>,
-    passed: Vec<(u32, Place)>,
+    slots: Vec<(u32, String, Option<PoolSlot>)>,
+    passed: Vec<(u32, PoolSlot)>,
 }
 
 impl Table {
@@ -138,22 +138,28 @@ impl Table {
     /// The family has ended or has not so many vmids left, or the host keeps too many VMs.
     pub fn take_clone_slots(&self, parent: &Record, count: u32) -> Result<CloneSlots, Error> {
         let Numbered { slots, passed } = self.lock().take_clone_slots(parent, count)?;
-        let slot = |(vmid, name, place)| {
+        let slot = |(vmid, name, pool_slot)| {
             let reservation = Reservation { table: self.clone(), name: Some(name) };
-            CloneSlot { vmid, reservation, place }
+            CloneSlot { vmid, reservation, pool_slot }
         };
         let slots = slots.into_iter().map(slot).collect();
-        Ok(CloneSlots { slots, passed: passed.into_iter().map(|(_, place)| place).collect() })
+        Ok(CloneSlots { slots, passed: passed.into_iter().map(|(_, pool_slot)| pool_slot).collect() })
     }
 
     /// Gives back the warm VM of a clone that was not made after all.
     ///
     /// # Errors
     /// The family has ended: here it is again.
-    pub fn keep_place(&self, index: u16, uuid: Uuid, vmid: u32, place: Place) -> Result<(), Place> {
+    pub fn keep_pool_slot(
+        &self,
+        index: u16,
+        uuid: Uuid,
+        vmid: u32,
+        pool_slot: PoolSlot,
+    ) -> Result<(), PoolSlot> {
         let mut inner = self.lock();
-        let Some(family) = inner.family(index, uuid) else { return Err(place) };
-        family.pool.keep(vmid, place);
+        let Some(family) = inner.family(index, uuid) else { return Err(pool_slot) };
+        family.pool.keep(vmid, pool_slot);
         family.wake();
         Ok(())
     }
@@ -170,19 +176,22 @@ impl Table {
     #[must_use]
     pub fn warm(&self) -> u32 {
         let inner = self.lock();
-        let made =
-            inner.families.values().flat_map(|family| family.pool.all()).filter(|place| place.is_made());
+        let made = inner
+            .families
+            .values()
+            .flat_map(|family| family.pool.all())
+            .filter(|pool_slot| pool_slot.is_made());
         u32::try_from(made.count()).unwrap_or(u32::MAX)
     }
 
     /// Takes a warm VM out of its family's pool, if nobody has taken it.
     #[must_use]
-    pub fn pull_place(&self, index: u16, uuid: Uuid, vmid: u32) -> Option<Place> {
+    pub fn pull_pool_slot(&self, index: u16, uuid: Uuid, vmid: u32) -> Option<PoolSlot> {
         let mut inner = self.lock();
         let family = inner.family(index, uuid)?;
-        let place = family.pool.pull(vmid)?;
+        let pool_slot = family.pool.pull(vmid)?;
         family.clearing += 1;
-        Some(place)
+        Some(pool_slot)
     }
 
     /// Nothing is left of a warm VM that was pulled or trimmed: its vmid may be bound again.
@@ -193,7 +202,7 @@ impl Table {
     }
 
     /// A warm VM has died by itself.
-    pub fn lost_place(&self, index: u16, uuid: Uuid, vmid: u32) {
+    pub fn lost_pool_slot(&self, index: u16, uuid: Uuid, vmid: u32) {
         if let Some(family) = self.lock().family(index, uuid) {
             family.losses += 1;
             family.release(vmid);
@@ -243,9 +252,9 @@ impl Table {
         let Inner { slots, families } = &mut *inner;
         let family = families.get_mut(&of.net.index);
         let family = family.filter(|family| family.uuid == of.family && family.living > 0)?;
-        if let Some((vmid, place)) = family.pool.trim(target) {
+        if let Some((vmid, pool_slot)) = family.pool.trim(target) {
             family.clearing += 1;
-            return Some(Work::Trim(vmid, place));
+            return Some(Work::Trim(vmid, pool_slot));
         }
         // One that is being cleared away comes back under its vmid.
         let missing = target.saturating_sub(family.pool.kept() + family.clearing).min(at_once);
@@ -308,7 +317,7 @@ impl Table {
 
     /// Takes every warm VM out, and lets no more be made.
     #[must_use]
-    pub fn clear_pools(&self) -> Vec<Place> {
+    pub fn clear_pools(&self) -> Vec<PoolSlot> {
         let mut inner = self.lock();
         let clear = |family: &mut Family| {
             family.changed = None;

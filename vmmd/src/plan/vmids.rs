@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The vmids of one family, with a `T` kept ready under each of some.
 #[derive(Debug)]
-pub struct Places<T> {
+pub struct Vmids<T> {
     /// From here on no vmid was ever bound or given.
     next: u32,
     /// Below `next`, bound once and never given, with nothing under them now.
@@ -25,7 +25,7 @@ pub struct Places<T> {
     mark: u32,
 }
 
-impl<T> Places<T> {
+impl<T> Vmids<T> {
     /// All vmids below `next` were given.
     #[must_use]
     pub fn from(next: u32) -> Self {
@@ -115,52 +115,52 @@ mod tests {
 
     #[test]
     fn what_is_ready_goes_first_in_the_order_of_vmids() {
-        let mut places = Places::from(1);
+        let mut vmids = Vmids::from(1);
         for _ in 0..2 {
-            let vmid = places.bind().unwrap();
-            places.keep(vmid, format!("warm {vmid}"));
+            let vmid = vmids.bind().unwrap();
+            vmids.keep(vmid, format!("warm {vmid}"));
         }
-        assert_eq!(places.take(), Some((1, Some("warm 1".into()))));
-        assert_eq!(places.take(), Some((2, Some("warm 2".into()))));
-        assert_eq!(places.take(), Some((3, None)));
-        assert_eq!((places.mark(), places.kept()), (4, 0));
+        assert_eq!(vmids.take(), Some((1, Some("warm 1".into()))));
+        assert_eq!(vmids.take(), Some((2, Some("warm 2".into()))));
+        assert_eq!(vmids.take(), Some((3, None)));
+        assert_eq!((vmids.mark(), vmids.kept()), (4, 0));
     }
 
     #[test]
     fn a_vmid_that_was_never_used_comes_again_and_a_given_one_never() {
-        let mut places = Places::from(7);
-        let bound = places.bind().unwrap();
-        places.keep(bound, ());
-        assert_eq!(places.pull(bound), Some(()));
-        assert_eq!(places.bind(), Some(8), "not while the old one is being cleared away");
-        places.release(bound);
-        assert_eq!(places.take(), Some((7, None)));
-        assert_eq!((places.bind(), places.mark()), (Some(9), 8));
-        places.raise(20);
-        assert_eq!((places.bind(), places.mark()), (Some(20), 20));
+        let mut vmids = Vmids::from(7);
+        let bound = vmids.bind().unwrap();
+        vmids.keep(bound, ());
+        assert_eq!(vmids.pull(bound), Some(()));
+        assert_eq!(vmids.bind(), Some(8), "not while the old one is being cleared away");
+        vmids.release(bound);
+        assert_eq!(vmids.take(), Some((7, None)));
+        assert_eq!((vmids.bind(), vmids.mark()), (Some(9), 8));
+        vmids.raise(20);
+        assert_eq!((vmids.bind(), vmids.mark()), (Some(20), 20));
     }
 
     #[test]
     fn too_much_goes_from_the_end() {
-        let mut places = Places::from(1);
+        let mut vmids = Vmids::from(1);
         for what in ["a", "b", "c"] {
-            let vmid = places.bind().unwrap();
-            places.keep(vmid, what);
+            let vmid = vmids.bind().unwrap();
+            vmids.keep(vmid, what);
         }
-        assert_eq!(places.trim(2), Some((3, "c")));
-        assert_eq!(places.trim(2), None);
-        assert_eq!(places.clear(), ["a", "b"]);
+        assert_eq!(vmids.trim(2), Some((3, "c")));
+        assert_eq!(vmids.trim(2), None);
+        assert_eq!(vmids.clear(), ["a", "b"]);
     }
 
     #[test]
     fn a_family_runs_out_of_vmids() {
-        let mut places = Places::from(VMID_MAX);
-        assert_eq!(places.left(), 1);
-        let last = places.bind().unwrap();
-        places.keep(last, ());
-        assert_eq!((places.left(), places.bind()), (1, None));
-        assert_eq!(places.take(), Some((VMID_MAX, Some(()))));
-        assert_eq!((places.left(), places.take()), (0, None));
+        let mut vmids = Vmids::from(VMID_MAX);
+        assert_eq!(vmids.left(), 1);
+        let last = vmids.bind().unwrap();
+        vmids.keep(last, ());
+        assert_eq!((vmids.left(), vmids.bind()), (1, None));
+        assert_eq!(vmids.take(), Some((VMID_MAX, Some(()))));
+        assert_eq!((vmids.left(), vmids.take()), (0, None));
     }
 
     #[derive(Debug, Clone)]
@@ -185,40 +185,40 @@ mod tests {
     proptest! {
         #[test]
         fn no_vmid_is_given_twice_or_kept_under_another(steps in proptest::collection::vec(any_step(), 0..60)) {
-            let mut places = Places::from(1);
+            let mut vmids = Vmids::from(1);
             let mut given = BTreeSet::new();
             let mut back = None;
             for step in steps {
                 match step {
-                    Step::Fill => if let Some(vmid) = places.bind() {
-                        prop_assert!(!given.contains(&vmid) && !places.kept.contains_key(&vmid));
-                        places.keep(vmid, vmid);
+                    Step::Fill => if let Some(vmid) = vmids.bind() {
+                        prop_assert!(!given.contains(&vmid) && !vmids.kept.contains_key(&vmid));
+                        vmids.keep(vmid, vmid);
                     },
                     Step::Lose(index) => {
-                        let vmid = places.kept.keys().nth(index).copied();
+                        let vmid = vmids.kept.keys().nth(index).copied();
                         if let Some(vmid) = vmid {
-                            prop_assert_eq!(places.pull(vmid), Some(vmid));
-                            places.release(vmid);
+                            prop_assert_eq!(vmids.pull(vmid), Some(vmid));
+                            vmids.release(vmid);
                         }
                     }
                     Step::Take => {
-                        let (vmid, what) = places.take().unwrap();
+                        let (vmid, what) = vmids.take().unwrap();
                         prop_assert!(given.insert(vmid), "{} is given twice", vmid);
                         prop_assert!(what.is_none_or(|what| what == vmid));
-                        prop_assert!(vmid < places.mark());
+                        prop_assert!(vmid < vmids.mark());
                         back = what;
                     }
                     Step::GiveBack => if let Some(what) = back.take() {
                         given.remove(&what);
-                        places.keep(what, what);
+                        vmids.keep(what, what);
                     },
-                    Step::Trim(most) => if let Some((vmid, what)) = places.trim(most) {
+                    Step::Trim(most) => if let Some((vmid, what)) = vmids.trim(most) {
                         prop_assert_eq!(vmid, what);
-                        places.release(vmid);
+                        vmids.release(vmid);
                     },
                 }
-                let numbered = given.len() + places.kept.len() + places.free.len();
-                prop_assert_eq!(u32::try_from(numbered).unwrap(), places.next - 1);
+                let numbered = given.len() + vmids.kept.len() + vmids.free.len();
+                prop_assert_eq!(u32::try_from(numbered).unwrap(), vmids.next - 1);
             }
         }
     }
