@@ -7,7 +7,7 @@ use super::{
     error::Error,
     host::Host,
     supervise::{Supervised, remove_socket, supervise},
-    table::{Broken, Reservation},
+    table::{Broken, HeldName},
     vm::Vm,
 };
 use crate::{
@@ -87,8 +87,8 @@ impl Host {
         let mut half_made = Vec::new();
         let mut adopted = Adopted::default();
         let looks = found.into_iter().map(|(name, dir)| async move {
-            let Ok(reservation) = self.table.take_folder(&name) else { return None };
-            Some((self.adopt_one(reservation, dir.clone()).await, name, dir))
+            let Ok(held_name) = self.table.take_folder(&name) else { return None };
+            Some((self.adopt_one(held_name, dir.clone()).await, name, dir))
         });
         let mut outcomes = stream::iter(looks).buffer_unordered(AT_ONCE);
         while let Some(outcome) = outcomes.next().await {
@@ -96,9 +96,7 @@ impl Host {
                 Some(((Outcome::Running, _), ..)) => adopted.running += 1,
                 Some(((Outcome::Ended, _), ..)) => adopted.ended += 1,
                 Some(((Outcome::Broken, _), ..)) => adopted.broken += 1,
-                Some(((Outcome::HalfMade, reservation), name, dir)) => {
-                    half_made.push((reservation, name, dir))
-                }
+                Some(((Outcome::HalfMade, held_name), name, dir)) => half_made.push((held_name, name, dir)),
                 None => {}
             }
             self.adoption.send_replace(false);
@@ -106,13 +104,13 @@ impl Host {
         drop(outcomes);
         let (ended, spared) = self.end_strays().await;
         adopted.reaped += ended;
-        for (reservation, name, dir) in half_made {
+        for (held_name, name, dir) in half_made {
             tracing::warn!(folder = %dir.path().display(), "a half-made VM is removed");
-            match (dir.delete(), reservation) {
+            match (dir.delete(), held_name) {
                 (Ok(()), _) => adopted.reaped += 1,
-                (Err(error), Some(reservation)) => {
+                (Err(error), Some(held_name)) => {
                     adopted.broken += 1;
-                    self.set_aside(reservation, dir, None, error.to_string());
+                    self.set_aside(held_name, dir, None, error.to_string());
                 }
                 (Err(error), None) => tracing::error!(vm = name, %error, "a half-made VM stays behind"),
             }
@@ -128,13 +126,9 @@ impl Host {
         adopted
     }
 
-    /// Looks at one folder and takes over what is in it. A reservation comes back where nothing has its name.
-    async fn adopt_one(
-        self: &Arc<Self>,
-        reservation: Reservation,
-        dir: VmDir,
-    ) -> (Outcome, Option<Reservation>) {
-        let (name, folder) = (reservation.name().to_owned(), dir.clone());
+    /// Looks at one folder and takes over what is in it. The name comes back, held, where nothing has it.
+    async fn adopt_one(self: &Arc<Self>, held_name: HeldName, dir: VmDir) -> (Outcome, Option<HeldName>) {
+        let (name, folder) = (held_name.name().to_owned(), dir.clone());
         let rebooted = self.state.is_of_another_boot();
         let looked = timeout(LOOK_PATIENCE, spawn_blocking(move || look(&name, &folder, rebooted))).await;
         let looked = match looked {
@@ -144,39 +138,39 @@ impl Host {
         };
         let (decision, record, process) = match looked {
             Looked::Known(decision, Found::Record(record), process) => (decision, *record, process),
-            Looked::Known(..) => return (Outcome::HalfMade, Some(reservation)),
+            Looked::Known(..) => return (Outcome::HalfMade, Some(held_name)),
             Looked::Doubtful(record, error) => {
-                self.set_aside(reservation, dir, Some(*record), error.to_string());
+                self.set_aside(held_name, dir, Some(*record), error.to_string());
                 return (Outcome::Broken, None);
             }
             Looked::Unreadable(problem) => {
-                self.set_aside(reservation, dir, None, problem);
+                self.set_aside(held_name, dir, None, problem);
                 return (Outcome::Broken, None);
             }
         };
         match (decision, process) {
             (Decision::Adopt, Some(process)) => {
-                reservation.fill(self.take_over(dir, record, process).await);
+                held_name.fill(self.take_over(dir, record, process).await);
                 (Outcome::Running, None)
             }
             (Decision::KeepEnded(ended), _) => {
-                reservation.fill(Arc::new(Vm::ended(record, dir, ended)));
+                held_name.fill(Arc::new(Vm::ended(record, dir, ended)));
                 (Outcome::Ended, None)
             }
-            (Decision::RemoveHalfMade | Decision::SetAside, _) => (Outcome::HalfMade, Some(reservation)),
+            (Decision::RemoveHalfMade | Decision::SetAside, _) => (Outcome::HalfMade, Some(held_name)),
             (Decision::RecordEnd | Decision::Adopt, _) => {
                 let host = Arc::clone(self);
                 let ended = spawn_blocking(move || host.record_end(dir, record)).await;
                 if let Ok(Some(vm)) = ended {
-                    reservation.fill(Arc::new(vm));
+                    held_name.fill(Arc::new(vm));
                 }
                 (Outcome::Ended, None)
             }
         }
     }
 
-    fn set_aside(&self, reservation: Reservation, dir: VmDir, record: Option<Record>, problem: String) {
-        let name = reservation.name().to_owned();
+    fn set_aside(&self, held_name: HeldName, dir: VmDir, record: Option<Record>, problem: String) {
+        let name = held_name.name().to_owned();
         let is_news =
             self.table.broken().iter().all(|(known, broken)| *known != name || broken.problem != problem);
         if is_news {
@@ -187,7 +181,7 @@ impl Host {
             );
             self.events.tell(of, EventKind::Broken, problem.as_str(), unix_ms());
         }
-        reservation.set_aside(Broken { dir, record, problem });
+        held_name.set_aside(Broken { dir, record, problem });
     }
 
     async fn take_over(self: &Arc<Self>, dir: VmDir, record: Record, process: Process) -> Arc<Vm> {

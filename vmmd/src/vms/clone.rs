@@ -244,22 +244,20 @@ impl Host {
         share: Share,
         on_the_way: OnTheWay,
     ) -> Outcome {
-        let FilledSlot { vmid, reservation, pool_slot } = slot;
+        let FilledSlot { vmid, held_name, pool_slot } = slot;
         let parent = &source.parent.record;
         let started = match (pool_slot.warm().await, share.doomed()) {
-            (Ok(warm), None) => {
-                self.start_clone(source, warm, record(source, vmid, reservation.name())).await
-            }
+            (Ok(warm), None) => self.start_clone(source, warm, record(source, vmid, held_name.name())).await,
             (Ok(warm), Some(reason)) => {
                 warm.discard().await;
-                Err(Error::Unwanted { name: reservation.name().to_owned(), reason })
+                Err(Error::Unwanted { name: held_name.name().to_owned(), reason })
             }
             (Err(error), _) => Err(error),
         };
         let made = match started {
             Ok((started, turn, times)) => {
                 let vm = supervise(self, Supervised { share: Some(share), ..started });
-                reservation.fill(Arc::clone(&vm));
+                held_name.fill(Arc::clone(&vm));
                 if let Some(reason) = self.tickets.started(&vm.record) {
                     vm.ask_to_end(&reason);
                 }

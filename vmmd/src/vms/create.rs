@@ -60,7 +60,7 @@ impl Host {
 
     async fn create_whole(self: Arc<Self>, spec: Spec) -> Result<Arc<Vm>, Error> {
         self.adopted(PATIENCE).await?;
-        let reservation = match &spec.name {
+        let held_name = match &spec.name {
             Some(name) => self.table.reserve(name.as_str())?,
             None => self.table.reserve_any(random)?,
         };
@@ -68,7 +68,7 @@ impl Host {
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
-        let record = record(reservation.name(), family, net, spec, files.ids);
+        let record = record(held_name.name(), family, net, spec, files.ids);
         self.load_touched(&record).await;
         let started = self.start(record, files).await;
         let (dir, record, process) = match started {
@@ -82,7 +82,7 @@ impl Host {
         let published = net.ip(MASTER).map(|ip| bound.serve(ip));
         let (control, share) = (None, None);
         let vm = supervise(&self, Supervised { dir, record, process, life, published, control, share });
-        reservation.fill(Arc::clone(&vm));
+        held_name.fill(Arc::clone(&vm));
         self.tell(
             &vm.record,
             EventKind::Created,

@@ -28,7 +28,7 @@ const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct FilledSlot {
     pub vmid: u32,
-    pub reservation: super::table::Reservation,
+    pub held_name: super::table::HeldName,
     pub pool_slot: PoolSlot,
 }
 
@@ -51,23 +51,23 @@ impl Host {
         parent: &Record,
         slots: Vec<CloneSlot>,
     ) -> Vec<FilledSlot> {
-        let fill = |CloneSlot { vmid, reservation, pool_slot }| {
-            let name = || reservation.name().to_owned();
+        let fill = |CloneSlot { vmid, held_name, pool_slot }| {
+            let name = || held_name.name().to_owned();
             let pool_slot = pool_slot.unwrap_or_else(|| self.make_warm(parent, vmid, name(), For::Clone).0);
-            FilledSlot { vmid, reservation, pool_slot }
+            FilledSlot { vmid, held_name, pool_slot }
         };
         slots.into_iter().map(fill).collect()
     }
 
     /// The clones of these slots may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
     pub(super) async fn refuse_clone_slots(&self, parent: &Record, slots: Vec<CloneSlot>, is_unused: bool) {
-        for CloneSlot { vmid, reservation, pool_slot } in slots {
+        for CloneSlot { vmid, held_name, pool_slot } in slots {
             match pool_slot {
                 Some(pool_slot) => self.return_pool_slot(parent, vmid, pool_slot, is_unused).await,
                 None if is_unused => self.table.unbind(parent.net.index, parent.family, vmid),
                 None => {}
             }
-            drop(reservation);
+            drop(held_name);
             self.leave_family(parent.net, parent.family).await;
         }
     }
@@ -85,9 +85,9 @@ impl Host {
 
     /// The clones of these slots are not made after all: what is warm is for the next ones, if its vmid is.
     pub(super) async fn return_clone_slots(&self, parent: &Record, slots: Vec<FilledSlot>, is_unused: bool) {
-        for FilledSlot { vmid, reservation, pool_slot } in slots {
+        for FilledSlot { vmid, held_name, pool_slot } in slots {
             self.return_pool_slot(parent, vmid, pool_slot, is_unused).await;
-            drop(reservation);
+            drop(held_name);
             self.leave_family(parent.net, parent.family).await;
         }
     }

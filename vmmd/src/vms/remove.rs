@@ -49,12 +49,12 @@ impl Host {
     }
 
     async fn forget_whole(&self, name: &str, why: &str) -> Result<(), Error> {
-        let (vm, reservation) = self.table.take_ended(name)?;
+        let (vm, held_name) = self.table.take_ended(name)?;
         let dir = vm.dir.clone();
         if let Err(error) = blocking(move || Ok(dir.delete_ended()?)).await {
             tracing::error!(vm = name, %error, "a VM that has ended is not removed");
             self.tell(&vm.record, EventKind::NotRemoved, error.to_string());
-            reservation.fill(vm);
+            held_name.fill(vm);
             return Err(error);
         }
         tracing::info!(vm = name, why, "removed");

@@ -37,12 +37,12 @@ impl Host {
         let _turn = self.mending.lock().await;
         let mut is_left = false;
         for (name, broken) in self.table.broken() {
-            let Ok(reservation) = self.table.take_folder(&name) else { continue };
-            match self.adopt_one(reservation, broken.dir.clone()).await {
+            let Ok(held_name) = self.table.take_folder(&name) else { continue };
+            match self.adopt_one(held_name, broken.dir.clone()).await {
                 (Outcome::Running, _) => tracing::info!(vm = name, "taken over after all"),
                 (Outcome::Ended, _) if broken.record.is_some() => self.tell_late_end(&name),
                 (Outcome::Ended, _) => {}
-                (Outcome::HalfMade, Some(reservation)) => {
+                (Outcome::HalfMade, Some(held_name)) => {
                     for process in self.processes_of(&name, &broken).await {
                         end_stray(&process).await;
                     }
@@ -50,7 +50,7 @@ impl Host {
                         Ok(()) => tracing::info!(vm = name, "a half-made VM is removed after all"),
                         Err(error) => {
                             is_left = true;
-                            self.set_aside(reservation, broken.dir.clone(), None, error.to_string());
+                            self.set_aside(held_name, broken.dir.clone(), None, error.to_string());
                         }
                     }
                 }
@@ -85,21 +85,21 @@ impl Host {
     async fn remove_broken_whole(self: &Arc<Self>, name: &str) -> Result<(), Error> {
         self.adopted(PATIENCE).await?;
         let _turn = self.mending.lock().await;
-        let (broken, reservation) = self.table.take_broken(name)?;
+        let (broken, held_name) = self.table.take_broken(name)?;
         for process in self.processes_of(name, &broken).await {
             end_stray(&process).await;
         }
         let dir = broken.dir.clone();
         if let Err(error) = blocking(move || Ok(dir.delete()?)).await {
             let record = broken.record.clone();
-            reservation.set_aside(Broken { dir: broken.dir.clone(), record, problem: error.to_string() });
+            held_name.set_aside(Broken { dir: broken.dir.clone(), record, problem: error.to_string() });
             return Err(error);
         }
         tracing::info!(vm = name, problem = broken.problem, "a VM that could not be taken over is removed");
         if let Some(record) = &broken.record {
             self.tell(record, EventKind::Removed, "it could not be taken over");
         }
-        drop(reservation);
+        drop(held_name);
         self.clear_up(self.table.broken().iter().any(|(_, broken)| broken.record.is_none())).await;
         Ok(())
     }

@@ -87,12 +87,12 @@ pub struct Table(Arc<Mutex<Inner>>);
 
 /// A name that is held; given up when dropped.
 #[derive(Debug)]
-pub struct Reservation {
+pub struct HeldName {
     table: Table,
     name: Option<String>,
 }
 
-impl Drop for Reservation {
+impl Drop for HeldName {
     fn drop(&mut self) {
         if let Some(name) = self.name.take() {
             self.table.lock().slots.remove(&name);
@@ -100,7 +100,7 @@ impl Drop for Reservation {
     }
 }
 
-impl Reservation {
+impl HeldName {
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -132,7 +132,7 @@ impl Table {
     ///
     /// # Errors
     /// It is in use, or there are too many.
-    pub fn reserve(&self, name: &str) -> Result<Reservation, Error> {
+    pub fn reserve(&self, name: &str) -> Result<HeldName, Error> {
         let mut inner = self.lock();
         if inner.slots.contains_key(name) {
             return Err(Error::NameTaken(name.to_owned()));
@@ -141,14 +141,14 @@ impl Table {
             return Err(Error::TooMany);
         }
         inner.slots.insert(name.to_owned(), Slot::Reserved);
-        Ok(Reservation { table: self.clone(), name: Some(name.to_owned()) })
+        Ok(HeldName { table: self.clone(), name: Some(name.to_owned()) })
     }
 
     /// Holds a name nobody has, out of random numbers.
     ///
     /// # Errors
     /// There are too many VMs.
-    pub fn reserve_any(&self, mut random: impl FnMut() -> u64) -> Result<Reservation, Error> {
+    pub fn reserve_any(&self, mut random: impl FnMut() -> u64) -> Result<HeldName, Error> {
         loop {
             // There are 65,536 such names and at most 1,024 in use: a few turns find a free one.
             match self.reserve(VmName::generate(random()).as_str()) {
@@ -170,21 +170,21 @@ impl Table {
     ///
     /// # Errors
     /// There is no such folder.
-    pub fn take_folder(&self, name: &str) -> Result<Reservation, Error> {
+    pub fn take_folder(&self, name: &str) -> Result<HeldName, Error> {
         match self.lock().slots.get_mut(name) {
             // As it was to all others, until it is known what becomes of it.
             Some(Slot::Adopting | Slot::Broken(_)) => {
-                Ok(Reservation { table: self.clone(), name: Some(name.to_owned()) })
+                Ok(HeldName { table: self.clone(), name: Some(name.to_owned()) })
             }
             Some(Slot::Reserved | Slot::Vm(_)) | None => Err(Error::NotFound(name.to_owned())),
         }
     }
 
-    /// Takes a folder that cannot be taken over out of the table; its name stays held until the reservation is dropped.
+    /// Takes a folder that cannot be taken over out of the table; its name stays held until the [`HeldName`] is dropped.
     ///
     /// # Errors
     /// There is none, or it is a VM.
-    pub fn take_broken(&self, name: &str) -> Result<(Arc<Broken>, Reservation), Error> {
+    pub fn take_broken(&self, name: &str) -> Result<(Arc<Broken>, HeldName), Error> {
         let mut inner = self.lock();
         let broken = match inner.slots.get(name) {
             Some(Slot::Broken(broken)) => Arc::clone(broken),
@@ -193,7 +193,7 @@ impl Table {
             Some(Slot::Reserved) | None => return Err(Error::NotFound(name.to_owned())),
         };
         inner.slots.insert(name.to_owned(), Slot::Reserved);
-        Ok((broken, Reservation { table: self.clone(), name: Some(name.to_owned()) }))
+        Ok((broken, HeldName { table: self.clone(), name: Some(name.to_owned()) }))
     }
 
     /// The folders that cannot be taken over, by name.
@@ -242,11 +242,11 @@ impl Table {
         inner.slots.values().filter_map(vm).collect()
     }
 
-    /// Takes an ended VM out; its name stays held until the reservation is dropped.
+    /// Takes an ended VM out; its name stays held until the [`HeldName`] is dropped.
     ///
     /// # Errors
     /// There is none, or it runs.
-    pub fn take_ended(&self, name: &str) -> Result<(Arc<Vm>, Reservation), Error> {
+    pub fn take_ended(&self, name: &str) -> Result<(Arc<Vm>, HeldName), Error> {
         let mut inner = self.lock();
         let Some(Slot::Vm(vm)) = inner.slots.get(name) else {
             return Err(Error::NotFound(name.to_owned()));
@@ -256,7 +256,7 @@ impl Table {
         }
         let vm = Arc::clone(vm);
         inner.slots.insert(name.to_owned(), Slot::Reserved);
-        Ok((vm, Reservation { table: self.clone(), name: Some(name.to_owned()) }))
+        Ok((vm, HeldName { table: self.clone(), name: Some(name.to_owned()) }))
     }
 }
 

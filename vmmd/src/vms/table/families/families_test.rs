@@ -94,7 +94,7 @@ fn a_name_that_is_a_users_own_vms_is_passed_over() {
     let taken = table.take_clone_slots(&parent, 2).unwrap();
     assert_eq!((vmids(&taken), taken.passed.len()), (vec![2, 4], 1));
     assert_eq!(fill(&table, &parent, 1), [5]);
-    let names: Vec<_> = taken.slots.iter().map(|slot| slot.reservation.name().to_owned()).collect();
+    let names: Vec<_> = taken.slots.iter().map(|slot| slot.held_name.name().to_owned()).collect();
     assert_eq!(names, ["a.2", "a.4"]);
 }
 

@@ -2,7 +2,7 @@
 
 pub(super) mod family;
 
-use super::{Inner, Reservation, Slot, Table};
+use super::{HeldName, Inner, Slot, Table};
 use crate::{
     plan::{
         address::{FamilyNet, Range},
@@ -37,7 +37,7 @@ pub struct CloneSlot {
     /// The clone's vmid.
     pub vmid: u32,
     /// The clone's name, which is held for it.
-    pub reservation: Reservation,
+    pub held_name: HeldName,
     /// Its warm VM; None: it has to be made.
     pub pool_slot: Option<PoolSlot>,
 }
@@ -139,8 +139,8 @@ impl Table {
     pub fn take_clone_slots(&self, parent: &Record, count: u32) -> Result<CloneSlots, Error> {
         let Numbered { slots, passed } = self.lock().take_clone_slots(parent, count)?;
         let slot = |(vmid, name, pool_slot)| {
-            let reservation = Reservation { table: self.clone(), name: Some(name) };
-            CloneSlot { vmid, reservation, pool_slot }
+            let held_name = HeldName { table: self.clone(), name: Some(name) };
+            CloneSlot { vmid, held_name, pool_slot }
         };
         let slots = slots.into_iter().map(slot).collect();
         Ok(CloneSlots { slots, passed: passed.into_iter().map(|(_, pool_slot)| pool_slot).collect() })
