@@ -9,7 +9,7 @@ use crate::{
 use patina_proto::v1::{HostInfo, RequestTicketRequest, RunningClone, Ticket, VmEnd};
 use scheduler::{
     client::Client,
-    host::admission::{Admission, Admitted, Right, Share, Vms, Wish},
+    host::admission::{Admission, Admitted, Reservation, Right, Vms, Wish},
 };
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ pub struct Daemon {
     pub client: Client,
     pub admission: Admission,
     /// Of the clones that run.
-    shares: Mutex<BTreeMap<facts::Clone, Share>>,
+    reservations: Mutex<BTreeMap<facts::Clone, Reservation>>,
 }
 
 /// The numbers on its machine.
@@ -80,9 +80,10 @@ impl Daemon {
         let connection = network::connection();
         let client = connection.client();
         let admission = Admission::new(connection, info);
-        let shares = found.into_iter().map(|(name, clone)| (name, admission.share(clone))).collect();
-        let shares = Mutex::new(shares);
-        let daemon = Arc::new(Self { facts: facts.clone(), machine, client, admission, shares });
+        let reservations =
+            found.into_iter().map(|(name, clone)| (name, admission.reservation(clone))).collect();
+        let reservations = Mutex::new(reservations);
+        let daemon = Arc::new(Self { facts: facts.clone(), machine, client, admission, reservations });
         daemon.admission.register(Numbers(Arc::downgrade(&daemon)));
         daemon
     }
@@ -100,9 +101,9 @@ impl Daemon {
     /// A VM ends.
     pub fn end(&self, clone: &RunningClone, end: VmEnd) {
         let name = (clone.ticket.clone(), clone.vmid);
-        // First said, then left out: as the share wants it.
-        if let Some(mut share) = self.shares.lock().unwrap().remove(&name) {
-            share.ended(end);
+        // First said, then left out: as the reservation wants it.
+        if let Some(mut reservation) = self.reservations.lock().unwrap().remove(&name) {
+            reservation.ended(end);
         }
         let mut facts = self.facts.get();
         facts.machines[self.machine].running.remove(&name);
@@ -185,14 +186,14 @@ impl Daemon {
         let longest = if dice.percent(15) { 2_000 } else { 60 };
         sleep(dice.ms(5, longest)).await;
         let mut made = Vec::new();
-        for share in admitted.into_shares() {
+        for reservation in admitted.into_reservations() {
             // Who does not look whether it is still wanted hears so when it runs.
-            if dice.percent(3) || (dice.percent(50) && share.doomed().is_some()) {
+            if dice.percent(3) || (dice.percent(50) && reservation.doomed().is_some()) {
                 continue;
             }
-            let clone = share.of().clone();
+            let clone = reservation.of().clone();
             self.facts.get().start(self.machine, &clone);
-            self.shares.lock().unwrap().insert((clone.ticket.clone(), clone.vmid), share);
+            self.reservations.lock().unwrap().insert((clone.ticket.clone(), clone.vmid), reservation);
             match self.admission.started(&clone.family, clone.vmid) {
                 Some(_) => {
                     self.facts.get().sums.doomed += 1;

@@ -191,8 +191,8 @@ impl Host {
         self.load_touched(&record).await;
         let published = self.publish_again(&record).await;
         let life = Lifecycle::running(record.ready_after_us);
-        let share = self.tickets.find(&record);
-        supervise(self, Supervised { dir, record, process, life, published, control: None, share })
+        let reservation = self.tickets.find(&record);
+        supervise(self, Supervised { dir, record, process, life, published, control: None, reservation })
     }
 
     async fn publish_again(&self, record: &Record) -> Option<Published> {

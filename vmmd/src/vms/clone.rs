@@ -43,7 +43,7 @@ use patina_control::{
     monotonic_ns,
 };
 use patina_proto::v1::EventKind;
-use scheduler::host::admission::Share;
+use scheduler::host::admission::Reservation;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -181,13 +181,13 @@ impl Host {
                 return Err(error);
             }
         };
-        let shares = admitted.into_shares();
+        let reservations = admitted.into_reservations();
         let touched = self.table.touched(record.net.index, record.family);
         let touched = touched.unwrap_or_else(|| Arc::clone(&self.no_list));
         let source =
             Source { parent: Arc::clone(&parent), generation, touched, ticket: Some(ticket), arrived_ns };
-        let start = |((slot, share), way)| self.make_clone(&source, slot, share, way);
-        let mut outcomes = join_all(slots.into_iter().zip(shares).zip(on_the_way).map(start)).await;
+        let start = |((slot, reservation), way)| self.make_clone(&source, slot, reservation, way);
+        let mut outcomes = join_all(slots.into_iter().zip(reservations).zip(on_the_way).map(start)).await;
         outcomes.sort_by_key(|outcome| outcome.vmid);
         log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
         self.count(freeze, frozen, &outcomes);
@@ -241,12 +241,12 @@ impl Host {
         self: &Arc<Self>,
         source: &Source,
         slot: FilledSlot,
-        share: Share,
+        reservation: Reservation,
         on_the_way: OnTheWay,
     ) -> Outcome {
         let FilledSlot { vmid, held_name, pool_slot } = slot;
         let parent = &source.parent.record;
-        let started = match (pool_slot.warm().await, share.doomed()) {
+        let started = match (pool_slot.warm().await, reservation.doomed()) {
             (Ok(warm), None) => self.start_clone(source, warm, record(source, vmid, held_name.name())).await,
             (Ok(warm), Some(reason)) => {
                 warm.discard().await;
@@ -256,7 +256,7 @@ impl Host {
         };
         let made = match started {
             Ok((started, turn, times)) => {
-                let vm = supervise(self, Supervised { share: Some(share), ..started });
+                let vm = supervise(self, Supervised { reservation: Some(reservation), ..started });
                 held_name.fill(Arc::clone(&vm));
                 if let Some(reason) = self.tickets.started(&vm.record) {
                     vm.ask_to_end(&reason);
@@ -311,7 +311,7 @@ impl Host {
         let control = warm.control.take();
         let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
-        let started = Supervised { dir, record, process, life, published: None, control, share: None };
+        let started = Supervised { dir, record, process, life, published: None, control, reservation: None };
         Ok((started, turn, Times { given, executing: source.after(entered_ns) }))
     }
 

@@ -80,8 +80,8 @@ impl Host {
         };
         let life = Lifecycle::running(None);
         let published = net.ip(MASTER).map(|ip| bound.serve(ip));
-        let (control, share) = (None, None);
-        let vm = supervise(&self, Supervised { dir, record, process, life, published, control, share });
+        let (control, reservation) = (None, None);
+        let vm = supervise(&self, Supervised { dir, record, process, life, published, control, reservation });
         held_name.fill(Arc::clone(&vm));
         self.tell(
             &vm.record,

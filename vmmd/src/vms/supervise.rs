@@ -25,7 +25,7 @@ use patina_control::{
     messages::{FromVmm, State, ToVmm},
 };
 use patina_proto::v1::EventKind;
-use scheduler::host::admission::Share;
+use scheduler::host::admission::Reservation;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 use talk::{Heard, talk};
 use tokio::{
@@ -65,8 +65,8 @@ pub struct Supervised {
     pub published: Option<Published>,
     /// Its control connection, if it is made already.
     pub control: Option<BufReader<UnixStream>>,
-    /// A clone's share of the host.
-    pub share: Option<Share>,
+    /// A clone's reservation on the host.
+    pub reservation: Option<Reservation>,
 }
 
 /// Starts a VM's supervisor.
@@ -262,9 +262,9 @@ impl Supervisor {
     /// Before anybody hears that it has ended: see [`scheduler::host::admission::Vms::running`].
     fn tell_scheduler(&mut self) {
         if let Phase::Ended(ended) = &self.vm.life.phase {
-            tell_ended(&self.host, &self.vm.record, self.vm.share.as_mut(), ended);
+            tell_ended(&self.host, &self.vm.record, self.vm.reservation.as_mut(), ended);
         }
-        self.vm.share = None;
+        self.vm.reservation = None;
     }
 
     async fn hear_last_words(&mut self) {
@@ -320,9 +320,9 @@ impl Supervisor {
 }
 
 /// Tells the scheduler of a VM's end.
-pub(super) fn tell_ended(host: &Host, record: &Record, share: Option<&mut Share>, ended: &Ended) {
-    match share {
-        Some(share) => share.ended(tickets::end(ended)),
+pub(super) fn tell_ended(host: &Host, record: &Record, reservation: Option<&mut Reservation>, ended: &Ended) {
+    match reservation {
+        Some(reservation) => reservation.ended(tickets::end(ended)),
         None if record.vmid == 0 => host.tickets.master_ended(record.family, ended),
         None => {}
     }

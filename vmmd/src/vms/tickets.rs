@@ -15,7 +15,7 @@ use scheduler::{
         Client, Connection,
         calls::{Failed, answered, is_away, once},
     },
-    host::admission::{Admission, Admitted, NotAdmitted, Right, Share, Vms, Wish},
+    host::admission::{Admission, Admitted, NotAdmitted, Reservation, Right, Vms, Wish},
 };
 use std::{
     collections::HashMap,
@@ -239,10 +239,10 @@ impl Tickets {
         self.0.admission.started(&record.family.to_string(), record.vmid)
     }
 
-    /// The share of a clone that was found running.
+    /// The reservation of a clone that was found running.
     #[must_use]
-    pub fn find(&self, record: &Record) -> Option<Share> {
-        Some(self.0.admission.share(running(record)?))
+    pub fn find(&self, record: &Record) -> Option<Reservation> {
+        Some(self.0.admission.reservation(running(record)?))
     }
 
     /// The master of a family has ended.

@@ -38,14 +38,14 @@ struct Story {
     store: MemoryStore,
     way: watch::Sender<Way>,
     admission: Admission,
-    running: Arc<Mutex<BTreeMap<u32, Share>>>,
+    running: Arc<Mutex<BTreeMap<u32, Reservation>>>,
 }
 
-struct Running(Arc<Mutex<BTreeMap<u32, Share>>>);
+struct Running(Arc<Mutex<BTreeMap<u32, Reservation>>>);
 
 impl Vms for Running {
     fn running(&self) -> Vec<RunningClone> {
-        self.0.lock().unwrap().values().map(|share| share.of().clone()).collect()
+        self.0.lock().unwrap().values().map(|reservation| reservation.of().clone()).collect()
     }
 
     fn masters(&self) -> Vec<String> {
@@ -55,11 +55,11 @@ impl Vms for Running {
     fn end(&self, _: &str, ticket: &str, vmids: &[u32], _: &str) {
         for vmid in vmids {
             let mut running = self.0.lock().unwrap();
-            let share = running.get(vmid).is_some_and(|share| share.of().ticket == ticket);
-            let share = share.then(|| running.remove(vmid)).flatten();
+            let reservation = running.get(vmid).is_some_and(|reservation| reservation.of().ticket == ticket);
+            let reservation = reservation.then(|| running.remove(vmid)).flatten();
             drop(running);
-            if let Some(mut share) = share {
-                share.ended(VmEnd::Killed);
+            if let Some(mut reservation) = reservation {
+                reservation.ended(VmEnd::Killed);
             }
         }
     }
@@ -141,12 +141,12 @@ impl Story {
 
     /// They run.
     fn start(&self, admitted: Admitted) -> Vec<Option<String>> {
-        let start = |share: Share| {
-            let vmid = share.of().vmid;
-            self.running.lock().unwrap().insert(vmid, share);
+        let start = |reservation: Reservation| {
+            let vmid = reservation.of().vmid;
+            self.running.lock().unwrap().insert(vmid, reservation);
             self.admission.started(&FAMILY.to_string(), vmid)
         };
-        admitted.into_shares().into_iter().map(start).collect()
+        admitted.into_reservations().into_iter().map(start).collect()
     }
 
     /// The connection breaks and is made anew: the scheduler is asked what there is.
@@ -243,11 +243,11 @@ async fn a_clone_that_is_killed_while_it_is_made_ends_and_its_killer_hears_so() 
     let mut client = story.admission.client();
     let kill = KillRequest { family: FAMILY.to_string(), vmids: vec![1, 2], ..KillRequest::default() };
     let killed = tokio::spawn(async move { client.kill(kill).await });
-    let mut shares = admitted.into_shares();
-    until(|| shares.iter().all(|share| share.doomed().is_some())).await;
+    let mut reservations = admitted.into_reservations();
+    until(|| reservations.iter().all(|reservation| reservation.doomed().is_some())).await;
     // One is not started, the other one runs already.
-    let second = shares.pop().unwrap();
-    drop(shares);
+    let second = reservations.pop().unwrap();
+    drop(reservations);
     story.running.lock().unwrap().insert(2, second);
     assert!(story.admission.started(&FAMILY.to_string(), 2).is_some());
     assert!(!killed.is_finished());
@@ -280,7 +280,7 @@ async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
         let admitted = story.admission.admit(&wish(&[1]), &right).await.unwrap();
         let own = order(admitted.ticket());
         known.kill(old.clone());
-        assert_eq!(admitted.shares[0].doomed(), None, "{right:?}");
+        assert_eq!(admitted.reservations[0].doomed(), None, "{right:?}");
         assert_eq!(story.start(admitted), [None]);
         known.kill(old.clone());
         assert!(story.running.lock().unwrap().contains_key(&1), "{right:?}");
@@ -296,7 +296,7 @@ async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_o
     let known = making::Known { shared: Arc::downgrade(&story.admission.0), vms: Running(Arc::default()) };
     let ticket = Ticket { id: Uuid::from_u128(3).to_string(), epoch: 70, ..Ticket::default() };
     for (epoch, dooms) in [(69, false), (70, true), (71, true)] {
-        let shares = story.admission.begin(&wish(&[1]), &ticket.id);
+        let reservations = story.admission.begin(&wish(&[1]), &ticket.id);
         let family = FAMILY.to_string();
         known.kill(KillClones {
             family,
@@ -305,8 +305,8 @@ async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_o
             ticket: ticket.id.clone(),
             epoch,
         });
-        let admitted = story.admission.used(ticket.clone(), shares);
-        assert_eq!(admitted.shares[0].doomed().is_some(), dooms, "{epoch}");
+        let admitted = story.admission.used(ticket.clone(), reservations);
+        assert_eq!(admitted.reservations[0].doomed().is_some(), dooms, "{epoch}");
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) struct Making {
     epoch: Option<u64>,
     /// Why it is to end before it has begun, and the epoch that the order named.
     doomed: Option<(u64, String)>,
-    /// It is found among those that run. It stays here as long as it has its [`Share`], so that orders for it are told from older ones.
+    /// It is found among those that run. It stays here as long as it has its [`Reservation`], so that orders for it are told from older ones.
     is_started: bool,
 }
 
@@ -43,7 +43,7 @@ impl Making {
 
 /// One clone's part of a ticket. Dropped, it says how the clone has ended, or that it was never made.
 #[derive(Debug)]
-pub struct Share {
+pub struct Reservation {
     admission: Admission,
     clone: RunningClone,
     end: VmEnd,
@@ -64,9 +64,9 @@ impl Shared {
 
 impl Admission {
     /// They are in the making from now on.
-    pub(super) fn begin(&self, wish: &Wish, ticket: &str) -> Vec<Share> {
+    pub(super) fn begin(&self, wish: &Wish, ticket: &str) -> Vec<Reservation> {
         let mut making = self.0.making();
-        let share = |vmid: &u32| {
+        let reservation = |vmid: &u32| {
             let clone = RunningClone {
                 ticket: ticket.to_owned(),
                 family: wish.family.clone(),
@@ -76,27 +76,27 @@ impl Admission {
                 parent_vmid: Some(wish.parent_vmid),
             };
             making.insert(key(&clone), Making::new(clone.clone()));
-            self.share(clone)
+            self.reservation(clone)
         };
-        wish.vmids.iter().map(share).collect()
+        wish.vmids.iter().map(reservation).collect()
     }
 
     /// The scheduler knows of them.
-    pub(super) fn used(&self, ticket: Ticket, shares: Vec<Share>) -> Admitted {
+    pub(super) fn used(&self, ticket: Ticket, reservations: Vec<Reservation>) -> Admitted {
         let mut making = self.0.making();
-        for share in &shares {
-            if let Some(making) = making.get_mut(&key(&share.clone)) {
+        for reservation in &reservations {
+            if let Some(making) = making.get_mut(&key(&reservation.clone)) {
                 making.used(ticket.epoch);
             }
         }
         drop(making);
-        Admitted { admission: self.clone(), ticket, shares }
+        Admitted { admission: self.clone(), ticket, reservations }
     }
 
-    /// The share of a clone that was found running.
+    /// The reservation of a clone that was found running.
     #[must_use]
-    pub fn share(&self, clone: RunningClone) -> Share {
-        Share { admission: self.clone(), clone, end: VmEnd::Ended, is_known: true }
+    pub fn reservation(&self, clone: RunningClone) -> Reservation {
+        Reservation { admission: self.clone(), clone, end: VmEnd::Ended, is_known: true }
     }
 
     /// [`Vms::running`] has this clone from now on. Returns why it is to end at once, if it is.
@@ -109,7 +109,7 @@ impl Admission {
     }
 }
 
-impl Share {
+impl Reservation {
     /// Whose it is.
     #[must_use]
     pub fn of(&self) -> &RunningClone {
@@ -128,7 +128,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let shared = &self.admission.0;
         if self.doomed().is_some() {

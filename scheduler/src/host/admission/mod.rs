@@ -5,23 +5,23 @@
 //!  admit ───▶ making ─────────▶ making, used ──────▶ runs (Vms::running) ───▶ ended
 //!                │ refused          │ not made, or nothing was           │
 //!                ▼                  ▼                                    ▼
-//!        nothing to say      the scheduler is told, by a Share that is dropped
+//!        nothing to say      the scheduler is told, by a Reservation that is dropped
 //! ```
 //!
 //! - A clone is *in the making* before the scheduler is asked for it and until it is found among those that run: so whenever a
 //!   registration asks what there is, it is in one or the other. It is known by its family and vmid, which no other clone has.
 //! - An order to kill a clone in the making dooms it: it is not started, or ends as soon as it runs. Vmids of clones that were not made are
 //!   given again, so an order names the ticket and its epoch: one that was said of an earlier clone of that vmid passes by.
-//! - Every clone has a [`Share`] of its ticket from the beginning. Dropped, it says to the scheduler how its clone has ended; only
+//! - Every clone has a [`Reservation`] of its ticket from the beginning. Dropped, it says to the scheduler how its clone has ended; only
 //!   where the scheduler itself has said that nothing was used, nothing is said, and the vmids can be given to others.
 //!
-//! `making`: the clones in the making and the shares. `request`: tickets that are requested and given back. All of it is the same in
+//! `making`: the clones in the making and the reservations. `request`: tickets that are requested and given back. All of it is the same in
 //! `vmmd` and in the simulation of a cluster that breaks; what differs is behind [`Vms`].
 
 mod making;
 mod request;
 
-pub use making::Share;
+pub use making::Reservation;
 
 use super::{HostLink, Registration};
 use crate::client::{
@@ -46,7 +46,7 @@ use uuid::Uuid;
 
 /// A host's VMs, as its [`Admission`] needs them. All are called from tokio tasks and must not block.
 pub trait Vms: Send + Sync + 'static {
-    /// All clones that run here, from before [`Admission::started`] until their [`Share`] is dropped.
+    /// All clones that run here, from before [`Admission::started`] until their [`Reservation`] is dropped.
     fn running(&self) -> Vec<RunningClone>;
     /// The families whose master lives here.
     fn masters(&self) -> Vec<String>;
@@ -135,7 +135,7 @@ type Key = (String, u32);
 pub struct Admitted {
     admission: Admission,
     ticket: Ticket,
-    shares: Vec<Share>,
+    reservations: Vec<Reservation>,
 }
 
 impl Admission {
@@ -222,7 +222,7 @@ impl Admission {
 
     async fn use_ticket(&self, wish: &Wish, id: &str, epoch: u64) -> Result<Admitted, NotAdmitted> {
         // Before the first try: whenever the scheduler asks what there is here, they are part of it.
-        let mut shares = self.begin(wish, id);
+        let mut reservations = self.begin(wish, id);
         let used = answered(Duration::ZERO, |_| async {
             let host_epoch = self.epoch().await;
             let request = UseTicketRequest {
@@ -239,10 +239,10 @@ impl Admission {
                 .map_err(|status| if epoch == 0 { anew(status) } else { status })
         });
         match used.await {
-            Ok(ticket) => Ok(self.used(ticket, shares)),
+            Ok(ticket) => Ok(self.used(ticket, reservations)),
             Err(failed) => {
                 let is_known = !matches!(failed, Failed::Refused(_));
-                shares.iter_mut().for_each(|share| share.is_known = is_known);
+                reservations.iter_mut().for_each(|reservation| reservation.is_known = is_known);
                 Err(failed.into())
             }
         }
@@ -266,10 +266,10 @@ impl Admission {
             ticket.map(|ticket| (ticket, host_epoch)).map_err(anew)
         });
         let (ticket, host_epoch) = asking.over(granted.await)?;
-        let shares = self.begin(wish, &ticket.id);
+        let reservations = self.begin(wish, &ticket.id);
         // A registration that began before they were in the making took them for ended.
         let is_whole = self.epoch_now() == Some(host_epoch) && ticket.state() == TicketState::Used;
-        let admitted = self.used(ticket, shares);
+        let admitted = self.used(ticket, reservations);
         if is_whole {
             return Ok(admitted);
         }
@@ -303,8 +303,8 @@ impl Admitted {
 
     /// The parts of the clones, in the order in which their vmids were given.
     #[must_use]
-    pub fn into_shares(self) -> Vec<Share> {
-        self.shares
+    pub fn into_reservations(self) -> Vec<Reservation> {
+        self.reservations
     }
 
     /// Nothing was cloned: the ticket is as if it had not been used. Returns whether the vmids can be given to other clones.
@@ -314,7 +314,7 @@ impl Admitted {
             tracing::warn!(ticket = self.ticket.id, %error, "give back a ticket");
         }
         // Where that is not certain, the scheduler is told of each clone that it was not made.
-        self.shares.iter_mut().for_each(|share| share.is_known = given.is_err());
+        self.reservations.iter_mut().for_each(|reservation| reservation.is_known = given.is_err());
         given.is_ok()
     }
 }
