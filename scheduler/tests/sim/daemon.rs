@@ -9,7 +9,7 @@ use crate::{
 use patina_proto::v1::{HostInfo, RequestTicketRequest, RunningClone, Ticket, VmEnd};
 use scheduler::{
     client::Client,
-    host::admission::{Admission, Admitted, Reservation, Right, Vms, Wish},
+    host::admission::{Admission, Admitted, CloneRequest, Reservation, Right, Vms},
 };
 use std::{
     collections::BTreeMap,
@@ -122,54 +122,54 @@ impl Daemon {
     /// The clones that are made; None: there are none, and whoever cloned knows so.
     pub async fn make(
         self: &Arc<Self>,
-        wish: Wish,
+        clone_request: CloneRequest,
         right: Right,
         dice: &mut Dice,
     ) -> Option<(Ticket, Vec<RunningClone>)> {
-        let admitted = match finished(&self.facts, "admit", ADMIT, self.admission.admit(&wish, &right)).await
-        {
-            Outcome::Done(admitted) => admitted,
-            Outcome::Refused(_) => {
-                self.facts.get().machines[self.machine].free(&wish);
-                return None;
-            }
-            Outcome::Unknown => return None,
-        };
+        let admitted =
+            match finished(&self.facts, "admit", ADMIT, self.admission.admit(&clone_request, &right)).await {
+                Outcome::Done(admitted) => admitted,
+                Outcome::Refused(_) => {
+                    self.facts.get().machines[self.machine].free(&clone_request);
+                    return None;
+                }
+                Outcome::Unknown => return None,
+            };
         let ticket = admitted.ticket().clone();
-        self.facts.log(format_args!("used {} for {:?}", ticket.id, wish.vmids));
+        self.facts.log(format_args!("used {} for {:?}", ticket.id, clone_request.vmids));
         if let Right::Loose(request_id) = right {
             self.facts.get().granted(&request_id.to_string(), &ticket.id);
             self.facts.get().sums.loose += 1;
         }
-        self.facts.get().used(&ticket.id, &wish.vmids);
+        self.facts.get().used(&ticket.id, &clone_request.vmids);
         if dice.percent(8) {
-            self.give_back(&wish, admitted).await;
+            self.give_back(&clone_request, admitted).await;
             return None;
         }
         if dice.percent(8) {
-            let (daemon, wish) = (Arc::clone(self), wish.clone());
+            let (daemon, clone_request) = (Arc::clone(self), clone_request.clone());
             let (ticket, after) = (ticket.id.clone(), dice.ms(0, 100));
-            tokio::spawn(async move { daemon.kill_early(&wish, &ticket, after).await });
+            tokio::spawn(async move { daemon.kill_early(&clone_request, &ticket, after).await });
         }
         let made = self.start_all(admitted, dice).await;
         Some((ticket, made))
     }
 
-    async fn give_back(&self, wish: &Wish, admitted: Admitted) {
+    async fn give_back(&self, clone_request: &CloneRequest, admitted: Admitted) {
         let ticket = admitted.ticket().id.clone();
         let given = async { Ok::<_, scheduler::client::calls::Failed>(admitted.give_back().await) };
         if let Outcome::Done(true) = finished(&self.facts, "give back", Duration::ZERO, given).await {
             self.facts.get().unused(&ticket);
-            self.facts.get().machines[self.machine].free(wish);
+            self.facts.get().machines[self.machine].free(clone_request);
         }
     }
 
     /// Somebody does not want them while they are being made.
-    async fn kill_early(&self, wish: &Wish, ticket: &str, after: Duration) {
+    async fn kill_early(&self, clone_request: &CloneRequest, ticket: &str, after: Duration) {
         sleep(after).await;
         let request = patina_proto::v1::KillRequest {
-            family: wish.family.clone(),
-            vmids: wish.vmids.clone(),
+            family: clone_request.family.clone(),
+            vmids: clone_request.vmids.clone(),
             ticket: String::new(),
             reason: "not wanted after all".into(),
         };
@@ -177,7 +177,7 @@ impl Daemon {
         if let Outcome::Done(_) =
             call(&self.facts, "kill", Duration::from_secs(5), client.kill(request)).await
         {
-            self.facts.get().killed(self.machine, ticket, &wish.vmids);
+            self.facts.get().killed(self.machine, ticket, &clone_request.vmids);
         }
     }
 

@@ -8,7 +8,7 @@
 //! - Once everything is healed and quiet, the ledger is exactly what runs.
 
 use patina_proto::v1::RunningClone;
-use scheduler::{host::admission::Wish, store::memory::MemoryStore};
+use scheduler::{host::admission::CloneRequest, store::memory::MemoryStore};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
@@ -186,8 +186,8 @@ impl Machine {
     }
 
     /// No clone has had these.
-    pub fn free(&mut self, wish: &Wish) {
-        self.free.entry(wish.family.parse().unwrap()).or_default().extend(&wish.vmids);
+    pub fn free(&mut self, clone_request: &CloneRequest) {
+        self.free.entry(clone_request.family.parse().unwrap()).or_default().extend(&clone_request.vmids);
     }
 }
 

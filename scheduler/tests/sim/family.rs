@@ -11,7 +11,7 @@ use patina_proto::v1::{
     JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone, SyncRequest, Ticket,
     VmEnd, join_request::Side,
 };
-use scheduler::host::admission::{Right, Wish};
+use scheduler::host::admission::{CloneRequest, Right};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -52,7 +52,7 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
         host_ids: vec![daemon.admission.host_id().to_owned()],
         ..RequestTicketRequest::default()
     };
-    let wish = |count| Wish {
+    let clone_request = |count| CloneRequest {
         family: family.to_string(),
         parent_vmid: 0,
         vcpus,
@@ -60,9 +60,9 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
         vmids: daemon.facts.get().machines[daemon.machine].new_vmids(family, count),
     };
     let of_ticket = |ticket: &Ticket| Right::Ticket { id: ticket.id.clone(), epoch: ticket.epoch };
-    let (wish, right) = match dice.roll(10) {
+    let (clone_request, right) = match dice.roll(10) {
         // By number.
-        0..3 => (wish(vms), Right::Loose(dice.uuid())),
+        0..3 => (clone_request(vms), Right::Loose(dice.uuid())),
         // Nothing is made of it.
         3 => {
             let request = RequestTicketRequest { host_ids: Vec::new(), ..request };
@@ -83,10 +83,10 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
         _ => {
             let Some(ticket) = daemon.request(request).await else { return };
             sleep(dice.ms(0, 300)).await;
-            (wish(ticket.vms), of_ticket(&ticket))
+            (clone_request(ticket.vms), of_ticket(&ticket))
         }
     };
-    if let Some((ticket, made)) = daemon.make(wish, right, dice).await {
+    if let Some((ticket, made)) = daemon.make(clone_request, right, dice).await {
         together(daemon, &ticket, made, dice).await;
     }
 }

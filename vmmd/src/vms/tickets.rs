@@ -15,7 +15,7 @@ use scheduler::{
         Client, Connection,
         calls::{Failed, answered, is_away, once},
     },
-    host::admission::{Admission, Admitted, NotAdmitted, Reservation, Right, Vms, Wish},
+    host::admission::{Admission, Admitted, CloneRequest, NotAdmitted, Reservation, Right, Vms},
 };
 use std::{
     collections::HashMap,
@@ -205,7 +205,7 @@ impl Tickets {
         wanted: Wanted,
         vmids: Vec<u32>,
     ) -> Result<(Admitted, Uuid), (Error, bool)> {
-        let wish = Wish {
+        let clone_request = CloneRequest {
             family: parent.family.to_string(),
             parent_vmid: parent.vmid,
             vcpus: parent.vcpus.into(),
@@ -216,7 +216,7 @@ impl Tickets {
             Wanted::Count(_) => (Right::Loose(Uuid::new_v4()), "make clones"),
             Wanted::Ticket { id, epoch, .. } => (Right::Ticket { id: id.to_string(), epoch }, "use a ticket"),
         };
-        match self.0.admission.admit(&wish, &right).await {
+        match self.0.admission.admit(&clone_request, &right).await {
             Ok(admitted) => {
                 let id = number(&admitted.ticket().id).map_err(|error| (error, false))?;
                 self.granted().remove(&id);

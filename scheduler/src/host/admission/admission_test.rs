@@ -194,8 +194,14 @@ fn request(vms: u32) -> RequestTicketRequest {
     }
 }
 
-fn wish(vmids: &[u32]) -> Wish {
-    Wish { family: FAMILY.to_string(), parent_vmid: 0, vcpus: 1, memory_mib: 256, vmids: vmids.to_vec() }
+fn clone_request(vmids: &[u32]) -> CloneRequest {
+    CloneRequest {
+        family: FAMILY.to_string(),
+        parent_vmid: 0,
+        vcpus: 1,
+        memory_mib: 256,
+        vmids: vmids.to_vec(),
+    }
 }
 
 fn of(ticket: &Ticket) -> Right {
@@ -206,9 +212,9 @@ fn of(ticket: &Ticket) -> Right {
 async fn clones_are_made_run_and_end_and_the_ledger_follows() {
     let story = Story::begin().await;
     let ticket = story.granted(2).await;
-    let admitted = story.admission.admit(&wish(&[1, 2]), &of(&ticket)).await.unwrap();
+    let admitted = story.admission.admit(&clone_request(&[1, 2]), &of(&ticket)).await.unwrap();
     assert_eq!(story.start(admitted), [None, None]);
-    let loose = story.admission.admit(&wish(&[3]), &Right::Loose(Uuid::from_u128(9))).await.unwrap();
+    let loose = story.admission.admit(&clone_request(&[3]), &Right::Loose(Uuid::from_u128(9))).await.unwrap();
     story.start(loose);
     story.register_anew().await;
     assert_eq!(story.ledger().0, [1, 2, 3]);
@@ -224,8 +230,8 @@ async fn clones_are_made_run_and_end_and_the_ledger_follows() {
 async fn a_refused_use_leaves_that_of_others_in_the_making() {
     let story = Story::begin().await;
     let ticket = story.granted(1).await;
-    let first = story.admission.admit(&wish(&[1]), &of(&ticket)).await.unwrap();
-    let second = story.admission.admit(&wish(&[2]), &of(&ticket)).await.unwrap_err();
+    let first = story.admission.admit(&clone_request(&[1]), &of(&ticket)).await.unwrap();
+    let second = story.admission.admit(&clone_request(&[2]), &of(&ticket)).await.unwrap_err();
     assert!(second.is_unused(), "{second}");
     // The first one's clone is being made: the scheduler must not take it for ended.
     story.register_anew().await;
@@ -239,7 +245,7 @@ async fn a_refused_use_leaves_that_of_others_in_the_making() {
 async fn a_clone_that_is_killed_while_it_is_made_ends_and_its_killer_hears_so() {
     let story = Story::begin().await;
     let ticket = story.granted(2).await;
-    let admitted = story.admission.admit(&wish(&[1, 2]), &of(&ticket)).await.unwrap();
+    let admitted = story.admission.admit(&clone_request(&[1, 2]), &of(&ticket)).await.unwrap();
     let mut client = story.admission.client();
     let kill = KillRequest { family: FAMILY.to_string(), vmids: vec![1, 2], ..KillRequest::default() };
     let killed = tokio::spawn(async move { client.kill(kill).await });
@@ -270,14 +276,14 @@ async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
         epoch: ticket.epoch,
     };
     let first = story.granted(1).await;
-    let admitted = story.admission.admit(&wish(&[1]), &of(&first)).await.unwrap();
+    let admitted = story.admission.admit(&clone_request(&[1]), &of(&first)).await.unwrap();
     let old = order(admitted.ticket());
     assert!(admitted.give_back().await);
 
     // The same ticket, granted again; another one; one by number.
     let other = story.granted(1).await;
     for right in [of(&first), of(&other), Right::Loose(Uuid::from_u128(9))] {
-        let admitted = story.admission.admit(&wish(&[1]), &right).await.unwrap();
+        let admitted = story.admission.admit(&clone_request(&[1]), &right).await.unwrap();
         let own = order(admitted.ticket());
         known.kill(old.clone());
         assert_eq!(admitted.reservations[0].doomed(), None, "{right:?}");
@@ -296,7 +302,7 @@ async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_o
     let known = making::Known { shared: Arc::downgrade(&story.admission.0), vms: Running(Arc::default()) };
     let ticket = Ticket { id: Uuid::from_u128(3).to_string(), epoch: 70, ..Ticket::default() };
     for (epoch, dooms) in [(69, false), (70, true), (71, true)] {
-        let reservations = story.admission.begin(&wish(&[1]), &ticket.id);
+        let reservations = story.admission.begin(&clone_request(&[1]), &ticket.id);
         let family = FAMILY.to_string();
         known.kill(KillClones {
             family,
@@ -317,12 +323,12 @@ async fn nothing_is_made_before_the_host_is_registered() {
     story.way.send_replace(Way::Cut);
     until(|| story.admission.epoch_now().is_none()).await;
     for right in [of(&ticket), Right::Loose(Uuid::from_u128(9))] {
-        let refused = story.admission.admit(&wish(&[1]), &right).await.unwrap_err();
+        let refused = story.admission.admit(&clone_request(&[1]), &right).await.unwrap_err();
         assert!(matches!(refused, NotAdmitted::Registering { is_unused: true }), "{refused}");
     }
     // One that waits goes on as soon as it is.
     let admission = story.admission.clone();
-    let waits = tokio::spawn(async move { admission.admit(&wish(&[1]), &of(&ticket)).await });
+    let waits = tokio::spawn(async move { admission.admit(&clone_request(&[1]), &of(&ticket)).await });
     tokio::time::sleep(Duration::from_secs(1)).await;
     story.way.send_replace(Way::Open);
     story.start(waits.await.unwrap().unwrap());
@@ -335,7 +341,7 @@ async fn a_use_whose_answer_is_lost_is_said_again_and_is_the_same() {
     let ticket = story.granted(1).await;
     story.way.send_replace(Way::Deaf);
     let (admission, right) = (story.admission.clone(), of(&ticket));
-    let used = tokio::spawn(async move { admission.admit(&wish(&[1]), &right).await });
+    let used = tokio::spawn(async move { admission.admit(&clone_request(&[1]), &right).await });
     until(|| !story.ledger().0.is_empty()).await;
     assert!(!used.is_finished());
     story.way.send_replace(Way::Cut);
@@ -350,7 +356,7 @@ async fn where_nobody_knows_whether_a_ticket_was_used_its_clones_are_told_as_end
     let story = Story::begin().await;
     let ticket = story.granted(1).await;
     story.way.send_replace(Way::Deaf);
-    let refused = story.admission.admit(&wish(&[1]), &of(&ticket)).await.unwrap_err();
+    let refused = story.admission.admit(&clone_request(&[1]), &of(&ticket)).await.unwrap_err();
     assert!(!refused.is_unused(), "{refused}");
     assert_eq!(story.ledger().0, [1], "it was used");
     story.way.send_replace(Way::Cut);
@@ -364,16 +370,16 @@ async fn where_nobody_knows_whether_a_ticket_was_used_its_clones_are_told_as_end
 async fn what_was_not_made_is_given_back_once() {
     let story = Story::begin().await;
     let ticket = story.granted(1).await;
-    let admitted = story.admission.admit(&wish(&[1]), &of(&ticket)).await.unwrap();
+    let admitted = story.admission.admit(&clone_request(&[1]), &of(&ticket)).await.unwrap();
     assert!(admitted.give_back().await);
     assert_eq!(story.ledger(), (vec![], vec![State::Granted]));
     // The same vmid is another clone's now.
-    let again = story.admission.admit(&wish(&[1]), &of(&ticket)).await.unwrap();
+    let again = story.admission.admit(&clone_request(&[1]), &of(&ticket)).await.unwrap();
     story.start(again);
     story.noted().await;
     assert_eq!(story.ledger().0, [1]);
 
-    let loose = story.admission.admit(&wish(&[2]), &Right::Loose(Uuid::from_u128(9))).await.unwrap();
+    let loose = story.admission.admit(&clone_request(&[2]), &Right::Loose(Uuid::from_u128(9))).await.unwrap();
     assert!(loose.give_back().await);
     assert_eq!(story.ledger(), (vec![1], vec![State::Released, State::Used]));
 }
@@ -404,7 +410,8 @@ async fn what_nobody_waits_for_any_more_goes_back() {
 async fn clones_by_number_whose_answer_is_lost_hold_nothing() {
     let story = Story::begin().await;
     story.way.send_replace(Way::Deaf);
-    let refused = story.admission.admit(&wish(&[1]), &Right::Loose(Uuid::from_u128(9))).await.unwrap_err();
+    let refused =
+        story.admission.admit(&clone_request(&[1]), &Right::Loose(Uuid::from_u128(9))).await.unwrap_err();
     assert!(!refused.is_unused(), "{refused}");
     story.way.send_replace(Way::Cut);
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,6 +1,6 @@
 //! The clones of a host that are being made or were made by it, and each clone's part of its ticket.
 
-use super::{Admission, Admitted, Key, Shared, Vms, Wish};
+use super::{Admission, Admitted, CloneRequest, Key, Shared, Vms};
 use crate::host::{Clones, Present};
 use patina_proto::v1::{KillClones, RunningClone, Ticket, VmEnd};
 use std::{
@@ -64,21 +64,21 @@ impl Shared {
 
 impl Admission {
     /// They are in the making from now on.
-    pub(super) fn begin(&self, wish: &Wish, ticket: &str) -> Vec<Reservation> {
+    pub(super) fn begin(&self, clone_request: &CloneRequest, ticket: &str) -> Vec<Reservation> {
         let mut making = self.0.making();
         let reservation = |vmid: &u32| {
             let clone = RunningClone {
                 ticket: ticket.to_owned(),
-                family: wish.family.clone(),
+                family: clone_request.family.clone(),
                 vmid: *vmid,
-                vcpus: wish.vcpus,
-                memory_mib: wish.memory_mib,
-                parent_vmid: Some(wish.parent_vmid),
+                vcpus: clone_request.vcpus,
+                memory_mib: clone_request.memory_mib,
+                parent_vmid: Some(clone_request.parent_vmid),
             };
             making.insert(key(&clone), Making::new(clone.clone()));
             self.reservation(clone)
         };
-        wish.vmids.iter().map(reservation).collect()
+        clone_request.vmids.iter().map(reservation).collect()
     }
 
     /// The scheduler knows of them.

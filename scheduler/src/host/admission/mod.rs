@@ -56,7 +56,7 @@ pub trait Vms: Send + Sync + 'static {
 
 /// Clones that a VM is to have.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct CloneRequest {
     /// The UUID of the family that gets the clones.
     pub family: String,
     /// The vmid of the VM that is cloned.
@@ -210,28 +210,33 @@ impl Admission {
     ///
     /// # Errors
     /// There is none, or it cannot be had now.
-    pub async fn admit(&self, wish: &Wish, right: &Right) -> Result<Admitted, NotAdmitted> {
+    pub async fn admit(&self, clone_request: &CloneRequest, right: &Right) -> Result<Admitted, NotAdmitted> {
         if !self.registered(PATIENCE).await {
             return Err(NotAdmitted::Registering { is_unused: true });
         }
         match right {
-            Right::Ticket { id, epoch } => self.use_ticket(wish, id, *epoch).await,
-            Right::Loose(request_id) => self.grant(wish, *request_id).await,
+            Right::Ticket { id, epoch } => self.use_ticket(clone_request, id, *epoch).await,
+            Right::Loose(request_id) => self.grant(clone_request, *request_id).await,
         }
     }
 
-    async fn use_ticket(&self, wish: &Wish, id: &str, epoch: u64) -> Result<Admitted, NotAdmitted> {
+    async fn use_ticket(
+        &self,
+        clone_request: &CloneRequest,
+        id: &str,
+        epoch: u64,
+    ) -> Result<Admitted, NotAdmitted> {
         // Before the first try: whenever the scheduler asks what there is here, they are part of it.
-        let mut reservations = self.begin(wish, id);
+        let mut reservations = self.begin(clone_request, id);
         let used = answered(Duration::ZERO, |_| async {
             let host_epoch = self.epoch().await;
             let request = UseTicketRequest {
                 id: id.to_owned(),
-                family: wish.family.clone(),
+                family: clone_request.family.clone(),
                 epoch,
                 host_id: self.host_id().to_owned(),
-                parent_vmid: wish.parent_vmid,
-                vmids: wish.vmids.clone(),
+                parent_vmid: clone_request.parent_vmid,
+                vmids: clone_request.vmids.clone(),
                 host_epoch,
             };
             let used = self.host_client().use_ticket(request).await;
@@ -248,16 +253,16 @@ impl Admission {
         }
     }
 
-    async fn grant(&self, wish: &Wish, request_id: Uuid) -> Result<Admitted, NotAdmitted> {
+    async fn grant(&self, clone_request: &CloneRequest, request_id: Uuid) -> Result<Admitted, NotAdmitted> {
         let request = AdmitClonesRequest {
-            family: wish.family.clone(),
+            family: clone_request.family.clone(),
             request_id: request_id.to_string(),
             host_id: self.host_id().to_owned(),
             host_epoch: 0,
-            parent_vmid: wish.parent_vmid,
-            vmids: wish.vmids.clone(),
-            vcpus: wish.vcpus,
-            memory_mib: wish.memory_mib,
+            parent_vmid: clone_request.parent_vmid,
+            vmids: clone_request.vmids.clone(),
+            vcpus: clone_request.vcpus,
+            memory_mib: clone_request.memory_mib,
         };
         let mut asking = Asking::new(self, Wanted::Clones(request.clone()));
         let granted = answered(Duration::ZERO, |_| async {
@@ -266,7 +271,7 @@ impl Admission {
             ticket.map(|ticket| (ticket, host_epoch)).map_err(anew)
         });
         let (ticket, host_epoch) = asking.over(granted.await)?;
-        let reservations = self.begin(wish, &ticket.id);
+        let reservations = self.begin(clone_request, &ticket.id);
         // A registration that began before they were in the making took them for ended.
         let is_whole = self.epoch_now() == Some(host_epoch) && ticket.state() == TicketState::Used;
         let admitted = self.used(ticket, reservations);
