@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 /// Which part of a clone's way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// From the call to the right to make clones.
+    /// From the call to the authorization to make clones.
     Admit,
     /// The guest's preparation and the freeze, to having the generation.
     Freeze,

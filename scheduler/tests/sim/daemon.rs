@@ -9,7 +9,7 @@ use crate::{
 use patina_proto::v1::{HostInfo, RequestTicketRequest, RunningClone, Ticket, VmEnd};
 use scheduler::{
     client::Client,
-    host::admission::{Admission, Admitted, CloneRequest, Reservation, Right, Vms},
+    host::admission::{Admission, Admitted, Authorization, CloneRequest, Reservation, Vms},
 };
 use std::{
     collections::BTreeMap,
@@ -123,11 +123,13 @@ impl Daemon {
     pub async fn make(
         self: &Arc<Self>,
         clone_request: CloneRequest,
-        right: Right,
+        authorization: Authorization,
         dice: &mut Dice,
     ) -> Option<(Ticket, Vec<RunningClone>)> {
         let admitted =
-            match finished(&self.facts, "admit", ADMIT, self.admission.admit(&clone_request, &right)).await {
+            match finished(&self.facts, "admit", ADMIT, self.admission.admit(&clone_request, &authorization))
+                .await
+            {
                 Outcome::Done(admitted) => admitted,
                 Outcome::Refused(_) => {
                     self.facts.get().machines[self.machine].free(&clone_request);
@@ -137,7 +139,7 @@ impl Daemon {
             };
         let ticket = admitted.ticket().clone();
         self.facts.log(format_args!("used {} for {:?}", ticket.id, clone_request.vmids));
-        if let Right::Loose(request_id) = right {
+        if let Authorization::Loose(request_id) = authorization {
             self.facts.get().granted(&request_id.to_string(), &ticket.id);
             self.facts.get().sums.loose += 1;
         }

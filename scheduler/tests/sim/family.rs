@@ -11,7 +11,7 @@ use patina_proto::v1::{
     JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone, SyncRequest, Ticket,
     VmEnd, join_request::Side,
 };
-use scheduler::host::admission::{CloneRequest, Right};
+use scheduler::host::admission::{Authorization, CloneRequest};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -59,10 +59,10 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
         memory_mib: MEMORY_MIB,
         vmids: daemon.facts.get().machines[daemon.machine].new_vmids(family, count),
     };
-    let of_ticket = |ticket: &Ticket| Right::Ticket { id: ticket.id.clone(), epoch: ticket.epoch };
-    let (clone_request, right) = match dice.roll(10) {
+    let of_ticket = |ticket: &Ticket| Authorization::Ticket { id: ticket.id.clone(), epoch: ticket.epoch };
+    let (clone_request, authorization) = match dice.roll(10) {
         // By number.
-        0..3 => (clone_request(vms), Right::Loose(dice.uuid())),
+        0..3 => (clone_request(vms), Authorization::Loose(dice.uuid())),
         // Nothing is made of it.
         3 => {
             let request = RequestTicketRequest { host_ids: Vec::new(), ..request };
@@ -86,7 +86,7 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
             (clone_request(ticket.vms), of_ticket(&ticket))
         }
     };
-    if let Some((ticket, made)) = daemon.make(clone_request, right, dice).await {
+    if let Some((ticket, made)) = daemon.make(clone_request, authorization, dice).await {
         together(daemon, &ticket, made, dice).await;
     }
 }

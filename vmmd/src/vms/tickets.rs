@@ -15,7 +15,7 @@ use scheduler::{
         Client, Connection,
         calls::{Failed, answered, is_away, once},
     },
-    host::admission::{Admission, Admitted, CloneRequest, NotAdmitted, Reservation, Right, Vms},
+    host::admission::{Admission, Admitted, Authorization, CloneRequest, NotAdmitted, Reservation, Vms},
 };
 use std::{
     collections::HashMap,
@@ -194,7 +194,7 @@ impl Tickets {
         }
     }
 
-    /// Takes the right to make the clones of these vmids.
+    /// Takes the authorization to make the clones of these vmids.
     ///
     /// # Errors
     /// There is no room, the ticket cannot be used, or the scheduler does not answer; and whether the vmids can be given to other
@@ -212,11 +212,13 @@ impl Tickets {
             memory_mib: parent.memory_mib,
             vmids,
         };
-        let (right, call) = match wanted {
-            Wanted::Count(_) => (Right::Loose(Uuid::new_v4()), "make clones"),
-            Wanted::Ticket { id, epoch, .. } => (Right::Ticket { id: id.to_string(), epoch }, "use a ticket"),
+        let (authorization, call) = match wanted {
+            Wanted::Count(_) => (Authorization::Loose(Uuid::new_v4()), "make clones"),
+            Wanted::Ticket { id, epoch, .. } => {
+                (Authorization::Ticket { id: id.to_string(), epoch }, "use a ticket")
+            }
         };
-        match self.0.admission.admit(&clone_request, &right).await {
+        match self.0.admission.admit(&clone_request, &authorization).await {
             Ok(admitted) => {
                 let id = number(&admitted.ticket().id).map_err(|error| (error, false))?;
                 self.granted().remove(&id);

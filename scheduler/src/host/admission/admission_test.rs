@@ -204,8 +204,8 @@ fn clone_request(vmids: &[u32]) -> CloneRequest {
     }
 }
 
-fn of(ticket: &Ticket) -> Right {
-    Right::Ticket { id: ticket.id.clone(), epoch: 0 }
+fn of(ticket: &Ticket) -> Authorization {
+    Authorization::Ticket { id: ticket.id.clone(), epoch: 0 }
 }
 
 #[tokio::test(start_paused = true)]
@@ -214,7 +214,8 @@ async fn clones_are_made_run_and_end_and_the_ledger_follows() {
     let ticket = story.granted(2).await;
     let admitted = story.admission.admit(&clone_request(&[1, 2]), &of(&ticket)).await.unwrap();
     assert_eq!(story.start(admitted), [None, None]);
-    let loose = story.admission.admit(&clone_request(&[3]), &Right::Loose(Uuid::from_u128(9))).await.unwrap();
+    let loose =
+        story.admission.admit(&clone_request(&[3]), &Authorization::Loose(Uuid::from_u128(9))).await.unwrap();
     story.start(loose);
     story.register_anew().await;
     assert_eq!(story.ledger().0, [1, 2, 3]);
@@ -282,16 +283,16 @@ async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
 
     // The same ticket, granted again; another one; one by number.
     let other = story.granted(1).await;
-    for right in [of(&first), of(&other), Right::Loose(Uuid::from_u128(9))] {
-        let admitted = story.admission.admit(&clone_request(&[1]), &right).await.unwrap();
+    for authorization in [of(&first), of(&other), Authorization::Loose(Uuid::from_u128(9))] {
+        let admitted = story.admission.admit(&clone_request(&[1]), &authorization).await.unwrap();
         let own = order(admitted.ticket());
         known.kill(old.clone());
-        assert_eq!(admitted.reservations[0].doomed(), None, "{right:?}");
+        assert_eq!(admitted.reservations[0].doomed(), None, "{authorization:?}");
         assert_eq!(story.start(admitted), [None]);
         known.kill(old.clone());
-        assert!(story.running.lock().unwrap().contains_key(&1), "{right:?}");
+        assert!(story.running.lock().unwrap().contains_key(&1), "{authorization:?}");
         known.kill(own);
-        assert!(story.running.lock().unwrap().is_empty(), "{right:?}");
+        assert!(story.running.lock().unwrap().is_empty(), "{authorization:?}");
     }
 }
 
@@ -322,8 +323,8 @@ async fn nothing_is_made_before_the_host_is_registered() {
     let ticket = story.granted(1).await;
     story.way.send_replace(Way::Cut);
     until(|| story.admission.epoch_now().is_none()).await;
-    for right in [of(&ticket), Right::Loose(Uuid::from_u128(9))] {
-        let refused = story.admission.admit(&clone_request(&[1]), &right).await.unwrap_err();
+    for authorization in [of(&ticket), Authorization::Loose(Uuid::from_u128(9))] {
+        let refused = story.admission.admit(&clone_request(&[1]), &authorization).await.unwrap_err();
         assert!(matches!(refused, NotAdmitted::Registering { is_unused: true }), "{refused}");
     }
     // One that waits goes on as soon as it is.
@@ -340,8 +341,8 @@ async fn a_use_whose_answer_is_lost_is_said_again_and_is_the_same() {
     let story = Story::begin().await;
     let ticket = story.granted(1).await;
     story.way.send_replace(Way::Deaf);
-    let (admission, right) = (story.admission.clone(), of(&ticket));
-    let used = tokio::spawn(async move { admission.admit(&clone_request(&[1]), &right).await });
+    let (admission, authorization) = (story.admission.clone(), of(&ticket));
+    let used = tokio::spawn(async move { admission.admit(&clone_request(&[1]), &authorization).await });
     until(|| !story.ledger().0.is_empty()).await;
     assert!(!used.is_finished());
     story.way.send_replace(Way::Cut);
@@ -379,7 +380,8 @@ async fn what_was_not_made_is_given_back_once() {
     story.noted().await;
     assert_eq!(story.ledger().0, [1]);
 
-    let loose = story.admission.admit(&clone_request(&[2]), &Right::Loose(Uuid::from_u128(9))).await.unwrap();
+    let loose =
+        story.admission.admit(&clone_request(&[2]), &Authorization::Loose(Uuid::from_u128(9))).await.unwrap();
     assert!(loose.give_back().await);
     assert_eq!(story.ledger(), (vec![1], vec![State::Released, State::Used]));
 }
@@ -410,8 +412,11 @@ async fn what_nobody_waits_for_any_more_goes_back() {
 async fn clones_by_number_whose_answer_is_lost_hold_nothing() {
     let story = Story::begin().await;
     story.way.send_replace(Way::Deaf);
-    let refused =
-        story.admission.admit(&clone_request(&[1]), &Right::Loose(Uuid::from_u128(9))).await.unwrap_err();
+    let refused = story
+        .admission
+        .admit(&clone_request(&[1]), &Authorization::Loose(Uuid::from_u128(9)))
+        .await
+        .unwrap_err();
     assert!(!refused.is_unused(), "{refused}");
     story.way.send_replace(Way::Cut);
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -69,9 +69,9 @@ pub struct CloneRequest {
     pub vmids: Vec<u32>,
 }
 
-/// What gives the right to make them.
+/// What authorizes a host to make them.
 #[derive(Debug, Clone)]
-pub enum Right {
+pub enum Authorization {
     /// A ticket that was granted.
     Ticket {
         /// The ticket's UUID.
@@ -130,7 +130,7 @@ impl fmt::Debug for Shared {
 /// Family and vmid.
 type Key = (String, u32);
 
-/// The right to make clones now.
+/// The authorization to make clones now.
 #[derive(Debug)]
 pub struct Admitted {
     admission: Admission,
@@ -206,17 +206,21 @@ impl Admission {
         std::future::pending().await
     }
 
-    /// Takes the right to make clones.
+    /// Takes the authorization to make clones.
     ///
     /// # Errors
     /// There is none, or it cannot be had now.
-    pub async fn admit(&self, clone_request: &CloneRequest, right: &Right) -> Result<Admitted, NotAdmitted> {
+    pub async fn admit(
+        &self,
+        clone_request: &CloneRequest,
+        authorization: &Authorization,
+    ) -> Result<Admitted, NotAdmitted> {
         if !self.registered(PATIENCE).await {
             return Err(NotAdmitted::Registering { is_unused: true });
         }
-        match right {
-            Right::Ticket { id, epoch } => self.use_ticket(clone_request, id, *epoch).await,
-            Right::Loose(request_id) => self.grant(clone_request, *request_id).await,
+        match authorization {
+            Authorization::Ticket { id, epoch } => self.use_ticket(clone_request, id, *epoch).await,
+            Authorization::Loose(request_id) => self.grant(clone_request, *request_id).await,
         }
     }
 
