@@ -148,7 +148,7 @@ pub struct Named {
 pub struct Listing {
     /// Only tickets of this family; None: of all.
     pub family: Option<Uuid>,
-    /// Only tickets that somebody asked for: none that are loose.
+    /// Only tickets that somebody asked for: none that are immediate.
     pub asked_for: bool,
     /// The latest granted comes first, not the earliest.
     pub newest_first: bool,

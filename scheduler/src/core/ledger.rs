@@ -16,7 +16,7 @@ use uuid::Uuid;
 #[derive(Debug, Default)]
 struct Order {
     all: BTreeSet<(UnixMs, Uuid)>,
-    /// Those that are not loose.
+    /// Those that are not immediate.
     asked_for: BTreeSet<(UnixMs, Uuid)>,
 }
 
@@ -24,7 +24,7 @@ impl Order {
     fn insert(&mut self, ticket: &Ticket) {
         let key = (ticket.granted_unix_ms, ticket.id);
         self.all.insert(key);
-        if !ticket.loose {
+        if !ticket.immediate {
             self.asked_for.insert(key);
         }
     }

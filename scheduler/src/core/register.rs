@@ -184,7 +184,7 @@ impl Core {
                 memory_mib: clone.memory_mib,
                 min_cpus_per_vm: clone.vcpus,
                 places: BTreeMap::new(),
-                loose: true,
+                immediate: true,
                 parent_vmid: clone.parent_vmid,
                 parent_ended: false,
                 clones: BTreeMap::new(),

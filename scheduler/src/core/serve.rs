@@ -191,7 +191,7 @@ impl Core {
             memory_mib: want.memory_mib,
             min_cpus_per_vm: demand.min_cpus_per_vm,
             places,
-            loose: false,
+            immediate: false,
             parent_vmid: None,
             parent_ended: false,
             clones: BTreeMap::new(),
@@ -203,7 +203,7 @@ impl Core {
             over_unix_ms: None,
         };
         if let (Some(by), Some(host)) = (demand.use_by, ticket.places.keys().next().copied()) {
-            (ticket.state, ticket.loose, ticket.parent_vmid) = (State::Used, true, Some(by.parent_vmid));
+            (ticket.state, ticket.immediate, ticket.parent_vmid) = (State::Used, true, Some(by.parent_vmid));
             ticket.parent_ended = self.ledger.has_ended(ticket.family, by.parent_vmid);
             ticket.clones = by.vmids.into_iter().map(|vmid| (vmid, host)).collect();
         } else {

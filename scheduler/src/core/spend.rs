@@ -104,7 +104,7 @@ impl Core {
         match ticket.state {
             // Said again, or it never came to be used.
             State::Granted => return Ok(id),
-            State::Released if ticket.loose && ticket.clones.is_empty() => return Ok(id),
+            State::Released if ticket.immediate && ticket.clones.is_empty() => return Ok(id),
             State::Used => {}
             State::Released | State::Expired | State::Fenced => return check_granted(ticket).map(|()| id),
         }
@@ -115,7 +115,7 @@ impl Core {
         if !ticket.results.is_empty() {
             return Err(CoreError::Used(id));
         }
-        let (loose, clones) = (ticket.loose, ticket.clones.clone());
+        let (immediate, clones) = (ticket.immediate, ticket.clones.clone());
         self.ledger.change(id, |ticket| {
             // What it holds is not of those clones any more.
             ticket.state = State::Granted;
@@ -123,7 +123,7 @@ impl Core {
             ticket.clones.clear();
             ticket.doomed.clear();
         });
-        if loose {
+        if immediate {
             // Nobody knows of it who could use it.
             self.finish(id, State::Released, out);
         } else {

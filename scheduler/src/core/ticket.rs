@@ -41,8 +41,8 @@ pub struct Ticket {
     /// How many VMs it has on each host. Never empty; no number is 0.
     pub places: BTreeMap<HostId, u32>,
     /// Whether it was granted for clones that were asked for by number.
-    #[serde(default)]
-    pub loose: bool,
+    #[serde(default, rename = "loose")]
+    pub immediate: bool,
     /// The vmid of the VM that cloned with it; None: it is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_vmid: Option<u32>,

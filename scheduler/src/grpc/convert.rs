@@ -31,7 +31,7 @@ pub(super) fn ticket(seen: Seen) -> v1::Ticket {
         results: results(&ticket),
         granted_unix_ms: ticket.granted_unix_ms,
         expires_unix_ms: if ticket.state == State::Granted { ticket.expires_unix_ms } else { 0 },
-        loose: ticket.loose,
+        loose: ticket.immediate,
         expires_in_ms,
     }
 }

@@ -16,7 +16,7 @@ fn ticket(vms: u32) -> Ticket {
         memory_mib: 256,
         min_cpus_per_vm: 1,
         places: BTreeMap::from([(Uuid::new_v4(), vms)]),
-        loose: false,
+        immediate: false,
         parent_vmid: None,
         parent_ended: false,
         clones: BTreeMap::new(),

@@ -139,9 +139,9 @@ impl Daemon {
             };
         let ticket = admitted.ticket().clone();
         self.facts.log(format_args!("used {} for {:?}", ticket.id, clone_request.vmids));
-        if let Authorization::Loose(request_id) = authorization {
+        if let Authorization::Immediate(request_id) = authorization {
             self.facts.get().granted(&request_id.to_string(), &ticket.id);
-            self.facts.get().sums.loose += 1;
+            self.facts.get().sums.immediate += 1;
         }
         self.facts.get().used(&ticket.id, &clone_request.vmids);
         if dice.percent(8) {

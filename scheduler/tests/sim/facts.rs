@@ -52,7 +52,7 @@ pub struct Sums {
     pub refused: u64,
     pub failed: u64,
     pub used: u64,
-    pub loose: u64,
+    pub immediate: u64,
     pub unused: u64,
     pub met: u64,
     /// Not with the first call.
@@ -73,7 +73,7 @@ impl Sums {
         self.refused += other.refused;
         self.failed += other.failed;
         self.used += other.used;
-        self.loose += other.loose;
+        self.immediate += other.immediate;
         self.unused += other.unused;
         self.met += other.met;
         self.met_later += other.met_later;
@@ -93,7 +93,7 @@ impl Sums {
             self.refused,
             self.failed,
             self.used,
-            self.loose,
+            self.immediate,
             self.unused,
             self.met,
             self.left,

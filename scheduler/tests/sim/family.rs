@@ -62,7 +62,7 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
     let of_ticket = |ticket: &Ticket| Authorization::Ticket { id: ticket.id.clone(), epoch: ticket.epoch };
     let (clone_request, authorization) = match dice.roll(10) {
         // By number.
-        0..3 => (clone_request(vms), Authorization::Loose(dice.uuid())),
+        0..3 => (clone_request(vms), Authorization::Immediate(dice.uuid())),
         // Nothing is made of it.
         3 => {
             let request = RequestTicketRequest { host_ids: Vec::new(), ..request };

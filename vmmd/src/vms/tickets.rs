@@ -213,7 +213,7 @@ impl Tickets {
             vmids,
         };
         let (authorization, call) = match wanted {
-            Wanted::Count(_) => (Authorization::Loose(Uuid::new_v4()), "make clones"),
+            Wanted::Count(_) => (Authorization::Immediate(Uuid::new_v4()), "make clones"),
             Wanted::Ticket { id, epoch, .. } => {
                 (Authorization::Ticket { id: id.to_string(), epoch }, "use a ticket")
             }

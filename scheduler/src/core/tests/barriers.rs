@@ -175,9 +175,9 @@ fn a_parent_whose_end_was_noted_before_it_cloned_is_not_waited_for() {
     world.pass(10_000);
     world.host_with(info(1, 100), vec![running(&ticket, 1)]);
     let use_by = || Some(UseBy { parent_vmid: 1, vmids: vec![2], host_epoch: None });
-    let loose = world.request(Demand { use_by: use_by(), ..demand(1, 1) }).unwrap();
-    assert!(loose.parent_ended);
-    world.ended(id(1), loose.id, [2], VmEnd::Ended);
+    let immediate = world.request(Demand { use_by: use_by(), ..demand(1, 1) }).unwrap();
+    assert!(immediate.parent_ended);
+    world.ended(id(1), immediate.id, [2], VmEnd::Ended);
     let granted = world.request(demand(1, 1)).unwrap().id;
     let used = world.ticket(|waiter| Command::Use {
         waiter,

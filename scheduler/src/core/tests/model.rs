@@ -219,7 +219,7 @@ impl Sim {
             }
         }
         self.cut();
-        self.start_loose();
+        self.start_immediate();
         self.watch.check_step(&self.world);
     }
 
@@ -259,8 +259,8 @@ impl Sim {
     }
 
     /// Clones by number that were granted in this step run from now on.
-    fn start_loose(&mut self) {
-        for ticket in self.watch.granted(&self.world).into_iter().filter(|ticket| ticket.loose) {
+    fn start_immediate(&mut self) {
+        for ticket in self.watch.granted(&self.world).into_iter().filter(|ticket| ticket.immediate) {
             for (vmid, host) in &ticket.clones {
                 self.start(&ticket, *vmid, *host);
             }

@@ -174,15 +174,15 @@ fn unused_it_is_granted_again() {
 }
 
 #[test]
-fn clones_by_number_have_a_loose_ticket() {
+fn clones_by_number_have_an_immediate_ticket() {
     let mut world = world();
     let use_by = Some(UseBy { parent_vmid: 5, vmids: vec![6, 7], host_epoch: Some(world.hosts[&id(1)]) });
-    let loose = Demand { use_by, hosts: vec![id(1)], ..demand(2, 2) };
-    let ticket = world.request(loose.clone()).unwrap();
-    assert_eq!((ticket.state, ticket.loose, ticket.parent_vmid), (State::Used, true, Some(5)));
+    let immediate = Demand { use_by, hosts: vec![id(1)], ..demand(2, 2) };
+    let ticket = world.request(immediate.clone()).unwrap();
+    assert_eq!((ticket.state, ticket.immediate, ticket.parent_vmid), (State::Used, true, Some(5)));
     assert_eq!((ticket.places[&id(1)], world.core.live(&ticket)), (2, 2));
     assert_eq!(world.spend(&ticket, [6]).unwrap_err(), CoreError::Used(ticket.id));
-    assert_eq!(world.request(loose.clone()).unwrap_err(), CoreError::BadVmid(6));
+    assert_eq!(world.request(immediate.clone()).unwrap_err(), CoreError::BadVmid(6));
     // Nothing was made: nobody can use it any more, and nobody is told that it was granted.
     assert_eq!(world.unuse(&ticket).unwrap().state, State::Released);
     let became = world.effects.iter().filter_map(|effect| match effect {
@@ -192,12 +192,12 @@ fn clones_by_number_have_a_loose_ticket() {
     assert_eq!(became.collect::<Vec<_>>(), [(ticket.id, State::Released)]);
     assert_eq!(world.unuse(&ticket).unwrap().state, State::Released);
     assert_eq!(world.held(id(1)), 0);
-    let again = world.request(loose.clone()).unwrap();
+    let again = world.request(immediate.clone()).unwrap();
     world.ended(id(1), again.id, [6, 7], VmEnd::Ended);
     assert_eq!(world.state(again.id), State::Released);
     // The host has registered anew: who asked may not be there any more.
     world.host(1, 4);
-    let stale = world.request(loose).unwrap_err();
+    let stale = world.request(immediate).unwrap_err();
     assert!(matches!(stale, CoreError::StaleHost { .. }), "{stale:?}");
     let few = UseBy { parent_vmid: 5, vmids: vec![6], host_epoch: None };
     let wrong = world.request(Demand { use_by: Some(few), ..demand(2, 2) }).unwrap_err();

@@ -214,9 +214,12 @@ async fn clones_are_made_run_and_end_and_the_ledger_follows() {
     let ticket = story.granted(2).await;
     let admitted = story.admission.admit(&clone_request(&[1, 2]), &of(&ticket)).await.unwrap();
     assert_eq!(story.start(admitted), [None, None]);
-    let loose =
-        story.admission.admit(&clone_request(&[3]), &Authorization::Loose(Uuid::from_u128(9))).await.unwrap();
-    story.start(loose);
+    let immediate = story
+        .admission
+        .admit(&clone_request(&[3]), &Authorization::Immediate(Uuid::from_u128(9)))
+        .await
+        .unwrap();
+    story.start(immediate);
     story.register_anew().await;
     assert_eq!(story.ledger().0, [1, 2, 3]);
     story.running.lock().unwrap().remove(&2);
@@ -283,7 +286,7 @@ async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
 
     // The same ticket, granted again; another one; one by number.
     let other = story.granted(1).await;
-    for authorization in [of(&first), of(&other), Authorization::Loose(Uuid::from_u128(9))] {
+    for authorization in [of(&first), of(&other), Authorization::Immediate(Uuid::from_u128(9))] {
         let admitted = story.admission.admit(&clone_request(&[1]), &authorization).await.unwrap();
         let own = order(admitted.ticket());
         known.kill(old.clone());
@@ -323,7 +326,7 @@ async fn nothing_is_made_before_the_host_is_registered() {
     let ticket = story.granted(1).await;
     story.way.send_replace(Way::Cut);
     until(|| story.admission.epoch_now().is_none()).await;
-    for authorization in [of(&ticket), Authorization::Loose(Uuid::from_u128(9))] {
+    for authorization in [of(&ticket), Authorization::Immediate(Uuid::from_u128(9))] {
         let refused = story.admission.admit(&clone_request(&[1]), &authorization).await.unwrap_err();
         assert!(matches!(refused, NotAdmitted::Registering { is_unused: true }), "{refused}");
     }
@@ -380,9 +383,12 @@ async fn what_was_not_made_is_given_back_once() {
     story.noted().await;
     assert_eq!(story.ledger().0, [1]);
 
-    let loose =
-        story.admission.admit(&clone_request(&[2]), &Authorization::Loose(Uuid::from_u128(9))).await.unwrap();
-    assert!(loose.give_back().await);
+    let immediate = story
+        .admission
+        .admit(&clone_request(&[2]), &Authorization::Immediate(Uuid::from_u128(9)))
+        .await
+        .unwrap();
+    assert!(immediate.give_back().await);
     assert_eq!(story.ledger(), (vec![1], vec![State::Released, State::Used]));
 }
 
@@ -414,7 +420,7 @@ async fn clones_by_number_whose_answer_is_lost_hold_nothing() {
     story.way.send_replace(Way::Deaf);
     let refused = story
         .admission
-        .admit(&clone_request(&[1]), &Authorization::Loose(Uuid::from_u128(9)))
+        .admit(&clone_request(&[1]), &Authorization::Immediate(Uuid::from_u128(9)))
         .await
         .unwrap_err();
     assert!(!refused.is_unused(), "{refused}");

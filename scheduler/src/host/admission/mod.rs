@@ -80,7 +80,7 @@ pub enum Authorization {
         epoch: u64,
     },
     /// One that is granted for them and used in one step, if there is room now. The number is the request's.
-    Loose(Uuid),
+    Immediate(Uuid),
 }
 
 /// Why clones must not be made.
@@ -220,7 +220,7 @@ impl Admission {
         }
         match authorization {
             Authorization::Ticket { id, epoch } => self.use_ticket(clone_request, id, *epoch).await,
-            Authorization::Loose(request_id) => self.grant(clone_request, *request_id).await,
+            Authorization::Immediate(request_id) => self.grant(clone_request, *request_id).await,
         }
     }
 
