@@ -60,7 +60,7 @@ impl Core {
             reported: false,
             kept: Kept::Yes,
         });
-        self.ledger.undoom(id, vmid);
+        self.ledger.forget_kill(id, vmid);
         self.kills.spare((host, id, vmid));
         true
     }

@@ -20,8 +20,8 @@ pub struct Kills {
     pending: HashMap<Waiter, Pending>,
     /// Who waits for a clone's end.
     by_clone: HashMap<(Uuid, u32), BTreeSet<Waiter>>,
-    /// Clones that are to end, as [`Ticket::doomed`] has them: said to their host until they have.
-    doomed: BTreeSet<Target>,
+    /// Clones that are to end, as [`Ticket::kills_requested`] has them: said to their host until they have.
+    requested: BTreeSet<Target>,
 }
 
 /// A clone: where, of which ticket, its number.
@@ -38,19 +38,19 @@ struct Pending {
 impl Kills {
     /// Clones of a host that are to end: ticket, vmid.
     pub fn of_host(&self, host: HostId) -> impl Iterator<Item = (Uuid, u32)> {
-        let here = self.doomed.range((host, Uuid::nil(), 0)..=(host, Uuid::max(), u32::MAX));
+        let here = self.requested.range((host, Uuid::nil(), 0)..=(host, Uuid::max(), u32::MAX));
         here.map(|(_, ticket, vmid)| (*ticket, *vmid))
     }
 
     /// Clones of a ticket that is known from before are to end.
     pub fn recall(&mut self, ticket: &Ticket) {
-        let live = ticket.live().filter(|(vmid, _)| ticket.doomed.contains_key(vmid));
-        self.doomed.extend(live.map(|(vmid, host)| (host, ticket.id, vmid)));
+        let live = ticket.live().filter(|(vmid, _)| ticket.kills_requested.contains_key(vmid));
+        self.requested.extend(live.map(|(vmid, host)| (host, ticket.id, vmid)));
     }
 
     /// A clone has ended, or was never made.
     pub fn spare(&mut self, clone: Target) {
-        self.doomed.remove(&clone);
+        self.requested.remove(&clone);
     }
 
     /// Somebody does not wait any more. Their clones are to end all the same.
@@ -104,9 +104,9 @@ impl Core {
         }
         let mut orders: BTreeMap<(HostId, Uuid), Vec<u32>> = BTreeMap::new();
         for (host, ticket, vmid) in &live {
-            self.ledger.doom(*ticket, *vmid, reason);
+            self.ledger.request_kill(*ticket, *vmid, reason);
             Self::put(*ticket, out);
-            self.kills.doomed.insert((*host, *ticket, *vmid));
+            self.kills.requested.insert((*host, *ticket, *vmid));
             self.kills.by_clone.entry((*ticket, *vmid)).or_default().insert(waiter);
             orders.entry((*host, *ticket)).or_default().push(*vmid);
         }

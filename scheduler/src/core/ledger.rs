@@ -217,16 +217,16 @@ impl Ledger {
     }
 
     /// A clone of a ticket is to end: nothing is looked for by that.
-    pub fn doom(&mut self, id: Uuid, vmid: u32, reason: &str) {
+    pub fn request_kill(&mut self, id: Uuid, vmid: u32, reason: &str) {
         if let Some(ticket) = self.tickets.get_mut(&id) {
-            ticket.doomed.insert(vmid, reason.to_owned());
+            ticket.kills_requested.insert(vmid, reason.to_owned());
         }
     }
 
     /// A clone of a ticket has ended: nothing is looked for by that.
-    pub fn undoom(&mut self, id: Uuid, vmid: u32) {
+    pub fn forget_kill(&mut self, id: Uuid, vmid: u32) {
         if let Some(ticket) = self.tickets.get_mut(&id) {
-            ticket.doomed.remove(&vmid);
+            ticket.kills_requested.remove(&vmid);
         }
     }
 

@@ -87,12 +87,12 @@ impl Core {
     fn say_kills(&self, host: HostId, out: &mut Vec<Effect>) {
         let ghosts = self.hosts.get(host).into_iter().flat_map(Host::ghosts);
         let ghosts = ghosts.map(|(ghost, epoch)| (ghost.ticket, epoch, ghost.family, GHOST, ghost.vmid));
-        let doomed = self.kills.of_host(host).filter_map(|(id, vmid)| {
+        let requested = self.kills.of_host(host).filter_map(|(id, vmid)| {
             let ticket = self.ledger.get(id)?;
-            Some((id, ticket.epoch, ticket.family, ticket.doomed.get(&vmid)?.as_str(), vmid))
+            Some((id, ticket.epoch, ticket.family, ticket.kills_requested.get(&vmid)?.as_str(), vmid))
         });
         let mut orders: BTreeMap<(Uuid, u64, Uuid, &str), Vec<u32>> = BTreeMap::new();
-        for (ticket, epoch, family, reason, vmid) in ghosts.chain(doomed).take(KILLS_A_BEAT_MAX) {
+        for (ticket, epoch, family, reason, vmid) in ghosts.chain(requested).take(KILLS_A_BEAT_MAX) {
             orders.entry((ticket, epoch, family, reason)).or_default().push(vmid);
         }
         for ((ticket, epoch, family, reason), vmids) in orders {
@@ -189,7 +189,7 @@ impl Core {
                 parent_ended: false,
                 clones: BTreeMap::new(),
                 results: BTreeMap::new(),
-                doomed: BTreeMap::new(),
+                kills_requested: BTreeMap::new(),
                 met: None,
                 granted_unix_ms: self.now,
                 expires_unix_ms: self.now,

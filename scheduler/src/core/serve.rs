@@ -196,7 +196,7 @@ impl Core {
             parent_ended: false,
             clones: BTreeMap::new(),
             results: BTreeMap::new(),
-            doomed: BTreeMap::new(),
+            kills_requested: BTreeMap::new(),
             met: None,
             granted_unix_ms: self.now,
             expires_unix_ms: self.now.saturating_add(ttl_ms),

@@ -121,7 +121,7 @@ impl Core {
             ticket.state = State::Granted;
             (ticket.parent_vmid, ticket.parent_ended) = (None, false);
             ticket.clones.clear();
-            ticket.doomed.clear();
+            ticket.kills_requested.clear();
         });
         if immediate {
             // Nobody knows of it who could use it.

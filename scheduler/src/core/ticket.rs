@@ -56,8 +56,8 @@ pub struct Ticket {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub results: BTreeMap<u32, Outcome>,
     /// Its clones that are to end and have not, by vmid: why.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub doomed: BTreeMap<u32, String>,
+    #[serde(default, rename = "doomed", skip_serializing_if = "BTreeMap::is_empty")]
+    pub kills_requested: BTreeMap<u32, String>,
     /// The last meeting of its VMs, if they have met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub met: Option<Met>,

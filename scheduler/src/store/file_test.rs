@@ -21,7 +21,7 @@ fn ticket(vms: u32) -> Ticket {
         parent_ended: false,
         clones: BTreeMap::new(),
         results: BTreeMap::new(),
-        doomed: BTreeMap::new(),
+        kills_requested: BTreeMap::new(),
         met: None,
         granted_unix_ms: 1,
         expires_unix_ms: 2,
@@ -210,4 +210,15 @@ fn the_room_of_what_is_deleted_is_given_back_in_small_steps() {
     assert!(steps >= 7, "{steps} steps for 15 MiB");
     assert!(size(&store) < 3 << 20, "{}", size(&store));
     assert_eq!(store.join_data(ticket.id, 0).unwrap(), Some(vec![7; 1 << 20]));
+}
+
+#[test]
+fn the_fields_of_a_stored_ticket_keep_their_names() {
+    let kills_requested = BTreeMap::from([(3, "why".to_owned())]);
+    let ticket = Ticket { immediate: true, kills_requested, ..ticket(1) };
+    let text = serde_json::to_string(&ticket).unwrap();
+    for stored in ["\"loose\":true", "\"doomed\":{\"3\":\"why\"}"] {
+        assert!(text.contains(stored), "{text}");
+    }
+    assert_eq!(serde_json::from_str::<Ticket>(&text).unwrap(), ticket);
 }

@@ -190,7 +190,7 @@ impl Daemon {
         let mut made = Vec::new();
         for reservation in admitted.into_reservations() {
             // Who does not look whether it is still wanted hears so when it runs.
-            if dice.percent(3) || (dice.percent(50) && reservation.doomed().is_some()) {
+            if dice.percent(3) || (dice.percent(50) && reservation.kill_requested().is_some()) {
                 continue;
             }
             let clone = reservation.of().clone();
@@ -198,7 +198,7 @@ impl Daemon {
             self.reservations.lock().unwrap().insert((clone.ticket.clone(), clone.vmid), reservation);
             match self.admission.started(&clone.family, clone.vmid) {
                 Some(_) => {
-                    self.facts.get().sums.doomed += 1;
+                    self.facts.get().sums.kill_requested += 1;
                     self.end(&clone, VmEnd::Killed);
                 }
                 None => made.push(clone),

@@ -60,7 +60,7 @@ pub struct Sums {
     pub left: u64,
     pub joined: u64,
     pub killed: u64,
-    pub doomed: u64,
+    pub kill_requested: u64,
     pub fenced: u64,
     pub faults: u64,
     pub running_at_end: u64,
@@ -80,7 +80,7 @@ impl Sums {
         self.left += other.left;
         self.joined += other.joined;
         self.killed += other.killed;
-        self.doomed += other.doomed;
+        self.kill_requested += other.kill_requested;
         self.fenced += other.fenced;
         self.faults += other.faults;
         self.running_at_end += other.running_at_end;
@@ -104,7 +104,7 @@ impl Sums {
             self.running_at_end,
         ];
         let least = self.stories / 4;
-        let some = [self.doomed, self.met_later];
+        let some = [self.kill_requested, self.met_later];
         let enough = all.iter().all(|sum| *sum > least) && some.iter().all(|sum| *sum > 0);
         assert!(enough, "too little has happened");
     }

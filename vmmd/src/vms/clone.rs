@@ -246,7 +246,7 @@ impl Host {
     ) -> Outcome {
         let FilledSlot { vmid, held_name, pool_slot } = slot;
         let parent = &source.parent.record;
-        let started = match (pool_slot.warm().await, reservation.doomed()) {
+        let started = match (pool_slot.warm().await, reservation.kill_requested()) {
             (Ok(warm), None) => self.start_clone(source, warm, record(source, vmid, held_name.name())).await,
             (Ok(warm), Some(reason)) => {
                 warm.discard().await;

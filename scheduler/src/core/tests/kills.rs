@@ -108,7 +108,7 @@ fn kills_under_way_outlive_the_schedulers_restart() {
     assert_eq!(orders(&world), [(1, vec![3])]);
     world.ended(id(1), three.id, [3], VmEnd::Ended);
     world.ended(id(2), two.id, [5], VmEnd::Killed);
-    assert!(world.store.values().all(|ticket| ticket.doomed.is_empty()));
+    assert!(world.store.values().all(|ticket| ticket.kills_requested.is_empty()));
     world.restart(options());
     world.host_with(info(1, 3), vec![running(&three, 1)]);
     assert!(orders(&world).is_empty());

@@ -254,7 +254,7 @@ async fn a_clone_that_is_killed_while_it_is_made_ends_and_its_killer_hears_so() 
     let kill = KillRequest { family: FAMILY.to_string(), vmids: vec![1, 2], ..KillRequest::default() };
     let killed = tokio::spawn(async move { client.kill(kill).await });
     let mut reservations = admitted.into_reservations();
-    until(|| reservations.iter().all(|reservation| reservation.doomed().is_some())).await;
+    until(|| reservations.iter().all(|reservation| reservation.kill_requested().is_some())).await;
     // One is not started, the other one runs already.
     let second = reservations.pop().unwrap();
     drop(reservations);
@@ -290,7 +290,7 @@ async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
         let admitted = story.admission.admit(&clone_request(&[1]), &authorization).await.unwrap();
         let own = order(admitted.ticket());
         known.kill(old.clone());
-        assert_eq!(admitted.reservations[0].doomed(), None, "{authorization:?}");
+        assert_eq!(admitted.reservations[0].kill_requested(), None, "{authorization:?}");
         assert_eq!(story.start(admitted), [None]);
         known.kill(old.clone());
         assert!(story.running.lock().unwrap().contains_key(&1), "{authorization:?}");
@@ -305,7 +305,7 @@ async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_o
     let story = Story::begin().await;
     let known = making::Known { shared: Arc::downgrade(&story.admission.0), vms: Running(Arc::default()) };
     let ticket = Ticket { id: Uuid::from_u128(3).to_string(), epoch: 70, ..Ticket::default() };
-    for (epoch, dooms) in [(69, false), (70, true), (71, true)] {
+    for (epoch, is_requested) in [(69, false), (70, true), (71, true)] {
         let reservations = story.admission.begin(&clone_request(&[1]), &ticket.id);
         let family = FAMILY.to_string();
         known.kill(KillClones {
@@ -316,7 +316,7 @@ async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_o
             epoch,
         });
         let admitted = story.admission.used(ticket.clone(), reservations);
-        assert_eq!(admitted.reservations[0].doomed().is_some(), dooms, "{epoch}");
+        assert_eq!(admitted.reservations[0].kill_requested().is_some(), is_requested, "{epoch}");
     }
 }
 

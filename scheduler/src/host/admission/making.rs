@@ -14,14 +14,14 @@ pub(super) struct Making {
     /// Of its ticket, once the scheduler has said that it is used for it.
     epoch: Option<u64>,
     /// Why it is to end before it has begun, and the epoch that the order named.
-    doomed: Option<(u64, String)>,
+    kill_requested: Option<(u64, String)>,
     /// It is found among those that run. It stays here as long as it has its [`Reservation`], so that orders for it are told from older ones.
     is_started: bool,
 }
 
 impl Making {
     fn new(clone: RunningClone) -> Self {
-        Self { clone, epoch: None, doomed: None, is_started: false }
+        Self { clone, epoch: None, kill_requested: None, is_started: false }
     }
 
     /// Whether an order is for this clone: not for an earlier one that had its vmid and was not made.
@@ -32,12 +32,12 @@ impl Making {
     /// The scheduler has said that its ticket, of that epoch, is used for it. An order that came before may have been for an earlier one.
     fn used(&mut self, epoch: u64) {
         self.epoch = Some(epoch);
-        self.doomed.take_if(|(of, _)| *of < epoch);
+        self.kill_requested.take_if(|(of, _)| *of < epoch);
     }
 
-    fn doom(&mut self, order: &KillClones) {
-        let doomed = self.doomed.get_or_insert_with(|| (order.epoch, order.reason.clone()));
-        doomed.0 = doomed.0.max(order.epoch);
+    fn request_kill(&mut self, order: &KillClones) {
+        let requested = self.kill_requested.get_or_insert_with(|| (order.epoch, order.reason.clone()));
+        requested.0 = requested.0.max(order.epoch);
     }
 }
 
@@ -105,7 +105,7 @@ impl Admission {
         let mut making = self.0.making();
         let making = making.get_mut(&(family.to_owned(), vmid))?;
         making.is_started = true;
-        making.doomed.take().map(|(_, reason)| reason)
+        making.kill_requested.take().map(|(_, reason)| reason)
     }
 }
 
@@ -118,8 +118,14 @@ impl Reservation {
 
     /// Why its clone need not be started, if it need not.
     #[must_use]
-    pub fn doomed(&self) -> Option<String> {
-        self.admission.0.making().get(&key(&self.clone))?.doomed.as_ref().map(|(_, reason)| reason.clone())
+    pub fn kill_requested(&self) -> Option<String> {
+        self.admission
+            .0
+            .making()
+            .get(&key(&self.clone))?
+            .kill_requested
+            .as_ref()
+            .map(|(_, reason)| reason.clone())
     }
 
     /// How its clone has ended.
@@ -131,7 +137,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let shared = &self.admission.0;
-        if self.doomed().is_some() {
+        if self.kill_requested().is_some() {
             self.end = VmEnd::Killed;
         }
         // First said, then left out. A scheduler that does not know this host yet hears what runs, and that this does not.
@@ -169,7 +175,7 @@ impl<V: Vms> Clones for Known<V> {
             Some(making) if !making.is_meant(&order) => false,
             Some(making) => {
                 if !making.is_started {
-                    making.doom(&order);
+                    making.request_kill(&order);
                 }
                 true
             }

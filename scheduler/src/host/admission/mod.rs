@@ -10,7 +10,7 @@
 //!
 //! - A clone is *in the making* before the scheduler is asked for it and until it is found among those that run: so whenever a
 //!   registration asks what there is, it is in one or the other. It is known by its family and vmid, which no other clone has.
-//! - An order to kill a clone in the making dooms it: it is not started, or ends as soon as it runs. Vmids of clones that were not made are
+//! - An order to kill a clone in the making is kept: the clone is not started, or ends as soon as it runs. Vmids of clones that were not made are
 //!   given again, so an order names the ticket and its epoch: one that was said of an earlier clone of that vmid passes by.
 //! - Every clone has a [`Reservation`] of its ticket from the beginning. Dropped, it says to the scheduler how its clone has ended; only
 //!   where the scheduler itself has said that nothing was used, nothing is said, and the vmids can be given to others.
