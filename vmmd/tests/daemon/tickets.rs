@@ -105,7 +105,7 @@ fn a_ticket_is_granted_used_and_released() {
         assert_eq!(refused(&mut client, "other", "ticket", json!({"uuid": ticket})).await.0, 13);
         let wide = json!({"max_cpus": 9, "min_vms": 1, "min_cpus_per_vm": 2, "timeout_ms": 0});
         let (code, message) = refused(&mut client, "web", "rt", wide).await;
-        assert!(code == 22 && message.contains("but 2 VMs are wanted"), "{message}");
+        assert!(code == 22 && message.contains("2 CPUs per VM are wanted"), "{message}");
         let many = json!({"max_cpus": 9, "min_vms": 2, "min_cpus_per_vm": 1, "timeout_ms": 50});
         assert_eq!(refused(&mut client, "other", "rt", many).await.0, 16, "one is left");
         assert_eq!(clone(&mut client, "other", 2).await.unwrap_err().code(), Code::ResourceExhausted);
