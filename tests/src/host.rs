@@ -1,4 +1,4 @@
-//! A private `vmmd` with its own socket and state directory, which leaves nothing behind.
+//! A private `vmmd` with its own socket and state directory. It leaves nothing behind.
 
 pub use crate::daemon::{CALL_DEADLINE, HostError, succeeded, tail};
 

@@ -1,12 +1,12 @@
-//! A process beside a harness, which ends what the harness leaves when it is killed and cannot do so any more.
+//! A process beside a test harness. If the harness is killed and cannot clean up, this process does.
 //!
 //! ```text
 //!  harness ──pipe──▶ keeper: the same program, started again
-//!     cleans up, says so ─────▶ ends
-//!     dies: the pipe ends ────▶ ends what it was told of, then ends
+//!     cleans up, reports it ──▶ ends
+//!     dies: the pipe closes ──▶ ends the processes that it was told of, then ends
 //! ```
 //!
-//! It has a process group of its own, so that what is sent to the harness's group does not reach it.
+//! It has its own process group, so signals to the harness's group do not reach it.
 
 use crate::{
     place::Place,

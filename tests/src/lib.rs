@@ -1,17 +1,17 @@
-//! The harness: a real `vmmd` with real guests, cleaned away afterwards.
+//! The test harness: a real `vmmd` with real guests, cleaned up afterwards.
 //!
-//! - [`setup`]: which binaries and images are used, and what the machine lacks to run guests.
+//! - [`setup`]: the binaries and images in use, and what the machine lacks to run guests.
 //! - [`host`]: [`host::Host`], a private `vmmd` with its own socket and state directory.
-//! - [`scheduler`]: a scheduler of its own for several hosts.
-//! - [`vm`]: [`vm::Vm`], one VM of it: run programs in it, look at it, end it.
-//! - [`process`]: running a program with a deadline, collecting what it prints.
-//! - [`interrupt`]: Ctrl-C cleans up too; [`keeper`]: and so does a harness that is killed.
+//! - [`scheduler`]: a private scheduler for several hosts.
+//! - [`vm`]: [`vm::Vm`], one VM of it: runs programs in it, examines it, ends it.
+//! - [`process`]: runs a program with a deadline and collects its output.
+//! - [`interrupt`]: cleans up after Ctrl-C; [`keeper`]: cleans up if the harness is killed.
 //! - [`l1`]: the tests on an emulated host with hardware virtualization and another kernel.
-//! - [`leftovers`]: processes and network interfaces that were not there before.
+//! - [`leftovers`]: processes and network interfaces that did not exist before.
 //! - [`memfds`]: the memory of guests and generations.
 //!
-//! Everything goes through `vmctl`, the command that users have, so that the tests tell what users see.
-//! The `demo` and `bench` programs are built on the same harness.
+//! Everything goes through `vmctl`, the users' command, so the tests check what users see. The `demo`
+//! and `bench` programs are built on the same harness.
 
 mod daemon;
 pub mod host;

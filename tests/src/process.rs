@@ -1,4 +1,4 @@
-//! Running a program with a deadline, collecting what it prints.
+//! Runs a program with a deadline and collects its output.
 
 use crate::interrupt;
 use rustix::{

@@ -1,4 +1,4 @@
-//! A scheduler of its own for several hosts.
+//! A private scheduler for several hosts.
 
 use crate::{
     daemon::{HostError, start_daemon, stop_daemon, system},

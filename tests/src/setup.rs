@@ -1,4 +1,4 @@
-//! Which binaries and images are used, and what this machine lacks to run guests.
+//! The binaries and images in use, and what this machine lacks to run guests.
 
 use std::{
     env,

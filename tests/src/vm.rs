@@ -1,4 +1,4 @@
-//! One VM of a [`Host`]: run programs in it, look at it, end it.
+//! One VM of a [`Host`]: runs programs in it, examines it, ends it.
 
 use crate::{
     host::{Host, HostError, succeeded},

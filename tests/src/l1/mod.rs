@@ -1,5 +1,6 @@
-//! Tests on a host with hardware virtualization and another kernel than this one's, without such hardware: QEMU's translator
-//! emulates an AMD-V processor with nested paging, and Debian's kernels have KVM for it.
+//! Tests on an emulated host with hardware virtualization and another kernel. The real host needs
+//! neither: QEMU's translator emulates an AMD-V processor with nested paging, and Debian's kernels have
+//! KVM for it.
 //!
 //! ```text
 //!  this machine, no KVM needed        L1: QEMU (TCG), Debian's kernel, kvm_amd      L2
@@ -8,11 +9,11 @@
 //!             ◀── kernel's log, ttyS0 ─┘
 //! ```
 //!
-//! - [`plan`]: which tests are run, and that they exist.
-//! - [`initramfs`]: the files that L1 boots from: programs, the libraries that they need, kernel modules, `/init`.
-//! - [`qemu`]: L1 itself, with a limit on its time.
-//! - [`report`]: what came of the tests. A test that did not run, or was ignored, has not passed; nor has any when the
-//!   kernel of L1 killed a vmm by its filter, or found a fault of its own.
+//! - [`plan`]: selects the tests, and checks that they exist.
+//! - [`initramfs`]: the files that L1 boots from: programs, their libraries, kernel modules, `/init`.
+//! - [`qemu`]: L1 itself, with a time limit.
+//! - [`report`]: the results. A test that did not run, or was ignored, has not passed. No test passes if
+//!   L1's kernel killed a vmm by its filter, or reported a fault of its own.
 
 pub mod initramfs;
 pub mod plan;

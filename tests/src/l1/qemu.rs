@@ -1,4 +1,4 @@
-//! The emulated host itself: QEMU, without KVM.
+//! The emulated host: QEMU, without KVM.
 
 use super::Outer;
 use crate::{

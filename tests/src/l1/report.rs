@@ -1,15 +1,15 @@
-//! What came of the tests on an emulated host, from the lines that it prints.
+//! The results of the tests on an emulated host, from the lines that it prints.
 //!
 //! ```text
 //!  SUITE e2e                                                              from /init, before each program
 //!  { "type": "test", "event": "started", "name": "boot::…" }              from the program: libtest-mimic's JSON
 //!  { "type": "test", "name": "boot::…", "event": "ok" }
-//!  test sys::pagemap::… ... ok                                            or what Rust's own test programs print
+//!  test sys::pagemap::… ... ok                                            or the output of Rust's own test programs
 //!  END e2e 0                                                              from /init, with the exit code
-//!  RESULT ok                                                              from /init, when it has done all
+//!  RESULT ok                                                              from /init, at the end
 //! ```
 //!
-//! Any other line is something that a program said.
+//! Any other line is output of a program.
 
 use serde_json::Value;
 use std::{

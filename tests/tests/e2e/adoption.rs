@@ -1,4 +1,4 @@
-//! `vmmd` is killed while VMs run: they go on, and the next `vmmd` takes them over.
+//! `vmmd` is killed while VMs run: they continue, and the next `vmmd` takes them over.
 
 use crate::{
     Outcome, Story,

@@ -1,4 +1,4 @@
-//! A real guest boots, gets its identity, and `gc` answers in it.
+//! A real guest boots and gets its identity, and `gc` works in it.
 
 use crate::{
     Outcome, Story,

@@ -1,4 +1,5 @@
-//! What runs in a guest goes on in it and in its clones: timers, connections within the guest, pipes, files, vector registers, all vCPUs.
+//! Running programs continue in a guest and in its clones, with timers, connections within the guest,
+//! pipes, files, vector registers and all vCPUs.
 
 use crate::{
     Outcome, Story,

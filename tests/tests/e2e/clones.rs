@@ -1,4 +1,4 @@
-//! A guest is cloned from outside: each copy goes on where it stood, as a machine of its own.
+//! A guest is cloned from outside. Each copy continues where its parent was, as a separate machine.
 
 use crate::{
     Outcome, Story,

@@ -1,4 +1,4 @@
-//! Several hosts with a scheduler of their own.
+//! Several hosts with one scheduler.
 
 use crate::{
     Outcome, Story,

@@ -1,5 +1,5 @@
-//! A guest and its clones, for the stories about cloning: one guest is booted for all of them, and each story ends the
-//! clones that it has made.
+//! A guest and its clones, for the stories about cloning. One guest is booted for all of these stories,
+//! and each story ends the clones that it created.
 
 use crate::{
     Outcome,

@@ -1,4 +1,4 @@
-//! Guests that misbehave: their own VM goes on, and so do others.
+//! Guests that misbehave: their own VM continues, and so do others.
 
 use crate::{Outcome, Story, stage::Stage};
 use patina_abi::LINK_PORT;

@@ -1,4 +1,4 @@
-//! The memory of generations: it is there as long as somebody runs from it, and no longer.
+//! The memory of generations: it is freed with its last user, and not before.
 
 use crate::{
     Outcome, Story,

@@ -1,4 +1,4 @@
-//! A run of these tests that is told to end, or killed: nothing is left behind within seconds.
+//! A test run that is interrupted or killed leaves nothing behind within seconds.
 
 use crate::{Outcome, Story, family::require, stage::Stage};
 use libtest_mimic::Failed;

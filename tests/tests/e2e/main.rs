@@ -1,12 +1,15 @@
-//! End-to-end tests with real guests, through `vmctl` as users have it.
+//! End-to-end tests with real guests, through `vmctl`, as users run it.
 //!
-//! - [`stage`]: what tests share: a host with a booted guest, made when the first test needs it.
-//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared host.
-//! - [`clones`] from outside, [`forks`] from inside the guest, what is [`carried`] across, [`tickets`] in order, the README's [`walk`]: on the shared host; [`family`] is what they share.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own; [`interrupts`]: runs of these tests that are cut short.
+//! - [`stage`]: what tests share: a host with a booted guest, created when the first test needs it.
+//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared
+//!   host.
+//! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`] for
+//!   what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own. [`interrupts`]:
+//!   test runs that are interrupted.
 //!
-//! Where guests cannot run every test is ignored, with the reason; none is ever passed without a guest.
-//! `cargo xtask test NAME` runs those whose names contain NAME.
+//! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
+//! `cargo xtask test NAME` runs the tests whose names contain NAME.
 
 /// The stories of a module, for its `STORIES`: the functions, each of which is listed by its own name, as
 /// `module::function`. `with_family(function)` is for one that takes the [`family::Family`].

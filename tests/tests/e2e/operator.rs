@@ -1,4 +1,4 @@
-//! What operators see: ls, inspect, logs, console, wait, doctor.
+//! The commands for operators: ls, inspect, logs, console, wait, doctor.
 
 use crate::{
     Outcome, Story,

@@ -1,4 +1,5 @@
-//! Guests that go on as they should, whatever their own programs do: full file systems, set clocks, calls that nobody waits for.
+//! Guests that stay usable whatever their programs do: they fill file systems, set the clock, or drop
+//! their calls.
 
 use crate::{
     Outcome, Story,

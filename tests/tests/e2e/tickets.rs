@@ -1,4 +1,4 @@
-//! Tickets in real guests: asked for, cloned with, met at, joined, ended.
+//! Tickets in real guests: requesting, cloning, barriers, joins and kills.
 
 use crate::{
     Outcome, Story,

@@ -1,4 +1,4 @@
-//! The first walk of README.md, as it stands there: its commands work, and print what it shows.
+//! The first walk of README.md: its commands work as written, and print the output that it shows.
 
 use crate::{
     Outcome, Story,
