@@ -1,4 +1,4 @@
-//! `Console`: the serial console, both ways.
+//! `Console`: the serial console, in both directions.
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::vms::Host;

@@ -1,4 +1,4 @@
-//! VMs as messages.
+//! Converts VMs to messages.
 
 use crate::{
     plan::{address::FAMILY_PREFIX, lifecycle::Phase, spec::Port},

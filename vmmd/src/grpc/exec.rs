@@ -1,7 +1,8 @@
-//! `Exec`: a gRPC stream on one side, an exec session of the guest's agent ([`patina_abi::exec`]) on the other.
+//! `Exec`: connects a gRPC stream with an exec session of the guest's agent ([`patina_abi::exec`]).
 //!
-//! Each side's pace is the other's: a client that does not read stops the program's output, a program that does not read
-//! stops the client's input. When either side goes, so does the other; the agent kills a program whose session closes.
+//! Each side slows down the other: if the client does not read, the program's output stops, and if the
+//! program does not read, the client's input stops. When one side closes, the other is closed, too. The
+//! agent kills a program whose session closes.
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::vms::Host;

@@ -1,4 +1,4 @@
-//! What this host is.
+//! Facts about this host.
 
 use patina_proto::v1::KvmKind;
 use std::{fs, path::Path};

@@ -1,5 +1,5 @@
-//! How many calls are answered at the same time. Those that wait for a VM are not among them: a thousand operators who wait would leave
-//! nobody room to end what they wait for.
+//! Limits the calls that are answered at the same time. Calls that wait for a VM do not count: otherwise
+//! a thousand waiting operators would leave no room for the calls that end their wait.
 
 use std::{
     future::Future,

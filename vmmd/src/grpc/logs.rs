@@ -1,7 +1,7 @@
-//! `Logs`: a file from its beginning, and with follow what is added to it, told by inotify.
+//! `Logs`: a file from its beginning. To follow it, inotify reports what is appended.
 //!
-//! The vmm drops the older half of a console's log when it is full. A follower then finds its place again by the last
-//! bytes that it has sent (`resume`).
+//! When a console's log is full, the vmm drops its older half. A follower then finds its position by the
+//! last bytes that it has sent (`resume`).
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::{

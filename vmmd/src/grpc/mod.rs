@@ -1,9 +1,10 @@
 //! The operator's interface: `patina.v1.Vmmd`.
 //!
-//! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`] the streaming ones.
-//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: what this host is; [`limit`]: how many calls at once.
+//! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`]: the streaming ones.
+//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: facts about this host;
+//!   [`limit`]: the number of concurrent calls.
 //!
-//! Nothing is decided here: every call checks its message, asks [`crate::vms`], and says the answer.
+//! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the answer.
 
 pub mod console;
 pub mod convert;

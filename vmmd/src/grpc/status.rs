@@ -1,5 +1,5 @@
-//! Errors as `google.rpc.Status`: the code for programs, `ErrorInfo` (domain `patina`) with a reason for programs that want
-//! to know more, details about fields or preconditions, and the message for people.
+//! Errors as `google.rpc.Status`. Programs get the code, `ErrorInfo` (domain `patina`) with a reason, and
+//! details about fields or preconditions. People get the message.
 
 use crate::{
     plan::spec::Violation,

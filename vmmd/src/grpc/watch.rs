@@ -1,4 +1,4 @@
-//! `WatchEvents` and `ListUsage`: what happens, and what it takes.
+//! `WatchEvents` and `ListUsage`: events, and the resources that VMs use.
 
 use super::{Answers, Permit, STREAM_QUEUE};
 use crate::vms::{Host, table::Entry};

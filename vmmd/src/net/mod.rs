@@ -1,11 +1,12 @@
-//! The families' networks, through netlink alone.
+//! The families' networks, over netlink only.
 //!
-//! A bridge is claimed by making it: the kernel lets one maker of a name win, so several `vmmd`s share a
-//! machine without talking. Whose a bridge is stands in its MAC (`06`, three bytes of the state folder's hash, the
-//! family's number), set as it is made, and for people in its alias. A tap has no owner to find: it goes with its vmm.
+//! Creating a bridge claims its name: the kernel lets only one creator of a name succeed, so several
+//! `vmmd`s share a machine without communication. The bridge's MAC address (`06`, three bytes of the
+//! state folder's hash, the family's number) shows its owner; it is set when the bridge is created. The
+//! alias shows the owner to people. A tap needs no owner: it ends with its vmm.
 //!
-//! Nothing here routes between families, and nothing forbids it either: on a host with `net.ipv4.ip_forward=1`, families
-//! can reach each other through the host.
+//! Nothing here routes between families, and nothing forbids it: on a host with `net.ipv4.ip_forward=1`,
+//! families can reach each other through the host.
 
 pub mod ports;
 pub mod sys;

@@ -1,4 +1,4 @@
-//! In a fresh network namespace, so that the machine's own is never touched.
+//! Runs in a new network namespace, so that the machine's own is never changed.
 #![allow(unsafe_code, reason = "entering a network namespace")]
 
 use super::*;

@@ -1,4 +1,5 @@
-//! Making a tap (the one ioctl of this crate), and what of an interface is set by a file.
+//! Creates taps (the only ioctl of this crate), and sets those properties of an interface that have a
+//! file.
 #![allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper in the crates that the workspace uses")]
 
 use std::{

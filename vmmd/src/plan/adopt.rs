@@ -1,4 +1,4 @@
-//! What a starting `vmmd` does with each folder under `vms/`, which an earlier one left.
+//! Decides what a starting `vmmd` does with each folder under `vms/` that an earlier one left.
 
 use super::lifecycle::Ended;
 use crate::store::record::Record;

@@ -1,13 +1,13 @@
-//! Where a VM stands, and what moves it.
+//! The states of a VM and their transitions.
 //!
 //! ```text
-//!            vmm says ready            process gone
+//!            vmm reports ready        process has ended
 //!  booting ─────────────────▶ ready ─────────────────▶ ended
-//!     └──────────────────── process gone ────────────────▲
+//!     └─────────────────── process has ended ────────────▲
 //! ```
 //!
-//! A VM has ended when its process is gone, not when the vmm says so: whoever sees `ended` finds nothing
-//! of the VM running. There is no way back, and `ended` is reached once.
+//! A VM has ended when its process has, not when the vmm reports it: when a caller sees `ended`, no part
+//! of the VM runs any more. `ended` is final and is reached once.
 
 use patina_control::{
     end::{End, EndKind},

@@ -1,10 +1,10 @@
-//! Decisions, without I/O: no lock, clock, file or socket in here.
+//! Decisions without I/O: no lock, clock, file or socket.
 //!
-//! - [`names`]: which names a VM may have, and names for those who give none.
+//! - [`names`]: valid names of VMs, and names for VMs without one.
 //! - [`address`]: families, their networks, addresses, MACs and interface names.
 //! - [`spec`]: a checked request for a VM.
 //! - [`lifecycle`]: booting, ready, ended.
-//! - [`adopt`]: what to do with what an earlier `vmmd` left.
+//! - [`adopt`]: what to do with the folders of an earlier `vmmd`.
 //! - [`vmids`]: the vmids of a family.
 
 pub mod address;

@@ -1,5 +1,5 @@
-//! Names of VMs: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`. A name is also a folder's name and the guest's host
-//! name, so it never starts with a dot, and never holds a slash.
+//! Names of VMs: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`. A name is also the name of a folder and the guest's
+//! host name, so it never starts with a dot and never contains a slash.
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
-//! Which kind of KVM serves `/dev/kvm`, by the kernel module that does. The vmm is told: it must not look itself, and the
-//! CPU alone does not tell. Where VT-x or AMD-V is there, KVM may still be the kind that does without.
+//! The kind of KVM behind `/dev/kvm`, by its kernel module. The vmm must not look itself, so it is told.
+//! The CPU alone does not show the kind: with VT-x or AMD-V, KVM may still be the kind that works without
+//! them.
 
 use patina_control::config::KvmKind;
 use std::{

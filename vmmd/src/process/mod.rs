@@ -1,11 +1,12 @@
-//! `vmm` processes: starting them, knowing them again, talking to them.
+//! `vmm` processes: starting, recognising and calling them.
 //!
-//! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`] is the part between fork and exec; [`kvm_module`]: what
-//!   kind of KVM it gets.
-//! - [`Process`]: one that runs, by pidfd: a number that is used again is never taken for it.
-//! - [`link`]: its control socket, [`rights`] lines with descriptors on it; [`generation`]: what a freeze gives.
-//! - [`stray`]: processes whose record is lost; [`urgency`]: who runs first; [`usage`]: what it takes;
-//!   [`oom`]: whether the kernel ended it for want of memory.
+//! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`]: the part between fork and
+//!   exec; [`kvm_module`]: the kind of KVM.
+//! - [`Process`]: a running one, by pidfd, so that a reused pid is never mistaken for it.
+//! - [`link`]: its control socket; [`rights`]: lines with descriptors on it; [`generation`]: the result of
+//!   a freeze.
+//! - [`stray`]: processes whose record is lost; [`urgency`]: priorities; [`usage`]: resources in use;
+//!   [`oom`]: whether the kernel ended it for lack of memory.
 
 pub mod generation;
 pub mod kvm_module;

@@ -1,4 +1,4 @@
-//! Whether the kernel's OOM killer ended a process: it says so in the kernel's log, and nowhere else by number.
+//! Whether the kernel's OOM killer ended a process. Only the kernel's log has this by pid.
 
 use rustix::{
     fs::{Mode, OFlags, open},

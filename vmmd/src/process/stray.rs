@@ -1,4 +1,5 @@
-//! `vmm` processes that no record leads to: warm ones, and those that a `vmmd` was killed between starting and writing down.
+//! `vmm` processes without a record: warm ones, and those that were started by a `vmmd` which was killed
+//! before it wrote the record.
 
 use super::{Process, identify, spawn::DIR_VARIABLE};
 use std::{

@@ -1,4 +1,5 @@
-//! Between fork and exec: which descriptors a child keeps, and its own process group. And its scheduling policy later.
+//! Between fork and exec: the descriptors that a child keeps, and its process group. Later, its scheduling
+//! policy.
 #![allow(unsafe_code, reason = "pre_exec is unsafe by signature, close_range has no safe wrapper")]
 
 use patina_control::best_effort;

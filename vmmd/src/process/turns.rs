@@ -1,9 +1,10 @@
-//! Which clones come to be ready first.
+//! The order in which clones become ready.
 //!
-//! On hosts that emulate guest kernels a clone needs a tenth of a second of a CPU until it is ready, and a timer tick at the beginning of each
-//! of its turns on a CPU takes milliseconds of that. Many clones that share the CPUs in short turns do little else. So of many that are not
-//! ready yet, as many as there are CPUs go before all others, in the order in which they were started; the rest wait with the lowest
-//! priority, and still run where a CPU has nothing else to do. The first ones are ready sooner, and the last ones too.
+//! On hosts that emulate guest kernels, a clone needs a tenth of a second of a CPU until it is ready. Each
+//! of its time slices begins with a timer tick, which takes milliseconds of that. If many clones share the
+//! CPUs in short slices, most of the time goes to ticks. So of many clones that are not ready, as many as
+//! there are CPUs go before all others, in the order in which they were started. The rest wait at the
+//! lowest priority, and run only if a CPU is idle. Both the first and the last ones are ready sooner.
 
 use super::urgency::Urgency;
 use std::{

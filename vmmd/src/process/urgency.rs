@@ -1,9 +1,10 @@
-//! Who runs first where there are fewer processors than threads that want one (nice values, all relative to the one that
-//! `vmmd` was started with).
+//! Priorities for the case that more threads want to run than there are CPUs (nice values, relative to the
+//! one that `vmmd` was started with).
 //!
-//! A clone is asked for by somebody who waits, and its first steps are short; the guests that run already take whatever
-//! they get. So `vmmd`, and a vmm from when it is warm until its VM runs, go before the guests, and what is made ahead,
-//! which nobody waits for, after them. [`super::turns`] says who goes first among clones that run and are not ready yet.
+//! A caller waits for a clone, and the clone's first steps are short; running guests use all the time that
+//! they get. So `vmmd`, and a vmm from when it is warm until its VM runs, go before the guests. VMs that
+//! are prepared in advance, for which no caller waits, come after them. [`super::turns`] orders the clones
+//! that run and are not ready yet.
 
 use super::sys::set_idle_policy;
 use rustix::{

@@ -1,4 +1,4 @@
-//! What a process takes of the host.
+//! The host resources that a process uses.
 
 use std::{fs, io};
 

@@ -1,5 +1,5 @@
-//! What is written about a family: the vmid that its next clone gets. It outlives the records of the family's VMs, of
-//! which any may be removed, the master's too; no vmid is given twice while one VM of the family lives.
+//! The record of a family: the vmid of its next clone. It outlives the records of the family's VMs, all of
+//! which may be removed, even the master's. So no vmid is given twice while one VM of the family lives.
 
 use super::{Lasting, StateDir, StoreError, read_bounded, write_json};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! What survives `vmmd`: the state folder.
+//! The state folder: everything that outlives `vmmd`.
 //!
 //! ```text
 //!  STATE/lock                 held (flock) by the vmmd that owns the folder; its pid inside
@@ -6,11 +6,11 @@
 //!  STATE/vms/NAME/vm.json     the record: see [`record`]
 //!                 vmm.sock    the vmm's control socket
 //!                 console.log the guest's serial console
-//!                 vmm.log     what the vmm process printed
+//!                 vmm.log     the output of the vmm process
 //!                 end.json    how the VM ended, written by the vmm
-//!  STATE/warm/UUID/           the folder of a warm VM, which is nobody yet; moved to vms/NAME when it starts
+//!  STATE/warm/UUID/           the folder of a warm VM without an identity; moved to vms/NAME when it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
-//!  STATE/touched/KEY          what clones of an image write before they are ready: see [`touched`]
+//!  STATE/touched/KEY          the pages that clones of an image write before they are ready: see [`touched`]
 //! ```
 
 pub mod family;

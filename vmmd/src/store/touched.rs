@@ -1,6 +1,6 @@
-//! What clones of an image write before they are ready. A first clone's list helps the later ones of its family, and, kept
-//! here, those of other families with the same image. The shortest is kept: a page that one clone did without is not one that
-//! all write.
+//! The pages that clones of an image write before they are ready. The list of a first clone helps later
+//! ones of its family. It is stored here to help other families with the same image, too. The shortest
+//! list is kept: a page that one clone did not write is not written by all.
 
 use super::{Lasting, StateDir, StoreError, read_bounded, record::Record, write_whole};
 use patina_control::messages::TOUCHED_MAX_BYTES;
