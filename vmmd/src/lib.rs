@@ -5,7 +5,8 @@
 //! - [`cluster`]: the scheduler, in this process or elsewhere; [`events`], [`metrics`]: what happens, for those who watch.
 //! - [`vms`]: the host's VMs: making, supervising, ending and adopting them.
 //! - [`plan`]: what is decided without I/O: names, addresses, states.
-//! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files; [`clock`]: the time of day.
+//! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files; [`process_id`]: a process for good;
+//!   [`clock`]: the time of day.
 //!
 //! ```text
 //!  vmctl ──gRPC──▶ grpc ──▶ vms ──spawn, control socket──▶ vmm (one process a VM)
@@ -23,6 +24,7 @@ pub mod net;
 pub mod options;
 pub mod plan;
 pub mod process;
+pub mod process_id;
 pub mod store;
 pub mod sys;
 pub mod vms;

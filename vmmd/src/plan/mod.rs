@@ -4,11 +4,9 @@
 //! - [`address`]: families, their networks, addresses, MACs and interface names.
 //! - [`spec`]: a checked request for a VM.
 //! - [`lifecycle`]: booting, ready, ended.
-//! - [`adopt`]: what to do with the folders of an earlier `vmmd`.
 //! - [`vmids`]: the vmids of a family.
 
 pub mod address;
-pub mod adopt;
 pub mod lifecycle;
 pub mod names;
 pub mod spec;

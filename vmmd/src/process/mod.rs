@@ -21,42 +21,25 @@ pub mod turns;
 pub mod urgency;
 pub mod usage;
 
-use crate::plan::lifecycle::Exit;
+use crate::{
+    plan::lifecycle::Exit,
+    process_id::{ProcessId, boot},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::Child,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 use tokio::io::unix::AsyncFd;
 use urgency::Urgency;
-
-/// A process, for good: numbers are used again, a number with its start time and boot is not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// The process's pid.
-    pub pid: u32,
-    /// When it started, in clock ticks since boot (field 22 of `/proc/PID/stat`).
-    pub start_ticks: u64,
-    /// The boot in which it ran.
-    pub boot: String,
-}
-
-impl ProcessId {
-    /// When it started, microseconds since boot, rounded down.
-    fn started_us(&self) -> u64 {
-        // `USER_HZ` of x86.
-        self.start_ticks.saturating_mul(1_000_000 / 100)
-    }
-}
 
 /// Why a process cannot be watched or signalled.
 #[derive(Debug, thiserror::Error)]
@@ -250,15 +233,6 @@ fn identify(pid: u32) -> Result<ProcessId, ProcessError> {
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// The number of this boot; empty: the kernel does not tell.
-pub fn boot() -> &'static str {
-    static BOOT: OnceLock<String> = OnceLock::new();
-    BOOT.get_or_init(|| {
-        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        id.map(|id| id.trim().to_owned()).unwrap_or_default()
-    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub mod record;
 pub mod touched;
 pub mod vm;
 
-use crate::process::boot;
+use crate::process_id::boot;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 use std::{

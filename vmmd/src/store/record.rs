@@ -2,7 +2,7 @@
 
 use crate::{
     plan::{address::FamilyNet, lifecycle::Ended, spec::Port},
-    process::ProcessId,
+    process_id::ProcessId,
 };
 use serde::{Deserialize, Serialize};
 use std::{fs::Metadata, os::unix::fs::MetadataExt, path::PathBuf};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 /// The format that this `vmmd` writes.
 pub const FORMAT: u32 = 1;
 
-/// What is written about a VM. `process` and `ended` tell how far it came: see [`crate::plan::adopt`].
+/// What is written about a VM. `process` and `ended` tell how far it came: see [`crate::vms::adopt`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The record's format: [`FORMAT`].

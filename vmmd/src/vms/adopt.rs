@@ -1,6 +1,7 @@
-//! Taking over what an earlier `vmmd` left: see [`crate::plan::adopt`] for the decisions. It goes on while calls are served: a VM is
+//! Taking over what an earlier `vmmd` left: see `decide` for the decisions. It goes on while calls are served: a VM is
 //! used as soon as it is taken over, whatever the others do. What cannot be taken over is set aside and tried again (`retry`).
 
+mod decide;
 mod retry;
 
 use super::{
@@ -14,13 +15,11 @@ use crate::{
     clock::unix_ms,
     events::Of,
     net::ports::{Bound, Published},
-    plan::{
-        adopt::{Decision, Found, decide},
-        lifecycle::{Event, Exit, Lifecycle, Phase},
-    },
+    plan::lifecycle::{Event, Exit, Lifecycle, Phase},
     process::{Process, ProcessError, stray, urgency::Urgency},
     store::{Lasting, VmDir, record::Record},
 };
+use decide::{Decision, Found, decide};
 use futures::{StreamExt as _, stream};
 use patina_proto::v1::EventKind;
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -157,7 +156,7 @@ impl Host {
                 held_name.fill(Arc::new(Vm::ended(record, dir, ended)));
                 (Outcome::Ended, None)
             }
-            (Decision::RemoveHalfMade | Decision::SetAside, _) => (Outcome::HalfMade, Some(held_name)),
+            (Decision::RemoveHalfMade, _) => (Outcome::HalfMade, Some(held_name)),
             (Decision::RecordEnd | Decision::Adopt, _) => {
                 let host = Arc::clone(self);
                 let ended = spawn_blocking(move || host.record_end(dir, record)).await;

@@ -1,15 +1,12 @@
 //! Decides what a starting `vmmd` does with each folder under `vms/` that an earlier one left.
 
-use super::lifecycle::Ended;
-use crate::store::record::Record;
+use crate::{plan::lifecycle::Ended, store::record::Record};
 
 /// What was found in a folder.
 #[derive(Debug)]
 pub enum Found {
     /// No record: `CreateVm` was cut off before it wrote one, or `RemoveVm` after it deleted it.
     NoRecord,
-    /// A record that does not read.
-    Unreadable,
     /// A record.
     Record(Box<Record>),
 }
@@ -19,8 +16,6 @@ pub enum Found {
 pub enum Decision {
     /// Delete the folder; whatever process belongs to it is ended first.
     RemoveHalfMade,
-    /// Leave the folder for a person to look at; its name stays taken.
-    SetAside,
     /// It ended while some `vmmd` looked: only the record is kept.
     KeepEnded(Ended),
     /// Its process runs: supervise it again.
@@ -34,7 +29,6 @@ pub enum Decision {
 pub fn decide(found: &Found, alive: bool) -> Decision {
     let record = match found {
         Found::NoRecord => return Decision::RemoveHalfMade,
-        Found::Unreadable => return Decision::SetAside,
         Found::Record(record) => record,
     };
     match (&record.ended, &record.process) {
@@ -49,7 +43,7 @@ pub fn decide(found: &Found, alive: bool) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{process::ProcessId, store::record::tests::sample};
+    use crate::{process_id::ProcessId, store::record::tests::sample};
     use patina_control::end::{End, EndKind};
 
     fn with(change: impl FnOnce(&mut Record)) -> Found {
@@ -82,10 +76,5 @@ mod tests {
             r.ended = Some(ended.clone());
         });
         assert_eq!(decide(&found, true), Decision::KeepEnded(ended));
-    }
-
-    #[test]
-    fn what_does_not_read_is_not_deleted() {
-        assert_eq!(decide(&Found::Unreadable, false), Decision::SetAside);
     }
 }
