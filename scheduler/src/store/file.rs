@@ -87,7 +87,7 @@ impl FileStore {
             (0, 0) if things == 0 => store.create().map_err(failed)?,
             (APPLICATION, VERSION) => {}
             (APPLICATION, 1) => store.convert().map_err(failed)?,
-            (APPLICATION, found) => return Err(StoreError::Version { path, found, known: VERSION }),
+            (APPLICATION, found) => return Err(StoreError::Version { path, found, supported: VERSION }),
             _ => return Err(StoreError::Foreign { path }),
         }
         store.set_up(lasting).map_err(failed)?;

@@ -125,7 +125,7 @@ pub enum StoreError {
     },
     /// A newer scheduler wrote it.
     #[error(
-        "open ledger {path}: it has version {found}, this scheduler knows {known}; use a newer scheduler, or another --state-dir"
+        "open ledger {path}: it has version {found}, this scheduler knows {supported}; use a newer scheduler, or another --state-dir"
     )]
     Version {
         /// The ledger's path.
@@ -133,7 +133,7 @@ pub enum StoreError {
         /// The version that the ledger has.
         found: i64,
         /// The newest version that this scheduler reads.
-        known: i64,
+        supported: i64,
     },
     /// The file is damaged.
     #[error(

@@ -23,14 +23,14 @@ pub const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::f
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// A connection that a server takes.
-struct Taken(TcpStream);
+struct Accepted(TcpStream);
 
-impl Connected for Taken {
+impl Connected for Accepted {
     type ConnectInfo = ();
     fn connect_info(&self) -> Self::ConnectInfo {}
 }
 
-impl AsyncRead for Taken {
+impl AsyncRead for Accepted {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -40,7 +40,7 @@ impl AsyncRead for Taken {
     }
 }
 
-impl AsyncWrite for Taken {
+impl AsyncWrite for Accepted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, from)
     }
@@ -57,10 +57,10 @@ impl AsyncWrite for Taken {
 /// Serves an engine until the host crashes.
 pub async fn serve(engine: Engine) -> turmoil::Result {
     let listener = TcpListener::bind(("0.0.0.0", SCHEDULER.1)).await?;
-    let (taken, incoming) = tokio::sync::mpsc::channel(16);
+    let (accepted, incoming) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            if taken.send(Ok::<_, io::Error>(Taken(stream))).await.is_err() {
+            if accepted.send(Ok::<_, io::Error>(Accepted(stream))).await.is_err() {
                 return;
             }
         }

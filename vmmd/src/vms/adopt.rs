@@ -53,7 +53,7 @@ pub struct Adopted {
 
 /// What one folder turned out to be.
 enum Looked {
-    Known(Decision, Found, Option<Process>),
+    Decided(Decision, Found, Option<Process>),
     /// What its record says of the process cannot be checked.
     Doubtful(Box<Record>, ProcessError),
     /// Its record does not read.
@@ -136,8 +136,8 @@ impl Host {
             Err(_) => Looked::Unreadable(format!("its folder does not answer in {LOOK_PATIENCE:?}")),
         };
         let (decision, record, process) = match looked {
-            Looked::Known(decision, Found::Record(record), process) => (decision, *record, process),
-            Looked::Known(..) => return (Outcome::HalfMade, Some(held_name)),
+            Looked::Decided(decision, Found::Record(record), process) => (decision, *record, process),
+            Looked::Decided(..) => return (Outcome::HalfMade, Some(held_name)),
             Looked::Doubtful(record, error) => {
                 self.set_aside(held_name, dir, Some(*record), error.to_string());
                 return (Outcome::Broken, None);
@@ -308,7 +308,7 @@ fn look(name: &str, dir: &VmDir, rebooted: bool) -> Looked {
         },
         _ => None,
     };
-    Looked::Known(decide(&found, process.is_some()), found, process)
+    Looked::Decided(decide(&found, process.is_some()), found, process)
 }
 
 /// Ends a process that is no VM's.

@@ -92,8 +92,8 @@ pub struct Outcome {
 /// When a clone came to run, after the call's arrival.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
-    /// Its vmm was given the generation.
-    pub given: Duration,
+    /// Its vmm was sent the generation.
+    pub sent: Duration,
     /// It entered its guest.
     pub executing: Duration,
 }
@@ -289,7 +289,7 @@ impl Host {
         if let Err(error) = sent.await {
             return Err(failed(warm, record.name, error).await);
         }
-        let given = source.after(monotonic_ns());
+        let sent_after = source.after(monotonic_ns());
         // The vmm works, and so does vmmd.
         let writing = self.write_clone(warm.dir.clone(), record.clone());
         let started = async {
@@ -312,7 +312,7 @@ impl Host {
         let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
         let started = Supervised { dir, record, process, life, published: None, control, reservation: None };
-        Ok((started, turn, Times { given, executing: source.after(entered_ns) }))
+        Ok((started, turn, Times { sent: sent_after, executing: source.after(entered_ns) }))
     }
 
     /// Writes a clone's record and puts its folder among the others': now it is a VM.
@@ -359,7 +359,7 @@ fn log(source: &Source, asked: Duration, freeze: Duration, frozen: Frozen, outco
         frozen.pause_us,
         frozen.copied_pages,
         frozen.copied_beside_pages,
-        given_us = ?us(|times| times.given).unwrap_or_default(),
+        sent_us = ?us(|times| times.sent).unwrap_or_default(),
         executing_us = ?us(|times| times.executing).unwrap_or_default(),
         "cloned"
     );

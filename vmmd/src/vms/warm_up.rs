@@ -71,9 +71,9 @@ impl Host {
         self: Arc<Self>,
         of: Record,
         process: Process,
-        taken: mpsc::Sender<Result<Warm, Error>>,
+        slot: mpsc::Sender<Result<Warm, Error>>,
     ) {
-        let gone = tokio::select! { () = taken.closed() => return, gone = process.gone() => gone };
+        let gone = tokio::select! { () = slot.closed() => return, gone = process.gone() => gone };
         if let Err(error) = gone {
             tracing::error!(%error, "watch a warm vmm");
         }

@@ -28,8 +28,8 @@ enum Step {
     Asked,
     /// The ticket is used, the VM is being frozen.
     Frozen,
-    /// The clones have their generation.
-    Given,
+    /// The clones were sent their generation.
+    Sent,
     /// And their records stand among the others'.
     Recorded,
 }
@@ -134,7 +134,7 @@ async fn round(
     match step {
         Step::Asked => bench.signal_scheduler(Signal::STOP),
         Step::Frozen => holds[0].lock(),
-        Step::Given | Step::Recorded => holds[1].lock(),
+        Step::Sent | Step::Recorded => holds[1].lock(),
     }
     let mut caller = client.clone();
     let call = tokio::spawn(async move { ask(&mut caller, "web", "clone", &args).await });
@@ -142,7 +142,7 @@ async fn round(
         // It cannot be seen from outside how far the question is; wherever it is, what follows holds.
         Step::Asked => sleep(Duration::from_millis(200)).await,
         Step::Frozen => assert_eq!(holds[0].reached(1).await, [0]),
-        Step::Given | Step::Recorded => {
+        Step::Sent | Step::Recorded => {
             let vmids = holds[1].reached(2).await;
             if step == Step::Recorded {
                 let records: Vec<_> =
@@ -200,7 +200,7 @@ fn whoever_is_killed_at_whatever_step_of_a_clone_the_ledger_is_what_runs() {
         let holds = ["freeze", "start"].map(|name| Hold::new(bench.path(name)));
         let words = ["freeze", "start"].map(|name| format!("hold-{name}={}", bench.path(name).display()));
         ready(&mut client, vm("web", &words.join(" "))).await;
-        for step in [Step::Asked, Step::Frozen, Step::Given, Step::Recorded] {
+        for step in [Step::Asked, Step::Frozen, Step::Sent, Step::Recorded] {
             for victim in [Victim::Vmmd, Victim::Scheduler] {
                 client = round(&mut bench, client, &holds, step, victim).await;
                 let vms = client.list_vms(ListVmsRequest::default()).await.unwrap().into_inner().vms;

@@ -271,7 +271,7 @@ async fn a_clone_that_is_killed_while_it_is_made_ends_and_its_killer_hears_so() 
 async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
     let story = Story::begin().await;
     let (vms, shared) = (Running(Arc::clone(&story.running)), Arc::downgrade(&story.admission.0));
-    let known = making::Known { shared, vms };
+    let clones = making::HostClones { shared, vms };
     let order = |ticket: &Ticket| KillClones {
         family: FAMILY.to_string(),
         vmids: vec![1],
@@ -289,12 +289,12 @@ async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
     for authorization in [of(&first), of(&other), Authorization::Immediate(Uuid::from_u128(9))] {
         let admitted = story.admission.admit(&clone_request(&[1]), &authorization).await.unwrap();
         let own = order(admitted.ticket());
-        known.kill(old.clone());
+        clones.kill(old.clone());
         assert_eq!(admitted.reservations[0].kill_requested(), None, "{authorization:?}");
         assert_eq!(story.start(admitted), [None]);
-        known.kill(old.clone());
+        clones.kill(old.clone());
         assert!(story.running.lock().unwrap().contains_key(&1), "{authorization:?}");
-        known.kill(own);
+        clones.kill(own);
         assert!(story.running.lock().unwrap().is_empty(), "{authorization:?}");
     }
 }
@@ -303,12 +303,13 @@ async fn an_order_names_its_ticket_and_passes_by_a_later_clone_of_that_vmid() {
 #[tokio::test(start_paused = true)]
 async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_one() {
     let story = Story::begin().await;
-    let known = making::Known { shared: Arc::downgrade(&story.admission.0), vms: Running(Arc::default()) };
+    let clones =
+        making::HostClones { shared: Arc::downgrade(&story.admission.0), vms: Running(Arc::default()) };
     let ticket = Ticket { id: Uuid::from_u128(3).to_string(), epoch: 70, ..Ticket::default() };
     for (epoch, is_requested) in [(69, false), (70, true), (71, true)] {
         let reservations = story.admission.begin(&clone_request(&[1]), &ticket.id);
         let family = FAMILY.to_string();
-        known.kill(KillClones {
+        clones.kill(KillClones {
             family,
             vmids: vec![1],
             reason: "no".into(),

@@ -149,12 +149,12 @@ impl Drop for Reservation {
 }
 
 /// What the link asks, and whom it gives orders.
-pub(super) struct Known<V> {
+pub(super) struct HostClones<V> {
     pub(super) shared: Weak<Shared>,
     pub(super) vms: V,
 }
 
-impl<V: Vms> Clones for Known<V> {
+impl<V: Vms> Clones for HostClones<V> {
     fn present(&self) -> Present {
         let Some(shared) = self.shared.upgrade() else { return Present::default() };
         // Clones go from one to the other: looked for in this order they are not missed.

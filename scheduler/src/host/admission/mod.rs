@@ -28,7 +28,7 @@ use crate::client::{
     Client, Connection, HostClient,
     calls::{Failed, PATIENCE, answered},
 };
-use making::{Known, Making};
+use making::{HostClones, Making};
 use patina_proto::v1::{
     AdmitClonesRequest, HostInfo, RunningClone, Ticket, TicketState, UseTicketRequest, VmEnd,
 };
@@ -148,7 +148,7 @@ impl Admission {
 
     /// Registers the host and keeps it so, now that all that runs is known. To be called in a tokio runtime, once.
     pub fn register(&self, vms: impl Vms) {
-        let clones = Arc::new(Known { shared: Arc::downgrade(&self.0), vms });
+        let clones = Arc::new(HostClones { shared: Arc::downgrade(&self.0), vms });
         self.0.link.get_or_init(|| HostLink::start(self.host_client(), self.0.info.clone(), clones));
     }
 
