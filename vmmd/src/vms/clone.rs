@@ -10,6 +10,7 @@
 //! but its vmid, and its siblings do not notice.
 
 mod freeze;
+mod report;
 
 use super::{
     blocking::blocking,
@@ -38,11 +39,10 @@ use crate::{
 };
 use futures::future::join_all;
 use patina_control::{
-    PAGE_BYTES,
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
-use patina_proto::v1::EventKind;
+use report::log;
 use scheduler::host::admission::Reservation;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
@@ -209,30 +209,6 @@ impl Host {
         }
     }
 
-    fn count(&self, freeze: Duration, frozen: Frozen, outcomes: &[Outcome]) {
-        self.metrics.stage(Stage::Freeze, freeze);
-        self.metrics
-            .pause(Duration::from_micros(frozen.pause_us), frozen.copied_pages.saturating_mul(PAGE_BYTES));
-        let made = outcomes.iter().filter_map(|outcome| outcome.made.as_ref().ok());
-        made.clone().for_each(|(_, times)| self.metrics.stage(Stage::Executing, times.executing));
-        let made = made.count();
-        self.metrics.clones(made as u64, (outcomes.len() - made) as u64);
-    }
-
-    fn tell_cloned(&self, source: &Source, frozen: Frozen, outcomes: &[Outcome]) {
-        let vmids = |made: bool| -> Vec<u32> {
-            outcomes.iter().filter(|o| o.made.is_ok() == made).map(|o| o.vmid).collect()
-        };
-        let (made, failed) = (vmids(true), vmids(false));
-        let of = Record { ticket: source.ticket, ..source.parent.record.clone() };
-        let text = format!("vmids {made:?}, paused for {} us", frozen.pause_us);
-        self.tell(
-            &of,
-            EventKind::Cloned,
-            if failed.is_empty() { text } else { format!("{text}; failed: {failed:?}") },
-        );
-    }
-
     fn on_the_way(&self, count: u32) -> Vec<OnTheWay> {
         (0..count).map(|_| OnTheWay::new(&self.on_the_way)).collect()
     }
@@ -336,33 +312,6 @@ async fn failed(mut warm: Warm, name: String, source: LinkError) -> Error {
         if is_refusal { (source, String::new()) } else { (warm.death(source).await, warm.dir.last_words()) };
     warm.discard().await;
     Error::Start { name, words, source }
-}
-
-/// Says where the time went: all from the call's arrival on, but for the freeze itself.
-fn log(source: &Source, asked: Duration, freeze: Duration, frozen: Frozen, outcomes: &[Outcome]) {
-    let times: Vec<&Times> =
-        outcomes.iter().filter_map(|outcome| Some(&outcome.made.as_ref().ok()?.1)).collect();
-    let us = |time: fn(&Times) -> Duration| {
-        let us = times.iter().map(|times| time(times).as_micros());
-        us.clone().min().zip(us.max())
-    };
-    let record = &source.parent.record;
-    tracing::info!(
-        vm = record.name,
-        family = %record.family,
-        vmid = record.vmid,
-        ticket = source.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
-        clones = times.len(),
-        failed = outcomes.len() - times.len(),
-        asked_us = asked.as_micros(),
-        freeze_us = freeze.as_micros(),
-        frozen.pause_us,
-        frozen.copied_pages,
-        frozen.copied_beside_pages,
-        sent_us = ?us(|times| times.sent).unwrap_or_default(),
-        executing_us = ?us(|times| times.executing).unwrap_or_default(),
-        "cloned"
-    );
 }
 
 /// A clone's record: of the same kind as its parent, but for what makes it another VM.
