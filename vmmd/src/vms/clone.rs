@@ -129,16 +129,19 @@ impl Host {
 
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
         let Call { parent, wanted, prepare, arrived_ns, asked: _asked, abandoned } = call;
+        // Until all VMs that an earlier vmmd left are known, a vmid or a name may be in use that the table does not have.
         self.adopted(PATIENCE).await?;
         // What can be refused at once is refused before the VM is disturbed.
         parent.check_clonable()?;
         let record = &parent.record;
         let abandon = || Error::Abandoned(record.name.clone());
+        // Calls for clones of one VM take turns until it is frozen: it has one freeze at a time. The caller may leave meanwhile.
         let waited = async {
             let count = self.size(record, wanted).await?;
             Ok::<_, Error>((count, parent.cloning.lock().await))
         };
         let (count, turn) = abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
+        // The scheduler is asked for these very vmids. Pools make no warm VMs while a clone is on the way.
         let (slots, on_the_way) = (self.take_clone_slots(record, count)?, self.on_the_way(count));
         let vmids = slots.iter().map(|slot| slot.vmid).collect();
         // A VM whose agent is told nothing is frozen at once: the reservation takes as long to be on the disk. An agent goes on
@@ -158,34 +161,41 @@ impl Host {
         let (admitted, ticket) = match admitted {
             Ok(admitted) => admitted,
             Err((error, is_unused)) => {
+                // An early freeze may have used the spare connection up.
                 parent.connect_ahead();
                 self.refuse_clone_slots(record, slots, is_unused).await;
                 return Err(error);
             }
         };
+        // Only now that the clones are granted are missing warm VMs made, at the same time as the VM is frozen.
         let slots = self.fill_clone_slots(record, slots);
         self.metrics.stage(Stage::Admit, Duration::from_nanos(admitted_ns.saturating_sub(arrived_ns)));
+        // An image that is too old is replaced: clones of it would be of the past.
         let fresh = early.filter(|early| early.is_fresh(admitted_ns) && !abandoned.is_cancelled());
         let freezing = match fresh {
             Some(early) => early,
             None => self.freeze(&parent, prepare, &abandoned).await,
         };
         let (asked_ns, freeze) = (freezing.asked_ns, freezing.took());
+        // The image is complete, or there is none: the next call may freeze the VM while these clones start.
         drop(turn);
         parent.connect_ahead();
         let (frozen, generation) = match freezing.result {
             Ok(frozen) => frozen,
             Err(error) => {
+                // The scheduler first: whether it has forgotten the vmids decides whether other clones may get them.
                 let is_unused = admitted.give_back().await;
                 self.return_clone_slots(record, slots, is_unused).await;
                 return Err(error);
             }
         };
+        // From here on each clone reports its own end: a reservation that is dropped does.
         let reservations = admitted.into_reservations();
         let touched = self.table.touched(record.net.index, record.family);
         let touched = touched.unwrap_or_else(|| Arc::clone(&self.no_list));
         let source =
             Source { parent: Arc::clone(&parent), generation, touched, ticket: Some(ticket), arrived_ns };
+        // Side by side, each with its own outcome: one that fails does not stop the others.
         let start = |((slot, reservation), way)| self.make_clone(&source, slot, reservation, way);
         let mut outcomes = join_all(slots.into_iter().zip(reservations).zip(on_the_way).map(start)).await;
         outcomes.sort_by_key(|outcome| outcome.vmid);

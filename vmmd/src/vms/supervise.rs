@@ -128,16 +128,19 @@ struct Supervisor {
 impl Supervisor {
     async fn run(mut self) {
         tracing::info!("supervised");
+        // A VM that was taken over may be ready already.
         self.on_phase();
         loop {
             let deadline = self.deadline.unwrap_or_else(|| Instant::now() + NEVER);
             tokio::select! {
+                // The only way out: a VM lives exactly as long as its vmm.
                 gone = self.vm.process.gone() => {
                     if let Err(error) = gone {
                         tracing::error!(%error, "watch the vmm process");
                     }
                     break;
                 }
+                // A broken connection is made again; the calls that came over it are lost with it.
                 Some(heard) = self.said.recv() => {
                     self.is_heard = matches!(heard, Heard::Said(_));
                     match heard {
@@ -145,10 +148,13 @@ impl Supervisor {
                         Heard::Broke => self.forget_calls(),
                     }
                 },
+                // An order to end only begins the end: the vmm is asked first, and has a deadline.
                 Some(why) = self.kills.recv() => self.ask_to_end(why),
+                // An answered call cannot be cancelled any more.
                 Some(answered) = self.calls.join_next() => if let Ok(id) = answered {
                     self.cancels.remove(&id);
                 },
+                // Whether it was asked to end or never began: it has had its time.
                 () = sleep_until(deadline) => {
                     self.deadline = None;
                     if self.is_unstarted {

@@ -268,13 +268,16 @@ impl Admission {
             vcpus: clone_request.vcpus,
             memory_mib: clone_request.memory_mib,
         };
+        // Should the caller leave, or no answer come, what was granted unseen is asked for once more and goes back.
         let mut asking = Asking::new(self, Wanted::Clones(request.clone()));
+        // Each try has the same request number, so it is granted once, and the epoch of the registration that there is then.
         let granted = answered(Duration::ZERO, |_| async {
             let host_epoch = self.epoch().await;
             let ticket = self.admit_once(AdmitClonesRequest { host_epoch, ..request.clone() }).await;
             ticket.map(|ticket| (ticket, host_epoch)).map_err(anew)
         });
         let (ticket, host_epoch) = asking.over(granted.await)?;
+        // Only now, as the ticket had no number before: until here no registration lists these clones.
         let reservations = self.begin(clone_request, &ticket.id);
         // A registration that began before they were in the making took them for ended.
         let is_whole = self.epoch_now() == Some(host_epoch) && ticket.state() == TicketState::Used;
