@@ -9,6 +9,7 @@ mod state;
 mod tiny;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use patina_control::VERSION;
 use patina_control::config::KvmKind;
 use patina_control::end::EndKind;
 use patina_control::messages::{Open, ToVmm};
@@ -28,7 +29,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 24] = named![
+    let tests: [(&str, Test); 25] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         clones_of_clones_go_on_however_deep,
         an_invalid_generation_ends_a_warm_vm_with_the_reason,
         ram_and_vcpus_out_of_range_are_refused,
+        a_vmm_refuses_a_newer_vmmd_and_serves_an_older_one,
         a_vmm_whose_log_takes_nothing_goes_on,
     ];
     let missing = tiny::missing();
@@ -153,6 +155,13 @@ fn a_file_that_is_no_kernel_is_refused_with_its_first_bytes() -> Result<(), Fail
         return Err(format!("a VM that cannot start is a failure of the vmm: {outcome:?}").into());
     }
     Ok(())
+}
+
+/// A vmm that is older than its vmmd does not guess; one that is newer runs.
+fn a_vmm_refuses_a_newer_vmmd_and_serves_an_older_one() -> Result<(), Failed> {
+    let newer = Guest::code(POWER_OFF).version(VERSION + 1).run()?;
+    expect(&newer, EndKind::VmmError, "install a vmm and a vmmd of the same release")?;
+    expect(&Guest::code(POWER_OFF).version(0).run()?, EndKind::PoweredOff, "")
 }
 
 fn ram_and_vcpus_out_of_range_are_refused() -> Result<(), Failed> {

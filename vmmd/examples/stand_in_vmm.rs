@@ -6,6 +6,9 @@
 //!   newlines for words; `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
 //!   when somebody has written into the pipe `go` in the VM's folder; `forbidden-freeze`: its system call filter kills it when it is to freeze.
 //!
+//! - `older`: it says no hello, as before there were versions; `version=N`: it says another version; `strange`: it says more than is
+//!   known, on each control connection. One whose name begins with `replaced.` is of version 9.
+//!
 //! A warm one reads its parent's words from the generation's state from where its file position stands, and prints the first
 //! line of the RAM's last file and the list of touched pages on its console. The words that only clones heed:
 //!
@@ -25,6 +28,7 @@ use patina_abi::{
     link::{Answer, CallError},
 };
 use patina_control::{
+    VERSION,
     config::{Start as Origin, VmConfig},
     end::{End, EndKind},
     messages::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
@@ -50,6 +54,14 @@ use std::{
 };
 
 const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5 };
+
+/// What only a newer vmm says.
+const STRANGE: &str = concat!(
+    "{\"t\":\"heat\",\"celsius\":90}\n",
+    "{\"t\":\"state\",\"paused\":{\"since\":1}}\n",
+    "{\"t\":\"guest_cancel\",\"id\":99,\"why\":\"x\"}\n",
+    "rubbish\n"
+);
 
 struct Vm {
     config: VmConfig,
@@ -177,6 +189,16 @@ impl Vm {
             return;
         }
         let mut control = self.control.lock().unwrap();
+        // An older vmm says no hello; a newer one says it with its version, and more that nobody knows here.
+        if !self.has("older") {
+            let is_replaced = self.config.name.starts_with("replaced.");
+            let ours = if is_replaced { 9 } else { VERSION };
+            let version = self.number("version").map_or(ours, i32::cast_unsigned);
+            say(&mut stream, &FromVmm::Hello { version });
+        }
+        if self.has("strange") {
+            stream.write_all(STRANGE.as_bytes()).unwrap();
+        }
         say(&mut stream, &FromVmm::State(self.state.lock().unwrap().clone()));
         *control = Some(stream);
         drop(control);

@@ -30,6 +30,9 @@ pub enum KvmKind {
 /// All that a `vmm` needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VmConfig {
+    /// [`crate::VERSION`] of the `vmmd` that starts it. A vmm of an older version refuses it. A `vmmd` of before versions tells none.
+    #[serde(default)]
+    pub version: u32,
     /// The VM's name, for log lines only.
     pub name: String,
     /// See [`VCPUS`].

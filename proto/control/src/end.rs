@@ -31,4 +31,7 @@ pub enum EndKind {
     VmmError,
     /// The vmm process went away without a word (recorded by `vmmd`, never by the vmm).
     VmmDied,
+    /// A kind that only a newer vmm knows; the reason says what happened.
+    #[serde(other)]
+    Other,
 }

@@ -2,12 +2,13 @@
 //! an [`Open`] as JSON, says what the connection is for. The vmm answers with an [`Opened`] line; then:
 //!
 //! - `control`: JSON lines, [`FromVmm`] and [`ToVmm`], until either side closes. One at a time: a new one
-//!   replaces the old, so that a restarted `vmmd` takes over. The first line is a [`FromVmm::State`].
+//!   replaces the old, so that a restarted `vmmd` takes over. The first lines are a [`FromVmm::Hello`] and a
+//!   [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a port that the guest listens on over vsock.
 //! - `freeze`, `start`, `touched`: nothing: what there is came with the answer, and the connection is closed.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
-//! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long.
+//! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. What either side does with a line of a newer peer: [`crate::VERSION`].
 
 use super::end::End;
 use patina_abi::args::{Args, kind_of};
@@ -103,6 +104,11 @@ pub struct Frozen {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case", remote = "Self")]
 pub enum FromVmm {
+    /// The first line of a control connection.
+    Hello {
+        /// [`crate::VERSION`] of the vmm.
+        version: u32,
+    },
     /// Where the VM stands: on attaching and at every change.
     State(State),
     /// A call from the guest that `vmmd` must answer.

@@ -3,6 +3,7 @@
 use super::vm::{Failure, Reply};
 use crate::note::note;
 use patina_abi::LINE_MAX_BYTES;
+use patina_control::VERSION;
 use patina_control::end::End;
 use patina_control::messages::{Open, Opened};
 use patina_control::rights;
@@ -73,7 +74,7 @@ pub fn read_open(stream: &UnixStream) -> Result<Option<(Open, Vec<OwnedFd>)>, St
     if length != end + 1 {
         return Err("read the first line: it was cut short".into());
     }
-    serde_json::from_slice(&head[..end])
-        .map(|open| Some((open, descriptors)))
-        .map_err(|error| format!("the first line is not understood: {error}"))
+    serde_json::from_slice(&head[..end]).map(|open| Some((open, descriptors))).map_err(|error| {
+        format!("the first line is not understood by this vmm, whose control version is {VERSION}: {error}")
+    })
 }

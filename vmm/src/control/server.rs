@@ -208,6 +208,7 @@ impl<D: Doors> Server<D> {
                 // The new vmmd does not know what was asked of the old one.
                 self.drop_control(machine);
                 self.control = Lines::noted(stream, "control connection");
+                self.tell(&FromVmm::Hello { version: patina_control::VERSION });
                 self.tell_state();
             }
             Open::Control => {}

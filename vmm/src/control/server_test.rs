@@ -147,7 +147,8 @@ fn a_vm_boots_is_asked_and_killed() {
     let vmm = vmm();
     let mut vmmd = Peer::open(&vmm, r#""control""#);
     let booting = serde_json::to_string(&FromVmm::State(State::Booting)).expect("a state");
-    assert_eq!((vmmd.line(), vmmd.line()), (r#""ok""#.to_owned(), booting));
+    let version = format!(r#"{{"t":"hello","version":{}}}"#, patina_control::VERSION);
+    assert_eq!((vmmd.line(), vmmd.line(), vmmd.line()), (r#""ok""#.to_owned(), version, booting));
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     assert!(vmm.mailbox.send_link(ours, false));
     let mut agent = Peer::new(theirs);
@@ -175,6 +176,7 @@ fn a_second_vmmd_takes_over_and_who_waits_for_the_first_is_told() {
     agent.say(&hello());
     agent.line();
     agent.say(r#"{"t":"request","id":9,"verb":"list"}"#);
+    first.line();
     first.line();
     assert!(first.line().contains("guest_request"));
     let mut second = Peer::open(&vmm, r#""control""#);
@@ -333,6 +335,7 @@ fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
     let mut vmmd = Peer::open(&vmm, r#""control""#);
     vmmd.line();
     vmmd.line();
+    vmmd.line();
     agent.say(r#"{"t":"ready","vmid":0}"#);
     assert!(vmmd.line().contains("ready"));
     assert_eq!(Peer::open(&vmm, touched).line(), r#"{"error":"ready 1 times"}"#);
@@ -368,4 +371,25 @@ fn connections_beyond_the_room_wait_until_there_is_some() {
     let mut vmmd = Peer::open(&vmm, r#""control""#);
     vmmd.say(r#"{"t":"kill","reason":"done"}"#);
     assert_eq!(vmm.thread.join().expect("the thread").kind, EndKind::Killed);
+}
+
+/// Of a vmmd that is newer than this vmm.
+#[test]
+fn what_a_newer_vmmd_says_is_ignored_or_refused_and_the_connection_stays() {
+    let vmm = vmm();
+    let mut vmmd = Peer::open(&vmm, r#""control""#);
+    assert_eq!([vmmd.line(), vmmd.line(), vmmd.line()].map(|line| line.contains("error")), [false; 3]);
+    vmmd.say(r#"{"t":"pause","for_ms":5}"#);
+    vmmd.say(r#"{"t":"guest_reply","id":77,"ok":null,"cost":1}"#);
+    vmmd.say("rubbish");
+    for unknown in [r#"{"migrate":{"to":"x"}}"#, r#"{"freeze":{"prepare":"dance"}}"#, r#""fly""#] {
+        let mut other = Peer::open(&vmm, unknown);
+        let told = other.line();
+        assert!(told.starts_with(r#"{"error":"the first line is not understood"#), "{told}");
+        assert!(told.contains("control version is") && told.contains("unknown variant"), "{told}");
+    }
+    // A field more changes nothing.
+    vmmd.say(r#"{"t":"kill","reason":"enough","by":"x"}"#);
+    assert!(vmmd.line().contains(r#""reason":"enough""#), "the same connection");
+    assert_eq!(vmm.thread.join().expect("the end").kind, EndKind::Killed);
 }

@@ -35,6 +35,7 @@ use crate::vcpu::run::Runner;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use patina_abi::GUEST_CID;
+use patina_control::VERSION;
 use patina_control::config::{CONSOLE_LOG_MAX_BYTES, KvmKind, MEMORY_MIB, Start, VCPUS, VmConfig};
 use patina_control::messages::State;
 use std::fs::File;
@@ -46,6 +47,15 @@ use std::time::Instant;
 /// Why a VM could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// The configuration is of a newer vmmd.
+    #[error(
+        "make the VM: vmmd speaks version {given} of the control protocol, this vmm only version {VERSION}; install \
+         a vmm and a vmmd of the same release"
+    )]
+    Version {
+        /// The version of vmmd.
+        given: u32,
+    },
     /// A value of the VM's configuration is out of its range.
     #[error("make the VM: {what} is {value}, and must be {least} to {most}")]
     Range {
@@ -210,6 +220,10 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
 }
 
 fn check(config: &VmConfig) -> Result<(), BuildError> {
+    // What is new in it might be what the VM must not be without.
+    if config.version > VERSION {
+        return Err(BuildError::Version { given: config.version });
+    }
     let (vcpus, memory) = (config.vcpus, config.memory_mib);
     if !VCPUS.contains(&vcpus) {
         let (least, most) = (u32::from(*VCPUS.start()), u32::from(*VCPUS.end()));

@@ -1,6 +1,7 @@
 //! Runs the `vmm` program with a guest of a few instructions.
 
 use libtest_mimic::Failed;
+use patina_control::VERSION;
 use patina_control::config::{Start, VmConfig};
 use patina_control::end::End;
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
@@ -45,6 +46,7 @@ pub struct Guest {
     warm: bool,
     generation: Option<Generation>,
     vcpus: u8,
+    version: u32,
     memory_mib: u32,
     hides_auxv: bool,
     log: Option<File>,
@@ -67,7 +69,16 @@ impl Guest {
     /// `kernel` is the kernel file.
     pub fn file(kernel: &[u8]) -> Self {
         let kernel = kernel.to_vec();
-        Self { kernel, warm: false, generation: None, vcpus: 1, memory_mib: 64, hides_auxv: false, log: None }
+        Self {
+            kernel,
+            warm: false,
+            generation: None,
+            vcpus: 1,
+            version: VERSION,
+            memory_mib: 64,
+            hides_auxv: false,
+            log: None,
+        }
     }
 
     /// Goes on where the VM stood that this generation was made of.
@@ -78,6 +89,11 @@ impl Guest {
     /// Waits for a generation.
     pub fn warm() -> Self {
         Self { warm: true, ..Self::file(b"") }
+    }
+
+    /// Of a vmmd of this version.
+    pub fn version(self, version: u32) -> Self {
+        Self { version, ..self }
     }
 
     pub fn vcpus(self, vcpus: u8) -> Self {
@@ -129,6 +145,7 @@ impl Guest {
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
         let tap = sys::tap()?;
         let config = VmConfig {
+            version: self.version,
             name: "tiny".into(),
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,

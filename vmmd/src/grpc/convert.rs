@@ -55,6 +55,7 @@ pub fn vm(vm: &Vm) -> v1::Vm {
         ready_after_us: status.ready_after_us.unwrap_or(0),
         ..v1::Vm::default()
     };
+    let problem = status.problem();
     match status.phase {
         Phase::Booting => message.set_state(v1::VmState::Booting),
         Phase::Ready => message.set_state(v1::VmState::Ready),
@@ -66,6 +67,7 @@ pub fn vm(vm: &Vm) -> v1::Vm {
             return message;
         }
     }
+    message.problem = problem.unwrap_or_default();
     message.pid = record.process.as_ref().map_or(0, |process| process.pid);
     message
 }
@@ -113,6 +115,8 @@ fn end_kind(kind: EndKind) -> v1::EndKind {
         EndKind::Joined => v1::EndKind::Joined,
         EndKind::VmmError => v1::EndKind::VmmError,
         EndKind::VmmDied => v1::EndKind::VmmDied,
+        // Of a newer vmm; the reason says more.
+        EndKind::Other => v1::EndKind::Unspecified,
     }
 }
 

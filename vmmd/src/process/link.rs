@@ -157,6 +157,27 @@ pub async fn read_line<T: DeserializeOwned>(
     }
 }
 
+/// Reads the next line that is understood. A newer vmm may say more than this `vmmd` knows: that is passed over, and the first of
+/// it on a connection, which `is_told` is of, is told in the log.
+///
+/// # Errors
+/// The connection broke.
+pub async fn read_known<T: DeserializeOwned>(
+    from: &mut (impl AsyncBufRead + Unpin),
+    is_told: &mut bool,
+) -> Result<Option<T>, LinkError> {
+    loop {
+        match read_line(from).await {
+            Err(LinkError::Parse(error)) => {
+                if !std::mem::replace(is_told, true) {
+                    tracing::warn!(%error, "a line of the vmm is not understood and passed over, as the next ones will be");
+                }
+            }
+            read => return read,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,6 +190,21 @@ mod tests {
         assert!(line.unwrap().is_some());
         assert!(matches!(read_line::<String>(&mut input).await, Err(LinkError::Closed)));
         assert!(matches!(read_line::<String>(&mut input).await, Ok(None)));
+    }
+
+    #[tokio::test]
+    async fn lines_of_a_newer_vmm_are_passed_over() {
+        let lines = concat!(
+            "{\"t\":\"heat\",\"celsius\":90}\n",
+            "{\"t\":\"state\",\"paused\":{\"since\":1}}\n",
+            "rubbish\n",
+            "{\"t\":\"state\",\"ready\":{\"after_us\":5,\"since\":1}}\n"
+        );
+        let (mut input, mut is_told) = (lines.as_bytes(), false);
+        let known = read_known::<FromVmm>(&mut input, &mut is_told).await.unwrap();
+        assert_eq!(known, Some(FromVmm::State(State::Ready { after_us: 5 })));
+        assert!(is_told);
+        assert_eq!(read_known::<FromVmm>(&mut input, &mut is_told).await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use super::generation::GenerationError;
 use crate::{plan::lifecycle::Exit, store::StoreError};
 use patina_abi::{lines::TooLong, link::CallError};
+use patina_control::VERSION;
 use patina_control::messages::Opened;
 use std::{io, time::Duration};
 
@@ -39,6 +40,12 @@ pub enum LinkError {
     /// The vmm says no.
     #[error("the vmm refused: {0}")]
     Refused(String),
+    /// It speaks a newer version than this `vmmd`.
+    #[error(
+        "talk to the vmm: it speaks version {0} of the control protocol, this vmmd only version {VERSION}; its program \
+         has been replaced by a newer one: restart vmmd with the release that it is of"
+    )]
+    Newer(u32),
     /// Its guest was not prepared.
     #[error("the guest did not prepare: {0}")]
     NotPrepared(CallError),

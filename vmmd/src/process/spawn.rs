@@ -143,6 +143,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
     // A master has vmid 0.
     let dispensable = if parts.identity.vmid == 0 { Dispensable::No } else { Dispensable::Yes };
     let config = VmConfig {
+        version: patina_control::VERSION,
         name: name.to_owned(),
         vcpus: parts.vcpus,
         memory_mib: parts.memory_mib,

@@ -69,6 +69,14 @@ pub enum Error {
         /// The VM's state instead of ready.
         state: &'static str,
     },
+    /// The VM's vmm is newer than this `vmmd`.
+    #[error("clone VM {name:?}: {problem}")]
+    NewerVmm {
+        /// The VM's name.
+        name: String,
+        /// What cannot be done, why, and what helps.
+        problem: String,
+    },
     /// The VM ended while it was waited for.
     #[error("wait for VM {name:?}: it ended before it was ready: {reason}")]
     EndedFirst {

@@ -21,6 +21,7 @@ use crate::{
 use calls::Cancel;
 use patina_abi::link::REQUESTS_MAX;
 use patina_control::{
+    VERSION,
     end::End,
     messages::{FromVmm, State, ToVmm},
 };
@@ -71,7 +72,7 @@ pub struct Supervised {
 
 /// Starts a VM's supervisor.
 pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
-    let (status, watched) = watch::channel(status_of(&vm.life));
+    let (status, watched) = watch::channel(status_of(&vm.life, None));
     let (kill, kills) = mpsc::channel(1);
     let handle = Arc::new(Vm::new(vm.record.clone(), vm.dir.clone(), watched, kill));
     let record = &vm.record;
@@ -97,13 +98,14 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
         is_heard: false,
         is_unstarted: false,
         deadline: None,
+        newer: None,
     };
     tokio::spawn(supervisor.run().instrument(span));
     handle
 }
 
-fn status_of(life: &Lifecycle) -> Status {
-    Status { phase: life.phase.clone(), ready_after_us: life.ready_after_us }
+fn status_of(life: &Lifecycle, newer: Option<u32>) -> Status {
+    Status { phase: life.phase.clone(), ready_after_us: life.ready_after_us, newer }
 }
 
 struct Supervisor {
@@ -123,6 +125,8 @@ struct Supervisor {
     // It has a record and no generation: it starts at any moment, or never.
     is_unstarted: bool,
     deadline: Option<Instant>,
+    // The vmm's version, where it is newer than ours.
+    newer: Option<u32>,
 }
 
 impl Supervisor {
@@ -170,6 +174,7 @@ impl Supervisor {
 
     async fn hear(&mut self, said: FromVmm) {
         match said {
+            FromVmm::Hello { version } => self.greet(version),
             FromVmm::State(State::Warm) => {
                 self.is_unstarted = true;
                 self.deadline.get_or_insert_with(|| Instant::now() + START_GRACE);
@@ -196,6 +201,22 @@ impl Supervisor {
         }
     }
 
+    /// A vmm that is newer than this vmmd runs on; what it would do with a freeze nobody knows.
+    fn greet(&mut self, version: u32) {
+        let newer = (version > VERSION).then_some(version);
+        if newer != self.newer {
+            if let Some(version) = newer {
+                tracing::warn!(
+                    version,
+                    ours = VERSION,
+                    "the vmm is of a newer release than this vmmd: its VM runs on, and is not cloned"
+                );
+            }
+            self.newer = newer;
+            self.publish();
+        }
+    }
+
     fn tell_ready(&self) {
         let Some(after_us) = self.vm.life.ready_after_us else { return };
         if self.vm.record.vmid > 0 {
@@ -206,7 +227,7 @@ impl Supervisor {
     }
 
     fn on_phase(&self) {
-        if self.vm.life.phase == Phase::Ready {
+        if self.vm.life.phase == Phase::Ready && self.newer.is_none() {
             self.host.keep_pool(&self.vm.record);
             self.host.learn_touched(&self.handle);
             self.handle.connect_ahead();
@@ -321,7 +342,7 @@ impl Supervisor {
     }
 
     fn publish(&self) {
-        self.status.send_replace(status_of(&self.vm.life));
+        self.status.send_replace(status_of(&self.vm.life, self.newer));
     }
 }
 

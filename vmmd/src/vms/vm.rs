@@ -26,6 +26,21 @@ pub struct Status {
     pub phase: Phase,
     /// How long the VM took from the start of its process to its agent being ready, microseconds.
     pub ready_after_us: Option<u64>,
+    /// The version of the VM's vmm, where it is newer than this `vmmd` knows ([`patina_control::VERSION`]).
+    pub newer: Option<u32>,
+}
+
+impl Status {
+    /// What this `vmmd` cannot do with the VM, in words.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let version = self.newer?;
+        Some(format!(
+            "its vmm speaks version {version} of the control protocol, this vmmd only version {}: the VM runs on and can be \
+             killed, but not cloned; start vmmd of the release that the vmm is of",
+            patina_control::VERSION
+        ))
+    }
 }
 
 /// One VM of this host, running or ended.
@@ -68,7 +83,8 @@ impl Vm {
     /// A VM that ended before this `vmmd` looked.
     #[must_use]
     pub fn ended(record: Record, dir: VmDir, ended: Ended) -> Self {
-        let status = Status { phase: Phase::Ended(ended), ready_after_us: record.ready_after_us };
+        let status =
+            Status { phase: Phase::Ended(ended), ready_after_us: record.ready_after_us, newer: None };
         Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0)
     }
 

@@ -17,6 +17,7 @@ use crate::{
     },
     store::{VmDir, record::Record},
 };
+use patina_control::VERSION;
 use patina_control::messages::{FromVmm, Open, State};
 use std::{fs::File, sync::Arc};
 use tokio::{
@@ -140,8 +141,10 @@ impl Host {
 async fn greet(dir: &VmDir) -> Result<BufReader<UnixStream>, LinkError> {
     let mut control = link::open(dir, &Open::Control, PATIENCE).await?;
     let warm = async {
-        while let Some(said) = link::read_line(&mut control).await? {
+        let mut is_told = false;
+        while let Some(said) = link::read_known(&mut control, &mut is_told).await? {
             match said {
+                FromVmm::Hello { version } if version > VERSION => return Err(LinkError::Newer(version)),
                 FromVmm::State(State::Warm) => return Ok(()),
                 FromVmm::State(State::Ended(end)) => return Err(LinkError::Refused(end.reason)),
                 other => tracing::debug!(?other, "said before it is warm"),

@@ -14,3 +14,4 @@ mod scheduler;
 mod steps;
 mod streams;
 mod tickets;
+mod versions;

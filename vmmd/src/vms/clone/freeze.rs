@@ -77,6 +77,9 @@ impl Vm {
         if phase != Phase::Ready {
             return Err(Error::NotReady { name: name(), state: phase.word() });
         }
+        if let Some(problem) = self.status().problem() {
+            return Err(Error::NewerVmm { name: name(), problem });
+        }
         images::check_rootfs_again(&self.record.rootfs, self.record.rootfs_file)
             .map_err(|source| Error::CloneRootfs { name: name(), source })
     }

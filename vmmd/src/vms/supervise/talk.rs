@@ -67,7 +67,8 @@ async fn converse(
     let (mut reading, mut writing) = tokio::io::split(stream);
     let mut reading = BufReader::new(&mut reading);
     let hear = async {
-        while let Some(line) = link::read_line(&mut reading).await? {
+        let mut is_told = false;
+        while let Some(line) = link::read_known(&mut reading, &mut is_told).await? {
             if said.send(Heard::Said(line)).await.is_err() {
                 break;
             }

@@ -1,0 +1,82 @@
+//! vmmd and vmm processes of other releases.
+
+use crate::{
+    bench::{get, kill, ready, tell, vm},
+    clones::{clone, clones},
+    steps::until,
+    streams::{members, run},
+};
+use patina_proto::v1::{EndKind, VmState};
+use rustix::process::Signal;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vmm_that_is_older_than_versions_is_taken_over_and_cloned() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        let before = ready(&mut client, vm("web", "older")).await;
+        bench.stop(Signal::KILL);
+        let mut client = bench.start().await;
+        assert_eq!(get(&mut client, "web").await, before);
+        let made = clones(&mut client, "web", 2).await;
+        assert!(made.iter().all(|clone| clone.problem.is_empty()));
+        assert!(members(&mut client, "web").await.contains("100.64.0.1"));
+        assert_eq!(kill(&mut client, "web").await.end_kind(), EndKind::Killed);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_newer_vmm_that_is_taken_over_runs_on_is_shown_and_is_not_cloned() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        let before = ready(&mut client, vm("web", "version=9 strange")).await;
+        bench.stop(Signal::KILL);
+        let mut client = bench.start().await;
+        until("its version is known", async || !get(&mut client.clone(), "web").await.problem.is_empty())
+            .await;
+        let after = get(&mut client, "web").await;
+        assert_eq!((after.state(), after.pid), (VmState::Ready, before.pid));
+        for words in ["version 9", "only version 1", "not cloned"] {
+            assert!(after.problem.contains(words), "{}", after.problem);
+        }
+        let refused = clone(&mut client, "web", 1).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("version 9"), "{refused}");
+        assert_eq!(refused.get_details_error_info().unwrap().reason, "VMM_NEWER");
+        // What it has in common with us works.
+        assert_eq!(run(&mut client, "web", &["echo", "here"]).await, ("here".into(), 0));
+        assert!(members(&mut client, "web").await.contains("100.64.0.1"));
+        let ended = kill(&mut client, "web").await;
+        assert_eq!((ended.end_kind(), ended.problem.as_str()), (EndKind::Killed, ""));
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn what_a_vmm_says_that_vmmd_does_not_know_is_passed_over() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        let web = ready(&mut client, vm("web", "strange")).await;
+        assert_eq!(web.problem, "");
+        assert!(members(&mut client, "web").await.contains("100.64.0.1"));
+        clones(&mut client, "web", 1).await;
+        bench.logged("is not understood and passed over").await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vmm_program_that_was_replaced_by_a_newer_one_gets_no_generation() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        ready(&mut client, vm("replaced", "")).await;
+        let made = clone(&mut client, "replaced", 1).await;
+        let told = format!("{made:?}");
+        assert!(told.contains("version 9") && told.contains("restart vmmd"), "{told}");
+        assert_eq!(get(&mut client, "replaced").await.state(), VmState::Ready, "the parent goes on");
+        assert_eq!(bench.processes().len(), 1, "the newer process is ended");
+    });
+}
