@@ -240,3 +240,21 @@ fn a_clock_that_somebody_sets_is_the_hosts_again() {
     assert_eq!(host.request().1, "list");
     assert_eq!(fixture.log(), ["clock 5", "clock 6"]);
 }
+
+/// The agent of an image that is older than its host.
+#[test]
+fn what_a_newer_host_adds_is_ignored_and_the_link_stays() {
+    let fixture = Fixture::new();
+    let mut host = fixture.ready(0);
+    let mut program = fixture.program();
+    program.send("{\"verb\":\"list\"}\n");
+    let (id, _) = host.request();
+    host.say_line(r#"{"t":"heat","celsius":90}"#);
+    host.say_line(r#"{"t":"heat"}"#);
+    host.say_line(&format!(r#"{{"t":"reply","id":{id},"ok":["x"],"cost":1}}"#));
+    assert_eq!(program.line(), r#"{"ok":["x"]}"#, "over the same link");
+    let mut line = serde_json::to_value(FromHost::Identity(identity(5))).unwrap();
+    line["rack"] = 7.into();
+    host.say_line(&line.to_string());
+    assert_eq!(host.next(), FromAgent::Ready { vmid: 5 });
+}

@@ -50,6 +50,8 @@ impl<M: Machine> Agent<M> {
                 };
             }
             FromHost::Clock { clock_ns } => return self.set_clock(clock_ns),
+            // Of a newer host.
+            FromHost::Unknown => return,
             FromHost::Prepare { hold } => self.cloning.plan.prepare(hold),
             FromHost::Resumed { cloned } => self.cloning.plan.resumed(cloned),
             FromHost::Reply { id, result } => match self.calls.close(id) {

@@ -326,6 +326,11 @@ impl Host {
         self.stream.get_mut().write_all(&line).unwrap();
     }
 
+    /// Says a line as it stands here.
+    pub fn say_line(&mut self, line: &str) {
+        self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
     pub fn is_closed(&mut self) -> bool {
         matches!(self.stream.fill_buf(), Ok([]))
     }

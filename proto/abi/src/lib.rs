@@ -18,8 +18,26 @@ pub mod lines;
 pub mod link;
 pub mod local;
 
-/// Version of everything in this crate; a host refuses an agent with another one.
+/// The version of everything in this crate. The agent says its own with [`link::FromAgent::Hello`].
+///
+/// Guest images are older than their hosts, as a rule, and a clone has its parent's agent. So a host serves agents of every
+/// version from [`ABI_OLDEST`] on.
+///
+/// **What needs no new version:** a new kind of message that a peer may ignore, a new verb, and a new field that may be missing.
+/// Both sides ignore fields and kinds of lines that they do not know, and keep the link. A verb that the host does not know is
+/// refused with 22 (EINVAL), and so is an argument that a verb does not have.
+///
+/// **What needs a new version:** all that an older peer would do wrongly without noticing. [`ABI_OLDEST`] rises where hosts no
+/// longer do what older agents need.
+///
+/// | agent | what the host does |
+/// | --- | --- |
+/// | older than [`ABI_OLDEST`] | refuses it: the image must be built anew |
+/// | [`ABI_OLDEST`] to [`ABI`] | serves it, and asks for nothing that its version does not have |
+/// | newer than [`ABI`] | refuses it: the host must be updated, or the image must be an older one |
 pub const ABI: u32 = 3;
+/// The oldest agent that a host serves. Agents before version 3 wait for the host to break the link of a clone.
+pub const ABI_OLDEST: u32 = 3;
 
 /// The guest's vsock address, the same in every VM: a vsock is private to its VM, so clones need no new one.
 pub const GUEST_CID: u32 = 3;
@@ -42,5 +60,6 @@ pub const AROUND_MAX_BYTES: usize = 1024;
 /// Most bytes that JSON makes of one.
 pub const ESCAPE_MAX_BYTES: usize = "\\u0000".len();
 
+const _: () = assert!(ABI_OLDEST <= ABI);
 const _: () = assert!(CALL_MAX_BYTES + AROUND_MAX_BYTES <= LINE_MAX_BYTES);
 const _: () = assert!(MESSAGE_MAX_BYTES * ESCAPE_MAX_BYTES + AROUND_MAX_BYTES <= LINE_MAX_BYTES);

@@ -93,6 +93,9 @@ pub enum FromAgent {
     },
     /// Somebody else has set the guest's clock. Answered by [`FromHost::Clock`].
     Clock,
+    /// A kind that only a newer agent knows. It is ignored.
+    #[serde(other, skip_serializing)]
+    Unknown,
 }
 
 /// [`FromAgent::Request`] as it is read.
@@ -150,6 +153,9 @@ pub enum FromHost {
         /// As [`Identity::clock_ns`].
         clock_ns: u64,
     },
+    /// A kind that only a newer host knows. It is ignored.
+    #[serde(other, skip_serializing)]
+    Unknown,
 }
 
 /// The arguments of the request `clone`: exactly one of them.

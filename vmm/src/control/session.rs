@@ -11,7 +11,7 @@
 
 use patina_abi::args::Args;
 use patina_abi::link::{Answer, CallError, FromAgent, FromHost, Identity, REQUESTS_MAX};
-use patina_abi::{ABI, CALL_MAX_BYTES};
+use patina_abi::{ABI, ABI_OLDEST, CALL_MAX_BYTES};
 use patina_control::messages::{FromVmm, ToVmm};
 use std::collections::HashMap;
 
@@ -195,15 +195,15 @@ impl Session {
         }
         match message {
             // It has been told as it connected.
-            FromAgent::Hello { abi: ABI, .. } if self.greeted => Vec::new(),
-            FromAgent::Hello { abi: ABI, .. } => {
+            FromAgent::Hello { abi, agent } if !(ABI_OLDEST..=ABI).contains(&abi) => {
+                vec![Effect::DropLink(other_abi(abi, &agent))]
+            }
+            FromAgent::Hello { .. } if self.greeted => Vec::new(),
+            FromAgent::Hello { .. } => {
                 self.known = true;
                 self.greeted = true;
                 vec![self.tell_identity(fresh())]
             }
-            FromAgent::Hello { abi, agent } => vec![Effect::DropLink(format!(
-                "agent {agent:.32} speaks ABI {abi}, this host speaks {ABI}: rebuild the image"
-            ))],
             _ if !self.greeted => vec![Effect::DropLink("the agent did not say hello first".into())],
             FromAgent::Ready { vmid } if vmid != self.identity.vmid => {
                 vec![Effect::DropLink(format!("the agent has the identity of VM {vmid}"))]
@@ -223,6 +223,7 @@ impl Session {
             FromAgent::Cancel { id } => self.cancel(id).into_iter().collect(),
             FromAgent::Prepared { result } => self.prepared(result).into_iter().collect(),
             FromAgent::Clock => vec![tell_clock(fresh())],
+            FromAgent::Unknown => Vec::new(),
         }
     }
 
@@ -298,6 +299,13 @@ impl Session {
             "the connection to the host's vmmd broke before it answered; the call may have been done";
         self.pending.drain().map(|(_, call)| refusal(call.agent_id, ECONNREFUSED, reason)).collect()
     }
+}
+
+/// Why an agent is not served, and what to do about it.
+fn other_abi(abi: u32, agent: &str) -> String {
+    let remedy =
+        if abi < ABI_OLDEST { "rebuild the image" } else { "update the host, or use an older image" };
+    format!("agent {agent:.32} speaks ABI {abi}, this host speaks {ABI_OLDEST} to {ABI}: {remedy}")
 }
 
 fn tell_clock(Fresh { clock_ns, .. }: Fresh) -> Effect {

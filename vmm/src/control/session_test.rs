@@ -319,3 +319,41 @@ fn a_clone_that_cannot_be_who_it_is_says_so_on_the_link_that_it_has() {
     let effects = say(&mut session, json!({"t": "not_ready", "reason": "no MAC"}));
     assert!(matches!(&effects[..], [Effect::Unfit(_)]), "{effects:?}");
 }
+
+/// Its image is older than the host, or newer.
+#[test]
+fn an_agent_of_any_version_that_the_host_knows_is_served_and_others_hear_what_to_do() {
+    let hello = |abi: u32| {
+        let line = format!(r#"{{"t":"hello","abi":{abi},"agent":"0.1.0"}}"#);
+        session().agent_line(line.as_bytes(), true, Fresh::default)
+    };
+    for abi in ABI_OLDEST..=ABI {
+        assert!(matches!(&hello(abi)[..], [Effect::ToAgent(FromHost::Identity(_))]), "{abi}");
+    }
+    for (abi, remedy) in
+        [(ABI_OLDEST - 1, "rebuild the image"), (ABI + 1, "update the host"), (u32::MAX, "host")]
+    {
+        let effects = hello(abi);
+        let [Effect::DropLink(why)] = &effects[..] else { panic!("{effects:?}") };
+        assert!(why.contains(remedy) && why.contains(&format!("ABI {abi}")), "{why}");
+    }
+    // A clone's agent is its parent's: one that is started again there says hello on a link that is served already.
+    let mut clone = session();
+    clone.started("t".into());
+    clone.link_opened(false, Fresh::default);
+    let older = json!({"t": "hello", "abi": ABI_OLDEST - 1, "agent": "0"});
+    assert!(matches!(&say(&mut clone, older)[..], [Effect::DropLink(_)]));
+}
+
+#[test]
+fn what_a_newer_agent_adds_is_ignored_and_its_link_stays() {
+    let mut session = greeted();
+    assert_eq!(say(&mut session, json!({"t": "heat", "celsius": 90})), []);
+    assert_eq!(say(&mut session, json!({"t": "heat"})), []);
+    assert_eq!(say(&mut session, json!({"t": "ready", "vmid": 0, "since": 1})), [Effect::Ready]);
+    let effects = say(&mut session, json!({"t": "request", "id": 5, "verb": "fly", "args": [1], "cost": 1}));
+    assert!(matches!(&effects[..], [Effect::ToVmmd(FromVmm::GuestRequest { .. })]), "{effects:?}");
+    // Before hello it is nobody's.
+    let line = br#"{"t":"heat"}"#;
+    assert!(matches!(&self::session().agent_line(line, true, Fresh::default)[..], [Effect::DropLink(_)]));
+}
