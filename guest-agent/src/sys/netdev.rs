@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-const _: () = assert!(size_of::<libc::ifreq>() == 40);
+const _: () = assert!(size_of::<libc::ifreq>() == 40 && libc::SIOCSIFHWADDR == 0x8924);
 
 /// Sets the MAC address of an interface; `socket` is any socket.
 ///

@@ -19,7 +19,12 @@ struct PoolInfo {
     buffer: [u8; SEED_BYTES],
 }
 
-const _: () = assert!(size_of::<PoolInfo>() == 8 + SEED_BYTES);
+const _: () = {
+    assert!(size_of::<PoolInfo>() == 8 + SEED_BYTES);
+    // Of both numbers only the first holds a size, that of two int.
+    assert!(RNDADDENTROPY == 1 << 30 | 8 << 16 | (b'R' as libc::c_ulong) << 8 | 3);
+    assert!(RNDRESEEDCRNG == (b'R' as libc::c_ulong) << 8 | 7);
+};
 
 /// The kernel's generator.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! State that KVM gives and takes by calls for which kvm-ioctls has no functions on x86.
 
+use super::ioctl::{NONE, READ, WRITE, request};
 use kvm_bindings::{
     KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
     kvm_reinject_control, kvm_sregs, kvm_sregs2,
@@ -8,19 +9,21 @@ use kvm_ioctls::{Error, VcpuFd, VmFd};
 use std::os::fd::AsRawFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-const WRITE: u64 = 1;
-const READ: u64 = 2;
+const KVM: u8 = KVMIO as u8;
+const SET_DEVICE_ATTR: u64 = request(WRITE, KVM, 0xe1, size_of::<kvm_device_attr>());
+const GET_DEVICE_ATTR: u64 = request(WRITE, KVM, 0xe2, size_of::<kvm_device_attr>());
+const GET_SREGS2: u64 = request(READ, KVM, 0xcc, size_of::<kvm_sregs2>());
+const SET_SREGS2: u64 = request(WRITE, KVM, 0xcd, size_of::<kvm_sregs2>());
+const REINJECT_CONTROL: u64 = request(NONE, KVM, 0x71, 0);
 
-/// The number of an ioctl of KVM (`linux/ioctl.h`).
-const fn number(direction: u64, nr: u64, bytes: usize) -> u64 {
-    direction << 30 | (bytes as u64) << 16 | (KVMIO as u64) << 8 | nr
-}
-
-const SET_DEVICE_ATTR: u64 = number(WRITE, 0xe1, size_of::<kvm_device_attr>());
-const GET_DEVICE_ATTR: u64 = number(WRITE, 0xe2, size_of::<kvm_device_attr>());
-const GET_SREGS2: u64 = number(READ, 0xcc, size_of::<kvm_sregs2>());
-const SET_SREGS2: u64 = number(WRITE, 0xcd, size_of::<kvm_sregs2>());
-const REINJECT_CONTROL: u64 = number(0, 0x71, 0);
+const _: () = {
+    assert!(size_of::<kvm_device_attr>() == 24);
+    assert!(SET_DEVICE_ATTR == 0x4018_aee1 && GET_DEVICE_ATTR == 0x4018_aee2);
+    assert!(size_of::<kvm_sregs2>() == 320);
+    assert!(GET_SREGS2 == 0x8140_aecc && SET_SREGS2 == 0x4140_aecd);
+    // Its number does not hold the size of its struct.
+    assert!(REINJECT_CONTROL == 0xae71 && size_of::<kvm_reinject_control>() == 32);
+};
 
 fn done(result: libc::c_int) -> Result<(), Error> {
     if result == 0 { Ok(()) } else { Err(Error::last()) }

@@ -6,6 +6,7 @@
 //! - [`exit`]: reads the parts of `kvm_run` that kvm-ioctls leaves in a union.
 //! - [`faults`]: how many page faults there were.
 //! - [`host_cpu`]: the CPUID of the CPU that this code runs on.
+//! - [`ioctl`]: how the kernel composes the number of an ioctl.
 //! - [`kick`]: gets a vCPU's thread out of KVM_RUN.
 //! - [`kvm`]: /dev/kvm itself; [`kvm_state`]: calls of it that kvm-ioctls lacks.
 //! - [`pagemap`]: which pages are the process's own.
@@ -22,6 +23,7 @@ pub mod exit;
 pub mod faults;
 pub mod host_cpu;
 pub mod inherit;
+pub mod ioctl;
 pub mod kick;
 pub mod kvm;
 pub mod kvm_state;

@@ -4,6 +4,7 @@
 //! a userfaultfd that resolves write-protect faults by itself (UFFD_FEATURE_WP_ASYNC, Linux 6.7): looking protects the pages
 //! again, in the same step, so that no write is missed.
 
+use super::ioctl::{READ, WRITE, request};
 use crate::ranges::{join, near, without};
 use patina_control::PAGE_BYTES;
 use rustix::io::Errno;
@@ -14,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
-pub const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+pub const PAGEMAP_SCAN: libc::c_ulong = request(READ | WRITE, b'f', 16, size_of::<ScanArgument>());
 const PM_SCAN_WP_MATCHING: u64 = 1;
 const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
@@ -49,6 +50,11 @@ struct PageRegion {
     end: u64,
     categories: u64,
 }
+
+const _: () = {
+    assert!(size_of::<ScanArgument>() == 96 && PAGEMAP_SCAN == 0xc060_6610);
+    assert!(size_of::<PageRegion>() == 24);
+};
 
 /// Which private pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,12 +263,21 @@ fn version(release: &str) -> Option<(u32, u32)> {
 #[derive(Debug)]
 pub struct WriteTracker(OwnedFd);
 
+/// `struct uffdio_api`: the version, features, and ioctls.
+type UffdioApi = [u64; 3];
+/// `struct uffdio_register`: where the range begins, its length, the mode, and ioctls.
+type UffdioRegister = [u64; 4];
+/// `struct uffdio_range`: where the range begins, and its length.
+type UffdioRange = [u64; 2];
 /// `_IOWR(0xaa, 0x3f, struct uffdio_api)`.
-const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+const UFFDIO_API: libc::c_ulong = request(READ | WRITE, UFFDIO, 0x3f, size_of::<UffdioApi>());
 /// `_IOWR(0xaa, 0x00, struct uffdio_register)`.
-pub const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+pub const UFFDIO_REGISTER: libc::c_ulong = request(READ | WRITE, UFFDIO, 0x00, size_of::<UffdioRegister>());
 /// `_IOR(0xaa, 0x01, struct uffdio_range)`.
-pub const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+pub const UFFDIO_UNREGISTER: libc::c_ulong = request(READ, UFFDIO, 0x01, size_of::<UffdioRange>());
+const _: () =
+    assert!(UFFDIO_API == 0xc018_aa3f && UFFDIO_REGISTER == 0xc020_aa00 && UFFDIO_UNREGISTER == 0x8010_aa01);
+const UFFDIO: u8 = 0xaa;
 const UFFD_API: u64 = 0xaa;
 const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
@@ -277,7 +292,7 @@ impl WriteTracker {
         let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
         // SAFETY: the kernel has just made it for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut api = [UFFD_API, UFFD_FEATURE_WP_ASYNC, 0];
+        let mut api: UffdioApi = [UFFD_API, UFFD_FEATURE_WP_ASYNC, 0];
         // SAFETY: `struct uffdio_api` is three u64.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) };
         (done == 0).then_some(Self(fd))
@@ -288,7 +303,7 @@ impl WriteTracker {
     /// # Errors
     /// The kernel refuses.
     pub fn track(&self, region: &GuestRegionMmap) -> rustix::io::Result<()> {
-        let mut range = [region.as_ptr() as u64, region.len(), UFFDIO_REGISTER_MODE_WP, 0];
+        let mut range: UffdioRegister = [region.as_ptr() as u64, region.len(), UFFDIO_REGISTER_MODE_WP, 0];
         // SAFETY: `struct uffdio_register` is four u64. Faults are resolved by the kernel, so nobody need read this fd.
         match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, range.as_mut_ptr()) } {
             0 => Ok(()),
@@ -301,7 +316,7 @@ impl WriteTracker {
     /// # Errors
     /// The kernel refuses.
     pub fn forget(&self, region: &GuestRegionMmap) -> rustix::io::Result<()> {
-        let mut range = [region.as_ptr() as u64, region.len()];
+        let mut range: UffdioRange = [region.as_ptr() as u64, region.len()];
         // SAFETY: `struct uffdio_range` is two u64.
         match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr()) } {
             0 => Ok(()),

@@ -9,6 +9,12 @@ use vm_memory::ByteValued;
 #[repr(transparent)]
 pub struct Plain<T: Copy>(pub T);
 
+const _: () = {
+    assert!(size_of::<hvm_start_info>() == 56);
+    assert!(size_of::<hvm_memmap_table_entry>() == 24);
+    assert!(size_of::<boot_params>() == 4096);
+};
+
 // SAFETY: repr(C) integers without padding.
 unsafe impl ByteValued for Plain<hvm_start_info> {}
 // SAFETY: repr(C) integers without padding.

@@ -3,6 +3,9 @@
 
 use std::{io, mem::MaybeUninit, time::Duration};
 
+// The kernel's struct without, and with, the clamps of utilization.
+const _: () = assert!(matches!(size_of::<libc::sched_attr>(), 48 | 56));
+
 /// Asks for slices of so long for the calling thread: 0.1 to 100 ms. A scheduler that has no such slices takes no notice.
 ///
 /// # Errors

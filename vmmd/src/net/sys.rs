@@ -11,6 +11,8 @@ use std::{
     },
 };
 
+const _: () = assert!(size_of::<libc::ifreq>() == 40 && libc::TUNSETIFF == 0x4004_54ca);
+
 /// Makes the tap `name` (at most 15 bytes): frames without packet information, each with a virtio-net header,
 /// non-blocking. It lives as long as a descriptor of it is open.
 ///

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "ioctls that no crate wraps")]
 
 use super::Offloads;
+use crate::sys::ioctl::{WRITE, request};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -9,14 +10,10 @@ const TUN_F_CSUM: libc::c_ulong = 1;
 const TUN_F_TSO4: libc::c_ulong = 2;
 
 /// `_IOW('T', 208, unsigned int)`.
-const TUNSETOFFLOAD: libc::c_ulong = write_request(208, size_of::<libc::c_uint>());
+const TUNSETOFFLOAD: libc::c_ulong = request(WRITE, b'T', 208, size_of::<libc::c_uint>());
 /// `_IOW('T', 216, int)`.
-const TUNSETVNETHDRSZ: libc::c_ulong = write_request(216, size_of::<libc::c_int>());
+const TUNSETVNETHDRSZ: libc::c_ulong = request(WRITE, b'T', 216, size_of::<libc::c_int>());
 const _: () = assert!(TUNSETOFFLOAD == 0x4004_54d0 && TUNSETVNETHDRSZ == 0x4004_54d8);
-
-const fn write_request(number: u8, bytes: usize) -> libc::c_ulong {
-    1 << 30 | (bytes as libc::c_ulong) << 16 | (b'T' as libc::c_ulong) << 8 | number as libc::c_ulong
-}
 
 /// `TUNSETVNETHDRSZ`: the size of the header in front of each frame.
 pub fn set_header_bytes(tap: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
@@ -45,6 +42,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 /// Makes a tap as `vmmd` does.
 #[cfg(test)]
 pub fn make_tap_for_test(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    const { assert!(size_of::<libc::ifreq>() == 40) };
     let mut request = [0_u8; 40];
     request[..name.len()].copy_from_slice(name.as_bytes());
     let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;

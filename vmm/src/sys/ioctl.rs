@@ -1,0 +1,15 @@
+//! How the kernel composes the number of an ioctl (`asm-generic/ioctl.h`). Each number that is used is also asserted as the
+//! literal of the kernel's headers, and so is the size of its struct: a wrong one would have the kernel write too far.
+
+/// The call reads and writes nothing through its argument: `_IO`.
+pub const NONE: u64 = 0;
+/// The kernel reads the argument: `_IOW`.
+pub const WRITE: u64 = 1;
+/// The kernel writes the argument: `_IOR`. With [`WRITE`] both: `_IOWR`.
+pub const READ: u64 = 2;
+
+/// The number of a call on a kind of file, whose argument is a struct of so many bytes.
+#[must_use]
+pub const fn request(direction: u64, kind: u8, number: u8, bytes: usize) -> u64 {
+    direction << 30 | (bytes as u64) << 16 | (kind as u64) << 8 | number as u64
+}
