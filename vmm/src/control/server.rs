@@ -7,7 +7,7 @@ use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
 use super::opening::{answer, deliver, read_open};
 use super::session::{Effect, Session};
-use super::vm::{Doors, VmControl};
+use super::vm::{Connections, VmControl};
 use crate::note::note;
 use patina_abi::link::{CallError, FromHost};
 use patina_control::end::{End, EndKind};
@@ -26,7 +26,7 @@ pub struct Server<D> {
     listener: UnixListener,
     clock: HostClock,
     inbox: Inbox,
-    doors: D,
+    connections: D,
     session: Session,
     state: State,
     started: Instant,
@@ -49,7 +49,7 @@ struct Ready {
     opening: Vec<bool>,
 }
 
-impl<D: Doors> Server<D> {
+impl<D: Connections> Server<D> {
     /// Listens on `listener`, for a process that started at `started`, with a VM in this state.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl<D: Doors> Server<D> {
     pub fn new(
         listener: UnixListener,
         inbox: Inbox,
-        doors: D,
+        connections: D,
         session: Session,
         (started, state): (Instant, State),
     ) -> std::io::Result<Self> {
@@ -66,7 +66,7 @@ impl<D: Doors> Server<D> {
             listener,
             clock: HostClock::watch()?,
             inbox,
-            doors,
+            connections,
             session,
             state,
             started,
@@ -190,9 +190,9 @@ impl<D: Doors> Server<D> {
         machine: &mut impl VmControl,
     ) -> Option<End> {
         match open {
-            Open::Dial { port } => self.doors.dial(port, stream),
+            Open::Dial { port } => self.connections.dial(port, stream),
             // The client must see the answer before the console's bytes.
-            Open::Console if answer(&stream, &Opened::Ok) => self.doors.console(stream),
+            Open::Console if answer(&stream, &Opened::Ok) => self.connections.console(stream),
             Open::Console => {}
             // It has asked its agent to hold the others, as a rule.
             Open::Freeze { prepare: None } => return self.freeze(stream, true, machine),
@@ -356,7 +356,7 @@ impl<D: Doors> Server<D> {
                 Effect::ToAgent(message) => self.say_to_agent(&message),
                 Effect::ToVmmd(message) => self.tell(&message),
                 Effect::Ready => {
-                    self.doors.ready();
+                    self.connections.ready();
                     machine.ready();
                     let after = self.started.elapsed().as_micros();
                     self.state = State::Ready { after_us: u64::try_from(after).unwrap_or(u64::MAX) };

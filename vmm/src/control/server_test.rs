@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Echoes what the doors were asked.
+/// Echoes what it was asked.
 struct Echo;
 
-impl Doors for Echo {
+impl Connections for Echo {
     fn ready(&self) {}
     fn dial(&self, port: u32, mut stream: UnixStream) {
         assert!(answer(&stream, &Opened::Ok));
@@ -188,7 +188,7 @@ fn a_second_vmmd_takes_over_and_who_waits_for_the_first_is_told() {
 }
 
 #[test]
-fn other_connections_go_through_their_doors_and_rubbish_is_answered() {
+fn other_connections_reach_the_guest_and_rubbish_is_answered() {
     let vmm = vmm();
     let mut dial = Peer::open(&vmm, r#"{"dial":{"port":1025}}"#);
     assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 1025"));

@@ -7,8 +7,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// Where connections go that are not for the control thread itself.
-pub trait Doors {
+/// Takes the connections that are not for the control thread itself: to the guest's vsock ports and its console. And
+/// connects the guest to its network.
+pub trait Connections {
     /// The guest has its identity: its network may be used from now on.
     fn ready(&self);
     /// To a vsock port of the guest. It answers with an [`Opened`] line itself: the answer is known later, and goes before the first byte

@@ -1,7 +1,7 @@
 //! Makes a VM from its configuration, in the order that KVM needs.
 
 use super::Machine;
-use super::doors::{LinkPort, VmDoors};
+use super::connections::{LinkPort, VmConnections};
 use super::generation::Ram;
 use super::origin::{Origin, OriginError};
 use super::tune::tune;
@@ -140,7 +140,7 @@ fn io_failed(what: &'static str) -> impl Fn(std::io::Error) -> BuildError {
 /// A VM that runs.
 pub struct Running {
     /// The control thread's work, for the main thread.
-    pub server: Server<VmDoors>,
+    pub server: Server<VmConnections>,
     /// What that thread works on.
     pub machine: Machine,
 }
@@ -182,8 +182,8 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let msrs = msr_indices(listed.as_slice(), looked_at).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
     let bus = Arc::new(bus);
-    let doors = VmDoors { console: Arc::clone(&bus.serial), dialer, link };
-    let server = make_server(config, inherited, inbox, doors, started)?;
+    let connections = VmConnections { console: Arc::clone(&bus.serial), dialer, link };
+    let server = make_server(config, inherited, inbox, connections, started)?;
     let is_warm = matches!(ram, Ram::Reserved);
     let gate = Arc::new(Gate::new(config.vcpus, is_warm));
     let around = Around { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
@@ -318,13 +318,14 @@ fn make_server(
     config: &VmConfig,
     inherited: &mut Inherited,
     inbox: Inbox,
-    doors: VmDoors,
+    connections: VmConnections,
     started: Instant,
-) -> Result<Server<VmDoors>, BuildError> {
+) -> Result<Server<VmConnections>, BuildError> {
     let listener = UnixListener::from(inherited.take(config.control_fd)?);
     let session = Session::new(config.identity.clone());
     let state = if config.start == Start::Warm { State::Warm } else { State::Booting };
-    Server::new(listener, inbox, doors, session, (started, state)).map_err(io_failed("the control socket"))
+    Server::new(listener, inbox, connections, session, (started, state))
+        .map_err(io_failed("the control socket"))
 }
 
 /// What every vCPU works with.

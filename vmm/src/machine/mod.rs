@@ -2,7 +2,7 @@
 //!
 //! - [`build`]: makes it all from a configuration.
 //! - [`wiring`]: devices to KVM: kicks, interrupts, windows.
-//! - [`doors`]: connections of the control socket to the guest's vsock and console. [`orders`]: what is asked of the VM itself.
+//! - [`connections`]: connections of the control socket to the guest's vsock and console. [`orders`]: what is asked of the VM itself.
 //! - [`generation`]: what a VM is frozen into.
 //! - [`origin`]: where a VM begins: with a kernel, or warm, waiting for a generation.
 //! - [`start`]: gives a warm VM its generation.
@@ -14,7 +14,7 @@
 
 pub mod ahead;
 pub mod build;
-pub mod doors;
+pub mod connections;
 pub mod freeze;
 pub mod freeze_error;
 pub mod generation;

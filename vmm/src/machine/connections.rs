@@ -2,7 +2,7 @@
 
 use crate::control::mailbox::Mailbox;
 use crate::control::opening::answer;
-use crate::control::vm::Doors;
+use crate::control::vm::Connections;
 use crate::devices::console::Console;
 use crate::devices::virtio::net::Link;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
@@ -12,8 +12,8 @@ use patina_control::messages::Opened;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// The ways into a VM.
-pub struct VmDoors {
+/// What of a VM connections are made to.
+pub struct VmConnections {
     /// The serial console.
     pub console: Arc<Console>,
     /// Dials vsock ports of the guest.
@@ -22,7 +22,7 @@ pub struct VmDoors {
     pub link: Link,
 }
 
-impl Doors for VmDoors {
+impl Connections for VmConnections {
     fn ready(&self) {
         self.link.set_open(true);
     }
