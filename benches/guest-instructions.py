@@ -134,7 +134,7 @@ def boot(daemon, mebibytes):
 def record(daemon, options):
     """Makes clones and returns what each vCPU executed meanwhile, by thread."""
     daemon.vmctl("run", "--name", "t")
-    # The first clones of an image are slower: their pages are not copied ahead, and the parent is frozen for the first time.
+    # The first clones of an image are slower: their pages are not prefaulted, and the parent is frozen for the first time.
     daemon.vmctl("clone", "t", "-n", "3")
     time.sleep(options.settle)
     data = f"{daemon.directory.name}/data"

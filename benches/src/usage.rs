@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn threads_are_told_apart_by_their_names() {
-        let names = ["vmm", "vcpu0", "vcpu15", "devices", "kvm-nx-lpage-re", "ahead"];
+        let names = ["vmm", "vcpu0", "vcpu15", "devices", "kvm-nx-lpage-re", "prefault"];
         let kinds = names.map(|name| kind_of(name, name == "vmm"));
         let expected = [Kind::Main, Kind::Vcpu, Kind::Vcpu, Kind::Devices, Kind::Kernel, Kind::Other];
         assert_eq!(kinds, expected);

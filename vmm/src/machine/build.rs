@@ -211,7 +211,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         memory_mib,
         merging: None,
         msrs,
-        ahead: Vec::new(),
+        to_prefault: Vec::new(),
         touched: Vec::new(),
         wants_touched: false,
         tracks_shared: false,

@@ -26,11 +26,11 @@
 //! A host whose kernel does not track writes (before Linux 6.7) copies all private pages in the pause, every time.
 
 use super::Machine;
-use super::ahead::copy_beside;
 use super::freeze_error::FreezeError;
 use super::generation::{Generation, MachineState, Ram};
 use super::merging::{Merging, let_go};
 use super::persist::VmState;
+use super::prefault::prefault_beside;
 use super::standstill::{Stoppable, stand_still};
 use crate::devices::console::persist::ConsoleState;
 use crate::devices::virtio::mmio::persist::TransportState;
@@ -100,15 +100,15 @@ fn merged(merging: &mut Option<Merging>, view: &mut Layers) -> Result<Layers, Fr
     Ok(view.clone())
 }
 
-/// Seals the RAM of a VM that works on a view of it by now, and only then copies ahead into that view: to seal it the kernel looks for pages
+/// Seals the RAM of a VM that works on a view of it by now, and only then prefaults that view: to seal it the kernel looks for pages
 /// that somebody holds, and a copy under way holds one. It would wait, or refuse.
-fn seal_and_copy_ahead(
+fn seal_and_prefault(
     memfd: &File,
     view: &Memory,
     written: Vec<Range<u64>>,
 ) -> Result<Option<JoinHandle<()>>, FreezeError> {
     memfd::seal(memfd).map_err(FreezeError::Seal)?;
-    Ok(copy_beside(view, written))
+    Ok(prefault_beside(view, written))
 }
 
 impl Stoppable for Machine {
@@ -242,7 +242,7 @@ impl Machine {
                 // The last writable mapping goes, and with the seals nobody can make another.
                 drop(replaced);
                 let beside = bytes_of(&written);
-                let sealed = seal_and_copy_ahead(&memfd, self.vm.memory(), written);
+                let sealed = seal_and_prefault(&memfd, self.vm.memory(), written);
                 let base = Layers::whole(memfd, bytes);
                 self.ram = Ram::View(base.clone());
                 sealed.map(|_| (base, Copied { into: 0, beside }))

@@ -1,7 +1,7 @@
 //! Why a VM could not be frozen.
 
-use super::ahead::AheadError;
 use super::persist::VmPersistError;
+use super::prefault::PrefaultError;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::LayersError;
 use crate::vcpu::gate::VcpuEnded;
@@ -36,7 +36,7 @@ pub enum FreezeError {
     Pages(#[source] rustix::io::Errno),
     /// What it has written could not be found.
     #[error("freeze the VM")]
-    Written(#[from] AheadError),
+    Written(#[from] PrefaultError),
     /// The layer could not be made.
     #[error("freeze the VM")]
     Layer(#[from] LayersError),

@@ -15,11 +15,11 @@ fn pages_are_copied_ahead_only_once_the_generation_is_sealed() {
     let map = Pagemap::open().expect("the page tables");
     let written = || vec![0..2 * 4096, 3 * 4096..4 * 4096];
     // There is a mapping that could write: the memfd cannot be sealed.
-    let refused = seal_and_copy_ahead(&memfd, &view, written());
+    let refused = seal_and_prefault(&memfd, &view, written());
     assert!(matches!(refused, Err(FreezeError::Seal(rustix::io::Errno::BUSY))), "{refused:?}");
     assert_eq!(map.private(region, Pages::All).expect("a scan"), []);
     drop(shared);
-    let copying = seal_and_copy_ahead(&memfd, &view, written()).expect("a seal");
+    let copying = seal_and_prefault(&memfd, &view, written()).expect("a seal");
     copying.expect("a thread").join().expect("it copies");
     assert_eq!(map.private(region, Pages::All).expect("a scan"), written());
 }

@@ -8,11 +8,10 @@
 //! - [`start`]: gives a warm VM its generation.
 //! - [`freeze`]: turns the VM into a generation and lets it go on.
 //! - `standstill`: in which order it stops for that, and whether it goes on. `merging`: fewer layers for its next generation.
-//! - [`ahead`]: copies pages ahead that will be written soon.
+//! - [`prefault`]: copies pages in bulk before the guest writes them.
 //! - `tune`: what KVM is told to leave.
 //! - [`persist`]: what KVM keeps of a VM, saved and restored.
 
-pub mod ahead;
 pub mod build;
 pub mod connections;
 pub mod freeze;
@@ -22,6 +21,7 @@ mod merging;
 pub mod orders;
 pub mod origin;
 pub mod persist;
+pub mod prefault;
 mod standstill;
 pub mod start;
 pub mod tune;
@@ -40,7 +40,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-/// The parts of a VM that its orders work on: freeze, start, copy ahead.
+/// The parts of a VM that its orders work on: freeze, start, prefault.
 pub struct Machine {
     bus: Arc<Bus>,
     devices: DeviceLoop,
@@ -58,8 +58,8 @@ pub struct Machine {
     merging: Option<Merging>,
     /// The MSRs that make up a vCPU's state.
     msrs: Arc<[u32]>,
-    /// Ranges of RAM that are still to be copied ahead.
-    ahead: Vec<Range<u64>>,
+    /// Ranges of RAM that are still to be prefaulted.
+    to_prefault: Vec<Range<u64>>,
     /// Ranges of RAM that the VM wrote from its start to ready.
     touched: Vec<Range<u64>>,
     wants_touched: bool,

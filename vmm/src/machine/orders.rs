@@ -36,7 +36,7 @@ impl VmControl for Machine {
 
     fn started(&mut self) {
         // Whoever waits for the answer need not wait for this, and the guest runs beside it.
-        self.copy_ahead();
+        self.prefault();
     }
 
     fn ready(&mut self) {

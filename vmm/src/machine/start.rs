@@ -8,9 +8,9 @@
 //! knowing the generation was done when the VM was made: see [`super::build`].
 
 use super::Machine;
-use super::ahead;
 use super::generation::{MachineState, Ram};
 use super::persist::VmPersistError;
+use super::prefault;
 use crate::bus::DevicesError;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::{Layers, LayersError};
@@ -92,7 +92,7 @@ pub enum StartError {
 pub struct Given {
     /// [`MachineState`].
     pub state: File,
-    /// Ranges of RAM that are worth copying ahead; see [`patina_control::messages::Open::Touched`].
+    /// Ranges of RAM that are worth prefaulting; see [`patina_control::messages::Open::Touched`].
     pub touched: File,
     /// The memfds of the RAM.
     pub layers: Vec<File>,
@@ -147,8 +147,8 @@ impl Machine {
         // The guest need not wait for this thread's wake-up: what it notifies meanwhile stays in the eventfds.
         self.devices.start()?;
         let touched = read(&given.touched, "list of touched pages", TOUCHED_MAX_BYTES)?;
-        self.ahead = ahead::from_list(&touched, self.memory_bytes());
-        self.wants_touched = is_held && self.ahead.is_empty();
+        self.to_prefault = prefault::from_list(&touched, self.memory_bytes());
+        self.wants_touched = is_held && self.to_prefault.is_empty();
         Ok(entered)
     }
 }

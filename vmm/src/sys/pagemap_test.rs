@@ -95,7 +95,7 @@ fn a_release_is_its_first_two_numbers() {
 enum Event {
     Write(u64),
     Read(u64),
-    /// A whole range is copied ahead.
+    /// A whole range is prefaulted.
     CopyAhead(u64, u64),
     /// Pages are written out to swap, where there is any.
     PageOut(u64, u64),
@@ -120,7 +120,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Has both ways and a model watch the same events. What a way finds are exactly the pages that were written, or copied ahead, since it
+/// Has both ways and a model watch the same events. What a way finds are exactly the pages that were written or prefaulted since it
 /// was asked last; nothing comes to be in the file.
 fn watch(events: &[Event], is_fast: bool) {
     let ram = MODEL_PAGES * PAGE_BYTES;
@@ -156,7 +156,7 @@ fn watch(events: &[Event], is_fast: bool) {
                 let _: u8 = memory.read_obj(GuestAddress(page * PAGE_BYTES)).expect("a read");
             }
             Event::CopyAhead(first, pages) => {
-                crate::sys::view::copy_ahead(region, first * PAGE_BYTES, pages * PAGE_BYTES).expect("copies");
+                crate::sys::view::prefault(region, first * PAGE_BYTES, pages * PAGE_BYTES).expect("copies");
                 written.extend(*first..first + pages);
             }
             Event::PageOut(first, pages) => {
@@ -252,7 +252,7 @@ fn a_look_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
     let memory = reserve(RAM).expect("address space");
     Layers::whole(new_layer(RAM).expect("a memfd"), RAM).map_over(&memory).expect("a view");
     let region = memory.iter().next().expect("a region");
-    crate::sys::view::copy_ahead(region, 0, RAM).expect("resident pages");
+    crate::sys::view::prefault(region, 0, RAM).expect("resident pages");
     tracker.track(region).expect("tracking");
     let start = region.as_ptr() as u64;
     let unprotected = || map.scan(start, 0..RAM, UNPROTECTED).expect("a look");

@@ -1,4 +1,4 @@
-//! Mappings of guest RAM: puts one in the place of another, maps layers over a reservation, copies pages ahead and out.
+//! Mappings of guest RAM: puts one in the place of another, maps layers over a reservation, prefaults pages and copies them out.
 
 use patina_control::best_effort;
 use rustix::io::Errno;
@@ -158,7 +158,7 @@ pub fn map_layer(
 ///
 /// # Errors
 /// It is not within the region, or there is no memory.
-pub fn copy_ahead(region: &GuestRegionMmap, at: u64, bytes: u64) -> rustix::io::Result<()> {
+pub fn prefault(region: &GuestRegionMmap, at: u64, bytes: u64) -> rustix::io::Result<()> {
     let place = inside(region, at, bytes)?;
     // SAFETY: the range is within the region's mapping; its content stays.
     unsafe { madvise(place, bytes as usize, Advice::LinuxPopulateWrite) }

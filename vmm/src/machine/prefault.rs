@@ -1,4 +1,4 @@
-//! Copies pages ahead: in bulk that is many times cheaper than one by one, as they are written.
+//! Prefaults pages: copies them in bulk, which is many times cheaper than one by one, as they are written.
 //!
 //! - A clone begins with the pages that an earlier clone wrote before it was ready, while nobody but its agent ran.
 //! - A VM that is frozen for the first time goes on with those that it has written since it was ready: it is likely to
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use vm_memory::GuestMemoryBackend;
 
-/// Most RAM that is copied ahead for a VM that was frozen, bytes.
+/// Most RAM that is prefaulted for a VM that was frozen, bytes.
 const PARENT_MAX_BYTES: u64 = 128 << 20;
 /// So much is copied in one call: the VM's own faults wait for no more than that.
 const CHUNK_BYTES: u64 = 256 << 10;
@@ -27,17 +27,17 @@ const CHUNK_BYTES: u64 = 256 << 10;
 const TOUCHED_MAX: usize = 4096;
 const _: () = assert!(TOUCHED_MAX as u64 * 16 <= TOUCHED_MAX_BYTES);
 /// Most RAM in such a list, bytes. A clone writes about a third of that before it is ready; more is no list of what all will write.
-const AHEAD_MAX_BYTES: u64 = 4 << 20;
+const PREFAULT_MAX_BYTES: u64 = 4 << 20;
 
 /// The page tables could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("find the pages that the VM has written")]
-pub struct AheadError(#[from] rustix::io::Errno);
+pub struct PrefaultError(#[from] rustix::io::Errno);
 
 impl Machine {
-    /// Copies the pages ahead that clones write before they are ready.
-    pub fn copy_ahead(&mut self) {
-        copy(self.vm.memory(), std::mem::take(&mut self.ahead));
+    /// Prefaults the pages that clones write before they are ready.
+    pub fn prefault(&mut self) {
+        copy(self.vm.memory(), std::mem::take(&mut self.to_prefault));
     }
 
     /// The agent is ready: notes what a clone has written so far, unless it was told, and from when on a VM that
@@ -45,7 +45,7 @@ impl Machine {
     ///
     /// # Errors
     /// The page tables cannot be read.
-    pub fn note_ready(&mut self) -> Result<(), AheadError> {
+    pub fn note_ready(&mut self) -> Result<(), PrefaultError> {
         match (&self.ram, &self.tracker) {
             (Ram::View(_), _) if self.wants_touched => {
                 self.touched = list_of(self.private_pages(Pages::All)?);
@@ -68,7 +68,7 @@ impl Machine {
     ///
     /// # Errors
     /// The page tables cannot be read.
-    pub(super) fn written_since_ready(&mut self) -> Result<Vec<Range<u64>>, AheadError> {
+    pub(super) fn written_since_ready(&mut self) -> Result<Vec<Range<u64>>, PrefaultError> {
         let Some(tracker) = self.tracker.as_ref().filter(|_| self.tracks_shared) else {
             return Ok(Vec::new());
         };
@@ -89,7 +89,7 @@ impl Machine {
 /// The list of these pages; empty where they are too many for one.
 fn list_of(pages: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let list = join(pages, TOUCHED_MAX);
-    if bytes_of(&list) <= AHEAD_MAX_BYTES { list } else { Vec::new() }
+    if bytes_of(&list) <= PREFAULT_MAX_BYTES { list } else { Vec::new() }
 }
 
 /// Reads a list of touched pages for RAM of `ram_bytes`. It is advice: what is not within RAM is left out, and where it is too much, all.
@@ -97,7 +97,7 @@ pub(super) fn from_list(list: &[u8], ram_bytes: u64) -> Vec<Range<u64>> {
     let mut words =
         list.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
     let mut ranges = Vec::new();
-    let mut room = AHEAD_MAX_BYTES;
+    let mut room = PREFAULT_MAX_BYTES;
     while let (Some(start), Some(bytes)) = (words.next(), words.next()) {
         let Some(rest) = room.checked_sub(bytes) else { return Vec::new() };
         let end = start.saturating_add(bytes);
@@ -109,16 +109,16 @@ pub(super) fn from_list(list: &[u8], ram_bytes: u64) -> Vec<Range<u64>> {
     ranges
 }
 
-/// Copies ranges of RAM ahead on a thread of their own, beside the guest.
-pub(super) fn copy_beside(memory: &Memory, ranges: Vec<Range<u64>>) -> Option<JoinHandle<()>> {
+/// Prefaults ranges of RAM on a thread of their own, concurrently with the guest.
+pub(super) fn prefault_beside(memory: &Memory, ranges: Vec<Range<u64>>) -> Option<JoinHandle<()>> {
     if ranges.is_empty() {
         return None;
     }
     let memory = Arc::clone(memory);
-    let thread = std::thread::Builder::new().name("ahead".into());
+    let thread = std::thread::Builder::new().name("prefault".into());
     thread
         .spawn(move || copy(&memory, ranges))
-        .inspect_err(|error| note(&format!("copy pages ahead: start a thread: {error}")))
+        .inspect_err(|error| note(&format!("prefault pages: start a thread: {error}")))
         .ok()
 }
 
@@ -126,9 +126,9 @@ fn copy(memory: &Memory, ranges: Vec<Range<u64>>) {
     for range in ranges {
         for start in range.clone().step_by(CHUNK_BYTES as usize) {
             for part in parts(memory, start..range.end.min(start + CHUNK_BYTES)) {
-                if let Err(error) = view::copy_ahead(part.region, part.at, part.bytes) {
+                if let Err(error) = view::prefault(part.region, part.at, part.bytes) {
                     // They are copied when they are written, then.
-                    return note(&format!("copy pages ahead: {error}"));
+                    return note(&format!("prefault pages: {error}"));
                 }
             }
         }
@@ -157,10 +157,10 @@ mod tests {
     #[test]
     fn what_is_too_much_is_no_list() {
         let most = |bytes| std::iter::once(0..bytes).collect();
-        assert_eq!(list_of(most(AHEAD_MAX_BYTES)).len(), 1);
-        assert_eq!(list_of(most(AHEAD_MAX_BYTES + 4096)), []);
-        assert_eq!(from_list(&words(&[(0, AHEAD_MAX_BYTES)]), RAM).len(), 1);
-        assert_eq!(from_list(&words(&[(0, AHEAD_MAX_BYTES), (AHEAD_MAX_BYTES, 4096)]), RAM), []);
+        assert_eq!(list_of(most(PREFAULT_MAX_BYTES)).len(), 1);
+        assert_eq!(list_of(most(PREFAULT_MAX_BYTES + 4096)), []);
+        assert_eq!(from_list(&words(&[(0, PREFAULT_MAX_BYTES)]), RAM).len(), 1);
+        assert_eq!(from_list(&words(&[(0, PREFAULT_MAX_BYTES), (PREFAULT_MAX_BYTES, 4096)]), RAM), []);
     }
 
     #[test]
