@@ -10,7 +10,7 @@
 //!   known, on each control connection. One whose name begins with `replaced.` is of version 9.
 //!
 //! A warm one reads its parent's words from the generation's state from where its file position stands, and prints the first
-//! line of the RAM's last file and the list of touched pages on its console. The words that only clones heed:
+//! line of the RAM's last file and the prefault list on its console. The words that only clones heed:
 //!
 //! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its generation, aborts over it, or is killed by its
 //!   system call filter.
@@ -161,7 +161,7 @@ impl Vm {
                 self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. })))
             }
             Open::Start { ticket } => self.start(&mut stream, &ticket, descriptors),
-            Open::Touched => {
+            Open::PrefaultList => {
                 let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();
                 send(&stream, &Opened::Ok, &[memfd("list", &list, 0).into()]);
             }
@@ -262,7 +262,7 @@ impl Vm {
     fn start(&self, stream: &mut UnixStream, ticket: &str, descriptors: Vec<OwnedFd>) {
         assert_eq!(*self.state.lock().unwrap(), State::Warm);
         let mut files = descriptors.into_iter().map(File::from);
-        let (mut state, mut touched) = (files.next().unwrap(), files.next().unwrap());
+        let (mut state, mut prefault_list) = (files.next().unwrap(), files.next().unwrap());
         let mut words = String::new();
         state.read_to_string(&mut words).unwrap();
         assert!(words.starts_with("state"), "read whole: {words:?}");
@@ -281,10 +281,10 @@ impl Vm {
         self.hold("hold-start");
         let (mut line, mut list) = (String::new(), Vec::new());
         BufReader::new(files.next_back().unwrap()).read_line(&mut line).unwrap();
-        touched.read_to_end(&mut list).unwrap();
+        prefault_list.read_to_end(&mut list).unwrap();
         let mut console = self.console.lock().unwrap();
-        write!(console, "ram: {line}touched: {list:?}\nticket: {ticket}\n").unwrap();
-        drop((console, files, state, touched));
+        write!(console, "ram: {line}prefault_list: {list:?}\nticket: {ticket}\n").unwrap();
+        drop((console, files, state, prefault_list));
         let entered_ns = patina_control::monotonic_ns();
         // Whether anybody hears it or not, it runs.
         try_say(stream, &Opened::Started { entered_ns });

@@ -5,7 +5,7 @@
 //!   replaces the old, so that a restarted `vmmd` takes over. The first lines are a [`FromVmm::Hello`] and a
 //!   [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a port that the guest listens on over vsock.
-//! - `freeze`, `start`, `touched`: nothing: what there is came with the answer, and the connection is closed.
+//! - `freeze`, `start`, `prefault_list`: nothing: what there is came with the answer, and the connection is closed.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. What either side does with a line of a newer peer: [`crate::VERSION`].
@@ -37,8 +37,8 @@ pub enum Open {
         /// goes on.
         prepare: Option<Prepare>,
     },
-    /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a list of touched pages (as
-    /// [`Open::Touched`] gives it, or empty), then the memfds of the RAM. The answer is [`Opened::Started`].
+    /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a prefault list (as
+    /// [`Open::PrefaultList`] gives it, or empty), then the memfds of the RAM. The answer is [`Opened::Started`].
     Start {
         /// The ticket that the VM is made under; empty: none.
         #[serde(default)]
@@ -46,7 +46,7 @@ pub enum Open {
     },
     /// The pages that the VM wrote between its start from a generation and its agent's ready, as one sealed memfd: pairs of
     /// u64 LE, first byte and length in bytes of a range of RAM, ascending. What helps one clone to start helps the next.
-    Touched,
+    PrefaultList,
 }
 
 /// What a VM's agent does before the VM is frozen.
@@ -64,8 +64,8 @@ pub enum Prepare {
 
 /// Longest state of a generation, bytes.
 pub const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
-/// Longest list of touched pages, bytes.
-pub const TOUCHED_MAX_BYTES: u64 = 1024 * 1024;
+/// Longest prefault list, bytes.
+pub const PREFAULT_LIST_MAX_BYTES: u64 = 1024 * 1024;
 
 /// The vmm's answer to an [`Open`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -203,7 +203,7 @@ impl<D: Connections> Server<D> {
                 return deliver(&stream, machine.freeze(false)).err();
             }
             Open::Start { ticket } => return self.start(ticket, descriptors, stream, machine),
-            Open::Touched => return deliver(&stream, machine.touched()).err(),
+            Open::PrefaultList => return deliver(&stream, machine.prefault_list()).err(),
             Open::Control if answer(&stream, &Opened::Ok) => {
                 // The new vmmd does not know what was asked of the old one.
                 self.drop_control(machine);

@@ -50,7 +50,7 @@ impl VmControl for Icebox {
         self.readies += 1;
     }
 
-    fn touched(&mut self) -> Result<Reply, Failure> {
+    fn prefault_list(&mut self) -> Result<Reply, Failure> {
         Err(Failure::Refused(format!("ready {} times", self.readies)))
     }
 }
@@ -330,15 +330,15 @@ fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
     let mut agent = connect();
     let identity = agent.line();
     assert!(identity.starts_with(r#"{"t":"identity""#) && identity.contains(r#""ticket":"t""#), "{identity}");
-    let touched = r#""touched""#;
-    assert_eq!(Peer::open(&vmm, touched).line(), r#"{"error":"ready 0 times"}"#);
+    let prefault_list = r#""prefault_list""#;
+    assert_eq!(Peer::open(&vmm, prefault_list).line(), r#"{"error":"ready 0 times"}"#);
     let mut vmmd = Peer::open(&vmm, r#""control""#);
     vmmd.line();
     vmmd.line();
     vmmd.line();
     agent.say(r#"{"t":"ready","vmid":0}"#);
     assert!(vmmd.line().contains("ready"));
-    assert_eq!(Peer::open(&vmm, touched).line(), r#"{"error":"ready 1 times"}"#);
+    assert_eq!(Peer::open(&vmm, prefault_list).line(), r#"{"error":"ready 1 times"}"#);
     // Its next link, and one of an agent that has been started again: a hello needs no answer.
     let mut agent = connect();
     assert!(agent.line().starts_with(r#"{"t":"identity""#));

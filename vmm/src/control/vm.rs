@@ -57,5 +57,5 @@ pub trait VmControl {
     ///
     /// # Errors
     /// There is no memory for them.
-    fn touched(&mut self) -> Result<Reply, Failure>;
+    fn prefault_list(&mut self) -> Result<Reply, Failure>;
 }

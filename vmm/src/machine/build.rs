@@ -212,8 +212,8 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         merging: None,
         msrs,
         to_prefault: Vec::new(),
-        touched: Vec::new(),
-        wants_touched: false,
+        prefault_list: Vec::new(),
+        wants_prefault_list: false,
         tracks_shared: false,
     };
     Ok(Running { server, machine })

@@ -61,8 +61,8 @@ pub struct Machine {
     /// Ranges of RAM that are still to be prefaulted.
     to_prefault: Vec<Range<u64>>,
     /// Ranges of RAM that the VM wrote from its start to ready.
-    touched: Vec<Range<u64>>,
-    wants_touched: bool,
+    prefault_list: Vec<Range<u64>>,
+    wants_prefault_list: bool,
     /// Whether the tracker looks at RAM that is shared still.
     tracks_shared: bool,
 }

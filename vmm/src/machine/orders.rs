@@ -25,10 +25,10 @@ impl VmControl for Machine {
 
     fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure> {
         let mut files = descriptors.into_iter().map(File::from);
-        let (Some(state), Some(touched)) = (files.next(), files.next()) else {
+        let (Some(state), Some(prefault_list)) = (files.next(), files.next()) else {
             return Err(Failure::Refused("start: the call came without a state and a list of pages".into()));
         };
-        let given = Given { state, touched, layers: files.collect() };
+        let given = Given { state, prefault_list, layers: files.collect() };
         let entered_ns = Self::start(self, given)
             .map_err(|error| failure(&error, !matches!(error, StartError::Running)))?;
         Ok(Reply { opened: Opened::Started { entered_ns }, files: Vec::new() })
@@ -45,14 +45,14 @@ impl VmControl for Machine {
         }
     }
 
-    fn touched(&mut self) -> Result<Reply, Failure> {
+    fn prefault_list(&mut self) -> Result<Reply, Failure> {
         let bytes: Vec<u8> = self
-            .touched
+            .prefault_list
             .iter()
             .flat_map(|range| [range.start, range.end - range.start])
             .flat_map(u64::to_le_bytes)
             .collect();
-        Ok(Reply { opened: Opened::Ok, files: vec![sealed("patina-touched", &bytes)?] })
+        Ok(Reply { opened: Opened::Ok, files: vec![sealed("patina-prefault-list", &bytes)?] })
     }
 }
 

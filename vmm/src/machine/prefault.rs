@@ -13,7 +13,7 @@ use crate::ranges::{bytes_of, join};
 use crate::sys::pagemap::Pages;
 use crate::sys::view;
 use patina_control::PAGE_BYTES;
-use patina_control::messages::TOUCHED_MAX_BYTES;
+use patina_control::messages::PREFAULT_LIST_MAX_BYTES;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -23,9 +23,9 @@ use vm_memory::GuestMemoryBackend;
 const PARENT_MAX_BYTES: u64 = 128 << 20;
 /// So much is copied in one call: the VM's own faults wait for no more than that.
 const CHUNK_BYTES: u64 = 256 << 10;
-/// Most ranges in a list of touched pages.
-const TOUCHED_MAX: usize = 4096;
-const _: () = assert!(TOUCHED_MAX as u64 * 16 <= TOUCHED_MAX_BYTES);
+/// Most ranges in a prefault list.
+const RANGES_MAX: usize = 4096;
+const _: () = assert!(RANGES_MAX as u64 * 16 <= PREFAULT_LIST_MAX_BYTES);
 /// Most RAM in such a list, bytes. A clone writes about a third of that before it is ready; more is no list of what all will write.
 const PREFAULT_MAX_BYTES: u64 = 4 << 20;
 
@@ -47,9 +47,9 @@ impl Machine {
     /// The page tables cannot be read.
     pub fn note_ready(&mut self) -> Result<(), PrefaultError> {
         match (&self.ram, &self.tracker) {
-            (Ram::View(_), _) if self.wants_touched => {
-                self.touched = list_of(self.private_pages(Pages::All)?);
-                self.wants_touched = false;
+            (Ram::View(_), _) if self.wants_prefault_list => {
+                self.prefault_list = list_of(self.private_pages(Pages::All)?);
+                self.wants_prefault_list = false;
             }
             (Ram::Shared(_), Some(tracker)) if !self.tracks_shared => {
                 for region in self.vm.memory().iter() {
@@ -88,11 +88,11 @@ impl Machine {
 
 /// The list of these pages; empty where they are too many for one.
 fn list_of(pages: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let list = join(pages, TOUCHED_MAX);
+    let list = join(pages, RANGES_MAX);
     if bytes_of(&list) <= PREFAULT_MAX_BYTES { list } else { Vec::new() }
 }
 
-/// Reads a list of touched pages for RAM of `ram_bytes`. It is advice: what is not within RAM is left out, and where it is too much, all.
+/// Reads a prefault list for RAM of `ram_bytes`. It is advice: what is not within RAM is left out, and where it is too much, all.
 pub(super) fn from_list(list: &[u8], ram_bytes: u64) -> Vec<Range<u64>> {
     let mut words =
         list.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));

@@ -19,7 +19,7 @@ use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
 use crate::vcpu::tsc::TscStart;
 use patina_control::best_effort;
-use patina_control::messages::{STATE_MAX_BYTES, TOUCHED_MAX_BYTES};
+use patina_control::messages::{PREFAULT_LIST_MAX_BYTES, STATE_MAX_BYTES};
 use patina_control::monotonic_ns;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -35,7 +35,7 @@ pub enum StartError {
     /// A file of the generation cannot be read.
     #[error("start from the generation: read its {what}")]
     Read {
-        /// The file: the state or the list of touched pages.
+        /// The file: the state or the prefault list.
         what: &'static str,
         /// What the kernel said.
         source: std::io::Error,
@@ -43,7 +43,7 @@ pub enum StartError {
     /// A file of the generation is too long.
     #[error("start from the generation: its {what} has {found_bytes} bytes, more than {most_bytes}")]
     Size {
-        /// The file: the state or the list of touched pages.
+        /// The file: the state or the prefault list.
         what: &'static str,
         /// The file's length, bytes.
         found_bytes: u64,
@@ -92,8 +92,8 @@ pub enum StartError {
 pub struct Given {
     /// [`MachineState`].
     pub state: File,
-    /// Ranges of RAM that are worth prefaulting; see [`patina_control::messages::Open::Touched`].
-    pub touched: File,
+    /// Ranges of RAM that are worth prefaulting; see [`patina_control::messages::Open::PrefaultList`].
+    pub prefault_list: File,
     /// The memfds of the RAM.
     pub layers: Vec<File>,
 }
@@ -146,9 +146,9 @@ impl Machine {
         let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;
         // The guest need not wait for this thread's wake-up: what it notifies meanwhile stays in the eventfds.
         self.devices.start()?;
-        let touched = read(&given.touched, "list of touched pages", TOUCHED_MAX_BYTES)?;
-        self.to_prefault = prefault::from_list(&touched, self.memory_bytes());
-        self.wants_touched = is_held && self.to_prefault.is_empty();
+        let prefault_list = read(&given.prefault_list, "prefault list", PREFAULT_LIST_MAX_BYTES)?;
+        self.to_prefault = prefault::from_list(&prefault_list, self.memory_bytes());
+        self.wants_prefault_list = is_held && self.to_prefault.is_empty();
         Ok(entered)
     }
 }

@@ -219,12 +219,12 @@ impl Vmm {
             return Err("the answer carries too few descriptors".into());
         }
         let state = descriptors.remove(0);
-        Ok(Generation { state, layers: descriptors, touched: tempfile::tempfile()?.into(), frozen })
+        Ok(Generation { state, layers: descriptors, prefault_list: tempfile::tempfile()?.into(), frozen })
     }
 
     /// Starts it, when it is warm.
     pub fn give(&self, generation: &Generation) -> Result<(), Failed> {
-        let mut descriptors = vec![generation.state.as_fd(), generation.touched.as_fd()];
+        let mut descriptors = vec![generation.state.as_fd(), generation.prefault_list.as_fd()];
         descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
         match self.ask(&Open::Start { ticket: String::new() }, &descriptors)? {
             (Opened::Started { entered_ns: 1.. }, _) => Ok(()),
@@ -234,7 +234,7 @@ impl Vmm {
 
     /// Starts it, when it is warm, and kills it without waiting for the answer.
     pub fn give_and_kill(mut self, generation: &Generation) -> Result<(), Failed> {
-        let mut descriptors = vec![generation.state.as_fd(), generation.touched.as_fd()];
+        let mut descriptors = vec![generation.state.as_fd(), generation.prefault_list.as_fd()];
         descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
         let stream = self.say(&Open::Start { ticket: String::new() }, &descriptors)?;
         self.child.kill()?;
@@ -287,7 +287,7 @@ impl Drop for Vmm {
 pub struct Generation {
     pub state: OwnedFd,
     pub layers: Vec<OwnedFd>,
-    pub touched: OwnedFd,
+    pub prefault_list: OwnedFd,
     pub frozen: Frozen,
 }
 
@@ -295,8 +295,8 @@ impl Generation {
     /// The same once more.
     pub fn open(&self) -> Result<Self, Failed> {
         let layers = self.layers.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>()?;
-        let (state, touched) = (self.state.try_clone()?, self.touched.try_clone()?);
-        Ok(Self { state, layers, touched, frozen: self.frozen })
+        let (state, prefault_list) = (self.state.try_clone()?, self.prefault_list.try_clone()?);
+        Ok(Self { state, layers, prefault_list, frozen: self.frozen })
     }
 }
 

@@ -148,7 +148,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Unwanted { .. } => (Code::Aborted, "KILLED"),
         Error::TicketCount { .. } => (Code::InvalidArgument, "TICKET_COUNT"),
         Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),
-        Error::Touched(_) => (Code::Internal, "NO_MEMORY"),
+        Error::PrefaultList(_) => (Code::Internal, "NO_MEMORY"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
         Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
         Error::Silent { .. } => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),

@@ -1,5 +1,5 @@
-//! What a vmm gives away: a generation, the image of a VM at one instant, from which clones start; and a list of touched
-//! pages, which helps them to.
+//! What a vmm gives away: a generation, the image of a VM at one instant, from which clones start; and a prefault
+//! list, which helps them to.
 //!
 //! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters, the RAM's of the VM's
 //! size. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
@@ -8,7 +8,7 @@
 use patina_control::{
     config::LAYERS_MAX,
     memfd,
-    messages::{STATE_MAX_BYTES, TOUCHED_MAX_BYTES},
+    messages::{PREFAULT_LIST_MAX_BYTES, STATE_MAX_BYTES},
 };
 use rustix::{
     fs::{FileType, SealFlags, fcntl_get_seals, fstat},
@@ -26,7 +26,7 @@ use std::{
 /// Without these the content could change, or go, under those who use it.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
 const RAM: &str = "RAM";
-const TOUCHED: &str = "list of touched pages";
+const PREFAULT_LIST: &str = "prefault list";
 
 /// Why what a vmm sent is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +34,13 @@ pub enum GenerationError {
     /// A descriptor is not of a file in memory.
     #[error("check the generation's {what}: not a memfd")]
     NoMemfd {
-        /// Which file it was to be: the state, the RAM or the list of touched pages.
+        /// Which file it was to be: the state, the RAM or the prefault list.
         what: &'static str,
     },
     /// A descriptor cannot be looked at.
     #[error("check the generation's {what}: {source}")]
     Stat {
-        /// The file: the state, the RAM or the list of touched pages.
+        /// The file: the state, the RAM or the prefault list.
         what: &'static str,
         /// The kernel's reason.
         #[source]
@@ -49,7 +49,7 @@ pub enum GenerationError {
     /// The size of a file cannot be right.
     #[error("check the generation's {what}: it has {found_bytes} bytes instead of {expected}")]
     Size {
-        /// The file: the state, the RAM or the list of touched pages.
+        /// The file: the state, the RAM or the prefault list.
         what: &'static str,
         /// The size that the file has, bytes.
         found_bytes: u64,
@@ -62,7 +62,7 @@ pub enum GenerationError {
     /// The content of a file can still be changed.
     #[error("check the generation's {what}: it is still writable (seals {seals:?})")]
     Unsealed {
-        /// The file: the state, the RAM or the list of touched pages.
+        /// The file: the state, the RAM or the prefault list.
         what: &'static str,
         /// The seals that the file has.
         seals: SealFlags,
@@ -72,7 +72,7 @@ pub enum GenerationError {
     Io {
         /// What was done with the file: `read`, for example.
         operation: &'static str,
-        /// The file: the state, the RAM or the list of touched pages.
+        /// The file: the state, the RAM or the prefault list.
         what: &'static str,
         /// The system's reason.
         #[source]
@@ -138,18 +138,18 @@ impl Generation {
     }
 }
 
-/// A list of touched pages, as a vmm reads it.
+/// A prefault list, as a vmm reads it.
 #[derive(Debug)]
-pub struct Touched(OwnedFd);
+pub struct PrefaultList(OwnedFd);
 
-impl Touched {
+impl PrefaultList {
     /// The list with these bytes; with none, it helps nobody.
     ///
     /// # Errors
     /// There is no memory for it.
     pub fn of(bytes: &[u8]) -> Result<Self, GenerationError> {
-        let failed = |source| GenerationError::Io { operation: "write", what: TOUCHED, source };
-        Ok(Self(memfd::sealed("touched", bytes).map_err(failed)?.into()))
+        let failed = |source| GenerationError::Io { operation: "write", what: PREFAULT_LIST, source };
+        Ok(Self(memfd::sealed("prefault-list", bytes).map_err(failed)?.into()))
     }
 
     /// Reads the list that a vmm sent.
@@ -157,17 +157,17 @@ impl Touched {
     /// # Errors
     /// It is no sealed memory file of a size that a list can have.
     pub fn read(sent: OwnedFd) -> Result<Vec<u8>, GenerationError> {
-        let (found_bytes, seals) = look(&sent, TOUCHED)?;
-        if found_bytes > TOUCHED_MAX_BYTES {
-            let expected = format!("at most {TOUCHED_MAX_BYTES}");
-            return Err(GenerationError::Size { what: TOUCHED, found_bytes, expected });
+        let (found_bytes, seals) = look(&sent, PREFAULT_LIST)?;
+        if found_bytes > PREFAULT_LIST_MAX_BYTES {
+            let expected = format!("at most {PREFAULT_LIST_MAX_BYTES}");
+            return Err(GenerationError::Size { what: PREFAULT_LIST, found_bytes, expected });
         }
         if !seals.contains(SEALS) {
-            return Err(GenerationError::Unsealed { what: TOUCHED, seals });
+            return Err(GenerationError::Unsealed { what: PREFAULT_LIST, seals });
         }
         let mut bytes = vec![0; usize::try_from(found_bytes).unwrap_or(0)];
         let read = File::from(sent).read_exact_at(&mut bytes, 0);
-        read.map_err(|source| GenerationError::Io { operation: "read", what: TOUCHED, source })?;
+        read.map_err(|source| GenerationError::Io { operation: "read", what: PREFAULT_LIST, source })?;
         Ok(bytes)
     }
 
@@ -176,7 +176,7 @@ impl Touched {
     /// # Errors
     /// There is no room for more.
     pub fn open(&self) -> Result<File, GenerationError> {
-        reopen(&self.0, TOUCHED)
+        reopen(&self.0, PREFAULT_LIST)
     }
 }
 
@@ -278,12 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_touched_pages_reads_back_and_a_wrong_one_is_refused() {
-        let list = Touched::of(b"sixteen bytes ok").unwrap();
+    fn a_prefault_list_reads_back_and_a_wrong_one_is_refused() {
+        let list = PrefaultList::of(b"sixteen bytes ok").unwrap();
         for _ in 0..2 {
-            assert_eq!(Touched::read(list.open().unwrap().into()).unwrap(), b"sixteen bytes ok");
+            assert_eq!(PrefaultList::read(list.open().unwrap().into()).unwrap(), b"sixteen bytes ok");
         }
-        assert!(matches!(Touched::read(unsealed(b"x")), Err(GenerationError::Unsealed { .. })));
-        assert!(matches!(Touched::read(ram(2, SEALS)), Err(GenerationError::Size { .. })));
+        assert!(matches!(PrefaultList::read(unsealed(b"x")), Err(GenerationError::Unsealed { .. })));
+        assert!(matches!(PrefaultList::read(ram(2, SEALS)), Err(GenerationError::Size { .. })));
     }
 }

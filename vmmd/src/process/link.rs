@@ -68,10 +68,10 @@ pub async fn freeze(
 ///
 /// # Errors
 /// It does not listen, does not answer within `patience`, refuses, or sends no one descriptor.
-pub async fn touched(dir: &VmDir, patience: Duration) -> Result<OwnedFd, LinkError> {
+pub async fn prefault_list(dir: &VmDir, patience: Duration) -> Result<OwnedFd, LinkError> {
     let talk = async {
         let mut stream = connect(dir).await?;
-        write_line(&mut stream, &Open::Touched).await?;
+        write_line(&mut stream, &Open::PrefaultList).await?;
         match rights::receive(&stream).await? {
             (Opened::Ok, sent) => {
                 let one: Result<[OwnedFd; 1], _> = sent.try_into();
@@ -91,9 +91,9 @@ pub async fn start(
     stream: &UnixStream,
     ticket: String,
     generation: &generation::Opened,
-    touched: &File,
+    prefault_list: &File,
 ) -> Result<(), LinkError> {
-    let mut sent = vec![generation.state.as_fd(), touched.as_fd()];
+    let mut sent = vec![generation.state.as_fd(), prefault_list.as_fd()];
     sent.extend(generation.layers.iter().map(AsFd::as_fd));
     let mut line = serde_json::to_vec(&Open::Start { ticket }).map_err(LinkError::Parse)?;
     line.push(b'\n');

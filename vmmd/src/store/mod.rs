@@ -10,12 +10,12 @@
 //!                 end.json    how the VM ended, written by the vmm
 //!  STATE/warm/UUID/           the folder of a warm VM without an identity; moved to vms/NAME when it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
-//!  STATE/touched/KEY          the pages that clones of an image write before they are ready: see [`touched`]
+//!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see [`prefault`]
 //! ```
 
 pub mod family;
+pub mod prefault;
 pub mod record;
-pub mod touched;
 pub mod vm;
 
 use crate::process_id::boot;
@@ -172,9 +172,10 @@ impl StateDir {
         let path =
             path.canonicalize().map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
         let lock = lock(&path)?;
-        for folder in ["vms", "warm", "families", "touched"] {
+        for folder in ["vms", "warm", "families", "prefault"] {
             create_dir(&path.join(folder), true)?;
         }
+        prefault::remove_old_lists(&path);
         let is_of_another_boot = mark_boot(&path);
         Ok(Self { path, is_of_another_boot, _lock: lock })
     }

@@ -187,7 +187,7 @@ impl Host {
         // It may have been about to start as the other vmmd ended.
         process.set_urgency(Urgency::Normal);
         self.find_family(&record);
-        self.load_touched(&record).await;
+        self.load_prefault_list(&record).await;
         let published = self.publish_again(&record).await;
         let life = Lifecycle::running(record.ready_after_us);
         let reservation = self.tickets.find(&record);

@@ -28,7 +28,7 @@ use crate::{
     metrics::Stage,
     plan::lifecycle::Lifecycle,
     process::{
-        generation::{Generation, Touched},
+        generation::{Generation, PrefaultList},
         link::{self, LinkError, PATIENCE},
         turns::Turn,
     },
@@ -102,7 +102,7 @@ pub struct Times {
 struct Source {
     parent: Arc<Vm>,
     generation: Generation,
-    touched: Arc<Touched>,
+    prefault_list: Arc<PrefaultList>,
     ticket: Option<Uuid>,
     arrived_ns: u64,
 }
@@ -191,10 +191,15 @@ impl Host {
         };
         // From here on each clone reports its own end: a reservation that is dropped does.
         let reservations = admitted.into_reservations();
-        let touched = self.table.touched(record.net.index, record.family);
-        let touched = touched.unwrap_or_else(|| Arc::clone(&self.no_list));
-        let source =
-            Source { parent: Arc::clone(&parent), generation, touched, ticket: Some(ticket), arrived_ns };
+        let prefault_list = self.table.prefault_list(record.net.index, record.family);
+        let prefault_list = prefault_list.unwrap_or_else(|| Arc::clone(&self.no_list));
+        let source = Source {
+            parent: Arc::clone(&parent),
+            generation,
+            prefault_list,
+            ticket: Some(ticket),
+            arrived_ns,
+        };
         // Side by side, each with its own outcome: one that fails does not stop the others.
         let start = |((slot, reservation), way)| self.make_clone(&source, slot, reservation, way);
         let mut outcomes = join_all(slots.into_iter().zip(reservations).zip(on_the_way).map(start)).await;
@@ -268,9 +273,9 @@ impl Host {
     ) -> Result<(Supervised, Option<Turn>, Times), Error> {
         let record = Record { process: warm.process().map(|process| process.id().clone()), ..record };
         let sent = async {
-            let (generation, touched) = (source.generation.open()?, source.touched.open()?);
+            let (generation, prefault_list) = (source.generation.open()?, source.prefault_list.open()?);
             let ticket = record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default();
-            link::start(&warm.start, ticket, &generation, &touched).await
+            link::start(&warm.start, ticket, &generation, &prefault_list).await
         };
         if let Err(error) = sent.await {
             return Err(failed(warm, record.name, error).await);

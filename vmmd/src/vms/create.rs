@@ -69,7 +69,7 @@ impl Host {
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
         let record = record(held_name.name(), family, net, spec, files.ids);
-        self.load_touched(&record).await;
+        self.load_prefault_list(&record).await;
         let started = self.start(record, files).await;
         let (dir, record, process) = match started {
             Ok(started) => started,

@@ -179,9 +179,9 @@ pub enum Error {
         /// How many VMs the ticket is for.
         vms: u32,
     },
-    /// There is no memory for a list of touched pages.
+    /// There is no memory for a prefault list.
     #[error(transparent)]
-    Touched(#[from] GenerationError),
+    PrefaultList(#[from] GenerationError),
     /// A vmm for a clone cannot be made.
     #[error("warm up a vmm for {name:?}: {source}{}", last(.words))]
     Warm {

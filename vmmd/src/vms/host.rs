@@ -12,7 +12,7 @@ use crate::{
     metrics::Metrics,
     net::{Net, Owner},
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
-    process::{generation::Touched, link::PATIENCE, turns::Turns, usage::Usage},
+    process::{generation::PrefaultList, link::PATIENCE, turns::Turns, usage::Usage},
     store::{StateDir, record::Record},
 };
 use futures::future::BoxFuture;
@@ -104,7 +104,7 @@ pub struct Host {
     // Which of these go first.
     pub(super) turns: Arc<Turns>,
     // For families of which nobody knows what their clones touch.
-    pub(super) no_list: Arc<Touched>,
+    pub(super) no_list: Arc<PrefaultList>,
 }
 impl Host {
     /// Opens what a host needs; VMs come with [`Self::adopt`].
@@ -131,7 +131,7 @@ impl Host {
             writing: Semaphore::new(WRITING_AT_ONCE),
             on_the_way: Arc::new(watch::Sender::new(0)),
             turns: Turns::new(),
-            no_list: Arc::new(Touched::of(&[])?),
+            no_list: Arc::new(PrefaultList::of(&[])?),
             settings,
             calls,
             state,

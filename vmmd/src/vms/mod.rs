@@ -2,7 +2,7 @@
 //!
 //! - [`host`]: the host; [`vm`]: a VM of it.
 //! - [`create`](mod@create): makes one, or leaves nothing; [`clone`](mod@clone): makes copies of one that runs, out of
-//!   [`warm`] VMs, which [`warm_up`] makes and of which [`pool`] keeps some ready; [`touched`]: what helps clones to start;
+//!   [`warm`] VMs, which [`warm_up`] makes and of which [`pool`] keeps some ready; [`prefault`]: what helps clones to start;
 //!   [`remove`](mod@remove): forgets one that has ended, and by itself the oldest clones that have.
 //! - [`supervise`]: one task per VM that runs: what its vmm says, its end, the cleaning up.
 //! - [`adopt`]: takes over what an earlier `vmmd` left; `register`: tells the scheduler what runs, and ends what it orders;
@@ -25,12 +25,12 @@ pub mod images;
 mod keep_record;
 mod parts;
 pub mod pool;
+pub mod prefault;
 mod register;
 pub mod remove;
 pub mod supervise;
 pub mod table;
 pub mod tickets;
-pub mod touched;
 pub mod vm;
 pub mod warm;
 pub mod warm_up;

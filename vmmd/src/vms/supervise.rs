@@ -229,7 +229,7 @@ impl Supervisor {
     fn on_phase(&self) {
         if self.vm.life.phase == Phase::Ready && self.newer.is_none() {
             self.host.keep_pool(&self.vm.record);
-            self.host.learn_touched(&self.handle);
+            self.host.learn_prefault_list(&self.handle);
             self.handle.connect_ahead();
         }
     }

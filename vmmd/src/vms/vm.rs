@@ -163,7 +163,7 @@ impl Vm {
         let name = || self.record.name.clone();
         let phase = self.status().phase;
         let usable = match what {
-            Open::Dial { .. } | Open::Freeze { .. } | Open::Touched => phase == Phase::Ready,
+            Open::Dial { .. } | Open::Freeze { .. } | Open::PrefaultList => phase == Phase::Ready,
             Open::Console | Open::Control | Open::Start { .. } => !matches!(phase, Phase::Ended(_)),
         };
         if !usable {

@@ -327,13 +327,13 @@ fn what_a_first_clone_wrote_helps_the_next_ones_and_later_families() {
         clones(&mut client, "other", 1).await;
         ready(&mut client, v1::CreateVmRequest { memory_mib: 128, ..vm("small", "") }).await;
         clones(&mut client, "small", 1).await;
-        let known = format!("touched: {:?}\n", [0u64, 4096, 1].map(u64::to_le_bytes).concat());
+        let known = format!("prefault_list: {:?}\n", [0u64, 4096, 1].map(u64::to_le_bytes).concat());
         for (name, list) in [
-            ("web.1", "touched: []\n"),
+            ("web.1", "prefault_list: []\n"),
             ("web.2", known.as_str()),
             ("web.3", known.as_str()),
             ("other.1", known.as_str()),
-            ("small.1", "touched: []\n"),
+            ("small.1", "prefault_list: []\n"),
         ] {
             let console = console(&mut client, name).await;
             assert!(console.contains(list), "{name}: {console}");

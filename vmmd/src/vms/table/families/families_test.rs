@@ -139,13 +139,13 @@ fn clones_that_the_host_has_no_room_for_are_refused_and_nothing_is_taken() {
 }
 
 #[test]
-fn the_list_of_touched_pages_is_asked_for_once() {
+fn the_prefault_list_is_asked_for_once() {
     let (table, _) = family();
-    assert!(table.ask_touched(0, FAMILY) && !table.ask_touched(0, FAMILY));
-    table.set_touched(0, FAMILY, None);
-    assert!(table.ask_touched(0, FAMILY), "who asked did not get it");
-    table.set_touched(0, FAMILY, Some(Touched::of(b"list").unwrap()));
-    assert!(!table.ask_touched(0, FAMILY) && table.touched(0, FAMILY).is_some());
+    assert!(table.ask_prefault_list(0, FAMILY) && !table.ask_prefault_list(0, FAMILY));
+    table.set_prefault_list(0, FAMILY, None);
+    assert!(table.ask_prefault_list(0, FAMILY), "who asked did not get it");
+    table.set_prefault_list(0, FAMILY, Some(PrefaultList::of(b"list").unwrap()));
+    assert!(!table.ask_prefault_list(0, FAMILY) && table.prefault_list(0, FAMILY).is_some());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A family that lives: its vmids, its pool of warm VMs, and what its clones touch.
 
-use crate::{process::generation::Touched, vms::warm::Pool};
+use crate::{process::generation::PrefaultList, vms::warm::Pool};
 use std::sync::Arc;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -20,7 +20,7 @@ pub(in crate::vms::table) struct Family {
     pub(super) changed: Option<Arc<Notify>>,
     /// How many warm VMs have died since that was asked last.
     pub(super) losses: u32,
-    pub(super) touched: List,
+    pub(super) prefault_list: List,
 }
 
 /// What a family's clones write before they are ready.
@@ -30,7 +30,7 @@ pub(super) enum List {
     Unknown,
     /// A first clone is being asked.
     Asked,
-    Known(Arc<Touched>),
+    Known(Arc<PrefaultList>),
 }
 
 impl Family {
@@ -43,7 +43,7 @@ impl Family {
             written: next_vmid,
             changed: None,
             losses: 0,
-            touched: List::Unknown,
+            prefault_list: List::Unknown,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
         address::{FamilyNet, Range},
         names::VmName,
     },
-    process::generation::Touched,
+    process::generation::PrefaultList,
     store::record::Record,
     vms::{
         error::{Error, VMS_MAX},
@@ -328,8 +328,8 @@ impl Table {
 
     /// The list of pages that the family's clones touch, if it is known.
     #[must_use]
-    pub fn touched(&self, index: u16, uuid: Uuid) -> Option<Arc<Touched>> {
-        match &self.lock().family(index, uuid)?.touched {
+    pub fn prefault_list(&self, index: u16, uuid: Uuid) -> Option<Arc<PrefaultList>> {
+        match &self.lock().family(index, uuid)?.prefault_list {
             List::Known(list) => Some(Arc::clone(list)),
             List::Unknown | List::Asked => None,
         }
@@ -337,20 +337,20 @@ impl Table {
 
     /// True for the one who is to ask for the list, which nobody knows.
     #[must_use]
-    pub fn ask_touched(&self, index: u16, uuid: Uuid) -> bool {
+    pub fn ask_prefault_list(&self, index: u16, uuid: Uuid) -> bool {
         let mut inner = self.lock();
         let Some(family) = inner.family(index, uuid) else { return false };
-        let is_unknown = matches!(family.touched, List::Unknown);
+        let is_unknown = matches!(family.prefault_list, List::Unknown);
         if is_unknown {
-            family.touched = List::Asked;
+            family.prefault_list = List::Asked;
         }
         is_unknown
     }
 
     /// Who asked for the list has it, or does not.
-    pub fn set_touched(&self, index: u16, uuid: Uuid, list: Option<Touched>) {
+    pub fn set_prefault_list(&self, index: u16, uuid: Uuid, list: Option<PrefaultList>) {
         if let Some(family) = self.lock().family(index, uuid) {
-            family.touched = list.map_or(List::Unknown, |list| List::Known(Arc::new(list)));
+            family.prefault_list = list.map_or(List::Unknown, |list| List::Known(Arc::new(list)));
         }
     }
 }

@@ -3,7 +3,7 @@
 //! list is kept: a page that one clone did not write is not written by all.
 
 use super::{Lasting, StateDir, StoreError, read_bounded, record::Record, write_whole};
-use patina_control::messages::TOUCHED_MAX_BYTES;
+use patina_control::messages::PREFAULT_LIST_MAX_BYTES;
 use sha2::{Digest, Sha256};
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use std::{
 /// Most lists that are kept; the oldest goes first.
 pub const LISTS_MAX: usize = 64;
 
-const _: () = assert!(TOUCHED_MAX_BYTES <= super::FILE_MAX_BYTES);
+const _: () = assert!(PREFAULT_LIST_MAX_BYTES <= super::FILE_MAX_BYTES);
 
 /// What is the same in all VMs that write the same pages: as text, a file's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +38,27 @@ fn covered_bytes(list: &[u8]) -> u64 {
     lengths.fold(0, u64::saturating_add)
 }
 
+/// Removes the lists that a `vmmd` kept under the folder's earlier name. They are learned again.
+pub(super) fn remove_old_lists(state: &Path) {
+    let path = state.join("touched");
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "remove the prefault lists of an earlier vmmd");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
 impl StateDir {
     fn lists(&self) -> PathBuf {
-        self.path.join("touched")
+        self.path.join("prefault")
     }
 
     /// The list for an image; None when there is none yet.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn touched(&self, image: &ImageKey) -> Result<Option<Vec<u8>>, StoreError> {
+    pub fn prefault_list(&self, image: &ImageKey) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.lists().join(&image.0);
         match read_bounded(&path) {
             Ok(bytes) => Ok(Some(bytes).filter(|bytes| !bytes.is_empty())),
@@ -60,10 +71,10 @@ impl StateDir {
     ///
     /// # Errors
     /// It cannot be written, or an old one not be deleted.
-    pub fn save_touched(&self, image: &ImageKey, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn save_prefault_list(&self, image: &ImageKey, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.lists().join(&image.0);
         // One that cannot be read is replaced.
-        if let Ok(Some(kept)) = self.touched(image)
+        if let Ok(Some(kept)) = self.prefault_list(image)
             && covered_bytes(&kept) <= covered_bytes(bytes)
         {
             return Ok(());
@@ -101,15 +112,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(folder.path()).unwrap();
         let image = ImageKey::of(&sample("a"));
-        assert_eq!(state.touched(&image).unwrap(), None);
-        state.save_touched(&image, b"list").unwrap();
+        assert_eq!(state.prefault_list(&image).unwrap(), None);
+        state.save_prefault_list(&image, b"list").unwrap();
         assert_eq!(
-            state.touched(&ImageKey::of(&sample("b"))).unwrap(),
+            state.prefault_list(&ImageKey::of(&sample("b"))).unwrap(),
             Some(b"list".to_vec()),
             "whoever asks"
         );
         let larger = Record { memory_mib: 512, ..sample("a") };
-        assert_eq!(state.touched(&ImageKey::of(&larger)).unwrap(), None);
+        assert_eq!(state.prefault_list(&ImageKey::of(&larger)).unwrap(), None);
+    }
+
+    #[test]
+    fn lists_under_the_earlier_name_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = folder.path().join("touched");
+        fs::create_dir(&old).unwrap();
+        fs::write(old.join("key"), b"list").unwrap();
+        StateDir::open(folder.path()).unwrap();
+        assert!(!old.exists());
     }
 
     #[test]
@@ -121,8 +142,8 @@ mod tests {
             |pages: &[u64]| [0, 4096 * pages[0], 1 << 20, 4096 * pages[1]].map(u64::to_le_bytes).concat();
         let (large, small) = (list(&[9, 1]), list(&[2, 7]));
         for (given, kept) in [(&large, &large), (&small, &small), (&large, &small)] {
-            state.save_touched(&image, given).unwrap();
-            assert_eq!(state.touched(&image).unwrap().as_ref(), Some(kept));
+            state.save_prefault_list(&image, given).unwrap();
+            assert_eq!(state.prefault_list(&image).unwrap().as_ref(), Some(kept));
         }
     }
 
@@ -132,9 +153,9 @@ mod tests {
         let state = StateDir::open(folder.path()).unwrap();
         let image = |memory_mib| ImageKey::of(&Record { memory_mib, ..sample("a") });
         for memory_mib in 0..=LISTS_MAX as u32 {
-            state.save_touched(&image(memory_mib), b"x").unwrap();
+            state.save_prefault_list(&image(memory_mib), b"x").unwrap();
         }
         assert_eq!(fs::read_dir(state.lists()).unwrap().count(), LISTS_MAX);
-        assert!(state.touched(&image(LISTS_MAX as u32)).unwrap().is_some(), "the newest stays");
+        assert!(state.prefault_list(&image(LISTS_MAX as u32)).unwrap().is_some(), "the newest stays");
     }
 }
