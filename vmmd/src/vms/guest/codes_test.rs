@@ -12,7 +12,7 @@ const ALL: &[&str] = &["clone", "rt", "lt", "ticket", "sync", "leave", "join", "
 
 /// What the head of the file lists: codes with their reasons.
 fn listed() -> Vec<(Code, String)> {
-    let head = PROTO.split("syntax =").next().unwrap().split("a reason below").nth(1).unwrap();
+    let head = PROTO.split("syntax =").next().unwrap().split("Codes and reasons:").nth(1).unwrap();
     let mut code = None;
     let mut reasons = Vec::new();
     for line in head.lines().filter_map(|line| line.strip_prefix("//   ")) {
