@@ -13,9 +13,10 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// In cargo's place: ends at once of a signal, as cargo does, and what it runs takes a while to clean up.
+/// In cargo's place: ends at once of a signal, as cargo does, and what it runs takes a while to clean
+/// up. That kills its `sleep` too: a signal that reaches it while it is still a shell is lost.
 const CARGO: &str = r#"#!/bin/sh
-clean_up() { sleep 0.3; rm "$PLACE/running"; exit; }
+clean_up() { kill -KILL $!; sleep 0.3; rm "$PLACE/running"; exit; }
 (trap clean_up TERM; sleep 1000 & echo $! > "$PLACE/pid"; touch "$PLACE/running"; wait) &
 wait
 "#;

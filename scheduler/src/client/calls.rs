@@ -3,15 +3,18 @@
 //! If a connection breaks, the answer is lost, and it is unknown whether the call was carried out. Most
 //! calls of the scheduler are idempotent, so they are retried for a limited time.
 
+use backon::{ConstantBuilder, Retryable as _};
 use std::{future::Future, time::Duration};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 /// How long an answer may take beyond what the scheduler was asked to wait; a scheduler that is away is waited for so long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long after one try that was not answered comes the next.
+/// The shortest delay between a try that was not answered and the next. Jitter adds up to as much again,
+/// so that the hosts of a scheduler that comes back do not all call it at once.
 const RETRY: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_millis(400);
 
 /// Why a call has failed.
 #[derive(Debug, thiserror::Error)]
@@ -68,25 +71,19 @@ where
 {
     let begun = Instant::now();
     let (until, deadline) = (begun + wait, begun + wait + PATIENCE);
-    let mut is_first = true;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let status = match within(deadline, call(left)).await {
-            Ok(answer) => return Ok(answer),
-            Err(status) => status,
-        };
-        if !is_away(&status) {
-            // What was asked before, and not answered, may have been carried out.
-            let is_certain = is_first && !is_doubtful(&status);
-            let failed = if is_certain { Failed::Refused } else { Failed::Unknown };
-            return Err(failed(Box::new(status)));
-        }
-        if Instant::now() + RETRY >= deadline {
-            return Err(Failed::Unknown(Box::new(status)));
-        }
-        is_first = false;
-        sleep(RETRY).await;
-    }
+    let mut tries = 0;
+    let try_once = || {
+        tries += 1;
+        within(deadline, call(until.saturating_duration_since(Instant::now())))
+    };
+    let retries = ConstantBuilder::new().with_delay(RETRY).with_jitter().without_max_times();
+    let may_retry = |status: &Status| is_away(status) && Instant::now() + RETRY_MAX < deadline;
+    try_once.retry(retries).when(may_retry).await.map_err(|status| {
+        // What was asked before, and not answered, may have been carried out.
+        let is_certain = tries == 1 && !is_away(&status) && !is_doubtful(&status);
+        let failed = if is_certain { Failed::Refused } else { Failed::Unknown };
+        failed(Box::new(status))
+    })
 }
 
 /// Makes a call once: it may `wait` so long, and [`PATIENCE`].
