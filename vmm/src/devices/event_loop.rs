@@ -217,6 +217,9 @@ impl DeviceLoop {
     }
 
     /// Starts the thread, or lets it go on; nothing happens when it runs already.
+    ///
+    /// # Errors
+    /// There is no thread to be had, or the thread has ended with an error.
     pub fn start(&mut self) -> Result<(), LoopError> {
         if self.thread.is_some() {
             let mut phase = lock(&self.shared.phase);
@@ -224,7 +227,9 @@ impl DeviceLoop {
                 *phase = Phase::Running;
                 self.shared.changed.notify_all();
             }
-            return Ok(());
+            let has_ended = *phase == Phase::Ended;
+            drop(phase);
+            return if has_ended { self.join() } else { Ok(()) };
         }
         self.spawn(Phase::Running)
     }

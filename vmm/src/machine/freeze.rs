@@ -64,8 +64,8 @@ struct Layer {
     memfd: File,
     /// What is in it, ascending within each pass.
     runs: Vec<Range<u64>>,
-    /// How many page faults there had been before the last search for written pages.
-    faults: u64,
+    /// How many page faults there had been before the last search for written pages, if that is known.
+    faults: Option<u64>,
 }
 
 /// What the pause has left.
@@ -174,7 +174,8 @@ impl Machine {
             }
             Ram::View(base) => {
                 let base = merged(&mut self.merging, base)?;
-                let mut layer = Layer { base, memfd: layers::new_layer(bytes)?, runs: Vec::new(), faults: 0 };
+                let mut layer =
+                    Layer { base, memfd: layers::new_layer(bytes)?, runs: Vec::new(), faults: None };
                 if let Some(tracker) = &self.tracker {
                     if tracked_since.is_none() {
                         for region in self.vm.memory().iter() {
@@ -184,10 +185,12 @@ impl Machine {
                         self.private_pages(Pages::Written).map_err(FreezeError::Pages)?;
                         self.copy_pages(Pages::All, &mut layer)?;
                     }
-                    // A page that is written first is a fault. Where these are few, what was written is left for the pause at once: to
-                    // search twice takes longer than to copy so little.
-                    let faults = tracked_since.map(|then| faults::count().saturating_sub(then));
-                    let is_little = faults.is_some_and(|faults| faults * PAGE_BYTES <= ROUND_MIN_BYTES);
+                    // The first write to a page is a fault. If faults are few, all that was written is left for the pause:
+                    // a second search takes longer than to copy so little. An estimate that is too low
+                    // makes the pause longer, and misses nothing.
+                    let faults =
+                        faults::count().zip(tracked_since).map(|(now, then)| now.saturating_sub(then));
+                    let is_little = faults.is_some_and(|faults| faults <= ROUND_MIN_BYTES / PAGE_BYTES);
                     let rounds = if is_little { 0 } else { ROUNDS_MAX };
                     // A guest that writes much while it is copied is looked at again, so that what the pause copies is little; one
                     // that writes as fast as it is copied is paused after some rounds all the same.
@@ -257,7 +260,8 @@ impl Machine {
                 // The VM's own view stays as it is: the pages are the same.
                 if self.tracker.is_some() {
                     self.ram = Ram::View(generation.clone());
-                    self.tracked_since = Some(faults);
+                    // With 0 the guest counts as one that has written much.
+                    self.tracked_since = Some(faults.unwrap_or(0));
                 }
                 self.merge_beside()?;
                 Ok((generation, copied))

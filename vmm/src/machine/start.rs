@@ -14,6 +14,7 @@ use super::prefault;
 use crate::bus::DevicesError;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::{Layers, LayersError};
+use crate::note::note;
 use crate::persist::Persist;
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
@@ -129,7 +130,9 @@ impl Machine {
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore((&runner.vcpu, runner.index, &tscs)))
         };
-        // Beside the mapping: a vCPU's state needs no memory. Where KVM shares a page with the guest it takes the page at the first entry.
+        // Concurrently with the mapping. KVM looks up the pages that it shares with a guest again at the first
+        // entry. For one MSR it writes to memory at once, the wall clock: that write may be lost here, and
+        // a guest sets the MSR again before it reads the clock.
         let restored = self.vcpus.begin(restore)?;
         let memory = Arc::clone(self.vm.memory());
         layers.map_over(&memory)?;
@@ -143,10 +146,13 @@ impl Machine {
         vm.restore((self.vm.vm(), tsc.ago_ns()))?;
         self.ram = Ram::View(layers);
         self.vcpus.resume();
-        let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;
-        // The guest need not wait for this thread's wake-up: what it notifies meanwhile stays in the eventfds.
+        // After the vCPUs have been woken: what they notify meanwhile stays in the eventfds.
         self.devices.start()?;
-        let prefault_list = read(&given.prefault_list, "prefault list", PREFAULT_LIST_MAX_BYTES)?;
+        let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;
+        // The guest runs, and the list is advice.
+        let prefault_list = read(&given.prefault_list, "prefault list", PREFAULT_LIST_MAX_BYTES)
+            .inspect_err(|error| note(&crate::chain(error)))
+            .unwrap_or_default();
         self.to_prefault = prefault::from_list(&prefault_list, self.memory_bytes());
         self.wants_prefault_list = is_held && self.to_prefault.is_empty();
         Ok(entered)

@@ -2,17 +2,17 @@
 
 use std::mem::MaybeUninit;
 
-/// Page faults of all threads, of this process since its start, those that KVM had for the guest too. A page that is protected
-/// against writing cannot be written without one.
+/// Page faults of all threads of this process since its start, those that KVM had for the guest included.
+/// The first write to a page since it was protected is one, with two rare exceptions: a page that KVM has
+/// swapped in by a kernel thread, and one that the kernel has moved meanwhile. `None`: it cannot be known.
 #[must_use]
-pub fn count() -> u64 {
+pub fn count() -> Option<u64> {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: the kernel writes one `rusage`, in which any bytes, zeros too, are valid.
-    let usage = unsafe {
-        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
-        usage.assume_init()
-    };
-    [usage.ru_minflt, usage.ru_majflt].into_iter().map(|count| u64::try_from(count).unwrap_or(0)).sum()
+    // SAFETY: the kernel writes one `rusage`.
+    let done = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    // SAFETY: any bytes are valid in a `rusage`, zeros too.
+    let usage = (done == 0).then(|| unsafe { usage.assume_init() })?;
+    [usage.ru_minflt, usage.ru_majflt].into_iter().map(|count| u64::try_from(count).ok()).sum()
 }
 
 #[cfg(test)]
@@ -27,11 +27,11 @@ mod tests {
         let file = crate::memory::layers::new_layer(PAGES * PAGE_BYTES).expect("a memfd");
         let layers = crate::memory::layers::Layers::whole(file, PAGES * PAGE_BYTES);
         layers.map_over(&memory).expect("a view");
-        let before = count();
+        let before = count().expect("a count");
         for page in 0..PAGES {
             use vm_memory::Bytes;
             memory.write_obj(1u8, vm_memory::GuestAddress(page * PAGE_BYTES)).expect("a write");
         }
-        assert!(count() - before >= PAGES);
+        assert!(count().expect("a count") - before >= PAGES);
     }
 }

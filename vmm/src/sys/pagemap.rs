@@ -167,16 +167,9 @@ impl Pagemap {
     /// write that comes in between is found the next time.
     fn written_beside(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
-        self.protect_written(start, &unprotected)
-    }
-
-    /// The written pages among those that are not protected; protects them.
-    fn protect_written(&self, start: u64, unprotected: &[Range<u64>]) -> rustix::io::Result<Vec<Range<u64>>> {
         let mut found = Vec::new();
-        for range in join(near(unprotected, NEAR_BYTES), PROTECT_CALLS_MAX) {
-            for run in self.scan(start, range, PRIVATE_WRITTEN)? {
-                push(&mut found, run);
-            }
+        for range in join(near(&unprotected, NEAR_BYTES), PROTECT_CALLS_MAX) {
+            found.extend(self.scan(start, range, PRIVATE_WRITTEN)?);
         }
         Ok(found)
     }
@@ -186,8 +179,16 @@ impl Pagemap {
     /// would be protected unseen, and an entry that is protected without a page looks like a page that is swapped out.
     fn written_at_rest(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
-        let found = self.protect_written(start, &unprotected)?;
-        for range in join(without(&unprotected, &found), PROTECT_CALLS_MAX) {
+        let (ranges, question) = looks_at_rest(&unprotected);
+        let mut found = Vec::new();
+        for range in ranges {
+            for run in self.scan(start, range, question)? {
+                push(&mut found, run);
+            }
+        }
+        let protects = question.flags & PM_SCAN_WP_MATCHING != 0;
+        let left = if protects { without(&unprotected, &found) } else { unprotected };
+        for range in join(left, PROTECT_CALLS_MAX) {
             self.scan(start, range, PROTECT)?;
         }
         Ok(found)
@@ -248,6 +249,16 @@ impl Pagemap {
         }
         Ok(found)
     }
+}
+
+/// Which ranges are searched for written pages while nobody writes, and with which question. If the ranges
+/// are few, one call for each finds and protects. If they are many, only the question is asked of each,
+/// and what is protected is joined: to join what is searched would have the kernel look up resident pages
+/// in between, and the pause would grow with the resident memory.
+fn looks_at_rest(unprotected: &[Range<u64>]) -> (Vec<Range<u64>>, Question) {
+    let ranges = near(unprotected, NEAR_BYTES);
+    let flags = if ranges.len() <= PROTECT_CALLS_MAX { PRIVATE_WRITTEN.flags } else { 0 };
+    (ranges, Question { flags, ..PRIVATE_WRITTEN })
 }
 
 /// The first two numbers of a release such as `6.10.0-rc1`.

@@ -141,8 +141,8 @@ impl<R: 'static> Vcpus<R> {
         self.gate.changed.notify_all();
     }
 
-    /// Has every paused vCPU do `work`, all at once; the caller may do something else until it [collects](Answers::collect) what they
-    /// return.
+    /// Has every paused vCPU do `work`, all at once. The caller may do something else until it
+    /// [collects](Answers::collect) what they return; it must before the vCPUs run.
     ///
     /// # Errors
     /// One of them has ended.
@@ -176,6 +176,7 @@ impl<R: 'static> Vcpus<R> {
 }
 
 /// What the vCPUs will return, in order.
+#[must_use = "a vCPU that has not done its work does it at the next pause"]
 pub struct Answers<T>(Vec<(u8, Receiver<T>)>);
 
 impl<T> Answers<T> {

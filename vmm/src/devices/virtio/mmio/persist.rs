@@ -6,7 +6,7 @@
 //! 2. [`TransportState::restore`].
 //! 3. KVM gets its interrupt controllers and vCPUs: this overwrites every interrupt that came earlier, so none may
 //!    have been raised.
-//! 4. The device loop starts, and with it the edges of step 2 are raised; then, or at the same time, the vCPUs.
+//! 4. The device loop starts, and with it the edges of step 2 are raised; at the same time the vCPUs run.
 //!
 //! Nothing has to be called for step 4. What was only on its way when the VM was saved was in event descriptors of
 //! the process at that time, or in KVM's work queue: so every queue is kicked once, and a device that has something
