@@ -11,11 +11,11 @@
 
 mod freeze;
 mod report;
+mod slots;
 
 use super::{
     blocking::blocking,
     error::Error,
-    family::FilledSlot,
     host::Host,
     pool::OnTheWay,
     supervise::{Supervised, supervise},
@@ -44,6 +44,7 @@ use patina_control::{
 };
 use report::log;
 use scheduler::host::admission::Reservation;
+use slots::FilledSlot;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
