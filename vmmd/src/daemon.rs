@@ -1,4 +1,4 @@
-//! The daemon's life: lock the state, take over what runs, serve, stop. VMs outlive it.
+//! The life of the daemon: lock the state folder, adopt running VMs, serve, stop. VMs outlive it.
 
 use crate::{
     cluster::{Cluster, ClusterError},

@@ -1,5 +1,5 @@
-//! What happens to the VMs of the host, for those who watch: the last of it is remembered, what comes is handed on. What becomes of
-//! tickets is the scheduler's to tell.
+//! Events of the host's VMs for watchers. The latest events are kept; new ones are forwarded. Events of
+//! tickets come from the scheduler.
 
 use patina_proto::v1::{Event, EventKind};
 use std::{

@@ -1,5 +1,5 @@
-//! Numbers for operators, in Prometheus's form: what clones cost. What happens is counted here as it happens; what there is, is
-//! looked at by its owner when somebody asks.
+//! Metrics in Prometheus's format. Counters and histograms are updated here as things happen. Gauges are
+//! collected by their owner when they are read.
 
 use prometheus_client::{
     collector::Collector,

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of `vmmd`.
 
 use crate::plan::address::Range;
 use clap::Parser;

@@ -1,4 +1,4 @@
-//! What tells a process from all others, also after the host was booted again.
+//! Identifies a process uniquely, also across reboots of the host.
 
 use serde::{Deserialize, Serialize};
 use std::{fs, sync::OnceLock};

@@ -1,4 +1,4 @@
-//! Descriptors in tokio's reactor.
+//! Registers descriptors with tokio's reactor.
 #![allow(unsafe_code, reason = "AsyncFd's registration is unsafe by signature")]
 
 use std::{io, os::fd::OwnedFd};

@@ -1,5 +1,6 @@
-//! Taking over what an earlier `vmmd` left: see `decide` for the decisions. It goes on while calls are served: a VM is
-//! used as soon as it is taken over, whatever the others do. What cannot be taken over is set aside and tried again (`retry`).
+//! Adoption: a starting `vmmd` takes over the VMs that an earlier one left. `decide` decides what to do
+//! with each. Adoption continues while calls are served: each VM can be used as soon as it is adopted.
+//! A VM that cannot be adopted is set aside and retried (`retry`).
 
 mod decide;
 mod retry;

@@ -1,4 +1,4 @@
-//! File work, where it may block.
+//! Runs file operations on threads that may block.
 
 use super::error::Error;
 use tokio::task::spawn_blocking;

@@ -1,13 +1,15 @@
-//! Cloning a VM: it is frozen into a generation and goes on; each clone is a VM of the family that starts there.
+//! Cloning: a VM is frozen into a generation and continues. Each clone is a VM of the same family that
+//! starts from that generation.
 //!
 //! ```text
-//!  ready? ▶ vmids, names, warm VMs ▶ room? ▶ freeze, and the vmids are written down ▶ for each clone: start ▶ record
+//!  ready? ▶ clone slots ▶ granted? ▶ freeze, and write the vmids ▶ for each clone: start ▶ record
 //! ```
 //!
-//! A warm VM that gets the generation runs before anything is written about it, and is a VM when its folder, with its record
-//! inside, stands among the others'. A `vmmd` that is killed before that leaves a process without a record, which the next
-//! one ends: nobody was told of it. From the vmids on each clone has its own outcome: one that fails leaves nothing behind
-//! but its vmid, and its siblings do not notice.
+//! A warm vmm runs as soon as it has the generation. It becomes a VM when its folder, with the record
+//! inside, stands among the folders of the other VMs. If `vmmd` is killed before that, a process without
+//! a record is left. The next `vmmd` ends it; no caller has seen it yet. From the clone slots on, each
+//! clone has an outcome of its own: one that fails leaves nothing but a used vmid, and the others are
+//! not affected.
 
 mod freeze;
 mod report;

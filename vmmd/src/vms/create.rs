@@ -1,11 +1,11 @@
-//! Making a VM: every step or none.
+//! Creating a VM: all steps succeed, or all are undone.
 //!
 //! ```text
 //!  check images ▶ name ▶ ports ▶ /dev/kvm ▶ family number, bridge ▶ folder ▶ tap ▶ record ▶ process ▶ record
 //! ```
 //!
-//! The record is written twice. A `vmmd` that is killed before the second time leaves what the next one takes
-//! for half-made: nobody was told of that VM yet.
+//! The record is written twice. If `vmmd` is killed before the second time, the next one finds a
+//! half-made VM and removes it; no caller has seen it yet.
 
 use super::{
     blocking::blocking,

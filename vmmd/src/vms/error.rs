@@ -1,4 +1,4 @@
-//! Why a call about VMs does not work. [`crate::grpc`] turns these into statuses.
+//! Why a call about VMs fails. [`crate::grpc`] turns these errors into statuses.
 
 use super::images::ImageError;
 use crate::{

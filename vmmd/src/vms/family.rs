@@ -1,7 +1,7 @@
 //! Families: their numbers on this host, their vmids, their bridges.
 //!
-//! A vmid is given once: the next one is written down before any VM gets it, so that a `vmmd` that is killed in the
-//! middle of a clone leaves a gap and never a second VM of the same address.
+//! A vmid is never reused. The next vmid is written down before a VM gets one, so a `vmmd` that is
+//! killed during a clone leaves a gap, and never two VMs with the same address.
 
 use super::{blocking::blocking, error::Error, host::Host, table::families::Left, vm::Vm};
 use crate::{

@@ -1,4 +1,4 @@
-//! What there is on a host, in numbers for operators.
+//! Collects the gauges: how many VMs and warm VMs the host has now, and what they use of it.
 
 use super::host::Host;
 use crate::{plan::lifecycle::Phase, process::usage::Usage};

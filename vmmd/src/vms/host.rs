@@ -1,4 +1,4 @@
-//! A host: its VMs, and all that making and ending them needs.
+//! A host: its VMs, and what creating and ending them needs.
 
 use super::{
     error::Error,

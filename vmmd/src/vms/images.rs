@@ -1,4 +1,5 @@
-//! A VM's kernel and root file system, opened and looked at before anything is made. [`disk`]: what a root file system's file is.
+//! Opens and checks a VM's kernel and root file system before anything is created. [`disk`]: recognises
+//! the format of a root file system.
 
 pub mod disk;
 

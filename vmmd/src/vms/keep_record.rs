@@ -1,4 +1,4 @@
-//! Writing the records of VMs that have ended, again where that fails.
+//! Writes the records of ended VMs, and retries if that fails.
 
 use super::{host::Host, vm::Vm};
 use crate::store::{Lasting, VmDir, record::Record};

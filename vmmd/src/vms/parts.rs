@@ -1,4 +1,4 @@
-//! What the vmm of a VM is given.
+//! What a vmm is started with: its configuration and its descriptors.
 
 use crate::{
     clock::unix_ms,

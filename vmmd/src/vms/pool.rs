@@ -1,7 +1,7 @@
-//! Keeps warm VMs ready: one task a family, from when a VM of it is ready to the family's end.
+//! The pool of warm VMs: one task per family, from the first ready VM of the family to its end.
 //!
-//! It works off the clones' path: a VM is made ahead only when no clone of this host is on its way to ready (or has been for
-//! too long), few at a time, and with less priority than what users wait for.
+//! The task stays out of the way of clones. It creates a warm VM only while no clone of this host is
+//! becoming ready (or one takes too long), few at a time, and with a low priority.
 
 use super::{
     host::Host,

@@ -1,5 +1,6 @@
-//! What clones write before they are ready: asked of a first clone, kept for the later ones of its family and for later
-//! families of its image. Nobody waits for it. A clone whose processes were not held knows nothing of use: the next one is asked.
+//! Learns which pages clones write before they are ready: from the first held clone of a family, for its
+//! later clones and for later families of the same image. Nobody waits for it. A clone whose processes
+//! were not held tells nothing useful; then the next one is asked.
 
 use super::{blocking::blocking, error::Error, host::Host, vm::Vm};
 use crate::{

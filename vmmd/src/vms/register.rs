@@ -1,4 +1,4 @@
-//! Registering a host with its scheduler: what the scheduler is told of this host's VMs, and what it orders.
+//! Registration of a host with its scheduler: the host reports its VMs, and carries out kill orders.
 
 use super::{
     host::Host,

@@ -1,5 +1,5 @@
-//! Forgetting VMs that have ended: one that an operator names, and by themselves the oldest of many clones. Masters stay
-//! until somebody removes them.
+//! Removes ended VMs: those that an operator names, and the oldest ended clones automatically. Masters
+//! stay until an operator removes them.
 
 use super::{
     blocking::blocking,

@@ -1,6 +1,6 @@
-//! One task per running VM: hears its vmm, ends it when asked, and cleans up once when it is gone.
+//! One task per running VM. It reads from the vmm, ends it on request, and cleans up once after its end.
 //!
-//! - `talk`: the control connection; `calls`: what the guest asks over it.
+//! - `talk`: the control connection; `calls`: the guest's calls over it.
 
 mod calls;
 mod talk;

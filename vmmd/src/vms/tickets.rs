@@ -1,6 +1,6 @@
-//! The host's way to its scheduler: tickets, which the scheduler keeps, wherever that is. Clones that are asked for by number have
-//! one too, which is granted and used in one step. What has to be done so that the ledger is what runs is in
-//! [`scheduler::host::admission`].
+//! A host's calls to its scheduler about tickets. The scheduler keeps the tickets. Clones requested by
+//! count get a ticket that is granted and used in one step. [`scheduler::host::admission`] keeps the
+//! scheduler's ledger and the running clones consistent.
 
 mod convert;
 

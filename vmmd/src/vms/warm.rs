@@ -1,5 +1,5 @@
-//! A warm VM: a vmm process that has all that a clone needs, but the generation. It has a vmid, a tap and an identity, and
-//! is nobody yet: no VM has its name, and nothing is written about it until it starts.
+//! A warm VM: a vmm process that has all that a clone needs except the generation. It has a vmid, a tap
+//! and an identity. No VM has its name yet, and nothing is written about it until it starts.
 
 use super::error::Error;
 use crate::{

@@ -1,4 +1,4 @@
-//! Making warm VMs.
+//! Creates warm VMs.
 
 use super::{
     blocking::blocking,

@@ -1,4 +1,4 @@
-//! What could not be taken over, or not be written, is tried again; an operator may remove it.
+//! Retries what could not be adopted or written. An operator may remove it meanwhile.
 
 use super::{Outcome, end_stray};
 use crate::{

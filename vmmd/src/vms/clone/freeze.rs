@@ -1,7 +1,7 @@
-//! Freezing a VM into a generation.
+//! Freezes a VM into a generation.
 //!
-//! A VM whose agent is told nothing is frozen while its clones' reservation is made. Where that takes long it is frozen once more:
-//! clones of a machine that has long gone on would be of the past.
+//! A VM whose agent does not prepare is frozen while the scheduler decides. If the decision takes long,
+//! the VM is frozen again, so that its clones do not start from an outdated state.
 
 use crate::{
     plan::lifecycle::Phase,

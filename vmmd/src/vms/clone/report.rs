@@ -1,4 +1,4 @@
-//! What is said of a call for clones: in the log, as an event, in numbers.
+//! Reports the outcome of a clone call: in the log, as an event, and in the metrics.
 
 use super::{Outcome, Source, Times};
 use crate::{metrics::Stage, store::record::Record, vms::host::Host};

@@ -1,7 +1,7 @@
-//! What a guest can look at: the VMs of its family, and its family's tickets.
+//! What a guest can list: the VMs and the tickets of its family.
 //!
-//! An answer is one line, so a list that is too long for it is told in pages: who asks for one names where it begins, and gets
-//! where the next one does.
+//! An answer is one line. A list that is too long for one line has pages: a request names where its page
+//! begins, and the answer says where the next one begins.
 
 use super::{AROUND_BYTES, Answered, optional, refusal, refuse, ticket, together::own_ticket, write};
 use crate::{

@@ -1,10 +1,11 @@
-//! Calls of guests that the host answers. The VM is known by its connection; nothing it says names another family's.
+//! Calls of guests that the host answers. A VM is identified by its connection. It can name nothing that
+//! belongs to another family.
 //!
 //! - `look`: `list`, `lt`, `ticket`.
 //! - [`together`]: `sync`, `leave-data`, `leave`, `join`, `join-data`, `kill`.
-//! - here: `clone`, `rt`; what an error is to a guest.
+//! - here: `clone`, `rt`, and the errors as guests see them.
 //!
-//! [`patina_abi::local`] has a table of all verbs, [`patina_abi::codes`] what each may be refused with.
+//! [`patina_abi::local`] has a table of all verbs, [`patina_abi::codes`] the error codes of each.
 
 mod look;
 pub mod together;

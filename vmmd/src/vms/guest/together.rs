@@ -1,4 +1,4 @@
-//! What the VMs of a ticket do together: they meet, leave results, wait for each other's end, end each other.
+//! What the VMs of a ticket do together: barriers, results, joins and kills.
 
 use super::{Answered, optional, parse, refusal, refuse, ticket, write};
 use crate::vms::{

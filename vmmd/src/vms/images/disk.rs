@@ -1,7 +1,8 @@
-//! What a root file system's file is, by a few KiB of it.
+//! Recognises the format of a root file system from a few KiB of its file.
 //!
-//! What can never be a guest's root disk is refused for every kernel: archives, compressed files, the formats of other VMMs. What the
-//! kernel of Patina's images cannot mount is refused for that kernel only: another one may have the drivers, or an initramfs.
+//! Files that can never be a root disk are refused for every kernel: archives, compressed files, disk
+//! formats of other VMMs. File systems that the kernel of Patina's images cannot mount are refused for
+//! that kernel only. Another kernel may have the driver, or an initramfs.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 

@@ -1,4 +1,5 @@
-//! The calls of a VM's guest: answered beside whatever else is to be done, and cancelled where nobody waits for them any more.
+//! Calls of a VM's guest. They are answered concurrently with the supervisor's other work, and cancelled
+//! if nobody waits for them any more.
 
 use super::Supervisor;
 use crate::vms::{host::GuestCall, vm::EndsWhenLeft};

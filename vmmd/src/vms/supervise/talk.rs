@@ -1,4 +1,4 @@
-//! The control connection of a VM that runs: made again for as long as its vmm lives.
+//! The control connection of a running VM. It is re-established for as long as its vmm lives.
 
 use crate::{
     process::link::{self, PATIENCE},

@@ -1,4 +1,4 @@
-//! Which names are in use, and [which families live](families). Short critical sections, no I/O under the lock.
+//! The names and the [`families`] in use. Critical sections are short, with no I/O under the lock.
 
 pub mod families;
 

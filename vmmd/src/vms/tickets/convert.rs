@@ -1,4 +1,4 @@
-//! VMs in the scheduler's words.
+//! Converts VMs into the scheduler's messages.
 
 use super::ticket_of;
 use crate::{plan::lifecycle::Ended, store::record::Record};

@@ -1,4 +1,4 @@
-//! What of a join passes through a VM in pieces.
+//! The data of a join that passes through a VM, in pieces.
 
 use super::Vm;
 use std::sync::{Arc, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! A family that lives: its vmids, its pool of warm VMs, and what its clones touch.
+//! A family with running VMs: its vmids, its pool of warm VMs, and its prefault list.
 
 use crate::{process::generation::PrefaultList, vms::warm::Pool};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The families that live: their numbers, their vmids, their pools of warm VMs.
+//! The families with running VMs: their numbers, their vmids, their pools of warm VMs.
 
 pub(super) mod family;
 
