@@ -580,7 +580,7 @@ fn an_invalid_generation_ends_a_warm_vm_with_the_reason() -> Result<(), Failed> 
     let short = tempfile::tempfile()?;
     short.set_len(4096)?;
     let bad = [
-        (tiny::Generation { state: garbage(&[0xff; 100])?, ..good.open()? }, "state is not understood"),
+        (tiny::Generation { state: garbage(&[0xff; 100])?, ..good.open()? }, "state cannot be decoded"),
         (tiny::Generation { layers: vec![short.into()], ..good.open()? }, "layer 0 has 4096 bytes"),
         (tiny::Generation { layers: Vec::new(), ..good.open()? }, "0 layers"),
     ];

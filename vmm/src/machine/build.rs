@@ -1,4 +1,4 @@
-//! Makes a VM from its configuration, in the order that KVM needs.
+//! Makes a VM from its configuration, in the order that KVM requires.
 
 use super::Machine;
 use super::connections::{LinkPort, VmConnections};
@@ -68,17 +68,17 @@ pub enum BuildError {
         /// The greatest value that is allowed.
         most: u32,
     },
-    /// The descriptor is of something else.
+    /// The descriptor is not KVM, or has another API version.
     #[error(
-        "use /dev/kvm: what is there is not KVM, or not of API version {KVM_API_VERSION}; is the module loaded (`vmctl doctor`)?"
+        "use /dev/kvm: it is not KVM of API version {KVM_API_VERSION}; check the kernel module with `vmctl doctor`"
     )]
     NotKvm,
-    /// The CPU's extended state does not fit into what is saved of it.
+    /// The CPU's extended state does not fit into the area in which it is saved.
     #[error(
-        "make the VM: KVM keeps {0} bytes of extended state for a vCPU, and more than {max} are not saved; the program that starts vmmd has asked for AMX", max = xstate::AREA_BYTES
+        "make the VM: KVM keeps {0} bytes of extended state for a vCPU, and the vmm saves at most {max}; start vmmd from a program that has not enabled AMX", max = xstate::AREA_BYTES
     )]
     Xstate(i32),
-    /// The family's MAC address is not one.
+    /// The family's MAC address is invalid.
     #[error("make the VM: {0:?} is not a MAC address")]
     Mac(String),
     /// KVM refused.
@@ -89,7 +89,7 @@ pub enum BuildError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
-    /// A thread or descriptor could not be had.
+    /// A thread or descriptor could not be made.
     #[error("make the VM: {what}")]
     Io {
         /// What was wanted.
@@ -97,34 +97,34 @@ pub enum BuildError {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// A descriptor is not there.
+    /// A descriptor is missing.
     #[error(transparent)]
     Inherit(#[from] InheritError),
-    /// The VM cannot begin.
+    /// The first state of the VM could not be made.
     #[error(transparent)]
     Origin(#[from] OriginError),
-    /// KVM takes no RAM.
+    /// KVM refused the RAM.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// No console.
+    /// The console could not be made.
     #[error(transparent)]
     Console(#[from] ConsoleError),
-    /// The root disk has no size.
+    /// The size of the root disk could not be read.
     #[error("use the root disk")]
     Disk(#[from] SizeError),
-    /// The tap is of no use.
+    /// The tap cannot be used.
     #[error("use the tap")]
     Tap(#[from] PortError),
-    /// No vsock.
+    /// The vsock device could not be made.
     #[error(transparent)]
     Vsock(#[from] VsockError),
-    /// No device thread.
+    /// The device thread could not be started.
     #[error(transparent)]
     Loop(#[from] LoopError),
-    /// The rights could not be given away.
+    /// The process could not enter its jail.
     #[error(transparent)]
     Jail(#[from] JailError),
-    /// KVM does not connect a device.
+    /// KVM refused to connect a device.
     #[error(transparent)]
     Wiring(#[from] WiringError),
 }
@@ -177,7 +177,8 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let devices = bus.transports.len() as u32;
     let (vcpus, ram) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
     let listed = kvm.get_msr_index_list().map_err(kvm_failed("KVM_GET_MSR_INDEX_LIST"))?;
-    // A warm VM gets the list with its generation: a vCPU without CPUID does not show all that it will have.
+    // A warm VM gets the list with its generation: a vCPU without CPUID does not show all of its
+    // MSRs.
     let looked_at = if matches!(ram, Ram::Reserved) { &[] } else { &vcpus[..] };
     let msrs = msr_indices(listed.as_slice(), looked_at).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
@@ -220,7 +221,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
 }
 
 fn check(config: &VmConfig) -> Result<(), BuildError> {
-    // What is new in it might be what the VM must not be without.
+    // A newer vmmd may have set an option that the VM depends on and this vmm does not know.
     if config.version > VERSION {
         return Err(BuildError::Version { given: config.version });
     }
@@ -253,7 +254,7 @@ fn check_xstate(bytes: i32) -> Result<(), BuildError> {
     if is_more { Err(BuildError::Xstate(bytes)) } else { Ok(()) }
 }
 
-/// What the network card must know of addresses.
+/// The addresses that the network card needs.
 fn card_owner(config: &VmConfig) -> Result<Owner, BuildError> {
     let identity = &config.identity;
     let mac = |text: &str| parse_mac(text).ok_or_else(|| BuildError::Mac(text.to_owned()));
@@ -328,7 +329,7 @@ fn make_server(
         .map_err(io_failed("the control socket"))
 }
 
-/// What every vCPU works with.
+/// What all vCPUs share.
 struct Around {
     bus: Arc<Bus>,
     memory: Memory,
@@ -353,7 +354,8 @@ impl Around {
     }
 }
 
-/// All vCPUs exist before the first one runs: the kernel starts the others by interrupts of its own.
+/// All vCPUs must exist before the first one runs, because the guest's kernel starts the others
+/// with interrupts.
 fn start_vcpus(gate: Arc<Gate>, vcpus: Vec<VcpuFd>, around: &Around) -> Result<Vcpus<Runner>, BuildError> {
     take_kicks().map_err(io_failed("the handler of its vCPUs' signal"))?;
     let mut threads = Vec::new();

@@ -1,4 +1,4 @@
-//! Where connections of the control socket go that are not the control connection.
+//! Passes connections of the control socket to the guest's vsock ports and console.
 
 use crate::control::mailbox::Mailbox;
 use crate::control::opening::answer;
@@ -12,13 +12,13 @@ use patina_control::messages::Opened;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// What of a VM connections are made to.
+/// The parts of a VM that connections lead to.
 pub struct VmConnections {
     /// The serial console.
     pub console: Arc<Console>,
     /// Dials vsock ports of the guest.
     pub dialer: VsockDialer,
-    /// The network's switch: shut in a clone until it is somebody.
+    /// The network's switch. In a clone it is closed until the clone has its identity.
     pub link: Link,
 }
 
@@ -28,7 +28,8 @@ impl Connections for VmConnections {
     }
 
     fn dial(&self, port: u32, stream: UnixStream) {
-        // The answer goes before the first byte from the guest: the device pumps only after this has returned.
+        // The answer precedes the first byte from the guest, because the device moves data only
+        // after this returns.
         let peer = match stream.try_clone() {
             Ok(peer) => peer,
             Err(error) => {

@@ -1,29 +1,32 @@
-//! Freeze: turns a running VM into a generation, and lets it go on.
+//! Freezes a running VM into a generation and resumes the VM.
 //!
-//! The first time, RAM is a memfd that is mapped shared. No page is copied: the memfd becomes the generation, and the VM
-//! copies on write from now on, like every clone.
+//! At the first freeze, RAM is a memfd that is mapped shared. No page is copied: the memfd becomes
+//! the generation. From then on the VM copies on write, as every clone does.
 //! ```text
-//!  before   private views of RAM are mapped aside, KVM is made to
-//!           forget where its pages are                                  the guest runs
+//!  before   private views of RAM are mapped at other addresses,
+//!           KVM drops its mappings of the pages                         the guest runs
 //!           devices stop                                                the guest runs
 //!  paused   vCPUs stop, all state is saved,
-//!           RAM's shared mapping is moved away, the view takes its place
+//!           each private view replaces a shared mapping of RAM
 //!  after    the old mapping is unmapped, the memfd sealed               the guest runs
 //! ```
-//! Later (and in a clone) RAM is a private view of a generation. The pages that the VM has written since are copied into a
-//! layer, and the new generation is the old one with that layer on top; it is also what the VM's own pages are a view
-//! of now, so that the next freeze copies only what is written from here on. As with live migration, most is copied
-//! before the pause, unless there was little.
+//! At later freezes, and in a clone, RAM is a private view of a generation. The pages that the VM
+//! has written since then are copied into a new layer. The new generation is the old one with that
+//! layer on top. The VM's RAM counts as a view of the new generation, so the next freeze copies
+//! only pages that are written after this one. As in live migration, most pages are copied before
+//! the pause. If few pages were written, all of them are copied in the pause.
 //! ```text
-//!  before   written pages are found, protected again (one step)
-//!           and copied; again, while that is much; devices stop         the guest runs
+//!  before   written pages are found and write-protected in one step,
+//!           then copied; this repeats while many are found;
+//!           devices stop                                                the guest runs
 //!  paused   vCPUs stop, all state is saved,
-//!           the pages that were written meanwhile are copied
+//!           the pages written since the last round are copied
 //!  after    small gaps between the pages are filled from the layers
-//!           below, the memfd is sealed; the merging of a long chain is
-//!           begun, for the next generation                              the guest runs
+//!           below, the memfd is sealed; if the chain of layers is long,
+//!           a merge starts for the next generation                      the guest runs
 //! ```
-//! A host whose kernel does not track writes (before Linux 6.7) copies all private pages in the pause, every time.
+//! If the host's kernel cannot track writes (before Linux 6.7), each freeze copies all private
+//! pages in the pause.
 
 use super::Machine;
 use super::freeze_error::FreezeError;
@@ -52,7 +55,7 @@ use std::ops::Range;
 use std::thread::JoinHandle;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-/// What is ready before the VM is paused.
+/// What was prepared before the pause.
 enum Plan {
     Exchange { views: Vec<PrivateView>, written: Vec<Range<u64>> },
     Copy(Layer),
@@ -68,8 +71,8 @@ struct Layer {
     faults: Option<u64>,
 }
 
-/// What the pause has left.
-enum Taken {
+/// The RAM that the pause captured. [`Machine::finish_freeze`] makes the generation's layers of it.
+enum CapturedRam {
     Exchanged { replaced: Vec<Replaced>, written: Vec<Range<u64>> },
     Copied(Layer),
 }
@@ -78,30 +81,34 @@ enum Taken {
 struct Copied {
     /// Into the generation.
     into: u64,
-    /// For the VM itself, beside it.
+    /// For the VM's own view, concurrently with the guest.
     beside: u64,
 }
 
-/// How often at most what is written while pages are copied is copied as well, before the pause.
+/// The most rounds of copying before the pause. Each round copies the pages written during the
+/// last.
 const ROUNDS_MAX: usize = 4;
-/// So much is left for the pause: it is copied in half a millisecond.
+/// A round that finds no more than this is the last before the pause, which copies so much in half
+/// a millisecond.
 const ROUND_MIN_BYTES: u64 = 1 << 20;
 
-/// What a view is of: the same RAM in fewer layers, if it has been merged meanwhile or must be.
+/// The layers of a view. Takes over the result of a merge that has finished, or waits for it if the
+/// layers are full.
 fn merged(merging: &mut Option<Merging>, view: &mut Layers) -> Result<Layers, FreezeError> {
     let must_be = view.is_full()?;
     if let Some(done) = merging.take_if(|merging| must_be || merging.is_finished()) {
         match done.finish(view) {
             Ok(fewer) => let_go(std::mem::replace(view, fewer)),
-            // There are more layers than there need be. Another freeze begins anew.
+            // The view keeps its layers. A later freeze starts a new merge.
             Err(error) => note(&format!("merge the layers of RAM: {}", crate::chain(&error))),
         }
     }
     Ok(view.clone())
 }
 
-/// Seals the RAM of a VM that works on a view of it by now, and only then prefaults that view: to seal it the kernel looks for pages
-/// that somebody holds, and a copy under way holds one. It would wait, or refuse.
+/// Seals the memfd whose private view is the VM's RAM now, then prefaults that view. The order
+/// matters: before it seals a memfd, the kernel looks for pages with extra references, and a copy
+/// in progress holds one. The kernel would then wait, or refuse to seal.
 fn seal_and_prefault(
     memfd: &File,
     view: &Memory,
@@ -135,15 +142,15 @@ impl Stoppable for Machine {
 }
 
 impl Machine {
-    /// Freezes the VM, whose other processes are held or not, and lets it go on.
+    /// Freezes the VM and resumes it. `is_held` says whether the guest's other processes are held.
     ///
     /// # Errors
     /// See [`FreezeError`].
     pub fn freeze(&mut self, is_held: bool) -> Result<Generation, FreezeError> {
         let plan = self.plan()?;
-        let ((mut state, taken), pause) = stand_still(self, |machine, vcpus| machine.take(vcpus, plan))?;
-        // What takes time comes after the pause: the guest runs again.
-        let (layers, copied) = self.finish_taking(taken)?;
+        let ((mut state, ram), pause) = stand_still(self, |machine, vcpus| machine.capture(vcpus, plan))?;
+        // Slow work comes after the pause, while the guest runs again.
+        let (layers, copied) = self.finish_freeze(ram)?;
         let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
         state.memory = layers.extents().clone();
         state.is_held = is_held;
@@ -154,8 +161,9 @@ impl Machine {
 
     fn plan(&mut self) -> Result<Plan, FreezeError> {
         let bytes = self.memory_bytes();
-        // What is found written and then does not come into a generation would be missed by the next one: until this one
-        // is made, nothing is known.
+        // A search for written pages also resets the record of them. If this freeze fails after a
+        // search, the next one would miss those pages. So tracking counts as lost until this
+        // generation is made.
         let tracked_since = self.tracked_since.take();
         match &mut self.ram {
             Ram::Reserved => Err(FreezeError::Warm),
@@ -166,7 +174,7 @@ impl Machine {
                 let views = self.vm.memory().iter().filter_map(view).collect::<Result<_, _>>();
                 let views = views.map_err(FreezeError::View)?;
                 let written = self.written_since_ready()?;
-                // Taking pages away from KVM takes time for each of them: here the guest runs meanwhile.
+                // KVM takes time to drop each page. Here the guest runs meanwhile.
                 for region in self.vm.memory().iter() {
                     view::forget_pages(region).map_err(FreezeError::View)?;
                 }
@@ -181,19 +189,22 @@ impl Machine {
                         for region in self.vm.memory().iter() {
                             tracker.track(region).map_err(FreezeError::Pages)?;
                         }
-                        // Asking protects them, so that the next question finds what is written from here on.
+                        // A search also write-protects the pages, so the next one finds only later
+                        // writes.
                         self.private_pages(Pages::Written).map_err(FreezeError::Pages)?;
                         self.copy_pages(Pages::All, &mut layer)?;
                     }
-                    // The first write to a page is a fault. If faults are few, all that was written is left for the pause:
-                    // a second search takes longer than to copy so little. An estimate that is too low
-                    // makes the pause longer, and misses nothing.
+                    // The first write to a page is a fault. If there were few faults, few pages
+                    // were written, and the pause copies them: a second search takes longer than
+                    // that copy. An estimate that is too low makes the pause longer, and misses
+                    // nothing.
                     let faults =
                         faults::count().zip(tracked_since).map(|(now, then)| now.saturating_sub(then));
                     let is_little = faults.is_some_and(|faults| faults <= ROUND_MIN_BYTES / PAGE_BYTES);
                     let rounds = if is_little { 0 } else { ROUNDS_MAX };
-                    // A guest that writes much while it is copied is looked at again, so that what the pause copies is little; one
-                    // that writes as fast as it is copied is paused after some rounds all the same.
+                    // While a guest writes many pages during a round, another round follows, so
+                    // that few are left for the pause. A guest that writes as fast as pages are
+                    // copied is paused after the last round.
                     for _ in 0..rounds {
                         if self.copy_pages(Pages::Written, &mut layer)? <= ROUND_MIN_BYTES {
                             break;
@@ -205,27 +216,28 @@ impl Machine {
         }
     }
 
-    /// Takes the paused VM's state and memory.
-    fn take(&self, vcpus: Vec<VcpuState>, plan: Plan) -> Result<(MachineState, Taken), FreezeError> {
+    /// Captures the paused VM's state and memory.
+    fn capture(&self, vcpus: Vec<VcpuState>, plan: Plan) -> Result<(MachineState, CapturedRam), FreezeError> {
         let state = self.save(vcpus)?;
-        let taken = match plan {
+        let ram = match plan {
             Plan::Exchange { views, written } => {
-                Taken::Exchanged { replaced: self.exchange(views)?, written }
+                CapturedRam::Exchanged { replaced: self.exchange(views)?, written }
             }
             Plan::Copy(mut layer) => {
                 let pages = if self.tracker.is_some() { Pages::WrittenAtRest } else { Pages::All };
-                // Before the search, so that no fault after it is missed.
+                // Read before the search, so that every fault after the search is counted.
                 layer.faults = faults::count();
                 self.copy_pages(pages, &mut layer)?;
-                Taken::Copied(layer)
+                CapturedRam::Copied(layer)
             }
         };
-        Ok((state, taken))
+        Ok((state, ram))
     }
 
-    /// Copies pages into the layer; returns how many bytes.
+    /// Copies pages into the layer. Returns the number of bytes.
     fn copy_pages(&self, which: Pages, layer: &mut Layer) -> Result<u64, FreezeError> {
-        // These and no more: what lies between them would be read, and so made, in the layers below, and the guest waits.
+        // Only these pages. To copy the gaps as well would read them from the layers below, which
+        // takes time while the guest waits.
         let runs = self.private_pages(which).map_err(FreezeError::Pages)?;
         layers::copy_runs(self.vm.memory(), &runs, &layer.memfd)?;
         let bytes = bytes_of(&runs);
@@ -233,16 +245,17 @@ impl Machine {
         Ok(bytes)
     }
 
-    /// Makes the generation's RAM of what was taken; returns it and how much was copied.
-    fn finish_taking(&mut self, taken: Taken) -> Result<(Layers, Copied), FreezeError> {
-        match taken {
-            Taken::Exchanged { replaced, written } => {
+    /// Makes the generation's layers from the captured RAM. Returns them and how much was copied.
+    fn finish_freeze(&mut self, ram: CapturedRam) -> Result<(Layers, Copied), FreezeError> {
+        match ram {
+            CapturedRam::Exchanged { replaced, written } => {
                 let bytes = self.memory_bytes();
-                // The VM works on a private view now. Whatever fails from here on, the memfd is its RAM no more.
+                // The VM works on a private view now. Even if a later step fails, the memfd is no
+                // longer its RAM.
                 let Ram::Shared(memfd) = std::mem::replace(&mut self.ram, Ram::Reserved) else {
                     return Err(FreezeError::Warm);
                 };
-                // The last writable mapping goes, and with the seals nobody can make another.
+                // This drops the last writable mapping. The seals prevent a new one.
                 drop(replaced);
                 let beside = bytes_of(&written);
                 let sealed = seal_and_prefault(&memfd, self.vm.memory(), written);
@@ -250,14 +263,14 @@ impl Machine {
                 self.ram = Ram::View(base.clone());
                 sealed.map(|_| (base, Copied { into: 0, beside }))
             }
-            Taken::Copied(Layer { base, memfd, runs, faults }) => {
+            CapturedRam::Copied(Layer { base, memfd, runs, faults }) => {
                 let runs = union(runs);
                 let copied = Copied { into: bytes_of(&runs), beside: 0 };
                 let mut generation = if runs.is_empty() { base } else { base.with(runs, memfd)? };
                 if generation.is_full()? {
                     generation = generation.merge()?;
                 }
-                // The VM's own view stays as it is: the pages are the same.
+                // The VM's own mappings stay: their pages have the same content.
                 if self.tracker.is_some() {
                     self.ram = Ram::View(generation.clone());
                     // With 0 the guest counts as one that has written much.
@@ -269,8 +282,8 @@ impl Machine {
         }
     }
 
-    /// Begins to merge the layers of the VM's own view, for its next generation, where they are many: on a thread of its own, since it may
-    /// copy as much as all of RAM, and nobody is to wait for that.
+    /// If the VM's own view has many layers, starts to merge them for its next generation. The
+    /// merge may copy as much as all of RAM, so it has a thread of its own.
     fn merge_beside(&mut self) -> Result<(), FreezeError> {
         if let Ram::View(layers) = &self.ram
             && self.merging.is_none()
@@ -283,8 +296,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts the private views in the place of the shared mappings. Nobody may look at RAM. KVM keeps its slots, as no address
-    /// changes: moving the old pages away has it forget them, through the kernel's MMU notifiers, before the move is done.
+    /// Replaces the shared mappings of RAM with the private views. Nothing may access RAM
+    /// meanwhile. KVM keeps its memory slots, because no address changes. Before the old pages are
+    /// moved away, the kernel's MMU notifiers make KVM drop its mappings of them.
     fn exchange(&self, views: Vec<PrivateView>) -> Result<Vec<Replaced>, FreezeError> {
         let memory = self.vm.memory();
         let replaced =

@@ -7,49 +7,49 @@ use crate::memory::layers::LayersError;
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::PersistError;
 
-/// Why a VM could not be frozen. It goes on, unless [`FreezeError::is_fatal`].
+/// Why a VM could not be frozen. The VM continues, unless [`FreezeError::is_fatal`].
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
-    /// It does not run yet.
-    #[error("freeze the VM: it waits for a generation to start from")]
+    /// The VM does not run yet.
+    #[error("freeze the VM: it is warm and has not started from a generation yet")]
     Warm,
-    /// There is no room for a second view, or the first cannot be left.
+    /// A private view cannot be mapped, or KVM cannot drop the old pages.
     #[error("freeze the VM: map a private view of its RAM")]
     View(#[source] rustix::io::Errno),
-    /// A vCPU's state could not be taken.
+    /// A vCPU's state could not be saved.
     #[error("freeze the VM")]
     Vcpu(#[from] PersistError),
     /// A vCPU has ended.
     #[error("freeze the VM")]
     Ended(#[from] VcpuEnded),
-    /// The VM's state could not be taken.
+    /// The VM's state could not be saved.
     #[error("freeze the VM")]
     Vm(#[from] VmPersistError),
     /// The device thread has ended.
     #[error("freeze the VM")]
     Devices(#[from] LoopError),
-    /// The VM has no memory now.
+    /// The exchange of memory failed half-way, so the VM has lost memory.
     #[error("freeze the VM: exchange its memory")]
     Memory(#[source] rustix::io::Errno),
     /// The page tables could not be read.
     #[error("freeze the VM: find its private pages")]
     Pages(#[source] rustix::io::Errno),
-    /// What it has written could not be found.
+    /// The pages that the VM has written could not be found.
     #[error("freeze the VM")]
     Written(#[from] PrefaultError),
     /// The layer could not be made.
     #[error("freeze the VM")]
     Layer(#[from] LayersError),
-    /// Somebody else still has a writable mapping of the RAM.
+    /// The memfd could not be sealed: a writable mapping of the RAM is left.
     #[error("freeze the VM: seal its generation")]
     Seal(#[source] rustix::io::Errno),
-    /// The state is too large.
-    #[error("freeze the VM: write its state")]
+    /// The state could not be encoded.
+    #[error("freeze the VM: encode its state")]
     Encode(#[from] postcard::Error),
 }
 
 impl FreezeError {
-    /// The VM cannot go on: it has lost its memory, or its devices.
+    /// Whether the VM cannot continue because it has lost its memory or its devices.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Memory(_) | Self::Devices(_))

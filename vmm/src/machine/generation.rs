@@ -1,4 +1,4 @@
-//! What a VM is frozen into, and what a clone starts from.
+//! The image that a freeze makes of a VM, and that a clone starts from.
 
 use super::persist::VmState;
 use crate::devices::console::persist::ConsoleState;
@@ -11,18 +11,19 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::sync::Arc;
 
-/// All of a VM but its pages.
+/// The state of a VM without its pages.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
     /// The VM's RAM, MiB.
     pub memory_mib: u32,
     /// Which layer has which page.
     pub memory: Extents,
-    /// Nobody but the agent runs in a clone before it is ready: what it writes till then, every clone of its image writes.
+    /// Whether only the agent runs in a clone until the clone is ready. If so, all clones of the
+    /// generation write much the same pages until then.
     pub is_held: bool,
     /// The states of the vCPUs, in the order of their numbers.
     pub vcpus: Vec<VcpuState>,
-    /// What KVM keeps of the VM.
+    /// The state that KVM keeps of the VM.
     pub vm: VmState,
     /// The virtio devices, in the order of their windows.
     pub transports: Vec<TransportState>,
@@ -35,19 +36,19 @@ pub struct MachineState {
 pub struct Generation {
     /// [`MachineState`], encoded with postcard.
     pub state: Vec<u8>,
-    /// The memfds of the RAM. Nothing can write to them any more.
+    /// The memfds of the RAM, sealed against writes.
     pub layers: Vec<Arc<File>>,
-    /// What it has cost.
+    /// What the freeze cost: its pause and the pages that it copied.
     pub frozen: Frozen,
 }
 
-/// What a VM's RAM is.
+/// What backs a VM's RAM.
 #[derive(Debug)]
 pub enum Ram {
     /// Its own memfd, mapped shared.
     Shared(File),
     /// A private view of a generation.
     View(Layers),
-    /// Reserved address space.
+    /// Only reserved address space, as in a warm VM.
     Reserved,
 }

@@ -1,16 +1,18 @@
-//! One VM, put together: memory, kernel, devices and vCPUs. Its verbs work on [`Machine`].
+//! One whole VM: memory, kernel, devices and vCPUs. The operations below work on [`Machine`].
 //!
-//! - [`build`]: makes it all from a configuration.
-//! - [`wiring`]: devices to KVM: kicks, interrupts, windows.
-//! - [`connections`]: connections of the control socket to the guest's vsock and console. [`orders`]: what is asked of the VM itself.
-//! - [`generation`]: what a VM is frozen into.
-//! - [`origin`]: where a VM begins: with a kernel, or warm, waiting for a generation.
-//! - [`start`]: gives a warm VM its generation.
-//! - [`freeze`]: turns the VM into a generation and lets it go on.
-//! - `standstill`: in which order it stops for that, and whether it goes on. `merging`: fewer layers for its next generation.
+//! - [`build`]: makes a VM from a configuration.
+//! - [`wiring`]: connects devices to KVM (ioeventfd, irqfd).
+//! - [`connections`]: passes connections of the control socket to the guest's vsock and console.
+//! - [`orders`]: carries out the operations that `vmmd` requests.
+//! - [`generation`]: the image that a freeze makes and a clone starts from.
+//! - [`origin`]: the first state of a VM: a loaded kernel, or warm (waiting for a generation).
+//! - [`start`]: starts a warm VM from a generation.
+//! - [`freeze`]: freezes the VM into a generation and resumes it.
+//! - `standstill`: the order in which the parts of a VM stop and resume.
+//! - `merging`: merges the layers of RAM for the next generation.
 //! - [`prefault`]: copies pages in bulk before the guest writes them.
-//! - `tune`: what KVM is told to leave.
-//! - [`persist`]: what KVM keeps of a VM, saved and restored.
+//! - `tune`: switches off features of KVM that these VMs do not need.
+//! - [`persist`]: saves and restores the state that KVM keeps of a VM.
 
 pub mod build;
 pub mod connections;
@@ -40,7 +42,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-/// The parts of a VM that its orders work on: freeze, start, prefault.
+/// The parts of a VM that freeze, start and prefault work on.
 pub struct Machine {
     bus: Arc<Bus>,
     devices: DeviceLoop,
@@ -48,27 +50,28 @@ pub struct Machine {
     vm: VmWithMemory,
     ram: Ram,
     pagemap: Pagemap,
-    /// Tells which pages are written, if the kernel can.
+    /// Finds the pages that are written. Absent if the kernel cannot track writes.
     tracker: Option<WriteTracker>,
-    /// Present if what it tells is all that is not in [`Machine::ram`]'s layers yet: how many page faults there had been when it
-    /// was asked last ([`faults::count`](crate::sys::faults::count)).
+    /// Present if the tracker knows every page that is not in [`Machine::ram`]'s layers yet. The
+    /// value is the number of page faults at the tracker's last search
+    /// ([`faults::count`](crate::sys::faults::count)).
     tracked_since: Option<u64>,
     memory_mib: u32,
-    /// Fewer layers for the next generation, in the making.
+    /// A merge in progress, which gives the next generation fewer layers.
     merging: Option<Merging>,
     /// The MSRs that make up a vCPU's state.
     msrs: Arc<[u32]>,
     /// Ranges of RAM that are still to be prefaulted.
     to_prefault: Vec<Range<u64>>,
-    /// Ranges of RAM that the VM wrote from its start to ready.
+    /// Ranges of RAM that the VM wrote between its start and ready.
     prefault_list: Vec<Range<u64>>,
     wants_prefault_list: bool,
-    /// Whether the tracker looks at RAM that is shared still.
+    /// Whether the tracker tracks RAM that is still mapped shared.
     tracks_shared: bool,
 }
 
 impl Machine {
-    /// Stops the devices and brings the console's last output to its log.
+    /// Stops the devices and writes the console's last output to its log.
     pub fn finish(&mut self) {
         if let Err(error) = self.devices.stop() {
             note(&crate::chain(&error));
@@ -81,7 +84,7 @@ impl Machine {
         self.in_ram(|region| self.pagemap.private(region, which))
     }
 
-    /// What is found in each region, in bytes of RAM.
+    /// What `find` returns for each region, as ranges of bytes of RAM.
     fn in_ram(
         &self,
         find: impl Fn(&GuestRegionMmap) -> rustix::io::Result<Vec<Range<u64>>>,

@@ -1,9 +1,9 @@
-//! What the control thread asks of the VM.
+//! Carries out what the control thread requests of the VM: freeze, start and prefault list.
 
 use super::Machine;
 use super::freeze_error::FreezeError;
 use super::generation::Generation;
-use super::start::{Given, StartError};
+use super::start::{GenerationFiles, StartError};
 use crate::control::vm::{Failure, Reply, VmControl};
 use crate::note::note;
 use patina_control::end::{End, EndKind};
@@ -26,16 +26,16 @@ impl VmControl for Machine {
     fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure> {
         let mut files = descriptors.into_iter().map(File::from);
         let (Some(state), Some(prefault_list)) = (files.next(), files.next()) else {
-            return Err(Failure::Refused("start: the call came without a state and a list of pages".into()));
+            return Err(Failure::Refused("start: the request has no state or no prefault list".into()));
         };
-        let given = Given { state, prefault_list, layers: files.collect() };
-        let entered_ns = Self::start(self, given)
+        let files = GenerationFiles { state, prefault_list, layers: files.collect() };
+        let entered_ns = Self::start(self, files)
             .map_err(|error| failure(&error, !matches!(error, StartError::Running)))?;
         Ok(Reply { opened: Opened::Started { entered_ns }, files: Vec::new() })
     }
 
     fn started(&mut self) {
-        // Whoever waits for the answer need not wait for this, and the guest runs beside it.
+        // The answer was sent already, and the guest runs meanwhile.
         self.prefault();
     }
 

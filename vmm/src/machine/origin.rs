@@ -1,4 +1,4 @@
-//! Where a VM begins: with a kernel's first instruction, or as a warm VM that waits for a generation.
+//! The first state of a VM: at a kernel's first instruction, or warm (waiting for a generation).
 
 use crate::boot::{cmdline, kernel, tables};
 use crate::machine::generation::Ram;
@@ -11,25 +11,25 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use patina_control::config::{KvmKind, Start};
 use std::fs::File;
 
-/// Why a VM cannot begin there.
+/// Why the first state of a VM could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum OriginError {
-    /// A descriptor is not there.
+    /// A descriptor is missing.
     #[error(transparent)]
     Inherit(#[from] InheritError),
-    /// No RAM.
+    /// The RAM could not be allocated or reserved.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// No kernel.
+    /// The kernel could not be loaded.
     #[error(transparent)]
     Kernel(#[from] kernel::KernelError),
-    /// No command line.
+    /// The command line could not be composed.
     #[error(transparent)]
     Cmdline(#[from] cmdline::CmdlineError),
-    /// No boot tables.
+    /// The boot tables could not be written.
     #[error(transparent)]
     Tables(#[from] tables::TablesError),
-    /// No vCPU.
+    /// A vCPU could not be set up.
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// A vCPU could not be made.
@@ -37,7 +37,7 @@ pub enum OriginError {
     Create(#[source] kvm_ioctls::Error),
 }
 
-/// Where a VM begins, with its RAM.
+/// The first state of a VM, with its RAM.
 pub struct Origin {
     memory: Memory,
     from: From,
@@ -49,10 +49,10 @@ enum From {
 }
 
 impl Origin {
-    /// Opens what `start` says, for a VM with so much RAM.
+    /// Opens what `start` names, for a VM with `bytes` of RAM.
     ///
     /// # Errors
-    /// No RAM.
+    /// The RAM or the kernel's descriptor is not available.
     pub fn open(start: &Start, bytes: u64, inherited: &mut Inherited) -> Result<Self, OriginError> {
         match start {
             Start::Boot { kernel_fd, cmdline } => {
@@ -70,11 +70,11 @@ impl Origin {
         &self.memory
     }
 
-    /// Makes the vCPUs of a VM that has its memory and `devices` virtio devices: ready to run, or in a warm VM to be
-    /// given their state. Returns them with what the RAM is.
+    /// Makes the vCPUs of a VM that has its memory and `devices` virtio devices. They are ready to
+    /// run, or in a warm VM ready to restore a state. Returns them with the VM's RAM.
     ///
     /// # Errors
-    /// The kernel does not load; KVM refuses.
+    /// The kernel cannot be loaded, or KVM refuses.
     pub fn vcpus(
         self,
         vm: &VmFd,

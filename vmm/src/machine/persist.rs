@@ -1,4 +1,5 @@
-//! The state of a VM besides its memory, its vCPUs and its devices: interrupt controllers, timer, clock.
+//! Saves and restores what KVM keeps of a VM: interrupt controllers, timer and clock. Memory, vCPUs
+//! and devices are saved elsewhere.
 
 use crate::persist::Persist;
 use kvm_bindings::{
@@ -8,7 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
-/// Why the state could not be taken or given back.
+/// Why the state could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} the VM: {call}")]
 pub struct VmPersistError {
@@ -17,7 +18,7 @@ pub struct VmPersistError {
     source: kvm_ioctls::Error,
 }
 
-/// What KVM keeps of a VM.
+/// The state that KVM keeps of a VM.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmState {
     irqchips: Vec<kvm_irqchip>,
@@ -31,8 +32,9 @@ fn failed(operation: &'static str, call: &'static str) -> impl Fn(kvm_ioctls::Er
 
 impl Persist for VmState {
     type Source<'a> = &'a VmFd;
-    /// A fresh VM, after its vCPUs have their states: an interrupt that waits in the IOAPIC goes to a local APIC at once.
-    /// And for how many nanoseconds its TSCs have run already: the clock follows.
+    /// A new VM whose vCPUs are restored already, since a pending interrupt in the IOAPIC goes to a
+    /// local APIC at once. And for how many nanoseconds its TSCs have run since the save: the clock
+    /// is set ahead by them.
     type Target<'a> = (&'a VmFd, u64);
     type Restored = ();
     type SaveError = VmPersistError;
@@ -57,8 +59,8 @@ impl Persist for VmState {
             vm.set_irqchip(chip).map_err(failed("restore", "KVM_SET_IRQCHIP"))?;
         }
         vm.set_pit2(&self.pit).map_err(failed("restore", "KVM_SET_PIT2"))?;
-        // The flags say how the time was taken; with them it would be moved on by what has passed since. A clone's
-        // clock goes on where its parent stood.
+        // With the flags of the save, KVM would add the time that has passed since. A clone's clock
+        // continues from the time of its parent's freeze.
         let clock =
             kvm_clock_data { flags: 0, clock: self.clock.clock.saturating_add(since_ns), ..self.clock };
         vm.set_clock(&clock).map_err(failed("restore", "KVM_SET_CLOCK"))
@@ -66,7 +68,8 @@ impl Persist for VmState {
 }
 
 impl VmState {
-    /// The host's TSC when the clock was read, where KVM tells (since Linux 5.16, with a stable TSC).
+    /// The host's TSC when the clock was read. KVM reports it since Linux 5.16, if the TSC is
+    /// stable.
     #[must_use]
     pub fn clock_tsc(&self) -> Option<u64> {
         (self.clock.flags & KVM_CLOCK_HOST_TSC != 0).then_some(self.clock.host_tsc)

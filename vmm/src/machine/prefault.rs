@@ -1,8 +1,10 @@
-//! Prefaults pages: copies them in bulk, which is many times cheaper than one by one, as they are written.
+//! Prefaults pages: copies them in bulk, which costs much less than one page fault for each page.
 //!
-//! - A clone begins with the pages that an earlier clone wrote before it was ready, while nobody but its agent ran.
-//! - A VM that is frozen for the first time goes on with those that it has written since it was ready: it is likely to
-//!   write them again, and every one would have to be copied then. What only its boot wrote is left.
+//! - In a clone, these are the pages that an earlier clone wrote before it was ready, while only
+//!   the agent ran.
+//! - In a VM that was frozen for the first time, these are the pages that it had written since it
+//!   was ready. It is likely to write them again, and each write would copy a page. Pages that only
+//!   its boot wrote are not prefaulted.
 
 use super::Machine;
 use super::generation::Ram;
@@ -21,12 +23,13 @@ use vm_memory::GuestMemoryBackend;
 
 /// Most RAM that is prefaulted for a VM that was frozen, bytes.
 const PARENT_MAX_BYTES: u64 = 128 << 20;
-/// So much is copied in one call: the VM's own faults wait for no more than that.
+/// The most that one call copies. The VM's own faults wait for one call at most.
 const CHUNK_BYTES: u64 = 256 << 10;
 /// Most ranges in a prefault list.
 const RANGES_MAX: usize = 4096;
 const _: () = assert!(RANGES_MAX as u64 * 16 <= PREFAULT_LIST_MAX_BYTES);
-/// Most RAM in such a list, bytes. A clone writes about a third of that before it is ready; more is no list of what all will write.
+/// Most RAM in a prefault list, bytes. A clone writes about a third of that before it is ready. A
+/// longer list is not likely to hold for other clones.
 const PREFAULT_MAX_BYTES: u64 = 4 << 20;
 
 /// The page tables could not be read.
@@ -40,8 +43,8 @@ impl Machine {
         copy(self.vm.memory(), std::mem::take(&mut self.to_prefault));
     }
 
-    /// The agent is ready: notes what a clone has written so far, unless it was told, and from when on a VM that
-    /// booted writes what it will write again.
+    /// Called when the agent is ready. A clone without a prefault list records the pages that it
+    /// has written so far. A VM that booted starts to track its writes.
     ///
     /// # Errors
     /// The page tables cannot be read.
@@ -63,8 +66,8 @@ impl Machine {
         Ok(())
     }
 
-    /// The pages that a VM has written since it was ready, which is about to be frozen for the first time. It is
-    /// tracked no more.
+    /// The pages that a VM has written since it was ready. Called before its first freeze. Ends the
+    /// tracking.
     ///
     /// # Errors
     /// The page tables cannot be read.
@@ -86,13 +89,14 @@ impl Machine {
     }
 }
 
-/// The list of these pages; empty where they are too many for one.
+/// The prefault list for these pages. Empty if they are too many for a list.
 fn list_of(pages: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let list = join(pages, RANGES_MAX);
     if bytes_of(&list) <= PREFAULT_MAX_BYTES { list } else { Vec::new() }
 }
 
-/// Reads a prefault list for RAM of `ram_bytes`. It is advice: what is not within RAM is left out, and where it is too much, all.
+/// Reads a prefault list for RAM of `ram_bytes`. The list is advice: ranges outside RAM are left
+/// out, and a list that is too long is ignored.
 pub(super) fn from_list(list: &[u8], ram_bytes: u64) -> Vec<Range<u64>> {
     let mut words =
         list.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
@@ -127,7 +131,7 @@ fn copy(memory: &Memory, ranges: Vec<Range<u64>>) {
         for start in range.clone().step_by(CHUNK_BYTES as usize) {
             for part in parts(memory, start..range.end.min(start + CHUNK_BYTES)) {
                 if let Err(error) = view::prefault(part.region, part.at, part.bytes) {
-                    // They are copied when they are written, then.
+                    // The pages are copied when the guest writes them.
                     return note(&format!("prefault pages: {error}"));
                 }
             }
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_is_one_reads_back() {
+    fn a_valid_list_reads_back() {
         let pages: Vec<_> = (0..100).map(|n| n * 0x3000..n * 0x3000 + 0x1000).collect();
         let list = list_of(pages.clone());
         assert_eq!(list, pages);
@@ -155,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_no_list() {
+    fn a_list_that_is_too_long_is_ignored() {
         let most = |bytes| std::iter::once(0..bytes).collect();
         assert_eq!(list_of(most(PREFAULT_MAX_BYTES)).len(), 1);
         assert_eq!(list_of(most(PREFAULT_MAX_BYTES + 4096)), []);
@@ -164,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_are_none_are_left_out() {
+    fn invalid_ranges_are_left_out() {
         let bad = [(1, 4096), (4096, 1), (RAM, 4096), (RAM - 4096, 8192), (0, 0), (u64::MAX - 4095, 4096)];
         let mut list = words(&bad);
         list.extend(words(&[(8192, 4096)]));

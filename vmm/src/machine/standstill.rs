@@ -1,30 +1,34 @@
-//! In which order a VM stops, so that its state and memory can be taken, and whether it goes on afterwards.
+//! Pauses a VM: the order in which its parts stop and resume, and when they must not resume.
 //!
 //! ```text
-//!  guest runs     the device loop stops: for one turn of one queue at most, and what comes meanwhile stays pending
-//!  guest stands   vCPUs stop and give their state, the rest is taken; devices and vCPUs go on
+//!  guest runs     the device loop stops, after one turn of one queue at most;
+//!                 later notifications stay pending
+//!  guest paused   vCPUs stop and save their state, the rest is captured;
+//!                 devices and vCPUs resume
 //! ```
-//! The devices stop first: otherwise the guest would stand still as long as the requests take that it has put into its queues.
+//! The devices stop first. Otherwise the pause would include the time that the requests in the
+//! guest's queues take.
 
 use super::freeze_error::FreezeError;
 use std::time::{Duration, Instant};
 
-/// What can stand still.
+/// A machine that can be paused.
 pub(super) trait Stoppable {
-    /// What its vCPUs give as they stop.
+    /// The state that the vCPUs save as they stop.
     type Vcpus;
     /// Stops the devices.
     fn stop_devices(&mut self) -> Result<(), FreezeError>;
-    /// Stops the vCPUs and takes their state.
+    /// Stops the vCPUs and saves their state.
     fn stop_vcpus(&mut self) -> Result<Self::Vcpus, FreezeError>;
-    /// Lets the devices go on.
+    /// Starts the devices again.
     fn start_devices(&mut self) -> Result<(), FreezeError>;
-    /// Lets the vCPUs go on.
+    /// Resumes the vCPUs.
     fn resume_vcpus(&mut self);
 }
 
-/// Does `work` while the machine stands still, and lets it go on unless the work has failed for good: a VM without its memory
-/// must not run another instruction, nor may its devices. Returns how long the vCPUs stood as well.
+/// Does `work` while the machine is paused, then resumes it. After a fatal error the machine stays
+/// paused: neither its vCPUs nor its devices may run without its memory. Returns how long the vCPUs
+/// were paused as well.
 pub(super) fn stand_still<M: Stoppable, T>(
     machine: &mut M,
     work: impl FnOnce(&mut M, M::Vcpus) -> Result<T, FreezeError>,
@@ -40,7 +44,7 @@ pub(super) fn stand_still<M: Stoppable, T>(
         machine.resume_vcpus();
     }
     let stood = before.elapsed();
-    // Without devices it cannot go on: that is worse than what went wrong before.
+    // Without devices the VM cannot continue, so this error is reported before that of the work.
     started?;
     worked.map(|worked| (worked, stood))
 }

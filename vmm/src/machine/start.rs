@@ -1,11 +1,11 @@
-//! Start: gives a warm VM a generation, and lets it run.
+//! Starts a warm VM from a generation.
 //!
 //! ```text
 //!  state, layers ──┬▶ vCPUs ────────────────┬▶ interrupt controllers, timer, clock ▶ run ▶ device loop
 //!                  └▶ RAM is mapped ▶ devices ┘
 //! ```
-//! The reasons for this order are at [`Persist`]. Everything that takes time without
-//! knowing the generation was done when the VM was made: see [`super::build`].
+//! [`Persist`] gives the reasons for this order. Slow work that does not depend on the generation
+//! was done when the VM was made: see [`super::build`].
 
 use super::Machine;
 use super::generation::{MachineState, Ram};
@@ -27,11 +27,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-/// Why a VM could not start from a generation. It is of no use then.
+/// Why a VM could not start from a generation. Unless it was running already, such a VM cannot be
+/// used.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The VM runs already.
-    #[error("start from the generation: the VM runs already")]
+    #[error("start from the generation: the VM is already running")]
     Running,
     /// A file of the generation cannot be read.
     #[error("start from the generation: read its {what}")]
@@ -42,7 +43,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// A file of the generation is too long.
-    #[error("start from the generation: its {what} has {found_bytes} bytes, more than {most_bytes}")]
+    #[error("start from the generation: its {what} has {found_bytes} bytes; the limit is {most_bytes}")]
     Size {
         /// The file: the state or the prefault list.
         what: &'static str,
@@ -51,10 +52,10 @@ pub enum StartError {
         /// The greatest length that is read, bytes.
         most_bytes: u64,
     },
-    /// The state is not understood.
-    #[error("start from the generation: its state is not understood")]
+    /// The state cannot be decoded.
+    #[error("start from the generation: its state cannot be decoded")]
     Decode(#[from] postcard::Error),
-    /// The generation is of another kind of VM.
+    /// The generation has another number of vCPUs, or another amount of RAM, than the VM.
     #[error(
         "start from the generation: it has {found_vcpus} vCPUs and {found_mib} MiB, the VM {vcpus} and {memory_mib} MiB"
     )]
@@ -71,16 +72,16 @@ pub enum StartError {
     /// The RAM cannot be mapped.
     #[error("start from the generation")]
     Layers(#[from] LayersError),
-    /// A device does not take its state.
+    /// A device rejects its state.
     #[error("start from the generation")]
     Devices(#[from] DevicesError),
-    /// A vCPU does not take its state.
+    /// A vCPU rejects its state.
     #[error("start from the generation")]
     Vcpu(#[from] PersistError),
     /// A vCPU has ended.
     #[error("start from the generation")]
     Ended(#[from] VcpuEnded),
-    /// The VM does not take its state.
+    /// KVM rejects the state of the VM.
     #[error("start from the generation")]
     Vm(#[from] VmPersistError),
     /// The device thread did not start.
@@ -88,44 +89,49 @@ pub enum StartError {
     Loop(#[from] LoopError),
 }
 
-/// What a VM starts from, as it came.
+/// The files of a generation that a VM starts from. Their content is not checked yet.
 #[derive(Debug)]
-pub struct Given {
+pub struct GenerationFiles {
     /// [`MachineState`].
     pub state: File,
-    /// Ranges of RAM that are worth prefaulting; see [`patina_control::messages::Open::PrefaultList`].
+    /// Ranges of RAM to prefault; see [`patina_control::messages::Open::PrefaultList`].
     pub prefault_list: File,
     /// The memfds of the RAM.
     pub layers: Vec<File>,
 }
 
 impl Machine {
-    /// Starts a warm VM. Returns when its first vCPU enters the guest: nanoseconds of CLOCK_MONOTONIC.
+    /// Starts a warm VM. Returns the time when its first vCPU enters the guest, in nanoseconds of
+    /// CLOCK_MONOTONIC.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub fn start(&mut self, given: Given) -> Result<u64, StartError> {
+    pub fn start(&mut self, files: GenerationFiles) -> Result<u64, StartError> {
         if !matches!(self.ram, Ram::Reserved) {
             return Err(StartError::Running);
         }
-        let state: MachineState = postcard::from_bytes(&read(&given.state, "state", STATE_MAX_BYTES)?)?;
+        let state: MachineState = postcard::from_bytes(&read(&files.state, "state", STATE_MAX_BYTES)?)?;
         let (found_vcpus, vcpus) = (state.vcpus.len(), self.vcpus.count());
         let (found_mib, memory_mib) = (state.memory_mib, self.memory_mib);
         if (found_vcpus, found_mib) != (vcpus, memory_mib) {
             return Err(StartError::Shape { found_vcpus, found_mib, vcpus, memory_mib });
         }
         let MachineState { memory, is_held, vcpus, vm, transports, console, .. } = state;
-        let layers = Layers::check(given.layers, memory, self.memory_bytes())?;
+        let layers = Layers::check(files.layers, memory, self.memory_bytes())?;
         let first = vcpus.first();
         let mut msrs = first.map(VcpuState::msr_indices).unwrap_or_default();
         let tsc = Arc::new(TscStart::new(first.and_then(VcpuState::tsc), vm.clock_tsc()));
         let (vcpus, tscs) = (Arc::new(vcpus), Arc::clone(&tsc));
         let (sender, entered) = channel();
-        // All that a vCPU has to do at once, so that it is woken once for it, and once to run.
+        // One job holds all of a vCPU's work, so that the vCPU wakes twice: for this job, and to
+        // run.
         let restore = move |runner: &mut crate::vcpu::run::Runner| {
             let sender = sender.clone();
             runner.before_entry = Some(Box::new(move || {
-                best_effort(sender.send(monotonic_ns()), "whoever comes second finds nobody listening");
+                best_effort(
+                    sender.send(monotonic_ns()),
+                    "only the first vCPU to enter the guest has a receiver",
+                );
             }));
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore((&runner.vcpu, runner.index, &tscs)))
@@ -142,7 +148,7 @@ impl Machine {
             msrs.retain(|index| !refused.contains(index));
         }
         self.msrs = msrs.into();
-        // After the vCPUs: what waits in the interrupt controllers goes to their APICs.
+        // After the vCPUs: the interrupt controllers send pending interrupts to their APICs.
         vm.restore((self.vm.vm(), tsc.ago_ns()))?;
         self.ram = Ram::View(layers);
         self.vcpus.resume();
@@ -150,7 +156,7 @@ impl Machine {
         self.devices.start()?;
         let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;
         // The guest runs, and the list is advice.
-        let prefault_list = read(&given.prefault_list, "prefault list", PREFAULT_LIST_MAX_BYTES)
+        let prefault_list = read(&files.prefault_list, "prefault list", PREFAULT_LIST_MAX_BYTES)
             .inspect_err(|error| note(&crate::chain(error)))
             .unwrap_or_default();
         self.to_prefault = prefault::from_list(&prefault_list, self.memory_bytes());
@@ -159,7 +165,8 @@ impl Machine {
     }
 }
 
-/// Reads by position: the file's own may be shared with other clones of the generation.
+/// Reads a whole file, from offset 0. The file position may be shared with other clones of the
+/// generation, so it is not used.
 fn read(file: &File, what: &'static str, most_bytes: u64) -> Result<Vec<u8>, StartError> {
     let failed = |source| StartError::Read { what, source };
     let found_bytes = file.metadata().map_err(failed)?.len();

@@ -1,4 +1,4 @@
-//! What KVM does for a VM unless it is told not to.
+//! Switches off features of KVM that are on by default and that these VMs do not need.
 
 use crate::note::note;
 use crate::sys::kvm_state;
@@ -8,13 +8,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 
-/// Turns off what costs every VM something and helps none of these. A KVM that cannot do one of them does without.
+/// Switches off the features below. If KVM cannot switch one off, it stays on. Afterwards a pending
+/// triple fault is part of the saved state.
 ///
 /// - Counters for `perf` in the guest: none are offered (`vcpu/cpuid.rs`), but on AMD a guest finds them without asking.
-/// - Polling for up to 200 us whenever a vCPU halts: many VMs share a host, and most of them wait.
+/// - Polling for up to 200 us whenever a vCPU halts: many VMs share a host, and most of them are
+///   idle.
 /// - Late ticks of the PIT: see [`kvm_state::drop_late_pit_ticks`].
-///
-/// A triple fault that is on its way is part of the state that is saved from then on.
 pub fn tune(vm: &VmFd) {
     for (cap, argument, what) in [
         (KVM_CAP_PMU_CAPABILITY, u64::from(KVM_PMU_CAP_DISABLE), "KVM_CAP_PMU_CAPABILITY"),
@@ -26,10 +26,10 @@ pub fn tune(vm: &VmFd) {
         }
         let enable = kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..kvm_enable_cap::default() };
         if let Err(error) = vm.enable_cap(&enable) {
-            note(&format!("make the VM: {what}: {error}; it goes on without"));
+            note(&format!("make the VM: {what}: {error}; the VM runs without this setting"));
         }
     }
     if let Err(error) = kvm_state::drop_late_pit_ticks(vm) {
-        note(&format!("make the VM: KVM_REINJECT_CONTROL: {error}; it goes on without"));
+        note(&format!("make the VM: KVM_REINJECT_CONTROL: {error}; the VM runs without this setting"));
     }
 }

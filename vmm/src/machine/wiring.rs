@@ -1,5 +1,5 @@
-//! Connects devices to KVM: a write to a queue's notify register wakes the device thread without an exit to
-//! user space (ioeventfd), and a device interrupts the guest by an eventfd (irqfd).
+//! Connects devices to KVM. A write to a queue's notify register wakes the device thread without an
+//! exit to user space (ioeventfd). A device interrupts the guest through an eventfd (irqfd).
 
 use crate::boot::layout;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, WINDOW_BYTES};
@@ -18,7 +18,7 @@ pub struct WiringError {
     source: kvm_ioctls::Error,
 }
 
-/// Connects `transport`, the `device`th.
+/// Connects `transport`, which is device number `device`.
 ///
 /// # Errors
 /// KVM refuses.
