@@ -1,4 +1,5 @@
-//! Hearing of it when the host's clock is set, or the host wakes up: a guest's clock goes on from what it was told once.
+//! Notices when the host's clock is set or the host resumes from sleep. A guest was told the time
+//! once, and its clock runs on from there.
 
 use rustix::io::{Errno, Result};
 use rustix::time::{
@@ -6,7 +7,8 @@ use rustix::time::{
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// When the timer would go off, seconds after 1970: it is not there for that.
+/// When the timer would expire, seconds after 1970: never, in practice. The timer only reports that
+/// the clock was set.
 const NEVER_S: i64 = 9_000_000_000;
 
 /// The host's clock.
@@ -14,10 +16,10 @@ const NEVER_S: i64 = 9_000_000_000;
 pub struct HostClock(OwnedFd);
 
 impl HostClock {
-    /// Begins to watch it.
+    /// Starts to watch the host's clock.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel refuses the timer.
     pub fn watch() -> Result<Self> {
         let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
         let never = Itimerspec {
@@ -28,7 +30,7 @@ impl HostClock {
         Ok(Self(timer))
     }
 
-    /// Whether it was set since this was asked last.
+    /// Whether the clock was set since the last call.
     pub fn was_set(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 8]) == Err(Errno::CANCELED)
     }

@@ -1,5 +1,6 @@
-//! JSON lines on a non-blocking Unix socket. What comes in is bounded by the longest line, what waits to go
-//! out by [`OUT_MAX_BYTES`]: a peer that does not read loses its connection, not the vmm its memory.
+//! JSON lines on a non-blocking Unix socket. The length of a line bounds the input, and
+//! [`OUT_MAX_BYTES`] bounds the output that waits. The connection of a peer that does not read is
+//! closed, so the vmm's memory stays bounded.
 
 use crate::note::note;
 use patina_abi::LINE_MAX_BYTES;
@@ -12,7 +13,7 @@ use std::os::unix::net::UnixStream;
 /// Most bytes that wait for a peer to read.
 pub const OUT_MAX_BYTES: usize = 16 * LINE_MAX_BYTES;
 
-/// Why a connection is over.
+/// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum LinesError {
     /// The peer has closed.
@@ -25,7 +26,7 @@ pub enum LinesError {
     #[error("read a line")]
     TooLong(#[from] TooLong),
     /// The peer does not read.
-    #[error("write a line: the peer leaves {OUT_MAX_BYTES} bytes unread")]
+    #[error("write a line: the peer has left {OUT_MAX_BYTES} bytes unread")]
     NotReading,
 }
 
@@ -47,7 +48,8 @@ impl Lines {
         Ok(Self { stream, input: LineBuffer::new(LINE_MAX_BYTES), output: Vec::new() })
     }
 
-    /// The same, where the other side finds out by itself that nobody listens; `what` is for the log.
+    /// As [`Self::new`], but logs an error instead of returning it: the peer finds out by itself
+    /// that the connection is closed. `what` names the connection in the log.
     #[must_use]
     pub fn noted(stream: UnixStream, what: &str) -> Option<Self> {
         Self::new(stream)
@@ -70,11 +72,13 @@ impl Lines {
     /// The lines that have arrived in full, without their newlines.
     ///
     /// # Errors
-    /// The connection is over. Lines that arrived before are lost with it: whoever says them does not listen.
+    /// The connection has ended. Lines that arrived before are dropped, as their sender would not
+    /// hear an answer.
     pub fn receive(&mut self) -> Result<Vec<Vec<u8>>, LinesError> {
         let mut chunk = [0; 4096];
         let mut lines = Vec::new();
-        // At most a line's worth at a time: a peer that floods does not keep the thread from the others.
+        // At most one line's length at a time, so that a peer that floods does not delay the
+        // others.
         for _ in 0..LINE_MAX_BYTES / chunk.len() {
             let length = match self.stream.read(&mut chunk) {
                 Ok(0) if lines.is_empty() => return Err(LinesError::Closed),
@@ -92,10 +96,10 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Queues one message and writes what the socket takes.
+    /// Queues one message and writes what the socket accepts.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     pub fn send(&mut self, message: &impl Serialize) -> Result<(), LinesError> {
         serde_json::to_writer(&mut self.output, message).map_err(|error| LinesError::Io(error.into()))?;
         self.output.push(b'\n');
@@ -106,10 +110,10 @@ impl Lines {
         Ok(())
     }
 
-    /// Writes what the socket takes of what waits.
+    /// Writes as much of the queued output as the socket accepts.
     ///
     /// # Errors
-    /// The connection is over.
+    /// The connection has ended.
     pub fn flush(&mut self) -> Result<(), LinesError> {
         while !self.output.is_empty() {
             match self.stream.write(&self.output) {

@@ -1,4 +1,4 @@
-//! What the VM's other threads tell the control thread.
+//! Passes events from the VM's other threads to the control thread.
 
 use patina_control::best_effort;
 use patina_control::end::End;
@@ -12,16 +12,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 /// Most links that wait for the control thread. A guest can connect as often as it likes; only the last one counts.
 pub const LINKS_MAX: usize = 4;
 
-/// Something that the control thread must know.
+/// An event for the control thread.
 #[derive(Debug)]
 pub enum Event {
     /// The VM has ended.
     End(End),
-    /// The guest's agent has connected to its link's port, or, in a clone, its link is its parent's, carried on.
+    /// The guest's agent has connected to its link's port. Or, in a clone, the agent's link to the
+    /// parent continues here.
     Link {
         /// The link.
         stream: UnixStream,
-        /// It is the parent's: what comes on it may have been said in the parent.
+        /// Whether the link was the parent's. Lines on it may have been sent in the parent.
         is_carried_on: bool,
     },
 }
@@ -55,7 +56,7 @@ pub fn mailbox() -> rustix::io::Result<(Mailbox, Inbox)> {
 }
 
 impl Mailbox {
-    /// Tells of a new link, unless [`LINKS_MAX`] wait already: then the stream is closed.
+    /// Sends a new link. If [`LINKS_MAX`] links wait already, closes the stream and returns false.
     pub fn send_link(&self, stream: UnixStream, is_carried_on: bool) -> bool {
         let admit = |waiting: usize| (waiting < LINKS_MAX).then_some(waiting + 1);
         let is_admitted = self.links.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_ok();
@@ -65,12 +66,13 @@ impl Mailbox {
         is_admitted
     }
 
-    /// Tells the control thread. When that one has gone, the process is ending and nobody need know.
+    /// Sends an event to the control thread. If that thread has ended, the process is ending and
+    /// the event is dropped.
     pub fn send(&self, event: Event) {
         if self.events.send(event).is_ok() {
             best_effort(
                 rustix::io::write(&self.wake, &1u64.to_ne_bytes()),
-                "the only error is a counter that is full, and then the thread is awake already",
+                "the only error is a full counter, and then the thread is awake already",
             );
         }
     }

@@ -1,14 +1,17 @@
-//! The vmm's conversations: with `vmmd` on the control socket, with the guest's agent on its link.
+//! The control thread: talks to `vmmd` on the control socket and to the guest's agent on its link.
 //!
-//! One thread, the process's main one, waits for all of them and for what the other threads have to tell.
+//! It is the main thread of the process. It waits for both peers and for events from the other
+//! threads.
 //!
-//! - [`mailbox`]: how the other threads tell it.
+//! - [`mailbox`]: events from the other threads.
 //! - [`lines`]: JSON lines on a non-blocking socket, bounded both ways.
-//! - [`session`]: what is said, as pure logic: identity, ready, requests and replies, preparing for a freeze.
-//! - `fresh`: the clock and the randomness that it needs.
+//! - [`session`]: the protocol as pure logic: identity, ready, requests and replies, preparation
+//!   for a freeze.
+//! - `fresh`: the clock and the randomness that the session sends.
+//! - `clock`: notices when the host's clock is set.
 //! - [`opening`]: the first line of a connection and its answer.
-//! - [`vm`]: what it needs of the VM around it.
-//! - [`server`]: the sockets around it.
+//! - [`vm`]: the traits of the VM that the control thread calls.
+//! - [`server`]: the sockets.
 
 pub mod clock;
 mod fresh;

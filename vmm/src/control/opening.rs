@@ -11,15 +11,16 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-/// Writes the answer to an [`Open`]; false when the peer has gone.
+/// Writes the answer to an [`Open`]. Returns false if the peer has closed the connection.
 pub fn answer(mut stream: &UnixStream, opened: &Opened) -> bool {
     let mut line = serde_json::to_vec(opened).unwrap_or_default();
     line.push(b'\n');
-    // A fresh socket takes a line whole, or its peer is gone.
+    // A new socket accepts a whole line, unless its peer has closed it.
     stream.write(&line).is_ok_and(|written| written == line.len())
 }
 
-/// Answers with what came of an order; `Ok(false)`: whoever asked does not have what it asked for.
+/// Sends the outcome of a request to its client. `Ok(false)`: the client does not have what it
+/// requested.
 ///
 /// # Errors
 /// The VM cannot go on.
@@ -50,18 +51,19 @@ fn send(stream: &UnixStream, reply: &Reply) -> std::io::Result<()> {
     rights::send(stream, &line, &files)
 }
 
-/// Takes exactly the first line from the socket, so that what follows stays for whoever gets the connection, and the
-/// descriptors that came with it. `None`: the line is not whole yet.
+/// Reads exactly the first line from the socket, and the descriptors that came with it. Later bytes
+/// stay in the socket for whatever serves the connection next. `None`: the line is not complete
+/// yet.
 ///
 /// # Errors
-/// What the peer is to be told; it sends no such line.
+/// The peer sends no valid first line. The error is the text to send to it.
 pub fn read_open(stream: &UnixStream) -> Result<Option<(Open, Vec<OwnedFd>)>, String> {
     use rustix::net::{RecvFlags, recv};
     const OPEN_MAX_BYTES: usize = 1024;
     const _: () = assert!(OPEN_MAX_BYTES <= LINE_MAX_BYTES);
     let mut head = [0; OPEN_MAX_BYTES];
     let length = match recv(stream, &mut head[..], RecvFlags::PEEK) {
-        Ok((0, _)) => return Err("the connection was closed before it said what it is for".into()),
+        Ok((0, _)) => return Err("the peer closed the connection before its first line".into()),
         Ok((length, _)) => length,
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
         Err(error) => return Err(format!("read the first line: {error}")),
@@ -72,9 +74,9 @@ pub fn read_open(stream: &UnixStream) -> Result<Option<(Open, Vec<OwnedFd>)>, St
     let (length, descriptors) = rights::receive(stream, &mut head[..=end])
         .map_err(|error| format!("read the first line: {error}"))?;
     if length != end + 1 {
-        return Err("read the first line: it was cut short".into());
+        return Err("read the first line: it is incomplete".into());
     }
     serde_json::from_slice(&head[..end]).map(|open| Some((open, descriptors))).map_err(|error| {
-        format!("the first line is not understood by this vmm, whose control version is {VERSION}: {error}")
+        format!("the first line is invalid for this vmm of control version {VERSION}: {error}")
     })
 }

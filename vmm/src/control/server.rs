@@ -1,5 +1,6 @@
-//! The sockets around [`super::session`]: accepts connections on the control socket, keeps the one control
-//! connection and the one link, and hands the others to where they belong.
+//! The sockets of the control thread. Accepts connections on the control socket, keeps the one
+//! control connection and the one link, and passes all other connections on. [`super::session`]
+//! decides what to send.
 
 use super::clock::HostClock;
 use super::fresh::fresh;
@@ -17,8 +18,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
-/// Most connections that have not said yet what they are for. The next ones stay in the listener's backlog until there is room. One of them
-/// is vmmd's, which it made ahead for a freeze and on which it says nothing until then.
+/// Most connections that have not sent their first line yet. More stay in the listener's backlog.
+/// One of them is vmmd's spare connection, on which it sends nothing until it freezes the VM.
 const OPENING_MAX: usize = 16 + 1;
 
 /// The control thread.
@@ -33,7 +34,8 @@ pub struct Server<D> {
     opening: Vec<UnixStream>,
     control: Option<Lines>,
     link: Option<Lines>,
-    /// Who wants the VM frozen, while its agent prepares, and whether that holds the others.
+    /// The client that waits for a freeze while the agent prepares, and whether the agent holds the
+    /// other processes.
     freezing: Option<(UnixStream, bool)>,
 }
 
@@ -77,16 +79,16 @@ impl<D: Connections> Server<D> {
         })
     }
 
-    /// Serves until the VM has ended, and tells how it did.
+    /// Serves until the VM has ended. Returns how it ended.
     ///
     /// # Errors
-    /// Waiting fails.
+    /// The wait for events fails.
     pub fn run(&mut self, machine: &mut impl VmControl) -> std::io::Result<End> {
         loop {
             let ready = self.wait()?;
-            // The end last: what was said before it is still passed on.
+            // The end comes last, so that earlier messages are still passed on.
             let mut end = if ready.control { self.serve_control(machine) } else { None };
-            // Before the link: for one who has gone the VM is not paused.
+            // Before the link, so that the VM is not paused for a client that has gone.
             if ready.freezing {
                 self.freezing = None;
                 self.session.freeze_unwanted();
@@ -111,7 +113,7 @@ impl<D: Connections> Server<D> {
         }
     }
 
-    /// Tells `vmmd` of the end, if it listens. The process ends next, so this one write may block, for a second.
+    /// Tells `vmmd` of the end, if it is connected.
     pub fn farewell(mut self, end: &End) {
         self.state = State::Ended(end.clone());
         self.tell_state();
@@ -124,7 +126,7 @@ impl<D: Connections> Server<D> {
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.inbox.fd(), PollFlags::IN),
             PollFd::new(&self.clock, PollFlags::IN),
-            // Without room nobody is taken, so nobody is waited for either.
+            // While there is no room, no connection is accepted.
             PollFd::from_borrowed_fd(
                 self.listener.as_fd(),
                 if self.opening.len() < OPENING_MAX { PollFlags::IN } else { PollFlags::empty() },
@@ -133,7 +135,7 @@ impl<D: Connections> Server<D> {
         for lines in [&self.control, &self.link].into_iter().flatten() {
             fds.push(PollFd::from_borrowed_fd(lines.fd(), interest(lines)));
         }
-        // Its peer has said all it has to say; what remains to be heard is that it goes.
+        // This client sends nothing more. Only its end is of interest.
         fds.extend(self.freezing.iter().map(|(stream, _)| PollFd::new(stream, PollFlags::RDHUP)));
         fds.extend(self.opening.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
         match poll(&mut fds, None) {
@@ -155,7 +157,8 @@ impl<D: Connections> Server<D> {
     }
 
     fn accept(&mut self) {
-        // An error here is the peer's (it left) or passing (no descriptors): the listener stays readable.
+        // An error is the peer's (it has left) or temporary (no descriptors), and the listener
+        // stays readable.
         while self.opening.len() < OPENING_MAX
             && let Ok((stream, _)) = self.listener.accept()
         {
@@ -194,7 +197,7 @@ impl<D: Connections> Server<D> {
             // The client must see the answer before the console's bytes.
             Open::Console if answer(&stream, &Opened::Ok) => self.connections.console(stream),
             Open::Console => {}
-            // It has asked its agent to hold the others, as a rule.
+            // The client has asked the agent itself, which usually holds the other processes.
             Open::Freeze { prepare: None } => return self.freeze(stream, true, machine),
             Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
                 return self.prepare(hold, stream, machine);
@@ -205,7 +208,7 @@ impl<D: Connections> Server<D> {
             Open::Start { ticket } => return self.start(ticket, descriptors, stream, machine),
             Open::PrefaultList => return deliver(&stream, machine.prefault_list()).err(),
             Open::Control if answer(&stream, &Opened::Ok) => {
-                // The new vmmd does not know what was asked of the old one.
+                // The new vmmd does not know the requests that the old one received.
                 self.drop_control(machine);
                 self.control = Lines::noted(stream, "control connection");
                 self.tell(&FromVmm::Hello { version: patina_control::VERSION });
@@ -238,7 +241,7 @@ impl<D: Connections> Server<D> {
         None
     }
 
-    /// Has the agent prepare; what it answers comes with [`Self::serve_link`].
+    /// Asks the agent to prepare. [`Self::serve_link`] receives the answer.
     fn prepare(&mut self, hold: bool, stream: UnixStream, machine: &mut impl VmControl) -> Option<End> {
         match self.session.prepare(hold) {
             Ok(ask) => {
@@ -252,7 +255,7 @@ impl<D: Connections> Server<D> {
         }
     }
 
-    /// Freezes, and tells the agent that it can go on.
+    /// Freezes the VM, then tells the agent to continue.
     fn freeze(&mut self, stream: UnixStream, is_held: bool, machine: &mut impl VmControl) -> Option<End> {
         let cloned = match deliver(&stream, machine.freeze(is_held)) {
             Ok(cloned) => cloned,
@@ -288,7 +291,7 @@ impl<D: Connections> Server<D> {
                         return Some(end);
                     }
                 }
-                Err(error) => note(&format!("control connection: line not understood: {error}")),
+                Err(error) => note(&format!("control connection: invalid line: {error}")),
             }
         }
         None
@@ -331,7 +334,7 @@ impl<D: Connections> Server<D> {
             match event {
                 Event::End(how) => end = end.or(Some(how)),
                 Event::Link { stream, is_carried_on } => {
-                    self.lose_link("a new one replaces it");
+                    self.lose_link("a new link replaces it");
                     self.link = Lines::noted(stream, "the agent's link");
                     let identity = self.session.link_opened(is_carried_on, fresh);
                     end = end.or(self.carry_out(identity.into_iter().collect(), machine));

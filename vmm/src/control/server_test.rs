@@ -194,7 +194,7 @@ fn other_connections_reach_the_guest_and_rubbish_is_answered() {
     assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 1025"));
     let mut console = Peer::open(&vmm, r#""console""#);
     assert_eq!((console.line().as_str(), console.line().as_str()), (r#""ok""#, "the console"));
-    assert!(Peer::open(&vmm, "rubbish").line().starts_with(r#"{"error":"the first line is not understood"#));
+    assert!(Peer::open(&vmm, "rubbish").line().starts_with(r#"{"error":"the first line is invalid"#));
     assert!(Peer::open(&vmm, &"x".repeat(2000)).line().contains("too long"));
     vmm.mailbox.send(Event::End(End { kind: EndKind::PoweredOff, reason: "off".into() }));
     vmm.thread.join().expect("the end");
@@ -385,7 +385,7 @@ fn what_a_newer_vmmd_says_is_ignored_or_refused_and_the_connection_stays() {
     for unknown in [r#"{"migrate":{"to":"x"}}"#, r#"{"freeze":{"prepare":"dance"}}"#, r#""fly""#] {
         let mut other = Peer::open(&vmm, unknown);
         let told = other.line();
-        assert!(told.starts_with(r#"{"error":"the first line is not understood"#), "{told}");
+        assert!(told.starts_with(r#"{"error":"the first line is invalid"#), "{told}");
         assert!(told.contains("control version is") && told.contains("unknown variant"), "{told}");
     }
     // A field more changes nothing.

@@ -1,12 +1,14 @@
-//! What is said between the agent, the vmm and `vmmd`, without sockets: lines in, effects out.
+//! The protocol between the agent, the vmm and `vmmd` as pure logic: lines in, effects out.
 //!
 //! ```text
-//!   booting ──agent says ready──▶ ready          (a link that is lost and made again stays ready)
-//!      └─agent says not ready──▶ the VM is ended
+//!   booting ──agent: ready──▶ ready        (the VM stays ready if the link is lost and made again)
+//!      └─agent: not_ready──▶ the VM is ended
 //!
-//!   idle ──a freeze is wanted: prepare──▶ asked ──prepared──▶ idle: freeze, or refuse with the agent's words
-//!                                           ├─ the link is lost ──▶ idle: refuse
-//!                                           └─ nobody wants it any more ──▶ unwanted ──prepared──▶ idle: resumed, not cloned
+//!   idle ──freeze requested: prepare──▶ asked ──prepared──▶ idle: freeze, or refuse with the
+//!                                         │                  agent's error
+//!                                         ├─ link lost ──▶ idle: refuse
+//!                                         └─ client gone ──▶ unwanted ──prepared──▶ idle: resumed,
+//!                                                                             not cloned
 //! ```
 
 use patina_abi::args::Args;
@@ -15,35 +17,35 @@ use patina_abi::{ABI, ABI_OLDEST, CALL_MAX_BYTES};
 use patina_control::messages::{FromVmm, ToVmm};
 use std::collections::HashMap;
 
-/// ECONNREFUSED of Linux: nobody there to answer.
+/// ECONNREFUSED of Linux: no process answers.
 const ECONNREFUSED: i32 = 111;
-/// EAGAIN of Linux: too many at once.
+/// EAGAIN of Linux: too many calls at once.
 const EAGAIN: i32 = 11;
-/// EMSGSIZE of Linux: longer than what can be passed on.
+/// EMSGSIZE of Linux: the call is too long to be passed on.
 const EMSGSIZE: i32 = 90;
 
-/// What is to be done.
+/// An action for the caller of a [`Session`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Say this to the agent.
+    /// Send this to the agent.
     ToAgent(FromHost),
-    /// Say this to `vmmd`.
+    /// Send this to `vmmd`.
     ToVmmd(FromVmm),
     /// The agent is ready, for the first time.
     Ready,
-    /// The agent has prepared: freeze for whoever asked, then tell it that it can go on.
+    /// The agent has prepared: freeze for the client that waits, then tell the agent to continue.
     Freeze,
-    /// The agent could not prepare: tell whoever asked.
+    /// The agent could not prepare: tell the client that waits.
     RefuseFreeze(CallError),
-    /// End the link; why.
+    /// Close the link, for this reason.
     DropLink(String),
-    /// End the VM; why.
+    /// End the VM, for this reason.
     Kill(String),
-    /// End the VM, which cannot be who it is; why.
+    /// End the VM because its agent could not apply its identity, for this reason.
     Unfit(String),
 }
 
-/// What goes into an identity as it is sent.
+/// The values that are set in an identity when it is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fresh {
     /// The wall clock, nanoseconds since 1970.
@@ -57,12 +59,12 @@ pub struct Fresh {
 pub enum PrepareError {
     /// There is no link, or no hello on it.
     #[error(
-        "the guest's agent does not answer: it has no link to its host; see the VM's console for what \
-         became of gc-agent"
+        "the guest's agent does not answer: it has no link to its host; see the VM's console for \
+         messages of gc-agent"
     )]
     NoAgent,
-    /// It has been asked and has not answered.
-    #[error("another freeze of this VM waits for its agent; try again when that one has ended")]
+    /// The agent has not answered an earlier request yet.
+    #[error("another freeze of this VM waits for its agent; try again when that freeze has ended")]
     Busy,
 }
 
@@ -76,31 +78,34 @@ impl From<PrepareError> for CallError {
     }
 }
 
-/// How far the agent is with its preparation.
+/// The state of the agent's preparation for a freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Preparation {
-    /// Nobody has asked.
+    /// No preparation was requested.
     Idle,
-    /// Asked, and it has not answered.
+    /// The agent was asked and has not answered.
     Asked,
-    /// Asked by somebody who has gone. The agent still owes its answer, so that it cannot be taken for a later one's.
+    /// The client has gone before the agent answered. No other preparation starts until that
+    /// answer, which could otherwise be mistaken for the answer to a later request.
     Unwanted,
 }
 
-/// Where the conversation stands.
+/// The state of the protocol.
 #[derive(Debug)]
 pub struct Session {
     identity: Identity,
-    /// The agent has said hello before, here or in the VM that this one is a clone of: it waits for its identity.
+    /// Whether the agent has said hello before, in this VM or in its parent. If so, it waits for
+    /// its identity when it connects.
     known: bool,
-    /// The link's agent is known to speak our language.
+    /// Whether the agent on the link is known to speak a supported ABI.
     greeted: bool,
-    /// The link is the parent's, carried on in this clone, and its agent does not know that yet: what it says is the parent's.
+    /// Whether the link was the parent's and the agent does not know yet that it is in a clone. Its
+    /// lines are for the parent then.
     is_parents: bool,
     ready: bool,
     preparation: Preparation,
     next_id: u64,
-    /// Requests that `vmmd` has not answered, by our id.
+    /// Requests that `vmmd` has not answered, by the vmm's id.
     pending: HashMap<u64, Pending>,
 }
 
@@ -108,12 +113,14 @@ pub struct Session {
 #[derive(Debug)]
 struct Pending {
     agent_id: u64,
-    /// A `clone` is answered even when nobody wants it any more: until then the agent does not know whether the VM is frozen yet.
+    /// A cancelled `clone` is answered all the same: without the answer the agent would not know
+    /// whether the VM is still to be frozen.
     is_clone: bool,
 }
 
 impl Session {
-    /// A VM that boots, with this identity (its clock is set when it is sent).
+    /// The session of a VM that boots with this identity. The identity's clock is set when it is
+    /// sent.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
         Self {
@@ -128,13 +135,14 @@ impl Session {
         }
     }
 
-    /// The VM begins as a clone, made under this ticket.
+    /// The VM has started as a clone that was made under this ticket.
     pub fn started(&mut self, ticket: String) {
         self.identity.ticket = ticket;
         self.known = true;
     }
 
-    /// The agent has connected, or, as `is_carried_on` says, the parent's agent had; what to tell it.
+    /// The agent has connected. `is_carried_on` says that the link was the parent's. Returns what
+    /// to send on it.
     pub fn link_opened(&mut self, is_carried_on: bool, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
         self.greeted = self.known;
         self.is_parents = is_carried_on;
@@ -145,7 +153,8 @@ impl Session {
         Effect::ToAgent(FromHost::Identity(Identity { clock_ns, seed, ..self.identity.clone() }))
     }
 
-    /// The link is gone, or a new one is about to replace it. Returns what to tell who waits for a freeze.
+    /// The link is lost, or a new link replaces it. Returns the error for a client that waits for a
+    /// freeze.
     pub fn link_lost(&mut self) -> Option<CallError> {
         self.greeted = false;
         self.pending.clear();
@@ -154,10 +163,10 @@ impl Session {
         asked.then(|| CallError { code: libc::ENOTCONN, message: message() })
     }
 
-    /// Somebody wants the VM frozen, and its agent is to prepare first.
+    /// A client requests a freeze for which the agent must prepare.
     ///
     /// # Errors
-    /// There is nobody to ask, or somebody else has asked.
+    /// There is no agent, or another preparation is in progress.
     pub fn prepare(&mut self, hold: bool) -> Result<Effect, PrepareError> {
         if !self.greeted {
             return Err(PrepareError::NoAgent);
@@ -169,24 +178,25 @@ impl Session {
         Ok(Effect::ToAgent(FromHost::Prepare { hold }))
     }
 
-    /// Whoever wanted the VM frozen has gone.
+    /// The client that requested the freeze has gone.
     pub fn freeze_unwanted(&mut self) {
         if self.preparation == Preparation::Asked {
             self.preparation = Preparation::Unwanted;
         }
     }
 
-    /// A line from the agent; `vmmd` says whether one is attached, `fresh` is asked for where an identity is sent.
+    /// Handles a line from the agent. `vmmd` says whether a vmmd is connected. `fresh` is called if
+    /// an identity or the time is sent.
     pub fn agent_line(&mut self, line: &[u8], vmmd: bool, fresh: impl FnOnce() -> Fresh) -> Vec<Effect> {
         let message: FromAgent = match serde_json::from_slice(line) {
             Ok(message) => message,
             Err(error) => {
-                return vec![Effect::DropLink(format!("the agent's line is not understood: {error}"))];
+                return vec![Effect::DropLink(format!("the agent sent an invalid line: {error}"))];
             }
         };
         if self.is_parents {
-            // On its way, or in the guest's queues, as the VM was cloned; the parent's host has it, too. Only what has
-            // this VM's number is of an agent that knows.
+            // The line may be from before the clone, and then the parent's host has it, too. Only a
+            // line with this VM's number shows that the agent knows its new identity.
             match message {
                 FromAgent::Ready { vmid } if vmid == self.identity.vmid => self.is_parents = false,
                 FromAgent::NotReady { .. } => {}
@@ -194,10 +204,10 @@ impl Session {
             }
         }
         match message {
-            // It has been told as it connected.
             FromAgent::Hello { abi, agent } if !(ABI_OLDEST..=ABI).contains(&abi) => {
                 vec![Effect::DropLink(other_abi(abi, &agent))]
             }
+            // The agent was sent its identity when it connected.
             FromAgent::Hello { .. } if self.greeted => Vec::new(),
             FromAgent::Hello { .. } => {
                 self.known = true;
@@ -214,10 +224,10 @@ impl Session {
                 vec![Effect::Ready]
             }
             FromAgent::NotReady { .. } if self.ready => {
-                vec![Effect::DropLink("the agent is not ready any more".into())]
+                vec![Effect::DropLink("the agent says not ready after ready".into())]
             }
             FromAgent::NotReady { reason } => vec![Effect::Unfit(format!(
-                "the guest's agent could not make the VM who it is, so that its network was never opened: {reason:.512}"
+                "the guest's agent could not apply the VM's identity, so the VM's network stayed closed: {reason:.512}"
             ))],
             FromAgent::Request { id, verb, args } => vec![self.request(id, verb, args, vmmd)],
             FromAgent::Cancel { id } => self.cancel(id).into_iter().collect(),
@@ -227,7 +237,8 @@ impl Session {
         }
     }
 
-    /// The host's clock was set, or it has slept. One that has no link hears of the time when it has.
+    /// The host's clock was set, or the host has slept. An agent without a link gets the time when
+    /// it connects.
     pub fn clock_was_set(&self, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
         self.greeted.then(|| tell_clock(fresh()))
     }
@@ -235,11 +246,11 @@ impl Session {
     fn prepared(&mut self, result: Answer) -> Option<Effect> {
         match (std::mem::replace(&mut self.preparation, Preparation::Idle), result) {
             (Preparation::Idle, _) => {
-                Some(Effect::DropLink("the agent has prepared for a freeze that nobody asked for".into()))
+                Some(Effect::DropLink("the agent has prepared for a freeze that was not requested".into()))
             }
             (Preparation::Asked, Answer::Ok(_)) => Some(Effect::Freeze),
             (Preparation::Asked, Answer::Error(error)) => Some(Effect::RefuseFreeze(error.cut())),
-            // Its processes are held for nobody.
+            // Nobody waits for the freeze any more, so the agent must release the held processes.
             (Preparation::Unwanted, Answer::Ok(_)) => {
                 Some(Effect::ToAgent(FromHost::Resumed { cloned: false }))
             }
@@ -257,18 +268,18 @@ impl Session {
             return refusal(
                 agent_id,
                 EAGAIN,
-                "too many calls wait for the host; try again when one has returned",
+                "too many calls wait for the host; try again when one of them has returned",
             );
         }
         if !vmmd {
-            return refusal(agent_id, ECONNREFUSED, "the host's vmmd does not run; try again when it does");
+            return refusal(agent_id, ECONNREFUSED, "the host's vmmd is not running; try again later");
         }
         self.next_id += 1;
         self.pending.insert(self.next_id, Pending { agent_id, is_clone: verb == "clone" });
         Effect::ToVmmd(FromVmm::GuestRequest { id: self.next_id, verb, args })
     }
 
-    /// The agent wants no answer any more; it may have one already.
+    /// The agent cancels a request. It may have the answer already.
     fn cancel(&mut self, agent_id: u64) -> Option<Effect> {
         let (&id, pending) = self.pending.iter().find(|(_, pending)| pending.agent_id == agent_id)?;
         if !pending.is_clone {
@@ -277,7 +288,7 @@ impl Session {
         Some(Effect::ToVmmd(FromVmm::GuestCancel { id }))
     }
 
-    /// A line from `vmmd`. One that is not understood is an error of the host, told in the log by the caller.
+    /// Handles a line from `vmmd`. An invalid line is an error of the host, which the caller logs.
     ///
     /// # Errors
     /// It is not JSON of a [`ToVmm`].
@@ -293,7 +304,7 @@ impl Session {
         })
     }
 
-    /// `vmmd` is gone: whoever waits for it is told.
+    /// The connection to `vmmd` is lost: all pending requests are refused.
     pub fn vmmd_lost(&mut self) -> Vec<Effect> {
         let reason =
             "the connection to the host's vmmd broke before it answered; the call may have been done";
@@ -301,11 +312,11 @@ impl Session {
     }
 }
 
-/// Why an agent is not served, and what to do about it.
+/// Why an agent of this ABI is not served, and what to do about it.
 fn other_abi(abi: u32, agent: &str) -> String {
     let remedy =
         if abi < ABI_OLDEST { "rebuild the image" } else { "update the host, or use an older image" };
-    format!("agent {agent:.32} speaks ABI {abi}, this host speaks {ABI_OLDEST} to {ABI}: {remedy}")
+    format!("agent {agent:.32} speaks ABI {abi}, but this host speaks ABI {ABI_OLDEST} to {ABI}: {remedy}")
 }
 
 fn tell_clock(Fresh { clock_ns, .. }: Fresh) -> Effect {
@@ -317,7 +328,7 @@ fn refusal(id: u64, code: i32, message: &str) -> Effect {
     Effect::ToAgent(FromHost::Reply { id, result: Answer::Error(error) })
 }
 
-/// How long a verb is in its line, quotes included.
+/// The length of a verb in its line, quotes included.
 fn written_bytes(verb: &str) -> usize {
     serde_json::to_string(verb).map_or(usize::MAX, |text| text.len())
 }

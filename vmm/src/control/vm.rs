@@ -1,4 +1,4 @@
-//! What the control thread needs of the VM around it.
+//! The traits of the VM that the control thread calls.
 
 use patina_control::end::End;
 use patina_control::messages::Opened;
@@ -7,19 +7,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// Takes the connections that are not for the control thread itself: to the guest's vsock ports and its console. And
-/// connects the guest to its network.
+/// Takes the connections that the control thread does not serve itself: to the guest's vsock ports
+/// and to its console. Also opens the guest's network.
 pub trait Connections {
-    /// The guest has its identity: its network may be used from now on.
+    /// The guest has its identity: opens its network.
     fn ready(&self);
-    /// To a vsock port of the guest. It answers with an [`Opened`] line itself: the answer is known later, and goes before the first byte
-    /// from the guest.
+    /// Connects `stream` to a vsock port of the guest. Sends the [`Opened`] line itself, once the
+    /// guest has answered and before the guest's first byte.
     fn dial(&self, port: u32, stream: UnixStream);
-    /// To the serial console, for whoever has been answered.
+    /// Connects `stream`, whose client has its answer already, to the serial console.
     fn console(&self, stream: UnixStream);
 }
 
-/// What was asked for, for whoever asked.
+/// The answer to a request.
 #[derive(Debug)]
 pub struct Reply {
     /// The line.
@@ -28,34 +28,36 @@ pub struct Reply {
     pub files: Vec<Arc<File>>,
 }
 
-/// Why it cannot be had.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// For this reason. The VM is as it was before.
+    /// The request was refused, for this reason. The VM is unchanged.
     Refused(String),
     /// The VM cannot go on.
     Ended(End),
 }
 
-/// What the control thread works on. It returns its answers; the control thread sends them.
+/// The VM that the control thread works on. Its functions return answers, and the control thread
+/// sends them.
 pub trait VmControl {
-    /// Freezes the VM into a generation. `is_held` says whether the guest's other processes are held, in clones until they are ready.
+    /// Freezes the VM into a generation. `is_held` says whether the guest's other processes are
+    /// held. In a clone they stay held until it is ready.
     ///
     /// # Errors
-    /// There is no generation.
+    /// The VM cannot be frozen.
     fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure>;
-    /// Starts a warm VM from what came with the call.
+    /// Starts a warm VM from the descriptors that came with the request.
     ///
     /// # Errors
-    /// It is not warm, or can never run.
+    /// The VM is not warm, or can never run.
     fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure>;
-    /// Whoever started it has the answer.
+    /// The client that started the VM has its answer.
     fn started(&mut self);
     /// The agent is ready.
     fn ready(&mut self);
-    /// The pages that the VM wrote until then.
+    /// The pages that the VM wrote until its agent was ready.
     ///
     /// # Errors
-    /// There is no memory for them.
+    /// There is no memory for the list.
     fn prefault_list(&mut self) -> Result<Reply, Failure>;
 }

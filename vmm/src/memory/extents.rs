@@ -1,7 +1,7 @@
-//! Which layer of a generation has which bytes of RAM.
+//! Maps each byte of a generation's RAM to the layer that holds it.
 //!
-//! A layer is a memfd as long as the RAM, in which a page lies where it lies in RAM. So a map needs no offsets, only
-//! names:
+//! A layer is a memfd of the RAM's size. A page has the same offset in its layer as in RAM, so the
+//! map names only layers:
 //! ```text
 //!  RAM      |------- 0 -------|- 2 -|--- 0 ---|- 1 -|- 2 -|---- 0 ----|
 //! ```
@@ -36,12 +36,12 @@ impl Extent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extents(Vec<Extent>);
 
-/// What is wrong with a map that came from elsewhere.
+/// Why a map from another process is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ExtentsError {
-    /// There is a gap, an overlap, or the end is not the RAM's.
+    /// There is a gap or an overlap, or the map does not end where the RAM ends.
     #[error(
-        "read the generation's memory map: at {at:#x} it goes on at {found:#x}, and RAM has {bytes} bytes"
+        "read the generation's memory map: an extent should begin at {at:#x} but begins at {found:#x}; RAM has {bytes} bytes"
     )]
     Hole {
         /// Where the next extent should begin.
@@ -51,11 +51,11 @@ pub enum ExtentsError {
         /// The RAM's size, bytes.
         bytes: u64,
     },
-    /// An extent does not have whole pages.
-    #[error("read the generation's memory map: the extent at {0:#x} has not whole pages")]
+    /// An extent is not made of whole pages.
+    #[error("read the generation's memory map: the extent at {0:#x} is not made of whole pages")]
     Page(u64),
     /// An extent is in a layer that does not exist.
-    #[error("read the generation's memory map: layer {layer} of {layers}")]
+    #[error("read the generation's memory map: it names layer {layer}, but there are only {layers}")]
     Layer {
         /// The number of the layer that the extent names.
         layer: u8,
@@ -63,7 +63,7 @@ pub enum ExtentsError {
         layers: usize,
     },
     /// The map has more than [`EXTENTS_MAX`] extents.
-    #[error("read the generation's memory map: {0} extents are more than {EXTENTS_MAX}")]
+    #[error("read the generation's memory map: it has {0} extents; the limit is {EXTENTS_MAX}")]
     Many(usize),
 }
 
@@ -96,20 +96,20 @@ impl Extents {
         })
     }
 
-    /// Numbers the layers that there are from 0, in the same order; returns their old numbers.
+    /// Renumbers the layers in use from 0, in the same order. Returns their old numbers.
     pub fn renumber(&mut self) -> Vec<u8> {
         let mut seen: Vec<u8> = self.0.iter().map(|extent| extent.layer).collect();
         seen.sort_unstable();
         seen.dedup();
         for extent in &mut self.0 {
             let number = seen.partition_point(|layer| *layer < extent.layer);
-            // There were no more layers than that before.
+            // There are no more layers than before.
             extent.layer = u8::try_from(number).unwrap_or(u8::MAX);
         }
         seen
     }
 
-    /// Checks a map that came from elsewhere, for RAM of `bytes` and `layers`.
+    /// Checks a map from another process, for RAM of `bytes` in `layers` layers.
     ///
     /// # Errors
     /// See [`ExtentsError`].
@@ -133,7 +133,7 @@ impl Extents {
         if at == bytes { Ok(()) } else { Err(ExtentsError::Hole { at, found: bytes, bytes }) }
     }
 
-    /// The same RAM, but for `runs`, which are in `layer` now. Runs are ascending and do not overlap.
+    /// The same map, except that `runs` are in `layer`. Runs are ascending and do not overlap.
     #[must_use]
     pub fn overlay(&self, runs: &[Range<u64>], layer: u8) -> Self {
         let mut over = Vec::with_capacity(self.0.len() + 2 * runs.len());
@@ -158,7 +158,7 @@ impl Extents {
     }
 }
 
-/// Adds a range, as part of the last extent where it is the same layer's.
+/// Adds a range. Extends the last extent if that is in the same layer.
 fn push(extents: &mut Vec<Extent>, range: Range<u64>, layer: u8) {
     if range.is_empty() {
         return;

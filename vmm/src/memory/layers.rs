@@ -1,4 +1,5 @@
-//! A generation's RAM: sealed memfds, and which page is in which. A VM works on a private view of all of them.
+//! The layers of a generation's RAM: sealed memfds, and a map from pages to memfds. A VM works on a
+//! private view of all layers.
 
 use super::Memory;
 use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError};
@@ -16,34 +17,37 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
-/// RAM with so many layers, or with more extents, is to be merged beside the guest, for the next generation. Each extent is a mapping in every
-/// clone: 3.5 us before its first instruction, and 200 bytes of the kernel's memory.
+/// RAM with so many layers, or with more extents than below, is merged for the next generation
+/// while the guest runs. Each extent is a mapping in every clone. It costs 3.5 us before the
+/// clone's first instruction and 200 bytes of kernel memory.
 const LAYERS_LONG: usize = 6;
 const EXTENTS_LONG: usize = 512;
-/// With so many it must be merged before anything else: where VMs are frozen faster than merged, and in clones of clones of clones.
+/// RAM with so many layers, or with more extents than below, is merged before the freeze goes on.
+/// This happens if a VM is frozen faster than its layers are merged, and in long chains of clones.
 const LAYERS_FULL: usize = 10;
 const EXTENTS_FULL: usize = EXTENTS_MAX / 2;
 const _: () = assert!(LAYERS_LONG < LAYERS_FULL && LAYERS_FULL < LAYERS_MAX);
-/// Most layers that a merge beside the guest leaves as they are.
+/// Most layers that a merge while the guest runs leaves as they are.
 const LAYERS_KEPT_MAX: usize = 3;
 const _: () = assert!(LAYERS_KEPT_MAX + 1 < LAYERS_LONG);
-/// Most runs of pages in the layer that merging makes: few enough that it is long until the next time.
+/// Most runs of pages in a merged layer: few enough that the next merge is not needed soon.
 const MERGED_RUNS_MAX: usize = 128;
-/// Gaps of up to so many bytes between pages that were written are filled from the layers below. It is done once, beside the
-/// guest; every clone would pay for a mapping more, which takes as long as to copy two pages.
+/// Gaps of up to so many bytes between written pages are filled from the layers below. A gap would
+/// cost every clone one more mapping, which takes as long as to copy two pages. The fill is done
+/// once, while the guest runs.
 const GAP_MAX_BYTES: u64 = 3 * PAGE_BYTES;
 
 /// Why the RAM of a generation cannot be used or made.
 #[derive(Debug, thiserror::Error)]
 pub enum LayersError {
-    /// The map is not of these layers.
+    /// The map is invalid for these layers.
     #[error(transparent)]
     Extents(#[from] ExtentsError),
     /// The generation has no layers, or too many.
-    #[error("read the generation: {0} layers, and there must be 1 to {LAYERS_MAX}")]
+    #[error("read the generation: it has {0} layers; 1 to {LAYERS_MAX} are allowed")]
     Count(usize),
     /// A layer is of another size.
-    #[error("read the generation: layer {layer} has {found_bytes} bytes, the RAM {bytes}")]
+    #[error("read the generation: layer {layer} has {found_bytes} bytes, but the RAM has {bytes}")]
     Size {
         /// The layer's number.
         layer: usize,
@@ -52,7 +56,7 @@ pub enum LayersError {
         /// The RAM's size, bytes.
         bytes: u64,
     },
-    /// A layer cannot be looked at.
+    /// The size of a layer cannot be read.
     #[error("read the generation: layer {layer}")]
     Stat {
         /// The layer's number.
@@ -80,14 +84,14 @@ pub enum LayersError {
         /// What the kernel said.
         source: Errno,
     },
-    /// The thread that merges them has ended without a result.
+    /// The thread that merges layers has panicked.
     #[error("merge the layers of RAM: the thread panicked")]
     Merge,
-    /// Somebody still has a writable shared mapping of the layer.
+    /// The layer could not be sealed: a writable shared mapping of it is left.
     #[error("seal a layer of RAM")]
     Seal(#[source] Errno),
     /// Pages could not be copied.
-    #[error("copy {bytes} bytes of RAM at {start:#x} into a layer; is the host out of memory?")]
+    #[error("copy {bytes} bytes of RAM at {start:#x} into a layer; check that the host has free memory")]
     Copy {
         /// The offset in RAM of the first byte that was to be copied.
         start: u64,
@@ -106,16 +110,16 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// RAM of `bytes` that is all in one memfd.
+    /// RAM of `bytes` in one memfd.
     #[must_use]
     pub fn whole(memfd: File, bytes: u64) -> Self {
         Self { files: vec![Arc::new(memfd)], extents: Extents::whole(bytes) }
     }
 
-    /// Takes what came from elsewhere, for RAM of `bytes`.
+    /// Checks layers and a map from another process, for RAM of `bytes`.
     ///
     /// # Errors
-    /// It is not the RAM of such a VM.
+    /// They are not the RAM of such a VM.
     pub fn check(files: Vec<File>, extents: Extents, bytes: u64) -> Result<Self, LayersError> {
         if files.is_empty() || files.len() > LAYERS_MAX {
             return Err(LayersError::Count(files.len()));
@@ -136,18 +140,19 @@ impl Layers {
         &self.files
     }
 
-    /// Which page is in which.
+    /// The map from pages to layers.
     #[must_use]
     pub fn extents(&self) -> &Extents {
         &self.extents
     }
 
-    /// Maps all of it, copy-on-write, over what is reserved for `memory`.
+    /// Maps all layers, copy-on-write, over the address space that `memory` reserves.
     ///
     /// # Errors
     /// The kernel refuses a mapping.
     pub fn map_over(&self, memory: &Memory) -> Result<(), LayersError> {
-        // The first layer at once, and the others over it: that is half as many mappings as one by one where pages are scattered.
+        // The first layer is mapped whole and the others over it. If pages are scattered, this
+        // takes half as many calls as one for each extent.
         let first = Extent { start: 0, bytes: self.extents.bytes(), layer: 0 };
         let above = self.extents.as_slice().iter().filter(|extent| extent.layer > 0);
         for extent in std::iter::once(&first).chain(above) {
@@ -162,11 +167,11 @@ impl Layers {
         Ok(())
     }
 
-    /// The same RAM, but for `runs`, which are in `memfd`: ascending, and none touches another. Small gaps between them are
-    /// filled, and it is sealed.
+    /// The same RAM with `memfd` as the top layer, which holds `runs`. Runs are ascending, and none
+    /// touches another. Small gaps between them are filled, and `memfd` is sealed.
     ///
     /// # Errors
-    /// There is no memory for the gaps, or somebody can still write to `memfd`.
+    /// There is no memory for the gaps, or a writable mapping of `memfd` is left.
     pub fn with(&self, mut runs: Vec<Range<u64>>, memfd: File) -> Result<Self, LayersError> {
         let gaps = small_gaps(&runs, GAP_MAX_BYTES);
         self.copy_to(&memfd, &gaps)?;
@@ -179,24 +184,25 @@ impl Layers {
         Ok(Self { files, extents: self.extents.overlay(&union(runs), layer) }.without_unseen())
     }
 
-    /// Whether it is time to [`Self::merge`]: there are many layers or extents, or the layers above the first hold more than
-    /// all of RAM.
+    /// Whether the layers should be merged while the guest runs: there are many layers or extents,
+    /// or the layers above the first hold more bytes than the RAM has.
     ///
     /// # Errors
-    /// A layer cannot be looked at.
+    /// The size of a layer cannot be read.
     pub fn is_long(&self) -> Result<bool, LayersError> {
         self.exceeds(LAYERS_LONG, EXTENTS_LONG, self.extents.bytes())
     }
 
-    /// Whether it must be merged at once.
+    /// Whether the layers must be merged at once.
     ///
     /// # Errors
-    /// A layer cannot be looked at.
+    /// The size of a layer cannot be read.
     pub fn is_full(&self) -> Result<bool, LayersError> {
         self.exceeds(LAYERS_FULL, EXTENTS_FULL, 2 * self.extents.bytes())
     }
 
-    /// Whether there are so many layers, or more extents, or more bytes in the layers above the first.
+    /// Whether there are at least `most_layers` layers, or more extents than `most_extents`, or
+    /// more bytes in the layers above the first than `most_bytes`.
     fn exceeds(&self, most_layers: usize, most_extents: usize, most_bytes: u64) -> Result<bool, LayersError> {
         let mut held_bytes = 0;
         for (layer, file) in self.files.iter().enumerate().skip(1) {
@@ -207,8 +213,9 @@ impl Layers {
         Ok(layers >= most_layers || extents > most_extents || held_bytes > most_bytes)
     }
 
-    /// The same RAM in two layers: the first, which is the largest as a rule, and one that has all that the others have on
-    /// top of it, in few runs. Where that is most of RAM it is all of it, and the only layer.
+    /// The same RAM in two layers: the first, which is usually the largest, and one that merges all
+    /// others, in few runs. If the merged layer holds more than half of RAM, it gets all of RAM and
+    /// is the only layer.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -216,19 +223,21 @@ impl Layers {
         self.merge_from(1)
     }
 
-    /// The same RAM in fewer layers, for as little copying as there can be: only the youngest layers become one. A page is copied
-    /// again when as much has been written since as its layer holds, as in a log-structured merge tree. What has too many extents,
-    /// or holds more than all of RAM, is [merged](Self::merge) whole.
+    /// The same RAM in fewer layers, with little copying: only the youngest layers become one. As
+    /// in a log-structured merge tree, a layer is copied again only when the layers above it have
+    /// grown to a similar size. If there are too many extents, or the layers above the first hold
+    /// more bytes than the RAM has, all of them are [merged](Self::merge).
     ///
     /// # Errors
-    /// There is no memory for it, or a layer cannot be looked at.
+    /// There is no memory for it, or the size of a layer cannot be read.
     pub fn merge_youngest(&self) -> Result<Self, LayersError> {
         let must_be_whole = self.exceeds(usize::MAX, EXTENTS_LONG, self.extents.bytes())?;
         self.merge_from(if must_be_whole { 1 } else { self.youngest() })
     }
 
-    /// The first of the layers that [`Self::merge_youngest`] makes one: the one right below it holds more than twice as
-    /// much as those from it on, and no more than [`LAYERS_KEPT_MAX`] are left.
+    /// The lowest of the layers that [`Self::merge_youngest`] merges. The layer below it holds more
+    /// than twice as much as the merged ones together, and at most [`LAYERS_KEPT_MAX`] layers are
+    /// kept.
     fn youngest(&self) -> usize {
         let bytes_of = |layer: usize| -> u64 {
             let own = self.extents.as_slice().iter().filter(|extent| usize::from(extent.layer) == layer);
@@ -246,7 +255,7 @@ impl Layers {
         first
     }
 
-    /// The same RAM with one layer, in few runs, in the place of all from number `kept` on.
+    /// The same RAM with one layer, in few runs, that replaces all layers from number `kept` on.
     fn merge_from(&self, kept: usize) -> Result<Self, LayersError> {
         if self.files.is_empty() {
             return Err(LayersError::Count(0));
@@ -267,7 +276,8 @@ impl Layers {
         Ok(Self { files, extents: self.extents.overlay(&runs, layer) }.without_unseen())
     }
 
-    /// The same RAM on top of `merged`, which is `source` merged: this is `source`, or what [`Self::with`] has made of it.
+    /// The same RAM on top of `merged`, which is `source` after a merge. `self` is `source`, or
+    /// `source` with layers that [`Self::with`] has added.
     #[must_use]
     pub fn rebased(&self, source: &Self, merged: &Self) -> Self {
         let (mut files, mut extents) = (merged.files.clone(), merged.extents.clone());
@@ -285,14 +295,14 @@ impl Layers {
         Self { files, extents }.without_unseen()
     }
 
-    /// Lets go of the layers that no page is in.
+    /// Drops the layers that hold no visible page.
     fn without_unseen(mut self) -> Self {
         let seen = self.extents.renumber();
         self.files = seen.iter().filter_map(|layer| self.files.get(usize::from(*layer)).cloned()).collect();
         self
     }
 
-    /// Copies what is in `ranges`, which are ascending, to the same places of `to`.
+    /// Copies `ranges`, which are ascending, to the same offsets in `to`.
     fn copy_to(&self, to: &File, ranges: &[Range<u64>]) -> Result<(), LayersError> {
         let mut sources: Vec<_> = self.files.iter().map(|file| Source::new(file)).collect();
         let mut buffer = Vec::new();
@@ -310,10 +320,10 @@ impl Layers {
     }
 }
 
-/// A memfd for `bytes` of RAM, all holes.
+/// Makes a memfd for `bytes` of RAM, all holes.
 ///
 /// # Errors
-/// The kernel gives none.
+/// The kernel refuses.
 pub fn new_layer(bytes: u64) -> Result<File, LayersError> {
     let failed = |source| LayersError::Memfd { bytes, source };
     let memfd =
@@ -327,9 +337,9 @@ pub fn new_layer(bytes: u64) -> Result<File, LayersError> {
 pub struct Part<'a> {
     /// The region.
     pub region: &'a GuestRegionMmap,
-    /// Where in the region.
+    /// The offset in the region.
     pub at: u64,
-    /// Where in RAM: the regions one after another, without the hole between them.
+    /// The offset in RAM, in which the regions follow each other without the hole between them.
     pub start: u64,
     /// How many bytes.
     pub bytes: u64,

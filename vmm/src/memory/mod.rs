@@ -1,8 +1,10 @@
-//! Guest RAM, laid out around the hole below 4 GiB where devices live. A VM that boots has it in one memfd, mapped
-//! shared; a VM that was frozen, and a clone, has a private view of a generation's memfds.
+//! Guest RAM, laid out around the hole below 4 GiB for devices. In a VM that boots, RAM is one
+//! memfd that is mapped shared. In a frozen VM and in a clone, RAM is a private view of a
+//! generation's memfds.
 //!
-//! - [`extents`]: which memfd of a generation has which page.
-//! - [`layers`]: those memfds, and the views of them. `source`: copies out of them.
+//! - [`extents`]: maps each page of a generation to a memfd.
+//! - [`layers`]: those memfds, and the views of them.
+//! - `source`: copies pages out of a layer.
 
 pub mod extents;
 pub mod layers;
@@ -13,13 +15,13 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Where the hole for devices begins: RAM below it, MMIO from here to 4 GiB.
 pub const HOLE_START: u64 = 0xc000_0000;
-/// Where RAM goes on after the hole.
+/// Where RAM continues after the hole.
 pub const HOLE_END: u64 = 0x1_0000_0000;
 
 /// Guest RAM as every part of the VMM shares it.
 pub type Memory = Arc<GuestMemoryMmap>;
 
-/// Why there is no RAM.
+/// Why RAM could not be allocated or reserved.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The kernel gave no memfd.
@@ -31,7 +33,7 @@ pub enum MemoryError {
         source: rustix::io::Errno,
     },
     /// The memfd could not be mapped.
-    #[error("map {bytes} bytes of guest RAM; is there so much address space (ulimit -v)?")]
+    #[error("map {bytes} bytes of guest RAM; check the limit of address space (ulimit -v)")]
     Map {
         /// The size of all RAM, bytes.
         bytes: u64,
@@ -51,7 +53,8 @@ pub fn layout(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Makes `bytes` of zeroed RAM (a whole number of pages). Nothing is allocated until it is touched.
+/// Makes `bytes` of zeroed RAM (a whole number of pages). The kernel allocates each page at its
+/// first access.
 ///
 /// # Errors
 /// The kernel gives no memfd or no mapping.
@@ -80,7 +83,7 @@ pub fn allocate(bytes: u64) -> Result<(File, Memory), MemoryError> {
     Ok((memfd, Arc::new(memory)))
 }
 
-/// Reserves address space for `bytes` of RAM, with nothing behind it: a generation is mapped there later.
+/// Reserves address space for `bytes` of RAM. It has no memory until a generation is mapped there.
 ///
 /// # Errors
 /// There is no address space left.

@@ -1,4 +1,4 @@
-//! A layer as a source of pages: copies what is not a hole.
+//! Copies pages out of a layer and skips holes.
 
 use crate::ranges::union;
 use patina_control::PAGE_BYTES;
@@ -10,14 +10,15 @@ use std::os::unix::fs::FileExt;
 
 /// How much is copied at a time when layers are merged, bytes.
 const CHUNK_BYTES: u64 = 1 << 20;
-/// So much is read whether there is data or not: to look for the end of the data takes the kernel longer.
+/// Ranges up to this size are read without a search for holes, which would take the kernel longer.
 const LOOK_MIN_BYTES: u64 = 16 * PAGE_BYTES;
 
-/// A layer that is read in ascending order. To find the end of some data the kernel looks at each page of it: what it has
-/// found is kept.
+/// A layer that is read in ascending order. The kernel looks at each page of some data to find its
+/// end, so the result of the last search is kept.
 pub(super) struct Source<'a> {
     file: &'a File,
-    /// From where it was looked last there is no data before this, and after this there may be more.
+    /// The data that the last search found. There is none between the start of the search and this
+    /// range. There may be more behind it.
     data: Range<u64>,
 }
 
@@ -26,7 +27,7 @@ impl<'a> Source<'a> {
         Self { file, data: 0..0 }
     }
 
-    /// Copies what is not a hole.
+    /// Copies the data in `range` to the same offsets in `to`. Holes stay holes.
     pub(super) fn copy(&mut self, range: Range<u64>, to: &File, buffer: &mut Vec<u8>) -> std::io::Result<()> {
         let bytes = range.end - range.start;
         if bytes <= LOOK_MIN_BYTES && !self.data.contains(&range.start) {
@@ -54,7 +55,7 @@ impl<'a> Source<'a> {
         if at >= self.data.end {
             self.data = match seek(self.file, SeekFrom::Data(at)) {
                 Ok(start) => start..seek(self.file, SeekFrom::Hole(start))?,
-                // There is none.
+                // There is no more data.
                 Err(Errno::NXIO) => u64::MAX..u64::MAX,
                 Err(error) => return Err(error),
             };
@@ -63,7 +64,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Writes what was read at `at`, but for pages of zeros: they stay holes.
+/// Writes the bytes that were read at `at`. Pages of zeros are not written and stay holes.
 fn copy_data(read: &[u8], to: &File, at: u64) -> std::io::Result<()> {
     let pages = read.chunks(PAGE_BYTES as usize).zip((at..).step_by(PAGE_BYTES as usize));
     let data = pages.filter(|(page, _)| page.iter().any(|byte| *byte != 0));
