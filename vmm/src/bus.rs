@@ -1,4 +1,5 @@
-//! Which device a vCPU's port or memory-mapped access reaches. `ports`: the few ports of a PC.
+//! Routes a vCPU's port and memory-mapped accesses to devices. `ports` has the few legacy ports of
+//! a PC.
 
 mod ports;
 
@@ -17,7 +18,7 @@ use std::sync::Arc;
 /// The ports of the serial console.
 const SERIAL: std::ops::Range<u16> = PORT_BASE..PORT_BASE + PORT_COUNT;
 
-/// Everything with an address.
+/// All devices that a vCPU can address.
 pub struct Bus {
     /// In the order of their windows.
     pub transports: Vec<Arc<MmioTransport>>,
@@ -40,35 +41,36 @@ impl Stop {
     }
 }
 
-/// Why the devices do not take their states.
+/// Why the devices could not be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum DevicesError {
     /// The generation has another number of devices than the VM.
-    #[error("restore the devices: the generation has {found}, the VM {wanted}")]
+    #[error("restore the devices: the generation has {found}, but the VM has {wanted}")]
     Count {
         /// How many devices the generation has.
         found: usize,
         /// How many devices the VM has.
         wanted: usize,
     },
-    /// A virtio device does not take its state.
+    /// A virtio device rejects its state.
     #[error("restore device {index}")]
     Device {
         /// The device's index among the VM's virtio devices, from 0.
         index: usize,
-        /// Why the device does not take it.
+        /// Why the device rejects it.
         source: RestoreError,
     },
-    /// The console does not take its state.
+    /// The console rejects its state.
     #[error("restore the console")]
     Console(#[from] persist::RestoreError),
 }
 
 impl Bus {
-    /// Gives all devices, fresh and with their loop stopped, their states; `memory` is the guest's RAM.
+    /// Restores the states of all devices, which are new and whose loop is stopped. `memory` is the
+    /// guest's RAM.
     ///
     /// # Errors
-    /// The states are not of such devices.
+    /// The states do not fit the devices.
     pub fn restore(
         &self,
         memory: &Memory,
@@ -93,7 +95,7 @@ impl Bus {
     /// The write ends the VM.
     pub fn port_write(&self, port: u16, data: &[u8]) -> Result<(), Stop> {
         if SERIAL.contains(&port) {
-            // The port is a byte wide; of a wider write the first byte reaches it.
+            // The port is one byte wide, so only the first byte of a wider write reaches it.
             if let Some(byte) = data.first() {
                 self.serial.write((port - PORT_BASE) as u8, *byte);
             }
@@ -108,15 +110,16 @@ impl Bus {
                 kind: EndKind::Panicked,
                 reason: "the guest's kernel panicked; see the VM's console log".into(),
             })),
-            // A kernel without our power driver resets after a panic: its last words tell.
+            // A kernel without Patina's power driver resets after a panic, which its last output
+            // shows.
             PortsEffect::Reset => Err(self.panicked().unwrap_or_else(|| Stop {
                 kind: EndKind::Rebooted,
-                reason: "the guest asked for a reset; a VM does not start twice".into(),
+                reason: "the guest requested a reset; a VM starts only once".into(),
             })),
         }
     }
 
-    /// The guest reads a port. Where nothing is, all bits are set.
+    /// The guest reads a port. A port without a device reads as all ones.
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         if SERIAL.contains(&port) {
@@ -155,8 +158,8 @@ impl Bus {
     }
 }
 
-/// What the kernel said as it panicked, if the end of the console shows it. The guest wrote this: it is cut
-/// to one printable line.
+/// The kernel's panic message, if the end of the console's output has one. It is from the guest, so
+/// it is cut to one printable line.
 fn panic_message(tail: &[u8]) -> Option<String> {
     const WORDS: &str = "Kernel panic - not syncing: ";
     const MAX_CHARS: usize = 200;

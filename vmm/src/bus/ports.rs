@@ -1,4 +1,4 @@
-//! The few ports that a PC without ACPI still has: ways to stop, and what a kernel probes for.
+//! The few ports of a PC without ACPI: those that stop the VM, and those that a kernel probes.
 
 /// Power off: Bochs and QEMU take 0x2000 there; the guest kernel's Patina driver writes it.
 const POWER: u16 = 0x604;
@@ -40,7 +40,7 @@ impl Ports {
         }
     }
 
-    /// The guest reads; what is not answered keeps its set bits.
+    /// The guest reads. Bytes that no port answers keep their set bits.
     pub fn read(port: u16, data: &mut [u8]) {
         match port {
             PANIC => data.fill(PANICKED),

@@ -18,8 +18,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
-/// Most connections that have not sent their first line yet. More stay in the listener's backlog.
-/// One of them is vmmd's spare connection, on which it sends nothing until it freezes the VM.
+/// Most connections without a first line yet, one of which is the spare one that vmmd keeps for a
+/// freeze. More stay in the listener's backlog.
 const OPENING_MAX: usize = 16 + 1;
 
 /// The control thread.

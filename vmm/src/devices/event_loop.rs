@@ -4,14 +4,15 @@
 //!  guest kick (ioeventfd) --+
 //!  tap, vsock streams ------+--> epoll --> handler.event(token), one at a time
 //! ```
-//! All device work is done, synchronously, on this thread; so once [`DeviceLoop::stop`] has returned, no
-//! queue and no guest memory is touched by a device until [`DeviceLoop::start`]. Events that arrive in between
-//! are not lost: they stay pending in the kernel.
+//! All device work is done synchronously on this thread. So between the return of
+//! [`DeviceLoop::stop`] and [`DeviceLoop::start`], no device accesses a queue or guest memory.
+//! Events that arrive meanwhile are not lost: they stay pending in the kernel.
 //!
 //! ```text
 //!  running ──stop──▶ stopping ──between two events──▶ stopped ──start──▶ running
 //! ```
-//! The thread stays while it is stopped: a VM that is frozen need not wait for another, or go on without one.
+//! The thread lives on while the loop is stopped. So a frozen VM need not start a new thread, which
+//! could fail.
 
 use crate::lock::lock;
 use patina_control::best_effort;
@@ -52,18 +53,18 @@ pub enum LoopError {
     Panicked,
 }
 
-/// What is called when one of its sources has an event, always on the device thread.
+/// Handles the events of its sources, always on the device thread.
 pub trait EventHandler: Send + Sync {
-    /// The source with this token has something to do.
+    /// The source with this token has an event.
     fn event(&self, token: u32);
 }
 
 /// A file descriptor to watch.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
-    /// The descriptor; whoever owns it keeps it open as long as the loop lives.
+    /// The descriptor. Its owner keeps it open as long as the loop lives.
     pub fd: BorrowedFd<'a>,
-    /// Handed to the handler.
+    /// The token that is passed to the handler.
     pub token: u32,
     /// Report arrivals only (the handler remembers what it left unread), instead of as long as there is
     /// something to read.
@@ -91,7 +92,7 @@ struct Shared {
     handlers: Mutex<Vec<Arc<dyn EventHandler>>>,
 }
 
-/// Notes that the thread has ended, however it does.
+/// Records that the thread has ended, also after a panic.
 struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
@@ -131,7 +132,7 @@ impl Shared {
                 Err(error) => return Err(LoopError::Wait(error.into())),
             }
             for event in batch.drain(..) {
-                // What is left of the batch waits here: an edge is not reported again.
+                // The rest of the batch waits here, because an edge is not reported again.
                 if !self.goes_on() {
                     return Ok(());
                 }
@@ -146,7 +147,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Between two events: waits here while the loop is stopped; false when the thread is to end.
+    /// Called between two events. Waits while the loop is stopped. Returns false if the thread must
+    /// end.
     fn goes_on(&self) -> bool {
         let mut phase = lock(&self.phase);
         if *phase == Phase::Stopping {
@@ -208,18 +210,18 @@ impl DeviceLoop {
         sources.iter().try_for_each(|source| self.shared.watch(source, index << 32 | u64::from(source.token)))
     }
 
-    /// Makes the thread without letting it run: [`Self::start`] need not make it then.
+    /// Makes the thread but keeps it stopped, so that [`Self::start`] is fast.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The thread cannot be started.
     pub fn prepare(&mut self) -> Result<(), LoopError> {
         self.spawn(Phase::Stopped)
     }
 
-    /// Starts the thread, or lets it go on; nothing happens when it runs already.
+    /// Starts the thread, or resumes it. Does nothing if it runs already.
     ///
     /// # Errors
-    /// There is no thread to be had, or the thread has ended with an error.
+    /// No thread can be created, or the thread has ended with an error.
     pub fn start(&mut self) -> Result<(), LoopError> {
         if self.thread.is_some() {
             let mut phase = lock(&self.shared.phase);
@@ -242,10 +244,11 @@ impl DeviceLoop {
         Ok(())
     }
 
-    /// Stops the thread after the event that it is at, and waits until it has: for one turn of one queue at most. May be started again.
+    /// Stops the thread after its current event, and waits for that: one turn of one queue at most.
+    /// [`Self::start`] resumes it.
     ///
     /// # Errors
-    /// The thread has ended: the devices do nothing any more.
+    /// The thread has ended, so the devices no longer work.
     pub fn stop(&mut self) -> Result<(), LoopError> {
         if self.thread.is_none() {
             return Ok(());

@@ -1,15 +1,15 @@
-//! Devices: what the guest sees besides CPUs and RAM.
+//! The devices of the guest.
 //!
-//! - [`event_loop`]: one thread for each VM that drives all of its devices. While it is stopped nothing touches
-//!   a queue, which is how a VM is frozen.
+//! - [`event_loop`]: one thread for each VM that drives all of its devices. While the loop is
+//!   stopped, no device accesses a queue, so the VM can be frozen.
 //! - [`virtio`]: the virtio-mmio transport, virtqueues, and the block, net, vsock and rng devices.
-//! - [`console`]: the serial port, its bounded log and the people attached to it.
+//! - [`console`]: the serial port, its bounded log and the attached clients.
 //!
-//! Each has a `persist` module: what a saved VM keeps of it, and how a clone goes on from there. The order is in
-//! [`virtio::mmio::persist`].
+//! The `persist` module of a device saves its state and restores it in a clone.
+//! [`virtio::mmio::persist`] gives the order.
 //!
-//! Everything that a guest writes is hostile: it is bounded and checked here, and the worst that it can reach
-//! is that its own device asks for a reset.
+//! Everything that a guest writes is hostile. It is bounded and checked here. The worst that a
+//! guest can cause is that its own device requests a reset.
 
 pub mod console;
 pub mod event_loop;

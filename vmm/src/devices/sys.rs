@@ -1,5 +1,5 @@
-//! The system calls of devices that have no safe wrapper: vectored I/O on guest memory, and what an
-//! [`EventFd`] lacks. Nothing here decides anything.
+//! The system calls of devices that have no safe wrapper: vectored I/O on guest memory, and the
+//! borrow of an [`EventFd`]'s descriptor. No policy is here.
 #![allow(unsafe_code, reason = "readv and writev on guest memory, which Rust must not hold references to")]
 
 use std::io;

@@ -1,4 +1,4 @@
-//! The people attached to a console.
+//! The clients attached to a console.
 
 use super::{CLIENTS_MAX, ConsoleError};
 use patina_control::best_effort;
@@ -18,7 +18,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Nobody yet.
+    /// No clients.
     pub fn new() -> io::Result<Self> {
         Ok(Self { ready: epoll::create(epoll::CreateFlags::CLOEXEC)?, streams: Vec::new() })
     }
@@ -42,7 +42,8 @@ impl Clients {
         Ok(())
     }
 
-    /// Writes output to everybody. Who has no room for it loses it; who is gone is forgotten.
+    /// Writes output to all clients. A client whose socket is full loses it. A client that has gone
+    /// is removed.
     pub fn write(&mut self, bytes: &[u8]) {
         self.streams.retain_mut(|stream| {
             let mut rest = bytes;
@@ -57,7 +58,8 @@ impl Clients {
         });
     }
 
-    /// Takes everybody's input, until `input` holds `max_bytes`; forgets who is gone.
+    /// Takes input from all clients until `input` holds `max_bytes`. Removes clients that have
+    /// gone.
     pub fn read(&mut self, input: &mut VecDeque<u8>, max_bytes: usize) {
         let mut events = Vec::with_capacity(CLIENTS_MAX);
         let now = rustix::time::Timespec::default();

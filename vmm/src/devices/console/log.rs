@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// A log of bounded size. When it is full its older half goes, up to the end of a line.
+/// A log of bounded size. When it is full, its older half is removed, up to the end of a line.
 #[derive(Debug)]
 pub struct Log {
     file: File,

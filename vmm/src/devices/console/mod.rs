@@ -4,9 +4,9 @@
 //!  vCPU --port write--> pending output --device thread--> log (bounded), attached clients
 //!  clients --device thread--> pending input --port read--> vCPU
 //! ```
-//! Both pending buffers are bounded. The vCPU pays for a byte in memory, and for a timer at the first one; files
-//! and sockets are the device thread's a little later, many bytes at a time. A guest that fills the buffer
-//! before that empties it itself.
+//! Both pending buffers are bounded. For each byte the vCPU only writes to memory, and for the
+//! first byte it also sets a timer. A little later the device thread writes many bytes at once to
+//! files and sockets. If a guest fills the buffer before that, its vCPU does this work itself.
 
 mod clients;
 mod log;
@@ -51,7 +51,7 @@ const INPUT_MAX_BYTES: usize = 4096;
 const TOKEN_WAKE: u32 = 0;
 const TOKEN_CLIENTS: u32 = 1;
 const TOKEN_OUTPUT: u32 = 2;
-/// How long the first byte of output waits for others.
+/// How long the first byte of output waits for more.
 const OUTPUT_DELAY_MS: i64 = 5;
 
 const OUTPUT_TIMER: Itimerspec = Itimerspec {
@@ -59,7 +59,7 @@ const OUTPUT_TIMER: Itimerspec = Itimerspec {
     it_value: Timespec { tv_sec: 0, tv_nsec: OUTPUT_DELAY_MS * 1_000_000 },
 };
 
-/// Why the console could not do something.
+/// Why an operation of the console failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// The kernel gave no event or epoll descriptor.
@@ -69,27 +69,27 @@ pub enum ConsoleError {
     #[error("find the size of the console log")]
     Log(#[source] io::Error),
     /// There are [`CLIENTS_MAX`] clients already.
-    #[error("attach to the console: {CLIENTS_MAX} clients are attached already, detach one first")]
+    #[error("attach to the console: {CLIENTS_MAX} clients are attached already; detach one first")]
     TooManyClients,
     /// The client's socket could not be watched.
     #[error("attach to the console")]
     Client(#[source] io::Error),
 }
 
-/// The serial port and all that is behind it.
+/// The serial port with its log and its clients.
 pub struct Console {
     serial: Mutex<Serial<Line, NoEvents, Pending>>,
     line: Arc<EventFd>,
     output: Arc<Mutex<Output>>,
     input: Mutex<VecDeque<u8>>,
-    /// Held while output goes out, so that it does so in order; taken before `output`.
+    /// Held while output is written, to keep it in order. Locked before `output`.
     sinks: Mutex<Sinks>,
     /// There is room for input again.
     wake: EventFd,
     /// Output is waiting.
     timer: Arc<OwnedFd>,
     clients_ready: OwnedFd,
-    /// The device thread interrupts the guest once more, as its first work after a restore.
+    /// After a restore, makes the device thread interrupt the guest once more, as its first work.
     resends_interrupt: AtomicBool,
 }
 
@@ -152,7 +152,7 @@ impl Write for Pending {
 }
 
 impl Console {
-    /// A console that logs to `log`, of which it keeps at most `log_max_bytes`.
+    /// A console that logs to `log`, which is kept to at most `log_max_bytes`.
     pub fn new(log: File, log_max_bytes: u64) -> Result<Self, ConsoleError> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ConsoleError::Create);
         let line = Arc::new(event()?);
@@ -228,8 +228,8 @@ impl Console {
         lock(&self.output).tail()
     }
 
-    /// Brings all output to the log and the clients. The device thread does it by itself; a VM that ends does
-    /// it a last time.
+    /// Writes all pending output to the log and the clients. The device thread does so by itself. A
+    /// VM that ends calls this a last time.
     pub fn flush(&self) {
         let mut sinks = lock(&self.sinks);
         let pending = lock(&self.output).take();

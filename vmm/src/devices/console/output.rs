@@ -1,4 +1,4 @@
-//! The guest's output on its way out, and its last few KiB.
+//! Buffers the guest's output until it is written, and keeps the last few KiB of it.
 
 use super::TAIL_BYTES;
 
@@ -13,7 +13,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Adds output; true when nothing waited before, so that somebody must be told.
+    /// Adds output. Returns true if nothing waited before, so that the device thread must be
+    /// notified.
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         let first = self.pending.is_empty();
         self.pending.extend_from_slice(bytes);
@@ -25,7 +26,7 @@ impl Output {
         first
     }
 
-    /// Somebody must take the output before there is more.
+    /// Whether the output must be taken before more is added.
     pub fn is_full(&self) -> bool {
         self.pending.len() >= PENDING_MAX_BYTES
     }

@@ -1,9 +1,12 @@
-//! The console, saved and restored.
+//! Saves and restores the console.
 //!
-//! What the guest has written stays with the parent: its log and its clients have it. What it has not read yet goes
-//! on, as all of its memory does. The order of a restore is that of a virtio device: the interrupt line is registered
-//! before, KVM's interrupt controllers are restored after [`ConsoleState::restore`], then the device loop starts, which
-//! raises the line once more when the guest had not seen its interrupt.
+//! The guest's output stays with the parent, whose log and clients have it. Input that the guest
+//! has not read yet is part of the state. The order of a restore is that of a virtio device:
+//! 1. The interrupt line is registered.
+//! 2. [`ConsoleState::restore`].
+//! 3. KVM's interrupt controllers are restored.
+//! 4. The device loop starts. If the guest had not handled its interrupt, the loop raises the line
+//!    once more.
 
 use super::{Console, INPUT_MAX_BYTES, Line, Pending};
 use crate::lock::lock;
@@ -46,14 +49,14 @@ struct PortState {
 /// Why a console could not be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The port never holds that much.
-    #[error("restore the serial port: {bytes} bytes in its buffer are too many")]
+    /// The port's buffer cannot hold so many bytes.
+    #[error("restore the serial port: its buffer cannot hold {bytes} bytes")]
     Port {
         /// In the port's buffer.
         bytes: usize,
     },
-    /// So much input never waits.
-    #[error("restore the console: {bytes} bytes of input, more than {INPUT_MAX_BYTES}")]
+    /// There is more pending input than a console keeps.
+    #[error("restore the console: it has {bytes} bytes of input; the limit is {INPUT_MAX_BYTES}")]
     Input {
         /// In the state.
         bytes: usize,
@@ -62,7 +65,8 @@ pub enum RestoreError {
 
 impl Persist for ConsoleState {
     type Source<'a> = &'a Console;
-    /// A console whose log stays as it is: a clone's is new and empty. On failure nothing has changed.
+    /// A console, whose log is not restored: a clone's log is new and empty. On failure nothing has
+    /// changed.
     type Target<'a> = &'a Console;
     type Restored = ();
     type SaveError = Infallible;
@@ -82,7 +86,7 @@ impl Persist for ConsoleState {
         let pending = Pending { output: Arc::clone(&console.output), timer: Arc::clone(&console.timer) };
         let port = Serial::from_state(&self.port, line, NoEvents, pending)
             .map_err(|_| RestoreError::Port { bytes: self.port.in_buffer.len() })?;
-        // The port raises its line as soon as it is made, which is too early for KVM, and only then may.
+        // The port raises its line when it is made, and only then. This is too early for KVM.
         port.interrupt_evt().release();
         let mut serial = lock(&console.serial);
         *serial = port;

@@ -1,8 +1,8 @@
 //! virtio-blk on one file.
 //!
-//! Requests are done one after another on the device thread, straight between the file and guest memory. A
-//! request that makes no sense, goes beyond the disk or is longer than [`REQUEST_MAX_BYTES`] is answered with
-//! an error status and changes nothing.
+//! The device thread does one request after another, directly between the file and guest memory. A
+//! request that is invalid, goes beyond the disk or is longer than [`REQUEST_MAX_BYTES`] gets an
+//! error status and changes nothing.
 
 pub mod persist;
 
@@ -23,7 +23,7 @@ use virtio_bindings::virtio_blk::{
 
 /// The virtio type of a block device.
 pub const DEVICE_TYPE: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-/// Size of a sector, bytes. What the file has beyond its last whole sector the guest does not see.
+/// Size of a sector, bytes. The guest does not see bytes of the file beyond its last whole sector.
 pub const SECTOR_BYTES: u64 = 512;
 /// Longest read or write in one request, bytes, so that one request does not hold up the other devices.
 pub const REQUEST_MAX_BYTES: u32 = 16 * 1024 * 1024;

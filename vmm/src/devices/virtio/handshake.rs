@@ -30,7 +30,7 @@ pub enum Step {
     Activate,
 }
 
-/// Where driver and device stand.
+/// The state of the handshake between driver and device.
 #[derive(Debug, Clone)]
 pub struct Handshake {
     status: u32,
@@ -102,7 +102,7 @@ impl Handshake {
         }
     }
 
-    /// Status: a write that takes a bit back or skips a step changes nothing.
+    /// Status: a write that clears a bit or skips a step changes nothing.
     pub fn write_status(&mut self, value: u32) -> Step {
         if value == 0 {
             *self = Self::new(self.offered);
@@ -130,7 +130,7 @@ impl Handshake {
         if added & DRIVER_OK != 0 { Step::Activate } else { Step::None }
     }
 
-    /// The device cannot go on until it is reset.
+    /// The device cannot continue until it is reset.
     pub fn fail(&mut self) {
         self.status |= NEEDS_RESET;
     }

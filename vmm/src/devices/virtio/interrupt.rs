@@ -1,4 +1,4 @@
-//! How a device calls the guest: a status register and an edge on the device's interrupt line.
+//! How a device interrupts the guest: a status register and an edge on the device's interrupt line.
 
 use patina_control::best_effort;
 use std::io;

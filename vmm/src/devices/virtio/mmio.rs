@@ -4,9 +4,9 @@
 //!  vCPU threads --read/write--> registers --DRIVER_OK--> queues checked, device active
 //!  device thread --event------> device, with its queues, while it is active
 //! ```
-//! One lock covers registers, device and queues, so that a reset that has returned is a device that has
-//! stopped. The registers on the guest's interrupt path do not take it. A guest may write anything, in any
-//! order and width: what means nothing reads as zero and writes nothing.
+//! One lock covers registers, device and queues, so the device has stopped when a reset returns.
+//! The registers on the guest's interrupt path do not take the lock. A guest may access anything in
+//! any order and width: invalid accesses read as zero and write nothing.
 
 pub mod persist;
 
@@ -88,7 +88,7 @@ impl MmioTransport {
         self.interrupt.line()
     }
 
-    /// Takes why the device last asked for a reset, if it did since this was last called.
+    /// The reason for which the device last requested a reset, if it did so since the last call.
     pub fn take_fault(&self) -> Option<DeviceError> {
         lock(&self.inner).fault.take()
     }

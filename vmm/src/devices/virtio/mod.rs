@@ -3,8 +3,9 @@
 //! - [`mmio`]: the register window that vCPUs read and write, and what owns a device and its queues.
 //! - [`handshake`]: status and feature negotiation, as pure logic.
 //! - [`queue`]: virtqueues and descriptor chains, checked against the guest's RAM.
-//! - [`interrupt`]: how a device calls the guest.
-//! - [`persist`]: why a saved device cannot always be restored. What is saved of each is beside it, and [`DeviceState`].
+//! - [`interrupt`]: how a device interrupts the guest.
+//! - [`persist`]: the errors of a restore. Each device has its own state, and [`DeviceState`]
+//!   unites them.
 //! - [`block`], [`net`], [`rng`], [`vsock`]: the devices.
 
 pub mod block;
@@ -53,7 +54,7 @@ pub enum DeviceError {
         #[source]
         source: QueueError,
     },
-    /// What is behind the device failed.
+    /// The host's side of the device failed.
     #[error("{operation}")]
     Io {
         /// What was tried.
@@ -95,9 +96,10 @@ const TURN_MAX_BYTES: u64 = 1 << 20;
 const TURN_MAX: Duration = Duration::from_millis(1);
 
 impl Io<'_> {
-    /// Handles the chains of a queue one by one: `handle` says how many bytes it wrote into each. Ends its turn after as many
-    /// as the queue holds, after `TURN_MAX_BYTES` or `TURN_MAX`: a guest that fills it keeps neither the other devices waiting, nor who
-    /// wants the devices to stop, nor a vCPU that needs the device's registers.
+    /// Handles the chains of a queue one by one. `handle` returns how many bytes it wrote into
+    /// each. The turn ends after as many chains as the queue holds, after `TURN_MAX_BYTES`, or
+    /// after `TURN_MAX`. So a guest that keeps the queue full cannot delay other devices, a stop of
+    /// the devices, or a vCPU that needs the device's registers.
     pub fn serve(
         &mut self,
         index: usize,
@@ -160,7 +162,8 @@ pub trait VirtioDevice: Send {
     fn source_event(&mut self, _io: Option<&mut Io<'_>>, _token: u32) -> Result<Next, DeviceError> {
         Ok(Next::Wait)
     }
-    /// The guest resets the device, or the device failed: forget all that belongs to the driver.
+    /// The guest resets the device, or the device failed: drops all state that belongs to the
+    /// driver.
     fn reset(&mut self);
     /// What a saved VM keeps of the device. The device loop is stopped.
     fn save(&self) -> DeviceState;
@@ -174,7 +177,8 @@ pub trait VirtioDevice: Send {
 pub enum DeviceState {
     /// A disk.
     Block(BlockState),
-    /// A network card: its address is the new VM's, and a frame on its way is lost as a network may lose it.
+    /// A network card. Its address is that of the new VM. A frame in progress is lost, as a network
+    /// may lose frames.
     Net,
     /// An entropy device has nothing to keep: a clone that got the same randomness twice would be a flaw.
     Rng,

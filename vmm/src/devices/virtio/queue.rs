@@ -1,8 +1,9 @@
 //! Virtqueues and descriptor chains, as a guest that may be hostile lays them out.
 //!
-//! A chain is taken apart completely before a device sees it: every piece lies in the guest's RAM, pieces that
-//! the device reads come before those that it writes, it ends, and it has at most [`CHAIN_MAX_PARTS`] pieces.
-//! A queue or chain that is otherwise is an error, upon which the device asks for a reset.
+//! A chain is checked completely before a device sees it. Every piece lies in the guest's RAM.
+//! Pieces that the device reads come before those that it writes. The chain ends, and it has at
+//! most [`CHAIN_MAX_PARTS`] pieces. An invalid queue or chain is an error, and its device requests
+//! a reset.
 
 pub mod persist;
 
@@ -19,11 +20,13 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryErr
 /// Most pieces of one chain, indirect or not.
 pub const CHAIN_MAX_PARTS: usize = IOV_MAX;
 
-/// How a guest broke a queue, or asked too much of a chain.
+/// How a guest broke a queue or a chain.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// Size or addresses cannot be a queue.
-    #[error("set up a queue of {size} at {descriptors:#x}, {available:#x}, {used:#x}")]
+    /// Size or addresses are invalid for a queue.
+    #[error(
+        "set up a queue of {size} entries: its rings at {descriptors:#x}, {available:#x}, {used:#x} are invalid"
+    )]
     Setup {
         /// Entries.
         size: u32,
@@ -35,16 +38,16 @@ pub enum QueueError {
         used: u64,
     },
     /// The rings are inconsistent or unreadable.
-    #[error("go through the rings")]
+    #[error("read the rings")]
     Ring(#[source] virtio_queue::Error),
     /// The chain loops, leads out of its table or ends in a descriptor that cannot be read.
-    #[error("follow descriptor chain {head}: it does not end")]
+    #[error("follow descriptor chain {head}: it has no valid end")]
     Endless {
         /// Its first descriptor.
         head: u16,
     },
     /// The chain has more than [`CHAIN_MAX_PARTS`] pieces or 4 GiB.
-    #[error("follow descriptor chain {head}: too long")]
+    #[error("follow descriptor chain {head}: it is too long")]
     TooLong {
         /// Its first descriptor.
         head: u16,
@@ -66,7 +69,7 @@ pub enum QueueError {
         head: u16,
     },
     /// A device needs more bytes than the chain has.
-    #[error("use {length} bytes at {offset} of a chain's {available}")]
+    #[error("use {length} bytes at offset {offset} of a chain: it has only {available} bytes")]
     Short {
         /// Where the bytes begin in the chain.
         offset: u32,
@@ -126,7 +129,8 @@ impl VirtQueue {
             used_ring: used,
         })
         .map_err(|_| refuse())?;
-        // The crate takes a ring at 0 for one that was never set, so it is refused here, with a name.
+        // The crate takes a ring at 0 as one that was never set, so such a ring is refused here
+        // with a clear error.
         if available == 0 || !queue.is_valid(memory.as_ref()) {
             return Err(refuse());
         }
@@ -162,7 +166,7 @@ impl VirtQueue {
         }
     }
 
-    /// Interrupts the guest for the chains handed back, if it wants to know.
+    /// Interrupts the guest for the chains handed back, unless it has suppressed that.
     pub fn signal(&mut self, memory: &Memory, interrupt: &Interrupt) -> Result<(), QueueError> {
         let Some(queue) = &mut self.queue else { return Ok(()) };
         let mut wanted = queue.needs_notification(memory.as_ref()).map_err(QueueError::Ring)?;

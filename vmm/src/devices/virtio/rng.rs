@@ -1,4 +1,4 @@
-//! virtio-rng: the host's randomness.
+//! virtio-rng: gives the guest randomness from the host.
 
 use super::DeviceState;
 use super::persist::RestoreError;

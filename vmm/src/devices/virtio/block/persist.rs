@@ -1,4 +1,5 @@
-//! A disk, saved and restored: its contents are in its file, and no request is under way while the loop is stopped.
+//! Saves and restores a disk. Its contents are in its file, and no request is in progress while the
+//! loop is stopped.
 
 use super::Block;
 use crate::devices::virtio::persist::RestoreError;
@@ -6,7 +7,7 @@ use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 
-/// What must be the same in a restored disk.
+/// The state of a disk: what a restored disk must have in common with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
     /// The guest was told this size and will not ask again.

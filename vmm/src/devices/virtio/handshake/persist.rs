@@ -1,11 +1,12 @@
-//! A handshake, saved and restored.
+//! Saves and restores a handshake.
 
 use super::{FAILED, FEATURES_OK, Handshake, NEEDS_RESET, in_order, may_accept};
 use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 
-/// Where driver and device stood. What the device offers is not part of it: the device at hand says that.
+/// The state of a handshake. The offered features are not part of it: they are those of the device
+/// that is restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandshakeState {
     status: u32,
@@ -17,14 +18,14 @@ pub struct HandshakeState {
 /// Why a handshake could not be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// No driver can have come to this status.
-    #[error("go on from device status {status:#x}: no driver comes there")]
+    /// No driver can have reached this status.
+    #[error("restore device status {status:#x}: no driver can reach it")]
     Status {
         /// The register.
         status: u32,
     },
     /// The driver uses features that this device does not have.
-    #[error("go on with features {accepted:#x}: the device at hand offers {offered:#x}")]
+    #[error("restore accepted features {accepted:#x}: the device offers only {offered:#x}")]
     Features {
         /// By the driver.
         accepted: u64,

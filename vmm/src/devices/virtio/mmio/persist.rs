@@ -1,17 +1,19 @@
-//! A transport with its device, saved and restored.
+//! Saves and restores a transport with its device.
 //!
-//! The order of a restore, of which the caller keeps the part outside:
+//! The order of a restore. The caller is responsible for steps 1, 3 and 4:
 //! 1. [`MmioTransport::interrupt_line`] and [`MmioTransport::kicks`] are registered with KVM, and the transport is
 //!    attached to the device loop, which does not run yet. A warm process does this long before it has a state.
 //! 2. [`TransportState::restore`].
-//! 3. KVM gets its interrupt controllers and vCPUs: this overwrites every interrupt that came earlier, so none may
-//!    have been raised.
-//! 4. The device loop starts, and with it the edges of step 2 are raised; at the same time the vCPUs run.
+//! 3. KVM's interrupt controllers are restored. This overwrites every earlier interrupt, so none
+//!    may have been raised.
+//! 4. The vCPUs run, and the device loop starts and raises the interrupts that step 2 has noted.
 //!
-//! Nothing has to be called for step 4. What was only on its way when the VM was saved was in event descriptors of
-//! the process at that time, or in KVM's work queue: so every queue is kicked once, and a device that has something
-//! to say interrupts once more. One too many of either is harmless, one too few may hang the guest. The kicks are
-//! event descriptors, which keep them until the loop starts; the interrupt goes with the first kick.
+//! No function of this module has to be called in step 4. Kicks and interrupts that were in
+//! progress at the save were in event descriptors of the old process, or in KVM's work queue, and
+//! are lost. So a restore kicks every queue once, and a device with an unacknowledged interrupt
+//! raises it once more. An extra kick or interrupt is harmless, but a missing one may hang the
+//! guest. The kicks stay in their event descriptors until the loop starts. The interrupt is raised
+//! at the first kick.
 
 use super::{Inner, MmioTransport};
 use crate::devices::Memory;
@@ -40,8 +42,9 @@ pub struct TransportState {
 
 impl Persist for TransportState {
     type Source<'a> = &'a MmioTransport;
-    /// A transport that exists already, as in a warm process, and what is the guest's RAM from now on. The device loop
-    /// starts only after KVM's interrupt controllers are restored. On failure the device is as after a reset.
+    /// A transport that exists already, as in a warm process, and the guest's RAM. The device loop
+    /// starts only after KVM's interrupt controllers are restored. On failure the device is as
+    /// after a reset.
     type Target<'a> = (&'a MmioTransport, Memory);
     type Restored = ();
     type SaveError = Infallible;
@@ -65,7 +68,8 @@ impl Persist for TransportState {
         let mut inner = lock(&transport.inner);
         inner.memory = memory;
         inner.load(self)?;
-        // The configuration may be another one (a card's address): a guest in the middle of reading it reads again.
+        // The configuration may have changed (a card's address). A new generation number makes a
+        // guest that is reading it read again.
         transport.interrupt.restore(self.interrupt_status, self.config_generation.wrapping_add(1));
         inner.resends_interrupt = true;
         (0..transport.kicks.len()).for_each(|index| transport.kick(index));

@@ -1,4 +1,5 @@
-//! ARP packets of Ethernet and IPv4 (RFC 826), as they are in frames behind their virtio headers.
+//! Reads and writes ARP packets for Ethernet and IPv4 (RFC 826) in frames behind their virtio
+//! headers.
 
 use super::HEADER_BYTES;
 use super::frame::{ANSWER_BYTES, Answer, ETHERNET_BYTES, ETHERTYPE_ARP, array};

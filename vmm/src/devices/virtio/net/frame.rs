@@ -1,4 +1,5 @@
-//! What an Ethernet frame is made of, behind its virtio header: for what judges frames, and for what answers them.
+//! The layout of an Ethernet frame behind its virtio header, for the modules that check and answer
+//! frames.
 
 use super::HEADER_BYTES;
 

@@ -1,26 +1,27 @@
-//! What of the frames from the network is for the guest: each that it must look at costs it time, which is much where its kernel is
-//! emulated.
+//! Selects the frames from the network that the guest receives. Each frame costs the guest time,
+//! and much of it if its kernel is emulated.
 //!
-//! A frame for another card is not (bridges send to all where they do not know whose an address is), nor is a request for another's
-//! address. A request for the VM's own is answered here.
+//! Frames for another card are dropped: a bridge floods all ports with a frame whose address it
+//! does not know. ARP requests for another address are dropped, too. A request for the VM's own
+//! address is answered here.
 
 use super::HEADER_BYTES;
 use super::arp;
 use super::frame::{Answer, ETHERNET_BYTES, ETHERTYPE_ARP, array};
 use super::neighbours::{Owner, is_group};
 
-/// What becomes of a frame.
+/// The decision on a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The guest gets it.
     Deliver,
-    /// Nobody does.
+    /// It is dropped.
     Drop,
-    /// The network gets this instead.
+    /// It is dropped, and this answer is sent to the network.
     Answer(Answer),
 }
 
-/// Judges a frame behind its virtio header.
+/// Checks a frame behind its virtio header.
 pub fn judge(frame: &[u8], own: &Owner) -> Verdict {
     let Some(ethernet) = array::<ETHERNET_BYTES>(frame, HEADER_BYTES) else { return Verdict::Drop };
     let [to @ .., _, _, _, _, _, _, _, _] = ethernet;

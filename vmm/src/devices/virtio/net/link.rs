@@ -1,4 +1,4 @@
-//! The gate between a VM and its network.
+//! The switch between a VM and its network.
 
 use super::PortError;
 use patina_control::best_effort;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Opens and shuts a network card's link, from any thread. The guest does not notice: its card stays up.
+/// Opens and closes a network card's link, from any thread. The guest does not notice: its card
+/// stays up.
 #[derive(Clone)]
 pub struct Link(Arc<Shared>);
 
@@ -22,9 +23,10 @@ impl Link {
         Ok(Self(Arc::new(Shared { open: AtomicBool::new(true), opened: AtomicBool::new(false), changed })))
     }
 
-    /// While it is shut all that the guest sends is dropped, and it receives nothing. What arrives meanwhile is
-    /// thrown away when it opens. A frame that the device thread is handling at this very moment may still
-    /// pass: to rule that out, set it while the device loop is stopped.
+    /// While the link is closed, all frames from the guest are dropped, and it receives nothing.
+    /// Frames that arrive meanwhile are discarded when the link opens. A frame that the device
+    /// thread is handling at this moment may still pass. To rule that out, call this while the
+    /// device loop is stopped.
     pub fn set_open(&self, open: bool) {
         // In this order, or a frame from before could pass between the two.
         if open && !self.0.open.load(Ordering::SeqCst) {
@@ -37,7 +39,7 @@ impl Link {
         );
     }
 
-    /// Shuts the link whatever it was, and forgets an opening that the device thread has not seen.
+    /// Closes the link, and cancels an opening that the device thread has not seen.
     pub(super) fn shut_anew(&self) {
         self.0.open.store(false, Ordering::SeqCst);
         self.0.opened.store(false, Ordering::SeqCst);

@@ -1,18 +1,17 @@
 //! virtio-net on a tap.
 //!
 //! ```text
-//!  guest tx queue --> one frame --write--> tap     (dropped while the link is shut)
-//!                       | from another's address: not sent
-//!                       +--> a reset, where it is TCP --> guest rx queue
+//!  guest tx queue --> one frame --write--> tap     (dropped while the link is closed)
+//!                       | source address is not the VM's: not sent
+//!                       +--> if it is TCP, a reset --> guest rx queue
 //!  tap --read--> one frame --> guest rx queue
-//!                       | for another: dropped
-//!                       +--> an answer to the tap, where it asks for the VM's address
+//!                       | for another card: dropped
+//!                       +--> ARP request for the VM's address: an answer to the tap
 //! ```
-//! A frame to be sent is copied out of the guest's RAM before it is judged (by the module `outbound`), so that what was judged
-//! is what leaves.
+//! A frame from the guest is copied out of its RAM before the module `outbound` checks it, so that the frame that is sent is the frame that was checked.
 //!
-//! A frame from the tap is kept until the guest has buffers for it, and meanwhile the tap is not read: its own
-//! queue is the bound. The tap is watched by edges, so that a guest without buffers costs nothing.
+//! A frame from the tap is kept until the guest has buffers for it. Meanwhile the tap is not read, and its queue
+//! bounds what waits. The tap is watched edge-triggered, so a guest without buffers costs nothing.
 
 mod arp;
 mod frame;
@@ -50,8 +49,8 @@ pub const FRAME_MAX_BYTES: usize = 65_535 + 18 + HEADER_BYTES;
 
 const RX: usize = 0;
 const TX: usize = 1;
-/// A guest fills its receive queue when it opens the card, which is slow where its kernel is emulated: so this is
-/// enough for a 64 KiB segment in buffers of 1.5 KiB and no more than twice that.
+/// A guest fills its receive queue when it opens the card, which is slow if its kernel is emulated.
+/// So this is enough for a 64 KiB segment in buffers of 1.5 KiB, and no more than twice that.
 const QUEUE_SIZES: [u16; 2] = [128, 256];
 /// An Ethernet header is the least that a frame has.
 const FRAME_MIN_BYTES: usize = HEADER_BYTES + 14;
@@ -76,7 +75,7 @@ impl Net {
         Ok(Self { port, link, owner, receiver, chain, outgoing: Vec::new() })
     }
 
-    /// Opens and shuts the network, from other threads.
+    /// Opens and closes the network, from other threads.
     pub fn link(&self) -> Link {
         self.link.clone()
     }
@@ -114,8 +113,8 @@ fn copy_out<'b>(memory: &Memory, chain: &Chain, buffer: &'b mut Vec<u8>) -> Resu
     Ok(frame)
 }
 
-/// Sends one frame, or drops it: because it is not the VM's own, or as a network may, when the port is full or does not
-/// like it.
+/// Sends one frame. Drops it if it is not the VM's own, or if the port is full or refuses it, as a
+/// network may.
 fn send(frame: &mut [u8], port: &dyn FramePort, owner: &Owner, receiver: &mut Receiver) {
     match outbound::judge(frame, owner) {
         Verdict::Pass => {}
@@ -201,8 +200,8 @@ impl VirtioDevice for Net {
         DeviceState::Net
     }
 
-    /// The link is shut afterwards: a clone must not speak before it is somebody else than its parent. A frame that
-    /// waited for the guest's buffers stays with the parent.
+    /// The link is closed afterwards: a clone must not send before it has its own identity. A frame
+    /// that waited for the guest's buffers stays with the parent.
     fn restore(&mut self, state: &DeviceState, _is_active: bool) -> Result<(), RestoreError> {
         if *state != DeviceState::Net {
             return Err(state.is_not("net"));

@@ -1,18 +1,18 @@
-//! Who else is on a VM's network, and under which MAC address.
+//! The other VMs on a VM's network, and their MAC addresses.
 
 use std::net::Ipv4Addr;
 
 /// A MAC address.
 pub type Mac = [u8; 6];
 
-/// Whose card it is.
+/// The addresses of a card's VM.
 #[derive(Debug, Clone)]
 pub struct Owner {
     /// The card's address; the guest sends from no other.
     pub mac: Mac,
-    /// The VM's address; the same.
+    /// The VM's address. The guest sends from no other.
     pub ip: Ipv4Addr,
-    /// None: nothing is known of the network, and requests for addresses leave as the guest makes them.
+    /// None: the network is not known, and ARP requests are sent as the guest makes them.
     pub neighbours: Option<Neighbours>,
 }
 

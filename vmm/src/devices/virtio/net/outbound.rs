@@ -1,18 +1,21 @@
-//! What may leave the card: only what comes from the VM's own addresses. Pure functions on a frame that the guest cannot
-//! change any more.
+//! Checks the frames that a guest sends: only frames from the VM's own addresses may leave the
+//! card. Pure functions on a frame that the guest cannot change any more.
 //!
-//! A clone begins with its parent's connections. What its kernel sends on them carries the parent's address, and out
-//! there it would disturb the parent's connection. So it does not leave, and where it is TCP the guest gets the answer of
-//! a host that knows no such connection: a reset (RFC 9293, 3.5.2).
+//! A clone starts with its parent's connections. Packets that its kernel sends on them have the
+//! parent's address, and would disturb the parent's connections. So such a packet is dropped. If it
+//! is TCP, the guest gets the answer of a host that does not know the connection: a reset (RFC
+//! 9293, 3.5.2).
 //!
-//! The MAC address is that of the card: with another a guest would have others' frames sent to it. A frame with a tag before its type
-//! does not leave, whatever is behind the tag: Linux takes off a tag of VLAN 0 and has the packet as if it had come without. Of the rest IPv4
-//! and ARP are looked at, and everything else passes as it is.
+//! The source MAC must be the card's, or a guest could attract frames for others. A frame with a
+//! VLAN tag is dropped, whatever follows the tag: Linux removes a tag of VLAN 0 and handles the
+//! packet as if it had none. IPv4 and ARP are checked. All other types pass unchanged.
 //!
-//! **A request for a neighbour's address** does not go to all. Whose it is says which MAC it has: it goes to that one, whose vmm answers it
-//! (the module `inbound`). So nobody is disturbed, and an address of a VM that does not run has no answer: programs hear "no route to host" within
-//! seconds, as on any network. That of the gateway, which is always there, is answered here. What tells all others one's own address, as
-//! they know it anyway, does not leave, nor does the question whether somebody has it.
+//! **An ARP request for a neighbour's address** is not broadcast. The address determines the
+//! neighbour's MAC, so the request goes to that MAC only, and the neighbour's vmm answers it (the
+//! module `inbound`). No other VM is disturbed. If the neighbour does not run, there is no answer:
+//! programs get "no route to host" within seconds, as on any network. A request for the gateway,
+//! which is always there, is answered here. Announcements of the VM's own address are dropped
+//! because all others know it anyway, and so are probes for it.
 
 use super::frame::{ANSWER_BYTES, Answer, ETHERNET_BYTES, ETHERTYPE_ARP, IPV4_BYTES, TCP_BYTES, array};
 use super::neighbours::{Mac, Owner, is_group};
@@ -20,16 +23,16 @@ use super::{HEADER_BYTES, arp};
 use std::net::Ipv4Addr;
 use virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM;
 
-/// What becomes of a frame.
+/// The decision on a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It leaves as it is.
+    /// It is sent unchanged.
     Pass,
-    /// It leaves, to this address instead of to all.
+    /// It is sent to this address instead of broadcast.
     PassTo(Mac),
-    /// It does not leave.
+    /// It is dropped.
     Drop,
-    /// It does not leave, and the guest gets this.
+    /// It is dropped, and the guest gets this answer.
     Answer(Answer),
 }
 
@@ -48,8 +51,8 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// Judges a frame behind its virtio header. One that says it is IPv4 or ARP and cannot be read as such is nobody's, and
-/// is dropped.
+/// Checks a frame behind its virtio header. A frame of type IPv4 or ARP that cannot be parsed as
+/// such is dropped.
 pub fn judge(frame: &[u8], own: &Owner) -> Verdict {
     verdict(frame, own).unwrap_or(Verdict::Drop)
 }
@@ -66,7 +69,7 @@ fn verdict(frame: &[u8], own: &Owner) -> Option<Verdict> {
         ETHERTYPE_ARP => (Some(arp::parse(payload)?.sender), ETHERNET_BYTES + arp::BYTES),
         _ => (None, ETHERNET_BYTES),
     };
-    // The host writes the checksum where the guest says: not over what was judged.
+    // The host writes the checksum where the guest says. It must not overwrite what was checked.
     if checksum_place(frame)?.is_some_and(|at| at < judged_bytes) {
         return Some(Verdict::Drop);
     }

@@ -1,4 +1,4 @@
-//! What is behind a network card.
+//! The host's side of a network card: a tap.
 
 mod sys;
 
@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Why a card's port could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
-    /// The tap did not take our header's size.
-    #[error("set the header size of the tap: is it a tap with IFF_VNET_HDR?")]
+    /// The tap refused the size of the virtio header.
+    #[error("set the header size of the tap; it must be a tap with IFF_VNET_HDR")]
     Header(#[source] io::Error),
     /// The tap could not be made non-blocking.
     #[error("make the tap non-blocking")]
@@ -19,7 +19,7 @@ pub enum PortError {
     Event(#[source] io::Error),
 }
 
-/// What the guest can take unfinished from the host.
+/// The offloads that the guest accepts for frames from the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Frames without a checksum.

@@ -1,4 +1,4 @@
-//! From the port, and from ourselves, to the guest: one frame at a time.
+//! Receives frames for the guest, one at a time: from the port, and answers of the vmm's own.
 
 use super::frame::Answer;
 use super::inbound::{self, Verdict};
@@ -26,7 +26,7 @@ pub struct Receiver {
     answers: VecDeque<Answer>,
 }
 
-/// What became of a frame.
+/// The outcome of a frame's delivery.
 #[derive(Debug, PartialEq, Eq)]
 enum Delivery {
     Delivered,
@@ -38,7 +38,7 @@ enum Delivery {
     TooLong,
 }
 
-/// What was there for the guest.
+/// The outcome of a search for the next frame.
 #[derive(Debug, PartialEq, Eq)]
 enum Fetched {
     /// A frame, which waits for the guest's buffers now.
@@ -50,7 +50,7 @@ enum Fetched {
 }
 
 impl Receiver {
-    /// Receives until the port is empty, the guest has no buffers, or it is the turn of another device.
+    /// Receives until the port is empty, the guest has no buffers, or the turn ends.
     pub fn run(
         &mut self,
         io: &mut Io<'_>,
@@ -118,7 +118,7 @@ impl Receiver {
         loop {
             match rustix::io::read(port.fd(), &mut self.frame[..]) {
                 Ok(0) => return Ok(Fetched::Nothing),
-                // A frame without a header is nothing that a guest can take.
+                // A frame without a header cannot be passed to a guest.
                 Ok(length) => match inbound::judge(self.frame.get(..length).unwrap_or_default(), owner) {
                     Verdict::Deliver => {
                         self.waiting_bytes = length;
@@ -178,7 +178,7 @@ impl Receiver {
         Ok(Delivery::Delivered)
     }
 
-    /// Throws away what waits, here and in the port.
+    /// Discards all waiting frames, here and in the port.
     pub fn discard(&mut self, port: &dyn FramePort) {
         self.waiting_bytes = 0;
         self.answers.clear();

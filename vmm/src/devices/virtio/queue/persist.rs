@@ -1,7 +1,8 @@
-//! A queue, saved and restored.
+//! Saves and restores a queue.
 //!
-//! Of a queue at rest (the device loop is stopped) only its two positions are the device's own: addresses and size
-//! are in the registers, event suppression is a feature, and the rings are in the guest's RAM.
+//! While the device loop is stopped, a queue's only state of its own is its two positions.
+//! Addresses and size are in the registers, event suppression is a feature, and the rings are in
+//! the guest's RAM.
 
 use super::{QueueError, QueueRegisters, VirtQueue};
 use crate::devices::Memory;
@@ -19,8 +20,8 @@ pub struct QueueState {
     pub(in crate::devices::virtio) position: Option<Position>,
 }
 
-/// Where a device stands in the rings of a queue, modulo 2^16. Any values are safe: the rings are checked whenever
-/// they are used.
+/// A device's positions in the rings of a queue, modulo 2^16. All values are safe, because the
+/// rings are checked at each use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     next_avail: u16,

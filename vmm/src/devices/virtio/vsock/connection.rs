@@ -7,8 +7,9 @@
 //!  guest has ended both, and its data has gone out --> RST to the guest, gone
 //!  RST from the guest, or anything that the protocol forbids --> gone
 //! ```
-//! Credit: each side says how much it keeps (`buf_alloc`) and how much its reader has taken so far (`fwd_cnt`,
-//! modulo 2^32), and the other never has more than that on the way.
+//! Credit: each side announces the size of its buffer (`buf_alloc`) and how much its reader has
+//! taken so far (`fwd_cnt`, modulo 2^32). The other side never has more bytes in flight than the
+//! buffer has room for.
 
 use super::packet::{HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use serde::{Deserialize, Serialize};
@@ -47,7 +48,7 @@ pub enum Broken {
     ByRules,
 }
 
-/// What of an open connection without anything on its way tells where it stands; modulo 2^32.
+/// The counters of an open connection with nothing in flight, modulo 2^32.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quiet {
     pub(super) ports: Ports,
@@ -122,8 +123,8 @@ impl Connection {
         Self::new(ports, guest_cid, false)
     }
 
-    /// What to carry on from in a clone; none where something is under way that only this process knows of, or where
-    /// nothing shows that the guest knows of the connection.
+    /// The counters with which the connection continues in a clone. None if something is in flight
+    /// that only this process knows of, or if nothing shows that the guest knows of the connection.
     pub fn quiet(&self) -> Option<Quiet> {
         let is_whole = self.is_open && self.guest_shut == 0 && self.host_shut == 0;
         let is_idle = self.received == self.forwarded && !self.has_control() && self.wants_credit == Want::No;
@@ -167,7 +168,7 @@ impl Connection {
         self.guest_shut & directions == directions
     }
 
-    /// The host is done with the connection, which waits for the guest to let go of it.
+    /// The host has closed the connection, which waits until the guest closes it as well.
     pub fn is_closing(&self) -> bool {
         self.host_shut == SHUTDOWN_BOTH
     }

@@ -11,11 +11,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 /// Most dials that wait for the device thread.
 pub const WAITING_MAX: usize = 64;
 
-/// Why a dial came to nothing.
+/// Why a dial failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
     /// The guest has no vsock driver, or not yet.
-    #[error("connect to the guest: its vsock driver is not ready, try again when it has booted")]
+    #[error("connect to the guest: its vsock driver is not ready; try again when it has booted")]
     NotReady,
     /// The guest said no.
     #[error("connect to the guest: nothing listens on that port")]
@@ -24,17 +24,17 @@ pub enum DialError {
     #[error("connect to the guest: its vsock was reset")]
     Reset,
     /// Too many connections, or too many dials at once.
-    #[error("connect to the guest: too many connections, close some first")]
+    #[error("connect to the guest: too many connections; close some first")]
     TooMany,
     /// The dialing side closed its stream before the guest answered.
-    #[error("connect to the guest: given up by the caller")]
+    #[error("connect to the guest: the caller has closed its stream")]
     GivenUp,
     /// The stream could not be watched.
     #[error("connect to the guest: the stream cannot be watched")]
     Stream,
 }
 
-/// Told once what came of a dial, on the device thread or the caller's: it must not block.
+/// Called once with the outcome of a dial, on the device thread or the caller's. It must not block.
 pub type Done = Box<dyn FnOnce(Result<(), DialError>) + Send>;
 
 /// A dial that waits for the device thread.

@@ -1,10 +1,10 @@
 //! virtio-vsock in user space: streams between ports of the guest and Unix streams of the host.
 //!
 //! - `packet`: headers. `connection`: one connection, as pure logic.
-//! - `stream`: a connection with the host's end of it. `muxer`: all of them.
+//! - `stream`: a connection with its stream on the host. `muxer`: all connections.
 //! - `dialer`: how other threads open connections to the guest.
 //!
-//! The headers are our own rather than a crate's because a driver may cut a packet into any pieces.
+//! No crate parses the headers here, because a driver may split a packet into pieces of any size.
 
 mod connection;
 mod dialer;
@@ -51,25 +51,26 @@ const TRANSPORT_RESET: [u8; 4] = [0; 4];
 #[error("create the vsock's events")]
 pub struct VsockError(#[source] io::Error);
 
-/// What listens on the host's ports.
+/// Accepts the guest's connections to ports of the host.
 pub trait HostPorts: Send {
     /// The guest connects to a port: the stream to connect it with, or none to refuse. Called on the device
     /// thread, so it must not block.
     fn connect(&mut self, port: u32) -> Option<UnixStream>;
 
-    /// A clone's guest has a connection to a port, from its parent: the stream to carry it on with, or none to
-    /// reset it. Called before the device runs.
+    /// A clone's guest has a connection to a port from its parent. Returns the stream with which it
+    /// continues, or none to reset it. Called before the device runs.
     fn carry_on(&mut self, port: u32) -> Option<UnixStream>;
 }
 
-/// How far the guest is with learning that all its connections are gone.
+/// Whether the guest knows that all its connections are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResetNews {
     /// It knows, or there was nothing to tell.
     Known,
     /// It is still to be told.
     Owed,
-    /// It was told, and gives the event's buffer back when it has acted upon it: then it has made more available.
+    /// It was told. It returns the event's buffer after it has handled the event, and so makes more
+    /// available.
     Told { made_available: u16 },
 }
 
@@ -154,8 +155,8 @@ impl Vsock {
         Ok(if waits { Next::Wait } else { Next::Again(RX) })
     }
 
-    /// Whether packets may pass: not before the guest knows of a reset, or it would take new connections for old
-    /// ones. Tells it, and finds out whether it knows.
+    /// Whether packets may pass. Until the guest knows of a reset they may not, or it would mistake
+    /// new connections for old ones. Tells the guest, and checks whether it knows.
     fn may_pass(&mut self, io: &mut Io<'_>) -> Result<bool, DeviceError> {
         let failed = DeviceError::queue(EVENT);
         if self.reset_news == ResetNews::Known {

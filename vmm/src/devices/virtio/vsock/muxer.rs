@@ -1,7 +1,9 @@
-//! All connections of a guest: packets from it find theirs, and packets to it are made one at a time.
+//! All connections of a guest: finds the connection of each packet from the guest, and makes
+//! packets for it one at a time.
 //!
-//! What waits for the guest is bounded: each connection has at most a few flags for packets without data, data
-//! stays in its stream, and refusals are counted; when [`REFUSALS_MAX`] of them wait, the guest's packets wait.
+//! What waits for the guest is bounded. Each connection has a few flags for packets without data,
+//! and data stays in its stream. Refusals are counted: while [`REFUSALS_MAX`] of them wait, no
+//! packet from the guest is taken.
 
 use super::connection::{Arrival, Broken, Connection, Ports, Quiet};
 use super::dialer::{Dial, DialError};
@@ -59,14 +61,14 @@ impl Muxer {
         self.next_host_port
     }
 
-    /// Goes on counting from there; from the start when it is not one of these ports.
+    /// Continues to count ports from there, or from the start if it is not one of these ports.
     pub fn set_next_host_port(&mut self, port: u32) {
         self.next_host_port =
             if (FIRST_HOST_PORT..u32::MAX).contains(&port) { port } else { FIRST_HOST_PORT };
     }
 
-    /// The connections that a clone's guest must hear of one by one, because it may not know of them when it hears
-    /// that all are gone; and those that it was to hear of anyway.
+    /// The connections that must be reset one by one in a clone, because its guest may not know of
+    /// them when it hears that all are gone. Pending refusals are among them.
     pub fn resets_for_clone(&self) -> Vec<Ports> {
         let ours = |header: &&Header| header.src_cid == HOST_CID && header.kind == TYPE_STREAM;
         let refused = self.refusals.iter().filter(ours);
@@ -75,8 +77,8 @@ impl Muxer {
         refused.chain(news.map(|(ports, _)| *ports)).collect()
     }
 
-    /// The connection that a clone carries on: the only one that the guest has made to the host, if nothing is on its way
-    /// there.
+    /// The connection that continues in a clone: the only one that the guest has made to the host,
+    /// if nothing is in flight on it.
     pub fn to_carry_on(&self) -> Option<Quiet> {
         let mut made = self.streams.iter().filter(|(ports, _)| ports.host < FIRST_HOST_PORT);
         match (made.next(), made.next()) {
@@ -93,7 +95,7 @@ impl Muxer {
         others.map(|(ports, _)| *ports)
     }
 
-    /// Carries a connection of the parent on.
+    /// Continues a connection of the parent.
     pub fn carry_on(&mut self, quiet: &Quiet) {
         let ports = quiet.ports;
         let stream = self
@@ -129,7 +131,7 @@ impl Muxer {
         !self.refusals.is_empty() || !self.listed.is_empty()
     }
 
-    /// Forgets all connections; nobody at the guest's side is told.
+    /// Drops all connections without telling the guest.
     pub fn reset(&mut self) {
         while let Some((ports, _)) = self.streams.first_key_value() {
             if let Some(mut stream) = self.remove(*ports) {
@@ -188,7 +190,7 @@ impl Muxer {
         }
     }
 
-    /// Room for one more connection, if need be in place of one that the host is done with.
+    /// Makes room for one more connection. If necessary, drops one that the host has closed.
     fn has_room(&mut self) -> bool {
         if self.streams.len() >= CONNECTIONS_MAX {
             let closing = self.streams.iter().find(|(_, stream)| stream.connection.is_closing());

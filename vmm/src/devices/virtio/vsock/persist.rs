@@ -1,13 +1,15 @@
-//! A vsock device, saved and restored: without its connections but one.
+//! Saves and restores a vsock device. At most one connection continues in a clone.
 //!
-//! Their other ends are streams of the old process, and belong to the parent, which keeps them. The one that the guest
-//! has made to its host, the agent's link, is carried on in the clone with a new stream where nothing is on its way there
-//! (as is so while the agent waits for its clone): a new link would cost the guest a third of all that it does until it is
-//! ready. Its other connections get a reset each.
+//! The other ends of all connections are streams of the old process, and stay with the parent. The
+//! exception is the agent's link, the connection that the guest has made to its host. If nothing is
+//! in flight on it, as while the agent waits for its clone, it continues in the clone with a new
+//! stream. A new link would be a third of the guest's work until it is ready. Each other connection
+//! gets a reset.
 //!
-//! Where it cannot be carried on, the clone's guest is told by a transport reset that all connections are gone, before
-//! anything else. What that does not reach are sockets that do not know yet that they are connected, because the answer is
-//! still on its way: each of them gets a reset of its own. Sockets that listen, and requests that the host has not seen, go on.
+//! If the link cannot continue, a transport reset first tells the clone's guest that all
+//! connections are gone. It does not reach sockets that do not know yet that they are connected,
+//! because the answer is still in flight. Each of them gets a reset of its own. Listening sockets,
+//! and requests that the host has not seen, continue.
 
 use super::connection::{Ports, Quiet};
 use super::muxer::REFUSALS_MAX;
@@ -17,21 +19,21 @@ use crate::persist::Persist;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 
-/// More resets than there can be: of each connection, and of what waits to be refused, which may be more than
-/// [`REFUSALS_MAX`] by a round of a queue and by breaking each connection.
+/// An upper bound for resets: one for each connection, and one for each refusal that waits. One
+/// round of a queue, and one break of each connection, may exceed [`REFUSALS_MAX`].
 const RESETS_MAX: usize = 4 * (CONNECTIONS_MAX + REFUSALS_MAX);
 
 /// What a saved VM keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
-    /// The host's end of the next connection that it opens: another one than the guest's sockets know, so that none
-    /// of them takes its packets for its own.
+    /// The host's port of the next connection that it opens. No socket of the guest knows it, so
+    /// none mistakes a packet of that connection for its own.
     pub(super) next_host_port: u32,
     /// Connections that are to be reset one by one.
     pub(super) resets: Vec<Ports>,
     /// See [`ResetNews::Told`].
     pub(super) told: Option<u16>,
-    /// The connection that goes on. Then the guest is not told that all are gone.
+    /// The connection that continues. If there is one, the guest is not told that all are gone.
     pub(super) carried_on: Option<Quiet>,
 }
 

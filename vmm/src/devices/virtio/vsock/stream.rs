@@ -1,4 +1,4 @@
-//! A connection together with the host's end of it.
+//! A connection together with its stream on the host.
 
 use super::connection::{BUFFER_BYTES, Connection, Quiet};
 use super::dialer::{DialError, Done};
@@ -29,7 +29,7 @@ pub struct Stream {
     done: Option<Done>,
 }
 
-/// What reading for the guest gave.
+/// The outcome of a read for the guest.
 pub enum Read {
     /// So many bytes, in the chain.
     Data(u32),
@@ -73,7 +73,7 @@ impl Stream {
         std::mem::replace(&mut self.watches_room, wanted) != wanted
     }
 
-    /// Tells who dialed, if anybody did and was not told yet.
+    /// Reports the outcome of the dial, if there was a dial and its outcome was not reported yet.
     pub fn tell(&mut self, result: Result<(), DialError>) {
         if let Some(done) = self.done.take() {
             done(result);
@@ -180,7 +180,7 @@ impl Stream {
         }
     }
 
-    /// The guest wants no more of the connection, and all that it sent is out.
+    /// The guest has ended the connection, and all its data has been written.
     pub fn is_finished(&self) -> bool {
         self.connection.guest_has_shut(SHUTDOWN_BOTH) && self.unsent.is_empty()
     }

@@ -22,7 +22,7 @@ pub fn set_header_bytes(tap: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })
 }
 
-/// `TUNSETOFFLOAD`: what the reader of the tap can take unfinished.
+/// `TUNSETOFFLOAD`: the offloads that the reader of the tap accepts.
 pub fn set_offloads(tap: BorrowedFd<'_>, offloads: Offloads) -> io::Result<()> {
     let mut flags = 0;
     if offloads.checksum {
