@@ -37,6 +37,7 @@ pub use clock::monotonic_ns;
 /// | a `vmmd` with a newer vmm that runs | leaves it running, shows it with the problem, kills it when asked, does not clone it |
 /// | a `vmmd` that has started a newer vmm for a clone | refuses the clone: its own program has been replaced by a newer one |
 /// | a vmm that an older `vmmd` starts | runs: what the configuration does not have is as it was then |
+/// | a vmm that a `vmmd` of version 0 starts | says no hello, which that `vmmd` would take for a fault: all take it for one of version 0 |
 /// | a vmm that a newer `vmmd` starts | refuses the configuration and ends |
 pub const VERSION: u32 = 1;
 

@@ -2,8 +2,8 @@
 //! an [`Open`] as JSON, says what the connection is for. The vmm answers with an [`Opened`] line; then:
 //!
 //! - `control`: JSON lines, [`FromVmm`] and [`ToVmm`], until either side closes. One at a time: a new one
-//!   replaces the old, so that a restarted `vmmd` takes over. The first lines are a [`FromVmm::Hello`] and a
-//!   [`FromVmm::State`].
+//!   replaces the old, so that a restarted `vmmd` takes over. The first lines are a [`FromVmm::Hello`], except from a vmm that
+//!   a `vmmd` of version 0 started, and a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a port that the guest listens on over vsock.
 //! - `freeze`, `start`, `prefault_list`: nothing: what there is came with the answer, and the connection is closed.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
@@ -104,7 +104,7 @@ pub struct Frozen {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case", remote = "Self")]
 pub enum FromVmm {
-    /// The first line of a control connection.
+    /// The first line of a control connection. A vmm that a `vmmd` of version 0 started leaves it out.
     Hello {
         /// [`crate::VERSION`] of the vmm.
         version: u32,

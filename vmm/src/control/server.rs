@@ -29,6 +29,8 @@ pub struct Server<D> {
     inbox: Inbox,
     connections: D,
     session: Session,
+    /// A vmmd of before versions takes the line for a fault, and does so again on each new connection.
+    says_hello: bool,
     state: State,
     started: Instant,
     opening: Vec<UnixStream>,
@@ -52,7 +54,8 @@ struct Ready {
 }
 
 impl<D: Connections> Server<D> {
-    /// Listens on `listener`, for a process that started at `started`, with a VM in this state.
+    /// Listens on `listener`, for a process that a vmmd of version `vmmd` ([`patina_control::config::VmConfig::version`]) started at
+    /// `started`, with a VM in this state.
     ///
     /// # Errors
     /// The listener cannot be made non-blocking, or the clock not watched.
@@ -61,6 +64,7 @@ impl<D: Connections> Server<D> {
         inbox: Inbox,
         connections: D,
         session: Session,
+        vmmd: u32,
         (started, state): (Instant, State),
     ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
@@ -70,6 +74,7 @@ impl<D: Connections> Server<D> {
             inbox,
             connections,
             session,
+            says_hello: vmmd >= 1,
             state,
             started,
             opening: Vec::new(),
@@ -211,7 +216,9 @@ impl<D: Connections> Server<D> {
                 // The new vmmd does not know the requests that the old one received.
                 self.drop_control(machine);
                 self.control = Lines::noted(stream, "control connection");
-                self.tell(&FromVmm::Hello { version: patina_control::VERSION });
+                if self.says_hello {
+                    self.tell(&FromVmm::Hello { version: patina_control::VERSION });
+                }
                 self.tell_state();
             }
             Open::Control => {}

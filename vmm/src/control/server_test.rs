@@ -63,6 +63,11 @@ struct Vmm {
 }
 
 fn vmm() -> Vmm {
+    vmm_started_by(patina_control::VERSION)
+}
+
+/// As a vmmd of this version starts it.
+fn vmm_started_by(vmmd: u32) -> Vmm {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("vmm.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
@@ -79,8 +84,8 @@ fn vmm() -> Vmm {
         seed: String::new(),
         ticket: String::new(),
     });
-    let mut server =
-        Server::new(listener, inbox, Echo, session, (Instant::now(), State::Booting)).expect("a server");
+    let mut server = Server::new(listener, inbox, Echo, session, vmmd, (Instant::now(), State::Booting))
+        .expect("a server");
     let thread = std::thread::spawn(move || {
         let end = server.run(&mut Icebox::default()).expect("served");
         server.farewell(&end);
@@ -368,6 +373,20 @@ fn connections_beyond_the_room_wait_until_there_is_some() {
     }
     spare.say(r#"{"dial":{"port":7}}"#);
     assert_eq!(spare.line(), r#""ok""#);
+    let mut vmmd = Peer::open(&vmm, r#""control""#);
+    vmmd.say(r#"{"t":"kill","reason":"done"}"#);
+    assert_eq!(vmm.thread.join().expect("the thread").kind, EndKind::Killed);
+}
+
+/// It takes a hello for a fault and makes the connection anew, for ever.
+#[test]
+fn a_vmmd_that_is_older_than_versions_gets_no_hello_from_the_vmm_it_started() {
+    let vmm = vmm_started_by(0);
+    for _ in 0..2 {
+        let mut vmmd = Peer::open(&vmm, r#""control""#);
+        assert_eq!(vmmd.line(), r#""ok""#);
+        assert_eq!(vmmd.line(), r#"{"t":"state","booting":null}"#);
+    }
     let mut vmmd = Peer::open(&vmm, r#""control""#);
     vmmd.say(r#"{"t":"kill","reason":"done"}"#);
     assert_eq!(vmm.thread.join().expect("the thread").kind, EndKind::Killed);

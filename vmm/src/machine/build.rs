@@ -325,7 +325,7 @@ fn make_server(
     let listener = UnixListener::from(inherited.take(config.control_fd)?);
     let session = Session::new(config.identity.clone());
     let state = if config.start == Start::Warm { State::Warm } else { State::Booting };
-    Server::new(listener, inbox, connections, session, (started, state))
+    Server::new(listener, inbox, connections, session, config.version, (started, state))
         .map_err(io_failed("the control socket"))
 }
 
