@@ -5,7 +5,7 @@
 //!   replaces the old, so that a restarted `vmmd` takes over. The first lines are a [`FromVmm::Hello`], except from a vmm that
 //!   a `vmmd` of version 0 started, and a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a port that the guest listens on over vsock.
-//! - `freeze`, `start`, `prefault_list`: nothing: what there is came with the answer, and the connection is closed.
+//! - `freeze`, `start`, `touched`: nothing: what there is came with the answer, and the connection is closed.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. What either side does with a line of a newer peer: [`crate::VERSION`].
@@ -46,6 +46,9 @@ pub enum Open {
     },
     /// The pages that the VM wrote between its start from a generation and its agent's ready, as one sealed memfd: pairs of
     /// u64 LE, first byte and length in bytes of a range of RAM, ascending. What helps one clone to start helps the next.
+    ///
+    /// On the wire it is `touched`, as vmms know it that run since before it had this name.
+    #[serde(rename = "touched")]
     PrefaultList,
 }
 

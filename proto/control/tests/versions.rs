@@ -1,6 +1,7 @@
 //! Lines of older and newer peers, as they are written: what is understood of them, and what is refused.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use patina_abi::link::CallError;
 use patina_control::{
     VERSION,
     config::{Start, VmConfig},
@@ -36,13 +37,25 @@ fn what_version_1_writes_is_understood() {
     let not = Open::Freeze { prepare: Some(Prepare::Not) };
     assert_eq!(read::<Open>(r#"{"freeze":{"prepare":"not"}}"#), not);
     assert_eq!(read::<Open>(r#"{"start":{"ticket":"t"}}"#), Open::Start { ticket: "t".into() });
+    assert_eq!(read::<Open>(r#""touched""#), Open::PrefaultList);
     let frozen = Opened::Frozen(Frozen { pause_us: 9, copied_pages: 2, copied_beside_pages: 3 });
     let line = r#"{"frozen":{"pause_us":9,"copied_pages":2,"copied_beside_pages":3}}"#;
     assert_eq!(read::<Opened>(line), frozen);
     assert_eq!(read::<Opened>(r#"{"started":{"entered_ns":5}}"#), Opened::Started { entered_ns: 5 });
     assert_eq!(read::<Opened>(r#"{"error":"no"}"#), Opened::Error("no".into()));
-    let ready = FromVmm::State(State::Ready { after_us: 5 });
-    assert_eq!(read::<FromVmm>(r#"{"t":"state","ready":{"after_us":5}}"#), ready);
+    assert_eq!(read::<Opened>(r#""ok""#), Opened::Ok);
+    let busy = Opened::NotPrepared(CallError { code: 16, message: "busy".into() });
+    assert_eq!(read::<Opened>(r#"{"not_prepared":{"code":16,"message":"busy"}}"#), busy);
+    let ended = End { kind: EndKind::PoweredOff, reason: "off".into() };
+    for (line, state) in [
+        (r#"{"t":"state","warm":null}"#, State::Warm),
+        (r#"{"t":"state","booting":null}"#, State::Booting),
+        (r#"{"t":"state","ready":{"after_us":5}}"#, State::Ready { after_us: 5 }),
+        (r#"{"t":"state","ended":{"kind":"powered_off","reason":"off"}}"#, State::Ended(ended)),
+    ] {
+        assert_eq!(read::<FromVmm>(line), FromVmm::State(state.clone()));
+        assert_eq!(serde_json::to_string(&FromVmm::State(state)).unwrap(), line);
+    }
     let call = FromVmm::GuestRequest { id: 1, verb: "list".into(), args: serde_json::json!([2]).into() };
     assert_eq!(read::<FromVmm>(r#"{"t":"guest_request","id":1,"verb":"list","args":[2]}"#), call);
     assert_eq!(read::<FromVmm>(r#"{"t":"guest_cancel","id":1}"#), FromVmm::GuestCancel { id: 1 });
@@ -52,6 +65,23 @@ fn what_version_1_writes_is_understood() {
         read::<ToVmm>(r#"{"t":"guest_reply","id":1,"ok":[]}"#),
         ToVmm::GuestReply { id: 1, .. }
     ));
+}
+
+/// A name that changes here is not understood by vmms that run already.
+#[test]
+fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {
+    let start = Open::Start { ticket: "t".into() };
+    for (asked, line) in [
+        (Open::Control, r#""control""#),
+        (Open::Dial { port: 1025 }, r#"{"dial":{"port":1025}}"#),
+        (Open::Console, r#""console""#),
+        (Open::Freeze { prepare: Some(Prepare::Not) }, r#"{"freeze":{"prepare":"not"}}"#),
+        (Open::Freeze { prepare: None }, r#"{"freeze":{"prepare":null}}"#),
+        (start, r#"{"start":{"ticket":"t"}}"#),
+        (Open::PrefaultList, r#""touched""#),
+    ] {
+        assert_eq!(serde_json::to_string(&asked).unwrap(), line);
+    }
 }
 
 /// Of peers that are older than versions.

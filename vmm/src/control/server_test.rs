@@ -335,7 +335,7 @@ fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
     let mut agent = connect();
     let identity = agent.line();
     assert!(identity.starts_with(r#"{"t":"identity""#) && identity.contains(r#""ticket":"t""#), "{identity}");
-    let prefault_list = r#""prefault_list""#;
+    let prefault_list = r#""touched""#;
     assert_eq!(Peer::open(&vmm, prefault_list).line(), r#"{"error":"ready 0 times"}"#);
     let mut vmmd = Peer::open(&vmm, r#""control""#);
     vmmd.line();
