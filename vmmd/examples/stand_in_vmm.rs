@@ -15,8 +15,8 @@
 //! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its generation, aborts over it, or is killed by its
 //!   system call filter.
 //!
-//! `hold-freeze=PATH` and `hold-start=PATH`: before it answers that it is frozen, or has started, it leaves the file `PATH.VMID` and
-//! goes on when nobody has PATH locked.
+//! `hold-freeze=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it answers that it is frozen, or has started, or says the first
+//! line of a control connection, it leaves the file `PATH.VMID` and goes on when nobody has PATH locked.
 //!
 //! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call), `drop VERB JSON PATH` (one that
 //! the guest does not wait for once there is a file PATH), `hang-up` (until the control connection is another one) and `hang`; all else is not found.
@@ -188,6 +188,7 @@ impl Vm {
         if self.controls.fetch_add(1, Ordering::Relaxed) == 0 && self.has("hang-up") {
             return;
         }
+        self.hold("hold-hello");
         let mut control = self.control.lock().unwrap();
         // An older vmm says no hello; a newer one says it with its version, and more that nobody knows here.
         if !self.has("older") {

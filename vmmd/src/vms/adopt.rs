@@ -192,7 +192,9 @@ impl Host {
         let published = self.publish_again(&record).await;
         let life = Lifecycle::running(record.ready_after_us);
         let reservation = self.tickets.find(&record);
-        supervise(self, Supervised { dir, record, process, life, published, control: None, reservation })
+        let (control, vmm_version) = (None, None);
+        let found = Supervised { dir, record, process, life, published, control, vmm_version, reservation };
+        supervise(self, found)
     }
 
     async fn publish_again(&self, record: &Record) -> Option<Published> {

@@ -135,9 +135,9 @@ impl Host {
         // Until all VMs that an earlier vmmd left are known, a vmid or a name may be in use that the table does not have.
         self.adopted(PATIENCE).await?;
         // What can be refused at once is refused before the VM is disturbed.
-        parent.check_clonable()?;
         let record = &parent.record;
         let abandon = || Error::Abandoned(record.name.clone());
+        abandoned.run_until_cancelled(parent.check_clonable(PATIENCE)).await.ok_or_else(abandon)??;
         // Calls for clones of one VM take turns until it is frozen: it has one freeze at a time. The caller may leave meanwhile.
         let waited = async {
             let count = self.size(record, wanted).await?;
@@ -302,10 +302,11 @@ impl Host {
                 return Err(error);
             }
         };
-        let control = warm.control.take();
+        let (control, vmm_version) = (warm.control.take(), Some(warm.version));
         let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
-        let started = Supervised { dir, record, process, life, published: None, control, reservation: None };
+        let (published, reservation) = (None, None);
+        let started = Supervised { dir, record, process, life, published, control, vmm_version, reservation };
         Ok((started, turn, Times { sent: sent_after, executing: source.after(entered_ns) }))
     }
 

@@ -80,8 +80,9 @@ impl Host {
         };
         let life = Lifecycle::running(None);
         let published = net.ip(MASTER).map(|ip| bound.serve(ip));
-        let (control, reservation) = (None, None);
-        let vm = supervise(&self, Supervised { dir, record, process, life, published, control, reservation });
+        let (control, vmm_version, reservation) = (None, None, None);
+        let started = Supervised { dir, record, process, life, published, control, vmm_version, reservation };
+        let vm = supervise(&self, started);
         held_name.fill(Arc::clone(&vm));
         self.tell(
             &vm.record,

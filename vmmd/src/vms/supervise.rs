@@ -66,13 +66,15 @@ pub struct Supervised {
     pub published: Option<Published>,
     /// Its control connection, if it is made already.
     pub control: Option<BufReader<UnixStream>>,
+    /// Its vmm's version, if the vmm has said on that connection what it is. None: the first line of one tells.
+    pub vmm_version: Option<u32>,
     /// A clone's reservation on the host.
     pub reservation: Option<Reservation>,
 }
 
 /// Starts a VM's supervisor.
 pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
-    let (status, watched) = watch::channel(status_of(&vm.life, None));
+    let (status, watched) = watch::channel(status_of(&vm));
     let (kill, kills) = mpsc::channel(1);
     let handle = Arc::new(Vm::new(vm.record.clone(), vm.dir.clone(), watched, kill));
     let record = &vm.record;
@@ -98,14 +100,14 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
         is_heard: false,
         is_unstarted: false,
         deadline: None,
-        newer: None,
     };
     tokio::spawn(supervisor.run().instrument(span));
     handle
 }
 
-fn status_of(life: &Lifecycle, newer: Option<u32>) -> Status {
-    Status { phase: life.phase.clone(), ready_after_us: life.ready_after_us, newer }
+fn status_of(vm: &Supervised) -> Status {
+    let life = &vm.life;
+    Status { phase: life.phase.clone(), ready_after_us: life.ready_after_us, vmm_version: vm.vmm_version }
 }
 
 struct Supervisor {
@@ -125,15 +127,11 @@ struct Supervisor {
     // It has a record and no generation: it starts at any moment, or never.
     is_unstarted: bool,
     deadline: Option<Instant>,
-    // The vmm's version, where it is newer than ours.
-    newer: Option<u32>,
 }
 
 impl Supervisor {
     async fn run(mut self) {
         tracing::info!("supervised");
-        // A VM that was taken over may be ready already.
-        self.on_phase();
         loop {
             let deadline = self.deadline.unwrap_or_else(|| Instant::now() + NEVER);
             tokio::select! {
@@ -173,6 +171,10 @@ impl Supervisor {
     }
 
     async fn hear(&mut self, said: FromVmm) {
+        // One that does not begin with a hello is older than versions.
+        if self.vm.vmm_version.is_none() && !matches!(said, FromVmm::Hello { .. }) {
+            self.greet(0);
+        }
         match said {
             FromVmm::Hello { version } => self.greet(version),
             FromVmm::State(State::Warm) => {
@@ -203,18 +205,19 @@ impl Supervisor {
 
     /// A vmm that is newer than this vmmd runs on; what it would do with a freeze nobody knows.
     fn greet(&mut self, version: u32) {
-        let newer = (version > VERSION).then_some(version);
-        if newer != self.newer {
-            if let Some(version) = newer {
-                tracing::warn!(
-                    version,
-                    ours = VERSION,
-                    "the vmm is of a newer release than this vmmd: its VM runs on, and is not cloned"
-                );
-            }
-            self.newer = newer;
-            self.publish();
+        if self.vm.vmm_version.replace(version) == Some(version) {
+            return;
         }
+        if version > VERSION {
+            tracing::warn!(
+                version,
+                ours = VERSION,
+                "the vmm is of a newer release than this vmmd: its VM runs on, and is not cloned"
+            );
+        }
+        self.publish();
+        // A VM that was taken over may be ready already.
+        self.on_phase();
     }
 
     fn tell_ready(&self) {
@@ -226,8 +229,10 @@ impl Supervisor {
         self.host.tell(&self.vm.record, EventKind::Ready, after);
     }
 
+    /// Nothing that a vmm may not know is asked of it before its version is known.
     fn on_phase(&self) {
-        if self.vm.life.phase == Phase::Ready && self.newer.is_none() {
+        let is_known = self.vm.vmm_version.is_some_and(|version| version <= VERSION);
+        if self.vm.life.phase == Phase::Ready && is_known {
             self.host.keep_pool(&self.vm.record);
             self.host.learn_prefault_list(&self.handle);
             self.handle.connect_ahead();
@@ -342,7 +347,7 @@ impl Supervisor {
     }
 
     fn publish(&self) {
-        self.status.send_replace(status_of(&self.vm.life, self.newer));
+        self.status.send_replace(status_of(&self.vm));
     }
 }
 

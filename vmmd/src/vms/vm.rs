@@ -26,15 +26,15 @@ pub struct Status {
     pub phase: Phase,
     /// How long the VM took from the start of its process to its agent being ready, microseconds.
     pub ready_after_us: Option<u64>,
-    /// The version of the VM's vmm, where it is newer than this `vmmd` knows ([`patina_control::VERSION`]).
-    pub newer: Option<u32>,
+    /// The version of the VM's vmm ([`patina_control::VERSION`]); None: it has not said anything yet.
+    pub vmm_version: Option<u32>,
 }
 
 impl Status {
     /// What this `vmmd` cannot do with the VM, in words.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let version = self.newer?;
+        let version = self.vmm_version.filter(|version| *version > patina_control::VERSION)?;
         Some(format!(
             "its vmm speaks version {version} of the control protocol, this vmmd only version {}: the VM runs on and can be \
              killed, but not cloned; start vmmd of the release that the vmm is of",
@@ -83,8 +83,8 @@ impl Vm {
     /// A VM that ended before this `vmmd` looked.
     #[must_use]
     pub fn ended(record: Record, dir: VmDir, ended: Ended) -> Self {
-        let status =
-            Status { phase: Phase::Ended(ended), ready_after_us: record.ready_after_us, newer: None };
+        let (phase, ready_after_us) = (Phase::Ended(ended), record.ready_after_us);
+        let status = Status { phase, ready_after_us, vmm_version: None };
         Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0)
     }
 

@@ -23,6 +23,8 @@ pub struct Warm {
     pub control: Option<BufReader<UnixStream>>,
     /// Connected, and nothing said on it.
     pub start: UnixStream,
+    /// The version that its vmm said.
+    pub version: u32,
     // Taken when it has started, or has ended.
     pub(super) process: Option<Process>,
 }
@@ -150,7 +152,10 @@ mod tests {
         fs::create_dir(folder).unwrap();
         let process = Some(Process::of_child(child).unwrap());
         let start = UnixStream::pair().unwrap().0;
-        (Warm { dir: VmDir::at(folder), control: None, start, process }, entry)
+        (
+            Warm { dir: VmDir::at(folder), control: None, start, version: patina_control::VERSION, process },
+            entry,
+        )
     }
 
     async fn is_gone(entry: &std::path::Path, folder: &std::path::Path) {

@@ -119,15 +119,17 @@ impl Host {
         });
         let mut process = spawned.await?;
         let greeted = match greet(&dir).await {
-            Ok(control) => {
+            Ok((control, version)) => {
                 // Until its VM runs: what it has to do for that is short.
                 process.set_urgency(Urgency::Urgent);
-                link::connect(&dir).await.map(|start| (control, start))
+                link::connect(&dir).await.map(|start| (control, start, version))
             }
             Err(error) => Err(error),
         };
         match greeted {
-            Ok((control, start)) => Ok(Warm { dir, control: Some(control), start, process: Some(process) }),
+            Ok((control, start, version)) => {
+                Ok(Warm { dir, control: Some(control), start, version, process: Some(process) })
+            }
             Err(source) => {
                 let source = death(&mut process, source).await;
                 process.end().await;
@@ -137,23 +139,24 @@ impl Host {
     }
 }
 
-/// Connects to a new vmm and waits until it is warm.
-async fn greet(dir: &VmDir) -> Result<BufReader<UnixStream>, LinkError> {
+/// Connects to a new vmm and waits until it is warm; its version. One that says no hello is older than versions.
+async fn greet(dir: &VmDir) -> Result<(BufReader<UnixStream>, u32), LinkError> {
     let mut control = link::open(dir, &Open::Control, PATIENCE).await?;
     let warm = async {
-        let mut is_told = false;
+        let (mut is_told, mut version) = (false, 0);
         while let Some(said) = link::read_known(&mut control, &mut is_told).await? {
             match said {
-                FromVmm::Hello { version } if version > VERSION => return Err(LinkError::Newer(version)),
-                FromVmm::State(State::Warm) => return Ok(()),
+                FromVmm::Hello { version: said } if said > VERSION => return Err(LinkError::Newer(said)),
+                FromVmm::Hello { version: said } => version = said,
+                FromVmm::State(State::Warm) => return Ok(version),
                 FromVmm::State(State::Ended(end)) => return Err(LinkError::Refused(end.reason)),
                 other => tracing::debug!(?other, "said before it is warm"),
             }
         }
         Err(LinkError::Closed)
     };
-    tokio::time::timeout(PATIENCE, warm).await.map_err(|_| LinkError::Timeout(PATIENCE))??;
-    Ok(control)
+    let version = tokio::time::timeout(PATIENCE, warm).await.map_err(|_| LinkError::Timeout(PATIENCE))??;
+    Ok((control, version))
 }
 
 /// The disk that a VM, and every clone of it, reads.

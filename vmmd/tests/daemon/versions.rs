@@ -3,7 +3,7 @@
 use crate::{
     bench::{get, kill, ready, tell, vm},
     clones::{clone, clones},
-    steps::until,
+    steps::{Hold, until},
     streams::{members, run},
 };
 use patina_proto::v1::{EndKind, VmState};
@@ -51,6 +51,33 @@ fn a_newer_vmm_that_is_taken_over_runs_on_is_shown_and_is_not_cloned() {
         assert!(members(&mut client, "web").await.contains("100.64.0.1"));
         let ended = kill(&mut client, "web").await;
         assert_eq!((ended.end_kind(), ended.problem.as_str()), (EndKind::Killed, ""));
+    });
+}
+
+/// Nothing is asked of it that it may not know; who asks for the VM itself waits for nothing.
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vmm_that_is_taken_over_is_left_alone_until_its_version_is_known() {
+    tell(|mut bench| async move {
+        bench.warm = 1;
+        let hold = Hold::new(bench.path("hello"));
+        let words = format!("version=9 hold-hello={}", bench.path("hello").display());
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", &words)).await;
+        bench.stop(Signal::KILL);
+        hold.lock();
+        let mut client = bench.start().await;
+        assert_eq!(hold.reached(1).await, [0]);
+        let web = get(&mut client, "web").await;
+        assert_eq!((web.state(), web.problem.as_str()), (VmState::Ready, ""));
+        let mut caller = client.clone();
+        let (refused, ()) = tokio::join!(clone(&mut caller, "web", 1), async {
+            // It has vmmd's answer to a call that came after that for the clone.
+            assert_eq!(get(&mut client, "web").await.state(), VmState::Ready);
+            hold.unlock();
+        });
+        assert_eq!(refused.unwrap_err().get_details_error_info().unwrap().reason, "VMM_NEWER");
+        assert_eq!(bench.processes().len(), 1, "no warm VM was made for it");
     });
 }
 

@@ -16,6 +16,7 @@ use patina_control::{
     monotonic_ns,
 };
 use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// How long a guest may take to prepare, and be frozen: its pre-clone hook has 60 s, holding its processes 2.
@@ -70,13 +71,20 @@ impl Host {
 }
 
 impl Vm {
-    /// Whether the VM can be cloned, as far as can be told without asking it.
-    pub(super) fn check_clonable(&self) -> Result<(), Error> {
+    /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that was taken over may not have said its
+    /// version yet: that is waited for, for so long.
+    pub(super) async fn check_clonable(&self, patience: Duration) -> Result<(), Error> {
         let name = || self.record.name.clone();
-        let phase = self.status().phase;
-        if phase != Phase::Ready {
-            return Err(Error::NotReady { name: name(), state: phase.word() });
+        self.check_ready()?;
+        let mut status = self.watch();
+        let known = status.wait_for(|now| now.vmm_version.is_some() || now.phase != Phase::Ready);
+        match timeout(patience, known).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(Error::Stopping),
+            Err(_) => return Err(Error::Adopting(name())),
         }
+        // It may have ended meanwhile.
+        self.check_ready()?;
         if let Some(problem) = self.status().problem() {
             return Err(Error::NewerVmm { name: name(), problem });
         }
@@ -84,14 +92,18 @@ impl Vm {
             .map_err(|source| Error::CloneRootfs { name: name(), source })
     }
 
+    fn check_ready(&self) -> Result<(), Error> {
+        match self.status().phase {
+            Phase::Ready => Ok(()),
+            phase => Err(Error::NotReady { name: self.record.name.clone(), state: phase.word() }),
+        }
+    }
+
     /// Freezes the VM and lets it go on. Who clones it has his turn.
     async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
         let name = || self.record.name.clone();
         // It may have ended while another had his turn.
-        let phase = self.status().phase;
-        if phase != Phase::Ready {
-            return Err(Error::NotReady { name: name(), state: phase.word() });
-        }
+        self.check_ready()?;
         let spare = self.spare.lock().await.take();
         let frozen = async {
             let stream = match spare {
@@ -108,5 +120,52 @@ impl Vm {
             Err(LinkError::Timeout(patience)) => Err(Error::Silent { name: name(), patience }),
             Err(source) => Err(self.unavailable(source).await),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plan::lifecycle::Ended,
+        store::{VmDir, record::tests::sample},
+        vms::vm::Status,
+    };
+    use futures::FutureExt as _;
+    use patina_control::end::{End, EndKind};
+    use std::pin::pin;
+    use tokio::sync::{mpsc, watch};
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// A VM that was taken over, whose vmm has said nothing yet.
+    fn taken_over() -> (Vm, watch::Sender<Status>) {
+        let status = Status { phase: Phase::Ready, ready_after_us: Some(5), vmm_version: None };
+        let (sender, status) = watch::channel(status);
+        (Vm::new(sample("web"), VmDir::at("/nowhere"), status, mpsc::channel(1).0), sender)
+    }
+
+    #[tokio::test]
+    async fn a_vm_is_not_cloned_before_its_vmms_version_is_known() {
+        let (vm, status) = taken_over();
+        let mut checked = pin!(vm.check_clonable(LONG));
+        assert!(checked.as_mut().now_or_never().is_none(), "it waits");
+        status.send_modify(|status| status.vmm_version = Some(9));
+        assert!(matches!(checked.await, Err(Error::NewerVmm { .. })));
+        // One that is known is checked at once. The sample's disk is nowhere.
+        status.send_modify(|status| status.vmm_version = Some(0));
+        let checked = vm.check_clonable(LONG).now_or_never().expect("at once");
+        assert!(matches!(checked, Err(Error::CloneRootfs { .. })), "{checked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_whose_vmm_does_not_say_its_version_is_refused_for_now() {
+        let (vm, status) = taken_over();
+        assert!(matches!(vm.check_clonable(LONG).await, Err(Error::Adopting(name)) if name == "web"));
+        let mut checked = pin!(vm.check_clonable(LONG));
+        assert!(checked.as_mut().now_or_never().is_none());
+        let end = End { kind: EndKind::Killed, reason: "enough".into() };
+        status.send_modify(|status| status.phase = Phase::Ended(Ended { end, unix_ms: 1 }));
+        assert!(matches!(checked.await, Err(Error::NotReady { state: "ended", .. })));
     }
 }
