@@ -1,9 +1,9 @@
-//! What the guest's CPUs say of themselves: what KVM supports, with each CPU's own number. VMs inside the guest are not offered:
-//! their state is not saved.
+//! The CPUID of the guest's CPUs: what KVM supports, with each CPU's own number. Nested
+//! virtualization is not offered, because its state is not saved.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
-/// The entry of a leaf, if there.
+/// The entry of a leaf, if it exists.
 #[must_use]
 pub fn find(cpuid: &CpuId, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {
     cpuid.as_slice().iter().find(|entry| entry.function == leaf && entry.index == subleaf)
@@ -40,8 +40,8 @@ pub fn for_vcpu(supported: &CpuId, index: u8, vcpus: u8) -> CpuId {
                     entry.ecx |= CMP_LEGACY;
                 }
             }
-            // Of these KVM shows what the host's CPU has: its number of cores, its caches' sharers, the number of the core that
-            // asked.
+            // In these leaves KVM shows the host CPU's values: its number of cores, how many share
+            // a cache, and the number of the core that ran the call.
             0x8000_0008 if is_amd => {
                 let id_bits = count.next_power_of_two().trailing_zeros();
                 entry.ecx = entry.ecx & !0xf0ff | id_bits << 12 | (count - 1);
@@ -66,8 +66,9 @@ fn is_amd(cpuid: &CpuId) -> bool {
     find(cpuid, 0, 0).is_some_and(|entry| VENDORS.contains(&entry.ebx))
 }
 
-/// Takes AMX away unless all of it is there. From Linux 5.17 to 6.2 KVM offers the configuration of its tiles without their
-/// data, to processes that have not asked for it, as the vmm does not: a guest would fail as it sets XCR0.
+/// Removes AMX unless all of it is present. From Linux 5.17 to 6.2, KVM offers the tile
+/// configuration without the tile data to processes that have not enabled AMX, such as the vmm. A
+/// guest would then fail when it sets XCR0.
 #[must_use]
 pub fn without_half_amx(mut supported: CpuId) -> CpuId {
     const TILES: u32 = 1 << 17 | 1 << 18;

@@ -1,17 +1,17 @@
-//! Pauses all vCPUs of a VM, and gives each of them something to do meanwhile.
+//! Pauses all vCPUs of a VM, and runs jobs on their threads meanwhile.
 //!
 //! ```text
 //!  running ──pause──▶ stopping ──every vCPU at the gate──▶ paused ──resume──▶ running
 //! ```
-//! A vCPU comes to the gate between two guest instructions, with the I/O that it was at finished. A vCPU whose
-//! thread has ended counts as being there, and has nothing to say.
+//! A vCPU comes to the gate between two guest instructions, after it has finished its I/O. A vCPU
+//! whose thread has ended counts as paused and runs no jobs.
 
 use crate::lock::lock;
 use crate::sys::kick::Target;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What a paused vCPU is asked to do, on its own thread. `R` is what the thread works with.
+/// A job for a paused vCPU's own thread. `R` is what the thread works with.
 pub type Job<R> = Box<dyn FnOnce(&mut R) + Send>;
 
 /// The gate of one VM.
@@ -34,7 +34,7 @@ impl State {
     }
 }
 
-/// A vCPU has ended and cannot do its job.
+/// A vCPU's thread has ended and cannot do its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("ask vCPU {0}: its thread has ended")]
 pub struct VcpuEnded(pub u8);
@@ -51,18 +51,19 @@ impl Gate {
         lock(&self.state)
     }
 
-    /// A vCPU asks before it runs; it must come to [`Gate::wait`] when this is true.
+    /// Whether a vCPU must come to [`Gate::wait`] before it runs on.
     pub fn is_shut(&self) -> bool {
         self.lock().is_shut
     }
 
-    /// A vCPU waits here until the gate opens, doing what it is asked.
+    /// A vCPU waits here until the gate opens, and does its jobs meanwhile.
     pub fn wait<R>(&self, runner: &mut R, jobs: &Receiver<Job<R>>) {
         let mut state = self.lock();
         state.waiting += 1;
         self.changed.notify_all();
         while state.is_shut {
-            // Not before all are here: one that still runs may yet send another an interrupt.
+            // Jobs start once all vCPUs are here, because one that still runs may send another an
+            // interrupt.
             if state.all_are_here()
                 && let Ok(job) = jobs.try_recv()
             {
@@ -107,11 +108,11 @@ impl<R: 'static> Vcpus<R> {
         self.threads.len()
     }
 
-    /// Stops all vCPUs between two instructions, and has each do `work` when all have stopped: returns what they return, in order.
-    /// They do it as they come to the gate, without being woken for it once more.
+    /// Stops all vCPUs between two instructions. Once all have stopped, each does `work`, without a
+    /// second wake-up. Returns their results, in order.
     ///
     /// # Errors
-    /// One of them has ended.
+    /// One of the vCPUs' threads has ended.
     pub fn pause_and<T, F>(&self, work: F) -> Result<Vec<T>, VcpuEnded>
     where
         T: Send + 'static,
@@ -126,7 +127,7 @@ impl<R: 'static> Vcpus<R> {
         drop(state);
         let answers = answers.and_then(Answers::collect);
         if answers.is_err() {
-            // Whoever asked finds all of them stopped.
+            // The caller may rely on all vCPUs being stopped.
             let mut state = self.gate.lock();
             while !state.all_are_here() {
                 state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -135,17 +136,17 @@ impl<R: 'static> Vcpus<R> {
         answers
     }
 
-    /// Lets all vCPUs run on.
+    /// Resumes all vCPUs.
     pub fn resume(&self) {
         self.gate.lock().is_shut = false;
         self.gate.changed.notify_all();
     }
 
-    /// Has every paused vCPU do `work`, all at once. The caller may do something else until it
-    /// [collects](Answers::collect) what they return; it must before the vCPUs run.
+    /// Starts `work` on every paused vCPU at once. The caller may do other work before it
+    /// [collects](Answers::collect) the results, which it must do before the vCPUs run.
     ///
     /// # Errors
-    /// One of them has ended.
+    /// One of the vCPUs' threads has ended.
     pub fn begin<T, F>(&self, work: F) -> Result<Answers<T>, VcpuEnded>
     where
         T: Send + 'static,
@@ -156,7 +157,7 @@ impl<R: 'static> Vcpus<R> {
         Ok(answers)
     }
 
-    /// Puts `work` where each vCPU finds it at the gate.
+    /// Queues `work` for each vCPU.
     fn ask<T, F>(&self, work: F) -> Result<Answers<T>, VcpuEnded>
     where
         T: Send + 'static,
@@ -166,7 +167,7 @@ impl<R: 'static> Vcpus<R> {
         for (index, (_, jobs)) in (0..).zip(&self.threads) {
             let (sender, answer) = channel();
             let work = work.clone();
-            // Whoever asked may be gone after an error.
+            // The caller may have returned after an error.
             let job: Job<R> = Box::new(move |runner| drop(sender.send(work(runner))));
             jobs.send(job).map_err(|_| VcpuEnded(index))?;
             answers.push((index, answer));
@@ -175,7 +176,7 @@ impl<R: 'static> Vcpus<R> {
     }
 }
 
-/// What the vCPUs will return, in order.
+/// The pending results of the vCPUs, in order.
 #[must_use = "a vCPU that has not done its work does it at the next pause"]
 pub struct Answers<T>(Vec<(u8, Receiver<T>)>);
 

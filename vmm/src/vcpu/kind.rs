@@ -1,15 +1,17 @@
-//! Which kind of KVM the host has. On software KVM (no VT-x, no AMD-V) CPUID is not intercepted: the guest
-//! kernel sees the host CPU's own bits and would use what KVM cannot run. Those that a kernel uses itself and KVM does
-//! not offer are therefore cleared on the guest's command line, all but XSAVE: the VMM finishes XSAVE and XRSTOR
-//! (`software`), so that the kernel saves the AVX registers of every process.
+//! Detects the kind of KVM that the host has, and adapts the guest to it. Software KVM (no VT-x, no
+//! AMD-V) does not intercept CPUID: the guest kernel sees the host CPU's own feature bits, and
+//! would use features that KVM cannot run. So the guest's command line clears the features that a
+//! kernel uses itself and KVM does not offer. XSAVE is an exception: the VMM finishes XSAVE and
+//! XRSTOR (`software`), so that the kernel saves the AVX registers of every process.
 
 use super::cpuid::find;
 use crate::sys::host_cpu;
 use kvm_bindings::CpuId;
 use patina_control::config::KvmKind;
 
-/// Looks at the CPU: without VMX and SVM, a working /dev/kvm can only be software. With them it need not be hardware: which
-/// module serves is told in [`patina_control::config::VmConfig::kvm_kind`], where that can be seen.
+/// Guesses the kind from the CPU. Without VMX and SVM, a working /dev/kvm can only be software.
+/// With them it may still be software, so [`patina_control::config::VmConfig::kvm_kind`] names the
+/// kernel module's kind if vmmd could see it.
 #[must_use]
 pub fn detect() -> KvmKind {
     const VMX_ECX: u32 = 1 << 5;
@@ -23,14 +25,16 @@ pub fn detect() -> KvmKind {
     }
 }
 
-/// Of what KVM supports, what a guest may be told.
+/// The part of KVM's supported CPUID that a guest is offered.
 ///
-/// Software KVM never comes to the end of a hypercall of the guest's kernel: its emulator writes the host's kind of
-/// call instruction over it and has it run again, which it again emulates. So no call is offered that a kernel may
-/// make unasked: waking a CPU that waits for a lock, interrupts to several CPUs, yielding to one, telling of pages.
+/// Software KVM never finishes a hypercall of the guest's kernel: its emulator replaces the
+/// instruction by the host's kind of hypercall instruction and runs it again, which it emulates
+/// again. So no hypercall is offered that a kernel may make by itself: to wake a CPU that waits for
+/// a lock, to send interrupts to several CPUs, to yield to a CPU, to report page states.
 ///
-/// Nor are asynchronous page faults: every restored vCPU is told that all of them are done, which is an interrupt
-/// and a search through a table in its emulated kernel; and a host that pages guests out is no place for them.
+/// Asynchronous page faults are not offered either. Every restored vCPU would be told that all of
+/// them are done, which costs an interrupt and a table search in its emulated kernel. They help
+/// only on hosts that page guests out.
 #[must_use]
 pub fn offered(kind: KvmKind, mut supported: CpuId) -> CpuId {
     // KVM's own features (leaf 0x4000_0001, EAX): PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, MAP_GPA_RANGE, MIGRATION_CONTROL.
@@ -50,9 +54,10 @@ pub fn cmdline(kind: KvmKind, supported: &CpuId) -> String {
     if kind != KvmKind::Software {
         return String::new();
     }
-    // Per-CPU memory in small pages: the other way clears 2 MiB for each CPU, 0.6 s at emulated speed. The kernel's
-    // own pages stay writable: protecting them splits large pages, 1.3 s and more.
-    // A busy CPU's timer interrupts every 40 ms: each costs a millisecond or two, and a kernel that is not ours takes no notice.
+    // Per-CPU memory in small pages: otherwise the kernel clears 2 MiB for each CPU, which takes
+    // 0.6 s at emulated speed. The kernel's own pages stay writable: protecting them splits large
+    // pages, which takes 1.3 s or more. A busy CPU's timer interrupts every 40 ms, because each
+    // interrupt costs a millisecond or two. Kernels other than Patina's ignore this option.
     let mut line = "percpu_alloc=page rodata=off patina.tick_stride=4".to_owned();
     let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
     if !bits.is_empty() {
@@ -69,12 +74,13 @@ struct Word {
     leaf: u32,
     subleaf: u32,
     register: fn(u32, u32, u32, u32) -> u32,
-    /// The bits that a Linux kernel acts on itself, by the instructions it then uses. Others only tell programs.
+    /// The bits for which a Linux kernel itself uses other instructions. Others only tell programs.
     used: &'static [u32],
 }
 
-/// Linux takes at most 127 characters of `clearcpuid`, so this is no list of all that KVM may lack. AVX and its
-/// kin are left out on purpose: the kernel takes from them which registers to save.
+/// Linux accepts at most 127 characters of `clearcpuid`, so this does not list every feature that
+/// KVM may lack. AVX and its extensions are left out on purpose: they tell the kernel which
+/// registers to save.
 const WORDS: [Word; 6] = [
     // 1 GiB pages, RDTSCP
     Word { number: 1, leaf: 0x8000_0001, subleaf: 0, register: |_, _, _, d| d, used: &[26, 27] },

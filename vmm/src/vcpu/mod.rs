@@ -1,11 +1,11 @@
 //! Virtual CPUs.
 //!
-//! - [`kind`]: which kind of KVM the host has, and what that kind needs.
-//! - [`cpuid`]: what the guest's CPUs say of themselves.
+//! - [`kind`]: the kind of KVM that the host has, and what that kind needs.
+//! - [`cpuid`]: the CPUID of the guest's CPUs.
 //! - [`setup`]: a vCPU's state before its first instruction.
 //! - [`run`]: the loop of a vCPU's thread.
 //! - [`gate`]: pauses all vCPUs of a VM.
-//! - [`persist`]: a vCPU's state, saved and restored; [`tsc`]: its TSC, which goes on.
+//! - [`persist`]: saves and restores a vCPU's state. [`tsc`]: restores its TSC.
 
 pub mod cpuid;
 pub mod gate;

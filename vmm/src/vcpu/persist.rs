@@ -1,7 +1,8 @@
-//! All of a vCPU's state, taken from KVM and given back, in the orders that KVM needs.
+//! Saves and restores all of a vCPU's state, in the orders that KVM requires.
 //!
 //! The order of a save:
-//! - The multiprocessing state comes first: KVM takes in a pending INIT or SIPI then, which changes the registers.
+//! - The multiprocessing state comes first: KVM then handles a pending INIT or SIPI, which changes
+//!   the registers.
 //! - The events come last: earlier calls may turn a pending exception into an injected one.
 //!
 //! The order of a restore:
@@ -12,9 +13,10 @@
 //! 5. The local APIC, before the MSRs: the TSC deadline starts the APIC's timer, in the mode that the APIC is in.
 //! 6. The TSC, before the MSRs: the deadline is compared with it.
 //! 7. The MSRs, with the TSC deadline as the last of them ([`msr_indices`] sorts them so).
-//! 8. The events, last: earlier calls drop what is pending.
+//! 8. The events, last: earlier calls drop pending events.
 //!
-//! All of this comes before the VM's interrupt controllers (`machine/persist.rs`), which send what waits to the APICs.
+//! All of this comes before the VM's interrupt controllers (`machine/persist.rs`), which send
+//! pending interrupts to the APICs.
 
 use super::tsc::{TSC, TscStart, TscState};
 use crate::note::note;
@@ -45,7 +47,7 @@ pub struct VcpuState {
     events: kvm_vcpu_events,
 }
 
-/// Why a vCPU's state could not be taken or given back.
+/// Why a vCPU's state could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum PersistError {
     /// One of KVM's calls failed.
@@ -60,8 +62,8 @@ pub enum PersistError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
-    /// KVM took or gave fewer MSRs than asked.
-    #[error("{operation} vCPU {vcpu}: KVM moved {moved} of {asked} MSRs, and stopped at {index:#x}")]
+    /// KVM saved or restored fewer MSRs than requested.
+    #[error("{operation} vCPU {vcpu}: KVM handled {moved} of {asked} MSRs and stopped at MSR {index:#x}")]
     Msrs {
         /// `save` or `restore`.
         operation: &'static str,
@@ -83,11 +85,11 @@ const CPUID_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 const UNLISTED: [std::ops::RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
 
-/// Which MSRs make up a vCPU's state: those of KVM's list, and some more, that a vCPU of this host really has, in the order in which
-/// they are given back. `vcpus` are all alike, so the first one tells.
+/// The MSRs of a vCPU's state, in the order of a restore: those of KVM's list, and some more, that
+/// a vCPU of this host has. All `vcpus` are alike, so only the first one is read.
 ///
 /// # Errors
-/// KVM refuses for another reason than that an MSR is not there.
+/// KVM refuses for another reason than that an MSR does not exist.
 pub fn msr_indices(listed: &[u32], vcpus: &[VcpuFd]) -> Result<Vec<u32>, kvm_ioctls::Error> {
     const TSC_DEADLINE: u32 = 0x6e0;
     let Some(vcpu) = vcpus.first() else { return Ok(Vec::new()) };
@@ -99,7 +101,7 @@ pub fn msr_indices(listed: &[u32], vcpus: &[VcpuFd]) -> Result<Vec<u32>, kvm_ioc
             indices.push(index);
         }
     }
-    // The deadline is compared with the TSC: it comes last, so that it comes after that.
+    // The deadline is compared with the TSC, so it comes last, after the TSC.
     indices.sort_by_key(|index| *index == TSC_DEADLINE);
     Ok(indices)
 }
@@ -113,7 +115,7 @@ impl Persist for VcpuState {
     type Source<'a> = (&'a VcpuFd, u8, &'a [u32]);
     /// A fresh vCPU, its number, and what sets the TSCs of its VM.
     type Target<'a> = (&'a VcpuFd, u8, &'a TscStart);
-    /// The MSRs that KVM does not take, which were 0.
+    /// The MSRs that KVM refused. Their values were 0.
     type Restored = Vec<u32>;
     type SaveError = PersistError;
     type RestoreError = PersistError;
@@ -160,21 +162,22 @@ impl Persist for VcpuState {
 }
 
 impl VcpuState {
-    /// Its TSC, where KVM tells of it.
+    /// Its TSC, if KVM reports the offset.
     #[must_use]
     pub fn tsc(&self) -> Option<TscState> {
         self.tsc
     }
 
-    /// The MSRs that it is made of. They, and not what the host has, make up a clone's state too: so no MSR gets lost
-    /// that KVM shows only to some vCPUs.
+    /// The MSRs in the state. A clone saves the same ones, and not the host's list: so an MSR that
+    /// KVM shows only for some vCPUs is not lost.
     #[must_use]
     pub fn msr_indices(&self) -> Vec<u32> {
         self.msrs.iter().map(|msr| msr.index).collect()
     }
 
-    /// Gives the MSRs back, but for the TSC where that is set. KVM stops at one that it does not take. An MSR that was 0 may
-    /// be missing: a vCPU that has none, or that does not have it yet, is as good. Any other must be taken.
+    /// Restores the MSRs, except the TSC if that is set already. KVM stops at an MSR that it
+    /// refuses. An MSR whose value was 0 may be refused, because a vCPU without it behaves the
+    /// same. Any other must be accepted.
     fn restore_msrs(&self, vcpu: &VcpuFd, index: u8, has_tsc: bool) -> Result<Vec<u32>, PersistError> {
         const OPERATION: &str = "restore";
         let kvm =
@@ -191,14 +194,15 @@ impl VcpuState {
         })?;
         if index == 0 && !refused.is_empty() {
             note(&format!(
-                "restore vCPU 0: KVM does not take MSRs that were 0 and are left out: {refused:#x?}"
+                "restore vCPU 0: KVM refuses these MSRs, whose values were 0; they are left out: {refused:#x?}"
             ));
         }
         Ok(refused)
     }
 }
 
-/// Sets all of `given`, of which `set` takes the first ones of what it gets. Returns those that it does not take and that are 0.
+/// Sets all of `given`. `set` accepts some of the first MSRs of its argument and returns how many.
+/// Returns the MSRs that `set` refused and whose values are 0.
 fn set_leniently<E>(
     given: &[kvm_msr_entry],
     mut set: impl FnMut(&[kvm_msr_entry]) -> Result<usize, E>,
@@ -219,7 +223,8 @@ fn set_leniently<E>(
     }
 }
 
-/// Hyper-V's MSRs of a guest that does not use them: they are 0 in a fresh vCPU, and to set them has KVM make what Hyper-V's interrupts need.
+/// Whether this is one of Hyper-V's MSRs that the guest does not use. It is 0 in a new vCPU, and to
+/// set it would make KVM allocate what Hyper-V's interrupts need.
 fn is_unused_hyperv(msr: &kvm_msr_entry) -> bool {
     (0x4000_0000..=0x4000_0fff).contains(&msr.index) && msr.data == 0
 }

@@ -17,12 +17,12 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-/// How long a vCPU of software KVM runs before another thread gets its turn. The guest's timer ticks by the host's clock,
-/// and an emulated tick takes a millisecond or two: of short turns, as they are with many VMs on few CPUs, little would
-/// be left for the guest's own work.
+/// The time slice of a vCPU of software KVM. The guest's timer follows the host's clock, and an
+/// emulated tick takes a millisecond or two. With many VMs on few CPUs slices are short, and ticks
+/// would leave little time for the guest's own work.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// What a paused vCPU is asked to do.
+/// A job for a paused vCPU.
 pub type Job = gate::Job<Runner>;
 
 /// What a vCPU's thread works with.
@@ -31,40 +31,41 @@ pub struct Runner {
     pub vcpu: VcpuFd,
     /// Its number, for messages.
     pub index: u8,
-    /// What its I/O reaches.
+    /// The devices that its I/O reaches.
     pub bus: Arc<Bus>,
     /// The guest's RAM.
     pub memory: Memory,
     /// Which kind of KVM runs it.
     pub kind: KvmKind,
-    /// Where its end is told.
+    /// Receives the end of the VM.
     pub mailbox: Mailbox,
     /// Where it is paused.
     pub gate: Arc<Gate>,
     /// Whether it has run at all.
     pub has_run: bool,
-    /// What is to be done, once, just before it enters the guest.
+    /// Called once, just before the vCPU enters the guest.
     pub before_entry: Option<Box<dyn FnOnce() + Send>>,
 }
 
-/// Why KVM came back.
+/// Why KVM_RUN returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Came {
-    /// The guest needed something, and has it.
+    /// The guest's request was handled.
     ForExit,
-    /// Somebody wants the thread.
+    /// The thread was kicked.
     Interrupted,
 }
 
 impl Runner {
-    /// Runs the vCPU until the VM ends, and tells how. What it is to do while it is paused comes by `jobs`.
+    /// Runs the vCPU until the VM ends, and reports the end. `jobs` has the jobs for its pauses.
     pub fn run(mut self, jobs: &Receiver<Job>) {
         let end = with_kicks(&mut self, |runner| &mut runner.vcpu, |runner| runner.run_until_end(jobs));
         self.gate.leave();
         self.mailbox.send(Event::End(end));
     }
 
-    /// From its first entry on: until then the thread has little to do, and many may wait to do it.
+    /// Sets the time slice, at the first entry. Until then the thread has little to do, and many such threads may
+    /// wait for a CPU.
     fn take_long_turns(&self) {
         if self.kind == KvmKind::Software
             && let Err(error) = slice::set(SLICE)
@@ -79,7 +80,8 @@ impl Runner {
             self.warm_up();
         }
         loop {
-            // In this order: a kick that comes after the look at the gate is not cleared, and ends KVM_RUN at once.
+            // In this order, a kick that comes after the check of the gate is not cleared, and ends
+            // KVM_RUN at once.
             self.vcpu.set_kvm_immediate_exit(0);
             if gate.is_shut() {
                 if self.has_run
@@ -102,16 +104,17 @@ impl Runner {
         }
     }
 
-    /// Enters KVM once without entering the guest, in a VM that waits for a generation: since Linux 6.13 KVM makes a thread for the VM
-    /// then, and the pages that it needs come to be. What it answers does not matter.
+    /// Enters KVM once without entering the guest, in a VM that waits for a generation. KVM then
+    /// allocates the pages that it needs and, since Linux 6.13, makes a thread for the VM. The
+    /// result does not matter.
     fn warm_up(&mut self) {
         self.vcpu.set_kvm_immediate_exit(1);
-        best_effort(self.vcpu.run(), "what it answers does not matter");
+        best_effort(self.vcpu.run(), "the result does not matter");
     }
 
-    /// An instruction that left KVM for its I/O is only finished when KVM is entered again; with `immediate_exit`
-    /// that is all that happens, but for the further I/O of the same instruction. KVM bounds that: of a string
-    /// instruction it does 1,024 pieces before it looks.
+    /// Finishes an instruction that left KVM for its I/O. KVM finishes it when it is entered again.
+    /// With `immediate_exit` KVM does nothing else, except further I/O of the same instruction.
+    /// This is bounded: KVM checks `immediate_exit` after 1,024 pieces of a string instruction.
     fn finish_io(&mut self) -> Result<(), End> {
         self.vcpu.set_kvm_immediate_exit(1);
         let finished = loop {
@@ -139,7 +142,7 @@ impl Runner {
             Ok(VcpuExit::Shutdown) => {
                 return Err(End {
                     kind: EndKind::TripleFaulted,
-                    reason: format!("the guest's CPU {index} met a triple fault"),
+                    reason: format!("the guest's CPU {index} had a triple fault"),
                 });
             }
             Ok(VcpuExit::InternalError) => self.internal_error()?,
@@ -151,7 +154,7 @@ impl Runner {
             Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Intr) => return Ok(Came::Interrupted),
             Ok(other) => {
-                let what = format!("KVM returned with an exit that is not known: {other:?}");
+                let what = format!("KVM returned with an unknown exit: {other:?}");
                 return failed(what);
             }
             // A signal, or an AP that has not been started yet.
@@ -171,7 +174,7 @@ impl Runner {
         let index = self.index;
         let failed = |reason: String| End { kind: EndKind::VmmError, reason };
         let Some(error) = exit::internal_error(&mut self.vcpu) else {
-            return Err(failed(format!("run vCPU {index}: KVM told of an internal error without details")));
+            return Err(failed(format!("run vCPU {index}: KVM reported an internal error without details")));
         };
         if self.kind != KvmKind::Software {
             let bytes = &error.instruction;

@@ -7,7 +7,7 @@ use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_reg
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
-/// Why a vCPU could not be made ready.
+/// Why a vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// One of KVM's calls failed.
@@ -20,12 +20,12 @@ pub enum SetupError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
-    /// KVM took fewer MSRs than it was given.
-    #[error("make vCPU {vcpu}: KVM took {taken} of {given} MSRs")]
+    /// KVM accepted fewer MSRs than it was given.
+    #[error("make vCPU {vcpu}: KVM accepted {taken} of {given} MSRs")]
     Msrs {
         /// The vCPU's number.
         vcpu: u8,
-        /// How many MSRs KVM took.
+        /// How many MSRs KVM accepted.
         taken: usize,
         /// How many MSRs KVM was given.
         given: usize,

@@ -1,10 +1,12 @@
-//! The TSC of a VM that starts from a generation: it goes on where it stood.
+//! Restores the TSC of a VM that starts from a generation. The TSC continues from its saved value.
 //!
-//! It is set by its offset to the host's, one for all vCPUs that had one. Set by its value, as an MSR, it would be another
-//! offset on each vCPU; and before Linux 6.7 KVM takes a value that is within a second of what it expects as an attempt to
-//! set all vCPUs alike, and leaves the TSC where it is: a clone's clocks would stand still until it has caught up.
+//! The TSC is set through its offset to the host's TSC. vCPUs with the same offset get the same
+//! offset again. If the MSR's value were set instead, each vCPU would get another offset. Also,
+//! before Linux 6.7 KVM takes a value within a second of the value it expects as an attempt to
+//! synchronize vCPUs, and leaves the TSC unchanged. A clone's clocks would then stand still until
+//! the TSC had caught up.
 //!
-//! KVM tells and takes offsets since Linux 5.16. Where it does not, the MSR is set.
+//! KVM can read and set offsets since Linux 5.16. On an older kernel the MSR is set.
 
 use crate::sys::kvm_state::{set_tsc_offset, tsc_offset};
 use kvm_bindings::{Msrs, kvm_msr_entry};
@@ -19,23 +21,24 @@ pub const TSC: u32 = 0x10;
 /// A vCPU's TSC when it was saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TscState {
-    /// How fast it runs; 0: KVM does not tell, as the host's is not stable.
+    /// Its frequency, kHz. 0: KVM does not report it, because the host's TSC is not stable.
     khz: u32,
     value: u64,
-    /// `value` is this and the host's TSC, modulo 2^64.
+    /// `value` minus the host's TSC, modulo 2^64.
     offset: u64,
 }
 
 impl TscState {
-    /// Looks at a vCPU; None where KVM does not tell the offset.
+    /// Reads the TSC of a vCPU. None if KVM does not report the offset.
     #[must_use]
     pub fn save(vcpu: &VcpuFd) -> Option<Self> {
         let offset = tsc_offset(vcpu).ok()?;
         Some(Self { khz: vcpu.get_tsc_khz().unwrap_or(0), value: read(vcpu).ok()?, offset })
     }
 
-    /// Moves it on to the moment at which the host's TSC stood at `host`: when the VM's clock was read. So both go on from
-    /// the same moment. No later than ten seconds: a host TSC that is not what the offset is about would be.
+    /// Advances the TSC to the moment at which the VM's clock was read, when the host's TSC was
+    /// `host`. So both continue from the same moment. Does nothing if that is more than ten seconds
+    /// later, because then `host` is not from the TSC that the offset refers to.
     fn move_to(&mut self, host: u64) {
         let moved = host.wrapping_add(self.offset);
         if moved.wrapping_sub(self.value) < u64::from(self.khz) * 10_000 {
@@ -48,12 +51,14 @@ impl TscState {
 #[derive(Debug)]
 pub struct TscStart {
     first: Option<TscState>,
-    /// The offset of a vCPU that had the first one's, and when its TSC stood at the first one's value.
+    /// The offset for vCPUs that had the same offset as the first one, and the time at which their
+    /// TSC had the first one's saved value.
     now: OnceLock<Result<(u64, Instant), Error>>,
 }
 
 impl TscStart {
-    /// Of a VM whose first vCPU had this TSC, and whose clock was read when the host's TSC stood at `clock`.
+    /// The TSCs of a VM whose first vCPU had this TSC, and whose clock was read when the host's TSC
+    /// was `clock`.
     #[must_use]
     pub fn new(mut first: Option<TscState>, clock: Option<u64>) -> Self {
         if let (Some(first), Some(clock)) = (&mut first, clock) {
@@ -62,7 +67,8 @@ impl TscStart {
         Self { first, now: OnceLock::new() }
     }
 
-    /// Sets a vCPU's TSC; false: it cannot be set by its offset here, so the MSR is to be set.
+    /// Sets a vCPU's TSC. Returns false if it cannot be set through its offset here, and the MSR
+    /// must be set.
     ///
     /// # Errors
     /// KVM refuses: the host's TSC runs at another speed and cannot be made to look as fast as that one.
@@ -76,13 +82,14 @@ impl TscStart {
             Ok((first.value.wrapping_sub(host), Instant::now()))
         });
         let Ok((offset, _)) = now else { return Ok(false) };
-        // A guest that has set the TSC of one vCPU has another offset there.
+        // If the guest has set the TSC of one vCPU, that vCPU keeps its own offset.
         let own = saved.offset.wrapping_sub(first.offset);
         set_tsc_offset(vcpu, offset.wrapping_add(own))?;
         Ok(true)
     }
 
-    /// How long ago the TSCs stood where they were when the VM's clock was read, nanoseconds.
+    /// How long the TSCs have run since they had their values at the read of the VM's clock,
+    /// nanoseconds.
     #[must_use]
     pub fn ago_ns(&self) -> u64 {
         let ago = self.now.get().and_then(|now| now.as_ref().ok()).map(|(_, at)| at.elapsed().as_nanos());
@@ -90,7 +97,8 @@ impl TscStart {
     }
 }
 
-/// More than 250 millionths apart, which is what clocks are corrected by: within that it is one host, measured twice.
+/// Whether the frequencies differ by more than 250 ppm. A smaller difference is one host's TSC,
+/// measured twice.
 fn is_another_speed(saved_khz: u32, khz: u32) -> bool {
     saved_khz != 0 && khz != 0 && u64::from(saved_khz.abs_diff(khz)) * 1_000_000 > u64::from(khz) * 250
 }
