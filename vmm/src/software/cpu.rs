@@ -1,4 +1,4 @@
-//! One vCPU's registers, while an instruction is carried out on them.
+//! One vCPU's registers while an instruction is executed on them.
 
 use super::paging::{self, Access, Mode};
 use super::{Exception, Outcome, SoftwareError};
@@ -12,7 +12,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 const EFER_LMA: u64 = 1 << 10;
 
-/// A vCPU's general and system registers, read once and written back at the end where they changed.
+/// A vCPU's general and system registers. They are read once, and at the end written back if they
+/// changed.
 pub struct Cpu<'a> {
     pub(super) vcpu: &'a VcpuFd,
     pub(super) memory: &'a Memory,
@@ -196,7 +197,7 @@ impl<'a> Cpu<'a> {
         Ok(())
     }
 
-    /// Writes guest memory at a linear address; nothing is written where a part of it faults.
+    /// Writes guest memory at a linear address. If a part of it faults, nothing is written.
     ///
     /// # Errors
     /// The page fault that the guest would meet; #GP where there is no RAM.
@@ -211,7 +212,7 @@ impl<'a> Cpu<'a> {
         Ok(())
     }
 
-    /// Writes the registers back and delivers what came of `instruction`.
+    /// Writes the registers back and delivers the outcome of `instruction`.
     pub(super) fn finish(mut self, instruction: &Instruction, outcome: Outcome) -> Result<(), SoftwareError> {
         let exception = match outcome {
             Outcome::Next => None,

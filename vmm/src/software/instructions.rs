@@ -1,4 +1,4 @@
-//! What each instruction does.
+//! Executes each instruction.
 
 use super::cpu::{Cpu, kvm};
 use super::paging::Access;
@@ -13,7 +13,7 @@ const RFLAGS_ARITHMETIC: u64 = 0x8d5;
 const RFLAGS_AC: u64 = 1 << 18;
 const BREAKPOINT: u8 = 3;
 
-/// Carries `instruction` out on `cpu`. `None`: it is not among those known here.
+/// Executes `instruction` on `cpu`. `None`: it is not known here.
 ///
 /// # Errors
 /// KVM refuses a part of the state.

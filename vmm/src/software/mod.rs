@@ -1,14 +1,15 @@
 //! Finishes the instructions that software KVM's emulator lacks.
 //!
-//! Where KVM has no hardware virtualization it emulates the guest's kernel mode, and returns with an internal
-//! error at an instruction it does not know. Those that a kernel really uses are few, and are done here: the vCPU's
-//! registers are read, the instruction is carried out on them and on guest memory, and the vCPU goes on behind it.
-//! Any other ends the VM with an error that names it. Nothing here runs on VT-x or AMD-V hosts.
+//! Without hardware virtualization, KVM emulates the guest's kernel mode. At an instruction that it
+//! does not know it returns with an internal error. A kernel uses few such instructions, and they
+//! are executed here: the vmm reads the vCPU's registers, executes the instruction on them and on
+//! guest memory, and resumes the vCPU behind it. Any other instruction ends the VM with an error
+//! that names it. Nothing here runs on VT-x or AMD-V hosts.
 //!
-//! - [`cpu`]: one vCPU's registers, while an instruction is carried out.
-//! - [`paging`]: guest-virtual addresses, and the page fault that an access may meet.
-//! - [`instructions`]: what each instruction does.
-//! - [`xsave`]: the XSAVE area: what XSAVE and XRSTOR move.
+//! - [`cpu`]: one vCPU's registers while an instruction is executed.
+//! - [`paging`]: translates guest-virtual addresses, with page faults.
+//! - [`instructions`]: executes each instruction.
+//! - [`xsave`]: the XSAVE area that XSAVE writes and XRSTOR reads.
 
 pub mod cpu;
 pub mod instructions;
@@ -21,10 +22,10 @@ use cpu::Cpu;
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use kvm_ioctls::VcpuFd;
 
-/// What comes of an instruction.
+/// The outcome of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is done: go on behind it.
+    /// It is done: continue behind it.
     Next,
     /// It is done and traps (int3): deliver the vector with the address behind it.
     Trap(u8),
@@ -55,9 +56,9 @@ impl Exception {
 /// Why an instruction could not be finished.
 #[derive(Debug, thiserror::Error)]
 pub enum SoftwareError {
-    /// Nothing here, nor in KVM, knows it.
+    /// Neither KVM nor the vmm knows the instruction.
     #[error(
-        "run a guest instruction: neither KVM nor the vmm knows `{text}` (bytes {bytes:02x?}) at guest address {rip:#x}, privilege level {cpl}; a guest kernel that does without it is needed here (see images/README.md)"
+        "run a guest instruction: neither KVM nor the vmm knows `{text}` (bytes {bytes:02x?}) at guest address {rip:#x}, privilege level {cpl}; use a guest kernel without this instruction (see images/README.md)"
     )]
     Unknown {
         /// The instruction as an assembler writes it.
@@ -98,7 +99,8 @@ pub fn finish(vcpu: &VcpuFd, memory: &Memory, error: &InternalError) -> Result<(
     if error.suberror != EMULATION {
         return Err(SoftwareError::Internal { suberror: error.suberror, rip });
     }
-    // KVM tells what it had fetched; where that is nothing, or ends within the instruction, memory has the rest.
+    // KVM reports the bytes that it had fetched. If they are incomplete, the rest is read from
+    // memory.
     let mut bytes = error.instruction.clone();
     let mut instruction = decode(&cpu, &bytes);
     if instruction.is_invalid() {

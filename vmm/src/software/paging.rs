@@ -1,4 +1,5 @@
-//! Guest-virtual addresses: the page walk (Intel SDM volume 3, 4.5) with the fault that an access may meet.
+//! Translates guest-virtual addresses: the page walk (Intel SDM volume 3, 4.5), with the page fault
+//! that an access may cause.
 
 use super::Exception;
 use crate::memory::Memory;
@@ -56,7 +57,7 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// The guest-physical address behind linear address `at`, with the accessed and dirty bits set as the CPU would.
 ///
 /// # Errors
-/// The #PF that the access meets; #GP where a page table is not in RAM.
+/// The #PF that the access causes; #GP if a page table is not in RAM.
 pub fn translate(memory: &Memory, mode: &Mode, at: u64, access: Access) -> Result<u64, Exception> {
     let Some(levels) = mode.levels else {
         return Ok(at);

@@ -1,5 +1,5 @@
-//! The XSAVE area in standard format (Intel SDM volume 1, 13.4): what XSAVE writes of a vCPU's state, what XRSTOR
-//! takes. KVM gives and takes the same format, so components move by copying.
+//! The XSAVE area in standard format (Intel SDM volume 1, 13.4), which XSAVE writes from a vCPU's
+//! state and XRSTOR reads. KVM uses the same format, so components are copied unchanged.
 
 /// Bytes of the legacy region and the header.
 const LEGACY_BYTES: usize = 512;
@@ -24,7 +24,7 @@ pub struct Layout {
     pub components: Vec<(u32, usize, usize)>,
 }
 
-/// The instruction asks for what the manual forbids: #GP.
+/// The manual forbids the operation: #GP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forbidden;
 
