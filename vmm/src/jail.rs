@@ -1,14 +1,19 @@
-//! Gives the process's rights away before the guest runs: what is left is what the open descriptors allow.
+//! Drops the process's privileges before the guest runs. Only the open descriptors give it access
+//! to anything then.
 //!
-//! 1. Where it is root, it becomes the user and group [`NOBODY`], without groups of its own.
-//! 2. It can gain nothing by running another program (no_new_privs), and can run none:
-//! 3. a seccomp filter leaves it the system calls that a running VM needs. Any other kills the process with
-//!    SIGSYS, which `vmmd` records as the VM's end. No file can be opened (that is answered with EACCES), no socket made, no program
-//!    executed. Threads can be started, so a fork cannot be told apart and is not refused; what it runs has the same filter.
+//! 1. If the process is root, it becomes user and group [`NOBODY`] and drops its supplementary
+//!    groups.
+//! 2. It sets no_new_privs, so no program that it might execute could gain privileges.
+//! 3. A seccomp filter allows only the system calls that a running VM needs. Any other kills the
+//!    process with SIGSYS, which `vmmd` records as the VM's end. To open a file fails with EACCES.
+//!    No socket can be made except a pair, and no program can be executed. Threads can be started.
+//!    The filter cannot tell a fork from a thread, so it allows both, and it holds in the child as
+//!    well.
 //!
-//! The filter holds for the calling thread and for those that it starts afterwards; so the jail is entered after
-//! everything has been made and before the first thread is started. Libraries that prepare themselves when they are
-//! first used do so before: see [`prime`].
+//! The filter holds for the calling thread and for threads that it starts later. So the process
+//! enters the jail after everything has been made and before the first thread that stays is
+//! started. Libraries that initialize themselves at their first use must do so before: see
+//! [`prime`].
 
 use crate::sys::rights;
 use seccompiler::{
@@ -23,17 +28,17 @@ use std::time::{Instant, SystemTime};
 /// The user and group of a jailed process.
 pub const NOBODY: u32 = 65_534;
 
-/// Why the rights could not be given away.
+/// Why the process could not enter the jail.
 #[derive(Debug, thiserror::Error)]
 pub enum JailError {
-    /// The kernel did not let it become another user.
+    /// The kernel refused the change of user.
     #[error("enter the jail: become user {NOBODY}")]
     User(#[source] std::io::Error),
     /// The filter could not be made.
     #[error("enter the jail: make the system call filter")]
     Filter(#[source] seccompiler::BackendError),
-    /// The kernel did not take the filter.
-    #[error("enter the jail: set the system call filter; does the kernel have CONFIG_SECCOMP_FILTER?")]
+    /// The kernel refused the filter.
+    #[error("enter the jail: set the system call filter; the kernel needs CONFIG_SECCOMP_FILTER")]
     Apply(#[source] seccompiler::Error),
 }
 
@@ -65,8 +70,9 @@ const INPUT_OUTPUT: &[libc::c_long] = &[
     libc::SYS_timerfd_settime,
     libc::SYS_memfd_create,
 ];
-/// Looking for files by their names. Libraries do that for advice (how many CPUs are there? which program is this, so that
-/// a backtrace can name its functions?) and do without: it is answered with EACCES, and the process goes on.
+/// System calls that look up files by name. They fail with EACCES, and the process continues:
+/// libraries use them only for hints, such as the number of CPUs, or the program's file for a
+/// backtrace.
 const REFUSED: &[libc::c_long] = &[
     libc::SYS_open,
     libc::SYS_openat,
@@ -125,7 +131,7 @@ const PROCESS: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// Has libraries do now what they do once, when they are first used, and what the jail does not let them do.
+/// Makes libraries do now what they do at their first use and the jail would forbid.
 ///
 /// - rustix reads the auxiliary vector to find the kernel's clock: from `/proc/self/auxv` before Linux 6.4.
 /// - The C library and std bind functions of threads, clocks and random numbers when they are first called.
@@ -143,10 +149,10 @@ pub fn prime() -> std::io::Result<()> {
     thread.join().map_err(|_| std::io::Error::other("a thread failed"))
 }
 
-/// Enters the jail. There is no way out.
+/// Enters the jail, for good.
 ///
 /// # Errors
-/// The kernel refuses a part; the process must not go on then.
+/// The kernel refuses a part. The process must not continue then.
 pub fn enter() -> Result<(), JailError> {
     if rustix::process::geteuid().is_root() {
         rights::become_user(NOBODY).map_err(JailError::User)?;

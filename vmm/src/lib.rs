@@ -1,12 +1,16 @@
 //! The VMM of Patina: runs one VM in one process, with synchronous threads.
 //!
-//! Follow a VM from its start: [`process`] reads the configuration ([`patina_control`]) and takes its descriptors over;
-//! [`machine`] puts RAM ([`memory`]), kernel ([`boot`]), [`devices`] and CPUs ([`vcpu`], with the [`bus`] that their I/O goes over) together; each vCPU then runs on a thread
-//! of its own, all devices on one, and the main thread talks with `vmmd` and the guest's agent ([`control`]).
+//! The start of a VM, in order:
+//! 1. [`process`] reads the configuration ([`patina_control`]) and takes over its descriptors.
+//! 2. [`machine`] makes the VM: RAM ([`memory`]), kernel ([`boot`]), [`devices`], and CPUs
+//!    ([`vcpu`]) with the [`bus`] for their I/O.
+//! 3. Before the first guest instruction, the process drops its privileges ([`jail`]).
+//! 4. Each vCPU runs on a thread of its own, and all devices on one thread. The main thread talks
+//!    to `vmmd` and to the guest's agent ([`control`]).
 //!
-//! Before the first guest instruction the process gives its rights away ([`jail`]).
-//! [`persist`] says how each part gets into a generation and out of it.
-//! [`software`] finishes instructions where KVM has no hardware virtualization; [`sys`] is the edge to the kernel.
+//! [`persist`] is the trait with which each part is saved into a generation and restored from it.
+//! [`software`] finishes instructions if KVM has no hardware virtualization. [`sys`] has the system
+//! calls.
 
 pub mod boot;
 pub mod bus;

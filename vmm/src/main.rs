@@ -1,4 +1,4 @@
-//! The `vmm` process: runs one VM. Started by `vmmd`, not by people.
+//! The `vmm` process: runs one VM. `vmmd` starts it. Users do not.
 
 use std::{
     io::{self, Write as _},

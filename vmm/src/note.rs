@@ -1,16 +1,16 @@
-//! What the vmm has to say to people: lines on standard error, which is the VM's log.
+//! Log lines of the vmm on standard error, which is the VM's log.
 //!
-//! A hostile guest can provoke as many lines as it likes (a link that it opens and breaks), so a process says at
-//! most [`NOTES_MAX`] and then falls silent.
+//! A hostile guest can cause any number of lines (for example, if it opens and breaks its link
+//! again and again). So a process writes at most [`NOTES_MAX`] lines.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Most lines of one process, besides the one that tells how it ended.
+/// Most lines of one process, besides the one that reports its end.
 pub const NOTES_MAX: u32 = 1000;
 
 static SAID: AtomicU32 = AtomicU32::new(0);
 
-/// Says one line.
+/// Writes one line.
 pub fn note(line: &str) {
     if let Some(line) = admit(&SAID, line) {
         patina_daemon::say!("vmm: {line}");
@@ -18,12 +18,12 @@ pub fn note(line: &str) {
 }
 
 fn admit<'a>(said: &AtomicU32, line: &'a str) -> Option<&'a str> {
-    // Saturates, so that the count does not come round.
+    // Saturates, so that the count does not wrap.
     let before = said
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_add(1))
         .unwrap_or(NOTES_MAX + 1);
     match before {
-        NOTES_MAX => Some("too much to say: what follows is left out"),
+        NOTES_MAX => Some("too many lines: the rest is left out"),
         count => (count < NOTES_MAX).then_some(line),
     }
 }

@@ -1,4 +1,4 @@
-//! How each part of a VM gets into a generation, and out of it into a clone: [`Persist`].
+//! [`Persist`]: saves each part of a VM into a generation and restores it in a clone.
 
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -18,14 +18,14 @@ const CONFIG_MAX_BYTES: u64 = 64 * 1024;
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// A descriptor is not there.
+    /// A descriptor is missing.
     #[error(transparent)]
     Inherit(#[from] InheritError),
     /// The configuration cannot be read.
     #[error("read the configuration")]
     Read(#[source] std::io::Error),
-    /// The configuration is not understood.
-    #[error("read the configuration: it is not understood")]
+    /// The configuration is invalid.
+    #[error("read the configuration: it is invalid")]
     Parse(#[source] serde_json::Error),
     /// The VM cannot be made.
     #[error(transparent)]
@@ -51,7 +51,7 @@ pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessErro
         Ok(mut running) => {
             let end = running.server.run(&mut running.machine).map_err(ProcessError::Serve)?;
             running.machine.finish();
-            // On a full disk the end cannot be recorded: vmmd still hears it, and the log has it.
+            // On a full disk the end cannot be recorded, but vmmd is told and the log has it.
             let recorded = record.write(&end);
             running.server.farewell(&end);
             patina_daemon::say!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);
@@ -92,7 +92,7 @@ impl EndRecord {
         if let Some(file) = file {
             best_effort(
                 write_end(file, &End { kind: EndKind::VmmError, reason }),
-                "where this fails, standard error still has the words",
+                "if this fails, standard error still has the message",
             );
         }
     }
@@ -104,8 +104,8 @@ fn write_end(mut file: File, end: &End) -> Result<(), ProcessError> {
     file.write_all(&text).and_then(|()| file.sync_data()).map_err(ProcessError::Record)
 }
 
-/// From now on a panic of any thread is written to `record` and to standard error, and ends the process: a VM whose
-/// vmm has failed in one place is not to be trusted in another.
+/// From now on a panic of any thread is written to `record` and to standard error, and ends the
+/// process: after a failure in one place, the rest of the vmm cannot be trusted.
 pub fn record_panics(record: EndRecord) {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -113,7 +113,7 @@ pub fn record_panics(record: EndRecord) {
         let words = info.payload_as_str().unwrap_or("no message");
         let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
         record.write_last_words(format!(
-            "the vmm failed, please report this: its thread {} panicked{place}: {words}",
+            "the vmm failed; please report this: its thread {} panicked{place}: {words}",
             thread.name().unwrap_or("without a name"),
         ));
         print(info);

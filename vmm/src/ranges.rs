@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// Joins runs with the smallest gaps between them until there are at most `most`. What is in the gaps belongs to the
-/// runs then: fewer mappings for a few pages more.
+/// Joins the runs with the smallest gaps between them until there are at most `most` runs. The
+/// joined runs include the gaps: a few more pages give fewer mappings.
 #[must_use]
 pub fn join(runs: Vec<Range<u64>>, most: usize) -> Vec<Range<u64>> {
     if runs.len() <= most {
@@ -30,7 +30,7 @@ pub fn small_gaps(runs: &[Range<u64>], most_bytes: u64) -> Vec<Range<u64>> {
     gaps.filter(|gap| gap.end - gap.start <= most_bytes).collect()
 }
 
-/// Ascending runs, with all between them that are no further than `bytes` from one another.
+/// Ascending runs, joined if the gap between them is at most `bytes`.
 #[must_use]
 pub fn near(runs: &[Range<u64>], bytes: u64) -> Vec<Range<u64>> {
     let mut joined: Vec<Range<u64>> = Vec::new();
@@ -73,7 +73,7 @@ pub fn bytes_of(runs: &[Range<u64>]) -> u64 {
     runs.iter().map(|run| run.end - run.start).sum()
 }
 
-/// Ascending runs that do not touch, of any runs.
+/// The union of any runs, as ascending runs that do not touch.
 #[must_use]
 pub fn union(mut runs: Vec<Range<u64>>) -> Vec<Range<u64>> {
     runs.sort_unstable_by_key(|run| run.start);

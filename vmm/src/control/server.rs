@@ -18,8 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
-/// Most connections without a first line yet, one of which is the spare one that vmmd keeps for a
-/// freeze. More stay in the listener's backlog.
+/// Most connections without a first line yet, with vmmd's spare one. More stay in the backlog.
 const OPENING_MAX: usize = 16 + 1;
 
 /// The control thread.
