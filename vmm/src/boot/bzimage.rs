@@ -1,8 +1,9 @@
 //! Takes the ELF kernel out of a bzImage.
 //!
-//! A bzImage carries its kernel compressed and unpacks it in the guest, which software KVM would do at a
-//! million instructions a second. The host does it here in a fraction of a second, and both formats then
-//! boot the same way. Where the payload lies: Linux boot protocol 2.08, `payload_offset` and `payload_length`.
+//! A bzImage contains its kernel compressed, and unpacks it in the guest. Software KVM would run
+//! that at a million instructions a second. The host unpacks it here in a fraction of a second, and
+//! both formats then boot the same way. `payload_offset` and `payload_length` (Linux boot protocol
+//! 2.08) locate the payload.
 
 use std::io::Read;
 
@@ -18,7 +19,7 @@ const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
 const SECTOR_BYTES: usize = 512;
 
-/// Why a bzImage gives no kernel.
+/// Why no kernel could be taken out of a bzImage.
 #[derive(Debug, thiserror::Error)]
 pub enum BzImageError {
     /// The boot protocol is older than 2.08 (Linux 2.6.26).
@@ -31,7 +32,7 @@ pub enum BzImageError {
     },
     /// The payload lies outside of the file.
     #[error(
-        "read the bzImage: its payload at {offset:#x}, {length} bytes, is not within the file of {file} bytes; is the file cut short?"
+        "read the bzImage: its payload at {offset:#x}, {length} bytes, is not within the file of {file} bytes; the file may be truncated"
     )]
     Payload {
         /// Offset in the file.
@@ -41,12 +42,12 @@ pub enum BzImageError {
         /// The file's length, bytes.
         file: usize,
     },
-    /// The compression is none of those below.
+    /// The compression is not supported.
     #[error(
-        "unpack the bzImage: compression with magic {0:02x?} is not known (gzip, xz, lzma, zstd and lz4 are)"
+        "unpack the bzImage: compression with magic {0:02x?} is not supported (gzip, xz, lzma, zstd and lz4 are)"
     )]
     Compression([u8; 4]),
-    /// The payload does not unpack.
+    /// The payload cannot be unpacked.
     #[error("unpack the bzImage's {format} payload: {reason}")]
     Unpack {
         /// Name of the compression.
@@ -59,7 +60,7 @@ pub enum BzImageError {
 /// Takes the ELF kernel out of a whole bzImage.
 ///
 /// # Errors
-/// The file is cut short, of an old protocol, or its payload does not unpack.
+/// The file is truncated, its protocol is too old, or its payload cannot be unpacked.
 pub fn extract(image: &[u8]) -> Result<Vec<u8>, BzImageError> {
     let u32_at = |offset: usize| {
         image.get(offset..offset + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])) as usize
@@ -122,12 +123,12 @@ fn without_size(payload: &[u8]) -> &[u8] {
     &payload[..payload.len().saturating_sub(4)]
 }
 
-/// The decoder keeps all that it has unpacked, up to the window that the stream asks for, before it gives any of it: so
-/// the window is looked at first. Linux's build asks for 128 MiB.
+/// The decoder buffers unpacked data up to the window that the stream requests, so the window is
+/// checked first. Linux's build requests 128 MiB.
 fn unpack_zstd(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
     const SINGLE_SEGMENT: u8 = 1 << 5;
     let [_, _, _, _, descriptor, window, ..] = *payload else {
-        return Err(failed("zstd")("it is cut short"));
+        return Err(failed("zstd")("it is truncated"));
     };
     let decoder = ruzstd::decoding::StreamingDecoder::new(payload).map_err(failed("zstd"))?;
     let window_bytes = if descriptor & SINGLE_SEGMENT == 0 {
@@ -137,7 +138,7 @@ fn unpack_zstd(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
         decoder.decoder.content_size()
     };
     if window_bytes > KERNEL_MAX_BYTES {
-        return Err(failed("zstd")(format!("its window has {window_bytes} bytes, more than a kernel may")));
+        return Err(failed("zstd")(format!("its window of {window_bytes} bytes is too large for a kernel")));
     }
     read_bounded("zstd", decoder)
 }

@@ -1,30 +1,32 @@
-//! The kernel command line: what every guest gets, what software KVM needs, its devices, and the user's own words.
+//! Composes the kernel command line: options for every guest, options for software KVM, the
+//! devices, and the user's options.
 
 use super::layout;
 use crate::devices::virtio::mmio::WINDOW_BYTES;
 
-/// Why there is no command line.
+/// Why the command line could not be composed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CmdlineError {
     /// Control or non-ASCII characters.
     #[error("make the kernel command line: {0:?} has a character that is not printable ASCII")]
     Characters(String),
     /// Too long.
-    #[error("make the kernel command line: {0} bytes are more than {max}; shorten your own part", max = layout::CMDLINE_MAX_BYTES - 1)]
+    #[error("make the kernel command line: it has {0} bytes; the limit is {max}; shorten your own options", max = layout::CMDLINE_MAX_BYTES - 1)]
     Length(usize),
 }
 
-/// A console that only says what is wrong; resets by the keyboard controller, which the vmm sees; no probing
-/// for what is not there. Each that saves time in the guest is in images/README.md with its measurement.
+/// Log only problems to the console, reset through the keyboard controller, which the vmm sees, and
+/// do not probe for missing devices. images/README.md lists each option that saves time in the
+/// guest, with its measurement.
 const ALWAYS: &str = "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 nomodule \
     8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on tsc=reliable no_timer_check swiotlb=noforce \
     root=/dev/vda ro init=/sbin/gc-init";
 
-/// Makes the command line for `devices` virtio-mmio devices. `host` is what the kind of KVM needs, `user` comes
-/// last, so that it wins.
+/// Makes the command line for `devices` virtio-mmio devices. `host` has the options that the kind
+/// of KVM needs. `user` comes last, so its options take precedence.
 ///
 /// # Errors
-/// It has characters that do not belong there, or is too long.
+/// It has characters that are not printable ASCII, or is too long.
 pub fn compose(devices: u32, host: &str, user: &str) -> Result<String, CmdlineError> {
     let mut line = ALWAYS.to_owned();
     for index in 0..devices {

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend};
 
-/// How the kernel wants to be entered.
+/// How the kernel must be entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     /// 32-bit protected mode at this address, as the PVH boot protocol says.
@@ -24,15 +24,15 @@ pub enum KernelError {
     /// The file cannot be read.
     #[error("read the kernel")]
     Read(#[source] std::io::Error),
-    /// It is no kernel.
+    /// The file is not a kernel.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The bzImage gives no ELF.
+    /// The bzImage has no ELF that can be used.
     #[error(transparent)]
     BzImage(#[from] BzImageError),
-    /// The ELF does not load.
+    /// The ELF cannot be loaded.
     #[error(
-        "load the kernel's ELF segments into {ram_mib} MiB of RAM; is the file whole, and is it a kernel?"
+        "load the kernel's ELF segments into {ram_mib} MiB of RAM; check that the file is a complete kernel"
     )]
     Load {
         /// The guest's RAM.

@@ -1,4 +1,4 @@
-//! Where things lie in guest-physical memory.
+//! The layout of guest-physical memory.
 //!
 //! ```text
 //! 0x0000_0500  GDT for the boot state        0x0009_fc00  MP table, to 640 KiB

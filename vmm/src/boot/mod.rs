@@ -1,11 +1,11 @@
-//! From a kernel file to a VM whose first vCPU is about to run its first instruction.
+//! Loads a kernel file into a VM, so that the first vCPU can run its first instruction.
 //!
-//! - [`kernel`]: loading it into guest RAM.
+//! - [`kernel`]: loads the kernel into guest RAM.
 //! - [`bzimage`]: takes the ELF out of a bzImage, so that the guest need not unpack it.
 //! - [`cmdline`]: the kernel command line.
-//! - [`tables`]: what the kernel finds in RAM: PVH start info or zero page, memory map, command line.
-//! - [`mptable`]: the table that tells a kernel without ACPI of its CPUs and interrupts.
-//! - [`layout`]: where in guest RAM each of these lies.
+//! - [`tables`]: the boot data in RAM: PVH start info or zero page, memory map, command line.
+//! - [`mptable`]: the table that describes CPUs and interrupts to a kernel without ACPI.
+//! - [`layout`]: the addresses of all of these in guest RAM.
 
 pub mod bzimage;
 pub mod cmdline;

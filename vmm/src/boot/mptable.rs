@@ -1,5 +1,6 @@
-//! The MP table (Intel MultiProcessor Specification 1.4): how a kernel without ACPI learns of its CPUs, of the
-//! IOAPIC and of how interrupts reach it. ISA interrupt n is wired to IOAPIC input n, edge-triggered.
+//! Builds the MP table (Intel MultiProcessor Specification 1.4). It describes the CPUs, the IOAPIC
+//! and the interrupt routing to a kernel without ACPI. ISA interrupt n is wired to IOAPIC input n,
+//! edge-triggered.
 
 use super::layout;
 

@@ -1,4 +1,4 @@
-//! What the kernel finds in RAM when it starts.
+//! Writes the boot data that the kernel finds in RAM when it starts.
 
 use super::{cmdline, kernel::Entry, layout, mptable};
 use crate::memory::{self, Memory};
@@ -9,7 +9,7 @@ use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
 
 const E820_RAM: u32 = 1;
 
-/// RAM has no room where a table belongs.
+/// RAM has no room at the address of a table.
 #[derive(Debug, thiserror::Error)]
 #[error("write {what} at guest address {at:#x}")]
 pub struct TablesError {
@@ -18,7 +18,7 @@ pub struct TablesError {
     source: vm_memory::GuestMemoryError,
 }
 
-/// Writes all that `entry`'s boot protocol wants, for `vcpus` CPUs and the command line.
+/// Writes all data that `entry`'s boot protocol requires, for `vcpus` CPUs and the command line.
 ///
 /// # Errors
 /// RAM is too small for it.
