@@ -1,4 +1,4 @@
-//! Reads the details of an exit that kvm-ioctls leaves in `kvm_run`'s union.
+//! Reads the details of a KVM exit that kvm-ioctls leaves in `kvm_run`'s union.
 
 use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_MEMORY_FAULT, KVM_INTERNAL_ERROR_EMULATION};
 use kvm_ioctls::VcpuFd;
@@ -6,7 +6,7 @@ use kvm_ioctls::VcpuFd;
 /// Longest x86 instruction, bytes.
 pub const INSTRUCTION_MAX_BYTES: usize = 15;
 
-/// What KVM says of an internal error.
+/// KVM's report of an internal error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InternalError {
     /// 1: KVM's emulator does not know the instruction.
@@ -38,8 +38,8 @@ pub fn internal_error(vcpu: &mut VcpuFd) -> Option<InternalError> {
     Some(InternalError { suberror: internal.suberror, instruction: bytes[1..=length].to_vec() })
 }
 
-/// Where in the guest's RAM the access was that KVM_RUN has just failed of: guest address and length in bytes. KVM tells
-/// since Linux 6.8.
+/// The access to guest RAM for which KVM_RUN has just failed: guest address and length in bytes.
+/// KVM reports it since Linux 6.8.
 #[must_use]
 pub fn memory_fault(vcpu: &mut VcpuFd) -> Option<(u64, u64)> {
     let run = vcpu.get_kvm_run();
@@ -51,7 +51,7 @@ pub fn memory_fault(vcpu: &mut VcpuFd) -> Option<(u64, u64)> {
     Some((fault.gpa, fault.size))
 }
 
-/// What a failure to reach the guest's RAM means, in words.
+/// Describes a failure to access the guest's RAM.
 #[must_use]
 pub fn describe_memory_fault(at: Option<(u64, u64)>) -> String {
     let place =

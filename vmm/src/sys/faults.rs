@@ -1,10 +1,11 @@
-//! How many page faults this process has had.
+//! Counts the page faults of this process.
 
 use std::mem::MaybeUninit;
 
-/// Page faults of all threads of this process since its start, those that KVM had for the guest included.
-/// The first write to a page since it was protected is one, with two rare exceptions: a page that KVM has
-/// swapped in by a kernel thread, and one that the kernel has moved meanwhile. `None`: it cannot be known.
+/// The number of page faults of all threads since the start of the process, including those of KVM
+/// for the guest. The first write to a page since it was write-protected causes one, with two rare
+/// exceptions: a page that a kernel thread has swapped in for KVM, and a page that the kernel has
+/// moved meanwhile. `None`: the number cannot be read.
 #[must_use]
 pub fn count() -> Option<u64> {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();

@@ -6,10 +6,10 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 /// Why a descriptor could not be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum InheritError {
-    /// Not open, or a standard stream.
-    #[error("take over descriptor {0}: it is not open, or one of 0, 1, 2")]
+    /// The descriptor is not open, or is a standard stream.
+    #[error("take over descriptor {0}: it is not open, or is one of 0, 1, 2")]
     NotOpen(RawFd),
-    /// Named twice.
+    /// The descriptor is named twice.
     #[error("take over descriptor {0}: it is named twice")]
     Twice(RawFd),
 }

@@ -1,5 +1,6 @@
-//! How the kernel composes the number of an ioctl (`asm-generic/ioctl.h`). Each number that is used is also asserted as the
-//! literal of the kernel's headers, and so is the size of its struct: a wrong one would have the kernel write too far.
+//! Composes the number of an ioctl as the kernel does (`asm-generic/ioctl.h`). The users of a
+//! number also assert that it equals the literal of the kernel's headers, and assert the size of
+//! its struct: with a wrong size the kernel would write beyond it.
 
 /// The call reads and writes nothing through its argument: `_IO`.
 pub const NONE: u64 = 0;

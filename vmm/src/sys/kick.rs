@@ -1,7 +1,8 @@
-//! Gets a vCPU's thread out of KVM_RUN.
+//! Kicks a vCPU's thread out of KVM_RUN.
 //!
-//! A signal alone is not enough: one that arrives just before KVM_RUN would be handled and forgotten. The handler
-//! therefore sets `immediate_exit` in the thread's own run page, and KVM_RUN looks at that (KVM API, 5: kvm_run).
+//! A signal alone is not enough: one that arrives just before KVM_RUN would be handled without
+//! effect. So the handler sets `immediate_exit` in the thread's own run page, which KVM_RUN checks
+//! (KVM API, 5: kvm_run).
 
 use kvm_ioctls::VcpuFd;
 use std::cell::Cell;
@@ -23,7 +24,8 @@ extern "C" fn on_kick(_signal: libc::c_int) {
     }
 }
 
-/// Sets the handler of kicks, in all threads. Before there is a [`Target`]: without it a kick ends the process.
+/// Installs the signal handler of kicks, for all threads. Must be called before there is a
+/// [`Target`]: without the handler a kick ends the process.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -38,8 +40,8 @@ pub fn take_kicks() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs `body` with kicks of the calling thread reaching the vCPU that `vcpu` finds in `owner`; `body` must leave
-/// that one in its place.
+/// Runs `body`. Meanwhile, kicks of the calling thread reach the vCPU that `vcpu` finds in `owner`.
+/// `body` must not replace that vCPU.
 pub fn with_kicks<T, R>(
     owner: &mut T,
     vcpu: impl FnOnce(&mut T) -> &mut VcpuFd,
@@ -50,7 +52,7 @@ pub fn with_kicks<T, R>(
     body(owner)
 }
 
-/// Forgets the run page, also when the body panics.
+/// Clears the pointer to the run page, also if the body panics.
 struct Reset;
 
 impl Drop for Reset {
@@ -70,7 +72,7 @@ impl Target {
         Self(handle)
     }
 
-    /// Kicks it. One that is not with its vCPU yet looks at the gate before it runs that.
+    /// Kicks the thread. A thread that does not run its vCPU yet checks the gate first.
     pub fn kick(&self) {
         let thread: RawPthread = self.0.as_pthread_t();
         // SAFETY: a pthread that has not been joined keeps a valid id, also after it has ended.

@@ -1,4 +1,4 @@
-//! State that KVM gives and takes by calls for which kvm-ioctls has no functions on x86.
+//! Gets and sets KVM state with calls for which kvm-ioctls has no functions on x86.
 
 use super::ioctl::{NONE, READ, WRITE, request};
 use kvm_bindings::{
@@ -38,10 +38,10 @@ fn tsc_offset_at(value: &mut u64) -> kvm_device_attr {
     }
 }
 
-/// What is added, modulo 2^64, to the host's TSC for this vCPU. KVM does not tell before Linux 5.16.
+/// The offset of this vCPU's TSC to the host's TSC, modulo 2^64. KVM reports it since Linux 5.16.
 ///
 /// # Errors
-/// KVM does not tell.
+/// KVM does not report it.
 pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     let mut offset = 0;
     let attribute = tsc_offset_at(&mut offset);
@@ -50,18 +50,18 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     Ok(offset)
 }
 
-/// Sets what [`tsc_offset`] tells.
+/// Sets the offset that [`tsc_offset`] returns.
 ///
 /// # Errors
-/// KVM does not take it.
+/// KVM refuses the offset.
 pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), Error> {
     let attribute = tsc_offset_at(&mut offset);
     // SAFETY: KVM reads the attribute and the 8 bytes where it points, which is `offset`; both are live.
     done(unsafe { ioctl_with_ref(vcpu, SET_DEVICE_ATTR, &attribute) })
 }
 
-/// The page directory pointers of a CPU that pages in 32-bit PAE mode; None in any other mode, and before Linux 5.14,
-/// where KVM reads them from memory again when the state is given back.
+/// The page directory pointers of a CPU in 32-bit PAE paging mode. None in any other mode, and
+/// before Linux 5.14, where KVM reads them from memory again at the restore.
 #[must_use]
 pub fn pdptrs(vcpu: &VcpuFd) -> Option<[u64; 4]> {
     let mut sregs = kvm_sregs2::default();
@@ -73,7 +73,7 @@ pub fn pdptrs(vcpu: &VcpuFd) -> Option<[u64; 4]> {
 /// Sets the special registers with [`pdptrs`].
 ///
 /// # Errors
-/// KVM refuses: the registers are not of a CPU that pages in 32-bit PAE mode.
+/// KVM refuses: the registers are not of a CPU in 32-bit PAE paging mode.
 pub fn set_sregs_with_pdptrs(vcpu: &VcpuFd, sregs: &kvm_sregs, pdptrs: [u64; 4]) -> Result<(), Error> {
     let all = with_pdptrs(sregs, pdptrs);
     // SAFETY: KVM reads one `kvm_sregs2`, which is live.
@@ -108,8 +108,8 @@ fn with_pdptrs(sregs: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
     }
 }
 
-/// Has the PIT drop ticks that the guest was too late for, instead of sending them later. To send them KVM must see
-/// each of its interrupts acknowledged, which turns AMD's AVIC off.
+/// Makes the PIT drop ticks that the guest missed, instead of sending them later. To send them
+/// later, KVM must see the acknowledgement of each PIT interrupt, which disables AMD's AVIC.
 ///
 /// # Errors
 /// KVM refuses.

@@ -1,8 +1,9 @@
-//! Which pages of a mapping are the process's own, and which of these have been written since one looked last.
+//! Finds the private pages of a mapping, and those of them that were written since the last search.
 //!
-//! The first is in the page tables: PAGEMAP_SCAN of /proc/self/pagemap, and before Linux 6.7 the table itself. The second needs
-//! a userfaultfd that resolves write-protect faults by itself (UFFD_FEATURE_WP_ASYNC, Linux 6.7): looking protects the pages
-//! again, in the same step, so that no write is missed.
+//! Private pages are found in the page tables: with PAGEMAP_SCAN of /proc/self/pagemap, or before
+//! Linux 6.7 by reading that file. Written pages need a userfaultfd whose write-protect faults the
+//! kernel resolves (UFFD_FEATURE_WP_ASYNC, Linux 6.7). A search write-protects the pages that it
+//! finds in the same step, so that no write is missed.
 
 use super::ioctl::{READ, WRITE, request};
 use crate::ranges::{join, near, without};
@@ -56,18 +57,21 @@ const _: () = {
     assert!(size_of::<PageRegion>() == 24);
 };
 
-/// Which private pages.
+/// The private pages to search for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
-    /// All. Entries that [`Pages::WrittenAtRest`] has protected without a page count as well.
+    /// All private pages. Entries without a page that [`Pages::WrittenAtRest`] has protected count
+    /// as well.
     All,
-    /// Those that were written since the last time this was asked. The mapping is [`WriteTracker::track`]ed.
+    /// Those that were written since the last search. The mapping must be
+    /// [`WriteTracker::track`]ed.
     Written,
-    /// The same, in less time, while nobody writes: vCPUs and devices are stopped.
+    /// As [`Pages::Written`], but faster. Only while nothing writes: vCPUs and devices are stopped.
     WrittenAtRest,
 }
 
-/// What PAGEMAP_SCAN is asked: which pages, and whether to protect them in the same step.
+/// The arguments of PAGEMAP_SCAN: which pages to find, and whether to protect them in the same
+/// step.
 #[derive(Clone, Copy)]
 struct Question {
     flags: u64,
@@ -77,8 +81,8 @@ struct Question {
     return_mask: u64,
 }
 
-/// Pages that are the process's own, in memory or swapped out: a copy of a file's page, not the file's page. The kernel looks up the
-/// page behind every entry for it.
+/// Private pages, in memory or swapped out: copies of a file's pages, not the file's pages
+/// themselves. The kernel looks up the page behind every entry for this.
 const PRIVATE: Question = Question {
     flags: 0,
     category_inverted: PAGE_IS_FILE,
@@ -86,17 +90,18 @@ const PRIVATE: Question = Question {
     category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
     return_mask: PAGE_IS_PRESENT,
 };
-/// Those of them that are not protected; protects them.
+/// Private pages that are not protected. Protects them.
 const PRIVATE_WRITTEN: Question = Question {
     flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
     category_mask: PAGE_IS_FILE | PAGE_IS_WRITTEN,
     ..PRIVATE
 };
-/// Pages that are mapped, whoever's they are, and not protected; protects them.
+/// Mapped pages, private or not, that are not protected. Protects them.
 const MAPPED_WRITTEN: Question =
     Question { category_inverted: 0, category_mask: PAGE_IS_WRITTEN, ..PRIVATE_WRITTEN };
-/// All that is not protected: the kernel has a short way for exactly this question, many times faster, which looks at the
-/// entries of the page tables alone. Entries without a page are among the answers, where there are tables at all.
+/// All entries that are not protected. For exactly these arguments the kernel has a fast path, many
+/// times faster, which reads only the entries of the page tables. It also finds entries without a
+/// page, if their page table exists.
 const UNPROTECTED: Question = Question {
     flags: PM_SCAN_CHECK_WPASYNC,
     category_inverted: 0,
@@ -104,40 +109,42 @@ const UNPROTECTED: Question = Question {
     category_anyof_mask: 0,
     return_mask: PAGE_IS_WRITTEN,
 };
-/// The same, and protects it.
+/// As [`UNPROTECTED`], and protects what it finds.
 const PROTECT: Question = Question { flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC, ..UNPROTECTED };
 
-/// Most calls that protect pages. Each has KVM forget all in its range, so the ranges are kept small; but not many.
+/// Most calls that protect pages. Each makes KVM drop its mappings of the whole range, so ranges
+/// should be small, but not too many.
 const PROTECT_CALLS_MAX: usize = 64;
-/// Pages that are so near to one another are looked at in one call.
+/// Pages at most so far apart are searched in one call.
 const NEAR_BYTES: u64 = 16 * PAGE_BYTES;
-/// Before this version of Linux the short way takes some pages that are swapped out, or being moved, for protected ones:
-/// what was written there would be missed.
+/// Before this version of Linux the fast path takes some pages that are swapped out or being moved
+/// for protected ones, so writes to them would be missed.
 const FAST_SINCE: (u32, u32) = (6, 10);
 
-/// The page tables of this process, to be read.
+/// The page tables of this process, open for reading.
 #[derive(Debug)]
 pub struct Pagemap {
     table: File,
-    /// The short way may be taken.
+    /// Whether the fast path may be used.
     is_fast: bool,
 }
 
 impl Pagemap {
-    /// Opens them; this needs /proc, so it comes before the jail.
+    /// Opens the page tables. This needs /proc, so it must be called before the jail.
     ///
     /// # Errors
-    /// There is no /proc.
+    /// /proc is not mounted.
     pub fn open() -> rustix::io::Result<Self> {
         let table = File::open("/proc/self/pagemap");
         let table = table.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        // Where the release cannot be known the other way is right as well.
+        // If the release is not known, the slow path is used, which is always correct.
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let is_fast = version(&release) >= Some(FAST_SINCE);
         Ok(Self { table, is_fast })
     }
 
-    /// The pages of a private mapping that are no longer its file's: byte ranges in the region, ascending.
+    /// The pages of a private mapping that are no longer the file's own, as ascending byte ranges
+    /// in the region.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -154,7 +161,7 @@ impl Pagemap {
         }
     }
 
-    /// The pages of a shared mapping that were written since the last time this was asked; the mapping is
+    /// The pages of a shared mapping that were written since the last search. The mapping must be
     /// [`WriteTracker::track`]ed.
     ///
     /// # Errors
@@ -163,8 +170,9 @@ impl Pagemap {
         self.scan(region.as_ptr() as u64, 0..region.len(), MAPPED_WRITTEN)
     }
 
-    /// Written pages while the guest runs: only near what is not protected. A page is found and protected in one step, so that a
-    /// write that comes in between is found the next time.
+    /// Finds written pages while the guest runs. Searches only near entries that are not protected.
+    /// A page is found and protected in one step, so that a later write is found by the next
+    /// search.
     fn written_beside(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
         let mut found = Vec::new();
@@ -174,9 +182,11 @@ impl Pagemap {
         Ok(found)
     }
 
-    /// Written pages while nobody writes. What is not protected and not written either is protected as well, pages of the file and
-    /// entries without a page: the next look passes over them. That cannot be done while somebody writes: a page that was written just before
-    /// would be protected unseen, and an entry that is protected without a page looks like a page that is swapped out.
+    /// Finds written pages while nothing writes. It also protects unprotected entries that are not
+    /// written pages (pages of the file, and entries without a page), so that the next search skips
+    /// them. This is not possible while something writes: a page that was written just before would
+    /// be protected unseen, and a protected entry without a page looks like a page that is swapped
+    /// out.
     fn written_at_rest(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
         let (ranges, question) = looks_at_rest(&unprotected);
@@ -194,7 +204,7 @@ impl Pagemap {
         Ok(found)
     }
 
-    /// Asks about a range of the mapping that begins at `start`; answers with ranges of it.
+    /// Searches a range of the mapping that begins at `start`. Returns ranges of the mapping.
     fn scan(&self, start: u64, range: Range<u64>, question: Question) -> rustix::io::Result<Vec<Range<u64>>> {
         let Question { flags, category_inverted, category_mask, category_anyof_mask, return_mask } = question;
         let mut found = Vec::new();
@@ -227,7 +237,8 @@ impl Pagemap {
         Ok(found)
     }
 
-    /// Entries of 64 bits a page: 63 present, 62 swapped, 61 a file's or shared.
+    /// One entry of 64 bits for each page. Bit 63: present. Bit 62: swapped out. Bit 61: of a file,
+    /// or shared.
     fn read_table(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         const ENTRIES: usize = 8192;
         let mut found = Vec::new();
@@ -270,7 +281,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     }
 }
 
-/// Has the kernel note which pages of a mapping are written.
+/// Makes the kernel track which pages of a mapping are written.
 #[derive(Debug)]
 pub struct WriteTracker(OwnedFd);
 
@@ -294,7 +305,8 @@ const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 
 impl WriteTracker {
-    /// Makes one; this needs rights, so it comes before the jail. None: the kernel cannot do it.
+    /// Makes a tracker. This needs privileges, so it must be called before the jail. None: the
+    /// kernel cannot track writes.
     #[must_use]
     pub fn open() -> Option<Self> {
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
@@ -309,7 +321,8 @@ impl WriteTracker {
         (done == 0).then_some(Self(fd))
     }
 
-    /// From now on [`Pages::Written`] can be asked of this region. Asked for the first time it is all private pages.
+    /// From now on [`Pages::Written`] works for this region. The first search returns all private
+    /// pages.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -322,7 +335,7 @@ impl WriteTracker {
         }
     }
 
-    /// Ends what [`Self::track`] began: [`Pages::Written`] cannot be asked of this region any more.
+    /// Reverts [`Self::track`]: [`Pages::Written`] no longer works for this region.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -340,7 +353,7 @@ fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// Adds a range, as part of the last one where it goes on there.
+/// Adds a range. Extends the last range if the new one begins at its end.
 fn push(found: &mut Vec<Range<u64>>, range: Range<u64>) {
     match found.last_mut() {
         Some(last) if last.end == range.start => last.end = range.end,

@@ -1,4 +1,4 @@
-//! linux-loader's structs as bytes: plain old data that the boot protocols define.
+//! Views linux-loader's structs, plain old data of the boot protocols, as bytes.
 
 use linux_loader::loader::bootparam::boot_params;
 use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};

@@ -1,4 +1,4 @@
-//! Becoming another user for good.
+//! Changes the user of the process, for good.
 
 use std::io;
 

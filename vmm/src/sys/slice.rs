@@ -1,12 +1,13 @@
-//! How long a thread runs before others get their turn: the slice of Linux's EEVDF scheduler (6.12), which
-//! sched_setattr(2) takes as `sched_runtime` of an ordinary thread.
+//! Sets a thread's time slice in Linux's EEVDF scheduler (6.12). sched_setattr(2) takes it as
+//! `sched_runtime` of an ordinary thread.
 
 use std::{io, mem::MaybeUninit, time::Duration};
 
 // The kernel's struct without, and with, the clamps of utilization.
 const _: () = assert!(matches!(size_of::<libc::sched_attr>(), 48 | 56));
 
-/// Asks for slices of so long for the calling thread: 0.1 to 100 ms. A scheduler that has no such slices takes no notice.
+/// Requests a time slice for the calling thread: 0.1 to 100 ms. A scheduler without such slices
+/// ignores this.
 ///
 /// # Errors
 /// The kernel refuses.

@@ -1,4 +1,4 @@
-//! Gives guest RAM to KVM as memory slots.
+//! Registers guest RAM with KVM as memory slots.
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;

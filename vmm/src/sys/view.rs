@@ -1,4 +1,5 @@
-//! Mappings of guest RAM: puts one in the place of another, maps layers over a reservation, prefaults pages and copies them out.
+//! Mappings of guest RAM: replaces one mapping with another, maps layers over a reservation,
+//! prefaults pages and copies them into files.
 
 use patina_control::best_effort;
 use rustix::io::Errno;
@@ -10,16 +11,17 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use vm_memory::{FileOffset, GuestMemoryRegion, GuestRegionMmap};
 
-/// A private view of a region's part of its file, not yet in its place; unmapped when dropped.
+/// A private view of a region's part of its file, mapped at another address. It is unmapped when
+/// dropped.
 #[derive(Debug)]
 pub struct PrivateView {
     at: *mut c_void,
     bytes: usize,
-    /// Where the old mapping goes.
+    /// The address to which the old mapping is moved.
     parking: *mut c_void,
 }
 
-/// The mapping that a view has replaced; unmapped when dropped.
+/// The mapping that a view has replaced. It is unmapped when dropped.
 #[derive(Debug)]
 pub struct Replaced {
     at: *mut c_void,
@@ -49,8 +51,8 @@ impl Drop for Replaced {
 }
 
 impl PrivateView {
-    /// Maps the part of the file that `region` has, copy-on-write, somewhere else, and reserves room to park the
-    /// old mapping. Nothing changes for `region`.
+    /// Maps the part of the file that `region` has, copy-on-write, at another address, and reserves
+    /// address space for the old mapping. `region` itself does not change.
     ///
     /// # Errors
     /// There is no address space left.
@@ -66,10 +68,10 @@ impl PrivateView {
         Ok(view)
     }
 
-    /// Puts the view in `region`'s place. Both moves are of page tables, not of pages.
+    /// Replaces `region`'s mapping with the view. Both moves change page tables and copy no pages.
     ///
     /// # Errors
-    /// The kernel refuses a move; where it is the second, the old mapping is put back.
+    /// The kernel refuses a move. If that is the second move, the old mapping is moved back.
     pub fn replace(self, region: &GuestRegionMmap) -> rustix::io::Result<Replaced> {
         let place: *mut c_void = region.as_ptr().cast();
         let (view, bytes, parking) = (self.at, self.bytes, self.parking);
@@ -90,8 +92,8 @@ impl PrivateView {
     }
 }
 
-/// Reserves as much address space as `region` has, lying in page tables as it does: the kernel then moves whole tables,
-/// 512 pages at a time.
+/// Reserves as much address space as `region` has, with the same alignment to page tables: the
+/// kernel then moves whole tables, 512 pages at a time.
 fn reserve_like(region: &GuestRegionMmap) -> rustix::io::Result<*mut c_void> {
     const TABLE_BYTES: usize = 2 << 20;
     let bytes = region.len() as usize;
@@ -109,8 +111,9 @@ fn reserve_like(region: &GuestRegionMmap) -> rustix::io::Result<*mut c_void> {
     Ok(place)
 }
 
-/// Has the kernel, and KVM, forget where the pages of a shared mapping are: they stay in the file and are found again as
-/// they are touched. In steps, so that a guest that runs waits for none of them long.
+/// Makes the kernel and KVM drop their mappings of a shared mapping's pages. The pages stay in the
+/// file, and the next access maps them again. Works in steps, so that a running guest never waits
+/// long.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -125,7 +128,7 @@ pub fn forget_pages(region: &GuestRegionMmap) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// The address of `bytes` at `at` of a region, if they are in it.
+/// The address of `bytes` at offset `at` of a region, if they are within the region.
 fn inside(region: &GuestRegionMmap, at: u64, bytes: u64) -> rustix::io::Result<*mut c_void> {
     match at.checked_add(bytes) {
         Some(end) if end <= region.len() => Ok(region.as_ptr().wrapping_add(at as usize).cast()),
@@ -133,7 +136,8 @@ fn inside(region: &GuestRegionMmap, at: u64, bytes: u64) -> rustix::io::Result<*
     }
 }
 
-/// Maps `bytes` of `file` from `offset`, copy-on-write, over what is at `at` in `region`. Nobody may be using that.
+/// Maps `bytes` of `file` from `offset`, copy-on-write, over the memory at `at` in `region`.
+/// Nothing may use that memory.
 ///
 /// # Errors
 /// It is not within the region, or the kernel refuses.
@@ -153,8 +157,8 @@ pub fn map_layer(
     Ok(())
 }
 
-/// Gives the private mapping at `at` of `region` its own copies of the pages, at once instead of one by one as they are
-/// written.
+/// Gives the private mapping at `at` of `region` its own copies of the pages: all at once, instead
+/// of one at each first write.
 ///
 /// # Errors
 /// It is not within the region, or there is no memory.
@@ -164,10 +168,11 @@ pub fn prefault(region: &GuestRegionMmap, at: u64, bytes: u64) -> rustix::io::Re
     unsafe { madvise(place, bytes as usize, Advice::LinuxPopulateWrite) }
 }
 
-/// Copies `bytes` at `at` of `region` to `offset` of `file`. The kernel reads them, as they are at that moment.
+/// Copies `bytes` at `at` of `region` to `offset` of `file`. The kernel reads their current
+/// content.
 ///
 /// # Errors
-/// They are not within the region, or the file takes no more.
+/// They are not within the region, or the file accepts no more.
 pub fn copy_out(
     region: &GuestRegionMmap,
     at: u64,

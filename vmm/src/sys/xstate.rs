@@ -1,4 +1,4 @@
-//! A vCPU's XSAVE area as KVM gives and takes it, and a 16-byte exchange in guest memory.
+//! Gets and sets a vCPU's XSAVE area, and compares and exchanges 16 bytes in guest memory.
 
 use kvm_bindings::kvm_xsave;
 use kvm_ioctls::VcpuFd;
@@ -42,9 +42,9 @@ pub fn set_area(vcpu: &VcpuFd, area: &kvm_xsave) -> Result<(), kvm_ioctls::Error
     unsafe { vcpu.set_xsave(area) }
 }
 
-/// Compares the 16 bytes at `at` with `expected` and, where they are equal, replaces them by `new`; returns what
-/// was there. Guest kernels meet this only before they have read their command line, on one CPU; a lock among
-/// the vmm's threads is therefore enough. `None`: there is no RAM.
+/// Compares the 16 bytes at `at` with `expected` and, if they are equal, replaces them with `new`.
+/// Returns the old bytes. Guest kernels need this only before they have read their command line, on
+/// one CPU, so a lock among the vmm's threads is enough. `None`: there is no RAM.
 pub fn compare_exchange_16(
     memory: &GuestMemoryMmap,
     at: GuestAddress,
