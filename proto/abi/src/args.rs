@@ -1,20 +1,21 @@
-//! The arguments of a call: JSON text that whoever passes the call on neither reads nor writes anew. So it arrives as it was
-//! said, and is no longer on the next line than on the one before.
+//! The arguments of a call, as JSON text. A process that passes the call on neither parses nor
+//! rewrites the text. So the arguments arrive unchanged, and their length is the same on every
+//! line.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use std::{borrow::Cow, fmt};
 
-/// A call's arguments, unchecked but for being JSON. Its default is `null`.
+/// A call's arguments. They are valid JSON and otherwise unchecked. The default is `null`.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Args(Box<RawValue>);
 
 impl Args {
-    /// The arguments that are this value in JSON.
+    /// Writes a value as arguments.
     ///
     /// # Errors
-    /// It is not to be written as JSON.
+    /// The value cannot be written as JSON.
     pub fn of(value: &impl Serialize) -> Result<Self, serde_json::Error> {
         serde_json::value::to_raw_value(value).map(Self)
     }
@@ -22,7 +23,7 @@ impl Args {
     /// Reads them.
     ///
     /// # Errors
-    /// They are no `T`.
+    /// They are not a `T`.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(self.text())
     }
@@ -65,8 +66,9 @@ impl From<serde_json::Value> for Args {
     }
 }
 
-/// A line whose kind says how the rest is read. serde's own way to do that reads everything first, to find the kind: it would refuse
-/// what nobody has to read yet, as a number too large for it or a hundred brackets in a call's arguments.
+/// A line whose kind determines how the rest is parsed. serde's own tagged enums parse everything
+/// first to find the kind. They would refuse lines for data that need not be parsed yet, such as a
+/// number that is too large or a hundred brackets in a call's arguments.
 #[derive(Deserialize)]
 struct Kind<'a> {
     #[serde(borrow)]

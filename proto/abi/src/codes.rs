@@ -1,29 +1,42 @@
-//! Why calls are refused: the number in a [`CallError`](crate::link::CallError) is an errno of Linux, and `gc`'s exit code.
+//! The error codes of calls. The number in a [`CallError`](crate::link::CallError) is an errno of
+//! Linux, and also `gc`'s exit code.
 //!
-//! A number says what the caller can do: 11 and 16 are worth another try, as what is missing now may be there later; all others are not.
-//! [`VERBS`] has what each verb may be refused with, and three tests hold it: the host's (each reason of the scheduler for each verb),
-//! the help texts' and man page's, and that of `README.md`.
+//! The number says whether the caller should retry. After 11 and 16 a retry may succeed, because
+//! what is missing now may be available later. After all other numbers it does not help. [`VERBS`]
+//! lists the numbers of each verb. Three tests enforce it: that of the host (each reason of the
+//! scheduler for each verb), that of the help texts and the man page, and that of `README.md`.
 
-/// A verb, and what it may be refused with beside [`COMMON`].
+/// A verb, and the error codes that it may return in addition to [`COMMON`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verb {
     /// The verb's name.
     pub name: &'static str,
-    /// The errno numbers that it may be refused with, in order.
+    /// The errno numbers that it may return, in order.
     pub codes: &'static [i32],
 }
 
-/// What any call may be refused with: 5 (EIO) the host failed, 11 (EAGAIN) not now, 22 (EINVAL) wrong use, 90 (EMSGSIZE) the call or its answer
-/// does not fit on a line, 107 (ENOTCONN) no host, 111 (ECONNREFUSED) no `vmmd` there.
+/// The error codes that any call may return: 5 (EIO) the host failed, 11 (EAGAIN) not possible now,
+/// 22 (EINVAL) wrong use, 90 (EMSGSIZE) the call or its answer does not fit on a line, 107
+/// (ENOTCONN) no connection to the host, 111 (ECONNREFUSED) the host's `vmmd` is not running.
 pub const COMMON: &[i32] = &[5, 11, 22, 90, 107, 111];
 
 /// All verbs of programs.
 ///
-/// 2 (ENOENT) no such ticket, or what its clone left is not kept any more; 3 (ESRCH) no such clone, or this VM is none of the ticket's; 10 (ECHILD) nothing was cloned with the ticket,
-/// or not by this VM; 13 (EACCES) another family's ticket; 16 (EBUSY) no room now; 18 (EXDEV) the ticket's VMs are on another host; 27
-/// (EFBIG) too much data; 28 (ENOSPC) no more VMs or vmids; 35 (EDEADLK) a hook clones; 62 (ETIME) not in time; 71 (EPROTO) the host talks nonsense; 110 (ETIMEDOUT)
-/// a process does not stop; 116 (ESTALE) the ticket was used, released, expired or fenced; 122 (EDQUOT) too many tickets; 125
-/// (ECANCELED) the pre-clone hook failed, or nobody waited for the clone any more.
+/// - 2 (ENOENT): there is no such ticket, or the data that its clone left is no longer kept.
+/// - 3 (ESRCH): there is no such clone, or this VM does not belong to the ticket.
+/// - 10 (ECHILD): nothing was cloned with the ticket, or another VM did it.
+/// - 13 (EACCES): the ticket belongs to another family.
+/// - 16 (EBUSY): there is no room now.
+/// - 18 (EXDEV): the ticket's VMs are on another host.
+/// - 27 (EFBIG): there is too much data.
+/// - 28 (ENOSPC): no more VMs or vmids are available.
+/// - 35 (EDEADLK): a hook tried to clone.
+/// - 62 (ETIME): the time limit has passed.
+/// - 71 (EPROTO): the host's answer is invalid.
+/// - 110 (ETIMEDOUT): a process does not stop.
+/// - 116 (ESTALE): the ticket was used, released, expired or fenced.
+/// - 122 (EDQUOT): there are too many tickets.
+/// - 125 (ECANCELED): the pre-clone hook failed, or the program that requested the clone has gone.
 pub const VERBS: &[Verb] = &[
     Verb { name: "vmid", codes: &[] },
     Verb { name: "my-ip", codes: &[] },
@@ -48,7 +61,7 @@ pub fn verb(name: &str) -> Option<&'static Verb> {
 }
 
 impl Verb {
-    /// Whether it may be refused with this number.
+    /// Whether it may return this number.
     #[must_use]
     pub fn may_have(&self, code: i32) -> bool {
         self.codes.contains(&code) || COMMON.contains(&code)

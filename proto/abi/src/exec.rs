@@ -1,5 +1,6 @@
-//! Exec sessions: the host connects to the agent's vsock port [`crate::EXEC_PORT`], one connection a
-//! program. Binary frames, `type: u8`, `length: u32` little-endian, then the payload.
+//! Exec sessions: the host runs programs in the guest. It connects to the agent's vsock port
+//! [`crate::EXEC_PORT`], with one connection for each program. A frame is binary: `type: u8`,
+//! `length: u32` little-endian, then the payload.
 //!
 //! ```text
 //!  host                                  agent
@@ -10,11 +11,13 @@
 //!    │◀────────────── EXIT (JSON [`Exit`]) ─│   then the agent closes
 //! ```
 //!
-//! The host closing the connection kills the program (SIGKILL to its process group). Back-pressure is vsock's own credit: a host that
-//! does not read stops the program's output, not the agent.
+//! When the host closes the connection, the agent kills the program (SIGKILL to its process group).
+//! vsock's credit is the flow control: if the host does not read, the program's output blocks, but
+//! the agent does not.
 //!
-//! While the VM is being cloned, sessions stand still. In a clone those that were open have lost their connection, whose other end is
-//! the parent's, and their programs go on: with the end of their input, and nobody to read what they write.
+//! While the VM is cloned, sessions are paused. In a clone, open sessions have lost their
+//! connections, whose other ends stay with the parent. Their programs continue: they read the end
+//! of their input, and nothing reads their output.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +27,7 @@ pub const HEADER_BYTES: usize = 5;
 pub const PAYLOAD_MAX_BYTES: usize = 64 * 1024;
 /// Most arguments of a program.
 pub const ARGV_MAX: usize = 1024;
-/// Most exec sessions an agent runs at once; one more is answered by an EXIT with an error.
+/// Most exec sessions that an agent runs at once. One more gets an EXIT with an error.
 pub const SESSIONS_MAX: usize = 32;
 
 /// What a frame carries.
@@ -112,9 +115,9 @@ pub struct Start {
     pub tty: Option<(u16, u16)>,
 }
 
-/// How it ended: `code` or `signal` of a program that ran. One that could not be started has `error`, and in
-/// `code` what a shell would return for it: 127 not found, 126 anything else. `error` alone: the host did not
-/// keep to the protocol.
+/// How a program ended. A program that ran has `code` or `signal`. A program that could not be
+/// started has `error`, and the `code` that a shell would return: 127 if it was not found,
+/// otherwise 126. `error` alone: the host violated the protocol.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// Its exit code.
@@ -123,7 +126,7 @@ pub struct Exit {
     /// The signal that killed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// Why it could not be started; look at this first.
+    /// Why it could not be started. Check this field first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The guest ABI, version [`ABI`]. Three conversations, each with a module:
+//! The guest ABI, version [`ABI`]. It has three protocols, each in a module:
 //!
 //! ```text
 //!  program in the guest ──unix socket, JSON lines──▶ gc-agent      [`local`]
@@ -6,10 +6,12 @@
 //!  vmm/vmmd ──vsock, host to guest, binary frames──▶ gc-agent      [`exec`]
 //! ```
 //!
-//! Every side treats the other as hostile: lines and frames have a greatest length, and what does not
-//! parse ends the connection, nothing else. The crate has no I/O: it is types, limits and codecs. [`codes`]: why calls are
-//! refused; [`args`]: a call's arguments on their way; [`lines`]: what a peer sends,
-//! cut into lines.
+//! Each side treats the other as hostile. Lines and frames have a greatest length, and invalid data
+//! ends only the connection. The crate has no I/O, only types, limits and codecs:
+//!
+//! - [`codes`]: the error codes of calls.
+//! - [`args`]: a call's arguments, which are passed on unparsed.
+//! - [`lines`]: splits received bytes into lines.
 
 pub mod args;
 pub mod codes;
@@ -20,15 +22,16 @@ pub mod local;
 
 /// The version of everything in this crate. The agent says its own with [`link::FromAgent::Hello`].
 ///
-/// Guest images are older than their hosts, as a rule, and a clone has its parent's agent. So a host serves agents of every
-/// version from [`ABI_OLDEST`] on.
+/// Guest images are usually older than their hosts, and a clone has its parent's agent. So a host
+/// serves agents of every version from [`ABI_OLDEST`] on.
 ///
-/// **What needs no new version:** a new kind of message that a peer may ignore, a new verb, and a new field that may be missing.
-/// Both sides ignore fields and kinds of lines that they do not know, and keep the link. A verb that the host does not know is
-/// refused with 22 (EINVAL), and so is an argument that a verb does not have.
+/// **No new version is needed for** a new kind of message that a peer may ignore, a new verb, or a
+/// new field that may be missing. Both sides ignore unknown fields and unknown kinds of lines, and
+/// keep the link. The host refuses an unknown verb, and an unknown argument of a verb, with 22
+/// (EINVAL).
 ///
-/// **What needs a new version:** all that an older peer would do wrongly without noticing. [`ABI_OLDEST`] rises where hosts no
-/// longer do what older agents need.
+/// **A new version is needed for** every change that an older peer would handle wrongly without
+/// noticing. [`ABI_OLDEST`] is raised when hosts no longer support what older agents need.
 ///
 /// | agent | what the host does |
 /// | --- | --- |

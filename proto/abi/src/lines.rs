@@ -1,4 +1,5 @@
-//! Cuts what a peer sends into lines, of which never more than one line's greatest length, and what was read last, is in memory.
+//! Splits received bytes into lines. The memory is bounded by the greatest length of a line plus
+//! the last read.
 
 /// The peer sent a line longer than the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -8,7 +9,8 @@ pub struct TooLong {
     pub max_bytes: usize,
 }
 
-/// What was read and is not taken yet. It does no I/O: whoever reads adds the bytes, and takes all whole lines before it reads again.
+/// Bytes that were read and not taken yet. It does no I/O: the reader adds the bytes, and takes all
+/// complete lines before it reads again.
 ///
 /// ```
 /// let mut lines = patina_abi::lines::LineBuffer::new(8);

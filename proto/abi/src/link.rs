@@ -1,38 +1,34 @@
-//! The agent's link to its host: JSON lines over vsock, from the guest to [`crate::HOST_CID`] port
-//! [`crate::LINK_PORT`]. One link a VM; a second one replaces the first.
+//! The agent's link to its host: JSON lines over vsock. The agent connects to [`crate::HOST_CID`],
+//! port [`crate::LINK_PORT`]. A VM has one link. A second link replaces the first.
 //!
 //! ```text
 //!  agent                                host
 //!    │── hello {abi, agent} ─────────────▶│
-//!    │◀──────────── identity {vmid, ip …} ─│   again at any time it changes
-//!    │── ready {vmid} ───────────────────▶│   identity is in place, exec sessions are taken
-//!    │   or: not_ready {reason} ──────────▶│   it is not, and cannot be: the VM is ended
+//!    │◀──────────── identity {vmid, ip …} ─│   sent again when it changes
+//!    │── ready {vmid} ───────────────────▶│   identity is applied, exec sessions are accepted
+//!    │   or: not_ready {reason} ──────────▶│   identity cannot be applied: the VM is ended
 //!    │── request {id, verb, args} ───────▶│   a program's call that the host must answer
 //!    │◀────────────── reply {id, result} ──│   in any order
-//!    │── cancel {id} ────────────────────▶│   the program has gone: no reply, but to a clone
-//!    │◀─────────────────── prepare {hold} ─│   the VM is to be cloned from outside
+//!    │── cancel {id} ────────────────────▶│   the program has gone: no reply, except to a clone
+//!    │◀─────────────────── prepare {hold} ─│   the host is going to clone the VM
 //!    │── prepared {result} ──────────────▶│   hooks have run, processes are held: freeze now
-//!    │◀───────────────── resumed {cloned} ─│   in the VM that was frozen, right after it
-//!    │── clock ──────────────────────────▶│   the guest's clock was set by somebody else
-//!    │◀───────────────── clock {clock_ns} ─│   the answer; also when the host's clock was set, or the host has slept
+//!    │◀───────────────── resumed {cloned} ─│   in the VM that was frozen, right after the freeze
+//!    │── clock ──────────────────────────▶│   something else has set the guest's clock
+//!    │◀───────────────── clock {clock_ns} ─│   the answer; also sent when the host's clock was
+//!    │                                     │   set, or the host has slept
 //! ```
 //!
-//! The agent says hello on its first link. From then on the host knows it, in this VM and in clones of it, and whenever it
-//! connects again the host says `identity` at once, unasked: two messages less for a clone, which are milliseconds of its time. A
-//! hello on such a link (of an agent that has been started again) needs no answer.
+//! The agent says hello on its first link. From then on the host knows it, in this VM and in its clones. Whenever the agent connects again, the host sends `identity` at once. This saves a clone two messages, and milliseconds. A hello on such a link (from an agent that was restarted) needs no answer.
 //!
-//! **A clone** hears an identity with another vmid, unasked. That is how an agent knows that it is the clone: it puts the identity in
-//! place, says ready, lets the held processes go on, runs the post-clone hook, and answers the program that asked with
-//! the new vmid. The identity comes on the link that it has, whose other end is the clone's own host by now; or, where something
-//! was on its way there as the VM was cloned, that link is found broken, and a new one brings it. What the agent said before it was
-//! a clone is the parent's: a clone's host takes no notice until `ready` with its vmid. Calls that were with the host are, in the
-//! clone, answered as if the link had broken. **The VM that was frozen** keeps its link, and hears `resumed` (and, when the guest
-//! itself asked, the reply).
+//! **A clone** receives an identity with another vmid, without a request. This tells the agent that it is in a clone. It applies the identity, says ready, releases the held processes, runs the post-clone hook, and answers the program that called `clone` with the new vmid.
 //!
-//! **When a program asks** for clones, the agent prepares first (hook, holding) and sends the request `clone` then, with
-//! [`CloneArgs`]; the reply is a [`Cloned`], or an error, and `resumed` comes before it where the VM was frozen.
+//! The identity arrives on the existing link, whose other end is the clone's own vmm by then. If data was in flight on that link when the VM was cloned, the link is broken, and the identity arrives on a new link. Lines that the agent sent before it knew its new identity are for the parent: a clone's vmm ignores them until `ready` with its vmid. In the clone, calls that the host had not answered are answered as if the link had broken.
 //!
-//! The VM is known by its connection: nothing the agent says can name another VM.
+//! **The VM that was frozen** keeps its link and receives `resumed`. If the guest itself requested the clone, it receives the reply as well.
+//!
+//! **When a program requests** clones, the agent first prepares (it runs the hook and holds the processes). Then it sends the request `clone` with [`CloneArgs`]. The reply is a [`Cloned`] or an error. If the VM was frozen, `resumed` comes before the reply.
+//!
+//! The host identifies the VM by its connection, so an agent cannot name another VM.
 
 mod tickets;
 
@@ -46,7 +42,7 @@ use std::net::Ipv4Addr;
 /// Most requests an agent may have unanswered at once.
 pub const REQUESTS_MAX: usize = 64;
 
-/// What the agent says. It is read from JSON text only.
+/// What the agent sends. It is read from JSON text only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case", remote = "Self")]
 pub enum FromAgent {
@@ -57,13 +53,14 @@ pub enum FromAgent {
         /// The agent's version, for people.
         agent: String,
     },
-    /// The identity is in place and exec sessions are taken.
+    /// The identity is applied, and exec sessions are accepted.
     Ready {
-        /// Whose identity: a clone's link may still bring what was said in its parent.
+        /// The vmid of that identity. A clone's link may still carry a line that was sent in the
+        /// parent.
         vmid: u32,
     },
-    /// The identity cannot be put in place, or, in a clone, not what tells it from its parent: its network stays shut, and the host
-    /// ends it.
+    /// The identity cannot be applied, or in a clone, the part that differs from the parent's. The
+    /// VM's network stays closed, and the host ends the VM.
     NotReady {
         /// In words, for people.
         reason: String,
@@ -78,20 +75,20 @@ pub enum FromAgent {
         #[serde(skip_deserializing)]
         args: Args,
     },
-    /// The program that made a request has gone: it wants no answer, and none comes. Except to a `clone`: that is answered as ever, with
-    /// error 125 (ECANCELED) where nothing had begun that cannot be undone.
+    /// The program that made a request has gone, and no answer is sent. A `clone` is an exception:
+    /// it is answered as usual, with error 125 (ECANCELED) if it could still be cancelled.
     Cancel {
         /// The request's id.
         id: u64,
     },
     /// The answer to [`FromHost::Prepare`].
     Prepared {
-        /// `Ok(null)`, or why not: another clone is under way (16, EBUSY), or the pre-clone hook failed (its output is in the
-        /// message). After an error nothing is held.
+        /// `Ok(null)`, or an error: another clone is in progress (16, EBUSY), or the pre-clone hook
+        /// failed (its output is in the message). After an error no process is held.
         #[serde(flatten)]
         result: Answer,
     },
-    /// Somebody else has set the guest's clock. Answered by [`FromHost::Clock`].
+    /// Something other than the agent has set the guest's clock. Answered by [`FromHost::Clock`].
     Clock,
     /// A kind that only a newer agent knows. It is ignored.
     #[serde(other, skip_serializing)]
@@ -124,31 +121,32 @@ impl<'de> Deserialize<'de> for FromAgent {
     }
 }
 
-/// What the host says.
+/// What the host sends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum FromHost {
-    /// Who this VM is, from now on.
+    /// The VM's identity from now on.
     Identity(Identity),
     /// The answer to a [`FromAgent::Request`].
     Reply {
         /// The request's id.
         id: u64,
-        /// What came of it.
+        /// The outcome.
         #[serde(flatten)]
         result: Answer,
     },
-    /// Get ready to be cloned: run the pre-clone hook, hold the other processes. Answered by [`FromAgent::Prepared`].
+    /// Prepare to be cloned: run the pre-clone hook, hold the other processes. Answered by
+    /// [`FromAgent::Prepared`].
     Prepare {
         /// Whether the guest's other processes are held until the clones have their identities.
         hold: bool,
     },
-    /// Go on: let the held processes run.
+    /// Continue: release the held processes.
     Resumed {
-        /// Whether clones were made; only then the post-clone hook runs.
+        /// Whether clones were made. The post-clone hook runs only then.
         cloned: bool,
     },
-    /// What time it is: as an answer, or because the host's clock was set.
+    /// The current time: as an answer, or because the host's clock was set.
     Clock {
         /// As [`Identity::clock_ns`].
         clock_ns: u64,
@@ -179,7 +177,7 @@ pub struct Cloned {
     pub failed: Vec<(u32, String)>,
 }
 
-/// Who a VM is. The agent puts it in place: hostname, MAC, address, route, clock.
+/// The identity of a VM. The agent applies it: hostname, MAC, address, route, clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// 0 on the master.
@@ -199,7 +197,7 @@ pub struct Identity {
     /// The ticket that the VM was made under; empty: none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub ticket: String,
-    /// Wall clock of the host as it sent this, nanoseconds since 1970.
+    /// The host's wall clock when it sent this, nanoseconds since 1970.
     pub clock_ns: u64,
     /// Randomness from the host, 64 hex digits, new with every identity that is sent: a clone has its parent's kernel
     /// randomness until it has mixed this in. Empty: none.
@@ -213,11 +211,11 @@ pub struct Identity {
 pub enum Answer {
     /// What the verb returns.
     Ok(serde_json::Value),
-    /// Why it did not work.
+    /// Why the call failed.
     Error(CallError),
 }
 
-/// Why a call did not work.
+/// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct CallError {

@@ -1,5 +1,6 @@
-//! What programs in the guest say to the agent: JSON lines on a Unix stream socket, one answer a
-//! request, in order. A language needs nothing but its standard library:
+//! The protocol between programs in the guest and the agent: JSON lines on a Unix stream socket,
+//! with one answer for each request, in order. The standard library of any language is enough to
+//! speak it:
 //!
 //! ```text
 //! → {"verb":"vmid"}
@@ -8,8 +9,8 @@
 //! ← {"error":{"code":22,"message":"unknown verb \"fly\""}}
 //! ```
 //!
-//! `README.md` beside this crate's `Cargo.toml` shows each verb's lines; a test reads them with these types. [`crate::codes`] has what the
-//! errors mean.
+//! `README.md` beside this crate's `Cargo.toml` shows each verb's lines, and a test parses them
+//! with these types. [`crate::codes`] explains the error codes.
 //!
 //! | verb | arguments | returns |
 //! | --- | --- | --- |
@@ -25,8 +26,9 @@
 //! | `join-data` | [`JoinDataArgs`] | a [`JoinData`] |
 //! | `kill` | [`KillArgs`] | the vmids of the clones that have ended |
 //!
-//! **`clone`** is fork: a program sends its call, and while it waits for the answer, it is cloned with its machine. So the answer comes in
-//! each of the machines, on the connection that each of the copies has:
+//! **`clone`** is fork. A program sends its call, and while it waits for the answer, it is cloned
+//! with its VM. So the answer arrives in each VM, on the connection of that VM's copy of the
+//! program:
 //!
 //! ```text
 //! → {"verb":"clone","args":{"count":2}}
@@ -35,11 +37,11 @@
 //! ← {"ok":{"vmid":2,"clones":[],"failed":[]}}         in the second
 //! ```
 //!
-//! One `clone` is under way at a time. Others wait for its end, and as with fork a clone has a copy of what waits: it
-//! goes on there too.
+//! Only one `clone` runs at a time. Other calls of `clone` wait until it ends. As with fork, a
+//! clone has copies of the waiting calls, and they continue there, too.
 //!
-//! What never changes between clones is also in a file, so that `gc vmid` costs one read and no context
-//! switch: [`IDENTITY_FILE`].
+//! The identity is also in a file, [`IDENTITY_FILE`], so that `gc vmid` costs one read and no
+//! context switch.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! The clock by which a vmm and its `vmmd` tell each other when something was.
+//! The clock of the times that a vmm and its `vmmd` send each other.
 
 use rustix::time::{ClockId, clock_gettime};
 

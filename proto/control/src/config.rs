@@ -1,7 +1,8 @@
-//! How a `vmm` process is told what to run.
+//! The configuration of a `vmm` process.
 //!
-//! `vmmd` starts `vmm --config-fd N`; N is a file (memfd) that holds one [`VmConfig`] as JSON, read from
-//! offset 0. Every resource is an inherited file descriptor, so that the process needs no rights of its own.
+//! `vmmd` starts `vmm --config-fd N`. N is a file (memfd) that holds one [`VmConfig`] as JSON, read
+//! from offset 0. Every resource is an inherited file descriptor, so the process needs no
+//! privileges of its own.
 
 use patina_abi::link::Identity;
 use serde::{Deserialize, Serialize};
@@ -27,10 +28,11 @@ pub enum KvmKind {
     Software,
 }
 
-/// All that a `vmm` needs.
+/// Everything that a `vmm` needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VmConfig {
-    /// [`crate::VERSION`] of the `vmmd` that starts it. A vmm of an older version refuses it. A `vmmd` of before versions tells none.
+    /// [`crate::VERSION`] of the `vmmd` that starts it. A vmm of an older version refuses it. A
+    /// `vmmd` from before this field sends none.
     #[serde(default)]
     pub version: u32,
     /// The VM's name, for log lines only.
@@ -41,10 +43,11 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// `/dev/kvm`, opened read-write.
     pub kvm_fd: RawFd,
-    /// Which kind of KVM that is, by its kernel module. None: that could not be seen, and the CPU tells.
+    /// The kind of KVM, by its kernel module. None: the module could not be determined, and the vmm
+    /// guesses from the CPU.
     #[serde(default)]
     pub kvm_kind: Option<KvmKind>,
-    /// Where the VM begins.
+    /// The first state of the VM.
     pub start: Start,
     /// The root disk, opened for reading; the guest sees a read-only `/dev/vda`.
     pub rootfs_fd: RawFd,
@@ -56,9 +59,10 @@ pub struct VmConfig {
     pub control_fd: RawFd,
     /// A file opened for writing: the vmm writes one [`super::end::End`] there, as JSON, when the VM ends.
     pub end_fd: RawFd,
-    /// Who the VM is.
+    /// The VM's identity.
     pub identity: Identity,
-    /// Who else is on its network. None: not known; what the guest asks about addresses goes to all then.
+    /// The other VMs on its network. None: they are not known, and the guest's ARP requests are
+    /// broadcast.
     #[serde(default)]
     pub neighbours: Option<Neighbours>,
 }
@@ -76,18 +80,18 @@ pub struct Neighbours {
     pub gateway_mac: String,
 }
 
-/// Where a VM begins.
+/// The first state of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
-    /// With a kernel's first instruction.
+    /// At a kernel's first instruction.
     Boot {
         /// The kernel: ELF (with a PVH note or a 64-bit entry) or bzImage, opened for reading.
         kernel_fd: RawFd,
         /// Added to the end of the command line that the vmm makes.
         cmdline: String,
     },
-    /// Nowhere yet: everything is made, jailed and waits for a generation, which comes with
+    /// Warm: the VM is made, is in its jail, and waits for a generation, which comes with
     /// [`super::messages::Open::Start`].
     Warm,
 }
@@ -95,5 +99,5 @@ pub enum Start {
 /// Most memfds that a generation's RAM is made of.
 pub const LAYERS_MAX: usize = 16;
 
-/// Greatest size of a console log, bytes: when it is full its older half goes.
+/// Greatest size of a console log, bytes. When it is full, its older half is removed.
 pub const CONSOLE_LOG_MAX_BYTES: u64 = 1024 * 1024;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct End {
     /// The kind.
     pub kind: EndKind,
-    /// In words, for people: what happened, and where an instruction is the cause, its bytes, text and address.
+    /// In words: what happened. If an instruction is the cause, also its bytes, text and address.
     pub reason: String,
 }
 
@@ -17,21 +17,21 @@ pub struct End {
 pub enum EndKind {
     /// The guest halted or powered off.
     PoweredOff,
-    /// The guest asked for a reset.
+    /// The guest requested a reset.
     Rebooted,
     /// The guest's kernel panicked.
     Panicked,
     /// The guest's CPU triple-faulted.
     TripleFaulted,
-    /// `vmmd` said so.
+    /// `vmmd` killed it.
     Killed,
-    /// The guest said so (`gc join`; recorded by `vmmd`, never by the vmm).
+    /// The guest requested it (`gc join`; recorded by `vmmd`, never by the vmm).
     Joined,
-    /// KVM, a device or the vmm itself could not go on.
+    /// KVM, a device or the vmm itself failed.
     VmmError,
-    /// The vmm process went away without a word (recorded by `vmmd`, never by the vmm).
+    /// The vmm process ended without a record (recorded by `vmmd`, never by the vmm).
     VmmDied,
-    /// A kind that only a newer vmm knows; the reason says what happened.
+    /// A kind that only a newer vmm knows. The reason says what happened.
     #[serde(other)]
     Other,
 }

@@ -1,12 +1,12 @@
-//! Which files are kernels that a vmm loads, told by their first bytes. `vmmd` refuses others before it makes anything; the vmm
-//! looks again, as the file may have changed.
+//! Recognizes kernel files that a vmm loads, by their first bytes. `vmmd` refuses other files
+//! before it makes anything. The vmm checks again, as the file may have changed.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// Where a bzImage has its magic number: Linux boot protocol.
 const BZIMAGE_MAGIC_AT: usize = 0x202;
 const BZIMAGE_MAGIC: &[u8] = b"HdrS";
-/// Bytes of a file that hold all that its format is told by.
+/// The number of first bytes that identify the format of a file.
 const HEAD_BYTES: usize = BZIMAGE_MAGIC_AT + BZIMAGE_MAGIC.len();
 
 /// A kernel file's format.
@@ -18,7 +18,7 @@ pub enum Format {
     BzImage,
 }
 
-/// Why a file has no format of a kernel's.
+/// Why a file is not a kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The file cannot be read.
@@ -26,7 +26,7 @@ pub enum FormatError {
     Read(#[source] io::Error),
     /// Neither format.
     #[error(
-        "read the kernel: it is neither an x86-64 ELF file nor a bzImage (it begins with {0:02x?}); give a vmlinux or a bzImage"
+        "read the kernel: it is neither an x86-64 ELF file nor a bzImage (it begins with {0:02x?}); use a vmlinux or a bzImage"
     )]
     Unknown(Vec<u8>),
 }
@@ -35,7 +35,7 @@ impl Format {
     /// The format of `file`, from its first bytes alone.
     ///
     /// # Errors
-    /// It cannot be read, or is no kernel.
+    /// It cannot be read, or is not a kernel.
     pub fn of_file(file: &File) -> Result<Self, FormatError> {
         let mut head = [0; HEAD_BYTES];
         let mut length = 0;
@@ -51,7 +51,7 @@ impl Format {
     /// The format of a file that begins with `head`.
     ///
     /// # Errors
-    /// It is no kernel.
+    /// It is not a kernel.
     pub fn of(head: &[u8]) -> Result<Self, FormatError> {
         /// Magic, 64-bit, little-endian.
         const ELF64: &[u8] = b"\x7fELF\x02\x01";

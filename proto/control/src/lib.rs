@@ -1,15 +1,19 @@
-//! What `vmmd` and a `vmm` process say to each other. A vmm outlives its `vmmd`, so either may be older than the other.
-//! [`VERSION`] says what holds then.
+//! The protocol between `vmmd` and a `vmm` process. A vmm outlives its `vmmd`, so either may be
+//! older than the other. [`VERSION`] has the rules for that.
 //!
-//! - [`config`]: the JSON document that a `vmm` reads from its `--config-fd`; file descriptors by number.
-//! - [`messages`]: the lines on its control socket while it runs.
-//! - [`kernel`]: which kernels a vmm loads.
-//! - [`end`]: how a VM ended, left in a file for a `vmmd` that was not there to see it.
-//! - [`rights`]: descriptors that come with a line.
-//! - [`memfd`]: sealed files in memory, in which the two pass what is large.
-//! - [`monotonic_ns`], [`PAGE_BYTES`]: the clock and the pages that both count by. [`best_effort`]: for what may fail without harm.
+//! - [`config`]: the JSON document that a `vmm` reads from its `--config-fd`. It names file
+//!   descriptors by number.
+//! - [`messages`]: the lines on the control socket of a running `vmm`.
+//! - [`kernel`]: the kernel formats that a vmm loads.
+//! - [`end`]: how a VM ended. The vmm records it in a file, for a `vmmd` that was not running at
+//!   that time.
+//! - [`rights`]: descriptors that are sent with a line.
+//! - [`memfd`]: sealed files in memory, which carry large data.
+//! - [`monotonic_ns`], [`PAGE_BYTES`]: the clock and the page size that both use.
+//! - [`best_effort`]: for operations that may fail without harm.
 //!
-//! Both depend on this crate, so it depends on little: no KVM, and nothing that runs tasks.
+//! Both processes depend on this crate, so it has few dependencies: neither KVM crates nor an async
+//! runtime.
 
 mod clock;
 pub mod config;
@@ -21,15 +25,18 @@ pub mod rights;
 
 pub use clock::monotonic_ns;
 
-/// The version of everything in this crate. A vmm tells its own with [`messages::FromVmm::Hello`], and a `vmmd` its own with
-/// [`config::VmConfig::version`]. A peer that tells none is older than versions, and has version 0.
+/// The version of everything in this crate. A vmm sends its version in
+/// [`messages::FromVmm::Hello`], and a `vmmd` in [`config::VmConfig::version`]. A peer that sends
+/// none is older than these fields and has version 0.
 ///
-/// **What needs no new version:** a new kind of message or answer that a peer may ignore or refuse, and a new field that may be
-/// missing. Both sides ignore fields that they do not know. They ignore lines that they do not understand, tell so in their log,
-/// and keep the connection. A vmm answers a first line that it does not understand with [`messages::Opened::Error`]. A kind of
-/// end that a `vmmd` does not know is [`end::EndKind::Other`]; its reason in words is kept.
+/// **No new version is needed for** a new kind of message or answer that a peer may ignore or
+/// refuse, or for a new field that may be missing. Both sides ignore unknown fields. They ignore
+/// invalid lines, log them, and keep the connection. A vmm answers an invalid first line with
+/// [`messages::Opened::Error`]. A `vmmd` reads an unknown kind of end as [`end::EndKind::Other`]
+/// and keeps its reason.
 ///
-/// **What needs a new version:** all that an older peer would do wrongly without noticing.
+/// **A new version is needed for** every change that an older peer would handle wrongly without
+/// noticing.
 ///
 /// | | what it does |
 /// | --- | --- |
@@ -44,7 +51,7 @@ pub const VERSION: u32 = 1;
 /// Size of a page of a guest's RAM, bytes.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// Goes on although this may have failed, and says why that does no harm.
+/// Ignores a failure. The second argument says why a failure does no harm.
 pub fn best_effort<T, E>(result: Result<T, E>, _why: &'static str) {
     drop(result);
 }

@@ -10,8 +10,9 @@ use std::{
     os::fd::AsFd,
 };
 
-/// How often sealing is tried. The kernel refuses it while somebody holds a page, which reclaim, compaction and DAMON do for moments too; each time
-/// it has waited for 150 ms. Where there is a writable mapping it refuses at once.
+/// How often sealing is tried. The kernel waits 150 ms and then refuses while a page has an extra
+/// reference. Reclaim, compaction and DAMON hold such references for moments, too. If there is a
+/// writable mapping, the kernel refuses at once.
 const SEAL_TRIES: usize = 4;
 
 /// A sealed file in memory with this content. `name` is what `/proc` shows for it.
@@ -28,8 +29,8 @@ pub fn sealed(name: &str, content: &[u8]) -> io::Result<File> {
 /// Seals a file in memory so that neither its content nor its size nor its seals can change any more.
 ///
 /// # Errors
-/// Somebody has a writable shared mapping of it (EBUSY), holds one of its pages for longer than half a second (EBUSY), or it cannot be
-/// sealed (EINVAL, EPERM).
+/// There is a writable shared mapping of it (EBUSY), one of its pages has an extra reference for
+/// longer than half a second (EBUSY), or it cannot be sealed (EINVAL, EPERM).
 pub fn seal(memfd: impl AsFd) -> rustix::io::Result<()> {
     seal_with(memfd.as_fd(), || ())
 }

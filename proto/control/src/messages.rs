@@ -1,14 +1,18 @@
-//! The control socket of a `vmm` process: a Unix stream socket on which the first line of a connection,
-//! an [`Open`] as JSON, says what the connection is for. The vmm answers with an [`Opened`] line; then:
+//! The control socket of a `vmm` process. It is a Unix stream socket. The first line of a
+//! connection, an [`Open`] as JSON, gives the connection's purpose. The vmm answers with an
+//! [`Opened`] line. What follows depends on the purpose:
 //!
-//! - `control`: JSON lines, [`FromVmm`] and [`ToVmm`], until either side closes. One at a time: a new one
-//!   replaces the old, so that a restarted `vmmd` takes over. The first lines are a [`FromVmm::Hello`], except from a vmm that
-//!   a `vmmd` of version 0 started, and a [`FromVmm::State`].
-//! - `dial`: raw bytes to and from a port that the guest listens on over vsock.
-//! - `freeze`, `start`, `touched`: nothing: what there is came with the answer, and the connection is closed.
+//! - `control`: JSON lines, [`FromVmm`] and [`ToVmm`], until either side closes. There is one
+//!   control connection at a time: a new one replaces the old, so that a restarted `vmmd` takes
+//!   over. The first line is a [`FromVmm::Hello`], unless a `vmmd` of version 0 started the vmm.
+//!   The next line is a [`FromVmm::State`].
+//! - `dial`: raw bytes to and from a vsock port on which the guest listens.
+//! - `freeze`, `start`, `touched`: nothing. The answer has all the data, and the vmm closes the
+//!   connection.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
-//! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. What either side does with a line of a newer peer: [`crate::VERSION`].
+//! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. [`crate::VERSION`] has the rules for
+//! lines of a newer peer.
 
 use super::end::End;
 use patina_abi::args::{Args, kind_of};
@@ -29,25 +33,27 @@ pub enum Open {
     },
     /// The serial console.
     Console,
-    /// Freezes the VM and lets it go on. The answer, [`Opened::Frozen`], carries descriptors (SCM_RIGHTS): the
-    /// generation's state, then 1 to [`super::config::LAYERS_MAX`] sealed memfds that its RAM is made of. Each of these is as
-    /// long as the RAM, and sparse; which page is in which is part of the state.
+    /// Freezes the VM and resumes it. The answer, [`Opened::Frozen`], carries descriptors
+    /// (SCM_RIGHTS): the generation's state, then the 1 to [`super::config::LAYERS_MAX`] sealed
+    /// memfds of its RAM. Each memfd is as long as the RAM, and sparse. The state maps each page to
+    /// a memfd.
     Freeze {
-        /// What the agent does first. None: it has, because the guest itself asks to be cloned; it is told afterwards that the VM
-        /// goes on.
+        /// What the agent does first. None: the guest itself requested the clone, so the agent has
+        /// prepared already. It is told afterwards that the VM has resumed.
         prepare: Option<Prepare>,
     },
     /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a prefault list (as
     /// [`Open::PrefaultList`] gives it, or empty), then the memfds of the RAM. The answer is [`Opened::Started`].
     Start {
-        /// The ticket that the VM is made under; empty: none.
+        /// The ticket under which the VM is made. Empty: none.
         #[serde(default)]
         ticket: String,
     },
     /// The pages that the VM wrote between its start from a generation and its agent's ready, as one sealed memfd: pairs of
-    /// u64 LE, first byte and length in bytes of a range of RAM, ascending. What helps one clone to start helps the next.
+    /// u64 LE, first byte and length in bytes of a range of RAM, ascending. The next clone
+    /// prefaults these pages.
     ///
-    /// On the wire it is `touched`, as vmms know it that run since before it had this name.
+    /// On the wire its name is `touched`, for vmms that were started before the name changed.
     #[serde(rename = "touched")]
     PrefaultList,
 }
@@ -56,12 +62,13 @@ pub enum Open {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prepare {
-    /// It is asked to, and told afterwards.
+    /// The agent is asked to prepare, and told when the VM has resumed.
     Ask {
         /// Hold the guest's other processes until each clone has its identity.
         hold: bool,
     },
-    /// Nothing, and it is told nothing: whatever it prepares for is not this freeze.
+    /// The agent is neither asked nor told. If it prepares at that time, it does so for another
+    /// freeze.
     Not,
 }
 
@@ -74,7 +81,7 @@ pub const PREFAULT_LIST_MAX_BYTES: u64 = 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opened {
-    /// What follows is as the connection's kind says.
+    /// Success. What follows depends on the connection's purpose.
     Ok,
     /// The answer to [`Open::Freeze`].
     Frozen(Frozen),
@@ -86,24 +93,24 @@ pub enum Opened {
     /// The answer to [`Open::Freeze`] where the agent could not prepare: 16 (EBUSY), another clone is under way;
     /// 107 (ENOTCONN), the agent does not answer; 125 (ECANCELED), the pre-clone hook failed.
     NotPrepared(CallError),
-    /// Why not; the vmm closes.
+    /// The reason for a refusal. The vmm closes the connection.
     Error(String),
 }
 
-/// What a freeze has cost.
+/// The cost of a freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
     /// How long no vCPU ran, microseconds.
     pub pause_us: u64,
     /// Pages of RAM that were copied into the generation.
     pub copied_pages: u64,
-    /// Pages of RAM that are being copied for the VM itself, beside it: it is likely to write them again. Only the first time. A vmm of
-    /// before does not tell.
+    /// Pages of RAM that are being prefaulted for the VM itself, while it runs, because it is
+    /// likely to write them again. Only at the first freeze. An older vmm does not send this.
     #[serde(default)]
     pub copied_beside_pages: u64,
 }
 
-/// What a vmm tells on its control connection. It is read from JSON text only.
+/// What a vmm sends on its control connection. It is read from JSON text only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case", remote = "Self")]
 pub enum FromVmm {
@@ -112,7 +119,7 @@ pub enum FromVmm {
         /// [`crate::VERSION`] of the vmm.
         version: u32,
     },
-    /// Where the VM stands: on attaching and at every change.
+    /// The VM's state. Sent when `vmmd` connects, and at every change.
     State(State),
     /// A call from the guest that `vmmd` must answer.
     GuestRequest {
@@ -124,7 +131,7 @@ pub enum FromVmm {
         #[serde(skip_deserializing)]
         args: Args,
     },
-    /// The guest wants no answer to a call any more.
+    /// The guest cancels a call.
     GuestCancel {
         /// The request's id.
         id: u64,
@@ -157,24 +164,24 @@ impl<'de> Deserialize<'de> for FromVmm {
     }
 }
 
-/// Where a VM stands.
+/// The state of a VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// All is made; what is missing is the generation.
+    /// The VM is made and waits for a generation.
     Warm,
-    /// The vCPUs run, the agent has not said ready.
+    /// The vCPUs run, and the agent is not ready yet.
     Booting,
-    /// The agent has its identity in place.
+    /// The agent has applied the identity.
     Ready {
         /// From the start of the vmm process (of a warm one: from [`Open::Start`]) to here, microseconds.
         after_us: u64,
     },
-    /// The VM has ended; the process is about to.
+    /// The VM has ended, and the process is about to end.
     Ended(End),
 }
 
-/// What `vmmd` says on the control connection.
+/// What `vmmd` sends on the control connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case")]
 pub enum ToVmm {
@@ -182,7 +189,7 @@ pub enum ToVmm {
     GuestReply {
         /// The request's id.
         id: u64,
-        /// What came of it.
+        /// The outcome.
         #[serde(flatten)]
         answer: Answer,
     },

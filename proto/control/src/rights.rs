@@ -1,4 +1,5 @@
-//! Descriptors that come with a line (SCM_RIGHTS). Each function makes one system call, and waits only where the socket does.
+//! Sends and receives descriptors with a line (SCM_RIGHTS). Each function makes one system call,
+//! and blocks only if the socket does.
 
 use crate::config::LAYERS_MAX;
 use rustix::net::{
@@ -14,12 +15,12 @@ use std::{
 /// Most descriptors that come with a line: a generation's state, a prefault list, the files of the RAM.
 pub const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
 
-/// Sends a line with at most [`DESCRIPTORS_MAX`] descriptors. A line is far shorter than a socket's buffer, so it goes whole or not at
-/// all.
+/// Sends a line with at most [`DESCRIPTORS_MAX`] descriptors. A line is far shorter than a socket's
+/// buffer, so it is sent whole or not at all.
 ///
 /// # Errors
-/// The kernel's; a non-blocking socket that takes nothing now (WouldBlock) or only a part (WriteZero); too many descriptors
-/// (InvalidInput).
+/// The kernel's. WouldBlock or WriteZero if a non-blocking socket accepts nothing now or only a
+/// part. InvalidInput for too many descriptors.
 pub fn send(stream: impl AsFd, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut rights = SendAncillaryBuffer::new(&mut space);
@@ -30,11 +31,11 @@ pub fn send(stream: impl AsFd, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> i
     if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Reads at most as many bytes as `bytes` takes: how many, 0 at the end, and the descriptors that came with them. The kernel closes
-/// those beyond [`DESCRIPTORS_MAX`].
+/// Reads into `bytes`. Returns the number of bytes, 0 at the end, and the descriptors that came
+/// with them. The kernel closes descriptors beyond [`DESCRIPTORS_MAX`].
 ///
 /// # Errors
-/// The kernel's; WouldBlock where a non-blocking socket has nothing now.
+/// The kernel's. WouldBlock if a non-blocking socket has nothing now.
 pub fn receive(stream: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut rights = RecvAncillaryBuffer::new(&mut space);

@@ -1,4 +1,5 @@
-//! Tickets, and what the VMs of a ticket do together: the arguments of those requests, and what they return.
+//! The arguments and results of the requests about tickets, and of those that the VMs of a ticket
+//! make together.
 
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +56,8 @@ pub struct TicketsArgs {
 /// Some of a family's tickets, in the order in which they were granted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketsPage {
-    /// Those that somebody asked for, at most 480.
+    /// Tickets that a program requested, at most 480. Tickets of clones that were requested by
+    /// number are left out.
     pub tickets: Vec<TicketView>,
     /// [`TicketsArgs::from`] of the next page; None: this is the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,9 +79,10 @@ pub struct SyncArgs {
     /// How long to wait; None: for ever. Error 62 (ETIME) afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// The `round` of the last `sync` of that ticket that was answered, 0 before the first; at most 2^53. A meeting after it is answered at
-    /// once, so that a call can be made again whatever became of it. None, from a program: the last round that the agent gave to any
-    /// program of this VM. None, from an agent: the next meeting is waited for.
+    /// The `round` of the last `sync` of that ticket that was answered, 0 before the first; at most
+    /// 2^53. If a later meeting has taken place already, the call is answered at once, so that a
+    /// program can repeat a call whose answer was lost. None from a program: the last round that
+    /// the agent gave to any program of this VM. None from an agent: waits for the next meeting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_round: Option<u64>,
 }
