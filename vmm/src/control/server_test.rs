@@ -241,7 +241,7 @@ fn a_vm_ends_whose_agent_cannot_be_ready() {
     Peer::agent(&vmm).say(r#"{"t":"not_ready","reason":"identity: set the MAC address: no"}"#);
     let end = vmm.thread.join().expect("the end");
     assert_eq!(end.kind, EndKind::VmmError);
-    assert!(end.reason.ends_with("never opened: identity: set the MAC address: no"), "{}", end.reason);
+    assert!(end.reason.ends_with("stayed closed: identity: set the MAC address: no"), "{}", end.reason);
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn what_a_newer_vmmd_says_is_ignored_or_refused_and_the_connection_stays() {
         let mut other = Peer::open(&vmm, unknown);
         let told = other.line();
         assert!(told.starts_with(r#"{"error":"the first line is invalid"#), "{told}");
-        assert!(told.contains("control version is") && told.contains("unknown variant"), "{told}");
+        assert!(told.contains("control version") && told.contains("unknown variant"), "{told}");
     }
     // A field more changes nothing.
     vmmd.say(r#"{"t":"kill","reason":"enough","by":"x"}"#);

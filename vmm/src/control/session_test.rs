@@ -45,7 +45,7 @@ fn a_vm_that_cannot_be_who_it_is_ends_unless_it_was_ready() {
     let mut session = greeted();
     let effects = say(&mut session, not_ready(&format!("no MAC{}", " at all".repeat(100))));
     let [Effect::Unfit(reason)] = &effects[..] else { panic!("{effects:?}") };
-    assert!(reason.contains("never opened: no MAC at all") && reason.len() < 700, "{reason}");
+    assert!(reason.contains("stayed closed: no MAC at all") && reason.len() < 700, "{reason}");
     say(&mut session, json!({"t": "ready", "vmid": 0}));
     assert!(matches!(&say(&mut session, not_ready("x"))[..], [Effect::DropLink(_)]));
     let effects =

@@ -268,7 +268,7 @@ fn layers_that_are_none_are_refused() {
     assert!(matches!(check(Vec::new(), RAM), LayersError::Count(0)));
     assert!(matches!(check((0..17).map(|_| file()).collect(), RAM), LayersError::Count(17)));
     let error = check(vec![file()], 2 * RAM);
-    assert_eq!(error.to_string(), "read the generation: layer 0 has 1048576 bytes, the RAM 2097152");
+    assert_eq!(error.to_string(), "read the generation: layer 0 has 1048576 bytes, but the RAM has 2097152");
     assert!(Layers::check(vec![file()], Extents::whole(RAM), RAM).is_ok());
 }
 
