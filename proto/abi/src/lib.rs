@@ -30,6 +30,11 @@ pub mod local;
 /// keep the link. The host refuses an unknown verb, and an unknown argument of a verb, with 22
 /// (EINVAL).
 ///
+/// **Version 3 is an exception for kinds of lines.** Earlier releases with version 3 break the link at
+/// an unknown kind; later releases with version 3 ignore it. The version does not tell them apart. So
+/// the first new kind of [`link::FromAgent`] or [`link::FromHost`] needs version 4, and is sent only
+/// to peers of version 4 or later. From version 4 on all peers ignore unknown kinds.
+///
 /// **A new version is needed for** every change that an older peer would handle wrongly without
 /// noticing. [`ABI_OLDEST`] is raised when hosts no longer support what older agents need.
 ///
