@@ -1,9 +1,7 @@
 //! A gRPC server with the limits of every daemon, health checks and reflection.
 
-use tonic::{
-    server::NamedService,
-    transport::{Server, server::Router},
-};
+use tonic::transport::{Server, server::Router};
+use tonic_health::ServingStatus;
 
 /// Most calls at once on one connection: a host has its guests' waiting calls on it.
 const STREAMS_MAX: u32 = 65_536;
@@ -25,17 +23,20 @@ pub fn builder() -> Server {
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
 }
 
-/// Adds what every daemon answers besides its own service `S`: `grpc.health.v1`, where `S` serves from now on, and reflection of
-/// `descriptors`, an encoded FileDescriptorSet.
+/// Adds what every daemon answers besides its own services: `grpc.health.v1`, where those of the `names` serve from now on, and
+/// reflection of `descriptors`, an encoded FileDescriptorSet.
 ///
 /// # Errors
 /// The descriptors are none.
-pub async fn described<S: NamedService>(
+pub async fn described(
     mut server: Server,
     descriptors: &'static [u8],
+    names: &[&str],
 ) -> Result<Router, DescribeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<S>().await;
+    for name in names {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(descriptors)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

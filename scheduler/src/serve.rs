@@ -2,7 +2,7 @@
 
 use crate::{
     engine::{self, Engine, EngineError},
-    grpc::{self, Service},
+    grpc::{self, HostService, Service},
     options::Options,
     store::{
         StoreError,
@@ -16,9 +16,10 @@ use patina_daemon::{
     server::{self, DescribeError},
     stop::{SignalError, Stop},
 };
-use patina_proto::v1::scheduler_server::SchedulerServer;
+use patina_proto::v1::{host_scheduler_server::HostSchedulerServer, scheduler_server::SchedulerServer};
 use std::{thread::JoinHandle, time::Duration};
 use tokio::{net::TcpListener, time::timeout};
+use tonic::server::NamedService as _;
 
 /// How long answers that are on their way may take once the scheduler is to stop.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -83,7 +84,8 @@ async fn serve(
 ) -> Result<(), ServeError> {
     let server =
         server::builder().http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
-    let server = server::described::<SchedulerServer<Service>>(server, patina_proto::DESCRIPTORS)
+    let names = [SchedulerServer::<Service>::NAME, HostSchedulerServer::<HostService>::NAME];
+    let server = server::described(server, patina_proto::DESCRIPTORS, &names)
         .await?
         .add_service(grpc::server(engine.clone()))
         .add_service(grpc::host_server(engine.clone()))

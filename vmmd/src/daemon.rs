@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 use tokio::{task::JoinHandle, time::timeout};
-use tonic::service::LayerExt as _;
+use tonic::{server::NamedService, service::LayerExt as _};
 
 /// Most calls of operators that are being answered; the next ones wait. `WaitVm`, which takes as long as a VM lives, has a limit of its own. What guests and hosts want of the scheduler that is built in
 /// waits on the same connections, in any number, and has limits of its own.
@@ -115,10 +115,13 @@ async fn serve(
     let service = CallLimit::new(CALLS_MAX).named_layer(service);
     let metrics = metrics(options, &host, &cluster).await?;
     let server = server::builder().http2_keepalive_interval(Some(KEEPALIVE));
-    let server = server::described::<VmmdServer<Service>>(server, patina_proto::DESCRIPTORS)
+    let scheduler = cluster.service();
+    let mut names = vec![VmmdServer::<Service>::NAME];
+    names.extend(scheduler.iter().map(name_of));
+    let server = server::described(server, patina_proto::DESCRIPTORS, &names)
         .await?
         .add_service(service)
-        .add_optional_service(cluster.service())
+        .add_optional_service(scheduler)
         .serve_with_incoming_shutdown(incoming, stop.clone().told());
     let mut server = std::pin::pin!(server);
     let told = stop.clone().told();
@@ -239,4 +242,8 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "raise the limit of open files");
     }
+}
+
+fn name_of<S: NamedService>(_service: &S) -> &'static str {
+    S::NAME
 }

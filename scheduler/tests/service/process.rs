@@ -155,9 +155,11 @@ async fn the_log_tells_what_became_of_a_ticket() {
 async fn it_says_that_it_is_healthy() {
     let server = Server::start(&[]);
     let channel = server.channel(|endpoint| endpoint).await;
-    let request = HealthCheckRequest { service: "patina.v1.Scheduler".into() };
-    let answer = HealthClient::new(channel).check(request).await.unwrap().into_inner();
-    assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    for service in ["", "patina.v1.Scheduler", "patina.v1.HostScheduler"] {
+        let request = HealthCheckRequest { service: service.into() };
+        let answer = HealthClient::new(channel.clone()).check(request).await.expect(service).into_inner();
+        assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    }
 }
 
 #[tokio::test]

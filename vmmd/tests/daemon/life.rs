@@ -141,9 +141,11 @@ fn a_daemon_says_what_it_is() {
         assert!(host.kvm() != v1::KvmKind::None && host.cpus > 0 && host.memory_mib > 0);
 
         let channel = bench.channel("vmmd.sock").await;
-        let request = HealthCheckRequest { service: "patina.v1.Vmmd".into() };
-        let health = HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner();
-        assert_eq!(health.status(), ServingStatus::Serving);
+        for service in ["", "patina.v1.Vmmd", "patina.v1.Scheduler"] {
+            let request = HealthCheckRequest { service: service.into() };
+            let health = HealthClient::new(channel.clone()).check(request).await.expect(service).into_inner();
+            assert_eq!(health.status(), ServingStatus::Serving);
+        }
 
         let message_request = Some(MessageRequest::ListServices(String::new()));
         let request = ServerReflectionRequest { message_request, ..Default::default() };
