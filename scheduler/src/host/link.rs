@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, interval_at, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 /// First and longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -225,7 +225,7 @@ impl Keeper {
                 Ok(()) => Status::unavailable("the scheduler has ended the connection"),
                 Err(status) => status,
             },
-            Ok(Err(status)) => status,
+            Ok(Err(status)) => explained(status),
             Err(_) => Status::deadline_exceeded("the scheduler does not answer"),
         }
     }
@@ -311,7 +311,22 @@ impl Keeper {
     }
 }
 
+/// The same, with what to do about it: a scheduler of another release does not have the call.
+fn explained(status: Status) -> Status {
+    if status.code() == Code::Unimplemented {
+        return Status::unimplemented(format!(
+            "the scheduler does not know how this host registers: one of them is of an older release; update it ({})",
+            status.message()
+        ));
+    }
+    status
+}
+
 /// Whether there was room for it. Where there is none the connection stands still; it will break, or go on by the next beat.
 fn say(messages: &mpsc::Sender<HostMessage>, message: Message) -> bool {
     messages.try_send(HostMessage { message: Some(message) }).is_ok()
 }
+
+#[cfg(test)]
+#[path = "link_test.rs"]
+mod tests;
