@@ -46,6 +46,14 @@ pub enum RunError {
         /// How it ended.
         status: ExitStatus,
     },
+    /// It took too long, and was ended.
+    #[error("{command}: it did not end within {limit:?}")]
+    Late {
+        /// Its command line.
+        command: String,
+        /// How long it may take.
+        limit: Duration,
+    },
 }
 
 /// A cargo command in the workspace's root.
@@ -57,10 +65,16 @@ pub fn cargo(arguments: &[&str]) -> Command {
 
 /// Runs `command` to its end. What it prints goes to standard error: standard output is for results.
 pub fn run(command: &mut Command) -> Result<(), RunError> {
-    let status = run_in_a_group(command.stdin(Stdio::null()).stdout(io::stderr()));
+    run_within(command, FOREVER)
+}
+
+/// Like [`run`], but ends `command` if it takes longer than `limit`.
+pub fn run_within(command: &mut Command, limit: Duration) -> Result<(), RunError> {
+    let status = run_in_a_group(command.stdin(Stdio::null()).stdout(io::stderr()), limit);
     match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(RunError::Status { command: shown(command), status }),
+        Ok(Some(status)) if status.success() => Ok(()),
+        Ok(Some(status)) => Err(RunError::Status { command: shown(command), status }),
+        Ok(None) => Err(RunError::Late { command: shown(command), limit }),
         Err(source) => Err(RunError::Start { command: shown(command), source }),
     }
 }
@@ -104,8 +118,8 @@ impl Drop for Guarded {
 
 /// Runs a child in a process group of its own. A signal that comes to us ends that group, however it reached us, and once only: by Ctrl-C
 /// at a terminal, or by `kill` of this process alone. It then has time to clean up: not only the child, which may be a cargo that ends at
-/// once, but all of the group. Where we are killed, the group is told to end, too.
-fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
+/// once, but all of the group. Where we are killed, the group is told to end, too. So it is after `limit`: then there is no status.
+fn run_in_a_group(command: &mut Command, limit: Duration) -> io::Result<Option<ExitStatus>> {
     let guarded = Guarded::new();
     if interrupt::requested() {
         return Err(io::ErrorKind::Interrupted.into());
@@ -115,12 +129,13 @@ fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
     let leader = kept.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     let mut child = command.process_group(leader.map_or(0, Pid::as_raw_pid)).spawn()?;
     let group = leader.unwrap_or(Pid::from_child(&child));
-    let mut waited = wait_until(&mut child, FOREVER, interrupt::woken())?;
+    let mut waited = wait_until(&mut child, limit, interrupt::woken())?;
+    let late = waited == Waited::Late;
     // A signal that a cargo had as well as we has ended it by now.
-    if waited == Waited::Stopped || interrupt::requested() {
+    if late || waited == Waited::Stopped || interrupt::requested() {
         let begun = Instant::now();
         tell_group(group, Signal::TERM)?;
-        if waited == Waited::Stopped {
+        if late || waited == Waited::Stopped {
             waited = wait_until(&mut child, CLEAN_UP, None)?;
         }
         while group_lives(kept.unwrap_or(child.id()), kept)? {
@@ -138,7 +153,7 @@ fn run_in_a_group(command: &mut Command) -> io::Result<ExitStatus> {
         Waited::Late | Waited::Stopped => child.wait()?,
     };
     drop(guarded);
-    Ok(status)
+    Ok((!late).then_some(status))
 }
 
 /// Sends a signal to a group. One that has ended needs none.
@@ -187,5 +202,22 @@ pub fn target_dir() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => env::current_dir().unwrap_or_default().join(folder),
         None => workspace().join("target"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use patina_tests::leftovers::processes_of;
+
+    #[test]
+    fn a_command_that_takes_too_long_is_ended_with_its_children() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & wait"]).env("FOLDER", folder.path());
+        let limit = Duration::from_millis(300);
+        let error = run_within(&mut command, limit).expect_err("it is ended");
+        assert!(matches!(error, RunError::Late { limit: told, .. } if told == limit), "{error}");
+        assert_eq!(processes_of(folder.path()).expect("/proc"), Vec::<String>::new());
     }
 }
