@@ -3,8 +3,8 @@
 use crate::{
     build::{self, BuildError},
     l1::{self, HostsError, Wanted, notes_writes},
-    protos,
-    run::{RunError, cargo, has_subcommand, run, succeeds, workspace},
+    miri, protos,
+    run::{RunError, cargo, has_subcommand, run},
     steps::{Steps, with_causes},
 };
 use patina_images::Stderr as Progress;
@@ -24,9 +24,6 @@ const PACKAGES: [(&str, &str); 7] = [
     ("protobuf-compiler", "the example in examples/grpc"),
     ("protobuf-compiler-grpc", "the example in examples/grpc"),
 ];
-
-/// Modules without system calls that Miri can run: their crates, and the beginnings of their tests' names.
-const PURE: [(&str, &str); 3] = [("scheduler", "core::"), ("vmmd", "plan::"), ("vmm", "memory::extents::")];
 
 /// Why the tests did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +104,7 @@ fn checks(steps: &Steps) -> Result<(), TestError> {
     steps.step("build the documentation", || {
         run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
-    miri(steps)?;
+    miri::check(steps)?;
     Ok(())
 }
 
@@ -122,29 +119,6 @@ fn licences(steps: &Steps) -> Result<(), RunError> {
     }
     let check = &["deny", "--log-level", "error", "check", "licenses", "bans", "sources"];
     steps.step("check licences, versions and sources", || run(&mut cargo(check)))
-}
-
-/// Miri comes with nightly toolchains only, and not with all of them.
-fn miri(steps: &Steps) -> Result<(), RunError> {
-    if !succeeds(&mut nightly(&["miri", "--version"])) {
-        steps.note("skipped: Miri (`rustup run nightly cargo miri --version` fails; install it with `rustup component add --toolchain nightly miri`)");
-        return Ok(());
-    }
-    for (package, tests) in PURE {
-        let what = format!("run {package}'s {tests} under Miri");
-        let mut command = nightly(&["miri", "test", "-p", package, "--lib", "--", tests]);
-        // Property tests read where they are, and a case takes seconds.
-        command.env("MIRIFLAGS", "-Zmiri-disable-isolation").env("PROPTEST_CASES", "2");
-        steps.step(&what, || run(&mut command))?;
-    }
-    Ok(())
-}
-
-/// A command of the nightly toolchain's cargo, in the workspace's root.
-fn nightly(arguments: &[&str]) -> Command {
-    let mut command = Command::new("rustup");
-    command.current_dir(workspace()).args(["run", "nightly", "cargo"]).args(arguments);
-    command
 }
 
 fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {

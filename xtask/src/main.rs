@@ -4,6 +4,7 @@
 //! - [`demo`]: from nothing to a guest that answers, with everything cleaned up.
 //! - [`check`]: the `test` command, all checks and all tests.
 //! - [`protos`]: the checks of the .proto files.
+//! - [`miri`]: Miri, on modules without system calls.
 //! - [`l1`]: the tests on emulated hosts.
 //! - [`mod@bench`]: the benchmarks.
 //! - [`steps`], [`run`]: progress and child processes.
@@ -15,6 +16,7 @@ mod build;
 mod check;
 mod demo;
 mod l1;
+mod miri;
 mod protos;
 mod run;
 mod steps;
