@@ -2,6 +2,8 @@
 //! control connection and the one link, and passes all other connections on. [`super::session`]
 //! decides what to send.
 
+mod ready;
+
 use super::clock::HostClock;
 use super::fresh::fresh;
 use super::lines::Lines;
@@ -13,8 +15,7 @@ use crate::note::note;
 use patina_abi::link::{CallError, FromHost};
 use patina_control::end::{End, EndKind};
 use patina_control::messages::{FromVmm, Open, Opened, Prepare, State};
-use rustix::event::{PollFd, PollFlags, poll};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
@@ -38,18 +39,6 @@ pub struct Server<D> {
     /// The client that waits for a freeze while the agent prepares, and whether the agent holds the
     /// other processes.
     freezing: Option<(UnixStream, bool)>,
-}
-
-/// What [`Server::wait`] found ready.
-#[derive(Default)]
-struct Ready {
-    inbox: bool,
-    clock: bool,
-    listener: bool,
-    control: bool,
-    link: bool,
-    freezing: bool,
-    opening: Vec<bool>,
 }
 
 impl<D: Connections> Server<D> {
@@ -121,43 +110,6 @@ impl<D: Connections> Server<D> {
     pub fn farewell(mut self, end: &End) {
         self.state = State::Ended(end.clone());
         self.tell_state();
-    }
-
-    fn wait(&self) -> std::io::Result<Ready> {
-        let interest = |lines: &Lines| {
-            PollFlags::IN | if lines.wants_write() { PollFlags::OUT } else { PollFlags::empty() }
-        };
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(self.inbox.fd(), PollFlags::IN),
-            PollFd::new(&self.clock, PollFlags::IN),
-            // While there is no room, no connection is accepted.
-            PollFd::from_borrowed_fd(
-                self.listener.as_fd(),
-                if self.opening.len() < OPENING_MAX { PollFlags::IN } else { PollFlags::empty() },
-            ),
-        ];
-        for lines in [&self.control, &self.link].into_iter().flatten() {
-            fds.push(PollFd::from_borrowed_fd(lines.fd(), interest(lines)));
-        }
-        // This client sends nothing more. Only its end is of interest.
-        fds.extend(self.freezing.iter().map(|(stream, _)| PollFd::new(stream, PollFlags::RDHUP)));
-        fds.extend(self.opening.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
-        match poll(&mut fds, None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Ready::default()),
-            Err(error) => return Err(error.into()),
-        }
-        let mut found = fds.iter().map(|fd| !fd.revents().is_empty());
-        let mut next = || found.next().unwrap_or(false);
-        Ok(Ready {
-            inbox: next(),
-            clock: next(),
-            listener: next(),
-            control: self.control.is_some() && next(),
-            link: self.link.is_some() && next(),
-            freezing: self.freezing.is_some() && next(),
-            opening: self.opening.iter().map(|_| next()).collect(),
-        })
     }
 
     fn accept(&mut self) {
