@@ -37,6 +37,6 @@ mod tests {
         let said = AtomicU32::new(0);
         let lines: Vec<_> = (0..2 * NOTES_MAX).filter_map(|_| admit(&said, "x")).collect();
         assert_eq!(lines.len() as u32, NOTES_MAX + 1);
-        assert!(lines.last().expect("a line").starts_with("too much"));
+        assert!(lines.last().expect("a line").starts_with("too many lines"));
     }
 }

@@ -11,10 +11,9 @@ use tonic_types::StatusExt as _;
 
 /// How long an answer may take beyond what the scheduler was asked to wait; a scheduler that is away is waited for so long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// The shortest delay between a try that was not answered and the next. Jitter adds up to as much again,
-/// so that the hosts of a scheduler that comes back do not all call it at once.
+/// The delay between a try that was not answered and the next. It has no jitter, so that the simulation
+/// can replay a seed; the tries of many callers are spread as their first calls were.
 const RETRY: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_millis(400);
 
 /// Why a call has failed.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +75,8 @@ where
         tries += 1;
         within(deadline, call(until.saturating_duration_since(Instant::now())))
     };
-    let retries = ConstantBuilder::new().with_delay(RETRY).with_jitter().without_max_times();
-    let may_retry = |status: &Status| is_away(status) && Instant::now() + RETRY_MAX < deadline;
+    let retries = ConstantBuilder::new().with_delay(RETRY).without_max_times();
+    let may_retry = |status: &Status| is_away(status) && Instant::now() + RETRY < deadline;
     try_once.retry(retries).when(may_retry).await.map_err(|status| {
         // What was asked before, and not answered, may have been carried out.
         let is_certain = tries == 1 && !is_away(&status) && !is_doubtful(&status);

@@ -64,6 +64,12 @@ fn a_vmm_that_is_taken_over_is_left_alone_until_its_version_is_known() {
         let words = format!("version=9 hold-hello={}", bench.path("hello").display());
         let mut client = bench.start().await;
         ready(&mut client, vm("web", &words)).await;
+        // That it is ready is told before it is written down.
+        let record = bench.path("state/vms/web/vm.json");
+        until("its record says that it is ready", async || {
+            std::fs::read_to_string(&record).unwrap().contains(r#""ready_after_us": 1234"#)
+        })
+        .await;
         bench.stop(Signal::KILL);
         hold.lock();
         let mut client = bench.start().await;
