@@ -19,11 +19,11 @@ use tokio::task::spawn_blocking;
 pub enum Stage {
     /// From the call to the authorization to make clones.
     Admit,
-    /// The guest's preparation and the freeze, to having the generation.
+    /// The freeze, to having the generation. If an operator asked, the guest's preparation too.
     Freeze,
     /// From the call to the clone's first entry into its guest.
     Executing,
-    /// From there to its agent's ready.
+    /// From the arrival of the generation at the clone's vmm until its agent is ready.
     Ready,
 }
 

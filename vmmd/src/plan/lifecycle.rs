@@ -133,7 +133,8 @@ pub enum Event {
 pub struct Lifecycle {
     /// Where it stands.
     pub phase: Phase,
-    /// Start of the vmm process to agent ready, microseconds.
+    /// From the start of the vmm process, or in a clone from the arrival of the generation, until the
+    /// agent was ready, microseconds.
     pub ready_after_us: Option<u64>,
     said_end: Option<End>,
     kill_reason: Option<String>,
