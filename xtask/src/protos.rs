@@ -28,6 +28,8 @@ const COMPARED: [&str; 2] = ["buf.yaml", "proto/patina"];
 const FOUND: i32 = 100;
 /// How long npm may take for a first answer of its registry. npm's own limits do not cover the connection.
 const REACH: Duration = Duration::from_secs(10);
+/// How long the installation may take.
+const INSTALL: Duration = Duration::from_secs(120);
 /// What git sets for the programs that it starts, such as hooks. With these, git works on another repository than that of the current
 /// folder.
 const GIT_VARIABLES: [&str; 8] = [
@@ -143,7 +145,7 @@ fn with_npm(npm: &dyn Fn() -> Command, folder: &Path) -> Result<(), RunError> {
         .args(["--fetch-timeout=10000", "--prefix"])
         .arg(folder)
         .arg(&package);
-    run(&mut install)
+    run_within(&mut install, INSTALL)
 }
 
 /// Renames what was installed. Another test may have put it there meanwhile. Anything else that is there has no program and goes.

@@ -311,11 +311,11 @@ impl Keeper {
     }
 }
 
-/// The same, with what to do about it: a scheduler of another release does not have the call.
+/// The same, with what to do about it: a scheduler of an earlier release does not have the call.
 fn explained(status: Status) -> Status {
     if status.code() == Code::Unimplemented {
         return Status::unimplemented(format!(
-            "the scheduler does not know how this host registers: one of them is of an older release; update it ({})",
+            "the scheduler does not know how this host registers: it is of an earlier release; update it ({})",
             status.message()
         ));
     }

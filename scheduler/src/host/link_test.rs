@@ -35,5 +35,5 @@ async fn a_scheduler_of_another_release_is_told_with_what_to_update() {
     let away =
         registration.wait_for(|now| !matches!(now, Registration::Away { why } if why == "not asked yet"));
     let Registration::Away { why } = away.await.unwrap().clone() else { panic!("it is registered") };
-    assert!(why.contains("one of them is of an older release; update it"), "{why}");
+    assert!(why.contains("it is of an earlier release; update it"), "{why}");
 }

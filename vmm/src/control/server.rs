@@ -153,7 +153,7 @@ impl<D: Connections> Server<D> {
             // The client must see the answer before the console's bytes.
             Open::Console if answer(&stream, &Opened::Ok) => self.connections.console(stream),
             Open::Console => {}
-            // The client has asked the agent itself, which usually holds the other processes.
+            // The guest requested the clone. Its agent usually holds the other processes.
             Open::Freeze { prepare: None } => return self.freeze(stream, true, machine),
             Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
                 return self.prepare(hold, stream, machine);

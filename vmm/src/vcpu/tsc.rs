@@ -1,7 +1,7 @@
 //! Restores the TSC of a VM that starts from a generation. The TSC continues from its saved value.
 //!
-//! The TSC is set through its offset to the host's TSC. vCPUs with the same offset get the same
-//! offset again. If the MSR's value were set instead, each vCPU would get another offset. Also,
+//! The TSC is set through its offset to the host's TSC. vCPUs that had the same offset get one new
+//! offset in common. If the MSR's value were set instead, each vCPU would get another offset. Also,
 //! before Linux 6.7 KVM takes a value within a second of the value it expects as an attempt to
 //! synchronize vCPUs, and leaves the TSC unchanged. A clone's clocks would then stand still until
 //! the TSC had caught up.
@@ -82,7 +82,7 @@ impl TscStart {
             Ok((first.value.wrapping_sub(host), Instant::now()))
         });
         let Ok((offset, _)) = now else { return Ok(false) };
-        // If the guest has set the TSC of one vCPU, that vCPU keeps its own offset.
+        // If the guest has set the TSC of one vCPU, that vCPU keeps its difference from the first.
         let own = saved.offset.wrapping_sub(first.offset);
         set_tsc_offset(vcpu, offset.wrapping_add(own))?;
         Ok(true)

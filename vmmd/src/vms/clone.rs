@@ -7,7 +7,7 @@
 //!
 //! A warm vmm runs as soon as it has the generation. It becomes a VM when its folder, with the record
 //! inside, stands among the folders of the other VMs. If `vmmd` is killed before that, a process without
-//! a record is left. The next `vmmd` ends it; no caller has seen it yet. From the clone slots on, each
+//! a record is left. The next `vmmd` ends it; no caller has seen it yet. From the freeze on, each
 //! clone has an outcome of its own: one that fails leaves nothing but a used vmid, and the others are
 //! not affected.
 
