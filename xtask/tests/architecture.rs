@@ -1,5 +1,7 @@
 //! What ARCHITECTURE.md names is there: each path, and each function in the file that is named before it.
 
+mod tree;
+
 use std::{fs, path::Path};
 
 /// A word in backquotes, and what stands between it and the one before.
@@ -70,7 +72,7 @@ fn faults(page: &str, root: &Path) -> Vec<String> {
 
 #[test]
 fn all_that_architecture_names_is_there() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = tree::root();
     let page = fs::read_to_string(root.join("ARCHITECTURE.md")).expect("the page");
     let named = spans(&prose(&page))
         .iter()
@@ -82,7 +84,7 @@ fn all_that_architecture_names_is_there() {
 
 #[test]
 fn what_is_not_there_is_told() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = tree::root();
     let page = "See `xtask/tests/architecture.rs`, `faults`,\n`Span::faults`, `nowhere`, and `nothing`; `xtask/none.rs`.";
     let expected = [
         "xtask/tests/architecture.rs has no function Span::faults",

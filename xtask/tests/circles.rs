@@ -9,6 +9,7 @@
 mod modules;
 #[path = "circles/tokens.rs"]
 mod tokens;
+mod tree;
 
 use modules::Crate;
 use std::{
@@ -16,6 +17,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+use tree::{root, walk};
 
 /// A circle that is allowed: the file of each of its modules begins with one of these.
 struct Allowed {
@@ -40,21 +42,6 @@ struct Line {
     file: String,
     line: usize,
     target: String,
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the root")
-}
-
-fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            walk(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
 }
 
 /// The source folder of each member of the workspace.

@@ -1,9 +1,9 @@
 //! What the code keeps to, as far as a search of its lines can tell.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+mod tree;
+
+use std::fs;
+use tree::{root, walk};
 
 /// Most lines of a file, without its tests.
 const LINES_MAX: usize = 400;
@@ -24,21 +24,6 @@ const ROOMS: [&str; 11] = [
 /// Where `unsafe` stands outside of a module `sys`: entry points without a standard library, and the descriptors that a vmm
 /// is started with.
 const UNSAFE: [&str; 2] = ["guest-agent/src/bin/", "vmm/src/main.rs"];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            walk(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
 
 /// Each file of production code: its name from the root on, and its lines before its tests.
 fn files() -> Vec<(String, Vec<String>)> {

@@ -1,6 +1,9 @@
 //! What SPECIFICATION.md names exists: each test, in the crate that is named before it, and each row of a benchmark.
 
+mod tree;
+
 use std::{fs, path::Path};
+use tree::{root, walk};
 
 /// Crates as the page calls them, and their folders.
 const CRATES: [(&str, &str); 10] = [
@@ -24,10 +27,6 @@ const STORIES_FOLDER: &str = "tests/tests/e2e";
 struct Test {
     of: &'static str,
     path: Vec<String>,
-}
-
-fn root() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// The functions of a file that are tests: with an attribute that ends so, or in a list of tests.
@@ -152,18 +151,9 @@ fn names(cell: &str) -> Vec<(String, String)> {
 
 fn faults(page: &str) -> Vec<String> {
     let tests = tests();
-    let mut rows = String::new();
-    let mut folders = vec![root().join("benches/src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                rows += &fs::read_to_string(path).expect("a file");
-            }
-        }
-    }
+    let mut benches = Vec::new();
+    walk(&root().join("benches/src"), &mut benches);
+    let rows: String = benches.iter().map(|path| fs::read_to_string(path).expect("a file")).collect();
     let mut faults = Vec::new();
     for cell in cells(page) {
         let names = names(cell);
