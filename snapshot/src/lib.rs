@@ -1,0 +1,13 @@
+//! A VM as files that are checked before they are used.
+//!
+//! - [`container`]: the state of a generation, without its memory: sections with versions and
+//!   checksums, and the facts of the host that made it.
+//! - [`directory`]: a snapshot in a directory: a manifest, the state, and one file per layer.
+//! - [`manifest`]: what a snapshot holds, with a digest of each run of its memory.
+//!
+//! The crate knows neither KVM nor a network. The vmm writes and reads the state, `vmmd` writes and
+//! checks directories, and the pager reads runs.
+
+pub mod container;
+pub mod directory;
+pub mod manifest;
