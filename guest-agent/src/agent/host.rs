@@ -125,6 +125,9 @@ impl<M: Machine> Agent<M> {
         } else if change.is_new {
             self.machine.say(&format!("vmid {} {} ready", identity.vmid, identity.ip));
             // So that nobody waits for it when it is cloned.
+            if let Err(error) = self.machine.keep_resident() {
+                self.machine.say(&format!("keep the agent's pages mapped: {error}; clones are ready later"));
+            }
             self.machine.prepare_to_connect();
         }
         let ticket = Some(identity.ticket.clone()).filter(|ticket| !ticket.is_empty());

@@ -12,6 +12,7 @@ use crate::sys::random::{Generator, SEED_BYTES};
 use crate::sys::vsock;
 use patina_abi::link::Identity;
 use patina_abi::{HOST_CID, LINK_PORT};
+use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::net::netdevice::index_to_name_inlined;
 use std::io;
 use std::net::Ipv4Addr;
@@ -180,6 +181,10 @@ impl Machine for Guest {
         }
         // What it is called by now is asked for again where this has failed.
         self.card.as_mut().map(Card::look_up_name);
+    }
+
+    fn keep_resident(&self) -> io::Result<()> {
+        Ok(mlockall(MlockAllFlags::CURRENT)?)
     }
 
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError> {

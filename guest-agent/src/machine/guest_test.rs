@@ -141,3 +141,17 @@ fn marks_change_before_a_clone_is_ready_unless_nobody_could_see_them() {
     assert_ne!(boot_id(), second);
     assert!(failed.0.is_empty());
 }
+
+#[test]
+#[ignore = "needs root: others may keep few pages mapped"]
+fn the_agents_pages_stay_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let locked_kib = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    assert_eq!(locked_kib(), 0);
+    guest(dir.path()).keep_resident().unwrap();
+    assert!(locked_kib() > 500, "{} KiB are kept mapped", locked_kib());
+}

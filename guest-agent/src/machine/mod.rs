@@ -45,6 +45,15 @@ pub trait Machine {
     /// Does what it can of the next [`Self::connect`] and [`Self::apply`] beforehand: a clone then need not.
     fn prepare_to_connect(&mut self);
 
+    /// Maps all pages of the agent for good, so that no clone has a page fault for one of them: a
+    /// fault costs an emulated kernel thousands of instructions.
+    ///
+    /// # Errors
+    /// The kernel's. Clones then map the pages that they use.
+    fn keep_resident(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Puts a checked identity in place: randomness, clock, name, MAC, address, route. `previous` is the one that is
     /// in place. In a clone whose other processes are not held the marks, too. Returns what did not work.
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError>;
