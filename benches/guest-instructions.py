@@ -27,7 +27,8 @@ import time
 
 EVENT = "kvm:kvm_emulate_insn"
 TICK = "asm_sysvec_apic_timer_interrupt"
-# Where the interrupt's own part is over: what was put off until then (soft interrupts) is not the tick's.
+# Where the interrupt's own part is over: what was put off until then (soft interrupts) is not the
+# tick's.
 TICK_ENDS = ("irq_exit_rcu", "__irq_exit_rcu")
 COUNTED = {
     "system calls": "do_syscall_64", "context switches": "__switch_to", "wake-ups": "try_to_wake_up",
@@ -134,7 +135,8 @@ def boot(daemon, mebibytes):
 def record(daemon, options):
     """Makes clones and returns what each vCPU executed meanwhile, by thread."""
     daemon.vmctl("run", "--name", "t")
-    # The first clones of an image are slower: their pages are not prefaulted, and the parent is frozen for the first time.
+    # The first clones of an image are slower: their pages are not prefaulted, and the parent is
+    # frozen for the first time.
     daemon.vmctl("clone", "t", "-n", "3")
     time.sleep(options.settle)
     data = f"{daemon.directory.name}/data"

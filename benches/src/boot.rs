@@ -1,5 +1,5 @@
-//! The `boot` benchmark: from `vmctl run` to a ready agent, the memory of a `vmm`, and the cost of a
-//! guest's kernel.
+//! The `boot` benchmark: from `vmctl run` to a ready agent, the memory of a `vmm`, and the cost of
+//! a guest's kernel.
 
 use crate::{
     report::{Figures, Metric},

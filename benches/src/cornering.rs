@@ -1,5 +1,5 @@
-//! The `cornering` benchmark: a family's 100 clones are killed and 100 others are created. Programs do
-//! this when they discard a set of machines and continue with a fresh one.
+//! The `cornering` benchmark: a family's 100 clones are killed and 100 others are created. Programs
+//! do this when they discard a set of machines and continue with a fresh one.
 
 use crate::{
     clone::finished,

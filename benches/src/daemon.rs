@@ -18,8 +18,8 @@ use std::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-/// How long a guest may take to boot, or clones to be ready: one of 4 GiB takes two minutes where its kernel is emulated,
-/// longer on a busy machine.
+/// How long a guest may take to boot, or clones to be ready: one of 4 GiB takes two minutes where
+/// its kernel is emulated, longer on a busy machine.
 const PATIENCE_MS: u64 = 600_000;
 /// How often vmmd is asked whether its warm VMs are there; nothing is measured while it is.
 const LOOK: Duration = Duration::from_millis(20);
@@ -142,13 +142,14 @@ impl Daemon {
         Ok(Self { host, client })
     }
 
-    /// Kills `vmmd` and starts it again, with `vms` VMs to take over: milliseconds from its start until `vmctl ls` has listed them, and
-    /// how many of them were still being taken over.
+    /// Kills `vmmd` and starts it again, with `vms` VMs to take over: milliseconds from its start
+    /// until `vmctl ls` has listed them, and how many of them were still being taken over.
     pub async fn list_after_restart(&mut self, vms: usize) -> Result<(f64, usize), DaemonError> {
         self.host.kill_vmmd()?;
         let (socket, mut ls) = (self.host.socket(), self.host.vmctl_command(&LS));
         let began = Instant::now();
-        // On a thread of its own: vmmd is asked as soon as it takes connections, before it says that it is ready.
+        // On a thread of its own: vmmd is asked as soon as it takes connections, before it says
+        // that it is ready.
         let listing = std::thread::spawn(move || {
             while UnixStream::connect(&socket).is_err() && began.elapsed() < KNOCK_PATIENCE {
                 std::thread::sleep(KNOCK);

@@ -35,7 +35,8 @@ pub fn facts(bin_dir: &Path) -> Result<HostFacts, Box<dyn Error>> {
     })
 }
 
-/// Of the first processor in /proc/cpuinfo: its name and its numbers, which tell more where a hypervisor made the name up.
+/// Of the first processor in /proc/cpuinfo: its name and its numbers, which tell more where a
+/// hypervisor made the name up.
 fn processor(cpuinfo: &str) -> String {
     let first = cpuinfo.split("\n\n").next().unwrap_or_default();
     let value = |key: &str| {
@@ -46,7 +47,8 @@ fn processor(cpuinfo: &str) -> String {
     format!("{name} (family {family}, model {}, stepping {})", value("model"), value("stepping"))
 }
 
-/// The commit that was measured, with `-dirty` where the tree differs from it; `unknown` outside a repository.
+/// The commit that was measured, with `-dirty` where the tree differs from it; `unknown` outside a
+/// repository.
 pub fn revision() -> String {
     let git = Command::new("git")
         .args(["describe", "--always", "--dirty", "--abbrev=12"])

@@ -1,10 +1,10 @@
-//! `patina-bench`: measures Patina with real guests. `cargo xtask bench NAME` builds all that is needed
-//! and runs it.
+//! `patina-bench`: measures Patina with real guests. `cargo xtask bench NAME` builds all that is
+//! needed and runs it.
 //!
 //! - [`boot`]: from `vmctl run` to a ready agent, the memory of a `vmm`, and the cost of a guest's
 //!   kernel.
-//! - [`mod@clone`]: the cost of a clone for its parent, how soon clones are ready, and the same with
-//!   QEMU ([`qemu`]).
+//! - [`mod@clone`]: the cost of a clone for its parent, how soon clones are ready, and the same
+//!   with QEMU ([`qemu`]).
 //! - [`ticket`]: the cost of a grant, without guests.
 //! - [`cornering`]: 100 clones are killed and 100 others are ready.
 //! - [`floors`]: the kernel's cost of the smallest part of each.
@@ -57,11 +57,12 @@ struct Arguments {
     /// Measure everything, but less often.
     #[arg(long)]
     quick: bool,
-    /// Of `clone`, measure only the parts that have a row whose name begins so. May be given several times.
+    /// Of `clone`, measure only the parts that have a row whose name begins so. May be given
+    /// several times.
     #[arg(long, value_name = "ROW-PREFIX")]
     only: Vec<String>,
-    /// Measure the binaries in this directory (vmm, vmmd, vmctl, scheduler), of another revision for instance, instead of
-    /// those that were just built.
+    /// Measure the binaries in this directory (vmm, vmmd, vmctl, scheduler), of another revision
+    /// for instance, instead of those that were just built.
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
     /// Guests boot this kernel.
@@ -89,7 +90,8 @@ impl Arguments {
         setup.check().map(|()| setup)
     }
 
-    /// The revision in the report is the benchmark's own: what else was measured is noted beside it.
+    /// The revision in the report is the benchmark's own: what else was measured is noted beside
+    /// it.
     fn replaced(&self) -> Vec<String> {
         let options = [("--bin-dir", &self.bin_dir), ("--kernel", &self.kernel), ("--rootfs", &self.rootfs)];
         let given = options.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));

@@ -1,13 +1,13 @@
-//! The memory of a process, as the kernel counts it: a `vmm`'s memory beyond its guest's RAM, and the
-//! private memory of a process.
+//! The memory of a process, as the kernel counts it: a `vmm`'s memory beyond its guest's RAM, and
+//! the private memory of a process.
 
 use std::{fs, io};
 
 /// Guest RAM is the memfd of this name.
 const RAM: &str = "/memfd:patina-ram";
 
-/// The process's share of memory (Pss: shared pages count by their share) over all mappings but guest RAM, KiB.
-/// `None` when no mapping of guest RAM is seen: then what was read is not a `vmm`.
+/// The process's share of memory (Pss: shared pages count by their share) over all mappings but
+/// guest RAM, KiB. `None` when no mapping of guest RAM is seen: then what was read is not a `vmm`.
 pub fn overhead_kib(smaps: &str) -> Option<u64> {
     let (mut sum_kib, mut in_ram, mut seen_ram) = (0, false, false);
     for line in smaps.lines() {

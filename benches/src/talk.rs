@@ -10,7 +10,8 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-/// How long a guest may be silent: touching all pages of a large one takes a minute where its kernel is emulated, several on a busy machine.
+/// How long a guest may be silent: touching all pages of a large one takes a minute where its
+/// kernel is emulated, several on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How many messages may wait for vmmd.
 const WAITING: usize = 4;

@@ -1,4 +1,5 @@
-//! The CPU time that the threads of `vmm` and `vmmd` have taken, by kind of thread, from `/proc/PID/task/TID/schedstat`.
+//! The CPU time that the threads of `vmm` and `vmmd` have taken, by kind of thread, from
+//! `/proc/PID/task/TID/schedstat`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -68,8 +69,8 @@ impl Usage {
         Ok(Self(times))
     }
 
-    /// What has been taken since, in milliseconds: by the vmms `clones`, the vmm `parent` and `vmmd`. What a thread took that
-    /// has ended meanwhile is lost.
+    /// What has been taken since, in milliseconds: by the vmms `clones`, the vmm `parent` and
+    /// `vmmd`. What a thread took that has ended meanwhile is lost.
     pub fn since(&self, clones: &[u32], parent: u32, vmmd: u32) -> Result<BTreeMap<Kind, f64>, UsageError> {
         let mut taken_ns: BTreeMap<Kind, u64> = KINDS.iter().map(|(kind, _)| (*kind, 0)).collect();
         let mut add = |kind, tid, ns: u64| {

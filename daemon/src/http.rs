@@ -1,5 +1,5 @@
-//! Metrics over plain HTTP: `/metrics`, and nothing else. Everyone who can connect may read them, so the
-//! address must be a loopback address.
+//! Metrics over plain HTTP: `/metrics`, and nothing else. Everyone who can connect may read them,
+//! so the address must be a loopback address.
 
 use axum::{
     Router,
@@ -57,7 +57,8 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, HttpError> {
     TcpListener::bind(address).await.map_err(|source| HttpError::Bind { address, source })
 }
 
-/// Answers with what `text` says, until its future is dropped. An error of `text` is shown with status 503.
+/// Answers with what `text` says, until its future is dropped. An error of `text` is shown with
+/// status 503.
 pub async fn serve<F, T, E>(listener: TcpListener, text: F)
 where
     F: Fn() -> T + Clone + Send + Sync + 'static,
@@ -82,7 +83,8 @@ where
             }
         };
         let service = TowerToHyperService::new(router.clone());
-        // Closed after each answer: a reader that keeps its connection would keep one of the few places.
+        // Closed after each answer: a reader that keeps its connection would keep one of the few
+        // places.
         let connection = http1::Builder::new()
             .keep_alive(false)
             .half_close(true)

@@ -1,8 +1,8 @@
 //! What every daemon of Patina needs, and a few parts for other programs.
 //!
 //! With the feature `service`, for daemons:
-//! - `process`: from the log (`log`) to the exit code; `oom`: the order in which the kernel's OOM killer
-//!   ends processes; `stop`: the signals that end a daemon.
+//! - `process`: from the log (`log`) to the exit code; `oom`: the order in which the kernel's OOM
+//!   killer ends processes; `stop`: the signals that end a daemon.
 //! - `values`: values of options.
 //! - `listen`: the address for clients; `server`: the gRPC server. `notify`: notifies the service
 //!   manager.

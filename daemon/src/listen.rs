@@ -1,5 +1,5 @@
-//! The address on which a daemon listens: a Unix socket for its own user, or TCP on a loopback address.
-//! Used by the scheduler and by `vmmd`.
+//! The address on which a daemon listens: a Unix socket for its own user, or TCP on a loopback
+//! address. Used by the scheduler and by `vmmd`.
 
 use futures::{StreamExt, stream::BoxStream};
 use rustix::net::sockopt::socket_peercred;
@@ -74,7 +74,8 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    /// Removes the socket at the daemon's end. Where it cannot be removed the log says so; whoever listens there next replaces it.
+    /// Removes the socket at the daemon's end. Where it cannot be removed the log says so; whoever
+    /// listens there next replaces it.
     pub fn remove(&self) {
         if let Self::Unix(path) = self
             && let Err(error) = fs::remove_file(path)
@@ -165,8 +166,8 @@ pub async fn listen(address: &Address) -> Result<Incoming, ListenError> {
     }
 }
 
-/// Makes the socket where nobody else can reach it, gives it its mode, and only then its name: the umask may be anything, and
-/// whoever has connected stays connected.
+/// Makes the socket where nobody else can reach it, gives it its mode, and only then its name: the
+/// umask may be anything, and whoever has connected stays connected.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let closed = tempfile::Builder::new()
@@ -174,7 +175,8 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir_in(folder)?;
     let made = closed.path().join("s");
-    // A socket's path has at most 107 bytes: it is named through its open folder, and moved by its own name.
+    // A socket's path has at most 107 bytes: it is named through its open folder, and moved by its
+    // own name.
     let open = fs::File::open(closed.path())?;
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/s", open.as_raw_fd()))?;
     fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;

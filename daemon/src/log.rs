@@ -1,5 +1,5 @@
-//! The log of a daemon: on standard error, filtered by `PATINA_LOG`. If a line cannot be written (a full
-//! disk, a reader that has ended), the line is lost and the daemon continues.
+//! The log of a daemon: on standard error, filtered by `PATINA_LOG`. If a line cannot be written (a
+//! full disk, a reader that has ended), the line is lost and the daemon continues.
 
 use crate::stderr::Stderr;
 use std::io::IsTerminal;
@@ -11,7 +11,8 @@ pub fn start(json: bool) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        // It would print its own errors with `eprintln!`, which panics where the log could not be written either.
+        // It would print its own errors with `eprintln!`, which panics where the log could not be
+        // written either.
         .log_internal_errors(false)
         .with_writer(|| Stderr);
     if json {

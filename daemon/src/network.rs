@@ -1,6 +1,6 @@
-//! Finds settings of a host that break the families' networks: other networks with the same addresses,
-//! and a firewall that drops their packets. It reads them from the kernel over netlink and changes
-//! nothing.
+//! Finds settings of a host that break the families' networks: other networks with the same
+//! addresses, and a firewall that drops their packets. It reads them from the kernel over netlink
+//! and changes nothing.
 
 mod bridged;
 
@@ -60,8 +60,9 @@ enum Use {
     Route(Network, u32, RouteType),
 }
 
-/// The addresses and routes, in every table, of interfaces that are no family's and that overlap `range`, in words: one for each.
-/// Routes that come with an address are left out; default routes do not count, nor does what is shorter than /2.
+/// The addresses and routes, in every table, of interfaces that are no family's and that overlap
+/// `range`, in words: one for each. Routes that come with an address are left out; default routes
+/// do not count, nor does what is shorter than /2.
 ///
 /// # Errors
 /// The kernel does not say what there is.
@@ -101,7 +102,8 @@ impl Link {
                 _ => {}
             }
         }
-        // As `vmmd` makes them: pt and a number, and a MAC that begins with 06. Those of another vmmd are no strangers either.
+        // As `vmmd` makes them: pt and a number, and a MAC that begins with 06. Those of another
+        // vmmd are no strangers either.
         let numbered = name.strip_prefix("pt").is_some_and(|number| number.parse::<u16>().is_ok());
         let family = numbered && mac == Some(0x06);
         Self { name, family }

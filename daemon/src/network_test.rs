@@ -7,7 +7,8 @@ use std::process::Command;
 /// Runs a test on a thread of its own in a network namespace of its own.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        // SAFETY: only the network namespace of this thread changes; no memory or descriptor table is affected.
+        // SAFETY: only the network namespace of this thread changes; no memory or descriptor table
+        // is affected.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());

@@ -30,8 +30,9 @@ pub fn notify(state: &str) {
     }
 }
 
-/// Tells the service manager that the daemon is alive, if it wants to hear that (`WatchdogSec=`), until the task is aborted. It is told
-/// only when `check` is true: `check` asks the parts of the daemon without which it is of no use, and does not end where one hangs. Then the manager
+/// Tells the service manager that the daemon is alive, if it wants to hear that (`WatchdogSec=`),
+/// until the task is aborted. It is told only when `check` is true: `check` asks the parts of the
+/// daemon without which it is of no use, and does not end where one hangs. Then the manager
 /// restarts the daemon.
 pub fn watchdog<F>(check: impl Fn() -> F + Send + 'static) -> Option<JoinHandle<()>>
 where
@@ -42,7 +43,8 @@ where
     Some(tokio::spawn(feed(limit, check, || notify(ALIVE))))
 }
 
-/// The longest that the manager waits for a sign of life. None: it waits for another process's, or says nothing that is a time.
+/// The longest that the manager waits for a sign of life. None: it waits for another process's, or
+/// says nothing that is a time.
 fn limit(us: String, pid: Option<String>) -> Option<Duration> {
     let is_ours = pid.is_none_or(|pid| pid.parse() == Ok(std::process::id()));
     let us = us.parse().ok().filter(|us| is_ours && *us > 0)?;

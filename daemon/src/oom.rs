@@ -1,13 +1,13 @@
-//! The order in which the kernel's OOM killer ends processes: first clones, which can be created again,
-//! then masters, then the daemons that manage all of them.
+//! The order in which the kernel's OOM killer ends processes: first clones, which can be created
+//! again, then masters, then the daemons that manage all of them.
 
 use std::{fs, io};
 
 /// `/proc/PID/oom_score_adj` of `vmmd` and of the scheduler.
 const DAEMON: i32 = -900;
 
-/// Makes this process one of the last that the kernel's OOM killer takes. Programs that it starts have that from it, and need
-/// a value of their own.
+/// Makes this process one of the last that the kernel's OOM killer takes. Programs that it starts
+/// have that from it, and need a value of their own.
 ///
 /// # Errors
 /// No rights (CAP_SYS_RESOURCE).

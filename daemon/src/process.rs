@@ -3,7 +3,8 @@
 use crate::{log, oom};
 use std::{fmt, process::ExitCode};
 
-/// Starts the log and asks the kernel to end other processes first. `who` is the daemon in a sentence, as in "the scheduler".
+/// Starts the log and asks the kernel to end other processes first. `who` is the daemon in a
+/// sentence, as in "the scheduler".
 pub fn prepare(who: &str, log_json: bool) {
     log::start(log_json);
     if let Err(error) = oom::protect() {
@@ -11,7 +12,8 @@ pub fn prepare(who: &str, log_json: bool) {
     }
 }
 
-/// Runs `work` to its end. Tasks that it has started end then, wherever they are. An error goes to standard error, after `name`.
+/// Runs `work` to its end. Tasks that it has started end then, wherever they are. An error goes to
+/// standard error, after `name`.
 pub fn run<E: fmt::Display>(name: &str, work: impl Future<Output = Result<(), E>>) -> ExitCode {
     let fail = |error: &dyn fmt::Display| {
         crate::say!("{name}: {error}");

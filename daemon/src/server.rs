@@ -23,8 +23,8 @@ pub fn builder() -> Server {
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
 }
 
-/// Adds what every daemon answers besides its own services: `grpc.health.v1`, where those of the `names` serve from now on, and
-/// reflection of `descriptors`, an encoded FileDescriptorSet.
+/// Adds what every daemon answers besides its own services: `grpc.health.v1`, where those of the
+/// `names` serve from now on, and reflection of `descriptors`, an encoded FileDescriptorSet.
 ///
 /// # Errors
 /// The descriptors are none.

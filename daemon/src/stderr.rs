@@ -1,8 +1,8 @@
 //! Lines for people on standard error.
 //!
-//! `eprintln!` panics if standard error is a full disk or a pipe without a reader, and the panic ends
-//! the program, or a VM. A message is not worth that: here a line that cannot be written is lost. The
-//! lint `print_stderr` keeps `eprintln!` out.
+//! `eprintln!` panics if standard error is a full disk or a pipe without a reader, and the panic
+//! ends the program, or a VM. A message is not worth that: here a line that cannot be written is
+//! lost. The lint `print_stderr` keeps `eprintln!` out.
 
 use std::{
     fmt,
@@ -48,7 +48,8 @@ pub fn line(text: fmt::Arguments<'_>) {
     }
 }
 
-/// Writes a line to standard error, as `eprintln!` does, but never panics: a line that cannot be written is lost.
+/// Writes a line to standard error, as `eprintln!` does, but never panics: a line that cannot be
+/// written is lost.
 #[macro_export]
 macro_rules! say {
     ($($text:tt)*) => { $crate::stderr::line(::std::format_args!($($text)*)) };

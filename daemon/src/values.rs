@@ -29,7 +29,8 @@ pub enum ValueError {
 /// Longest text of a time: `30days 23h 59m 59s` is shorter.
 const TIME_MAX_BYTES: usize = 20;
 
-/// Reads a time between two bounds: `500ms`, `10s`, `5m`, `1h 30m`, `7days`; a bare number is seconds.
+/// Reads a time between two bounds: `500ms`, `10s`, `5m`, `1h 30m`, `7days`; a bare number is
+/// seconds.
 ///
 /// # Errors
 /// It is no time, or out of bounds.

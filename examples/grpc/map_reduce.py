@@ -27,7 +27,8 @@ except NotImplementedError:
     from patina.v1 import scheduler_pb2 as scheduler, scheduler_pb2_grpc as scheduler_calls
     from patina.v1 import vmmd_pb2 as vmmd, vmmd_pb2_grpc as vmmd_calls
 
-# What a worker does in its clone: meets the others, sums its share of the numbers below a million, leaves the sum and ends.
+# What a worker does in its clone: meets the others, sums its share of the numbers below a million,
+# leaves the sum and ends.
 WORK = """
 gc sync || exit 1
 python3 -c 'print(sum(range({part}, 1000000, {parts})))' | gc join --data -
@@ -126,7 +127,8 @@ def main():
         try:
             total = work(family, ticket)
         finally:
-            # Whatever happened: what still runs is ended, and with its last clone the ticket is given back.
+            # Whatever happened: what still runs is ended, and with its last clone the ticket is
+            # given back.
             family.scheduler.Kill(scheduler.KillRequest(ticket=ticket.id, family=family.vm.family, reason="the job is over"))
             family.scheduler.ReleaseTicket(scheduler.ReleaseTicketRequest(id=ticket.id, family=family.vm.family))
     except grpc.RpcError as error:

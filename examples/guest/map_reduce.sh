@@ -1,5 +1,6 @@
 #!/bin/sh
-# How many primes are there below 20,000? Map: each clone counts those in its part. Reduce: the VM that cloned adds up.
+# How many primes are there below 20,000? Map: each clone counts those in its part. Reduce: the VM
+# that cloned adds up.
 # usage: map_reduce.sh [MINVMS [MAXCPUS]]
 
 primes_in() { # PART PARTS
@@ -12,12 +13,14 @@ primes_in() { # PART PARTS
     }'
 }
 
-# The exit code of such a line is that of awk. Where gc was refused it has said why, and there is no ticket.
+# The exit code of such a line is that of awk. Where gc was refused it has said why, and there is no
+# ticket.
 TICKET=$(gc rt "${2:-4}" "${1:-2}" 1 60000 | awk '{print $2}')
 [ -n "$TICKET" ] || exit 1
 DIR=$(mktemp -d) || exit
 
-# From here on this script runs in every VM: VMID is 0 in the one that was cloned, and a number in each clone.
+# From here on this script runs in every VM: VMID is 0 in the one that was cloned, and a number in
+# each clone.
 VMID=$(gc clone "$TICKET") || exit
 
 if [ "$VMID" = 0 ]; then

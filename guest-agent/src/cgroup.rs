@@ -1,8 +1,9 @@
-//! The cgroup of the guest's programs: all processes except gc-init and gc-agent. The kernel can freeze
-//! it as a whole (cgroup v2, `cgroup.freeze`). A clone keeps it frozen until it has its identity.
+//! The cgroup of the guest's programs: all processes except gc-init and gc-agent. The kernel can
+//! freeze it as a whole (cgroup v2, `cgroup.freeze`). A clone keeps it frozen until it has its
+//! identity.
 //!
-//! Programs start in this cgroup, and their children stay in it. A program that moves to a cgroup of
-//! its own is not held.
+//! Programs start in this cgroup, and their children stay in it. A program that moves to a cgroup
+//! of its own is not held.
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, Result};
@@ -12,7 +13,8 @@ use std::path::Path;
 /// Where it is in a guest.
 pub const GUEST: &str = "/sys/fs/cgroup/guest";
 
-/// Cgroups below it that hooks have left processes in, at most: the next hook is told from others by who started whom.
+/// Cgroups below it that hooks have left processes in, at most: the next hook is told from others
+/// by who started whom.
 const LEFT_MAX: u32 = 64;
 
 /// Longest `cgroup.events` that is understood, bytes: two short lines so far.
@@ -56,7 +58,8 @@ impl Cgroup {
         rustix::io::write(&self.freeze, word).map(drop)
     }
 
-    /// Whether all stand still. When that changes, poll(2) reports POLLPRI for [`Self::events`] until it is read here.
+    /// Whether all stand still. When that changes, poll(2) reports POLLPRI for [`Self::events`]
+    /// until it is read here.
     ///
     /// # Errors
     /// The kernel's.
@@ -71,7 +74,8 @@ impl Cgroup {
     }
 }
 
-/// A cgroup whose directory and `cgroup.events` stay open: the kernel does more for closing such a file than for reading it.
+/// A cgroup whose directory and `cgroup.events` stay open: the kernel does more for closing such a
+/// file than for reading it.
 #[derive(Debug)]
 struct Watched {
     directory: OwnedFd,
@@ -100,8 +104,8 @@ impl Watched {
     }
 }
 
-/// The cgroups of hooks, below that of the guest's programs. As a rule there is one, made for the first hook; a hook that leaves
-/// somebody behind in it has the next one be started in another.
+/// The cgroups of hooks, below that of the guest's programs. As a rule there is one, made for the
+/// first hook; a hook that leaves somebody behind in it has the next one be started in another.
 #[derive(Debug, Default)]
 pub struct HookCgroup {
     number: u32,

@@ -2,8 +2,8 @@
 
 use rustix::io::write;
 
-/// Writes `patina: TEXT` to standard output in one system call. A console that does not take it has no
-/// one to be told.
+/// Writes `patina: TEXT` to standard output in one system call. A console that does not take it has
+/// no one to be told.
 pub fn say(text: &str) {
     let line = format!("patina: {text}\n");
     if write(rustix::stdio::stdout(), line.as_bytes()).is_err() {

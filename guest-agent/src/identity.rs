@@ -1,5 +1,5 @@
-//! The identity as programs in the guest see it: a file of `KEY=VALUE` lines, replaced by rename, and a
-//! line in /etc/hosts. The host's message is checked here before it is used.
+//! The identity as programs in the guest see it: a file of `KEY=VALUE` lines, replaced by rename,
+//! and a line in /etc/hosts. The host's message is checked here before it is used.
 
 use crate::sys::input::append;
 use crate::sys::random::SEED_BYTES;
@@ -135,7 +135,8 @@ pub fn render_hosts(old: &str, identity: &Identity) -> String {
     text
 }
 
-/// Writes a file whole: readers see the old or the new text. With a directory in RAM there is nothing to sync. Returns the file.
+/// Writes a file whole: readers see the old or the new text. With a directory in RAM there is
+/// nothing to sync. Returns the file.
 ///
 /// # Errors
 /// The kernel's; the old file stays.
@@ -153,8 +154,8 @@ pub fn replace(path: &Path, text: &str) -> Result<OwnedFd, IdentityError> {
     Ok(file)
 }
 
-/// Changes a small file in place, for when nobody else runs who could see half of it: two system calls less, and no new
-/// inode. A missing file is made.
+/// Changes a small file in place, for when nobody else runs who could see half of it: two system
+/// calls less, and no new inode. A missing file is made.
 ///
 /// # Errors
 /// As for [`read_small`] and [`replace`].
@@ -199,7 +200,8 @@ impl IdentityFile {
         Self { path, written: None }
     }
 
-    /// Writes it. While nobody else runs it is one system call; what is shorter than before is filled up with empty lines.
+    /// Writes it. While nobody else runs it is one system call; what is shorter than before is
+    /// filled up with empty lines.
     ///
     /// # Errors
     /// As for [`replace`].

@@ -1,4 +1,5 @@
-//! Cloning as the agent sees it: hooks, holding, what the host is asked and what a program hears, in parent and clone.
+//! Cloning as the agent sees it: hooks, holding, what the host is asked and what a program hears,
+//! in parent and clone.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
@@ -111,7 +112,8 @@ fn a_clone_hears_of_itself_on_the_link_that_it_has() {
     assert!(said.contains(&ready), "{said:?}");
     assert_eq!(json_of(&program.line()), json!({"ok": {"vmid": 12, "clones": [], "failed": []}}));
     assert_eq!(fixture.log(), ["hold", "apply 12", "release"]);
-    // What was with the parent's host is nobody's any more, also where an answer comes to that number.
+    // What was with the parent's host is nobody's any more, also where an answer comes to that
+    // number.
     if said[0] != ready {
         assert!(other.line().contains("the link to the host broke"));
     }
@@ -419,7 +421,8 @@ fn a_call_that_is_with_the_host_is_taken_back_and_all_stand_still_until_the_host
     asked(&fixture, &mut host);
 }
 
-/// `gc clone 1` on the fixture's agent, as a hook would call it, with what makes it hard to see whose it is. What it says goes into a file.
+/// `gc clone 1` on the fixture's agent, as a hook would call it, with what makes it hard to see
+/// whose it is. What it says goes into a file.
 fn clones(fixture: &Fixture, how: &str) -> String {
     let gc = env!("CARGO_BIN_EXE_gc");
     let (socket, run) = (fixture.path("local"), "/run/gridcentric");

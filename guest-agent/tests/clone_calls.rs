@@ -1,5 +1,5 @@
-//! What a clone's agent asks of the kernel between its wait for the host and its answer to the program, counted: README.md
-//! has the list with what a real machine adds.
+//! What a clone's agent asks of the kernel between its wait for the host and its answer to the
+//! program, counted: README.md has the list with what a real machine adds.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
@@ -122,7 +122,8 @@ fn a_clone_is_ready_after_few_system_calls() {
         let mut calls = clone_it(&path, &host, &seen);
         // The last is the agent's wait for what comes next.
         let (agent, _) = calls.pop().unwrap();
-        // The harness has a thread of its own, and a debug build of the standard library looks at a descriptor before it closes it.
+        // The harness has a thread of its own, and a debug build of the standard library looks at a
+        // descriptor before it closes it.
         calls.retain(|(thread, call)| *thread == agent && *call != libc::SYS_fcntl as u64);
         calls.into_iter().map(|(_, call)| call).collect::<Vec<u64>>()
     });

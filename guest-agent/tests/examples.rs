@@ -1,5 +1,5 @@
-//! The programs of `examples/guest`, as they are, with the real agent and the real `gc`, and a host played by the test.
-//! One whose language is not installed here is ignored, and says so.
+//! The programs of `examples/guest`, as they are, with the real agent and the real `gc`, and a host
+//! played by the test. One whose language is not installed here is ignored, and says so.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;

@@ -330,7 +330,8 @@ fn wait_for_file(path: &std::path::Path) {
     }
 }
 
-/// A program is left in the background by this script, which ends; what it writes more than a pipe holds.
+/// A program is left in the background by this script, which ends; what it writes more than a pipe
+/// holds.
 fn writes_after(fixture: &Fixture, leave: impl FnOnce(&str)) {
     leave(&format!("cd {} && {{ ({WRITES_LATER}) & }}", fixture.dir.path().display()));
     std::fs::write(fixture.path("go"), "").unwrap();

@@ -70,7 +70,8 @@ fn other_verbs_go_the_long_way() {
 }
 
 /// Runs a command that ends as gc, and counts what gc asks of the kernel. A debug build is linked
-/// dynamically: its loader comes first and opens nothing with open(2), which is gc's own first call.
+/// dynamically: its loader comes first and opens nothing with open(2), which is gc's own first
+/// call.
 fn count_syscalls(command: &mut Command) -> Vec<u64> {
     let mut calls = Vec::new();
     trace(command.stdout(Stdio::null()), |_, call| match call {
@@ -184,7 +185,8 @@ fn a_standard_output_that_nobody_reads_is_141() {
     assert_eq!(said(&output), (Some(141), "", ""), "{}", output.status);
 }
 
-/// Their answers come before the C library starts: the signal itself ends them, which a shell tells as 141.
+/// Their answers come before the C library starts: the signal itself ends them, which a shell tells
+/// as 141.
 #[test]
 fn quick_answers_that_nobody_reads_are_141_to_a_shell() {
     for verb in ["vmid", "my-ip"] {

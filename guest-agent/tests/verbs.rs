@@ -1,5 +1,5 @@
-//! The command with the real agent, and a host played by the test: what the host hears, what the command prints, and what
-//! happens when somebody goes away in between.
+//! The command with the real agent, and a host played by the test: what the host hears, what the
+//! command prints, and what happens when somebody goes away in between.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
@@ -353,8 +353,8 @@ fn calls_that_come_and_go_do_not_pile_up_for_a_host_that_does_not_read() {
         for program in &mut programs {
             program.send(&call);
         }
-        // Each answer is a turn of the agent's, which accepts one program and reads 16 KiB of each: then all calls are taken or
-        // refused.
+        // Each answer is a turn of the agent's, which accepts one program and reads 16 KiB of each:
+        // then all calls are taken or refused.
         for _ in 0..25 {
             assert_eq!(good.call("vmid"), r#"{"ok":0}"#);
         }

@@ -1,4 +1,5 @@
-//! Debian packages: lists those installed, installs missing ones, and fetches those of a guest's image.
+//! Debian packages: lists those installed, installs missing ones, and fetches those of a guest's
+//! image.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,7 +75,8 @@ pub fn installed_version(package: &str) -> Option<String> {
 fn missing<'a>(packages: &[Needed<'a>]) -> Vec<Needed<'a>> {
     let mut command = Command::new("dpkg-query");
     command.args(["-W", "-f=${db:Status-Status} ${Package}\n"]).args(packages.iter().map(|(name, _)| name));
-    // dpkg-query fails as soon as one package is unknown to it, with the others still on its output.
+    // dpkg-query fails as soon as one package is unknown to it, with the others still on its
+    // output.
     let answer = command.output().map(|output| output.stdout).unwrap_or_default();
     let answer = String::from_utf8_lossy(&answer);
     let installed: Vec<&str> = answer.lines().filter_map(|line| line.strip_prefix("installed ")).collect();
@@ -90,7 +92,8 @@ fn missing<'a>(packages: &[Needed<'a>]) -> Vec<Needed<'a>> {
 pub fn ensure_packages(packages: &[Needed<'_>], progress: &mut dyn Progress) -> Result<(), AptError> {
     let log = std::env::temp_dir().join(format!("patina-packages-{}.log", std::process::id()));
     ensure_packages_logged(packages, &log, progress)?;
-    // Only a failure's log is of use, and its path is in the error; most often there is none at all.
+    // Only a failure's log is of use, and its path is in the error; most often there is none at
+    // all.
     match std::fs::remove_file(&log) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(AptError::Prepare { path: log, source })
@@ -175,7 +178,8 @@ pub(crate) fn update_lists(log: &Path, progress: &mut dyn Progress) -> Result<()
     update(log, progress).map_err(|source| AptError::Fetch { source })
 }
 
-/// Fetches one version of a package into `directory`, without what it depends on: the path of its `.deb` file.
+/// Fetches one version of a package into `directory`, without what it depends on: the path of its
+/// `.deb` file.
 ///
 /// # Errors
 /// What apt-get said, or no file came of it.
@@ -203,8 +207,8 @@ pub(crate) fn download(
 
 /// Fetches `packages` and all they depend on into `directory` as `.deb` files.
 ///
-/// apt resolves the dependencies as if nothing was installed; nothing is installed by it, and no root is needed.
-/// `directory` must be empty.
+/// apt resolves the dependencies as if nothing was installed; nothing is installed by it, and no
+/// root is needed. `directory` must be empty.
 pub(crate) fn fetch_closure(
     packages: &[String],
     directory: &Path,

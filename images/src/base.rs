@@ -3,8 +3,8 @@
 //!
 //! No maintainer script runs. Only two programs of the tree are executed, through the tree's own
 //! dynamic linker and without root: busybox lists its applets, and Python compiles its standard
-//! library. The tree is a separate product in the cache, because it takes long to build and does not
-//! change when the guest's own programs do.
+//! library. The tree is a separate product in the cache, because it takes long to build and does
+//! not change when the guest's own programs do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -187,7 +187,8 @@ fn unpack(
     Ok(unpacked)
 }
 
-/// `dpkg-deb --extract` would put a directory in place of each link into /usr, so tar is called here.
+/// `dpkg-deb --extract` would put a directory in place of each link into /usr, so tar is called
+/// here.
 fn unpack_one(tree: &Path, deb: &Path, archive: &Path, log: &Path) -> Result<(), BaseError> {
     let mut dpkg = Command::new("dpkg-deb");
     dpkg.arg("--fsys-tarfile").arg(deb);
@@ -225,15 +226,18 @@ fn has(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// Compiles Python's modules, so that no guest does that at each start, on a file system it cannot write to.
+/// Compiles Python's modules, so that no guest does that at each start, on a file system it cannot
+/// write to.
 ///
-/// The files are "unchecked": Python then takes them without looking at the source's time or content.
+/// The files are "unchecked": Python then takes them without looking at the source's time or
+/// content.
 fn compile_python(tree: &Path, log: &Path, progress: &mut dyn Progress) -> Result<(), BaseError> {
     let Some(library) = python_library(tree)? else { return Ok(()) };
     let Some(version) = library.file_name().map(|name| name.to_string_lossy().into_owned()) else {
         return Ok(());
     };
-    // Debian's hook for crash reports: one more import at each start, for a program that is not there.
+    // Debian's hook for crash reports: one more import at each start, for a program that is not
+    // there.
     files::remove(&library.join("sitecustomize.py"))?;
     files::remove(&files::in_tree(tree, &format!("/etc/{version}")))?;
     progress.step("root file system: compile Python's standard library");

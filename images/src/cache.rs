@@ -1,9 +1,9 @@
 //! Products, stored under a hash of their inputs.
 //!
-//! `CACHE/KIND/KEY/` holds one finished product. It is built in `CACHE/KIND/.building-PID/` under the
-//! lock `CACHE/KIND/.lock` and then renamed, so that no incomplete product is ever visible. The next
-//! build removes the files of an interrupted one. Of each kind, the [`KEPT_PRODUCTS`] that were used
-//! last are kept.
+//! `CACHE/KIND/KEY/` holds one finished product. It is built in `CACHE/KIND/.building-PID/` under
+//! the lock `CACHE/KIND/.lock` and then renamed, so that no incomplete product is ever visible. The
+//! next build removes the files of an interrupted one. Of each kind, the [`KEPT_PRODUCTS`] that
+//! were used last are kept.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -70,7 +70,8 @@ impl Key {
         &self.0
     }
 
-    /// The same key with a readable part behind the digits; only `[A-Za-z0-9.+~]` of `suffix` are kept.
+    /// The same key with a readable part behind the digits; only `[A-Za-z0-9.+~]` of `suffix` are
+    /// kept.
     pub fn with_suffix(&self, suffix: &str) -> Self {
         let clean: String = suffix
             .chars()
@@ -111,7 +112,8 @@ impl Cache {
     /// Opens the cache at `root`, making the directory if needed.
     pub fn open(root: &Path) -> Result<Self, CacheError> {
         fs::create_dir_all(root).map_err(failed("create", root))?;
-        // Builds change directory and tools get paths on their command lines, so the path is made absolute.
+        // Builds change directory and tools get paths on their command lines, so the path is made
+        // absolute.
         let root = fs::canonicalize(root).map_err(failed("resolve", root))?;
         Ok(Self { root })
     }
@@ -167,7 +169,8 @@ impl Cache {
         let made = make(&building, progress);
         progress.finish();
         if let Err(error) = made {
-            // The build's own error is the one to tell; what stays behind is removed by the next build.
+            // The build's own error is the one to tell; what stays behind is removed by the next
+            // build.
             drop(fs::remove_dir_all(&building));
             return Err(error);
         }

@@ -1,11 +1,12 @@
 //! Debian's own kernels for hosts: used by tests on hosts with other kernels.
 //!
 //! ```text
-//!  apt's lists ─▶ newest package of a series ─▶ unpacked, depmod ─▶ CACHE/debian-kernel/KEY-VERSION/{vmlinuz, modules/NN-NAME.ko}
+//!  apt's lists ─▶ newest package of a series ─▶ unpacked, depmod
+//!      ─▶ CACHE/debian-kernel/KEY-VERSION/{vmlinuz, modules/NN-NAME.ko}
 //! ```
 //!
-//! Package names contain the version, and versions disappear from the archive. So the name is looked up
-//! each time. If there are no lists, the kernel in the cache is used.
+//! Package names contain the version, and versions disappear from the archive. So the name is
+//! looked up each time. If there are no lists, the kernel in the cache is used.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -148,7 +149,8 @@ fn newest(series: &str) -> Option<Package> {
     choose(&run::output(madison).ok()?, series)
 }
 
-/// The newest of the packages that `apt-cache madison` prints, a line each: `NAME | VERSION | SOURCE`.
+/// The newest of the packages that `apt-cache madison` prints, a line each:
+/// `NAME | VERSION | SOURCE`.
 fn choose(madison: &str, series: &str) -> Option<Package> {
     let prefix = format!("linux-image-{series}.");
     let packages = madison.lines().filter_map(|line| {
@@ -233,8 +235,9 @@ fn module_name(path: &str) -> String {
     file.split(".ko").next().unwrap_or_default().replace('-', "_")
 }
 
-/// The paths of `modules` and of all that they need, each behind what it needs, from the lines of `modules.dep`:
-/// `PATH: PATH…`, where what is needed first stands last. A module that is built into the kernel needs no loading.
+/// The paths of `modules` and of all that they need, each behind what it needs, from the lines of
+/// `modules.dep`: `PATH: PATH…`, where what is needed first stands last. A module that is built
+/// into the kernel needs no loading.
 fn load_order(dep: &str, builtin: &str, modules: &[&str]) -> Result<Vec<String>, DebianKernelError> {
     let mut order = Vec::new();
     let mut seen = BTreeSet::new();

@@ -1,5 +1,5 @@
-//! The default image: `/usr/lib/patina`, where a package would install it, or otherwise `default/` in
-//! the cache, with two links to the latest build.
+//! The default image: `/usr/lib/patina`, where a package would install it, or otherwise `default/`
+//! in the cache, with two links to the latest build.
 
 use crate::cache::default_cache_dir;
 use std::io;
@@ -22,7 +22,8 @@ pub struct DefaultError {
     source: io::Error,
 }
 
-/// Where the default `file` is: the installed one, or the cache's. Whether it is there is for the caller to see.
+/// Where the default `file` is: the installed one, or the cache's. Whether it is there is for the
+/// caller to see.
 #[must_use]
 pub fn default_product(file: &str) -> PathBuf {
     let installed = Path::new(INSTALLED).join(file);

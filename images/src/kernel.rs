@@ -33,8 +33,8 @@ const BUILDER_VERSION: &str = "1";
 /// About how many files the compiler goes through, for the progress line.
 const EXPECTED_OBJECTS: u64 = 1330;
 
-/// Parts of the source that no x86 guest kernel needs: unpacking is bound by the number of files. Kconfig reads
-/// its own files everywhere, so only what is compiled may stay away.
+/// Parts of the source that no x86 guest kernel needs: unpacking is bound by the number of files.
+/// Kconfig reads its own files everywhere, so only what is compiled may stay away.
 const UNUSED_SOURCE: [&str; 12] = [
     "Documentation/*/*",
     "arch/arm*/*.[chS]",
@@ -86,7 +86,8 @@ pub enum KernelError {
         #[source]
         source: std::io::Error,
     },
-    /// The configuration asks for what this source does not have, or for options whose conditions are not met.
+    /// The configuration asks for what this source does not have, or for options whose conditions
+    /// are not met.
     #[error("build the guest kernel: Kconfig dropped these lines of images/kernel/config: {}", lines.join(", "))]
     Dropped {
         /// The lines that are not in the result.
@@ -109,7 +110,8 @@ pub fn build(cache: &Cache, progress: &mut dyn Progress) -> Result<PathBuf, Erro
     let version = match apt::installed_version(SOURCE_PACKAGE) {
         Some(version) => version,
         None => {
-            // Without the source a cached kernel of any Debian revision serves: nothing need be fetched.
+            // Without the source a cached kernel of any Debian revision serves: nothing need be
+            // fetched.
             if let Some(product) = cache.find_any_suffix("kernel", &recipe) {
                 return Ok(product.join("vmlinux"));
             }

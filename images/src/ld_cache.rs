@@ -1,9 +1,9 @@
 //! The guest's `/etc/ld.so.cache`.
 //!
 //! Without it the dynamic linker looks for each library in half a dozen directories. Each failed
-//! `openat` takes a third of a millisecond if the guest's kernel mode is emulated. `ldconfig -r` would
-//! need root, so the cache is written here, in glibc's format "1.1" (elf/dl-cache.h): a header, entries
-//! sorted for binary search, and strings.
+//! `openat` takes a third of a millisecond if the guest's kernel mode is emulated. `ldconfig -r`
+//! would need root, so the cache is written here, in glibc's format "1.1" (elf/dl-cache.h): a
+//! header, entries sorted for binary search, and strings.
 
 use std::cmp::Ordering;
 use std::path::Path;
@@ -61,8 +61,8 @@ fn encode(mut names: Vec<String>) -> Vec<u8> {
     cache
 }
 
-/// The order of glibc's `_dl_cache_libcmp`: byte by byte, but runs of digits by their value, and a digit
-/// after any other byte.
+/// The order of glibc's `_dl_cache_libcmp`: byte by byte, but runs of digits by their value, and a
+/// digit after any other byte.
 fn compare(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {

@@ -3,15 +3,16 @@
 //! ```text
 //!  kernel/config, kernel/patches, Debian's linux-source ──▶ kernel.rs ──▶ CACHE/kernel/KEY/vmlinux
 //!  recipes/*.toml ─▶ recipe.rs ─▶ base.rs (packages, unpacked, trimmed) ─▶ CACHE/base/KEY/tree
-//!                                   └─ rootfs.rs (+ guest binaries) ─────▶ CACHE/rootfs/KEY/rootfs.erofs
-//!  Debian's kernel packages ─▶ debian_kernel.rs, for tests on other hosts ─▶ CACHE/debian-kernel/KEY/vmlinuz
+//!                       └─ rootfs.rs (+ guest binaries) ─▶ CACHE/rootfs/KEY/rootfs.erofs
+//!  Debian's kernel packages ─▶ debian_kernel.rs (tests on other hosts)
+//!      ─▶ CACHE/debian-kernel/KEY-VERSION/vmlinuz
 //! ```
 //!
-//! Every product is in the cache under a hash of all its inputs ([`cache`]). It appears there by one
-//! rename, and one process builds at a time. The latest build can become the default
-//! ([`make_default`]), for programs that name no image. Debian's tools do the work ([`apt`]). Nothing
-//! is mounted, and once the packages are installed, nothing needs root. Each step is reported to a
-//! [`Progress`].
+//! Every product is in the cache under a hash of all its inputs ([`cache`]). It appears there by
+//! one rename, and one process builds at a time. The latest build can become the default
+//! ([`make_default`]), for programs that name no image. Debian's tools do the work ([`apt`]).
+//! Nothing is mounted, and once the packages are installed, nothing needs root. Each step is
+//! reported to a [`Progress`].
 
 pub mod apt;
 mod base;
@@ -64,7 +65,8 @@ pub enum Error {
     Rootfs(#[from] rootfs::RootfsError),
 }
 
-/// Finds or builds the guest kernel and returns the path of its `vmlinux`, a stripped ELF with a PVH entry.
+/// Finds or builds the guest kernel and returns the path of its `vmlinux`, a stripped ELF with a
+/// PVH entry.
 ///
 /// # Errors
 /// See [`Error`]; after a failed build the log's path and its last lines are in the message.
@@ -72,8 +74,8 @@ pub fn kernel(cache: &Path, progress: &mut dyn Progress) -> Result<PathBuf, Erro
     kernel::build(&cache::Cache::open(cache)?, progress)
 }
 
-/// Finds or fetches Debian's newest kernel of a series, such as `6.1`, with `modules` and what these need: for tests on a
-/// host with that kernel.
+/// Finds or fetches Debian's newest kernel of a series, such as `6.1`, with `modules` and what
+/// these need: for tests on a host with that kernel.
 ///
 /// # Errors
 /// See [`Error`]; [`DebianKernelError::None`] where apt's sources have no kernel of the series.
@@ -86,7 +88,8 @@ pub fn debian_kernel(
     debian_kernel::fetch(&cache::Cache::open(cache)?, series, modules, progress)
 }
 
-/// Finds or builds the root file system of `recipe`, an uncompressed erofs image, and returns its path.
+/// Finds or builds the root file system of `recipe`, an uncompressed erofs image, and returns its
+/// path.
 ///
 /// `guest_bin_dir` holds the static programs that [`Recipe::binaries`] names.
 ///

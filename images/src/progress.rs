@@ -26,8 +26,9 @@ impl Progress for Silent {
     fn finish(&mut self) {}
 }
 
-/// Writes steps and their times to standard error: one line a step, and while a long one runs a line that is
-/// rewritten in place on a terminal and repeated now and then elsewhere, so that a CI log shows life.
+/// Writes steps and their times to standard error: one line a step, and while a long one runs a
+/// line that is rewritten in place on a terminal and repeated now and then elsewhere, so that a CI
+/// log shows life.
 #[derive(Debug)]
 pub struct Stderr {
     terminal: bool,
@@ -56,7 +57,8 @@ impl Stderr {
         }
     }
 
-    /// Progress is a courtesy: a closed standard error must not fail a build, so its error goes nowhere.
+    /// Progress is a courtesy: a closed standard error must not fail a build, so its error goes
+    /// nowhere.
     fn write(&mut self, text: &str) {
         if std::io::stderr().write_all(text.as_bytes()).is_err() {
             self.terminal = false;

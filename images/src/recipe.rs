@@ -1,8 +1,8 @@
 //! Recipes: the contents of a root file system. `images/README.md` describes the format.
 //!
 //! Anybody may supply a recipe, and its strings become file names and arguments of commands. So
-//! everything is checked here: names by their alphabet, paths must be absolute and without `..`, and
-//! all lists are bounded.
+//! everything is checked here: names by their alphabet, paths must be absolute and without `..`,
+//! and all lists are bounded.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};

@@ -1,9 +1,9 @@
-//! The root file system: the Debian tree, the guest's own programs and the recipe's files, as an erofs
-//! image.
+//! The root file system: the Debian tree, the guest's own programs and the recipe's files, as an
+//! erofs image.
 //!
-//! erofs is read-only by design and needs no journal. The image is uncompressed, because decompression
-//! is work for the guest's kernel, which may be emulated and slow. Times, owners and the volume's UUID
-//! are fixed, so the same tree gives the same image.
+//! erofs is read-only by design and needs no journal. The image is uncompressed, because
+//! decompression is work for the guest's kernel, which may be emulated and slow. Times, owners and
+//! the volume's UUID are fixed, so the same tree gives the same image.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -120,8 +120,8 @@ fn read_programs(recipe: &Recipe, directory: &Path) -> Result<Vec<Program>, Root
     Ok(programs)
 }
 
-/// Whether this is an x86-64 ELF program without an interpreter: a dynamic one would lack its libraries or
-/// spend the guest's time on finding them.
+/// Whether this is an x86-64 ELF program without an interpreter: a dynamic one would lack its
+/// libraries or spend the guest's time on finding them.
 fn is_static_elf64(content: &[u8]) -> bool {
     const PT_INTERP: u32 = 3;
     const EM_X86_64: u16 = 62;

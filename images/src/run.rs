@@ -81,7 +81,8 @@ fn name_of(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }
 
-/// Runs `command` to its end, appends both its outputs to `log`, and hands each line to `each_line`.
+/// Runs `command` to its end, appends both its outputs to `log`, and hands each line to
+/// `each_line`.
 pub fn logged(mut command: Command, log: &Path, each_line: &mut dyn FnMut(&str)) -> Result<(), RunError> {
     let program = name_of(&command);
     let log_error = |source| RunError::Log { program: program.clone(), log: log.to_owned(), source };

@@ -24,7 +24,8 @@ fn listing(image: &Path, directory: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What another file of the same name does not share: inode, and time of the last change in nanoseconds.
+/// What another file of the same name does not share: inode, and time of the last change in
+/// nanoseconds.
 fn identity(file: &Path) -> (u64, i64, i64) {
     let metadata = fs::metadata(file).unwrap();
     (metadata.ino(), metadata.mtime(), metadata.mtime_nsec())

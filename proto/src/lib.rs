@@ -3,8 +3,8 @@
 //! - [`v1`]: `patina.v1`. The .proto files in `proto/patina/v1` describe each call and field:
 //!   - `vmmd.proto`: the service `Vmmd`, with which operators control the VMs of one host.
 //!   - `scheduler.proto`: the service `Scheduler`, with which operators and hosts use tickets.
-//!   - `host_scheduler.proto`: the service `HostScheduler`, which only hosts call: they register and
-//!     use tickets for the clones that they make.
+//!   - `host_scheduler.proto`: the service `HostScheduler`, which only hosts call: they register
+//!     and use tickets for the clones that they make.
 //! - [`DESCRIPTORS`]: the compiled descriptor set, for gRPC reflection.
 //!
 //! What guests say is in the crate `patina-abi`, and what a vmm and its `vmmd` say to each other is

@@ -1,5 +1,5 @@
-//! A scheduler in this process. `vmmd --standalone` has one, and calls it in the same way as a remote
-//! one.
+//! A scheduler in this process. `vmmd --standalone` has one, and calls it in the same way as a
+//! remote one.
 
 use crate::core::api::Options;
 use crate::{
@@ -66,8 +66,8 @@ impl Embedded {
         })
     }
 
-    /// The service for operators, for a server that they reach; see [`grpc::server`]. Hosts have none there: this
-    /// scheduler has one host, in this process.
+    /// The service for operators, for a server that they reach; see [`grpc::server`]. Hosts have
+    /// none there: this scheduler has one host, in this process.
     #[must_use]
     pub fn service(&self) -> SchedulerServer<Service> {
         grpc::server(self.engine.clone())

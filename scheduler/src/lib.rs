@@ -3,7 +3,8 @@
 //! The path of a call: [`grpc`] checks it, [`core`] decides and [`store`] writes, both within
 //! [`engine`], which then answers.
 //!
-//! - [`core`]: the pure part: grants, placement, queue, barriers and joins. No clock, socket or lock.
+//! - [`core`]: the pure part: grants, placement, queue, barriers and joins. No clock, socket or
+//!   lock.
 //! - [`store`]: keeps the ledger.
 //! - [`engine`]: the single owner of core and store.
 //! - [`grpc`]: the calls of `patina.v1.Scheduler`.

@@ -38,7 +38,8 @@ impl Host {
         Self::start_wrapped(setup, &[])
     }
 
-    /// Starts `vmmd` through a program that runs the one its last arguments name, such as `unshare`.
+    /// Starts `vmmd` through a program that runs the one its last arguments name, such as
+    /// `unshare`.
     ///
     /// # Errors
     /// As [`Host::start`].

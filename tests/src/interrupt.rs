@@ -50,8 +50,8 @@ pub fn watch() -> io::Result<()> {
     Ok(())
 }
 
-/// Ends this process a while after the first signal if it has not ended by then, whatever it waits for. Its [keepers](crate::keeper) then
-/// clean up instead.
+/// Ends this process a while after the first signal if it has not ended by then, whatever it waits
+/// for. Its [keepers](crate::keeper) then clean up instead.
 ///
 /// # Errors
 /// There is no thread to be had.

@@ -1,4 +1,5 @@
-//! A process beside a test harness. If the harness is killed and cannot clean up, this process does.
+//! A process beside a test harness. If the harness is killed and cannot clean up, this process
+//! does.
 //!
 //! ```text
 //!  harness ──pipe──▶ keeper: the same program, started again
@@ -54,7 +55,8 @@ pub struct Keeper {
     child: Child,
 }
 
-/// Comes first in `main` of each program that wants keepers: what it returns is the program's exit code, where it is one.
+/// Comes first in `main` of each program that wants keepers: what it returns is the program's exit
+/// code, where it is one.
 pub fn run_if_asked() -> Option<ExitCode> {
     CAN_KEEP.store(true, Ordering::SeqCst);
     env::var_os(KEEPER)?;
@@ -68,8 +70,9 @@ pub fn run_if_asked() -> Option<ExitCode> {
 }
 
 impl Keeper {
-    /// Tells its own process group to end when this process dies before it drops what is returned. Others join that group: it is there
-    /// before they are, so that there is no moment at which nobody keeps them.
+    /// Tells its own process group to end when this process dies before it drops what is returned.
+    /// Others join that group: it is there before they are, so that there is no moment at which
+    /// nobody keeps them.
     ///
     /// # Errors
     /// It cannot be started.

@@ -81,8 +81,8 @@ fn pids() -> io::Result<Vec<u32>> {
     entries.filter_map(pid).collect()
 }
 
-/// Whether a process of this group other than `keeper` has not ended. Those that only wait to be reaped do not count, however long the first process of a
-/// container takes to do so.
+/// Whether a process of this group other than `keeper` has not ended. Those that only wait to be
+/// reaped do not count, however long the first process of a container takes to do so.
 ///
 /// # Errors
 /// `/proc` cannot be read.
@@ -104,7 +104,8 @@ fn state_and_group_of(pid: u32) -> Option<(char, u32)> {
     state_and_group(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Fields 3 and 5 of `/proc/PID/stat`; the name in field 2 may hold anything, so counting begins after it.
+/// Fields 3 and 5 of `/proc/PID/stat`; the name in field 2 may hold anything, so counting begins
+/// after it.
 fn state_and_group(stat: &str) -> Option<(char, u32)> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
@@ -128,7 +129,8 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // What it says back shows that it runs: just after the start its environment is not in place yet.
+        // What it says back shows that it runs: just after the start its environment is not in
+        // place yet.
         child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         assert_eq!(processes_of(folder.path()).unwrap(), [format!("process cat ({})", child.id())]);

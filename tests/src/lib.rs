@@ -10,8 +10,8 @@
 //! - [`leftovers`]: processes and network interfaces that did not exist before.
 //! - [`memfds`]: the memory of guests and generations.
 //!
-//! Everything goes through `vmctl`, the users' command, so the tests check what users see. The `demo`
-//! and `bench` programs are built on the same harness.
+//! Everything goes through `vmctl`, the users' command, so the tests check what users see. The
+//! `demo` and `bench` programs are built on the same harness.
 
 mod daemon;
 pub mod host;

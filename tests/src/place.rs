@@ -1,4 +1,5 @@
-//! The location of a private `vmmd`, how it is started, and everything that must be cleaned up after it.
+//! The location of a private `vmmd`, how it is started, and everything that must be cleaned up
+//! after it.
 
 use crate::{
     daemon::{CALL_DEADLINE, HostError, parse, start_daemon, stop_daemon, succeeded, system},
@@ -106,8 +107,8 @@ impl Place {
         command
     }
 
-    /// Removes all VMs, then ends `vmmd`. One that was killed is started again: only it knows which bridges and processes are its own. Returns
-    /// the interfaces that its VMs had.
+    /// Removes all VMs, then ends `vmmd`. One that was killed is started again: only it knows which
+    /// bridges and processes are its own. Returns the interfaces that its VMs had.
     pub fn clean(&self, vmmd: Option<Child>) -> Result<Vec<String>, HostError> {
         let mut running = vmmd;
         let ended = match &mut running {
@@ -123,8 +124,9 @@ impl Place {
         removed
     }
 
-    /// The same after a run that was cut short: what vmmd was making then comes to be after it was looked for. The next vmmd knows of it,
-    /// or removes it because it is half-made; so it goes on until there was nothing more.
+    /// The same after a run that was cut short: what vmmd was making then comes to be after it was
+    /// looked for. The next vmmd knows of it, or removes it because it is half-made; so it goes on
+    /// until there was nothing more.
     pub fn clean_cut_short(&self, vmmd: Option<Child>) -> Result<Vec<String>, HostError> {
         let mut all = self.clean(vmmd)?;
         for _ in 1..ROUNDS {

@@ -75,7 +75,8 @@ impl Output {
     }
 }
 
-/// Runs `command` with `input` on its standard input until it ends, at most `deadline`, or until [`interrupt`] says that we are to end.
+/// Runs `command` with `input` on its standard input until it ends, at most `deadline`, or until
+/// [`interrupt`] says that we are to end.
 ///
 /// # Errors
 /// It could not be started, or did not end in time (it is killed then).
@@ -108,7 +109,8 @@ fn run_until(
         .map_err(failed)?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
-        // A program may end without reading all of its input: what came of the write does not matter.
+        // A program may end without reading all of its input: what came of the write does not
+        // matter.
         let writer = scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input)));
         let stdout = scope.spawn(move || collect(stdout));
         let stderr = scope.spawn(move || collect(stderr));
@@ -199,7 +201,8 @@ pub fn ended(pidfd: &OwnedFd, deadline: Duration) -> io::Result<bool> {
     first_of(pidfd, None, deadline).map(|first| first.is_some())
 }
 
-/// Whether the process of `pidfd` has ended (true) or `stop` is readable (false), at most `deadline`.
+/// Whether the process of `pidfd` has ended (true) or `stop` is readable (false), at most
+/// `deadline`.
 fn first_of(pidfd: &OwnedFd, stop: Option<BorrowedFd<'_>>, deadline: Duration) -> io::Result<Option<bool>> {
     let limit = Instant::now() + deadline;
     let mut fds = vec![PollFd::new(pidfd, PollFlags::IN)];

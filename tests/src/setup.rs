@@ -48,7 +48,8 @@ impl Setup {
     /// What the environment says, checked.
     ///
     /// # Errors
-    /// [`Missing`] says what this machine or environment lacks: the reason to ignore tests with guests.
+    /// [`Missing`] says what this machine or environment lacks: the reason to ignore tests with
+    /// guests.
     pub fn from_env() -> Result<Self, Missing> {
         let setup = Self {
             bin_dir: variable(BIN_DIR)?,

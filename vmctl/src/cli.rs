@@ -38,7 +38,8 @@ pub struct Arguments {
     /// Where vmmd listens: unix:PATH or tcp:ADDRESS:PORT.
     #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS", value_parser = values::utf8())]
     pub host: String,
-    /// Where the scheduler listens: unix:PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT [default: where vmmd says].
+    /// Where the scheduler listens: unix:PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT [default:
+    /// where vmmd says].
     #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_SCHEDULER", value_name = "ADDRESS", value_parser = values::utf8())]
     pub scheduler: Option<String>,
     /// How to print results.
@@ -74,7 +75,8 @@ pub enum Command {
     Ticket(ticket::Command),
     /// List the hosts that the scheduler knows, and what of them is reserved.
     Hosts,
-    /// Wait at a ticket's barrier, for the VM that cloned, until all its clones that live have come too (gc sync).
+    /// Wait at a ticket's barrier, for the VM that cloned, until all its clones that live have come
+    /// too (gc sync).
     Sync(sync::Arguments),
     /// Wait until all clones of a ticket have ended, and print how (gc join).
     Join(join::Arguments),
@@ -82,8 +84,9 @@ pub enum Command {
     Events(events::Arguments),
     /// Show what the running VMs take of the host, live.
     ///
-    /// PRIVATE is memory of a VM's own: what it wrote since it was cloned last, and all its RAM until the family's first clone. SHARED is memory
-    /// of generations, which its family has in common, and of programs' files.
+    /// PRIVATE is memory of a VM's own: what it wrote since it was cloned last, and all its RAM
+    /// until the family's first clone. SHARED is memory of generations, which its family has in
+    /// common, and of programs' files.
     Top(top::Arguments),
     /// Forget ended VMs and delete their files.
     Rm(rm::Arguments),
@@ -105,7 +108,8 @@ const USAGE: u8 = 2;
 /// Exit code of all that goes wrong with `exec` itself.
 const EXEC_FAILED: u8 = 125;
 
-/// What is to be printed instead of doing anything: help, a version, or what is wrong with the command line.
+/// What is to be printed instead of doing anything: help, a version, or what is wrong with the
+/// command line.
 #[derive(Debug)]
 pub struct Said {
     error: clap::Error,
@@ -149,8 +153,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, Sai
 }
 
 impl Command {
-    /// The exit code for errors of vmctl's own, where that is not the error's: under `exec` every other
-    /// code is the guest program's.
+    /// The exit code for errors of vmctl's own, where that is not the error's: under `exec` every
+    /// other code is the guest program's.
     pub fn own_error_code(&self) -> Option<u8> {
         matches!(self, Self::Exec(_)).then_some(EXEC_FAILED)
     }
@@ -194,7 +198,8 @@ mod tests {
         assert!(is_taken(&format!("vmctl join {uuid} --data-dir d")) && !is_taken("vmctl join"));
     }
 
-    /// The VM, the program with its arguments, whether it gets a terminal, and whether it gets input.
+    /// The VM, the program with its arguments, whether it gets a terminal, and whether it gets
+    /// input.
     fn exec(words: &str) -> (String, String, bool, bool) {
         let arguments = Arguments::try_parse_from(words.split_whitespace()).unwrap();
         let Command::Exec(exec) = arguments.command else { panic!("not exec") };
@@ -215,7 +220,8 @@ mod tests {
             // The last of both counts, as with other pairs.
             ("vmctl exec -i -n web cat", of("web", "cat", false, false)),
             ("vmctl exec -n -i web cat", of("web", "cat", false, true)),
-            // Options of vmctl's may stand behind the name; whatever follows the program is the program's.
+            // Options of vmctl's may stand behind the name; whatever follows the program is the
+            // program's.
             ("vmctl exec web -t sh -i -t --host x", of("web", "sh -i -t --host x", true, true)),
             ("vmctl exec web sh -- -x", of("web", "sh -- -x", false, true)),
             ("vmctl exec web -- -x", of("web", "-x", false, true)),

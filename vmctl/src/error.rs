@@ -113,9 +113,11 @@ impl CtlError {
         }
     }
 
-    /// Tells people what happened: the exit code of the process, which under some commands is `own`.
+    /// Tells people what happened: the exit code of the process, which under some commands is
+    /// `own`.
     pub fn report(&self, own: Option<u8>) -> ExitCode {
-        // A pipe whose reader has enough, as `head` has, is no news, except where the code would not tell.
+        // A pipe whose reader has enough, as `head` has, is no news, except where the code would
+        // not tell.
         if own.is_some() || self.exit_code() != CLOSED {
             self.explain();
         }
@@ -167,7 +169,8 @@ fn words(status: &Status) -> String {
     }
 }
 
-/// What a status says beyond its message: which fields are wrong, what state is needed, what is free, what to do.
+/// What a status says beyond its message: which fields are wrong, what state is needed, what is
+/// free, what to do.
 fn advice(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let fields = details.bad_request().into_iter().flat_map(|bad| {

@@ -9,7 +9,8 @@ use std::time::Duration;
 pub const HEADER: [&str; 9] =
     ["TICKET", "FAMILY", "STATE", "VMS", "VCPUS", "MEMORY", "LIVE", "HOSTS", "EXPIRES"];
 
-/// A ticket as `-o json` prints it: the fields of `patina.v1.Ticket`, enums in lower case without their prefix.
+/// A ticket as `-o json` prints it: the fields of `patina.v1.Ticket`, enums in lower case without
+/// their prefix.
 #[derive(Debug, Serialize)]
 pub struct TicketView {
     pub id: String,

@@ -3,8 +3,8 @@
 use patina_proto::v1::Vm;
 use std::collections::BTreeMap;
 
-/// Orders VMs family by family, each family by its first VM's name, clones after their parent by vmid; with each its
-/// depth, 0 for a master and for a clone whose parent was removed.
+/// Orders VMs family by family, each family by its first VM's name, clones after their parent by
+/// vmid; with each its depth, 0 for a master and for a clone whose parent was removed.
 pub fn order(vms: Vec<Vm>) -> Vec<(usize, Vm)> {
     let mut families: BTreeMap<String, BTreeMap<u32, Vm>> = BTreeMap::new();
     for vm in vms {
@@ -16,7 +16,8 @@ pub fn order(vms: Vec<Vm>) -> Vec<(usize, Vm)> {
 }
 
 fn family(members: BTreeMap<u32, Vm>) -> Vec<(usize, Vm)> {
-    // A clone's vmid is greater than its parent's, so that every parent is placed before its clones.
+    // A clone's vmid is greater than its parent's, so that every parent is placed before its
+    // clones.
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     let mut waiting: Vec<(usize, u32)> = Vec::new();
     for vm in members.values().rev() {

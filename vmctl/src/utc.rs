@@ -5,7 +5,8 @@ use std::time::{Duration, UNIX_EPOCH};
 /// The last millisecond of the year 9999.
 const LAST_MS: u64 = 253_402_300_799_999;
 
-/// Milliseconds since 1970 as `2025-11-22T07:30:21.042Z`. What is later than the year 9999 is shown as its end.
+/// Milliseconds since 1970 as `2025-11-22T07:30:21.042Z`. What is later than the year 9999 is shown
+/// as its end.
 pub fn text(unix_ms: u64) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(unix_ms.min(LAST_MS))).to_string()
 }

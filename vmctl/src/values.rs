@@ -27,7 +27,8 @@ pub enum ValueError {
     GuestNotUtf8,
 }
 
-/// Any text; what is no UTF-8 is refused by the name of its option, which clap's own parser leaves out.
+/// Any text; what is no UTF-8 is refused by the name of its option, which clap's own parser leaves
+/// out.
 pub fn utf8() -> impl TypedValueParser<Value = String> {
     utf8_or(ValueError::NotUtf8)
 }

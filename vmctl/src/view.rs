@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// The header of [`VmView::row`].
 pub const HEADER: [&str; 7] = ["NAME", "STATE", "VCPUS", "MEMORY", "IP", "PORTS", "AGE"];
 
-/// A VM as `-o json` prints it: the fields of `patina.v1.Vm`, enums in lower case without their prefix.
+/// A VM as `-o json` prints it: the fields of `patina.v1.Vm`, enums in lower case without their
+/// prefix.
 #[derive(Debug, Serialize)]
 pub struct VmView {
     pub name: String,

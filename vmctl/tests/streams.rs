@@ -1,4 +1,5 @@
-//! Standard output and standard error that take nothing: exit codes stay as `vmctl --help` documents them.
+//! Standard output and standard error that take nothing: exit codes stay as `vmctl --help`
+//! documents them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{

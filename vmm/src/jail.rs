@@ -133,8 +133,10 @@ const PROCESS: &[libc::c_long] = &[
 
 /// Makes libraries do now what they do at their first use and the jail would forbid.
 ///
-/// - rustix reads the auxiliary vector to find the kernel's clock: from `/proc/self/auxv` before Linux 6.4.
-/// - The C library and std bind functions of threads, clocks and random numbers when they are first called.
+/// - rustix reads the auxiliary vector to find the kernel's clock: from `/proc/self/auxv` before
+///   Linux 6.4.
+/// - The C library and std bind functions of threads, clocks and random numbers when they are first
+///   called.
 ///
 /// # Errors
 /// No thread can be started.
@@ -181,7 +183,8 @@ fn allow() -> Result<BpfProgram, seccompiler::BackendError> {
         .try_into()
 }
 
-/// KVM's own, by the type byte in their number; a tap's offloads; looking at and tracking one's own pages; non-blocking.
+/// KVM's own, by the type byte in their number; a tap's offloads; looking at and tracking one's own
+/// pages; non-blocking.
 fn ioctls() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     const TYPE: u64 = 0xff00;
     const KVM: u64 = 0xae00;

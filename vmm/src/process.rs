@@ -41,7 +41,8 @@ pub enum ProcessError {
 /// Runs the VM whose configuration is in descriptor `config_fd`, until it has ended.
 ///
 /// # Errors
-/// It cannot be started, or its end cannot be recorded. An end by the guest's own doing is no error.
+/// It cannot be started, or its end cannot be recorded. An end by the guest's own doing is no
+/// error.
 pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessError> {
     let started = Instant::now();
     let config = read_config(File::from(inherited.take(config_fd)?))?;

@@ -43,7 +43,8 @@ pub fn near(runs: &[Range<u64>], bytes: u64) -> Vec<Range<u64>> {
     joined
 }
 
-/// What is in `runs` and not in `others`. Both are ascending, and no run of one overlaps another of it.
+/// What is in `runs` and not in `others`. Both are ascending, and no run of one overlaps another of
+/// it.
 #[must_use]
 pub fn without(runs: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut left = Vec::new();

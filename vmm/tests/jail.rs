@@ -119,7 +119,8 @@ fn do_everything() {
     let (started, _) = (Instant::now(), SystemTime::now());
     assert!(now.tv_sec > 0);
     std::thread::sleep(Duration::from_millis(1));
-    // More threads than the C library has heaps for without counting the CPUs; each gets, grows, shrinks and frees.
+    // More threads than the C library has heaps for without counting the CPUs; each gets, grows,
+    // shrinks and frees.
     let all_there = Arc::new(Barrier::new(16));
     let threads: Vec<_> = (0..16_usize)
         .map(|index| {

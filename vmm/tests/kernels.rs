@@ -1,6 +1,8 @@
 //! Real distributions' kernels: what `vmctl run --kernel` does with one before the guest runs.
 //!
-//! Of Debian's, the cloud kernels are packed with lz4 (6.1) and zstd (6.12), the general one of 6.1 with xz. They are what `cargo xtask test --l1` has downloaded for its emulated hosts. Where there is none this shows as ignored, with the reason.
+//! Of Debian's, the cloud kernels are packed with lz4 (6.1) and zstd (6.12), the general one of 6.1
+//! with xz. They are what `cargo xtask test --l1` has downloaded for its emulated hosts. Where
+//! there is none this shows as ignored, with the reason.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use patina_control::kernel::Format;

@@ -179,7 +179,8 @@ fn ram_and_vcpus_out_of_range_are_refused() -> Result<(), Failed> {
 
 fn a_running_vmm_has_no_rights_and_is_killed_by_word() -> Result<(), Failed> {
     let vmm = Guest::code(SPIN).start()?;
-    // The control connection is answered when the VM runs, and that is after the jail's door has shut.
+    // The control connection is answered when the VM runs, and that is after the jail's door has
+    // shut.
     let mut control = vmm.connect(&Open::Control)?;
     let expected =
         [("Uid", "65534\t65534\t65534\t65534"), ("Groups", ""), ("NoNewPrivs", "1"), ("Seccomp", "2")];
@@ -408,7 +409,8 @@ fn a_vm_is_frozen_again_and_again() -> Result<(), Failed> {
     at_parent.expect("c", "c3")?;
     let third = parent.freeze()?;
     let sizes = [&first, &second, &third].map(|generation| generation.layers.len());
-    // Where nothing notes what is written, the third has all private pages, so that nothing of the second is seen.
+    // Where nothing notes what is written, the third has all private pages, so that nothing of the
+    // second is seen.
     let noted = tiny::notes_writes()?;
     if sizes != [1, 2, if noted { 3 } else { 2 }]
         || first.frozen.copied_pages != 0
@@ -442,7 +444,8 @@ fn scattered_pages_are_copied_and_what_lies_between_is_not() -> Result<(), Faile
         Ok(File::from(layer.try_clone()?).metadata()?.blocks() * 512 / 4096)
     };
     let held_first = held(&first.layers[0])?;
-    // What is written while the first of these runs is found by all private pages, later by what was written since.
+    // What is written while the first of these runs is found by all private pages, later by what
+    // was written since.
     for line in ["2", "3", "4"] {
         at_parent.expect("b", line)?;
         let next = parent.freeze()?;

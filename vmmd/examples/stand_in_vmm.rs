@@ -1,25 +1,32 @@
-//! Stands in for `vmm` in this crate's tests: speaks the control socket, boots no guest, needs no KVM. What it does is
-//! chosen by words on the VM's kernel command line:
+//! Stands in for `vmm` in this crate's tests: speaks the control socket, boots no guest, needs no
+//! KVM. What it does is chosen by words on the VM's kernel command line:
 //!
-//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `forbidden`: its system call filter kills it then; `off`: powers off then;
-//!   `hang-up`: closes its first control connection before it has said anything; `long=BYTES`: its agent does not prepare, with so many
-//!   newlines for words; `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
-//!   when somebody has written into the pipe `go` in the VM's folder; `forbidden-freeze`: its system call filter kills it when it is to freeze.
+//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready;
+//!   `forbidden`: its system call filter kills it then; `off`: powers off then; `hang-up`: closes
+//!   its first control connection before it has said anything; `long=BYTES`: its agent does not
+//!   prepare, with so many newlines for words; `mute`: closes the connection when it is to freeze;
+//!   `unprepared=CODE`: its agent does not prepare; `wait`: it freezes when somebody has written
+//!   into the pipe `go` in the VM's folder; `forbidden-freeze`: its system call filter kills it
+//!   when it is to freeze.
 //!
-//! - `older`: it says no hello, as before there were versions; `version=N`: it says another version; `strange`: it says more than is
-//!   known, on each control connection. One whose name begins with `replaced.` is of version 9.
+//! - `older`: it says no hello, as before there were versions; `version=N`: it says another
+//!   version; `strange`: it says more than is known, on each control connection. One whose name
+//!   begins with `replaced.` is of version 9.
 //!
-//! A warm one reads its parent's words from the generation's state from where its file position stands, and prints the first
-//! line of the RAM's last file and the prefault list on its console. The words that only clones heed:
+//! A warm one reads its parent's words from the generation's state from where its file position
+//! stands, and prints the first line of the RAM's last file and the prefault list on its console.
+//! The words that only clones heed:
 //!
-//! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its generation, aborts over it, or is killed by its
-//!   system call filter.
+//! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its
+//!   generation, aborts over it, or is killed by its system call filter.
 //!
-//! `hold-freeze=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it answers that it is frozen, or has started, or says the first
-//! line of a control connection, it leaves the file `PATH.VMID` and goes on when nobody has PATH locked.
+//! `hold-freeze=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it answers that it is
+//! frozen, or has started, or says the first line of a control connection, it leaves the file
+//! `PATH.VMID` and goes on when nobody has PATH locked.
 //!
-//! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call), `drop VERB JSON PATH` (one that
-//! the guest does not wait for once there is a file PATH), `hang-up` (until the control connection is another one) and `hang`; all else is not found.
+//! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call),
+//! `drop VERB JSON PATH` (one that the guest does not wait for once there is a file PATH),
+//! `hang-up` (until the control connection is another one) and `hang`; all else is not found.
 #![allow(unsafe_code, reason = "takes over inherited descriptors by number")]
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
@@ -151,7 +158,8 @@ impl Vm {
     }
 
     fn serve(&self, mut stream: UnixStream) {
-        // The first line and its descriptors come in one piece; nothing follows before they are answered.
+        // The first line and its descriptors come in one piece; nothing follows before they are
+        // answered.
         let (line, descriptors) = receive(&stream);
         let Some(line) = line else { return };
         let reader = BufReader::new(stream.try_clone().unwrap());
@@ -190,7 +198,8 @@ impl Vm {
         }
         self.hold("hold-hello");
         let mut control = self.control.lock().unwrap();
-        // An older vmm says no hello; a newer one says it with its version, and more that nobody knows here.
+        // An older vmm says no hello; a newer one says it with its version, and more that nobody
+        // knows here.
         if !self.has("older") {
             let is_replaced = self.config.name.starts_with("replaced.");
             let ours = if is_replaced { 9 } else { VERSION };
@@ -327,15 +336,17 @@ impl Vm {
         self.tell(&FromVmm::GuestCancel { id });
     }
 
-    /// Says a line on the control connection. A vmmd that was just started again may not have made one yet, and what is here is that of
-    /// the vmmd that was killed: then it waits for the new one.
+    /// Says a line on the control connection. A vmmd that was just started again may not have made
+    /// one yet, and what is here is that of the vmmd that was killed: then it waits for the new
+    /// one.
     fn tell(&self, line: &FromVmm) {
         while !self.control.lock().unwrap().as_mut().is_some_and(|control| try_say(control, line)) {
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Breaks the control connection under a call that is not answered, and waits until there is another; the call is one that waits.
+    /// Breaks the control connection under a call that is not answered, and waits until there is
+    /// another; the call is one that waits.
     fn hang_up(&self) {
         let before = self.controls.load(Ordering::Relaxed);
         self.control.lock().unwrap().take().unwrap().shutdown(std::net::Shutdown::Both).unwrap();
@@ -373,7 +384,8 @@ impl Vm {
     }
 }
 
-/// Makes a system call that a filter of its own does not allow, as a jailed vmm may: the kernel kills the process with SIGSYS.
+/// Makes a system call that a filter of its own does not allow, as a jailed vmm may: the kernel
+/// kills the process with SIGSYS.
 fn do_what_is_forbidden() -> ! {
     let mut kill = libc::sock_filter {
         code: u16::try_from(libc::BPF_RET | libc::BPF_K).unwrap(),
@@ -383,7 +395,8 @@ fn do_what_is_forbidden() -> ! {
     };
     let program = libc::sock_fprog { len: 1, filter: &raw mut kill };
     patina_daemon::say!("about to make a system call that is not allowed");
-    // SAFETY: the kernel copies the program of one instruction, which is live; from then on it allows no system call.
+    // SAFETY: the kernel copies the program of one instruction, which is live; from then on it
+    // allows no system call.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program);

@@ -30,8 +30,9 @@ use std::{
 use tokio::{task::JoinHandle, time::timeout};
 use tonic::{server::NamedService, service::LayerExt as _};
 
-/// Most calls of operators that are being answered; the next ones wait. `WaitVm`, which takes as long as a VM lives, has a limit of its own. What guests and hosts want of the scheduler that is built in
-/// waits on the same connections, in any number, and has limits of its own.
+/// Most calls of operators that are being answered; the next ones wait. `WaitVm`, which takes as
+/// long as a VM lives, has a limit of its own. What guests and hosts want of the scheduler that is
+/// built in waits on the same connections, in any number, and has limits of its own.
 const CALLS_MAX: usize = 4096;
 /// How long vmmd may take over what runs before it says that it is ready.
 const READY_PATIENCE: Duration = Duration::from_secs(1);
@@ -191,7 +192,8 @@ async fn metrics(
     Ok(Some(tokio::spawn(http::serve(listener, text))))
 }
 
-/// The daemon is alive while its table of VMs and the ledger of the scheduler that is built in answer.
+/// The daemon is alive while its table of VMs and the ledger of the scheduler that is built in
+/// answer.
 fn watchdog(host: &Arc<Host>, cluster: &Cluster) -> Option<JoinHandle<()>> {
     let (host, engine) = (Arc::clone(host), cluster.embedded().map(|embedded| embedded.engine().clone()));
     notify::watchdog(move || {

@@ -1,5 +1,5 @@
-//! Events of the host's VMs for watchers. The latest events are kept; new ones are forwarded. Events of
-//! tickets come from the scheduler.
+//! Events of the host's VMs for watchers. The latest events are kept; new ones are forwarded.
+//! Events of tickets come from the scheduler.
 
 use patina_proto::v1::{Event, EventKind};
 use std::{

@@ -1,12 +1,14 @@
 //! The daemon of a Patina host.
 //!
-//! - [`daemon`]: its life ([`options`] in): lock the state, take over what runs, serve, stop and leave the VMs running.
+//! - [`daemon`]: its life ([`options`] in): lock the state, take over what runs, serve, stop and
+//!   leave the VMs running.
 //! - [`grpc`]: the operator's interface, `patina.v1.Vmmd`.
-//! - [`cluster`]: the scheduler, in this process or elsewhere; [`events`], [`metrics`]: what happens, for those who watch.
+//! - [`cluster`]: the scheduler, in this process or elsewhere; [`events`], [`metrics`]: what
+//!   happens, for those who watch.
 //! - [`vms`]: the host's VMs: making, supervising, ending and adopting them.
 //! - [`plan`]: what is decided without I/O: names, addresses, states.
-//! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files; [`process_id`]: a process for good;
-//!   [`clock`]: the time of day.
+//! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files; [`process_id`]: a
+//!   process for good; [`clock`]: the time of day.
 //!
 //! ```text
 //!  vmctl ──gRPC──▶ grpc ──▶ vms ──spawn, control socket──▶ vmm (one process a VM)

@@ -1,5 +1,5 @@
-//! Metrics in Prometheus's format. Counters and histograms are updated here as things happen. Gauges are
-//! collected by their owner when they are read.
+//! Metrics in Prometheus's format. Counters and histograms are updated here as things happen.
+//! Gauges are collected by their owner when they are read.
 
 use prometheus_client::{
     collector::Collector,
@@ -94,7 +94,8 @@ impl Metrics {
         self.calls.get_or_create(&ResultLabel { result: if is_ok { "ok" } else { "error" } }).inc();
     }
 
-    /// What a registry of this host's says, and after it what the scheduler that is built in says, in one text.
+    /// What a registry of this host's says, and after it what the scheduler that is built in says,
+    /// in one text.
     pub async fn text(registry: Arc<Registry>, scheduler: Option<String>) -> String {
         // It reads some files of each VM.
         let encode = move || {

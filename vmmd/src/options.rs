@@ -25,7 +25,8 @@ pub struct Options {
     #[arg(long, required_unless_present = "scheduler", conflicts_with = "scheduler")]
     pub standalone: bool,
 
-    /// The scheduler of the cluster that this host belongs to: unix:PATH, tcp:HOST:PORT or http://HOST:PORT
+    /// The scheduler of the cluster that this host belongs to: unix:PATH, tcp:HOST:PORT or
+    /// http://HOST:PORT
     #[arg(long, value_name = "ADDRESS", env = "PATINA_VMMD_SCHEDULER")]
     pub scheduler: Option<Target>,
 
@@ -45,8 +46,8 @@ pub struct Options {
     #[arg(long, value_name = "RANGE", default_value = "100.64.0.0/10", env = "PATINA_VMMD_NETWORK")]
     pub network: Range,
 
-    /// Kernel of VMs that name none: a vmlinux or a bzImage [default: /usr/lib/patina/vmlinux, or else the one
-    /// that `cargo xtask image` built last, default/vmlinux in the cache]
+    /// Kernel of VMs that name none: a vmlinux or a bzImage [default: /usr/lib/patina/vmlinux, or
+    /// else the one that `cargo xtask image` built last, default/vmlinux in the cache]
     #[arg(long, value_name = "FILE", env = "PATINA_KERNEL")]
     pub kernel: Option<PathBuf>,
 
@@ -58,7 +59,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "PATINA_VMMD_VMM")]
     pub vmm: Option<PathBuf>,
 
-    /// How many warm vmm processes each family has ready for its next clones, once a VM of it is ready
+    /// How many warm vmm processes each family has ready for its next clones, once a VM of it is
+    /// ready
     #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_VMMD_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub warm: u16,
 
@@ -66,7 +68,8 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_VMMD_MAX_VMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub max_vms: u32,
 
-    /// Most clones that have ended and are kept for `vmctl ls` and `logs`; the oldest go. Masters stay until `vmctl rm`
+    /// Most clones that have ended and are kept for `vmctl ls` and `logs`; the oldest go. Masters
+    /// stay until `vmctl rm`
     #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_VMMD_KEEP_ENDED", value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub keep_ended: u32,
 

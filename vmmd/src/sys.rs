@@ -9,8 +9,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// # Errors
 /// The reactor cannot take it.
 pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open until it is dropped and `AsRawFd` of it always gives the same number; the AsyncFd
-    // owns it, deregisters it before it is closed, and is never taken apart in this crate.
+    // SAFETY: an OwnedFd is open until it is dropped and `AsRawFd` of it always gives the same
+    // number; the AsyncFd owns it, deregisters it before it is closed, and is never taken apart in
+    // this crate.
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     Ok(registered?)
 }

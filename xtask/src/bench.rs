@@ -32,8 +32,8 @@ pub enum BenchError {
     Run(#[from] RunError),
 }
 
-/// Runs the benchmark `name` with `options`, in less time with `quick`; writes its figures as JSON to `json` or standard
-/// output.
+/// Runs the benchmark `name` with `options`, in less time with `quick`; writes its figures as JSON
+/// to `json` or standard output.
 pub fn bench(name: &str, json: Option<&Path>, quick: bool, options: &[OsString]) -> Result<(), BenchError> {
     let steps = Steps::new();
     let needed = PACKAGES.iter().filter(|(bench, ..)| *bench == name);

@@ -1,5 +1,5 @@
-//! Builds what all commands need: Debian packages, the guest's static programs, the guest image, and
-//! the host's release binaries.
+//! Builds what all commands need: Debian packages, the guest's static programs, the guest image,
+//! and the host's release binaries.
 
 use crate::{
     run::{self, RunError, cargo, run},
@@ -15,7 +15,8 @@ use std::{
 /// The recipe of the image that `vmmd` starts by default.
 pub const DEFAULT_RECIPE: &str = "default";
 
-/// Programs for the guest are built for this target, so that their flags do not reach build scripts.
+/// Programs for the guest are built for this target, so that their flags do not reach build
+/// scripts.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// What runs in guests: the agent, what measures, what tests.
 const GUEST_PACKAGES: [&str; 3] = ["guest-agent", "guest-bench", "patina-guest-tests"];

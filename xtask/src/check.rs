@@ -70,8 +70,8 @@ pub fn test(filters: &[String]) -> Result<(), TestError> {
     Ok(())
 }
 
-/// The tests on emulated hosts are part of everything, but not of a few tests that somebody names: those have `--l1` for it. A host that
-/// cannot be had here is ignored, with the reason.
+/// The tests on emulated hosts are part of everything, but not of a few tests that somebody names:
+/// those have `--l1` for it. A host that cannot be had here is ignored, with the reason.
 fn emulated_hosts(steps: &Steps, setup: &Setup, filters: &[String]) -> Result<(), TestError> {
     if !filters.is_empty() {
         return Ok(());
@@ -137,7 +137,8 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Tests that need root and KVM but no image are ignored by themselves, with their reason; here is root.
+/// Tests that need root and KVM but no image are ignored by themselves, with their reason; here is
+/// root.
 fn root_tests(filters: &[String]) -> Result<(), RunError> {
     let mut command =
         cargo(&["nextest", "run", "-p", "vmm", "-p", "vmmd", "-p", "patina-daemon", "--run-ignored", "only"]);

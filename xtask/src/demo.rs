@@ -1,8 +1,8 @@
 //! `cargo xtask demo`: from nothing to a guest that answers, with everything cleaned up.
 //!
 //! ```text
-//! build everything ─▶ private vmmd ─▶ vmctl doctor, run, ls, exec … ─▶ TCP round trip ─▶ kill, rm ─▶ demo: ok
-//!                            └──────────── on any failure: console and vmm log, clean up ◀────────────┘
+//! build all ─▶ private vmmd ─▶ vmctl doctor, run, ls … ─▶ TCP round trip ─▶ kill, rm ─▶ demo: ok
+//!                   └─────────── on any failure: console and vmm log, clean up ◀──────┘
 //! ```
 
 use crate::{

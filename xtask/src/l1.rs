@@ -27,7 +27,8 @@ const PACKAGES: [(&str, &str); 4] = [
 ];
 /// What the host loads besides what these need.
 const MODULES: [&str; 3] = ["kvm_amd", "tun", "bridge"];
-/// How long one host may take, on a machine that does other things too. It takes three or four minutes where it is alone.
+/// How long one host may take, on a machine that does other things too. It takes three or four
+/// minutes where it is alone.
 const LIMIT: Duration = Duration::from_mins(20);
 
 /// An emulated host's kernel.
@@ -35,11 +36,13 @@ const LIMIT: Duration = Duration::from_mins(20);
 struct Kernel {
     /// The series of Debian's packages.
     series: &'static str,
-    /// CPUs of the host. Debian 12's QEMU 7.2 emulates two badly enough for Linux 6.12 to take a double fault.
+    /// CPUs of the host. Debian 12's QEMU 7.2 emulates two badly enough for Linux 6.12 to take a
+    /// double fault.
     cpus: u8,
 }
 
-/// Linux 6.1 cannot say which pages were written, and has other ways in many places; the other is new.
+/// Linux 6.1 cannot say which pages were written, and has other ways in many places; the other is
+/// new.
 const KERNELS: [Kernel; 2] = [Kernel { series: "6.1", cpus: 1 }, Kernel { series: "6.12", cpus: 1 }];
 
 /// Which kernels are wanted.
@@ -82,7 +85,8 @@ pub enum HostsError {
     /// cargo did not say where it put a program.
     #[error("build the tests for the emulated hosts: cargo names no program of {0}")]
     Program(&'static str),
-    /// What hosts are made of cannot be had: QEMU, another package, or a kernel. Of each host the reason.
+    /// What hosts are made of cannot be had: QEMU, another package, or a kernel. Of each host the
+    /// reason.
     #[error("get QEMU, packages and kernels for the emulated hosts: {}", .0.join("; "))]
     Unavailable(Vec<String>),
     /// A folder cannot be made.
@@ -101,11 +105,13 @@ pub enum HostsError {
     Faults(&'static str, usize, PathBuf),
 }
 
-/// Runs the tests on each host of `wanted`, all at the same time: the translator uses one CPU of this machine for each. `filters` as
-/// for the other tests. A host that cannot be had keeps none of the others from running.
+/// Runs the tests on each host of `wanted`, all at the same time: the translator uses one CPU of
+/// this machine for each. `filters` as for the other tests. A host that cannot be had keeps none of
+/// the others from running.
 ///
 /// # Errors
-/// Of several hosts, that of the first one whose tests failed; otherwise the reasons of all that cannot be had.
+/// Of several hosts, that of the first one whose tests failed; otherwise the reasons of all that
+/// cannot be had.
 pub fn test(steps: &Steps, setup: &Setup, wanted: &Wanted, filters: &[String]) -> Result<(), HostsError> {
     let unavailable =
         |error: patina_images::Error| HostsError::Unavailable(vec![reason("every host", &error)]);
@@ -217,7 +223,8 @@ fn test_programs() -> Result<TestPrograms, HostsError> {
     })
 }
 
-/// The program of tests of the target `name` of a kind, in cargo's messages, a JSON document a line.
+/// The program of tests of the target `name` of a kind, in cargo's messages, a JSON document a
+/// line.
 fn program(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;

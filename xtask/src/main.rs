@@ -38,9 +38,11 @@ enum Command {
     Demo,
     /// All checks and tests, end-to-end tests in real guests included.
     Test {
-        /// Run only tests whose name contains one of these; format, lints and documentation are skipped.
+        /// Run only tests whose name contains one of these; format, lints and documentation are
+        /// skipped.
         filters: Vec<String>,
-        /// Run only the tests on emulated hosts with AMD-V: those with this kernel (6.1, 6.12), or all of them.
+        /// Run only the tests on emulated hosts with AMD-V: those with this kernel (6.1, 6.12), or
+        /// all of them.
         #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all")]
         l1: Option<l1::Wanted>,
     },

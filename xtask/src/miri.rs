@@ -1,6 +1,7 @@
 //! Miri, on the modules without system calls that it can run.
 //!
-//! It comes with nightly toolchains only, and not with all of them. Where none fits, it is skipped with the reason.
+//! It comes with nightly toolchains only, and not with all of them. Where none fits, it is skipped
+//! with the reason.
 
 use crate::{
     run::{RunError, output, run, run_within, succeeds, workspace},
@@ -12,7 +13,8 @@ use std::{process::Command, time::Duration};
 const PURE: [(&str, &str); 3] = [("scheduler", "core::"), ("vmmd", "plan::"), ("vmm", "memory::extents::")];
 /// The oldest compiler that builds the workspace.
 const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
-/// How long Miri may take to build its standard library. It does so once for each toolchain, and may first have to download the sources.
+/// How long Miri may take to build its standard library. It does so once for each toolchain, and
+/// may first have to download the sources.
 const SET_UP: Duration = Duration::from_mins(10);
 
 /// Runs the tests of the modules under Miri.
@@ -78,7 +80,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// Stands for a toolchain: `script` answers to the arguments `$*`. Returns the outcome, and what the toolchain was asked.
+    /// Stands for a toolchain: `script` answers to the arguments `$*`. Returns the outcome, and
+    /// what the toolchain was asked.
     fn asked(script: &str) -> (Result<(), RunError>, Vec<String>) {
         let folder = tempfile::tempdir().expect("a folder");
         let calls = folder.path().join("calls");

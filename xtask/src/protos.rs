@@ -1,7 +1,7 @@
 //! Checks of the .proto files with buf: lint, format, and whether clients of before still work.
 //!
-//! buf comes from its npm package and is kept in the cache. Where it cannot be installed, its checks are skipped with
-//! the reason.
+//! buf comes from its npm package and is kept in the cache. Where it cannot be installed, its
+//! checks are skipped with the reason.
 
 use crate::{
     run::{RunError, output, run, run_within, workspace},
@@ -20,18 +20,20 @@ use std::{
 const VERSION: &str = "1.75.0";
 /// The npm package that has the program for this platform.
 const PACKAGE: &str = "@bufbuild/buf-linux-x64";
-/// The list of changes that break clients. The last commit that changed it is what the .proto files are compared with.
+/// The list of changes that break clients. The last commit that changed it is what the .proto files
+/// are compared with.
 const BREAKING: &str = "proto/BREAKING.md";
 /// What buf needs of that commit.
 const COMPARED: [&str; 2] = ["buf.yaml", "proto/patina"];
 /// The exit code of buf when it has found something. Other codes are failures of buf itself.
 const FOUND: i32 = 100;
-/// How long npm may take for a first answer of its registry. npm's own limits do not cover the connection.
+/// How long npm may take for a first answer of its registry. npm's own limits do not cover the
+/// connection.
 const REACH: Duration = Duration::from_secs(10);
 /// How long the installation may take.
 const INSTALL: Duration = Duration::from_secs(120);
-/// What git sets for the programs that it starts, such as hooks. With these, git works on another repository than that of the current
-/// folder.
+/// What git sets for the programs that it starts, such as hooks. With these, git works on another
+/// repository than that of the current folder.
 const GIT_VARIABLES: [&str; 8] = [
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_COMMON_DIR",
@@ -91,7 +93,8 @@ pub fn check(steps: &Steps) -> Result<(), RunError> {
     }
 }
 
-/// Compares the protos with those of before. While the list of breaks is being changed, what is found is only printed.
+/// Compares the protos with those of before. While the list of breaks is being changed, what is
+/// found is only printed.
 fn compare(steps: &Steps, earlier: &Earlier, buf: &mut Command) -> Result<(), RunError> {
     let what = format!("compare the protos with those of commit {}", earlier.commit);
     if !earlier.changed {
@@ -148,7 +151,8 @@ fn with_npm(npm: &dyn Fn() -> Command, folder: &Path) -> Result<(), RunError> {
     run_within(&mut install, INSTALL)
 }
 
-/// Renames what was installed. Another test may have put it there meanwhile. Anything else that is there has no program and goes.
+/// Renames what was installed. Another test may have put it there meanwhile. Anything else that is
+/// there has no program and goes.
 fn place(partial: &Path, folder: &Path, program: &Path) -> io::Result<()> {
     if folder.exists() && !program.is_file() {
         fs::remove_dir_all(folder)?;

@@ -99,7 +99,8 @@ fn protos_of_a_shallow_clone_are_not_compared_with_themselves() {
     assert_eq!(proto_of(&earlier), "more");
 }
 
-/// This process's environment cannot be changed while tests run, so they run in a process of their own.
+/// This process's environment cannot be changed while tests run, so they run in a process of their
+/// own.
 #[test]
 fn the_repository_that_a_hook_names_is_left_alone() {
     let root = repository(&[&[("buf.yaml", "v")]]);

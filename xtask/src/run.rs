@@ -63,7 +63,8 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs `command` to its end. What it prints goes to standard error: standard output is for results.
+/// Runs `command` to its end. What it prints goes to standard error: standard output is for
+/// results.
 pub fn run(command: &mut Command) -> Result<(), RunError> {
     run_within(command, FOREVER)
 }
@@ -82,8 +83,8 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Result<(), RunError
 /// How many child processes run that end, and clean up, when they are told to.
 static CHILDREN: AtomicUsize = AtomicUsize::new(0);
 
-/// Watches for signals. While a child process or [`Guarded`] is there they are its to obey; otherwise the first one ends us, as nothing
-/// has to be cleaned up.
+/// Watches for signals. While a child process or [`Guarded`] is there they are its to obey;
+/// otherwise the first one ends us, as nothing has to be cleaned up.
 ///
 /// # Errors
 /// The kernel does not let us.
@@ -116,9 +117,11 @@ impl Drop for Guarded {
     }
 }
 
-/// Runs a child in a process group of its own. A signal that comes to us ends that group, however it reached us, and once only: by Ctrl-C
-/// at a terminal, or by `kill` of this process alone. It then has time to clean up: not only the child, which may be a cargo that ends at
-/// once, but all of the group. Where we are killed, the group is told to end, too. So it is after `limit`: then there is no status.
+/// Runs a child in a process group of its own. A signal that comes to us ends that group, however
+/// it reached us, and once only: by Ctrl-C at a terminal, or by `kill` of this process alone. It
+/// then has time to clean up: not only the child, which may be a cargo that ends at once, but all
+/// of the group. Where we are killed, the group is told to end, too. So it is after `limit`: then
+/// there is no status.
 fn run_in_a_group(command: &mut Command, limit: Duration) -> io::Result<Option<ExitStatus>> {
     let guarded = Guarded::new();
     if interrupt::requested() {

@@ -1,4 +1,5 @@
-//! What ARCHITECTURE.md names is there: each path, and each function in the file that is named before it.
+//! What ARCHITECTURE.md names is there: each path, and each function in the file that is named
+//! before it.
 
 mod tree;
 

@@ -1,9 +1,9 @@
 //! No modules import each other in a circle, in any crate.
 //!
-//! The modules of one folder are compared with each other, each with all modules below it. So a circle through a module's
-//! child is seen, too. What a path names is looked up through aliases and re-exports, up to the file that defines it. Left
-//! out are tests, and imports between a module and the modules above it. A method that is called without its type's path
-//! is not seen.
+//! The modules of one folder are compared with each other, each with all modules below it. So a
+//! circle through a module's child is seen, too. What a path names is looked up through aliases and
+//! re-exports, up to the file that defines it. Left out are tests, and imports between a module and
+//! the modules above it. A method that is called without its type's path is not seen.
 
 #[path = "circles/modules.rs"]
 mod modules;

@@ -21,8 +21,8 @@ const ROOMS: [&str; 11] = [
     "vmmd/src",
     "xtask/src",
 ];
-/// Where `unsafe` stands outside of a module `sys`: entry points without a standard library, and the descriptors that a vmm
-/// is started with.
+/// Where `unsafe` stands outside of a module `sys`: entry points without a standard library, and
+/// the descriptors that a vmm is started with.
 const UNSAFE: [&str; 2] = ["guest-agent/src/bin/", "vmm/src/main.rs"];
 
 /// Each file of production code: its name from the root on, and its lines before its tests.

@@ -1,4 +1,5 @@
-//! `cargo xtask` that is told to end, or killed: what it runs cleans up, although the cargo in between ends at once.
+//! `cargo xtask` that is told to end, or killed: what it runs cleans up, although the cargo in
+//! between ends at once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use patina_tests::process::{pidfd, wait};
@@ -13,8 +14,9 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// In cargo's place: ends at once of a signal, as cargo does, and what it runs takes a while to clean
-/// up. That kills its `sleep` too: a signal that reaches it while it is still a shell is lost.
+/// In cargo's place: ends at once of a signal, as cargo does, and what it runs takes a while to
+/// clean up. That kills its `sleep` too: a signal that reaches it while it is still a shell is
+/// lost.
 const CARGO: &str = r#"#!/bin/sh
 clean_up() { kill -KILL $!; sleep 0.3; rm "$PLACE/running"; exit; }
 (trap clean_up TERM; sleep 1000 & echo $! > "$PLACE/pid"; touch "$PLACE/running"; wait) &

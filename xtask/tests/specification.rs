@@ -1,4 +1,5 @@
-//! What SPECIFICATION.md names exists: each test, in the crate that is named before it, and each row of a benchmark.
+//! What SPECIFICATION.md names exists: each test, in the crate that is named before it, and each
+//! row of a benchmark.
 
 mod tree;
 

@@ -1,9 +1,9 @@
-//! `guest-bench`: measures a guest's kernel from inside. Prints one line of JSON with the medians in
-//! microseconds. `guest-bench --all` prints the 50th and 99th percentile and the maximum of all
+//! `guest-bench`: measures a guest's kernel from inside. Prints one line of JSON with the medians
+//! in microseconds. `guest-bench --all` prints the 50th and 99th percentile and the maximum of all
 //! samples. `guest-bench touch MIB` holds memory and writes to it on request: see [`touch`].
 //!
-//! It is static, and so small that starting it (with `--exit`) costs little beyond the kernel's work.
-//! [`sys`] has the system calls, [`measure`] the measurements, and this file the report.
+//! It is static, and so small that starting it (with `--exit`) costs little beyond the kernel's
+//! work. [`sys`] has the system calls, [`measure`] the measurements, and this file the report.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

@@ -1,8 +1,8 @@
 //! The measurements. Each function returns samples of one operation, in nanoseconds.
 //!
-//! If the guest's kernel mode is emulated, an operation takes from a third of a millisecond to half a
-//! second. So the counts are small. The first few samples of each are discarded: they include cold
-//! caches and first faults.
+//! If the guest's kernel mode is emulated, an operation takes from a third of a millisecond to half
+//! a second. So the counts are small. The first few samples of each are discarded: they include
+//! cold caches and first faults.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -64,7 +64,8 @@ fn page_faults(count: usize) -> io::Result<Samples> {
     })
 }
 
-/// One byte written to and read from a Unix socket within one process: the calls without a context switch.
+/// One byte written to and read from a Unix socket within one process: the calls without a context
+/// switch.
 fn socket_round(count: usize) -> io::Result<Samples> {
     let (mut near, mut far) = UnixStream::pair()?;
     let mut byte = [0];

@@ -58,8 +58,8 @@ impl Pages {
             PageSize::Small => libc::MADV_NOHUGEPAGE,
             PageSize::Huge => libc::MADV_HUGEPAGE,
         };
-        // SAFETY: the range is the mapping made above; the advice changes no content. A kernel without huge
-        // pages refuses it and serves small ones.
+        // SAFETY: the range is the mapping made above; the advice changes no content. A kernel
+        // without huge pages refuses it and serves small ones.
         unsafe { libc::madvise(start, bytes, advice) };
         Ok(mapped)
     }
@@ -74,8 +74,8 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours alone and nothing refers to it after this. Its result can only be an
-        // error for a wrong range, which this is not.
+        // SAFETY: the mapping is ours alone and nothing refers to it after this. Its result can
+        // only be an error for a wrong range, which this is not.
         unsafe { libc::munmap(self.start.cast(), self.pages * PAGE_BYTES) };
     }
 }
@@ -116,8 +116,8 @@ pub fn start(program: &Path, how: Start) -> io::Result<Child> {
     let environment = [null_mut()];
     if let Start::Spawn = how {
         let mut pid = 0;
-        // SAFETY: the path, both lists and their strings end with zero and live through the call; no file
-        // actions and no attributes are given.
+        // SAFETY: the path, both lists and their strings end with zero and live through the call;
+        // no file actions and no attributes are given.
         let error = unsafe {
             libc::posix_spawn(
                 &raw mut pid,
@@ -133,7 +133,8 @@ pub fn start(program: &Path, how: Start) -> io::Result<Child> {
     fork(|| {
         if let Start::ForkExec = how {
             let arguments = arguments.map(|argument| argument.cast_const());
-            // SAFETY: as above; it returns only if it fails, and then the child exits with an error.
+            // SAFETY: as above; it returns only if it fails, and then the child exits with an
+            // error.
             unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), [null()].as_ptr()) };
             return 1;
         }
@@ -145,11 +146,12 @@ pub fn start(program: &Path, how: Start) -> io::Result<Child> {
 pub fn start_echo(near: &UnixStream, far: &UnixStream) -> io::Result<Child> {
     let (near_fd, fd) = (near.as_raw_fd(), far.as_raw_fd());
     fork(|| {
-        // SAFETY: the child's own copy of the parent's end, which nothing in the child uses; left open, it
-        // would keep the child from ever seeing that end close.
+        // SAFETY: the child's own copy of the parent's end, which nothing in the child uses; left
+        // open, it would keep the child from ever seeing that end close.
         unsafe { libc::close(near_fd) };
         let mut byte = 0u8;
-        // SAFETY: one byte is read into and written from a byte of ours, on a socket that is open here.
+        // SAFETY: one byte is read into and written from a byte of ours, on a socket that is open
+        // here.
         while unsafe { libc::read(fd, (&raw mut byte).cast(), 1) } == 1 {
             // SAFETY: as above.
             if unsafe { libc::write(fd, (&raw const byte).cast(), 1) } != 1 {
@@ -160,10 +162,11 @@ pub fn start_echo(near: &UnixStream, far: &UnixStream) -> io::Result<Child> {
     })
 }
 
-/// Forks; the child does `work`, which must call nothing but system calls, and exits with what it returns.
+/// Forks; the child does `work`, which must call nothing but system calls, and exits with what it
+/// returns.
 fn fork(work: impl FnOnce() -> i32) -> io::Result<Child> {
-    // SAFETY: this program has one thread (its tests have more, and hold to the same rule), so the child may
-    // go on; it leaves by _exit and runs no destructor of the parent's.
+    // SAFETY: this program has one thread (its tests have more, and hold to the same rule), so the
+    // child may go on; it leaves by _exit and runs no destructor of the parent's.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {

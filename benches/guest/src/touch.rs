@@ -1,9 +1,9 @@
 //! Holds memory and writes to it on request.
 //!
-//! Each line on standard input is a number of MiB. One byte is written to each page of that much memory,
-//! and a line on standard output says how long that took, in nanoseconds per page. The pages stay mapped
-//! until the input ends. So the first line includes page faults, and a later line shows what has
-//! happened to the pages since.
+//! Each line on standard input is a number of MiB. One byte is written to each page of that much
+//! memory, and a line on standard output says how long that took, in nanoseconds per page. The
+//! pages stay mapped until the input ends. So the first line includes page faults, and a later line
+//! shows what has happened to the pages since.
 
 use std::io::{self, BufRead, Write};
 use std::time::Instant;

@@ -74,7 +74,8 @@ impl Qemus {
         Ok(all)
     }
 
-    /// Rows for ours, for QEMU's, and how many times longer QEMU takes; and what to know about them.
+    /// Rows for ours, for QEMU's, and how many times longer QEMU takes; and what to know about
+    /// them.
     pub fn report(self, ours: &BTreeMap<u32, Ours>) -> (Vec<Metric>, Vec<String>) {
         let mut rows = self.rows;
         rows.extend(our_rows(ours));

@@ -13,8 +13,9 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 pub const WARM: u32 = 1;
 /// The program in the `bench` image that holds memory and writes to it.
 const TOUCH: &str = "/usr/lib/patina/guest-bench touch";
-/// Linux with less than 512 MiB does without huge pages unless it is asked. With them it is the host that serves each page, and the
-/// guest need not fault for each, which takes a millisecond where its kernel is emulated.
+/// Linux with less than 512 MiB does without huge pages unless it is asked. With them it is the
+/// host that serves each page, and the guest need not fault for each, which takes a millisecond
+/// where its kernel is emulated.
 const HUGE: &str = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled";
 /// Guests that are booted at the same time.
 const AT_ONCE: usize = 2;
@@ -58,7 +59,8 @@ pub struct Kind {
 
 const SMALL: Kind = Kind { memory_mib: 256, pages: "--huge", touched_mib: 64, again_mib: 100 };
 const LARGE: Kind = Kind { memory_mib: 1024, pages: "--huge", touched_mib: 512, again_mib: 512 };
-/// What its own pages cost a parent is measured as most programs have them, in small pages. It takes half a minute to touch them.
+/// What its own pages cost a parent is measured as most programs have them, in small pages. It
+/// takes half a minute to touch them.
 const SMALL_PAGES: Kind = Kind { pages: "", again_mib: 64, ..SMALL };
 
 /// A VM with a program that holds memory.

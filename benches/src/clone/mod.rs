@@ -1,13 +1,13 @@
-//! The `clone` benchmark: the cost of a clone for its parent, how soon clones run and are ready, what
-//! they use, and the same with QEMU.
+//! The `clone` benchmark: the cost of a clone for its parent, how soon clones run and are ready,
+//! what they use, and the same with QEMU.
 //!
 //! - [`masters`]: the pause of a VM that is cloned, and the cost of its own memory afterwards.
 //! - [`sizes`]: the pause at a later clone, by the size of the RAM.
 //! - [`starts`]: from the call to clones that run, are ready, and have answered.
 //! - [`compare`]: the same with QEMU, and the ratio of the times.
 //!
-//! Everything is measured in one run on one machine, with each figure's floor. QEMU and the floors come
-//! first, while nothing else runs.
+//! Everything is measured in one run on one machine, with each figure's floor. QEMU and the floors
+//! come first, while nothing else runs.
 
 mod compare;
 mod masters;
@@ -42,7 +42,8 @@ pub struct Plan {
     crowds: usize,
 }
 
-/// Which parts of the benchmark somebody wants: those with a row whose name begins with one of these, or all where there are none.
+/// Which parts of the benchmark somebody wants: those with a row whose name begins with one of
+/// these, or all where there are none.
 #[derive(Debug)]
 pub struct Only(Vec<String>);
 

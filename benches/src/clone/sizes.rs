@@ -1,5 +1,5 @@
-//! The pause of a VM at a later clone, by the size of its RAM: half of it is resident, and 1 MiB was
-//! written since the last clone.
+//! The pause of a VM at a later clone, by the size of its RAM: half of it is resident, and 1 MiB
+//! was written since the last clone.
 
 use super::masters::{Kind, Master};
 use crate::{
@@ -35,7 +35,8 @@ pub async fn measure(
             let kind =
                 Kind { memory_mib, pages: "--huge", touched_mib: memory_mib / 2, again_mib: WRITTEN_MIB };
             let mut master = Master::make(daemon, index, kind).await?;
-            // With its first clone a VM gets a view of its own; at the second, tracking of what it writes begins.
+            // With its first clone a VM gets a view of its own; at the second, tracking of what it
+            // writes begins.
             master.pause_us(daemon, WRITTEN_MIB).await?;
             let second_us = master.pause_us(daemon, WRITTEN_MIB).await?;
             let mut pause_us = Vec::new();

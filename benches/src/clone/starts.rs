@@ -150,7 +150,8 @@ async fn family(
     Ok(rows.into_iter().flatten().chain(cpu).collect())
 }
 
-/// The CPU time that one of these clones takes while it does nothing, with vmmd's for it, in thousandths of one CPU.
+/// The CPU time that one of these clones takes while it does nothing, with vmmd's for it, in
+/// thousandths of one CPU.
 async fn idle_permille(
     daemon: &Daemon,
     clones: &[u32],

@@ -1,5 +1,5 @@
-//! The kernel's cost of the smallest part of a clone. No clone can cost less. So each figure of a clone
-//! is shown beside one of these floors, measured in the same run.
+//! The kernel's cost of the smallest part of a clone. No clone can cost less. So each figure of a
+//! clone is shown beside one of these floors, measured in the same run.
 //!
 //! - [`sys`]: mappings, and a guest of two instructions.
 

@@ -46,20 +46,22 @@ impl View {
 
     fn write(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= self.bytes, "{} bytes into {}", bytes.len(), self.bytes);
-        // SAFETY: both ranges are valid for that many bytes, and nothing else refers to the mapping.
+        // SAFETY: both ranges are valid for that many bytes, and nothing else refers to the
+        // mapping.
         unsafe { self.at.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 }
 
 impl Drop for View {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours alone and nothing refers to it after this. The one error is a range that is
-        // none, and it is one.
+        // SAFETY: the mapping is ours alone and nothing refers to it after this. The one error is a
+        // range that is none, and it is one.
         unsafe { munmap(self.at, self.bytes) }.ok();
     }
 }
 
-/// A VM with one page of RAM, which begins with `mov al, 1; out 0x10, al`. The memory is dropped after the VM.
+/// A VM with one page of RAM, which begins with `mov al, 1; out 0x10, al`. The memory is dropped
+/// after the VM.
 pub struct TinyGuest {
     vcpu: VcpuFd,
     _vm: VmFd,

@@ -1,16 +1,18 @@
-//! What users would do without Patina: boot a guest in QEMU, save it to a file, start others from the
-//! file.
+//! What users would do without Patina: boot a guest in QEMU, save it to a file, start others from
+//! the file.
 //!
 //! - [`process`]: one QEMU process, its serial port and its monitor.
 //!
-//! Kernel and root file system are those of Patina's guests. The machine is `microvm`, QEMU's fastest.
-//! The guest is small: a shell on the serial port, which answers a line with a square. Two times are
-//! measured for each start: until QEMU reports that the guest runs, and until the guest has answered.
+//! Kernel and root file system are those of Patina's guests. The machine is `microvm`, QEMU's
+//! fastest. The guest is small: a shell on the serial port, which answers a line with a square. Two
+//! times are measured for each start: until QEMU reports that the guest runs, and until the guest
+//! has answered.
 //!
-//! **If KVM is software**, the kernel cannot boot in QEMU's KVM: QEMU does not complete the instructions
-//! that such a KVM's emulator lacks (the first is an int3 in the kernel's self test). Patina's vmm does.
-//! The guest is therefore booted without KVM, by QEMU's translator, and moved into a QEMU with KVM,
-//! where it is saved. Once booted, this guest uses none of those instructions.
+//! **If KVM is software**, the kernel cannot boot in QEMU's KVM: QEMU does not complete the
+//! instructions that such a KVM's emulator lacks (the first is an int3 in the kernel's self test).
+//! Patina's vmm does. The guest is therefore booted without KVM, by QEMU's translator, and moved
+//! into a QEMU with KVM, where it is saved. Once booted, this guest uses none of those
+//! instructions.
 
 mod process;
 
@@ -35,9 +37,10 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// What the shell in the guest does: it answers a number with its square.
 pub const SQUARES: &str = "while read a; do echo =$((a*a)); done\n";
 
-/// The clock of a guest that was moved between the translator and KVM jumps, and its kernel makes up for that. Saved before it
-/// has, it would do so in each guest that is started, for seconds. The shell's own read waits for two seconds of the guest's clock; a
-/// program that ended would meet one of the instructions that are missing.
+/// The clock of a guest that was moved between the translator and KVM jumps, and its kernel makes
+/// up for that. Saved before it has, it would do so in each guest that is started, for seconds. The
+/// shell's own read waits for two seconds of the guest's clock; a program that ended would meet one
+/// of the instructions that are missing.
 const SETTLE: &str = "read -t 2 a\n";
 
 /// Why QEMU could not be measured.
@@ -78,7 +81,8 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> QemuError {
 pub enum Way {
     /// In the file, with everything else.
     File,
-    /// It is a file of its own, which the others map privately: experimental in QEMU (`x-ignore-shared`), the best it has.
+    /// It is a file of its own, which the others map privately: experimental in QEMU
+    /// (`x-ignore-shared`), the best it has.
     Template,
 }
 
@@ -192,7 +196,8 @@ fn migrated(qemu: &mut Qemu) -> Result<(), QemuError> {
     }
 }
 
-/// Has a QEMU that waits take the guest from the file that it was given; it says when the guest runs.
+/// Has a QEMU that waits take the guest from the file that it was given; it says when the guest
+/// runs.
 fn load(mut qemu: Qemu, way: Way) -> Result<Qemu, QemuError> {
     capabilities(&mut qemu, way)?;
     // The descriptor was inherited under the number that it has here.

@@ -1,4 +1,5 @@
-//! One QEMU process: its serial port and its monitor (QMP: JSON lines) are sockets that it inherits.
+//! One QEMU process: its serial port and its monitor (QMP: JSON lines) are sockets that it
+//! inherits.
 
 use super::{PROGRAM, QemuError, system};
 use patina_tests::interrupt;
@@ -22,7 +23,8 @@ use std::{
 
 /// How long QEMU, or the guest in it, may be silent.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// As Patina's guests have it, but for what says where the disk is, and a shell in the place of init.
+/// As Patina's guests have it, but for what says where the disk is, and a shell in the place of
+/// init.
 const CMDLINE: &str = "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 nomodule 8250.nr_uarts=1 i8042.noaux \
     i8042.nomux i8042.dumbkbd random.trust_cpu=on tsc=reliable no_timer_check root=/dev/vda ro percpu_alloc=page \
     rodata=off init=/bin/sh virtio_mmio.device=512@0xfeb00000:5";

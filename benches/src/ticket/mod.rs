@@ -1,5 +1,5 @@
-//! The `ticket` benchmark: the cost of a grant. There are no guests: it runs a real `scheduler` with its
-//! durable ledger, and a host that runs nothing.
+//! The `ticket` benchmark: the cost of a grant. There are no guests: it runs a real `scheduler`
+//! with its durable ledger, and a host that runs nothing.
 //!
 //! - [`daemon`]: that scheduler.
 //! - [`load`]: grants over gRPC, one after another and from many callers at once.

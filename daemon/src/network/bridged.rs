@@ -1,8 +1,8 @@
 //! Tells whether the host's firewall drops packets between the VMs of a family.
 //!
-//! With `br_netfilter` (Docker and Kubernetes load it) the frames that a bridge passes from one port to
-//! another go through the iptables chain FORWARD, whose policy Docker sets to DROP. The policy of an
-//! nftables chain of the bridge family applies without `br_netfilter`, too.
+//! With `br_netfilter` (Docker and Kubernetes load it) the frames that a bridge passes from one
+//! port to another go through the iptables chain FORWARD, whose policy Docker sets to DROP. The
+//! policy of an nftables chain of the bridge family applies without `br_netfilter`, too.
 
 mod sys;
 
@@ -49,7 +49,8 @@ pub struct Dropping {
     pub remedy: String,
 }
 
-/// The chains whose policy drops the frames between the VMs of a family; iptables' own only until [`RULE`] is set.
+/// The chains whose policy drops the frames between the VMs of a family; iptables' own only until
+/// [`RULE`] is set.
 ///
 /// # Errors
 /// The kernel does not say; root is needed.

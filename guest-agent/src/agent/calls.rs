@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 /// Who waits for the host's answer to a clone: the agent itself, as no client has this number.
 pub const CLONE_CLIENT: u64 = 0;
 
-/// The answer to a verb that needs no host. All other verbs are the host's to know, so that an old image
-/// serves a new host.
+/// The answer to a verb that needs no host. All other verbs are the host's to know, so that an old
+/// image serves a new host.
 pub fn answer_here(verb: &str, identity: Option<&Identity>) -> Option<Answer> {
     let value: fn(&Identity) -> serde_json::Value = match verb {
         "vmid" => |identity| identity.vmid.into(),
@@ -90,8 +90,8 @@ impl Calls {
         link::encode(&FromAgent::Cancel { id }).map(Some)
     }
 
-    /// The line that tells the host that nobody wants the call of this client any more. The host answers it all the same: only it knows
-    /// whether it was too late.
+    /// The line that tells the host that nobody wants the call of this client any more. The host
+    /// answers it all the same: only it knows whether it was too late.
     ///
     /// # Errors
     /// The line cannot be made.

@@ -63,8 +63,9 @@ impl<M: Machine> Agent<M> {
         self.cloning.then(actions);
     }
 
-    /// Puts an identity in place and says ready. What the kernel refuses is told later and left: a machine without a network
-    /// still answers. Only a clone must not be without what tells it from its parent.
+    /// Puts an identity in place and says ready. What the kernel refuses is told later and left: a
+    /// machine without a network still answers. Only a clone must not be without what tells it from
+    /// its parent.
     fn put_in_place(&mut self, identity: Identity) -> Result<Change, NotInPlace> {
         let text = identity::render(&identity)?;
         let old = self.identity.clone();
@@ -82,8 +83,8 @@ impl<M: Machine> Agent<M> {
             return Err(NotInPlace::Vital(self.failed.swap_remove(vital)));
         }
         if change.is_new {
-            // In a machine that begins, whoever finds the identity's file finds everything else in place. A clone has more haste, and
-            // nobody who looks.
+            // In a machine that begins, whoever finds the identity's file finds everything else in
+            // place. A clone has more haste, and nobody who looks.
             if !change.is_clone {
                 self.write_hosts(&identity, &change);
             }
@@ -154,15 +155,16 @@ impl<M: Machine> Agent<M> {
         }
     }
 
-    /// This is a clone, and on the link that it has from its parent its own host talks now: what was said there before is
-    /// over, as on a link that broke.
+    /// This is a clone, and on the link that it has from its parent its own host talks now: what
+    /// was said there before is over, as on a link that broke.
     fn leave_parents_host(&mut self) {
         let actions = self.cloning.plan.link_lost();
         self.cloning.then(actions);
         self.lost_calls.extend(self.calls.close_all().into_iter().filter(|client| *client != CLONE_CLIENT));
     }
 
-    /// The link is broken. In a clone in the making nobody is told until it is known which of the machines this is.
+    /// The link is broken. In a clone in the making nobody is told until it is known which of the
+    /// machines this is.
     pub(super) fn link_lost(&mut self, error: &LinkError) {
         let actions = self.cloning.plan.link_lost();
         let later = self.cloning.plan.is_lost();

@@ -45,7 +45,8 @@ impl Lines {
         }
     }
 
-    /// Takes the next whole line, without its newline. Take all of them before the next [`Self::fill`].
+    /// Takes the next whole line, without its newline. Take all of them before the next
+    /// [`Self::fill`].
     ///
     /// # Errors
     /// The line is too long; nothing more can be taken.

@@ -1,4 +1,5 @@
-//! The link to the host ([`patina_abi::link`]): connect, hello, identity, ready, requests and replies.
+//! The link to the host ([`patina_abi::link`]): connect, hello, identity, ready, requests and
+//! replies.
 //!
 //! ```text
 //!  Down ──connect──▶ Connecting ──writable: hello; or readable──▶ Up ──lost──▶ Down
@@ -7,8 +8,8 @@
 //!
 //! Once a host has told who we are, hosts know us, and speak first.
 //!
-//! The host resets the link on purpose when it clones the machine: a new link at once is what makes a
-//! clone ready soon.
+//! The host resets the link on purpose when it clones the machine: a new link at once is what makes
+//! a clone ready soon.
 
 use super::lines::{Filled, Lines};
 use super::outbox::Outbox;
@@ -24,7 +25,8 @@ use std::time::{Duration, Instant};
 /// First and longest wait between attempts to connect.
 const WAIT_FIRST: Duration = Duration::from_millis(20);
 const WAIT_LONGEST: Duration = Duration::from_secs(2);
-/// What a host may leave unread before it gets no more calls, bytes: as many as it takes, each as long as a line may be.
+/// What a host may leave unread before it gets no more calls, bytes: as many as it takes, each as
+/// long as a line may be.
 const UNREAD_MAX_BYTES: usize = REQUESTS_MAX * LINE_MAX_BYTES;
 
 /// Why a link ended or was not made.
@@ -137,7 +139,8 @@ impl Link {
         Ok(())
     }
 
-    /// Ends the connection and schedules the next. The old socket is closed now or with [`Self::sweep`].
+    /// Ends the connection and schedules the next. The old socket is closed now or with
+    /// [`Self::sweep`].
     pub fn close(&mut self, later: bool) {
         self.ended = self.connection.take().map(|c| c.socket).filter(|_| later);
         self.retry_at = Some(Instant::now() + self.backoff.take());
@@ -154,7 +157,8 @@ impl Link {
         self.ended = None;
     }
 
-    /// Sends a message: what the socket does not take now follows when it does. Nothing without a link.
+    /// Sends a message: what the socket does not take now follows when it does. Nothing without a
+    /// link.
     ///
     /// # Errors
     /// The link is broken; [`Self::close`] it.

@@ -1,8 +1,8 @@
 //! One program on the agent's socket ([`patina_abi::local`]).
 //!
 //! A program's calls are taken one after another: the next line is looked at when the last one is
-//! answered and its answer is on the way. So a program can have one call at the host and one answer in
-//! memory, whatever it sends; what it sends beyond waits in its own socket buffer.
+//! answered and its answer is on the way. So a program can have one call at the host and one answer
+//! in memory, whatever it sends; what it sends beyond waits in its own socket buffer.
 
 use super::lines::{Filled, Lines};
 use super::outbox::Outbox;
@@ -72,7 +72,8 @@ impl Client {
         (self.socket.as_fd(), flags)
     }
 
-    /// Goes on after `ready` was reported for its socket. Then call [`Self::next_call`] until it is done.
+    /// Goes on after `ready` was reported for its socket. Then call [`Self::next_call`] until it is
+    /// done.
     pub fn drive(&mut self, ready: PollFlags) {
         if let Err(error) = self.try_drive(ready) {
             self.fail(error);

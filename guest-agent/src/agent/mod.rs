@@ -1,14 +1,16 @@
 //! `gc-agent`: one thread around one poll(2).
 //!
-//! - [`link`]: the connection to the host; `host`: what it says, and becoming who it says that we are.
-//! - [`local`]: programs in the guest; `programs`, `calls`: their calls; `rounds`: at which meetings they were.
+//! - [`link`]: the connection to the host; `host`: what it says, and becoming who it says that we
+//!   are.
+//! - [`local`]: programs in the guest; `programs`, `calls`: their calls; `rounds`: at which
+//!   meetings they were.
 //! - [`exec`]: programs that the host runs here.
 //! - [`clone`]: this machine is cloned. [`time`]: its clock.
 //! - [`lines`], [`outbox`]: what comes in and goes out, bounded.
 //!
-//! Memory is bounded by the limits in README.md: 64 programs with a call and an answer of 64 KiB each, 4 MiB of calls
-//! on their way to the host, 32 sessions with three frames of 64 KiB each. That is 20 MiB with every peer at its
-//! worst, and 50 KiB as a rule.
+//! Memory is bounded by the limits in README.md: 64 programs with a call and an answer of 64 KiB
+//! each, 4 MiB of calls on their way to the host, 32 sessions with three frames of 64 KiB each.
+//! That is 20 MiB with every peer at its worst, and 50 KiB as a rule.
 
 pub mod clone;
 pub mod exec;

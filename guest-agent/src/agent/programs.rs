@@ -58,7 +58,8 @@ impl<M: Machine> Agent<M> {
         if !self.link.is_up() {
             return Err(calls::link_down(&call.verb));
         }
-        // Calls that were taken back are not counted any more, but may still wait for a host that does not read.
+        // Calls that were taken back are not counted any more, but may still wait for a host that
+        // does not read.
         if self.link.is_full() {
             return Err(refuse(AGAIN, "the host is slow to take calls; try again later"));
         }
@@ -71,7 +72,8 @@ impl<M: Machine> Agent<M> {
         Ok(())
     }
 
-    /// Forgets programs that have gone, and tells the host of those that wait for it. Whether there were any.
+    /// Forgets programs that have gone, and tells the host of those that wait for it. Whether there
+    /// were any.
     pub(super) fn forget_clients(&mut self) -> bool {
         let mut gone = Vec::new();
         self.clients.retain(|client| {

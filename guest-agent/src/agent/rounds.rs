@@ -1,6 +1,6 @@
-//! The last round of each ticket's barrier (`sync`) that this VM has an answer for. The agent sends it
-//! to the host with each call. So a call whose answer was lost can be retried: if its round is over,
-//! the host answers at once.
+//! The last round of each ticket's barrier (`sync`) that this VM has an answer for. The agent sends
+//! it to the host with each call. So a call whose answer was lost can be retried: if its round is
+//! over, the host answers at once.
 //!
 //! The number belongs to the VM's memory: it lives as long as the VM, whatever is restarted on its
 //! host. A clone inherits it, but takes part in none of its parent's barriers. A file beside the
@@ -53,7 +53,8 @@ impl Rounds {
         Self { path, file: None, known, so_far: 0, waiting: BTreeMap::new() }
     }
 
-    /// A program's call goes to the host: a `sync` says which meeting was the last, unless its program says so itself.
+    /// A program's call goes to the host: a `sync` says which meeting was the last, unless its
+    /// program says so itself.
     pub fn ask(&mut self, client: u64, call: &mut Request, identity: Option<&Identity>) {
         if call.verb != "sync" {
             return;

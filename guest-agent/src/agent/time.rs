@@ -6,7 +6,8 @@ use crate::machine::Machine;
 use patina_abi::link::FromAgent;
 use std::time::{Duration, Instant};
 
-/// How often the host is asked at most: a program that sets the clock all the time keeps it wrong for so long.
+/// How often the host is asked at most: a program that sets the clock all the time keeps it wrong
+/// for so long.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whether the host is to be asked.
@@ -39,7 +40,8 @@ impl<M: Machine> Agent<M> {
         self.time.is_wrong |= self.machine.clock_was_set();
     }
 
-    /// Asks the host what time it is, if that is to be known. A link that is made anew brings it unasked.
+    /// Asks the host what time it is, if that is to be known. A link that is made anew brings it
+    /// unasked.
     pub(super) fn ask_for_time(&mut self) {
         if self.link.is_up()
             && self.identity.is_some()

@@ -43,8 +43,8 @@ pub(super) fn output(value: serde_json::Value, as_json: bool) -> Result<Output, 
     Ok(Output { text, warnings, code: 0 })
 }
 
-/// Goes through what comes after the answer, so that a clone, which has all of this process's memory, finds the pages of it there.
-/// Otherwise each clone would have the page faults.
+/// Goes through what comes after the answer, so that a clone, which has all of this process's
+/// memory, finds the pages of it there. Otherwise each clone would have the page faults.
 fn rehearse(as_json: bool) {
     let answer = br#"{"ok":{"vmid":1,"clones":[],"failed":[]}}"#;
     let rehearsed = call::parse(std::hint::black_box(answer)).and_then(|value| output(value, as_json));

@@ -80,7 +80,8 @@ fn read_data(path: &Path) -> Result<Vec<u8>, CallError> {
     Ok(data)
 }
 
-/// The first piece begins anew at the host, even where it is empty: what a join before has left there does not count.
+/// The first piece begins anew at the host, even where it is empty: what a join before has left
+/// there does not count.
 fn send_data(agent: &mut Connection, data: &[u8]) -> Result<(), CallError> {
     let mut offset = 0;
     loop {

@@ -1,6 +1,6 @@
-//! `gc`, the guest's command. Exit codes are errno numbers: 22 (EINVAL) for wrong usage, 107 (ENOTCONN)
-//! without agent, host or identity, and the codes that the host returns. Exceptions: `ismaster` on a
-//! clone is 1, and a standard output that nobody reads is 141.
+//! `gc`, the guest's command. Exit codes are errno numbers: 22 (EINVAL) for wrong usage, 107
+//! (ENOTCONN) without agent, host or identity, and the codes that the host returns. Exceptions:
+//! `ismaster` on a clone is 1, and a standard output that nobody reads is 141.
 //!
 //! - `table`: all verbs; `help` and the man page are made from it. `verb`: the description of one.
 //! - `verbs`, `tickets`, `clone`, `family`, `join`: the verbs.
@@ -24,7 +24,8 @@ use crate::sys::signals;
 use patina_abi::link::CallError;
 use std::io::{self, Write as _};
 
-/// Exit code of one who writes to a pipe that nobody reads, as `head` leaves one: 128 + SIGPIPE. No errno number is as large.
+/// Exit code of one who writes to a pipe that nobody reads, as `head` leaves one: 128 + SIGPIPE. No
+/// errno number is as large.
 const CLOSED: i32 = 141;
 
 /// What a verb prints, and the command's exit code.
@@ -65,7 +66,8 @@ fn with_verb(name: &str, message: String) -> String {
 
 /// Runs the command; returns its exit code.
 pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
-    // A pipe or agent that has gone is then an error, with a code of its own, and the answer is printed even where a warning cannot be.
+    // A pipe or agent that has gone is then an error, with a code of its own, and the answer is
+    // printed even where a warning cannot be.
     if signals::block(&[libc::SIGPIPE]).is_err() {
         // Then the signal ends us, as it does most programs.
     }
@@ -98,7 +100,8 @@ fn complain(message: &str) {
     }
 }
 
-/// What comes from outside must not look like success, nor like `ismaster`'s 1: EPERM is told as EACCES.
+/// What comes from outside must not look like success, nor like `ismaster`'s 1: EPERM is told as
+/// EACCES.
 fn exit_code(code: i32) -> i32 {
     match code {
         libc::EPERM => libc::EACCES,

@@ -14,8 +14,8 @@ pub(super) struct Verb {
     pub summary: &'static str,
     /// All else that there is to know, in paragraphs.
     pub details: &'static str,
-    /// Exit codes of its own, beside [`COMMON_EXITS`] and instead of the same ones there. A test holds them against
-    /// [`patina_abi::codes`].
+    /// Exit codes of its own, beside [`COMMON_EXITS`] and instead of the same ones there. A test
+    /// holds them against [`patina_abi::codes`].
     pub exits: &'static [(&'static str, &'static str)],
     /// A line of shell.
     pub example: &'static str,

@@ -20,7 +20,8 @@ pub(super) struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    /// Takes options without a value (`flags`) and with one (`--data FILE` or `--data=FILE`) out of the arguments.
+    /// Takes options without a value (`flags`) and with one (`--data FILE` or `--data=FILE`) out of
+    /// the arguments.
     pub(super) fn parse(
         arguments: &'a [String],
         flags: &[&'static str],

@@ -1,6 +1,7 @@
-//! The children of process 1: the agent, the start script, a shell on the console, and all orphans. All
-//! except the agent are in the guest's cgroup. The agent freezes it for a moment while the machine is
-//! cloned. If a shell is started in that moment, process 1 waits until the cgroup runs again.
+//! The children of process 1: the agent, the start script, a shell on the console, and all orphans.
+//! All except the agent are in the guest's cgroup. The agent freezes it for a moment while the
+//! machine is cloned. If a shell is started in that moment, process 1 waits until the cgroup runs
+//! again.
 
 use crate::agent::exec::program::PATH_DEFAULT;
 use crate::cgroup::{self, Cgroup};
@@ -78,8 +79,8 @@ impl Children {
         self.shell.is_some()
     }
 
-    /// Starts a shell on the console. /dev/console itself cannot be a controlling terminal, so the terminal
-    /// behind it is looked up.
+    /// Starts a shell on the console. /dev/console itself cannot be a controlling terminal, so the
+    /// terminal behind it is looked up.
     pub fn start_shell(&mut self) {
         let active = crate::identity::read_small(Path::new(CONSOLES), 4096).unwrap_or_default();
         let name = active.split_whitespace().last().unwrap_or("ttyS0");

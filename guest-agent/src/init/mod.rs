@@ -1,13 +1,14 @@
 //! `gc-init`, process 1 of a guest.
 //!
 //! ```text
-//!  mounts, cgroup ─▶ gc-agent ─▶ /etc/patina/start ─▶ wait: a child ended ─▶ reap, restart gc-agent
-//!                                               a signal ─▶ power off or reboot
-//!                                               Enter on the console ─▶ a shell there
+//!  mounts, cgroup ─▶ gc-agent ─▶ /etc/patina/start ─▶ wait
+//!      a child ended ─▶ reap, restart gc-agent
+//!      a signal ─▶ power off or reboot
+//!      Enter on the console ─▶ a shell there
 //! ```
 //!
-//! If a step fails, the error goes to the console and the next step is tried. A guest that runs in part
-//! can be examined; one that has panicked cannot.
+//! If a step fails, the error goes to the console and the next step is tried. A guest that runs in
+//! part can be examined; one that has panicked cannot.
 
 mod children;
 mod mounts;
@@ -22,8 +23,8 @@ use rustix::io::Errno;
 use rustix::system::{RebootCommand, reboot};
 use std::os::fd::AsFd;
 
-/// busybox's convention for `halt`, `poweroff` and `reboot`, and what the kernel sends for ctrl-alt-del.
-/// A halted VM would only hold its memory, so `halt` powers off.
+/// busybox's convention for `halt`, `poweroff` and `reboot`, and what the kernel sends for
+/// ctrl-alt-del. A halted VM would only hold its memory, so `halt` powers off.
 const ENDINGS: [(i32, RebootCommand, &str); 4] = [
     (libc::SIGUSR1, RebootCommand::PowerOff, "halt: power off"),
     (libc::SIGUSR2, RebootCommand::PowerOff, "power off"),

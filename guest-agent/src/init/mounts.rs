@@ -1,13 +1,13 @@
 //! File systems and the loopback interface.
 //!
 //! The root disk is read-only. An overlay with its upper half in RAM makes every write part of the
-//! machine's memory, so a clone has it, too. A root that is mounted read-write (`rw` on the kernel's
-//! command line) is left unchanged.
+//! machine's memory, so a clone has it, too. A root that is mounted read-write (`rw` on the
+//! kernel's command line) is left unchanged.
 //!
-//! **One file system in RAM** holds the root's upper half, `/run`, `/tmp` and `/dev/shm`. Together they
-//! are bounded, and each can use all of it. A program that fills it gets ENOSPC, and running programs
-//! still have memory. The agent's few files have a file system of their own, because no clone can learn
-//! its identity without them.
+//! **One file system in RAM** holds the root's upper half, `/run`, `/tmp` and `/dev/shm`. Together
+//! they are bounded, and each can use all of it. A program that fills it gets ENOSPC, and running
+//! programs still have memory. The agent's few files have a file system of their own, because no
+//! clone can learn its identity without them.
 
 use crate::console::say;
 use crate::machine::marks;
@@ -27,7 +27,8 @@ const STAGE: &str = "/run";
 /// The agent's directory.
 const AGENT: &str = "/run/gridcentric";
 
-/// What is left for programs and the kernel when the file system in RAM is full: this share of RAM, and at least so much.
+/// What is left for programs and the kernel when the file system in RAM is full: this share of RAM,
+/// and at least so much.
 const RESERVE_SHARE: u64 = 4;
 const RESERVE_MIN_BYTES: u64 = 20 * 1024 * 1024;
 /// However little that leaves for files.
@@ -142,7 +143,8 @@ impl Shared {
     }
 }
 
-/// Mounts the file system in RAM where the overlay is put together, with the directories that are to be seen elsewhere.
+/// Mounts the file system in RAM where the overlay is put together, with the directories that are
+/// to be seen elsewhere.
 fn files_in_ram() -> Result<OwnedFd> {
     let options = c_string(&format!("mode=755,size={}", files_bytes(rustix::system::sysinfo())))?;
     mount("tmpfs", STAGE, "tmpfs", MountFlags::empty(), options.as_c_str())?;
@@ -173,7 +175,8 @@ fn make_directory(path: &str) -> Result<()> {
     }
 }
 
-/// Puts an overlay, with its upper half in the file system in RAM, over a read-only root and makes it the root.
+/// Puts an overlay, with its upper half in the file system in RAM, over a read-only root and makes
+/// it the root.
 fn overlay_root() -> Result<()> {
     if !rustix::fs::statvfs("/")?.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Ok(());
@@ -185,8 +188,8 @@ fn overlay_root() -> Result<()> {
     let options = c_string(&format!("lowerdir=/,upperdir={upper},workdir={work}"))?;
     mount("overlay", root.as_str(), "overlay", MountFlags::empty(), options.as_c_str())?;
     rustix::process::chdir(root.as_str())?;
-    // Only devtmpfs can be mounted this early, and it can be mounted again. The stage itself ends up hidden
-    // under the new root, where nothing needs it by name.
+    // Only devtmpfs can be mounted this early, and it can be mounted again. The stage itself ends
+    // up hidden under the new root, where nothing needs it by name.
     mount_move(".", "/")?;
     rustix::process::chroot(".")
 }

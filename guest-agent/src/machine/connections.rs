@@ -1,9 +1,10 @@
 //! Ends the TCP connections that a clone inherits from its parent: they belong to the parent, which
-//! still has their address. Programs get ECONNABORTED at once, instead of waiting for a peer that never
-//! receives anything from this machine.
+//! still has their address. Programs get ECONNABORTED at once, instead of waiting for a peer that
+//! never receives anything from this machine.
 //!
 //! The kernel lists the connections and ends them one by one (sock_diag(7),
-//! CONFIG_INET_DIAG_DESTROY). If the kernel cannot, a connection ends when its program gives up on it.
+//! CONFIG_INET_DIAG_DESTROY). If the kernel cannot, a connection ends when its program gives up on
+//! it.
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -23,7 +24,8 @@ const DUMP: u16 = 0x300;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
-/// All states of TCP in which there is a peer: not closed, not listening, not only waiting for old segments to die.
+/// All states of TCP in which there is a peer: not closed, not listening, not only waiting for old
+/// segments to die.
 const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
 /// Header of a message: length, type, flags, sequence number, sender.
@@ -63,7 +65,8 @@ impl Connections {
         Some(Self { socket, families, sockstat: sockstat.ok(), piece: vec![0; PIECE_BYTES].into() })
     }
 
-    /// Whether there may be any connection. To list them the kernel goes through all of a large table; this it has counted.
+    /// Whether there may be any connection. To list them the kernel goes through all of a large
+    /// table; this it has counted.
     fn may_be(&self) -> bool {
         let mut text = [0; SOCKSTAT_MAX_BYTES];
         let read = self.sockstat.as_ref().map(|file| rustix::io::pread(file, &mut text, 0));

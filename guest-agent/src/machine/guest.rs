@@ -102,7 +102,8 @@ impl Guest {
         card.netlink.send(network_changes(identity, previous, card.index))
     }
 
-    /// A clone gets marks of its own: now if others run, and later if nobody could see them meanwhile.
+    /// A clone gets marks of its own: now if others run, and later if nobody could see them
+    /// meanwhile.
     fn expect_marks(&mut self, is_clone: bool, failed: &mut Failures) {
         self.renews_marks |= is_clone;
         if !self.holds {
@@ -301,7 +302,8 @@ fn network_changes(identity: &Identity, previous: Option<&Identity>, index: u32)
     let mut batch = Batch::default();
     match previous {
         None => batch.link(index),
-        // A clone: its family's network is its parent's. The last address of a card would take all routes along.
+        // A clone: its family's network is its parent's. The last address of a card would take all
+        // routes along.
         Some(old) if (old.prefix, old.gateway) == (prefix, gateway) => {
             if old.ip != ip {
                 batch.add_address(index, ip);

@@ -1,10 +1,10 @@
 //! The other marks by which programs distinguish machines: `boot_id` and `/etc/machine-id`. A clone
 //! gets its own.
 //!
-//! Patina's kernel generates another boot_id when its file is written. If another kernel refuses that,
-//! a file is mounted over it when the guest boots, and a clone writes to that file. A program that
-//! mounts its own procfs then sees the kernel's boot_id. If there is no `/etc/machine-id`, none is
-//! created.
+//! Patina's kernel generates another boot_id when its file is written. If another kernel refuses
+//! that, a file is mounted over it when the guest boots, and a clone writes to that file. A program
+//! that mounts its own procfs then sees the kernel's boot_id. If there is no `/etc/machine-id`,
+//! none is created.
 
 use super::ApplyError;
 use rustix::fs::{Access, CWD, Mode, OFlags};
@@ -69,7 +69,8 @@ impl Marks {
         Self { boot_id: boot_id.ok(), machine_id }
     }
 
-    /// Gives the machine marks of its own; the kernel's randomness must be its own already. Returns what did not work.
+    /// Gives the machine marks of its own; the kernel's randomness must be its own already. Returns
+    /// what did not work.
     pub fn renew(&self) -> Vec<ApplyError> {
         let mut failed = Vec::new();
         let mut note = |step, result: Result<()>| {

@@ -1,5 +1,5 @@
-//! What the agent changes in its machine. This is the boundary to the guest's kernel, and the only part
-//! of the agent that tests replace.
+//! What the agent changes in its machine. This is the boundary to the guest's kernel, and the only
+//! part of the agent that tests replace.
 //!
 //! - [`rtnetlink`]: the network card's settings.
 //! - [`clock`]: the time.
@@ -42,7 +42,8 @@ pub trait Machine {
     /// There is no way to the host.
     fn connect(&mut self) -> io::Result<OwnedFd>;
 
-    /// Does what it can of the next [`Self::connect`] and [`Self::apply`] beforehand: a clone then need not.
+    /// Does what it can of the next [`Self::connect`] and [`Self::apply`] beforehand: a clone then
+    /// need not.
     fn prepare_to_connect(&mut self);
 
     /// Maps all pages of the agent for good, so that no clone has a page fault for one of them: a
@@ -54,17 +55,20 @@ pub trait Machine {
         Ok(())
     }
 
-    /// Puts a checked identity in place: randomness, clock, name, MAC, address, route. `previous` is the one that is
-    /// in place. In a clone whose other processes are not held the marks, too. Returns what did not work.
+    /// Puts a checked identity in place: randomness, clock, name, MAC, address, route. `previous`
+    /// is the one that is in place. In a clone whose other processes are not held the marks, too.
+    /// Returns what did not work.
     fn apply(&mut self, identity: &Identity, previous: Option<&Identity>) -> Vec<ApplyError>;
 
-    /// Does what has time until the host knows that the identity is in place. Returns what did not work here or there.
+    /// Does what has time until the host knows that the identity is in place. Returns what did not
+    /// work here or there.
     fn settle(&mut self, is_clone: bool) -> Vec<ApplyError>;
 
     /// The directory of the cgroup that programs are started in; it can be held.
     fn cgroup(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Readable when somebody has set the clock; [`Self::clock_was_set`] is to be asked then. None: nobody tells.
+    /// Readable when somebody has set the clock; [`Self::clock_was_set`] is to be asked then. None:
+    /// nobody tells.
     fn clock_events(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -82,8 +86,8 @@ pub trait Machine {
         Ok(())
     }
 
-    /// The directory of a cgroup below that one for a hook that is started now: nobody else was started in it, so that what the hook
-    /// starts can be told from others. None: there is none.
+    /// The directory of a cgroup below that one for a hook that is started now: nobody else was
+    /// started in it, so that what the hook starts can be told from others. None: there is none.
     fn hook_cgroup(&mut self) -> Option<BorrowedFd<'_>> {
         None
     }

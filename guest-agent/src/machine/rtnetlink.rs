@@ -1,10 +1,10 @@
-//! An interface's settings over rtnetlink. All of them are sent in one message; the kernel answers only
-//! if one fails.
+//! An interface's settings over rtnetlink. All of them are sent in one message; the kernel answers
+//! only if one fails.
 //!
-//! The address has a prefix of 32 bits, and the routes of its network are set separately. To the kernel
-//! an address with a network is six settings, each with its notification. A clone would have to undo
-//! and redo all of them, at 50,000 instructions. With a prefix of 32 bits a clone changes the address
-//! alone, and its routes stay.
+//! The address has a prefix of 32 bits, and the routes of its network are set separately. To the
+//! kernel an address with a network is six settings, each with its notification. A clone would have
+//! to undo and redo all of them, at 50,000 instructions. With a prefix of 32 bits a clone changes
+//! the address alone, and its routes stay.
 
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
@@ -74,8 +74,8 @@ fn about_address(index: u32, address: Ipv4Addr) -> [Vec<u8>; 2] {
     [header, attribute(IFA_LOCAL, &address.octets())]
 }
 
-/// A message's body about a route: family, prefix lengths of destination and source, type of service; table, protocol, scope,
-/// type; flags; where it leads and leaves.
+/// A message's body about a route: family, prefix lengths of destination and source, type of
+/// service; table, protocol, scope, type; flags; where it leads and leaves.
 fn about_route(
     index: u32,
     prefix: u8,
@@ -120,8 +120,8 @@ impl Batch {
         self.add(step, RTM_NEWADDR, REQUEST | CREATE | REPLACE, &about_address(index, address));
     }
 
-    /// Sets the routes to the network of `prefix` bits that `address` is in, to all of it at once, and, through `gateway`, to
-    /// everywhere else.
+    /// Sets the routes to the network of `prefix` bits that `address` is in, to all of it at once,
+    /// and, through `gateway`, to everywhere else.
     pub fn routes(&mut self, index: u32, address: Ipv4Addr, prefix: u8, gateway: Ipv4Addr) {
         let flags = REQUEST | CREATE | REPLACE;
         let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);

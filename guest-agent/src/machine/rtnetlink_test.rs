@@ -71,7 +71,8 @@ fn settings_reach_the_kernel_inside() {
     let addresses = local_addresses();
     assert!(addresses.contains("100.64.0.9\n") && !addresses.contains("100.64.0.1\n"), "{addresses}");
     let routes = std::fs::read_to_string("/proc/net/route").unwrap();
-    // Destination and gateway in the machine's order. They have stayed, and lead out from the new address.
+    // Destination and gateway in the machine's order. They have stayed, and lead out from the new
+    // address.
     assert_eq!(routes.matches("lo\t00000000\tFE0F4064\t").count(), 1, "{routes}");
     assert_eq!(routes.matches("lo\t00004064\t00000000\t").count(), 1, "{routes}");
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();

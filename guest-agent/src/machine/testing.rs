@@ -21,7 +21,8 @@ pub fn run_in_a_network(test: &str) {
     assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
 }
 
-/// Each test that [`run_in_a_network`] runs begins with this: whoever runs all ignored tests keeps the host's own network.
+/// Each test that [`run_in_a_network`] runs begins with this: whoever runs all ignored tests keeps
+/// the host's own network.
 pub fn expect_a_network_of_ones_own() {
     assert!(std::env::var_os(OWN_NETWORK).is_some(), "run the test of this name without `_inside`");
 }

@@ -3,8 +3,8 @@
 use rustix::io::{Errno, read};
 use std::os::fd::AsFd;
 
-/// Reads once, at most `max_bytes`, to the end of `buffer`. The room is not zeroed: a page of it that
-/// receives nothing is never touched. Returns the number of bytes, 0 at the end.
+/// Reads once, at most `max_bytes`, to the end of `buffer`. The room is not zeroed: a page of it
+/// that receives nothing is never touched. Returns the number of bytes, 0 at the end.
 ///
 /// # Errors
 /// The kernel's; `buffer` is as it was.

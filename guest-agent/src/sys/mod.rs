@@ -1,5 +1,5 @@
-//! All unsafe code of the crate: system interfaces that rustix does not have, with safe signatures. No
-//! decision is made here.
+//! All unsafe code of the crate: system interfaces that rustix does not have, with safe signatures.
+//! No decision is made here.
 #![allow(unsafe_code, reason = "calls into libc; each block names its invariant")]
 
 pub mod heap;

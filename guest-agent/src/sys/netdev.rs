@@ -1,5 +1,5 @@
-//! A network card's MAC address, through the old ioctl. Over rtnetlink the kernel would describe the
-//! whole card to every listener, which costs four times as much.
+//! A network card's MAC address, through the old ioctl. Over rtnetlink the kernel would describe
+//! the whole card to every listener, which costs four times as much.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -40,8 +40,8 @@ impl Generator {
         Ok(Self(rustix::fs::open("/dev/urandom", flags, Mode::empty())?))
     }
 
-    /// Mixes `seed` into the kernel's pool, counted as full entropy, and reseeds the generator: what programs read from
-    /// here on is not what another machine with the same memory reads.
+    /// Mixes `seed` into the kernel's pool, counted as full entropy, and reseeds the generator:
+    /// what programs read from here on is not what another machine with the same memory reads.
     ///
     /// # Errors
     /// The kernel's; the caller must be root.
@@ -51,7 +51,8 @@ impl Generator {
             buffer_bytes: SEED_BYTES as libc::c_int,
             buffer: seed,
         };
-        // SAFETY: the kernel reads the header and as many bytes behind it as that says, which are there.
+        // SAFETY: the kernel reads the header and as many bytes behind it as that says, which are
+        // there.
         if unsafe { libc::ioctl(self.0.as_raw_fd(), RNDADDENTROPY as _, &raw const info) } != 0 {
             return Err(io::Error::last_os_error());
         }

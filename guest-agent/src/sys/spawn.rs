@@ -1,8 +1,8 @@
-//! Starts a program. The child runs in the parent's memory, and the parent waits until the child has
-//! called exec, so nothing is copied. posix_spawn works in the same way, but makes 120 calls of
-//! sigaction for signals that nothing here handles (36 ms in a guest with an emulated kernel), and does
-//! not return the process's descriptor. The child starts in its target cgroup: moving it there later
-//! would wait for a grace period of the kernel.
+//! Starts a program. The child runs in the parent's memory, and the parent waits until the child
+//! has called exec, so nothing is copied. posix_spawn works in the same way, but makes 120 calls of
+//! sigaction for signals that nothing here handles (36 ms in a guest with an emulated kernel), and
+//! does not return the process's descriptor. The child starts in its target cgroup: moving it there
+//! later would wait for a grace period of the kernel.
 
 use rustix::process::{Pid, WaitOptions};
 use std::arch::asm;
@@ -12,10 +12,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// The child's stack until it has executed: it calls a few functions of libc that need hundreds of bytes.
+/// The child's stack until it has executed: it calls a few functions of libc that need hundreds of
+/// bytes.
 const STACK_BYTES: usize = 16 * 1024;
-/// Signals that the parent or its parent may ignore, which would pass on to the program: Rust's own start-up
-/// ignores the first, a shell the others for what it starts in the background.
+/// Signals that the parent or its parent may ignore, which would pass on to the program: Rust's own
+/// start-up ignores the first, a shell the others for what it starts in the background.
 const DEFAULTED: [c_int; 3] = [libc::SIGPIPE, libc::SIGINT, libc::SIGQUIT];
 
 /// The program's standard input, output and error.
@@ -43,7 +44,8 @@ pub struct Spawn<'a> {
     pub cwd: Option<BorrowedFd<'a>>,
     /// Its first three descriptors. All others must be close-on-exec.
     pub stdio: Stdio<'a>,
-    /// The directory of its cgroup, when not the caller's. It must not be frozen: the caller would wait with the child.
+    /// The directory of its cgroup, when not the caller's. It must not be frozen: the caller would
+    /// wait with the child.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Whether it keeps the caller's protection from the kernel's OOM killer ([`protect`]).
     pub is_protected: bool,
@@ -85,11 +87,11 @@ fn check(result: c_int) -> io::Result<c_int> {
 }
 
 impl Plan<'_> {
-    /// In the child: becomes the program, or says why not. It shares all memory with its parent, so it
-    /// allocates nothing and holds no lock.
+    /// In the child: becomes the program, or says why not. It shares all memory with its parent, so
+    /// it allocates nothing and holds no lock.
     fn execute(&self) -> io::Result<()> {
-        // SAFETY: all are system calls on integers, C strings and initialised structures that the plan or
-        // this function holds; argv and envp are arrays of C strings that end with a null.
+        // SAFETY: all are system calls on integers, C strings and initialised structures that the
+        // plan or this function holds; argv and envp are arrays of C strings that end with a null.
         unsafe {
             match self.what.stdio {
                 Stdio::Inherit => check(libc::setpgid(0, 0)).map(drop)?,
@@ -99,7 +101,8 @@ impl Plan<'_> {
                         check(libc::dup2(from.as_raw_fd(), to))?;
                     }
                 }
-                // A session leader without a terminal that opens one has it as its controlling terminal.
+                // A session leader without a terminal that opens one has it as its controlling
+                // terminal.
                 Stdio::Terminal(path) => {
                     check(libc::setsid())?;
                     let terminal = check(libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC))?;
@@ -143,12 +146,13 @@ extern "C" fn child(plan: *const c_void) -> ! {
 /// clone3(2): the child calls [`child`] with `plan` on its own stack. glibc has no function for it.
 ///
 /// # Safety
-/// `args` has a stack, CLONE_VM and CLONE_VFORK, and its addresses are valid; `plan` is a [`Plan`]'s.
+/// `args` has a stack, CLONE_VM and CLONE_VFORK, and its addresses are valid; `plan` is a
+/// [`Plan`]'s.
 unsafe fn clone3(args: &libc::clone_args, plan: *const c_void) -> io::Result<c_int> {
     let result: isize;
-    // SAFETY: in the parent the kernel changes rax, rcx, r11 and the memory of the descriptor that `args` points to. The child has the
-    // registers of its parent and a stack of its own, aligned to 16 bytes as a call wants it; `child` does not return. The
-    // parent's stack is not touched.
+    // SAFETY: in the parent the kernel changes rax, rcx, r11 and the memory of the descriptor that
+    // `args` points to. The child has the registers of its parent and a stack of its own, aligned
+    // to 16 bytes as a call wants it; `child` does not return. The parent's stack is not touched.
     unsafe {
         asm!(
             "syscall",
@@ -173,10 +177,11 @@ unsafe fn clone3(args: &libc::clone_args, plan: *const c_void) -> io::Result<c_i
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
 }
 
-/// Starts a program; the caller reaps it. The second value is its descriptor, readable when it has ended.
+/// Starts a program; the caller reaps it. The second value is its descriptor, readable when it has
+/// ended.
 ///
-/// The calling process must have no signal handler that uses its memory: until it has executed, the child
-/// would run it there.
+/// The calling process must have no signal handler that uses its memory: until it has executed, the
+/// child would run it there.
 ///
 /// # Errors
 /// What the kernel said to any step in the child up to and including the exec.
@@ -198,8 +203,9 @@ pub fn spawn(what: &Spawn<'_>) -> io::Result<(Pid, OwnedFd)> {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
-    // SAFETY: with CLONE_VFORK this thread waits until the child has executed or ended, so stack and plan,
-    // which the child uses, outlive its use, and nobody changes what it reads. CLONE_PIDFD writes a descriptor to `pidfd`.
+    // SAFETY: with CLONE_VFORK this thread waits until the child has executed or ended, so stack
+    // and plan, which the child uses, outlive its use, and nobody changes what it reads.
+    // CLONE_PIDFD writes a descriptor to `pidfd`.
     let pid = unsafe { clone3(&args, (&raw const plan).cast()) }?;
     // SAFETY: the kernel made the descriptor for us as the clone succeeded, and nobody else has it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };

@@ -52,7 +52,8 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Connects such a socket to `port` of `cid`. The connection is made or under way: it is writable when that is decided.
+/// Connects such a socket to `port` of `cid`. The connection is made or under way: it is writable
+/// when that is decided.
 ///
 /// # Errors
 /// The kernel's.

@@ -9,7 +9,8 @@ use std::io::BufRead;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// A script in a mount namespace where agent, identity and `gc` are the fixture's, and in its directory.
+/// A script in a mount namespace where agent, identity and `gc` are the fixture's, and in its
+/// directory.
 pub fn shell(fixture: &Fixture, script: &str) -> Command {
     let (socket, identity) = (fixture.path("local"), fixture.path("identity"));
     let script = format!(

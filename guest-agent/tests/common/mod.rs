@@ -35,8 +35,8 @@ pub enum Hold {
     Unsupported,
 }
 
-/// A machine without a kernel to change: it remembers what it was told. What is done to processes it writes to the file `log`,
-/// where hooks write too.
+/// A machine without a kernel to change: it remembers what it was told. What is done to processes
+/// it writes to the file `log`, where hooks write too.
 struct TestMachine {
     dir: PathBuf,
     applied: Arc<Mutex<Vec<Identity>>>,

@@ -42,7 +42,8 @@ fn wait() -> (Pid, i32) {
     (Pid::from_raw(pid).expect("a child"), status)
 }
 
-/// Whether it worked; not with a process that has been killed in the meantime, of whose end `wait` tells.
+/// Whether it worked; not with a process that has been killed in the meantime, of whose end `wait`
+/// tells.
 fn worked(result: libc::c_long) -> bool {
     let error = std::io::Error::last_os_error();
     assert!(result >= 0 || error.raw_os_error() == Some(libc::ESRCH), "{error}");
@@ -51,8 +52,8 @@ fn worked(result: libc::c_long) -> bool {
 
 /// The system call at whose entry the process stands.
 fn entered_syscall(pid: Pid) -> Option<u64> {
-    // SAFETY: the process is stopped and ours; the kernel fills at most the structure's size, whose parts
-    // are integers; an entry's fields are valid when it says that it is one.
+    // SAFETY: the process is stopped and ours; the kernel fills at most the structure's size, whose
+    // parts are integers; an entry's fields are valid when it says that it is one.
     unsafe {
         let mut info: libc::ptrace_syscall_info = std::mem::zeroed();
         let request = libc::PTRACE_GET_SYSCALL_INFO;

@@ -30,10 +30,10 @@ pub mod local;
 /// keep the link. The host refuses an unknown verb, and an unknown argument of a verb, with 22
 /// (EINVAL).
 ///
-/// **Version 3 is an exception for kinds of lines.** Earlier releases with version 3 break the link at
-/// an unknown kind; later releases with version 3 ignore it. The version does not tell them apart. So
-/// the first new kind of [`link::FromAgent`] or [`link::FromHost`] needs version 4, and is sent only
-/// to peers of version 4 or later. From version 4 on all peers ignore unknown kinds.
+/// **Version 3 is an exception for kinds of lines.** Earlier releases with version 3 break the link
+/// at an unknown kind; later releases with version 3 ignore it. The version does not tell them
+/// apart. So the first new kind of [`link::FromAgent`] or [`link::FromHost`] needs version 4, and
+/// is sent only to peers of version 4 or later. From version 4 on all peers ignore unknown kinds.
 ///
 /// **A new version is needed for** every change that an older peer would handle wrongly without
 /// noticing. [`ABI_OLDEST`] is raised when hosts no longer support what older agents need.
@@ -44,10 +44,12 @@ pub mod local;
 /// | [`ABI_OLDEST`] to [`ABI`] | serves it, and asks for nothing that its version does not have |
 /// | newer than [`ABI`] | refuses it: the host must be updated, or the image must be an older one |
 pub const ABI: u32 = 3;
-/// The oldest agent that a host serves. Agents before version 3 wait for the host to break the link of a clone.
+/// The oldest agent that a host serves. Agents before version 3 wait for the host to break the link
+/// of a clone.
 pub const ABI_OLDEST: u32 = 3;
 
-/// The guest's vsock address, the same in every VM: a vsock is private to its VM, so clones need no new one.
+/// The guest's vsock address, the same in every VM: a vsock is private to its VM, so clones need no
+/// new one.
 pub const GUEST_CID: u32 = 3;
 /// The host's vsock address (fixed by the virtio specification).
 pub const HOST_CID: u32 = 2;
@@ -56,14 +58,18 @@ pub const LINK_PORT: u32 = 1024;
 /// Where the agent listens for exec sessions ([`exec`]).
 pub const EXEC_PORT: u32 = 1025;
 
-/// Longest JSON line on the link, on the local socket and between a VM's vmm and `vmmd`, newline included.
+/// Longest JSON line on the link, on the local socket and between a VM's vmm and `vmmd`, newline
+/// included.
 pub const LINE_MAX_BYTES: usize = 64 * 1024;
-/// Most bytes of a call's verb and arguments together, as they stand in its line. A longer call is refused with error 90 (EMSGSIZE) by the
-/// first that sees it: so a call that one component passes on fits the next one's line.
+/// Most bytes of a call's verb and arguments together, as they stand in its line. A longer call is
+/// refused with error 90 (EMSGSIZE) by the first that sees it: so a call that one component passes
+/// on fits the next one's line.
 pub const CALL_MAX_BYTES: usize = LINE_MAX_BYTES - AROUND_MAX_BYTES;
-/// Most bytes of the message of an error, before it is written as JSON, where each may become [`ESCAPE_MAX_BYTES`].
+/// Most bytes of the message of an error, before it is written as JSON, where each may become
+/// [`ESCAPE_MAX_BYTES`].
 pub const MESSAGE_MAX_BYTES: usize = 8 * 1024;
-/// Most bytes of whatever stands around a call, an answer or an error's message on any line: kind, number, code and names.
+/// Most bytes of whatever stands around a call, an answer or an error's message on any line: kind,
+/// number, code and names.
 pub const AROUND_MAX_BYTES: usize = 1024;
 /// Most bytes that JSON makes of one.
 pub const ESCAPE_MAX_BYTES: usize = "\\u0000".len();

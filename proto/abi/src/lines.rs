@@ -40,7 +40,8 @@ impl LineBuffer {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The end of the buffer, to read into without a copy. What is there already must stay as it is.
+    /// The end of the buffer, to read into without a copy. What is there already must stay as it
+    /// is.
     pub fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }

@@ -18,15 +18,27 @@
 //!    │                                     │   set, or the host has slept
 //! ```
 //!
-//! The agent says hello on its first link. From then on the host knows it, in this VM and in its clones. Whenever the agent connects again, the host sends `identity` at once. This saves a clone two messages, and milliseconds. A hello on such a link (from an agent that was restarted) needs no answer.
+//! The agent says hello on its first link. From then on the host knows it, in this VM and in its
+//! clones. Whenever the agent connects again, the host sends `identity` at once. This saves a clone
+//! two messages, and milliseconds. A hello on such a link (from an agent that was restarted) needs
+//! no answer.
 //!
-//! **A clone** receives an identity with another vmid, without a request. This tells the agent that it is in a clone. It applies the identity, says ready, releases the held processes, runs the post-clone hook, and answers the program that called `clone` with the new vmid.
+//! **A clone** receives an identity with another vmid, without a request. This tells the agent that
+//! it is in a clone. It applies the identity, says ready, releases the held processes, runs the
+//! post-clone hook, and answers the program that called `clone` with the new vmid.
 //!
-//! The identity arrives on the existing link, whose other end is the clone's own vmm by then. If data was in flight on that link when the VM was cloned, the link is broken, and the identity arrives on a new link. Lines that the agent sent before it knew its new identity are for the parent: a clone's vmm ignores them until `ready` with its vmid. In the clone, calls that the host had not answered are answered as if the link had broken.
+//! The identity arrives on the existing link, whose other end is the clone's own vmm by then. If
+//! data was in flight on that link when the VM was cloned, the link is broken, and the identity
+//! arrives on a new link. Lines that the agent sent before it knew its new identity are for the
+//! parent: a clone's vmm ignores them until `ready` with its vmid. In the clone, calls that the
+//! host had not answered are answered as if the link had broken.
 //!
-//! **The VM that was frozen** keeps its link and receives `resumed`. If the guest itself requested the clone, it receives the reply as well.
+//! **The VM that was frozen** keeps its link and receives `resumed`. If the guest itself requested
+//! the clone, it receives the reply as well.
 //!
-//! **When a program requests** clones, the agent first prepares (it runs the hook and holds the processes). Then it sends the request `clone` with [`CloneArgs`]. The reply is a [`Cloned`] or an error. If the VM was frozen, `resumed` comes before the reply.
+//! **When a program requests** clones, the agent first prepares (it runs the hook and holds the
+//! processes). Then it sends the request `clone` with [`CloneArgs`]. The reply is a [`Cloned`] or
+//! an error. If the VM was frozen, `resumed` comes before the reply.
 //!
 //! The host identifies the VM by its connection, so an agent cannot name another VM.
 
@@ -172,7 +184,8 @@ pub struct CloneArgs {
 pub struct Cloned {
     /// The vmids of the clones that run.
     pub vmids: Vec<u32>,
-    /// Those that could not be started, with the reason. Where all failed, the request's answer is an error instead.
+    /// Those that could not be started, with the reason. Where all failed, the request's answer is
+    /// an error instead.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<(u32, String)>,
 }
@@ -199,8 +212,8 @@ pub struct Identity {
     pub ticket: String,
     /// The host's wall clock when it sent this, nanoseconds since 1970.
     pub clock_ns: u64,
-    /// Randomness from the host, 64 hex digits, new with every identity that is sent: a clone has its parent's kernel
-    /// randomness until it has mixed this in. Empty: none.
+    /// Randomness from the host, 64 hex digits, new with every identity that is sent: a clone has
+    /// its parent's kernel randomness until it has mixed this in. Empty: none.
     #[serde(default)]
     pub seed: String,
 }
@@ -238,8 +251,8 @@ impl CallError {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListArgs {
-    /// Returns a [`MembersPage`] from this vmid on. None: returns a list of all [`Member`]s, or error 90 (EMSGSIZE) when that does not fit
-    /// on a line, which holds some 400.
+    /// Returns a [`MembersPage`] from this vmid on. None: returns a list of all [`Member`]s, or
+    /// error 90 (EMSGSIZE) when that does not fit on a line, which holds some 400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<u32>,
 }

@@ -54,9 +54,10 @@ pub use crate::link::{
 /// The agent's socket.
 pub const SOCKET: &str = "/run/gridcentric/agent.sock";
 
-/// The VM's identity as `KEY=VALUE` lines (`vmid`, `ip`, `prefix`, `gateway`, `mac`, `hostname`, `family`, `ticket`: what the VM was
-/// made under, empty on the master), at most [`IDENTITY_MAX_BYTES`]. The agent replaces it by rename, or writes it in place while all other processes are held, so a
-/// reader sees one identity whole. Lines may be empty.
+/// The VM's identity as `KEY=VALUE` lines (`vmid`, `ip`, `prefix`, `gateway`, `mac`, `hostname`,
+/// `family`, `ticket`: what the VM was made under, empty on the master), at most
+/// [`IDENTITY_MAX_BYTES`]. The agent replaces it by rename, or writes it in place while all other
+/// processes are held, so a reader sees one identity whole. Lines may be empty.
 pub const IDENTITY_FILE: &str = "/run/gridcentric/identity";
 
 /// Greatest size of [`IDENTITY_FILE`].
@@ -82,8 +83,9 @@ pub struct CloneCall {
     /// As many as this ticket is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<String>,
-    /// Whether the guest's other processes are held from before the freeze until they have, in each machine, the identity
-    /// that is theirs. Without it they may run for a moment in a clone that takes itself for its parent.
+    /// Whether the guest's other processes are held from before the freeze until they have, in each
+    /// machine, the identity that is theirs. Without it they may run for a moment in a clone that
+    /// takes itself for its parent.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub hold: bool,
 }
@@ -100,7 +102,8 @@ pub struct CloneResult {
     /// The vmids of the clones that run; empty in a clone.
     #[serde(default)]
     pub clones: Vec<u32>,
-    /// Those that could not be started, with the reason; empty in a clone. Where all failed, the answer is an error instead.
+    /// Those that could not be started, with the reason; empty in a clone. Where all failed, the
+    /// answer is an error instead.
     #[serde(default)]
     pub failed: Vec<(u32, String)>,
 }

@@ -1,4 +1,5 @@
-//! What README.md shows is what the types read and write, and what it says of errors is what [`codes`] says.
+//! What README.md shows is what the types read and write, and what it says of errors is what
+//! [`codes`] says.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use patina_abi::LINE_MAX_BYTES;

@@ -8,7 +8,8 @@ fn read<T: DeserializeOwned>(line: &str) -> T {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))
 }
 
-/// Each is what an agent of version 3 writes: as long as hosts serve it, these lines are understood.
+/// Each is what an agent of version 3 writes: as long as hosts serve it, these lines are
+/// understood.
 #[test]
 fn what_an_agent_of_version_3_says_is_understood() {
     let hello = FromAgent::Hello { abi: 3, agent: "0.1.0".into() };

@@ -53,11 +53,13 @@ pub struct VmConfig {
     pub rootfs_fd: RawFd,
     /// The tap (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, non-blocking).
     pub tap_fd: RawFd,
-    /// The console's log, opened read-write, empty. The vmm keeps at most [`CONSOLE_LOG_MAX_BYTES`] in it.
+    /// The console's log, opened read-write, empty. The vmm keeps at most [`CONSOLE_LOG_MAX_BYTES`]
+    /// in it.
     pub console_fd: RawFd,
     /// A listening Unix stream socket: see [`super::messages`].
     pub control_fd: RawFd,
-    /// A file opened for writing: the vmm writes one [`super::end::End`] there, as JSON, when the VM ends.
+    /// A file opened for writing: the vmm writes one [`super::end::End`] there, as JSON, when the
+    /// VM ends.
     pub end_fd: RawFd,
     /// The VM's identity.
     pub identity: Identity,

@@ -31,9 +31,9 @@ pub use clock::monotonic_ns;
 ///
 /// **No new version is needed for** a new kind of message or answer that a peer may ignore or
 /// refuse, or for a new field that may be missing. Both sides ignore unknown fields. They ignore
-/// lines that they do not understand, log the first of them, and keep the connection. A vmm answers an invalid first line with
-/// [`messages::Opened::Error`]. A `vmmd` reads an unknown kind of end as [`end::EndKind::Other`]
-/// and keeps its reason.
+/// lines that they do not understand, log the first of them, and keep the connection. A vmm answers
+/// an invalid first line with [`messages::Opened::Error`]. A `vmmd` reads an unknown kind of end as
+/// [`end::EndKind::Other`] and keeps its reason.
 ///
 /// **A new version is needed for** every change that an older peer would handle wrongly without
 /// noticing.

@@ -26,7 +26,8 @@ pub fn sealed(name: &str, content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Seals a file in memory so that neither its content nor its size nor its seals can change any more.
+/// Seals a file in memory so that neither its content nor its size nor its seals can change any
+/// more.
 ///
 /// # Errors
 /// There is a writable shared mapping of it (EBUSY), one of its pages has an extra reference for

@@ -42,16 +42,17 @@ pub enum Open {
         /// prepared already. It is told afterwards that the VM has resumed.
         prepare: Option<Prepare>,
     },
-    /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a prefault list (as
-    /// [`Open::PrefaultList`] gives it, or empty), then the memfds of the RAM. The answer is [`Opened::Started`].
+    /// Starts a warm VM. The line comes with descriptors (SCM_RIGHTS): the generation's state, a
+    /// prefault list (as [`Open::PrefaultList`] gives it, or empty), then the memfds of the RAM.
+    /// The answer is [`Opened::Started`].
     Start {
         /// The ticket under which the VM is made. Empty: none.
         #[serde(default)]
         ticket: String,
     },
-    /// The pages that the VM wrote between its start from a generation and its agent's ready, as one sealed memfd: pairs of
-    /// u64 LE, first byte and length in bytes of a range of RAM, ascending. The next clone
-    /// prefaults these pages.
+    /// The pages that the VM wrote between its start from a generation and its agent's ready, as
+    /// one sealed memfd: pairs of u64 LE, first byte and length in bytes of a range of RAM,
+    /// ascending. The next clone prefaults these pages.
     ///
     /// On the wire its name is `touched`, for vmms that were started before the name changed.
     #[serde(rename = "touched")]
@@ -90,8 +91,9 @@ pub enum Opened {
         /// When: [`crate::monotonic_ns`].
         entered_ns: u64,
     },
-    /// The answer to [`Open::Freeze`] where the agent could not prepare: 16 (EBUSY), another clone is under way;
-    /// 107 (ENOTCONN), the agent does not answer; 125 (ECANCELED), the pre-clone hook failed.
+    /// The answer to [`Open::Freeze`] where the agent could not prepare: 16 (EBUSY), another clone
+    /// is under way; 107 (ENOTCONN), the agent does not answer; 125 (ECANCELED), the pre-clone hook
+    /// failed.
     NotPrepared(CallError),
     /// The reason for a refusal. The vmm closes the connection.
     Error(String),
@@ -114,7 +116,8 @@ pub struct Frozen {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "t", rename_all = "snake_case", remote = "Self")]
 pub enum FromVmm {
-    /// The first line of a control connection. A vmm that a `vmmd` of version 0 started leaves it out.
+    /// The first line of a control connection. A vmm that a `vmmd` of version 0 started leaves it
+    /// out.
     Hello {
         /// [`crate::VERSION`] of the vmm.
         version: u32,
@@ -174,7 +177,8 @@ pub enum State {
     Booting,
     /// The agent has applied the identity.
     Ready {
-        /// From the start of the vmm process (of a warm one: from [`Open::Start`]) to here, microseconds.
+        /// From the start of the vmm process (of a warm one: from [`Open::Start`]) to here,
+        /// microseconds.
         after_us: u64,
     },
     /// The VM has ended, and the process is about to end.

@@ -12,7 +12,8 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-/// Most descriptors that come with a line: a generation's state, a prefault list, the files of the RAM.
+/// Most descriptors that come with a line: a generation's state, a prefault list, the files of the
+/// RAM.
 pub const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
 
 /// Sends a line with at most [`DESCRIPTORS_MAX`] descriptors. A line is far shorter than a socket's

@@ -1,4 +1,5 @@
-//! Lines of older and newer peers, as they are written: what is understood of them, and what is refused.
+//! Lines of older and newer peers, as they are written: what is understood of them, and what is
+//! refused.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use patina_abi::link::CallError;

@@ -1,7 +1,7 @@
 //! Calls that are retried until they are answered.
 //!
-//! If a connection breaks, the answer is lost, and it is unknown whether the call was carried out. Most
-//! calls of the scheduler are idempotent, so they are retried for a limited time.
+//! If a connection breaks, the answer is lost, and it is unknown whether the call was carried out.
+//! Most calls of the scheduler are idempotent, so they are retried for a limited time.
 
 use backon::{ConstantBuilder, Retryable as _};
 use std::{future::Future, time::Duration};
@@ -9,10 +9,11 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-/// How long an answer may take beyond what the scheduler was asked to wait; a scheduler that is away is waited for so long.
+/// How long an answer may take beyond what the scheduler was asked to wait; a scheduler that is
+/// away is waited for so long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// The delay between a try that was not answered and the next. It has no jitter, so that the simulation
-/// can replay a seed; the tries of many callers are spread as their first calls were.
+/// The delay between a try that was not answered and the next. It has no jitter, so that the
+/// simulation can replay a seed; the tries of many callers are spread as their first calls were.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// Why a call has failed.
@@ -36,8 +37,9 @@ impl Failed {
     }
 }
 
-/// Whether nobody has answered: the scheduler is away, is about to stop, or the connection broke. What a scheduler says itself
-/// has a reason with it; gRPC's own words for a broken connection are many.
+/// Whether nobody has answered: the scheduler is away, is about to stop, or the connection broke.
+/// What a scheduler says itself has a reason with it; gRPC's own words for a broken connection are
+/// many.
 #[must_use]
 pub fn is_away(status: &Status) -> bool {
     match status.get_details_error_info() {
@@ -54,13 +56,14 @@ pub fn is_away(status: &Status) -> bool {
     }
 }
 
-/// Whether a scheduler that could not write its ledger says so: it does not know itself what the disk has of it.
+/// Whether a scheduler that could not write its ledger says so: it does not know itself what the
+/// disk has of it.
 fn is_doubtful(status: &Status) -> bool {
     status.get_details_error_info().is_some_and(|info| info.reason == "STORE")
 }
 
-/// Makes a call that does the same when it is made twice, until it is answered: for as long as it may `wait`, and [`PATIENCE`].
-/// `call` is given what is left of `wait`.
+/// Makes a call that does the same when it is made twice, until it is answered: for as long as it
+/// may `wait`, and [`PATIENCE`]. `call` is given what is left of `wait`.
 ///
 /// # Errors
 /// It was refused, or not answered in time.

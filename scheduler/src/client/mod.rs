@@ -1,15 +1,15 @@
 //! A client of a scheduler, for operators and hosts. What only hosts use is in [`crate::host`].
 //!
-//! - [`connect`] and [`over`]: a [`Connection`] to a [`Target`], or over the caller's own connections.
-//!   Both connect at the first call, and again after a failure. If the scheduler is away, calls fail
-//!   in bounded time, with one of several errors ([`calls::is_away`]).
+//! - [`connect`] and [`over`]: a [`Connection`] to a [`Target`], or over the caller's own
+//!   connections. Both connect at the first call, and again after a failure. If the scheduler is
+//!   away, calls fail in bounded time, with one of several errors ([`calls::is_away`]).
 //! - [`Client`] and [`HostClient`]: the calls of operators and of hosts on a connection.
 //! - [`calls`]: calls that are retried until they are answered.
 //! - [`crate::embedded::Embedded`]: a scheduler in this process, with the same [`Connection`].
 //!
 //! If the future of a call is dropped, the call is cancelled, and its request leaves the queue. A
-//! ticket that was granted at that very moment is released at once if the scheduler notices, and after
-//! its TTL otherwise. [`crate::host::admission::Admission::request`] releases it itself.
+//! ticket that was granted at that very moment is released at once if the scheduler notices, and
+//! after its TTL otherwise. [`crate::host::admission::Admission::request`] releases it itself.
 
 pub mod calls;
 mod target;
@@ -54,7 +54,8 @@ impl Connection {
 const ANSWER_MAX_BYTES: usize = 8 << 20;
 /// A scheduler that does not take a connection in this time is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that is silent so long is asked whether it lives, and has the same time for its answer.
+/// A connection that is silent so long is asked whether it lives, and has the same time for its
+/// answer.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// A connection to the scheduler at `target`.

@@ -2,7 +2,8 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// Where a scheduler is: `unix:PATH`, or `http://HOST:PORT`, which may be written `tcp:HOST:PORT` too.
+/// Where a scheduler is: `unix:PATH`, or `http://HOST:PORT`, which may be written `tcp:HOST:PORT`
+/// too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// The path of a Unix socket on this machine.

@@ -1,9 +1,9 @@
 //! The core's commands, answers and effects.
 //!
-//! A shell passes commands one after another, each with the time, and carries out the effects in order.
-//! All effects of a batch that must be stored are stored in one transaction before any answer of that
-//! batch is sent. If storing fails, the shell answers UNAVAILABLE and loads the core from the store
-//! again.
+//! A shell passes commands one after another, each with the time, and carries out the effects in
+//! order. All effects of a batch that must be stored are stored in one transaction before any
+//! answer of that batch is sent. If storing fails, the shell answers UNAVAILABLE and loads the core
+//! from the store again.
 
 pub use super::error::{CoreError, Free};
 pub use super::limits::*;
@@ -60,8 +60,8 @@ pub struct Demand {
     pub policy: Option<Policy>,
     /// How long the ticket may stay unused, milliseconds; None: as [`Options::ttl_ms`] says.
     pub ttl_ms: Option<u64>,
-    /// The clones for which the ticket is granted and used at once, when they are asked for by number; None: it is only
-    /// granted.
+    /// The clones for which the ticket is granted and used at once, when they are asked for by
+    /// number; None: it is only granted.
     pub use_by: Option<UseBy>,
 }
 
@@ -72,7 +72,8 @@ pub struct UseBy {
     pub parent_vmid: u32,
     /// The clones' vmids, as many as [`Demand::min_vms`]; all on one host.
     pub vmids: Vec<u32>,
-    /// The epoch of the registration of the first of [`Demand::hosts`], which asks; None: any epoch.
+    /// The epoch of the registration of the first of [`Demand::hosts`], which asks; None: any
+    /// epoch.
     pub host_epoch: Option<u64>,
 }
 
@@ -152,7 +153,8 @@ pub struct Listing {
     pub asked_for: bool,
     /// The latest granted comes first, not the earliest.
     pub newest_first: bool,
-    /// The last ticket of the page before, by when it was granted and its number: the list goes on after it.
+    /// The last ticket of the page before, by when it was granted and its number: the list goes on
+    /// after it.
     pub after: Option<(UnixMs, Uuid)>,
     /// The most tickets in the list.
     pub most: usize,
@@ -172,8 +174,8 @@ pub enum Command {
     Gone(Waiter),
     /// Gives a ticket back. [`Reply::Ticket`].
     Release(Waiter, Named),
-    /// A host makes the VMs of a ticket. What it has beyond them is given back. The same again is answered the same.
-    /// [`Reply::Ticket`].
+    /// A host makes the VMs of a ticket. What it has beyond them is given back. The same again is
+    /// answered the same. [`Reply::Ticket`].
     Use {
         /// The call that gets the answer.
         waiter: Waiter,
@@ -201,7 +203,8 @@ pub enum Command {
         /// The host that made no clones.
         host: HostId,
     },
-    /// A host has connected. Answered with [`Reply::Registered`]; an earlier connection of the same host is over.
+    /// A host has connected. Answered with [`Reply::Registered`]; an earlier connection of the same
+    /// host is over.
     HostUp {
         /// The call that gets the answer.
         waiter: Waiter,
@@ -217,14 +220,16 @@ pub enum Command {
         /// The epoch of the host's registration.
         epoch: u64,
     },
-    /// A host's connection has ended. It is fenced when its lease is over, unless it is back by then.
+    /// A host's connection has ended. It is fenced when its lease is over, unless it is back by
+    /// then.
     HostDown {
         /// The host whose connection has ended.
         host: HostId,
         /// The epoch of the registration whose connection it was.
         epoch: u64,
     },
-    /// Clones are gone, or were never made; masters are gone. [`Reply::Noted`]; the same one twice is noted once.
+    /// Clones are gone, or were never made; masters are gone. [`Reply::Noted`]; the same one twice
+    /// is noted once.
     Ended {
         /// The call that gets the answer.
         waiter: Waiter,
@@ -245,7 +250,8 @@ pub enum Command {
         ticket: Named,
         /// The vmid of the VM that arrives.
         vmid: u32,
-        /// The last meeting that it knows of, 0 before the first: a later one is answered at once. None: it waits for the next.
+        /// The last meeting that it knows of, 0 before the first: a later one is answered at once.
+        /// None: it waits for the next.
         after_round: Option<u64>,
         /// How long the VM waits, milliseconds; None: without limit.
         timeout_ms: Option<u64>,
@@ -325,9 +331,11 @@ pub enum Reply {
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Store a ticket as [`super::Core::ticket`] has it at the end of the batch; nothing to do if it is not there any more.
+    /// Store a ticket as [`super::Core::ticket`] has it at the end of the batch; nothing to do if
+    /// it is not there any more.
     Put(Uuid),
-    /// For the log: a ticket has come to another state, whatever comes after that in the same batch.
+    /// For the log: a ticket has come to another state, whatever comes after that in the same
+    /// batch.
     Became(Became),
     /// Forget a ticket and its data.
     Forget(Uuid),
@@ -348,15 +356,16 @@ pub enum Effect {
         family: Uuid,
         /// The ticket under which the clones were made.
         ticket: Uuid,
-        /// The ticket's epoch when these were its clones: a ticket that was unused and used again has a greater one, and
-        /// other clones.
+        /// The ticket's epoch when these were its clones: a ticket that was unused and used again
+        /// has a greater one, and other clones.
         epoch: u64,
         /// The vmids of the clones that are to end.
         vmids: Vec<u32>,
         /// Why they are to end, for their records.
         reason: String,
     },
-    /// A registration is over, by its lease or by a later one: its connection, if there is one, is to be cut.
+    /// A registration is over, by its lease or by a later one: its connection, if there is one, is
+    /// to be cut.
     Cut {
         /// The host whose registration is over.
         host: HostId,

@@ -24,7 +24,8 @@ use uuid::Uuid;
 /// A ticket's barrier.
 #[derive(Debug, Default)]
 pub struct Meeting {
-    /// Who is there, and who waits for them, with the last round that they know of: processes of one VM count once.
+    /// Who is there, and who waits for them, with the last round that they know of: processes of
+    /// one VM count once.
     arrived: BTreeMap<u32, BTreeMap<Waiter, Option<u64>>>,
 }
 
@@ -88,7 +89,8 @@ impl Core {
         }
     }
 
-    /// A VM was in a round that the ledger does not know of: those who wait and were not there have missed its answer.
+    /// A VM was in a round that the ledger does not know of: those who wait and were not there have
+    /// missed its answer.
     fn follow_round(&mut self, id: Uuid, round: u64, out: &mut Vec<Effect>) {
         if self.ledger.get(id).is_none_or(|ticket| ticket.round() >= round) {
             return;

@@ -65,7 +65,8 @@ impl Core {
         true
     }
 
-    /// Clones of these tickets have ended, all of them at the same moment. A ticket without live clones comes to its end, in `state`.
+    /// Clones of these tickets have ended, all of them at the same moment. A ticket without live
+    /// clones comes to its end, in `state`.
     pub(super) fn settle(&mut self, clones: &BTreeSet<(Uuid, u32)>, state: State, out: &mut Vec<Effect>) {
         let mut tickets = BTreeSet::new();
         for (id, vmid) in clones {

@@ -1,7 +1,8 @@
-//! Epochs: numbers that only increase, over all restarts of a scheduler and whatever its clock shows.
+//! Epochs: numbers that only increase, over all restarts of a scheduler and whatever its clock
+//! shows.
 //!
-//! Blocks of epochs are reserved in the ledger, so that not every epoch has to be stored. A scheduler
-//! that starts continues above all epochs that its predecessor may have issued.
+//! Blocks of epochs are reserved in the ledger, so that not every epoch has to be stored. A
+//! scheduler that starts continues above all epochs that its predecessor may have issued.
 
 /// How many are reserved at once.
 const BLOCK: u64 = 1 << 16;
@@ -14,7 +15,8 @@ pub struct Epochs {
 }
 
 impl Epochs {
-    /// After a life whose ledger says that epochs up to `reserved` may have been given; none is below `least`.
+    /// After a life whose ledger says that epochs up to `reserved` may have been given; none is
+    /// below `least`.
     #[must_use]
     pub fn after(reserved: u64, least: u64) -> Self {
         Self { last: reserved.max(least), reserved }

@@ -1,12 +1,13 @@
 //! Hosts: their resources, how much of them is reserved, and whether the hosts are alive.
 //!
 //! ```text
-//!  (of a stored ticket) expected ──up──▶ up ◀──up── down        expected, up or down, and silent for a lease: fenced
-//!                                        └───down───▲          fenced ──up──▶ up
+//!  (of a stored ticket) expected ──up──▶ up ◀──up── down
+//!                                        └───down───▲
+//!  expected, up or down ──silent for a lease──▶ fenced ──up──▶ up
 //! ```
 //! Tickets and their clones keep their reservation until they end, whether the host is up or not. A
-//! clone may run without a ticket: its end was recorded, but its host reports it again. It counts as
-//! well, until the host reports that it is gone.
+//! clone may run without a ticket: its end was recorded, but its host reports it again. It counts
+//! as well, until the host reports that it is gone.
 
 use super::{
     api::{Free, HostInfo, Options, Running, UnixMs},
@@ -46,7 +47,8 @@ pub struct Host {
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
     pub tickets: BTreeSet<Uuid>,
-    /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's epoch.
+    /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's
+    /// epoch.
     ghosts: BTreeMap<(Uuid, u32), (Running, u64)>,
     /// What it has; nothing before it registers.
     pub capacity: Room,
@@ -212,7 +214,8 @@ impl Hosts {
         }
     }
 
-    /// VMs are not held any more; of what the ticket has on the host `left` says whether something remains.
+    /// VMs are not held any more; of what the ticket has on the host `left` says whether something
+    /// remains.
     pub fn release(&mut self, id: HostId, load: &Load, vms: u32, left: bool) {
         let less = load.times(vms);
         self.update(id, |host| {

@@ -1,8 +1,8 @@
 //! Kills: ends clones on any host, and answers the caller when they have ended.
 //!
 //! The ledger records which clones of a ticket must end before any host is told. So the order stays
-//! valid if the caller, the host or the scheduler goes away. A waiting call does not survive a restart
-//! of the scheduler; the caller retries it.
+//! valid if the caller, the host or the scheduler goes away. A waiting call does not survive a
+//! restart of the scheduler; the caller retries it.
 
 use super::{
     Core,
@@ -20,7 +20,8 @@ pub struct Kills {
     pending: HashMap<Waiter, Pending>,
     /// Who waits for a clone's end.
     by_clone: HashMap<(Uuid, u32), BTreeSet<Waiter>>,
-    /// Clones that are to end, as [`Ticket::kills_requested`] has them: said to their host until they have.
+    /// Clones that are to end, as [`Ticket::kills_requested`] has them: said to their host until
+    /// they have.
     requested: BTreeSet<Target>,
 }
 

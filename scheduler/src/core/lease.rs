@@ -24,8 +24,8 @@ impl Core {
         }
     }
 
-    /// A host was silent for its lease's time: its tickets are fenced, its clones are lost. If it comes back, with clones that live
-    /// after all, they are ended.
+    /// A host was silent for its lease's time: its tickets are fenced, its clones are lost. If it
+    /// comes back, with clones that live after all, they are ended.
     pub(super) fn fence(&mut self, host: HostId, out: &mut Vec<Effect>) {
         let Some(gone) = self.hosts.get(host) else { return };
         let epoch = gone.epoch;

@@ -53,7 +53,8 @@ pub struct Ledger {
     tickets: HashMap<Uuid, Ticket>,
     order: Order,
     families: HashMap<Uuid, Family>,
-    /// The ticket of each clone, ended ones included; of a vmid that was given twice, the later one.
+    /// The ticket of each clone, ended ones included; of a vmid that was given twice, the later
+    /// one.
     clones: HashMap<(Uuid, u32), Uuid>,
     requests: HashMap<Uuid, HashMap<String, Uuid>>,
     left: Left,

@@ -1,9 +1,9 @@
 //! The data that clones leave when they join: how much of it is kept, and for how long.
 //!
-//! There are limits per clone, per ticket, per family, and in total. A family may use no more of the
-//! total than is still free, so there is always space for another family. Data that its family has read
-//! is kept for a while, in case the answer was lost, and is deleted earlier if the space is needed. The
-//! data of a family whose master has ended is deleted at once.
+//! There are limits per clone, per ticket, per family, and in total. A family may use no more of
+//! the total than is still free, so there is always space for another family. Data that its family
+//! has read is kept for a while, in case the answer was lost, and is deleted earlier if the space
+//! is needed. The data of a family whose master has ended is deleted at once.
 
 use super::{
     Core,

@@ -16,11 +16,13 @@ pub const JOIN_DATA_MAX_BYTES: u64 = 1 << 20;
 pub const TICKET_DATA_MAX_BYTES: u64 = 256 << 20;
 /// Most bytes that all clones of a family leave, of all its tickets.
 pub const FAMILY_DATA_MAX_BYTES: u64 = 512 << 20;
-/// Most bytes that all clones leave. No family has more of them than are free, so that there is room for another one.
+/// Most bytes that all clones leave. No family has more of them than are free, so that there is
+/// room for another one.
 pub const DATA_MAX_BYTES: u64 = 4 << 30;
 /// How long what a clone left is kept after its family has read it, milliseconds.
 pub const READ_KEPT_MS: u64 = 600_000;
-/// How often a request may be passed over by later ones that fit before what becomes free is kept for it.
+/// How often a request may be passed over by later ones that fit before what becomes free is kept
+/// for it.
 pub const PASSED_OVER_MAX: u32 = 16;
 /// How long something is kept for it. Then others may pass it again, as often.
 pub const KEPT_MAX_MS: u64 = 60_000;

@@ -1,10 +1,13 @@
 //! The pure core: commands in, effects out. No clock, socket or lock: time comes with each command.
 //!
-//! - [`api`], `error`, [`state`]: commands, answers and effects. [`ticket`]: a ticket in its stored form.
-//! - knowledge: `ledger` (tickets), `left` (the data that clones left), `epochs`, `hosts` and `room` (their
-//!   resources and free capacity), `queue` (requests), `waiting` (callers that wait), `timers`.
+//! - [`api`], `error`, [`state`]: commands, answers and effects. [`ticket`]: a ticket in its stored
+//!   form.
+//! - knowledge: `ledger` (tickets), `left` (the data that clones left), `epochs`, `hosts` and
+//!   `room` (their resources and free capacity), `queue` (requests), `waiting` (callers that wait),
+//!   `timers`.
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
-//!   (released, used, unused, over), `ended` (clones end), `register` and `lease` (hosts come and go).
+//!   (released, used, unused, over), `ended` (clones end), `register` and `lease` (hosts come and
+//!   go).
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
 //! ```text

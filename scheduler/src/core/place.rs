@@ -11,7 +11,8 @@ use super::{
 };
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-/// How many hosts are looked at for the fullest one in which all fits, where some of those with CPUs and memory enough take no more VMs.
+/// How many hosts are looked at for the fullest one in which all fits, where some of those with
+/// CPUs and memory enough take no more VMs.
 const LOOKED_AT_MAX: usize = 64;
 
 /// What is to be placed.
@@ -66,7 +67,8 @@ pub fn place(hosts: &Hosts, want: &Want, kept: &Kept) -> Option<Places> {
     })
 }
 
-/// Whether it could be placed if all hosts that are up, and these `others`, held nothing but what stays there.
+/// Whether it could be placed if all hosts that are up, and these `others`, held nothing but what
+/// stays there.
 pub fn could(hosts: &Hosts, want: &Want, others: &[Room], stays: Option<&BTreeMap<HostId, Held>>) -> bool {
     let fit = |room: Room| room.fit(want.vcpus, want.memory_mib);
     let fit_beside = |(id, size): (HostId, Room)| {
@@ -89,7 +91,8 @@ pub fn could(hosts: &Hosts, want: &Want, others: &[Room], stays: Option<&BTreeMa
     }
 }
 
-/// How many hosts are looked at to say what is free: a request that waits fits on fewer ones, unless it needs a single one.
+/// How many hosts are looked at to say what is free: a request that waits fits on fewer ones,
+/// unless it needs a single one.
 const FREE_HOSTS_MAX: usize = 256;
 
 /// What is free where it could be placed.
@@ -197,7 +200,8 @@ impl Search<'_> {
         host.map(|id| Places::from([(id, vms)]))
     }
 
-    /// As few hosts as possible: those in which most fits, and for what is left the fullest one that has room for it.
+    /// As few hosts as possible: those in which most fits, and for what is left the fullest one
+    /// that has room for it.
     fn pack(&self, mut candidates: Vec<Candidate>, total: u32) -> Places {
         let mut places = Places::new();
         if let Some(host) = self.fullest(total, &places) {

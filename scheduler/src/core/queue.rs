@@ -1,8 +1,8 @@
 //! Waiting requests: first come, first served within a family, and families take turns.
 //!
-//! Only the head of each family's line can be granted. [`Queue`] keeps the lines, the turns, and which
-//! heads have not been tried yet with the current free capacity. [`super::serve`] decides who gets
-//! what.
+//! Only the head of each family's line can be granted. [`Queue`] keeps the lines, the turns, and
+//! which heads have not been tried yet with the current free capacity. [`super::serve`] decides who
+//! gets what.
 
 use super::{
     api::{Demand, PASSED_OVER_MAX, UnixMs, Waiter},
@@ -104,7 +104,8 @@ impl Queue {
         waited.waiters.is_empty()
     }
 
-    /// Takes a request out; the next one of its family becomes the head of its line, which keeps its turn.
+    /// Takes a request out; the next one of its family becomes the head of its line, which keeps
+    /// its turn.
     pub fn remove(&mut self, request: u64) -> Option<Request> {
         let removed = self.requests.remove(&request)?;
         let family = removed.demand.family;
@@ -174,7 +175,8 @@ impl Queue {
         self.untried.remove(&(turn, request));
     }
 
-    /// Heads that were passed over too often, by arrival, and until when something is kept for them.
+    /// Heads that were passed over too often, by arrival, and until when something is kept for
+    /// them.
     pub fn starved(&self) -> &BTreeMap<u64, UnixMs> {
         &self.starved
     }
@@ -193,8 +195,8 @@ impl Queue {
         self.lines.get(&family).map(|line| line.turn)
     }
 
-    /// A request is granted: those heads that came before it and `could_use` its hosts were passed over. Returns those for which
-    /// something is kept from now on, until that time.
+    /// A request is granted: those heads that came before it and `could_use` its hosts were passed
+    /// over. Returns those for which something is kept from now on, until that time.
     pub fn pass_over(
         &mut self,
         granted: u64,

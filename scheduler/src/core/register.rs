@@ -7,9 +7,9 @@
 //! | is unknown | used | it becomes one of its clones |
 //! | has ended, or was never created | known | it counts as long as it runs, and must end |
 //!
-//! While a ticket is being used, a clone that does not run yet means nothing. A clone that the ledger
-//! has as alive and that does not run is lost. The host is told which clones must end when it
-//! registers, and again at each heartbeat until they have ended.
+//! While a ticket is being used, a clone that does not run yet means nothing. A clone that the
+//! ledger has as alive and that does not run is lost. The host is told which clones must end when
+//! it registers, and again at each heartbeat until they have ended.
 
 use super::{
     Core,
@@ -100,8 +100,8 @@ impl Core {
         }
     }
 
-    /// Which epoch of its ticket a clone is of that should not run: of one that was unused since, an earlier one. What is not remembered, or
-    /// over, is not used again.
+    /// Which epoch of its ticket a clone is of that should not run: of one that was unused since,
+    /// an earlier one. What is not remembered, or over, is not used again.
     fn epoch_of_ghost(&self, ticket: Uuid) -> u64 {
         match self.ledger.get(ticket) {
             Some(ticket) if ticket.state == State::Granted => ticket.epoch.saturating_sub(1),
@@ -128,7 +128,8 @@ impl Core {
         self.settle(&lost, State::Released, out);
     }
 
-    /// Masters that a host has not are gone: the tickets with which they cloned there wait for them no more.
+    /// Masters that a host has not are gone: the tickets with which they cloned there wait for them
+    /// no more.
     pub(super) fn lose_masters(
         &mut self,
         host: HostId,
@@ -170,7 +171,8 @@ impl Core {
         if is_other { Finding::Ghost } else { Finding::New }
     }
 
-    /// A clone becomes one of its ticket, which is made if it is not known. It holds room, whether there is any or not.
+    /// A clone becomes one of its ticket, which is made if it is not known. It holds room, whether
+    /// there is any or not.
     fn adopt(&mut self, host: HostId, clone: &Running) {
         if self.ledger.get(clone.ticket).is_none() {
             let epoch = self.next_epoch();
@@ -205,8 +207,8 @@ impl Core {
         self.hosts.hold(host, &load, 1);
     }
 
-    /// Whether the VM that cloned with a ticket lives, now that all clones are known of the host that it is on: clones start where
-    /// their parent is. Of masters nothing is known here.
+    /// Whether the VM that cloned with a ticket lives, now that all clones are known of the host
+    /// that it is on: clones start where their parent is. Of masters nothing is known here.
     fn look_for_parent(&mut self, id: Uuid) {
         let Some(ticket) = self.ledger.get(id) else { return };
         if ticket.parent_vmid.is_some_and(|vmid| vmid > 0 && !self.ledger.is_live(ticket.family, vmid)) {

@@ -85,7 +85,8 @@ impl Core {
         Ok(want)
     }
 
-    /// Whether not even empty hosts would do. As long as one is missing of which nothing is known, nobody knows.
+    /// Whether not even empty hosts would do. As long as one is missing of which nothing is known,
+    /// nobody knows.
     fn is_impossible(&self, want: &Want) -> bool {
         let is_meant = |id: &&HostId| want.only.is_empty() || want.only.contains(id);
         let away = self.hosts.away().iter().filter(is_meant).filter_map(|id| self.hosts.get(*id));

@@ -103,8 +103,8 @@ impl Load {
     }
 }
 
-/// Hosts by their room. Hosts with the same number of CPUs are together: there are few such numbers, and among those hosts the ones
-/// with memory enough follow each other.
+/// Hosts by their room. Hosts with the same number of CPUs are together: there are few such
+/// numbers, and among those hosts the ones with memory enough follow each other.
 #[derive(Debug, Default)]
 pub struct ByRoom(BTreeMap<u32, BTreeSet<(u64, u32, HostId)>>);
 

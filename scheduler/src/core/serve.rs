@@ -1,13 +1,14 @@
 //! Serves the queue: decides who gets capacity that has become free.
 //!
 //! The heads of the families' lines are tried in turn, and one that fits may overtake one that does
-//! not. A head that was overtaken too often is tried before all others, and the capacity that it could
-//! use is reserved for it for a limited time. So it gets its VMs as soon as their current holders end.
-//! Nothing is reserved for a head that waits for capacity that only its own family can free. No head
-//! blocks the others forever: when its time is over, it may be overtaken again, as often as before.
+//! not. A head that was overtaken too often is tried before all others, and the capacity that it
+//! could use is reserved for it for a limited time. So it gets its VMs as soon as their current
+//! holders end. Nothing is reserved for a head that waits for capacity that only its own family can
+//! free. No head blocks the others forever: when its time is over, it may be overtaken again, as
+//! often as before.
 //!
-//! A head is tried only if it was not tried with the current free capacity: new heads, and those that
-//! could use what has become free.
+//! A head is tried only if it was not tried with the current free capacity: new heads, and those
+//! that could use what has become free.
 
 use super::{
     Core,
@@ -97,7 +98,8 @@ impl Core {
             self.queue.tried(turn, request);
         }
         let Some(request) = self.queue.get(request) else { return };
-        // What can never be used, as things are, is not kept; and what its own family holds nobody else can wait for.
+        // What can never be used, as things are, is not kept; and what its own family holds nobody
+        // else can wait for.
         let own = self.hosts.held_by(request.demand.family);
         if could(&self.hosts, &request.want, &[], own) {
             kept.all |= request.want.only.is_empty();
@@ -220,7 +222,8 @@ impl Core {
         }
     }
 
-    /// A number that no ticket has: made of the family's own, which is random, and of the epoch, which no other ticket has.
+    /// A number that no ticket has: made of the family's own, which is random, and of the epoch,
+    /// which no other ticket has.
     fn new_id(&self, family: Uuid, epoch: u64) -> Uuid {
         let (high, low) = family.as_u64_pair();
         let mut salt = epoch;

@@ -55,7 +55,8 @@ impl Core {
         let wanted = u32::try_from(vmids.len()).unwrap_or(u32::MAX);
         let places = ticket.places.clone();
         self.timers.unset(ticket.expires_unix_ms, Timer::Expire(id));
-        // Clones start where their parent is: what is held elsewhere, or beyond them, is for others.
+        // Clones start where their parent is: what is held elsewhere, or beyond them, is for
+        // others.
         for (place, vms) in places {
             let spare = if place == host { vms.saturating_sub(wanted) } else { vms };
             self.free_on(place, &load, spare, place == host);

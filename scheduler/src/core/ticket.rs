@@ -27,7 +27,8 @@ pub struct Ticket {
     pub family: Uuid,
     /// The state that the ticket is in.
     pub state: State,
-    /// Fencing: greater after each grant and each fencing; never the same twice, in all tickets and hosts of a scheduler's life.
+    /// Fencing: greater after each grant and each fencing; never the same twice, in all tickets and
+    /// hosts of a scheduler's life.
     pub epoch: u64,
     /// The caller's name for the request, if it gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,7 +183,8 @@ impl Ticket {
         self.met.map_or(0, |met| met.round)
     }
 
-    /// How many VMs it holds on a host: until it is used those that it was granted, then those that live.
+    /// How many VMs it holds on a host: until it is used those that it was granted, then those that
+    /// live.
     #[must_use]
     pub fn held(&self, host: HostId) -> u32 {
         match self.state {

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 /// Longest sleep: whoever wakes for nothing looks again.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
-/// Where the clock stood when it was made, and tokio's monotonic time since: what sets the host's clock does not change leases,
-/// and a simulation that moves tokio's time moves this.
+/// Where the clock stood when it was made, and tokio's monotonic time since: what sets the host's
+/// clock does not change leases, and a simulation that moves tokio's time moves this.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     base_unix_ms: UnixMs,

@@ -22,7 +22,8 @@ fn options() -> Options {
     }
 }
 
-/// An engine whose worker is a task among others: one thread, paused time, so each test goes the same way every time.
+/// An engine whose worker is a task among others: one thread, paused time, so each test goes the
+/// same way every time.
 fn engine(store: &MemoryStore) -> Engine {
     let clock = Clock::starting_at(START_MS);
     let (engine, worker) = prepare(Box::new(store.clone()), options(), clock).unwrap();
@@ -103,7 +104,8 @@ async fn who_goes_away_leaves_the_queue() {
     assert_eq!(second.unwrap().ticket.state, State::Granted);
 }
 
-/// The answer is sent, and dropped unread with its call: nobody else would ever get those VMs before the TTL.
+/// The answer is sent, and dropped unread with its call: nobody else would ever get those VMs
+/// before the TTL.
 #[tokio::test(start_paused = true)]
 async fn a_ticket_that_nobody_hears_of_is_taken_back() {
     let engine = engine(&MemoryStore::default());

@@ -21,7 +21,8 @@ pub struct Seen {
     pub live: u32,
     /// How long it may still stay unused; 0: it is used, or over.
     pub expires_in_ms: u64,
-    /// The names of the hosts in [`Ticket::places`], in that order; empty where the host has not come back yet.
+    /// The names of the hosts in [`Ticket::places`], in that order; empty where the host has not
+    /// come back yet.
     pub host_names: Vec<String>,
 }
 

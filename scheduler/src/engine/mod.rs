@@ -1,18 +1,20 @@
 //! The single owner of core and store.
 //!
 //! ```text
-//!  callers ──▶ inbox (bounded) ──▶ worker: take all waiting ─▶ core ─▶ store, one transaction ─▶ answers, kill orders, changes
+//!  callers ──▶ inbox (bounded) ──▶ worker: take all waiting ─▶ core ─▶ store, one transaction
 //!  callers that go away ────────▶    ▲ at the core's deadlines, too
+//!                                        ─▶ answers, kill orders, changes
 //! ```
 //!
-//! - [`Engine`]: the handle for callers. If the future of a call is dropped, the call leaves the core.
-//! - [`worker`]: the task. It takes a batch, lets the core decide and the store write, and only then
-//!   answers.
+//! - [`Engine`]: the handle for callers. If the future of a call is dropped, the call leaves the
+//!   core.
+//! - [`worker`]: the task. It takes a batch, lets the core decide and the store write, and only
+//!   then answers.
 //! - `waits`: limits for waiting calls, also per family. `gauges`: current values for the metrics.
 //! - [`message`]: the messages between the two. [`clock`]: time.
 //!
-//! The worker calls the store directly, so it has a thread of its own ([`start`]). With a store that
-//! does not block it can be a task among others ([`prepare`]).
+//! The worker calls the store directly, so it has a thread of its own ([`start`]). With a store
+//! that does not block it can be a task among others ([`prepare`]).
 
 pub mod clock;
 mod gauges;
@@ -50,7 +52,8 @@ use waiting::Waiting;
 use waits::Waits;
 use worker::Worker;
 
-/// Most calls that wait: in the queue, at barriers, for the ends of clones. No family has more of them than there is room left for.
+/// Most calls that wait: in the queue, at barriers, for the ends of clones. No family has more of
+/// them than there is room left for.
 pub const WAITS_MAX: usize = 65_536;
 /// Most other calls under way, which are answered at once.
 pub const CALLS_MAX: usize = 65_536;
@@ -123,7 +126,8 @@ pub fn prepare(
     Ok((Engine { shared: Arc::new(shared) }, worker))
 }
 
-/// An engine on a thread of its own. The thread ends after [`Engine::stop`], or with the last handle.
+/// An engine on a thread of its own. The thread ends after [`Engine::stop`], or with the last
+/// handle.
 ///
 /// # Errors
 /// The store cannot be read, or there is no thread.
@@ -246,7 +250,8 @@ impl Engine {
         reported: bool,
     ) -> Result<(), Refusal> {
         let data_bytes = bytes.len() as u64;
-        // The core refuses what is too long: nothing but its length needs room. Nothing replaces what was left before, too.
+        // The core refuses what is too long: nothing but its length needs room. Nothing replaces
+        // what was left before, too.
         let data = (data_bytes <= JOIN_DATA_MAX_BYTES).then_some(bytes);
         let room = data.as_ref().and_then(|bytes| u32::try_from(bytes.len()).ok()).unwrap_or(0);
         let _room = self.shared.data_bytes.acquire_many(room).await.map_err(|_| Refusal::Stopped)?;
@@ -290,7 +295,8 @@ impl Engine {
         self.ask(Query::Hosts).await
     }
 
-    /// What a clone left; empty when it left nothing. When its family has it, it is not kept for long.
+    /// What a clone left; empty when it left nothing. When its family has it, it is not kept for
+    /// long.
     pub async fn join_data(&self, ticket: Named, vmid: u32) -> Result<Vec<u8>, Refusal> {
         let data = self.ask(|reply| Query::Data { ticket, vmid, reply }).await?;
         if ticket.family.is_some() && !data.is_empty() {
@@ -307,7 +313,8 @@ impl Engine {
         self.ask(Query::Counts).await
     }
 
-    /// Whether the ledger's thread answers, after what it has to do before. Does not return while that hangs.
+    /// Whether the ledger's thread answers, after what it has to do before. Does not return while
+    /// that hangs.
     pub async fn is_alive(&self) -> bool {
         let (reply, answer) = oneshot::channel();
         self.send(Message::Ask(Query::Counts(reply))).await.is_ok() && answer.await.is_ok()
@@ -339,8 +346,8 @@ impl Engine {
         self.put(data, None, command).await
     }
 
-    /// Puts a command to the core. What hosts say comes here without asking for room: a host has one message under way, and one
-    /// that is not heard would be given up with all its clones.
+    /// Puts a command to the core. What hosts say comes here without asking for room: a host has
+    /// one message under way, and one that is not heard would be given up with all its clones.
     async fn put(
         &self,
         data: Option<JoinData>,

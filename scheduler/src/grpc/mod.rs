@@ -1,6 +1,7 @@
 //! `patina.v1.Scheduler` and `patina.v1.HostScheduler` on an engine.
 //!
-//! - `service`: the calls of operators. `host_service`: those of hosts. `host`: a host's stream. `watch`: a watcher's.
+//! - `service`: the calls of operators. `host_service`: those of hosts. `host`: a host's stream.
+//!   `watch`: a watcher's.
 //! - `check`: requests, checked field by field. `convert`: answers. `status`: errors.
 
 mod check;
@@ -20,8 +21,9 @@ use patina_proto::v1::{host_scheduler_server::HostSchedulerServer, scheduler_ser
 /// Longest message of a caller: what a clone leaves, or all clones of a host.
 pub const MESSAGE_MAX_BYTES: usize = 2 << 20;
 
-/// The service for operators, to be added to a server of [`patina_daemon::server::builder`], which does not limit the calls of a connection to few:
-/// those that wait in the queue or at a barrier would keep others out.
+/// The service for operators, to be added to a server of [`patina_daemon::server::builder`], which
+/// does not limit the calls of a connection to few: those that wait in the queue or at a barrier
+/// would keep others out.
 #[must_use]
 pub fn server(engine: Engine) -> SchedulerServer<Service> {
     SchedulerServer::new(Service::new(engine)).max_decoding_message_size(MESSAGE_MAX_BYTES)

@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status};
 const WATCHERS_MAX: usize = 256;
 /// What a stream's reader may be behind.
 pub(super) const STREAM_BUFFER: usize = 16;
-/// A page of tickets ends when it is so long: below the 4 MiB that clients take if they are not told otherwise.
+/// A page of tickets ends when it is so long: below the 4 MiB that clients take if they are not
+/// told otherwise.
 const PAGE_MAX_BYTES: usize = 2 << 20;
 
 /// The service.

@@ -1,5 +1,5 @@
-//! Errors as `google.rpc.Status`: the code and `ErrorInfo` for programs, details about fields, preconditions and quotas, and the
-//! message for people.
+//! Errors as `google.rpc.Status`: the code and `ErrorInfo` for programs, details about fields,
+//! preconditions and quotas, and the message for people.
 
 use crate::{core::api::CoreError, engine::Refusal};
 use std::{collections::HashMap, time::Duration};
@@ -11,14 +11,16 @@ pub(super) const DOMAIN: &str = "patina";
 /// When to ask again for what others have, or for what was broken.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Most bytes of a status's message, in the form in which it is sent, where most signs take three. A client with its library's usual
-/// limit for headers (16 KiB) must get it together with the details, in which the message stands again.
+/// Most bytes of a status's message, in the form in which it is sent, where most signs take three.
+/// A client with its library's usual limit for headers (16 KiB) must get it together with the
+/// details, in which the message stands again.
 const MESSAGE_MAX_BYTES: usize = 2 * 1024;
-/// Most bytes of the whole message, which stands in the details when the message itself is too long.
+/// Most bytes of the whole message, which stands in the details when the message itself is too
+/// long.
 const WHOLE_MAX_BYTES: usize = 5 * 1024;
 
-/// A status whose message is cut where it is too long for a client's headers. The whole stands in the details then, as
-/// `DebugInfo.detail`.
+/// A status whose message is cut where it is too long for a client's headers. The whole stands in
+/// the details then, as `DebugInfo.detail`.
 #[must_use]
 pub fn with_details(code: Code, message: &str, mut details: ErrorDetails) -> Status {
     let short = fitting(message);
@@ -97,7 +99,8 @@ impl From<Refusal> for Status {
             }
             _ => {}
         }
-        // Messages say what to do after a semicolon; a client that shows one line to a person takes this.
+        // Messages say what to do after a semicolon; a client that shows one line to a person takes
+        // this.
         if let Some((_, advice)) = message.split_once("; ") {
             details.set_localized_message("en", advice);
         }

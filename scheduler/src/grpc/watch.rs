@@ -1,5 +1,5 @@
-//! A watcher's stream: the current state of every ticket, then each change. A watcher that is so slow
-//! that changes are lost gets every ticket again.
+//! A watcher's stream: the current state of every ticket, then each change. A watcher that is so
+//! slow that changes are lost gets every ticket again.
 
 use super::{check::PAGE_MAX, convert};
 use crate::{

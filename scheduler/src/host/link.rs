@@ -1,10 +1,10 @@
 //! Keeping a host registered.
 //!
 //! ```text
-//!            register: who I am, what runs        registered: epoch, lease
-//!  away ──────────────────────────────────▶ asking ────────────────────────▶ registered ─┐ beat, ended ▶ ◀ noted, kill
-//!    ▲                                        │ refused, too late                │  ▲      │
-//!    └──────────────── pause ◀────────────────┴──────────── broken, cut ◀────────┘  └──────┘
+//!        register: who I am, what runs     registered: epoch, lease
+//!  away ──────────────────────────────▶ asking ────────────────────▶ registered ──┐ beat, ended ▶
+//!    ▲                                    │ refused, too late           │  ▲       │ ◀ noted, kill
+//!    └────────────── pause ◀──────────────┴────────── broken, cut ◀─────┘  └───────┘
 //! ```
 
 use crate::client::HostClient;
@@ -35,11 +35,12 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 const BEAT: Duration = Duration::from_secs(5);
 /// Most ended clones in one message.
 const ENDED_IN_MESSAGE: usize = 256;
-/// Most ended clones that wait to be noted. Of those beyond it the ledger learns with the next registration, but not how
-/// they ended.
+/// Most ended clones that wait to be noted. Of those beyond it the ledger learns with the next
+/// registration, but not how they ended.
 const ENDED_MAX: usize = 65_536;
 
-/// The clones of a host, as its [`HostLink`] needs them. Both are called from a tokio task and must not block.
+/// The clones of a host, as its [`HostLink`] needs them. Both are called from a tokio task and must
+/// not block.
 pub trait Clones: Send + Sync + 'static {
     /// What there is, for a registration: the ledger takes any other clone for ended.
     fn present(&self) -> Present;
@@ -52,8 +53,8 @@ pub trait Clones: Send + Sync + 'static {
 pub struct Present {
     /// All clones that run here, and those that are being made and that the scheduler knows of.
     pub running: Vec<RunningClone>,
-    /// Tickets whose UseTicket is under way, or whose clones are being started. Of a ticket that was listed here,
-    /// [`HostLink::ended`] is said afterwards for each clone that was not made.
+    /// Tickets whose UseTicket is under way, or whose clones are being started. Of a ticket that
+    /// was listed here, [`HostLink::ended`] is said afterwards for each clone that was not made.
     pub making: Vec<String>,
     /// The families whose master lives here; None: nothing is said of masters.
     pub masters: Option<Vec<String>>,
@@ -93,9 +94,9 @@ impl HostLink {
         Self { ended, registration, task: tokio::spawn(keeper.run()) }
     }
 
-    /// A clone has ended, or was never made; or, where there is no ticket, the master of its family. The scheduler is told, in the
-    /// order of these calls and again after each failure, until it has noted it. To be called before [`Clones::present`] leaves
-    /// the clone out.
+    /// A clone has ended, or was never made; or, where there is no ticket, the master of its
+    /// family. The scheduler is told, in the order of these calls and again after each failure,
+    /// until it has noted it. To be called before [`Clones::present`] leaves the clone out.
     pub fn ended(&self, clone: RunningClone, end: VmEnd) {
         self.ended.push(clone, end);
     }
@@ -106,7 +107,8 @@ impl HostLink {
         self.ended.with(|queue| queue.len())
     }
 
-    /// Ends it; the host is fenced when its lease is over. For those whose [`Clones`] hold the link.
+    /// Ends it; the host is fenced when its lease is over. For those whose [`Clones`] hold the
+    /// link.
     pub fn stop(&self) {
         self.task.abort();
     }
@@ -161,7 +163,8 @@ impl Ended {
         })
     }
 
-    /// Those were noted. The queue may have lost its oldest ones meanwhile: what is at its front is looked at.
+    /// Those were noted. The queue may have lost its oldest ones meanwhile: what is at its front is
+    /// looked at.
     fn noted(&self, clones: &[EndedClone]) {
         self.with(|queue| {
             for clone in clones {
@@ -212,7 +215,8 @@ impl Keeper {
         }
     }
 
-    /// Hosts that lost the same scheduler do not all come back at the same instant: up to a quarter later, by the host's number.
+    /// Hosts that lost the same scheduler do not all come back at the same instant: up to a quarter
+    /// later, by the host's number.
     fn spread(&self, pause: Duration) -> Duration {
         let sum = self.info.id.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte));
         pause * u32::from(sum) / 1024
@@ -231,7 +235,8 @@ impl Keeper {
     }
 
     async fn register(&mut self) -> Result<Session, Status> {
-        // A few messages at most wait: beats that find no room are left out, and ended clones are said one message at a time.
+        // A few messages at most wait: beats that find no room are left out, and ended clones are
+        // said one message at a time.
         let (messages, outgoing) = mpsc::channel(8);
         say(&messages, Message::Register(self.present()));
         let mut orders = self.client.register_host(ReceiverStream::new(outgoing)).await?.into_inner();
@@ -250,7 +255,8 @@ impl Keeper {
         Ok(Session { messages, orders, beat, said: None })
     }
 
-    /// Clones whose end is not noted yet count as running: so the ledger hears how they ended, not only that they are gone.
+    /// Clones whose end is not noted yet count as running: so the ledger hears how they ended, not
+    /// only that they are gone.
     fn present(&self) -> Register {
         let Present { running, making, masters } = self.clones.present();
         let ended = self.ended.with(|queue| queue.iter().map(|(clone, _)| clone.clone()).collect::<Vec<_>>());
@@ -265,7 +271,8 @@ impl Keeper {
         loop {
             self.say_ended(session);
             tokio::select! {
-                // In this order, so that a simulation goes the same way each time, and no number of orders keeps a beat back.
+                // In this order, so that a simulation goes the same way each time, and no number of
+                // orders keeps a beat back.
                 biased;
                 _ = beats.tick() => {
                     say(&session.messages, Message::Beat(Beat {}));
@@ -322,7 +329,8 @@ fn explained(status: Status) -> Status {
     status
 }
 
-/// Whether there was room for it. Where there is none the connection stands still; it will break, or go on by the next beat.
+/// Whether there was room for it. Where there is none the connection stands still; it will break,
+/// or go on by the next beat.
 fn say(messages: &mpsc::Sender<HostMessage>, message: Message) -> bool {
     messages.try_send(HostMessage { message: Some(message) }).is_ok()
 }

@@ -1,9 +1,9 @@
-//! The ledger in one SQLite file, `scheduler.db`: tickets as JSON by id, data as blobs. People can read
-//! it while it is in use: `sqlite3 scheduler.db 'select * from tickets'`.
+//! The ledger in one SQLite file, `scheduler.db`: tickets as JSON by id, data as blobs. People can
+//! read it while it is in use: `sqlite3 scheduler.db 'select * from tickets'`.
 //!
-//! A batch is one transaction in the write-ahead log, so after a kill at any point the file holds whole
-//! batches. The lock belongs to the process (`fcntl`): it ends with the process, however that ends, and
-//! a child that is being started does not inherit it.
+//! A batch is one transaction in the write-ahead log, so after a kill at any point the file holds
+//! whole batches. The lock belongs to the process (`fcntl`): it ends with the process, however that
+//! ends, and a child that is being started does not inherit it.
 
 use super::{Batch, JoinData, Store, StoreError, Stored};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
@@ -28,7 +28,8 @@ const VERSION: i64 = 2;
 const TIDY_PAGES: i64 = 512;
 /// The log is cut back to this when it has grown beyond it.
 const LOG_MAX_BYTES: i64 = 64 << 20;
-/// How many pages of the log are moved into the file at once. SQLite's usual 1000 would be a longer pause of all callers.
+/// How many pages of the log are moved into the file at once. SQLite's usual 1000 would be a longer
+/// pause of all callers.
 const CHECKPOINT_PAGES: i64 = 512;
 
 const SCHEMA: &str = "
@@ -60,7 +61,8 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// Opens the ledger in `folder`, which is made if need be. It belongs to this process as long as the store lives.
+    /// Opens the ledger in `folder`, which is made if need be. It belongs to this process as long
+    /// as the store lives.
     ///
     /// # Errors
     /// Another scheduler has it, it is not a ledger, it is damaged, or the kernel refuses.
@@ -95,9 +97,11 @@ impl FileStore {
     }
 
     fn create(&mut self) -> rusqlite::Result<()> {
-        // The room of what is deleted can be given back, page by page. To be said before there is anything.
+        // The room of what is deleted can be given back, page by page. To be said before there is
+        // anything.
         self.database.pragma_update(None, "auto_vacuum", "incremental")?;
-        // All in one transaction: a scheduler that is killed here leaves an empty file, which is made a ledger next time.
+        // All in one transaction: a scheduler that is killed here leaves an empty file, which is
+        // made a ledger next time.
         let transaction = self.database.transaction()?;
         transaction.execute_batch(SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;
@@ -126,7 +130,8 @@ impl FileStore {
         self.database.pragma_update(None, "synchronous", synchronous)?;
         self.database.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
         self.database.pragma_update(None, "journal_size_limit", LOG_MAX_BYTES)?;
-        // A person's sqlite3 that is looking holds up nobody in WAL mode; one that writes is waited for.
+        // A person's sqlite3 that is looking holds up nobody in WAL mode; one that writes is waited
+        // for.
         self.database.busy_timeout(std::time::Duration::from_secs(2))
     }
 

@@ -1,5 +1,5 @@
-//! A store in memory, which is freed with its last handle. It is for tests and simulations: a scheduler
-//! "crashes", and the next one gets the same handle. It can be told to fail.
+//! A store in memory, which is freed with its last handle. It is for tests and simulations: a
+//! scheduler "crashes", and the next one gets the same handle. It can be told to fail.
 
 use super::{Batch, Store, StoreError, Stored};
 use crate::core::ticket::Ticket;

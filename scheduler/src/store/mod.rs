@@ -3,7 +3,8 @@
 //! - [`file`](mod@file): one file that survives crashes.
 //! - [`memory`]: in memory, for tests.
 //!
-//! The engine knows only the trait: it writes whole batches, and reads everything once at its start.
+//! The engine knows only the trait: it writes whole batches, and reads everything once at its
+//! start.
 
 pub mod file;
 pub mod memory;
@@ -55,8 +56,8 @@ impl Batch<'_> {
 
 /// A ledger that outlives its scheduler.
 ///
-/// One engine has it at a time. After an error nothing of the batch has happened, or the store says so when it is loaded again:
-/// the engine goes on with what [`Store::load`] gives.
+/// One engine has it at a time. After an error nothing of the batch has happened, or the store says
+/// so when it is loaded again: the engine goes on with what [`Store::load`] gives.
 pub trait Store: Send {
     /// All tickets, and the epochs.
     ///
@@ -76,7 +77,8 @@ pub trait Store: Send {
     /// It cannot be read.
     fn join_data(&mut self, ticket: Uuid, vmid: u32) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// Gives some of the room back that deleted things have left, for a few milliseconds. Returns whether that was all.
+    /// Gives some of the room back that deleted things have left, for a few milliseconds. Returns
+    /// whether that was all.
     ///
     /// # Errors
     /// It cannot be written.

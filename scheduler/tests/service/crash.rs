@@ -32,7 +32,8 @@ enum Told {
 
 type Book = Arc<Mutex<HashMap<String, Told>>>;
 
-/// Until the scheduler is gone: a ticket, sometimes given back, sometimes clones, which are sometimes killed.
+/// Until the scheduler is gone: a ticket, sometimes given back, sometimes clones, which are
+/// sometimes killed.
 async fn caller(host: Arc<FakeHost>, client: Client, book: Book, seed: u64) {
     let (mut dice, family) = (Dice(seed), family());
     let tell = |ticket: &Ticket, told| book.lock().unwrap().insert(ticket.id.clone(), told);
@@ -103,7 +104,8 @@ async fn check(client: &Client, host: &FakeHost, book: &Book) {
         let state = ticket.state();
         match told {
             Told::Is(was) => assert_eq!(state, *was, "{ticket:?}"),
-            // Nobody heard the answer. A host that did not hear of its use has no clones: the ledger follows it.
+            // Nobody heard the answer. A host that did not hear of its use has no clones: the
+            // ledger follows it.
             Told::Asked => {
                 assert!(matches!(state, TicketState::Granted | TicketState::Released), "{ticket:?}");
                 *told = Told::Is(state);

@@ -195,7 +195,8 @@ async fn metrics_follow_the_ledger() {
     }
 }
 
-/// A full disk, and a pipe whose reader has ended: what is logged is lost, and the scheduler goes on.
+/// A full disk, and a pipe whose reader has ended: what is logged is lost, and the scheduler goes
+/// on.
 #[tokio::test]
 async fn a_log_that_cannot_be_written_does_not_end_it() {
     let full = Stdio::from(File::options().write(true).open("/dev/full").unwrap());

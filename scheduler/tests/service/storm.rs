@@ -19,7 +19,8 @@ const CALLERS: u32 = 10_000;
 const SLOTS: u32 = 100;
 const FAMILIES: usize = 10;
 
-/// One that asks, and waits as long as it takes, or goes away after a while. A ticket that it gets is cloned with at once.
+/// One that asks, and waits as long as it takes, or goes away after a while. A ticket that it gets
+/// is cloned with at once.
 async fn caller(
     client: Client,
     request: RequestTicketRequest,
@@ -36,7 +37,8 @@ async fn caller(
     }
 }
 
-/// A ticket that was granted to a caller just as it went away comes back by its TTL, and another caller gets it.
+/// A ticket that was granted to a caller just as it went away comes back by its TTL, and another
+/// caller gets it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_requests_for_a_hundred_slots_half_of_them_given_up() {
     let server = Server::start(&["--ticket-ttl", "5s"]);
@@ -68,7 +70,8 @@ async fn ten_thousand_requests_for_a_hundred_slots_half_of_them_given_up() {
     );
     assert_eq!(hosts(&clients[0]).await[0].held_cpus, SLOTS);
     assert!(won.try_recv().is_err(), "nobody else has a ticket");
-    // None is lost: each slot that ends goes to a caller who waits, and when all have gone all slots are free.
+    // None is lost: each slot that ends goes to a caller who waits, and when all have gone all
+    // slots are free.
     host.end(&used[0].family, 1, VmEnd::Ended);
     let next = timeout(SOON, won.recv()).await.expect("another caller gets it").unwrap();
     callers.shutdown().await;

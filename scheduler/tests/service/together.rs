@@ -131,7 +131,8 @@ async fn a_host_that_did_not_obey_is_told_again() {
     assert_eq!(ended, [1]);
 }
 
-/// A caller that goes takes its call along: it is not counted at a barrier, and keeps no place in the queue.
+/// A caller that goes takes its call along: it is not counted at a barrier, and keeps no place in
+/// the queue.
 #[tokio::test]
 async fn a_call_whose_caller_has_gone_is_dropped() {
     let server = Server::start(&[]);

@@ -7,7 +7,8 @@ use tokio::time::timeout;
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
-/// How long a call may take beyond what it was asked to wait: connections that stand still are given up after 10 s.
+/// How long a call may take beyond what it was asked to wait: connections that stand still are
+/// given up after 10 s.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What has become of a call.
@@ -21,7 +22,8 @@ pub enum Outcome<T> {
 
 /// What is wrong with something of several calls.
 pub trait Wrong {
-    /// In the scheduler's words, if it has some; and whether it is certain that nothing has changed.
+    /// In the scheduler's words, if it has some; and whether it is certain that nothing has
+    /// changed.
     fn parts(self) -> (Option<Status>, bool);
 }
 
@@ -41,7 +43,8 @@ impl Wrong for NotAdmitted {
     }
 }
 
-/// What the client does by itself, with as many calls as it takes: it waits for `wait` at most, and tries again for a while.
+/// What the client does by itself, with as many calls as it takes: it waits for `wait` at most, and
+/// tries again for a while.
 pub async fn finished<T, E: Wrong>(
     facts: &Shared,
     what: &str,

@@ -61,7 +61,8 @@ async fn scheduler(store: MemoryStore) -> turmoil::Result {
     network::serve(engine).await
 }
 
-/// A host's daemon, from its start to its crash. VMs that it finds running go on with what they were about, and end some time.
+/// A host's daemon, from its start to its crash. VMs that it finds running go on with what they
+/// were about, and end some time.
 async fn host(facts: Shared, machine: usize, mut dice: Dice) -> turmoil::Result {
     let found: Vec<_> = facts.get().machines[machine].running.values().cloned().collect();
     let daemon = Daemon::start(&facts, machine);

@@ -1,9 +1,11 @@
 //! What really happens, seen by somebody who sees everything, and what must never be seen.
 //!
-//! - No ticket is granted for two requests, no request is granted two tickets, no ticket is used for two sets of clones.
+//! - No ticket is granted for two requests, no request is granted two tickets, no ticket is used
+//!   for two sets of clones.
 //! - On no machine run more VMs at any moment than it has CPUs.
 //! - Every call is answered in bounded time.
-//! - Nobody leaves a barrier before all have come that live, whatever breaks; each goes from one meeting to the next, and misses none.
+//! - Nobody leaves a barrier before all have come that live, whatever breaks; each goes from one
+//!   meeting to the next, and misses none.
 //! - As long as nothing breaks: no call fails, a join knows all results.
 //! - Once everything is healed and quiet, the ledger is exactly what runs.
 
@@ -120,7 +122,8 @@ pub struct Facts {
     of_request: BTreeMap<String, String>,
     of_ticket: BTreeMap<String, String>,
     uses: BTreeMap<String, Vec<u32>>,
-    /// What each VM of a group has in its memory, which outlives the daemon of its machine: how often it has met the others.
+    /// What each VM of a group has in its memory, which outlives the daemon of its machine: how
+    /// often it has met the others.
     rounds: BTreeMap<Clone, u64>,
     /// Those that are on their way to a meeting, or wait there.
     arriving: BTreeSet<Clone>,

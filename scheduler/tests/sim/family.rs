@@ -1,4 +1,5 @@
-//! What families do: they request tickets, clone, meet, leave results, join, kill, and give tickets back.
+//! What families do: they request tickets, clone, meet, leave results, join, kill, and give tickets
+//! back.
 
 use crate::{
     calls::{Outcome, call, finished},
@@ -91,8 +92,8 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
     }
 }
 
-/// A ticket, its VMs, and what they will do. All of them are on one machine, and go on with what they were about when its daemon is
-/// started again.
+/// A ticket, its VMs, and what they will do. All of them are on one machine, and go on with what
+/// they were about when its daemon is started again.
 struct Group {
     daemon: Arc<Daemon>,
     ticket: String,
@@ -105,7 +106,8 @@ impl Group {
         self.daemon.facts.get().sums.faults == 0
     }
 
-    /// A VM goes to the next meeting, as often as it takes. Returns whether it has met the others; else it is not one of them any more.
+    /// A VM goes to the next meeting, as often as it takes. Returns whether it has met the others;
+    /// else it is not one of them any more.
     async fn sync(&self, vmid: u32) -> bool {
         let facts = &self.daemon.facts;
         let round = facts.get().arrives(&self.ticket, vmid);
@@ -138,7 +140,8 @@ impl Group {
                 }
                 Outcome::Refused(reason) if reason == "BARRIER_TIMEOUT" && !self.is_whole() => {}
                 Outcome::Refused(reason) => {
-                    // One that is killed while it waits is told so; one whose host was given up, too.
+                    // One that is killed while it waits is told so; one whose host was given up,
+                    // too.
                     if reason != "UNKNOWN_VM" || vmid == 0 {
                         facts.wrong(format_args!("VM {vmid} does not meet at {}: {reason}", self.ticket));
                     }
@@ -255,7 +258,8 @@ async fn together(daemon: &Arc<Daemon>, ticket: &Ticket, made: Vec<RunningClone>
     parent_lives(&group, made, lives, dice).await;
 }
 
-/// What was begun before the daemon of a machine has crashed goes on. Returns the clones that have something to do.
+/// What was begun before the daemon of a machine has crashed goes on. Returns the clones that have
+/// something to do.
 pub fn go_on(daemon: &Arc<Daemon>, dice: &mut Dice) -> BTreeSet<facts::Clone> {
     let mut busy = BTreeSet::new();
     let unfinished = daemon.facts.get().unfinished(daemon.machine);

@@ -105,8 +105,8 @@ impl Faults {
     }
 }
 
-/// A crashed host's connections are closed in an order that is not the same each time: so that the story is, all of them are closed
-/// after the same time.
+/// A crashed host's connections are closed in an order that is not the same each time: so that the
+/// story is, all of them are closed after the same time.
 fn crash(sim: &mut Sim<'_>, host: &str) {
     sim.set_max_message_latency(LATENCY.0);
     sim.crash(host);

@@ -1,9 +1,9 @@
-//! A cluster in one thread, on a simulated network and clock: the real service, engine and client, with hosts whose VMs are numbers.
-//! Hosts and the scheduler crash and come back, the network loses and holds messages, the disk is full; what has to hold is
-//! written down in [`facts`].
+//! A cluster in one thread, on a simulated network and clock: the real service, engine and client,
+//! with hosts whose VMs are numbers. Hosts and the scheduler crash and come back, the network loses
+//! and holds messages, the disk is full; what has to hold is written down in [`facts`].
 //!
-//! A seed is a whole story, the same each time. `PATINA_SIM_SEED=17` tells one of them again, with all that happens;
-//! `PATINA_SIM_SEEDS=2000` tells more than usual.
+//! A seed is a whole story, the same each time. `PATINA_SIM_SEED=17` tells one of them again, with
+//! all that happens; `PATINA_SIM_SEEDS=2000` tells more than usual.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test")]
 
@@ -91,7 +91,8 @@ fn a_seed_is_the_same_story_each_time() {
     for seed in 1..=10 {
         let twice = [0; 2].map(|_| thread::spawn(move || cluster::tell(seed)).join().unwrap());
         let [first, second] = twice.map(|mut story| {
-            // Tasks that are woken by the same event go on in any order: what happens in the same millisecond is compared as a whole.
+            // Tasks that are woken by the same event go on in any order: what happens in the same
+            // millisecond is compared as a whole.
             story.log.sort();
             story.log
         });

@@ -1,8 +1,8 @@
 //! Vector registers across context switches.
 //!
-//! Two processes are pinned to one CPU. Each fills all vector registers with a pattern of its own, yields
-//! many times with the registers live, and compares them. A kernel that saves less than a program may use
-//! mixes the two up, or loses the upper halves.
+//! Two processes are pinned to one CPU. Each fills all vector registers with a pattern of its own,
+//! yields many times with the registers live, and compares them. A kernel that saves less than a
+//! program may use mixes the two up, or loses the upper halves.
 
 use crate::sys::{self, Registers, SLOT_BYTES, SLOTS};
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -54,7 +54,8 @@ pub fn other(rounds: u32) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Says in the fifo `started` that it runs, and keeps patterns in registers until somebody writes to the fifo `stop`.
+/// Says in the fifo `started` that it runs, and keeps patterns in registers until somebody writes
+/// to the fifo `stop`.
 pub fn until(started: &str, stop: &str) -> Result<(), Box<dyn Error>> {
     let registers = Registers::widest();
     fs::write(started, "yes\n")?;
@@ -88,7 +89,8 @@ fn keep(seed: u32, rounds: u32, sabotage: bool) -> Result<String, Box<dyn Error>
     let registers = Registers::widest();
     let before = switches()?;
     let mut round = 0;
-    // The other process may come to this CPU late. Whoever is first goes on for both to be switched often enough.
+    // The other process may come to this CPU late. Whoever is first goes on for both to be switched
+    // often enough.
     while round < rounds
         || round < rounds * MORE_ROUNDS
             && (!round.is_multiple_of(rounds) || switches()? - before < 2 * u64::from(rounds))

@@ -1,5 +1,5 @@
-//! Runs a program while it holds a file's lock. Whoever gets the lock next knows that the program has
-//! ended on the same machine.
+//! Runs a program while it holds a file's lock. Whoever gets the lock next knows that the program
+//! has ended on the same machine.
 
 use rustix::fs::{FlockOperation, flock};
 use std::{error::Error, fs::File, process::Command};

@@ -1,13 +1,15 @@
 //! `guest-check`, the static program that end-to-end tests and benchmarks run in guests:
 //!
-//! - [`avx`]: `avx ROUNDS [sabotage]`: two processes on one CPU keep values in vector registers across
-//!   context switches and look whether they stay. `avx-until STARTED STOP`: one, between words in two fifos.
+//! - [`avx`]: `avx ROUNDS [sabotage]`: two processes on one CPU keep values in vector registers
+//!   across context switches and look whether they stay. `avx-until STARTED STOP`: one, between
+//!   words in two fifos.
 //! - [`cpus`]: `cpus MS`: two busy threads, and how much CPU time they got while one clock ran.
 //! - [`flood`]: `flood PORT COUNT`: vsock connections to the host, with rubbish.
 //! - [`lock`]: `lock FILE PROGRAM ARG…`: runs a program while it holds a lock.
-//! - [`measure`]: `spawn COUNT PROGRAM ARG…`, `read COUNT FILE`: microseconds each took, one a line;
-//!   `syscalls PROGRAM ARG…`: how many system calls it makes.
-//! - [`scribble`]: `scribble MIB`: writes memory at full speed until SIGTERM, and looks at each page before.
+//! - [`measure`]: `spawn COUNT PROGRAM ARG…`, `read COUNT FILE`: microseconds each took, one a
+//!   line; `syscalls PROGRAM ARG…`: how many system calls it makes.
+//! - [`scribble`]: `scribble MIB`: writes memory at full speed until SIGTERM, and looks at each
+//!   page before.
 //!
 //! Exit code 0 when what was looked for holds, 1 when not, 2 for wrong usage.
 #![allow(

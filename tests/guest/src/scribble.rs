@@ -1,5 +1,5 @@
-//! Writes memory at full speed, and checks every page before it is written again. A page that another
-//! machine wrote, or that went back in time, does not have the expected content.
+//! Writes memory at full speed, and checks every page before it is written again. A page that
+//! another machine wrote, or that went back in time, does not have the expected content.
 
 use crate::sys::{end_asked, end_on_sigterm};
 use std::{error::Error, hint::black_box};
@@ -11,7 +11,8 @@ fn word(page: usize, round: u64) -> u64 {
     (page as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round.wrapping_mul(0xd1b5_4a32_d192_ed03)
 }
 
-/// Writes `mib` of memory round after round until SIGTERM comes, then prints how many rounds there were.
+/// Writes `mib` of memory round after round until SIGTERM comes, then prints how many rounds there
+/// were.
 pub fn scribble(mib: u32) -> Result<(), Box<dyn Error>> {
     end_on_sigterm()?;
     let pages = mib as usize * 256;

@@ -81,8 +81,8 @@ macro_rules! store {
     };
 }
 
-/// sched_yield as often as r8 says. With r9 set `$lose` takes the upper half of register 7, as a kernel does that saves less than
-/// the CPU has: the test of the test.
+/// sched_yield as often as r8 says. With r9 set `$lose` takes the upper half of register 7, as a
+/// kernel does that saves less than the CPU has: the test of the test.
 macro_rules! yield_loop {
     ($lose:literal) => {
         concat!(
@@ -113,9 +113,10 @@ pub fn hold(
 ) {
     macro_rules! hold {
         ($load:expr, $store:expr, $lose:literal, $end:literal) => {
-            // SAFETY: both pointers are valid for SLOTS * SLOT_BYTES bytes, which is as far as the loads and
-            // stores reach; the caller checked with CPUID and XCR0 that the registers exist; every register that
-            // is written is declared (the compiler itself uses none above xmm15 without AVX-512).
+            // SAFETY: both pointers are valid for SLOTS * SLOT_BYTES bytes, which is as far as the
+            // loads and stores reach; the caller checked with CPUID and XCR0 that the registers
+            // exist; every register that is written is declared (the compiler itself uses none
+            // above xmm15 without AVX-512).
             unsafe {
                 asm!(
                     $load, yield_loop!($lose), $store, $end,
@@ -179,7 +180,8 @@ pub fn connect_to_host(port: u32) -> io::Result<File> {
 
 /// Runs a program to its end under ptrace: how many system calls it made after its `execve`.
 pub fn count_syscalls(command: &mut Command) -> io::Result<u64> {
-    // SAFETY: between fork and exec the closure only makes one system call, which allocates nothing.
+    // SAFETY: between fork and exec the closure only makes one system call, which allocates
+    // nothing.
     unsafe {
         command.pre_exec(|| trace(libc::PTRACE_TRACEME, 0, 0));
     }
@@ -212,7 +214,8 @@ pub fn count_syscalls(command: &mut Command) -> io::Result<u64> {
 }
 
 fn trace(request: libc::c_uint, pid: libc::pid_t, data: libc::c_long) -> io::Result<()> {
-    // SAFETY: none of the requests made here reads or writes our memory: address is unused, data a number.
+    // SAFETY: none of the requests made here reads or writes our memory: address is unused, data a
+    // number.
     let result = unsafe { libc::ptrace(request, pid, ptr::null_mut::<libc::c_void>(), data) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

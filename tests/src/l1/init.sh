@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# The first process of an emulated host: runs the suites of tests, and says what came of them on the second serial port.
-# The first one has the kernel's log.
+# The first process of an emulated host: runs the suites of tests, and says what came of them on the
+# second serial port. The first one has the kernel's log.
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/
 mount -t proc proc /proc
@@ -13,7 +13,8 @@ mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 exec < /dev/null > /dev/ttyS1 2>&1
-# No line of the kernel's log may be missing among many: a process that was killed by its filter is told there.
+# No line of the kernel's log may be missing among many: a process that was killed by its filter is
+# told there.
 echo 0 > /proc/sys/kernel/printk_ratelimit
 echo "root:x:0:0::/:/bin/sh" > /etc/passwd
 ip link set lo up

@@ -202,8 +202,8 @@ fn output(program: &'static str, command: &mut Command) -> Result<Output, Initra
     Err(said(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-/// The files in what ldd prints: `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)` for the dynamic linker. Others come from the
-/// kernel.
+/// The files in what ldd prints: `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)` for the dynamic
+/// linker. Others come from the kernel.
 fn libraries(program: &Path, ldd: &str) -> Result<BTreeSet<PathBuf>, InitramfsError> {
     let mut found = BTreeSet::new();
     for line in ldd.lines() {

@@ -1,6 +1,6 @@
 //! Tests on an emulated host with hardware virtualization and another kernel. The real host needs
-//! neither: QEMU's translator emulates an AMD-V processor with nested paging, and Debian's kernels have
-//! KVM for it.
+//! neither: QEMU's translator emulates an AMD-V processor with nested paging, and Debian's kernels
+//! have KVM for it.
 //!
 //! ```text
 //!  this machine, no KVM needed        L1: QEMU (TCG), Debian's kernel, kvm_amd      L2
@@ -10,10 +10,11 @@
 //! ```
 //!
 //! - [`plan`]: selects the tests, and checks that they exist.
-//! - [`initramfs`]: the files that L1 boots from: programs, their libraries, kernel modules, `/init`.
+//! - [`initramfs`]: the files that L1 boots from: programs, their libraries, kernel modules,
+//!   `/init`.
 //! - [`qemu`]: L1 itself, with a time limit.
-//! - [`report`]: the results. A test that did not run, or was ignored, has not passed. No test passes if
-//!   L1's kernel killed a vmm by its filter, or reported a fault of its own.
+//! - [`report`]: the results. A test that did not run, or was ignored, has not passed. No test
+//!   passes if L1's kernel killed a vmm by its filter, or reported a fault of its own.
 
 pub mod initramfs;
 pub mod plan;
@@ -63,8 +64,8 @@ pub enum L1Error {
     },
 }
 
-/// Boots the host, runs the tests of `plan` on it, and returns what came of them. All it prints stays in `folder`:
-/// `results.log`, and the kernel's log in `console.log`.
+/// Boots the host, runs the tests of `plan` on it, and returns what came of them. All it prints
+/// stays in `folder`: `results.log`, and the kernel's log in `console.log`.
 ///
 /// # Errors
 /// The tests could not be run at all. Tests that fail are in the report.

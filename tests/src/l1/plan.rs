@@ -1,8 +1,8 @@
 //! Selects the tests that run on an emulated host.
 //!
-//! All tiny guests run, and the tests of how a kernel tracks written pages. Of the end-to-end stories,
-//! those run that depend on a host's hardware or kernel. Not all can run: a translator has a fiftieth of
-//! the usual speed.
+//! All tiny guests run, and the tests of how a kernel tracks written pages. Of the end-to-end
+//! stories, those run that depend on a host's hardware or kernel. Not all can run: a translator has
+//! a fiftieth of the usual speed.
 
 use super::report::{Expected, plain};
 use crate::process::{self, ProcessError};
@@ -19,7 +19,8 @@ pub const TINY: &str = "tiny_guests";
 pub const E2E: &str = "e2e";
 /// The suite of the vmm's own tests of page tables.
 pub const PAGE_TABLES: &str = "vmm";
-/// Their names begin so. Those of them that are ignored where there is no root need a kernel that tracks writes.
+/// Their names begin so. Those of them that are ignored where there is no root need a kernel that
+/// tracks writes.
 const PAGE_TABLE_TESTS: &str = "sys::pagemap::";
 /// Why they do not run on an older one.
 const NO_TRACKING: &str = "needs Linux 6.7, which tracks writes";
@@ -27,7 +28,8 @@ const NO_TRACKING: &str = "needs Linux 6.7, which tracks writes";
 /// How long a program may take to list its tests.
 const LIST_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The end-to-end stories that run on an emulated host. Those that ask for more VMs than its RAM allows are not among them.
+/// The end-to-end stories that run on an emulated host. Those that ask for more VMs than its RAM
+/// allows are not among them.
 const CHOSEN: [&str; 25] = [
     "boot::a_guest_boots_and_is_ready",
     "boot::the_guest_has_its_name_address_and_clock",
@@ -119,8 +121,8 @@ pub struct TestPrograms {
 }
 
 impl Plan {
-    /// All that is run on an emulated host, or of that the tests whose names contain one of `filters`. `tracks_writes`: whether its
-    /// kernel does.
+    /// All that is run on an emulated host, or of that the tests whose names contain one of
+    /// `filters`. `tracks_writes`: whether its kernel does.
     ///
     /// # Errors
     /// A program does not list its tests, or has none of a name that it should have.
@@ -167,7 +169,8 @@ impl Suite {
     }
 }
 
-/// Of a program's tests those of page tables that run, and those that do not, as they are among `tracking`.
+/// Of a program's tests those of page tables that run, and those that do not, as they are among
+/// `tracking`.
 fn page_tables(
     all: BTreeSet<String>,
     tracking: &BTreeSet<String>,
@@ -207,7 +210,8 @@ fn list(program: &Path, options: &[&str]) -> Result<BTreeSet<String>, PlanError>
     Ok(names(&output.text()))
 }
 
-/// The names in what `--list` prints: `NAME: test`, with `[REASON]` where a test cannot run on this machine.
+/// The names in what `--list` prints: `NAME: test`, with `[REASON]` where a test cannot run on this
+/// machine.
 fn names(list: &str) -> BTreeSet<String> {
     list.lines().filter_map(|line| line.trim_end().strip_suffix(": test")).map(plain).collect()
 }

@@ -77,8 +77,8 @@ impl Drop for Running {
 }
 
 impl Machine<'_> {
-    /// Runs it to its end, or kills it when its time is over, and hands each line of its tests to `each` with the time since
-    /// the start. Returns how it ended.
+    /// Runs it to its end, or kills it when its time is over, and hands each line of its tests to
+    /// `each` with the time since the start. Returns how it ended.
     ///
     /// # Errors
     /// It could not be run, or its lines could not be kept.
@@ -117,12 +117,14 @@ impl Machine<'_> {
 
     fn command(&self) -> Command {
         let mut command = Command::new(QEMU);
-        // Addresses of five levels and hyperthreads are of no use here, and cost the translator time.
+        // Addresses of five levels and hyperthreads are of no use here, and cost the translator
+        // time.
         command.args(["-accel", "tcg,thread=single", "-M", "q35", "-cpu", "max,la57=off"]);
         command.args(["-smp", &self.outer.cpus.to_string(), "-m", MEMORY]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-nic", "none"]);
         command.arg("-kernel").arg(self.outer.vmlinuz).arg("-initrd").arg(self.initramfs);
-        // No processor can be trusted to be fast enough for the kernel's watchdogs. `audit` has kills by filters logged.
+        // No processor can be trusted to be fast enough for the kernel's watchdogs. `audit` has
+        // kills by filters logged.
         command.args(["-append", "console=ttyS0 loglevel=6 panic=-1 mitigations=off tsc=reliable nowatchdog audit=1 audit_backlog_limit=8192"]);
         command.args(["-serial", &format!("file:{}", self.console.display())]);
         command.args(["-chardev", "stdio,id=results,signal=off", "-serial", "chardev:results"]);

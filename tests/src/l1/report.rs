@@ -1,12 +1,12 @@
 //! The results of the tests on an emulated host, from the lines that it prints.
 //!
 //! ```text
-//!  SUITE e2e                                                              from /init, before each program
-//!  { "type": "test", "event": "started", "name": "boot::…" }              from the program: libtest-mimic's JSON
-//!  { "type": "test", "name": "boot::…", "event": "ok" }
-//!  test sys::pagemap::… ... ok                                            or the output of Rust's own test programs
-//!  END e2e 0                                                              from /init, with the exit code
-//!  RESULT ok                                                              from /init, at the end
+//!  SUITE e2e                                         from /init, before each program
+//!  {"type":"test","event":"started","name":"boot::…"}  from the program: libtest-mimic's JSON,
+//!  {"type":"test","name":"boot::…","event":"ok"}
+//!  test sys::pagemap::… ... ok                       or the output of Rust's own test programs
+//!  END e2e 0                                         from /init, with the exit code
+//!  RESULT ok                                         from /init, at the end
 //! ```
 //!
 //! Any other line is output of a program.
@@ -72,7 +72,8 @@ pub enum Fault {
     Missing(String, String),
     /// A program ended with this code although none of its tests failed.
     Code(String, String),
-    /// The last line did not come. With what was being done, how the host ended, and what was said last.
+    /// The last line did not come. With what was being done, how the host ended, and what was said
+    /// last.
     NoResult(String, String, String),
     /// The last line is another.
     Result(String),

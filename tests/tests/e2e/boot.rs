@@ -91,8 +91,8 @@ fn python_runs_with_its_standard_library(stage: &Stage) -> Outcome {
     Ok(())
 }
 
-/// A boot that prepares all RAM touches a 64th of it for its page descriptors alone; a bounce buffer would be as much again. Both take long
-/// where kernels are emulated.
+/// A boot that prepares all RAM touches a 64th of it for its page descriptors alone; a bounce
+/// buffer would be as much again. Both take long where kernels are emulated.
 fn a_guest_of_4_gib_boots_without_touching_its_ram(stage: &Stage) -> Outcome {
     const MOST_KIB: u64 = 48 << 10;
     let host = stage.host()?;

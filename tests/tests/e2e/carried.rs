@@ -1,5 +1,5 @@
-//! Running programs continue in a guest and in its clones, with timers, connections within the guest,
-//! pipes, files, vector registers and all vCPUs.
+//! Running programs continue in a guest and in its clones, with timers, connections within the
+//! guest, pipes, files, vector registers and all vCPUs.
 
 use crate::{
     Outcome, Story,
@@ -14,7 +14,8 @@ pub const STORIES: &[Story] = stories![
     a_guest_of_four_vcpus_is_cloned_with_all_of_them,
 ];
 
-/// Has a TCP connection with itself, a child behind pipes, a file without a name and a timer; is cloned; then tells what comes of each.
+/// Has a TCP connection with itself, a child behind pipes, a file without a name and a timer; is
+/// cloned; then tells what comes of each.
 const PROGRAM: &str = "import os, signal, socket, subprocess, sys, tempfile
 ticks = 0
 def tick(*_):

@@ -171,7 +171,8 @@ fn a_vmm_killed_in_the_middle_of_a_clone_takes_its_vm_only(family: &Family<'_>) 
     Err(format!("all of {CATCHES} clones were ready before they could be killed").into())
 }
 
-/// A vmm dies as soon as it is there, its clone executing, without an identity yet if it is caught in time.
+/// A vmm dies as soon as it is there, its clone executing, without an identity yet if it is caught
+/// in time.
 fn kill_one_of_six<'a>(family: &Family<'a>) -> Result<(Vm<'a>, Vec<Vm<'a>>), Failed> {
     let made = family.host.json(&["clone", PARENT, "-n", "6", "--no-wait"])?;
     let clones = made["clones"].as_array().ok_or("no clones")?;
@@ -266,7 +267,8 @@ fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     let clone = host.vm(unasked["clones"][0]["name"].as_str().ok_or("no clone")?);
     let state = clone.field("state")?;
     require(state == "booting", "the clone is booting", format!("{state} {}", clone.field("end_reason")?))?;
-    // What it has written since it was ready is copied for it as it goes on, where the kernel notes what is written; nothing is for its clone.
+    // What it has written since it was ready is copied for it as it goes on, where the kernel notes
+    // what is written; nothing is for its clone.
     let (into, beside) = (unasked["copied_kib"].as_u64(), unasked["copied_beside_kib"].as_u64());
     let noted = beside.is_some_and(|kib| kib > 0) || !notes_writes()?;
     require(
@@ -308,7 +310,8 @@ fn a_guest_of_two_vcpus_is_cloned_with_both(stage: &Stage) -> Outcome {
 }
 
 fn the_hosts_oom_killer_takes_clones_first_and_vmmd_last(family: &Family<'_>) -> Outcome {
-    // Without the right to it, as in some containers, vmmd goes on; its warning is a test of vmmd's own.
+    // Without the right to it, as in some containers, vmmd goes on; its warning is a test of vmmd's
+    // own.
     let may = process::run(
         Command::new("sh").args(["-c", "echo -900 > /proc/self/oom_score_adj"]),
         b"",

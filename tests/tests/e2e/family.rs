@@ -1,5 +1,5 @@
-//! A guest and its clones, for the stories about cloning. One guest is booted for all of these stories,
-//! and each story ends the clones that it created.
+//! A guest and its clones, for the stories about cloning. One guest is booted for all of these
+//! stories, and each story ends the clones that it created.
 
 use crate::{
     Outcome,
@@ -21,7 +21,8 @@ pub struct Family<'a> {
     pub parent: Vm<'a>,
 }
 
-/// Runs a story with the family's parent; a failure tells what the guests printed, and the clones go in any case.
+/// Runs a story with the family's parent; a failure tells what the guests printed, and the clones
+/// go in any case.
 pub fn with_family(stage: &Stage, story: fn(&Family<'_>) -> Outcome) -> Outcome {
     let family = Family { host: stage.host()?, parent: stage.parent()? };
     let told = story(&family).map_err(|failed| {
@@ -86,8 +87,8 @@ impl<'a> Family<'a> {
     }
 }
 
-/// Fails with what was expected and what was found instead. The logs of all guests are added to a failure: no panic
-/// takes them away.
+/// Fails with what was expected and what was found instead. The logs of all guests are added to a
+/// failure: no panic takes them away.
 pub fn require(holds: bool, expected: impl fmt::Display, found: impl fmt::Display) -> Outcome {
     if holds { Ok(()) } else { Err(format!("expected: {expected}; found: {found}").into()) }
 }

@@ -36,7 +36,8 @@ fn garbage_on_the_agents_port_leaves_the_agent_working(stage: &Stage) -> Outcome
     let check = guest.install("guest-check")?;
     let report = guest.call(&[&check, "flood", &LINK_PORT.to_string(), "100"])?;
     assert!(report.starts_with("taken "), "{report}");
-    // The agent's own link was replaced by the flood's and thrown out with it: it must come back by itself.
+    // The agent's own link was replaced by the flood's and thrown out with it: it must come back by
+    // itself.
     assert!(guest.call(&["gc", "list"])?.starts_with("0 "));
     assert_eq!(guest.field("state")?, "ready");
     Ok(())
@@ -56,11 +57,13 @@ def code(length):
 print(*[code(length) for length in (65525, 65531, 65536, 65537)])
 "#;
 
-/// The agent takes lines of 64 KiB, and each of the next two writes a few bytes more around the call.
+/// The agent takes lines of 64 KiB, and each of the next two writes a few bytes more around the
+/// call.
 fn a_call_too_long_for_its_way_is_refused_and_the_next_one_answered(stage: &Stage) -> Outcome {
     let guest = stage.guest()?;
     assert_eq!(guest.call(&["python3", "-c", LONG_CALLS])?, "90 90 90 90");
-    // vmmd answers this one, over the link and the control connection that the long ones would have broken.
+    // vmmd answers this one, over the link and the control connection that the long ones would have
+    // broken.
     assert!(guest.call(&["gc", "list"])?.starts_with("0 "));
     assert_eq!(guest.field("state")?, "ready");
     Ok(())

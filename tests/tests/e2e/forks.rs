@@ -93,7 +93,8 @@ fn a_ticket_is_for_as_many_clones_as_were_granted(family: &Family<'_>) -> Outcom
     )
 }
 
-/// As much as the host has in all can be waited for, and is not to be had while something of it is held, whatever the host's size.
+/// As much as the host has in all can be waited for, and is not to be had while something of it is
+/// held, whatever the host's size.
 fn a_ticket_for_more_than_is_free_is_refused_in_time(family: &Family<'_>) -> Outcome {
     let hosts = family.host.json(&["hosts"])?;
     let of = |name: &str| hosts[0][name].as_u64().ok_or_else(|| format!("no {name}: {hosts}"));

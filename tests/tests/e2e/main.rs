@@ -1,18 +1,19 @@
 //! End-to-end tests with real guests, through `vmctl`, as users run it.
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, created when the first test needs it.
-//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared
-//!   host.
-//! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`] for
-//!   what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own. [`interrupts`]:
-//!   test runs that are interrupted.
+//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the
+//!   shared host.
+//! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
+//!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
+//!   [`interrupts`]: test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.
 
-/// The stories of a module, for its `STORIES`: the functions, each of which is listed by its own name, as
-/// `module::function`. `with_family(function)` is for one that takes the [`family::Family`].
+/// The stories of a module, for its `STORIES`: the functions, each of which is listed by its own
+/// name, as `module::function`. `with_family(function)` is for one that takes the
+/// [`family::Family`].
 macro_rules! stories {
     ($($function:ident $(($inner:ident))?),* $(,)?) => {
         &[$(stories!(@one $function $($inner)?)),*]
@@ -56,7 +57,8 @@ type Outcome = Result<(), Failed>;
 /// A test: the path of its function, and the function.
 type Story = (&'static str, fn(&Stage) -> Outcome);
 
-/// How long stories may go on after a signal. None is begun any more; what one waits for may take longer.
+/// How long stories may go on after a signal. None is begun any more; what one waits for may take
+/// longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {

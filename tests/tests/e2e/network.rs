@@ -104,7 +104,8 @@ fn a_connection_to_a_port_without_a_server_ends(stage: &Stage) -> Outcome {
     stage.guest()?;
     let mut stream = TcpStream::connect(("127.0.0.1", stage.published()))?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    // The proxy takes the connection and closes it when the guest refuses: an end or a reset, no hang.
+    // The proxy takes the connection and closes it when the guest refuses: an end or a reset, no
+    // hang.
     match stream.read(&mut [0]) {
         Ok(count) => assert_eq!(count, 0),
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),

@@ -25,7 +25,8 @@ pub const STORIES: &[Story] = stories![
     no_rights,
 ];
 
-/// `vmctl run` with these arguments is refused with `code`, its message has all `words`, and no VM stays.
+/// `vmctl run` with these arguments is refused with `code`, its message has all `words`, and no VM
+/// stays.
 fn refused(host: &Host, arguments: &[&str], code: i32, words: &[&str]) -> Outcome {
     let output = host.vmctl(&[&["run", "--name", "refused"], arguments].concat())?;
     assert_eq!(output.code, code, "{arguments:?}: {output:?}");
@@ -67,8 +68,8 @@ fn an_empty_kernel(stage: &Stage) -> Outcome {
     no_boot(host, &file.to_string_lossy())
 }
 
-/// A file that is there but does not boot: refused, or a VM that has ended with the reason. Either way
-/// `vmctl run` fails and says that it is about the kernel.
+/// A file that is there but does not boot: refused, or a VM that has ended with the reason. Either
+/// way `vmctl run` fails and says that it is about the kernel.
 fn no_boot(host: &Host, kernel: &str) -> Outcome {
     let output = host.vmctl(&["run", "--name", "refused", "--kernel", kernel])?;
     assert!(matches!(output.code, 2 | 5), "{output:?}");

@@ -1,5 +1,5 @@
-//! What the tests share: a host with one booted guest of two vCPUs, created when the first test needs
-//! it.
+//! What the tests share: a host with one booted guest of two vCPUs, created when the first test
+//! needs it.
 
 use crate::family::PARENT;
 use libtest_mimic::Failed;

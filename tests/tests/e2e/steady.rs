@@ -1,5 +1,5 @@
-//! Guests that stay usable whatever their programs do: they fill file systems, set the clock, or drop
-//! their calls.
+//! Guests that stay usable whatever their programs do: they fill file systems, set the clock, or
+//! drop their calls.
 
 use crate::{
     Outcome, Story,
@@ -163,8 +163,8 @@ fn received(vm: &Vm<'_>) -> Result<u64, Failed> {
     count.trim().parse().map_err(|_| format!("no number of frames: {count:?}").into())
 }
 
-/// What the other guests may have received meanwhile of what has nothing to do with it. Requests to all would be four frames at least:
-/// one for the VM that runs, three for that which does not.
+/// What the other guests may have received meanwhile of what has nothing to do with it. Requests to
+/// all would be four frames at least: one for the VM that runs, three for that which does not.
 const NOISE_MAX_FRAMES: u64 = 2;
 
 fn one_guests_requests_reach_no_other(family: &Family<'_>) -> Outcome {

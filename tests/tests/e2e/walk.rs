@@ -37,7 +37,8 @@ fn steps(page: &str) -> Vec<Step> {
     steps
 }
 
-/// A line without what differs from one machine and run to the next: words with digits, and units of time.
+/// A line without what differs from one machine and run to the next: words with digits, and units
+/// of time.
 fn form(line: &str) -> Vec<&str> {
     let differs =
         |word: &&str| word.contains(|c: char| c.is_ascii_digit()) || ["us", "ms", "s"].contains(word);

@@ -35,7 +35,8 @@ pub struct Arguments {
     /// Let the guest's other processes run in a clone before it has an identity of its own.
     #[arg(long)]
     no_hold: bool,
-    /// Do not have the guest prepare: its pre-clone hook does not run, nothing is held, and its agent need not answer.
+    /// Do not have the guest prepare: its pre-clone hook does not run, nothing is held, and its
+    /// agent need not answer.
     #[arg(long)]
     no_prepare: bool,
     /// Wait until each clone is ready: this is the default.
@@ -44,7 +45,8 @@ pub struct Arguments {
     /// Do not wait until the clones are ready.
     #[arg(long, alias = "detach", overrides_with = "wait")]
     no_wait: bool,
-    /// Wait for the clones at most this long, seconds; then the exit code is 124, and the clones run on.
+    /// Wait for the clones at most this long, seconds; then the exit code is 124, and the clones
+    /// run on.
     #[arg(long, value_name = "SECONDS", conflicts_with = "no_wait", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     timeout: Option<u64>,
 }

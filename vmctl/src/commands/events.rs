@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 
-/// How long the next of the past events may take. vmmd ends the list itself; one that does not know of that goes on, silent.
+/// How long the next of the past events may take. vmmd ends the list itself; one that does not know
+/// of that goes on, silent.
 const PAST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Arguments of `vmctl events`.
@@ -22,7 +23,8 @@ pub struct Arguments {
     /// Print what comes from now on, until interrupted.
     #[arg(short, long)]
     follow: bool,
-    /// With --follow: begin with what vmmd still knows, its last 1,000 events. Without, that is all there is.
+    /// With --follow: begin with what vmmd still knows, its last 1,000 events. Without, that is all
+    /// there is.
     #[arg(long)]
     past: bool,
     /// Only those of a family: any of its VMs' names, or its UUID.

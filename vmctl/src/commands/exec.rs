@@ -30,7 +30,8 @@ pub struct Arguments {
     /// Pass standard input on, which is done anyway.
     #[arg(short, long, overrides_with = "no_stdin")]
     interactive: bool,
-    /// Run it on a terminal of its own. Where vmctl has none, what it is given is typed on it, and then ^D.
+    /// Run it on a terminal of its own. Where vmctl has none, what it is given is typed on it, and
+    /// then ^D.
     #[arg(short, long)]
     pub tty: bool,
     /// Do not read standard input: the program's ends at once.
@@ -92,7 +93,8 @@ async fn print(mut incoming: Streaming<ExecResponse>) -> Result<ExitCode, CtlErr
                 .write_all(&bytes)
                 .map_err(|source| CtlError::Stream { what: "write to standard error", source })?,
             Some(exec_response::Message::Exit(exit)) => {
-                // Linux gives exit codes 0..=255; anything else would be a vmmd that does not keep to its interface.
+                // Linux gives exit codes 0..=255; anything else would be a vmmd that does not keep
+                // to its interface.
                 return Ok(ExitCode::from(u8::try_from(exit.code).unwrap_or(u8::MAX)));
             }
             None => {}
@@ -121,8 +123,8 @@ async fn send_input(requests: &mpsc::Sender<ExecRequest>) -> io::Result<()> {
     }
 }
 
-/// Passes signals on by their numbers, which are the same in the guest; on a terminal of its own the program gets
-/// them as keys, and we tell it the window's size.
+/// Passes signals on by their numbers, which are the same in the guest; on a terminal of its own
+/// the program gets them as keys, and we tell it the window's size.
 async fn forward_signals(requests: mpsc::Sender<ExecRequest>, tty: bool) -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

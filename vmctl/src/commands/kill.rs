@@ -19,7 +19,8 @@ pub struct Arguments {
     /// Instead: all VMs of a family on this host, named by any of them or by its UUID.
     #[arg(long, value_name = "NAME|UUID", conflicts_with = "ticket")]
     family: Option<String>,
-    /// Instead: all clones of a ticket, wherever they run. Prints the vmids of those that have ended.
+    /// Instead: all clones of a ticket, wherever they run. Prints the vmids of those that have
+    /// ended.
     #[arg(long, value_name = "UUID")]
     ticket: Option<Uuid>,
 }

@@ -120,7 +120,8 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// What is done with several VMs or tickets: goes on after a failure, reports each, and ends with the first failure's code.
+/// What is done with several VMs or tickets: goes on after a failure, reports each, and ends with
+/// the first failure's code.
 #[derive(Debug)]
 pub struct Several {
     what: &'static str,

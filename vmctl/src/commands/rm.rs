@@ -17,11 +17,12 @@ pub struct Arguments {
     /// Instead: all VMs that have ended.
     #[arg(long)]
     ended: bool,
-    /// Instead: all VMs of a family on this host, named by any of them or by its UUID; with --ended those that have ended.
+    /// Instead: all VMs of a family on this host, named by any of them or by its UUID; with --ended
+    /// those that have ended.
     #[arg(long, value_name = "NAME|UUID")]
     family: Option<String>,
-    /// Those that vmmd cannot take over, which `vmctl ls` shows as broken: all of them, or the named ones. Their folders go, and
-    /// whatever process is in them is killed.
+    /// Those that vmmd cannot take over, which `vmctl ls` shows as broken: all of them, or the
+    /// named ones. Their folders go, and whatever process is in them is killed.
     #[arg(long, conflicts_with_all = ["force", "ended", "family"])]
     broken: bool,
 }

@@ -50,7 +50,8 @@ pub struct Arguments {
     /// Do not wait until the agent is ready.
     #[arg(long, alias = "detach")]
     no_wait: bool,
-    /// Wait for the agent at most this long, seconds; then the exit code is 124, and the VM runs on.
+    /// Wait for the agent at most this long, seconds; then the exit code is 124, and the VM runs
+    /// on.
     #[arg(long, value_name = "SECONDS", conflicts_with = "no_wait", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     timeout: Option<u64>,
 }

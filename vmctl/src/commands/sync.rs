@@ -38,8 +38,8 @@ pub struct Arguments {
     /// At most this long, seconds; then the exit code is 124, and the barrier can be used again.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: Option<u64>,
-    /// After this meeting, 0 before the first: one that took place since ends the call at once, so that it can be made again after any
-    /// failure [default: the next meeting is waited for].
+    /// After this meeting, 0 before the first: one that took place since ends the call at once, so
+    /// that it can be made again after any failure [default: the next meeting is waited for].
     #[arg(long, value_name = "ROUND")]
     after: Option<u64>,
 }

@@ -14,7 +14,8 @@ struct Versions {
     vmmd: Option<String>,
 }
 
-/// Prints the versions. A vmmd that does not answer has none: no error, the command is about vmctl too.
+/// Prints the versions. A vmmd that does not answer has none: no error, the command is about vmctl
+/// too.
 pub async fn run(context: &Context) -> Result<(), CtlError> {
     let vmmd = match context.client().await {
         Ok(mut client) => Some(client.get_host(GetHostRequest {}).await?.into_inner().revision),

@@ -10,7 +10,8 @@ use std::io::Read;
 /// Longest kernel that is taken out, bytes.
 pub const KERNEL_MAX_BYTES: u64 = 512 * 1024 * 1024;
 
-/// Most memory that an xz or lzma stream may ask for besides the kernel, KiB. Linux's build asks for 128 MiB.
+/// Most memory that an xz or lzma stream may ask for besides the kernel, KiB. Linux's build asks
+/// for 128 MiB.
 const MEMORY_MAX_KIB: u32 = 512 * 1024;
 
 const SETUP_SECTS: usize = 0x1f1;
@@ -143,7 +144,8 @@ fn unpack_zstd(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
     read_bounded("zstd", decoder)
 }
 
-/// The kernel's "legacy" lz4: blocks of at most 8 MiB, each behind its length as u32, then the unpacked size.
+/// The kernel's "legacy" lz4: blocks of at most 8 MiB, each behind its length as u32, then the
+/// unpacked size.
 fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>, BzImageError> {
     const BLOCK_MAX_BYTES: usize = 8 * 1024 * 1024;
     let mut kernel = Vec::new();

@@ -60,7 +60,8 @@ mod tests {
         assert!(line.ends_with(":6 clearcpuid=1 quiet init=/bin/sh"), "{line}");
     }
 
-    /// A guest with RAM above 4 GiB would else clear 64 MiB for devices that reach no further: ours reach all of it.
+    /// A guest with RAM above 4 GiB would else clear 64 MiB for devices that reach no further: ours
+    /// reach all of it.
     #[test]
     fn no_bounce_buffer_is_asked_for() {
         let line = compose(4, "", "").expect("a command line");

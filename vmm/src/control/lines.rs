@@ -167,7 +167,8 @@ mod tests {
     fn a_line_one_byte_too_long_is_refused_even_if_its_end_comes_with_it() {
         let longest = |bytes: usize| {
             let (mut lines, mut peer) = pair();
-            // After a short one, so that the long one's end comes with what would still be short enough.
+            // After a short one, so that the long one's end comes with what would still be short
+            // enough.
             let mut line = b"short\n".to_vec();
             line.extend(vec![b'x'; bytes - 1]);
             line.push(b'\n');

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// Most links that wait for the control thread. A guest can connect as often as it likes; only the last one counts.
+/// Most links that wait for the control thread. A guest can connect as often as it likes; only the
+/// last one counts.
 pub const LINKS_MAX: usize = 4;
 
 /// An event for the control thread.

@@ -29,7 +29,8 @@ pub struct Server<D> {
     inbox: Inbox,
     connections: D,
     session: Session,
-    /// A vmmd of before versions takes the line for a fault, and does so again on each new connection.
+    /// A vmmd of before versions takes the line for a fault, and does so again on each new
+    /// connection.
     says_hello: bool,
     state: State,
     started: Instant,
@@ -42,8 +43,9 @@ pub struct Server<D> {
 }
 
 impl<D: Connections> Server<D> {
-    /// Listens on `listener`, for a process that a vmmd of version `vmmd` ([`patina_control::config::VmConfig::version`]) started at
-    /// `started`, with a VM in this state.
+    /// Listens on `listener`, for a process that a vmmd of version `vmmd`
+    /// ([`patina_control::config::VmConfig::version`]) started at `started`, with a VM in this
+    /// state.
     ///
     /// # Errors
     /// The listener cannot be made non-blocking, or the clock not watched.

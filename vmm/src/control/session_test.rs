@@ -236,7 +236,8 @@ fn request_line(bytes: usize, id: u64, verb: &str, args: &str) -> Vec<u8> {
 
 #[test]
 fn a_call_that_the_agent_may_say_fits_the_line_to_vmmd_or_is_refused() {
-    // Numbers that grow when they are written anew, letters that are written as six, and the greatest of all ids.
+    // Numbers that grow when they are written anew, letters that are written as six, and the
+    // greatest of all ids.
     for args in ["1e15,1e15", r#""\u0001\u0001""#, "1e999", "", &"[".repeat(300)] {
         let args =
             if args.starts_with("[[") { format!("{args}{}", "]".repeat(300)) } else { args.to_owned() };
@@ -337,7 +338,8 @@ fn an_agent_of_any_version_that_the_host_knows_is_served_and_others_hear_what_to
         let [Effect::DropLink(why)] = &effects[..] else { panic!("{effects:?}") };
         assert!(why.contains(remedy) && why.contains(&format!("ABI {abi}")), "{why}");
     }
-    // A clone's agent is its parent's: one that is started again there says hello on a link that is served already.
+    // A clone's agent is its parent's: one that is started again there says hello on a link that is
+    // served already.
     let mut clone = session();
     clone.started("t".into());
     clone.link_opened(false, Fresh::default);

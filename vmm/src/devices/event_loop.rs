@@ -66,8 +66,8 @@ pub struct Source<'a> {
     pub fd: BorrowedFd<'a>,
     /// The token that is passed to the handler.
     pub token: u32,
-    /// Report arrivals only (the handler remembers what it left unread), instead of as long as there is
-    /// something to read.
+    /// Report arrivals only (the handler remembers what it left unread), instead of as long as
+    /// there is something to read.
     pub edge: bool,
 }
 

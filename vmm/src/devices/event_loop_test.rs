@@ -117,14 +117,16 @@ fn a_loop_stops_after_the_event_at_hand_and_keeps_the_rest_of_the_batch() {
     devices.add(slow, &sources.collect::<Vec<_>>()).unwrap();
     devices.start().unwrap();
     let first = seen.recv().unwrap();
-    // All four are in one batch, as they were there before the loop was. It is told to stop while it is at the first.
+    // All four are in one batch, as they were there before the loop was. It is told to stop while
+    // it is at the first.
     let shared = Arc::clone(&devices.shared);
     let stopper = std::thread::spawn(move || devices.stop().map(|()| devices));
     while *lock(&shared.phase) != Phase::Stopping {
         std::thread::yield_now();
     }
     go_on.send(()).unwrap();
-    // One that goes on with the next event waits for a word there, and is never stopped: the test hangs.
+    // One that goes on with the next event waits for a word there, and is never stopped: the test
+    // hangs.
     let mut devices = stopper.join().unwrap().unwrap();
     assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Empty), "it goes on with the batch before it stops");
     (0..4).for_each(|_| go_on.send(()).unwrap());

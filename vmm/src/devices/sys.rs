@@ -13,12 +13,13 @@ pub const IOV_MAX: usize = 1024;
 
 /// Borrows an event's file descriptor.
 pub fn borrow(event: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the EventFd owns its descriptor and outlives the borrow, by the lifetimes of this function.
+    // SAFETY: the EventFd owns its descriptor and outlives the borrow, by the lifetimes of this
+    // function.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
-/// Pieces of guest memory for one vectored call, at most [`IOV_MAX`]. The guest may change the bytes at any
-/// time; only the kernel touches them.
+/// Pieces of guest memory for one vectored call, at most [`IOV_MAX`]. The guest may change the
+/// bytes at any time; only the kernel touches them.
 pub struct GuestSlices<'m> {
     iov: Vec<libc::iovec>,
     bytes: usize,
@@ -55,15 +56,16 @@ impl<'m> GuestSlices<'m> {
 
     /// `writev(2)`: guest memory to the file, bytes written.
     pub fn write_to(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
-        // SAFETY: each iovec is a live piece of guest memory for 'm (a VolatileSlice's invariant), which
-        // outlives this call; the kernel only reads them.
+        // SAFETY: each iovec is a live piece of guest memory for 'm (a VolatileSlice's invariant),
+        // which outlives this call; the kernel only reads them.
         check(unsafe { libc::writev(fd.as_raw_fd(), self.iov.as_ptr(), self.parts()) })
     }
 
     /// `preadv(2)`: the file from `offset` into guest memory, bytes read.
     pub fn read_at(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
         let offset = file_offset(offset)?;
-        // SAFETY: as in `write_to`; the kernel writes into guest memory, to which no Rust reference exists.
+        // SAFETY: as in `write_to`; the kernel writes into guest memory, to which no Rust reference
+        // exists.
         check(unsafe { libc::preadv64(fd.as_raw_fd(), self.iov.as_ptr(), self.parts(), offset) })
     }
 

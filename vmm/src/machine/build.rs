@@ -248,7 +248,8 @@ fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmWithMemory, BuildError> {
     Ok(VmWithMemory::new(vm, Arc::clone(memory))?)
 }
 
-/// KVM's answer to KVM_CAP_XSAVE2, 0 before Linux 5.17: how many bytes of extended state a vCPU has.
+/// KVM's answer to KVM_CAP_XSAVE2, 0 before Linux 5.17: how many bytes of extended state a vCPU
+/// has.
 fn check_xstate(bytes: i32) -> Result<(), BuildError> {
     let is_more = usize::try_from(bytes).is_ok_and(|bytes| bytes > xstate::AREA_BYTES);
     if is_more { Err(BuildError::Xstate(bytes)) } else { Ok(()) }

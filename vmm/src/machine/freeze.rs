@@ -67,7 +67,8 @@ struct Layer {
     memfd: File,
     /// What is in it, ascending within each pass.
     runs: Vec<Range<u64>>,
-    /// How many page faults there had been before the last search for written pages, if that is known.
+    /// How many page faults there had been before the last search for written pages, if that is
+    /// known.
     faults: Option<u64>,
 }
 

@@ -1,8 +1,8 @@
 //! Starts a warm VM from a generation.
 //!
 //! ```text
-//!  state, layers ──┬▶ vCPUs ────────────────┬▶ interrupt controllers, timer, clock ▶ run ▶ device loop
-//!                  └▶ RAM is mapped ▶ devices ┘
+//!  state, layers ─┬▶ vCPUs ─────────────┬▶ interrupt controllers, timer, clock ▶ run ▶ device loop
+//!                 └▶ map RAM ▶ devices ─┘
 //! ```
 //! [`Persist`] gives the reasons for this order. Slow work that does not depend on the generation
 //! was done when the VM was made: see [`super::build`].
@@ -136,9 +136,9 @@ impl Machine {
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore((&runner.vcpu, runner.index, &tscs)))
         };
-        // Concurrently with the mapping. KVM looks up the pages that it shares with a guest again at the first
-        // entry. For one MSR it writes to memory at once, the wall clock: that write may be lost here, and
-        // a guest sets the MSR again before it reads the clock.
+        // Concurrently with the mapping. KVM looks up the pages that it shares with a guest again
+        // at the first entry. For one MSR it writes to memory at once, the wall clock: that write
+        // may be lost here, and a guest sets the MSR again before it reads the clock.
         let restored = self.vcpus.begin(restore)?;
         let memory = Arc::clone(self.vm.memory());
         layers.map_over(&memory)?;

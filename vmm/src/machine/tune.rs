@@ -11,7 +11,8 @@ use kvm_ioctls::VmFd;
 /// Switches off the features below. If KVM cannot switch one off, it stays on. Afterwards a pending
 /// triple fault is part of the saved state.
 ///
-/// - Counters for `perf` in the guest: none are offered (`vcpu/cpuid.rs`), but on AMD a guest finds them without asking.
+/// - Counters for `perf` in the guest: none are offered (`vcpu/cpuid.rs`), but on AMD a guest finds
+///   them without asking.
 /// - Polling for up to 200 us whenever a vCPU halts: many VMs share a host, and most of them are
 ///   idle.
 /// - Late ticks of the PIT: see [`kvm_state::drop_late_pit_ticks`].

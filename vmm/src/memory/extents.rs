@@ -10,7 +10,8 @@ use patina_control::PAGE_BYTES;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of them.
+/// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of
+/// them.
 pub const EXTENTS_MAX: usize = 16_384;
 
 /// Bytes of RAM that lie in one layer.

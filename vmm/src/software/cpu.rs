@@ -164,7 +164,8 @@ impl<'a> Cpu<'a> {
         Mode::of(&self.sregs, self.cpl() == 3, self.regs.rflags)
     }
 
-    /// The parts of `length` bytes at linear address `start` that lie in one page each: (physical address, length).
+    /// The parts of `length` bytes at linear address `start` that lie in one page each: (physical
+    /// address, length).
     pub(super) fn pages(
         &self,
         start: u64,

@@ -166,7 +166,8 @@ fn popcnt(cpu: &mut Cpu<'_>, instruction: &Instruction) -> Result<Option<Outcome
     Ok(Some(set_flag(cpu, RFLAGS_ZF, value == 0)))
 }
 
-/// Atomic towards other vCPUs as far as guest memory allows: both halves are exchanged under one host lock.
+/// Atomic towards other vCPUs as far as guest memory allows: both halves are exchanged under one
+/// host lock.
 fn cmpxchg16b(cpu: &mut Cpu<'_>, instruction: &Instruction) -> Result<Option<Outcome>, Exception> {
     const ALIGNMENT: u64 = 16;
     let Some(at) = cpu.address(instruction, 0) else { return Ok(None) };

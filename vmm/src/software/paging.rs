@@ -54,7 +54,8 @@ const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// The guest-physical address behind linear address `at`, with the accessed and dirty bits set as the CPU would.
+/// The guest-physical address behind linear address `at`, with the accessed and dirty bits set as
+/// the CPU would.
 ///
 /// # Errors
 /// The #PF that the access causes; #GP if a page table is not in RAM.

@@ -3,7 +3,8 @@ use super::*;
 const ROOT: u64 = 0x1000;
 const VIRTUAL: u64 = 0xffff_8000_0040_2abc;
 
-/// Page tables at 0x1000, 0x2000 … that map [`VIRTUAL`]'s page to 0x9000 with `flags` in the last entry.
+/// Page tables at 0x1000, 0x2000 … that map [`VIRTUAL`]'s page to 0x9000 with `flags` in the last
+/// entry.
 fn memory_with(flags: u64) -> Memory {
     let memory = crate::memory::allocate(1 << 20).expect("RAM").1;
     for (level, table) in [(4, ROOT), (3, 0x2000), (2, 0x3000), (1, 0x4000)] {

@@ -15,7 +15,8 @@ pub struct InternalError {
     pub instruction: Vec<u8>,
 }
 
-/// The details of the internal error that `vcpu` has just returned with, if that is why it returned.
+/// The details of the internal error that `vcpu` has just returned with, if that is why it
+/// returned.
 #[must_use]
 pub fn internal_error(vcpu: &mut VcpuFd) -> Option<InternalError> {
     /// KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.

@@ -16,8 +16,8 @@ pub enum InheritError {
 
 /// The descriptors that this process was started with and may take over, each once.
 ///
-/// Soundness rests on it being made once, at the start of the process, before anything else opens or
-/// owns descriptors above 2: see [`Inherited::claim`].
+/// Soundness rests on it being made once, at the start of the process, before anything else opens
+/// or owns descriptors above 2: see [`Inherited::claim`].
 #[derive(Debug, Default)]
 pub struct Inherited {
     taken: HashSet<RawFd>,
@@ -50,8 +50,8 @@ impl Inherited {
             return Err(InheritError::NotOpen(fd));
         }
         self.taken.insert(fd);
-        // SAFETY: the descriptor is open (fcntl succeeded) and nobody else owns it: it was inherited
-        // (the contract of `claim`) and `taken` gives it out once.
+        // SAFETY: the descriptor is open (fcntl succeeded) and nobody else owns it: it was
+        // inherited (the contract of `claim`) and `taken` gives it out once.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }

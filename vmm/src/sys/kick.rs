@@ -19,7 +19,8 @@ thread_local! {
 extern "C" fn on_kick(_signal: libc::c_int) {
     let exit = IMMEDIATE_EXIT.get();
     if !exit.is_null() {
-        // SAFETY: set by `with_kicks` on this very thread to a byte of a live run page, and reset before that goes.
+        // SAFETY: set by `with_kicks` on this very thread to a byte of a live run page, and reset
+        // before that goes.
         unsafe { ptr::write_volatile(exit, 1) };
     }
 }
@@ -33,7 +34,8 @@ pub fn take_kicks() -> io::Result<()> {
     // SAFETY: an all-zero sigaction is valid: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_kick as *const () as usize;
-    // SAFETY: the handler is async-signal-safe: it reads a constant-initialised thread-local and writes a byte.
+    // SAFETY: the handler is async-signal-safe: it reads a constant-initialised thread-local and
+    // writes a byte.
     if unsafe { libc::sigaction(libc::SIGRTMIN(), &action, ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -45,7 +45,8 @@ fn tsc_offset_at(value: &mut u64) -> kvm_device_attr {
 pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
     let mut offset = 0;
     let attribute = tsc_offset_at(&mut offset);
-    // SAFETY: KVM reads the attribute and writes 8 bytes where it points, which is `offset`; both are live.
+    // SAFETY: KVM reads the attribute and writes 8 bytes where it points, which is `offset`; both
+    // are live.
     done(unsafe { ioctl_with_ref(vcpu, GET_DEVICE_ATTR, &attribute) })?;
     Ok(offset)
 }
@@ -56,7 +57,8 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, Error> {
 /// KVM refuses the offset.
 pub fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), Error> {
     let attribute = tsc_offset_at(&mut offset);
-    // SAFETY: KVM reads the attribute and the 8 bytes where it points, which is `offset`; both are live.
+    // SAFETY: KVM reads the attribute and the 8 bytes where it points, which is `offset`; both are
+    // live.
     done(unsafe { ioctl_with_ref(vcpu, SET_DEVICE_ATTR, &attribute) })
 }
 

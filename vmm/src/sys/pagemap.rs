@@ -225,8 +225,8 @@ impl Pagemap {
                 category_anyof_mask,
                 return_mask,
             };
-            // SAFETY: the argument and the batch that it points to are live, and the kernel writes `vec_len` entries
-            // at most.
+            // SAFETY: the argument and the batch that it points to are live, and the kernel writes
+            // `vec_len` entries at most.
             let count = unsafe { libc::ioctl(self.table.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
             let count = usize::try_from(count).map_err(|_| last_error())?;
             for region in batch.iter().take(count) {
@@ -262,10 +262,10 @@ impl Pagemap {
     }
 }
 
-/// Which ranges are searched for written pages while nobody writes, and with which question. If the ranges
-/// are few, one call for each finds and protects. If they are many, only the question is asked of each,
-/// and what is protected is joined: to join what is searched would have the kernel look up resident pages
-/// in between, and the pause would grow with the resident memory.
+/// Which ranges are searched for written pages while nobody writes, and with which question. If the
+/// ranges are few, one call for each finds and protects. If they are many, only the question is
+/// asked of each, and what is protected is joined: to join what is searched would have the kernel
+/// look up resident pages in between, and the pause would grow with the resident memory.
 fn looks_at_rest(unprotected: &[Range<u64>]) -> (Vec<Range<u64>>, Question) {
     let ranges = near(unprotected, NEAR_BYTES);
     let flags = if ranges.len() <= PROTECT_CALLS_MAX { PRIVATE_WRITTEN.flags } else { 0 };
@@ -328,7 +328,8 @@ impl WriteTracker {
     /// The kernel refuses.
     pub fn track(&self, region: &GuestRegionMmap) -> rustix::io::Result<()> {
         let mut range: UffdioRegister = [region.as_ptr() as u64, region.len(), UFFDIO_REGISTER_MODE_WP, 0];
-        // SAFETY: `struct uffdio_register` is four u64. Faults are resolved by the kernel, so nobody need read this fd.
+        // SAFETY: `struct uffdio_register` is four u64. Faults are resolved by the kernel, so
+        // nobody need read this fd.
         match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, range.as_mut_ptr()) } {
             0 => Ok(()),
             _ => Err(last_error()),

@@ -15,7 +15,8 @@ fn both_ways_find_the_private_pages() {
     let region = memory.iter().next().expect("a region");
     let map = Pagemap::open().expect("the page tables");
     assert_eq!(map.private(region, Pages::All).expect("a scan"), []);
-    // Every third page of a part, so that there are more ranges than fit in a batch; and the last page.
+    // Every third page of a part, so that there are more ranges than fit in a batch; and the last
+    // page.
     let written: Vec<u64> = (0..3000).step_by(3).chain([RAM / 4096 - 1]).collect();
     for page in &written {
         memory.write_obj(7u8, GuestAddress(page * 4096)).expect("a write");
@@ -120,8 +121,8 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Has both ways and a model watch the same events. What a way finds are exactly the pages that were written or prefaulted since it
-/// was asked last; nothing comes to be in the file.
+/// Has both ways and a model watch the same events. What a way finds are exactly the pages that
+/// were written or prefaulted since it was asked last; nothing comes to be in the file.
 fn watch(events: &[Event], is_fast: bool) {
     let ram = MODEL_PAGES * PAGE_BYTES;
     let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
@@ -189,7 +190,8 @@ proptest! {
     }
 }
 
-/// As in a freeze: pages are copied while somebody writes, and again at rest. The copy is the memory then, whatever came in between.
+/// As in a freeze: pages are copied while somebody writes, and again at rest. The copy is the
+/// memory then, whatever came in between.
 #[test]
 #[ignore = "needs root and Linux 6.7"]
 fn no_write_is_missed_that_comes_while_one_looks() {
@@ -240,8 +242,9 @@ fn no_write_is_missed_that_comes_while_one_looks() {
     }
 }
 
-/// What the time of a further clone's pause depends on: the kernel looks up the page behind an entry only near what was written,
-/// however much is resident. `pause_again_1g_us` of `cargo xtask bench clone` measures the time.
+/// What the time of a further clone's pause depends on: the kernel looks up the page behind an
+/// entry only near what was written, however much is resident. `pause_again_1g_us` of
+/// `cargo xtask bench clone` measures the time.
 #[test]
 #[ignore = "needs root and Linux 6.7"]
 fn a_look_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
@@ -274,7 +277,8 @@ fn a_look_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
     assert_eq!(unprotected(), []);
 }
 
-/// Any other category or flag, and the kernel's `pagemap_scan_pmd_entry` takes the long way, which looks up every page.
+/// Any other category or flag, and the kernel's `pagemap_scan_pmd_entry` takes the long way, which
+/// looks up every page.
 #[test]
 fn the_question_that_the_kernel_answers_quickly_is_asked_exactly() {
     for (question, flags) in

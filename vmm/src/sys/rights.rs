@@ -6,8 +6,8 @@ fn check(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Drops all groups and becomes user and group `id`, real, effective and saved. To be called while the process has
-/// one thread: the system calls change the calling thread alone.
+/// Drops all groups and becomes user and group `id`, real, effective and saved. To be called while
+/// the process has one thread: the system calls change the calling thread alone.
 ///
 /// # Errors
 /// The kernel refuses (the process is not root).

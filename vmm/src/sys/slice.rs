@@ -14,7 +14,8 @@ const _: () = assert!(matches!(size_of::<libc::sched_attr>(), 48 | 56));
 pub fn set(slice: Duration) -> io::Result<()> {
     let mut attributes = get()?;
     attributes.sched_runtime = u64::try_from(slice.as_nanos()).unwrap_or(u64::MAX);
-    // SAFETY: the kernel reads `size` bytes of attributes, which `get` has set; thread 0 is the caller.
+    // SAFETY: the kernel reads `size` bytes of attributes, which `get` has set; thread 0 is the
+    // caller.
     match unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -42,8 +42,8 @@ impl VmWithMemory {
                 memory_size: bytes,
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the host range is a live mapping of at least `bytes`, owned by `memory`, which this struct
-            // keeps as long as the VM.
+            // SAFETY: the host range is a live mapping of at least `bytes`, owned by `memory`,
+            // which this struct keeps as long as the VM.
             unsafe { self.vm.set_user_memory_region(entry) }.map_err(|source| SlotError {
                 slot,
                 guest,

@@ -32,8 +32,8 @@ pub struct Replaced {
 unsafe impl Send for Replaced {}
 
 fn unmap(at: *mut c_void, bytes: usize) {
-    // SAFETY: the range was mapped by this module, and its owner, which is being dropped, is its only user. The one
-    // error is a range that is none, and it is one.
+    // SAFETY: the range was mapped by this module, and its owner, which is being dropped, is its
+    // only user. The one error is a range that is none, and it is one.
     best_effort(unsafe { munmap(at, bytes) }, "the one error is a range that is none, and it is one");
 }
 
@@ -77,8 +77,9 @@ impl PrivateView {
         let (view, bytes, parking) = (self.at, self.bytes, self.parking);
         // Its parts belong to others from here on.
         std::mem::forget(self);
-        // SAFETY: `place` is the region's live mapping of `bytes` and `parking` a reservation of as many. For the
-        // moment between the two moves nothing is mapped at `place`; the caller has stopped all that looks there.
+        // SAFETY: `place` is the region's live mapping of `bytes` and `parking` a reservation of as
+        // many. For the moment between the two moves nothing is mapped at `place`; the caller has
+        // stopped all that looks there.
         unsafe { mremap_fixed(place, bytes, bytes, MremapFlags::MAYMOVE, parking) }?;
         // SAFETY: `view` is a live mapping of `bytes`, `place` is free now.
         match unsafe { mremap_fixed(view, bytes, bytes, MremapFlags::MAYMOVE, place) } {
@@ -122,7 +123,8 @@ pub fn forget_pages(region: &GuestRegionMmap) -> rustix::io::Result<()> {
     for at in (0..region.len()).step_by(STEP_BYTES as usize) {
         let bytes = STEP_BYTES.min(region.len() - at);
         let place = inside(region, at, bytes)?;
-        // SAFETY: the range is within the region's mapping, which is shared: what it holds is the file's and stays.
+        // SAFETY: the range is within the region's mapping, which is shared: what it holds is the
+        // file's and stays.
         unsafe { madvise(place, bytes as usize, Advice::LinuxDontNeed) }?;
     }
     Ok(())
@@ -151,8 +153,9 @@ pub fn map_layer(
     let place = inside(region, at, bytes)?;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
     let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: the range is within the region's own mapping, which stays a mapping of the same size and is only used
-    // through the region; what it holds is replaced, as guest memory may change at any time.
+    // SAFETY: the range is within the region's own mapping, which stays a mapping of the same size
+    // and is only used through the region; what it holds is replaced, as guest memory may change at
+    // any time.
     unsafe { mmap(place, bytes as usize, access, flags, file.as_fd(), offset) }?;
     Ok(())
 }
@@ -184,7 +187,8 @@ pub fn copy_out(
     let mut done = 0;
     while done < bytes {
         let (rest, to) = ((bytes - done) as usize, (offset + done) as libc::off_t);
-        // SAFETY: `rest` bytes from there are within the region's mapping; the kernel only reads them.
+        // SAFETY: `rest` bytes from there are within the region's mapping; the kernel only reads
+        // them.
         let count = unsafe { libc::pwrite(file.as_raw_fd(), from.byte_add(done as usize), rest, to) };
         match u64::try_from(count) {
             Ok(0) => return Err(Errno::NOSPC),

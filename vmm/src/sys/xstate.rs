@@ -37,8 +37,9 @@ pub fn set(vcpu: &VcpuFd, state: &[u8]) -> Result<(), kvm_ioctls::Error> {
 /// # Errors
 /// KVM refuses: the area names what the vCPU has not.
 pub fn set_area(vcpu: &VcpuFd, area: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
-    // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 tells, which is more than `kvm_xsave` has only
-    // for a process that asked for a dynamic feature (AMX) with arch_prctl; this one never does.
+    // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 tells, which is more than `kvm_xsave` has
+    // only for a process that asked for a dynamic feature (AMX) with arch_prctl; this one never
+    // does.
     unsafe { vcpu.set_xsave(area) }
 }
 

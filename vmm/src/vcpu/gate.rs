@@ -89,7 +89,8 @@ impl Gate {
     }
 }
 
-/// All vCPUs of a VM, as the thread that pauses them sees them. `R` is what each vCPU's thread works with.
+/// All vCPUs of a VM, as the thread that pauses them sees them. `R` is what each vCPU's thread
+/// works with.
 pub struct Vcpus<R> {
     gate: std::sync::Arc<Gate>,
     threads: Vec<(Target, Sender<Job<R>>)>,

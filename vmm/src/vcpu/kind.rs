@@ -37,7 +37,8 @@ pub fn detect() -> KvmKind {
 /// only on hosts that page guests out.
 #[must_use]
 pub fn offered(kind: KvmKind, mut supported: CpuId) -> CpuId {
-    // KVM's own features (leaf 0x4000_0001, EAX): PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD, MAP_GPA_RANGE, MIGRATION_CONTROL.
+    // KVM's own features (leaf 0x4000_0001, EAX): PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD,
+    // MAP_GPA_RANGE, MIGRATION_CONTROL.
     const HYPERCALLS: u32 = 1 << 7 | 1 << 11 | 1 << 13 | 1 << 16 | 1 << 17;
     // ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT.
     const ASYNC_PAGE_FAULTS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
@@ -108,7 +109,8 @@ const WORDS: [Word; 6] = [
     Word { number: 18, leaf: 7, subleaf: 0, register: |_, _, _, d| d, used: &[4, 14, 24] },
 ];
 
-/// Linux's numbers of the features that the CPU shows, the kernel would use, and KVM does not offer.
+/// Linux's numbers of the features that the CPU shows, the kernel would use, and KVM does not
+/// offer.
 fn unsupported(supported: &CpuId) -> Vec<u32> {
     let mut features = Vec::new();
     for word in &WORDS {
@@ -140,7 +142,8 @@ mod tests {
         assert_eq!(eax(KvmKind::Software) & (1 << 4 | 1 << 10 | 1 << 14), 0, "asynchronous page faults");
     }
 
-    /// Linux reads the option into a buffer of 128 bytes and silently cuts the rest, in the middle of a number.
+    /// Linux reads the option into a buffer of 128 bytes and silently cuts the rest, in the middle
+    /// of a number.
     #[test]
     fn all_that_can_be_cleared_fits_into_what_linux_reads() {
         let all: Vec<String> = WORDS

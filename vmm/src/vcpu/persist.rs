@@ -8,9 +8,11 @@
 //! The order of a restore:
 //! 1. CPUID, because it decides which values KVM accepts in everything else.
 //! 2. The multiprocessing state, then the general registers.
-//! 3. The special registers, before the local APIC: they hold its base address and whether it is enabled.
+//! 3. The special registers, before the local APIC: they hold its base address and whether it is
+//!    enabled.
 //! 4. The extended state (XSAVE), XCR0 and the debug registers.
-//! 5. The local APIC, before the MSRs: the TSC deadline starts the APIC's timer, in the mode that the APIC is in.
+//! 5. The local APIC, before the MSRs: the TSC deadline starts the APIC's timer, in the mode that
+//!    the APIC is in.
 //! 6. The TSC, before the MSRs: the deadline is compared with it.
 //! 7. The MSRs, with the TSC deadline as the last of them ([`msr_indices`] sorts them so).
 //! 8. The events, last: earlier calls drop pending events.
@@ -81,7 +83,8 @@ pub enum PersistError {
 /// Most CPUID entries that KVM gives.
 const CPUID_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 
-/// MSRs that KVM has and does not list: which memory is cached how. Variable ranges, fixed ranges, the default.
+/// MSRs that KVM has and does not list: which memory is cached how. Variable ranges, fixed ranges,
+/// the default.
 const UNLISTED: [std::ops::RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
 

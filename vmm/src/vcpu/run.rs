@@ -64,8 +64,8 @@ impl Runner {
         self.mailbox.send(Event::End(end));
     }
 
-    /// Sets the time slice, at the first entry. Until then the thread has little to do, and many such threads may
-    /// wait for a CPU.
+    /// Sets the time slice, at the first entry. Until then the thread has little to do, and many
+    /// such threads may wait for a CPU.
     fn take_long_turns(&self) {
         if self.kind == KvmKind::Software
             && let Err(error) = slice::set(SLICE)

@@ -71,7 +71,8 @@ impl TscStart {
     /// must be set.
     ///
     /// # Errors
-    /// KVM refuses: the host's TSC runs at another speed and cannot be made to look as fast as that one.
+    /// KVM refuses: the host's TSC runs at another speed and cannot be made to look as fast as that
+    /// one.
     pub fn set(&self, vcpu: &VcpuFd, saved: Option<TscState>) -> Result<bool, Error> {
         let (Some(first), Some(saved)) = (self.first, saved) else { return Ok(false) };
         if is_another_speed(saved.khz, vcpu.get_tsc_khz().unwrap_or(0)) {

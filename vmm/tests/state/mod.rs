@@ -1,4 +1,5 @@
-//! What of a vCPU's state that only some kernels of users have gets into a clone: asked of this host's KVM, without a `vmm` process.
+//! What of a vCPU's state that only some kernels of users have gets into a clone: asked of this
+//! host's KVM, without a `vmm` process.
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
@@ -43,7 +44,8 @@ impl One {
         Ok(self.memory.write_obj(pointer, GuestAddress(TABLE))?)
     }
 
-    /// Pages in 32-bit PAE mode, with the page directory pointers that memory has now: the CPU keeps them from then on.
+    /// Pages in 32-bit PAE mode, with the page directory pointers that memory has now: the CPU
+    /// keeps them from then on.
     fn enter_pae(&self) -> Result<(), Failed> {
         let (code, data) = (segment(0xb), segment(3));
         let mut sregs = self.vcpu.get_sregs()?;
@@ -150,7 +152,8 @@ fn a_triple_fault_on_its_way_ends_the_clone_too() -> Result<(), Failed> {
     parent.vcpu.set_vcpu_events(&events)?;
     let mut clone = One::new()?;
     clone.restore(&parent.save()?)?;
-    // Without the fault it would run `jmp` to itself in real mode, and never come back: the timer of the test's harness is for that.
+    // Without the fault it would run `jmp` to itself in real mode, and never come back: the timer
+    // of the test's harness is for that.
     clone.memory.write_slice(&[0xf4], GuestAddress(0))?;
     match clone.vcpu.run()? {
         VcpuExit::Shutdown => Ok(()),

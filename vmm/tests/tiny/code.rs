@@ -1,4 +1,5 @@
-//! The machine code of the guests. Each starts at 1 MiB in 64-bit mode, with an empty interrupt table.
+//! The machine code of the guests. Each starts at 1 MiB in 64-bit mode, with an empty interrupt
+//! table.
 
 /// `out dx, ax` of 0x2000 to port 0x604: power off.
 pub const POWER_OFF: &[u8] = &[0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4];
@@ -13,8 +14,9 @@ pub const SPIN: &[u8] = &[0xeb, 0xfe];
 /// `ud2`, with an empty interrupt table.
 pub const UD2: &[u8] = &[0x0f, 0x0b];
 
-/// Echoes each byte from the console, followed by the number of bytes so far as a digit, and a newline. Counts in the
-/// byte at [`COUNT`], and writes count N once more to the byte N * 64 KiB above it.
+/// Echoes each byte from the console, followed by the number of bytes so far as a digit, and a
+/// newline. Counts in the byte at [`COUNT`], and writes count N once more to the byte N * 64 KiB
+/// above it.
 pub const ECHO: &[u8] = &[
     0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
     0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
@@ -30,8 +32,8 @@ pub const ECHO: &[u8] = &[
 /// Where [`ECHO`] counts.
 pub const COUNT: u64 = 0x20_0000;
 
-/// For each byte from the console adds one to a byte of each of [`SCATTERED`] pages, 512 KiB apart from 4 MiB on, and
-/// prints the first of them as a digit.
+/// For each byte from the console adds one to a byte of each of [`SCATTERED`] pages, 512 KiB apart
+/// from 4 MiB on, and prints the first of them as a digit.
 pub const SCATTER: &[u8] = &[
     0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
     0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
@@ -46,8 +48,8 @@ pub const SCATTER: &[u8] = &[
 /// How many pages [`SCATTER`] and [`ROUNDS`] write.
 pub const SCATTERED: u64 = 2000;
 
-/// Adds one to a byte of each of [`SCATTERED`] pages, one after another from 4 MiB on, round after round. Prints a
-/// newline before each round.
+/// Adds one to a byte of each of [`SCATTERED`] pages, one after another from 4 MiB on, round after
+/// round. Prints a newline before each round.
 pub const ROUNDS: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee, // start: mov dx, 0x3f8; mov al, '\n'; out dx, al
     0xbf, 0x00, 0x00, 0x40, 0x00, 0xb9, 0xd0, 0x07, 0x00, 0x00, // mov edi, 4 MiB; mov ecx, SCATTERED
@@ -55,8 +57,8 @@ pub const ROUNDS: &[u8] = &[
     0xff, 0xc9, 0x75, 0xf4, 0xeb, 0xe1, // dec ecx; jnz next; jmp start
 ];
 
-/// Maps the first device's registers; then for ever clears its status, sets a bit of it with one instruction that reads
-/// and writes, and reads it. Prints X when the bit is not set.
+/// Maps the first device's registers; then for ever clears its status, sets a bit of it with one
+/// instruction that reads and writes, and reads it. Prints X when the bit is not set.
 pub const READ_AND_WRITE: &[u8] = &[
     0x48, 0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00, 0x03, 0x00, 0x30,
     0x00, // mov qword [PDPT + 24], …
@@ -69,7 +71,8 @@ pub const READ_AND_WRITE: &[u8] = &[
     0xe9, // mov dx, 0x3f8; mov al, 'X'; out dx, al; jmp next
 ];
 
-/// For each byte from the console prints the default memory type (MSR 0x2ff): the type, and bits 8 to 15, as digits.
+/// For each byte from the console prints the default memory type (MSR 0x2ff): the type, and bits 8
+/// to 15, as digits.
 pub const MTRR: &[u8] = &[
     0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
     0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
@@ -81,7 +84,8 @@ pub const MTRR: &[u8] = &[
     0xb0, b'\n', 0xee, 0xeb, 0xd6, // mov al, '\n'; out dx, al; jmp start
 ];
 
-/// As [`ECHO`], without the echo and the second write. Counts in the first byte above 4 GiB, which it maps.
+/// As [`ECHO`], without the echo and the second write. Counts in the first byte above 4 GiB, which
+/// it maps.
 pub const HIGH: &[u8] = &[
     0x48, 0xc7, 0x04, 0x25, 0x20, 0xa0, 0x00, 0x00, 0x03, 0x00, 0x30,
     0x00, // mov qword [PDPT + 32], 3 MiB + 3
@@ -96,7 +100,8 @@ pub const HIGH: &[u8] = &[
     0xeb, 0xe6, // jmp start
 ];
 
-/// For each byte from the console prints + if the TSC is no lower than the last time, and - otherwise.
+/// For each byte from the console prints + if the TSC is no lower than the last time, and -
+/// otherwise.
 pub const TSC: &[u8] = &[
     0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
     0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
@@ -110,8 +115,8 @@ pub const TSC: &[u8] = &[
     0xeb, 0xc9, // jmp start
 ];
 
-/// Starts the other three vCPUs, each of which counts for ever. For each byte from the console waits until all three
-/// have counted further, and prints y.
+/// Starts the other three vCPUs, each of which counts for ever. For each byte from the console
+/// waits until all three have counted further, and prints y.
 pub const FOUR: &[u8] = &[
     0x48, 0xc7, 0x04, 0x25, 0x18, 0xa0, 0x00, 0x00, 0x03, 0x00, 0x30,
     0x00, // mov qword [PDPT + 24], …

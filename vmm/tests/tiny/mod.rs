@@ -28,7 +28,8 @@ pub fn missing() -> Option<String> {
     sys::tap().err().map(|error| format!("no tap: {error}"))
 }
 
-/// The `vmm` that is tested: the one that cargo has built, or one elsewhere, on a host where cargo is not.
+/// The `vmm` that is tested: the one that cargo has built, or one elsewhere, on a host where cargo
+/// is not.
 fn program() -> OsString {
     std::env::var_os("PATINA_TINY_VMM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm").into())
 }

@@ -11,7 +11,8 @@ use std::process::Command;
 /// Has `command` run its program as on a kernel before Linux 6.4.
 pub fn hide_auxv(command: &mut Command) -> io::Result<()> {
     let filter = outer::filter()?;
-    // SAFETY: the closure runs in the forked child and makes two system calls; the filter was made before the fork.
+    // SAFETY: the closure runs in the forked child and makes two system calls; the filter was made
+    // before the fork.
     unsafe { command.pre_exec(move || outer::apply(&filter)) };
     Ok(())
 }

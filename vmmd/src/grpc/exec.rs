@@ -1,8 +1,8 @@
 //! `Exec`: connects a gRPC stream with an exec session of the guest's agent ([`patina_abi::exec`]).
 //!
-//! Each side slows down the other: if the client does not read, the program's output stops, and if the
-//! program does not read, the client's input stops. When one side closes, the other is closed, too. The
-//! agent kills a program whose session closes.
+//! Each side slows down the other: if the client does not read, the program's output stops, and if
+//! the program does not read, the client's input stops. When one side closes, the other is closed,
+//! too. The agent kills a program whose session closes.
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::vms::Host;
@@ -163,7 +163,8 @@ fn ending(exit: Exit) -> Vec<exec_response::Message> {
     }
 }
 
-/// Until the client breaks a rule or the agent no longer takes anything; a client that has said all it has to is waited for.
+/// Until the client breaks a rule or the agent no longer takes anything; a client that has said all
+/// it has to is waited for.
 async fn relay_input(
     mut requests: Streaming<v1::ExecRequest>,
     agent: &mut (impl AsyncWrite + Unpin),
@@ -212,8 +213,8 @@ async fn relay_input(
     if !ended && let Err(error) = send(agent, FrameType::Stdin, &[]).await {
         tracing::debug!(%error, "end the input of a program");
     }
-    // Nothing more goes in. Should the connection be broken, the agent's last frames may still be on their way: the
-    // output's side reads them, or the break, and ends the session.
+    // Nothing more goes in. Should the connection be broken, the agent's last frames may still be
+    // on their way: the output's side reads them, or the break, and ends the session.
     std::future::pending().await
 }
 

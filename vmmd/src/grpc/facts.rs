@@ -41,7 +41,8 @@ impl Facts {
     }
 }
 
-/// The module that runs guests without hardware says so by its name; the CPU's flags tell the other two apart.
+/// The module that runs guests without hardware says so by its name; the CPU's flags tell the other
+/// two apart.
 fn kvm_kind(loaded: impl Fn(&str) -> bool, cpuinfo: &str) -> KvmKind {
     let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
     let has = |flag: &str| flags.split_ascii_whitespace().any(|word| word == flag);

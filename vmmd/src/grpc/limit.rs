@@ -1,5 +1,5 @@
-//! Limits the calls that are answered at the same time. Calls that wait for a VM do not count: otherwise
-//! a thousand waiting operators would leave no room for the calls that end their wait.
+//! Limits the calls that are answered at the same time. Calls that wait for a VM do not count:
+//! otherwise a thousand waiting operators would leave no room for the calls that end their wait.
 
 use std::{
     future::Future,

@@ -1,7 +1,7 @@
 //! `Logs`: a file from its beginning. To follow it, inotify reports what is appended.
 //!
-//! When a console's log is full, the vmm drops its older half. A follower then finds its position by the
-//! last bytes that it has sent (`resume`).
+//! When a console's log is full, the vmm drops its older half. A follower then finds its position
+//! by the last bytes that it has sent (`resume`).
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
 use crate::{
@@ -117,8 +117,8 @@ impl Log {
     }
 }
 
-/// Where to read on in a log that was cut at its front: after the last place where what was sent last stands, or
-/// at the beginning when it is gone.
+/// Where to read on in a log that was cut at its front: after the last place where what was sent
+/// last stands, or at the beginning when it is gone.
 fn resume(content: &[u8], memory: &[u8]) -> usize {
     if memory.is_empty() {
         return 0;

@@ -1,10 +1,11 @@
 //! The operator's interface: `patina.v1.Vmmd`.
 //!
 //! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`]: the streaming ones.
-//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: facts about this host;
-//!   [`limit`]: the number of concurrent calls.
+//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: facts about this
+//!   host; [`limit`]: the number of concurrent calls.
 //!
-//! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the answer.
+//! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the
+//! answer.
 
 pub mod console;
 pub mod convert;
@@ -22,7 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
 
-/// Longest message that is taken, bytes: an exec start of 32 KiB or 64 KiB of input, and what surrounds them.
+/// Longest message that is taken, bytes: an exec start of 32 KiB or 64 KiB of input, and what
+/// surrounds them.
 pub const MESSAGE_MAX_BYTES: usize = 256 * 1024;
 /// Messages between a stream's task and its client.
 const STREAM_QUEUE: usize = 8;

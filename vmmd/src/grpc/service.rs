@@ -132,7 +132,8 @@ impl Vmmd for Service {
             self.host.adopted(LIST_PATIENCE).await,
             "what takes longer to be taken over is listed as such",
         );
-        // A page's token is the last name on it: names stay in order whatever comes and goes in between.
+        // A page's token is the last name on it: names stay in order whatever comes and goes in
+        // between.
         let (entries, more) = self.host.table.page(&request.page_token, size);
         let vms: Vec<_> = entries.iter().map(convert::entry).collect();
         let next = vms.last().filter(|_| more).map(|vm| vm.name.clone());

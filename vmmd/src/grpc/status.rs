@@ -1,5 +1,5 @@
-//! Errors as `google.rpc.Status`. Programs get the code, `ErrorInfo` (domain `patina`) with a reason, and
-//! details about fields or preconditions. People get the message.
+//! Errors as `google.rpc.Status`. Programs get the code, `ErrorInfo` (domain `patina`) with a
+//! reason, and details about fields or preconditions. People get the message.
 
 use crate::{
     plan::spec::Violation,
@@ -26,7 +26,8 @@ impl From<Error> for Status {
         let message = fitting(&whole);
         let (code, reason) = classify(&error);
         let mut details = details_of(&error, code, reason, message);
-        // Our messages say what to do after a semicolon; a client that shows one line to a person takes this.
+        // Our messages say what to do after a semicolon; a client that shows one line to a person
+        // takes this.
         if let Some((_, advice)) = message.split_once("; ") {
             details.set_localized_message("en", advice);
         }

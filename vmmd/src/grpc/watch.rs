@@ -51,7 +51,8 @@ async fn hand_on(
     }
 }
 
-/// What the running VMs of a page take now. At most `size` VMs are looked at, so that a page takes bounded time.
+/// What the running VMs of a page take now. At most `size` VMs are looked at, so that a page takes
+/// bounded time.
 pub fn usage(host: &Host, page_token: &str, size: usize) -> v1::ListUsageResponse {
     let of = |vm: &Arc<crate::vms::Vm>| {
         let (usage, is_uncloned) = host.usage(vm)?;

@@ -1,12 +1,13 @@
 //! The families' networks, over netlink only.
 //!
-//! Creating a bridge claims its name: the kernel lets only one creator of a name succeed, so several
-//! `vmmd`s share a machine without communication. The bridge's MAC address (`06`, three bytes of the
-//! state folder's hash, the family's number) shows its owner; it is set when the bridge is created. The
-//! alias shows the owner to people. A tap needs no owner: it ends with its vmm.
+//! Creating a bridge claims its name: the kernel lets only one creator of a name succeed, so
+//! several `vmmd`s share a machine without communication. The bridge's MAC address (`06`, three
+//! bytes of the state folder's hash, the family's number) shows its owner; it is set when the
+//! bridge is created. The alias shows the owner to people. A tap needs no owner: it ends with its
+//! vmm.
 //!
-//! Nothing here routes between families, and nothing forbids it: on a host with `net.ipv4.ip_forward=1`,
-//! families can reach each other through the host.
+//! Nothing here routes between families, and nothing forbids it: on a host with
+//! `net.ipv4.ip_forward=1`, families can reach each other through the host.
 
 pub mod ports;
 pub mod sys;
@@ -157,7 +158,8 @@ impl Net {
         Ok(Self { handle, owner, connection })
     }
 
-    /// Makes the family's bridge with the host's address on it. When a later step fails, the bridge is gone again.
+    /// Makes the family's bridge with the host's address on it. When a later step fails, the bridge
+    /// is gone again.
     ///
     /// # Errors
     /// [`NetError::exists`]: the number is taken on this machine. Else netlink refused.
@@ -198,13 +200,15 @@ impl Net {
             .map_err(|e| failed("set address of bridge", name, e))
     }
 
-    /// Makes a VM's tap and puts it on its family's bridge. It goes when the last descriptor of it is closed.
+    /// Makes a VM's tap and puts it on its family's bridge. It goes when the last descriptor of it
+    /// is closed.
     ///
     /// # Errors
     /// It cannot be made, or the bridge is gone.
     pub async fn tap(&self, net: FamilyNet, vmid: u32) -> Result<OwnedFd, NetError> {
         let (name, bridge) = (net.tap(vmid), net.bridge());
-        // Both wait for the kernel's one lock of all interfaces, which others of the host may hold for long.
+        // Both wait for the kernel's one lock of all interfaces, which others of the host may hold
+        // for long.
         let tap = {
             let name = name.clone();
             let make = spawn_blocking(move || {
@@ -225,7 +229,8 @@ impl Net {
         };
         let link = LinkUnspec::new_with_index(index).mtu(MTU_BYTES).controller(controller).up().build();
         self.handle.link().change(link).execute().await.map_err(|e| failed("attach tap", &name, e))?;
-        // The bridge knows whose the address is before the VM has sent anything, and for ever: no frame to it goes to all.
+        // The bridge knows whose the address is before the VM has sent anything, and for ever: no
+        // frame to it goes to all.
         self.handle
             .neighbours()
             .add_bridge(index, &net.mac_bytes(vmid))
@@ -297,8 +302,9 @@ impl Net {
     }
 }
 
-/// Says in the log what of this host stands in the way of the families: others that use their addresses, and a firewall that drops
-/// what they say to each other. Nothing of it keeps vmmd from running.
+/// Says in the log what of this host stands in the way of the families: others that use their
+/// addresses, and a firewall that drops what they say to each other. Nothing of it keeps vmmd from
+/// running.
 pub async fn warn_of_conflicts(range: &Range) {
     match network::foreign(range.network()).await {
         Ok(found) => found.iter().for_each(|found| {

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 /// Runs a test on a thread of its own in a network namespace of its own.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        // SAFETY: only the network namespace of this thread changes; no memory or descriptor table is affected.
+        // SAFETY: only the network namespace of this thread changes; no memory or descriptor table
+        // is affected.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
@@ -102,7 +103,8 @@ fn a_tap_of_a_taken_name_is_refused() {
     });
 }
 
-/// Making a tap waits for the kernel's lock of all interfaces, which others of the host may hold for long: calls and beats go on.
+/// Making a tap waits for the kernel's lock of all interfaces, which others of the host may hold
+/// for long: calls and beats go on.
 #[test]
 #[ignore = "needs root: makes interfaces in a network namespace of its own"]
 fn a_tap_is_made_where_work_may_block() {

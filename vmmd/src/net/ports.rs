@@ -1,4 +1,5 @@
-//! Published ports: a TCP proxy per port, in user space. It is closed by dropping its [`Published`].
+//! Published ports: a TCP proxy per port, in user space. It is closed by dropping its
+//! [`Published`].
 
 use crate::plan::spec::Port;
 use std::{
@@ -17,8 +18,8 @@ use tokio::{
 
 /// Most connections of one published port at once; the next ones wait in the listen queue.
 pub const CONNECTIONS_MAX: usize = 1024;
-/// Most connections of all published ports of the daemon: each takes two descriptors, and one VM's callers leave room for others'
-/// calls.
+/// Most connections of all published ports of the daemon: each takes two descriptors, and one VM's
+/// callers leave room for others' calls.
 pub const CONNECTIONS_ALL_MAX: usize = 8192;
 static ALL: Semaphore = Semaphore::const_new(CONNECTIONS_ALL_MAX);
 /// How long the guest may take to accept a connection.
@@ -168,7 +169,8 @@ mod tests {
             clients.push(TcpStream::connect(address).await.unwrap());
             clients.push(TcpStream::connect(address).await.unwrap());
         }
-        // Each port has taken the right to one before it accepts: two of the four connections reach the guest.
+        // Each port has taken the right to one before it accepts: two of the four connections reach
+        // the guest.
         let _held = [guest.accept().await.unwrap(), guest.accept().await.unwrap()];
         assert_eq!(TWO.available_permits(), 0);
         assert!(timeout(Duration::from_millis(200), guest.accept()).await.is_err(), "no third");

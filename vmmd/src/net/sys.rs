@@ -1,5 +1,5 @@
-//! Creates taps (the only ioctl of this crate), and sets those properties of an interface that have a
-//! file.
+//! Creates taps (the only ioctl of this crate), and sets those properties of an interface that have
+//! a file.
 #![allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper in the crates that the workspace uses")]
 
 use std::{
@@ -13,8 +13,8 @@ use std::{
 
 const _: () = assert!(size_of::<libc::ifreq>() == 40 && libc::TUNSETIFF == 0x4004_54ca);
 
-/// Makes the tap `name` (at most 15 bytes): frames without packet information, each with a virtio-net header,
-/// non-blocking. It lives as long as a descriptor of it is open.
+/// Makes the tap `name` (at most 15 bytes): frames without packet information, each with a
+/// virtio-net header, non-blocking. It lives as long as a descriptor of it is open.
 ///
 /// # Errors
 /// No rights, no `/dev/net/tun`, or an interface of that name.
@@ -38,7 +38,8 @@ pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    // SAFETY: TUNSETIFF reads and writes one ifreq; `request` is one, initialised whole, and outlives the call.
+    // SAFETY: TUNSETIFF reads and writes one ifreq; `request` is one, initialised whole, and
+    // outlives the call.
     let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     if result != 0 {
         return Err(io::Error::last_os_error());
@@ -46,8 +47,8 @@ pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
     Ok(tun.into())
 }
 
-/// Keeps the kernel from speaking IPv6 on an interface by itself: families have IPv4 addresses, and a guest would wake
-/// up for every announcement.
+/// Keeps the kernel from speaking IPv6 on an interface by itself: families have IPv4 addresses, and
+/// a guest would wake up for every announcement.
 ///
 /// # Errors
 /// The kernel refuses. That it has no IPv6 is none.

@@ -6,8 +6,8 @@
 //!     └─────────────────── process has ended ────────────▲
 //! ```
 //!
-//! A VM has ended when its process has, not when the vmm reports it: when a caller sees `ended`, no part
-//! of the VM runs any more. `ended` is final and is reached once.
+//! A VM has ended when its process has, not when the vmm reports it: when a caller sees `ended`, no
+//! part of the VM runs any more. `ended` is final and is reached once.
 
 use patina_control::{
     end::{End, EndKind},
@@ -133,8 +133,8 @@ pub enum Event {
 pub struct Lifecycle {
     /// Where it stands.
     pub phase: Phase,
-    /// From the start of the vmm process, or in a clone from the arrival of the generation, until the
-    /// agent was ready, microseconds.
+    /// From the start of the vmm process, or in a clone from the arrival of the generation, until
+    /// the agent was ready, microseconds.
     pub ready_after_us: Option<u64>,
     said_end: Option<End>,
     kill_reason: Option<String>,
@@ -182,13 +182,15 @@ impl Lifecycle {
         }
     }
 
-    /// The end's account: what the guest said first, then the vmm's own word, then the operator's, then what can be seen from outside.
+    /// The end's account: what the guest said first, then the vmm's own word, then the operator's,
+    /// then what can be seen from outside.
     fn end_of(&mut self, left: Option<End>, exit: Exit, log_tail: &str) -> End {
         // However the process went after that: the VM had done what it was for.
         if let Some(reason) = self.joined.take() {
             return End { kind: EndKind::Joined, reason };
         }
-        // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its own.
+        // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its
+        // own.
         let own_word = left.or_else(|| self.said_end.take()).map(|end| match end.kind {
             EndKind::VmmDied => End { kind: EndKind::VmmError, ..end },
             _ => end,

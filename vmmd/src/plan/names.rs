@@ -1,5 +1,5 @@
-//! Names of VMs: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`. A name is also the name of a folder and the guest's
-//! host name, so it never starts with a dot and never contains a slash.
+//! Names of VMs: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}`. A name is also the name of a folder and the
+//! guest's host name, so it never starts with a dot and never contains a slash.
 
 use std::fmt;
 
@@ -56,7 +56,8 @@ impl VmName {
         Self(format!("{adjective}-{noun}-{c:02x}"))
     }
 
-    /// The name of a clone: its family's master's, and its vmid: `web.3`. A long master's name is cut to leave room.
+    /// The name of a clone: its family's master's, and its vmid: `web.3`. A long master's name is
+    /// cut to leave room.
     #[must_use]
     pub fn of_clone(master: &str, vmid: u32) -> String {
         let suffix = format!(".{vmid}");

@@ -1,4 +1,5 @@
-//! The vmids of a family: which are given, which come next, and what is kept ready under some of them.
+//! The vmids of a family: which are given, which come next, and what is kept ready under some of
+//! them.
 //!
 //! ```text
 //!            bind            keep               take
@@ -8,7 +9,8 @@
 //!    └──────────────────── take, with nothing kept ────┘
 //! ```
 //!
-//! A vmid is given once. One that was bound to something that went before it was ever used is bound again.
+//! A vmid is given once. One that was bound to something that went before it was ever used is bound
+//! again.
 
 use super::address::VMID_MAX;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +34,8 @@ impl<T> Vmids<T> {
         Self { next, free: BTreeSet::new(), kept: BTreeMap::new(), mark: next }
     }
 
-    /// All vmids below `next` were given; for a family that is being found again, with nothing kept yet.
+    /// All vmids below `next` were given; for a family that is being found again, with nothing kept
+    /// yet.
     pub fn raise(&mut self, next: u32) {
         self.next = self.next.max(next);
         self.mark = self.mark.max(next);

@@ -1,9 +1,9 @@
-//! What a vmm gives away: a generation, the image of a VM at one instant, from which clones start; and a prefault
-//! list, which helps them to.
+//! What a vmm gives away: a generation, the image of a VM at one instant, from which clones start;
+//! and a prefault list, which helps them to.
 //!
-//! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters, the RAM's of the VM's
-//! size. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
-//! change what the others start from.
+//! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters,
+//! the RAM's of the VM's size. Clones get descriptors of their own, opened for reading only: they
+//! neither share a file position nor can one change what the others start from.
 
 use patina_control::{
     config::LAYERS_MAX,

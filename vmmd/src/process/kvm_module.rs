@@ -1,6 +1,6 @@
-//! The kind of KVM behind `/dev/kvm`, by its kernel module. The vmm must not look itself, so it is told.
-//! The CPU alone does not show the kind: with VT-x or AMD-V, KVM may still be the kind that works without
-//! them.
+//! The kind of KVM behind `/dev/kvm`, by its kernel module. The vmm must not look itself, so it is
+//! told. The CPU alone does not show the kind: with VT-x or AMD-V, KVM may still be the kind that
+//! works without them.
 
 use patina_control::config::KvmKind;
 use std::{
@@ -17,8 +17,8 @@ pub fn kind() -> Option<KvmKind> {
     kind_in(Path::new("/sys/module"))
 }
 
-/// The kernel takes one module for `/dev/kvm`. One that is loaded serves; of those that are built in, the others are
-/// there too, without serving.
+/// The kernel takes one module for `/dev/kvm`. One that is loaded serves; of those that are built
+/// in, the others are there too, without serving.
 fn kind_in(modules: &Path) -> Option<KvmKind> {
     let there: Vec<(PathBuf, KvmKind)> = MODULES
         .iter()

@@ -45,7 +45,8 @@ fn refusal(answer: Opened) -> LinkError {
     }
 }
 
-/// Freezes a VM: what it cost, and the descriptors as its vmm sent them. `stream` is [connected](connect).
+/// Freezes a VM: what it cost, and the descriptors as its vmm sent them. `stream` is
+/// [connected](connect).
 ///
 /// # Errors
 /// It does not answer within `patience`, or refuses.
@@ -64,7 +65,8 @@ pub async fn freeze(
     timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
 }
 
-/// Asks a VM that started from a generation which pages it wrote before it was ready: the list as its vmm sent it.
+/// Asks a VM that started from a generation which pages it wrote before it was ready: the list as
+/// its vmm sent it.
 ///
 /// # Errors
 /// It does not listen, does not answer within `patience`, refuses, or sends no one descriptor.
@@ -157,8 +159,8 @@ pub async fn read_line<T: DeserializeOwned>(
     }
 }
 
-/// Reads the next line that is understood. A newer vmm may say more than this `vmmd` knows: that is passed over, and the first of
-/// it on a connection, which `is_told` is of, is told in the log.
+/// Reads the next line that is understood. A newer vmm may say more than this `vmmd` knows: that is
+/// passed over, and the first of it on a connection, which `is_told` is of, is told in the log.
 ///
 /// # Errors
 /// The connection broke.

@@ -1,12 +1,12 @@
 //! `vmm` processes: starting, recognising and calling them.
 //!
-//! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`]: the part between fork and
-//!   exec; [`kvm_module`]: the kind of KVM.
+//! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`]: the part between
+//!   fork and exec; [`kvm_module`]: the kind of KVM.
 //! - [`Process`]: a running one, by pidfd, so that a reused pid is never mistaken for it.
-//! - [`link`]: its control socket; [`rights`]: lines with descriptors on it; [`generation`]: the result of
-//!   a freeze.
-//! - [`stray`]: processes whose record is lost; [`urgency`]: priorities; [`usage`]: resources in use;
-//!   [`oom`]: whether the kernel ended it for lack of memory.
+//! - [`link`]: its control socket; [`rights`]: lines with descriptors on it; [`generation`]: the
+//!   result of a freeze.
+//! - [`stray`]: processes whose record is lost; [`urgency`]: priorities; [`usage`]: resources in
+//!   use; [`oom`]: whether the kernel ended it for lack of memory.
 
 pub mod generation;
 pub mod kvm_module;
@@ -229,7 +229,8 @@ fn identify(pid: u32) -> Result<ProcessId, ProcessError> {
     Ok(ProcessId { pid, start_ticks, boot: boot().to_owned() })
 }
 
-/// Field 22. The second field is the program's name in brackets and may hold anything, brackets included.
+/// Field 22. The second field is the program's name in brackets and may hold anything, brackets
+/// included.
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()

@@ -11,7 +11,8 @@ const RECORDS_MAX: usize = 200_000;
 /// Longest record of the kernel's log, bytes.
 const RECORD_MAX_BYTES: usize = 8192;
 
-/// Whether process `pid`, which started so many microseconds after boot, was ended so. False also where the log cannot be read.
+/// Whether process `pid`, which started so many microseconds after boot, was ended so. False also
+/// where the log cannot be read.
 pub fn has_killed(pid: u32, started_us: u64) -> bool {
     let Ok(fd) = open("/dev/kmsg", OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) else {
         return false;
@@ -33,7 +34,8 @@ pub fn has_killed(pid: u32, started_us: u64) -> bool {
     false
 }
 
-/// A record is "priority,sequence,microseconds,flags[,…];text". A process with the same number may have been killed before.
+/// A record is "priority,sequence,microseconds,flags[,…];text". A process with the same number may
+/// have been killed before.
 fn tells_of(record: &str, pid: u32, started_us: u64) -> bool {
     let Some((head, text)) = record.split_once(';') else { return false };
     let at_us = head.split(',').nth(2).and_then(|us| us.parse::<u64>().ok());

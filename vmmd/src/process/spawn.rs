@@ -187,7 +187,8 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
 
 fn listen(dir: &VmDir) -> Result<UnixListener, SpawnError> {
     let folder = dir.open()?;
-    // A socket's path has at most 107 bytes, the state folder's may be longer: name it through the open folder.
+    // A socket's path has at most 107 bytes, the state folder's may be longer: name it through the
+    // open folder.
     let path = format!("/proc/self/fd/{}/vmm.sock", folder.as_raw_fd());
     UnixListener::bind(path).map_err(|source| SpawnError::Listen { path: dir.socket(), source })
 }

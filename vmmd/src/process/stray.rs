@@ -1,5 +1,5 @@
-//! `vmm` processes without a record: warm ones, and those that were started by a `vmmd` which was killed
-//! before it wrote the record.
+//! `vmm` processes without a record: warm ones, and those that were started by a `vmmd` which was
+//! killed before it wrote the record.
 
 use super::{Process, identify, spawn::DIR_VARIABLE};
 use std::{
@@ -8,8 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every process that was started in a folder under one of `parents`, with the name of that folder (of a warm one that became a VM: as
-/// it is now). Those that are `known` are not looked at: a busy process lets nobody read its environment for long.
+/// Every process that was started in a folder under one of `parents`, with the name of that folder
+/// (of a warm one that became a VM: as it is now). Those that are `known` are not looked at: a busy
+/// process lets nobody read its environment for long.
 #[must_use]
 pub fn find(parents: &[PathBuf], known: &HashSet<u32>) -> Vec<(String, Process)> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };

@@ -1,5 +1,5 @@
-//! Between fork and exec: the descriptors that a child keeps, and its process group. Later, its scheduling
-//! policy.
+//! Between fork and exec: the descriptors that a child keeps, and its process group. Later, its
+//! scheduling policy.
 #![allow(unsafe_code, reason = "pre_exec is unsafe by signature, close_range has no safe wrapper")]
 
 use patina_control::best_effort;
@@ -13,8 +13,8 @@ use std::{
     process::Command,
 };
 
-/// How readily the kernel's OOM killer takes a vmm (`/proc/PID/oom_score_adj`). A child has its parent's: vmmd's own is
-/// not for VMs.
+/// How readily the kernel's OOM killer takes a vmm (`/proc/PID/oom_score_adj`). A child has its
+/// parent's: vmmd's own is not for VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dispensable {
     /// As any program: a master.
@@ -32,14 +32,16 @@ impl Dispensable {
     }
 }
 
-/// Makes `command` start its child in a process group of its own, with that nice value and so dispensable, with `kept` open under the same
-/// numbers and every other descriptor above 2 closed. The caller keeps `kept` open until it has spawned.
+/// Makes `command` start its child in a process group of its own, with that nice value and so
+/// dispensable, with `kept` open under the same numbers and every other descriptor above 2 closed.
+/// The caller keeps `kept` open until it has spawned.
 pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], (nice, dispensable): (i32, Dispensable)) {
     let score = dispensable.score();
     let kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
     let prepare = move || {
-        // A process group of its own: what ends vmmd's, or its terminal, leaves the VM alone. Not a session of its own:
-        // where the kernel shares the CPUs out among sessions (CONFIG_SCHED_AUTOGROUP), nice values would count for nothing.
+        // A process group of its own: what ends vmmd's, or its terminal, leaves the VM alone. Not a
+        // session of its own: where the kernel shares the CPUs out among sessions
+        // (CONFIG_SCHED_AUTOGROUP), nice values would count for nothing.
         rustix::process::setpgid(None, None)?;
         best_effort(
             rustix::process::setpriority_process(None, nice),
@@ -52,12 +54,13 @@ pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], (nice, dispensa
         close_on_exec_from(3)?;
         kept.iter().try_for_each(|fd| inherit(*fd))
     };
-    // SAFETY: the closure runs in the forked child. It makes only async-signal-safe system calls, and neither
-    // allocates nor takes a lock: `kept` was collected before the fork.
+    // SAFETY: the closure runs in the forked child. It makes only async-signal-safe system calls,
+    // and neither allocates nor takes a lock: `kept` was collected before the fork.
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Gives all threads of a process SCHED_IDLE, or SCHED_OTHER, and leaves them their nice values and the length of their turns.
+/// Gives all threads of a process SCHED_IDLE, or SCHED_OTHER, and leaves them their nice values and
+/// the length of their turns.
 ///
 /// # Errors
 /// No rights, or no such process.
@@ -91,7 +94,8 @@ fn set_oom_score(score: &[u8]) -> rustix::io::Result<()> {
 }
 
 fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: CLOSE_RANGE_CLOEXEC only sets flags; no descriptor that someone holds is closed under them.
+    // SAFETY: CLOSE_RANGE_CLOEXEC only sets flags; no descriptor that someone holds is closed under
+    // them.
     let result =
         unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -1,10 +1,11 @@
 //! The order in which clones become ready.
 //!
-//! On hosts that emulate guest kernels, a clone needs a tenth of a second of a CPU until it is ready. Each
-//! of its time slices begins with a timer tick, which takes milliseconds of that. If many clones share the
-//! CPUs in short slices, most of the time goes to ticks. So of many clones that are not ready, as many as
-//! there are CPUs go before all others, in the order in which they were started. The rest wait at the
-//! lowest priority, and run only if a CPU is idle. Both the first and the last ones are ready sooner.
+//! On hosts that emulate guest kernels, a clone needs a tenth of a second of a CPU until it is
+//! ready. Each of its time slices begins with a timer tick, which takes milliseconds of that. If
+//! many clones share the CPUs in short slices, most of the time goes to ticks. So of many clones
+//! that are not ready, as many as there are CPUs go before all others, in the order in which they
+//! were started. The rest wait at the lowest priority, and run only if a CPU is idle. Both the
+//! first and the last ones are ready sooner.
 
 use super::urgency::Urgency;
 use std::{
@@ -139,7 +140,8 @@ impl Turn {
 }
 
 impl Drop for Turn {
-    /// Without [`Self::is_ready`] its process is not touched again: it may be gone, and its number another's.
+    /// Without [`Self::is_ready`] its process is not touched again: it may be gone, and its number
+    /// another's.
     fn drop(&mut self) {
         self.turns.end(self.number, false);
     }

@@ -1,10 +1,10 @@
-//! Priorities for the case that more threads want to run than there are CPUs (nice values, relative to the
-//! one that `vmmd` was started with).
+//! Priorities for the case that more threads want to run than there are CPUs (nice values, relative
+//! to the one that `vmmd` was started with).
 //!
-//! A caller waits for a clone, and the clone's first steps are short; running guests use all the time that
-//! they get. So `vmmd`, and a vmm from when it is warm until its VM runs, go before the guests. VMs that
-//! are prepared in advance, for which no caller waits, come after them. [`super::turns`] orders the clones
-//! that run and are not ready yet.
+//! A caller waits for a clone, and the clone's first steps are short; running guests use all the
+//! time that they get. So `vmmd`, and a vmm from when it is warm until its VM runs, go before the
+//! guests. VMs that are prepared in advance, for which no caller waits, come after them.
+//! [`super::turns`] orders the clones that run and are not ready yet.
 
 use super::sys::set_idle_policy;
 use rustix::{
@@ -56,8 +56,8 @@ impl Urgency {
         setpriority_process(None, nice)
     }
 
-    /// The same as [`Self::give`] where a failure is no news: the process has just ended, or there are no rights. Then all are alike, and many
-    /// clones at once are slower.
+    /// The same as [`Self::give`] where a failure is no news: the process has just ended, or there
+    /// are no rights. Then all are alike, and many clones at once are slower.
     pub fn give_if_possible(self, leader: u32) {
         if let Err(error) = self.give(leader) {
             tracing::debug!(pid = leader, urgency = ?self, %error, "set the priority of a vmm");

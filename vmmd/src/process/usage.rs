@@ -2,8 +2,9 @@
 
 use std::{fs, io};
 
-/// Numbers of one process since its start, or of this moment. The kernel keeps them all: to read them costs the process nothing. Who
-/// shares which page only a walk through all page tables would tell, seconds for a large VM, with a lock held that the VM needs.
+/// Numbers of one process since its start, or of this moment. The kernel keeps them all: to read
+/// them costs the process nothing. Who shares which page only a walk through all page tables would
+/// tell, seconds for a large VM, with a lock held that the VM needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Time that its threads ran, those for KVM guests included.
@@ -42,21 +43,23 @@ impl Usage {
         })
     }
 
-    /// Memory of a VM's own, KiB. Until the first clone of its family (`is_uncloned`) all its RAM is, a memfd that nobody else has; from then on
-    /// what is in memfds are generations.
+    /// Memory of a VM's own, KiB. Until the first clone of its family (`is_uncloned`) all its RAM
+    /// is, a memfd that nobody else has; from then on what is in memfds are generations.
     #[must_use]
     pub fn private_kib(&self, is_uncloned: bool) -> u64 {
         self.anonymous_kib + if is_uncloned { self.memfd_kib } else { 0 }
     }
 
-    /// All other memory of a VM, KiB: of generations, which its family has in common, and of programs' files.
+    /// All other memory of a VM, KiB: of generations, which its family has in common, and of
+    /// programs' files.
     #[must_use]
     pub fn shared_kib(&self, is_uncloned: bool) -> u64 {
         self.file_kib + if is_uncloned { 0 } else { self.memfd_kib }
     }
 }
 
-/// Fields 10, 12, 14 and 15 of `/proc/PID/stat`, proc(5): the name in field 2 may hold anything, so counting begins after it.
+/// Fields 10, 12, 14 and 15 of `/proc/PID/stat`, proc(5): the name in field 2 may hold anything, so
+/// counting begins after it.
 fn times(stat: &str) -> Option<Usage> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
@@ -93,7 +96,8 @@ mod tests {
         assert!(Usage::of(u32::MAX).is_err());
     }
 
-    /// `smaps` and its like are for who may trace the process; the counters that the kernel keeps anyway are for everybody.
+    /// `smaps` and its like are for who may trace the process; the counters that the kernel keeps
+    /// anyway are for everybody.
     #[test]
     fn usage_is_counted_without_a_look_at_page_tables() {
         let nobody = Uid::from_raw(65534);

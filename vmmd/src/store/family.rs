@@ -1,5 +1,6 @@
-//! The record of a family: the vmid of its next clone. It outlives the records of the family's VMs, all of
-//! which may be removed, even the master's. So no vmid is given twice while one VM of the family lives.
+//! The record of a family: the vmid of its next clone. It outlives the records of the family's VMs,
+//! all of which may be removed, even the master's. So no vmid is given twice while one VM of the
+//! family lives.
 
 use super::{Lasting, StateDir, StoreError, read_bounded, write_json};
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,8 @@ impl StateDir {
         }
     }
 
-    /// Writes down the next vmid of a family, for every `vmmd` to come. No family outlives its host, so the write need not.
+    /// Writes down the next vmid of a family, for every `vmmd` to come. No family outlives its
+    /// host, so the write need not.
     ///
     /// # Errors
     /// It cannot be written.

@@ -8,9 +8,11 @@
 //!                 console.log the guest's serial console
 //!                 vmm.log     the output of the vmm process
 //!                 end.json    how the VM ended, written by the vmm
-//!  STATE/warm/UUID/           the folder of a warm VM without an identity; moved to vms/NAME when it starts
+//!  STATE/warm/UUID/           the folder of a warm VM without an identity; moved to vms/NAME when
+//!                             it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
-//!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see [`prefault`]
+//!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see
+//!                             [`prefault`]
 //! ```
 
 pub mod family;
@@ -42,7 +44,8 @@ const CHILD_PATIENCE: Duration = Duration::from_secs(2);
 /// What a file's write must survive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lasting {
-    /// The end of `vmmd`. On the clones' path: what the host's own crash could take back is then of VMs that it ended too.
+    /// The end of `vmmd`. On the clones' path: what the host's own crash could take back is then of
+    /// VMs that it ended too.
     Process,
     /// The end of the host.
     Host,
@@ -180,8 +183,8 @@ impl StateDir {
         Ok(Self { path, is_of_another_boot, _lock: lock })
     }
 
-    /// Whether the host has been started anew since another vmmd had this folder: what that one wrote and did not force to the disk
-    /// may be cut short.
+    /// Whether the host has been started anew since another vmmd had this folder: what that one
+    /// wrote and did not force to the disk may be cut short.
     #[must_use]
     pub fn is_of_another_boot(&self) -> bool {
         self.is_of_another_boot
@@ -299,7 +302,8 @@ fn mark_boot(state: &Path) -> bool {
     if before.trim() == boot() || boot().is_empty() {
         return false;
     }
-    // The old one goes first, which works on a full disk too: it must not be taken for the last use again.
+    // The old one goes first, which works on a full disk too: it must not be taken for the last use
+    // again.
     let written = match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => write_whole(&path, format!("{}\n", boot()).as_bytes(), Lasting::Host),
@@ -344,10 +348,12 @@ fn is_gone(pid: Option<&str>) -> bool {
     pid.is_some_and(|pid| stat(pid).is_ok_and(|stat| stat.contains(") Z ")) || stat(pid).is_err())
 }
 
-/// A `vmmd` that was killed as it started a vmm leaves the lock to its child, until that is a vmm. None: it stays a child.
+/// A `vmmd` that was killed as it started a vmm leaves the lock to its child, until that is a vmm.
+/// None: it stays a child.
 fn wait_for_child(file: File) -> io::Result<Option<File>> {
     let (sender, locked) = mpsc::channel();
-    // Waiting for a lock has no end of its own. When nobody waits any more, the program ends, and the thread with it.
+    // Waiting for a lock has no end of its own. When nobody waits any more, the program ends, and
+    // the thread with it.
     thread::Builder::new().spawn(move || sender.send(file.lock().map(|()| file)).is_ok())?;
     locked.recv_timeout(CHILD_PATIENCE).ok().transpose()
 }
@@ -357,7 +363,8 @@ fn write_json(path: &Path, value: &impl Serialize, lasting: Lasting) -> io::Resu
     write_whole(path, &serde_json::to_vec_pretty(value)?, lasting)
 }
 
-/// Writes a file so that what must be survived leaves the old one or the new one, whoever else writes it at the same time.
+/// Writes a file so that what must be survived leaves the old one or the new one, whoever else
+/// writes it at the same time.
 fn write_whole(path: &Path, bytes: &[u8], lasting: Lasting) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     // Under a name of its own, for its owner only; gone if it does not become the file.

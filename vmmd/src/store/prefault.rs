@@ -1,6 +1,6 @@
-//! The pages that clones of an image write before they are ready. The list of a first clone helps later
-//! ones of its family. It is stored here to help other families with the same image, too. The shortest
-//! list is kept: a page that one clone did not write is not written by all.
+//! The pages that clones of an image write before they are ready. The list of a first clone helps
+//! later ones of its family. It is stored here to help other families with the same image, too. The
+//! shortest list is kept: a page that one clone did not write is not written by all.
 
 use super::{Lasting, StateDir, StoreError, read_bounded, record::Record, write_whole};
 use patina_control::messages::PREFAULT_LIST_MAX_BYTES;

@@ -11,7 +11,8 @@ use uuid::Uuid;
 /// The format that this `vmmd` writes.
 pub const FORMAT: u32 = 1;
 
-/// What is written about a VM. `process` and `ended` tell how far it came: see [`crate::vms::adopt`].
+/// What is written about a VM. `process` and `ended` tell how far it came: see
+/// [`crate::vms::adopt`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The record's format: [`FORMAT`].
@@ -41,7 +42,8 @@ pub struct Record {
     pub kernel: PathBuf,
     /// Path of the root file system.
     pub rootfs: PathBuf,
-    /// Which file that was as the family's master started: its clones go on with it. None in older records.
+    /// Which file that was as the family's master started: its clones go on with it. None in older
+    /// records.
     #[serde(default)]
     pub rootfs_file: Option<FileId>,
     /// Which file the kernel was. None in older records.

@@ -86,7 +86,8 @@ impl VmDir {
             .map_err(|errno| StoreError::Read { path: self.path.clone(), source: errno.into() })
     }
 
-    /// Writes the record so that what must be survived leaves the old one or the new one, never half of it.
+    /// Writes the record so that what must be survived leaves the old one or the new one, never
+    /// half of it.
     ///
     /// # Errors
     /// It cannot be written.
@@ -102,7 +103,8 @@ impl VmDir {
     pub fn load(&self) -> Result<Option<Record>, StoreError> {
         let path = self.path.join(RECORD);
         let bytes = match read_bounded(&path) {
-            // Empty, or zeros: what a crash of the host leaves of one that was written to outlast vmmd only.
+            // Empty, or zeros: what a crash of the host leaves of one that was written to outlast
+            // vmmd only.
             Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => return Ok(None),
             Ok(bytes) => bytes,
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -137,15 +139,17 @@ impl VmDir {
         read().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Why a vmm that is gone went, as far as it said: its account of the end, or else its log's last line. Empty: nothing.
+    /// Why a vmm that is gone went, as far as it said: its account of the end, or else its log's
+    /// last line. Empty: nothing.
     #[must_use]
     pub fn last_words(&self) -> String {
         let last_line = || self.log_tail().trim().lines().last().unwrap_or_default().to_owned();
         self.load_end().map_or_else(last_line, |end| end.reason)
     }
 
-    /// Deletes the folder of a VM that has ended. The record goes last: where something cannot be deleted, or a crash comes between,
-    /// the next start finds a VM that has ended, which can be removed again.
+    /// Deletes the folder of a VM that has ended. The record goes last: where something cannot be
+    /// deleted, or a crash comes between, the next start finds a VM that has ended, which can be
+    /// removed again.
     ///
     /// # Errors
     /// Something in it cannot be deleted. That the folder is gone already is none.
@@ -171,7 +175,8 @@ impl VmDir {
         self.delete()
     }
 
-    /// Deletes the folder of what is no VM. The record goes first, so that a crash leaves what the next start takes for half-made.
+    /// Deletes the folder of what is no VM. The record goes first, so that a crash leaves what the
+    /// next start takes for half-made.
     ///
     /// # Errors
     /// It cannot be deleted. That it is gone already is none.

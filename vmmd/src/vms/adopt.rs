@@ -1,6 +1,6 @@
-//! Adoption: a starting `vmmd` takes over the VMs that an earlier one left. `decide` decides what to do
-//! with each. Adoption continues while calls are served: each VM can be used as soon as it is adopted.
-//! A VM that cannot be adopted is set aside and retried (`retry`).
+//! Adoption: a starting `vmmd` takes over the VMs that an earlier one left. `decide` decides what
+//! to do with each. Adoption continues while calls are served: each VM can be used as soon as it is
+//! adopted. A VM that cannot be adopted is set aside and retried (`retry`).
 
 mod decide;
 mod retry;
@@ -71,7 +71,8 @@ enum Outcome {
 }
 
 impl Host {
-    /// Takes the names of all folders that an earlier `vmmd` left. Once, and before anything is made.
+    /// Takes the names of all folders that an earlier `vmmd` left. Once, and before anything is
+    /// made.
     ///
     /// # Errors
     /// They cannot be listed.
@@ -81,7 +82,8 @@ impl Host {
         Ok(found)
     }
 
-    /// Takes over the VMs of these folders, and removes what is of none. What goes wrong with one of them holds up no other.
+    /// Takes over the VMs of these folders, and removes what is of none. What goes wrong with one
+    /// of them holds up no other.
     pub async fn adopt(self: &Arc<Self>, found: Vec<(String, VmDir)>) -> Adopted {
         let began = Instant::now();
         let mut half_made = Vec::new();
@@ -126,7 +128,8 @@ impl Host {
         adopted
     }
 
-    /// Looks at one folder and takes over what is in it. The name comes back, held, where nothing has it.
+    /// Looks at one folder and takes over what is in it. The name comes back, held, where nothing
+    /// has it.
     async fn adopt_one(self: &Arc<Self>, held_name: HeldName, dir: VmDir) -> (Outcome, Option<HeldName>) {
         let (name, folder) = (held_name.name().to_owned(), dir.clone());
         let rebooted = self.state.is_of_another_boot();
@@ -208,8 +211,8 @@ impl Host {
         }
     }
 
-    /// Ends vmm processes of this state that belong to no VM taken over; how many, and whether one was spared because its
-    /// folder does not say what it is.
+    /// Ends vmm processes of this state that belong to no VM taken over; how many, and whether one
+    /// was spared because its folder does not say what it is.
     async fn end_strays(&self) -> (usize, bool) {
         // A clone's process began under `warm`, wherever its folder is now.
         let folders = ["vms", "warm"].map(|folder| self.state.path().join(folder));
@@ -255,7 +258,8 @@ impl Host {
         }
     }
 
-    /// Removes families and bridges that are of no VM; how many bridges. `spared`: there is a VM of which nobody knows the family.
+    /// Removes families and bridges that are of no VM; how many bridges. `spared`: there is a VM of
+    /// which nobody knows the family.
     async fn clear_up(&self, spared: bool) -> usize {
         if spared {
             tracing::warn!("bridges and families of VMs that may run are left as they are");

@@ -1,15 +1,15 @@
-//! Cloning: a VM is frozen into a generation and continues. Each clone is a VM of the same family that
-//! starts from that generation.
+//! Cloning: a VM is frozen into a generation and continues. Each clone is a VM of the same family
+//! that starts from that generation.
 //!
 //! ```text
 //!  ready? ▶ clone slots ▶ granted? ▶ freeze, and write the vmids ▶ for each clone: start ▶ record
 //! ```
 //!
-//! A warm vmm runs as soon as it has the generation. It becomes a VM when its folder, with the record
-//! inside, stands among the folders of the other VMs. If `vmmd` is killed before that, a process without
-//! a record is left. The next `vmmd` ends it; no caller has seen it yet. From the freeze on, each
-//! clone has an outcome of its own: one that fails leaves nothing but a used vmid, and the others are
-//! not affected.
+//! A warm vmm runs as soon as it has the generation. It becomes a VM when its folder, with the
+//! record inside, stands among the folders of the other VMs. If `vmmd` is killed before that, a
+//! process without a record is left. The next `vmmd` ends it; no caller has seen it yet. From the
+//! freeze on, each clone has an outcome of its own: one that fails leaves nothing but a used vmid,
+//! and the others are not affected.
 
 mod freeze;
 mod report;
@@ -66,9 +66,11 @@ pub struct Call {
     pub prepare: Option<Prepare>,
     /// When the call came: [`monotonic_ns`].
     pub arrived_ns: u64,
-    /// The guest's turn to clone, until the clones are made, whether the guest waits for that or not. None: an operator asked.
+    /// The guest's turn to clone, until the clones are made, whether the guest waits for that or
+    /// not. None: an operator asked.
     pub asked: Option<OwnedSemaphorePermit>,
-    /// Nobody wants the clones any more. Whoever drops [`Host::clone_vm`] says so too. From the freeze on it is too late.
+    /// Nobody wants the clones any more. Whoever drops [`Host::clone_vm`] says so too. From the
+    /// freeze on it is too late.
     pub abandoned: CancellationToken,
 }
 
@@ -120,11 +122,11 @@ impl Host {
     /// Makes clones of a VM.
     ///
     /// # Errors
-    /// The VM is not ready or cannot be frozen; there is no room, or no such ticket. What fails for one clone only is in
-    /// its outcome.
+    /// The VM is not ready or cannot be frozen; there is no room, or no such ticket. What fails for
+    /// one clone only is in its outcome.
     pub async fn clone_vm(self: &Arc<Self>, call: Call) -> Result<Clones, Error> {
-        // In a task of its own: a client that goes away does not leave some clones made and the others not undone. It is heard of, though,
-        // as long as nothing was begun.
+        // In a task of its own: a client that goes away does not leave some clones made and the
+        // others not undone. It is heard of, though, as long as nothing was begun.
         let _left = call.abandoned.clone().drop_guard();
         let host = Arc::clone(self);
         tokio::spawn(host.clone_whole(call)).await.map_err(|_| Error::Stopping)?
@@ -132,23 +134,27 @@ impl Host {
 
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
         let Call { parent, wanted, prepare, arrived_ns, asked: _asked, abandoned } = call;
-        // Until all VMs that an earlier vmmd left are known, a vmid or a name may be in use that the table does not have.
+        // Until all VMs that an earlier vmmd left are known, a vmid or a name may be in use that
+        // the table does not have.
         self.adopted(PATIENCE).await?;
         // What can be refused at once is refused before the VM is disturbed.
         let record = &parent.record;
         let abandon = || Error::Abandoned(record.name.clone());
         abandoned.run_until_cancelled(parent.check_clonable(PATIENCE)).await.ok_or_else(abandon)??;
-        // Calls for clones of one VM take turns until it is frozen: it has one freeze at a time. The caller may leave meanwhile.
+        // Calls for clones of one VM take turns until it is frozen: it has one freeze at a time.
+        // The caller may leave meanwhile.
         let waited = async {
             let count = self.size(record, wanted).await?;
             Ok::<_, Error>((count, parent.cloning.lock().await))
         };
         let (count, turn) = abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
-        // The scheduler is asked for these very vmids. Pools make no warm VMs while a clone is on the way.
+        // The scheduler is asked for these very vmids. Pools make no warm VMs while a clone is on
+        // the way.
         let (slots, on_the_way) = (self.take_clone_slots(record, count)?, self.on_the_way(count));
         let vmids = slots.iter().map(|slot| slot.vmid).collect();
-        // A VM whose agent is told nothing is frozen at once: the reservation takes as long to be on the disk. An agent goes on
-        // after a freeze as one that was cloned, so for it there is one only, and only when its clones are granted.
+        // A VM whose agent is told nothing is frozen at once: the reservation takes as long to be
+        // on the disk. An agent goes on after a freeze as one that was cloned, so for it there is
+        // one only, and only when its clones are granted.
         let early = async {
             match prepare {
                 Some(Prepare::Not) => Some(self.freeze(&parent, prepare, &abandoned).await),
@@ -170,7 +176,8 @@ impl Host {
                 return Err(error);
             }
         };
-        // Only now that the clones are granted are missing warm VMs made, at the same time as the VM is frozen.
+        // Only now that the clones are granted are missing warm VMs made, at the same time as the
+        // VM is frozen.
         let slots = self.fill_clone_slots(record, slots);
         self.metrics.stage(Stage::Admit, Duration::from_nanos(admitted_ns.saturating_sub(arrived_ns)));
         // An image that is too old is replaced: clones of it would be of the past.
@@ -180,13 +187,15 @@ impl Host {
             None => self.freeze(&parent, prepare, &abandoned).await,
         };
         let (asked_ns, freeze) = (freezing.asked_ns, freezing.took());
-        // The image is complete, or there is none: the next call may freeze the VM while these clones start.
+        // The image is complete, or there is none: the next call may freeze the VM while these
+        // clones start.
         drop(turn);
         parent.connect_ahead();
         let (frozen, generation) = match freezing.result {
             Ok(frozen) => frozen,
             Err(error) => {
-                // The scheduler first: whether it has forgotten the vmids decides whether other clones may get them.
+                // The scheduler first: whether it has forgotten the vmids decides whether other
+                // clones may get them.
                 let is_unused = admitted.give_back().await;
                 self.return_clone_slots(record, slots, is_unused).await;
                 return Err(error);
@@ -325,7 +334,8 @@ impl Host {
 
 /// Ends a vmm that did not start its VM; what it says of that is the reason.
 async fn failed(mut warm: Warm, name: String, source: LinkError) -> Error {
-    // One that has gone away leaves its account in its files; those of one that says no hold no more than it said.
+    // One that has gone away leaves its account in its files; those of one that says no hold no
+    // more than it said.
     let is_refusal = matches!(source, LinkError::Refused(_));
     let (source, words) =
         if is_refusal { (source, String::new()) } else { (warm.death(source).await, warm.dir.last_words()) };

@@ -1,7 +1,8 @@
 //! Creating a VM: all steps succeed, or all are undone.
 //!
 //! ```text
-//!  check images ▶ name ▶ ports ▶ /dev/kvm ▶ family number, bridge ▶ folder ▶ tap ▶ record ▶ process ▶ record
+//!  check images ▶ name ▶ ports ▶ /dev/kvm ▶ family number, bridge ▶ folder ▶ tap ▶ record
+//!      ▶ process ▶ record
 //! ```
 //!
 //! The record is written twice. If `vmmd` is killed before the second time, the next one finds a
@@ -53,7 +54,8 @@ impl Host {
     /// # Errors
     /// A step failed; nothing of the VM is left.
     pub async fn create(self: &Arc<Self>, spec: Spec) -> Result<Arc<Vm>, Error> {
-        // In a task of its own: a client that goes away does not cut the steps, or their undoing, in half.
+        // In a task of its own: a client that goes away does not cut the steps, or their undoing,
+        // in half.
         let host = Arc::clone(self);
         tokio::spawn(host.create_whole(spec)).await.map_err(|_| Error::Stopping)?
     }
@@ -113,7 +115,8 @@ impl Host {
         }
     }
 
-    /// Makes the folder and the tap of a VM and starts its process; on an error nothing of them is left.
+    /// Makes the folder and the tap of a VM and starts its process; on an error nothing of them is
+    /// left.
     async fn start(&self, record: Record, files: Files) -> Result<(VmDir, Record, Process), Error> {
         let dir = self.state.create_vm(&record.name)?;
         let started = self.start_in(dir.clone(), record, files).await;

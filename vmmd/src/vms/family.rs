@@ -42,7 +42,8 @@ impl Host {
         self.table.join_family(record.net.index, record.family, next);
     }
 
-    /// A VM of the family has ended, or was never made: the last one takes warm VMs, tickets and the bridge along.
+    /// A VM of the family has ended, or was never made: the last one takes warm VMs, tickets and
+    /// the bridge along.
     pub(super) async fn leave_family(&self, net: FamilyNet, family: Uuid) {
         let Left::Nobody(pool_slots) = self.table.leave_family(net.index) else { return };
         // What comes later than that ends as soon as it is there: it finds that nobody wants it.

@@ -48,7 +48,8 @@ impl Host {
         Ok(view(&ticket))
     }
 
-    /// A page of the tickets of a family that somebody asked for, as the scheduler has them, and where the next page begins.
+    /// A page of the tickets of a family that somebody asked for, as the scheduler has them, and
+    /// where the next page begins.
     ///
     /// # Errors
     /// The scheduler does not answer.

@@ -62,11 +62,13 @@ pub struct GuestCall {
     pub args: Args,
     /// When the call came: [`patina_control::monotonic_ns`].
     pub arrived_ns: u64,
-    /// Cancelled when the guest gives the call up. A `clone` is told so and answered all the same; any other call is dropped.
+    /// Cancelled when the guest gives the call up. A `clone` is told so and answered all the same;
+    /// any other call is dropped.
     pub abandoned: CancellationToken,
 }
 
-/// What answers the calls of guests. The supervisors of VMs have it from their host: it clones, which starts supervisors.
+/// What answers the calls of guests. The supervisors of VMs have it from their host: it clones,
+/// which starts supervisors.
 pub trait Calls: fmt::Debug + Send + Sync {
     /// Answers one call of a VM.
     fn answer<'a>(&'a self, host: &'a Arc<Host>, vm: &'a Arc<Vm>, call: GuestCall) -> BoxFuture<'a, Answer>;

@@ -1,5 +1,5 @@
-//! Opens and checks a VM's kernel and root file system before anything is created. [`disk`]: recognises
-//! the format of a root file system.
+//! Opens and checks a VM's kernel and root file system before anything is created. [`disk`]:
+//! recognises the format of a root file system.
 
 pub mod disk;
 
@@ -162,7 +162,8 @@ pub fn real_path(field: &'static str, path: &Path) -> Result<PathBuf, ImageError
     fs::canonicalize(path).map_err(|source| ImageError::Open { field, path: path.to_owned(), source })
 }
 
-/// Opens the root file system that a guest runs on already: what it remembers of the disk must stay true.
+/// Opens the root file system that a guest runs on already: what it remembers of the disk must stay
+/// true.
 ///
 /// # Errors
 /// It cannot be read, or is not that file as it was.

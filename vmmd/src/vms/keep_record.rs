@@ -8,7 +8,8 @@ use std::sync::Arc;
 use tokio::task::spawn_blocking;
 
 impl Host {
-    /// Writes the record of a VM that has ended; one that cannot be written is written later. To be called where it may block.
+    /// Writes the record of a VM that has ended; one that cannot be written is written later. To be
+    /// called where it may block.
     pub(super) fn keep_record(&self, dir: &VmDir, record: &Record, lasting: Lasting) {
         let written = dir.save(record, lasting);
         let mut unwritten = self.unwritten();

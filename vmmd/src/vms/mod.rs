@@ -1,16 +1,16 @@
 //! The VMs of a host.
 //!
 //! - [`host`]: the host; [`vm`]: one VM.
-//! - [`create`](mod@create): creates a VM. [`clone`](mod@clone): clones a running VM into [`warm`] VMs.
-//!   [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a clone
-//!   will write first. [`remove`](mod@remove): removes ended VMs.
+//! - [`create`](mod@create): creates a VM. [`clone`](mod@clone): clones a running VM into [`warm`]
+//!   VMs. [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a
+//!   clone will write first. [`remove`](mod@remove): removes ended VMs.
 //! - [`supervise`]: one task per running VM, which serves its vmm and cleans up after its end.
-//! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs, and
-//!   carries out its kill orders. `keep_record`: writes how VMs ended.
+//! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs,
+//!   and carries out its kill orders. `keep_record`: writes how VMs ended.
 //! - [`table`]: names and families in use. [`family`]: numbers, vmids and bridges of families.
 //!   [`images`]: kernels and root file systems. `parts`: the configuration of a vmm.
-//! - [`guest`]: calls of guests. [`tickets`]: calls to the scheduler; `family_tickets`: those of one
-//!   family. [`gauges`]: how many VMs there are, and what they use.
+//! - [`guest`]: calls of guests. [`tickets`]: calls to the scheduler; `family_tickets`: those of
+//!   one family. [`gauges`]: how many VMs there are, and what they use.
 
 pub mod adopt;
 mod blocking;

@@ -13,7 +13,8 @@ use patina_abi::link::Identity;
 use patina_control::config::Neighbours;
 use std::{fs::File, os::fd::OwnedFd};
 
-/// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap, with who else is on its network.
+/// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap, with who else is on
+/// its network.
 pub(super) fn parts(
     record: &Record,
     start: Start,

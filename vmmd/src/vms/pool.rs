@@ -1,7 +1,7 @@
 //! The pool of warm VMs: one task per family, from the first ready VM of the family to its end.
 //!
-//! The task stays out of the way of clones. It creates a warm VM only while no clone of this host is
-//! becoming ready (or one takes too long), few at a time, and with a low priority.
+//! The task stays out of the way of clones. It creates a warm VM only while no clone of this host
+//! is becoming ready (or one takes too long), few at a time, and with a low priority.
 
 use super::{
     host::Host,
@@ -22,9 +22,11 @@ use tokio::{
 
 /// How many are made at the same time that nobody waits for.
 const AT_ONCE: usize = 2;
-/// How long a clone that is not ready holds the pool up, and how long all together do. Some never get ready.
+/// How long a clone that is not ready holds the pool up, and how long all together do. Some never
+/// get ready.
 const QUIET_PATIENCE: Duration = Duration::from_secs(10);
-/// How long after one that failed or died the next is made; each time in a row twice as long, up to [`RETRY_MAX`].
+/// How long after one that failed or died the next is made; each time in a row twice as long, up to
+/// [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -38,7 +40,8 @@ impl OnTheWay {
         Self(Arc::clone(count))
     }
 
-    /// Until its VM is ready or has ended, or takes too long; its turn until it is ready or has ended.
+    /// Until its VM is ready or has ended, or takes too long; its turn until it is ready or has
+    /// ended.
     pub(super) fn until_ready(self, vm: Arc<Vm>, turn: Option<Turn>) {
         tokio::spawn(async move {
             let began = Instant::now();
@@ -149,7 +152,8 @@ impl Host {
         all
     }
 
-    /// How many are to be ready for a family: as many as always, or as it has tickets for; and for how long that holds.
+    /// How many are to be ready for a family: as many as always, or as it has tickets for; and for
+    /// how long that holds.
     fn pool_target(&self, family: uuid::Uuid) -> (usize, Option<Duration>) {
         let (reserved, again) = self.tickets.reserved(family);
         (self.settings.warm.max(usize::try_from(reserved).unwrap_or(usize::MAX)), again)

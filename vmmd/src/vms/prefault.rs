@@ -1,6 +1,6 @@
-//! Learns which pages clones write before they are ready: from the first held clone of a family, for its
-//! later clones and for later families of the same image. Nobody waits for it. A clone whose processes
-//! were not held tells nothing useful; then the next one is asked.
+//! Learns which pages clones write before they are ready: from the first held clone of a family,
+//! for its later clones and for later families of the same image. Nobody waits for it. A clone
+//! whose processes were not held tells nothing useful; then the next one is asked.
 
 use super::{blocking::blocking, error::Error, host::Host, vm::Vm};
 use crate::{

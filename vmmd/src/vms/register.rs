@@ -1,4 +1,5 @@
-//! Registration of a host with its scheduler: the host reports its VMs, and carries out kill orders.
+//! Registration of a host with its scheduler: the host reports its VMs, and carries out kill
+//! orders.
 
 use super::{
     host::Host,
@@ -18,7 +19,8 @@ use uuid::Uuid;
 const REGISTER_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Host {
-    /// Registers this host with its scheduler, now that all that runs is known; waits a while for that.
+    /// Registers this host with its scheduler, now that all that runs is known; waits a while for
+    /// that.
     pub async fn register(self: &Arc<Self>) {
         self.tickets.register(VmsOf::new(self));
         if !self.tickets.registered(REGISTER_PATIENCE).await {

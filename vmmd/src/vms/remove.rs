@@ -1,5 +1,5 @@
-//! Removes ended VMs: those that an operator names, and the oldest ended clones automatically. Masters
-//! stay until an operator removes them.
+//! Removes ended VMs: those that an operator names, and the oldest ended clones automatically.
+//! Masters stay until an operator removes them.
 
 use super::{
     blocking::blocking,
@@ -14,7 +14,8 @@ use std::sync::Arc;
 /// So many VMs are kept whatever clones there are and were.
 const PLACES_FOR_MASTERS: usize = 64;
 
-/// How many ended clones are kept: as the options say, but so that all clones that there may be have a place.
+/// How many ended clones are kept: as the options say, but so that all clones that there may be
+/// have a place.
 #[must_use]
 pub fn keep_ended(options: &Options) -> usize {
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
@@ -41,7 +42,8 @@ impl Host {
     }
 
     async fn forget(self: &Arc<Self>, name: &str, why: &str) -> Result<(), Error> {
-        // In a task of its own: who asked may go away, and the name is held until the files are gone.
+        // In a task of its own: who asked may go away, and the name is held until the files are
+        // gone.
         let (host, name, why) = (Arc::clone(self), name.to_owned(), why.to_owned());
         tokio::spawn(async move { host.forget_whole(&name, &why).await })
             .await

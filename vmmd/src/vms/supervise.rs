@@ -1,4 +1,5 @@
-//! One task per running VM. It reads from the vmm, ends it on request, and cleans up once after its end.
+//! One task per running VM. It reads from the vmm, ends it on request, and cleans up once after its
+//! end.
 //!
 //! - `talk`: the control connection; `calls`: the guest's calls over it.
 
@@ -42,9 +43,11 @@ use tracing::Instrument;
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// How long the last words of a vmm that is gone may take to be read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Messages between the control connection and the supervisor, each way: a guest's unanswered calls, and a few more.
+/// Messages between the control connection and the supervisor, each way: a guest's unanswered
+/// calls, and a few more.
 const QUEUE: usize = REQUESTS_MAX + 16;
-/// How long a VM that has its record may be without its generation: it was under way to its vmm when another vmmd died.
+/// How long a VM that has its record may be without its generation: it was under way to its vmm
+/// when another vmmd died.
 const START_GRACE: Duration = Duration::from_secs(10);
 /// Most bytes of the reason for an end, which goes to the vmm and into the record.
 const REASON_MAX_BYTES: usize = 1024;
@@ -66,7 +69,8 @@ pub struct Supervised {
     pub published: Option<Published>,
     /// Its control connection, if it is made already.
     pub control: Option<BufReader<UnixStream>>,
-    /// Its vmm's version, if the vmm has said on that connection what it is. None: the first line of one tells.
+    /// Its vmm's version, if the vmm has said on that connection what it is. None: the first line
+    /// of one tells.
     pub vmm_version: Option<u32>,
     /// A clone's reservation on the host.
     pub reservation: Option<Reservation>,

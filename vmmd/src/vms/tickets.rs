@@ -1,6 +1,6 @@
-//! A host's calls to its scheduler about tickets. The scheduler keeps the tickets. Clones requested by
-//! count get a ticket that is granted and used in one step. [`scheduler::host::admission`] keeps the
-//! scheduler's ledger and the running clones consistent.
+//! A host's calls to its scheduler about tickets. The scheduler keeps the tickets. Clones requested
+//! by count get a ticket that is granted and used in one step. [`scheduler::host::admission`] keeps
+//! the scheduler's ledger and the running clones consistent.
 
 mod convert;
 
@@ -62,7 +62,8 @@ pub(super) struct Shared {
 pub(super) struct Granted {
     pub(super) family: Uuid,
     vms: u32,
-    // By this host's clock, which may show another time than the scheduler's. None: later than this host can say.
+    // By this host's clock, which may show another time than the scheduler's. None: later than this
+    // host can say.
     until: Option<Instant>,
 }
 
@@ -123,8 +124,8 @@ impl Tickets {
         Error::Scheduler(Box::new(status))
     }
 
-    /// Makes a call that does the same when it is made twice, until it is answered: for as long as it may `wait`, and some seconds.
-    /// It is given what is left of `wait`.
+    /// Makes a call that does the same when it is made twice, until it is answered: for as long as
+    /// it may `wait`, and some seconds. It is given what is left of `wait`.
     ///
     /// # Errors
     /// The scheduler says no, or nothing.
@@ -144,7 +145,8 @@ impl Tickets {
         answer.await.map_err(|failed| self.failed(call, failed.into_status()))
     }
 
-    /// Makes a call once, for as long as it may `wait`, and some seconds; without a time as long as the connection lives.
+    /// Makes a call once, for as long as it may `wait`, and some seconds; without a time as long as
+    /// the connection lives.
     ///
     /// # Errors
     /// The scheduler says no, or nothing.
@@ -197,8 +199,8 @@ impl Tickets {
     /// Takes the authorization to make the clones of these vmids.
     ///
     /// # Errors
-    /// There is no room, the ticket cannot be used, or the scheduler does not answer; and whether the vmids can be given to other
-    /// clones.
+    /// There is no room, the ticket cannot be used, or the scheduler does not answer; and whether
+    /// the vmids can be given to other clones.
     pub async fn admit(
         &self,
         parent: &Record,
@@ -252,7 +254,8 @@ impl Tickets {
         self.0.admission.master_ended(&family.to_string(), end(ended));
     }
 
-    /// How many VMs a family may clone at any moment with its tickets, and after which time that is looked at again.
+    /// How many VMs a family may clone at any moment with its tickets, and after which time that is
+    /// looked at again.
     pub(super) fn reserved(&self, family: Uuid) -> (u32, Option<Duration>) {
         let now = Instant::now();
         let mut granted = self.granted();

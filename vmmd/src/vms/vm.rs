@@ -26,7 +26,8 @@ pub struct Status {
     pub phase: Phase,
     /// How long the VM took from the start of its process to its agent being ready, microseconds.
     pub ready_after_us: Option<u64>,
-    /// The version of the VM's vmm ([`patina_control::VERSION`]); None: it has not said anything yet.
+    /// The version of the VM's vmm ([`patina_control::VERSION`]); None: it has not said anything
+    /// yet.
     pub vmm_version: Option<u32>,
 }
 
@@ -106,7 +107,8 @@ impl Vm {
         }
     }
 
-    /// Asks the VM's supervisor to kill the VM, for the reason that its record will give; does not wait for its end.
+    /// Asks the VM's supervisor to kill the VM, for the reason that its record will give; does not
+    /// wait for its end.
     pub(super) fn ask_to_end(&self, reason: &str) {
         self.end(ToEnd::Killed(reason.to_owned()));
     }

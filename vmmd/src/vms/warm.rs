@@ -1,5 +1,5 @@
-//! A warm VM: a vmm process that has all that a clone needs except the generation. It has a vmid, a tap
-//! and an identity. No VM has its name yet, and nothing is written about it until it starts.
+//! A warm VM: a vmm process that has all that a clone needs except the generation. It has a vmid, a
+//! tap and an identity. No VM has its name yet, and nothing is written about it until it starts.
 
 use super::error::Error;
 use crate::{
@@ -29,7 +29,8 @@ pub struct Warm {
     pub(super) process: Option<Process>,
 }
 
-/// A pool slot: a warm VM, which may still be in the making. It comes out of [`Self::warm`], an error likewise.
+/// A pool slot: a warm VM, which may still be in the making. It comes out of [`Self::warm`], an
+/// error likewise.
 #[derive(Debug)]
 pub struct PoolSlot(pub(super) mpsc::Receiver<Result<Warm, Error>>);
 
@@ -103,7 +104,8 @@ impl Drop for Warm {
         if let Err(error) = process.kill() {
             tracing::error!(pid = process.id().pid, %error, "kill a warm vmm");
         }
-        // It is to be waited for: a child that nobody waits for stays a zombie for as long as vmmd runs.
+        // It is to be waited for: a child that nobody waits for stays a zombie for as long as vmmd
+        // runs.
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(end(Some(process), self.dir.clone()))),
             // vmmd ends, and the next one clears up.
@@ -145,7 +147,8 @@ mod tests {
     use std::{fs, path::PathBuf, process::Command};
     use tokio::task::yield_now;
 
-    /// A warm VM whose process is this one's child, and that child's entry in `/proc`, which a zombie has as well.
+    /// A warm VM whose process is this one's child, and that child's entry in `/proc`, which a
+    /// zombie has as well.
     fn warm(folder: &std::path::Path) -> (Warm, PathBuf) {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         let entry = PathBuf::from(format!("/proc/{}", child.id()));

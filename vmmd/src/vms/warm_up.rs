@@ -108,8 +108,9 @@ impl Host {
         let neighbours = self.net.neighbours(identity.net);
         let urgency = match who {
             For::Pool => Urgency::Background,
-            // Somebody waits for it, and of many clones of one call the first ones' guests run already: made beside them as their equal, the
-            // last ones would start when those are through with all that they have to do.
+            // Somebody waits for it, and of many clones of one call the first ones' guests run
+            // already: made beside them as their equal, the last ones would start when those are
+            // through with all that they have to do.
             For::Clone => Urgency::Urgent,
         };
         let spawned = blocking(move || {
@@ -139,7 +140,8 @@ impl Host {
     }
 }
 
-/// Connects to a new vmm and waits until it is warm; its version. One that says no hello is older than versions.
+/// Connects to a new vmm and waits until it is warm; its version. One that says no hello is older
+/// than versions.
 async fn greet(dir: &VmDir) -> Result<(BufReader<UnixStream>, u32), LinkError> {
     let mut control = link::open(dir, &Open::Control, PATIENCE).await?;
     let warm = async {

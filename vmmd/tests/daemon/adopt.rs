@@ -1,4 +1,5 @@
-//! What an earlier vmmd left: much of it, some of it broken, on a full disk; and control connections that break.
+//! What an earlier vmmd left: much of it, some of it broken, on a full disk; and control
+//! connections that break.
 
 use crate::{
     bench::{Client, get, kill, ready, runs, tell, vm, wait},
@@ -77,7 +78,8 @@ fn a_list_comes_at_once_while_many_are_taken_over_and_some_never_answer() {
         let listed = list(&mut client).await;
         assert_eq!(listed.len(), MANY, "none is missing");
         let states: Vec<_> = listed.iter().map(|vm| (vm.name.as_str(), vm.state())).collect();
-        // The list came before that one was given up. On a slow machine others are on their way, too.
+        // The list came before that one was given up. On a slow machine others are on their way,
+        // too.
         assert_eq!(states[5], ("vm005", VmState::Adopting));
         let is_there = |state| matches!(state, VmState::Ready | VmState::Adopting);
         assert!(states.iter().all(|(_, state)| is_there(*state)), "{states:?}");

@@ -30,7 +30,8 @@ pub type Client = VmmdClient<Channel>;
 pub struct Bench {
     /// What it runs as a vmm; the stand-in unless a test says otherwise.
     pub vmm: PathBuf,
-    /// How many warm VMs its vmmd keeps; none unless a test is about them, so that nothing comes and goes unasked.
+    /// How many warm VMs its vmmd keeps; none unless a test is about them, so that nothing comes
+    /// and goes unasked.
     pub warm: u16,
     /// More arguments for its vmmd.
     pub more: Vec<&'static str>,
@@ -44,7 +45,8 @@ pub struct Bench {
 /// Runs a story in a namespace of its own.
 pub fn tell<F: Future<Output = ()>>(story: impl FnOnce(Bench) -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
-        // SAFETY: only this thread's network namespace changes; no memory or descriptor table is affected.
+        // SAFETY: only this thread's network namespace changes; no memory or descriptor table is
+        // affected.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -81,7 +83,8 @@ pub async fn interfaces() -> Vec<String> {
     links.iter().filter_map(|link| link.attributes.iter().find_map(name)).collect()
 }
 
-/// Whether a process runs. A dead one that nobody waited for does not; one of whose threads some are still dying does.
+/// Whether a process runs. A dead one that nobody waited for does not; one of whose threads some
+/// are still dying does.
 pub fn runs(pid: u32) -> bool {
     let tasks: Vec<_> = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().collect();
     let is_dead = |task: &fs::DirEntry| {
@@ -98,7 +101,8 @@ impl Bench {
 
     /// Gives this thread, and what it starts, mounts of its own, with a small disk for the state.
     pub fn small_state(&self) {
-        // SAFETY: only this thread's view of mounts changes, and its working directory is its own from now on.
+        // SAFETY: only this thread's view of mounts changes, and its working directory is its own
+        // from now on.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
         let run = |arguments: &[&str]| {
             assert!(Command::new("mount").args(arguments).status().unwrap().success());

@@ -165,7 +165,8 @@ fn oom_score(pid: u32) -> i32 {
     fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse().unwrap()
 }
 
-/// Started with a score of its own: what is found is what vmmd has set, and not what it had from its parent.
+/// Started with a score of its own: what is found is what vmmd has set, and not what it had from
+/// its parent.
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn clones_are_taken_first_when_memory_is_short_and_the_daemon_last() {
@@ -298,7 +299,8 @@ fn a_vmm_that_its_system_call_filter_kills_is_told_by_name_and_takes_its_vm_only
     });
 }
 
-/// A full disk, and a pipe whose reader has ended: what is logged is lost, and vmmd and its VMs go on.
+/// A full disk, and a pipe whose reader has ended: what is logged is lost, and vmmd and its VMs go
+/// on.
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn a_log_that_cannot_be_written_ends_neither_vmmd_nor_a_vm() {

@@ -193,7 +193,8 @@ fn a_vm_that_has_its_record_and_never_got_its_generation_ends_with_the_reason() 
         bench.logged(FULL).await;
         let pid = *warm(&bench, &mut client).await.first().unwrap();
         bench.stop(Signal::KILL);
-        // As if it had been killed after it wrote the record, and the generation was lost on its way.
+        // As if it had been killed after it wrote the record, and the generation was lost on its
+        // way.
         let folder = fs::read_dir(bench.path("state/warm")).unwrap().next().unwrap().unwrap().path();
         let text = fs::read_to_string(bench.path("state/vms/web.1/vm.json")).unwrap();
         let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -221,7 +222,8 @@ fn a_clone_that_runs_without_a_record_is_ended() {
         ready(&mut client, vm("web", "")).await;
         let pids: Vec<u32> = clones(&mut client, "web", 2).await.iter().map(|vm| vm.pid).collect();
         bench.stop(Signal::KILL);
-        // As if it had been killed before the record was written, and before the folder with the record was moved.
+        // As if it had been killed before the record was written, and before the folder with the
+        // record was moved.
         fs::remove_file(bench.path("state/vms/web.1/vm.json")).unwrap();
         for name in ["web.1", "web.2"] {
             fs::rename(bench.path("state/vms").join(name), bench.path("state/warm").join(name)).unwrap();

@@ -1,4 +1,5 @@
-//! A clone, step by step, with vmmd or the scheduler killed at each: afterwards the ledger is what runs.
+//! A clone, step by step, with vmmd or the scheduler killed at each: afterwards the ledger is what
+//! runs.
 
 use crate::{
     bench::{Bench, Client, kill, ready, tell, vm},
@@ -139,7 +140,8 @@ async fn round(
     let mut caller = client.clone();
     let call = tokio::spawn(async move { ask(&mut caller, "web", "clone", &args).await });
     match step {
-        // It cannot be seen from outside how far the question is; wherever it is, what follows holds.
+        // It cannot be seen from outside how far the question is; wherever it is, what follows
+        // holds.
         Step::Asked => sleep(Duration::from_millis(200)).await,
         Step::Frozen => assert_eq!(holds[0].reached(1).await, [0]),
         Step::Sent | Step::Recorded => {

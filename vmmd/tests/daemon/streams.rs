@@ -40,7 +40,8 @@ pub async fn ask(client: &mut Client, name: &str, verb: &str, args: &str) -> ser
     serde_json::from_str(&text).unwrap()
 }
 
-/// A call of a guest after which its VM ends: the answer may be lost with the program that waits for it.
+/// A call of a guest after which its VM ends: the answer may be lost with the program that waits
+/// for it.
 pub async fn ask_last(client: &mut Client, name: &str, verb: &str, args: &str) {
     if let Ok((text, _)) = exec(client, vec![start(name, &["ask", verb, args])]).await {
         let answer: serde_json::Value = serde_json::from_str(&text).unwrap();

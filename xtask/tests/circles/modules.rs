@@ -254,7 +254,8 @@ fn attribute(tokens: &mut Tokens) -> Attribute {
     }
 }
 
-/// Passes over an item with its other attributes: up to the end of its braces, its semicolon, or a field's comma.
+/// Passes over an item with its other attributes: up to the end of its braces, its semicolon, or a
+/// field's comma.
 fn skip_item(tokens: &mut Tokens) {
     let (mut angles, mut is_use, mut previous) = (0, false, ' ');
     while let Some(token) = tokens.next() {

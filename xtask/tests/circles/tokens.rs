@@ -1,4 +1,5 @@
-//! Rust's tokens, as far as imports need them: words and marks, without comments, texts, characters and lifetimes.
+//! Rust's tokens, as far as imports need them: words and marks, without comments, texts, characters
+//! and lifetimes.
 
 #[derive(Debug, PartialEq)]
 pub enum Kind {
@@ -140,7 +141,8 @@ impl Lexer<'_> {
         }
     }
 
-    /// Where a text begins and ends, if one is next: `""`, `b""`, `c""`, and `r#""#` with any number of `#`.
+    /// Where a text begins and ends, if one is next: `""`, `b""`, `c""`, and `r#""#` with any
+    /// number of `#`.
     fn text(&self) -> Option<(usize, usize)> {
         let prefix = self.rest.find(|c| !"bcr".contains(c)).filter(|prefix| *prefix <= 2)?;
         let is_raw = self.rest[..prefix].contains('r');

@@ -1,4 +1,5 @@
-//! The policy of the chain FORWARD of the older iptables, which is not nftables: linux/netfilter_ipv4/ip_tables.h.
+//! The policy of the chain FORWARD of the older iptables, which is not nftables:
+//! linux/netfilter_ipv4/ip_tables.h.
 #![allow(unsafe_code, reason = "getsockopt of iptables")]
 
 use std::{io, os::fd::AsRawFd as _};
@@ -6,7 +7,8 @@ use std::{io, os::fd::AsRawFd as _};
 const GET_INFO: libc::c_int = 64;
 const GET_ENTRIES: libc::c_int = 65;
 const NAME_BYTES: usize = 32;
-/// Of `struct ipt_getinfo`: the table's name, the valid hooks, an offset for each hook, an offset for each policy, two counts.
+/// Of `struct ipt_getinfo`: the table's name, the valid hooks, an offset for each hook, an offset
+/// for each policy, two counts.
 const INFO_BYTES: usize = 84;
 const POLICIES_AT: usize = NAME_BYTES + 4 + 5 * 4;
 const SIZE_AT: usize = INFO_BYTES - 4;
@@ -14,7 +16,8 @@ const SIZE_AT: usize = INFO_BYTES - 4;
 const ENTRIES_AT: usize = 40;
 /// NF_INET_FORWARD.
 const FORWARD: usize = 2;
-/// Of `struct ipt_entry`: where its target is named; and of a standard target, where its verdict is.
+/// Of `struct ipt_entry`: where its target is named; and of a standard target, where its verdict
+/// is.
 const TARGET_OFFSET_AT: usize = 88;
 const VERDICT_AT: usize = 32;
 /// NF_DROP as a verdict.

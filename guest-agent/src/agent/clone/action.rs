@@ -43,15 +43,18 @@ pub struct Call {
 /// What is to be done; in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Run a hook, if it is there, for a clone under this ticket. Then [`super::plan::Plan::hook_ended`].
+    /// Run a hook, if it is there, for a clone under this ticket. Then
+    /// [`super::plan::Plan::hook_ended`].
     Run(Hook, Option<String>),
-    /// Start to hold the other processes. Then [`super::plan::Plan::held`], [`super::plan::Plan::cannot_hold`] or [`super::plan::Plan::hold_failed`].
+    /// Start to hold the other processes. Then [`super::plan::Plan::held`],
+    /// [`super::plan::Plan::cannot_hold`] or [`super::plan::Plan::hold_failed`].
     Hold,
     /// Let them go on.
     Release,
     /// Send the request. A failure is [`super::plan::Plan::reply`].
     Ask(CloneArgs),
-    /// Tell the host that nobody wants the request any more. It answers all the same: [`super::plan::Plan::reply`].
+    /// Tell the host that nobody wants the request any more. It answers all the same:
+    /// [`super::plan::Plan::reply`].
     Cancel,
     /// Answer the host's `prepare`.
     Prepared(Answer),

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How much of a hook's output is kept, bytes: the end of it, where what went wrong is said.
 pub const OUTPUT_MAX_BYTES: usize = 4096;
-/// How much is still read after the hook itself has ended; somebody in the background may write without end.
+/// How much is still read after the hook itself has ended; somebody in the background may write
+/// without end.
 const DRAIN_MAX_BYTES: usize = 64 * 1024;
 
 /// Why a hook counts as failed.
@@ -79,7 +80,8 @@ impl Running {
         rustix::fs::access(path, Access::EXEC_OK).is_ok()
     }
 
-    /// Starts the hook at `path` in a cgroup that is not frozen, and which nobody else is in if `in_own_cgroup` says so.
+    /// Starts the hook at `path` in a cgroup that is not frozen, and which nobody else is in if
+    /// `in_own_cgroup` says so.
     ///
     /// # Errors
     /// It could not be started.

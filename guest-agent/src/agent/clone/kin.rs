@@ -1,7 +1,8 @@
 //! Tells whether a process belongs to a hook: whether it is the hook, or a descendant of it.
 //!
-//! A hook starts in a cgroup of its own, and its descendants stay there unless they move on purpose. If
-//! the kernel has no cgroups, the parent processes and the process group are examined instead.
+//! A hook starts in a cgroup of its own, and its descendants stay there unless they move on
+//! purpose. If the kernel has no cgroups, the parent processes and the process group are examined
+//! instead.
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::Pid;
@@ -12,7 +13,8 @@ const FILE_MAX_BYTES: usize = 4096;
 /// How far up the ancestors are followed.
 const GENERATIONS_MAX: usize = 64;
 
-/// Whether `process` is of the hook that `hook` leads; `in_own_cgroup`: nobody but that hook was started in its cgroup.
+/// Whether `process` is of the hook that `hook` leads; `in_own_cgroup`: nobody but that hook was
+/// started in its cgroup.
 #[must_use]
 pub fn is_of(hook: Pid, process: Pid, in_own_cgroup: bool) -> bool {
     process == hook || (in_own_cgroup && shares_cgroup(hook, process)) || descends(hook, process)

@@ -1,12 +1,12 @@
-//! Cloning of this machine: runs the hooks, holds the other processes, calls the host, and becomes a
-//! clone.
+//! Cloning of this machine: runs the hooks, holds the other processes, calls the host, and becomes
+//! a clone.
 //!
 //! - [`plan`]: the order of events, as pure logic. [`action`]: the actions and their messages.
 //! - [`hook`]: a running hook. [`kin`]: which processes belong to it.
 //! - this file: carries out the actions.
 //!
-//! A clone makes few system calls before it is ready. As many as possible are made before the clone or
-//! after it is ready: README.md lists them.
+//! A clone makes few system calls before it is ready. As many as possible are made before the clone
+//! or after it is ready: README.md lists them.
 
 pub mod action;
 pub mod hook;

@@ -1,18 +1,18 @@
 //! What happens in which order when this machine is cloned, as pure logic: events in, actions out.
 //!
 //! ```text
-//!            ┌─ a program's call            ┌─ a program asked: request `clone`
-//!            │  or the host's `prepare`     │  the host asked: `prepared`
-//!            ▼                              ▼
-//!  idle ─▶ hook ─▶ holding ─▶ asked ──────────────── resumed ─▶ finishing ─▶ idle
-//!         pre-clone                  └─ the link broke ─▶ lost     ▲   post-clone, the host's reply
-//!                                                          │       │
-//!                                     another vmid: a clone ───────┘
-//!                                     the same vmid: the parent ─▶ idle
+//!         ┌─ a program's call            ┌─ a program asked: request `clone`
+//!         │  or the host's `prepare`     │  the host asked: `prepared`
+//!         ▼                              ▼
+//!  idle ─▶ hook ─▶ holding ─▶ asked ───────────── resumed ─▶ finishing ─▶ idle
+//!         pre-clone               └─ the link broke ─▶ lost     ▲   post-clone, the host's reply
+//!                                                       │       │
+//!                                  another vmid: a clone ───────┘
+//!                                  the same vmid: the parent ─▶ idle
 //! ```
 //!
-//! One at a time: other calls wait in line, and so does a `prepare` that comes while one finishes; any other is refused. What is
-//! held is released on every way out: a property test tries them all.
+//! One at a time: other calls wait in line, and so does a `prepare` that comes while one finishes;
+//! any other is refused. What is held is released on every way out: a property test tries them all.
 
 use super::action::{Action, BUSY, CANCELED, Call, Hook, Outcome, Role, TIMED_OUT};
 use crate::agent::calls::link_lost;
@@ -25,7 +25,8 @@ enum Asker {
     /// None: it has gone, and wants no answer.
     Program(Option<u64>),
     Host,
-    /// The host, on a link that is not there any more; or, in a clone, somebody who did not ask this machine.
+    /// The host, on a link that is not there any more; or, in a clone, somebody who did not ask
+    /// this machine.
     Nobody,
 }
 
@@ -61,8 +62,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether sessions stand still: no program may be started among processes that are held, as its starter would wait with them, and
-    /// whether a session's connection has ended or become a clone's is not known before the end.
+    /// Whether sessions stand still: no program may be started among processes that are held, as
+    /// its starter would wait with them, and whether a session's connection has ended or become a
+    /// clone's is not known before the end.
     #[must_use]
     pub fn is_still(&self) -> bool {
         let still =
@@ -115,7 +117,8 @@ impl Plan {
         self.next()
     }
 
-    /// A program has gone: nobody wants what it called for. What has not reached the host is not asked for.
+    /// A program has gone: nobody wants what it called for. What has not reached the host is not
+    /// asked for.
     pub fn caller_gone(&mut self, client: u64) -> Vec<Action> {
         self.waiting.retain(|call| call.client != client);
         let Some(current) = self.current.as_mut().filter(|c| c.asker == Asker::Program(Some(client))) else {
@@ -124,9 +127,11 @@ impl Plan {
         current.asker = Asker::Program(None);
         match current.phase {
             Phase::Holding => self.end(Outcome::IsClone),
-            // The machine may be frozen at this moment: all stand still until the host has said what came of it.
+            // The machine may be frozen at this moment: all stand still until the host has said
+            // what came of it.
             Phase::Asked => vec![Action::Cancel],
-            // A hook is left to come to its own end: one that is killed leaves halfway done what it was to do.
+            // A hook is left to come to its own end: one that is killed leaves halfway done what it
+            // was to do.
             Phase::Hook | Phase::Lost | Phase::Finishing { .. } => Vec::new(),
         }
     }
@@ -285,8 +290,8 @@ impl Plan {
         }
     }
 
-    /// An identity is in place that was made for this VM, or, as `is_clone` says, for another than it was before; `ticket` is that of the
-    /// clone.
+    /// An identity is in place that was made for this VM, or, as `is_clone` says, for another than
+    /// it was before; `ticket` is that of the clone.
     pub fn identity(&mut self, is_clone: bool, ticket: Option<String>) -> Vec<Action> {
         let post = Action::Run(Hook::Post(Role::Clone), ticket);
         match (&mut self.current, is_clone) {

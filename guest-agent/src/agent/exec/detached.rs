@@ -1,5 +1,5 @@
-//! A program without its session. The machine is a clone, and the host's end of the session belongs to
-//! the parent. The program continues: it reads end of file, and its output is discarded.
+//! A program without its session. The machine is a clone, and the host's end of the session belongs
+//! to the parent. The program continues: it reads end of file, and its output is discarded.
 
 use super::drains::drop_some;
 use super::part::Part;
@@ -22,7 +22,8 @@ impl Detached {
         if let Some(stdin) = program.stdin.as_ref().filter(|_| program.terminal)
             && rustix::io::write(stdin, &program.typed.end(stdin)).is_err()
         {
-            // It takes no more: its program has input enough, and will find the end of it otherwise.
+            // It takes no more: its program has input enough, and will find the end of it
+            // otherwise.
         }
         if !program.terminal {
             program.stdin = None;

@@ -1,5 +1,6 @@
 //! Outputs that stay open after their program has ended, because a program in the background holds
-//! them. They are read and discarded. Otherwise a write would end that program, or block it forever.
+//! them. They are read and discarded. Otherwise a write would end that program, or block it
+//! forever.
 
 use crate::console::say;
 use crate::sys::input::append;

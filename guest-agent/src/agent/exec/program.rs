@@ -164,7 +164,8 @@ impl Program {
         kill_group(self.pid, signal);
     }
 
-    /// Its outputs, for who reads them on when it has ended. None of a terminal: its end is the hang-up of all that run on it.
+    /// Its outputs, for who reads them on when it has ended. None of a terminal: its end is the
+    /// hang-up of all that run on it.
     pub fn take_outputs(&mut self) -> [Option<OwnedFd>; 2] {
         if self.terminal { [None, None] } else { std::mem::take(&mut self.outputs) }
     }

@@ -1,13 +1,13 @@
 //! One connection from the host and its program.
 //!
 //! ```text
-//!  Waiting ──START──▶ Running ──the program ended, its output is sent──▶ Closing (EXIT on its way) ──▶ gone
-//!     │                  └─ the host closed: kill ─▶ Reaping ──▶ gone                                   ▲
-//!     └─ what is no START, or cannot be started ──────────────────────────────────────────────────────┘
+//!  Waiting ─START─▶ Running ─its program ended, the output is sent─▶ Closing (sends EXIT) ─▶ gone
+//!     │                └─ the host closed: kill ─▶ Reaping ─▶ gone      ▲
+//!     └─ the message is not START, or the program cannot be started ────┘
 //! ```
 //!
-//! Back-pressure: the program's output is read only when the last of it was taken by the socket, and
-//! frames are read only when the program has taken its input. One frame each way is in memory.
+//! Back-pressure: the program's output is read only when the last of it was taken by the socket,
+//! and frames are read only when the program has taken its input. One frame each way is in memory.
 
 use super::detached::Detached;
 use super::frames::{Filled, Frame, Frames};
@@ -21,8 +21,9 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Output that is still sent after the program itself has ended while others hold its pipe, bytes a stream:
-/// what a pipe holds at most. Without an end a background `yes` would never let the session end.
+/// Output that is still sent after the program itself has ended while others hold its pipe, bytes a
+/// stream: what a pipe holds at most. Without an end a background `yes` would never let the session
+/// end.
 pub const DRAIN_MAX_BYTES: usize = 1024 * 1024;
 
 #[derive(Debug)]
@@ -84,8 +85,8 @@ impl Session {
         matches!(self.stage, Stage::Gone)
     }
 
-    /// What to wait for. A descriptor that nothing is to be done with is left out, as a hang-up on it would
-    /// be reported again and again.
+    /// What to wait for. A descriptor that nothing is to be done with is left out, as a hang-up on
+    /// it would be reported again and again.
     pub fn watch<'a>(&'a self, mut add: impl FnMut(Part, BorrowedFd<'a>, PollFlags)) {
         let mut flags = PollFlags::RDHUP;
         flags.set(PollFlags::OUT, !self.out.is_empty());
@@ -153,7 +154,8 @@ impl Session {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Gone) {
             Stage::Running(Running { mut program, exit: None, .. }) => {
                 program.signal(Signal::KILL);
-                // A program that cannot be killed at once must not be held by its pipes either. Whoever left its process group goes on.
+                // A program that cannot be killed at once must not be held by its pipes either.
+                // Whoever left its process group goes on.
                 program.stdin = None;
                 self.left = program.take_outputs();
                 program.outputs = [None, None];
@@ -173,7 +175,8 @@ impl Session {
         std::mem::take(&mut self.left)
     }
 
-    /// The connection is lost as its other end is another machine's. What is left of the session, and see [`Self::take_left`].
+    /// The connection is lost as its other end is another machine's. What is left of the session,
+    /// and see [`Self::take_left`].
     pub fn detach(&mut self) -> Option<Detached> {
         match std::mem::replace(&mut self.stage, Stage::Gone) {
             Stage::Running(Running { program, exit: None, .. }) | Stage::Reaping(program) => {
@@ -305,8 +308,8 @@ impl Session {
         false
     }
 
-    /// After the program's end: sends what its outputs hold now, then EXIT. Somebody in the background may
-    /// keep them open; that is not waited for.
+    /// After the program's end: sends what its outputs hold now, then EXIT. Somebody in the
+    /// background may keep them open; that is not waited for.
     fn drain_after_exit(&mut self) {
         for index in 0..2 {
             loop {
@@ -351,7 +354,8 @@ impl Running {
         self.write_input();
     }
 
-    /// What it has printed may be the prompt of one who reads on behind the end of its terminal's input.
+    /// What it has printed may be the prompt of one who reads on behind the end of its terminal's
+    /// input.
     fn end_input_again(&mut self) {
         let Self { program, input, input_ended, .. } = self;
         let told = program.terminal && *input_ended && input.is_empty() && program.typed.may_end_again();
@@ -365,8 +369,8 @@ impl Running {
     fn write_input(&mut self) {
         let Some(stdin) = &self.program.stdin else { return };
         let result = self.input.write(stdin);
-        // A program that reads no more is not wrong: what comes for it is dropped. A terminal stays, as its
-        // size may still change.
+        // A program that reads no more is not wrong: what comes for it is dropped. A terminal
+        // stays, as its size may still change.
         if result.is_err() {
             self.input = Outbox::default();
         }

@@ -1,15 +1,16 @@
 //! The end of input for a program on a terminal.
 //!
-//! A terminal has no end of input: people type ^D. This key passes the characters typed so far to the
-//! reader. Only on an empty line does the reader get nothing, which means end of file. So within a line
-//! the key is needed twice.
+//! A terminal has no end of input: people type ^D. This key passes the characters typed so far to
+//! the reader. Only on an empty line does the reader get nothing, which means end of file. So
+//! within a line the key is needed twice.
 
 use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex, tcgetattr};
 use std::os::fd::AsFd;
 
 /// ^D, as it is until a program changes it.
 const END_OF_INPUT: u8 = 4;
-/// How often a program that goes on reading is told the end again: a shell's program first, then the shell.
+/// How often a program that goes on reading is told the end again: a shell's program first, then
+/// the shell.
 const ENDS_MAX: u8 = 16;
 
 /// What was typed on a terminal, as far as its end needs it.
@@ -25,7 +26,8 @@ impl Typed {
         self.last = bytes.last().copied().or(self.last);
     }
 
-    /// The keys that end the input of `terminal`, whose program side may have been set up in any way.
+    /// The keys that end the input of `terminal`, whose program side may have been set up in any
+    /// way.
     pub fn end(&mut self, terminal: impl AsFd) -> Vec<u8> {
         self.ends = 1;
         let key = |settings: &rustix::termios::Termios| settings.special_codes[SpecialCodeIndex::VEOF];

@@ -1,10 +1,10 @@
 //! The program's entry point. It answers `gc vmid`, `gc my-ip` and `gc ismaster` with one open, one
-//! read, one write and an exit. Starting the C library would take twelve more system calls and twenty
-//! more pages. All other verbs, and all errors, jump to the C library's own start.
+//! read, one write and an exit. Starting the C library would take twelve more system calls and
+//! twenty more pages. All other verbs, and all errors, jump to the C library's own start.
 //!
 //! Nothing here may call the C library, panic, or use thread-local storage: none of it exists yet.
-//! Texts are numbers ([`packed`]), and the file's name lies next to the code, so that only one page of
-//! the program is touched.
+//! Texts are numbers ([`packed`]), and the file's name lies next to the code, so that only one page
+//! of the program is touched.
 #![allow(unsafe_code, reason = "a program's entry point and its system calls")]
 
 use core::arch::{asm, naked_asm};
@@ -34,8 +34,8 @@ const ISMASTER: u64 = packed(b"ismaster");
 const VMID_KEY: u64 = packed(b"vmid=");
 const IP_KEY: u64 = packed(b"ip=");
 
-/// Where the kernel starts the program: the stack holds argc and argv, rdx what `_start` wants from a
-/// dynamic loader. The file's name follows the code; a test holds it against the ABI's.
+/// Where the kernel starts the program: the stack holds argc and argv, rdx what `_start` wants from
+/// a dynamic loader. The file's name follows the code; a test holds it against the ABI's.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 extern "C" fn gc_entry() -> ! {
@@ -90,8 +90,8 @@ unsafe fn packed_argument(text: *const u8) -> Option<u64> {
 /// Answers and exits if it can.
 ///
 /// # Safety
-/// `stack` is the stack pointer as the kernel left it: argc, then argc pointers to C strings. `file` is a
-/// C string.
+/// `stack` is the stack pointer as the kernel left it: argc, then argc pointers to C strings.
+/// `file` is a C string.
 unsafe extern "C" fn quick(stack: *const usize, file: *const u8) {
     // SAFETY: the kernel has put argc there, and two arguments when it is 2, which are C strings.
     let verb = unsafe {
@@ -107,8 +107,8 @@ unsafe extern "C" fn quick(stack: *const usize, file: *const u8) {
         _ => return,
     };
     let mut buffer = MaybeUninit::<[u8; SIZE_BYTES]>::uninit();
-    // SAFETY: the kernel writes at most the buffer's size and says how much, and that much is initialised.
-    // The descriptor goes with the process.
+    // SAFETY: the kernel writes at most the buffer's size and says how much, and that much is
+    // initialised. The descriptor goes with the process.
     let text = unsafe {
         let fd = syscall(SYS_OPEN, file as usize, 0, 0);
         if fd < 0 {

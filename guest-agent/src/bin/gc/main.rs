@@ -1,5 +1,5 @@
-//! `gc`: the guest's command. `vmid`, `my-ip` and `ismaster` are answered in [`entry`], before libc starts;
-//! everything else is `guest_agent::cli`.
+//! `gc`: the guest's command. `vmid`, `my-ip` and `ismaster` are answered in [`entry`], before libc
+//! starts; everything else is `guest_agent::cli`.
 // (The test harness of --all-targets brings its own.)
 #![cfg_attr(not(test), no_main)]
 // The code in `entry` runs before the C library has chosen its memcpy, so the compiler may not

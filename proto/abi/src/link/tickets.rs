@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The arguments of the request `rt` (request-ticket). The request `ticket` has [`TicketName`], the request `lt` [`TicketsArgs`].
+/// The arguments of the request `rt` (request-ticket). The request `ticket` has [`TicketName`], the
+/// request `lt` [`TicketsArgs`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TicketArgs {
     /// Most CPUs in all.
@@ -24,7 +25,8 @@ pub struct TicketArgs {
 pub struct TicketView {
     /// The ticket's UUID.
     pub uuid: String,
-    /// `granted`, `used`, `released`, `expired` (not used in time) or `fenced` (its host went away).
+    /// `granted`, `used`, `released`, `expired` (not used in time) or `fenced` (its host went
+    /// away).
     pub status: String,
     /// CPUs of all its VMs.
     pub cpus: u32,
@@ -47,8 +49,8 @@ pub struct TicketName {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TicketsArgs {
-    /// Returns a [`TicketsPage`] from there on; empty: from the first ticket on. None: returns a list of all, or error 90 (EMSGSIZE) when
-    /// that does not fit on a line.
+    /// Returns a [`TicketsPage`] from there on; empty: from the first ticket on. None: returns a
+    /// list of all, or error 90 (EMSGSIZE) when that does not fit on a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
 }
@@ -69,7 +71,8 @@ pub const LEAVE_MAX_BYTES: u64 = 1 << 20;
 /// Most bytes of them in one request or reply, before base64.
 pub const PIECE_MAX_BYTES: usize = 32 << 10;
 
-/// The arguments of the request `sync`: a barrier over the VM that cloned with a ticket and all clones of it that live.
+/// The arguments of the request `sync`: a barrier over the VM that cloned with a ticket and all
+/// clones of it that live.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SyncArgs {
@@ -96,8 +99,8 @@ pub struct Synced {
     pub arrived: u32,
 }
 
-/// The arguments of the request `leave-data`: a piece of what a clone leaves to its parent, in order from offset 0 (which begins
-/// anew). Returns null.
+/// The arguments of the request `leave-data`: a piece of what a clone leaves to its parent, in
+/// order from offset 0 (which begins anew). Returns null.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeaveData {
@@ -107,7 +110,8 @@ pub struct LeaveData {
     pub data: String,
 }
 
-/// The arguments of the request `leave`: the clone's result, with what `leave-data` has brought. The VM ends; an error says why not.
+/// The arguments of the request `leave`: the clone's result, with what `leave-data` has brought.
+/// The VM ends; an error says why not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeaveArgs {
@@ -119,7 +123,8 @@ pub struct LeaveArgs {
     pub noreport: bool,
 }
 
-/// The arguments of the request `join`: waits until all clones of a ticket have ended. Returns a list of [`JoinedClone`]s, by vmid.
+/// The arguments of the request `join`: waits until all clones of a ticket have ended. Returns a
+/// list of [`JoinedClone`]s, by vmid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinArgs {
@@ -135,7 +140,8 @@ pub struct JoinArgs {
 pub struct JoinedClone {
     /// The clone's vmid.
     pub vmid: u32,
-    /// `joined`, `ended` (powered off, crashed, failed to start), `killed` or `lost` (its host went away).
+    /// `joined`, `ended` (powered off, crashed, failed to start), `killed` or `lost` (its host went
+    /// away).
     pub end: String,
     /// The clone's result, as it gave it with `leave`; 0 unless joined.
     pub status: i32,

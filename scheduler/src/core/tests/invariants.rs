@@ -268,7 +268,8 @@ impl Watch {
         }
     }
 
-    /// First come first served in a family; nobody waits who fits and may have it; nobody is passed over too often.
+    /// First come first served in a family; nobody waits who fits and may have it; nobody is passed
+    /// over too often.
     fn check_queue(&mut self, world: &World, states: &[HostState]) {
         let heads_before: BTreeSet<u64> = self.heads().into_iter().collect();
         let answered: BTreeMap<Waiter, Ticket> = world
@@ -398,7 +399,8 @@ impl Watch {
         }
         for (ticket, vmids) in waiting {
             let ticket = &world.store[&ticket];
-            // The ledger knows of a parent's end as long as it remembers the ticket that the parent was made under.
+            // The ledger knows of a parent's end as long as it remembers the ticket that the parent
+            // was made under.
             let is_over = |vmid: &u32| {
                 let ended =
                     |other: &Ticket| other.results.get(vmid).is_some_and(|outcome| outcome.end.is_some());

@@ -1,5 +1,5 @@
-//! Whatever is said to the core, in whatever order: what has to hold does. Hosts with clones that really run are played here; the checks
-//! are in [`super::invariants`].
+//! Whatever is said to the core, in whatever order: what has to hold does. Hosts with clones that
+//! really run are played here; the checks are in [`super::invariants`].
 
 use super::{
     invariants::Watch,
@@ -457,7 +457,8 @@ impl Sim {
             for number in 0..self.hosts.len() {
                 self.up(self.host(number));
             }
-            // But for what clones left after their master had ended, of which the scheduler hears now.
+            // But for what clones left after their master had ended, of which the scheduler hears
+            // now.
             let all_kept = |mut store: BTreeMap<Uuid, Ticket>| {
                 let results = store.values_mut().flat_map(|ticket| ticket.results.values_mut());
                 results.for_each(|left| left.kept = Kept::Yes);
@@ -620,7 +621,8 @@ proptest! {
         for op in &ops {
             sim.act(op);
         }
-        // Orders are lost that come while clones are being made. Then all are made, and hosts do what they hear from now on.
+        // Orders are lost that come while clones are being made. Then all are made, and hosts do
+        // what they hear from now on.
         for number in 0..3 {
             sim.up(sim.host(number));
             let host = sim.host(number);

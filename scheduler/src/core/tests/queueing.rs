@@ -252,7 +252,8 @@ fn a_family_has_only_so_many_tickets_and_requests() {
     assert_eq!(ask(&mut world, 0, of(1, 1)), refused(full));
 }
 
-/// Family 1 waits for all of host 1, which others hold some of, and has been passed over as often as it may be.
+/// Family 1 waits for all of host 1, which others hold some of, and has been passed over as often
+/// as it may be.
 fn starved() -> (World, Vec<uuid::Uuid>, Waiter) {
     let mut world = World::with(Options { lease_ms: 0, ttl_ms: 3_600_000, ..options() });
     world.host(1, 4);

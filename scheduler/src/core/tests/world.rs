@@ -1,4 +1,5 @@
-//! A core with what is around it: a clock, a store and those who call. What has to hold after every command is checked after every command.
+//! A core with what is around it: a clock, a store and those who call. What has to hold after every
+//! command is checked after every command.
 
 use crate::core::{
     Core,

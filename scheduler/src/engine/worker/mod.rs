@@ -34,7 +34,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Most messages of one batch: what the last one of them waits for is one commit of so many tickets.
+/// Most messages of one batch: what the last one of them waits for is one commit of so many
+/// tickets.
 const BATCH_MAX: usize = 512;
 /// Most hosts.
 pub(super) const HOSTS_MAX: usize = 16_384;
@@ -102,7 +103,8 @@ impl Worker {
         let Stored { tickets, epochs } = store.load()?;
         let clock = clock.not_before(latest(&tickets));
         tracing::info!(tickets = tickets.len(), "ledger read");
-        // By the clock, too: a ledger may be a new one, or an old copy. Fewer than 1024 are given in a millisecond.
+        // By the clock, too: a ledger may be a new one, or an old copy. Fewer than 1024 are given
+        // in a millisecond.
         let begin = Epochs::after(epochs, clock.now().saturating_mul(1024));
         let core = Some(Core::new(options.clone(), tickets, begin, clock.now()));
         Ok(Self {
@@ -130,7 +132,8 @@ impl Worker {
             let wake = self.wake();
             let mut gone = None;
             tokio::select! {
-                // In this order, so that a simulation goes the same way each time; each turn looks at all three.
+                // In this order, so that a simulation goes the same way each time; each turn looks
+                // at all three.
                 biased;
                 count = self.ends.inbox.recv_many(&mut messages, BATCH_MAX) => if count == 0 { break },
                 leaver = self.ends.gone.recv() => gone = leaver,
@@ -179,7 +182,8 @@ impl Worker {
             match message {
                 Message::Call(call) => self.call(now, *call, &mut effects),
                 Message::Beat(host, epoch) => {
-                    // Said before its connection ended, and heard after that: a registration that is over does not live.
+                    // Said before its connection ended, and heard after that: a registration that
+                    // is over does not live.
                     if self.links.get(&host).is_some_and(|link| link.epoch == epoch) {
                         self.apply(now, Command::HostBeat { host, epoch }, &mut effects);
                     }
@@ -224,7 +228,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Unless the store has just failed: what has to be stored then would fail, too, and take all that waits with it.
+    /// Unless the store has just failed: what has to be stored then would fail, too, and take all
+    /// that waits with it.
     fn apply(&mut self, now: UnixMs, command: Command, effects: &mut Vec<Effect>) {
         if let (Some(core), None) = (&mut self.core, &self.failed) {
             core.apply(now, command, effects);
@@ -254,7 +259,8 @@ impl Worker {
         self.apply(now, command, effects);
     }
 
-    /// Whether a host can be known, if it is not yet: the core forgets those that have long been away.
+    /// Whether a host can be known, if it is not yet: the core forgets those that have long been
+    /// away.
     fn has_room_for(&mut self, host: HostId) -> bool {
         if self.host_names.len() >= HOSTS_MAX && !self.host_names.contains_key(&host) {
             let known = self.core.as_ref().map(Core::hosts).unwrap_or_default();
@@ -299,7 +305,8 @@ impl Worker {
         Waiter(self.ends.waiters.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The core and the store differ: all who wait are told, hosts are cut, and the core is made again from what is stored.
+    /// The core and the store differ: all who wait are told, hosts are cut, and the core is made
+    /// again from what is stored.
     fn fail(&mut self, error: StoreError) {
         tracing::error!(%error, waiting = self.pending.len(), hosts = self.links.len(), "nothing has changed");
         let error = Arc::new(error);

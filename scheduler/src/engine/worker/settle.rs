@@ -152,7 +152,8 @@ impl Worker {
     }
 }
 
-/// A line for each step of a ticket's life, so that what became of it can be found by family, vmid and ticket.
+/// A line for each step of a ticket's life, so that what became of it can be found by family, vmid
+/// and ticket.
 fn log(became: &Became) {
     let Became { ticket, family, state, parent_vmid: vmid, vmids, vms } = became;
     match state {

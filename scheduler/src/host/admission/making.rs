@@ -1,4 +1,5 @@
-//! The clones of a host that are being made or were made by it, and each clone's part of its ticket.
+//! The clones of a host that are being made or were made by it, and each clone's part of its
+//! ticket.
 
 use super::{Admission, Admitted, CloneRequest, Key, Shared, Vms};
 use crate::host::{Clones, Present};
@@ -15,7 +16,8 @@ pub(super) struct Making {
     epoch: Option<u64>,
     /// Why it is to end before it has begun, and the epoch that the order named.
     kill_requested: Option<(u64, String)>,
-    /// It is found among those that run. It stays here as long as it has its [`Reservation`], so that orders for it are told from older ones.
+    /// It is found among those that run. It stays here as long as it has its [`Reservation`], so
+    /// that orders for it are told from older ones.
     is_started: bool,
 }
 
@@ -24,12 +26,14 @@ impl Making {
         Self { clone, epoch: None, kill_requested: None, is_started: false }
     }
 
-    /// Whether an order is for this clone: not for an earlier one that had its vmid and was not made.
+    /// Whether an order is for this clone: not for an earlier one that had its vmid and was not
+    /// made.
     fn is_meant(&self, order: &KillClones) -> bool {
         self.clone.ticket == order.ticket && self.epoch.is_none_or(|epoch| order.epoch >= epoch)
     }
 
-    /// The scheduler has said that its ticket, of that epoch, is used for it. An order that came before may have been for an earlier one.
+    /// The scheduler has said that its ticket, of that epoch, is used for it. An order that came
+    /// before may have been for an earlier one.
     fn used(&mut self, epoch: u64) {
         self.epoch = Some(epoch);
         self.kill_requested.take_if(|(of, _)| *of < epoch);
@@ -41,7 +45,8 @@ impl Making {
     }
 }
 
-/// One clone's part of a ticket. Dropped, it says how the clone has ended, or that it was never made.
+/// One clone's part of a ticket. Dropped, it says how the clone has ended, or that it was never
+/// made.
 #[derive(Debug)]
 pub struct Reservation {
     admission: Admission,
@@ -140,7 +145,8 @@ impl Drop for Reservation {
         if self.kill_requested().is_some() {
             self.end = VmEnd::Killed;
         }
-        // First said, then left out. A scheduler that does not know this host yet hears what runs, and that this does not.
+        // First said, then left out. A scheduler that does not know this host yet hears what runs,
+        // and that this does not.
         if let Some(link) = shared.link.get().filter(|_| self.is_known) {
             link.ended(self.clone.clone(), self.end);
         }

@@ -8,15 +8,19 @@
 //!        nothing to say      the scheduler is told, by a Reservation that is dropped
 //! ```
 //!
-//! - A clone is *in the making* before the scheduler is asked for it and until it is found among those that run: so whenever a
-//!   registration asks what there is, it is in one or the other. It is known by its family and vmid, which no other clone has.
-//! - An order to kill a clone in the making is kept: the clone is not started, or ends as soon as it runs. Vmids of clones that were not made are
-//!   given again, so an order names the ticket and its epoch: one that was said of an earlier clone of that vmid passes by.
-//! - Every clone has a [`Reservation`] of its ticket from the beginning. Dropped, it says to the scheduler how its clone has ended; only
-//!   where the scheduler itself has said that nothing was used, nothing is said, and the vmids can be given to others.
+//! - A clone is *in the making* before the scheduler is asked for it and until it is found among
+//!   those that run: so whenever a registration asks what there is, it is in one or the other. It
+//!   is known by its family and vmid, which no other clone has.
+//! - An order to kill a clone in the making is kept: the clone is not started, or ends as soon as
+//!   it runs. Vmids of clones that were not made are given again, so an order names the ticket and
+//!   its epoch: one that was said of an earlier clone of that vmid passes by.
+//! - Every clone has a [`Reservation`] of its ticket from the beginning. Dropped, it says to the
+//!   scheduler how its clone has ended; only where the scheduler itself has said that nothing was
+//!   used, nothing is said, and the vmids can be given to others.
 //!
-//! `making`: the clones in the making and the reservations. `request`: tickets that are requested and given back. All of it is the same in
-//! `vmmd` and in the simulation of a cluster that breaks; what differs is behind [`Vms`].
+//! `making`: the clones in the making and the reservations. `request`: tickets that are requested
+//! and given back. All of it is the same in `vmmd` and in the simulation of a cluster that breaks;
+//! what differs is behind [`Vms`].
 
 mod making;
 mod request;
@@ -44,13 +48,16 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
-/// A host's VMs, as its [`Admission`] needs them. All are called from tokio tasks and must not block.
+/// A host's VMs, as its [`Admission`] needs them. All are called from tokio tasks and must not
+/// block.
 pub trait Vms: Send + Sync + 'static {
-    /// All clones that run here, from before [`Admission::started`] until their [`Reservation`] is dropped.
+    /// All clones that run here, from before [`Admission::started`] until their [`Reservation`] is
+    /// dropped.
     fn running(&self) -> Vec<RunningClone>;
     /// The families whose master lives here.
     fn masters(&self) -> Vec<String>;
-    /// Those of these clones of a ticket that run here are to end. Others with such a vmid are not meant.
+    /// Those of these clones of a ticket that run here are to end. Others with such a vmid are not
+    /// meant.
     fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str);
 }
 
@@ -79,7 +86,8 @@ pub enum Authorization {
         /// The ticket's epoch as the caller knows it; 0: any epoch.
         epoch: u64,
     },
-    /// One that is granted for them and used in one step, if there is room now. The number is the request's.
+    /// One that is granted for them and used in one step, if there is room now. The number is the
+    /// request's.
     Immediate(Uuid),
 }
 
@@ -117,7 +125,8 @@ struct Shared {
     info: HostInfo,
     link: OnceLock<HostLink>,
     making: Mutex<BTreeMap<Key, Making>>,
-    /// Those who wait for a registration take turns, so that they go on in the order in which they came.
+    /// Those who wait for a registration take turns, so that they go on in the order in which they
+    /// came.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -146,7 +155,8 @@ impl Admission {
         Self(Arc::new(Shared { connection, info, link, making, turn }))
     }
 
-    /// Registers the host and keeps it so, now that all that runs is known. To be called in a tokio runtime, once.
+    /// Registers the host and keeps it so, now that all that runs is known. To be called in a tokio
+    /// runtime, once.
     pub fn register(&self, vms: impl Vms) {
         let clones = Arc::new(HostClones { shared: Arc::downgrade(&self.0), vms });
         self.0.link.get_or_init(|| HostLink::start(self.host_client(), self.0.info.clone(), clones));
@@ -186,7 +196,8 @@ impl Admission {
         }
     }
 
-    /// The epoch of the registration, as soon as there is one. For ever, if need be: callers have a deadline.
+    /// The epoch of the registration, as soon as there is one. For ever, if need be: callers have a
+    /// deadline.
     async fn epoch(&self) -> u64 {
         if let Some(epoch) = self.epoch_now() {
             return epoch;
@@ -230,7 +241,8 @@ impl Admission {
         id: &str,
         epoch: u64,
     ) -> Result<Admitted, NotAdmitted> {
-        // Before the first try: whenever the scheduler asks what there is here, they are part of it.
+        // Before the first try: whenever the scheduler asks what there is here, they are part of
+        // it.
         let mut reservations = self.begin(clone_request, id);
         let used = answered(Duration::ZERO, |_| async {
             let host_epoch = self.epoch().await;
@@ -268,16 +280,19 @@ impl Admission {
             vcpus: clone_request.vcpus,
             memory_mib: clone_request.memory_mib,
         };
-        // Should the caller leave, or no answer come, what was granted unseen is asked for once more and goes back.
+        // Should the caller leave, or no answer come, what was granted unseen is asked for once
+        // more and goes back.
         let mut asking = Asking::new(self, Wanted::Clones(request.clone()));
-        // Each try has the same request number, so it is granted once, and the epoch of the registration that there is then.
+        // Each try has the same request number, so it is granted once, and the epoch of the
+        // registration that there is then.
         let granted = answered(Duration::ZERO, |_| async {
             let host_epoch = self.epoch().await;
             let ticket = self.admit_once(AdmitClonesRequest { host_epoch, ..request.clone() }).await;
             ticket.map(|ticket| (ticket, host_epoch)).map_err(anew)
         });
         let (ticket, host_epoch) = asking.over(granted.await)?;
-        // Only now, as the ticket had no number before: until here no registration lists these clones.
+        // Only now, as the ticket had no number before: until here no registration lists these
+        // clones.
         let reservations = self.begin(clone_request, &ticket.id);
         // A registration that began before they were in the making took them for ended.
         let is_whole = self.epoch_now() == Some(host_epoch) && ticket.state() == TicketState::Used;
@@ -297,7 +312,8 @@ impl Admission {
     }
 }
 
-/// The host's epoch is over, or not known yet: to be asked again with the next one, as if nobody had answered.
+/// The host's epoch is over, or not known yet: to be asked again with the next one, as if nobody
+/// had answered.
 fn anew(status: Status) -> Status {
     let reason = status.get_details_error_info().map(|info| info.reason);
     match reason.as_deref() {
@@ -319,7 +335,8 @@ impl Admitted {
         self.reservations
     }
 
-    /// Nothing was cloned: the ticket is as if it had not been used. Returns whether the vmids can be given to other clones.
+    /// Nothing was cloned: the ticket is as if it had not been used. Returns whether the vmids can
+    /// be given to other clones.
     pub async fn give_back(mut self) -> bool {
         let given = self.admission.unuse(&self.ticket).await;
         if let Err(error) = &given {

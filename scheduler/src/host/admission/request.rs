@@ -47,8 +47,8 @@ impl Drop for Asking {
 }
 
 impl Admission {
-    /// Requests a ticket. One without a request id gets one, and nobody else will ask for it: what it is granted goes back if
-    /// this is dropped, or fails, before that is known.
+    /// Requests a ticket. One without a request id gets one, and nobody else will ask for it: what
+    /// it is granted goes back if this is dropped, or fails, before that is known.
     ///
     /// # Errors
     /// It is refused, or the scheduler does not answer.
@@ -84,7 +84,8 @@ impl Admission {
         let request = UnuseTicketRequest {
             id: ticket.id.clone(),
             family: ticket.family.clone(),
-            // Should the answer be lost and the ticket be used by others before this is said again, it is not this use.
+            // Should the answer be lost and the ticket be used by others before this is said again,
+            // it is not this use.
             epoch: ticket.epoch,
             host_id: self.host_id().to_owned(),
         };

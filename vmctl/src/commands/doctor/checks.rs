@@ -195,7 +195,8 @@ fn cgroups(facts: &Facts) -> Check {
     }
 }
 
-/// Another network in the range of the families (carrier-grade NAT, Tailscale) would hide guests or be hidden by them.
+/// Another network in the range of the families (carrier-grade NAT, Tailscale) would hide guests or
+/// be hidden by them.
 fn addresses(facts: &Facts) -> Check {
     const NAME: &str = "addresses";
     let range = facts.network;
@@ -210,7 +211,8 @@ fn addresses(facts: &Facts) -> Check {
     }
 }
 
-/// With br_netfilter a bridge asks the firewall about each frame, and Docker sets that to drop what it does not know.
+/// With br_netfilter a bridge asks the firewall about each frame, and Docker sets that to drop what
+/// it does not know.
 fn firewall(facts: &Facts) -> Check {
     const NAME: &str = "firewall";
     match &facts.dropping {

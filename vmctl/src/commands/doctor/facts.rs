@@ -31,7 +31,8 @@ pub struct Facts {
     pub foreign: Result<Vec<String>, String>,
     /// The families' range.
     pub network: Network,
-    /// Chains of the firewall that drop what the VMs of a family say to each other, or why they are not known.
+    /// Chains of the firewall that drop what the VMs of a family say to each other, or why they are
+    /// not known.
     pub dropping: Result<Vec<Dropping>, String>,
     /// vmmd: its revision, or why it does not answer.
     pub vmmd: Result<String, String>,

@@ -1,4 +1,5 @@
-//! `vmctl doctor`: checks whether this machine meets Patina's requirements, and says how to meet them.
+//! `vmctl doctor`: checks whether this machine meets Patina's requirements, and says how to meet
+//! them.
 //!
 //! - [`facts`]: examines the machine; judges nothing.
 //! - [`checks`]: judges the facts; makes no system calls.

@@ -31,7 +31,8 @@ pub struct Arguments {
     /// How long it may stay unused, seconds [default: as the scheduler is set up].
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=604_800))]
     ttl: Option<u64>,
-    /// On any host of the scheduler. Else on the host that --host names: clones start where the VM is that they are made of.
+    /// On any host of the scheduler. Else on the host that --host names: clones start where the VM
+    /// is that they are made of.
     #[arg(long)]
     anywhere: bool,
     /// How to choose hosts [default: as the scheduler is set up].

@@ -51,8 +51,8 @@ impl ChangeView {
     }
 }
 
-/// What has been said of each ticket. A watcher that lagged behind hears of all tickets again, as at the beginning: of these it
-/// wants what it missed.
+/// What has been said of each ticket. A watcher that lagged behind hears of all tickets again, as
+/// at the beginning: of these it wants what it missed.
 #[derive(Debug, Default)]
 struct Said {
     tickets: HashMap<String, (i32, u32, usize)>,

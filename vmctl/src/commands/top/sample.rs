@@ -22,7 +22,8 @@ pub struct Load {
     pub faults_per_s: Option<f64>,
 }
 
-/// What the VMs of a host take, by name. Pages are read one after the other, so each has a time of its own.
+/// What the VMs of a host take, by name. Pages are read one after the other, so each has a time of
+/// its own.
 #[derive(Debug, Default)]
 pub struct Moment(HashMap<String, Timed>);
 

@@ -1,10 +1,12 @@
-//! The terminal while a table is shown: the alternate screen, no cursor, keys without waiting for Enter.
+//! The terminal while a table is shown: the alternate screen, no cursor, keys without waiting for
+//! Enter.
 
 use crate::{error::CtlError, output, terminal::RawMode};
 use std::future::pending;
 use tokio::io::{AsyncReadExt as _, Stdin, stdin};
 
-/// The other screen, without a cursor; what was there before comes back with [`LEAVE`]. As xterm defined it.
+/// The other screen, without a cursor; what was there before comes back with [`LEAVE`]. As xterm
+/// defined it.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 /// See [`ENTER`].
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";

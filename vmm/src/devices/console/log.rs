@@ -21,7 +21,8 @@ impl Log {
         Ok(Self { file, length_bytes, max_bytes })
     }
 
-    /// Appends output. What cannot be written (a full disk) is lost: the guest does not wait for its log.
+    /// Appends output. What cannot be written (a full disk) is lost: the guest does not wait for
+    /// its log.
     pub fn append(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.length_bytes >= self.max_bytes && self.drop_older_half().is_err() {

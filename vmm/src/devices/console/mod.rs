@@ -217,8 +217,8 @@ impl Console {
         }
     }
 
-    /// Adds a client: it gets what the guest writes from now on, and what it sends is input. One that reads
-    /// too slowly loses output.
+    /// Adds a client: it gets what the guest writes from now on, and what it sends is input. One
+    /// that reads too slowly loses output.
     pub fn add_client(&self, stream: UnixStream) -> Result<(), ConsoleError> {
         lock(&self.sinks).clients.add(stream)
     }

@@ -25,7 +25,8 @@ use virtio_bindings::virtio_blk::{
 pub const DEVICE_TYPE: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 /// Size of a sector, bytes. The guest does not see bytes of the file beyond its last whole sector.
 pub const SECTOR_BYTES: u64 = 512;
-/// Longest read or write in one request, bytes, so that one request does not hold up the other devices.
+/// Longest read or write in one request, bytes, so that one request does not hold up the other
+/// devices.
 pub const REQUEST_MAX_BYTES: u32 = 16 * 1024 * 1024;
 /// Length of the device's name for GET_ID, bytes.
 pub const ID_BYTES: usize = 20;
@@ -57,8 +58,8 @@ struct Disk {
 }
 
 impl Block {
-    /// A disk with the contents of `file`, which must not shrink while the VM runs. Its name for the guest is
-    /// the first [`ID_BYTES`] bytes of `id`.
+    /// A disk with the contents of `file`, which must not shrink while the VM runs. Its name for
+    /// the guest is the first [`ID_BYTES`] bytes of `id`.
     pub fn new(file: File, read_only: bool, id: &str) -> Result<Self, SizeError> {
         let sectors = file.metadata().map_err(SizeError)?.len() / SECTOR_BYTES;
         let mut config = [0; 16];
@@ -147,8 +148,8 @@ impl Disk {
             Outcome::Unsupported => (VIRTIO_BLK_S_UNSUPP, 0),
         };
         chain.write(memory, status_at, &[status as u8])?;
-        // The bytes between the data and the status were not written, but the status is the last byte, and
-        // nothing else can be said with one number.
+        // The bytes between the data and the status were not written, but the status is the last
+        // byte, and nothing else can be said with one number.
         Ok(if written > 0 { written + 1 } else { 1 })
     }
 

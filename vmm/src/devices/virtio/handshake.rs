@@ -95,8 +95,8 @@ impl Handshake {
         match self.accepted_select {
             0 => self.accepted = self.accepted & !0xffff_ffff | features,
             1 => self.accepted = self.accepted & 0xffff_ffff | features << 32,
-            // Feature bits from 64 on are not offered: accepting one must not pass FEATURES_OK, and there is
-            // no bit 63 to offer either, so it stands for them.
+            // Feature bits from 64 on are not offered: accepting one must not pass FEATURES_OK, and
+            // there is no bit 63 to offer either, so it stands for them.
             _ if features != 0 => self.accepted |= 1 << 63,
             _ => {}
         }

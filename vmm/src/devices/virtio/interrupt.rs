@@ -52,7 +52,8 @@ impl Interrupt {
         self.generation.store(generation, Ordering::Release);
     }
 
-    /// Raises the line once more if the guest has not acknowledged everything: an edge may have been lost.
+    /// Raises the line once more if the guest has not acknowledged everything: an edge may have
+    /// been lost.
     pub(super) fn resend(&self) {
         if self.status() != 0 {
             self.raise(0);

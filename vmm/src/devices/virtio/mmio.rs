@@ -25,8 +25,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Size of the window, bytes.
 pub const WINDOW_BYTES: u64 = 0x1000;
-/// Where the guest kicks queues: register each of [`MmioTransport::kicks`] as an ioeventfd here, four bytes
-/// wide, matching its index.
+/// Where the guest kicks queues: register each of [`MmioTransport::kicks`] as an ioeventfd here,
+/// four bytes wide, matching its index.
 pub const QUEUE_NOTIFY: u64 = reg::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 /// Tokens that a device has for its own sources: those below this.
 pub const SOURCE_TOKENS: u32 = 0x1_0000;

@@ -1,6 +1,7 @@
 //! Virtio devices on an MMIO transport (virtio 1.2).
 //!
-//! - [`mmio`]: the register window that vCPUs read and write, and what owns a device and its queues.
+//! - [`mmio`]: the register window that vCPUs read and write, and what owns a device and its
+//!   queues.
 //! - [`handshake`]: status and feature negotiation, as pure logic.
 //! - [`queue`]: virtqueues and descriptor chains, checked against the guest's RAM.
 //! - [`interrupt`]: how a device interrupts the guest.
@@ -79,8 +80,8 @@ impl DeviceError {
 
 /// What an active device works with.
 pub struct Io<'a> {
-    /// Its queues, as many as [`VirtioDevice::queue_max_sizes`]; those that the guest did not set up are empty
-    /// for ever.
+    /// Its queues, as many as [`VirtioDevice::queue_max_sizes`]; those that the guest did not set
+    /// up are empty for ever.
     pub queues: &'a mut [VirtQueue],
     /// The guest's RAM.
     pub memory: &'a Memory,
@@ -134,21 +135,22 @@ impl Io<'_> {
     }
 }
 
-/// A device behind a transport. All calls come with the transport's lock held; those with [`Io`] come from
-/// the device thread, except [`VirtioDevice::activate`].
+/// A device behind a transport. All calls come with the transport's lock held; those with [`Io`]
+/// come from the device thread, except [`VirtioDevice::activate`].
 pub trait VirtioDevice: Send {
     /// The virtio device type.
     fn device_type(&self) -> u32;
     /// Greatest size of each queue, powers of two.
     fn queue_max_sizes(&self) -> &[u16];
-    /// The features offered, besides those of the transport (see [`handshake::TRANSPORT_FEATURES`]).
+    /// The features offered, besides those of the transport (see
+    /// [`handshake::TRANSPORT_FEATURES`]).
     fn features(&self) -> u64;
     /// Reads the configuration space; what lies beyond it stays as it is.
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the configuration space; by default there is nothing to write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-    /// The guest's driver is ready. Called on a vCPU thread, so it must not touch the queues; every queue gets
-    /// a [`VirtioDevice::queue_event`] right afterwards.
+    /// The guest's driver is ready. Called on a vCPU thread, so it must not touch the queues; every
+    /// queue gets a [`VirtioDevice::queue_event`] right afterwards.
     fn activate(&mut self, _features: u64) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -167,8 +169,9 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
     /// What a saved VM keeps of the device. The device loop is stopped.
     fn save(&self) -> DeviceState;
-    /// Takes over what a device of the same kind saved, and checks it. The device was just made or reset; its
-    /// driver is there if `is_active`, and then [`VirtioDevice::activate`] and an event for each queue follow.
+    /// Takes over what a device of the same kind saved, and checks it. The device was just made or
+    /// reset; its driver is there if `is_active`, and then [`VirtioDevice::activate`] and an event
+    /// for each queue follow.
     fn restore(&mut self, state: &DeviceState, is_active: bool) -> Result<(), RestoreError>;
 }
 
@@ -180,7 +183,8 @@ pub enum DeviceState {
     /// A network card. Its address is that of the new VM. A frame in progress is lost, as a network
     /// may lose frames.
     Net,
-    /// An entropy device has nothing to keep: a clone that got the same randomness twice would be a flaw.
+    /// An entropy device has nothing to keep: a clone that got the same randomness twice would be a
+    /// flaw.
     Rng,
     /// A socket device.
     Vsock(VsockState),
@@ -219,7 +223,8 @@ impl DeviceState {
     }
 }
 
-/// Reads `data.len()` bytes at `offset` of a configuration space; what lies beyond it is left alone.
+/// Reads `data.len()` bytes at `offset` of a configuration space; what lies beyond it is left
+/// alone.
 pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
     for (to, from) in data.iter_mut().zip(rest) {

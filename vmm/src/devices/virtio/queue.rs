@@ -230,8 +230,8 @@ struct Part {
     length: u32,
 }
 
-/// One request of the guest: bytes for the device to read, then bytes for it to write. Made once and filled
-/// again and again, so that taking a chain allocates nothing.
+/// One request of the guest: bytes for the device to read, then bytes for it to write. Made once
+/// and filled again and again, so that taking a chain allocates nothing.
 #[derive(Debug, Default)]
 pub struct Chain {
     head: u16,
@@ -276,8 +276,8 @@ impl Chain {
         self.readable.clear();
         self.writable.clear();
         (self.readable_bytes, self.writable_bytes) = (0, 0);
-        // The iterator is bounded by the table's size, and stops early where it cannot go on: then the last
-        // descriptor that it gave still points to a next one.
+        // The iterator is bounded by the table's size, and stops early where it cannot go on: then
+        // the last descriptor that it gave still points to a next one.
         let mut ended = false;
         for descriptor in descriptors.by_ref() {
             ended = !descriptor.has_next();

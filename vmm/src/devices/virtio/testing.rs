@@ -1,4 +1,5 @@
-//! A guest's driver for tests: sets a device up through its registers and works its queues in guest memory.
+//! A guest's driver for tests: sets a device up through its registers and works its queues in guest
+//! memory.
 
 use super::handshake::TRANSPORT_FEATURES;
 use super::mmio::persist::TransportState;
@@ -67,8 +68,9 @@ impl Driver {
         driver
     }
 
-    /// The same driver in a clone: a copy of its memory, and another device with the saved state, which has
-    /// been bytes meanwhile. As in a warm process, the transport was there before the memory.
+    /// The same driver in a clone: a copy of its memory, and another device with the saved state,
+    /// which has been bytes meanwhile. As in a warm process, the transport was there before the
+    /// memory.
     pub fn fork(&self, device: Box<dyn VirtioDevice>) -> Self {
         let memory = memory();
         memory.write_slice(&self.get(0, RAM_BYTES), GuestAddress(0)).unwrap();

@@ -33,7 +33,8 @@ pub fn decide(found: &Found, alive: bool) -> Decision {
     };
     match (&record.ended, &record.process) {
         (Some(ended), _) => Decision::KeepEnded(ended.clone()),
-        // The record is written before the process starts; without one, nobody was told that the VM exists.
+        // The record is written before the process starts; without one, nobody was told that the VM
+        // exists.
         (None, None) => Decision::RemoveHalfMade,
         (None, Some(_)) if alive => Decision::Adopt,
         (None, Some(_)) => Decision::RecordEnd,

@@ -14,7 +14,8 @@ use std::{
 };
 use tokio::{task::spawn_blocking, time::sleep};
 
-/// How long after a first try the next comes; each time in a row twice as long, up to [`RETRY_MAX`].
+/// How long after a first try the next comes; each time in a row twice as long, up to
+/// [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 

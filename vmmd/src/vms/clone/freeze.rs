@@ -1,7 +1,7 @@
 //! Freezes a VM into a generation.
 //!
-//! A VM whose agent does not prepare is frozen while the scheduler decides. If the decision takes long,
-//! the VM is frozen again, so that its clones do not start from an outdated state.
+//! A VM whose agent does not prepare is frozen while the scheduler decides. If the decision takes
+//! long, the VM is frozen again, so that its clones do not start from an outdated state.
 
 use crate::{
     plan::lifecycle::Phase,
@@ -19,7 +19,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// How long a guest may take to prepare, and be frozen: its pre-clone hook has 60 s, holding its processes 2.
+/// How long a guest may take to prepare, and be frozen: its pre-clone hook has 60 s, holding its
+/// processes 2.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(75);
 
 /// How long before its clones are granted a VM may have been frozen, ns.
@@ -45,7 +46,8 @@ impl Freezing {
 }
 
 impl Host {
-    /// Freezes a VM, and writes down meanwhile which vmids are taken. Whoever asked may leave until then.
+    /// Freezes a VM, and writes down meanwhile which vmids are taken. Whoever asked may leave until
+    /// then.
     pub(super) async fn freeze(
         self: &Arc<Self>,
         parent: &Vm,
@@ -71,8 +73,8 @@ impl Host {
 }
 
 impl Vm {
-    /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that was taken over may not have said its
-    /// version yet: that is waited for, for so long.
+    /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that
+    /// was taken over may not have said its version yet: that is waited for, for so long.
     pub(super) async fn check_clonable(&self, patience: Duration) -> Result<(), Error> {
         let name = || self.record.name.clone();
         self.check_ready()?;

@@ -1,5 +1,5 @@
-//! The clone slots of a call: vmids, names and warm VMs, taken before the clones are granted and given
-//! back if they are not made.
+//! The clone slots of a call: vmids, names and warm VMs, taken before the clones are granted and
+//! given back if they are not made.
 
 use crate::{
     store::record::Record,
@@ -25,7 +25,8 @@ pub(super) struct FilledSlot {
 }
 
 impl Host {
-    /// Takes clone slots for `count` clones of a VM: vmids and names, and what is warm. Each of them lives, until [`Self::leave_family`].
+    /// Takes clone slots for `count` clones of a VM: vmids and names, and what is warm. Each of
+    /// them lives, until [`Self::leave_family`].
     ///
     /// # Errors
     /// The family has ended or has not so many vmids left; the host keeps too many VMs.
@@ -51,7 +52,8 @@ impl Host {
         slots.into_iter().map(fill).collect()
     }
 
-    /// The clones of these slots may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
+    /// The clones of these slots may not be made. Vmids that are not unused, as far as the
+    /// scheduler knows, are not given again.
     pub(super) async fn refuse_clone_slots(&self, parent: &Record, slots: Vec<CloneSlot>, is_unused: bool) {
         for CloneSlot { vmid, held_name, pool_slot } in slots {
             match pool_slot {
@@ -75,7 +77,8 @@ impl Host {
         }
     }
 
-    /// The clones of these slots are not made after all: what is warm is for the next ones, if its vmid is.
+    /// The clones of these slots are not made after all: what is warm is for the next ones, if its
+    /// vmid is.
     pub(super) async fn return_clone_slots(&self, parent: &Record, slots: Vec<FilledSlot>, is_unused: bool) {
         for FilledSlot { vmid, held_name, pool_slot } in slots {
             self.return_pool_slot(parent, vmid, pool_slot, is_unused).await;

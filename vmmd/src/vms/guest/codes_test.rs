@@ -1,4 +1,5 @@
-//! Each reason of the scheduler, for each verb that brings it, is among the numbers that [`patina_abi::codes`] promises.
+//! Each reason of the scheduler, for each verb that brings it, is among the numbers that
+//! [`patina_abi::codes`] promises.
 
 use super::*;
 use patina_abi::codes::{self, VERBS};

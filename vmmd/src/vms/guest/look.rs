@@ -1,7 +1,7 @@
 //! What a guest can list: the VMs and the tickets of its family.
 //!
-//! An answer is one line. A list that is too long for one line has pages: a request names where its page
-//! begins, and the answer says where the next one begins.
+//! An answer is one line. A list that is too long for one line has pages: a request names where its
+//! page begins, and the answer says where the next one begins.
 
 use super::{AROUND_BYTES, Answered, optional, refusal, refuse, ticket, together::own_ticket, write};
 use crate::{

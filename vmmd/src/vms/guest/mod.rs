@@ -1,5 +1,5 @@
-//! Calls of guests that the host answers. A VM is identified by its connection. It can name nothing that
-//! belongs to another family.
+//! Calls of guests that the host answers. A VM is identified by its connection. It can name nothing
+//! that belongs to another family.
 //!
 //! - `look`: `list`, `lt`, `ticket`.
 //! - [`together`]: `sync`, `leave-data`, `leave`, `join`, `join-data`, `kill`.
@@ -38,7 +38,8 @@ const _: () = assert!(AROUND_BYTES <= patina_abi::AROUND_MAX_BYTES);
 const ECHO_CHARS: usize = 64;
 /// How much of the reason is said for a clone that failed, characters.
 const REASON_CHARS: usize = 160;
-/// How much when that is too much for one line. So much of the widest characters of 256 clones fits.
+/// How much when that is too much for one line. So much of the widest characters of 256 clones
+/// fits.
 const REASON_FEW_CHARS: usize = 16;
 
 /// The host's answers to its guests.
@@ -188,7 +189,8 @@ fn refusal(error: Error) -> CallError {
     refuse(code, error.to_string())
 }
 
-/// The scheduler's reasons as errnos. EBUSY and EAGAIN are for what another try may bring, and for nothing else.
+/// The scheduler's reasons as errnos. EBUSY and EAGAIN are for what another try may bring, and for
+/// nothing else.
 fn errno(status: &Status) -> i32 {
     let info = status.get_details_error_info();
     match (info.as_ref().map_or("", |info| info.reason.as_str()), status.code()) {

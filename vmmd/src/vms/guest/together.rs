@@ -23,7 +23,8 @@ use uuid::Uuid;
 
 /// How long who joins without a time waits: longer than any VM runs.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// How long the end of killed clones may take; those that are being made end when they run, after their parent's pre-clone hook.
+/// How long the end of killed clones may take; those that are being made end when they run, after
+/// their parent's pre-clone hook.
 const KILL_WAIT: Duration = Duration::from_secs(150);
 
 /// The ticket that this VM was cloned with.

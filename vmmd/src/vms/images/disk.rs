@@ -1,8 +1,8 @@
 //! Recognises the format of a root file system from a few KiB of its file.
 //!
-//! Files that can never be a root disk are refused for every kernel: archives, compressed files, disk
-//! formats of other VMMs. File systems that the kernel of Patina's images cannot mount are refused for
-//! that kernel only. Another kernel may have the driver, or an initramfs.
+//! Files that can never be a root disk are refused for every kernel: archives, compressed files,
+//! disk formats of other VMMs. File systems that the kernel of Patina's images cannot mount are
+//! refused for that kernel only. Another kernel may have the driver, or an initramfs.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
 
@@ -61,8 +61,8 @@ impl Remedy {
 use Disk::{Foreign, Mountable, Never};
 use Remedy::{Convert, Extract, OtherFile, Unpack};
 
-/// A mark at a place, and what a file that has it is. The first that fits counts, so file systems come before what may stand in front of
-/// them, such as a boot sector.
+/// A mark at a place, and what a file that has it is. The first that fits counts, so file systems
+/// come before what may stand in front of them, such as a boot sector.
 const MARKS: &[(usize, &[u8], Disk)] = &[
     (1024 + 56, b"\x53\xef", Mountable),
     (1024, b"\xe2\xe1\xf5\xe0", Mountable),

@@ -1,5 +1,5 @@
-//! Calls of a VM's guest. They are answered concurrently with the supervisor's other work, and cancelled
-//! if nobody waits for them any more.
+//! Calls of a VM's guest. They are answered concurrently with the supervisor's other work, and
+//! cancelled if nobody waits for them any more.
 
 use super::Supervisor;
 use crate::vms::{host::GuestCall, vm::EndsWhenLeft};
@@ -59,7 +59,8 @@ impl Supervisor {
         self.cancels.insert(id, clone.map_or(Cancel::Call(call), Cancel::Clone));
     }
 
-    /// Nobody waits for the answers any more. What cannot be cut short, as a clone from its freeze on, is finished in a task of its own.
+    /// Nobody waits for the answers any more. What cannot be cut short, as a clone from its freeze
+    /// on, is finished in a task of its own.
     pub(super) fn forget_calls(&mut self) {
         self.cancels.drain().for_each(|(_, call)| call.cancel());
     }

@@ -13,7 +13,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// How long after a control connection broke the next is made; each time in a row twice as long, up to [`RECONNECT_MAX`].
+/// How long after a control connection broke the next is made; each time in a row twice as long, up
+/// to [`RECONNECT_MAX`].
 const RECONNECT: Duration = Duration::from_millis(25);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
@@ -21,12 +22,14 @@ const RECONNECT_MAX: Duration = Duration::from_secs(5);
 pub(super) enum Heard {
     /// The vmm says so.
     Said(FromVmm),
-    /// The connection broke, and with it the calls that came over it: the vmm has told the guest so.
+    /// The connection broke, and with it the calls that came over it: the vmm has told the guest
+    /// so.
     Broke,
 }
 
-/// Holds the control connection: what the vmm says comes out of `said`, what goes into `orders` is said to it. A connection that
-/// breaks, or cannot be made, is made again for as long as somebody listens: until the process is gone.
+/// Holds the control connection: what the vmm says comes out of `said`, what goes into `orders` is
+/// said to it. A connection that breaks, or cannot be made, is made again for as long as somebody
+/// listens: until the process is gone.
 pub(super) async fn talk(
     dir: VmDir,
     mut made: Option<BufReader<UnixStream>>,
@@ -52,7 +55,8 @@ pub(super) async fn talk(
             Err(_) if said.is_closed() => return,
             Err(error) => tracing::warn!(%error, "no control connection; it is tried again"),
         }
-        // One that lasted is made again at once; a vmm that closes each at once is not asked a thousand times a second.
+        // One that lasted is made again at once; a vmm that closes each at once is not asked a
+        // thousand times a second.
         rest = if begun.elapsed() > RECONNECT_MAX { RECONNECT } else { (rest * 2).min(RECONNECT_MAX) };
         sleep(rest).await;
     }

@@ -180,7 +180,8 @@ impl Table {
         }
     }
 
-    /// Takes a folder that cannot be taken over out of the table; its name stays held until the [`HeldName`] is dropped.
+    /// Takes a folder that cannot be taken over out of the table; its name stays held until the
+    /// [`HeldName`] is dropped.
     ///
     /// # Errors
     /// There is none, or it is a VM.

@@ -20,7 +20,8 @@ impl Vm {
         self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The VM has ended: nobody asks for its pieces any more, and it may stay in the table for long.
+    /// The VM has ended: nobody asks for its pieces any more, and it may stay in the table for
+    /// long.
     pub(in crate::vms) fn forget_pieces(&self) {
         *self.pieces() = Pieces::default();
     }

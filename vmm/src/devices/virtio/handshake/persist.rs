@@ -57,7 +57,8 @@ impl Persist for HandshakeState {
         if steps != 0 && !in_order(steps) {
             return Err(HandshakeError::Status { status });
         }
-        // Before FEATURES_OK the driver may have written anything, and is asked about it when it sets that.
+        // Before FEATURES_OK the driver may have written anything, and is asked about it when it
+        // sets that.
         if status & FEATURES_OK != 0 && !may_accept(offered, accepted) {
             return Err(HandshakeError::Features { accepted, offered });
         }

@@ -1,8 +1,9 @@
 //! Saves and restores a transport with its device.
 //!
 //! The order of a restore. The caller is responsible for steps 1, 3 and 4:
-//! 1. [`MmioTransport::interrupt_line`] and [`MmioTransport::kicks`] are registered with KVM, and the transport is
-//!    attached to the device loop, which does not run yet. A warm process does this long before it has a state.
+//! 1. [`MmioTransport::interrupt_line`] and [`MmioTransport::kicks`] are registered with KVM, and
+//!    the transport is attached to the device loop, which does not run yet. A warm process does
+//!    this long before it has a state.
 //! 2. [`TransportState::restore`].
 //! 3. KVM's interrupt controllers are restored. This overwrites every earlier interrupt, so none
 //!    may have been raised.
@@ -88,7 +89,8 @@ impl Inner {
             return Err(RestoreError::Interrupt { status });
         }
         let queues = self.restored_queues(&handshake, &state.queues)?;
-        // The device's own state comes before its activation, which is what a driver would do last, too.
+        // The device's own state comes before its activation, which is what a driver would do last,
+        // too.
         state.device.restore((self.device.as_mut(), active))?;
         if active && let Err(error) = self.device.activate(handshake.features()) {
             self.device.reset();

@@ -260,8 +260,8 @@ fn any_value() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// A state that a hostile host made up is refused or restored, and then the device works its queues, or asks
-    /// for a reset; it never takes the process with it.
+    /// A state that a hostile host made up is refused or restored, and then the device works its
+    /// queues, or asks for a reset; it never takes the process with it.
     #[test]
     fn any_state_is_restored_or_refused(
         kind in 0_usize..4,

@@ -32,7 +32,8 @@ pub fn parse(packet: &[u8]) -> Option<Arp> {
     bytes.starts_with(&START).then_some(Arp { operation, sender_mac: array(packet, 8)?, sender, target })
 }
 
-/// The answer to a request: its target has this MAC. It is as long as any other answer, which receivers take for padding.
+/// The answer to a request: its target has this MAC. It is as long as any other answer, which
+/// receivers take for padding.
 pub fn reply(request: &Arp, mac: Mac) -> Answer {
     let mut frame = [0; ANSWER_BYTES];
     let operation = REPLY.to_be_bytes();

@@ -8,10 +8,12 @@
 //!                       | for another card: dropped
 //!                       +--> ARP request for the VM's address: an answer to the tap
 //! ```
-//! A frame from the guest is copied out of its RAM before the module `outbound` checks it, so that the frame that is sent is the frame that was checked.
+//! A frame from the guest is copied out of its RAM before the module `outbound` checks it, so that
+//! the frame that is sent is the frame that was checked.
 //!
-//! A frame from the tap is kept until the guest has buffers for it. Meanwhile the tap is not read, and its queue
-//! bounds what waits. The tap is watched edge-triggered, so a guest without buffers costs nothing.
+//! A frame from the tap is kept until the guest has buffers for it. Meanwhile the tap is not read,
+//! and its queue bounds what waits. The tap is watched edge-triggered, so a guest without buffers
+//! costs nothing.
 
 mod arp;
 mod frame;
@@ -44,7 +46,8 @@ use virtio_bindings::virtio_net::{
 pub const DEVICE_TYPE: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 /// Size of the header in front of every frame (virtio_net_hdr_v1), bytes.
 pub const HEADER_BYTES: usize = 12;
-/// Longest frame with its header, bytes: 64 KiB of IP, an Ethernet header with a VLAN tag, and ours.
+/// Longest frame with its header, bytes: 64 KiB of IP, an Ethernet header with a VLAN tag, and
+/// ours.
 pub const FRAME_MAX_BYTES: usize = 65_535 + 18 + HEADER_BYTES;
 
 const RX: usize = 0;
@@ -94,7 +97,8 @@ impl Net {
             }
             Ok(0)
         })?;
-        // While there is more to send, the answers wait for its end, or for any event of the receive queue.
+        // While there is more to send, the answers wait for its end, or for any event of the
+        // receive queue.
         if next == Next::Wait && self.receiver.has_answers() { self.receive(io) } else { Ok(next) }
     }
 }
@@ -187,8 +191,8 @@ impl VirtioDevice for Net {
                 self.receiver.discard(&*self.port);
             }
         }
-        // An edge of the port that comes while the device is not active is not lost: activation kicks the
-        // receive queue, which reads the port.
+        // An edge of the port that comes while the device is not active is not lost: activation
+        // kicks the receive queue, which reads the port.
         io.map_or(Ok(Next::Wait), |io| self.receive(io))
     }
 

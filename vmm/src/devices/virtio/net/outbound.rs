@@ -37,7 +37,8 @@ pub enum Verdict {
 }
 
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-/// Types that say that a tag follows, and the real type behind it: 802.1Q, 802.1ad, those in use before it, 802.1ah.
+/// Types that say that a tag follows, and the real type behind it: 802.1Q, 802.1ad, those in use
+/// before it, 802.1ah.
 const TAGS: [[u8; 2]; 6] =
     [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00], [0x92, 0x00], [0x93, 0x00], [0x88, 0xe7]];
 
@@ -121,7 +122,8 @@ fn ipv4_header_bytes(ip: &[u8; IPV4_BYTES]) -> usize {
     4 * usize::from(ip[0] & 15)
 }
 
-/// The answer to a TCP segment; none to other packets, to later fragments, to resets, and to what is cut off.
+/// The answer to a TCP segment; none to other packets, to later fragments, to resets, and to what
+/// is cut off.
 fn reset(ethernet: &[u8; ETHERNET_BYTES], packet: &[u8]) -> Option<Answer> {
     let ip: [u8; IPV4_BYTES] = array(packet, 0)?;
     let is_later_fragment = u16::from_be_bytes([ip[6], ip[7]]) & FRAGMENT_OFFSET != 0;

@@ -90,7 +90,8 @@ impl Receiver {
         Ok(next)
     }
 
-    /// Keeps a frame for the guest, which goes before those of the port; drops it when there are too many.
+    /// Keeps a frame for the guest, which goes before those of the port; drops it when there are
+    /// too many.
     pub fn answer(&mut self, answer: Answer) {
         if self.answers.len() < ANSWERS_MAX {
             self.answers.push_back(answer);
@@ -146,7 +147,8 @@ impl Receiver {
         let (mut taken, mut room_bytes) = (0_u16, 0_usize);
         while room_bytes < self.waiting_bytes {
             if taken == most {
-                // No more buffers can come: they are all here, and go back to the guest's next frame.
+                // No more buffers can come: they are all here, and go back to the guest's next
+                // frame.
                 queue.put_back(taken);
                 return Ok(Delivery::TooLong);
             }
@@ -156,7 +158,8 @@ impl Receiver {
             }
             let Some(chain) = self.chains.get_mut(at) else { break };
             if !queue.next(io.memory, chain)? {
-                // Asked while the buffers are still taken: the kick is to come for those beyond them.
+                // Asked while the buffers are still taken: the kick is to come for those beyond
+                // them.
                 let more = queue.wait_for_kick(io.memory)?;
                 queue.put_back(taken);
                 return Ok(if more { Delivery::Again } else { Delivery::Waits });

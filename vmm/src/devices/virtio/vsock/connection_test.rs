@@ -139,7 +139,8 @@ fn each_direction_ends_by_itself() {
 }
 
 proptest! {
-    /// A model of both sides' buffers: neither ever holds more than it said, and counters wrap unharmed.
+    /// A model of both sides' buffers: neither ever holds more than it said, and counters wrap
+    /// unharmed.
     #[test]
     fn no_side_ever_holds_more_than_it_said(
         start in prop_oneof![Just(0_u32), Just(u32::MAX - 100), any::<u32>()],
@@ -148,7 +149,8 @@ proptest! {
         let mut connection = open();
         (connection.received, connection.forwarded, connection.told) = (start, start, start);
         (connection.sent, connection.guest_forwarded) = (start, start);
-        // What the host and the guest hold, unread by their programs; and what the guest has read so far.
+        // What the host and the guest hold, unread by their programs; and what the guest has read
+        // so far.
         let (mut host_holds, mut guest_holds, mut guest_read) = (0_u32, 0_u32, start);
         for (step, amount) in steps {
             match step {

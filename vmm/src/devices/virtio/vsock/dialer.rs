@@ -62,8 +62,8 @@ impl VsockDialer {
         })))
     }
 
-    /// Connects `stream` to a port of the guest. `done` is called once: with `Ok` when the guest has accepted,
-    /// before any data passes; otherwise with the reason, and the stream is closed.
+    /// Connects `stream` to a port of the guest. `done` is called once: with `Ok` when the guest
+    /// has accepted, before any data passes; otherwise with the reason, and the stream is closed.
     pub fn dial(&self, port: u32, stream: UnixStream, done: Done) {
         let refused = match &mut *lock(&self.0.waiting) {
             None => Some((done, DialError::Reset)),

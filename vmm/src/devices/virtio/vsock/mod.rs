@@ -53,8 +53,8 @@ pub struct VsockError(#[source] io::Error);
 
 /// Accepts the guest's connections to ports of the host.
 pub trait HostPorts: Send {
-    /// The guest connects to a port: the stream to connect it with, or none to refuse. Called on the device
-    /// thread, so it must not block.
+    /// The guest connects to a port: the stream to connect it with, or none to refuse. Called on
+    /// the device thread, so it must not block.
     fn connect(&mut self, port: u32) -> Option<UnixStream>;
 
     /// A clone's guest has a connection to a port from its parent. Returns the stream with which it
@@ -241,8 +241,8 @@ impl VirtioDevice for Vsock {
 
     fn queue_event(&mut self, io: &mut Io<'_>, index: usize) -> Result<Next, DeviceError> {
         match index {
-            // With nothing held back, a kick of the receive queue only means room. One of the event queue may mean
-            // that the guest knows of a reset.
+            // With nothing held back, a kick of the receive queue only means room. One of the event
+            // queue may mean that the guest knows of a reset.
             RX if !self.is_held => self.output(io),
             _ => self.exchange(io),
         }

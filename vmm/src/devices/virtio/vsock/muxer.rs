@@ -259,7 +259,8 @@ impl Muxer {
     fn remove(&mut self, ports: Ports) -> Option<Stream> {
         let stream = self.streams.remove(&ports)?;
         if stream.is_listed {
-            // Or a guest that opens and breaks connections without taking the answers would fill the list.
+            // Or a guest that opens and breaks connections without taking the answers would fill
+            // the list.
             self.listed.retain(|listed| *listed != ports);
         }
         // Closing alone would not do: whoever dialed may have another descriptor of the stream.
@@ -278,8 +279,8 @@ impl Muxer {
         }
     }
 
-    /// After anything that happened to a connection: ends it when it is finished, lists it when it may have
-    /// something for the guest.
+    /// After anything that happened to a connection: ends it when it is finished, lists it when it
+    /// may have something for the guest.
     fn settle(&mut self, ports: Ports) {
         let Some(stream) = self.streams.get_mut(&ports) else { return };
         if stream.is_finished() {
@@ -291,14 +292,15 @@ impl Muxer {
             self.listed.push_back(ports);
             debug_assert!(self.listed.len() <= CONNECTIONS_MAX, "each connection is listed once");
         }
-        // A stream is watched for room only while something waits for it, or every byte that its reader takes
-        // would be news.
+        // A stream is watched for room only while something waits for it, or every byte that its
+        // reader takes would be news.
         if stream.must_watch_room_anew() && watch(self.ready.as_fd(), stream, ports, epoll::modify).is_err() {
             self.break_off(ports, DialError::Stream);
         }
     }
 
-    /// Writes the next packet for the guest into a chain; its length, or none when there was nothing after all.
+    /// Writes the next packet for the guest into a chain; its length, or none when there was
+    /// nothing after all.
     pub fn next_packet(&mut self, memory: &Memory, chain: &Chain) -> Result<Option<u32>, QueueError> {
         if let Some(header) = self.refusals.pop_front() {
             return write_header(memory, chain, &header).map(Some);

@@ -92,7 +92,8 @@ impl Header {
         bytes
     }
 
-    /// The answer to a packet that belongs to no connection; none to a reset, which is never answered.
+    /// The answer to a packet that belongs to no connection; none to a reset, which is never
+    /// answered.
     pub fn refusal(&self) -> Option<Self> {
         (self.op != op::RST).then_some(Self {
             src_cid: self.dst_cid,

@@ -80,7 +80,8 @@ impl Stream {
         }
     }
 
-    /// See [`Connection::quiet`]; here nothing waits in either direction, nor has the host's end been closed.
+    /// See [`Connection::quiet`]; here nothing waits in either direction, nor has the host's end
+    /// been closed.
     pub fn quiet(&self) -> Option<Quiet> {
         let mut news = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN | PollFlags::RDHUP)];
         let has_news = poll(&mut news, Some(&Timespec::default())) != Ok(0);

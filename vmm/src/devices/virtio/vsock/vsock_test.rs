@@ -318,7 +318,8 @@ fn a_slow_host_costs_no_more_than_the_buffer() {
         rig.send_data(&[1; 4096]);
         sent += 4096;
         if rig.ops().contains(&op::RST) {
-            // What a socket holds is the kernel's bound; beyond it the device took its own buffer, no more.
+            // What a socket holds is the kernel's bound; beyond it the device took its own buffer,
+            // no more.
             assert!(sent > BUFFER_BYTES);
             return;
         }

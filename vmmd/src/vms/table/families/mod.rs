@@ -131,8 +131,8 @@ impl Table {
         family.written = family.written.max(next_vmid);
     }
 
-    /// Takes vmids, names and, as far as there are, warm VMs for `count` clones of a VM; so many VMs more live. Before a
-    /// vmid is used, [`Self::unwritten`] must be written.
+    /// Takes vmids, names and, as far as there are, warm VMs for `count` clones of a VM; so many
+    /// VMs more live. Before a vmid is used, [`Self::unwritten`] must be written.
     ///
     /// # Errors
     /// The family has ended or has not so many vmids left, or the host keeps too many VMs.
@@ -226,7 +226,8 @@ impl Table {
         true
     }
 
-    /// What tells that there may be something to do for the family's pool; None when the family has ended.
+    /// What tells that there may be something to do for the family's pool; None when the family has
+    /// ended.
     #[must_use]
     pub fn pool_changed(&self, index: u16, uuid: Uuid) -> Option<Arc<Notify>> {
         self.lock().family(index, uuid)?.changed.clone()
@@ -245,7 +246,8 @@ impl Table {
         self.lock().family(index, uuid).is_some_and(|family| family.pool.kept() < target)
     }
 
-    /// What is to be done so that `target` warm VMs are ready, at most `at_once` now; None when the family has ended.
+    /// What is to be done so that `target` warm VMs are ready, at most `at_once` now; None when the
+    /// family has ended.
     #[must_use]
     pub(in crate::vms) fn pool_work(&self, of: &Record, target: usize, at_once: usize) -> Option<Work> {
         let mut inner = self.lock();
@@ -269,7 +271,8 @@ impl Table {
         Some(if vmids.is_empty() { Work::Nothing } else { Work::Make(vmids) })
     }
 
-    /// What must be written down as the family's next vmid before any vmid that was taken is used; None: it stands.
+    /// What must be written down as the family's next vmid before any vmid that was taken is used;
+    /// None: it stands.
     #[must_use]
     pub fn unwritten(&self, index: u16, uuid: Uuid) -> Option<u32> {
         let mut inner = self.lock();

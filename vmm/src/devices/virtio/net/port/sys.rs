@@ -18,7 +18,8 @@ const _: () = assert!(TUNSETOFFLOAD == 0x4004_54d0 && TUNSETVNETHDRSZ == 0x4004_
 /// `TUNSETVNETHDRSZ`: the size of the header in front of each frame.
 pub fn set_header_bytes(tap: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     let bytes = libc::c_int::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    // SAFETY: the request reads one c_int (asserted above) through the pointer, which is valid for the call.
+    // SAFETY: the request reads one c_int (asserted above) through the pointer, which is valid for
+    // the call.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })
 }
 
