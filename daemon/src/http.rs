@@ -1,6 +1,7 @@
 //! Metrics over plain HTTP: `/metrics`, and nothing else. Everyone who can connect may read them,
 //! so the address must be a loopback address.
 
+use crate::chain;
 use axum::{
     Router,
     http::{StatusCode, header::CONTENT_TYPE},
@@ -36,7 +37,7 @@ pub enum HttpError {
     )]
     Open(SocketAddr),
     /// The kernel refuses to listen on the address.
-    #[error("serve metrics on {address}: {source}; use another --metrics")]
+    #[error("serve metrics on {address}; use another --metrics")]
     Bind {
         /// The address on which metrics were to be served.
         address: SocketAddr,
@@ -63,7 +64,7 @@ pub async fn serve<F, T, E>(listener: TcpListener, text: F)
 where
     F: Fn() -> T + Clone + Send + Sync + 'static,
     T: Future<Output = Result<String, E>> + Send + 'static,
-    E: std::fmt::Display + Send + 'static,
+    E: std::error::Error + Send + 'static,
 {
     let router = Router::new().route("/metrics", get(move || answer(text()))).fallback(elsewhere);
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -75,7 +76,7 @@ where
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of descriptors, most likely: one of ours has to end first.
-                tracing::warn!(%error, "accept a connection for metrics");
+                tracing::warn!(error = %chain(&error), "accept a connection for metrics");
                 if connections.join_next().await.is_none() {
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -94,7 +95,7 @@ where
             let _place = place;
             match timeout(PATIENCE, connection).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "serve metrics"),
+                Ok(Err(error)) => tracing::debug!(error = %chain(&error), "serve metrics"),
                 Err(_) => tracing::debug!("a reader of metrics was too slow"),
             }
         });
@@ -104,11 +105,11 @@ where
 async fn answer<T, E>(text: T) -> Response
 where
     T: Future<Output = Result<String, E>>,
-    E: std::fmt::Display,
+    E: std::error::Error,
 {
     match text.await {
         Ok(body) => ([(CONTENT_TYPE, OPENMETRICS)], body).into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", chain(&error))).into_response(),
     }
 }
 
@@ -175,7 +176,9 @@ mod tests {
     async fn what_cannot_be_counted_now_is_unavailable() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let server = tokio::spawn(serve(listener, || async { Err::<String, _>("the ledger has ended") }));
+        let server = tokio::spawn(serve(listener, || async {
+            Err::<String, _>(io::Error::other("the ledger has ended"))
+        }));
         stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();

@@ -10,8 +10,10 @@
 //!
 //! With the feature `network`: `network`, settings of the host that break the families' networks.
 //!
-//! For every program: [`stderr`], lines for people, which never fail.
+//! For every program: [`stderr`], lines for people, which never fail; [`chain()`], an error with
+//! its causes.
 
+mod chain;
 #[cfg(feature = "service")]
 pub mod http;
 #[cfg(feature = "service")]
@@ -33,6 +35,8 @@ pub mod stderr;
 pub mod stop;
 #[cfg(feature = "service")]
 pub mod values;
+
+pub use chain::chain;
 
 /// What this daemon was built from.
 pub const REVISION: &str = match option_env!("PATINA_REVISION") {

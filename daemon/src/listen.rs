@@ -1,6 +1,7 @@
 //! The address on which a daemon listens: a Unix socket for its own user, or TCP on a loopback
 //! address. Used by the scheduler and by `vmmd`.
 
+use crate::chain;
 use futures::{StreamExt, stream::BoxStream};
 use rustix::net::sockopt::socket_peercred;
 use std::{
@@ -80,7 +81,7 @@ impl Address {
         if let Self::Unix(path) = self
             && let Err(error) = fs::remove_file(path)
         {
-            tracing::warn!(socket = %path.display(), %error, "remove");
+            tracing::warn!(socket = %path.display(), error = %chain(&error), "remove");
         }
     }
 }
@@ -105,7 +106,7 @@ pub enum ListenError {
         path: PathBuf,
     },
     /// The kernel refuses to listen there.
-    #[error("listen on {address}: {source}{}", rights(.source))]
+    #[error("listen on {address}{}", rights(.source))]
     Io {
         /// The address on which the daemon was to listen.
         address: Address,

@@ -1,5 +1,6 @@
 //! Notifies systemd: one datagram to the socket that `NOTIFY_SOCKET` names (sd_notify(3)).
 
+use crate::chain;
 use std::{
     env,
     ffi::OsStr,
@@ -26,7 +27,7 @@ const ALIVE: &str = "WATCHDOG=1";
 pub fn notify(state: &str) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&socket, state) {
-        tracing::warn!(socket = %socket.display(), %error, "tell the service manager");
+        tracing::warn!(socket = %socket.display(), error = %chain(&error), "tell the service manager");
     }
 }
 

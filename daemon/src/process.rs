@@ -1,21 +1,21 @@
 //! The life of a daemon's process, from its log to its exit code.
 
-use crate::{log, oom};
-use std::{fmt, process::ExitCode};
+use crate::{chain, log, oom};
+use std::{error::Error, process::ExitCode};
 
 /// Starts the log and asks the kernel to end other processes first. `who` is the daemon in a
 /// sentence, as in "the scheduler".
 pub fn prepare(who: &str, log_json: bool) {
     log::start(log_json);
     if let Err(error) = oom::protect() {
-        tracing::warn!(%error, "the kernel's OOM killer may take {who} first: run it as root, or set OOMScoreAdjust");
+        tracing::warn!(error = %chain(&error), "the kernel's OOM killer may take {who} first: run it as root, or set OOMScoreAdjust");
     }
 }
 
 /// Runs `work` to its end. Tasks that it has started end then, wherever they are. An error goes to
-/// standard error, after `name`.
-pub fn run<E: fmt::Display>(name: &str, work: impl Future<Output = Result<(), E>>) -> ExitCode {
-    let fail = |error: &dyn fmt::Display| {
+/// standard error with its causes, after `name`.
+pub fn run<E: Error>(name: &str, work: impl Future<Output = Result<(), E>>) -> ExitCode {
+    let fail = |error: &str| {
         crate::say!("{name}: {error}");
         ExitCode::FAILURE
     };
@@ -27,6 +27,6 @@ pub fn run<E: fmt::Display>(name: &str, work: impl Future<Output = Result<(), E>
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Err(error) => fail(&chain(&error)),
     }
 }

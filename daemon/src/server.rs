@@ -10,7 +10,7 @@ const RESETS_MAX: usize = 65_536;
 
 /// The service cannot be described.
 #[derive(Debug, thiserror::Error)]
-#[error("describe the service: {0}")]
+#[error("describe the service")]
 pub struct DescribeError(#[from] tonic_reflection::server::Error);
 
 /// A server that takes many calls on one connection.

@@ -8,7 +8,7 @@ use tokio::{
 
 /// SIGTERM and SIGINT cannot be watched for.
 #[derive(Debug, thiserror::Error)]
-#[error("watch for signals: {0}")]
+#[error("watch for signals")]
 pub struct SignalError(#[source] io::Error);
 
 /// Tells when the daemon is to stop. Clones tell the same.

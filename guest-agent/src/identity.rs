@@ -42,7 +42,7 @@ pub enum IdentityError {
     #[error("identity: {0} bytes are more than {IDENTITY_MAX_BYTES}")]
     Size(usize),
     /// A file could not be replaced.
-    #[error("replace {path}: {source}")]
+    #[error("replace {path}")]
     Replace {
         /// The file.
         path: PathBuf,

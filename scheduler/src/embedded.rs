@@ -8,7 +8,7 @@ use crate::{
     grpc::{self, Service},
     store::Store,
 };
-use patina_daemon::server;
+use patina_daemon::{chain, server};
 use patina_proto::v1::scheduler_server::SchedulerServer;
 use std::{io, thread::JoinHandle};
 use tokio::{
@@ -45,7 +45,7 @@ impl Embedded {
             .serve_with_incoming(ReceiverStream::new(incoming).map(Ok::<_, io::Error>));
         let server = tokio::spawn(async move {
             if let Err(error) = server.await {
-                tracing::error!(%error, "the embedded scheduler's server has ended");
+                tracing::error!(error = %chain(&error), "the embedded scheduler's server has ended");
             }
         });
         Ok(Self { engine, connections, server, ledger })

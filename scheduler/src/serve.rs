@@ -45,7 +45,7 @@ pub enum ServeError {
     #[error(transparent)]
     Signal(#[from] SignalError),
     /// The server.
-    #[error("serve: {0}")]
+    #[error("serve")]
     Serve(#[from] tonic::transport::Error),
     /// Reflection.
     #[error(transparent)]

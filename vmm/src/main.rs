@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     match vmm::process::run(inherited, fd) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            patina_daemon::say!("vmm: {}", vmm::chain(&error));
+            patina_daemon::say!("vmm: {}", patina_daemon::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -60,7 +60,7 @@ pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessErro
         }
         Err(error) => error,
     };
-    record.write(&End { kind: EndKind::VmmError, reason: crate::chain(&end) })?;
+    record.write(&End { kind: EndKind::VmmError, reason: patina_daemon::chain(&end) })?;
     Err(end.into())
 }
 

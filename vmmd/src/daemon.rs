@@ -12,6 +12,7 @@ use crate::{
     vms::{Host, Settings, error::Error as HostError, gauges::Gauges, guest::Answers, remove},
 };
 use patina_daemon::{
+    chain,
     http::{self, HttpError},
     listen::{self, Incoming, ListenError},
     notify,
@@ -45,7 +46,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// No `vmm`.
-    #[error("find the vmm program {path}: {source}; install it beside vmmd, or name it with --vmm")]
+    #[error("find the vmm program {path}; install it beside vmmd, or name it with --vmm")]
     Vmm {
         /// Where it was looked for.
         path: PathBuf,
@@ -69,7 +70,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Signal(#[from] SignalError),
     /// The server.
-    #[error("serve: {0}")]
+    #[error("serve")]
     Serve(#[from] tonic::transport::Error),
     /// Metrics.
     #[error(transparent)]
@@ -109,7 +110,7 @@ async fn serve(
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
     if let Err(error) = spawn::open_kvm() {
         // Not the end: what runs is looked after, and `vmctl doctor` can ask.
-        tracing::error!(%error, "no VM can be made on this host");
+        tracing::error!(error = %chain(&error), "no VM can be made on this host");
     }
     let service =
         VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
@@ -242,7 +243,7 @@ fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "raise the limit of open files");
+        tracing::warn!(error = %chain(&error), "raise the limit of open files");
     }
 }
 

@@ -7,6 +7,8 @@ use tree::{root, walk};
 
 /// Most lines of a file, without its tests.
 const LINES_MAX: usize = 400;
+/// Most columns of a line that is a comment.
+const COMMENT_MAX: usize = 100;
 /// Folders of production code.
 const ROOMS: [&str; 11] = [
     "daemon/src",
@@ -89,4 +91,118 @@ fn no_comment_is_one_word_that_says_nothing() {
         })
     };
     assert_eq!(faults(is_empty), Vec::<String>::new());
+}
+
+#[test]
+fn no_comment_is_longer_than_a_reader_s_line() {
+    let root = root();
+    let mut paths = Vec::new();
+    let folders = fs::read_dir(&root).expect("the root").map(|entry| entry.expect("an entry").path());
+    folders.filter(|path| path.join("Cargo.toml").is_file()).for_each(|folder| walk(&folder, &mut paths));
+    assert!(paths.len() > 500, "{} files", paths.len());
+    let long = paths.iter().flat_map(|path| {
+        let name = path.strip_prefix(&root).expect("within the root").display().to_string();
+        let text = fs::read_to_string(path).expect("a file");
+        let long = text.lines().enumerate().filter(|(_, line)| is_long_comment(line));
+        long.map(|(at, _)| format!("{name}:{}", at + 1)).collect::<Vec<_>>()
+    });
+    assert_eq!(long.collect::<Vec<_>>(), Vec::<String>::new(), "wrap these at {COMMENT_MAX} columns");
+}
+
+/// Whether the whole line is a comment that could be wrapped: a row of a table cannot, nor can one
+/// long word, such as an address.
+fn is_long_comment(line: &str) -> bool {
+    let text = line.trim_start();
+    let words = text.trim_start_matches(['/', '!']).trim_start();
+    text.starts_with("//")
+        && line.chars().count() > COMMENT_MAX
+        && !words.starts_with('|')
+        && words.contains(' ')
+}
+
+#[test]
+fn tables_and_addresses_are_no_long_comments() {
+    let long = "word ".repeat(30);
+    let cases = [
+        (format!("// {long}"), true),
+        (format!("    //! {long}"), true),
+        (format!("/// | {long}|"), false),
+        (format!("// https://{}", "a".repeat(100)), false),
+        (format!("let text = \"{long}\";"), false),
+        ("// short".to_owned(), false),
+    ];
+    for (line, expected) in cases {
+        assert_eq!(is_long_comment(&line), expected, "{line}");
+    }
+}
+
+#[test]
+fn no_error_message_repeats_its_source() {
+    let repeated: Vec<_> = files()
+        .into_iter()
+        .flat_map(|(name, lines)| {
+            let repeated = repeated_sources(&lines.join("\n"));
+            repeated.into_iter().map(move |message| format!("{name}: {message}"))
+        })
+        .collect();
+    assert_eq!(repeated, Vec::<String>::new(), "patina_daemon::chain adds the source where it is shown");
+}
+
+/// The arguments of each `#[error(…)]` that prints the field marked `#[source]` or `#[from]`, or
+/// called `source`.
+fn repeated_sources(text: &str) -> Vec<String> {
+    let repeats = |piece: &&str| {
+        let (message, fields) = piece.split_once(")]\n").unwrap_or((piece, ""));
+        // Up to the end of the enum, or of the struct.
+        let fields = fields.split("\n}").next().unwrap_or_default();
+        let marked = ["#[source]", "#[from]"].iter().find_map(|mark| fields.split_once(mark));
+        let is_named = fields.lines().any(|line| {
+            let line = line.trim_start();
+            line.strip_prefix("pub ").unwrap_or(line).starts_with("source:")
+        });
+        let name = match marked {
+            _ if is_named => "source".to_owned(),
+            Some((_, field)) if field.starts_with('\n') => {
+                field.trim_start().trim_start_matches("pub ").split(':').next().unwrap_or_default().to_owned()
+            }
+            Some((before, _)) => before.matches(',').count().to_string(),
+            None => return false,
+        };
+        message.contains(&format!("{{{name}}}")) || message.contains(&format!("{{{name}:"))
+    };
+    let pieces = text.split("#[error(").skip(1).filter(repeats);
+    pieces.map(|piece| piece.split(")]\n").next().unwrap_or_default().trim().to_owned()).collect()
+}
+
+#[test]
+fn a_repeated_source_is_found_in_each_form_of_an_error() {
+    let repeated = [
+        "#[error(\"open: {0}\")]\n    Open(#[source] io::Error),\n}\n",
+        "#[error(\"open {0}: {1:?}\")]\n    Open(String, #[from] io::Error),\n}\n",
+        "#[error(\"open: {why}\")]\n    Open {\n        #[source]\n        why: io::Error,\n    },\n}\n",
+        "#[error(\"open: {source}\")]\nstruct Open {\n    pub source: io::Error,\n}\n",
+        "#[error(\n    \"open: {source}; look {path}\"\n)]\n    Open {\n        source: io::Error,\n    },\n}\n",
+    ];
+    for text in repeated {
+        assert_eq!(repeated_sources(text).len(), 1, "{text}");
+    }
+    let others = [
+        "#[error(transparent)]\n    Open(#[from] io::Error),\n}\n",
+        "#[error(\"open\")]\n    Open(#[source] io::Error),\n}\n",
+        "#[error(\"open {0}\")]\n    Open(String, #[source] io::Error),\n}\n",
+        "#[error(\"open {0}\")]\n    Open(String),\n    #[error(\"read\")]\n    Read(#[source] io::Error),\n}\n",
+    ];
+    for text in others {
+        assert_eq!(repeated_sources(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn the_log_shows_errors_with_their_causes() {
+    // `%error` alone would show the message without its source.
+    let is_bare = |_: &str, line: &str| {
+        let fields = line.split([',', '(', ' ']).map(str::trim);
+        !line.starts_with("//") && fields.into_iter().any(|field| ["%error", "?error"].contains(&field))
+    };
+    assert_eq!(faults(is_bare), Vec::<String>::new(), "write error = %chain(&error)");
 }

@@ -6,6 +6,7 @@ use super::link::LinkError;
 use crate::identity::{self, HOSTS_MAX_BYTES, IdentityError};
 use crate::machine::{ApplyError, Machine};
 use patina_abi::link::{FromAgent, FromHost, Identity};
+use patina_daemon::chain;
 use rustix::event::PollFlags;
 use std::time::Instant;
 
@@ -16,8 +17,8 @@ enum NotInPlace {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// A clone would be taken for its parent.
-    #[error("identity: {0}")]
-    Vital(ApplyError),
+    #[error("identity")]
+    Vital(#[source] ApplyError),
 }
 
 /// What an identity replaces.
@@ -102,10 +103,10 @@ impl<M: Machine> Agent<M> {
 
     /// The host will end this machine. Until then nothing of it goes on.
     fn not_ready(&mut self, error: &NotInPlace) {
-        let reason = error.to_string();
+        let reason = chain(error);
         self.machine.say(&reason);
         for error in std::mem::take(&mut self.failed) {
-            self.machine.say(&format!("identity: {error}"));
+            self.machine.say(&format!("identity: {}", chain(&error)));
         }
         if let Err(error) = self.link.send(&FromAgent::NotReady { reason }) {
             self.link_lost(&error);
@@ -117,7 +118,7 @@ impl<M: Machine> Agent<M> {
         let mut failed = std::mem::take(&mut self.failed);
         failed.extend(self.machine.settle(change.is_clone));
         for error in failed {
-            self.machine.say(&format!("identity: {error}"));
+            self.machine.say(&format!("identity: {}", chain(&error)));
         }
         self.link.sweep();
         let Some(identity) = self.identity.take() else { return };
@@ -151,7 +152,7 @@ impl<M: Machine> Agent<M> {
             old.and_then(|old| identity::replace(path, &edit(&old))).map(drop)
         };
         if let Err(error) = written {
-            self.machine.say(&format!("identity: {error}"));
+            self.machine.say(&format!("identity: {}", chain(&error)));
         }
     }
 
@@ -172,7 +173,7 @@ impl<M: Machine> Agent<M> {
         self.cloning.then(actions);
         if !self.told_of_loss && self.link.retry_at().is_some_and(|at| at > Instant::now()) {
             self.told_of_loss = true;
-            self.machine.say(&format!("{error}; trying again"));
+            self.machine.say(&format!("{}; trying again", chain(error)));
         }
         self.lost_calls.extend(self.calls.close_all().into_iter().filter(|client| *client != CLONE_CLIENT));
         if !later {

@@ -33,10 +33,10 @@ const UNREAD_MAX_BYTES: usize = REQUESTS_MAX * LINE_MAX_BYTES;
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// No connection.
-    #[error("connect to the host: {0}")]
+    #[error("connect to the host")]
     Connect(#[source] io::Error),
     /// Reading or writing failed.
-    #[error("talk to the host: {0}")]
+    #[error("talk to the host")]
     Io(#[source] Errno),
     /// The host closed.
     #[error("the host closed the link")]
@@ -45,13 +45,13 @@ pub enum LinkError {
     #[error("the link to the host was reset")]
     Reset,
     /// The host sent an endless line.
-    #[error("read from the host: {0}")]
+    #[error("read from the host")]
     TooLong(#[source] TooLong),
     /// The host sent what is no message.
-    #[error("read from the host: invalid message: {0}")]
+    #[error("read from the host: invalid message")]
     Message(#[source] serde_json::Error),
     /// A message could not be written as JSON.
-    #[error("write to the host: {0}")]
+    #[error("write to the host")]
     Encode(#[source] serde_json::Error),
 }
 
@@ -247,7 +247,7 @@ mod tests {
     fn a_refused_attempt_schedules_the_next() {
         let mut link = Link::default();
         let error = link.connect(Err(Errno::CONNREFUSED.into())).unwrap_err();
-        assert!(error.to_string().starts_with("connect to the host: "), "{error}");
+        assert!(patina_daemon::chain(&error).starts_with("connect to the host: "), "{error}");
         link.close(false);
         assert!(link.retry_at().is_some() && !link.is_up() && link.interest().is_none());
     }

@@ -46,10 +46,10 @@ use time::Time;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// poll failed.
-    #[error("wait for events: {0}")]
+    #[error("wait for events")]
     Wait(#[source] Errno),
     /// A listener failed.
-    #[error("accept {what}: {source}")]
+    #[error("accept {what}")]
     Accept {
         /// What was to be accepted.
         what: &'static str,

@@ -6,6 +6,7 @@ use guest_agent::agent::{Agent, Settings};
 use guest_agent::machine::Guest;
 use guest_agent::{console, sys};
 use patina_abi::{EXEC_PORT, local};
+use patina_daemon::chain;
 use std::os::unix::net::UnixListener;
 
 /// No Rust `main`: its start-up is ten system calls for what is not used here.
@@ -15,7 +16,7 @@ use std::os::unix::net::UnixListener;
 extern "C" fn main() -> i32 {
     sys::heap::keep_freed_memory();
     let Err(error) = serve();
-    console::say(&format!("gc-agent: {error}"));
+    console::say(&format!("gc-agent: {}", chain(error.as_ref())));
     1
 }
 

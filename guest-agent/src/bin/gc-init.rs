@@ -8,6 +8,6 @@
 #[cfg_attr(test, allow(dead_code, reason = "the harness has its own"))]
 extern "C" fn main() -> i32 {
     let Err(error) = guest_agent::init::run();
-    guest_agent::console::say(&format!("gc-init: {error}"));
+    guest_agent::console::say(&format!("gc-init: {}", patina_daemon::chain(&error)));
     1
 }

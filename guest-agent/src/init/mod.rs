@@ -39,10 +39,10 @@ pub enum InitError {
     #[error("gc-init is process 1 of a guest, not {0}")]
     NotFirst(i32),
     /// Signals cannot be waited for.
-    #[error("wait for signals: {0}")]
+    #[error("wait for signals")]
     Signals(#[source] std::io::Error),
     /// poll failed.
-    #[error("wait for events: {0}")]
+    #[error("wait for events")]
     Wait(#[source] Errno),
 }
 

@@ -111,7 +111,7 @@ fn what_a_card_refuses_is_vital_and_known_at_once_inside() {
     assert!(vital(&guest.settle(true)).is_empty(), "told once");
     let unsown = Identity { seed: String::new(), ..identity(3) };
     let failed = guest.apply(&unsown, Some(&identity(3)));
-    let told: Vec<String> = failed.iter().map(ToString::to_string).collect();
+    let told: Vec<String> = failed.iter().map(|error| patina_daemon::chain(error)).collect();
     assert!(
         failed[0].is_vital && told[0] == "mix the host's randomness in: the host has sent none",
         "{told:?}"

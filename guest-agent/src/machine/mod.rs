@@ -23,7 +23,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// A step of an identity that did not work. The others are tried all the same.
 #[derive(Debug, thiserror::Error)]
-#[error("{step}: {source}")]
+#[error("{step}")]
 pub struct ApplyError {
     /// What was tried.
     pub step: &'static str,

@@ -194,7 +194,7 @@ impl Fixture {
         std::thread::spawn(move || {
             let Err(error) = Agent::new(local, exec, machine, settings).run();
             // The test would only see a socket that is silent.
-            eprintln!("the agent ended: {error}");
+            eprintln!("the agent ended: {}", patina_daemon::chain(&error));
             std::process::abort();
         });
         Self {

@@ -21,10 +21,10 @@ const RETRY: Duration = Duration::from_millis(200);
 pub enum Failed {
     /// The scheduler says no: nothing has changed.
     #[error("{}", .0.message())]
-    Refused(#[source] Box<Status>),
+    Refused(Box<Status>),
     /// It may have been carried out, or not.
     #[error("{}", .0.message())]
-    Unknown(#[source] Box<Status>),
+    Unknown(Box<Status>),
 }
 
 impl Failed {

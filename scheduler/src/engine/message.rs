@@ -95,8 +95,8 @@ pub enum Refusal {
     #[error(transparent)]
     Core(#[from] CoreError),
     /// The ledger cannot be used; nothing has changed.
-    #[error("use the ledger: {0}")]
-    Store(Arc<StoreError>),
+    #[error("use the ledger")]
+    Store(#[source] Arc<StoreError>),
     /// Too much is going on.
     #[error("call the scheduler: the maximum of {most} calls is under way; retry when some have ended")]
     Busy {

@@ -1,9 +1,8 @@
 //! The single owner of core and store.
 //!
 //! ```text
-//!  callers ──▶ inbox (bounded) ──▶ worker: take all waiting ─▶ core ─▶ store, one transaction
-//!  callers that go away ────────▶    ▲ at the core's deadlines, too
-//!                                        ─▶ answers, kill orders, changes
+//!  callers ─────────▶ inbox (bounded) ─▶ worker: all that wait ─▶ core ─▶ store, one transaction
+//!  those that leave ─▶                     ▲ and at deadlines     ─▶ answers, kill orders, changes
 //! ```
 //!
 //! - [`Engine`]: the handle for callers. If the future of a call is dropped, the call leaves the
@@ -38,6 +37,7 @@ use crate::{
 };
 use clock::Clock;
 use message::{Call, Gone, Message, Query, Reply};
+use patina_daemon::chain;
 use std::{
     io,
     sync::{
@@ -73,7 +73,7 @@ pub enum EngineError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The thread.
-    #[error("start the ledger's thread: {0}")]
+    #[error("start the ledger's thread")]
     Thread(#[source] io::Error),
 }
 
@@ -302,7 +302,7 @@ impl Engine {
         if ticket.family.is_some() && !data.is_empty() {
             let read = self.call(None, |waiter| Command::DataRead { waiter, ticket, vmid }).await;
             if let Err(error) = read {
-                tracing::debug!(ticket = %ticket.id, vmid, %error, "note that it was read");
+                tracing::debug!(ticket = %ticket.id, vmid, error = %chain(&error), "note that it was read");
             }
         }
         Ok(data)

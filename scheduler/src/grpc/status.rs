@@ -2,6 +2,7 @@
 //! preconditions and quotas, and the message for people.
 
 use crate::{core::api::CoreError, engine::Refusal};
+use patina_daemon::chain;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -65,7 +66,7 @@ pub(super) fn too_many_watchers(most: usize) -> Status {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        let message = refusal.to_string();
+        let message = chain(&refusal);
         let (reason, code) = (refusal.reason(), code(&refusal));
         let mut details = ErrorDetails::new();
         let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);

@@ -6,6 +6,7 @@
 //! ends, and a child that is being started does not inherit it.
 
 use super::{Batch, JoinData, Store, StoreError, Stored};
+use patina_daemon::chain;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use std::{
@@ -268,7 +269,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     }
     // For whoever finds it locked; a disk without room for it is no reason not to start.
     if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())) {
-        tracing::debug!(path = %path.display(), %error, "write the pid");
+        tracing::debug!(path = %path.display(), error = %chain(&error), "write the pid");
     }
     Ok(file)
 }

@@ -89,7 +89,7 @@ pub trait Store: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The state folder cannot be made.
-    #[error("create state folder {path}: {source}; use --state-dir with a folder that can be written")]
+    #[error("create state folder {path}; use --state-dir with a folder that can be written")]
     Folder {
         /// The state folder's path.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The lock cannot be taken, for other reasons than another scheduler.
-    #[error("lock the ledger with {path}: {source}")]
+    #[error("lock the ledger with {path}")]
     Lock {
         /// The lock file.
         path: PathBuf,
@@ -139,7 +139,7 @@ pub enum StoreError {
     },
     /// The file is damaged.
     #[error(
-        "{operation} ledger {path}: the file is damaged ({source}); restore a copy, or move it away with its -wal and -shm files: a new ledger learns from the hosts which clones run"
+        "{operation} ledger {path}: the file is damaged; restore a copy, or move it away with its -wal and -shm files: a new ledger learns from the hosts which clones run"
     )]
     Damaged {
         /// What was done with the ledger: `read`, for example.
@@ -152,7 +152,7 @@ pub enum StoreError {
     },
     /// The row of a ticket cannot be decoded.
     #[error(
-        "read ledger {path}: ticket {id} cannot be parsed: {source}; repair or delete that row, for example with sqlite3"
+        "read ledger {path}: ticket {id} cannot be parsed; repair or delete that row, for example with sqlite3"
     )]
     Ticket {
         /// The ledger's path.
@@ -173,7 +173,7 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// The ledger cannot be used for any other reason.
-    #[error("{operation} ledger {path}: {source}")]
+    #[error("{operation} ledger {path}")]
     File {
         /// What was done with the ledger: `read`, for example.
         operation: &'static str,

@@ -32,7 +32,8 @@ async fn a_full_disk_refuses_and_room_again_works() {
             Err(status) => break status,
         }
     };
-    assert!(refused.message().contains("the disk is full; free some space"), "{refused:?}");
+    let message = refused.message();
+    assert!(message.contains("the disk is full: ") && message.contains("; free some space"), "{refused:?}");
     assert!(refused.get_details_retry_info().is_some());
     assert_eq!(why::<()>(Err(refused)), (Code::Unavailable, "STORE".into()));
     // Still readable, and nothing that was refused is in it.

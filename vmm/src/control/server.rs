@@ -239,7 +239,7 @@ impl<D: Connections> Server<D> {
         let lines = match received {
             Ok(lines) => lines,
             Err(error) => {
-                note(&format!("control connection: {}", crate::chain(&error)));
+                note(&format!("control connection: {}", patina_daemon::chain(&error)));
                 self.drop_control(machine);
                 return None;
             }
@@ -272,7 +272,7 @@ impl<D: Connections> Server<D> {
         let lines = match received {
             Ok(lines) => lines,
             Err(error) => {
-                self.lose_link(&crate::chain(&error));
+                self.lose_link(&patina_daemon::chain(&error));
                 return None;
             }
         };
@@ -343,7 +343,7 @@ impl<D: Connections> Server<D> {
 
     fn say_to_agent(&mut self, message: &FromHost) {
         if let Some(error) = self.link.as_mut().and_then(|link| link.send(message).err()) {
-            self.lose_link(&crate::chain(&error));
+            self.lose_link(&patina_daemon::chain(&error));
         }
     }
 
@@ -353,7 +353,7 @@ impl<D: Connections> Server<D> {
 
     fn tell(&mut self, message: &FromVmm) {
         if let Some(error) = self.control.as_mut().and_then(|control| control.send(message).err()) {
-            note(&format!("control connection: {}", crate::chain(&error)));
+            note(&format!("control connection: {}", patina_daemon::chain(&error)));
             self.control = None;
         }
     }

@@ -43,7 +43,9 @@ impl Connections for VmConnections {
             Box::new(move |result| {
                 let opened = match result {
                     Ok(()) => Opened::Ok,
-                    Err(error) => Opened::Error(format!("dial guest port {port}: {}", crate::chain(&error))),
+                    Err(error) => {
+                        Opened::Error(format!("dial guest port {port}: {}", patina_daemon::chain(&error)))
+                    }
                 };
                 answer(&peer, &opened);
             }),
@@ -52,7 +54,7 @@ impl Connections for VmConnections {
 
     fn console(&self, stream: UnixStream) {
         if let Err(error) = self.console.add_client(stream) {
-            note(&crate::chain(&error));
+            note(&patina_daemon::chain(&error));
         }
     }
 }

@@ -101,7 +101,7 @@ fn merged(merging: &mut Option<Merging>, view: &mut Layers) -> Result<Layers, Fr
         match done.finish(view) {
             Ok(fewer) => let_go(std::mem::replace(view, fewer)),
             // The view keeps its layers. A later freeze starts a new merge.
-            Err(error) => note(&format!("merge the layers of RAM: {}", crate::chain(&error))),
+            Err(error) => note(&format!("merge the layers of RAM: {}", patina_daemon::chain(&error))),
         }
     }
     Ok(view.clone())

@@ -74,7 +74,7 @@ impl Machine {
     /// Stops the devices and writes the console's last output to its log.
     pub fn finish(&mut self) {
         if let Err(error) = self.devices.stop() {
-            note(&crate::chain(&error));
+            note(&patina_daemon::chain(&error));
         }
         self.bus.serial.flush();
     }

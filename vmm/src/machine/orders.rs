@@ -41,7 +41,7 @@ impl VmControl for Machine {
 
     fn ready(&mut self) {
         if let Err(error) = self.note_ready() {
-            note(&crate::chain(&error));
+            note(&patina_daemon::chain(&error));
         }
     }
 
@@ -57,7 +57,7 @@ impl VmControl for Machine {
 }
 
 fn failure(error: &dyn std::error::Error, is_fatal: bool) -> Failure {
-    let reason = crate::chain(error);
+    let reason = patina_daemon::chain(error);
     if is_fatal { Failure::Ended(End { kind: EndKind::VmmError, reason }) } else { Failure::Refused(reason) }
 }
 

@@ -157,7 +157,7 @@ impl Machine {
         let entered = entered.recv().map_err(|_| StartError::Ended(VcpuEnded(0)))?;
         // The guest runs, and the list is advice.
         let prefault_list = read(&files.prefault_list, "prefault list", PREFAULT_LIST_MAX_BYTES)
-            .inspect_err(|error| note(&crate::chain(error)))
+            .inspect_err(|error| note(&patina_daemon::chain(error)))
             .unwrap_or_default();
         self.to_prefault = prefault::from_list(&prefault_list, self.memory_bytes());
         self.wants_prefault_list = is_held && self.to_prefault.is_empty();

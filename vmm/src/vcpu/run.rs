@@ -184,6 +184,7 @@ impl Runner {
                 error.suberror
             )));
         }
-        software::finish(&self.vcpu, &self.memory, &error).map_err(|error| failed(crate::chain(&error)))
+        software::finish(&self.vcpu, &self.memory, &error)
+            .map_err(|error| failed(patina_daemon::chain(&error)))
     }
 }

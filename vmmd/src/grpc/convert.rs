@@ -9,6 +9,7 @@ use crate::{
     },
 };
 use patina_control::end::EndKind;
+use patina_daemon::chain;
 use patina_proto::v1::{self, PublishedPort, clone_outcome};
 use std::time::Duration;
 
@@ -88,7 +89,7 @@ pub fn clones(clones: Clones) -> v1::CloneVmResponse {
 fn outcome(Outcome { vmid, made }: Outcome) -> v1::CloneOutcome {
     let (outcome, executing_after_us) = match made {
         Ok((made, times)) => (clone_outcome::Outcome::Vm(vm(&made)), us(times.executing)),
-        Err(error) => (clone_outcome::Outcome::Error(error.to_string()), 0),
+        Err(error) => (clone_outcome::Outcome::Error(chain(&error)), 0),
     };
     v1::CloneOutcome { vmid, outcome: Some(outcome), executing_after_us }
 }

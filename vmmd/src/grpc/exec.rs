@@ -13,6 +13,7 @@ use patina_abi::{
     },
 };
 use patina_control::messages::Open;
+use patina_daemon::chain;
 use patina_proto::v1::{self, exec_request, exec_response};
 use std::{io, time::Duration};
 use tokio::{
@@ -33,13 +34,13 @@ const NOT_RUNNABLE: i32 = 126;
 /// Why a session broke.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("talk to the guest's agent: {0}")]
+    #[error("talk to the guest's agent")]
     Io(#[from] io::Error),
-    #[error("read the agent's frame: {0}")]
+    #[error("read the agent's frame")]
     Frame(#[from] FrameError),
     #[error("read the agent's frame: type {0:?} is not for a host")]
     Direction(FrameType),
-    #[error("parse the program's exit status: {0}")]
+    #[error("parse the program's exit status")]
     Exit(#[source] serde_json::Error),
 }
 
@@ -120,7 +121,7 @@ async fn report(answers: &Sender, status: Status) {
 }
 
 fn broken(error: &SessionError) -> Status {
-    Status::unavailable(error.to_string())
+    Status::unavailable(chain(error))
 }
 
 /// Until the program's end, or until the client is gone.
@@ -211,7 +212,7 @@ async fn relay_input(
         }
     }
     if !ended && let Err(error) = send(agent, FrameType::Stdin, &[]).await {
-        tracing::debug!(%error, "end the input of a program");
+        tracing::debug!(error = %chain(&error), "end the input of a program");
     }
     // Nothing more goes in. Should the connection be broken, the agent's last frames may still be
     // on their way: the output's side reads them, or the break, and ends the session.

@@ -5,6 +5,7 @@ use crate::{
     plan::spec::Violation,
     vms::error::{Error, Unprepared},
 };
+use patina_daemon::chain;
 use scheduler::grpc::status::{fitting, with_details};
 use std::{collections::HashMap, io};
 use tonic::{Code, Status};
@@ -21,7 +22,7 @@ impl From<Error> for Status {
         if let Error::Scheduler(status) = error {
             return *status;
         }
-        let whole = error.to_string();
+        let whole = chain(&error);
         // The details say again what the message says: each as much of it as fits.
         let message = fitting(&whole);
         let (code, reason) = classify(&error);
@@ -65,7 +66,7 @@ fn details_of(error: &Error, code: Code, reason: &str, message: &str) -> ErrorDe
             details.set_resource_info("vm", name, "", message);
         }
         Error::Port(port) if code == Code::InvalidArgument => {
-            details.add_bad_request_violation("ports", port.to_string());
+            details.add_bad_request_violation("ports", chain(port));
         }
         Error::Port(port) => {
             details.set_resource_info("port", port.port.host.to_string(), "", message);
@@ -90,7 +91,7 @@ fn details_of(error: &Error, code: Code, reason: &str, message: &str) -> ErrorDe
             details.add_bad_request_violation("count", message);
         }
         Error::CloneRootfs { name, source } => {
-            details.add_precondition_failure_violation("ROOTFS", name, source.to_string());
+            details.add_precondition_failure_violation("ROOTFS", name, chain(source));
         }
         Error::NoVmid { .. } => {
             details.add_quota_failure_violation("vmids", message);
@@ -165,7 +166,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
 
 /// Every message starts with its operation: that part goes to programs too.
 fn metadata(error: &Error) -> HashMap<String, String> {
-    let message = error.to_string();
+    let message = chain(error);
     let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);
     HashMap::from([("operation".to_owned(), operation.chars().take(OPERATION_CHARS).collect())])
 }
@@ -206,7 +207,7 @@ mod tests {
         for output in [" \n".repeat(2048), "ü".repeat(2048), "x".repeat(4096)] {
             let source = patina_abi::link::CallError { code: libc::ECANCELED, message: output.clone() };
             let error = Error::NotPrepared { name: "web".into(), source };
-            let text = error.to_string();
+            let text = chain(&error);
             let status: Status = error.into();
             let headers = status.clone().into_http::<()>();
             let bytes: usize =

@@ -15,7 +15,10 @@ pub mod sys;
 use crate::plan::address::{FAMILY_PREFIX, FamilyNet, Range, VMID_MAX, mac_text};
 use futures::TryStreamExt;
 use patina_control::config::Neighbours;
-use patina_daemon::network::{self, Dropping};
+use patina_daemon::{
+    chain,
+    network::{self, Dropping},
+};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec,
     packet_route::{
@@ -33,10 +36,10 @@ const MTU_BYTES: u32 = 1500;
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// The netlink socket cannot be opened.
-    #[error("open netlink: {0}")]
+    #[error("open netlink")]
     Open(#[source] io::Error),
     /// The kernel refuses a netlink request.
-    #[error("{operation} {link}: {source}{}", rights(.source))]
+    #[error("{operation} {link}{}", rights(.source))]
     Netlink {
         /// The request: `create bridge`, for example.
         operation: &'static str,
@@ -47,7 +50,7 @@ pub enum NetError {
         source: io::Error,
     },
     /// IPv6 could not be switched off.
-    #[error("switch off IPv6 on {name}: {source}")]
+    #[error("switch off IPv6 on {name}")]
     Ipv6 {
         /// The name of the interface.
         name: String,
@@ -56,7 +59,7 @@ pub enum NetError {
         source: io::Error,
     },
     /// The tap could not be made.
-    #[error("create tap {name}: {source}{}", rights(.source))]
+    #[error("create tap {name}{}", rights(.source))]
     Tap {
         /// The tap's name.
         name: String,
@@ -68,8 +71,8 @@ pub enum NetError {
 
 fn rights(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::PermissionDenied => " (run vmmd as root, or with CAP_NET_ADMIN)",
-        io::ErrorKind::NotFound => " (is the module loaded? modprobe tun; modprobe bridge)",
+        io::ErrorKind::PermissionDenied => "; run vmmd as root, or with CAP_NET_ADMIN",
+        io::ErrorKind::NotFound => "; load the modules: modprobe tun; modprobe bridge",
         _ => "",
     }
 }
@@ -178,7 +181,7 @@ impl Net {
         if finished.is_err()
             && let Err(error) = self.release(net).await
         {
-            tracing::error!(bridge = name, %error, "a half-made bridge stays behind");
+            tracing::error!(bridge = name, error = %chain(&error), "a half-made bridge stays behind");
         }
         finished
     }
@@ -314,7 +317,7 @@ pub async fn warn_of_conflicts(range: &Range) {
                  either of them: give vmmd another range with --network"
             );
         }),
-        Err(error) => tracing::warn!(%error, "look for other networks in the families' range"),
+        Err(error) => tracing::warn!(error = %chain(&error), "look for other networks in the families' range"),
     }
     match spawn_blocking(network::bridged_frames_dropped).await {
         Ok(Ok(dropping)) => dropping.iter().for_each(|Dropping { chain, remedy }| {
@@ -322,8 +325,10 @@ pub async fn warn_of_conflicts(range: &Range) {
                 "{chain}, and bridges ask it: the VMs of a family do not reach each other: `{remedy}`"
             );
         }),
-        Ok(Err(error)) => tracing::debug!(%error, "look for a firewall on the families' bridges"),
-        Err(error) => tracing::debug!(%error, "look for a firewall on the families' bridges"),
+        Ok(Err(error)) => {
+            tracing::debug!(error = %chain(&error), "look for a firewall on the families' bridges")
+        }
+        Err(error) => tracing::debug!(error = %chain(&error), "look for a firewall on the families' bridges"),
     }
 }
 

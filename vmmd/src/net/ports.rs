@@ -2,6 +2,7 @@
 //! [`Published`].
 
 use crate::plan::spec::Port;
+use patina_daemon::chain;
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -29,7 +30,7 @@ const REST: Duration = Duration::from_millis(100);
 
 /// A port cannot be published.
 #[derive(Debug, thiserror::Error)]
-#[error("publish port {}: {source}", .port.host)]
+#[error("publish port {}", .port.host)]
 pub struct PortError {
     /// The port that was to be published.
     pub port: Port,
@@ -91,7 +92,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, all: &'static Semapho
                 accepted = listener.accept() => match accepted {
                     Ok((client, _)) => break client,
                     Err(error) => {
-                        tracing::warn!(%target, %error, "accept on a published port");
+                        tracing::warn!(%target, error = %chain(&error), "accept on a published port");
                         tokio::time::sleep(REST).await;
                     }
                 },
@@ -100,7 +101,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, all: &'static Semapho
         };
         connections.spawn(async move {
             if let Err(error) = relay(client, target).await {
-                tracing::debug!(%target, %error, "a connection of a published port ended");
+                tracing::debug!(%target, error = %chain(&error), "a connection of a published port ended");
             }
             drop((permit, of_all));
         });

@@ -38,7 +38,7 @@ pub enum GenerationError {
         what: &'static str,
     },
     /// A descriptor cannot be looked at.
-    #[error("check the generation's {what}: {source}")]
+    #[error("check the generation's {what}")]
     Stat {
         /// The file: the state, the RAM or the prefault list.
         what: &'static str,
@@ -68,7 +68,7 @@ pub enum GenerationError {
         seals: SealFlags,
     },
     /// A file cannot be read or made.
-    #[error("{operation} the generation's {what}: {source}")]
+    #[error("{operation} the generation's {what}")]
     Io {
         /// What was done with the file: `read`, for example.
         operation: &'static str,

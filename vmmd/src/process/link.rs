@@ -6,6 +6,7 @@ use super::{generation, rights};
 use crate::store::VmDir;
 use patina_abi::{LINE_MAX_BYTES, lines::LineBuffer};
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
+use patina_daemon::chain;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::File,
@@ -172,7 +173,7 @@ pub async fn read_known<T: DeserializeOwned>(
         match read_line(from).await {
             Err(LinkError::Parse(error)) => {
                 if !std::mem::replace(is_told, true) {
-                    tracing::warn!(%error, "a line of the vmm is not understood and passed over, as the next ones will be");
+                    tracing::warn!(error = %chain(&error), "a line of the vmm is not understood and passed over, as the next ones will be");
                 }
             }
             read => return read,

@@ -14,10 +14,10 @@ pub enum LinkError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Nobody listens.
-    #[error("connect to the vmm: {0}")]
+    #[error("connect to the vmm")]
     Connect(#[source] io::Error),
     /// The connection broke.
-    #[error("talk to the vmm: {0}")]
+    #[error("talk to the vmm")]
     Io(#[from] io::Error),
     /// Nothing came in time.
     #[error("wait for the vmm's answer: timeout after {0:?}")]
@@ -32,10 +32,10 @@ pub enum LinkError {
     #[error("it has ended: {0}")]
     Ended(String),
     /// A line is too long.
-    #[error("read from the vmm: {0}")]
+    #[error("read from the vmm")]
     Long(#[from] TooLong),
     /// A line is not what it should be.
-    #[error("parse the vmm's line: {0}")]
+    #[error("parse the vmm's line")]
     Parse(#[source] serde_json::Error),
     /// The vmm says no.
     #[error("the vmm refused: {0}")]

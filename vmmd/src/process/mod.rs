@@ -25,6 +25,7 @@ use crate::{
     plan::lifecycle::Exit,
     process_id::{ProcessId, boot},
 };
+use patina_daemon::chain;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
@@ -45,7 +46,7 @@ use urgency::Urgency;
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// The process's entry in `/proc` cannot be read.
-    #[error("read /proc/{pid}/stat: {source}")]
+    #[error("read /proc/{pid}/stat")]
     Stat {
         /// The process's pid.
         pid: u32,
@@ -54,7 +55,7 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// A pidfd of the process cannot be opened.
-    #[error("open pidfd of process {pid}: {source}")]
+    #[error("open pidfd of process {pid}")]
     Pidfd {
         /// The process's pid.
         pid: u32,
@@ -94,7 +95,7 @@ impl Process {
             Ok((pidfd, id)) => Ok(Self { id, pidfd, child: Some(child), is_killed: Arc::default() }),
             Err(error) => {
                 if let Err(source) = child.kill().and_then(|()| child.wait()) {
-                    tracing::error!(pid, error = %source, "kill a vmm that cannot be watched");
+                    tracing::error!(pid, error = %chain(&source), "kill a vmm that cannot be watched");
                 }
                 Err(error)
             }
@@ -173,12 +174,12 @@ impl Process {
     /// Kills it and waits until nothing of it is left.
     pub async fn end(&mut self) {
         if let Err(error) = self.kill() {
-            tracing::error!(pid = self.id.pid, %error, "kill a vmm process");
+            tracing::error!(pid = self.id.pid, error = %chain(&error), "kill a vmm process");
             return;
         }
         match self.gone().await {
             Ok(()) => drop(self.exit()),
-            Err(error) => tracing::error!(pid = self.id.pid, %error, "watch a vmm process"),
+            Err(error) => tracing::error!(pid = self.id.pid, error = %chain(&error), "watch a vmm process"),
         }
     }
 
@@ -283,7 +284,7 @@ mod tests {
         let found = Process::find(process.id());
         setrlimit(Resource::Nofile, before).unwrap();
         let error = found.unwrap_err();
-        assert!(error.to_string().contains("Too many open files"), "{error}");
+        assert!(chain(&error).contains("Too many open files"), "{error}");
         assert!(Process::find(process.id()).unwrap().is_some());
         process.end().await;
     }

@@ -27,7 +27,7 @@ pub const DIR_VARIABLE: &str = "PATINA_VM_DIR";
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// `/dev/kvm` cannot be opened.
-    #[error("open /dev/kvm: {source}; {}", kvm_hint(.source))]
+    #[error("open /dev/kvm; {}", kvm_hint(.source))]
     Kvm {
         /// The kernel's reason.
         #[source]
@@ -37,7 +37,7 @@ pub enum SpawnError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The control socket cannot be made.
-    #[error("listen on {path}: {source}")]
+    #[error("listen on {path}")]
     Listen {
         /// The socket's path.
         path: PathBuf,
@@ -46,10 +46,10 @@ pub enum SpawnError {
         source: io::Error,
     },
     /// The configuration cannot be written.
-    #[error("write the vmm's configuration: {0}")]
+    #[error("write the vmm's configuration")]
     Config(#[source] io::Error),
     /// The program cannot be run.
-    #[error("run {program}: {source}; name it with --vmm")]
+    #[error("run {program}; name it with --vmm")]
     Run {
         /// The program's path.
         program: PathBuf,

@@ -2,6 +2,7 @@
 //! killed before it wrote the record.
 
 use super::{Process, identify, spawn::DIR_VARIABLE};
+use patina_daemon::chain;
 use std::{
     collections::HashSet,
     fs,
@@ -20,7 +21,7 @@ pub fn find(parents: &[PathBuf], known: &HashSet<u32>) -> Vec<(String, Process)>
         let process = match Process::find(&identify(pid).ok()?) {
             Ok(process) => process?,
             Err(error) => {
-                tracing::error!(folder = begun, %error, "a vmm process that may be no VM's is left alone");
+                tracing::error!(folder = begun, error = %chain(&error), "a vmm process that may be no VM's is left alone");
                 return None;
             }
         };

@@ -7,6 +7,7 @@
 //! [`super::turns`] orders the clones that run and are not ready yet.
 
 use super::sys::set_idle_policy;
+use patina_daemon::chain;
 use rustix::{
     io,
     process::{Pid, getpriority_process, setpriority_pgrp, setpriority_process},
@@ -60,7 +61,7 @@ impl Urgency {
     /// are no rights. Then all are alike, and many clones at once are slower.
     pub fn give_if_possible(self, leader: u32) {
         if let Err(error) = self.give(leader) {
-            tracing::debug!(pid = leader, urgency = ?self, %error, "set the priority of a vmm");
+            tracing::debug!(pid = leader, urgency = ?self, error = %chain(&error), "set the priority of a vmm");
         }
     }
 

@@ -21,6 +21,7 @@ pub mod record;
 pub mod vm;
 
 use crate::process_id::boot;
+use patina_daemon::chain;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::Serialize;
 use std::{
@@ -55,7 +56,7 @@ pub enum Lasting {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A folder cannot be made.
-    #[error("create folder {path}: {source}{}", rights(.source))]
+    #[error("create folder {path}{}", rights(.source))]
     CreateDir {
         /// The folder's path.
         path: PathBuf,
@@ -64,7 +65,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The lock file cannot be opened or written.
-    #[error("open lock {path}: {source}{}", rights(.source))]
+    #[error("open lock {path}{}", rights(.source))]
     OpenLock {
         /// The lock file's path.
         path: PathBuf,
@@ -84,7 +85,7 @@ pub enum StoreError {
         pid: Option<String>,
     },
     /// A file cannot be read.
-    #[error("read {path}: {source}")]
+    #[error("read {path}")]
     Read {
         /// The path of the file or folder.
         path: PathBuf,
@@ -93,7 +94,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A file cannot be written.
-    #[error("write {path}: {source}")]
+    #[error("write {path}")]
     Write {
         /// The file's path.
         path: PathBuf,
@@ -102,7 +103,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A folder cannot be moved.
-    #[error("move folder {from} to {to}: {source}")]
+    #[error("move folder {from} to {to}")]
     Move {
         /// The folder's path.
         from: PathBuf,
@@ -113,7 +114,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A folder, or what is in it, cannot be deleted.
-    #[error("delete {path}: {source}")]
+    #[error("delete {path}")]
     Delete {
         /// The path of the file or folder.
         path: PathBuf,
@@ -122,7 +123,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The record does not read.
-    #[error("parse {path}: {source}")]
+    #[error("parse {path}")]
     Parse {
         /// The record's path.
         path: PathBuf,
@@ -309,7 +310,7 @@ fn mark_boot(state: &Path) -> bool {
         _ => write_whole(&path, format!("{}\n", boot()).as_bytes(), Lasting::Host),
     };
     if let Err(error) = written {
-        tracing::error!(path = %path.display(), %error, "records that a crash of the host cuts short will be left as they are");
+        tracing::error!(path = %path.display(), error = %chain(&error), "records that a crash of the host cuts short will be left as they are");
     }
     !before.is_empty()
 }
@@ -338,7 +339,7 @@ fn lock(state: &Path) -> Result<File, StoreError> {
     };
     // For people, and no reason not to start on a full disk.
     if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())) {
-        tracing::error!(path = %path.display(), %error, "whose lock this is cannot be written");
+        tracing::error!(path = %path.display(), error = %chain(&error), "whose lock this is cannot be written");
     }
     Ok(file)
 }

@@ -4,6 +4,7 @@
 
 use super::{Lasting, StateDir, StoreError, read_bounded, record::Record, write_whole};
 use patina_control::messages::PREFAULT_LIST_MAX_BYTES;
+use patina_daemon::chain;
 use sha2::{Digest, Sha256};
 use std::{
     fs, io,
@@ -43,7 +44,7 @@ pub(super) fn remove_old_lists(state: &Path) {
     let path = state.join("touched");
     match fs::remove_dir_all(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "remove the prefault lists of an earlier vmmd");
+            tracing::warn!(path = %path.display(), error = %chain(&error), "remove the prefault lists of an earlier vmmd");
         }
         Ok(()) | Err(_) => {}
     }

@@ -22,6 +22,7 @@ use crate::{
 };
 use decide::{Decision, Found, decide};
 use futures::{StreamExt as _, stream};
+use patina_daemon::chain;
 use patina_proto::v1::EventKind;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::{
@@ -112,9 +113,11 @@ impl Host {
                 (Ok(()), _) => adopted.reaped += 1,
                 (Err(error), Some(held_name)) => {
                     adopted.broken += 1;
-                    self.set_aside(held_name, dir, None, error.to_string());
+                    self.set_aside(held_name, dir, None, chain(&error));
                 }
-                (Err(error), None) => tracing::error!(vm = name, %error, "a half-made VM stays behind"),
+                (Err(error), None) => {
+                    tracing::error!(vm = name, error = %chain(&error), "a half-made VM stays behind")
+                }
             }
         }
         self.clear_warm();
@@ -136,14 +139,14 @@ impl Host {
         let looked = timeout(LOOK_PATIENCE, spawn_blocking(move || look(&name, &folder, rebooted))).await;
         let looked = match looked {
             Ok(Ok(looked)) => looked,
-            Ok(Err(error)) => Looked::Unreadable(error.to_string()),
+            Ok(Err(error)) => Looked::Unreadable(chain(&error)),
             Err(_) => Looked::Unreadable(format!("its folder does not answer in {LOOK_PATIENCE:?}")),
         };
         let (decision, record, process) = match looked {
             Looked::Decided(decision, Found::Record(record), process) => (decision, *record, process),
             Looked::Decided(..) => return (Outcome::HalfMade, Some(held_name)),
             Looked::Doubtful(record, error) => {
-                self.set_aside(held_name, dir, Some(*record), error.to_string());
+                self.set_aside(held_name, dir, Some(*record), chain(&error));
                 return (Outcome::Broken, None);
             }
             Looked::Unreadable(problem) => {
@@ -205,7 +208,7 @@ impl Host {
             Ok(bound) => record.net.ip(record.vmid).map(|ip| bound.serve(ip)),
             Err(error) => {
                 // The VM runs on without: ending it over a port would be worse.
-                tracing::error!(vm = record.name, %error, "its ports are not published");
+                tracing::error!(vm = record.name, error = %chain(&error), "its ports are not published");
                 None
             }
         }
@@ -250,11 +253,11 @@ impl Host {
             Ok(warm) => {
                 for (_, dir) in warm {
                     if let Err(error) = dir.delete() {
-                        tracing::error!(folder = %dir.path().display(), %error, "a warm VM's folder stays");
+                        tracing::error!(folder = %dir.path().display(), error = %chain(&error), "a warm VM's folder stays");
                     }
                 }
             }
-            Err(error) => tracing::error!(%error, "the folders of warm VMs stay"),
+            Err(error) => tracing::error!(error = %chain(&error), "the folders of warm VMs stay"),
         }
     }
 
@@ -271,12 +274,12 @@ impl Host {
         families.extend(records.clone().map(|record| record.family));
         numbers.extend(records.map(|record| record.net.index));
         if let Err(error) = self.state.keep_families(&families) {
-            tracing::error!(%error, "files of families that have ended stay");
+            tracing::error!(error = %chain(&error), "files of families that have ended stay");
         }
         match self.net.reap(&numbers).await {
             Ok(gone) => gone.len(),
             Err(error) => {
-                tracing::error!(%error, "bridges of families that have ended stay");
+                tracing::error!(error = %chain(&error), "bridges of families that have ended stay");
                 0
             }
         }
@@ -305,7 +308,7 @@ fn look(name: &str, dir: &VmDir, rebooted: bool) -> Looked {
         Ok(Some(record)) => return Looked::Unreadable(format!("its record is that of VM {:?}", record.name)),
         // No VM outlives its host, and a clone's record is not written to outlast it.
         Err(error) if rebooted && error.is_cut_short() => Found::NoRecord,
-        Err(error) => return Looked::Unreadable(error.to_string()),
+        Err(error) => return Looked::Unreadable(chain(&error)),
     };
     let process = match &found {
         Found::Record(record) if record.ended.is_none() => match record.process.as_ref().map(Process::find) {
@@ -321,7 +324,7 @@ fn look(name: &str, dir: &VmDir, rebooted: bool) -> Looked {
 /// Ends a process that is no VM's.
 async fn end_stray(process: &Process) {
     if let Err(error) = process.kill() {
-        tracing::error!(pid = process.id().pid, %error, "kill");
+        tracing::error!(pid = process.id().pid, error = %chain(&error), "kill");
     } else if timeout(STRAY_PATIENCE, process.gone()).await.is_err() {
         tracing::error!(pid = process.id().pid, "does not go away");
     }

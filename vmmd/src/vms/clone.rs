@@ -44,6 +44,7 @@ use patina_control::{
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
+use patina_daemon::chain;
 use report::log;
 use scheduler::host::admission::Reservation;
 use slots::FilledSlot;
@@ -268,7 +269,7 @@ impl Host {
                 Ok((vm, times))
             }
             Err(error) => {
-                tracing::warn!(family = %parent.family, vmid, %error, "a clone was not made");
+                tracing::warn!(family = %parent.family, vmid, error = %chain(&error), "a clone was not made");
                 self.leave_family(parent.net, parent.family).await;
                 Err(error)
             }

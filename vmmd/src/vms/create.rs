@@ -32,6 +32,7 @@ use crate::{
         record::{FORMAT, FileId, Record},
     },
 };
+use patina_daemon::chain;
 use patina_proto::v1::EventKind;
 use std::{fs::File, sync::Arc};
 use uuid::Uuid;
@@ -123,7 +124,7 @@ impl Host {
         if started.is_err()
             && let Err(error) = dir.delete()
         {
-            tracing::error!(folder = %dir.path().display(), %error, "files of a VM that was not made stay behind");
+            tracing::error!(folder = %dir.path().display(), error = %chain(&error), "files of a VM that was not made stay behind");
         }
         started
     }

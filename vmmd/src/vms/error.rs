@@ -123,7 +123,7 @@ pub enum Error {
         reason: String,
     },
     /// The guest does not prepare to be frozen.
-    #[error("prepare VM {name:?} to be cloned: {source}{}", prepare_hint(.source))]
+    #[error("prepare VM {name:?} to be cloned{}", prepare_hint(.source))]
     NotPrepared {
         /// The VM's name.
         name: String,
@@ -138,15 +138,14 @@ pub enum Error {
     #[error("{}", .0.message())]
     Scheduler(Box<Status>),
     /// The scheduler does not answer.
-    #[error("{call}: the scheduler{} does not answer; try again when it is back: {}", at(.address), .source.message())]
+    #[error("{call}: the scheduler{} does not answer; try again when it is back: {}", at(.address), .status.message())]
     NoScheduler {
         /// What the scheduler was called for.
         call: &'static str,
         /// The scheduler's address; empty: it is in this process.
         address: String,
         /// The connection's error.
-        #[source]
-        source: Box<Status>,
+        status: Box<Status>,
     },
     /// The scheduler took what was being made for ended.
     #[error("make clones: the scheduler has not registered this host, or anew meanwhile; try again")]
@@ -183,7 +182,7 @@ pub enum Error {
     #[error(transparent)]
     PrefaultList(#[from] GenerationError),
     /// A vmm for a clone cannot be made.
-    #[error("warm up a vmm for {name:?}: {source}{}", last(.words))]
+    #[error("warm up a vmm for {name:?}{}", last(.words))]
     Warm {
         /// The clone's name.
         name: String,
@@ -194,7 +193,7 @@ pub enum Error {
         source: LinkError,
     },
     /// A clone's vmm does not start it.
-    #[error("start clone {name:?}: {source}{}", last(.words))]
+    #[error("start clone {name:?}{}", last(.words))]
     Start {
         /// The clone's name.
         name: String,
@@ -205,7 +204,7 @@ pub enum Error {
         source: LinkError,
     },
     /// The disk that the VM reads cannot be had for a clone.
-    #[error("clone VM {name:?}: {source}")]
+    #[error("clone VM {name:?}")]
     CloneRootfs {
         /// The VM's name.
         name: String,
@@ -214,7 +213,7 @@ pub enum Error {
         source: ImageError,
     },
     /// The vmm or the guest's agent does not answer.
-    #[error("reach VM {name:?}: {source}")]
+    #[error("reach VM {name:?}")]
     Unavailable {
         /// The VM's name.
         name: String,
@@ -248,7 +247,7 @@ pub enum Error {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// The log of a VM cannot be read.
-    #[error("read log of VM {name:?}: {source}")]
+    #[error("read log of VM {name:?}")]
     Log {
         /// The VM's name.
         name: String,

@@ -9,6 +9,7 @@ use crate::{
     store::record::Record,
 };
 use futures::future::join_all;
+use patina_daemon::chain;
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -35,7 +36,7 @@ impl Host {
     /// A VM that runs has been found: its family lives, and its vmids are taken.
     pub(super) fn find_family(&self, record: &Record) {
         let written = self.state.next_vmid(record.family).unwrap_or_else(|error| {
-            tracing::error!(family = %record.family, %error, "the family gets no more clones");
+            tracing::error!(family = %record.family, error = %chain(&error), "the family gets no more clones");
             Some(VMID_MAX + 1)
         });
         let next = written.unwrap_or(0).max(record.vmid + 1);
@@ -51,10 +52,10 @@ impl Host {
             .await;
         self.forget_tickets(family);
         if let Err(error) = self.net.release(net).await {
-            tracing::error!(bridge = net.bridge(), %error, "the bridge stays until the next start of vmmd");
+            tracing::error!(bridge = net.bridge(), error = %chain(&error), "the bridge stays until the next start of vmmd");
         }
         if let Err(error) = self.state.forget_family(family) {
-            tracing::error!(%family, %error, "the family's file stays until the next start of vmmd");
+            tracing::error!(%family, error = %chain(&error), "the family's file stays until the next start of vmmd");
         }
         self.table.forget_family(net.index);
     }

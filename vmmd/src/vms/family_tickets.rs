@@ -8,6 +8,7 @@ use super::{
 };
 use crate::store::record::Record;
 use patina_abi::link::{TicketArgs, TicketView};
+use patina_daemon::chain;
 use patina_proto::v1::{ListTicketsRequest, RequestTicketRequest, TicketState};
 use scheduler::client::Client;
 use std::time::Duration;
@@ -81,7 +82,7 @@ impl Host {
             let admission = self.tickets.0.admission.clone();
             tokio::spawn(async move {
                 if let Err(error) = admission.release(&id.to_string(), &family.to_string()).await {
-                    tracing::warn!(ticket = %id, %error, "a ticket of a family that has ended stays until it expires");
+                    tracing::warn!(ticket = %id, error = %chain(&error), "a ticket of a family that has ended stays until it expires");
                 }
             });
         }

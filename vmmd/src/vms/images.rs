@@ -17,7 +17,7 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The file cannot be opened.
-    #[error("open {field} {path}: {source}")]
+    #[error("open {field} {path}")]
     Open {
         /// `kernel` or `rootfs`.
         field: &'static str,
@@ -84,7 +84,7 @@ pub enum ImageError {
         bytes: u64,
     },
     /// The file is not a kernel.
-    #[error("check kernel {path}: {source}")]
+    #[error("check kernel {path}")]
     Kernel {
         /// The file's path.
         path: PathBuf,

@@ -3,6 +3,7 @@
 use super::{host::Host, vm::Vm};
 use crate::store::{Lasting, VmDir, record::Record};
 use patina_control::best_effort;
+use patina_daemon::chain;
 use patina_proto::v1::EventKind;
 use std::sync::Arc;
 use tokio::task::spawn_blocking;
@@ -21,8 +22,8 @@ impl Host {
             }
             Err(error) => {
                 if unwritten.insert(record.name.clone(), record.clone()).is_none() {
-                    tracing::error!(vm = record.name, %error, "the record is not up to date; it is written again later");
-                    self.tell(record, EventKind::Unwritten, error.to_string());
+                    tracing::error!(vm = record.name, error = %chain(&error), "the record is not up to date; it is written again later");
+                    self.tell(record, EventKind::Unwritten, chain(&error));
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::{
     },
     store::{prefault::ImageKey, record::Record},
 };
+use patina_daemon::chain;
 use std::sync::Arc;
 
 impl Host {
@@ -25,7 +26,7 @@ impl Host {
             host.quiet().await;
             let list = host.ask_prefault_list(&vm).await;
             let list = list.inspect_err(|error| {
-                tracing::warn!(vm = vm.record.name, %error, "the next clones start without a list");
+                tracing::warn!(vm = vm.record.name, error = %chain(&error), "the next clones start without a list");
             });
             let list = list.ok().flatten();
             if list.is_some() {
@@ -46,7 +47,7 @@ impl Host {
                 Err(error) => return Ok(Err(error)),
             };
             if let Err(error) = host.state.save_prefault_list(&image, &bytes) {
-                tracing::warn!(%error, "only this family has the list");
+                tracing::warn!(error = %chain(&error), "only this family has the list");
             }
             Ok(PrefaultList::of(&bytes).map(Some))
         });
@@ -68,8 +69,8 @@ impl Host {
                 self.table.set_prefault_list(record.net.index, record.family, Some(list));
             }
             Ok(None) => {}
-            Ok(Some(Err(error))) => tracing::warn!(%error, "its clones start without a list"),
-            Err(error) => tracing::warn!(%error, "its clones start without a list"),
+            Ok(Some(Err(error))) => tracing::warn!(error = %chain(&error), "its clones start without a list"),
+            Err(error) => tracing::warn!(error = %chain(&error), "its clones start without a list"),
         }
     }
 }

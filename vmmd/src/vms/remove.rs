@@ -8,6 +8,7 @@ use super::{
     vm::Vm,
 };
 use crate::{options::Options, plan::lifecycle::Phase};
+use patina_daemon::chain;
 use patina_proto::v1::EventKind;
 use std::sync::Arc;
 
@@ -54,8 +55,8 @@ impl Host {
         let (vm, held_name) = self.table.take_ended(name)?;
         let dir = vm.dir.clone();
         if let Err(error) = blocking(move || Ok(dir.delete_ended()?)).await {
-            tracing::error!(vm = name, %error, "a VM that has ended is not removed");
-            self.tell(&vm.record, EventKind::NotRemoved, error.to_string());
+            tracing::error!(vm = name, error = %chain(&error), "a VM that has ended is not removed");
+            self.tell(&vm.record, EventKind::NotRemoved, chain(&error));
             held_name.fill(vm);
             return Err(error);
         }
@@ -73,7 +74,9 @@ impl Host {
             match self.forget(&name, &why).await {
                 // Somebody else was faster.
                 Ok(()) | Err(Error::NotFound(_)) => {}
-                Err(error) => tracing::error!(vm = name, %error, "a clone that has ended stays"),
+                Err(error) => {
+                    tracing::error!(vm = name, error = %chain(&error), "a clone that has ended stays")
+                }
             }
         }
     }

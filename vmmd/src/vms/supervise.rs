@@ -26,6 +26,7 @@ use patina_control::{
     end::End,
     messages::{FromVmm, State, ToVmm},
 };
+use patina_daemon::chain;
 use patina_proto::v1::EventKind;
 use scheduler::host::admission::Reservation;
 use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
@@ -142,7 +143,7 @@ impl Supervisor {
                 // The only way out: a VM lives exactly as long as its vmm.
                 gone = self.vm.process.gone() => {
                     if let Err(error) = gone {
-                        tracing::error!(%error, "watch the vmm process");
+                        tracing::error!(error = %chain(&error), "watch the vmm process");
                     }
                     break;
                 }
@@ -265,7 +266,7 @@ impl Supervisor {
     fn end_by_force(&self) {
         tracing::warn!("the vmm does not end its VM: SIGKILL");
         if let Err(error) = self.vm.process.kill() {
-            tracing::error!(%error, "kill the vmm process");
+            tracing::error!(error = %chain(&error), "kill the vmm process");
         }
     }
 
@@ -337,7 +338,7 @@ impl Supervisor {
     async fn keep_record(&self) {
         let (host, dir, record) = (Arc::clone(&self.host), self.vm.dir.clone(), self.vm.record.clone());
         if let Err(error) = spawn_blocking(move || host.keep_record(&dir, &record, Lasting::Host)).await {
-            tracing::error!(%error, "the record is not up to date");
+            tracing::error!(error = %chain(&error), "the record is not up to date");
         }
     }
 
@@ -345,8 +346,8 @@ impl Supervisor {
         let (dir, record) = (self.vm.dir.clone(), self.vm.record.clone());
         match spawn_blocking(move || dir.save(&record, lasting)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the record is not up to date"),
-            Err(error) => tracing::error!(%error, "the record is not up to date"),
+            Ok(Err(error)) => tracing::error!(error = %chain(&error), "the record is not up to date"),
+            Err(error) => tracing::error!(error = %chain(&error), "the record is not up to date"),
         }
     }
 
@@ -368,7 +369,7 @@ pub(super) fn tell_ended(host: &Host, record: &Record, reservation: Option<&mut 
 pub fn remove_socket(dir: &VmDir) {
     match fs::remove_file(dir.socket()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(socket = %dir.socket().display(), %error, "remove");
+            tracing::warn!(socket = %dir.socket().display(), error = %chain(&error), "remove");
         }
         _ => {}
     }

@@ -119,7 +119,7 @@ impl Tickets {
     pub fn failed(&self, call: &'static str, status: Status) -> Error {
         if is_away(&status) {
             let address = self.0.address.clone();
-            return Error::NoScheduler { call, address, source: Box::new(status) };
+            return Error::NoScheduler { call, address, status: Box::new(status) };
         }
         Error::Scheduler(Box::new(status))
     }

@@ -11,6 +11,7 @@ use crate::{
     },
     store::VmDir,
 };
+use patina_daemon::chain;
 use std::{sync::Arc, time::Duration};
 use tokio::{io::BufReader, net::UnixStream, runtime::Handle, sync::mpsc, task::spawn_blocking};
 
@@ -102,7 +103,7 @@ impl Drop for Warm {
     fn drop(&mut self) {
         let Some(process) = self.process.take() else { return };
         if let Err(error) = process.kill() {
-            tracing::error!(pid = process.id().pid, %error, "kill a warm vmm");
+            tracing::error!(pid = process.id().pid, error = %chain(&error), "kill a warm vmm");
         }
         // It is to be waited for: a child that nobody waits for stays a zombie for as long as vmmd
         // runs.
@@ -119,13 +120,13 @@ async fn end(process: Option<Process>, dir: VmDir) {
         process.end().await;
     }
     if let Err(error) = spawn_blocking(move || delete(&dir)).await {
-        tracing::error!(%error, "files of a vmm that is gone stay behind");
+        tracing::error!(error = %chain(&error), "files of a vmm that is gone stay behind");
     }
 }
 
 pub(super) fn delete(dir: &VmDir) {
     if let Err(error) = dir.delete() {
-        tracing::error!(folder = %dir.path().display(), %error, "files of a vmm that is gone stay behind");
+        tracing::error!(folder = %dir.path().display(), error = %chain(&error), "files of a vmm that is gone stay behind");
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
 };
 use patina_control::VERSION;
 use patina_control::messages::{FromVmm, Open, State};
+use patina_daemon::chain;
 use std::{fs::File, sync::Arc};
 use tokio::{
     io::BufReader,
@@ -53,7 +54,7 @@ impl Host {
             let watcher = made.as_ref().ok().and_then(|warm| warm.process()?.watcher().ok());
             let is_made = made.is_ok();
             if let Err(error) = &made {
-                tracing::warn!(family = %identity.family, vmid, %error, "a warm VM was not made");
+                tracing::warn!(family = %identity.family, vmid, error = %chain(&error), "a warm VM was not made");
             }
             // There is room for one; a pool slot that is gone drops it, and with that ends it.
             if sender.send(made).await.is_err() {
@@ -76,7 +77,7 @@ impl Host {
     ) {
         let gone = tokio::select! { () = slot.closed() => return, gone = process.gone() => gone };
         if let Err(error) = gone {
-            tracing::error!(%error, "watch a warm vmm");
+            tracing::error!(error = %chain(&error), "watch a warm vmm");
         }
         let Some(pool_slot) = self.table.pull_pool_slot(of.net.index, of.family, of.vmid) else { return };
         let words = match pool_slot.warm().await {
@@ -85,7 +86,7 @@ impl Host {
                 warm.discard().await;
                 words
             }
-            Err(error) => error.to_string(),
+            Err(error) => chain(&error),
         };
         tracing::warn!(family = %of.family, vmid = of.vmid, words, "a warm vmm died; another takes its place");
         self.table.lost_pool_slot(of.net.index, of.family, of.vmid);

@@ -21,7 +21,7 @@ const DRAIN_MAX_BYTES: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
     /// The hook could not be run.
-    #[error("{name}: {source}")]
+    #[error("{name}")]
     Start {
         /// The hook's file name.
         name: String,

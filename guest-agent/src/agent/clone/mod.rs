@@ -20,6 +20,7 @@ use crate::machine::Machine;
 use action::{Action, Call, DEADLOCK, Hook, Outcome, Role};
 use patina_abi::link::{Answer, CloneArgs, Cloned, FromAgent};
 use patina_abi::local::{CloneCall, CloneResult, Request};
+use patina_daemon::chain;
 use plan::Plan;
 use rustix::event::PollFlags;
 use rustix::process::Pid;
@@ -147,7 +148,7 @@ impl<M: Machine> Agent<M> {
                 if let Some(hook) = self.cloning.hook.take() {
                     self.sessions.drain(hook.into_outputs());
                 }
-                let actions = self.cloning.plan.hook_ended(ended.map_err(|e| e.to_string()));
+                let actions = self.cloning.plan.hook_ended(ended.map_err(|error| chain(&error)));
                 self.cloning.then(actions);
             }
         }
@@ -220,7 +221,7 @@ impl<M: Machine> Agent<M> {
         match started {
             Ok(running) => self.cloning.hook = Some(running),
             Err(error) => {
-                let actions = self.cloning.plan.hook_ended(Err(error.to_string()));
+                let actions = self.cloning.plan.hook_ended(Err(chain(&error)));
                 self.cloning.then(actions);
             }
         }

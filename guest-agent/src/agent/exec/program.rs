@@ -3,6 +3,7 @@
 use super::{CODE_NOT_EXECUTABLE, CODE_NOT_FOUND, terminal::Typed};
 use crate::sys::spawn::{Spawn, Stdio, spawn};
 use patina_abi::exec::{ARGV_MAX, Exit, Start};
+use patina_daemon::chain;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::{Errno, ioctl_fionbio};
@@ -31,7 +32,7 @@ pub enum StartError {
     #[error("exec: an argument or variable contains a zero byte")]
     ZeroByte,
     /// No such directory to run in.
-    #[error("exec: working directory {path}: {source}")]
+    #[error("exec: working directory {path}")]
     Directory {
         /// What was asked for.
         path: String,
@@ -43,7 +44,7 @@ pub enum StartError {
     #[error("exec {0}: not found")]
     NotFound(String),
     /// The program is there and cannot be run.
-    #[error("exec {program}: {source}")]
+    #[error("exec {program}")]
     NotExecutable {
         /// What was asked for.
         program: String,
@@ -52,7 +53,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// No pipes or no terminal.
-    #[error("exec: create {what}: {source}")]
+    #[error("exec: create {what}")]
     Stdio {
         /// What was to be made.
         what: &'static str,
@@ -70,7 +71,7 @@ impl StartError {
             Self::NotFound(_) => CODE_NOT_FOUND,
             _ => CODE_NOT_EXECUTABLE,
         };
-        Exit { code: Some(code), signal: None, error: Some(self.to_string()) }
+        Exit { code: Some(code), signal: None, error: Some(chain(self)) }
     }
 }
 

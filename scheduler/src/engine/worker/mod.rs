@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     store::{JoinData, Store, StoreError, Stored},
 };
+use patina_daemon::chain;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -153,7 +154,7 @@ impl Worker {
     /// Gives some of the room back that deleted things have left in the ledger's file.
     fn tidy(&mut self) {
         self.is_tidy = self.store.tidy().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the ledger's file stays as large as it is");
+            tracing::warn!(error = %chain(&error), "the ledger's file stays as large as it is");
             true
         });
     }
@@ -212,7 +213,7 @@ impl Worker {
         if self.core.is_none()
             && let Err(error) = self.reload()
         {
-            tracing::error!(%error, "the ledger cannot be read");
+            tracing::error!(error = %chain(&error), "the ledger cannot be read");
             self.failed = Some((Instant::now() + STORE_PAUSE, Arc::new(error)));
             return;
         }
@@ -308,7 +309,7 @@ impl Worker {
     /// The core and the store differ: all who wait are told, hosts are cut, and the core is made
     /// again from what is stored.
     fn fail(&mut self, error: StoreError) {
-        tracing::error!(%error, waiting = self.pending.len(), hosts = self.links.len(), "nothing has changed");
+        tracing::error!(error = %chain(&error), waiting = self.pending.len(), hosts = self.links.len(), "nothing has changed");
         let error = Arc::new(error);
         self.ends.metrics.store_failed();
         self.refuse_all(&Refusal::Store(Arc::clone(&error)));
@@ -317,7 +318,7 @@ impl Worker {
             self.epochs = core.epochs();
         }
         if let Err(error) = self.reload() {
-            tracing::error!(%error, "the ledger cannot be read");
+            tracing::error!(error = %chain(&error), "the ledger cannot be read");
         }
     }
 

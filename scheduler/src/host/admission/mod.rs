@@ -33,6 +33,7 @@ use crate::client::{
     calls::{Failed, PATIENCE, answered},
 };
 use making::{HostClones, Making};
+use patina_daemon::chain;
 use patina_proto::v1::{
     AdmitClonesRequest, HostInfo, RunningClone, Ticket, TicketState, UseTicketRequest, VmEnd,
 };
@@ -340,7 +341,7 @@ impl Admitted {
     pub async fn give_back(mut self) -> bool {
         let given = self.admission.unuse(&self.ticket).await;
         if let Err(error) = &given {
-            tracing::warn!(ticket = self.ticket.id, %error, "give back a ticket");
+            tracing::warn!(ticket = self.ticket.id, error = %chain(&error), "give back a ticket");
         }
         // Where that is not certain, the scheduler is told of each clone that it was not made.
         self.reservations.iter_mut().for_each(|reservation| reservation.is_known = given.is_err());

@@ -2,6 +2,7 @@
 
 use super::Admission;
 use crate::client::calls::{Failed, answered};
+use patina_daemon::chain;
 use patina_proto::v1::{
     AdmitClonesRequest, ReleaseTicketRequest, RequestTicketRequest, Ticket, TicketState, UnuseTicketRequest,
 };
@@ -134,7 +135,7 @@ impl Admission {
             }
         };
         if let Err(error) = given.await {
-            tracing::debug!(family, request = request_id, %error, "nothing is taken back");
+            tracing::debug!(family, request = request_id, error = %chain(&error), "nothing is taken back");
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     process::{Process, link::PATIENCE, stray},
     vms::{blocking::blocking, error::Error, host::Host, supervise::tell_ended, table::Broken},
 };
+use patina_daemon::chain;
 use patina_proto::v1::EventKind;
 use std::{
     collections::HashSet,
@@ -51,7 +52,7 @@ impl Host {
                         Ok(()) => tracing::info!(vm = name, "a half-made VM is removed after all"),
                         Err(error) => {
                             is_left = true;
-                            self.set_aside(held_name, broken.dir.clone(), None, error.to_string());
+                            self.set_aside(held_name, broken.dir.clone(), None, chain(&error));
                         }
                     }
                 }
@@ -93,7 +94,7 @@ impl Host {
         let dir = broken.dir.clone();
         if let Err(error) = blocking(move || Ok(dir.delete()?)).await {
             let record = broken.record.clone();
-            held_name.set_aside(Broken { dir: broken.dir.clone(), record, problem: error.to_string() });
+            held_name.set_aside(Broken { dir: broken.dir.clone(), record, problem: chain(&error) });
             return Err(error);
         }
         tracing::info!(vm = name, problem = broken.problem, "a VM that could not be taken over is removed");

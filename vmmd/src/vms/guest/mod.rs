@@ -24,6 +24,7 @@ use patina_abi::{
     args::Args,
     link::{Answer, CallError, CloneArgs, Cloned},
 };
+use patina_daemon::chain;
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -155,7 +156,7 @@ fn cloned(clones: Clones) -> Result<Cloned, CallError> {
         match outcome.made {
             Ok(_) => cloned.vmids.push(outcome.vmid),
             Err(error) => {
-                cloned.failed.push((outcome.vmid, first_chars(&error.to_string(), REASON_CHARS)));
+                cloned.failed.push((outcome.vmid, first_chars(&chain(&error), REASON_CHARS)));
                 first.get_or_insert(error);
             }
         }
@@ -186,7 +187,7 @@ fn refusal(error: Error) -> CallError {
         Error::TooMany | Error::NoVmid { .. } => libc::ENOSPC,
         _ => libc::EIO,
     };
-    refuse(code, error.to_string())
+    refuse(code, chain(&error))
 }
 
 /// The scheduler's reasons as errnos. EBUSY and EAGAIN are for what another try may bring, and for

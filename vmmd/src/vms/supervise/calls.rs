@@ -8,6 +8,7 @@ use patina_abi::{
     link::{Answer, CallError, REQUESTS_MAX},
 };
 use patina_control::{messages::ToVmm, monotonic_ns};
+use patina_daemon::chain;
 use std::sync::Arc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,7 @@ impl Supervisor {
             let message = format!("{REQUESTS_MAX} calls of this VM are not answered yet");
             let answer = Answer::Error(CallError { code: libc::EAGAIN, message });
             if let Err(error) = orders.try_send(ToVmm::GuestReply { id, answer }) {
-                tracing::warn!(%error, "answer a guest's call");
+                tracing::warn!(error = %chain(&error), "answer a guest's call");
             }
             return;
         }
@@ -51,7 +52,7 @@ impl Supervisor {
             let answer = host.calls.answer(&host, &vm, call).await;
             host.metrics.guest_call(matches!(answer, Answer::Ok(_)));
             if let Err(error) = orders.send(ToVmm::GuestReply { id, answer }).await {
-                tracing::warn!(%error, "answer a guest's call");
+                tracing::warn!(error = %chain(&error), "answer a guest's call");
             }
             id
         };

@@ -5,6 +5,7 @@ use crate::{
     store::VmDir,
 };
 use patina_control::messages::{FromVmm, Open, ToVmm};
+use patina_daemon::chain;
 use std::time::Duration;
 use tokio::{
     io::BufReader,
@@ -46,14 +47,14 @@ pub(super) async fn talk(
         match opened {
             Ok(stream) => {
                 if let Err(error) = converse(stream, &said, &mut orders).await {
-                    tracing::warn!(%error, "the control connection broke");
+                    tracing::warn!(error = %chain(&error), "the control connection broke");
                 }
                 if said.send(Heard::Broke).await.is_err() {
                     return;
                 }
             }
             Err(_) if said.is_closed() => return,
-            Err(error) => tracing::warn!(%error, "no control connection; it is tried again"),
+            Err(error) => tracing::warn!(error = %chain(&error), "no control connection; it is tried again"),
         }
         // One that lasted is made again at once; a vmm that closes each at once is not asked a
         // thousand times a second.
