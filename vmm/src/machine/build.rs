@@ -16,7 +16,7 @@ use crate::devices::event_loop::{DeviceLoop, LoopError};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, SizeError};
 use crate::devices::virtio::mmio::MmioTransport;
-use crate::devices::virtio::net::{Link, Neighbours, Net, Owner, PortError, Tap};
+use crate::devices::virtio::net::{Neighbours, Net, NetworkGate, Owner, PortError, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
 use crate::jail::{self, JailError};
@@ -149,7 +149,7 @@ pub struct Running {
 struct Devices {
     bus: Bus,
     dialer: VsockDialer,
-    link: Link,
+    network_gate: NetworkGate,
     device_loop: DeviceLoop,
 }
 
@@ -172,7 +172,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;
 
-    let Devices { bus, dialer, link, mut device_loop } =
+    let Devices { bus, dialer, network_gate, mut device_loop } =
         make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
     let devices = bus.transports.len() as u32;
     let (vcpus, ram) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
@@ -183,11 +183,11 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let msrs = msr_indices(listed.as_slice(), looked_at).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
     let bus = Arc::new(bus);
-    let connections = VmConnections { console: Arc::clone(&bus.serial), dialer, link };
+    let connections = VmConnections { console: Arc::clone(&bus.serial), dialer, network_gate };
     let server = make_server(config, inherited, inbox, connections, started)?;
     let is_warm = matches!(ram, Ram::Reserved);
     let gate = Arc::new(Gate::new(config.vcpus, is_warm));
-    let around = Around { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
+    let context = VcpuContext { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
     let pagemap = Pagemap::open().map_err(|error| io_failed("its page tables")(error.into()))?;
     let tracker = WriteTracker::open();
     jail::prime().map_err(io_failed("a thread"))?;
@@ -198,7 +198,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     } else {
         device_loop.start()?;
     }
-    let vcpus = start_vcpus(gate, vcpus, &around)?;
+    let vcpus = start_vcpus(gate, vcpus, &context)?;
     let memory_mib = config.memory_mib;
     let machine = Machine {
         bus,
@@ -288,7 +288,7 @@ fn make_devices(
     let tap = Tap::new(inherited.take(config.tap_fd)?)?;
     let (vsock, dialer) = Vsock::new(u64::from(GUEST_CID), Box::new(LinkPort(mailbox.clone())))?;
     let net = Net::new(Box::new(tap), card_owner(config)?)?;
-    let link = net.link();
+    let network_gate = net.gate();
     let devices: [Box<dyn VirtioDevice>; 4] = [
         Box::new(Block::new(rootfs, true, "root")?),
         Box::new(net),
@@ -304,7 +304,7 @@ fn make_devices(
         transport.attach(&device_loop)?;
         transports.push(transport);
     }
-    Ok(Devices { bus: Bus { transports, serial }, dialer, link, device_loop })
+    Ok(Devices { bus: Bus { transports, serial }, dialer, network_gate, device_loop })
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
@@ -331,7 +331,7 @@ fn make_server(
 }
 
 /// What all vCPUs share.
-struct Around {
+struct VcpuContext {
     bus: Arc<Bus>,
     memory: Memory,
     kind: KvmKind,
@@ -339,7 +339,7 @@ struct Around {
     gate: Arc<Gate>,
 }
 
-impl Around {
+impl VcpuContext {
     fn runner(&self, vcpu: VcpuFd, index: u8) -> Runner {
         Runner {
             vcpu,
@@ -357,11 +357,15 @@ impl Around {
 
 /// All vCPUs must exist before the first one runs, because the guest's kernel starts the others
 /// with interrupts.
-fn start_vcpus(gate: Arc<Gate>, vcpus: Vec<VcpuFd>, around: &Around) -> Result<Vcpus<Runner>, BuildError> {
+fn start_vcpus(
+    gate: Arc<Gate>,
+    vcpus: Vec<VcpuFd>,
+    context: &VcpuContext,
+) -> Result<Vcpus<Runner>, BuildError> {
     take_kicks().map_err(io_failed("the handler of its vCPUs' signal"))?;
     let mut threads = Vec::new();
     for (index, vcpu) in (0..).zip(vcpus) {
-        let runner = around.runner(vcpu, index);
+        let runner = context.runner(vcpu, index);
         let (sender, jobs) = channel();
         let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
         let handle = thread.spawn(move || runner.run(&jobs)).map_err(io_failed("a vCPU's thread"))?;

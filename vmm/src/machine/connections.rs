@@ -4,7 +4,7 @@ use crate::control::mailbox::Mailbox;
 use crate::control::opening::answer;
 use crate::control::vm::Connections;
 use crate::devices::console::Console;
-use crate::devices::virtio::net::Link;
+use crate::devices::virtio::net::NetworkGate;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
 use crate::note::note;
 use patina_abi::LINK_PORT;
@@ -18,13 +18,13 @@ pub struct VmConnections {
     pub console: Arc<Console>,
     /// Dials vsock ports of the guest.
     pub dialer: VsockDialer,
-    /// The network's switch. In a clone it is closed until the clone has its identity.
-    pub link: Link,
+    /// Stops the network. In a clone the gate is closed until the clone has its identity.
+    pub network_gate: NetworkGate,
 }
 
 impl Connections for VmConnections {
     fn ready(&self) {
-        self.link.set_open(true);
+        self.network_gate.set_open(true);
     }
 
     fn dial(&self, port: u32, stream: UnixStream) {

@@ -189,7 +189,7 @@ impl Pagemap {
     /// out.
     fn written_at_rest(&self, start: u64, bytes: u64) -> rustix::io::Result<Vec<Range<u64>>> {
         let unprotected = self.scan(start, 0..bytes, UNPROTECTED)?;
-        let (ranges, question) = looks_at_rest(&unprotected);
+        let (ranges, question) = scans_at_rest(&unprotected);
         let mut found = Vec::new();
         for range in ranges {
             for run in self.scan(start, range, question)? {
@@ -266,7 +266,7 @@ impl Pagemap {
 /// ranges are few, one call for each finds and protects. If they are many, only the question is
 /// asked of each, and what is protected is joined: to join what is searched would have the kernel
 /// look up resident pages in between, and the pause would grow with the resident memory.
-fn looks_at_rest(unprotected: &[Range<u64>]) -> (Vec<Range<u64>>, Question) {
+fn scans_at_rest(unprotected: &[Range<u64>]) -> (Vec<Range<u64>>, Question) {
     let ranges = near(unprotected, NEAR_BYTES);
     let flags = if ranges.len() <= PROTECT_CALLS_MAX { PRIVATE_WRITTEN.flags } else { 0 };
     (ranges, Question { flags, ..PRIVATE_WRITTEN })

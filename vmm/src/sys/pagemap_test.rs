@@ -72,10 +72,10 @@ fn a_shared_mapping_is_tracked_until_it_is_forgotten() {
     write(2);
     tracker.track(region).expect("tracking");
     let first = 4096..3 * 4096;
-    assert_eq!(map.written(region).expect("the first look"), std::slice::from_ref(&first));
+    assert_eq!(map.written(region).expect("the first scan"), std::slice::from_ref(&first));
     write(2);
     write(9);
-    assert_eq!(map.written(region).expect("the second look"), [2 * 4096..3 * 4096, 9 * 4096..10 * 4096]);
+    assert_eq!(map.written(region).expect("the second scan"), [2 * 4096..3 * 4096, 9 * 4096..10 * 4096]);
     tracker.forget(region).expect("forgetting");
     assert!(map.written(region).is_err());
 }
@@ -194,7 +194,7 @@ proptest! {
 /// memory then, whatever came in between.
 #[test]
 #[ignore = "needs root and Linux 6.7"]
-fn no_write_is_missed_that_comes_while_one_looks() {
+fn no_write_is_missed_that_comes_during_a_scan() {
     const PAGES: u64 = 3 * 512;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
@@ -247,7 +247,7 @@ fn no_write_is_missed_that_comes_while_one_looks() {
 /// `cargo xtask bench clone` measures the time.
 #[test]
 #[ignore = "needs root and Linux 6.7"]
-fn a_look_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
+fn a_scan_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
     const RAM: u64 = 128 << 20;
     let (tracker, map) =
         (WriteTracker::open().expect("a userfaultfd"), Pagemap::open().expect("the page tables"));
@@ -258,9 +258,9 @@ fn a_look_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
     crate::sys::view::prefault(region, 0, RAM).expect("resident pages");
     tracker.track(region).expect("tracking");
     let start = region.as_ptr() as u64;
-    let unprotected = || map.scan(start, 0..RAM, UNPROTECTED).expect("a look");
+    let unprotected = || map.scan(start, 0..RAM, UNPROTECTED).expect("a scan");
     assert_eq!(unprotected(), std::iter::once(0..RAM).collect::<Vec<_>>());
-    map.private(region, Pages::WrittenAtRest).expect("a look");
+    map.private(region, Pages::WrittenAtRest).expect("a scan");
     assert_eq!(unprotected(), []);
 
     let written: Vec<_> = (0..256).map(|nth| nth * 64 * PAGE_BYTES).collect();
@@ -269,11 +269,11 @@ fn a_look_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
     assert_eq!(unprotected(), pages);
     // However many there are, the kernel looks up these, and nothing in between.
     for count in [1, PROTECT_CALLS_MAX, PROTECT_CALLS_MAX + 1, pages.len()] {
-        let (ranges, question) = looks_at_rest(&pages[..count]);
+        let (ranges, question) = scans_at_rest(&pages[..count]);
         assert_eq!(ranges, pages[..count]);
         assert_eq!(question.flags != 0, count <= PROTECT_CALLS_MAX, "calls that protect are few");
     }
-    assert_eq!(map.private(region, Pages::WrittenAtRest).expect("a look"), pages);
+    assert_eq!(map.private(region, Pages::WrittenAtRest).expect("a scan"), pages);
     assert_eq!(unprotected(), []);
 }
 

@@ -49,9 +49,9 @@ pub struct Runner {
 
 /// Why KVM_RUN returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Came {
+enum RunOutcome {
     /// The guest's request was handled.
-    ForExit,
+    Handled,
     /// The thread was kicked.
     Interrupted,
 }
@@ -66,7 +66,7 @@ impl Runner {
 
     /// Sets the time slice, at the first entry. Until then the thread has little to do, and many
     /// such threads may wait for a CPU.
-    fn take_long_turns(&self) {
+    fn set_time_slice(&self) {
         if self.kind == KvmKind::Software
             && let Err(error) = slice::set(SLICE)
         {
@@ -96,7 +96,7 @@ impl Runner {
                 tell();
             }
             if !std::mem::replace(&mut self.has_run, true) {
-                self.take_long_turns();
+                self.set_time_slice();
             }
             if let Err(end) = self.step() {
                 return end;
@@ -119,8 +119,8 @@ impl Runner {
         self.vcpu.set_kvm_immediate_exit(1);
         let finished = loop {
             match self.step() {
-                Ok(Came::ForExit) => {}
-                Ok(Came::Interrupted) => break Ok(()),
+                Ok(RunOutcome::Handled) => {}
+                Ok(RunOutcome::Interrupted) => break Ok(()),
                 Err(end) => break Err(end),
             }
         };
@@ -128,7 +128,7 @@ impl Runner {
         finished
     }
 
-    fn step(&mut self) -> Result<Came, End> {
+    fn step(&mut self) -> Result<RunOutcome, End> {
         let index = self.index;
         let failed =
             |what: String| Err(End { kind: EndKind::VmmError, reason: format!("run vCPU {index}: {what}") });
@@ -152,14 +152,14 @@ impl Runner {
                 ));
             }
             Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
-            Ok(VcpuExit::Intr) => return Ok(Came::Interrupted),
+            Ok(VcpuExit::Intr) => return Ok(RunOutcome::Interrupted),
             Ok(other) => {
                 let what = format!("KVM returned with an unknown exit: {other:?}");
                 return failed(what);
             }
             // A signal, or an AP that has not been started yet.
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                return Ok(Came::Interrupted);
+                return Ok(RunOutcome::Interrupted);
             }
             Err(error) if error.errno() == libc::EFAULT => {
                 let at = exit::memory_fault(&mut self.vcpu);
@@ -167,7 +167,7 @@ impl Runner {
             }
             Err(error) => return failed(format!("KVM_RUN: {error}")),
         }
-        Ok(Came::ForExit)
+        Ok(RunOutcome::Handled)
     }
 
     fn internal_error(&mut self) -> Result<(), End> {

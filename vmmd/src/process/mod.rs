@@ -3,15 +3,15 @@
 //! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`]: the part between
 //!   fork and exec; [`kvm_module`]: the kind of KVM.
 //! - [`Process`]: a running one, by pidfd, so that a reused pid is never mistaken for it.
-//! - [`link`]: its control socket; [`rights`]: lines with descriptors on it; [`generation`]: the
-//!   result of a freeze.
+//! - [`control_client`]: its control socket; [`rights`]: lines with descriptors on it;
+//!   [`generation`]: the result of a freeze.
 //! - [`stray`]: processes whose record is lost; [`urgency`]: priorities; [`usage`]: resources in
 //!   use; [`oom`]: whether the kernel ended it for lack of memory.
 
+pub mod control_client;
+mod control_error;
 pub mod generation;
 pub mod kvm_module;
-pub mod link;
-mod link_error;
 pub mod oom;
 pub mod rights;
 pub mod spawn;

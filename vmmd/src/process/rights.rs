@@ -1,6 +1,6 @@
 //! Lines that come with descriptors (SCM_RIGHTS).
 
-use super::link_error::LinkError;
+use super::control_error::ControlError;
 use patina_abi::{LINE_MAX_BYTES, lines::LineBuffer};
 use patina_control::{
     messages::Opened,
@@ -30,22 +30,22 @@ pub async fn send(stream: &UnixStream, line: &[u8], descriptors: &[BorrowedFd<'_
 ///
 /// # Errors
 /// The connection broke or closed, or what comes is no answer.
-pub async fn receive(stream: &UnixStream) -> Result<(Opened, Vec<OwnedFd>), LinkError> {
+pub async fn receive(stream: &UnixStream) -> Result<(Opened, Vec<OwnedFd>), ControlError> {
     let (mut lines, mut descriptors) = (LineBuffer::new(LINE_MAX_BYTES), Vec::new());
     let mut bytes = vec![0; 4096];
     loop {
         let (length, more) =
             stream.async_io(Interest::READABLE, || rights::receive(stream, &mut bytes)).await?;
         if length == 0 {
-            return Err(LinkError::Closed);
+            return Err(ControlError::Closed);
         }
         lines.push(&bytes[..length]);
         descriptors.extend(more);
         if descriptors.len() > DESCRIPTORS_MAX {
-            return Err(LinkError::Descriptors(descriptors.len(), DESCRIPTORS_MAX));
+            return Err(ControlError::Descriptors(descriptors.len(), DESCRIPTORS_MAX));
         }
         if let Some(line) = lines.next_line()? {
-            return Ok((serde_json::from_slice(&line).map_err(LinkError::Parse)?, descriptors));
+            return Ok((serde_json::from_slice(&line).map_err(ControlError::Parse)?, descriptors));
         }
     }
 }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
     use std::{fs::File, os::fd::AsFd};
 
-    async fn answer(line: &str, count: usize) -> Result<(Opened, Vec<OwnedFd>), LinkError> {
+    async fn answer(line: &str, count: usize) -> Result<(Opened, Vec<OwnedFd>), ControlError> {
         let null = File::open("/dev/null").unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (first, rest) = line.split_at(1);
@@ -70,8 +70,8 @@ mod tests {
         let (opened, sent) = answer("{\"started\":{\"entered_ns\":7}}\n", DESCRIPTORS_MAX).await.unwrap();
         assert_eq!((opened, sent.len()), (Opened::Started { entered_ns: 7 }, DESCRIPTORS_MAX));
         assert!(matches!(answer("\"ok\"\n", 0).await, Ok((Opened::Ok, sent)) if sent.is_empty()));
-        assert!(matches!(answer("\"ok\"", 2).await, Err(LinkError::Closed)));
-        assert!(matches!(answer("{}\n", 2).await, Err(LinkError::Parse(_))));
+        assert!(matches!(answer("\"ok\"", 2).await, Err(ControlError::Closed)));
+        assert!(matches!(answer("{}\n", 2).await, Err(ControlError::Parse(_))));
     }
 
     #[tokio::test]
@@ -84,6 +84,6 @@ mod tests {
             send(&theirs, b"x", &many[1..]).await.unwrap();
         }
         drop(theirs);
-        assert!(matches!(receive(&ours).await, Err(LinkError::Descriptors(36, 18))));
+        assert!(matches!(receive(&ours).await, Err(ControlError::Descriptors(36, 18))));
     }
 }

@@ -99,7 +99,7 @@ mod tests {
     /// `smaps` and its like are for who may trace the process; the counters that the kernel keeps
     /// anyway are for everybody.
     #[test]
-    fn usage_is_counted_without_a_look_at_page_tables() {
+    fn usage_is_counted_without_reading_page_tables() {
         let nobody = Uid::from_raw(65534);
         if rustix::process::geteuid().is_root() {
             // Of this thread only.

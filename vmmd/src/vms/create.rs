@@ -23,7 +23,7 @@ use crate::{
     plan::{address::FamilyNet, lifecycle::Lifecycle, spec::Spec},
     process::{
         Process,
-        link::PATIENCE,
+        control_client::PATIENCE,
         spawn::{self, Start},
         urgency::Urgency,
     },

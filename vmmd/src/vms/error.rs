@@ -4,7 +4,7 @@ use super::images::ImageError;
 use crate::{
     net::{NetError, ports::PortError},
     plan::spec::Violation,
-    process::{generation::GenerationError, link::LinkError, spawn::SpawnError},
+    process::{control_client::ControlError, generation::GenerationError, spawn::SpawnError},
     store::StoreError,
 };
 use patina_abi::link::CallError;
@@ -190,7 +190,7 @@ pub enum Error {
         words: String,
         /// Why the vmm did not start.
         #[source]
-        source: LinkError,
+        source: ControlError,
     },
     /// A clone's vmm does not start it.
     #[error("start clone {name:?}{}", last(.words))]
@@ -201,7 +201,7 @@ pub enum Error {
         words: String,
         /// Why the vmm does not start the clone.
         #[source]
-        source: LinkError,
+        source: ControlError,
     },
     /// The disk that the VM reads cannot be had for a clone.
     #[error("clone VM {name:?}")]
@@ -219,7 +219,7 @@ pub enum Error {
         name: String,
         /// Why the vmm did not do what it was asked.
         #[source]
-        source: LinkError,
+        source: ControlError,
     },
     /// The guest's agent does not prepare, and does not say why.
     #[error(

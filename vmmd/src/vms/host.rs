@@ -12,7 +12,7 @@ use crate::{
     metrics::Metrics,
     net::{Net, Owner},
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
-    process::{generation::PrefaultList, link::PATIENCE, turns::Turns, usage::Usage},
+    process::{control_client::PATIENCE, generation::PrefaultList, turns::Turns, usage::Usage},
     store::{StateDir, record::Record},
 };
 use futures::future::BoxFuture;

@@ -5,8 +5,8 @@
 use super::{blocking::blocking, error::Error, host::Host, vm::Vm};
 use crate::{
     process::{
+        control_client::{self, ControlError, PATIENCE},
         generation::PrefaultList,
-        link::{self, LinkError, PATIENCE},
     },
     store::{prefault::ImageKey, record::Record},
 };
@@ -38,7 +38,7 @@ impl Host {
 
     async fn ask_prefault_list(self: &Arc<Self>, vm: &Vm) -> Result<Option<PrefaultList>, Error> {
         let failed = |source| Error::Unavailable { name: vm.record.name.clone(), source };
-        let sent = link::prefault_list(&vm.dir, PATIENCE).await.map_err(failed)?;
+        let sent = control_client::prefault_list(&vm.dir, PATIENCE).await.map_err(failed)?;
         let (host, image) = (Arc::clone(self), ImageKey::of(&vm.record));
         let list = blocking(move || {
             let bytes = match PrefaultList::read(sent) {
@@ -51,7 +51,7 @@ impl Host {
             }
             Ok(PrefaultList::of(&bytes).map(Some))
         });
-        list.await?.map_err(|error| failed(LinkError::from(error)))
+        list.await?.map_err(|error| failed(ControlError::from(error)))
     }
 
     /// Gives a family the list that an earlier one of its image left.

@@ -90,7 +90,7 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
     let (orders, orders_out) = mpsc::channel(QUEUE);
     let (said_in, said) = mpsc::channel(QUEUE);
     let talk = talk(vm.dir.clone(), vm.control.take(), said_in, orders_out);
-    let link = tokio::spawn(talk.instrument(span.clone()));
+    let talk = tokio::spawn(talk.instrument(span.clone()));
     let supervisor = Supervisor {
         host: Arc::clone(host),
         handle: Arc::clone(&handle),
@@ -101,7 +101,7 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
         kills,
         orders,
         said,
-        link: link.abort_handle(),
+        talk: talk.abort_handle(),
         is_heard: false,
         is_unstarted: false,
         deadline: None,
@@ -126,7 +126,8 @@ struct Supervisor {
     kills: mpsc::Receiver<ToEnd>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<Heard>,
-    link: AbortHandle,
+    // Serves the control connection.
+    talk: AbortHandle,
     // The vmm has said something on a control connection that is not known to have broken.
     is_heard: bool,
     // It has a record and no generation: it starts at any moment, or never.
@@ -273,7 +274,7 @@ impl Supervisor {
     /// The process is gone: everything of the VM goes, then its end is written, then told.
     async fn finish(mut self) {
         self.hear_last_words().await;
-        self.link.abort();
+        self.talk.abort();
         let exit = self.vm.process.exit();
         let (left, log_tail) = self.read_words().await;
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });

@@ -7,7 +7,7 @@ pub(super) use pieces::{EndsWhenLeft, Pieces};
 use super::error::Error;
 use crate::{
     plan::lifecycle::{Ended, Phase},
-    process::link::{self, LinkError, PATIENCE},
+    process::control_client::{self, ControlError, PATIENCE},
     store::{VmDir, record::Record},
 };
 use patina_control::messages::Open;
@@ -171,7 +171,7 @@ impl Vm {
         if !usable {
             return Err(Error::NotReady { name: name(), state: phase.word() });
         }
-        match link::open(&self.dir, &what, PATIENCE).await {
+        match control_client::open(&self.dir, &what, PATIENCE).await {
             Ok(stream) => Ok(stream),
             Err(source) => Err(self.unavailable(source).await),
         }
@@ -184,20 +184,20 @@ impl Vm {
             let mut spare = vm.spare.lock().await;
             if spare.is_none() {
                 // The freeze will say what is wrong, if that is not the VM's end.
-                *spare = link::connect(&vm.dir).await.ok();
+                *spare = control_client::connect(&vm.dir).await.ok();
             }
         });
     }
 
     /// That the VM cannot be reached; with how it ended, where that is why.
-    pub(super) async fn unavailable(&self, source: LinkError) -> Error {
+    pub(super) async fn unavailable(&self, source: ControlError) -> Error {
         const END_PATIENCE: Duration = Duration::from_secs(2);
         let mut source = source;
         if source.may_be_death()
             && timeout(END_PATIENCE, self.wait(Until::Ended)).await.is_ok()
             && let Phase::Ended(ended) = self.status().phase
         {
-            source = LinkError::Ended(ended.end.reason);
+            source = ControlError::Ended(ended.end.reason);
         }
         Error::Unavailable { name: self.record.name.clone(), source }
     }

@@ -6,7 +6,7 @@ use crate::{
     plan::vmids::Vmids,
     process::{
         Process,
-        link::LinkError,
+        control_client::ControlError,
         turns::{Turn, Turns},
     },
     store::VmDir,
@@ -86,7 +86,7 @@ impl Warm {
     }
 
     /// How it went, in place of an error of a connection to it, when it is gone or about to be.
-    pub async fn death(&mut self, source: LinkError) -> LinkError {
+    pub async fn death(&mut self, source: ControlError) -> ControlError {
         match &mut self.process {
             Some(process) => death(process, source).await,
             None => source,
@@ -131,13 +131,13 @@ pub(super) fn delete(dir: &VmDir) {
 }
 
 /// How a vmm went, in place of an error of a connection to it that may come from that.
-pub(super) async fn death(process: &mut Process, source: LinkError) -> LinkError {
+pub(super) async fn death(process: &mut Process, source: ControlError) -> ControlError {
     const DEATH_PATIENCE: Duration = Duration::from_secs(2);
     if !source.may_be_death() {
         return source;
     }
     match tokio::time::timeout(DEATH_PATIENCE, process.gone()).await {
-        Ok(Ok(())) => LinkError::Died(process.exit()),
+        Ok(Ok(())) => ControlError::Died(process.exit()),
         Ok(Err(_)) | Err(_) => source,
     }
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     process::{
         Process,
-        link::{self, LinkError, PATIENCE},
+        control_client::{self, ControlError, PATIENCE},
         spawn::{self, Start},
         urgency::Urgency,
     },
@@ -82,7 +82,7 @@ impl Host {
         let Some(pool_slot) = self.table.pull_pool_slot(of.net.index, of.family, of.vmid) else { return };
         let words = match pool_slot.warm().await {
             Ok(mut warm) => {
-                let words = format!("{}; {}", warm.death(LinkError::Closed).await, warm.dir.last_words());
+                let words = format!("{}; {}", warm.death(ControlError::Closed).await, warm.dir.last_words());
                 warm.discard().await;
                 words
             }
@@ -124,7 +124,7 @@ impl Host {
             Ok((control, version)) => {
                 // Until its VM runs: what it has to do for that is short.
                 process.set_urgency(Urgency::Urgent);
-                link::connect(&dir).await.map(|start| (control, start, version))
+                control_client::connect(&dir).await.map(|start| (control, start, version))
             }
             Err(error) => Err(error),
         };
@@ -143,22 +143,23 @@ impl Host {
 
 /// Connects to a new vmm and waits until it is warm; its version. One that says no hello is older
 /// than versions.
-async fn greet(dir: &VmDir) -> Result<(BufReader<UnixStream>, u32), LinkError> {
-    let mut control = link::open(dir, &Open::Control, PATIENCE).await?;
+async fn greet(dir: &VmDir) -> Result<(BufReader<UnixStream>, u32), ControlError> {
+    let mut control = control_client::open(dir, &Open::Control, PATIENCE).await?;
     let warm = async {
         let (mut is_told, mut version) = (false, 0);
-        while let Some(said) = link::read_known(&mut control, &mut is_told).await? {
+        while let Some(said) = control_client::read_known(&mut control, &mut is_told).await? {
             match said {
-                FromVmm::Hello { version: said } if said > VERSION => return Err(LinkError::Newer(said)),
+                FromVmm::Hello { version: said } if said > VERSION => return Err(ControlError::Newer(said)),
                 FromVmm::Hello { version: said } => version = said,
                 FromVmm::State(State::Warm) => return Ok(version),
-                FromVmm::State(State::Ended(end)) => return Err(LinkError::Refused(end.reason)),
+                FromVmm::State(State::Ended(end)) => return Err(ControlError::Refused(end.reason)),
                 other => tracing::debug!(?other, "said before it is warm"),
             }
         }
-        Err(LinkError::Closed)
+        Err(ControlError::Closed)
     };
-    let version = tokio::time::timeout(PATIENCE, warm).await.map_err(|_| LinkError::Timeout(PATIENCE))??;
+    let version =
+        tokio::time::timeout(PATIENCE, warm).await.map_err(|_| ControlError::Timeout(PATIENCE))??;
     Ok((control, version))
 }
 

@@ -140,7 +140,7 @@ impl<M: Machine> Agent<M> {
     /// Goes on with a part that is ready.
     pub(super) fn drive_clone(&mut self, part: Part) {
         match part {
-            Part::Stopping => self.look_whether_held(),
+            Part::Stopping => self.check_whether_held(),
             Part::Hook(part) => {
                 let Some(ended) = self.cloning.hook.as_mut().and_then(|hook| hook.ready(part)) else {
                     return;
@@ -231,7 +231,7 @@ impl<M: Machine> Agent<M> {
         match self.machine.hold() {
             Ok(()) => {
                 self.cloning.until = Some(Instant::now() + self.settings.hold_limit);
-                self.look_whether_held();
+                self.check_whether_held();
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.cloning.told_of_no_hold, true) {
@@ -247,7 +247,7 @@ impl<M: Machine> Agent<M> {
         }
     }
 
-    fn look_whether_held(&mut self) {
+    fn check_whether_held(&mut self) {
         let actions = match self.machine.all_held() {
             Ok(false) => return,
             Ok(true) => self.cloning.plan.held(),

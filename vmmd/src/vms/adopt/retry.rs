@@ -3,7 +3,7 @@
 use super::{Outcome, end_stray};
 use crate::{
     plan::lifecycle::Phase,
-    process::{Process, link::PATIENCE, stray},
+    process::{Process, control_client::PATIENCE, stray},
     vms::{blocking::blocking, error::Error, host::Host, supervise::tell_ended, table::Broken},
 };
 use patina_daemon::chain;

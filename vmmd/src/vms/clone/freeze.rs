@@ -6,8 +6,8 @@
 use crate::{
     plan::lifecycle::Phase,
     process::{
+        control_client::{self, ControlError},
         generation::Generation,
-        link::{self, LinkError},
     },
     vms::{error::Error, host::Host, images, vm::Vm},
 };
@@ -110,16 +110,16 @@ impl Vm {
         let frozen = async {
             let stream = match spare {
                 Some(stream) => stream,
-                None => link::connect(&self.dir).await?,
+                None => control_client::connect(&self.dir).await?,
             };
-            let (frozen, sent) = link::freeze(stream, prepare, FREEZE_PATIENCE).await?;
+            let (frozen, sent) = control_client::freeze(stream, prepare, FREEZE_PATIENCE).await?;
             Ok((frozen, Generation::check(sent, self.record.memory_mib)?))
         };
         match frozen.await {
             Ok(frozen) => Ok(frozen),
-            Err(LinkError::Refused(reason)) => Err(Error::NotFrozen { name: name(), reason }),
-            Err(LinkError::NotPrepared(source)) => Err(Error::NotPrepared { name: name(), source }),
-            Err(LinkError::Timeout(patience)) => Err(Error::Silent { name: name(), patience }),
+            Err(ControlError::Refused(reason)) => Err(Error::NotFrozen { name: name(), reason }),
+            Err(ControlError::NotPrepared(source)) => Err(Error::NotPrepared { name: name(), source }),
+            Err(ControlError::Timeout(patience)) => Err(Error::Silent { name: name(), patience }),
             Err(source) => Err(self.unavailable(source).await),
         }
     }

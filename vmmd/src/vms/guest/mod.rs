@@ -17,7 +17,7 @@ use super::{
     tickets::Wanted,
     vm::Vm,
 };
-use crate::process::link::PATIENCE;
+use crate::process::control_client::PATIENCE;
 use futures::future::BoxFuture;
 use patina_abi::{
     LINE_MAX_BYTES,

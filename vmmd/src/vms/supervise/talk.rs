@@ -1,7 +1,7 @@
 //! The control connection of a running VM. It is re-established for as long as its vmm lives.
 
 use crate::{
-    process::link::{self, PATIENCE},
+    process::control_client::{self, PATIENCE},
     store::VmDir,
 };
 use patina_control::messages::{FromVmm, Open, ToVmm};
@@ -42,7 +42,7 @@ pub(super) async fn talk(
         let begun = Instant::now();
         let opened = match made.take() {
             Some(stream) => Ok(stream),
-            None => link::open(&dir, &Open::Control, PATIENCE).await,
+            None => control_client::open(&dir, &Open::Control, PATIENCE).await,
         };
         match opened {
             Ok(stream) => {
@@ -68,23 +68,23 @@ async fn converse(
     stream: BufReader<UnixStream>,
     said: &mpsc::Sender<Heard>,
     orders: &mut mpsc::Receiver<ToVmm>,
-) -> Result<(), link::LinkError> {
+) -> Result<(), control_client::ControlError> {
     let (mut reading, mut writing) = tokio::io::split(stream);
     let mut reading = BufReader::new(&mut reading);
     let hear = async {
         let mut is_told = false;
-        while let Some(line) = link::read_known(&mut reading, &mut is_told).await? {
+        while let Some(line) = control_client::read_known(&mut reading, &mut is_told).await? {
             if said.send(Heard::Said(line)).await.is_err() {
                 break;
             }
         }
-        Ok::<(), link::LinkError>(())
+        Ok::<(), control_client::ControlError>(())
     };
     let tell = async {
         while let Some(order) = orders.recv().await {
-            link::write_line(&mut writing, &order).await?;
+            control_client::write_line(&mut writing, &order).await?;
         }
-        std::future::pending::<Result<(), link::LinkError>>().await
+        std::future::pending::<Result<(), control_client::ControlError>>().await
     };
     tokio::select! { heard = hear => heard, told = tell => told }
 }

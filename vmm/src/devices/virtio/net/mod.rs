@@ -1,7 +1,7 @@
 //! virtio-net on a tap.
 //!
 //! ```text
-//!  guest tx queue --> one frame --write--> tap     (dropped while the link is closed)
+//!  guest tx queue --> one frame --write--> tap     (dropped while the gate is closed)
 //!                       | source address is not the VM's: not sent
 //!                       +--> if it is TCP, a reset --> guest rx queue
 //!  tap --read--> one frame --> guest rx queue
@@ -17,14 +17,14 @@
 
 mod arp;
 mod frame;
+mod gate;
 mod inbound;
-mod link;
 mod neighbours;
 mod outbound;
 mod port;
 mod rx;
 
-pub use link::Link;
+pub use gate::NetworkGate;
 pub use neighbours::{Mac, Neighbours, Owner};
 pub use port::{FramePort, Offloads, PortError, Tap};
 
@@ -59,12 +59,12 @@ const QUEUE_SIZES: [u16; 2] = [128, 256];
 const FRAME_MIN_BYTES: usize = HEADER_BYTES + 14;
 
 const TOKEN_PORT: u32 = 0;
-const TOKEN_LINK: u32 = 1;
+const TOKEN_GATE: u32 = 1;
 
 /// The device.
 pub struct Net {
     port: Box<dyn FramePort>,
-    link: Link,
+    gate: NetworkGate,
     owner: Owner,
     receiver: Receiver,
     chain: Chain,
@@ -72,26 +72,26 @@ pub struct Net {
 }
 
 impl Net {
-    /// The network card of this VM. The link is open, except in a restored card; see [`Net::link`].
+    /// The network card of this VM. The gate is open, except in a restored card; see [`Net::gate`].
     pub fn new(port: Box<dyn FramePort>, owner: Owner) -> Result<Self, PortError> {
-        let (link, receiver, chain) = (Link::new()?, Receiver::default(), Chain::default());
-        Ok(Self { port, link, owner, receiver, chain, outgoing: Vec::new() })
+        let (gate, receiver, chain) = (NetworkGate::new()?, Receiver::default(), Chain::default());
+        Ok(Self { port, gate, owner, receiver, chain, outgoing: Vec::new() })
     }
 
     /// Opens and closes the network, from other threads.
-    pub fn link(&self) -> Link {
-        self.link.clone()
+    pub fn gate(&self) -> NetworkGate {
+        self.gate.clone()
     }
 
     fn receive(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
         let mergeable = io.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
-        self.receiver.run(io, RX, (&*self.port, &self.link, &self.owner), mergeable)
+        self.receiver.run(io, RX, (&*self.port, &self.gate, &self.owner), mergeable)
     }
 
     fn transmit(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
-        let Self { port, link, owner, receiver, chain, outgoing } = self;
+        let Self { port, gate, owner, receiver, chain, outgoing } = self;
         let next = io.serve(TX, chain, |memory, chain| {
-            if link.is_open() {
+            if gate.is_open() {
                 let frame = copy_out(memory, chain, outgoing).map_err(DeviceError::queue(TX))?;
                 send(frame, &**port, owner, receiver);
             }
@@ -180,14 +180,14 @@ impl VirtioDevice for Net {
     fn sources(&self) -> Vec<Source<'_>> {
         vec![
             Source { fd: self.port.fd(), token: TOKEN_PORT, edge: true },
-            Source { fd: sys::borrow(self.link.changed()), token: TOKEN_LINK, edge: false },
+            Source { fd: sys::borrow(self.gate.changed()), token: TOKEN_GATE, edge: false },
         ]
     }
 
     fn source_event(&mut self, io: Option<&mut Io<'_>>, token: u32) -> Result<Next, DeviceError> {
-        if token == TOKEN_LINK {
-            best_effort(self.link.changed().read(), "nothing to read means that the change was already seen");
-            if self.link.take_opened() {
+        if token == TOKEN_GATE {
+            best_effort(self.gate.changed().read(), "nothing to read means that the change was already seen");
+            if self.gate.take_opened() {
                 self.receiver.discard(&*self.port);
             }
         }
@@ -204,14 +204,14 @@ impl VirtioDevice for Net {
         DeviceState::Net
     }
 
-    /// The link is closed afterwards: a clone must not send before it has its own identity. A frame
+    /// The gate is closed afterwards: a clone must not send before it has its own identity. A frame
     /// that waited for the guest's buffers stays with the parent.
     fn restore(&mut self, state: &DeviceState, _is_active: bool) -> Result<(), RestoreError> {
         if *state != DeviceState::Net {
             return Err(state.is_not("net"));
         }
         self.receiver = Receiver::default();
-        self.link.shut_anew();
+        self.gate.shut_anew();
         Ok(())
     }
 }

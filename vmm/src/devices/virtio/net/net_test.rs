@@ -40,7 +40,7 @@ impl FramePort for Wire {
 pub(super) struct Rig {
     pub(super) driver: Driver,
     far: OwnedFd,
-    link: Link,
+    gate: NetworkGate,
     offloads: Arc<Mutex<Option<Offloads>>>,
 }
 
@@ -55,9 +55,9 @@ fn card(mac: [u8; 6]) -> (Net, OwnedFd, Arc<Mutex<Option<Offloads>>>) {
 
 pub(super) fn rig(features: impl FnOnce(u64) -> u64) -> Rig {
     let (net, far, offloads) = card(MAC);
-    let link = net.link();
+    let gate = net.gate();
     let features = features(net.features());
-    Rig { driver: Driver::with_features(Box::new(net), features), far, link, offloads }
+    Rig { driver: Driver::with_features(Box::new(net), features), far, gate, offloads }
 }
 
 impl Rig {
@@ -74,8 +74,8 @@ impl Rig {
     }
 
     pub(super) fn set_open(&self, open: bool) {
-        self.link.set_open(open);
-        self.driver.source_event(TOKEN_LINK);
+        self.gate.set_open(open);
+        self.driver.source_event(TOKEN_GATE);
     }
 }
 
@@ -232,7 +232,7 @@ fn a_shut_link_passes_nothing_and_forgets_what_came() {
     assert_eq!(rig.driver.used(RX), []);
 
     rig.set_open(true);
-    assert_eq!(rig.driver.used(RX), [], "what came while the link was shut is gone");
+    assert_eq!(rig.driver.used(RX), [], "what came while the gate was shut is gone");
     rig.arrive(&frame(100, 8));
     assert_eq!(rig.driver.used(RX), [(0, 100)]);
     assert_eq!(rig.driver.get(DATA, 100), received(&frame(100, 8)));
@@ -253,8 +253,8 @@ fn frames_before_the_driver_are_delivered_when_it_is_ready() {
 
 fn fork(parent: &Rig) -> Rig {
     let (net, far, offloads) = card(CLONES);
-    let link = net.link();
-    Rig { driver: parent.driver.fork(Box::new(net)), far, link, offloads }
+    let gate = net.gate();
+    Rig { driver: parent.driver.fork(Box::new(net)), far, gate, offloads }
 }
 
 const CLONES: Mac = [2, 0, 0, 0, 0, 9];
@@ -323,12 +323,12 @@ fn frames_on_their_way_stay_with_the_parent() {
 fn a_card_whose_link_was_opened_before_is_shut_by_a_restore() {
     let parent = rig(|all| all);
     let (net, _far, _) = card(MAC);
-    let link = net.link();
-    link.set_open(false);
-    link.set_open(true);
+    let gate = net.gate();
+    gate.set_open(false);
+    gate.set_open(true);
     let clone = parent.driver.fork(Box::new(net));
-    clone.source_event(TOKEN_LINK);
-    assert!(!link.is_open());
+    clone.source_event(TOKEN_GATE);
+    assert!(!gate.is_open());
 }
 
 #[test]

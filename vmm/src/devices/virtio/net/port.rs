@@ -15,7 +15,7 @@ pub enum PortError {
     #[error("make the tap non-blocking")]
     NonBlocking(#[source] io::Error),
     /// The kernel gave no event descriptor.
-    #[error("create an event for the link")]
+    #[error("create an event for the gate")]
     Event(#[source] io::Error),
 }
 

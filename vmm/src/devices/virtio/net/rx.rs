@@ -2,7 +2,7 @@
 
 use super::frame::Answer;
 use super::inbound::{self, Verdict};
-use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, Link, Owner};
+use super::{FRAME_MAX_BYTES, FramePort, HEADER_BYTES, NetworkGate, Owner};
 use crate::devices::virtio::queue::{Chain, QueueError};
 use crate::devices::virtio::{DeviceError, Io, Next};
 use patina_control::best_effort;
@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 /// Where the number of merged buffers stands in the header.
 const BUFFERS_AT: u32 = 10;
-/// Frames thrown away at most when the link opens; a tap holds fewer.
+/// Frames thrown away at most when the gate opens; a tap holds fewer.
 const DISCARD_MAX_FRAMES: usize = 8192;
 /// Answers of our own kept at most. A guest that gets none for a segment sends it again.
 pub(super) const ANSWERS_MAX: usize = 16;
@@ -55,13 +55,13 @@ impl Receiver {
         &mut self,
         io: &mut Io<'_>,
         index: usize,
-        (port, link, owner): (&dyn FramePort, &Link, &Owner),
+        (port, gate, owner): (&dyn FramePort, &NetworkGate, &Owner),
         mergeable: bool,
     ) -> Result<Next, DeviceError> {
         let failed = DeviceError::queue(index);
         let (mut next, mut used) = (Next::Again(index), false);
         for _ in 0..io.queues.get(index).map_or(0, |queue| queue.size()) {
-            match if link.is_open() { self.fetch(port, owner)? } else { Fetched::Nothing } {
+            match if gate.is_open() { self.fetch(port, owner)? } else { Fetched::Nothing } {
                 Fetched::Frame => {}
                 Fetched::Other => continue,
                 Fetched::Nothing => {

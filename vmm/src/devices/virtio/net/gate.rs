@@ -1,4 +1,4 @@
-//! The switch between a VM and its network.
+//! A gate between a VM and its network: it stops the frames of a clone that has no identity yet.
 
 use super::PortError;
 use patina_control::best_effort;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Opens and closes a network card's link, from any thread. The guest does not notice: its card
-/// stays up.
+/// Opens and closes the gate of a network card, from any thread. The guest does not notice: its
+/// card stays up.
 #[derive(Clone)]
-pub struct Link(Arc<Shared>);
+pub struct NetworkGate(Arc<Shared>);
 
 struct Shared {
     open: AtomicBool,
@@ -17,14 +17,14 @@ struct Shared {
     changed: EventFd,
 }
 
-impl Link {
+impl NetworkGate {
     pub(super) fn new() -> Result<Self, PortError> {
         let changed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PortError::Event)?;
         Ok(Self(Arc::new(Shared { open: AtomicBool::new(true), opened: AtomicBool::new(false), changed })))
     }
 
-    /// While the link is closed, all frames from the guest are dropped, and it receives nothing.
-    /// Frames that arrive meanwhile are discarded when the link opens. A frame that the device
+    /// While the gate is closed, all frames from the guest are dropped, and it receives nothing.
+    /// Frames that arrive meanwhile are discarded when the gate opens. A frame that the device
     /// thread is handling at this moment may still pass. To rule that out, call this while the
     /// device loop is stopped.
     pub fn set_open(&self, open: bool) {
@@ -39,7 +39,7 @@ impl Link {
         );
     }
 
-    /// Closes the link, and cancels an opening that the device thread has not seen.
+    /// Closes the gate, and cancels an opening that the device thread has not seen.
     pub(super) fn shut_anew(&self) {
         self.0.open.store(false, Ordering::SeqCst);
         self.0.opened.store(false, Ordering::SeqCst);

@@ -9,7 +9,7 @@ use std::{io, time::Duration};
 
 /// Why a vmm does not do what was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub enum ControlError {
     /// The VM's folder is gone.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -60,7 +60,7 @@ pub enum LinkError {
     Generation(#[from] GenerationError),
 }
 
-impl LinkError {
+impl ControlError {
     /// That of a connection whose other end may have gone.
     #[must_use]
     pub fn may_be_death(&self) -> bool {

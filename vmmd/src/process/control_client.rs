@@ -1,6 +1,6 @@
 //! The client's side of a vmm's control socket ([`patina_control::messages`]).
 
-pub use super::link_error::LinkError;
+pub use super::control_error::ControlError;
 
 use super::{generation, rights};
 use crate::store::VmDir;
@@ -26,23 +26,27 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// It does not listen, does not answer within `patience`, or refuses.
-pub async fn open(dir: &VmDir, what: &Open, patience: Duration) -> Result<BufReader<UnixStream>, LinkError> {
+pub async fn open(
+    dir: &VmDir,
+    what: &Open,
+    patience: Duration,
+) -> Result<BufReader<UnixStream>, ControlError> {
     let talk = async {
         let mut stream = BufReader::new(connect(dir).await?);
         write_line(&mut stream, what).await?;
-        match read_line(&mut stream).await?.ok_or(LinkError::Closed)? {
+        match read_line(&mut stream).await?.ok_or(ControlError::Closed)? {
             Opened::Ok => Ok(stream),
             other => Err(refusal(other)),
         }
     };
-    timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
+    timeout(patience, talk).await.map_err(|_| ControlError::Timeout(patience))?
 }
 
-fn refusal(answer: Opened) -> LinkError {
+fn refusal(answer: Opened) -> ControlError {
     match answer {
-        Opened::Error(reason) => LinkError::Refused(reason),
-        Opened::NotPrepared(error) => LinkError::NotPrepared(error),
-        other => LinkError::Answer(other),
+        Opened::Error(reason) => ControlError::Refused(reason),
+        Opened::NotPrepared(error) => ControlError::NotPrepared(error),
+        other => ControlError::Answer(other),
     }
 }
 
@@ -55,7 +59,7 @@ pub async fn freeze(
     mut stream: UnixStream,
     prepare: Option<Prepare>,
     patience: Duration,
-) -> Result<(Frozen, Vec<OwnedFd>), LinkError> {
+) -> Result<(Frozen, Vec<OwnedFd>), ControlError> {
     let talk = async {
         write_line(&mut stream, &Open::Freeze { prepare }).await?;
         match rights::receive(&stream).await? {
@@ -63,7 +67,7 @@ pub async fn freeze(
             (other, _) => Err(refusal(other)),
         }
     };
-    timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
+    timeout(patience, talk).await.map_err(|_| ControlError::Timeout(patience))?
 }
 
 /// Asks a VM that started from a generation which pages it wrote before it was ready: the list as
@@ -71,19 +75,19 @@ pub async fn freeze(
 ///
 /// # Errors
 /// It does not listen, does not answer within `patience`, refuses, or sends no one descriptor.
-pub async fn prefault_list(dir: &VmDir, patience: Duration) -> Result<OwnedFd, LinkError> {
+pub async fn prefault_list(dir: &VmDir, patience: Duration) -> Result<OwnedFd, ControlError> {
     let talk = async {
         let mut stream = connect(dir).await?;
         write_line(&mut stream, &Open::PrefaultList).await?;
         match rights::receive(&stream).await? {
             (Opened::Ok, sent) => {
                 let one: Result<[OwnedFd; 1], _> = sent.try_into();
-                one.map(|[list]| list).map_err(|other| LinkError::Descriptors(other.len(), 1))
+                one.map(|[list]| list).map_err(|other| ControlError::Descriptors(other.len(), 1))
             }
             (other, _) => Err(refusal(other)),
         }
     };
-    timeout(patience, talk).await.map_err(|_| LinkError::Timeout(patience))?
+    timeout(patience, talk).await.map_err(|_| ControlError::Timeout(patience))?
 }
 
 /// Gives a warm VM what it starts from. [`started`] hears what becomes of it.
@@ -95,10 +99,10 @@ pub async fn start(
     ticket: String,
     generation: &generation::Opened,
     prefault_list: &File,
-) -> Result<(), LinkError> {
+) -> Result<(), ControlError> {
     let mut sent = vec![generation.state.as_fd(), prefault_list.as_fd()];
     sent.extend(generation.layers.iter().map(AsFd::as_fd));
-    let mut line = serde_json::to_vec(&Open::Start { ticket }).map_err(LinkError::Parse)?;
+    let mut line = serde_json::to_vec(&Open::Start { ticket }).map_err(ControlError::Parse)?;
     line.push(b'\n');
     Ok(rights::send(stream, &line, &sent).await?)
 }
@@ -107,9 +111,9 @@ pub async fn start(
 ///
 /// # Errors
 /// It did not, or does not answer within `patience`.
-pub async fn started(stream: &UnixStream, patience: Duration) -> Result<u64, LinkError> {
+pub async fn started(stream: &UnixStream, patience: Duration) -> Result<u64, ControlError> {
     let answer = timeout(patience, rights::receive(stream)).await;
-    match answer.map_err(|_| LinkError::Timeout(patience))?? {
+    match answer.map_err(|_| ControlError::Timeout(patience))?? {
         (Opened::Started { entered_ns }, _) => Ok(entered_ns),
         (other, _) => Err(refusal(other)),
     }
@@ -119,18 +123,21 @@ pub async fn started(stream: &UnixStream, patience: Duration) -> Result<u64, Lin
 ///
 /// # Errors
 /// It does not listen.
-pub async fn connect(dir: &VmDir) -> Result<UnixStream, LinkError> {
+pub async fn connect(dir: &VmDir) -> Result<UnixStream, ControlError> {
     let folder = dir.open()?;
     let path = format!("/proc/self/fd/{}/vmm.sock", folder.as_raw_fd());
-    UnixStream::connect(path).await.map_err(LinkError::Connect)
+    UnixStream::connect(path).await.map_err(ControlError::Connect)
 }
 
 /// Writes one line.
 ///
 /// # Errors
 /// The connection broke.
-pub async fn write_line<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), line: &T) -> Result<(), LinkError> {
-    let mut bytes = serde_json::to_vec(line).map_err(LinkError::Parse)?;
+pub async fn write_line<T: Serialize>(
+    to: &mut (impl AsyncWrite + Unpin),
+    line: &T,
+) -> Result<(), ControlError> {
+    let mut bytes = serde_json::to_vec(line).map_err(ControlError::Parse)?;
     bytes.push(b'\n');
     to.write_all(&bytes).await?;
     Ok(to.flush().await?)
@@ -142,12 +149,12 @@ pub async fn write_line<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), line: 
 /// The connection broke or the line is not a `T`.
 pub async fn read_line<T: DeserializeOwned>(
     from: &mut (impl AsyncBufRead + Unpin),
-) -> Result<Option<T>, LinkError> {
+) -> Result<Option<T>, ControlError> {
     let mut lines = LineBuffer::new(LINE_MAX_BYTES);
     loop {
         let chunk = from.fill_buf().await?;
         if chunk.is_empty() {
-            return if lines.is_empty() { Ok(None) } else { Err(LinkError::Closed) };
+            return if lines.is_empty() { Ok(None) } else { Err(ControlError::Closed) };
         }
         // Not more than this line: what follows is for whoever reads next, and may be no line.
         let end = chunk.iter().position(|byte| *byte == b'\n');
@@ -155,7 +162,7 @@ pub async fn read_line<T: DeserializeOwned>(
         lines.push(&chunk[..taken]);
         from.consume(taken);
         if let Some(line) = lines.next_line()? {
-            return serde_json::from_slice(&line).map(Some).map_err(LinkError::Parse);
+            return serde_json::from_slice(&line).map(Some).map_err(ControlError::Parse);
         }
     }
 }
@@ -168,10 +175,10 @@ pub async fn read_line<T: DeserializeOwned>(
 pub async fn read_known<T: DeserializeOwned>(
     from: &mut (impl AsyncBufRead + Unpin),
     is_told: &mut bool,
-) -> Result<Option<T>, LinkError> {
+) -> Result<Option<T>, ControlError> {
     loop {
         match read_line(from).await {
-            Err(LinkError::Parse(error)) => {
+            Err(ControlError::Parse(error)) => {
                 if !std::mem::replace(is_told, true) {
                     tracing::warn!(error = %chain(&error), "a line of the vmm is not understood and passed over, as the next ones will be");
                 }
@@ -191,7 +198,7 @@ mod tests {
         let mut input: &[u8] = b"{\"t\":\"state\",\"booting\":null}\n\"rest";
         let line: Result<Option<serde_json::Value>, _> = read_line(&mut input).await;
         assert!(line.unwrap().is_some());
-        assert!(matches!(read_line::<String>(&mut input).await, Err(LinkError::Closed)));
+        assert!(matches!(read_line::<String>(&mut input).await, Err(ControlError::Closed)));
         assert!(matches!(read_line::<String>(&mut input).await, Ok(None)));
     }
 
