@@ -152,7 +152,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),
         Error::PrefaultList(_) => (Code::Internal, "NO_MEMORY"),
         Error::NoFamily(_) => (Code::ResourceExhausted, "NO_FREE_NETWORK"),
-        Error::Unavailable { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
+        Error::Unavailable { .. } | Error::MuteVmm { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
         Error::Silent { .. } => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),
         Error::Stopping => (Code::Unavailable, "VMMD_STOPS"),
         Error::Unkillable(_) => (Code::Internal, "VM_DOES_NOT_END"),

@@ -30,6 +30,16 @@ pub enum Error {
     /// vmmd has just started and does not know yet what became of the VM.
     #[error("use VM {0:?}: vmmd has started and is taking it over; try again in some seconds")]
     Adopting(String),
+    /// The VM was taken over, and its vmm says nothing.
+    #[error(
+        "clone VM {name:?}: its vmm has sent nothing for {patience:?} since vmmd took it over, so its version is not known; if this lasts, end the VM: `vmctl kill {name}`"
+    )]
+    MuteVmm {
+        /// The VM's name.
+        name: String,
+        /// How long vmmd waited for the vmm's first line.
+        patience: std::time::Duration,
+    },
     /// vmmd has just started and does not know yet which VMs there are.
     #[error("vmmd has started and is taking over what runs; try again in some seconds")]
     Starting,

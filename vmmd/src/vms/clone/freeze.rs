@@ -83,7 +83,7 @@ impl Vm {
         match timeout(patience, known).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return Err(Error::Stopping),
-            Err(_) => return Err(Error::Adopting(name())),
+            Err(_) => return Err(Error::MuteVmm { name: name(), patience }),
         }
         // It may have ended meanwhile.
         self.check_ready()?;
@@ -163,7 +163,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_vm_whose_vmm_does_not_say_its_version_is_refused_for_now() {
         let (vm, status) = taken_over();
-        assert!(matches!(vm.check_clonable(LONG).await, Err(Error::Adopting(name)) if name == "web"));
+        let error = vm.check_clonable(LONG).await.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("its vmm has sent nothing for 30s") && text.contains("vmctl kill web"),
+            "{text}"
+        );
+        let refused = tonic::Status::from(error);
+        assert_eq!(refused.code(), tonic::Code::Unavailable);
+        let info = tonic_types::StatusExt::get_details_error_info(&refused).expect("a reason");
+        assert_eq!(info.reason, "VM_DOES_NOT_ANSWER");
         let mut checked = pin!(vm.check_clonable(LONG));
         assert!(checked.as_mut().now_or_never().is_none());
         let end = End { kind: EndKind::Killed, reason: "enough".into() };

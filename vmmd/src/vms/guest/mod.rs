@@ -179,7 +179,7 @@ fn refusal(error: Error) -> CallError {
             Unprepared::Hook => libc::ECANCELED,
             Unprepared::Unable => libc::EIO,
         },
-        Error::Adopting(_) | Error::Starting => libc::EAGAIN,
+        Error::Adopting(_) | Error::MuteVmm { .. } | Error::Starting => libc::EAGAIN,
         Error::NotReady { .. } | Error::Stopping | Error::NoScheduler { .. } | Error::Registering => {
             libc::EAGAIN
         }
