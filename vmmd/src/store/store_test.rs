@@ -174,3 +174,66 @@ fn a_file_that_cannot_become_the_other_leaves_nothing() {
     assert!(write_whole(&path, b"x", Lasting::Process).is_err());
     assert_eq!(fs::read_dir(state.path()).unwrap().count(), before);
 }
+
+/// The files as revision 50d538c wrote them. A name that changes here loses the VMs of hosts that
+/// are updated, or of those that go back.
+#[test]
+fn files_of_an_earlier_revision_are_read_and_are_written_with_the_same_names() {
+    let (_folder, state) = state();
+    let family = "6f0c1f9e-2f6c-4b7e-8a51-0d2f7c3b9e10";
+    let clone = r#"{
+  "format": 1,
+  "name": "web.1",
+  "uuid": "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11",
+  "family": "6f0c1f9e-2f6c-4b7e-8a51-0d2f7c3b9e10",
+  "net": { "index": 2, "base": "100.64.32.0" },
+  "vmid": 1,
+  "origin": { "parent_vmid": 0, "master": "web" },
+  "vcpus": 2,
+  "memory_mib": 256,
+  "cmdline": "quiet",
+  "ports": [{ "host": "127.0.0.1:8080", "guest_port": 80 }],
+  "kernel": "/k",
+  "rootfs": "/r",
+  "rootfs_file": { "device": 1, "inode": 2, "bytes": 3, "modified_s": 4, "modified_ns": 5 },
+  "kernel_file": { "device": 1, "inode": 7, "bytes": 8, "modified_s": 9, "modified_ns": 10 },
+  "ticket": "9d2c2b0e-7d0e-4a57-8f51-90c7f4f0a0aa",
+  "created_unix_ms": 1764000000000,
+  "process": { "pid": 41, "start_ticks": 42, "boot": "b" },
+  "ready_after_us": 90000,
+  "ended": { "kind": "joined", "reason": "it joined with status 0", "unix_ms": 1764000001000 }
+}"#;
+    let dir = state.create_vm("web.1").unwrap();
+    fs::write(dir.path().join("vm.json"), clone).unwrap();
+    let record = dir.load().unwrap().expect("a record");
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(serde_json::to_value(&record).unwrap(), json(clone));
+    assert_eq!((record.name.as_str(), record.master(), record.vmid), ("web.1", "web", 1));
+    assert_eq!(record.ended.expect("an end").end.kind, EndKind::Joined);
+
+    let ends = [
+        ("powered_off", EndKind::PoweredOff),
+        ("rebooted", EndKind::Rebooted),
+        ("panicked", EndKind::Panicked),
+        ("triple_faulted", EndKind::TripleFaulted),
+        ("killed", EndKind::Killed),
+        ("joined", EndKind::Joined),
+        ("vmm_error", EndKind::VmmError),
+        ("vmm_died", EndKind::VmmDied),
+    ];
+    for (name, kind) in ends {
+        let text = format!(r#"{{"kind":"{name}","reason":"why"}}"#);
+        fs::write(dir.end_file(), &text).unwrap();
+        let end = dir.load_end().expect(name);
+        assert_eq!(end, End { kind, reason: "why".into() });
+        assert_eq!(serde_json::to_string(&end).unwrap(), text);
+    }
+
+    let path = state.path().join("families").join(format!("{family}.json"));
+    let text = "{\n  \"format\": 1,\n  \"next_vmid\": 7\n}";
+    fs::write(&path, text).unwrap();
+    let family = family.parse().unwrap();
+    assert_eq!(state.next_vmid(family).unwrap(), Some(7));
+    state.save_next_vmid(family, 7).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
