@@ -50,7 +50,7 @@ pub enum ServeError {
     /// Reflection.
     #[error(transparent)]
     Reflection(#[from] DescribeError),
-    /// The ledger's thread has ended by itself.
+    /// The ledger's thread has ended unexpectedly.
     #[error("serve: the ledger's thread has ended; the log has its last error")]
     Ledger,
 }

@@ -151,7 +151,7 @@ pub fn prime() -> std::io::Result<()> {
     thread.join().map_err(|_| std::io::Error::other("a thread failed"))
 }
 
-/// Enters the jail, for good.
+/// Enters the jail. The process cannot leave it.
 ///
 /// # Errors
 /// The kernel refuses a part. The process must not continue then.

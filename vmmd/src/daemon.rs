@@ -130,7 +130,7 @@ async fn serve(
     let mut told = std::pin::pin!(told);
     tokio::select! {
         result = &mut server => return Ok(result?),
-        // Who waits for vmmd finds what there was, if that does not take long.
+        // Those who wait for vmmd find the earlier VMs, unless taking them over takes long.
         taken = timeout(READY_PATIENCE, &mut taking_over) => if taken.is_err() {
             tracing::warn!("not all that runs is taken over yet; what is can be used");
         },

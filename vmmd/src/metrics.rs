@@ -65,7 +65,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A part of a clone's way has taken so long.
+    /// Records how long a part of a clone's way took.
     pub fn stage(&self, stage: Stage, took: Duration) {
         let stage = match stage {
             Stage::Admit => "admit",
@@ -76,7 +76,7 @@ impl Metrics {
         self.stages.get_or_create(&StageLabel { stage }).observe(took.as_secs_f64());
     }
 
-    /// A VM stood still so long, and so much of its RAM was copied.
+    /// Records how long a VM was paused, and how much of its RAM was copied.
     pub fn pause(&self, took: Duration, copied_bytes: u64) {
         self.pauses.observe(took.as_secs_f64());
         self.copied_bytes.inc_by(copied_bytes);

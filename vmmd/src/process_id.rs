@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::{fs, sync::OnceLock};
 
-/// A process, for good: numbers are used again, a number with its start time and boot is not.
+/// A process. A pid is used again; a pid with its start time and boot is not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// The process's pid.

@@ -52,7 +52,7 @@ impl Core {
         let load = Load::of(ticket);
         self.free_on(host, &load, 1, true);
         let Some(results) = self.ledger.results(id) else { return false };
-        // Who has left its result has ended as it wanted to, however its VM went.
+        // A clone that has left its result has joined, however its VM ended.
         results.entry(vmid).and_modify(|left| left.end = Some(VmEnd::Joined)).or_insert(Outcome {
             end: Some(end),
             status: 0,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 #[derive(Debug, Default)]
 pub struct Kills {
     pending: HashMap<Waiter, Pending>,
-    /// Who waits for a clone's end.
+    /// Those who wait for a clone's end.
     by_clone: HashMap<(Uuid, u32), BTreeSet<Waiter>>,
     /// Clones that are to end, as [`Ticket::kills_requested`] has them: said to their host until
     /// they have.
@@ -115,7 +115,7 @@ impl Core {
         self.kills.pending.insert(waiter, Pending { all, left });
         self.wait(waiter, Place::Kill, family, None);
         for ((host, ticket), vmids) in orders {
-            // A host that is away hears of it when it is back.
+            // A host that is away gets the order when it is back.
             if self.hosts.get(host).is_some_and(|host| host.link == Link::Up) {
                 let epoch = self.ledger.get(ticket).map_or(0, |ticket| ticket.epoch);
                 out.push(Effect::Kill { host, family, ticket, epoch, vmids, reason: reason.to_owned() });
@@ -123,7 +123,7 @@ impl Core {
         }
     }
 
-    /// All that are meant, and those of them that live.
+    /// All clones that are meant, and which of them live.
     fn targets(&self, family: Uuid, targets: &Targets) -> Result<(Vec<u32>, BTreeSet<Target>), CoreError> {
         let live_of = |ticket: &Ticket| {
             let live = ticket.live().filter(|_| ticket.state == State::Used);
@@ -149,7 +149,7 @@ impl Core {
         }
     }
 
-    /// A clone has ended, or was never made: those who wait for that hear of it.
+    /// A clone has ended, or was never made: answers those who wait for that.
     pub(super) fn killed(&mut self, ticket: Uuid, vmid: u32, out: &mut Vec<Effect>) {
         for (waiter, all) in self.kills.ended(ticket, vmid) {
             self.answer(waiter, Ok(Reply::Killed(all)), out);

@@ -21,7 +21,7 @@ pub struct Request {
     pub demand: Demand,
     /// What is to be placed for it.
     pub want: Want,
-    /// Who waits for it: more than one when it was said again.
+    /// Those who wait for it: more than one if the request was repeated.
     pub waiters: BTreeSet<Waiter>,
     /// How often later ones were granted what it could have used, since something was kept for it.
     passed: u32,

@@ -27,11 +27,11 @@ enum Finding {
     Fine,
     /// A clone of a ticket that is not known, or not complete.
     New,
-    /// One that should not run.
+    /// A clone that should not run.
     Ghost,
 }
 
-/// Why a clone is to end that should not run.
+/// Why a clone that should not run is to end.
 const GHOST: &str = "its ticket was fenced, or is over";
 
 impl Core {
@@ -100,8 +100,8 @@ impl Core {
         }
     }
 
-    /// Which epoch of its ticket a clone is of that should not run: of one that was unused since,
-    /// an earlier one. What is not remembered, or over, is not used again.
+    /// The epoch of the ticket for a clone that should not run. If the ticket became unused again
+    /// since, it is an earlier epoch. A ticket that is forgotten or over is not used again.
     fn epoch_of_ghost(&self, ticket: Uuid) -> u64 {
         match self.ledger.get(ticket) {
             Some(ticket) if ticket.state == State::Granted => ticket.epoch.saturating_sub(1),

@@ -37,7 +37,7 @@ impl Fresh {
     }
 }
 
-/// What has become of a try.
+/// The outcome of a try.
 enum Tried {
     Granted,
     Refused,

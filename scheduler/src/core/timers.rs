@@ -16,7 +16,7 @@ pub enum Timer {
     Lease(HostId),
     /// Room was kept for a request for long enough.
     Kept(u64),
-    /// Who waits has waited long enough.
+    /// The waiter has waited long enough.
     Wait(Waiter),
     /// A ticket that is over need not be remembered any more.
     Forget(Uuid),

@@ -30,7 +30,7 @@ impl Clock {
         Self { base_unix_ms, started: Instant::now() }
     }
 
-    /// One that is not behind `unix_ms`, where the ledger has been already.
+    /// A clock that is not behind `unix_ms`, the latest time in the ledger.
     #[must_use]
     pub fn not_before(self, unix_ms: UnixMs) -> Self {
         Self { base_unix_ms: self.base_unix_ms.max(unix_ms), ..self }

@@ -214,12 +214,12 @@ pub(super) enum Query {
     Counts(Reply<Counts>),
 }
 
-/// Who does not wait any more.
+/// Something that has gone away.
 #[derive(Debug)]
 pub(super) enum Gone {
     /// Nobody hears the answer of this call.
     Waiter(Waiter),
-    /// A ticket was granted to somebody who did not hear of it.
+    /// A ticket was granted, but its caller did not get the answer.
     Ticket(Box<Ticket>),
     /// A host's connection has ended.
     Host(HostId, u64),

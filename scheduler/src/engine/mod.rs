@@ -320,13 +320,13 @@ impl Engine {
         self.send(Message::Ask(Query::Counts(reply))).await.is_ok() && answer.await.is_ok()
     }
 
-    /// Changes from now on. Who lags behind loses some, and is told.
+    /// Changes from now on. A receiver that lags behind loses some, and is told.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Arc<Change>> {
         self.shared.changes.subscribe()
     }
 
-    /// A call whose answer may take its time. However many there are of them, others are heard.
+    /// A call that may wait long for its answer. Any number of them leaves room for other calls.
     async fn wait(
         &self,
         family: Option<Uuid>,
@@ -346,8 +346,8 @@ impl Engine {
         self.put(data, None, command).await
     }
 
-    /// Puts a command to the core. What hosts say comes here without asking for room: a host has
-    /// one message under way, and one that is not heard would be given up with all its clones.
+    /// Puts a command to the core. Messages of hosts are not limited: each host has one message
+    /// under way, and a host that could not be served would be fenced with all its clones.
     async fn put(
         &self,
         data: Option<JoinData>,

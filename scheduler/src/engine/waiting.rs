@@ -27,7 +27,7 @@ impl Takes {
         }
     }
 
-    /// What has to be taken back when an answer is not heard.
+    /// What has to be taken back if the caller does not get the answer.
     pub(super) fn unheard(self, answer: Answer) -> Option<Gone> {
         match (self, answer) {
             (Self::Ticket, Answer::Ticket(seen)) => Some(Gone::Ticket(Box::new(seen.ticket))),

@@ -43,7 +43,7 @@ const ROUND_MAX: u64 = 1 << 53;
 /// Most entries on a page.
 pub(super) const PAGE_MAX: usize = 1000;
 
-/// Collects what is wrong, so that a caller hears of all of it at once.
+/// Collects what is wrong, so that the caller learns all of it at once.
 #[derive(Default)]
 pub(super) struct Check(Vec<(String, String)>);
 
@@ -179,7 +179,7 @@ pub(super) fn clones(request: v1::AdmitClonesRequest) -> Result<Demand, Status> 
     check.done(demand)
 }
 
-/// Whose clones, if that is said, and which.
+/// The family of the clones, if it is given; which clones; and the reason.
 pub(super) fn kill(request: v1::KillRequest) -> Result<(Option<Uuid>, Targets, String), Status> {
     let mut check = Check::default();
     let family = check.optional_uuid("family", &request.family);

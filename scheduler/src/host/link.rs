@@ -27,7 +27,7 @@ use tonic::{Code, Status, Streaming};
 
 /// First and longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// A registration that has lasted so long was a good one: the next pause is short again.
+/// A registration that lasted at least so long was good: the next pause is short again.
 const GOOD: Duration = Duration::from_secs(5);
 /// A scheduler that has not registered the host in this time is asked again.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,9 +42,9 @@ const ENDED_MAX: usize = 65_536;
 /// The clones of a host, as its [`HostLink`] needs them. Both are called from a tokio task and must
 /// not block.
 pub trait Clones: Send + Sync + 'static {
-    /// What there is, for a registration: the ledger takes any other clone for ended.
+    /// All clones of this host, for a registration: the ledger counts any other clone as ended.
     fn present(&self) -> Present;
-    /// These are to end. Their ends are reported with [`HostLink::ended`] as all others.
+    /// Ends these clones. Their ends are reported with [`HostLink::ended`], like all others.
     fn kill(&self, order: KillClones);
 }
 
@@ -53,10 +53,10 @@ pub trait Clones: Send + Sync + 'static {
 pub struct Present {
     /// All clones that run here, and those that are being made and that the scheduler knows of.
     pub running: Vec<RunningClone>,
-    /// Tickets whose UseTicket is under way, or whose clones are being started. Of a ticket that
-    /// was listed here, [`HostLink::ended`] is said afterwards for each clone that was not made.
+    /// Tickets whose UseTicket is under way, or whose clones are being started. For each clone of
+    /// such a ticket that was not made in the end, call [`HostLink::ended`].
     pub making: Vec<String>,
-    /// The families whose master lives here; None: nothing is said of masters.
+    /// The families whose master lives here; None: not known.
     pub masters: Option<Vec<String>>,
 }
 
@@ -72,7 +72,7 @@ pub enum Registration {
     Registered {
         /// The registration's epoch.
         epoch: u64,
-        /// A host that is silent so long is fenced; None: never.
+        /// How long a host may be silent before it is fenced; None: for ever.
         lease: Option<Duration>,
     },
 }
@@ -329,8 +329,8 @@ fn explained(status: Status) -> Status {
     status
 }
 
-/// Whether there was room for it. Where there is none the connection stands still; it will break,
-/// or go on by the next beat.
+/// Whether there was room for it. If there is none, the connection is stalled: it will break, or
+/// continue before the next beat.
 fn say(messages: &mpsc::Sender<HostMessage>, message: Message) -> bool {
     messages.try_send(HostMessage { message: Some(message) }).is_ok()
 }

@@ -29,7 +29,7 @@ pub struct Server<D> {
     inbox: Inbox,
     connections: D,
     session: Session,
-    /// A vmmd of before versions takes the line for a fault, and does so again on each new
+    /// A vmmd that is older than versions takes the line for a fault, and does so again on each new
     /// connection.
     says_hello: bool,
     state: State,

@@ -1,4 +1,4 @@
-//! Changes the user of the process, for good.
+//! Changes the user of the process. It cannot change back.
 
 use std::io;
 

@@ -33,7 +33,7 @@ unsafe impl Send for Replaced {}
 
 fn unmap(at: *mut c_void, bytes: usize) {
     // SAFETY: the range was mapped by this module, and its owner, which is being dropped, is its
-    // only user. The one error is a range that is none, and it is one.
+    // only user. The only possible error is an invalid range, and this range is valid.
     best_effort(unsafe { munmap(at, bytes) }, "the one error is a range that is none, and it is one");
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// A page of RAM.
 const PAGE_KIB: u64 = 4;
 
-/// What stands under a name: of what is not taken over, as much as is known.
+/// The entry of a name. Of a VM that is not taken over, it has as much as is known.
 #[must_use]
 pub fn entry(entry: &Entry) -> v1::Vm {
     let (name, state, problem) = match entry {

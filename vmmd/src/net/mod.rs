@@ -245,7 +245,7 @@ impl Net {
         Ok(tap)
     }
 
-    /// Who is on a family's network.
+    /// The VMs on a family's network.
     #[must_use]
     pub fn neighbours(&self, net: FamilyNet) -> Neighbours {
         Neighbours {

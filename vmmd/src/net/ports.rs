@@ -113,7 +113,7 @@ async fn relay(mut client: TcpStream, target: SocketAddr) -> io::Result<()> {
     let mut guest = connect.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     client.set_nodelay(true)?;
     guest.set_nodelay(true)?;
-    // Closes each direction by itself, so a client may end its request and still read the answer.
+    // Closes each direction on its own, so a client may end its request and still read the answer.
     copy_bidirectional(&mut client, &mut guest).await?;
     Ok(())
 }

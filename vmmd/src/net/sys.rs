@@ -51,7 +51,7 @@ pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
 /// a guest would wake up for every announcement.
 ///
 /// # Errors
-/// The kernel refuses. That it has no IPv6 is none.
+/// The kernel refuses. A kernel without IPv6 is not an error.
 pub fn without_ipv6(name: &str) -> io::Result<()> {
     match fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -189,8 +189,8 @@ impl Lifecycle {
         if let Some(reason) = self.joined.take() {
             return End { kind: EndKind::Joined, reason };
         }
-        // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its
-        // own.
+        // Only vmmd may say that a process died. If a vmm claims it, that counts as an error of the
+        // vmm.
         let own_word = left.or_else(|| self.said_end.take()).map(|end| match end.kind {
             EndKind::VmmDied => End { kind: EndKind::VmmError, ..end },
             _ => end,

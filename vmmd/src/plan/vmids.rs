@@ -3,14 +3,14 @@
 //!
 //! ```text
 //!            bind            keep               take
-//!  never ──────────▶ bound ────────▶ kept ─────────────────▶ given, for good
+//!  never ──────────▶ bound ────────▶ kept ─────────────────▶ given
 //!    ▲                 ▲ release       │ pull, trim    ▲
 //!    │                 └───────────────┘               │
 //!    └──────────────────── take, with nothing kept ────┘
 //! ```
 //!
-//! A vmid is given once. One that was bound to something that went before it was ever used is bound
-//! again.
+//! A vmid is given once. If it was bound to a warm VM that went away before a clone used it, it can
+//! be bound again.
 
 use super::address::VMID_MAX;
 use std::collections::{BTreeMap, BTreeSet};

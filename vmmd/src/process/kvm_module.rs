@@ -17,8 +17,8 @@ pub fn kind() -> Option<KvmKind> {
     kind_in(Path::new("/sys/module"))
 }
 
-/// The kernel takes one module for `/dev/kvm`. One that is loaded serves; of those that are built
-/// in, the others are there too, without serving.
+/// The kernel lets one module serve `/dev/kvm`. A loaded module is the one that serves. Several
+/// modules may be built in; all but one of them do not serve.
 fn kind_in(modules: &Path) -> Option<KvmKind> {
     let there: Vec<(PathBuf, KvmKind)> = MODULES
         .iter()

@@ -121,7 +121,7 @@ impl Process {
             Err(error) if error.is_gone() => return Ok(None),
             Err(error) => return Err(error),
         };
-        // One that is dead keeps its entry until its parent has looked.
+        // A dead process keeps its entry until its parent has reaped it.
         let failed = |source| ProcessError::Pidfd { pid: id.pid, source };
         let dead = has_exited(pidfd.get_ref()).map_err(failed)?;
         Ok((now == *id && !dead).then(|| Self { id: now, pidfd, child: None, is_killed: Arc::default() }))
@@ -147,7 +147,7 @@ impl Process {
     /// # Errors
     /// No rights.
     pub fn kill(&self) -> io::Result<()> {
-        // One that is gone already was not killed from here.
+        // A process that was gone already was not killed by this call.
         if !has_exited(self.pidfd.get_ref()).unwrap_or(false) {
             self.is_killed.store(true, Ordering::Relaxed);
         }

@@ -75,7 +75,7 @@ fn kvm_hint(source: &io::Error) -> &'static str {
 /// Opens `/dev/kvm`.
 ///
 /// # Errors
-/// There is none, or no rights.
+/// It is not there, or vmmd may not open it.
 pub fn open_kvm() -> Result<File, SpawnError> {
     OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|source| SpawnError::Kvm { source })
 }

@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(take(&seen), [(1, First), (2, First), (3, Last), (4, Last)]);
         two.is_ready();
         assert_eq!(take(&seen), [(2, Normal), (3, First)]);
-        // One that ended is not touched.
+        // A process that has ended is left alone.
         drop(one);
         assert_eq!(take(&seen), [(3, Normal), (4, Normal)]);
         three.is_ready();

@@ -2,9 +2,9 @@
 
 use std::{fs, io};
 
-/// Numbers of one process since its start, or of this moment. The kernel keeps them all: to read
-/// them costs the process nothing. Who shares which page only a walk through all page tables would
-/// tell, seconds for a large VM, with a lock held that the VM needs.
+/// Numbers of one process since its start, or of this moment. The kernel keeps them all, so reading
+/// them costs the process nothing. How many pages are shared is not among them: only a walk through
+/// all page tables shows it. For a large VM that takes seconds and holds a lock that the VM needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Time that its threads ran, those for KVM guests included.

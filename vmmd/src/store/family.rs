@@ -71,7 +71,7 @@ impl StateDir {
     /// Forgets a family whose last VM has ended.
     ///
     /// # Errors
-    /// It cannot be deleted. That nothing was written is none.
+    /// It cannot be deleted. A file that was never written is not an error.
     pub fn forget_family(&self, family: Uuid) -> Result<(), StoreError> {
         let path = self.family_file(family);
         match fs::remove_file(&path) {

@@ -160,7 +160,7 @@ fn rights(source: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    // The host has been started anew since a vmmd had this folder.
+    // The host has rebooted since a vmmd used this folder.
     is_of_another_boot: bool,
     // Held for as long as this value lives; the kernel lets go of it with the process.
     _lock: File,
@@ -184,8 +184,8 @@ impl StateDir {
         Ok(Self { path, is_of_another_boot, _lock: lock })
     }
 
-    /// Whether the host has been started anew since another vmmd had this folder: what that one
-    /// wrote and did not force to the disk may be cut short.
+    /// Whether the host has rebooted since another vmmd used this folder. If so, files that were
+    /// not synced to the disk may be cut short.
     #[must_use]
     pub fn is_of_another_boot(&self) -> bool {
         self.is_of_another_boot
@@ -197,7 +197,7 @@ impl StateDir {
         &self.path
     }
 
-    /// The number of this host, the same as long as the folder is; made now if there is none.
+    /// The UUID of this host. It is made once and stays the same as long as the folder exists.
     ///
     /// # Errors
     /// It cannot be read or written.

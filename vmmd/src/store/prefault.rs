@@ -74,7 +74,7 @@ impl StateDir {
     /// It cannot be written, or an old one not be deleted.
     pub fn save_prefault_list(&self, image: &ImageKey, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.lists().join(&image.0);
-        // One that cannot be read is replaced.
+        // A list that cannot be read is replaced.
         if let Ok(Some(kept)) = self.prefault_list(image)
             && covered_bytes(&kept) <= covered_bytes(bytes)
         {

@@ -152,7 +152,7 @@ impl VmDir {
     /// removed again.
     ///
     /// # Errors
-    /// Something in it cannot be deleted. That the folder is gone already is none.
+    /// Something in it cannot be deleted. A folder that is gone already is not an error.
     pub fn delete_ended(&self) -> Result<(), StoreError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -179,7 +179,7 @@ impl VmDir {
     /// next start takes for half-made.
     ///
     /// # Errors
-    /// It cannot be deleted. That it is gone already is none.
+    /// It cannot be deleted. A folder that is gone already is not an error.
     pub fn delete(&self) -> Result<(), StoreError> {
         gone(fs::remove_file(self.path.join(RECORD)))
             .and_then(|()| gone(fs::remove_dir_all(&self.path)))

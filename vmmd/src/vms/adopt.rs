@@ -294,7 +294,7 @@ impl Host {
         let Phase::Ended(ended) = life.phase else { return None };
         let record = Record { ended: Some(ended.clone()), ..record };
         tracing::info!(vm = record.name, kind = ?ended.end.kind, reason = ended.end.reason, "ended unseen");
-        // What is not written now will be found as it was, and is true all the same.
+        // If this is not written, the old record stays, and it is still correct.
         self.keep_record(&dir, &record, Lasting::Host);
         Some(Vm::ended(record, dir, ended))
     }

@@ -126,8 +126,8 @@ impl Host {
     /// The VM is not ready or cannot be frozen; there is no room, or no such ticket. What fails for
     /// one clone only is in its outcome.
     pub async fn clone_vm(self: &Arc<Self>, call: Call) -> Result<Clones, Error> {
-        // In a task of its own: a client that goes away does not leave some clones made and the
-        // others not undone. It is heard of, though, as long as nothing was begun.
+        // In a task of its own: if the client goes away, the call still makes or undoes every
+        // clone. Until the freeze begins, a client that goes away ends the call.
         let _left = call.abandoned.clone().drop_guard();
         let host = Arc::clone(self);
         tokio::spawn(host.clone_whole(call)).await.map_err(|_| Error::Stopping)?
@@ -335,8 +335,8 @@ impl Host {
 
 /// Ends a vmm that did not start its VM; what it says of that is the reason.
 async fn failed(mut warm: Warm, name: String, source: ControlError) -> Error {
-    // One that has gone away leaves its account in its files; those of one that says no hold no
-    // more than it said.
+    // A vmm that has ended leaves the reason in its files. If a vmm refused, its files have no more
+    // than its answer.
     let is_refusal = matches!(source, ControlError::Refused(_));
     let (source, words) =
         if is_refusal { (source, String::new()) } else { (warm.death(source).await, warm.dir.last_words()) };

@@ -26,7 +26,7 @@ impl Host {
         let Record { family, vcpus, memory_mib, net, .. } = vm.record;
         let request = RequestTicketRequest {
             family: family.to_string(),
-            // One that the guest does not name goes back if the guest does not wait for it.
+            // A ticket without a request id is released if the guest does not wait for it.
             request_id: args.request_id.unwrap_or_default(),
             max_cpus: args.max_cpus,
             min_vms: args.min_vms,

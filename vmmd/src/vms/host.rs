@@ -179,7 +179,7 @@ impl Host {
         timeout(PATIENCE, found).await.unwrap_or_else(|_| Err(Error::Adopting(name.to_owned())))
     }
 
-    /// Ends a VM and returns when nothing of it runs. One that has ended stays as it is.
+    /// Ends a VM and returns when nothing of it runs. A VM that has ended stays as it is.
     ///
     /// # Errors
     /// There is none, or it cannot be ended.
@@ -198,7 +198,7 @@ impl Host {
         if matches!(vm.status().phase, Phase::Ended(_)) {
             return None;
         }
-        // One that ends at this moment takes nothing any more.
+        // A VM that ends at this moment uses nothing any more.
         let usage = Usage::of(vm.record.process.as_ref()?.pid).ok()?;
         Some((usage, self.table.is_uncloned(vm.record.net.index, vm.record.family)))
     }

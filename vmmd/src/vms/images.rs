@@ -111,7 +111,7 @@ impl ImageError {
 /// Opens a kernel.
 ///
 /// # Errors
-/// It cannot be read or is none.
+/// It cannot be read or is not an image.
 pub fn open_kernel(path: &Path) -> Result<(File, FileId), ImageError> {
     let (file, id) = open("kernel", path)?;
     // Its first bytes; the vmm checks the rest as it loads.

@@ -42,7 +42,7 @@ impl Host {
         };
         let all = self.table.all();
         for vm in all.iter().filter(is_meant) {
-            // Whoever waits for its end hears of that from the scheduler.
+            // The scheduler tells those who wait for its end.
             vm.ask_to_end(reason);
         }
     }

@@ -61,7 +61,7 @@ impl Host {
             return Err(error);
         }
         tracing::info!(vm = name, why, "removed");
-        // Its name may be given again: who watches hears of that in order.
+        // Its name may be used again: watchers get the events in order.
         self.tell(&vm.record, EventKind::Removed, why);
         Ok(())
     }

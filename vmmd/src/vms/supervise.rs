@@ -120,7 +120,7 @@ struct Supervisor {
     handle: Arc<Vm>,
     vm: Supervised,
     status: watch::Sender<Status>,
-    // The guest's calls that are being answered, and those of them that it may still cancel.
+    // The guest's calls that are being answered, and which of them it may still cancel.
     calls: JoinSet<u64>,
     cancels: HashMap<u64, Cancel>,
     kills: mpsc::Receiver<ToEnd>,
@@ -177,7 +177,7 @@ impl Supervisor {
     }
 
     async fn hear(&mut self, said: FromVmm) {
-        // One that does not begin with a hello is older than versions.
+        // A vmm that does not begin with a hello is older than versions.
         if self.vm.vmm_version.is_none() && !matches!(said, FromVmm::Hello { .. }) {
             self.greet(0);
         }

@@ -40,7 +40,7 @@ pub enum Wanted {
         id: Uuid,
         /// The ticket's epoch as the caller knows it; 0: any epoch.
         epoch: u64,
-        /// How many clones the caller takes the ticket to be for, if it says so.
+        /// How many clones the caller expects the ticket to be for, if it says so.
         count: Option<u32>,
     },
 }
@@ -105,7 +105,7 @@ impl Tickets {
         &self.0.address
     }
 
-    /// Waits until the scheduler has registered this host; for so long as it can be without.
+    /// Waits until the scheduler has registered this host, at most `patience`.
     pub async fn registered(&self, patience: Duration) -> bool {
         self.0.admission.registered(patience).await
     }
@@ -115,7 +115,7 @@ impl Tickets {
         self.0.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error of the scheduler, or that there is none.
+    /// An error of the scheduler, or the scheduler does not answer.
     pub fn failed(&self, call: &'static str, status: Status) -> Error {
         if is_away(&status) {
             let address = self.0.address.clone();
@@ -183,7 +183,7 @@ impl Tickets {
     pub async fn size(&self, id: Uuid, family: Uuid) -> Result<u32, Error> {
         let ticket = self.get(id, family).await?;
         if ticket.state() != TicketState::Granted {
-            // Why it cannot be used is said by who is asked to use it.
+            // The call that uses the ticket says why it cannot be used.
             return Ok(ticket.vms.max(1));
         }
         let here = ticket.placements.iter().filter(|place| place.host_id == self.host_id());

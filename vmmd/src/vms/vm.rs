@@ -177,7 +177,7 @@ impl Vm {
         }
     }
 
-    /// Connects to the vmm for the next freeze: that much less is to be done then.
+    /// Connects to the vmm for the next freeze, which then starts sooner.
     pub(super) fn connect_ahead(self: &Arc<Self>) {
         let vm = Arc::clone(self);
         tokio::spawn(async move {

@@ -180,7 +180,7 @@ mod tests {
         drop(dropped);
         is_gone(&entry, &path).await;
 
-        // One that nobody takes out of its pool slot goes with that.
+        // A VM that nobody takes out of its pool slot is dropped with the slot.
         let (unwanted, entry) = warm(&path);
         let (sender, pool_slot) = mpsc::channel(1);
         sender.send(Ok(unwanted)).await.unwrap();

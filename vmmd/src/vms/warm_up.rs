@@ -28,7 +28,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Who a warm VM is for.
+/// The clone that a warm VM is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum For {
     /// A clone that is being made.

@@ -206,7 +206,7 @@ fn what_is_left_of_a_family_goes_with_its_master() {
     world.masters_ended(id(1), [7]);
     let left = world.get(ticket.id).results[&1];
     assert_eq!((left.is_dropped(), left.status, left.data_bytes), (true, 3, 100));
-    // One that ended while its host was away.
+    // A clone that ended while its host was away.
     let present =
         Present { running: vec![running(&other, 1)], masters: Some([].into()), ..Present::default() };
     world.host_present(info(1, 300), present);

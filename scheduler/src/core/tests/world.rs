@@ -54,9 +54,9 @@ pub struct World {
     pub core: Core,
     pub now: UnixMs,
     pub store: BTreeMap<Uuid, Ticket>,
-    /// Who was answered what.
+    /// The answers, by waiter.
     pub answers: BTreeMap<Waiter, Result<Reply, CoreError>>,
-    /// Who waits.
+    /// The waiters.
     pub open: BTreeSet<Waiter>,
     /// What the last command brought.
     pub effects: Vec<Effect>,

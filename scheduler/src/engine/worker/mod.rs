@@ -173,7 +173,8 @@ impl Worker {
         let now = self.clock.now();
         let (mut effects, mut queries) = (Vec::new(), Vec::new());
         let calls = messages.len();
-        // Who is gone by now need not be served, and what they leave is there for those who come.
+        // First those that have gone: they need no answer, and what they release is free for the
+        // others.
         let mut leaver = gone.or_else(|| self.ends.gone.try_recv().ok());
         while let Some(gone) = leaver {
             self.left(now, gone, &mut effects);
@@ -183,8 +184,8 @@ impl Worker {
             match message {
                 Message::Call(call) => self.call(now, *call, &mut effects),
                 Message::Beat(host, epoch) => {
-                    // Said before its connection ended, and heard after that: a registration that
-                    // is over does not live.
+                    // The host sent this before its connection ended, but it is read only now. A
+                    // registration that has ended does not count as alive.
                     if self.links.get(&host).is_some_and(|link| link.epoch == epoch) {
                         self.apply(now, Command::HostBeat { host, epoch }, &mut effects);
                     }
@@ -240,7 +241,7 @@ impl Worker {
     fn call(&mut self, now: UnixMs, call: Call, effects: &mut Vec<Effect>) {
         let Call { waiter, command, reply, data, orders } = call;
         if reply.is_closed() {
-            // Who asked has gone before it was their turn.
+            // The caller has gone before its turn.
             return;
         }
         let mut host_name = None;
@@ -336,7 +337,7 @@ fn latest(stored: &[Ticket]) -> UnixMs {
     times.flatten().max().unwrap_or(0)
 }
 
-/// Who asked may be gone: then nobody needs to know.
+/// The caller may be gone: then nobody needs the answer.
 fn send<T>(reply: oneshot::Sender<Result<T, Refusal>>, answer: Result<T, Refusal>) {
     drop(reply.send(answer));
 }

@@ -8,19 +8,20 @@
 //!        nothing to say      the scheduler is told, by a Reservation that is dropped
 //! ```
 //!
-//! - A clone is *in the making* before the scheduler is asked for it and until it is found among
-//!   those that run: so whenever a registration asks what there is, it is in one or the other. It
-//!   is known by its family and vmid, which no other clone has.
+//! - A clone is *in the making* from before the scheduler is asked for it until it is listed among
+//!   the clones that run. So a registration always finds it in one of the two lists. Family and
+//!   vmid identify it.
 //! - An order to kill a clone in the making is kept: the clone is not started, or ends as soon as
-//!   it runs. Vmids of clones that were not made are given again, so an order names the ticket and
-//!   its epoch: one that was said of an earlier clone of that vmid passes by.
-//! - Every clone has a [`Reservation`] of its ticket from the beginning. Dropped, it says to the
-//!   scheduler how its clone has ended; only where the scheduler itself has said that nothing was
-//!   used, nothing is said, and the vmids can be given to others.
+//!   it runs. The vmids of clones that were not made are used again. So an order names the ticket
+//!   and its epoch, and an order for an earlier clone with the same vmid is ignored.
+//! - Every clone has a [`Reservation`] of its ticket from the beginning. When the reservation is
+//!   dropped, the scheduler is told how the clone has ended. There is one exception: if the
+//!   scheduler itself has said that nothing was used, it is told nothing, and the vmids can be
+//!   used for other clones.
 //!
 //! `making`: the clones in the making and the reservations. `request`: tickets that are requested
-//! and given back. All of it is the same in `vmmd` and in the simulation of a cluster that breaks;
-//! what differs is behind [`Vms`].
+//! and released. `vmmd` and the simulation of a cluster with failures use the same code; what
+//! differs between them is behind [`Vms`].
 
 mod making;
 mod request;
@@ -185,7 +186,7 @@ impl Admission {
         self.0.link.get()
     }
 
-    /// Waits until the scheduler has registered this host; for so long.
+    /// Waits until the scheduler has registered this host, at most `patience`.
     pub async fn registered(&self, patience: Duration) -> bool {
         self.epoch_now().is_some() || timeout(patience, self.epoch()).await.is_ok()
     }

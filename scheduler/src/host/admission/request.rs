@@ -85,8 +85,8 @@ impl Admission {
         let request = UnuseTicketRequest {
             id: ticket.id.clone(),
             family: ticket.family.clone(),
-            // Should the answer be lost and the ticket be used by others before this is said again,
-            // it is not this use.
+            // If the answer is lost, and others use the ticket before this call is repeated, that
+            // use does not count as this one.
             epoch: ticket.epoch,
             host_id: self.host_id().to_owned(),
         };

@@ -105,7 +105,7 @@ pub struct VirtQueue {
 }
 
 impl VirtQueue {
-    /// A queue as the guest set it up, after checking it. One that is not ready stays empty.
+    /// A queue as the guest set it up, after checking it. A queue that is not ready stays empty.
     pub fn start(
         registers: &QueueRegisters,
         max_size: u16,

@@ -74,7 +74,7 @@ impl Host {
 
 impl Vm {
     /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that
-    /// was taken over may not have said its version yet: that is waited for, for so long.
+    /// was taken over may not have said its version yet: this waits for it, at most `patience`.
     pub(super) async fn check_clonable(&self, patience: Duration) -> Result<(), Error> {
         let name = || self.record.name.clone();
         self.check_ready()?;
@@ -101,10 +101,10 @@ impl Vm {
         }
     }
 
-    /// Freezes the VM and lets it go on. Who clones it has his turn.
+    /// Freezes the VM and lets it continue. The caller must have its turn to clone the VM.
     async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
         let name = || self.record.name.clone();
-        // It may have ended while another had his turn.
+        // It may have ended while this call waited for its turn.
         self.check_ready()?;
         let spare = self.spare.lock().await.take();
         let frozen = async {

@@ -38,7 +38,7 @@ impl Host {
         Ok(slots)
     }
 
-    /// The clones of these slots may be made: what is not warm is being made from now on.
+    /// The clones of these slots may be made. A slot without a warm VM gets one now.
     pub(super) fn fill_clone_slots(
         self: &Arc<Self>,
         parent: &Record,

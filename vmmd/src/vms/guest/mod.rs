@@ -35,9 +35,9 @@ use uuid::Uuid;
 /// Room for what surrounds an answer on its line, bytes.
 const AROUND_BYTES: usize = 256;
 const _: () = assert!(AROUND_BYTES <= patina_abi::AROUND_MAX_BYTES);
-/// How much of an unknown verb is said back, characters.
+/// How much of an unknown verb the answer repeats, characters.
 const ECHO_CHARS: usize = 64;
-/// How much of the reason is said for a clone that failed, characters.
+/// How much of the reason the answer has for a clone that failed, characters.
 const REASON_CHARS: usize = 160;
 /// How much when that is too much for one line. So much of the widest characters of 256 clones
 /// fits.
@@ -206,7 +206,7 @@ fn errno(status: &Status) -> i32 {
         ("NO_CAPACITY", _) => libc::EBUSY,
         ("IMPOSSIBLE", _) | (_, Code::InvalidArgument) => libc::EINVAL,
         (_, Code::DeadlineExceeded) => libc::ETIME,
-        // A host that is not registered, or was fenced, registers anew at once.
+        // A host that is not registered, or was fenced, registers again at once.
         ("UNKNOWN_HOST", _) | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => {
             libc::EAGAIN
         }

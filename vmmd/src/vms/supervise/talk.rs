@@ -56,8 +56,8 @@ pub(super) async fn talk(
             Err(_) if said.is_closed() => return,
             Err(error) => tracing::warn!(error = %chain(&error), "no control connection; it is tried again"),
         }
-        // One that lasted is made again at once; a vmm that closes each at once is not asked a
-        // thousand times a second.
+        // After a connection that lasted, the next one is made at once. If a vmm closes each at
+        // once, there is a pause, so that it is not asked a thousand times a second.
         rest = if begun.elapsed() > RECONNECT_MAX { RECONNECT } else { (rest * 2).min(RECONNECT_MAX) };
         sleep(rest).await;
     }

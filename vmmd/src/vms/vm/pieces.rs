@@ -8,7 +8,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 pub(in crate::vms) struct Pieces {
     /// What this clone has left so far.
     pub leaving: Vec<u8>,
-    /// It has left its result, in words: it ends once its program has heard so.
+    /// It has left its result, with this text: it ends when its program has the answer.
     pub left: Option<String>,
     /// What its program reads at the moment, of which ticket and clone.
     pub joined: Option<(String, u32, Arc<Vec<u8>>)>,

@@ -103,7 +103,7 @@ impl Stream {
         self.flush();
     }
 
-    /// Who dialed has closed its stream before there was an answer.
+    /// The program that dialed has closed its stream before the answer.
     pub fn is_given_up(&self) -> bool {
         self.peer_is_gone && !self.connection.is_open()
     }

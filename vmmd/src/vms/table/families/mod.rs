@@ -201,7 +201,7 @@ impl Table {
         }
     }
 
-    /// A warm VM has died by itself.
+    /// A warm VM has died.
     pub fn lost_pool_slot(&self, index: u16, uuid: Uuid, vmid: u32) {
         if let Some(family) = self.lock().family(index, uuid) {
             family.losses += 1;
@@ -258,7 +258,7 @@ impl Table {
             family.clearing += 1;
             return Some(Work::Trim(vmid, pool_slot));
         }
-        // One that is being cleared away comes back under its vmid.
+        // A warm VM that is being removed is replaced later, under its own vmid.
         let missing = target.saturating_sub(family.pool.kept() + family.clearing).min(at_once);
         let mut vmids = Vec::new();
         while vmids.len() < missing {
@@ -350,7 +350,7 @@ impl Table {
         is_unknown
     }
 
-    /// Who asked for the list has it, or does not.
+    /// Keeps the outcome of the request for the list; None: the list could not be had.
     pub fn set_prefault_list(&self, index: u16, uuid: Uuid, list: Option<PrefaultList>) {
         if let Some(family) = self.lock().family(index, uuid) {
             family.prefault_list = list.map_or(List::Unknown, |list| List::Known(Arc::new(list)));
