@@ -2,6 +2,9 @@
 //!
 //! - [`container`]: the state of a generation, without its memory: sections with versions and
 //!   checksums, and the facts of the host that made it.
+//! - [`facts`]: what a VM needs of a host, and whether a host has it. [`cpuid`]: the part of it
+//!   that CPUID tells.
+//! - [`layout`]: how the values in a section are written.
 //! - [`directory`]: a snapshot in a directory: a manifest, the state, and one file per layer.
 //! - [`manifest`]: what a snapshot holds, with a digest of each run of its memory.
 //!
@@ -9,5 +12,8 @@
 //! checks directories, and the pager reads runs.
 
 pub mod container;
+pub mod cpuid;
 pub mod directory;
+pub mod facts;
+pub mod layout;
 pub mod manifest;
