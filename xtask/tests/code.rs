@@ -10,7 +10,7 @@ const LINES_MAX: usize = 400;
 /// Most columns of a line that is a comment.
 const COMMENT_MAX: usize = 100;
 /// Folders of production code.
-const ROOMS: [&str; 11] = [
+const ROOMS: [&str; 12] = [
     "daemon/src",
     "guest-agent/src",
     "images/src",
@@ -18,6 +18,7 @@ const ROOMS: [&str; 11] = [
     "proto/control/src",
     "proto/src",
     "scheduler/src",
+    "snapshot/src",
     "vmctl/src",
     "vmm/src",
     "vmmd/src",

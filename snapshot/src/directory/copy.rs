@@ -1,0 +1,73 @@
+//! Copies runs without their zeros.
+
+use crate::manifest::RUN_BYTES;
+use patina_control::PAGE_BYTES;
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
+
+/// How many runs a thread takes at a time: 2 MiB.
+pub(super) const CHUNK_RUNS: u64 = 32;
+
+/// A buffer for a run.
+pub(super) fn buffer() -> Vec<u8> {
+    vec![0; usize::try_from(RUN_BYTES).unwrap_or(usize::MAX)]
+}
+
+/// The runs of a file of `bytes` that are not holes, ascending, at most [`CHUNK_RUNS`] in each range.
+pub(super) fn data_runs(file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut chunks = Vec::new();
+    let mut at = 0;
+    while at < bytes {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // There is no more.
+            Err(Errno::NXIO) => break,
+            // A file system without holes.
+            Err(Errno::INVAL) => at,
+            Err(error) => return Err(error.into()),
+        };
+        let end = match seek(file, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(bytes),
+            Err(Errno::INVAL) => bytes,
+            // It was cut meanwhile.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let (mut first, last) = (start / RUN_BYTES, end.div_ceil(RUN_BYTES));
+        while first < last {
+            let next = last.min(first + CHUNK_RUNS);
+            chunks.push(first..next);
+            first = next;
+        }
+        // From the next run on: this one is taken whole.
+        at = last * RUN_BYTES;
+    }
+    Ok(chunks)
+}
+
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    // Whole blocks without a branch within them are compared many bytes at a time.
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    let is_zero = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all | byte) == 0;
+    blocks.iter().all(|block| is_zero(block)) && is_zero(rest)
+}
+
+/// Writes a run, or a part of one, without its pages of zeros.
+pub(super) fn write_pages(to: &File, start: u64, bytes: &[u8]) -> io::Result<()> {
+    let page_bytes = usize::try_from(PAGE_BYTES).unwrap_or(usize::MAX);
+    let mut at = 0;
+    // Pages side by side are written with one call.
+    for pages in
+        bytes.chunks(page_bytes).collect::<Vec<_>>().chunk_by(|one, next| is_zero(one) == is_zero(next))
+    {
+        let length = pages.iter().map(|page| page.len()).sum::<usize>();
+        if !is_zero(pages[0]) {
+            to.write_all_at(&bytes[at..at + length], start + at as u64)?;
+        }
+        at += length;
+    }
+    Ok(())
+}

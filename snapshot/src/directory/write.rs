@@ -1,0 +1,98 @@
+//! Writes the files of a snapshot that is being made.
+
+use super::{
+    copy::{buffer, data_runs, is_zero, write_pages},
+    error::{CreateError, FileError},
+    names, parallel,
+    progress::Meter,
+    steps::change,
+    unfinished::Unfinished,
+};
+use crate::manifest::{Layer, RUN_BYTES, Runs};
+use blake3::Hash;
+use rustix::{
+    fs::{RenameFlags, renameat_with},
+    io::Errno,
+};
+use std::{fs::File, io::Write as _, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
+
+/// A layer that is to be written.
+pub(super) struct Source<'a> {
+    file: &'a File,
+    bytes: u64,
+    /// What is not a hole.
+    chunks: Vec<Range<u64>>,
+    /// `layer 0`, for errors.
+    what: String,
+}
+
+impl<'a> Source<'a> {
+    /// Layer `number`, of `expected` bytes. What is in it is looked up only if it `is_needed`.
+    pub(super) fn new(
+        number: usize,
+        file: &'a File,
+        expected: u64,
+        is_needed: bool,
+    ) -> Result<Self, CreateError> {
+        let what = format!("layer {number}");
+        let read = |source| CreateError::Read { what: what.clone(), source };
+        let found = file.metadata().map_err(read)?.len();
+        if found != expected {
+            return Err(CreateError::LayerSize { layer: number, found, expected });
+        }
+        let chunks = if is_needed { data_runs(file, expected).map_err(read)? } else { Vec::new() };
+        Ok(Self { file, bytes: expected, chunks, what })
+    }
+
+    /// Bytes that are to be read.
+    pub(super) fn data_bytes(&self) -> u64 {
+        self.chunks.iter().map(|runs| (runs.end - runs.start) * RUN_BYTES).sum()
+    }
+}
+
+/// Writes a file with this content.
+pub(super) fn write_file(to: &Unfinished<'_>, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+    let path = to.path().join(name);
+    let mut file = change("make", &path, || to.folder().make_file(name))?;
+    change("write", &path, || file.write_all(bytes))?;
+    change("sync", &path, || file.sync_all())
+}
+
+/// Writes a layer without its zeros, under the name that its content gives it.
+pub(super) fn write_layer(
+    to: &Unfinished<'_>,
+    source: &Source<'_>,
+    meter: &Meter<'_>,
+) -> Result<Arc<Layer>, CreateError> {
+    let path = to.path().join(names::LAYER_UNFINISHED);
+    let file = change("make", &path, || to.folder().make_file(names::LAYER_UNFINISHED))?;
+    change("write", &path, || file.set_len(source.bytes))?;
+    let begin = || (buffer(), Vec::<(u64, Hash)>::new());
+    let written = parallel::each(&source.chunks, begin, |(buffer, present), runs| {
+        for run in runs.clone() {
+            let start = run * RUN_BYTES;
+            let read = source.file.read_exact_at(buffer, start);
+            read.map_err(|error| CreateError::Read { what: source.what.clone(), source: error })?;
+            if !is_zero(buffer) {
+                present.push((run, blake3::hash(buffer)));
+                change("write", &path, || write_pages(&file, start, buffer))?;
+            }
+        }
+        meter.add((runs.end - runs.start) * RUN_BYTES).map_err(|_| CreateError::Cancelled)
+    })?;
+    change("sync", &path, || file.sync_all())?;
+
+    let mut present: Vec<_> = written.into_iter().flat_map(|(_, present)| present).collect();
+    present.sort_unstable_by_key(|(run, _)| *run);
+    let layer = Arc::new(Layer::new(Runs::new(source.bytes / RUN_BYTES, &present)?));
+    let (folder, name) = (to.folder(), names::layer(layer.id()));
+    let rename = || {
+        match renameat_with(folder, names::LAYER_UNFINISHED, folder, &name, RenameFlags::NOREPLACE) {
+            // Another layer has the same content.
+            Err(Errno::EXIST) => folder.remove_file(names::LAYER_UNFINISHED),
+            result => result,
+        }
+    };
+    change("rename", &path, rename)?;
+    Ok(layer)
+}
