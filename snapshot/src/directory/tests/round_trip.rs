@@ -16,7 +16,7 @@ fn pages() -> impl Strategy<Value = BTreeMap<u64, u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
     fn a_snapshot_gives_back_what_was_saved(contents in prop::collection::vec(pages(), 1..4)) {
