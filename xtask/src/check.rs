@@ -2,6 +2,7 @@
 
 use crate::{
     build::{self, BuildError},
+    fuzz::{self, FuzzError},
     l1::{self, HostsError, Wanted, notes_writes},
     miri, protos,
     run::{RunError, cargo, has_subcommand, run},
@@ -15,7 +16,8 @@ use patina_tests::{
 use std::{io, process::Command};
 
 /// Debian packages that tests need besides those of the image.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
+    ("g++", "the fuzz targets"),
     ("busybox-static", "the tests of gc-init"),
     ("util-linux", "the tests of gc-init"),
     ("iptables", "the tests of vmctl doctor's warnings"),
@@ -37,6 +39,9 @@ pub enum TestError {
     /// A check or a test failed: its output is above.
     #[error("a check failed: its output is above")]
     Check(#[from] RunError),
+    /// A fuzz target could not be run, or found a fault.
+    #[error("run the fuzz targets")]
+    Fuzz(#[from] FuzzError),
     /// The tests on emulated hosts did not pass.
     #[error("test on emulated hosts")]
     Hosts(#[from] HostsError),
@@ -105,6 +110,7 @@ fn checks(steps: &Steps) -> Result<(), TestError> {
         run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     miri::check(steps)?;
+    fuzz::check(steps)?;
     Ok(())
 }
 
@@ -117,8 +123,13 @@ fn licences(steps: &Steps) -> Result<(), RunError> {
             return Ok(());
         }
     }
-    let check = &["deny", "--log-level", "error", "check", "licenses", "bans", "sources"];
-    steps.step("check licences, versions and sources", || run(&mut cargo(check)))
+    // The fuzz targets are a workspace of their own.
+    steps.step("check licences, versions and sources", || {
+        ["Cargo.toml", "fuzz/Cargo.toml"].into_iter().try_for_each(|manifest| {
+            let mut check = cargo(&["deny", "--log-level", "error", "--config", "deny.toml"]);
+            run(check.args(["--manifest-path", manifest, "check", "licenses", "bans", "sources"]))
+        })
+    })
 }
 
 fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
@@ -140,8 +151,9 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
 /// Tests that need root and KVM but no image are ignored by themselves, with their reason; here is
 /// root.
 fn root_tests(filters: &[String]) -> Result<(), RunError> {
-    let mut command =
-        cargo(&["nextest", "run", "-p", "vmm", "-p", "vmmd", "-p", "patina-daemon", "--run-ignored", "only"]);
+    let crates = ["-p", "vmm", "-p", "vmmd", "-p", "patina-daemon", "-p", "patina-snapshot"];
+    let mut command = cargo(&["nextest", "run", "--run-ignored", "only"]);
+    command.args(crates);
     // Where the kernel does not note what is written, tests of that stay ignored.
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let chosen = if notes_writes(&release) {

@@ -5,6 +5,7 @@
 //! - [`check`]: the `test` command, all checks and all tests.
 //! - [`protos`]: the checks of the .proto files.
 //! - [`miri`]: Miri, on modules without system calls.
+//! - [`mod@fuzz`]: the fuzz targets.
 //! - [`l1`]: the tests on emulated hosts.
 //! - [`mod@bench`]: the benchmarks.
 //! - [`steps`], [`run`]: progress and child processes.
@@ -15,6 +16,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod l1;
 mod miri;
 mod protos;
@@ -55,6 +57,14 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+    /// Runs the fuzz targets.
+    Fuzz {
+        /// The only target to run.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 600)]
+        seconds: u32,
+    },
     /// Runs a benchmark and prints its figures.
     Bench {
         /// `boot`, `clone`, `cornering` or `ticket`.
@@ -85,6 +95,9 @@ fn main() -> ExitCode {
         Command::Test { filters, l1: None } => check::test(&filters).map_err(Into::into),
         Command::Test { filters, l1: Some(wanted) } => check::test_l1(&wanted, &filters).map_err(Into::into),
         Command::Image { recipe, print } => build::image_command(&recipe, print).map_err(Into::into),
+        Command::Fuzz { target, seconds } => {
+            fuzz::fuzz(&steps::Steps::new(), target.as_deref(), seconds).map_err(Into::into)
+        }
         Command::Bench { name, json, quick, options } => {
             bench::bench(&name, json.as_deref(), quick, &options).map_err(Into::into)
         }

@@ -1,0 +1,182 @@
+//! Runs the fuzz targets in `fuzz/` (libFuzzer), which read bytes that may be of any kind.
+//!
+//! They are compiled by the toolchain that compiles everything else. It counts which branches run;
+//! that needs flags of LLVM, but no nightly toolchain. Seeds are committed as hexadecimal digits.
+//! What a run finds beyond them stays in the target directory, and the next run begins with it.
+
+use crate::{
+    run::{RunError, cargo, run, target_dir, workspace},
+    steps::Steps,
+};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// How long each target runs in `cargo xtask test`, seconds.
+const SECONDS: u32 = 60;
+/// Build scripts are not compiled with the flags if the target is named.
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+/// Counters for each branch, and reports of what is compared.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+
+/// A program of `fuzz/Cargo.toml`.
+struct Target {
+    name: &'static str,
+    /// Files of hexadecimal digits, besides those in `fuzz/seeds/NAME`.
+    seeds: &'static [&'static str],
+    /// The longest input that is tried, bytes.
+    max_bytes: u32,
+}
+
+const TARGETS: [Target; 1] =
+    [Target { name: "manifest", seeds: &["snapshot/src/manifest/golden_v1.txt"], max_bytes: 8192 }];
+
+/// Why fuzzing did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum FuzzError {
+    /// There is no such target.
+    #[error("fuzz {name}: there is no such target; there are: {}", names())]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// It could not be built, or it found a fault.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The target found a fault.
+    #[error(
+        "fuzz {target}: it found a fault: its output is above; {} has the input: `xxd -p` makes a seed of it for \
+         fuzz/seeds/{target}", .found.display()
+    )]
+    Found {
+        /// The target.
+        target: &'static str,
+        /// The beginning of the files with inputs that it writes.
+        found: PathBuf,
+        /// How it ended.
+        source: RunError,
+    },
+    /// A seed cannot be read or written.
+    #[error("prepare the seed {path}")]
+    Seed {
+        /// Its file.
+        path: PathBuf,
+        /// The system's reason, or what is wrong with its digits.
+        source: io::Error,
+    },
+}
+
+fn names() -> String {
+    TARGETS.map(|target| target.name).join(", ")
+}
+
+/// Each target for a minute.
+pub fn check(steps: &Steps) -> Result<(), FuzzError> {
+    fuzz(steps, None, SECONDS)
+}
+
+/// One target, or all of them, each for so many seconds.
+pub fn fuzz(steps: &Steps, only: Option<&str>, seconds: u32) -> Result<(), FuzzError> {
+    let chosen: Vec<_> =
+        TARGETS.iter().filter(|target| only.is_none_or(|name| name == target.name)).collect();
+    if chosen.is_empty() {
+        return Err(FuzzError::Unknown { name: only.unwrap_or_default().to_owned() });
+    }
+    let folder = target_dir().join("fuzz");
+    steps.step("build the fuzz targets", || {
+        let mut build = cargo(&["build", "--quiet", "--release", "--target", TRIPLE]);
+        build.arg("--manifest-path").arg(workspace().join("fuzz/Cargo.toml"));
+        build.arg("--target-dir").arg(&folder);
+        run(build.env("RUSTFLAGS", FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS"))
+    })?;
+    for target in chosen {
+        let what = format!("fuzz {} for {seconds} s", target.name);
+        steps.step(&what, || run_target(target, &folder, seconds))?;
+    }
+    Ok(())
+}
+
+fn run_target(target: &'static Target, folder: &Path, seconds: u32) -> Result<(), FuzzError> {
+    let corpus = folder.join("corpus").join(target.name);
+    fs::create_dir_all(&corpus).map_err(|source| FuzzError::Seed { path: corpus.clone(), source })?;
+    for (number, path) in seeds(target)?.into_iter().enumerate() {
+        let write = |text: String| fs::write(corpus.join(format!("seed-{number}")), bytes_of(&text)?);
+        fs::read_to_string(&path).and_then(write).map_err(|source| FuzzError::Seed { path, source })?;
+    }
+    let found = folder.join(format!("{}-", target.name));
+    let mut command = Command::new(folder.join(TRIPLE).join("release").join(target.name));
+    command.args(["-verbosity=0", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=1024"]);
+    command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={}", target.max_bytes));
+    command.arg(format!("-artifact_prefix={}", found.display())).arg(corpus);
+    run(&mut command).map_err(|source| FuzzError::Found { target: target.name, found, source })
+}
+
+/// The files with a target's seeds.
+fn seeds(target: &Target) -> Result<Vec<PathBuf>, FuzzError> {
+    let mut seeds: Vec<_> = target.seeds.iter().map(|seed| workspace().join(seed)).collect();
+    let folder = workspace().join("fuzz/seeds").join(target.name);
+    match fs::read_dir(&folder) {
+        Ok(entries) => {
+            let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>();
+            seeds.extend(paths.map_err(|source| FuzzError::Seed { path: folder, source })?);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(FuzzError::Seed { path: folder, source }),
+    }
+    seeds.sort();
+    Ok(seeds)
+}
+
+/// The bytes of hexadecimal digits. Lines that begin with `#` are comments.
+fn bytes_of(text: &str) -> io::Result<Vec<u8>> {
+    let wrong = || io::Error::new(io::ErrorKind::InvalidData, "it is not pairs of hexadecimal digits");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let digits: String = lines.flat_map(str::split_ascii_whitespace).collect();
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| {
+        let digit = |digit: u8| char::from(digit).to_digit(16).ok_or_else(wrong);
+        u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).map_err(|_| wrong())
+    };
+    if rest.is_empty() { pairs.iter().map(byte).collect() } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fuzz_target_is_run_and_has_seeds() {
+        let manifest = fs::read_to_string(workspace().join("fuzz/Cargo.toml")).expect("the manifest");
+        let programs = manifest.split("[[bin]]").skip(1).map(|program| {
+            program.split("name = \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a name")
+        });
+        let run: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+        assert_eq!(programs.collect::<Vec<_>>(), run);
+        for target in &TARGETS {
+            let seeds = seeds(target).expect("seeds");
+            assert!(!seeds.is_empty(), "{}", target.name);
+            for seed in seeds {
+                let bytes = bytes_of(&fs::read_to_string(&seed).expect("a seed")).expect("digits");
+                assert!((1..=target.max_bytes as usize).contains(&bytes.len()), "{}", seed.display());
+            }
+        }
+    }
+
+    #[test]
+    fn digits_are_read_in_pairs_and_comments_are_not() {
+        assert_eq!(bytes_of("# 77\n00 ff\n7\nF\n").expect("digits"), [0, 0xff, 0x7f]);
+        for wrong in ["0", "0g", "+1", "é"] {
+            assert!(bytes_of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_not_there_is_named_with_those_that_are() {
+        let error = fuzz(&Steps::new(), Some("other"), 1).expect_err("there is none");
+        assert_eq!(error.to_string(), "fuzz other: there is no such target; there are: manifest");
+    }
+}
