@@ -7,11 +7,12 @@ use std::{fs, path::Path};
 use tree::{root, walk};
 
 /// Crates as the page calls them, and their folders.
-const CRATES: [(&str, &str); 10] = [
+const CRATES: [(&str, &str); 11] = [
     ("daemon", "daemon"),
     ("guest-agent", "guest-agent"),
     ("patina-abi", "proto/abi"),
     ("patina-control", "proto/control"),
+    ("patina-snapshot", "snapshot"),
     ("scheduler", "scheduler"),
     ("tests", "tests"),
     ("vmctl", "vmctl"),
