@@ -72,15 +72,16 @@ impl Encoder {
 /// Takes values from bytes.
 #[derive(Debug)]
 pub struct Decoder<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    left: &'a [u8],
+    /// How many bytes there were.
+    length: usize,
 }
 
 impl<'a> Decoder<'a> {
     /// Begins at the first of these bytes.
     #[must_use]
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+        Self { left: bytes, length: bytes.len() }
     }
 
     /// Takes the next `N` bytes as they are.
@@ -89,11 +90,10 @@ impl<'a> Decoder<'a> {
     /// [`LayoutError::Short`].
     #[inline]
     pub fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], LayoutError> {
-        let left = self.bytes.get(self.at..).unwrap_or_default();
-        let Some(taken) = left.first_chunk() else {
-            return Err(LayoutError::Short { at: self.bytes.len(), missing: N - left.len() });
+        let Some((taken, left)) = self.left.split_first_chunk() else {
+            return Err(LayoutError::Short { at: self.length, missing: N - self.left.len() });
         };
-        self.at += N;
+        self.left = left;
         Ok(taken)
     }
 
@@ -106,7 +106,7 @@ impl<'a> Decoder<'a> {
         what: &'static str,
         meaning: impl FnOnce(u8) -> Option<T>,
     ) -> Result<T, LayoutError> {
-        let at = self.at;
+        let at = self.at();
         let [found] = *self.take()?;
         meaning(found).ok_or(LayoutError::Value { at, what, found })
     }
@@ -116,14 +116,14 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// [`LayoutError::Long`].
     pub fn end(&self) -> Result<(), LayoutError> {
-        match self.left() {
+        match self.left.len() {
             0 => Ok(()),
-            more => Err(LayoutError::Long { at: self.at, more }),
+            more => Err(LayoutError::Long { at: self.at(), more }),
         }
     }
 
-    fn left(&self) -> usize {
-        self.bytes.len().saturating_sub(self.at)
+    fn at(&self) -> usize {
+        self.length - self.left.len()
     }
 }
 
@@ -241,8 +241,8 @@ impl<T: Item> Layout for Vec<T> {
             return Err(LayoutError::Many { what: T::WHAT, found, most: T::MOST });
         }
         // Each item takes at least a byte.
-        if count > from.left() {
-            return Err(LayoutError::Short { at: from.bytes.len(), missing: count - from.left() });
+        if count > from.left.len() {
+            return Err(LayoutError::Short { at: from.length, missing: count - from.left.len() });
         }
         let mut items = Self::with_capacity(count);
         for _ in 0..count {
@@ -273,6 +273,7 @@ impl<const N: usize> Layout for Blob<N> {
         to.put(&self.0);
     }
 
+    #[inline]
     fn decode(from: &mut Decoder<'_>) -> Result<Self, LayoutError> {
         Ok(Self(*from.take()?))
     }

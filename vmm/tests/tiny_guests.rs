@@ -13,6 +13,7 @@ use patina_control::VERSION;
 use patina_control::config::KvmKind;
 use patina_control::end::EndKind;
 use patina_control::messages::{Open, ToVmm};
+use patina_snapshot::container::Tag;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -22,6 +23,7 @@ use tiny::code::{
     AVX, COUNT, ECHO, FOUR, HIGH, MTRR, PANIC, POWER_OFF, READ_AND_WRITE, RESET, ROUNDS, SCATTER, SCATTERED,
     SPIN, TSC, UD2,
 };
+use tiny::states::{is, rewritten};
 use tiny::{Guest, Outcome, Vmm};
 use vmm::sys::kvm_state;
 use vmm::vcpu::tsc::{TscStart, TscState};
@@ -29,7 +31,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 25] = named![
+    let tests: [(&str, Test); 26] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         a_warm_vmm_that_is_killed_as_it_starts_takes_nobody_along,
         clones_of_clones_go_on_however_deep,
         an_invalid_generation_ends_a_warm_vm_with_the_reason,
+        a_state_of_another_host_or_release_is_refused_before_a_vcpu_runs,
         ram_and_vcpus_out_of_range_are_refused,
         a_vmm_refuses_a_newer_vmmd_and_serves_an_older_one,
         a_vmm_whose_log_takes_nothing_goes_on,
@@ -583,7 +586,10 @@ fn an_invalid_generation_ends_a_warm_vm_with_the_reason() -> Result<(), Failed> 
     let short = tempfile::tempfile()?;
     short.set_len(4096)?;
     let bad = [
-        (tiny::Generation { state: garbage(&[0xff; 100])?, ..good.open()? }, "state cannot be decoded"),
+        (
+            tiny::Generation { state: garbage(&[0xff; 100])?, ..good.open()? },
+            "it does not begin as a state does",
+        ),
         (tiny::Generation { layers: vec![short.into()], ..good.open()? }, "layer 0 has 4096 bytes"),
         (tiny::Generation { layers: Vec::new(), ..good.open()? }, "0 layers"),
     ];
@@ -611,4 +617,48 @@ fn an_invalid_generation_ends_a_warm_vm_with_the_reason() -> Result<(), Failed> 
     }
     Typist::new(&warm)?.expect("b", "b2")?;
     end_all([warm, parent])
+}
+
+/// The guest counts what it is asked, so one that had run would have answered.
+fn a_state_of_another_host_or_release_is_refused_before_a_vcpu_runs() -> Result<(), Failed> {
+    let parent = Guest::code(ECHO).start()?;
+    Typist::new(&parent)?.expect("a", "a1")?;
+    let good = parent.freeze()?;
+    let other = |kind| if kind == KvmKind::Vmx { KvmKind::Svm } else { KvmKind::Vmx };
+    let bad = [
+        (rewritten(&good.state, |needs| needs.vendor = *b"OtherVendor!", |_| ())?, "OtherVendor! family"),
+        (rewritten(&good.state, |needs| needs.kvm_kind = other(needs.kvm_kind), |_| ())?, "use a host with"),
+        (rewritten(&good.state, |needs| needs.xcr0 |= 1 << 62, |_| ())?, "(XCR0)"),
+        (rewritten(&good.state, |needs| needs.page_bytes = 65_536, |_| ())?, "pages of 65536 bytes"),
+        (
+            rewritten(&good.state, |_| (), |section| section.version += u16::from(is(section, b"VCPU")))?,
+            "section VCPU has version 2, and this release reads version 1",
+        ),
+        (
+            rewritten(
+                &good.state,
+                |_| (),
+                |section| {
+                    if is(section, b"PIT ") {
+                        section.tag = Tag(*b"HPET");
+                    }
+                },
+            )?,
+            "does not know its section HPET",
+        ),
+    ];
+    for (state, reason) in bad {
+        let warm = Guest::warm().start()?;
+        let error = warm.give(&tiny::Generation { state, ..good.open()? }).err().ok_or("it started")?;
+        if !error.message().is_some_and(|message| message.contains(reason)) {
+            return Err(format!("{:?}, not {reason}", error.message()).into());
+        }
+        expect(&warm.wait()?, EndKind::VmmError, reason)?;
+    }
+    // What is only shown may differ.
+    let note = rewritten(&good.state, |needs| needs.kernel = "9.9".into(), |_| ())?;
+    let clone = Guest::generation(&tiny::Generation { state: note, ..good.open()? })?.start()?;
+    Typist::new(&clone)?.expect("b", "b2")?;
+    Typist::new(&parent)?.expect("c", "c2")?;
+    end_all([clone, parent])
 }

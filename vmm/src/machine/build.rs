@@ -3,6 +3,7 @@
 use super::Machine;
 use super::connections::{LinkPort, VmConnections};
 use super::generation::Ram;
+use super::host;
 use super::origin::{Origin, OriginError};
 use super::tune::tune;
 use super::wiring::{self, WiringError};
@@ -182,6 +183,8 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let looked_at = if matches!(ram, Ram::Reserved) { &[] } else { &vcpus[..] };
     let msrs = msr_indices(listed.as_slice(), looked_at).map_err(kvm_failed("KVM_GET_MSRS"))?.into();
 
+    let facts = host::gather(&kvm, kind, &cpuid::for_vcpu(&supported, 0, config.vcpus), vcpus.first());
+
     let bus = Arc::new(bus);
     let connections = VmConnections { console: Arc::clone(&bus.serial), dialer, network_gate };
     let server = make_server(config, inherited, inbox, connections, started)?;
@@ -211,6 +214,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         tracked_since: None,
         memory_mib,
         merging: None,
+        facts,
         msrs,
         to_prefault: Vec::new(),
         prefault_list: Vec::new(),

@@ -35,6 +35,7 @@ use super::merging::{Merging, let_go};
 use super::persist::VmState;
 use super::prefault::prefault_beside;
 use super::standstill::{Stoppable, stand_still};
+use super::state;
 use crate::devices::console::persist::ConsoleState;
 use crate::devices::virtio::mmio::persist::TransportState;
 use crate::memory::Memory;
@@ -157,7 +158,8 @@ impl Machine {
         state.is_held = is_held;
         let (copied_pages, copied_beside_pages) = (copied.into / PAGE_BYTES, copied.beside / PAGE_BYTES);
         let frozen = Frozen { pause_us, copied_pages, copied_beside_pages };
-        Ok(Generation { state: postcard::to_stdvec(&state)?, layers: layers.files().to_vec(), frozen })
+        let state = state::write(&state, &self.facts)?;
+        Ok(Generation { state, layers: layers.files().to_vec(), frozen })
     }
 
     fn plan(&mut self) -> Result<Plan, FreezeError> {

@@ -6,6 +6,7 @@ use crate::devices::event_loop::LoopError;
 use crate::memory::layers::LayersError;
 use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::PersistError;
+use patina_snapshot::container::ContainerError;
 
 /// Why a VM could not be frozen. The VM continues, unless [`FreezeError::is_fatal`].
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +45,8 @@ pub enum FreezeError {
     #[error("freeze the VM: seal its generation")]
     Seal(#[source] rustix::io::Errno),
     /// The state could not be encoded.
-    #[error("freeze the VM: encode its state")]
-    Encode(#[from] postcard::Error),
+    #[error("freeze the VM")]
+    Encode(#[from] ContainerError),
 }
 
 impl FreezeError {

@@ -7,12 +7,11 @@ use crate::memory::extents::Extents;
 use crate::memory::layers::Layers;
 use crate::vcpu::persist::VcpuState;
 use patina_control::messages::Frozen;
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::sync::Arc;
 
 /// The state of a VM without its pages.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineState {
     /// The VM's RAM, MiB.
     pub memory_mib: u32,
@@ -34,7 +33,7 @@ pub struct MachineState {
 /// A generation: an immutable image of a VM at one instant.
 #[derive(Debug)]
 pub struct Generation {
-    /// [`MachineState`], encoded with postcard.
+    /// [`MachineState`], as [`super::state`] writes it.
     pub state: Vec<u8>,
     /// The memfds of the RAM, sealed against writes.
     pub layers: Vec<Arc<File>>,

@@ -6,6 +6,7 @@
 //! - [`orders`]: carries out the operations that `vmmd` requests.
 //! - [`generation`]: the image that a freeze makes and a clone starts from.
 //! - [`origin`]: the first state of a VM: a loaded kernel, or warm (waiting for a generation).
+//! - [`state`]: writes the state of a VM as a container, and reads it. [`host`]: the facts of this host.
 //! - [`start`]: starts a warm VM from a generation.
 //! - [`freeze`]: freezes the VM into a generation and resumes it.
 //! - `standstill`: the order in which the parts of a VM stop and resume.
@@ -19,6 +20,7 @@ pub mod connections;
 pub mod freeze;
 pub mod freeze_error;
 pub mod generation;
+pub mod host;
 mod merging;
 pub mod orders;
 pub mod origin;
@@ -26,6 +28,7 @@ pub mod persist;
 pub mod prefault;
 mod standstill;
 pub mod start;
+pub mod state;
 pub mod tune;
 pub mod wiring;
 
@@ -38,6 +41,7 @@ use crate::vcpu::gate::Vcpus;
 use crate::vcpu::run::Runner;
 use generation::Ram;
 use merging::Merging;
+use patina_snapshot::facts::HostFacts;
 use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
@@ -59,6 +63,8 @@ pub struct Machine {
     memory_mib: u32,
     /// A merge in progress, which gives the next generation fewer layers.
     merging: Option<Merging>,
+    /// What the VM needs of a host, as far as it does not change. Of a warm VM: what this host has.
+    facts: HostFacts,
     /// The MSRs that make up a vCPU's state.
     msrs: Arc<[u32]>,
     /// Ranges of RAM that are still to be prefaulted.

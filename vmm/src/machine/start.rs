@@ -11,6 +11,7 @@ use super::Machine;
 use super::generation::{MachineState, Ram};
 use super::persist::VmPersistError;
 use super::prefault;
+use super::state::{self, StateError};
 use crate::bus::DevicesError;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::{Layers, LayersError};
@@ -22,6 +23,7 @@ use crate::vcpu::tsc::TscStart;
 use patina_control::best_effort;
 use patina_control::messages::{PREFAULT_LIST_MAX_BYTES, STATE_MAX_BYTES};
 use patina_control::monotonic_ns;
+use patina_snapshot::facts::HostFacts;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -52,9 +54,9 @@ pub enum StartError {
         /// The greatest length that is read, bytes.
         most_bytes: u64,
     },
-    /// The state cannot be decoded.
-    #[error("start from the generation: its state cannot be decoded")]
-    Decode(#[from] postcard::Error),
+    /// The state cannot be read, or is of a VM that needs another host.
+    #[error("start from the generation")]
+    State(#[from] StateError),
     /// The generation has another number of vCPUs, or another amount of RAM, than the VM.
     #[error(
         "start from the generation: it has {found_vcpus} vCPUs and {found_mib} MiB, the VM {vcpus} and {memory_mib} MiB"
@@ -110,7 +112,8 @@ impl Machine {
         if !matches!(self.ram, Ram::Reserved) {
             return Err(StartError::Running);
         }
-        let state: MachineState = postcard::from_bytes(&read(&files.state, "state", STATE_MAX_BYTES)?)?;
+        let state = read(&files.state, "state", STATE_MAX_BYTES)?;
+        let (state, facts) = state::read(&state, &self.facts)?;
         let (found_vcpus, vcpus) = (state.vcpus.len(), self.vcpus.count());
         let (found_mib, memory_mib) = (state.memory_mib, self.memory_mib);
         if (found_vcpus, found_mib) != (vcpus, memory_mib) {
@@ -150,6 +153,9 @@ impl Machine {
         self.msrs = msrs.into();
         // After the vCPUs: the interrupt controllers send pending interrupts to their APICs.
         vm.restore((self.vm.vm(), tsc.ago_ns()))?;
+        // The VM keeps what it was offered, wherever it goes.
+        let HostFacts { can_scale_tsc, kernel, .. } = self.facts.clone();
+        self.facts = HostFacts { can_scale_tsc, kernel, ..facts };
         self.ram = Ram::View(layers);
         self.vcpus.resume();
         // After the vCPUs have been woken: what they notify meanwhile stays in the eventfds.

@@ -7,7 +7,7 @@
 //! ```
 
 use patina_control::PAGE_BYTES;
-use serde::{Deserialize, Serialize};
+use patina_snapshot::layout::Item;
 use std::ops::Range;
 
 /// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of
@@ -15,7 +15,7 @@ use std::ops::Range;
 pub const EXTENTS_MAX: usize = 16_384;
 
 /// Bytes of RAM that lie in one layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Where the bytes begin, the same offset in RAM and in the layer.
     pub start: u64,
@@ -23,6 +23,13 @@ pub struct Extent {
     pub bytes: u64,
     /// The number of the layer in which they lie.
     pub layer: u8,
+}
+
+patina_snapshot::layout!(Extent { start: u64, bytes: u64, layer: u8 });
+
+impl Item for Extent {
+    const WHAT: &'static str = "extents";
+    const MOST: usize = EXTENTS_MAX;
 }
 
 impl Extent {
@@ -34,8 +41,10 @@ impl Extent {
 }
 
 /// All of RAM, each byte in exactly one extent, in order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extents(Vec<Extent>);
+
+patina_snapshot::layout!(Extents { 0: Vec<Extent> });
 
 /// Why a map from another process is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

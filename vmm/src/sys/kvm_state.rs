@@ -3,7 +3,7 @@
 use super::ioctl::{NONE, READ, WRITE, request};
 use kvm_bindings::{
     KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
-    kvm_reinject_control, kvm_sregs, kvm_sregs2,
+    kvm_irqchip, kvm_irqchip__bindgen_ty_1, kvm_reinject_control, kvm_sregs, kvm_sregs2,
 };
 use kvm_ioctls::{Error, VcpuFd, VmFd};
 use std::os::fd::AsRawFd;
@@ -108,6 +108,26 @@ fn with_pdptrs(sregs: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
         flags,
         pdptrs,
     }
+}
+
+/// Size of an interrupt controller's registers in KVM's struct, bytes.
+pub const IRQCHIP_BYTES: usize = 512;
+
+const _: () = assert!(size_of::<kvm_irqchip__bindgen_ty_1>() == IRQCHIP_BYTES);
+
+/// The registers of an interrupt controller that KVM filled in.
+#[must_use]
+pub fn irqchip_bytes(chip: &kvm_irqchip) -> [u8; IRQCHIP_BYTES] {
+    // SAFETY: the member covers the whole union, and all bytes of it were initialized: with zeros, or by KVM.
+    let registers = unsafe { chip.chip.dummy };
+    registers.map(|byte| byte as u8)
+}
+
+/// The struct from which KVM takes the registers of an interrupt controller.
+#[must_use]
+pub fn irqchip(chip_id: u32, registers: [u8; IRQCHIP_BYTES]) -> kvm_irqchip {
+    let dummy = registers.map(|byte| byte as std::ffi::c_char);
+    kvm_irqchip { chip_id, pad: 0, chip: kvm_irqchip__bindgen_ty_1 { dummy } }
 }
 
 /// Makes the PIT drop ticks that the guest missed, instead of sending them later. To send them

@@ -11,6 +11,7 @@ pub mod cpuid;
 pub mod gate;
 pub mod kind;
 pub mod persist;
+pub mod registers;
 pub mod run;
 pub mod setup;
 pub mod tsc;

@@ -20,34 +20,51 @@
 //! All of this comes before the VM's interrupt controllers (`machine/persist.rs`), which send
 //! pending interrupts to the APICs.
 
+use super::registers::{
+    DebugRegs, Events, Lapic, Msr, Regs, Sregs, Xcrs, Xsave, cpuid_from, cpuid_to, lapic_from, lapic_to,
+    xsave_from, xsave_to,
+};
 use super::tsc::{TSC, TscStart, TscState};
 use crate::note::note;
 use crate::persist::Persist;
+use crate::persist::mirror::Mirror;
 use crate::sys::kvm_state;
-use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
-};
+use kvm_bindings::{Msrs, kvm_mp_state, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
-use serde::{Deserialize, Serialize};
+use patina_snapshot::cpuid::CpuidEntry;
 
 /// A vCPU between two instructions.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VcpuState {
-    cpuid: Vec<kvm_cpuid_entry2>,
-    mp_state: kvm_mp_state,
-    regs: kvm_regs,
-    sregs: kvm_sregs,
+    pub(crate) cpuid: Vec<CpuidEntry>,
+    pub(crate) mp_state: u32,
+    pub(crate) regs: Regs,
+    pub(crate) sregs: Sregs,
     /// Of a kernel of 32 bits.
+    pub(crate) pdptrs: Option<[u64; 4]>,
+    pub(crate) tsc: Option<TscState>,
+    pub(crate) xsave: Xsave,
+    pub(crate) xcrs: Xcrs,
+    pub(crate) debug_regs: DebugRegs,
+    pub(crate) lapic: Lapic,
+    pub(crate) msrs: Vec<Msr>,
+    pub(crate) events: Events,
+}
+
+patina_snapshot::layout!(VcpuState {
+    cpuid: Vec<CpuidEntry>,
+    mp_state: u32,
+    regs: Regs,
+    sregs: Sregs,
     pdptrs: Option<[u64; 4]>,
     tsc: Option<TscState>,
-    xsave: kvm_xsave,
-    xcrs: kvm_xcrs,
-    debug_regs: kvm_debugregs,
-    lapic: kvm_lapic_state,
-    msrs: Vec<kvm_msr_entry>,
-    events: kvm_vcpu_events,
-}
+    xsave: Xsave,
+    xcrs: Xcrs,
+    debug_regs: DebugRegs,
+    lapic: Lapic,
+    msrs: Vec<Msr>,
+    events: Events,
+});
 
 /// Why a vCPU's state could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -126,40 +143,41 @@ impl Persist for VcpuState {
     fn save((vcpu, index, indices): (&VcpuFd, u8, &[u32])) -> Result<Self, PersistError> {
         let kvm = |call| move |source| PersistError::Kvm { operation: "save", vcpu: index, call, source };
         Ok(Self {
-            mp_state: vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?,
-            cpuid: vcpu.get_cpuid2(CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?.as_slice().to_vec(),
-            regs: vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?,
-            sregs: vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?,
+            mp_state: vcpu.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?.mp_state,
+            cpuid: cpuid_from(&vcpu.get_cpuid2(CPUID_ENTRIES).map_err(kvm("KVM_GET_CPUID2"))?),
+            regs: Regs::of(&vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?),
+            sregs: Sregs::of(&vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?),
             pdptrs: kvm_state::pdptrs(vcpu),
             tsc: TscState::save(vcpu),
-            xsave: vcpu.get_xsave().map_err(kvm("KVM_GET_XSAVE"))?,
-            xcrs: vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?,
-            debug_regs: vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?,
-            lapic: vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?,
+            xsave: xsave_from(&vcpu.get_xsave().map_err(kvm("KVM_GET_XSAVE"))?),
+            xcrs: Xcrs::of(&vcpu.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?),
+            debug_regs: DebugRegs::of(&vcpu.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?),
+            lapic: lapic_from(&vcpu.get_lapic().map_err(kvm("KVM_GET_LAPIC"))?),
             msrs: save_msrs(vcpu, index, indices)?,
-            events: vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?,
+            events: Events::of(&vcpu.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?),
         })
     }
 
     fn restore(&self, (vcpu, index, tsc): (&VcpuFd, u8, &TscStart)) -> Result<Vec<u32>, PersistError> {
         let kvm = |call| move |source| PersistError::Kvm { operation: "restore", vcpu: index, call, source };
-        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG));
+        let cpuid = cpuid_to(&self.cpuid).ok_or_else(|| kvm_ioctls::Error::new(libc::E2BIG));
         cpuid.and_then(|cpuid| vcpu.set_cpuid2(&cpuid)).map_err(kvm("KVM_SET_CPUID2"))?;
-        vcpu.set_mp_state(self.mp_state).map_err(kvm("KVM_SET_MP_STATE"))?;
-        vcpu.set_regs(&self.regs).map_err(kvm("KVM_SET_REGS"))?;
+        vcpu.set_mp_state(kvm_mp_state { mp_state: self.mp_state }).map_err(kvm("KVM_SET_MP_STATE"))?;
+        vcpu.set_regs(&self.regs.original()).map_err(kvm("KVM_SET_REGS"))?;
+        let sregs = self.sregs.original();
         match self.pdptrs {
-            None => vcpu.set_sregs(&self.sregs).map_err(kvm("KVM_SET_SREGS"))?,
+            None => vcpu.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS"))?,
             Some(pdptrs) => {
-                kvm_state::set_sregs_with_pdptrs(vcpu, &self.sregs, pdptrs).map_err(kvm("KVM_SET_SREGS2"))?
+                kvm_state::set_sregs_with_pdptrs(vcpu, &sregs, pdptrs).map_err(kvm("KVM_SET_SREGS2"))?
             }
         }
-        crate::sys::xstate::set_area(vcpu, &self.xsave).map_err(kvm("KVM_SET_XSAVE"))?;
-        vcpu.set_xcrs(&self.xcrs).map_err(kvm("KVM_SET_XCRS"))?;
-        vcpu.set_debug_regs(&self.debug_regs).map_err(kvm("KVM_SET_DEBUGREGS"))?;
-        vcpu.set_lapic(&self.lapic).map_err(kvm("KVM_SET_LAPIC"))?;
+        crate::sys::xstate::set_area(vcpu, &xsave_to(&self.xsave)).map_err(kvm("KVM_SET_XSAVE"))?;
+        vcpu.set_xcrs(&self.xcrs.original()).map_err(kvm("KVM_SET_XCRS"))?;
+        vcpu.set_debug_regs(&self.debug_regs.original()).map_err(kvm("KVM_SET_DEBUGREGS"))?;
+        vcpu.set_lapic(&lapic_to(&self.lapic)).map_err(kvm("KVM_SET_LAPIC"))?;
         let has_tsc = tsc.set(vcpu, self.tsc).map_err(kvm("KVM_VCPU_TSC_OFFSET"))?;
         let refused = self.restore_msrs(vcpu, index, has_tsc)?;
-        vcpu.set_vcpu_events(&self.events).map_err(kvm("KVM_SET_VCPU_EVENTS"))?;
+        vcpu.set_vcpu_events(&self.events.original()).map_err(kvm("KVM_SET_VCPU_EVENTS"))?;
         Ok(refused)
     }
 }
@@ -169,6 +187,14 @@ impl VcpuState {
     #[must_use]
     pub fn tsc(&self) -> Option<TscState> {
         self.tsc
+    }
+
+    /// The state components that the vCPU has enabled.
+    #[must_use]
+    pub fn xcr0(&self) -> u64 {
+        let count = usize::try_from(self.xcrs.nr_xcrs).unwrap_or(usize::MAX);
+        let xcr0 = self.xcrs.xcrs.iter().take(count).find(|register| register.xcr == 0);
+        xcr0.map_or(0, |register| register.value)
     }
 
     /// The MSRs in the state. A clone saves the same ones, and not the host's list: so an MSR that
@@ -185,8 +211,8 @@ impl VcpuState {
         const OPERATION: &str = "restore";
         let kvm =
             |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_SET_MSRS", source };
-        let left_out = |msr: &&kvm_msr_entry| has_tsc && msr.index == TSC || is_unused_hyperv(msr);
-        let given: Vec<_> = self.msrs.iter().filter(|msr| !left_out(msr)).copied().collect();
+        let left_out = |msr: &&Msr| has_tsc && msr.index == TSC || is_unused_hyperv(msr);
+        let given: Vec<_> = self.msrs.iter().filter(|msr| !left_out(msr)).map(Msr::original).collect();
         let set = |left: &[kvm_msr_entry]| vcpu.set_msrs(&msrs(left).map_err(kvm)?).map_err(kvm);
         let refused = set_leniently(&given, set, |moved, index_refused| PersistError::Msrs {
             operation: OPERATION,
@@ -228,11 +254,11 @@ fn set_leniently<E>(
 
 /// Whether this is one of Hyper-V's MSRs that the guest does not use. It is 0 in a new vCPU, and to
 /// set it would make KVM allocate what Hyper-V's interrupts need.
-fn is_unused_hyperv(msr: &kvm_msr_entry) -> bool {
+fn is_unused_hyperv(msr: &Msr) -> bool {
     (0x4000_0000..=0x4000_0fff).contains(&msr.index) && msr.data == 0
 }
 
-fn save_msrs(vcpu: &VcpuFd, index: u8, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, PersistError> {
+fn save_msrs(vcpu: &VcpuFd, index: u8, indices: &[u32]) -> Result<Vec<Msr>, PersistError> {
     const OPERATION: &str = "save";
     let kvm = |source| PersistError::Kvm { operation: OPERATION, vcpu: index, call: "KVM_GET_MSRS", source };
     let wanted: Vec<_> =
@@ -240,7 +266,7 @@ fn save_msrs(vcpu: &VcpuFd, index: u8, indices: &[u32]) -> Result<Vec<kvm_msr_en
     let mut values = msrs(&wanted).map_err(kvm)?;
     let moved = vcpu.get_msrs(&mut values).map_err(kvm)?;
     match indices.get(moved) {
-        None => Ok(values.as_slice().to_vec()),
+        None => Ok(values.as_slice().iter().map(Msr::of).collect()),
         Some(stopped_at) => Err(PersistError::Msrs {
             operation: OPERATION,
             vcpu: index,

@@ -11,7 +11,7 @@
 use crate::sys::kvm_state::{set_tsc_offset, tsc_offset};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Error, VcpuFd};
-use serde::{Deserialize, Serialize};
+use patina_snapshot::facts::is_another_speed;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -19,14 +19,16 @@ use std::time::Instant;
 pub const TSC: u32 = 0x10;
 
 /// A vCPU's TSC when it was saved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TscState {
     /// Its frequency, kHz. 0: KVM does not report it, because the host's TSC is not stable.
-    khz: u32,
-    value: u64,
+    pub(crate) khz: u32,
+    pub(crate) value: u64,
     /// `value` minus the host's TSC, modulo 2^64.
-    offset: u64,
+    pub(crate) offset: u64,
 }
+
+patina_snapshot::layout!(TscState { khz: u32, value: u64, offset: u64 });
 
 impl TscState {
     /// Reads the TSC of a vCPU. None if KVM does not report the offset.
@@ -96,12 +98,6 @@ impl TscStart {
         let ago = self.now.get().and_then(|now| now.as_ref().ok()).map(|(_, at)| at.elapsed().as_nanos());
         ago.and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0)
     }
-}
-
-/// Whether the frequencies differ by more than 250 ppm. A smaller difference is one host's TSC,
-/// measured twice.
-fn is_another_speed(saved_khz: u32, khz: u32) -> bool {
-    saved_khz != 0 && khz != 0 && u64::from(saved_khz.abs_diff(khz)) * 1_000_000 > u64::from(khz) * 250
 }
 
 fn read(vcpu: &VcpuFd) -> Result<u64, Error> {

@@ -4,6 +4,7 @@
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_TRIPLE_FAULT, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use libtest_mimic::{Failed, Trial};
+use patina_snapshot::layout;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::machine::tune::tune;
@@ -57,9 +58,9 @@ impl One {
     }
 
     fn save(&self) -> Result<VcpuState, Failed> {
-        // Through text, as a clone gets it.
-        let state = postcard::to_stdvec(&VcpuState::save((&self.vcpu, 0, &[]))?)?;
-        Ok(postcard::from_bytes(&state)?)
+        // Through bytes, as a clone gets it.
+        let state = layout::to_bytes(&VcpuState::save((&self.vcpu, 0, &[]))?);
+        Ok(layout::from_bytes(&state)?)
     }
 
     fn restore(&self, state: &VcpuState) -> Result<(), Failed> {

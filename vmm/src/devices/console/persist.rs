@@ -11,8 +11,8 @@
 use super::{Console, INPUT_MAX_BYTES, Line, Pending};
 use crate::lock::lock;
 use crate::persist::Persist;
+use crate::persist::mirror::{Mirror, mirror};
 use patina_control::best_effort;
-use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,28 +22,29 @@ use vm_superio::serial::{NoEvents, Serial, SerialState};
 const NOTHING_PENDING: u8 = 1;
 
 /// The serial port between two instructions of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsoleState {
-    #[serde(with = "PortState")]
-    port: SerialState,
+    pub(crate) port: PortState,
     /// Waits for room in the port.
-    input: Vec<u8>,
+    pub(crate) input: Vec<u8>,
 }
 
-/// The registers, as serde is to see them.
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "SerialState")]
-struct PortState {
-    baud_divisor_low: u8,
-    baud_divisor_high: u8,
-    interrupt_enable: u8,
-    interrupt_identification: u8,
-    line_control: u8,
-    line_status: u8,
-    modem_control: u8,
-    modem_status: u8,
-    scratch: u8,
-    in_buffer: Vec<u8>,
+patina_snapshot::layout!(ConsoleState { port: PortState, input: Vec<u8> });
+
+mirror! {
+    /// The registers of the port, and what the guest is to read next.
+    PortState of SerialState {
+        baud_divisor_low: u8,
+        baud_divisor_high: u8,
+        interrupt_enable: u8,
+        interrupt_identification: u8,
+        line_control: u8,
+        line_status: u8,
+        modem_control: u8,
+        modem_status: u8,
+        scratch: u8,
+        in_buffer: Vec<u8>,
+    }
 }
 
 /// Why a console could not be restored.
@@ -74,7 +75,10 @@ impl Persist for ConsoleState {
 
     fn save(console: &Console) -> Result<Self, Infallible> {
         let serial = lock(&console.serial);
-        Ok(Self { port: serial.state(), input: lock(&console.input).iter().copied().collect() })
+        Ok(Self {
+            port: PortState::of(&serial.state()),
+            input: lock(&console.input).iter().copied().collect(),
+        })
     }
 
     fn restore(&self, console: &Console) -> Result<(), RestoreError> {
@@ -84,7 +88,7 @@ impl Persist for ConsoleState {
         }
         let line = Line::held(&console.line);
         let pending = Pending { output: Arc::clone(&console.output), timer: Arc::clone(&console.timer) };
-        let port = Serial::from_state(&self.port, line, NoEvents, pending)
+        let port = Serial::from_state(&self.port.original(), line, NoEvents, pending)
             .map_err(|_| RestoreError::Port { bytes: self.port.in_buffer.len() })?;
         // The port raises its line when it is made, and only then. This is too early for KVM.
         port.interrupt_evt().release();

@@ -2,6 +2,7 @@ use super::super::TOKEN_WAKE;
 use super::*;
 use crate::devices::console::Console;
 use crate::devices::event_loop::{DeviceLoop, EventHandler};
+use patina_snapshot::layout;
 use proptest::prelude::*;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -18,9 +19,9 @@ fn console() -> Arc<Console> {
 
 /// A clone's console: the state has been bytes meanwhile.
 fn fork(parent: &Console) -> Arc<Console> {
-    let state = postcard::to_stdvec(&ConsoleState::save(parent).unwrap()).unwrap();
+    let state = layout::to_bytes(&ConsoleState::save(parent).unwrap());
     let clone = console();
-    postcard::from_bytes::<ConsoleState>(&state).unwrap().restore(&clone).unwrap();
+    layout::from_bytes::<ConsoleState>(&state).unwrap().restore(&clone).unwrap();
     clone
 }
 
@@ -114,7 +115,7 @@ proptest! {
     #[test]
     fn any_registers_are_survived(registers in any::<[u8; 9]>(), fifo in prop::collection::vec(any::<u8>(), 0..70), input in prop::collection::vec(any::<u8>(), 0..200), accesses in prop::collection::vec((any::<bool>(), 0_u8..8, any::<u8>()), 0..100)) {
         let [baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, line_control, line_status, modem_control, modem_status, scratch] = registers;
-        let port = SerialState { baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, line_control, line_status, modem_control, modem_status, scratch, in_buffer: fifo };
+        let port = PortState { baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, line_control, line_status, modem_control, modem_status, scratch, in_buffer: fifo };
         let console = console();
         let fits = port.in_buffer.len() <= 64;
         prop_assert_eq!(ConsoleState { port, input }.restore(&console).is_ok(), fits);

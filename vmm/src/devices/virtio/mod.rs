@@ -26,9 +26,9 @@ use super::event_loop::Source;
 use crate::persist::Persist;
 use block::persist::BlockState;
 use interrupt::Interrupt;
+use patina_snapshot::layout::{Decoder, Encoder, Layout, LayoutError};
 use persist::RestoreError;
 use queue::{Chain, QueueError, VirtQueue};
-use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::io;
 use std::time::{Duration, Instant};
@@ -176,7 +176,7 @@ pub trait VirtioDevice: Send {
 }
 
 /// What a device keeps besides its registers and queues.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceState {
     /// A disk.
     Block(BlockState),
@@ -188,6 +188,38 @@ pub enum DeviceState {
     Rng,
     /// A socket device.
     Vsock(VsockState),
+}
+
+const BLOCK: u8 = 1;
+const NET: u8 = 2;
+const RNG: u8 = 3;
+const VSOCK: u8 = 4;
+
+/// A `u8` for the kind of device (1 block, 2 net, 3 rng, 4 vsock), then its state.
+impl Layout for DeviceState {
+    fn encode(&self, to: &mut Encoder) {
+        match self {
+            Self::Block(state) => {
+                BLOCK.encode(to);
+                state.encode(to);
+            }
+            Self::Net => NET.encode(to),
+            Self::Rng => RNG.encode(to),
+            Self::Vsock(state) => {
+                VSOCK.encode(to);
+                state.encode(to);
+            }
+        }
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, LayoutError> {
+        match from.code("kind of device", |kind| (BLOCK..=VSOCK).contains(&kind).then_some(kind))? {
+            BLOCK => Ok(Self::Block(BlockState::decode(from)?)),
+            NET => Ok(Self::Net),
+            RNG => Ok(Self::Rng),
+            _ => Ok(Self::Vsock(VsockState::decode(from)?)),
+        }
+    }
 }
 
 impl Persist for DeviceState {

@@ -10,7 +10,6 @@ pub mod persist;
 use super::interrupt::Interrupt;
 use crate::devices::Memory;
 use crate::devices::sys::{GuestSlices, IOV_MAX};
-use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::desc::split::Descriptor;
@@ -84,7 +83,7 @@ pub enum QueueError {
 }
 
 /// The registers of one queue, as the guest wrote them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QueueRegisters {
     /// Entries.
     pub size: u32,

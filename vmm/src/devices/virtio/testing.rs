@@ -8,6 +8,7 @@ use super::{DeviceError, VirtioDevice};
 use crate::devices::Memory;
 use crate::devices::event_loop::EventHandler;
 use crate::persist::Persist;
+use patina_snapshot::layout;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_mmio as reg;
@@ -74,8 +75,8 @@ impl Driver {
     pub fn fork(&self, device: Box<dyn VirtioDevice>) -> Self {
         let memory = memory();
         memory.write_slice(&self.get(0, RAM_BYTES), GuestAddress(0)).unwrap();
-        let state = postcard::to_stdvec(&TransportState::save(&self.transport).unwrap()).unwrap();
-        let state: TransportState = postcard::from_bytes(&state).unwrap();
+        let state = layout::to_bytes(&TransportState::save(&self.transport).unwrap());
+        let state: TransportState = layout::from_bytes(&state).unwrap();
         let transport = MmioTransport::new(device, Arc::new(GuestMemoryMmap::new())).unwrap();
         state.restore((&transport, Arc::clone(&memory))).unwrap();
         Self { transport: Arc::new(transport), memory, rings: self.rings.clone() }

@@ -4,15 +4,16 @@
 use super::Block;
 use crate::devices::virtio::persist::RestoreError;
 use crate::persist::Persist;
-use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 
 /// The state of a disk: what a restored disk must have in common with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockState {
     /// The guest was told this size and will not ask again.
-    sectors: u64,
+    pub(crate) sectors: u64,
 }
+
+patina_snapshot::layout!(BlockState { sectors: u64 });
 
 impl Persist for BlockState {
     type Source<'a> = &'a Block;

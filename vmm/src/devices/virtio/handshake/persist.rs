@@ -2,18 +2,24 @@
 
 use super::{FAILED, FEATURES_OK, Handshake, NEEDS_RESET, in_order, may_accept};
 use crate::persist::Persist;
-use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 
 /// The state of a handshake. The offered features are not part of it: they are those of the device
 /// that is restored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HandshakeState {
+    pub(crate) status: u32,
+    pub(crate) accepted: u64,
+    pub(crate) offered_select: u32,
+    pub(crate) accepted_select: u32,
+}
+
+patina_snapshot::layout!(HandshakeState {
     status: u32,
     accepted: u64,
     offered_select: u32,
     accepted_select: u32,
-}
+});
 
 /// Why a handshake could not be restored.
 #[derive(Debug, thiserror::Error)]

@@ -27,19 +27,27 @@ use crate::devices::virtio::queue::VirtQueue;
 use crate::devices::virtio::queue::persist::QueueState;
 use crate::lock::lock;
 use crate::persist::Persist;
-use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 
 /// A device and its registers between two instructions of the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransportState {
+    pub(crate) handshake: HandshakeState,
+    pub(crate) queue_select: u32,
+    pub(crate) queues: Vec<QueueState>,
+    pub(crate) interrupt_status: u32,
+    pub(crate) config_generation: u32,
+    pub(crate) device: DeviceState,
+}
+
+patina_snapshot::layout!(TransportState {
     handshake: HandshakeState,
     queue_select: u32,
     queues: Vec<QueueState>,
     interrupt_status: u32,
     config_generation: u32,
     device: DeviceState,
-}
+});
 
 impl Persist for TransportState {
     type Source<'a> = &'a MmioTransport;

@@ -7,26 +7,44 @@
 use super::{QueueError, QueueRegisters, VirtQueue};
 use crate::devices::Memory;
 use crate::persist::Persist;
-use serde::{Deserialize, Serialize};
+use patina_snapshot::layout::Item;
 use std::convert::Infallible;
 use virtio_queue::QueueT;
 
 /// A queue: what the guest wrote, and where an active device stands in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueState {
     /// What the guest wrote.
-    pub(in crate::devices::virtio) registers: QueueRegisters,
+    pub(crate) registers: QueueRegisters,
     /// None: the device is not active, or the guest did not set the queue up.
-    pub(in crate::devices::virtio) position: Option<Position>,
+    pub(crate) position: Option<Position>,
+}
+
+patina_snapshot::layout!(QueueState { registers: QueueRegisters, position: Option<Position> });
+
+patina_snapshot::layout!(QueueRegisters {
+    size: u32,
+    ready: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+});
+
+impl Item for QueueState {
+    const WHAT: &'static str = "queues";
+    /// More than any device has.
+    const MOST: usize = 16;
 }
 
 /// A device's positions in the rings of a queue, modulo 2^16. All values are safe, because the
 /// rings are checked at each use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    next_avail: u16,
-    next_used: u16,
+    pub(crate) next_avail: u16,
+    pub(crate) next_used: u16,
 }
+
+patina_snapshot::layout!(Position { next_avail: u16, next_used: u16 });
 
 impl Persist for QueueState {
     /// A queue's registers, and the queue if its device is active.

@@ -12,13 +12,12 @@
 //! buffer has room for.
 
 use super::packet::{HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
-use serde::{Deserialize, Serialize};
 
 /// Bytes kept for what a guest sends on one connection and the host has not read yet.
 pub const BUFFER_BYTES: u32 = 64 * 1024;
 
 /// A connection's name: its two ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ports {
     /// The host's.
     pub host: u32,
@@ -49,15 +48,24 @@ pub enum Broken {
 }
 
 /// The counters of an open connection with nothing in flight, modulo 2^32.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quiet {
-    pub(super) ports: Ports,
+    pub(crate) ports: Ports,
+    pub(crate) received: u32,
+    pub(crate) told: u32,
+    pub(crate) sent: u32,
+    pub(crate) guest_buffer: u32,
+    pub(crate) guest_forwarded: u32,
+}
+
+patina_snapshot::layout!(Quiet {
+    ports: Ports,
     received: u32,
     told: u32,
     sent: u32,
     guest_buffer: u32,
     guest_forwarded: u32,
-}
+});
 
 /// A connection's state.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
 //!
 //! No crate parses the headers here, because a driver may split a packet into pieces of any size.
 
-mod connection;
+pub(crate) mod connection;
 mod dialer;
 mod muxer;
 mod packet;

@@ -16,7 +16,7 @@ use super::muxer::REFUSALS_MAX;
 use super::{CONNECTIONS_MAX, ResetNews, Vsock};
 use crate::devices::virtio::persist::RestoreError;
 use crate::persist::Persist;
-use serde::{Deserialize, Serialize};
+use patina_snapshot::layout::Item;
 use std::convert::Infallible;
 
 /// An upper bound for resets: one for each connection, and one for each refusal that waits. One
@@ -24,17 +24,31 @@ use std::convert::Infallible;
 const RESETS_MAX: usize = 4 * (CONNECTIONS_MAX + REFUSALS_MAX);
 
 /// What a saved VM keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VsockState {
     /// The host's port of the next connection that it opens. No socket of the guest knows it, so
     /// none mistakes a packet of that connection for its own.
-    pub(super) next_host_port: u32,
+    pub(crate) next_host_port: u32,
     /// Connections that are to be reset one by one.
-    pub(super) resets: Vec<Ports>,
+    pub(crate) resets: Vec<Ports>,
     /// See [`ResetNews::Told`].
-    pub(super) told: Option<u16>,
+    pub(crate) told: Option<u16>,
     /// The connection that continues. If there is one, the guest is not told that all are gone.
-    pub(super) carried_on: Option<Quiet>,
+    pub(crate) carried_on: Option<Quiet>,
+}
+
+patina_snapshot::layout!(VsockState {
+    next_host_port: u32,
+    resets: Vec<Ports>,
+    told: Option<u16>,
+    carried_on: Option<Quiet>,
+});
+
+patina_snapshot::layout!(Ports { host: u32, guest: u32 });
+
+impl Item for Ports {
+    const WHAT: &'static str = "connections to reset";
+    const MOST: usize = RESETS_MAX;
 }
 
 impl Persist for VsockState {
