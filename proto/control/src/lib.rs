@@ -40,13 +40,23 @@ pub use clock::monotonic_ns;
 ///
 /// | | what it does |
 /// | --- | --- |
-/// | a `vmmd` with an older vmm that runs | adapts: it asks for nothing that this version of the vmm does not have |
+/// | a `vmmd` with an older vmm that runs | adapts: it asks for nothing that this version of the vmm does not have, and clones no VM whose vmm is older than [`CLONABLE_OLDEST`] |
 /// | a `vmmd` with a newer vmm that runs | leaves it running, shows it with the problem, kills it when asked, does not clone it |
 /// | a `vmmd` that has started a newer vmm for a clone | refuses the clone: its own program has been replaced by a newer one |
 /// | a vmm that an older `vmmd` starts | runs: what the configuration does not have is as it was then |
 /// | a vmm that a `vmmd` of version 0 starts | says no hello, which that `vmmd` would take for a fault: all take it for one of version 0 |
 /// | a vmm that a newer `vmmd` starts | refuses the configuration and ends |
-pub const VERSION: u32 = 1;
+///
+/// | version | what changed |
+/// | --- | --- |
+/// | 1 | a vmm and a `vmmd` say their versions |
+/// | 2 | a generation's state is a container with versions (crate `patina-snapshot`) |
+pub const VERSION: u32 = 2;
+
+/// The oldest version of a vmm whose generations a vmm of this version can start. A VM with an older
+/// vmm runs on, and is not cloned. From version 2 on a state has versions of its own, so a change of
+/// a state needs no new version here.
+pub const CLONABLE_OLDEST: u32 = 2;
 
 /// Size of a page of a guest's RAM, bytes.
 pub const PAGE_BYTES: u64 = 4096;

@@ -35,8 +35,8 @@ pub enum Open {
     Console,
     /// Freezes the VM and resumes it. The answer, [`Opened::Frozen`], carries descriptors
     /// (SCM_RIGHTS): the generation's state, then the 1 to [`super::config::LAYERS_MAX`] sealed
-    /// memfds of its RAM. Each memfd is as long as the RAM, and sparse. The state maps each page to
-    /// a memfd.
+    /// memfds of its RAM. Each memfd is as long as the RAM, and sparse. The state is a container
+    /// (crate `patina-snapshot`), which maps each page to a memfd.
     Freeze {
         /// What the agent does first. None: the guest itself requested the clone, so the agent has
         /// prepared already. It is told afterwards that the VM has resumed.

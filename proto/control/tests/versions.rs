@@ -4,7 +4,7 @@
 
 use patina_abi::link::CallError;
 use patina_control::{
-    VERSION,
+    CLONABLE_OLDEST, VERSION,
     config::{Start, VmConfig},
     end::{End, EndKind},
     messages::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
@@ -66,6 +66,18 @@ fn what_version_1_writes_is_understood() {
         read::<ToVmm>(r#"{"t":"guest_reply","id":1,"ok":[]}"#),
         ToVmm::GuestReply { id: 1, .. }
     ));
+}
+
+/// Version 2 has the lines of version 1. What is in a state has changed, which has versions of its own.
+#[test]
+fn version_2_says_so_and_a_state_of_version_1_is_not_for_it() {
+    assert_eq!(
+        serde_json::to_string(&FromVmm::Hello { version: 2 }).unwrap(),
+        r#"{"t":"hello","version":2}"#
+    );
+    let config = CONFIG.replace(r#"{"name""#, r#"{"version":2,"name""#);
+    assert_eq!(read::<VmConfig>(&config).version, 2);
+    assert_eq!((VERSION, CLONABLE_OLDEST), (2, 2));
 }
 
 /// A name that changes here is not understood by vmms that run already.

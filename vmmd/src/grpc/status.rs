@@ -56,7 +56,7 @@ fn details_of(error: &Error, code: Code, reason: &str, message: &str) -> ErrorDe
             let text = format!("the VM is {state}; it must be ready");
             details.add_precondition_failure_violation("VM_STATE", name, text);
         }
-        Error::NewerVmm { name, problem } => {
+        Error::NewerVmm { name, problem } | Error::OlderVmm { name, problem } => {
             details.add_precondition_failure_violation("VMM_VERSION", name, problem);
         }
         Error::EndedFirst { name, .. } => {
@@ -127,6 +127,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Running(_) => (Code::FailedPrecondition, "VM_RUNS"),
         Error::NotReady { .. } => (Code::FailedPrecondition, "VM_NOT_READY"),
         Error::NewerVmm { .. } => (Code::FailedPrecondition, "VMM_NEWER"),
+        Error::OlderVmm { .. } => (Code::FailedPrecondition, "VMM_OLDER"),
         Error::EndedFirst { .. } => (Code::FailedPrecondition, "VM_ENDED"),
         Error::WaitTimeout { .. } => (Code::DeadlineExceeded, "WAIT_TIMED_OUT"),
         Error::TooMany => (Code::ResourceExhausted, "TOO_MANY_VMS"),

@@ -87,6 +87,14 @@ pub enum Error {
         /// What cannot be done, why, and what helps.
         problem: String,
     },
+    /// The VM's vmm is too old for its generations to be started.
+    #[error("clone VM {name:?}: {problem}")]
+    OlderVmm {
+        /// The VM's name.
+        name: String,
+        /// What cannot be done, why, and what helps.
+        problem: String,
+    },
     /// The VM ended while it was waited for.
     #[error("wait for VM {name:?}: it ended before it was ready: {reason}")]
     EndedFirst {

@@ -22,7 +22,7 @@ use crate::{
 use calls::Cancel;
 use patina_abi::link::REQUESTS_MAX;
 use patina_control::{
-    VERSION,
+    CLONABLE_OLDEST, VERSION,
     end::End,
     messages::{FromVmm, State, ToVmm},
 };
@@ -235,10 +235,11 @@ impl Supervisor {
         self.host.tell(&self.vm.record, EventKind::Ready, after);
     }
 
-    /// Nothing that a vmm may not know is asked of it before its version is known.
+    /// Nothing that a vmm may not know is asked of it before its version is known, and nothing for clones of a VM that is
+    /// not cloned.
     fn on_phase(&self) {
-        let is_known = self.vm.vmm_version.is_some_and(|version| version <= VERSION);
-        if self.vm.life.phase == Phase::Ready && is_known {
+        let is_clonable = |version| (CLONABLE_OLDEST..=VERSION).contains(&version);
+        if self.vm.life.phase == Phase::Ready && self.vm.vmm_version.is_some_and(is_clonable) {
             self.host.keep_pool(&self.vm.record);
             self.host.learn_prefault_list(&self.handle);
             self.handle.connect_ahead();

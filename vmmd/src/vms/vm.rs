@@ -10,7 +10,7 @@ use crate::{
     process::control_client::{self, ControlError, PATIENCE},
     store::{VmDir, record::Record},
 };
-use patina_control::messages::Open;
+use patina_control::{CLONABLE_OLDEST, VERSION, messages::Open};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     io::BufReader,
@@ -35,12 +35,23 @@ impl Status {
     /// What this `vmmd` cannot do with the VM, in words.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let version = self.vmm_version.filter(|version| *version > patina_control::VERSION)?;
-        Some(format!(
-            "its vmm speaks version {version} of the control protocol, this vmmd only version {}: the VM runs on and can be \
-             killed, but not cloned; start vmmd of the release that the vmm is of",
-            patina_control::VERSION
-        ))
+        match self.vmm_version? {
+            version if version > VERSION => Some(format!(
+                "its vmm speaks version {version} of the control protocol, this vmmd only version {VERSION}: the VM runs \
+                 on and can be killed, but not cloned; start vmmd of the release that the vmm is of"
+            )),
+            version if self.is_too_old() => Some(format!(
+                "its vmm is of an older release (version {version} of the control protocol), whose generations this \
+                 release cannot start: the VM runs on and can be used and killed, but not cloned; boot it anew"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Whether the VM's vmm is so old that a vmm of this release cannot start its generations.
+    #[must_use]
+    pub fn is_too_old(&self) -> bool {
+        self.vmm_version.is_some_and(|version| version < CLONABLE_OLDEST)
     }
 }
 

@@ -87,8 +87,14 @@ impl Vm {
         }
         // It may have ended meanwhile.
         self.check_ready()?;
-        if let Some(problem) = self.status().problem() {
-            return Err(Error::NewerVmm { name: name(), problem });
+        let status = self.status();
+        if let Some(problem) = status.problem() {
+            let (name, is_older) = (name(), status.is_too_old());
+            return Err(if is_older {
+                Error::OlderVmm { name, problem }
+            } else {
+                Error::NewerVmm { name, problem }
+            });
         }
         images::check_rootfs_again(&self.record.rootfs, self.record.rootfs_file)
             .map_err(|source| Error::CloneRootfs { name: name(), source })
@@ -134,7 +140,10 @@ mod tests {
         vms::vm::Status,
     };
     use futures::FutureExt as _;
-    use patina_control::end::{End, EndKind};
+    use patina_control::{
+        CLONABLE_OLDEST, VERSION,
+        end::{End, EndKind},
+    };
     use std::pin::pin;
     use tokio::sync::{mpsc, watch};
 
@@ -155,7 +164,13 @@ mod tests {
         status.send_modify(|status| status.vmm_version = Some(9));
         assert!(matches!(checked.await, Err(Error::NewerVmm { .. })));
         // One that is known is checked at once. The sample's disk is nowhere.
-        status.send_modify(|status| status.vmm_version = Some(0));
+        for older in 0..CLONABLE_OLDEST {
+            status.send_modify(|status| status.vmm_version = Some(older));
+            let error = vm.check_clonable(LONG).await.unwrap_err();
+            assert!(matches!(error, Error::OlderVmm { .. }), "{error}");
+            assert!(error.to_string().ends_with("but not cloned; boot it anew"), "{error}");
+        }
+        status.send_modify(|status| status.vmm_version = Some(VERSION));
         let checked = vm.check_clonable(LONG).now_or_never().expect("at once");
         assert!(matches!(checked, Err(Error::CloneRootfs { .. })), "{checked:?}");
     }

@@ -94,6 +94,7 @@ fn what_stops_a_clone_is_a_number_that_its_verb_promises() {
         (unprepared(libc::ETIMEDOUT), libc::ENOTCONN),
         (Error::NotReady { name: name(), state: "booting" }, libc::EAGAIN),
         (Error::NewerVmm { name: name(), problem: name() }, libc::EIO),
+        (Error::OlderVmm { name: name(), problem: name() }, libc::EIO),
         (Error::Stopping, libc::EAGAIN),
         (Error::TooMany, libc::ENOSPC),
         (Error::NoVmid { master: name(), count: 2, left: 1 }, libc::ENOSPC),
