@@ -276,7 +276,7 @@ fn no_section_changes_without_a_new_version() {
 }
 
 fn error(bytes: &[u8], host: &HostFacts) -> String {
-    crate::chain(&read(bytes, host).expect_err("a refused state"))
+    patina_daemon::chain(&read(bytes, host).expect_err("a refused state"))
 }
 
 /// As [`write`], with another kind of section in the place of one.
