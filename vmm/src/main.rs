@@ -4,7 +4,7 @@ use std::{
     io::{self, Write as _},
     process::ExitCode,
 };
-use vmm::sys::inherit::Inherited;
+use patina_jail::sys::inherit::Inherited;
 
 const USAGE: &str = "usage: vmm --config-fd N   (started by vmmd; see `vmctl run`)";
 

@@ -2,7 +2,7 @@
 
 use crate::lock::lock;
 use crate::machine::build::{self, BuildError};
-use crate::sys::inherit::{InheritError, Inherited};
+use patina_jail::sys::inherit::{InheritError, Inherited};
 use patina_control::best_effort;
 use patina_control::config::VmConfig;
 use patina_control::end::{End, EndKind};

@@ -7,6 +7,7 @@
 //! - [`kernel`]: the kernel formats that a vmm loads.
 //! - [`end`]: how a VM ended. The vmm records it in a file, for a `vmmd` that was not running at
 //!   that time.
+//! - [`pager`]: what `vmmd`, a `vmm` and the host's `pager` send to each other.
 //! - [`rights`]: descriptors that are sent with a line.
 //! - [`memfd`]: sealed files in memory, which carry large data.
 //! - [`monotonic_ns`], [`PAGE_BYTES`]: the clock and the page size that both use.
@@ -21,6 +22,7 @@ pub mod end;
 pub mod kernel;
 pub mod memfd;
 pub mod messages;
+pub mod pager;
 pub mod rights;
 
 pub use clock::monotonic_ns;

@@ -23,13 +23,22 @@ pub const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
 /// The kernel's. WouldBlock or WriteZero if a non-blocking socket accepts nothing now or only a
 /// part. InvalidInput for too many descriptors.
 pub fn send(stream: impl AsFd, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let sent = send_part(stream, line, descriptors)?;
+    if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// As [`send`], but where the socket accepts only a part of the line, returns how much. All
+/// descriptors go with the first byte.
+///
+/// # Errors
+/// As [`send`]'s.
+pub fn send_part(stream: impl AsFd, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut rights = SendAncillaryBuffer::new(&mut space);
     if descriptors.len() > DESCRIPTORS_MAX || !rights.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let sent = sendmsg(stream, &[IoSlice::new(line)], &mut rights, SendFlags::NOSIGNAL)?;
-    if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    Ok(sendmsg(stream, &[IoSlice::new(line)], &mut rights, SendFlags::NOSIGNAL)?)
 }
 
 /// Reads into `bytes`. Returns the number of bytes, 0 at the end, and the descriptors that came

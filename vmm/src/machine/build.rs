@@ -22,7 +22,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
 use crate::jail::{self, JailError};
 use crate::memory::Memory;
-use crate::sys::inherit::{InheritError, Inherited};
+use patina_jail::sys::inherit::{InheritError, Inherited};
 use crate::sys::kick::{Target, take_kicks};
 use crate::sys::kvm;
 use crate::sys::pagemap::{Pagemap, WriteTracker};

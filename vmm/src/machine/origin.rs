@@ -3,7 +3,7 @@
 use crate::boot::{cmdline, kernel, tables};
 use crate::machine::generation::Ram;
 use crate::memory::{self, Memory, MemoryError};
-use crate::sys::inherit::{InheritError, Inherited};
+use patina_jail::sys::inherit::{InheritError, Inherited};
 use crate::vcpu::kind;
 use crate::vcpu::setup::{self, SetupError};
 use kvm_bindings::CpuId;

@@ -10,9 +10,7 @@ use patina_control::PAGE_BYTES;
 use patina_snapshot::layout::Item;
 use std::ops::Range;
 
-/// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of
-/// them.
-pub const EXTENTS_MAX: usize = 16_384;
+pub use patina_control::config::EXTENTS_MAX;
 
 /// Bytes of RAM that lie in one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

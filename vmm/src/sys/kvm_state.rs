@@ -1,6 +1,6 @@
 //! Gets and sets KVM state with calls for which kvm-ioctls has no functions on x86.
 
-use super::ioctl::{NONE, READ, WRITE, request};
+use patina_jail::ioctl::{NONE, READ, WRITE, request};
 use kvm_bindings::{
     KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
     kvm_irqchip, kvm_irqchip__bindgen_ty_1, kvm_reinject_control, kvm_sregs, kvm_sregs2,

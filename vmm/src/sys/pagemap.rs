@@ -5,9 +5,13 @@
 //! kernel resolves (UFFD_FEATURE_WP_ASYNC, Linux 6.7). A search write-protects the pages that it
 //! finds in the same step, so that no write is missed.
 
-use super::ioctl::{READ, WRITE, request};
 use crate::ranges::{join, near, without};
 use patina_control::PAGE_BYTES;
+use patina_jail::ioctl::{READ, WRITE, request};
+use patina_jail::userfaultfd::{
+    UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UffdioApi,
+    UffdioRange, UffdioRegister,
+};
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
@@ -284,25 +288,6 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// Makes the kernel track which pages of a mapping are written.
 #[derive(Debug)]
 pub struct WriteTracker(OwnedFd);
-
-/// `struct uffdio_api`: the version, features, and ioctls.
-type UffdioApi = [u64; 3];
-/// `struct uffdio_register`: where the range begins, its length, the mode, and ioctls.
-type UffdioRegister = [u64; 4];
-/// `struct uffdio_range`: where the range begins, and its length.
-type UffdioRange = [u64; 2];
-/// `_IOWR(0xaa, 0x3f, struct uffdio_api)`.
-const UFFDIO_API: libc::c_ulong = request(READ | WRITE, UFFDIO, 0x3f, size_of::<UffdioApi>());
-/// `_IOWR(0xaa, 0x00, struct uffdio_register)`.
-pub const UFFDIO_REGISTER: libc::c_ulong = request(READ | WRITE, UFFDIO, 0x00, size_of::<UffdioRegister>());
-/// `_IOR(0xaa, 0x01, struct uffdio_range)`.
-pub const UFFDIO_UNREGISTER: libc::c_ulong = request(READ, UFFDIO, 0x01, size_of::<UffdioRange>());
-const _: () =
-    assert!(UFFDIO_API == 0xc018_aa3f && UFFDIO_REGISTER == 0xc020_aa00 && UFFDIO_UNREGISTER == 0x8010_aa01);
-const UFFDIO: u8 = 0xaa;
-const UFFD_API: u64 = 0xaa;
-const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
-const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 
 impl WriteTracker {
     /// Makes a tracker. This needs privileges, so it must be called before the jail. None: the

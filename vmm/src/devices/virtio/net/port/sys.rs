@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "ioctls that no crate wraps")]
 
 use super::Offloads;
-use crate::sys::ioctl::{WRITE, request};
+use patina_jail::ioctl::{WRITE, request};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -1,0 +1,131 @@
+//! Reads runs at their source, checks them, and puts them into the memfd.
+//!
+//! A run is staged in a buffer of the thread. It goes into the memfd only after its digest was
+//! found right, and becomes visible only after all of it is there.
+
+use crate::engine::{Engine, Job};
+use crate::layer::{Layer, RUN_PAGES};
+use crate::source::{RunError, is_zero};
+use patina_control::PAGE_BYTES;
+use patina_control::pager::RUN_BYTES;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+
+/// A thread's buffers.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    /// What the source has.
+    new: Vec<u8>,
+    /// What the memfd had.
+    old: Vec<u8>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { new: vec![0; RUN_BYTES as usize], old: vec![0; RUN_BYTES as usize] }
+    }
+}
+
+/// Where a run's bytes are.
+pub(crate) enum Read {
+    /// In the buffer.
+    Buffer,
+    /// In the memfd already; the bits are its pages that are not zero.
+    Memfd(u16),
+}
+
+impl Layer {
+    /// Reads a run and checks it, if that takes no longer than a copy.
+    pub(crate) fn read_now(&self, run: usize, scratch: &mut Scratch) -> Option<Result<Read, RunError>> {
+        if let Some(data) = self.recover(run, scratch) {
+            return Some(Ok(Read::Memfd(data)));
+        }
+        let new = &mut scratch.new[..self.run_bytes(run)];
+        let read = self.source.read_now(run, new)?;
+        Some(read.and_then(|()| self.check(run, new)))
+    }
+
+    /// Reads a run and checks it. May block.
+    pub(crate) fn read(&self, run: usize, scratch: &mut Scratch) -> Result<Read, RunError> {
+        if let Some(data) = self.recover(run, scratch) {
+            return Ok(Read::Memfd(data));
+        }
+        let new = &mut scratch.new[..self.run_bytes(run)];
+        self.source.read(run, new)?;
+        self.check(run, new)
+    }
+
+    fn check(&self, run: usize, new: &[u8]) -> Result<Read, RunError> {
+        self.fetched.fetch_add(1, Ordering::Relaxed);
+        if self.digests.matches(run, new) { Ok(Read::Buffer) } else { Err(RunError::Digest) }
+    }
+
+    /// A run that an earlier pager has put into the memfd, all of it. Its pages that are not zero.
+    fn recover(&self, run: usize, scratch: &mut Scratch) -> Option<u16> {
+        if !self.is_inherited {
+            return None;
+        }
+        // Not through the mapping: that would make a page of each hole.
+        let old = &mut scratch.old[..self.run_bytes(run)];
+        self.memfd.read_exact_at(old, run as u64 * RUN_BYTES).ok()?;
+        // Most often nothing is there, and that is soon seen.
+        if is_zero(old) || !self.digests.matches(run, old) {
+            return None;
+        }
+        Some(data_pages(old))
+    }
+
+    /// Puts a run that was read and checked into the memfd. Its pages that the memfd has.
+    pub(crate) fn install(&self, run: usize, scratch: &Scratch, read: Read) -> Result<u16, RunError> {
+        let Read::Buffer = read else {
+            let Read::Memfd(data) = read else { return Ok(0) };
+            return Ok(data);
+        };
+        let bytes = self.run_bytes(run);
+        let (new, old) = (&scratch.new[..bytes], &scratch.old[..bytes]);
+        let mut data = data_pages(new);
+        if self.is_inherited {
+            // Half a run of an earlier pager: what must become zero is written.
+            data |= data_pages(old);
+        }
+        let Some(window) = self.window() else { return Ok(data) };
+        let mut page = 0;
+        while page < RUN_PAGES {
+            let length = (data >> page).trailing_ones() as usize;
+            if length > 0 {
+                let at = page * PAGE_BYTES as usize;
+                let pages = &new[at..(at + length * PAGE_BYTES as usize).min(bytes)];
+                window.write(run as u64 * RUN_BYTES + at as u64, pages).map_err(RunError::Memory)?;
+            }
+            page += length.max(1);
+        }
+        Ok(data)
+    }
+}
+
+/// A bit for each page that is not zero.
+fn data_pages(run: &[u8]) -> u16 {
+    let pages = run.chunks(PAGE_BYTES as usize).enumerate();
+    pages.filter(|(_, page)| !is_zero(page)).fold(0, |bits, (at, _)| bits | 1 << at)
+}
+
+impl Engine {
+    /// Gets a run that VMs wait for. May block.
+    pub(crate) fn fetch(&self, job: &Job, scratch: &mut Scratch) {
+        let read = job.layer.read(job.run, scratch);
+        self.finish(job, read.and_then(|read| job.layer.install(job.run, scratch, read)));
+    }
+
+    /// Gets a run that nobody waits for, unless the source fails. May block.
+    pub(crate) fn fetch_ahead(&self, job: &Job, scratch: &mut Scratch) {
+        let read = job.layer.read(job.run, scratch);
+        match read.and_then(|read| job.layer.install(job.run, scratch, read)) {
+            Ok(data) => self.settle(job, data),
+            Err(error) => {
+                let waiting = job.layer.release(job.run);
+                self.note_background_failure(job, &error);
+                self.end_waiting(&job.layer, job.run, &error, waiting);
+            }
+        }
+    }
+}

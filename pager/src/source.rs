@@ -1,0 +1,126 @@
+//! Where the bytes of a layer come from, and what they must be.
+
+use patina_control::PAGE_BYTES;
+use patina_control::pager::RUN_BYTES;
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Why a run cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The source ends before the run does.
+    #[error("the layer's file is too short")]
+    Truncated,
+    /// The source fails.
+    #[error("read the layer's file: {0}")]
+    Read(#[source] io::Error),
+    /// The source has other bytes than it should.
+    #[error("the layer's file has other bytes than its digest says")]
+    Digest,
+    /// There is no memory for the run.
+    #[error("write the run to the layer's memory: {0}")]
+    Memory(#[source] Errno),
+    /// The source did not answer in time.
+    #[error("the layer's file does not answer")]
+    Stalled,
+    /// Too many demands wait.
+    #[error("too many demands wait")]
+    Crowded,
+}
+
+/// A layer's bytes. Its bytes are taken for nothing before they match their digest, so an
+/// implementation need not check them.
+pub trait PageSource: Send + Sync {
+    /// Reads a run into `buffer`, which has the run's length. May block.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    fn read(&self, run: usize, buffer: &mut [u8]) -> Result<(), RunError>;
+
+    /// As [`Self::read`], if that takes no longer than a copy. If not: None.
+    fn read_now(&self, _run: usize, _buffer: &mut [u8]) -> Option<Result<(), RunError>> {
+        None
+    }
+}
+
+/// A layer's file in a snapshot directory.
+#[derive(Debug)]
+pub struct Directory(File);
+
+impl Directory {
+    /// The file is opened for reading.
+    #[must_use]
+    pub const fn new(file: File) -> Self {
+        Self(file)
+    }
+}
+
+const fn start(run: usize) -> u64 {
+    run as u64 * RUN_BYTES
+}
+
+impl PageSource for Directory {
+    fn read(&self, run: usize, buffer: &mut [u8]) -> Result<(), RunError> {
+        self.0.read_exact_at(buffer, start(run)).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => RunError::Truncated,
+            _ => RunError::Read(error),
+        })
+    }
+
+    fn read_now(&self, run: usize, buffer: &mut [u8]) -> Option<Result<(), RunError>> {
+        let length = buffer.len();
+        // Fails where the page cache does not have all of it, or the file system cannot tell.
+        match preadv2(&self.0, &mut [IoSliceMut::new(buffer)], start(run), ReadWriteFlags::NOWAIT) {
+            Ok(read) if read == length => Some(Ok(())),
+            _ => None,
+        }
+    }
+}
+
+/// The digests of a layer's runs.
+#[derive(Debug)]
+pub struct Digests(Vec<[u8; 32]>);
+
+/// The digests do not fit the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the list of digests has {found} bytes; {expected} are expected")]
+pub struct DigestsError {
+    found: usize,
+    expected: usize,
+}
+
+impl Digests {
+    /// Reads 32 bytes for each run, for a layer of so many bytes.
+    ///
+    /// # Errors
+    /// It is not of this length.
+    pub fn decode(bytes: &[u8], layer_bytes: u64) -> Result<Self, DigestsError> {
+        let (digests, rest) = bytes.as_chunks();
+        let runs = layer_bytes.div_ceil(RUN_BYTES) as usize;
+        if !rest.is_empty() || digests.len() != runs {
+            return Err(DigestsError { found: bytes.len(), expected: runs * size_of::<[u8; 32]>() });
+        }
+        Ok(Self(digests.to_vec()))
+    }
+
+    /// Whether the run is known to be zero.
+    #[must_use]
+    pub fn is_zero(&self, run: usize) -> bool {
+        self.0.get(run).is_none_or(|digest| *digest == [0; 32])
+    }
+
+    /// Whether these are the run's bytes.
+    #[must_use]
+    pub fn matches(&self, run: usize, bytes: &[u8]) -> bool {
+        self.0.get(run).is_some_and(|digest| *digest == *blake3::hash(bytes).as_bytes())
+    }
+}
+
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<{ PAGE_BYTES as usize / 8 }>();
+    words.iter().all(|words| words.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|byte| *byte == 0)
+}

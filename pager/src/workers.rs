@@ -1,0 +1,306 @@
+//! The threads: readers of faults, workers that fetch what VMs wait for, and workers that fetch
+//! ahead. Their number is bounded.
+//!
+//! A read at a source cannot be cancelled. A worker whose read does not return is stuck; another is
+//! started in its place, up to a bound. When it returns, it ends, if there are enough without it.
+
+use crate::engine::{Engine, Happened, Job};
+use crate::fetch::Scratch;
+use crate::lock::lock;
+use crate::source::RunError;
+use crate::sys::faults::Batch;
+use crate::sys::interrupt::Thread;
+use crate::vm::{Vm, VmError};
+use patina_control::best_effort;
+use rustix::event::epoll;
+use rustix::io::Errno;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Readers.
+const READERS: usize = 2;
+/// Workers of each class that are not stuck, and most of them with those that are.
+const DEMAND: (usize, usize) = (4, 64);
+const AHEAD: (usize, usize) = (1, 8);
+/// A worker that has been at it for so long is stuck.
+const STUCK: Duration = Duration::from_millis(500);
+/// A read of faults that takes so long blocks.
+const BLOCKED: Duration = Duration::from_millis(200);
+/// A run that VMs wait for fails after so long.
+pub const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a run that nobody waits for is put off while VMs wait for others.
+const YIELD: Duration = Duration::from_millis(20);
+/// How soon layers that cannot be sealed are tried again, and what is left to fetch is looked for.
+const IDLE: Duration = Duration::from_secs(1);
+/// How often a source may fail before nothing is fetched ahead any longer.
+const FAILURES_MAX: usize = 8;
+/// How much more readily than others a background thread gives its CPU up.
+const NICE: i32 = 10;
+
+/// What a worker is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Demand,
+    Ahead,
+}
+
+impl Class {
+    const fn bounds(self) -> (usize, usize) {
+        match self {
+            Self::Demand => DEMAND,
+            Self::Ahead => AHEAD,
+        }
+    }
+}
+
+/// Since when a thread has been busy.
+#[derive(Debug, Default)]
+struct Busy(Mutex<Option<Instant>>);
+
+impl Busy {
+    fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        *lock(&self.0) = Some(Instant::now());
+        let done = work();
+        *lock(&self.0) = None;
+        done
+    }
+
+    fn is_longer(&self, than: Duration) -> bool {
+        lock(&self.0).is_some_and(|since| since.elapsed() > than)
+    }
+}
+
+/// The workers.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    workers: Mutex<Vec<(Class, Arc<Busy>)>>,
+    more: (Mutex<bool>, Condvar),
+}
+
+/// The readers.
+#[derive(Debug, Default)]
+pub(crate) struct Readers(Mutex<Vec<(Thread, Arc<Busy>)>>);
+
+impl Pool {
+    /// How many workers there are, and how many of them are stuck.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let workers = lock(&self.workers);
+        (workers.len(), workers.iter().filter(|(_, busy)| busy.is_longer(STUCK)).count())
+    }
+
+    /// Lets the background look for work.
+    pub(crate) fn wake_background(&self) {
+        *lock(&self.more.0) = true;
+        self.more.1.notify_all();
+    }
+
+    fn wait_for_more(&self) {
+        let more = lock(&self.more.0);
+        let wait = self.more.1.wait_timeout_while(more, IDLE, |more| !*more);
+        *wait.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+
+    /// How many workers of a class are missing.
+    fn missing(&self, class: Class) -> usize {
+        let (wanted, most) = class.bounds();
+        let workers = lock(&self.workers);
+        let ours: Vec<_> = workers.iter().filter(|(other, _)| *other == class).collect();
+        let free = ours.iter().filter(|(_, busy)| !busy.is_longer(STUCK)).count();
+        wanted.saturating_sub(free).min(most - ours.len())
+    }
+
+    /// Takes a worker out that is one too many.
+    fn leave_if_surplus(&self, class: Class, busy: &Arc<Busy>) -> bool {
+        let mut workers = lock(&self.workers);
+        let of_class = workers.iter().filter(|(other, _)| *other == class);
+        if of_class.filter(|(_, busy)| !busy.is_longer(STUCK)).count() <= class.bounds().0 {
+            return false;
+        }
+        workers.retain(|(_, other)| !Arc::ptr_eq(other, busy));
+        true
+    }
+}
+
+impl Engine {
+    /// Starts its threads.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(self: &Arc<Self>) -> io::Result<()> {
+        for number in 0..READERS {
+            let (engine, busy) = (Arc::clone(self), Arc::new(Busy::default()));
+            let reader = thread::Builder::new().name(format!("reader{number}"));
+            reader.spawn(move || {
+                lock(&engine.readers.0).push((Thread::current(), Arc::clone(&busy)));
+                engine.read_faults(&busy);
+            })?;
+        }
+        self.replace_stuck()
+    }
+
+    /// What is to be done from time to time, a few times a second.
+    pub fn tick(self: &Arc<Self>) {
+        for (thread, busy) in lock(&self.readers.0).iter() {
+            if busy.is_longer(BLOCKED) {
+                thread.interrupt();
+            }
+        }
+        best_effort(self.replace_stuck(), "without a thread for it, what is demanded fails in time");
+        // None: the machine has just started.
+        if let Some(since) = Instant::now().checked_sub(PATIENCE) {
+            for layer in self.layers() {
+                for run in layer.overdue(since) {
+                    self.fail(&layer, run, &RunError::Stalled);
+                }
+            }
+        }
+    }
+
+    fn replace_stuck(self: &Arc<Self>) -> io::Result<()> {
+        for class in [Class::Demand, Class::Ahead] {
+            for _ in 0..self.pool.missing(class) {
+                let (engine, busy) = (Arc::clone(self), Arc::new(Busy::default()));
+                lock(&self.pool.workers).push((class, Arc::clone(&busy)));
+                let worker = thread::Builder::new().name(format!("{class:?}").to_lowercase());
+                let started = worker.spawn({
+                    let busy = Arc::clone(&busy);
+                    move || match class {
+                        Class::Demand => engine.fetch_demanded(&busy),
+                        Class::Ahead => engine.fetch_all_ahead(&busy),
+                    }
+                });
+                if let Err(error) = started {
+                    lock(&self.pool.workers).retain(|(_, other)| !Arc::ptr_eq(other, &busy));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_faults(&self, busy: &Busy) {
+        let (mut batch, mut scratch) = (Batch::default(), Scratch::default());
+        let mut addresses = Vec::new();
+        let mut ready = Vec::with_capacity(16);
+        loop {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                // Nothing that this call can return otherwise has to do with a VM.
+                Err(_) => return,
+            }
+            for event in ready.drain(..) {
+                let (serial, flags) = (event.data.u64(), event.flags);
+                let Some(vm) = self.vm(serial) else { continue };
+                let is_broken = flags.intersects(epoll::EventFlags::ERR);
+                let served = match is_broken {
+                    true => Err(VmError::Blocking),
+                    false => self.read_vm(&vm, busy, &mut batch, &mut addresses, &mut scratch),
+                };
+                match served {
+                    Ok(()) => self.watch_again(&vm),
+                    Err(error) => self.give_up(&vm, error),
+                }
+                addresses.clear();
+            }
+        }
+    }
+
+    fn read_vm(
+        &self,
+        vm: &Arc<Vm>,
+        busy: &Busy,
+        batch: &mut Batch,
+        addresses: &mut Vec<u64>,
+        scratch: &mut Scratch,
+    ) -> Result<(), VmError> {
+        match busy.during(|| vm.faults.read(batch, addresses)) {
+            // If there are more, they are ready when the VM is watched again.
+            Ok(_) | Err(Errno::AGAIN) => {}
+            Err(Errno::INTR) => return Err(VmError::Blocking),
+            Err(error) => return Err(VmError::Read(error)),
+        }
+        self.serve(vm, addresses, scratch)
+    }
+
+    fn fetch_demanded(&self, busy: &Arc<Busy>) {
+        let mut scratch = Scratch::default();
+        while let Ok(job) = self.jobs.1.recv() {
+            busy.during(|| self.fetch(&job, &mut scratch));
+            if self.pool.leave_if_surplus(Class::Demand, busy) {
+                return;
+            }
+        }
+    }
+
+    fn fetch_all_ahead(&self, busy: &Arc<Busy>) {
+        best_effort(
+            rustix::process::setpriority_process(None, NICE),
+            "it would take CPU from guests, not more",
+        );
+        let mut scratch = Scratch::default();
+        loop {
+            let unsealed = std::mem::take(&mut *lock(&self.unsealed));
+            busy.during(|| unsealed.into_iter().for_each(|layer| self.seal(layer)));
+            match self.next_ahead() {
+                Some(job) => busy.during(|| self.fetch_ahead(&job, &mut scratch)),
+                None => self.pool.wait_for_more(),
+            }
+            if self.pool.leave_if_surplus(Class::Ahead, busy) {
+                return;
+            }
+            // A source that is slow for VMs is not asked for more than a little besides.
+            let until = Instant::now() + YIELD;
+            while self.demanded.load(Ordering::Relaxed) > 0 && Instant::now() < until {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// The next run to fetch although nobody waits for it: of any layer, what its VMs demanded in earlier times, and only
+    /// then the others.
+    fn next_ahead(&self) -> Option<Job> {
+        let layers = self.layers();
+        let wanted = |layer: &&Arc<crate::layer::Layer>| {
+            !layer.is_full() && layer.background.failures.load(Ordering::Relaxed) < FAILURES_MAX
+        };
+        let job = |layer: &Arc<crate::layer::Layer>, run| Job { layer: Arc::clone(layer), run };
+        for layer in layers.iter().filter(wanted) {
+            let ahead = &layer.background;
+            while let Some(run) = ahead.first.get(ahead.first_next.fetch_add(1, Ordering::Relaxed)) {
+                if layer.claim(*run) {
+                    return Some(job(layer, *run));
+                }
+            }
+        }
+        for layer in layers.iter().filter(wanted).filter(|layer| layer.background.fill) {
+            let next = &layer.background.next;
+            while let Some(run) = next_of(next, layer.runs()) {
+                if layer.claim(run) {
+                    return Some(job(layer, run));
+                }
+            }
+        }
+        None
+    }
+
+    pub(crate) fn note_background_failure(&self, job: &Job, error: &RunError) {
+        let ahead = &job.layer.background;
+        if ahead.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
+            let (layer, run, reason) = (job.layer.id.clone(), job.run, error.to_string());
+            self.tell(Happened::FillStopped { layer, run, reason });
+        }
+    }
+}
+
+/// The next of so many numbers. After the last one None, once, and then the first again.
+fn next_of(next: &AtomicUsize, count: usize) -> Option<usize> {
+    let at = next.fetch_add(1, Ordering::Relaxed);
+    if at >= count {
+        next.store(0, Ordering::Relaxed);
+        return None;
+    }
+    Some(at)
+}
