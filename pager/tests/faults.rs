@@ -1,0 +1,41 @@
+//! A real pager, and this program as its `vmmd` and as VMs with real userfaultfds.
+//!
+//! They need /dev/userfaultfd, and those with a source that stalls root and /dev/fuse. They show as
+//! ignored, with the reason, where these cannot be had.
+
+mod host;
+#[macro_use]
+mod named;
+
+use host::{Layer, Pager, Vm, pattern};
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
+
+type Test = fn();
+
+fn main() -> ExitCode {
+    let tests: [(&str, Test); 1] = named![every_byte_is_served_as_the_source_has_it];
+    let missing = host::missing();
+    let trials = tests.map(|(name, test)| trial(name, test, missing.as_ref()));
+    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+}
+
+fn trial(name: &str, test: Test, missing: Option<&String>) -> Trial {
+    let run = move || {
+        test();
+        Ok(())
+    };
+    match missing {
+        None => Trial::test(name, run),
+        Some(reason) => Trial::test(format!("{name} [{reason}]"), run).with_ignored_flag(true),
+    }
+}
+
+fn every_byte_is_served_as_the_source_has_it() {
+    let layer = Layer::new("a", pattern(64, |run| run % 5 == 0));
+    let mut pager = Pager::start();
+    let status = pager.add(&layer).expect("a layer");
+    assert_eq!((status.runs, status.present), (64, 13));
+    let vm = Vm::attach(&mut pager, "one", &layer);
+    vm.check(&layer.content);
+}
