@@ -7,8 +7,8 @@ use crate::vm::{Vm, VmError};
 use crate::workers::{Pool, Readers};
 use crossbeam_channel::{Receiver, Sender};
 use patina_control::best_effort;
-use patina_control::pager::{Id, Mapping, MappingsError, PAGER_LAYERS_MAX, PAGER_VMS_MAX};
 use patina_control::pager::{FailedVm, Status};
+use patina_control::pager::{Id, Mapping, MappingsError, PAGER_LAYERS_MAX, PAGER_VMS_MAX};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -335,10 +335,14 @@ impl Engine {
     #[must_use]
     pub fn status(&self) -> Status {
         let (workers, stuck_workers) = self.pool.count();
+        let waiting =
+            |slot: &Mutex<Option<Arc<Vm>>>| lock(slot).as_ref().map(|vm| vm.waiting.load(Ordering::Relaxed));
+        let waiting: Vec<usize> = self.slots.iter().filter_map(waiting).collect();
         Status {
             layers: lock(&self.layers).len(),
-            vms: self.slots.iter().filter(|slot| lock(slot).is_some()).count(),
+            vms: waiting.len(),
             demanded: self.demanded.load(Ordering::Relaxed) as u64,
+            waiting: waiting.iter().sum(),
             workers,
             stuck_workers,
         }

@@ -54,13 +54,7 @@ impl Lines {
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let input = LineBuffer::new(LINE_MAX_BYTES);
-        Ok(Self {
-            stream,
-            input,
-            descriptors: VecDeque::new(),
-            output: VecDeque::new(),
-            output_bytes: 0,
-        })
+        Ok(Self { stream, input, descriptors: VecDeque::new(), output: VecDeque::new(), output_bytes: 0 })
     }
 
     /// The socket.

@@ -35,12 +35,7 @@ impl Engine {
     }
 
     /// Serves one fault. The addresses around it that need no further answer.
-    fn serve_page(
-        &self,
-        vm: &Arc<Vm>,
-        address: u64,
-        scratch: &mut Scratch,
-    ) -> Result<Range<u64>, VmError> {
+    fn serve_page(&self, vm: &Arc<Vm>, address: u64, scratch: &mut Scratch) -> Result<Range<u64>, VmError> {
         let (layer, page) = vm.find(address)?;
         let run = (page / RUN_PAGES as u64) as usize;
         layer.record(run, vm.attached.elapsed());

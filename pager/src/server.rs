@@ -113,7 +113,8 @@ impl Server {
         for layer in self.engine.layers() {
             self.report(FromPager::Layer(layer.status()), Vec::new());
         }
-        let served: Vec<_> = self.vms.iter().filter_map(|(serial, vm)| vm.report(&self.engine, *serial)).collect();
+        let served: Vec<_> =
+            self.vms.iter().filter_map(|(serial, vm)| vm.report(&self.engine, *serial)).collect();
         served.into_iter().for_each(|vm| self.report(vm, Vec::new()));
         for kept in std::mem::take(&mut self.kept) {
             self.report(kept, Vec::new());

@@ -122,5 +122,6 @@ impl Digests {
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<{ PAGE_BYTES as usize / 8 }>();
-    words.iter().all(|words| words.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|byte| *byte == 0)
+    words.iter().all(|words| words.iter().fold(0, |all, byte| all | byte) == 0)
+        && rest.iter().all(|byte| *byte == 0)
 }

@@ -194,8 +194,10 @@ impl Vm {
         const RUN: u64 = RUN_PAGES as u64;
         let stretch = STRETCH_BYTES / PAGE_BYTES;
         let mapped = place.page(place.at.address)..place.page(place.at.addresses().end);
-        let block = (page / stretch * stretch).max(mapped.start)..((page / stretch + 1) * stretch).min(mapped.end);
-        let wanted = |run: u64| place.layer.is_present(run as usize) && !self.is_answered(place, run as usize);
+        let block =
+            (page / stretch * stretch).max(mapped.start)..((page / stretch + 1) * stretch).min(mapped.end);
+        let wanted =
+            |run: u64| place.layer.is_present(run as usize) && !self.is_answered(place, run as usize);
         let (mut first, mut last) = (page / RUN, page / RUN);
         while first * RUN > block.start && wanted(first - 1) {
             first -= 1;

@@ -6,6 +6,10 @@
 mod host;
 #[macro_use]
 mod named;
+mod hostile;
+mod present;
+mod sources;
+mod takeover;
 
 use host::{Layer, Pager, Vm, pattern};
 use libtest_mimic::{Arguments, Trial};
@@ -14,10 +18,17 @@ use std::process::ExitCode;
 type Test = fn();
 
 fn main() -> ExitCode {
+    if let Ok(task) = std::env::var(host::CHILD) {
+        return host::child(&task);
+    }
     let tests: [(&str, Test); 1] = named![every_byte_is_served_as_the_source_has_it];
     let missing = host::missing();
-    let trials = tests.map(|(name, test)| trial(name, test, missing.as_ref()));
-    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+    let fuse = missing.clone().or_else(host::missing_fuse);
+    let served = tests.into_iter().chain(present::TESTS).chain(hostile::TESTS);
+    let served = served.map(|(name, test)| trial(name, test, missing.as_ref()));
+    let stalled = sources::TESTS.into_iter().chain(takeover::TESTS);
+    let trials = served.chain(stalled.map(|(name, test)| trial(name, test, fuse.as_ref()))).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
 fn trial(name: &str, test: Test, missing: Option<&String>) -> Trial {
@@ -36,6 +47,8 @@ fn every_byte_is_served_as_the_source_has_it() {
     let mut pager = Pager::start();
     let status = pager.add(&layer).expect("a layer");
     assert_eq!((status.runs, status.present), (64, 13));
-    let vm = Vm::attach(&mut pager, "one", &layer);
-    vm.check(&layer.content);
+    let vms = ["one", "two"].map(|name| Vm::attach(&mut pager, name, &layer));
+    vms.iter().for_each(|vm| vm.check(&layer.content));
+    let status = pager.status(&layer);
+    assert_eq!((status.present, status.fetched, status.failed, status.vms), (64, 51, 0, 2));
 }

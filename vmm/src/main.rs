@@ -1,10 +1,10 @@
 //! The `vmm` process: runs one VM. `vmmd` starts it. Users do not.
 
+use patina_jail::sys::inherit::Inherited;
 use std::{
     io::{self, Write as _},
     process::ExitCode,
 };
-use patina_jail::sys::inherit::Inherited;
 
 const USAGE: &str = "usage: vmm --config-fd N   (started by vmmd; see `vmctl run`)";
 

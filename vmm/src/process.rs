@@ -2,10 +2,10 @@
 
 use crate::lock::lock;
 use crate::machine::build::{self, BuildError};
-use patina_jail::sys::inherit::{InheritError, Inherited};
 use patina_control::best_effort;
 use patina_control::config::VmConfig;
 use patina_control::end::{End, EndKind};
+use patina_jail::sys::inherit::{InheritError, Inherited};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::RawFd;

@@ -48,7 +48,8 @@ impl Server {
         let find = |id: &Id| self.engine.layer(id).ok_or_else(|| format!("there is no layer {id}"));
         let layers = layers.iter().map(find).collect::<Result<_, _>>()?;
         let serial = self.engine.next_serial().map_err(|error| error.to_string())?;
-        let lines = Lines::new(UnixStream::from(socket)).map_err(|error| format!("use its socket: {error}"))?;
+        let lines =
+            Lines::new(UnixStream::from(socket)).map_err(|error| format!("use its socket: {error}"))?;
         self.watch(lines.fd(), serial).map_err(|error| format!("watch its socket: {error}"))?;
         self.vms.insert(serial, Connection { id, lines, layers, is_attached: false });
         Ok(())

@@ -1,6 +1,6 @@
 //! A layer's memfd, mapped shared, to be written.
 
-use patina_control::{best_effort, PAGE_BYTES};
+use patina_control::{PAGE_BYTES, best_effort};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use std::ffi::c_void;
@@ -56,6 +56,9 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         // SAFETY: the range was mapped by `new`, and its owner, which is being dropped, is its only user.
-        best_effort(unsafe { munmap(self.at, self.bytes) }, "the one error is a range that is none, and it is one");
+        best_effort(
+            unsafe { munmap(self.at, self.bytes) },
+            "the one error is a range that is none, and it is one",
+        );
     }
 }

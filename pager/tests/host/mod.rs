@@ -14,7 +14,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use sys::View;
 use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
@@ -109,7 +110,8 @@ impl Pager {
 
     /// As a `vmmd` that was restarted.
     pub fn reconnect(&mut self) {
-        self.peer = Peer::new(UnixStream::connect(self.path.path().join("pager.sock")).expect("a connection"));
+        self.peer =
+            Peer::new(UnixStream::connect(self.path.path().join("pager.sock")).expect("a connection"));
     }
 
     /// The first message, of those that came or the next, that `select` takes.
@@ -119,7 +121,8 @@ impl Pager {
             return found;
         }
         loop {
-            let message = self.peer.receive().unwrap_or_else(|error| panic!("{error}; seen: {:?}", self.seen));
+            let message =
+                self.peer.receive().unwrap_or_else(|error| panic!("{error}; seen: {:?}", self.seen));
             match select(&message) {
                 Some(found) => return found,
                 None => self.seen.push(message),
@@ -162,6 +165,20 @@ impl Pager {
             }
             _ => None,
         })
+    }
+
+    /// Waits until so many faults wait for runs.
+    pub fn wait_for_waiting(&mut self, faults: usize) {
+        loop {
+            self.peer.send(&ToPager::Status, &[]);
+            let waiting = self.wait(|message| match message {
+                FromPager::Status(status) => Some(status.waiting),
+                _ => None,
+            });
+            if waiting >= faults {
+                return;
+            }
+        }
     }
 
     pub fn wait_for_completion(&mut self, layer: &Layer) {
@@ -215,7 +232,8 @@ pub struct Layer {
 
 /// Bytes that tell their place, without a page of zeros; runs that `is_zero` takes are zero.
 pub fn pattern(runs: usize, is_zero: impl Fn(usize) -> bool) -> Vec<u8> {
-    let word = |at: usize| (at as u64 ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
+    let word =
+        |at: usize| (at as u64 ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes();
     let run_bytes = RUN_BYTES as usize;
     let run = |run: usize| {
         let words = (0..run_bytes / 8).flat_map(move |at| word(run * run_bytes + at * 8));
@@ -268,7 +286,7 @@ impl Layer {
 /// A vmm with one view of a layer.
 #[derive(Debug)]
 pub struct Vm {
-    pub view: View,
+    pub view: Arc<View>,
     pub uffd: Uffd,
     pub peer: Peer,
     pub tracks_writes: bool,
@@ -304,7 +322,7 @@ impl Vm {
         modes: RegisterMode,
         tracks_writes: bool,
     ) -> Self {
-        let view = View::map(&layer.read_only(), layer.content.len(), 0).expect("a view");
+        let view = Arc::new(View::map(&layer.read_only(), layer.content.len(), 0).expect("a view"));
         let uffd = userfaultfd();
         uffd.register_with_mode(view.address(), view.bytes, modes).expect("registered");
         let peer = pager.connect_vm(name, &[layer]);
@@ -338,6 +356,41 @@ impl Vm {
             assert!(read == expected, "run {run} is not what it should be");
         }
     }
+}
+
+/// Names what this program does when it is started again, as a VM's process.
+pub const CHILD: &str = "PATINA_TEST_CHILD";
+
+/// Starts this program again, as a process of a VM with the name `child`.
+pub fn start_child(task: &str, pager: &mut Pager, layer: &Layer) -> Child {
+    let peer = pager.connect_vm("child", &[layer]);
+    let memfd = layer.read_only();
+    for fd in [peer.stream.as_fd(), memfd.as_fd()] {
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).expect("inheritable");
+    }
+    Command::new(std::env::current_exe().expect("this program"))
+        .env(CHILD, format!("{task} {} {}", peer.stream.as_raw_fd(), memfd.as_raw_fd()))
+        .spawn()
+        .expect("a child")
+}
+
+/// The child: maps the layer, attaches, and has a fault.
+pub fn child(task: &str) -> ExitCode {
+    let mut words = task.split(' ');
+    let (task, socket, memfd) = (words.next(), words.next(), words.next());
+    let open = |fd: Option<&str>| sys::inherited(fd.and_then(|fd| fd.parse().ok()).expect("a descriptor"));
+    let (mut peer, memfd) = (Peer::new(UnixStream::from(open(socket))), File::from(open(memfd)));
+    let bytes = memfd.metadata().expect("a length").len() as usize;
+    let view = View::map(&memfd, bytes, 0).expect("a view");
+    let uffd = userfaultfd();
+    uffd.register_with_mode(view.address(), view.bytes, MODES).expect("registered");
+    let known = if task == Some("outside") { RUN_BYTES } else { bytes as u64 };
+    let at = Mapping { address: view.address() as u64, bytes: known, offset: 0, layer: 0 };
+    attach(&peer, uffd.as_fd(), &Mapping::encode(&[at]), false);
+    assert_eq!(peer.receive::<PagerToVm>().expect("an answer"), PagerToVm::Attached);
+    // Never returns, in these tests.
+    let read = view.read(bytes - 4096, 1);
+    panic!("it has read {read:?}");
 }
 
 pub fn attach(peer: &Peer, uffd: BorrowedFd<'_>, mappings: &[u8], tracks_writes: bool) {

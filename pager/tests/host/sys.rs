@@ -4,7 +4,7 @@
 use std::ffi::{CString, c_void};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 
@@ -29,7 +29,8 @@ impl View {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing one.
-        let at = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, file.as_raw_fd(), offset as i64) };
+        let at =
+            unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, file.as_raw_fd(), offset as i64) };
         if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self { at, bytes }) }
     }
 
@@ -74,6 +75,12 @@ impl Drop for View {
     }
 }
 
+/// A descriptor that this process was started with, taken once.
+pub fn inherited(fd: i32) -> OwnedFd {
+    // SAFETY: the parent has left it open under this number for this program, which takes it once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 fn c_string(path: &Path) -> CString {
     CString::new(path.as_os_str().as_encoded_bytes()).expect("a path")
 }
@@ -90,8 +97,8 @@ pub fn mount_fuse(device: &File, at: &Path) -> io::Result<()> {
     check(result.into()).map(drop)
 }
 
-/// Unmounts, also what is in use.
+/// Unmounts, also what is in use: requests that wait fail, and so does whatever comes later.
 pub fn unmount(at: &Path) {
     // SAFETY: the string ends with a zero and lives during the call.
-    unsafe { libc::umount2(c_string(at).as_ptr(), libc::MNT_DETACH) };
+    unsafe { libc::umount2(c_string(at).as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
 }

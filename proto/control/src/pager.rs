@@ -263,7 +263,9 @@ pub struct Status {
     pub vms: usize,
     /// Runs that VMs wait for.
     pub demanded: u64,
-    /// Threads that fetch runs, and those of them whose source does not answer.
+    /// Faults of VMs that wait for these runs.
+    pub waiting: usize,
+    /// Threads that fetch runs.
     pub workers: usize,
     /// Those of `workers` whose source does not answer.
     pub stuck_workers: usize,

@@ -3,12 +3,12 @@
 use crate::boot::{cmdline, kernel, tables};
 use crate::machine::generation::Ram;
 use crate::memory::{self, Memory, MemoryError};
-use patina_jail::sys::inherit::{InheritError, Inherited};
 use crate::vcpu::kind;
 use crate::vcpu::setup::{self, SetupError};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use patina_control::config::{KvmKind, Start};
+use patina_jail::sys::inherit::{InheritError, Inherited};
 use std::fs::File;
 
 /// Why the first state of a VM could not be made.

@@ -1,11 +1,11 @@
 //! Gets and sets KVM state with calls for which kvm-ioctls has no functions on x86.
 
-use patina_jail::ioctl::{NONE, READ, WRITE, request};
 use kvm_bindings::{
     KVM_SREGS2_FLAGS_PDPTRS_VALID, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr,
     kvm_irqchip, kvm_irqchip__bindgen_ty_1, kvm_reinject_control, kvm_sregs, kvm_sregs2,
 };
 use kvm_ioctls::{Error, VcpuFd, VmFd};
+use patina_jail::ioctl::{NONE, READ, WRITE, request};
 use std::os::fd::AsRawFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 

@@ -12,10 +12,7 @@
 //! - [`plain`]: structs of the boot protocols as bytes.
 //! - [`view`]: mappings of guest RAM.
 //! - [`xstate`]: gets and sets XSAVE areas.
-#![allow(
-    unsafe_code,
-    reason = "the edge to KVM and to the kernel; each block names its invariant"
-)]
+#![allow(unsafe_code, reason = "the edge to KVM and to the kernel; each block names its invariant")]
 
 pub mod exit;
 pub mod faults;

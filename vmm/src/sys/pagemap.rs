@@ -9,8 +9,8 @@ use crate::ranges::{join, near, without};
 use patina_control::PAGE_BYTES;
 use patina_jail::ioctl::{READ, WRITE, request};
 use patina_jail::userfaultfd::{
-    UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UffdioApi,
-    UffdioRange, UffdioRegister,
+    UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER,
+    UffdioApi, UffdioRange, UffdioRegister,
 };
 use rustix::io::Errno;
 use std::fs::File;

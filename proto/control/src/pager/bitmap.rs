@@ -20,7 +20,9 @@ pub struct DemandBitmap {
 
 /// The bytes are no bitmap of a layer of this length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the bitmap of demanded runs has {found} bytes; {expected} are expected, without bits beyond the last run")]
+#[error(
+    "the bitmap of demanded runs has {found} bytes; {expected} are expected, without bits beyond the last run"
+)]
 pub struct DemandBitmapError {
     found: usize,
     expected: usize,
@@ -43,7 +45,9 @@ impl DemandBitmap {
     /// Adds a run to a bucket. Runs and buckets that do not exist are ignored.
     pub fn insert(&mut self, run: usize, bucket: u8) {
         let at = usize::from(bucket) * self.runs.div_ceil(8) + run / 8;
-        if run < self.runs && let Some(byte) = self.bits.get_mut(at) {
+        if run < self.runs
+            && let Some(byte) = self.bits.get_mut(at)
+        {
             *byte |= 1 << (run % 8);
         }
     }
