@@ -168,11 +168,12 @@ impl Vm {
             Open::Freeze { prepare } => {
                 self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. })))
             }
-            Open::Start { ticket } => self.start(&mut stream, &ticket, descriptors),
+            Open::Start { ticket, .. } => self.start(&mut stream, &ticket, descriptors),
             Open::PrefaultList => {
                 let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();
                 send(&stream, &Opened::Ok, &[memfd("list", &list, 0).into()]);
             }
+            Open::Pager => say(&mut stream, &Opened::Ok),
             Open::Control => {
                 say(&mut stream, &Opened::Ok);
                 self.control(reader, stream);

@@ -7,7 +7,7 @@
 //!   over. The first line is a [`FromVmm::Hello`], unless a `vmmd` of version 0 started the vmm.
 //!   The next line is a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a vsock port on which the guest listens.
-//! - `freeze`, `start`, `touched`: nothing. The answer has all the data, and the vmm closes the
+//! - `freeze`, `start`, `pager`, `touched`: nothing. The answer has all the data, and the vmm closes the
 //!   connection.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
@@ -49,10 +49,19 @@ pub enum Open {
         /// The ticket under which the VM is made. Empty: none.
         #[serde(default)]
         ticket: String,
+        /// The numbers of the layers that the pager is still filling. If there are any, one more
+        /// descriptor comes last: a connected Unix stream socket to the pager, on which the vmm
+        /// sends [`super::pager::VmToPager::Attach`]. The pager numbers only these layers, in this
+        /// order. A vmm before version 2 does not know this.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        filling: Vec<u8>,
     },
-    /// The pages that the VM wrote between its start from a generation and its agent's ready, as
-    /// one sealed memfd: pairs of u64 LE, first byte and length in bytes of a range of RAM,
-    /// ascending. The next clone prefaults these pages.
+    /// Another pager serves the VM. The line comes with one descriptor, as the last one of
+    /// [`Open::Start`]. The answer is [`Opened::Ok`] when that pager serves it.
+    Pager,
+    /// The pages that the VM wrote between its start from a generation and its agent's ready, as one sealed memfd: pairs of
+    /// u64 LE, first byte and length in bytes of a range of RAM, ascending. The next clone
+    /// prefaults these pages.
     ///
     /// On the wire its name is `touched`, for vmms that were started before the name changed.
     #[serde(rename = "touched")]

@@ -13,8 +13,8 @@ use std::{
 };
 
 /// Most descriptors that come with a line: a generation's state, a prefault list, the files of the
-/// RAM.
-pub const DESCRIPTORS_MAX: usize = 2 + LAYERS_MAX;
+/// RAM, and a socket to the pager.
+pub const DESCRIPTORS_MAX: usize = 3 + LAYERS_MAX;
 
 /// Sends a line with at most [`DESCRIPTORS_MAX`] descriptors. A line is far shorter than a socket's
 /// buffer, so it is sent whole or not at all.

@@ -37,7 +37,10 @@ fn what_version_1_writes_is_understood() {
     assert_eq!(read::<Open>(r#"{"freeze":{"prepare":{"ask":{"hold":true}}}}"#), hold);
     let not = Open::Freeze { prepare: Some(Prepare::Not) };
     assert_eq!(read::<Open>(r#"{"freeze":{"prepare":"not"}}"#), not);
-    assert_eq!(read::<Open>(r#"{"start":{"ticket":"t"}}"#), Open::Start { ticket: "t".into() });
+    assert_eq!(
+        read::<Open>(r#"{"start":{"ticket":"t"}}"#),
+        Open::Start { ticket: "t".into(), filling: Vec::new() }
+    );
     assert_eq!(read::<Open>(r#""touched""#), Open::PrefaultList);
     let frozen = Opened::Frozen(Frozen { pause_us: 9, copied_pages: 2, copied_beside_pages: 3 });
     let line = r#"{"frozen":{"pause_us":9,"copied_pages":2,"copied_beside_pages":3}}"#;
@@ -83,7 +86,7 @@ fn version_2_says_so_and_a_state_of_version_1_is_not_for_it() {
 /// A name that changes here is not understood by vmms that run already.
 #[test]
 fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {
-    let start = Open::Start { ticket: "t".into() };
+    let start = Open::Start { ticket: "t".into(), filling: Vec::new() };
     for (asked, line) in [
         (Open::Control, r#""control""#),
         (Open::Dial { port: 1025 }, r#"{"dial":{"port":1025}}"#),
@@ -100,7 +103,7 @@ fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {
 /// Of peers that are older than versions.
 #[test]
 fn what_an_older_peer_leaves_out_is_as_it_was_then() {
-    assert_eq!(read::<Open>(r#"{"start":{}}"#), Open::Start { ticket: String::new() });
+    assert_eq!(read::<Open>(r#"{"start":{}}"#), Open::Start { ticket: String::new(), filling: Vec::new() });
     let frozen = Opened::Frozen(Frozen { pause_us: 9, copied_pages: 2, copied_beside_pages: 0 });
     assert_eq!(read::<Opened>(r#"{"frozen":{"pause_us":9,"copied_pages":2}}"#), frozen);
     let config = read::<VmConfig>(CONFIG);

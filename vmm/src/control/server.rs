@@ -10,7 +10,7 @@ use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
 use super::opening::{answer, deliver, read_open};
 use super::session::{Effect, Session};
-use super::vm::{Connections, VmControl};
+use super::vm::{Connections, Failure, Reply, VmControl};
 use crate::note::note;
 use patina_abi::link::{CallError, FromHost};
 use patina_control::end::{End, EndKind};
@@ -80,7 +80,10 @@ impl<D: Connections> Server<D> {
     /// The wait for events fails.
     pub fn run(&mut self, machine: &mut impl VmControl) -> std::io::Result<End> {
         loop {
-            let ready = self.wait()?;
+            let ready = self.wait(machine.pager())?;
+            if ready.pager {
+                machine.hear_pager();
+            }
             // The end comes last, so that earlier messages are still passed on.
             let mut end = if ready.control { self.serve_control(machine) } else { None };
             // Before the link, so that the VM is not paused for a client that has gone.
@@ -163,7 +166,10 @@ impl<D: Connections> Server<D> {
             Open::Freeze { prepare: Some(Prepare::Not) } => {
                 return deliver(&stream, machine.freeze(false)).err();
             }
-            Open::Start { ticket } => return self.start(ticket, descriptors, stream, machine),
+            Open::Start { ticket, filling } => {
+                return self.start((ticket, filling), descriptors, stream, machine);
+            }
+            Open::Pager => return deliver(&stream, attach(descriptors, machine)).err(),
             Open::PrefaultList => return deliver(&stream, machine.prefault_list()).err(),
             Open::Control if answer(&stream, &Opened::Ok) => {
                 // The new vmmd does not know the requests that the old one received.
@@ -181,13 +187,13 @@ impl<D: Connections> Server<D> {
 
     fn start(
         &mut self,
-        ticket: String,
+        (ticket, filling): (String, Vec<u8>),
         descriptors: Vec<OwnedFd>,
         stream: UnixStream,
         machine: &mut impl VmControl,
     ) -> Option<End> {
         let started = Instant::now();
-        let outcome = machine.start(descriptors);
+        let outcome = machine.start(descriptors, filling);
         let has_started = outcome.is_ok();
         if let Err(end) = deliver(&stream, outcome) {
             return Some(end);
@@ -356,6 +362,13 @@ impl<D: Connections> Server<D> {
             note(&format!("control connection: {}", patina_daemon::chain(&error)));
             self.control = None;
         }
+    }
+}
+
+fn attach(descriptors: Vec<OwnedFd>, machine: &mut impl VmControl) -> Result<Reply, Failure> {
+    match descriptors.into_iter().next() {
+        Some(pager) => machine.attach(pager),
+        None => Err(Failure::Refused("attach a pager: the request has no descriptor".into())),
     }
 }
 

@@ -5,6 +5,7 @@ use patina_abi::ABI;
 use patina_abi::link::Identity;
 use patina_control::messages::Frozen;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -40,9 +41,19 @@ impl VmControl for Icebox {
         Ok(Reply { opened: Opened::Frozen(frozen), files: Vec::new() })
     }
 
-    fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure> {
+    fn start(&mut self, descriptors: Vec<OwnedFd>, _: Vec<u8>) -> Result<Reply, Failure> {
         Ok(Reply { opened: Opened::Started { entered_ns: descriptors.len() as u64 }, files: Vec::new() })
     }
+
+    fn attach(&mut self, _: OwnedFd) -> Result<Reply, Failure> {
+        Err(Failure::Refused("all memory has arrived".into()))
+    }
+
+    fn pager(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn hear_pager(&mut self) {}
 
     fn started(&mut self) {}
 

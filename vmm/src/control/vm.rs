@@ -3,7 +3,7 @@
 use patina_control::end::End;
 use patina_control::messages::Opened;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -46,11 +46,21 @@ pub trait VmControl {
     /// # Errors
     /// The VM cannot be frozen.
     fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure>;
-    /// Starts a warm VM from the descriptors that came with the request.
+    /// Starts a warm VM from the descriptors that came with the request. `filling` has the numbers
+    /// of the layers that are still being filled.
     ///
     /// # Errors
     /// The VM is not warm, or can never run.
-    fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure>;
+    fn start(&mut self, descriptors: Vec<OwnedFd>, filling: Vec<u8>) -> Result<Reply, Failure>;
+    /// Another pager serves the VM, at the other end of this socket.
+    ///
+    /// # Errors
+    /// All of the VM's memory has arrived, or the pager refuses.
+    fn attach(&mut self, pager: OwnedFd) -> Result<Reply, Failure>;
+    /// The connection to the pager. None: all memory has arrived, or no pager serves the VM now.
+    fn pager(&self) -> Option<BorrowedFd<'_>>;
+    /// The connection to the pager has something to hear.
+    fn hear_pager(&mut self);
     /// The client that started the VM has its answer.
     fn started(&mut self);
     /// The agent is ready.

@@ -24,8 +24,9 @@ use crate::jail::{self, JailError};
 use crate::memory::Memory;
 use crate::sys::kick::{Target, take_kicks};
 use crate::sys::kvm;
-use crate::sys::pagemap::{Pagemap, WriteTracker};
+use crate::sys::pagemap::Pagemap;
 use crate::sys::slot::{SlotError, VmWithMemory};
+use crate::sys::userfault::Userfault;
 use crate::sys::xstate;
 use crate::vcpu::cpuid;
 use crate::vcpu::gate::{Gate, Vcpus};
@@ -192,7 +193,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let gate = Arc::new(Gate::new(config.vcpus, is_warm));
     let context = VcpuContext { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
     let pagemap = Pagemap::open().map_err(|error| io_failed("its page tables")(error.into()))?;
-    let tracker = WriteTracker::open();
+    let userfault = Userfault::open();
     jail::prime().map_err(io_failed("a thread"))?;
     // From here on there are threads, and the guest of a VM that is not warm runs.
     jail::enter()?;
@@ -210,8 +211,9 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         vm,
         ram,
         pagemap,
-        tracker,
+        userfault,
         tracked_since: None,
+        lazy: None,
         memory_mib,
         merging: None,
         facts,

@@ -53,6 +53,7 @@ use patina_control::memfd;
 use patina_control::messages::Frozen;
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
@@ -158,8 +159,11 @@ impl Machine {
         state.is_held = is_held;
         let (copied_pages, copied_beside_pages) = (copied.into / PAGE_BYTES, copied.beside / PAGE_BYTES);
         let frozen = Frozen { pause_us, copied_pages, copied_beside_pages };
-        let state = state::write(&state, &self.facts)?;
-        Ok(Generation { state, layers: layers.files().to_vec(), frozen })
+        Ok(Generation {
+            state: state::write(&state, &self.facts)?,
+            layers: layers.layers().iter().map(|layer| Arc::clone(layer.memfd())).collect(),
+            frozen,
+        })
     }
 
     fn plan(&mut self) -> Result<Plan, FreezeError> {
@@ -187,11 +191,9 @@ impl Machine {
                 let base = merged(&mut self.merging, base)?;
                 let mut layer =
                     Layer { base, memfd: layers::new_layer(bytes)?, runs: Vec::new(), faults: None };
-                if let Some(tracker) = &self.tracker {
+                if self.userfault.is_some() {
                     if tracked_since.is_none() {
-                        for region in self.vm.memory().iter() {
-                            tracker.track(region).map_err(FreezeError::Pages)?;
-                        }
+                        self.track_writes()?;
                         // A search also write-protects the pages, so the next one finds only later
                         // writes.
                         self.private_pages(Pages::Written).map_err(FreezeError::Pages)?;
@@ -227,7 +229,7 @@ impl Machine {
                 CapturedRam::Exchanged { replaced: self.exchange(views)?, written }
             }
             Plan::Copy(mut layer) => {
-                let pages = if self.tracker.is_some() { Pages::WrittenAtRest } else { Pages::All };
+                let pages = if self.userfault.is_some() { Pages::WrittenAtRest } else { Pages::All };
                 // Read before the search, so that every fault after the search is counted.
                 layer.faults = faults::count();
                 self.copy_pages(pages, &mut layer)?;
@@ -274,7 +276,7 @@ impl Machine {
                     generation = generation.merge()?;
                 }
                 // The VM's own mappings stay: their pages have the same content.
-                if self.tracker.is_some() {
+                if self.userfault.is_some() {
                     self.ram = Ram::View(generation.clone());
                     // With 0 the guest counts as one that has written much.
                     self.tracked_since = Some(faults.unwrap_or(0));

@@ -1,5 +1,6 @@
 //! Why a VM could not be frozen.
 
+use super::lazy::LazyError;
 use super::persist::VmPersistError;
 use super::prefault::PrefaultError;
 use crate::devices::event_loop::LoopError;
@@ -35,6 +36,9 @@ pub enum FreezeError {
     /// The page tables could not be read.
     #[error("freeze the VM: find its private pages")]
     Pages(#[source] rustix::io::Errno),
+    /// The pager, which serves some of the VM's memory, does not answer.
+    #[error("freeze the VM")]
+    Lazy(#[from] LazyError),
     /// The pages that the VM has written could not be found.
     #[error("freeze the VM")]
     Written(#[from] PrefaultError),

@@ -5,6 +5,7 @@
 //! - [`connections`]: passes connections of the control socket to the guest's vsock and console.
 //! - [`orders`]: carries out the operations that `vmmd` requests.
 //! - [`generation`]: the image that a freeze makes and a clone starts from.
+//! - [`lazy`]: memory that arrives while the VM runs.
 //! - [`origin`]: the first state of a VM: a loaded kernel, or warm (waiting for a generation).
 //! - [`state`]: writes the state of a VM as a container, and reads it. [`host`]: the facts of this host.
 //! - [`start`]: starts a warm VM from a generation.
@@ -21,6 +22,7 @@ pub mod freeze;
 pub mod freeze_error;
 pub mod generation;
 pub mod host;
+pub mod lazy;
 mod merging;
 pub mod orders;
 pub mod origin;
@@ -35,11 +37,13 @@ pub mod wiring;
 use crate::bus::Bus;
 use crate::devices::event_loop::DeviceLoop;
 use crate::note::note;
-use crate::sys::pagemap::{Pagemap, Pages, WriteTracker};
+use crate::sys::pagemap::{Pagemap, Pages};
 use crate::sys::slot::VmWithMemory;
+use crate::sys::userfault::Userfault;
 use crate::vcpu::gate::Vcpus;
 use crate::vcpu::run::Runner;
 use generation::Ram;
+use lazy::Lazy;
 use merging::Merging;
 use patina_snapshot::facts::HostFacts;
 use std::ops::Range;
@@ -54,12 +58,14 @@ pub struct Machine {
     vm: VmWithMemory,
     ram: Ram,
     pagemap: Pagemap,
-    /// Finds the pages that are written. Absent if the kernel cannot track writes.
-    tracker: Option<WriteTracker>,
-    /// Present if the tracker knows every page that is not in [`Machine::ram`]'s layers yet. The
-    /// value is the number of page faults at the tracker's last search
+    /// Tracks writes, and makes accesses wait for the pager. Absent if the kernel cannot track writes.
+    userfault: Option<Userfault>,
+    /// Present if writes are tracked, so that every page that is not in [`Machine::ram`]'s layers
+    /// yet can be found. The value is the number of page faults at the last search
     /// ([`faults::count`](crate::sys::faults::count)).
     tracked_since: Option<u64>,
+    /// Present while accesses to some of RAM wait for the pager.
+    lazy: Option<Lazy>,
     memory_mib: u32,
     /// A merge in progress, which gives the next generation fewer layers.
     merging: Option<Merging>,
@@ -72,7 +78,7 @@ pub struct Machine {
     /// Ranges of RAM that the VM wrote between its start and ready.
     prefault_list: Vec<Range<u64>>,
     wants_prefault_list: bool,
-    /// Whether the tracker tracks RAM that is still mapped shared.
+    /// Whether writes are tracked in RAM that is still mapped shared.
     tracks_shared: bool,
 }
 

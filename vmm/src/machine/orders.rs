@@ -3,14 +3,15 @@
 use super::Machine;
 use super::freeze_error::FreezeError;
 use super::generation::Generation;
-use super::start::{GenerationFiles, StartError};
+use super::start::{Filling, GenerationFiles, StartError};
 use crate::control::vm::{Failure, Reply, VmControl};
 use crate::note::note;
 use patina_control::end::{End, EndKind};
 use patina_control::memfd;
 use patina_control::messages::Opened;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 impl VmControl for Machine {
@@ -23,12 +24,14 @@ impl VmControl for Machine {
         Ok(Reply { opened: Opened::Frozen(frozen), files })
     }
 
-    fn start(&mut self, descriptors: Vec<OwnedFd>) -> Result<Reply, Failure> {
+    fn start(&mut self, mut descriptors: Vec<OwnedFd>, filling: Vec<u8>) -> Result<Reply, Failure> {
+        let pager = if filling.is_empty() { None } else { descriptors.pop() };
+        let filling = pager.map(|pager| Filling { layers: filling, pager: UnixStream::from(pager) });
         let mut files = descriptors.into_iter().map(File::from);
         let (Some(state), Some(prefault_list)) = (files.next(), files.next()) else {
             return Err(Failure::Refused("start: the request has no state or no prefault list".into()));
         };
-        let files = GenerationFiles { state, prefault_list, layers: files.collect() };
+        let files = GenerationFiles { state, prefault_list, layers: files.collect(), filling };
         let entered_ns = Self::start(self, files)
             .map_err(|error| failure(&error, !matches!(error, StartError::Running)))?;
         Ok(Reply { opened: Opened::Started { entered_ns }, files: Vec::new() })
@@ -37,6 +40,19 @@ impl VmControl for Machine {
     fn started(&mut self) {
         // The answer was sent already, and the guest runs meanwhile.
         self.prefault();
+    }
+
+    fn attach(&mut self, pager: OwnedFd) -> Result<Reply, Failure> {
+        Self::attach_pager(self, UnixStream::from(pager)).map_err(|error| failure(&error, false))?;
+        Ok(Reply { opened: Opened::Ok, files: Vec::new() })
+    }
+
+    fn pager(&self) -> Option<BorrowedFd<'_>> {
+        Self::pager(self)
+    }
+
+    fn hear_pager(&mut self) {
+        Self::hear_pager(self);
     }
 
     fn ready(&mut self) {

@@ -19,7 +19,7 @@ use patina_control::messages::PREFAULT_LIST_MAX_BYTES;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// Most RAM that is prefaulted for a VM that was frozen, bytes.
 const PARENT_MAX_BYTES: u64 = 128 << 20;
@@ -49,14 +49,14 @@ impl Machine {
     /// # Errors
     /// The page tables cannot be read.
     pub fn note_ready(&mut self) -> Result<(), PrefaultError> {
-        match (&self.ram, &self.tracker) {
+        match (&self.ram, &self.userfault) {
             (Ram::View(_), _) if self.wants_prefault_list => {
                 self.prefault_list = list_of(self.private_pages(Pages::All)?);
                 self.wants_prefault_list = false;
             }
-            (Ram::Shared(_), Some(tracker)) if !self.tracks_shared => {
+            (Ram::Shared(_), Some(userfault)) if !self.tracks_shared => {
                 for region in self.vm.memory().iter() {
-                    tracker.track(region)?;
+                    userfault.track(region)?;
                     self.pagemap.written(region)?;
                 }
                 self.tracks_shared = true;
@@ -72,12 +72,12 @@ impl Machine {
     /// # Errors
     /// The page tables cannot be read.
     pub(super) fn written_since_ready(&mut self) -> Result<Vec<Range<u64>>, PrefaultError> {
-        let Some(tracker) = self.tracker.as_ref().filter(|_| self.tracks_shared) else {
+        let Some(userfault) = self.userfault.as_ref().filter(|_| self.tracks_shared) else {
             return Ok(Vec::new());
         };
         let mut written = self.in_ram(|region| {
             let written = self.pagemap.written(region)?;
-            tracker.forget(region).map(|()| written)
+            userfault.forget(region, 0, region.len()).map(|()| written)
         })?;
         self.tracks_shared = false;
         let mut room = PARENT_MAX_BYTES;

@@ -9,6 +9,7 @@
 
 use super::Machine;
 use super::generation::{MachineState, Ram};
+use super::lazy::LazyError;
 use super::persist::VmPersistError;
 use super::prefault;
 use super::state::{self, StateError};
@@ -26,6 +27,7 @@ use patina_control::monotonic_ns;
 use patina_snapshot::facts::HostFacts;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
@@ -74,6 +76,9 @@ pub enum StartError {
     /// The RAM cannot be mapped.
     #[error("start from the generation")]
     Layers(#[from] LayersError),
+    /// Memory that is still to arrive cannot be served.
+    #[error("start from the generation")]
+    Lazy(#[from] LazyError),
     /// A device rejects its state.
     #[error("start from the generation")]
     Devices(#[from] DevicesError),
@@ -100,6 +105,18 @@ pub struct GenerationFiles {
     pub prefault_list: File,
     /// The memfds of the RAM.
     pub layers: Vec<File>,
+    /// The layers that are still being filled, and the pager that fills them. None: all layers are
+    /// complete.
+    pub filling: Option<Filling>,
+}
+
+/// Layers that are still being filled.
+#[derive(Debug)]
+pub struct Filling {
+    /// Their numbers.
+    pub layers: Vec<u8>,
+    /// The connection to the pager that serves this VM.
+    pub pager: UnixStream,
 }
 
 impl Machine {
@@ -120,7 +137,8 @@ impl Machine {
             return Err(StartError::Shape { found_vcpus, found_mib, vcpus, memory_mib });
         }
         let MachineState { memory, is_held, vcpus, vm, transports, console, .. } = state;
-        let layers = Layers::check(files.layers, memory, self.memory_bytes())?;
+        let filling = files.filling.as_ref().map_or(&[][..], |filling| &filling.layers);
+        let layers = Layers::check(files.layers, filling, memory, self.memory_bytes())?;
         let first = vcpus.first();
         let mut msrs = first.map(VcpuState::msr_indices).unwrap_or_default();
         let tsc = Arc::new(TscStart::new(first.and_then(VcpuState::tsc), vm.clock_tsc()));
@@ -139,12 +157,17 @@ impl Machine {
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore((&runner.vcpu, runner.index, &tscs)))
         };
-        // Concurrently with the mapping. KVM looks up the pages that it shares with a guest again
-        // at the first entry. For one MSR it writes to memory at once, the wall clock: that write
-        // may be lost here, and a guest sets the MSR again before it reads the clock.
-        let restored = self.vcpus.begin(restore)?;
+        // Concurrently with the mapping. KVM looks up the pages that it shares with a guest again at the first
+        // entry. For one MSR it writes to memory at once, the wall clock: that write may be lost here, and
+        // a guest sets the MSR again before it reads the clock.
+        // Not while pages are still to arrive: nothing may access RAM before the pager serves it.
+        let early = files.filling.is_none().then(|| self.vcpus.begin(restore.clone())).transpose()?;
         let memory = Arc::clone(self.vm.memory());
         layers.map_over(&memory)?;
+        if let Some(filling) = files.filling {
+            self.serve_lazily(&layers, filling)?;
+        }
+        let restored = early.map_or_else(|| self.vcpus.begin(restore), Ok)?;
         self.bus.restore(&memory, &transports, &console)?;
         for refused in restored.collect()? {
             let refused = refused?;
@@ -166,6 +189,10 @@ impl Machine {
             .inspect_err(|error| note(&patina_daemon::chain(error)))
             .unwrap_or_default();
         self.to_prefault = prefault::from_list(&prefault_list, self.memory_bytes());
+        if self.lazy.is_some() {
+            // This thread must not wait for the pager.
+            self.to_prefault.clear();
+        }
         self.wants_prefault_list = is_held && self.to_prefault.is_empty();
         Ok(entered)
     }

@@ -3,6 +3,7 @@
 
 use super::Memory;
 use super::extents::{EXTENTS_MAX, Extent, Extents, ExtentsError};
+use super::layer::Layer;
 use super::source::Source;
 use crate::ranges::{bytes_of, join, small_gaps, union};
 use crate::sys::view;
@@ -84,6 +85,27 @@ pub enum LayersError {
         /// What the kernel said.
         source: Errno,
     },
+    /// Pages were to be copied from a layer that is still being filled.
+    #[error("copy RAM at {start:#x} from layer {layer}, which is still being filled; please report this")]
+    Filling {
+        /// The layer's number.
+        layer: u8,
+        /// The offset in RAM of the first byte that was to be copied.
+        start: u64,
+    },
+    /// The generation would have too many layers or extents, and they cannot be merged while a
+    /// layer is being filled.
+    #[error(
+        "make a layer of RAM: with it there are {layers} layers and {extents} extents; {LAYERS_MAX} and \
+         {EXTENTS_MAX} are allowed, and they cannot be merged while memory is still arriving; try again \
+         when it has arrived"
+    )]
+    Full {
+        /// How many layers there would be.
+        layers: usize,
+        /// How many extents there would be.
+        extents: usize,
+    },
     /// The thread that merges layers has panicked.
     #[error("merge the layers of RAM: the thread panicked")]
     Merge,
@@ -105,7 +127,7 @@ pub enum LayersError {
 /// The RAM of a generation.
 #[derive(Debug, Clone)]
 pub struct Layers {
-    files: Vec<Arc<File>>,
+    layers: Vec<Arc<Layer>>,
     extents: Extents,
 }
 
@@ -113,14 +135,20 @@ impl Layers {
     /// RAM of `bytes` in one memfd.
     #[must_use]
     pub fn whole(memfd: File, bytes: u64) -> Self {
-        Self { files: vec![Arc::new(memfd)], extents: Extents::whole(bytes) }
+        Self { layers: vec![Layer::complete(memfd)], extents: Extents::whole(bytes) }
     }
 
-    /// Checks layers and a map from another process, for RAM of `bytes`.
+    /// Checks layers and a map from another process, for RAM of `bytes`. `filling` has the numbers
+    /// of the layers that are still being filled.
     ///
     /// # Errors
     /// They are not the RAM of such a VM.
-    pub fn check(files: Vec<File>, extents: Extents, bytes: u64) -> Result<Self, LayersError> {
+    pub fn check(
+        files: Vec<File>,
+        filling: &[u8],
+        extents: Extents,
+        bytes: u64,
+    ) -> Result<Self, LayersError> {
         if files.is_empty() || files.len() > LAYERS_MAX {
             return Err(LayersError::Count(files.len()));
         }
@@ -130,14 +158,32 @@ impl Layers {
                 return Err(LayersError::Size { layer, found_bytes: stat.len(), bytes });
             }
         }
+        if let Some(layer) = filling.iter().find(|layer| usize::from(**layer) >= files.len()) {
+            return Err(ExtentsError::Layer { layer: *layer, layers: files.len() }.into());
+        }
         extents.check(bytes, files.len())?;
-        Ok(Self { files: files.into_iter().map(Arc::new).collect(), extents })
+        let layers = (0u8..).zip(files).map(|(number, file)| Layer::new(file, filling.contains(&number)));
+        Ok(Self { layers: layers.collect(), extents })
     }
 
-    /// The memfds, by number of layer.
+    /// The layers, by number.
     #[must_use]
-    pub fn files(&self) -> &[Arc<File>] {
-        &self.files
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// The extents of layers that are still being filled.
+    pub fn filling(&self) -> impl Iterator<Item = Extent> {
+        let is_filling: Vec<_> = self.layers.iter().map(|layer| layer.is_filling()).collect();
+        let extents = self.extents.as_slice().iter().copied();
+        extents
+            .filter(move |extent| is_filling.get(usize::from(extent.layer)).is_some_and(|filling| *filling))
+    }
+
+    /// How many of the lowest layers must be left as they are, because one of them is still being
+    /// filled.
+    fn unmergeable(&self) -> usize {
+        self.layers.iter().rposition(|layer| layer.is_filling()).map_or(0, |last| last + 1)
     }
 
     /// The map from pages to layers.
@@ -156,40 +202,65 @@ impl Layers {
         let first = Extent { start: 0, bytes: self.extents.bytes(), layer: 0 };
         let above = self.extents.as_slice().iter().filter(|extent| extent.layer > 0);
         for extent in std::iter::once(&first).chain(above) {
-            let file =
-                self.files.get(usize::from(extent.layer)).ok_or(LayersError::Count(self.files.len()))?;
+            let layer =
+                self.layers.get(usize::from(extent.layer)).ok_or(LayersError::Count(self.layers.len()))?;
             for part in parts(memory, extent.start..extent.end()) {
-                view::map_layer(part.region, part.at, part.bytes, file, part.start).map_err(|source| {
-                    LayersError::Map { layer: extent.layer, start: part.start, bytes: part.bytes, source }
-                })?;
+                view::map_layer(part.region, part.at, part.bytes, layer.memfd(), part.start).map_err(
+                    |source| LayersError::Map {
+                        layer: extent.layer,
+                        start: part.start,
+                        bytes: part.bytes,
+                        source,
+                    },
+                )?;
             }
         }
         Ok(())
     }
 
     /// The same RAM with `memfd` as the top layer, which holds `runs`. Runs are ascending, and none
-    /// touches another. Small gaps between them are filled, and `memfd` is sealed.
+    /// touches another. Small gaps between them are filled, where all their pages are there, and
+    /// `memfd` is sealed.
     ///
     /// # Errors
-    /// There is no memory for the gaps, or a writable mapping of `memfd` is left.
+    /// There is no memory for the gaps, a writable mapping of `memfd` is left, or the layers or
+    /// extents are too many and cannot be merged yet.
     pub fn with(&self, mut runs: Vec<Range<u64>>, memfd: File) -> Result<Self, LayersError> {
-        let gaps = small_gaps(&runs, GAP_MAX_BYTES);
+        let mut gaps = small_gaps(&runs, GAP_MAX_BYTES);
+        if self.unmergeable() > 0 {
+            gaps.retain(|gap| self.extents.within(gap.clone()).all(|extent| !self.is_filling(extent.layer)));
+        }
         self.copy_to(&memfd, &gaps)?;
         runs.extend(gaps);
         seal(&memfd).map_err(LayersError::Seal)?;
-        let mut files = self.files.clone();
-        // There are fewer than `LAYERS_MAX` of them: see `is_full`.
-        let layer = u8::try_from(files.len()).unwrap_or(u8::MAX);
-        files.push(Arc::new(memfd));
-        Ok(Self { files, extents: self.extents.overlay(&union(runs), layer) }.without_unseen())
+        let mut layers = self.layers.clone();
+        // There are fewer than `LAYERS_MAX` of them: see `is_full`, and the check below.
+        let layer = u8::try_from(layers.len()).unwrap_or(u8::MAX);
+        layers.push(Layer::complete(memfd));
+        let all = Self { layers, extents: self.extents.overlay(&union(runs), layer) }.without_unseen();
+        let (layers, extents) = (all.layers.len(), all.extents.as_slice().len());
+        if layers > LAYERS_MAX || extents > EXTENTS_MAX {
+            return Err(LayersError::Full { layers, extents });
+        }
+        Ok(all)
+    }
+
+    /// Whether this layer is still being filled.
+    fn is_filling(&self, layer: u8) -> bool {
+        self.layers.get(usize::from(layer)).is_some_and(|layer| layer.is_filling())
     }
 
     /// Whether the layers should be merged while the guest runs: there are many layers or extents,
-    /// or the layers above the first hold more bytes than the RAM has.
+    /// or the layers above the first hold more bytes than the RAM has. Not while layers are being
+    /// filled: soon there will be fewer that cannot be merged.
     ///
     /// # Errors
     /// The size of a layer cannot be read.
     pub fn is_long(&self) -> Result<bool, LayersError> {
+        Ok(self.unmergeable() == 0 && self.is_longer()?)
+    }
+
+    fn is_longer(&self) -> Result<bool, LayersError> {
         self.exceeds(LAYERS_LONG, EXTENTS_LONG, self.extents.bytes())
     }
 
@@ -205,11 +276,11 @@ impl Layers {
     /// more bytes in the layers above the first than `most_bytes`.
     fn exceeds(&self, most_layers: usize, most_extents: usize, most_bytes: u64) -> Result<bool, LayersError> {
         let mut held_bytes = 0;
-        for (layer, file) in self.files.iter().enumerate().skip(1) {
+        for (layer, memfd) in self.layers.iter().map(|layer| layer.memfd()).enumerate().skip(1) {
             held_bytes +=
-                512 * file.metadata().map_err(|source| LayersError::Stat { layer, source })?.blocks();
+                512 * memfd.metadata().map_err(|source| LayersError::Stat { layer, source })?.blocks();
         }
-        let (layers, extents) = (self.files.len(), self.extents.as_slice().len());
+        let (layers, extents) = (self.layers.len(), self.extents.as_slice().len());
         Ok(layers >= most_layers || extents > most_extents || held_bytes > most_bytes)
     }
 
@@ -243,7 +314,7 @@ impl Layers {
             let own = self.extents.as_slice().iter().filter(|extent| usize::from(extent.layer) == layer);
             own.map(|extent| extent.bytes).sum()
         };
-        let mut first = self.files.len().saturating_sub(1).max(1);
+        let mut first = self.layers.len().saturating_sub(1).max(1);
         let mut bytes = bytes_of(first);
         while first > 1 {
             let below = bytes_of(first - 1);
@@ -256,60 +327,74 @@ impl Layers {
     }
 
     /// The same RAM with one layer, in few runs, that replaces all layers from number `kept` on.
+    /// Layers that are still being filled stay, with all below them.
     fn merge_from(&self, kept: usize) -> Result<Self, LayersError> {
-        if self.files.is_empty() {
+        if self.layers.is_empty() {
             return Err(LayersError::Count(0));
+        }
+        let unmergeable = self.unmergeable();
+        let kept = kept.max(unmergeable);
+        if kept >= self.layers.len() {
+            return Ok(self.clone());
         }
         let bytes = self.extents.bytes();
         let above = self.extents.as_slice().iter().filter(|extent| usize::from(extent.layer) >= kept);
-        let mut runs = join(union(above.map(|extent| extent.start..extent.end()).collect()), MERGED_RUNS_MAX);
-        if bytes_of(&runs) > bytes / 2 {
-            runs = std::iter::once(0..bytes).collect();
+        let mut runs = union(above.map(|extent| extent.start..extent.end()).collect());
+        // Joined runs include pages of the layers below.
+        if unmergeable == 0 {
+            runs = join(runs, MERGED_RUNS_MAX);
+            if bytes_of(&runs) > bytes / 2 {
+                runs = std::iter::once(0..bytes).collect();
+            }
         }
         let merged = new_layer(bytes)?;
         self.copy_to(&merged, &runs)?;
         seal(&merged).map_err(LayersError::Seal)?;
-        let mut files: Vec<_> = self.files.iter().take(kept).cloned().collect();
+        let mut layers: Vec<_> = self.layers.iter().take(kept).cloned().collect();
         // There are fewer than `LAYERS_MAX` of them.
-        let layer = u8::try_from(files.len()).unwrap_or(u8::MAX);
-        files.push(Arc::new(merged));
-        Ok(Self { files, extents: self.extents.overlay(&runs, layer) }.without_unseen())
+        let layer = u8::try_from(layers.len()).unwrap_or(u8::MAX);
+        layers.push(Layer::complete(merged));
+        Ok(Self { layers, extents: self.extents.overlay(&runs, layer) }.without_unseen())
     }
 
     /// The same RAM on top of `merged`, which is `source` after a merge. `self` is `source`, or
     /// `source` with layers that [`Self::with`] has added.
     #[must_use]
     pub fn rebased(&self, source: &Self, merged: &Self) -> Self {
-        let (mut files, mut extents) = (merged.files.clone(), merged.extents.clone());
-        for (number, file) in (0u8..).zip(&self.files) {
-            if source.files.iter().any(|old| Arc::ptr_eq(old, file)) {
+        let (mut layers, mut extents) = (merged.layers.clone(), merged.extents.clone());
+        for (number, own) in (0u8..).zip(&self.layers) {
+            if source.layers.iter().any(|old| Arc::ptr_eq(old, own)) {
                 continue;
             }
-            let own = self.extents.as_slice().iter().filter(|extent| extent.layer == number);
-            let runs: Vec<_> = own.map(|extent| extent.start..extent.end()).collect();
+            let extents_of_own = self.extents.as_slice().iter().filter(|extent| extent.layer == number);
+            let runs: Vec<_> = extents_of_own.map(|extent| extent.start..extent.end()).collect();
             // There are no more than this one has, and it has fewer than `LAYERS_MAX`.
-            let layer = u8::try_from(files.len()).unwrap_or(u8::MAX);
-            files.push(Arc::clone(file));
+            let layer = u8::try_from(layers.len()).unwrap_or(u8::MAX);
+            layers.push(Arc::clone(own));
             extents = extents.overlay(&runs, layer);
         }
-        Self { files, extents }.without_unseen()
+        Self { layers, extents }.without_unseen()
     }
 
     /// Drops the layers that hold no visible page.
     fn without_unseen(mut self) -> Self {
         let seen = self.extents.renumber();
-        self.files = seen.iter().filter_map(|layer| self.files.get(usize::from(*layer)).cloned()).collect();
+        self.layers = seen.iter().filter_map(|layer| self.layers.get(usize::from(*layer)).cloned()).collect();
         self
     }
 
-    /// Copies `ranges`, which are ascending, to the same offsets in `to`.
+    /// Copies `ranges`, which are ascending, to the same offsets in `to`. All their pages must be
+    /// there: in a layer that is still being filled, "not here yet" looks like a page of zeros.
     fn copy_to(&self, to: &File, ranges: &[Range<u64>]) -> Result<(), LayersError> {
-        let mut sources: Vec<_> = self.files.iter().map(|file| Source::new(file)).collect();
+        let mut sources: Vec<_> = self.layers.iter().map(|layer| Source::new(layer.memfd())).collect();
         let mut buffer = Vec::new();
         for extent in ranges.iter().flat_map(|range| self.extents.within(range.clone())) {
             let (start, bytes) = (extent.start, extent.bytes);
+            if self.is_filling(extent.layer) {
+                return Err(LayersError::Filling { layer: extent.layer, start });
+            }
             let source =
-                sources.get_mut(usize::from(extent.layer)).ok_or(LayersError::Count(self.files.len()))?;
+                sources.get_mut(usize::from(extent.layer)).ok_or(LayersError::Count(self.layers.len()))?;
             source.copy(start..extent.end(), to, &mut buffer).map_err(|source| LayersError::Copy {
                 start,
                 bytes,

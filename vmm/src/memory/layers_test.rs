@@ -17,6 +17,10 @@ fn write(memory: &Memory, page: u64, value: u8) {
     memory.write_obj(value, GuestAddress(page * PAGE_BYTES)).expect("a byte of RAM");
 }
 
+fn files(layers: &Layers) -> Vec<Arc<File>> {
+    layers.layers().iter().map(|layer| Arc::clone(layer.memfd())).collect()
+}
+
 /// The generation that a VM with this view of `base` is frozen into.
 fn freeze(memory: &Memory, base: &Layers) -> Layers {
     let region = memory.iter().next().expect("a region");
@@ -81,7 +85,7 @@ fn a_freeze_copies_what_was_written_and_small_gaps() {
 }
 
 fn held_pages(layers: &Layers, layer: usize) -> u64 {
-    layers.files()[layer].metadata().expect("memfd").blocks() * 512 / PAGE_BYTES
+    files(layers)[layer].metadata().expect("memfd").blocks() * 512 / PAGE_BYTES
 }
 
 #[test]
@@ -96,7 +100,7 @@ fn many_layers_become_two_with_the_same_pages() {
     }
     assert_eq!(depth, LAYERS_LONG as u64);
     let merged = generation.merge().expect("two layers");
-    assert_eq!(merged.files().len(), 2);
+    assert_eq!(files(&merged).len(), 2);
     assert_eq!(held_pages(&merged, 1), depth - 1, "what the first layer has is not copied");
     let (many, two) = (clone_of(&generation), clone_of(&merged));
     assert!((0..RAM / PAGE_BYTES).all(|page| read(&many, page) == read(&two, page)));
@@ -108,7 +112,7 @@ fn a_large_layer_is_not_copied_again_for_a_few_young_pages() {
     let mut generation = root(&[(255, 9)]);
     let mut written: BTreeMap<u64, u8> = (0..100).map(|page| (page, 1)).collect();
     generation = next_of(&generation, &written);
-    let large = Arc::clone(&generation.files()[1]);
+    let large = Arc::clone(&files(&generation)[1]);
     let mut copied = 0;
     for round in 0..60u64 {
         let young = BTreeMap::from([(100 + round, 7)]);
@@ -116,12 +120,12 @@ fn a_large_layer_is_not_copied_again_for_a_few_young_pages() {
         written.extend(young);
         if generation.is_long().expect("a look") {
             generation = generation.merge_youngest().expect("fewer layers");
-            assert!(generation.files().len() <= LAYERS_KEPT_MAX + 1);
-            copied += held_pages(&generation, generation.files().len() - 1);
+            assert!(files(&generation).len() <= LAYERS_KEPT_MAX + 1);
+            copied += held_pages(&generation, files(&generation).len() - 1);
         }
         // By now there is as much as half of it above it.
         if round < 50 {
-            assert!(generation.files().iter().any(|file| Arc::ptr_eq(file, &large)), "round {round}");
+            assert!(files(&generation).iter().any(|file| Arc::ptr_eq(file, &large)), "round {round}");
         }
     }
     assert!(copied < 60 * 6, "{copied} pages were copied for 60 that were written");
@@ -144,7 +148,7 @@ fn layers_with_scattered_pages_are_merged_whole() {
     generation = next(&generation, &BTreeSet::from([7]), 2);
     assert!(generation.is_long().expect("a look"), "{} extents", generation.extents().as_slice().len());
     let merged = generation.merge_youngest().expect("two layers");
-    assert_eq!(merged.files().len(), 2);
+    assert_eq!(files(&merged).len(), 2);
     assert!(!merged.is_long().expect("a look"));
     assert_eq!([0, 7, 100].map(|page| value_of(&merged, page)), [1, 2, 1]);
 }
@@ -158,12 +162,12 @@ fn a_layer_that_no_page_is_in_is_let_go() {
     write(&a, 90, 6);
     let third = freeze(&a, &second);
     // Page 5 is private still and copied again, so that the second's layer is all covered.
-    assert_eq!(third.files().len(), 2);
-    assert!(Arc::ptr_eq(&third.files()[0], &first.files()[0]));
+    assert_eq!(files(&third).len(), 2);
+    assert!(Arc::ptr_eq(&files(&third)[0], &files(&first)[0]));
     assert_eq!([1, 5, 90].map(|page| read(&clone_of(&third), page)), [1, 5, 6]);
     let whole = clone_of(&third);
     (0..RAM / PAGE_BYTES).for_each(|page| write(&whole, page, 3));
-    assert_eq!(freeze(&whole, &third).files().len(), 1);
+    assert_eq!(files(&freeze(&whole, &third)).len(), 1);
 }
 
 /// Sparse RAM, so large that scattered pages in it are far from each other.
@@ -183,13 +187,13 @@ fn value_of(layers: &Layers, page: u64) -> u8 {
     let at = page * PAGE_BYTES;
     let extent = layers.extents().within(at..at + PAGE_BYTES).next().expect("an extent");
     let mut value = [0];
-    layers.files()[usize::from(extent.layer)].read_exact_at(&mut value, at).expect("a page");
+    files(layers)[usize::from(extent.layer)].read_exact_at(&mut value, at).expect("a page");
     value[0]
 }
 
 fn is_generation(layers: &Layers) {
-    let files = layers.files().iter().map(|file| file.try_clone().expect("a descriptor")).collect();
-    Layers::check(files, layers.extents().clone(), LARGE).expect("what a clone takes");
+    let files = files(layers).iter().map(|file| file.try_clone().expect("a descriptor")).collect();
+    Layers::check(files, &[], layers.extents().clone(), LARGE).expect("what a clone takes");
 }
 
 #[test]
@@ -230,7 +234,7 @@ proptest! {
             if is_whole || generation.is_full().expect("a look") {
                 generation = generation.merge().expect("a merged generation");
                 prop_assert!(generation.extents().as_slice().len() <= 2 * MERGED_RUNS_MAX + 1);
-                prop_assert!(generation.files().len() <= 2);
+                prop_assert!(files(&generation).len() <= 2);
             }
             is_generation(&generation);
         }
@@ -253,23 +257,23 @@ fn layers_that_hold_more_than_ram_are_long() {
     let b = clone_of(&generation);
     (100..250).for_each(|page| write(&b, page, 2));
     generation = freeze(&b, &generation);
-    assert_eq!(generation.files().len(), 3);
+    assert_eq!(files(&generation).len(), 3);
     assert!(generation.is_long().expect("a look"), "350 pages above the first layer, and RAM has 256");
     let merged = generation.merge().expect("one layer");
-    assert_eq!((merged.files().len(), merged.extents().as_slice().len()), (1, 1), "most of RAM becomes all");
+    assert_eq!((files(&merged).len(), merged.extents().as_slice().len()), (1, 1), "most of RAM becomes all");
     let c = clone_of(&merged);
     assert_eq!([1, 99, 100, 249, 250, 255].map(|page| read(&c, page)), [1, 1, 2, 2, 0, 0]);
 }
 
 #[test]
 fn layers_that_are_none_are_refused() {
-    let file = || root(&[]).files()[0].try_clone().expect("a descriptor");
-    let check = |files, bytes| Layers::check(files, Extents::whole(RAM), bytes).unwrap_err();
+    let file = || files(&root(&[]))[0].try_clone().expect("a descriptor");
+    let check = |files, bytes| Layers::check(files, &[], Extents::whole(RAM), bytes).unwrap_err();
     assert!(matches!(check(Vec::new(), RAM), LayersError::Count(0)));
     assert!(matches!(check((0..17).map(|_| file()).collect(), RAM), LayersError::Count(17)));
     let error = check(vec![file()], 2 * RAM);
     assert_eq!(error.to_string(), "read the generation: layer 0 has 1048576 bytes, but the RAM has 2097152");
-    assert!(Layers::check(vec![file()], Extents::whole(RAM), RAM).is_ok());
+    assert!(Layers::check(vec![file()], &[], Extents::whole(RAM), RAM).is_ok());
 }
 
 proptest! {
@@ -295,11 +299,76 @@ proptest! {
             current = freeze_with(&current, pages);
         }
         let rebased = current.rebased(&source, &merged);
-        prop_assert_eq!(rebased.extents().check(RAM, rebased.files().len()), Ok(()));
-        prop_assert!(rebased.files().len() <= merged.files().len() + after.len());
+        prop_assert_eq!(rebased.extents().check(RAM, files(&rebased).len()), Ok(()));
+        prop_assert!(files(&rebased).len() <= files(&merged).len() + after.len());
         let (one, other) = (clone_of(&current), clone_of(&rebased));
         for page in 0..RAM / PAGE_BYTES {
             prop_assert_eq!(read(&one, page), read(&other, page), "page {}", page);
         }
     }
+}
+
+/// The same, but its lowest layers are still being filled.
+fn filling(layers: &Layers, lowest: u8) -> Layers {
+    let files = files(layers).iter().map(|file| file.try_clone().expect("a descriptor")).collect();
+    let numbers: Vec<u8> = (0..lowest).collect();
+    Layers::check(files, &numbers, layers.extents().clone(), RAM).expect("the same layers")
+}
+
+#[test]
+fn nothing_is_read_from_a_layer_that_is_being_filled() {
+    let base = filling(&root(&[(1, 1), (8, 8)]), 1);
+    let a = clone_of(&root(&[(1, 1), (8, 8)]));
+    [6, 7, 10, 40].into_iter().for_each(|page| write(&a, page, 77));
+    let second = freeze(&a, &base);
+    assert_eq!(held_pages(&second, 1), 4, "page 8 may not be there yet");
+    let extents: Vec<_> =
+        second.extents().as_slice().iter().map(|e| (e.start / PAGE_BYTES, e.layer)).collect();
+    assert_eq!(extents, [(0, 0), (6, 1), (8, 0), (10, 1), (11, 0), (40, 1), (41, 0)]);
+    let to = new_layer(RAM).expect("a layer");
+    let error = second.copy_to(&to, &[7 * PAGE_BYTES..9 * PAGE_BYTES]).unwrap_err();
+    assert!(matches!(error, LayersError::Filling { layer: 0, start: 0x8000 }), "{error}");
+    // As soon as it is complete, it is read as any other.
+    second.layers()[0].note_complete();
+    assert_eq!(second.copy_to(&to, &[7 * PAGE_BYTES..9 * PAGE_BYTES]).map_err(|e| e.to_string()), Ok(()));
+}
+
+#[test]
+fn only_layers_above_those_that_are_being_filled_are_merged() {
+    let mut generation = root(&[(255, 9)]);
+    for page in 0..12u64 {
+        generation = next_of(&generation, &BTreeMap::from([(page * 2, 1)]));
+    }
+    let lazy = filling(&generation, 3);
+    assert!(!lazy.is_long().expect("a look") && lazy.is_full().expect("a look"));
+    for merged in [lazy.merge(), lazy.merge_youngest()] {
+        let merged = merged.expect("fewer layers");
+        assert!(merged.layers().len() < lazy.layers().len());
+        assert!(Arc::ptr_eq(&merged.layers()[2], &lazy.layers()[2]));
+        let (many, few) = (clone_of(&generation), clone_of(&merged));
+        assert!((0..RAM / PAGE_BYTES).all(|page| read(&many, page) == read(&few, page)));
+    }
+    let all = filling(&generation, generation.layers().len() as u8);
+    assert_eq!(all.merge().expect("the same").layers().len(), all.layers().len());
+}
+
+#[test]
+fn a_chain_that_cannot_be_merged_yet_ends_with_an_error() {
+    let mut generation = root(&[(255, 9)]);
+    let mut depth = 0u64;
+    let error = loop {
+        let lazy = filling(&generation, generation.layers().len() as u8);
+        let memory = clone_of(&generation);
+        write(&memory, depth * 4, 1);
+        let region = memory.iter().next().expect("a region");
+        let runs = Pagemap::open().and_then(|map| map.private(region, Pages::All)).expect("the pages");
+        match lazy.with(runs, new_layer(RAM).expect("a layer")) {
+            Ok(next) => generation = next,
+            Err(error) => break error,
+        }
+        depth += 1;
+        assert!(depth < 100);
+    };
+    assert_eq!(depth, LAYERS_MAX as u64 - 1);
+    assert!(matches!(error, LayersError::Full { layers: 17, .. }), "{error}");
 }

@@ -3,10 +3,12 @@
 //! generation's memfds.
 //!
 //! - [`extents`]: maps each page of a generation to a memfd.
-//! - [`layers`]: those memfds, and the views of them.
+//! - [`layer`]: one of those memfds, complete or still being filled.
+//! - [`layers`]: all of them, and the views of them.
 //! - `source`: copies pages out of a layer.
 
 pub mod extents;
+pub mod layer;
 pub mod layers;
 mod source;
 

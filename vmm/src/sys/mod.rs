@@ -10,6 +10,7 @@
 //! - [`kvm`]: /dev/kvm itself. [`kvm_state`]: its calls that kvm-ioctls lacks.
 //! - [`pagemap`]: finds private pages and written pages.
 //! - [`plain`]: structs of the boot protocols as bytes.
+//! - [`userfault`]: tracks writes, and makes accesses wait for the pager.
 //! - [`view`]: mappings of guest RAM.
 //! - [`xstate`]: gets and sets XSAVE areas.
 #![allow(unsafe_code, reason = "the edge to KVM and to the kernel; each block names its invariant")]
@@ -24,5 +25,6 @@ pub mod pagemap;
 pub mod plain;
 pub mod slice;
 pub mod slot;
+pub mod userfault;
 pub mod view;
 pub mod xstate;

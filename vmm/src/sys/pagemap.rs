@@ -1,21 +1,16 @@
 //! Finds the private pages of a mapping, and those of them that were written since the last search.
 //!
 //! Private pages are found in the page tables: with PAGEMAP_SCAN of /proc/self/pagemap, or before
-//! Linux 6.7 by reading that file. Written pages need a userfaultfd whose write-protect faults the
-//! kernel resolves (UFFD_FEATURE_WP_ASYNC, Linux 6.7). A search write-protects the pages that it
-//! finds in the same step, so that no write is missed.
+//! Linux 6.7 by reading that file. Written pages need [`super::userfault`]. A search write-protects
+//! the pages that it finds in the same step, so that no write is missed.
 
 use crate::ranges::{join, near, without};
 use patina_control::PAGE_BYTES;
-use patina_jail::ioctl::{READ, WRITE, request};
-use patina_jail::userfaultfd::{
-    UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFDIO_API, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER,
-    UffdioApi, UffdioRange, UffdioRegister,
-};
+use patina_jail::ioctl::{READ, WRITE, last_error, request};
 use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
@@ -27,6 +22,7 @@ const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// Ranges taken from the kernel at a time.
 const BATCH: usize = 512;
 
@@ -68,7 +64,7 @@ pub enum Pages {
     /// as well.
     All,
     /// Those that were written since the last search. The mapping must be
-    /// [`WriteTracker::track`]ed.
+    /// [`Userfault::track`](super::userfault::Userfault::track)ed.
     Written,
     /// As [`Pages::Written`], but faster. Only while nothing writes: vCPUs and devices are stopped.
     WrittenAtRest,
@@ -86,18 +82,19 @@ struct Question {
 }
 
 /// Private pages, in memory or swapped out: copies of a file's pages, not the file's pages
-/// themselves. The kernel looks up the page behind every entry for this.
+/// themselves. The kernel looks up the page behind every entry for this. The kernel's page of zeros
+/// is not private either: a pager maps it for a page of zeros, and a write replaces it by a copy.
 const PRIVATE: Question = Question {
     flags: 0,
-    category_inverted: PAGE_IS_FILE,
-    category_mask: PAGE_IS_FILE,
+    category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+    category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
     category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
     return_mask: PAGE_IS_PRESENT,
 };
 /// Private pages that are not protected. Protects them.
 const PRIVATE_WRITTEN: Question = Question {
     flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
-    category_mask: PAGE_IS_FILE | PAGE_IS_WRITTEN,
+    category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_WRITTEN,
     ..PRIVATE
 };
 /// Mapped pages, private or not, that are not protected. Protects them.
@@ -166,7 +163,7 @@ impl Pagemap {
     }
 
     /// The pages of a shared mapping that were written since the last search. The mapping must be
-    /// [`WriteTracker::track`]ed.
+    /// [`Userfault::track`](super::userfault::Userfault::track)ed.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -283,60 +280,6 @@ fn version(release: &str) -> Option<(u32, u32)> {
         (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
         _ => None,
     }
-}
-
-/// Makes the kernel track which pages of a mapping are written.
-#[derive(Debug)]
-pub struct WriteTracker(OwnedFd);
-
-impl WriteTracker {
-    /// Makes a tracker. This needs privileges, so it must be called before the jail. None: the
-    /// kernel cannot track writes.
-    #[must_use]
-    pub fn open() -> Option<Self> {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: the call takes flags only.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-        // SAFETY: the kernel has just made it for us.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut api: UffdioApi = [UFFD_API, UFFD_FEATURE_WP_ASYNC, 0];
-        // SAFETY: `struct uffdio_api` is three u64.
-        let done = unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) };
-        (done == 0).then_some(Self(fd))
-    }
-
-    /// From now on [`Pages::Written`] works for this region. The first search returns all private
-    /// pages.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn track(&self, region: &GuestRegionMmap) -> rustix::io::Result<()> {
-        let mut range: UffdioRegister = [region.as_ptr() as u64, region.len(), UFFDIO_REGISTER_MODE_WP, 0];
-        // SAFETY: `struct uffdio_register` is four u64. Faults are resolved by the kernel, so
-        // nobody need read this fd.
-        match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_REGISTER, range.as_mut_ptr()) } {
-            0 => Ok(()),
-            _ => Err(last_error()),
-        }
-    }
-
-    /// Reverts [`Self::track`]: [`Pages::Written`] no longer works for this region.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn forget(&self, region: &GuestRegionMmap) -> rustix::io::Result<()> {
-        let mut range: UffdioRange = [region.as_ptr() as u64, region.len()];
-        // SAFETY: `struct uffdio_range` is two u64.
-        match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr()) } {
-            0 => Ok(()),
-            _ => Err(last_error()),
-        }
-    }
-}
-
-fn last_error() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// Adds a range. Extends the last range if the new one begins at its end.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::memory::layers::{Layers, new_layer};
 use crate::memory::reserve;
+use crate::sys::userfault::Userfault;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -33,7 +34,7 @@ fn both_ways_find_the_private_pages() {
 #[ignore = "needs root and Linux 6.7"]
 fn what_was_written_since_is_found_and_nothing_else() {
     const RAM: u64 = 4 << 20;
-    let Some(tracker) = WriteTracker::open() else {
+    let Some(tracker) = Userfault::open() else {
         panic!("Linux 6.7 or later and the right to make a userfaultfd are needed for this test");
     };
     let memory = reserve(RAM).expect("address space");
@@ -63,7 +64,7 @@ fn what_was_written_since_is_found_and_nothing_else() {
 #[test]
 #[ignore = "needs root and Linux 6.7"]
 fn a_shared_mapping_is_tracked_until_it_is_forgotten() {
-    let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
+    let tracker = Userfault::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
     let (_memfd, memory) = crate::memory::allocate(4 << 20).expect("RAM");
     let region = memory.iter().next().expect("a region");
     let map = Pagemap::open().expect("the page tables");
@@ -75,8 +76,8 @@ fn a_shared_mapping_is_tracked_until_it_is_forgotten() {
     assert_eq!(map.written(region).expect("the first scan"), std::slice::from_ref(&first));
     write(2);
     write(9);
-    assert_eq!(map.written(region).expect("the second scan"), [2 * 4096..3 * 4096, 9 * 4096..10 * 4096]);
-    tracker.forget(region).expect("forgetting");
+    assert_eq!(map.written(region).expect("the second look"), [2 * 4096..3 * 4096, 9 * 4096..10 * 4096]);
+    tracker.forget(region, 0, region.len()).expect("forgetting");
     assert!(map.written(region).is_err());
 }
 
@@ -125,7 +126,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// were written or prefaulted since it was asked last; nothing comes to be in the file.
 fn watch(events: &[Event], is_fast: bool) {
     let ram = MODEL_PAGES * PAGE_BYTES;
-    let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
+    let tracker = Userfault::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
     let memory = reserve(ram).expect("address space");
     let file = new_layer(ram).expect("a memfd");
     file.write_all_at(&[1; 20 * 4096], 10 * 4096).expect("pages of the file");
@@ -197,7 +198,7 @@ proptest! {
 fn no_write_is_missed_that_comes_during_a_scan() {
     const PAGES: u64 = 3 * 512;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    let tracker = WriteTracker::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
+    let tracker = Userfault::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
     let memory = reserve(PAGES * PAGE_BYTES).expect("address space");
     let file = new_layer(PAGES * PAGE_BYTES).expect("a memfd");
     Layers::whole(file, PAGES * PAGE_BYTES).map_over(&memory).expect("a view");
@@ -250,7 +251,7 @@ fn no_write_is_missed_that_comes_during_a_scan() {
 fn a_scan_at_rest_leaves_no_resident_page_to_be_looked_up_again() {
     const RAM: u64 = 128 << 20;
     let (tracker, map) =
-        (WriteTracker::open().expect("a userfaultfd"), Pagemap::open().expect("the page tables"));
+        (Userfault::open().expect("a userfaultfd"), Pagemap::open().expect("the page tables"));
     let map = Pagemap { is_fast: true, ..map };
     let memory = reserve(RAM).expect("address space");
     Layers::whole(new_layer(RAM).expect("a memfd"), RAM).map_over(&memory).expect("a view");

@@ -228,7 +228,7 @@ impl Vmm {
     pub fn give(&self, generation: &Generation) -> Result<(), Failed> {
         let mut descriptors = vec![generation.state.as_fd(), generation.prefault_list.as_fd()];
         descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
-        match self.ask(&Open::Start { ticket: String::new() }, &descriptors)? {
+        match self.ask(&Open::Start { ticket: String::new(), filling: Vec::new() }, &descriptors)? {
             (Opened::Started { entered_ns: 1.. }, _) => Ok(()),
             (other, _) => Err(format!("{other:?}").into()),
         }
@@ -238,7 +238,7 @@ impl Vmm {
     pub fn give_and_kill(mut self, generation: &Generation) -> Result<(), Failed> {
         let mut descriptors = vec![generation.state.as_fd(), generation.prefault_list.as_fd()];
         descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
-        let stream = self.say(&Open::Start { ticket: String::new() }, &descriptors)?;
+        let stream = self.say(&Open::Start { ticket: String::new(), filling: Vec::new() }, &descriptors)?;
         self.child.kill()?;
         let status = self.child.wait()?;
         drop(stream);

@@ -102,7 +102,8 @@ pub async fn start(
 ) -> Result<(), ControlError> {
     let mut sent = vec![generation.state.as_fd(), prefault_list.as_fd()];
     sent.extend(generation.layers.iter().map(AsFd::as_fd));
-    let mut line = serde_json::to_vec(&Open::Start { ticket }).map_err(ControlError::Parse)?;
+    let mut line =
+        serde_json::to_vec(&Open::Start { ticket, filling: Vec::new() }).map_err(LinkError::Parse)?;
     line.push(b'\n');
     Ok(rights::send(stream, &line, &sent).await?)
 }

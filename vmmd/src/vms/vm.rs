@@ -177,7 +177,9 @@ impl Vm {
         let phase = self.status().phase;
         let usable = match what {
             Open::Dial { .. } | Open::Freeze { .. } | Open::PrefaultList => phase == Phase::Ready,
-            Open::Console | Open::Control | Open::Start { .. } => !matches!(phase, Phase::Ended(_)),
+            Open::Console | Open::Control | Open::Pager | Open::Start { .. } => {
+                !matches!(phase, Phase::Ended(_))
+            }
         };
         if !usable {
             return Err(Error::NotReady { name: name(), state: phase.word() });
