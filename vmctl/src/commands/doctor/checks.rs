@@ -71,6 +71,7 @@ pub fn all(facts: &Facts) -> Vec<Check> {
         root(facts),
         kernel(facts),
         userfaultfd(facts),
+        shared_huge_pages(facts),
         cgroups(facts),
         addresses(facts),
         firewall(facts),
@@ -179,6 +180,23 @@ fn userfaultfd(facts: &Facts) -> Check {
         None => {
             warn(NAME, format!("the kernel has none: {ALL_COPIED}"), "boot a kernel with CONFIG_USERFAULTFD")
         }
+    }
+}
+
+/// A huge page of shared memory comes to be as a whole. A page that has not arrived yet would be one
+/// of zeros then.
+fn shared_huge_pages(facts: &Facts) -> Check {
+    const NAME: &str = "huge pages";
+    match facts.shmem_huge.as_deref() {
+        None => pass(NAME, "none of shared memory: the kernel has no transparent huge pages"),
+        Some(mode @ ("never" | "advise" | "deny")) => pass(NAME, format!("none of shared memory ({mode})")),
+        Some(mode) => warn(
+            NAME,
+            format!(
+                "shared memory gets huge pages ({mode}): memory of VMs cannot be served while it arrives"
+            ),
+            "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
+        ),
     }
 }
 

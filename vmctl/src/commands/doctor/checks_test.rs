@@ -8,6 +8,7 @@ fn healthy() -> Facts {
         kvm: Ok(12),
         cpu_flags: vec!["fpu".into(), "vmx".into()],
         userfaultfd_sysctl: Some("0".into()),
+        shmem_huge: Some("never".into()),
         tun: Ok(()),
         memory_mib: Some((24_000, 20_000)),
         cgroup_v2: true,
@@ -63,6 +64,18 @@ fn what_guests_can_do_without_warns() {
     assert_eq!(verdict(&Facts { vmmd: Err("gone".into()), ..healthy() }, "vmmd"), Verdict::Warn);
     assert_eq!(verdict(&Facts { root: false, ..healthy() }, "rights"), Verdict::Warn);
     assert_eq!(verdict(&Facts { cgroup_v2: false, ..healthy() }, "cgroups"), Verdict::Warn);
+}
+
+#[test]
+fn shared_memory_with_huge_pages_warns() {
+    let with = |mode: &str| Facts { shmem_huge: Some(mode.into()), ..healthy() };
+    for mode in ["always", "within_size", "force"] {
+        assert_eq!(verdict(&with(mode), "huge pages"), Verdict::Warn, "{mode}");
+    }
+    for mode in ["never", "advise", "deny"] {
+        assert_eq!(verdict(&with(mode), "huge pages"), Verdict::Pass, "{mode}");
+    }
+    assert_eq!(verdict(&Facts { shmem_huge: None, ..healthy() }, "huge pages"), Verdict::Pass);
 }
 
 #[test]

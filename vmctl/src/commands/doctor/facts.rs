@@ -15,6 +15,8 @@ pub struct Facts {
     pub cpu_flags: Vec<String>,
     /// /proc/sys/vm/unprivileged_userfaultfd, where the kernel has userfaultfd at all.
     pub userfaultfd_sysctl: Option<String>,
+    /// The mode of /sys/kernel/mm/transparent_hugepage/shmem_enabled, where the kernel has huge pages.
+    pub shmem_huge: Option<String>,
     /// Opening /dev/net/tun.
     pub tun: Result<(), io::Error>,
     /// MemTotal and MemAvailable, MiB.
@@ -51,6 +53,7 @@ pub async fn look(context: &Context) -> Facts {
         kvm: kvm(),
         cpu_flags: cpu_flags(&read("/proc/cpuinfo").unwrap_or_default()),
         userfaultfd_sysctl: read("/proc/sys/vm/unprivileged_userfaultfd").map(|text| text.trim().to_owned()),
+        shmem_huge: read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").as_deref().and_then(chosen),
         tun: open("/dev/net/tun"),
         memory_mib: memory_mib(&read("/proc/meminfo").unwrap_or_default()),
         cgroup_v2: cgroup.join("cgroup.controllers").exists(),
@@ -64,6 +67,11 @@ pub async fn look(context: &Context) -> Facts {
         host: context.host.clone(),
         images: images(),
     }
+}
+
+/// The mode in brackets of a list such as `always [never] deny`.
+fn chosen(modes: &str) -> Option<String> {
+    modes.split_whitespace().find_map(|mode| mode.strip_prefix('[')?.strip_suffix(']')).map(str::to_owned)
 }
 
 /// A device that opens may still not work: an empty VM shows that it does.
@@ -138,5 +146,7 @@ mod tests {
         let meminfo = "MemTotal:       24683336 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\n";
         assert_eq!(memory_mib(meminfo), Some((24104, 2)));
         assert_eq!(memory_mib("MemTotal: x kB"), None);
+        assert_eq!(chosen("always within_size advise [never] deny force\n").as_deref(), Some("never"));
+        assert_eq!(chosen("no mode"), None);
     }
 }
