@@ -10,12 +10,13 @@
 //!
 //! [`persist`] is the trait with which each part is saved into a generation and restored from it.
 //! [`software`] finishes instructions if KVM has no hardware virtualization. [`sys`] has the system
-//! calls.
+//! calls. [`host_check`] checks the kernel before there is a VM.
 
 pub mod boot;
 pub mod bus;
 pub mod control;
 pub mod devices;
+pub mod host_check;
 pub mod jail;
 mod lock;
 pub mod machine;

@@ -8,8 +8,8 @@ use std::{
 
 const USAGE: &str = "usage: vmm --config-fd N   (started by vmmd; see `vmctl run`)";
 
-fn print_version() -> ExitCode {
-    match writeln!(io::stdout(), "vmm {}", env!("CARGO_PKG_VERSION")) {
+fn print(line: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{line}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             patina_daemon::say!("vmm: write to standard output: {error}");
@@ -24,7 +24,10 @@ fn main() -> ExitCode {
     let fd = match &args[..] {
         [option, fd] if option == "--config-fd" => fd.parse().ok(),
         [option] if option == "--version" => {
-            return print_version();
+            return print(concat!("vmm ", env!("CARGO_PKG_VERSION")));
+        }
+        [option] if option == "--check-host" => {
+            return print(&serde_json::to_string(&vmm::host_check::check()).unwrap_or_default());
         }
         _ => None,
     };

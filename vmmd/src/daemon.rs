@@ -7,7 +7,7 @@ use crate::{
     net,
     options::Options,
     plan::spec::DefaultImages,
-    process::spawn,
+    process::{host_check, spawn},
     store::{StateDir, StoreError, VmDir},
     vms::{Host, Settings, error::Error as HostError, gauges::Gauges, guest::Answers, remove},
 };
@@ -88,6 +88,7 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     let stop = Stop::at_signals()?;
     raise_descriptor_limit();
     let settings = settings(&options)?;
+    host_check::run(&settings.vmm).await;
     let state = StateDir::open(&options.state_dir)?;
     // Before anything is taken over: one who cannot serve leaves all as it is.
     let incoming = listen::listen(&options.listen).await?;

@@ -63,10 +63,23 @@ pub struct VmConfig {
     pub end_fd: RawFd,
     /// The VM's identity.
     pub identity: Identity,
+    /// Do not ask the kernel for written pages (PAGEMAP_SCAN): its answers are wrong
+    /// ([`HostCheck`]). Each freeze copies all private pages instead. An older `vmmd` does not send
+    /// this.
+    #[serde(default)]
+    pub avoid_pagemap_scan: bool,
     /// The other VMs on its network. None: they are not known, and the guest's ARP requests are
     /// broadcast.
     #[serde(default)]
     pub neighbours: Option<Neighbours>,
+}
+
+/// What `vmm --check-host` prints on standard output, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCheck {
+    /// What is wrong with the kernel's answers to PAGEMAP_SCAN. None: nothing, or the kernel cannot
+    /// track writes at all (before Linux 6.7).
+    pub pagemap_fault: Option<String>,
 }
 
 /// The VMs of a family: vmid n has the n-th address and the n-th MAC after those of vmid 0.

@@ -193,7 +193,11 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let gate = Arc::new(Gate::new(config.vcpus, is_warm));
     let context = VcpuContext { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
     let pagemap = Pagemap::open().map_err(|error| io_failed("its page tables")(error.into()))?;
-    let userfault = Userfault::open();
+    let (pagemap, userfault) = if config.avoid_pagemap_scan {
+        (pagemap.without_scans(), None)
+    } else {
+        (pagemap, Userfault::open())
+    };
     jail::prime().map_err(io_failed("a thread"))?;
     // From here on there are threads, and the guest of a VM that is not warm runs.
     jail::enter()?;

@@ -128,6 +128,8 @@ pub struct Pagemap {
     table: File,
     /// Whether the fast path may be used.
     is_fast: bool,
+    /// Whether the kernel is asked with PAGEMAP_SCAN at all.
+    scans: bool,
 }
 
 impl Pagemap {
@@ -141,7 +143,14 @@ impl Pagemap {
         // If the release is not known, the slow path is used, which is always correct.
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let is_fast = version(&release) >= Some(FAST_SINCE);
-        Ok(Self { table, is_fast })
+        Ok(Self { table, is_fast, scans: true })
+    }
+
+    /// The same, but without PAGEMAP_SCAN, for a kernel whose answers to it are wrong. Only
+    /// [`Pages::All`] can be searched for then.
+    #[must_use]
+    pub fn without_scans(self) -> Self {
+        Self { scans: false, ..self }
     }
 
     /// The pages of a private mapping that are no longer the file's own, as ascending byte ranges
@@ -152,6 +161,7 @@ impl Pagemap {
     pub fn private(&self, region: &GuestRegionMmap, pages: Pages) -> rustix::io::Result<Vec<Range<u64>>> {
         let (start, bytes) = (region.as_ptr() as u64, region.len());
         match pages {
+            Pages::All if !self.scans => self.read_table(start, bytes),
             Pages::All => match self.scan(start, 0..bytes, PRIVATE) {
                 Err(Errno::NOTTY) => self.read_table(start, bytes),
                 other => other,

@@ -153,6 +153,7 @@ impl Guest {
             memory_mib: self.memory_mib,
             kvm_fd: inherit(&kvm)?,
             kvm_kind: None,
+            avoid_pagemap_scan: false,
             start: if self.warm {
                 Start::Warm
             } else {

@@ -1,7 +1,7 @@
 //! Starts one `vmm`.
 
 use super::{
-    Process, ProcessError, kvm_module,
+    Process, ProcessError, host_check, kvm_module,
     sys::{self, Dispensable},
     urgency::Urgency,
 };
@@ -149,6 +149,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         memory_mib: parts.memory_mib,
         kvm_fd: parts.kvm.as_raw_fd(),
         kvm_kind: kvm_module::kind(),
+        avoid_pagemap_scan: host_check::avoid_pagemap_scan(),
         start,
         rootfs_fd: parts.rootfs.as_raw_fd(),
         tap_fd: parts.tap.as_raw_fd(),

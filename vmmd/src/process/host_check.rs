@@ -1,0 +1,101 @@
+//! What `vmm --check-host` finds out about this host's kernel, asked once when `vmmd` starts.
+
+use patina_control::config::HostCheck;
+use std::{
+    path::Path,
+    process::Stdio,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+use tokio::{process::Command, time::timeout};
+
+/// How long the check may take. It takes some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest part of its output that is read, bytes.
+const OUTPUT_MAX_BYTES: usize = 64 * 1024;
+
+/// The kernel does not change while this process runs.
+static AVOID_PAGEMAP_SCAN: AtomicBool = AtomicBool::new(false);
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    #[error("run it")]
+    Run(#[from] std::io::Error),
+    #[error("it has not ended after {PATIENCE:?}")]
+    Timeout,
+    #[error("it ended with {0}")]
+    Failed(std::process::ExitStatus),
+    #[error("read its result")]
+    Parse(#[from] serde_json::Error),
+}
+
+/// Runs the check. Where it cannot be run, an older `vmm` for instance, the kernel counts as good.
+pub async fn run(vmm: &Path) {
+    match check(vmm).await {
+        Ok(HostCheck { pagemap_fault: None }) => {}
+        Ok(HostCheck { pagemap_fault: Some(fault) }) => {
+            AVOID_PAGEMAP_SCAN.store(true, Ordering::Relaxed);
+            tracing::warn!(
+                fault,
+                "this kernel reports written pages wrongly; each freeze copies all private pages instead, which \
+                 makes pauses longer; update the kernel"
+            );
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "check the kernel with vmm --check-host"
+            );
+        }
+    }
+}
+
+/// Whether vmms are to do without PAGEMAP_SCAN.
+#[must_use]
+pub fn avoid_pagemap_scan() -> bool {
+    AVOID_PAGEMAP_SCAN.load(Ordering::Relaxed)
+}
+
+async fn check(vmm: &Path) -> Result<HostCheck, CheckError> {
+    let mut command = Command::new(vmm);
+    command.arg("--check-host").env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::null());
+    let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
+    let output = output.map_err(|_| CheckError::Timeout)??;
+    if !output.status.success() {
+        return Err(CheckError::Failed(output.status));
+    }
+    let text = output.stdout.get(..OUTPUT_MAX_BYTES).unwrap_or(&output.stdout);
+    Ok(serde_json::from_slice(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    /// A program that stands in for a vmm.
+    fn program(dir: &Path, body: &str) -> std::path::PathBuf {
+        let path = dir.join("vmm");
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn the_result_is_read_and_a_fault_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let result = |body: &str| {
+            let path = program(dir.path(), body);
+            async move { check(&path).await }
+        };
+        let good = result(r#"[ "$1" = --check-host ] && echo '{"pagemap_fault":null,"more":1}'"#).await;
+        assert_eq!(good.unwrap(), HostCheck { pagemap_fault: None });
+        assert!(matches!(result("exit 2").await, Err(CheckError::Failed(_))));
+        assert!(matches!(result("echo no").await, Err(CheckError::Parse(_))));
+        assert!(matches!(check(&dir.path().join("none")).await, Err(CheckError::Run(_))));
+        assert!(!avoid_pagemap_scan());
+        run(&program(dir.path(), r#"echo '{"pagemap_fault":"wrong"}'"#)).await;
+        assert!(avoid_pagemap_scan());
+    }
+}
