@@ -40,7 +40,7 @@ enum Fault {
 #[must_use]
 pub fn check() -> HostCheck {
     let fault = Userfault::open().and_then(|userfault| check_with(&userfault).err());
-    HostCheck { pagemap_fault: fault.map(|fault| crate::chain(&fault)) }
+    HostCheck { pagemap_fault: fault.map(|fault| patina_daemon::chain(&fault)) }
 }
 
 /// As a VM's memory: pages are read and written, before tracking and between searches of both kinds.
@@ -92,6 +92,6 @@ mod tests {
     #[ignore = "needs root and Linux 6.7"]
     fn this_kernel_passes() {
         let userfault = Userfault::open().expect("Linux 6.7 or later, and the right to make a userfaultfd");
-        assert_eq!(check_with(&userfault).map_err(|fault| crate::chain(&fault)), Ok(()));
+        assert_eq!(check_with(&userfault).map_err(|fault| patina_daemon::chain(&fault)), Ok(()));
     }
 }

@@ -103,7 +103,7 @@ pub async fn start(
     let mut sent = vec![generation.state.as_fd(), prefault_list.as_fd()];
     sent.extend(generation.layers.iter().map(AsFd::as_fd));
     let mut line =
-        serde_json::to_vec(&Open::Start { ticket, filling: Vec::new() }).map_err(LinkError::Parse)?;
+        serde_json::to_vec(&Open::Start { ticket, filling: Vec::new() }).map_err(ControlError::Parse)?;
     line.push(b'\n');
     Ok(rights::send(stream, &line, &sent).await?)
 }

@@ -1,6 +1,7 @@
 //! What `vmm --check-host` finds out about this host's kernel, asked once when `vmmd` starts.
 
 use patina_control::config::HostCheck;
+use patina_daemon::chain;
 use std::{
     path::Path,
     process::Stdio,
@@ -43,10 +44,7 @@ pub async fn run(vmm: &Path) {
             );
         }
         Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "check the kernel with vmm --check-host"
-            );
+            tracing::warn!(error = %chain(&error), "check the kernel with vmm --check-host");
         }
     }
 }
