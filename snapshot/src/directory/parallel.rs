@@ -9,6 +9,8 @@ use std::{
 
 /// Most threads: a host has VMs to run meanwhile, and the disk is slower than four of them.
 const THREADS_MAX: usize = 4;
+/// For fewer items, another thread takes longer to begin than to work.
+const ITEMS_OF_A_THREAD: usize = 8;
 
 /// Does `work` for each of `items`, each with a state of its thread that `begin` makes. Returns
 /// these states. At the first error, what has not begun is not done.
@@ -35,7 +37,7 @@ pub(super) fn each<I: Sync, S: Send, E: Send>(
         Ok(state)
     };
     let cpus = thread::available_parallelism().map_or(1, NonZero::get);
-    let others = cpus.min(THREADS_MAX).min(items.len()).saturating_sub(1);
+    let others = cpus.min(THREADS_MAX).min(items.len() / ITEMS_OF_A_THREAD).saturating_sub(1);
     thread::scope(|scope| {
         // Where no more threads are to be had, this one does the work.
         let spawn = |_| thread::Builder::new().name("snapshot".to_owned()).spawn_scoped(scope, run).ok();

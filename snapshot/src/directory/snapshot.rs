@@ -85,8 +85,8 @@ impl Snapshot {
         }
         let manifest = read_manifest(&folder, place)?;
         let state = open_file(&folder, place, names::STATE, Some(manifest.state.bytes))?;
-        let open_layer = |layer| {
-            let name = names::layer(LayerId::clone(&layer));
+        let open_layer = |layer: LayerId| {
+            let name = names::layer(layer);
             open_file(&folder, place, &name, Some(manifest.description.memory_bytes()))
         };
         let layers =
