@@ -193,6 +193,14 @@ fn limits_hold_for_what_is_written_and_what_is_read() {
     });
     refused("layer", |manifest| manifest.description.memory_mib = 65);
     refused("prefault list", |manifest| manifest.description.prefault_list = vec![0; (1 << 20) + 1]);
+    refused("number of unknown sections", |manifest| {
+        let section = |tag| Section { tag, bytes: Vec::new() };
+        manifest.optional = (1000..).take(OPTIONAL_MAX + 1).map(section).collect();
+    });
+    refused("unknown sections", |manifest| {
+        let section = |tag| Section { tag, bytes: vec![0; OPTIONAL_MAX_BYTES / 2 + 1] };
+        manifest.optional = vec![section(1000), section(1001)];
+    });
     let tags = |manifest: &mut Manifest, tags: &[u32]| {
         let section = |tag: &u32| Section { tag: *tag, bytes: Vec::new() };
         manifest.optional = tags.iter().map(section).collect();
