@@ -22,7 +22,8 @@ fuzz_target!(|bytes: &[u8]| {
     check(&sealed(bytes));
 });
 
-/// The beginning says the same as the whole. Facts that were read are written so that they read the same.
+/// The beginning says the same as the whole. Facts that were read are written so that they read the
+/// same.
 fn check(bytes: &[u8]) {
     let begun = read_facts(bytes);
     if let Ok(container) = Container::read(bytes) {

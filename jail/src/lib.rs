@@ -110,8 +110,10 @@ pub enum Ioctl {
 
 /// Makes libraries do now what they do at their first use and the jail would forbid.
 ///
-/// - rustix reads the auxiliary vector to find the kernel's clock: from `/proc/self/auxv` before Linux 6.4.
-/// - The C library and std bind functions of threads, clocks and random numbers when they are first called.
+/// - rustix reads the auxiliary vector to find the kernel's clock: from `/proc/self/auxv` before
+///   Linux 6.4.
+/// - The C library and std bind functions of threads, clocks and random numbers when they are first
+///   called.
 ///
 /// # Errors
 /// No thread can be started.

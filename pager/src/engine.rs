@@ -94,8 +94,8 @@ pub(crate) struct Job {
 
 /// See the module.
 pub struct Engine {
-    /// The VMs, each at its serial number modulo the length. Each has a lock of its own, so that those who look for a
-    /// VM on the path of a fault wait for nobody.
+    /// The VMs, each at its serial number modulo the length. Each has a lock of its own, so that
+    /// those who look for a VM on the path of a fault wait for nobody.
     slots: Box<[Mutex<Option<Arc<Vm>>>]>,
     layers: Mutex<BTreeMap<Id, Arc<Layer>>>,
     serial: AtomicU64,
@@ -118,7 +118,8 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// An engine without threads: see [`Self::start`]. What happens can be received from the channel.
+    /// An engine without threads: see [`Self::start`]. What happens can be received from the
+    /// channel.
     ///
     /// # Errors
     /// The kernel's.
@@ -229,7 +230,8 @@ impl Engine {
         let lengths: Vec<u64> = layers.iter().map(|layer| layer.bytes).collect();
         let mappings = Mapping::decode(mappings, &lengths)?;
         let vm = Arc::new(Vm::new(name, Faults::from(faults), &mappings, layers, tracks_writes));
-        // Nothing but a userfaultfd takes this. Those who wait since before have their fault again, and so it is seen.
+        // Nothing but a userfaultfd takes this. Those who wait since before have their fault again,
+        // and so it is seen.
         vm.wake_all().map_err(EngineError::Userfaultfd)?;
         self.place(&vm)?;
         let mut seen: Vec<&Arc<Layer>> = Vec::new();
@@ -238,7 +240,8 @@ impl Engine {
                 seen.push(layer);
                 lock(&layer.vms).push(Arc::downgrade(&vm));
             }
-            // After the VM is known to the layer: a layer that becomes complete meanwhile sees to it itself.
+            // After the VM is known to the layer: a layer that becomes complete meanwhile sees to
+            // it itself.
             if layer.is_complete.load(Ordering::Acquire) {
                 self.release(&vm, layer);
             }
@@ -284,7 +287,8 @@ impl Engine {
         vm.is_some()
     }
 
-    /// As [`Self::detach`], for a VM that cannot be served any longer. Who controls the pager is told.
+    /// As [`Self::detach`], for a VM that cannot be served any longer. Who controls the pager is
+    /// told.
     pub(crate) fn give_up(&self, vm: &Arc<Vm>, error: VmError) {
         if self.detach(vm.serial) {
             self.tell(Happened::VmGone(vm.serial, error));

@@ -241,8 +241,8 @@ impl Layer {
         Ok(layer)
     }
 
-    /// Marks what needs no source: all of a sealed memfd, and else the runs that are known to be zero. In a sealed
-    /// memfd a page that is a hole is found when it is needed.
+    /// Marks what needs no source: all of a sealed memfd, and else the runs that are known to be
+    /// zero. In a sealed memfd a page that is a hole is found when it is needed.
     fn mark_known(&self, is_sealed: bool) {
         for run in 0..self.runs() {
             // What an earlier pager left of such a run is not looked at: it never wrote there.
@@ -356,8 +356,8 @@ impl Layer {
         })
     }
 
-    /// Makes a run present: its data pages (a bit each) are in the memfd. Those who waited, and how many runs are
-    /// present now.
+    /// Makes a run present: its data pages (a bit each) are in the memfd. Those who waited, and how
+    /// many runs are present now.
     pub fn settle(&self, run: usize, data: u16) -> (Option<Waiting>, usize) {
         let present = self.set_present(run, data);
         // Whoever takes the lock after this finds the run present.
@@ -372,7 +372,8 @@ impl Layer {
         self.take(&mut table, run)
     }
 
-    /// Gives a run up that was fetched for nobody. If somebody waits for it now: those. If not, it is absent again.
+    /// Gives a run up that was fetched for nobody. If somebody waits for it now: those. If not, it
+    /// is absent again.
     pub fn release(&self, run: usize) -> Option<Waiting> {
         let mut table = lock(self.table(run));
         let next = if table.contains_key(&run) { FAILED } else { ABSENT };

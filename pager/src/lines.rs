@@ -1,5 +1,6 @@
 //! JSON lines with descriptors on a non-blocking Unix socket. What a peer sends is bounded by the
-//! length of a line and a number of descriptors, and what waits for it to read by a number of bytes.
+//! length of a line and a number of descriptors, and what waits for it to read by a number of
+//! bytes.
 
 use patina_abi::LINE_MAX_BYTES;
 use patina_abi::lines::{LineBuffer, TooLong};

@@ -58,7 +58,8 @@ pub struct Vm {
     pub faults: Faults,
     /// When it was attached.
     pub attached: Instant,
-    /// Whether the kernel tracks its writes with the same userfaultfd. Held while ranges are unregistered.
+    /// Whether the kernel tracks its writes with the same userfaultfd. Held while ranges are
+    /// unregistered.
     pub tracks_writes: Mutex<bool>,
     /// Faults that wait for a run.
     pub waiting: AtomicUsize,
@@ -155,8 +156,8 @@ impl Vm {
         self.faults.wake(all.start, all.end - all.start)
     }
 
-    /// Unregisters the mappings of a layer that is complete, unless the VM tracks writes. Whether it did, with the
-    /// layer's number. None: the VM does not have it.
+    /// Unregisters the mappings of a layer that is complete, unless the VM tracks writes. Whether
+    /// it did, with the layer's number. None: the VM does not have it.
     pub fn unregister(&self, layer: &Arc<Layer>) -> Option<(u32, bool)> {
         let number = self.layers.iter().position(|other| Arc::ptr_eq(other, layer))?;
         // Held, so that the VM does not begin to track between the look and the last call.
@@ -170,8 +171,8 @@ impl Vm {
         Some((u32::try_from(number).ok()?, !*tracks))
     }
 
-    /// Answers the fault at `address`, whose run is present, and maps what is present around it. The
-    /// addresses that need no further answer.
+    /// Answers the fault at `address`, whose run is present, and maps what is present around it.
+    /// The addresses that need no further answer.
     ///
     /// # Errors
     /// See [`VmError`].
@@ -189,7 +190,8 @@ impl Vm {
         Ok(place.address(pages.start)..place.address(pages.end))
     }
 
-    /// The pages of the mapping from `page`'s run on, in both directions, whose runs are present and not mapped yet.
+    /// The pages of the mapping from `page`'s run on, in both directions, whose runs are present
+    /// and not mapped yet.
     fn present_around(&self, place: &Place, page: u64) -> Range<u64> {
         const RUN: u64 = RUN_PAGES as u64;
         let stretch = STRETCH_BYTES / PAGE_BYTES;
@@ -229,7 +231,8 @@ impl Vm {
             match self.faults.answer(answer, at, addresses.end - at) {
                 Ok(bytes) => at += bytes,
                 Err(Errno::EXIST) => {
-                    // An entry that is write-protected refuses the page of zeros, but takes a copy of it.
+                    // An entry that is write-protected refuses the page of zeros, but takes a copy
+                    // of it.
                     if answer == Answer::Zero && at == waited {
                         self.give_zeros(at)?;
                     }
@@ -246,7 +249,8 @@ impl Vm {
                     tries += 1;
                     std::thread::yield_now();
                 }
-                // It changes its mappings, or has. Who waits tries again, and may have another fault.
+                // It changes its mappings, or has. Who waits tries again, and may have another
+                // fault.
                 Err(Errno::AGAIN | Errno::NOENT) => {
                     must_wake = true;
                     break;

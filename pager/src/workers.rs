@@ -259,8 +259,8 @@ impl Engine {
         }
     }
 
-    /// The next run to fetch although nobody waits for it: of any layer, what its VMs demanded in earlier times, and only
-    /// then the others.
+    /// The next run to fetch although nobody waits for it: of any layer, what its VMs demanded in
+    /// earlier times, and only then the others.
     fn next_ahead(&self) -> Option<Job> {
         let layers = self.layers();
         let wanted = |layer: &&Arc<crate::layer::Layer>| {

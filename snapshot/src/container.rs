@@ -24,9 +24,9 @@
 //!
 //! # The checksum
 //! It finds damage, and where the damage is. CRC-32 finds every change of up to 32 neighbouring
-//! bits, so in particular each changed byte, and takes a tenth of the time of BLAKE3 for sections of
-//! this size. No checksum without a key finds forgery: a reader checks all that it decodes, and a
-//! snapshot's manifest has a BLAKE3 digest of the whole state.
+//! bits, so in particular each changed byte, and takes a tenth of the time of BLAKE3 for sections
+//! of this size. No checksum without a key finds forgery: a reader checks all that it decodes, and
+//! a snapshot's manifest has a BLAKE3 digest of the whole state.
 
 mod error;
 

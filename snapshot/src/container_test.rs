@@ -51,8 +51,8 @@ fn mended(bytes: &mut [u8], section_at: usize) {
 /// Where the section after the facts begins.
 const SECOND: usize = 20 + 20 + 78;
 
-/// What stands here was written by the first release with containers, and each later one reads it. If
-/// the layout changes, its version changes, and this stays as the old version's.
+/// What stands here was written by the first release with containers, and each later one reads it.
+/// If the layout changes, its version changes, and this stays as the old version's.
 const GOLDEN_1: &str = "
     7f504154494e410a 01000000 92000000 02000000
     4e76852a 484f5354 0000 0100 01000000 4e000000

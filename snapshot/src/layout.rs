@@ -1,8 +1,8 @@
 //! Encodes and decodes values in a fixed layout.
 //!
 //! A value is written as its fields, one after the other, without padding, names or types. All
-//! numbers are little-endian. [`layout!`](crate::layout!) lists the fields of a struct, so that list
-//! is the table of its layout.
+//! numbers are little-endian. [`layout!`](crate::layout!) lists the fields of a struct, so that
+//! list is the table of its layout.
 //!
 //! | value | bytes |
 //! | --- | --- |

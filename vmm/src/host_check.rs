@@ -1,6 +1,6 @@
 //! Checks whether the kernel finds written pages as a freeze needs it: `vmm --check-host`, which
-//! `vmmd` runs once when it starts. Some kernels report wrong ranges (PAGEMAP_SCAN, before the fixes
-//! of 2026). A clone would miss pages that its parent has written.
+//! `vmmd` runs once when it starts. Some kernels report wrong ranges (PAGEMAP_SCAN, before the
+//! fixes of 2026). A clone would miss pages that its parent has written.
 
 use crate::memory::layers::{Layers, LayersError, new_layer};
 use crate::memory::{MemoryError, reserve};
@@ -43,7 +43,8 @@ pub fn check() -> HostCheck {
     HostCheck { pagemap_fault: fault.map(|fault| patina_daemon::chain(&fault)) }
 }
 
-/// As a VM's memory: pages are read and written, before tracking and between searches of both kinds.
+/// As a VM's memory: pages are read and written, before tracking and between searches of both
+/// kinds.
 fn check_with(userfault: &Userfault) -> Result<(), Fault> {
     let bytes = PAGES * PAGE_BYTES;
     let memory = reserve(bytes)?;

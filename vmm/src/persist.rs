@@ -2,15 +2,16 @@
 
 pub mod mirror;
 
-/// The state of one part of a VM: a vCPU, a device, a queue. The state is plain data with a fixed layout, which
-/// [`patina_snapshot::layout!`] lists below its declaration. It implements this trait, and not
-/// the part: two of the parts are KVM's, and others are shared by threads.
+/// The state of one part of a VM: a vCPU, a device, a queue. The state is plain data with a fixed
+/// layout, which [`patina_snapshot::layout!`] lists below its declaration. It implements this
+/// trait, and not the part: two of the parts are KVM's, and others are shared by threads.
 ///
 /// # Who calls, and when
-/// [`Persist::save`] is called while the VM stands still (`machine/freeze.rs`): no vCPU runs, and the device loop is
-/// stopped. Each vCPU's state is saved on its own thread. Saving changes nothing that the guest can notice (KVM takes
-/// in an interrupt that is on its way), so the parent goes on as if nothing had happened. All states together are a
-/// `MachineState`, which is encoded once, after the pause (`machine/state.rs`).
+/// [`Persist::save`] is called while the VM stands still (`machine/freeze.rs`): no vCPU runs, and
+/// the device loop is stopped. Each vCPU's state is saved on its own thread. Saving changes nothing
+/// that the guest can notice (KVM takes in an interrupt that is on its way), so the parent goes on
+/// as if nothing had happened. All states together are a `MachineState`, which is encoded once,
+/// after the pause (`machine/state.rs`).
 ///
 /// [`Persist::restore`] is called in a warm VM (`machine/start.rs`), whose parts exist already: it
 /// must not open a file by its name, as the process is in its jail. The order is:
@@ -25,10 +26,11 @@ pub mod mirror;
 ///    interrupts again. What a vCPU notifies before that stays in event descriptors.
 ///
 /// # What is checked
-/// A state comes from another process, which a hostile guest may have taken over. So a state is checked as if a guest had
-/// written it: its lengths, its counts, and whether it fits the part. Values that no check can reject must be harmless:
-/// they may break the clone's guest, but not this process or its host. A state that does not fit is refused with an error
-/// that names what was found and what was expected. The VM is then not started, and its process ends.
+/// A state comes from another process, which a hostile guest may have taken over. So a state is
+/// checked as if a guest had written it: its lengths, its counts, and whether it fits the part.
+/// Values that no check can reject must be harmless: they may break the clone's guest, but not this
+/// process or its host. A state that does not fit is refused with an error that names what was
+/// found and what was expected. The VM is then not started, and its process ends.
 pub trait Persist: Sized {
     /// What is saved, and what else that takes.
     type Source<'a>;

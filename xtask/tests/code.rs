@@ -26,8 +26,8 @@ const ROOMS: [&str; 14] = [
     "vmmd/src",
     "xtask/src",
 ];
-/// Where `unsafe` stands outside of a module `sys`: entry points without a standard library, and the descriptors that a vmm or
-/// a pager is started with.
+/// Where `unsafe` stands outside of a module `sys`: entry points without a standard library, and
+/// the descriptors that a vmm or a pager is started with.
 const UNSAFE: [&str; 3] = ["guest-agent/src/bin/", "pager/src/main.rs", "vmm/src/main.rs"];
 
 /// Each file of production code: its name from the root on, and its lines before its tests.

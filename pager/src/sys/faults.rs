@@ -58,8 +58,9 @@ impl fmt::Debug for Batch {
 
 impl From<OwnedFd> for Faults {
     fn from(fd: OwnedFd) -> Self {
-        // SAFETY: it is open, and from here on nobody else's. What it is does not matter for memory safety: the calls
-        // on it pass memory of this process that stays valid for their whole time.
+        // SAFETY: it is open, and from here on nobody else's. What it is does not matter for memory
+        // safety: the calls on it pass memory of this process that stays valid for their whole
+        // time.
         Self(unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) })
     }
 }
@@ -95,8 +96,8 @@ impl Faults {
             Answer::Poison => self.fill(UFFDIO_POISON, start, bytes)?,
             Answer::ZeroCopy => {
                 let (from, to) = (ZEROS.as_ptr().cast::<c_void>(), pointer(start));
-                // SAFETY: the kernel reads a page of a static, and writes to memory of the process that made the
-                // descriptor, which has registered it for this.
+                // SAFETY: the kernel reads a page of a static, and writes to memory of the process
+                // that made the descriptor, which has registered it for this.
                 unsafe { self.0.copy(from, to, ZEROS.len(), true) }.map_err(errno)? as u64
             }
         };

@@ -18,7 +18,8 @@ extern "C" fn on_interrupt(_signal: libc::c_int) {}
 /// # Errors
 /// The kernel refuses.
 pub fn prepare() -> io::Result<()> {
-    // SAFETY: an all-zero sigaction is valid: no flags, so that no call is restarted; an empty mask.
+    // SAFETY: an all-zero sigaction is valid: no flags, so that no call is restarted; an empty
+    // mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_interrupt as *const () as usize;
     // SAFETY: the handler does nothing.

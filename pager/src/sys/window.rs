@@ -13,8 +13,8 @@ pub struct Window {
     bytes: usize,
 }
 
-// SAFETY: the address range belongs to the value. It is written through raw pointers only, by those who agree among
-// themselves who writes where, and no reference to it is made.
+// SAFETY: the address range belongs to the value. It is written through raw pointers only, by those
+// who agree among themselves who writes where, and no reference to it is made.
 unsafe impl Send for Window {}
 // SAFETY: as above.
 unsafe impl Sync for Window {}
@@ -32,8 +32,8 @@ impl Window {
         Ok(Self { at, bytes })
     }
 
-    /// Writes whole pages at `offset`. Nobody else may write there at the same time. Others may have
-    /// these pages mapped, but the pager lets nobody see them before they are all written.
+    /// Writes whole pages at `offset`. Nobody else may write there at the same time. Others may
+    /// have these pages mapped, but the pager lets nobody see them before they are all written.
     ///
     /// # Errors
     /// There is no memory for them, or they are beyond the end.
@@ -43,11 +43,11 @@ impl Window {
             return Err(Errno::FAULT);
         }
         let place = self.at.wrapping_byte_add(offset as usize);
-        // One call instead of a fault for each page; and without memory it fails, where a write would end the process.
-        // SAFETY: the range is within the mapping; its content stays.
+        // One call instead of a fault for each page; and without memory it fails, where a write
+        // would end the process. SAFETY: the range is within the mapping; its content stays.
         unsafe { madvise(place, pages.len(), Advice::LinuxPopulateWrite) }?;
-        // SAFETY: the source is a slice, the destination is as long and within the mapping, which is not part of it.
-        // No reference to the destination exists.
+        // SAFETY: the source is a slice, the destination is as long and within the mapping, which
+        // is not part of it. No reference to the destination exists.
         unsafe { std::ptr::copy_nonoverlapping(pages.as_ptr(), place.cast(), pages.len()) };
         Ok(())
     }
@@ -55,7 +55,8 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new`, and its owner, which is being dropped, is its only user.
+        // SAFETY: the range was mapped by `new`, and its owner, which is being dropped, is its only
+        // user.
         best_effort(
             unsafe { munmap(self.at, self.bytes) },
             "the one error is a range that is none, and it is one",

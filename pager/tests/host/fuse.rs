@@ -147,8 +147,8 @@ impl Shared {
                     attributes.extend(self.attributes(node));
                     self.reply(unique, 0, &attributes);
                 }
-                // OPEN: past the page cache, and nobody is told when it is closed: a process that ends in the middle of
-                // a test would wait for itself.
+                // OPEN: past the page cache, and nobody is told when it is closed: a process that
+                // ends in the middle of a test would wait for itself.
                 14 => self.reply(unique, 0, &[0_u64, 1 | 1 << 5].map(u64::to_le_bytes).concat()),
                 15 => self.read(unique, u64_at(body, 8), u32_at(body, 16)),
                 // RELEASE, FLUSH

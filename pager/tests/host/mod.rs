@@ -156,7 +156,8 @@ impl Pager {
         })
     }
 
-    /// Waits until a run of a layer has failed: the reason, and each VM with whether it notices by itself.
+    /// Waits until a run of a layer has failed: the reason, and each VM with whether it notices by
+    /// itself.
     pub fn wait_for_failure(&mut self, layer: &Layer, run: u64) -> (String, Vec<(String, bool)>) {
         self.wait(|message| match message {
             FromPager::RunFailed { layer: id, run: at, reason, vms } if *id == layer.id && *at == run => {

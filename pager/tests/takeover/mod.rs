@@ -41,7 +41,8 @@ fn a_killed_pager_is_replaced_and_who_waits_goes_on() {
     fuse.wait_for_reads(5);
     let killed = Instant::now();
     pager.child.kill().expect("killed");
-    // The kernel ends a process only when its reads have returned. The file system answers them; nobody takes that.
+    // The kernel ends a process only when its reads have returned. The file system answers them;
+    // nobody takes that.
     fuse.release();
     pager.child.wait().expect("an end");
     let mut next = Pager::start();

@@ -113,7 +113,8 @@ pub enum Start {
 
 /// Most memfds that a generation's RAM is made of.
 pub const LAYERS_MAX: usize = 16;
-/// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of them.
+/// Most extents of one generation: each is a mapping in every clone, and a process has 65,530 of
+/// them.
 pub const EXTENTS_MAX: usize = 16_384;
 
 /// Greatest size of a console log, bytes. When it is full, its older half is removed.

@@ -55,9 +55,9 @@ pub use clock::monotonic_ns;
 /// | 2 | a generation's state is a container with versions (crate `patina-snapshot`) |
 pub const VERSION: u32 = 2;
 
-/// The oldest version of a vmm whose generations a vmm of this version can start. A VM with an older
-/// vmm runs on, and is not cloned. From version 2 on a state has versions of its own, so a change of
-/// a state needs no new version here.
+/// The oldest version of a vmm whose generations a vmm of this version can start. A VM with an
+/// older vmm runs on, and is not cloned. From version 2 on a state has versions of its own, so a
+/// change of a state needs no new version here.
 pub const CLONABLE_OLDEST: u32 = 2;
 
 /// Size of a page of a guest's RAM, bytes.

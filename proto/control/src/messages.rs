@@ -7,8 +7,8 @@
 //!   over. The first line is a [`FromVmm::Hello`], unless a `vmmd` of version 0 started the vmm.
 //!   The next line is a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a vsock port on which the guest listens.
-//! - `freeze`, `start`, `pager`, `touched`: nothing. The answer has all the data, and the vmm closes the
-//!   connection.
+//! - `freeze`, `start`, `pager`, `touched`: nothing. The answer has all the data, and the vmm
+//!   closes the connection.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. [`crate::VERSION`] has the rules for
@@ -59,9 +59,9 @@ pub enum Open {
     /// Another pager serves the VM. The line comes with one descriptor, as the last one of
     /// [`Open::Start`]. The answer is [`Opened::Ok`] when that pager serves it.
     Pager,
-    /// The pages that the VM wrote between its start from a generation and its agent's ready, as one sealed memfd: pairs of
-    /// u64 LE, first byte and length in bytes of a range of RAM, ascending. The next clone
-    /// prefaults these pages.
+    /// The pages that the VM wrote between its start from a generation and its agent's ready, as
+    /// one sealed memfd: pairs of u64 LE, first byte and length in bytes of a range of RAM,
+    /// ascending. The next clone prefaults these pages.
     ///
     /// On the wire its name is `touched`, for vmms that were started before the name changed.
     #[serde(rename = "touched")]

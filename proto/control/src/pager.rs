@@ -4,8 +4,8 @@
 //! `vmmd` starts `pager --control-fd N`. N is a listening Unix stream socket. A connection to it
 //! carries JSON lines, [`ToPager`] and [`FromPager`], until either side closes. There is one
 //! connection at a time: a new one replaces the old, so that a restarted `vmmd` takes over. The
-//! pager's first line is a [`FromPager::Hello`]. Then it sends a [`FromPager::Layer`] for each layer
-//! and a [`FromPager::Vm`] for each VM that it has.
+//! pager's first line is a [`FromPager::Hello`]. Then it sends a [`FromPager::Layer`] for each
+//! layer and a [`FromPager::Vm`] for each VM that it has.
 //!
 //! Each VM has a Unix stream socket between its vmm and the pager, whose ends `vmmd` gives to both.
 //! It carries [`VmToPager`] and [`PagerToVm`].

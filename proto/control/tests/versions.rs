@@ -71,7 +71,8 @@ fn what_version_1_writes_is_understood() {
     ));
 }
 
-/// Version 2 has the lines of version 1. What is in a state has changed, which has versions of its own.
+/// Version 2 has the lines of version 1. What is in a state has changed, which has versions of its
+/// own.
 #[test]
 fn version_2_says_so_and_a_state_of_version_1_is_not_for_it() {
     assert_eq!(

@@ -16,7 +16,8 @@ pub(super) fn buffer() -> Vec<u8> {
     vec![0; usize::try_from(RUN_BYTES).unwrap_or(usize::MAX)]
 }
 
-/// The runs of a file of `bytes` that are not holes, ascending, at most [`CHUNK_RUNS`] in each range.
+/// The runs of a file of `bytes` that are not holes, ascending, at most [`CHUNK_RUNS`] in each
+/// range.
 pub(super) fn data_runs(file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> {
     let mut chunks = Vec::new();
     let mut at = 0;

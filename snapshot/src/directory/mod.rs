@@ -3,8 +3,8 @@
 //! - `manifest`: see [`crate::manifest`]. It has the digests of all that follows.
 //! - `state`: the state of the generation, opaque here.
 //! - `layer-ID`: the pages of one layer, each at its own offset, so that the file can be mapped. It
-//!   is as long as the RAM, and sparse: a hole is zeros. ID is the layer's id in hexadecimal digits.
-//!   Snapshots of one VM share the files of their layers by hard links.
+//!   is as long as the RAM, and sparse: a hole is zeros. ID is the layer's id in hexadecimal
+//!   digits. Snapshots of one VM share the files of their layers by hard links.
 //!
 //! A snapshot never changes. [`create()`] writes it beside its place, under a name that begins with
 //! [`UNFINISHED_PREFIX`], and moves it when all of it is on the disk. The directory is locked

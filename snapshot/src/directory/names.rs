@@ -31,7 +31,8 @@ pub(super) fn is_unfinished(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(UNFINISHED_PREFIX.as_bytes())
 }
 
-/// The directory that a place is in, and its name there. None: the path names no place in a directory.
+/// The directory that a place is in, and its name there. None: the path names no place in a
+/// directory.
 pub(super) fn split(place: &Path) -> Option<(PathBuf, OsString)> {
     let place = path::absolute(place).ok()?;
     Some((place.parent()?.to_owned(), place.file_name()?.to_owned()))

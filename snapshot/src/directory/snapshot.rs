@@ -58,7 +58,8 @@ pub struct Usage {
 }
 
 impl Snapshot {
-    /// Opens a snapshot. Manifest, names, kinds and sizes are checked; no content but the manifest's.
+    /// Opens a snapshot. Manifest, names, kinds and sizes are checked; no content but the
+    /// manifest's.
     ///
     /// # Errors
     /// It is not a snapshot that this release can read, or it is being made or removed.

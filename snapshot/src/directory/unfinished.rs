@@ -18,7 +18,8 @@ use std::{
 };
 use uuid::Uuid;
 
-/// How often another name is tried where someone takes the directory for a leftover before it is locked.
+/// How often another name is tried where someone takes the directory for a leftover before it is
+/// locked.
 const TRIES: usize = 16;
 
 /// A directory that goes when this is dropped, unless it is finished.
@@ -136,7 +137,8 @@ fn clear(parent: &Folder, name: &OsStr, folder: &Folder) -> io::Result<()> {
     change("remove", Path::new(name), || parent.remove_folder(name)).map_err(|error| error.source)
 }
 
-/// Removes what processes that were killed have left in a directory. What is locked is in use, and stays.
+/// Removes what processes that were killed have left in a directory. What is locked is in use, and
+/// stays.
 pub(super) fn sweep(parent: &Folder) {
     let names = parent.names().unwrap_or_default();
     for name in names.iter().filter(|name| names::is_unfinished(name)) {

@@ -88,7 +88,8 @@ pub struct Description {
     pub rootfs: ImageRef,
     /// The ABI version of the agent. 0: the VM has had no agent.
     pub agent_abi: u32,
-    /// The family's prefault list, as [`patina_control::messages::Open::PrefaultList`] gives it. Empty: none.
+    /// The family's prefault list, as [`patina_control::messages::Open::PrefaultList`] gives it.
+    /// Empty: none.
     pub prefault_list: Vec<u8>,
 }
 

@@ -46,7 +46,8 @@ impl Runs {
         Ok(Self::with(count, words, present.iter().map(|(_, digest)| *digest).collect()))
     }
 
-    /// From what [`Self::bitmap`] gives, and the digests of the present runs. None: they do not fit together.
+    /// From what [`Self::bitmap`] gives, and the digests of the present runs. None: they do not fit
+    /// together.
     pub(super) fn of_bitmap(count: u64, bitmap: &[u8], digests: Vec<Hash>) -> Option<Self> {
         if bitmap.len() != bitmap_bytes(count)? {
             return None;

@@ -36,7 +36,7 @@ pub enum FreezeError {
     /// The page tables could not be read.
     #[error("freeze the VM: find its private pages")]
     Pages(#[source] rustix::io::Errno),
-    /// The pager, which serves some of the VM's memory, does not answer.
+    /// The writes to RAM cannot be tracked, or the pager, which serves some of it, does not answer.
     #[error("freeze the VM")]
     Lazy(#[from] LazyError),
     /// The pages that the VM has written could not be found.

@@ -10,8 +10,6 @@
 //! another one and has given both sides a new socket ([`Machine::attach_pager`]).
 
 use super::Machine;
-use super::freeze_error::FreezeError;
-use super::start::Filling;
 use crate::memory::layer::Layer;
 use crate::memory::layers::{Layers, parts};
 use crate::note::note;
@@ -31,6 +29,15 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 /// How long the pager may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Layers that are still being filled.
+#[derive(Debug)]
+pub struct Filling {
+    /// Their numbers.
+    pub layers: Vec<u8>,
+    /// The connection to the pager that serves this VM.
+    pub pager: UnixStream,
+}
+
 /// Why a VM cannot run on layers that are still being filled.
 #[derive(Debug, thiserror::Error)]
 pub enum LazyError {
@@ -47,6 +54,9 @@ pub enum LazyError {
         /// What the kernel said.
         source: Errno,
     },
+    /// The kernel cannot track writes.
+    #[error("track the writes to RAM")]
+    Track(#[source] Errno),
     /// The pager cannot be reached.
     #[error("serve memory lazily: talk to the pager")]
     Pager(#[source] std::io::Error),
@@ -188,9 +198,9 @@ impl Machine {
         }
     }
 
-    /// Starts to track the writes to a private view. Where accesses wait for the pager, they do so as
-    /// before.
-    pub(super) fn track_writes(&mut self) -> Result<(), FreezeError> {
+    /// Starts to track the writes to a private view. Where accesses wait for the pager, they do so
+    /// as before.
+    pub(super) fn track_writes(&mut self) -> Result<(), LazyError> {
         self.expect_tracking()?;
         let Some(userfault) = &self.userfault else { return Ok(()) };
         let tracks = Modes { tracks: true, waits: false };
@@ -199,16 +209,16 @@ impl Machine {
             let waiting = self.lazy.as_ref().map(|lazy| lazy.registered(region)).unwrap_or_default();
             for range in waiting {
                 if at < range.start {
-                    userfault.register(region, at, range.start - at, tracks).map_err(FreezeError::Pages)?;
+                    userfault.register(region, at, range.start - at, tracks).map_err(LazyError::Track)?;
                 }
                 // With both modes: a request without the one would take it away.
                 let both = Modes { waits: true, ..tracks };
                 let bytes = range.end - range.start;
-                userfault.register(region, range.start, bytes, both).map_err(FreezeError::Pages)?;
+                userfault.register(region, range.start, bytes, both).map_err(LazyError::Track)?;
                 at = range.end;
             }
             if at < region.len() {
-                userfault.register(region, at, region.len() - at, tracks).map_err(FreezeError::Pages)?;
+                userfault.register(region, at, region.len() - at, tracks).map_err(LazyError::Track)?;
             }
         }
         Ok(())

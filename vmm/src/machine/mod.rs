@@ -7,7 +7,8 @@
 //! - [`generation`]: the image that a freeze makes and a clone starts from.
 //! - [`lazy`]: memory that arrives while the VM runs.
 //! - [`origin`]: the first state of a VM: a loaded kernel, or warm (waiting for a generation).
-//! - [`state`]: writes the state of a VM as a container, and reads it. [`host`]: the facts of this host.
+//! - [`state`]: writes the state of a VM as a container, and reads it. [`host`]: the facts of this
+//!   host.
 //! - [`start`]: starts a warm VM from a generation.
 //! - [`freeze`]: freezes the VM into a generation and resumes it.
 //! - `standstill`: the order in which the parts of a VM stop and resume.
@@ -58,7 +59,8 @@ pub struct Machine {
     vm: VmWithMemory,
     ram: Ram,
     pagemap: Pagemap,
-    /// Tracks writes, and makes accesses wait for the pager. Absent if the kernel cannot track writes.
+    /// Tracks writes, and makes accesses wait for the pager. Absent if the kernel cannot track
+    /// writes.
     userfault: Option<Userfault>,
     /// Present if writes are tracked, so that every page that is not in [`Machine::ram`]'s layers
     /// yet can be found. The value is the number of page faults at the last search

@@ -3,7 +3,8 @@
 use super::Machine;
 use super::freeze_error::FreezeError;
 use super::generation::Generation;
-use super::start::{Filling, GenerationFiles, StartError};
+use super::lazy::Filling;
+use super::start::{GenerationFiles, StartError};
 use crate::control::vm::{Failure, Reply, VmControl};
 use crate::note::note;
 use patina_control::end::{End, EndKind};

@@ -9,7 +9,7 @@
 
 use super::Machine;
 use super::generation::{MachineState, Ram};
-use super::lazy::LazyError;
+use super::lazy::{Filling, LazyError};
 use super::persist::VmPersistError;
 use super::prefault;
 use super::state::{self, StateError};
@@ -27,7 +27,6 @@ use patina_control::monotonic_ns;
 use patina_snapshot::facts::HostFacts;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
@@ -110,15 +109,6 @@ pub struct GenerationFiles {
     pub filling: Option<Filling>,
 }
 
-/// Layers that are still being filled.
-#[derive(Debug)]
-pub struct Filling {
-    /// Their numbers.
-    pub layers: Vec<u8>,
-    /// The connection to the pager that serves this VM.
-    pub pager: UnixStream,
-}
-
 impl Machine {
     /// Starts a warm VM. Returns the time when its first vCPU enters the guest, in nanoseconds of
     /// CLOCK_MONOTONIC.
@@ -157,9 +147,9 @@ impl Machine {
             let state = vcpus.get(usize::from(runner.index));
             state.map_or(Ok(Vec::new()), |state| state.restore((&runner.vcpu, runner.index, &tscs)))
         };
-        // Concurrently with the mapping. KVM looks up the pages that it shares with a guest again at the first
-        // entry. For one MSR it writes to memory at once, the wall clock: that write may be lost here, and
-        // a guest sets the MSR again before it reads the clock.
+        // Concurrently with the mapping. KVM looks up the pages that it shares with a guest again
+        // at the first entry. For one MSR it writes to memory at once, the wall clock: that write
+        // may be lost here, and a guest sets the MSR again before it reads the clock.
         // Not while pages are still to arrive: nothing may access RAM before the pager serves it.
         let early = files.filling.is_none().then(|| self.vcpus.begin(restore.clone())).transpose()?;
         let memory = Arc::clone(self.vm.memory());

@@ -1,6 +1,6 @@
-//! The golden files have the containers and sections of each version as they were written, in hex. If a
-//! layout changes, the version of its section changes, the new one gets a file of its own, and the
-//! old files stay: they show what a reader of that version expects.
+//! The golden files have the containers and sections of each version as they were written, in hex.
+//! If a layout changes, the version of its section changes, the new one gets a file of its own, and
+//! the old files stay: they show what a reader of that version expects.
 //!
 //! `PATINA_WRITE_GOLDEN=1` writes the files that are missing.
 

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A memfd with pages of RAM.
 ///
-/// A layer is *complete* or *filling*. A complete layer is sealed, and its holes are pages of zeros.
-/// A filling layer gets its pages from the pager while VMs run on it: a hole may be a page that has
-/// not arrived yet. So nothing but the pager's own mapping protocol ([`crate::sys::userfault`]) may
-/// read a filling layer. A filling layer becomes complete once, and stays so.
+/// A layer is *complete* or *filling*. A complete layer is sealed, and its holes are pages of
+/// zeros. A filling layer gets its pages from the pager while VMs run on it: a hole may be a page
+/// that has not arrived yet. So nothing but the pager's own mapping protocol
+/// ([`crate::sys::userfault`]) may read a filling layer. A filling layer becomes complete once, and
+/// stays so.
 #[derive(Debug)]
 pub struct Layer {
     memfd: Arc<File>,

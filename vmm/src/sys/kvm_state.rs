@@ -118,7 +118,8 @@ const _: () = assert!(size_of::<kvm_irqchip__bindgen_ty_1>() == IRQCHIP_BYTES);
 /// The registers of an interrupt controller that KVM filled in.
 #[must_use]
 pub fn irqchip_bytes(chip: &kvm_irqchip) -> [u8; IRQCHIP_BYTES] {
-    // SAFETY: the member covers the whole union, and all bytes of it were initialized: with zeros, or by KVM.
+    // SAFETY: the member covers the whole union, and all bytes of it were initialized: with zeros,
+    // or by KVM.
     let registers = unsafe { chip.chip.dummy };
     registers.map(|byte| byte as u8)
 }

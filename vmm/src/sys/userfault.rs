@@ -1,10 +1,10 @@
 //! The process's userfaultfd. It does two things, each for ranges of guest RAM:
 //!
-//! - It tracks writes: the kernel resolves write-protect faults itself (UFFD_FEATURE_WP_ASYNC, Linux
-//!   6.7), and [`super::pagemap`] finds the pages that were written.
-//! - It waits for pages: an access to a page that is not mapped yet waits until the pager has served
-//!   it. MISSING faults are those to pages that the layer's memfd does not have, MINOR faults those
-//!   to pages that it has (the kernel's documentation: `admin-guide/mm/userfaultfd`).
+//! - It tracks writes: the kernel resolves write-protect faults itself (UFFD_FEATURE_WP_ASYNC,
+//!   Linux 6.7), and [`super::pagemap`] finds the pages that were written.
+//! - It waits for pages: an access to a page that is not mapped yet waits until the pager has
+//!   served it. MISSING faults are those to pages that the layer's memfd does not have, MINOR
+//!   faults those to pages that it has (the kernel's documentation: `admin-guide/mm/userfaultfd`).
 //!
 //! A mapping belongs to one userfaultfd, so one descriptor does both. The pager gets a duplicate of
 //! it. As this process keeps its own, a pager that dies means a guest that waits. If the last

@@ -68,8 +68,8 @@ impl View {
             }
             let number = if is_zero { UFFDIO_ZEROPAGE } else { UFFDIO_CONTINUE };
             let mut range = [at, PAGE_BYTES, 0, 0];
-            // SAFETY: both structs are a range, a mode and a result: four u64. The page is mapped in
-            // a registered range of this process, whose only users wait for it.
+            // SAFETY: both structs are a range, a mode and a result: four u64. The page is mapped
+            // in a registered range of this process, whose only users wait for it.
             let done = unsafe { libc::ioctl(self.fd.as_fd().as_raw_fd(), number, range.as_mut_ptr()) };
             assert!(done == 0 || last_error() == Errno::EXIST, "{:?}", last_error());
         }

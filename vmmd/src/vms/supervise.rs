@@ -235,8 +235,8 @@ impl Supervisor {
         self.host.tell(&self.vm.record, EventKind::Ready, after);
     }
 
-    /// Nothing that a vmm may not know is asked of it before its version is known, and nothing for clones of a VM that is
-    /// not cloned.
+    /// Nothing that a vmm may not know is asked of it before its version is known, and nothing for
+    /// clones of a VM that is not cloned.
     fn on_phase(&self) {
         let is_clonable = |version| (CLONABLE_OLDEST..=VERSION).contains(&version);
         if self.vm.life.phase == Phase::Ready && self.vm.vmm_version.is_some_and(is_clonable) {

@@ -9,8 +9,8 @@ pub const MAPPING_BYTES: usize = 32;
 /// The end of the addresses that a process can have, with five levels of page tables.
 const ADDRESS_MAX: u64 = 1 << 56;
 
-/// A private mapping of a part of a layer, at an address of the vmm. In a memfd: four u64 LE, in the
-/// order of the fields.
+/// A private mapping of a part of a layer, at an address of the vmm. In a memfd: four u64 LE, in
+/// the order of the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
     /// Where it begins.

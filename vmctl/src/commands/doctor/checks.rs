@@ -183,8 +183,8 @@ fn userfaultfd(facts: &Facts) -> Check {
     }
 }
 
-/// A huge page of shared memory comes to be as a whole. A page that has not arrived yet would be one
-/// of zeros then.
+/// A huge page of shared memory comes to be as a whole. A page that has not arrived yet would be
+/// one of zeros then.
 fn shared_huge_pages(facts: &Facts) -> Check {
     const NAME: &str = "huge pages";
     match facts.shmem_huge.as_deref() {

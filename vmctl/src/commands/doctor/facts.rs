@@ -15,7 +15,8 @@ pub struct Facts {
     pub cpu_flags: Vec<String>,
     /// /proc/sys/vm/unprivileged_userfaultfd, where the kernel has userfaultfd at all.
     pub userfaultfd_sysctl: Option<String>,
-    /// The mode of /sys/kernel/mm/transparent_hugepage/shmem_enabled, where the kernel has huge pages.
+    /// The mode of /sys/kernel/mm/transparent_hugepage/shmem_enabled, where the kernel has huge
+    /// pages.
     pub shmem_huge: Option<String>,
     /// Opening /dev/net/tun.
     pub tun: Result<(), io::Error>,
