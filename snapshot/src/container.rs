@@ -16,7 +16,7 @@
 //!  tag      4 bytes   what it is
 //!  index    u16       which of several with that tag, from 0
 //!  version  u16       of the layout of its content
-//!  flags    u32       1: who does not know the tag must refuse the container; else it skips the section
+//!  flags    u32       1: who does not know the tag must refuse the container, not skip the section
 //!  length   u32       bytes of the content
 //!  content            see `layout`
 //! ```

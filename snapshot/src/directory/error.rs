@@ -9,7 +9,7 @@ use std::{
 
 /// The system refuses an operation on a file.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {path}: {source}")]
+#[error("{operation} {path}")]
 pub struct FileError {
     /// What was done: `write`, for example.
     pub operation: &'static str,
@@ -39,7 +39,7 @@ pub enum CreateError {
     #[error("create snapshot {0}: names of unfinished snapshots begin like this; choose another name")]
     Reserved(PathBuf),
     /// A manifest cannot hold what describes the VM.
-    #[error("describe the VM in the snapshot's manifest: {0}")]
+    #[error("describe the VM in the snapshot's manifest")]
     Description(#[from] ManifestError),
     /// The RAM comes in no file, or in too many.
     #[error("save the RAM: it has {0} layers, 1 to {LAYERS_MAX} are allowed")]
@@ -61,7 +61,7 @@ pub enum CreateError {
         found: u64,
     },
     /// A layer or the state cannot be read.
-    #[error("read {what}: {source}")]
+    #[error("read {what}")]
     Read {
         /// `layer 0` or `the state`, for example.
         what: String,
@@ -70,7 +70,7 @@ pub enum CreateError {
         source: io::Error,
     },
     /// A file cannot be written.
-    #[error("create the snapshot: {0}; nothing was left behind")]
+    #[error("create the snapshot; nothing was left behind")]
     File(#[from] FileError),
     /// The caller has cancelled it.
     #[error("create the snapshot: cancelled; nothing was left behind")]
@@ -118,7 +118,7 @@ pub enum OpenError {
         expected: u64,
     },
     /// The manifest is not right.
-    #[error("read {path}: {source}")]
+    #[error("read {path}")]
     Manifest {
         /// The manifest's path.
         path: PathBuf,
@@ -132,7 +132,7 @@ pub enum OpenError {
     )]
     State(PathBuf),
     /// The system refuses something.
-    #[error("open the snapshot: {0}")]
+    #[error("open the snapshot")]
     File(#[from] FileError),
 }
 
@@ -150,7 +150,7 @@ pub enum RunError {
         runs: u64,
     },
     /// The file cannot be read.
-    #[error("read run {run} of layer {layer}: {source}")]
+    #[error("read run {run} of layer {layer}")]
     Read {
         /// The layer.
         layer: LayerId,
@@ -195,7 +195,7 @@ pub enum LoadError {
         layer: LayerId,
     },
     /// The file in memory cannot be written.
-    #[error("load layer {layer}: {source}; check that the host has free memory")]
+    #[error("load layer {layer}; check that the host has free memory")]
     Write {
         /// The layer.
         layer: LayerId,
@@ -250,6 +250,6 @@ pub enum RemoveError {
     #[error("remove snapshot {0}: it is in use; end what restores, checks or copies it, and try again")]
     InUse(PathBuf),
     /// The system refuses something.
-    #[error("remove the snapshot: {0}")]
+    #[error("remove the snapshot")]
     File(#[from] FileError),
 }

@@ -5,7 +5,7 @@
 //! BLAKE3, 32 bytes. A text is a u16, its length in bytes, and its bytes.
 //!
 //! ```text
-//! header     magic "PTNSNAP\0", u32 version, u32 number of sections, u64 bytes of the whole manifest
+//! header     magic "PTNSNAP\0", u32 version, u32 number of sections, u64 bytes of the manifest
 //! sections   ascending by tag, each tag at most once:
 //!            u32 tag, u32 flags (1: required, 0: optional), u64 bytes, then so many bytes
 //! trailer    digest of all bytes before it

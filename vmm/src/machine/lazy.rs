@@ -1,8 +1,8 @@
 //! Memory that arrives while the VM runs: layers that the pager fills.
 //!
 //! ```text
-//!  start     the layers are mapped, their ranges registered with the userfaultfd, which goes to the
-//!            pager with the list of mappings; only then may anything access RAM
+//!  start     the layers are mapped, and their ranges registered with the userfaultfd; it goes to
+//!            the pager with the list of mappings; only then may anything access RAM
 //!  running   an access to a page that is not mapped waits until the pager has served it
 //!  complete  the pager has all pages of a layer, unregisters its ranges and tells the vmm
 //! ```

@@ -10,6 +10,7 @@
 pub mod extents;
 pub mod layer;
 pub mod layers;
+mod layers_error;
 mod source;
 
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};

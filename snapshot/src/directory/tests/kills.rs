@@ -34,14 +34,14 @@ fn child() {
     LEFT.store(number(STEP), SeqCst);
     let place = home.join("place");
     let failed = match job.as_str() {
-        "create" => create_plain(&place, &[&base, &top]).err().map(|error| error.to_string()),
+        "create" => create_plain(&place, &[&base, &top]).err().map(|error| patina_daemon::chain(&error)),
         "again" => {
             let mut reuse = |number| known.clone().filter(|_| number == 0);
             let all = [&base, &top];
             let created = create(&place, &description(), &state(), &all, &mut reuse, &unwatched);
-            created.err().map(|error| error.to_string())
+            created.err().map(|error| patina_daemon::chain(&error))
         }
-        _ => remove(&place).err().map(|error| error.to_string()),
+        _ => remove(&place).err().map(|error| patina_daemon::chain(&error)),
     };
     if let Some(failed) = failed {
         println!("{failed}");

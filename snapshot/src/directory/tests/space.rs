@@ -48,8 +48,9 @@ fn a_full_disk_leaves_nothing() {
     let fits = create_plain(&home.path().join("small"), &[&layer(&[(1, 1)])]);
     mount("umount", &[]);
     let error = created.unwrap_err();
-    assert!(error.to_string().contains("No space left on device"), "{error}");
-    assert!(error.to_string().ends_with("nothing was left behind"), "{error}");
+    let text = patina_daemon::chain(&error);
+    assert!(text.contains("No space left on device"), "{text}");
+    assert!(text.ends_with("nothing was left behind"), "{text}");
     assert!(left.is_empty(), "{left:?}");
     fits.unwrap();
 }
