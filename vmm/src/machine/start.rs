@@ -167,8 +167,8 @@ impl Machine {
         // After the vCPUs: the interrupt controllers send pending interrupts to their APICs.
         vm.restore((self.vm.vm(), tsc.ago_ns()))?;
         // The VM keeps what it was offered, wherever it goes.
-        let HostFacts { can_scale_tsc, kernel, .. } = self.facts.clone();
-        self.facts = HostFacts { can_scale_tsc, kernel, ..facts };
+        let kernel = std::mem::take(&mut self.facts.kernel);
+        self.facts = HostFacts { can_scale_tsc: self.facts.can_scale_tsc, kernel, ..facts };
         self.ram = Ram::View(layers);
         self.vcpus.resume();
         // After the vCPUs have been woken: what they notify meanwhile stays in the eventfds.
