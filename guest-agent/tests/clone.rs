@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{Fixture, Hold, Host, Program, identity, wait_for_end, watch_process};
-use patina_abi::link::{Answer, CallError, FromAgent, FromHost};
+use common::{Fixture, Hold, Host, Program, identity, said_ready, wait_for_end, watch_process};
+use patina_abi::link::{Answer, CallError, FromAgent, FromHost, Identity};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -83,7 +83,7 @@ fn a_clone_becomes_itself_before_anybody_goes_on() {
     let mut new = identity(12);
     new.ticket = "5d1f3a3c".into();
     host.say(&FromHost::Identity(new));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 12 });
+    assert_eq!(host.next(), said_ready(12));
     assert_eq!(json_of(&program.line()), json!({"ok": {"vmid": 12, "clones": [], "failed": []}}));
     assert_eq!(fixture.log(), ["hold", "apply 12", "release", "post clone 12 100.64.0.13 5d1f3a3c"]);
     assert_eq!(program.call("vmid"), r#"{"ok":12}"#);
@@ -107,7 +107,7 @@ fn a_clone_hears_of_itself_on_the_link_that_it_has() {
     other.send("{\"verb\":\"list\"}\n");
     // From here on the test is the clone's own host.
     host.say(&FromHost::Identity(identity(12)));
-    let ready = FromAgent::Ready { vmid: 12 };
+    let ready = said_ready(12);
     let said = [host.next(), host.next()];
     assert!(said.contains(&ready), "{said:?}");
     assert_eq!(json_of(&program.line()), json!({"ok": {"vmid": 12, "clones": [], "failed": []}}));
@@ -122,8 +122,31 @@ fn a_clone_hears_of_itself_on_the_link_that_it_has() {
     // The link serves on, and the clone can be cloned in its turn.
     let (mut program, _) = asked(&fixture, &mut host);
     host.say(&FromHost::Identity(identity(13)));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 13 });
+    assert_eq!(host.next(), said_ready(13));
     assert_eq!(json_of(&program.line())["ok"]["vmid"], 13);
+}
+
+#[test]
+fn a_restored_master_is_another_vm_though_its_vmid_is_the_same() {
+    let fixture = Fixture::new();
+    fixture.hook("post-clone", "echo post $GC_ROLE $GC_VMID $GC_IP >> log");
+    let mut host = fixture.ready(0);
+    let mut other = fixture.program();
+    other.send("{\"verb\":\"list\"}\n");
+    host.request();
+    host.say(&FromHost::Prepare { hold: true });
+    assert!(matches!(host.next(), FromAgent::Prepared { result: Answer::Ok(_) }));
+    // From here on the test is the host that has restored it, as the master of another family.
+    let family = "7c1f0b52-5d43-4a38-9c3e-0f6c5b4f2a11".to_owned();
+    host.say(&FromHost::Identity(Identity { family: family.clone(), ..identity(0) }));
+    assert_eq!(host.next(), FromAgent::Ready { vmid: 0, family: family.clone(), abi: patina_abi::ABI });
+    assert!(other.line().contains("the link to the host broke"), "its host is the old VM's");
+    // The next freeze is prepared when the hook has ended.
+    host.say(&FromHost::Prepare { hold: false });
+    assert!(matches!(host.next(), FromAgent::Prepared { result: Answer::Ok(_) }));
+    assert_eq!(fixture.log(), ["hold", "apply 0", "release", "post clone 0 100.64.0.1"]);
+    let text = std::fs::read_to_string(fixture.path("identity")).unwrap();
+    assert!(text.contains(&format!("\nfamily={family}\n")), "{text}");
 }
 
 #[test]
@@ -134,7 +157,7 @@ fn a_clone_that_nobody_prepared_drops_what_its_parent_was_about() {
     other.send("{\"verb\":\"list\"}\n");
     let (id, _) = host.request();
     host.say(&FromHost::Identity(identity(4)));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 4 });
+    assert_eq!(host.next(), said_ready(4));
     assert!(other.line().contains("the link to the host broke"), "its host is the parent's");
     host.say(&reply(id, json!([])));
     assert_eq!(other.call("vmid"), r#"{"ok":4}"#);

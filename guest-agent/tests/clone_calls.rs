@@ -5,7 +5,7 @@
 mod common;
 
 use common::trace::trace;
-use common::{Host, Program, identity};
+use common::{Host, Program, identity, said_ready};
 use guest_agent::agent::{Agent, Settings};
 use guest_agent::machine::{ApplyError, Machine};
 use patina_abi::link::{FromAgent, FromHost, Identity};
@@ -99,13 +99,13 @@ fn clone_it(dir: &Path, host: &UnixListener, calls: &Mutex<Vec<(Pid, u64)>>) -> 
     let mut link = Host::new(host.accept().unwrap().0);
     assert!(matches!(link.next(), FromAgent::Hello { .. }));
     link.say(&FromHost::Identity(identity(0)));
-    assert_eq!(link.next(), FromAgent::Ready { vmid: 0 });
+    assert_eq!(link.next(), said_ready(0));
     let mut program = Program::new(&dir.join("local"));
     program.send("{\"verb\":\"clone\",\"args\":{\"count\":1}}\n");
     link.clone_request();
     let before = settle(calls);
     link.say(&FromHost::Identity(identity(7)));
-    assert_eq!(link.next(), FromAgent::Ready { vmid: 7 });
+    assert_eq!(link.next(), said_ready(7));
     assert!(program.line().contains("\"vmid\":7"));
     settle(calls);
     // Now, as the closing of its connections is the next thing that it hears of.

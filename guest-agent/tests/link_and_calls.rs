@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Fixture, identity};
+use common::{Fixture, identity, said_ready};
 use patina_abi::LINE_MAX_BYTES;
 use patina_abi::link::{Answer, CallError, FromAgent, FromHost, REQUESTS_MAX};
 use std::io::{ErrorKind, Write};
@@ -27,7 +27,7 @@ fn an_identity_is_put_in_place_and_answered() {
 
     // The same VM becomes another one: a clone.
     host.say(&FromHost::Identity(identity(5)));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 5 });
+    assert_eq!(host.next(), said_ready(5));
     assert_eq!(program.call("vmid"), r#"{"ok":5}"#);
     assert_eq!(program.call("ismaster"), r#"{"ok":false}"#);
     assert!(std::fs::read_to_string(fixture.path("identity")).unwrap().starts_with("vmid=5\n"));
@@ -256,5 +256,5 @@ fn what_a_newer_host_adds_is_ignored_and_the_link_stays() {
     let mut line = serde_json::to_value(FromHost::Identity(identity(5))).unwrap();
     line["rack"] = 7.into();
     host.say_line(&line.to_string());
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 5 });
+    assert_eq!(host.next(), said_ready(5));
 }

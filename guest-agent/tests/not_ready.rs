@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Fixture, identity};
+use common::{Fixture, identity, said_ready};
 use patina_abi::link::{FromAgent, FromHost};
 
 /// What the [`Fixture`]'s machine refuses from now on: `vital` or `slight` steps, one a line.
@@ -34,7 +34,7 @@ fn a_clone_that_is_not_itself_is_not_ready_and_nobody_goes_on() {
     // A host that tries again finds a clone still.
     refuse(&fixture, "slight");
     host.say(&FromHost::Identity(identity(12)));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 12 });
+    assert_eq!(host.next(), said_ready(12));
     assert!(program.line().contains("\"vmid\":12"));
     assert_eq!(fixture.log(), ["hold", "apply 12", "apply 12", "release"]);
 }
@@ -45,7 +45,7 @@ fn a_machine_that_boots_is_ready_whatever_it_lacks() {
     refuse(&fixture, "vital\nslight");
     let mut host = fixture.ready(0);
     host.say(&FromHost::Identity(identity(0)));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 0 });
+    assert_eq!(host.next(), said_ready(0));
     let said = fixture.said.lock().unwrap().clone();
     assert!(said.contains(&"identity: set it: vital".into()), "{said:?}");
 }

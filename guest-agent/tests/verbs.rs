@@ -5,7 +5,7 @@
 mod common;
 
 use common::gc::{done, end, expect, gc, refuse, reply, shell};
-use common::{Fixture, Host, identity};
+use common::{Fixture, Host, identity, said_ready};
 use patina_abi::link::{Answer, FromAgent, FromHost, Identity, PIECE_MAX_BYTES};
 use serde_json::{Value, json};
 use std::io::BufRead;
@@ -85,7 +85,7 @@ fn a_sync_whose_answer_is_lost_is_made_again_after_the_same_meeting() {
     drop(host);
     let mut host = fixture.accept();
     host.say(&FromHost::Identity(Identity { ticket: TICKET.into(), ..identity(0) }));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 0 });
+    assert_eq!(host.next(), said_ready(0));
     let mut program = fixture.program();
     program.send("{\"verb\":\"sync\"}\n");
     assert_eq!(expect(&mut host, "sync").1, json!({"after_round": 2}));

@@ -1,13 +1,10 @@
 //! Stands in for `vmm` in this crate's tests: speaks the control socket, boots no guest, needs no
 //! KVM. What it does is chosen by words on the VM's kernel command line:
 //!
-//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready;
-//!   `forbidden`: its system call filter kills it then; `off`: powers off then; `hang-up`: closes
-//!   its first control connection before it has said anything; `long=BYTES`: its agent does not
-//!   prepare, with so many newlines for words; `mute`: closes the connection when it is to freeze;
-//!   `unprepared=CODE`: its agent does not prepare; `wait`: it freezes when somebody has written
-//!   into the pipe `go` in the VM's folder; `forbidden-freeze`: its system call filter kills it
-//!   when it is to freeze.
+//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `forbidden`: its system call filter kills it then; `off`: powers off then;
+//!   `hang-up`: closes its first control connection before it has said anything; `long=BYTES`: its agent does not prepare, with so many
+//!   newlines for words; `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
+//!   when somebody has written into the pipe `go` in the VM's folder; `abi=N`: its agent speaks that ABI; `forbidden-freeze`: its system call filter kills it when it is to freeze.
 //!
 //! - `older`: it says no hello, as before there were versions; `version=N`: it says another
 //!   version; `strange`: it says more than is known, on each control connection. One whose name
@@ -60,7 +57,7 @@ use std::{
     time::Duration,
 };
 
-const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5 };
+const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5, agent_abi: 4 };
 
 /// What only a newer vmm says.
 const STRANGE: &str = concat!(
@@ -270,7 +267,8 @@ impl Vm {
         let line = format!("of {}\n", self.config.name);
         let mut sent: Vec<OwnedFd> = vec![state.into()];
         sent.extend((0..layers).map(|_| memfd("generation-ram", line.as_bytes(), bytes).into()));
-        send(stream, &Opened::Frozen(FROZEN), &sent);
+        let agent_abi = self.number("abi").map_or(FROZEN.agent_abi, i32::cast_unsigned);
+        send(stream, &Opened::Frozen(Frozen { agent_abi, ..FROZEN }), &sent);
     }
 
     fn start(&self, stream: &mut UnixStream, ticket: &str, descriptors: Vec<OwnedFd>) {

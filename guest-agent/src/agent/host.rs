@@ -42,7 +42,7 @@ impl<M: Machine> Agent<M> {
     fn take(&mut self, message: FromHost) {
         let actions = match message {
             FromHost::Identity(identity) => {
-                if self.identity.as_ref().is_some_and(|old| old.vmid != identity.vmid) {
+                if self.identity.as_ref().is_some_and(|old| !old.is_same_vm(&identity)) {
                     self.leave_parents_host();
                 }
                 return match self.put_in_place(identity) {
@@ -71,7 +71,7 @@ impl<M: Machine> Agent<M> {
         let text = identity::render(&identity)?;
         let old = self.identity.clone();
         let change = Change {
-            is_clone: old.as_ref().is_some_and(|old| old.vmid != identity.vmid),
+            is_clone: old.as_ref().is_some_and(|old| !old.is_same_vm(&identity)),
             is_new: old.as_ref().is_none_or(|old| {
                 identity
                     != Identity { clock_ns: identity.clock_ns, seed: identity.seed.clone(), ..old.clone() }
@@ -91,11 +91,11 @@ impl<M: Machine> Agent<M> {
             }
             self.identity_file.write(text, change.is_alone)?;
         }
-        let vmid = identity.vmid;
+        let (vmid, family) = (identity.vmid, identity.family.clone());
         self.identity = Some(identity);
         self.link.proven();
         self.told_of_loss = false;
-        if let Err(error) = self.link.send(&FromAgent::Ready { vmid }) {
+        if let Err(error) = self.link.send(&FromAgent::Ready { vmid, family, abi: patina_abi::ABI }) {
             self.link_lost(&error);
         }
         Ok(change)

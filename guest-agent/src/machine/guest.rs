@@ -199,11 +199,13 @@ impl Machine for Guest {
             let set = rustix::system::sethostname(identity.hostname.as_bytes());
             failed.note_slight("set the host name", set.map_err(io::Error::from));
         }
-        let is_clone = previous.is_some_and(|p| p.vmid != identity.vmid);
-        if previous.is_none_or(|p| network_of(p) != network_of(identity)) {
+        let is_clone = previous.is_some_and(|p| !p.is_same_vm(identity));
+        // Also if the new address is the old one, as it may be in another family: the connections
+        // are the other VM's all the same.
+        self.stale = previous.filter(|_| is_clone).map(|p| p.ip);
+        if previous.is_none_or(|p| is_another_network(p, identity)) {
             let sent = self.set_network(identity, previous, &mut failed);
             failed.note("set eth0's address", sent);
-            self.stale = previous.map(|p| p.ip).filter(|ip| *ip != identity.ip);
             if is_clone {
                 self.hear_of_network(&mut failed);
             }
@@ -292,8 +294,14 @@ impl Failures {
     }
 }
 
-fn network_of(identity: &Identity) -> (&str, Ipv4Addr, u8, Ipv4Addr) {
-    (&identity.mac, identity.ip, identity.prefix, identity.gateway)
+/// Whether something about the network is to be changed. The network of another family is another
+/// one even if it has the same addresses: other machines may have them, with other MACs.
+fn is_another_network(old: &Identity, new: &Identity) -> bool {
+    let network = |identity: &Identity| {
+        let Identity { ip, prefix, gateway, .. } = *identity;
+        (ip, prefix, gateway)
+    };
+    old.family != new.family || old.mac != new.mac || network(old) != network(new)
 }
 
 /// What the kernel is to be told.
@@ -302,15 +310,15 @@ fn network_changes(identity: &Identity, previous: Option<&Identity>, index: u32)
     let mut batch = Batch::default();
     match previous {
         None => batch.link(index),
-        // A clone: its family's network is its parent's. The last address of a card would take all
-        // routes along.
-        Some(old) if (old.prefix, old.gateway) == (prefix, gateway) => {
+        // A clone: its family's network is its parent's. The last address of a card would take all routes along.
+        Some(old) if old.family == identity.family && (old.prefix, old.gateway) == (prefix, gateway) => {
             if old.ip != ip {
                 batch.add_address(index, ip);
                 batch.remove_address(index, old.ip);
             }
             return batch;
         }
+        // With the card's last address the kernel forgets all routes, and all MACs of other machines.
         Some(old) => batch.remove_address(index, old.ip),
     }
     batch.add_address(index, ip);

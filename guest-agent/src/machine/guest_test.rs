@@ -61,6 +61,55 @@ fn what_a_card_refuses_is_vital_and_known_at_once() {
 }
 
 #[test]
+fn a_restored_master_is_in_its_own_network() {
+    run_in_a_network("guest::tests::a_restored_master_is_in_its_own_network_inside");
+}
+
+#[test]
+#[ignore = "changes the network: run by a_restored_master_is_in_its_own_network in one of its own"]
+fn a_restored_master_is_in_its_own_network_inside() {
+    expect_a_network_of_ones_own();
+    let dir = tempfile::tempdir().unwrap();
+    let mut guest = guest(dir.path());
+    ip("link add eth0 type bridge");
+    let old = identity(0);
+    assert_eq!(vital(&guest.apply(&old, None)), [""; 0]);
+    assert_eq!(vital(&guest.settle(false)), [""; 0]);
+    let boot_id = || std::fs::read_to_string(dir.path().join("boot_id")).unwrap();
+    let first = boot_id();
+    let new = Identity {
+        family: "7c1f0b52-5d43-4a38-9c3e-0f6c5b4f2a11".into(),
+        ip: Ipv4Addr::new(100, 64, 16, 1),
+        gateway: Ipv4Addr::new(100, 64, 31, 254),
+        mac: "02:00:00:01:00:00".into(),
+        ..identity(0)
+    };
+    assert_eq!(vital(&guest.apply(&new, Some(&old))), [""; 0]);
+    assert_eq!(guest.stale, Some(old.ip), "its connections are the old VM's");
+    assert_eq!(vital(&guest.settle(true)), [""; 0]);
+    assert_ne!(boot_id(), first);
+    let shown = ip("addr show eth0");
+    assert!(shown.contains(" 100.64.16.1/32 ") && shown.contains(" 02:00:00:01:00:00 "), "{shown}");
+    let routes = ip("route show");
+    assert!(!shown.contains(" 100.64.0.1/32 ") && !routes.contains("100.64.0.0/20"), "{shown}{routes}");
+    assert!(routes.contains("100.64.16.0/20") && routes.contains("default via 100.64.31.254"), "{routes}");
+    // Again, in a third family that has the numbers of the second: what others are called there is asked anew.
+    let third = Identity { family: "5d1f3a3c-9a53-4b8e-8a53-2d1f3a3c1b22".into(), ..new.clone() };
+    ip("route add 10.9.0.0/16 via 100.64.31.254");
+    let before = boot_id();
+    assert_eq!(vital(&guest.apply(&third, Some(&new))), [""; 0]);
+    assert_eq!(guest.stale, Some(new.ip));
+    assert_eq!(vital(&guest.settle(true)), [""; 0]);
+    assert_ne!(boot_id(), before);
+    let routes = ip("route show");
+    assert!(!routes.contains("10.9.0.0/16") && routes.contains("default via 100.64.31.254"), "{routes}");
+    assert!(ip("addr show eth0").contains(" 100.64.16.1/32 "));
+    // The same VM again: nothing changes.
+    assert_eq!(vital(&guest.apply(&third, Some(&third))), [""; 0]);
+    assert_eq!(guest.stale, None);
+}
+
+#[test]
 #[ignore = "changes the network: run by a_card_that_was_renamed_becomes_the_clones in one of its own"]
 fn a_card_that_was_renamed_becomes_the_clones_inside() {
     expect_a_network_of_ones_own();

@@ -152,6 +152,11 @@ pub fn identity(vmid: u32) -> Identity {
     }
 }
 
+/// What an agent says when that identity is in place.
+pub fn said_ready(vmid: u32) -> FromAgent {
+    FromAgent::Ready { vmid, family: identity(vmid).family, abi: patina_abi::ABI }
+}
+
 impl Fixture {
     /// Starts an agent whose host listens and has accepted nothing yet.
     pub fn new() -> Self {
@@ -252,7 +257,7 @@ impl Fixture {
             assert!(matches!(host.next(), FromAgent::Hello { abi: patina_abi::ABI, .. }));
         }
         host.say(&FromHost::Identity(identity(vmid)));
-        assert_eq!(host.next(), FromAgent::Ready { vmid });
+        assert_eq!(host.next(), said_ready(vmid));
         host
     }
 

@@ -38,15 +38,20 @@ pub mod local;
 /// **A new version is needed for** every change that an older peer would handle wrongly without
 /// noticing. [`ABI_OLDEST`] is raised when hosts no longer support what older agents need.
 ///
+/// **Version 4:** an agent knows from vmid and family that its VM is another one than before. An
+/// agent of version 3 looks at the vmid alone. It would keep the old identity in the master of a
+/// family that is restored from a snapshot, so its VM cannot be kept in a snapshot.
+///
 /// | agent | what the host does |
 /// | --- | --- |
 /// | older than [`ABI_OLDEST`] | refuses it: the image must be built anew |
 /// | [`ABI_OLDEST`] to [`ABI`] | serves it, and asks for nothing that its version does not have |
 /// | newer than [`ABI`] | refuses it: the host must be updated, or the image must be an older one |
-pub const ABI: u32 = 3;
-/// The oldest agent that a host serves. Agents before version 3 wait for the host to break the link
-/// of a clone.
+pub const ABI: u32 = 4;
+/// The oldest agent that a host serves. Agents before version 3 wait for the host to break the link of a clone.
 pub const ABI_OLDEST: u32 = 3;
+/// The oldest agent that notices that its VM was restored from a snapshot.
+pub const ABI_SNAPSHOT: u32 = 4;
 
 /// The guest's vsock address, the same in every VM: a vsock is private to its VM, so clones need no
 /// new one.
@@ -74,6 +79,6 @@ pub const AROUND_MAX_BYTES: usize = 1024;
 /// Most bytes that JSON makes of one.
 pub const ESCAPE_MAX_BYTES: usize = "\\u0000".len();
 
-const _: () = assert!(ABI_OLDEST <= ABI);
+const _: () = assert!(ABI_OLDEST <= ABI && ABI_SNAPSHOT <= ABI);
 const _: () = assert!(CALL_MAX_BYTES + AROUND_MAX_BYTES <= LINE_MAX_BYTES);
 const _: () = assert!(MESSAGE_MAX_BYTES * ESCAPE_MAX_BYTES + AROUND_MAX_BYTES <= LINE_MAX_BYTES);

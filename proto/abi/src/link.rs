@@ -5,7 +5,7 @@
 //!  agent                                host
 //!    │── hello {abi, agent} ─────────────▶│
 //!    │◀──────────── identity {vmid, ip …} ─│   sent again when it changes
-//!    │── ready {vmid} ───────────────────▶│   identity is applied, exec sessions are accepted
+//!    │── ready {vmid, family} ───────────▶│   identity is applied, exec sessions are accepted
 //!    │   or: not_ready {reason} ──────────▶│   identity cannot be applied: the VM is ended
 //!    │── request {id, verb, args} ───────▶│   a program's call that the host must answer
 //!    │◀────────────── reply {id, result} ──│   in any order
@@ -23,15 +23,9 @@
 //! two messages, and milliseconds. A hello on such a link (from an agent that was restarted) needs
 //! no answer.
 //!
-//! **A clone** receives an identity with another vmid, without a request. This tells the agent that
-//! it is in a clone. It applies the identity, says ready, releases the held processes, runs the
-//! post-clone hook, and answers the program that called `clone` with the new vmid.
+//! **A clone** receives an identity of another VM, without a request: the vmid or the family is another one. (A VM that is restored from a snapshot may have the same vmid in a new family.) This tells the agent that it is in a clone. It applies the identity, says ready, releases the held processes, runs the post-clone hook, and answers the program that called `clone` with the new vmid.
 //!
-//! The identity arrives on the existing link, whose other end is the clone's own vmm by then. If
-//! data was in flight on that link when the VM was cloned, the link is broken, and the identity
-//! arrives on a new link. Lines that the agent sent before it knew its new identity are for the
-//! parent: a clone's vmm ignores them until `ready` with its vmid. In the clone, calls that the
-//! host had not answered are answered as if the link had broken.
+//! The identity arrives on the existing link, whose other end is the clone's own vmm by then. If data was in flight on that link when the VM was cloned, the link is broken, and the identity arrives on a new link. Lines that the agent sent before it knew its new identity are for the parent: a clone's vmm ignores them until `ready` with its vmid and its family. In the clone, calls that the host had not answered are answered as if the link had broken.
 //!
 //! **The VM that was frozen** keeps its link and receives `resumed`. If the guest itself requested
 //! the clone, it receives the reply as well.
@@ -70,6 +64,14 @@ pub enum FromAgent {
         /// The vmid of that identity. A clone's link may still carry a line that was sent in the
         /// parent.
         vmid: u32,
+        /// The family of that identity, for the same reason. Agents before version 4 do not send
+        /// it.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        family: String,
+        /// [`crate::ABI`] of the agent: in a clone no hello says it. Agents before version 4 do not
+        /// send it.
+        #[serde(default = "abi_of_old_agents", skip_serializing_if = "is_old")]
+        abi: u32,
     },
     /// The identity cannot be applied, or in a clone, the part that differs from the parent's. The
     /// VM's network stays closed, and the host ends the VM.
@@ -105,6 +107,18 @@ pub enum FromAgent {
     /// A kind that only a newer agent knows. It is ignored.
     #[serde(other, skip_serializing)]
     Unknown,
+}
+
+/// The version of agents that do not say theirs with [`FromAgent::Ready`].
+const ABI_OF_OLD_AGENTS: u32 = 3;
+
+fn abi_of_old_agents() -> u32 {
+    ABI_OF_OLD_AGENTS
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_old(abi: &u32) -> bool {
+    *abi == ABI_OF_OLD_AGENTS
 }
 
 /// [`FromAgent::Request`] as it is read.
@@ -216,6 +230,14 @@ pub struct Identity {
     /// its parent's kernel randomness until it has mixed this in. Empty: none.
     #[serde(default)]
     pub seed: String,
+}
+
+impl Identity {
+    /// Whether the two are of the same VM, however its settings have changed.
+    #[must_use]
+    pub fn is_same_vm(&self, other: &Self) -> bool {
+        self.vmid == other.vmid && self.family == other.family
+    }
 }
 
 /// The outcome of a call: exactly one of `ok` and `error` on the wire.

@@ -14,7 +14,8 @@ fn read<T: DeserializeOwned>(line: &str) -> T {
 fn what_an_agent_of_version_3_says_is_understood() {
     let hello = FromAgent::Hello { abi: 3, agent: "0.1.0".into() };
     assert_eq!(read::<FromAgent>(r#"{"t":"hello","abi":3,"agent":"0.1.0"}"#), hello);
-    assert_eq!(read::<FromAgent>(r#"{"t":"ready","vmid":4}"#), FromAgent::Ready { vmid: 4 });
+    let ready = FromAgent::Ready { vmid: 4, family: String::new(), abi: 3 };
+    assert_eq!(read::<FromAgent>(r#"{"t":"ready","vmid":4}"#), ready);
     let not_ready = FromAgent::NotReady { reason: "no MAC".into() };
     assert_eq!(read::<FromAgent>(r#"{"t":"not_ready","reason":"no MAC"}"#), not_ready);
     let request =
@@ -29,6 +30,17 @@ fn what_an_agent_of_version_3_says_is_understood() {
     let line = r#"{"t":"prepared","error":{"code":125,"message":"the hook"}}"#;
     assert_eq!(read::<FromAgent>(line), FromAgent::Prepared { result: Answer::Error(failed) });
     assert_eq!(read::<FromAgent>(r#"{"t":"clock"}"#), FromAgent::Clock);
+}
+
+/// What is another line than in version 3.
+#[test]
+fn what_an_agent_of_version_4_says_is_understood() {
+    let hello = FromAgent::Hello { abi: 4, agent: "0.1.0".into() };
+    assert_eq!(read::<FromAgent>(r#"{"t":"hello","abi":4,"agent":"0.1.0"}"#), hello);
+    let ready = FromAgent::Ready { vmid: 4, family: "f".into(), abi: 4 };
+    let line = r#"{"t":"ready","vmid":4,"family":"f","abi":4}"#;
+    assert_eq!(read::<FromAgent>(line), ready);
+    assert_eq!(serde_json::to_string(&ready).unwrap(), line);
 }
 
 /// Each is what an agent of version 3 expects of its host, however new that is.
@@ -50,7 +62,7 @@ fn what_a_newer_peer_adds_is_ignored() {
         assert_eq!(read::<FromHost>(line), FromHost::Unknown);
     }
     let ready = read::<FromAgent>(r#"{"t":"ready","vmid":4,"since":1}"#);
-    assert_eq!(ready, FromAgent::Ready { vmid: 4 });
+    assert_eq!(ready, FromAgent::Ready { vmid: 4, family: String::new(), abi: 3 });
     let identity = IDENTITY.replace(r#"{"vmid""#, r#"{"rack":7,"vmid""#);
     assert_eq!(read::<Identity>(&identity), read::<Identity>(IDENTITY));
     // Nobody can tell what a call means that has more than the host knows: its program hears so.

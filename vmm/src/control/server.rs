@@ -164,7 +164,7 @@ impl<D: Connections> Server<D> {
                 return self.prepare(hold, stream, machine);
             }
             Open::Freeze { prepare: Some(Prepare::Not) } => {
-                return deliver(&stream, machine.freeze(false)).err();
+                return deliver(&stream, self.frozen(machine.freeze(false))).err();
             }
             Open::Start { ticket, filling } => {
                 return self.start((ticket, filling), descriptors, stream, machine);
@@ -223,12 +223,22 @@ impl<D: Connections> Server<D> {
 
     /// Freezes the VM, then tells the agent to continue.
     fn freeze(&mut self, stream: UnixStream, is_held: bool, machine: &mut impl VmControl) -> Option<End> {
-        let cloned = match deliver(&stream, machine.freeze(is_held)) {
+        let cloned = match deliver(&stream, self.frozen(machine.freeze(is_held))) {
             Ok(cloned) => cloned,
             Err(end) => return Some(end),
         };
         self.say_to_agent(&FromHost::Resumed { cloned });
         None
+    }
+
+    /// Adds to the outcome of a freeze what the session knows of the agent.
+    fn frozen(&self, outcome: Result<Reply, Failure>) -> Result<Reply, Failure> {
+        outcome.map(|mut reply| {
+            if let Opened::Frozen(frozen) = &mut reply.opened {
+                frozen.agent_abi = self.session.agent_abi();
+            }
+            reply
+        })
     }
 
     fn refuse_freeze(&mut self, reason: CallError) {

@@ -37,7 +37,12 @@ impl VmControl for Icebox {
         if self.freezes.is_multiple_of(2) {
             return Err(Failure::Refused("cold".into()));
         }
-        let frozen = Frozen { pause_us: self.freezes, copied_pages: is_held.into(), copied_beside_pages: 0 };
+        let frozen = Frozen {
+            pause_us: self.freezes,
+            copied_pages: is_held.into(),
+            copied_beside_pages: 0,
+            agent_abi: 0,
+        };
         Ok(Reply { opened: Opened::Frozen(frozen), files: Vec::new() })
     }
 

@@ -99,6 +99,8 @@ pub struct Session {
     known: bool,
     /// Whether the agent on the link is known to speak a supported ABI.
     greeted: bool,
+    /// The ABI that the agent has said. 0: none yet.
+    abi: u32,
     /// Whether the link was the parent's and the agent does not know yet that it is in a clone. Its
     /// lines are for the parent then.
     is_parents: bool,
@@ -127,6 +129,7 @@ impl Session {
             identity,
             known: false,
             greeted: false,
+            abi: 0,
             is_parents: false,
             ready: false,
             preparation: Preparation::Idle,
@@ -139,6 +142,12 @@ impl Session {
     pub fn started(&mut self, ticket: String) {
         self.identity.ticket = ticket;
         self.known = true;
+    }
+
+    /// The ABI of the VM's agent. 0: the agent has not said it yet.
+    #[must_use]
+    pub fn agent_abi(&self) -> u32 {
+        self.abi
     }
 
     /// The agent has connected. `is_carried_on` says that the link was the parent's. Returns what
@@ -196,9 +205,11 @@ impl Session {
         };
         if self.is_parents {
             // The line may be from before the clone, and then the parent's host has it, too. Only a
-            // line with this VM's number shows that the agent knows its new identity.
-            match message {
-                FromAgent::Ready { vmid } if vmid == self.identity.vmid => self.is_parents = false,
+            // line with this VM's number and family shows that the agent knows its new identity.
+            match &message {
+                FromAgent::Ready { vmid, family, .. } if self.is_own(*vmid, family) => {
+                    self.is_parents = false;
+                }
                 FromAgent::NotReady { .. } => {}
                 _ => return Vec::new(),
             }
@@ -208,20 +219,27 @@ impl Session {
                 vec![Effect::DropLink(other_abi(abi, &agent))]
             }
             // The agent was sent its identity when it connected.
-            FromAgent::Hello { .. } if self.greeted => Vec::new(),
-            FromAgent::Hello { .. } => {
+            FromAgent::Hello { abi, .. } if self.greeted => {
+                self.abi = abi;
+                Vec::new()
+            }
+            FromAgent::Hello { abi, .. } => {
+                self.abi = abi;
                 self.known = true;
                 self.greeted = true;
                 vec![self.tell_identity(fresh())]
             }
             _ if !self.greeted => vec![Effect::DropLink("the agent did not say hello first".into())],
-            FromAgent::Ready { vmid } if vmid != self.identity.vmid => {
-                vec![Effect::DropLink(format!("the agent has the identity of VM {vmid}"))]
+            FromAgent::Ready { vmid, family, .. } if !self.is_own(vmid, &family) => {
+                vec![Effect::DropLink(format!("the agent has the identity of VM {vmid} {family:.64}"))]
             }
-            FromAgent::Ready { .. } if self.ready => Vec::new(),
-            FromAgent::Ready { .. } => {
-                self.ready = true;
-                vec![Effect::Ready]
+            FromAgent::Ready { abi, .. } => {
+                // A clone's agent said hello to the parent's host. An agent before version 4 does not
+                // say its version here, and may have said it in a hello.
+                if self.abi == 0 {
+                    self.abi = abi;
+                }
+                if std::mem::replace(&mut self.ready, true) { Vec::new() } else { vec![Effect::Ready] }
             }
             FromAgent::NotReady { .. } if self.ready => {
                 vec![Effect::DropLink("the agent says not ready after ready".into())]
@@ -241,6 +259,11 @@ impl Session {
     /// it connects.
     pub fn clock_was_set(&self, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
         self.greeted.then(|| tell_clock(fresh()))
+    }
+
+    /// Whether the agent has the identity of this VM. An old agent does not say its family.
+    fn is_own(&self, vmid: u32, family: &str) -> bool {
+        vmid == self.identity.vmid && (family.is_empty() || family == self.identity.family)
     }
 
     fn prepared(&mut self, result: Answer) -> Option<Effect> {

@@ -292,6 +292,8 @@ fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
         json!({"t": "hello", "abi": ABI, "agent": "1"}),
         // Of the parent's last identity.
         json!({"t": "ready", "vmid": 7}),
+        // Of a VM with the same vmid, which this one was restored from.
+        json!({"t": "ready", "vmid": 0, "family": "old", "abi": ABI}),
     ];
     let mut session = session();
     session.started(String::new());
@@ -302,7 +304,8 @@ fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
     for message in &stale {
         assert_eq!(say(&mut session, message.clone()), [], "{message}");
     }
-    assert_eq!(say(&mut session, json!({"t": "ready", "vmid": 0})), [Effect::Ready]);
+    let ready = json!({"t": "ready", "vmid": 0, "family": "f", "abi": ABI});
+    assert_eq!(say(&mut session, ready), [Effect::Ready]);
     let request = json!({"t": "request", "id": 6, "verb": "list"});
     assert!(matches!(&say(&mut session, request.clone())[..], [Effect::ToVmmd(_)]));
     // On a link of its own an agent is heard from its first word on.
@@ -319,6 +322,32 @@ fn a_clone_that_cannot_be_who_it_is_says_so_on_the_link_that_it_has() {
     session.link_opened(true, Fresh::default);
     let effects = say(&mut session, json!({"t": "not_ready", "reason": "no MAC"}));
     assert!(matches!(&effects[..], [Effect::Unfit(_)]), "{effects:?}");
+}
+
+#[test]
+fn the_abi_of_the_agent_is_known_from_its_hello_and_in_a_clone_from_its_ready() {
+    let mut booted = session();
+    assert_eq!(booted.agent_abi(), 0);
+    say(&mut booted, json!({"t": "hello", "abi": ABI_OLDEST, "agent": "1"}));
+    say(&mut booted, json!({"t": "ready", "vmid": 0}));
+    assert_eq!(booted.agent_abi(), ABI_OLDEST);
+    let of_clone = |ready: serde_json::Value| {
+        let mut clone = session();
+        clone.started(String::new());
+        clone.link_opened(true, Fresh::default);
+        assert_eq!(say(&mut clone, ready), [Effect::Ready]);
+        clone.agent_abi()
+    };
+    assert_eq!(of_clone(json!({"t": "ready", "vmid": 0, "family": "f", "abi": ABI})), ABI);
+    assert_eq!(of_clone(json!({"t": "ready", "vmid": 0})), 3, "it says neither family nor ABI");
+    let mut clone = session();
+    clone.started(String::new());
+    clone.link_opened(false, Fresh::default);
+    let other = json!({"t": "ready", "vmid": 0, "family": "old", "abi": ABI});
+    assert!(matches!(&say(&mut clone, other)[..], [Effect::DropLink(_)]));
+    // An agent that is started again there may be another one.
+    say(&mut clone, json!({"t": "hello", "abi": ABI_OLDEST, "agent": "1"}));
+    assert_eq!(clone.agent_abi(), ABI_OLDEST);
 }
 
 /// Its image is older than the host, or newer.
