@@ -1,7 +1,9 @@
 //! The command line.
 
 use crate::{
-    commands::{clone, console, events, exec, inspect, join, kill, logs, rm, run, sync, ticket, top, wait},
+    commands::{
+        clone, console, events, exec, inspect, join, kill, logs, rm, run, snapshot, sync, ticket, top, wait,
+    },
     error::CtlError,
     output::Format,
     values,
@@ -19,11 +21,12 @@ Exit codes:
   0    done
   1    the call failed
   2    wrong usage, or a value that vmmd refuses
-  3    no VM of that name, no such ticket
-  4    the name or a published port is in use
+  3    no VM of that name, no such ticket, no such snapshot
+  4    the name, a published port or the place of a snapshot is in use
   5    the VM or the ticket is not in the state that the command needs, or belongs to another family
   6    vmmd, the scheduler, the VM's process or its agent does not answer
   7    there is no room, or a limit is reached
+  8    a snapshot is damaged
   124  not within the time given with --timeout
   125  exec: vmctl itself failed, or was used wrongly; any other code is the guest program's own
   141  standard output was closed";
@@ -70,6 +73,9 @@ pub enum Command {
     Logs(logs::Arguments),
     /// End VMs at once.
     Kill(kill::Arguments),
+    /// Keep VMs in snapshots on the host's disk, and start VMs from them.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Reserve clones before they are made: ask for tickets, look at them, give them back.
     #[command(subcommand)]
     Ticket(ticket::Command),

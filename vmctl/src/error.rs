@@ -104,6 +104,7 @@ impl CtlError {
                 Code::FailedPrecondition | Code::Aborted | Code::PermissionDenied => 5,
                 Code::Unavailable => 6,
                 Code::ResourceExhausted => 7,
+                Code::DataLoss => 8,
                 Code::DeadlineExceeded => 124,
                 _ => 1,
             },

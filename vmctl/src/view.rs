@@ -36,6 +36,7 @@ pub struct VmView {
     ended_unix_ms: u64,
     pub ready_after_us: u64,
     ticket: String,
+    snapshot: String,
 }
 
 /// A published port as `-o json` prints it.
@@ -83,6 +84,7 @@ impl From<Vm> for VmView {
             ended_unix_ms: vm.ended_unix_ms,
             ready_after_us: vm.ready_after_us,
             ticket: vm.ticket,
+            snapshot: vm.snapshot,
         }
     }
 }
@@ -128,6 +130,7 @@ impl VmView {
             ("ports", self.ports_text()),
             ("kernel", self.kernel.clone()),
             ("rootfs", self.rootfs.clone()),
+            ("snapshot", self.snapshot.clone()),
             ("pid", if self.pid == 0 { String::new() } else { self.pid.to_string() }),
             ("ready after", ready_after(self.ready_after_us)),
         ];

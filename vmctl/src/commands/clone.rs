@@ -62,10 +62,10 @@ struct ClonesView {
 }
 
 /// One clone. A clone that was not made has a vmid and an error only.
-#[derive(Debug, Serialize)]
-struct CloneView {
+#[derive(Debug, Clone, Serialize)]
+pub struct CloneView {
     vmid: u32,
-    name: String,
+    pub name: String,
     ip: String,
     state: String,
     executing_after_us: u64,
@@ -92,7 +92,7 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
             patina_daemon::say!("{}", view.summary(&name));
         }
     }
-    report(&view.clones)
+    report("clone", &view.clones)
 }
 
 fn request(arguments: &Arguments) -> CloneVmRequest {
@@ -114,7 +114,7 @@ fn prepare(arguments: &Arguments) -> Prepare {
 }
 
 /// Waits for all clones at the same time, if at all.
-async fn follow(client: &Client, made: Vec<CloneOutcome>, timeout_ms: Option<u64>) -> Vec<CloneView> {
+pub async fn follow(client: &Client, made: Vec<CloneOutcome>, timeout_ms: Option<u64>) -> Vec<CloneView> {
     let mut waits = JoinSet::new();
     let mut clones = Vec::with_capacity(made.len());
     for CloneOutcome { vmid, outcome, executing_after_us } in made {
@@ -140,12 +140,12 @@ async fn wait_ready(mut client: Client, vm: Vm, executing_after_us: u64, timeout
     }
 }
 
-/// Says on standard error what is wrong with each clone that is not as it was to be.
-fn report(clones: &[CloneView]) -> Result<(), CtlError> {
+/// Says on standard error what is wrong with each clone that is not as it was to be; `what` they are is said in words.
+pub fn report(what: &str, clones: &[CloneView]) -> Result<(), CtlError> {
     let wrong: Vec<(&CloneView, &String)> =
         clones.iter().filter_map(|clone| Some((clone, clone.error.as_ref()?))).collect();
     for (clone, error) in &wrong {
-        patina_daemon::say!("error: clone {}: {error}", clone.vmid);
+        patina_daemon::say!("error: {what} {}: {error}", clone.vmid);
     }
     match wrong.first() {
         None => Ok(()),
@@ -230,9 +230,9 @@ mod tests {
         let clones = [late, CloneView::made(vm(2), 2090, None), CloneView::failed(3, "no room".into())];
         assert_eq!(clones[1].row()[..2], ["2".to_owned(), "web.2".to_owned()]);
         assert_eq!(clones[2].state, FAILED);
-        let error = report(&clones).unwrap_err();
+        let error = report("clone", &clones).unwrap_err();
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("2 of 3 VMs failed", 124));
-        assert!(report(&clones[1..2]).is_ok());
+        assert!(report("clone", &clones[1..2]).is_ok());
         assert_eq!(clones[1].row()[4..], ["2.0 ms".to_owned(), "-".to_owned()]);
         let view = ClonesView {
             freeze_us: 9000,

@@ -113,9 +113,19 @@ mod tests {
     #[test]
     fn kinds_are_printed_as_words_and_unknown_ones_as_numbers() {
         let kind = |kind: i32| EventView::from(Event { kind, ..Event::default() }).kind;
-        let words = (1..=8).map(kind).collect::<Vec<_>>();
-        let expected =
-            ["created", "ready", "cloned", "ended", "removed", "not-removed", "broken", "unwritten"];
+        let words = (1..=10).map(kind).collect::<Vec<_>>();
+        let expected = [
+            "created",
+            "ready",
+            "cloned",
+            "ended",
+            "removed",
+            "not-removed",
+            "broken",
+            "unwritten",
+            "snapshot",
+            "restored",
+        ];
         assert_eq!(words, expected);
         assert_eq!((kind(0).as_str(), kind(99).as_str()), ("", "kind-99"));
     }

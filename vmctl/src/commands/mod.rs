@@ -14,6 +14,7 @@ pub mod logs;
 pub mod ls;
 pub mod rm;
 pub mod run;
+pub mod snapshot;
 pub mod sync;
 pub mod ticket;
 pub mod top;
@@ -109,6 +110,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         Command::Hosts => hosts::run(&context).await,
         Command::Sync(arguments) => sync::run(&context, arguments).await,
         Command::Join(arguments) => join::run(&context, arguments).await,
+        Command::Snapshot(command) => snapshot::run(&context, command).await,
         Command::Events(arguments) => events::run(&context, arguments).await,
         Command::Top(arguments) => top::run(&context, arguments).await,
         Command::Rm(arguments) => rm::run(&context, arguments).await,
@@ -162,6 +164,15 @@ impl Several {
         let mut done = calls.join_all().await;
         done.sort_by_key(|(index, ..)| *index);
         done.into_iter().try_for_each(|(_, name, result)| self.note(name, result))
+    }
+
+    /// Does `call` for one of them, and reports.
+    pub async fn each_once<F>(&mut self, name: String, call: impl FnOnce(String) -> F) -> Result<(), CtlError>
+    where
+        F: Future<Output = Result<(), CtlError>>,
+    {
+        let result = call(name.clone()).await;
+        self.note(name, result)
     }
 
     /// Notes what came of one of them: prints its name, or the error.

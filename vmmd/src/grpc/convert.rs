@@ -54,6 +54,7 @@ pub fn vm(vm: &Vm) -> v1::Vm {
         created_unix_ms: record.created_unix_ms,
         ticket: record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
         ready_after_us: status.ready_after_us.unwrap_or(0),
+        snapshot: record.snapshot.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         ..v1::Vm::default()
     };
     let problem = status.problem();
@@ -86,7 +87,7 @@ pub fn clones(clones: Clones) -> v1::CloneVmResponse {
     }
 }
 
-fn outcome(Outcome { vmid, made }: Outcome) -> v1::CloneOutcome {
+pub(super) fn outcome(Outcome { vmid, made }: Outcome) -> v1::CloneOutcome {
     let (outcome, executing_after_us) = match made {
         Ok((made, times)) => (clone_outcome::Outcome::Vm(vm(&made)), us(times.executing)),
         Err(error) => (clone_outcome::Outcome::Error(chain(&error)), 0),
@@ -94,7 +95,7 @@ fn outcome(Outcome { vmid, made }: Outcome) -> v1::CloneOutcome {
     v1::CloneOutcome { vmid, outcome: Some(outcome), executing_after_us }
 }
 
-fn us(duration: Duration) -> u64 {
+pub(super) fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

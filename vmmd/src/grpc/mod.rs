@@ -1,8 +1,8 @@
 //! The operator's interface: `patina.v1.Vmmd`.
 //!
 //! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`]: the streaming ones.
-//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`facts`]: facts about this
-//!   host; [`limit`]: the number of concurrent calls.
+//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`snapshots`]: snapshots as messages; [`facts`]: facts about this host;
+//!   [`limit`]: the number of concurrent calls.
 //!
 //! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the
 //! answer.
@@ -14,6 +14,7 @@ pub mod facts;
 pub mod limit;
 pub mod logs;
 pub mod service;
+pub mod snapshots;
 pub mod status;
 pub mod watch;
 

@@ -1,15 +1,20 @@
 //! The calls of `patina.v1.Vmmd`.
 
-use super::{Answers, Streams, console, convert, exec, facts::Facts, logs, status::invalid, watch};
+use super::{
+    Answers, Streams, console, convert, exec, facts::Facts, logs, snapshots, status::invalid, watch,
+};
 use crate::{
     clock::unix_ms,
-    plan::spec::Spec,
+    plan::{
+        place::{self, RestoreSpec},
+        spec::Spec,
+    },
     vms::{Host, Until, clone, error::Error, tickets::Wanted},
 };
 use patina_control::best_effort;
 use patina_control::{messages::Prepare, monotonic_ns};
 use patina_proto::v1::{self, vmmd_server::Vmmd, wait_vm_request};
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -33,6 +38,12 @@ impl Service {
     #[must_use]
     pub fn new(host: Arc<Host>) -> Self {
         Self { host, started_unix_ms: unix_ms(), streams: Streams::default() }
+    }
+
+    /// Where a snapshot is that a request names.
+    fn place(&self, path: &str) -> Result<PathBuf, Status> {
+        let place = place::place("path", path, &self.host.state().snapshots());
+        place.map_err(|wrong| Error::Invalid(vec![wrong]).into())
     }
 }
 
@@ -216,6 +227,66 @@ impl Vmmd for Service {
         let usage =
             tokio::task::spawn_blocking(move || watch::usage(&host, &page_token, page_size(size))).await;
         usage.map(Response::new).map_err(|_| Error::Stopping.into())
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Result<Response<v1::CreateSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let place = self.place(&request.path)?;
+        let vm = self.host.find(&request.name).await?;
+        let kept = self.host.create_snapshot(vm, place).await?;
+        Ok(Response::new(snapshots::kept(kept)))
+    }
+
+    async fn restore_snapshot(
+        &self,
+        request: Request<v1::RestoreSnapshotRequest>,
+    ) -> Result<Response<v1::RestoreSnapshotResponse>, Status> {
+        let arrived_ns = monotonic_ns();
+        let own = self.host.state().snapshots();
+        let spec = RestoreSpec::check(request.into_inner(), &own).map_err(Error::Invalid)?;
+        let restored = self.host.restore(spec, arrived_ns).await?;
+        Ok(Response::new(snapshots::restored(restored)))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        let request = request.into_inner();
+        let directory = match request.directory.as_str() {
+            "" => None,
+            text if text.starts_with('/') => Some(text.into()),
+            text => return Err(invalid("directory", &format!("{text:?} is not an absolute path"))),
+        };
+        let listed = self.host.snapshots(directory).await?;
+        Ok(Response::new(snapshots::page(listed, &request.page_token, request.page_size)))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let shown = self.host.snapshot(self.place(&request.into_inner().path)?).await?;
+        Ok(Response::new(snapshots::shown(&shown)))
+    }
+
+    async fn verify_snapshot(
+        &self,
+        request: Request<v1::VerifySnapshotRequest>,
+    ) -> Result<Response<v1::VerifySnapshotResponse>, Status> {
+        let verified = self.host.verify_snapshot(self.place(&request.into_inner().path)?).await?;
+        Ok(Response::new(snapshots::verified(&verified)))
+    }
+
+    async fn remove_snapshot(
+        &self,
+        request: Request<v1::RemoveSnapshotRequest>,
+    ) -> Result<Response<v1::RemoveSnapshotResponse>, Status> {
+        self.host.remove_snapshot(self.place(&request.into_inner().path)?).await?;
+        Ok(Response::new(v1::RemoveSnapshotResponse {}))
     }
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {

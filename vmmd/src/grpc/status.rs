@@ -3,7 +3,10 @@
 
 use crate::{
     plan::spec::Violation,
-    vms::error::{Error, Unprepared},
+    vms::{
+        error::{Error, Unprepared},
+        snapshots::error::Fault,
+    },
 };
 use patina_daemon::chain;
 use scheduler::grpc::status::{fitting, with_details};
@@ -114,6 +117,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
     match error {
         Error::Invalid(_) => (Code::InvalidArgument, "INVALID_FIELD"),
         Error::Image(_) => (Code::InvalidArgument, "BAD_IMAGE"),
+        Error::Snapshot(error) => classify_fault(error.fault()),
         Error::NotFound(_) => (Code::NotFound, "NO_SUCH_VM"),
         Error::Adopting(_) | Error::Starting => (Code::Unavailable, "VMMD_STARTS"),
         Error::Broken { .. } => (Code::FailedPrecondition, "VM_BROKEN"),
@@ -165,11 +169,33 @@ fn classify(error: &Error) -> (Code, &'static str) {
     }
 }
 
+fn classify_fault(fault: Fault) -> (Code, &'static str) {
+    match fault {
+        Fault::Missing => (Code::NotFound, "NO_SUCH_SNAPSHOT"),
+        Fault::Exists => (Code::AlreadyExists, "PLACE_IN_USE"),
+        Fault::Place => (Code::InvalidArgument, "BAD_PLACE"),
+        Fault::InUse => (Code::Aborted, "SNAPSHOT_IN_USE"),
+        Fault::NoSpace => (Code::ResourceExhausted, "DISK_FULL"),
+        Fault::Damaged => (Code::DataLoss, "SNAPSHOT_DAMAGED"),
+        Fault::Unfit => (Code::FailedPrecondition, "SNAPSHOT_UNFIT"),
+        Fault::OtherImage => (Code::FailedPrecondition, "OTHER_IMAGE"),
+        Fault::Cancelled => (Code::Cancelled, "ABANDONED"),
+        Fault::Host => (Code::Internal, "SNAPSHOT_FAILED"),
+    }
+}
+
 /// Every message starts with its operation: that part goes to programs too.
 fn metadata(error: &Error) -> HashMap<String, String> {
     let message = chain(error);
     let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);
-    HashMap::from([("operation".to_owned(), operation.chars().take(OPERATION_CHARS).collect())])
+    let mut metadata =
+        HashMap::from([("operation".to_owned(), operation.chars().take(OPERATION_CHARS).collect())]);
+    if let Error::Snapshot(error) = error
+        && let Some((layer, run)) = error.run()
+    {
+        metadata.extend([("layer".to_owned(), layer), ("run".to_owned(), run.to_string())]);
+    }
+    metadata
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 //!
 //! - [`names`]: valid names of VMs, and names for VMs without one.
 //! - [`address`]: families, their networks, addresses, MACs and interface names.
-//! - [`spec`]: a checked request for a VM.
+//! - [`spec`]: a checked request for a VM; [`place`]: one for VMs from a snapshot.
 //! - [`lifecycle`]: booting, ready, ended.
 //! - [`vmids`]: the vmids of a family.
 
 pub mod address;
 pub mod lifecycle;
 pub mod names;
+pub mod place;
 pub mod spec;
 pub mod vmids;

@@ -125,7 +125,7 @@ fn check_path(field: &str, given: String, default: &Path, wrong: &mut Vec<Violat
     path
 }
 
-fn check_ports(ports: &[PublishedPort], wrong: &mut Vec<Violation>) -> Vec<Port> {
+pub(super) fn check_ports(ports: &[PublishedPort], wrong: &mut Vec<Violation>) -> Vec<Port> {
     if ports.len() > PORTS_MAX {
         wrong.push(Violation::new("ports", format!("{} are more than the {PORTS_MAX} allowed", ports.len())));
         return Vec::new();

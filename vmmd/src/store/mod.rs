@@ -11,8 +11,8 @@
 //!  STATE/warm/UUID/           the folder of a warm VM without an identity; moved to vms/NAME when
 //!                             it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
-//!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see
-//!                             [`prefault`]
+//!  STATE/snapshots/NAME/      snapshots that are named without a path
+//!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see [`prefault`]
 //! ```
 
 pub mod family;
@@ -35,6 +35,9 @@ use std::{
 };
 use uuid::Uuid;
 pub use vm::VmDir;
+
+/// The folder of snapshots that are named without a path.
+const SNAPSHOTS: &str = "snapshots";
 
 /// Longest file that is read, bytes.
 const FILE_MAX_BYTES: u64 = 1024 * 1024;
@@ -176,7 +179,7 @@ impl StateDir {
         let path =
             path.canonicalize().map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
         let lock = lock(&path)?;
-        for folder in ["vms", "warm", "families", "prefault"] {
+        for folder in ["vms", "warm", "families", "prefault", SNAPSHOTS] {
             create_dir(&path.join(folder), true)?;
         }
         prefault::remove_old_lists(&path);
@@ -197,7 +200,13 @@ impl StateDir {
         &self.path
     }
 
-    /// The UUID of this host. It is made once and stays the same as long as the folder exists.
+    /// Where snapshots are that are named without a path.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join(SNAPSHOTS)
+    }
+
+    /// The number of this host, the same as long as the folder is; made now if there is none.
     ///
     /// # Errors
     /// It cannot be read or written.

@@ -49,6 +49,9 @@ pub struct Record {
     /// Which file the kernel was. None in older records.
     #[serde(default)]
     pub kernel_file: Option<FileId>,
+    /// The snapshot that its family was restored from. None: the family's master booted.
+    #[serde(default)]
+    pub snapshot: Option<PathBuf>,
     /// The ticket that it was made under.
     #[serde(default)]
     pub ticket: Option<Uuid>,
@@ -126,6 +129,7 @@ pub(crate) mod tests {
             rootfs: "/r".into(),
             rootfs_file: None,
             kernel_file: None,
+            snapshot: None,
             ticket: None,
             created_unix_ms: 1,
             process: None,

@@ -38,7 +38,7 @@ use std::{fs::File, sync::Arc};
 use uuid::Uuid;
 
 /// The vmid of a family's first VM.
-const MASTER: u32 = 0;
+pub(super) const MASTER: u32 = 0;
 
 /// What a master needs from the host's files.
 struct Files {
@@ -96,7 +96,7 @@ impl Host {
     }
 
     /// Takes the first number whose bridge can be made on this machine.
-    async fn claim_family(&self, family: Uuid) -> Result<FamilyNet, Error> {
+    pub(super) async fn claim_family(&self, family: Uuid) -> Result<FamilyNet, Error> {
         let range = &self.settings.range;
         let mut from = 0;
         loop {
@@ -164,8 +164,9 @@ async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Resul
 }
 
 fn open_files(mut spec: Spec) -> Result<(Spec, Files), Error> {
+    // Snapshots and clones open them again: a link may lead to another file by then.
+    spec.kernel = images::real_path("kernel", &spec.kernel)?;
     let (kernel, kernel_file) = images::open_kernel(&spec.kernel)?;
-    // Clones open it again: a link may lead to another file by then.
     spec.rootfs = images::real_path("rootfs", &spec.rootfs)?;
     let (rootfs, rootfs_file) = images::open_rootfs_for(&spec.rootfs, &kernel)?;
     let start = Start::Boot { kernel, cmdline: spec.cmdline.clone() };
@@ -191,6 +192,7 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, ids: [FileId; 2]
         rootfs: spec.rootfs,
         rootfs_file: Some(rootfs_file),
         kernel_file: Some(kernel_file),
+        snapshot: None,
         ticket: None,
         created_unix_ms: unix_ms(),
         process: None,
@@ -199,6 +201,6 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, ids: [FileId; 2]
     }
 }
 
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     Uuid::new_v4().as_u64_pair().0
 }

@@ -1,6 +1,6 @@
 //! Why a call about VMs fails. [`crate::grpc`] turns these errors into statuses.
 
-use super::images::ImageError;
+use super::{images::ImageError, snapshots::error::SnapshotError};
 use crate::{
     net::{NetError, ports::PortError},
     plan::spec::Violation,
@@ -68,6 +68,9 @@ pub enum Error {
     /// An image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A snapshot cannot be made or used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The call needs an ended VM.
     #[error("remove VM {0:?}: it runs; end it first (`vmctl kill`), or use --force")]
     Running(String),

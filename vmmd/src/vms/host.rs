@@ -2,6 +2,7 @@
 
 use super::{
     error::Error,
+    snapshots::{digests::Digests, known::KnownLayers},
     table::Table,
     tickets::Tickets,
     vm::{Until, Vm},
@@ -107,6 +108,10 @@ pub struct Host {
     pub(super) turns: Arc<Turns>,
     // For families of which nobody knows what their clones touch.
     pub(super) no_list: Arc<PrefaultList>,
+    // Kernels and root file systems by their content.
+    pub(super) digests: Digests,
+    // What of the memory is in snapshots already.
+    pub(super) known_layers: KnownLayers,
 }
 impl Host {
     /// Opens what a host needs; VMs come with [`Self::adopt`].
@@ -134,6 +139,8 @@ impl Host {
             on_the_way: Arc::new(watch::Sender::new(0)),
             turns: Turns::new(),
             no_list: Arc::new(PrefaultList::of(&[])?),
+            digests: Digests::default(),
+            known_layers: KnownLayers::default(),
             settings,
             calls,
             state,

@@ -12,6 +12,7 @@ mod pool;
 mod refusal;
 mod restart;
 mod scheduler;
+mod snapshots;
 mod steps;
 mod streams;
 mod tickets;

@@ -27,15 +27,15 @@ const FREEZE_PATIENCE: Duration = Duration::from_secs(75);
 const EARLY_MAX_NS: u64 = 100_000_000;
 
 /// A VM that was frozen, or could not be.
-pub(super) struct Freezing {
-    pub(super) result: Result<(Frozen, Generation), Error>,
+pub(in crate::vms) struct Freezing {
+    pub(in crate::vms) result: Result<(Frozen, Generation), Error>,
     /// When it began: [`monotonic_ns`].
-    pub(super) asked_ns: u64,
+    pub(in crate::vms) asked_ns: u64,
     ended_ns: u64,
 }
 
 impl Freezing {
-    pub(super) fn took(&self) -> Duration {
+    pub(in crate::vms) fn took(&self) -> Duration {
         Duration::from_nanos(self.ended_ns.saturating_sub(self.asked_ns))
     }
 
@@ -46,9 +46,8 @@ impl Freezing {
 }
 
 impl Host {
-    /// Freezes a VM, and writes down meanwhile which vmids are taken. Whoever asked may leave until
-    /// then.
-    pub(super) async fn freeze(
+    /// Freezes a VM, and writes down meanwhile which vmids are taken. Whoever asked may leave until then.
+    pub(in crate::vms) async fn freeze(
         self: &Arc<Self>,
         parent: &Vm,
         prepare: Option<Prepare>,
@@ -73,9 +72,9 @@ impl Host {
 }
 
 impl Vm {
-    /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that
-    /// was taken over may not have said its version yet: this waits for it, at most `patience`.
-    pub(super) async fn check_clonable(&self, patience: Duration) -> Result<(), Error> {
+    /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that was taken over may not have said its
+    /// version yet: that is waited for, for so long.
+    pub(in crate::vms) async fn check_clonable(&self, patience: Duration) -> Result<(), Error> {
         let name = || self.record.name.clone();
         self.check_ready()?;
         let mut status = self.watch();

@@ -22,7 +22,7 @@ impl Host {
             outcomes.iter().filter(|o| o.made.is_ok() == made).map(|o| o.vmid).collect()
         };
         let (made, failed) = (vmids(true), vmids(false));
-        let of = Record { ticket: source.ticket, ..source.parent.record.clone() };
+        let of = Record { ticket: source.ticket, ..source.parent.clone() };
         let text = format!("vmids {made:?}, paused for {} us", frozen.pause_us);
         self.tell(
             &of,
@@ -40,7 +40,7 @@ pub(super) fn log(source: &Source, asked: Duration, freeze: Duration, frozen: Fr
         let us = times.iter().map(|times| time(times).as_micros());
         us.clone().min().zip(us.max())
     };
-    let record = &source.parent.record;
+    let record = &source.parent;
     tracing::info!(
         vm = record.name,
         family = %record.family,

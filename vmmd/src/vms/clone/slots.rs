@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 /// A clone slot whose warm VM is made, or is being made.
 #[derive(Debug)]
-pub(super) struct FilledSlot {
+pub(in crate::vms) struct FilledSlot {
     pub vmid: u32,
     pub held_name: HeldName,
     pub pool_slot: PoolSlot,
@@ -30,7 +30,11 @@ impl Host {
     ///
     /// # Errors
     /// The family has ended or has not so many vmids left; the host keeps too many VMs.
-    pub(super) fn take_clone_slots(&self, parent: &Record, count: u32) -> Result<Vec<CloneSlot>, Error> {
+    pub(in crate::vms) fn take_clone_slots(
+        &self,
+        parent: &Record,
+        count: u32,
+    ) -> Result<Vec<CloneSlot>, Error> {
         let CloneSlots { slots, passed } = self.table.take_clone_slots(parent, count)?;
         for pool_slot in passed {
             tokio::spawn(pool_slot.discard());
@@ -38,8 +42,8 @@ impl Host {
         Ok(slots)
     }
 
-    /// The clones of these slots may be made. A slot without a warm VM gets one now.
-    pub(super) fn fill_clone_slots(
+    /// The clones of these slots may be made: what is not warm is being made from now on.
+    pub(in crate::vms) fn fill_clone_slots(
         self: &Arc<Self>,
         parent: &Record,
         slots: Vec<CloneSlot>,
@@ -52,9 +56,13 @@ impl Host {
         slots.into_iter().map(fill).collect()
     }
 
-    /// The clones of these slots may not be made. Vmids that are not unused, as far as the
-    /// scheduler knows, are not given again.
-    pub(super) async fn refuse_clone_slots(&self, parent: &Record, slots: Vec<CloneSlot>, is_unused: bool) {
+    /// The clones of these slots may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
+    pub(in crate::vms) async fn refuse_clone_slots(
+        &self,
+        parent: &Record,
+        slots: Vec<CloneSlot>,
+        is_unused: bool,
+    ) {
         for CloneSlot { vmid, held_name, pool_slot } in slots {
             match pool_slot {
                 Some(pool_slot) => self.return_pool_slot(parent, vmid, pool_slot, is_unused).await,
@@ -77,9 +85,13 @@ impl Host {
         }
     }
 
-    /// The clones of these slots are not made after all: what is warm is for the next ones, if its
-    /// vmid is.
-    pub(super) async fn return_clone_slots(&self, parent: &Record, slots: Vec<FilledSlot>, is_unused: bool) {
+    /// The clones of these slots are not made after all: what is warm is for the next ones, if its vmid is.
+    pub(in crate::vms) async fn return_clone_slots(
+        &self,
+        parent: &Record,
+        slots: Vec<FilledSlot>,
+        is_unused: bool,
+    ) {
         for FilledSlot { vmid, held_name, pool_slot } in slots {
             self.return_pool_slot(parent, vmid, pool_slot, is_unused).await;
             drop(held_name);

@@ -1,0 +1,33 @@
+//! Where the memory of restored VMs comes from. This is the only place that knows that it is read whole
+//! before a VM starts.
+
+use super::error::SnapshotError;
+use crate::process::generation::Generation;
+use patina_control::memfd;
+use patina_snapshot::directory::{LayerFile, Snapshot, Watch, load_layer};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use std::{fs::File, io};
+
+/// Makes a generation of a snapshot. Each run is checked before it is in a file that a VM maps. To be called where it may block.
+///
+/// # Errors
+/// The snapshot is damaged, there is no memory, or `watch` has cancelled it.
+pub fn load(snapshot: &Snapshot, watch: Watch<'_>) -> Result<Generation, SnapshotError> {
+    let place = || snapshot.place().to_owned();
+    let no_memory = |source| SnapshotError::Memory { place: place(), source };
+    let state = memfd::sealed("patina-state", &snapshot.state()?).map_err(no_memory)?;
+    let mut files = vec![state.into()];
+    for layer in snapshot.layers() {
+        let memfd = empty(layer).map_err(no_memory)?;
+        load_layer(layer, &memfd, watch).map_err(|source| SnapshotError::Load { place: place(), source })?;
+        memfd::seal(&memfd).map_err(|errno| no_memory(errno.into()))?;
+        files.push(memfd.into());
+    }
+    Ok(Generation::check(files, snapshot.manifest().description.memory_mib)?)
+}
+
+fn empty(layer: &LayerFile) -> io::Result<File> {
+    let memfd = memfd_create("patina-layer", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&memfd, layer.bytes())?;
+    Ok(memfd.into())
+}

@@ -1,0 +1,24 @@
+//! Snapshots: VMs as directories of the host's disk. `patina_snapshot` reads and writes them.
+//!
+//! - [`create`](mod@create): keeps a VM in a snapshot. [`restore`]: starts VMs from one. [`load`]: where
+//!   their memory comes from.
+//! - [`shelf`]: lists, shows, verifies and removes snapshots.
+//! - [`digests`]: kernels and root file systems by their content. [`known`]: the layers in memory that
+//!   a snapshot has already.
+
+pub mod create;
+pub mod digests;
+pub mod error;
+pub mod known;
+pub mod load;
+pub mod restore;
+pub mod shelf;
+
+use patina_snapshot::directory::Progress;
+use std::ops::ControlFlow;
+use tokio_util::sync::CancellationToken;
+
+/// Goes on as long as somebody waits for what comes of it.
+fn while_wanted(abandoned: &CancellationToken) -> impl Fn(Progress) -> ControlFlow<()> + Sync {
+    |_| if abandoned.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
