@@ -1,12 +1,13 @@
 //! End-to-end tests with real guests, through `vmctl`, as users run it.
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, created when the first test needs it.
-//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the
-//!   shared host.
-//! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
-//!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
-//!   [`interrupts`]: test runs that are interrupted.
+//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared
+//!   host.
+//! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`] for
+//!   what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
+//! - [`snapshots`]: on the shared host and on hosts of their own.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own. [`interrupts`]:
+//!   test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.
@@ -42,6 +43,7 @@ mod interrupts;
 mod network;
 mod operator;
 mod refusals;
+mod snapshots;
 mod stage;
 mod steady;
 mod tickets;
@@ -87,7 +89,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 18] = [
+    let modules: [&[Story]; 19] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -102,6 +104,7 @@ fn stories() -> impl Iterator<Item = Story> {
         tickets::STORIES,
         walk::STORIES,
         generations::STORIES,
+        snapshots::STORIES,
         cluster::STORIES,
         refusals::STORIES,
         adoption::STORIES,
