@@ -1,10 +1,13 @@
 //! Stands in for `vmm` in this crate's tests: speaks the control socket, boots no guest, needs no
 //! KVM. What it does is chosen by words on the VM's kernel command line:
 //!
-//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready; `forbidden`: its system call filter kills it then; `off`: powers off then;
-//!   `hang-up`: closes its first control connection before it has said anything; `long=BYTES`: its agent does not prepare, with so many
-//!   newlines for words; `mute`: closes the connection when it is to freeze; `unprepared=CODE`: its agent does not prepare; `wait`: it freezes
-//!   when somebody has written into the pipe `go` in the VM's folder; `abi=N`: its agent speaks that ABI; `forbidden-freeze`: its system call filter kills it when it is to freeze.
+//! - `slow`: is never ready; `deaf`: ignores a kill; `crash`: aborts as soon as it is ready;
+//!   `forbidden`: its system call filter kills it then; `off`: powers off then; `hang-up`: closes
+//!   its first control connection before it has said anything; `long=BYTES`: its agent does not
+//!   prepare, with so many newlines for words; `mute`: closes the connection when it is to freeze;
+//!   `unprepared=CODE`: its agent does not prepare; `wait`: it freezes when somebody has written
+//!   into the pipe `go` in the VM's folder; `abi=N`: its agent speaks that ABI; `forbidden-freeze`:
+//!   its system call filter kills it when it is to freeze.
 //!
 //! - `older`: it says no hello, as before there were versions; `version=N`: it says another
 //!   version; `strange`: it says more than is known, on each control connection. One whose name

@@ -310,7 +310,8 @@ fn network_changes(identity: &Identity, previous: Option<&Identity>, index: u32)
     let mut batch = Batch::default();
     match previous {
         None => batch.link(index),
-        // A clone: its family's network is its parent's. The last address of a card would take all routes along.
+        // A clone: its family's network is its parent's. The last address of a card would take all
+        // routes along.
         Some(old) if old.family == identity.family && (old.prefix, old.gateway) == (prefix, gateway) => {
             if old.ip != ip {
                 batch.add_address(index, ip);
@@ -318,7 +319,8 @@ fn network_changes(identity: &Identity, previous: Option<&Identity>, index: u32)
             }
             return batch;
         }
-        // With the card's last address the kernel forgets all routes, and all MACs of other machines.
+        // With the card's last address the kernel forgets all routes, and all MACs of other
+        // machines.
         Some(old) => batch.remove_address(index, old.ip),
     }
     batch.add_address(index, ip);

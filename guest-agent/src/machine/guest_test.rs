@@ -93,7 +93,8 @@ fn a_restored_master_is_in_its_own_network_inside() {
     let routes = ip("route show");
     assert!(!shown.contains(" 100.64.0.1/32 ") && !routes.contains("100.64.0.0/20"), "{shown}{routes}");
     assert!(routes.contains("100.64.16.0/20") && routes.contains("default via 100.64.31.254"), "{routes}");
-    // Again, in a third family that has the numbers of the second: what others are called there is asked anew.
+    // Again, in a third family that has the numbers of the second: what others are called there is
+    // asked anew.
     let third = Identity { family: "5d1f3a3c-9a53-4b8e-8a53-2d1f3a3c1b22".into(), ..new.clone() };
     ip("route add 10.9.0.0/16 via 100.64.31.254");
     let before = boot_id();

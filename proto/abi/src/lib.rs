@@ -48,7 +48,8 @@ pub mod local;
 /// | [`ABI_OLDEST`] to [`ABI`] | serves it, and asks for nothing that its version does not have |
 /// | newer than [`ABI`] | refuses it: the host must be updated, or the image must be an older one |
 pub const ABI: u32 = 4;
-/// The oldest agent that a host serves. Agents before version 3 wait for the host to break the link of a clone.
+/// The oldest agent that a host serves. Agents before version 3 wait for the host to break the link
+/// of a clone.
 pub const ABI_OLDEST: u32 = 3;
 /// The oldest agent that notices that its VM was restored from a snapshot.
 pub const ABI_SNAPSHOT: u32 = 4;

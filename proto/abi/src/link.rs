@@ -23,9 +23,17 @@
 //! two messages, and milliseconds. A hello on such a link (from an agent that was restarted) needs
 //! no answer.
 //!
-//! **A clone** receives an identity of another VM, without a request: the vmid or the family is another one. (A VM that is restored from a snapshot may have the same vmid in a new family.) This tells the agent that it is in a clone. It applies the identity, says ready, releases the held processes, runs the post-clone hook, and answers the program that called `clone` with the new vmid.
+//! **A clone** receives an identity of another VM, without a request: the vmid or the family is
+//! another one. (A VM that is restored from a snapshot may have the same vmid in a new family.)
+//! This tells the agent that it is in a clone. It applies the identity, says ready, releases the
+//! held processes, runs the post-clone hook, and answers the program that called `clone` with the
+//! new vmid.
 //!
-//! The identity arrives on the existing link, whose other end is the clone's own vmm by then. If data was in flight on that link when the VM was cloned, the link is broken, and the identity arrives on a new link. Lines that the agent sent before it knew its new identity are for the parent: a clone's vmm ignores them until `ready` with its vmid and its family. In the clone, calls that the host had not answered are answered as if the link had broken.
+//! The identity arrives on the existing link, whose other end is the clone's own vmm by then. If
+//! data was in flight on that link when the VM was cloned, the link is broken, and the identity
+//! arrives on a new link. Lines that the agent sent before it knew its new identity are for the
+//! parent: a clone's vmm ignores them until `ready` with its vmid and its family. In the clone,
+//! calls that the host had not answered are answered as if the link had broken.
 //!
 //! **The VM that was frozen** keeps its link and receives `resumed`. If the guest itself requested
 //! the clone, it receives the reply as well.

@@ -119,8 +119,8 @@ pub struct Frozen {
     /// likely to write them again. Only at the first freeze. An older vmm does not send this.
     #[serde(default)]
     pub copied_beside_pages: u64,
-    /// [`patina_abi::ABI`] of the VM's agent. 0: an older vmm does not send it, or no agent has said
-    /// it yet.
+    /// [`patina_abi::ABI`] of the VM's agent. 0: an older vmm does not send it, or no agent has
+    /// said it yet.
     #[serde(default)]
     pub agent_abi: u32,
 }

@@ -105,7 +105,7 @@ fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {
 /// Of peers that are older than versions.
 #[test]
 fn what_an_older_peer_leaves_out_is_as_it_was_then() {
-    assert_eq!(read::<Open>(r#"{"start":{}}"#), Open::Start { ticket: String::new() });
+    assert_eq!(read::<Open>(r#"{"start":{}}"#), Open::Start { ticket: String::new(), filling: Vec::new() });
     let frozen =
         Opened::Frozen(Frozen { pause_us: 9, copied_pages: 2, copied_beside_pages: 0, agent_abi: 0 });
     assert_eq!(read::<Opened>(r#"{"frozen":{"pause_us":9,"copied_pages":2}}"#), frozen);

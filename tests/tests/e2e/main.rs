@@ -1,13 +1,13 @@
 //! End-to-end tests with real guests, through `vmctl`, as users run it.
 //!
 //! - [`stage`]: what tests share: a host with a booted guest, created when the first test needs it.
-//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the shared
-//!   host.
-//! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`] for
-//!   what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
+//! - [`boot`], [`exec`], [`cpus`], [`network`], [`operator`], [`endings`], [`floods`]: on the
+//!   shared host.
+//! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
+//!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`snapshots`]: on the shared host and on hosts of their own.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own. [`interrupts`]:
-//!   test runs that are interrupted.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
+//!   [`interrupts`]: test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.

@@ -1,4 +1,5 @@
-//! VMs are kept on the disk and restored: as new families, with everything that was in their memory.
+//! VMs are kept on the disk and restored: as new families, with everything that was in their
+//! memory.
 
 use crate::{
     Outcome, Story,

@@ -140,7 +140,8 @@ async fn wait_ready(mut client: Client, vm: Vm, executing_after_us: u64, timeout
     }
 }
 
-/// Says on standard error what is wrong with each clone that is not as it was to be; `what` they are is said in words.
+/// Says on standard error what is wrong with each clone that is not as it was to be; `what` they
+/// are is said in words.
 pub fn report(what: &str, clones: &[CloneView]) -> Result<(), CtlError> {
     let wrong: Vec<(&CloneView, &String)> =
         clones.iter().filter_map(|clone| Some((clone, clone.error.as_ref()?))).collect();

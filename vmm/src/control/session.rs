@@ -234,8 +234,8 @@ impl Session {
                 vec![Effect::DropLink(format!("the agent has the identity of VM {vmid} {family:.64}"))]
             }
             FromAgent::Ready { abi, .. } => {
-                // A clone's agent said hello to the parent's host. An agent before version 4 does not
-                // say its version here, and may have said it in a hello.
+                // A clone's agent said hello to the parent's host. An agent before version 4 does
+                // not say its version here, and may have said it in a hello.
                 if self.abi == 0 {
                     self.abi = abi;
                 }

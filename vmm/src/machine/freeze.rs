@@ -159,7 +159,11 @@ impl Machine {
         state.is_held = is_held;
         let (copied_pages, copied_beside_pages) = (copied.into / PAGE_BYTES, copied.beside / PAGE_BYTES);
         let frozen = Frozen { pause_us, copied_pages, copied_beside_pages, agent_abi: 0 };
-        Ok(Generation { state: postcard::to_stdvec(&state)?, layers: layers.files().to_vec(), frozen })
+        Ok(Generation {
+            state: state::write(&state, &self.facts)?,
+            layers: layers.layers().iter().map(|layer| Arc::clone(layer.memfd())).collect(),
+            frozen,
+        })
     }
 
     fn plan(&mut self) -> Result<Plan, FreezeError> {

@@ -1,8 +1,8 @@
 //! The operator's interface: `patina.v1.Vmmd`.
 //!
 //! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`]: the streaming ones.
-//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`snapshots`]: snapshots as messages; [`facts`]: facts about this host;
-//!   [`limit`]: the number of concurrent calls.
+//! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`snapshots`]: snapshots as
+//!   messages; [`facts`]: facts about this host; [`limit`]: the number of concurrent calls.
 //!
 //! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the
 //! answer.

@@ -50,7 +50,8 @@ pub fn verified((snapshot, report): &(Shown, Report)) -> v1::VerifySnapshotRespo
     v1::VerifySnapshotResponse { snapshot: Some(shown(snapshot)), checked_kib: report.bytes / KIB }
 }
 
-/// A page of snapshots, which are in the order of their paths: from the first after the path `token`.
+/// A page of snapshots, which are in the order of their paths: from the first after the path
+/// `token`.
 #[must_use]
 pub fn page(all: Vec<Listed>, token: &str, asked: u32) -> v1::ListSnapshotsResponse {
     let size = match usize::try_from(asked) {

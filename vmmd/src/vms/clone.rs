@@ -19,12 +19,11 @@ mod start;
 pub(super) use start::Source;
 
 use super::{error::Error, host::Host, pool::OnTheWay, tickets::Wanted, vm::Vm};
-use crate::{metrics::Stage, process::link::PATIENCE, store::record::Record};
+use crate::{metrics::Stage, process::control_client::PATIENCE, store::record::Record};
 use patina_control::{
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
-use patina_daemon::chain;
 use report::log;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;

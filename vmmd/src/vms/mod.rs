@@ -1,9 +1,9 @@
 //! The VMs of a host.
 //!
 //! - [`host`]: the host; [`vm`]: one VM.
-//! - [`create`](mod@create): creates a VM. [`clone`](mod@clone): clones a running VM into [`warm`] VMs.
-//!   [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a clone
-//!   will write first. [`remove`](mod@remove): removes ended VMs.
+//! - [`create`](mod@create): creates a VM. [`clone`](mod@clone): clones a running VM into [`warm`]
+//!   VMs. [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a
+//!   clone will write first. [`remove`](mod@remove): removes ended VMs.
 //! - [`snapshots`]: keeps VMs on the disk, and restores them.
 //! - [`supervise`]: one task per running VM, which serves its vmm and cleans up after its end.
 //! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs,

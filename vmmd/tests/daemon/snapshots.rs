@@ -270,7 +270,8 @@ fn what_cannot_be_restored_is_refused_and_nothing_is_left() {
                 Code::FailedPrecondition,
                 "no kernel with the content",
             ),
-            // Its master refuses the generation, and so would its clones have been made for nothing.
+            // Its master refuses the generation, and so would its clones have been made for
+            // nothing.
             (
                 RestoreSnapshotRequest { name: "new".into(), count: 3, ..from("base") },
                 Code::Internal,
@@ -377,7 +378,8 @@ fn vmmd_killed_while_it_restores_leaves_nothing() {
                 .await
         });
         assert_eq!(hold.reached(1).await, [0], "the master goes first");
-        // Its record stands among the others' before it runs: the next vmmd waits for it, or ends it.
+        // Its record stands among the others' before it runs: the next vmmd waits for it, or ends
+        // it.
         bench.stop(Signal::KILL);
         assert!(call.await.unwrap().is_err());
         hold.unlock();

@@ -31,14 +31,15 @@ directory in `snapshots` of vmmd's state folder: `base` is there, `./base` is he
 pub enum Command {
     /// Keep a VM in a snapshot; the VM goes on. Prints the snapshot's path.
     ///
-    /// The guest's agent prepares as for a clone, and the VM pauses as for a clone. The memory is written while the VM runs. A second
-    /// snapshot of a VM shares with the first what has not changed, and is written faster.
+    /// The guest's agent prepares as for a clone, and the VM pauses as for a clone. The memory is
+    /// written while the VM runs. A second snapshot of a VM shares with the first what has not
+    /// changed, and is written faster.
     #[command(after_help = PLACE)]
     Create(CreateArguments),
     /// Start VMs from a snapshot: a new family. Prints their names.
     ///
-    /// The VMs continue as clones of the VM that was kept, each with an identity of its own. The first one is the master of a new
-    /// family, the others are its clones.
+    /// The VMs continue as clones of the VM that was kept, each with an identity of its own. The
+    /// first one is the master of a new family, the others are its clones.
     #[command(after_help = PLACE)]
     Restore(RestoreArguments),
     /// List the snapshots in a directory.
@@ -71,7 +72,8 @@ pub struct RestoreArguments {
     /// The snapshot.
     #[arg(value_name = "DIR", value_parser = values::utf8())]
     place: String,
-    /// The first VM's name; without, vmmd chooses one. The others are named after it: NAME.1 and so on.
+    /// The first VM's name; without, vmmd chooses one. The others are named after it: NAME.1 and so
+    /// on.
     #[arg(long)]
     name: Option<String>,
     /// How many VMs, 1 to 256.
@@ -136,7 +138,8 @@ pub async fn run(context: &Context, command: Command) -> Result<(), CtlError> {
     }
 }
 
-/// A snapshot's place as vmmd takes it, which has another working directory. A name without a slash is one of vmmd's own.
+/// A snapshot's place as vmmd takes it, which has another working directory. A name without a slash
+/// is one of vmmd's own.
 fn place(text: &str) -> String {
     let is_name = !text.contains('/') && !matches!(text, "." | "..");
     if is_name { text.to_owned() } else { absolute(Path::new(text)) }

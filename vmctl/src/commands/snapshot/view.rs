@@ -98,7 +98,8 @@ impl SnapshotView {
         self.layers.iter().map(|layer| layer.data_kib).sum()
     }
 
-    /// The columns of `vmctl snapshot ls`. Of a snapshot that cannot be read, only what is wrong is known.
+    /// The columns of `vmctl snapshot ls`. Of a snapshot that cannot be read, only what is wrong is
+    /// known.
     pub fn row(&self) -> Vec<String> {
         if !self.problem.is_empty() {
             let mut row = vec![self.path.clone(), format!("({})", self.problem)];

@@ -46,7 +46,8 @@ impl Freezing {
 }
 
 impl Host {
-    /// Freezes a VM, and writes down meanwhile which vmids are taken. Whoever asked may leave until then.
+    /// Freezes a VM, and writes down meanwhile which vmids are taken. Whoever asked may leave until
+    /// then.
     pub(in crate::vms) async fn freeze(
         self: &Arc<Self>,
         parent: &Vm,
@@ -72,8 +73,8 @@ impl Host {
 }
 
 impl Vm {
-    /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that was taken over may not have said its
-    /// version yet: that is waited for, for so long.
+    /// Whether the VM can be cloned, as far as can be told without asking it. The vmm of one that
+    /// was taken over may not have said its version yet: that is waited for, for so long.
     pub(in crate::vms) async fn check_clonable(&self, patience: Duration) -> Result<(), Error> {
         let name = || self.record.name.clone();
         self.check_ready()?;

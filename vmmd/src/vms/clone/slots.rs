@@ -56,7 +56,8 @@ impl Host {
         slots.into_iter().map(fill).collect()
     }
 
-    /// The clones of these slots may not be made. Vmids that are not unused, as far as the scheduler knows, are not given again.
+    /// The clones of these slots may not be made. Vmids that are not unused, as far as the
+    /// scheduler knows, are not given again.
     pub(in crate::vms) async fn refuse_clone_slots(
         &self,
         parent: &Record,
@@ -85,7 +86,8 @@ impl Host {
         }
     }
 
-    /// The clones of these slots are not made after all: what is warm is for the next ones, if its vmid is.
+    /// The clones of these slots are not made after all: what is warm is for the next ones, if its
+    /// vmid is.
     pub(in crate::vms) async fn return_clone_slots(
         &self,
         parent: &Record,

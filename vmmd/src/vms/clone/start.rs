@@ -5,8 +5,8 @@ use crate::{
     clock::unix_ms,
     plan::lifecycle::Lifecycle,
     process::{
+        control_client::{self, ControlError, PATIENCE},
         generation::{Generation, PrefaultList},
-        link::{self, LinkError, PATIENCE},
         turns::Turn,
     },
     store::{
@@ -49,7 +49,8 @@ impl Source {
 }
 
 impl Host {
-    /// Makes clones side by side, each with its own outcome: one that fails does not stop the others.
+    /// Makes clones side by side, each with its own outcome: one that fails does not stop the
+    /// others.
     pub(in crate::vms) async fn make_clones(
         self: &Arc<Self>,
         source: &Source,
@@ -110,7 +111,7 @@ impl Host {
         let sent = async {
             let (generation, prefault_list) = (source.generation.open()?, source.prefault_list.open()?);
             let ticket = record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default();
-            link::start(&warm.start, ticket, &generation, &prefault_list).await
+            control_client::start(&warm.start, ticket, &generation, &prefault_list).await
         };
         if let Err(error) = sent.await {
             return Err(failed(warm, record.name, error).await);
@@ -119,7 +120,7 @@ impl Host {
         // The vmm works, and so does vmmd.
         let writing = self.write_clone(warm.dir.clone(), record.clone());
         let started = async {
-            let started = link::started(&warm.start, PATIENCE).await;
+            let started = control_client::started(&warm.start, PATIENCE).await;
             (started, warm.has_started(&self.turns))
         };
         let ((started, turn), written) = tokio::join!(started, writing);
@@ -156,9 +157,10 @@ impl Host {
 }
 
 /// Ends a vmm that did not start its VM; what it says of that is the reason.
-async fn failed(mut warm: Warm, name: String, source: LinkError) -> Error {
-    // One that has gone away leaves its account in its files; those of one that says no hold no more than it said.
-    let is_refusal = matches!(source, LinkError::Refused(_));
+async fn failed(mut warm: Warm, name: String, source: ControlError) -> Error {
+    // One that has gone away leaves its account in its files; those of one that says no hold no
+    // more than it said.
+    let is_refusal = matches!(source, ControlError::Refused(_));
     let (source, words) =
         if is_refusal { (source, String::new()) } else { (warm.death(source).await, warm.dir.last_words()) };
     warm.discard().await;

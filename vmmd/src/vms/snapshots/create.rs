@@ -4,15 +4,15 @@
 //!  place free? ▶ ready? ▶ kernel, rootfs by content ▶ freeze ▶ the VM goes on ▶ write ▶ note the layers
 //! ```
 //!
-//! The VM is frozen as for clones, and its agent prepares as for clones: no program runs in a restored VM
-//! before it has its identity. There are no clones, so nobody is asked for room.
+//! The VM is frozen as for clones, and its agent prepares as for clones: no program runs in a
+//! restored VM before it has its identity. There are no clones, so nobody is asked for room.
 
 use super::{error::SnapshotError, shelf::Shown, while_wanted};
 use crate::{
     clock::unix_ms,
     process::{
+        control_client::PATIENCE,
         generation::{Generation, PrefaultList},
-        link::PATIENCE,
     },
     store::record::{FileId, Record},
     vms::{blocking::blocking, error::Error, host::Host, images, vm::Vm},
@@ -58,9 +58,11 @@ impl Host {
     /// Keeps a VM in a snapshot at `place`. The VM goes on.
     ///
     /// # Errors
-    /// Nothing can be made there, the VM cannot be frozen, or the disk is full. Then nothing is left.
+    /// Nothing can be made there, the VM cannot be frozen, or the disk is full. Then nothing is
+    /// left.
     pub async fn create_snapshot(self: &Arc<Self>, vm: Arc<Vm>, place: PathBuf) -> Result<Kept, Error> {
-        // In a task of its own: a client that goes away does not cut the steps in half. It is heard of, though.
+        // In a task of its own: a client that goes away does not cut the steps in half. It is heard
+        // of, though.
         let abandoned = CancellationToken::new();
         let _left = abandoned.clone().drop_guard();
         let host = Arc::clone(self);
@@ -84,7 +86,8 @@ impl Host {
 
         let turn = abandoned.run_until_cancelled(vm.cloning.lock()).await.ok_or_else(abandon)?;
         let freezing = self.freeze(&vm, Some(Prepare::Ask { hold: true }), &abandoned).await;
-        // The image is complete, or there is none: the next call may freeze the VM while it is written.
+        // The image is complete, or there is none: the next call may freeze the VM while it is
+        // written.
         drop(turn);
         vm.connect_ahead();
         let freeze = freezing.took();

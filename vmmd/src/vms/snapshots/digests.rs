@@ -1,5 +1,5 @@
-//! Names kernels and root file systems by their content. A file is read once, as long as it is the same
-//! file as then.
+//! Names kernels and root file systems by their content. A file is read once, as long as it is the
+//! same file as then.
 
 use crate::store::record::FileId;
 use blake3::Hash;
@@ -19,7 +19,8 @@ const FILES_MAX: usize = 64;
 pub struct Digests(Mutex<VecDeque<(FileId, Hash)>>);
 
 impl Digests {
-    /// The digest of a file that was just opened. To be called where it may block: a new file is read whole.
+    /// The digest of a file that was just opened. To be called where it may block: a new file is
+    /// read whole.
     ///
     /// # Errors
     /// It cannot be read, or is written to meanwhile.

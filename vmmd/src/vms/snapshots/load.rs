@@ -1,5 +1,5 @@
-//! Where the memory of restored VMs comes from. This is the only place that knows that it is read whole
-//! before a VM starts.
+//! Where the memory of restored VMs comes from. This is the only place that knows that it is read
+//! whole before a VM starts.
 
 use super::error::SnapshotError;
 use crate::process::generation::Generation;
@@ -8,7 +8,8 @@ use patina_snapshot::directory::{LayerFile, Snapshot, Watch, load_layer};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::{fs::File, io};
 
-/// Makes a generation of a snapshot. Each run is checked before it is in a file that a VM maps. To be called where it may block.
+/// Makes a generation of a snapshot. Each run is checked before it is in a file that a VM maps. To
+/// be called where it may block.
 ///
 /// # Errors
 /// The snapshot is damaged, there is no memory, or `watch` has cancelled it.

@@ -5,9 +5,9 @@
 //!                                                                            └▶ warm VMs ┘
 //! ```
 //!
-//! The master starts as a clone does, from a generation, and has vmid 0 of a new family. If it does not
-//! start, nothing is left: no network, no folder, no warm VM. From then on the clones are like those of any
-//! other call: each has an outcome of its own.
+//! The master starts as a clone does, from a generation, and has vmid 0 of a new family. If it does
+//! not start, nothing is left: no network, no folder, no warm VM. From then on the clones are like
+//! those of any other call: each has an outcome of its own.
 
 use super::{error::SnapshotError, load::load, while_wanted};
 use crate::{
@@ -15,8 +15,8 @@ use crate::{
     net::ports::Bound,
     plan::{address::FamilyNet, place::RestoreSpec},
     process::{
+        control_client::PATIENCE,
         generation::{Generation, PrefaultList},
-        link::PATIENCE,
     },
     store::record::{FORMAT, FileId, Record},
     vms::{
@@ -64,13 +64,15 @@ struct Opened {
 }
 
 impl Host {
-    /// Starts VMs from a snapshot. The call arrived at `arrived_ns` ([`patina_control::monotonic_ns`]).
+    /// Starts VMs from a snapshot. The call arrived at `arrived_ns`
+    /// ([`patina_control::monotonic_ns`]).
     ///
     /// # Errors
-    /// The snapshot cannot be used, there is no room, or the master does not start. Then nothing is left.
+    /// The snapshot cannot be used, there is no room, or the master does not start. Then nothing is
+    /// left.
     pub async fn restore(self: &Arc<Self>, spec: RestoreSpec, arrived_ns: u64) -> Result<Restored, Error> {
-        // In a task of its own: a client that goes away does not cut the steps, or their undoing, in half. It is heard of until the
-        // master starts.
+        // In a task of its own: a client that goes away does not cut the steps, or their undoing,
+        // in half. It is heard of until the master starts.
         let abandoned = CancellationToken::new();
         let _left = abandoned.clone().drop_guard();
         let host = Arc::clone(self);
@@ -254,8 +256,8 @@ impl Host {
         Ok(Opened { snapshot: Arc::new(snapshot), kernel, rootfs })
     }
 
-    /// Finds the file with the content that the VM had: the one that the request names, or else the one that the VM had, or else the
-    /// host's own.
+    /// Finds the file with the content that the VM had: the one that the request names, or else the
+    /// one that the VM had, or else the host's own.
     fn find_image(
         &self,
         spec: &RestoreSpec,

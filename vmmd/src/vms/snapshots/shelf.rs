@@ -1,4 +1,5 @@
-//! Lists, shows, verifies and removes snapshots. They are the host's directories: nothing here is about a VM.
+//! Lists, shows, verifies and removes snapshots. They are the host's directories: nothing here is
+//! about a VM.
 
 use super::{error::SnapshotError, while_wanted};
 use crate::vms::{blocking::blocking, error::Error, host::Host};
