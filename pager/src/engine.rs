@@ -2,19 +2,20 @@
 
 use crate::layer::{Layer, LayerError, Parts};
 use crate::lock::lock;
+use crate::pool::{Pool, Readers};
 use crate::sys::faults::Faults;
 use crate::vm::{Vm, VmError};
-use crate::workers::{Pool, Readers};
+use crate::waiting::Waiters;
 use crossbeam_channel::{Receiver, Sender};
 use patina_control::best_effort;
-use patina_control::pager::{FailedVm, Status};
+use patina_control::pager::{FailedVm, LayerStatus, Status};
 use patina_control::pager::{Id, Mapping, MappingsError, PAGER_LAYERS_MAX, PAGER_VMS_MAX};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Most runs that wait to be read at a source for VMs.
@@ -44,9 +45,9 @@ pub enum Happened {
         layer: Id,
         /// The run.
         run: usize,
-        /// Why.
+        /// Why it cannot be had.
         reason: String,
-        /// Who.
+        /// The VMs that need it.
         vms: Vec<FailedVm>,
     },
     /// What nobody demands is not fetched any longer.
@@ -55,7 +56,7 @@ pub enum Happened {
         layer: Id,
         /// The last run that failed.
         run: usize,
-        /// Why.
+        /// Why that run could not be had.
         reason: String,
     },
 }
@@ -82,7 +83,7 @@ pub enum EngineError {
     #[error(transparent)]
     Mappings(#[from] MappingsError),
     /// The descriptor is no userfaultfd that can be used.
-    #[error("use the userfaultfd: {0}")]
+    #[error("use the userfaultfd")]
     Userfaultfd(#[source] Errno),
 }
 
@@ -100,7 +101,7 @@ pub struct Engine {
     layers: Mutex<BTreeMap<Id, Arc<Layer>>>,
     serial: AtomicU64,
     pub(crate) epoll: OwnedFd,
-    pub(crate) demanded: Arc<AtomicUsize>,
+    pub(crate) waiters: Waiters,
     pub(crate) jobs: (Sender<Job>, Receiver<Job>),
     happened: Sender<Happened>,
     /// Readable when something has happened: an eventfd.
@@ -131,7 +132,7 @@ impl Engine {
             layers: Mutex::default(),
             serial: AtomicU64::new(0),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            demanded: Arc::default(),
+            waiters: Waiters::default(),
             jobs: crossbeam_channel::bounded(DEMANDS_MAX),
             happened,
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -154,7 +155,7 @@ impl Engine {
             _ => Ok(()),
         };
         check(&lock(&self.layers))?;
-        let layer = Arc::new(Layer::new(parts, Arc::clone(&self.demanded))?);
+        let layer = Arc::new(Layer::new(self.serial.fetch_add(1, Ordering::Relaxed), parts)?);
         lock(&self.layers).insert(layer.id.clone(), Arc::clone(&layer));
         if layer.is_full() {
             self.complete(&layer);
@@ -170,7 +171,7 @@ impl Engine {
     pub fn drop_layer(&self, id: &Id) -> Result<(), EngineError> {
         let mut layers = lock(&self.layers);
         let layer = layers.get(id).ok_or(EngineError::Unknown)?;
-        match lock(&layer.vms).len() {
+        match self.users(layer) {
             0 => {}
             vms => return Err(EngineError::InUse(vms)),
         }
@@ -182,6 +183,20 @@ impl Engine {
     #[must_use]
     pub fn layer(&self, id: &Id) -> Option<Arc<Layer>> {
         lock(&self.layers).get(id).cloned()
+    }
+
+    fn vms(&self) -> impl Iterator<Item = Arc<Vm>> + '_ {
+        self.slots.iter().filter_map(|slot| lock(slot).clone())
+    }
+
+    fn users(&self, layer: &Arc<Layer>) -> usize {
+        self.vms().filter(|vm| vm.uses(layer)).count()
+    }
+
+    /// How far a layer is.
+    #[must_use]
+    pub fn layer_status(&self, layer: &Arc<Layer>) -> LayerStatus {
+        layer.status(self.users(layer))
     }
 
     /// All layers.
@@ -234,14 +249,8 @@ impl Engine {
         // and so it is seen.
         vm.wake_all().map_err(EngineError::Userfaultfd)?;
         self.place(&vm)?;
-        let mut seen: Vec<&Arc<Layer>> = Vec::new();
         for layer in vm.layers() {
-            if !seen.iter().any(|other| Arc::ptr_eq(other, layer)) {
-                seen.push(layer);
-                lock(&layer.vms).push(Arc::downgrade(&vm));
-            }
-            // After the VM is known to the layer: a layer that becomes complete meanwhile sees to
-            // it itself.
+            // After the VM has its place: who completes a layer from here on finds the VM there.
             if layer.is_complete.load(Ordering::Acquire) {
                 self.release(&vm, layer);
             }
@@ -298,7 +307,7 @@ impl Engine {
     fn forget(&self, vm: &Arc<Vm>) {
         lock(self.slot(vm.serial)).take_if(|other| other.serial == vm.serial);
         best_effort(epoll::delete(&self.epoll, &vm.faults), "it may never have been added");
-        vm.layers().iter().for_each(|layer| layer.forget(vm));
+        self.waiters.forget(vm);
     }
 
     pub(crate) fn tell(&self, what: Happened) {
@@ -310,8 +319,7 @@ impl Engine {
     pub(crate) fn complete(&self, layer: &Arc<Layer>) {
         layer.close_window();
         layer.is_complete.store(true, Ordering::Release);
-        let vms: Vec<_> = lock(&layer.vms).iter().filter_map(std::sync::Weak::upgrade).collect();
-        vms.iter().for_each(|vm| self.release(vm, layer));
+        self.vms().filter(|vm| vm.uses(layer)).for_each(|vm| self.release(&vm, layer));
         if layer.is_sealed.load(Ordering::Acquire) {
             self.tell(Happened::Sealed(layer.id.clone()));
         } else {
@@ -339,13 +347,11 @@ impl Engine {
     #[must_use]
     pub fn status(&self) -> Status {
         let (workers, stuck_workers) = self.pool.count();
-        let waiting =
-            |slot: &Mutex<Option<Arc<Vm>>>| lock(slot).as_ref().map(|vm| vm.waiting.load(Ordering::Relaxed));
-        let waiting: Vec<usize> = self.slots.iter().filter_map(waiting).collect();
+        let waiting: Vec<usize> = self.vms().map(|vm| vm.waiting.load(Ordering::Relaxed)).collect();
         Status {
             layers: lock(&self.layers).len(),
             vms: waiting.len(),
-            demanded: self.demanded.load(Ordering::Relaxed) as u64,
+            demanded: self.waiters.runs() as u64,
             waiting: waiting.iter().sum(),
             workers,
             stuck_workers,

@@ -122,9 +122,9 @@ impl Engine {
         match read.and_then(|read| job.layer.install(job.run, scratch, read)) {
             Ok(data) => self.settle(job, data),
             Err(error) => {
-                let waiting = job.layer.release(job.run);
+                let sleepers = self.waiters.release(&job.layer, job.run);
                 self.note_background_failure(job, &error);
-                self.end_waiting(&job.layer, job.run, &error, waiting);
+                self.end_waiting(&job.layer, job.run, &error, sleepers);
             }
         }
     }

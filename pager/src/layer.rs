@@ -8,7 +8,6 @@
 use crate::lock::lock;
 use crate::source::{Digests, DigestsError, PageSource};
 use crate::sys::window::Window;
-use crate::vm::Vm;
 use patina_control::PAGE_BYTES;
 use patina_control::pager::{DemandBitmap, Id, LAYER_MAX_BYTES, LayerStatus, RUN_BYTES};
 use rustix::fs::{SealFlags, fcntl_get_seals};
@@ -17,13 +16,24 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Pages of a run.
 pub const RUN_PAGES: usize = (RUN_BYTES / PAGE_BYTES) as usize;
-/// Those who wait are kept in so many tables, by the number of the run.
-const TABLES: usize = 16;
+/// What is known of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Nobody has asked for it.
+    Absent = ABSENT,
+    /// Somebody gets it.
+    Asked = ASKED,
+    /// All of it is in the memfd.
+    Present = PRESENT,
+    /// It cannot be had.
+    Failed = FAILED,
+}
 
 const ABSENT: u8 = 0;
 const ASKED: u8 = 1;
@@ -48,7 +58,7 @@ pub enum LayerError {
     #[error("the memfd is not sealed against a change of its length")]
     Unsealed,
     /// The memfd cannot be used.
-    #[error("use the memfd: {0}")]
+    #[error("use the memfd")]
     Memfd(#[source] io::Error),
     /// The digests are not the layer's.
     #[error(transparent)]
@@ -66,25 +76,6 @@ pub enum Page {
     Data,
     /// It is zero.
     Zero,
-}
-
-/// What became of a demand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
-    /// The caller gets the run.
-    Fetch,
-    /// Somebody gets it already.
-    Waits,
-    /// The run is not absent any longer.
-    Settled,
-}
-
-/// Those who wait for a run.
-#[derive(Debug)]
-pub struct Waiting {
-    since: Instant,
-    /// Each VM with the addresses of its faults.
-    pub vms: Vec<(Arc<Vm>, Vec<u64>)>,
 }
 
 /// What a layer is made from.
@@ -107,6 +98,8 @@ pub struct Parts {
 
 /// See the module.
 pub struct Layer {
+    /// Its number, unique in the pager's life.
+    pub number: u64,
     /// Its name.
     pub id: Id,
     /// Its length, bytes.
@@ -121,8 +114,6 @@ pub struct Layer {
     pub is_inherited: bool,
     /// What to fetch although nobody demands it, in order: from the demands of others, then all.
     pub background: Background,
-    /// The VMs that use it.
-    pub vms: Mutex<Vec<Weak<Vm>>>,
     /// Runs that were read at the source.
     pub fetched: AtomicUsize,
     /// Runs that could not be had when a VM needed them, with the reason of the first few.
@@ -136,9 +127,12 @@ pub struct Layer {
     data: Box<[AtomicU16]>,
     demanded: Box<[AtomicU8]>,
     present: AtomicUsize,
-    waiting: [Mutex<HashMap<usize, Waiting>>; TABLES],
-    /// Runs that VMs wait for, in all layers.
-    all_demanded: Arc<AtomicUsize>,
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Layer({})", self.id)
+    }
 }
 
 /// What the background is to fetch.
@@ -192,7 +186,7 @@ impl Layer {
     ///
     /// # Errors
     /// See [`LayerError`].
-    pub fn new(parts: Parts, all_demanded: Arc<AtomicUsize>) -> Result<Self, LayerError> {
+    pub fn new(number: u64, parts: Parts) -> Result<Self, LayerError> {
         let Parts { id, bytes, memfd, digests, source, demand, fill } = parts;
         if !(1..=LAYER_MAX_BYTES).contains(&bytes) || !bytes.is_multiple_of(PAGE_BYTES) {
             return Err(LayerError::Bytes(bytes));
@@ -211,6 +205,7 @@ impl Layer {
         let window = window.transpose().map_err(|error| LayerError::Memfd(error.into()))?;
         let runs = bytes.div_ceil(RUN_BYTES) as usize;
         let layer = Self {
+            number,
             id,
             bytes,
             memfd,
@@ -223,7 +218,6 @@ impl Layer {
                 fill,
                 failures: AtomicUsize::new(0),
             },
-            vms: Mutex::default(),
             fetched: AtomicUsize::new(0),
             failures: Mutex::default(),
             is_complete: AtomicBool::new(is_sealed),
@@ -233,8 +227,6 @@ impl Layer {
             data: array(runs),
             demanded: array(runs),
             present: AtomicUsize::new(0),
-            waiting: Default::default(),
-            all_demanded,
             digests,
         };
         layer.mark_known(is_sealed);
@@ -254,7 +246,9 @@ impl Layer {
         }
     }
 
-    fn set_present(&self, run: usize, data: u16) -> usize {
+    /// Makes a run present: its data pages (a bit each) are in the memfd. How many runs are present
+    /// now.
+    pub fn set_present(&self, run: usize, data: u16) -> usize {
         if let (Some(state), Some(pages)) = (self.states.get(run), self.data.get(run)) {
             pages.store(data, Ordering::Relaxed);
             state.store(PRESENT, Ordering::Release);
@@ -322,97 +316,25 @@ impl Layer {
         demand
     }
 
-    fn table(&self, run: usize) -> &Mutex<HashMap<usize, Waiting>> {
-        &self.waiting[run % TABLES]
-    }
-
-    /// Lets a VM wait for a run, because of a fault at `address`.
-    pub fn ask(&self, run: usize, vm: &Arc<Vm>, address: u64) -> Asked {
-        let Some(state) = self.states.get(run) else { return Asked::Settled };
-        let mut table = lock(self.table(run));
-        let asked = match state.compare_exchange(ABSENT, ASKED, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Asked::Fetch,
-            Err(ASKED) => Asked::Waits,
-            Err(_) => return Asked::Settled,
-        };
-        let waiting = table.entry(run).or_insert_with(|| {
-            self.all_demanded.fetch_add(1, Ordering::Relaxed);
-            Waiting { since: Instant::now(), vms: Vec::new() }
-        });
-        match waiting.vms.iter_mut().find(|(other, _)| Arc::ptr_eq(other, vm)) {
-            Some((_, addresses)) if addresses.contains(&address) => return asked,
-            Some((_, addresses)) => addresses.push(address),
-            None => waiting.vms.push((Arc::clone(vm), vec![address])),
-        }
-        vm.waiting.fetch_add(1, Ordering::Relaxed);
-        asked
-    }
-
-    /// Lets the caller get a run that nobody waits for. False: it is not absent.
-    pub fn claim(&self, run: usize) -> bool {
-        let state = self.states.get(run);
-        state.is_some_and(|state| {
-            state.compare_exchange(ABSENT, ASKED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    /// Lets the caller get a run.
+    ///
+    /// # Errors
+    /// It is not absent: its state.
+    pub fn claim(&self, run: usize) -> Result<(), State> {
+        let state = self.states.get(run).ok_or(State::Failed)?;
+        let claimed = state.compare_exchange(ABSENT, ASKED, Ordering::AcqRel, Ordering::Acquire);
+        claimed.map(drop).map_err(|state| match state {
+            ASKED => State::Asked,
+            PRESENT => State::Present,
+            _ => State::Failed,
         })
     }
 
-    /// Makes a run present: its data pages (a bit each) are in the memfd. Those who waited, and how
-    /// many runs are present now.
-    pub fn settle(&self, run: usize, data: u16) -> (Option<Waiting>, usize) {
-        let present = self.set_present(run, data);
-        // Whoever takes the lock after this finds the run present.
-        (self.take(&mut lock(self.table(run)), run), present)
-    }
-
-    /// Gives a run up. Those who waited.
-    pub fn fail(&self, run: usize) -> Option<Waiting> {
-        let mut table = lock(self.table(run));
-        let state = self.states.get(run)?;
-        state.compare_exchange(ASKED, FAILED, Ordering::AcqRel, Ordering::Acquire).ok()?;
-        self.take(&mut table, run)
-    }
-
-    /// Gives a run up that was fetched for nobody. If somebody waits for it now: those. If not, it
-    /// is absent again.
-    pub fn release(&self, run: usize) -> Option<Waiting> {
-        let mut table = lock(self.table(run));
-        let next = if table.contains_key(&run) { FAILED } else { ABSENT };
-        let state = self.states.get(run)?;
-        state.compare_exchange(ASKED, next, Ordering::AcqRel, Ordering::Acquire).ok()?;
-        self.take(&mut table, run)
-    }
-
-    fn take(&self, table: &mut HashMap<usize, Waiting>, run: usize) -> Option<Waiting> {
-        let waiting = table.remove(&run)?;
-        self.all_demanded.fetch_sub(1, Ordering::Relaxed);
-        for (vm, addresses) in &waiting.vms {
-            vm.waiting.fetch_sub(addresses.len(), Ordering::Relaxed);
-        }
-        Some(waiting)
-    }
-
-    /// The runs for which somebody has waited since before `since`.
-    #[must_use]
-    pub fn overdue(&self, since: Instant) -> Vec<usize> {
-        let of_table = |table: &Mutex<HashMap<usize, Waiting>>| {
-            let table = lock(table);
-            table.iter().filter(|(_, waiting)| waiting.since < since).map(|(run, _)| *run).collect::<Vec<_>>()
-        };
-        self.waiting.iter().flat_map(of_table).collect()
-    }
-
-    /// Lets a VM wait no longer, and use the layer no longer.
-    pub fn forget(&self, vm: &Arc<Vm>) {
-        for table in &self.waiting {
-            let mut table = lock(table);
-            for waiting in table.values_mut() {
-                waiting.vms.retain(|(other, _)| !Arc::ptr_eq(other, vm));
-            }
-            let before = table.len();
-            table.retain(|_, waiting| !waiting.vms.is_empty());
-            self.all_demanded.fetch_sub(before - table.len(), Ordering::Relaxed);
-        }
-        lock(&self.vms).retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(vm)));
+    /// Gives a run up that somebody was to get. False: nobody is.
+    pub fn give_up(&self, run: usize, next: State) -> bool {
+        self.states.get(run).is_some_and(|state| {
+            state.compare_exchange(ASKED, next as u8, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        })
     }
 
     /// The memfd, mapped to be written. None: the layer is full.
@@ -436,9 +358,9 @@ impl Layer {
         Ok(())
     }
 
-    /// How far it is.
+    /// How far it is, when so many VMs use it.
     #[must_use]
-    pub fn status(&self) -> LayerStatus {
+    pub fn status(&self, vms: usize) -> LayerStatus {
         LayerStatus {
             layer: self.id.clone(),
             bytes: self.bytes,
@@ -446,7 +368,7 @@ impl Layer {
             present: self.present.load(Ordering::Acquire) as u64,
             fetched: self.fetched.load(Ordering::Relaxed) as u64,
             failed: lock(&self.failures).count,
-            vms: lock(&self.vms).len(),
+            vms,
             is_complete: self.is_sealed.load(Ordering::Acquire),
         }
     }

@@ -23,10 +23,10 @@ pub(crate) enum LinesError {
     #[error("it has closed its socket")]
     Closed,
     /// Reading or writing failed.
-    #[error("use its socket: {0}")]
+    #[error("use its socket")]
     Io(#[from] io::Error),
     /// The peer sends a line that is too long.
-    #[error("read its socket: {0}")]
+    #[error("read its socket")]
     TooLong(#[from] TooLong),
     /// The peer does not read.
     #[error("it leaves {OUT_MAX_BYTES} bytes unread")]
@@ -35,7 +35,7 @@ pub(crate) enum LinesError {
     #[error("it sends more descriptors than its lines need")]
     Descriptors,
     /// A message cannot be written.
-    #[error("write a line: {0}")]
+    #[error("write a line")]
     Encode(#[from] serde_json::Error),
 }
 

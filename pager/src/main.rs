@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     match patina_pager::process::run(inherited, fd) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            patina_daemon::say!("pager: {error}");
+            patina_daemon::say!("pager: {}", patina_daemon::chain(&error));
             ExitCode::FAILURE
         }
     }

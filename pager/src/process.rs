@@ -18,13 +18,13 @@ pub enum ProcessError {
     #[error(transparent)]
     Inherit(#[from] InheritError),
     /// Something that it needs cannot be made.
-    #[error("make {0}: {1}")]
+    #[error("make {0}")]
     Make(&'static str, #[source] io::Error),
     /// It cannot give its privileges up.
     #[error(transparent)]
     Jail(#[from] JailError),
     /// The sockets cannot be served.
-    #[error("serve the control socket: {0}")]
+    #[error("serve the control socket")]
     Serve(#[source] io::Error),
 }
 

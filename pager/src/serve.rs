@@ -2,10 +2,11 @@
 
 use crate::engine::{Engine, Happened, Job, VM_WAITING_MAX};
 use crate::fetch::Scratch;
-use crate::layer::{Asked, Layer, Page, RUN_PAGES, Waiting};
+use crate::layer::{Layer, Page, RUN_PAGES};
 use crate::lock::lock;
 use crate::source::RunError;
 use crate::vm::{Vm, VmError};
+use crate::waiting::{Asked, Sleepers};
 use patina_control::PAGE_BYTES;
 use patina_control::pager::FailedVm;
 use std::ops::Range;
@@ -47,7 +48,7 @@ impl Engine {
                     self.end_accesses(layer, run, reason, &[(Arc::clone(vm), vec![address])]);
                     return Ok(address..address + PAGE_BYTES);
                 }
-                Page::Absent => match layer.ask(run, vm, address) {
+                Page::Absent => match self.waiters.ask(layer, run, vm, address) {
                     Asked::Settled => {}
                     Asked::Waits => return Ok(0..0),
                     Asked::Fetch => {
@@ -84,8 +85,8 @@ impl Engine {
 
     /// A run is in the memfd: answers those who wait for it.
     pub(crate) fn settle(&self, job: &Job, data: u16) {
-        let (waiting, present) = job.layer.settle(job.run, data);
-        for (vm, addresses) in waiting.into_iter().flat_map(|waiting| waiting.vms) {
+        let present = job.layer.set_present(job.run, data);
+        for (vm, addresses) in self.waiters.settle(&job.layer, job.run) {
             let answered = addresses.iter().try_fold(0..0, |done: Range<u64>, address| {
                 if done.contains(address) { Ok(done) } else { vm.answer(*address) }
             });
@@ -101,7 +102,7 @@ impl Engine {
 
     /// A run cannot be had: ends the accesses that wait for it.
     pub(crate) fn fail(&self, layer: &Arc<Layer>, run: usize, error: &RunError) {
-        self.end_waiting(layer, run, error, layer.fail(run));
+        self.end_waiting(layer, run, error, self.waiters.fail(layer, run));
     }
 
     pub(crate) fn end_waiting(
@@ -109,13 +110,13 @@ impl Engine {
         layer: &Arc<Layer>,
         run: usize,
         error: &RunError,
-        waiting: Option<Waiting>,
+        sleepers: Option<Sleepers>,
     ) {
-        let reason = error.to_string();
-        let Some(waiting) = waiting else { return };
+        let Some(sleepers) = sleepers.filter(|sleepers| !sleepers.is_empty()) else { return };
+        let reason = patina_daemon::chain(error);
         lock(&layer.failures).add(run, &reason);
-        self.end_accesses(layer, run, reason, &waiting.vms);
-        waiting.vms.iter().for_each(|(vm, _)| self.resume(vm));
+        self.end_accesses(layer, run, reason, &sleepers);
+        sleepers.iter().for_each(|(vm, _)| self.resume(vm));
     }
 
     fn end_accesses(&self, layer: &Layer, run: usize, reason: String, vms: &[(Arc<Vm>, Vec<u64>)]) {

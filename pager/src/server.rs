@@ -12,6 +12,7 @@ use patina_control::best_effort;
 use patina_control::pager::{
     DemandBitmap, FromPager, Id, LAYER_MAX_BYTES, RUN_BYTES, ToPager, VERSION, read_sealed,
 };
+use patina_daemon::chain;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
@@ -111,7 +112,7 @@ impl Server {
         self.control = Some(lines);
         self.report(FromPager::Hello { version: VERSION }, Vec::new());
         for layer in self.engine.layers() {
-            self.report(FromPager::Layer(layer.status()), Vec::new());
+            self.report(FromPager::Layer(self.engine.layer_status(&layer)), Vec::new());
         }
         let served: Vec<_> =
             self.vms.iter().filter_map(|(serial, vm)| vm.report(&self.engine, *serial)).collect();
@@ -135,7 +136,7 @@ impl Server {
 
     fn after_control(&mut self, result: Result<(), LinesError>) {
         if let Err(error) = result {
-            patina_daemon::say!("pager: vmmd: {error}");
+            patina_daemon::say!("pager: vmmd: {}", chain(&error));
             self.control = None;
         } else if let Some(control) = &self.control {
             watch_output(&self.epoll, control, CONTROL);
@@ -157,7 +158,7 @@ impl Server {
             match serde_json::from_slice(&line) {
                 Ok(message) => self.follow(message),
                 Err(error) => {
-                    self.report(FromPager::Error(format!("read a line: {error}")), Vec::new());
+                    self.report(FromPager::Error { reason: format!("read a line: {error}") }, Vec::new());
                     return Err(LinesError::Closed);
                 }
             }
@@ -173,15 +174,15 @@ impl Server {
             }
             ToPager::AttachVm { vm, layers } => match self.connect_vm(vm.clone(), &layers) {
                 Ok(()) => return,
-                Err(reason) => FromPager::Error(format!("attach VM {vm}: {reason}")),
+                Err(reason) => FromPager::Error { reason: format!("attach VM {vm}: {reason}") },
             },
             ToPager::DropVm { vm } => match self.drop_vm(&vm) {
                 true => FromPager::VmGone { vm, reason: "vmmd has dropped it".into() },
-                false => FromPager::Error(format!("drop VM {vm}: there is none of this name")),
+                false => FromPager::Error { reason: format!("drop VM {vm}: there is none of this name") },
             },
             ToPager::DropLayer { layer } => match self.engine.drop_layer(&layer) {
                 Ok(()) => FromPager::LayerDropped { layer },
-                Err(error) => FromPager::LayerRefused { layer, reason: error.to_string() },
+                Err(error) => FromPager::LayerRefused { layer, reason: chain(&error) },
             },
             ToPager::Demand { layer } => match self.demand_of(&layer) {
                 Ok(memfd) => {
@@ -198,7 +199,7 @@ impl Server {
                 Err(reason) => FromPager::LayerRefused { layer, reason },
             },
             ToPager::Layer { layer } => match self.engine.layer(&layer) {
-                Some(layer) => FromPager::Layer(layer.status()),
+                Some(layer) => FromPager::Layer(self.engine.layer_status(&layer)),
                 None => FromPager::LayerRefused { layer, reason: EngineError::Unknown.to_string() },
             },
             ToPager::Status => FromPager::Status(self.engine.status()),
@@ -220,8 +221,8 @@ impl Server {
     fn add_layer(&mut self, layer: Id, bytes: u64, has_demand: bool, fill: bool) -> FromPager {
         match self.take_parts(layer.clone(), bytes, has_demand, fill) {
             Ok(parts) => match self.engine.add_layer(parts) {
-                Ok(layer) => FromPager::Layer(layer.status()),
-                Err(error) => FromPager::LayerRefused { layer, reason: error.to_string() },
+                Ok(layer) => FromPager::Layer(self.engine.layer_status(&layer)),
+                Err(error) => FromPager::LayerRefused { layer, reason: chain(&error) },
             },
             Err(reason) => FromPager::LayerRefused { layer, reason },
         }
@@ -256,7 +257,7 @@ impl Server {
         best_effort(rustix::io::read(&self.engine.bell, &mut count), "another read may have emptied it");
         while let Ok(news) = self.inbox.try_recv() {
             match news {
-                Happened::VmGone(serial, error) => self.vm_gone(serial, error.to_string()),
+                Happened::VmGone(serial, error) => self.vm_gone(serial, chain(&error)),
                 Happened::Complete { vm, layer, is_unregistered } => {
                     self.tell_complete(vm, layer, is_unregistered);
                 }

@@ -14,13 +14,13 @@ pub enum RunError {
     #[error("the layer's file is too short")]
     Truncated,
     /// The source fails.
-    #[error("read the layer's file: {0}")]
+    #[error("read the layer's file")]
     Read(#[source] io::Error),
     /// The source has other bytes than it should.
     #[error("the layer's file has other bytes than its digest says")]
     Digest,
     /// There is no memory for the run.
-    #[error("write the run to the layer's memory: {0}")]
+    #[error("write the run to the layer's memory")]
     Memory(#[source] Errno),
     /// The source did not answer in time.
     #[error("the layer's file does not answer")]

@@ -77,12 +77,6 @@ impl std::fmt::Debug for Vm {
     }
 }
 
-impl std::fmt::Debug for Layer {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Layer({})", self.id)
-    }
-}
-
 impl Vm {
     /// A VM with mappings that were checked against these layers, which they name by number.
     #[must_use]
@@ -117,6 +111,12 @@ impl Vm {
     #[must_use]
     pub fn layers(&self) -> &[Arc<Layer>] {
         &self.layers
+    }
+
+    /// Whether a layer is one of its own.
+    #[must_use]
+    pub fn uses(&self, layer: &Arc<Layer>) -> bool {
+        self.layers.iter().any(|other| Arc::ptr_eq(other, layer))
     }
 
     /// How many mappings it has.

@@ -1,12 +1,11 @@
-//! The threads: readers of faults, workers that fetch what VMs wait for, and workers that fetch
-//! ahead. Their number is bounded.
-//!
-//! A read at a source cannot be cancelled. A worker whose read does not return is stuck; another is
-//! started in its place, up to a bound. When it returns, it ends, if there are enough without it.
+//! What the threads do: readers of faults, workers that fetch what VMs wait for, and workers that
+//! fetch ahead. Their number is bounded.
 
 use crate::engine::{Engine, Happened, Job};
 use crate::fetch::Scratch;
+use crate::layer::Layer;
 use crate::lock::lock;
+use crate::pool::{Busy, Class};
 use crate::source::RunError;
 use crate::sys::faults::Batch;
 use crate::sys::interrupt::Thread;
@@ -15,114 +14,23 @@ use patina_control::best_effort;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Readers.
 const READERS: usize = 2;
-/// Workers of each class that are not stuck, and most of them with those that are.
-const DEMAND: (usize, usize) = (4, 64);
-const AHEAD: (usize, usize) = (1, 8);
-/// A worker that has been at it for so long is stuck.
-const STUCK: Duration = Duration::from_millis(500);
 /// A read of faults that takes so long blocks.
 const BLOCKED: Duration = Duration::from_millis(200);
 /// A run that VMs wait for fails after so long.
 pub const PATIENCE: Duration = Duration::from_secs(4);
 /// How long a run that nobody waits for is put off while VMs wait for others.
 const YIELD: Duration = Duration::from_millis(20);
-/// How soon layers that cannot be sealed are tried again, and what is left to fetch is looked for.
-const IDLE: Duration = Duration::from_secs(1);
 /// How often a source may fail before nothing is fetched ahead any longer.
 const FAILURES_MAX: usize = 8;
 /// How much more readily than others a background thread gives its CPU up.
 const NICE: i32 = 10;
-
-/// What a worker is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Demand,
-    Ahead,
-}
-
-impl Class {
-    const fn bounds(self) -> (usize, usize) {
-        match self {
-            Self::Demand => DEMAND,
-            Self::Ahead => AHEAD,
-        }
-    }
-}
-
-/// Since when a thread has been busy.
-#[derive(Debug, Default)]
-struct Busy(Mutex<Option<Instant>>);
-
-impl Busy {
-    fn during<T>(&self, work: impl FnOnce() -> T) -> T {
-        *lock(&self.0) = Some(Instant::now());
-        let done = work();
-        *lock(&self.0) = None;
-        done
-    }
-
-    fn is_longer(&self, than: Duration) -> bool {
-        lock(&self.0).is_some_and(|since| since.elapsed() > than)
-    }
-}
-
-/// The workers.
-#[derive(Debug, Default)]
-pub(crate) struct Pool {
-    workers: Mutex<Vec<(Class, Arc<Busy>)>>,
-    more: (Mutex<bool>, Condvar),
-}
-
-/// The readers.
-#[derive(Debug, Default)]
-pub(crate) struct Readers(Mutex<Vec<(Thread, Arc<Busy>)>>);
-
-impl Pool {
-    /// How many workers there are, and how many of them are stuck.
-    pub(crate) fn count(&self) -> (usize, usize) {
-        let workers = lock(&self.workers);
-        (workers.len(), workers.iter().filter(|(_, busy)| busy.is_longer(STUCK)).count())
-    }
-
-    /// Lets the background look for work.
-    pub(crate) fn wake_background(&self) {
-        *lock(&self.more.0) = true;
-        self.more.1.notify_all();
-    }
-
-    fn wait_for_more(&self) {
-        let more = lock(&self.more.0);
-        let wait = self.more.1.wait_timeout_while(more, IDLE, |more| !*more);
-        *wait.unwrap_or_else(PoisonError::into_inner).0 = false;
-    }
-
-    /// How many workers of a class are missing.
-    fn missing(&self, class: Class) -> usize {
-        let (wanted, most) = class.bounds();
-        let workers = lock(&self.workers);
-        let ours: Vec<_> = workers.iter().filter(|(other, _)| *other == class).collect();
-        let free = ours.iter().filter(|(_, busy)| !busy.is_longer(STUCK)).count();
-        wanted.saturating_sub(free).min(most - ours.len())
-    }
-
-    /// Takes a worker out that is one too many.
-    fn leave_if_surplus(&self, class: Class, busy: &Arc<Busy>) -> bool {
-        let mut workers = lock(&self.workers);
-        let of_class = workers.iter().filter(|(other, _)| *other == class);
-        if of_class.filter(|(_, busy)| !busy.is_longer(STUCK)).count() <= class.bounds().0 {
-            return false;
-        }
-        workers.retain(|(_, other)| !Arc::ptr_eq(other, busy));
-        true
-    }
-}
 
 impl Engine {
     /// Starts its threads.
@@ -151,10 +59,8 @@ impl Engine {
         best_effort(self.replace_stuck(), "without a thread for it, what is demanded fails in time");
         // None: the machine has just started.
         if let Some(since) = Instant::now().checked_sub(PATIENCE) {
-            for layer in self.layers() {
-                for run in layer.overdue(since) {
-                    self.fail(&layer, run, &RunError::Stalled);
-                }
+            for (layer, run) in self.waiters.overdue(since) {
+                self.fail(&layer, run, &RunError::Stalled);
             }
         }
     }
@@ -253,7 +159,7 @@ impl Engine {
             }
             // A source that is slow for VMs is not asked for more than a little besides.
             let until = Instant::now() + YIELD;
-            while self.demanded.load(Ordering::Relaxed) > 0 && Instant::now() < until {
+            while self.waiters.runs() > 0 && Instant::now() < until {
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -263,14 +169,14 @@ impl Engine {
     /// earlier times, and only then the others.
     fn next_ahead(&self) -> Option<Job> {
         let layers = self.layers();
-        let wanted = |layer: &&Arc<crate::layer::Layer>| {
+        let wanted = |layer: &&Arc<Layer>| {
             !layer.is_full() && layer.background.failures.load(Ordering::Relaxed) < FAILURES_MAX
         };
-        let job = |layer: &Arc<crate::layer::Layer>, run| Job { layer: Arc::clone(layer), run };
+        let job = |layer: &Arc<Layer>, run| Job { layer: Arc::clone(layer), run };
         for layer in layers.iter().filter(wanted) {
             let ahead = &layer.background;
             while let Some(run) = ahead.first.get(ahead.first_next.fetch_add(1, Ordering::Relaxed)) {
-                if layer.claim(*run) {
+                if layer.claim(*run).is_ok() {
                     return Some(job(layer, *run));
                 }
             }
@@ -278,7 +184,7 @@ impl Engine {
         for layer in layers.iter().filter(wanted).filter(|layer| layer.background.fill) {
             let next = &layer.background.next;
             while let Some(run) = next_of(next, layer.runs()) {
-                if layer.claim(run) {
+                if layer.claim(run).is_ok() {
                     return Some(job(layer, run));
                 }
             }
@@ -289,7 +195,7 @@ impl Engine {
     pub(crate) fn note_background_failure(&self, job: &Job, error: &RunError) {
         let ahead = &job.layer.background;
         if ahead.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES_MAX {
-            let (layer, run, reason) = (job.layer.id.clone(), job.run, error.to_string());
+            let (layer, run, reason) = (job.layer.id.clone(), job.run, patina_daemon::chain(error));
             self.tell(Happened::FillStopped { layer, run, reason });
         }
     }

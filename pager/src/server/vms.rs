@@ -9,6 +9,7 @@ use patina_control::config::{EXTENTS_MAX, LAYERS_MAX};
 use patina_control::pager::{
     FromPager, Id, MAPPING_BYTES, PAGER_VMS_MAX, PagerToVm, VERSION, VmToPager, read_sealed,
 };
+use patina_daemon::chain;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ impl Server {
         }
         let find = |id: &Id| self.engine.layer(id).ok_or_else(|| format!("there is no layer {id}"));
         let layers = layers.iter().map(find).collect::<Result<_, _>>()?;
-        let serial = self.engine.next_serial().map_err(|error| error.to_string())?;
+        let serial = self.engine.next_serial().map_err(|error| chain(&error))?;
         let lines =
             Lines::new(UnixStream::from(socket)).map_err(|error| format!("use its socket: {error}"))?;
         self.watch(lines.fd(), serial).map_err(|error| format!("watch its socket: {error}"))?;
@@ -88,7 +89,7 @@ impl Server {
 
     fn read_vm(&mut self, serial: u64) -> Result<(), String> {
         let Some(vm) = self.vms.get_mut(&serial) else { return Ok(()) };
-        let words = |error: LinesError| error.to_string();
+        let words = |error: LinesError| chain(&error);
         vm.lines.flush().map_err(words)?;
         if !vm.lines.fill().map_err(words)? {
             return Ok(());
@@ -117,7 +118,7 @@ impl Server {
         let sent = vm.lines.send(&PagerToVm::Complete { layer, is_unregistered }, Vec::new());
         match sent {
             Ok(()) => watch_output(&self.epoll, &vm.lines, serial),
-            Err(error) => self.vm_gone(serial, error.to_string()),
+            Err(error) => self.vm_gone(serial, chain(&error)),
         }
     }
 }
@@ -140,7 +141,7 @@ fn attach(
     let mappings = read_sealed(&File::from(mappings), (EXTENTS_MAX * MAPPING_BYTES) as u64)
         .map_err(|error| format!("read its mappings: {error}"))?;
     let (name, layers) = ((serial, vm.id.clone()), std::mem::take(&mut vm.layers));
-    engine.attach(name, userfaultfd, &mappings, layers, tracks_writes).map_err(|error| error.to_string())?;
+    engine.attach(name, userfaultfd, &mappings, layers, tracks_writes).map_err(|error| chain(&error))?;
     Ok(PagerToVm::Attached)
 }
 

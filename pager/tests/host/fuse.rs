@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 /// What a read of a run gets.
@@ -68,28 +68,30 @@ impl Fuse {
 
     /// What the next reads of a run get.
     pub fn set(&self, run: u64, behaviour: Behaviour) {
-        self.shared.state.lock().unwrap().behaviours.insert(run, behaviour);
+        self.shared.state().behaviours.insert(run, behaviour);
     }
 
     /// What the next reads of all other runs get.
     pub fn set_others(&self, behaviour: Behaviour) {
-        self.shared.state.lock().unwrap().others = Some(behaviour);
+        self.shared.state().others = Some(behaviour);
     }
 
     /// The runs that were read, in order.
     pub fn reads(&self) -> Vec<u64> {
-        self.shared.state.lock().unwrap().reads.clone()
+        self.shared.state().reads.clone()
     }
 
     /// Waits until so many runs were read.
     pub fn wait_for_reads(&self, count: usize) {
-        let state = self.shared.state.lock().unwrap();
-        drop(self.shared.changed.wait_while(state, |state| state.reads.len() < count).unwrap());
+        let state = self.shared.state();
+        drop(
+            self.shared.changed.wait_while(state, |state| state.reads.len() < count).expect("nobody panics"),
+        );
     }
 
     /// Answers what has stalled; nothing stalls from now on.
     pub fn release(&self) {
-        let mut state = self.shared.state.lock().unwrap();
+        let mut state = self.shared.state();
         state.behaviours.retain(|_, behaviour| *behaviour != Behaviour::Stalls);
         state.others = state.others.filter(|behaviour| *behaviour != Behaviour::Stalls);
         for (unique, offset, size) in std::mem::take(&mut state.stalled) {
@@ -115,14 +117,18 @@ const EIO: i32 = 5;
 const ENOENT: i32 = 2;
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("as long"))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("as long"))
 }
 
 impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics")
+    }
+
     fn serve(&self) {
         let mut request = vec![0; 256 * 1024];
         // Ends with an error when the file system is unmounted.
@@ -172,7 +178,7 @@ impl Shared {
     }
 
     fn read(&self, unique: u64, offset: u64, size: u32) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         let run = offset / RUN_BYTES;
         state.reads.push(run);
         self.changed.notify_all();
@@ -190,7 +196,9 @@ impl Shared {
         let mut bytes = self.content[start..end].to_vec();
         match behaviour {
             Behaviour::Fails => return self.reply(unique, -EIO, &[]),
-            Behaviour::Short => bytes.truncate(bytes.len() / 2 * usize::from(offset % RUN_BYTES == 0)),
+            Behaviour::Short => {
+                bytes.truncate(bytes.len() / 2 * usize::from(offset.is_multiple_of(RUN_BYTES)))
+            }
             Behaviour::Wrong => bytes[12_345] ^= 1,
             Behaviour::Good | Behaviour::Stalls => {}
         }

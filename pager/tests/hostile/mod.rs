@@ -5,18 +5,22 @@ use super::host::sys::View;
 use super::host::{self, Layer, MODES, Pager, Peer, Vm, attach, pattern, userfaultfd};
 use patina_control::memfd;
 use patina_control::pager::{Mapping, PagerToVm, RUN_BYTES, ToPager, VERSION, VmToPager, layer_memfd};
+use patina_pager::sys::faults::{Batch, Faults};
+use patina_pager::sys::interrupt;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
-pub const TESTS: [(&str, Test); 7] = named![
+pub const TESTS: [(&str, Test); 8] = named![
     mappings_that_are_not_allowed_are_refused,
     what_is_no_userfaultfd_is_refused,
     a_list_that_is_not_sealed_is_refused,
     lines_that_are_not_understood_end_a_vm,
     a_fault_outside_of_the_mappings_ends_a_vm,
     a_userfaultfd_that_blocks_holds_up_nobody,
+    a_read_that_blocks_is_interrupted,
     layers_that_are_not_allowed_are_refused,
 ];
 
@@ -142,14 +146,40 @@ fn a_userfaultfd_that_blocks_holds_up_nobody() {
     let layer = Layer::new("a", pattern(64, |_| false));
     let mut pager = Pager::start();
     pager.add(&layer).expect("a layer");
-    // As many as there are readers, and more. Each becomes blocking when it is attached.
-    let blocking: Vec<_> =
-        (0..4).map(|number| Vm::attach(&mut pager, &format!("bad{number}"), &layer)).collect();
-    for vm in &blocking {
-        rustix::fs::fcntl_setfl(&vm.uffd, rustix::fs::OFlags::empty()).expect("blocking");
+    // As many as there are readers, and more. Each becomes blocking when it is attached, and has a
+    // fault then.
+    for number in 0..4 {
+        let name = format!("bad{number}");
+        let bad = Vm::attach(&mut pager, &name, &layer);
+        rustix::fs::fcntl_setfl(&bad.uffd, rustix::fs::OFlags::empty()).expect("blocking");
+        let view = Arc::clone(&bad.view);
+        let sleeper = std::thread::spawn(move || view.read(0, 1));
+        assert!(pager.wait_for_gone(&name).contains("not non-blocking"));
+        // Without its userfaultfd nobody waits any longer.
+        drop(bad.uffd);
+        sleeper.join().expect("a thread").expect("a byte");
     }
     let good = Vm::attach(&mut pager, "good", &layer);
     good.check(&layer.content);
+}
+
+fn a_read_that_blocks_is_interrupted() {
+    interrupt::prepare().expect("a handler");
+    let blocking = userfaultfd();
+    rustix::fs::fcntl_setfl(&blocking, rustix::fs::OFlags::empty()).expect("blocking");
+    let faults = Faults::from(blocking.as_fd().try_clone_to_owned().expect("a duplicate"));
+    let (tell, hear) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        tell.send(interrupt::Thread::current()).expect("told");
+        faults.read(&mut Batch::default(), &mut Vec::new())
+    });
+    let thread = hear.recv().expect("a thread");
+    // Until one comes while it reads.
+    while !reader.is_finished() {
+        thread.interrupt();
+        std::thread::yield_now();
+    }
+    assert_eq!(reader.join().expect("a thread"), Err(rustix::io::Errno::INTR));
 }
 
 fn layers_that_are_not_allowed_are_refused() {

@@ -220,7 +220,10 @@ pub enum FromPager {
     /// The answer to [`ToPager::Status`].
     Status(Status),
     /// A line that the pager does not understand or cannot follow.
-    Error(String),
+    Error {
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// A layer of a pager.
