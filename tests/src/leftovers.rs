@@ -16,7 +16,7 @@ impl Snapshot {
         for pid in pids()? {
             // A process may end while we look at it: no comm, nothing left behind.
             if let Ok(comm) = fs::read_to_string(format!("/proc/{pid}/comm"))
-                && matches!(comm.trim_end(), "vmm" | "vmmd")
+                && matches!(comm.trim_end(), "vmm" | "vmmd" | "pager")
                 && !is_dead(pid)
             {
                 found.insert(format!("process {} ({pid})", comm.trim_end()));

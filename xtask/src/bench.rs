@@ -15,8 +15,8 @@ const BENCH_RECIPE: &str = "bench";
 /// Debian packages that a benchmark needs besides those of the image.
 const PACKAGES: [(&str, &str, &str); 1] = [("clone", "qemu-system-x86", "the comparison with clones")];
 
-/// The benchmark that runs no guests: it needs no images.
-const WITHOUT_GUESTS: &str = "ticket";
+/// The benchmarks that run no guests: they need no images.
+const WITHOUT_GUESTS: [&str; 2] = ["fault", "ticket"];
 
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +39,11 @@ pub fn bench(name: &str, json: Option<&Path>, quick: bool, options: &[OsString])
     let needed = PACKAGES.iter().filter(|(bench, ..)| *bench == name);
     let needed: Vec<_> = needed.map(|&(_, package, what_for)| (package, what_for)).collect();
     patina_images::ensure_packages(&needed, &mut Progress::new()).map_err(patina_images::Error::from)?;
-    let setup = if name == WITHOUT_GUESTS { None } else { Some(build::everything(&steps, BENCH_RECIPE)?) };
-    let packages = ["build", "--release", "-p", "patina-bench", "-p", "scheduler", "-p", "vmctl"];
+    let setup =
+        if WITHOUT_GUESTS.contains(&name) { None } else { Some(build::everything(&steps, BENCH_RECIPE)?) };
+    build::packages()?;
+    let packages =
+        ["build", "--release", "-p", "patina-bench", "-p", "patina-pager", "-p", "scheduler", "-p", "vmctl"];
     steps.step("build the benchmarks", || run(&mut cargo(&packages)))?;
     let bin_dir = target_dir().join("release");
     let mut command = std::process::Command::new(bin_dir.join("patina-bench"));

@@ -20,6 +20,11 @@ pub const DEFAULT_RECIPE: &str = "default";
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// What runs in guests: the agent, what measures, what tests.
 const GUEST_PACKAGES: [&str; 3] = ["guest-agent", "guest-bench", "patina-guest-tests"];
+/// What runs on hosts.
+const HOST_PACKAGES: [&str; 5] = ["vmm", "patina-pager", "vmmd", "vmctl", "scheduler"];
+/// Debian packages that building the host's programs needs besides Rust and a C compiler.
+const PACKAGES: [(&str, &str); 1] =
+    [("libclang-dev", "building the pager (its crate for userfaultfd generates bindings)")];
 /// Static and not relocated, so that nothing is looked up at their start: guest-agent/README.md.
 const GUEST_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static -C target-cpu=x86-64";
 
@@ -29,6 +34,9 @@ pub enum BuildError {
     /// cargo failed.
     #[error("build with cargo")]
     Cargo(#[from] RunError),
+    /// A package that building needs cannot be had.
+    #[error("install the packages that building needs")]
+    Packages(#[source] patina_images::Error),
     /// The image could not be built.
     #[error("build the guest image")]
     Image(#[from] patina_images::Error),
@@ -96,11 +104,19 @@ fn guest_bin_dir() -> PathBuf {
     guest_target_dir().join(GUEST_TARGET).join("guest")
 }
 
+/// Installs what building needs, as far as it is missing.
+pub fn packages() -> Result<(), BuildError> {
+    let installed = patina_images::ensure_packages(&PACKAGES, &mut Progress::new());
+    installed.map_err(|error| BuildError::Packages(error.into()))
+}
+
 /// Builds all that tests, benchmarks and the demo run with.
 pub fn everything(steps: &Steps, recipe: &str) -> Result<Setup, BuildError> {
+    packages()?;
     let image = image(steps, recipe)?;
-    steps.step("build vmm, vmmd, vmctl and scheduler", || {
-        run(&mut cargo(&["build", "--release", "-p", "vmm", "-p", "vmmd", "-p", "vmctl", "-p", "scheduler"]))
+    let packages = HOST_PACKAGES.iter().flat_map(|package| ["-p", package]);
+    steps.step("build vmm, pager, vmmd, vmctl and scheduler", || {
+        run(cargo(&["build", "--release"]).args(packages))
     })?;
     Ok(Setup {
         bin_dir: run::target_dir().join("release"),
