@@ -7,9 +7,10 @@ use std::{fs, path::Path};
 use tree::{root, walk};
 
 /// Crates as the page calls them, and their folders.
-const CRATES: [(&str, &str); 11] = [
+const CRATES: [(&str, &str); 12] = [
     ("daemon", "daemon"),
     ("guest-agent", "guest-agent"),
+    ("pager", "pager"),
     ("patina-abi", "proto/abi"),
     ("patina-control", "proto/control"),
     ("patina-snapshot", "snapshot"),
