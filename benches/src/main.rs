@@ -6,6 +6,7 @@
 //! - [`mod@clone`]: the cost of a clone for its parent, how soon clones are ready, and the same
 //!   with QEMU ([`qemu`]).
 //! - [`ticket`]: the cost of a grant, without guests.
+//! - [`fault`]: the cost of a page fault that the pager answers, without guests.
 //! - [`cornering`]: 100 clones are killed and 100 others are ready.
 //! - [`floors`]: the kernel's cost of the smallest part of each.
 //! - [`daemon`], [`talk`]: a `vmmd` for the benchmark alone, and the programs in its guests.
@@ -19,6 +20,7 @@ mod boot;
 mod clone;
 mod cornering;
 mod daemon;
+mod fault;
 mod floors;
 mod host;
 mod qemu;
@@ -107,6 +109,8 @@ enum Name {
     Clone,
     /// 100 clones killed and 100 others ready.
     Cornering,
+    /// Page faults that the pager answers: needs no guests.
+    Fault,
     /// Grants of tickets: needs no guests.
     Ticket,
 }
@@ -170,6 +174,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             let rounds = if quick { 1 } else { 3 };
             runtime.block_on(unless_interrupted(cornering::measure(&arguments.setup()?, &host, rounds)))?
         }
+        Name::Fault => fault::measure(&bin_dir, fault::Plan::new(quick))?,
         Name::Ticket => {
             runtime.block_on(unless_interrupted(ticket::measure(&bin_dir, ticket::Plan::new(quick))))?
         }
