@@ -62,7 +62,8 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        // SAFETY: the mapping is the value's own. The one error is a range that is none.
-        drop(unsafe { munmap(self.at, self.bytes) });
+        // SAFETY: the mapping is the value's own.
+        let unmapped = unsafe { munmap(self.at, self.bytes) };
+        patina_control::best_effort(unmapped, "the one error is a range that is none");
     }
 }
