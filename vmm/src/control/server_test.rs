@@ -119,7 +119,9 @@ const PREPARED: &str = r#"{"t":"prepared","ok":null}"#;
 
 /// With the others held.
 fn frozen(pause_us: u64) -> String {
-    format!(r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":1,"copied_beside_pages":0,"agent_abi":{ABI}}}}}"#)
+    format!(
+        r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":1,"copied_beside_pages":0,"agent_abi":{ABI}}}}}"#
+    )
 }
 
 fn frozen_unheld(pause_us: u64) -> String {

@@ -69,7 +69,7 @@ fn listed(Listed { place, found }: Listed) -> v1::Snapshot {
         Ok((manifest, usage)) => of(&place, &manifest, usage),
         Err(error) => v1::Snapshot {
             path: place.display().to_string(),
-            problem: error.to_string(),
+            problem: patina_daemon::chain(&error),
             ..v1::Snapshot::default()
         },
     }

@@ -12,7 +12,8 @@
 //!                             it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
 //!  STATE/snapshots/NAME/      snapshots that are named without a path
-//!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see [`prefault`]
+//!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see
+//!                             [`prefault`]
 //! ```
 
 pub mod family;

@@ -50,7 +50,7 @@ pub struct Record {
     #[serde(default)]
     pub kernel_file: Option<FileId>,
     /// The snapshot that its family was restored from. None: the family's master booted.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<PathBuf>,
     /// The ticket that it was made under.
     #[serde(default)]

@@ -1,14 +1,14 @@
 //! What happens in which order when this machine is cloned, as pure logic: events in, actions out.
 //!
 //! ```text
-//!            ┌─ a program's call            ┌─ a program asked: request `clone`
-//!            │  or the host's `prepare`     │  the host asked: `prepared`
-//!            ▼                              ▼
-//!  idle ─▶ hook ─▶ holding ─▶ asked ──────────────── resumed ─▶ finishing ─▶ idle
-//!         pre-clone                  └─ the link broke ─▶ lost     ▲   post-clone, the host's reply
-//!                                                          │       │
-//!                                     of another VM: a clone ──────┘
-//!                                     of the same VM: the parent ─▶ idle
+//!         ┌─ a program's call            ┌─ a program asked: request `clone`
+//!         │  or the host's `prepare`     │  the host asked: `prepared`
+//!         ▼                              ▼
+//!  idle ─▶ hook ─▶ holding ─▶ asked ───────────── resumed ─▶ finishing ─▶ idle
+//!         pre-clone               └─ the link broke ─▶ lost     ▲   post-clone, the host's reply
+//!                                                       │       │
+//!                               of another VM: a clone ─────────┘
+//!                               of the same VM: the parent ─▶ idle
 //! ```
 //!
 //! One at a time: other calls wait in line, and so does a `prepare` that comes while one finishes;

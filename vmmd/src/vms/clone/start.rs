@@ -24,6 +24,7 @@ use crate::{
 };
 use futures::future::join_all;
 use patina_control::monotonic_ns;
+use patina_daemon::chain;
 use scheduler::host::admission::Reservation;
 use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
@@ -92,7 +93,7 @@ impl Host {
                 Ok((vm, times))
             }
             Err(error) => {
-                tracing::warn!(family = %parent.family, vmid, %error, "a clone was not made");
+                tracing::warn!(family = %parent.family, vmid, error = %chain(&error), "a clone was not made");
                 self.leave_family(parent.net, parent.family).await;
                 Err(error)
             }

@@ -1,7 +1,7 @@
 //! Keeps a VM in a snapshot.
 //!
 //! ```text
-//!  place free? ▶ ready? ▶ kernel, rootfs by content ▶ freeze ▶ the VM goes on ▶ write ▶ note the layers
+//!  place free? ▶ ready? ▶ images by content ▶ freeze ▶ the VM goes on ▶ write ▶ note the layers
 //! ```
 //!
 //! The VM is frozen as for clones, and its agent prepares as for clones: no program runs in a

@@ -22,7 +22,7 @@ pub enum SnapshotError {
     #[error(transparent)]
     Remove(#[from] RemoveError),
     /// It is damaged.
-    #[error("verify snapshot {place}: {source}")]
+    #[error("verify snapshot {place}")]
     Verify {
         /// The snapshot's path.
         place: PathBuf,
@@ -31,7 +31,7 @@ pub enum SnapshotError {
         source: VerifyError,
     },
     /// Its memory cannot be had.
-    #[error("restore snapshot {place}: {source}")]
+    #[error("restore snapshot {place}")]
     Load {
         /// The snapshot's path.
         place: PathBuf,
@@ -40,7 +40,7 @@ pub enum SnapshotError {
         source: LoadError,
     },
     /// There is no memory for it.
-    #[error("restore snapshot {place}: make a file in memory: {source}; check that the host has free memory")]
+    #[error("restore snapshot {place}: make a file in memory; check that the host has free memory")]
     Memory {
         /// The snapshot's path.
         place: PathBuf,
@@ -92,7 +92,7 @@ pub enum SnapshotError {
         path: PathBuf,
     },
     /// A kernel or a root file system cannot be read.
-    #[error("name {field} {path} by its content: {source}")]
+    #[error("name {field} {path} by its content")]
     Digest {
         /// `kernel` or `rootfs`.
         field: &'static str,
@@ -120,7 +120,7 @@ pub enum SnapshotError {
         tried: String,
     },
     /// No snapshot can be made at this path.
-    #[error("create snapshot {place}: {source}; its parent must be a directory that vmmd may write to")]
+    #[error("create snapshot {place}; its parent must be a directory that vmmd may write to")]
     Place {
         /// The path.
         place: PathBuf,
@@ -129,7 +129,7 @@ pub enum SnapshotError {
         source: io::Error,
     },
     /// A directory with snapshots cannot be read.
-    #[error("list the snapshots in {directory}: {source}")]
+    #[error("list the snapshots in {directory}")]
     List {
         /// The directory.
         directory: PathBuf,

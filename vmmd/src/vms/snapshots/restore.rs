@@ -1,8 +1,8 @@
 //! Starts VMs from a snapshot: the master of a new family, and clones of it.
 //!
 //! ```text
-//!  open ▶ kernel, rootfs by content ▶ name, ports, family ▶ clones granted? ▶┬▶ load ────┬▶ master ▶ clones
-//!                                                                            └▶ warm VMs ┘
+//!  open ▶ images by content ▶ name, ports, family ▶ granted? ▶┬▶ load ────┬▶ master ▶ clones
+//!                                                             └▶ warm VMs ┘
 //! ```
 //!
 //! The master starts as a clone does, from a generation, and has vmid 0 of a new family. If it does
@@ -280,7 +280,7 @@ impl Host {
                     }
                     tried.push(format!("{} has other content", path.display()));
                 }
-                Err(error) => tried.push(error.to_string()),
+                Err(error) => tried.push(patina_daemon::chain(&error)),
             }
         }
         let (place, tried) = (spec.place.clone(), tried.join(", "));
