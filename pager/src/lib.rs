@@ -6,9 +6,9 @@
 //!
 //! - [`workers`]: a reader reads it, and whatever else waits for the same VM.
 //! - `serve`: what is known of the page decides. Data of a present run is mapped from the memfd,
-//! zero as the page of zeros. For an absent run the VM waits with all others that need it.
+//!   zero as the page of zeros. For an absent run the VM waits with all others that need it.
 //! - `fetch`: the run is read at its source ([`source`]), checked, and put into the memfd. Then
-//! those who wait are answered.
+//!   those who wait are answered.
 //!
 //! [`layer`] has what is present, [`vm`] what a VM's addresses show, [`waiting`] who waits for
 //! what, [`engine`] all of it, [`server`] the sockets, [`process`] the process from its start.

@@ -45,7 +45,8 @@ impl Plan {
 pub fn measure(bin_dir: &Path, plan: Plan) -> Result<(Vec<Metric>, Vec<String>), Box<dyn Error>> {
     let layer = Layer::new(bin_dir, plan.runs)?;
     let (mut bare_us, mut fault_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    let mut rates: [(usize, Vec<f64>); 3] = [1, 4, 16].map(|vms| (vms, Vec::new()));
+    let mut rates = [(1, "pages_per_s_1"), (4, "pages_per_s_4"), (16, "pages_per_s_16")]
+        .map(|(vms, name)| (vms, name, Vec::new()));
     for _ in 0..plan.rounds {
         let bare = bare(&layer.again()?)?;
         let served = served(bin_dir, &layer.again()?)?;
@@ -53,7 +54,7 @@ pub fn measure(bin_dir: &Path, plan: Plan) -> Result<(Vec<Metric>, Vec<String>),
         ratios.push(medians[1] / medians[0]);
         bare_us.extend(bare);
         fault_us.extend(served);
-        for (vms, rates) in &mut rates {
+        for (vms, _, rates) in &mut rates {
             rates.push(rate(bin_dir, &layer.again()?, *vms)?);
         }
     }
@@ -66,8 +67,8 @@ pub fn measure(bin_dir: &Path, plan: Plan) -> Result<(Vec<Metric>, Vec<String>),
         Metric::of("fault_ratio", "", ratios).ok_or("no rounds")?.limits(1.3, 1.1),
     ];
     let mut alone = None;
-    for (vms, rates) in rates {
-        let metric = Metric::of(&format!("pages_per_s_{vms}"), "1/s", rates).ok_or("no rounds")?;
+    for (vms, name, rates) in rates {
+        let metric = Metric::of(name, "1/s", rates).ok_or("no rounds")?;
         let must = *alone.get_or_insert(metric.median());
         metrics.push(if vms == 1 { metric } else { metric.at_least(must, must) });
     }

@@ -64,6 +64,6 @@ impl Drop for View {
     fn drop(&mut self) {
         // SAFETY: the mapping is the value's own.
         let unmapped = unsafe { munmap(self.at, self.bytes) };
-        patina_control::best_effort(unmapped, "the one error is a range that is none");
+        patina_control::best_effort(unmapped, "the one error is a range that is none, and it is one");
     }
 }
