@@ -62,7 +62,7 @@ impl Layer {
         for number in 0..runs {
             for (at, word) in run.chunks_mut(8).enumerate() {
                 word.copy_from_slice(
-                    &((number * 8192 + at) as u64 * 0x9e37_79b9_7f4a_7c15 | 1).to_le_bytes(),
+                    &(((number * 8192 + at) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1).to_le_bytes(),
                 );
             }
             file.write_all(&run)?;

@@ -3,7 +3,7 @@
 //! faults.
 //!
 //! - [`host`]: a real pager, a layer whose file the page cache has, and VMs.
-//! - [`sys`]: mappings.
+//! - [`sys`]: mappings behind safe signatures.
 
 mod host;
 mod sys;
