@@ -5,7 +5,7 @@ use crate::{
     plan::spec::Violation,
     vms::{
         error::{Error, Unprepared},
-        snapshots::error::Fault,
+        snapshot_data::error::Fault,
     },
 };
 use patina_daemon::chain;

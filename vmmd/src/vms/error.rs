@@ -1,6 +1,6 @@
 //! Why a call about VMs fails. [`crate::grpc`] turns these errors into statuses.
 
-use super::{images::ImageError, snapshots::error::SnapshotError};
+use super::{images::ImageError, snapshot_data::error::SnapshotError};
 use crate::{
     net::{NetError, ports::PortError},
     plan::spec::Violation,

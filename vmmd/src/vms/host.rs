@@ -2,7 +2,7 @@
 
 use super::{
     error::Error,
-    snapshots::{digests::Digests, known::KnownLayers},
+    snapshot_data::{digests::Digests, known::KnownLayers},
     table::Table,
     tickets::Tickets,
     vm::{Until, Vm},

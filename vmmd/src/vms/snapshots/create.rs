@@ -7,7 +7,7 @@
 //! The VM is frozen as for clones, and its agent prepares as for clones: no program runs in a
 //! restored VM before it has its identity. There are no clones, so nobody is asked for room.
 
-use super::{error::SnapshotError, shelf::Shown, while_wanted};
+use super::{shelf::Shown, while_wanted};
 use crate::{
     clock::unix_ms,
     process::{
@@ -15,7 +15,9 @@ use crate::{
         generation::{Generation, PrefaultList},
     },
     store::record::{FileId, Record},
-    vms::{blocking::blocking, error::Error, host::Host, images, vm::Vm},
+    vms::{
+        blocking::blocking, error::Error, host::Host, images, snapshot_data::error::SnapshotError, vm::Vm,
+    },
 };
 use patina_abi::ABI_SNAPSHOT;
 use patina_control::{
@@ -224,7 +226,7 @@ fn describe(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{store::record::tests::sample, vms::snapshots::error::Fault};
+    use crate::{store::record::tests::sample, vms::snapshot_data::error::Fault};
 
     #[test]
     fn a_place_that_cannot_be_used_is_refused_before_the_vm_is_frozen() {

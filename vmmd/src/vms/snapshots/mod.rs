@@ -1,16 +1,9 @@
 //! Snapshots: VMs as directories of the host's disk. `patina_snapshot` reads and writes them.
 //!
-//! - [`create`](mod@create): keeps a VM in a snapshot. [`restore`]: starts VMs from one. [`load`]:
-//!   where their memory comes from.
+//! - [`create`](mod@create): keeps a VM in a snapshot. [`restore`]: starts VMs from one.
 //! - [`shelf`]: lists, shows, verifies and removes snapshots.
-//! - [`digests`]: kernels and root file systems by their content. [`known`]: the layers in memory
-//!   that a snapshot has already.
 
 pub mod create;
-pub mod digests;
-pub mod error;
-pub mod known;
-pub mod load;
 pub mod restore;
 pub mod shelf;
 

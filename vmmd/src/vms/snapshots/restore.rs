@@ -9,7 +9,7 @@
 //! not start, nothing is left: no network, no folder, no warm VM. From then on the clones are like
 //! those of any other call: each has an outcome of its own.
 
-use super::{error::SnapshotError, load::load, while_wanted};
+use super::while_wanted;
 use crate::{
     clock::unix_ms,
     net::ports::Bound,
@@ -27,6 +27,7 @@ use crate::{
         host::Host,
         images,
         pool::OnTheWay,
+        snapshot_data::{error::SnapshotError, load::load},
         supervise::{Supervised, supervise},
         table::HeldName,
         tickets::Wanted,

@@ -1,8 +1,8 @@
 //! Lists, shows, verifies and removes snapshots. They are the host's directories: nothing here is
 //! about a VM.
 
-use super::{error::SnapshotError, while_wanted};
-use crate::vms::{blocking::blocking, error::Error, host::Host};
+use super::while_wanted;
+use crate::vms::{blocking::blocking, error::Error, host::Host, snapshot_data::error::SnapshotError};
 use patina_snapshot::{
     directory::{self, Listed, OpenError, Report, Snapshot, Usage},
     manifest::Manifest,
