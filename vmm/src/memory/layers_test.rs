@@ -326,11 +326,13 @@ fn nothing_is_read_from_a_layer_that_is_being_filled() {
         second.extents().as_slice().iter().map(|e| (e.start / PAGE_BYTES, e.layer)).collect();
     assert_eq!(extents, [(0, 0), (6, 1), (8, 0), (10, 1), (11, 0), (40, 1), (41, 0)]);
     let to = new_layer(RAM).expect("a layer");
-    let error = second.copy_to(&to, &[7 * PAGE_BYTES..9 * PAGE_BYTES]).unwrap_err();
+    let range = 7 * PAGE_BYTES..9 * PAGE_BYTES;
+    let copy = || second.copy_to(&to, std::slice::from_ref(&range));
+    let error = copy().unwrap_err();
     assert!(matches!(error, LayersError::Filling { layer: 0, start: 0x8000 }), "{error}");
     // As soon as it is complete, it is read as any other.
     second.layers()[0].note_complete();
-    assert_eq!(second.copy_to(&to, &[7 * PAGE_BYTES..9 * PAGE_BYTES]).map_err(|e| e.to_string()), Ok(()));
+    assert_eq!(copy().map_err(|error| error.to_string()), Ok(()));
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! - [`create`](mod@create): creates a VM. [`clone`](mod@clone): clones a running VM into [`warm`]
 //!   VMs. [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a
 //!   clone will write first. [`remove`](mod@remove): removes ended VMs.
-//! - [`snapshots`]: keeps VMs on the disk, and restores them. [`snapshot_data`]: what that is made of.
+//! - [`snapshots`]: keeps VMs on the disk, and restores them. [`snapshot_data`]: what that is made
+//!   of.
 //! - [`supervise`]: one task per running VM, which serves its vmm and cleans up after its end.
 //! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs,
 //!   and carries out its kill orders. `keep_record`: writes how VMs ended.
