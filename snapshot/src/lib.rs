@@ -4,7 +4,7 @@
 //!   checksums, and the facts of the host that made it.
 //! - [`facts`]: what a VM needs of a host, and whether a host has it. [`cpuid`]: the part of it
 //!   that CPUID tells.
-//! - [`layout`]: how the values in a section are written.
+//! - [`mod@layout`]: how the values in a section are written.
 //! - [`directory`]: a snapshot in a directory: a manifest, the state, and one file per layer.
 //! - [`manifest`]: what a snapshot holds, with a digest of each run of its memory.
 //!

@@ -3,7 +3,7 @@
 //! | section | index | content |
 //! | --- | --- | --- |
 //! | `HOST` | 0 | [`HostFacts`] |
-//! | `MACH` | 0 | [`Shape`] |
+//! | `MACH` | 0 | `Shape` |
 //! | `RAM` | 0 | [`Extents`] |
 //! | `VCPU` | number of the vCPU | [`VcpuState`] |
 //! | `IRQC` | number of the chip | the registers of an interrupt controller |

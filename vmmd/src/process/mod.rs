@@ -3,8 +3,8 @@
 //! - [`spawn`]: starts one with exactly the descriptors that it needs; [`sys`]: the part between
 //!   fork and exec; [`kvm_module`]: the kind of KVM.
 //! - [`Process`]: a running one, by pidfd, so that a reused pid is never mistaken for it.
-//! - [`link`]: its control socket; [`rights`]: lines with descriptors on it; [`generation`]: the
-//!   result of a freeze.
+//! - [`control_client`]: its control socket; [`rights`]: lines with descriptors on it;
+//!   [`generation`]: the result of a freeze.
 //! - [`host_check`]: what a vmm finds out about the kernel when `vmmd` starts.
 //! - [`stray`]: processes whose record is lost; [`urgency`]: priorities; [`usage`]: resources in
 //!   use; [`oom`]: whether the kernel ended it for lack of memory.
