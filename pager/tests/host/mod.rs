@@ -35,6 +35,10 @@ pub fn missing_fuse() -> Option<String> {
     device.map(|error| format!("open /dev/fuse: {error}"))
 }
 
+/// How long anything may take, on however busy a machine. The pager's own limits are shorter; how
+/// long it takes is for the benchmarks.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
 pub fn id(name: &str) -> Id {
     Id::try_from(name.to_owned()).expect("a name")
 }
@@ -49,7 +53,7 @@ pub struct Peer {
 
 impl Peer {
     pub fn new(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         Self { stream, input: Vec::new(), descriptors: VecDeque::new() }
     }
 
