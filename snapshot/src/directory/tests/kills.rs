@@ -9,7 +9,7 @@ use std::{env, path::PathBuf, process::Command, sync::atomic::Ordering::SeqCst};
 
 /// What the child does: `create`, `again` or `remove`.
 const JOB: &str = "PATINA_SNAPSHOT_TEST_JOB";
-/// Where.
+/// The directory in which it does that.
 const HOME: &str = "PATINA_SNAPSHOT_TEST_HOME";
 /// Before which operation it ends.
 const STEP: &str = "PATINA_SNAPSHOT_TEST_STEP";
