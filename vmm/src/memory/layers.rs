@@ -86,14 +86,6 @@ impl Layers {
         &self.layers
     }
 
-    /// The extents of layers that are still being filled.
-    pub fn filling(&self) -> impl Iterator<Item = Extent> {
-        let is_filling: Vec<_> = self.layers.iter().map(|layer| layer.is_filling()).collect();
-        let extents = self.extents.as_slice().iter().copied();
-        extents
-            .filter(move |extent| is_filling.get(usize::from(extent.layer)).is_some_and(|filling| *filling))
-    }
-
     /// How many of the lowest layers must be left as they are, because one of them is still being
     /// filled.
     fn unmergeable(&self) -> usize {
