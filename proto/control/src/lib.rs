@@ -52,7 +52,7 @@ pub use clock::monotonic_ns;
 /// | version | what changed |
 /// | --- | --- |
 /// | 1 | a vmm and a `vmmd` say their versions |
-/// | 2 | a generation's state is a container with versions (crate `patina-snapshot`) |
+/// | 2 | a generation's state is a container with versions (crate `patina-snapshot`); layers that are still being filled, in [`messages::Open::Start`]; [`messages::Open::Pager`] |
 pub const VERSION: u32 = 2;
 
 /// The oldest version of a vmm whose generations a vmm of this version can start. A VM with an

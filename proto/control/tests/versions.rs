@@ -85,6 +85,20 @@ fn version_2_says_so_and_a_state_of_version_1_is_not_for_it() {
     assert_eq!((VERSION, CLONABLE_OLDEST), (2, 2));
 }
 
+/// Each is what version 2 added.
+#[test]
+fn what_version_2_writes_is_understood() {
+    let start = Open::Start { ticket: "t".into(), filling: vec![0, 2] };
+    let lost = EndKind::DataLoss;
+    for (open, line) in [(start, r#"{"start":{"ticket":"t","filling":[0,2]}}"#), (Open::Pager, r#""pager""#)]
+    {
+        assert_eq!(read::<Open>(line), open);
+        assert_eq!(serde_json::to_string(&open).unwrap(), line);
+    }
+    assert_eq!(serde_json::to_string(&lost).unwrap(), r#""data_loss""#);
+    assert_eq!(read::<EndKind>(r#""data_loss""#), lost);
+}
+
 /// A name that changes here is not understood by vmms that run already.
 #[test]
 fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {

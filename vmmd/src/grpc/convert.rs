@@ -117,6 +117,7 @@ fn end_kind(kind: EndKind) -> v1::EndKind {
         EndKind::Joined => v1::EndKind::Joined,
         EndKind::VmmError => v1::EndKind::VmmError,
         EndKind::VmmDied => v1::EndKind::VmmDied,
+        EndKind::DataLoss => v1::EndKind::DataLoss,
         // Of a newer vmm; the reason says more.
         EndKind::Other => v1::EndKind::Unspecified,
     }

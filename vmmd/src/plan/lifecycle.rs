@@ -115,6 +115,8 @@ pub enum Event {
         /// What it left, in words.
         reason: String,
     },
+    /// Its memory cannot be served any longer, and so `vmmd` kills it.
+    Lost(End),
     /// The process is gone.
     Gone {
         /// What the vmm left in its end file.
@@ -139,6 +141,7 @@ pub struct Lifecycle {
     said_end: Option<End>,
     kill_reason: Option<String>,
     joined: Option<String>,
+    lost: Option<End>,
 }
 
 impl Lifecycle {
@@ -146,7 +149,7 @@ impl Lifecycle {
     #[must_use]
     pub fn running(ready_after_us: Option<u64>) -> Self {
         let phase = if ready_after_us.is_some() { Phase::Ready } else { Phase::Booting };
-        Self { phase, ready_after_us, said_end: None, kill_reason: None, joined: None }
+        Self { phase, ready_after_us, said_end: None, kill_reason: None, joined: None, lost: None }
     }
 
     /// Takes an event; true when the phase changed.
@@ -174,6 +177,10 @@ impl Lifecycle {
                 self.joined.get_or_insert(reason);
                 false
             }
+            Event::Lost(end) => {
+                self.lost.get_or_insert(end);
+                false
+            }
             Event::Gone { left, exit, log_tail, unix_ms } => {
                 let end = self.end_of(left, exit, &log_tail);
                 self.phase = Phase::Ended(Ended { end, unix_ms });
@@ -182,15 +189,19 @@ impl Lifecycle {
         }
     }
 
-    /// The end's account: what the guest said first, then the vmm's own word, then the operator's,
-    /// then what can be seen from outside.
+    /// The end's account: what the guest said first, then that its memory is lost, then the vmm's own word, then the operator's, then what
+    /// can be seen from outside.
     fn end_of(&mut self, left: Option<End>, exit: Exit, log_tail: &str) -> End {
         // However the process went after that: the VM had done what it was for.
         if let Some(reason) = self.joined.take() {
             return End { kind: EndKind::Joined, reason };
         }
-        // Only vmmd may say that a process died. If a vmm claims it, that counts as an error of the
-        // vmm.
+        // All that follows from lost memory has that as its cause: what the vmm then says, and SIGBUS. One that has gone by itself
+        // before it was killed had its own reason, unless it needed a page that is lost.
+        if let Some(end) = self.lost.take_if(|end| end.kind == EndKind::DataLoss || exit == Exit::ByVmmd) {
+            return end;
+        }
+        // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its own.
         let own_word = left.or_else(|| self.said_end.take()).map(|end| match end.kind {
             EndKind::VmmDied => End { kind: EndKind::VmmError, ..end },
             _ => end,

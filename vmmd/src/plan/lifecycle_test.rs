@@ -95,6 +95,40 @@ fn only_vmmd_says_that_a_vmm_died() {
     assert_eq!(ended(&life).end.kind, EndKind::VmmError);
 }
 
+fn lost(kind: EndKind) -> Event {
+    Event::Lost(End { kind, reason: "run 7".into() })
+}
+
+#[test]
+fn whatever_follows_from_lost_memory_the_reason_is_the_loss() {
+    let said = Some(end(EndKind::VmmError));
+    for (left, exit) in [
+        (None, Exit::ByVmmd),
+        (None, Exit::Signal(libc::SIGBUS)),
+        (said, Exit::Code(1)),
+        (None, Exit::Unknown),
+    ] {
+        let mut life = Lifecycle::running(Some(1));
+        assert!(!life.on(lost(EndKind::DataLoss)));
+        life.on(Event::KillAsked { reason: "operator".into() });
+        life.on(Event::Said(State::Ended(end(EndKind::Panicked))));
+        life.on(gone(left, exit, "Bus error"));
+        assert_eq!(ended(&life).end, End { kind: EndKind::DataLoss, reason: "run 7".into() }, "{exit}");
+    }
+}
+
+#[test]
+fn a_vmm_that_died_by_itself_was_not_ended_because_the_pager_does_not_serve_it() {
+    let mut life = Lifecycle::running(Some(1));
+    life.on(lost(EndKind::VmmError));
+    life.on(gone(None, Exit::Signal(libc::SIGSEGV), ""));
+    assert_eq!(ended(&life).end.kind, EndKind::VmmDied);
+    let mut life = Lifecycle::running(Some(1));
+    life.on(lost(EndKind::VmmError));
+    life.on(gone(None, Exit::ByVmmd, ""));
+    assert_eq!(ended(&life).end, End { kind: EndKind::VmmError, reason: "run 7".into() });
+}
+
 fn any_event() -> impl proptest::strategy::Strategy<Value = Event> {
     use proptest::prelude::*;
     let any_end = || Just(end(EndKind::Rebooted));
@@ -104,6 +138,7 @@ fn any_event() -> impl proptest::strategy::Strategy<Value = Event> {
         any::<u64>().prop_map(|after_us| Event::Said(State::Ready { after_us })),
         any_end().prop_map(|end| Event::Said(State::Ended(end))),
         Just(Event::KillAsked { reason: "operator".into() }),
+        Just(lost(EndKind::DataLoss)),
         proptest::option::of(any_end()).prop_map(|left| gone(left, Exit::Unknown, "")),
     ]
 }
