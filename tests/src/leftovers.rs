@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, io, os::unix::ffi::OsStrExt as _, path::Path};
 
-/// What is there of Patina at one moment: `vmm` and `vmmd` processes, bridges and taps.
+/// What is there of Patina at one moment: `vmm`, `vmmd` and `pager` processes, bridges and taps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot(BTreeSet<String>);
 

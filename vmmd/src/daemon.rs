@@ -108,6 +108,8 @@ async fn serve(
     let range = options.network;
     tokio::spawn(async move { net::warn_of_conflicts(&range).await });
     let host = Host::new(settings, state, cluster.tickets(), Box::new(Answers))?;
+    // Whatever ends this: VMs run on with their memory.
+    let _left = host.pager.left_when_dropped();
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
     if let Err(error) = spawn::open_kvm() {
         // Not the end: what runs is looked after, and `vmctl doctor` can ask.
@@ -159,6 +161,7 @@ async fn serve(
     for task in [metrics, watchdog].into_iter().flatten() {
         task.abort();
     }
+    host.pager.end_if_idle().await;
     cluster.stop().await;
     Ok(())
 }
@@ -218,12 +221,19 @@ fn running(host: &Host) -> usize {
 fn settings(options: &Options) -> Result<Settings, DaemonError> {
     let vmm = match &options.vmm {
         Some(path) => path.clone(),
-        None => beside_this_program(),
+        None => beside_this_program("vmm"),
     };
     let vmm = vmm.canonicalize().map_err(|source| DaemonError::Vmm { path: vmm, source })?;
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let pager = options.pager.clone().unwrap_or_else(|| beside_this_program("pager"));
+    let pager = pager.canonicalize().unwrap_or_else(|error| {
+        // Only VMs whose memory arrives while they run need it.
+        tracing::warn!(path = %pager.display(), %error, "no pager program; install it beside vmmd, or name it with --pager");
+        absolute(&pager)
+    });
     Ok(Settings {
         vmm,
+        pager,
         images: DefaultImages {
             kernel: absolute(&options.default_kernel()),
             rootfs: absolute(&options.default_rootfs()),
@@ -235,8 +245,8 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
     })
 }
 
-fn beside_this_program() -> PathBuf {
-    env::current_exe().map_or_else(|_| PathBuf::from("vmm"), |own| own.with_file_name("vmm"))
+fn beside_this_program(name: &str) -> PathBuf {
+    env::current_exe().map_or_else(|_| PathBuf::from(name), |own| own.with_file_name(name))
 }
 
 /// A connection of a published port takes two descriptors: the usual soft limit is soon reached.

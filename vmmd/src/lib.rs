@@ -6,6 +6,7 @@
 //! - [`cluster`]: the scheduler, in this process or elsewhere; [`events`], [`metrics`]: what
 //!   happens, for those who watch.
 //! - [`vms`]: the host's VMs: making, supervising, ending and adopting them.
+//! - [`pager`]: the host's pager, which fills the memory of VMs while they run.
 //! - [`plan`]: what is decided without I/O: names, addresses, states.
 //! - [`process`], [`net`], [`store`]: `vmm` processes, bridges and ports, files; [`process_id`]: a
 //!   process for good; [`clock`]: the time of day.
@@ -24,6 +25,7 @@ pub mod grpc;
 pub mod metrics;
 pub mod net;
 pub mod options;
+pub mod pager;
 pub mod plan;
 pub mod process;
 pub mod process_id;

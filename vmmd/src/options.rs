@@ -59,6 +59,10 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "PATINA_VMMD_VMM")]
     pub vmm: Option<PathBuf>,
 
+    /// The pager program [default: `pager` beside this program]
+    #[arg(long, value_name = "FILE", env = "PATINA_VMMD_PAGER")]
+    pub pager: Option<PathBuf>,
+
     /// How many warm vmm processes each family has ready for its next clones, once a VM of it is
     /// ready
     #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_VMMD_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]

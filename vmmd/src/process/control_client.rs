@@ -2,7 +2,7 @@
 
 pub use super::control_error::ControlError;
 
-use super::{generation, rights};
+use super::{filling::Filling, generation, rights};
 use crate::store::VmDir;
 use patina_abi::{LINE_MAX_BYTES, lines::LineBuffer};
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
@@ -90,7 +90,8 @@ pub async fn prefault_list(dir: &VmDir, patience: Duration) -> Result<OwnedFd, C
     timeout(patience, talk).await.map_err(|_| ControlError::Timeout(patience))?
 }
 
-/// Gives a warm VM what it starts from. [`started`] hears what becomes of it.
+/// Gives a warm VM what it starts from. [`started`] hears what becomes of it. A vmm before [`super::filling::LAZY_VERSION`] gets nothing that is
+/// still being filled.
 ///
 /// # Errors
 /// The connection broke.
@@ -99,13 +100,34 @@ pub async fn start(
     ticket: String,
     generation: &generation::Opened,
     prefault_list: &File,
+    filling: Option<&Filling>,
 ) -> Result<(), ControlError> {
     let mut sent = vec![generation.state.as_fd(), prefault_list.as_fd()];
     sent.extend(generation.layers.iter().map(AsFd::as_fd));
-    let mut line =
-        serde_json::to_vec(&Open::Start { ticket, filling: Vec::new() }).map_err(ControlError::Parse)?;
+    sent.extend(filling.map(|filling| filling.pager.as_fd()));
+    let filling = filling.map(|filling| filling.layers.clone()).unwrap_or_default();
+    let mut line = serde_json::to_vec(&Open::Start { ticket, filling }).map_err(ControlError::Parse)?;
     line.push(b'\n');
     Ok(rights::send(stream, &line, &sent).await?)
+}
+
+/// Gives a vmm the socket of another pager, and waits until that pager serves the VM.
+///
+/// # Errors
+/// It does not listen, does not answer within `patience`, or refuses.
+pub async fn attach_pager(dir: &VmDir, pager: OwnedFd, patience: Duration) -> Result<(), ControlError> {
+    let talk = async {
+        let stream = connect(dir).await?;
+        let mut line = serde_json::to_vec(&Open::Pager).map_err(ControlError::Parse)?;
+        line.push(b'\n');
+        rights::send(&stream, &line, &[pager.as_fd()]).await?;
+        drop(pager);
+        match rights::receive(&stream).await? {
+            (Opened::Ok, _) => Ok(()),
+            (other, _) => Err(refusal(other)),
+        }
+    };
+    timeout(patience, talk).await.map_err(|_| ControlError::Timeout(patience))?
 }
 
 /// When the VM that was [started](start) entered its guest, nanoseconds of CLOCK_MONOTONIC.

@@ -1,6 +1,6 @@
 //! Why a vmm does not do what was asked on its control socket.
 
-use super::generation::GenerationError;
+use super::{filling::LAZY_VERSION, generation::GenerationError};
 use crate::{plan::lifecycle::Exit, store::StoreError};
 use patina_abi::{lines::TooLong, link::CallError};
 use patina_control::VERSION;
@@ -46,6 +46,15 @@ pub enum ControlError {
          has been replaced by a newer one: restart vmmd with the release that it is of"
     )]
     Newer(u32),
+    /// It is too old to start while its memory arrives.
+    #[error(
+        "start the VM while its memory arrives: its vmm speaks version {0} of the control protocol, version {LAZY_VERSION} \
+         is needed; the program has been replaced by an older one: install that of this release"
+    )]
+    Older(u32),
+    /// Its memory cannot be served.
+    #[error("serve its memory: {0}")]
+    Memory(String),
     /// Its guest was not prepared.
     #[error("the guest did not prepare: {0}")]
     NotPrepared(CallError),

@@ -1,10 +1,11 @@
 //! What a vmm gives away: a generation, the image of a VM at one instant, from which clones start;
 //! and a prefault list, which helps them to.
 //!
-//! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters,
-//! the RAM's of the VM's size. Clones get descriptors of their own, opened for reading only: they
-//! neither share a file position nor can one change what the others start from.
+//! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters, the RAM's of the VM's
+//! size. The one file that need not be sealed is that of a layer which the pager of this host still fills. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
+//! change what the others start from.
 
+use super::filling::{FileNumber, FillingLayer, FillingLayers};
 use patina_control::{
     config::LAYERS_MAX,
     memfd,
@@ -21,6 +22,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::FileExt,
     },
+    sync::Arc,
 };
 
 /// Without these the content could change, or go, under those who use it.
@@ -67,6 +69,9 @@ pub enum GenerationError {
         /// The seals that the file has.
         seals: SealFlags,
     },
+    /// Memory that was to arrive does not.
+    #[error("wait for the generation's memory: {0}")]
+    Incomplete(String),
     /// A file cannot be read or made.
     #[error("{operation} the generation's {what}")]
     Io {
@@ -84,7 +89,15 @@ pub enum GenerationError {
 #[derive(Debug)]
 pub struct Generation {
     state: OwnedFd,
-    layers: Vec<OwnedFd>,
+    layers: Vec<Layer>,
+}
+
+/// A layer of a generation.
+#[derive(Debug)]
+struct Layer {
+    memfd: OwnedFd,
+    /// None: it was complete from the beginning.
+    filling: Option<Arc<dyn FillingLayer>>,
 }
 
 /// One clone's own descriptors of a generation.
@@ -97,16 +110,21 @@ pub struct Opened {
 }
 
 impl Generation {
-    /// Takes what a vmm sent for a VM of `memory_mib`: the state, then the files of the RAM.
+    /// Takes what a vmm sent for a VM of `memory_mib`: the state, then the files of the RAM. Those of the RAM that are not sealed must
+    /// be among the host's `own` layers.
     ///
     /// # Errors
     /// It is not as a generation must be.
-    pub fn check(mut sent: Vec<OwnedFd>, memory_mib: u32) -> Result<Self, GenerationError> {
-        let layers = sent.split_off(sent.len().min(1));
-        let Some(state) = sent.pop().filter(|_| (1..=LAYERS_MAX).contains(&layers.len())) else {
-            return Err(GenerationError::Layers(layers.len()));
+    pub fn check(
+        mut sent: Vec<OwnedFd>,
+        memory_mib: u32,
+        own: &dyn FillingLayers,
+    ) -> Result<Self, GenerationError> {
+        let memfds = sent.split_off(sent.len().min(1));
+        let Some(state) = sent.pop().filter(|_| (1..=LAYERS_MAX).contains(&memfds.len())) else {
+            return Err(GenerationError::Layers(memfds.len()));
         };
-        let (state_bytes, seals) = look(&state, "state")?;
+        let (state_bytes, seals, _) = look(&state, "state")?;
         if state_bytes == 0 || state_bytes > STATE_MAX_BYTES {
             let expected = format!("1 to {STATE_MAX_BYTES}");
             return Err(GenerationError::Size { what: "state", found_bytes: state_bytes, expected });
@@ -115,17 +133,41 @@ impl Generation {
             return Err(GenerationError::Unsealed { what: "state", seals });
         }
         let expected_bytes = u64::from(memory_mib) << 20;
-        for layer in &layers {
-            let (found_bytes, seals) = look(layer, RAM)?;
+        let mut layers = Vec::new();
+        for memfd in memfds {
+            let (found_bytes, seals, number) = look(&memfd, RAM)?;
             if found_bytes != expected_bytes {
                 let expected = expected_bytes.to_string();
                 return Err(GenerationError::Size { what: RAM, found_bytes, expected });
             }
-            if !seals.contains(SEALS) {
+            let filling = if seals.contains(SEALS) { None } else { own.find(number) };
+            if !seals.contains(SEALS) && filling.is_none() {
                 return Err(GenerationError::Unsealed { what: RAM, seals });
             }
+            layers.push(Layer { memfd, filling });
         }
         Ok(Self { state, layers })
+    }
+
+    /// The layers that are not complete at this moment, with their numbers.
+    #[must_use]
+    pub fn filling(&self) -> Vec<(u8, Arc<dyn FillingLayer>)> {
+        let numbered = (0u8..).zip(&self.layers);
+        let filling = numbered.filter_map(|(number, layer)| Some((number, layer.filling.as_ref()?)));
+        let incomplete = filling.filter(|(_, layer)| !layer.is_complete());
+        incomplete.map(|(number, layer)| (number, Arc::clone(layer))).collect()
+    }
+
+    /// Waits until all of its layers are complete. Before that, nothing may read their memfds: a page that has not arrived would be
+    /// taken for one of zeros.
+    ///
+    /// # Errors
+    /// A part of a layer cannot be had.
+    pub async fn completed(&self) -> Result<(), GenerationError> {
+        for (_, layer) in self.filling() {
+            layer.completed().await.map_err(GenerationError::Incomplete)?;
+        }
+        Ok(())
     }
 
     /// Descriptors for one clone.
@@ -133,7 +175,7 @@ impl Generation {
     /// # Errors
     /// There is no room for more.
     pub fn open(&self) -> Result<Opened, GenerationError> {
-        let layers = self.layers.iter().map(|layer| reopen(layer, RAM)).collect::<Result<_, _>>()?;
+        let layers = self.layers.iter().map(|layer| reopen(&layer.memfd, RAM)).collect::<Result<_, _>>()?;
         Ok(Opened { state: reopen(&self.state, "state")?, layers })
     }
 }
@@ -157,7 +199,7 @@ impl PrefaultList {
     /// # Errors
     /// It is no sealed memory file of a size that a list can have.
     pub fn read(sent: OwnedFd) -> Result<Vec<u8>, GenerationError> {
-        let (found_bytes, seals) = look(&sent, PREFAULT_LIST)?;
+        let (found_bytes, seals, _) = look(&sent, PREFAULT_LIST)?;
         if found_bytes > PREFAULT_LIST_MAX_BYTES {
             let expected = format!("at most {PREFAULT_LIST_MAX_BYTES}");
             return Err(GenerationError::Size { what: PREFAULT_LIST, found_bytes, expected });
@@ -180,8 +222,8 @@ impl PrefaultList {
     }
 }
 
-/// Size and seals of a file in memory.
-fn look(fd: &OwnedFd, what: &'static str) -> Result<(u64, SealFlags), GenerationError> {
+/// Size, seals and number of a file in memory.
+fn look(fd: &OwnedFd, what: &'static str) -> Result<(u64, SealFlags, FileNumber), GenerationError> {
     let stat = fstat(fd).map_err(|source| GenerationError::Stat { what, source })?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(GenerationError::NoMemfd { what });
@@ -191,7 +233,8 @@ fn look(fd: &OwnedFd, what: &'static str) -> Result<(u64, SealFlags), Generation
         Errno::INVAL => GenerationError::NoMemfd { what },
         source => GenerationError::Stat { what, source },
     })?;
-    Ok((u64::try_from(stat.st_size).unwrap_or(0), seals))
+    let number = FileNumber { device: stat.st_dev, inode: stat.st_ino };
+    Ok((u64::try_from(stat.st_size).unwrap_or(0), seals, number))
 }
 
 fn reopen(fd: &OwnedFd, what: &'static str) -> Result<File, GenerationError> {
@@ -205,6 +248,8 @@ fn reopen(fd: &OwnedFd, what: &'static str) -> Result<File, GenerationError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
+    use patina_control::pager::Id;
     use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
     use std::io::{Read as _, Write as _};
 
@@ -231,7 +276,7 @@ mod tests {
     #[test]
     fn every_clone_reads_the_whole_state_and_writes_nothing() {
         let sent = vec![state(b"state"), ram(64, SEALS), ram(64, SEALS)];
-        let generation = Generation::check(sent, 64).unwrap();
+        let generation = Generation::check(sent, 64, &()).unwrap();
         for _ in 0..2 {
             let Opened { mut state, layers } = generation.open().unwrap();
             let mut text = String::new();
@@ -244,7 +289,7 @@ mod tests {
 
     #[test]
     fn an_invalid_generation_is_refused() {
-        let check = |sent| Generation::check(sent, 64).unwrap_err();
+        let check = |sent| Generation::check(sent, 64, &()).unwrap_err();
         let plain = || OwnedFd::from(tempfile::tempfile().unwrap());
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
         let error = check(vec![null(), ram(64, SEALS)]);
@@ -261,7 +306,51 @@ mod tests {
         let error = check(vec![state(b"s"), ram(64, SEALS), ram(64, SealFlags::SHRINK)]);
         assert!(matches!(error, GenerationError::Unsealed { what: "RAM", seals: SealFlags::SHRINK }));
         // A file of the disk has no seals, or (on a tmpfs) not those.
-        assert!(Generation::check(vec![state(b"s"), plain()], 0).is_err());
+        assert!(Generation::check(vec![state(b"s"), plain()], 0, &()).is_err());
+    }
+
+    #[derive(Debug)]
+    struct Own(FileNumber, Id);
+
+    impl FillingLayer for Own {
+        fn id(&self) -> &Id {
+            &self.1
+        }
+
+        fn is_complete(&self) -> bool {
+            false
+        }
+
+        fn completed(&self) -> futures::future::BoxFuture<'_, Result<(), String>> {
+            Box::pin(std::future::ready(Err("run 3: no such file".into())))
+        }
+    }
+
+    impl FillingLayers for Own {
+        fn find(&self, memfd: FileNumber) -> Option<Arc<dyn FillingLayer>> {
+            (memfd == self.0).then(|| Arc::new(Self(self.0, self.1.clone())) as Arc<dyn FillingLayer>)
+        }
+    }
+
+    #[test]
+    fn of_what_is_not_sealed_only_the_hosts_own_filling_layers_are_accepted() {
+        let filling = SealFlags::SHRINK | SealFlags::GROW;
+        let (own, foreign, sealed) = (ram(64, filling), ram(64, filling), ram(64, SEALS));
+        let number = look(&own, RAM).unwrap().2;
+        let known = Own(number, Id::try_from("layer".to_owned()).unwrap());
+        let error = Generation::check(vec![state(b"s"), foreign], 64, &known).unwrap_err();
+        assert!(matches!(error, GenerationError::Unsealed { what: "RAM", .. }), "{error}");
+        // Not as the state, and not with another length.
+        let error =
+            Generation::check(vec![own.try_clone().unwrap(), ram(64, SEALS)], 64, &known).unwrap_err();
+        assert!(matches!(error, GenerationError::Size { what: "state", .. }), "{error}");
+        let error = Generation::check(vec![state(b"s"), own.try_clone().unwrap()], 65, &known).unwrap_err();
+        assert!(matches!(error, GenerationError::Size { what: "RAM", .. }), "{error}");
+        let again = Generation::check(vec![state(b"s"), sealed, own], 64, &known).unwrap();
+        let numbers: Vec<u8> = again.filling().into_iter().map(|(number, _)| number).collect();
+        assert_eq!(numbers, [1]);
+        let error = again.completed().now_or_never().expect("at once").unwrap_err();
+        assert!(error.to_string().ends_with("memory: run 3: no such file"), "{error}");
     }
 
     #[test]
@@ -269,12 +358,12 @@ mod tests {
         let sent = |count| {
             let mut sent = vec![state(b"s")];
             sent.extend((0..count).map(|_| ram(64, SEALS)));
-            Generation::check(sent, 64)
+            Generation::check(sent, 64, &())
         };
         assert!(sent(LAYERS_MAX).is_ok());
         assert!(matches!(sent(LAYERS_MAX + 1), Err(GenerationError::Layers(17))));
         assert!(matches!(sent(0), Err(GenerationError::Layers(0))));
-        assert!(matches!(Generation::check(Vec::new(), 64), Err(GenerationError::Layers(0))));
+        assert!(matches!(Generation::check(Vec::new(), 64, &()), Err(GenerationError::Layers(0))));
     }
 
     #[test]

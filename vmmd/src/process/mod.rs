@@ -4,13 +4,15 @@
 //!   fork and exec; [`kvm_module`]: the kind of KVM.
 //! - [`Process`]: a running one, by pidfd, so that a reused pid is never mistaken for it.
 //! - [`control_client`]: its control socket; [`rights`]: lines with descriptors on it;
-//!   [`generation`]: the result of a freeze.
+//!   [`generation`]: the result of a freeze; [`filling`]: layers of it that the pager
+//!   still fills.
 //! - [`host_check`]: what a vmm finds out about the kernel when `vmmd` starts.
 //! - [`stray`]: processes whose record is lost; [`urgency`]: priorities; [`usage`]: resources in
 //!   use; [`oom`]: whether the kernel ended it for lack of memory.
 
 pub mod control_client;
 mod control_error;
+pub mod filling;
 pub mod generation;
 pub mod host_check;
 pub mod kvm_module;

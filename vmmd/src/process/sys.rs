@@ -21,13 +21,17 @@ pub enum Dispensable {
     No,
     /// Before others: a clone can be made again.
     Yes,
+    /// As vmmd itself: many VMs depend on it.
+    AsVmmd,
 }
 
 impl Dispensable {
-    fn score(self) -> &'static [u8] {
+    /// None: it stays as it is.
+    fn score(self) -> Option<&'static [u8]> {
         match self {
-            Self::No => b"0",
-            Self::Yes => b"500",
+            Self::No => Some(b"0"),
+            Self::Yes => Some(b"500"),
+            Self::AsVmmd => None,
         }
     }
 }
@@ -48,7 +52,7 @@ pub fn keep_only(command: &mut Command, kept: &[BorrowedFd<'_>], (nice, dispensa
             "no reason not to run: only slower, or faster, than it should",
         );
         best_effort(
-            set_oom_score(score),
+            score.map_or(Ok(()), set_oom_score),
             "neither a reason. It never takes rights to be taken sooner than vmmd is",
         );
         close_on_exec_from(3)?;

@@ -8,10 +8,12 @@
 //!                 console.log the guest's serial console
 //!                 vmm.log     the output of the vmm process
 //!                 end.json    how the VM ended, written by the vmm
+//!                 lazy.json   the layers that the pager fills for the VM
 //!  STATE/warm/UUID/           the folder of a warm VM without an identity; moved to vms/NAME when
 //!                             it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
 //!  STATE/snapshots/NAME/      snapshots that are named without a path
+//!  STATE/pager/               the pager's socket and log, and its layers: see [`crate::pager`]
 //!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see
 //!                             [`prefault`]
 //! ```

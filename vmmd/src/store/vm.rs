@@ -5,7 +5,7 @@ use super::{
     record::{self, Record},
     write_json,
 };
-use patina_control::end::End;
+use patina_control::{end::End, pager::Id};
 use rustix::fs::{Mode, OFlags};
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,6 +19,9 @@ pub(super) const TAIL_BYTES: u64 = 1024;
 
 /// The record's file.
 const RECORD: &str = "vm.json";
+
+/// The names of the layers that the pager fills for the VM.
+const LAZY_LAYERS: &str = "lazy.json";
 
 /// The folder of one VM.
 #[derive(Debug, Clone)]
@@ -116,6 +119,28 @@ impl VmDir {
             return Err(StoreError::Format { path, format: record.format });
         }
         Ok(Some(record))
+    }
+
+    /// Writes down which layers the pager fills for the VM, by their names, in the order of their numbers.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn save_lazy_layers(&self, layers: &[Id]) -> Result<(), StoreError> {
+        let path = self.path.join(LAZY_LAYERS);
+        write_json(&path, &layers, Lasting::Process).map_err(|source| StoreError::Write { path, source })
+    }
+
+    /// Which layers the pager fills for the VM; empty: none.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn lazy_layers(&self) -> Result<Vec<Id>, StoreError> {
+        let path = self.path.join(LAZY_LAYERS);
+        match read_bounded(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| StoreError::Parse { path, source }),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(StoreError::Read { path, source }),
+        }
     }
 
     /// What the vmm left about the end of its VM; None when there is nothing whole.

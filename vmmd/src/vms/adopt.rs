@@ -121,6 +121,9 @@ impl Host {
             }
         }
         self.clear_warm();
+        if self.table.broken().is_empty() {
+            self.pager.forget_unused();
+        }
         adopted.reaped += self.clear_up(spared).await;
         self.forget_old_clones().await;
         // Only now: what is made for a VM taken over must not be taken for what was left.
@@ -199,7 +202,12 @@ impl Host {
         let life = Lifecycle::running(record.ready_after_us);
         let reservation = self.tickets.find(&record);
         let (control, vmm_version) = (None, None);
-        let found = Supervised { dir, record, process, life, published, control, vmm_version, reservation };
+        let memory = self.pager.adopt(record.uuid, &dir, process.id().pid).await.unwrap_or_else(|error| {
+            tracing::error!(vm = record.name, %error, "its memory is not served any longer");
+            None
+        });
+        let found =
+            Supervised { dir, record, process, life, published, control, vmm_version, memory, reservation };
         supervise(self, found)
     }
 

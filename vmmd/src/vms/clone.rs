@@ -12,6 +12,7 @@
 //! and the others are not affected.
 
 mod freeze;
+mod memory;
 mod report;
 mod slots;
 mod start;

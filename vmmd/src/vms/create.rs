@@ -84,7 +84,17 @@ impl Host {
         let life = Lifecycle::running(None);
         let published = net.ip(MASTER).map(|ip| bound.serve(ip));
         let (control, vmm_version, reservation) = (None, None, None);
-        let started = Supervised { dir, record, process, life, published, control, vmm_version, reservation };
+        let started = Supervised {
+            dir,
+            record,
+            process,
+            life,
+            published,
+            control,
+            vmm_version,
+            memory: None,
+            reservation,
+        };
         let vm = supervise(&self, started);
         held_name.fill(Arc::clone(&vm));
         self.tell(

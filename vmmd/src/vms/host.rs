@@ -12,6 +12,7 @@ use crate::{
     events::{Events, Of},
     metrics::Metrics,
     net::{Net, Owner},
+    pager::Pager,
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
     process::{control_client::PATIENCE, generation::PrefaultList, turns::Turns, usage::Usage},
     store::{StateDir, record::Record},
@@ -42,6 +43,8 @@ const WRITING_AT_ONCE: usize = 2;
 pub struct Settings {
     /// The vmm program.
     pub vmm: PathBuf,
+    /// The pager program.
+    pub pager: PathBuf,
     /// Images for those who name none.
     pub images: DefaultImages,
     /// Where families are numbered from.
@@ -88,6 +91,8 @@ pub struct Host {
     pub events: Events,
     /// The same in numbers.
     pub metrics: Metrics,
+    /// Fills the memory of VMs while they run.
+    pub pager: Pager,
     pub(super) calls: Box<dyn Calls>,
     pub(super) state: StateDir,
     pub(super) net: Net,
@@ -129,6 +134,7 @@ impl Host {
             tickets,
             events: Events::default(),
             metrics: Metrics::default(),
+            pager: Pager::new(settings.pager.clone(), state.path()),
             net: Net::open(Owner::of(state.path()))?,
             numbering: Mutex::new(()),
             adoption: watch::Sender::new(false),

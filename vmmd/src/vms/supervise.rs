@@ -15,6 +15,7 @@ use crate::{
     clock::unix_ms,
     metrics::Stage,
     net::ports::Published,
+    pager::book::LazyMemory,
     plan::lifecycle::{Ended, Event, Lifecycle, Phase},
     process::Process,
     store::{Lasting, VmDir, record::Record},
@@ -73,6 +74,8 @@ pub struct Supervised {
     /// Its vmm's version, if the vmm has said on that connection what it is. None: the first line
     /// of one tells.
     pub vmm_version: Option<u32>,
+    /// What serves its memory. None: all of it was there when it started.
+    pub memory: Option<LazyMemory>,
     /// A clone's reservation on the host.
     pub reservation: Option<Reservation>,
 }
@@ -108,6 +111,13 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
     };
     tokio::spawn(supervisor.run().instrument(span));
     handle
+}
+
+async fn lost(memory: &mut Option<LazyMemory>) -> End {
+    match memory {
+        Some(memory) => memory.lost().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn status_of(vm: &Supervised) -> Status {
@@ -158,6 +168,13 @@ impl Supervisor {
                 },
                 // An order to end only begins the end: the vmm is asked first, and has a deadline.
                 Some(why) = self.kills.recv() => self.ask_to_end(why),
+                // The vmm may wait for the page, and then it cannot end by itself.
+                end = lost(&mut self.vm.memory) => {
+                    tracing::error!(kind = ?end.kind, reason = end.reason, "its memory is lost");
+                    self.vm.life.on(Event::Lost(end));
+                    self.vm.memory = None;
+                    self.end_by_force();
+                }
                 // An answered call cannot be cancelled any more.
                 Some(answered) = self.calls.join_next() => if let Ok(id) = answered {
                     self.cancels.remove(&id);
@@ -266,7 +283,7 @@ impl Supervisor {
     }
 
     fn end_by_force(&self) {
-        tracing::warn!("the vmm does not end its VM: SIGKILL");
+        tracing::warn!("the vmm is ended by SIGKILL");
         if let Err(error) = self.vm.process.kill() {
             tracing::error!(error = %chain(&error), "kill the vmm process");
         }
@@ -280,6 +297,7 @@ impl Supervisor {
         let (left, log_tail) = self.read_words().await;
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
         self.vm.published = None;
+        self.vm.memory = None;
         self.tell_scheduler();
         *self.handle.spare.lock().await = None;
         self.forget_calls();

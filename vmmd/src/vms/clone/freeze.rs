@@ -7,6 +7,7 @@ use crate::{
     plan::lifecycle::Phase,
     process::{
         control_client::{self, ControlError},
+        filling::FillingLayers,
         generation::Generation,
     },
     vms::{error::Error, host::Host, images, vm::Vm},
@@ -56,7 +57,8 @@ impl Host {
     ) -> Freezing {
         let abandon = || Error::Abandoned(parent.record.name.clone());
         let freeze = async {
-            let freeze = parent.freeze(prepare);
+            let known = self.pager.known();
+            let freeze = parent.freeze(prepare, &known);
             match prepare {
                 // A vmm whose caller leaves while the agent prepares does not freeze.
                 Some(Prepare::Ask { .. }) => {
@@ -108,7 +110,11 @@ impl Vm {
     }
 
     /// Freezes the VM and lets it continue. The caller must have its turn to clone the VM.
-    async fn freeze(&self, prepare: Option<Prepare>) -> Result<(Frozen, Generation), Error> {
+    async fn freeze(
+        &self,
+        prepare: Option<Prepare>,
+        own: &dyn FillingLayers,
+    ) -> Result<(Frozen, Generation), Error> {
         let name = || self.record.name.clone();
         // It may have ended while this call waited for its turn.
         self.check_ready()?;
@@ -119,7 +125,7 @@ impl Vm {
                 None => control_client::connect(&self.dir).await?,
             };
             let (frozen, sent) = control_client::freeze(stream, prepare, FREEZE_PATIENCE).await?;
-            Ok((frozen, Generation::check(sent, self.record.memory_mib)?))
+            Ok((frozen, Generation::check(sent, self.record.memory_mib, own)?))
         };
         match frozen.await {
             Ok(frozen) => Ok(frozen),

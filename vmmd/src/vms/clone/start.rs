@@ -1,11 +1,11 @@
 //! Starts clones: warm VMs that get a generation.
 
-use super::{Outcome, Times, slots::FilledSlot};
+use super::{Outcome, Times, memory::started, slots::FilledSlot};
 use crate::{
     clock::unix_ms,
     plan::lifecycle::Lifecycle,
     process::{
-        control_client::{self, ControlError, PATIENCE},
+        control_client::{self, ControlError},
         generation::{Generation, PrefaultList},
         turns::Turn,
     },
@@ -112,21 +112,25 @@ impl Host {
         let sent = async {
             let (generation, prefault_list) = (source.generation.open()?, source.prefault_list.open()?);
             let ticket = record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default();
-            control_client::start(&warm.start, ticket, &generation, &prefault_list).await
+            let (filling, memory) = self.serve_memory(&warm, &record, &source.generation).await?;
+            control_client::start(&warm.start, ticket, &generation, &prefault_list, filling.as_ref()).await?;
+            Ok(memory)
         };
-        if let Err(error) = sent.await {
-            return Err(failed(warm, record.name, error).await);
-        }
+        let mut memory = match sent.await {
+            Ok(memory) => memory,
+            Err(error) => return Err(failed(warm, record.name, error).await),
+        };
         let sent_after = source.after(monotonic_ns());
         // The vmm works, and so does vmmd.
         let writing = self.write_clone(warm.dir.clone(), record.clone());
         let started = async {
-            let started = control_client::started(&warm.start, PATIENCE).await;
+            let started = started(&warm, &mut memory).await;
             (started, warm.has_started(&self.turns))
         };
         let ((started, turn), written) = tokio::join!(started, writing);
         if let Ok(dir) = &written {
             warm.dir = dir.clone();
+            memory.iter().for_each(|memory| memory.moved_to(dir));
         }
         let (entered_ns, dir) = match (started, written) {
             (Ok(entered_ns), Ok(dir)) => (entered_ns, dir),
@@ -140,7 +144,7 @@ impl Host {
         let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
         let (published, reservation) = (None, None);
-        let started = Supervised { dir, record, process, life, published, control, vmm_version, reservation };
+        let started = Supervised { dir, record, process, life, published, control, vmm_version, memory, reservation };
         Ok((started, turn, Times { sent: sent_after, executing: source.after(entered_ns) }))
     }
 

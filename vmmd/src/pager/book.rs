@@ -1,0 +1,398 @@
+//! Which layers and VMs the pager has to have: those that somebody holds ([`LazyLayer`], [`LazyMemory`]).
+//! Whoever changes this tells the keeper.
+
+use super::{error::PagerError, parts::Parts, place::Place};
+use crate::{
+    process::filling::{FileNumber, FillingLayer, FillingLayers},
+    store::VmDir,
+};
+use futures::future::BoxFuture;
+use patina_control::{
+    end::End,
+    pager::{Id, PAGER_LAYERS_MAX, PAGER_VMS_MAX},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What the keeper is to do.
+#[derive(Debug)]
+pub enum Order {
+    /// The book has a new layer. The answer tells whether the pager has it.
+    Layer(Id, oneshot::Sender<Result<(), PagerError>>),
+    /// The book has a new VM. The answer is its socket.
+    Vm(Id, oneshot::Sender<Result<OwnedFd, PagerError>>),
+    /// The book has a VM of an earlier `vmmd`.
+    Found(Id),
+    /// The socket of a VM did not reach it. The number is that of the pager which has the other end.
+    Unreached(Id, u64, String),
+    /// `vmmd` stops: a pager that nobody needs ends.
+    Leave(oneshot::Sender<()>),
+    /// A VM is no longer in the book.
+    ForgetVm(Id),
+    /// A layer is no longer in the book.
+    ForgetLayer(Id),
+}
+
+/// What a pager has that an earlier `vmmd` started.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// The layers, held until the VMs that use them are taken over.
+    pub layers: Vec<Arc<LazyLayer>>,
+    /// The VMs that are served.
+    pub vms: HashSet<Id>,
+    /// The VMs that lost memory while no `vmmd` was there.
+    pub lost: HashMap<Id, End>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Book {
+    tables: Mutex<Tables>,
+    orders: mpsc::UnboundedSender<Order>,
+    /// What an earlier `vmmd` left, until its VMs are taken over.
+    found: Mutex<Inventory>,
+    looked: watch::Sender<bool>,
+    /// `vmmd` stops: what it lets go of stays.
+    is_left: AtomicBool,
+    /// What of it a later `vmmd` needs.
+    pub(super) place: Place,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    layers: HashMap<Id, LayerEntry>,
+    vms: HashMap<Id, VmEntry>,
+}
+
+#[derive(Debug)]
+struct LayerEntry {
+    parts: Arc<Parts>,
+    /// How many [`LazyLayer`]s there are.
+    uses: usize,
+    fill: watch::Sender<Fill>,
+}
+
+/// How far a layer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fill {
+    Filling,
+    /// The source fails: the rest arrives only as far as VMs need it, if at all. Why.
+    Stopped(String),
+    Complete,
+}
+
+#[derive(Debug)]
+struct VmEntry {
+    layers: Vec<Arc<LazyLayer>>,
+    dir: VmDir,
+    lost: watch::Sender<Option<End>>,
+}
+
+impl Book {
+    /// An empty book, and what comes of it.
+    #[must_use]
+    pub fn new(place: Place) -> (Arc<Self>, mpsc::UnboundedReceiver<Order>) {
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let (tables, found, looked) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
+        (Arc::new(Self { tables, orders, found, looked, is_left: AtomicBool::new(false), place }), ordered)
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // No code panics under this lock; if some did, the maps themselves are still whole.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on nothing changes any more, whatever is let go of.
+    pub(super) fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+    }
+
+    /// Tells the keeper. Without one, `vmmd` ends.
+    pub(super) fn order(&self, order: Order) {
+        if self.is_left.load(Ordering::Acquire) {
+            return;
+        }
+        patina_control::best_effort(self.orders.send(order), "it ends with the program");
+    }
+
+    fn handle(self: &Arc<Self>, entry: &mut LayerEntry) -> Arc<LazyLayer> {
+        entry.uses += 1;
+        let (parts, fill) = (Arc::clone(&entry.parts), entry.fill.subscribe());
+        Arc::new(LazyLayer { parts, fill, book: Arc::clone(self) })
+    }
+
+    /// Holds a layer that the book has.
+    pub fn hold(self: &Arc<Self>, id: &Id) -> Option<Arc<LazyLayer>> {
+        self.tables().layers.get_mut(id).map(|entry| self.handle(entry))
+    }
+
+    /// Adds a layer, and holds it. If the book has it already, its parts stay.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn enter(self: &Arc<Self>, parts: Parts) -> Result<Arc<LazyLayer>, PagerError> {
+        let mut tables = self.tables();
+        let count = tables.layers.len();
+        if count >= PAGER_LAYERS_MAX && !tables.layers.contains_key(&parts.id) {
+            return Err(PagerError::Full(count));
+        }
+        let entry = tables.layers.entry(parts.id.clone()).or_insert_with(|| LayerEntry {
+            parts: Arc::new(parts),
+            uses: 0,
+            fill: watch::Sender::new(Fill::Filling),
+        });
+        Ok(self.handle(entry))
+    }
+
+    /// A [`LazyLayer`] is gone.
+    pub(super) fn release(&self, id: &Id) {
+        let mut tables = self.tables();
+        let Some(entry) = tables.layers.get_mut(id) else { return };
+        entry.uses -= 1;
+        if entry.uses == 0 {
+            tables.layers.remove(id);
+            // Under the lock: who adds the same layer next tells the keeper after this.
+            self.order(Order::ForgetLayer(id.clone()));
+        }
+    }
+
+    /// All of a layer has arrived.
+    pub(super) fn complete(&self, id: &Id) {
+        if let Some(entry) = self.tables().layers.get(id) {
+            entry.fill.send_replace(Fill::Complete);
+        }
+    }
+
+    /// The source of a layer fails.
+    pub(super) fn fill_stopped(&self, id: &Id, reason: &str) {
+        if let Some(entry) = self.tables().layers.get(id) {
+            entry.fill.send_if_modified(|fill| {
+                let was_filling = *fill == Fill::Filling;
+                if was_filling {
+                    *fill = Fill::Stopped(reason.to_owned());
+                }
+                was_filling
+            });
+        }
+    }
+
+    /// Adds a VM that uses these layers.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn enter_vm(
+        self: &Arc<Self>,
+        vm: &Id,
+        layers: Vec<Arc<LazyLayer>>,
+        dir: &VmDir,
+    ) -> Result<LazyMemory, PagerError> {
+        let lost = watch::Sender::new(None);
+        let memory = LazyMemory { vm: vm.clone(), book: Arc::clone(self), lost: lost.subscribe() };
+        let mut tables = self.tables();
+        let count = tables.vms.len();
+        if count >= PAGER_VMS_MAX {
+            drop(tables);
+            return Err(PagerError::Full(count));
+        }
+        let entry = VmEntry { layers, dir: dir.clone(), lost };
+        let replaced = tables.vms.insert(vm.clone(), entry);
+        // What it holds takes the lock as it goes.
+        drop((tables, replaced));
+        Ok(memory)
+    }
+
+    pub(super) fn moved(&self, vm: &Id, dir: &VmDir) {
+        if let Some(entry) = self.tables().vms.get_mut(vm) {
+            entry.dir = dir.clone();
+        }
+    }
+
+    /// A [`LazyMemory`] is gone.
+    pub(super) fn forget_vm(&self, vm: &Id) {
+        let Some(entry) = self.tables().vms.remove(vm) else { return };
+        // Before its layers: the pager forgets none that a VM uses.
+        self.order(Order::ForgetVm(vm.clone()));
+        drop(entry);
+    }
+
+    /// A VM must end. False: it is not in the book.
+    pub(super) fn lose(&self, vm: &Id, end: End) -> bool {
+        let tables = self.tables();
+        let Some(entry) = tables.vms.get(vm) else { return false };
+        entry.lost.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert(end);
+            is_first
+        })
+    }
+
+    /// What the pager needs of a layer.
+    pub(super) fn parts(&self, id: &Id) -> Option<Arc<Parts>> {
+        self.tables().layers.get(id).map(|entry| Arc::clone(&entry.parts))
+    }
+
+    /// All layers.
+    pub(super) fn layers(&self) -> Vec<Arc<Parts>> {
+        self.tables().layers.values().map(|entry| Arc::clone(&entry.parts)).collect()
+    }
+
+    /// The layers of a VM, by number, and its folder.
+    pub(super) fn vm(&self, vm: &Id) -> Option<(Vec<Id>, VmDir)> {
+        let tables = self.tables();
+        let entry = tables.vms.get(vm)?;
+        Some((entry.layers.iter().map(|layer| layer.parts.id.clone()).collect(), entry.dir.clone()))
+    }
+
+    /// All VMs.
+    pub(super) fn vms(&self) -> Vec<Id> {
+        self.tables().vms.keys().cloned().collect()
+    }
+
+    /// The VMs that use a layer.
+    pub(super) fn users(&self, layer: &Id) -> Vec<Id> {
+        let tables = self.tables();
+        let uses = |entry: &VmEntry| entry.layers.iter().any(|used| used.parts.id == *layer);
+        tables.vms.iter().filter(|(_, entry)| uses(entry)).map(|(vm, _)| vm.clone()).collect()
+    }
+
+    fn inventory(&self) -> MutexGuard<'_, Inventory> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the keeper has found of an earlier `vmmd`.
+    pub(super) fn found(&self, inventory: Inventory) {
+        *self.inventory() = inventory;
+    }
+
+    /// The keeper knows whether an earlier `vmmd` left a pager.
+    pub(super) fn has_looked(&self) {
+        self.looked.send_replace(true);
+    }
+
+    /// Waits until the keeper has looked for a pager of an earlier `vmmd`.
+    pub(super) async fn looked(&self) {
+        let mut looked = self.looked.subscribe();
+        patina_control::best_effort(looked.wait_for(|looked| *looked).await, "the sender is the book's own");
+    }
+
+    /// Has a VM of an earlier `vmmd` served, which is in the book now.
+    pub(super) fn serve_found(&self, vm: Id) {
+        let lost = self.inventory().lost.remove(&vm);
+        match lost {
+            Some(end) => drop(self.lose(&vm, end)),
+            None => self.order(Order::Found(vm)),
+        }
+    }
+
+    /// Lets go of what no VM of an earlier `vmmd` uses.
+    pub(super) fn forget_unused(&self) {
+        if !*self.looked.borrow() {
+            // It is too late to hold anything up; the layers stay until the next start.
+            return;
+        }
+        let unused = std::mem::take(&mut *self.inventory());
+        drop(unused);
+        let known: Vec<Id> = self.tables().layers.keys().cloned().collect();
+        self.place.keep_only(&known);
+    }
+
+    /// Whether there is anything to serve.
+    pub(super) fn is_empty(&self) -> bool {
+        let tables = self.tables();
+        tables.layers.is_empty() && tables.vms.is_empty()
+    }
+}
+
+/// For what a VM gives that is frozen while its memory arrives: nothing else that is not sealed is accepted.
+#[derive(Debug)]
+pub struct Known<'a>(pub &'a Arc<Book>);
+
+impl FillingLayers for Known<'_> {
+    fn find(&self, memfd: FileNumber) -> Option<Arc<dyn FillingLayer>> {
+        let id = {
+            let tables = self.0.tables();
+            tables.layers.values().find(|entry| entry.parts.number == memfd)?.parts.id.clone()
+        };
+        self.0.hold(&id).map(|layer| layer as Arc<dyn FillingLayer>)
+    }
+}
+
+/// A layer that the pager fills, or has filled. When nobody holds it any longer, the pager forgets it.
+#[derive(Debug)]
+pub struct LazyLayer {
+    pub(super) parts: Arc<Parts>,
+    fill: watch::Receiver<Fill>,
+    pub(super) book: Arc<Book>,
+}
+
+impl LazyLayer {
+    /// What the pager has of it. A vmm gets the memfd opened for reading only.
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+impl FillingLayer for LazyLayer {
+    fn id(&self) -> &Id {
+        &self.parts.id
+    }
+
+    fn is_complete(&self) -> bool {
+        *self.fill.borrow() == Fill::Complete
+    }
+
+    fn completed(&self) -> BoxFuture<'_, Result<(), String>> {
+        let mut fill = self.fill.clone();
+        Box::pin(async move {
+            let settled = fill.wait_for(|fill| *fill != Fill::Filling).await;
+            match settled.as_deref() {
+                Ok(Fill::Complete) => Ok(()),
+                Ok(Fill::Stopped(reason)) => Err(format!("layer {}, {reason}", self.parts.id)),
+                Ok(Fill::Filling) | Err(_) => Err("vmmd is stopping".into()),
+            }
+        })
+    }
+}
+
+impl Drop for LazyLayer {
+    fn drop(&mut self) {
+        self.book.release(&self.parts.id);
+    }
+}
+
+/// The memory of a VM that the pager serves. When it is dropped, the pager serves the VM no longer.
+#[derive(Debug)]
+pub struct LazyMemory {
+    pub(super) vm: Id,
+    pub(super) book: Arc<Book>,
+    pub(super) lost: watch::Receiver<Option<End>>,
+}
+
+impl LazyMemory {
+    /// The VM's folder is there from now on: another pager's socket goes to the vmm there.
+    pub fn moved_to(&self, dir: &VmDir) {
+        self.book.moved(&self.vm, dir);
+    }
+
+    /// Waits until the VM must end because its memory cannot be served; how.
+    pub async fn lost(&mut self) -> End {
+        match self.lost.wait_for(Option::is_some).await.map(|end| end.clone()) {
+            Ok(Some(end)) => end,
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for LazyMemory {
+    fn drop(&mut self) {
+        self.book.forget_vm(&self.vm);
+    }
+}

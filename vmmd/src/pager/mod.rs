@@ -1,0 +1,266 @@
+//! The host's pager: the process that fills layers and answers the page faults of the VMs that use
+//! them ([`patina_control::pager`]). There is one, and it starts when it is needed first.
+//!
+//! ```text
+//!  a snapshot's layer ─▶ add ──────┐                          ┌─ AddLayer, AttachVm ─▶ pager
+//!  a VM that starts ───▶ serve ────┼─▶ book ─▶ keeper (task) ─┤
+//!  a VM of before ─────▶ adopt ────┘                          └─ Open::Pager ─▶ vmm, for another pager
+//! ```
+//!
+//! - [`book`]: what the pager must have, by what is held; [`parts`]: what it needs of a layer.
+//! - [`keeper`]: the task that starts the pager and replaces it; [`program`]: its process; [`talk`]: the
+//!   connection; [`running`]: both; [`restarts`]: how often; [`gone`]: VMs that it does not serve any longer.
+//! - [`place`], [`inventory`]: what a `vmmd` that starts anew finds.
+//!
+//! A layer is in the pager as long as a generation or a VM uses it. A pager that is killed is replaced at
+//! once: the next one gets the same memfds, digests and files, and each VM a new socket. The pager outlives
+//! `vmmd`, as VMs do.
+
+pub mod book;
+pub mod error;
+pub mod gone;
+pub mod inventory;
+pub mod keeper;
+pub mod parts;
+pub mod place;
+pub mod program;
+pub mod restarts;
+pub mod running;
+pub mod talk;
+
+use crate::{
+    process::{
+        filling::{Filling, FillingLayers},
+        generation::Generation,
+    },
+    store::VmDir,
+};
+use book::{Book, Known, LazyLayer, LazyMemory, Order};
+use error::PagerError;
+use keeper::Keeper;
+use parts::{Parts, id_of};
+use patina_control::{
+    end::{End, EndKind},
+    memfd,
+    pager::Id,
+};
+use patina_snapshot::directory::{LayerFile, Snapshot};
+use place::Place;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use talk::PATIENCE;
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+use uuid::Uuid;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Pager {
+    book: Arc<Book>,
+}
+
+impl Pager {
+    /// That of a state folder. If an earlier `vmmd` left one that runs, it is taken over; if not, `program` is started when a
+    /// layer comes. To be called in a runtime.
+    #[must_use]
+    pub fn new(program: PathBuf, state: &Path) -> Self {
+        let (book, orders) = Book::new(Place::new(state));
+        tokio::spawn(Keeper::new(program, Arc::clone(&book), orders).run());
+        Self { book }
+    }
+
+    /// Whether this kernel has what VMs need to run while their memory arrives: Linux 6.7 or later.
+    #[must_use]
+    pub fn is_supported() -> bool {
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| is_new_enough(&release))
+    }
+
+    /// The layers that a vmm may send although they are not sealed.
+    #[must_use]
+    pub fn known(&self) -> impl FillingLayers {
+        Known(&self.book)
+    }
+
+    /// Has a layer of a snapshot filled. One of the same content that is there already is used.
+    ///
+    /// # Errors
+    /// There is no memory or no pager, or it refuses the layer.
+    pub async fn add_layer(&self, layer: &LayerFile) -> Result<Arc<LazyLayer>, PagerError> {
+        let held = match self.book.hold(&id_of(layer)?) {
+            Some(held) => held,
+            None => {
+                let parts = Parts::of_snapshot(layer)?;
+                let number = parts.number;
+                let held = self.book.enter(parts)?;
+                // Another call may have been first.
+                if held.parts.number == number {
+                    self.book.place.save(&held.parts)?;
+                }
+                held
+            }
+        };
+        let (answer, answered) = oneshot::channel();
+        self.book.order(Order::Layer(held.parts.id.clone(), answer));
+        let answered =
+            timeout(2 * PATIENCE, answered).await.map_err(|_| PagerError::Timeout(2 * PATIENCE))?;
+        answered.map_err(|_| PagerError::Stopping)??;
+        Ok(held)
+    }
+
+    /// Makes a generation of a snapshot whose memory arrives while VMs run on it. No memory is read.
+    ///
+    /// # Errors
+    /// The snapshot's state is damaged, there is no memory, or there is no pager.
+    pub async fn generation(&self, snapshot: Arc<Snapshot>) -> Result<Generation, PagerError> {
+        let of = Arc::clone(&snapshot);
+        let state = spawn_blocking(move || {
+            let state = of.state()?;
+            memfd::sealed("patina-state", &state).map_err(PagerError::Memory)
+        });
+        let state = state.await.map_err(|_| PagerError::Stopping)??;
+        let (mut files, mut held) = (vec![state.into()], Vec::new());
+        for layer in snapshot.layers() {
+            let layer = self.add_layer(layer).await?;
+            files.push(layer.parts.memfd.try_clone().map_err(PagerError::Memory)?.into());
+            held.push(layer);
+        }
+        let memory_mib = snapshot.manifest().description.memory_mib;
+        // The generation holds them from then on.
+        Ok(Generation::check(files, memory_mib, &self.known())?)
+    }
+
+    /// Has a VM served that is about to start from a generation: what its vmm needs for that, and what serves it. None: all of the
+    /// generation is complete.
+    ///
+    /// # Errors
+    /// There is no pager.
+    pub async fn serve(
+        &self,
+        vm: Uuid,
+        dir: &VmDir,
+        generation: &Generation,
+    ) -> Result<Option<(Filling, LazyMemory)>, PagerError> {
+        let filling = generation.filling();
+        if filling.is_empty() {
+            return Ok(None);
+        }
+        let layers: Vec<Id> = filling.iter().map(|(_, layer)| layer.id().clone()).collect();
+        let held =
+            layers.iter().map(|id| self.book.hold(id).ok_or_else(|| PagerError::NoLayer(id.to_string())));
+        let held = held.collect::<Result<Vec<_>, _>>()?;
+        dir.save_lazy_layers(&layers)?;
+        let vm = name_of(vm)?;
+        let memory = self.book.enter_vm(&vm, held, dir)?;
+        let (answer, answered) = oneshot::channel();
+        self.book.order(Order::Vm(vm, answer));
+        let answered =
+            timeout(2 * PATIENCE, answered).await.map_err(|_| PagerError::Timeout(2 * PATIENCE))?;
+        let pager = answered.map_err(|_| PagerError::Stopping)??;
+        let layers = filling.iter().map(|(number, _)| *number).collect();
+        Ok(Some((Filling { layers, pager }, memory)))
+    }
+
+    /// Takes over the memory of a VM that an earlier `vmmd` started, whose vmm is process `pid`. None: all of it was there when it
+    /// started. If it cannot be served, it is [lost](LazyMemory::lost).
+    ///
+    /// # Errors
+    /// Which layers it has cannot be read, or there are too many VMs.
+    pub async fn adopt(&self, vm: Uuid, dir: &VmDir, pid: u32) -> Result<Option<LazyMemory>, PagerError> {
+        let layers = dir.lazy_layers()?;
+        if layers.is_empty() {
+            return Ok(None);
+        }
+        self.book.looked().await;
+        let vm = name_of(vm)?;
+        let (mut held, mut lost) = (Vec::new(), None);
+        for id in &layers {
+            match self.book.hold(id).map_or_else(|| self.recover(id, pid), Ok) {
+                Ok(layer) => held.push(layer),
+                Err(error) => lost = Some(error),
+            }
+        }
+        let memory = self.book.enter_vm(&vm, held, dir)?;
+        match lost {
+            Some(error) => {
+                let reason = format!(
+                    "memory that it may need is lost, as vmmd and the pager have both ended: {error}"
+                );
+                self.book.lose(&vm, End { kind: EndKind::DataLoss, reason });
+            }
+            None => self.book.serve_found(vm),
+        }
+        Ok(Some(memory))
+    }
+
+    /// The VMs of an earlier `vmmd` are taken over: what none of them uses goes.
+    pub fn forget_unused(&self) {
+        self.book.forget_unused();
+    }
+
+    /// `vmmd` stops: a pager that nobody needs ends. For no longer than a moment.
+    pub async fn end_if_idle(&self) {
+        let (answer, answered) = oneshot::channel();
+        self.book.order(Order::Leave(answer));
+        if timeout(PATIENCE, answered).await.is_err() {
+            tracing::warn!("the next vmmd ends the pager if nobody needs it");
+        }
+    }
+
+    /// `vmmd` stops when this is dropped: the pager goes on with all that it has, whatever is let go of after that.
+    #[must_use]
+    pub fn left_when_dropped(&self) -> Left {
+        Left(Arc::clone(&self.book))
+    }
+
+    /// A layer whose pager is gone, too: the vmm has its memfd.
+    fn recover(&self, id: &Id, pid: u32) -> Result<Arc<LazyLayer>, PagerError> {
+        let unknown = || PagerError::NoLayer(id.to_string());
+        let saved = self.book.place.load(id)?.ok_or_else(unknown)?;
+        let memfd = program::memfd_of(pid, saved.number()).ok_or_else(unknown)?;
+        let held = self.book.enter(self.book.place.parts(id, saved, memfd)?)?;
+        let (answer, _) = oneshot::channel();
+        self.book.order(Order::Layer(id.clone(), answer));
+        Ok(held)
+    }
+}
+
+/// See [`Pager::left_when_dropped`].
+#[derive(Debug)]
+pub struct Left(Arc<Book>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+fn is_new_enough(release: &str) -> bool {
+    let mut numbers =
+        release.split(|byte: char| !byte.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    let version = numbers.next().zip(numbers.next());
+    version.is_some_and(|version| version >= (6, 7))
+}
+
+fn name_of(vm: Uuid) -> Result<Id, PagerError> {
+    Id::try_from(vm.to_string()).map_err(|_| PagerError::NoLayer(vm.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_before_6_7_do_not_serve_memory_lazily() {
+        for (release, is_supported) in [
+            ("6.7.0", true),
+            ("6.12.9-amd64", true),
+            ("10.0-rc1", true),
+            ("6.6.99", false),
+            ("5.15.0-1", false),
+            ("x", false),
+        ] {
+            assert_eq!(is_new_enough(release), is_supported, "{release}");
+        }
+    }
+}

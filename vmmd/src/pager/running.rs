@@ -1,0 +1,68 @@
+//! A pager that runs.
+
+use super::{error::PagerError, parts::Parts, talk::Talk};
+use crate::process::Process;
+use patina_control::pager::{FromPager, Id, ToPager};
+use std::{
+    collections::HashSet,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+/// A process, the connection to it, and what it has got.
+pub struct Running {
+    /// The process.
+    pub process: Process,
+    /// The connection, after the first line.
+    pub talk: Talk,
+    /// The layers that it has got.
+    pub given: HashSet<Id>,
+    /// The VMs that it has got.
+    pub attached: HashSet<Id>,
+}
+
+impl Running {
+    /// One that has got nothing yet.
+    #[must_use]
+    pub fn new(process: Process, talk: Talk) -> Self {
+        Self { process, talk, given: HashSet::new(), attached: HashSet::new() }
+    }
+
+    /// Gives it a layer. If it has it, it only tells of it.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn add(&mut self, parts: &Parts) -> Result<(), PagerError> {
+        let (layer, bytes) = (parts.id.clone(), parts.bytes);
+        if !self.given.insert(layer.clone()) {
+            return self.talk.send(&ToPager::Layer { layer }, &[]).await;
+        }
+        let add = ToPager::AddLayer { layer, bytes, has_demand: false, fill: true };
+        self.talk.send(&add, &[parts.memfd.as_fd(), parts.digests.as_fd(), parts.source.as_fd()]).await
+    }
+
+    /// Gives it one end of a VM's socket; the other one comes back.
+    ///
+    /// # Errors
+    /// The connection broke, or there is no descriptor.
+    pub async fn attach(&mut self, vm: &Id, layers: Vec<Id>) -> Result<OwnedFd, PagerError> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.attached.insert(vm.clone());
+        self.talk.send(&ToPager::AttachVm { vm: vm.clone(), layers }, &[ours.as_fd()]).await?;
+        Ok(theirs.into())
+    }
+}
+
+/// What the pager says next, or that it is gone. Without one, waits for ever. May be dropped and called again.
+///
+/// # Errors
+/// It is gone, or the connection broke.
+pub async fn hear(pager: &mut Option<Running>) -> Result<(FromPager, Option<OwnedFd>), PagerError> {
+    let Some(pager) = pager else { return std::future::pending().await };
+    tokio::select! {
+        heard = pager.talk.next() => heard,
+        gone = pager.process.gone() => Err(gone.err().map_or(PagerError::Closed, PagerError::Io)),
+    }
+}

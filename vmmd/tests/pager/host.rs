@@ -1,0 +1,266 @@
+//! A state folder with a snapshot, and a vmm that is played by the test.
+
+use crate::sys::View;
+use patina_control::{
+    messages::{Open, Opened},
+    pager::{Mapping, PagerToVm, RUN_BYTES, VERSION, VmToPager},
+    {memfd, rights},
+};
+use patina_jail::userfaultfd::{UFFD_FEATURE_MINOR_SHMEM, UFFD_FEATURE_MISSING_SHMEM};
+use patina_snapshot::{
+    directory::{Snapshot, create, unwatched},
+    manifest::{Description, ImageRef},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{
+            fs::FileExt as _,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tokio::{sync::oneshot, time::timeout};
+use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
+use uuid::Uuid;
+use vmmd::{
+    pager::Pager,
+    process::{filling::Filling, generation::Generation},
+    store::VmDir,
+};
+
+/// So much that a pager that is asked to stop has not filled all of it.
+pub const MEMORY_MIB: u32 = 512;
+pub const BYTES: u64 = (MEMORY_MIB as u64) << 20;
+pub const RUNS: u64 = BYTES / RUN_BYTES;
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A state folder, and a snapshot beside it.
+pub struct Host {
+    folder: TempDir,
+    pub layer: PathBuf,
+}
+
+/// What the first word of a run is.
+pub fn word(run: u64) -> u64 {
+    (run + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Host {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let memory = File::from(rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        memory.set_len(BYTES).unwrap();
+        let mut run = vec![7; RUN_BYTES as usize];
+        for number in 0..RUNS {
+            run[..8].copy_from_slice(&word(number).to_le_bytes());
+            memory.write_all_at(&run, number * RUN_BYTES).unwrap();
+        }
+        let state = memfd::sealed("state", b"a state").unwrap();
+        let place = folder.path().join("snapshot");
+        create(&place, &description(), &state, &[&memory], &mut |_| None, &unwatched).unwrap();
+        let entries = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path());
+        let layer = entries.into_iter().find(|path| path.to_string_lossy().contains("/layer-")).unwrap();
+        std::fs::create_dir(folder.path().join("state")).unwrap();
+        Self { folder, layer }
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::new(Snapshot::open(&self.folder.path().join("snapshot")).unwrap())
+    }
+
+    pub fn pager(&self) -> Pager {
+        Pager::new(program_path(), &self.state())
+    }
+
+    pub fn vm_dir(&self, name: &str) -> VmDir {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        VmDir::at(path)
+    }
+
+    /// The pager's process.
+    pub fn pid(&self) -> Option<Pid> {
+        let mark = format!("PATINA_VM_DIR={}\0", self.state().join("pager/process").display());
+        let pids = std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_it = |pid: &i32| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            String::from_utf8_lossy(&environment).contains(&mark)
+        };
+        pids.into_iter().find(is_it).and_then(Pid::from_raw)
+    }
+
+    /// Sends the pager a signal. Which one it was.
+    pub fn signal(&self, signal: Signal) -> Pid {
+        let pid = self.pid().expect("a pager runs");
+        kill_process(pid, signal).unwrap();
+        pid
+    }
+
+    /// How many layers the pager has open.
+    pub fn open_layers(&self) -> usize {
+        let Some(pid) = self.pid() else { return 0 };
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap();
+        let names = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        names.filter(|name| name.to_string_lossy().contains("memfd:patina-layer")).count()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.pid().is_some() {
+            self.signal(Signal::KILL);
+        }
+    }
+}
+
+pub fn program_path() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/pager")
+}
+
+fn description() -> Description {
+    let image = |name: &str| ImageRef {
+        digest: patina_snapshot::manifest::image_digest(&memfd::sealed("image", name.as_bytes()).unwrap())
+            .unwrap(),
+        path: name.into(),
+    };
+    Description {
+        uuid: Uuid::from_bytes([7; 16]),
+        created_unix_ms: 1_795_800_000_000,
+        name: "web".to_owned(),
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        cmdline: String::new(),
+        kernel: image("/images/vmlinux"),
+        rootfs: image("/images/root.erofs"),
+        agent_abi: 4,
+        prefault_list: Vec::new(),
+    }
+}
+
+/// A vmm: its view of the only layer, and its control socket.
+pub struct Vmm {
+    pub uuid: Uuid,
+    pub dir: VmDir,
+    pub view: Arc<View>,
+    // As a vmm has it, to map and to send it.
+    _layer: File,
+    uffd: Arc<Uffd>,
+    pager: Arc<Mutex<Option<UnixStream>>>,
+}
+
+impl Vmm {
+    /// Starts from a generation.
+    pub fn start(dir: VmDir, uuid: Uuid, generation: &Generation, filling: Filling) -> Self {
+        assert_eq!(filling.layers, [0]);
+        let layer = generation.open().unwrap().layers.remove(0);
+        let view = Arc::new(View::map(&layer, BYTES as usize));
+        let features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
+        let features = FeatureFlags::from_bits_retain(features);
+        let mut uffd = UffdBuilder::new();
+        uffd.close_on_exec(true).non_blocking(true).user_mode_only(false).require_features(features);
+        let uffd = uffd.create().unwrap();
+        let modes = RegisterMode::MISSING | RegisterMode::MINOR;
+        uffd.register_with_mode(view.address(), view.bytes(), modes).unwrap();
+        let (uffd, pager) = (Arc::new(uffd), Arc::new(Mutex::new(None)));
+        let vmm = Self { uuid, dir, view, _layer: layer, uffd, pager };
+        vmm.listen();
+        attach(filling.pager, &vmm.view, &vmm.uffd, &vmm.pager).unwrap();
+        vmm
+    }
+
+    /// Takes the sockets of other pagers.
+    fn listen(&self) {
+        let listener = UnixListener::bind(self.dir.socket()).unwrap();
+        let (view, uffd, pager) = (Arc::clone(&self.view), Arc::clone(&self.uffd), Arc::clone(&self.pager));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map(Result::unwrap) {
+                let mut bytes = [0; 64];
+                let (length, mut descriptors) = rights::receive(&stream, &mut bytes).unwrap();
+                assert_eq!(serde_json::from_slice::<Open>(&bytes[..length]).unwrap(), Open::Pager);
+                let answer = match attach(descriptors.remove(0), &view, &uffd, &pager) {
+                    Ok(()) => Opened::Ok,
+                    Err(reason) => Opened::Error(reason),
+                };
+                let mut line = serde_json::to_vec(&answer).unwrap();
+                line.push(b'\n');
+                patina_control::best_effort(
+                    rights::send(&stream, &line, &[]),
+                    "the pager's keeper may be gone",
+                );
+            }
+        });
+    }
+
+    /// The first word of a run, as the guest sees it.
+    pub fn read(&self, run: u64) -> u64 {
+        self.view.read((run * RUN_BYTES) as usize).unwrap()
+    }
+
+    /// Reads it in a thread, which may wait for ever.
+    pub fn read_beside(&self, run: u64) -> Waits {
+        let (view, (sender, read)) = (Arc::clone(&self.view), oneshot::channel());
+        std::thread::spawn(move || sender.send(view.read((run * RUN_BYTES) as usize)));
+        Waits(read)
+    }
+}
+
+/// A read that waits for a page.
+pub struct Waits(oneshot::Receiver<std::io::Result<u64>>);
+
+impl Waits {
+    /// What it has read.
+    pub async fn done(self) -> std::io::Result<u64> {
+        timeout(PATIENCE, self.0).await.expect("the page is served").unwrap()
+    }
+}
+
+fn attach(
+    socket: OwnedFd,
+    view: &View,
+    uffd: &Uffd,
+    pager: &Mutex<Option<UnixStream>>,
+) -> Result<(), String> {
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (address, bytes) = (view.address() as u64, view.bytes() as u64);
+    let mappings = Mapping::encode(&[Mapping { address, bytes, offset: 0, layer: 0 }]);
+    let mappings = memfd::sealed("mappings", &mappings).unwrap();
+    let attach = VmToPager::Attach { version: VERSION, tracks_writes: false };
+    let mut line = serde_json::to_vec(&attach).unwrap();
+    line.push(b'\n');
+    rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]).map_err(|error| error.to_string())?;
+    let mut said = String::new();
+    BufReader::new(&stream).read_line(&mut said).map_err(|error| error.to_string())?;
+    match serde_json::from_str(&said) {
+        Ok(PagerToVm::Attached) => {
+            *pager.lock().unwrap() = Some(stream);
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// Waits until something is so.
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,223 @@
+//! The pager as `vmmd` keeps it: the real program, with VMs whose vmm is played by the test.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod host;
+mod sys;
+
+use host::{Host, PATIENCE, RUNS, Vmm, program_path, until, word};
+use patina_control::end::EndKind;
+use rustix::process::Signal;
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tokio::{runtime::Runtime, time::timeout};
+use uuid::Uuid;
+use vmmd::{
+    pager::{Pager, book::LazyMemory, error::PagerError},
+    process::{filling::FillingLayers, generation::Generation},
+};
+
+/// A VM that has been started from a snapshot, and is not filled yet.
+async fn start(host: &Host, pager: &Pager, name: &str) -> (Generation, Vmm, LazyMemory) {
+    let generation = pager.generation(host.snapshot()).await.unwrap();
+    let (uuid, dir) = (Uuid::new_v4(), host.vm_dir(name));
+    let (filling, memory) =
+        pager.serve(uuid, &dir, &generation).await.unwrap().expect("it is not filled yet");
+    let vmm = Vmm::start(dir, uuid, &generation, filling);
+    (generation, vmm, memory)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_killed_pager_is_replaced_and_the_vms_go_on_within_a_second() {
+    let host = Host::new();
+    let pager = host.pager();
+    let (generation, vmm, _memory) = start(&host, &pager, "web").await;
+    assert_eq!(vmm.read(RUNS / 2), word(RUNS / 2));
+    for run in [RUNS - 1, RUNS - 2, RUNS - 3] {
+        host.signal(Signal::STOP);
+        assert_eq!(generation.filling().len(), 1, "it is not complete: the guest needs a pager");
+        let waits = vmm.read_beside(run);
+        host.signal(Signal::KILL);
+        let killed = Instant::now();
+        assert_eq!(waits.done().await.unwrap(), word(run));
+        assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    }
+    for run in 0..RUNS {
+        assert_eq!(vmm.read(run), word(run));
+    }
+    until("it becomes complete", || generation.filling().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_layer_is_one_for_all_who_use_it_and_goes_with_the_last_one() {
+    let host = Host::new();
+    let pager = host.pager();
+    let (first, vmm, memory) = start(&host, &pager, "web").await;
+    let second = pager.generation(host.snapshot()).await.unwrap();
+    assert_eq!(host.open_layers(), 1);
+    let files = [&first, &second].map(|generation| {
+        let file = generation.open().unwrap().layers.remove(0);
+        std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap())
+    });
+    assert_eq!(files[0], files[1]);
+    let saved = |host: &Host| {
+        let entries = fs::read_dir(host.state().join("pager")).unwrap();
+        entries
+            .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "json"))
+            .count()
+    };
+    drop((first, second));
+    assert_eq!(vmm.read(3), word(3), "the VM uses it");
+    assert_eq!((host.open_layers(), saved(&host)), (1, 1));
+    drop((vmm, memory));
+    until("nobody uses it", || host.open_layers() == 0 && saved(&host) == 0).await;
+    // It comes back as another file.
+    let third = pager.generation(host.snapshot()).await.unwrap();
+    assert_eq!(host.open_layers(), 1);
+    drop(third);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_pager_that_nobody_needs_ends_with_vmmd_and_one_that_somebody_needs_does_not() {
+    let host = Host::new();
+    let pager = host.pager();
+    let generation = pager.generation(host.snapshot()).await.unwrap();
+    let pid = host.pid();
+    pager.end_if_idle().await;
+    assert_eq!(host.pid(), pid);
+    drop(generation);
+    pager.end_if_idle().await;
+    assert_eq!(host.pid(), None);
+    let again = pager.generation(host.snapshot()).await.unwrap();
+    assert_eq!((again.filling().len(), host.open_layers()), (1, 1), "another one starts when it is needed");
+    again.completed().await.unwrap();
+    assert!(again.filling().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_vm_that_needs_a_damaged_run_is_lost_and_the_reason_names_it() {
+    let host = Host::new();
+    let snapshot = host.snapshot();
+    let damaged = RUNS - 5;
+    let file = File::options().write(true).open(&host.layer).unwrap();
+    file.write_all_at(b"x", damaged * 65536 + 5).unwrap();
+    let pager = host.pager();
+    let generation = pager.generation(snapshot).await.unwrap();
+    let (uuid, dir) = (Uuid::new_v4(), host.vm_dir("web"));
+    let (filling, mut memory) = pager.serve(uuid, &dir, &generation).await.unwrap().unwrap();
+    let vmm = Vmm::start(dir, uuid, &generation, filling);
+    assert_eq!(vmm.read(damaged + 1), word(damaged + 1), "the others are as they were");
+    assert!(timeout(Duration::from_millis(50), memory.lost()).await.is_err(), "it has not needed it");
+    let waits = vmm.read_beside(damaged);
+    let end = timeout(Duration::from_secs(5), memory.lost()).await.unwrap();
+    assert_eq!(end.kind, EndKind::DataLoss);
+    let layer = host.layer.file_name().unwrap().to_str().unwrap().trim_start_matches("layer-");
+    let names = end.reason.contains(&format!("run {damaged} ")) && end.reason.contains(layer);
+    assert!(names, "{}", end.reason);
+    assert!(waits.done().await.is_err(), "no byte of it is read");
+}
+
+/// Both graceful and not: what is let go of stays in the pager.
+#[test]
+#[ignore = "needs root and Linux 6.7"]
+fn vms_are_served_when_vmmd_starts_anew_and_when_the_pager_dies_after_that() {
+    let host = Host::new();
+    let before = Runtime::new().unwrap();
+    let pager = before.block_on(async { host.pager() });
+    let (generation, vmm, memory) = before.block_on(start(&host, &pager, "web"));
+    let pid = host.signal(Signal::STOP);
+    drop(pager.left_when_dropped());
+    drop((generation, memory, pager, before));
+    host.signal(Signal::CONT);
+    assert_eq!(vmm.read(RUNS - 1), word(RUNS - 1), "it is served while there is no vmmd");
+    host.signal(Signal::STOP);
+
+    let after = Runtime::new().unwrap();
+    after.block_on(async {
+        host.signal(Signal::CONT);
+        let pager = host.pager();
+        let memory = pager.adopt(vmm.uuid, &vmm.dir, std::process::id()).await.unwrap();
+        let mut memory = memory.expect("it started lazily");
+        pager.forget_unused();
+        assert_eq!(host.pid(), Some(pid), "it is the same pager");
+        host.signal(Signal::KILL);
+        until("another one serves", || host.pid().is_some_and(|new| new != pid)).await;
+        let waits = vmm.read_beside(RUNS - 2);
+        assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
+        assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
+    });
+}
+
+#[test]
+#[ignore = "needs root and Linux 6.7"]
+fn vms_are_served_again_when_vmmd_and_the_pager_have_both_died() {
+    let host = Host::new();
+    let before = Runtime::new().unwrap();
+    let pager = before.block_on(async { host.pager() });
+    let (generation, vmm, memory) = before.block_on(start(&host, &pager, "web"));
+    host.signal(Signal::STOP);
+    drop(pager.left_when_dropped());
+    drop((generation, memory, pager, before));
+    host.signal(Signal::KILL);
+    let waits = vmm.read_beside(RUNS - 1);
+
+    Runtime::new().unwrap().block_on(async {
+        let pager = host.pager();
+        let memory = pager.adopt(vmm.uuid, &vmm.dir, std::process::id()).await.unwrap();
+        let mut memory = memory.expect("it started lazily");
+        assert_eq!(waits.done().await.unwrap(), word(RUNS - 1));
+        assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
+        // A VM whose layers nobody has any longer ends.
+        let lost = host.vm_dir("lost");
+        let layer = patina_control::pager::Id::try_from("f".repeat(64)).unwrap();
+        lost.save_lazy_layers(&[layer]).unwrap();
+        let memory = pager.adopt(Uuid::new_v4(), &lost, std::process::id()).await.unwrap();
+        let end = timeout(PATIENCE, memory.unwrap().lost()).await.unwrap();
+        assert_eq!(end.kind, EndKind::DataLoss, "{}", end.reason);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_generation_of_a_vm_that_is_being_filled_is_accepted_and_nothing_else_unsealed() {
+    let host = Host::new();
+    let pager = host.pager();
+    let (generation, _vmm, _memory) = start(&host, &pager, "web").await;
+    // As a vmm sends it: what it was given, opened for reading only.
+    let sent = |layer: File| {
+        let state = patina_control::memfd::sealed("state", b"a state").unwrap();
+        Generation::check(vec![state.into(), layer.into()], host::MEMORY_MIB, &pager.known())
+    };
+    let own = || generation.open().unwrap().layers.remove(0);
+    let again = sent(own()).unwrap();
+    drop(generation);
+    assert_eq!(again.filling().len(), 1);
+    let foreign = patina_control::pager::layer_memfd("patina-layer", host::BYTES).unwrap();
+    let error = sent(foreign).unwrap_err();
+    assert!(error.to_string().contains("still writable"), "{error}");
+    let copy = File::from(rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    copy.set_len(host::BYTES).unwrap();
+    assert!(sent(copy).is_err());
+}
+
+#[tokio::test]
+async fn without_the_program_the_error_says_what_to_do() {
+    let host = Host::new();
+    let pager = Pager::new("/nowhere/pager".into(), &host.state());
+    let error = pager.generation(host.snapshot()).await.unwrap_err();
+    assert!(matches!(error, PagerError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("/nowhere/pager") && error.to_string().contains("--pager"), "{error}");
+    assert!(pager.known().find(vmmd::process::filling::FileNumber { device: 0, inode: 0 }).is_none());
+}
+
+#[test]
+fn the_pager_program_is_built_with_these_tests() {
+    assert!(Path::new(&program_path()).exists());
+}
