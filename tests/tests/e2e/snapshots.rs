@@ -10,12 +10,15 @@ use crate::{
 use libtest_mimic::Failed;
 use patina_tests::{host::Host, vm::Vm};
 use rustix::fs::SeekFrom;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::Duration,
 };
 
 pub const STORIES: &[Story] = stories![
@@ -23,6 +26,7 @@ pub const STORIES: &[Story] = stories![
     with_family(restored_vms_are_a_family_of_their_own_and_no_two_are_alike),
     with_family(a_second_snapshot_writes_only_the_newest_layer),
     with_family(a_damaged_snapshot_is_refused_and_nothing_is_left),
+    with_family(memory_is_right_while_it_arrives_and_the_pager_is_killed_again_and_again),
     snapshots_outlive_their_vm_and_vmmd,
 ];
 
@@ -353,4 +357,67 @@ fn snapshots_outlive_their_vm_and_vmmd(stage: &Stage) -> Outcome {
     vm.kill()?;
     require_eq("how it ended", vm.wait_ended()?.0, "killed")?;
     Ok(host.stop()?)
+}
+
+/// Parts of the pattern that a guest looks at, and the length of each, MiB.
+const PARTS: u64 = 24;
+const PART_MIB: u64 = 4;
+
+/// The digests of the parts of a pattern that is in the guest's memory alone.
+fn digests(vm: &Vm<'_>, part: u64) -> Result<String, Failed> {
+    let read = format!("dd if=/dev/shm/pattern bs={PART_MIB}M skip={part} count=1 2>/dev/null | sha256sum");
+    Ok(vm.sh(&read)?.trim().to_owned())
+}
+
+/// Kills the pager of a host, if it runs.
+fn kill_pager(host: &Host) -> Result<bool, Failed> {
+    let processes = leftovers::processes_of(&host.state_dir())?;
+    let pid = processes.iter().find_map(|process| {
+        process.strip_prefix("process pager (")?.strip_suffix(')')?.parse().ok().and_then(Pid::from_raw)
+    });
+    Ok(pid.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok()))
+}
+
+fn memory_is_right_while_it_arrives_and_the_pager_is_killed_again_and_again(family: &Family<'_>) -> Outcome {
+    let (host, parent, shelf) = (family.host, &family.parent, Shelf::new()?);
+    let mib = PARTS * PART_MIB;
+    parent.sh(&format!("seq 1 100000000 | head -c {mib}M > /dev/shm/pattern"))?;
+    let expected = (0..PARTS).map(|part| digests(parent, part)).collect::<Result<Vec<_>, _>>()?;
+    let place = shelf.place("base");
+    keep(host, parent, &place)?;
+    let (kills, is_done) = (AtomicU32::new(0), AtomicBool::new(false));
+    let restored = restore(host, &place, &["--name", "back", "-n", "2"])?;
+    let told = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Within the limit of restarts, which is 20 in 10 s.
+            while !is_done.load(Ordering::Relaxed) && kills.load(Ordering::Relaxed) < 18 {
+                if kill_pager(host).unwrap_or(false) {
+                    kills.fetch_add(1, Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(120));
+            }
+        });
+        let looked = (|| {
+            for part in 0..PARTS {
+                for vm in &restored {
+                    let found = digests(vm, part)?;
+                    require_eq(
+                        format!("part {part} in {}", vm.name()),
+                        &found,
+                        &expected[usize::try_from(part)?],
+                    )?;
+                }
+            }
+            Ok(())
+        })();
+        is_done.store(true, Ordering::Relaxed);
+        looked
+    });
+    let told = told.and_then(|()| {
+        let kills = kills.load(Ordering::Relaxed);
+        require(kills >= 3, "the pager was killed again and again", kills)
+    });
+    and_remove(host, &restored, told)?;
+    parent.sh("rm /dev/shm/pattern")?;
+    Ok(())
 }

@@ -1,12 +1,22 @@
-//! Where the memory of restored VMs comes from. This is the only place that knows that it is read
-//! whole before a VM starts.
+//! Where the memory of restored VMs comes from. The pager fills it while they run. Where that cannot be,
+//! it is read whole before a VM starts.
 
 use super::error::SnapshotError;
-use crate::process::generation::Generation;
+use crate::{pager::Pager, process::generation::Generation};
 use patina_control::memfd;
 use patina_snapshot::directory::{LayerFile, Snapshot, Watch, load_layer};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use std::{fs::File, io};
+use std::{fs::File, io, sync::Arc};
+
+/// Makes a generation of a snapshot whose memory arrives while VMs run on it. None: this host cannot do that.
+pub async fn begin(pager: &Pager, snapshot: &Arc<Snapshot>) -> Option<Generation> {
+    if !Pager::is_supported() {
+        return None;
+    }
+    let begun = pager.generation(Arc::clone(snapshot)).await;
+    let warn = |error| tracing::warn!(place = %snapshot.place().display(), %error, "the memory is read whole before VMs start");
+    begun.map_err(warn).ok()
+}
 
 /// Makes a generation of a snapshot. Each run is checked before it is in a file that a VM maps. To
 /// be called where it may block.
@@ -24,7 +34,7 @@ pub fn load(snapshot: &Snapshot, watch: Watch<'_>) -> Result<Generation, Snapsho
         memfd::seal(&memfd).map_err(|errno| no_memory(errno.into()))?;
         files.push(memfd.into());
     }
-    Ok(Generation::check(files, snapshot.manifest().description.memory_mib)?)
+    Ok(Generation::check(files, snapshot.manifest().description.memory_mib, &())?)
 }
 
 fn empty(layer: &LayerFile) -> io::Result<File> {

@@ -97,6 +97,9 @@ impl Host {
         self.metrics
             .pause(Duration::from_micros(frozen.pause_us), frozen.copied_pages.saturating_mul(PAGE_BYTES));
         check_agent(&vm.record, frozen)?;
+        // A page that has not arrived yet would be written as one of zeros.
+        let completed = abandoned.run_until_cancelled(generation.completed()).await.ok_or_else(abandon)?;
+        completed.map_err(SnapshotError::Generation)?;
         let list = self.table.prefault_list(vm.record.net.index, vm.record.family);
         let (host, record) = (Arc::clone(&self), vm.record.clone());
         let write = move || {

@@ -27,7 +27,10 @@ use crate::{
         host::Host,
         images,
         pool::OnTheWay,
-        snapshot_data::{error::SnapshotError, load::load},
+        snapshot_data::{
+            error::SnapshotError,
+            load::{begin, load},
+        },
         supervise::{Supervised, supervise},
         table::HeldName,
         tickets::Wanted,
@@ -218,8 +221,12 @@ impl Host {
         abandoned: CancellationToken,
     ) -> Result<(Generation, Arc<PrefaultList>), Error> {
         let host = Arc::clone(self);
+        let begun = begin(&self.pager, &snapshot).await;
         let loaded = blocking(move || {
-            let generation = load(&snapshot, &while_wanted(&abandoned))?;
+            let generation = match begun {
+                Some(begun) => begun,
+                None => load(&snapshot, &while_wanted(&abandoned))?,
+            };
             host.note_layers(&snapshot, &generation)?;
             let list = &snapshot.manifest().description.prefault_list;
             let list = (!list.is_empty()).then(|| PrefaultList::of(list)).transpose()?;
