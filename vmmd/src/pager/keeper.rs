@@ -13,7 +13,7 @@ use super::{
     running::{Running, hear},
     talk::{PATIENCE, greet},
 };
-use crate::process::link;
+use crate::process::control_client;
 use patina_control::{
     best_effort,
     end::{End, EndKind},
@@ -242,7 +242,7 @@ impl Keeper {
         let Some((_, dir)) = self.book.vm(&vm) else { return Ok(()) };
         let (book, number) = (Arc::clone(&self.book), self.number);
         tokio::spawn(async move {
-            if let Err(error) = link::attach_pager(&dir, socket, 2 * PATIENCE).await {
+            if let Err(error) = control_client::attach_pager(&dir, socket, 2 * PATIENCE).await {
                 book.order(Order::Unreached(vm, number, error.to_string()));
             }
         });
@@ -321,7 +321,7 @@ impl Keeper {
             }
             FromPager::Vm { vm, mappings } => tracing::debug!(%vm, mappings, "the pager serves a VM"),
             // That a VM or a layer is gone already, for example.
-            FromPager::Error(reason) => tracing::debug!(reason, "the pager"),
+            FromPager::Error { reason } => tracing::debug!(reason, "the pager"),
             FromPager::LayerDropped { layer } => tracing::debug!(%layer, "the pager has forgotten a layer"),
             FromPager::Hello { .. }
             | FromPager::Demand { .. }

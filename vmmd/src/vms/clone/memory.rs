@@ -3,9 +3,9 @@
 use crate::{
     pager::book::LazyMemory,
     process::{
+        control_client::{self, ControlError, PATIENCE},
         filling::{Filling, LAZY_VERSION},
         generation::Generation,
-        control_client::{self, ControlError, PATIENCE},
     },
     store::record::Record,
     vms::{host::Host, warm::Warm},
@@ -28,7 +28,10 @@ impl Host {
 }
 
 /// When the VM entered its guest, as [`control_client::started`] says; or that memory which it needs for that is lost.
-pub(in crate::vms) async fn started(warm: &Warm, memory: &mut Option<LazyMemory>) -> Result<u64, ControlError> {
+pub(in crate::vms) async fn started(
+    warm: &Warm,
+    memory: &mut Option<LazyMemory>,
+) -> Result<u64, ControlError> {
     let started = control_client::started(&warm.start, PATIENCE);
     let Some(memory) = memory else { return started.await };
     tokio::select! {
