@@ -18,12 +18,13 @@ use patina_abi::LINE_MAX_BYTES;
 use patina_abi::lines::LineBuffer;
 use patina_control::pager::{Mapping, PagerToVm, VERSION, VmToPager};
 use patina_control::{memfd, rights};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io::{ErrorKind, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 /// How long the pager may take to answer.
@@ -92,7 +93,7 @@ struct Pager {
 }
 
 impl Pager {
-    /// The next line, if there is one. Waits for it if the socket does.
+    /// The next line, if it is there.
     fn next(&mut self) -> std::io::Result<Option<PagerToVm>> {
         let mut chunk = [0; 4096];
         loop {
@@ -104,9 +105,27 @@ impl Pager {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(length) => self.input.push(chunk.get(..length).unwrap_or_default()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // Also the end of a wait, on a socket that does wait.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next line. Waits for it until `deadline`. The jail does not allow a time limit of the
+    /// socket's own.
+    fn wait(&mut self, deadline: Instant) -> std::io::Result<PagerToVm> {
+        loop {
+            if let Some(line) = self.next()? {
+                return Ok(line);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            let left = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], Some(&left)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -161,23 +180,20 @@ impl Machine {
         mappings.sort_by_key(|mapping| mapping.address);
         let list = memfd::sealed("patina-mappings", &Mapping::encode(&mappings));
         let list = list.map_err(LazyError::Pager)?;
-        stream.set_nonblocking(false).map_err(LazyError::Pager)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(LazyError::Pager)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(LazyError::Pager)?;
+        stream.set_nonblocking(true).map_err(LazyError::Pager)?;
         let mut pager = Pager { stream, input: LineBuffer::new(LINE_MAX_BYTES) };
         let attach = VmToPager::Attach { version: VERSION, tracks_writes: lazy.tracks };
         pager.send(&attach, &[userfault.as_fd(), list.as_fd()]).map_err(LazyError::Pager)?;
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            match pager.next().map_err(LazyError::Pager)? {
-                Some(PagerToVm::Attached) => break,
-                Some(PagerToVm::Refused { reason }) => return Err(LazyError::Refused(reason)),
+            match pager.wait(deadline).map_err(LazyError::Pager)? {
+                PagerToVm::Attached => break,
+                PagerToVm::Refused { reason } => return Err(LazyError::Refused(reason)),
                 // A new pager may have found all of a layer at once.
-                Some(PagerToVm::Complete { layer, is_unregistered }) => lazy.note(layer, is_unregistered),
-                Some(PagerToVm::TrackingWrites) => {}
-                None => return Err(LazyError::Pager(ErrorKind::TimedOut.into())),
+                PagerToVm::Complete { layer, is_unregistered } => lazy.note(layer, is_unregistered),
+                PagerToVm::TrackingWrites => {}
             }
         }
-        pager.stream.set_nonblocking(true).map_err(LazyError::Pager)?;
         lazy.pager = Some(pager);
         Ok(())
     }
@@ -230,8 +246,7 @@ impl Machine {
         let Some(lazy) = &mut self.lazy else { return Ok(()) };
         // A pager that comes after this one is told when it is attached.
         lazy.tracks = true;
-        let Some(pager) = &mut lazy.pager else { return Ok(()) };
-        pager.stream.set_nonblocking(false).map_err(LazyError::Pager)?;
+        let Some(pager) = &lazy.pager else { return Ok(()) };
         let sent = pager.send(&VmToPager::TrackWrites, &[]);
         let answered = sent.and_then(|()| lazy.hear_until_tracking());
         match answered {
@@ -239,9 +254,6 @@ impl Machine {
             Err(error) if error.kind() == ErrorKind::TimedOut => return Err(LazyError::Pager(error)),
             // It is gone, and unregisters nothing any longer.
             Err(error) => lazy.lose(&error),
-        }
-        if let Some(pager) = &lazy.pager {
-            pager.stream.set_nonblocking(true).map_err(LazyError::Pager)?;
         }
         Ok(())
     }
@@ -260,12 +272,12 @@ impl Lazy {
     }
 
     fn hear_until_tracking(&mut self) -> std::io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
         while let Some(pager) = &mut self.pager {
-            match pager.next()? {
-                Some(PagerToVm::TrackingWrites) => return Ok(()),
-                Some(PagerToVm::Complete { layer, is_unregistered }) => self.note(layer, is_unregistered),
-                Some(_) => {}
-                None => return Err(ErrorKind::TimedOut.into()),
+            match pager.wait(deadline)? {
+                PagerToVm::TrackingWrites => return Ok(()),
+                PagerToVm::Complete { layer, is_unregistered } => self.note(layer, is_unregistered),
+                _ => {}
             }
         }
         Ok(())
