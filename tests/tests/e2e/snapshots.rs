@@ -8,7 +8,7 @@ use crate::{
     stage::{Stage, explain, free_port},
 };
 use libtest_mimic::Failed;
-use patina_tests::{host::Host, vm::Vm};
+use patina_tests::{host::Host, leftovers, vm::Vm};
 use rustix::fs::SeekFrom;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
