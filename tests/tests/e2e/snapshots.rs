@@ -380,8 +380,8 @@ fn kill_pager(host: &Host) -> Result<bool, Failed> {
 
 fn memory_is_right_while_it_arrives_and_the_pager_is_killed_again_and_again(family: &Family<'_>) -> Outcome {
     let (host, parent, shelf) = (family.host, &family.parent, Shelf::new()?);
-    let mib = PARTS * PART_MIB;
-    parent.sh(&format!("seq 1 100000000 | head -c {mib}M > /dev/shm/pattern"))?;
+    let bytes = (PARTS * PART_MIB) << 20;
+    parent.sh(&format!("seq 1 100000000 | head -c {bytes} > /dev/shm/pattern"))?;
     let expected = (0..PARTS).map(|part| digests(parent, part)).collect::<Result<Vec<_>, _>>()?;
     let place = shelf.place("base");
     keep(host, parent, &place)?;
