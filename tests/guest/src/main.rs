@@ -8,6 +8,8 @@
 //! - [`lock`]: `lock FILE PROGRAM ARG…`: runs a program while it holds a lock.
 //! - [`measure`]: `spawn COUNT PROGRAM ARG…`, `read COUNT FILE`: microseconds each took, one a
 //!   line; `syscalls PROGRAM ARG…`: how many system calls it makes.
+//! - [`pattern`]: `pattern MIB FILLED LOOK`: fills memory once, and looks at all of it after a word
+//!   in a fifo.
 //! - [`scribble`]: `scribble MIB`: writes memory at full speed until SIGTERM, and looks at each
 //!   page before.
 //!
@@ -23,6 +25,7 @@ mod cpus;
 mod flood;
 mod lock;
 mod measure;
+mod pattern;
 mod scribble;
 mod sys;
 
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         }
         ["read", count, file] => number(count).map(|count| measure::read(count, file)),
         ["lock", file, program @ ..] if !program.is_empty() => Some(lock::run(file, program)),
+        ["pattern", mib, filled, look] => number(mib).map(|mib| pattern::pattern(mib, filled, look)),
         ["scribble", mib] => number(mib).map(scribble::scribble),
         ["syscalls", program @ ..] if !program.is_empty() => Some(measure::syscalls(program)),
         _ => None,
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
         None => {
             eprintln!(
                 "usage: guest-check avx ROUNDS [sabotage] | avx-until STARTED STOP | cpus MS | flood PORT COUNT | \
-                 spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG… | scribble MIB | lock FILE PROGRAM ARG…"
+                 spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG… | pattern MIB FILLED LOOK | scribble MIB | lock FILE PROGRAM ARG…"
             );
             ExitCode::from(2)
         }

@@ -1,8 +1,5 @@
-//! Unsafe code: vector registers, AF_VSOCK sockets, ptrace.
-#![allow(
-    unsafe_code,
-    reason = "vector registers are reached by inline assembly, AF_VSOCK and ptrace by system calls"
-)]
+//! Unsafe code: vector registers, AF_VSOCK sockets, ptrace, advice on memory.
+#![allow(unsafe_code, reason = "vector registers are reached by inline assembly, the rest by system calls")]
 
 use std::{
     arch::asm,
@@ -236,4 +233,16 @@ pub fn end_on_sigterm() -> io::Result<()> {
 /// Whether SIGTERM has come.
 pub fn end_asked() -> bool {
     END.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Asks for pages of 2 MiB where they fit: where guest kernel code is emulated, a page fault costs
+/// milliseconds.
+pub fn prefer_huge_pages(memory: &mut [u64]) -> io::Result<()> {
+    const PAGE: usize = 4096;
+    let skipped = memory.as_ptr().addr().next_multiple_of(PAGE) - memory.as_ptr().addr();
+    let Some(length) = size_of_val(memory).checked_sub(skipped) else { return Ok(()) };
+    let start = memory.as_mut_ptr().wrapping_byte_add(skipped);
+    // SAFETY: the range is within `memory`, and the advice changes no content.
+    let result = unsafe { libc::madvise(start.cast(), length / PAGE * PAGE, libc::MADV_HUGEPAGE) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
