@@ -120,12 +120,23 @@ impl Bench {
 
     /// The vmms of vmmd's state, warm ones included.
     pub fn processes(&self) -> BTreeSet<u32> {
-        let own = format!("PATINA_VM_DIR={}/", self.path("state").display());
+        let all = self.processes_of("state/");
+        all.difference(&self.processes_of("state/pager/")).copied().collect()
+    }
+
+    /// The pager of vmmd's state.
+    pub fn pager(&self) -> Option<u32> {
+        self.processes_of("state/pager/").into_iter().next()
+    }
+
+    /// Those that vmmd started for a folder below this one.
+    fn processes_of(&self, folder: &str) -> BTreeSet<u32> {
+        let own = format!("PATINA_VM_DIR={}", self.path(folder).display());
         let entries = fs::read_dir("/proc").unwrap();
         let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
         let is_own = |pid: &u32| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            String::from_utf8_lossy(&environ).contains(&own)
+            String::from_utf8_lossy(&environ).contains(&own) && runs(*pid)
         };
         pids.filter(is_own).collect()
     }
@@ -178,6 +189,8 @@ impl Bench {
             .arg(self.path("rootfs"))
             .arg("--vmm")
             .arg(&self.vmm)
+            .arg("--pager")
+            .arg(Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/pager"))
             .arg("--warm")
             .arg(self.warm.to_string())
             .args(&self.more)

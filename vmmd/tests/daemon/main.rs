@@ -1,5 +1,5 @@
 //! The daemon from outside: the real `vmmd`, over gRPC, in a network namespace of its own, with a
-//! stand-in for the `vmm` process (`examples/stand_in_vmm.rs`). Guests that really boot are in the
+//! stand-in for the `vmm` process (`examples/stand_in_vmm`). Guests that really boot are in the
 //! workspace's `tests`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test")]
 

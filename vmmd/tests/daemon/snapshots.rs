@@ -4,6 +4,7 @@ use crate::{
     bench::{Bench, Client, get, interfaces, kill, ready, runs, tell, vm, wait},
     clones::{clones, console, remove, sorted},
     steps::{Hold, until},
+    streams::run as run_in,
 };
 use patina_proto::v1::{
     self, EndKind, RestoreSnapshotRequest, Snapshot, VmState, clone_outcome::Outcome, wait_vm_request::Until,
@@ -122,7 +123,8 @@ fn a_vm_is_kept_and_a_new_family_is_made_of_it() {
             assert_eq!(vm.parent_vmid, (vm.vmid > 0).then_some(0));
             assert_eq!((vm.ticket.is_empty(), vm.ports.len()), (vm.vmid == 0, usize::from(vm.vmid == 0)));
         }
-        assert_eq!(bench.memory_files("patina-"), 0, "the VMs alone hold it");
+        assert_eq!(bench.memory_files("patina-layer"), 1, "one for all of its VMs, until they have ended");
+        assert!(bench.pager().is_some_and(runs), "the pager fills it");
         // It is cloned as any other, by the next free vmid.
         assert_eq!(clones(&mut client, "new", 1).await[0].name, "new.3");
         for name in ["new", "new.1", "new.2"] {
@@ -131,6 +133,7 @@ fn a_vm_is_kept_and_a_new_family_is_made_of_it() {
             assert!(told.contains("ram: of web\n"), "{name} has the RAM of the VM that was kept: {told}");
         }
         remove(&mut client, "new.3").await;
+        until("nobody holds its memory", async || bench.memory_files("patina-") == 0).await;
         assert_eq!(
             sorted(interfaces().await),
             ["pt0", "pt0.0"],
@@ -306,34 +309,84 @@ fn a_clone_that_fails_leaves_the_restored_master_and_the_others() {
     });
 }
 
+/// Changes a byte of a run, or puts the right one back.
+fn flip(place: &Path, run: u64) {
+    let file = fs::File::options().read(true).write(true).open(layer_file(place)).unwrap();
+    let at = run * 65536 + 1;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+/// That a VM has ended because it needed a run that is damaged, and that the reason names it.
+async fn lost(client: &mut Client, vm: &str, layer: &str, run: u64) {
+    let ended = wait(client, vm, Until::Ended).await.unwrap();
+    assert_eq!(ended.end_kind(), EndKind::DataLoss, "{ended:?}");
+    let names = ended.end_reason.contains(&format!("run {run} ")) && ended.end_reason.contains(layer);
+    assert!(names, "{}", ended.end_reason);
+}
+
 #[test]
 #[ignore = "needs root and /dev/kvm"]
-fn a_flipped_byte_is_named_and_refused_before_a_vm_runs() {
+fn a_flipped_byte_ends_the_vm_that_needs_its_run_and_no_other() {
     tell(|mut bench| async move {
         let mut client = bench.start().await;
-        ready(&mut client, vm("web", "")).await;
+        let parent = ready(&mut client, vm("web", "ram=4")).await;
         let kept = create(&mut client, "web", "base").await.unwrap().snapshot.unwrap();
         let place = bench.path("state/snapshots/base");
         let layer = &kept.layers[0].id;
-        let file = fs::File::options().read(true).write(true).open(layer_file(&place)).unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, 1).unwrap();
-        file.write_all_at(&[byte[0] ^ 1], 1).unwrap();
-        let damaged = [
-            verify(&mut client, "base").await.unwrap_err(),
-            restore(&mut client, RestoreSnapshotRequest { count: 2, ..from("base") }).await.unwrap_err(),
-        ];
-        for status in damaged {
-            assert_eq!(status.code(), Code::DataLoss, "{status}");
-            assert!(status.message().contains(&format!("run 0 of layer {layer}")), "{status}");
-            let info = status.get_details_error_info().unwrap();
-            assert_eq!((info.reason.as_str(), &info.metadata["layer"]), ("SNAPSHOT_DAMAGED", layer));
-            assert_eq!(info.metadata["run"], "0");
+        flip(&place, 2);
+        let status = verify(&mut client, "base").await.unwrap_err();
+        assert_eq!(status.code(), Code::DataLoss, "{status}");
+        assert!(status.message().contains(&format!("run 2 of layer {layer}")), "{status}");
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), &info.metadata["layer"]), ("SNAPSHOT_DAMAGED", layer));
+        assert_eq!(info.metadata["run"], "2");
+
+        let request = RestoreSnapshotRequest { name: "new".into(), count: 2, ..from("base") };
+        let vms = restore(&mut client, request).await.unwrap();
+        for run in [1, 3] {
+            let read = run_in(&mut client, "new", &["read", &run.to_string()]).await;
+            assert_eq!(read, (format!("run {run}"), 0), "the other runs are as they were");
         }
+        let mut caller = client.clone();
+        let call = tokio::spawn(async move { run_in(&mut caller, "new", &["read", "2"]).await });
+        lost(&mut client, "new", layer, 2).await;
+        // What it was asked for is not answered.
+        call.await.unwrap_err();
+        assert_eq!(run_in(&mut client, "new.1", &["read", "3"]).await.0, "run 3", "it does not need it");
+        assert_eq!(get(&mut client, "new.1").await.pid, vms[1].pid);
+        assert!(runs(parent.pid));
+        remove(&mut client, "new").await;
+        remove(&mut client, "new.1").await;
         only(&bench, &mut client, &["web"]).await;
-        // A state that is cut, a manifest that is changed.
+
+        // The first run is needed before the guest is ready.
+        flip(&place, 2);
+        flip(&place, 0);
+        let request = RestoreSnapshotRequest { name: "new".into(), ..from("base") };
+        let made = client.restore_snapshot(request).await.unwrap().into_inner().vms;
+        assert_eq!(made.len(), 1);
+        let status = wait(&mut client, "new", Until::Ready).await.unwrap_err();
+        assert!(status.message().contains("it ended before it was ready"), "{status}");
+        lost(&mut client, "new", layer, 0).await;
+        remove(&mut client, "new").await;
+        only(&bench, &mut client, &["web"]).await;
+        until("no memory of it is left", async || bench.memory_files("patina-") == 0).await;
+        flip(&place, 0);
+        assert_eq!(restore(&mut client, from("base")).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_damaged_state_or_manifest_is_refused_before_a_vm_runs() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        create(&mut client, "web", "base").await.unwrap();
+        let place = bench.path("state/snapshots/base");
         for name in ["state", "manifest"] {
-            file.write_all_at(&byte, 1).unwrap();
             let path = place.join(name);
             let whole = fs::read(&path).unwrap();
             fs::write(&path, &whole[..whole.len() - 1]).unwrap();

@@ -20,45 +20,58 @@
 //! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its
 //!   generation, aborts over it, or is killed by its system call filter.
 //!
-//! `hold-freeze=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it answers that it is
-//! frozen, or has started, or says the first line of a control connection, it leaves the file
-//! `PATH.VMID` and goes on when nobody has PATH locked.
+//! `hold-freeze=PATH`, `hold-attach=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it
+//! answers that it is frozen, or asks the pager to serve it, or answers that it has started, or
+//! says the first line of a control connection, it leaves the file `PATH.VMID` and goes on when
+//! nobody has PATH locked.
+//!
+//! `ram=RUNS`: its generation has so many runs of 64 KiB that are not zero; without it, one.
+//!
+//! A generation whose layers are still being filled is served by the pager, as for a real vmm: what
+//! it reads of its RAM, it waits for.
 //!
 //! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call),
 //! `drop VERB JSON PATH` (one that the guest does not wait for once there is a file PATH),
-//! `hang-up` (until the control connection is another one) and `hang`; all else is not found.
-#![allow(unsafe_code, reason = "takes over inherited descriptors by number")]
+//! `read RUN` (the first line of that run of its RAM's last file), `hang-up` (until the control
+//! connection is another one) and `hang`; all else is not found.
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
-use patina_abi::{
-    exec::{Exit, FrameType, HEADER_BYTES, Start, header, parse_header},
-    link::{Answer, CallError},
-};
+mod agent;
+mod ram;
+mod sys;
+mod wire;
+
+use patina_abi::link::{Answer, CallError};
 use patina_control::{
     VERSION,
     config::{Start as Origin, VmConfig},
     end::{End, EndKind},
     messages::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
-    rights,
+    pager::RUN_BYTES,
 };
+use ram::Ram;
 use rustix::fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_add_seals, flock, ftruncate, memfd_create};
 use std::{
     collections::HashMap,
     fs::File,
     io::{BufRead, BufReader, Read, Seek, Write},
     os::{
-        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
-        unix::net::{UnixListener, UnixStream},
+        fd::{OwnedFd, RawFd},
+        unix::{
+            fs::FileExt as _,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
     thread,
-    time::Duration,
 };
+use sys::{do_what_is_forbidden, taken};
+use wire::{receive, say, send, try_say};
 
 const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5, agent_abi: 4 };
 
@@ -78,13 +91,8 @@ struct Vm {
     control: Mutex<Option<UnixStream>>,
     waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
     controls: AtomicU32,
-}
-
-/// # Safety
-/// Nothing else in this process owns `fd`.
-unsafe fn owned<T: FromRawFd>(fd: RawFd) -> T {
-    // SAFETY: the caller's promise.
-    unsafe { T::from_raw_fd(fd) }
+    /// Of one that has started from a generation.
+    ram: OnceLock<Ram>,
 }
 
 fn main() {
@@ -96,15 +104,12 @@ fn main() {
         option => assert_eq!(option, Some("--config-fd")),
     }
     let fd: RawFd = args.next().unwrap().parse().unwrap();
-    // SAFETY: each descriptor was inherited for this process and is taken once.
-    let mut file: File = unsafe { owned(fd) };
+    let mut file: File = taken(fd);
     file.rewind().unwrap();
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
     let config: VmConfig = serde_json::from_str(&text).unwrap();
-    // SAFETY: as above.
-    let (listener, mut console): (UnixListener, File) =
-        unsafe { (owned(config.control_fd), owned(config.console_fd)) };
+    let (listener, mut console): (UnixListener, File) = (taken(config.control_fd), taken(config.console_fd));
     writeln!(console, "stand-in console of {}", config.name).unwrap();
     patina_daemon::say!("begun at nice {}", rustix::process::getpriority_process(None).unwrap());
     patina_daemon::say!("stand-in of {}", config.name);
@@ -119,6 +124,7 @@ fn main() {
         controls: AtomicU32::new(0),
         console: Mutex::new(console),
         words: Mutex::new(words),
+        ram: OnceLock::new(),
         config,
     });
     if state == State::Booting && !vm.has("slow") {
@@ -156,8 +162,7 @@ impl Vm {
 
     fn end(&self, kind: EndKind, reason: &str) -> ! {
         let end = End { kind, reason: reason.to_owned() };
-        // SAFETY: taken once, the process ends here.
-        let mut file: File = unsafe { owned(self.config.end_fd) };
+        let mut file: File = taken(self.config.end_fd);
         file.write_all(&serde_json::to_vec(&end).unwrap()).unwrap();
         std::process::exit(0)
     }
@@ -173,12 +178,17 @@ impl Vm {
             Open::Freeze { prepare } => {
                 self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. })))
             }
-            Open::Start { ticket, .. } => self.start(&mut stream, &ticket, descriptors),
+            Open::Start { ticket, filling } => self.start(&mut stream, (&ticket, &filling), descriptors),
             Open::PrefaultList => {
                 let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();
                 send(&stream, &Opened::Ok, &[memfd("list", &list, 0).into()]);
             }
-            Open::Pager => say(&mut stream, &Opened::Ok),
+            Open::Pager => {
+                let served = self.ram.get().ok_or_else(|| "it has not started".to_owned());
+                let served = served.and_then(|ram| ram.attach(descriptors.into_iter().next().unwrap()));
+                // Whoever sent it may be gone.
+                try_say(&mut stream, &served.map_or_else(Opened::Error, |()| Opened::Ok));
+            }
             Open::Control => {
                 say(&mut stream, &Opened::Ok);
                 self.control(reader, stream);
@@ -271,15 +281,18 @@ impl Vm {
         let layers = if self.config.identity.vmid == 0 { 1 } else { 2 };
         let line = format!("of {}\n", self.config.name);
         let mut sent: Vec<OwnedFd> = vec![state.into()];
-        sent.extend((0..layers).map(|_| memfd("generation-ram", line.as_bytes(), bytes).into()));
+        let runs = self.number("ram").map_or(1, i32::cast_unsigned);
+        sent.extend((0..layers).map(|_| ram_file(&line, runs, bytes).into()));
         let agent_abi = self.number("abi").map_or(FROZEN.agent_abi, i32::cast_unsigned);
         send(stream, &Opened::Frozen(Frozen { agent_abi, ..FROZEN }), &sent);
     }
 
-    fn start(&self, stream: &mut UnixStream, ticket: &str, descriptors: Vec<OwnedFd>) {
+    fn start(&self, stream: &mut UnixStream, (ticket, filling): (&str, &[u8]), descriptors: Vec<OwnedFd>) {
         assert_eq!(*self.state.lock().unwrap(), State::Warm);
-        let mut files = descriptors.into_iter().map(File::from);
-        let (mut state, mut prefault_list) = (files.next().unwrap(), files.next().unwrap());
+        let mut files: Vec<File> = descriptors.into_iter().map(File::from).collect();
+        let pager = (!filling.is_empty()).then(|| files.pop().unwrap());
+        let layers = files.split_off(2);
+        let (mut prefault_list, mut state) = (files.pop().unwrap(), files.pop().unwrap());
         let mut words = String::new();
         state.read_to_string(&mut words).unwrap();
         assert!(words.starts_with("state"), "read whole: {words:?}");
@@ -295,16 +308,34 @@ impl Vm {
         if self.number("forbidden") == vmid {
             do_what_is_forbidden();
         }
+        let ram = Ram::map(&layers, filling);
+        drop((layers, state));
+        if let Some(pager) = pager {
+            self.hold("hold-attach");
+            if let Err(reason) = ram.attach(pager.into()) {
+                return say(stream, &Opened::Error(format!("serve memory lazily: {reason}")));
+            }
+        }
+        let ram = self.ram.get_or_init(|| ram);
         self.hold("hold-start");
-        let (mut line, mut list) = (String::new(), Vec::new());
-        BufReader::new(files.next_back().unwrap()).read_line(&mut line).unwrap();
+        let mut list = Vec::new();
         prefault_list.read_to_end(&mut list).unwrap();
-        let mut console = self.console.lock().unwrap();
-        write!(console, "ram: {line}prefault_list: {list:?}\nticket: {ticket}\n").unwrap();
-        drop((console, files, state, prefault_list));
+        drop(prefault_list);
+        let introduce = || {
+            let line = first_line(ram);
+            let mut console = self.console.lock().unwrap();
+            write!(console, "ram: {line}\nprefault_list: {list:?}\nticket: {ticket}\n").unwrap();
+        };
+        let is_lazy = !filling.is_empty();
+        if !is_lazy {
+            introduce();
+        }
         let entered_ns = patina_control::monotonic_ns();
         // Whether anybody hears it or not, it runs.
         try_say(stream, &Opened::Started { entered_ns });
+        if is_lazy {
+            introduce();
+        }
         let states = [Some(State::Booting), (!self.has("slow")).then_some(State::Ready { after_us: 567 })];
         let mut control = self.control.lock().unwrap();
         for state in states.into_iter().flatten() {
@@ -316,156 +347,45 @@ impl Vm {
         drop(control);
         self.live();
     }
+}
 
-    fn ask(&self, verb: &str, args: &str) -> String {
-        let answer = self.begin(verb, args).1.recv_timeout(Duration::from_secs(20)).unwrap();
-        serde_json::to_string(&answer).unwrap()
-    }
-
-    fn begin(&self, verb: &str, args: &str) -> (u64, mpsc::Receiver<Answer>) {
-        let (sender, receiver) = mpsc::channel();
-        // One of a session's own, whatever other sessions ask.
-        let id = u64::from(rustix::process::getpid().as_raw_nonzero().get().unsigned_abs()) << 32
-            | self.waiting.lock().unwrap().len() as u64;
-        self.waiting.lock().unwrap().insert(id, sender);
-        let args = serde_json::from_str(args).unwrap();
-        let request = FromVmm::GuestRequest { id, verb: verb.into(), args };
-        self.tell(&request);
-        (id, receiver)
-    }
-
-    fn cancel(&self, verb: &str, args: &str, path: &str) {
-        let (id, _answer) = self.begin(verb, args);
-        while !Path::new(path).exists() {
-            thread::sleep(Duration::from_millis(5));
-        }
-        self.waiting.lock().unwrap().remove(&id);
-        self.tell(&FromVmm::GuestCancel { id });
-    }
-
-    /// Says a line on the control connection. A vmmd that was just started again may not have made
-    /// one yet, and what is here is that of the vmmd that was killed: then it waits for the new
-    /// one.
-    fn tell(&self, line: &FromVmm) {
-        while !self.control.lock().unwrap().as_mut().is_some_and(|control| try_say(control, line)) {
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Breaks the control connection under a call that is not answered, and waits until there is
-    /// another; the call is one that waits.
-    fn hang_up(&self) {
-        let before = self.controls.load(Ordering::Relaxed);
-        self.control.lock().unwrap().take().unwrap().shutdown(std::net::Shutdown::Both).unwrap();
-        while self.controls.load(Ordering::Relaxed) == before || self.control.lock().unwrap().is_none() {
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn agent(&self, mut reader: BufReader<UnixStream>, mut stream: UnixStream) {
-        let (kind, start) = frame(&mut reader).unwrap();
-        assert_eq!(kind, FrameType::Start);
-        let start: Start = serde_json::from_slice(&start).unwrap();
-        let words: Vec<&str> = start.argv.iter().map(String::as_str).collect();
-        let mut exit = Exit { code: Some(0), ..Exit::default() };
-        match words.as_slice() {
-            ["echo", words @ ..] => put(&mut stream, FrameType::Stdout, words.join(" ").as_bytes()),
-            ["ask", verb, args] => put(&mut stream, FrameType::Stdout, self.ask(verb, args).as_bytes()),
-            ["drop", verb, args, path] => self.cancel(verb, args, path),
-            ["hang-up"] => self.hang_up(),
-            ["fail", code] => exit.code = Some(code.parse().unwrap()),
-            ["cat"] => {
-                while let Some((FrameType::Stdin, bytes)) = frame(&mut reader).filter(|f| !f.1.is_empty()) {
-                    put(&mut stream, FrameType::Stdout, &bytes);
-                }
+/// What its RAM begins with. Without it the guest, whose vmm cannot go on, waits to be ended.
+fn first_line(ram: &Ram) -> String {
+    loop {
+        match ram.line(0) {
+            Ok(line) => return line,
+            Err(error) => {
+                patina_daemon::say!("read RAM: {error}");
+                thread::park();
             }
-            ["hang"] => {
-                put(&mut stream, FrameType::Stdout, b"hanging");
-                while frame(&mut reader).is_some() {}
-                patina_daemon::say!("session closed");
-                return;
-            }
-            _ => exit = Exit { error: Some("not found".into()), ..Exit::default() },
         }
-        put(&mut stream, FrameType::Exit, &serde_json::to_vec(&exit).unwrap());
     }
 }
 
-/// Makes a system call that a filter of its own does not allow, as a jailed vmm may: the kernel
-/// kills the process with SIGSYS.
-fn do_what_is_forbidden() -> ! {
-    let mut kill = libc::sock_filter {
-        code: u16::try_from(libc::BPF_RET | libc::BPF_K).unwrap(),
-        jt: 0,
-        jf: 0,
-        k: libc::SECCOMP_RET_KILL_PROCESS,
-    };
-    let program = libc::sock_fprog { len: 1, filter: &raw mut kill };
-    patina_daemon::say!("about to make a system call that is not allowed");
-    // SAFETY: the kernel copies the program of one instruction, which is live; from then on it
-    // allows no system call.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program);
-        libc::getppid();
+/// A file of RAM: `runs` of its runs are not zero.
+fn ram_file(line: &str, runs: u32, bytes: u64) -> File {
+    let file = unsealed("generation-ram", line.as_bytes(), bytes);
+    for run in 1..u64::from(runs) {
+        file.write_all_at(format!("run {run}\n").as_bytes(), run * RUN_BYTES).unwrap();
     }
-    unreachable!("the filter allows no system call")
+    sealed(file)
 }
 
 fn memfd(name: &str, content: &[u8], bytes: u64) -> File {
+    sealed(unsealed(name, content, bytes))
+}
+
+fn unsealed(name: &str, content: &[u8], bytes: u64) -> File {
     let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap());
     file.write_all(content).unwrap();
     if bytes > 0 {
         ftruncate(&file, bytes).unwrap();
     }
     file.rewind().unwrap();
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
     file
 }
 
-/// A line and what came with it; None when the connection was closed first.
-fn receive(stream: &UnixStream) -> (Option<Vec<u8>>, Vec<OwnedFd>) {
-    let (mut line, mut descriptors) = (Vec::new(), Vec::new());
-    while line.last() != Some(&b'\n') {
-        let mut byte = [0; 1];
-        let (length, more) = rights::receive(stream, &mut byte).unwrap();
-        if length == 0 {
-            return (None, descriptors);
-        }
-        line.push(byte[0]);
-        descriptors.extend(more);
-    }
-    (Some(line), descriptors)
-}
-
-fn send(stream: &UnixStream, opened: &Opened, descriptors: &[OwnedFd]) {
-    let mut line = serde_json::to_vec(opened).unwrap();
-    line.push(b'\n');
-    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    rights::send(stream, &line, &descriptors).unwrap();
-}
-
-fn say<T: serde::Serialize>(stream: &mut UnixStream, line: &T) {
-    assert!(try_say(stream, line), "the peer listens");
-}
-
-/// Whether it could be said.
-fn try_say<T: serde::Serialize>(stream: &mut UnixStream, line: &T) -> bool {
-    let mut bytes = serde_json::to_vec(line).unwrap();
-    bytes.push(b'\n');
-    stream.write_all(&bytes).is_ok()
-}
-
-fn frame(reader: &mut impl Read) -> Option<(FrameType, Vec<u8>)> {
-    let mut bytes = [0; HEADER_BYTES];
-    reader.read_exact(&mut bytes).ok()?;
-    let (kind, length) = parse_header(bytes).unwrap();
-    let mut payload = vec![0; length];
-    reader.read_exact(&mut payload).ok()?;
-    Some((kind, payload))
-}
-
-fn put(stream: &mut UnixStream, kind: FrameType, payload: &[u8]) {
-    stream.write_all(&header(kind, u32::try_from(payload.len()).unwrap())).unwrap();
-    stream.write_all(payload).unwrap();
+fn sealed(file: File) -> File {
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
+    file
 }
