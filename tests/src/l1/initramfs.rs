@@ -83,7 +83,7 @@ pub fn make(
         tree.copy(module, &format!("modules/{name}"))?;
     }
     let setup = programs.setup;
-    for name in ["vmm", "vmmd", "vmctl", "scheduler"] {
+    for name in ["vmm", "pager", "vmmd", "vmctl", "scheduler"] {
         tree.program(&setup.binary(name), &format!("patina/bin/{name}"))?;
     }
     tree.copy(&setup.kernel, "patina/vmlinux")?;

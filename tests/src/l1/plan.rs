@@ -30,7 +30,7 @@ const LIST_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The end-to-end stories that run on an emulated host. Those that ask for more VMs than its RAM
 /// allows are not among them.
-const CHOSEN: [&str; 25] = [
+const CHOSEN: [&str; 26] = [
     "boot::a_guest_boots_and_is_ready",
     "boot::the_guest_has_its_name_address_and_clock",
     "exec::output_errors_and_exit_code_are_kept_apart",
@@ -56,6 +56,7 @@ const CHOSEN: [&str; 25] = [
     "tickets::what_is_killed_is_given_back",
     "generations::the_memory_of_a_generation_goes_with_its_last_user",
     "adoption::a_vm_outlives_a_killed_vmmd_and_is_taken_over",
+    "snapshots::a_program_counts_on_in_the_vm_that_was_kept_and_in_two_restored_ones",
 ];
 
 /// Why the tests cannot be chosen.
