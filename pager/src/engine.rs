@@ -4,7 +4,7 @@ use crate::layer::{Layer, LayerError, Parts};
 use crate::lock::lock;
 use crate::pool::{Pool, Readers};
 use crate::sys::faults::Faults;
-use crate::vm::{Vm, VmError};
+use crate::vm::{Named, Vm, VmError};
 use crate::waiting::Waiters;
 use crossbeam_channel::{Receiver, Sender};
 use patina_control::best_effort;
@@ -236,7 +236,7 @@ impl Engine {
     /// See [`EngineError`]. The VM is not served then.
     pub fn attach(
         &self,
-        name: (u64, Id),
+        name: Named,
         faults: OwnedFd,
         mappings: &[u8],
         layers: Vec<Arc<Layer>>,

@@ -138,8 +138,8 @@ impl std::fmt::Debug for Layer {
 /// What the background is to fetch.
 #[derive(Debug)]
 pub struct Background {
-    /// What others demanded, in order.
-    pub first: Vec<usize>,
+    /// What others demanded, in order: each with its bucket.
+    pub first: Vec<(u8, usize)>,
     /// How far `first` is fetched.
     pub first_next: AtomicUsize,
     /// How far all runs are fetched.
@@ -148,6 +148,15 @@ pub struct Background {
     pub fill: bool,
     /// How often the source failed.
     pub failures: AtomicUsize,
+}
+
+impl Background {
+    /// The bucket that is to be fetched next. None: all that others demanded is fetched.
+    #[must_use]
+    pub fn next_bucket(&self) -> Option<u8> {
+        let next = self.first.get(self.first_next.load(Ordering::Relaxed));
+        next.map(|(bucket, _)| *bucket)
+    }
 }
 
 /// Runs that could not be had.
@@ -295,7 +304,7 @@ impl Layer {
         self.states.get(run).is_some_and(|state| state.load(Ordering::Acquire) == PRESENT)
     }
 
-    /// Notes that a VM needs a run, so long after it was attached.
+    /// Notes that a VM needs a run, so long after its start.
     pub fn record(&self, run: usize, after: Duration) {
         let Some(cell) = self.demanded.get(run) else { return };
         let bucket = 1 + DemandBitmap::bucket(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));

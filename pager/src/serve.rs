@@ -39,7 +39,7 @@ impl Engine {
     fn serve_page(&self, vm: &Arc<Vm>, address: u64, scratch: &mut Scratch) -> Result<Range<u64>, VmError> {
         let (layer, page) = vm.find(address)?;
         let run = (page / RUN_PAGES as u64) as usize;
-        layer.record(run, vm.attached.elapsed());
+        layer.record(run, vm.age());
         loop {
             match layer.page(page) {
                 Page::Data | Page::Zero => return vm.answer(address),

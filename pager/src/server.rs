@@ -172,7 +172,7 @@ impl Server {
             ToPager::AddLayer { layer, bytes, has_demand, fill } => {
                 self.add_layer(layer, bytes, has_demand, fill)
             }
-            ToPager::AttachVm { vm, layers } => match self.connect_vm(vm.clone(), &layers) {
+            ToPager::AttachVm { vm, layers, age_ms } => match self.connect_vm(vm.clone(), &layers, age_ms) {
                 Ok(()) => return,
                 Err(reason) => FromPager::Error { reason: format!("attach VM {vm}: {reason}") },
             },
@@ -189,7 +189,9 @@ impl Server {
                     descriptors.push(memfd.into());
                     FromPager::Demand { layer }
                 }
-                Err(reason) => FromPager::LayerRefused { layer, reason },
+                Err(reason) => {
+                    FromPager::Error { reason: format!("tell the demand of layer {layer}: {reason}") }
+                }
             },
             ToPager::Memfd { layer } => match self.memfd_of(&layer) {
                 Ok(memfd) => {

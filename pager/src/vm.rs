@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most that is answered for one fault, bytes: as much as one page of page tables maps.
 const STRETCH_BYTES: u64 = 2 << 20;
@@ -48,6 +48,17 @@ struct Place {
     layer: Arc<Layer>,
 }
 
+/// Which VM it is.
+#[derive(Debug)]
+pub struct Named {
+    /// Unique among all VMs of the pager's life.
+    pub serial: u64,
+    /// Its name.
+    pub id: Id,
+    /// How long it has run.
+    pub age: Duration,
+}
+
 /// See the module.
 pub struct Vm {
     /// Unique among all VMs of the pager's life.
@@ -57,7 +68,9 @@ pub struct Vm {
     /// Its userfaultfd.
     pub faults: Faults,
     /// When it was attached.
-    pub attached: Instant,
+    attached: Instant,
+    /// How long it had run then.
+    age: Duration,
     /// Whether the kernel tracks its writes with the same userfaultfd. Held while ranges are
     /// unregistered.
     pub tracks_writes: Mutex<bool>,
@@ -81,7 +94,7 @@ impl Vm {
     /// A VM with mappings that were checked against these layers, which they name by number.
     #[must_use]
     pub fn new(
-        (serial, id): (u64, Id),
+        Named { serial, id, age }: Named,
         faults: Faults,
         mappings: &[Mapping],
         layers: Vec<Arc<Layer>>,
@@ -98,6 +111,7 @@ impl Vm {
             id,
             faults,
             attached: Instant::now(),
+            age,
             tracks_writes: Mutex::new(tracks_writes),
             waiting: AtomicUsize::new(0),
             is_paused: AtomicBool::new(false),
@@ -105,6 +119,12 @@ impl Vm {
             answered: layers.iter().map(bits).collect(),
             layers,
         }
+    }
+
+    /// How long it has run.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.age.saturating_add(self.attached.elapsed())
     }
 
     /// Its layers, by number.

@@ -165,20 +165,27 @@ impl Engine {
         }
     }
 
-    /// The next run to fetch although nobody waits for it: of any layer, what its VMs demanded in
-    /// earlier times, and only then the others.
+    /// The next run to fetch although nobody waits for it: of all layers, what VMs demanded in
+    /// earlier times, by its bucket, and only then the others.
     fn next_ahead(&self) -> Option<Job> {
         let layers = self.layers();
         let wanted = |layer: &&Arc<Layer>| {
             !layer.is_full() && layer.background.failures.load(Ordering::Relaxed) < FAILURES_MAX
         };
         let job = |layer: &Arc<Layer>, run| Job { layer: Arc::clone(layer), run };
-        for layer in layers.iter().filter(wanted) {
+        let first = || {
+            let due = |layer: &'_ &Arc<Layer>| layer.background.next_bucket();
+            let due = layers.iter().filter(wanted).filter_map(|layer| Some((due(&layer)?, layer)));
+            due.min_by_key(|(bucket, _)| *bucket).map(|(_, layer)| layer)
+        };
+        while let Some(layer) = first() {
             let ahead = &layer.background;
-            while let Some(run) = ahead.first.get(ahead.first_next.fetch_add(1, Ordering::Relaxed)) {
-                if layer.claim(*run).is_ok() {
-                    return Some(job(layer, *run));
-                }
+            // Another worker may have taken it between the look and this.
+            let Some((_, run)) = ahead.first.get(ahead.first_next.fetch_add(1, Ordering::Relaxed)) else {
+                continue;
+            };
+            if layer.claim(*run).is_ok() {
+                return Some(job(layer, *run));
             }
         }
         for layer in layers.iter().filter(wanted).filter(|layer| layer.background.fill) {

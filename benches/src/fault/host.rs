@@ -137,7 +137,8 @@ impl Pager {
     /// A VM that it serves, with all of the layer.
     pub fn attach(&mut self, name: &str, layer: &Layer) -> Result<Vm, Box<dyn Error>> {
         let (ours, theirs) = UnixStream::pair()?;
-        self.peer.send(&ToPager::AttachVm { vm: id(name)?, layers: vec![id(LAYER)?] }, &[theirs.as_fd()])?;
+        let (vm, layers) = (id(name)?, vec![id(LAYER)?]);
+        self.peer.send(&ToPager::AttachVm { vm, layers, age_ms: 0 }, &[theirs.as_fd()])?;
         let (view, userfaultfd) = lazy_view(layer)?;
         let mut peer = Peer { stream: ours, input: Vec::new() };
         let (address, bytes) = (view.address() as u64, view.bytes as u64);

@@ -5,6 +5,7 @@ use crate::engine::{Engine, EngineError};
 use crate::layer::Layer;
 use crate::lines::{Lines, LinesError};
 use crate::lock::lock;
+use crate::vm::Named;
 use patina_control::config::{EXTENTS_MAX, LAYERS_MAX};
 use patina_control::pager::{
     FromPager, Id, MAPPING_BYTES, PAGER_VMS_MAX, PagerToVm, VERSION, VmToPager, read_sealed,
@@ -13,6 +14,7 @@ use patina_daemon::chain;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The socket of a VM.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(super) struct Connection {
     lines: Lines,
     /// The layers that it may name.
     layers: Vec<Arc<Layer>>,
+    /// How long the VM had run when the pager got its socket.
+    age: Duration,
     is_attached: bool,
 }
 
@@ -34,7 +38,7 @@ impl Connection {
 
 impl Server {
     /// Takes the socket of a VM over.
-    pub(super) fn connect_vm(&mut self, id: Id, layers: &[Id]) -> Result<(), String> {
+    pub(super) fn connect_vm(&mut self, id: Id, layers: &[Id], age_ms: u64) -> Result<(), String> {
         let control = self.control.as_mut().ok_or("vmmd is gone")?;
         let [socket] = control.take::<1>().ok_or("its socket did not come with the line")?;
         if self.vms.values().any(|vm| vm.id == id) {
@@ -52,7 +56,8 @@ impl Server {
         let lines =
             Lines::new(UnixStream::from(socket)).map_err(|error| format!("use its socket: {error}"))?;
         self.watch(lines.fd(), serial).map_err(|error| format!("watch its socket: {error}"))?;
-        self.vms.insert(serial, Connection { id, lines, layers, is_attached: false });
+        let age = Duration::from_millis(age_ms);
+        self.vms.insert(serial, Connection { id, lines, layers, age, is_attached: false });
         Ok(())
     }
 
@@ -140,7 +145,8 @@ fn attach(
     let [userfaultfd, mappings] = vm.lines.take::<2>().ok_or(few)?;
     let mappings = read_sealed(&File::from(mappings), (EXTENTS_MAX * MAPPING_BYTES) as u64)
         .map_err(|error| format!("read its mappings: {error}"))?;
-    let (name, layers) = ((serial, vm.id.clone()), std::mem::take(&mut vm.layers));
+    let name = Named { serial, id: vm.id.clone(), age: vm.age };
+    let layers = std::mem::take(&mut vm.layers);
     engine.attach(name, userfaultfd, &mappings, layers, tracks_writes).map_err(|error| chain(&error))?;
     Ok(PagerToVm::Attached)
 }

@@ -4,7 +4,8 @@ pub mod fuse;
 pub mod sys;
 
 use patina_control::pager::{
-    FromPager, Id, LayerStatus, Mapping, PagerToVm, RUN_BYTES, ToPager, VERSION, VmToPager, layer_memfd,
+    DemandBitmap, FromPager, Id, LayerStatus, Mapping, PagerToVm, RUN_BYTES, ToPager, VERSION, VmToPager,
+    layer_memfd,
 };
 use patina_control::{memfd, rights};
 use serde::Serialize;
@@ -160,6 +161,16 @@ impl Pager {
         })
     }
 
+    /// What VMs have demanded of a layer: buckets and runs.
+    pub fn demand(&mut self, layer: &Layer) -> Vec<(u8, usize)> {
+        self.peer.send(&ToPager::Demand { layer: layer.id.clone() }, &[]);
+        self.wait(|message| matches!(message, FromPager::Demand { .. }).then_some(()));
+        let memfd = File::from(self.peer.descriptor());
+        let bytes = patina_control::pager::read_sealed(&memfd, 1 << 20).expect("a sealed memfd");
+        let demand = DemandBitmap::decode(&bytes, layer.content.len() as u64).expect("a bitmap");
+        demand.in_order().collect()
+    }
+
     /// Waits until a run of a layer has failed: the reason, and each VM with whether it notices by
     /// itself.
     pub fn wait_for_failure(&mut self, layer: &Layer, run: u64) -> (String, Vec<(String, bool)>) {
@@ -201,9 +212,14 @@ impl Pager {
 
     /// Gives it a VM's socket; the VM's end.
     pub fn connect_vm(&mut self, name: &str, layers: &[&Layer]) -> Peer {
+        self.connect_vm_of_age(name, layers, 0)
+    }
+
+    /// As [`Self::connect_vm`], for a VM that has run so long.
+    pub fn connect_vm_of_age(&mut self, name: &str, layers: &[&Layer], age_ms: u64) -> Peer {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let layers = layers.iter().map(|layer| layer.id.clone()).collect();
-        self.peer.send(&ToPager::AttachVm { vm: id(name), layers }, &[theirs.as_fd()]);
+        self.peer.send(&ToPager::AttachVm { vm: id(name), layers, age_ms }, &[theirs.as_fd()]);
         Peer::new(ours)
     }
 
@@ -320,6 +336,11 @@ impl Vm {
         Self::attach_with(pager, name, layer, MODES, false)
     }
 
+    /// As [`Self::attach`], for a VM that has run so long.
+    pub fn attach_of_age(pager: &mut Pager, name: &str, layer: &Layer, age_ms: u64) -> Self {
+        Self::make(|| pager.connect_vm_of_age(name, &[layer], age_ms), layer, MODES, false)
+    }
+
     pub fn attach_with(
         pager: &mut Pager,
         name: &str,
@@ -327,10 +348,14 @@ impl Vm {
         modes: RegisterMode,
         tracks_writes: bool,
     ) -> Self {
+        Self::make(|| pager.connect_vm(name, &[layer]), layer, modes, tracks_writes)
+    }
+
+    fn make(connect: impl FnOnce() -> Peer, layer: &Layer, modes: RegisterMode, tracks_writes: bool) -> Self {
         let view = Arc::new(View::map(&layer.read_only(), layer.content.len(), 0).expect("a view"));
         let uffd = userfaultfd();
         uffd.register_with_mode(view.address(), view.bytes, modes).expect("registered");
-        let peer = pager.connect_vm(name, &[layer]);
+        let peer = connect();
         let mut vm = Self { view, uffd, peer, tracks_writes };
         vm.introduce();
         assert_eq!(vm.hear(), PagerToVm::Attached);

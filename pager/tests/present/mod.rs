@@ -2,12 +2,13 @@
 
 use super::Test;
 use super::host::{Layer, MODES, Pager, Vm, pattern, userfaultfd};
+use patina_control::memfd;
 use patina_control::pager::{DemandBitmap, FromPager, PagerToVm, RUN_BYTES, ToPager, VmToPager};
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use std::fs::File;
 use userfaultfd::RegisterMode;
 
-pub const TESTS: [(&str, Test); 9] = named![
+pub const TESTS: [(&str, Test); 11] = named![
     zeros_cost_no_memory,
     a_layer_that_is_complete_is_sealed_and_needs_no_pager,
     what_a_vm_writes_is_its_own,
@@ -15,6 +16,8 @@ pub const TESTS: [(&str, Test); 9] = named![
     zeros_are_served_where_writes_are_tracked,
     a_vm_attaches_to_a_complete_layer,
     what_was_demanded_is_known_with_its_time,
+    the_time_of_a_demand_counts_from_the_start_of_the_vm,
+    what_was_fetched_ahead_does_not_count_as_demanded,
     a_layer_that_ends_within_a_run_is_served,
     a_restarted_vmmd_finds_layers_and_vms,
 ];
@@ -126,14 +129,33 @@ fn what_was_demanded_is_known_with_its_time() {
     for run in [9, 7, 30] {
         vm.view.read(run * RUN + 4096, 1).expect("a byte");
     }
-    pager.peer.send(&ToPager::Demand { layer: layer.id.clone() }, &[]);
-    pager.wait(|message| matches!(message, FromPager::Demand { .. }).then_some(()));
-    let memfd = File::from(pager.peer.descriptor());
-    let bytes = patina_control::pager::read_sealed(&memfd, 1 << 20).expect("a sealed memfd");
-    let demand = DemandBitmap::decode(&bytes, layer.content.len() as u64).expect("a bitmap");
-    let mut runs: Vec<_> = demand.in_order().collect();
+    let mut runs: Vec<_> = pager.demand(&layer).into_iter().map(|(_, run)| run).collect();
     runs.sort_unstable();
     assert_eq!(runs, [7, 9, 30]);
+}
+
+fn the_time_of_a_demand_counts_from_the_start_of_the_vm() {
+    let layer = Layer::new("a", pattern(32, |_| false));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    // As after the end of another pager: this one has known the VM for a moment only.
+    let vm = Vm::attach_of_age(&mut pager, "one", &layer, 5000);
+    vm.view.read(9 * RUN, 1).expect("a byte");
+    assert_eq!(pager.demand(&layer), [(3, 9)]);
+}
+
+fn what_was_fetched_ahead_does_not_count_as_demanded() {
+    let mut layer = Layer::new("a", pattern(32, |_| false));
+    let mut before = DemandBitmap::new(layer.content.len() as u64);
+    assert_eq!([4, 5].map(|run| before.insert(run, 0)), [true; 2]);
+    layer.demand = Some(memfd::sealed("demand", before.encode()).expect("a memfd"));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    while pager.status(&layer).present < 2 {}
+    let vm = Vm::attach(&mut pager, "one", &layer);
+    vm.view.read(9 * RUN, 1).expect("a byte");
+    let runs: Vec<_> = pager.demand(&layer).into_iter().map(|(_, run)| run).collect();
+    assert_eq!(runs, [9], "neither run 4 nor run 5");
 }
 
 fn a_layer_that_ends_within_a_run_is_served() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-pub const TESTS: [(&str, Test); 10] = named![
+pub const TESTS: [(&str, Test); 12] = named![
     two_vms_one_stalled_source_one_read,
     a_wrong_byte_is_never_seen,
     a_source_that_fails_is_reported_with_layer_and_run,
@@ -20,6 +20,8 @@ pub const TESTS: [(&str, Test); 10] = named![
     a_run_that_comes_too_late_is_there_for_others,
     a_stalled_read_holds_up_nobody_else,
     what_was_demanded_before_is_fetched_first,
+    the_first_buckets_of_all_layers_go_first,
+    what_a_vm_demands_goes_before_what_was_demanded_earlier,
     a_fill_stops_when_the_source_fails,
 ];
 
@@ -187,7 +189,7 @@ fn what_was_demanded_before_is_fetched_first() {
     let mut with = setup(32);
     let mut demand = DemandBitmap::new(with.layer.content.len() as u64);
     for (run, after_ms) in [(9, 50), (30, 5), (12, 5000), (3, 60)] {
-        demand.insert(run, DemandBitmap::bucket(after_ms));
+        assert!(demand.insert(run, DemandBitmap::bucket(after_ms)));
     }
     with.layer.demand = Some(memfd::sealed("demand", demand.encode()).expect("a memfd"));
     with.layer.fill = true;
@@ -197,6 +199,39 @@ fn what_was_demanded_before_is_fetched_first() {
     assert_eq!(reads[..4], [30, 3, 9, 12]);
     let rest: Vec<u64> = (0..32).filter(|run| ![30, 3, 9, 12, 1].contains(run)).collect();
     assert_eq!(reads[4..], rest);
+}
+
+fn demand(layer: &Layer, runs: &[(usize, u8)]) -> Option<std::fs::File> {
+    let mut demand = DemandBitmap::new(layer.content.len() as u64);
+    runs.iter().for_each(|(run, bucket)| assert!(demand.insert(*run, *bucket)));
+    Some(memfd::sealed("demand", demand.encode()).expect("a memfd"))
+}
+
+fn the_first_buckets_of_all_layers_go_first() {
+    let mut with = setup(32);
+    let mut other = Layer::with("layer-b", with.layer.content.clone(), with.fuse.open().expect("opened"));
+    with.layer.demand = demand(&with.layer, &[(30, 0), (3, 1), (5, 3)]);
+    other.demand = demand(&other, &[(20, 0), (2, 1), (4, 3)]);
+    // The first read waits until both layers are there.
+    with.fuse.set(30, Behaviour::Stalls);
+    with.pager.add(&with.layer).expect("a layer");
+    with.pager.add(&other).expect("a layer");
+    with.fuse.release();
+    with.fuse.wait_for_reads(6);
+    assert_eq!(with.fuse.reads(), [30, 20, 3, 2, 5, 4]);
+}
+
+fn what_a_vm_demands_goes_before_what_was_demanded_earlier() {
+    let mut with = setup(32);
+    with.layer.demand = demand(&with.layer, &[(2, 0), (3, 0), (4, 0), (5, 0)]);
+    with.fuse.set(2, Behaviour::Stalls);
+    with.pager.add(&with.layer).expect("a layer");
+    with.fuse.wait_for_reads(1);
+    let vm = Vm::attach(&mut with.pager, "one", &with.layer);
+    assert!(reads(&vm.view, 20).join().expect("a reader") == expected(&with.layer, 20));
+    assert_eq!(with.fuse.reads()[..2], [2, 20]);
+    with.fuse.release();
+    with.fuse.wait_for_reads(5);
 }
 
 fn a_fill_stops_when_the_source_fails() {

@@ -111,6 +111,9 @@ pub enum ToPager {
         vm: Id,
         /// The layers that the VM may name, by number.
         layers: Vec<Id>,
+        /// How long the VM has run, milliseconds: from its start on, the time of a demand counts.
+        #[serde(default)]
+        age_ms: u64,
     },
     /// Serve a VM no longer. What it waits for stays unanswered, so its process must have ended or
     /// be about to.
@@ -123,7 +126,8 @@ pub enum ToPager {
         /// The layer's name.
         layer: Id,
     },
-    /// Send what the layer's VMs have demanded so far: [`FromPager::Demand`].
+    /// Send what the layer's VMs have demanded so far: [`FromPager::Demand`], or
+    /// [`FromPager::Error`].
     Demand {
         /// The layer's name.
         layer: Id,

@@ -9,6 +9,7 @@ use super::{
     unfinished::Unfinished,
 };
 use crate::manifest::Layer;
+use patina_control::best_effort;
 use rustix::{
     fs::{AtFlags, linkat},
     io::Errno,
@@ -55,6 +56,11 @@ impl Earlier {
         // It is the file that was looked at, not one that got its name meanwhile.
         let linked = to.folder().file(&name).map_err(FileError::at("open", &path))?;
         if Stamp::of(&linked, &path)?.inode == known.stamp.inode {
+            let demand = names::demand(known.id);
+            best_effort(
+                linkat(from.folder(), &demand, to.folder(), &demand, AtFlags::empty()),
+                "most layers have none, and it is advice only",
+            );
             return Ok(Some(layer.layer().clone()));
         }
         change("remove", &path, || to.folder().remove_file(&name))?;

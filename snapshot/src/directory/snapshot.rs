@@ -186,12 +186,17 @@ impl Snapshot {
     pub fn usage(&self) -> Result<Usage, OpenError> {
         let mut usage = Usage::default();
         let mut names: Vec<_> = self.layers.iter().map(|layer| names::layer(layer.id())).collect();
+        names.extend(self.layers.iter().map(|layer| names::demand(layer.id())));
         names.extend([names::MANIFEST.to_owned(), names::STATE.to_owned()]);
         // Layers of the same content are one file.
         names.sort();
         names.dedup();
         for name in names {
-            let stat = self.folder.stat_of(name.as_str());
+            let stat = match self.folder.stat_of(name.as_str()) {
+                // Of most layers nothing is kept that VMs demanded.
+                Err(Errno::NOENT) if names::is_demand(&name) => continue,
+                stat => stat,
+            };
             let stat = stat.map_err(FileError::at("look at", &self.place.join(&name)))?;
             let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
             if stat.st_nlink > 1 { usage.shared_bytes += bytes } else { usage.own_bytes += bytes }

@@ -127,12 +127,33 @@ fn new_name() -> OsString {
 
 /// Removes the files of a snapshot, and the directory if it had no others.
 fn clear(parent: &Folder, name: &OsStr, folder: &Folder) -> io::Result<()> {
+    for _ in 1..TRIES {
+        match clear_once(parent, name, folder) {
+            // Somebody has just kept what VMs demanded of a layer, and cannot again: the directory
+            // is not where it was.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && has_parts(folder)? => {}
+            result => return result,
+        }
+    }
+    clear_once(parent, name, folder)
+}
+
+fn has_parts(folder: &Folder) -> io::Result<bool> {
+    Ok(folder.names()?.iter().any(|file| names::is_part(file)))
+}
+
+fn clear_once(parent: &Folder, name: &OsStr, folder: &Folder) -> io::Result<()> {
     // Names ascend, but the manifest goes first: what has none is not taken for a snapshot.
     let mut files = folder.names()?;
     files.retain(|file| names::is_part(file) || file == names::LAYER_UNFINISHED);
     files.sort_by_key(|file| file != names::MANIFEST);
     for file in files {
-        change("remove", Path::new(&file), || folder.remove_file(&file)).map_err(|error| error.source)?;
+        let remove = || match folder.remove_file(&file) {
+            // Who keeps what VMs demanded has renamed it.
+            Err(Errno::NOENT) if file == names::DEMAND_UNFINISHED => Ok(()),
+            result => result,
+        };
+        change("remove", Path::new(&file), remove).map_err(|error| error.source)?;
     }
     change("remove", Path::new(name), || parent.remove_folder(name)).map_err(|error| error.source)
 }

@@ -1,7 +1,7 @@
 //! Which layers and VMs the pager has to have: those that somebody holds ([`LazyLayer`], [`LazyMemory`]).
 //! Whoever changes this tells the keeper.
 
-use super::{error::PagerError, parts::Parts, place::Place};
+use super::{error::PagerError, order::Order, parts::Parts, place::Place};
 use crate::{
     process::filling::{FileNumber, FillingLayer, FillingLayers},
     store::VmDir,
@@ -13,32 +13,13 @@ use patina_control::{
 };
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::OwnedFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, oneshot, watch};
-
-/// What the keeper is to do.
-#[derive(Debug)]
-pub enum Order {
-    /// The book has a new layer. The answer tells whether the pager has it.
-    Layer(Id, oneshot::Sender<Result<(), PagerError>>),
-    /// The book has a new VM. The answer is its socket.
-    Vm(Id, oneshot::Sender<Result<OwnedFd, PagerError>>),
-    /// The book has a VM of an earlier `vmmd`.
-    Found(Id),
-    /// The socket of a VM did not reach it. The number is that of the pager which has the other end.
-    Unreached(Id, u64, String),
-    /// `vmmd` stops: a pager that nobody needs ends.
-    Leave(oneshot::Sender<()>),
-    /// A VM is no longer in the book.
-    ForgetVm(Id),
-    /// A layer is no longer in the book.
-    ForgetLayer(Id),
-}
+use tokio::sync::{mpsc, watch};
 
 /// What a pager has that an earlier `vmmd` started.
 #[derive(Debug, Default)]
@@ -50,6 +31,9 @@ pub struct Inventory {
     /// The VMs that lost memory while no `vmmd` was there.
     pub lost: HashMap<Id, End>,
 }
+
+/// How long a VM has run of which nobody knows it: longer than what is told apart.
+const LONG_AGO: Duration = Duration::from_hours(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -92,6 +76,8 @@ enum Fill {
 struct VmEntry {
     layers: Vec<Arc<LazyLayer>>,
     dir: VmDir,
+    /// When it started. None: an earlier `vmmd` started it.
+    started: Option<Instant>,
     lost: watch::Sender<Option<End>>,
 }
 
@@ -157,9 +143,10 @@ impl Book {
         let Some(entry) = tables.layers.get_mut(id) else { return };
         entry.uses -= 1;
         if entry.uses == 0 {
+            let parts = Arc::clone(&entry.parts);
             tables.layers.remove(id);
             // Under the lock: who adds the same layer next tells the keeper after this.
-            self.order(Order::ForgetLayer(id.clone()));
+            self.order(Order::ForgetLayer(parts));
         }
     }
 
@@ -168,6 +155,18 @@ impl Book {
         if let Some(entry) = self.tables().layers.get(id) {
             entry.fill.send_replace(Fill::Complete);
         }
+    }
+
+    /// Whether all of a layer has arrived.
+    pub(super) fn is_complete(&self, id: &Id) -> bool {
+        self.tables().layers.get(id).is_some_and(|entry| *entry.fill.borrow() == Fill::Complete)
+    }
+
+    /// The layers of which not all has arrived.
+    pub(super) fn filling(&self) -> Vec<Id> {
+        let tables = self.tables();
+        let filling = tables.layers.iter().filter(|(_, entry)| *entry.fill.borrow() != Fill::Complete);
+        filling.map(|(id, _)| id.clone()).collect()
     }
 
     /// The source of a layer fails.
@@ -192,6 +191,7 @@ impl Book {
         vm: &Id,
         layers: Vec<Arc<LazyLayer>>,
         dir: &VmDir,
+        started: Option<Instant>,
     ) -> Result<LazyMemory, PagerError> {
         let lost = watch::Sender::new(None);
         let memory = LazyMemory { vm: vm.clone(), book: Arc::clone(self), lost: lost.subscribe() };
@@ -201,7 +201,7 @@ impl Book {
             drop(tables);
             return Err(PagerError::Full(count));
         }
-        let entry = VmEntry { layers, dir: dir.clone(), lost };
+        let entry = VmEntry { layers, dir: dir.clone(), started, lost };
         let replaced = tables.vms.insert(vm.clone(), entry);
         // What it holds takes the lock as it goes.
         drop((tables, replaced));
@@ -243,11 +243,13 @@ impl Book {
         self.tables().layers.values().map(|entry| Arc::clone(&entry.parts)).collect()
     }
 
-    /// The layers of a VM, by number, and its folder.
-    pub(super) fn vm(&self, vm: &Id) -> Option<(Vec<Id>, VmDir)> {
+    /// The layers of a VM, by number, its folder, and how long it has run.
+    pub(super) fn vm(&self, vm: &Id) -> Option<(Vec<Id>, VmDir, Duration)> {
         let tables = self.tables();
         let entry = tables.vms.get(vm)?;
-        Some((entry.layers.iter().map(|layer| layer.parts.id.clone()).collect(), entry.dir.clone()))
+        let layers = entry.layers.iter().map(|layer| layer.parts.id.clone()).collect();
+        let age = entry.started.map_or(LONG_AGO, |started| started.elapsed());
+        Some((layers, entry.dir.clone(), age))
     }
 
     /// All VMs.

@@ -3,17 +3,19 @@
 //! [`Book`] has what the pager must have. The keeper brings both together: a pager that is new gets
 //! all of it, and one that runs what changes.
 
+mod demands;
+mod starting;
+
 use super::{
-    book::{Book, Order},
+    book::Book,
     error::PagerError,
     gone::Gone,
-    inventory::{self, data_loss},
-    program,
-    restarts::{Restarts, STARTS_MAX, WITHIN},
+    inventory::data_loss,
+    order::Order,
+    parts::Parts,
+    restarts::Restarts,
     running::{Running, hear},
-    talk::{PATIENCE, greet},
 };
-use crate::process::control_client;
 use patina_control::{
     best_effort,
     end::{End, EndKind},
@@ -22,13 +24,18 @@ use patina_control::{
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 /// How soon a pager that cannot be started is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a pager that nobody needs stays: the next VM may come soon.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long to wait for a line of a pager that has ended. Those that it wrote are there.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How often the pager is asked what VMs have demanded of the layers that are being filled: a pager
+/// that ends forgets no more.
+const ASK: Duration = Duration::from_secs(2);
 /// A moment so far that it stands for never.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -49,6 +56,12 @@ pub struct Keeper {
     idle: Option<Instant>,
     waiting: Waiting,
     gone: Gone,
+    /// The pager's ends of the sockets of VMs that it does not serve yet.
+    starting: HashMap<Id, OwnedFd>,
+    /// Layers that nobody uses, of which the pager is to tell what was demanded.
+    leaving: HashMap<Id, Arc<Parts>>,
+    /// When the pager ended that is to be replaced.
+    gone_since: Option<Instant>,
 }
 
 impl Keeper {
@@ -66,40 +79,9 @@ impl Keeper {
             idle: None,
             waiting: Waiting::new(),
             gone: Gone::default(),
-        }
-    }
-
-    /// Goes on with the pager that an earlier `vmmd` started, if there is one.
-    async fn take_over(&mut self) -> Result<(), PagerError> {
-        let place = self.book.place.clone();
-        let found = tokio::task::spawn_blocking(move || program::find(&place)).await;
-        let Some(process) = found.ok().flatten() else { return Ok(()) };
-        let pid = process.id().pid;
-        let taken = async {
-            let talk = greet(program::connect(&self.book.place).await?).await?;
-            inventory::read(&self.book, talk).await
-        };
-        match taken.await {
-            Ok((talk, inventory)) => {
-                tracing::info!(
-                    pid,
-                    layers = inventory.layers.len(),
-                    vms = inventory.vms.len(),
-                    "the pager is taken over"
-                );
-                self.number += 1;
-                let mut pager = Running::new(process, talk);
-                pager.attached.clone_from(&inventory.vms);
-                pager.given.extend(inventory.layers.iter().map(|layer| layer.parts().id.clone()));
-                self.pager = Some(pager);
-                self.book.found(inventory);
-                Ok(())
-            }
-            Err(error) => {
-                // Those that it serves wait for the next one.
-                process.kill()?;
-                Err(error)
-            }
+            starting: HashMap::new(),
+            leaving: HashMap::new(),
+            gone_since: None,
         }
     }
 
@@ -109,6 +91,8 @@ impl Keeper {
             tracing::error!(%error, "the pager that runs is not taken over; another one is started when it is needed");
         }
         self.book.has_looked();
+        let mut ask = interval(ASK);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.pager.is_none() && self.retry.is_none() && !self.book.is_empty() {
                 self.start().await;
@@ -123,7 +107,7 @@ impl Keeper {
                     None => return,
                 },
                 heard = hear(&mut self.pager) => match heard {
-                    Ok((message, _)) => self.take(message).await,
+                    Ok((message, file)) => self.take(message, file).await,
                     Err(error) => Err(error),
                 },
                 () = sleep_until(retry) => {
@@ -135,6 +119,7 @@ impl Keeper {
                     Ok(())
                 }
                 vm = self.gone.next() => self.try_again(vm).await,
+                _ = ask.tick() => self.ask_for_demand(&self.book.filling()).await,
             };
             if let Err(error) = happened {
                 self.lose(&error).await;
@@ -145,9 +130,15 @@ impl Keeper {
     /// The pager is gone, or cannot be talked to any longer.
     async fn lose(&mut self, error: &PagerError) {
         let Some(mut pager) = self.pager.take() else { return };
+        self.gone_since = Some(Instant::now());
         pager.process.end().await;
         tracing::error!(pid = pager.process.id().pid, %error, "the pager is gone; another one takes its place");
+        // What it has said before it ended is true all the same.
+        while let Ok(Ok((message, file))) = timeout(LAST_WORDS, pager.talk.next()).await {
+            best_effort(self.take(message, file).await, "there is no pager to ask");
+        }
         self.gone.forget_all();
+        self.save_demand_of_leaving();
     }
 
     /// Ends a pager that nobody needs.
@@ -161,92 +152,12 @@ impl Keeper {
         }
     }
 
-    /// Starts a pager, and gives it all that the book has.
-    async fn start(&mut self) {
-        if let Err(at) = self.restarts.begin(Instant::now()) {
-            let wait_ms = at.duration_since(Instant::now()).as_millis();
-            tracing::error!(
-                wait_ms,
-                "the pager has ended {STARTS_MAX} times within {WITHIN:?}: the next one is started later; guests that need memory \
-                 wait; see pager.log in the state folder"
-            );
-            self.retry = Some(at);
-            return;
-        }
-        match self.start_now().await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::error!(%error, "the pager cannot be started; it is tried again");
-                self.retry = Some(Instant::now() + RETRY);
-                if let Some(mut pager) = self.pager.take() {
-                    pager.process.end().await;
-                }
-                // Nobody waits for what may never come.
-                let words = error.to_string();
-                for (layer, answers) in self.waiting.drain() {
-                    let refusal = || PagerError::Refused { layer: layer.to_string(), reason: words.clone() };
-                    answers.into_iter().for_each(|answer| drop(answer.send(Err(refusal()))));
-                }
-            }
-        }
-    }
-
-    async fn start_now(&mut self) -> Result<(), PagerError> {
-        let process = program::start(&self.program, &self.book.place)?;
-        let pid = process.id().pid;
-        let mut starting = process;
-        let talk = match program::connect(&self.book.place).await {
-            Ok(stream) => greet(stream).await,
-            Err(error) => Err(error),
-        };
-        let talk = match talk {
-            Ok(talk) => talk,
-            Err(error) => {
-                starting.end().await;
-                return Err(error);
-            }
-        };
-        self.number += 1;
-        let pager = self.pager.insert(Running::new(starting, talk));
-        let (layers, vms) = (self.book.layers(), self.book.vms());
-        tracing::info!(pid, layers = layers.len(), vms = vms.len(), "the pager is started");
-        for layer in &layers {
-            pager.add(layer).await?;
-        }
-        for vm in vms {
-            self.hand_over(vm).await?;
-        }
-        Ok(())
-    }
-
     async fn send(&self, message: &ToPager) -> Result<(), PagerError> {
         match &self.pager {
             Some(pager) => pager.talk.send(message, &[]).await,
             // The next one gets what the book has then.
             None => Ok(()),
         }
-    }
-
-    /// Gives the pager one end of a VM's socket; the other one comes back.
-    async fn attach(&mut self, vm: &Id) -> Result<Option<OwnedFd>, PagerError> {
-        let (Some(pager), Some((layers, _))) = (&mut self.pager, self.book.vm(vm)) else { return Ok(None) };
-        pager.attach(vm, layers).await.map(Some)
-    }
-
-    /// Attaches a VM whose vmm runs already, and gives it its socket.
-    async fn hand_over(&mut self, vm: Id) -> Result<(), PagerError> {
-        if self.pager.as_ref().is_some_and(|pager| pager.attached.contains(&vm)) {
-            return Ok(());
-        }
-        let Some(socket) = self.attach(&vm).await? else { return Ok(()) };
-        let Some((_, dir)) = self.book.vm(&vm) else { return Ok(()) };
-        let (book, number) = (Arc::clone(&self.book), self.number);
-        tokio::spawn(async move {
-            if let Err(error) = control_client::attach_pager(&dir, socket, 2 * PATIENCE).await {
-                book.order(Order::Unreached(vm, number, error.to_string()));
-            }
-        });
-        Ok(())
     }
 
     async fn follow(&mut self, order: Order) -> Result<(), PagerError> {
@@ -260,17 +171,9 @@ impl Keeper {
                 }
             }
             Order::Vm(vm, answer) => {
-                if self.pager.is_none() {
-                    self.start().await;
-                }
-                let socket = self.attach(&vm).await;
-                let (socket, result) = match socket {
-                    Ok(Some(socket)) => (Ok(socket), Ok(())),
-                    Ok(None) => (Err(PagerError::Closed), Ok(())),
-                    Err(error) => (Err(PagerError::Closed), Err(error)),
-                };
-                drop(answer.send(socket));
-                result
+                let is_wanted = answer.send(self.begin_vm(&vm)).is_ok();
+                // A pager that is started now gets it with all others.
+                if is_wanted { self.attach_starting(&vm).await.map(drop) } else { Ok(()) }
             }
             // If the pager is started now, it gets the VM with all others.
             Order::Found(vm) if self.pager.is_some() => self.hand_over(vm).await,
@@ -284,30 +187,27 @@ impl Keeper {
             }
             Order::ForgetVm(vm) => {
                 self.gone.forget(&vm);
+                self.starting.remove(&vm);
                 if let Some(pager) = &mut self.pager {
                     pager.attached.remove(&vm);
                 }
                 self.send(&ToPager::DropVm { vm }).await
             }
-            Order::ForgetLayer(layer) => {
-                // It may have come back since.
-                if self.book.parts(&layer).is_none() {
-                    self.book.place.forget(&layer);
-                }
-                self.forget_given(&layer);
-                self.send(&ToPager::DropLayer { layer }).await
-            }
+            Order::ForgetLayer(parts) => self.forget_layer(parts).await,
         }
     }
 
-    async fn take(&mut self, message: FromPager) -> Result<(), PagerError> {
+    async fn take(&mut self, message: FromPager, file: Option<OwnedFd>) -> Result<(), PagerError> {
         match message {
             FromPager::Layer(status) => self.has(&status),
             FromPager::LayerRefused { layer, reason } => self.refused(&layer, &reason),
             FromPager::LayerComplete { layer } => {
                 tracing::debug!(%layer, "a layer is complete");
                 self.book.complete(&layer);
+                // Nothing of it is demanded any longer.
+                return self.ask_for_demand(&[layer]).await;
             }
+            FromPager::Demand { layer } => self.learn_demand(&layer, file),
             FromPager::VmGone { vm, reason } => return self.look(vm, &reason).await,
             FromPager::RunFailed { layer, run, reason, vms } => {
                 tracing::error!(%layer, run, vms = vms.len(), reason, "a run cannot be had");
@@ -319,14 +219,14 @@ impl Keeper {
                 tracing::warn!(%layer, run, reason, "the source fails: only what VMs need is fetched from now on");
                 self.book.fill_stopped(&layer, &format!("run {run}: {reason}"));
             }
-            FromPager::Vm { vm, mappings } => tracing::debug!(%vm, mappings, "the pager serves a VM"),
+            FromPager::Vm { vm, mappings } => {
+                tracing::debug!(%vm, mappings, "the pager serves a VM");
+                self.starting.remove(&vm);
+            }
             // That a VM or a layer is gone already, for example.
             FromPager::Error { reason } => tracing::debug!(reason, "the pager"),
             FromPager::LayerDropped { layer } => tracing::debug!(%layer, "the pager has forgotten a layer"),
-            FromPager::Hello { .. }
-            | FromPager::Demand { .. }
-            | FromPager::Memfd { .. }
-            | FromPager::Status(_) => {}
+            FromPager::Hello { .. } | FromPager::Memfd { .. } | FromPager::Status(_) => {}
         }
         Ok(())
     }
@@ -346,6 +246,7 @@ impl Keeper {
     fn forget_given(&mut self, layer: &Id) {
         if let Some(pager) = &mut self.pager {
             pager.given.remove(layer);
+            pager.asked.remove(layer);
         }
     }
 
@@ -370,7 +271,9 @@ impl Keeper {
         if !self.pager.as_mut().is_some_and(|pager| pager.attached.remove(&vm)) {
             return Ok(());
         }
-        let Some((layers, _)) = self.book.vm(&vm) else { return Ok(()) };
+        let Some((layers, ..)) = self.book.vm(&vm) else { return Ok(()) };
+        // Its vmm has ended, or must hear of it: the socket ends.
+        self.starting.remove(&vm);
         self.gone.ask(vm, reason, &layers);
         for layer in layers {
             self.send(&ToPager::Layer { layer }).await?;

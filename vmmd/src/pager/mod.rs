@@ -7,8 +7,9 @@
 //!  a VM of before ─────▶ adopt ────┘                          └─ Open::Pager ─▶ vmm, for another pager
 //! ```
 //!
-//! - [`book`]: what the pager must have, by what is held; [`parts`]: what it needs of a layer.
-//! - [`keeper`]: the task that starts the pager and replaces it; [`program`]: its process; [`talk`]: the
+//! - [`book`]: what the pager must have, by what is held; [`parts`]: what it needs of a layer;
+//!   [`demand`]: what VMs have demanded of it.
+//! - [`keeper`]: the task that starts the pager and replaces it; [`order`]: what it is to do; [`program`]: its process; [`talk`]: the
 //!   connection; [`running`]: both; [`restarts`]: how often; [`gone`]: VMs that it does not serve any longer.
 //! - [`place`], [`inventory`]: what a `vmmd` that starts anew finds.
 //!
@@ -17,10 +18,12 @@
 //! `vmmd`, as VMs do.
 
 pub mod book;
+pub mod demand;
 pub mod error;
 pub mod gone;
 pub mod inventory;
 pub mod keeper;
+pub mod order;
 pub mod parts;
 pub mod place;
 pub mod program;
@@ -35,9 +38,10 @@ use crate::{
     },
     store::VmDir,
 };
-use book::{Book, Known, LazyLayer, LazyMemory, Order};
+use book::{Book, Known, LazyLayer, LazyMemory};
 use error::PagerError;
 use keeper::Keeper;
+use order::Order;
 use parts::{Parts, id_of};
 use patina_control::{
     end::{End, EndKind},
@@ -49,6 +53,7 @@ use place::Place;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 use talk::PATIENCE;
 use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
@@ -151,7 +156,7 @@ impl Pager {
         let held = held.collect::<Result<Vec<_>, _>>()?;
         dir.save_lazy_layers(&layers)?;
         let vm = name_of(vm)?;
-        let memory = self.book.enter_vm(&vm, held, dir)?;
+        let memory = self.book.enter_vm(&vm, held, dir, Some(Instant::now()))?;
         let (answer, answered) = oneshot::channel();
         self.book.order(Order::Vm(vm, answer));
         let answered =
@@ -180,7 +185,7 @@ impl Pager {
                 Err(error) => lost = Some(error),
             }
         }
-        let memory = self.book.enter_vm(&vm, held, dir)?;
+        let memory = self.book.enter_vm(&vm, held, dir, None)?;
         match lost {
             Some(error) => {
                 let reason = format!(

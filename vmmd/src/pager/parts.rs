@@ -1,6 +1,6 @@
 //! What the pager needs of a layer.
 
-use super::error::PagerError;
+use super::{demand::Demand, error::PagerError};
 use crate::process::filling::FileNumber;
 use patina_control::{
     memfd,
@@ -29,6 +29,8 @@ pub struct Parts {
     pub source: File,
     /// Where `source` is, for a `vmmd` after this one. None: nobody knows.
     pub path: Option<PathBuf>,
+    /// What VMs have demanded of it.
+    pub demand: Demand,
 }
 
 impl Parts {
@@ -40,10 +42,12 @@ impl Parts {
         let id = id_of(layer)?;
         let source = layer.file().try_clone().map_err(PagerError::Memory)?;
         let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&source)));
+        let path = path.ok();
+        let demand = Demand::load(path.as_deref(), layer.bytes());
         let memfd = layer_memfd("patina-layer", layer.bytes()).map_err(PagerError::Memory)?;
         let digests = memfd::sealed("patina-digests", &digests(layer)).map_err(PagerError::Memory)?;
         let number = number_of(&memfd).map_err(PagerError::Memory)?;
-        Ok(Self { id, bytes: layer.bytes(), memfd, number, digests, source, path: path.ok() })
+        Ok(Self { id, bytes: layer.bytes(), memfd, number, digests, source, path, demand })
     }
 }
 

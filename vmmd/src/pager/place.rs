@@ -1,7 +1,7 @@
 //! The folder of the pager, `STATE/pager`: its socket and its log, and what a `vmmd` that starts anew
 //! must know of its layers.
 
-use super::{error::PagerError, parts::Parts};
+use super::{demand::Demand, error::PagerError, parts::Parts};
 use crate::{process::filling::FileNumber, store::StoreError};
 use patina_control::{
     best_effort, memfd,
@@ -150,7 +150,9 @@ impl Place {
             }
         };
         let number = super::parts::number_of(&memfd).map_err(PagerError::Memory)?;
-        Ok(Parts { id: id.clone(), bytes: saved.bytes, memfd, number, digests, source, path: saved.path })
+        let Saved { bytes, path, .. } = saved;
+        let demand = Demand::load(path.as_deref(), bytes);
+        Ok(Parts { id: id.clone(), bytes, memfd, number, digests, source, path, demand })
     }
 
     /// Removes what is written of a layer.

@@ -5,10 +5,8 @@ use crate::process::Process;
 use patina_control::pager::{FromPager, Id, ToPager};
 use std::{
     collections::HashSet,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
 };
 
 /// A process, the connection to it, and what it has got.
@@ -19,6 +17,8 @@ pub struct Running {
     pub talk: Talk,
     /// The layers that it has got.
     pub given: HashSet<Id>,
+    /// Those of `given` of which it was asked what VMs demand.
+    pub asked: HashSet<Id>,
     /// The VMs that it has got.
     pub attached: HashSet<Id>,
 }
@@ -27,7 +27,7 @@ impl Running {
     /// One that has got nothing yet.
     #[must_use]
     pub fn new(process: Process, talk: Talk) -> Self {
-        Self { process, talk, given: HashSet::new(), attached: HashSet::new() }
+        Self { process, talk, given: HashSet::new(), asked: HashSet::new(), attached: HashSet::new() }
     }
 
     /// Gives it a layer. If it has it, it only tells of it.
@@ -39,19 +39,28 @@ impl Running {
         if !self.given.insert(layer.clone()) {
             return self.talk.send(&ToPager::Layer { layer }, &[]).await;
         }
-        let add = ToPager::AddLayer { layer, bytes, has_demand: false, fill: true };
-        self.talk.send(&add, &[parts.memfd.as_fd(), parts.digests.as_fd(), parts.source.as_fd()]).await
+        let demand = parts.demand.memfd();
+        let add = ToPager::AddLayer { layer, bytes, has_demand: demand.is_some(), fill: true };
+        let mut files = vec![parts.memfd.as_fd(), parts.digests.as_fd(), parts.source.as_fd()];
+        files.extend(demand.as_ref().map(|demand| demand.as_fd()));
+        self.talk.send(&add, &files).await
     }
 
-    /// Gives it one end of a VM's socket; the other one comes back.
+    /// Has it serve a VM that has run so long. It gets one end of the VM's socket.
     ///
     /// # Errors
-    /// The connection broke, or there is no descriptor.
-    pub async fn attach(&mut self, vm: &Id, layers: Vec<Id>) -> Result<OwnedFd, PagerError> {
-        let (ours, theirs) = UnixStream::pair()?;
+    /// The connection broke.
+    pub async fn attach(
+        &mut self,
+        vm: &Id,
+        layers: Vec<Id>,
+        age: Duration,
+        socket: &OwnedFd,
+    ) -> Result<(), PagerError> {
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         self.attached.insert(vm.clone());
-        self.talk.send(&ToPager::AttachVm { vm: vm.clone(), layers }, &[ours.as_fd()]).await?;
-        Ok(theirs.into())
+        let attach = ToPager::AttachVm { vm: vm.clone(), layers, age_ms };
+        self.talk.send(&attach, &[socket.as_fd()]).await
     }
 }
 

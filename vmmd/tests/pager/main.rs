@@ -1,6 +1,7 @@
 //! The pager as `vmmd` keeps it: the real program, with VMs whose vmm is played by the test.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod demand;
 mod host;
 mod sys;
 
@@ -50,6 +51,30 @@ async fn a_killed_pager_is_replaced_and_the_vms_go_on_within_a_second() {
         assert_eq!(vmm.read(run), word(run));
     }
     until("it becomes complete", || generation.filling().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_vm_starts_although_the_pager_dies_before_the_vmm_has_reached_it() {
+    let host = Host::new();
+    let pager = host.pager();
+    let generation = pager.generation(host.snapshot()).await.unwrap();
+    let (uuid, dir) = (Uuid::new_v4(), host.vm_dir("web"));
+    // More than one pager may die.
+    let first = host.signal(Signal::STOP);
+    let (filling, mut memory) = pager.serve(uuid, &dir, &generation).await.unwrap().unwrap();
+    host.signal(Signal::KILL);
+    until("another one is there", || host.pid().is_some_and(|pid| pid != first)).await;
+    let second = host.signal(Signal::KILL);
+    until("another one is there", || host.pid().is_some_and(|pid| pid != second)).await;
+    let vmm = Vmm::start(dir, uuid, &generation, filling);
+    assert_eq!(vmm.read(RUNS - 1), word(RUNS - 1));
+    assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
+    // From now on it is served as any other.
+    host.signal(Signal::STOP);
+    let waits = vmm.read_beside(RUNS - 2);
+    host.signal(Signal::KILL);
+    assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,22 +42,40 @@ impl DemandBitmap {
         BUCKETS_MS.partition_point(|end| *end <= after_ms) as u8
     }
 
-    /// Adds a run to a bucket. Runs and buckets that do not exist are ignored.
-    pub fn insert(&mut self, run: usize, bucket: u8) {
-        let at = usize::from(bucket) * self.runs.div_ceil(8) + run / 8;
-        if run < self.runs
-            && let Some(byte) = self.bits.get_mut(at)
-        {
-            *byte |= 1 << (run % 8);
+    /// Adds a run to a bucket. An earlier bucket that it is in keeps it, a later one gives it up.
+    /// Whether that changed anything. Runs and buckets that do not exist are ignored.
+    pub fn insert(&mut self, run: usize, bucket: u8) -> bool {
+        if run >= self.runs || usize::from(bucket) >= BUCKETS {
+            return false;
         }
+        let bucket_bytes = self.runs.div_ceil(8);
+        let (byte, bit) = (run / 8, 1_u8 << (run % 8));
+        let mut cells = self.bits.iter_mut().skip(byte).step_by(bucket_bytes);
+        let is_in_earlier = cells.by_ref().take(bucket.into()).any(|cell| *cell & bit != 0);
+        let Some(own) = cells.next().filter(|own| !is_in_earlier && **own & bit == 0) else { return false };
+        *own |= bit;
+        cells.for_each(|later| *later &= !bit);
+        true
     }
 
-    /// The runs in the order in which to fetch them: bucket by bucket, each in ascending order.
-    pub fn in_order(&self) -> impl Iterator<Item = usize> + '_ {
+    /// Adds what another one has of the same layer. How many runs are new, or demanded earlier.
+    pub fn merge(&mut self, other: &Self) -> usize {
+        other.in_order().filter(|(bucket, run)| self.insert(*run, *bucket)).count()
+    }
+
+    /// How many runs were demanded.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.bits.iter().map(|byte| byte.count_ones() as usize).sum()
+    }
+
+    /// The runs in the order in which to fetch them, each with its bucket: bucket by bucket, each in
+    /// ascending order.
+    pub fn in_order(&self) -> impl Iterator<Item = (u8, usize)> + '_ {
         let bucket_bytes = self.runs.div_ceil(8).max(1);
-        self.bits.chunks(bucket_bytes).flat_map(|bucket| {
+        (0..).zip(self.bits.chunks(bucket_bytes)).flat_map(move |(number, bucket)| {
             let set = |run: &usize| bucket.get(run / 8).is_some_and(|byte| byte & (1 << (run % 8)) != 0);
-            (0..self.runs).filter(set)
+            (0..self.runs).filter(set).map(move |run| (number, run))
         })
     }
 

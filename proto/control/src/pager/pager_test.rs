@@ -24,7 +24,26 @@ fn the_buckets_are_found_by_time_and_fetched_in_order() {
     for (run, bucket) in [(19, 0), (3, 1), (2, 1), (0, 3), (8, 2), (20, 0), (1, 4)] {
         bitmap.insert(run, bucket);
     }
-    assert_eq!(bitmap.in_order().collect::<Vec<_>>(), [19, 2, 3, 8, 0]);
+    assert_eq!(bitmap.in_order().collect::<Vec<_>>(), [(0, 19), (1, 2), (1, 3), (2, 8), (3, 0)]);
+}
+
+#[test]
+fn of_two_demands_of_a_run_the_earlier_one_is_kept() {
+    let with = |demands: &[(usize, u8)]| {
+        let mut bitmap = DemandBitmap::new(20 * RUN_BYTES);
+        demands.iter().for_each(|(run, bucket)| {
+            bitmap.insert(*run, *bucket);
+        });
+        bitmap
+    };
+    let mut all = with(&[(5, 2), (6, 1), (7, 3)]);
+    assert_eq!(all.merge(&with(&[(5, 1), (6, 2), (7, 3), (8, 0)])), 2, "one is earlier, one is new");
+    assert_eq!(all.in_order().collect::<Vec<_>>(), [(0, 8), (1, 5), (1, 6), (3, 7)]);
+    assert_eq!(all.count(), 4);
+    assert_eq!(all.merge(&with(&[(5, 1), (6, 2), (7, 3), (8, 0)])), 0, "nothing of it is new");
+    // Of another layer, which is longer.
+    let mut other = DemandBitmap::new(RUN_BYTES);
+    assert_eq!((other.merge(&all), other.count()), (0, 0));
 }
 
 #[test]
@@ -112,7 +131,9 @@ proptest! {
     #[test]
     fn a_bitmap_comes_back_as_it_was(runs in 1_u64..200, demands in prop::collection::vec((0_usize..200, 0_u8..4), 0..50)) {
         let mut bitmap = DemandBitmap::new(runs * RUN_BYTES);
-        demands.iter().for_each(|(run, bucket)| bitmap.insert(*run, *bucket));
+        demands.iter().for_each(|(run, bucket)| {
+            bitmap.insert(*run, *bucket);
+        });
         prop_assert_eq!(DemandBitmap::decode(bitmap.encode(), runs * RUN_BYTES), Ok(bitmap));
     }
 }

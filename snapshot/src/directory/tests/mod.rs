@@ -1,5 +1,6 @@
 //! Tests with real directories.
 
+mod demand;
 mod kills;
 mod mutations;
 mod refusals;

@@ -1,0 +1,25 @@
+//! What the keeper is to do when the book changes.
+
+use super::{error::PagerError, parts::Parts};
+use patina_control::pager::Id;
+use std::{os::fd::OwnedFd, sync::Arc};
+use tokio::sync::oneshot;
+
+/// What the keeper is to do.
+#[derive(Debug)]
+pub enum Order {
+    /// The book has a new layer. The answer tells whether the pager has it.
+    Layer(Id, oneshot::Sender<Result<(), PagerError>>),
+    /// The book has a new VM. The answer is its socket.
+    Vm(Id, oneshot::Sender<Result<OwnedFd, PagerError>>),
+    /// The book has a VM of an earlier `vmmd`.
+    Found(Id),
+    /// The socket of a VM did not reach it. The number is that of the pager which has the other end.
+    Unreached(Id, u64, String),
+    /// `vmmd` stops: a pager that nobody needs ends.
+    Leave(oneshot::Sender<()>),
+    /// A VM is no longer in the book.
+    ForgetVm(Id),
+    /// A layer is no longer in the book.
+    ForgetLayer(Arc<Parts>),
+}
