@@ -249,7 +249,7 @@ impl Engine {
         // and so it is seen.
         vm.wake_all().map_err(EngineError::Userfaultfd)?;
         self.place(&vm)?;
-        for layer in vm.layers() {
+        for layer in vm.distinct_layers() {
             // After the VM has its place: who completes a layer from here on finds the VM there.
             if layer.is_complete.load(Ordering::Acquire) {
                 self.release(&vm, layer);
@@ -329,7 +329,8 @@ impl Engine {
     }
 
     fn release(&self, vm: &Arc<Vm>, layer: &Arc<Layer>) {
-        if let Some((number, is_unregistered)) = vm.unregister(layer) {
+        let is_unregistered = vm.unregister(layer);
+        for number in vm.numbers(layer) {
             self.tell(Happened::Complete { vm: vm.serial, layer: number, is_unregistered });
         }
     }

@@ -127,10 +127,10 @@ impl Vm {
         self.age.saturating_add(self.attached.elapsed())
     }
 
-    /// Its layers, by number.
-    #[must_use]
-    pub fn layers(&self) -> &[Arc<Layer>] {
-        &self.layers
+    /// Its layers, each once.
+    pub fn distinct_layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
+        let is_first = |(number, layer): &(u32, &Arc<Layer>)| self.numbers(layer).next() == Some(*number);
+        (0..).zip(&self.layers).filter(is_first).map(|(_, layer)| layer)
     }
 
     /// Whether a layer is one of its own.
@@ -176,10 +176,14 @@ impl Vm {
         self.faults.wake(all.start, all.end - all.start)
     }
 
+    /// A layer's numbers: a generation may have layers of the same content, which are one layer.
+    pub fn numbers(&self, layer: &Arc<Layer>) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.layers).filter(|(_, other)| Arc::ptr_eq(other, layer)).map(|(number, _)| number)
+    }
+
     /// Unregisters the mappings of a layer that is complete, unless the VM tracks writes. Whether
-    /// it did, with the layer's number. None: the VM does not have it.
-    pub fn unregister(&self, layer: &Arc<Layer>) -> Option<(u32, bool)> {
-        let number = self.layers.iter().position(|other| Arc::ptr_eq(other, layer))?;
+    /// it did.
+    pub fn unregister(&self, layer: &Arc<Layer>) -> bool {
         // Held, so that the VM does not begin to track between the look and the last call.
         let tracks = lock(&self.tracks_writes);
         if !*tracks {
@@ -188,7 +192,7 @@ impl Vm {
                 let _unregistered = self.faults.unregister(place.at.address, place.at.bytes);
             }
         }
-        Some((u32::try_from(number).ok()?, !*tracks))
+        !*tracks
     }
 
     /// Answers the fault at `address`, whose run is present, and maps what is present around it.

@@ -1,16 +1,19 @@
 //! What a layer has, and what it costs.
 
 use super::Test;
-use super::host::{Layer, MODES, Pager, Vm, pattern, userfaultfd};
+use super::host::sys::View;
+use super::host::{Layer, MODES, Pager, Vm, attach, pattern, userfaultfd};
 use patina_control::memfd;
-use patina_control::pager::{DemandBitmap, FromPager, PagerToVm, RUN_BYTES, ToPager, VmToPager};
+use patina_control::pager::{DemandBitmap, FromPager, Mapping, PagerToVm, RUN_BYTES, ToPager, VmToPager};
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use std::fs::File;
+use std::os::fd::AsFd;
 use userfaultfd::RegisterMode;
 
-pub const TESTS: [(&str, Test); 11] = named![
+pub const TESTS: [(&str, Test); 12] = named![
     zeros_cost_no_memory,
     a_layer_that_is_complete_is_sealed_and_needs_no_pager,
+    a_vm_hears_of_each_number_of_a_layer_that_is_complete,
     what_a_vm_writes_is_its_own,
     a_vm_that_tracks_writes_keeps_its_registration,
     zeros_are_served_where_writes_are_tracked,
@@ -49,6 +52,42 @@ fn a_layer_that_is_complete_is_sealed_and_needs_no_pager() {
     assert!(seals.contains(SealFlags::WRITE | SealFlags::SEAL));
     pager.kill();
     vm.check(&layer.content);
+}
+
+fn a_vm_hears_of_each_number_of_a_layer_that_is_complete() {
+    for is_complete_before in [false, true] {
+        let mut layer = Layer::new("a", pattern(32, |run| run == 3));
+        layer.fill = is_complete_before;
+        let mut pager = Pager::start();
+        pager.add(&layer).expect("a layer");
+        if is_complete_before {
+            pager.wait_for_completion(&layer);
+        }
+        // Two layers of the same content are one.
+        let views = [(); 2].map(|()| View::map(&layer.read_only(), layer.content.len(), 0).expect("a view"));
+        let uffd = userfaultfd();
+        for view in &views {
+            uffd.register_with_mode(view.address(), view.bytes, MODES).expect("registered");
+        }
+        let at = |(number, view): (u32, &View)| {
+            let (address, bytes) = (view.address() as u64, view.bytes as u64);
+            Mapping { address, bytes, offset: 0, layer: number }
+        };
+        let mut mappings: Vec<_> = (0..).zip(&views).map(at).collect();
+        mappings.sort_by_key(|mapping| mapping.address);
+        let mut peer = pager.connect_vm("one", &[&layer, &layer]);
+        attach(&peer, uffd.as_fd(), &Mapping::encode(&mappings), false);
+        assert_eq!(peer.receive::<PagerToVm>().expect("an answer"), PagerToVm::Attached);
+        for view in &views {
+            assert!(view.read(0, view.bytes).expect("all of it") == layer.content);
+        }
+        for layer in [0, 1] {
+            let complete = PagerToVm::Complete { layer, is_unregistered: true };
+            assert_eq!(peer.receive::<PagerToVm>().expect("a line"), complete);
+        }
+        pager.kill();
+        assert!(peer.receive::<PagerToVm>().is_err(), "it hears nothing twice");
+    }
 }
 
 fn what_a_vm_writes_is_its_own() {
