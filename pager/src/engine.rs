@@ -317,7 +317,7 @@ impl Engine {
 
     /// All of a layer is there: unregisters it in its VMs, and lets it be sealed.
     pub(crate) fn complete(&self, layer: &Arc<Layer>) {
-        layer.close_window();
+        layer.close();
         layer.is_complete.store(true, Ordering::Release);
         self.vms().filter(|vm| vm.uses(layer)).for_each(|vm| self.release(&vm, layer));
         if layer.is_sealed.load(Ordering::Acquire) {

@@ -41,7 +41,7 @@ impl Layer {
             return Some(Ok(Read::Memfd(data)));
         }
         let new = &mut scratch.new[..self.run_bytes(run)];
-        let read = self.source.read_now(run, new)?;
+        let read = self.source()?.read_now(run, new)?;
         Some(read.and_then(|()| self.check(run, new)))
     }
 
@@ -51,7 +51,7 @@ impl Layer {
             return Ok(Read::Memfd(data));
         }
         let new = &mut scratch.new[..self.run_bytes(run)];
-        self.source.read(run, new)?;
+        self.source().ok_or(RunError::Truncated)?.read(run, new)?;
         self.check(run, new)
     }
 

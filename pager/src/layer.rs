@@ -89,7 +89,7 @@ pub struct Parts {
     /// The digests of its runs.
     pub digests: Digests,
     /// Where the runs are read.
-    pub source: Box<dyn PageSource>,
+    pub source: Arc<dyn PageSource>,
     /// What to fetch first.
     pub demand: Option<DemandBitmap>,
     /// Whether to fetch what nobody demands.
@@ -108,8 +108,8 @@ pub struct Layer {
     pub memfd: File,
     /// The digests of its runs.
     pub digests: Digests,
-    /// Where the runs are read.
-    pub source: Box<dyn PageSource>,
+    /// Where the runs are read. None: all of it is there.
+    source: Mutex<Option<Arc<dyn PageSource>>>,
     /// Whether the memfd had something when the layer was taken over.
     pub is_inherited: bool,
     /// What to fetch although nobody demands it, in order: from the demands of others, then all.
@@ -218,7 +218,7 @@ impl Layer {
             id,
             bytes,
             memfd,
-            source,
+            source: Mutex::new(Some(source).filter(|_| !is_sealed)),
             is_inherited: stat.st_blocks != 0,
             background: Background {
                 first: demand.map(|demand| demand.in_order().collect()).unwrap_or_default(),
@@ -352,9 +352,17 @@ impl Layer {
         lock(&self.window).clone()
     }
 
-    /// Unmaps the memfd. Nobody writes to it any longer.
-    pub fn close_window(&self) {
+    /// Where the runs are read. None: the layer is full.
+    #[must_use]
+    pub fn source(&self) -> Option<Arc<dyn PageSource>> {
+        lock(&self.source).clone()
+    }
+
+    /// Unmaps the memfd, to which nobody writes any longer, and lets go of the source, which nobody
+    /// needs.
+    pub fn close(&self) {
         drop(lock(&self.window).take());
+        drop(lock(&self.source).take());
     }
 
     /// Seals the memfd, which is full and not mapped to be written.

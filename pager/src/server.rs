@@ -249,7 +249,7 @@ impl Server {
                     .and_then(|read| DemandBitmap::decode(&read, bytes).map_err(|error| error.to_string()))?,
             ),
         };
-        let source = Box::new(Directory::new(file));
+        let source = Arc::new(Directory::new(file));
         Ok(Parts { id, bytes, memfd, digests, source, demand, fill })
     }
 

@@ -153,6 +153,7 @@ impl Book {
     /// All of a layer has arrived.
     pub(super) fn complete(&self, id: &Id) {
         if let Some(entry) = self.tables().layers.get(id) {
+            entry.parts.source.close();
             entry.fill.send_replace(Fill::Complete);
         }
     }

@@ -7,7 +7,13 @@ use patina_control::{
     pager::{Id, RUN_BYTES, layer_memfd},
 };
 use patina_snapshot::directory::LayerFile;
-use std::{fs::File, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// The length of a digest, bytes.
 const DIGEST_BYTES: usize = 32;
@@ -26,7 +32,7 @@ pub struct Parts {
     /// The digests of the layer's runs, as [`patina_control::pager::ToPager::AddLayer`] says.
     pub digests: File,
     /// The layer's file.
-    pub source: File,
+    pub source: SourceFile,
     /// Where `source` is, for a `vmmd` after this one. None: nobody knows.
     pub path: Option<PathBuf>,
     /// What VMs have demanded of it.
@@ -47,7 +53,47 @@ impl Parts {
         let memfd = layer_memfd("patina-layer", layer.bytes()).map_err(PagerError::Memory)?;
         let digests = memfd::sealed("patina-digests", &digests(layer)).map_err(PagerError::Memory)?;
         let number = number_of(&memfd).map_err(PagerError::Memory)?;
-        Ok(Self { id, bytes: layer.bytes(), memfd, number, digests, source, path, demand })
+        Ok(Self {
+            id,
+            bytes: layer.bytes(),
+            memfd,
+            number,
+            digests,
+            source: SourceFile::new(Some(source)),
+            path,
+            demand,
+        })
+    }
+}
+
+/// The file of a layer, until all of the layer has arrived.
+#[derive(Debug)]
+pub struct SourceFile(Mutex<Option<Arc<File>>>);
+
+impl SourceFile {
+    /// None: it is gone. What has not arrived is lost.
+    #[must_use]
+    pub fn new(file: Option<File>) -> Self {
+        Self(Mutex::new(file.map(Arc::new)))
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        // No code panics under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a pager. If there is none, an empty file.
+    ///
+    /// # Errors
+    /// There is no memory or no descriptor.
+    pub fn open(&self) -> io::Result<Arc<File>> {
+        let file = self.file().clone();
+        file.map_or_else(|| memfd::sealed("patina-gone", &[]).map(Arc::new), Ok)
+    }
+
+    /// Nobody needs it any longer: its snapshot may be deleted, and its disk unmounted.
+    pub fn close(&self) {
+        drop(self.file().take());
     }
 }
 
@@ -70,7 +116,7 @@ fn digests(layer: &LayerFile) -> Vec<u8> {
 ///
 /// # Errors
 /// The kernel's.
-pub fn number_of(file: &File) -> std::io::Result<FileNumber> {
+pub fn number_of(file: &File) -> io::Result<FileNumber> {
     let stat = file.metadata()?;
     Ok(FileNumber { device: stat.dev(), inode: stat.ino() })
 }

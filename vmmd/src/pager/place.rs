@@ -1,7 +1,11 @@
 //! The folder of the pager, `STATE/pager`: its socket and its log, and what a `vmmd` that starts anew
 //! must know of its layers.
 
-use super::{demand::Demand, error::PagerError, parts::Parts};
+use super::{
+    demand::Demand,
+    error::PagerError,
+    parts::{Parts, SourceFile},
+};
 use crate::{process::filling::FileNumber, store::StoreError};
 use patina_control::{
     best_effort, memfd,
@@ -142,13 +146,7 @@ impl Place {
         let digests = digests.map_err(|source| StoreError::Read { path: digests_path, source })?;
         let digests = memfd::sealed("patina-digests", &digests).map_err(PagerError::Memory)?;
         let opened = saved.path.as_ref().map(File::open);
-        let source = match opened {
-            Some(Ok(file)) => file,
-            _ => {
-                tracing::warn!(layer = %id, path = ?saved.path, "the file of a layer is gone; what of it is not in memory yet is lost");
-                memfd::sealed("patina-gone", &[]).map_err(PagerError::Memory)?
-            }
-        };
+        let source = SourceFile::new(opened.and_then(Result::ok));
         let number = super::parts::number_of(&memfd).map_err(PagerError::Memory)?;
         let Saved { bytes, path, .. } = saved;
         let demand = Demand::load(path.as_deref(), bytes);

@@ -41,7 +41,8 @@ impl Running {
         }
         let demand = parts.demand.memfd();
         let add = ToPager::AddLayer { layer, bytes, has_demand: demand.is_some(), fill: true };
-        let mut files = vec![parts.memfd.as_fd(), parts.digests.as_fd(), parts.source.as_fd()];
+        let source = parts.source.open()?;
+        let mut files = vec![parts.memfd.as_fd(), parts.digests.as_fd(), source.as_fd()];
         files.extend(demand.as_ref().map(|demand| demand.as_fd()));
         self.talk.send(&add, &files).await
     }

@@ -111,6 +111,15 @@ impl Host {
         pid
     }
 
+    /// How many descriptors of the layer's file this process and the pager have.
+    pub fn opens_of_layer(&self) -> usize {
+        let pager = self.pid().map(|pid| pid.as_raw_nonzero().to_string());
+        let folders = ["self".to_owned()].into_iter().chain(pager);
+        let entries = folders.flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap());
+        let files = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        files.filter(|file| *file == self.layer).count()
+    }
+
     /// How many layers the pager has open.
     pub fn open_layers(&self) -> usize {
         let Some(pid) = self.pid() else { return 0 };
@@ -169,13 +178,8 @@ impl Vmm {
         assert_eq!(filling.layers, [0]);
         let layer = generation.open().unwrap().layers.remove(0);
         let view = Arc::new(View::map(&layer, BYTES as usize));
-        let features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
-        let features = FeatureFlags::from_bits_retain(features);
-        let mut uffd = UffdBuilder::new();
-        uffd.close_on_exec(true).non_blocking(true).user_mode_only(false).require_features(features);
-        let uffd = uffd.create().unwrap();
-        let modes = RegisterMode::MISSING | RegisterMode::MINOR;
-        uffd.register_with_mode(view.address(), view.bytes(), modes).unwrap();
+        let uffd = userfaultfd();
+        uffd.register_with_mode(view.address(), view.bytes(), MODES).unwrap();
         let (uffd, pager) = (Arc::new(uffd), Arc::new(Mutex::new(None)));
         let vmm = Self { uuid, dir, view, _layer: layer, uffd, pager };
         vmm.listen();
@@ -206,6 +210,11 @@ impl Vmm {
         });
     }
 
+    /// Whether its accesses wait for no userfaultfd: another one can have them.
+    pub fn is_unregistered(&self) -> bool {
+        userfaultfd().register_with_mode(self.view.address(), self.view.bytes(), MODES).is_ok()
+    }
+
     /// The first word of a run, as the guest sees it.
     pub fn read(&self, run: u64) -> u64 {
         self.view.read((run * RUN_BYTES) as usize).unwrap()
@@ -217,6 +226,16 @@ impl Vmm {
         std::thread::spawn(move || sender.send(view.read((run * RUN_BYTES) as usize)));
         Waits(read)
     }
+}
+
+const MODES: RegisterMode = RegisterMode::MISSING.union(RegisterMode::MINOR);
+
+fn userfaultfd() -> Uffd {
+    let features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
+    let features = FeatureFlags::from_bits_retain(features);
+    let mut uffd = UffdBuilder::new();
+    uffd.close_on_exec(true).non_blocking(true).user_mode_only(false).require_features(features);
+    uffd.create().unwrap()
 }
 
 /// A read that waits for a page.

@@ -109,6 +109,26 @@ async fn a_layer_is_one_for_all_who_use_it_and_goes_with_the_last_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and Linux 6.7"]
+async fn a_layer_that_is_complete_needs_neither_its_file_nor_the_pager() {
+    let host = Host::new();
+    let pager = host.pager();
+    let (generation, vmm, memory) = start(&host, &pager, "web").await;
+    assert!(host.opens_of_layer() >= 2, "vmmd and the pager read it");
+    generation.completed().await.unwrap();
+    assert_eq!(host.opens_of_layer(), 0, "the disk may be unmounted");
+    fs::remove_dir_all(host.layer.parent().unwrap()).unwrap();
+    assert!(vmm.is_unregistered(), "its faults are the kernel's alone");
+    host.signal(Signal::STOP);
+    (0..RUNS).for_each(|run| assert_eq!(vmm.read(run), word(run)));
+    let stopped = host.signal(Signal::KILL);
+    until("another one is there", || host.pid().is_some_and(|pid| pid != stopped)).await;
+    assert_eq!(vmm.read(3), word(3));
+    drop((generation, vmm, memory));
+    until("the pager has nothing of it", || host.open_layers() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
 async fn a_pager_that_nobody_needs_ends_with_vmmd_and_one_that_somebody_needs_does_not() {
     let host = Host::new();
     let pager = host.pager();
