@@ -44,6 +44,8 @@ pub struct Server {
     vms: HashMap<u64, Connection>,
     /// What happened while no `vmmd` was there.
     kept: VecDeque<FromPager>,
+    /// A connection could not be accepted.
+    is_put_off: bool,
 }
 
 impl Server {
@@ -62,6 +64,7 @@ impl Server {
             control: None,
             vms: HashMap::new(),
             kept: VecDeque::new(),
+            is_put_off: false,
         };
         server.watch(&server.listener, LISTENER)?;
         server.watch(&server.engine.bell, BELL)?;
@@ -96,6 +99,9 @@ impl Server {
             }
             if Instant::now() >= next_tick {
                 self.engine.tick();
+                if self.is_put_off {
+                    self.listen(epoll::EventFlags::IN);
+                }
                 next_tick = Instant::now() + TICK;
             }
         }
@@ -103,12 +109,16 @@ impl Server {
 
     /// A new `vmmd` replaces the old one.
     fn accept(&mut self) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => return self.put_off(&error),
+        };
         let lines = Lines::new(stream).and_then(|lines| {
             self.watch(lines.fd(), CONTROL)?;
             Ok(lines)
         });
         let Ok(lines) = lines else { return };
+        self.is_put_off = false;
         self.control = Some(lines);
         self.report(FromPager::Hello { version: VERSION }, Vec::new());
         for layer in self.engine.layers() {
@@ -120,6 +130,28 @@ impl Server {
         for kept in std::mem::take(&mut self.kept) {
             self.report(kept, Vec::new());
         }
+    }
+
+    /// A connection cannot be accepted. If that is for want of descriptors, for example, it stays
+    /// readable: it is not looked at before the next tick.
+    fn put_off(&mut self, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+        if matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock) {
+            return;
+        }
+        if !self.is_put_off {
+            patina_daemon::say!("pager: accept a connection: {error}; it is tried again");
+        }
+        self.is_put_off = true;
+        self.listen(epoll::EventFlags::empty());
+    }
+
+    fn listen(&self, events: epoll::EventFlags) {
+        let data = epoll::EventData::new_u64(LISTENER);
+        best_effort(
+            epoll::modify(&self.epoll, &self.listener, data, events),
+            "it was added when the server was made",
+        );
     }
 
     /// Sends a line to `vmmd`. Without one, keeps it.

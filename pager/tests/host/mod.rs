@@ -115,8 +115,12 @@ impl Pager {
 
     /// As a `vmmd` that was restarted.
     pub fn reconnect(&mut self) {
-        self.peer =
-            Peer::new(UnixStream::connect(self.path.path().join("pager.sock")).expect("a connection"));
+        self.peer = Peer::new(self.connect());
+    }
+
+    /// One more connection.
+    pub fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.path.path().join("pager.sock")).expect("a connection")
     }
 
     /// The first message, of those that came or the next, that `select` takes.

@@ -4,16 +4,21 @@ use super::Test;
 use super::host::sys::View;
 use super::host::{self, Layer, MODES, Pager, Peer, Vm, attach, pattern, userfaultfd};
 use patina_control::memfd;
-use patina_control::pager::{Mapping, PagerToVm, RUN_BYTES, ToPager, VERSION, VmToPager, layer_memfd};
+use patina_control::pager::{
+    FromPager, Mapping, PagerToVm, RUN_BYTES, ToPager, VERSION, VmToPager, layer_memfd,
+};
 use patina_pager::sys::faults::{Batch, Faults};
 use patina_pager::sys::interrupt;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-pub const TESTS: [(&str, Test); 8] = named![
+pub const TESTS: [(&str, Test); 9] = named![
+    a_connection_for_which_there_is_no_descriptor_costs_no_cpu,
     mappings_that_are_not_allowed_are_refused,
     what_is_no_userfaultfd_is_refused,
     a_list_that_is_not_sealed_is_refused,
@@ -221,4 +226,34 @@ fn layers_that_are_not_allowed_are_refused() {
         matches!(message, patina_control::pager::FromPager::LayerDropped { .. }).then_some(())
     });
     assert_eq!(MODES.bits(), 5);
+}
+
+fn a_connection_for_which_there_is_no_descriptor_costs_no_cpu() {
+    let layer = Layer::new("a", pattern(4, |_| false));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    let id = pager.child.id();
+    let open = std::fs::read_dir(format!("/proc/{id}/fd")).expect("its descriptors");
+    let open: Vec<u64> = open
+        .map(|entry| entry.expect("one").file_name().to_str().expect("digits").parse().expect("a number"))
+        .collect();
+    let free = (0..).find(|number| !open.contains(number));
+    let pid = Pid::from_raw(id.cast_signed());
+    let limited = |current| Rlimit { current, maximum: None };
+    let before = prlimit(pid, Resource::Nofile, limited(free)).expect("limited");
+    let stream = pager.connect();
+    // How long the main thread runs within a second. It looks around a few times.
+    let used = || -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/schedstat")).expect("its time");
+        text.split(' ').next().expect("a word").parse().expect("nanoseconds")
+    };
+    let (begun, begin) = (Instant::now(), used());
+    std::thread::sleep(Duration::from_secs(1));
+    let (used, passed) = (used() - begin, begun.elapsed().as_nanos() as u64);
+    assert!(used < passed / 20, "{used} ns of {passed} ns");
+    // It serves those whom it has.
+    assert_eq!(pager.status(&layer).runs, 4);
+    prlimit(pid, Resource::Nofile, before).expect("as before");
+    let hello: FromPager = Peer::new(stream).receive().expect("it is accepted now");
+    assert!(matches!(hello, FromPager::Hello { .. }));
 }
