@@ -1,6 +1,8 @@
 //! Which layers and VMs the pager has to have: those that somebody holds ([`LazyLayer`], [`LazyMemory`]).
 //! Whoever changes this tells the keeper.
 
+mod vms;
+
 use super::{error::PagerError, order::Order, parts::Parts, place::Place};
 use crate::{
     process::filling::{FileNumber, FillingLayer, FillingLayers},
@@ -9,7 +11,7 @@ use crate::{
 use futures::future::BoxFuture;
 use patina_control::{
     end::End,
-    pager::{Id, PAGER_LAYERS_MAX, PAGER_VMS_MAX},
+    pager::{Id, PAGER_LAYERS_MAX},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -72,9 +74,18 @@ enum Fill {
     Complete,
 }
 
+/// The layers of a VM.
+#[derive(Debug)]
+pub struct Held {
+    /// Those that were being filled when it started: the pager serves them. By number.
+    pub filling: Vec<Arc<LazyLayer>>,
+    /// Those that were complete.
+    pub filled: Vec<Arc<LazyLayer>>,
+}
+
 #[derive(Debug)]
 struct VmEntry {
-    layers: Vec<Arc<LazyLayer>>,
+    held: Held,
     dir: VmDir,
     /// When it started. None: an earlier `vmmd` started it.
     started: Option<Instant>,
@@ -183,57 +194,6 @@ impl Book {
         }
     }
 
-    /// Adds a VM that uses these layers.
-    ///
-    /// # Errors
-    /// There are too many.
-    pub fn enter_vm(
-        self: &Arc<Self>,
-        vm: &Id,
-        layers: Vec<Arc<LazyLayer>>,
-        dir: &VmDir,
-        started: Option<Instant>,
-    ) -> Result<LazyMemory, PagerError> {
-        let lost = watch::Sender::new(None);
-        let memory = LazyMemory { vm: vm.clone(), book: Arc::clone(self), lost: lost.subscribe() };
-        let mut tables = self.tables();
-        let count = tables.vms.len();
-        if count >= PAGER_VMS_MAX {
-            drop(tables);
-            return Err(PagerError::Full(count));
-        }
-        let entry = VmEntry { layers, dir: dir.clone(), started, lost };
-        let replaced = tables.vms.insert(vm.clone(), entry);
-        // What it holds takes the lock as it goes.
-        drop((tables, replaced));
-        Ok(memory)
-    }
-
-    pub(super) fn moved(&self, vm: &Id, dir: &VmDir) {
-        if let Some(entry) = self.tables().vms.get_mut(vm) {
-            entry.dir = dir.clone();
-        }
-    }
-
-    /// A [`LazyMemory`] is gone.
-    pub(super) fn forget_vm(&self, vm: &Id) {
-        let Some(entry) = self.tables().vms.remove(vm) else { return };
-        // Before its layers: the pager forgets none that a VM uses.
-        self.order(Order::ForgetVm(vm.clone()));
-        drop(entry);
-    }
-
-    /// A VM must end. False: it is not in the book.
-    pub(super) fn lose(&self, vm: &Id, end: End) -> bool {
-        let tables = self.tables();
-        let Some(entry) = tables.vms.get(vm) else { return false };
-        entry.lost.send_if_modified(|known| {
-            let is_first = known.is_none();
-            known.get_or_insert(end);
-            is_first
-        })
-    }
-
     /// What the pager needs of a layer.
     pub(super) fn parts(&self, id: &Id) -> Option<Arc<Parts>> {
         self.tables().layers.get(id).map(|entry| Arc::clone(&entry.parts))
@@ -242,27 +202,6 @@ impl Book {
     /// All layers.
     pub(super) fn layers(&self) -> Vec<Arc<Parts>> {
         self.tables().layers.values().map(|entry| Arc::clone(&entry.parts)).collect()
-    }
-
-    /// The layers of a VM, by number, its folder, and how long it has run.
-    pub(super) fn vm(&self, vm: &Id) -> Option<(Vec<Id>, VmDir, Duration)> {
-        let tables = self.tables();
-        let entry = tables.vms.get(vm)?;
-        let layers = entry.layers.iter().map(|layer| layer.parts.id.clone()).collect();
-        let age = entry.started.map_or(LONG_AGO, |started| started.elapsed());
-        Some((layers, entry.dir.clone(), age))
-    }
-
-    /// All VMs.
-    pub(super) fn vms(&self) -> Vec<Id> {
-        self.tables().vms.keys().cloned().collect()
-    }
-
-    /// The VMs that use a layer.
-    pub(super) fn users(&self, layer: &Id) -> Vec<Id> {
-        let tables = self.tables();
-        let uses = |entry: &VmEntry| entry.layers.iter().any(|used| used.parts.id == *layer);
-        tables.vms.iter().filter(|(_, entry)| uses(entry)).map(|(vm, _)| vm.clone()).collect()
     }
 
     fn inventory(&self) -> MutexGuard<'_, Inventory> {

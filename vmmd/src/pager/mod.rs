@@ -38,7 +38,7 @@ use crate::{
     },
     store::VmDir,
 };
-use book::{Book, Known, LazyLayer, LazyMemory};
+use book::{Book, Held, Known, LazyLayer, LazyMemory};
 use error::PagerError;
 use keeper::Keeper;
 use order::Order;
@@ -136,7 +136,7 @@ impl Pager {
     }
 
     /// Has a VM served that is about to start from a generation: what its vmm needs for that, and what serves it. None: all of the
-    /// generation is complete.
+    /// generation is complete. The VM holds the layers of the pager as long as it runs, so that who starts later shares them.
     ///
     /// # Errors
     /// There is no pager.
@@ -145,17 +145,21 @@ impl Pager {
         vm: Uuid,
         dir: &VmDir,
         generation: &Generation,
-    ) -> Result<Option<(Filling, LazyMemory)>, PagerError> {
+    ) -> Result<(Option<Filling>, Option<LazyMemory>), PagerError> {
+        let hold = |id: &Id| self.book.hold(id).ok_or_else(|| PagerError::NoLayer(id.to_string()));
         let filling = generation.filling();
-        if filling.is_empty() {
-            return Ok(None);
+        let filled: Vec<_> =
+            generation.filled().iter().filter_map(|layer| self.book.hold(layer.id())).collect();
+        if filling.is_empty() && filled.is_empty() {
+            return Ok((None, None));
         }
         let layers: Vec<Id> = filling.iter().map(|(_, layer)| layer.id().clone()).collect();
-        let held =
-            layers.iter().map(|id| self.book.hold(id).ok_or_else(|| PagerError::NoLayer(id.to_string())));
-        let held = held.collect::<Result<Vec<_>, _>>()?;
-        dir.save_lazy_layers(&layers)?;
         let vm = name_of(vm)?;
+        let held = Held { filling: layers.iter().map(hold).collect::<Result<_, _>>()?, filled };
+        if layers.is_empty() {
+            return Ok((None, Some(self.book.enter_vm(&vm, held, dir, Some(Instant::now()))?)));
+        }
+        dir.save_lazy_layers(&layers)?;
         let memory = self.book.enter_vm(&vm, held, dir, Some(Instant::now()))?;
         let (answer, answered) = oneshot::channel();
         self.book.order(Order::Vm(vm, answer));
@@ -163,7 +167,7 @@ impl Pager {
             timeout(2 * PATIENCE, answered).await.map_err(|_| PagerError::Timeout(2 * PATIENCE))?;
         let pager = answered.map_err(|_| PagerError::Stopping)??;
         let layers = filling.iter().map(|(number, _)| *number).collect();
-        Ok(Some((Filling { layers, pager }, memory)))
+        Ok((Some(Filling { layers, pager }), Some(memory)))
     }
 
     /// Takes over the memory of a VM that an earlier `vmmd` started, whose vmm is process `pid`. None: all of it was there when it
@@ -185,6 +189,7 @@ impl Pager {
                 Err(error) => lost = Some(error),
             }
         }
+        let held = Held { filling: held, filled: Vec::new() };
         let memory = self.book.enter_vm(&vm, held, dir, None)?;
         match lost {
             Some(error) => {

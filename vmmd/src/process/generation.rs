@@ -96,7 +96,7 @@ pub struct Generation {
 #[derive(Debug)]
 struct Layer {
     memfd: OwnedFd,
-    /// None: it was complete from the beginning.
+    /// None: the pager has never had it.
     filling: Option<Arc<dyn FillingLayer>>,
 }
 
@@ -140,7 +140,8 @@ impl Generation {
                 let expected = expected_bytes.to_string();
                 return Err(GenerationError::Size { what: RAM, found_bytes, expected });
             }
-            let filling = if seals.contains(SEALS) { None } else { own.find(number) };
+            // One that is complete, too: who restores the same snapshot later shares it.
+            let filling = own.find(number);
             if !seals.contains(SEALS) && filling.is_none() {
                 return Err(GenerationError::Unsealed { what: RAM, seals });
             }
@@ -156,6 +157,13 @@ impl Generation {
         let filling = numbered.filter_map(|(number, layer)| Some((number, layer.filling.as_ref()?)));
         let incomplete = filling.filter(|(_, layer)| !layer.is_complete());
         incomplete.map(|(number, layer)| (number, Arc::clone(layer))).collect()
+    }
+
+    /// The layers that the pager has filled, all of them.
+    #[must_use]
+    pub fn filled(&self) -> Vec<Arc<dyn FillingLayer>> {
+        let filled = self.layers.iter().filter_map(|layer| layer.filling.clone());
+        filled.filter(|layer| layer.is_complete()).collect()
     }
 
     /// Waits until all of its layers are complete. Before that, nothing may read their memfds: a page that has not arrived would be

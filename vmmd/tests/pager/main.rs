@@ -25,10 +25,9 @@ use vmmd::{
 async fn start(host: &Host, pager: &Pager, name: &str) -> (Generation, Vmm, LazyMemory) {
     let generation = pager.generation(host.snapshot()).await.unwrap();
     let (uuid, dir) = (Uuid::new_v4(), host.vm_dir(name));
-    let (filling, memory) =
-        pager.serve(uuid, &dir, &generation).await.unwrap().expect("it is not filled yet");
-    let vmm = Vmm::start(dir, uuid, &generation, filling);
-    (generation, vmm, memory)
+    let (filling, memory) = pager.serve(uuid, &dir, &generation).await.unwrap();
+    let vmm = Vmm::start(dir, uuid, &generation, filling.expect("it is not filled yet"));
+    (generation, vmm, memory.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,7 +67,8 @@ async fn a_vm_starts_although_the_pager_dies_before_the_vmm_has_reached_it() {
     let (uuid, dir) = (Uuid::new_v4(), host.vm_dir("web"));
     // More than one pager may die.
     let first = host.signal(Signal::STOP);
-    let (filling, mut memory) = pager.serve(uuid, &dir, &generation).await.unwrap().unwrap();
+    let (filling, memory) = pager.serve(uuid, &dir, &generation).await.unwrap();
+    let (filling, mut memory) = (filling.unwrap(), memory.unwrap());
     host.signal(Signal::KILL);
     until("another one is there", || host.pid().is_some_and(|pid| pid != first)).await;
     let second = host.signal(Signal::KILL);
@@ -162,7 +162,8 @@ async fn a_vm_that_needs_a_damaged_run_is_lost_and_the_reason_names_it() {
     let pager = host.pager();
     let generation = pager.generation(snapshot).await.unwrap();
     let (uuid, dir) = (Uuid::new_v4(), host.vm_dir("web"));
-    let (filling, mut memory) = pager.serve(uuid, &dir, &generation).await.unwrap().unwrap();
+    let (filling, memory) = pager.serve(uuid, &dir, &generation).await.unwrap();
+    let (filling, mut memory) = (filling.unwrap(), memory.unwrap());
     let vmm = Vmm::start(dir, uuid, &generation, filling);
     assert_eq!(vmm.read(damaged + 1), word(damaged + 1), "the others are as they were");
     assert!(timeout(Duration::from_millis(50), memory.lost()).await.is_err(), "it has not needed it");
@@ -203,6 +204,58 @@ fn vms_are_served_when_vmmd_starts_anew_and_when_the_pager_dies_after_that() {
         let waits = vmm.read_beside(RUNS - 2);
         assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
         assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
+    });
+}
+
+fn inode(generation: &Generation) -> u64 {
+    let layer = generation.open().unwrap().layers.remove(0);
+    std::os::unix::fs::MetadataExt::ino(&layer.metadata().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_complete_layer_is_shared_as_long_as_a_vm_uses_it() {
+    let host = Host::new();
+    let pager = host.pager();
+    let (first, vmm, memory) = start(&host, &pager, "web").await;
+    first.completed().await.unwrap();
+    let second = pager.generation(host.snapshot()).await.unwrap();
+    // This one starts when all has arrived.
+    let (filling, of_second) = pager.serve(Uuid::new_v4(), &host.vm_dir("web2"), &second).await.unwrap();
+    assert!(filling.is_none(), "it needs no pager");
+    let shared = inode(&first);
+    drop((first, vmm, memory, second));
+    // The pager has done all that it was told before.
+    pager.end_if_idle().await;
+    let third = pager.generation(host.snapshot()).await.unwrap();
+    assert_eq!((inode(&third), third.filling().len()), (shared, 0));
+    drop((third, of_second));
+    until("nobody uses it", || host.open_layers() == 0).await;
+}
+
+#[test]
+#[ignore = "needs root and Linux 6.7"]
+fn a_complete_layer_is_shared_with_who_restores_after_vmmd_has_started_anew() {
+    let host = Host::new();
+    let before = Runtime::new().unwrap();
+    let pager = before.block_on(async { host.pager() });
+    let (generation, vmm, memory) = before.block_on(start(&host, &pager, "web"));
+    before.block_on(generation.completed()).unwrap();
+    let shared = inode(&generation);
+    drop(pager.left_when_dropped());
+    drop((generation, memory, pager, before));
+    Runtime::new().unwrap().block_on(async {
+        let pager = host.pager();
+        let memory = pager.adopt(vmm.uuid, &vmm.dir, std::process::id()).await.unwrap();
+        pager.forget_unused();
+        // As if the disk was gone: nothing is read.
+        let snapshot = host.snapshot();
+        fs::remove_file(&host.layer).unwrap();
+        let generation = pager.generation(snapshot).await.unwrap();
+        assert_eq!((inode(&generation), generation.filling().len()), (shared, 0));
+        assert_eq!(host.open_layers(), 1);
+        drop((generation, memory));
+        until("nobody uses it", || host.open_layers() == 0).await;
     });
 }
 

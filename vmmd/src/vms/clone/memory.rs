@@ -23,7 +23,7 @@ impl Host {
             return Err(ControlError::Older(warm.version));
         }
         let served = self.pager.serve(record.uuid, &warm.dir, generation).await;
-        Ok(served.map_err(|error| ControlError::Memory(patina_daemon::chain(&error)))?.unzip())
+        served.map_err(|error| ControlError::Memory(patina_daemon::chain(&error)))
     }
 }
 
