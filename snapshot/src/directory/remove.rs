@@ -27,16 +27,23 @@ pub struct Listed {
     pub found: Result<(Manifest, Usage), OpenError>,
 }
 
-/// The snapshots in a directory, by name. What has no manifest is left out.
+/// The first `most` snapshots in a directory whose paths are after `after`, by path. What has no
+/// manifest is left out. No others are opened.
 ///
 /// # Errors
 /// The directory cannot be read.
-pub fn list(directory: &Path) -> Result<Vec<Listed>, FileError> {
+pub fn list(directory: &Path, after: &str, most: usize) -> Result<Vec<Listed>, FileError> {
     let failed = || FileError::at("read", directory);
     let names = Folder::open(directory).and_then(|folder| folder.names()).map_err(failed())?;
+    let places = names.iter().filter(|name| !names::is_unfinished(name)).map(|name| directory.join(name));
+    let mut places: Vec<_> = places.map(|place| (place.display().to_string(), place)).collect();
+    places.retain(|(path, _)| path.as_str() > after);
+    places.sort_unstable();
     let mut listed = Vec::new();
-    for name in names.iter().filter(|name| !names::is_unfinished(name)) {
-        let place = directory.join(name);
+    for (_, place) in places {
+        if listed.len() >= most {
+            break;
+        }
         match Snapshot::open(&place) {
             // Something else, or removed a moment ago.
             Err(

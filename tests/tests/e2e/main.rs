@@ -5,7 +5,7 @@
 //!   shared host.
 //! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
-//! - [`snapshots`]: on the shared host and on hosts of their own.
+//! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
 //! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
 //!   [`interrupts`]: test runs that are interrupted.
 //!
@@ -33,6 +33,7 @@ mod carried;
 mod clones;
 mod cluster;
 mod cpus;
+mod damage;
 mod endings;
 mod exec;
 mod family;
@@ -89,7 +90,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 19] = [
+    let modules: [&[Story]; 20] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -105,6 +106,7 @@ fn stories() -> impl Iterator<Item = Story> {
         walk::STORIES,
         generations::STORIES,
         snapshots::STORIES,
+        damage::STORIES,
         cluster::STORIES,
         refusals::STORIES,
         adoption::STORIES,

@@ -50,15 +50,20 @@ pub fn verified((snapshot, report): &(Shown, Report)) -> v1::VerifySnapshotRespo
     v1::VerifySnapshotResponse { snapshot: Some(shown(snapshot)), checked_kib: report.bytes / KIB }
 }
 
-/// A page of snapshots, which are in the order of their paths: from the first after the path
-/// `token`.
+/// How many snapshots there are on a page of which a client asks for so many.
 #[must_use]
-pub fn page(all: Vec<Listed>, token: &str, asked: u32) -> v1::ListSnapshotsResponse {
-    let size = match usize::try_from(asked) {
+pub fn page_size(asked: u32) -> usize {
+    match usize::try_from(asked) {
         Ok(0) | Err(_) => PAGE_MAX,
         Ok(asked) => asked.min(PAGE_MAX),
-    };
-    let mut rest = all.into_iter().map(listed).filter(|snapshot| snapshot.path.as_str() > token);
+    }
+}
+
+/// A page of `size` snapshots. If `from` has more, which are in the order of their paths, there is a
+/// next page.
+#[must_use]
+pub fn page(from: Vec<Listed>, size: usize) -> v1::ListSnapshotsResponse {
+    let mut rest = from.into_iter().map(listed);
     let snapshots: Vec<_> = rest.by_ref().take(size).collect();
     let next = snapshots.last().filter(|_| rest.next().is_some()).map(|last| last.path.clone());
     v1::ListSnapshotsResponse { snapshots, next_page_token: next.unwrap_or_default() }

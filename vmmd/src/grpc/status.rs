@@ -3,6 +3,7 @@
 
 use crate::{
     plan::spec::Violation,
+    process::control_client::ControlError,
     vms::{
         error::{Error, Unprepared},
         snapshot_data::error::Fault,
@@ -132,6 +133,9 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::NotReady { .. } => (Code::FailedPrecondition, "VM_NOT_READY"),
         Error::NewerVmm { .. } => (Code::FailedPrecondition, "VMM_NEWER"),
         Error::OlderVmm { .. } => (Code::FailedPrecondition, "VMM_OLDER"),
+        Error::EndedFirst { is_data_loss: true, .. } | Error::Start { source: ControlError::Lost(_), .. } => {
+            (Code::DataLoss, "MEMORY_LOST")
+        }
         Error::EndedFirst { .. } => (Code::FailedPrecondition, "VM_ENDED"),
         Error::WaitTimeout { .. } => (Code::DeadlineExceeded, "WAIT_TIMED_OUT"),
         Error::TooMany => (Code::ResourceExhausted, "TOO_MANY_VMS"),

@@ -55,6 +55,9 @@ pub enum ControlError {
     /// Its memory cannot be served.
     #[error("serve its memory: {0}")]
     Memory(String),
+    /// Memory that it needs is lost.
+    #[error("{0}")]
+    Lost(String),
     /// Its guest was not prepared.
     #[error("the guest did not prepare: {0}")]
     NotPrepared(CallError),

@@ -3,6 +3,7 @@
 use patina_control::config::HostCheck;
 use patina_daemon::chain;
 use std::{
+    os::unix::process::ExitStatusExt as _,
     path::Path,
     process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
@@ -23,17 +24,34 @@ static AVOID_PAGEMAP_SCAN: AtomicBool = AtomicBool::new(false);
 enum CheckError {
     #[error("run it")]
     Run(#[from] std::io::Error),
-    #[error("it has not ended after {PATIENCE:?}")]
-    Timeout,
+    #[error("it has not ended after {0:?}")]
+    Timeout(Duration),
     #[error("it ended with {0}")]
     Failed(std::process::ExitStatus),
     #[error("read its result")]
     Parse(#[from] serde_json::Error),
 }
 
-/// Runs the check. Where it cannot be run, an older `vmm` for instance, the kernel counts as good.
+impl CheckError {
+    /// Whether the check itself was under way. An older `vmm`, which does not know it, says so at
+    /// once.
+    fn is_unfinished(&self) -> bool {
+        match self {
+            Self::Timeout(_) => true,
+            Self::Failed(status) => status.signal().is_some(),
+            Self::Run(_) | Self::Parse(_) => false,
+        }
+    }
+}
+
+/// Runs the check. Where it cannot be run, an older `vmm` for instance, the kernel counts as good;
+/// where it does not come to its end, it does not.
 pub async fn run(vmm: &Path) {
-    match check(vmm).await {
+    run_for(vmm, PATIENCE).await;
+}
+
+async fn run_for(vmm: &Path, patience: Duration) {
+    match check(vmm, patience).await {
         Ok(HostCheck { pagemap_fault: None }) => {}
         Ok(HostCheck { pagemap_fault: Some(fault) }) => {
             AVOID_PAGEMAP_SCAN.store(true, Ordering::Relaxed);
@@ -41,6 +59,15 @@ pub async fn run(vmm: &Path) {
                 fault,
                 "this kernel reports written pages wrongly; each freeze copies all private pages instead, which \
                  makes pauses longer; update the kernel"
+            );
+        }
+        Err(error) if error.is_unfinished() => {
+            AVOID_PAGEMAP_SCAN.store(true, Ordering::Relaxed);
+            tracing::warn!(
+                error = %chain(&error),
+                "vmm --check-host did not come to its end: nobody knows whether this kernel reports written pages \
+                 rightly; each freeze copies all private pages instead, which makes pauses longer; restart vmmd to \
+                 check again"
             );
         }
         Err(error) => {
@@ -55,11 +82,11 @@ pub fn avoid_pagemap_scan() -> bool {
     AVOID_PAGEMAP_SCAN.load(Ordering::Relaxed)
 }
 
-async fn check(vmm: &Path) -> Result<HostCheck, CheckError> {
+async fn check(vmm: &Path, patience: Duration) -> Result<HostCheck, CheckError> {
     let mut command = Command::new(vmm);
     command.arg("--check-host").env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::null());
-    let output = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
-    let output = output.map_err(|_| CheckError::Timeout)??;
+    let output = timeout(patience, command.kill_on_drop(true).output()).await;
+    let output = output.map_err(|_| CheckError::Timeout(patience))??;
     if !output.status.success() {
         return Err(CheckError::Failed(output.status));
     }
@@ -85,15 +112,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let result = |body: &str| {
             let path = program(dir.path(), body);
-            async move { check(&path).await }
+            async move { check(&path, PATIENCE).await }
         };
         let good = result(r#"[ "$1" = --check-host ] && echo '{"pagemap_fault":null,"more":1}'"#).await;
         assert_eq!(good.unwrap(), HostCheck { pagemap_fault: None });
         assert!(matches!(result("exit 2").await, Err(CheckError::Failed(_))));
         assert!(matches!(result("echo no").await, Err(CheckError::Parse(_))));
-        assert!(matches!(check(&dir.path().join("none")).await, Err(CheckError::Run(_))));
+        assert!(matches!(check(&dir.path().join("none"), PATIENCE).await, Err(CheckError::Run(_))));
         assert!(!avoid_pagemap_scan());
         run(&program(dir.path(), r#"echo '{"pagemap_fault":"wrong"}'"#)).await;
         assert!(avoid_pagemap_scan());
+    }
+
+    #[tokio::test]
+    async fn a_kernel_whose_check_does_not_end_counts_as_not_good() {
+        let dir = tempfile::tempdir().unwrap();
+        for body in ["exec sleep 100", "kill -SEGV $$"] {
+            AVOID_PAGEMAP_SCAN.store(false, Ordering::Relaxed);
+            run_for(&program(dir.path(), body), Duration::from_millis(500)).await;
+            assert!(avoid_pagemap_scan(), "{body}");
+        }
+        AVOID_PAGEMAP_SCAN.store(false, Ordering::Relaxed);
+        run_for(&program(dir.path(), "exit 2"), PATIENCE).await;
+        assert!(!avoid_pagemap_scan(), "an older vmm does not know the check");
     }
 }

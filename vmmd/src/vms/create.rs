@@ -20,7 +20,11 @@ use super::{
 use crate::{
     clock::unix_ms,
     net::ports::Bound,
-    plan::{address::FamilyNet, lifecycle::Lifecycle, spec::Spec},
+    plan::{
+        address::FamilyNet,
+        lifecycle::Lifecycle,
+        spec::{Port, Spec},
+    },
     process::{
         Process,
         control_client::PATIENCE,
@@ -34,7 +38,7 @@ use crate::{
 };
 use patina_daemon::chain;
 use patina_proto::v1::EventKind;
-use std::{fs::File, sync::Arc};
+use std::{fs::File, path::PathBuf, sync::Arc};
 use uuid::Uuid;
 
 /// The vmid of a family's first VM.
@@ -71,7 +75,17 @@ impl Host {
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
-        let record = record(held_name.name(), family, net, spec, files.ids);
+        let [kernel_file, rootfs_file] = files.ids;
+        let master = Master {
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory_mib,
+            cmdline: spec.cmdline,
+            ports: spec.ports,
+            kernel: (spec.kernel, kernel_file),
+            rootfs: (spec.rootfs, rootfs_file),
+            snapshot: None,
+        };
+        let record = record(held_name.name(), family, net, master);
         self.load_prefault_list(&record).await;
         let started = self.start(record, files).await;
         let (dir, record, process) = match started {
@@ -184,8 +198,21 @@ fn open_files(mut spec: Spec) -> Result<(Spec, Files), Error> {
     Ok((spec, Files { kvm: spawn::open_kvm()?, start, rootfs, ids }))
 }
 
-fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, ids: [FileId; 2]) -> Record {
-    let [kernel_file, rootfs_file] = ids;
+/// What a master is to be.
+pub(super) struct Master {
+    pub(super) vcpus: u8,
+    pub(super) memory_mib: u32,
+    pub(super) cmdline: String,
+    pub(super) ports: Vec<Port>,
+    pub(super) kernel: (PathBuf, FileId),
+    pub(super) rootfs: (PathBuf, FileId),
+    /// The snapshot that it is restored from. None: it boots.
+    pub(super) snapshot: Option<PathBuf>,
+}
+
+/// The record of the master of a new family, before its process is started.
+pub(super) fn record(name: &str, family: Uuid, net: FamilyNet, master: Master) -> Record {
+    let ((kernel, kernel_file), (rootfs, rootfs_file)) = (master.kernel, master.rootfs);
     Record {
         format: FORMAT,
         name: name.to_owned(),
@@ -194,15 +221,15 @@ fn record(name: &str, family: Uuid, net: FamilyNet, spec: Spec, ids: [FileId; 2]
         net,
         vmid: MASTER,
         origin: None,
-        vcpus: spec.vcpus,
-        memory_mib: spec.memory_mib,
-        cmdline: spec.cmdline,
-        ports: spec.ports,
-        kernel: spec.kernel,
-        rootfs: spec.rootfs,
+        vcpus: master.vcpus,
+        memory_mib: master.memory_mib,
+        cmdline: master.cmdline,
+        ports: master.ports,
+        kernel,
+        rootfs,
         rootfs_file: Some(rootfs_file),
         kernel_file: Some(kernel_file),
-        snapshot: None,
+        snapshot: master.snapshot,
         ticket: None,
         created_unix_ms: unix_ms(),
         process: None,

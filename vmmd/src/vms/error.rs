@@ -105,6 +105,8 @@ pub enum Error {
         name: String,
         /// Why it ended.
         reason: String,
+        /// Whether memory that it needed could not be had.
+        is_data_loss: bool,
     },
     /// The wait took too long.
     #[error("wait for VM {name:?}: not done in {timeout_ms} ms")]

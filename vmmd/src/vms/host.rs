@@ -2,6 +2,7 @@
 
 use super::{
     error::Error,
+    masters::ComingMasters,
     snapshot_data::{digests::Digests, known::KnownLayers},
     table::Table,
     tickets::Tickets,
@@ -113,6 +114,8 @@ pub struct Host {
     pub(super) turns: Arc<Turns>,
     // For families of which nobody knows what their clones touch.
     pub(super) no_list: Arc<PrefaultList>,
+    // Of which the scheduler must not hear that they have ended.
+    pub(super) coming_masters: ComingMasters,
     // Kernels and root file systems by their content.
     pub(super) digests: Digests,
     // What of the memory is in snapshots already.
@@ -145,6 +148,7 @@ impl Host {
             on_the_way: Arc::new(watch::Sender::new(0)),
             turns: Turns::new(),
             no_list: Arc::new(PrefaultList::of(&[])?),
+            coming_masters: ComingMasters::default(),
             digests: Digests::default(),
             known_layers: KnownLayers::default(),
             settings,

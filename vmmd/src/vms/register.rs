@@ -78,7 +78,13 @@ impl Vms for VmsOf {
     }
 
     fn masters(&self) -> Vec<String> {
-        self.alive(|record| (record.vmid == 0).then(|| record.family.to_string()))
+        // First: one that has started by now is found twice rather than never.
+        let coming = self.0.upgrade().map(|host| host.coming_masters.all()).unwrap_or_default();
+        let mut families = self.alive(|record| (record.vmid == 0).then_some(record.family));
+        families.extend(coming);
+        families.sort_unstable();
+        families.dedup();
+        families.iter().map(Uuid::to_string).collect()
     }
 
     fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str) {

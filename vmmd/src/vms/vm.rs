@@ -10,7 +10,7 @@ use crate::{
     process::control_client::{self, ControlError, PATIENCE},
     store::{VmDir, record::Record},
 };
-use patina_control::{CLONABLE_OLDEST, VERSION, messages::Open};
+use patina_control::{CLONABLE_OLDEST, VERSION, end::EndKind, messages::Open};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     io::BufReader,
@@ -161,8 +161,9 @@ impl Vm {
         let reached = status.wait_for(done).await.map_err(|_| Error::Stopping)?;
         match (&reached.phase, until) {
             (Phase::Ended(ended), Until::Ready) => {
-                let reason = ended.end.reason.clone();
-                Err(Error::EndedFirst { name: self.record.name.clone(), reason })
+                let (name, reason) = (self.record.name.clone(), ended.end.reason.clone());
+                let is_data_loss = ended.end.kind == EndKind::DataLoss;
+                Err(Error::EndedFirst { name, reason, is_data_loss })
             }
             _ => Ok(()),
         }

@@ -11,6 +11,7 @@ mod life;
 mod pool;
 mod refusal;
 mod restart;
+mod restores;
 mod scheduler;
 mod snapshots;
 mod steps;

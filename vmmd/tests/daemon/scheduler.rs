@@ -22,7 +22,7 @@ use tonic::Code;
 const SOON: Duration = Duration::from_secs(10);
 
 /// A call of a guest beside what else happens.
-fn asking(client: &Client, name: &str, verb: &str, args: Value) -> tokio::task::JoinHandle<Value> {
+pub fn asking(client: &Client, name: &str, verb: &str, args: Value) -> tokio::task::JoinHandle<Value> {
     let (mut client, name, verb) = (client.clone(), name.to_owned(), verb.to_owned());
     tokio::spawn(async move { ask(&mut client, &name, &verb, &args.to_string()).await })
 }

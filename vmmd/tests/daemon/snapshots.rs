@@ -18,12 +18,16 @@ use std::{
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-async fn create(client: &mut Client, name: &str, path: &str) -> Result<v1::CreateSnapshotResponse, Status> {
+pub async fn create(
+    client: &mut Client,
+    name: &str,
+    path: &str,
+) -> Result<v1::CreateSnapshotResponse, Status> {
     let request = v1::CreateSnapshotRequest { name: name.into(), path: path.into() };
     client.create_snapshot(request).await.map(tonic::Response::into_inner)
 }
 
-async fn restore(client: &mut Client, request: RestoreSnapshotRequest) -> Result<Vec<v1::Vm>, Status> {
+pub async fn restore(client: &mut Client, request: RestoreSnapshotRequest) -> Result<Vec<v1::Vm>, Status> {
     let made = client.restore_snapshot(request).await?.into_inner().vms;
     let mut vms = Vec::new();
     for made in made {
@@ -34,7 +38,7 @@ async fn restore(client: &mut Client, request: RestoreSnapshotRequest) -> Result
     Ok(vms)
 }
 
-fn from(path: &str) -> RestoreSnapshotRequest {
+pub fn from(path: &str) -> RestoreSnapshotRequest {
     RestoreSnapshotRequest { path: path.into(), ..Default::default() }
 }
 
@@ -43,7 +47,7 @@ async fn show(client: &mut Client, path: &str) -> Result<Snapshot, Status> {
     client.get_snapshot(request).await.map(tonic::Response::into_inner)
 }
 
-async fn list(client: &mut Client, directory: &str) -> Vec<Snapshot> {
+pub async fn list(client: &mut Client, directory: &str) -> Vec<Snapshot> {
     let request = v1::ListSnapshotsRequest { directory: directory.into(), ..Default::default() };
     client.list_snapshots(request).await.unwrap().into_inner().snapshots
 }
@@ -58,19 +62,19 @@ async fn delete(client: &mut Client, path: &str) -> Result<(), Status> {
 }
 
 /// What stands in a folder, hidden files included.
-fn names(folder: &Path) -> Vec<String> {
+pub fn names(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     sorted(names.collect())
 }
 
 /// The file of a snapshot's layer.
-fn layer_file(place: &Path) -> PathBuf {
+pub fn layer_file(place: &Path) -> PathBuf {
     let is_layer = |name: &String| name.starts_with("layer-");
     place.join(names(place).into_iter().find(is_layer).unwrap())
 }
 
 /// That nothing but these VMs is there: neither processes nor folders nor interfaces.
-async fn only(bench: &Bench, client: &mut Client, vms: &[&str]) {
+pub async fn only(bench: &Bench, client: &mut Client, vms: &[&str]) {
     let all = client.list_vms(v1::ListVmsRequest::default()).await.unwrap().into_inner().vms;
     assert_eq!(all.iter().map(|vm| vm.name.as_str()).collect::<Vec<_>>(), vms);
     let mut expected = Vec::new();
@@ -215,8 +219,15 @@ fn what_cannot_be_kept_is_refused_and_nothing_is_at_the_place() {
             let status = create(&mut client, "web", &at("new")).await.unwrap_err();
             let told = status.message();
             assert!(told.contains("put the old file back") && told.contains(words), "{told}");
+            assert_eq!(status.code(), Code::FailedPrecondition);
             fs::rename(bench.path("aside"), bench.path(image)).unwrap();
         }
+        // The request is right: what is wrong is a file of the VM's.
+        fs::rename(bench.path("kernel"), bench.path("aside")).unwrap();
+        let status = create(&mut client, "web", &at("new")).await.unwrap_err();
+        let reason = status.get_details_error_info().unwrap().reason;
+        assert_eq!((status.code(), reason.as_str()), (Code::FailedPrecondition, "OTHER_IMAGE"), "{status}");
+        fs::rename(bench.path("aside"), bench.path("kernel")).unwrap();
         assert_eq!(names(&bench.path("shelf")), ["file"]);
         assert!(create(&mut client, "web", &at("new")).await.is_ok());
         let status = create(&mut client, "web", &at("new")).await.unwrap_err();
@@ -310,7 +321,7 @@ fn a_clone_that_fails_leaves_the_restored_master_and_the_others() {
 }
 
 /// Changes a byte of a run, or puts the right one back.
-fn flip(place: &Path, run: u64) {
+pub fn flip(place: &Path, run: u64) {
     let file = fs::File::options().read(true).write(true).open(layer_file(place)).unwrap();
     let at = run * 65536 + 1;
     let mut byte = [0];
@@ -319,7 +330,7 @@ fn flip(place: &Path, run: u64) {
 }
 
 /// That a VM has ended because it needed a run that is damaged, and that the reason names it.
-async fn lost(client: &mut Client, vm: &str, layer: &str, run: u64) {
+pub async fn lost(client: &mut Client, vm: &str, layer: &str, run: u64) {
     let ended = wait(client, vm, Until::Ended).await.unwrap();
     assert_eq!(ended.end_kind(), EndKind::DataLoss, "{ended:?}");
     let names = ended.end_reason.contains(&format!("run {run} ")) && ended.end_reason.contains(layer);
@@ -368,6 +379,7 @@ fn a_flipped_byte_ends_the_vm_that_needs_its_run_and_no_other() {
         let made = client.restore_snapshot(request).await.unwrap().into_inner().vms;
         assert_eq!(made.len(), 1);
         let status = wait(&mut client, "new", Until::Ready).await.unwrap_err();
+        assert_eq!(status.code(), Code::DataLoss, "{status}");
         assert!(status.message().contains("it ended before it was ready"), "{status}");
         lost(&mut client, "new", layer, 0).await;
         remove(&mut client, "new").await;

@@ -102,7 +102,7 @@ pub async fn running(bench: &Bench, client: &mut Client) -> Option<usize> {
 }
 
 /// How many clones there are by the ledger of `epoch` or a later one, if it holds exactly as many.
-async fn known(bench: &Bench, epoch: u64) -> Option<usize> {
+pub async fn known(bench: &Bench, epoch: u64) -> Option<usize> {
     let mut scheduler = bench.scheduler().await;
     let tickets = scheduler.list_tickets(ListTicketsRequest::default()).await.ok()?.into_inner().tickets;
     let live: u32 = tickets.iter().filter(|t| t.state() == TicketState::Used).map(|ticket| ticket.live).sum();
@@ -113,7 +113,7 @@ async fn known(bench: &Bench, epoch: u64) -> Option<usize> {
     is_so.then_some(usize::try_from(live).unwrap())
 }
 
-async fn epoch(bench: &Bench) -> u64 {
+pub async fn epoch(bench: &Bench) -> u64 {
     let mut scheduler = bench.scheduler().await;
     scheduler.list_hosts(ListHostsRequest::default()).await.unwrap().into_inner().hosts[0].epoch
 }

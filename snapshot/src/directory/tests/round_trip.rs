@@ -117,12 +117,27 @@ fn a_list_has_the_snapshots_of_a_directory_and_what_is_wrong_with_them() {
     std::fs::create_dir(home.path().join("other")).unwrap();
     std::fs::write(home.path().join("file"), "x").unwrap();
     std::fs::create_dir(home.path().join(format!("{UNFINISHED_PREFIX}1"))).unwrap();
-    let listed = list(home.path()).unwrap();
+    let listed = list(home.path(), "", usize::MAX).unwrap();
     let found =
         listed.iter().map(|one| (one.place.file_name().unwrap().to_str().unwrap(), one.found.is_ok()));
     assert_eq!(found.collect::<Vec<_>>(), [("a", true), ("b", true), ("damaged", false)]);
     let (manifest, usage) = listed[0].found.as_ref().unwrap();
     assert_eq!(manifest.description, description());
     assert!(usage.own_bytes >= 2 * PAGE_BYTES && usage.shared_bytes == 0, "{usage:?}");
-    assert!(list(&home.path().join("missing")).is_err());
+    assert!(list(&home.path().join("missing"), "", usize::MAX).is_err());
+}
+
+#[test]
+fn a_page_of_a_list_has_so_many_snapshots_after_a_path() {
+    let home = tempfile::tempdir().unwrap();
+    for name in ["a", "b", "c"] {
+        create_plain(&home.path().join(name), &[&layer(&[(1, 1)])]).unwrap();
+    }
+    let page = |after: &str, most| {
+        let listed = list(home.path(), home.path().join(after).to_str().unwrap(), most).unwrap();
+        listed.into_iter().map(|one| one.place).collect::<Vec<_>>()
+    };
+    assert_eq!(page("a", 1), [home.path().join("b")]);
+    assert_eq!(page("b", 2), [home.path().join("c")]);
+    assert!(page("c", 1).is_empty() && page("", 0).is_empty());
 }

@@ -10,6 +10,7 @@ use crate::{
     store::record::Record,
     vms::{host::Host, warm::Warm},
 };
+use patina_control::end::{End, EndKind};
 
 impl Host {
     /// Has the pager serve a VM that is about to start from a generation, if some of that is still being filled.
@@ -36,6 +37,9 @@ pub(in crate::vms) async fn started(
     let Some(memory) = memory else { return started.await };
     tokio::select! {
         started = started => started,
-        end = memory.lost() => Err(ControlError::Memory(end.reason)),
+        End { kind, reason } = memory.lost() => Err(match kind {
+            EndKind::DataLoss => ControlError::Lost(reason),
+            _ => ControlError::Memory(reason),
+        }),
     }
 }

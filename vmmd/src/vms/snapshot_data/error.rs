@@ -190,8 +190,8 @@ impl SnapshotError {
             },
             Self::Abandoned(_) => Fault::Cancelled,
             Self::OldAgent { .. } | Self::OldVmm(_) | Self::SnapshotOfOldAgent { .. } => Fault::Unfit,
-            Self::KernelChanged { .. } | Self::NoImage { .. } => Fault::OtherImage,
-            Self::Image(_) => Fault::Place,
+            // The request names no image: what is wrong is a file of the VM's.
+            Self::Image(_) | Self::KernelChanged { .. } | Self::NoImage { .. } => Fault::OtherImage,
             Self::Place { source, .. } => of_io(source),
             Self::List { source, .. } => of_io(&source.source),
             Self::Memory { .. } | Self::Generation(_) | Self::Digest { .. } => Fault::Host,

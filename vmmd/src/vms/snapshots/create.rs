@@ -173,11 +173,7 @@ impl Host {
         path: &Path,
         file: &File,
     ) -> Result<(blake3::Hash, FileId), SnapshotError> {
-        let digest = || {
-            let id = FileId::of(&file.metadata()?);
-            Ok((self.digests.of(file, id)?, id))
-        };
-        digest().map_err(|source| SnapshotError::Digest { field, path: path.to_owned(), source })
+        self.digests.of(file).map_err(|source| SnapshotError::Digest { field, path: path.to_owned(), source })
     }
 }
 

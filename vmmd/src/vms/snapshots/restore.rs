@@ -11,18 +11,17 @@
 
 use super::while_wanted;
 use crate::{
-    clock::unix_ms,
     net::ports::Bound,
-    plan::{address::FamilyNet, place::RestoreSpec},
+    plan::place::RestoreSpec,
     process::{
         control_client::PATIENCE,
         generation::{Generation, PrefaultList},
     },
-    store::record::{FORMAT, FileId, Record},
+    store::record::{FileId, Record},
     vms::{
         blocking::blocking,
         clone::{Outcome, Source, Times},
-        create::{MASTER, random},
+        create::{MASTER, Master, random, record},
         error::Error,
         host::Host,
         images,
@@ -103,7 +102,7 @@ impl Host {
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
-        let record = record(held_name.name(), family, net, &spec, &opened);
+        let record = record(held_name.name(), family, net, master(&spec, &opened));
         let restored =
             self.restore_family(record, held_name, bound, &opened, (&spec, arrived_ns), &abandoned).await;
         if restored.is_err() {
@@ -122,6 +121,8 @@ impl Host {
         (spec, arrived_ns): (&RestoreSpec, u64),
         abandoned: &CancellationToken,
     ) -> Result<Restored, Error> {
+        // Its clones are granted before it runs.
+        let coming = self.coming_masters.expect(record.family);
         let count = spec.count.saturating_sub(1);
         let slots = self.take_clone_slots(&record, count)?;
         let on_the_way = self.on_the_way(count);
@@ -155,6 +156,7 @@ impl Host {
                 return Err(error);
             }
         };
+        drop(coming);
         let reservations = admitted.map(|admitted| admitted.into_reservations()).unwrap_or_default();
         let source = Source { ticket, ..source };
         let clones = self.make_clones(&source, slots, reservations, on_the_way).await;
@@ -306,30 +308,15 @@ fn open_image(field: &'static str, path: &Path) -> Result<(PathBuf, File), image
     Ok((path, file))
 }
 
-fn record(name: &str, family: Uuid, net: FamilyNet, spec: &RestoreSpec, opened: &Opened) -> Record {
+fn master(spec: &RestoreSpec, opened: &Opened) -> Master {
     let of = &opened.snapshot.manifest().description;
-    let ((kernel, kernel_file), (rootfs, rootfs_file)) = (opened.kernel.clone(), opened.rootfs.clone());
-    Record {
-        format: FORMAT,
-        name: name.to_owned(),
-        uuid: Uuid::new_v4(),
-        family,
-        net,
-        vmid: MASTER,
-        origin: None,
+    Master {
         vcpus: of.vcpus,
         memory_mib: of.memory_mib,
         cmdline: of.cmdline.clone(),
         ports: spec.ports.clone(),
-        kernel,
-        rootfs,
-        rootfs_file: Some(rootfs_file),
-        kernel_file: Some(kernel_file),
+        kernel: opened.kernel.clone(),
+        rootfs: opened.rootfs.clone(),
         snapshot: Some(opened.snapshot.place().to_owned()),
-        ticket: None,
-        created_unix_ms: unix_ms(),
-        process: None,
-        ready_after_us: None,
-        ended: None,
     }
 }

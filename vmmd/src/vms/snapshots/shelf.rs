@@ -37,14 +37,20 @@ impl Shown {
 }
 
 impl Host {
-    /// The snapshots in a directory, by path; without one, those that are named without a path.
+    /// The first `most` snapshots in a directory whose paths are after `after`, by path; without a
+    /// directory, those that are named without a path.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub async fn snapshots(&self, directory: Option<PathBuf>) -> Result<Vec<Listed>, Error> {
+    pub async fn snapshots(
+        &self,
+        directory: Option<PathBuf>,
+        after: String,
+        most: usize,
+    ) -> Result<Vec<Listed>, Error> {
         let directory = directory.unwrap_or_else(|| self.state.snapshots());
         blocking(move || {
-            let listed = directory::list(&directory);
+            let listed = directory::list(&directory, &after, most);
             Ok(listed.map_err(|source| SnapshotError::List { directory, source })?)
         })
         .await
