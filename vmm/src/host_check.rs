@@ -2,13 +2,19 @@
 //! `vmmd` runs once when it starts. Some kernels report wrong ranges (PAGEMAP_SCAN, before the
 //! fixes of 2026). A clone would miss pages that its parent has written.
 
+use crate::machine::host;
 use crate::memory::layers::{Layers, LayersError, new_layer};
 use crate::memory::{MemoryError, reserve};
 use crate::ranges::union;
 use crate::sys::pagemap::{Pagemap, Pages};
 use crate::sys::userfault::Userfault;
+use crate::vcpu::{cpuid, kind};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::Kvm;
 use patina_control::PAGE_BYTES;
-use patina_control::config::HostCheck;
+use patina_control::config::{HostCheck, KVM_KIND_VARIABLE};
+use patina_snapshot::facts::HostFacts;
+use patina_snapshot::layout;
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -40,7 +46,23 @@ enum Fault {
 #[must_use]
 pub fn check() -> HostCheck {
     let fault = Userfault::open().and_then(|userfault| check_with(&userfault).err());
-    HostCheck { pagemap_fault: fault.map(|fault| patina_daemon::chain(&fault)) }
+    HostCheck {
+        pagemap_fault: fault.map(|fault| patina_daemon::chain(&fault)),
+        facts: facts().map(|facts| layout::to_bytes(&facts)),
+    }
+}
+
+/// What a VM that is made on this host needs of a host. None: KVM cannot be asked.
+fn facts() -> Option<HostFacts> {
+    let told = std::env::var(KVM_KIND_VARIABLE).ok();
+    let told = told.and_then(|kind| serde_json::from_value(kind.into()).ok());
+    let kind = told.unwrap_or_else(kind::detect);
+    let kvm = Kvm::new().ok()?;
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).ok()?;
+    let supported = cpuid::without_half_amx(kind::offered(kind, supported));
+    let vm = kvm.create_vm().ok()?;
+    let vcpu = vm.create_vcpu(0).ok();
+    Some(host::gather(&kvm, kind, &cpuid::for_vcpu(&supported, 0, 1), vcpu.as_ref()))
 }
 
 /// As a VM's memory: pages are read and written, before tracking and between searches of both

@@ -80,7 +80,16 @@ pub struct HostCheck {
     /// What is wrong with the kernel's answers to PAGEMAP_SCAN. None: nothing, or the kernel cannot
     /// track writes at all (before Linux 6.7).
     pub pagemap_fault: Option<String>,
+    /// What a VM that is made on this host needs of a host: the content of the first section of its
+    /// state (`patina_snapshot::container::FACTS`), a number for each byte. None: KVM cannot be
+    /// asked; or an older vmm, which does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Vec<u8>>,
 }
+
+/// The variable with which `vmmd` tells `vmm --check-host` the kind of KVM, as [`KvmKind`] is
+/// written in JSON. Without it, the CPU has to tell.
+pub const KVM_KIND_VARIABLE: &str = "PATINA_KVM_KIND";
 
 /// The VMs of a family: vmid n has the n-th address and the n-th MAC after those of vmid 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,9 @@
 //! says the first line of a control connection, it leaves the file `PATH.VMID` and goes on when
 //! nobody has PATH locked.
 //!
+//! - `other-kvm`: its state needs another kind of KVM than there is; `other-release`: its state is of
+//!   another format.
+//!
 //! `ram=RUNS`: its generation has so many runs of 64 KiB that are not zero; without it, one.
 //!
 //! A generation whose layers are still being filled is served by the pager, as for a real vmm: what
@@ -38,17 +41,19 @@
 
 mod agent;
 mod ram;
+mod state;
 mod sys;
 mod wire;
 
 use patina_abi::link::{Answer, CallError};
 use patina_control::{
     VERSION,
-    config::{Start as Origin, VmConfig},
+    config::{HostCheck, KVM_KIND_VARIABLE, Start as Origin, VmConfig},
     end::{End, EndKind},
     messages::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
     pager::RUN_BYTES,
 };
+use patina_snapshot::layout;
 use ram::Ram;
 use rustix::fs::{FlockOperation, MemfdFlags, SealFlags, fcntl_add_seals, flock, ftruncate, memfd_create};
 use std::{
@@ -99,7 +104,11 @@ fn main() {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some("--check-host") => {
-            return std::io::stdout().write_all(b"{\"pagemap_fault\":null}\n").unwrap();
+            let kind = std::env::var(KVM_KIND_VARIABLE).ok();
+            let kind = kind.map(|kind| serde_json::from_value(kind.into()).unwrap());
+            let facts = Some(layout::to_bytes(&state::facts(kind)));
+            let check = HostCheck { pagemap_fault: None, facts };
+            return writeln!(std::io::stdout(), "{}", serde_json::to_string(&check).unwrap()).unwrap();
         }
         option => assert_eq!(option, Some("--config-fd")),
     }
@@ -275,7 +284,8 @@ impl Vm {
             do_what_is_forbidden();
         }
         self.hold("hold-freeze");
-        let state = memfd("generation-state", format!("state {}", self.words.lock().unwrap()).as_bytes(), 0);
+        let state = state::write(&self.words.lock().unwrap(), self.config.kvm_kind);
+        let state = memfd("generation-state", &state, 0);
         let bytes = u64::from(self.config.memory_mib) << 20;
         // A generation of a clone is made of its own file and of those that it was made from.
         let layers = if self.config.identity.vmid == 0 { 1 } else { 2 };
@@ -293,10 +303,9 @@ impl Vm {
         let pager = (!filling.is_empty()).then(|| files.pop().unwrap());
         let layers = files.split_off(2);
         let (mut prefault_list, mut state) = (files.pop().unwrap(), files.pop().unwrap());
-        let mut words = String::new();
-        state.read_to_string(&mut words).unwrap();
-        assert!(words.starts_with("state"), "read whole: {words:?}");
-        *self.words.lock().unwrap() = words;
+        let mut bytes = Vec::new();
+        state.read_to_end(&mut bytes).unwrap();
+        *self.words.lock().unwrap() = state::read(&bytes);
         let vmid = Some(self.config.identity.vmid.cast_signed());
         if self.number("refuse") == vmid {
             return say(stream, &Opened::Error("restore the vCPU: no".into()));

@@ -3,11 +3,14 @@
 use super::convert::{outcome, us};
 use crate::vms::{
     clone::Outcome,
+    snapshot_data::error::SnapshotError,
     snapshots::{create::Kept, restore::Restored, shelf::Shown},
 };
+use patina_daemon::chain;
 use patina_proto::v1;
 use patina_snapshot::{
     directory::{Listed, Report, Usage},
+    facts::{self, HostFacts},
     manifest::{ImageRef, Layer, Manifest, RUN_BYTES},
 };
 use std::path::Path;
@@ -40,8 +43,23 @@ pub fn restored(restored: Restored) -> v1::RestoreSnapshotResponse {
 
 /// What a snapshot says of itself.
 #[must_use]
-pub fn shown(Shown { place, manifest, usage }: &Shown) -> v1::Snapshot {
-    of(place, manifest, *usage)
+pub fn shown(Shown { place, manifest, usage, needs }: &Shown) -> v1::Snapshot {
+    let host = match needs {
+        Ok((needs, refusal)) => host(needs, refusal.as_ref()),
+        Err(error) => v1::SnapshotHost { problem: chain(error), ..v1::SnapshotHost::default() },
+    };
+    v1::Snapshot { host: Some(host), ..of(place, manifest, *usage) }
+}
+
+fn host(needs: &HostFacts, refusal: Option<&SnapshotError>) -> v1::SnapshotHost {
+    v1::SnapshotHost {
+        cpu: needs.cpu(),
+        kvm: facts::name(needs.kvm_kind).to_owned(),
+        kernel: needs.kernel.clone(),
+        tsc_khz: needs.tsc_khz,
+        xcr0: needs.xcr0,
+        problem: refusal.map(|refusal| chain(refusal)).unwrap_or_default(),
+    }
 }
 
 /// A snapshot that is whole.
@@ -74,7 +92,7 @@ fn listed(Listed { place, found }: Listed) -> v1::Snapshot {
         Ok((manifest, usage)) => of(&place, &manifest, usage),
         Err(error) => v1::Snapshot {
             path: place.display().to_string(),
-            problem: patina_daemon::chain(&error),
+            problem: chain(&error),
             ..v1::Snapshot::default()
         },
     }
@@ -97,6 +115,7 @@ fn of(place: &Path, manifest: &Manifest, usage: Usage) -> v1::Snapshot {
         problem: String::new(),
         own_kib: usage.own_bytes / KIB,
         shared_kib: usage.shared_bytes / KIB,
+        host: None,
     }
 }
 

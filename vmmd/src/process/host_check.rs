@@ -1,12 +1,18 @@
-//! What `vmm --check-host` finds out about this host's kernel, asked once when `vmmd` starts.
+//! What `vmm --check-host` finds out about this host, asked once when `vmmd` starts: whether the
+//! kernel can be relied on, and what a VM of this host needs.
 
-use patina_control::config::HostCheck;
+use super::kvm_module;
+use patina_control::config::{HostCheck, KVM_KIND_VARIABLE};
 use patina_daemon::chain;
+use patina_snapshot::{facts::HostFacts, layout};
 use std::{
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::Stdio,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{process::Command, time::timeout};
@@ -18,6 +24,8 @@ const OUTPUT_MAX_BYTES: usize = 64 * 1024;
 
 /// The kernel does not change while this process runs.
 static AVOID_PAGEMAP_SCAN: AtomicBool = AtomicBool::new(false);
+/// Nor do CPU and KVM.
+static FACTS: OnceLock<HostFacts> = OnceLock::new();
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +59,13 @@ pub async fn run(vmm: &Path) {
 }
 
 async fn run_for(vmm: &Path, patience: Duration) {
-    match check(vmm, patience).await {
-        Ok(HostCheck { pagemap_fault: None }) => {}
-        Ok(HostCheck { pagemap_fault: Some(fault) }) => {
+    let checked = check(vmm, patience).await.map(|checked| {
+        note_facts(checked.facts.as_deref());
+        checked.pagemap_fault
+    });
+    match checked {
+        Ok(None) => {}
+        Ok(Some(fault)) => {
             AVOID_PAGEMAP_SCAN.store(true, Ordering::Relaxed);
             tracing::warn!(
                 fault,
@@ -82,9 +94,27 @@ pub fn avoid_pagemap_scan() -> bool {
     AVOID_PAGEMAP_SCAN.load(Ordering::Relaxed)
 }
 
+fn note_facts(facts: Option<&[u8]>) {
+    match facts.map(layout::from_bytes) {
+        Some(Ok(facts)) => drop(FACTS.set(facts)),
+        Some(Err(error)) => {
+            tracing::warn!(error = %chain(&error), "read what vmm --check-host says of this host")
+        }
+        None => tracing::debug!("vmm --check-host does not say what VMs of this host need"),
+    }
+}
+
+/// What a VM that is made on this host needs of a host. None: nobody knows.
+#[must_use]
+pub fn facts() -> Option<&'static HostFacts> {
+    FACTS.get()
+}
+
 async fn check(vmm: &Path, patience: Duration) -> Result<HostCheck, CheckError> {
     let mut command = Command::new(vmm);
     command.arg("--check-host").env_clear().current_dir("/").stdin(Stdio::null()).stderr(Stdio::null());
+    let kind = kvm_module::kind().and_then(|kind| serde_json::to_value(kind).ok());
+    command.envs(kind.as_ref().and_then(|kind| kind.as_str()).map(|kind| (KVM_KIND_VARIABLE, kind)));
     let output = timeout(patience, command.kill_on_drop(true).output()).await;
     let output = output.map_err(|_| CheckError::Timeout(patience))??;
     if !output.status.success() {
@@ -115,7 +145,7 @@ mod tests {
             async move { check(&path, PATIENCE).await }
         };
         let good = result(r#"[ "$1" = --check-host ] && echo '{"pagemap_fault":null,"more":1}'"#).await;
-        assert_eq!(good.unwrap(), HostCheck { pagemap_fault: None });
+        assert_eq!(good.unwrap(), HostCheck { pagemap_fault: None, facts: None });
         assert!(matches!(result("exit 2").await, Err(CheckError::Failed(_))));
         assert!(matches!(result("echo no").await, Err(CheckError::Parse(_))));
         assert!(matches!(check(&dir.path().join("none"), PATIENCE).await, Err(CheckError::Run(_))));

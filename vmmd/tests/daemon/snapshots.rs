@@ -109,7 +109,8 @@ fn a_vm_is_kept_and_a_new_family_is_made_of_it() {
         assert_eq!(get(&mut client, "web").await, parent, "it goes on as it was");
         assert_eq!(bench.memory_files("generation"), 0, "vmmd has none of it any more");
         assert_eq!(show(&mut client, "base").await.unwrap(), kept);
-        assert_eq!(list(&mut client, "").await, std::slice::from_ref(&kept));
+        let listed = Snapshot { host: None, ..kept.clone() };
+        assert_eq!(list(&mut client, "").await, [listed]);
         assert!(verify(&mut client, "base").await.unwrap().checked_kib >= 64);
 
         let port = v1::PublishedPort { host_port: 18_081, guest_port: 80, host_address: String::new() };
@@ -301,6 +302,37 @@ fn what_cannot_be_restored_is_refused_and_nothing_is_left() {
         }
         assert!(names(&bench.path("state/families")).is_empty(), "no family is left");
         assert_eq!(bench.memory_files("patina-"), 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_snapshot_that_does_not_fit_this_host_is_refused_before_anything_is_made() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        for (name, words, said) in [
+            ("kvm", "other-kvm", "; use a host with"),
+            ("release", "other-release", "its format is version 2"),
+        ] {
+            ready(&mut client, vm(name, words)).await;
+            let kept = create(&mut client, name, name).await.unwrap().snapshot.unwrap();
+            let problem = kept.host.unwrap().problem;
+            assert!(problem.contains(said), "{problem}");
+            let request = RestoreSnapshotRequest { count: 2, ..from(name) };
+            let status = restore(&mut client, request).await.unwrap_err();
+            assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+            let reason = status.get_details_error_info().unwrap().reason;
+            assert_eq!((reason.as_str(), status.message()), ("SNAPSHOT_UNFIT", problem.as_str()));
+            assert!(bench.pager().is_none(), "no layer was looked at");
+            only(&bench, &mut client, &[name]).await;
+            remove(&mut client, name).await;
+        }
+        ready(&mut client, vm("web", "")).await;
+        create(&mut client, "web", "base").await.unwrap();
+        let host = show(&mut client, "base").await.unwrap().host.unwrap();
+        assert_eq!((host.problem.as_str(), host.kernel.as_str(), host.tsc_khz), ("", "6.18.1", 2_600_000));
+        assert!(host.kvm.contains("KVM") || host.kvm.contains('V'), "{host:?}");
+        assert!(list(&mut client, "").await.iter().all(|snapshot| snapshot.host.is_none()));
     });
 }
 

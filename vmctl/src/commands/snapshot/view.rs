@@ -30,6 +30,37 @@ pub struct SnapshotView {
     problem: String,
     own_kib: u64,
     shared_kib: u64,
+    host: Option<HostView>,
+}
+
+/// The host that the VM needs.
+#[derive(Debug, Serialize)]
+struct HostView {
+    cpu: String,
+    kvm: String,
+    kernel: String,
+    tsc_khz: u32,
+    xcr0: u64,
+    problem: String,
+}
+
+impl HostView {
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let fits = match self.problem.as_str() {
+            "" => "yes".to_owned(),
+            problem => format!("no: {problem}"),
+        };
+        let tsc = (self.tsc_khz > 0).then(|| format!("{} kHz", self.tsc_khz)).unwrap_or_default();
+        let xcr0 = (self.xcr0 > 0).then(|| format!("{:#x}", self.xcr0)).unwrap_or_default();
+        vec![
+            ("cpu", self.cpu.clone()),
+            ("kvm", self.kvm.clone()),
+            ("tsc", tsc),
+            ("xcr0", xcr0),
+            ("host kernel", self.kernel.clone()),
+            ("fits this host", fits),
+        ]
+    }
 }
 
 /// A file by its content.
@@ -81,6 +112,14 @@ impl From<Snapshot> for SnapshotView {
             problem: snapshot.problem,
             own_kib: snapshot.own_kib,
             shared_kib: snapshot.shared_kib,
+            host: snapshot.host.map(|host| HostView {
+                cpu: host.cpu,
+                kvm: host.kvm,
+                kernel: host.kernel,
+                tsc_khz: host.tsc_khz,
+                xcr0: host.xcr0,
+                problem: host.problem,
+            }),
         }
     }
 }
@@ -143,6 +182,7 @@ impl SnapshotView {
             }
         };
         rows.push(("disk", disk));
+        rows.extend(self.host.iter().flat_map(HostView::details));
         rows.retain(|(_, value)| !value.is_empty());
         rows
     }

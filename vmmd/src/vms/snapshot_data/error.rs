@@ -4,7 +4,9 @@ use crate::{process::generation::GenerationError, vms::images::ImageError};
 use blake3::Hash;
 use patina_abi::ABI_SNAPSHOT;
 use patina_snapshot::{
+    container::ContainerError,
     directory::{CreateError, FileError, LoadError, OpenError, RemoveError, RunError, VerifyError},
+    facts::FactsError,
     manifest::ManifestError,
 };
 use std::{io, path::PathBuf};
@@ -80,6 +82,24 @@ pub enum SnapshotError {
         place: PathBuf,
         /// The ABI of the agent in it.
         abi: u32,
+    },
+    /// Its state is of another release.
+    #[error("restore snapshot {place}")]
+    OtherState {
+        /// The snapshot's path.
+        place: PathBuf,
+        /// What this release does not read.
+        #[source]
+        source: ContainerError,
+    },
+    /// This host lacks what its VM needs.
+    #[error("restore snapshot {place}")]
+    OtherHost {
+        /// The snapshot's path.
+        place: PathBuf,
+        /// What differs, and what to do.
+        #[source]
+        source: FactsError,
     },
     /// The kernel is not the one that the VM booted.
     #[error(
@@ -189,7 +209,11 @@ impl SnapshotError {
                 LoadError::Size { .. } | LoadError::NotEmpty { .. } | LoadError::Write { .. } => Fault::Host,
             },
             Self::Abandoned(_) => Fault::Cancelled,
-            Self::OldAgent { .. } | Self::OldVmm(_) | Self::SnapshotOfOldAgent { .. } => Fault::Unfit,
+            Self::OldAgent { .. }
+            | Self::OldVmm(_)
+            | Self::SnapshotOfOldAgent { .. }
+            | Self::OtherState { .. }
+            | Self::OtherHost { .. } => Fault::Unfit,
             // The request names no image: what is wrong is a file of the VM's.
             Self::Image(_) | Self::KernelChanged { .. } | Self::NoImage { .. } => Fault::OtherImage,
             Self::Place { source, .. } => of_io(source),

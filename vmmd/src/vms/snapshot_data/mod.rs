@@ -2,9 +2,11 @@
 //!
 //! - [`load`]: where the memory of restored VMs comes from. [`known`]: the layers in memory that a
 //!   snapshot has already.
+//! - [`fit`]: whether this host can run the VM of a snapshot.
 //! - [`digests`]: kernels and root file systems by their content. [`error`]: why a call fails.
 
 pub mod digests;
 pub mod error;
+pub mod fit;
 pub mod known;
 pub mod load;

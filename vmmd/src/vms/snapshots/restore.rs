@@ -28,6 +28,7 @@ use crate::{
         pool::OnTheWay,
         snapshot_data::{
             error::SnapshotError,
+            fit,
             load::{begin, load},
         },
         supervise::{Supervised, supervise},
@@ -260,6 +261,7 @@ impl Host {
             let place = spec.place.clone();
             return Err(SnapshotError::SnapshotOfOldAgent { place, abi: of.agent_abi });
         }
+        fit::check(&snapshot, &fit::needs(&snapshot)?)?;
         let images = &self.settings.images;
         let kernel = self.find_image(spec, ("kernel", &of.kernel), spec.kernel.as_deref(), &images.kernel)?;
         let rootfs = self.find_image(spec, ("rootfs", &of.rootfs), spec.rootfs.as_deref(), &images.rootfs)?;

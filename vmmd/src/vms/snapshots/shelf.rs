@@ -2,9 +2,15 @@
 //! about a VM.
 
 use super::while_wanted;
-use crate::vms::{blocking::blocking, error::Error, host::Host, snapshot_data::error::SnapshotError};
+use crate::vms::{
+    blocking::blocking,
+    error::Error,
+    host::Host,
+    snapshot_data::{error::SnapshotError, fit},
+};
 use patina_snapshot::{
     directory::{self, Listed, OpenError, Report, Snapshot, Usage},
+    facts::HostFacts,
     manifest::Manifest,
 };
 use std::path::{Path, PathBuf};
@@ -19,12 +25,18 @@ pub struct Shown {
     pub manifest: Manifest,
     /// The space that it takes.
     pub usage: Usage,
+    /// What its VM needs of a host, and why this host cannot run it; or why that cannot be read.
+    pub needs: Result<(HostFacts, Option<SnapshotError>), SnapshotError>,
 }
 
 impl Shown {
     fn of(snapshot: &Snapshot) -> Result<Self, OpenError> {
         let (place, manifest) = (snapshot.place().to_owned(), snapshot.manifest().clone());
-        Ok(Self { place, manifest, usage: snapshot.usage()? })
+        let needs = fit::needs(snapshot).map(|needs| {
+            let refusal = fit::check(snapshot, &needs).err();
+            (needs, refusal)
+        });
+        Ok(Self { place, manifest, usage: snapshot.usage()?, needs })
     }
 
     /// A snapshot that was just made.
