@@ -180,6 +180,7 @@ fn classify_fault(fault: Fault) -> (Code, &'static str) {
         Fault::Place => (Code::InvalidArgument, "BAD_PLACE"),
         Fault::InUse => (Code::Aborted, "SNAPSHOT_IN_USE"),
         Fault::NoSpace => (Code::ResourceExhausted, "DISK_FULL"),
+        Fault::NoMemory => (Code::ResourceExhausted, "NO_MEMORY"),
         Fault::Damaged => (Code::DataLoss, "SNAPSHOT_DAMAGED"),
         Fault::Unfit => (Code::FailedPrecondition, "SNAPSHOT_UNFIT"),
         Fault::OtherImage => (Code::FailedPrecondition, "OTHER_IMAGE"),

@@ -113,6 +113,12 @@ impl Pager {
         Ok(held)
     }
 
+    /// Whether a layer with this content is in memory, or is about to be.
+    #[must_use]
+    pub fn has(&self, layer: &LayerFile) -> bool {
+        id_of(layer).is_ok_and(|id| self.book.hold(&id).is_some())
+    }
+
     /// Makes a generation of a snapshot whose memory arrives while VMs run on it. No memory is read.
     ///
     /// # Errors

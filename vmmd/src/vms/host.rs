@@ -3,7 +3,7 @@
 use super::{
     error::Error,
     masters::ComingMasters,
-    snapshot_data::{digests::Digests, known::KnownLayers},
+    snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
     table::Table,
     tickets::Tickets,
     vm::{Until, Vm},
@@ -118,6 +118,8 @@ pub struct Host {
     pub(super) coming_masters: ComingMasters,
     // Kernels and root file systems by their content.
     pub(super) digests: Digests,
+    // What the memory of restores under way will take.
+    pub(super) room: Room,
     // What of the memory is in snapshots already.
     pub(super) known_layers: KnownLayers,
 }
@@ -150,6 +152,7 @@ impl Host {
             no_list: Arc::new(PrefaultList::of(&[])?),
             coming_masters: ComingMasters::default(),
             digests: Digests::default(),
+            room: Room::default(),
             known_layers: KnownLayers::default(),
             settings,
             calls,

@@ -1,5 +1,6 @@
 //! Why a call about snapshots fails.
 
+use super::room::NoRoom;
 use crate::{process::generation::GenerationError, vms::images::ImageError};
 use blake3::Hash;
 use patina_abi::ABI_SNAPSHOT;
@@ -49,6 +50,15 @@ pub enum SnapshotError {
         /// The system's reason.
         #[source]
         source: io::Error,
+    },
+    /// There is less than it takes.
+    #[error("restore snapshot {place}")]
+    NoRoom {
+        /// The snapshot's path.
+        place: PathBuf,
+        /// How much there is.
+        #[source]
+        source: NoRoom,
     },
     /// What was loaded is no generation.
     #[error(transparent)]
@@ -172,6 +182,8 @@ pub enum Fault {
     InUse,
     /// A disk is full.
     NoSpace,
+    /// There is too little memory.
+    NoMemory,
     /// It is damaged.
     Damaged,
     /// It is of another release, or of another VM than it must be.
@@ -209,6 +221,7 @@ impl SnapshotError {
                 LoadError::Size { .. } | LoadError::NotEmpty { .. } | LoadError::Write { .. } => Fault::Host,
             },
             Self::Abandoned(_) => Fault::Cancelled,
+            Self::NoRoom { .. } => Fault::NoMemory,
             Self::OldAgent { .. }
             | Self::OldVmm(_)
             | Self::SnapshotOfOldAgent { .. }

@@ -54,7 +54,7 @@ impl KnownLayers {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use blake3::Hash;
     use patina_control::memfd;
@@ -67,13 +67,13 @@ mod tests {
 
     const MEMORY_MIB: u32 = 64;
 
-    fn layer(first: &[u8]) -> File {
+    pub(in super::super) fn layer(first: &[u8]) -> File {
         let mut content = first.to_vec();
         content.resize(usize::try_from(MEMORY_MIB << 20).unwrap(), 0);
         memfd::sealed("layer", &content).unwrap()
     }
 
-    fn keep(place: &Path, layers: &[&File], known: &KnownLayers) -> Created {
+    pub(in super::super) fn keep(place: &Path, layers: &[&File], known: &KnownLayers) -> Created {
         let image = ImageRef { digest: Hash::from_bytes([1; 32]), path: "/k".into() };
         let description = Description {
             uuid: Uuid::nil(),

@@ -29,7 +29,8 @@ use crate::{
         snapshot_data::{
             error::SnapshotError,
             fit,
-            load::{begin, load},
+            load::{begin, hold_until_complete, load, missing_bytes},
+            room::{self, Taken},
         },
         supervise::{Supervised, supervise},
         table::HeldName,
@@ -224,6 +225,7 @@ impl Host {
         abandoned: CancellationToken,
     ) -> Result<(Generation, Arc<PrefaultList>), Error> {
         let host = Arc::clone(self);
+        let taken = self.take_room(&snapshot)?;
         let begun = begin(&self.pager, &snapshot).await;
         let loaded = blocking(move || {
             let generation = match begun {
@@ -236,11 +238,21 @@ impl Host {
             Ok((generation, list))
         });
         let (generation, list) = loaded.await?;
+        hold_until_complete(taken, &generation);
         if let Some(list) = list {
             self.table.set_prefault_list(record.net.index, record.family, Some(list));
         }
         let list = self.table.prefault_list(record.net.index, record.family);
         Ok((generation, list.unwrap_or_else(|| Arc::clone(&self.no_list))))
+    }
+
+    /// Takes the memory that the layers of a snapshot need which are not there already.
+    fn take_room(&self, snapshot: &Snapshot) -> Result<Taken, SnapshotError> {
+        let place = || snapshot.place().to_owned();
+        let available =
+            room::available().map_err(|source| SnapshotError::Memory { place: place(), source })?;
+        let taken = self.room.take(missing_bytes(&self.pager, snapshot), available);
+        taken.map_err(|source| SnapshotError::NoRoom { place: place(), source })
     }
 
     /// A snapshot of a restored VM need not write what is in this one.
