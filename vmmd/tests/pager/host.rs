@@ -111,13 +111,13 @@ impl Host {
         pid
     }
 
-    /// How many descriptors of the layer's file this process and the pager have.
-    pub fn opens_of_layer(&self) -> usize {
+    /// The descriptors of the layer's file that this process and the pager have.
+    pub fn opens_of_layer(&self) -> Vec<PathBuf> {
         let pager = self.pid().map(|pid| pid.as_raw_nonzero().to_string());
         let folders = ["self".to_owned()].into_iter().chain(pager);
         let entries = folders.flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap());
-        let files = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        files.filter(|file| *file == self.layer).count()
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.filter(|path| std::fs::read_link(path).is_ok_and(|file| file == self.layer)).collect()
     }
 
     /// How many layers the pager has open.
