@@ -96,10 +96,22 @@ pub struct Pager {
 
 impl Pager {
     pub fn start() -> Self {
+        Self::start_as(Command::new(env!("CARGO_BIN_EXE_pager")))
+    }
+
+    /// One that may have so many descriptors.
+    pub fn start_with_descriptors(most: usize) -> Self {
+        let mut command = Command::new("/bin/sh");
+        let script = r#"ulimit -n "$1"; shift; exec "$@""#;
+        command.args(["-c", script, "sh", &most.to_string(), env!("CARGO_BIN_EXE_pager")]);
+        Self::start_as(command)
+    }
+
+    fn start_as(mut command: Command) -> Self {
         let path = tempfile::tempdir().expect("a folder");
         let listener = UnixListener::bind(path.path().join("pager.sock")).expect("a socket");
         rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).expect("inheritable");
-        let child = Command::new(env!("CARGO_BIN_EXE_pager"))
+        let child = command
             .arg("--control-fd")
             .arg(listener.as_raw_fd().to_string())
             .env_clear()
