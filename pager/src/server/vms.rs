@@ -93,13 +93,15 @@ impl Server {
     }
 
     fn read_vm(&mut self, serial: u64) -> Result<(), String> {
-        let Some(vm) = self.vms.get_mut(&serial) else { return Ok(()) };
         let words = |error: LinesError| chain(&error);
+        let Some(vm) = self.vms.get_mut(&serial) else { return Ok(()) };
         vm.lines.flush().map_err(words)?;
         if !vm.lines.fill().map_err(words)? {
             return Ok(());
         }
-        while let Some(line) = vm.lines.next_line().map_err(words)? {
+        loop {
+            let Some(vm) = self.vms.get_mut(&serial) else { return Ok(()) };
+            let Some(line) = vm.lines.next_line().map_err(words)? else { return Ok(()) };
             let message = serde_json::from_slice(&line).map_err(|error| format!("read a line: {error}"))?;
             let answer = match message {
                 VmToPager::Attach { version, tracks_writes } => {
@@ -107,15 +109,16 @@ impl Server {
                 }
                 VmToPager::TrackWrites => track(&self.engine, serial)?,
             };
-            vm.lines.send(&answer, Vec::new()).map_err(words)?;
             if answer == PagerToVm::Attached
                 && let Some(report) = vm.report(&self.engine, serial)
             {
+                // Before the vmm: if this process ends in between, `vmmd` must not take a VM that is
+                // served for one that is about to start.
                 self.report(report, Vec::new());
-                return Ok(());
             }
+            let Some(vm) = self.vms.get_mut(&serial) else { return Ok(()) };
+            vm.lines.send(&answer, Vec::new()).map_err(words)?;
         }
-        Ok(())
     }
 
     pub(super) fn tell_complete(&mut self, serial: u64, layer: u32, is_unregistered: bool) {
