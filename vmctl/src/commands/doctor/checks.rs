@@ -71,6 +71,7 @@ pub fn all(facts: &Facts) -> Vec<Check> {
         root(facts),
         kernel(facts),
         userfaultfd(facts),
+        pager(facts),
         shared_huge_pages(facts),
         cgroups(facts),
         addresses(facts),
@@ -180,6 +181,31 @@ fn userfaultfd(facts: &Facts) -> Check {
         None => {
             warn(NAME, format!("the kernel has none: {ALL_COPIED}"), "boot a kernel with CONFIG_USERFAULTFD")
         }
+    }
+}
+
+/// What fills the memory of VMs while they run.
+fn pager(facts: &Facts) -> Check {
+    const NAME: &str = "pager";
+    const WITHOUT: &str = "VMs that are restored start when all their memory has been read";
+    let Some(program) = &facts.pager else {
+        return warn(
+            NAME,
+            format!("no program `pager` beside vmctl or in PATH: {WITHOUT}"),
+            "install `pager` beside vmmd, or name it with `vmmd --pager`",
+        );
+    };
+    let program = program.display();
+    match &facts.userfaultfd_node {
+        Ok(()) => pass(NAME, format!("{program}; /dev/userfaultfd opens")),
+        Err(error) => warn(
+            NAME,
+            format!("{program}; open /dev/userfaultfd: {error}: {WITHOUT}"),
+            match error.kind() {
+                io::ErrorKind::NotFound => "boot Linux 6.7 or later with CONFIG_USERFAULTFD",
+                _ => "run vmmd as root, or let it open the device",
+            },
+        ),
     }
 }
 

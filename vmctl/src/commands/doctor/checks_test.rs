@@ -8,6 +8,8 @@ fn healthy() -> Facts {
         kvm: Ok(12),
         cpu_flags: vec!["fpu".into(), "vmx".into()],
         userfaultfd_sysctl: Some("0".into()),
+        userfaultfd_node: Ok(()),
+        pager: Some(PathBuf::from("/usr/bin/pager")),
         shmem_huge: Some("never".into()),
         tun: Ok(()),
         memory_mib: Some((24_000, 20_000)),
@@ -32,6 +34,21 @@ fn verdict(facts: &Facts, name: &str) -> Verdict {
 fn a_healthy_machine_passes_and_needs_no_fix() {
     let checks = all(&healthy());
     assert!(checks.iter().all(|check| check.verdict == Verdict::Pass && check.fix.is_none()), "{checks:?}");
+}
+
+#[test]
+fn a_pager_that_is_missing_or_cannot_work_warns_with_a_fix() {
+    let pager = |facts: Facts| all(&facts).into_iter().find(|check| check.name == "pager").unwrap();
+    let missing = pager(Facts { pager: None, ..healthy() });
+    assert_eq!(missing.verdict, Verdict::Warn, "{missing:?}");
+    assert!(missing.fix.is_some_and(|fix| fix.contains("--pager")));
+    for (kind, fix) in [(io::ErrorKind::NotFound, "6.7"), (io::ErrorKind::PermissionDenied, "root")] {
+        let refused = pager(Facts { userfaultfd_node: Err(kind.into()), ..healthy() });
+        assert_eq!(refused.verdict, Verdict::Warn, "{refused:?}");
+        assert!(
+            refused.found.contains("/dev/userfaultfd") && refused.fix.is_some_and(|text| text.contains(fix))
+        );
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::commands::Context;
 use kvm_ioctls::Kvm;
 use patina_daemon::network::{self, Dropping, Network};
 use patina_proto::v1::{GetHostRequest, Host};
-use std::{env, fs, io, net::Ipv4Addr, path::PathBuf};
+use std::{env, fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 /// Everything that the checks look at.
 #[derive(Debug)]
@@ -15,6 +15,10 @@ pub struct Facts {
     pub cpu_flags: Vec<String>,
     /// /proc/sys/vm/unprivileged_userfaultfd, where the kernel has userfaultfd at all.
     pub userfaultfd_sysctl: Option<String>,
+    /// Opening /dev/userfaultfd.
+    pub userfaultfd_node: Result<(), io::Error>,
+    /// The program `pager`: beside this one, or in a folder of PATH.
+    pub pager: Option<PathBuf>,
     /// The mode of /sys/kernel/mm/transparent_hugepage/shmem_enabled, where the kernel has huge
     /// pages.
     pub shmem_huge: Option<String>,
@@ -54,6 +58,8 @@ pub async fn look(context: &Context) -> Facts {
         kvm: kvm(),
         cpu_flags: cpu_flags(&read("/proc/cpuinfo").unwrap_or_default()),
         userfaultfd_sysctl: read("/proc/sys/vm/unprivileged_userfaultfd").map(|text| text.trim().to_owned()),
+        userfaultfd_node: open("/dev/userfaultfd"),
+        pager: program("pager"),
         shmem_huge: read("/sys/kernel/mm/transparent_hugepage/shmem_enabled").as_deref().and_then(chosen),
         tun: open("/dev/net/tun"),
         memory_mib: memory_mib(&read("/proc/meminfo").unwrap_or_default()),
@@ -115,6 +121,20 @@ fn open(path: &str) -> Result<(), io::Error> {
     fs::File::options().read(true).write(true).open(path).map(|_| ())
 }
 
+/// A program that `vmmd` looks for beside itself: it is installed with this one.
+fn program(name: &str) -> Option<PathBuf> {
+    let own = env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
+    let path = env::var_os("PATH").unwrap_or_default();
+    program_in(own.into_iter().chain(env::split_paths(&path)), name)
+}
+
+fn program_in(mut folders: impl Iterator<Item = PathBuf>, name: &str) -> Option<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|stat| stat.is_file() && stat.permissions().mode() & 0o111 != 0)
+    };
+    folders.find_map(|folder| Some(folder.join(name)).filter(is_program))
+}
+
 /// A file that cannot be read is a fact that is not there; the checks say what follows from that.
 fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok()
@@ -136,6 +156,19 @@ fn memory_mib(meminfo: &str) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_is_a_file_that_can_be_run() {
+        let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let path = |number: usize| folders[number].path().join("pager");
+        fs::create_dir(path(0)).unwrap();
+        fs::write(path(1), "").unwrap();
+        let find = || program_in(folders.iter().map(|folder| folder.path().to_owned()), "pager");
+        assert_eq!(find(), None, "a folder and a file of another kind");
+        fs::write(path(2), "").unwrap();
+        fs::set_permissions(path(2), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(find(), Some(path(2)));
+    }
 
     #[test]
     fn proc_files_are_read() {
