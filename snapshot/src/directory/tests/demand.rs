@@ -43,7 +43,7 @@ fn what_was_demanded_is_kept_with_the_snapshot_and_harms_nothing() {
     fs::remove_file(file_of(&layer)).unwrap();
     assert!(snapshot.usage().unwrap().own_bytes < without, "removal frees it, too");
     drop(snapshot);
-    assert_eq!(list(home.path()).unwrap().len(), 1);
+    assert_eq!(list(home.path(), "", 10).unwrap().len(), 1);
 }
 
 #[test]
