@@ -11,13 +11,14 @@
 //! With the feature `network`: `network`, settings of the host that break the families' networks.
 //!
 //! For every program: [`stderr`], lines for people, which never fail; [`chain()`], an error with
-//! its causes.
+//! its causes; [`lock()`], a lock that a panic does not poison.
 
 mod chain;
 #[cfg(feature = "service")]
 pub mod http;
 #[cfg(feature = "service")]
 pub mod listen;
+mod lock;
 #[cfg(feature = "service")]
 pub mod log;
 #[cfg(feature = "network")]
@@ -37,6 +38,7 @@ pub mod stop;
 pub mod values;
 
 pub use chain::chain;
+pub use lock::lock;
 
 /// What this daemon was built from.
 pub const REVISION: &str = match option_env!("PATINA_REVISION") {

@@ -1,7 +1,6 @@
 //! The layers and the VMs of a host, and the threads that serve them.
 
 use crate::layer::{Layer, LayerError, Parts};
-use crate::lock::lock;
 use crate::pool::{Pool, Readers};
 use crate::sys::faults::Faults;
 use crate::vm::{Named, Vm, VmError};
@@ -10,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use patina_control::best_effort;
 use patina_control::pager::{FailedVm, LayerStatus, Status};
 use patina_control::pager::{Id, Mapping, MappingsError, PAGER_LAYERS_MAX, PAGER_VMS_MAX};
+use patina_daemon::lock;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 use std::collections::BTreeMap;

@@ -5,11 +5,11 @@
 //! or failed. Of a present run each page is known to be data, which the memfd has, or zero, which
 //! the memfd need not have.
 
-use crate::lock::lock;
 use crate::source::{Digests, DigestsError, PageSource};
 use crate::sys::window::Window;
 use patina_control::PAGE_BYTES;
 use patina_control::pager::{DemandBitmap, Id, LAYER_MAX_BYTES, LayerStatus, RUN_BYTES};
+use patina_daemon::lock;
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
 use std::collections::HashMap;

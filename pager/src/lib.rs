@@ -17,7 +17,6 @@ pub mod engine;
 mod fetch;
 pub mod layer;
 mod lines;
-mod lock;
 mod pool;
 pub mod process;
 mod serve;

@@ -3,8 +3,8 @@
 //! A read at a source cannot be cancelled. A worker whose read does not return is stuck; another is
 //! started in its place, up to a bound. When it returns, it ends, if there are enough without it.
 
-use crate::lock::lock;
 use crate::sys::interrupt::Thread;
+use patina_daemon::lock;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 

@@ -3,12 +3,12 @@
 use crate::engine::{Engine, Happened, Job, VM_WAITING_MAX};
 use crate::fetch::Scratch;
 use crate::layer::{Layer, Page, RUN_PAGES};
-use crate::lock::lock;
 use crate::source::RunError;
 use crate::vm::{Vm, VmError};
 use crate::waiting::{Asked, Sleepers};
 use patina_control::PAGE_BYTES;
 use patina_control::pager::FailedVm;
+use patina_daemon::lock;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,10 +1,10 @@
 //! A VM that is served: its userfaultfd, and what its addresses show.
 
 use crate::layer::{Layer, Page, RUN_PAGES};
-use crate::lock::lock;
 use crate::sys::faults::{Answer, Faults};
 use patina_control::PAGE_BYTES;
 use patina_control::pager::{Id, Mapping, RUN_BYTES};
+use patina_daemon::lock;
 use rustix::io::Errno;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

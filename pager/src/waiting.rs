@@ -5,8 +5,8 @@
 //! while holding one.
 
 use crate::layer::{Layer, State};
-use crate::lock::lock;
 use crate::vm::Vm;
+use patina_daemon::lock;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};

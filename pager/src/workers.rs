@@ -4,13 +4,13 @@
 use crate::engine::{Engine, Happened, Job};
 use crate::fetch::Scratch;
 use crate::layer::Layer;
-use crate::lock::lock;
 use crate::pool::{Busy, Class};
 use crate::source::RunError;
 use crate::sys::faults::Batch;
 use crate::sys::interrupt::Thread;
 use crate::vm::{Vm, VmError};
 use patina_control::best_effort;
+use patina_daemon::lock;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use std::io;

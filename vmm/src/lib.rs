@@ -18,7 +18,6 @@ pub mod control;
 pub mod devices;
 pub mod host_check;
 pub mod jail;
-mod lock;
 pub mod machine;
 pub mod memory;
 pub mod note;

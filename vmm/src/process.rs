@@ -1,17 +1,21 @@
 //! A `vmm` process from start to end.
 
-use crate::lock::lock;
+use crate::control::orders::Orders;
 use crate::machine::build::{self, BuildError};
 use patina_control::best_effort;
 use patina_control::config::VmConfig;
 use patina_control::end::{End, EndKind};
+use patina_daemon::lock;
 use patina_jail::sys::inherit::{InheritError, Inherited};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// How long the end of a VM waits for its devices: one of them may be waiting for memory that never
+/// arrives.
+const FINISH_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest configuration, bytes.
 const CONFIG_MAX_BYTES: u64 = 64 * 1024;
 
@@ -33,6 +37,9 @@ pub enum ProcessError {
     /// Serving the control socket failed.
     #[error("serve the control socket")]
     Serve(#[source] std::io::Error),
+    /// The thread that works on the VM cannot be started.
+    #[error("start the VM's thread")]
+    Orders(#[source] std::io::Error),
     /// The end could not be recorded.
     #[error("record the end of the VM")]
     Record(#[source] std::io::Error),
@@ -50,8 +57,10 @@ pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessErro
     record_panics(record.clone());
     let end = match build::build(&config, &mut inherited, started) {
         Ok(mut running) => {
-            let end = running.server.run(&mut running.machine).map_err(ProcessError::Serve)?;
-            running.machine.finish();
+            let orders = Orders::start(running.machine, running.mailbox).map_err(ProcessError::Orders)?;
+            let end = running.server.run(&orders).map_err(ProcessError::Serve)?;
+            orders.finish(FINISH_PATIENCE);
+            running.console.flush();
             // On a full disk the end cannot be recorded, but vmmd is told and the log has it.
             let recorded = record.write(&end);
             running.server.farewell(&end);

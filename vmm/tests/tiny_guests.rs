@@ -23,6 +23,7 @@ use tiny::code::{
     AVX, COUNT, ECHO, FOUR, HIGH, MTRR, PANIC, POWER_OFF, READ_AND_WRITE, RESET, ROUNDS, SCATTER, SCATTERED,
     SPIN, TSC, UD2,
 };
+use tiny::lazy::{Fate, FillingLayer, Pager};
 use tiny::states::{is, rewritten};
 use tiny::{Guest, Outcome, Vmm};
 use vmm::sys::kvm_state;
@@ -31,7 +32,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 26] = named![
+    let tests: [(&str, Test); 29] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
         ram_and_vcpus_out_of_range_are_refused,
         a_vmm_refuses_a_newer_vmmd_and_serves_an_older_one,
         a_vmm_whose_log_takes_nothing_goes_on,
+        a_freeze_gives_up_on_a_vcpu_that_waits_for_a_page_and_the_vm_goes_on,
+        another_pager_is_attached_during_a_freeze_that_waits_for_a_page,
+        a_vm_whose_vcpu_waits_for_a_page_is_killed_by_word,
     ];
     let missing = tiny::missing();
     let trials = tests
@@ -661,4 +665,67 @@ fn a_state_of_another_host_or_release_is_refused_before_a_vcpu_runs() -> Result<
     Typist::new(&clone)?.expect("b", "b2")?;
     Typist::new(&parent)?.expect("c", "c2")?;
     end_all([clone, parent])
+}
+
+/// Where [`ECHO`] writes at its third byte.
+const THIRD: u64 = COUNT + 3 * 0x1_0000;
+
+/// A clone of an echoing guest whose memory arrives page by page, but for the one at [`THIRD`]:
+/// its vCPU waits for that one.
+fn clone_that_waits() -> Result<(Vmm, Typist, FillingLayer, Pager), Failed> {
+    let parent = Guest::code(ECHO).start()?;
+    Typist::new(&parent)?.expect("x", "x1")?;
+    let generation = parent.freeze()?;
+    end_all([parent])?;
+    let layer = FillingLayer::of(&generation)?;
+    let clone = Guest::warm().start()?;
+    let fate = |offset| if offset == THIRD { Fate::HeldBack } else { Fate::Served };
+    let pager = clone.give_lazily(&generation, &layer, fate)?;
+    let mut at_clone = Typist::new(&clone)?;
+    at_clone.expect("c", "c2")?;
+    at_clone.0.get_mut().write_all(b"d")?;
+    if pager.waited()? != THIRD {
+        return Err("the guest waits for another page".into());
+    }
+    Ok((clone, at_clone, layer, pager))
+}
+
+fn a_freeze_gives_up_on_a_vcpu_that_waits_for_a_page_and_the_vm_goes_on() -> Result<(), Failed> {
+    let (clone, mut at_clone, layer, pager) = clone_that_waits()?;
+    for _ in 0..2 {
+        let refused = clone.freeze().err().ok_or("it is frozen without a page that it needs")?;
+        let words = refused.message().unwrap_or_default();
+        if !words.contains("pause vCPU 0") || !words.contains("memory that has not arrived") {
+            return Err(words.to_owned().into());
+        }
+    }
+    // The next pager has the page, and nothing is lost: neither the write that waited nor those
+    // before.
+    drop(pager);
+    let _pager = clone.give_pager(&layer, |_| Fate::Served)?;
+    at_clone.expect("", "d3")?;
+    let generation = clone.freeze()?;
+    at_clone.expect("e", "e4")?;
+    let grandchild = Guest::warm().start()?;
+    let _its_pager = grandchild.give_lazily(&generation, &layer, |_| Fate::Served)?;
+    Typist::new(&grandchild)?.expect("f", "f4")?;
+    end_all([clone, grandchild])
+}
+
+fn another_pager_is_attached_during_a_freeze_that_waits_for_a_page() -> Result<(), Failed> {
+    let (clone, mut at_clone, layer, pager) = clone_that_waits()?;
+    drop(pager);
+    std::thread::scope(|scope| {
+        let freezing = scope.spawn(|| clone.freeze().map_err(|error| error.message().map(str::to_owned)));
+        let _pager = clone.give_pager(&layer, |_| Fate::Served)?;
+        at_clone.expect("", "d3")?;
+        freezing.join().map_err(|_| "the freeze panicked")?.map_err(|words| words.unwrap_or_default())?;
+        at_clone.expect("e", "e4")
+    })?;
+    end_all([clone])
+}
+
+fn a_vm_whose_vcpu_waits_for_a_page_is_killed_by_word() -> Result<(), Failed> {
+    let (clone, _at_clone, _layer, _pager) = clone_that_waits()?;
+    end_all([clone])
 }

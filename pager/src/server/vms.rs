@@ -4,13 +4,13 @@ use super::{Server, watch_output};
 use crate::engine::{Engine, EngineError};
 use crate::layer::Layer;
 use crate::lines::{Lines, LinesError};
-use crate::lock::lock;
 use crate::vm::Named;
 use patina_control::config::{EXTENTS_MAX, LAYERS_MAX};
 use patina_control::pager::{
     FromPager, Id, MAPPING_BYTES, PAGER_VMS_MAX, PagerToVm, VERSION, VmToPager, read_sealed,
 };
 use patina_daemon::chain;
+use patina_daemon::lock;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;

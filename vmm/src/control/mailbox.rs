@@ -1,5 +1,6 @@
 //! Passes events from the VM's other threads to the control thread.
 
+use super::vm::{Failure, Reply};
 use patina_control::best_effort;
 use patina_control::end::End;
 use rustix::event::{EventfdFlags, eventfd};
@@ -26,6 +27,8 @@ pub enum Event {
         /// Whether the link was the parent's. Lines on it may have been sent in the parent.
         is_carried_on: bool,
     },
+    /// The oldest order that is answered was carried out.
+    Done(Result<Reply, Failure>),
 }
 
 /// The sending side; one for each thread.

@@ -1,23 +1,27 @@
 //! The sockets of the control thread. Accepts connections on the control socket, keeps the one
 //! control connection and the one link, and passes all other connections on. [`super::session`]
-//! decides what to send.
+//! decides what to send. [`super::orders`] works on the VM, so this thread never waits for it.
 
 mod ready;
+mod waiting;
 
 use super::clock::HostClock;
 use super::fresh::fresh;
 use super::lines::Lines;
 use super::mailbox::{Event, Inbox};
-use super::opening::{answer, deliver, read_open};
+use super::opening::{answer, read_open};
+use super::orders::{Order, Orders};
 use super::session::{Effect, Session};
-use super::vm::{Connections, Failure, Reply, VmControl};
+use super::vm::Connections;
 use crate::note::note;
 use patina_abi::link::{CallError, FromHost};
 use patina_control::end::{End, EndKind};
 use patina_control::messages::{FromVmm, Open, Opened, Prepare, State};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
+use waiting::{Purpose, Waiting};
 
 /// Most connections without a first line yet, with vmmd's spare one. More stay in the backlog.
 const OPENING_MAX: usize = 16 + 1;
@@ -40,6 +44,13 @@ pub struct Server<D> {
     /// The client that waits for a freeze while the agent prepares, and whether the agent holds the
     /// other processes.
     freezing: Option<(UnixStream, bool)>,
+    /// The clients of the orders that are being carried out, in order.
+    waiting: VecDeque<Waiting>,
+    /// Freezes that were requested while the agent waited for the end of another one, with
+    /// [`Prepare::Ask::hold`].
+    postponed: VecDeque<(UnixStream, bool)>,
+    /// How many links there have been.
+    links: u64,
 }
 
 impl<D: Connections> Server<D> {
@@ -71,6 +82,9 @@ impl<D: Connections> Server<D> {
             control: None,
             link: None,
             freezing: None,
+            waiting: VecDeque::new(),
+            postponed: VecDeque::new(),
+            links: 0,
         })
     }
 
@@ -78,34 +92,32 @@ impl<D: Connections> Server<D> {
     ///
     /// # Errors
     /// The wait for events fails.
-    pub fn run(&mut self, machine: &mut impl VmControl) -> std::io::Result<End> {
+    pub fn run(&mut self, orders: &Orders) -> std::io::Result<End> {
         loop {
-            let ready = self.wait(machine.pager())?;
-            if ready.pager {
-                machine.hear_pager();
-            }
+            let ready = self.wait()?;
             // The end comes last, so that earlier messages are still passed on.
-            let mut end = if ready.control { self.serve_control(machine) } else { None };
+            let mut end = if ready.control { self.serve_control(orders) } else { None };
             // Before the link, so that the VM is not paused for a client that has gone.
             if ready.freezing {
                 self.freezing = None;
                 self.session.freeze_unwanted();
             }
             if ready.link {
-                end = end.or(self.serve_link(machine));
+                end = end.or(self.serve_link(orders));
             }
-            end = end.or(self.serve_opening(&ready.opening, machine));
+            end = end.or(self.serve_opening(&ready.opening, orders));
             if ready.listener {
                 self.accept();
             }
             if ready.clock && self.clock.was_set() {
                 let told = self.session.clock_was_set(fresh);
-                end = end.or(self.carry_out(told.into_iter().collect(), machine));
+                end = end.or(self.carry_out(told.into_iter().collect(), orders));
             }
             if ready.inbox {
-                end = end.or(self.serve_inbox(machine));
+                end = end.or(self.serve_inbox(orders));
             }
             if let Some(end) = end {
+                self.refuse_waiting(&end);
                 return Ok(end);
             }
         }
@@ -129,14 +141,14 @@ impl<D: Connections> Server<D> {
         }
     }
 
-    fn serve_opening(&mut self, ready: &[bool], machine: &mut impl VmControl) -> Option<End> {
+    fn serve_opening(&mut self, ready: &[bool], orders: &Orders) -> Option<End> {
         let mut end = None;
         for index in (0..ready.len()).rev().filter(|index| ready[*index]) {
             match read_open(&self.opening[index]) {
                 Ok(None) => {}
                 Ok(Some((open, descriptors))) => {
                     let stream = self.opening.swap_remove(index);
-                    end = end.or(self.open(open, descriptors, stream, machine));
+                    end = end.or(self.open(open, descriptors, stream, orders));
                 }
                 Err(reason) => {
                     answer(&self.opening.swap_remove(index), &Opened::Error(reason));
@@ -151,7 +163,7 @@ impl<D: Connections> Server<D> {
         open: Open,
         descriptors: Vec<OwnedFd>,
         stream: UnixStream,
-        machine: &mut impl VmControl,
+        orders: &Orders,
     ) -> Option<End> {
         match open {
             Open::Dial { port } => self.connections.dial(port, stream),
@@ -159,21 +171,25 @@ impl<D: Connections> Server<D> {
             Open::Console if answer(&stream, &Opened::Ok) => self.connections.console(stream),
             Open::Console => {}
             // The guest requested the clone. Its agent usually holds the other processes.
-            Open::Freeze { prepare: None } => return self.freeze(stream, true, machine),
+            Open::Freeze { prepare: None } => self.freeze(stream, true, orders),
             Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
-                return self.prepare(hold, stream, machine);
+                return self.prepare(hold, stream, orders);
             }
             Open::Freeze { prepare: Some(Prepare::Not) } => {
-                return deliver(&stream, self.frozen(machine.freeze(false))).err();
+                let order = Order::Freeze { is_held: false };
+                self.order(order, Waiting { stream, purpose: Purpose::Freeze }, orders);
             }
             Open::Start { ticket, filling } => {
-                return self.start((ticket, filling), descriptors, stream, machine);
+                let purpose = Purpose::Start { ticket, started: Instant::now() };
+                self.order(Order::Start { descriptors, filling }, Waiting { stream, purpose }, orders);
             }
-            Open::Pager => return deliver(&stream, attach(descriptors, machine)).err(),
-            Open::PrefaultList => return deliver(&stream, machine.prefault_list()).err(),
+            Open::Pager => self.attach(descriptors, stream),
+            Open::PrefaultList => {
+                self.order(Order::PrefaultList, Waiting { stream, purpose: Purpose::PrefaultList }, orders);
+            }
             Open::Control if answer(&stream, &Opened::Ok) => {
                 // The new vmmd does not know the requests that the old one received.
-                self.drop_control(machine);
+                self.drop_control(orders);
                 self.control = Lines::noted(stream, "control connection");
                 if self.says_hello {
                     self.tell(&FromVmm::Hello { version: patina_control::VERSION });
@@ -185,34 +201,17 @@ impl<D: Connections> Server<D> {
         None
     }
 
-    fn start(
-        &mut self,
-        (ticket, filling): (String, Vec<u8>),
-        descriptors: Vec<OwnedFd>,
-        stream: UnixStream,
-        machine: &mut impl VmControl,
-    ) -> Option<End> {
-        let started = Instant::now();
-        let outcome = machine.start(descriptors, filling);
-        let has_started = outcome.is_ok();
-        if let Err(end) = deliver(&stream, outcome) {
-            return Some(end);
-        }
-        if has_started {
-            machine.started();
-            self.session.started(ticket);
-            (self.started, self.state) = (started, State::Booting);
-            self.tell_state();
-        }
-        None
-    }
-
     /// Asks the agent to prepare. [`Self::serve_link`] receives the answer.
-    fn prepare(&mut self, hold: bool, stream: UnixStream, machine: &mut impl VmControl) -> Option<End> {
+    fn prepare(&mut self, hold: bool, stream: UnixStream, orders: &Orders) -> Option<End> {
+        if self.is_agent_held() {
+            // The agent hears first that the VM goes on.
+            self.postpone(hold, stream);
+            return None;
+        }
         match self.session.prepare(hold) {
             Ok(ask) => {
                 self.freezing = Some((stream, hold));
-                self.carry_out(vec![ask], machine)
+                self.carry_out(vec![ask], orders)
             }
             Err(error) => {
                 answer(&stream, &Opened::NotPrepared(error.into()));
@@ -221,33 +220,13 @@ impl<D: Connections> Server<D> {
         }
     }
 
-    /// Freezes the VM, then tells the agent to continue.
-    fn freeze(&mut self, stream: UnixStream, is_held: bool, machine: &mut impl VmControl) -> Option<End> {
-        let cloned = match deliver(&stream, self.frozen(machine.freeze(is_held))) {
-            Ok(cloned) => cloned,
-            Err(end) => return Some(end),
-        };
-        self.say_to_agent(&FromHost::Resumed { cloned });
-        None
-    }
-
-    /// Adds to the outcome of a freeze what the session knows of the agent.
-    fn frozen(&self, outcome: Result<Reply, Failure>) -> Result<Reply, Failure> {
-        outcome.map(|mut reply| {
-            if let Opened::Frozen(frozen) = &mut reply.opened {
-                frozen.agent_abi = self.session.agent_abi();
-            }
-            reply
-        })
-    }
-
     fn refuse_freeze(&mut self, reason: CallError) {
         if let Some((stream, _)) = self.freezing.take() {
             answer(&stream, &Opened::NotPrepared(reason));
         }
     }
 
-    fn serve_control(&mut self, machine: &mut impl VmControl) -> Option<End> {
+    fn serve_control(&mut self, orders: &Orders) -> Option<End> {
         let received = match self.control.as_mut()?.flush() {
             Ok(()) => self.control.as_mut()?.receive(),
             Err(error) => Err(error),
@@ -256,14 +235,14 @@ impl<D: Connections> Server<D> {
             Ok(lines) => lines,
             Err(error) => {
                 note(&format!("control connection: {}", patina_daemon::chain(&error)));
-                self.drop_control(machine);
+                self.drop_control(orders);
                 return None;
             }
         };
         for line in lines {
             match self.session.vmmd_line(&line) {
                 Ok(effects) => {
-                    if let Some(end) = self.carry_out(effects, machine) {
+                    if let Some(end) = self.carry_out(effects, orders) {
                         return Some(end);
                     }
                 }
@@ -273,14 +252,14 @@ impl<D: Connections> Server<D> {
         None
     }
 
-    fn drop_control(&mut self, machine: &mut impl VmControl) {
+    fn drop_control(&mut self, orders: &Orders) {
         if self.control.take().is_some() {
             let effects = self.session.vmmd_lost();
-            self.carry_out(effects, machine);
+            self.carry_out(effects, orders);
         }
     }
 
-    fn serve_link(&mut self, machine: &mut impl VmControl) -> Option<End> {
+    fn serve_link(&mut self, orders: &Orders) -> Option<End> {
         let received = match self.link.as_mut()?.flush() {
             Ok(()) => self.link.as_mut()?.receive(),
             Err(error) => Err(error),
@@ -297,23 +276,25 @@ impl<D: Connections> Server<D> {
                 break;
             }
             let effects = self.session.agent_line(&line, self.control.is_some(), fresh);
-            if let Some(end) = self.carry_out(effects, machine) {
+            if let Some(end) = self.carry_out(effects, orders) {
                 return Some(end);
             }
         }
         None
     }
 
-    fn serve_inbox(&mut self, machine: &mut impl VmControl) -> Option<End> {
+    fn serve_inbox(&mut self, orders: &Orders) -> Option<End> {
         let mut end = None;
         for event in self.inbox.take() {
             match event {
                 Event::End(how) => end = end.or(Some(how)),
+                Event::Done(outcome) => end = end.or(self.done(outcome, orders)),
                 Event::Link { stream, is_carried_on } => {
                     self.lose_link("a new link replaces it");
+                    self.links += 1;
                     self.link = Lines::noted(stream, "the agent's link");
                     let identity = self.session.link_opened(is_carried_on, fresh);
-                    end = end.or(self.carry_out(identity.into_iter().collect(), machine));
+                    end = end.or(self.carry_out(identity.into_iter().collect(), orders));
                 }
             }
         }
@@ -329,23 +310,21 @@ impl<D: Connections> Server<D> {
         }
     }
 
-    fn carry_out(&mut self, effects: Vec<Effect>, machine: &mut impl VmControl) -> Option<End> {
+    fn carry_out(&mut self, effects: Vec<Effect>, orders: &Orders) -> Option<End> {
         for effect in effects {
             match effect {
                 Effect::ToAgent(message) => self.say_to_agent(&message),
                 Effect::ToVmmd(message) => self.tell(&message),
                 Effect::Ready => {
                     self.connections.ready();
-                    machine.ready();
+                    orders.send(Order::Ready);
                     let after = self.started.elapsed().as_micros();
                     self.state = State::Ready { after_us: u64::try_from(after).unwrap_or(u64::MAX) };
                     self.tell_state();
                 }
                 Effect::Freeze => {
-                    if let Some((stream, is_held)) = self.freezing.take()
-                        && let Some(end) = self.freeze(stream, is_held, machine)
-                    {
-                        return Some(end);
+                    if let Some((stream, is_held)) = self.freezing.take() {
+                        self.freeze(stream, is_held, orders);
                     }
                 }
                 Effect::RefuseFreeze(reason) => self.refuse_freeze(reason),
@@ -372,13 +351,6 @@ impl<D: Connections> Server<D> {
             note(&format!("control connection: {}", patina_daemon::chain(&error)));
             self.control = None;
         }
-    }
-}
-
-fn attach(descriptors: Vec<OwnedFd>, machine: &mut impl VmControl) -> Result<Reply, Failure> {
-    match descriptors.into_iter().next() {
-        Some(pager) => machine.attach(pager),
-        None => Err(Failure::Refused("attach a pager: the request has no descriptor".into())),
     }
 }
 

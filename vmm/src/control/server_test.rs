@@ -1,12 +1,13 @@
 use super::*;
 use crate::control::mailbox::{Mailbox, mailbox};
-use crate::control::vm::{Failure, Reply};
+use crate::control::vm::{Failure, Reply, VmControl};
 use patina_abi::ABI;
 use patina_abi::link::Identity;
 use patina_control::messages::Frozen;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ impl Connections for Echo {
     fn console(&self, mut stream: UnixStream) {
         stream.write_all(b"the console\n").expect("write");
     }
+    fn attach(&self, _: OwnedFd, stream: UnixStream) {
+        assert!(answer(&stream, &Opened::Ok));
+    }
 }
 
 /// Is frozen or refuses, in turns: yes first. Copies a page where others are held.
@@ -29,11 +33,17 @@ impl Connections for Echo {
 struct Icebox {
     freezes: u64,
     readies: u64,
+    /// A freeze says that it has begun, and goes on at a word: as one whose guest waits for a page.
+    gate: Option<(Sender<()>, Receiver<()>)>,
 }
 
 impl VmControl for Icebox {
     fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure> {
         self.freezes += 1;
+        if let Some((begun, go_on)) = &self.gate {
+            begun.send(()).expect("whoever waits for it");
+            go_on.recv().ok();
+        }
         if self.freezes.is_multiple_of(2) {
             return Err(Failure::Refused("cold".into()));
         }
@@ -50,16 +60,6 @@ impl VmControl for Icebox {
         Ok(Reply { opened: Opened::Started { entered_ns: descriptors.len() as u64 }, files: Vec::new() })
     }
 
-    fn attach(&mut self, _: OwnedFd) -> Result<Reply, Failure> {
-        Err(Failure::Refused("all memory has arrived".into()))
-    }
-
-    fn pager(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn hear_pager(&mut self) {}
-
     fn started(&mut self) {}
 
     fn ready(&mut self) {
@@ -69,6 +69,8 @@ impl VmControl for Icebox {
     fn prefault_list(&mut self) -> Result<Reply, Failure> {
         Err(Failure::Refused(format!("ready {} times", self.readies)))
     }
+
+    fn finish(&mut self) {}
 }
 
 struct Vmm {
@@ -84,6 +86,10 @@ fn vmm() -> Vmm {
 
 /// As a vmmd of this version starts it.
 fn vmm_started_by(vmmd: u32) -> Vmm {
+    vmm_of(vmmd, Icebox::default())
+}
+
+fn vmm_of(vmmd: u32, icebox: Icebox) -> Vmm {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("vmm.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
@@ -102,8 +108,11 @@ fn vmm_started_by(vmmd: u32) -> Vmm {
     });
     let mut server = Server::new(listener, inbox, Echo, session, vmmd, (Instant::now(), State::Booting))
         .expect("a server");
+    let own = mailbox.clone();
     let thread = std::thread::spawn(move || {
-        let end = server.run(&mut Icebox::default()).expect("served");
+        let orders = Orders::start(icebox, own).expect("a thread");
+        let end = server.run(&orders).expect("served");
+        orders.finish(Duration::from_millis(10));
         server.farewell(&end);
         end
     });
@@ -329,6 +338,90 @@ fn nothing_is_frozen_for_one_who_has_gone() {
     agent.line();
     agent.say(PREPARED);
     assert_eq!(vmmd.line(), frozen(1), "the first of all");
+    vmm.end();
+}
+
+/// A VM whose freeze has begun and does not end, since a vCPU waits for a page, until the word.
+fn vmm_that_freezes() -> (Vmm, Receiver<()>, Sender<()>) {
+    let ((begun, has_begun), (go_on, word)) = (channel(), channel());
+    let icebox = Icebox { gate: Some((begun, word)), ..Icebox::default() };
+    (vmm_of(patina_control::VERSION, icebox), has_begun, go_on)
+}
+
+#[test]
+fn another_pager_is_attached_during_a_freeze_that_waits_for_a_page() {
+    let (vmm, begun, go_on) = vmm_that_freezes();
+    let mut agent = Peer::agent(&vmm);
+    let mut frozen_for = Peer::open(&vmm, r#"{"freeze":{"prepare":null}}"#);
+    begun.recv().expect("a freeze");
+    let stream = UnixStream::connect(&vmm.path).expect("connect");
+    let (pager, _theirs) = UnixStream::pair().expect("a pair");
+    patina_control::rights::send(&stream, b"\"pager\"\n", &[pager.as_fd()]).expect("sent");
+    assert_eq!(Peer::new(stream).line(), r#""ok""#);
+    // One without a pager, a program that wants in, and a call of the guest are answered as well.
+    assert!(Peer::open(&vmm, r#""pager""#).line().contains("the request has no descriptor"));
+    let mut dial = Peer::open(&vmm, r#"{"dial":{"port":5}}"#);
+    assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 5"));
+    agent.say(r#"{"t":"request","id":3,"verb":"list"}"#);
+    assert!(agent.line().contains(r#""id":3,"error""#));
+    go_on.send(()).expect("a word");
+    assert_eq!(frozen_for.line(), frozen(1));
+    assert_eq!(agent.line(), resumed(true));
+    vmm.end();
+}
+
+#[test]
+fn a_vm_is_killed_during_a_freeze_that_waits_for_a_page() {
+    let (vmm, begun, _go_on) = vmm_that_freezes();
+    let mut frozen_for = Peer::open(&vmm, r#"{"freeze":{"prepare":"not"}}"#);
+    begun.recv().expect("a freeze");
+    let mut next = Peer::open(&vmm, r#""touched""#);
+    let mut vmmd = Peer::open(&vmm, r#""control""#);
+    assert_eq!(vmmd.line(), r#""ok""#);
+    vmmd.say(r#"{"t":"kill","reason":"enough"}"#);
+    assert_eq!(vmm.thread.join().expect("the end").kind, EndKind::Killed);
+    let told = r#"{"error":"the VM has ended: enough"}"#;
+    assert_eq!((frozen_for.line().as_str(), next.line().as_str()), (told, told));
+}
+
+#[test]
+fn a_freeze_that_comes_during_another_one_asks_the_agent_when_that_has_ended() {
+    let (vmm, begun, go_on) = vmm_that_freezes();
+    let mut agent = Peer::agent(&vmm);
+    let mut first = Peer::open(&vmm, r#"{"freeze":{"prepare":null}}"#);
+    begun.recv().expect("a freeze");
+    let mut second = Peer::open(&vmm, PREPARE);
+    // It has been read when a later one is answered.
+    let mut dial = Peer::open(&vmm, r#"{"dial":{"port":5}}"#);
+    assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 5"));
+    go_on.send(()).expect("a word");
+    assert_eq!(first.line(), frozen(1));
+    assert_eq!(agent.line(), resumed(true), "before it is asked again");
+    assert_eq!(agent.line(), r#"{"t":"prepare","hold":true}"#);
+    agent.say(PREPARED);
+    begun.recv().expect("a freeze");
+    go_on.send(()).expect("a word");
+    assert_eq!(second.line(), r#"{"error":"cold"}"#);
+    assert_eq!(agent.line(), resumed(false));
+    vmm.end();
+}
+
+#[test]
+fn a_link_that_is_made_during_a_freeze_does_not_hear_of_it() {
+    let (vmm, begun, go_on) = vmm_that_freezes();
+    let _before = Peer::agent(&vmm);
+    let mut frozen_for = Peer::open(&vmm, r#"{"freeze":{"prepare":null}}"#);
+    begun.recv().expect("a freeze");
+    let mut agent = Peer::agent(&vmm);
+    go_on.send(()).expect("a word");
+    assert_eq!(frozen_for.line(), frozen(1));
+    // The first thing that it hears.
+    let mut second = Peer::open(&vmm, PREPARE);
+    assert_eq!(agent.line(), r#"{"t":"prepare","hold":true}"#);
+    agent.say(PREPARED);
+    begun.recv().expect("a freeze");
+    go_on.send(()).expect("a word");
+    assert_eq!(second.line(), r#"{"error":"cold"}"#);
     vmm.end();
 }
 

@@ -3,7 +3,7 @@
 use patina_control::end::End;
 use patina_control::messages::Opened;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -17,6 +17,9 @@ pub trait Connections {
     fn dial(&self, port: u32, stream: UnixStream);
     /// Connects `stream`, whose client has its answer already, to the serial console.
     fn console(&self, stream: UnixStream);
+    /// Another pager serves the VM, at the other end of `pager`. Sends the [`Opened`] line itself,
+    /// when that pager serves the VM or has refused.
+    fn attach(&self, pager: OwnedFd, stream: UnixStream);
 }
 
 /// The answer to a request.
@@ -37,9 +40,10 @@ pub enum Failure {
     Ended(End),
 }
 
-/// The VM that the control thread works on. Its functions return answers, and the control thread
-/// sends them.
-pub trait VmControl {
+/// The VM. A thread of its own carries out what the control thread orders of it
+/// ([`super::orders`]): these functions may wait, for the guest's memory too. They return answers,
+/// and the control thread sends them.
+pub trait VmControl: Send + 'static {
     /// Freezes the VM into a generation. `is_held` says whether the guest's other processes are
     /// held. In a clone they stay held until it is ready.
     ///
@@ -52,15 +56,6 @@ pub trait VmControl {
     /// # Errors
     /// The VM is not warm, or can never run.
     fn start(&mut self, descriptors: Vec<OwnedFd>, filling: Vec<u8>) -> Result<Reply, Failure>;
-    /// Another pager serves the VM, at the other end of this socket.
-    ///
-    /// # Errors
-    /// All of the VM's memory has arrived, or the pager refuses.
-    fn attach(&mut self, pager: OwnedFd) -> Result<Reply, Failure>;
-    /// The connection to the pager. None: all memory has arrived, or no pager serves the VM now.
-    fn pager(&self) -> Option<BorrowedFd<'_>>;
-    /// The connection to the pager has something to hear.
-    fn hear_pager(&mut self);
     /// The client that started the VM has its answer.
     fn started(&mut self);
     /// The agent is ready.
@@ -70,4 +65,6 @@ pub trait VmControl {
     /// # Errors
     /// There is no memory for the list.
     fn prefault_list(&mut self) -> Result<Reply, Failure>;
+    /// The VM has ended: its devices stop.
+    fn finish(&mut self);
 }

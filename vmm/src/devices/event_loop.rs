@@ -14,13 +14,14 @@
 //! The thread lives on while the loop is stopped. So a frozen VM need not start a new thread, which
 //! could fail.
 
-use crate::lock::lock;
 use patina_control::best_effort;
+use patina_daemon::lock;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// Events taken from the kernel at a time.
 const BATCH_EVENTS: usize = 32;
@@ -48,6 +49,11 @@ pub enum LoopError {
     /// The thread ended because waiting failed.
     #[error("wait for device events")]
     Wait(#[source] io::Error),
+    /// A device is still at work, and the loop goes on.
+    #[error(
+        "stop the devices: one of them has been at work for {0:?}; it may be waiting for memory that has not arrived"
+    )]
+    Busy(Duration),
     /// The thread panicked.
     #[error("the device thread panicked")]
     Panicked,
@@ -248,18 +254,26 @@ impl DeviceLoop {
     /// [`Self::start`] resumes it.
     ///
     /// # Errors
-    /// The thread has ended, so the devices no longer work.
-    pub fn stop(&mut self) -> Result<(), LoopError> {
+    /// [`LoopError::Busy`]: it has not stopped after `patience`, and goes on. Others: the thread has
+    /// ended, so the devices no longer work.
+    pub fn stop(&mut self, patience: Duration) -> Result<(), LoopError> {
         if self.thread.is_none() {
             return Ok(());
         }
+        let deadline = Instant::now() + patience;
         let mut phase = lock(&self.shared.phase);
         if *phase == Phase::Running {
             *phase = Phase::Stopping;
             self.shared.wake();
         }
         while *phase == Phase::Stopping {
-            phase = self.shared.changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                *phase = Phase::Running;
+                return Err(LoopError::Busy(patience));
+            }
+            let waited = self.shared.changed.wait_timeout(phase, left);
+            phase = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let has_ended = *phase == Phase::Ended;
         drop(phase);

@@ -36,14 +36,14 @@ fn events_while_stopped_are_handled_after_the_next_start() {
     kick(&counter);
     assert_eq!(seen.recv(), Ok(7));
 
-    devices.stop().unwrap();
+    devices.stop(Duration::from_secs(60)).unwrap();
     kick(&counter);
     assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Empty), "a stopped loop handles nothing");
 
     devices.start().unwrap();
     assert_eq!(seen.recv(), Ok(7));
-    devices.stop().unwrap();
-    devices.stop().unwrap();
+    devices.stop(Duration::from_secs(60)).unwrap();
+    devices.stop(Duration::from_secs(60)).unwrap();
     let threads = lock(&counter.threads).clone();
     assert_eq!(threads[0], threads[1], "a thread that waits need not be made anew");
 }
@@ -66,7 +66,7 @@ fn a_loop_can_be_stopped_and_started_while_events_come() {
     for _ in 0..2000 {
         devices.start().unwrap();
         kick(&counter);
-        devices.stop().unwrap();
+        devices.stop(Duration::from_secs(60)).unwrap();
     }
     devices.start().unwrap();
     kick(&counter);
@@ -83,10 +83,10 @@ fn a_thread_that_has_ended_is_no_thread_that_has_stopped() {
     drop(seen);
     kick(&counter);
     // It may be stopped before it has seen the event, but it comes to an end then.
-    let mut stopped = devices.stop();
+    let mut stopped = devices.stop(Duration::from_secs(60));
     while stopped.is_ok() {
         devices.start().unwrap();
-        stopped = devices.stop();
+        stopped = devices.stop(Duration::from_secs(60));
     }
     assert!(matches!(stopped, Err(LoopError::Panicked)));
 }
@@ -120,7 +120,7 @@ fn a_loop_stops_after_the_event_at_hand_and_keeps_the_rest_of_the_batch() {
     // All four are in one batch, as they were there before the loop was. It is told to stop while
     // it is at the first.
     let shared = Arc::clone(&devices.shared);
-    let stopper = std::thread::spawn(move || devices.stop().map(|()| devices));
+    let stopper = std::thread::spawn(move || devices.stop(Duration::from_secs(60)).map(|()| devices));
     while *lock(&shared.phase) != Phase::Stopping {
         std::thread::yield_now();
     }
@@ -136,6 +136,26 @@ fn a_loop_stops_after_the_event_at_hand_and_keeps_the_rest_of_the_batch() {
     assert_eq!(all, [0, 1, 2, 3]);
 }
 
+/// As a device whose access to guest memory waits for a page that does not arrive.
+#[test]
+fn a_loop_whose_device_does_not_come_to_an_end_goes_on() {
+    let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+    let ((at, seen), (go_on, told)) = (mpsc::channel(), mpsc::channel());
+    let mut devices = DeviceLoop::new().unwrap();
+    let source = Source { fd: event.as_fd(), token: 4, edge: true };
+    devices.add(Arc::new(Slow { at, go_on: Mutex::new(told) }), &[source]).unwrap();
+    devices.start().unwrap();
+    assert_eq!(seen.recv(), Ok(4));
+    let refused = devices.stop(Duration::from_millis(20));
+    assert!(matches!(refused, Err(LoopError::Busy(_))), "{refused:?}");
+    // The page arrives: the devices are not stopped, and can be.
+    go_on.send(()).unwrap();
+    go_on.send(()).unwrap();
+    rustix::io::write(&event, &1_u64.to_ne_bytes()).unwrap();
+    assert_eq!(seen.recv(), Ok(4));
+    devices.stop(Duration::from_secs(60)).unwrap();
+}
+
 #[test]
 fn a_loop_that_was_only_prepared_handles_nothing_until_it_is_started() {
     let (counter, seen) = counter();
@@ -144,7 +164,7 @@ fn a_loop_that_was_only_prepared_handles_nothing_until_it_is_started() {
     devices.prepare().unwrap();
     kick(&counter);
     // It is stopped already, whether its thread has begun or not.
-    devices.stop().unwrap();
+    devices.stop(Duration::from_secs(60)).unwrap();
     assert_eq!(seen.try_recv(), Err(mpsc::TryRecvError::Empty));
     devices.start().unwrap();
     assert_eq!(seen.recv(), Ok(5));

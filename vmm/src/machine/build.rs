@@ -5,6 +5,7 @@ use super::connections::{LinkPort, VmConnections};
 use super::generation::Ram;
 use super::host;
 use super::origin::{Origin, OriginError};
+use super::pager_link::PagerLink;
 use super::tune::tune;
 use super::wiring::{self, WiringError};
 use crate::boot::layout;
@@ -143,8 +144,12 @@ fn io_failed(what: &'static str) -> impl Fn(std::io::Error) -> BuildError {
 pub struct Running {
     /// The control thread's work, for the main thread.
     pub server: Server<VmConnections>,
-    /// What that thread works on.
+    /// The VM, for [`crate::control::orders`].
     pub machine: Machine,
+    /// Sends events to the control thread.
+    pub mailbox: Mailbox,
+    /// The console, whose last output is written when the VM has ended.
+    pub console: Arc<Console>,
 }
 
 /// The devices of a VM and what is needed to reach them.
@@ -187,17 +192,25 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let facts = host::gather(&kvm, kind, &cpuid::for_vcpu(&supported, 0, config.vcpus), vcpus.first());
 
     let bus = Arc::new(bus);
-    let connections = VmConnections { console: Arc::clone(&bus.serial), dialer, network_gate };
-    let server = make_server(config, inherited, inbox, connections, started)?;
     let is_warm = matches!(ram, Ram::Reserved);
     let gate = Arc::new(Gate::new(config.vcpus, is_warm));
-    let context = VcpuContext { bus: Arc::clone(&bus), memory, kind, mailbox, gate: Arc::clone(&gate) };
+    let context = VcpuContext {
+        bus: Arc::clone(&bus),
+        memory,
+        kind,
+        mailbox: mailbox.clone(),
+        gate: Arc::clone(&gate),
+    };
     let pagemap = Pagemap::open().map_err(|error| io_failed("its page tables")(error.into()))?;
     let (pagemap, userfault) = if config.avoid_pagemap_scan {
         (pagemap.without_scans(), None)
     } else {
-        (pagemap, Userfault::open())
+        (pagemap, Userfault::open().map(Arc::new))
     };
+    let pager = PagerLink::new(userfault.clone());
+    let console = Arc::clone(&bus.serial);
+    let connections = VmConnections::new(&console, dialer, network_gate, &pager);
+    let server = make_server(config, inherited, inbox, connections, started)?;
     jail::prime().map_err(io_failed("a thread"))?;
     // From here on there are threads, and the guest of a VM that is not warm runs.
     jail::enter()?;
@@ -217,7 +230,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         pagemap,
         userfault,
         tracked_since: None,
-        lazy: None,
+        pager,
         memory_mib,
         merging: None,
         facts,
@@ -227,7 +240,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         wants_prefault_list: false,
         tracks_shared: false,
     };
-    Ok(Running { server, machine })
+    Ok(Running { server, machine, mailbox, console })
 }
 
 fn check(config: &VmConfig) -> Result<(), BuildError> {

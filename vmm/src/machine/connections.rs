@@ -1,5 +1,6 @@
 //! Passes connections of the control socket to the guest's vsock ports and console.
 
+use super::pager_link::{LazyError, PagerLink};
 use crate::control::mailbox::Mailbox;
 use crate::control::opening::answer;
 use crate::control::vm::Connections;
@@ -9,17 +10,30 @@ use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
 use crate::note::note;
 use patina_abi::LINK_PORT;
 use patina_control::messages::Opened;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 /// The parts of a VM that connections lead to.
 pub struct VmConnections {
-    /// The serial console.
-    pub console: Arc<Console>,
-    /// Dials vsock ports of the guest.
-    pub dialer: VsockDialer,
+    console: Arc<Console>,
+    dialer: VsockDialer,
     /// Stops the network. In a clone the gate is closed until the clone has its identity.
-    pub network_gate: NetworkGate,
+    network_gate: NetworkGate,
+    pager: PagerLink,
+}
+
+impl VmConnections {
+    /// Connections to these parts.
+    #[must_use]
+    pub fn new(
+        console: &Arc<Console>,
+        dialer: VsockDialer,
+        network_gate: NetworkGate,
+        pager: &PagerLink,
+    ) -> Self {
+        Self { console: Arc::clone(console), dialer, network_gate, pager: pager.clone() }
+    }
 }
 
 impl Connections for VmConnections {
@@ -56,6 +70,15 @@ impl Connections for VmConnections {
         if let Err(error) = self.console.add_client(stream) {
             note(&patina_daemon::chain(&error));
         }
+    }
+
+    fn attach(&self, pager: OwnedFd, stream: UnixStream) {
+        let attached = move |outcome: Result<(), LazyError>| {
+            let opened =
+                outcome.map_or_else(|error| Opened::Error(patina_daemon::chain(&error)), |()| Opened::Ok);
+            answer(&stream, &opened);
+        };
+        self.pager.attach(UnixStream::from(pager), Box::new(attached));
     }
 }
 

@@ -48,6 +48,7 @@ use crate::sys::faults;
 use crate::sys::pagemap::Pages;
 use crate::sys::view::{self, PrivateView, Replaced};
 use crate::vcpu::persist::VcpuState;
+use crate::vcpu::run::Runner;
 use patina_control::PAGE_BYTES;
 use patina_control::memfd;
 use patina_control::messages::Frozen;
@@ -55,6 +56,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 /// What was prepared before the pause.
@@ -88,6 +90,12 @@ struct Copied {
     beside: u64,
 }
 
+/// How long a freeze waits for devices and vCPUs to stop. On a busy host they have to wait for a
+/// CPU.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// The same while memory is arriving: a device or a vCPU may wait for a page, and the others have
+/// stopped already. Longer than the host takes to replace a pager.
+const STOP_PATIENCE_FILLING: Duration = Duration::from_secs(2);
 /// The most rounds of copying before the pause. Each round copies the pages written during the
 /// last.
 const ROUNDS_MAX: usize = 4;
@@ -125,13 +133,13 @@ impl Stoppable for Machine {
     type Vcpus = Vec<VcpuState>;
 
     fn stop_devices(&mut self) -> Result<(), FreezeError> {
-        Ok(self.devices.stop()?)
+        Ok(self.devices.stop(self.stop_patience())?)
     }
 
     fn stop_vcpus(&mut self) -> Result<Self::Vcpus, FreezeError> {
         let indices = self.msrs.clone();
-        let states =
-            self.vcpus.pause_and(move |runner| VcpuState::save((&runner.vcpu, runner.index, &indices)))?;
+        let save = move |runner: &mut Runner| VcpuState::save((&runner.vcpu, runner.index, &indices));
+        let states = self.vcpus.pause_and(save, self.stop_patience())?;
         Ok(states.into_iter().collect::<Result<_, _>>()?)
     }
 
@@ -145,6 +153,11 @@ impl Stoppable for Machine {
 }
 
 impl Machine {
+    /// How long a freeze waits for the devices and for the vCPUs before it gives up.
+    fn stop_patience(&self) -> Duration {
+        if self.pager.waits() { STOP_PATIENCE_FILLING } else { STOP_PATIENCE }
+    }
+
     /// Freezes the VM and resumes it. `is_held` says whether the guest's other processes are held.
     ///
     /// # Errors

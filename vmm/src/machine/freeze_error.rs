@@ -5,7 +5,7 @@ use super::persist::VmPersistError;
 use super::prefault::PrefaultError;
 use crate::devices::event_loop::LoopError;
 use crate::memory::layers::LayersError;
-use crate::vcpu::gate::VcpuEnded;
+use crate::vcpu::gate::PauseError;
 use crate::vcpu::persist::PersistError;
 use patina_snapshot::container::ContainerError;
 
@@ -21,13 +21,13 @@ pub enum FreezeError {
     /// A vCPU's state could not be saved.
     #[error("freeze the VM")]
     Vcpu(#[from] PersistError),
-    /// A vCPU has ended.
+    /// A vCPU has ended or does not stop.
     #[error("freeze the VM")]
-    Ended(#[from] VcpuEnded),
+    Pause(#[from] PauseError),
     /// The VM's state could not be saved.
     #[error("freeze the VM")]
     Vm(#[from] VmPersistError),
-    /// The device thread has ended.
+    /// The device thread has ended or does not stop.
     #[error("freeze the VM")]
     Devices(#[from] LoopError),
     /// The exchange of memory failed half-way, so the VM has lost memory.
@@ -57,6 +57,10 @@ impl FreezeError {
     /// Whether the VM cannot continue because it has lost its memory or its devices.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Memory(_) | Self::Devices(_))
+        match self {
+            Self::Memory(_) => true,
+            Self::Devices(error) => !matches!(error, LoopError::Busy(_)),
+            _ => false,
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! - [`connections`]: passes connections of the control socket to the guest's vsock and console.
 //! - [`orders`]: carries out the operations that `vmmd` requests.
 //! - [`generation`]: the image that a freeze makes and a clone starts from.
-//! - [`lazy`]: memory that arrives while the VM runs.
+//! - [`lazy`]: memory that arrives while the VM runs. [`pager_link`]: the connection to the pager.
 //! - [`origin`]: the first state of a VM: a loaded kernel, or warm (waiting for a generation).
 //! - [`state`]: writes the state of a VM as a container, and reads it. [`host`]: the facts of this
 //!   host.
@@ -27,6 +27,7 @@ pub mod lazy;
 mod merging;
 pub mod orders;
 pub mod origin;
+pub mod pager_link;
 pub mod persist;
 pub mod prefault;
 mod standstill;
@@ -44,12 +45,16 @@ use crate::sys::userfault::Userfault;
 use crate::vcpu::gate::Vcpus;
 use crate::vcpu::run::Runner;
 use generation::Ram;
-use lazy::Lazy;
 use merging::Merging;
+use pager_link::PagerLink;
 use patina_snapshot::facts::HostFacts;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+/// How long the end of a VM waits for a device.
+const FINISH_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The parts of a VM that freeze, start and prefault work on.
 pub struct Machine {
@@ -61,13 +66,13 @@ pub struct Machine {
     pagemap: Pagemap,
     /// Tracks writes, and makes accesses wait for the pager. Absent if the kernel cannot track
     /// writes.
-    userfault: Option<Userfault>,
+    userfault: Option<Arc<Userfault>>,
     /// Present if writes are tracked, so that every page that is not in [`Machine::ram`]'s layers
     /// yet can be found. The value is the number of page faults at the last search
     /// ([`faults::count`](crate::sys::faults::count)).
     tracked_since: Option<u64>,
-    /// Present while accesses to some of RAM wait for the pager.
-    lazy: Option<Lazy>,
+    /// The pager that accesses to some of RAM wait for.
+    pager: PagerLink,
     memory_mib: u32,
     /// A merge in progress, which gives the next generation fewer layers.
     merging: Option<Merging>,
@@ -85,12 +90,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Stops the devices and writes the console's last output to its log.
+    /// Stops the devices: nothing more comes from them.
     pub fn finish(&mut self) {
-        if let Err(error) = self.devices.stop() {
+        if let Err(error) = self.devices.stop(FINISH_PATIENCE) {
             note(&patina_daemon::chain(&error));
         }
-        self.bus.serial.flush();
     }
 
     /// The pages of a private view that are the VM's own, in bytes of RAM.

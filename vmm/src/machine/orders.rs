@@ -1,4 +1,4 @@
-//! Carries out what the control thread requests of the VM: freeze, start and prefault list.
+//! Carries out what the control thread orders of the VM: freeze, start and prefault list.
 
 use super::Machine;
 use super::freeze_error::FreezeError;
@@ -11,7 +11,7 @@ use patina_control::end::{End, EndKind};
 use patina_control::memfd;
 use patina_control::messages::Opened;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -43,19 +43,6 @@ impl VmControl for Machine {
         self.prefault();
     }
 
-    fn attach(&mut self, pager: OwnedFd) -> Result<Reply, Failure> {
-        Self::attach_pager(self, UnixStream::from(pager)).map_err(|error| failure(&error, false))?;
-        Ok(Reply { opened: Opened::Ok, files: Vec::new() })
-    }
-
-    fn pager(&self) -> Option<BorrowedFd<'_>> {
-        Self::pager(self)
-    }
-
-    fn hear_pager(&mut self) {
-        Self::hear_pager(self);
-    }
-
     fn ready(&mut self) {
         if let Err(error) = self.note_ready() {
             note(&patina_daemon::chain(&error));
@@ -70,6 +57,10 @@ impl VmControl for Machine {
             .flat_map(u64::to_le_bytes)
             .collect();
         Ok(Reply { opened: Opened::Ok, files: vec![sealed("patina-prefault-list", &bytes)?] })
+    }
+
+    fn finish(&mut self) {
+        Self::finish(self);
     }
 }
 

@@ -179,7 +179,7 @@ impl Machine {
             .inspect_err(|error| note(&patina_daemon::chain(error)))
             .unwrap_or_default();
         self.to_prefault = prefault::from_list(&prefault_list, self.memory_bytes());
-        if self.lazy.is_some() {
+        if self.pager.waits() {
             // This thread must not wait for the pager.
             self.to_prefault.clear();
         }

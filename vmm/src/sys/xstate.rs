@@ -53,7 +53,7 @@ pub fn compare_exchange_16(
     new: u128,
 ) -> Option<u128> {
     static LOCK: Mutex<()> = Mutex::new(());
-    let _guard = crate::lock::lock(&LOCK);
+    let _guard = patina_daemon::lock(&LOCK);
     let mut bytes = [0; 16];
     memory.read_slice(&mut bytes, at).ok()?;
     let found = u128::from_le_bytes(bytes);

@@ -6,10 +6,12 @@
 //! A vCPU comes to the gate between two guest instructions, after it has finished its I/O. A vCPU
 //! whose thread has ended counts as paused and runs no jobs.
 
-use crate::lock::lock;
 use crate::sys::kick::Target;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use patina_daemon::lock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A job for a paused vCPU's own thread. `R` is what the thread works with.
 pub type Job<R> = Box<dyn FnOnce(&mut R) + Send>;
@@ -38,6 +40,24 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("ask vCPU {0}: its thread has ended")]
 pub struct VcpuEnded(pub u8);
+
+/// Why the vCPUs could not be paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PauseError {
+    /// A vCPU's thread has ended.
+    #[error(transparent)]
+    Ended(#[from] VcpuEnded),
+    /// A vCPU has not stopped. Some may have: the caller resumes them.
+    #[error(
+        "pause vCPU {vcpu}: it has not stopped after {patience:?}; it may be waiting for memory that has not arrived"
+    )]
+    Busy {
+        /// The vCPU's number.
+        vcpu: u8,
+        /// How long the pause waited for it.
+        patience: Duration,
+    },
+}
 
 impl Gate {
     /// A gate for `vcpus`.
@@ -110,31 +130,49 @@ impl<R: 'static> Vcpus<R> {
     }
 
     /// Stops all vCPUs between two instructions. Once all have stopped, each does `work`, without a
-    /// second wake-up. Returns their results, in order.
+    /// second wake-up. Returns their results, in order. After any error the caller
+    /// [resumes](Self::resume) them.
     ///
     /// # Errors
-    /// One of the vCPUs' threads has ended.
-    pub fn pause_and<T, F>(&self, work: F) -> Result<Vec<T>, VcpuEnded>
+    /// One of the vCPUs' threads has ended. Or one has not stopped after `patience`; none does
+    /// `work` later then.
+    pub fn pause_and<T, F>(&self, work: F, patience: Duration) -> Result<Vec<T>, PauseError>
     where
         T: Send + 'static,
         F: Fn(&mut R) -> T + Clone + Send + 'static,
     {
-        let answers = self.ask(work);
+        let deadline = Instant::now() + patience;
+        let is_wanted = std::sync::Arc::new(AtomicBool::new(true));
+        let wanted = std::sync::Arc::clone(&is_wanted);
+        let answers = self.ask(move |runner| wanted.load(Ordering::Acquire).then(|| work(runner)));
         let mut state = self.gate.lock();
         state.is_shut = true;
         for (thread, _) in &self.threads {
             thread.kick();
         }
         drop(state);
-        let answers = answers.and_then(Answers::collect);
-        if answers.is_err() {
+        let answers = match answers {
+            Ok(answers) => answers.collect_until(deadline, patience),
+            Err(error) => Err(error.into()),
+        };
+        is_wanted.store(false, Ordering::Release);
+        if matches!(answers, Err(PauseError::Ended(_))) {
             // The caller may rely on all vCPUs being stopped.
-            let mut state = self.gate.lock();
-            while !state.all_are_here() {
-                state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
+            self.wait_for_all(deadline);
         }
-        answers
+        Ok(answers?.into_iter().flatten().collect())
+    }
+
+    fn wait_for_all(&self, deadline: Instant) {
+        let mut state = self.gate.lock();
+        while !state.all_are_here() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.gate.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Resumes all vCPUs.
@@ -189,4 +227,19 @@ impl<T> Answers<T> {
     pub fn collect(self) -> Result<Vec<T>, VcpuEnded> {
         self.0.into_iter().map(|(index, answer)| answer.recv().map_err(|_| VcpuEnded(index))).collect()
     }
+
+    fn collect_until(self, deadline: Instant, patience: Duration) -> Result<Vec<T>, PauseError> {
+        let answer = |(vcpu, answer): (u8, Receiver<T>)| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            answer.recv_timeout(left).map_err(|error| match error {
+                RecvTimeoutError::Timeout => PauseError::Busy { vcpu, patience },
+                RecvTimeoutError::Disconnected => VcpuEnded(vcpu).into(),
+            })
+        };
+        self.0.into_iter().map(answer).collect()
+    }
 }
+
+#[cfg(test)]
+#[path = "gate_test.rs"]
+mod tests;

@@ -15,6 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 
 pub mod code;
+pub mod lazy;
 pub mod states;
 mod sys;
 

@@ -1,7 +1,11 @@
-//! A tap, from `/dev/net/tun`; and a filter around a program.
-#![allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper, pre_exec is unsafe by signature")]
+//! A tap, from `/dev/net/tun`; a filter around a program; a pager's calls.
+#![allow(
+    unsafe_code,
+    reason = "TUNSETIFF and userfaultfd have no safe wrappers, pre_exec is unsafe by signature"
+)]
 
 use crate::outer;
+use patina_jail::userfaultfd::{UFFDIO_WAKE, UffdioFill, UffdioRange};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -31,4 +35,37 @@ pub fn tap() -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(tun.into())
+}
+
+/// Takes the address of a fault from a userfaultfd that is non-blocking. None: there is none.
+pub fn fault(userfault: &OwnedFd) -> io::Result<Option<u64>> {
+    // `struct uffd_msg`: the event, flags and the address.
+    let mut message = [0u64; 4];
+    // SAFETY: the kernel writes one message of 32 bytes.
+    let read = unsafe { libc::read(userfault.as_raw_fd(), message.as_mut_ptr().cast(), 32) };
+    match read {
+        32 => Ok(Some(message[2] & !4095)),
+        0.. => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// Answers the fault of a page of another process with this ioctl. True: it is served now, or was
+/// before.
+pub fn fill(userfault: &OwnedFd, number: u64, address: u64) -> bool {
+    let mut range: UffdioFill = [address, 4096, 0, 0];
+    // SAFETY: all these ioctls take a struct of four u64. The memory is another process's, which
+    // has given its userfaultfd for this.
+    let done = unsafe { libc::ioctl(userfault.as_raw_fd(), number, range.as_mut_ptr()) };
+    done == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EEXIST)
+}
+
+/// Wakes those who wait in a range, so that their faults come again.
+pub fn wake(userfault: &OwnedFd, start: u64, bytes: u64) {
+    let mut range: UffdioRange = [start, bytes];
+    // SAFETY: the ioctl takes a struct of two u64.
+    unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_WAKE, range.as_mut_ptr()) };
 }

@@ -4,12 +4,11 @@ use super::{OPENING_MAX, Server};
 use crate::control::lines::Lines;
 use crate::control::vm::Connections;
 use rustix::event::{PollFd, PollFlags, poll};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 
 /// What [`Server::wait`] found ready.
 #[derive(Default)]
 pub(super) struct Ready {
-    pub(super) pager: bool,
     pub(super) inbox: bool,
     pub(super) clock: bool,
     pub(super) listener: bool,
@@ -20,17 +19,15 @@ pub(super) struct Ready {
 }
 
 impl<D: Connections> Server<D> {
-    /// Waits until something is ready, `pager` included.
+    /// Waits until something is ready.
     ///
     /// # Errors
     /// The wait for events fails.
-    pub(super) fn wait(&self, pager: Option<BorrowedFd<'_>>) -> std::io::Result<Ready> {
+    pub(super) fn wait(&self) -> std::io::Result<Ready> {
         let interest = |lines: &Lines| {
             PollFlags::IN | if lines.wants_write() { PollFlags::OUT } else { PollFlags::empty() }
         };
-        let mut fds: Vec<_> =
-            pager.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        fds.extend([
+        let mut fds = vec![
             PollFd::from_borrowed_fd(self.inbox.fd(), PollFlags::IN),
             PollFd::new(&self.clock, PollFlags::IN),
             // While there is no room, no connection is accepted.
@@ -38,7 +35,7 @@ impl<D: Connections> Server<D> {
                 self.listener.as_fd(),
                 if self.opening.len() < OPENING_MAX { PollFlags::IN } else { PollFlags::empty() },
             ),
-        ]);
+        ];
         for lines in [&self.control, &self.link].into_iter().flatten() {
             fds.push(PollFd::from_borrowed_fd(lines.fd(), interest(lines)));
         }
@@ -53,7 +50,6 @@ impl<D: Connections> Server<D> {
         let mut found = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = || found.next().unwrap_or(false);
         Ok(Ready {
-            pager: pager.is_some() && next(),
             inbox: next(),
             clock: next(),
             listener: next(),

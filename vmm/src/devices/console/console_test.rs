@@ -128,7 +128,7 @@ fn the_device_thread_writes_the_log() {
     client.read_exact(&mut seen).unwrap();
     assert_eq!(&seen, b"boot");
     client.write_all(b"x").unwrap();
-    devices.stop().unwrap();
+    devices.stop(std::time::Duration::from_secs(60)).unwrap();
 }
 
 #[test]

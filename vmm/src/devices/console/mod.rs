@@ -15,11 +15,11 @@ pub mod persist;
 
 use super::event_loop::{DeviceLoop, EventHandler, LoopError, Source};
 use super::sys;
-use crate::lock::lock;
 use clients::Clients;
 use log::Log;
 use output::Output;
 use patina_control::best_effort;
+use patina_daemon::lock;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };

@@ -9,10 +9,10 @@
 //!    once more.
 
 use super::{Console, INPUT_MAX_BYTES, Line, Pending};
-use crate::lock::lock;
 use crate::persist::Persist;
 use crate::persist::mirror::{Mirror, mirror};
 use patina_control::best_effort;
+use patina_daemon::lock;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -85,7 +85,7 @@ fn an_interrupt_that_was_not_seen_comes_again_when_the_loop_starts() {
     let mut wait = [rustix::event::PollFd::from_borrowed_fd(line, rustix::event::PollFlags::IN)];
     let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
     assert_eq!(rustix::event::poll(&mut wait, Some(&limit)).unwrap(), 1);
-    devices.stop().unwrap();
+    devices.stop(std::time::Duration::from_secs(60)).unwrap();
     assert_eq!(edges(&clone), 1);
     assert_eq!(clone.read(IDENTIFICATION) & 0x0f, 4, "received data");
     assert_eq!(guest_reads(&clone), b"x");

@@ -133,7 +133,7 @@ fn a_broken_device_leaves_the_others_alone() {
         let limit = rustix::time::Timespec { tv_sec: 10, tv_nsec: 0 };
         assert_eq!(rustix::event::poll(&mut wait, Some(&limit)).unwrap(), 1);
     }
-    devices.stop().unwrap();
+    devices.stop(std::time::Duration::from_secs(60)).unwrap();
     assert!(broken.fault().is_some());
     assert_eq!(good.used(0), [(0, 8)]);
     good.add(0, &[(DATA, 8, true)]);

@@ -25,8 +25,8 @@ use crate::devices::virtio::interrupt::{CONFIG, USED_RING};
 use crate::devices::virtio::persist::RestoreError;
 use crate::devices::virtio::queue::VirtQueue;
 use crate::devices::virtio::queue::persist::QueueState;
-use crate::lock::lock;
 use crate::persist::Persist;
+use patina_daemon::lock;
 use std::convert::Infallible;
 
 /// A device and its registers between two instructions of the guest.

@@ -97,7 +97,7 @@ fn an_interrupt_that_was_not_seen_comes_again_when_the_loop_starts() {
     clone.transport.attach(&devices).unwrap();
     devices.start().unwrap();
     wait_for_edge(&clone.transport);
-    devices.stop().unwrap();
+    devices.stop(std::time::Duration::from_secs(60)).unwrap();
     assert_eq!(clone.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), 1);
     clone.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 1);
     let quiet = clone.fork(block(&file));

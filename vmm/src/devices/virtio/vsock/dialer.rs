@@ -1,7 +1,7 @@
 //! How other threads open connections to the guest.
 
-use crate::lock::lock;
 use patina_control::best_effort;
+use patina_daemon::lock;
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream;

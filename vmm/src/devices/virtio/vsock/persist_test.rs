@@ -322,7 +322,7 @@ fn a_parents_connections_survive_a_stop_of_the_loop() {
         let mut byte = [0xff];
         std::io::Read::read_exact(&mut link, &mut byte).unwrap();
         assert_eq!(byte, [round]);
-        devices.stop().unwrap();
+        devices.stop(std::time::Duration::from_secs(60)).unwrap();
         // What comes while the loop is stopped is handled after the next start.
         link.write_all(&[round]).unwrap();
         assert_eq!(parent.received(), []);
@@ -338,7 +338,7 @@ fn a_parents_connections_survive_a_stop_of_the_loop() {
             assert_eq!(rustix::event::poll(&mut wait, Some(&limit)).unwrap(), 1);
             parent.driver.transport.interrupt_line().read().unwrap();
         }
-        devices.stop().unwrap();
+        devices.stop(std::time::Duration::from_secs(60)).unwrap();
         assert_eq!(parent.received()[0].1, [round]);
     }
 }

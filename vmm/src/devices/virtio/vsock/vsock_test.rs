@@ -507,7 +507,7 @@ fn bytes_arrive_in_order_through_a_running_loop() {
         rig.driver.transport.kicks()[TX].write(1).unwrap();
     }
     thread.join().unwrap();
-    devices.stop().unwrap();
+    devices.stop(std::time::Duration::from_secs(60)).unwrap();
     assert!(seen == expected);
 }
 
