@@ -12,6 +12,8 @@ pub type UffdioRange = [u64; 2];
 /// `struct uffdio_zeropage`, `struct uffdio_continue` and `struct uffdio_poison`: where the range
 /// begins, its length, the mode, and how many bytes were done.
 pub type UffdioFill = [u64; 4];
+/// `struct uffdio_writeprotect`: where the range begins, its length, and the mode.
+pub type UffdioWriteprotect = [u64; 3];
 /// `struct uffdio_copy`: the destination, the source, the length, the mode, and how many bytes were
 /// done.
 pub type UffdioCopy = [u64; 5];
@@ -32,6 +34,8 @@ pub const UFFDIO_WAKE: u64 = request(READ, TYPE, 0x02, size_of::<UffdioRange>())
 pub const UFFDIO_COPY: u64 = request(READ | WRITE, TYPE, 0x03, size_of::<UffdioCopy>());
 /// Fills a range with the page of zeros.
 pub const UFFDIO_ZEROPAGE: u64 = request(READ | WRITE, TYPE, 0x04, size_of::<UffdioFill>());
+/// Write-protects the pages of a range, or with mode 0 ends that.
+pub const UFFDIO_WRITEPROTECT: u64 = request(READ | WRITE, TYPE, 0x06, size_of::<UffdioWriteprotect>());
 /// Maps the pages that the file of the mapping has (shared memory: Linux 5.14).
 pub const UFFDIO_CONTINUE: u64 = request(READ | WRITE, TYPE, 0x07, size_of::<UffdioFill>());
 /// Makes each access to a range fail with SIGBUS (Linux 6.6).
@@ -42,7 +46,7 @@ const _: () = {
     assert!(UFFDIO_REGISTER == 0xc020_aa00 && UFFDIO_UNREGISTER == 0x8010_aa01);
     assert!(UFFDIO_WAKE == 0x8010_aa02 && UFFDIO_COPY == 0xc028_aa03);
     assert!(UFFDIO_ZEROPAGE == 0xc020_aa04 && UFFDIO_CONTINUE == 0xc020_aa07);
-    assert!(UFFDIO_POISON == 0xc020_aa08);
+    assert!(UFFDIO_WRITEPROTECT == 0xc018_aa06 && UFFDIO_POISON == 0xc020_aa08);
 };
 
 /// The version that [`UFFDIO_API`] asks for.

@@ -57,6 +57,7 @@ const IOCTLS: &[Ioctl] = &[
     Ioctl::Number(crate::sys::pagemap::PAGEMAP_SCAN),
     Ioctl::Number(userfaultfd::UFFDIO_REGISTER),
     Ioctl::Number(userfaultfd::UFFDIO_UNREGISTER),
+    Ioctl::Number(userfaultfd::UFFDIO_WRITEPROTECT),
     Ioctl::Number(libc::FIONBIO),
 ];
 

@@ -20,8 +20,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use tiny::code::{
-    AVX, COUNT, ECHO, FOUR, HIGH, MTRR, PANIC, POWER_OFF, READ_AND_WRITE, RESET, ROUNDS, SCATTER, SCATTERED,
-    SPIN, TSC, UD2,
+    AVX, COUNT, ECHO, FOUR, HIGH, MTRR, PANIC, POWER_OFF, READ, READ_AND_WRITE, READ_PAGES, RESET, ROUNDS,
+    SCATTER, SCATTERED, SPIN, TSC, UD2,
 };
 use tiny::lazy::{Fate, FillingLayer, Pager};
 use tiny::states::{is, rewritten};
@@ -32,7 +32,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 29] = named![
+    let tests: [(&str, Test); 31] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -62,6 +62,8 @@ fn main() -> ExitCode {
         a_freeze_gives_up_on_a_vcpu_that_waits_for_a_page_and_the_vm_goes_on,
         another_pager_is_attached_during_a_freeze_that_waits_for_a_page,
         a_vm_whose_vcpu_waits_for_a_page_is_killed_by_word,
+        a_vm_is_frozen_again_and_again_while_its_memory_arrives,
+        a_freeze_after_one_that_has_failed_copies_what_was_written_and_no_more,
     ];
     let missing = tiny::missing();
     let trials = tests
@@ -673,6 +675,13 @@ const THIRD: u64 = COUNT + 3 * 0x1_0000;
 /// A clone of an echoing guest whose memory arrives page by page, but for the one at [`THIRD`]:
 /// its vCPU waits for that one.
 fn clone_that_waits() -> Result<(Vmm, Typist, FillingLayer, Pager), Failed> {
+    clone_that_waits_after(|_| Ok(()))
+}
+
+/// The same, after `first` was done with it.
+fn clone_that_waits_after(
+    first: impl Fn(&Vmm) -> Result<(), Failed>,
+) -> Result<(Vmm, Typist, FillingLayer, Pager), Failed> {
     let parent = Guest::code(ECHO).start()?;
     Typist::new(&parent)?.expect("x", "x1")?;
     let generation = parent.freeze()?;
@@ -683,6 +692,7 @@ fn clone_that_waits() -> Result<(Vmm, Typist, FillingLayer, Pager), Failed> {
     let pager = clone.give_lazily(&generation, &layer, fate)?;
     let mut at_clone = Typist::new(&clone)?;
     at_clone.expect("c", "c2")?;
+    first(&clone)?;
     at_clone.0.get_mut().write_all(b"d")?;
     if pager.waited()? != THIRD {
         return Err("the guest waits for another page".into());
@@ -728,4 +738,80 @@ fn another_pager_is_attached_during_a_freeze_that_waits_for_a_page() -> Result<(
 fn a_vm_whose_vcpu_waits_for_a_page_is_killed_by_word() -> Result<(), Failed> {
     let (clone, _at_clone, _layer, _pager) = clone_that_waits()?;
     end_all([clone])
+}
+
+/// A freeze may copy so many pages besides those that the guest's program has written: its page
+/// tables.
+const FEW_PAGES: u64 = 16;
+
+fn copied_few(generation: &tiny::Generation) -> Result<(), Failed> {
+    match generation.frozen.copied_pages {
+        1..FEW_PAGES => Ok(()),
+        pages => Err(format!("{pages} pages were copied").into()),
+    }
+}
+
+fn a_vm_is_frozen_again_and_again_while_its_memory_arrives() -> Result<(), Failed> {
+    const _: () = assert!(READ_PAGES > 4 * FEW_PAGES);
+    let parent = Guest::code(READ).start()?;
+    Typist::new(&parent)?.expect("a", "1")?;
+    let generation = parent.freeze()?;
+    end_all([parent])?;
+    let layer = FillingLayer::of(&generation)?;
+    let clone = Guest::warm().start()?;
+    let pager = clone.give_lazily(&generation, &layer, |_| Fate::Served)?;
+    let mut at_clone = Typist::new(&clone)?;
+    // It reads pages of zeros, which the pager maps and which are no pages that it wrote.
+    at_clone.expect("b", "2")?;
+    let served = pager.served();
+    if (served as u64) < READ_PAGES {
+        return Err(format!("only {served} pages were served").into());
+    }
+    let first = clone.freeze()?;
+    copied_few(&first)?;
+    at_clone.expect("c", "3")?;
+    let second = clone.freeze()?;
+    copied_few(&second)?;
+    if pager.served() > served + FEW_PAGES as usize {
+        return Err(format!("the freezes demand {} pages", pager.served() - served).into());
+    }
+    // The layer becomes complete between two freezes: the VM needs its pager no longer then.
+    pager.complete()?;
+    at_clone.expect("d", "4")?;
+    let third = clone.freeze()?;
+    copied_few(&third)?;
+    pager.left()?;
+    drop(pager);
+    at_clone.expect("e", "5")?;
+    let fourth = clone.freeze()?;
+    copied_few(&fourth)?;
+    // All of them hold what was there at their time, whether their layer is complete or not.
+    for (generation, digit) in [(first, "3"), (second, "4"), (third, "5"), (fourth, "6")] {
+        let grandchild = Guest::warm().start()?;
+        let empty = FillingLayer::of_content(&layer)?;
+        let _pager = grandchild.give_lazily(&generation, &empty, |_| Fate::Served)?;
+        Typist::new(&grandchild)?.expect("f", digit)?;
+        end_all([grandchild])?;
+    }
+    end_all([clone])
+}
+
+fn a_freeze_after_one_that_has_failed_copies_what_was_written_and_no_more() -> Result<(), Failed> {
+    let (clone, mut at_clone, layer, pager) = clone_that_waits_after(|clone| copied_few(&clone.freeze()?))?;
+    clone.freeze().err().ok_or("it is frozen without a page that it needs")?;
+    drop(pager);
+    let pager = clone.give_pager(&layer, |_| Fate::Served)?;
+    at_clone.expect("", "d3")?;
+    let served = pager.served();
+    // Neither pages that have not arrived nor those that nobody wrote.
+    let generation = clone.freeze()?;
+    copied_few(&generation)?;
+    if pager.served() > served + FEW_PAGES as usize {
+        return Err(format!("the freeze demands {} pages", pager.served() - served).into());
+    }
+    at_clone.expect("e", "e4")?;
+    let grandchild = Guest::warm().start()?;
+    let _its_pager = grandchild.give_lazily(&generation, &layer, |_| Fate::Served)?;
+    Typist::new(&grandchild)?.expect("f", "f4")?;
+    end_all([clone, grandchild])
 }

@@ -183,8 +183,9 @@ impl Machine {
         let bytes = self.memory_bytes();
         // A search for written pages also resets the record of them. If this freeze fails after a
         // search, the next one would miss those pages. So tracking counts as lost until this
-        // generation is made.
-        let tracked_since = self.tracked_since.take();
+        // generation is made. It starts anew when a layer is complete whose mappings still wait for
+        // the pager, so that they no longer do.
+        let tracked_since = self.tracked_since.take().filter(|_| !self.pager.is_behind());
         match &mut self.ram {
             Ram::Reserved => Err(FreezeError::Warm),
             Ram::Shared(_) => {
@@ -206,11 +207,10 @@ impl Machine {
                     Layer { base, memfd: layers::new_layer(bytes)?, runs: Vec::new(), faults: None };
                 if self.userfault.is_some() {
                     if tracked_since.is_none() {
+                        // The first search finds all private pages. `Pages::All` must not be
+                        // asked for: it takes entries without a page that an earlier freeze has
+                        // protected for private pages, and to copy those would wait for the pager.
                         self.track_writes()?;
-                        // A search also write-protects the pages, so the next one finds only later
-                        // writes.
-                        self.private_pages(Pages::Written).map_err(FreezeError::Pages)?;
-                        self.copy_pages(Pages::All, &mut layer)?;
                     }
                     // The first write to a page is a fault. If there were few faults, few pages
                     // were written, and the pause copies them: a second search takes longer than

@@ -52,16 +52,21 @@ impl Machine {
         self.pager.begin(lazy, filling.pager)
     }
 
-    /// Starts to track the writes to a private view. Where accesses wait for the pager, they do so
-    /// as before.
+    /// Starts to track the writes to a private view, as if it had never been tracked. Where accesses
+    /// wait for the pager, they do so as before, except in layers that are complete.
     pub(super) fn track_writes(&self) -> Result<(), LazyError> {
         self.pager.expect_tracking()?;
         let Some(userfault) = &self.userfault else { return Ok(()) };
         let tracks = Modes { tracks: true, waits: false };
         for region in self.vm.memory().iter() {
+            for range in self.pager.take_complete(region) {
+                // With fewer modes alone the kernel would ignore the request. Pages that nobody
+                // has accessed are mapped by the kernel from now on: the layer has them all.
+                let bytes = range.end - range.start;
+                userfault.forget(region, range.start, bytes).map_err(LazyError::Track)?;
+            }
             let mut at = 0;
-            let waiting = self.pager.registered(region);
-            for range in waiting {
+            for range in self.pager.registered(region) {
                 if at < range.start {
                     userfault.register(region, at, range.start - at, tracks).map_err(LazyError::Track)?;
                 }
@@ -74,6 +79,7 @@ impl Machine {
             if at < region.len() {
                 userfault.register(region, at, region.len() - at, tracks).map_err(LazyError::Track)?;
             }
+            userfault.unprotect(region).map_err(LazyError::Track)?;
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io::{ErrorKind, Read as _};
 use std::net::Shutdown;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::channel;
@@ -77,6 +78,15 @@ impl LazyLayer {
         let is_registered = !mappings.is_empty();
         Self { layer, mappings, is_registered }
     }
+
+    fn is_behind(&self) -> bool {
+        self.is_registered && !self.layer.is_filling()
+    }
+}
+
+fn is_inside(region: &GuestRegionMmap, mapping: &Mapping) -> bool {
+    let start = region.as_ptr() as u64;
+    (start..start + region.len()).contains(&mapping.address)
 }
 
 /// Called once with the outcome of an attachment, on the thread that listens or on the caller's.
@@ -256,17 +266,32 @@ impl PagerLink {
         lock(&self.0.state).waits()
     }
 
+    /// Whether accesses wait for the pager in a layer that is complete: writes were tracked when it
+    /// became so, and the pager could not unregister it.
+    pub(super) fn is_behind(&self) -> bool {
+        lock(&self.0.state).layers.iter().any(LazyLayer::is_behind)
+    }
+
     /// The ranges of `region` where accesses wait for the pager. Ascending, in bytes of the region.
-    pub(super) fn registered(&self, region: &GuestRegionMmap) -> Vec<std::ops::Range<u64>> {
-        let start = region.as_ptr() as u64;
-        let end = start + region.len();
-        let state = lock(&self.0.state);
-        let registered = state.layers.iter().filter(|layer| layer.is_registered);
-        let mappings = registered.flat_map(|layer| &layer.mappings);
-        let inside = mappings.filter(|mapping| (start..end).contains(&mapping.address));
-        let mut ranges: Vec<_> =
-            inside.map(|mapping| mapping.address - start..mapping.address - start + mapping.bytes).collect();
-        ranges.sort_unstable_by_key(|range| range.start);
+    pub(super) fn registered(&self, region: &GuestRegionMmap) -> Vec<Range<u64>> {
+        lock(&self.0.state).ranges(region, |layer| layer.is_registered)
+    }
+
+    /// The ranges of `region` in layers that are complete and where accesses wait for the pager. The
+    /// caller unregisters them: they count as unregistered from now on.
+    pub(super) fn take_complete(&self, region: &GuestRegionMmap) -> Vec<Range<u64>> {
+        let mut state = lock(&self.0.state);
+        let ranges = state.ranges(region, LazyLayer::is_behind);
+        for layer in state.layers.iter_mut().filter(|layer| layer.is_behind()) {
+            // Mappings of the layer in other regions stay in the list.
+            layer.mappings.retain(|mapping| !is_inside(region, mapping));
+            layer.is_registered = !layer.mappings.is_empty();
+        }
+        let pager = if state.waits() { None } else { state.pager.take() };
+        drop(state);
+        if let Some(pager) = pager {
+            best_effort(pager.stream.shutdown(Shutdown::Both), "the pager may have closed it");
+        }
         ranges
     }
 
@@ -300,6 +325,16 @@ impl PagerLink {
 }
 
 impl State {
+    fn ranges(&self, region: &GuestRegionMmap, which: impl Fn(&LazyLayer) -> bool) -> Vec<Range<u64>> {
+        let start = region.as_ptr() as u64;
+        let mappings = self.layers.iter().filter(|layer| which(layer)).flat_map(|layer| &layer.mappings);
+        let inside = mappings.filter(|mapping| is_inside(region, mapping));
+        let mut ranges: Vec<_> =
+            inside.map(|mapping| mapping.address - start..mapping.address - start + mapping.bytes).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges
+    }
+
     fn waits(&self) -> bool {
         self.layers.iter().any(|layer| layer.is_registered)
     }

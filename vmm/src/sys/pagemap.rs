@@ -61,7 +61,7 @@ const _: () = {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
     /// All private pages. Entries without a page that [`Pages::WrittenAtRest`] has protected count
-    /// as well.
+    /// as well, so it is not for a mapping that was tracked.
     All,
     /// Those that were written since the last search. The mapping must be
     /// [`Userfault::track`](super::userfault::Userfault::track)ed.

@@ -14,7 +14,7 @@ use patina_jail::ioctl::last_error;
 use patina_jail::userfaultfd::{
     UFFD_API, UFFD_FEATURE_MINOR_SHMEM, UFFD_FEATURE_MISSING_SHMEM, UFFD_FEATURE_WP_ASYNC, UFFDIO_API,
     UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
-    UFFDIO_UNREGISTER, UffdioApi, UffdioRange, UffdioRegister,
+    UFFDIO_UNREGISTER, UFFDIO_WRITEPROTECT, UffdioApi, UffdioRange, UffdioRegister, UffdioWriteprotect,
 };
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -84,6 +84,27 @@ impl Userfault {
             0 => Ok(()),
             _ => Err(last_error()),
         }
+    }
+
+    /// Forgets which pages of a region were written, and all write protection, of entries without a
+    /// page too: the next search finds all private pages. Writes must be tracked in the whole
+    /// region.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn unprotect(&self, region: &GuestRegionMmap) -> rustix::io::Result<()> {
+        /// While the process changes its mappings the kernel asks to try again.
+        const TRIES: usize = 64;
+        let mut range: UffdioWriteprotect = [region.as_ptr() as u64, region.len(), 0];
+        for _ in 0..TRIES {
+            // SAFETY: `struct uffdio_writeprotect` is three u64. No content changes.
+            match unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_WRITEPROTECT, range.as_mut_ptr()) } {
+                0 => return Ok(()),
+                _ if last_error() == Errno::AGAIN => {}
+                _ => return Err(last_error()),
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     /// Reverts [`Self::track`] and [`Self::register`] for `bytes` at `at` of a region, and wakes

@@ -179,6 +179,33 @@ fn writes_are_tracked_while_a_layer_is_being_filled_and_a_freeze_has_every_page(
 
 #[test]
 #[ignore = "needs root and Linux 6.7"]
+fn tracking_that_starts_anew_takes_no_entry_without_a_page_for_a_page() {
+    let layer = new_layer(RAM).expect("a layer");
+    let view = View::new(&layer);
+    let region = view.memory.iter().next().expect("a region");
+    served(&view, &layer, || {
+        (0..40).for_each(|page| assert_eq!(view.read(page), content(page)));
+        [1, 3, 100].into_iter().for_each(|page| view.write(page, 50));
+        let both = Modes { tracks: true, waits: true };
+        view.fd.register(region, 0, RAM, both).expect("to track writes as well");
+        assert_eq!(view.written(Pages::Written), [1, 3, 100]);
+        // This also protects pages that were only read, and entries without a page.
+        assert_eq!(view.written(Pages::WrittenAtRest), [0; 0]);
+        assert!(view.written(Pages::All).len() > 100, "which look like pages that are swapped out");
+        view.write(7, 50);
+        // As after a freeze that has failed.
+        view.fd.register(region, 0, RAM, both).expect("nothing new");
+        view.fd.unprotect(region).expect("nothing is protected");
+        assert_eq!(view.written(Pages::Written), [1, 3, 7, 100]);
+        assert_eq!(view.written(Pages::Written), [0; 0]);
+        assert_eq!(view.read(50), content(50), "faults are served as before");
+        view.write(51, 50);
+        assert_eq!(view.written(Pages::WrittenAtRest), [51]);
+    });
+}
+
+#[test]
+#[ignore = "needs root and Linux 6.7"]
 fn a_range_outside_of_its_region_is_refused() {
     let fd = Userfault::open().expect("a userfaultfd");
     let memory = reserve(RAM).expect("address space");

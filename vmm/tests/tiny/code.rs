@@ -48,6 +48,23 @@ pub const SCATTER: &[u8] = &[
 /// How many pages [`SCATTER`] and [`ROUNDS`] write.
 pub const SCATTERED: u64 = 2000;
 
+/// For each byte from the console reads a byte of each of [`READ_PAGES`] pages, one after another from
+/// 4 MiB on, adds one to the byte at [`COUNT`], and prints it as a digit.
+pub const READ: &[u8] = &[
+    0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
+    0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start
+    0x66, 0xba, 0xf8, 0x03, 0xec, // mov dx, 0x3f8 (data); in al, dx
+    0xbf, 0x00, 0x00, 0x40, 0x00, 0xb9, 0x80, 0x00, 0x00, 0x00, // mov edi, 4 MiB; mov ecx, READ_PAGES
+    0x8a, 0x07, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00, // next: mov al, [rdi]; add edi, 4096
+    0xff, 0xc9, 0x75, 0xf4, // dec ecx; jnz next
+    0xfe, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // inc byte [COUNT]
+    0x8a, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, // mov al, [COUNT]
+    0x04, b'0', 0xee, 0xb0, b'\n', 0xee, // add al, '0'; out dx, al; mov al, '\n'; out dx, al
+    0xeb, 0xc6, // jmp start
+];
+/// How many pages [`READ`] reads.
+pub const READ_PAGES: u64 = 128;
+
 /// Adds one to a byte of each of [`SCATTERED`] pages, one after another from 4 MiB on, round after
 /// round. Prints a newline before each round.
 pub const ROUNDS: &[u8] = &[

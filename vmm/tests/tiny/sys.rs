@@ -5,7 +5,9 @@
 )]
 
 use crate::outer;
-use patina_jail::userfaultfd::{UFFDIO_WAKE, UffdioFill, UffdioRange};
+use patina_jail::userfaultfd::{
+    UFFDIO_COPY, UFFDIO_UNREGISTER, UFFDIO_WAKE, UffdioCopy, UffdioFill, UffdioRange,
+};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -53,14 +55,27 @@ pub fn fault(userfault: &OwnedFd) -> io::Result<Option<u64>> {
     }
 }
 
-/// Answers the fault of a page of another process with this ioctl. True: it is served now, or was
-/// before.
+/// Answers the fault of a page of another process with this ioctl. False: the kernel refuses, as
+/// where there is an entry already.
 pub fn fill(userfault: &OwnedFd, number: u64, address: u64) -> bool {
     let mut range: UffdioFill = [address, 4096, 0, 0];
     // SAFETY: all these ioctls take a struct of four u64. The memory is another process's, which
     // has given its userfaultfd for this.
-    let done = unsafe { libc::ioctl(userfault.as_raw_fd(), number, range.as_mut_ptr()) };
-    done == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EEXIST)
+    unsafe { libc::ioctl(userfault.as_raw_fd(), number, range.as_mut_ptr()) == 0 }
+}
+
+/// Answers the fault of a page of another process with a copy of a page. False: the kernel refuses.
+pub fn copy(userfault: &OwnedFd, address: u64, page: &[u8; 4096]) -> bool {
+    let mut range: UffdioCopy = [address, page.as_ptr() as u64, 4096, 0, 0];
+    // SAFETY: the ioctl takes a struct of five u64, and reads the page, which is live.
+    unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_COPY, range.as_mut_ptr()) == 0 }
+}
+
+/// Unregisters a range of another process.
+pub fn unregister(userfault: &OwnedFd, start: u64, bytes: u64) {
+    let mut range: UffdioRange = [start, bytes];
+    // SAFETY: the ioctl takes a struct of two u64.
+    unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_UNREGISTER, range.as_mut_ptr()) };
 }
 
 /// Wakes those who wait in a range, so that their faults come again.
