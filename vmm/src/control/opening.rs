@@ -37,6 +37,10 @@ pub fn deliver(stream: &UnixStream, outcome: Result<Reply, Failure>) -> Result<b
             answer(stream, &Opened::Error(reason));
             Ok(false)
         }
+        Err(Failure::NotPrepared(error)) => {
+            answer(stream, &Opened::NotPrepared(error));
+            Ok(false)
+        }
         Err(Failure::Ended(end)) => {
             answer(stream, &Opened::Error(end.reason.clone()));
             Err(end)

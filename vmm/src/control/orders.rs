@@ -12,7 +12,7 @@ use patina_control::best_effort;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the VM's thread is to do, one after another. [`Order::Started`] and [`Order::Ready`] are
 /// not answered.
@@ -22,6 +22,8 @@ pub enum Order {
     Freeze {
         /// Whether the guest's other processes are held.
         is_held: bool,
+        /// When the agent may release them. None: no agent has prepared.
+        until: Option<Instant>,
     },
     /// [`VmControl::start`].
     Start {
@@ -74,7 +76,7 @@ impl Orders {
 fn serve(mut machine: impl VmControl, orders: &Receiver<Order>, mailbox: &Mailbox, finished: &Sender<()>) {
     while let Ok(order) = orders.recv() {
         let outcome = match order {
-            Order::Freeze { is_held } => machine.freeze(is_held),
+            Order::Freeze { is_held, until } => machine.freeze(is_held, until),
             Order::Start { descriptors, filling } => machine.start(descriptors, filling),
             Order::PrefaultList => machine.prefault_list(),
             Order::Started => {

@@ -51,6 +51,10 @@ pub struct Server<D> {
     postponed: VecDeque<(UnixStream, bool)>,
     /// How many links there have been.
     links: u64,
+    /// When the guest last requested a clone, for which its agent had prepared.
+    clone_asked: Option<Instant>,
+    /// The monotonic clock.
+    now: fn() -> Instant,
 }
 
 impl<D: Connections> Server<D> {
@@ -85,6 +89,8 @@ impl<D: Connections> Server<D> {
             waiting: VecDeque::new(),
             postponed: VecDeque::new(),
             links: 0,
+            clone_asked: None,
+            now: Instant::now,
         })
     }
 
@@ -171,12 +177,12 @@ impl<D: Connections> Server<D> {
             Open::Console if answer(&stream, &Opened::Ok) => self.connections.console(stream),
             Open::Console => {}
             // The guest requested the clone. Its agent usually holds the other processes.
-            Open::Freeze { prepare: None } => self.freeze(stream, true, orders),
+            Open::Freeze { prepare: None } => self.freeze(stream, (true, self.clone_asked), orders),
             Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
                 return self.prepare(hold, stream, orders);
             }
             Open::Freeze { prepare: Some(Prepare::Not) } => {
-                let order = Order::Freeze { is_held: false };
+                let order = Order::Freeze { is_held: false, until: None };
                 self.order(order, Waiting { stream, purpose: Purpose::Freeze }, orders);
             }
             Open::Start { ticket, filling } => {
@@ -314,7 +320,12 @@ impl<D: Connections> Server<D> {
         for effect in effects {
             match effect {
                 Effect::ToAgent(message) => self.say_to_agent(&message),
-                Effect::ToVmmd(message) => self.tell(&message),
+                Effect::ToVmmd(message) => {
+                    if matches!(&message, FromVmm::GuestRequest { verb, .. } if verb == "clone") {
+                        self.clone_asked = Some((self.now)());
+                    }
+                    self.tell(&message);
+                }
                 Effect::Ready => {
                     self.connections.ready();
                     orders.send(Order::Ready);
@@ -324,7 +335,7 @@ impl<D: Connections> Server<D> {
                 }
                 Effect::Freeze => {
                     if let Some((stream, is_held)) = self.freezing.take() {
-                        self.freeze(stream, is_held, orders);
+                        self.freeze(stream, (is_held, Some((self.now)())), orders);
                     }
                 }
                 Effect::RefuseFreeze(reason) => self.refuse_freeze(reason),

@@ -35,10 +35,19 @@ struct Icebox {
     readies: u64,
     /// A freeze says that it has begun, and goes on at a word: as one whose guest waits for a page.
     gate: Option<(Sender<()>, Receiver<()>)>,
+    /// A clock, and who hears until when the pause must come.
+    late: Option<(fn() -> Instant, Sender<Option<Instant>>)>,
 }
 
 impl VmControl for Icebox {
-    fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure> {
+    fn freeze(&mut self, is_held: bool, until: Option<Instant>) -> Result<Reply, Failure> {
+        if let Some((now, untils)) = &self.late {
+            untils.send(until).expect("whoever looks");
+            if until.is_some_and(|until| now() >= until) {
+                let message = "too late".into();
+                return Err(Failure::NotPrepared(CallError { code: libc::ETIMEDOUT, message }));
+            }
+        }
         self.freezes += 1;
         if let Some((begun, go_on)) = &self.gate {
             begun.send(()).expect("whoever waits for it");
@@ -72,6 +81,12 @@ impl VmControl for Icebox {
 
     fn finish(&mut self) {}
 }
+
+/// The server's clock stands still.
+const STARTED_AT: fn() -> Instant = || {
+    static AT: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *AT.get_or_init(Instant::now)
+};
 
 struct Vmm {
     path: PathBuf,
@@ -109,6 +124,7 @@ fn vmm_of(vmmd: u32, icebox: Icebox) -> Vmm {
     let mut server = Server::new(listener, inbox, Echo, session, vmmd, (Instant::now(), State::Booting))
         .expect("a server");
     let own = mailbox.clone();
+    server.now = STARTED_AT;
     let thread = std::thread::spawn(move || {
         let orders = Orders::start(icebox, own).expect("a thread");
         let end = server.run(&orders).expect("served");
@@ -339,6 +355,38 @@ fn nothing_is_frozen_for_one_who_has_gone() {
     agent.say(PREPARED);
     assert_eq!(vmmd.line(), frozen(1), "the first of all");
     vmm.end();
+}
+
+#[test]
+fn a_freeze_that_comes_20_s_after_the_agent_has_prepared_is_refused() {
+    let freeze_at = |now: fn() -> Instant| {
+        let (untils, until) = channel();
+        let vmm = vmm_of(patina_control::VERSION, Icebox { late: Some((now, untils)), ..Icebox::default() });
+        let mut agent = Peer::agent(&vmm);
+        // An operator's request, then the guest's own.
+        let mut vmmd = Peer::open(&vmm, PREPARE);
+        agent.line();
+        agent.say(PREPARED);
+        let first = (vmmd.line(), agent.line());
+        let mut control = Peer::open(&vmm, r#""control""#);
+        (0..3).for_each(|_| drop(control.line()));
+        agent.say(r#"{"t":"request","id":9,"verb":"clone"}"#);
+        assert!(control.line().contains(r#""verb":"clone""#));
+        let second = (Peer::open(&vmm, r#"{"freeze":{"prepare":null}}"#).line(), agent.line());
+        vmm.end();
+        let expected = Some(STARTED_AT() + Duration::from_secs(20));
+        assert_eq!([until.recv(), until.recv()], [Ok(expected), Ok(expected)]);
+        [first, second]
+    };
+    let late = r#"{"not_prepared":{"code":110,"message":"too late"}}"#.to_owned();
+    assert_eq!(
+        freeze_at(|| STARTED_AT() + Duration::from_secs(20)),
+        [(late.clone(), resumed(false)), (late, resumed(false))]
+    );
+    assert_eq!(
+        freeze_at(|| STARTED_AT() + Duration::from_millis(19_999)),
+        [(frozen(1), resumed(true)), (r#"{"error":"cold"}"#.to_owned(), resumed(false))]
+    );
 }
 
 /// A VM whose freeze has begun and does not end, since a vCPU waits for a page, until the word.

@@ -1,11 +1,13 @@
 //! The traits of the VM that the control thread calls.
 
+use patina_abi::link::CallError;
 use patina_control::end::End;
 use patina_control::messages::Opened;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Takes the connections that the control thread does not serve itself: to the guest's vsock ports
 /// and to its console. Also opens the guest's network.
@@ -36,6 +38,8 @@ pub struct Reply {
 pub enum Failure {
     /// The request was refused, for this reason. The VM is unchanged.
     Refused(String),
+    /// The agent is no longer prepared. The VM is unchanged.
+    NotPrepared(CallError),
     /// The VM cannot go on.
     Ended(End),
 }
@@ -45,11 +49,11 @@ pub enum Failure {
 /// and the control thread sends them.
 pub trait VmControl: Send + 'static {
     /// Freezes the VM into a generation. `is_held` says whether the guest's other processes are
-    /// held. In a clone they stay held until it is ready.
+    /// held. In a clone they stay held until it is ready. The pause must come before `until`.
     ///
     /// # Errors
-    /// The VM cannot be frozen.
-    fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure>;
+    /// The VM cannot be frozen, or not in time.
+    fn freeze(&mut self, is_held: bool, until: Option<Instant>) -> Result<Reply, Failure>;
     /// Starts a warm VM from the descriptors that came with the request. `filling` has the numbers
     /// of the layers that are still being filled.
     ///

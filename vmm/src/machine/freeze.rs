@@ -56,7 +56,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 /// What was prepared before the pause.
@@ -129,6 +129,11 @@ fn seal_and_prefault(
     Ok(prefault_beside(view, written))
 }
 
+/// Whether a pause at `now` comes before `until`.
+fn in_time(now: Instant, until: Option<Instant>) -> Result<(), FreezeError> {
+    if until.is_some_and(|until| now >= until) { Err(FreezeError::Late) } else { Ok(()) }
+}
+
 impl Stoppable for Machine {
     type Vcpus = Vec<VcpuState>;
 
@@ -159,12 +164,20 @@ impl Machine {
     }
 
     /// Freezes the VM and resumes it. `is_held` says whether the guest's other processes are held.
+    /// The pause comes before `until`, or the freeze fails.
     ///
     /// # Errors
     /// See [`FreezeError`].
-    pub fn freeze(&mut self, is_held: bool) -> Result<Generation, FreezeError> {
+    pub fn freeze(&mut self, is_held: bool, until: Option<Instant>) -> Result<Generation, FreezeError> {
+        // What has waited too long before costs the VM no pause.
+        in_time(Instant::now(), until)?;
         let plan = self.plan()?;
-        let ((mut state, ram), pause) = stand_still(self, |machine, vcpus| machine.capture(vcpus, plan))?;
+        let capture = |machine: &mut Self, vcpus| {
+            // The guest's programs stand still now, whether they were released or not.
+            in_time(Instant::now(), until)?;
+            machine.capture(vcpus, plan)
+        };
+        let ((mut state, ram), pause) = stand_still(self, capture)?;
         // Slow work comes after the pause, while the guest runs again.
         let (layers, copied) = self.finish_freeze(ram)?;
         let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);

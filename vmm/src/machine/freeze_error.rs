@@ -18,6 +18,11 @@ pub enum FreezeError {
     /// A private view cannot be mapped, or KVM cannot drop the old pages.
     #[error("freeze the VM: map a private view of its RAM")]
     View(#[source] rustix::io::Errno),
+    /// The agent may have released the programs that it held.
+    #[error(
+        "freeze the VM: it took too long, so its agent may have released the programs that it held; nothing was frozen, try again"
+    )]
+    Late,
     /// A vCPU's state could not be saved.
     #[error("freeze the VM")]
     Vcpu(#[from] PersistError),

@@ -23,3 +23,15 @@ fn pages_are_copied_ahead_only_once_the_generation_is_sealed() {
     copying.expect("a thread").join().expect("it copies");
     assert_eq!(map.private(region, Pages::All).expect("a scan"), written());
 }
+
+#[test]
+fn a_pause_that_comes_when_the_agent_may_have_released_its_programs_is_refused() {
+    let until = Instant::now();
+    assert!(in_time(until.checked_sub(Duration::from_nanos(1)).expect("a time"), Some(until)).is_ok());
+    for late in [Duration::ZERO, Duration::from_secs(9)] {
+        let error = in_time(until + late, Some(until)).expect_err("too late");
+        assert!(matches!(error, FreezeError::Late) && !error.is_fatal());
+        assert!(error.to_string().contains("nothing was frozen, try again"), "{error}");
+    }
+    assert!(in_time(until, None).is_ok(), "no agent has prepared");
+}

@@ -7,6 +7,7 @@ use super::lazy::Filling;
 use super::start::{GenerationFiles, StartError};
 use crate::control::vm::{Failure, Reply, VmControl};
 use crate::note::note;
+use patina_abi::link::CallError;
 use patina_control::end::{End, EndKind};
 use patina_control::memfd;
 use patina_control::messages::Opened;
@@ -14,11 +15,16 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 impl VmControl for Machine {
-    fn freeze(&mut self, is_held: bool) -> Result<Reply, Failure> {
-        let generation =
-            Self::freeze(self, is_held).map_err(|error| failure(&error, FreezeError::is_fatal(&error)))?;
+    fn freeze(&mut self, is_held: bool, until: Option<Instant>) -> Result<Reply, Failure> {
+        let generation = Self::freeze(self, is_held, until).map_err(|error| match error {
+            FreezeError::Late => {
+                Failure::NotPrepared(CallError { code: libc::ETIMEDOUT, message: error.to_string() })
+            }
+            error => failure(&error, FreezeError::is_fatal(&error)),
+        })?;
         let Generation { state, layers, frozen } = generation;
         let mut files = vec![sealed("patina-state", &state)?];
         files.extend(layers);

@@ -9,10 +9,14 @@ use patina_control::end::End;
 use patina_control::messages::{Opened, State};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most requests that wait for the VM's thread.
 const WAITING_MAX: usize = 16;
+/// How long the agent counts as prepared. It releases the programs that it holds after 30 s, and a
+/// clone whose programs run before it has its identity would take itself for its parent. The rest
+/// is for lines that are late, in the guest and here.
+const PREPARED_FOR: Duration = Duration::from_secs(20);
 /// What a client hears whose request would be one too many.
 const TOO_MANY: &str = "too many requests wait for the VM; try again when one of them has been answered";
 
@@ -46,10 +50,17 @@ impl<D: Connections> Server<D> {
         }
     }
 
-    /// Freezes the VM, then tells the agent to continue.
-    pub(super) fn freeze(&mut self, stream: UnixStream, is_held: bool, orders: &Orders) {
+    /// Freezes the VM, then tells the agent to continue. `prepared` is the time since when the
+    /// agent has been prepared: the pause comes within [`PREPARED_FOR`] of that, or not at all.
+    pub(super) fn freeze(
+        &mut self,
+        stream: UnixStream,
+        (is_held, prepared): (bool, Option<Instant>),
+        orders: &Orders,
+    ) {
         let purpose = Purpose::AgentsFreeze { link: self.links };
-        self.order(Order::Freeze { is_held }, Waiting { stream, purpose }, orders);
+        let until = prepared.map(|prepared| prepared + PREPARED_FOR);
+        self.order(Order::Freeze { is_held, until }, Waiting { stream, purpose }, orders);
     }
 
     /// Whether the agent has prepared for a freeze that has not ended yet.
