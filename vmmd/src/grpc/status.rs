@@ -251,6 +251,22 @@ mod tests {
         }
     }
 
+    /// A snapshot is made by a freeze, too.
+    #[test]
+    fn a_refused_freeze_says_freeze_whatever_it_was_for() {
+        let name = || "web".to_owned();
+        let source = patina_abi::link::CallError { code: libc::ETIMEDOUT, message: "late".into() };
+        let errors = [
+            Error::NotFrozen { name: name(), reason: "no".into() },
+            Error::NotPrepared { name: name(), source },
+            Error::Silent { name: name(), patience: std::time::Duration::from_secs(1) },
+        ];
+        for error in errors {
+            let text = chain(&error);
+            assert!(text.contains("freeze") && !text.starts_with("clone"), "{text}");
+        }
+    }
+
     #[test]
     fn states_are_preconditions_with_advice() {
         let status: Status = Error::Running("a".into()).into();

@@ -138,7 +138,7 @@ pub enum Error {
         left: u32,
     },
     /// The vmm does not freeze the VM.
-    #[error("clone VM {name:?}: {reason}")]
+    #[error("freeze VM {name:?}: {reason}")]
     NotFrozen {
         /// The VM's name.
         name: String,
@@ -146,7 +146,7 @@ pub enum Error {
         reason: String,
     },
     /// The guest does not prepare to be frozen.
-    #[error("prepare VM {name:?} to be cloned{}", prepare_hint(.source))]
+    #[error("prepare VM {name:?} for a freeze{}", prepare_hint(.source))]
     NotPrepared {
         /// The VM's name.
         name: String,
@@ -246,7 +246,7 @@ pub enum Error {
     },
     /// The guest's agent does not prepare, and does not say why.
     #[error(
-        "clone VM {name:?}: the guest's agent does not answer in {patience:?}; does gc-agent run there (`vmctl console {name}`)? The VM is as it was"
+        "freeze VM {name:?}: the guest's agent does not answer in {patience:?}; does gc-agent run there (`vmctl console {name}`)? The VM is as it was"
     )]
     Silent {
         /// The VM's name.
