@@ -32,7 +32,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 31] = named![
+    let tests: [(&str, Test); 32] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         a_vm_whose_vcpu_waits_for_a_page_is_killed_by_word,
         a_vm_is_frozen_again_and_again_while_its_memory_arrives,
         a_freeze_after_one_that_has_failed_copies_what_was_written_and_no_more,
+        a_vm_whose_page_is_lost_ends_and_never_reads_another_content,
     ];
     let missing = tiny::missing();
     let trials = tests
@@ -814,4 +815,31 @@ fn a_freeze_after_one_that_has_failed_copies_what_was_written_and_no_more() -> R
     let _its_pager = grandchild.give_lazily(&generation, &layer, |_| Fate::Served)?;
     Typist::new(&grandchild)?.expect("f", "f4")?;
     end_all([clone, grandchild])
+}
+
+fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), Failed> {
+    let parent = Guest::code(READ).start()?;
+    Typist::new(&parent)?.expect("a", "1")?;
+    let generation = parent.freeze()?;
+    end_all([parent])?;
+    let layer = FillingLayer::of(&generation)?;
+    // Data that the guest reads, and code that it runs.
+    for lost in [COUNT, tiny::CODE] {
+        let clone = Guest::warm().start()?;
+        let fate = move |offset| if offset == lost { Fate::Lost } else { Fate::Served };
+        let pager = clone.give_lazily(&generation, &layer, fate)?;
+        let mut console = clone.connect(&Open::Console)?;
+        console.get_mut().write_all(b"b")?;
+        if pager.waited()? != lost {
+            return Err("another page is lost".into());
+        }
+        let mut said = String::new();
+        console.read_to_string(&mut said).ok();
+        if !said.is_empty() {
+            return Err(format!("it goes on, and says {said:?}").into());
+        }
+        // By itself or by the kernel's SIGBUS. vmmd, which hears from the pager, names layer and run.
+        clone.wait_for_loss()?;
+    }
+    Ok(())
 }

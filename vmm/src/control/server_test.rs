@@ -28,6 +28,8 @@ impl Connections for Echo {
     }
 }
 
+type Clock = fn() -> Instant;
+
 /// Is frozen or refuses, in turns: yes first. Copies a page where others are held.
 #[derive(Default)]
 struct Icebox {
@@ -36,7 +38,7 @@ struct Icebox {
     /// A freeze says that it has begun, and goes on at a word: as one whose guest waits for a page.
     gate: Option<(Sender<()>, Receiver<()>)>,
     /// A clock, and who hears until when the pause must come.
-    late: Option<(fn() -> Instant, Sender<Option<Instant>>)>,
+    late: Option<(Clock, Sender<Option<Instant>>)>,
 }
 
 impl VmControl for Icebox {
@@ -83,7 +85,7 @@ impl VmControl for Icebox {
 }
 
 /// The server's clock stands still.
-const STARTED_AT: fn() -> Instant = || {
+const STARTED_AT: Clock = || {
     static AT: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     *AT.get_or_init(Instant::now)
 };
@@ -359,7 +361,7 @@ fn nothing_is_frozen_for_one_who_has_gone() {
 
 #[test]
 fn a_freeze_that_comes_20_s_after_the_agent_has_prepared_is_refused() {
-    let freeze_at = |now: fn() -> Instant| {
+    let freeze_at = |now: Clock| {
         let (untils, until) = channel();
         let vmm = vmm_of(patina_control::VERSION, Icebox { late: Some((now, untils)), ..Icebox::default() });
         let mut agent = Peer::agent(&vmm);

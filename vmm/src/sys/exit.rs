@@ -52,13 +52,17 @@ pub fn memory_fault(vcpu: &mut VcpuFd) -> Option<(u64, u64)> {
     Some((fault.gpa, fault.size))
 }
 
-/// Describes a failure to access the guest's RAM.
+/// Describes a failure to access the guest's RAM: guest address, and length in bytes or 0.
 #[must_use]
 pub fn describe_memory_fault(at: Option<(u64, u64)>) -> String {
-    let place =
-        at.map(|(gpa, size)| format!(" at guest address {gpa:#x} ({size} bytes)")).unwrap_or_default();
+    let place = at
+        .map(|(gpa, size)| match size {
+            0 => format!(" at guest address {gpa:#x}"),
+            size => format!(" at guest address {gpa:#x} ({size} bytes)"),
+        })
+        .unwrap_or_default();
     format!(
-        "KVM cannot reach the guest's RAM{place}: the host has no memory left for it, or its memory is broken there; the host's kernel log tells which"
+        "KVM cannot reach the guest's RAM{place}: the host has no memory left for it, its memory is broken there, or the page could not be had from its snapshot; the host's kernel log and vmmd's log tell which"
     )
 }
 

@@ -16,6 +16,7 @@ use patina_control::end::{End, EndKind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 /// The time slice of a vCPU of software KVM. The guest's timer follows the host's clock, and an
 /// emulated tick takes a millisecond or two. With many VMs on few CPUs slices are short, and ticks
@@ -137,8 +138,14 @@ impl Runner {
                 self.bus.port_write(port, data).map_err(Stop::into_end)?;
             }
             Ok(VcpuExit::IoIn(port, data)) => self.bus.port_read(port, data),
-            Ok(VcpuExit::MmioRead(address, data)) => self.bus.mmio_read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => self.bus.mmio_write(address, data),
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                refuse_ram(&self.memory, address, index)?;
+                self.bus.mmio_read(address, data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                refuse_ram(&self.memory, address, index)?;
+                self.bus.mmio_write(address, data);
+            }
             Ok(VcpuExit::Shutdown) => {
                 return Err(End {
                     kind: EndKind::TripleFaulted,
@@ -161,7 +168,8 @@ impl Runner {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 return Ok(RunOutcome::Interrupted);
             }
-            Err(error) if error.errno() == libc::EFAULT => {
+            // EHWPOISON: KVM has found that memory is lost, and this thread gets SIGBUS.
+            Err(error) if matches!(error.errno(), libc::EFAULT | libc::EHWPOISON) => {
                 let at = exit::memory_fault(&mut self.vcpu);
                 return failed(exit::describe_memory_fault(at));
             }
@@ -186,5 +194,35 @@ impl Runner {
         }
         software::finish(&self.vcpu, &self.memory, &error)
             .map_err(|error| failed(patina_daemon::chain(&error)))
+    }
+}
+
+/// Refuses an access to device memory that lies in the guest's RAM. Where KVM emulates the guest's
+/// instructions, an access to RAM that is lost comes out like this, and the guest must not go on
+/// with another content.
+fn refuse_ram(memory: &Memory, address: u64, index: u8) -> Result<(), End> {
+    if !memory.address_in_range(GuestAddress(address)) {
+        return Ok(());
+    }
+    let what = exit::describe_memory_fault(Some((address, 0)));
+    Err(End { kind: EndKind::VmmError, reason: format!("run vCPU {index}: {what}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_access_to_device_memory_within_ram_ends_the_vm() {
+        let (_memfd, memory) = crate::memory::allocate(5 << 30).expect("RAM");
+        for lost in [0, 0x1000, (3 << 30) - 1, 4 << 30, (6 << 30) - 1] {
+            let end = refuse_ram(&memory, lost, 2).expect_err("it is RAM");
+            assert_eq!(end.kind, EndKind::VmmError);
+            let words = format!("run vCPU 2: KVM cannot reach the guest's RAM at guest address {lost:#x}: ");
+            assert!(end.reason.starts_with(&words), "{}", end.reason);
+        }
+        for device in [3 << 30, crate::boot::layout::MMIO_BASE, (4 << 30) - 1, 6 << 30] {
+            assert!(refuse_ram(&memory, device, 0).is_ok(), "{device:#x}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use libtest_mimic::Failed;
 use patina_control::messages::{Open, Opened};
 use patina_control::pager::{Mapping, PagerToVm, VmToPager, layer_memfd, read_sealed};
 use patina_control::rights;
-use patina_jail::userfaultfd::{UFFDIO_CONTINUE, UFFDIO_ZEROPAGE};
+use patina_jail::userfaultfd::{UFFDIO_CONTINUE, UFFDIO_POISON, UFFDIO_ZEROPAGE};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -26,6 +26,8 @@ pub enum Fate {
     Served,
     /// Whoever needs it waits.
     HeldBack,
+    /// It is lost: each access fails.
+    Lost,
 }
 
 /// A layer that is being filled: what it will hold, and what it holds.
@@ -158,7 +160,8 @@ impl Work {
                 // It tracks writes, or it has ended or needs no pager.
                 if (&self.stream).read(&mut line)? == 0 {
                     // Nobody hears it if the pager is being dropped.
-                    return Ok(self.tell.send(LEFT).unwrap_or_default());
+                    self.tell.send(LEFT).ok();
+                    return Ok(());
                 }
                 tracks_writes = true;
                 self.say(&PagerToVm::TrackingWrites)?;
@@ -170,6 +173,11 @@ impl Work {
                 match fate(offset) {
                     Fate::Served => self.serve(&userfault, address, offset)?,
                     Fate::HeldBack => self.tell.send(offset)?,
+                    Fate::Lost => {
+                        fill(&userfault, UFFDIO_POISON, address);
+                        wake(&userfault, address, 4096);
+                        self.tell.send(offset)?;
+                    }
                 }
             }
         }

@@ -20,7 +20,7 @@ pub mod states;
 mod sys;
 
 /// Where the guest's code lies, and its kernel begins.
-const CODE: u64 = 0x10_0000;
+pub const CODE: u64 = 0x10_0000;
 
 /// What this machine lacks to run the tests, if anything.
 pub fn missing() -> Option<String> {
@@ -267,6 +267,20 @@ impl Vmm {
             Opened::Error(reason) => Err(reason.into()),
             opened => Ok((opened, descriptors)),
         }
+    }
+
+    /// Waits until it ends because memory is lost: with SIGBUS, or with its own word.
+    pub fn wait_for_loss(mut self) -> Result<(), Failed> {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = self.child.wait()?;
+        if status.signal() == Some(libc::SIGBUS) {
+            return Ok(());
+        }
+        let end: End = serde_json::from_str(&text(&mut self.end)?)?;
+        if end.reason.contains("cannot reach the guest's RAM") || end.reason.contains("internal error") {
+            return Ok(());
+        }
+        Err(format!("{status}: {end:?}").into())
     }
 
     /// Waits for its end.
