@@ -10,10 +10,11 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use userfaultfd::RegisterMode;
 
-pub const TESTS: [(&str, Test); 12] = named![
+pub const TESTS: [(&str, Test); 13] = named![
     zeros_cost_no_memory,
     a_layer_that_is_complete_is_sealed_and_needs_no_pager,
     a_vm_hears_of_each_number_of_a_layer_that_is_complete,
+    vmmd_hears_of_a_vm_before_its_vmm_does,
     what_a_vm_writes_is_its_own,
     a_vm_that_tracks_writes_keeps_its_registration,
     zeros_are_served_where_writes_are_tracked,
@@ -87,6 +88,19 @@ fn a_vm_hears_of_each_number_of_a_layer_that_is_complete() {
         }
         pager.kill();
         assert!(peer.receive::<PagerToVm>().is_err(), "it hears nothing twice");
+    }
+}
+
+fn vmmd_hears_of_a_vm_before_its_vmm_does() {
+    let layer = Layer::new("a", pattern(8, |_| false));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    for number in 0..50 {
+        let _vm = Vm::attach(&mut pager, &number.to_string(), &layer);
+        // The vmm knows: the line must be there already.
+        pager.peer.stream.set_nonblocking(true).expect("set");
+        pager.wait(|message| matches!(message, FromPager::Vm { .. }).then_some(()));
+        pager.peer.stream.set_nonblocking(false).expect("set");
     }
 }
 
