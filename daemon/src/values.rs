@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Most that is granted of a CPU or of memory, times what there is.
 const OVERCOMMIT_MAX: f64 = 1024.0;
 
+/// Most of a size, MiB.
+const SIZE_MAX_MIB: u64 = 1 << 40;
+
 /// Why a text is not a time or a factor.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ValueError {
@@ -21,6 +24,9 @@ pub enum ValueError {
         /// The longest time that is allowed.
         most: Duration,
     },
+    /// The text is no size.
+    #[error("write a size as MiB, or as 512M or 8G, at most {SIZE_MAX_MIB}M, not {0:?}")]
+    Size(String),
     /// The text is no factor, or one out of its range.
     #[error("write a factor between 0.01 and {OVERCOMMIT_MAX}, for example 1.5, not {0:?}")]
     Factor(String),
@@ -51,6 +57,32 @@ pub fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, Val
 /// It is no time, or out of bounds.
 pub fn ttl(text: &str) -> Result<Duration, ValueError> {
     time(text, Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600))
+}
+
+/// Reads how long something is kept: `12h`, `30days`.
+///
+/// # Errors
+/// It is no time, or out of bounds.
+pub fn age(text: &str) -> Result<Duration, ValueError> {
+    time(text, Duration::from_secs(1), Duration::from_secs(100 * 365 * 24 * 3600))
+}
+
+/// Reads a size: `512`, `512M`, `8G`; MiB.
+///
+/// # Errors
+/// It is no size.
+pub fn mebibytes(text: &str) -> Result<u64, ValueError> {
+    let wrong = || ValueError::Size(text.to_owned());
+    let (digits, factor) = match text.strip_suffix(['G', 'g']) {
+        Some(digits) => (digits, 1024),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    // `parse` would take a sign.
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).filter(|mib| *mib <= SIZE_MAX_MIB).ok_or_else(wrong)
 }
 
 /// Reads how many times what there is may be granted: `1.5`.

@@ -14,8 +14,19 @@ use crate::{
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::OnceLock,
 };
 use tempfile::TempDir;
+
+/// See [`share_images`].
+static IMAGES: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on the hosts of this process have one folder of images of booted VMs, so that a guest
+/// boots once for all of them. Without this call, and where a host is started with `--image-cache`,
+/// it is not so: every VM boots.
+pub fn share_images(folder: PathBuf) {
+    IMAGES.get_or_init(|| folder);
+}
 
 /// A running `vmmd` of one's own.
 #[derive(Debug)]
@@ -56,17 +67,18 @@ impl Host {
     }
 
     fn start_as(setup: &Setup, wrapper: &[&str], options: &[&str]) -> Result<Self, HostError> {
-        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let mut options = owned(options);
+        if !options.iter().any(|option| option == "--image-cache") {
+            let folder = IMAGES.get().map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+            options.extend(["--image-cache".to_owned(), folder]);
+        }
         let dir = tempfile::Builder::new()
             .prefix("patina-")
             .tempdir()
             .map_err(system("make a temporary directory"))?;
-        let place = Place {
-            setup: setup.clone(),
-            dir: dir.path().to_owned(),
-            wrapper: owned(wrapper),
-            options: owned(options),
-        };
+        let place =
+            Place { setup: setup.clone(), dir: dir.path().to_owned(), wrapper: owned(wrapper), options };
         let keeper = Keeper::of(&Orphan::Host(place.clone())).map_err(system("start a keeper"))?;
         let mut host = Self { place, _dir: dir, vmmd: None, is_clean: false, _keeper: keeper };
         host.start_vmmd()?;

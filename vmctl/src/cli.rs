@@ -2,7 +2,8 @@
 
 use crate::{
     commands::{
-        clone, console, events, exec, inspect, join, kill, logs, rm, run, snapshot, sync, ticket, top, wait,
+        clone, console, events, exec, image, inspect, join, kill, logs, rm, run, snapshot, sync, ticket, top,
+        wait,
     },
     error::CtlError,
     output::Format,
@@ -76,6 +77,9 @@ pub enum Command {
     /// Keep VMs in snapshots on the host's disk, and start VMs from them.
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Look at the images of booted VMs, from which `run` starts VMs, and remove them.
+    #[command(subcommand)]
+    Image(image::Command),
     /// Reserve clones before they are made: ask for tickets, look at them, give them back.
     #[command(subcommand)]
     Ticket(ticket::Command),

@@ -37,6 +37,7 @@ pub struct VmView {
     pub ready_after_us: u64,
     ticket: String,
     snapshot: String,
+    image: String,
 }
 
 /// A published port as `-o json` prints it.
@@ -85,6 +86,7 @@ impl From<Vm> for VmView {
             ready_after_us: vm.ready_after_us,
             ticket: vm.ticket,
             snapshot: vm.snapshot,
+            image: vm.image,
         }
     }
 }
@@ -131,10 +133,20 @@ impl VmView {
             ("kernel", self.kernel.clone()),
             ("rootfs", self.rootfs.clone()),
             ("snapshot", self.snapshot.clone()),
+            ("started from", self.origin()),
             ("pid", if self.pid == 0 { String::new() } else { self.pid.to_string() }),
             ("ready after", ready_after(self.ready_after_us)),
         ];
         rows.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    /// What the family's master did to come to run. Of a clone, that is said by its parent.
+    fn origin(&self) -> String {
+        match (self.uuid.is_empty(), self.snapshot.is_empty(), self.image.is_empty()) {
+            (true, ..) | (_, false, _) => String::new(),
+            (_, _, false) => format!("image {}", self.image),
+            _ => "a boot".to_owned(),
+        }
     }
 
     /// One line: name, state, and how and why it ended.
@@ -221,6 +233,17 @@ mod tests {
         let broken = Vm { name: "torn".into(), state: VmState::Broken.into(), ..Vm::default() };
         let row = VmView::from(broken).row(0);
         assert_eq!((row.len(), row[..3].join(",")), (HEADER.len(), "torn,broken,".to_owned()));
+    }
+
+    #[test]
+    fn details_say_whether_it_booted() {
+        let origin = |vm: Vm| {
+            let rows = VmView::from(vm).details();
+            rows.into_iter().find_map(|(name, value)| (name == "started from").then_some(value))
+        };
+        assert_eq!(origin(vm()).unwrap(), "a boot");
+        assert_eq!(origin(Vm { image: "ab".into(), ..vm() }).unwrap(), "image ab");
+        assert_eq!(origin(Vm { snapshot: "/s".into(), ..vm() }), None);
     }
 
     #[test]

@@ -2,7 +2,12 @@
 
 use crate::{
     cluster::{Cluster, ClusterError},
-    grpc::{MESSAGE_MAX_BYTES, facts::Facts, limit::CallLimit, service::Service},
+    grpc::{
+        MESSAGE_MAX_BYTES,
+        facts::{self, Facts},
+        limit::CallLimit,
+        service::Service,
+    },
     metrics::Metrics,
     net,
     options::Options,
@@ -108,6 +113,7 @@ async fn serve(
     let range = options.network;
     tokio::spawn(async move { net::warn_of_conflicts(&range).await });
     let host = Host::new(settings, state, cluster.tickets(), Box::new(Answers))?;
+    host.keep_evicting();
     // Whatever ends this: VMs run on with their memory.
     let _left = host.pager.left_when_dropped();
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
@@ -242,6 +248,8 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         hostname: Facts::gather().hostname,
         warm: usize::from(options.warm),
         keep_ended: remove::keep_ended(options),
+        image_cache: options.image_cache(),
+        host_kind: facts::kind_of_host(),
     })
 }
 

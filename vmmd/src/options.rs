@@ -1,11 +1,11 @@
 //! The command line of `vmmd`.
 
-use crate::plan::address::Range;
+use crate::{plan::address::Range, vms::image_cache::cache::CacheSettings};
 use clap::Parser;
 use patina_daemon::{
     REVISION,
     listen::Address,
-    values::{factor, ttl},
+    values::{age, factor, mebibytes, ttl},
 };
 use scheduler::client::Target;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -63,6 +63,20 @@ pub struct Options {
     #[arg(long, value_name = "FILE", env = "PATINA_VMMD_PAGER")]
     pub pager: Option<PathBuf>,
 
+    /// Where images of booted VMs are kept, from which later VMs of the same kind start: a folder
+    /// that only vmmd may write to, or `none`: every VM boots [default: `images` in the state folder]
+    #[arg(long, value_name = "DIR|none", env = "PATINA_VMMD_IMAGE_CACHE")]
+    pub image_cache: Option<PathBuf>,
+
+    /// Most disk space of all images, MiB, or with a unit 512M or 8G; those that were used least
+    /// recently go
+    #[arg(long, value_name = "SIZE", default_value = "8G", env = "PATINA_VMMD_IMAGE_CACHE_SIZE", value_parser = mebibytes)]
+    pub image_cache_size: u64,
+
+    /// How long an image is kept after its last use: 12h, 30days
+    #[arg(long, value_name = "TIME", default_value = "30days", env = "PATINA_VMMD_IMAGE_CACHE_AGE", value_parser = age)]
+    pub image_cache_age: Duration,
+
     /// How many warm vmm processes each family has ready for its next clones, once a VM of it is
     /// ready
     #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_VMMD_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]
@@ -109,6 +123,18 @@ pub struct Granting {
 }
 
 impl Options {
+    /// Where images of booted VMs are kept, and how many; None: nowhere.
+    #[must_use]
+    pub fn image_cache(&self) -> Option<CacheSettings> {
+        let folder = match &self.image_cache {
+            None => self.state_dir.join("images"),
+            Some(none) if none.as_os_str() == "none" => return None,
+            Some(folder) => folder.clone(),
+        };
+        let bytes_max = self.image_cache_size.saturating_mul(1 << 20);
+        Some(CacheSettings { folder, bytes_max, age_max: self.image_cache_age })
+    }
+
     /// The kernel of VMs that name none. Whether it is there is seen when a VM needs it.
     #[must_use]
     pub fn default_kernel(&self) -> PathBuf {
@@ -126,6 +152,7 @@ impl Options {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use std::path::Path;
 
     #[test]
     fn the_command_line_is_sound_and_needs_no_configuration() {
@@ -134,8 +161,24 @@ mod tests {
         assert_eq!(options.listen.to_string(), "unix:/run/patina/vmmd.sock");
         assert_eq!((options.warm, options.max_vms, options.keep_ended), (2, 256, 256));
         assert_eq!((options.overcommit_cpu, options.overcommit_memory), (128.0, 8.0));
+        let images = options.image_cache().unwrap();
+        assert_eq!(images.folder, Path::new("/var/lib/patina/images"));
+        assert_eq!((images.bytes_max, images.age_max.as_secs()), (8 << 30, 30 * 86_400));
         assert_eq!(options.granting.ticket_ttl, Duration::from_secs(600));
         assert!(Options::try_parse_from(["vmmd"]).is_err(), "either way must be said");
+    }
+
+    #[test]
+    fn images_are_kept_where_an_option_says_or_nowhere() {
+        let cache = |words: &str| {
+            let line = format!("vmmd --standalone {words}");
+            Options::try_parse_from(line.split_whitespace()).unwrap().image_cache()
+        };
+        assert_eq!(cache("--image-cache none"), None);
+        assert_eq!(cache("--state-dir /s").unwrap().folder, Path::new("/s/images"));
+        let all = cache("--image-cache /i --image-cache-size 512M --image-cache-age 12h").unwrap();
+        let age_max = Duration::from_secs(12 * 3600);
+        assert_eq!(all, CacheSettings { folder: "/i".into(), bytes_max: 512 << 20, age_max });
     }
 
     #[test]
@@ -181,7 +224,14 @@ mod tests {
         assert!(text.contains("/20"), "{text}");
         let text = refused("--standalone --listen tcp:0.0.0.0:1");
         assert!(text.contains("there is no TLS"), "{text}");
-        for words in ["--warm 257", "--max-vms 0", "--keep-ended 1025", "--overcommit-cpu 0"] {
+        for words in [
+            "--warm 257",
+            "--max-vms 0",
+            "--keep-ended 1025",
+            "--overcommit-cpu 0",
+            "--image-cache-size x",
+            "--image-cache-age 0s",
+        ] {
             let text = refused(&format!("--standalone {words}"));
             assert!(text.contains(words.split(' ').next().unwrap()), "{text}");
         }

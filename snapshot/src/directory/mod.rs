@@ -42,7 +42,7 @@ pub use layer::{LayerFile, Run};
 pub use load::load_layer;
 pub use names::UNFINISHED_PREFIX;
 pub use progress::{Progress, Watch, unwatched};
-pub use remove::{Listed, list, remove};
+pub use remove::{Listed, clean, list, remove};
 pub use snapshot::{KnownLayer, Report, Snapshot, Usage};
 
 #[cfg(test)]

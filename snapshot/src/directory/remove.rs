@@ -63,6 +63,16 @@ pub fn list(directory: &Path, after: &str, most: usize) -> Result<Vec<Listed>, F
     Ok(listed)
 }
 
+/// Removes what processes that were killed have left of snapshots in a directory. What is being made
+/// or removed stays.
+///
+/// # Errors
+/// The directory cannot be opened.
+pub fn clean(directory: &Path) -> Result<(), FileError> {
+    sweep(&Folder::open(directory).map_err(FileError::at("open", directory))?);
+    Ok(())
+}
+
 /// Removes a snapshot, even a damaged one, but nothing else. Snapshots that share files with it are
 /// not affected.
 ///

@@ -96,7 +96,7 @@ fn python_runs_with_its_standard_library(stage: &Stage) -> Outcome {
 fn a_guest_of_4_gib_boots_without_touching_its_ram(stage: &Stage) -> Outcome {
     const MOST_KIB: u64 = 48 << 10;
     let host = stage.host()?;
-    host.run("vast", &["-m", "4G"])?;
+    host.run("vast", &["--cold", "-m", "4G"])?;
     let total = host.vm("vast").sh("awk '/^MemTotal/ {print $2}' /proc/meminfo")?;
     let (own, shared) = memory_kib(host, "vast")?;
     host.vm("vast").kill()?;

@@ -40,6 +40,7 @@ mod family;
 mod floods;
 mod forks;
 mod generations;
+mod images;
 mod interrupts;
 mod network;
 mod operator;
@@ -75,8 +76,11 @@ fn main() -> ExitCode {
     }
     // Guests share two or so CPUs: one story at a time unless someone says otherwise.
     arguments.test_threads = arguments.test_threads.or(Some(1));
-    let stage =
-        Setup::from_env().map(|setup| Arc::new(Stage::new(setup))).map_err(|missing| missing.to_string());
+    let stage = Setup::from_env().map_err(|missing| missing.to_string());
+    let stage = stage.and_then(|setup| Stage::new(setup).map_err(|error| error.to_string())).map(Arc::new);
+    if let Ok(stage) = &stage {
+        stage.share_images();
+    }
     let conclusion = libtest_mimic::run(&arguments, stories().map(|story| trial(&stage, story)).collect());
     let failed = conclusion.has_failed();
     match stage.ok().and_then(Arc::into_inner).map(Stage::close) {
@@ -90,7 +94,7 @@ fn main() -> ExitCode {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 20] = [
+    let modules: [&[Story]; 21] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -105,6 +109,7 @@ fn stories() -> impl Iterator<Item = Story> {
         tickets::STORIES,
         walk::STORIES,
         generations::STORIES,
+        images::STORIES,
         snapshots::STORIES,
         damage::STORIES,
         cluster::STORIES,

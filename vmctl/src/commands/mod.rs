@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod events;
 pub mod exec;
 pub mod hosts;
+pub mod image;
 pub mod inspect;
 pub mod join;
 pub mod kill;
@@ -102,6 +103,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         Command::Run(arguments) => run::run(&context, arguments).await,
         Command::Clone(arguments) => clone::run(&context, arguments).await,
         Command::Ls => ls::run(&context).await,
+        Command::Image(command) => image::run(&context, command).await,
         Command::Inspect(arguments) => inspect::run(&context, arguments).await,
         Command::Console(arguments) => console::run(&context, arguments).await,
         Command::Logs(arguments) => logs::run(&context, arguments).await,

@@ -47,6 +47,9 @@ pub struct Arguments {
     /// Added to the kernel's command line.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
+    /// Boot, even if there is an image of such a VM (`vmctl image ls`).
+    #[arg(long)]
+    cold: bool,
     /// Do not wait until the agent is ready.
     #[arg(long, alias = "detach")]
     no_wait: bool,
@@ -77,6 +80,7 @@ fn request(arguments: Arguments) -> CreateVmRequest {
         rootfs: arguments.rootfs.as_deref().map(absolute).unwrap_or_default(),
         cmdline: arguments.cmdline.unwrap_or_default(),
         ports: arguments.publish,
+        cold: arguments.cold,
     }
 }
 
@@ -91,7 +95,7 @@ async fn wait_ready(client: &mut Client, vm: Vm, timeout: Option<u64>) -> Result
             ProgressStyle::with_template("{spinner} {msg} {elapsed}")
                 .unwrap_or(ProgressStyle::default_spinner()),
         )
-        .with_message(format!("{} boots", vm.name));
+        .with_message(format!("{} {}", vm.name, if vm.image.is_empty() { "boots" } else { "starts" }));
     bar.enable_steady_tick(Duration::from_millis(200));
     let request = WaitVmRequest {
         name: vm.name.clone(),

@@ -1,10 +1,10 @@
 //! `Console`: the serial console, in both directions.
 
 use super::{Answers, Permit, STREAM_QUEUE, status::invalid};
-use crate::vms::Host;
+use crate::vms::{Host, Vm};
 use patina_control::messages::Open;
 use patina_proto::v1::{self, console_request};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::mpsc,
@@ -34,13 +34,15 @@ pub async fn run(
     let Some(console_request::Message::Attach(attach)) = first.and_then(|first| first.message) else {
         return Err(invalid("attach", "the first message says which console"));
     };
-    let console = host.find(&attach.name).await?.open(Open::Console).await?;
+    let vm = host.find(&attach.name).await?;
+    let console = vm.open(Open::Console).await?;
     let (answers, receiver) = mpsc::channel(STREAM_QUEUE);
-    tokio::spawn(session(requests, console, answers));
+    tokio::spawn(session(vm, requests, console, answers));
     Ok(permit.answers(receiver))
 }
 
 async fn session(
+    vm: Arc<Vm>,
     requests: Streaming<v1::ConsoleRequest>,
     console: impl AsyncRead + AsyncWrite + Send,
     answers: Sender,
@@ -48,7 +50,7 @@ async fn session(
     let (mut output, mut input) = tokio::io::split(console);
     let last = tokio::select! {
         last = relay_output(&mut output, &answers) => last,
-        last = relay_input(requests, &mut input) => last,
+        last = relay_input(&vm, requests, &mut input) => last,
         () = answers.closed() => None,
     };
     if let Some(status) = last
@@ -71,6 +73,7 @@ async fn relay_output(console: &mut (impl AsyncRead + Unpin), answers: &Sender) 
 }
 
 async fn relay_input(
+    vm: &Vm,
     mut requests: Streaming<v1::ConsoleRequest>,
     console: &mut (impl AsyncWrite + Unpin),
 ) -> Option<Status> {
@@ -82,6 +85,9 @@ async fn relay_input(
             Ok(None) => std::future::pending().await,
             Err(status) => return Some(status),
         };
+        if !input.is_empty() {
+            vm.note_typed();
+        }
         if let Err(error) = console.write_all(&input).await {
             return Some(Status::unavailable(format!("write to the console: {error}")));
         }

@@ -55,6 +55,7 @@ pub fn vm(vm: &Vm) -> v1::Vm {
         ticket: record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
         ready_after_us: status.ready_after_us.unwrap_or(0),
         snapshot: record.snapshot.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        image: record.image.clone().unwrap_or_default(),
         ..v1::Vm::default()
     };
     let problem = status.problem();

@@ -41,6 +41,25 @@ impl Facts {
     }
 }
 
+/// What a guest adapts itself to when it boots: the CPU with its features, the kind of KVM, and the
+/// host's kernel. Of the features follow the state components that a guest enables (XCR0). The
+/// frequency of the TSC is not in it: it is measured anew at each start of the host, and compared
+/// when a VM starts.
+#[must_use]
+pub fn kind_of_host() -> String {
+    let facts = Facts::gather();
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    format!("{:?}\n{}\n{}", facts.kvm, facts.kernel, cpu(&cpuinfo))
+}
+
+/// The lines about the first CPU that say what it is and can.
+fn cpu(cpuinfo: &str) -> String {
+    const LINES: [&str; 6] = ["vendor_id", "cpu family", "model", "stepping", "flags", "address sizes"];
+    let first = cpuinfo.lines().take_while(|line| !line.is_empty());
+    let of = |line: &&str| line.split_once(':').is_some_and(|(name, _)| LINES.contains(&name.trim()));
+    first.filter(of).map(|line| format!("{line}\n")).collect()
+}
+
 /// The module that runs guests without hardware says so by its name; the CPU's flags tell the other
 /// two apart.
 fn kvm_kind(loaded: impl Fn(&str) -> bool, cpuinfo: &str) -> KvmKind {
@@ -74,6 +93,19 @@ mod tests {
         assert_eq!(kvm_kind(|m| m == "kvm_amd", ""), KvmKind::Svm);
         assert_eq!(kvm_kind(none, "flags\t\t: fpu vmx sse"), KvmKind::Vmx);
         assert_eq!(kvm_kind(none, "flags\t\t: fpu svm_lock"), KvmKind::Software);
+    }
+
+    #[test]
+    fn a_host_is_of_another_kind_with_another_cpu_and_not_with_another_load() {
+        let cpuinfo = |flags: &str, mhz: u32| {
+            format!(
+                "processor\t: 0\nvendor_id\t: X\nmodel\t\t: 1\nmodel name\t: Y\ncpu MHz\t\t: {mhz}\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t: z\n"
+            )
+        };
+        assert_eq!(cpu(&cpuinfo("a b", 1)), "vendor_id\t: X\nmodel\t\t: 1\nflags\t\t: a b\n");
+        assert_eq!(cpu(&cpuinfo("a b", 1)), cpu(&cpuinfo("a b", 2)));
+        assert_ne!(cpu(&cpuinfo("a b", 1)), cpu(&cpuinfo("a", 1)));
+        assert_eq!(kind_of_host(), kind_of_host());
     }
 
     #[test]

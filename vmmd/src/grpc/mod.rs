@@ -2,7 +2,7 @@
 //!
 //! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`]: the streaming ones.
 //! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`snapshots`]: snapshots as
-//!   messages; [`facts`]: facts about this host; [`limit`]: the number of concurrent calls.
+//!   messages, [`images`]: images as messages; [`facts`]: facts about this host; [`limit`]: the number of concurrent calls.
 //!
 //! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the
 //! answer.
@@ -11,6 +11,7 @@ pub mod console;
 pub mod convert;
 pub mod exec;
 pub mod facts;
+pub mod images;
 pub mod limit;
 pub mod logs;
 pub mod service;

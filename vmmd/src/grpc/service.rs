@@ -1,7 +1,7 @@
 //! The calls of `patina.v1.Vmmd`.
 
 use super::{
-    Answers, Streams, console, convert, exec, facts::Facts, logs, snapshots, status::invalid, watch,
+    Answers, Streams, console, convert, exec, facts::Facts, images, logs, snapshots, status::invalid, watch,
 };
 use crate::{
     clock::unix_ms,
@@ -289,6 +289,23 @@ impl Vmmd for Service {
     ) -> Result<Response<v1::RemoveSnapshotResponse>, Status> {
         self.host.remove_snapshot(self.place(&request.into_inner().path)?).await?;
         Ok(Response::new(v1::RemoveSnapshotResponse {}))
+    }
+
+    async fn list_images(
+        &self,
+        request: Request<v1::ListImagesRequest>,
+    ) -> Result<Response<v1::ListImagesResponse>, Status> {
+        let v1::ListImagesRequest { page_size, page_token } = request.into_inner();
+        let (all, vms) = (self.host.images().await?, self.host.table.all());
+        Ok(Response::new(images::page(all, &vms, &page_token, page_size)))
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<v1::PruneImagesRequest>,
+    ) -> Result<Response<v1::PruneImagesResponse>, Status> {
+        let pruned = self.host.prune_images(request.into_inner().all).await?;
+        Ok(Response::new(images::pruned(&pruned)))
     }
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {

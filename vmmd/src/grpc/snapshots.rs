@@ -16,7 +16,7 @@ use patina_snapshot::{
 use std::path::Path;
 
 /// Most snapshots on a page: the longest fit into the largest message that clients take.
-const PAGE_MAX: usize = 200;
+pub(super) const PAGE_MAX: usize = 200;
 const KIB: u64 = 1024;
 
 /// What came of keeping a VM.
@@ -87,7 +87,7 @@ pub fn page(from: Vec<Listed>, size: usize) -> v1::ListSnapshotsResponse {
     v1::ListSnapshotsResponse { snapshots, next_page_token: next.unwrap_or_default() }
 }
 
-fn listed(Listed { place, found }: Listed) -> v1::Snapshot {
+pub(super) fn listed(Listed { place, found }: Listed) -> v1::Snapshot {
     match found {
         Ok((manifest, usage)) => of(&place, &manifest, usage),
         Err(error) => v1::Snapshot {

@@ -119,6 +119,8 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Invalid(_) => (Code::InvalidArgument, "INVALID_FIELD"),
         Error::Image(_) => (Code::InvalidArgument, "BAD_IMAGE"),
         Error::Snapshot(error) => classify_fault(error.fault()),
+        // Neither reaches a caller: one is of the start of vmmd, the other only logged.
+        Error::ImageCache(_) | Error::TypedOn(_) => (Code::Internal, "IMAGE_FAILED"),
         Error::NotFound(_) => (Code::NotFound, "NO_SUCH_VM"),
         Error::Adopting(_) | Error::Starting => (Code::Unavailable, "VMMD_STARTS"),
         Error::Broken { .. } => (Code::FailedPrecondition, "VM_BROKEN"),

@@ -31,6 +31,8 @@ pub struct Spec {
     pub rootfs: PathBuf,
     /// At most [`PORTS_MAX`], no host address twice.
     pub ports: Vec<Port>,
+    /// It boots, even if there is an image of its kind.
+    pub cold: bool,
 }
 
 /// A port of the guest, reachable on the host.
@@ -94,7 +96,16 @@ impl Spec {
         if !wrong.is_empty() {
             return Err(wrong);
         }
-        Ok(Self { name, vcpus, memory_mib, cmdline: request.cmdline, kernel, rootfs, ports })
+        Ok(Self {
+            name,
+            vcpus,
+            memory_mib,
+            cmdline: request.cmdline,
+            kernel,
+            rootfs,
+            ports,
+            cold: request.cold,
+        })
     }
 }
 

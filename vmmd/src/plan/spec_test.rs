@@ -29,6 +29,7 @@ fn every_wrong_field_is_named() {
         rootfs: "r".into(),
         cmdline: "a\nb".into(),
         ports: vec![port(0, 80, ""), port(80, 65536, ""), port(1, 1, "localhost")],
+        cold: false,
     };
     let expected = [
         "name",

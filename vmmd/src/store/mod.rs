@@ -13,6 +13,7 @@
 //!                             it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
 //!  STATE/snapshots/NAME/      snapshots that are named without a path
+//!  STATE/images/KEY/          images of booted VMs: see [`crate::vms::image_cache`]
 //!  STATE/pager/               the pager's socket and log, and its layers: see [`crate::pager`]
 //!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see
 //!                             [`prefault`]

@@ -52,6 +52,10 @@ pub struct Record {
     /// The snapshot that its family was restored from. None: the family's master booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<PathBuf>,
+    /// The key of the image that its family's master started from. None: the master booted, or was
+    /// restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// The ticket that it was made under.
     #[serde(default)]
     pub ticket: Option<Uuid>,
@@ -130,6 +134,7 @@ pub(crate) mod tests {
             rootfs_file: None,
             kernel_file: None,
             snapshot: None,
+            image: None,
             ticket: None,
             created_unix_ms: 1,
             process: None,

@@ -206,9 +206,24 @@ impl Host {
             tracing::error!(vm = record.name, %error, "its memory is not served any longer");
             None
         });
-        let found =
-            Supervised { dir, record, process, life, published, control, vmm_version, memory, reservation };
-        supervise(self, found)
+        let found = Supervised {
+            dir,
+            record,
+            process,
+            life,
+            published,
+            control,
+            vmm_version,
+            memory,
+            reservation,
+            keep: None,
+        };
+        let is_lazy = found.memory.is_some();
+        let vm = supervise(self, found);
+        if is_lazy {
+            self.hold_image(&vm);
+        }
+        vm
     }
 
     async fn publish_again(&self, record: &Record) -> Option<Published> {

@@ -10,11 +10,15 @@
 
 use super::{
     blocking::blocking,
+    booted::keep::Keep,
     error::Error,
     host::Host,
+    image_cache::cache::Making,
     images,
     parts::parts,
+    snapshots::from_image::{Files as Opened, Way},
     supervise::{Supervised, supervise},
+    table::HeldName,
     vm::Vm,
 };
 use crate::{
@@ -38,6 +42,7 @@ use crate::{
 };
 use patina_daemon::chain;
 use patina_proto::v1::EventKind;
+use patina_snapshot::manifest::ImageRef;
 use std::{fs::File, path::PathBuf, sync::Arc};
 use uuid::Uuid;
 
@@ -49,8 +54,13 @@ struct Files {
     kvm: File,
     start: Start,
     rootfs: File,
-    /// Which files kernel and root file system are.
-    ids: [FileId; 2],
+}
+
+impl Files {
+    fn to_boot(kvm: File, spec: Spec, files: Opened) -> Self {
+        let Opened { kernel: (kernel, _), rootfs: (rootfs, _) } = files;
+        Self { kvm, start: Start::Boot { kernel, cmdline: spec.cmdline }, rootfs }
+    }
 }
 
 impl Host {
@@ -71,24 +81,55 @@ impl Host {
             Some(name) => self.table.reserve(name.as_str())?,
             None => self.table.reserve_any(random)?,
         };
-        let (spec, files) = blocking(move || open_files(spec)).await?;
+        let host = Arc::clone(&self);
+        let open = move || {
+            let (spec, kvm, files) = open_files(spec)?;
+            let way = host.way(&spec, &files);
+            Ok((spec, kvm, files, way))
+        };
+        let (spec, kvm, files, way) = blocking(open).await?;
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
-        let [kernel_file, rootfs_file] = files.ids;
         let master = Master {
             vcpus: spec.vcpus,
             memory_mib: spec.memory_mib,
-            cmdline: spec.cmdline,
-            ports: spec.ports,
-            kernel: (spec.kernel, kernel_file),
-            rootfs: (spec.rootfs, rootfs_file),
+            cmdline: spec.cmdline.clone(),
+            ports: spec.ports.clone(),
+            kernel: (spec.kernel.clone(), files.kernel.1),
+            rootfs: (spec.rootfs.clone(), files.rootfs.1),
             snapshot: None,
         };
         let record = record(held_name.name(), family, net, master);
         self.load_prefault_list(&record).await;
-        let started = self.start(record, files).await;
-        let (dir, record, process) = match started {
+        let keep = match way {
+            Way::Image(key, snapshot, images) => match self.begin_from_image(&record, (key, &snapshot)).await
+            {
+                Ok(began) => {
+                    return Ok(self.present_from_image(began, held_name, bound, (key, snapshot)));
+                }
+                Err(error) => {
+                    let making = self.note_failed_image(&record.name, (key, snapshot), &error).await;
+                    making.map(|making| (making, images))
+                }
+            },
+            Way::Keep(making, images) => Some((making, images)),
+            Way::Boot => None,
+        };
+        self.boot(record, held_name, bound, Files::to_boot(kvm, spec, files), keep).await
+    }
+
+    /// Boots the master of a new family; on an error nothing of that is left.
+    async fn boot(
+        self: Arc<Self>,
+        record: Record,
+        held_name: HeldName,
+        bound: Bound,
+        files: Files,
+        keep: Option<(Making, [ImageRef; 2])>,
+    ) -> Result<Arc<Vm>, Error> {
+        let (net, family) = (record.net, record.family);
+        let (dir, record, process) = match self.start(record, files).await {
             Ok(started) => started,
             Err(error) => {
                 self.leave_family(net, family).await;
@@ -96,7 +137,10 @@ impl Host {
             }
         };
         let life = Lifecycle::running(None);
-        let published = net.ip(MASTER).map(|ip| bound.serve(ip));
+        let (published, keep) = match keep {
+            Some((making, images)) => (None, Some(Keep::new(making, images, bound))),
+            None => (net.ip(MASTER).map(|ip| bound.serve(ip)), None),
+        };
         let (control, vmm_version, reservation) = (None, None, None);
         let started = Supervised {
             dir,
@@ -108,6 +152,7 @@ impl Host {
             vmm_version,
             memory: None,
             reservation,
+            keep,
         };
         let vm = supervise(&self, started);
         held_name.fill(Arc::clone(&vm));
@@ -164,7 +209,7 @@ impl Host {
         let neighbours = self.net.neighbours(record.net);
         let spawned = blocking(move || {
             dir.save(&record, Lasting::Process)?;
-            let Files { kvm, start, rootfs, .. } = files;
+            let Files { kvm, start, rootfs } = files;
             let parts = parts(&record, start, (kvm, rootfs, tap), neighbours, Urgency::Normal);
             let process = spawn::spawn(&program, &record.name, &dir, parts)?;
             let record = Record { process: Some(process.id().clone()), ..record };
@@ -187,15 +232,13 @@ async fn write_down(dir: &VmDir, record: &Record, mut process: Process) -> Resul
     Err(error)
 }
 
-fn open_files(mut spec: Spec) -> Result<(Spec, Files), Error> {
+fn open_files(mut spec: Spec) -> Result<(Spec, File, Opened), Error> {
     // Snapshots and clones open them again: a link may lead to another file by then.
     spec.kernel = images::real_path("kernel", &spec.kernel)?;
-    let (kernel, kernel_file) = images::open_kernel(&spec.kernel)?;
+    let kernel = images::open_kernel(&spec.kernel)?;
     spec.rootfs = images::real_path("rootfs", &spec.rootfs)?;
-    let (rootfs, rootfs_file) = images::open_rootfs_for(&spec.rootfs, &kernel)?;
-    let start = Start::Boot { kernel, cmdline: spec.cmdline.clone() };
-    let ids = [kernel_file, rootfs_file];
-    Ok((spec, Files { kvm: spawn::open_kvm()?, start, rootfs, ids }))
+    let rootfs = images::open_rootfs_for(&spec.rootfs, &kernel.0)?;
+    Ok((spec, spawn::open_kvm()?, Opened { kernel, rootfs }))
 }
 
 /// What a master is to be.
@@ -230,6 +273,7 @@ pub(super) fn record(name: &str, family: Uuid, net: FamilyNet, master: Master) -
         rootfs_file: Some(rootfs_file),
         kernel_file: Some(kernel_file),
         snapshot: master.snapshot,
+        image: None,
         ticket: None,
         created_unix_ms: unix_ms(),
         process: None,

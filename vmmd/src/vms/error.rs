@@ -8,6 +8,7 @@ use crate::{
     store::StoreError,
 };
 use patina_abi::link::CallError;
+use patina_snapshot::directory::FileError;
 use std::io;
 use tonic::Status;
 use uuid::Uuid;
@@ -82,6 +83,12 @@ pub enum Error {
         /// The VM's state instead of ready.
         state: &'static str,
     },
+    /// The folder of images cannot be used.
+    #[error("open the folder of images; name another one with --image-cache, or none")]
+    ImageCache(#[source] FileError),
+    /// What was typed on the VM's console may have changed it.
+    #[error("keep VM {0:?} as an image: input was sent to its console as it booted")]
+    TypedOn(String),
     /// The VM's vmm is newer than this `vmmd`.
     #[error("clone VM {name:?}: {problem}")]
     NewerVmm {

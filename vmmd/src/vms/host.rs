@@ -2,6 +2,7 @@
 
 use super::{
     error::Error,
+    image_cache::cache::{CacheSettings, ImageCache},
     masters::ComingMasters,
     snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
     table::Table,
@@ -56,6 +57,11 @@ pub struct Settings {
     pub warm: usize,
     /// How many clones that have ended are kept.
     pub keep_ended: usize,
+    /// Where images of booted VMs are kept. None: every VM boots.
+    pub image_cache: Option<CacheSettings>,
+    /// What a guest adapts itself to when it boots: the CPU, the kind of KVM and the host's kernel,
+    /// in words. A VM starts from an image only where it is the same.
+    pub host_kind: String,
 }
 
 /// A call of a guest.
@@ -120,6 +126,8 @@ pub struct Host {
     pub(super) digests: Digests,
     // What the memory of restores under way will take.
     pub(super) room: Room,
+    // Images of booted VMs.
+    pub(super) image_cache: Option<ImageCache>,
     // What of the memory is in snapshots already.
     pub(super) known_layers: KnownLayers,
 }
@@ -154,6 +162,12 @@ impl Host {
             digests: Digests::default(),
             room: Room::default(),
             known_layers: KnownLayers::default(),
+            image_cache: settings
+                .image_cache
+                .clone()
+                .map(ImageCache::open)
+                .transpose()
+                .map_err(Error::ImageCache)?,
             settings,
             calls,
             state,

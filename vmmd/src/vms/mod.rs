@@ -6,6 +6,8 @@
 //!   clone will write first. [`remove`](mod@remove): removes ended VMs.
 //! - [`snapshots`]: keeps VMs on the disk, and restores them. [`snapshot_data`]: what that is made
 //!   of.
+//! - [`booted`]: keeps VMs that have just booted as images, for the next ones to start from.
+//!   [`image_cache`]: where these are.
 //! - [`supervise`]: one task per running VM, which serves its vmm and cleans up after its end.
 //! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs,
 //!   and carries out its kill orders. `masters`: families whose master is about to start. `keep_record`: writes how VMs ended.
@@ -16,6 +18,7 @@
 
 pub mod adopt;
 mod blocking;
+pub mod booted;
 pub mod clone;
 pub mod create;
 pub mod error;
@@ -24,6 +27,7 @@ mod family_tickets;
 pub mod gauges;
 pub mod guest;
 pub mod host;
+pub mod image_cache;
 pub mod images;
 mod keep_record;
 mod masters;

@@ -1,20 +1,22 @@
 //! One task per running VM. It reads from the vmm, ends it on request, and cleans up once after its
 //! end.
 //!
-//! - `talk`: the control connection; `calls`: the guest's calls over it.
+//! - `talk`: the control connection; `calls`: the guest's calls over it. `states`: what follows from
+//!   where the VM stands, and images.
 
 mod calls;
+mod states;
 mod talk;
 
 use super::{
+    booted::keep::Keep,
     host::Host,
     tickets,
     vm::{Status, ToEnd, Vm},
 };
 use crate::{
     clock::unix_ms,
-    metrics::Stage,
-    net::ports::Published,
+    net::ports::{Bound, Published},
     pager::book::LazyMemory,
     plan::lifecycle::{Ended, Event, Lifecycle, Phase},
     process::Process,
@@ -23,8 +25,8 @@ use crate::{
 use calls::Cancel;
 use patina_abi::link::REQUESTS_MAX;
 use patina_control::{
-    CLONABLE_OLDEST, VERSION,
-    end::End,
+    VERSION,
+    end::{End, EndKind},
     messages::{FromVmm, State, ToVmm},
 };
 use patina_daemon::chain;
@@ -78,6 +80,8 @@ pub struct Supervised {
     pub memory: Option<LazyMemory>,
     /// A clone's reservation on the host.
     pub reservation: Option<Reservation>,
+    /// It is to be kept as an image when it is ready, and its ports are not published before that.
+    pub keep: Option<Keep>,
 }
 
 /// Starts a VM's supervisor.
@@ -105,6 +109,8 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
         orders,
         said,
         talk: talk.abort_handle(),
+        keeping: JoinSet::new(),
+        unpublished: None,
         is_heard: false,
         is_unstarted: false,
         deadline: None,
@@ -136,6 +142,9 @@ struct Supervisor {
     kills: mpsc::Receiver<ToEnd>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<Heard>,
+    // It is ready, and is being frozen to be kept as an image; nobody hears that it is ready before.
+    keeping: JoinSet<Bound>,
+    unpublished: Option<State>,
     // Serves the control connection.
     talk: AbortHandle,
     // The vmm has said something on a control connection that is not known to have broken.
@@ -166,11 +175,13 @@ impl Supervisor {
                         Heard::Broke => self.forget_calls(),
                     }
                 },
+                Some(bound) = self.keeping.join_next() => self.kept(bound.ok()).await,
                 // An order to end only begins the end: the vmm is asked first, and has a deadline.
                 Some(why) = self.kills.recv() => self.ask_to_end(why),
                 // The vmm may wait for the page, and then it cannot end by itself.
                 end = lost(&mut self.vm.memory) => {
                     tracing::error!(kind = ?end.kind, reason = end.reason, "its memory is lost");
+                    self.discard_image(end.kind == EndKind::DataLoss).await;
                     self.vm.life.on(Event::Lost(end));
                     self.vm.memory = None;
                     self.end_by_force();
@@ -208,14 +219,7 @@ impl Supervisor {
                 if std::mem::take(&mut self.is_unstarted) {
                     self.deadline = None;
                 }
-                if self.vm.life.on(Event::Said(state)) {
-                    tracing::info!(state = self.vm.life.phase.word(), after_us = self.vm.life.ready_after_us);
-                    self.vm.record.ready_after_us = self.vm.life.ready_after_us;
-                    self.publish();
-                    self.tell_ready();
-                    self.on_phase();
-                    self.save(Lasting::Process).await;
-                }
+                self.reach(state).await;
             }
             FromVmm::GuestRequest { id, verb, args } => self.call(id, verb, args),
             FromVmm::GuestCancel { id } => {
@@ -241,26 +245,6 @@ impl Supervisor {
         self.publish();
         // A VM that was taken over may be ready already.
         self.on_phase();
-    }
-
-    fn tell_ready(&self) {
-        let Some(after_us) = self.vm.life.ready_after_us else { return };
-        if self.vm.record.vmid > 0 {
-            self.host.metrics.stage(Stage::Ready, Duration::from_micros(after_us));
-        }
-        let after = format!("after {}.{} ms", after_us / 1000, after_us % 1000 / 100);
-        self.host.tell(&self.vm.record, EventKind::Ready, after);
-    }
-
-    /// Nothing that a vmm may not know is asked of it before its version is known, and nothing for
-    /// clones of a VM that is not cloned.
-    fn on_phase(&self) {
-        let is_clonable = |version| (CLONABLE_OLDEST..=VERSION).contains(&version);
-        if self.vm.life.phase == Phase::Ready && self.vm.vmm_version.is_some_and(is_clonable) {
-            self.host.keep_pool(&self.vm.record);
-            self.host.learn_prefault_list(&self.handle);
-            self.handle.connect_ahead();
-        }
     }
 
     fn ask_to_end(&mut self, why: ToEnd) {
@@ -295,7 +279,11 @@ impl Supervisor {
         self.talk.abort();
         let exit = self.vm.process.exit();
         let (left, log_tail) = self.read_words().await;
+        if let Some(state) = self.unpublished.take() {
+            self.vm.life.on(Event::Said(state));
+        }
         self.vm.life.on(Event::Gone { left, exit, log_tail, unix_ms: unix_ms() });
+        self.keeping.shutdown().await;
         self.vm.published = None;
         self.vm.memory = None;
         self.tell_scheduler();
@@ -307,6 +295,8 @@ impl Supervisor {
             tracing::info!(kind = ?ended.end.kind, reason = ended.end.reason, "ended");
             self.host.tell(&self.vm.record, EventKind::Ended, ended.end.reason.clone());
             self.vm.record.ended = Some(ended.clone());
+            let is_early = self.vm.life.ready_after_us.is_none() && self.vm.record.vmid == 0;
+            self.discard_image(is_early && ended.end.kind != EndKind::Killed).await;
         }
         self.vm.record.ready_after_us = self.vm.life.ready_after_us;
         self.keep_record().await;

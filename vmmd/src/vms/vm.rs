@@ -11,7 +11,13 @@ use crate::{
     store::{VmDir, record::Record},
 };
 use patina_control::{CLONABLE_OLDEST, VERSION, end::EndKind, messages::Open};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     io::BufReader,
     net::UnixStream,
@@ -72,6 +78,8 @@ pub struct Vm {
     pub(super) spare: Mutex<Option<UnixStream>>,
     // What its guest leaves or reads of a join.
     pub(super) pieces: std::sync::Mutex<Pieces>,
+    // Somebody has sent input to its console.
+    is_typed_on: AtomicBool,
 }
 
 /// Why a VM is to end.
@@ -115,7 +123,19 @@ impl Vm {
             asked: Arc::new(Semaphore::new(1)),
             spare: Mutex::new(None),
             pieces: std::sync::Mutex::default(),
+            is_typed_on: AtomicBool::new(false),
         }
+    }
+
+    /// Input is about to be sent to its console.
+    pub fn note_typed(&self) {
+        self.is_typed_on.store(true, Ordering::Release);
+    }
+
+    /// Whether input was sent to its console, as far as this `vmmd` knows.
+    #[must_use]
+    pub fn is_typed_on(&self) -> bool {
+        self.is_typed_on.load(Ordering::Acquire)
     }
 
     /// Asks the VM's supervisor to kill the VM, for the reason that its record will give; does not

@@ -33,7 +33,7 @@ pub struct Bench {
     /// How many warm VMs its vmmd keeps; none unless a test is about them, so that nothing comes
     /// and goes unasked.
     pub warm: u16,
-    /// More arguments for its vmmd.
+    /// More arguments for its vmmd. Without `--image-cache` every VM boots.
     pub more: Vec<&'static str>,
     folder: TempDir,
     daemon: Option<Child>,
@@ -101,15 +101,21 @@ impl Bench {
 
     /// Gives this thread, and what it starts, mounts of its own, with a small disk for the state.
     pub fn small_state(&self) {
+        self.small("state", "8m");
+    }
+
+    /// The same for one of its folders, with a disk of this size.
+    pub fn small(&self, name: &str, size: &str) {
         // SAFETY: only this thread's view of mounts changes, and its working directory is its own
         // from now on.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
         let run = |arguments: &[&str]| {
             assert!(Command::new("mount").args(arguments).status().unwrap().success());
         };
-        fs::create_dir(self.path("state")).unwrap();
+        fs::create_dir(self.path(name)).unwrap();
         run(&["--make-rprivate", "/"]);
-        run(&["-t", "tmpfs", "-o", "size=8m", "tmpfs", self.path("state").to_str().unwrap()]);
+        let size = format!("size={size}");
+        run(&["-t", "tmpfs", "-o", &size, "tmpfs", self.path(name).to_str().unwrap()]);
     }
 
     /// The names under `vms/`.
@@ -193,6 +199,7 @@ impl Bench {
             .arg(Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/pager"))
             .arg("--warm")
             .arg(self.warm.to_string())
+            .args((!self.more.contains(&"--image-cache")).then_some("--image-cache=none"))
             .args(&self.more)
             .stdin(Stdio::null());
         command

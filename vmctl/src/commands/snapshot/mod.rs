@@ -2,7 +2,7 @@
 //!
 //! [`view`]: snapshots as tables and as JSON.
 
-mod view;
+pub mod view;
 
 use super::{
     Context, Several,

@@ -133,6 +133,20 @@ impl From<CreateSnapshotResponse> for CreatedView {
 }
 
 impl SnapshotView {
+    /// Why it cannot be read; empty: it can.
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+
+    /// What a list of images says of it: vCPUs, memory, disk space, command line, root file system.
+    /// None: it cannot be read.
+    pub fn as_image(&self) -> Option<[String; 5]> {
+        let memory = format!("{} MiB", self.memory_mib);
+        let disk = mebibytes(self.own_kib + self.shared_kib);
+        let row = [self.vcpus.to_string(), memory, disk, self.cmdline.clone(), self.rootfs.path.clone()];
+        self.problem.is_empty().then_some(row)
+    }
+
     fn data_kib(&self) -> u64 {
         self.layers.iter().map(|layer| layer.data_kib).sum()
     }
@@ -203,7 +217,7 @@ impl CreatedView {
 }
 
 /// `12.5 MiB`.
-fn mebibytes(kib: u64) -> String {
+pub fn mebibytes(kib: u64) -> String {
     format!("{}.{} MiB", kib / 1024, kib % 1024 * 10 / 1024)
 }
 

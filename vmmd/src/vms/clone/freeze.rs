@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 /// processes 2.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(75);
 
+/// The same for a VM that has just booted, whose first caller waits.
+const BOOTED_PATIENCE: Duration = Duration::from_secs(15);
+
 /// How long before its clones are granted a VM may have been frozen, ns.
 const EARLY_MAX_NS: u64 = 100_000_000;
 
@@ -115,16 +118,40 @@ impl Vm {
         prepare: Option<Prepare>,
         own: &dyn FillingLayers,
     ) -> Result<(Frozen, Generation), Error> {
-        let name = || self.record.name.clone();
         // It may have ended while this call waited for its turn.
         self.check_ready()?;
+        self.freeze_within(prepare, own, FREEZE_PATIENCE).await
+    }
+
+    /// Freezes a VM whose agent is ready although nobody else knows that yet, and lets it continue.
+    pub(in crate::vms) async fn freeze_booted(
+        &self,
+        own: &dyn FillingLayers,
+    ) -> Result<(Frozen, Generation), Error> {
+        let name = || self.record.name.clone();
+        let status = self.status();
+        if let Some(problem) = status.problem() {
+            return Err(Error::NewerVmm { name: name(), problem });
+        }
+        images::check_rootfs_again(&self.record.rootfs, self.record.rootfs_file)
+            .map_err(|source| Error::CloneRootfs { name: name(), source })?;
+        self.freeze_within(Some(Prepare::Ask { hold: true }), own, BOOTED_PATIENCE).await
+    }
+
+    async fn freeze_within(
+        &self,
+        prepare: Option<Prepare>,
+        own: &dyn FillingLayers,
+        patience: Duration,
+    ) -> Result<(Frozen, Generation), Error> {
+        let name = || self.record.name.clone();
         let spare = self.spare.lock().await.take();
         let frozen = async {
             let stream = match spare {
                 Some(stream) => stream,
                 None => control_client::connect(&self.dir).await?,
             };
-            let (frozen, sent) = control_client::freeze(stream, prepare, FREEZE_PATIENCE).await?;
+            let (frozen, sent) = control_client::freeze(stream, prepare, patience).await?;
             Ok((frozen, Generation::check(sent, self.record.memory_mib, own)?))
         };
         match frozen.await {

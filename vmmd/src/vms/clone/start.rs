@@ -144,8 +144,18 @@ impl Host {
         let Some(process) = warm.into_process() else { return Err(Error::Stopping) };
         let life = Lifecycle::running(None);
         let (published, reservation) = (None, None);
-        let started =
-            Supervised { dir, record, process, life, published, control, vmm_version, memory, reservation };
+        let started = Supervised {
+            dir,
+            record,
+            process,
+            life,
+            published,
+            control,
+            vmm_version,
+            memory,
+            reservation,
+            keep: None,
+        };
         Ok((started, turn, Times { sent: sent_after, executing: source.after(entered_ns) }))
     }
 

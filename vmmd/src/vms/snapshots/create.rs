@@ -129,7 +129,7 @@ impl Host {
         Ok(Kept { created, shown, freeze, frozen })
     }
 
-    fn write_snapshot(
+    pub(in crate::vms) fn write_snapshot(
         &self,
         place: &Path,
         description: &Description,
@@ -167,7 +167,7 @@ impl Host {
     }
 
     /// What a file is by its content, and which file it is. To be called where it may block.
-    pub(super) fn digest_of(
+    pub(in crate::vms) fn digest_of(
         &self,
         field: &'static str,
         path: &Path,
@@ -193,7 +193,7 @@ fn check_place(place: &Path) -> Result<(), SnapshotError> {
 }
 
 /// Whether the agent will notice that its VM was restored.
-fn check_agent(record: &Record, frozen: Frozen) -> Result<(), SnapshotError> {
+pub(in crate::vms) fn check_agent(record: &Record, frozen: Frozen) -> Result<(), SnapshotError> {
     let name = || record.name.clone();
     match frozen.agent_abi {
         0 => Err(SnapshotError::OldVmm(name())),
@@ -202,7 +202,8 @@ fn check_agent(record: &Record, frozen: Frozen) -> Result<(), SnapshotError> {
     }
 }
 
-fn describe(
+/// What a snapshot says of the VM.
+pub(in crate::vms) fn describe(
     record: &Record,
     [kernel, rootfs]: [ImageRef; 2],
     frozen: Frozen,

@@ -16,6 +16,7 @@ use crate::{
     process::{
         control_client::PATIENCE,
         generation::{Generation, PrefaultList},
+        turns::Turn,
     },
     store::record::{FileId, Record},
     vms::{
@@ -59,6 +60,15 @@ pub struct Restored {
     pub times: Times,
     /// What came of each of its clones, in the order of their vmids.
     pub clones: Vec<Outcome>,
+}
+
+/// A master that runs, and is not a VM for others yet.
+pub(in crate::vms) struct Began {
+    started: Supervised,
+    turn: Option<Turn>,
+    times: Times,
+    source: Source,
+    way: OnTheWay,
 }
 
 /// A snapshot that was opened, and the files of this host that its VMs need.
@@ -186,9 +196,24 @@ impl Host {
         arrived_ns: u64,
         abandoned: &CancellationToken,
     ) -> Result<(Arc<Vm>, Times, Source), Error> {
+        let began = self.begin_master(record, &opened.snapshot, arrived_ns, abandoned).await?;
+        let presented = self.present_master(began, held_name, bound);
+        let text = format!("from {}", opened.snapshot.place().display());
+        self.tell(&presented.0.record, EventKind::Restored, text);
+        Ok(presented)
+    }
+
+    /// Starts the family's master from the snapshot; on an error nothing of it is left.
+    pub(in crate::vms) async fn begin_master(
+        self: &Arc<Self>,
+        record: &Record,
+        snapshot: &Arc<Snapshot>,
+        arrived_ns: u64,
+        abandoned: &CancellationToken,
+    ) -> Result<Began, Error> {
         let way = OnTheWay::new(&self.on_the_way);
         let (pool_slot, _made) = self.make_warm(record, MASTER, record.name.clone(), For::Clone);
-        let loaded = self.load(Arc::clone(&opened.snapshot), record, abandoned.clone()).await;
+        let loaded = self.load(Arc::clone(snapshot), record, abandoned.clone()).await;
         let (generation, prefault_list) = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
@@ -199,17 +224,26 @@ impl Host {
         let warm = pool_slot.warm().await?;
         if abandoned.is_cancelled() {
             warm.discard().await;
-            return Err(SnapshotError::Abandoned(opened.snapshot.place().to_owned()).into());
+            return Err(SnapshotError::Abandoned(snapshot.place().to_owned()).into());
         }
         let parent = record.clone();
         let source = Source { parent, generation, prefault_list, ticket: None, arrived_ns };
         let (started, turn, times) = self.start_clone(&source, warm, record.clone()).await?;
+        Ok(Began { started, turn, times, source, way })
+    }
+
+    /// Makes a VM of what was started.
+    pub(in crate::vms) fn present_master(
+        self: &Arc<Self>,
+        began: Began,
+        held_name: HeldName,
+        bound: Bound,
+    ) -> (Arc<Vm>, Times, Source) {
+        let Began { started, turn, times, source, way } = began;
         let vm = self.supervise_master(started, bound);
         held_name.fill(Arc::clone(&vm));
-        let text = format!("from {}", opened.snapshot.place().display());
-        self.tell(&vm.record, EventKind::Restored, text);
         way.until_ready(Arc::clone(&vm), turn);
-        Ok((vm, times, source))
+        (vm, times, source)
     }
 
     fn supervise_master(self: &Arc<Self>, started: Supervised, bound: Bound) -> Arc<Vm> {
