@@ -3,8 +3,8 @@
 
 use crate::{smaps::SmapsError, usage::UsageError};
 use patina_proto::v1::{
-    CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, Prepare, RemoveVmRequest, Vm,
-    WaitVmRequest, clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
+    CloneOutcome, CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, Prepare, RemoveVmRequest,
+    Vm, WaitVmRequest, clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
 };
 use patina_tests::{
     host::{Host, HostError, succeeded},
@@ -95,6 +95,20 @@ pub enum DaemonError {
     /// A signal asked us to end.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// The names of VMs that were made of `parent`, and of each the call's arrival to its first
+/// instruction, microseconds.
+pub fn all_made(parent: &str, outcomes: Vec<CloneOutcome>) -> Result<(Vec<String>, Vec<f64>), DaemonError> {
+    let made = outcomes.into_iter().map(|CloneOutcome { vmid, outcome, executing_after_us }| {
+        let why = match outcome {
+            Some(Outcome::Vm(vm)) => return Ok((vm.name, executing_after_us as f64)),
+            Some(Outcome::Error(error)) => error,
+            None => "vmmd says neither what it is nor why".to_owned(),
+        };
+        Err(DaemonError::Clone { parent: parent.to_owned(), vmid, why })
+    });
+    made.collect()
 }
 
 /// A failed call.
@@ -223,20 +237,7 @@ impl Daemon {
         let parent = &request.name.clone();
         let called = Instant::now();
         let made = self.client.clone().clone_vm(request).await.map_err(call("CloneVm", parent))?.into_inner();
-        let (mut names, mut executing_us) = (Vec::new(), Vec::new());
-        for clone in made.clones {
-            match clone.outcome {
-                Some(Outcome::Vm(vm)) => names.push(vm.name),
-                other => {
-                    let why = match other {
-                        Some(Outcome::Error(error)) => error,
-                        _ => "vmmd says neither what it is nor why".to_owned(),
-                    };
-                    return Err(DaemonError::Clone { parent: parent.to_owned(), vmid: clone.vmid, why });
-                }
-            }
-            executing_us.push(clone.executing_after_us as f64);
-        }
+        let (names, executing_us) = all_made(parent, made.clones)?;
         let (pause_us, freeze_us) = (made.pause_us as f64, made.freeze_us as f64);
         Ok(Cloned { called, names, executing_us, pause_us, freeze_us, copied_kib: made.copied_kib as f64 })
     }

@@ -6,10 +6,13 @@
 //! - [`mod@clone`]: the cost of a clone for its parent, how soon clones are ready, and the same
 //!   with QEMU ([`qemu`]).
 //! - [`ticket`]: the cost of a grant, without guests.
+//! - [`restore`]: how soon VMs that are restored from a snapshot run and are ready, what they read
+//!   and what they have to themselves, beside a plain mapping and QEMU; VMs of a booted image.
 //! - [`fault`]: the cost of a page fault that the pager answers, without guests.
 //! - [`cornering`]: 100 clones are killed and 100 others are ready.
 //! - [`floors`]: the kernel's cost of the smallest part of each.
 //! - [`daemon`], [`talk`]: a `vmmd` for the benchmark alone, and the programs in its guests.
+//! - [`only`]: the parts that somebody wants.
 //! - [`report`]: figures and their limits, as a table and as JSON; [`host`]: the machine.
 //! - [`smaps`]: the memory of a process; [`usage`]: the CPU time of its threads.
 //!
@@ -23,8 +26,10 @@ mod daemon;
 mod fault;
 mod floors;
 mod host;
+mod only;
 mod qemu;
 mod report;
+mod restore;
 mod smaps;
 mod talk;
 mod ticket;
@@ -59,8 +64,8 @@ struct Arguments {
     /// Measure everything, but less often.
     #[arg(long)]
     quick: bool,
-    /// Of `clone`, measure only the parts that have a row whose name begins so. May be given
-    /// several times.
+    /// Of `clone` and `restore`, measure only the parts that have a row whose name begins so. May
+    /// be given several times.
     #[arg(long, value_name = "ROW-PREFIX")]
     only: Vec<String>,
     /// Measure the binaries in this directory (vmm, vmmd, vmctl, scheduler), of another revision
@@ -111,6 +116,8 @@ enum Name {
     Cornering,
     /// Page faults that the pager answers: needs no guests.
     Fault,
+    /// VMs from snapshots and from booted images: how soon they run, what they read and keep.
+    Restore,
     /// Grants of tickets: needs no guests.
     Ticket,
 }
@@ -162,7 +169,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             (boot::measure(&arguments.setup()?, boots)?, Vec::new())
         }
         Name::Clone => {
-            let only = clone::Only::new(&arguments.only)?;
+            let only = only::Only::new("clone", &arguments.only, &clone::PARTS)?;
             runtime.block_on(unless_interrupted(clone::measure(
                 &arguments.setup()?,
                 &host,
@@ -175,6 +182,15 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             runtime.block_on(unless_interrupted(cornering::measure(&arguments.setup()?, &host, rounds)))?
         }
         Name::Fault => fault::measure(&bin_dir, fault::Plan::new(quick))?,
+        Name::Restore => {
+            let only = only::Only::new("restore", &arguments.only, &restore::PARTS)?;
+            runtime.block_on(unless_interrupted(restore::measure(
+                &arguments.setup()?,
+                &host,
+                restore::Plan::new(quick),
+                &only,
+            )))?
+        }
         Name::Ticket => {
             runtime.block_on(unless_interrupted(ticket::measure(&bin_dir, ticket::Plan::new(quick))))?
         }

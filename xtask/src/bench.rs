@@ -4,7 +4,7 @@ use crate::{
     build::{self, BuildError},
     check::with_setup,
     run::{RunError, cargo, run, target_dir},
-    steps::Steps,
+    steps::{Steps, with_causes},
 };
 use patina_images::Stderr as Progress;
 use patina_tests::setup::BIN_DIR;
@@ -13,7 +13,10 @@ use std::{env, ffi::OsString, path::Path};
 /// The recipe of the image with the programs that measure the guest.
 const BENCH_RECIPE: &str = "bench";
 /// Debian packages that a benchmark needs besides those of the image.
-const PACKAGES: [(&str, &str, &str); 1] = [("clone", "qemu-system-x86", "the comparison with clones")];
+const PACKAGES: [(&str, &str, &str); 1] = [("clone", QEMU, "the comparison with clones")];
+/// Those that it does without if they cannot be had: it says so.
+const OPTIONAL_PACKAGES: [(&str, &str, &str); 1] = [("restore", QEMU, "the comparison with restores")];
+const QEMU: &str = "qemu-system-x86";
 
 /// The benchmarks that run no guests: they need no images.
 const WITHOUT_GUESTS: [&str; 2] = ["fault", "ticket"];
@@ -32,13 +35,21 @@ pub enum BenchError {
     Run(#[from] RunError),
 }
 
+/// Installs the packages of a benchmark.
+fn ensure(packages: &[(&str, &str, &str)], name: &str) -> Result<(), patina_images::Error> {
+    let needed = packages.iter().filter(|(bench, ..)| *bench == name);
+    let needed: Vec<_> = needed.map(|&(_, package, what_for)| (package, what_for)).collect();
+    Ok(patina_images::ensure_packages(&needed, &mut Progress::new())?)
+}
+
 /// Runs the benchmark `name` with `options`, in less time with `quick`; writes its figures as JSON
 /// to `json` or standard output.
 pub fn bench(name: &str, json: Option<&Path>, quick: bool, options: &[OsString]) -> Result<(), BenchError> {
     let steps = Steps::new();
-    let needed = PACKAGES.iter().filter(|(bench, ..)| *bench == name);
-    let needed: Vec<_> = needed.map(|&(_, package, what_for)| (package, what_for)).collect();
-    patina_images::ensure_packages(&needed, &mut Progress::new()).map_err(patina_images::Error::from)?;
+    ensure(&PACKAGES, name)?;
+    if let Err(error) = ensure(&OPTIONAL_PACKAGES, name) {
+        patina_daemon::say!("without {QEMU}: {}", with_causes(&error));
+    }
     let setup =
         if WITHOUT_GUESTS.contains(&name) { None } else { Some(build::everything(&steps, BENCH_RECIPE)?) };
     build::packages()?;

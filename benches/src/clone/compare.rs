@@ -10,7 +10,7 @@ use crate::{
     report::{Figures, Metric},
 };
 use patina_tests::setup::Setup;
-use std::{collections::BTreeMap, process::Command};
+use std::collections::BTreeMap;
 
 /// Rows that only QEMU's part has.
 pub const ROWS: [&str; 4] = ["qemu_save_ms", "qemu_private_kib", "qemu_ratio_1", "qemu_template_ratio_1"];
@@ -110,10 +110,7 @@ pub fn our_rows(ours: &BTreeMap<u32, Ours>) -> Vec<Metric> {
 }
 
 fn note(software: bool, state_mib: f64) -> String {
-    let version = Command::new(qemu::PROGRAM).arg("--version").output();
-    let version =
-        version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let version = version.lines().next().unwrap_or_default();
+    let version = qemu::version();
     let made = if software {
         "booted by QEMU's translator (in its KVM the kernel stops at an int3 here), saved and started with KVM"
     } else {

@@ -1,9 +1,10 @@
 //! The cost of a clone for the VM that is cloned.
 
-use super::{Only, Plan};
+use super::Plan;
 use crate::{
     daemon::{Daemon, DaemonError},
     floors::Floors,
+    only::Only,
     report::Metric,
     talk::Program,
 };
@@ -187,6 +188,11 @@ impl Master {
             cloned.copied_kib / 1024.0
         );
         Ok(cloned.pause_us)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Ends it.

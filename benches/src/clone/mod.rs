@@ -10,7 +10,7 @@
 //! come first, while nothing else runs.
 
 mod compare;
-mod masters;
+pub mod masters;
 mod sizes;
 mod starts;
 
@@ -18,6 +18,7 @@ use crate::{
     daemon::{Daemon, DaemonError},
     floors::Floors,
     host::HostFacts,
+    only::Only,
     report::Metric,
 };
 use patina_tests::setup::Setup;
@@ -42,45 +43,18 @@ pub struct Plan {
     crowds: usize,
 }
 
-/// Which parts of the benchmark somebody wants: those with a row whose name begins with one of
-/// these, or all where there are none.
-#[derive(Debug)]
-pub struct Only(Vec<String>);
-
-/// No row begins so.
-#[derive(Debug, thiserror::Error)]
-#[error("no row of `clone` begins with {0:?}; there are: {known}", known = known_rows().collect::<Vec<_>>().join(" "))]
-pub struct NoSuchRow(String);
-
-fn known_rows() -> impl Iterator<Item = &'static str> {
-    let parts: [&[&str]; 9] = [
-        &compare::ROWS,
-        &masters::FIRST_ROWS,
-        &masters::TOUCH_ROWS,
-        &masters::AGAIN_ROWS,
-        &masters::SINGLE_ROWS,
-        &sizes::ROWS,
-        &starts::ANSWER_ROWS,
-        &starts::FAMILY_ROWS,
-        &starts::CROWD_ROWS,
-    ];
-    parts.into_iter().flatten().copied()
-}
-
-impl Only {
-    /// Of prefixes of rows.
-    pub fn new(prefixes: &[String]) -> Result<Self, NoSuchRow> {
-        match prefixes.iter().find(|prefix| !known_rows().any(|row| row.starts_with(prefix.as_str()))) {
-            Some(prefix) => Err(NoSuchRow(prefix.clone())),
-            None => Ok(Self(prefixes.to_vec())),
-        }
-    }
-
-    /// Whether a part with these rows is wanted.
-    pub fn wants(&self, rows: &[&str]) -> bool {
-        self.0.is_empty() || rows.iter().any(|row| self.0.iter().any(|prefix| row.starts_with(prefix)))
-    }
-}
+/// All rows, by the parts that are measured together.
+pub const PARTS: [&[&str]; 9] = [
+    &compare::ROWS,
+    &masters::FIRST_ROWS,
+    &masters::TOUCH_ROWS,
+    &masters::AGAIN_ROWS,
+    &masters::SINGLE_ROWS,
+    &sizes::ROWS,
+    &starts::ANSWER_ROWS,
+    &starts::FAMILY_ROWS,
+    &starts::CROWD_ROWS,
+];
 
 impl Plan {
     /// All that the figures need; `quick` when somebody waits for them.
@@ -165,20 +139,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_chooses_parts_and_one_that_no_row_has_is_refused() {
-        let only = |prefixes: &[&str]| {
-            Only::new(&prefixes.iter().map(|&prefix| prefix.to_owned()).collect::<Vec<_>>())
-        };
-        let all = only(&[]).unwrap();
-        assert!(all.wants(&sizes::ROWS) && all.wants(&compare::ROWS));
-        let some = only(&["pause_again_4g", "ready_250"]).unwrap();
+    fn parts_are_chosen_by_their_rows() {
+        let some =
+            Only::new("clone", &["pause_again_4g".to_owned(), "ready_250".to_owned()], &PARTS).unwrap();
         assert!(some.wants(&sizes::ROWS) && some.wants(&starts::CROWD_ROWS));
-        assert!(
-            !some.wants(&["pause_again_1g_us"])
-                && !some.wants(&masters::rows())
-                && !some.wants(&compare::ROWS)
-        );
-        let error = only(&["pause_agian"]).unwrap_err().to_string();
-        assert!(error.contains("pause_agian") && error.contains("ready_250_ratio"), "{error}");
+        assert!(!some.wants(&masters::rows()) && !some.wants(&compare::ROWS));
     }
 }

@@ -60,8 +60,7 @@ impl Drop for View {
     }
 }
 
-/// A VM with one page of RAM, which begins with `mov al, 1; out 0x10, al`. The memory is dropped
-/// after the VM.
+/// A VM whose RAM begins with `mov al, 1; out 0x10, al`. The memory is dropped after the VM.
 pub struct TinyGuest {
     vcpu: VcpuFd,
     _vm: VmFd,
@@ -69,15 +68,19 @@ pub struct TinyGuest {
 }
 
 impl TinyGuest {
-    /// Gives the VM its memory and its vCPU its registers.
+    /// One with a page of fresh RAM.
     pub fn new(vm: VmFd, vcpu: VcpuFd) -> Result<Self, FloorError> {
-        let mut ram = View::anonymous(PAGE_BYTES).map_err(memory("map a page"))?;
+        Self::on(vm, vcpu, View::anonymous(PAGE_BYTES).map_err(memory("map a page"))?)
+    }
+
+    /// Gives the VM its RAM and its vCPU its registers. The first page of the RAM is written to.
+    pub fn on(vm: VmFd, vcpu: VcpuFd, mut ram: View) -> Result<Self, FloorError> {
         ram.write(&[0xb0, 0x01, 0xe6, 0x10]);
         let slot = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
             guest_phys_addr: 0,
-            memory_size: PAGE_BYTES as u64,
+            memory_size: ram.bytes as u64,
             userspace_addr: ram.at as u64,
         };
         // SAFETY: the range is the mapping of `ram`, which lives as long as the VM.

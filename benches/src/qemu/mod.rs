@@ -28,6 +28,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -74,6 +75,13 @@ pub enum QemuError {
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> QemuError {
     move |source| QemuError::System { what, source }
+}
+
+/// What QEMU says of itself; empty if there is none.
+pub fn version() -> String {
+    let said = Command::new(PROGRAM).arg("--version").output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    said.lines().next().unwrap_or_default().to_owned()
 }
 
 /// How the guest's memory gets from the saved VM into the others.
