@@ -108,7 +108,7 @@ fn main() {
             let kind = kind.map(|kind| serde_json::from_value(kind.into()).unwrap());
             let facts = Some(layout::to_bytes(&state::facts(kind)));
             let check = HostCheck { pagemap_fault: None, facts };
-            return writeln!(std::io::stdout(), "{}", serde_json::to_string(&check).unwrap()).unwrap();
+            return std::io::stdout().write_all(&serde_json::to_vec(&check).unwrap()).unwrap();
         }
         option => assert_eq!(option, Some("--config-fd")),
     }

@@ -50,8 +50,8 @@ impl HostView {
             "" => "yes".to_owned(),
             problem => format!("no: {problem}"),
         };
-        let tsc = (self.tsc_khz > 0).then(|| format!("{} kHz", self.tsc_khz)).unwrap_or_default();
-        let xcr0 = (self.xcr0 > 0).then(|| format!("{:#x}", self.xcr0)).unwrap_or_default();
+        let tsc = if self.tsc_khz > 0 { format!("{} kHz", self.tsc_khz) } else { String::new() };
+        let xcr0 = if self.xcr0 > 0 { format!("{:#x}", self.xcr0) } else { String::new() };
         vec![
             ("cpu", self.cpu.clone()),
             ("kvm", self.kvm.clone()),
