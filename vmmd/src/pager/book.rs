@@ -291,6 +291,14 @@ impl FillingLayer for LazyLayer {
         *self.fill.borrow() == Fill::Complete
     }
 
+    fn settled(&self) -> BoxFuture<'static, ()> {
+        let mut fill = self.fill.clone();
+        Box::pin(async move {
+            // An error: nobody uses the layer any longer.
+            drop(fill.wait_for(|fill| *fill != Fill::Filling).await);
+        })
+    }
+
     fn completed(&self) -> BoxFuture<'_, Result<(), String>> {
         let mut fill = self.fill.clone();
         Box::pin(async move {

@@ -22,6 +22,10 @@ pub trait FillingLayer: fmt::Debug + Send + Sync {
     fn id(&self) -> &Id;
     /// Whether all of it is in its memfd, which is sealed then.
     fn is_complete(&self) -> bool;
+    /// Waits until all of it has arrived, nothing more is fetched unasked, or nobody uses it any
+    /// longer. Does not itself use it.
+    fn settled(&self) -> BoxFuture<'static, ()>;
+
     /// Waits until it is; or until its source has failed too often, and why.
     fn completed(&self) -> BoxFuture<'_, Result<(), String>>;
 }

@@ -329,6 +329,10 @@ mod tests {
             false
         }
 
+        fn settled(&self) -> futures::future::BoxFuture<'static, ()> {
+            Box::pin(std::future::ready(()))
+        }
+
         fn completed(&self) -> futures::future::BoxFuture<'_, Result<(), String>> {
             Box::pin(std::future::ready(Err("run 3: no such file".into())))
         }

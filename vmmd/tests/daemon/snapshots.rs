@@ -408,13 +408,19 @@ fn a_flipped_byte_ends_the_vm_that_needs_its_run_and_no_other() {
         flip(&place, 2);
         flip(&place, 0);
         let request = RestoreSnapshotRequest { name: "new".into(), ..from("base") };
-        let made = client.restore_snapshot(request).await.unwrap().into_inner().vms;
-        assert_eq!(made.len(), 1);
-        let status = wait(&mut client, "new", Until::Ready).await.unwrap_err();
+        // It may be told before the VM counts as started.
+        let status = match client.restore_snapshot(request).await {
+            Ok(_) => {
+                let status = wait(&mut client, "new", Until::Ready).await.unwrap_err();
+                lost(&mut client, "new", layer, 0).await;
+                remove(&mut client, "new").await;
+                status
+            }
+            Err(status) => status,
+        };
         assert_eq!(status.code(), Code::DataLoss, "{status}");
-        assert!(status.message().contains("it ended before it was ready"), "{status}");
-        lost(&mut client, "new", layer, 0).await;
-        remove(&mut client, "new").await;
+        let names = status.message().contains("run 0 ") && status.message().contains(layer.as_str());
+        assert!(names, "{status}");
         only(&bench, &mut client, &["web"]).await;
         until("no memory of it is left", async || bench.memory_files("patina-") == 0).await;
         flip(&place, 0);

@@ -3,7 +3,7 @@
 
 use super::{error::SnapshotError, room::Taken};
 use crate::{pager::Pager, process::generation::Generation};
-use patina_control::{best_effort, memfd};
+use patina_control::memfd;
 use patina_snapshot::{
     directory::{LayerFile, Snapshot, Watch, load_layer},
     manifest::RUN_BYTES,
@@ -33,10 +33,10 @@ pub fn missing_bytes(pager: &Pager, snapshot: &Snapshot) -> u64 {
 
 /// Keeps what was taken for a generation until all of its memory has arrived, or does not any more.
 pub fn hold_until_complete(taken: Taken, generation: &Generation) {
-    let filling = generation.filling();
+    let settled: Vec<_> = generation.filling().iter().map(|(_, layer)| layer.settled()).collect();
     tokio::spawn(async move {
-        for (_, layer) in filling {
-            best_effort(layer.completed().await, "what has not arrived by then only VMs that need it take");
+        for layer in settled {
+            layer.await;
         }
         drop(taken);
     });
