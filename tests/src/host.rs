@@ -14,19 +14,8 @@ use crate::{
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command},
-    sync::OnceLock,
 };
 use tempfile::TempDir;
-
-/// See [`share_images`].
-static IMAGES: OnceLock<PathBuf> = OnceLock::new();
-
-/// From now on the hosts of this process have one folder of images of booted VMs, so that a guest
-/// boots once for all of them. Without this call, and where a host is started with `--image-cache`,
-/// it is not so: every VM boots.
-pub fn share_images(folder: PathBuf) {
-    IMAGES.get_or_init(|| folder);
-}
 
 /// A running `vmmd` of one's own.
 #[derive(Debug)]
@@ -70,8 +59,8 @@ impl Host {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let mut options = owned(options);
         if !options.iter().any(|option| option == "--image-cache") {
-            let folder = IMAGES.get().map_or_else(|| "none".to_owned(), |path| path.display().to_string());
-            options.extend(["--image-cache".to_owned(), folder]);
+            // What a story sees of a VM does not depend on the stories before it.
+            options.extend(["--image-cache", "none"].map(str::to_owned));
         }
         let dir = tempfile::Builder::new()
             .prefix("patina-")

@@ -1,6 +1,6 @@
 //! The command line of `vmmd`.
 
-use crate::{plan::address::Range, vms::image_cache::cache::CacheSettings};
+use crate::plan::address::Range;
 use clap::Parser;
 use patina_daemon::{
     REVISION,
@@ -120,6 +120,17 @@ pub struct Granting {
     /// How long a ticket may stay unused: 600s, 10m, 1h
     #[arg(long, value_name = "TIME", default_value = "600s", env = "PATINA_VMMD_TICKET_TTL", value_parser = ttl, conflicts_with = "scheduler")]
     pub ticket_ttl: Duration,
+}
+
+/// Where images are kept, and how many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSettings {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Most bytes of all images on the disk.
+    pub bytes_max: u64,
+    /// How long an image is kept after its last use.
+    pub age_max: Duration,
 }
 
 impl Options {

@@ -63,8 +63,8 @@ pub fn list(directory: &Path, after: &str, most: usize) -> Result<Vec<Listed>, F
     Ok(listed)
 }
 
-/// Removes what processes that were killed have left of snapshots in a directory. What is being made
-/// or removed stays.
+/// Removes what processes that were killed have left of snapshots in a directory. What is being
+/// made or removed stays.
 ///
 /// # Errors
 /// The directory cannot be opened.

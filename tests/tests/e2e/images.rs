@@ -49,7 +49,9 @@ fn run<'a>(host: &'a Host, name: &str) -> Result<(Vm<'a>, u128), Failed> {
 }
 
 fn vms_of_one_image_start_without_a_boot_and_are_alike_in_nothing(stage: &Stage) -> Outcome {
-    let host = Host::start(stage.setup())?;
+    let images = tempfile::tempdir()?;
+    let folder = images.path().to_str().ok_or("a path that is no UTF-8")?;
+    let host = Host::start_with(stage.setup(), &["--image-cache", folder])?;
     let (first, boot_ms) = run(&host, "first")?;
     Events::of(&host)?.wait("image ")?;
     require_eq("the image of the first VM", first.field("image")?, "")?;

@@ -77,10 +77,7 @@ fn main() -> ExitCode {
     // Guests share two or so CPUs: one story at a time unless someone says otherwise.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let stage = Setup::from_env().map_err(|missing| missing.to_string());
-    let stage = stage.and_then(|setup| Stage::new(setup).map_err(|error| error.to_string())).map(Arc::new);
-    if let Ok(stage) = &stage {
-        stage.share_images();
-    }
+    let stage = stage.map(|setup| Arc::new(Stage::new(setup)));
     let conclusion = libtest_mimic::run(&arguments, stories().map(|story| trial(&stage, story)).collect());
     let failed = conclusion.has_failed();
     match stage.ok().and_then(Arc::into_inner).map(Stage::close) {

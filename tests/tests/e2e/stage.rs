@@ -4,12 +4,11 @@
 use crate::family::PARENT;
 use libtest_mimic::Failed;
 use patina_tests::{
-    host::{Host, HostError, share_images, tail},
+    host::{Host, HostError, tail},
     setup::Setup,
     vm::Vm,
 };
 use std::{net::TcpListener, sync::OnceLock};
-use tempfile::TempDir;
 
 /// The shared guest's name.
 pub const SHARED: &str = "shared";
@@ -20,8 +19,6 @@ pub const GUEST_PORT: u16 = 8080;
 pub struct Stage {
     setup: Setup,
     published: u16,
-    // Removed when all hosts are.
-    images: TempDir,
     host: OnceLock<Result<Host, String>>,
     guest: OnceLock<Result<(), String>>,
     parent: OnceLock<Result<(), String>>,
@@ -29,13 +26,9 @@ pub struct Stage {
 
 impl Stage {
     /// Nothing runs yet.
-    ///
-    /// # Errors
-    /// There is no room for a directory.
-    pub fn new(setup: Setup) -> std::io::Result<Self> {
-        let (published, images) = (free_port().unwrap_or_default(), tempfile::tempdir()?);
-        let (host, guest, parent) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Ok(Self { setup, published, images, host, guest, parent })
+    pub fn new(setup: Setup) -> Self {
+        let published = free_port().unwrap_or_default();
+        Self { setup, published, host: OnceLock::new(), guest: OnceLock::new(), parent: OnceLock::new() }
     }
 
     /// What hosts are made of.
@@ -46,11 +39,6 @@ impl Stage {
     /// The port of the host on which [`GUEST_PORT`] is published.
     pub fn published(&self) -> u16 {
         self.published
-    }
-
-    /// Guests boot once of each kind from now on, for all hosts of all stories.
-    pub fn share_images(&self) {
-        share_images(self.images.path().to_owned());
     }
 
     /// The shared host.
@@ -84,13 +72,10 @@ impl Stage {
 
     /// Ends everything, and fails when something is left.
     pub fn close(self) -> Result<(), HostError> {
-        let Self { host, images, .. } = self;
-        let stopped = match host.into_inner() {
+        match self.host.into_inner() {
             Some(Ok(host)) => host.stop(),
             _ => Ok(()),
-        };
-        drop(images);
-        stopped
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     error::Error,
-    image_cache::cache::{CacheSettings, ImageCache},
+    image_cache::cache::ImageCache,
     masters::ComingMasters,
     snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
     table::Table,
@@ -14,6 +14,7 @@ use crate::{
     events::{Events, Of},
     metrics::Metrics,
     net::{Net, Owner},
+    options::CacheSettings,
     pager::Pager,
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
     process::{control_client::PATIENCE, generation::PrefaultList, turns::Turns, usage::Usage},

@@ -1,8 +1,8 @@
 //! One task per running VM. It reads from the vmm, ends it on request, and cleans up once after its
 //! end.
 //!
-//! - `talk`: the control connection; `calls`: the guest's calls over it. `states`: what follows from
-//!   where the VM stands, and images.
+//! - `talk`: the control connection; `calls`: the guest's calls over it. `states`: what follows
+//!   from where the VM stands, and images.
 
 mod calls;
 mod states;

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The VM is frozen before anybody hears that it is ready: no caller has run a program in it, and
-//! no connection to a published port has reached it. If somebody typed on its console, it is no image.
-//! Whatever goes wrong costs the image only, never the VM.
+//! no connection to a published port has reached it. If somebody typed on its console, it is no
+//! image. Whatever goes wrong costs the image only, never the VM.
 
 use crate::{
     clock::unix_ms,
@@ -18,7 +18,7 @@ use crate::{
         error::Error,
         host::Host,
         image_cache::{cache::Making, key::Key},
-        snapshots::create::{check_agent, describe},
+        snapshot_data::describe::{check_agent, describe},
         vm::Vm,
     },
 };

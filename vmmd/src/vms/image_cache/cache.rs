@@ -5,6 +5,7 @@
 //! use, and stays: VMs still read their memory from it. Several `vmmd`s may share a folder.
 
 use super::key::Key;
+use crate::options::CacheSettings;
 use patina_daemon::chain;
 use patina_snapshot::{
     directory::{self, FileError, Listed, OpenError, RemoveError, Snapshot, Usage, unwatched},
@@ -18,19 +19,8 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
-
-/// Where images are kept, and how many.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheSettings {
-    /// The folder.
-    pub folder: PathBuf,
-    /// Most bytes of all images on the disk.
-    pub bytes_max: u64,
-    /// How long an image is kept after its last use.
-    pub age_max: Duration,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -170,7 +160,7 @@ impl ImageCache {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
         if let Err(error) = utimensat(CWD, self.place(key), &times, AtFlags::SYMLINK_NOFOLLOW) {
-            tracing::warn!(image = %key, %error, "when it was used is not known");
+            tracing::warn!(image = %key, error = %chain(&error), "when it was used is not known");
         }
     }
 

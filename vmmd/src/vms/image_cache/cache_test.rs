@@ -5,7 +5,7 @@ use patina_snapshot::{
     directory::create,
     manifest::{Description, ImageRef},
 };
-use std::{ffi::OsStr, os::unix::fs::FileExt as _};
+use std::{ffi::OsStr, os::unix::fs::FileExt as _, time::Duration};
 use uuid::Uuid;
 
 const MEMORY_MIB: u32 = 64;

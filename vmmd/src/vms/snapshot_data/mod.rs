@@ -5,6 +5,7 @@
 //! - [`fit`]: whether this host can run the VM of a snapshot. [`room`]: whether it has the memory.
 //! - [`digests`]: kernels and root file systems by their content. [`error`]: why a call fails.
 
+pub mod describe;
 pub mod digests;
 pub mod error;
 pub mod fit;

@@ -9,17 +9,23 @@
 
 use super::{shelf::Shown, while_wanted};
 use crate::{
-    clock::unix_ms,
     process::{
         control_client::PATIENCE,
         generation::{Generation, PrefaultList},
     },
     store::record::{FileId, Record},
     vms::{
-        blocking::blocking, error::Error, host::Host, images, snapshot_data::error::SnapshotError, vm::Vm,
+        blocking::blocking,
+        error::Error,
+        host::Host,
+        images,
+        snapshot_data::{
+            describe::{check_agent, describe},
+            error::SnapshotError,
+        },
+        vm::Vm,
     },
 };
-use patina_abi::ABI_SNAPSHOT;
 use patina_control::{
     PAGE_BYTES,
     messages::{Frozen, Prepare},
@@ -41,7 +47,6 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// What came of a call for a snapshot.
 #[derive(Debug)]
@@ -192,41 +197,11 @@ fn check_place(place: &Path) -> Result<(), SnapshotError> {
     access(parent, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| bad(errno.into()))
 }
 
-/// Whether the agent will notice that its VM was restored.
-pub(in crate::vms) fn check_agent(record: &Record, frozen: Frozen) -> Result<(), SnapshotError> {
-    let name = || record.name.clone();
-    match frozen.agent_abi {
-        0 => Err(SnapshotError::OldVmm(name())),
-        abi if abi < ABI_SNAPSHOT => Err(SnapshotError::OldAgent { name: name(), abi }),
-        _ => Ok(()),
-    }
-}
-
-/// What a snapshot says of the VM.
-pub(in crate::vms) fn describe(
-    record: &Record,
-    [kernel, rootfs]: [ImageRef; 2],
-    frozen: Frozen,
-    prefault_list: Vec<u8>,
-) -> Description {
-    Description {
-        uuid: Uuid::new_v4(),
-        created_unix_ms: unix_ms(),
-        name: record.name.clone(),
-        vcpus: record.vcpus,
-        memory_mib: record.memory_mib,
-        cmdline: record.cmdline.clone(),
-        kernel,
-        rootfs,
-        agent_abi: frozen.agent_abi,
-        prefault_list,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{store::record::tests::sample, vms::snapshot_data::error::Fault};
+    use patina_abi::ABI_SNAPSHOT;
 
     #[test]
     fn a_place_that_cannot_be_used_is_refused_before_the_vm_is_frozen() {

@@ -16,6 +16,7 @@ use crate::{
         image_cache::{
             cache::{ImageCache, Making},
             key::{Key, Kind},
+            way::{Files, Way},
         },
         snapshot_data::error::{Fault, SnapshotError},
         table::HeldName,
@@ -28,26 +29,6 @@ use patina_proto::v1::EventKind;
 use patina_snapshot::{directory::Snapshot, manifest::ImageRef};
 use std::{fs::File, sync::Arc};
 use tokio_util::sync::CancellationToken;
-
-/// How a new VM comes to run.
-#[derive(Debug)]
-pub enum Way {
-    /// It boots.
-    Boot,
-    /// It boots, and is kept as an image when it is ready.
-    Keep(Making, [ImageRef; 2]),
-    /// It starts from this image.
-    Image(Key, Arc<Snapshot>, [ImageRef; 2]),
-}
-
-/// A VM's kernel and root file system, which are open, and which files they are.
-#[derive(Debug)]
-pub struct Files {
-    /// The kernel.
-    pub kernel: (File, FileId),
-    /// The root file system.
-    pub rootfs: (File, FileId),
-}
 
 impl Host {
     /// How a VM of this kind comes to run. To be called where it may block: files that are not
@@ -162,7 +143,7 @@ impl Host {
         drop(snapshot);
         let is_to_blame = match error {
             Error::Snapshot(error) => {
-                !matches!(error.fault(), Fault::Host | Fault::NoSpace | Fault::Cancelled)
+                !matches!(error.fault(), Fault::Host | Fault::NoSpace | Fault::NoMemory | Fault::Cancelled)
             }
             Error::Start { source, .. } => {
                 matches!(source, ControlError::Refused(_) | ControlError::Died(_) | ControlError::Memory(_))
