@@ -838,7 +838,8 @@ fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), 
         if !said.is_empty() {
             return Err(format!("it goes on, and says {said:?}").into());
         }
-        // By itself or by the kernel's SIGBUS. vmmd, which hears from the pager, names layer and run.
+        // By itself or by the kernel's SIGBUS. vmmd, which hears from the pager, names layer and
+        // run.
         clone.wait_for_loss()?;
     }
     Ok(())

@@ -234,7 +234,7 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
     let pager = options.pager.clone().unwrap_or_else(|| beside_this_program("pager"));
     let pager = pager.canonicalize().unwrap_or_else(|error| {
         // Only VMs whose memory arrives while they run need it.
-        tracing::warn!(path = %pager.display(), %error, "no pager program; install it beside vmmd, or name it with --pager");
+        tracing::warn!(path = %pager.display(), error = %chain(&error), "no pager program; install it beside vmmd, or name it with --pager");
         absolute(&pager)
     });
     Ok(Settings {

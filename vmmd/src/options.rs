@@ -64,7 +64,8 @@ pub struct Options {
     pub pager: Option<PathBuf>,
 
     /// Where images of booted VMs are kept, from which later VMs of the same kind start: a folder
-    /// that only vmmd may write to, or `none`: every VM boots [default: `images` in the state folder]
+    /// that only vmmd may write to, or `none`: every VM boots [default: `images` in the state
+    /// folder]
     #[arg(long, value_name = "DIR|none", env = "PATINA_VMMD_IMAGE_CACHE")]
     pub image_cache: Option<PathBuf>,
 

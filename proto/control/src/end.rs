@@ -31,8 +31,8 @@ pub enum EndKind {
     VmmError,
     /// The vmm process ended without a record (recorded by `vmmd`, never by the vmm).
     VmmDied,
-    /// Memory that it needed cannot be had any longer, or is not what it was (recorded by `vmmd`, never by
-    /// the vmm).
+    /// Memory that it needed cannot be had any longer, or is not what it was (recorded by `vmmd`,
+    /// never by the vmm).
     DataLoss,
     /// A kind that only a newer vmm knows. The reason says what happened.
     #[serde(other)]

@@ -101,8 +101,8 @@ pub enum Opened {
         entered_ns: u64,
     },
     /// The answer to [`Open::Freeze`] where the agent could not prepare: 16 (EBUSY), another clone
-    /// is under way; 107 (ENOTCONN), the agent does not answer; 110 (ETIMEDOUT), the pause would have
-    /// come when the agent may have released the programs that it holds; 125 (ECANCELED), the
+    /// is under way; 107 (ENOTCONN), the agent does not answer; 110 (ETIMEDOUT), the pause would
+    /// have come when the agent may have released the programs that it holds; 125 (ECANCELED), the
     /// pre-clone hook failed.
     NotPrepared(CallError),
     /// The reason for a refusal. The vmm closes the connection.

@@ -8,11 +8,11 @@
 //!   is as long as the RAM, and sparse: a hole is zeros. ID is the layer's id in hexadecimal
 //!   digits. Snapshots of one VM share the files of their layers by hard links.
 //!
-//! Nothing else of a snapshot changes once it is made. [`create()`] writes it beside its place, under a name that begins with
-//! [`UNFINISHED_PREFIX`], and moves it when all of it is on the disk. The directory is locked
-//! (`flock`) exclusively while it is made or removed, and shared while a [`Snapshot`] is open. An
-//! unfinished directory without a lock was left by a process that was killed: the next
-//! [`create()`] or [`remove`] in the same parent directory removes it.
+//! Nothing else of a snapshot changes once it is made. [`create()`] writes it beside its place,
+//! under a name that begins with [`UNFINISHED_PREFIX`], and moves it when all of it is on the disk.
+//! The directory is locked (`flock`) exclusively while it is made or removed, and shared while a
+//! [`Snapshot`] is open. An unfinished directory without a lock was left by a process that was
+//! killed: the next [`create()`] or [`remove`] in the same parent directory removes it.
 //!
 //! Nothing that is read is trusted. [`Snapshot::open`] checks the manifest and the size and kind of
 //! each file. [`Snapshot::state`] and [`LayerFile::read_run`] check each content before they return

@@ -254,8 +254,8 @@ impl DeviceLoop {
     /// [`Self::start`] resumes it.
     ///
     /// # Errors
-    /// [`LoopError::Busy`]: it has not stopped after `patience`, and goes on. Others: the thread has
-    /// ended, so the devices no longer work.
+    /// [`LoopError::Busy`]: it has not stopped after `patience`, and goes on. Others: the thread
+    /// has ended, so the devices no longer work.
     pub fn stop(&mut self, patience: Duration) -> Result<(), LoopError> {
         if self.thread.is_none() {
             return Ok(());

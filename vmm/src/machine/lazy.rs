@@ -52,8 +52,8 @@ impl Machine {
         self.pager.begin(lazy, filling.pager)
     }
 
-    /// Starts to track the writes to a private view, as if it had never been tracked. Where accesses
-    /// wait for the pager, they do so as before, except in layers that are complete.
+    /// Starts to track the writes to a private view, as if it had never been tracked. Where
+    /// accesses wait for the pager, they do so as before, except in layers that are complete.
     pub(super) fn track_writes(&self) -> Result<(), LazyError> {
         self.pager.expect_tracking()?;
         let Some(userfault) = &self.userfault else { return Ok(()) };

@@ -277,8 +277,8 @@ impl PagerLink {
         lock(&self.0.state).ranges(region, |layer| layer.is_registered)
     }
 
-    /// The ranges of `region` in layers that are complete and where accesses wait for the pager. The
-    /// caller unregisters them: they count as unregistered from now on.
+    /// The ranges of `region` in layers that are complete and where accesses wait for the pager.
+    /// The caller unregisters them: they count as unregistered from now on.
     pub(super) fn take_complete(&self, region: &GuestRegionMmap) -> Vec<Range<u64>> {
         let mut state = lock(&self.0.state);
         let ranges = state.ranges(region, LazyLayer::is_behind);

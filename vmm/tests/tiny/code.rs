@@ -48,8 +48,8 @@ pub const SCATTER: &[u8] = &[
 /// How many pages [`SCATTER`] and [`ROUNDS`] write.
 pub const SCATTERED: u64 = 2000;
 
-/// For each byte from the console reads a byte of each of [`READ_PAGES`] pages, one after another from
-/// 4 MiB on, adds one to the byte at [`COUNT`], and prints it as a digit.
+/// For each byte from the console reads a byte of each of [`READ_PAGES`] pages, one after another
+/// from 4 MiB on, adds one to the byte at [`COUNT`], and prints it as a digit.
 pub const READ: &[u8] = &[
     0x66, 0xba, 0xfd, 0x03, // start: mov dx, 0x3fd (line status)
     0xec, 0xa8, 0x01, 0x74, 0xf7, // in al, dx; test al, 1; jz start

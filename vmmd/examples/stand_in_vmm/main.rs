@@ -25,8 +25,8 @@
 //! says the first line of a control connection, it leaves the file `PATH.VMID` and goes on when
 //! nobody has PATH locked.
 //!
-//! - `other-kvm`: its state needs another kind of KVM than there is; `other-release`: its state is of
-//!   another format.
+//! - `other-kvm`: its state needs another kind of KVM than there is; `other-release`: its state is
+//!   of another format.
 //!
 //! `ram=RUNS`: its generation has so many runs of 64 KiB that are not zero; without it, one.
 //!

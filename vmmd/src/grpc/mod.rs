@@ -2,7 +2,8 @@
 //!
 //! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`]: the streaming ones.
 //! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`snapshots`]: snapshots as
-//!   messages, [`images`]: images as messages; [`facts`]: facts about this host; [`limit`]: the number of concurrent calls.
+//!   messages, [`images`]: images as messages; [`facts`]: facts about this host; [`limit`]: the
+//!   number of concurrent calls.
 //!
 //! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the
 //! answer.

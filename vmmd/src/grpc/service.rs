@@ -261,7 +261,8 @@ impl Vmmd for Service {
             text if text.starts_with('/') => Some(text.into()),
             text => return Err(invalid("directory", &format!("{text:?} is not an absolute path"))),
         };
-        // No more are opened than there are on the page, and one that tells whether there is another.
+        // No more are opened than there are on the page, and one that tells whether there is
+        // another.
         let size = snapshots::page_size(request.page_size);
         let listed = self.host.snapshots(directory, request.page_token, size + 1).await?;
         Ok(Response::new(snapshots::page(listed, size)))

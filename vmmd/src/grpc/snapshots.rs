@@ -77,8 +77,8 @@ pub fn page_size(asked: u32) -> usize {
     }
 }
 
-/// A page of `size` snapshots. If `from` has more, which are in the order of their paths, there is a
-/// next page.
+/// A page of `size` snapshots. If `from` has more, which are in the order of their paths, there is
+/// a next page.
 #[must_use]
 pub fn page(from: Vec<Listed>, size: usize) -> v1::ListSnapshotsResponse {
     let mut rest = from.into_iter().map(listed);

@@ -1,5 +1,5 @@
-//! Which layers and VMs the pager has to have: those that somebody holds ([`LazyLayer`], [`LazyMemory`]).
-//! Whoever changes this tells the keeper.
+//! Which layers and VMs the pager has to have: those that somebody holds ([`LazyLayer`],
+//! [`LazyMemory`]). Whoever changes this tells the keeper.
 
 mod vms;
 
@@ -252,7 +252,8 @@ impl Book {
     }
 }
 
-/// For what a VM gives that is frozen while its memory arrives: nothing else that is not sealed is accepted.
+/// For what a VM gives that is frozen while its memory arrives: nothing else that is not sealed is
+/// accepted.
 #[derive(Debug)]
 pub struct Known<'a>(pub &'a Arc<Book>);
 
@@ -266,7 +267,8 @@ impl FillingLayers for Known<'_> {
     }
 }
 
-/// A layer that the pager fills, or has filled. When nobody holds it any longer, the pager forgets it.
+/// A layer that the pager fills, or has filled. When nobody holds it any longer, the pager forgets
+/// it.
 #[derive(Debug)]
 pub struct LazyLayer {
     pub(super) parts: Arc<Parts>,

@@ -1,5 +1,5 @@
-//! What VMs have demanded of a layer: learnt from the pager, kept with the snapshot, and given to the
-//! next pager, which fetches it first.
+//! What VMs have demanded of a layer: learnt from the pager, kept with the snapshot, and given to
+//! the next pager, which fetches it first.
 
 use patina_control::{
     memfd,
@@ -89,8 +89,8 @@ impl Demand {
         Ok(())
     }
 
-    /// Keeps it with the snapshot, unless it has settled. May block. The snapshot may be gone, or on a
-    /// disk that is read-only: then nothing is kept.
+    /// Keeps it with the snapshot, unless it has settled. May block. The snapshot may be gone, or
+    /// on a disk that is read-only: then nothing is kept.
     pub fn save(&self) {
         let Some(layer) = &self.layer else { return };
         let all = {

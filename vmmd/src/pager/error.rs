@@ -13,7 +13,7 @@ use std::{io, path::PathBuf, time::Duration};
 #[derive(Debug, thiserror::Error)]
 pub enum PagerError {
     /// The program cannot be run.
-    #[error("run the pager {program}: {source}; install it beside vmmd, or name it with --pager")]
+    #[error("run the pager {program}; install it beside vmmd, or name it with --pager")]
     Run {
         /// The program's path.
         program: PathBuf,
@@ -22,7 +22,7 @@ pub enum PagerError {
         source: io::Error,
     },
     /// Its folder or its socket cannot be made.
-    #[error("prepare {path} for the pager: {source}")]
+    #[error("prepare {path} for the pager")]
     Prepare {
         /// The file or folder.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum PagerError {
     #[error(transparent)]
     Watch(#[from] ProcessError),
     /// The connection broke.
-    #[error("talk to the pager: {0}")]
+    #[error("talk to the pager")]
     Io(#[from] io::Error),
     /// It closed the connection.
     #[error("talk to the pager: it closed the connection")]
@@ -46,10 +46,10 @@ pub enum PagerError {
     #[error("wait for the pager's answer: timeout after {0:?}")]
     Timeout(Duration),
     /// A line is too long.
-    #[error("read from the pager: {0}")]
+    #[error("read from the pager")]
     Long(#[from] TooLong),
     /// A line is not what it should be.
-    #[error("parse the pager's line: {0}")]
+    #[error("parse the pager's line")]
     Parse(#[source] serde_json::Error),
     /// A line has no descriptor, although its kind has one.
     #[error("read from the pager: a descriptor is missing")]
@@ -77,7 +77,7 @@ pub enum PagerError {
     )]
     Full(usize),
     /// There is no memory, or no descriptor.
-    #[error("make a file in memory: {0}")]
+    #[error("make a file in memory")]
     Memory(#[source] io::Error),
     /// A snapshot cannot be used.
     #[error(transparent)]

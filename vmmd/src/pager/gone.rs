@@ -1,5 +1,5 @@
-//! VMs that the pager does not serve any longer. That is right for a VM whose memory has arrived. Any
-//! other one is tried again, a few times, and then ended.
+//! VMs that the pager does not serve any longer. That is right for a VM whose memory has arrived.
+//! Any other one is tried again, a few times, and then ended.
 
 use patina_control::pager::{Id, LayerStatus};
 use std::{

@@ -21,6 +21,7 @@ use patina_control::{
     end::{End, EndKind},
     pager::{FromPager, Id, LayerStatus, ToPager},
 };
+use patina_daemon::chain;
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -88,7 +89,7 @@ impl Keeper {
     /// Keeps the pager for as long as `vmmd` runs.
     pub async fn run(mut self) {
         if let Err(error) = self.take_over().await {
-            tracing::error!(%error, "the pager that runs is not taken over; another one is started when it is needed");
+            tracing::error!(error = %chain(&error), "the pager that runs is not taken over; another one is started when it is needed");
         }
         self.book.has_looked();
         let mut ask = interval(ASK);
@@ -132,7 +133,7 @@ impl Keeper {
         let Some(mut pager) = self.pager.take() else { return };
         self.gone_since = Some(Instant::now());
         pager.process.end().await;
-        tracing::error!(pid = pager.process.id().pid, %error, "the pager is gone; another one takes its place");
+        tracing::error!(pid = pager.process.id().pid, error = %chain(&error), "the pager is gone; another one takes its place");
         // What it has said before it ended is true all the same.
         while let Ok(Ok((message, file))) = timeout(LAST_WORDS, pager.talk.next()).await {
             best_effort(self.take(message, file).await, "there is no pager to ask");
@@ -254,7 +255,8 @@ impl Keeper {
         self.forget_given(layer);
         let answers = self.waiting.remove(layer).unwrap_or_default();
         if answers.is_empty() {
-            // To drop it, which is no loss; or this pager is to take it over, which is one for all who use it.
+            // To drop it, which is no loss; or this pager is to take it over, which is one for all
+            // who use it.
             tracing::warn!(%layer, reason, "the pager refuses a layer");
             for vm in self.book.users(layer) {
                 self.end(&vm, &format!("the pager refuses layer {layer}: {reason}"));
@@ -266,7 +268,8 @@ impl Keeper {
         }
     }
 
-    /// The pager does not serve a VM any longer. That is right if all of its memory has arrived: the pager is asked.
+    /// The pager does not serve a VM any longer. That is right if all of its memory has arrived:
+    /// the pager is asked.
     async fn look(&mut self, vm: Id, reason: &str) -> Result<(), PagerError> {
         if !self.pager.as_mut().is_some_and(|pager| pager.attached.remove(&vm)) {
             return Ok(());

@@ -4,18 +4,19 @@
 //! ```text
 //!  a snapshot's layer ─▶ add ──────┐                          ┌─ AddLayer, AttachVm ─▶ pager
 //!  a VM that starts ───▶ serve ────┼─▶ book ─▶ keeper (task) ─┤
-//!  a VM of before ─────▶ adopt ────┘                          └─ Open::Pager ─▶ vmm, for another pager
+//!  a VM of before ─────▶ adopt ────┘                          └─ Open::Pager ─▶ vmm (a new pager)
 //! ```
 //!
 //! - [`book`]: what the pager must have, by what is held; [`parts`]: what it needs of a layer;
 //!   [`demand`]: what VMs have demanded of it.
-//! - [`keeper`]: the task that starts the pager and replaces it; [`order`]: what it is to do; [`program`]: its process; [`talk`]: the
-//!   connection; [`running`]: both; [`restarts`]: how often; [`gone`]: VMs that it does not serve any longer.
+//! - [`keeper`]: the task that starts the pager and replaces it; [`order`]: what it is to do;
+//!   [`program`]: its process; [`talk`]: the connection; [`running`]: both; [`restarts`]: how
+//!   often; [`gone`]: VMs that it does not serve any longer.
 //! - [`place`], [`inventory`]: what a `vmmd` that starts anew finds.
 //!
-//! A layer is in the pager as long as a generation or a VM uses it. A pager that is killed is replaced at
-//! once: the next one gets the same memfds, digests and files, and each VM a new socket. The pager outlives
-//! `vmmd`, as VMs do.
+//! A layer is in the pager as long as a generation or a VM uses it. A pager that is killed is
+//! replaced at once: the next one gets the same memfds, digests and files, and each VM a new
+//! socket. The pager outlives `vmmd`, as VMs do.
 
 pub mod book;
 pub mod demand;
@@ -48,6 +49,7 @@ use patina_control::{
     memfd,
     pager::Id,
 };
+use patina_daemon::chain;
 use patina_snapshot::directory::{LayerFile, Snapshot};
 use place::Place;
 use std::{
@@ -66,8 +68,8 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// That of a state folder. If an earlier `vmmd` left one that runs, it is taken over; if not, `program` is started when a
-    /// layer comes. To be called in a runtime.
+    /// That of a state folder. If an earlier `vmmd` left one that runs, it is taken over; if not,
+    /// `program` is started when a layer comes. To be called in a runtime.
     #[must_use]
     pub fn new(program: PathBuf, state: &Path) -> Self {
         let (book, orders) = Book::new(Place::new(state));
@@ -119,7 +121,8 @@ impl Pager {
         id_of(layer).is_ok_and(|id| self.book.hold(&id).is_some())
     }
 
-    /// Makes a generation of a snapshot whose memory arrives while VMs run on it. No memory is read.
+    /// Makes a generation of a snapshot whose memory arrives while VMs run on it. No memory is
+    /// read.
     ///
     /// # Errors
     /// The snapshot's state is damaged, there is no memory, or there is no pager.
@@ -141,8 +144,9 @@ impl Pager {
         Ok(Generation::check(files, memory_mib, &self.known())?)
     }
 
-    /// Has a VM served that is about to start from a generation: what its vmm needs for that, and what serves it. None: all of the
-    /// generation is complete. The VM holds the layers of the pager as long as it runs, so that who starts later shares them.
+    /// Has a VM served that is about to start from a generation: what its vmm needs for that, and
+    /// what serves it. None: all of the generation is complete. The VM holds the layers of the
+    /// pager as long as it runs, so that who starts later shares them.
     ///
     /// # Errors
     /// There is no pager.
@@ -176,8 +180,9 @@ impl Pager {
         Ok((Some(Filling { layers, pager }), Some(memory)))
     }
 
-    /// Takes over the memory of a VM that an earlier `vmmd` started, whose vmm is process `pid`. None: all of it was there when it
-    /// started. If it cannot be served, it is [lost](LazyMemory::lost).
+    /// Takes over the memory of a VM that an earlier `vmmd` started, whose vmm is process `pid`.
+    /// None: all of it was there when it started. If it cannot be served, it is
+    /// [lost](LazyMemory::lost).
     ///
     /// # Errors
     /// Which layers it has cannot be read, or there are too many VMs.
@@ -200,7 +205,8 @@ impl Pager {
         match lost {
             Some(error) => {
                 let reason = format!(
-                    "memory that it may need is lost, as vmmd and the pager have both ended: {error}"
+                    "memory that it may need is lost, as vmmd and the pager have both ended: {}",
+                    chain(&error)
                 );
                 self.book.lose(&vm, End { kind: EndKind::DataLoss, reason });
             }
@@ -223,7 +229,8 @@ impl Pager {
         }
     }
 
-    /// `vmmd` stops when this is dropped: the pager goes on with all that it has, whatever is let go of after that.
+    /// `vmmd` stops when this is dropped: the pager goes on with all that it has, whatever is let
+    /// go of after that.
     #[must_use]
     pub fn left_when_dropped(&self) -> Left {
         Left(Arc::clone(&self.book))

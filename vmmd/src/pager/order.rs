@@ -14,7 +14,8 @@ pub enum Order {
     Vm(Id, oneshot::Sender<Result<OwnedFd, PagerError>>),
     /// The book has a VM of an earlier `vmmd`.
     Found(Id),
-    /// The socket of a VM did not reach it. The number is that of the pager which has the other end.
+    /// The socket of a VM did not reach it. The number is that of the pager which has the other
+    /// end.
     Unreached(Id, u64, String),
     /// `vmmd` stops: a pager that nobody needs ends.
     Leave(oneshot::Sender<()>),

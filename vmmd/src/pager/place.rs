@@ -1,5 +1,5 @@
-//! The folder of the pager, `STATE/pager`: its socket and its log, and what a `vmmd` that starts anew
-//! must know of its layers.
+//! The folder of the pager, `STATE/pager`: its socket and its log, and what a `vmmd` that starts
+//! anew must know of its layers.
 
 use super::{
     demand::Demand,
@@ -135,8 +135,8 @@ impl Place {
         }
     }
 
-    /// The parts of a layer that an earlier `vmmd` had, with its memfd. If its file is gone, runs that are not in the memfd fail
-    /// when they are needed.
+    /// The parts of a layer that an earlier `vmmd` had, with its memfd. If its file is gone, runs
+    /// that are not in the memfd fail when they are needed.
     ///
     /// # Errors
     /// What is written of it cannot be read.

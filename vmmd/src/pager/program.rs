@@ -8,6 +8,7 @@ use crate::process::{
     sys::{self, Dispensable},
     urgency::Urgency,
 };
+use patina_daemon::chain;
 use rustix::fs::{Mode, OFlags};
 use std::{
     collections::HashSet,
@@ -21,7 +22,8 @@ use std::{
 };
 use tokio::net::UnixStream;
 
-/// The name of the folder that stands in a pager's environment, under the pager's own. Nothing is in it; there is none.
+/// The name of the folder that stands in a pager's environment, under the pager's own. Nothing is
+/// in it; there is none.
 const MARK: &str = "process";
 
 /// Starts the program, and connects to it. May block for a moment.
@@ -44,13 +46,15 @@ pub fn start(program: &Path, place: &Place) -> Result<Process, PagerError> {
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
         .stderr(log);
-    // Guests wait for it, and all VMs that it serves are lost with their memory if it does not come back.
+    // Guests wait for it, and all VMs that it serves are lost with their memory if it does not come
+    // back.
     sys::keep_only(&mut command, &[listener.as_fd()], (Urgency::Urgent.nice(), Dispensable::AsVmmd));
     let child = command.spawn().map_err(failed)?;
     Ok(Process::of_child(child)?)
 }
 
-/// The process that an earlier `vmmd` started, if it runs. Others of this folder, which nobody can reach, are ended.
+/// The process that an earlier `vmmd` started, if it runs. Others of this folder, which nobody can
+/// reach, are ended.
 #[must_use]
 pub fn find(place: &Place) -> Option<Process> {
     if !place.socket().exists() {
@@ -64,7 +68,7 @@ pub fn find(place: &Place) -> Option<Process> {
     for process in found {
         tracing::warn!(pid = process.id().pid, "a pager that another one has replaced is ended");
         if let Err(error) = process.kill() {
-            tracing::error!(pid = process.id().pid, %error, "kill a pager");
+            tracing::error!(pid = process.id().pid, error = %chain(&error), "kill a pager");
         }
     }
     last
@@ -93,7 +97,8 @@ fn listen(place: &Place) -> Result<UnixListener, PagerError> {
     UnixListener::bind(path).map_err(|source| PagerError::Prepare { path: socket, source })
 }
 
-/// The socket's path through the open folder: a socket's path has at most 107 bytes, the state folder's may be longer.
+/// The socket's path through the open folder: a socket's path has at most 107 bytes, the state
+/// folder's may be longer.
 fn short(place: &Place) -> Result<(OwnedFd, PathBuf), PagerError> {
     let path = place.path();
     let opened = rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());

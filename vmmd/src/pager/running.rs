@@ -65,7 +65,8 @@ impl Running {
     }
 }
 
-/// What the pager says next, or that it is gone. Without one, waits for ever. May be dropped and called again.
+/// What the pager says next, or that it is gone. Without one, waits for ever. May be dropped and
+/// called again.
 ///
 /// # Errors
 /// It is gone, or the connection broke.

@@ -65,7 +65,8 @@ impl Talk {
     pub async fn next(&mut self) -> Result<(FromPager, Option<OwnedFd>), PagerError> {
         loop {
             if let Some(line) = self.input.next_line()? {
-                // One that is not understood may have a descriptor: which belongs to which line nobody knows any longer.
+                // One that is not understood may have a descriptor: which belongs to which line
+                // nobody knows any longer.
                 let message = serde_json::from_slice(&line).map_err(PagerError::Parse)?;
                 let descriptor = match message {
                     FromPager::Memfd { .. } | FromPager::Demand { .. } => {

@@ -189,19 +189,21 @@ impl Lifecycle {
         }
     }
 
-    /// The end's account: what the guest said first, then that its memory is lost, then the vmm's own word, then the operator's, then what
-    /// can be seen from outside.
+    /// The end's account: what the guest said first, then that its memory is lost, then the vmm's
+    /// own word, then the operator's, then what can be seen from outside.
     fn end_of(&mut self, left: Option<End>, exit: Exit, log_tail: &str) -> End {
         // However the process went after that: the VM had done what it was for.
         if let Some(reason) = self.joined.take() {
             return End { kind: EndKind::Joined, reason };
         }
-        // All that follows from lost memory has that as its cause: what the vmm then says, and SIGBUS. One that has gone by itself
-        // before it was killed had its own reason, unless it needed a page that is lost.
+        // All that follows from lost memory has that as its cause: what the vmm then says, and
+        // SIGBUS. One that has gone by itself before it was killed had its own reason, unless it
+        // needed a page that is lost.
         if let Some(end) = self.lost.take_if(|end| end.kind == EndKind::DataLoss || exit == Exit::ByVmmd) {
             return end;
         }
-        // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its own.
+        // Only vmmd may say that a process died; a vmm that claims it is heard as an error of its
+        // own.
         let own_word = left.or_else(|| self.said_end.take()).map(|end| match end.kind {
             EndKind::VmmDied => End { kind: EndKind::VmmError, ..end },
             _ => end,

@@ -90,8 +90,8 @@ pub async fn prefault_list(dir: &VmDir, patience: Duration) -> Result<OwnedFd, C
     timeout(patience, talk).await.map_err(|_| ControlError::Timeout(patience))?
 }
 
-/// Gives a warm VM what it starts from. [`started`] hears what becomes of it. A vmm before [`super::filling::LAZY_VERSION`] gets nothing that is
-/// still being filled.
+/// Gives a warm VM what it starts from. [`started`] hears what becomes of it. A vmm before
+/// [`super::filling::LAZY_VERSION`] gets nothing that is still being filled.
 ///
 /// # Errors
 /// The connection broke.

@@ -1,9 +1,10 @@
 //! What a vmm gives away: a generation, the image of a VM at one instant, from which clones start;
 //! and a prefault list, which helps them to.
 //!
-//! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters, the RAM's of the VM's
-//! size. The one file that need not be sealed is that of a layer which the pager of this host still fills. Clones get descriptors of their own, opened for reading only: they neither share a file position nor can one
-//! change what the others start from.
+//! What a vmm sends is not believed: the descriptors must be memory files, sealed where it matters,
+//! the RAM's of the VM's size. The one file that need not be sealed is that of a layer which the
+//! pager of this host still fills. Clones get descriptors of their own, opened for reading only:
+//! they neither share a file position nor can one change what the others start from.
 
 use super::filling::{FileNumber, FillingLayer, FillingLayers};
 use patina_control::{
@@ -110,8 +111,8 @@ pub struct Opened {
 }
 
 impl Generation {
-    /// Takes what a vmm sent for a VM of `memory_mib`: the state, then the files of the RAM. Those of the RAM that are not sealed must
-    /// be among the host's `own` layers.
+    /// Takes what a vmm sent for a VM of `memory_mib`: the state, then the files of the RAM. Those
+    /// of the RAM that are not sealed must be among the host's `own` layers.
     ///
     /// # Errors
     /// It is not as a generation must be.
@@ -166,8 +167,8 @@ impl Generation {
         filled.filter(|layer| layer.is_complete()).collect()
     }
 
-    /// Waits until all of its layers are complete. Before that, nothing may read their memfds: a page that has not arrived would be
-    /// taken for one of zeros.
+    /// Waits until all of its layers are complete. Before that, nothing may read their memfds: a
+    /// page that has not arrived would be taken for one of zeros.
     ///
     /// # Errors
     /// A part of a layer cannot be had.

@@ -121,7 +121,8 @@ impl VmDir {
         Ok(Some(record))
     }
 
-    /// Writes down which layers the pager fills for the VM, by their names, in the order of their numbers.
+    /// Writes down which layers the pager fills for the VM, by their names, in the order of their
+    /// numbers.
     ///
     /// # Errors
     /// They cannot be written.

@@ -203,7 +203,7 @@ impl Host {
         let reservation = self.tickets.find(&record);
         let (control, vmm_version) = (None, None);
         let memory = self.pager.adopt(record.uuid, &dir, process.id().pid).await.unwrap_or_else(|error| {
-            tracing::error!(vm = record.name, %error, "its memory is not served any longer");
+            tracing::error!(vm = record.name, error = %chain(&error), "its memory is not served any longer");
             None
         });
         let found = Supervised {

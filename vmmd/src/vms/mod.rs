@@ -10,7 +10,8 @@
 //!   [`image_cache`]: where these are.
 //! - [`supervise`]: one task per running VM, which serves its vmm and cleans up after its end.
 //! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs,
-//!   and carries out its kill orders. `masters`: families whose master is about to start. `keep_record`: writes how VMs ended.
+//!   and carries out its kill orders. `masters`: families whose master is about to start.
+//!   `keep_record`: writes how VMs ended.
 //! - [`table`]: names and families in use. [`family`]: numbers, vmids and bridges of families.
 //!   [`images`]: kernels and root file systems. `parts`: the configuration of a vmm.
 //! - [`guest`]: calls of guests. [`tickets`]: calls to the scheduler; `family_tickets`: those of

@@ -142,7 +142,8 @@ struct Supervisor {
     kills: mpsc::Receiver<ToEnd>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<Heard>,
-    // It is ready, and is being frozen to be kept as an image; nobody hears that it is ready before.
+    // It is ready, and is being frozen to be kept as an image; nobody hears that it is ready
+    // before.
     keeping: JoinSet<Bound>,
     unpublished: Option<State>,
     // Serves the control connection.

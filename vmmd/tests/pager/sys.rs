@@ -32,7 +32,8 @@ impl View {
         self.bytes
     }
 
-    /// Reads eight bytes. Waits for a page that is missing; fails with EFAULT where an access would be SIGBUS.
+    /// Reads eight bytes. Waits for a page that is missing; fails with EFAULT where an access would
+    /// be SIGBUS.
     pub fn read(&self, offset: usize) -> io::Result<u64> {
         assert!(offset + 8 <= self.bytes, "within the view");
         let (reader, writer) = rustix::pipe::pipe()?;

@@ -69,8 +69,8 @@ impl DemandBitmap {
         self.bits.iter().map(|byte| byte.count_ones() as usize).sum()
     }
 
-    /// The runs in the order in which to fetch them, each with its bucket: bucket by bucket, each in
-    /// ascending order.
+    /// The runs in the order in which to fetch them, each with its bucket: bucket by bucket, each
+    /// in ascending order.
     pub fn in_order(&self) -> impl Iterator<Item = (u8, usize)> + '_ {
         let bucket_bytes = self.runs.div_ceil(8).max(1);
         (0..).zip(self.bits.chunks(bucket_bytes)).flat_map(move |(number, bucket)| {

@@ -5,6 +5,7 @@ use super::{
     Keeper,
 };
 use patina_control::pager::{Id, ToPager};
+use patina_daemon::chain;
 use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use tokio::task::spawn_blocking;
 
@@ -29,7 +30,7 @@ impl Keeper {
         let is_final = leaving.is_some() || self.book.is_complete(layer);
         let (Some(parts), Some(told)) = (leaving.or_else(|| self.book.parts(layer)), told) else { return };
         if let Err(error) = parts.demand.learn(&File::from(told)) {
-            tracing::warn!(%layer, %error, "what the pager tells of the demand for a layer is ignored");
+            tracing::warn!(%layer, error = %chain(&error), "what the pager tells of the demand for a layer is ignored");
         }
         if is_final {
             save(parts);

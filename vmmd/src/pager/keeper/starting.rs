@@ -14,6 +14,7 @@ use super::{
 };
 use crate::process::control_client;
 use patina_control::pager::Id;
+use patina_daemon::chain;
 use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::Arc,
@@ -72,13 +73,13 @@ impl Keeper {
         match self.start_now().await {
             Ok(()) => {}
             Err(error) => {
-                tracing::error!(%error, "the pager cannot be started; it is tried again");
+                tracing::error!(error = %chain(&error), "the pager cannot be started; it is tried again");
                 self.retry = Some(Instant::now() + RETRY);
                 if let Some(mut pager) = self.pager.take() {
                     pager.process.end().await;
                 }
                 // Nobody waits for what may never come.
-                let words = error.to_string();
+                let words = chain(&error);
                 for (layer, answers) in self.waiting.drain() {
                     let refusal = || PagerError::Refused { layer: layer.to_string(), reason: words.clone() };
                     answers.into_iter().for_each(|answer| drop(answer.send(Err(refusal()))));
@@ -136,15 +137,15 @@ impl Keeper {
         let (book, number) = (Arc::clone(&self.book), self.number);
         tokio::spawn(async move {
             if let Err(error) = control_client::attach_pager(&dir, socket.into(), 2 * PATIENCE).await {
-                book.order(Order::Unreached(vm, number, error.to_string()));
+                book.order(Order::Unreached(vm, number, chain(&error)));
             }
         });
         Ok(())
     }
 
-    /// The socket for a vmm that is about to start. The pager gets the other end, which is kept until
-    /// the pager serves the VM: if it ends before, another one goes on with the same socket, and the
-    /// vmm notices nothing.
+    /// The socket for a vmm that is about to start. The pager gets the other end, which is kept
+    /// until the pager serves the VM: if it ends before, another one goes on with the same socket,
+    /// and the vmm notices nothing.
     pub(super) fn begin_vm(&mut self, vm: &Id) -> Result<OwnedFd, PagerError> {
         let (theirs, socket) = UnixStream::pair()?;
         self.starting.insert(vm.clone(), theirs.into());

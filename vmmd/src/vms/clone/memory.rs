@@ -13,7 +13,8 @@ use crate::{
 use patina_control::end::{End, EndKind};
 
 impl Host {
-    /// Has the pager serve a VM that is about to start from a generation, if some of that is still being filled.
+    /// Has the pager serve a VM that is about to start from a generation, if some of that is still
+    /// being filled.
     pub(in crate::vms) async fn serve_memory(
         &self,
         warm: &Warm,
@@ -28,7 +29,8 @@ impl Host {
     }
 }
 
-/// When the VM entered its guest, as [`control_client::started`] says; or that memory which it needs for that is lost.
+/// When the VM entered its guest, as [`control_client::started`] says; or that memory which it
+/// needs for that is lost.
 pub(in crate::vms) async fn started(
     warm: &Warm,
     memory: &mut Option<LazyMemory>,

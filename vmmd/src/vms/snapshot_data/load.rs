@@ -1,9 +1,10 @@
-//! Where the memory of restored VMs comes from. The pager fills it while they run. Where that cannot be,
-//! it is read whole before a VM starts.
+//! Where the memory of restored VMs comes from. The pager fills it while they run. Where that
+//! cannot be, it is read whole before a VM starts.
 
 use super::{error::SnapshotError, room::Taken};
 use crate::{pager::Pager, process::generation::Generation};
 use patina_control::memfd;
+use patina_daemon::chain;
 use patina_snapshot::{
     directory::{LayerFile, Snapshot, Watch, load_layer},
     manifest::RUN_BYTES,
@@ -11,13 +12,14 @@ use patina_snapshot::{
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::{collections::HashMap, fs::File, io, os::fd::OwnedFd, sync::Arc};
 
-/// Makes a generation of a snapshot whose memory arrives while VMs run on it. None: this host cannot do that.
+/// Makes a generation of a snapshot whose memory arrives while VMs run on it. None: this host
+/// cannot do that.
 pub async fn begin(pager: &Pager, snapshot: &Arc<Snapshot>) -> Option<Generation> {
     if !Pager::is_supported() {
         return None;
     }
     let begun = pager.generation(Arc::clone(snapshot)).await;
-    let warn = |error| tracing::warn!(place = %snapshot.place().display(), %error, "the memory is read whole before VMs start");
+    let warn = |error| tracing::warn!(place = %snapshot.place().display(), error = %chain(&error), "the memory is read whole before VMs start");
     begun.map_err(warn).ok()
 }
 
