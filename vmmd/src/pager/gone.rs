@@ -8,7 +8,7 @@ use std::{
 };
 use tokio::time::{Instant, sleep_until};
 
-/// Most tries for a VM within [`WITHIN`].
+/// Most tries for a VM within `WITHIN`.
 pub const TRIES_MAX: usize = 5;
 /// See [`TRIES_MAX`].
 const WITHIN: Duration = Duration::from_secs(10);
