@@ -49,6 +49,9 @@ pub struct Server<D> {
     /// Freezes that were requested while the agent waited for the end of another one, with
     /// [`Prepare::Ask::hold`].
     postponed: VecDeque<(UnixStream, bool)>,
+    /// A link that opened while the VM started. A clone may run before this thread hears that it
+    /// does.
+    early_link: Option<(UnixStream, bool)>,
     /// How many links there have been.
     links: u64,
     /// When the guest last requested a clone, for which its agent had prepared.
@@ -88,6 +91,7 @@ impl<D: Connections> Server<D> {
             freezing: None,
             waiting: VecDeque::new(),
             postponed: VecDeque::new(),
+            early_link: None,
             links: 0,
             clone_asked: None,
             now: Instant::now,
@@ -295,16 +299,25 @@ impl<D: Connections> Server<D> {
             match event {
                 Event::End(how) => end = end.or(Some(how)),
                 Event::Done(outcome) => end = end.or(self.done(outcome, orders)),
+                // The session does not know yet who the VM is.
+                Event::Link { stream, is_carried_on } if self.is_starting() => {
+                    self.early_link = Some((stream, is_carried_on));
+                }
                 Event::Link { stream, is_carried_on } => {
-                    self.lose_link("a new link replaces it");
-                    self.links += 1;
-                    self.link = Lines::noted(stream, "the agent's link");
-                    let identity = self.session.link_opened(is_carried_on, fresh);
-                    end = end.or(self.carry_out(identity.into_iter().collect(), orders));
+                    end = end.or(self.open_link(stream, is_carried_on, orders));
                 }
             }
         }
         end
+    }
+
+    /// The agent has connected, or the parent's link is carried on: it hears who the VM is.
+    fn open_link(&mut self, stream: UnixStream, is_carried_on: bool, orders: &Orders) -> Option<End> {
+        self.lose_link("a new link replaces it");
+        self.links += 1;
+        self.link = Lines::noted(stream, "the agent's link");
+        let identity = self.session.link_opened(is_carried_on, fresh);
+        self.carry_out(identity.into_iter().collect(), orders)
     }
 
     fn lose_link(&mut self, why: &str) {

@@ -68,6 +68,11 @@ impl<D: Connections> Server<D> {
         self.waiting.iter().any(|waiting| matches!(waiting.purpose, Purpose::AgentsFreeze { .. }))
     }
 
+    /// Whether the VM's thread starts the VM, or is about to.
+    pub(super) fn is_starting(&self) -> bool {
+        self.waiting.iter().any(|waiting| matches!(waiting.purpose, Purpose::Start { .. }))
+    }
+
     /// Keeps a freeze until the agent can be asked to prepare for it.
     pub(super) fn postpone(&mut self, hold: bool, stream: UnixStream) {
         if self.postponed.len() < WAITING_MAX {
@@ -110,6 +115,9 @@ impl<D: Connections> Server<D> {
                 self.session.started(ticket);
                 (self.started, self.state) = (started, State::Booting);
                 self.tell_state();
+                if let Some((stream, is_carried_on)) = self.early_link.take() {
+                    return self.open_link(stream, is_carried_on, orders);
+                }
             }
             Purpose::Freeze | Purpose::Start { .. } | Purpose::PrefaultList => {}
         }
