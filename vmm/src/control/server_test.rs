@@ -68,6 +68,10 @@ impl VmControl for Icebox {
     }
 
     fn start(&mut self, descriptors: Vec<OwnedFd>, _: Vec<u8>) -> Result<Reply, Failure> {
+        if let Some((begun, go_on)) = &self.gate {
+            begun.send(()).expect("whoever waits for it");
+            go_on.recv().ok();
+        }
         Ok(Reply { opened: Opened::Started { entered_ns: descriptors.len() as u64 }, files: Vec::new() })
     }
 
@@ -391,11 +395,28 @@ fn a_freeze_that_comes_20_s_after_the_agent_has_prepared_is_refused() {
     );
 }
 
-/// A VM whose freeze has begun and does not end, since a vCPU waits for a page, until the word.
+/// A VM whose freeze or start begins and does not end, since it waits for a page, until the word.
 fn vmm_that_freezes() -> (Vmm, Receiver<()>, Sender<()>) {
     let ((begun, has_begun), (go_on, word)) = (channel(), channel());
     let icebox = Icebox { gate: Some((begun, word)), ..Icebox::default() };
     (vmm_of(patina_control::VERSION, icebox), has_begun, go_on)
+}
+
+#[test]
+fn a_link_that_opens_before_the_start_is_heard_of_has_the_clones_identity() {
+    let (vmm, begun, go_on) = vmm_that_freezes();
+    let mut started = Peer::open(&vmm, r#"{"start":{"ticket":"t"}}"#);
+    begun.recv().expect("a start");
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    assert!(vmm.mailbox.send_link(ours, true));
+    // After this answer the server has taken the link.
+    let mut dial = Peer::open(&vmm, r#"{"dial":{"port":5}}"#);
+    assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 5"));
+    go_on.send(()).expect("a word");
+    assert!(started.line().contains("started"));
+    let identity = Peer::new(theirs).line();
+    assert!(identity.starts_with(r#"{"t":"identity""#) && identity.contains(r#""ticket":"t""#), "{identity}");
+    vmm.end();
 }
 
 #[test]
