@@ -3,12 +3,12 @@
 use crate::{
     Outcome, Story,
     family::{require, require_eq},
-    snapshots::alike_in_nothing,
     stage::{Stage, explain},
 };
 use libtest_mimic::Failed;
 use patina_tests::{host::Host, vm::Vm};
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader},
     process::{Child, Stdio},
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -48,6 +48,23 @@ fn run<'a>(host: &'a Host, name: &str) -> Result<(Vm<'a>, u128), Failed> {
     Ok((vm, began.elapsed().as_millis()))
 }
 
+/// What machines have for themselves. A machine-id is made when a VM is cloned, and a MAC is of a
+/// family's own network.
+fn are_alike_in_nothing(vms: &[Vm<'_>]) -> Outcome {
+    let mut seen = BTreeSet::new();
+    for vm in vms {
+        let random = ["/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/random/uuid"];
+        let told = vm.call(&["cat", random[0], random[1], "/proc/sys/kernel/hostname"])?;
+        let own = told.lines().map(str::to_owned).chain([vm.call(&["gc", "my-ip"])?]);
+        for line in own {
+            require(seen.insert(line.clone()), format!("no other VM has what {} has", vm.name()), line)?;
+        }
+        require_eq("the host name", vm.call(&["hostname"])?, vm.name())?;
+        require_eq("the address", vm.call(&["gc", "my-ip"])?, vm.field("ip")?)?;
+    }
+    Ok(())
+}
+
 fn vms_of_one_image_start_without_a_boot_and_are_alike_in_nothing(stage: &Stage) -> Outcome {
     let images = tempfile::tempdir()?;
     let folder = images.path().to_str().ok_or("a path that is no UTF-8")?;
@@ -64,10 +81,7 @@ fn vms_of_one_image_start_without_a_boot_and_are_alike_in_nothing(stage: &Stage)
         vms.push(vm);
     }
     require_eq("the image", vms[1].field("image")?, vms[2].field("image")?)?;
-    // A VM that has booted has no machine-id until it is cloned.
-    alike_in_nothing(&vms[1..].iter().collect::<Vec<_>>())?;
-    let boot_id = |vm: &Vm<'_>| vm.call(&["cat", "/proc/sys/kernel/random/boot_id"]);
-    require(boot_id(&vms[0])? != boot_id(&vms[1])?, "another boot_id", vms[1].name())?;
+    are_alike_in_nothing(&vms)?;
     for vm in &vms {
         let guest: u64 = vm.call(&["date", "+%s"])?.parse()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();

@@ -185,7 +185,7 @@ fn restored_vms_are_a_family_of_their_own_and_no_two_are_alike(family: &Family<'
     Ok(())
 }
 
-pub fn alike_in_nothing(all: &[&Vm<'_>]) -> Outcome {
+fn alike_in_nothing(all: &[&Vm<'_>]) -> Outcome {
     /// Lines of the identity that families have in common, or may have.
     const ALIKE: [&str; 4] = ["prefix=", "gateway=", "family=", "ticket="];
     let mut seen = BTreeSet::new();
