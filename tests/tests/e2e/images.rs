@@ -48,8 +48,8 @@ fn run<'a>(host: &'a Host, name: &str) -> Result<(Vm<'a>, u128), Failed> {
     Ok((vm, began.elapsed().as_millis()))
 }
 
-/// What machines have for themselves. A machine-id is made when a VM is cloned, and a MAC is of a
-/// family's own network.
+/// What machines have for themselves. The image has no machine-id, and a MAC is of a family's own
+/// network.
 fn are_alike_in_nothing(vms: &[Vm<'_>]) -> Outcome {
     let mut seen = BTreeSet::new();
     for vm in vms {
