@@ -40,7 +40,8 @@ fn end(pid: u32) {
 /// How much less urgent each thread of a process is than others: field 19.
 fn nice(pid: u32) -> BTreeSet<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let stats = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap());
+    // A thread may end meanwhile.
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
     stats.map(|stat| stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()).collect()
 }
 
