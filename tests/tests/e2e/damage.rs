@@ -63,7 +63,9 @@ fn ended_with_data_loss(vms: &[Vm<'_>], words: &str) -> Outcome {
 }
 
 fn a_damaged_run_ends_the_vms_that_need_it_and_nothing_is_left(family: &Family<'_>) -> Outcome {
-    let (host, parent, shelf) = (family.host, &family.parent, Shelf::new()?);
+    let (host, shelf) = (family.host, Shelf::new()?);
+    // A VM of its own: of several layers, the damaged one may be hidden by a later one.
+    let parent = &host.run("whole", &[])?;
     let place = shelf.place("base");
     keep(host, parent, &place)?;
     let has_it = |file: &fs::File| rustix::fs::seek(file, SeekFrom::Data(KERNEL_AT)) == Ok(KERNEL_AT);
@@ -92,7 +94,7 @@ fn a_damaged_run_ends_the_vms_that_need_it_and_nothing_is_left(family: &Family<'
     require_eq("new bridges", new, [""; 0])?;
     file.write_all_at(&byte, KERNEL_AT)?;
     host.call(&["snapshot", "verify", text(&place)?])?;
-    require_eq("the clones of its parent", family.clone_names()?, [""; 0])
+    Ok(parent.remove()?)
 }
 
 /// The pager's process.
