@@ -1,10 +1,11 @@
 //! Events of the host's VMs for watchers. The latest events are kept; new ones are forwarded.
 //! Events of tickets come from the scheduler.
 
+use patina_daemon::lock;
 use patina_proto::v1::{Event, EventKind};
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -47,7 +48,7 @@ impl Default for Events {
 impl Events {
     fn lock(&self) -> MutexGuard<'_, Past> {
         // No code panics under this lock; if some did, the list itself is still whole.
-        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.past)
     }
 
     /// Something has happened.

@@ -4,9 +4,10 @@
 //! total, and there is always room for another one.
 
 use super::Refusal;
+use patina_daemon::lock;
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 use uuid::Uuid;
 
@@ -37,7 +38,7 @@ impl Waits {
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
         // No code panics under this lock; if some did, a count would be one too high.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 
     #[cfg(test)]

@@ -8,13 +8,14 @@
 //! ```
 
 use crate::client::HostClient;
+use patina_daemon::lock;
 use patina_proto::v1::{
     Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, KillClones, Masters, Register,
     RunningClone, VmEnd, host_message::Message, host_order::Order,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::{
@@ -136,7 +137,7 @@ struct Ended {
 impl Ended {
     fn with<T>(&self, look: impl FnOnce(&mut VecDeque<(RunningClone, VmEnd)>) -> T) -> T {
         // A panic elsewhere leaves the queue as it was: nothing in here does two things.
-        look(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut lock(&self.queue))
     }
 
     fn push(&self, clone: RunningClone, end: VmEnd) {

@@ -3,9 +3,10 @@
 
 use super::{Batch, Store, StoreError, Stored};
 use crate::core::ticket::Ticket;
+use patina_daemon::lock;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ struct Content {
 
 impl MemoryStore {
     fn content(&self) -> MutexGuard<'_, Content> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Whether commits fail from now on.

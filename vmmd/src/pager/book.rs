@@ -13,10 +13,11 @@ use patina_control::{
     end::End,
     pager::{Id, PAGER_LAYERS_MAX},
 };
+use patina_daemon::lock;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -103,7 +104,7 @@ impl Book {
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
         // No code panics under this lock; if some did, the maps themselves are still whole.
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tables)
     }
 
     /// From now on nothing changes any more, whatever is let go of.
@@ -205,7 +206,7 @@ impl Book {
     }
 
     fn inventory(&self) -> MutexGuard<'_, Inventory> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.found)
     }
 
     /// What the keeper has found of an earlier `vmmd`.

@@ -5,12 +5,13 @@ use patina_control::{
     memfd,
     pager::{DemandBitmap, read_sealed},
 };
+use patina_daemon::lock;
 use patina_snapshot::directory::{load_demand, save_demand};
 use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 /// It has settled when so small a part of what is kept is new: one in so many runs. VMs of one
@@ -57,7 +58,7 @@ impl Demand {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         // No code panics under this lock; if some did, the bits themselves are still true.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// For a pager: the bitmap in a sealed memfd. None: nothing is known, or there is no memory for

@@ -6,13 +6,14 @@ use patina_control::{
     memfd,
     pager::{Id, RUN_BYTES, layer_memfd},
 };
+use patina_daemon::lock;
 use patina_snapshot::directory::LayerFile;
 use std::{
     fs::File,
     io,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 /// The length of a digest, bytes.
@@ -79,7 +80,7 @@ impl SourceFile {
 
     fn file(&self) -> MutexGuard<'_, Option<Arc<File>>> {
         // No code panics under this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// For a pager. If there is none, an empty file.

@@ -8,11 +8,12 @@
 //! first and the last ones are ready sooner.
 
 use super::urgency::Urgency;
+use patina_daemon::lock;
 use std::{
     collections::VecDeque,
     fmt,
     num::NonZero,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread::available_parallelism,
     time::{Duration, Instant},
 };
@@ -74,7 +75,7 @@ impl Turns {
     /// A clone has started: the process group that `leader` leads.
     #[must_use]
     pub fn begin(self: &Arc<Self>, leader: u32) -> Turn {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         let number = all.next;
         all.next += 1;
         // It was urgent while it started.
@@ -85,7 +86,7 @@ impl Turns {
 
     /// Ends the turns of clones that have gone first for too long.
     pub fn expire(&self, now: Instant) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         let is_over = |starting: &Starting| starting.since.is_some_and(|since| now - since >= TURN_MAX);
         all.clones.iter().filter(|starting| is_over(starting)).for_each(|starting| {
             (self.give)(starting.leader, Urgency::Normal);
@@ -95,7 +96,7 @@ impl Turns {
     }
 
     fn end(&self, number: u64, is_alive: bool) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         let Some(place) = all.clones.iter().position(|starting| starting.number == number) else { return };
         if let Some(ended) = all.clones.remove(place)
             && is_alive

@@ -22,12 +22,13 @@ use crate::{
 };
 use futures::future::BoxFuture;
 use patina_abi::{args::Args, link::Answer};
+use patina_daemon::lock;
 use patina_proto::v1::EventKind;
 use std::{
     collections::HashMap,
     fmt,
     path::PathBuf,
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::Duration,
 };
 use tokio::{
@@ -177,7 +178,7 @@ impl Host {
 
     pub(super) fn unwritten(&self) -> MutexGuard<'_, HashMap<String, Record>> {
         // No code panics under this lock; if some did, the map itself is still whole.
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.unwritten)
     }
 
     /// The state folder.

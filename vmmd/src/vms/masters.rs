@@ -1,9 +1,10 @@
 //! Families whose master is about to start. Clones of a snapshot are granted before their master
 //! runs: a scheduler that is told meanwhile which masters there are would take it for ended.
 
+use patina_daemon::lock;
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ pub(super) struct ComingMasters(Arc<Mutex<HashSet<Uuid>>>);
 impl ComingMasters {
     fn families(&self) -> MutexGuard<'_, HashSet<Uuid>> {
         // No code panics under this lock; if some did, the set itself is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The family's master counts as one that runs, until what this returns is dropped.

@@ -9,6 +9,7 @@ pub(super) use convert::{end, running};
 use super::error::Error;
 use crate::{plan::lifecycle::Ended, store::record::Record};
 use patina_abi::link::TicketView;
+use patina_daemon::lock;
 use patina_proto::v1::{GetTicketRequest, HostInfo, Ticket, TicketState};
 use scheduler::{
     client::{
@@ -19,7 +20,7 @@ use scheduler::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -112,7 +113,7 @@ impl Tickets {
 
     pub(super) fn granted(&self) -> MutexGuard<'_, HashMap<Uuid, Granted>> {
         // No code panics under this lock; if some did, the map itself is still whole.
-        self.0.granted.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.granted)
     }
 
     /// An error of the scheduler, or the scheduler does not answer.

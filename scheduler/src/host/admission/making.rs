@@ -3,10 +3,11 @@
 
 use super::{Admission, Admitted, CloneRequest, Key, Shared, Vms};
 use crate::host::{Clones, Present};
+use patina_daemon::lock;
 use patina_proto::v1::{KillClones, RunningClone, Ticket, VmEnd};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{MutexGuard, PoisonError, Weak},
+    sync::{MutexGuard, Weak},
 };
 
 /// A clone in the making.
@@ -63,7 +64,7 @@ fn key(clone: &RunningClone) -> Key {
 impl Shared {
     pub(super) fn making(&self) -> MutexGuard<'_, BTreeMap<Key, Making>> {
         // No code panics under this lock; if some did, the map itself is still whole.
-        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.making)
     }
 }
 

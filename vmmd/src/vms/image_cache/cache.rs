@@ -6,7 +6,7 @@
 
 use super::key::Key;
 use crate::options::CacheSettings;
-use patina_daemon::chain;
+use patina_daemon::{chain, lock};
 use patina_snapshot::{
     directory::{self, FileError, Listed, OpenError, RemoveError, Snapshot, Usage, unwatched},
     manifest::Manifest,
@@ -18,7 +18,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::SystemTime,
 };
 
@@ -83,11 +83,6 @@ impl Drop for Making {
     fn drop(&mut self) {
         lock(&self.inner).making.remove(&self.key);
     }
-}
-
-fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    // No code panics under this lock; if some did, the sets themselves are still whole.
-    inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ImageCache {

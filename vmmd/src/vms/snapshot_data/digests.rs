@@ -3,13 +3,14 @@
 
 use crate::store::record::FileId;
 use blake3::Hash;
+use patina_daemon::lock;
 use patina_snapshot::manifest::image_digest;
 use std::{
     collections::VecDeque,
     fs::{File, Metadata},
     io,
     os::unix::fs::MetadataExt as _,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
 /// How many files are known; of more, the one that was read first is forgotten.
@@ -52,7 +53,7 @@ impl Digests {
         if Stamp::of(&file.metadata()?) != stamp {
             return Err(io::Error::other("it was written to while it was read; try again"));
         }
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         if known.len() >= FILES_MAX {
             known.pop_front();
         }
@@ -62,7 +63,7 @@ impl Digests {
 
     fn known(&self, stamp: Stamp) -> Option<Hash> {
         // No code panics under this lock; if some did, the list itself is still whole.
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.0);
         known.iter().find(|(other, _)| *other == stamp).map(|(_, digest)| *digest)
     }
 }

@@ -1,13 +1,8 @@
 //! Which layers in memory are in a snapshot already, so that a later snapshot need not write them.
 
+use patina_daemon::lock;
 use patina_snapshot::directory::KnownLayer;
-use std::{
-    collections::VecDeque,
-    fs::File,
-    io,
-    os::unix::fs::MetadataExt as _,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::VecDeque, fs::File, io, os::unix::fs::MetadataExt as _, sync::Mutex};
 
 /// How many layers are known; of more, the one that was noted first is forgotten.
 const LAYERS_MAX: usize = 4096;
@@ -35,7 +30,7 @@ impl KnownLayers {
     pub fn note(&self, memfd: &File, layer: KnownLayer) {
         // Without it, the next snapshot writes the layer again.
         let Ok(memfd) = Memfd::of(memfd) else { return };
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         known.retain(|(other, _)| *other != memfd);
         if known.len() >= LAYERS_MAX {
             known.pop_front();
@@ -48,7 +43,7 @@ impl KnownLayers {
     pub fn find(&self, memfd: &File) -> Option<KnownLayer> {
         let memfd = Memfd::of(memfd).ok()?;
         // No code panics under this lock; if some did, the list itself is still whole.
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.0);
         known.iter().find(|(other, _)| *other == memfd).map(|(_, layer)| layer.clone())
     }
 }

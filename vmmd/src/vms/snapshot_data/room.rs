@@ -1,9 +1,10 @@
 //! Room for the memory of restored VMs. A snapshot's memory comes into files in memory, which the
 //! kernel does not take back: more than there is would end other processes.
 
+use patina_daemon::lock;
 use std::{
     fs, io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 const KIB: u64 = 1024;
@@ -34,7 +35,7 @@ pub struct Taken {
 impl Room {
     fn taken(&self) -> MutexGuard<'_, u64> {
         // No code panics under this lock; if some did, the number is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Takes so many bytes of those that the host has available. What was taken before counts as

@@ -11,10 +11,11 @@ use crate::{
     store::{VmDir, record::Record},
 };
 use families::family::Family;
+use patina_daemon::lock;
 use std::{
     collections::BTreeMap,
     ops::Bound,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 /// A name's state.
@@ -125,7 +126,7 @@ impl HeldName {
 impl Table {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // No code panics under this lock; if some did, the map itself is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Holds a name.

@@ -1,7 +1,8 @@
 //! The data of a join that passes through a VM, in pieces.
 
 use super::Vm;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use patina_daemon::lock;
+use std::sync::{Arc, MutexGuard};
 
 /// What of a join passes through a VM in pieces.
 #[derive(Debug, Default)]
@@ -17,7 +18,7 @@ pub(in crate::vms) struct Pieces {
 impl Vm {
     pub(in crate::vms) fn pieces(&self) -> MutexGuard<'_, Pieces> {
         // No code panics under this lock; if some did, the pieces themselves are still whole.
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pieces)
     }
 
     /// The VM has ended: nobody asks for its pieces any more, and it may stay in the table for
