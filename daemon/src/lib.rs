@@ -11,11 +11,13 @@
 //! With the feature `network`: `network`, settings of the host that break the families' networks.
 //!
 //! For every program: [`stderr`], lines for people, which never fail; [`chain()`], an error with
-//! its causes; [`lock()`], a lock that a panic does not poison.
+//! its causes; [`lock()`], a lock that a panic does not poison; [`kernel`], the release of the
+//! host's kernel.
 
 mod chain;
 #[cfg(feature = "service")]
 pub mod http;
+pub mod kernel;
 #[cfg(feature = "service")]
 pub mod listen;
 mod lock;

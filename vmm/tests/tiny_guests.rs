@@ -13,6 +13,7 @@ use patina_control::VERSION;
 use patina_control::config::KvmKind;
 use patina_control::end::EndKind;
 use patina_control::messages::{Open, ToVmm};
+use patina_daemon::kernel;
 use patina_snapshot::container::Tag;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
@@ -421,7 +422,7 @@ fn a_vm_is_frozen_again_and_again() -> Result<(), Failed> {
     let sizes = [&first, &second, &third].map(|generation| generation.layers.len());
     // Where nothing notes what is written, the third has all private pages, so that nothing of the
     // second is seen.
-    let noted = tiny::notes_writes()?;
+    let noted = kernel::notes_writes(&kernel::release()?);
     if sizes != [1, 2, if noted { 3 } else { 2 }]
         || first.frozen.copied_pages != 0
         || second.frozen.copied_pages == 0

@@ -3,11 +3,12 @@
 use crate::{
     build::{self, BuildError},
     fuzz::{self, FuzzError},
-    l1::{self, HostsError, Wanted, notes_writes},
+    l1::{self, HostsError, Wanted},
     miri, protos,
     run::{RunError, cargo, has_subcommand, run},
     steps::{Steps, with_causes},
 };
+use patina_daemon::kernel;
 use patina_images::Stderr as Progress;
 use patina_tests::{
     leftovers::Snapshot,
@@ -155,8 +156,8 @@ fn root_tests(filters: &[String]) -> Result<(), RunError> {
     let mut command = cargo(&["nextest", "run", "--run-ignored", "only"]);
     command.args(crates);
     // Where the kernel does not note what is written, tests of that stay ignored.
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let chosen = if notes_writes(&release) {
+    let release = kernel::release().unwrap_or_default();
+    let chosen = if kernel::notes_writes(&release) {
         "not binary(tiny_guests)"
     } else {
         "not binary(tiny_guests) and not test(sys::pagemap::)"

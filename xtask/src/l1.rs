@@ -6,6 +6,7 @@ use crate::{
     run::{self, Guarded, RunError, cargo},
     steps::{Steps, with_causes},
 };
+use patina_daemon::kernel::notes_writes;
 use patina_images::{DebianKernel, Stderr as Progress};
 use patina_tests::{
     l1::{
@@ -237,22 +238,9 @@ fn program(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// Whether a kernel of this release notes which pages are written: Linux 6.7.
-pub fn notes_writes(release: &str) -> bool {
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn kernels_that_note_writes_are_told_from_older_ones() {
-        let new = ["6.7.0", "6.18.44", "7.0-rc1"];
-        assert!(new.into_iter().all(notes_writes));
-        assert!(!["6.6.99-1-amd64", "5.14.0", "", "x"].into_iter().any(notes_writes));
-    }
 
     #[test]
     fn a_kernel_is_chosen_by_its_series() {

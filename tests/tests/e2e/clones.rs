@@ -7,6 +7,7 @@ use crate::{
     stage::Stage,
 };
 use libtest_mimic::Failed;
+use patina_daemon::kernel;
 use patina_tests::{host::Host, leftovers, process, vm::Vm};
 use std::{
     collections::BTreeSet,
@@ -270,7 +271,7 @@ fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     // What it has written since it was ready is copied for it as it goes on, where the kernel notes
     // what is written; nothing is for its clone.
     let (into, beside) = (unasked["copied_kib"].as_u64(), unasked["copied_beside_kib"].as_u64());
-    let noted = beside.is_some_and(|kib| kib > 0) || !notes_writes()?;
+    let noted = beside.is_some_and(|kib| kib > 0) || !kernel::notes_writes(&kernel::release()?);
     require(
         into == Some(0) && noted,
         "nothing is copied into the clone, and what was written is copied beside the guest",
@@ -278,13 +279,6 @@ fn with_a_stopped_agent(host: &Host, vm: &Vm<'_>) -> Outcome {
     )?;
     clone.remove()?;
     network::round_trip(&ip, 8082, 100)
-}
-
-/// Linux 6.7.
-fn notes_writes() -> Result<bool, Failed> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(7)))
 }
 
 fn a_guest_of_two_vcpus_is_cloned_with_both(stage: &Stage) -> Outcome {

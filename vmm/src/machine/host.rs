@@ -17,10 +17,7 @@ pub fn gather(kvm: &Kvm, kind: KvmKind, offered: &CpuId, vcpu: Option<&VcpuFd>) 
         tsc_khz: vcpu.and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
         can_scale_tsc: kvm.check_extension(Cap::TscControl),
         // Only for users to read, so a host that does not tell it has none.
-        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")
-            .unwrap_or_default()
-            .trim_end()
-            .to_owned(),
+        kernel: patina_daemon::kernel::release().unwrap_or_default(),
         ..HostFacts::of_cpuid(kind, cpuid_from(offered))
     }
 }

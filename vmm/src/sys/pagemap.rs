@@ -6,6 +6,7 @@
 
 use crate::ranges::{join, near, without};
 use patina_control::PAGE_BYTES;
+use patina_daemon::kernel;
 use patina_jail::ioctl::{READ, WRITE, last_error, request};
 use rustix::io::Errno;
 use std::fs::File;
@@ -141,8 +142,8 @@ impl Pagemap {
         let table = File::open("/proc/self/pagemap");
         let table = table.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         // If the release is not known, the slow path is used, which is always correct.
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let is_fast = version(&release) >= Some(FAST_SINCE);
+        let release = kernel::release().unwrap_or_default();
+        let is_fast = kernel::version(&release) >= Some(FAST_SINCE);
         Ok(Self { table, is_fast, scans: true })
     }
 
@@ -281,15 +282,6 @@ fn scans_at_rest(unprotected: &[Range<u64>]) -> (Vec<Range<u64>>, Question) {
     let ranges = near(unprotected, NEAR_BYTES);
     let flags = if ranges.len() <= PROTECT_CALLS_MAX { PRIVATE_WRITTEN.flags } else { 0 };
     (ranges, Question { flags, ..PRIVATE_WRITTEN })
-}
-
-/// The first two numbers of a release such as `6.10.0-rc1`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
-        _ => None,
-    }
 }
 
 /// Adds a range. Extends the last range if the new one begins at its end.

@@ -36,13 +36,6 @@ fn program() -> OsString {
     std::env::var_os("PATINA_TINY_VMM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm").into())
 }
 
-/// Whether this kernel notes what is written (`vmctl doctor` warns where it does not): Linux 6.7.
-pub fn notes_writes() -> Result<bool, Failed> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(7)))
-}
-
 /// A guest to be run.
 pub struct Guest {
     kernel: Vec<u8>,

@@ -49,7 +49,7 @@ use patina_control::{
     memfd,
     pager::Id,
 };
-use patina_daemon::chain;
+use patina_daemon::{chain, kernel};
 use patina_snapshot::directory::{LayerFile, Snapshot};
 use place::Place;
 use std::{
@@ -80,7 +80,7 @@ impl Pager {
     /// Whether this kernel has what VMs need to run while their memory arrives: Linux 6.7 or later.
     #[must_use]
     pub fn is_supported() -> bool {
-        std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| is_new_enough(&release))
+        kernel::release().is_ok_and(|release| kernel::notes_writes(&release))
     }
 
     /// The layers that a vmm may send although they are not sealed.
@@ -258,32 +258,6 @@ impl Drop for Left {
     }
 }
 
-fn is_new_enough(release: &str) -> bool {
-    let mut numbers =
-        release.split(|byte: char| !byte.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
-    let version = numbers.next().zip(numbers.next());
-    version.is_some_and(|version| version >= (6, 7))
-}
-
 fn name_of(vm: Uuid) -> Result<Id, PagerError> {
     Id::try_from(vm.to_string()).map_err(|_| PagerError::NoLayer(vm.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernels_before_6_7_do_not_serve_memory_lazily() {
-        for (release, is_supported) in [
-            ("6.7.0", true),
-            ("6.12.9-amd64", true),
-            ("10.0-rc1", true),
-            ("6.6.99", false),
-            ("5.15.0-1", false),
-            ("x", false),
-        ] {
-            assert_eq!(is_new_enough(release), is_supported, "{release}");
-        }
-    }
 }

@@ -1,7 +1,10 @@
 //! Judges the facts: one check each, with its fix.
 
 use super::facts::Facts;
-use patina_daemon::network::Dropping;
+use patina_daemon::{
+    kernel::{NOTES_WRITES, version},
+    network::Dropping,
+};
 use serde::Serialize;
 use std::io;
 
@@ -9,8 +12,6 @@ use std::io;
 const MEMORY_LEAST_MIB: u64 = 384;
 /// Below this there is room for little more than one guest, MiB.
 const MEMORY_GOOD_MIB: u64 = 2048;
-/// It notes which pages are written (a userfaultfd with UFFD_FEATURE_WP_ASYNC, and PAGEMAP_SCAN).
-const KERNEL_GOOD: (u32, u32) = (6, 7);
 /// What follows where that cannot be had.
 const ALL_COPIED: &str = "a VM's second clone, and later ones, pause it longer: all its pages are copied";
 
@@ -150,15 +151,14 @@ fn root(facts: &Facts) -> Check {
 }
 
 fn kernel(facts: &Facts) -> Check {
-    let mut numbers = facts.kernel.split(['.', '-']).map(|part| part.parse::<u32>().ok());
-    let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
+    let Some(version) = version(&facts.kernel) else {
         return warn("kernel", format!("\"{}\" is not a version that vmctl can read", facts.kernel), "");
     };
     let found = format!("Linux {}", facts.kernel);
-    if (major, minor) >= KERNEL_GOOD {
+    if version >= NOTES_WRITES {
         pass("kernel", found)
     } else {
-        let (major, minor) = KERNEL_GOOD;
+        let (major, minor) = NOTES_WRITES;
         warn(
             "kernel",
             format!("{found}: {ALL_COPIED}"),

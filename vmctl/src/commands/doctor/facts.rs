@@ -65,7 +65,7 @@ pub async fn look(context: &Context) -> Facts {
         memory_mib: memory_mib(&read("/proc/meminfo").unwrap_or_default()),
         cgroup_v2: cgroup.join("cgroup.controllers").exists(),
         cgroup_v1: cgroup.join("memory").exists() || cgroup.join("cpu").exists(),
-        kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        kernel: patina_daemon::kernel::release().unwrap_or_default(),
         root: rustix::process::geteuid().is_root(),
         foreign: network::foreign(range).await.map_err(|error| error.to_string()),
         network: range,
