@@ -107,11 +107,7 @@ impl Pager {
                 held
             }
         };
-        let (answer, answered) = oneshot::channel();
-        self.book.order(Order::Layer(held.parts.id.clone(), answer));
-        let answered =
-            timeout(2 * PATIENCE, answered).await.map_err(|_| PagerError::Timeout(2 * PATIENCE))?;
-        answered.map_err(|_| PagerError::Stopping)??;
+        self.ask(|answer| Order::Layer(held.parts.id.clone(), answer)).await?;
         Ok(held)
     }
 
@@ -171,11 +167,7 @@ impl Pager {
         }
         dir.save_lazy_layers(&layers)?;
         let memory = self.book.enter_vm(&vm, held, dir, Some(Instant::now()))?;
-        let (answer, answered) = oneshot::channel();
-        self.book.order(Order::Vm(vm, answer));
-        let answered =
-            timeout(2 * PATIENCE, answered).await.map_err(|_| PagerError::Timeout(2 * PATIENCE))?;
-        let pager = answered.map_err(|_| PagerError::Stopping)??;
+        let pager = self.ask(|answer| Order::Vm(vm, answer)).await?;
         let layers = filling.iter().map(|(number, _)| *number).collect();
         Ok((Some(Filling { layers, pager }), Some(memory)))
     }
@@ -234,6 +226,17 @@ impl Pager {
     #[must_use]
     pub fn left_when_dropped(&self) -> Left {
         Left(Arc::clone(&self.book))
+    }
+
+    /// Has the keeper carry out an order, and waits for its answer.
+    async fn ask<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, PagerError>>) -> Order,
+    ) -> Result<T, PagerError> {
+        let (answer, answered) = oneshot::channel();
+        self.book.order(order(answer));
+        let answered = timeout(2 * PATIENCE, answered).await;
+        answered.map_err(|_| PagerError::Timeout(2 * PATIENCE))?.map_err(|_| PagerError::Stopping)?
     }
 
     /// A layer whose pager is gone, too: the vmm has its memfd.
