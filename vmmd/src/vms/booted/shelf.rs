@@ -37,12 +37,7 @@ impl Host {
     /// The folder cannot be read.
     pub async fn images(self: &Arc<Self>) -> Result<Vec<Stored>, Error> {
         let host = Arc::clone(self);
-        blocking(move || {
-            let mut all = host.image_cache.as_ref().map_or_else(|| Ok(Vec::new()), list)?;
-            all.sort_by_key(|stored| stored.key.to_string());
-            Ok(all)
-        })
-        .await
+        blocking(move || host.image_cache.as_ref().map_or_else(|| Ok(Vec::new()), list)).await
     }
 
     /// Removes images: all, or those from which no VM of this host can start any more, because the
@@ -55,9 +50,7 @@ impl Host {
         blocking(move || {
             let mut pruned = Pruned::default();
             let Some(cache) = &host.image_cache else { return Ok(pruned) };
-            let mut stored = list(cache)?;
-            stored.sort_by_key(|stored| stored.key.to_string());
-            for stored in stored {
+            for stored in list(cache)? {
                 if !all && !host.is_stale(&stored) {
                     continue;
                 }
@@ -115,10 +108,12 @@ impl Host {
     }
 }
 
+/// By key.
 fn list(cache: &ImageCache) -> Result<Vec<Stored>, Error> {
-    let listed = cache.list();
     let failed = |source| SnapshotError::List { directory: cache.folder().to_owned(), source };
-    Ok(listed.map_err(failed)?)
+    let mut stored = cache.list().map_err(failed)?;
+    stored.sort_by_key(|stored| stored.key.to_string());
+    Ok(stored)
 }
 
 fn open(field: &'static str, path: &Path) -> Result<std::fs::File, SnapshotError> {
