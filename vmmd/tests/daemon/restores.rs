@@ -10,9 +10,17 @@ use crate::{
     streams::run,
 };
 use patina_proto::v1::{RestoreSnapshotRequest, VmState, wait_vm_request::Until};
-use rustix::process::{Pid, Signal, kill_process};
+use patina_snapshot::manifest::RUN_BYTES;
+use rustix::{
+    fs::SeekFrom,
+    process::{Pid, Signal, kill_process},
+};
 use serde_json::json;
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 use tonic::Code;
 
 #[path = "../../../pager/tests/host/fuse.rs"]
@@ -28,18 +36,27 @@ fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
-/// How many layers a process has open.
-fn open_layers(pid: u32) -> usize {
+/// The layers that a process has open.
+fn open_layers(pid: u32) -> Vec<PathBuf> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    names.filter(|name| name.to_string_lossy().contains("memfd:patina-layer")).count()
+    let is_layer = |path: &PathBuf| {
+        fs::read_link(path).is_ok_and(|name| name.to_string_lossy().contains("memfd:patina-layer"))
+    };
+    entries.map(|entry| entry.path()).filter(is_layer).collect()
+}
+
+/// Whether a run of a layer that a process has open has arrived.
+fn has_arrived(pid: u32, run: u64) -> bool {
+    let data = run * RUN_BYTES;
+    let has = |file: fs::File| rustix::fs::seek(file, SeekFrom::Data(data)) == Ok(data);
+    open_layers(pid).into_iter().any(|layer| fs::File::open(layer).is_ok_and(has))
 }
 
 /// That nothing is left but the VM `web`: neither VMs nor memory, records or snapshots.
 async fn nothing_but_web(bench: &Bench, client: &mut Client, snapshots: &[&str]) {
     only(bench, client, &["web"]).await;
     until("no memory is left", async || {
-        bench.memory_files("patina-") == 0 && bench.pager().is_none_or(|pager| open_layers(pager) == 0)
+        bench.memory_files("patina-") == 0 && bench.pager().is_none_or(|pager| open_layers(pager).is_empty())
     })
     .await;
     assert_eq!(names(&bench.path("state/families")), [""; 0], "families whose numbers are written down");
@@ -283,6 +300,8 @@ fn a_disk_that_stalls_during_a_restore_ends_only_the_vm_that_needs_it() {
         assert_eq!(run(&mut client, "new.1", &["read", "3"]).await.0, "run 3", "it goes on");
         // The disk comes back, and with it the run.
         fuse.release();
+        let pager = bench.pager().unwrap();
+        until("the run arrives", async || has_arrived(pager, 4)).await;
         assert_eq!(run(&mut client, "new.1", &["read", "4"]).await.0, "run 4");
         for name in ["new", "new.1"] {
             remove(&mut client, name).await;
