@@ -43,6 +43,8 @@ mod agent;
 mod ram;
 mod state;
 mod sys;
+#[path = "../../tests/pager/sys.rs"]
+mod view;
 mod wire;
 
 use patina_abi::link::{Answer, CallError};

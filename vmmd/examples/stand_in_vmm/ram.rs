@@ -1,7 +1,7 @@
 //! Its RAM: views of the generation's files, which the pager serves where they are still being
 //! filled.
 
-use super::{sys::View, wire::receive};
+use super::{view::View, wire::receive};
 use patina_control::{
     memfd,
     pager::{Mapping, PagerToVm, RUN_BYTES, VERSION, VmToPager},

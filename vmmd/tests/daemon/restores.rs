@@ -5,7 +5,7 @@ use crate::{
     bench::{Bench, Client, get, ready, runs, tell, vm, wait},
     clones::remove,
     scheduler::asking,
-    snapshots::{create, flip, from, layer_file, list, lost, names, only, restore},
+    snapshots::{create, flip, from, layer_file, list, lost, names, only, restore, restore_held},
     steps::{Hold, epoch, known, until},
     streams::run,
 };
@@ -234,13 +234,7 @@ fn a_master_that_is_being_restored_does_not_count_as_ended_when_the_host_registe
         let mut client = bench.start().await;
         ready(&mut client, vm("web", &format!("hold-start={}", bench.path("start").display()))).await;
         create(&mut client, "web", "base").await.unwrap();
-        hold.lock();
-        let mut caller = client.clone();
-        let call = tokio::spawn(async move {
-            restore(&mut caller, RestoreSnapshotRequest { name: "new".into(), count: 3, ..from("base") })
-                .await
-        });
-        assert_eq!(hold.reached(1).await, [0]);
+        let call = restore_held(&client, &hold).await;
         let before = epoch(&bench).await;
         bench.signal_scheduler(Signal::KILL);
         bench.start_scheduler().await;

@@ -15,6 +15,7 @@ use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
+use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -36,6 +37,17 @@ pub async fn restore(client: &mut Client, request: RestoreSnapshotRequest) -> Re
         vms.push(wait(client, &vm.name, Until::Ready).await.unwrap());
     }
     Ok(vms)
+}
+
+/// Restores three VMs `new` from `base`. The master has come to where it is held.
+pub async fn restore_held(client: &Client, hold: &Hold) -> JoinHandle<Result<Vec<v1::Vm>, Status>> {
+    hold.lock();
+    let mut caller = client.clone();
+    let call = tokio::spawn(async move {
+        restore(&mut caller, RestoreSnapshotRequest { name: "new".into(), count: 3, ..from("base") }).await
+    });
+    assert_eq!(hold.reached(1).await, [0], "the master goes first");
+    call
 }
 
 pub fn from(path: &str) -> RestoreSnapshotRequest {
@@ -475,13 +487,7 @@ fn vmmd_killed_while_it_restores_leaves_nothing() {
         let mut client = bench.start().await;
         ready(&mut client, vm("web", &format!("hold-start={}", bench.path("start").display()))).await;
         create(&mut client, "web", "base").await.unwrap();
-        hold.lock();
-        let mut caller = client.clone();
-        let call = tokio::spawn(async move {
-            restore(&mut caller, RestoreSnapshotRequest { name: "new".into(), count: 3, ..from("base") })
-                .await
-        });
-        assert_eq!(hold.reached(1).await, [0], "the master goes first");
+        let call = restore_held(&client, &hold).await;
         // Its record stands among the others' before it runs: the next vmmd waits for it, or ends
         // it.
         bench.stop(Signal::KILL);

@@ -217,13 +217,15 @@ impl Vmm {
 
     /// The first word of a run, as the guest sees it.
     pub fn read(&self, run: u64) -> u64 {
-        self.view.read((run * RUN_BYTES) as usize).unwrap()
+        u64::from_le_bytes(self.view.read((run * RUN_BYTES) as usize).unwrap())
     }
 
     /// Reads it in a thread, which may wait for ever.
     pub fn read_beside(&self, run: u64) -> Waits {
         let (view, (sender, read)) = (Arc::clone(&self.view), oneshot::channel());
-        std::thread::spawn(move || sender.send(view.read((run * RUN_BYTES) as usize)));
+        std::thread::spawn(move || {
+            sender.send(view.read((run * RUN_BYTES) as usize).map(u64::from_le_bytes))
+        });
         Waits(read)
     }
 }

@@ -32,19 +32,19 @@ impl View {
         self.bytes
     }
 
-    /// Reads eight bytes. Waits for a page that is missing; fails with EFAULT where an access would
+    /// Reads some bytes. Waits for a page that is missing; fails with EFAULT where an access would
     /// be SIGBUS.
-    pub fn read(&self, offset: usize) -> io::Result<u64> {
-        assert!(offset + 8 <= self.bytes, "within the view");
+    pub fn read<const N: usize>(&self, offset: usize) -> io::Result<[u8; N]> {
+        assert!(offset + N <= self.bytes, "within the view");
         let (reader, writer) = rustix::pipe::pipe()?;
-        // SAFETY: the kernel reads eight bytes within the mapping.
-        let done = unsafe { libc::write(writer.as_raw_fd(), self.at.wrapping_byte_add(offset), 8) };
-        if done != 8 {
+        // SAFETY: the kernel reads so many bytes within the mapping.
+        let done = unsafe { libc::write(writer.as_raw_fd(), self.at.wrapping_byte_add(offset), N) };
+        if done.cast_unsigned() != N {
             return Err(io::Error::last_os_error());
         }
-        let mut bytes = [0; 8];
+        let mut bytes = [0; N];
         rustix::io::read(&reader, &mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
+        Ok(bytes)
     }
 }
 

@@ -1,14 +1,11 @@
 use super::*;
+use crate::vms::snapshot_data::known::tests::{MEMORY_MIB, description};
 use blake3::Hash;
 use patina_control::memfd;
-use patina_snapshot::{
-    directory::create,
-    manifest::{Description, ImageRef},
-};
+use patina_snapshot::{directory::create, manifest::Description};
 use std::{ffi::OsStr, os::unix::fs::FileExt as _, time::Duration};
 use uuid::Uuid;
 
-const MEMORY_MIB: u32 = 64;
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
 fn key(number: u8) -> Key {
@@ -22,19 +19,7 @@ fn open(folder: &Path, bytes_max: u64) -> ImageCache {
 
 /// Makes an image with so much memory in it.
 fn make(cache: &ImageCache, number: u8, data_bytes: usize) -> PathBuf {
-    let image = ImageRef { digest: Hash::from_bytes([1; 32]), path: "/k".into() };
-    let description = Description {
-        uuid: Uuid::new_v4(),
-        created_unix_ms: 1,
-        name: "web".into(),
-        vcpus: 1,
-        memory_mib: MEMORY_MIB,
-        cmdline: String::new(),
-        kernel: image.clone(),
-        rootfs: image,
-        agent_abi: 4,
-        prefault_list: Vec::new(),
-    };
+    let description = Description { uuid: Uuid::new_v4(), ..description() };
     let state = memfd::sealed("state", b"state").unwrap();
     let mut ram = vec![number; data_bytes];
     ram.resize(usize::try_from(MEMORY_MIB << 20).unwrap(), 0);

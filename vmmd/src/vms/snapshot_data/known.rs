@@ -49,7 +49,7 @@ impl KnownLayers {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::vms) mod tests {
     use super::*;
     use blake3::Hash;
     use patina_control::memfd;
@@ -60,7 +60,7 @@ pub(super) mod tests {
     use std::path::Path;
     use uuid::Uuid;
 
-    const MEMORY_MIB: u32 = 64;
+    pub(in crate::vms) const MEMORY_MIB: u32 = 64;
 
     pub(in super::super) fn layer(first: &[u8]) -> File {
         let mut content = first.to_vec();
@@ -68,9 +68,10 @@ pub(super) mod tests {
         memfd::sealed("layer", &content).unwrap()
     }
 
-    pub(in super::super) fn keep(place: &Path, layers: &[&File], known: &KnownLayers) -> Created {
+    /// A VM of [`MEMORY_MIB`].
+    pub(in crate::vms) fn description() -> Description {
         let image = ImageRef { digest: Hash::from_bytes([1; 32]), path: "/k".into() };
-        let description = Description {
+        Description {
             uuid: Uuid::nil(),
             created_unix_ms: 1,
             name: "web".into(),
@@ -81,10 +82,13 @@ pub(super) mod tests {
             rootfs: image,
             agent_abi: 4,
             prefault_list: Vec::new(),
-        };
+        }
+    }
+
+    pub(in super::super) fn keep(place: &Path, layers: &[&File], known: &KnownLayers) -> Created {
         let state = memfd::sealed("state", b"state").unwrap();
         let mut reuse = |number: usize| known.find(layers[number]);
-        create(place, &description, &state, layers, &mut reuse, &unwatched).unwrap()
+        create(place, &description(), &state, layers, &mut reuse, &unwatched).unwrap()
     }
 
     #[test]
