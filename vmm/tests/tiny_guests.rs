@@ -829,13 +829,18 @@ fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), 
         let clone = Guest::warm().start()?;
         let fate = move |offset| if offset == lost { Fate::Lost } else { Fate::Served };
         let pager = clone.give_lazily(&generation, &layer, fate)?;
-        let mut console = clone.connect(&Open::Console)?;
-        console.get_mut().write_all(b"b")?;
+        // A VM that has lost its code may end before its console opens. What matters follows.
+        let mut console = clone.connect(&Open::Console).ok();
+        if let Some(console) = &mut console {
+            console.get_mut().write_all(b"b").ok();
+        }
         if pager.waited()? != lost {
             return Err("another page is lost".into());
         }
         let mut said = String::new();
-        console.read_to_string(&mut said).ok();
+        if let Some(console) = &mut console {
+            console.read_to_string(&mut said).ok();
+        }
         if !said.is_empty() {
             return Err(format!("it goes on, and says {said:?}").into());
         }
