@@ -63,12 +63,26 @@ pub enum AptError {
 /// A Debian package and the reason for it, for instance `("flex", "the kernel's configuration")`.
 pub type Needed<'a> = (&'a str, &'a str);
 
-/// The version of an installed package.
-pub fn installed_version(package: &str) -> Option<String> {
-    let mut command = Command::new("dpkg-query");
-    command.args(["-W", "-f=${db:Status-Status} ${Version}", package]);
-    let answer = run::output(command).ok()?;
-    answer.strip_prefix("installed ").map(str::to_owned)
+/// Whether apt's lists have this version of a package.
+pub(crate) fn offers(package: &str, version: &str) -> bool {
+    offered(package).iter().any(|have| have == version)
+}
+
+/// The newest version of a package that apt's lists have.
+pub(crate) fn newest_version(package: &str) -> Option<String> {
+    offered(package).into_iter().next()
+}
+
+/// The versions of a package that apt's lists have, the newest first.
+fn offered(package: &str) -> Vec<String> {
+    let mut command = Command::new("apt-cache");
+    command.args(["madison", package]);
+    versions(&run::output(command).unwrap_or_default())
+}
+
+/// The versions in the output of `apt-cache madison`, which has the newest first.
+fn versions(madison: &str) -> Vec<String> {
+    madison.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect()
 }
 
 /// Those of `packages` that are not installed. Where there is no dpkg that is all of them.
@@ -279,14 +293,20 @@ mod tests {
     }
 
     #[test]
+    fn versions_are_read_newest_first() {
+        let madison = " linux-source-6.1 | 6.1.192-2 | http://deb/ bookworm/main amd64 Packages\n \
+                       linux-source-6.1 |  6.1.172-1 | http://deb/ bookworm/main amd64 Packages\n";
+        assert_eq!(versions(madison), ["6.1.192-2", "6.1.172-1"]);
+        assert_eq!(versions("N: Unable to locate package x\n"), [""; 0]);
+    }
+
+    #[test]
     fn installed_packages_are_not_installed_again() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let packages = [("dpkg", "this test"), ("base-files", "this test")];
         ensure_packages_logged(&packages, &log, &mut Silent).unwrap();
         assert!(!log.exists(), "apt-get ran");
-        assert!(installed_version("dpkg").is_some());
-        assert_eq!(installed_version("no-such-package-anywhere"), None);
         assert_eq!(
             missing(&[("dpkg", ""), ("no-such-package-anywhere", "x")]),
             [("no-such-package-anywhere", "x")]

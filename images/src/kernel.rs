@@ -11,7 +11,11 @@ use crate::progress::Progress;
 use crate::run::{self, RunError};
 
 const SOURCE_PACKAGE: &str = "linux-source-6.1";
-const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.1.tar.xz";
+/// The revision that the patches were made for and tested with. The archive keeps revisions for
+/// months; when it no longer has this one, the newest is taken.
+const SOURCE_VERSION: &str = "6.1.192-2";
+/// In the unpacked package.
+const SOURCE_TARBALL: &str = "usr/src/linux-source-6.1.tar.xz";
 const SOURCE_DIRECTORY: &str = "linux-source-6.1";
 
 const CONFIG: &str = include_str!("../kernel/config");
@@ -51,7 +55,7 @@ const UNUSED_SOURCE: [&str; 12] = [
 ];
 
 const PACKAGES: [apt::Needed<'_>; 10] = [
-    (SOURCE_PACKAGE, "the kernel's source"),
+    ("dpkg", "unpacking the kernel's source package"),
     ("gcc", "compiling the kernel"),
     ("libc6-dev", "programs that the kernel's build compiles and runs"),
     ("make", "the kernel's build"),
@@ -86,6 +90,23 @@ pub enum KernelError {
         #[source]
         source: std::io::Error,
     },
+    /// A patch does not fit: the source is not the one that the patches were made for.
+    #[error(
+        "build the guest kernel: a patch does not fit {SOURCE_PACKAGE} {version}; the patches were made for {SOURCE_VERSION}: \
+             add an apt source that has it, or fit images/kernel/patches"
+    )]
+    Patch {
+        /// The revision that was fetched.
+        version: String,
+        /// What `patch` said.
+        #[source]
+        source: RunError,
+    },
+    /// No apt source has the kernel's source.
+    #[error(
+        "build the guest kernel: no package {SOURCE_PACKAGE} in this system's apt sources (Debian 12 has it)"
+    )]
+    NoSource,
     /// The configuration asks for what this source does not have, or for options whose conditions
     /// are not met.
     #[error("build the guest kernel: Kconfig dropped these lines of images/kernel/config: {}", lines.join(", "))]
@@ -107,27 +128,40 @@ fn file_failed(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Err
 /// Finds or builds `vmlinux`.
 pub fn build(cache: &Cache, progress: &mut dyn Progress) -> Result<PathBuf, Error> {
     let recipe = recipe_key();
-    let version = match apt::installed_version(SOURCE_PACKAGE) {
-        Some(version) => version,
-        None => {
-            // Without the source a cached kernel of any Debian revision serves: nothing need be
-            // fetched.
-            if let Some(product) = cache.find_any_suffix("kernel", &recipe) {
-                return Ok(product.join("vmlinux"));
-            }
-            let log = cache.fresh_log("packages")?;
-            apt::ensure_packages_logged(&PACKAGES, &log, progress)?;
-            apt::installed_version(SOURCE_PACKAGE).unwrap_or_default()
-        }
-    };
+    let tested = cache.find("kernel", &recipe.with_suffix(SOURCE_VERSION));
+    // A cached kernel of another revision serves, too: nothing need be fetched.
+    if let Some(product) = tested.or_else(|| cache.find_any_suffix("kernel", &recipe)) {
+        return Ok(product.join("vmlinux"));
+    }
+    let log = cache.fresh_log("packages")?;
+    apt::ensure_packages_logged(&PACKAGES, &log, progress)?;
+    let version = offered_version(&log, progress)?;
     let key = recipe.with_suffix(&version);
     let product = cache.find_or_build("kernel", &key, progress, |directory, progress| {
-        let log = cache.fresh_log("packages")?;
-        apt::ensure_packages_logged(&PACKAGES, &log, progress)?;
         let log = cache.fresh_log("kernel")?;
-        compile(directory, &log, progress).map_err(Error::from)
+        let deb = apt::download(SOURCE_PACKAGE, &version, directory, &log, progress)?;
+        compile(directory, &version, &deb, &log, progress).map_err(Error::from)
     })?;
     Ok(product.join("vmlinux"))
+}
+
+/// [`SOURCE_VERSION`] if the archive has it, else the newest that it has.
+///
+/// The lists of a fresh machine can be months old. So they are renewed before another revision is
+/// taken.
+fn offered_version(log: &Path, progress: &mut dyn Progress) -> Result<String, Error> {
+    if apt::offers(SOURCE_PACKAGE, SOURCE_VERSION) {
+        return Ok(SOURCE_VERSION.to_owned());
+    }
+    apt::update_lists(log, progress)?;
+    if apt::offers(SOURCE_PACKAGE, SOURCE_VERSION) {
+        return Ok(SOURCE_VERSION.to_owned());
+    }
+    let newest = apt::newest_version(SOURCE_PACKAGE).ok_or(KernelError::NoSource)?;
+    progress.note(&format!(
+        "{SOURCE_PACKAGE} {SOURCE_VERSION}, for which the patches were made, is not in the apt sources: taking {newest}"
+    ));
+    Ok(newest)
 }
 
 /// The key of all inputs but the source's version.
@@ -140,12 +174,19 @@ fn recipe_key() -> Key {
     key.key()
 }
 
-fn compile(directory: &Path, log: &Path, progress: &mut dyn Progress) -> Result<(), KernelError> {
+fn compile(
+    directory: &Path,
+    version: &str,
+    deb: &Path,
+    log: &Path,
+    progress: &mut dyn Progress,
+) -> Result<(), KernelError> {
     let work = directory.join("work");
     let source = work.join(SOURCE_DIRECTORY);
     fs::create_dir(&work).map_err(file_failed("create", &work))?;
-    unpack(&work, log, progress)?;
-    apply_patches(&source, log, progress)?;
+    unpack(&work, deb, log, progress)?;
+    fs::remove_file(deb).map_err(file_failed("remove", deb))?;
+    apply_patches(&source, version, log, progress)?;
     configure(&source, log, progress)?;
     make(&source, log, progress)?;
 
@@ -161,10 +202,13 @@ fn compile(directory: &Path, log: &Path, progress: &mut dyn Progress) -> Result<
     fs::remove_dir_all(&work).map_err(file_failed("remove", &work))
 }
 
-fn unpack(work: &Path, log: &Path, progress: &mut dyn Progress) -> Result<(), KernelError> {
+fn unpack(work: &Path, deb: &Path, log: &Path, progress: &mut dyn Progress) -> Result<(), KernelError> {
     progress.step("kernel: unpack the source");
+    let mut dpkg = Command::new("dpkg-deb");
+    dpkg.arg("--extract").arg(deb).arg(work);
+    run::logged(dpkg, log, &mut |_| {}).map_err(step_failed("unpack the source's package"))?;
     let mut tar = Command::new("tar");
-    tar.args(["--extract", "--file", SOURCE_TARBALL, "--directory"]).arg(work);
+    tar.arg("--extract").arg("--file").arg(work.join(SOURCE_TARBALL)).arg("--directory").arg(work);
     tar.args(["--checkpoint=20000", "--checkpoint-action=echo=%u"]);
     for path in UNUSED_SOURCE {
         tar.arg(format!("--exclude={SOURCE_DIRECTORY}/{path}"));
@@ -177,14 +221,20 @@ fn unpack(work: &Path, log: &Path, progress: &mut dyn Progress) -> Result<(), Ke
     .map_err(step_failed("unpack the source"))
 }
 
-fn apply_patches(source: &Path, log: &Path, progress: &mut dyn Progress) -> Result<(), KernelError> {
+fn apply_patches(
+    source: &Path,
+    version: &str,
+    log: &Path,
+    progress: &mut dyn Progress,
+) -> Result<(), KernelError> {
     progress.step("kernel: apply patches");
     for (name, text) in PATCHES {
         let file = source.join(name);
         fs::write(&file, text).map_err(file_failed("write", &file))?;
         let mut patch = Command::new("patch");
         patch.current_dir(source).args(["-p1", "--forward", "--fuzz=0", "--input"]).arg(&file);
-        run::logged(patch, log, &mut |_| {}).map_err(step_failed("apply a patch"))?;
+        run::logged(patch, log, &mut |_| {})
+            .map_err(|source| KernelError::Patch { version: version.to_owned(), source })?;
     }
     Ok(())
 }
