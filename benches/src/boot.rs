@@ -54,7 +54,7 @@ pub enum BootError {
 
 /// Boots `boots` guests one after another and measures; the last one also measures its kernel.
 pub fn measure(setup: &Setup, boots: u32) -> Result<Vec<Metric>, Box<dyn Error>> {
-    let host = Host::start(setup)?;
+    let host = Host::start_with(setup, &["--image-cache", "none"])?;
     let measured = all(&host, boots);
     host.stop()?;
     Ok(measured?)

@@ -3,8 +3,9 @@
 
 use crate::{smaps::SmapsError, usage::UsageError};
 use patina_proto::v1::{
-    CloneOutcome, CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, Prepare, RemoveVmRequest,
-    Vm, WaitVmRequest, clone_outcome::Outcome, vmmd_client::VmmdClient, wait_vm_request::Until,
+    CloneOutcome, CloneVmRequest, CreateVmRequest, GetHostRequest, KillVmRequest, ListImagesRequest, Prepare,
+    RemoveVmRequest, Vm, WaitVmRequest, clone_outcome::Outcome, vmmd_client::VmmdClient,
+    wait_vm_request::Until,
 };
 use patina_tests::{
     host::{Host, HostError, succeeded},
@@ -14,6 +15,7 @@ use patina_tests::{
 use serde_json::Value;
 use std::{
     os::unix::net::UnixStream,
+    path::Path,
     time::{Duration, Instant},
 };
 use tonic::transport::{Channel, Endpoint};
@@ -21,7 +23,9 @@ use tonic::transport::{Channel, Endpoint};
 /// How long a guest may take to boot, or clones to be ready: one of 4 GiB takes two minutes where
 /// its kernel is emulated, longer on a busy machine.
 const PATIENCE_MS: u64 = 600_000;
-/// How often vmmd is asked whether its warm VMs are there; nothing is measured while it is.
+/// How long the image of a VM that is ready may take.
+const IMAGE_PATIENCE: Duration = Duration::from_secs(60);
+/// How often vmmd is asked whether its warm VMs or images are there; nothing is measured while it is.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Lists VMs.
@@ -67,6 +71,14 @@ pub enum DaemonError {
         wanted: u32,
         /// How many there are.
         found: u32,
+    },
+    /// A VM that booted is not kept as an image.
+    #[error("wait for {wanted} images of booted VMs: {found} after {} s", IMAGE_PATIENCE.as_secs())]
+    Images {
+        /// How many there should be.
+        wanted: usize,
+        /// How many there are.
+        found: usize,
     },
     /// A `vmmd` that was started again does not list all VMs.
     #[error("list VMs after a restart of vmmd: {found} of {wanted}")]
@@ -149,9 +161,15 @@ impl Cloned {
 }
 
 impl Daemon {
-    /// Starts a `vmmd` that keeps `warm` warm VMs for each family.
+    /// Starts a `vmmd` that keeps `warm` warm VMs for each family. Its VMs boot.
     pub async fn start(setup: &Setup, warm: u32) -> Result<Self, DaemonError> {
-        let host = Host::start_with(setup, &["--warm", &warm.to_string()])?;
+        Self::start_with_images(setup, warm, Path::new("none")).await
+    }
+
+    /// Starts a `vmmd` that keeps images of booted VMs in a folder.
+    pub async fn start_with_images(setup: &Setup, warm: u32, images: &Path) -> Result<Self, DaemonError> {
+        let (warm, images) = (warm.to_string(), images.display().to_string());
+        let host = Host::start_with(setup, &["--warm", &warm, "--image-cache", &images])?;
         let client = VmmdClient::new(Endpoint::from_shared(host.address())?.connect().await?);
         Ok(Self { host, client })
     }
@@ -203,6 +221,26 @@ impl Daemon {
         let request = CreateVmRequest { name: name.to_owned(), memory_mib, ..CreateVmRequest::default() };
         self.client.clone().create_vm(request).await.map_err(call("CreateVm", name))?;
         self.ready(name).await.map(drop)
+    }
+
+    /// Waits until there are so many images of booted VMs.
+    pub async fn images(&self, wanted: usize) -> Result<(), DaemonError> {
+        let deadline = Instant::now() + IMAGE_PATIENCE;
+        loop {
+            let request = ListImagesRequest::default();
+            let answer = self.client.clone().list_images(request).await.map_err(call("ListImages", ""))?;
+            let found = answer.into_inner().images.len();
+            if found >= wanted {
+                return Ok(());
+            }
+            if interrupt::requested() {
+                return Err(DaemonError::Interrupted);
+            }
+            if Instant::now() > deadline {
+                return Err(DaemonError::Images { wanted, found });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Waits until a VM is ready.

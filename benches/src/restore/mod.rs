@@ -96,6 +96,9 @@ pub enum RestoreError {
     /// The files of a snapshot cannot be used.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// A VM booted although there is an image of its kind.
+    #[error("measure {0}: a VM booted although there is an image of its kind; vmmd's log says why")]
+    Booted(&'static str),
     /// The pager's process cannot be observed.
     #[error(transparent)]
     Served(#[from] ServedError),
@@ -108,8 +111,6 @@ struct Wanted {
     starts_4g: bool,
     sources: bool,
     filling: bool,
-    images: bool,
-    images_4g: bool,
 }
 
 impl Wanted {
@@ -120,8 +121,6 @@ impl Wanted {
             starts_4g: only.wants(&starts::ROWS_4G),
             sources: only.wants(&sources::ROWS),
             filling: only.wants(&filling::ROWS),
-            images: only.wants(&images::ROWS),
-            images_4g: only.wants(&images::ROWS_4G),
         }
     }
 }
@@ -135,11 +134,18 @@ pub async fn measure(
 ) -> Result<(Vec<Metric>, Vec<String>), Box<dyn Error>> {
     // First, while nothing else runs.
     let qemu = only.wants(&peer::ROWS).then(|| peer::Qemus::measure(setup, host, plan)).transpose()?;
+    let mut metrics = Vec::new();
+    for (rows, size) in [(&images::ROWS[..], &images::SMALL), (&images::ROWS_4G, &images::LARGE)] {
+        if only.wants(rows) {
+            metrics.extend(images::measure(setup, size, plan.images).await?);
+        }
+    }
     let daemon = Daemon::start(setup, WARM).await?;
     let measured = ours(&daemon, plan, Wanted::of(only)).await;
     let stopped = daemon.stop();
-    let (mut metrics, mut notes) = measured?;
+    let (rows, mut notes) = measured?;
     stopped?;
+    metrics.extend(rows);
     if let Some(qemu) = qemu {
         let (rows, about) = qemu.report(&metrics);
         metrics.extend(rows);
@@ -154,16 +160,6 @@ async fn ours(
     wanted: Wanted,
 ) -> Result<(Vec<Metric>, Vec<String>), RestoreError> {
     let (mut metrics, mut notes) = (Vec::new(), Vec::new());
-    if wanted.images {
-        let (rows, about) = images::measure(daemon, &images::SMALL, plan.images).await?;
-        metrics.extend(rows);
-        notes.extend(about);
-    }
-    if wanted.images_4g {
-        let (rows, about) = images::measure(daemon, &images::LARGE, plan.images).await?;
-        metrics.extend(rows);
-        notes.extend(about);
-    }
     let folder = place::folder()?;
     if wanted.starts || wanted.sources {
         let place = Place::in_folder(&folder, &format!("{MEMORY_MIB}m"));
