@@ -59,8 +59,7 @@ impl Host {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let mut options = owned(options);
         if !options.iter().any(|option| option == "--image-cache") {
-            // What a story sees of a VM does not depend on the stories before it.
-            options.extend(["--image-cache", "none"].map(str::to_owned));
+            options.extend(image_options(setup));
         }
         let dir = tempfile::Builder::new()
             .prefix("patina-")
@@ -208,6 +207,16 @@ impl Host {
         self.is_clean = true;
         if interrupt::requested() { self.place.clean_cut_short(vmmd) } else { self.place.clean(vmmd) }
     }
+}
+
+/// Where the VMs of a host start from. The kinds of VMs that stories have take half of the space:
+/// the images of an older build go when a newer one needs theirs.
+fn image_options(setup: &Setup) -> Vec<String> {
+    const BOUNDS: [&str; 4] = ["--image-cache-size", "256M", "--image-cache-age", "2days"];
+    let folder = setup.image_cache.as_ref().map(|folder| folder.to_string_lossy().into_owned());
+    let bounds = if folder.is_some() { &BOUNDS[..] } else { &[] };
+    let folder = folder.unwrap_or_else(|| "none".to_owned());
+    ["--image-cache", &folder].iter().chain(bounds).map(|&word| word.to_owned()).collect()
 }
 
 impl Drop for Host {

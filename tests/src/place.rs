@@ -32,10 +32,11 @@ pub(crate) struct Place {
 impl Place {
     /// For another process.
     pub fn to_json(&self) -> Value {
-        let Setup { bin_dir, kernel, rootfs, guest_bin_dir } = &self.setup;
+        let Setup { bin_dir, kernel, rootfs, guest_bin_dir, image_cache } = &self.setup;
         json!({
             "dir": self.dir, "wrapper": self.wrapper, "options": self.options,
             "bin_dir": bin_dir, "kernel": kernel, "rootfs": rootfs, "guest_bin_dir": guest_bin_dir,
+            "image_cache": image_cache,
         })
     }
 
@@ -51,6 +52,7 @@ impl Place {
             kernel: path("kernel")?,
             rootfs: path("rootfs")?,
             guest_bin_dir: path("guest_bin_dir")?,
+            image_cache: path("image_cache"),
         };
         Some(Self { setup, dir: path("dir")?, wrapper: words("wrapper")?, options: words("options")? })
     }
@@ -199,6 +201,7 @@ pub(crate) fn sample(dir: &std::path::Path) -> Place {
         kernel: "/k".into(),
         rootfs: "/r".into(),
         guest_bin_dir: "/g".into(),
+        image_cache: Some("/i".into()),
     };
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
     Place { setup, dir: dir.to_owned(), wrapper: words(&["unshare", "-n"]), options: words(&["--warm", "2"]) }

@@ -14,6 +14,9 @@ pub const ROOTFS: &str = "PATINA_ROOTFS";
 /// Directory of the static programs that tests run in guests (`avx-check`, `vsock-flood` …).
 pub const GUEST_BIN_DIR: &str = "PATINA_GUEST_BIN_DIR";
 
+/// The folder of images of booted VMs that hosts share, or `none`: every VM boots.
+pub const IMAGE_CACHE: &str = "PATINA_IMAGE_CACHE";
+
 /// What tests run with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setup {
@@ -25,6 +28,8 @@ pub struct Setup {
     pub rootfs: PathBuf,
     /// See [`GUEST_BIN_DIR`].
     pub guest_bin_dir: PathBuf,
+    /// See [`IMAGE_CACHE`]. None: every VM boots.
+    pub image_cache: Option<PathBuf>,
 }
 
 /// What is missing to run guests here.
@@ -56,9 +61,17 @@ impl Setup {
             kernel: variable(KERNEL)?,
             rootfs: variable(ROOTFS)?,
             guest_bin_dir: variable(GUEST_BIN_DIR)?,
+            image_cache: None,
         };
         setup.check()?;
         Ok(setup)
+    }
+
+    /// Has VMs start from images in a folder: the one that [`IMAGE_CACHE`] names, or else `own`.
+    #[must_use]
+    pub fn with_images(self, own: Option<PathBuf>) -> Self {
+        let folder = env::var_os(IMAGE_CACHE).map(PathBuf::from).or(own);
+        Self { image_cache: folder.filter(|folder| folder.as_os_str() != "none"), ..self }
     }
 
     /// Whether guests can run with this setup on this machine.

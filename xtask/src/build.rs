@@ -123,5 +123,6 @@ pub fn everything(steps: &Steps, recipe: &str) -> Result<Setup, BuildError> {
         kernel: image.kernel,
         rootfs: image.rootfs,
         guest_bin_dir: guest_bin_dir(),
+        image_cache: None,
     })
 }

@@ -1,10 +1,6 @@
 //! A real guest boots and gets its identity, and `gc` works in it.
 
-use crate::{
-    Outcome, Story,
-    stage::{SHARED, Stage},
-    tickets::memory_kib,
-};
+use crate::{Outcome, Story, stage::Stage, tickets::memory_kib};
 
 pub const STORIES: &[Story] = stories![
     a_guest_boots_and_is_ready,
@@ -20,20 +16,20 @@ pub const STORIES: &[Story] = stories![
 ];
 
 fn a_guest_boots_and_is_ready(stage: &Stage) -> Outcome {
-    let vm = stage.guest()?.inspect()?;
-    assert_eq!(vm["state"], "ready");
+    let vm = stage.booted()?.inspect()?;
+    assert_eq!((&vm["state"], vm["image"].as_str().unwrap_or_default()), (&"ready".into(), ""), "{vm}");
     assert!(vm["ready_after_us"].as_u64().is_some_and(|us| us > 0), "{vm}");
     assert!(vm["pid"].as_u64().is_some_and(|pid| pid > 0), "{vm}");
     Ok(())
 }
 
 fn gc_vmid_prints_the_vmid(stage: &Stage) -> Outcome {
-    assert_eq!(stage.guest()?.call(&["gc", "vmid"])?, "0");
+    assert_eq!(stage.booted()?.call(&["gc", "vmid"])?, "0");
     Ok(())
 }
 
 fn gc_my_ip_prints_the_address(stage: &Stage) -> Outcome {
-    let guest = stage.guest()?;
+    let guest = stage.booted()?;
     let ip = guest.call(&["gc", "my-ip"])?;
     assert_eq!(ip, guest.field("ip")?);
     assert!(ip.starts_with("100."), "{ip} is not in 100.64.0.0/10");
@@ -41,13 +37,13 @@ fn gc_my_ip_prints_the_address(stage: &Stage) -> Outcome {
 }
 
 fn gc_ismaster_is_true_on_the_master(stage: &Stage) -> Outcome {
-    let output = stage.guest()?.exec(&["gc", "ismaster"])?;
+    let output = stage.booted()?.exec(&["gc", "ismaster"])?;
     assert_eq!((output.code, output.text().as_str()), (0, ""));
     Ok(())
 }
 
 fn gc_list_has_a_line_for_the_vm(stage: &Stage) -> Outcome {
-    let guest = stage.guest()?;
+    let guest = stage.booted()?;
     let text = guest.call(&["gc", "list"])?;
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
     let ip = guest.field("ip")?;
@@ -56,7 +52,7 @@ fn gc_list_has_a_line_for_the_vm(stage: &Stage) -> Outcome {
 }
 
 fn gc_list_prints_json(stage: &Stage) -> Outcome {
-    let guest = stage.guest()?;
+    let guest = stage.booted()?;
     let members: serde_json::Value = serde_json::from_str(&guest.call(&["gc", "list", "--json"])?)?;
     assert_eq!((&members[0]["vmid"], &members[0]["state"]), (&0.into(), &"ready".into()));
     assert_eq!(members[0]["ip"], guest.field("ip")?);
@@ -64,8 +60,8 @@ fn gc_list_prints_json(stage: &Stage) -> Outcome {
 }
 
 fn the_guest_has_its_name_address_and_clock(stage: &Stage) -> Outcome {
-    let guest = stage.guest()?;
-    assert_eq!(guest.call(&["hostname"])?, SHARED);
+    let guest = stage.booted()?;
+    assert_eq!(guest.call(&["hostname"])?, guest.name());
     let seen = guest.sh("cat /sys/class/net/eth0/address; date +%s")?;
     let (mac, clock) = seen.split_once('\n').unwrap_or_default();
     assert_eq!(mac, guest.field("mac")?);
@@ -75,7 +71,7 @@ fn the_guest_has_its_name_address_and_clock(stage: &Stage) -> Outcome {
 }
 
 fn the_root_takes_writes_that_stay_in_memory(stage: &Stage) -> Outcome {
-    let guest = stage.guest()?;
+    let guest = stage.booted()?;
     guest.sh("echo kept > /etc/patina-test; sync")?;
     assert_eq!(guest.call(&["cat", "/etc/patina-test"])?, "kept");
     // Nor does a guest reach the image itself: another VM with the same one is as it was built.
@@ -87,7 +83,7 @@ fn the_root_takes_writes_that_stay_in_memory(stage: &Stage) -> Outcome {
 
 fn python_runs_with_its_standard_library(stage: &Stage) -> Outcome {
     let script = "import json, hashlib; print(json.dumps(hashlib.sha256(b'patina').hexdigest()[:8]))";
-    assert_eq!(stage.guest()?.call(&["python3", "-c", script])?, "\"d94f56e9\"");
+    assert_eq!(stage.booted()?.call(&["python3", "-c", script])?, "\"d94f56e9\"");
     Ok(())
 }
 

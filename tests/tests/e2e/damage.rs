@@ -38,6 +38,17 @@ fn layers(place: &Path) -> Result<Vec<PathBuf>, Failed> {
     Ok(paths.filter(is_layer).collect())
 }
 
+/// Gives a snapshot files of its own. They may be those of an image, from which other VMs start, and
+/// are to be damaged.
+fn own_files(place: &Path) -> Outcome {
+    for layer in layers(place)? {
+        let copy = layer.with_extension("copy");
+        fs::copy(&layer, &copy)?;
+        fs::rename(&copy, &layer)?;
+    }
+    Ok(())
+}
+
 /// The bridges of all families of this machine, also of other stories' that have VMs still.
 fn bridges() -> Result<BTreeSet<String>, Failed> {
     let mut names = BTreeSet::new();
@@ -64,8 +75,8 @@ fn ended_with_data_loss(vms: &[Vm<'_>], words: &str) -> Outcome {
 
 fn a_damaged_run_ends_the_vms_that_need_it_and_nothing_is_left(family: &Family<'_>) -> Outcome {
     let (host, shelf) = (family.host, Shelf::new()?);
-    // A VM of its own: of several layers, the damaged one may be hidden by a later one.
-    let parent = &host.run("whole", &[])?;
+    // A VM of its own that boots: of several layers, the damaged one may be hidden by a later one.
+    let parent = &host.run("whole", &["--cold"])?;
     let place = shelf.place("base");
     keep(host, parent, &place)?;
     let has_it = |file: &fs::File| rustix::fs::seek(file, SeekFrom::Data(KERNEL_AT)) == Ok(KERNEL_AT);
@@ -160,6 +171,7 @@ fn a_restored_vm_ends_with_data_loss_when_its_layers_are_cut_at_once(family: &Fa
     let (host, parent, shelf) = (family.host, &family.parent, Shelf::new()?);
     let place = shelf.place("base");
     keep(host, parent, &place)?;
+    own_files(&place)?;
     let cut = || {
         let layers = layers(&place).map_err(|_| std::io::Error::other("no layers"))?;
         layers.into_iter().try_for_each(|layer| fs::File::options().write(true).open(layer)?.set_len(0))

@@ -54,7 +54,12 @@ mod walk;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use patina_tests::{interrupt, keeper, setup::Setup};
 use stage::Stage;
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 /// What a test returns.
 type Outcome = Result<(), Failed>;
@@ -77,7 +82,7 @@ fn main() -> ExitCode {
     // Guests share two or so CPUs: one story at a time unless someone says otherwise.
     arguments.test_threads = arguments.test_threads.or(Some(1));
     let stage = Setup::from_env().map_err(|missing| missing.to_string());
-    let stage = stage.map(|setup| Arc::new(Stage::new(setup)));
+    let stage = stage.map(|setup| Arc::new(Stage::new(setup.with_images(images()))));
     let conclusion = libtest_mimic::run(&arguments, stories().map(|story| trial(&stage, story)).collect());
     let failed = conclusion.has_failed();
     match stage.ok().and_then(Arc::into_inner).map(Stage::close) {
@@ -88,6 +93,14 @@ fn main() -> ExitCode {
         _ if failed => ExitCode::from(101),
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Where VMs start from unless a story says `--cold`: a folder beside the build, which all runs
+/// share and hosts keep small. An emulated host has no such folder, and no memory for images: its
+/// VMs boot.
+fn images() -> Option<PathBuf> {
+    let build = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    build.is_dir().then(|| build.join("images-of-vms"))
 }
 
 fn stories() -> impl Iterator<Item = Story> {

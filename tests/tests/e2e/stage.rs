@@ -1,5 +1,5 @@
-//! What the tests share: a host with one booted guest of two vCPUs, created when the first test
-//! needs it.
+//! What the tests share: a host with guests that are created when the first test needs them. They
+//! start from images of earlier runs, where there are some.
 
 use crate::family::PARENT;
 use libtest_mimic::Failed;
@@ -12,6 +12,8 @@ use std::{net::TcpListener, sync::OnceLock};
 
 /// The shared guest's name.
 pub const SHARED: &str = "shared";
+/// The guest's name that has booted.
+const BOOTED: &str = "booted";
 /// The port of the shared guest that is published on [`Stage::published`].
 pub const GUEST_PORT: u16 = 8080;
 
@@ -21,6 +23,7 @@ pub struct Stage {
     published: u16,
     host: OnceLock<Result<Host, String>>,
     guest: OnceLock<Result<(), String>>,
+    booted: OnceLock<Result<(), String>>,
     parent: OnceLock<Result<(), String>>,
 }
 
@@ -28,7 +31,8 @@ impl Stage {
     /// Nothing runs yet.
     pub fn new(setup: Setup) -> Self {
         let published = free_port().unwrap_or_default();
-        Self { setup, published, host: OnceLock::new(), guest: OnceLock::new(), parent: OnceLock::new() }
+        let (host, guest, booted, parent) = Default::default();
+        Self { setup, published, host, guest, booted, parent }
     }
 
     /// What hosts are made of.
@@ -47,27 +51,38 @@ impl Stage {
         self.host.get_or_init(start).as_ref().map_err(Failed::from)
     }
 
-    /// The shared guest, ready.
+    /// The shared guest of two vCPUs, ready.
     pub fn guest(&self) -> Result<Vm<'_>, Failed> {
-        let host = self.host()?;
         let publish = format!("{}:{GUEST_PORT}", self.published);
-        let boot = || match host.run(SHARED, &["--vcpus", "2", "-p", &publish]) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("{error}\n{}", explain(host, SHARED))),
-        };
-        self.guest.get_or_init(boot).as_ref().map_err(Failed::from)?;
-        Ok(host.vm(SHARED))
+        self.ready(&self.guest, SHARED, &["--vcpus", "2", "-p", &publish])
+    }
+
+    /// A guest that has booted whatever images there are, ready. Without images, every guest has.
+    pub fn booted(&self) -> Result<Vm<'_>, Failed> {
+        if self.setup.image_cache.is_none() {
+            return self.guest();
+        }
+        self.ready(&self.booted, BOOTED, &["--cold", "--vcpus", "2"])
     }
 
     /// The guest of one vCPU that is cloned, ready.
     pub fn parent(&self) -> Result<Vm<'_>, Failed> {
+        self.ready(&self.parent, PARENT, &[])
+    }
+
+    fn ready(
+        &self,
+        cell: &OnceLock<Result<(), String>>,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Vm<'_>, Failed> {
         let host = self.host()?;
-        let boot = || match host.run(PARENT, &[]) {
+        let run = || match host.run(name, arguments) {
             Ok(_) => Ok(()),
-            Err(error) => Err(format!("{error}\n{}", explain(host, PARENT))),
+            Err(error) => Err(format!("{error}\n{}", explain(host, name))),
         };
-        self.parent.get_or_init(boot).as_ref().map_err(Failed::from)?;
-        Ok(host.vm(PARENT))
+        cell.get_or_init(run).as_ref().map_err(Failed::from)?;
+        Ok(host.vm(name))
     }
 
     /// Ends everything, and fails when something is left.
