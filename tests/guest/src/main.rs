@@ -3,6 +3,7 @@
 //! - [`avx`]: `avx ROUNDS [sabotage]`: two processes on one CPU keep values in vector registers
 //!   across context switches and look whether they stay. `avx-until STARTED STOP`: one, between
 //!   words in two fifos.
+//! - [`clocks`]: `clocks`: elapsed time, read in two ways that must agree.
 //! - [`cpus`]: `cpus MS`: two busy threads, and how much CPU time they got while one clock ran.
 //! - [`flood`]: `flood PORT COUNT`: vsock connections to the host, with rubbish.
 //! - [`lock`]: `lock FILE PROGRAM ARG…`: runs a program while it holds a lock.
@@ -21,6 +22,7 @@
 )]
 
 mod avx;
+mod clocks;
 mod cpus;
 mod flood;
 mod lock;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         ["avx", rounds, "sabotage"] => number(rounds).map(|rounds| avx::pair(rounds, true)),
         ["avx-until", started, stop] => Some(avx::until(started, stop)),
         ["avx-other", rounds] => number(rounds).map(avx::other),
+        ["clocks"] => Some(clocks::read()),
         ["cpus", ms] => number(ms).map(cpus::busy),
         ["flood", port, count] => {
             number(port).zip(number(count)).map(|(port, count)| flood::flood(port, count))

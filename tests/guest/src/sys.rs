@@ -1,4 +1,4 @@
-//! Unsafe code: vector registers, AF_VSOCK sockets, ptrace, advice on memory.
+//! Unsafe code: vector registers, AF_VSOCK sockets, ptrace, advice on memory, clocks.
 #![allow(unsafe_code, reason = "vector registers are reached by inline assembly, the rest by system calls")]
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
     },
     process::Command,
     ptr,
+    time::Duration,
 };
 
 /// Registers that are filled at most.
@@ -245,4 +246,27 @@ pub fn prefer_huge_pages(memory: &mut [u64]) -> io::Result<()> {
     // SAFETY: the range is within `memory`, and the advice changes no content.
     let result = unsafe { libc::madvise(start.cast(), length / PAGE * PAGE, libc::MADV_HUGEPAGE) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// CLOCK_MONOTONIC by a system call.
+pub fn monotonic_by_call() -> io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec.
+    let result = unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut time) };
+    if result == 0 { duration(time) } else { Err(io::Error::last_os_error()) }
+}
+
+/// CLOCK_MONOTONIC as libc reads it: by the vDSO.
+pub fn monotonic_by_vdso() -> io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: libc writes one timespec.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    if result == 0 { duration(time) } else { Err(io::Error::last_os_error()) }
+}
+
+fn duration(time: libc::timespec) -> io::Result<Duration> {
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidData);
+    let (seconds, nanos) =
+        (time.tv_sec.try_into().map_err(invalid)?, time.tv_nsec.try_into().map_err(invalid)?);
+    Ok(Duration::new(seconds, nanos))
 }

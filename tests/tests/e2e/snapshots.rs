@@ -15,16 +15,20 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub const STORIES: &[Story] = stories![
     with_family(a_program_counts_on_in_the_vm_that_was_kept_and_in_two_restored_ones),
     with_family(restored_vms_are_a_family_of_their_own_and_no_two_are_alike),
     with_family(a_second_snapshot_writes_only_the_newest_layer),
+    with_family(elapsed_time_stands_still_in_a_snapshot),
     with_family(memory_is_right_while_it_arrives_and_the_pager_is_killed_again_and_again),
     snapshots_outlive_their_vm_and_vmmd,
 ];
+
+/// How old a snapshot is whose VMs must not notice it.
+const AGE: Duration = Duration::from_secs(16);
 
 /// Counts the lines that it reads, in memory alone, and tells how many there were.
 const COUNTER: &str = "exec 3<> /tmp/count-in 4<> /tmp/count-out; n=0; \
@@ -264,6 +268,36 @@ fn a_second_snapshot_writes_only_the_newest_layer(family: &Family<'_>) -> Outcom
     })();
     and_remove(host, &restored, told)?;
     Ok(parent.remove()?)
+}
+
+/// CLOCK_MONOTONIC in a guest, and since when, by the host's clock.
+fn elapsed(vm: &Vm<'_>, check: &str) -> Result<(Duration, Instant), Failed> {
+    let told: u64 = vm.call(&[check, "clocks"])?.parse()?;
+    Ok((Duration::from_millis(told), Instant::now()))
+}
+
+/// By how much less time has passed in a guest than on the host, between two looks.
+fn stood_still((guest, host): (Duration, Instant), (later, at): (Duration, Instant)) -> Duration {
+    at.duration_since(host).saturating_sub(later.saturating_sub(guest))
+}
+
+fn elapsed_time_stands_still_in_a_snapshot(family: &Family<'_>) -> Outcome {
+    let (host, parent, shelf) = (family.host, &family.parent, Shelf::new()?);
+    let check = parent.install("guest-check")?;
+    let before = elapsed(parent, &check)?;
+    let place = shelf.place("old");
+    keep(host, parent, &place)?;
+    // What is tested is time itself.
+    std::thread::sleep(AGE);
+    let restored = restore(host, &place, &["--name", "younger"])?;
+    let told = (|| {
+        let [vm] = &restored[..] else { return Err("not one VM".into()) };
+        let still = stood_still(before, elapsed(vm, &check)?);
+        require(still >= AGE / 2, format!("{AGE:?} that did not pass"), format!("{still:?}"))
+    })();
+    and_remove(host, &restored, told)?;
+    let still = stood_still(before, elapsed(parent, &check)?);
+    require(still < AGE / 2, "no time lost in the VM that was kept", format!("{still:?}"))
 }
 
 fn snapshots_outlive_their_vm_and_vmmd(stage: &Stage) -> Outcome {

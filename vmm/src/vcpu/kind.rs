@@ -59,7 +59,9 @@ pub fn cmdline(kind: KvmKind, supported: &CpuId) -> String {
     // 0.6 s at emulated speed. The kernel's own pages stay writable: protecting them splits large
     // pages, which takes 1.3 s or more. A busy CPU's timer interrupts every 40 ms, because each
     // interrupt costs a millisecond or two. Kernels other than Patina's ignore this option.
-    let mut line = "percpu_alloc=page rodata=off patina.tick_stride=4".to_owned();
+    // The clock is KVM's and not the TSC: user mode reads the host's TSC, which no offset moves. By
+    // the TSC, the time between a freeze and a start from its generation would pass at once.
+    let mut line = "percpu_alloc=page rodata=off patina.tick_stride=4 clocksource=kvm-clock".to_owned();
     let bits: Vec<String> = unsupported(supported).iter().map(u32::to_string).collect();
     if !bits.is_empty() {
         line.push_str(" clearcpuid=");
