@@ -1,13 +1,16 @@
 //! Whatever is changed in a snapshot: it is refused, or what is read is what was saved.
 
 use super::*;
+use rustix::fs::{FlockOperation, flock};
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions, Permissions},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::PathBuf,
 };
 
-const MUTATIONS: u64 = 10_000;
+/// So many that differ from each other.
+const MUTATIONS: usize = 10_000;
 
 /// Random numbers, the same in each run.
 struct Random(u64);
@@ -160,6 +163,15 @@ impl Subject {
         accepted
     }
 
+    /// Locks the directory as whoever writes it does, looks, and unlocks it.
+    fn with_writer(&self) -> bool {
+        let place = File::open(self.place()).unwrap();
+        flock(&place, FlockOperation::LockExclusive).unwrap();
+        self.is_accepted()
+    }
+
+    /// What was changed, with the region first, and whether it was accepted. Each change has words
+    /// of its own.
     fn mutate(&self, random: &mut Random) -> (String, bool) {
         match random.below(14) {
             0..=5 => self.mutate_manifest(random),
@@ -187,10 +199,14 @@ impl Subject {
             }
             _ => bytes.clone_from(&self.other_manifest),
         };
-        (
-            format!("manifest, kind {kind}, byte {at}, bit {bit:#x}"),
-            self.with_file(Path::new("manifest"), change),
-        )
+        let what = match kind {
+            0 | 1 => format!("byte {at}, bit {bit:#x}"),
+            2 => format!("cut to {at} bytes"),
+            3 => format!("{} more bytes {bit:#x}", 1 + at % 100),
+            4 => format!("version up: {}", at % 2),
+            _ => "that of another state".into(),
+        };
+        (format!("manifest: {what}"), self.with_file(Path::new("manifest"), change))
     }
 
     fn mutate_state(&self, random: &mut Random) -> (String, bool) {
@@ -201,21 +217,26 @@ impl Subject {
             (true, 1) => bytes.resize(bytes.len() + 1 + at, 0),
             (true, _) => bytes.truncate(at),
         };
-        (format!("state, cut {is_cut}, byte {at}, bit {bit:#x}"), self.with_file(Path::new("state"), change))
+        let what = match (is_cut, bit) {
+            (false, _) => format!("byte {at}, bit {bit:#x}"),
+            (true, 1) => format!("{} more bytes", 1 + at),
+            (true, _) => format!("cut to {at} bytes"),
+        };
+        (format!("state: {what}"), self.with_file(Path::new("state"), change))
     }
 
     fn mutate_layer(&self, random: &mut Random) -> (String, bool) {
         let number = usize::try_from(random.below(3)).unwrap();
         let bit = 1 << random.below(8);
-        let (at, accepted) = match random.below(4) {
+        let (what, accepted) = match random.below(4) {
             0 | 1 => {
                 let at = random.of(&self.layers[number].1) * RUN_BYTES + random.below(RUN_BYTES);
-                (at, self.with_byte(number, at, bit))
+                (format!("byte {at}, bit {bit:#x}"), self.with_byte(number, at, bit))
             }
             // Somewhere; most of it is a hole.
             2 => {
                 let at = random.below(MEMORY_BYTES);
-                (at, self.with_byte(number, at, bit))
+                (format!("byte {at}, bit {bit:#x}"), self.with_byte(number, at, bit))
             }
             _ => {
                 let lengths = [
@@ -224,18 +245,25 @@ impl Subject {
                     MEMORY_BYTES - 4096,
                 ];
                 let bytes = *random.of(&lengths);
-                (bytes, self.with_length(number, bytes))
+                (format!("{bytes} bytes long"), self.with_length(number, bytes))
             }
         };
-        (format!("layer {number}, byte or length {at}, bit {bit:#x}"), accepted)
+        (format!("layer {number}: {what}"), accepted)
     }
 
     fn mutate_names(&self, random: &mut Random) -> (String, bool) {
         let number = usize::try_from(random.below(3)).unwrap();
         let path = &self.layers[number].0;
-        if random.below(2) == 0 {
-            let other = &self.layers[(number + 1) % 3].0;
-            return (format!("layer {number} and the next swapped"), self.with_swapped(path, other));
+        match random.below(8) {
+            0..=3 => {
+                let other = &self.layers[(number + 1) % 3].0;
+                return (
+                    format!("names: layer {number} and the next swapped"),
+                    self.with_swapped(path, other),
+                );
+            }
+            4 => return ("names: being written".into(), self.with_writer()),
+            _ => {}
         }
         let place = self.place();
         let all = [place.join("manifest"), place.join("state"), path.clone(), place];
@@ -246,7 +274,7 @@ impl Subject {
             2 => drop(File::create(path).unwrap()),
             _ => {}
         };
-        (format!("{target:?} replaced ({kind})"), self.with_other(target, make))
+        (format!("names: {target:?} replaced ({kind})"), self.with_other(target, make))
     }
 }
 
@@ -255,11 +283,23 @@ fn none_of_ten_thousand_mutations_is_accepted() {
     let subject = Subject::new();
     assert!(subject.is_accepted());
     let mut random = Random(11);
-    for number in 0..MUTATIONS {
+    let mut seen = BTreeSet::new();
+    while seen.len() < MUTATIONS {
         let (what, is_accepted) = subject.mutate(&mut random);
-        assert!(!is_accepted, "mutation {number} was accepted: {what}");
+        assert!(!is_accepted, "mutation {} was accepted: {what}", seen.len());
+        seen.insert(what);
     }
     assert!(subject.is_accepted(), "a mutation was not undone");
+    let mut regions = BTreeMap::new();
+    for what in &seen {
+        *regions.entry(what.split(':').next().unwrap()).or_insert(0) += 1;
+    }
+    let regions: Vec<_> = regions.into_iter().collect();
+    println!("different mutations: {regions:?}");
+    let names: Vec<_> = regions.iter().map(|(region, _)| *region).collect();
+    assert_eq!(names, ["layer 0", "layer 1", "layer 2", "manifest", "names", "state"]);
+    // All of the few that there are: three swaps, a writer, and four things in place of six.
+    assert_eq!(regions[4].1, 28, "{regions:?}");
 }
 
 #[test]
