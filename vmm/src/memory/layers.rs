@@ -12,6 +12,7 @@ use patina_control::PAGE_BYTES;
 use patina_control::config::LAYERS_MAX;
 use patina_control::memfd::seal;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::Errno;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -350,12 +351,14 @@ pub fn parts(memory: &Memory, range: Range<u64>) -> impl Iterator<Item = Part<'_
 /// Copies `runs` of RAM into `memfd`.
 ///
 /// # Errors
-/// There is no memory for the copy.
+/// There is no memory for the copy, or some of the RAM is lost.
 pub fn copy_runs(memory: &Memory, runs: &[Range<u64>], memfd: &File) -> Result<(), LayersError> {
     for run in runs {
         for part in parts(memory, run.clone()) {
-            view::copy_out(part.region, part.at, part.bytes, memfd, part.start).map_err(|source| {
-                LayersError::Copy { start: part.start, bytes: part.bytes, source: source.into() }
+            let Part { start, bytes, .. } = part;
+            view::copy_out(part.region, part.at, bytes, memfd, start).map_err(|error| match error {
+                Errno::FAULT | Errno::HWPOISON => LayersError::Lost { start, bytes },
+                error => LayersError::Copy { start, bytes, source: error.into() },
             })?;
         }
     }

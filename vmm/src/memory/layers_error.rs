@@ -78,6 +78,17 @@ pub enum LayersError {
     /// The layer could not be sealed: a writable shared mapping of it is left.
     #[error("seal a layer of RAM")]
     Seal(#[source] Errno),
+    /// Memory that was to be copied is lost: the pager could not have it.
+    #[error(
+        "copy {bytes} bytes of RAM at {start:#x} into a layer: some of them are lost, because their source has failed or \
+         is damaged; the VM ends when it needs them"
+    )]
+    Lost {
+        /// The offset in RAM of the first byte that was to be copied.
+        start: u64,
+        /// How many bytes were to be copied.
+        bytes: u64,
+    },
     /// Pages could not be copied.
     #[error("copy {bytes} bytes of RAM at {start:#x} into a layer; check that the host has free memory")]
     Copy {

@@ -374,3 +374,18 @@ fn a_chain_that_cannot_be_merged_yet_ends_with_an_error() {
     assert_eq!(depth, LAYERS_MAX as u64 - 1);
     assert!(matches!(error, LayersError::Full { layers: 17, .. }), "{error}");
 }
+
+#[test]
+fn a_copy_of_lost_memory_says_that_it_is_lost() {
+    let (memfd, memory) = allocate(RAM).expect("RAM");
+    write(&memory, 3, 3);
+    let layer = new_layer(RAM).expect("a layer");
+    let run = 2 * PAGE_BYTES..6 * PAGE_BYTES;
+    copy_runs(&memory, std::slice::from_ref(&run), &layer).expect("all of it is there");
+    // What lies behind the end of its file cannot be read any more than what is poisoned.
+    ftruncate(&memfd, 4 * PAGE_BYTES).expect("a shorter file");
+    let error = copy_runs(&memory, &[run], &layer).expect_err("lost memory");
+    assert!(matches!(error, LayersError::Lost { start: 0x2000, bytes: 0x4000 }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("are lost") && !text.contains("free memory"), "{text}");
+}
