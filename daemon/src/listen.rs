@@ -2,7 +2,7 @@
 //! address. Used by the scheduler and by `vmmd`.
 
 use crate::chain;
-use futures::{StreamExt, stream::BoxStream};
+use futures::{Stream, StreamExt, stream::BoxStream};
 use rustix::net::sockopt::socket_peercred;
 use std::{
     fmt, fs, io,
@@ -12,13 +12,18 @@ use std::{
     os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
+    time::sleep,
 };
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::server::Connected;
+
+/// How long a daemon rests after a connection could not be accepted.
+const REST: Duration = Duration::from_millis(100);
 
 /// Where a daemon listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,12 +157,12 @@ pub async fn listen(address: &Address) -> Result<Incoming, ListenError> {
             make_folder(path).map_err(failed)?;
             clear(path).map_err(|error| error.unwrap_or_else(failed))?;
             let listener = bind(path).map_err(failed)?;
-            Ok(UnixListenerStream::new(listener).map(|c| c.map(|c| Box::new(c) as _)).boxed())
+            Ok(rested(UnixListenerStream::new(listener)).map(|c| c.map(|c| Box::new(c) as _)).boxed())
         }
         Address::Tcp(tcp) => {
             tracing::warn!(%address, "every user of this host can connect there, and do anything");
             let listener = TcpListener::bind(tcp).await.map_err(failed)?;
-            let streams = TcpListenerStream::new(listener).map(|stream| {
+            let streams = rested(TcpListenerStream::new(listener)).map(|stream| {
                 let stream = stream?;
                 stream.set_nodelay(true)?;
                 Ok(Box::new(stream) as _)
@@ -165,6 +170,18 @@ pub async fn listen(address: &Address) -> Result<Incoming, ListenError> {
             Ok(streams.boxed())
         }
     }
+}
+
+/// With a pause after each error. If there are no descriptors, the next try would fail at once, and
+/// whoever serves the stream tries again at once.
+fn rested<T>(accepted: impl Stream<Item = io::Result<T>>) -> impl Stream<Item = io::Result<T>> {
+    accepted.then(|accepted| async move {
+        if let Err(error) = &accepted {
+            tracing::warn!(error = %chain(error), "accept a connection; it is tried again");
+            sleep(REST).await;
+        }
+        accepted
+    })
 }
 
 /// Makes the socket where nobody else can reach it, gives it its mode, and only then its name: the
@@ -240,6 +257,16 @@ mod tests {
         assert!(matches!("/run/x".parse::<Address>(), Err(AddressError::Form(_))));
         assert!(matches!("tcp:localhost:1".parse::<Address>(), Err(AddressError::Form(_))));
         assert!(matches!("tcp:10.0.0.1:1".parse::<Address>(), Err(AddressError::Open(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_without_descriptors_does_not_try_again_at_once() {
+        let errors = [Err(io::Error::from_raw_os_error(24)), Err(io::ErrorKind::OutOfMemory.into())];
+        let accepted = futures::stream::iter(errors.into_iter().chain([Ok(1), Ok(2)]));
+        let before = tokio::time::Instant::now();
+        let came: Vec<_> = rested(accepted).map(|came| came.ok()).collect().await;
+        assert_eq!(came, [None, None, Some(1), Some(2)]);
+        assert_eq!(before.elapsed(), REST * 2, "no pause after those that came");
     }
 
     #[tokio::test]
