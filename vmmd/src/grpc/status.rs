@@ -148,6 +148,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::NotPrepared { source, .. } => match Unprepared::of(source) {
             Unprepared::Busy => (Code::Aborted, "CLONE_UNDER_WAY"),
             Unprepared::Silent => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),
+            Unprepared::Late => (Code::Unavailable, "GUEST_NOT_PREPARED_IN_TIME"),
             Unprepared::Hook => (Code::FailedPrecondition, "PRE_CLONE_HOOK_FAILED"),
             Unprepared::Unable => (Code::FailedPrecondition, "GUEST_NOT_PREPARED"),
         },
@@ -267,6 +268,20 @@ mod tests {
             let text = chain(&error);
             assert!(text.contains("freeze") && !text.starts_with("clone"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_late_freeze_is_no_silent_agent() {
+        let of = |code, message: &str| {
+            let source = patina_abi::link::CallError { code, message: message.into() };
+            Status::from(Error::NotPrepared { name: "web".into(), source })
+        };
+        let late = of(libc::ETIMEDOUT, "it took too long; try again");
+        assert_eq!(late.code(), Code::Unavailable);
+        assert_eq!(late.get_details_error_info().unwrap().reason, "GUEST_NOT_PREPARED_IN_TIME");
+        let text = late.message();
+        assert!(text.contains("the VM goes on") && text.contains("try again"), "{text}");
+        assert!(!text.contains("console") && of(libc::ENOTCONN, "no").message().contains("console"));
     }
 
     #[test]

@@ -306,6 +306,8 @@ pub enum Unprepared {
     Busy,
     /// It does not answer.
     Silent,
+    /// A process of it does not stop, or the freeze came too late.
+    Late,
     /// Its pre-clone hook failed.
     Hook,
     /// It cannot, for another reason.
@@ -318,7 +320,8 @@ impl Unprepared {
     pub fn of(error: &CallError) -> Self {
         match error.code {
             libc::EBUSY => Self::Busy,
-            libc::ENOTCONN | libc::ETIME | libc::ETIMEDOUT => Self::Silent,
+            libc::ENOTCONN | libc::ETIME => Self::Silent,
+            libc::ETIMEDOUT => Self::Late,
             libc::ECANCELED => Self::Hook,
             _ => Self::Unable,
         }
@@ -330,7 +333,8 @@ fn prepare_hint(source: &CallError) -> &'static str {
         Unprepared::Busy => "; wait for the end of that clone and ask again",
         Unprepared::Silent => "; `vmctl logs` shows the guest's console",
         Unprepared::Hook => "; the VM goes on; mend its /etc/gridcentric/pre-clone",
-        Unprepared::Unable => "; the VM goes on",
+        // What to do, the reason says.
+        Unprepared::Late | Unprepared::Unable => "; the VM goes on",
     }
 }
 

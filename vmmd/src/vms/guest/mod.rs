@@ -176,6 +176,7 @@ fn refusal(error: Error) -> CallError {
         Error::NotPrepared { source, .. } => match Unprepared::of(source) {
             Unprepared::Busy => libc::EBUSY,
             Unprepared::Silent => libc::ENOTCONN,
+            Unprepared::Late => libc::ETIMEDOUT,
             Unprepared::Hook => libc::ECANCELED,
             Unprepared::Unable => libc::EIO,
         },
