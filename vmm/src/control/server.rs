@@ -56,8 +56,11 @@ pub struct Server<D> {
     links: u64,
     /// When the guest last requested a clone, for which its agent had prepared.
     clone_asked: Option<Instant>,
+    /// When connections are accepted again, if one could not be.
+    rests_until: Option<Instant>,
     /// The monotonic clock.
     now: fn() -> Instant,
+    accept: fn(&UnixListener) -> std::io::Result<UnixStream>,
 }
 
 impl<D: Connections> Server<D> {
@@ -94,7 +97,9 @@ impl<D: Connections> Server<D> {
             early_link: None,
             links: 0,
             clone_asked: None,
+            rests_until: None,
             now: Instant::now,
+            accept: |listener| listener.accept().map(|(stream, _)| stream),
         })
     }
 
@@ -137,18 +142,6 @@ impl<D: Connections> Server<D> {
     pub fn farewell(mut self, end: &End) {
         self.state = State::Ended(end.clone());
         self.tell_state();
-    }
-
-    fn accept(&mut self) {
-        // An error is the peer's (it has left) or temporary (no descriptors), and the listener
-        // stays readable.
-        while self.opening.len() < OPENING_MAX
-            && let Ok((stream, _)) = self.listener.accept()
-        {
-            if stream.set_nonblocking(true).is_ok() {
-                self.opening.push(stream);
-            }
-        }
     }
 
     fn serve_opening(&mut self, ready: &[bool], orders: &Orders) -> Option<End> {

@@ -111,6 +111,10 @@ fn vmm_started_by(vmmd: u32) -> Vmm {
 }
 
 fn vmm_of(vmmd: u32, icebox: Icebox) -> Vmm {
+    vmm_with(vmmd, icebox, |_| {})
+}
+
+fn vmm_with(vmmd: u32, icebox: Icebox, set: impl FnOnce(&mut Server<Echo>)) -> Vmm {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("vmm.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
@@ -131,6 +135,7 @@ fn vmm_of(vmmd: u32, icebox: Icebox) -> Vmm {
         .expect("a server");
     let own = mailbox.clone();
     server.now = STARTED_AT;
+    set(&mut server);
     let thread = std::thread::spawn(move || {
         let orders = Orders::start(icebox, own).expect("a thread");
         let end = server.run(&orders).expect("served");
@@ -593,4 +598,48 @@ fn what_a_newer_vmmd_says_is_ignored_or_refused_and_the_connection_stays() {
     vmmd.say(r#"{"t":"kill","reason":"enough","by":"x"}"#);
     assert!(vmmd.line().contains(r#""reason":"enough""#), "the same connection");
     assert_eq!(vmm.thread.join().expect("the end").kind, EndKind::Killed);
+}
+
+/// Which connections are refused for want of descriptors, and how often that was tried.
+mod descriptors {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+    static LEFT: AtomicUsize = AtomicUsize::new(3);
+    static TRIED: AtomicUsize = AtomicUsize::new(0);
+    static LATER_MS: AtomicU64 = AtomicU64::new(0);
+
+    fn accept(listener: &UnixListener) -> std::io::Result<UnixStream> {
+        let taken = |left: usize| left.checked_sub(1);
+        let (stream, _) = match LEFT.load(Ordering::SeqCst) {
+            0 => {
+                TRIED.fetch_add(1, Ordering::SeqCst);
+                return Err(std::io::Error::from_raw_os_error(libc::EMFILE));
+            }
+            _ => listener.accept()?,
+        };
+        LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken).expect("one was left");
+        Ok(stream)
+    }
+
+    #[test]
+    fn without_descriptors_connections_are_not_looked_at_again_and_again() {
+        let vmm = vmm_with(patina_control::VERSION, Icebox::default(), |server| {
+            server.accept = accept;
+            server.now = || STARTED_AT() + Duration::from_millis(LATER_MS.load(Ordering::SeqCst));
+        });
+        let connect = || Peer::new(UnixStream::connect(&vmm.path).expect("connect"));
+        let early: Vec<_> = (0..3).map(|_| connect()).collect();
+        let mut late = connect();
+        late.say(r#"{"dial":{"port":9}}"#);
+        // Each is a turn of the server, in which it could try again.
+        for mut peer in early {
+            peer.say(r#"{"dial":{"port":7}}"#);
+            assert_eq!((peer.line(), peer.line()), (r#""ok""#.to_owned(), "port 7".to_owned()));
+        }
+        assert!(TRIED.load(Ordering::SeqCst) <= 1, "its clock stands still");
+        LEFT.store(9, Ordering::SeqCst);
+        LATER_MS.store(1000, Ordering::SeqCst);
+        assert_eq!((late.line(), late.line()), (r#""ok""#.to_owned(), "port 9".to_owned()));
+    }
 }
