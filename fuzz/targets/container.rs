@@ -31,7 +31,7 @@ fn check(bytes: &[u8]) {
         // The kernel's release is only shown, and what cannot be shown of it is replaced.
         let facts = HostFacts { kernel: String::new(), ..container.facts().clone() };
         assert_eq!(layout::from_bytes(&layout::to_bytes(&facts)).as_ref(), Ok(&facts));
-        let refused = container.refuse_unknown(&[]).is_err();
+        let refused = container.refuse_foreign(&[]).is_err();
         let others = &container.sections()[1..];
         assert_eq!(refused, others.iter().any(|section| section.is_required && section.tag != FACTS.tag));
     }

@@ -210,16 +210,24 @@ impl<'a> Container<'a> {
         &self.sections
     }
 
-    /// Checks that the reader knows all sections that it must know.
+    /// Checks that the reader knows all sections that it must know, in their versions.
     ///
     /// # Errors
-    /// [`ContainerError::Unknown`].
-    pub fn refuse_unknown(&self, known: &[Kind]) -> Result<(), ContainerError> {
-        let is_known = |section: &Section<'_>| {
-            !section.is_required || known.iter().chain([&FACTS]).any(|kind| kind.tag == section.tag)
-        };
-        let unknown = self.sections.iter().find(|section| !is_known(section));
-        unknown.map_or(Ok(()), |section| Err(ContainerError::Unknown { tag: section.tag }))
+    /// [`ContainerError::Unknown`] or [`ContainerError::Version`].
+    pub fn refuse_foreign(&self, known: &[Kind]) -> Result<(), ContainerError> {
+        // The version of the facts was compared when they were decoded.
+        for &Section { tag, version: found, .. } in
+            self.sections.iter().filter(|section| section.is_required && section.tag != FACTS.tag)
+        {
+            match known.iter().find(|kind| kind.tag == tag) {
+                None => return Err(ContainerError::Unknown { tag }),
+                Some(kind) if kind.version != found => {
+                    return Err(ContainerError::Version { tag, found, known: kind.version });
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Decodes the only section of a kind.

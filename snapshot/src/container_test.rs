@@ -76,7 +76,7 @@ fn what_format_1_writes_is_written_and_read_the_same() {
 fn sections_read_back_and_optional_ones_are_skipped() {
     let bytes = sample();
     let container = Container::read(&bytes).unwrap();
-    assert_eq!(container.refuse_unknown(&[SHAPE]), Ok(()));
+    assert_eq!(container.refuse_foreign(&[SHAPE]), Ok(()));
     assert_eq!(container.all(&SHAPE, 2), Ok(vec![5_u64, 6]));
     assert_eq!(container.one(&EXTRA), Ok(7_u64));
     let seen: Vec<_> = container.sections().iter().map(|section| (section.tag, section.index)).collect();
@@ -99,7 +99,7 @@ fn facts_are_read_from_the_beginning_alone() {
 #[test]
 fn an_unknown_section_that_is_required_is_refused() {
     let bytes = sample();
-    let error = Container::read(&bytes).unwrap().refuse_unknown(&[EXTRA]).unwrap_err().to_string();
+    let error = Container::read(&bytes).unwrap().refuse_foreign(&[EXTRA]).unwrap_err().to_string();
     assert_eq!(
         error,
         "read the VM's state: this release does not know its section SHAP, which is required; use the release that \
@@ -122,7 +122,9 @@ fn other_versions_are_refused_by_one_more_or_less() {
     let bytes = sample();
     let container = Container::read(&bytes).unwrap();
     for known in [2, 4] {
-        let error = container.get::<u64>(&Kind { version: known, ..SHAPE }, 0).unwrap_err();
+        let kind = Kind { version: known, ..SHAPE };
+        let error = container.get::<u64>(&kind, 0).unwrap_err();
+        assert_eq!(container.refuse_foreign(&[kind]), Err(error.clone()), "and before any is decoded");
         let words = format!(
             "read the VM's state: section SHAP has version 3, and this release reads version {known}; use the release \
              that wrote the state, or boot the VM anew"

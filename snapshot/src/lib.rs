@@ -4,7 +4,7 @@
 //!   checksums, and the facts of the host that made it.
 //! - [`facts`]: what a VM needs of a host, and whether a host has it. [`cpuid`]: the part of it
 //!   that CPUID tells.
-//! - [`mod@layout`]: how the values in a section are written.
+//! - [`mod@layout`]: how the values in a section are written. [`sections`]: which there are.
 //! - [`directory`]: a snapshot in a directory: a manifest, the state, and one file per layer.
 //! - [`manifest`]: what a snapshot holds, with a digest of each run of its memory.
 //!
@@ -17,3 +17,4 @@ pub mod directory;
 pub mod facts;
 pub mod layout;
 pub mod manifest;
+pub mod sections;

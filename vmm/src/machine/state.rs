@@ -13,8 +13,8 @@
 //! | `CONS` | 0 | [`ConsoleState`] |
 //!
 //! The layout of each content is the list of [`patina_snapshot::layout!`] or `mirror!` at its type.
-//! If a list changes, the version of its section changes here. The golden files of the tests fail
-//! otherwise.
+//! If a list changes, the version of its section changes in [`patina_snapshot::sections`]. The
+//! golden files of the tests fail otherwise.
 
 use super::generation::MachineState;
 use super::persist::VmState;
@@ -22,24 +22,10 @@ use crate::devices::console::persist::ConsoleState;
 use crate::devices::virtio::mmio::persist::TransportState;
 use crate::memory::extents::Extents;
 use crate::vcpu::persist::VcpuState;
-use patina_snapshot::container::{Container, ContainerError, Kind, Tag, Writer};
+use patina_snapshot::container::{Container, ContainerError, Kind, Writer};
 use patina_snapshot::facts::{FactsError, HostFacts};
 use patina_snapshot::layout::Layout;
-
-const fn required(tag: [u8; 4], version: u16) -> Kind {
-    Kind { tag: Tag(tag), version, is_required: true }
-}
-
-const MACHINE: Kind = required(*b"MACH", 1);
-const RAM: Kind = required(*b"RAM ", 1);
-const VCPU: Kind = required(*b"VCPU", 1);
-const IRQCHIP: Kind = required(*b"IRQC", 1);
-const PIT: Kind = required(*b"PIT ", 1);
-const CLOCK: Kind = required(*b"CLCK", 1);
-const VIRTIO: Kind = required(*b"VIRT", 1);
-const CONSOLE: Kind = required(*b"CONS", 1);
-/// All of them.
-const KNOWN: [Kind; 8] = [MACHINE, RAM, VCPU, IRQCHIP, PIT, CLOCK, VIRTIO, CONSOLE];
+use patina_snapshot::sections::{CLOCK, CONSOLE, IRQCHIP, KNOWN, MACHINE, PIT, RAM, VCPU, VIRTIO};
 
 /// Why a state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +82,7 @@ pub fn write(state: &MachineState, facts: &HostFacts) -> Result<Vec<u8>, Contain
 pub fn read(bytes: &[u8], host: &HostFacts) -> Result<(MachineState, HostFacts), StateError> {
     let container = Container::read(bytes)?;
     host.check(container.facts())?;
-    container.refuse_unknown(&KNOWN)?;
+    container.refuse_foreign(&KNOWN)?;
     let Shape { memory_mib, is_held, vcpus, transports } = container.one(&MACHINE)?;
     let state = MachineState {
         memory_mib,

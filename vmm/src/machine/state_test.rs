@@ -23,6 +23,7 @@ use patina_control::config::KvmKind;
 use patina_snapshot::container::{FORMAT, SECTIONS_MAX};
 use patina_snapshot::cpuid::CpuidEntry;
 use patina_snapshot::layout::Blob;
+use patina_snapshot::sections::required;
 use std::path::PathBuf;
 
 /// Bytes that repeat late, so that a cut or shifted area shows.
@@ -267,7 +268,7 @@ fn no_section_changes_without_a_new_version() {
         let golden = golden(&format!("{tag}-{}-{}", section.version, section.index), section.content);
         assert!(
             section.content == golden,
-            "the layout of {tag} changed: give it version {} here",
+            "the layout of {tag} changed: give it version {} in `patina_snapshot::sections`",
             section.version + 1
         );
         seen.push(section.tag);

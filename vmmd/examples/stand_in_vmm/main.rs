@@ -26,7 +26,8 @@
 //! nobody has PATH locked.
 //!
 //! - `other-kvm`: its state needs another kind of KVM than there is; `other-release`: its state is
-//!   of another format.
+//!   of another format; `other-section`: it has a section of another version; `damaged-section`: it
+//!   has one whose checksum is wrong.
 //!
 //! `ram=RUNS`: its generation has so many runs of 64 KiB that are not zero; without it, one.
 //!

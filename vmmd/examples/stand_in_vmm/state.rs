@@ -4,9 +4,11 @@ use patina_control::config::KvmKind;
 use patina_snapshot::{
     container::{Container, Kind, Tag, Writer},
     facts::HostFacts,
+    sections::VCPU,
 };
 
-const WORDS: Kind = Kind { tag: Tag(*b"WORD"), version: 1, is_required: true };
+/// A real vmm passes over it.
+const WORDS: Kind = Kind { tag: Tag(*b"WORD"), version: 1, is_required: false };
 /// Where the version of the format is.
 const FORMAT_AT: usize = 8;
 
@@ -24,9 +26,15 @@ pub fn write(words: &str, kind: Option<KvmKind>) -> Vec<u8> {
     }
     let mut state = Writer::new(&facts);
     state.section(&WORDS, 0, &words.as_bytes().to_vec());
+    if has("other-section") {
+        state.section(&Kind { version: VCPU.version + 1, ..VCPU }, 0, &0_u64);
+    }
     let mut state = state.finish().unwrap();
     if has("other-release") {
         state[FORMAT_AT] += 1;
+    }
+    if has("damaged-section") {
+        *state.last_mut().unwrap() ^= 1;
     }
     state
 }

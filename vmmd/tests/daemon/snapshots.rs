@@ -320,11 +320,14 @@ fn what_cannot_be_restored_is_refused_and_nothing_is_left() {
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn a_snapshot_that_does_not_fit_this_host_is_refused_before_anything_is_made() {
+    const UNFIT: (Code, &str) = (Code::FailedPrecondition, "SNAPSHOT_UNFIT");
     tell(|mut bench| async move {
         let mut client = bench.start().await;
-        for (name, words, said) in [
-            ("kvm", "other-kvm", "; use a host with"),
-            ("release", "other-release", "its format is version 2"),
+        for (name, words, said, refused) in [
+            ("kvm", "other-kvm", "; use a host with", UNFIT),
+            ("release", "other-release", "its format is version 2", UNFIT),
+            ("section", "other-section", "section VCPU has version 2", UNFIT),
+            ("damage", "damaged-section", "the state is damaged", (Code::DataLoss, "SNAPSHOT_DAMAGED")),
         ] {
             ready(&mut client, vm(name, words)).await;
             let kept = create(&mut client, name, name).await.unwrap().snapshot.unwrap();
@@ -332,9 +335,9 @@ fn a_snapshot_that_does_not_fit_this_host_is_refused_before_anything_is_made() {
             assert!(problem.contains(said), "{problem}");
             let request = RestoreSnapshotRequest { count: 2, ..from(name) };
             let status = restore(&mut client, request).await.unwrap_err();
-            assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
             let reason = status.get_details_error_info().unwrap().reason;
-            assert_eq!((reason.as_str(), status.message()), ("SNAPSHOT_UNFIT", problem.as_str()));
+            assert_eq!((status.code(), reason.as_str()), refused, "{status}");
+            assert_eq!(status.message(), problem);
             assert!(bench.pager().is_none(), "no layer was looked at");
             only(&bench, &mut client, &[name]).await;
             remove(&mut client, name).await;

@@ -93,7 +93,7 @@ pub enum SnapshotError {
         /// The ABI of the agent in it.
         abi: u32,
     },
-    /// Its state is of another release.
+    /// Its state is of another release, or damaged.
     #[error("restore snapshot {place}")]
     OtherState {
         /// The snapshot's path.
@@ -222,10 +222,10 @@ impl SnapshotError {
             },
             Self::Abandoned(_) => Fault::Cancelled,
             Self::NoRoom { .. } => Fault::NoMemory,
+            Self::OtherState { source, .. } => of_state(source),
             Self::OldAgent { .. }
             | Self::OldVmm(_)
             | Self::SnapshotOfOldAgent { .. }
-            | Self::OtherState { .. }
             | Self::OtherHost { .. } => Fault::Unfit,
             // The request names no image: what is wrong is a file of the VM's.
             Self::Image(_) | Self::KernelChanged { .. } | Self::NoImage { .. } => Fault::OtherImage,
@@ -279,6 +279,18 @@ fn of_open(error: &OpenError) -> Fault {
         } => Fault::Unfit,
         OpenError::Manifest { .. } => Fault::Damaged,
         OpenError::File(error) => of_io(&error.source),
+    }
+}
+
+/// Its digest is right: it was written as it is.
+fn of_state(error: &ContainerError) -> Fault {
+    match error {
+        ContainerError::Magic
+        | ContainerError::Format { .. }
+        | ContainerError::Flags { .. }
+        | ContainerError::Unknown { .. }
+        | ContainerError::Version { .. } => Fault::Unfit,
+        _ => Fault::Damaged,
     }
 }
 

@@ -2,22 +2,20 @@
 
 use super::error::SnapshotError;
 use crate::process::host_check;
-use patina_snapshot::{
-    container::{Container, ContainerError},
-    directory::Snapshot,
-    facts::HostFacts,
-};
+use patina_snapshot::{container::Container, directory::Snapshot, facts::HostFacts, sections::KNOWN};
 
 /// What the VM of a snapshot needs of a host. May block.
 ///
 /// # Errors
-/// The state cannot be read, or another release wrote it.
+/// The state is damaged, or another release wrote it: all of its sections are looked at.
 pub fn needs(snapshot: &Snapshot) -> Result<HostFacts, SnapshotError> {
     // Whole, as its digest is over all of it.
     let state = snapshot.state()?;
-    let other =
-        |source: ContainerError| SnapshotError::OtherState { place: snapshot.place().to_owned(), source };
-    Ok(Container::read(&state).map_err(other)?.facts().clone())
+    let read = Container::read(&state).and_then(|container| {
+        container.refuse_foreign(&KNOWN)?;
+        Ok(container.facts().clone())
+    });
+    read.map_err(|source| SnapshotError::OtherState { place: snapshot.place().to_owned(), source })
 }
 
 /// Checks that a VM with these needs can run here. Where nobody knows what this host has, the vmm
