@@ -76,10 +76,18 @@ pub enum Prepare {
     Ask {
         /// Hold the guest's other processes until each clone has its identity.
         hold: bool,
+        /// An agent of an older ABI is not asked, and the VM is not frozen: the answer is
+        /// [`Opened::OldAgent`]. A vmm that does not know this freezes the VM.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        agent_abi_min: u32,
     },
     /// The agent is neither asked nor told. If it prepares at that time, it does so for another
     /// freeze.
     Not,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Longest state of a generation, bytes.
@@ -105,6 +113,12 @@ pub enum Opened {
     /// have come when the agent may have released the programs that it holds; 125 (ECANCELED), the
     /// pre-clone hook failed.
     NotPrepared(CallError),
+    /// The answer to [`Open::Freeze`] where the agent's ABI is below
+    /// [`Prepare::Ask::agent_abi_min`].
+    OldAgent {
+        /// The agent's ABI.
+        abi: u32,
+    },
     /// The reason for a refusal. The vmm closes the connection.
     Error(String),
 }

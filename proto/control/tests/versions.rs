@@ -33,7 +33,7 @@ fn what_version_1_writes_is_understood() {
     assert_eq!(read::<Open>(r#"{"dial":{"port":1025}}"#), Open::Dial { port: 1025 });
     assert_eq!(read::<Open>(r#""console""#), Open::Console);
     assert_eq!(read::<Open>(r#"{"freeze":{"prepare":null}}"#), Open::Freeze { prepare: None });
-    let hold = Open::Freeze { prepare: Some(Prepare::Ask { hold: true }) };
+    let hold = Open::Freeze { prepare: Some(Prepare::Ask { hold: true, agent_abi_min: 0 }) };
     assert_eq!(read::<Open>(r#"{"freeze":{"prepare":{"ask":{"hold":true}}}}"#), hold);
     let not = Open::Freeze { prepare: Some(Prepare::Not) };
     assert_eq!(read::<Open>(r#"{"freeze":{"prepare":"not"}}"#), not);

@@ -175,8 +175,14 @@ impl<D: Connections> Server<D> {
             Open::Console => {}
             // The guest requested the clone. Its agent usually holds the other processes.
             Open::Freeze { prepare: None } => self.freeze(stream, (true, self.clone_asked), orders),
-            Open::Freeze { prepare: Some(Prepare::Ask { hold }) } => {
-                return self.prepare(hold, stream, orders);
+            Open::Freeze { prepare: Some(Prepare::Ask { hold, agent_abi_min }) } => {
+                match self.session.agent_abi() {
+                    // Without an agent, its answer is what is missing.
+                    abi if (1..agent_abi_min).contains(&abi) => {
+                        answer(&stream, &Opened::OldAgent { abi });
+                    }
+                    _ => return self.prepare(hold, stream, orders),
+                }
             }
             Open::Freeze { prepare: Some(Prepare::Not) } => {
                 let order = Order::Freeze { is_held: false, until: None };

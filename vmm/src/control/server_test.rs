@@ -600,6 +600,23 @@ fn what_a_newer_vmmd_says_is_ignored_or_refused_and_the_connection_stays() {
     assert_eq!(vmm.thread.join().expect("the end").kind, EndKind::Killed);
 }
 
+#[test]
+fn a_vm_whose_agent_is_too_old_for_what_it_is_frozen_for_is_not_frozen() {
+    let vmm = vmm();
+    let ask =
+        |oldest: u32| PREPARE.replace(r#""hold":true"#, &format!(r#""hold":true,"agent_abi_min":{oldest}"#));
+    // No agent has said yet how old it is.
+    assert!(Peer::open(&vmm, &ask(ABI)).line().starts_with(r#"{"not_prepared":{"code":107"#));
+    let mut agent = Peer::agent(&vmm);
+    let refused = Peer::open(&vmm, &ask(ABI + 1)).line();
+    assert_eq!(refused, format!(r#"{{"old_agent":{{"abi":{ABI}}}}}"#));
+    let mut client = Peer::open(&vmm, &ask(ABI));
+    // The first that the agent hears is of this one.
+    assert!(agent.line().starts_with(r#"{"t":"prepare""#));
+    agent.say(PREPARED);
+    assert_eq!(client.line(), frozen(1), "the first freeze that there was");
+}
+
 /// Which connections are refused for want of descriptors, and how often that was tried.
 mod descriptors {
     use super::*;

@@ -187,6 +187,11 @@ impl Vm {
         let reader = BufReader::new(stream.try_clone().unwrap());
         match serde_json::from_slice(&line).unwrap() {
             Open::Freeze { .. } if self.has("mute") => {}
+            Open::Freeze { prepare: Some(Prepare::Ask { agent_abi_min, .. }) }
+                if (1..agent_abi_min).contains(&self.agent_abi()) =>
+            {
+                say(&mut stream, &Opened::OldAgent { abi: self.agent_abi() });
+            }
             Open::Freeze { prepare } => {
                 self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. })))
             }
@@ -296,8 +301,11 @@ impl Vm {
         let mut sent: Vec<OwnedFd> = vec![state.into()];
         let runs = self.number("ram").map_or(1, i32::cast_unsigned);
         sent.extend((0..layers).map(|_| ram_file(&line, runs, bytes).into()));
-        let agent_abi = self.number("abi").map_or(FROZEN.agent_abi, i32::cast_unsigned);
-        send(stream, &Opened::Frozen(Frozen { agent_abi, ..FROZEN }), &sent);
+        send(stream, &Opened::Frozen(Frozen { agent_abi: self.agent_abi(), ..FROZEN }), &sent);
+    }
+
+    fn agent_abi(&self) -> u32 {
+        self.number("abi").map_or(FROZEN.agent_abi, i32::cast_unsigned)
     }
 
     fn start(&self, stream: &mut UnixStream, (ticket, filling): (&str, &[u8]), descriptors: Vec<OwnedFd>) {

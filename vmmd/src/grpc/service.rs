@@ -73,8 +73,8 @@ fn page_size(asked: u32) -> usize {
 /// What the guest's agent does before the freeze.
 fn prepare(request: &v1::CloneVmRequest) -> Result<Prepare, Status> {
     match v1::Prepare::try_from(request.prepare) {
-        Ok(v1::Prepare::Unspecified | v1::Prepare::Hold) => Ok(Prepare::Ask { hold: true }),
-        Ok(v1::Prepare::NoHold) => Ok(Prepare::Ask { hold: false }),
+        Ok(v1::Prepare::Unspecified | v1::Prepare::Hold) => Ok(Prepare::Ask { hold: true, agent_abi_min: 0 }),
+        Ok(v1::Prepare::NoHold) => Ok(Prepare::Ask { hold: false, agent_abi_min: 0 }),
         Ok(v1::Prepare::None) => Ok(Prepare::Not),
         // Of a newer client: nobody knows what it relies on.
         Err(_) => Err(invalid("prepare", &format!("this vmmd does not know the value {}", request.prepare))),

@@ -46,6 +46,7 @@ fn refusal(answer: Opened) -> ControlError {
     match answer {
         Opened::Error(reason) => ControlError::Refused(reason),
         Opened::NotPrepared(error) => ControlError::NotPrepared(error),
+        Opened::OldAgent { abi } => ControlError::OldAgent(abi),
         other => ControlError::Answer(other),
     }
 }

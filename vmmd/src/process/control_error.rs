@@ -61,6 +61,9 @@ pub enum ControlError {
     /// Its guest was not prepared.
     #[error("the guest did not prepare: {0}")]
     NotPrepared(CallError),
+    /// Its guest's agent is too old for what the VM is frozen for.
+    #[error("the guest's agent speaks ABI {0}")]
+    OldAgent(u32),
     /// It answers another question.
     #[error("parse the vmm's line: {0:?} does not answer the request")]
     Answer(Opened),

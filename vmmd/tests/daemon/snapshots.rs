@@ -201,7 +201,9 @@ fn what_cannot_be_kept_is_refused_and_nothing_is_at_the_place() {
     tell(|mut bench| async move {
         let mut client = bench.start().await;
         ready(&mut client, vm("web", "")).await;
-        ready(&mut client, vm("old", "abi=3")).await;
+        let hold = Hold::new(bench.path("freeze"));
+        let words = format!("abi=3 hold-freeze={}", bench.path("freeze").display());
+        ready(&mut client, vm("old", &words)).await;
         ready(&mut client, vm("older", "abi=0")).await;
         ready(&mut client, vm("hook", "unprepared=125")).await;
         client.create_vm(vm("slow", "slow")).await.unwrap();
@@ -225,6 +227,7 @@ fn what_cannot_be_kept_is_refused_and_nothing_is_at_the_place() {
             assert_eq!(status.code(), code, "{name} at {path}: {status}");
             assert!(status.message().contains(words), "{name} at {path}: {status}");
         }
+        assert!(!hold.is_reached(), "a VM whose agent is too old is not paused");
         // Another disk or kernel under a running guest.
         for (image, words) in [("rootfs", "rootfs"), ("kernel", "kernel")] {
             fs::rename(bench.path(image), bench.path("aside")).unwrap();

@@ -10,7 +10,13 @@ use crate::{
         filling::FillingLayers,
         generation::Generation,
     },
-    vms::{error::Error, host::Host, images, vm::Vm},
+    vms::{
+        error::Error,
+        host::Host,
+        images,
+        snapshot_data::{describe::PREPARE, error::SnapshotError},
+        vm::Vm,
+    },
 };
 use patina_control::{
     messages::{Frozen, Prepare},
@@ -135,7 +141,7 @@ impl Vm {
         }
         images::check_rootfs_again(&self.record.rootfs, self.record.rootfs_file)
             .map_err(|source| Error::CloneRootfs { name: name(), source })?;
-        self.freeze_within(Some(Prepare::Ask { hold: true }), own, BOOTED_PATIENCE).await
+        self.freeze_within(Some(PREPARE), own, BOOTED_PATIENCE).await
     }
 
     async fn freeze_within(
@@ -157,6 +163,7 @@ impl Vm {
         match frozen.await {
             Ok(frozen) => Ok(frozen),
             Err(ControlError::Refused(reason)) => Err(Error::NotFrozen { name: name(), reason }),
+            Err(ControlError::OldAgent(abi)) => Err(SnapshotError::OldAgent { name: name(), abi }.into()),
             Err(ControlError::NotPrepared(source)) => Err(Error::NotPrepared { name: name(), source }),
             Err(ControlError::Timeout(patience)) => Err(Error::Silent { name: name(), patience }),
             Err(source) => Err(self.unavailable(source).await),

@@ -3,11 +3,15 @@
 use super::error::SnapshotError;
 use crate::{clock::unix_ms, store::record::Record};
 use patina_abi::ABI_SNAPSHOT;
-use patina_control::messages::Frozen;
+use patina_control::messages::{Frozen, Prepare};
 use patina_snapshot::manifest::{Description, ImageRef};
 use uuid::Uuid;
 
-/// Whether the agent will notice that its VM was restored.
+/// How a VM is frozen that is to be kept. If its agent would not notice that the VM was restored,
+/// the VM is not paused at all.
+pub(in crate::vms) const PREPARE: Prepare = Prepare::Ask { hold: true, agent_abi_min: ABI_SNAPSHOT };
+
+/// Whether the agent will notice that its VM was restored. Of vmms that do not heed [`PREPARE`].
 pub(in crate::vms) fn check_agent(record: &Record, frozen: Frozen) -> Result<(), SnapshotError> {
     let name = || record.name.clone();
     match frozen.agent_abi {

@@ -20,16 +20,13 @@ use crate::{
         host::Host,
         images,
         snapshot_data::{
-            describe::{check_agent, describe},
+            describe::{PREPARE, check_agent, describe},
             error::SnapshotError,
         },
         vm::Vm,
     },
 };
-use patina_control::{
-    PAGE_BYTES,
-    messages::{Frozen, Prepare},
-};
+use patina_control::{PAGE_BYTES, messages::Frozen};
 use patina_proto::v1::EventKind;
 use patina_snapshot::{
     directory::{self, CreateError, Created},
@@ -92,7 +89,7 @@ impl Host {
         let images = blocking(move || Ok(host.name_images(&record)?)).await?;
 
         let turn = abandoned.run_until_cancelled(vm.cloning.lock()).await.ok_or_else(abandon)?;
-        let freezing = self.freeze(&vm, Some(Prepare::Ask { hold: true }), &abandoned).await;
+        let freezing = self.freeze(&vm, Some(PREPARE), &abandoned).await;
         // The image is complete, or there is none: the next call may freeze the VM while it is
         // written.
         drop(turn);
