@@ -7,7 +7,7 @@
 
 use crate::{
     build::{self, BuildError},
-    run::Guarded,
+    run::{self, Guarded},
     steps::Steps,
 };
 use patina_tests::{
@@ -74,6 +74,8 @@ pub fn demo() -> Result<(), DemoError> {
         return Err(Missing::Root.into());
     }
     let setup = build::everything(&steps, build::DEFAULT_RECIPE)?;
+    // The same as the end-to-end tests': the first run boots its guest, the next ones need not.
+    let setup = setup.with_images(Some(run::target_dir().join("tmp/images-of-vms")));
     setup.check()?;
     // From here on there is something to clean up.
     let _guarded = Guarded::new();
@@ -93,7 +95,8 @@ fn show(steps: &Steps, host: &Host) -> Result<(), DemoError> {
     let port = free_port().map_err(|source| DemoError::Tcp { what: "find a free port", source })?;
     let publish = format!("{port}:{GUEST_PORT}");
     say(host, &["doctor"])?;
-    steps.step("boot a guest", || say(host, &["run", "--name", NAME, "--memory", "256M", "-p", &publish]))?;
+    steps
+        .step("start a guest", || say(host, &["run", "--name", NAME, "--memory", "256M", "-p", &publish]))?;
     say(host, &["ls"])?;
     for program in [
         &["gc", "vmid"][..],

@@ -64,6 +64,14 @@ pub enum Exit {
     Unknown,
 }
 
+impl Exit {
+    /// Whether others ended it, so that nothing is known to be wrong with the vmm itself.
+    #[must_use]
+    pub fn is_kill(self) -> bool {
+        matches!(self, Self::Signal(libc::SIGKILL | libc::SIGTERM) | Self::OutOfMemory | Self::ByVmmd)
+    }
+}
+
 /// What follows "the vmm".
 impl fmt::Display for Exit {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -161,3 +161,13 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_vmm_that_others_end_is_no_sign_of_a_fault_of_its_own() {
+    for exit in [Exit::Signal(9), Exit::Signal(15), Exit::OutOfMemory, Exit::ByVmmd] {
+        assert!(exit.is_kill(), "{exit:?}");
+    }
+    for exit in [Exit::Signal(6), Exit::Signal(7), Exit::Signal(11), Exit::Code(1), Exit::Unknown] {
+        assert!(!exit.is_kill(), "{exit:?}");
+    }
+}

@@ -297,7 +297,8 @@ impl Supervisor {
             self.host.tell(&self.vm.record, EventKind::Ended, ended.end.reason.clone());
             self.vm.record.ended = Some(ended.clone());
             let is_early = self.vm.life.ready_after_us.is_none() && self.vm.record.vmid == 0;
-            self.discard_image(is_early && ended.end.kind != EndKind::Killed).await;
+            let is_killed = exit.is_kill() || ended.end.kind == EndKind::Killed;
+            self.discard_image(is_early && !is_killed).await;
         }
         self.vm.record.ready_after_us = self.vm.life.ready_after_us;
         self.keep_record().await;

@@ -5,10 +5,13 @@ use crate::{
     bench::{Bench, Client, get, kill, ready, tell, vm, wait},
     clones::{clones, console},
     snapshots::only,
-    steps::Hold,
+    steps::{Hold, until},
 };
 use patina_proto::v1::{self, CreateVmRequest, VmState, wait_vm_request::Until};
-use rustix::process::Signal;
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Pid, Signal, kill_process},
+};
 use std::{
     fs,
     net::TcpStream,
@@ -45,6 +48,12 @@ fn images(bench: &Bench) -> Vec<PathBuf> {
 fn layer(place: &Path) -> PathBuf {
     let mut files = fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path());
     files.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("layer-")).unwrap()
+}
+
+/// Whether no VM reads its memory from an image. One that is in use cannot be replaced.
+fn is_unused(place: &Path) -> bool {
+    let folder = fs::File::open(place).unwrap();
+    flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
 #[test]
@@ -172,6 +181,7 @@ fn an_image_that_is_wrong_is_removed_and_the_vm_boots_and_is_the_next_image() {
             assert!(boots.image.is_empty(), "{number}");
             let starts = ready(&mut client, vm(&format!("starts-{number}"), "a")).await;
             assert!(place.ends_with(&starts.image), "{number}");
+            until("none of its memory is still to arrive", async || is_unused(&place)).await;
         }
     });
 }
@@ -194,6 +204,31 @@ fn a_vm_that_does_not_start_from_its_image_boots_and_nothing_of_the_first_try_is
         only(&bench, &mut client, &["first-0", "first-1", "second-0", "second-1", "third-0", "third-1"])
             .await;
         assert_eq!(list(&mut client).await.len(), 2);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn an_image_is_not_blamed_for_a_vmm_that_somebody_kills_as_it_starts() {
+    tell(|mut bench| async move {
+        let mut client = start(&mut bench).await;
+        let hold = Hold::new(bench.path("hold"));
+        let words = format!("hold-start={}", bench.path("hold").display());
+        let image = kept(&mut bench, &mut client, vm("first", &words)).await;
+        kill(&mut client, &image.name).await;
+        until("only the next VM has a process", async || bench.processes().is_empty()).await;
+        hold.lock();
+        let mut caller = client.clone();
+        let request = vm("second", &words);
+        let call = tokio::spawn(async move { ready(&mut caller, request).await });
+        hold.reached(1).await;
+        for pid in bench.processes() {
+            kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        }
+        hold.unlock();
+        assert_eq!(call.await.unwrap().image, "", "it boots instead");
+        let kept = list(&mut client).await.remove(0).id;
+        assert_eq!(ready(&mut client, vm("third", &words)).await.image, kept);
     });
 }
 

@@ -145,8 +145,9 @@ impl Host {
             Error::Snapshot(error) => {
                 !matches!(error.fault(), Fault::Host | Fault::NoSpace | Fault::NoMemory | Fault::Cancelled)
             }
+            Error::Start { source: ControlError::Died(exit), .. } => !exit.is_kill(),
             Error::Start { source, .. } => {
-                matches!(source, ControlError::Refused(_) | ControlError::Died(_) | ControlError::Memory(_))
+                matches!(source, ControlError::Refused(_) | ControlError::Memory(_))
             }
             _ => false,
         };
