@@ -4,6 +4,7 @@ use crate::{
     Outcome, Story,
     family::{require, require_eq},
     stage::{Stage, explain},
+    tickets::memory_kib,
 };
 use libtest_mimic::Failed;
 use patina_tests::{host::Host, vm::Vm};
@@ -93,6 +94,13 @@ fn vms_of_one_image_start_without_a_boot_and_are_alike_in_nothing(stage: &Stage)
     require_eq("gc clone in a VM of an image", vms[2].sh("gc clone 1")?, "0")?;
     let cold = host.run("cold", &[&["--cold"], &KIND[..]].concat())?;
     require_eq("the image of a cold VM", cold.field("image")?, "")?;
+    let (_, shared) = memory_kib(&host, "cold")?;
+    let (own, of_the_image) = memory_kib(&host, "second")?;
+    require(
+        of_the_image > shared + 2_048,
+        format!("much more than {shared} KiB in common with others"),
+        format!("{of_the_image} KiB, and {own} KiB of its own"),
+    )?;
     let pruned = host.json(&["image", "prune", "--all"])?;
     let left = pruned["in_use"].as_array().ok_or("no list")?.len();
     let gone = pruned["removed"].as_array().ok_or("no list")?.len();

@@ -236,7 +236,9 @@ impl Host {
         }
         // A VM that ends at this moment uses nothing any more.
         let usage = Usage::of(vm.record.process.as_ref()?.pid).ok()?;
-        Some((usage, self.table.is_uncloned(vm.record.net.index, vm.record.family)))
+        let of = &vm.record;
+        let is_booted = of.image.is_none() && of.snapshot.is_none();
+        Some((usage, is_booted && self.table.is_uncloned(of.net.index, of.family)))
     }
 
     /// Tells those who watch events that something has happened to a VM.
