@@ -229,8 +229,8 @@ fn a_hook_that_fails_stops_the_clone_with_its_output(family: &Family<'_>) -> Out
 
 fn a_guest_without_its_agent_is_not_cloned_and_not_touched(stage: &Stage) -> Outcome {
     let host = stage.host()?;
-    // It must not have been frozen before, as one is that starts from an image or is kept as one: what
-    // it has written since would be copied into the next generation.
+    // It must not have been frozen before, as one is that starts from an image or is kept as one:
+    // what it has written since would be copied into the next generation.
     let vm = host.run("silent", &["--cold"])?;
     let told = with_a_stopped_agent(host, &vm);
     vm.remove()?;

@@ -38,8 +38,8 @@ fn layers(place: &Path) -> Result<Vec<PathBuf>, Failed> {
     Ok(paths.filter(is_layer).collect())
 }
 
-/// Gives a snapshot files of its own. They may be those of an image, from which other VMs start, and
-/// are to be damaged.
+/// Gives a snapshot files of its own. They may be those of an image, from which other VMs start,
+/// and are to be damaged.
 fn own_files(place: &Path) -> Outcome {
     for layer in layers(place)? {
         let copy = layer.with_extension("copy");

@@ -233,8 +233,8 @@ fn family_of_their_own(restored: &[Vm<'_>], parent: &Vm<'_>, place: &Path) -> Ou
 
 fn a_second_snapshot_writes_only_the_newest_layer(family: &Family<'_>) -> Outcome {
     let (host, shelf) = (family.host, Shelf::new()?);
-    // A VM of its own: one that was cloned often gets its layers merged at any time. It boots: of one
-    // that starts from an image, most is on the disk before the first snapshot.
+    // A VM of its own: one that was cloned often gets its layers merged at any time. It boots: of
+    // one that starts from an image, most is on the disk before the first snapshot.
     let parent = &host.run("kept", &["--cold"])?;
     let number = |value: &Value| value.as_u64().ok_or("no number");
     let first = keep(host, parent, &shelf.place("first"))?;

@@ -44,15 +44,15 @@ impl Usage {
     }
 
     /// Memory of a VM's own, KiB. Of a VM that has booted, until the first clone of its family
-    /// (`is_uncloned`), all its RAM is, a memfd that nobody else has; from then on, and in a VM that
-    /// started from a snapshot or an image, what is in memfds are generations.
+    /// (`is_uncloned`), all its RAM is, a memfd that nobody else has; from then on, and in a VM
+    /// that started from a snapshot or an image, what is in memfds are generations.
     #[must_use]
     pub fn private_kib(&self, is_uncloned: bool) -> u64 {
         self.anonymous_kib + if is_uncloned { self.memfd_kib } else { 0 }
     }
 
-    /// All other memory of a VM, KiB: of generations, which its family, or the VMs of its image, have
-    /// in common, and of programs' files.
+    /// All other memory of a VM, KiB: of generations, which its family, or the VMs of its image,
+    /// have in common, and of programs' files.
     #[must_use]
     pub fn shared_kib(&self, is_uncloned: bool) -> u64 {
         self.file_kib + if is_uncloned { 0 } else { self.memfd_kib }
