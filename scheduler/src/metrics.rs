@@ -1,6 +1,6 @@
 //! The scheduler's metrics. [`patina_daemon::http`] serves them.
 
-use crate::core::state::{Counts, HostState};
+use crate::core::state::{Counts, HostState, Standing};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -46,6 +46,7 @@ pub struct Metrics {
     waiting: Amount,
     hosts: Amount,
     hosts_alive: Amount,
+    hosts_by_state: Family<State, Amount>,
     capacity: Family<Resource, Amount>,
     held: Family<Resource, Amount>,
 }
@@ -72,6 +73,7 @@ impl Metrics {
             waiting: Gauge::default(),
             hosts: Gauge::default(),
             hosts_alive: Gauge::default(),
+            hosts_by_state: Family::default(),
             capacity: Family::default(),
             held: Family::default(),
         };
@@ -95,6 +97,8 @@ impl Metrics {
         registry.register("waiting", "Requests in the queue", self.waiting.clone());
         registry.register("hosts", "Hosts that are known", self.hosts.clone());
         registry.register("hosts_alive", "Hosts that are registered", self.hosts_alive.clone());
+        let help = "Hosts by state (up, suspect, lost)";
+        registry.register("hosts_by_state", help, self.hosts_by_state.clone());
         let help = "What hosts that are registered may be granted, overcommit included (cpus, memory_mib)";
         registry.register("capacity", help, self.capacity.clone());
         let help = "What tickets hold of hosts that are registered (cpus, memory_mib, vms)";
@@ -153,7 +157,14 @@ impl Metrics {
         self.waiting.set(counts.waiting);
         self.hosts.set(counts.hosts);
         self.hosts_alive.set(counts.hosts_alive);
-        let sum = |of: fn(&HostState) -> u64| hosts.iter().filter(|host| host.alive).map(of).sum::<u64>();
+        for (state, standing) in
+            [("up", Standing::Up), ("suspect", Standing::Suspect), ("lost", Standing::Lost)]
+        {
+            let count = hosts.iter().filter(|host| host.standing == standing).count();
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            self.hosts_by_state.get_or_create(&State { state }).set(count);
+        }
+        let sum = |of: fn(&HostState) -> u64| hosts.iter().filter(|host| host.is_up()).map(of).sum::<u64>();
         let capacity = [("cpus", sum(|host| host.cpus.into())), ("memory_mib", sum(|host| host.memory_mib))];
         for (resource, amount) in capacity {
             self.capacity.get_or_create(&Resource { resource }).set(amount);

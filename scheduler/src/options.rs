@@ -35,9 +35,15 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "600s", env = "PATINA_SCHEDULER_TICKET_TTL", value_parser = ttl)]
     pub ticket_ttl: Duration,
 
-    /// How long a host may be silent before its tickets are fenced
+    /// How long a host may be silent before it is suspect: it is granted nothing new, and nothing is
+    /// ended
     #[arg(long, value_name = "TIME", default_value = "10s", env = "PATINA_SCHEDULER_LEASE", value_parser = lease)]
     pub lease: Duration,
+
+    /// How long a host may be silent before it is lost, and its tickets are fenced; not shorter than
+    /// the lease
+    #[arg(long, value_name = "TIME", default_value = "5m", env = "PATINA_SCHEDULER_LOST_AFTER", value_parser = lost_after)]
+    pub lost_after: Duration,
 
     /// How long a ticket is remembered after its end
     #[arg(long, value_name = "TIME", default_value = "24h", env = "PATINA_SCHEDULER_REMEMBER", value_parser = remember)]
@@ -80,6 +86,8 @@ impl Options {
         api::Options {
             ttl_ms: milliseconds(self.ticket_ttl),
             lease_ms: milliseconds(self.lease),
+            // A host is not lost before it is suspect.
+            lost_after_ms: milliseconds(self.lost_after.max(self.lease)),
             remember_ms: milliseconds(self.remember),
             cpu_percent: percent(self.overcommit_cpu),
             memory_percent: percent(self.overcommit_memory),
@@ -93,6 +101,10 @@ impl Options {
 
 fn lease(text: &str) -> Result<Duration, ValueError> {
     time(text, Duration::from_millis(100), Duration::from_secs(3600))
+}
+
+fn lost_after(text: &str) -> Result<Duration, ValueError> {
+    time(text, Duration::from_millis(100), Duration::from_secs(30 * 24 * 3600))
 }
 
 fn remember(text: &str) -> Result<Duration, ValueError> {
@@ -110,6 +122,7 @@ mod tests {
         let options = Options::try_parse_from(["scheduler"]).unwrap();
         let core = options.core();
         assert_eq!((core.ttl_ms, core.lease_ms, core.cpu_percent), (600_000, 10_000, 100));
+        assert_eq!(core.lost_after_ms, 300_000);
         assert_eq!(options.listen.to_string(), "unix:/run/patina/scheduler.sock");
     }
 
@@ -119,7 +132,7 @@ mod tests {
         let command = Options::command();
         let variables = command.get_arguments().filter_map(clap::Arg::get_env);
         let variables: Vec<_> = variables.map(|name| name.to_str().unwrap().to_owned()).collect();
-        assert_eq!(variables.len(), 9);
+        assert_eq!(variables.len(), 10);
         assert!(variables.iter().all(|name| name.starts_with("PATINA_SCHEDULER_")), "{variables:?}");
         assert!(Options::command().render_help().to_string().contains("PATINA_LOG"));
     }
@@ -129,6 +142,9 @@ mod tests {
         let words = ["scheduler", "--ticket-ttl", "2h", "--lease", "500ms", "--overcommit-cpu", "1.25"];
         let core = Options::try_parse_from(words).unwrap().core();
         assert_eq!((core.ttl_ms, core.lease_ms, core.cpu_percent), (7_200_000, 500, 125));
+        let slow = ["scheduler", "--lease", "10m", "--lost-after", "1s"];
+        let core = Options::try_parse_from(slow).unwrap().core();
+        assert_eq!((core.lease_ms, core.lost_after_ms), (600_000, 600_000));
         let refused = |option: &str, value: &str, says: &str| {
             let error = Options::try_parse_from(["scheduler", option, value]).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

@@ -95,6 +95,7 @@ pub(crate) fn granting(options: &Options) -> api::Options {
         ttl_ms: milliseconds(options.granting.ticket_ttl),
         // It lives and dies with this host.
         lease_ms: 0,
+        lost_after_ms: 0,
         remember_ms: REMEMBER_MS,
         // Of hosts that do not say: this one does.
         cpu_percent: percent(options.overcommit_cpu),

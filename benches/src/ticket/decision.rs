@@ -74,6 +74,7 @@ impl Cluster {
         let options = Options {
             ttl_ms: 3_600_000,
             lease_ms: 0,
+            lost_after_ms: 0,
             remember_ms: 3_600_000,
             cpu_percent: 100,
             memory_percent: 100,

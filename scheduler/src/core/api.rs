@@ -23,8 +23,11 @@ pub struct Waiter(pub u64);
 pub struct Options {
     /// How long a granted ticket may stay unused, milliseconds.
     pub ttl_ms: u64,
-    /// How long a host may be silent, milliseconds; 0: for ever.
+    /// How long a host may be silent before it is suspect, milliseconds; 0: for ever, and no host is
+    /// given up.
     pub lease_ms: u64,
+    /// How long a host may be silent before it is given up, milliseconds; 0: for ever.
+    pub lost_after_ms: u64,
     /// How long a ticket is remembered after its end, milliseconds.
     pub remember_ms: u64,
     /// CPUs that may be granted for each 100 real ones.
@@ -220,8 +223,7 @@ pub enum Command {
         /// The epoch of the host's registration.
         epoch: u64,
     },
-    /// A host's connection has ended. It is fenced when its lease is over, unless it is back by
-    /// then.
+    /// A host's connection has ended: it is suspect until it is back, or is given up.
     HostDown {
         /// The host whose connection has ended.
         host: HostId,

@@ -60,7 +60,10 @@ impl Core {
             reported: false,
             kept: Kept::Yes,
         });
-        self.ledger.forget_kill(id, vmid);
+        // Nobody knows whether a lost clone has ended: it is to end if it has not.
+        if end != VmEnd::Lost {
+            self.ledger.forget_kill(id, vmid);
+        }
         self.kills.spare((host, id, vmid));
         true
     }
@@ -74,7 +77,7 @@ impl Core {
             let family = ticket.family;
             tickets.insert(*id);
             for child in self.ledger.cloned_by(family, *vmid) {
-                self.ledger.set_parent_ended(child);
+                self.ledger.set_parent_ended(child, true);
                 tickets.insert(child);
             }
         }

@@ -1,9 +1,9 @@
 //! Hosts: their resources, how much of them is reserved, and whether the hosts are alive.
 //!
 //! ```text
-//!  (of a stored ticket) expected ──up──▶ up ◀──up── down
-//!                                        └───down───▲
-//!  expected, up or down ──silent for a lease──▶ fenced ──up──▶ up
+//!  (of a stored ticket) expected ──up──▶ up ◀──────up─────── suspect
+//!                                        └ down, or silent for a lease ▲
+//!  expected or suspect ──silent for `lost_after_ms`──▶ lost ──up──▶ up
 //! ```
 //! Tickets and their clones keep their reservation until they end, whether the host is up or not. A
 //! clone may run without a ticket: its end was recorded, but its host reports it again. It counts
@@ -12,7 +12,7 @@
 use super::{
     api::{Free, HostInfo, Options, Running, UnixMs},
     room::{ByRoom, Held, Load, Room},
-    state::HostState,
+    state::{HostState, Standing},
     ticket::HostId,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
@@ -26,10 +26,10 @@ pub enum Link {
     Expected,
     /// It is connected.
     Up,
-    /// It was connected, and may come back.
-    Down,
-    /// It was given up.
-    Fenced,
+    /// It was connected, and is silent: it may come back.
+    Suspect,
+    /// It was given up: its tickets are fenced. It may come back all the same.
+    Lost,
 }
 
 /// A host, with what is held of it.
@@ -43,7 +43,9 @@ pub struct Host {
     pub epoch: u64,
     /// When it last gave a sign of life.
     pub seen: UnixMs,
-    /// When it is given up, or when it is forgotten after that.
+    /// Since when its link is what it is.
+    pub since: UnixMs,
+    /// When it is suspect, given up, or forgotten, whichever comes next.
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
     pub tickets: BTreeSet<Uuid>,
@@ -66,11 +68,22 @@ impl Host {
         self.ghosts.values().map(|(ghost, epoch)| (ghost, *epoch))
     }
 
+    /// Whether it lives, as far as is known.
+    pub fn standing(&self) -> Standing {
+        match self.link {
+            Link::Up => Standing::Up,
+            Link::Expected | Link::Suspect => Standing::Suspect,
+            Link::Lost => Standing::Lost,
+        }
+    }
+
     fn state(&self) -> Option<HostState> {
         let u32_of = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         Some(HostState {
             info: self.info.clone()?,
-            alive: self.link == Link::Up,
+            standing: self.standing(),
+            since_unix_ms: self.since,
+            lost_unix_ms: self.deadline.filter(|_| self.standing() == Standing::Suspect),
             epoch: self.epoch,
             cpus: self.capacity.cpus,
             memory_mib: self.capacity.memory_mib,
@@ -94,7 +107,7 @@ pub struct Hosts {
     free_cpus: u64,
     free_memory_mib: u64,
     up: u64,
-    /// Those that may come back: expected or down.
+    /// Those that may come back: expected or suspect.
     away: BTreeSet<HostId>,
     /// What tickets of a family hold where.
     families: HashMap<Uuid, BTreeMap<HostId, Held>>,
@@ -194,7 +207,7 @@ impl Hosts {
             self.sizes.insert(id, is.1);
             self.up = self.up.saturating_add(1);
         }
-        if matches!(is.0, Link::Expected | Link::Down) {
+        if matches!(is.0, Link::Expected | Link::Suspect) {
             self.away.insert(id);
         } else {
             self.away.remove(&id);
@@ -265,16 +278,19 @@ impl Hosts {
         self.update(info.id, |host| {
             host.capacity = capacity(&info, options);
             host.info = Some(info);
-            (host.link, host.epoch, host.seen) = (Link::Up, epoch, now);
+            if host.link != Link::Up {
+                (host.link, host.since) = (Link::Up, now);
+            }
+            (host.epoch, host.seen) = (epoch, now);
             for (ghost, _) in std::mem::take(&mut host.ghosts).into_values() {
                 host.held.subtract(size(&ghost));
             }
         });
     }
 
-    /// A host is down or given up.
-    pub fn set_link(&mut self, id: HostId, link: Link) {
-        self.update(id, |host| host.link = link);
+    /// A host is suspect or given up.
+    pub fn set_link(&mut self, id: HostId, link: Link, now: UnixMs) {
+        self.update(id, |host| (host.link, host.since) = (link, now));
     }
 
     /// A host lives.
@@ -284,7 +300,7 @@ impl Hosts {
         }
     }
 
-    /// When it is given up or forgotten. Returns when it would have been.
+    /// When it is suspect, given up or forgotten. Returns when it would have been.
     pub fn set_deadline(&mut self, id: HostId, deadline: Option<UnixMs>) -> Option<UnixMs> {
         let host = self.hosts.get_mut(&id)?;
         std::mem::replace(&mut host.deadline, deadline)
@@ -292,7 +308,7 @@ impl Hosts {
 
     /// Forgets a host that was given up and holds nothing.
     pub fn forget(&mut self, id: HostId) {
-        if self.hosts.get(&id).is_some_and(|host| host.link == Link::Fenced && host.tickets.is_empty()) {
+        if self.hosts.get(&id).is_some_and(|host| host.link == Link::Lost && host.tickets.is_empty()) {
             self.hosts.remove(&id);
         }
     }

@@ -97,6 +97,7 @@ impl Core {
             Ok(found) => found,
             Err(error) => return self.answer(waiter, Err(error), out),
         };
+        self.kill_lost(family, targets, reason, out);
         if live.is_empty() {
             return self.answer(waiter, Ok(Reply::Killed(all)), out);
         }
@@ -119,6 +120,27 @@ impl Core {
             if self.hosts.get(host).is_some_and(|host| host.link == Link::Up) {
                 let epoch = self.ledger.get(ticket).map_or(0, |ticket| ticket.epoch);
                 out.push(Effect::Kill { host, family, ticket, epoch, vmids, reason: reason.to_owned() });
+            }
+        }
+    }
+
+    /// Clones that were lost with their host are to end if they come back with it. Nobody waits for
+    /// that.
+    fn kill_lost(&mut self, family: Uuid, targets: &Targets, reason: &str, out: &mut Vec<Effect>) {
+        let meant: Vec<(Uuid, u32)> = match targets {
+            Targets::Ticket(id) => {
+                let clones = self.ledger.get(*id).into_iter().flat_map(|ticket| ticket.clones.keys());
+                clones.map(|vmid| (*id, *vmid)).collect()
+            }
+            Targets::Vmids(vmids) => {
+                let of = |vmid: &u32| Some((self.ledger.of_clone(family, *vmid)?.id, *vmid));
+                vmids.iter().filter_map(of).collect()
+            }
+        };
+        for (id, vmid) in meant {
+            if self.ledger.get(id).is_some_and(|ticket| ticket.is_lost(vmid)) {
+                self.ledger.request_kill(id, vmid, reason);
+                Self::put(id, out);
             }
         }
     }

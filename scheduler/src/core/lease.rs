@@ -1,4 +1,6 @@
-//! Leases: a host that is silent for longer than its lease is fenced, and its tickets with it.
+//! Silence: a host that is silent for its lease is suspect, and nothing is ended for that. One that
+//! is silent for much longer, or that an operator gives up, is lost: its tickets are fenced. What
+//! it has kept when it comes back, `returns` judges.
 
 use super::{
     Core,
@@ -11,26 +13,48 @@ use super::{
 use std::collections::BTreeSet;
 
 impl Core {
-    /// A host has its lease's time from now on.
+    /// A host has given a sign of life: it has its lease's time from now on.
     pub(super) fn renew_lease(&mut self, host: HostId) {
-        let lease_ms = self.options.lease_ms;
-        let deadline = (lease_ms > 0).then(|| self.now.saturating_add(lease_ms));
-        if let Some(before) = self.hosts.set_deadline(host, deadline) {
-            self.timers.unset(before, Timer::Lease(host));
-            self.timers.unset(before, Timer::ForgetHost(host));
+        let at = self.now.saturating_add(self.options.lease_ms);
+        self.set_deadline(host, (self.options.lease_ms > 0).then_some((at, Timer::Lease(host))));
+    }
+
+    /// A host is given up after this time, unless it says something.
+    pub(super) fn give_up_after(&mut self, host: HostId, ms: u64) {
+        // Without leases nobody knows who is silent.
+        let has_end = self.options.lease_ms > 0 && self.options.lost_after_ms > 0;
+        let at = self.now.saturating_add(ms);
+        self.set_deadline(host, has_end.then_some((at, Timer::Lost(host))));
+    }
+
+    /// What becomes due of a host next, instead of anything before.
+    fn set_deadline(&mut self, host: HostId, next: Option<(u64, Timer)>) {
+        if let Some(before) = self.hosts.set_deadline(host, next.map(|(at, _)| at)) {
+            for timer in [Timer::Lease(host), Timer::Lost(host), Timer::ForgetHost(host)] {
+                self.timers.unset(before, timer);
+            }
         }
-        if let Some(at) = deadline {
-            self.timers.set(at, Timer::Lease(host));
+        if let Some((at, timer)) = next {
+            self.timers.set(at, timer);
         }
     }
 
-    /// A host was silent for its lease's time: its tickets are fenced, its clones are lost. If it
-    /// comes back, with clones that live after all, they are ended.
+    /// A host was silent for its lease. Its connection is cut: if it lives, it registers again, and
+    /// nothing has happened.
+    pub(super) fn suspect(&mut self, host: HostId, out: &mut Vec<Effect>) {
+        let Some(epoch) = self.hosts.up(host).map(|host| host.epoch) else { return };
+        self.hosts.set_link(host, Link::Suspect, self.now);
+        let left_ms = self.options.lost_after_ms.saturating_sub(self.options.lease_ms);
+        self.give_up_after(host, left_ms);
+        self.fresh.all |= !self.queue.starved().is_empty();
+        out.push(Effect::Cut { host, epoch });
+    }
+
+    /// A host is given up: its tickets are fenced, its clones are lost.
     pub(super) fn fence(&mut self, host: HostId, out: &mut Vec<Effect>) {
         let Some(gone) = self.hosts.get(host) else { return };
-        let epoch = gone.epoch;
         let tickets = gone.tickets.clone();
-        self.hosts.set_link(host, Link::Fenced);
+        self.hosts.set_link(host, Link::Lost, self.now);
         self.fresh.all |= !self.queue.starved().is_empty();
 
         let mut lost = BTreeSet::new();
@@ -61,10 +85,6 @@ impl Core {
         self.settle(&lost, State::Fenced, out);
 
         let forget_at = self.now.saturating_add(self.options.remember_ms);
-        self.hosts.set_deadline(host, Some(forget_at));
-        self.timers.set(forget_at, Timer::ForgetHost(host));
-        if epoch > 0 {
-            out.push(Effect::Cut { host, epoch });
-        }
+        self.set_deadline(host, Some((forget_at, Timer::ForgetHost(host))));
     }
 }

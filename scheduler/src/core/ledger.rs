@@ -154,7 +154,10 @@ impl Ledger {
             family.parents.entry(parent).or_default().insert(ticket.id);
         }
         for vmid in ticket.clones.keys() {
-            self.clones.insert((ticket.family, *vmid), ticket.id);
+            let known = self.clones.get(&(ticket.family, *vmid)).and_then(|id| self.tickets.get(id));
+            if known.is_none_or(|known| known.granted_unix_ms <= ticket.granted_unix_ms) {
+                self.clones.insert((ticket.family, *vmid), ticket.id);
+            }
         }
         self.left.set(ticket.family, ticket.id, kept_bytes(&ticket));
         if let Some(request) = &ticket.request_id {
@@ -260,10 +263,11 @@ impl Ledger {
         }
     }
 
-    /// Nobody waits for the VM any more that cloned with a ticket: nothing is looked for by that.
-    pub fn set_parent_ended(&mut self, id: Uuid) {
+    /// Whether nobody waits any more for the VM that cloned with a ticket: nothing is looked for by
+    /// that.
+    pub fn set_parent_ended(&mut self, id: Uuid, ended: bool) {
         if let Some(ticket) = self.tickets.get_mut(&id) {
-            ticket.parent_ended = true;
+            ticket.parent_ended = ended;
         }
     }
 

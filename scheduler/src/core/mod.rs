@@ -6,17 +6,18 @@
 //!   `room` (their resources and free capacity), `queue` (requests), `waiting` (callers that wait),
 //!   `timers`.
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
-//!   (released, used, unused, over), `ended` (clones end), `register` and `lease` (hosts come and
-//!   go).
+//!   (released, used, unused, over), `ended` (clones end), `register`, `lease` and `returns` (hosts
+//!   come, go, and come back).
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
 //! ```text
 //!            grant           use            last clone ended
 //!  waiting ─────────▶ granted ───▶ used ─────────────────────▶ released
 //!     │                │  ▲  │      │                             ▲
-//!     │ timeout, or    │  │  │ TTL  │ its host went away          │ given back
+//!     │ timeout, or    │  │  │ TTL  │ its host is lost            │ given back
 //!     │ caller left    │  │  ▼      ▼                             │
-//!     ▼                │  │ expired fenced                        │
+//!     ▼                │  │ expired fenced ─▶ used, if the host   │
+//!                      │  │                   returns with clones │
 //!  refused             └──┴───────────────────────────────────────┘
 //!                     unuse: no clone was created
 //! ```
@@ -37,6 +38,7 @@ mod place;
 mod queue;
 mod register;
 mod request;
+mod returns;
 mod room;
 mod serve;
 mod spend;
@@ -214,7 +216,8 @@ impl Core {
         while let Some(timer) = self.timers.pop(self.now) {
             match timer {
                 Timer::Expire(id) => self.expire(id, out),
-                Timer::Lease(host) => self.fence(host, out),
+                Timer::Lease(host) => self.suspect(host, out),
+                Timer::Lost(host) => self.fence(host, out),
                 Timer::Kept(request) => self.keep_no_more(request),
                 Timer::Wait(waiter) => self.time_out(waiter, out),
                 Timer::Forget(id) => self.forget(id, out),

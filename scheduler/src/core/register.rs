@@ -5,7 +5,8 @@
 //! | is known and alive | used | nothing changes |
 //! | is unknown | unknown | a used ticket is created for it |
 //! | is unknown | used | it becomes one of its clones |
-//! | has ended, or was never created | known | it counts as long as it runs, and must end |
+//! | was lost with its host, and not replaced | known | it is a clone of its ticket again |
+//! | has ended otherwise, or was never created | known | it counts as long as it runs, and must end |
 //!
 //! While a ticket is being used, a clone that does not run yet means nothing. A clone that the
 //! ledger has as alive and that does not run is lost. The host is told which clones must end when
@@ -27,12 +28,14 @@ enum Finding {
     Fine,
     /// A clone of a ticket that is not known, or not complete.
     New,
+    /// A clone that was lost with its host.
+    Returned,
     /// A clone that should not run.
     Ghost,
 }
 
 /// Why a clone that should not run is to end.
-const GHOST: &str = "its ticket was fenced, or is over";
+const GHOST: &str = "it was killed, replaced, or its ticket is over";
 
 impl Core {
     /// A host has connected.
@@ -55,7 +58,7 @@ impl Core {
 
         let listed: BTreeSet<(Uuid, u32)> = running.iter().map(|clone| (clone.ticket, clone.vmid)).collect();
         self.lose_unlisted(host, &listed, making, out);
-        let mut adopted = BTreeSet::new();
+        let (mut adopted, mut revived) = (BTreeSet::new(), BTreeSet::new());
         for clone in running {
             match self.judge(host, clone, making) {
                 Finding::Fine => {}
@@ -63,12 +66,17 @@ impl Core {
                     self.adopt(host, clone);
                     adopted.insert(clone.ticket);
                 }
+                Finding::Returned => {
+                    self.revive(host, clone.ticket, clone.vmid);
+                    revived.insert((clone.ticket, clone.vmid));
+                }
                 Finding::Ghost => {
                     let epoch = self.epoch_of_ghost(clone.ticket);
                     self.hosts.haunt(host, *clone, epoch);
                 }
             }
         }
+        self.rejoin(&revived, out);
         for id in adopted {
             self.look_for_parent(id);
             self.put_state(id, out);
@@ -145,7 +153,7 @@ impl Core {
             orphans.filter(|ticket| is_gone(ticket.family)).map(|ticket| ticket.id).collect();
         self.drop_data_of(host, is_gone, out);
         for id in orphans {
-            self.ledger.set_parent_ended(id);
+            self.ledger.set_parent_ended(id, true);
             Self::put(id, out);
             self.settle_barrier(id, out);
         }
@@ -158,6 +166,7 @@ impl Core {
             Some(place) if *place == host && ticket.state == State::Used && ticket.is_live(clone.vmid) => {
                 Finding::Fine
             }
+            Some(_) if self.has_returned(host, clone, ticket) => Finding::Returned,
             Some(_) => Finding::Ghost,
             None if ticket.state == State::Used && ticket.family == clone.family => self.new_or_ghost(clone),
             // Its use is under way, or will be refused: until then it does not run.
@@ -209,10 +218,10 @@ impl Core {
 
     /// Whether the VM that cloned with a ticket lives, now that all clones are known of the host
     /// that it is on: clones start where their parent is. Of masters nothing is known here.
-    fn look_for_parent(&mut self, id: Uuid) {
+    pub(super) fn look_for_parent(&mut self, id: Uuid) {
         let Some(ticket) = self.ledger.get(id) else { return };
         if ticket.parent_vmid.is_some_and(|vmid| vmid > 0 && !self.ledger.is_live(ticket.family, vmid)) {
-            self.ledger.set_parent_ended(id);
+            self.ledger.set_parent_ended(id, true);
         }
     }
 
@@ -228,8 +237,8 @@ impl Core {
     /// A host's connection is over.
     pub(super) fn host_down(&mut self, host: HostId, epoch: u64) {
         if self.hosts.up(host).is_some_and(|host| host.epoch == epoch) {
-            self.hosts.set_link(host, Link::Down);
-            self.renew_lease(host);
+            self.hosts.set_link(host, Link::Suspect, self.now);
+            self.give_up_after(host, self.options.lost_after_ms);
             self.fresh.all |= !self.queue.starved().is_empty();
         }
     }

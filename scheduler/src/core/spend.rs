@@ -228,7 +228,8 @@ impl Core {
         } else {
             for host in ticket.places.keys() {
                 self.hosts.hold(*host, &Load::of(&ticket), ticket.held(*host));
-                self.renew_lease(*host);
+                // It has all its time again: it was this scheduler that did not listen.
+                self.give_up_after(*host, self.options.lost_after_ms);
             }
         }
         if ticket.state == State::Granted {

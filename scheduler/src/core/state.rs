@@ -2,13 +2,37 @@
 
 use super::api::{HostInfo, UnixMs};
 
+/// Whether a host lives, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is registered, and has given a sign of life within its lease.
+    Up,
+    /// Its connection has ended, or it is silent for longer than its lease: nothing new is granted
+    /// there, and nothing is ended.
+    Suspect,
+    /// It was given up: its tickets are fenced.
+    Lost,
+}
+
+impl HostState {
+    /// Whether the host is registered.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.standing == Standing::Up
+    }
+}
+
 /// A host as the core knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostState {
     /// The host, as it described itself.
     pub info: HostInfo,
-    /// Whether the host is connected, and its lease runs.
-    pub alive: bool,
+    /// Whether the host lives, as far as is known.
+    pub standing: Standing,
+    /// Since when it is so.
+    pub since_unix_ms: UnixMs,
+    /// When a suspect host is given up; None: it is not suspect, or is never given up.
+    pub lost_unix_ms: Option<UnixMs>,
     /// The epoch of the host's registration.
     pub epoch: u64,
     /// CPUs that may be granted on it, overcommit included.

@@ -56,7 +56,8 @@ pub struct Ticket {
     /// What became of its clones, by vmid: those that left a result, and those that have ended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub results: BTreeMap<u32, Outcome>,
-    /// Its clones that are to end and have not, by vmid: why.
+    /// Its clones that are to end and have not, or of which nobody knows whether they have, by vmid:
+    /// why.
     #[serde(default, rename = "doomed", skip_serializing_if = "BTreeMap::is_empty")]
     pub kills_requested: BTreeMap<u32, String>,
     /// The last meeting of its VMs, if they have met.
@@ -83,7 +84,7 @@ pub enum State {
     Released,
     /// It was not used in time.
     Expired,
-    /// Its host went away.
+    /// Its host was given up. It is used again if that comes back with clones of it.
     Fenced,
 }
 
@@ -155,7 +156,7 @@ pub enum VmEnd {
     Ended,
     /// By an operator or its family.
     Killed,
-    /// Its host went away.
+    /// Its host was given up, or came back without it.
     Lost,
 }
 
@@ -170,6 +171,13 @@ impl Ticket {
     #[must_use]
     pub fn is_live(&self, vmid: u32) -> bool {
         self.clones.contains_key(&vmid) && self.results.get(&vmid).is_none_or(|outcome| outcome.end.is_none())
+    }
+
+    /// Whether a VM is a clone of it that was given up, with its host or because that did not list
+    /// it. It may run all the same.
+    #[must_use]
+    pub fn is_lost(&self, vmid: u32) -> bool {
+        self.results.get(&vmid).is_some_and(|outcome| outcome.end == Some(VmEnd::Lost))
     }
 
     /// Its clones that have not ended, and where they are.

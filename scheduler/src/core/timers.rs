@@ -12,15 +12,17 @@ use uuid::Uuid;
 pub enum Timer {
     /// A granted ticket was not used.
     Expire(Uuid),
-    /// A host was silent.
+    /// A host was silent for its lease.
     Lease(HostId),
+    /// A host was silent for so long that it is given up.
+    Lost(HostId),
     /// Room was kept for a request for long enough.
     Kept(u64),
     /// The waiter has waited long enough.
     Wait(Waiter),
     /// A ticket that is over need not be remembered any more.
     Forget(Uuid),
-    /// Likewise a host that was fenced.
+    /// Likewise a host that was given up.
     ForgetHost(HostId),
     /// What a clone left was read long enough ago.
     DropData(Uuid, u32),

@@ -15,6 +15,7 @@ fn options() -> Options {
     Options {
         ttl_ms: 600_000,
         lease_ms: 10_000,
+        lost_after_ms: 30_000,
         remember_ms: 3_600_000,
         cpu_percent: 100,
         memory_percent: 100,

@@ -2,7 +2,7 @@
 
 use crate::{
     core::{
-        state::HostState,
+        state::{HostState, Standing},
         ticket::{Outcome, State, Ticket, VmEnd},
     },
     engine::Seen,
@@ -62,7 +62,16 @@ pub(super) fn results(ticket: &Ticket) -> Vec<v1::VmResult> {
     ticket.results.iter().filter_map(result).collect()
 }
 
+fn standing(standing: Standing) -> v1::HostState {
+    match standing {
+        Standing::Up => v1::HostState::Up,
+        Standing::Suspect => v1::HostState::Suspect,
+        Standing::Lost => v1::HostState::Lost,
+    }
+}
+
 pub(super) fn host(host: HostState) -> v1::HostStatus {
+    let (alive, state) = (host.is_up(), standing(host.standing).into());
     let HostState { info, .. } = host;
     v1::HostStatus {
         info: Some(v1::HostInfo {
@@ -75,7 +84,7 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
             cpu_percent: info.cpu_percent.unwrap_or(0),
             memory_percent: info.memory_percent.unwrap_or(0),
         }),
-        alive: host.alive,
+        alive,
         epoch: host.epoch,
         cpus: host.cpus,
         memory_mib: host.memory_mib,
@@ -83,5 +92,8 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
         held_memory_mib: host.held_memory_mib,
         held_vms: host.held_vms,
         seen_unix_ms: host.seen_unix_ms,
+        state,
+        state_unix_ms: host.since_unix_ms,
+        lost_unix_ms: host.lost_unix_ms.unwrap_or(0),
     }
 }

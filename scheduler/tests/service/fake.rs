@@ -20,6 +20,7 @@ pub const MEMORY_MIB: u32 = 256;
 /// Its clones are numbers.
 pub struct FakeHost {
     pub id: Uuid,
+    cpus: u32,
     client: HostClient,
     link: OnceLock<HostLink>,
     running: Mutex<Vec<RunningClone>>,
@@ -45,7 +46,15 @@ impl Clones for FakeHost {
 impl FakeHost {
     /// One that is registered.
     pub async fn start(server: &Server, cpus: u32) -> Arc<Self> {
-        let id = Uuid::new_v4();
+        Self::with(server, Uuid::new_v4(), cpus, Vec::new()).await
+    }
+
+    /// The same host, with what runs there: its daemon was started again.
+    pub async fn starts_again(&self, server: &Server) -> Arc<Self> {
+        Self::with(server, self.id, self.cpus, self.running.lock().unwrap().clone()).await
+    }
+
+    async fn with(server: &Server, id: Uuid, cpus: u32, running: Vec<RunningClone>) -> Arc<Self> {
         let client = server.host_client();
         let info = HostInfo {
             id: id.to_string(),
@@ -57,9 +66,10 @@ impl FakeHost {
         };
         let host = Arc::new(Self {
             id,
+            cpus,
             client: client.clone(),
             link: OnceLock::new(),
-            running: Mutex::default(),
+            running: Mutex::new(running),
             obeys: Mutex::new(true),
         });
         let link = HostLink::start(client, info, Arc::clone(&host) as Arc<dyn Clones>);

@@ -102,7 +102,7 @@ fn wait_for_everything(client: &Client, used: &Ticket) -> Vec<Waits> {
 /// Each line of a ticket's life has its family, its ticket, and the VM that cloned with it.
 #[tokio::test]
 async fn the_log_tells_what_became_of_a_ticket() {
-    let server = Server::start(&["--lease", "300ms", "--ticket-ttl", "200ms"]);
+    let server = Server::start(&["--lease", "300ms", "--lost-after", "300ms", "--ticket-ttl", "200ms"]);
     let host = FakeHost::start(&server, 8).await;
     let client = server.client();
     let family = family();
@@ -185,6 +185,9 @@ async fn metrics_follow_the_ledger() {
         "patina_scheduler_refusals_total{reason=\"NO_CAPACITY\"} 1",
         "patina_scheduler_tickets{state=\"granted\"} 1",
         "patina_scheduler_hosts_alive 1",
+        "patina_scheduler_hosts_by_state{state=\"up\"} 1",
+        "patina_scheduler_hosts_by_state{state=\"suspect\"} 0",
+        "patina_scheduler_hosts_by_state{state=\"lost\"} 0",
         "patina_scheduler_capacity{resource=\"cpus\"} 8",
         "patina_scheduler_held{resource=\"vms\"} 3",
         // The host's registration reserves epochs.

@@ -5,8 +5,8 @@ use crate::{
     server::{SOON, Server},
 };
 use patina_proto::v1::{
-    GetJoinDataRequest, JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone,
-    SyncRequest, Ticket, TicketState, VmEnd, join_request::Side,
+    self, GetJoinDataRequest, HostState, JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest,
+    RunningClone, SyncRequest, Ticket, TicketState, VmEnd, join_request::Side,
 };
 use scheduler::client::Client;
 use std::time::Duration;
@@ -192,24 +192,43 @@ async fn what_a_clone_left_goes_when_its_master_has_ended() {
 }
 
 #[tokio::test]
-async fn a_host_that_goes_silent_is_fenced() {
-    let server = Server::start(&["--lease", "500ms"]);
+async fn a_host_that_is_silent_is_suspect_then_lost_and_keeps_its_clones_when_it_is_back() {
+    let server = Server::start(&["--lease", "500ms", "--lost-after", "2s"]);
     let host = FakeHost::start(&server, 8).await;
     let stays = FakeHost::start(&server, 1).await;
     let client = server.client();
     let ticket = grant(&client, &family(), 2).await.unwrap();
     host.clone_with(&ticket, 0, &[1, 2]).await.unwrap();
     host.link().stop();
-    for _ in 0..100 {
-        if get(&client, &ticket.id).await.unwrap().state() == TicketState::Fenced {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let id = host.id.to_string();
+    let suspect = host_until(&client, &id, HostState::Suspect).await;
+    assert!(!suspect.alive && suspect.lost_unix_ms > suspect.state_unix_ms);
+    let still = get(&client, &ticket.id).await.unwrap();
+    assert_eq!((still.state(), still.live), (TicketState::Used, 2), "nothing is ended for that");
+    let lost = host_until(&client, &id, HostState::Lost).await;
+    assert!(lost.state_unix_ms >= suspect.state_unix_ms + 1_500 && lost.lost_unix_ms == 0);
     let fenced = get(&client, &ticket.id).await.unwrap();
     assert_eq!((fenced.state(), fenced.live), (TicketState::Fenced, 0));
     assert!(fenced.results.iter().all(|result| result.end() == VmEnd::Lost));
-    let alive: Vec<_> = hosts(&client).await.iter().map(|host| host.alive).collect();
-    assert_eq!(alive.iter().filter(|alive| **alive).count(), 1);
     stays.registered().await;
+    let others: Vec<_> = hosts(&client).await.iter().map(v1::HostStatus::state).collect();
+    assert!(others.contains(&HostState::Up) && others.contains(&HostState::Lost));
+
+    let again = host.starts_again(&server).await;
+    let kept = get(&client, &ticket.id).await.unwrap();
+    assert_eq!((kept.state(), kept.live, again.running()), (TicketState::Used, 2, 2));
+    assert!(kept.epoch > fenced.epoch && kept.results.is_empty());
+    again.all_noted().await;
+}
+
+/// A host, once its state is that.
+async fn host_until(client: &Client, id: &str, state: HostState) -> v1::HostStatus {
+    for _ in 0..SOON.as_millis() / 20 {
+        let found = hosts(client).await.into_iter().find(|host| host.info.as_ref().unwrap().id == id);
+        if let Some(host) = found.filter(|host| host.state() == state) {
+            return host;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{id} is not {state:?}");
 }

@@ -14,7 +14,7 @@ use scheduler::{
         api::Options,
         ticket::{Policy, State, Ticket},
     },
-    engine::{self, clock::Clock},
+    engine::{self, Engine, clock::Clock},
     store::memory::MemoryStore,
 };
 use std::{
@@ -32,6 +32,9 @@ pub const ACTIVE: Duration = Duration::from_secs(12);
 const QUIET: Duration = Duration::from_secs(60);
 /// What the scheduler's clock shows at the beginning.
 const BEGIN_UNIX_MS: u64 = 1_700_000_000_000;
+/// How long a host may be silent before it is suspect, and before it is lost.
+const LEASE_MS: u64 = 1_500;
+const LOST_AFTER_MS: u64 = 4_000;
 const MACHINES: [u32; 3] = [4, 6, 8];
 pub const FAMILIES: u64 = 2;
 
@@ -45,7 +48,8 @@ pub struct Story {
 fn options() -> Options {
     Options {
         ttl_ms: 2_000,
-        lease_ms: 3_000,
+        lease_ms: LEASE_MS,
+        lost_after_ms: LOST_AFTER_MS,
         remember_ms: 3_600_000,
         cpu_percent: 100,
         memory_percent: 100,
@@ -53,12 +57,29 @@ fn options() -> Options {
     }
 }
 
-async fn scheduler(store: MemoryStore) -> turmoil::Result {
-    let passed = turmoil::sim_elapsed().unwrap_or_default().as_millis();
-    let clock = Clock::starting_at(BEGIN_UNIX_MS + u64::try_from(passed)?);
+async fn scheduler(facts: Shared, store: MemoryStore) -> turmoil::Result {
+    let passed = u64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_millis())?;
+    let clock = Clock::starting_at(BEGIN_UNIX_MS + passed);
     let (engine, worker) = engine::prepare(Box::new(store), options(), clock)?;
+    facts.get().started_ms = passed;
     tokio::spawn(worker.run());
+    tokio::spawn(hear(facts, engine.clone()));
     network::serve(engine).await
+}
+
+/// Writes down when the scheduler has heard of which host.
+async fn hear(facts: Shared, engine: Engine) {
+    loop {
+        for host in engine.hosts().await.unwrap_or_default() {
+            let mut facts = facts.get();
+            let machine = facts.machines.iter_mut().find(|machine| machine.id == host.info.id);
+            if let Some(machine) = machine {
+                let heard_ms = host.seen_unix_ms.saturating_sub(BEGIN_UNIX_MS);
+                machine.heard_ms = machine.heard_ms.max(heard_ms);
+            }
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A host's daemon, from its start to its crash. VMs that it finds running go on with what they
@@ -100,8 +121,8 @@ pub fn tell(seed: u64) -> Story {
     let machine = |(number, cpus): (usize, &u32)| Machine::new(Uuid::from_u128(1 + number as u128), *cpus);
     let store = MemoryStore::default();
     let facts = Shared::with(machines.map(machine).collect(), &store);
-    let of_scheduler = store.clone();
-    sim.host("scheduler", move || scheduler(of_scheduler.clone()));
+    let of_scheduler = (facts.clone(), store.clone());
+    sim.host("scheduler", move || scheduler(of_scheduler.0.clone(), of_scheduler.1.clone()));
     for number in 0..MACHINES.len() {
         let facts = facts.clone();
         let life = Arc::new(AtomicU64::new(0));
@@ -111,6 +132,7 @@ pub fn tell(seed: u64) -> Story {
             host(facts.clone(), number, Dice::new(seed, 1000 * (1 + number as u64) + life))
         });
     }
+    let mut seen = 0;
     let mut faults = Faults::new(seed, &facts, &store, MACHINES.len(), ACTIVE);
     while sim.elapsed() < QUIET && !(sim.elapsed() > ACTIVE && is_quiet(&facts.get(), &store.tickets())) {
         faults.step(&mut sim);
@@ -118,9 +140,12 @@ pub fn tell(seed: u64) -> Story {
             facts.get().wrong.push(format!("a host has ended: {error}"));
             break;
         }
+        if store.commits() > seen {
+            seen = store.commits();
+            facts.get().look(u64::try_from(sim.elapsed().as_millis()).unwrap(), LOST_AFTER_MS);
+        }
     }
     let mut end = facts.get();
-    end.sums.fenced = store.tickets().iter().filter(|ticket| ticket.state == State::Fenced).count() as u64;
     end.sums.running_at_end = end.machines.iter().map(|machine| machine.running.len() as u64).sum();
     check_quiet(&mut end, &store.tickets());
     Story { wrong: end.wrong.clone(), log: end.log.clone(), sums: end.sums }

@@ -57,6 +57,10 @@ impl Vms for Numbers {
         let all = daemon.facts.get().machines[daemon.machine].running.clone();
         for clone in all.values().filter(is_meant) {
             daemon.facts.get().sums.killed += 1;
+            if !daemon.facts.get().unwanted.contains(&(clone.ticket.clone(), clone.vmid)) {
+                let text = format!("{} of {ticket} is ended, and nobody wants that: {reason}", clone.vmid);
+                daemon.facts.wrong(text);
+            }
             daemon.end(clone, VmEnd::Killed);
         }
     }
@@ -169,6 +173,7 @@ impl Daemon {
     /// Somebody does not want them while they are being made.
     async fn kill_early(&self, clone_request: &CloneRequest, ticket: &str, after: Duration) {
         sleep(after).await;
+        self.facts.get().unwanted(ticket, &clone_request.vmids);
         let request = patina_proto::v1::KillRequest {
             family: clone_request.family.clone(),
             vmids: clone_request.vmids.clone(),

@@ -4,6 +4,10 @@
 //!   for two sets of clones.
 //! - On no machine run more VMs at any moment than it has CPUs.
 //! - Every call is answered in bounded time.
+//! - No clone that runs is given up before its host was silent for as long as it may be, counted
+//!   from the last sign of life or from the scheduler's start.
+//! - No clone is ended that its family did not kill, and that had not left: whatever its host was
+//!   away for.
 //! - Nobody leaves a barrier before all have come that live, whatever breaks; each goes from one
 //!   meeting to the next, and misses none.
 //! - As long as nothing breaks: no call fails, a join knows all results.
@@ -33,6 +37,8 @@ pub struct Machine {
     pub settled: bool,
     /// Families that are in the middle of something.
     pub busy: u64,
+    /// When the scheduler last heard of it, milliseconds of the story.
+    pub heard_ms: u64,
 }
 
 /// What the VMs of a ticket will do.
@@ -63,7 +69,9 @@ pub struct Sums {
     pub joined: u64,
     pub killed: u64,
     pub kill_requested: u64,
-    pub fenced: u64,
+    /// Clones that ran when their host was given up, and those of them that were kept.
+    pub lost: u64,
+    pub kept: u64,
     pub faults: u64,
     pub running_at_end: u64,
 }
@@ -83,7 +91,8 @@ impl Sums {
         self.joined += other.joined;
         self.killed += other.killed;
         self.kill_requested += other.kill_requested;
-        self.fenced += other.fenced;
+        self.lost += other.lost;
+        self.kept += other.kept;
         self.faults += other.faults;
         self.running_at_end += other.running_at_end;
     }
@@ -101,7 +110,8 @@ impl Sums {
             self.left,
             self.joined,
             self.killed,
-            self.fenced,
+            self.lost,
+            self.kept,
             self.faults,
             self.running_at_end,
         ];
@@ -131,6 +141,13 @@ pub struct Facts {
     killed: BTreeSet<Clone>,
     /// Groups, with their members that have not ended and have something to do.
     groups: BTreeMap<String, (Plan, BTreeSet<u32>)>,
+    /// When the scheduler was started, milliseconds of the story.
+    pub started_ms: u64,
+    /// Clones that their family does not want any more, or that have left.
+    pub unwanted: BTreeSet<Clone>,
+    /// Clones that the ledger had as lost, and those of them that were kept.
+    lost: BTreeSet<Clone>,
+    kept: BTreeSet<Clone>,
     /// The scheduler's.
     store: MemoryStore,
 }
@@ -172,6 +189,7 @@ impl Machine {
             free: BTreeMap::new(),
             settled: false,
             busy: 0,
+            heard_ms: 0,
         }
     }
 
@@ -219,6 +237,42 @@ impl Facts {
     pub fn unused(&mut self, ticket: &str) {
         self.sums.unused += 1;
         self.uses.remove(ticket);
+    }
+
+    /// The ledger has changed.
+    pub fn look(&mut self, now_ms: u64, lost_after_ms: u64) {
+        for ticket in self.store.tickets() {
+            let id = ticket.id.to_string();
+            for (vmid, host) in &ticket.clones {
+                let name = (id.clone(), *vmid);
+                if ticket.is_live(*vmid) && self.lost.contains(&name) && self.kept.insert(name.clone()) {
+                    self.sums.kept += 1;
+                }
+                if !ticket.is_lost(*vmid) || !self.lost.insert(name.clone()) {
+                    continue;
+                }
+                let machine = self.machines.iter().find(|machine| machine.id == *host).unwrap();
+                if !machine.running.contains_key(&name) {
+                    continue;
+                }
+                self.sums.lost += 1;
+                let silent_ms = now_ms.saturating_sub(machine.heard_ms.max(self.started_ms));
+                if silent_ms < lost_after_ms {
+                    let text = format!("{name:?} runs and is lost after {silent_ms} ms of silence");
+                    self.wrong.push(text);
+                }
+            }
+        }
+    }
+
+    /// Whether the ledger has ever had a clone as lost.
+    pub fn was_lost(&self, ticket: &str, vmid: u32) -> bool {
+        self.lost.contains(&(ticket.to_owned(), vmid))
+    }
+
+    /// A clone is not wanted any more.
+    pub fn unwanted(&mut self, ticket: &str, vmids: &[u32]) {
+        self.unwanted.extend(vmids.iter().map(|vmid| (ticket.to_owned(), *vmid)));
     }
 
     /// A kill is done.
@@ -304,9 +358,15 @@ impl Facts {
         self.sums.met += 1;
         self.rounds.insert((ticket.to_owned(), vmid), round);
         let Some((_, members)) = self.groups.get(ticket) else { return };
-        // Clones whose host was given up are not waited for, though they may live.
+        // Clones whose host was given up are not waited for, though they may live and come back: what
+        // the others do meanwhile they miss.
         let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
-        let lives = |vmid: &u32| *vmid == 0 || known.as_ref().is_some_and(|known| known.is_live(*vmid));
+        let lost = &self.lost;
+        let lives = |vmid: &u32| {
+            *vmid == 0
+                || (known.as_ref().is_some_and(|known| known.is_live(*vmid))
+                    && !lost.contains(&(ticket.to_owned(), *vmid)))
+        };
         for other in members.iter().filter(|vmid| lives(vmid)) {
             let name = (ticket.to_owned(), *other);
             let is_here = self.arriving.contains(&name) && self.rounds(ticket, *other) + 1 == round;

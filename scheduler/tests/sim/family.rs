@@ -139,6 +139,10 @@ impl Group {
                     return true;
                 }
                 Outcome::Refused(reason) if reason == "BARRIER_TIMEOUT" && !self.is_whole() => {}
+                // Its host was given up, and is not back yet.
+                Outcome::Refused(reason) if reason == "UNKNOWN_VM" && self.is_away(vmid) => {
+                    sleep(AGAIN).await;
+                }
                 Outcome::Refused(reason) => {
                     // One that is killed while it waits is told so; one whose host was given up,
                     // too.
@@ -155,6 +159,14 @@ impl Group {
 
     fn is_running(&self, vmid: u32) -> bool {
         self.daemon.facts.get().is_running(self.daemon.machine, &self.ticket, vmid)
+    }
+
+    /// Whether a clone runs that the ledger had as lost, and that its family wants.
+    fn is_away(&self, vmid: u32) -> bool {
+        let facts = self.daemon.facts.get();
+        facts.is_running(self.daemon.machine, &self.ticket, vmid)
+            && facts.was_lost(&self.ticket, vmid)
+            && !facts.unwanted.contains(&(self.ticket.clone(), vmid))
     }
 
     fn has_rounds_left(&self, vmid: u32) -> bool {
@@ -179,6 +191,7 @@ impl Group {
         sleep(dice.ms(0, 400)).await;
         if dice.percent(70) && self.is_running(clone.vmid) {
             let status = i32::try_from(clone.vmid).unwrap();
+            self.daemon.facts.get().unwanted(&self.ticket, &[clone.vmid]);
             let leave = JoinLeave { vmid: clone.vmid, status, data: vec![1, 2, 3], noreport: false };
             let mut client = self.daemon.client.clone();
             let request = self.join(Side::Leave(leave));
@@ -198,6 +211,7 @@ impl Group {
     }
 
     async fn kill(&self, vmids: Vec<u32>) {
+        self.daemon.facts.get().unwanted(&self.ticket, &vmids);
         let request = KillRequest {
             family: self.plan.family.clone(),
             vmids: vmids.clone(),

@@ -61,9 +61,10 @@ impl Faults {
         let machine = usize::try_from(self.dice.roll(self.machines as u64)).unwrap();
         let name = format!("host-{machine}");
         let (broken, most_ms) = match self.dice.roll(10) {
-            0..2 => (Broken::Scheduler, 2_000),
-            2..4 => (Broken::Daemon(machine), 5_000),
-            4..7 => (Broken::Cut(machine), 6_000),
+            // Longer than the lease, and longer than a host may be away; or not.
+            0..2 => (Broken::Scheduler, 3_000),
+            2..4 => (Broken::Daemon(machine), 6_000),
+            4..7 => (Broken::Cut(machine), 8_000),
             7..9 => (Broken::Held(machine), 5_000),
             _ => (Broken::Disk, 1_500),
         };

@@ -6,12 +6,12 @@ use crate::{
     output::{self, Format},
     view::{age, unix_ms},
 };
-use patina_proto::v1::{HostInfo, HostStatus, ListHostsRequest};
+use patina_proto::v1::{HostInfo, HostState, HostStatus, ListHostsRequest};
 use serde::Serialize;
 use std::time::Duration;
 
 /// The header of the table. CPUs, memory and VMs: reserved, of what may be.
-const HEADER: [&str; 8] = ["HOST", "STATE", "CPUS", "MEMORY", "VMS", "SEEN", "ADDRESS", "ID"];
+const HEADER: [&str; 9] = ["HOST", "STATE", "SINCE", "CPUS", "MEMORY", "VMS", "SEEN", "ADDRESS", "ID"];
 
 /// A host as `-o json` prints it.
 #[derive(Debug, Serialize)]
@@ -20,6 +20,9 @@ struct HostView {
     name: String,
     address: String,
     alive: bool,
+    state: &'static str,
+    state_unix_ms: u64,
+    lost_unix_ms: u64,
     epoch: u64,
     real_cpus: u32,
     real_memory_mib: u64,
@@ -34,12 +37,16 @@ struct HostView {
 
 impl From<HostStatus> for HostView {
     fn from(status: HostStatus) -> Self {
+        let state = state(&status);
         let HostInfo { id, name, address, cpus, memory_mib, max_vms, .. } = status.info.unwrap_or_default();
         Self {
             id,
             name,
             address,
             alive: status.alive,
+            state,
+            state_unix_ms: status.state_unix_ms,
+            lost_unix_ms: status.lost_unix_ms,
             epoch: status.epoch,
             real_cpus: cpus,
             real_memory_mib: memory_mib,
@@ -54,16 +61,30 @@ impl From<HostStatus> for HostView {
     }
 }
 
+/// A scheduler of an earlier release says only whether it is alive.
+fn state(status: &HostStatus) -> &'static str {
+    match (status.state(), status.alive) {
+        (HostState::Up, _) => "up",
+        (HostState::Suspect, _) => "suspect",
+        (HostState::Lost, _) => "lost",
+        (HostState::Unspecified, true) => "alive",
+        (HostState::Unspecified, false) => "away",
+    }
+}
+
 impl HostView {
     fn row(&self, now_unix_ms: u64) -> Vec<String> {
         let most_vms = if self.max_vms == 0 { String::new() } else { format!("/{}", self.max_vms) };
+        let passed = |unix_ms: u64| age(Duration::from_millis(now_unix_ms.saturating_sub(unix_ms)));
         let seen = match self.seen_unix_ms {
             0 => "never".to_owned(),
-            seen => format!("{} ago", age(Duration::from_millis(now_unix_ms.saturating_sub(seen)))),
+            seen => format!("{} ago", passed(seen)),
         };
+        let since = if self.state_unix_ms == 0 { String::new() } else { passed(self.state_unix_ms) };
         vec![
             self.name.clone(),
-            if self.alive { "alive" } else { "away" }.to_owned(),
+            self.state.to_owned(),
+            since,
             format!("{}/{}", self.held_cpus, self.cpus),
             format!("{}/{} MiB", self.held_memory_mib, self.memory_mib),
             format!("{}{most_vms}", self.held_vms),
@@ -104,6 +125,8 @@ mod tests {
         let status = HostStatus {
             info: Some(info),
             alive: true,
+            state: HostState::Up.into(),
+            state_unix_ms: 500,
             cpus: 16,
             memory_mib: 4096,
             held_cpus: 3,
@@ -114,11 +137,14 @@ mod tests {
         };
         let mut view = HostView::from(status);
         assert_eq!(
-            view.row(3_500)[..6],
-            ["a", "alive", "3/16", "768/4096 MiB", "3/8", "2s ago"].map(str::to_owned)
+            view.row(3_500)[..7],
+            ["a", "up", "3s", "3/16", "768/4096 MiB", "3/8", "2s ago"].map(str::to_owned)
         );
-        (view.alive, view.max_vms, view.seen_unix_ms) = (false, 0, 0);
-        assert_eq!(view.row(3_500)[1..6], ["away", "3/16", "768/4096 MiB", "3", "never"].map(str::to_owned));
+        (view.state, view.max_vms, view.seen_unix_ms) = ("suspect", 0, 0);
+        let row = ["suspect", "3s", "3/16", "768/4096 MiB", "3", "never"];
+        assert_eq!(view.row(3_500)[1..7], row.map(str::to_owned));
+        let older = |alive| state(&HostStatus { alive, ..HostStatus::default() });
+        assert_eq!([older(true), older(false)], ["alive", "away"]);
         assert_eq!(serde_json::to_value(view).unwrap()["real_cpus"], 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::world::{World, demand, id, info, named, options, running};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, FAMILY_MEETING_MAX, Present, Running, UseBy, Waiter},
+    api::{Command, CoreError, Demand, Effect, FAMILY_MEETING_MAX, Present, Running, Targets, UseBy, Waiter},
     ticket::{State, Ticket, VmEnd},
 };
 use std::collections::BTreeSet;
@@ -172,7 +172,9 @@ fn a_parent_that_is_a_clone_and_has_ended_is_not_waited_for() {
 fn a_parent_whose_end_was_noted_before_it_cloned_is_not_waited_for() {
     let (mut world, ticket) = used(1);
     // Its host was given up, and is back, with the clone that is to end and has cloned meanwhile.
-    world.pass(10_000);
+    world.kill(Targets::Vmids(vec![1]));
+    world.down(id(1));
+    world.pass(30_000);
     world.host_with(info(1, 100), vec![running(&ticket, 1)]);
     let use_by = || Some(UseBy { parent_vmid: 1, vmids: vec![2], host_epoch: None });
     let immediate = world.request(Demand { use_by: use_by(), ..demand(1, 1) }).unwrap();

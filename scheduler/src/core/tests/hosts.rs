@@ -2,7 +2,8 @@
 
 use super::world::{World, demand, id, info, options, running};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, HostInfo, Options, Running},
+    api::{Command, CoreError, Demand, Effect, HostInfo, Options, Reply, Running, Targets, UseBy, Waiter},
+    state::Standing,
     ticket::{State, Ticket, VmEnd},
 };
 
@@ -12,6 +13,29 @@ fn used() -> (World, Ticket) {
     world.host(1, 4);
     let ticket = world.request(demand(3, 3)).unwrap();
     let ticket = world.spend(&ticket, [1, 2, 3]).unwrap();
+    (world, ticket)
+}
+
+/// The VM of that vmid makes a clone, on host 1.
+fn clone_of(waiter: Waiter, parent_vmid: u32, vmid: u32) -> Command {
+    let use_by = Some(UseBy { parent_vmid, vmids: vec![vmid], host_epoch: None });
+    Command::Request { waiter, demand: Demand { use_by, hosts: vec![id(1)], ..demand(1, 1) } }
+}
+
+fn standing(world: &World) -> Standing {
+    world.core.hosts()[0].standing
+}
+
+fn all_of(ticket: &Ticket) -> Vec<Running> {
+    ticket.clones.keys().map(|vmid| running(ticket, *vmid)).collect()
+}
+
+/// Three clones of a ticket run on host 1, which is given up.
+fn lost() -> (World, Ticket) {
+    let (mut world, ticket) = used();
+    world.down(id(1));
+    world.pass(30_000);
+    assert_eq!((world.state(ticket.id), standing(&world)), (State::Fenced, Standing::Lost));
     (world, ticket)
 }
 
@@ -54,13 +78,36 @@ fn a_host_that_beats_lives() {
 }
 
 #[test]
-fn a_silent_host_is_fenced_with_all_it_has() {
+fn a_host_that_is_silent_for_its_lease_is_suspect_and_keeps_all_it_has() {
+    let (mut world, used) = used();
+    let granted = world.request(demand(1, 1)).unwrap();
+    let join = world.join(used.id, None);
+    world.pass(9_999);
+    assert_eq!(standing(&world), Standing::Up);
+    world.pass(1);
+    let cut = Effect::Cut { host: id(1), epoch: world.hosts[&id(1)] };
+    assert!(world.effects.contains(&cut), "if it lives, it registers again");
+    let host = &world.core.hosts()[0];
+    assert_eq!((host.standing, host.since_unix_ms), (Standing::Suspect, world.now));
+    assert_eq!(host.lost_unix_ms, Some(world.now + 20_000));
+    assert!(matches!(world.request(demand(1, 1)), Err(CoreError::NoCapacity { .. })));
+    // Until a moment before it is lost.
+    world.pass(19_999);
+    assert_eq!((world.get(used.id), world.get(granted.id)), (used.clone(), granted.clone()));
+    assert!(world.waits(join));
+    world.host_with(info(1, 4), all_of(&used));
+    assert_eq!((world.get(used.id), world.get(granted.id)), (used.clone(), granted.clone()));
+    assert_eq!((standing(&world), world.held(id(1)), kills(&world)), (Standing::Up, 4, vec![]));
+    assert!(world.spend(&granted, [9]).is_ok());
+}
+
+#[test]
+fn a_host_that_is_silent_for_too_long_is_fenced_with_all_it_has() {
     let (mut world, used) = used();
     let granted = world.request(demand(1, 1)).unwrap();
     let join = world.join(used.id, None);
     world.pass(10_000);
-    let cut = Effect::Cut { host: id(1), epoch: world.hosts[&id(1)] };
-    assert!(world.effects.contains(&cut));
+    world.pass(20_000);
     for ticket in [&used, &granted] {
         let now = world.get(ticket.id);
         assert_eq!(now.state, State::Fenced);
@@ -70,10 +117,10 @@ fn a_silent_host_is_fenced_with_all_it_has() {
     let lost = world.get(used.id).results.values().all(|outcome| outcome.end == Some(VmEnd::Lost));
     assert!(lost);
     assert_eq!(world.spend(&granted, [9]).unwrap_err(), CoreError::Fenced(granted.id));
-    assert!(!world.core.hosts()[0].alive);
+    assert!(!world.core.hosts()[0].is_up());
     // What it says now is of before.
     world.beat(id(1));
-    assert!(!world.core.hosts()[0].alive);
+    assert!(!world.core.hosts()[0].is_up());
     let epoch = world.hosts[&id(1)];
     let stale = world.answer(|waiter| Command::Ended {
         waiter,
@@ -94,14 +141,79 @@ fn without_a_lease_no_host_is_fenced() {
     world.down(id(1));
     world.pass(100_000_000);
     assert_eq!(world.state(ticket.id), State::Used);
-    assert!(!world.core.hosts()[0].alive);
+    assert!(!world.core.hosts()[0].is_up());
 }
 
 #[test]
-fn clones_of_a_fenced_ticket_hold_room_until_they_have_ended() {
+fn a_lost_host_that_returns_keeps_its_clones_under_a_new_epoch() {
     let (mut world, ticket) = used();
-    world.pass(10_000);
-    assert_eq!(world.state(ticket.id), State::Fenced);
+    let clones = world.ticket(|waiter| clone_of(waiter, 3, 4)).unwrap();
+    world.down(id(1));
+    world.pass(30_000);
+    let fenced = world.get(ticket.id);
+    assert_eq!((fenced.state, world.get(clones.id).parent_ended), (State::Fenced, true));
+    world.host_with(info(1, 4), all_of(&ticket).into_iter().chain(all_of(&clones)).collect());
+    assert!(kills(&world).is_empty());
+    let back = world.get(ticket.id);
+    assert_eq!((back.state, back.vms(), world.core.live(&back)), (State::Used, 3, 3));
+    assert!(back.epoch > fenced.epoch && back.results.is_empty() && back.over_unix_ms.is_none());
+    // The clone of a clone waits for that again, and both hold room.
+    assert_eq!((world.get(clones.id).parent_ended, world.held(id(1))), (false, 4));
+    let join = world.join(ticket.id, None);
+    world.ended(id(1), ticket.id, [1, 2, 3], VmEnd::Ended);
+    assert!(world.was_answered(join).is_ok());
+    assert_eq!((world.state(ticket.id), world.held(id(1))), (State::Released, 1));
+    // It is remembered as long as any other from here on, not from when its host was lost.
+    world.pass(80_000);
+    assert_eq!(world.state(ticket.id), State::Released);
+}
+
+#[test]
+fn of_a_lost_host_that_returns_what_does_not_run_stays_lost() {
+    let (mut world, ticket) = lost();
+    world.host_with(info(1, 4), vec![running(&ticket, 2)]);
+    let back = world.get(ticket.id);
+    assert_eq!((back.state, world.core.live(&back), world.held(id(1))), (State::Used, 1, 1));
+    assert_eq!((back.results.len(), back.results[&1].end), (2, Some(VmEnd::Lost)));
+}
+
+#[test]
+fn a_clone_that_was_replaced_killed_or_had_left_ends_when_its_host_returns() {
+    let (mut world, ticket) = used();
+    world.leave(ticket.id, 1, 0, 0).unwrap();
+    world.down(id(1));
+    world.pass(30_000);
+    // Another one has its place; it has ended since.
+    world.host(2, 4);
+    let other = world.request(demand(1, 1)).unwrap();
+    world.spend_at(other.id, id(2), [2]).unwrap();
+    world.ended(id(2), other.id, [2], VmEnd::Ended);
+    let killed = world.kill(Targets::Vmids(vec![3]));
+    assert_eq!(world.was_answered(killed), Ok(Reply::Killed(vec![3])), "nobody waits for a lost host");
+    for _ in 0..2 {
+        world.host_with(info(1, 4), all_of(&ticket));
+        assert_eq!((kills(&world), world.state(ticket.id)), (vec![1, 2, 3], State::Fenced));
+        world.restart(options());
+        world.host(2, 4);
+    }
+}
+
+#[test]
+fn a_kill_whose_host_is_lost_meanwhile_ends_the_clone_when_that_returns() {
+    let (mut world, ticket) = used();
+    world.down(id(1));
+    let killed = world.kill(Targets::Ticket(ticket.id));
+    assert!(world.waits(killed));
+    world.pass(30_000);
+    assert!(world.was_answered(killed).is_ok());
+    world.host_with(info(1, 4), all_of(&ticket));
+    assert_eq!((kills(&world), world.state(ticket.id)), (vec![1, 2, 3], State::Fenced));
+}
+
+#[test]
+fn clones_that_are_to_end_hold_room_until_they_have_ended() {
+    let (mut world, ticket) = lost();
+    world.kill(Targets::Ticket(ticket.id));
     world.host_with(info(1, 4), vec![running(&ticket, 1), running(&ticket, 3)]);
     assert_eq!(kills(&world), [1, 3]);
     assert_eq!(world.held(id(1)), 2);
@@ -116,18 +228,19 @@ fn clones_of_a_fenced_ticket_hold_room_until_they_have_ended() {
 }
 
 #[test]
-fn a_host_is_down_for_its_lease_before_it_is_fenced() {
+fn a_host_whose_connection_ends_is_suspect_for_as_long_as_it_may_be_silent() {
     let (mut world, ticket) = used();
     world.pass(5000);
     world.down(id(1));
+    assert_eq!(standing(&world), Standing::Suspect);
     assert!(matches!(world.request(demand(1, 1)), Err(CoreError::NoCapacity { .. })));
-    world.pass(9_999);
+    world.pass(29_999);
     assert_eq!(world.state(ticket.id), State::Used);
     let all = (1..=3).map(|vmid| running(&ticket, vmid)).collect();
     world.host_with(info(1, 4), all);
     assert_eq!((world.get(ticket.id), world.held(id(1))), (ticket.clone(), 3));
     world.down(id(1));
-    world.pass(10_000);
+    world.pass(30_000);
     assert_eq!(world.state(ticket.id), State::Fenced);
     assert!(kills(&world).is_empty());
 }
@@ -139,7 +252,7 @@ fn an_earlier_connection_of_a_host_is_over() {
     world.host_with(info(1, 4), (1..=3).map(|vmid| running(&ticket, vmid)).collect());
     assert!(world.effects.contains(&Effect::Cut { host: id(1), epoch: first }));
     world.apply(Command::HostDown { host: id(1), epoch: first });
-    assert!(world.core.hosts()[0].alive);
+    assert!(world.core.hosts()[0].is_up());
     let stale = world.answer(|waiter| Command::Ended {
         waiter,
         host: id(1),
@@ -227,15 +340,21 @@ fn a_ticket_that_runs_on_two_hosts_loses_one_of_them() {
     assert_eq!(world.get(id(50)).places.len(), 2);
     let waiter = world.arrive(id(50), 0, None);
     let others = [world.arrive(id(50), 2, None), world.arrive(id(50), 3, None)];
-    world.pass(5000);
-    world.beat(id(2));
-    world.pass(5000);
+    for _ in 0..6 {
+        world.pass(5000);
+        world.beat(id(2));
+    }
     // Host 1 was silent: the others have met, and go on.
     let ticket = world.get(id(50));
     assert_eq!((ticket.state, world.core.live(&ticket), ticket.places.len()), (State::Used, 2, 1));
     assert_eq!((world.met(waiter), world.met(others[0])), ((1, 3), (1, 3)));
     world.ended(id(2), id(50), [2, 3], VmEnd::Ended);
     assert_eq!(world.state(id(50)), State::Released);
+    // Nothing has replaced the one on host 1: its ticket goes on.
+    world.host_with(info(1, 4), vec![running(&template, 1)]);
+    let ticket = world.get(id(50));
+    assert_eq!((ticket.state, world.core.live(&ticket), world.held(id(1))), (State::Used, 1, 1));
+    assert_eq!(ticket.places[&id(1)], 1);
 }
 
 #[test]
@@ -255,19 +374,19 @@ fn clones_of_a_granted_ticket_or_with_anothers_number_should_not_run() {
 }
 
 #[test]
-fn after_a_restart_hosts_have_a_lease_to_come_back() {
+fn after_a_restart_hosts_have_all_their_time_to_come_back() {
     let (mut world, ticket) = used();
     let granted = world.request(demand(1, 1)).unwrap();
     world.restart(options());
     assert!(world.core.hosts().is_empty());
     let waiter = world.ask(Demand { timeout_ms: 9000, ..demand(4, 4) });
     assert!(world.waits(waiter), "the host may come back");
-    world.pass(9_999);
+    world.pass(29_999);
     world.host_with(info(1, 4), (1..=3).map(|vmid| running(&ticket, vmid)).collect());
     assert_eq!((world.get(ticket.id), world.get(granted.id)), (ticket.clone(), granted));
     assert_eq!(world.held(id(1)), 4);
     world.restart(options());
-    world.pass(10_000);
+    world.pass(30_000);
     assert_eq!(world.state(ticket.id), State::Fenced);
     assert_eq!(world.core.counts().hosts, 1);
     for _ in 0..11 {
@@ -297,9 +416,9 @@ fn a_host_that_comes_back_smaller_keeps_what_it_has() {
 }
 
 #[test]
-fn clones_of_a_fenced_ticket_that_are_still_being_made_hold_room_and_are_to_end() {
-    let (mut world, ticket) = used();
-    world.pass(10_000);
+fn clones_that_are_to_end_and_are_still_being_made_hold_room() {
+    let (mut world, ticket) = lost();
+    world.kill(Targets::Ticket(ticket.id));
     assert_eq!((world.state(ticket.id), world.held(id(1))), (State::Fenced, 0));
     let all = (1..=3).map(|vmid| running(&ticket, vmid)).collect();
     world.host_making(info(1, 4), all, vec![ticket.id]);
@@ -318,8 +437,8 @@ fn clones_of_a_fenced_ticket_that_are_still_being_made_hold_room_and_are_to_end(
 
 #[test]
 fn one_that_is_named_twice_with_different_sizes_is_one() {
-    let (mut world, ticket) = used();
-    world.pass(10_000);
+    let (mut world, ticket) = lost();
+    world.kill(Targets::Ticket(ticket.id));
     world.host(1, 4);
     world.request(demand(2, 2)).unwrap();
     let large = Running { vcpus: 4, memory_mib: 256, ..running(&ticket, 1) };

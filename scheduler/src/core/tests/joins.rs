@@ -100,7 +100,8 @@ fn data_has_its_limits() {
 fn a_result_outlives_the_host_that_it_was_left_on() {
     let (mut world, ticket) = used(2);
     world.leave(ticket.id, 1, 3, 0).unwrap();
-    world.pass(10_000);
+    world.down(id(1));
+    world.pass(30_000);
     let results = world.get(ticket.id).results;
     assert_eq!((results[&1].end, results[&1].status), (Some(VmEnd::Joined), 3));
     assert_eq!(results[&2].end, Some(VmEnd::Lost));

@@ -144,7 +144,14 @@ fn crowd() -> impl Strategy<Value = Op> {
 }
 
 fn set_up() -> Options {
-    Options { ttl_ms: 3_000, lease_ms: 2_000, remember_ms: 8_000, cpu_percent: 150, ..options() }
+    Options {
+        ttl_ms: 3_000,
+        lease_ms: 2_000,
+        lost_after_ms: 5_000,
+        remember_ms: 8_000,
+        cpu_percent: 150,
+        ..options()
+    }
 }
 
 struct Sim {
@@ -385,6 +392,7 @@ impl Sim {
         let masters = Some(families.filter(|family| !up.masters_gone.contains(family)).collect());
         let info = up.info.clone();
         let listed: Vec<Clone> = running.iter().map(|r| (r.ticket, r.family, r.vmid)).collect();
+        let lost: Vec<Clone> = listed.iter().filter(|clone| self.was_lost(clone)).copied().collect();
         let waiter = self.call(|waiter| Command::HostUp {
             waiter,
             info,
@@ -396,7 +404,17 @@ impl Sim {
         let up = self.hosts.get_mut(&host).unwrap();
         up.connected = true;
         up.ghosts = listed.into_iter().filter(|clone| !live.contains(clone)).collect();
+        let missing: Vec<_> = lost.iter().filter(|clone| !live.contains(clone)).collect();
+        assert!(missing.is_empty(), "{missing:?} were lost with {host}, and are not kept");
         self.check_orphans(host);
+    }
+
+    /// Whether a clone was lost, and nobody has killed it: no vmid is given twice here.
+    fn was_lost(&self, (ticket, _, vmid): &Clone) -> bool {
+        self.world
+            .store
+            .get(ticket)
+            .is_some_and(|ticket| ticket.is_lost(*vmid) && !ticket.kills_requested.contains_key(vmid))
     }
 
     /// What is to end there is among the orders of a host that has just heard them.
@@ -586,7 +604,7 @@ impl Sim {
     /// Hosts whose lease is over have lost their connection.
     fn cut(&mut self) {
         let alive: BTreeSet<_> =
-            self.world.core.hosts().iter().filter(|host| host.alive).map(|host| host.info.id).collect();
+            self.world.core.hosts().iter().filter(|host| host.is_up()).map(|host| host.info.id).collect();
         for (id, host) in &mut self.hosts {
             host.connected &= alive.contains(id);
         }

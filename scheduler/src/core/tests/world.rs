@@ -20,6 +20,7 @@ pub fn options() -> Options {
     Options {
         ttl_ms: 60_000,
         lease_ms: 10_000,
+        lost_after_ms: 30_000,
         remember_ms: 100_000,
         cpu_percent: 100,
         memory_percent: 100,

@@ -69,6 +69,7 @@ fn serve(store: &MemoryStore) -> mpsc::Sender<DuplexStream> {
     let options = Options {
         ttl_ms: 600_000,
         lease_ms: 0,
+        lost_after_ms: 0,
         remember_ms: 3_600_000,
         cpu_percent: 100,
         memory_percent: 100,
