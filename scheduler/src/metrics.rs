@@ -1,6 +1,9 @@
 //! The scheduler's metrics. [`patina_daemon::http`] serves them.
 
-use crate::core::state::{Counts, HostState, Standing};
+use crate::core::{
+    record::Scheduling,
+    state::{Counts, HostState, Standing},
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -47,6 +50,7 @@ pub struct Metrics {
     hosts: Amount,
     hosts_alive: Amount,
     hosts_by_state: Family<State, Amount>,
+    hosts_closed: Amount,
     capacity: Family<Resource, Amount>,
     held: Family<Resource, Amount>,
 }
@@ -74,6 +78,7 @@ impl Metrics {
             hosts: Gauge::default(),
             hosts_alive: Gauge::default(),
             hosts_by_state: Family::default(),
+            hosts_closed: Gauge::default(),
             capacity: Family::default(),
             held: Family::default(),
         };
@@ -99,6 +104,8 @@ impl Metrics {
         registry.register("hosts_alive", "Hosts that are registered", self.hosts_alive.clone());
         let help = "Hosts by state (up, suspect, lost)";
         registry.register("hosts_by_state", help, self.hosts_by_state.clone());
+        let help = "Hosts that are cordoned or draining";
+        registry.register("hosts_cordoned", help, self.hosts_closed.clone());
         let help = "What hosts that are registered may be granted, overcommit included (cpus, memory_mib)";
         registry.register("capacity", help, self.capacity.clone());
         let help = "What tickets hold of hosts that are registered (cpus, memory_mib, vms)";
@@ -164,6 +171,8 @@ impl Metrics {
             let count = u64::try_from(count).unwrap_or(u64::MAX);
             self.hosts_by_state.get_or_create(&State { state }).set(count);
         }
+        let closed = hosts.iter().filter(|host| host.scheduling != Scheduling::Open).count();
+        self.hosts_closed.set(u64::try_from(closed).unwrap_or(u64::MAX));
         let sum = |of: fn(&HostState) -> u64| hosts.iter().filter(|host| host.is_up()).map(of).sum::<u64>();
         let capacity = [("cpus", sum(|host| host.cpus.into())), ("memory_mib", sum(|host| host.memory_mib))];
         for (resource, amount) in capacity {

@@ -35,13 +35,13 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "600s", env = "PATINA_SCHEDULER_TICKET_TTL", value_parser = ttl)]
     pub ticket_ttl: Duration,
 
-    /// How long a host may be silent before it is suspect: it is granted nothing new, and nothing is
-    /// ended
+    /// How long a host may be silent before it is suspect: it is granted nothing new, and nothing
+    /// is ended
     #[arg(long, value_name = "TIME", default_value = "10s", env = "PATINA_SCHEDULER_LEASE", value_parser = lease)]
     pub lease: Duration,
 
-    /// How long a host may be silent before it is lost, and its tickets are fenced; not shorter than
-    /// the lease
+    /// How long a host may be silent before it is lost, and its tickets are fenced; not shorter
+    /// than the lease
     #[arg(long, value_name = "TIME", default_value = "5m", env = "PATINA_SCHEDULER_LOST_AFTER", value_parser = lost_after)]
     pub lost_after: Duration,
 

@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        clone, console, events, exec, image, inspect, join, kill, logs, rm, run, snapshot, sync, ticket, top,
-        wait,
+        clone, console, events, exec, host, image, inspect, join, kill, logs, rm, run, snapshot, sync,
+        ticket, top, wait,
     },
     error::CtlError,
     output::Format,
@@ -83,8 +83,11 @@ pub enum Command {
     /// Reserve clones before they are made: ask for tickets, look at them, give them back.
     #[command(subcommand)]
     Ticket(ticket::Command),
-    /// List the hosts that the scheduler knows, and what of them is reserved.
+    /// List the hosts that the scheduler knows, and what of them is reserved: `host ls` in short.
     Hosts,
+    /// Look at the hosts of the scheduler, take them out of use, and bring them back.
+    #[command(subcommand)]
+    Host(host::Command),
     /// Wait at a ticket's barrier, for the VM that cloned, until all its clones that live have come
     /// too (gc sync).
     Sync(sync::Arguments),

@@ -216,7 +216,7 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "UNKNOWN_TICKET" | "FOREIGN_TICKET" => "`vmctl ticket ls` lists the tickets",
         "UNKNOWN_VM" => "`vmctl ls` lists the VMs",
-        "UNKNOWN_HOST" | "IMPOSSIBLE" => "`vmctl hosts` shows which hosts there are, and how large",
+        "UNKNOWN_HOST" | "IMPOSSIBLE" => "`vmctl host ls` shows which hosts there are, and how large",
         "USED" | "RELEASED" | "EXPIRED" | "FENCED" | "STALE_EPOCH" | "SMALL_TICKET" => {
             "ask for another ticket: `vmctl ticket request`"
         }
@@ -230,6 +230,8 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
         "NO_CAPACITY" => {
             "wait for room with --timeout, ask for less, or make room: `vmctl kill`, `vmctl ticket release`"
         }
+        "HOST_CORDONED" | "HOST_SILENT" => "`vmctl host ls` shows the state of each host",
+        "HOST_UP" => "`vmctl host drain` makes a host that answers empty",
         "TOO_MANY_TICKETS" => "give tickets back that are not needed: `vmctl ticket release UUID`",
         "TOO_MANY_WAITING" | "TOO_MANY_CALLS" => "try again when some of them are answered",
         "TOO_MANY_WATCHERS" => "end a `vmctl ticket watch`",

@@ -81,7 +81,7 @@ impl Cluster {
             policy: Policy::Pack,
         };
         let now = 1_700_000_000_000;
-        let core = Core::new(options, Vec::new(), Epochs::default(), now);
+        let core = Core::new(options, Vec::new(), &[], Epochs::default(), now);
         let mut cluster = Self { core, now, calls: 0, effects: Vec::new() };
         for number in 0..HOSTS {
             let info = HostInfo {

@@ -7,12 +7,13 @@
 
 pub use super::error::{CoreError, Free};
 pub use super::limits::*;
-use super::ticket::{HostId, Policy, State, Ticket, VmEnd};
-use std::collections::BTreeSet;
+pub use super::present::{HostInfo, Present, Running, UnixMs};
+use super::{
+    record::Scheduling,
+    state::HostState,
+    ticket::{HostId, Policy, State, Ticket, VmEnd},
+};
 use uuid::Uuid;
-
-/// Milliseconds since 1970. The shell sees to it that they do not go back.
-pub type UnixMs = u64;
 
 /// A call that waits for its answer; chosen by the shell, never the same twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,8 +24,8 @@ pub struct Waiter(pub u64);
 pub struct Options {
     /// How long a granted ticket may stay unused, milliseconds.
     pub ttl_ms: u64,
-    /// How long a host may be silent before it is suspect, milliseconds; 0: for ever, and no host is
-    /// given up.
+    /// How long a host may be silent before it is suspect, milliseconds; 0: for ever, and no host
+    /// is given up.
     pub lease_ms: u64,
     /// How long a host may be silent before it is given up, milliseconds; 0: for ever.
     pub lost_after_ms: u64,
@@ -78,55 +79,6 @@ pub struct UseBy {
     /// The epoch of the registration of the first of [`Demand::hosts`], which asks; None: any
     /// epoch.
     pub host_epoch: Option<u64>,
-}
-
-/// A host, as it describes itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostInfo {
-    /// The host's number, the same whenever it comes back.
-    pub id: HostId,
-    /// The host's name, for people.
-    pub name: String,
-    /// The address of the host's vmmd.
-    pub address: String,
-    /// The CPUs that the host really has.
-    pub cpus: u32,
-    /// The memory that the host really has, MiB.
-    pub memory_mib: u64,
-    /// Most clones at once; None: no limit of its own.
-    pub max_vms: Option<u32>,
-    /// CPUs that may be granted for each 100 real ones; None: as the core is set up.
-    pub cpu_percent: Option<u32>,
-    /// Memory that may be granted for each 100 MiB of the real one; None: as the core is set up.
-    pub memory_percent: Option<u32>,
-}
-
-/// What a host has when it registers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Present {
-    /// The clones that run there: the ledger follows it.
-    pub running: Vec<Running>,
-    /// Tickets whose use is under way there: of them, what does not run yet is not taken as ended.
-    pub making: BTreeSet<Uuid>,
-    /// Families whose master lives there; None: it does not say.
-    pub masters: Option<BTreeSet<Uuid>>,
-}
-
-/// A clone that runs on a host that registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Running {
-    /// The ticket under which it was made.
-    pub ticket: Uuid,
-    /// The clone's family.
-    pub family: Uuid,
-    /// The clone's vmid.
-    pub vmid: u32,
-    /// The clone's CPUs.
-    pub vcpus: u32,
-    /// The clone's memory, MiB.
-    pub memory_mib: u32,
-    /// The vmid of the VM that it was cloned from, if the host knows.
-    pub parent_vmid: Option<u32>,
 }
 
 /// Which clones of a family are to end.
@@ -230,6 +182,22 @@ pub enum Command {
         /// The epoch of the registration whose connection it was.
         epoch: u64,
     },
+    /// An operator wants something else of a host. [`Reply::Host`].
+    SetScheduling {
+        /// The call that gets the answer.
+        waiter: Waiter,
+        /// The host that is meant.
+        host: HostId,
+        /// What it is from now on.
+        scheduling: Scheduling,
+    },
+    /// An operator gives up a host that is silent. [`Reply::Host`].
+    FenceHost {
+        /// The call that gets the answer.
+        waiter: Waiter,
+        /// The host that is meant.
+        host: HostId,
+    },
     /// Clones are gone, or were never made; masters are gone. [`Reply::Noted`]; the same one twice
     /// is noted once.
     Ended {
@@ -328,6 +296,19 @@ pub enum Reply {
     Joined(Box<Ticket>),
     /// The vmids of the clones that have ended.
     Killed(Vec<u32>),
+    /// A host as it is now.
+    Host(Box<HostChange>),
+}
+
+/// What an operator has done with a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostChange {
+    /// The host as it is now.
+    pub state: HostState,
+    /// The clones that still live there: ticket, family, vmid.
+    pub clones: Vec<(Uuid, Uuid, u32)>,
+    /// How many tickets were taken back.
+    pub released: u32,
 }
 
 /// What the shell has to do.
@@ -336,6 +317,11 @@ pub enum Effect {
     /// Store a ticket as [`super::Core::ticket`] has it at the end of the batch; nothing to do if
     /// it is not there any more.
     Put(Uuid),
+    /// Store a host as [`super::Core::host_record`] has it at the end of the batch; nothing to do
+    /// if it is not there any more.
+    PutHost(HostId),
+    /// Forget a host.
+    ForgetHost(HostId),
     /// For the log: a ticket has come to another state, whatever comes after that in the same
     /// batch.
     Became(Became),

@@ -169,6 +169,33 @@ pub enum CoreError {
         /// What was free on all hosts at the end of the wait.
         free: Free,
     },
+    /// The hosts that may be chosen are granted nothing, as an operator wants it.
+    #[error(
+        "request a ticket: host {name} ({host}) is cordoned; use another host, or let it be granted again: `vmctl host uncordon`"
+    )]
+    HostCordoned {
+        /// The first of them.
+        host: HostId,
+        /// Its name.
+        name: String,
+    },
+    /// The hosts that may be chosen do not answer.
+    #[error(
+        "request a ticket: host {name} ({host}) is {is}: it does not answer the scheduler; use another host, or ask again when it is back"
+    )]
+    HostSilent {
+        /// The first of them.
+        host: HostId,
+        /// Its name.
+        name: String,
+        /// What it is.
+        is: &'static str,
+    },
+    /// A host is to be given up that answers.
+    #[error(
+        "fence host {0}: it is up, and only a silent host can be fenced; stop its vmmd first, or drain it: `vmctl host drain`"
+    )]
+    HostIsUp(HostId),
     /// Too many tickets of one family.
     #[error(
         "request a ticket: the family has the maximum of {FAMILY_TICKETS_MAX} tickets; release some, or end their clones"

@@ -11,6 +11,7 @@
 
 use super::{
     api::{Free, HostInfo, Options, Running, UnixMs},
+    record::{HostRecord, Scheduling},
     room::{ByRoom, Held, Load, Room},
     state::{HostState, Standing},
     ticket::HostId,
@@ -45,6 +46,10 @@ pub struct Host {
     pub seen: UnixMs,
     /// Since when its link is what it is.
     pub since: UnixMs,
+    /// What an operator wants of it.
+    pub scheduling: Scheduling,
+    /// Since when.
+    scheduling_since: UnixMs,
     /// When it is suspect, given up, or forgotten, whichever comes next.
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
@@ -77,12 +82,38 @@ impl Host {
         }
     }
 
+    /// Whether it may be granted something.
+    fn is_usable(&self) -> bool {
+        self.link == Link::Up && self.scheduling == Scheduling::Open
+    }
+
+    /// Whether it may be granted something again.
+    fn is_away(&self) -> bool {
+        !self.is_usable() && self.link != Link::Lost
+    }
+
+    /// What is stored of it.
+    pub fn record(&self, id: HostId) -> Option<HostRecord> {
+        if self.info.is_none() && self.scheduling == Scheduling::Open {
+            return None;
+        }
+        Some(HostRecord {
+            id,
+            info: self.info.clone(),
+            scheduling: self.scheduling,
+            scheduling_unix_ms: self.scheduling_since,
+            lost_unix_ms: (self.link == Link::Lost).then_some(self.since),
+        })
+    }
+
     fn state(&self) -> Option<HostState> {
         let u32_of = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
         Some(HostState {
             info: self.info.clone()?,
             standing: self.standing(),
             since_unix_ms: self.since,
+            scheduling: self.scheduling,
+            scheduling_unix_ms: self.scheduling_since,
             lost_unix_ms: self.deadline.filter(|_| self.standing() == Standing::Suspect),
             epoch: self.epoch,
             cpus: self.capacity.cpus,
@@ -99,15 +130,16 @@ impl Host {
 #[derive(Debug, Default)]
 pub struct Hosts {
     hosts: BTreeMap<HostId, Host>,
-    /// Of those that are up, by what is free.
+    /// Of those that are usable, by what is free.
     rooms: ByRoom,
-    /// Of those that are up, by what they have.
+    /// Of those that are usable, by what they have.
     sizes: ByRoom,
-    /// Of those that are up.
+    /// Of those that are usable.
     free_cpus: u64,
     free_memory_mib: u64,
+    usable: u64,
     up: u64,
-    /// Those that may come back: expected or suspect.
+    /// Those that may be usable again: expected, suspect, cordoned or draining.
     away: BTreeSet<HostId>,
     /// What tickets of a family hold where.
     families: HashMap<Uuid, BTreeMap<HostId, Held>>,
@@ -124,27 +156,32 @@ impl Hosts {
         self.hosts.get(&id).filter(|host| host.link == Link::Up)
     }
 
-    /// Those that are up, by what is free.
+    /// A host that may be granted something.
+    pub fn usable(&self, id: HostId) -> Option<&Host> {
+        self.hosts.get(&id).filter(|host| host.is_usable())
+    }
+
+    /// Those that are usable, by what is free.
     pub fn rooms(&self) -> &ByRoom {
         &self.rooms
     }
 
-    /// Those that are up, by what they have.
+    /// Those that are usable, by what they have.
     pub fn sizes(&self) -> &ByRoom {
         &self.sizes
     }
 
-    /// What a host has that is up.
+    /// What a host has that is usable.
     pub fn size(&self, id: HostId) -> Option<Room> {
-        self.up(id).map(|host| host.capacity)
+        self.usable(id).map(|host| host.capacity)
     }
 
-    /// Whether no host is up.
-    pub fn none_up(&self) -> bool {
-        self.up == 0
+    /// Whether no host is usable.
+    pub fn none_usable(&self) -> bool {
+        self.usable == 0
     }
 
-    /// Those that may come back.
+    /// Those that may be usable again.
     pub fn away(&self) -> &BTreeSet<HostId> {
         &self.away
     }
@@ -152,6 +189,11 @@ impl Hosts {
     /// What the tickets of a family hold, by host.
     pub fn held_by(&self, family: Uuid) -> Option<&BTreeMap<HostId, Held>> {
         self.families.get(&family)
+    }
+
+    /// For lists: one that has registered.
+    pub fn state(&self, id: HostId) -> Option<HostState> {
+        self.hosts.get(&id)?.state()
     }
 
     /// For lists: those that have registered.
@@ -164,14 +206,14 @@ impl Hosts {
         (u64::try_from(self.hosts.len()).unwrap_or(u64::MAX), self.up)
     }
 
-    /// What is free of all that are up, and for how many VMs of a size.
+    /// What is free of all that are usable, and for how many VMs of a size.
     pub fn free(&self, vcpus: u32, memory_mib: u32) -> Free {
         let fitting = self.rooms.fullest(vcpus.max(1), memory_mib.max(1).into());
         let vms = fitting.map(|(_, room)| u64::from(room.fit(vcpus, memory_mib))).sum();
         Free { vms, ..self.totals() }
     }
 
-    /// What is free of all that are up, but for VMs.
+    /// What is free of all that are usable, but for VMs.
     pub fn totals(&self) -> Free {
         Free { cpus: self.free_cpus, memory_mib: self.free_memory_mib, vms: 0 }
     }
@@ -179,39 +221,38 @@ impl Hosts {
     /// Changes a host, known before or not; the indexes follow.
     fn update<T>(&mut self, id: HostId, change: impl FnOnce(&mut Host) -> T) -> T {
         let host = self.hosts.entry(id).or_default();
-        let (was, room, size) = (host.link, host.room(), host.capacity);
+        let (was, was_up, room, size) = (host.is_usable(), host.link == Link::Up, host.room(), host.capacity);
         let result = change(host);
-        let (is, new_room, new_size) = (host.link, host.room(), host.capacity);
-        if was == Link::Up {
+        let (is, is_up, new_room, new_size) =
+            (host.is_usable(), host.link == Link::Up, host.room(), host.capacity);
+        let is_away = host.is_away();
+        if was {
             self.rooms.remove(id, room);
             self.free_cpus = self.free_cpus.saturating_sub(room.cpus.into());
             self.free_memory_mib = self.free_memory_mib.saturating_sub(room.memory_mib);
         }
-        if is == Link::Up {
+        if is {
             self.rooms.insert(id, new_room);
             self.free_cpus = self.free_cpus.saturating_add(new_room.cpus.into());
             self.free_memory_mib = self.free_memory_mib.saturating_add(new_room.memory_mib);
         }
+        self.up = self.up.saturating_sub(was_up.into()).saturating_add(is_up.into());
         if (was, size) != (is, new_size) {
-            self.relink(id, (was, size), (is, new_size));
+            if was {
+                self.sizes.remove(id, size);
+                self.usable = self.usable.saturating_sub(1);
+            }
+            if is {
+                self.sizes.insert(id, new_size);
+                self.usable = self.usable.saturating_add(1);
+            }
         }
-        result
-    }
-
-    fn relink(&mut self, id: HostId, was: (Link, Room), is: (Link, Room)) {
-        if was.0 == Link::Up {
-            self.sizes.remove(id, was.1);
-            self.up = self.up.saturating_sub(1);
-        }
-        if is.0 == Link::Up {
-            self.sizes.insert(id, is.1);
-            self.up = self.up.saturating_add(1);
-        }
-        if matches!(is.0, Link::Expected | Link::Suspect) {
+        if is_away {
             self.away.insert(id);
         } else {
             self.away.remove(&id);
         }
+        result
     }
 
     /// VMs of a ticket are held on a host.
@@ -222,9 +263,6 @@ impl Hosts {
             host.held.add(more);
         });
         self.families.entry(load.family).or_default().entry(id).or_default().add(more);
-        if self.hosts.get(&id).is_some_and(|host| host.link == Link::Expected) {
-            self.away.insert(id);
-        }
     }
 
     /// VMs are not held any more; of what the ticket has on the host `left` says whether something
@@ -293,6 +331,22 @@ impl Hosts {
         self.update(id, |host| (host.link, host.since) = (link, now));
     }
 
+    /// An operator wants something else of a host.
+    pub fn set_scheduling(&mut self, id: HostId, scheduling: Scheduling, now: UnixMs) {
+        self.update(id, |host| (host.scheduling, host.scheduling_since) = (scheduling, now));
+    }
+
+    /// A host as it was stored.
+    pub fn recall(&mut self, record: &HostRecord, now: UnixMs, options: &Options) {
+        let HostRecord { id, info, scheduling, scheduling_unix_ms, lost_unix_ms } = record.clone();
+        self.update(id, |host| {
+            host.capacity = info.as_ref().map(|info| capacity(info, options)).unwrap_or_default();
+            host.info = info;
+            (host.scheduling, host.scheduling_since) = (scheduling, scheduling_unix_ms);
+            (host.link, host.since) = lost_unix_ms.map_or((Link::Expected, now), |lost| (Link::Lost, lost));
+        });
+    }
+
     /// A host lives.
     pub fn see(&mut self, id: HostId, now: UnixMs) {
         if let Some(host) = self.hosts.get_mut(&id) {
@@ -306,11 +360,13 @@ impl Hosts {
         std::mem::replace(&mut host.deadline, deadline)
     }
 
-    /// Forgets a host that was given up and holds nothing.
-    pub fn forget(&mut self, id: HostId) {
-        if self.hosts.get(&id).is_some_and(|host| host.link == Link::Lost && host.tickets.is_empty()) {
-            self.hosts.remove(&id);
-        }
+    /// Forgets a host that was given up, holds nothing, and of which no operator wants anything.
+    /// Returns whether it was forgotten.
+    pub fn forget(&mut self, id: HostId) -> bool {
+        let is_over = |host: &Host| {
+            host.link == Link::Lost && host.tickets.is_empty() && host.scheduling == Scheduling::Open
+        };
+        self.hosts.get(&id).is_some_and(is_over) && self.hosts.remove(&id).is_some()
     }
 }
 

@@ -84,7 +84,23 @@ impl Core {
         }
         self.settle(&lost, State::Fenced, out);
 
-        let forget_at = self.now.saturating_add(self.options.remember_ms);
-        self.set_deadline(host, Some((forget_at, Timer::ForgetHost(host))));
+        self.forget_later(host);
+        out.push(Effect::PutHost(host));
+    }
+
+    /// A host that is lost need not be remembered for ever.
+    pub(super) fn forget_later(&mut self, host: HostId) {
+        if self.hosts.get(host).is_some_and(|host| host.link == Link::Lost) {
+            let forget_at = self.now.saturating_add(self.options.remember_ms);
+            self.set_deadline(host, Some((forget_at, Timer::ForgetHost(host))));
+        }
+    }
+
+    /// A host that was lost long ago is forgotten, unless it holds something, or an operator wants
+    /// something of it.
+    pub(super) fn forget_host(&mut self, host: HostId, out: &mut Vec<Effect>) {
+        if self.hosts.forget(host) {
+            out.push(Effect::ForgetHost(host));
+        }
     }
 }

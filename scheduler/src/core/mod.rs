@@ -8,6 +8,7 @@
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
 //!   (released, used, unused, over), `ended` (clones end), `register`, `lease` and `returns` (hosts
 //!   come, go, and come back).
+//! - what operators do with hosts: `operate`. [`record`]: a host in its stored form.
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
 //! ```text
@@ -34,8 +35,11 @@ mod lease;
 mod ledger;
 mod left;
 mod limits;
+mod operate;
 mod place;
+pub mod present;
 mod queue;
+pub mod record;
 mod register;
 mod request;
 mod returns;
@@ -57,6 +61,7 @@ use hosts::Hosts;
 use kill::Kills;
 use ledger::Ledger;
 use queue::Queue;
+use record::HostRecord;
 use serve::Fresh;
 use state::{Counts, HostState};
 use std::collections::{BTreeSet, HashMap};
@@ -88,7 +93,13 @@ pub struct Core {
 impl Core {
     /// A core that goes on from what is stored; hosts register anew.
     #[must_use]
-    pub fn new(options: Options, stored: Vec<Ticket>, epochs: Epochs, now: UnixMs) -> Self {
+    pub fn new(
+        options: Options,
+        stored: Vec<Ticket>,
+        hosts: &[HostRecord],
+        epochs: Epochs,
+        now: UnixMs,
+    ) -> Self {
         let mut core = Self {
             options,
             now,
@@ -103,6 +114,9 @@ impl Core {
             waiting: Waiting::default(),
             timers: Timers::default(),
         };
+        for record in hosts {
+            core.recall_host(record);
+        }
         for ticket in stored {
             core.epochs.given(ticket.epoch);
             core.recall(ticket);
@@ -133,6 +147,14 @@ impl Core {
             Command::HostUp { waiter, info, present } => self.host_up(waiter, info, &present, out),
             Command::HostBeat { host, epoch } => self.host_beat(host, epoch, out),
             Command::HostDown { host, epoch } => self.host_down(host, epoch),
+            Command::SetScheduling { waiter, host, scheduling } => {
+                let answer = self.set_scheduling(host, scheduling, out);
+                self.answer(waiter, answer.map(|change| Reply::Host(Box::new(change))), out);
+            }
+            Command::FenceHost { waiter, host } => {
+                let answer = self.fence_host(host, out);
+                self.answer(waiter, answer.map(|change| Reply::Host(Box::new(change))), out);
+            }
             Command::Ended { waiter, host, epoch, clones, masters } => {
                 let answer = self.ended(host, epoch, clones, &masters, out);
                 self.answer(waiter, answer.map(|()| Reply::Noted), out);
@@ -221,7 +243,7 @@ impl Core {
                 Timer::Kept(request) => self.keep_no_more(request),
                 Timer::Wait(waiter) => self.time_out(waiter, out),
                 Timer::Forget(id) => self.forget(id, out),
-                Timer::ForgetHost(host) => self.hosts.forget(host),
+                Timer::ForgetHost(host) => self.forget_host(host, out),
                 Timer::DropData(id, vmid) => self.drop_data(id, vmid, out),
             }
             self.serve(out);

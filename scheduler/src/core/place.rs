@@ -67,8 +67,8 @@ pub fn place(hosts: &Hosts, want: &Want, kept: &Kept) -> Option<Places> {
     })
 }
 
-/// Whether it could be placed if all hosts that are up, and these `others`, held nothing but what
-/// stays there.
+/// Whether it could be placed if all hosts that are usable, and these `others`, held nothing but
+/// what stays there.
 pub fn could(hosts: &Hosts, want: &Want, others: &[Room], stays: Option<&BTreeMap<HostId, Held>>) -> bool {
     let fit = |room: Room| room.fit(want.vcpus, want.memory_mib);
     let fit_beside = |(id, size): (HostId, Room)| {
@@ -103,7 +103,7 @@ pub fn free_for(hosts: &Hosts, want: &Want) -> Free {
         let fitting = hosts.rooms().emptiest(cpus, memory_mib).take(FREE_HOSTS_MAX);
         return Free { vms: fitting.map(|(_, room)| vms(room)).sum(), ..hosts.totals() };
     }
-    let rooms = want.only.iter().filter_map(|id| hosts.up(*id)).map(Host::room);
+    let rooms = want.only.iter().filter_map(|id| hosts.usable(*id)).map(Host::room);
     rooms.fold(Free::default(), |sum, room| Free {
         cpus: sum.cpus.saturating_add(room.cpus.into()),
         memory_mib: sum.memory_mib.saturating_add(room.memory_mib),
@@ -141,7 +141,7 @@ impl Search<'_> {
 
     /// The hosts that were named, the emptiest first.
     fn named(&self) -> Vec<Candidate> {
-        let rooms = self.want.only.iter().filter_map(|id| Some((*id, self.hosts.up(*id)?.room())));
+        let rooms = self.want.only.iter().filter_map(|id| Some((*id, self.hosts.usable(*id)?.room())));
         let mut named: Vec<_> = rooms.filter_map(|host| self.candidate(host)).collect();
         named.sort_by_key(|c| std::cmp::Reverse((c.room.cpus, c.room.memory_mib, c.id)));
         named

@@ -6,7 +6,7 @@
 //! | is unknown | unknown | a used ticket is created for it |
 //! | is unknown | used | it becomes one of its clones |
 //! | was lost with its host, and not replaced | known | it is a clone of its ticket again |
-//! | has ended otherwise, or was never created | known | it counts as long as it runs, and must end |
+//! | has ended otherwise, or was never created | known | it counts while it runs, and must end |
 //!
 //! While a ticket is being used, a clone that does not run yet means nothing. A clone that the
 //! ledger has as alive and that does not run is lost. The host is told which clones must end when
@@ -49,8 +49,12 @@ impl Core {
         let host = info.id;
         let Present { running, making, masters } = present;
         let before = self.hosts.up(host).map(|host| host.epoch);
+        let stored = self.host_record(host);
         let epoch = self.next_epoch();
         self.hosts.come_up(info, epoch, self.now, &self.options);
+        if self.host_record(host) != stored {
+            out.push(Effect::PutHost(host));
+        }
         self.renew_lease(host);
         self.fresh.hosts.insert(host);
         // A host that was missing may make possible what is waited for, or show that it is not.

@@ -3,7 +3,9 @@
 use super::{
     Core,
     api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, TICKET_VMS_MAX, Waiter},
+    error::Free,
     place::{Want, could, free_for},
+    state::Standing,
     ticket::HostId,
     waiting::{Kind, Place},
 };
@@ -91,12 +93,12 @@ impl Core {
         let is_meant = |id: &&HostId| want.only.is_empty() || want.only.contains(id);
         let away = self.hosts.away().iter().filter(is_meant).filter_map(|id| self.hosts.get(*id));
         let away: Vec<_> = away.collect();
-        let some_up = if want.only.is_empty() {
-            !self.hosts.none_up()
+        let some_usable = if want.only.is_empty() {
+            !self.hosts.none_usable()
         } else {
-            want.only.iter().any(|id| self.hosts.up(*id).is_some())
+            want.only.iter().any(|id| self.hosts.usable(*id).is_some())
         };
-        if away.iter().any(|host| host.info.is_none()) || (away.is_empty() && !some_up) {
+        if away.iter().any(|host| host.info.is_none()) || (away.is_empty() && !some_usable) {
             return false;
         }
         let sizes: Vec<_> = away.iter().map(|host| host.capacity).collect();
@@ -114,9 +116,28 @@ impl Core {
     /// The answer to somebody whose time for a ticket is over.
     pub(super) fn request_timed_out(&mut self, request: u64, waiter: Waiter) -> CoreError {
         let want = self.queue.get(request).map(|request| &request.want);
-        let (min_vms, free) = want.map(|want| (want.min, free_for(&self.hosts, want))).unwrap_or_default();
+        let error = want.map(|want| match self.all_closed(want) {
+            Some(error) => error,
+            None => CoreError::NoCapacity { min_vms: want.min, free: free_for(&self.hosts, want) },
+        });
         self.leave_request(request, waiter);
-        CoreError::NoCapacity { min_vms, free }
+        error.unwrap_or(CoreError::NoCapacity { min_vms: 0, free: Free::default() })
+    }
+
+    /// Why none of the hosts that are named may be granted anything; None: one may, or none is
+    /// named.
+    fn all_closed(&self, want: &Want) -> Option<CoreError> {
+        if want.only.iter().any(|id| self.hosts.usable(*id).is_some()) {
+            return None;
+        }
+        let id = *want.only.first()?;
+        let host = self.hosts.get(id)?;
+        let name = host.info.as_ref().map(|info| info.name.clone()).unwrap_or_default();
+        Some(match host.standing() {
+            Standing::Up => CoreError::HostCordoned { host: id, name },
+            Standing::Suspect => CoreError::HostSilent { host: id, name, is: "suspect" },
+            Standing::Lost => CoreError::HostSilent { host: id, name, is: "lost" },
+        })
     }
 
     /// Somebody does not wait for a ticket any more.

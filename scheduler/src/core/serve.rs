@@ -108,7 +108,7 @@ impl Core {
     }
 
     fn has_room(&self, host: HostId) -> bool {
-        self.hosts.up(host).is_some_and(|host| host.room().fit(1, 1) > 0)
+        self.hosts.usable(host).is_some_and(|host| host.room().fit(1, 1) > 0)
     }
 
     fn worth_trying(&self, turn: u64, request: u64, fresh: &Fresh) -> bool {
@@ -119,7 +119,7 @@ impl Core {
         let usable = |id: &HostId| {
             let fits = |host: &super::hosts::Host| host.room().fit(want.vcpus, want.memory_mib) > 0;
             (want.only.is_empty() || want.only.binary_search(id).is_ok())
-                && self.hosts.up(*id).is_some_and(fits)
+                && self.hosts.usable(*id).is_some_and(fits)
         };
         fresh.hosts.iter().any(usable)
     }

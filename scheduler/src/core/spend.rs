@@ -3,6 +3,7 @@
 use super::{
     Core,
     api::{CoreError, Effect, Named},
+    record::Scheduling,
     request::check_vmids,
     room::Load,
     ticket::{HostId, State, Ticket},
@@ -124,8 +125,9 @@ impl Core {
             ticket.clones.clear();
             ticket.kills_requested.clear();
         });
-        if immediate {
-            // Nobody knows of it who could use it.
+        let is_drained = self.hosts.get(host).is_some_and(|host| host.scheduling == Scheduling::Draining);
+        if immediate || is_drained {
+            // Nobody knows of it who could use it, or nobody is to use it there.
             self.finish(id, State::Released, out);
         } else {
             self.grant_again(id, out);

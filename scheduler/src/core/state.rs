@@ -1,6 +1,9 @@
 //! The core's state, for lists and metrics.
 
-use super::api::{HostInfo, UnixMs};
+use super::{
+    present::{HostInfo, UnixMs},
+    record::Scheduling,
+};
 
 /// Whether a host lives, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +18,12 @@ pub enum Standing {
 }
 
 impl HostState {
+    /// Whether the host may be granted something.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.is_up() && self.scheduling == Scheduling::Open
+    }
+
     /// Whether the host is registered.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -31,6 +40,10 @@ pub struct HostState {
     pub standing: Standing,
     /// Since when it is so.
     pub since_unix_ms: UnixMs,
+    /// What an operator wants of it.
+    pub scheduling: Scheduling,
+    /// Since when; 0: from the beginning.
+    pub scheduling_unix_ms: UnixMs,
     /// When a suspect host is given up; None: it is not suspect, or is never given up.
     pub lost_unix_ms: Option<UnixMs>,
     /// The epoch of the host's registration.

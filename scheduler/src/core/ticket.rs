@@ -56,8 +56,8 @@ pub struct Ticket {
     /// What became of its clones, by vmid: those that left a result, and those that have ended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub results: BTreeMap<u32, Outcome>,
-    /// Its clones that are to end and have not, or of which nobody knows whether they have, by vmid:
-    /// why.
+    /// Its clones that are to end and have not, or of which nobody knows whether they have, by
+    /// vmid: why.
     #[serde(default, rename = "doomed", skip_serializing_if = "BTreeMap::is_empty")]
     pub kills_requested: BTreeMap<u32, String>,
     /// The last meeting of its VMs, if they have met.

@@ -1,8 +1,8 @@
 use super::*;
 use crate::{
     core::{
-        api::{CoreError, UseBy},
-        ticket::{Policy, State},
+        api::{CoreError, HostInfo, Present, UseBy},
+        ticket::{Policy, State, VmEnd},
     },
     store::memory::MemoryStore,
 };

@@ -2,7 +2,7 @@
 
 use crate::{
     core::{
-        api::{Command, CoreError, Listing, Named, Waiter},
+        api::{Command, CoreError, HostChange, Listing, Named, Waiter},
         state::{Counts, HostState},
         ticket::{HostId, Ticket},
     },
@@ -86,6 +86,8 @@ pub enum Answer {
     },
     /// The vmids of the clones that have ended.
     Killed(Vec<u32>),
+    /// A host as it is now.
+    Host(Box<HostChange>),
 }
 
 /// Why the engine refuses a call.
@@ -168,6 +170,9 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::DataDropped { .. } => "DATA_DROPPED",
         CoreError::Impossible { .. } => "IMPOSSIBLE",
         CoreError::NoCapacity { .. } => "NO_CAPACITY",
+        CoreError::HostCordoned { .. } => "HOST_CORDONED",
+        CoreError::HostSilent { .. } => "HOST_SILENT",
+        CoreError::HostIsUp(_) => "HOST_UP",
         CoreError::TooManyTickets => "TOO_MANY_TICKETS",
         CoreError::TooManyWaiting { .. } => "TOO_MANY_WAITING",
         CoreError::TooMuchData { .. } => "TOO_MUCH_DATA",

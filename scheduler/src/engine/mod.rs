@@ -17,6 +17,7 @@
 
 pub mod clock;
 mod gauges;
+mod hosts;
 pub mod message;
 mod waiting;
 mod waits;
@@ -26,11 +27,8 @@ pub use message::{Answer, Change, Changed, KillOrder, Page, Refusal, Seen};
 
 use crate::{
     core::{
-        api::{
-            Command, Demand, HostInfo, JOIN_DATA_MAX_BYTES, Listing, Named, Options, Present, Targets, Waiter,
-        },
+        api::{Command, Demand, JOIN_DATA_MAX_BYTES, Listing, Named, Options, Targets, Waiter},
         state::{Counts, HostState},
-        ticket::{HostId, VmEnd},
     },
     metrics::Metrics,
     store::{JoinData, Store, StoreError},
@@ -187,42 +185,6 @@ impl Engine {
     /// Carries out [`Command::Use`] or [`Command::Unuse`].
     pub async fn ticket_command(&self, command: impl FnOnce(Waiter) -> Command) -> Result<Seen, Refusal> {
         ticket(self.call(None, command).await?)
-    }
-
-    /// Registers a host: the epoch, and its orders. When these end, the registration is over.
-    pub async fn host_up(
-        &self,
-        info: HostInfo,
-        present: Present,
-    ) -> Result<(u64, mpsc::Receiver<KillOrder>), Refusal> {
-        let (sender, orders) = mpsc::channel(ORDERS_MAX);
-        let command = |waiter| Command::HostUp { waiter, info, present };
-        match self.put(None, Some(sender), command).await? {
-            Answer::Registered(epoch) => Ok((epoch, orders)),
-            _ => Err(Refusal::Confused),
-        }
-    }
-
-    /// A host lives.
-    pub async fn host_beat(&self, host: HostId, epoch: u64) -> Result<(), Refusal> {
-        self.send(Message::Beat(host, epoch)).await
-    }
-
-    /// A host's connection has ended.
-    pub fn host_down(&self, host: HostId, epoch: u64) {
-        self.gone(Gone::Host(host, epoch));
-    }
-
-    /// Clones have ended: ticket, vmid, how; and the masters of families.
-    pub async fn ended(
-        &self,
-        host: HostId,
-        epoch: u64,
-        clones: Vec<(Uuid, u32, VmEnd)>,
-        masters: Vec<Uuid>,
-    ) -> Result<(), Refusal> {
-        let command = |waiter| Command::Ended { waiter, host, epoch, clones, masters };
-        noted(self.put(None, None, command).await?)
     }
 
     /// A VM arrives at a barrier, after that meeting: which one it was, and how many met.

@@ -3,6 +3,7 @@
 use super::status;
 use crate::core::{
     api::{Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy},
+    record::Scheduling,
     ticket::{Policy, VmEnd},
 };
 use patina_proto::v1;
@@ -198,6 +199,22 @@ pub(super) fn kill(request: v1::KillRequest) -> Result<(Option<Uuid>, Targets, S
         check.wrong("family", "name it: vmids are numbers of a family");
     }
     check.done((family, targets, reason))
+}
+
+/// Which host is to be granted what.
+pub(super) fn scheduling(request: &v1::SetHostSchedulingRequest) -> Result<(Uuid, Scheduling), Status> {
+    let mut check = Check::default();
+    let host = check.uuid("host_id", &request.host_id);
+    let scheduling = match v1::HostScheduling::try_from(request.scheduling) {
+        Ok(v1::HostScheduling::Open) => Scheduling::Open,
+        Ok(v1::HostScheduling::Cordoned) => Scheduling::Cordoned,
+        Ok(v1::HostScheduling::Draining) => Scheduling::Draining,
+        Ok(v1::HostScheduling::Unspecified) | Err(_) => {
+            check.wrong("scheduling", "say open, cordoned or draining");
+            Scheduling::Open
+        }
+    };
+    check.done((host, scheduling))
 }
 
 /// What a host says first.

@@ -2,6 +2,8 @@
 
 use crate::{
     core::{
+        api::HostChange,
+        record::Scheduling,
         state::{HostState, Standing},
         ticket::{Outcome, State, Ticket, VmEnd},
     },
@@ -62,6 +64,24 @@ pub(super) fn results(ticket: &Ticket) -> Vec<v1::VmResult> {
     ticket.results.iter().filter_map(result).collect()
 }
 
+fn scheduling(scheduling: Scheduling) -> v1::HostScheduling {
+    match scheduling {
+        Scheduling::Open => v1::HostScheduling::Open,
+        Scheduling::Cordoned => v1::HostScheduling::Cordoned,
+        Scheduling::Draining => v1::HostScheduling::Draining,
+    }
+}
+
+pub(super) fn host_change(change: HostChange) -> v1::HostChange {
+    let HostChange { state, clones, released } = change;
+    let clones = clones.into_iter().map(|(ticket, family, vmid)| v1::HostClone {
+        ticket: ticket.to_string(),
+        family: family.to_string(),
+        vmid,
+    });
+    v1::HostChange { clones: clones.collect(), host: Some(host(state)), released_tickets: released }
+}
+
 fn standing(standing: Standing) -> v1::HostState {
     match standing {
         Standing::Up => v1::HostState::Up,
@@ -94,6 +114,8 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
         seen_unix_ms: host.seen_unix_ms,
         state,
         state_unix_ms: host.since_unix_ms,
+        scheduling: scheduling(host.scheduling).into(),
+        scheduling_unix_ms: host.scheduling_unix_ms,
         lost_unix_ms: host.lost_unix_ms.unwrap_or(0),
     }
 }

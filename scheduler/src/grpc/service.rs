@@ -114,6 +114,26 @@ impl Scheduler for Service {
         Ok(Response::new(v1::ListHostsResponse { hosts, next_page_token }))
     }
 
+    async fn set_host_scheduling(
+        &self,
+        request: Request<v1::SetHostSchedulingRequest>,
+    ) -> Answer<v1::HostChange> {
+        let (host, scheduling) = check::scheduling(&request.into_inner())?;
+        let change = self.engine.set_scheduling(host, scheduling).await?;
+        let (clones, released) = (change.clones.len(), change.released);
+        tracing::info!(%host, ?scheduling, clones, released, "an operator has changed what a host is granted");
+        Ok(Response::new(convert::host_change(change)))
+    }
+
+    async fn fence_host(&self, request: Request<v1::FenceHostRequest>) -> Answer<v1::HostChange> {
+        let mut check = Check::default();
+        let host = check.uuid("host_id", &request.into_inner().host_id);
+        let host = check.done(host)?;
+        let change = self.engine.fence_host(host).await?;
+        tracing::warn!(%host, "an operator has fenced a host");
+        Ok(Response::new(convert::host_change(change)))
+    }
+
     async fn sync(&self, request: Request<v1::SyncRequest>) -> Answer<v1::SyncResponse> {
         let request = request.into_inner();
         let mut check = Check::default();

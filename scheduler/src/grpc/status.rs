@@ -142,7 +142,10 @@ fn code(refusal: &Refusal) -> Code {
             | CoreError::SmallTicket { .. }
             | CoreError::NotParent { .. }
             | CoreError::NotClone { .. }
+            | CoreError::HostCordoned { .. }
+            | CoreError::HostIsUp(_)
             | CoreError::Impossible { .. } => Code::FailedPrecondition,
+            CoreError::HostSilent { .. } => Code::Unavailable,
         },
     }
 }
@@ -171,7 +174,10 @@ fn subject(refusal: &Refusal) -> String {
         | CoreError::SmallTicket { ticket, .. }
         | CoreError::NotParent { ticket, .. }
         | CoreError::NotClone { ticket, .. } => ticket.to_string(),
-        CoreError::UnknownHost(host) => host.to_string(),
+        CoreError::UnknownHost(host)
+        | CoreError::HostIsUp(host)
+        | CoreError::HostCordoned { host, .. }
+        | CoreError::HostSilent { host, .. } => host.to_string(),
         CoreError::UnknownVm { vmid, .. }
         | CoreError::DataDropped { vmid, .. }
         | CoreError::NoClone(vmid) => vmid.to_string(),
@@ -235,6 +241,22 @@ mod tests {
         assert_eq!(status.code(), Code::FailedPrecondition);
         let violation = &status.get_details_precondition_failure().unwrap().violations[0];
         assert_eq!((violation.r#type.as_str(), violation.subject.clone()), ("USED", id.to_string()));
+    }
+
+    #[test]
+    fn a_host_that_is_granted_nothing_is_named_with_what_to_do() {
+        let host = Uuid::new_v4();
+        let cordoned = Status::from(Refusal::Core(CoreError::HostCordoned { host, name: "a".into() }));
+        let violation = &cordoned.get_details_precondition_failure().unwrap().violations[0];
+        assert_eq!(
+            (violation.r#type.as_str(), violation.subject.clone()),
+            ("HOST_CORDONED", host.to_string())
+        );
+        assert!(cordoned.message().contains("vmctl host uncordon"));
+        let silent = CoreError::HostSilent { host, name: "a".into(), is: "suspect" };
+        let silent = Status::from(Refusal::Core(silent));
+        assert_eq!(silent.code(), Code::Unavailable);
+        assert!(silent.message().contains("is suspect") && silent.get_details_retry_info().is_some());
     }
 
     #[test]

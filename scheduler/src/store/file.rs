@@ -1,5 +1,5 @@
-//! The ledger in one SQLite file, `scheduler.db`: tickets as JSON by id, data as blobs. People can
-//! read it while it is in use: `sqlite3 scheduler.db 'select * from tickets'`.
+//! The ledger in one SQLite file, `scheduler.db`: tickets and hosts as JSON by id, data as blobs.
+//! People can read it while it is in use: `sqlite3 scheduler.db 'select * from tickets'`.
 //!
 //! A batch is one transaction in the write-ahead log, so after a kill at any point the file holds
 //! whole batches. The lock belongs to the process (`fcntl`): it ends with the process, however that
@@ -9,6 +9,7 @@ use super::{Batch, JoinData, Store, StoreError, Stored};
 use patina_daemon::chain;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use rustix::fs::{FlockOperation, fcntl_lock};
+use serde::de::DeserializeOwned;
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io::{Read as _, Write as _},
@@ -24,7 +25,7 @@ const LOCK: &str = "scheduler.lock";
 /// Marks the file as Patina's ("PTNA").
 const APPLICATION: i64 = 0x5054_4e41;
 /// Of the schema below.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// How many pages of the file are given back at once.
 const TIDY_PAGES: i64 = 512;
 /// The log is cut back to this when it has grown beyond it.
@@ -37,7 +38,10 @@ const SCHEMA: &str = "
     create table tickets (id text primary key not null, ticket text not null) without rowid;
     create table join_data (ticket text not null, vmid integer not null, data blob not null, primary key (ticket, vmid));
     create table counters (name text primary key not null, value integer not null) without rowid;
+    create table hosts (id text primary key not null, host text not null) without rowid;
 ";
+/// From version 2, which knew hosts only from their tickets.
+const HOSTS: &str = "create table hosts (id text primary key not null, host text not null) without rowid;";
 /// From version 1, which had no counters: epochs of its life were less than this.
 const COUNTERS: &str = "
     create table counters (name text primary key not null, value integer not null) without rowid;
@@ -89,7 +93,7 @@ impl FileStore {
         match (found, version) {
             (0, 0) if things == 0 => store.create().map_err(failed)?,
             (APPLICATION, VERSION) => {}
-            (APPLICATION, 1) => store.convert().map_err(failed)?,
+            (APPLICATION, found @ (1 | 2)) => store.convert(found).map_err(failed)?,
             (APPLICATION, found) => return Err(StoreError::Version { path, found, supported: VERSION }),
             _ => return Err(StoreError::Foreign { path }),
         }
@@ -110,14 +114,19 @@ impl FileStore {
         transaction.commit()
     }
 
-    /// A ledger of version 1. A scheduler that is killed here leaves one of version 1 or 2.
-    fn convert(&mut self) -> rusqlite::Result<()> {
+    /// A ledger of version 1 or 2. A scheduler that is killed here leaves one of that version.
+    fn convert(&mut self, found: i64) -> rusqlite::Result<()> {
         tracing::info!(path = %self.path.display(), "the ledger is converted to version {VERSION}");
-        self.database.pragma_update(None, "auto_vacuum", "incremental")?;
-        // Makes that so, and the file as small as can be.
-        self.database.execute_batch("vacuum")?;
+        if found == 1 {
+            self.database.pragma_update(None, "auto_vacuum", "incremental")?;
+            // Makes that so, and the file as small as can be.
+            self.database.execute_batch("vacuum")?;
+        }
         let transaction = self.database.transaction()?;
-        transaction.execute_batch(COUNTERS)?;
+        if found == 1 {
+            transaction.execute_batch(COUNTERS)?;
+        }
+        transaction.execute_batch(HOSTS)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
         transaction.commit()
     }
@@ -136,6 +145,21 @@ impl FileStore {
         self.database.busy_timeout(std::time::Duration::from_secs(2))
     }
 
+    /// All rows of a table whose second column is JSON.
+    fn rows<T: DeserializeOwned>(&self, query: &str) -> Result<Vec<T>, StoreError> {
+        let failed = |source| failed("read", &self.path, source);
+        let mut all = self.database.prepare_cached(query).map_err(failed)?;
+        let rows = all
+            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+            .map_err(failed)?;
+        let parsed = rows.map(|row| {
+            let (id, text) = row.map_err(failed)?;
+            let wrong = |source| StoreError::Ticket { path: self.path.clone(), id, source };
+            serde_json::from_str(&text).map_err(wrong)
+        });
+        parsed.collect()
+    }
+
     fn write(&mut self, batch: &Batch<'_>) -> Result<(), WriteError> {
         let transaction = self.database.transaction()?;
         {
@@ -143,6 +167,7 @@ impl FileStore {
             for ticket in &batch.puts {
                 put.execute(params![ticket.id.to_string(), serde_json::to_string(ticket)?])?;
             }
+            write_hosts(&transaction, batch)?;
             let mut leave =
                 transaction.prepare_cached("insert or replace into join_data values (?1, ?2, ?3)")?;
             let mut clear =
@@ -169,6 +194,18 @@ impl FileStore {
     }
 }
 
+fn write_hosts(transaction: &Connection, batch: &Batch<'_>) -> Result<(), WriteError> {
+    let mut put = transaction.prepare_cached("insert or replace into hosts values (?1, ?2)")?;
+    for host in &batch.hosts {
+        put.execute(params![host.id.to_string(), serde_json::to_string(host)?])?;
+    }
+    let mut forget = transaction.prepare_cached("delete from hosts where id = ?1")?;
+    for host in &batch.forget_hosts {
+        forget.execute([host.to_string()])?;
+    }
+    Ok(())
+}
+
 /// Why a batch was not written, before it is known where.
 enum WriteError {
     Database(rusqlite::Error),
@@ -190,20 +227,12 @@ impl From<serde_json::Error> for WriteError {
 impl Store for FileStore {
     fn load(&mut self) -> Result<Stored, StoreError> {
         let failed = |source| failed("read", &self.path, source);
-        let mut all = self.database.prepare_cached("select id, ticket from tickets").map_err(failed)?;
-        let rows = all
-            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
-            .map_err(failed)?;
-        let tickets = rows.map(|row| {
-            let (id, text) = row.map_err(failed)?;
-            let wrong = |source| StoreError::Ticket { path: self.path.clone(), id, source };
-            serde_json::from_str(&text).map_err(wrong)
-        });
-        let tickets = tickets.collect::<Result<_, _>>()?;
+        let tickets = self.rows("select id, ticket from tickets")?;
+        let hosts = self.rows("select id, host from hosts")?;
         let epochs = "select value from counters where name = 'epochs'";
         let epochs: Option<i64> =
             self.database.query_row(epochs, [], |row| row.get(0)).optional().map_err(failed)?;
-        Ok(Stored { tickets, epochs: u64::try_from(epochs.unwrap_or(0)).unwrap_or(0) })
+        Ok(Stored { tickets, hosts, epochs: u64::try_from(epochs.unwrap_or(0)).unwrap_or(0) })
     }
 
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {

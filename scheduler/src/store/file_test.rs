@@ -1,6 +1,9 @@
 use super::*;
 use crate::{
-    core::ticket::{State, Ticket},
+    core::{
+        record::{HostRecord, Scheduling},
+        ticket::{State, Ticket},
+    },
     store::JoinData,
 };
 use std::{collections::BTreeMap, fs, process::Command};
@@ -29,6 +32,11 @@ fn ticket(vms: u32) -> Ticket {
     }
 }
 
+fn host(scheduling: Scheduling) -> HostRecord {
+    let id = Uuid::from_u128(1);
+    HostRecord { id, info: None, scheduling, scheduling_unix_ms: 3, lost_unix_ms: None }
+}
+
 fn open(folder: &Path) -> Result<FileStore, StoreError> {
     FileStore::open(folder, Lasting::Process)
 }
@@ -52,13 +60,22 @@ fn what_was_committed_is_there_when_it_is_opened_again() {
     store.commit(&first).unwrap();
     let changed = Ticket { state: State::Used, parent_vmid: Some(0), ..changed };
     store
-        .commit(&Batch { puts: vec![&changed], forgets: vec![gone.id], epochs: Some(77), ..Batch::default() })
+        .commit(&Batch {
+            puts: vec![&changed],
+            hosts: vec![host(Scheduling::Open), host(Scheduling::Draining)],
+            forgets: vec![gone.id],
+            epochs: Some(77),
+            ..Batch::default()
+        })
         .unwrap();
     drop(store);
     let mut store = FileStore::open(folder.path(), Lasting::Host).unwrap();
     let stored = store.load().unwrap();
     assert_eq!(sorted(stored.tickets), sorted(vec![kept.clone(), changed]));
     assert_eq!(stored.epochs, 77);
+    assert_eq!(stored.hosts, [host(Scheduling::Draining)]);
+    store.commit(&Batch { forget_hosts: vec![Uuid::from_u128(1)], ..Batch::default() }).unwrap();
+    assert!(store.load().unwrap().hosts.is_empty());
     assert_eq!(store.join_data(kept.id, 4).unwrap(), Some(vec![9; 1 << 20]));
     assert_eq!(store.join_data(kept.id, 5).unwrap(), None);
     assert_eq!(store.join_data(gone.id, 4).unwrap(), None);
@@ -117,11 +134,11 @@ fn foreign_newer_and_damaged_files_are_refused_and_left_alone() {
     refused("not a ledger of Patina");
     fs::remove_file(&path).unwrap();
     drop(open(folder.path()).unwrap());
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 3).unwrap();
-    refused("version 3, this scheduler knows 2");
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", VERSION + 1).unwrap();
+    refused("version 4, this scheduler knows 3");
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", VERSION).unwrap();
     Connection::open(&path).unwrap().execute("insert into tickets values ('x', '{}')", []).unwrap();
-    refused("ticket x cannot be parsed");
+    refused("row x cannot be parsed");
 }
 
 #[test]
@@ -182,6 +199,23 @@ fn a_ledger_of_version_1_is_converted_once_with_all_that_it_has() {
     // Above all that a life could give whose epochs began with its clock.
     let now_ms = u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
     assert!(epochs[0] > (now_ms - 60_000) * 1024 && epochs[0] == epochs[1], "{epochs:?}");
+}
+
+#[test]
+fn a_ledger_of_version_2_is_converted_with_its_epochs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path()).unwrap();
+    store.commit(&Batch { epochs: Some(9), ..Batch::default() }).unwrap();
+    store.database.execute_batch("drop table hosts").unwrap();
+    store.database.pragma_update(None, "user_version", 2).unwrap();
+    drop(store);
+    for _ in 0..2 {
+        let mut store = open(folder.path()).unwrap();
+        let hosts = vec![host(Scheduling::Cordoned)];
+        store.commit(&Batch { hosts: hosts.clone(), ..Batch::default() }).unwrap();
+        let stored = store.load().unwrap();
+        assert_eq!((stored.epochs, stored.hosts), (9, hosts));
+    }
 }
 
 #[test]

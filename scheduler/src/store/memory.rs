@@ -2,7 +2,7 @@
 //! scheduler "crashes", and the next one gets the same handle. It can be told to fail.
 
 use super::{Batch, Store, StoreError, Stored};
-use crate::core::ticket::Ticket;
+use crate::core::{record::HostRecord, ticket::Ticket};
 use patina_daemon::lock;
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,7 @@ pub struct MemoryStore(Arc<Mutex<Content>>);
 #[derive(Debug, Default)]
 struct Content {
     tickets: BTreeMap<Uuid, Ticket>,
+    hosts: BTreeMap<Uuid, HostRecord>,
     data: BTreeMap<(Uuid, u32), Vec<u8>>,
     failing: bool,
     epochs: u64,
@@ -55,8 +56,9 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn load(&mut self) -> Result<Stored, StoreError> {
-        let epochs = self.content().epochs;
-        Ok(Stored { tickets: self.tickets(), epochs })
+        let content = self.content();
+        let tickets = content.tickets.values().cloned().collect();
+        Ok(Stored { tickets, hosts: content.hosts.values().cloned().collect(), epochs: content.epochs })
     }
 
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
@@ -69,6 +71,12 @@ impl Store for MemoryStore {
         content.epochs = batch.epochs.unwrap_or(content.epochs);
         for ticket in &batch.puts {
             content.tickets.insert(ticket.id, (*ticket).clone());
+        }
+        for host in &batch.hosts {
+            content.hosts.insert(host.id, host.clone());
+        }
+        for host in &batch.forget_hosts {
+            content.hosts.remove(host);
         }
         for data in &batch.data {
             let key = (data.ticket, data.vmid);

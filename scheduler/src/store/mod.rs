@@ -9,7 +9,10 @@
 pub mod file;
 pub mod memory;
 
-use crate::core::ticket::Ticket;
+use crate::core::{
+    record::HostRecord,
+    ticket::{HostId, Ticket},
+};
 use std::{io, path::PathBuf};
 use uuid::Uuid;
 
@@ -29,10 +32,14 @@ pub struct JoinData {
 pub struct Batch<'a> {
     /// Tickets as they are now.
     pub puts: Vec<&'a Ticket>,
+    /// Hosts as they are now.
+    pub hosts: Vec<HostRecord>,
     /// What clones left when they joined.
     pub data: Vec<JoinData>,
     /// Tickets that go, with their data.
     pub forgets: Vec<Uuid>,
+    /// Hosts that go.
+    pub forget_hosts: Vec<HostId>,
     /// Up to where epochs may be given; None: as before.
     pub epochs: Option<u64>,
 }
@@ -42,6 +49,8 @@ pub struct Batch<'a> {
 pub struct Stored {
     /// All tickets.
     pub tickets: Vec<Ticket>,
+    /// All hosts.
+    pub hosts: Vec<HostRecord>,
     /// Epochs up to this one may have been given.
     pub epochs: u64,
 }
@@ -50,7 +59,12 @@ impl Batch<'_> {
     /// Whether there is nothing to store.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.puts.is_empty() && self.data.is_empty() && self.forgets.is_empty() && self.epochs.is_none()
+        self.puts.is_empty()
+            && self.hosts.is_empty()
+            && self.data.is_empty()
+            && self.forgets.is_empty()
+            && self.forget_hosts.is_empty()
+            && self.epochs.is_none()
     }
 }
 
@@ -150,14 +164,14 @@ pub enum StoreError {
         #[source]
         source: rusqlite::Error,
     },
-    /// The row of a ticket cannot be decoded.
+    /// The row of a ticket or host cannot be decoded.
     #[error(
-        "read ledger {path}: ticket {id} cannot be parsed; repair or delete that row, for example with sqlite3"
+        "read ledger {path}: row {id} cannot be parsed; repair or delete that row, for example with sqlite3"
     )]
     Ticket {
         /// The ledger's path.
         path: PathBuf,
-        /// The ticket's number, as the row gives it.
+        /// The number of the ticket or host, as the row gives it.
         id: String,
         /// The JSON error of the row's content.
         #[source]

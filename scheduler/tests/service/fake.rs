@@ -51,7 +51,8 @@ impl FakeHost {
 
     /// The same host, with what runs there: its daemon was started again.
     pub async fn starts_again(&self, server: &Server) -> Arc<Self> {
-        Self::with(server, self.id, self.cpus, self.running.lock().unwrap().clone()).await
+        let running = self.running.lock().unwrap().clone();
+        Self::with(server, self.id, self.cpus, running).await
     }
 
     async fn with(server: &Server, id: Uuid, cpus: u32, running: Vec<RunningClone>) -> Arc<Self> {

@@ -188,6 +188,7 @@ async fn metrics_follow_the_ledger() {
         "patina_scheduler_hosts_by_state{state=\"up\"} 1",
         "patina_scheduler_hosts_by_state{state=\"suspect\"} 0",
         "patina_scheduler_hosts_by_state{state=\"lost\"} 0",
+        "patina_scheduler_hosts_cordoned 0",
         "patina_scheduler_capacity{resource=\"cpus\"} 8",
         "patina_scheduler_held{resource=\"vms\"} 3",
         // The host's registration reserves epochs.

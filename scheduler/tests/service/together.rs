@@ -5,8 +5,8 @@ use crate::{
     server::{SOON, Server},
 };
 use patina_proto::v1::{
-    self, GetJoinDataRequest, HostState, JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest,
-    RunningClone, SyncRequest, Ticket, TicketState, VmEnd, join_request::Side,
+    self, GetJoinDataRequest, HostScheduling, HostState, JoinLeave, JoinRequest, JoinWait, KillRequest,
+    RequestTicketRequest, RunningClone, SyncRequest, Ticket, TicketState, VmEnd, join_request::Side,
 };
 use scheduler::client::Client;
 use std::time::Duration;
@@ -219,6 +219,63 @@ async fn a_host_that_is_silent_is_suspect_then_lost_and_keeps_its_clones_when_it
     assert_eq!((kept.state(), kept.live, again.running()), (TicketState::Used, 2, 2));
     assert!(kept.epoch > fenced.epoch && kept.results.is_empty());
     again.all_noted().await;
+}
+
+async fn set(client: &Client, host: &FakeHost, scheduling: HostScheduling) -> Result<v1::HostChange, Status> {
+    let request =
+        v1::SetHostSchedulingRequest { host_id: host.id.to_string(), scheduling: scheduling.into() };
+    client.clone().set_host_scheduling(request).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn what_an_operator_wants_of_a_host_outlives_the_scheduler() {
+    let mut server = Server::start(&[]);
+    let host = FakeHost::start(&server, 4).await;
+    let client = server.client();
+    let used = grant(&client, &family(), 2).await.unwrap();
+    host.clone_with(&used, 0, &[1, 2]).await.unwrap();
+    let granted = grant(&client, &family(), 1).await.unwrap();
+    let drained = set(&client, &host, HostScheduling::Draining).await.unwrap();
+    assert_eq!((drained.released_tickets, drained.clones.len()), (1, 2));
+    assert_eq!(get(&client, &granted.id).await.unwrap().state(), TicketState::Released);
+    assert!(server.stop().success());
+    host.away().await;
+    server.start_again();
+    host.registered().await;
+    let client = server.client();
+    let there = RequestTicketRequest { host_ids: vec![host.id.to_string()], ..request(&family(), 1) };
+    let refused = client.clone().request_ticket(there.clone()).await;
+    assert_eq!(why(refused), (Code::FailedPrecondition, "HOST_CORDONED".into()));
+    let by_number = host.admit(&family(), 9).await;
+    assert_eq!(why(by_number), (Code::FailedPrecondition, "HOST_CORDONED".into()));
+    assert_eq!(get(&client, &used.id).await.unwrap().live, 2, "what runs runs on");
+    let unspecified = set(&client, &host, HostScheduling::Unspecified).await;
+    assert_eq!(why(unspecified).0, Code::InvalidArgument);
+    let opened = set(&client, &host, HostScheduling::Open).await.unwrap();
+    assert_eq!(opened.host.unwrap().scheduling(), HostScheduling::Open);
+    client.clone().request_ticket(there).await.expect("it is granted again");
+}
+
+#[tokio::test]
+async fn an_operator_fences_a_silent_host_and_no_other() {
+    let server = Server::start(&[]);
+    let host = FakeHost::start(&server, 4).await;
+    let client = server.client();
+    let ticket = grant(&client, &family(), 2).await.unwrap();
+    host.clone_with(&ticket, 0, &[1, 2]).await.unwrap();
+    let id = host.id.to_string();
+    let fence = async || {
+        let request = v1::FenceHostRequest { host_id: id.clone() };
+        client.clone().fence_host(request).await.map(tonic::Response::into_inner)
+    };
+    assert_eq!(why(fence().await), (Code::FailedPrecondition, "HOST_UP".into()));
+    host.link().stop();
+    host_until(&client, &id, HostState::Suspect).await;
+    let there = RequestTicketRequest { host_ids: vec![id.clone()], ..request(&family(), 1) };
+    let refused = client.clone().request_ticket(there).await;
+    assert_eq!(why(refused), (Code::Unavailable, "HOST_SILENT".into()));
+    assert_eq!(fence().await.unwrap().host.unwrap().state(), HostState::Lost);
+    assert_eq!(get(&client, &ticket.id).await.unwrap().state(), TicketState::Fenced);
 }
 
 /// A host, once its state is that.

@@ -6,7 +6,7 @@ use crate::{
     facts::{self, Facts, Machine, Shared, Sums},
     family,
     faults::Faults,
-    network,
+    network, operator,
 };
 use patina_proto::v1::VmEnd;
 use scheduler::{
@@ -131,6 +131,11 @@ pub fn tell(seed: u64) -> Story {
             // What was under way with the daemon's last life is not any more.
             host(facts.clone(), number, Dice::new(seed, 1000 * (1 + number as u64) + life))
         });
+    }
+    // Where nothing breaks, nothing is refused that fits.
+    if !seed.is_multiple_of(5) {
+        let facts = facts.clone();
+        sim.host("operator", move || operator::work(facts.clone(), Dice::new(seed, 55)));
     }
     let mut seen = 0;
     let mut faults = Faults::new(seed, &facts, &store, MACHINES.len(), ACTIVE);

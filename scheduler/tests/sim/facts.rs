@@ -5,7 +5,7 @@
 //! - On no machine run more VMs at any moment than it has CPUs.
 //! - Every call is answered in bounded time.
 //! - No clone that runs is given up before its host was silent for as long as it may be, counted
-//!   from the last sign of life or from the scheduler's start.
+//!   from the last sign of life or from the scheduler's start, unless an operator has fenced it.
 //! - No clone is ended that its family did not kill, and that had not left: whatever its host was
 //!   away for.
 //! - Nobody leaves a barrier before all have come that live, whatever breaks; each goes from one
@@ -39,6 +39,8 @@ pub struct Machine {
     pub busy: u64,
     /// When the scheduler last heard of it, milliseconds of the story.
     pub heard_ms: u64,
+    /// Whether an operator is about to fence it.
+    pub may_be_fenced: bool,
 }
 
 /// What the VMs of a ticket will do.
@@ -72,6 +74,9 @@ pub struct Sums {
     /// Clones that ran when their host was given up, and those of them that were kept.
     pub lost: u64,
     pub kept: u64,
+    /// What operators have done.
+    pub scheduled: u64,
+    pub fenced: u64,
     pub faults: u64,
     pub running_at_end: u64,
 }
@@ -93,6 +98,8 @@ impl Sums {
         self.kill_requested += other.kill_requested;
         self.lost += other.lost;
         self.kept += other.kept;
+        self.scheduled += other.scheduled;
+        self.fenced += other.fenced;
         self.faults += other.faults;
         self.running_at_end += other.running_at_end;
     }
@@ -112,11 +119,12 @@ impl Sums {
             self.killed,
             self.lost,
             self.kept,
+            self.scheduled,
             self.faults,
             self.running_at_end,
         ];
         let least = self.stories / 4;
-        let some = [self.kill_requested, self.met_later];
+        let some = [self.kill_requested, self.met_later, self.fenced];
         let enough = all.iter().all(|sum| *sum > least) && some.iter().all(|sum| *sum > 0);
         assert!(enough, "too little has happened");
     }
@@ -190,6 +198,7 @@ impl Machine {
             settled: false,
             busy: 0,
             heard_ms: 0,
+            may_be_fenced: false,
         }
     }
 
@@ -257,7 +266,7 @@ impl Facts {
                 }
                 self.sums.lost += 1;
                 let silent_ms = now_ms.saturating_sub(machine.heard_ms.max(self.started_ms));
-                if silent_ms < lost_after_ms {
+                if silent_ms < lost_after_ms && !machine.may_be_fenced {
                     let text = format!("{name:?} runs and is lost after {silent_ms} ms of silence");
                     self.wrong.push(text);
                 }
@@ -358,8 +367,8 @@ impl Facts {
         self.sums.met += 1;
         self.rounds.insert((ticket.to_owned(), vmid), round);
         let Some((_, members)) = self.groups.get(ticket) else { return };
-        // Clones whose host was given up are not waited for, though they may live and come back: what
-        // the others do meanwhile they miss.
+        // Clones whose host was given up are not waited for, though they may live and come back:
+        // what the others do meanwhile they miss.
         let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
         let lost = &self.lost;
         let lives = |vmid: &u32| {

@@ -15,6 +15,7 @@ mod facts;
 mod family;
 mod faults;
 mod network;
+mod operator;
 
 use std::{
     collections::BTreeSet,

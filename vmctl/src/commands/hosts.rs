@@ -1,4 +1,4 @@
-//! `vmctl hosts`: the scheduler's hosts and their capacity.
+//! `vmctl hosts` and `vmctl host ls`: the scheduler's hosts and their capacity.
 
 use super::Context;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     output::{self, Format},
     view::{age, unix_ms},
 };
-use patina_proto::v1::{HostInfo, HostState, HostStatus, ListHostsRequest};
+use patina_proto::v1::{HostInfo, HostScheduling, HostState, HostStatus, ListHostsRequest};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -15,14 +15,16 @@ const HEADER: [&str; 9] = ["HOST", "STATE", "SINCE", "CPUS", "MEMORY", "VMS", "S
 
 /// A host as `-o json` prints it.
 #[derive(Debug, Serialize)]
-struct HostView {
-    id: String,
-    name: String,
+pub(super) struct HostView {
+    pub(super) id: String,
+    pub(super) name: String,
     address: String,
     alive: bool,
     state: &'static str,
     state_unix_ms: u64,
     lost_unix_ms: u64,
+    scheduling: &'static str,
+    scheduling_unix_ms: u64,
     epoch: u64,
     real_cpus: u32,
     real_memory_mib: u64,
@@ -47,6 +49,8 @@ impl From<HostStatus> for HostView {
             state,
             state_unix_ms: status.state_unix_ms,
             lost_unix_ms: status.lost_unix_ms,
+            scheduling: scheduling(status.scheduling),
+            scheduling_unix_ms: status.scheduling_unix_ms,
             epoch: status.epoch,
             real_cpus: cpus,
             real_memory_mib: memory_mib,
@@ -58,6 +62,14 @@ impl From<HostStatus> for HostView {
             held_vms: status.held_vms,
             seen_unix_ms: status.seen_unix_ms,
         }
+    }
+}
+
+fn scheduling(scheduling: i32) -> &'static str {
+    match HostScheduling::try_from(scheduling) {
+        Ok(HostScheduling::Cordoned) => "cordoned",
+        Ok(HostScheduling::Draining) => "draining",
+        Ok(HostScheduling::Open | HostScheduling::Unspecified) | Err(_) => "open",
     }
 }
 
@@ -83,7 +95,11 @@ impl HostView {
         let since = if self.state_unix_ms == 0 { String::new() } else { passed(self.state_unix_ms) };
         vec![
             self.name.clone(),
-            self.state.to_owned(),
+            if self.scheduling == "open" {
+                self.state.to_owned()
+            } else {
+                format!("{}, {}", self.state, self.scheduling)
+            },
             since,
             format!("{}/{}", self.held_cpus, self.cpus),
             format!("{}/{} MiB", self.held_memory_mib, self.memory_mib),
@@ -97,6 +113,15 @@ impl HostView {
 
 /// Prints all hosts.
 pub async fn run(context: &Context) -> Result<(), CtlError> {
+    let hosts = all(context).await?;
+    match context.format {
+        Format::Json => output::json(&hosts),
+        Format::Table => output::table(&HEADER, hosts.iter().map(|host| host.row(unix_ms()))),
+    }
+}
+
+/// All hosts that the scheduler knows.
+pub(super) async fn all(context: &Context) -> Result<Vec<HostView>, CtlError> {
     let mut scheduler = context.scheduler().await?;
     let mut hosts: Vec<HostView> = Vec::new();
     let mut page_token = String::new();
@@ -105,13 +130,9 @@ pub async fn run(context: &Context) -> Result<(), CtlError> {
         let page = scheduler.list_hosts(request).await?.into_inner();
         hosts.extend(page.hosts.into_iter().map(HostView::from));
         if page.next_page_token.is_empty() {
-            break;
+            return Ok(hosts);
         }
         page_token = page.next_page_token;
-    }
-    match context.format {
-        Format::Json => output::json(&hosts),
-        Format::Table => output::table(&HEADER, hosts.iter().map(|host| host.row(unix_ms()))),
     }
 }
 
@@ -143,6 +164,8 @@ mod tests {
         (view.state, view.max_vms, view.seen_unix_ms) = ("suspect", 0, 0);
         let row = ["suspect", "3s", "3/16", "768/4096 MiB", "3", "never"];
         assert_eq!(view.row(3_500)[1..7], row.map(str::to_owned));
+        view.scheduling = "draining";
+        assert_eq!(view.row(3_500)[1], "suspect, draining");
         let older = |alive| state(&HostStatus { alive, ..HostStatus::default() });
         assert_eq!([older(true), older(false)], ["alive", "away"]);
         assert_eq!(serde_json::to_value(view).unwrap()["real_cpus"], 2);

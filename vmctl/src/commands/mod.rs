@@ -6,6 +6,7 @@ pub mod console;
 pub mod doctor;
 pub mod events;
 pub mod exec;
+pub mod host;
 pub mod hosts;
 pub mod image;
 pub mod inspect;
@@ -110,6 +111,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         Command::Kill(arguments) => kill::run(&context, arguments).await,
         Command::Ticket(command) => ticket::run(&context, command).await,
         Command::Hosts => hosts::run(&context).await,
+        Command::Host(command) => host::run(&context, command).await,
         Command::Sync(arguments) => sync::run(&context, arguments).await,
         Command::Join(arguments) => join::run(&context, arguments).await,
         Command::Snapshot(command) => snapshot::run(&context, command).await,

@@ -74,7 +74,7 @@ fn meant(demand: &Demand, host: &HostState) -> bool {
 
 /// Whether a demand fits in what is free of hosts that are not kept.
 fn fits_now(hosts: &[HostState], demand: &Demand, kept: &BTreeSet<HostId>) -> bool {
-    let usable = hosts.iter().filter(|h| h.is_up() && meant(demand, h) && !kept.contains(&h.info.id));
+    let usable = hosts.iter().filter(|h| h.is_usable() && meant(demand, h) && !kept.contains(&h.info.id));
     is_enough(usable.map(|host| free_fit(host, demand)), demand)
 }
 
@@ -102,7 +102,7 @@ fn fits_beside_own(world: &World, hosts: &[HostState], demand: &Demand) -> bool 
             demand,
         )
     };
-    is_enough(hosts.iter().filter(|host| host.is_up() && meant(demand, host)).map(beside), demand)
+    is_enough(hosts.iter().filter(|host| host.is_usable() && meant(demand, host)).map(beside), demand)
 }
 
 impl Watch {
@@ -259,7 +259,7 @@ impl Watch {
         match world.answers.get(waiter).and_then(|answer| answer.as_ref().err()) {
             Some(CoreError::Impossible { .. }) => {
                 let known =
-                    states.iter().filter(|h| h.is_up() || world.core.hosts.away().contains(&h.info.id));
+                    states.iter().filter(|h| h.is_usable() || world.core.hosts.away().contains(&h.info.id));
                 assert!(!fits_if_empty(known, demand), "{demand:?} is possible");
             }
             Some(CoreError::NoCapacity { .. }) if self.idle && demand.timeout_ms == 0 => {
@@ -343,7 +343,7 @@ impl Watch {
     fn check_nobody_waits_in_vain(&self, world: &World, states: &[HostState]) {
         let queue = &world.core.queue;
         let mut kept = BTreeSet::new();
-        let alive = || states.iter().filter(|host| host.is_up());
+        let alive = || states.iter().filter(|host| host.is_usable());
         for starved in queue.starved().keys() {
             let demand = &queue.get(*starved).unwrap().demand;
             assert!(!fits_now(states, demand, &kept), "a starved request waits and fits");

@@ -6,6 +6,7 @@ mod invariants;
 mod joins;
 mod kills;
 mod model;
+mod operating;
 mod places;
 mod queueing;
 mod spending;

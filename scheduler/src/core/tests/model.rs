@@ -7,6 +7,7 @@ use super::{
 };
 use crate::core::{
     api::{Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, UseBy, Waiter},
+    record::Scheduling,
     ticket::{HostId, Kept, Policy, State, Ticket, VmEnd},
 };
 use proptest::prelude::*;
@@ -56,6 +57,8 @@ enum Op {
     Pass(u64),
     ToDeadline,
     Restart,
+    Schedule(usize, Scheduling),
+    Fence(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -119,7 +122,13 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (5_000..30_000_u64).prop_map(Op::Pass),
         2 => Just(Op::ToDeadline),
         1 => Just(Op::Restart),
+        2 => (n.clone(), scheduling()).prop_map(|(host, scheduling)| Op::Schedule(host, scheduling)),
+        1 => n.clone().prop_map(Op::Fence),
     ]
+}
+
+fn scheduling() -> impl Strategy<Value = Scheduling> {
+    prop_oneof![3 => Just(Scheduling::Open), 1 => Just(Scheduling::Cordoned), 1 => Just(Scheduling::Draining)]
 }
 
 /// Small requests of many families, and a few large ones that have time.
@@ -217,6 +226,7 @@ impl Sim {
 
     /// A command, with all that has to hold after it.
     fn apply(&mut self, command: Command) {
+        let closed_before = self.closed();
         self.watch.before(&self.world, &command);
         self.world.apply(command);
         for effect in self.world.effects.clone() {
@@ -227,7 +237,23 @@ impl Sim {
         }
         self.cut();
         self.start_immediate();
+        self.check_grants(&closed_before);
         self.watch.check_step(&self.world);
+    }
+
+    /// Hosts that may be granted nothing.
+    fn closed(&self) -> BTreeSet<HostId> {
+        let states = self.world.core.hosts();
+        states.iter().filter(|host| !host.is_usable()).map(|host| host.info.id).collect()
+    }
+
+    /// On a host that is closed nothing is granted. One whose lease ends at that moment was not.
+    fn check_grants(&self, closed_before: &BTreeSet<HostId>) {
+        let closed = self.closed();
+        for ticket in self.watch.granted(&self.world) {
+            let found = ticket.places.keys().find(|id| closed.contains(id) && closed_before.contains(id));
+            assert_eq!(found, None, "{} is granted there", ticket.id);
+        }
     }
 
     fn call(&mut self, command: impl FnOnce(Waiter) -> Command) -> Waiter {
@@ -452,6 +478,13 @@ impl Sim {
         self.apply(Command::Arrive { waiter, ticket, vmid, after_round, timeout_ms });
     }
 
+    fn schedule(&mut self, host: HostId, scheduling: Scheduling) {
+        self.call(|waiter| Command::SetScheduling { waiter, host, scheduling });
+        let granted = self.of_state(State::Granted);
+        let left = granted.iter().any(|ticket| ticket.places.contains_key(&host));
+        assert!(!left || scheduling != Scheduling::Draining, "something is left to be used on {host}");
+    }
+
     fn kill(&mut self, ticket: &Ticket, all: bool) {
         let (targets, family) = if all {
             (Targets::Ticket(ticket.id), ticket.family)
@@ -597,6 +630,11 @@ impl Sim {
                 self.apply(Command::Tick);
             }
             Op::Restart => self.restart(),
+            Op::Schedule(number, scheduling) => self.schedule(self.host(*number), *scheduling),
+            Op::Fence(number) => {
+                let host = self.host(*number);
+                self.call(|waiter| Command::FenceHost { waiter, host });
+            }
             _ => unreachable!("the others are in `act`"),
         }
     }

@@ -294,7 +294,12 @@ fn a_stored_used_ticket_without_clones_does_not_stay_for_ever() {
     world.spend(&ticket, [1]).unwrap();
     let mut stored = world.get(ticket.id);
     stored.clones.clear();
-    let core =
-        crate::core::Core::new(options(), vec![stored], crate::core::epochs::Epochs::default(), world.now);
+    let core = crate::core::Core::new(
+        options(),
+        vec![stored],
+        &[],
+        crate::core::epochs::Epochs::default(),
+        world.now,
+    );
     assert_eq!(core.counts().released, 1);
 }

@@ -4,10 +4,11 @@
 use crate::core::{
     Core,
     api::{
-        Command, CoreError, Demand, Effect, HostInfo, Listing, Named, Options, Present, Reply, Running,
-        Targets, UnixMs, Waiter,
+        Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options, Present, Reply,
+        Running, Targets, UnixMs, Waiter,
     },
     epochs::Epochs,
+    record::{HostRecord, Scheduling},
     ticket::{HostId, Policy, State, Ticket, VmEnd},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,6 +56,8 @@ pub struct World {
     pub core: Core,
     pub now: UnixMs,
     pub store: BTreeMap<Uuid, Ticket>,
+    /// The hosts that are stored.
+    pub stored_hosts: BTreeMap<HostId, HostRecord>,
     /// The answers, by waiter.
     pub answers: BTreeMap<Waiter, Result<Reply, CoreError>>,
     /// The waiters.
@@ -78,11 +81,12 @@ impl World {
 
     pub fn with(options: Options) -> Self {
         Self {
-            core: Core::new(options, Vec::new(), Epochs::after(0, BEGIN), BEGIN),
+            core: Core::new(options, Vec::new(), &[], Epochs::after(0, BEGIN), BEGIN),
             reserved: 0,
             data: BTreeMap::new(),
             now: BEGIN,
             store: BTreeMap::new(),
+            stored_hosts: BTreeMap::new(),
             answers: BTreeMap::new(),
             open: BTreeSet::new(),
             effects: Vec::new(),
@@ -129,6 +133,12 @@ impl World {
                     self.store.insert(id, ticket.clone());
                 }
             }
+            Effect::PutHost(id) | Effect::ForgetHost(id) => {
+                match self.core.host_record(id) {
+                    Some(record) => self.stored_hosts.insert(id, record),
+                    None => self.stored_hosts.remove(&id),
+                };
+            }
             Effect::DropData { ticket, vmid } => {
                 assert!(self.data.remove(&(ticket, vmid)).is_some(), "it is dropped once");
             }
@@ -155,6 +165,9 @@ impl World {
         let known: BTreeMap<_, _> =
             self.core.tickets(&everything()).into_iter().map(|t| (t.id, t.clone())).collect();
         assert_eq!(known, self.store);
+        for id in self.core.hosts().iter().map(|host| host.info.id) {
+            assert_eq!(self.core.host_record(id).as_ref(), self.stored_hosts.get(&id), "host {id}");
+        }
         let kept = known.values().flat_map(|ticket| ticket.results.values()).map(|left| left.kept_bytes());
         let kept: u64 = kept.sum();
         assert_eq!((kept, kept), (self.core.counts().data_bytes, self.data.values().sum()), "data");
@@ -311,6 +324,17 @@ impl World {
         self.call(|waiter| Command::Kill { waiter, family: id(7), targets, reason: "test".into() })
     }
 
+    /// An operator wants something else of a host.
+    pub fn schedule(&mut self, host: HostId, scheduling: Scheduling) -> Result<HostChange, CoreError> {
+        let answer = self.answer(|waiter| Command::SetScheduling { waiter, host, scheduling });
+        answer.map(|reply| change_of(&reply))
+    }
+
+    /// An operator gives up a host.
+    pub fn fence(&mut self, host: HostId) -> Result<HostChange, CoreError> {
+        self.answer(|waiter| Command::FenceHost { waiter, host }).map(|reply| change_of(&reply))
+    }
+
     /// Time passes.
     pub fn pass(&mut self, ms: u64) {
         self.now += ms;
@@ -334,7 +358,8 @@ impl World {
     pub fn restart(&mut self, options: Options) {
         self.open.clear();
         let (stored, epochs) = (self.store.values().cloned().collect(), Epochs::after(self.reserved, 0));
-        self.core = Core::new(options, stored, epochs, self.now);
+        let hosts: Vec<_> = self.stored_hosts.values().cloned().collect();
+        self.core = Core::new(options, stored, &hosts, epochs, self.now);
         self.check_store();
     }
 
@@ -361,6 +386,13 @@ pub fn everything() -> Listing {
 
 pub fn named(id: Uuid) -> Named {
     Named { id, family: None }
+}
+
+fn change_of(reply: &Reply) -> HostChange {
+    match reply {
+        Reply::Host(change) => (**change).clone(),
+        other => panic!("{other:?} is no host"),
+    }
 }
 
 pub fn ticket_of(reply: Reply) -> Ticket {

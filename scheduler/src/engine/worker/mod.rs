@@ -16,6 +16,7 @@ use crate::{
         Core,
         api::{Command, Effect, Named, Options, UnixMs, Waiter},
         epochs::Epochs,
+        record::HostRecord,
         ticket::{HostId, State, Ticket},
     },
     metrics::Metrics,
@@ -101,13 +102,13 @@ impl Worker {
         clock: Clock,
         ends: Ends,
     ) -> Result<Self, EngineError> {
-        let Stored { tickets, epochs } = store.load()?;
+        let Stored { tickets, hosts, epochs } = store.load()?;
         let clock = clock.not_before(latest(&tickets));
-        tracing::info!(tickets = tickets.len(), "ledger read");
+        tracing::info!(tickets = tickets.len(), hosts = hosts.len(), "ledger read");
         // By the clock, too: a ledger may be a new one, or an old copy. Fewer than 1024 are given
         // in a millisecond.
         let begin = Epochs::after(epochs, clock.now().saturating_mul(1024));
-        let core = Some(Core::new(options.clone(), tickets, begin, clock.now()));
+        let core = Some(Core::new(options.clone(), tickets, &hosts, begin, clock.now()));
         Ok(Self {
             core,
             store,
@@ -116,7 +117,7 @@ impl Worker {
             ends,
             pending: BTreeMap::new(),
             links: BTreeMap::new(),
-            host_names: BTreeMap::new(),
+            host_names: hosts.iter().filter_map(named).collect(),
             batches: 0,
             epochs: begin,
             stored_epochs: epochs,
@@ -222,11 +223,11 @@ impl Worker {
     }
 
     fn reload(&mut self) -> Result<(), StoreError> {
-        let Stored { tickets, epochs } = self.store.load()?;
+        let Stored { tickets, hosts, epochs } = self.store.load()?;
         // What was not stored was not given to anybody, but it is not known what was stored.
         self.stored_epochs = epochs;
         let epochs = self.epochs.stored(epochs);
-        self.core = Some(Core::new(self.options.clone(), tickets, epochs, self.clock.now()));
+        self.core = Some(Core::new(self.options.clone(), tickets, &hosts, epochs, self.clock.now()));
         Ok(())
     }
 
@@ -329,6 +330,11 @@ impl Worker {
         }
         self.links.clear();
     }
+}
+
+/// A host's name, if it has said it.
+fn named(record: &HostRecord) -> Option<(HostId, String)> {
+    Some((record.id, record.info.as_ref()?.name.clone()))
 }
 
 /// How far the ledger's time has come.

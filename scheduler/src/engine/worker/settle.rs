@@ -12,14 +12,17 @@ use crate::{
     },
     store::{Batch, JoinData, StoreError},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 impl Worker {
     /// Stores what the effects change, then carries them out.
     pub(super) fn settle(&mut self, effects: Vec<Effect>) {
         let mut changed = BTreeMap::new();
-        let mut data = Vec::new();
+        let (mut data, mut hosts) = (Vec::new(), BTreeSet::new());
         for effect in &effects {
             match effect {
                 Effect::Put(id) => {
@@ -31,13 +34,16 @@ impl Worker {
                 Effect::DropData { ticket, vmid } => {
                     data.push(JoinData { ticket: *ticket, vmid: *vmid, bytes: Vec::new() });
                 }
+                Effect::PutHost(host) | Effect::ForgetHost(host) => {
+                    hosts.insert(*host);
+                }
                 Effect::Answer(waiter, Ok(Reply::Noted)) => {
                     data.extend(self.pending.get_mut(waiter).and_then(|pending| pending.data.take()));
                 }
                 Effect::Answer(..) | Effect::Became(_) | Effect::Kill { .. } | Effect::Cut { .. } => {}
             }
         }
-        if let Err(error) = self.commit(&changed, data) {
+        if let Err(error) = self.commit(&changed, &hosts, data) {
             self.fail(error);
             return;
         }
@@ -48,7 +54,12 @@ impl Worker {
         self.publish(changed);
     }
 
-    fn commit(&mut self, changed: &BTreeMap<Uuid, bool>, data: Vec<JoinData>) -> Result<(), StoreError> {
+    fn commit(
+        &mut self,
+        changed: &BTreeMap<Uuid, bool>,
+        hosts: &BTreeSet<HostId>,
+        data: Vec<JoinData>,
+    ) -> Result<(), StoreError> {
         let Some(core) = &self.core else { return Ok(()) };
         let put = |(id, forgotten): (&Uuid, &bool)| {
             // What is not there any more has a Forget of its own.
@@ -58,7 +69,13 @@ impl Worker {
         let forgets = changed.iter().filter(|(_, forgotten)| **forgotten).map(|(id, _)| *id).collect();
         let reserved = core.epochs().reserved();
         let epochs = (reserved != self.stored_epochs).then_some(reserved);
-        let batch = Batch { puts, data, forgets, epochs };
+        let (known, unknown): (Vec<_>, Vec<_>) = hosts
+            .iter()
+            .map(|host| (*host, core.host_record(*host)))
+            .partition(|(_, record)| record.is_some());
+        let hosts = known.into_iter().filter_map(|(_, record)| record).collect();
+        let forget_hosts = unknown.into_iter().map(|(host, _)| host).collect();
+        let batch = Batch { puts, hosts, data, forgets, forget_hosts, epochs };
         if !batch.is_empty() {
             let started = std::time::Instant::now();
             self.store.commit(&batch)?;
@@ -84,7 +101,11 @@ impl Worker {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Put(_) | Effect::Forget(_) | Effect::DropData { .. } => {}
+            Effect::Put(_)
+            | Effect::Forget(_)
+            | Effect::DropData { .. }
+            | Effect::PutHost(_)
+            | Effect::ForgetHost(_) => {}
             Effect::Became(became) => log(&became),
             Effect::Answer(waiter, reply) => self.answer(waiter, reply),
             Effect::Kill { host, family, ticket, epoch, vmids, reason } => {
@@ -120,6 +141,7 @@ impl Worker {
             Reply::Noted => Answer::Noted,
             Reply::Met { round, arrived } => Answer::Met { round, arrived },
             Reply::Killed(vmids) => Answer::Killed(vmids),
+            Reply::Host(change) => Answer::Host(change),
         });
         if let Err(Ok(answer)) = pending.reply.send(answer)
             && let Some(gone) = pending.takes.unheard(answer)

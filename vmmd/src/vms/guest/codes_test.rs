@@ -48,6 +48,7 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "DATA_DROPPED" => &["join-data"],
         "UNKNOWN_VM" => &["sync", "join-data", "kill"],
         "UNKNOWN_HOST" | "STALE_EPOCH" | "IMPOSSIBLE" | "NO_CAPACITY" => ASKS,
+        "HOST_CORDONED" | "HOST_SILENT" => ASKS,
         "TOO_MANY_TICKETS" => ASKS,
         "TOO_MANY_WAITING" => &["rt", "clone", "sync", "join", "kill"],
         "USED" | "SMALL_TICKET" | "OTHER_HOST" => &["clone"],
@@ -57,7 +58,7 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "NOT_CLONE" | "TOO_MUCH_DATA" => &["leave"],
         "BARRIER_TIMEOUT" => &["sync"],
         "JOIN_TIMEOUT" => &["join"],
-        "TOO_MANY_WATCHERS" => &[],
+        "TOO_MANY_WATCHERS" | "HOST_UP" => &[],
         other => panic!("{other} is new: say which verbs it comes of, and what `errno` makes of it"),
     }
 }
@@ -74,7 +75,15 @@ fn every_reason_of_the_scheduler_is_a_number_that_its_verb_promises() {
             assert!(codes::verb(verb).unwrap().may_have(number), "{verb}: {reason} is {number}");
         }
         // To try again helps with these, and with no others.
-        let passes = ["NO_CAPACITY", "UNKNOWN_HOST", "STALE_EPOCH", "STORE", "STOPPING"];
+        let passes = [
+            "NO_CAPACITY",
+            "HOST_CORDONED",
+            "HOST_SILENT",
+            "UNKNOWN_HOST",
+            "STALE_EPOCH",
+            "STORE",
+            "STOPPING",
+        ];
         let may_pass = passes.contains(&reason.as_str())
             || (reason.starts_with("TOO_MANY_") && reason != "TOO_MANY_TICKETS");
         assert_eq!([libc::EBUSY, libc::EAGAIN].contains(&number), may_pass, "{reason}");

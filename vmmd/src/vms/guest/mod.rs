@@ -204,8 +204,8 @@ fn errno(status: &Status) -> i32 {
         ("SMALL_TICKET" | "OTHER_HOST", _) => libc::EXDEV,
         ("TOO_MUCH_DATA", _) => libc::EFBIG,
         ("TOO_MANY_TICKETS", _) => libc::EDQUOT,
-        ("NO_CAPACITY", _) => libc::EBUSY,
-        ("IMPOSSIBLE", _) | (_, Code::InvalidArgument) => libc::EINVAL,
+        ("NO_CAPACITY" | "HOST_CORDONED", _) => libc::EBUSY,
+        ("IMPOSSIBLE" | "HOST_UP", _) | (_, Code::InvalidArgument) => libc::EINVAL,
         (_, Code::DeadlineExceeded) => libc::ETIME,
         // A host that is not registered, or was fenced, registers again at once.
         ("UNKNOWN_HOST", _) | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => {

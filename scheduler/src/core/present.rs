@@ -1,0 +1,58 @@
+//! A host as it describes itself, and what runs there.
+
+use super::ticket::HostId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// Milliseconds since 1970. The shell sees to it that they do not go back.
+pub type UnixMs = u64;
+
+/// A host, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// The host's number, the same whenever it comes back.
+    pub id: HostId,
+    /// The host's name, for people.
+    pub name: String,
+    /// The address of the host's vmmd.
+    pub address: String,
+    /// The CPUs that the host really has.
+    pub cpus: u32,
+    /// The memory that the host really has, MiB.
+    pub memory_mib: u64,
+    /// Most clones at once; None: no limit of its own.
+    pub max_vms: Option<u32>,
+    /// CPUs that may be granted for each 100 real ones; None: as the core is set up.
+    pub cpu_percent: Option<u32>,
+    /// Memory that may be granted for each 100 MiB of the real one; None: as the core is set up.
+    pub memory_percent: Option<u32>,
+}
+
+/// What a host has when it registers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Present {
+    /// The clones that run there: the ledger follows it.
+    pub running: Vec<Running>,
+    /// Tickets whose use is under way there: of them, what does not run yet is not taken as ended.
+    pub making: BTreeSet<Uuid>,
+    /// Families whose master lives there; None: it does not say.
+    pub masters: Option<BTreeSet<Uuid>>,
+}
+
+/// A clone that runs on a host that registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    /// The ticket under which it was made.
+    pub ticket: Uuid,
+    /// The clone's family.
+    pub family: Uuid,
+    /// The clone's vmid.
+    pub vmid: u32,
+    /// The clone's CPUs.
+    pub vcpus: u32,
+    /// The clone's memory, MiB.
+    pub memory_mib: u32,
+    /// The vmid of the VM that it was cloned from, if the host knows.
+    pub parent_vmid: Option<u32>,
+}

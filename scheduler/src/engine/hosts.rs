@@ -1,0 +1,70 @@
+//! Calls of hosts, and of operators about hosts.
+
+use super::{
+    Engine, ORDERS_MAX,
+    message::{Answer, Gone, KillOrder, Message, Refusal},
+    noted,
+};
+use crate::core::{
+    api::{Command, HostChange, HostInfo, Present},
+    record::Scheduling,
+    ticket::{HostId, VmEnd},
+};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+impl Engine {
+    /// Registers a host: the epoch, and its orders. When these end, the registration is over.
+    pub async fn host_up(
+        &self,
+        info: HostInfo,
+        present: Present,
+    ) -> Result<(u64, mpsc::Receiver<KillOrder>), Refusal> {
+        let (sender, orders) = mpsc::channel(ORDERS_MAX);
+        let command = |waiter| Command::HostUp { waiter, info, present };
+        match self.put(None, Some(sender), command).await? {
+            Answer::Registered(epoch) => Ok((epoch, orders)),
+            _ => Err(Refusal::Confused),
+        }
+    }
+
+    /// An operator wants something else of a host.
+    pub async fn set_scheduling(&self, host: HostId, scheduling: Scheduling) -> Result<HostChange, Refusal> {
+        let command = |waiter| Command::SetScheduling { waiter, host, scheduling };
+        changed(self.call(None, command).await?)
+    }
+
+    /// An operator gives up a host that is silent.
+    pub async fn fence_host(&self, host: HostId) -> Result<HostChange, Refusal> {
+        changed(self.call(None, |waiter| Command::FenceHost { waiter, host }).await?)
+    }
+
+    /// A host lives.
+    pub async fn host_beat(&self, host: HostId, epoch: u64) -> Result<(), Refusal> {
+        self.send(Message::Beat(host, epoch)).await
+    }
+
+    /// A host's connection has ended.
+    pub fn host_down(&self, host: HostId, epoch: u64) {
+        self.gone(Gone::Host(host, epoch));
+    }
+
+    /// Clones have ended: ticket, vmid, how; and the masters of families.
+    pub async fn ended(
+        &self,
+        host: HostId,
+        epoch: u64,
+        clones: Vec<(Uuid, u32, VmEnd)>,
+        masters: Vec<Uuid>,
+    ) -> Result<(), Refusal> {
+        let command = |waiter| Command::Ended { waiter, host, epoch, clones, masters };
+        noted(self.put(None, None, command).await?)
+    }
+}
+
+fn changed(answer: Answer) -> Result<HostChange, Refusal> {
+    match answer {
+        Answer::Host(change) => Ok(*change),
+        _ => Err(Refusal::Confused),
+    }
+}
