@@ -2,12 +2,13 @@
 
 use crate::{
     grpc::facts::Facts,
+    identity::identity,
     options::Options,
     store::{StateDir, StoreError},
     vms::tickets::Tickets,
 };
 use patina_daemon::values::{milliseconds, percent};
-use patina_proto::v1::{HostInfo, scheduler_server::SchedulerServer};
+use patina_proto::v1::{HostIdentity, HostInfo, scheduler_server::SchedulerServer};
 use scheduler::{
     client,
     core::{api, ticket::Policy},
@@ -51,7 +52,7 @@ impl Cluster {
     /// # Errors
     /// The ledger cannot be read.
     pub fn open(options: &Options, state: &StateDir) -> Result<Self, ClusterError> {
-        let info = info(options, state.host_id()?);
+        let info = info(options, state.host_id()?, identity(state.path()));
         if let Some(target) = &options.scheduler {
             let tickets = Tickets::new(client::connect(target), info, target.to_string());
             return Ok(Self { tickets, embedded: None });
@@ -105,7 +106,7 @@ pub(crate) fn granting(options: &Options) -> api::Options {
 }
 
 /// This host, as it describes itself.
-fn info(options: &Options, host_id: Uuid) -> HostInfo {
+fn info(options: &Options, host_id: Uuid, identity: HostIdentity) -> HostInfo {
     let facts = Facts::gather();
     HostInfo {
         id: host_id.to_string(),
@@ -116,6 +117,7 @@ fn info(options: &Options, host_id: Uuid) -> HostInfo {
         max_vms: options.max_vms,
         cpu_percent: percent(options.overcommit_cpu),
         memory_percent: percent(options.overcommit_memory),
+        identity: Some(identity),
     }
 }
 
@@ -130,7 +132,7 @@ mod tests {
             let says = |words: &str| {
                 let line = format!("vmmd {way} {words}");
                 let options = Options::try_parse_from(line.split_whitespace()).unwrap();
-                let info = info(&options, Uuid::from_u128(1));
+                let info = info(&options, Uuid::from_u128(1), HostIdentity::default());
                 (info.cpu_percent, info.memory_percent)
             };
             assert_eq!(says(""), (12_800, 800), "{way}");

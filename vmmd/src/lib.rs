@@ -22,6 +22,7 @@ pub mod cluster;
 pub mod daemon;
 pub mod events;
 pub mod grpc;
+pub mod identity;
 pub mod metrics;
 pub mod net;
 pub mod options;

@@ -93,6 +93,7 @@ impl Cluster {
                 max_vms: None,
                 cpu_percent: None,
                 memory_percent: None,
+                identity: None,
             };
             let waiter = cluster.waiter();
             cluster.apply(Command::HostUp { waiter, info, present: Present::default() });

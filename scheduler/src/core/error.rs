@@ -191,6 +191,18 @@ pub enum CoreError {
         /// What it is.
         is: &'static str,
     },
+    /// Another daemon has this host id.
+    #[error(
+        "register host {host}: {name} ({address}) has this id, and is up or may come back; if this host was copied from it, stop vmmd here, delete the file host-id in its state folder, and start it again; if it is the same host with a moved state folder, `vmctl host fence {host}` gives the old one up"
+    )]
+    HostIdInUse {
+        /// The id.
+        host: HostId,
+        /// The name of the host that has it.
+        name: String,
+        /// The address of that host's vmmd.
+        address: String,
+    },
     /// A host is to be given up that answers.
     #[error(
         "fence host {0}: it is up, and only a silent host can be fenced; stop its vmmd first, or drain it: `vmctl host drain`"

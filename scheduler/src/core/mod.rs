@@ -8,7 +8,8 @@
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
 //!   (released, used, unused, over), `ended` (clones end), `register`, `lease` and `returns` (hosts
 //!   come, go, and come back).
-//! - what operators do with hosts: `operate`. [`record`]: a host in its stored form.
+//! - who a host is: `identity`. What operators do with hosts: `operate`. [`record`]: a host in its
+//!   stored form.
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
 //! ```text
@@ -29,6 +30,7 @@ mod ended;
 pub mod epochs;
 pub mod error;
 mod hosts;
+mod identity;
 mod join;
 mod kill;
 mod lease;

@@ -27,6 +27,22 @@ pub struct HostInfo {
     pub cpu_percent: Option<u32>,
     /// Memory that may be granted for each 100 MiB of the real one; None: as the core is set up.
     pub memory_percent: Option<u32>,
+    /// What tells it from a copy; None: a daemon of an earlier release does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+}
+
+/// What tells a host's daemon from a copy of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// New at each start of the daemon.
+    pub instance: String,
+    /// The boot of the machine's kernel.
+    pub boot: String,
+    /// The machine, the same after a reboot.
+    pub machine: String,
+    /// The daemon's state folder, the same after a reboot; a copy of the folder has another one.
+    pub folder: String,
 }
 
 /// What a host has when it registers.

@@ -46,6 +46,9 @@ impl Core {
         present: &Present,
         out: &mut Vec<Effect>,
     ) {
+        if let Err(error) = self.check_identity(&info) {
+            return self.answer(waiter, Err(error), out);
+        }
         let host = info.id;
         let Present { running, making, masters } = present;
         let before = self.hosts.up(host).map(|host| host.epoch);

@@ -3,8 +3,8 @@
 //! A clone is replaced if the ledger has a later clone of its family under its vmid. It is over if
 //! it was killed, before its host was lost or since, if it had left its result, or if its ticket
 //! knows how it ended. What is neither replaced nor over is a clone of its ticket again, whatever
-//! the ticket has come to: the ticket is used, under a new epoch. The tickets that it has cloned with
-//! itself wait for it again.
+//! the ticket has come to: the ticket is used, under a new epoch. The tickets that it has cloned
+//! with itself wait for it again.
 
 use super::{
     Core,

@@ -42,6 +42,7 @@ fn host(cpus: u32) -> HostInfo {
         max_vms: None,
         cpu_percent: None,
         memory_percent: None,
+        identity: None,
     }
 }
 

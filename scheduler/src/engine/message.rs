@@ -173,6 +173,7 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::HostCordoned { .. } => "HOST_CORDONED",
         CoreError::HostSilent { .. } => "HOST_SILENT",
         CoreError::HostIsUp(_) => "HOST_UP",
+        CoreError::HostIdInUse { .. } => "HOST_ID_IN_USE",
         CoreError::TooManyTickets => "TOO_MANY_TICKETS",
         CoreError::TooManyWaiting { .. } => "TOO_MANY_WAITING",
         CoreError::TooMuchData { .. } => "TOO_MUCH_DATA",

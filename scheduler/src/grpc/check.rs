@@ -3,6 +3,7 @@
 use super::status;
 use crate::core::{
     api::{Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy},
+    present::Identity,
     record::Scheduling,
     ticket::{Policy, VmEnd},
 };
@@ -231,6 +232,12 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
         cpu_percent: Some(check.range("info.cpu_percent", info.cpu_percent, PERCENT)).filter(|p| *p > 0),
         memory_percent: Some(check.range("info.memory_percent", info.memory_percent, PERCENT))
             .filter(|percent| *percent > 0),
+        identity: info.identity.map(|of| Identity {
+            instance: check.text("info.identity.instance", of.instance, TEXT_MAX_CHARS),
+            boot: check.text("info.identity.boot", of.boot, TEXT_MAX_CHARS),
+            machine: check.text("info.identity.machine", of.machine, TEXT_MAX_CHARS),
+            folder: check.text("info.identity.folder", of.folder, TEXT_MAX_CHARS),
+        }),
     };
     check.count("running", &register.running, CLONES_MAX);
     check.count("making", &register.making, CLONES_MAX);

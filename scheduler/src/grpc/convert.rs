@@ -103,6 +103,12 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
             max_vms: info.max_vms.unwrap_or(0),
             cpu_percent: info.cpu_percent.unwrap_or(0),
             memory_percent: info.memory_percent.unwrap_or(0),
+            identity: info.identity.map(|of| v1::HostIdentity {
+                instance: of.instance,
+                boot: of.boot,
+                machine: of.machine,
+                folder: of.folder,
+            }),
         }),
         alive,
         epoch: host.epoch,

@@ -95,7 +95,7 @@ impl From<Refusal> for Status {
             Code::InvalidArgument => {
                 details.add_bad_request_violation(field(&refusal), &message);
             }
-            Code::NotFound => {
+            Code::NotFound | Code::AlreadyExists => {
                 details.set_resource_info(resource(reason), subject(&refusal), "", &message);
             }
             _ => {}
@@ -146,6 +146,7 @@ fn code(refusal: &Refusal) -> Code {
             | CoreError::HostIsUp(_)
             | CoreError::Impossible { .. } => Code::FailedPrecondition,
             CoreError::HostSilent { .. } => Code::Unavailable,
+            CoreError::HostIdInUse { .. } => Code::AlreadyExists,
         },
     }
 }
@@ -177,7 +178,8 @@ fn subject(refusal: &Refusal) -> String {
         CoreError::UnknownHost(host)
         | CoreError::HostIsUp(host)
         | CoreError::HostCordoned { host, .. }
-        | CoreError::HostSilent { host, .. } => host.to_string(),
+        | CoreError::HostSilent { host, .. }
+        | CoreError::HostIdInUse { host, .. } => host.to_string(),
         CoreError::UnknownVm { vmid, .. }
         | CoreError::DataDropped { vmid, .. }
         | CoreError::NoClone(vmid) => vmid.to_string(),
@@ -197,7 +199,7 @@ fn quota(reason: &str) -> &'static str {
 
 fn resource(reason: &str) -> &'static str {
     match reason {
-        "UNKNOWN_HOST" => "host",
+        "UNKNOWN_HOST" | "HOST_ID_IN_USE" => "host",
         "UNKNOWN_VM" | "DATA_DROPPED" => "vm",
         _ => "ticket",
     }

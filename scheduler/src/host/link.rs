@@ -209,7 +209,15 @@ impl Keeper {
             if began.elapsed() >= GOOD {
                 pause = PAUSES.0;
             }
-            tracing::warn!(host = self.info.id, code = ?ended.code(), error = ended.message(), "not registered with the scheduler");
+            if ended.code() == Code::AlreadyExists {
+                tracing::error!(
+                    host = self.info.id,
+                    error = ended.message(),
+                    "another host has this host's id"
+                );
+            } else {
+                tracing::warn!(host = self.info.id, code = ?ended.code(), error = ended.message(), "not registered with the scheduler");
+            }
             self.state.send_replace(Registration::Away { why: ended.message().to_owned() });
             tokio::time::sleep(pause + self.spread(pause)).await;
             pause = PAUSES.1.min(pause * 2);

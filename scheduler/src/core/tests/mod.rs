@@ -2,6 +2,7 @@
 
 mod barriers;
 mod hosts;
+mod identities;
 mod invariants;
 mod joins;
 mod kills;

@@ -412,6 +412,7 @@ pub fn info(number: u128, cpus: u32) -> HostInfo {
         max_vms: None,
         cpu_percent: None,
         memory_percent: None,
+        identity: None,
     }
 }
 

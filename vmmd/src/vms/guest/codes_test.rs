@@ -25,6 +25,7 @@ fn listed() -> Vec<(Code, String)> {
                 "NOT_FOUND" => Code::NotFound,
                 "PERMISSION_DENIED" => Code::PermissionDenied,
                 "FAILED_PRECONDITION" => Code::FailedPrecondition,
+                "ALREADY_EXISTS" => Code::AlreadyExists,
                 "RESOURCE_EXHAUSTED" => Code::ResourceExhausted,
                 "ABORTED" => Code::Aborted,
                 "DEADLINE_EXCEEDED" => Code::DeadlineExceeded,
@@ -58,7 +59,7 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "NOT_CLONE" | "TOO_MUCH_DATA" => &["leave"],
         "BARRIER_TIMEOUT" => &["sync"],
         "JOIN_TIMEOUT" => &["join"],
-        "TOO_MANY_WATCHERS" | "HOST_UP" => &[],
+        "TOO_MANY_WATCHERS" | "HOST_UP" | "HOST_ID_IN_USE" => &[],
         other => panic!("{other} is new: say which verbs it comes of, and what `errno` makes of it"),
     }
 }

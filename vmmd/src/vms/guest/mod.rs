@@ -205,7 +205,7 @@ fn errno(status: &Status) -> i32 {
         ("TOO_MUCH_DATA", _) => libc::EFBIG,
         ("TOO_MANY_TICKETS", _) => libc::EDQUOT,
         ("NO_CAPACITY" | "HOST_CORDONED", _) => libc::EBUSY,
-        ("IMPOSSIBLE" | "HOST_UP", _) | (_, Code::InvalidArgument) => libc::EINVAL,
+        ("IMPOSSIBLE" | "HOST_UP" | "HOST_ID_IN_USE", _) | (_, Code::InvalidArgument) => libc::EINVAL,
         (_, Code::DeadlineExceeded) => libc::ETIME,
         // A host that is not registered, or was fenced, registers again at once.
         ("UNKNOWN_HOST", _) | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => {
