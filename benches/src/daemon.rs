@@ -25,7 +25,8 @@ use tonic::transport::{Channel, Endpoint};
 const PATIENCE_MS: u64 = 600_000;
 /// How long the image of a VM that is ready may take.
 const IMAGE_PATIENCE: Duration = Duration::from_secs(60);
-/// How often vmmd is asked whether its warm VMs or images are there; nothing is measured while it is.
+/// How often vmmd is asked whether its warm VMs or images are there; nothing is measured while it
+/// is.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Lists VMs.
