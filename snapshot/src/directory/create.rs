@@ -16,6 +16,7 @@ use patina_control::{config::LAYERS_MAX, messages::STATE_MAX_BYTES};
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -32,17 +33,30 @@ pub struct Created {
     pub known: Vec<KnownLayer>,
     /// How many layers were not written, because an earlier snapshot has them.
     pub linked: usize,
-    /// Bytes of layers that were read to be written.
+    /// Bytes of layers that were looked at to be written.
     pub read_bytes: u64,
+    /// For each layer, by number: how many of those were left out because they are free. None: the
+    /// layer was not written.
+    pub free_bytes: Vec<Option<u64>>,
+}
+
+impl Created {
+    /// How many bytes were left out of all layers that were written.
+    #[must_use]
+    pub fn all_free_bytes(&self) -> u64 {
+        self.free_bytes.iter().flatten().sum()
+    }
 }
 
 /// Makes a snapshot of a generation at `place`, which does not exist yet and whose parent directory
 /// does. `state` and `layers` are what a vmm gave: files that do not change any more, and layers
-/// that are complete, so that a hole is zeros.
+/// that are complete, so that a hole is zeros. What is `free`, ascending ranges of memory that do
+/// not overlap, has no content that matters: it becomes holes in the layers that are written.
 ///
 /// `reuse` is asked for each layer, by its number, whether an earlier snapshot has it. If it still
 /// has, and is on the same file system, its file becomes a file of this snapshot, too (a hard
-/// link). Otherwise the layer is written.
+/// link). Otherwise the layer is written. The caller answers for it that what is free in the
+/// earlier snapshot has no content that matters in this one either.
 ///
 /// It takes as long as the disk. When it returns, all is on the disk.
 ///
@@ -53,7 +67,7 @@ pub fn create(
     place: &Path,
     description: &Description,
     state: &File,
-    layers: &[&File],
+    (layers, free): (&[&File], &[Range<u64>]),
     reuse: &mut dyn FnMut(usize) -> Option<KnownLayer>,
     watch: Watch<'_>,
 ) -> Result<Created, CreateError> {
@@ -76,9 +90,9 @@ pub fn create(
 
     let to = Unfinished::make(&parent, &parent_path)?;
     write_file(&to, names::STATE, &state)?;
-    let all = save_layers(&to, description.memory_bytes(), layers, reuse, watch)?;
+    let all = save_layers(&to, (description.memory_bytes(), free), layers, reuse, watch)?;
     let state = StateRef { bytes: state.len() as u64, digest: blake3::hash(&state) };
-    let Saved { layers, linked, read_bytes } = all;
+    let Saved { layers, linked, read_bytes, free_bytes } = all;
     let manifest = Manifest { description: description.clone(), state, layers, optional: Vec::new() };
     write_file(&to, names::MANIFEST, &manifest.encode()?)?;
     let known = manifest.layers.iter().map(|layer| known(&to, &place, layer)).collect::<Result<_, _>>()?;
@@ -86,7 +100,7 @@ pub fn create(
         io::ErrorKind::AlreadyExists => CreateError::Exists(place.clone()),
         _ => error.into(),
     })?;
-    Ok(Created { place, manifest, known, linked, read_bytes })
+    Ok(Created { place, manifest, known, linked, read_bytes, free_bytes })
 }
 
 /// The layers of the new snapshot.
@@ -94,11 +108,12 @@ struct Saved {
     layers: Vec<Arc<Layer>>,
     linked: usize,
     read_bytes: u64,
+    free_bytes: Vec<Option<u64>>,
 }
 
 fn save_layers(
     to: &Unfinished<'_>,
-    bytes: u64,
+    (bytes, free): (u64, &[Range<u64>]),
     layers: &[&File],
     reuse: &mut dyn FnMut(usize) -> Option<KnownLayer>,
     watch: Watch<'_>,
@@ -112,16 +127,18 @@ fn save_layers(
     }
     let linked = saved.iter().flatten().count();
     // How much there is to write is known before the first of it is written.
-    let source =
-        |(number, saved): (usize, &Option<_>)| Source::new(number, layers[number], bytes, saved.is_none());
+    let source = |(number, saved): (usize, &Option<_>)| {
+        Source::new(number, layers[number], (bytes, free), saved.is_none())
+    };
     let sources = saved.iter().enumerate().map(source).collect::<Result<Vec<_>, _>>()?;
     let meter = Meter::new(sources.iter().map(Source::data_bytes).sum(), watch);
     let write = |(saved, source): (Option<Arc<Layer>>, &Source<'_>)| match saved {
-        Some(layer) => Ok(layer),
-        None => write_layer(to, source, &meter),
+        Some(layer) => Ok((layer, None)),
+        None => write_layer(to, source, &meter).map(|(layer, free_bytes)| (layer, Some(free_bytes))),
     };
-    let layers = saved.into_iter().zip(&sources).map(write).collect::<Result<_, _>>()?;
-    Ok(Saved { layers, linked, read_bytes: meter.done_bytes() })
+    let written = saved.into_iter().zip(&sources).map(write).collect::<Result<Vec<_>, _>>()?;
+    let (layers, free_bytes) = written.into_iter().unzip();
+    Ok(Saved { layers, linked, read_bytes: meter.done_bytes(), free_bytes })
 }
 
 fn read_state(file: &File) -> Result<Vec<u8>, CreateError> {

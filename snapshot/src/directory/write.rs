@@ -22,16 +22,18 @@ pub(super) struct Source<'a> {
     bytes: u64,
     /// What is not a hole.
     chunks: Vec<Range<u64>>,
+    /// What is left out.
+    free: &'a [Range<u64>],
     /// `layer 0`, for errors.
     what: String,
 }
 
 impl<'a> Source<'a> {
-    /// Layer `number`, of `expected` bytes. What is in it is looked up only if it `is_needed`.
+    /// Layer `number`, of `expected` bytes, without what is `free`. What is in it is looked up only if it `is_needed`.
     pub(super) fn new(
         number: usize,
         file: &'a File,
-        expected: u64,
+        (expected, free): (u64, &'a [Range<u64>]),
         is_needed: bool,
     ) -> Result<Self, CreateError> {
         let what = format!("layer {number}");
@@ -41,7 +43,7 @@ impl<'a> Source<'a> {
             return Err(CreateError::LayerSize { layer: number, found, expected });
         }
         let chunks = if is_needed { data_runs(file, expected).map_err(read)? } else { Vec::new() };
-        Ok(Self { file, bytes: expected, chunks, what })
+        Ok(Self { file, bytes: expected, chunks, free, what })
     }
 
     /// Bytes that are to be read.
@@ -58,21 +60,34 @@ pub(super) fn write_file(to: &Unfinished<'_>, name: &str, bytes: &[u8]) -> Resul
     change("sync", &path, || file.sync_all())
 }
 
-/// Writes a layer without its zeros, under the name that its content gives it.
+/// What was written of a layer.
+type Written = (Vec<(u64, Hash)>, u64);
+
+/// Writes a layer without its zeros and without what is free, under the name that its content gives
+/// it. Returns how many bytes were left out as free, too.
 pub(super) fn write_layer(
     to: &Unfinished<'_>,
     source: &Source<'_>,
     meter: &Meter<'_>,
-) -> Result<Arc<Layer>, CreateError> {
+) -> Result<(Arc<Layer>, u64), CreateError> {
     let path = to.path().join(names::LAYER_UNFINISHED);
     let file = change("make", &path, || to.folder().make_file(names::LAYER_UNFINISHED))?;
     change("write", &path, || file.set_len(source.bytes))?;
-    let begin = || (buffer(), Vec::<(u64, Hash)>::new());
-    let written = parallel::each(&source.chunks, begin, |(buffer, present), runs| {
+    let begin = || (buffer(), Written::default());
+    let written = parallel::each(&source.chunks, begin, |(buffer, (present, free_bytes)), runs| {
         for run in runs.clone() {
             let start = run * RUN_BYTES;
+            let free = free_within(source.free, start..start + RUN_BYTES);
+            let left_out: u64 = free.clone().map(|range| range.end - range.start).sum();
+            *free_bytes += left_out;
+            if left_out == RUN_BYTES {
+                continue;
+            }
             let read = source.file.read_exact_at(buffer, start);
             read.map_err(|error| CreateError::Read { what: source.what.clone(), source: error })?;
+            for range in free {
+                clear(buffer, range.start - start..range.end - start);
+            }
             if !is_zero(buffer) {
                 present.push((run, blake3::hash(buffer)));
                 change("write", &path, || write_pages(&file, start, buffer))?;
@@ -82,7 +97,8 @@ pub(super) fn write_layer(
     })?;
     change("sync", &path, || file.sync_all())?;
 
-    let mut present: Vec<_> = written.into_iter().flat_map(|(_, present)| present).collect();
+    let free_bytes = written.iter().map(|(_, (_, free_bytes))| free_bytes).sum();
+    let mut present: Vec<_> = written.into_iter().flat_map(|(_, (present, _))| present).collect();
     present.sort_unstable_by_key(|(run, _)| *run);
     let layer = Arc::new(Layer::new(Runs::new(source.bytes / RUN_BYTES, &present)?));
     let (folder, name) = (to.folder(), names::layer(layer.id()));
@@ -94,5 +110,20 @@ pub(super) fn write_layer(
         }
     };
     change("rename", &path, rename)?;
-    Ok(layer)
+    Ok((layer, free_bytes))
+}
+
+/// The parts of ascending ranges that lie in a run.
+fn free_within(free: &[Range<u64>], run: Range<u64>) -> impl Iterator<Item = Range<u64>> + Clone {
+    let first = free.partition_point(|range| range.end <= run.start);
+    let inside = free.get(first..).unwrap_or_default().iter();
+    let inside = inside.take_while(move |range| range.start < run.end);
+    inside.map(move |range| range.start.max(run.start)..range.end.min(run.end))
+}
+
+fn clear(buffer: &mut [u8], range: Range<u64>) {
+    let at = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+    if let Some(bytes) = buffer.get_mut(at(range.start)..at(range.end)) {
+        bytes.fill(0);
+    }
 }

@@ -129,7 +129,8 @@ fn what_was_demanded_of_a_layer_comes_with_it_into_a_later_snapshot() {
     let second = home.path().join("two");
     let (old, new) = (layer(&[(3, 7), (4000, 9)]), layer(&[(5, 5)]));
     let mut reuse = |number| (number == 0).then(|| known.clone());
-    let created = create(&second, &description(), &state(), &[&old, &new], &mut reuse, &unwatched).unwrap();
+    let created =
+        create(&second, &description(), &state(), (&[&old, &new], &[]), &mut reuse, &unwatched).unwrap();
     assert_eq!(created.linked, 1);
     let linked = second.join(layer_file.file_name().unwrap());
     assert_eq!(load_demand(&linked, MEMORY_BYTES).unwrap(), Some(demand.clone()));

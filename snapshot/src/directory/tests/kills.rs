@@ -38,7 +38,7 @@ fn child() {
         "again" => {
             let mut reuse = |number| known.clone().filter(|_| number == 0);
             let all = [&base, &top];
-            let created = create(&place, &description(), &state(), &all, &mut reuse, &unwatched);
+            let created = create(&place, &description(), &state(), (&all, &[]), &mut reuse, &unwatched);
             created.err().map(|error| patina_daemon::chain(&error))
         }
         _ => remove(&place).err().map(|error| patina_daemon::chain(&error)),

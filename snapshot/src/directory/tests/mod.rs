@@ -57,7 +57,7 @@ fn state() -> File {
 }
 
 fn create_plain(place: &Path, layers: &[&File]) -> Result<Created, CreateError> {
-    create(place, &description(), &state(), layers, &mut |_| None, &unwatched)
+    create(place, &description(), &state(), (layers, &[]), &mut |_| None, &unwatched)
 }
 
 /// The content of a layer, as its runs tell it.

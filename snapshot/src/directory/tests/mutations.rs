@@ -53,7 +53,7 @@ impl Subject {
         let other = home.path().join("other");
         let state = memfd(0);
         state.write_all_at(&[9; STATE.len()], 0).unwrap();
-        create(&other, &description(), &state, &layers, &mut |_| None, &unwatched).unwrap();
+        create(&other, &description(), &state, (&layers, &[]), &mut |_| None, &unwatched).unwrap();
         let other_manifest = fs::read(other.join("manifest")).unwrap();
         let snapshot = Snapshot::open(&place).unwrap();
         let layers = snapshot.layers().iter().map(|layer| {

@@ -87,7 +87,7 @@ fn a_snapshot_is_not_made_where_something_is() {
         fs::create_dir_all(&late).unwrap();
         std::ops::ControlFlow::Continue(())
     };
-    let created = create(&late, &description(), &state(), &[&file], &mut |_| None, &appear);
+    let created = create(&late, &description(), &state(), (&[&file], &[]), &mut |_| None, &appear);
     assert!(matches!(created, Err(CreateError::Exists(_))), "{created:?}");
     assert_eq!(names(home.0.path()), ["empty", "late", "link", "one"]);
     assert!(names(&late).is_empty());
@@ -103,7 +103,7 @@ fn state_layers_or_a_description_that_cannot_be_saved_leave_nothing() {
     let error = create_plain(&place, &[&file, &short]);
     assert!(matches!(error, Err(CreateError::LayerSize { layer: 1, .. })), "{error:?}");
     let with = |state: &File, description: Description| {
-        create(&place, &description, state, &[&file], &mut |_| None, &unwatched)
+        create(&place, &description, state, (&[&file], &[]), &mut |_| None, &unwatched)
     };
     assert!(matches!(with(&memfd(0), description()), Err(CreateError::StateSize { found: 0 })));
     assert!(matches!(with(&memfd((16 << 20) + 1), description()), Err(CreateError::StateSize { .. })));

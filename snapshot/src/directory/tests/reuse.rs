@@ -27,7 +27,8 @@ impl Home {
     fn second(&self, known: &KnownLayer) -> Created {
         let mut reuse = |number| (number == 0).then(|| known.clone());
         let layers = [&self.base, &self.top];
-        create(&self.place("second"), &description(), &state(), &layers, &mut reuse, &unwatched).unwrap()
+        create(&self.place("second"), &description(), &state(), (&layers, &[]), &mut reuse, &unwatched)
+            .unwrap()
     }
 
     fn inode(&self, name: &str, number: usize) -> u64 {
@@ -76,7 +77,7 @@ fn a_layer_of_the_second_serves_a_third() {
     let mut reuse = |number: usize| second.known.get(number).cloned();
     let place = home.place("third");
     let layers = [&home.base, &home.top];
-    let third = create(&place, &description(), &state(), &layers, &mut reuse, &unwatched).unwrap();
+    let third = create(&place, &description(), &state(), (&layers, &[]), &mut reuse, &unwatched).unwrap();
     assert_eq!((third.linked, third.read_bytes), (2, 0));
     // What an opened snapshot says of its layers serves as well.
     let opened = Snapshot::open(&place).unwrap();

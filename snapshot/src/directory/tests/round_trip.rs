@@ -93,12 +93,13 @@ fn progress_ascends_to_the_whole_and_a_break_cancels() {
         assert_eq!(progress.total_bytes, 200 * RUN_BYTES);
         ControlFlow::Continue(())
     };
-    let created = create(&place, &description(), &state(), &[&file], &mut |_| None, &watch).unwrap();
+    let created = create(&place, &description(), &state(), (&[&file], &[]), &mut |_| None, &watch).unwrap();
     assert_eq!((most.into_inner(), created.read_bytes), (200 * RUN_BYTES, 200 * RUN_BYTES));
     assert!(calls.into_inner() > 1);
 
     let cancel = |_| ControlFlow::Break(());
-    let error = create(&home.path().join("two"), &description(), &state(), &[&file], &mut |_| None, &cancel);
+    let error =
+        create(&home.path().join("two"), &description(), &state(), (&[&file], &[]), &mut |_| None, &cancel);
     assert!(matches!(error, Err(CreateError::Cancelled)));
     assert_eq!(names(home.path()), ["one"]);
     let snapshot = Snapshot::open(&place).unwrap();

@@ -54,3 +54,29 @@ fn a_full_disk_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
     fits.unwrap();
 }
+
+#[test]
+fn what_is_free_is_not_written_and_all_else_is() {
+    let home = tempfile::tempdir().unwrap();
+    let data = layer(&(0..64).map(|page| (page, 7)).collect::<Vec<_>>());
+    // A page, the end of a run with the next one whole, and one where there is no data.
+    let run = RUN_BYTES / PAGE_BYTES;
+    let free = [(3, 1), (run - 2, run + 2), (2 * run + 1, 2), (5 * run, 9)];
+    let free = free.map(|(first, count)| first * PAGE_BYTES..(first + count) * PAGE_BYTES);
+    let place = home.path().join("place");
+    let created =
+        create(&place, &description(), &state(), (&[&data], &free), &mut |_| None, &unwatched).unwrap();
+    assert_eq!(created.free_bytes, [Some((1 + run + 2 + 2) * PAGE_BYTES)]);
+    let mut expected = vec![7; usize::try_from(64 * PAGE_BYTES).unwrap()];
+    expected.resize(usize::try_from(MEMORY_BYTES).unwrap(), 0);
+    for range in free {
+        expected[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()].fill(0);
+    }
+    let snapshot = Snapshot::open(&place).unwrap();
+    let written = snapshot.layer(0).unwrap();
+    assert!(content(written) == expected, "another content");
+    let on_disk = std::os::unix::fs::MetadataExt::blocks(&written.file().metadata().unwrap()) * 512;
+    let most = (64 - (run + 5)) * PAGE_BYTES;
+    assert!((1..=most).contains(&on_disk), "{on_disk} of at most {most} bytes");
+    snapshot.verify(&unwatched).unwrap();
+}
