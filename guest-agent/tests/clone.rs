@@ -139,7 +139,10 @@ fn a_restored_master_is_another_vm_though_its_vmid_is_the_same() {
     // From here on the test is the host that has restored it, as the master of another family.
     let family = "7c1f0b52-5d43-4a38-9c3e-0f6c5b4f2a11".to_owned();
     host.say(&FromHost::Identity(Identity { family: family.clone(), ..identity(0) }));
-    assert_eq!(host.next(), FromAgent::Ready { vmid: 0, family: family.clone(), abi: patina_abi::ABI });
+    assert_eq!(
+        host.next(),
+        FromAgent::Ready { vmid: 0, family: family.clone(), abi: patina_abi::ABI, vmcoreinfo: None }
+    );
     assert!(other.line().contains("the link to the host broke"), "its host is the old VM's");
     // The next freeze is prepared when the hook has ended.
     host.say(&FromHost::Prepare { hold: false });

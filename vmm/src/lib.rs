@@ -8,7 +8,7 @@
 //! 4. Each vCPU runs on a thread of its own, and all devices on one thread. The main thread talks
 //!    to `vmmd` and to the guest's agent ([`control`]).
 //!
-//! [`persist`] is the trait with which each part is saved into a generation and restored from it.
+//! [`free_pages`] finds what a snapshot may leave out. [`persist`] is the trait with which each part is saved into a generation and restored from it.
 //! [`software`] finishes instructions if KVM has no hardware virtualization. [`sys`] has the system
 //! calls. [`host_check`] checks the kernel before there is a VM.
 
@@ -16,6 +16,7 @@ pub mod boot;
 pub mod bus;
 pub mod control;
 pub mod devices;
+pub mod free_pages;
 pub mod host_check;
 pub mod jail;
 pub mod machine;

@@ -95,7 +95,8 @@ impl<M: Machine> Agent<M> {
         self.identity = Some(identity);
         self.link.proven();
         self.told_of_loss = false;
-        if let Err(error) = self.link.send(&FromAgent::Ready { vmid, family, abi: patina_abi::ABI }) {
+        let ready = FromAgent::Ready { vmid, family, abi: patina_abi::ABI, vmcoreinfo: self.vmcoreinfo };
+        if let Err(error) = self.link.send(&ready) {
             self.link_lost(&error);
         }
         Ok(change)

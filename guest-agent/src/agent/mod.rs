@@ -32,7 +32,7 @@ use clone::Cloning;
 use exec::Sessions;
 use link::Link;
 use local::Client;
-use patina_abi::link::Identity;
+use patina_abi::link::{Identity, Vmcoreinfo};
 use rounds::Rounds;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -127,6 +127,8 @@ pub struct Agent<M> {
     cloning: Cloning,
     sessions: Sessions,
     time: Time,
+    /// Read once: it stays the same, in clones too.
+    vmcoreinfo: Option<Vmcoreinfo>,
     /// A lost link is told once, not at every attempt.
     told_of_loss: bool,
 }
@@ -136,6 +138,7 @@ impl<M: Machine> Agent<M> {
     /// What an agent before this one has held goes on.
     pub fn new(local: OwnedFd, exec: OwnedFd, machine: M, settings: Settings) -> Self {
         let mut agent = Self {
+            vmcoreinfo: machine.vmcoreinfo(),
             machine,
             rounds: Rounds::beside(&settings.identity),
             identity_file: IdentityFile::new(settings.identity.clone()),

@@ -4,14 +4,14 @@ use super::clock::{self, ClockWatch};
 use super::connections::Connections;
 use super::marks::Marks;
 use super::rtnetlink::{Batch, RtNetlink};
-use super::{ApplyError, Machine};
+use super::{ApplyError, Machine, vmcoreinfo};
 use crate::cgroup::{self, Cgroup, HookCgroup};
 use crate::identity::{parse_mac, parse_seed};
 use crate::sys::netdev;
 use crate::sys::random::{Generator, SEED_BYTES};
 use crate::sys::vsock;
-use patina_abi::link::Identity;
-use patina_abi::{HOST_CID, LINK_PORT};
+use patina_abi::link::{Identity, Vmcoreinfo};
+use patina_abi::{AGENT_PORTS, HOST_CID, LINK_PORT};
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::net::netdevice::index_to_name_inlined;
 use std::io;
@@ -21,6 +21,9 @@ use std::path::Path;
 
 /// The guest's only network card.
 const INTERFACE: &str = "eth0";
+
+/// How many ports are tried for a connection to the host.
+const PORT_TRIES: u32 = 4;
 
 /// The guest that the program runs in. What a clone needs open is open before there is one.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub struct Guest {
     card: Option<Card>,
     /// For the next connection to the host.
     spare: Option<OwnedFd>,
+    /// How many ports were tried for such connections.
+    sockets: u32,
     connections: Option<Connections>,
     /// The address of before, whose connections are not ours.
     stale: Option<Ipv4Addr>,
@@ -59,11 +64,27 @@ impl Guest {
             generator: None,
             card: None,
             spare: None,
+            sockets: 0,
             connections: Connections::open(),
             stale: None,
             holds: false,
             renews_marks: false,
         }
+    }
+
+    /// A socket for a connection to the host, from a port by which the host knows the agent.
+    fn socket(&mut self) -> io::Result<OwnedFd> {
+        let socket = vsock::socket()?;
+        // The last one may be in use still. A port of the kernel's choice serves as well, but for
+        // what the host believes only of an agent.
+        for _ in 0..PORT_TRIES {
+            let port = AGENT_PORTS.start + self.sockets % (AGENT_PORTS.end - AGENT_PORTS.start);
+            self.sockets = self.sockets.wrapping_add(1);
+            if vsock::bind(&socket, port).is_ok() {
+                break;
+            }
+        }
+        Ok(socket)
     }
 
     fn reseed(&mut self, seed: [u8; SEED_BYTES]) -> io::Result<()> {
@@ -170,15 +191,19 @@ impl Machine for Guest {
     fn connect(&mut self) -> io::Result<OwnedFd> {
         let socket = match self.spare.take() {
             Some(socket) => socket,
-            None => vsock::socket()?,
+            None => self.socket()?,
         };
         vsock::connect(socket, HOST_CID, LINK_PORT)
+    }
+
+    fn vmcoreinfo(&self) -> Option<Vmcoreinfo> {
+        vmcoreinfo::read()
     }
 
     fn prepare_to_connect(&mut self) {
         if self.spare.is_none() {
             // Without one the next connection makes its own.
-            self.spare = vsock::socket().ok();
+            self.spare = self.socket().ok();
         }
         // What it is called by now is asked for again where this has failed.
         self.card.as_mut().map(Card::look_up_name);

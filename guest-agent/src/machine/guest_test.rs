@@ -16,6 +16,7 @@ fn guest(dir: &Path) -> Guest {
         generator: None,
         card: None,
         spare: None,
+        sockets: 0,
         connections: None,
         stale: None,
         holds: false,

@@ -5,19 +5,21 @@
 //! - [`clock`]: the time.
 //! - [`marks`]: boot_id and machine-id.
 //! - [`connections`]: TCP connections that belong to the parent.
+//! - `vmcoreinfo`: where the kernel describes itself.
 
 pub mod clock;
 pub mod connections;
 mod guest;
 pub mod marks;
 pub mod rtnetlink;
+mod vmcoreinfo;
 
 #[cfg(test)]
 mod testing;
 
 pub use guest::Guest;
 
-use patina_abi::link::Identity;
+use patina_abi::link::{Identity, Vmcoreinfo};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -53,6 +55,11 @@ pub trait Machine {
     /// The kernel's. Clones then map the pages that they use.
     fn keep_resident(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Where the kernel describes itself. None: it does not.
+    fn vmcoreinfo(&self) -> Option<Vmcoreinfo> {
+        None
     }
 
     /// Puts a checked identity in place: randomness, clock, name, MAC, address, route. `previous`

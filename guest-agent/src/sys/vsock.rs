@@ -3,7 +3,7 @@
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -41,13 +41,22 @@ pub fn socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?)
 }
 
+/// Gives a socket `port` of this machine.
+///
+/// # Errors
+/// The kernel's: another socket has it, or it is below 1024 and the program lacks
+/// CAP_NET_BIND_SERVICE.
+pub fn bind(socket: impl AsFd, port: u32) -> io::Result<()> {
+    Ok(rustix::net::bind(socket, &Address::new(libc::VMADDR_CID_ANY, port))?)
+}
+
 /// A non-blocking listener on `port` of this machine.
 ///
 /// # Errors
 /// The kernel's; EAFNOSUPPORT without vsock in the kernel.
 pub fn listen(port: u32) -> io::Result<OwnedFd> {
     let fd = socket()?;
-    rustix::net::bind(&fd, &Address::new(libc::VMADDR_CID_ANY, port))?;
+    bind(&fd, port)?;
     rustix::net::listen(&fd, BACKLOG)?;
     Ok(fd)
 }

@@ -154,7 +154,7 @@ pub fn identity(vmid: u32) -> Identity {
 
 /// What an agent says when that identity is in place.
 pub fn said_ready(vmid: u32) -> FromAgent {
-    FromAgent::Ready { vmid, family: identity(vmid).family, abi: patina_abi::ABI }
+    FromAgent::Ready { vmid, family: identity(vmid).family, abi: patina_abi::ABI, vmcoreinfo: None }
 }
 
 impl Fixture {

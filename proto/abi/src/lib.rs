@@ -61,6 +61,10 @@ pub const GUEST_CID: u32 = 3;
 pub const HOST_CID: u32 = 2;
 /// Where the host listens for the agent's link ([`link`]).
 pub const LINK_PORT: u32 = 1024;
+/// The ports from which an agent connects to [`LINK_PORT`], if they are free. A kernel binds them
+/// for no program without CAP_NET_BIND_SERVICE. Agents connected from any port before they said
+/// [`link::Vmcoreinfo`].
+pub const AGENT_PORTS: std::ops::Range<u32> = 512..1024;
 /// Where the agent listens for exec sessions ([`exec`]).
 pub const EXEC_PORT: u32 = 1025;
 

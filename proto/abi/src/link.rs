@@ -80,6 +80,11 @@ pub enum FromAgent {
         /// send it.
         #[serde(default = "abi_of_old_agents", skip_serializing_if = "is_old")]
         abi: u32,
+        /// Where the guest's kernel describes itself. None: this kernel does not, or an older agent
+        /// does not say it. The host ignores it on a link that a program without privileges may
+        /// have made: [`crate::AGENT_PORTS`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vmcoreinfo: Option<Vmcoreinfo>,
     },
     /// The identity cannot be applied, or in a clone, the part that differs from the parent's. The
     /// VM's network stays closed, and the host ends the VM.
@@ -115,6 +120,16 @@ pub enum FromAgent {
     /// A kind that only a newer agent knows. It is ignored.
     #[serde(other, skip_serializing)]
     Unknown,
+}
+
+/// Where the kernel's VMCOREINFO note lies, as `/sys/kernel/vmcoreinfo` says it. The host reads the
+/// note in a frozen image, to find the pages that are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vmcoreinfo {
+    /// The physical address of the ELF note.
+    pub address: u64,
+    /// The greatest length of the note, bytes.
+    pub bytes: u32,
 }
 
 /// The version of agents that do not say theirs with [`FromAgent::Ready`].

@@ -1,7 +1,7 @@
 //! Lines of older and newer peers on the agent's link, as they are written.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use patina_abi::link::{Answer, CallError, CloneArgs, FromAgent, FromHost, Identity, ListArgs};
+use patina_abi::link::{Answer, CallError, CloneArgs, FromAgent, FromHost, Identity, ListArgs, Vmcoreinfo};
 use serde::de::DeserializeOwned;
 
 fn read<T: DeserializeOwned>(line: &str) -> T {
@@ -14,7 +14,7 @@ fn read<T: DeserializeOwned>(line: &str) -> T {
 fn what_an_agent_of_version_3_says_is_understood() {
     let hello = FromAgent::Hello { abi: 3, agent: "0.1.0".into() };
     assert_eq!(read::<FromAgent>(r#"{"t":"hello","abi":3,"agent":"0.1.0"}"#), hello);
-    let ready = FromAgent::Ready { vmid: 4, family: String::new(), abi: 3 };
+    let ready = FromAgent::Ready { vmid: 4, family: String::new(), abi: 3, vmcoreinfo: None };
     assert_eq!(read::<FromAgent>(r#"{"t":"ready","vmid":4}"#), ready);
     let not_ready = FromAgent::NotReady { reason: "no MAC".into() };
     assert_eq!(read::<FromAgent>(r#"{"t":"not_ready","reason":"no MAC"}"#), not_ready);
@@ -37,9 +37,17 @@ fn what_an_agent_of_version_3_says_is_understood() {
 fn what_an_agent_of_version_4_says_is_understood() {
     let hello = FromAgent::Hello { abi: 4, agent: "0.1.0".into() };
     assert_eq!(read::<FromAgent>(r#"{"t":"hello","abi":4,"agent":"0.1.0"}"#), hello);
-    let ready = FromAgent::Ready { vmid: 4, family: "f".into(), abi: 4 };
+    let mut ready = FromAgent::Ready { vmid: 4, family: "f".into(), abi: 4, vmcoreinfo: None };
     let line = r#"{"t":"ready","vmid":4,"family":"f","abi":4}"#;
     assert_eq!(read::<FromAgent>(line), ready);
+    assert_eq!(serde_json::to_string(&ready).unwrap(), line);
+    // What later agents of this version add.
+    if let FromAgent::Ready { vmcoreinfo, .. } = &mut ready {
+        *vmcoreinfo = Some(Vmcoreinfo { address: 49_586_176, bytes: 4132 });
+    }
+    let note = r#","vmcoreinfo":{"address":49586176,"bytes":4132}}"#;
+    let line = line.replace('}', note);
+    assert_eq!(read::<FromAgent>(&line), ready);
     assert_eq!(serde_json::to_string(&ready).unwrap(), line);
 }
 
@@ -62,7 +70,7 @@ fn what_a_newer_peer_adds_is_ignored() {
         assert_eq!(read::<FromHost>(line), FromHost::Unknown);
     }
     let ready = read::<FromAgent>(r#"{"t":"ready","vmid":4,"since":1}"#);
-    assert_eq!(ready, FromAgent::Ready { vmid: 4, family: String::new(), abi: 3 });
+    assert_eq!(ready, FromAgent::Ready { vmid: 4, family: String::new(), abi: 3, vmcoreinfo: None });
     let identity = IDENTITY.replace(r#"{"vmid""#, r#"{"rack":7,"vmid""#);
     assert_eq!(read::<Identity>(&identity), read::<Identity>(IDENTITY));
     // Nobody can tell what a call means that has more than the host knows: its program hears so.

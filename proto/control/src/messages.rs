@@ -7,7 +7,7 @@
 //!   over. The first line is a [`FromVmm::Hello`], unless a `vmmd` of version 0 started the vmm.
 //!   The next line is a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a vsock port on which the guest listens.
-//! - `freeze`, `start`, `pager`, `touched`: nothing. The answer has all the data, and the vmm
+//! - `freeze`, `start`, `pager`, `touched`, `free_pages`: nothing. The answer has all the data, and the vmm
 //!   closes the connection.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
@@ -66,6 +66,16 @@ pub enum Open {
     /// On the wire its name is `touched`, for vmms that were started before the name changed.
     #[serde(rename = "touched")]
     PrefaultList,
+    /// The pages that are free in the generation of the last freeze, as the guest's kernel has them
+    /// on its lists: one sealed memfd as for [`Open::PrefaultList`], at most
+    /// [`FREE_PAGES_MAX_BYTES`] long. A snapshot leaves these pages out.
+    ///
+    /// It is refused where this is not known: the agent has not said where its kernel describes
+    /// itself ([`patina_abi::link::Vmcoreinfo`]), or memory has not arrived yet.
+    FreePages {
+        /// [`Frozen::number`] of the generation. It is refused if the VM has been frozen since.
+        frozen: u64,
+    },
 }
 
 /// What a VM's agent does before the VM is frozen.
@@ -94,6 +104,9 @@ fn is_zero(number: &u32) -> bool {
 pub const STATE_MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Longest prefault list, bytes.
 pub const PREFAULT_LIST_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Longest list of free pages, bytes.
+pub const FREE_PAGES_MAX_BYTES: u64 = 1024 * 1024;
 
 /// The vmm's answer to an [`Open`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +151,10 @@ pub struct Frozen {
     /// said it yet.
     #[serde(default)]
     pub agent_abi: u32,
+    /// For [`Open::FreePages`]: counts the freezes of this vmm. 0: an older vmm, or this generation
+    /// cannot be looked at.
+    #[serde(default)]
+    pub number: u64,
 }
 
 /// What a vmm sends on its control connection. It is read from JSON text only.

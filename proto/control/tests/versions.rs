@@ -42,8 +42,13 @@ fn what_version_1_writes_is_understood() {
         Open::Start { ticket: "t".into(), filling: Vec::new() }
     );
     assert_eq!(read::<Open>(r#""touched""#), Open::PrefaultList);
-    let frozen =
-        Opened::Frozen(Frozen { pause_us: 9, copied_pages: 2, copied_beside_pages: 3, agent_abi: 4 });
+    let frozen = Opened::Frozen(Frozen {
+        pause_us: 9,
+        copied_pages: 2,
+        copied_beside_pages: 3,
+        agent_abi: 4,
+        number: 0,
+    });
     let line = r#"{"frozen":{"pause_us":9,"copied_pages":2,"copied_beside_pages":3,"agent_abi":4}}"#;
     assert_eq!(read::<Opened>(line), frozen);
     assert_eq!(read::<Opened>(r#"{"started":{"entered_ns":5}}"#), Opened::Started { entered_ns: 5 });
@@ -120,8 +125,13 @@ fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {
 #[test]
 fn what_an_older_peer_leaves_out_is_as_it_was_then() {
     assert_eq!(read::<Open>(r#"{"start":{}}"#), Open::Start { ticket: String::new(), filling: Vec::new() });
-    let frozen =
-        Opened::Frozen(Frozen { pause_us: 9, copied_pages: 2, copied_beside_pages: 0, agent_abi: 0 });
+    let frozen = Opened::Frozen(Frozen {
+        pause_us: 9,
+        copied_pages: 2,
+        copied_beside_pages: 0,
+        agent_abi: 0,
+        number: 0,
+    });
     assert_eq!(read::<Opened>(r#"{"frozen":{"pause_us":9,"copied_pages":2}}"#), frozen);
     let config = read::<VmConfig>(CONFIG);
     assert_eq!((config.version, config.start), (0, Start::Warm));

@@ -39,6 +39,7 @@ mod exec;
 mod family;
 mod floods;
 mod forks;
+mod free_pages;
 mod generations;
 mod images;
 mod interrupts;
@@ -104,7 +105,7 @@ fn images() -> Option<PathBuf> {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 21] = [
+    let modules: [&[Story]; 22] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -121,6 +122,7 @@ fn stories() -> impl Iterator<Item = Story> {
         generations::STORIES,
         images::STORIES,
         snapshots::STORIES,
+        free_pages::STORIES,
         damage::STORIES,
         cluster::STORIES,
         refusals::STORIES,

@@ -14,6 +14,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 /// last one counts.
 pub const LINKS_MAX: usize = 4;
 
+/// Where a link comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Whether the link was the parent's. Lines on it may have been sent in the parent.
+    pub is_carried_on: bool,
+    /// Whether the guest's end has a port that its kernel binds only for a program with privileges
+    /// ([`patina_abi::AGENT_PORTS`]).
+    pub is_privileged: bool,
+}
+
 /// An event for the control thread.
 #[derive(Debug)]
 pub enum Event {
@@ -24,8 +34,8 @@ pub enum Event {
     Link {
         /// The link.
         stream: UnixStream,
-        /// Whether the link was the parent's. Lines on it may have been sent in the parent.
-        is_carried_on: bool,
+        /// Where it comes from.
+        origin: Origin,
     },
     /// The oldest order that is answered was carried out.
     Done(Result<Reply, Failure>),
@@ -61,11 +71,11 @@ pub fn mailbox() -> rustix::io::Result<(Mailbox, Inbox)> {
 
 impl Mailbox {
     /// Sends a new link. If [`LINKS_MAX`] links wait already, closes the stream and returns false.
-    pub fn send_link(&self, stream: UnixStream, is_carried_on: bool) -> bool {
+    pub fn send_link(&self, stream: UnixStream, origin: Origin) -> bool {
         let admit = |waiting: usize| (waiting < LINKS_MAX).then_some(waiting + 1);
         let is_admitted = self.links.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_ok();
         if is_admitted {
-            self.send(Event::Link { stream, is_carried_on });
+            self.send(Event::Link { stream, origin });
         }
         is_admitted
     }
@@ -112,9 +122,9 @@ mod tests {
     fn a_flood_of_links_is_cut_until_they_are_taken() {
         let (mailbox, inbox) = mailbox().expect("a mailbox");
         let link = || UnixStream::pair().expect("a pair").0;
-        let admitted = (0..100).filter(|_| mailbox.send_link(link(), false)).count();
+        let admitted = (0..100).filter(|_| mailbox.send_link(link(), Origin::default())).count();
         assert_eq!(admitted, LINKS_MAX);
         assert_eq!(inbox.take().len(), LINKS_MAX);
-        assert!(mailbox.send_link(link(), false));
+        assert!(mailbox.send_link(link(), Origin::default()));
     }
 }

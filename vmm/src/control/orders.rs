@@ -8,6 +8,7 @@
 
 use super::mailbox::{Event, Mailbox};
 use super::vm::VmControl;
+use patina_abi::link::Vmcoreinfo;
 use patina_control::best_effort;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,6 +35,13 @@ pub enum Order {
     },
     /// [`VmControl::prefault_list`].
     PrefaultList,
+    /// [`VmControl::free_pages`].
+    FreePages {
+        /// The number of the generation.
+        frozen: u64,
+        /// Where the guest's kernel describes itself, if that is known.
+        note: Option<Vmcoreinfo>,
+    },
     /// [`VmControl::started`].
     Started,
     /// [`VmControl::ready`].
@@ -79,6 +87,7 @@ fn serve(mut machine: impl VmControl, orders: &Receiver<Order>, mailbox: &Mailbo
             Order::Freeze { is_held, until } => machine.freeze(is_held, until),
             Order::Start { descriptors, filling } => machine.start(descriptors, filling),
             Order::PrefaultList => machine.prefault_list(),
+            Order::FreePages { frozen, note } => machine.free_pages(frozen, note),
             Order::Started => {
                 machine.started();
                 continue;

@@ -8,7 +8,7 @@ mod waiting;
 use super::clock::HostClock;
 use super::fresh::fresh;
 use super::lines::Lines;
-use super::mailbox::{Event, Inbox};
+use super::mailbox::{Event, Inbox, Origin};
 use super::opening::{answer, read_open};
 use super::orders::{Order, Orders};
 use super::session::{Effect, Session};
@@ -51,7 +51,7 @@ pub struct Server<D> {
     postponed: VecDeque<(UnixStream, bool)>,
     /// A link that opened while the VM started. A clone may run before this thread hears that it
     /// does.
-    early_link: Option<(UnixStream, bool)>,
+    early_link: Option<(UnixStream, Origin)>,
     /// How many links there have been.
     links: u64,
     /// When the guest last requested a clone, for which its agent had prepared.
@@ -196,6 +196,10 @@ impl<D: Connections> Server<D> {
             Open::PrefaultList => {
                 self.order(Order::PrefaultList, Waiting { stream, purpose: Purpose::PrefaultList }, orders);
             }
+            Open::FreePages { frozen } => {
+                let order = Order::FreePages { frozen, note: self.session.vmcoreinfo() };
+                self.order(order, Waiting { stream, purpose: Purpose::FreePages }, orders);
+            }
             Open::Control if answer(&stream, &Opened::Ok) => {
                 // The new vmmd does not know the requests that the old one received.
                 self.drop_control(orders);
@@ -299,11 +303,11 @@ impl<D: Connections> Server<D> {
                 Event::End(how) => end = end.or(Some(how)),
                 Event::Done(outcome) => end = end.or(self.done(outcome, orders)),
                 // The session does not know yet who the VM is.
-                Event::Link { stream, is_carried_on } if self.is_starting() => {
-                    self.early_link = Some((stream, is_carried_on));
+                Event::Link { stream, origin } if self.is_starting() => {
+                    self.early_link = Some((stream, origin));
                 }
-                Event::Link { stream, is_carried_on } => {
-                    end = end.or(self.open_link(stream, is_carried_on, orders));
+                Event::Link { stream, origin } => {
+                    end = end.or(self.open_link(stream, origin, orders));
                 }
             }
         }
@@ -311,11 +315,11 @@ impl<D: Connections> Server<D> {
     }
 
     /// The agent has connected, or the parent's link is carried on: it hears who the VM is.
-    fn open_link(&mut self, stream: UnixStream, is_carried_on: bool, orders: &Orders) -> Option<End> {
+    fn open_link(&mut self, stream: UnixStream, origin: Origin, orders: &Orders) -> Option<End> {
         self.lose_link("a new link replaces it");
         self.links += 1;
         self.link = Lines::noted(stream, "the agent's link");
-        let identity = self.session.link_opened(is_carried_on, fresh);
+        let identity = self.session.link_opened(origin, fresh);
         self.carry_out(identity.into_iter().collect(), orders)
     }
 

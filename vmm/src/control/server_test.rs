@@ -2,7 +2,7 @@ use super::*;
 use crate::control::mailbox::{Mailbox, mailbox};
 use crate::control::vm::{Failure, Reply, VmControl};
 use patina_abi::ABI;
-use patina_abi::link::Identity;
+use patina_abi::link::{Identity, Vmcoreinfo};
 use patina_control::messages::Frozen;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -63,6 +63,7 @@ impl VmControl for Icebox {
             copied_pages: is_held.into(),
             copied_beside_pages: 0,
             agent_abi: 0,
+            number: 0,
         };
         Ok(Reply { opened: Opened::Frozen(frozen), files: Vec::new() })
     }
@@ -83,6 +84,10 @@ impl VmControl for Icebox {
 
     fn prefault_list(&mut self) -> Result<Reply, Failure> {
         Err(Failure::Refused(format!("ready {} times", self.readies)))
+    }
+
+    fn free_pages(&mut self, frozen: u64, note: Option<Vmcoreinfo>) -> Result<Reply, Failure> {
+        Err(Failure::Refused(format!("{frozen} at {:?}", note.map(|note| note.address))))
     }
 
     fn finish(&mut self) {}
@@ -180,7 +185,7 @@ impl Peer {
     /// A greeted agent.
     fn agent(vmm: &Vmm) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        assert!(vmm.mailbox.send_link(ours, false));
+        assert!(vmm.mailbox.send_link(ours, Origin::default()));
         let mut agent = Self::new(theirs);
         agent.say(&hello());
         assert!(agent.line().starts_with(r#"{"t":"identity""#));
@@ -209,7 +214,7 @@ fn a_vm_boots_is_asked_and_killed() {
     let version = format!(r#"{{"t":"hello","version":{}}}"#, patina_control::VERSION);
     assert_eq!((vmmd.line(), vmmd.line(), vmmd.line()), (r#""ok""#.to_owned(), version, booting));
     let (ours, theirs) = UnixStream::pair().expect("a pair");
-    assert!(vmm.mailbox.send_link(ours, false));
+    assert!(vmm.mailbox.send_link(ours, Origin::default()));
     let mut agent = Peer::new(theirs);
     agent.say(&hello());
     assert!(agent.line().starts_with(r#"{"t":"identity","vmid":0"#));
@@ -230,7 +235,7 @@ fn a_second_vmmd_takes_over_and_who_waits_for_the_first_is_told() {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
     let mut first = Peer::open(&vmm, r#""control""#);
     first.line();
-    assert!(vmm.mailbox.send_link(ours, false));
+    assert!(vmm.mailbox.send_link(ours, Origin::default()));
     let mut agent = Peer::new(theirs);
     agent.say(&hello());
     agent.line();
@@ -413,7 +418,7 @@ fn a_link_that_opens_before_the_start_is_heard_of_has_the_clones_identity() {
     let mut started = Peer::open(&vmm, r#"{"start":{"ticket":"t"}}"#);
     begun.recv().expect("a start");
     let (ours, theirs) = UnixStream::pair().expect("a pair");
-    assert!(vmm.mailbox.send_link(ours, true));
+    assert!(vmm.mailbox.send_link(ours, Origin { is_carried_on: true, ..Origin::default() }));
     // After this answer the server has taken the link.
     let mut dial = Peer::open(&vmm, r#"{"dial":{"port":5}}"#);
     assert_eq!((dial.line().as_str(), dial.line().as_str()), (r#""ok""#, "port 5"));
@@ -515,7 +520,7 @@ fn a_clone_and_an_agent_that_is_known_hear_who_they_are_unasked() {
     let vmm = vmm();
     let connect = || {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        assert!(vmm.mailbox.send_link(ours, false));
+        assert!(vmm.mailbox.send_link(ours, Origin::default()));
         Peer::new(theirs)
     };
     assert!(Peer::open(&vmm, r#"{"start":{"ticket":"t"}}"#).line().contains("started"));

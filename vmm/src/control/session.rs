@@ -11,8 +11,9 @@
 //!                                                                             not cloned
 //! ```
 
+use super::mailbox::Origin;
 use patina_abi::args::Args;
-use patina_abi::link::{Answer, CallError, FromAgent, FromHost, Identity, REQUESTS_MAX};
+use patina_abi::link::{Answer, CallError, FromAgent, FromHost, Identity, REQUESTS_MAX, Vmcoreinfo};
 use patina_abi::{ABI, ABI_OLDEST, CALL_MAX_BYTES};
 use patina_control::messages::{FromVmm, ToVmm};
 use std::collections::HashMap;
@@ -101,6 +102,10 @@ pub struct Session {
     greeted: bool,
     /// The ABI that the agent has said. 0: none yet.
     abi: u32,
+    /// Where the guest's kernel describes itself, as the agent has said.
+    vmcoreinfo: Option<Vmcoreinfo>,
+    /// Whether only a program with privileges can have made the link.
+    is_privileged: bool,
     /// Whether the link was the parent's and the agent does not know yet that it is in a clone. Its
     /// lines are for the parent then.
     is_parents: bool,
@@ -130,6 +135,8 @@ impl Session {
             known: false,
             greeted: false,
             abi: 0,
+            vmcoreinfo: None,
+            is_privileged: false,
             is_parents: false,
             ready: false,
             preparation: Preparation::Idle,
@@ -150,11 +157,17 @@ impl Session {
         self.abi
     }
 
-    /// The agent has connected. `is_carried_on` says that the link was the parent's. Returns what
-    /// to send on it.
-    pub fn link_opened(&mut self, is_carried_on: bool, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
+    /// Where the guest's kernel describes itself. None: no agent has said it.
+    #[must_use]
+    pub fn vmcoreinfo(&self) -> Option<Vmcoreinfo> {
+        self.vmcoreinfo
+    }
+
+    /// The agent has connected. Returns what to send on the link.
+    pub fn link_opened(&mut self, origin: Origin, fresh: impl FnOnce() -> Fresh) -> Option<Effect> {
         self.greeted = self.known;
-        self.is_parents = is_carried_on;
+        self.is_parents = origin.is_carried_on;
+        self.is_privileged = origin.is_privileged;
         self.known.then(|| self.tell_identity(fresh()))
     }
 
@@ -233,7 +246,11 @@ impl Session {
             FromAgent::Ready { vmid, family, .. } if !self.is_own(vmid, &family) => {
                 vec![Effect::DropLink(format!("the agent has the identity of VM {vmid} {family:.64}"))]
             }
-            FromAgent::Ready { abi, .. } => {
+            FromAgent::Ready { abi, vmcoreinfo, .. } => {
+                // From anybody else it could name memory that a program has written itself.
+                if self.is_privileged {
+                    self.vmcoreinfo = vmcoreinfo;
+                }
                 // A clone's agent said hello to the parent's host. An agent before version 4 does
                 // not say its version here, and may have said it in a hello.
                 if self.abi == 0 {

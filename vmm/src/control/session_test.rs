@@ -2,6 +2,8 @@ use super::*;
 use patina_abi::LINE_MAX_BYTES;
 use serde_json::json;
 
+const CARRIED_ON: Origin = Origin { is_carried_on: true, is_privileged: false };
+
 fn session() -> Session {
     Session::new(Identity {
         vmid: 0,
@@ -112,7 +114,7 @@ fn a_request_that_is_taken_back_reaches_vmmd_once_and_has_no_answer() {
     request(&mut session, 100);
     // The calls of a link go with it.
     session.link_lost();
-    session.link_opened(false, Fresh::default);
+    session.link_opened(Origin::default(), Fresh::default);
     assert_eq!(say(&mut session, cancel(7)), []);
 }
 
@@ -215,11 +217,11 @@ fn the_first_link_of_a_vm_that_boots_waits_for_hello_and_later_ones_do_not() {
     let fresh = || Fresh { clock_ns: 9, seed: "cd".into() };
     let told = |effect: Option<Effect>| matches!(effect, Some(Effect::ToAgent(FromHost::Identity(i))) if i.clock_ns == 9);
     let mut session = session();
-    assert_eq!(session.link_opened(false, fresh), None);
+    assert_eq!(session.link_opened(Origin::default(), fresh), None);
     assert!(matches!(&say(&mut session, json!({"t": "ready", "vmid": 0}))[..], [Effect::DropLink(_)]));
     let mut session = greeted();
     session.link_lost();
-    assert!(told(session.link_opened(false, fresh)));
+    assert!(told(session.link_opened(Origin::default(), fresh)));
     assert_eq!(say(&mut session, json!({"t": "ready", "vmid": 0})), [Effect::Ready]);
     // An agent that says hello on the same link twice hears nothing new.
     assert_eq!(say(&mut session, json!({"t": "hello", "abi": ABI, "agent": "1"})), []);
@@ -298,7 +300,7 @@ fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
     let mut session = session();
     session.started(String::new());
     assert!(matches!(
-        session.link_opened(true, Fresh::default),
+        session.link_opened(CARRIED_ON, Fresh::default),
         Some(Effect::ToAgent(FromHost::Identity(_)))
     ));
     for message in &stale {
@@ -310,7 +312,7 @@ fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
     assert!(matches!(&say(&mut session, request.clone())[..], [Effect::ToVmmd(_)]));
     // On a link of its own an agent is heard from its first word on.
     session.link_lost();
-    session.link_opened(false, Fresh::default);
+    session.link_opened(Origin::default(), Fresh::default);
     assert!(matches!(&say(&mut session, request)[..], [Effect::ToVmmd(_)]));
     assert!(matches!(&say(&mut session, stale[4].clone())[..], [Effect::DropLink(_)]));
 }
@@ -319,7 +321,7 @@ fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
 fn a_clone_that_cannot_be_who_it_is_says_so_on_the_link_that_it_has() {
     let mut session = session();
     session.started(String::new());
-    session.link_opened(true, Fresh::default);
+    session.link_opened(CARRIED_ON, Fresh::default);
     let effects = say(&mut session, json!({"t": "not_ready", "reason": "no MAC"}));
     assert!(matches!(&effects[..], [Effect::Unfit(_)]), "{effects:?}");
 }
@@ -334,7 +336,7 @@ fn the_abi_of_the_agent_is_known_from_its_hello_and_in_a_clone_from_its_ready() 
     let of_clone = |ready: serde_json::Value| {
         let mut clone = session();
         clone.started(String::new());
-        clone.link_opened(true, Fresh::default);
+        clone.link_opened(CARRIED_ON, Fresh::default);
         assert_eq!(say(&mut clone, ready), [Effect::Ready]);
         clone.agent_abi()
     };
@@ -342,7 +344,7 @@ fn the_abi_of_the_agent_is_known_from_its_hello_and_in_a_clone_from_its_ready() 
     assert_eq!(of_clone(json!({"t": "ready", "vmid": 0})), 3, "it says neither family nor ABI");
     let mut clone = session();
     clone.started(String::new());
-    clone.link_opened(false, Fresh::default);
+    clone.link_opened(Origin::default(), Fresh::default);
     let other = json!({"t": "ready", "vmid": 0, "family": "old", "abi": ABI});
     assert!(matches!(&say(&mut clone, other)[..], [Effect::DropLink(_)]));
     // An agent that is started again there may be another one.
@@ -371,7 +373,7 @@ fn an_agent_of_any_version_that_the_host_knows_is_served_and_others_hear_what_to
     // served already.
     let mut clone = session();
     clone.started("t".into());
-    clone.link_opened(false, Fresh::default);
+    clone.link_opened(Origin::default(), Fresh::default);
     let older = json!({"t": "hello", "abi": ABI_OLDEST - 1, "agent": "0"});
     assert!(matches!(&say(&mut clone, older)[..], [Effect::DropLink(_)]));
 }
@@ -387,4 +389,32 @@ fn what_a_newer_agent_adds_is_ignored_and_its_link_stays() {
     // Before hello it is nobody's.
     let line = br#"{"t":"heat"}"#;
     assert!(matches!(&self::session().agent_line(line, true, Fresh::default)[..], [Effect::DropLink(_)]));
+}
+
+#[test]
+fn only_an_agent_with_privileges_says_where_the_kernel_describes_itself() {
+    let note = Vmcoreinfo { address: 0x2f4_a000, bytes: 0x1024 };
+    let ready = |address: u64| {
+        let vmcoreinfo = json!({"address": address, "bytes": 0x1024});
+        json!({"t": "ready", "vmid": 0, "family": "f", "abi": ABI, "vmcoreinfo": vmcoreinfo})
+    };
+    let open = |session: &mut Session, is_privileged| {
+        let origin = Origin { is_carried_on: false, is_privileged };
+        session.link_opened(origin, Fresh::default);
+        say(session, json!({"t": "hello", "abi": ABI, "agent": "1"}));
+    };
+    let mut session = session();
+    open(&mut session, false);
+    say(&mut session, ready(0x1000));
+    assert_eq!(session.vmcoreinfo(), None, "any program can make such a link");
+    open(&mut session, true);
+    say(&mut session, ready(0x2f4_a000));
+    assert_eq!(session.vmcoreinfo(), Some(note));
+    open(&mut session, false);
+    say(&mut session, ready(0x1000));
+    assert_eq!(session.vmcoreinfo(), Some(note), "what the agent said stays");
+    // An agent that another one has replaced.
+    open(&mut session, true);
+    say(&mut session, json!({"t": "ready", "vmid": 0, "family": "f", "abi": ABI}));
+    assert_eq!(session.vmcoreinfo(), None);
 }

@@ -1,6 +1,6 @@
 //! The traits of the VM that the control thread calls.
 
-use patina_abi::link::CallError;
+use patina_abi::link::{CallError, Vmcoreinfo};
 use patina_control::end::End;
 use patina_control::messages::Opened;
 use std::fs::File;
@@ -69,6 +69,11 @@ pub trait VmControl: Send + 'static {
     /// # Errors
     /// There is no memory for the list.
     fn prefault_list(&mut self) -> Result<Reply, Failure>;
+    /// The pages that are free in the generation of the last freeze, whose number this is.
+    ///
+    /// # Errors
+    /// It is not known which are free.
+    fn free_pages(&mut self, frozen: u64, note: Option<Vmcoreinfo>) -> Result<Reply, Failure>;
     /// The VM has ended: its devices stop.
     fn finish(&mut self);
 }

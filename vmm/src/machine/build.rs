@@ -2,7 +2,7 @@
 
 use super::Machine;
 use super::connections::{LinkPort, VmConnections};
-use super::generation::Ram;
+use super::generation::{LastFrozen, Ram};
 use super::host;
 use super::origin::{Origin, OriginError};
 use super::pager_link::PagerLink;
@@ -220,7 +220,6 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         device_loop.start()?;
     }
     let vcpus = start_vcpus(gate, vcpus, &context)?;
-    let memory_mib = config.memory_mib;
     let machine = Machine {
         bus,
         devices: device_loop,
@@ -231,11 +230,12 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         userfault,
         tracked_since: None,
         pager,
-        memory_mib,
+        memory_mib: config.memory_mib,
         merging: None,
         facts,
         msrs,
         to_prefault: Vec::new(),
+        frozen: LastFrozen::default(),
         prefault_list: Vec::new(),
         wants_prefault_list: false,
         tracks_shared: false,

@@ -1,14 +1,15 @@
 //! Passes connections of the control socket to the guest's vsock ports and console.
 
 use super::pager_link::{LazyError, PagerLink};
-use crate::control::mailbox::Mailbox;
+use crate::control::mailbox::{Mailbox, Origin};
 use crate::control::opening::answer;
 use crate::control::vm::Connections;
 use crate::devices::console::Console;
 use crate::devices::virtio::net::NetworkGate;
+use crate::devices::virtio::vsock::connection::Ports;
 use crate::devices::virtio::vsock::{HostPorts, VsockDialer};
 use crate::note::note;
-use patina_abi::LINK_PORT;
+use patina_abi::{AGENT_PORTS, LINK_PORT};
 use patina_control::messages::Opened;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -86,24 +87,22 @@ impl Connections for VmConnections {
 pub struct LinkPort(pub Mailbox);
 
 impl LinkPort {
-    fn link(&self, is_carried_on: bool) -> Option<UnixStream> {
+    fn link(&self, ports: Ports, is_carried_on: bool) -> Option<UnixStream> {
+        if ports.host != LINK_PORT {
+            return None;
+        }
         let (ours, theirs) = UnixStream::pair().ok()?;
-        self.0.send_link(ours, is_carried_on).then_some(theirs)
+        let origin = Origin { is_carried_on, is_privileged: AGENT_PORTS.contains(&ports.guest) };
+        self.0.send_link(ours, origin).then_some(theirs)
     }
 }
 
 impl HostPorts for LinkPort {
-    fn connect(&mut self, port: u32) -> Option<UnixStream> {
-        if port != LINK_PORT {
-            return None;
-        }
-        self.link(false)
+    fn connect(&mut self, ports: Ports) -> Option<UnixStream> {
+        self.link(ports, false)
     }
 
-    fn carry_on(&mut self, port: u32) -> Option<UnixStream> {
-        if port != LINK_PORT {
-            return None;
-        }
-        self.link(true)
+    fn carry_on(&mut self, ports: Ports) -> Option<UnixStream> {
+        self.link(ports, true)
     }
 }

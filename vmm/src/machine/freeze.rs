@@ -179,12 +179,14 @@ impl Machine {
         };
         let ((mut state, ram), pause) = stand_still(self, capture)?;
         // Slow work comes after the pause, while the guest runs again.
+        self.frozen.note_freeze();
         let (layers, copied) = self.finish_freeze(ram)?;
+        let number = self.frozen.number();
         let pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
         state.memory = layers.extents().clone();
         state.is_held = is_held;
         let (copied_pages, copied_beside_pages) = (copied.into / PAGE_BYTES, copied.beside / PAGE_BYTES);
-        let frozen = Frozen { pause_us, copied_pages, copied_beside_pages, agent_abi: 0 };
+        let frozen = Frozen { pause_us, copied_pages, copied_beside_pages, agent_abi: 0, number };
         Ok(Generation {
             state: state::write(&state, &self.facts)?,
             layers: layers.layers().iter().map(|layer| Arc::clone(layer.memfd())).collect(),
@@ -292,6 +294,7 @@ impl Machine {
                 let sealed = seal_and_prefault(&memfd, self.vm.memory(), written);
                 let base = Layers::whole(memfd, bytes);
                 self.ram = Ram::View(base.clone());
+                self.frozen.note_view();
                 sealed.map(|_| (base, Copied { into: 0, beside }))
             }
             CapturedRam::Copied(Layer { base, memfd, runs, faults }) => {
@@ -304,6 +307,7 @@ impl Machine {
                 // The VM's own mappings stay: their pages have the same content.
                 if self.userfault.is_some() {
                     self.ram = Ram::View(generation.clone());
+                    self.frozen.note_view();
                     // With 0 the guest counts as one that has written much.
                     self.tracked_since = Some(faults.unwrap_or(0));
                 }

@@ -51,3 +51,47 @@ pub enum Ram {
     /// Only reserved address space, as in a warm VM.
     Reserved,
 }
+
+/// Counts the freezes of a VM, and knows whether its RAM is a view of the last one's generation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LastFrozen {
+    freezes: u64,
+    is_view: bool,
+}
+
+impl LastFrozen {
+    /// The VM is frozen once more. Until its RAM is [a view](Self::note_view) of what comes of it,
+    /// it is one of an older generation.
+    pub fn note_freeze(&mut self) {
+        *self = Self { freezes: self.freezes + 1, is_view: false };
+    }
+
+    /// The VM's RAM is a view of the generation.
+    pub fn note_view(&mut self) {
+        self.is_view = true;
+    }
+
+    /// The number of the generation that the VM's RAM is a view of. 0: of none.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        if self.is_view { self.freezes } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_has_a_number_only_while_the_ram_is_a_view_of_it() {
+        let mut frozen = LastFrozen::default();
+        assert_eq!(frozen.number(), 0, "a clone's RAM is a view of its parent's generation");
+        frozen.note_freeze();
+        frozen.note_view();
+        assert_eq!(frozen.number(), 1);
+        frozen.note_freeze();
+        assert_eq!(frozen.number(), 0, "the RAM is a view of the first one still");
+        frozen.note_view();
+        assert_eq!(frozen.number(), 2);
+    }
+}

@@ -44,7 +44,7 @@ use crate::sys::slot::VmWithMemory;
 use crate::sys::userfault::Userfault;
 use crate::vcpu::gate::Vcpus;
 use crate::vcpu::run::Runner;
-use generation::Ram;
+use generation::{LastFrozen, Ram};
 use merging::Merging;
 use pager_link::PagerLink;
 use patina_snapshot::facts::HostFacts;
@@ -63,6 +63,7 @@ pub struct Machine {
     vcpus: Vcpus<Runner>,
     vm: VmWithMemory,
     ram: Ram,
+    frozen: LastFrozen,
     pagemap: Pagemap,
     /// Tracks writes, and makes accesses wait for the pager. Absent if the kernel cannot track
     /// writes.

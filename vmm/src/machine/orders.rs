@@ -1,17 +1,19 @@
-//! Carries out what the control thread orders of the VM: freeze, start and prefault list.
+//! Carries out what the control thread orders of the VM: freeze, start, prefault list and free pages.
 
 use super::Machine;
 use super::freeze_error::FreezeError;
-use super::generation::Generation;
+use super::generation::{Generation, Ram};
 use super::lazy::Filling;
 use super::start::{GenerationFiles, StartError};
 use crate::control::vm::{Failure, Reply, VmControl};
+use crate::free_pages::{self, image::Image};
 use crate::note::note;
-use patina_abi::link::CallError;
+use patina_abi::link::{CallError, Vmcoreinfo};
 use patina_control::end::{End, EndKind};
 use patina_control::memfd;
-use patina_control::messages::Opened;
+use patina_control::messages::{FREE_PAGES_MAX_BYTES, Opened};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -56,13 +58,22 @@ impl VmControl for Machine {
     }
 
     fn prefault_list(&mut self) -> Result<Reply, Failure> {
-        let bytes: Vec<u8> = self
-            .prefault_list
-            .iter()
-            .flat_map(|range| [range.start, range.end - range.start])
-            .flat_map(u64::to_le_bytes)
-            .collect();
+        let bytes = bytes_of_list(&self.prefault_list);
         Ok(Reply { opened: Opened::Ok, files: vec![sealed("patina-prefault-list", &bytes)?] })
+    }
+
+    fn free_pages(&mut self, frozen: u64, note: Option<Vmcoreinfo>) -> Result<Reply, Failure> {
+        const RANGES_MAX: usize = (FREE_PAGES_MAX_BYTES / 16) as usize;
+        let refused = |reason: &str| Failure::Refused(format!("find the free pages: {reason}"));
+        let note = note.ok_or_else(|| refused("the guest's kernel or its agent does not say where"))?;
+        let Ram::View(layers) = &self.ram else { return Err(refused("the VM was never frozen")) };
+        if frozen == 0 || frozen != self.frozen.number() {
+            return Err(refused("the VM has been frozen since"));
+        }
+        let found = free_pages::find(&Image::new(layers), note, RANGES_MAX);
+        let found = found.map_err(|error| refused(&patina_daemon::chain(&error)))?;
+        let files = vec![sealed("patina-free-pages", &bytes_of_list(&found))?];
+        Ok(Reply { opened: Opened::Ok, files })
     }
 
     fn finish(&mut self) {
@@ -73,6 +84,12 @@ impl VmControl for Machine {
 fn failure(error: &dyn std::error::Error, is_fatal: bool) -> Failure {
     let reason = patina_daemon::chain(error);
     if is_fatal { Failure::Ended(End { kind: EndKind::VmmError, reason }) } else { Failure::Refused(reason) }
+}
+
+/// Ranges as they are sent: pairs of first byte and length.
+fn bytes_of_list(ranges: &[Range<u64>]) -> Vec<u8> {
+    let numbers = ranges.iter().flat_map(|range| [range.start, range.end - range.start]);
+    numbers.flat_map(u64::to_le_bytes).collect()
 }
 
 /// A sealed file in memory for a reply.

@@ -81,7 +81,10 @@ use std::{
 use sys::{do_what_is_forbidden, taken};
 use wire::{receive, say, send, try_say};
 
-const FROZEN: Frozen = Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5, agent_abi: 4 };
+const FROZEN: Frozen =
+    Frozen { pause_us: 250, copied_pages: 3, copied_beside_pages: 5, agent_abi: 4, number: FREE_IN };
+/// [`Frozen::number`] of every generation.
+const FREE_IN: u64 = 7;
 
 /// What only a newer vmm says.
 const STRANGE: &str = concat!(
@@ -200,6 +203,12 @@ impl Vm {
                 let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();
                 send(&stream, &Opened::Ok, &[memfd("list", &list, 0).into()]);
             }
+            // Of the run of data of each layer, the second page and what follows it.
+            Open::FreePages { frozen } if frozen == FREE_IN && self.has("free") => {
+                let list = [4096u64, 15 * 4096].map(u64::to_le_bytes).concat();
+                send(&stream, &Opened::Ok, &[memfd("list", &list, 0).into()]);
+            }
+            Open::FreePages { .. } => say(&mut stream, &Opened::Error("it is not known".into())),
             Open::Pager => {
                 let served = self.ram.get().ok_or_else(|| "it has not started".to_owned());
                 let served = served.and_then(|ram| ram.attach(descriptors.into_iter().next().unwrap()));

@@ -24,12 +24,14 @@ const KIB: u64 = 1024;
 pub fn kept(kept: Kept) -> v1::CreateSnapshotResponse {
     let Kept { created, shown: snapshot, freeze, frozen } = kept;
     let written = created.manifest.layers.len().saturating_sub(created.linked);
+    let free_bytes = created.all_free_bytes();
     v1::CreateSnapshotResponse {
         snapshot: Some(shown(&snapshot)),
         freeze_us: us(freeze),
         pause_us: frozen.pause_us,
         written_layers: u32::try_from(written).unwrap_or(u32::MAX),
-        written_kib: created.read_bytes / KIB,
+        written_kib: created.read_bytes.saturating_sub(free_bytes) / KIB,
+        free_kib: free_bytes / KIB,
     }
 }
 

@@ -71,15 +71,15 @@ pub async fn freeze(
     timeout(patience, talk).await.map_err(|_| ControlError::Timeout(patience))?
 }
 
-/// Asks a VM that started from a generation which pages it wrote before it was ready: the list as
+/// Asks a VM for what comes in one file ([`Open::PrefaultList`], [`Open::FreePages`]): the file as
 /// its vmm sent it.
 ///
 /// # Errors
 /// It does not listen, does not answer within `patience`, refuses, or sends no one descriptor.
-pub async fn prefault_list(dir: &VmDir, patience: Duration) -> Result<OwnedFd, ControlError> {
+pub async fn file(dir: &VmDir, open: &Open, patience: Duration) -> Result<OwnedFd, ControlError> {
     let talk = async {
         let mut stream = connect(dir).await?;
-        write_line(&mut stream, &Open::PrefaultList).await?;
+        write_line(&mut stream, open).await?;
         match rights::receive(&stream).await? {
             (Opened::Ok, sent) => {
                 let one: Result<[OwnedFd; 1], _> = sent.try_into();

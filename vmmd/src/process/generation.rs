@@ -208,18 +208,7 @@ impl PrefaultList {
     /// # Errors
     /// It is no sealed memory file of a size that a list can have.
     pub fn read(sent: OwnedFd) -> Result<Vec<u8>, GenerationError> {
-        let (found_bytes, seals, _) = look(&sent, PREFAULT_LIST)?;
-        if found_bytes > PREFAULT_LIST_MAX_BYTES {
-            let expected = format!("at most {PREFAULT_LIST_MAX_BYTES}");
-            return Err(GenerationError::Size { what: PREFAULT_LIST, found_bytes, expected });
-        }
-        if !seals.contains(SEALS) {
-            return Err(GenerationError::Unsealed { what: PREFAULT_LIST, seals });
-        }
-        let mut bytes = vec![0; usize::try_from(found_bytes).unwrap_or(0)];
-        let read = File::from(sent).read_exact_at(&mut bytes, 0);
-        read.map_err(|source| GenerationError::Io { operation: "read", what: PREFAULT_LIST, source })?;
-        Ok(bytes)
+        read_list(sent, PREFAULT_LIST, PREFAULT_LIST_MAX_BYTES)
     }
 
     /// A descriptor for one clone.
@@ -229,6 +218,26 @@ impl PrefaultList {
     pub fn open(&self) -> Result<File, GenerationError> {
         reopen(&self.0, PREFAULT_LIST)
     }
+}
+
+/// Reads a sealed memory file of at most `most_bytes` that a vmm sent.
+pub(super) fn read_list(
+    sent: OwnedFd,
+    what: &'static str,
+    most_bytes: u64,
+) -> Result<Vec<u8>, GenerationError> {
+    let (found_bytes, seals, _) = look(&sent, what)?;
+    if found_bytes > most_bytes {
+        let expected = format!("at most {most_bytes}");
+        return Err(GenerationError::Size { what, found_bytes, expected });
+    }
+    if !seals.contains(SEALS) {
+        return Err(GenerationError::Unsealed { what, seals });
+    }
+    let mut bytes = vec![0; usize::try_from(found_bytes).unwrap_or(0)];
+    let read = File::from(sent).read_exact_at(&mut bytes, 0);
+    read.map_err(|source| GenerationError::Io { operation: "read", what, source })?;
+    Ok(bytes)
 }
 
 /// Size, seals and number of a file in memory.

@@ -5,7 +5,7 @@
 //! - [`Process`]: a running one, by pidfd, so that a reused pid is never mistaken for it.
 //! - [`control_client`]: its control socket; [`rights`]: lines with descriptors on it;
 //!   [`generation`]: the result of a freeze; [`filling`]: layers of it that the pager
-//!   still fills.
+//!   still fills; [`free_pages`]: what of it is free.
 //! - [`host_check`]: what a vmm finds out about the kernel when `vmmd` starts.
 //! - [`stray`]: processes whose record is lost; [`urgency`]: priorities; [`usage`]: resources in
 //!   use; [`oom`]: whether the kernel ended it for lack of memory.
@@ -13,6 +13,7 @@
 pub mod control_client;
 mod control_error;
 pub mod filling;
+pub mod free_pages;
 pub mod generation;
 pub mod host_check;
 pub mod kvm_module;

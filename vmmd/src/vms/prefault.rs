@@ -10,6 +10,7 @@ use crate::{
     },
     store::{prefault::ImageKey, record::Record},
 };
+use patina_control::messages::Open;
 use patina_daemon::chain;
 use std::sync::Arc;
 
@@ -38,7 +39,7 @@ impl Host {
 
     async fn ask_prefault_list(self: &Arc<Self>, vm: &Vm) -> Result<Option<PrefaultList>, Error> {
         let failed = |source| Error::Unavailable { name: vm.record.name.clone(), source };
-        let sent = control_client::prefault_list(&vm.dir, PATIENCE).await.map_err(failed)?;
+        let sent = control_client::file(&vm.dir, &Open::PrefaultList, PATIENCE).await.map_err(failed)?;
         let (host, image) = (Arc::clone(self), ImageKey::of(&vm.record));
         let list = blocking(move || {
             let bytes = match PrefaultList::read(sent) {

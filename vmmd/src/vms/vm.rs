@@ -197,7 +197,9 @@ impl Vm {
         let name = || self.record.name.clone();
         let phase = self.status().phase;
         let usable = match what {
-            Open::Dial { .. } | Open::Freeze { .. } | Open::PrefaultList => phase == Phase::Ready,
+            Open::Dial { .. } | Open::Freeze { .. } | Open::PrefaultList | Open::FreePages { .. } => {
+                phase == Phase::Ready
+            }
             Open::Console | Open::Control | Open::Pager | Open::Start { .. } => {
                 !matches!(phase, Phase::Ended(_))
             }

@@ -105,6 +105,21 @@ pub async fn only(bench: &Bench, client: &mut Client, vms: &[&str]) {
 
 #[test]
 #[ignore = "needs root and /dev/kvm"]
+fn what_a_vmm_says_is_free_is_left_out_unless_the_kernel_checks_it() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        for (name, words, written_kib) in
+            [("lean", "free", 4), ("old", "", 64), ("checks", "free page_poison=1", 64)]
+        {
+            ready(&mut client, vm(name, words)).await;
+            let made = create(&mut client, name, name).await.unwrap();
+            assert_eq!((made.written_kib, made.free_kib), (written_kib, 64 - written_kib), "{name}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
 fn a_vm_is_kept_and_a_new_family_is_made_of_it() {
     tell(|mut bench| async move {
         let mut client = bench.start().await;

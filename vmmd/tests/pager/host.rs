@@ -65,7 +65,7 @@ impl Host {
         }
         let state = memfd::sealed("state", b"a state").unwrap();
         let place = folder.path().join("snapshot");
-        create(&place, &description(), &state, &[&memory], &mut |_| None, &unwatched).unwrap();
+        create(&place, &description(), &state, (&[&memory], &[]), &mut |_| None, &unwatched).unwrap();
         let entries = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path());
         let layer = entries.into_iter().find(|path| path.to_string_lossy().contains("/layer-")).unwrap();
         std::fs::create_dir(folder.path().join("state")).unwrap();

@@ -85,6 +85,7 @@ pub struct CreatedView {
     pause_us: u64,
     written_layers: u32,
     written_kib: u64,
+    free_kib: u64,
 }
 
 impl From<Option<SnapshotImage>> for ImageView {
@@ -126,9 +127,10 @@ impl From<Snapshot> for SnapshotView {
 
 impl From<CreateSnapshotResponse> for CreatedView {
     fn from(created: CreateSnapshotResponse) -> Self {
-        let CreateSnapshotResponse { snapshot, freeze_us, pause_us, written_layers, written_kib } = created;
+        let CreateSnapshotResponse { snapshot, freeze_us, pause_us, written_layers, written_kib, free_kib } =
+            created;
         let snapshot = snapshot.unwrap_or_default().into();
-        Self { snapshot, freeze_us, pause_us, written_layers, written_kib }
+        Self { snapshot, freeze_us, pause_us, written_layers, written_kib, free_kib }
     }
 }
 
@@ -205,8 +207,12 @@ impl SnapshotView {
 impl CreatedView {
     /// What it has cost, in one line.
     pub fn summary(&self, name: &str) -> String {
+        let free = match self.free_kib {
+            0 => String::new(),
+            free => format!(", {} left out as free", mebibytes(free)),
+        };
         format!(
-            "{name}: paused for {}.{} ms; {} of {} layers written, {}",
+            "{name}: paused for {}.{} ms; {} of {} layers written, {}{free}",
             self.pause_us / 1000,
             self.pause_us % 1000 / 100,
             self.written_layers,
@@ -267,6 +273,11 @@ mod tests {
             written_kib: 1536,
             ..CreateSnapshotResponse::default()
         };
+        let with_free = CreateSnapshotResponse { free_kib: 512, ..created.clone() };
+        assert_eq!(
+            CreatedView::from(with_free).summary("web"),
+            "web: paused for 0.9 ms; 1 of 2 layers written, 1.5 MiB, 0.5 MiB left out as free"
+        );
         let view = CreatedView::from(created);
         assert_eq!(view.summary("web"), "web: paused for 0.9 ms; 1 of 2 layers written, 1.5 MiB");
         let json = serde_json::to_value(&view).unwrap();

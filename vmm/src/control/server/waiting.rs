@@ -36,6 +36,8 @@ pub(super) enum Purpose {
     Start { ticket: String, started: Instant },
     /// The prefault list.
     PrefaultList,
+    /// The free pages.
+    FreePages,
 }
 
 impl<D: Connections> Server<D> {
@@ -115,11 +117,11 @@ impl<D: Connections> Server<D> {
                 self.session.started(ticket);
                 (self.started, self.state) = (started, State::Booting);
                 self.tell_state();
-                if let Some((stream, is_carried_on)) = self.early_link.take() {
-                    return self.open_link(stream, is_carried_on, orders);
+                if let Some((stream, origin)) = self.early_link.take() {
+                    return self.open_link(stream, origin, orders);
                 }
             }
-            Purpose::Freeze | Purpose::Start { .. } | Purpose::PrefaultList => {}
+            Purpose::Freeze | Purpose::Start { .. } | Purpose::PrefaultList | Purpose::FreePages => {}
         }
         None
     }

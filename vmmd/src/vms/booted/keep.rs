@@ -26,7 +26,7 @@ use patina_control::messages::Frozen;
 use patina_daemon::chain;
 use patina_proto::v1::EventKind;
 use patina_snapshot::{directory::unwatched, manifest::ImageRef};
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// What it takes to keep a VM that boots.
 #[derive(Debug)]
@@ -52,10 +52,12 @@ impl Host {
         let key = making.key();
         match self.freeze_booted(&vm).await {
             Ok((frozen, generation)) => {
+                // Before anybody else can freeze the VM: the vmm looks at its last generation.
+                let free = self.free_pages(&vm, frozen).await;
                 let host = Arc::clone(&self);
                 tokio::spawn(async move {
                     let (name, began_ms) = (vm.record.name.clone(), unix_ms());
-                    match host.write_image(&vm, making, images, frozen, generation).await {
+                    match host.write_image(&vm, making, images, frozen, (generation, free)).await {
                         Ok(()) => {
                             let text = format!("image {key}, paused for {} us", frozen.pause_us);
                             host.tell(&vm.record, EventKind::Snapshot, text);
@@ -91,14 +93,14 @@ impl Host {
         making: Making,
         images: [ImageRef; 2],
         frozen: Frozen,
-        generation: Generation,
+        (generation, free): (Generation, Vec<Range<u64>>),
     ) -> Result<(), Error> {
         let (host, record) = (Arc::clone(self), vm.record.clone());
         blocking(move || {
             let Some(cache) = &host.image_cache else { return Ok(()) };
             let place = cache.place(making.key());
             let description = describe(&record, images, frozen, Vec::new());
-            host.write_snapshot(&place, &description, &generation, &unwatched)?;
+            host.write_snapshot(&place, (&record, &description), (&generation, &free), &unwatched)?;
             cache.made(making.key());
             cache.evict();
             Ok(())

@@ -25,7 +25,7 @@ fn make(cache: &ImageCache, number: u8, data_bytes: usize) -> PathBuf {
     ram.resize(usize::try_from(MEMORY_MIB << 20).unwrap(), 0);
     let layer = memfd::sealed("layer", &ram).unwrap();
     let place = cache.place(key(number));
-    create(&place, &description, &state, &[&layer], &mut |_| None, &unwatched).unwrap();
+    create(&place, &description, &state, (&[&layer], &[]), &mut |_| None, &unwatched).unwrap();
     place
 }
 

@@ -22,6 +22,7 @@ use crate::{
         snapshot_data::{
             describe::{PREPARE, check_agent, describe},
             error::SnapshotError,
+            known::Users,
         },
         vm::Vm,
     },
@@ -39,6 +40,7 @@ use rustix::{
 use std::{
     fs::{self, File},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -90,11 +92,19 @@ impl Host {
 
         let turn = abandoned.run_until_cancelled(vm.cloning.lock()).await.ok_or_else(abandon)?;
         let freezing = self.freeze(&vm, Some(PREPARE), &abandoned).await;
+        let freeze = freezing.took();
+        // The vmm looks at its last generation: before the next call may freeze the VM, if that is
+        // complete.
+        let mut free = None;
+        if let Ok((frozen, generation)) = &freezing.result
+            && generation.filling().is_empty()
+        {
+            free = Some(self.free_pages(&vm, *frozen).await);
+        }
         // The image is complete, or there is none: the next call may freeze the VM while it is
         // written.
         drop(turn);
         vm.connect_ahead();
-        let freeze = freezing.took();
         let (frozen, generation) = freezing.result?;
         self.metrics
             .pause(Duration::from_micros(frozen.pause_us), frozen.copied_pages.saturating_mul(PAGE_BYTES));
@@ -102,6 +112,10 @@ impl Host {
         // A page that has not arrived yet would be written as one of zeros.
         let completed = abandoned.run_until_cancelled(generation.completed()).await.ok_or_else(abandon)?;
         completed.map_err(SnapshotError::Generation)?;
+        let free = match free {
+            Some(free) => free,
+            None => self.free_pages(&vm, frozen).await,
+        };
         let list = self.table.prefault_list(vm.record.net.index, vm.record.family);
         let (host, record) = (Arc::clone(&self), vm.record.clone());
         let write = move || {
@@ -110,8 +124,9 @@ impl Host {
                 None => Vec::new(),
             };
             let description = describe(&record, images, frozen, prefault_list);
+            let image = (&generation, &free[..]);
             let created =
-                host.write_snapshot(&place, &description, &generation, &while_wanted(&abandoned))?;
+                host.write_snapshot(&place, (&record, &description), image, &while_wanted(&abandoned))?;
             let shown = Shown::at(&created.place)?;
             Ok((created, shown))
         };
@@ -126,6 +141,7 @@ impl Host {
             layers = created.manifest.layers.len(),
             linked = created.linked,
             read_bytes = created.read_bytes,
+            free_bytes = created.all_free_bytes(),
             "kept in a snapshot"
         );
         Ok(Kept { created, shown, freeze, frozen })
@@ -134,16 +150,25 @@ impl Host {
     pub(in crate::vms) fn write_snapshot(
         &self,
         place: &Path,
-        description: &Description,
-        generation: &Generation,
+        (record, description): (&Record, &Description),
+        (generation, free): (&Generation, &[Range<u64>]),
         watch: directory::Watch<'_>,
     ) -> Result<Created, SnapshotError> {
         let opened = generation.open()?;
         let layers: Vec<&File> = opened.layers.iter().collect();
-        let mut reuse = |number: usize| layers.get(number).and_then(|layer| self.known_layers.find(layer));
-        let created = directory::create(place, description, &opened.state, &layers, &mut reuse, watch)?;
-        for (layer, known) in layers.into_iter().zip(&created.known) {
-            self.known_layers.note(layer, known.clone());
+        let found: Vec<_> = layers.iter().map(|layer| self.known_layers.find(layer, record)).collect();
+        let mut reuse = |number: usize| found.get(number)?.as_ref().map(|(_, layer)| layer.clone());
+        let layers_without = (&layers[..], free);
+        let created =
+            directory::create(place, description, &opened.state, layers_without, &mut reuse, watch)?;
+        for (number, (layer, known)) in layers.into_iter().zip(&created.known).enumerate() {
+            let users = match (created.free_bytes.get(number), found.get(number)) {
+                (Some(Some(0)), _) => Users::All,
+                // The file is the one that was found.
+                (Some(None), Some(Some((users, _)))) => *users,
+                _ => Users::only(record),
+            };
+            self.known_layers.note(layer, users, known.clone());
         }
         Ok(created)
     }
@@ -221,7 +246,8 @@ mod tests {
 
     #[test]
     fn a_vm_whose_agent_would_not_notice_is_refused_with_what_to_do() {
-        let frozen = |agent_abi| Frozen { pause_us: 1, copied_pages: 0, copied_beside_pages: 0, agent_abi };
+        let frozen =
+            |agent_abi| Frozen { pause_us: 1, copied_pages: 0, copied_beside_pages: 0, agent_abi, number: 0 };
         assert!(check_agent(&sample("web"), frozen(ABI_SNAPSHOT)).is_ok());
         let error = check_agent(&sample("web"), frozen(ABI_SNAPSHOT - 1)).unwrap_err();
         assert_eq!(error.fault(), Fault::Unfit);

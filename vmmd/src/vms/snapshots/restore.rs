@@ -30,6 +30,7 @@ use crate::{
         snapshot_data::{
             error::SnapshotError,
             fit,
+            known::Users,
             load::{begin, hold_until_complete, load, missing_bytes},
             room::{self, Taken},
         },
@@ -293,7 +294,7 @@ impl Host {
     fn note_layers(&self, snapshot: &Snapshot, generation: &Generation) -> Result<(), SnapshotError> {
         for (number, layer) in generation.open()?.layers.iter().enumerate() {
             if let Some(known) = snapshot.known_layer(number)? {
-                self.known_layers.note(layer, known);
+                self.known_layers.note(layer, Users::All, known);
             }
         }
         Ok(())

@@ -224,11 +224,11 @@ impl FramePort for Wire {
 struct NoPorts;
 
 impl HostPorts for NoPorts {
-    fn connect(&mut self, _: u32) -> Option<UnixStream> {
+    fn connect(&mut self, _: Ports) -> Option<UnixStream> {
         None
     }
 
-    fn carry_on(&mut self, _: u32) -> Option<UnixStream> {
+    fn carry_on(&mut self, _: Ports) -> Option<UnixStream> {
         None
     }
 }

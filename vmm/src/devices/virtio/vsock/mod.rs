@@ -25,6 +25,7 @@ use super::{DeviceError, Io, Next, VirtioDevice, read_config_bytes};
 use crate::devices::event_loop::Source;
 use crate::devices::{Memory, sys};
 use crate::persist::Persist;
+use connection::Ports;
 use muxer::Muxer;
 use packet::HEADER_BYTES;
 use patina_control::best_effort;
@@ -53,13 +54,13 @@ pub struct VsockError(#[source] io::Error);
 
 /// Accepts the guest's connections to ports of the host.
 pub trait HostPorts: Send {
-    /// The guest connects to a port: the stream to connect it with, or none to refuse. Called on
+    /// The guest connects to a port of the host: the stream to connect it with, or none to refuse. Called on
     /// the device thread, so it must not block.
-    fn connect(&mut self, port: u32) -> Option<UnixStream>;
+    fn connect(&mut self, ports: Ports) -> Option<UnixStream>;
 
     /// A clone's guest has a connection to a port from its parent. Returns the stream with which it
     /// continues, or none to reset it. Called before the device runs.
-    fn carry_on(&mut self, port: u32) -> Option<UnixStream>;
+    fn carry_on(&mut self, ports: Ports) -> Option<UnixStream>;
 }
 
 /// Whether the guest knows that all its connections are gone.

@@ -100,7 +100,7 @@ impl Muxer {
         let ports = quiet.ports;
         let stream = self
             .host_ports
-            .carry_on(ports.host)
+            .carry_on(ports)
             .and_then(|stream| Stream::new(Connection::carried_on(quiet, self.guest_cid), stream, None).ok());
         if stream.is_none_or(|stream| self.insert(ports, stream).is_err()) {
             self.refuse(&[ports]);
@@ -179,7 +179,7 @@ impl Muxer {
     /// A packet that belongs to no connection.
     fn stranger(&mut self, ports: Ports, header: &Header) {
         let connected = header.op == op::REQUEST && self.has_room() && {
-            let stream = self.host_ports.connect(ports.host);
+            let stream = self.host_ports.connect(ports);
             stream.is_some_and(|stream| {
                 let connection = Connection::accepted(ports, header);
                 Stream::new(connection, stream, None).is_ok_and(|stream| self.insert(ports, stream).is_ok())

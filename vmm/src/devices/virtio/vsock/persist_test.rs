@@ -1,3 +1,4 @@
+use super::super::connection::Ports;
 use super::super::packet::{Header, SHUTDOWN_SEND, op};
 use super::super::tests::{
     BUFFER, GUEST, GUEST_PORT, LINK, Ports as HostSide, Rig, TX_DATA, packet, read_all, rig,
@@ -140,11 +141,11 @@ fn a_link_with_something_on_its_way_is_not_carried_on() {
 struct NoPorts;
 
 impl HostPorts for NoPorts {
-    fn connect(&mut self, _: u32) -> Option<UnixStream> {
+    fn connect(&mut self, _: Ports) -> Option<UnixStream> {
         None
     }
 
-    fn carry_on(&mut self, _: u32) -> Option<UnixStream> {
+    fn carry_on(&mut self, _: Ports) -> Option<UnixStream> {
         None
     }
 }

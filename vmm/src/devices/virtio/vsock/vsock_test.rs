@@ -18,15 +18,15 @@ pub(super) const TX_DATA: u64 = DATA + 0x10_0000;
 pub(super) struct Ports(pub Arc<Mutex<Vec<UnixStream>>>);
 
 impl HostPorts for Ports {
-    fn connect(&mut self, port: u32) -> Option<UnixStream> {
+    fn connect(&mut self, ports: connection::Ports) -> Option<UnixStream> {
         let (near, far) = UnixStream::pair().unwrap();
         far.set_nonblocking(true).unwrap();
-        (port == LINK).then(|| self.0.lock().unwrap().push(far))?;
+        (ports.host == LINK).then(|| self.0.lock().unwrap().push(far))?;
         Some(near)
     }
 
-    fn carry_on(&mut self, port: u32) -> Option<UnixStream> {
-        self.connect(port)
+    fn carry_on(&mut self, ports: connection::Ports) -> Option<UnixStream> {
+        self.connect(ports)
     }
 }
 
