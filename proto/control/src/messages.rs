@@ -7,8 +7,8 @@
 //!   over. The first line is a [`FromVmm::Hello`], unless a `vmmd` of version 0 started the vmm.
 //!   The next line is a [`FromVmm::State`].
 //! - `dial`: raw bytes to and from a vsock port on which the guest listens.
-//! - `freeze`, `start`, `pager`, `touched`, `free_pages`: nothing. The answer has all the data, and the vmm
-//!   closes the connection.
+//! - `freeze`, `start`, `pager`, `touched`, `free_pages`: nothing. The answer has all the data, and
+//!   the vmm closes the connection.
 //! - `console`: raw bytes to and from the serial console, from this moment on.
 //!
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. [`crate::VERSION`] has the rules for

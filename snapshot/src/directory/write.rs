@@ -29,7 +29,8 @@ pub(super) struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Layer `number`, of `expected` bytes, without what is `free`. What is in it is looked up only if it `is_needed`.
+    /// Layer `number`, of `expected` bytes, without what is `free`. What is in it is looked up only
+    /// if it `is_needed`.
     pub(super) fn new(
         number: usize,
         file: &'a File,

@@ -1,4 +1,5 @@
-//! Carries out what the control thread orders of the VM: freeze, start, prefault list and free pages.
+//! Carries out what the control thread orders of the VM: freeze, start, prefault list and free
+//! pages.
 
 use super::Machine;
 use super::freeze_error::FreezeError;

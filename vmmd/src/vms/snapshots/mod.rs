@@ -1,6 +1,7 @@
 //! Snapshots: VMs as directories of the host's disk. `patina_snapshot` reads and writes them.
 //!
-//! - [`create`](mod@create): keeps a VM in a snapshot; `free`: without its free pages. [`restore`]: starts VMs from one.
+//! - [`create`](mod@create): keeps a VM in a snapshot; `free`: without its free pages.
+//! - [`restore`]: starts VMs from one.
 //! - [`from_image`]: starts VMs from images of their kind, instead of booting them.
 //! - [`shelf`]: lists, shows, verifies and removes snapshots.
 

@@ -54,8 +54,8 @@ pub struct VsockError(#[source] io::Error);
 
 /// Accepts the guest's connections to ports of the host.
 pub trait HostPorts: Send {
-    /// The guest connects to a port of the host: the stream to connect it with, or none to refuse. Called on
-    /// the device thread, so it must not block.
+    /// The guest connects to a port of the host: the stream to connect it with, or none to refuse.
+    /// Called on the device thread, so it must not block.
     fn connect(&mut self, ports: Ports) -> Option<UnixStream>;
 
     /// A clone's guest has a connection to a port from its parent. Returns the stream with which it
