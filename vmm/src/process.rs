@@ -63,8 +63,10 @@ pub fn run(mut inherited: Inherited, config_fd: RawFd) -> Result<(), ProcessErro
             running.console.flush();
             // On a full disk the end cannot be recorded, but vmmd is told and the log has it.
             let recorded = record.write(&end);
+            let name = Some(running.server.hostname()).filter(|name| !name.is_empty());
+            let name = name.unwrap_or(&config.name).to_owned();
             running.server.farewell(&end);
-            patina_daemon::say!("vmm: {}: ended: {:?}: {}", config.name, end.kind, end.reason);
+            patina_daemon::say!("vmm: {name}: ended: {:?}: {}", end.kind, end.reason);
             return recorded;
         }
         Err(error) => error,

@@ -26,14 +26,14 @@ use tiny::code::{
 };
 use tiny::lazy::{Fate, FillingLayer, Pager};
 use tiny::states::{is, rewritten};
-use tiny::{Guest, Outcome, Vmm};
+use tiny::{Guest, Outcome, Vmm, member};
 use vmm::sys::kvm_state;
 use vmm::vcpu::tsc::{TscStart, TscState};
 
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 32] = named![
+    let tests: [(&str, Test); 33] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         a_warm_vmm_that_is_killed_as_it_starts_takes_nobody_along,
         clones_of_clones_go_on_however_deep,
         an_invalid_generation_ends_a_warm_vm_with_the_reason,
+        a_spare_vmm_is_told_who_its_vm_is_as_it_starts,
         a_state_of_another_host_or_release_is_refused_before_a_vcpu_runs,
         ram_and_vcpus_out_of_range_are_refused,
         a_vmm_refuses_a_newer_vmmd_and_serves_an_older_one,
@@ -625,6 +626,34 @@ fn an_invalid_generation_ends_a_warm_vm_with_the_reason() -> Result<(), Failed> 
     }
     Typist::new(&warm)?.expect("b", "b2")?;
     end_all([warm, parent])
+}
+
+fn a_spare_vmm_is_told_who_its_vm_is_as_it_starts() -> Result<(), Failed> {
+    let parent = Guest::code(ECHO).start()?;
+    Typist::new(&parent)?.expect("a", "a1")?;
+    let generation = parent.freeze()?;
+    let spare = Guest::spare().start()?;
+    let mut no_mac = member();
+    no_mac.identity.mac = "02:00".into();
+    let bad = [(None, "does not say who its VM is"), (Some(no_mac), "\"02:00\" is not a MAC address")];
+    for (member, reason) in bad {
+        let error = spare.give_to(&generation, member).err().ok_or("it started")?;
+        if !error.message().is_some_and(|message| message.contains(reason)) {
+            return Err(format!("{:?}, not {reason}", error.message()).into());
+        }
+    }
+    // It waits on after what was no use to it.
+    spare.give_to(&generation, Some(member()))?;
+    Typist::new(&spare)?.expect("b", "b2")?;
+
+    let warm = Guest::warm().start()?;
+    let error = warm.give_to(&generation, Some(member())).err().ok_or("it started")?;
+    if !error.message().is_some_and(|message| message.contains("it has an identity already")) {
+        return Err(format!("{:?}", error.message()).into());
+    }
+    warm.give(&generation)?;
+    Typist::new(&warm)?.expect("c", "c2")?;
+    end_all([spare, warm, parent])
 }
 
 /// The guest counts what it is asked, so one that had run would have answered.

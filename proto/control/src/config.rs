@@ -35,7 +35,7 @@ pub struct VmConfig {
     /// `vmmd` from before this field sends none.
     #[serde(default)]
     pub version: u32,
-    /// The VM's name, for log lines only.
+    /// The VM's name, for log lines only; of a spare vmm, until it is told who its VM is, any.
     pub name: String,
     /// See [`VCPUS`].
     pub vcpus: u8,
@@ -61,8 +61,11 @@ pub struct VmConfig {
     /// A file opened for writing: the vmm writes one [`super::end::End`] there, as JSON, when the
     /// VM ends.
     pub end_fd: RawFd,
-    /// The VM's identity.
-    pub identity: Identity,
+    /// The VM's identity. None: a spare vmm. Its start is [`Start::Warm`], and its VM's identity
+    /// and neighbours come with [`super::messages::Open::Start`]. A vmm that does not know spares
+    /// refuses a configuration without an identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
     /// Do not ask the kernel for written pages (PAGEMAP_SCAN): its answers are wrong
     /// ([`HostCheck`]). Each freeze copies all private pages instead. An older `vmmd` does not send
     /// this.
@@ -90,6 +93,15 @@ pub struct HostCheck {
 /// The variable with which `vmmd` tells `vmm --check-host` the kind of KVM, as [`KvmKind`] is
 /// written in JSON. Without it, the CPU has to tell.
 pub const KVM_KIND_VARIABLE: &str = "PATINA_KVM_KIND";
+
+/// Who a VM is: what a spare vmm is told when its VM starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The VM's identity.
+    pub identity: Identity,
+    /// The other VMs on its network.
+    pub neighbours: Neighbours,
+}
 
 /// The VMs of a family: vmid n has the n-th address and the n-th MAC after those of vmid 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@
 //! Lines are at most [`patina_abi::LINE_MAX_BYTES`] long. [`crate::VERSION`] has the rules for
 //! lines of a newer peer.
 
+use super::config::Member;
 use super::end::End;
 use patina_abi::args::{Args, kind_of};
 use patina_abi::link::{Answer, CallError};
@@ -55,6 +56,10 @@ pub enum Open {
         /// order. A vmm before version 2 does not know this.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         filling: Vec<u8>,
+        /// Who the VM is, if the vmm is a spare, and only then. Such a vmm knows this field; the
+        /// tap of its configuration is on the family's bridge by now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        member: Option<Box<Member>>,
     },
     /// Another pager serves the VM. The line comes with one descriptor, as the last one of
     /// [`Open::Start`]. The answer is [`Opened::Ok`] when that pager serves it.

@@ -39,7 +39,7 @@ fn what_version_1_writes_is_understood() {
     assert_eq!(read::<Open>(r#"{"freeze":{"prepare":"not"}}"#), not);
     assert_eq!(
         read::<Open>(r#"{"start":{"ticket":"t"}}"#),
-        Open::Start { ticket: "t".into(), filling: Vec::new() }
+        Open::Start { ticket: "t".into(), filling: Vec::new(), member: None }
     );
     assert_eq!(read::<Open>(r#""touched""#), Open::PrefaultList);
     let frozen = Opened::Frozen(Frozen {
@@ -93,7 +93,7 @@ fn version_2_says_so_and_a_state_of_version_1_is_not_for_it() {
 /// Each is what version 2 added.
 #[test]
 fn what_version_2_writes_is_understood() {
-    let start = Open::Start { ticket: "t".into(), filling: vec![0, 2] };
+    let start = Open::Start { ticket: "t".into(), filling: vec![0, 2], member: None };
     let lost = EndKind::DataLoss;
     for (open, line) in [(start, r#"{"start":{"ticket":"t","filling":[0,2]}}"#), (Open::Pager, r#""pager""#)]
     {
@@ -107,7 +107,7 @@ fn what_version_2_writes_is_understood() {
 /// A name that changes here is not understood by vmms that run already.
 #[test]
 fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {
-    let start = Open::Start { ticket: "t".into(), filling: Vec::new() };
+    let start = Open::Start { ticket: "t".into(), filling: Vec::new(), member: None };
     for (asked, line) in [
         (Open::Control, r#""control""#),
         (Open::Dial { port: 1025 }, r#"{"dial":{"port":1025}}"#),
@@ -124,7 +124,10 @@ fn what_vmmd_asks_of_a_vmm_is_called_as_ever() {
 /// Of peers that are older than versions.
 #[test]
 fn what_an_older_peer_leaves_out_is_as_it_was_then() {
-    assert_eq!(read::<Open>(r#"{"start":{}}"#), Open::Start { ticket: String::new(), filling: Vec::new() });
+    assert_eq!(
+        read::<Open>(r#"{"start":{}}"#),
+        Open::Start { ticket: String::new(), filling: Vec::new(), member: None }
+    );
     let frozen = Opened::Frozen(Frozen {
         pause_us: 9,
         copied_pages: 2,

@@ -10,6 +10,7 @@ use super::mailbox::{Event, Mailbox};
 use super::vm::VmControl;
 use patina_abi::link::Vmcoreinfo;
 use patina_control::best_effort;
+use patina_control::config::Member;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -32,6 +33,8 @@ pub enum Order {
         descriptors: Vec<OwnedFd>,
         /// The layers that are still being filled.
         filling: Vec<u8>,
+        /// Who the VM is, of a spare vmm.
+        member: Option<Box<Member>>,
     },
     /// [`VmControl::prefault_list`].
     PrefaultList,
@@ -85,7 +88,7 @@ fn serve(mut machine: impl VmControl, orders: &Receiver<Order>, mailbox: &Mailbo
     while let Ok(order) = orders.recv() {
         let outcome = match order {
             Order::Freeze { is_held, until } => machine.freeze(is_held, until),
-            Order::Start { descriptors, filling } => machine.start(descriptors, filling),
+            Order::Start { descriptors, filling, member } => machine.start(descriptors, filling, member),
             Order::PrefaultList => machine.prefault_list(),
             Order::FreePages { frozen, note } => machine.free_pages(frozen, note),
             Order::Started => {

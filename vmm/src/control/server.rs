@@ -138,6 +138,12 @@ impl<D: Connections> Server<D> {
         }
     }
 
+    /// The VM's name, as its guest has it. Empty: a spare vmm, whose VM has none yet.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        self.session.hostname()
+    }
+
     /// Tells `vmmd` of the end, if it is connected.
     pub fn farewell(mut self, end: &End) {
         self.state = State::Ended(end.clone());
@@ -188,9 +194,11 @@ impl<D: Connections> Server<D> {
                 let order = Order::Freeze { is_held: false, until: None };
                 self.order(order, Waiting { stream, purpose: Purpose::Freeze }, orders);
             }
-            Open::Start { ticket, filling } => {
-                let purpose = Purpose::Start { ticket, started: Instant::now() };
-                self.order(Order::Start { descriptors, filling }, Waiting { stream, purpose }, orders);
+            Open::Start { ticket, filling, member } => {
+                let identity = member.as_ref().map(|member| member.identity.clone());
+                let purpose = Purpose::Start { ticket, identity, started: Instant::now() };
+                let order = Order::Start { descriptors, filling, member };
+                self.order(order, Waiting { stream, purpose }, orders);
             }
             Open::Pager => self.attach(descriptors, stream),
             Open::PrefaultList => {

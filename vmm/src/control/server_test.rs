@@ -3,6 +3,7 @@ use crate::control::mailbox::{Mailbox, mailbox};
 use crate::control::vm::{Failure, Reply, VmControl};
 use patina_abi::ABI;
 use patina_abi::link::{Identity, Vmcoreinfo};
+use patina_control::config::Member;
 use patina_control::messages::Frozen;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -68,7 +69,12 @@ impl VmControl for Icebox {
         Ok(Reply { opened: Opened::Frozen(frozen), files: Vec::new() })
     }
 
-    fn start(&mut self, descriptors: Vec<OwnedFd>, _: Vec<u8>) -> Result<Reply, Failure> {
+    fn start(
+        &mut self,
+        descriptors: Vec<OwnedFd>,
+        _: Vec<u8>,
+        _: Option<Box<Member>>,
+    ) -> Result<Reply, Failure> {
         if let Some((begun, go_on)) = &self.gate {
             begun.send(()).expect("whoever waits for it");
             go_on.recv().ok();

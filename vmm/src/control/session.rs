@@ -126,8 +126,8 @@ struct Pending {
 }
 
 impl Session {
-    /// The session of a VM that boots with this identity. The identity's clock is set when it is
-    /// sent.
+    /// The session of a VM with this identity, whose clock is set when it is sent. A spare vmm has
+    /// any: its VM's comes with [`Session::started`].
     #[must_use]
     pub fn new(identity: Identity) -> Self {
         Self {
@@ -145,10 +145,18 @@ impl Session {
         }
     }
 
-    /// The VM has started as a clone that was made under this ticket.
-    pub fn started(&mut self, ticket: String) {
-        self.identity.ticket = ticket;
+    /// The VM has started as a clone that was made under this ticket; `identity`: from now on it
+    /// has this one.
+    pub fn started(&mut self, ticket: String, identity: Option<Identity>) {
+        let identity = identity.unwrap_or_else(|| self.identity.clone());
+        self.identity = Identity { ticket, ..identity };
         self.known = true;
+    }
+
+    /// The name that the guest has.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        &self.identity.hostname
     }
 
     /// The ABI of the VM's agent. 0: the agent has not said it yet.

@@ -298,7 +298,7 @@ fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
         json!({"t": "ready", "vmid": 0, "family": "old", "abi": ABI}),
     ];
     let mut session = session();
-    session.started(String::new());
+    session.started(String::new(), None);
     assert!(matches!(
         session.link_opened(CARRIED_ON, Fresh::default),
         Some(Effect::ToAgent(FromHost::Identity(_)))
@@ -320,7 +320,7 @@ fn what_the_parent_said_on_a_link_that_was_carried_on_is_not_the_clones() {
 #[test]
 fn a_clone_that_cannot_be_who_it_is_says_so_on_the_link_that_it_has() {
     let mut session = session();
-    session.started(String::new());
+    session.started(String::new(), None);
     session.link_opened(CARRIED_ON, Fresh::default);
     let effects = say(&mut session, json!({"t": "not_ready", "reason": "no MAC"}));
     assert!(matches!(&effects[..], [Effect::Unfit(_)]), "{effects:?}");
@@ -335,7 +335,7 @@ fn the_abi_of_the_agent_is_known_from_its_hello_and_in_a_clone_from_its_ready() 
     assert_eq!(booted.agent_abi(), ABI_OLDEST);
     let of_clone = |ready: serde_json::Value| {
         let mut clone = session();
-        clone.started(String::new());
+        clone.started(String::new(), None);
         clone.link_opened(CARRIED_ON, Fresh::default);
         assert_eq!(say(&mut clone, ready), [Effect::Ready]);
         clone.agent_abi()
@@ -343,7 +343,7 @@ fn the_abi_of_the_agent_is_known_from_its_hello_and_in_a_clone_from_its_ready() 
     assert_eq!(of_clone(json!({"t": "ready", "vmid": 0, "family": "f", "abi": ABI})), ABI);
     assert_eq!(of_clone(json!({"t": "ready", "vmid": 0})), 3, "it says neither family nor ABI");
     let mut clone = session();
-    clone.started(String::new());
+    clone.started(String::new(), None);
     clone.link_opened(Origin::default(), Fresh::default);
     let other = json!({"t": "ready", "vmid": 0, "family": "old", "abi": ABI});
     assert!(matches!(&say(&mut clone, other)[..], [Effect::DropLink(_)]));
@@ -372,7 +372,7 @@ fn an_agent_of_any_version_that_the_host_knows_is_served_and_others_hear_what_to
     // A clone's agent is its parent's: one that is started again there says hello on a link that is
     // served already.
     let mut clone = session();
-    clone.started("t".into());
+    clone.started("t".into(), None);
     clone.link_opened(Origin::default(), Fresh::default);
     let older = json!({"t": "hello", "abi": ABI_OLDEST - 1, "agent": "0"});
     assert!(matches!(&say(&mut clone, older)[..], [Effect::DropLink(_)]));

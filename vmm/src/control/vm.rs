@@ -1,6 +1,7 @@
 //! The traits of the VM that the control thread calls.
 
 use patina_abi::link::{CallError, Vmcoreinfo};
+use patina_control::config::Member;
 use patina_control::end::End;
 use patina_control::messages::Opened;
 use std::fs::File;
@@ -55,11 +56,16 @@ pub trait VmControl: Send + 'static {
     /// The VM cannot be frozen, or not in time.
     fn freeze(&mut self, is_held: bool, until: Option<Instant>) -> Result<Reply, Failure>;
     /// Starts a warm VM from the descriptors that came with the request. `filling` has the numbers
-    /// of the layers that are still being filled.
+    /// of the layers that are still being filled; `member`, of a spare vmm, who its VM is.
     ///
     /// # Errors
-    /// The VM is not warm, or can never run.
-    fn start(&mut self, descriptors: Vec<OwnedFd>, filling: Vec<u8>) -> Result<Reply, Failure>;
+    /// The VM is not warm, it is not known who it is, or it can never run.
+    fn start(
+        &mut self,
+        descriptors: Vec<OwnedFd>,
+        filling: Vec<u8>,
+        member: Option<Box<Member>>,
+    ) -> Result<Reply, Failure>;
     /// The client that started the VM has its answer.
     fn started(&mut self);
     /// The agent is ready.

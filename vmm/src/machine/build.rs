@@ -1,6 +1,7 @@
 //! Makes a VM from its configuration, in the order that KVM requires.
 
 use super::Machine;
+use super::card::{MacError, card_owner, nobody};
 use super::connections::{LinkPort, VmConnections};
 use super::generation::{LastFrozen, Ram};
 use super::host;
@@ -18,7 +19,7 @@ use crate::devices::event_loop::{DeviceLoop, LoopError};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::{Block, SizeError};
 use crate::devices::virtio::mmio::MmioTransport;
-use crate::devices::virtio::net::{Neighbours, Net, NetworkGate, Owner, PortError, Tap};
+use crate::devices::virtio::net::{CardOwner, Net, NetworkGate, Owner, PortError, Tap};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::{Vsock, VsockDialer, VsockError};
 use crate::jail::{self, JailError};
@@ -82,8 +83,11 @@ pub enum BuildError {
     )]
     Xstate(i32),
     /// The family's MAC address is invalid.
-    #[error("make the VM: {0:?} is not a MAC address")]
-    Mac(String),
+    #[error("make the VM")]
+    Mac(#[from] MacError),
+    /// A VM that boots has no identity.
+    #[error("make the VM: it boots, and the configuration does not say who it is")]
+    Nobody,
     /// KVM refused.
     #[error("make the VM: {call}")]
     Kvm {
@@ -154,9 +158,10 @@ pub struct Running {
 
 /// The devices of a VM and what is needed to reach them.
 struct Devices {
-    bus: Bus,
+    bus: Arc<Bus>,
     dialer: VsockDialer,
     network_gate: NetworkGate,
+    card: Option<CardOwner>,
     device_loop: DeviceLoop,
 }
 
@@ -179,7 +184,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;
 
-    let Devices { bus, dialer, network_gate, mut device_loop } =
+    let Devices { bus, dialer, network_gate, card, mut device_loop } =
         make_devices(config, inherited, vm.vm(), &memory, &mailbox)?;
     let devices = bus.transports.len() as u32;
     let (vcpus, ram) = origin.vcpus(vm.vm(), config.vcpus, devices, (kind, &supported))?;
@@ -191,7 +196,6 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
 
     let facts = host::gather(&kvm, kind, &cpuid::for_vcpu(&supported, 0, config.vcpus), vcpus.first());
 
-    let bus = Arc::new(bus);
     let is_warm = matches!(ram, Ram::Reserved);
     let gate = Arc::new(Gate::new(config.vcpus, is_warm));
     let context = VcpuContext {
@@ -238,6 +242,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
         frozen: LastFrozen::default(),
         prefault_list: Vec::new(),
         wants_prefault_list: false,
+        card,
         tracks_shared: false,
     };
     Ok(Running { server, machine, mailbox, console })
@@ -247,6 +252,9 @@ fn check(config: &VmConfig) -> Result<(), BuildError> {
     // A newer vmmd may have set an option that the VM depends on and this vmm does not know.
     if config.version > VERSION {
         return Err(BuildError::Version { given: config.version });
+    }
+    if config.identity.is_none() && config.start != Start::Warm {
+        return Err(BuildError::Nobody);
     }
     let (vcpus, memory) = (config.vcpus, config.memory_mib);
     if !VCPUS.contains(&vcpus) {
@@ -278,22 +286,6 @@ fn check_xstate(bytes: i32) -> Result<(), BuildError> {
     if is_more { Err(BuildError::Xstate(bytes)) } else { Ok(()) }
 }
 
-/// The addresses that the network card needs.
-fn card_owner(config: &VmConfig) -> Result<Owner, BuildError> {
-    let identity = &config.identity;
-    let mac = |text: &str| parse_mac(text).ok_or_else(|| BuildError::Mac(text.to_owned()));
-    let neighbours = config.neighbours.as_ref().map(|neighbours| -> Result<_, BuildError> {
-        Ok(Neighbours {
-            first_ip: neighbours.first_ip,
-            first_mac: mac(&neighbours.first_mac)?,
-            vms: neighbours.vms,
-            gateway_ip: identity.gateway,
-            gateway_mac: mac(&neighbours.gateway_mac)?,
-        })
-    });
-    Ok(Owner { mac: mac(&identity.mac)?, ip: identity.ip, neighbours: neighbours.transpose()? })
-}
-
 fn make_devices(
     config: &VmConfig,
     inherited: &mut Inherited,
@@ -310,8 +302,13 @@ fn make_devices(
     let rootfs = File::from(inherited.take(config.rootfs_fd)?);
     let tap = Tap::new(inherited.take(config.tap_fd)?)?;
     let (vsock, dialer) = Vsock::new(u64::from(GUEST_CID), Box::new(LinkPort(mailbox.clone())))?;
-    let net = Net::new(Box::new(tap), card_owner(config)?)?;
+    let owner = match &config.identity {
+        Some(identity) => card_owner(identity, config.neighbours.as_ref())?,
+        None => Owner::nobody(),
+    };
+    let net = Net::new(Box::new(tap), owner)?;
     let network_gate = net.gate();
+    let card = config.identity.is_none().then(|| net.owner());
     let devices: [Box<dyn VirtioDevice>; 4] = [
         Box::new(Block::new(rootfs, true, "root")?),
         Box::new(net),
@@ -327,16 +324,8 @@ fn make_devices(
         transport.attach(&device_loop)?;
         transports.push(transport);
     }
-    Ok(Devices { bus: Bus { transports, serial }, dialer, network_gate, device_loop })
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
+    let bus = Arc::new(Bus { transports, serial });
+    Ok(Devices { bus, dialer, network_gate, card, device_loop })
 }
 
 fn make_server(
@@ -347,7 +336,7 @@ fn make_server(
     started: Instant,
 ) -> Result<Server<VmConnections>, BuildError> {
     let listener = UnixListener::from(inherited.take(config.control_fd)?);
-    let session = Session::new(config.identity.clone());
+    let session = Session::new(config.identity.clone().unwrap_or_else(nobody));
     let state = if config.start == Start::Warm { State::Warm } else { State::Booting };
     Server::new(listener, inbox, connections, session, config.version, (started, state))
         .map_err(io_failed("the control socket"))
@@ -399,15 +388,7 @@ fn start_vcpus(
 
 #[cfg(test)]
 mod tests {
-    use super::{check_xstate, parse_mac};
-
-    #[test]
-    fn mac_addresses() {
-        assert_eq!(parse_mac("02:00:0a:ff:00:01"), Some([2, 0, 10, 255, 0, 1]));
-        for bad in ["", "02:00:0a:ff:00", "02:00:0a:ff:00:01:02", "02:00:0a:ff:00:zz"] {
-            assert_eq!(parse_mac(bad), None, "{bad}");
-        }
-    }
+    use super::check_xstate;
 
     #[test]
     fn extended_state_that_would_be_cut_is_refused_with_what_to_do() {

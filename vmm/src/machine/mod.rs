@@ -1,6 +1,6 @@
 //! One whole VM: memory, kernel, devices and vCPUs. The operations below work on [`Machine`].
 //!
-//! - [`build`]: makes a VM from a configuration.
+//! - [`build`]: makes a VM from a configuration. [`card`]: who the VM is, on its network.
 //! - [`wiring`]: connects devices to KVM (ioeventfd, irqfd).
 //! - [`connections`]: passes connections of the control socket to the guest's vsock and console.
 //! - [`orders`]: carries out the operations that `vmmd` requests.
@@ -18,6 +18,7 @@
 //! - [`persist`]: saves and restores the state that KVM keeps of a VM.
 
 pub mod build;
+pub mod card;
 pub mod connections;
 pub mod freeze;
 pub mod freeze_error;
@@ -38,6 +39,7 @@ pub mod wiring;
 
 use crate::bus::Bus;
 use crate::devices::event_loop::DeviceLoop;
+use crate::devices::virtio::net::CardOwner;
 use crate::note::note;
 use crate::sys::pagemap::{Pagemap, Pages};
 use crate::sys::slot::VmWithMemory;
@@ -86,6 +88,8 @@ pub struct Machine {
     /// Ranges of RAM that the VM wrote between its start and ready.
     prefault_list: Vec<Range<u64>>,
     wants_prefault_list: bool,
+    /// The network card of a spare vmm, until it is known who its VM is.
+    card: Option<CardOwner>,
     /// Whether writes are tracked in RAM that is still mapped shared.
     tracks_shared: bool,
 }

@@ -5,11 +5,12 @@ use super::Machine;
 use super::freeze_error::FreezeError;
 use super::generation::{Generation, Ram};
 use super::lazy::Filling;
-use super::start::{GenerationFiles, StartError};
+use super::start::GenerationFiles;
 use crate::control::vm::{Failure, Reply, VmControl};
 use crate::free_pages::{self, image::Image};
 use crate::note::note;
 use patina_abi::link::{CallError, Vmcoreinfo};
+use patina_control::config::Member;
 use patina_control::end::{End, EndKind};
 use patina_control::memfd;
 use patina_control::messages::{FREE_PAGES_MAX_BYTES, Opened};
@@ -34,7 +35,12 @@ impl VmControl for Machine {
         Ok(Reply { opened: Opened::Frozen(frozen), files })
     }
 
-    fn start(&mut self, mut descriptors: Vec<OwnedFd>, filling: Vec<u8>) -> Result<Reply, Failure> {
+    fn start(
+        &mut self,
+        mut descriptors: Vec<OwnedFd>,
+        filling: Vec<u8>,
+        member: Option<Box<Member>>,
+    ) -> Result<Reply, Failure> {
         let pager = if filling.is_empty() { None } else { descriptors.pop() };
         let filling = pager.map(|pager| Filling { layers: filling, pager: UnixStream::from(pager) });
         let mut files = descriptors.into_iter().map(File::from);
@@ -42,8 +48,8 @@ impl VmControl for Machine {
             return Err(Failure::Refused("start: the request has no state or no prefault list".into()));
         };
         let files = GenerationFiles { state, prefault_list, layers: files.collect(), filling };
-        let entered_ns = Self::start(self, files)
-            .map_err(|error| failure(&error, !matches!(error, StartError::Running)))?;
+        let started = self.take_member(member).and_then(|()| Self::start(self, files));
+        let entered_ns = started.map_err(|error| failure(&error, error.is_fatal()))?;
         Ok(Reply { opened: Opened::Started { entered_ns }, files: Vec::new() })
     }
 

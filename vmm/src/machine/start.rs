@@ -8,6 +8,7 @@
 //! was done when the VM was made: see [`super::build`].
 
 use super::Machine;
+use super::card::{MacError, card_owner};
 use super::generation::{MachineState, Ram};
 use super::lazy::{Filling, LazyError};
 use super::persist::VmPersistError;
@@ -22,6 +23,7 @@ use crate::vcpu::gate::VcpuEnded;
 use crate::vcpu::persist::{PersistError, VcpuState};
 use crate::vcpu::tsc::TscStart;
 use patina_control::best_effort;
+use patina_control::config::Member;
 use patina_control::messages::{PREFAULT_LIST_MAX_BYTES, STATE_MAX_BYTES};
 use patina_control::monotonic_ns;
 use patina_snapshot::facts::HostFacts;
@@ -37,6 +39,15 @@ pub enum StartError {
     /// The VM runs already.
     #[error("start from the generation: the VM is already running")]
     Running,
+    /// A spare vmm, and the request does not say who its VM is.
+    #[error("start from the generation: this vmm is a spare, and the request does not say who its VM is")]
+    Nobody,
+    /// The VM has an identity already.
+    #[error("start from the generation: the request says who the VM is, but it has an identity already")]
+    Somebody,
+    /// What the request says of who the VM is cannot be used.
+    #[error("start from the generation")]
+    Member(#[from] MacError),
     /// A file of the generation cannot be read.
     #[error("start from the generation: read its {what}")]
     Read {
@@ -109,7 +120,31 @@ pub struct GenerationFiles {
     pub filling: Option<Filling>,
 }
 
+impl StartError {
+    /// Whether the VM cannot be used any more.
+    pub(super) fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Running | Self::Nobody | Self::Somebody | Self::Member(_))
+    }
+}
+
 impl Machine {
+    /// Gives the VM of a spare vmm its addresses. Those of another VM are known since it was made.
+    ///
+    /// # Errors
+    /// It is not known who the VM is, or it is already.
+    pub(super) fn take_member(&mut self, member: Option<Box<Member>>) -> Result<(), StartError> {
+        match (&self.card, member) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(StartError::Somebody),
+            (Some(_), None) => Err(StartError::Nobody),
+            (Some(card), Some(member)) => {
+                card.set(card_owner(&member.identity, Some(&member.neighbours))?);
+                self.card = None;
+                Ok(())
+            }
+        }
+    }
+
     /// Starts a warm VM. Returns the time when its first vCPU enters the guest, in nanoseconds of
     /// CLOCK_MONOTONIC.
     ///

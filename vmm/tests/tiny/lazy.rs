@@ -239,7 +239,9 @@ impl Vmm {
             vec![generation.state.as_fd(), generation.prefault_list.as_fd(), layer.memfd.as_fd()];
         descriptors.extend(generation.layers[1..].iter().map(AsFd::as_fd));
         descriptors.push(socket.as_fd());
-        match self.ask(&Open::Start { ticket: String::new(), filling: vec![0] }, &descriptors)? {
+        match self
+            .ask(&Open::Start { ticket: String::new(), filling: vec![0], member: None }, &descriptors)?
+        {
             (Opened::Started { .. }, _) => Ok(pager),
             (other, _) => Err(format!("{other:?}").into()),
         }

@@ -2,7 +2,7 @@
 
 use libtest_mimic::Failed;
 use patina_control::VERSION;
-use patina_control::config::{Start, VmConfig};
+use patina_control::config::{Member, Neighbours, Start, VmConfig};
 use patina_control::end::End;
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
 use patina_control::rights;
@@ -40,6 +40,7 @@ fn program() -> OsString {
 pub struct Guest {
     kernel: Vec<u8>,
     warm: bool,
+    spare: bool,
     generation: Option<Generation>,
     vcpus: u8,
     version: u32,
@@ -68,6 +69,7 @@ impl Guest {
         Self {
             kernel,
             warm: false,
+            spare: false,
             generation: None,
             vcpus: 1,
             version: VERSION,
@@ -85,6 +87,11 @@ impl Guest {
     /// Waits for a generation.
     pub fn warm() -> Self {
         Self { warm: true, ..Self::file(b"") }
+    }
+
+    /// Waits for a generation, and for who it is.
+    pub fn spare() -> Self {
+        Self { spare: true, ..Self::warm() }
     }
 
     /// Of a vmmd of this version.
@@ -158,7 +165,7 @@ impl Guest {
             console_fd: inherit(&console)?,
             control_fd: inherit(&control)?,
             end_fd: inherit(&end)?,
-            identity: identity(),
+            identity: (!self.spare).then(identity),
             neighbours: None,
         };
         let mut document = tempfile::tempfile()?;
@@ -221,9 +228,14 @@ impl Vmm {
 
     /// Starts it, when it is warm.
     pub fn give(&self, generation: &Generation) -> Result<(), Failed> {
+        self.give_to(generation, None)
+    }
+
+    /// Starts it as this member of its family, when it is a spare.
+    pub fn give_to(&self, generation: &Generation, member: Option<Member>) -> Result<(), Failed> {
         let mut descriptors = vec![generation.state.as_fd(), generation.prefault_list.as_fd()];
         descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
-        match self.ask(&Open::Start { ticket: String::new(), filling: Vec::new() }, &descriptors)? {
+        match self.ask(&start_line(member), &descriptors)? {
             (Opened::Started { entered_ns: 1.. }, _) => Ok(()),
             (other, _) => Err(format!("{other:?}").into()),
         }
@@ -233,7 +245,7 @@ impl Vmm {
     pub fn give_and_kill(mut self, generation: &Generation) -> Result<(), Failed> {
         let mut descriptors = vec![generation.state.as_fd(), generation.prefault_list.as_fd()];
         descriptors.extend(generation.layers.iter().map(AsFd::as_fd));
-        let stream = self.say(&Open::Start { ticket: String::new(), filling: Vec::new() }, &descriptors)?;
+        let stream = self.say(&start_line(None), &descriptors)?;
         self.child.kill()?;
         let status = self.child.wait()?;
         drop(stream);
@@ -316,6 +328,21 @@ pub fn send(stream: &mut BufReader<UnixStream>, message: &impl serde::Serialize)
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(stream.get_mut().write_all(&line)?)
+}
+
+fn start_line(member: Option<Member>) -> Open {
+    Open::Start { ticket: String::new(), filling: Vec::new(), member: member.map(Box::new) }
+}
+
+/// Who a VM is that was a spare.
+pub fn member() -> Member {
+    let neighbours = Neighbours {
+        first_ip: Ipv4Addr::new(100, 64, 0, 1),
+        first_mac: "02:00:00:00:00:01".into(),
+        vms: 4093,
+        gateway_mac: "06:00:00:00:00:01".into(),
+    };
+    Member { identity: identity(), neighbours }
 }
 
 fn identity() -> patina_abi::link::Identity {

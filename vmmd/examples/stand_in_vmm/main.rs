@@ -18,7 +18,8 @@
 //! The words that only clones heed:
 //!
 //! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its
-//!   generation, aborts over it, or is killed by its system call filter.
+//!   generation, aborts over it, or is killed by its system call filter. `spare-dies`: a spare
+//!   aborts over it.
 //!
 //! `hold-freeze=PATH`, `hold-attach=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it
 //! answers that it is frozen, or asks the pager to serve it, or answers that it has started, or
@@ -48,10 +49,10 @@ mod sys;
 mod view;
 mod wire;
 
-use patina_abi::link::{Answer, CallError};
+use patina_abi::link::{Answer, CallError, Identity};
 use patina_control::{
     VERSION,
-    config::{HostCheck, KVM_KIND_VARIABLE, Start as Origin, VmConfig},
+    config::{HostCheck, KVM_KIND_VARIABLE, Member, Start as Origin, VmConfig},
     end::{End, EndKind},
     messages::{FromVmm, Frozen, Open, Opened, Prepare, State, ToVmm},
     pager::RUN_BYTES,
@@ -104,6 +105,8 @@ struct Vm {
     controls: AtomicU32,
     /// Of one that has started from a generation.
     ram: OnceLock<Ram>,
+    /// Of a spare that has started: who its VM is.
+    member: OnceLock<Member>,
 }
 
 fn main() {
@@ -140,6 +143,7 @@ fn main() {
         console: Mutex::new(console),
         words: Mutex::new(words),
         ram: OnceLock::new(),
+        member: OnceLock::new(),
         config,
     });
     if state == State::Booting && !vm.has("slow") {
@@ -162,12 +166,25 @@ impl Vm {
         value.map(|number| number.parse().unwrap())
     }
 
+    fn identity(&self) -> &Identity {
+        let told = self.member.get().map(|member| &member.identity);
+        told.or(self.config.identity.as_ref()).expect("a spare has no guest")
+    }
+
+    fn vmid(&self) -> u32 {
+        self.identity().vmid
+    }
+
+    fn name(&self) -> &str {
+        &self.identity().hostname
+    }
+
     fn hold(&self, word: &str) {
         let words = self.words.lock().unwrap().clone();
         let Some(path) = words.split(' ').find_map(|w| w.strip_prefix(word)?.strip_prefix('=')) else {
             return;
         };
-        File::create(format!("{path}.{}", self.config.identity.vmid)).unwrap();
+        File::create(format!("{path}.{}", self.vmid())).unwrap();
         flock(File::open(path).unwrap(), FlockOperation::LockShared).unwrap();
     }
 
@@ -198,9 +215,17 @@ impl Vm {
             Open::Freeze { prepare } => {
                 self.freeze(&mut stream, matches!(prepare, Some(Prepare::Ask { .. })))
             }
-            Open::Start { ticket, filling } => self.start(&mut stream, (&ticket, &filling), descriptors),
+            Open::Start { ticket, filling, member } => {
+                assert_eq!(self.config.identity.is_none(), member.is_some(), "who it is is said once");
+                if let Some(member) = member {
+                    self.member.set(*member).unwrap();
+                    let mut console = self.console.lock().unwrap();
+                    writeln!(console, "a spare becomes {}", self.name()).unwrap();
+                }
+                self.start(&mut stream, (&ticket, &filling), descriptors);
+            }
             Open::PrefaultList => {
-                let list = [0, 4096, self.config.identity.vmid.into()].map(u64::to_le_bytes).concat();
+                let list = [0, 4096, self.vmid().into()].map(u64::to_le_bytes).concat();
                 send(&stream, &Opened::Ok, &[memfd("list", &list, 0).into()]);
             }
             // Of the run of data of each layer, the second page and what follows it.
@@ -305,8 +330,8 @@ impl Vm {
         let state = memfd("generation-state", &state, 0);
         let bytes = u64::from(self.config.memory_mib) << 20;
         // A generation of a clone is made of its own file and of those that it was made from.
-        let layers = if self.config.identity.vmid == 0 { 1 } else { 2 };
-        let line = format!("of {}\n", self.config.name);
+        let layers = if self.vmid() == 0 { 1 } else { 2 };
+        let line = format!("of {}\n", self.name());
         let mut sent: Vec<OwnedFd> = vec![state.into()];
         let runs = self.number("ram").map_or(1, i32::cast_unsigned);
         sent.extend((0..layers).map(|_| ram_file(&line, runs, bytes).into()));
@@ -326,11 +351,11 @@ impl Vm {
         let mut bytes = Vec::new();
         state.read_to_end(&mut bytes).unwrap();
         *self.words.lock().unwrap() = state::read(&bytes);
-        let vmid = Some(self.config.identity.vmid.cast_signed());
+        let vmid = Some(self.vmid().cast_signed());
         if self.number("refuse") == vmid {
             return say(stream, &Opened::Error("restore the vCPU: no".into()));
         }
-        if self.number("die") == vmid {
+        if self.number("die") == vmid || self.has("spare-dies") && self.member.get().is_some() {
             patina_daemon::say!("cannot restore, giving up");
             std::process::abort();
         }

@@ -5,6 +5,7 @@ pub use super::control_error::ControlError;
 use super::{filling::Filling, generation, rights};
 use crate::store::VmDir;
 use patina_abi::{LINE_MAX_BYTES, lines::LineBuffer};
+use patina_control::config::Member;
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
 use patina_daemon::chain;
 use serde::{Serialize, de::DeserializeOwned};
@@ -92,13 +93,14 @@ pub async fn file(dir: &VmDir, open: &Open, patience: Duration) -> Result<OwnedF
 }
 
 /// Gives a warm VM what it starts from. [`started`] hears what becomes of it. A vmm before
-/// [`super::filling::LAZY_VERSION`] gets nothing that is still being filled.
+/// [`super::filling::LAZY_VERSION`] gets nothing that is still being filled. `member`, of a spare
+/// vmm: who its VM is.
 ///
 /// # Errors
 /// The connection broke.
 pub async fn start(
     stream: &UnixStream,
-    ticket: String,
+    (ticket, member): (String, Option<Box<Member>>),
     generation: &generation::Opened,
     prefault_list: &File,
     filling: Option<&Filling>,
@@ -107,7 +109,8 @@ pub async fn start(
     sent.extend(generation.layers.iter().map(AsFd::as_fd));
     sent.extend(filling.map(|filling| filling.pager.as_fd()));
     let filling = filling.map(|filling| filling.layers.clone()).unwrap_or_default();
-    let mut line = serde_json::to_vec(&Open::Start { ticket, filling }).map_err(ControlError::Parse)?;
+    let mut line =
+        serde_json::to_vec(&Open::Start { ticket, filling, member }).map_err(ControlError::Parse)?;
     line.push(b'\n');
     Ok(rights::send(stream, &line, &sent).await?)
 }

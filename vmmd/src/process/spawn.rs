@@ -6,8 +6,7 @@ use super::{
     urgency::Urgency,
 };
 use crate::store::{StoreError, VmDir};
-use patina_abi::link::Identity;
-use patina_control::config::{self, Neighbours, VmConfig};
+use patina_control::config::{self, Member, VmConfig};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::{
     fs::{File, OpenOptions},
@@ -95,10 +94,8 @@ pub struct Parts {
     pub vcpus: u8,
     /// The VM's RAM, MiB.
     pub memory_mib: u32,
-    /// Who the VM is.
-    pub identity: Identity,
-    /// Who else is on its network.
-    pub neighbours: Neighbours,
+    /// Who the VM is, and who else is on its network. None: a spare vmm.
+    pub member: Option<Member>,
     /// How urgent the process is.
     pub urgency: Urgency,
 }
@@ -141,7 +138,10 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
     let control = listen(dir)?;
     let (start, mut kept) = parts.start.describe();
     // A master has vmid 0.
-    let dispensable = if parts.identity.vmid == 0 { Dispensable::No } else { Dispensable::Yes };
+    let is_master = parts.member.as_ref().is_some_and(|member| member.identity.vmid == 0);
+    let dispensable = if is_master { Dispensable::No } else { Dispensable::Yes };
+    let (identity, neighbours) =
+        parts.member.map(|Member { identity, neighbours }| (identity, neighbours)).unzip();
     let config = VmConfig {
         version: patina_control::VERSION,
         name: name.to_owned(),
@@ -156,8 +156,8 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         console_fd: console.as_raw_fd(),
         control_fd: control.as_raw_fd(),
         end_fd: end.as_raw_fd(),
-        identity: parts.identity,
-        neighbours: Some(parts.neighbours),
+        identity,
+        neighbours,
     };
     let config = write_config(&config).map_err(SpawnError::Config)?;
     kept.extend([

@@ -10,7 +10,7 @@ use crate::{
     store::record::Record,
 };
 use patina_abi::link::Identity;
-use patina_control::config::Neighbours;
+use patina_control::config::{Member, Neighbours};
 use std::{fs::File, os::fd::OwnedFd};
 
 /// What the vmm of `record` needs, out of `/dev/kvm`, the root disk and a tap, with who else is on
@@ -22,6 +22,13 @@ pub(super) fn parts(
     neighbours: Neighbours,
     urgency: Urgency,
 ) -> Parts {
+    let Record { vcpus, memory_mib, .. } = *record;
+    let member = Some(member(record, neighbours));
+    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, member, urgency }
+}
+
+/// Who the VM of `record` is.
+pub(super) fn member(record: &Record, neighbours: Neighbours) -> Member {
     let net = &record.net;
     let identity = Identity {
         vmid: record.vmid,
@@ -39,6 +46,5 @@ pub(super) fn parts(
         // A clone gets it with its generation.
         ticket: String::new(),
     };
-    let Record { vcpus, memory_mib, .. } = *record;
-    Parts { kvm, start, rootfs, tap, vcpus, memory_mib, identity, neighbours, urgency }
+    Member { identity, neighbours }
 }

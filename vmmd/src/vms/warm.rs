@@ -11,6 +11,7 @@ use crate::{
     },
     store::VmDir,
 };
+use patina_control::config::Member;
 use patina_daemon::chain;
 use std::{sync::Arc, time::Duration};
 use tokio::{io::BufReader, net::UnixStream, runtime::Handle, sync::mpsc, task::spawn_blocking};
@@ -26,6 +27,8 @@ pub struct Warm {
     pub start: UnixStream,
     /// The version that its vmm said.
     pub version: u32,
+    /// Who its VM is, if its vmm was made as a spare: it is told when the VM starts.
+    pub member: Option<Box<Member>>,
     // Taken when it has started, or has ended.
     pub(super) process: Option<Process>,
 }
@@ -157,7 +160,14 @@ mod tests {
         let process = Some(Process::of_child(child).unwrap());
         let start = UnixStream::pair().unwrap().0;
         (
-            Warm { dir: VmDir::at(folder), control: None, start, version: patina_control::VERSION, process },
+            Warm {
+                dir: VmDir::at(folder),
+                control: None,
+                start,
+                version: patina_control::VERSION,
+                member: None,
+                process,
+            },
             entry,
         )
     }

@@ -130,7 +130,7 @@ impl Host {
         };
         match greeted {
             Ok((control, start, version)) => {
-                Ok(Warm { dir, control: Some(control), start, version, process: Some(process) })
+                Ok(Warm { dir, control: Some(control), start, version, member: None, process: Some(process) })
             }
             Err(source) => {
                 let source = death(&mut process, source).await;

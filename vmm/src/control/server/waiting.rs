@@ -4,7 +4,7 @@ use super::Server;
 use crate::control::opening::{answer, deliver};
 use crate::control::orders::{Order, Orders};
 use crate::control::vm::{Connections, Failure, Reply};
-use patina_abi::link::FromHost;
+use patina_abi::link::{FromHost, Identity};
 use patina_control::end::End;
 use patina_control::messages::{Opened, State};
 use std::os::fd::OwnedFd;
@@ -33,7 +33,7 @@ pub(super) enum Purpose {
     /// A freeze for which the agent has prepared, on this link.
     AgentsFreeze { link: u64 },
     /// The start of a warm VM.
-    Start { ticket: String, started: Instant },
+    Start { ticket: String, identity: Option<Identity>, started: Instant },
     /// The prefault list.
     PrefaultList,
     /// The free pages.
@@ -112,9 +112,9 @@ impl<D: Connections> Server<D> {
                 }
                 return self.prepare_postponed(orders);
             }
-            Purpose::Start { ticket, started } if is_done => {
+            Purpose::Start { ticket, identity, started } if is_done => {
                 orders.send(Order::Started);
-                self.session.started(ticket);
+                self.session.started(ticket, identity);
                 (self.started, self.state) = (started, State::Booting);
                 self.tell_state();
                 if let Some((stream, origin)) = self.early_link.take() {

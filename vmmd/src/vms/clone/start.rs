@@ -113,7 +113,8 @@ impl Host {
             let (generation, prefault_list) = (source.generation.open()?, source.prefault_list.open()?);
             let ticket = record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default();
             let (filling, memory) = self.serve_memory(&warm, &record, &source.generation).await?;
-            control_client::start(&warm.start, ticket, &generation, &prefault_list, filling.as_ref()).await?;
+            let told = (ticket, warm.member.take());
+            control_client::start(&warm.start, told, &generation, &prefault_list, filling.as_ref()).await?;
             Ok(memory)
         };
         let mut memory = match sent.await {

@@ -25,7 +25,7 @@ mod port;
 mod rx;
 
 pub use gate::NetworkGate;
-pub use neighbours::{Mac, Neighbours, Owner};
+pub use neighbours::{CardOwner, Mac, Neighbours, Owner};
 pub use port::{FramePort, Offloads, PortError, Tap};
 
 use super::DeviceState;
@@ -66,6 +66,7 @@ pub struct Net {
     port: Box<dyn FramePort>,
     gate: NetworkGate,
     owner: Owner,
+    next_owner: CardOwner,
     receiver: Receiver,
     chain: Chain,
     outgoing: Vec<u8>,
@@ -75,12 +76,18 @@ impl Net {
     /// The network card of this VM. The gate is open, except in a restored card; see [`Net::gate`].
     pub fn new(port: Box<dyn FramePort>, owner: Owner) -> Result<Self, PortError> {
         let (gate, receiver, chain) = (NetworkGate::new()?, Receiver::default(), Chain::default());
-        Ok(Self { port, gate, owner, receiver, chain, outgoing: Vec::new() })
+        let next_owner = CardOwner::default();
+        Ok(Self { port, gate, owner, next_owner, receiver, chain, outgoing: Vec::new() })
     }
 
     /// Opens and closes the network, from other threads.
     pub fn gate(&self) -> NetworkGate {
         self.gate.clone()
+    }
+
+    /// Changes the owner, from other threads.
+    pub fn owner(&self) -> CardOwner {
+        self.next_owner.clone()
     }
 
     fn receive(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
@@ -89,7 +96,7 @@ impl Net {
     }
 
     fn transmit(&mut self, io: &mut Io<'_>) -> Result<Next, DeviceError> {
-        let Self { port, gate, owner, receiver, chain, outgoing } = self;
+        let Self { port, gate, owner, receiver, chain, outgoing, .. } = self;
         let next = io.serve(TX, chain, |memory, chain| {
             if gate.is_open() {
                 let frame = copy_out(memory, chain, outgoing).map_err(DeviceError::queue(TX))?;
@@ -211,6 +218,9 @@ impl VirtioDevice for Net {
             return Err(state.is_not("net"));
         }
         self.receiver = Receiver::default();
+        if let Some(owner) = self.next_owner.take() {
+            self.owner = owner;
+        }
         self.gate.shut_anew();
         Ok(())
     }

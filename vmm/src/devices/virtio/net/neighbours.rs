@@ -1,6 +1,8 @@
 //! The other VMs on a VM's network, and their MAC addresses.
 
+use patina_daemon::lock;
 use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -14,6 +16,29 @@ pub struct Owner {
     pub ip: Ipv4Addr,
     /// None: the network is not known, and ARP requests are sent as the guest makes them.
     pub neighbours: Option<Neighbours>,
+}
+
+impl Owner {
+    /// Of a card whose VM has no addresses yet.
+    pub fn nobody() -> Self {
+        Self { mac: [0; 6], ip: Ipv4Addr::UNSPECIFIED, neighbours: None }
+    }
+}
+
+/// Gives a card that does not run yet another owner, from any thread. The card takes it when it is
+/// restored.
+#[derive(Clone, Default)]
+pub struct CardOwner(Arc<Mutex<Option<Owner>>>);
+
+impl CardOwner {
+    /// The card's VM has these addresses from its restore on.
+    pub fn set(&self, owner: Owner) {
+        *lock(&self.0) = Some(owner);
+    }
+
+    pub(super) fn take(&self) -> Option<Owner> {
+        lock(&self.0).take()
+    }
 }
 
 /// The VMs of a family have addresses in a row, and MACs in the same order.
