@@ -114,6 +114,7 @@ async fn serve(
     tokio::spawn(async move { net::warn_of_conflicts(&range).await });
     let host = Host::new(settings, state, cluster.tickets(), Box::new(Answers))?;
     host.keep_evicting();
+    host.keep_spares();
     // Whatever ends this: VMs run on with their memory.
     let _left = host.pager.left_when_dropped();
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
@@ -247,6 +248,7 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         range: options.network,
         hostname: Facts::gather().hostname,
         warm: usize::from(options.warm),
+        spares: usize::from(options.spare),
         keep_ended: remove::keep_ended(options),
         image_cache: options.image_cache(),
         host_kind: facts::kind_of_host(),

@@ -83,6 +83,11 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_VMMD_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub warm: u16,
 
+    /// How many spare vmm processes are ready for VMs that are restored or start from an image, for
+    /// each of the two kinds of machine (root file system, vCPUs, memory) that did so last
+    #[arg(long, value_name = "N", default_value_t = 1, env = "PATINA_VMMD_SPARE", value_parser = clap::value_parser!(u16).range(0..=16))]
+    pub spare: u16,
+
     /// Most clones at once on this host, those that guests have tickets for included
     #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_VMMD_MAX_VMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub max_vms: u32,
@@ -171,7 +176,8 @@ mod tests {
         Options::command().debug_assert();
         let options = Options::try_parse_from(["vmmd", "--standalone"]).unwrap();
         assert_eq!(options.listen.to_string(), "unix:/run/patina/vmmd.sock");
-        assert_eq!((options.warm, options.max_vms, options.keep_ended), (2, 256, 256));
+        assert_eq!((options.warm, options.spare), (2, 1));
+        assert_eq!((options.max_vms, options.keep_ended), (256, 256));
         assert_eq!((options.overcommit_cpu, options.overcommit_memory), (128.0, 8.0));
         let images = options.image_cache().unwrap();
         assert_eq!(images.folder, Path::new("/var/lib/patina/images"));
@@ -238,6 +244,7 @@ mod tests {
         assert!(text.contains("there is no TLS"), "{text}");
         for words in [
             "--warm 257",
+            "--spare 17",
             "--max-vms 0",
             "--keep-ended 1025",
             "--overcommit-cpu 0",

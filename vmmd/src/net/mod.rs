@@ -31,6 +31,8 @@ use std::{io, net::IpAddr, os::fd::OwnedFd, path::Path};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 const MTU_BYTES: u32 = 1500;
+/// Taps that are on no bridge yet: the kernel numbers them.
+const SPARE_TAPS: &str = "pts%d";
 
 /// Why a network operation did not work.
 #[derive(Debug, thiserror::Error)]
@@ -209,28 +211,52 @@ impl Net {
     /// # Errors
     /// It cannot be made, or the bridge is gone.
     pub async fn tap(&self, net: FamilyNet, vmid: u32) -> Result<OwnedFd, NetError> {
-        let (name, bridge) = (net.tap(vmid), net.bridge());
         // Both wait for the kernel's one lock of all interfaces, which others of the host may hold
         // for long.
-        let tap = {
-            let name = name.clone();
-            let make = spawn_blocking(move || {
-                let tap =
-                    sys::create_tap(&name).map_err(|source| NetError::Tap { name: name.clone(), source })?;
-                sys::without_ipv6(&name).map_err(|source| NetError::Ipv6 { name, source })?;
-                Ok(tap)
-            });
-            let stopped =
-                |_| NetError::Tap { name: net.tap(vmid), source: io::ErrorKind::Interrupted.into() };
-            make.await.map_err(stopped)??
-        };
-        let Some(controller) = self.index_of(&bridge).await? else {
-            return Err(failed("find bridge", &bridge, rtnetlink::Error::RequestFailed));
-        };
+        let (tap, index) = self.make_tap(net.tap(vmid)).await?;
+        self.attach(net, vmid, index).await?;
+        Ok(tap)
+    }
+
+    /// Makes a tap that is on no bridge yet, under a name that is only its for now; and its index,
+    /// for [`Self::attach`].
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn spare_tap(&self) -> Result<(OwnedFd, u32), NetError> {
+        self.make_tap(SPARE_TAPS.to_owned()).await
+    }
+
+    async fn make_tap(&self, name: String) -> Result<(OwnedFd, u32), NetError> {
+        let wanted = name.clone();
+        let make = spawn_blocking(move || {
+            let (tap, name) =
+                sys::create_tap(&name).map_err(|source| NetError::Tap { name: name.clone(), source })?;
+            match sys::without_ipv6(&name) {
+                Ok(()) => Ok((tap, name)),
+                Err(source) => Err(NetError::Ipv6 { name, source }),
+            }
+        });
+        let stopped = |_| NetError::Tap { name: wanted, source: io::ErrorKind::Interrupted.into() };
+        let (tap, name) = make.await.map_err(stopped)??;
         let Some(index) = self.index_of(&name).await? else {
             return Err(failed("find tap", &name, rtnetlink::Error::RequestFailed));
         };
-        let link = LinkUnspec::new_with_index(index).mtu(MTU_BYTES).controller(controller).up().build();
+        Ok((tap, index))
+    }
+
+    /// Names the tap of this index as a VM's, and puts it on its family's bridge.
+    ///
+    /// # Errors
+    /// The tap or the bridge is gone.
+    pub async fn attach(&self, net: FamilyNet, vmid: u32, index: u32) -> Result<(), NetError> {
+        let (name, bridge) = (net.tap(vmid), net.bridge());
+        let Some(controller) = self.index_of(&bridge).await? else {
+            return Err(failed("find bridge", &bridge, rtnetlink::Error::RequestFailed));
+        };
+        // The kernel takes the name first, while the tap is down.
+        let link = LinkUnspec::new_with_index(index).name(name.clone()).mtu(MTU_BYTES);
+        let link = link.controller(controller).up().build();
         self.handle.link().change(link).execute().await.map_err(|e| failed("attach tap", &name, e))?;
         // The bridge knows whose the address is before the VM has sent anything, and for ever: no
         // frame to it goes to all.
@@ -241,8 +267,7 @@ impl Net {
             .flags(NeighbourFlags::Controller)
             .execute()
             .await
-            .map_err(|e| failed("tell the bridge the address of tap", &name, e))?;
-        Ok(tap)
+            .map_err(|e| failed("tell the bridge the address of tap", &name, e))
     }
 
     /// The VMs on a family's network.

@@ -14,11 +14,12 @@ use std::{
 const _: () = assert!(size_of::<libc::ifreq>() == 40 && libc::TUNSETIFF == 0x4004_54ca);
 
 /// Makes the tap `name` (at most 15 bytes): frames without packet information, each with a
-/// virtio-net header, non-blocking. It lives as long as a descriptor of it is open.
+/// virtio-net header, non-blocking. It lives as long as a descriptor of it is open. For a `%d` in
+/// the name the kernel puts the first number that is free. Returns the tap's name, too.
 ///
 /// # Errors
 /// No rights, no `/dev/net/tun`, or an interface of that name.
-pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
+pub fn create_tap(name: &str) -> io::Result<(OwnedFd, String)> {
     let tun: File = OpenOptions::new()
         .read(true)
         .write(true)
@@ -44,7 +45,9 @@ pub fn create_tap(name: &str) -> io::Result<OwnedFd> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(tun.into())
+    let bytes = request.ifr_name.iter().map(|byte| byte.cast_unsigned());
+    let name: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
+    Ok((tun.into(), String::from_utf8_lossy(&name).into_owned()))
 }
 
 /// Keeps the kernel from speaking IPv6 on an interface by itself: families have IPv4 addresses, and

@@ -193,6 +193,19 @@ impl Process {
         urgency.give_if_possible(self.id.pid);
     }
 
+    /// Makes it as dispensable as a master is.
+    pub fn is_a_master(&self) {
+        if let Err(error) = sys::set_dispensable(self.id.pid, sys::Dispensable::No) {
+            tracing::debug!(pid = self.id.pid, error = %chain(&error), "tell the OOM killer of a master");
+        }
+    }
+
+    /// Whether it is gone by now.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        has_exited(self.pidfd.get_ref()).unwrap_or(false)
+    }
+
     /// How it went; only after [`Self::gone`].
     pub fn exit(&mut self) -> Exit {
         let status = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());

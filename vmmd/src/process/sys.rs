@@ -91,6 +91,15 @@ pub(super) fn set_idle_policy(leader: Pid, is_idle: bool) -> rustix::io::Result<
     Ok(())
 }
 
+/// Makes a process that runs so dispensable.
+///
+/// # Errors
+/// No rights, or no such process.
+pub(super) fn set_dispensable(pid: u32, dispensable: Dispensable) -> io::Result<()> {
+    let score = dispensable.score();
+    score.map_or(Ok(()), |score| std::fs::write(format!("/proc/{pid}/oom_score_adj"), score))
+}
+
 fn set_oom_score(score: &[u8]) -> rustix::io::Result<()> {
     use rustix::fs::{Mode, OFlags, open};
     let file = open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;

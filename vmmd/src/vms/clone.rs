@@ -19,7 +19,7 @@ mod start;
 
 pub(super) use start::Source;
 
-use super::{error::Error, host::Host, pool::OnTheWay, tickets::Wanted, vm::Vm};
+use super::{error::Error, host::Host, pool::OnTheWay, tickets::Wanted, vm::Vm, warm_up::For};
 use crate::{metrics::Stage, process::control_client::PATIENCE, store::record::Record};
 use patina_control::{
     messages::{Frozen, Prepare},
@@ -141,7 +141,7 @@ impl Host {
         };
         // Only now that the clones are granted are missing warm VMs made, at the same time as the
         // VM is frozen.
-        let slots = self.fill_clone_slots(record, slots);
+        let slots = self.fill_clone_slots(record, slots, For::Clone);
         self.metrics.stage(Stage::Admit, Duration::from_nanos(admitted_ns.saturating_sub(arrived_ns)));
         // An image that is too old is replaced: clones of it would be of the past.
         let fresh = early.filter(|early| early.is_fresh(admitted_ns) && !abandoned.is_cancelled());

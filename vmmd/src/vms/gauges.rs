@@ -45,12 +45,13 @@ struct Amounts {
     private_kib: u64,
     shared_kib: u64,
     warm: u32,
+    spare: u32,
 }
 
 impl Amounts {
     fn of(host: &Host) -> Self {
         let all = host.table.all();
-        let mut amounts = Self { warm: host.table.warm(), ..Self::default() };
+        let mut amounts = Self { warm: host.table.warm(), spare: host.spares.count(), ..Self::default() };
         for vm in &all {
             match vm.status().phase {
                 Phase::Booting => amounts.booting += 1,
@@ -70,7 +71,7 @@ impl Amounts {
     }
 
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { booting, ready, ended, used, private_kib, shared_kib, warm } = self;
+        let Self { booting, ready, ended, used, private_kib, shared_kib, warm, spare } = self;
         let mut states = encoder.encode_descriptor("vms", "VMs by state", None, MetricType::Gauge)?;
         for (state, count) in [("booting", *booting), ("ready", *ready), ("ended", *ended)] {
             let label = StateLabel { state };
@@ -92,7 +93,12 @@ impl Amounts {
             ("vms_major_faults", "Page faults of running VMs with I/O", used.major_faults),
             // No counter: what a VM had goes with it.
             ("vms_cpu_seconds", "Time that the VMs that run had", used.cpu_us / 1_000_000),
-            ("vmms_warm", "vmm processes that wait for a generation", u64::from(*warm)),
+            ("vmms_warm", "vmm processes of families that wait for a generation", u64::from(*warm)),
+            (
+                "vmms_spare",
+                "vmm processes of no family yet, for VMs that are restored or start from an image",
+                u64::from(*spare),
+            ),
         ];
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));

@@ -5,6 +5,7 @@ use super::{
     image_cache::cache::ImageCache,
     masters::ComingMasters,
     snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
+    spares::Spares,
     table::Table,
     tickets::Tickets,
     vm::{Until, Vm},
@@ -57,6 +58,8 @@ pub struct Settings {
     pub hostname: String,
     /// How many warm VMs each family has.
     pub warm: usize,
+    /// How many spare vmms there are for each kind of machine that is restored.
+    pub spares: usize,
     /// How many clones that have ended are kept.
     pub keep_ended: usize,
     /// Where images of booted VMs are kept. None: every VM boots.
@@ -116,6 +119,8 @@ pub struct Host {
     // None are made before all that is there is known: see `adopt`.
     pub(super) making: Semaphore,
     pub(super) writing: Semaphore,
+    // vmms for the next VMs that begin a family.
+    pub(super) spares: Arc<Spares>,
     // How many clones are not ready yet.
     pub(super) on_the_way: Arc<watch::Sender<usize>>,
     // Which of these go first.
@@ -157,6 +162,7 @@ impl Host {
             unwritten: std::sync::Mutex::default(),
             making: Semaphore::new(0),
             writing: Semaphore::new(WRITING_AT_ONCE),
+            spares: Arc::new(Spares::new(settings.spares, settings.vmm.clone())),
             on_the_way: Arc::new(watch::Sender::new(0)),
             turns: Turns::new(),
             no_list: Arc::new(PrefaultList::of(&[])?),

@@ -8,6 +8,7 @@
 //!   of.
 //! - [`booted`]: keeps VMs that have just booted as images, for the next ones to start from.
 //!   [`image_cache`]: where these are.
+//! - [`spares`]: vmms of no family yet, for VMs that begin one; `spare_up` creates them.
 //! - [`supervise`]: one task per running VM, which serves its vmm and cleans up after its end.
 //! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs,
 //!   and carries out its kill orders. `masters`: families whose master is about to start.
@@ -39,6 +40,8 @@ mod register;
 pub mod remove;
 pub mod snapshot_data;
 pub mod snapshots;
+mod spare_up;
+pub mod spares;
 pub mod supervise;
 pub mod table;
 pub mod tickets;

@@ -5,6 +5,7 @@
 
 use super::{
     host::Host,
+    spares::Spare,
     table::families::Work,
     vm::{Until, Vm},
     warm::PoolSlot,
@@ -14,6 +15,7 @@ use crate::{
     process::turns::{TURN_MAX, Turn},
     store::record::Record,
 };
+use futures::future::{join, join_all};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
@@ -162,6 +164,9 @@ impl Host {
     /// Ends every warm VM: a vmmd that stops cannot use them, and the next one would not know them.
     pub async fn end_pools(&self) {
         let pool_slots = self.table.clear_pools();
-        futures::future::join_all(pool_slots.into_iter().map(PoolSlot::discard)).await;
+        let spares = self.spares.clear();
+        let pool_slots = pool_slots.into_iter().map(PoolSlot::discard);
+        let spares = spares.into_iter().map(Spare::discard);
+        join(join_all(pool_slots), join_all(spares)).await;
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     process::{
         Process,
         control_client::{self, ControlError, PATIENCE},
-        spawn::{self, Start},
+        spawn::{self, Parts, Start},
         urgency::Urgency,
     },
     store::{VmDir, record::Record},
@@ -33,6 +33,9 @@ use tokio::{
 pub enum For {
     /// A clone that is being made.
     Clone,
+    /// A VM of a family that begins, from a snapshot or an image: a spare vmm becomes it, if there
+    /// is one.
+    NewFamily,
     /// Whoever comes.
     Pool,
 }
@@ -48,9 +51,13 @@ impl Host {
     ) -> (PoolSlot, JoinHandle<bool>) {
         let (sender, pool_slot) = mpsc::channel(1);
         let (host, of) = (Arc::clone(self), of.clone());
+        let spare = if who == For::NewFamily { self.spares.take(&of) } else { None };
         let made = tokio::spawn(async move {
             let identity = Record { name, vmid, ..of };
-            let made = host.warm_up(&identity, who).await;
+            let made = match spare {
+                Some(spare) => host.assign(spare, &identity).await,
+                None => host.warm_up(&identity, who).await,
+            };
             let watcher = made.as_ref().ok().and_then(|warm| warm.process()?.watcher().ok());
             let is_made = made.is_ok();
             if let Err(error) = &made {
@@ -93,7 +100,7 @@ impl Host {
     }
 
     /// Makes a warm VM; on an error nothing of it is left.
-    async fn warm_up(&self, identity: &Record, who: For) -> Result<Warm, Error> {
+    pub(super) async fn warm_up(&self, identity: &Record, who: For) -> Result<Warm, Error> {
         let _turn: SemaphorePermit<'_> = self.making.acquire().await.map_err(|_| Error::Stopping)?;
         let dir = self.state.create_warm()?;
         let made = self.warm_up_in(dir.clone(), identity, who).await;
@@ -105,20 +112,31 @@ impl Host {
 
     async fn warm_up_in(&self, dir: VmDir, identity: &Record, who: For) -> Result<Warm, Error> {
         let tap = self.net.tap(identity.net, identity.vmid).await?;
-        let (program, of, folder) = (self.settings.vmm.clone(), identity.clone(), dir.clone());
         let neighbours = self.net.neighbours(identity.net);
         let urgency = match who {
             For::Pool => Urgency::Background,
             // Somebody waits for it, and of many clones of one call the first ones' guests run
             // already: made beside them as their equal, the last ones would start when those are
             // through with all that they have to do.
-            For::Clone => Urgency::Urgent,
+            For::Clone | For::NewFamily => Urgency::Urgent,
         };
-        let spawned = blocking(move || {
+        let of = identity.clone();
+        let parts = move || {
             let (kvm, rootfs) = (spawn::open_kvm()?, open_rootfs(&of)?);
-            let parts = parts(&of, Start::Warm, (kvm, rootfs, tap), neighbours, urgency);
-            Ok(spawn::spawn(&program, &of.name, &folder, parts)?)
-        });
+            Ok(parts(&of, Start::Warm, (kvm, rootfs, tap), neighbours, urgency))
+        };
+        self.spawn_warm(dir, identity.name.clone(), parts).await
+    }
+
+    /// Starts a vmm of these parts and waits until it is warm; on an error its folder is left.
+    pub(super) async fn spawn_warm(
+        &self,
+        dir: VmDir,
+        name: String,
+        parts: impl FnOnce() -> Result<Parts, Error> + Send + 'static,
+    ) -> Result<Warm, Error> {
+        let (program, folder, named) = (self.settings.vmm.clone(), dir.clone(), name.clone());
+        let spawned = blocking(move || Ok(spawn::spawn(&program, &named, &folder, parts()?)?));
         let mut process = spawned.await?;
         let greeted = match greet(&dir).await {
             Ok((control, version)) => {
@@ -135,7 +153,7 @@ impl Host {
             Err(source) => {
                 let source = death(&mut process, source).await;
                 process.end().await;
-                Err(Error::Warm { name: identity.name.clone(), words: dir.last_words(), source })
+                Err(Error::Warm { name, words: dir.last_words(), source })
             }
         }
     }

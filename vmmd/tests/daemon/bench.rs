@@ -199,6 +199,7 @@ impl Bench {
             .arg(Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/pager"))
             .arg("--warm")
             .arg(self.warm.to_string())
+            .args((!self.more.contains(&"--spare")).then_some("--spare=0"))
             .args((!self.more.contains(&"--image-cache")).then_some("--image-cache=none"))
             .args(&self.more)
             .stdin(Stdio::null());

@@ -15,6 +15,7 @@ mod restart;
 mod restores;
 mod scheduler;
 mod snapshots;
+mod spares;
 mod steps;
 mod streams;
 mod tickets;

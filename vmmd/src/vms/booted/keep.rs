@@ -59,6 +59,8 @@ impl Host {
                     let (name, began_ms) = (vm.record.name.clone(), unix_ms());
                     match host.write_image(&vm, making, images, frozen, (generation, free)).await {
                         Ok(()) => {
+                            // The next VM of its kind starts from the image.
+                            host.spares.used(&vm.record);
                             let text = format!("image {key}, paused for {} us", frozen.pause_us);
                             host.tell(&vm.record, EventKind::Snapshot, text);
                             tracing::info!(

@@ -47,10 +47,11 @@ impl Host {
         self: &Arc<Self>,
         parent: &Record,
         slots: Vec<CloneSlot>,
+        who: For,
     ) -> Vec<FilledSlot> {
         let fill = |CloneSlot { vmid, held_name, pool_slot }| {
             let name = || held_name.name().to_owned();
-            let pool_slot = pool_slot.unwrap_or_else(|| self.make_warm(parent, vmid, name(), For::Clone).0);
+            let pool_slot = pool_slot.unwrap_or_else(|| self.make_warm(parent, vmid, name(), who).0);
             FilledSlot { vmid, held_name, pool_slot }
         };
         slots.into_iter().map(fill).collect()

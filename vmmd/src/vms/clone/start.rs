@@ -20,6 +20,7 @@ use crate::{
         pool::OnTheWay,
         supervise::{Supervised, supervise},
         warm::Warm,
+        warm_up::For,
     },
 };
 use futures::future::join_all;
@@ -28,6 +29,9 @@ use patina_daemon::chain;
 use scheduler::host::admission::Reservation;
 use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
+
+/// A VM that runs, and how it came to.
+type Started = (Supervised, Option<Turn>, Times);
 
 /// What all VMs of a call start from.
 pub(in crate::vms) struct Source {
@@ -101,13 +105,32 @@ impl Host {
         Outcome { vmid, made }
     }
 
-    /// Gives a warm VM the generation and makes it a VM; on an error nothing of it is left.
+    /// Gives a warm VM the generation and makes it a VM; on an error nothing of it is left. A spare
+    /// may have died while it waited. Then, and whatever else a spare fails of, a new vmm starts
+    /// the VM, and only its failure counts against the generation.
     pub(in crate::vms) async fn start_clone(
+        self: &Arc<Self>,
+        source: &Source,
+        warm: Warm,
+        record: Record,
+    ) -> Result<Started, Error> {
+        let was_spare = warm.member.is_some();
+        match self.start_warm(source, warm, record.clone()).await {
+            Err(error @ Error::Start { .. }) if was_spare => {
+                tracing::warn!(vm = record.name, error = %chain(&error), "a spare vmm did not start; the VM gets a new one");
+                let warm = self.warm_up(&record, For::Clone).await?;
+                self.start_warm(source, warm, record).await
+            }
+            started => started,
+        }
+    }
+
+    async fn start_warm(
         self: &Arc<Self>,
         source: &Source,
         mut warm: Warm,
         record: Record,
-    ) -> Result<(Supervised, Option<Turn>, Times), Error> {
+    ) -> Result<Started, Error> {
         let record = Record { process: warm.process().map(|process| process.id().clone()), ..record };
         let sent = async {
             let (generation, prefault_list) = (source.generation.open()?, source.prefault_list.open()?);

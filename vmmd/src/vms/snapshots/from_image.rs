@@ -101,7 +101,8 @@ impl Host {
             cache.used(key);
         }
         let record = Record { image: Some(key.to_string()), ..record.clone() };
-        self.begin_master(&record, snapshot, monotonic_ns(), &CancellationToken::new()).await
+        let master = (&record, self.new_master(&record));
+        self.begin_master(master, snapshot, monotonic_ns(), &CancellationToken::new()).await
     }
 
     /// Makes a VM of what was started from an image.

@@ -38,6 +38,7 @@ use crate::{
         table::HeldName,
         tickets::Wanted,
         vm::Vm,
+        warm::PoolSlot,
         warm_up::For,
     },
 };
@@ -155,9 +156,13 @@ impl Host {
                 }
             }
         };
-        // Warm VMs are made while the memory is loaded.
-        let slots = self.fill_clone_slots(&record, slots);
-        let started = self.start_master(&record, held_name, bound, opened, arrived_ns, abandoned).await;
+        // Warm VMs are made while the memory is loaded. The master's comes first: if there is one
+        // spare vmm only, it is for the master.
+        let master_slot = self.new_master(&record);
+        let slots = self.fill_clone_slots(&record, slots, For::NewFamily);
+        let started = self
+            .start_master((&record, master_slot), held_name, bound, opened, (arrived_ns, abandoned))
+            .await;
         let (master, times, source) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -190,30 +195,33 @@ impl Host {
     /// Makes the family's master of the snapshot.
     async fn start_master(
         self: &Arc<Self>,
-        record: &Record,
+        master: (&Record, PoolSlot),
         held_name: HeldName,
         bound: Bound,
         opened: &Opened,
-        arrived_ns: u64,
-        abandoned: &CancellationToken,
+        (arrived_ns, abandoned): (u64, &CancellationToken),
     ) -> Result<(Arc<Vm>, Times, Source), Error> {
-        let began = self.begin_master(record, &opened.snapshot, arrived_ns, abandoned).await?;
+        let began = self.begin_master(master, &opened.snapshot, arrived_ns, abandoned).await?;
         let presented = self.present_master(began, held_name, bound);
         let text = format!("from {}", opened.snapshot.place().display());
         self.tell(&presented.0.record, EventKind::Restored, text);
         Ok(presented)
     }
 
+    /// The warm VM that a new family's master will be.
+    pub(in crate::vms) fn new_master(self: &Arc<Self>, record: &Record) -> PoolSlot {
+        self.make_warm(record, MASTER, record.name.clone(), For::NewFamily).0
+    }
+
     /// Starts the family's master from the snapshot; on an error nothing of it is left.
     pub(in crate::vms) async fn begin_master(
         self: &Arc<Self>,
-        record: &Record,
+        (record, pool_slot): (&Record, PoolSlot),
         snapshot: &Arc<Snapshot>,
         arrived_ns: u64,
         abandoned: &CancellationToken,
     ) -> Result<Began, Error> {
         let way = OnTheWay::new(&self.on_the_way);
-        let (pool_slot, _made) = self.make_warm(record, MASTER, record.name.clone(), For::Clone);
         let loaded = self.load(Arc::clone(snapshot), record, abandoned.clone()).await;
         let (generation, prefault_list) = match loaded {
             Ok(loaded) => loaded,
