@@ -23,6 +23,8 @@ use tonic::transport::{Channel, Endpoint};
 /// How long a guest may take to boot, or clones to be ready: one of 4 GiB takes two minutes where
 /// its kernel is emulated, longer on a busy machine.
 const PATIENCE_MS: u64 = 600_000;
+/// vmmd's own default.
+const SPARE: &str = "1";
 /// How long the image of a VM that is ready may take.
 const IMAGE_PATIENCE: Duration = Duration::from_secs(60);
 /// How often vmmd is asked whether its warm VMs or images are there; nothing is measured while it
@@ -170,7 +172,7 @@ impl Daemon {
     /// Starts a `vmmd` that keeps images of booted VMs in a folder.
     pub async fn start_with_images(setup: &Setup, warm: u32, images: &Path) -> Result<Self, DaemonError> {
         let (warm, images) = (warm.to_string(), images.display().to_string());
-        let host = Host::start_with(setup, &["--warm", &warm, "--image-cache", &images])?;
+        let host = Host::start_with(setup, &["--warm", &warm, "--spare", SPARE, "--image-cache", &images])?;
         let client = VmmdClient::new(Endpoint::from_shared(host.address())?.connect().await?);
         Ok(Self { host, client })
     }

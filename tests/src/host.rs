@@ -61,6 +61,10 @@ impl Host {
         if !options.iter().any(|option| option == "--image-cache") {
             options.extend(image_options(setup));
         }
+        if !options.iter().any(|option| option == "--spare") {
+            // A story that counts processes does not depend on when a spare vmm is made.
+            options.extend(["--spare", "0"].map(str::to_owned));
+        }
         let dir = tempfile::Builder::new()
             .prefix("patina-")
             .tempdir()

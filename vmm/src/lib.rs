@@ -8,8 +8,8 @@
 //! 4. Each vCPU runs on a thread of its own, and all devices on one thread. The main thread talks
 //!    to `vmmd` and to the guest's agent ([`control`]).
 //!
-//! [`free_pages`] finds what a snapshot may leave out. [`persist`] is the trait with which each part
-//! is saved into a generation and restored from it.
+//! [`free_pages`] finds what a snapshot may leave out. [`persist`] is the trait with which each
+//! part is saved into a generation and restored from it.
 //! [`software`] finishes instructions if KVM has no hardware virtualization. [`sys`] has the system
 //! calls. [`host_check`] checks the kernel before there is a VM.
 

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 pub const STORIES: &[Story] = stories![with_family(what_a_guest_has_freed_is_not_in_its_snapshot)];
 
-/// With so much memory the guest's kernel has huge pages. A page fault for each small one would take
-/// minutes.
+/// With so much memory the guest's kernel has huge pages. A page fault for each small one would
+/// take minutes.
 const KIND: [&str; 2] = ["--memory", "576M"];
 /// What the guest writes and frees, MiB.
 const FREED_MIB: u32 = 64;

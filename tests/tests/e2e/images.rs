@@ -69,7 +69,7 @@ fn are_alike_in_nothing(vms: &[Vm<'_>]) -> Outcome {
 fn vms_of_one_image_start_without_a_boot_and_are_alike_in_nothing(stage: &Stage) -> Outcome {
     let images = tempfile::tempdir()?;
     let folder = images.path().to_str().ok_or("a path that is no UTF-8")?;
-    let host = Host::start_with(stage.setup(), &["--image-cache", folder])?;
+    let host = Host::start_with(stage.setup(), &["--image-cache", folder, "--spare", "1"])?;
     let (first, boot_ms) = run(&host, "first")?;
     Events::of(&host)?.wait("image ")?;
     require_eq("the image of the first VM", first.field("image")?, "")?;

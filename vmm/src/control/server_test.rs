@@ -167,7 +167,7 @@ const PREPARED: &str = r#"{"t":"prepared","ok":null}"#;
 /// With the others held.
 fn frozen(pause_us: u64) -> String {
     format!(
-        r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":1,"copied_beside_pages":0,"agent_abi":{ABI}}}}}"#
+        r#"{{"frozen":{{"pause_us":{pause_us},"copied_pages":1,"copied_beside_pages":0,"agent_abi":{ABI},"number":0}}}}"#
     )
 }
 
