@@ -294,6 +294,7 @@ mod tests {
         let codes = [
             "INVALID_ARGUMENT",
             "NOT_FOUND",
+            "ALREADY_EXISTS",
             "PERMISSION_DENIED",
             "FAILED_PRECONDITION",
             "RESOURCE_EXHAUSTED",
