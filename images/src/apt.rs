@@ -63,26 +63,39 @@ pub enum AptError {
 /// A Debian package and the reason for it, for instance `("flex", "the kernel's configuration")`.
 pub type Needed<'a> = (&'a str, &'a str);
 
+/// A version of a package in apt's lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Package {
+    pub name: String,
+    pub version: String,
+}
+
 /// Whether apt's lists have this version of a package.
 pub(crate) fn offers(package: &str, version: &str) -> bool {
-    offered(package).iter().any(|have| have == version)
+    offered([package]).iter().any(|have| have.version == version)
 }
 
 /// The newest version of a package that apt's lists have.
 pub(crate) fn newest_version(package: &str) -> Option<String> {
-    offered(package).into_iter().next()
+    offered([package]).into_iter().next().map(|newest| newest.version)
 }
 
-/// The versions of a package that apt's lists have, the newest first.
-fn offered(package: &str) -> Vec<String> {
+/// The versions of packages that apt's lists have: of each package the newest first. Empty if there
+/// are no lists.
+pub(crate) fn offered<'a>(packages: impl IntoIterator<Item = &'a str>) -> Vec<Package> {
     let mut command = Command::new("apt-cache");
-    command.args(["madison", package]);
-    versions(&run::output(command).unwrap_or_default())
+    command.arg("madison").args(packages);
+    parse_madison(&run::output(command).unwrap_or_default())
 }
 
-/// The versions in the output of `apt-cache madison`, which has the newest first.
-fn versions(madison: &str) -> Vec<String> {
-    madison.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect()
+/// Reads what `apt-cache madison` prints, a line each: `NAME | VERSION | SOURCE`.
+pub(crate) fn parse_madison(text: &str) -> Vec<Package> {
+    let lines = text.lines().filter_map(|line| {
+        let mut columns = line.split('|').map(str::trim);
+        let (name, version) = (columns.next()?.to_owned(), columns.next()?.to_owned());
+        Some(Package { name, version })
+    });
+    lines.collect()
 }
 
 /// Those of `packages` that are not installed. Where there is no dpkg that is all of them.
@@ -296,8 +309,11 @@ mod tests {
     fn versions_are_read_newest_first() {
         let madison = " linux-source-6.1 | 6.1.192-2 | http://deb/ bookworm/main amd64 Packages\n \
                        linux-source-6.1 |  6.1.172-1 | http://deb/ bookworm/main amd64 Packages\n";
-        assert_eq!(versions(madison), ["6.1.192-2", "6.1.172-1"]);
-        assert_eq!(versions("N: Unable to locate package x\n"), [""; 0]);
+        let read = parse_madison(madison);
+        let versions: Vec<&str> = read.iter().map(|package| package.version.as_str()).collect();
+        assert_eq!(versions, ["6.1.192-2", "6.1.172-1"]);
+        assert!(read.iter().all(|package| package.name == "linux-source-6.1"));
+        assert_eq!(parse_madison("N: Unable to locate package x\n"), []);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Error;
-use crate::apt;
+use crate::apt::{self, Package};
 use crate::cache::{Cache, KeyBuilder};
 use crate::files::{self, FileError};
 use crate::progress::Progress;
@@ -132,34 +132,21 @@ pub fn fetch(
     read_product(&product)
 }
 
-/// A package in apt's lists.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Package {
-    name: String,
-    version: String,
-}
-
 /// The newest package of `series` that apt's lists have.
 fn newest(series: &str) -> Option<Package> {
     let mut names = Command::new("apt-cache");
     names.args(["pkgnames", &format!("linux-image-{series}.")]);
     let names = run::output(names).ok()?;
-    let mut madison = Command::new("apt-cache");
-    madison.arg("madison").args(names.lines().filter(|name| name.ends_with(FLAVOUR)));
-    choose(&run::output(madison).ok()?, series)
+    choose(apt::offered(names.lines().filter(|name| name.ends_with(FLAVOUR))), series)
 }
 
-/// The newest of the packages that `apt-cache madison` prints, a line each:
-/// `NAME | VERSION | SOURCE`.
-fn choose(madison: &str, series: &str) -> Option<Package> {
+/// The newest kernel of a series among packages.
+fn choose(packages: Vec<Package>, series: &str) -> Option<Package> {
     let prefix = format!("linux-image-{series}.");
-    let packages = madison.lines().filter_map(|line| {
-        let mut columns = line.split('|').map(str::trim);
-        let (name, version) = (columns.next()?, columns.next()?);
-        let wanted = name.starts_with(&prefix) && name.ends_with(FLAVOUR);
-        wanted.then(|| Package { name: name.to_owned(), version: version.to_owned() })
-    });
-    packages.max_by_key(|package| numbers(&package.version))
+    let wanted = packages
+        .into_iter()
+        .filter(|package| package.name.starts_with(&prefix) && package.name.ends_with(FLAVOUR));
+    wanted.max_by_key(|package| numbers(&package.version))
 }
 
 /// The numbers in a version, in order: enough to tell two versions of one series of kernels apart.

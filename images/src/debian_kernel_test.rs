@@ -1,4 +1,5 @@
 use super::*;
+use crate::apt::parse_madison;
 
 /// As `apt-cache madison` of Debian 12 printed it.
 const MADISON: &str = "\
@@ -13,7 +14,8 @@ linux-image-6.12.117+deb12-cloud-amd64-unsigned | 6.12.118-1~deb12u1 | http://mi
 
 #[test]
 fn the_newest_kernel_of_a_series_is_chosen_by_its_numbers() {
-    let chosen = |series| choose(MADISON, series).map(|package| (package.name, package.version));
+    let chosen =
+        |series| choose(parse_madison(MADISON), series).map(|package| (package.name, package.version));
     let named = |name: &str, version: &str| Some((name.to_owned(), version.to_owned()));
     assert_eq!(chosen("6.1"), named("linux-image-6.1.0-56-cloud-amd64", "6.1.192-2"));
     assert_eq!(chosen("6.12"), named("linux-image-6.12.117+deb12-cloud-amd64", "6.12.117-1~deb12u1"));
@@ -21,9 +23,9 @@ fn the_newest_kernel_of_a_series_is_chosen_by_its_numbers() {
 
 #[test]
 fn a_series_that_the_lists_lack_has_no_kernel() {
-    assert_eq!(choose(MADISON, "6.13"), None);
-    assert_eq!(choose("", "6.1"), None);
-    assert_eq!(choose("linux-image-6.1.0-9-cloud-amd64", "6.1"), None);
+    assert_eq!(choose(parse_madison(MADISON), "6.13"), None);
+    assert_eq!(choose(parse_madison(""), "6.1"), None);
+    assert_eq!(choose(parse_madison("linux-image-6.1.0-9-cloud-amd64"), "6.1"), None);
 }
 
 const DEP: &str = "\
