@@ -122,7 +122,7 @@ class Daemon:
 def boot(daemon, mebibytes):
     """Prints the instructions of a boot."""
     counts = f"{daemon.directory.name}/counts"
-    words = ["perf", "stat", "-a", "-x,", "-e", EVENT, "-o", counts, f"{daemon.binaries}/vmctl", "run", "--name", "t",
+    words = ["perf", "stat", "-a", "-x,", "-e", EVENT, "-o", counts, f"{daemon.binaries}/vmctl", "run", "--cold", "--name", "t",
              "--memory", str(mebibytes), "--timeout", "600"]
     if subprocess.run(words, env=daemon.environment, stdout=subprocess.DEVNULL).returncode:
         fail("the guest did not boot")
@@ -134,7 +134,7 @@ def boot(daemon, mebibytes):
 
 def record(daemon, options):
     """Makes clones and returns what each vCPU executed meanwhile, by thread."""
-    daemon.vmctl("run", "--name", "t")
+    daemon.vmctl("run", "--cold", "--name", "t")
     # The first clones of an image are slower: their pages are not prefaulted, and the parent is
     # frozen for the first time.
     daemon.vmctl("clone", "t", "-n", "3")
