@@ -228,21 +228,14 @@ impl Daemon {
 
     /// Waits until there are so many images of booted VMs.
     pub async fn images(&self, wanted: usize) -> Result<(), DaemonError> {
-        let deadline = Instant::now() + IMAGE_PATIENCE;
-        loop {
+        let found = async || {
             let request = ListImagesRequest::default();
             let answer = self.client.clone().list_images(request).await.map_err(call("ListImages", ""))?;
-            let found = answer.into_inner().images.len();
-            if found >= wanted {
-                return Ok(());
-            }
-            if interrupt::requested() {
-                return Err(DaemonError::Interrupted);
-            }
-            if Instant::now() > deadline {
-                return Err(DaemonError::Images { wanted, found });
-            }
-            tokio::time::sleep(LOOK).await;
+            Ok(answer.into_inner().images.len())
+        };
+        match fewer(wanted, IMAGE_PATIENCE, found).await? {
+            None => Ok(()),
+            Some(found) => Err(DaemonError::Images { wanted, found }),
         }
     }
 
@@ -303,21 +296,37 @@ impl Daemon {
 
     /// Waits until so many warm VMs wait for clones.
     pub async fn warm(&self, wanted: u32) -> Result<(), DaemonError> {
-        let deadline = Instant::now() + Duration::from_millis(PATIENCE_MS);
-        loop {
-            let host =
-                self.client.clone().get_host(GetHostRequest::default()).await.map_err(call("GetHost", ""))?;
-            let found = host.into_inner().warm;
-            if found >= wanted {
-                return Ok(());
-            }
-            if interrupt::requested() {
-                return Err(DaemonError::Interrupted);
-            }
-            if Instant::now() > deadline {
-                return Err(DaemonError::Warm { wanted, found });
-            }
-            tokio::time::sleep(LOOK).await;
+        let found = async || {
+            let request = GetHostRequest::default();
+            let host = self.client.clone().get_host(request).await.map_err(call("GetHost", ""))?;
+            Ok(host.into_inner().warm)
+        };
+        match fewer(wanted, Duration::from_millis(PATIENCE_MS), found).await? {
+            None => Ok(()),
+            Some(found) => Err(DaemonError::Warm { wanted, found }),
         }
+    }
+}
+
+/// Asks again and again how many there are. None: as many as are wanted. After `patience`: how many
+/// there are.
+async fn fewer<T: PartialOrd>(
+    wanted: T,
+    patience: Duration,
+    ask: impl AsyncFn() -> Result<T, DaemonError>,
+) -> Result<Option<T>, DaemonError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let found = ask().await?;
+        if found >= wanted {
+            return Ok(None);
+        }
+        if interrupt::requested() {
+            return Err(DaemonError::Interrupted);
+        }
+        if Instant::now() > deadline {
+            return Ok(Some(found));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
