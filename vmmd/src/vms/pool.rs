@@ -8,7 +8,7 @@ use super::{
     spares::Spare,
     table::families::Work,
     vm::{Until, Vm},
-    warm::PoolSlot,
+    warm::{PoolSlot, Retry},
     warm_up::For,
 };
 use crate::{
@@ -27,10 +27,6 @@ const AT_ONCE: usize = 2;
 /// How long a clone that is not ready holds the pool up, and how long all together do. Some never
 /// get ready.
 const QUIET_PATIENCE: Duration = Duration::from_secs(10);
-/// How long after one that failed or died the next is made; each time in a row twice as long, up to
-/// [`RETRY_MAX`].
-const RETRY: Duration = Duration::from_secs(2);
-const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// A clone that is on its way to ready; no longer when dropped.
 #[derive(Debug)]
@@ -86,7 +82,7 @@ impl Host {
 
     async fn pool(self: Arc<Self>, of: Record) {
         let (index, family) = (of.net.index, of.family);
-        let (mut is_news, mut retry) = (false, RETRY);
+        let (mut is_news, mut retry) = (false, Retry::default());
         while let Some(changed) = self.table.pool_changed(index, family) {
             if self.table.wants(index, family, self.pool_target(family).0) {
                 self.quiet().await;
@@ -116,12 +112,7 @@ impl Host {
                     is_news = true;
                     let mut failed = self.table.take_losses(index, family) > 0;
                     failed |= !self.fill(&of, vmids).await;
-                    if failed {
-                        sleep(retry).await;
-                        retry = (retry * 2).min(RETRY_MAX);
-                    } else {
-                        retry = RETRY;
-                    }
+                    retry.after(failed).await;
                 }
             }
         }

@@ -13,7 +13,7 @@ use super::{
     images,
     parts::member,
     spares::{MachineKind, Spare, Spares, Work},
-    warm::{Warm, delete},
+    warm::{Retry, Warm, delete},
     warm_up::For,
 };
 use crate::{
@@ -36,10 +36,6 @@ use tokio::{sync::oneshot, time::timeout};
 const NAME: &str = "spare vmm";
 /// How often it is looked for spares that are not needed any more.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How long after one that failed or died the next is made; each time in a row twice as long, up to
-/// [`RETRY_MAX`].
-const RETRY: Duration = Duration::from_secs(2);
-const RETRY_MAX: Duration = Duration::from_secs(60);
 
 impl Host {
     /// Keeps spares ready, for as long as the program runs.
@@ -131,7 +127,7 @@ impl Host {
 }
 
 async fn keep(host: Weak<Host>, spares: Arc<Spares>) {
-    let mut retry = RETRY;
+    let mut retry = Retry::default();
     loop {
         let looked = Arc::clone(&spares);
         if blocking(move || {
@@ -162,11 +158,6 @@ async fn keep(host: Weak<Host>, spares: Arc<Spares>) {
                 !host.add_spare(&kind).await
             }
         };
-        if failed {
-            tokio::time::sleep(retry).await;
-            retry = (retry * 2).min(RETRY_MAX);
-        } else {
-            retry = RETRY;
-        }
+        retry.after(failed).await;
     }
 }

@@ -16,6 +16,31 @@ use patina_daemon::chain;
 use std::{sync::Arc, time::Duration};
 use tokio::{io::BufReader, net::UnixStream, runtime::Handle, sync::mpsc, task::spawn_blocking};
 
+/// How long after a warm vmm that failed or died the next is made; each time in a row twice as
+/// long, up to a minute.
+#[derive(Debug)]
+pub(super) struct Retry(Duration);
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self(Duration::from_secs(2))
+    }
+}
+
+impl Retry {
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    /// Waits after a failure; begins anew after a success.
+    pub(super) async fn after(&mut self, failed: bool) {
+        if !failed {
+            *self = Self::default();
+            return;
+        }
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Self::LONGEST);
+    }
+}
+
 /// A vmm process that waits for a generation. Dropped, it is killed, and its folder goes.
 #[derive(Debug)]
 pub struct Warm {
