@@ -1,12 +1,12 @@
 //! Spare vmms: a restore uses one, another takes its place, and none is left behind.
 
 use crate::{
-    bench::{Bench, interfaces, ready, runs, tell, vm},
+    bench::{Bench, Client, interfaces, ready, runs, tell, vm},
     clones::{console, remove},
     snapshots::{create, from, restore},
     steps::until,
 };
-use patina_proto::v1::{ListVmsRequest, RestoreSnapshotRequest};
+use patina_proto::v1::{ListVmsRequest, RestoreSnapshotRequest, Vm};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{collections::BTreeSet, fs};
 
@@ -18,16 +18,25 @@ async fn spares(bench: &Bench, vms: &[u32], count: usize) -> Vec<u32> {
     now()
 }
 
+fn named(name: &str) -> RestoreSnapshotRequest {
+    RestoreSnapshotRequest { name: name.into(), ..from("base") }
+}
+
+/// Starts a vmmd with so many spares of each kind, a VM, and one that is restored from it.
+async fn begin(bench: &mut Bench, spares: &'static str) -> (Client, Vm, Vm) {
+    bench.more = vec!["--spare", spares];
+    let mut client = bench.start().await;
+    let web = ready(&mut client, vm("web", "")).await;
+    create(&mut client, "web", "base").await.unwrap();
+    let first = restore(&mut client, named("first")).await.unwrap().remove(0);
+    (client, web, first)
+}
+
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn a_restore_uses_a_spare_and_another_takes_its_place() {
     tell(|mut bench| async move {
-        bench.more = vec!["--spare", "1"];
-        let mut client = bench.start().await;
-        let web = ready(&mut client, vm("web", "")).await;
-        create(&mut client, "web", "base").await.unwrap();
-        let named = |name: &str| RestoreSnapshotRequest { name: name.into(), ..from("base") };
-        let first = restore(&mut client, named("first")).await.unwrap().remove(0);
+        let (mut client, web, first) = begin(&mut bench, "1").await;
         bench.logged("a spare vmm waits").await;
         let spare = spares(&bench, &[web.pid, first.pid], 1).await[0];
         let listed = client.list_vms(ListVmsRequest::default()).await.unwrap().into_inner().vms;
@@ -70,7 +79,6 @@ fn a_restore_whose_spares_die_as_they_start_goes_on_with_new_vmms() {
         let mut client = bench.start().await;
         ready(&mut client, vm("web", "spare-dies")).await;
         create(&mut client, "web", "base").await.unwrap();
-        let named = |name: &str| RestoreSnapshotRequest { name: name.into(), ..from("base") };
         restore(&mut client, named("first")).await.unwrap();
         for _ in 0..2 {
             bench.logged("a spare vmm waits").await;
@@ -90,12 +98,7 @@ fn a_restore_whose_spares_die_as_they_start_goes_on_with_new_vmms() {
 #[ignore = "needs root and /dev/kvm"]
 fn a_restored_family_uses_as_many_spares_as_there_are_each_as_who_it_becomes() {
     tell(|mut bench| async move {
-        bench.more = vec!["--spare", "2"];
-        let mut client = bench.start().await;
-        let web = ready(&mut client, vm("web", "")).await;
-        create(&mut client, "web", "base").await.unwrap();
-        let named = |name: &str| RestoreSnapshotRequest { name: name.into(), ..from("base") };
-        let first = restore(&mut client, named("first")).await.unwrap().remove(0);
+        let (mut client, web, first) = begin(&mut bench, "2").await;
         let waiting = spares(&bench, &[web.pid, first.pid], 2).await;
         for _ in &waiting {
             bench.logged("a spare vmm waits").await;
