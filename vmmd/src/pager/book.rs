@@ -46,6 +46,9 @@ pub struct Book {
     /// What an earlier `vmmd` left, until its VMs are taken over.
     found: Mutex<Inventory>,
     looked: watch::Sender<bool>,
+    /// Whether one of these is over: the keeper's look for a pager, the adoption of VMs. After the
+    /// second one, what is not used is forgotten.
+    first_is_over: AtomicBool,
     /// `vmmd` stops: what it lets go of stays.
     is_left: AtomicBool,
     /// What of it a later `vmmd` needs.
@@ -99,7 +102,8 @@ impl Book {
     pub fn new(place: Place) -> (Arc<Self>, mpsc::UnboundedReceiver<Order>) {
         let (orders, ordered) = mpsc::unbounded_channel();
         let (tables, found, looked) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
-        (Arc::new(Self { tables, orders, found, looked, is_left: AtomicBool::new(false), place }), ordered)
+        let [first_is_over, is_left] = [false; 2].map(AtomicBool::new);
+        (Arc::new(Self { tables, orders, found, looked, first_is_over, is_left, place }), ordered)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -217,6 +221,7 @@ impl Book {
     /// The keeper knows whether an earlier `vmmd` left a pager.
     pub(super) fn has_looked(&self) {
         self.looked.send_replace(true);
+        self.forget_unused_after_both();
     }
 
     /// Waits until the keeper has looked for a pager of an earlier `vmmd`.
@@ -234,10 +239,15 @@ impl Book {
         }
     }
 
-    /// Lets go of what no VM of an earlier `vmmd` uses.
-    pub(super) fn forget_unused(&self) {
-        if !*self.looked.borrow() {
-            // It is too late to hold anything up; the layers stay until the next start.
+    /// All VMs of an earlier `vmmd` are taken over.
+    pub(super) fn has_adopted(&self) {
+        self.forget_unused_after_both();
+    }
+
+    /// Lets go of what no VM of an earlier `vmmd` uses, when that is known: the keeper has looked,
+    /// and the VMs are taken over. Either may be first, and neither waits for the other.
+    fn forget_unused_after_both(&self) {
+        if !self.first_is_over.swap(true, Ordering::AcqRel) {
             return;
         }
         let unused = std::mem::take(&mut *self.inventory());

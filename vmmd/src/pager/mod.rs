@@ -209,7 +209,7 @@ impl Pager {
 
     /// The VMs of an earlier `vmmd` are taken over: what none of them uses goes.
     pub fn forget_unused(&self) {
-        self.book.forget_unused();
+        self.book.has_adopted();
     }
 
     /// `vmmd` stops: a pager that nobody needs ends. For no longer than a moment.
