@@ -24,7 +24,8 @@
 //! `hold-freeze=PATH`, `hold-attach=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it
 //! answers that it is frozen, or asks the pager to serve it, or answers that it has started, or
 //! says the first line of a control connection, it leaves the file `PATH.VMID` and goes on when
-//! nobody has PATH locked.
+//! nobody has PATH locked. One that is warm does so before its first line with the file `hold-warm`
+//! beside the state folder, if there is one: it has no words yet.
 //!
 //! - `other-kvm`: its state needs another kind of KVM than there is; `other-release`: its state is
 //!   of another format; `other-section`: it has a section of another version; `damaged-section`: it
@@ -71,7 +72,7 @@ use std::{
             net::{UnixListener, UnixStream},
         },
     },
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -80,6 +81,7 @@ use std::{
     thread,
 };
 use sys::{do_what_is_forbidden, taken};
+use vmmd::process::spawn::DIR_VARIABLE;
 use wire::{receive, say, send, try_say};
 
 const FROZEN: Frozen =
@@ -133,7 +135,7 @@ fn main() {
     patina_daemon::say!("stand-in of {}", config.name);
     let (words, state) = match &config.start {
         Origin::Boot { cmdline, .. } => (cmdline.clone(), State::Booting),
-        Origin::Warm => (String::new(), State::Warm),
+        Origin::Warm => (hold_warm(), State::Warm),
     };
     let vm = Arc::new(Vm {
         state: Mutex::new(state.clone()),
@@ -153,6 +155,13 @@ fn main() {
         let (vm, stream) = (Arc::clone(&vm), stream.unwrap());
         thread::spawn(move || vm.serve(stream));
     }
+}
+
+/// The words of a warm one: to hold, if any.
+fn hold_warm() -> String {
+    let folder = PathBuf::from(std::env::var_os(DIR_VARIABLE).unwrap());
+    let path = folder.ancestors().nth(3).unwrap().join("hold-warm");
+    if path.exists() { format!("hold-hello={}", path.display()) } else { String::new() }
 }
 
 impl Vm {
@@ -184,7 +193,8 @@ impl Vm {
         let Some(path) = words.split(' ').find_map(|w| w.strip_prefix(word)?.strip_prefix('=')) else {
             return;
         };
-        File::create(format!("{path}.{}", self.vmid())).unwrap();
+        let vmid = self.config.identity.as_ref().map_or(0, |_| self.vmid());
+        File::create(format!("{path}.{vmid}")).unwrap();
         flock(File::open(path).unwrap(), FlockOperation::LockShared).unwrap();
     }
 

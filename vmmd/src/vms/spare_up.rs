@@ -73,7 +73,7 @@ impl Host {
             tracing::error!(error = %chain(&error), "watch a spare vmm");
         }
         let Some(Spare { mut warm, .. }) = self.spares.pull(number) else { return };
-        let words = format!("{}; {}", warm.death(ControlError::Closed).await, warm.dir.last_words());
+        let words = format!("{}; {}", warm.death(ControlError::Closed).await, warm.dir().last_words());
         tracing::warn!(words, "a spare vmm died; another takes its place");
         warm.discard().await;
     }

@@ -8,6 +8,7 @@ use crate::{
         Process,
         control_client::ControlError,
         turns::{Turn, Turns},
+        urgency::Urgency,
     },
     store::VmDir,
 };
@@ -41,11 +42,17 @@ impl Retry {
     }
 }
 
+/// A vmm process that is no VM's yet. Dropped, it is killed, and its folder goes.
+#[derive(Debug)]
+pub(super) struct KillOnDrop {
+    dir: VmDir,
+    // Taken when it has started, or has ended.
+    process: Option<Process>,
+}
+
 /// A vmm process that waits for a generation. Dropped, it is killed, and its folder goes.
 #[derive(Debug)]
 pub struct Warm {
-    /// Its folder; moved when it starts.
-    pub dir: VmDir,
     /// Where it says how it stands. What has been read from it: that it is warm.
     pub control: Option<BufReader<UnixStream>>,
     /// Connected, and nothing said on it.
@@ -54,8 +61,7 @@ pub struct Warm {
     pub version: u32,
     /// Who its VM is, if its vmm was made as a spare: it is told when the VM starts.
     pub member: Option<Box<Member>>,
-    // Taken when it has started, or has ended.
-    pub(super) process: Option<Process>,
+    pub(super) vmm: KillOnDrop,
 }
 
 /// A pool slot: a warm VM, which may still be in the making. It comes out of [`Self::warm`], an
@@ -95,43 +101,84 @@ impl PoolSlot {
 }
 
 impl Warm {
+    /// Its folder.
+    #[must_use]
+    pub fn dir(&self) -> &VmDir {
+        &self.vmm.dir
+    }
+
+    /// Its folder has been moved.
+    pub fn is_moved(&mut self, dir: VmDir) {
+        self.vmm.dir = dir;
+    }
+
     /// Which process it is. None when it has been taken out.
     #[must_use]
     pub fn process(&self) -> Option<&Process> {
-        self.process.as_ref()
+        self.vmm.process.as_ref()
     }
 
     /// Takes the process out: it has started, and is a VM's from now on.
     #[must_use]
     pub fn into_process(mut self) -> Option<Process> {
-        self.process.take()
+        self.vmm.process.take()
     }
 
     /// Its VM runs: from now on it has a turn among the clones that are not ready yet.
     #[must_use]
     pub fn has_started(&self, turns: &Arc<Turns>) -> Option<Turn> {
-        self.process.as_ref().map(|process| turns.begin(process.id().pid))
+        self.process().map(|process| turns.begin(process.id().pid))
     }
 
     /// How it went, in place of an error of a connection to it, when it is gone or about to be.
     pub async fn death(&mut self, source: ControlError) -> ControlError {
+        self.vmm.death(source).await
+    }
+
+    /// Ends it, and deletes its folder when it is gone.
+    pub async fn discard(self) {
+        self.vmm.end().await;
+    }
+}
+
+impl KillOnDrop {
+    pub(super) fn new(dir: VmDir, process: Process) -> Self {
+        Self { dir, process: Some(process) }
+    }
+
+    /// As [`Warm::death`].
+    pub(super) async fn death(&mut self, source: ControlError) -> ControlError {
         match &mut self.process {
             Some(process) => death(process, source).await,
             None => source,
         }
     }
 
-    /// Ends it, and deletes its folder when it is gone.
-    pub async fn discard(mut self) {
+    /// Makes it so urgent.
+    pub(super) fn set_urgency(&self, urgency: Urgency) {
+        if let Some(process) = &self.process {
+            process.set_urgency(urgency);
+        }
+    }
+
+    /// Ends it; its folder stays. Dropped meanwhile, it is still killed.
+    pub(super) async fn end_process(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.end().await;
+        }
+        self.process = None;
+    }
+
+    async fn end(mut self) {
         end(self.process.take(), self.dir.clone()).await;
     }
 }
 
-impl Drop for Warm {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let Some(process) = self.process.take() else { return };
         if let Err(error) = process.kill() {
-            tracing::error!(pid = process.id().pid, error = %chain(&error), "kill a warm vmm");
+            tracing::error!(pid = process.id().pid, error = %chain(&error), "kill a vmm that is no VM's");
         }
         // It is to be waited for: a child that nobody waits for stays a zombie for as long as vmmd
         // runs.
@@ -182,16 +229,15 @@ mod tests {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         let entry = PathBuf::from(format!("/proc/{}", child.id()));
         fs::create_dir(folder).unwrap();
-        let process = Some(Process::of_child(child).unwrap());
+        let process = Process::of_child(child).unwrap();
         let start = UnixStream::pair().unwrap().0;
         (
             Warm {
-                dir: VmDir::at(folder),
                 control: None,
                 start,
                 version: patina_control::VERSION,
                 member: None,
-                process,
+                vmm: KillOnDrop::new(VmDir::at(folder), process),
             },
             entry,
         )

@@ -6,7 +6,7 @@ use super::{
     host::Host,
     images,
     parts::parts,
-    warm::{PoolSlot, Warm, death, delete},
+    warm::{KillOnDrop, PoolSlot, Warm, delete},
 };
 use crate::{
     process::{
@@ -89,7 +89,8 @@ impl Host {
         let Some(pool_slot) = self.table.pull_pool_slot(of.net.index, of.family, of.vmid) else { return };
         let words = match pool_slot.warm().await {
             Ok(mut warm) => {
-                let words = format!("{}; {}", warm.death(ControlError::Closed).await, warm.dir.last_words());
+                let words =
+                    format!("{}; {}", warm.death(ControlError::Closed).await, warm.dir().last_words());
                 warm.discard().await;
                 words
             }
@@ -136,23 +137,27 @@ impl Host {
         parts: impl FnOnce() -> Result<Parts, Error> + Send + 'static,
     ) -> Result<Warm, Error> {
         let (program, folder, named) = (self.settings.vmm.clone(), dir.clone(), name.clone());
-        let spawned = blocking(move || Ok(spawn::spawn(&program, &named, &folder, parts()?)?));
-        let mut process = spawned.await?;
+        // vmmd may stop at each of the next steps: nobody knows of the process but this function.
+        let spawn = move || {
+            let process = spawn::spawn(&program, &named, &folder, parts()?)?;
+            Ok(KillOnDrop::new(folder, process))
+        };
+        let mut vmm = blocking(spawn).await?;
         let greeted = match greet(&dir).await {
             Ok((control, version)) => {
                 // Until its VM runs: what it has to do for that is short.
-                process.set_urgency(Urgency::Urgent);
+                vmm.set_urgency(Urgency::Urgent);
                 control_client::connect(&dir).await.map(|start| (control, start, version))
             }
             Err(error) => Err(error),
         };
         match greeted {
             Ok((control, start, version)) => {
-                Ok(Warm { dir, control: Some(control), start, version, member: None, process: Some(process) })
+                Ok(Warm { control: Some(control), start, version, member: None, vmm })
             }
             Err(source) => {
-                let source = death(&mut process, source).await;
-                process.end().await;
+                let source = vmm.death(source).await;
+                vmm.end_process().await;
                 Err(Error::Warm { name, words: dir.last_words(), source })
             }
         }

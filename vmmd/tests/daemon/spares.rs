@@ -4,7 +4,7 @@ use crate::{
     bench::{Bench, Client, interfaces, ready, runs, tell, vm},
     clones::{console, remove},
     snapshots::{create, from, restore},
-    steps::until,
+    steps::{Hold, until},
 };
 use patina_proto::v1::{ListVmsRequest, RestoreSnapshotRequest, Vm};
 use rustix::process::{Pid, Signal, kill_process};
@@ -130,5 +130,23 @@ fn an_image_is_not_blamed_for_a_spare_that_dies_as_it_starts() {
         bench.logged("a spare vmm waits").await;
         let third = ready(&mut client, vm("third", "spare-dies")).await;
         assert_eq!(third.image, second.image, "the image is still there");
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn a_vmmd_that_stops_ends_the_vmms_that_are_being_made_too() {
+    tell(|mut bench| async move {
+        let hold = Hold::new(bench.path("hold-warm"));
+        hold.lock();
+        bench.warm = 1;
+        let folder: &'static str = bench.path("images").to_str().unwrap().to_owned().leak();
+        bench.more = vec!["--spare", "1", "--image-cache", folder];
+        let mut client = bench.start().await;
+        let web = ready(&mut client, vm("web", "")).await;
+        // One for the next clone, and one for the next VM of this kind: neither gets warm.
+        spares(&bench, &[web.pid], 2).await;
+        assert!(bench.stop(Signal::TERM).success());
+        assert_eq!(bench.processes(), BTreeSet::from([web.pid]));
     });
 }

@@ -24,7 +24,7 @@ impl Host {
         if !generation.filling().is_empty() && warm.version < LAZY_VERSION {
             return Err(ControlError::Older(warm.version));
         }
-        let served = self.pager.serve(record.uuid, &warm.dir, generation).await;
+        let served = self.pager.serve(record.uuid, warm.dir(), generation).await;
         served.map_err(|error| ControlError::Memory(patina_daemon::chain(&error)))
     }
 }

@@ -146,14 +146,14 @@ impl Host {
         };
         let sent_after = source.after(monotonic_ns());
         // The vmm works, and so does vmmd.
-        let writing = self.write_clone(warm.dir.clone(), record.clone());
+        let writing = self.write_clone(warm.dir().clone(), record.clone());
         let started = async {
             let started = started(&warm, &mut memory).await;
             (started, warm.has_started(&self.turns))
         };
         let ((started, turn), written) = tokio::join!(started, writing);
         if let Ok(dir) = &written {
-            warm.dir = dir.clone();
+            warm.is_moved(dir.clone());
             memory.iter().for_each(|memory| memory.moved_to(dir));
         }
         let (entered_ns, dir) = match (started, written) {
@@ -201,8 +201,11 @@ async fn failed(mut warm: Warm, name: String, source: ControlError) -> Error {
     // One that has gone away leaves its account in its files; those of one that says no hold no
     // more than it said.
     let is_refusal = matches!(source, ControlError::Refused(_));
-    let (source, words) =
-        if is_refusal { (source, String::new()) } else { (warm.death(source).await, warm.dir.last_words()) };
+    let (source, words) = if is_refusal {
+        (source, String::new())
+    } else {
+        (warm.death(source).await, warm.dir().last_words())
+    };
     warm.discard().await;
     Error::Start { name, words, source }
 }
