@@ -59,6 +59,22 @@ pub enum Happened {
         /// Why that run could not be had.
         reason: String,
     },
+    /// A connection to another host's pager has broken.
+    PeerLost {
+        /// The peer.
+        peer: Id,
+        /// What broke it.
+        reason: String,
+    },
+    /// A connection over which layers were served has ended.
+    ServiceEnded {
+        /// The connection.
+        connection: Id,
+        /// Which one of that name.
+        number: u64,
+        /// What ended it.
+        reason: String,
+    },
 }
 
 /// A VM or a layer is refused.

@@ -5,7 +5,7 @@
 
 use crate::engine::{Engine, Job};
 use crate::layer::{Layer, RUN_PAGES};
-use crate::source::{RunError, is_zero};
+use crate::source::{Class, RunError, is_zero};
 use patina_control::PAGE_BYTES;
 use patina_control::pager::RUN_BYTES;
 use std::os::unix::fs::FileExt;
@@ -46,12 +46,12 @@ impl Layer {
     }
 
     /// Reads a run and checks it. May block.
-    pub(crate) fn read(&self, run: usize, scratch: &mut Scratch) -> Result<Read, RunError> {
+    pub(crate) fn read(&self, run: usize, scratch: &mut Scratch, class: Class) -> Result<Read, RunError> {
         if let Some(data) = self.recover(run, scratch) {
             return Ok(Read::Memfd(data));
         }
         let new = &mut scratch.new[..self.run_bytes(run)];
-        self.source().ok_or(RunError::Truncated)?.read(run, new)?;
+        self.source().ok_or(RunError::Truncated)?.read(run, new, class)?;
         self.check(run, new)
     }
 
@@ -112,13 +112,13 @@ fn data_pages(run: &[u8]) -> u16 {
 impl Engine {
     /// Gets a run that VMs wait for. May block.
     pub(crate) fn fetch(&self, job: &Job, scratch: &mut Scratch) {
-        let read = job.layer.read(job.run, scratch);
+        let read = job.layer.read(job.run, scratch, Class::Demand);
         self.finish(job, read.and_then(|read| job.layer.install(job.run, scratch, read)));
     }
 
-    /// Gets a run that nobody waits for, unless the source fails. May block.
-    pub(crate) fn fetch_ahead(&self, job: &Job, scratch: &mut Scratch) {
-        let read = job.layer.read(job.run, scratch);
+    /// Gets a run that no VM here waits for; if the source fails, it is absent again. May block.
+    pub(crate) fn fetch_for_nobody(&self, job: &Job, scratch: &mut Scratch, class: Class) {
+        let read = job.layer.read(job.run, scratch, class);
         match read.and_then(|read| job.layer.install(job.run, scratch, read)) {
             Ok(data) => self.settle(job, data),
             Err(error) => {

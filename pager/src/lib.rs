@@ -17,6 +17,7 @@ pub mod engine;
 mod fetch;
 pub mod layer;
 mod lines;
+pub mod peer;
 mod pool;
 pub mod process;
 mod serve;

@@ -3,6 +3,7 @@
 //! A read at a source cannot be cancelled. A worker whose read does not return is stuck; another is
 //! started in its place, up to a bound. When it returns, it ends, if there are enough without it.
 
+use crate::source::Class;
 use crate::sys::interrupt::Thread;
 use patina_daemon::lock;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,21 +17,11 @@ const STUCK: Duration = Duration::from_millis(500);
 /// How soon layers that cannot be sealed are tried again, and what is left to fetch is looked for.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What a worker is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// Fetches what VMs wait for.
-    Demand,
-    /// Fetches ahead.
-    Ahead,
-}
-
-impl Class {
-    const fn bounds(self) -> (usize, usize) {
-        match self {
-            Self::Demand => DEMAND,
-            Self::Ahead => AHEAD,
-        }
+/// How many workers a class has that are not stuck, and at most.
+const fn bounds(class: Class) -> (usize, usize) {
+    match class {
+        Class::Demand => DEMAND,
+        Class::Ahead => AHEAD,
     }
 }
 
@@ -86,7 +77,7 @@ impl Pool {
 
     /// How many workers of a class are missing.
     pub(crate) fn missing(&self, class: Class) -> usize {
-        let (wanted, most) = class.bounds();
+        let (wanted, most) = bounds(class);
         let workers = lock(&self.workers);
         let ours: Vec<_> = workers.iter().filter(|(other, _)| *other == class).collect();
         let free = ours.iter().filter(|(_, busy)| !busy.is_longer(STUCK)).count();
@@ -97,7 +88,7 @@ impl Pool {
     pub(crate) fn leave_if_surplus(&self, class: Class, busy: &Arc<Busy>) -> bool {
         let mut workers = lock(&self.workers);
         let of_class = workers.iter().filter(|(other, _)| *other == class);
-        if of_class.filter(|(_, busy)| !busy.is_longer(STUCK)).count() <= class.bounds().0 {
+        if of_class.filter(|(_, busy)| !busy.is_longer(STUCK)).count() <= bounds(class).0 {
             return false;
         }
         workers.retain(|(_, other)| !Arc::ptr_eq(other, busy));

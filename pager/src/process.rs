@@ -59,6 +59,8 @@ const SOCKETS: &[libc::c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_getsockopt,
+    // Of a peer that is forgotten.
+    libc::SYS_shutdown,
 ];
 /// Those that answer faults in the memory of VMs, and non-blocking.
 const IOCTLS: &[Ioctl] = &[

@@ -1,18 +1,22 @@
 //! The sockets: of `vmmd`, and one of each VM. All of it runs on the main thread, which never waits
 //! for a source or for a peer.
 
+mod peers;
 mod vms;
 
 use crate::engine::{Engine, EngineError, Happened};
 use crate::layer::Parts;
 use crate::lines::{Lines, LinesError};
-use crate::source::{Digests, Directory};
+use crate::peer::Remote;
+use crate::source::{Digests, Directory, PageSource};
 use crossbeam_channel::Receiver;
 use patina_control::best_effort;
 use patina_control::pager::{
-    DemandBitmap, FromPager, Id, LAYER_MAX_BYTES, RUN_BYTES, ToPager, VERSION, read_sealed,
+    DemandBitmap, FromPager, FromPeers, Id, LAYER_MAX_BYTES, PeerLayer, RUN_BYTES, ToPager, VERSION,
+    read_sealed,
 };
 use patina_daemon::chain;
+use peers::Peers;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
@@ -42,6 +46,7 @@ pub struct Server {
     listener: UnixListener,
     control: Option<Lines>,
     vms: HashMap<u64, Connection>,
+    peers: Peers,
     /// What happened while no `vmmd` was there.
     kept: VecDeque<FromPager>,
     /// A connection could not be accepted.
@@ -63,6 +68,7 @@ impl Server {
             listener,
             control: None,
             vms: HashMap::new(),
+            peers: Peers::default(),
             kept: VecDeque::new(),
             is_put_off: false,
         };
@@ -201,8 +207,9 @@ impl Server {
     fn follow(&mut self, message: ToPager) {
         let mut descriptors = Vec::new();
         let answer = match message {
-            ToPager::AddLayer { layer, bytes, has_demand, fill } => {
-                self.add_layer(layer, bytes, has_demand, fill)
+            ToPager::AddLayer { layer, bytes, has_demand, fill, source } => {
+                let parts = self.take_parts(layer.clone(), bytes, has_demand, fill, source);
+                self.add_layer(layer, parts)
             }
             ToPager::AttachVm { vm, layers, age_ms } => match self.connect_vm(vm.clone(), &layers, age_ms) {
                 Ok(()) => return,
@@ -236,6 +243,7 @@ impl Server {
                 Some(layer) => FromPager::Layer(self.engine.layer_status(&layer)),
                 None => FromPager::LayerRefused { layer, reason: EngineError::Unknown.to_string() },
             },
+            ToPager::Peers(order) => FromPager::Peers(self.follow_about_peers(order)),
             ToPager::Status => FromPager::Status(self.engine.status()),
         };
         self.report(answer, descriptors);
@@ -252,8 +260,8 @@ impl Server {
         layer.memfd.try_clone().map_err(|error| format!("duplicate its memfd: {error}"))
     }
 
-    fn add_layer(&mut self, layer: Id, bytes: u64, has_demand: bool, fill: bool) -> FromPager {
-        match self.take_parts(layer.clone(), bytes, has_demand, fill) {
+    fn add_layer(&self, layer: Id, parts: Result<Parts, String>) -> FromPager {
+        match parts {
             Ok(parts) => match self.engine.add_layer(parts) {
                 Ok(layer) => FromPager::Layer(self.engine.layer_status(&layer)),
                 Err(error) => FromPager::LayerRefused { layer, reason: chain(&error) },
@@ -262,10 +270,19 @@ impl Server {
         }
     }
 
-    fn take_parts(&mut self, id: Id, bytes: u64, has_demand: bool, fill: bool) -> Result<Parts, String> {
+    fn take_parts(
+        &mut self,
+        id: Id,
+        bytes: u64,
+        has_demand: bool,
+        fill: bool,
+        source: Option<PeerLayer>,
+    ) -> Result<Parts, String> {
         let control = self.control.as_mut().ok_or("vmmd is gone")?;
         let few = "fewer descriptors came than the line needs";
-        let [memfd, digests, file] = control.take::<3>().ok_or(few)?.map(File::from);
+        let [memfd, digests] = control.take::<2>().ok_or(few)?.map(File::from);
+        let file =
+            if source.is_none() { Some(control.take::<1>().ok_or(few)?.map(File::from)) } else { None };
         let demand = if has_demand { Some(control.take::<1>().ok_or(few)?.map(File::from)) } else { None };
         if bytes > LAYER_MAX_BYTES {
             return Err(format!("it has {bytes} bytes; the limit is {LAYER_MAX_BYTES}"));
@@ -281,7 +298,14 @@ impl Server {
                     .and_then(|read| DemandBitmap::decode(&read, bytes).map_err(|error| error.to_string()))?,
             ),
         };
-        let source = Arc::new(Directory::new(file));
+        let source: Arc<dyn PageSource> = match (file, source) {
+            (Some([file]), _) => Arc::new(Directory::new(file)),
+            (None, Some(PeerLayer { peer, number: layer })) => {
+                let unknown = || format!("peer {peer}: {}; connect it first", EngineError::Unknown);
+                Arc::new(Remote { peer: self.peers.find(&peer).ok_or_else(unknown)?, layer })
+            }
+            (None, None) => return Err(few.into()),
+        };
         Ok(Parts { id, bytes, memfd, digests, source, demand, fill })
     }
 
@@ -300,6 +324,15 @@ impl Server {
                     patina_daemon::say!("pager: layer {layer}, run {run}: {reason}");
                     let run = run as u64;
                     self.report(FromPager::RunFailed { layer, run, reason, vms }, Vec::new());
+                }
+                Happened::PeerLost { peer, reason } => {
+                    patina_daemon::say!("pager: the connection to {peer} has broken: {reason}");
+                    self.report(FromPager::Peers(FromPeers::Lost { peer, reason }), Vec::new());
+                }
+                Happened::ServiceEnded { connection, number, reason } => {
+                    if let Some(ended) = self.service_ended(connection, number, reason) {
+                        self.report(FromPager::Peers(ended), Vec::new());
+                    }
                 }
                 Happened::FillStopped { layer, run, reason } => {
                     let run = run as u64;

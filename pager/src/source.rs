@@ -28,6 +28,24 @@ pub enum RunError {
     /// Too many demands wait.
     #[error("too many demands wait")]
     Crowded,
+    /// The host that has the layer is not connected.
+    #[error("there is no connection to the host that has the layer")]
+    Away,
+    /// The host that has the layer does not answer.
+    #[error("the host that has the layer does not answer")]
+    Silent,
+    /// The host that has the layer cannot read the run.
+    #[error("the host that has the layer cannot read the run")]
+    Refused,
+}
+
+/// Why a run is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A VM waits for it.
+    Demand,
+    /// It is fetched ahead.
+    Ahead,
 }
 
 /// A layer's bytes. Its bytes are taken for nothing before they match their digest, so an
@@ -37,7 +55,7 @@ pub trait PageSource: Send + Sync {
     ///
     /// # Errors
     /// See [`RunError`].
-    fn read(&self, run: usize, buffer: &mut [u8]) -> Result<(), RunError>;
+    fn read(&self, run: usize, buffer: &mut [u8], class: Class) -> Result<(), RunError>;
 
     /// As [`Self::read`], if that takes no longer than a copy. If not: None.
     fn read_now(&self, _run: usize, _buffer: &mut [u8]) -> Option<Result<(), RunError>> {
@@ -62,7 +80,7 @@ const fn start(run: usize) -> u64 {
 }
 
 impl PageSource for Directory {
-    fn read(&self, run: usize, buffer: &mut [u8]) -> Result<(), RunError> {
+    fn read(&self, run: usize, buffer: &mut [u8], _class: Class) -> Result<(), RunError> {
         self.0.read_exact_at(buffer, start(run)).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => RunError::Truncated,
             _ => RunError::Read(error),

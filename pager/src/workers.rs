@@ -4,8 +4,8 @@
 use crate::engine::{Engine, Happened, Job};
 use crate::fetch::Scratch;
 use crate::layer::Layer;
-use crate::pool::{Busy, Class};
-use crate::source::RunError;
+use crate::pool::Busy;
+use crate::source::{Class, RunError};
 use crate::sys::faults::Batch;
 use crate::sys::interrupt::Thread;
 use crate::vm::{Vm, VmError};
@@ -151,7 +151,7 @@ impl Engine {
             let unsealed = std::mem::take(&mut *lock(&self.unsealed));
             busy.during(|| unsealed.into_iter().for_each(|layer| self.seal(layer)));
             match self.next_ahead() {
-                Some(job) => busy.during(|| self.fetch_ahead(&job, &mut scratch)),
+                Some(job) => busy.during(|| self.fetch_for_nobody(&job, &mut scratch, Class::Ahead)),
                 None => self.pool.wait_for_more(),
             }
             if self.pool.leave_if_surplus(Class::Ahead, busy) {

@@ -7,6 +7,7 @@ mod host;
 #[macro_use]
 mod named;
 mod hostile;
+mod peers;
 mod present;
 mod sources;
 mod takeover;
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     let tests: [(&str, Test); 1] = named![every_byte_is_served_as_the_source_has_it];
     let missing = host::missing();
     let fuse = missing.clone().or_else(host::missing_fuse);
-    let served = tests.into_iter().chain(present::TESTS).chain(hostile::TESTS);
+    let served = tests.into_iter().chain(present::TESTS).chain(hostile::TESTS).chain(peers::TESTS);
     let served = served.map(|(name, test)| trial(name, test, missing.as_ref()));
     let stalled = sources::TESTS.into_iter().chain(takeover::TESTS);
     let trials = served.chain(stalled.map(|(name, test)| trial(name, test, fuse.as_ref()))).collect();

@@ -126,6 +126,7 @@ impl Pager {
             bytes: layer.bytes as u64,
             has_demand: false,
             fill: false,
+            source: None,
         };
         pager.peer.send(&add, &[layer.memfd.as_fd(), layer.digests.as_fd(), layer.file.as_fd()])?;
         match pager.peer.receive()? {

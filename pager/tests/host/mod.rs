@@ -159,6 +159,7 @@ impl Pager {
             bytes: layer.content.len() as u64,
             has_demand: layer.demand.is_some(),
             fill: layer.fill,
+            source: None,
         };
         self.peer.send(&message, &descriptors);
         let ours = |id: &Id| *id == layer.id;

@@ -25,7 +25,7 @@ pub const TESTS: [(&str, Test); 12] = named![
     a_fill_stops_when_the_source_fails,
 ];
 
-const RUN: usize = RUN_BYTES as usize;
+pub const RUN: usize = RUN_BYTES as usize;
 
 struct Setup {
     // Before the pager: it must be able to end.
@@ -45,12 +45,12 @@ fn setup(runs: usize) -> Setup {
 }
 
 /// Reads a run in a thread. The error is that of an access that fails.
-fn reads(view: &Arc<View>, run: usize) -> JoinHandle<Result<Vec<u8>, i32>> {
+pub fn reads(view: &Arc<View>, run: usize) -> JoinHandle<Result<Vec<u8>, i32>> {
     let view = Arc::clone(view);
     thread::spawn(move || view.read(run * RUN, RUN).map_err(|error| error.raw_os_error().expect("a number")))
 }
 
-fn expected(layer: &Layer, run: usize) -> Result<Vec<u8>, i32> {
+pub fn expected(layer: &Layer, run: usize) -> Result<Vec<u8>, i32> {
     Ok(layer.content[run * RUN..][..RUN].to_vec())
 }
 

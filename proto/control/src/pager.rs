@@ -29,9 +29,11 @@ use std::os::unix::fs::FileExt;
 
 mod bitmap;
 mod mapping;
+mod peers;
 
 pub use bitmap::{BUCKETS_MS, DemandBitmap, DemandBitmapError};
 pub use mapping::{MAPPING_BYTES, Mapping, MappingsError};
+pub use peers::{FromPeers, PEERS_MAX, PeerLayer, SERVED_MAX, ToPeers};
 
 /// The version of this protocol. A peer of another version is refused.
 pub const VERSION: u32 = 1;
@@ -88,7 +90,7 @@ pub enum ToPager {
     /// 1. the layer's memfd, from [`layer_memfd`] or from an earlier pager;
     /// 2. a memfd with the digests of the layer's runs, sealed: 32 bytes (BLAKE3) for each run, all
     ///    zero for a run that is known to be zero;
-    /// 3. the layer's file, opened for reading: each run at its offset;
+    /// 3. without `source`, the layer's file, opened for reading: each run at its offset;
     /// 4. with `has_demand`, what clones of the layer demanded before: a [`DemandBitmap`] in a
     ///    sealed memfd. The pager fetches the first buckets first.
     ///
@@ -102,6 +104,9 @@ pub enum ToPager {
         has_demand: bool,
         /// Whether the pager fetches what nobody demands.
         fill: bool,
+        /// Who has the layer, if it is another host's pager.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<PeerLayer>,
     },
     /// Serve a VM. Descriptor: a Unix stream socket, of which the VM's vmm has the other end. The
     /// answer is [`FromPager::Vm`] when the vmm has sent [`VmToPager::Attach`], or
@@ -142,6 +147,8 @@ pub enum ToPager {
         /// The layer's name.
         layer: Id,
     },
+    /// About pagers of other hosts. The answer is [`FromPager::Peers`].
+    Peers(ToPeers),
     /// Send [`FromPager::Status`].
     Status,
 }
@@ -221,6 +228,8 @@ pub enum FromPager {
         /// The layer's name.
         layer: Id,
     },
+    /// About pagers of other hosts.
+    Peers(FromPeers),
     /// The answer to [`ToPager::Status`].
     Status(Status),
     /// A line that the pager does not understand or cannot follow.

@@ -227,7 +227,10 @@ impl Keeper {
             // That a VM or a layer is gone already, for example.
             FromPager::Error { reason } => tracing::debug!(reason, "the pager"),
             FromPager::LayerDropped { layer } => tracing::debug!(%layer, "the pager has forgotten a layer"),
-            FromPager::Hello { .. } | FromPager::Memfd { .. } | FromPager::Status(_) => {}
+            FromPager::Hello { .. }
+            | FromPager::Memfd { .. }
+            | FromPager::Peers(_)
+            | FromPager::Status(_) => {}
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ impl Running {
             return self.talk.send(&ToPager::Layer { layer }, &[]).await;
         }
         let demand = parts.demand.memfd();
-        let add = ToPager::AddLayer { layer, bytes, has_demand: demand.is_some(), fill: true };
+        let add = ToPager::AddLayer { layer, bytes, has_demand: demand.is_some(), fill: true, source: None };
         let source = parts.source.open()?;
         let mut files = vec![parts.memfd.as_fd(), parts.digests.as_fd(), source.as_fd()];
         files.extend(demand.as_ref().map(|demand| demand.as_fd()));

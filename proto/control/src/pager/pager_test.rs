@@ -98,8 +98,12 @@ fn messages_keep_their_words() {
     let error = FromPager::Error { reason: "x".into() };
     assert_eq!(text(&error), r#"{"t":"error","reason":"x"}"#);
     let add = r#"{"t":"add_layer","layer":"a","bytes":4096,"has_demand":false,"fill":true,"new":1}"#;
-    let expected = ToPager::AddLayer { layer, bytes: 4096, has_demand: false, fill: true };
+    let expected = ToPager::AddLayer { layer, bytes: 4096, has_demand: false, fill: true, source: None };
     assert_eq!(serde_json::from_str::<ToPager>(add).unwrap(), expected);
+    let forget = ToPager::Peers(ToPeers::Forget { peer: Id::try_from("b".to_owned()).unwrap() });
+    let words = serde_json::to_string(&forget).unwrap();
+    assert_eq!(words, r#"{"t":"peers","do":"forget","peer":"b"}"#);
+    assert_eq!(serde_json::from_str::<ToPager>(&words).unwrap(), forget);
 }
 
 proptest! {

@@ -1,0 +1,22 @@
+//! Layers of other hosts: their pagers serve runs, and this one serves theirs.
+//!
+//! ```text
+//!  a host that needs runs                               a host that has them
+//!  worker ▶ Remote (PageSource) ▶ Lane ── request ──▶ Service ▶ memfd, or the layer's own source
+//!  worker ◀ buffer ◀ receiver thread  ◀── answer ───
+//! ```
+//!
+//! `vmmd` makes the connections and gives them to both pagers: the pager's jail cannot. There are
+//! two for each pair of hosts: what VMs wait for goes over one ([`Class::Demand`]), what is fetched
+//! ahead over the other, so that a demand never waits behind a fill. [`wire`] has what goes over
+//! them. Nothing that comes from a peer is trusted: a run counts only when its digest is right, as
+//! with any other source.
+//!
+//! [`Class::Demand`]: crate::source::Class::Demand
+
+pub mod client;
+mod service;
+pub mod wire;
+
+pub use client::{Peer, Remote};
+pub(crate) use service::Service;

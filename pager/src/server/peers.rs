@@ -1,0 +1,118 @@
+//! Pagers of other hosts: what `vmmd` wants with them.
+
+use super::Server;
+use crate::engine::{EngineError, Happened};
+use crate::peer::{Peer, Service};
+use patina_control::best_effort;
+use patina_control::pager::{FromPeers, Id, PAGER_LAYERS_MAX, PEERS_MAX, SERVED_MAX, ToPeers};
+use patina_daemon::chain;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// The peers of a pager.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    connected: HashMap<Id, Arc<Peer>>,
+    served: HashMap<Id, (u64, Service)>,
+    last_service: u64,
+}
+
+impl Peers {
+    /// A peer whose layers can be read.
+    pub(super) fn find(&self, id: &Id) -> Option<Arc<Peer>> {
+        self.connected.get(id).cloned()
+    }
+}
+
+impl Server {
+    pub(super) fn follow_about_peers(&mut self, order: ToPeers) -> FromPeers {
+        let refused = |name: Id, done: Result<FromPeers, String>| {
+            done.unwrap_or_else(|reason| FromPeers::Refused { name, reason })
+        };
+        match order {
+            ToPeers::Connect { peer } => {
+                let done = self.connect_peer(&peer).map(|()| FromPeers::Connected { peer: peer.clone() });
+                refused(peer, done)
+            }
+            ToPeers::Forget { peer } => {
+                if let Some(known) = self.peers.connected.remove(&peer) {
+                    known.close();
+                }
+                FromPeers::Forgotten { peer }
+            }
+            ToPeers::Serve { connection, layers } => {
+                let done = self.serve_peer(&connection, &layers);
+                let done = done.map(|()| FromPeers::Serving { connection: connection.clone() });
+                refused(connection, done)
+            }
+            ToPeers::StopServing { connection } => {
+                drop(self.peers.served.remove(&connection));
+                FromPeers::Ended { connection, reason: "vmmd has ended it".into() }
+            }
+        }
+    }
+
+    fn connect_peer(&mut self, id: &Id) -> Result<(), String> {
+        let streams = self.take_streams::<2>()?;
+        let connected = &mut self.peers.connected;
+        if connected.len() >= PEERS_MAX && !connected.contains_key(id) {
+            return Err(EngineError::Full(PEERS_MAX).to_string());
+        }
+        let peer = connected.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone())));
+        let engine = Arc::clone(&self.engine);
+        let lost = move |peer: &Peer, error: &std::io::Error| {
+            engine.tell(Happened::PeerLost { peer: peer.id.clone(), reason: error.to_string() });
+        };
+        peer.connect(streams, lost).map_err(|error| format!("start a thread: {error}"))
+    }
+
+    fn serve_peer(&mut self, id: &Id, layers: &[Id]) -> Result<(), String> {
+        let [stream] = self.take_streams::<1>()?;
+        if self.peers.served.contains_key(id) {
+            return Err(EngineError::Exists.to_string());
+        }
+        if self.peers.served.len() >= SERVED_MAX {
+            return Err(EngineError::Full(SERVED_MAX).to_string());
+        }
+        if !(1..=PAGER_LAYERS_MAX).contains(&layers.len()) {
+            return Err(format!("it has {} layers; the limits are 1 and {PAGER_LAYERS_MAX}", layers.len()));
+        }
+        let find =
+            |id: &Id| self.engine.layer(id).ok_or_else(|| format!("layer {id}: {}", EngineError::Unknown));
+        let layers = layers.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        self.peers.last_service += 1;
+        let (number, engine, name) = (self.peers.last_service, Arc::clone(&self.engine), id.clone());
+        let ended = move |error: std::io::Error| {
+            engine.tell(Happened::ServiceEnded { connection: name, number, reason: error.to_string() });
+        };
+        let service = Service::start(Arc::clone(&self.engine), stream, layers, ended)
+            .map_err(|error| format!("start a thread: {}", chain(&error)))?;
+        self.peers.served.insert(id.clone(), (number, service));
+        Ok(())
+    }
+
+    /// A connection has ended. None: it was ended before, and `vmmd` knows.
+    pub(super) fn service_ended(&mut self, connection: Id, number: u64, reason: String) -> Option<FromPeers> {
+        // One of the same name may have come since.
+        self.peers.served.get(&connection).filter(|(current, _)| *current == number)?;
+        drop(self.peers.served.remove(&connection));
+        Some(FromPeers::Ended { connection, reason })
+    }
+
+    /// Takes connections that came with a line. Their threads wait on them.
+    fn take_streams<const N: usize>(&mut self) -> Result<[File; N], String> {
+        let control = self.control.as_mut().ok_or("vmmd is gone")?;
+        let taken: [OwnedFd; N] = control.take().ok_or("fewer descriptors came than the line needs")?;
+        for stream in &taken {
+            let blocking = fcntl_getfl(stream).map(|flags| flags - OFlags::NONBLOCK);
+            best_effort(
+                blocking.and_then(|flags| fcntl_setfl(stream, flags)),
+                "one that fails here is no stream, and ends at once",
+            );
+        }
+        Ok(taken.map(File::from))
+    }
+}
