@@ -34,6 +34,8 @@ pub const LARGE: Size =
 /// How long a VM that is ready is left alone before its memory is counted.
 const IDLE: Duration = Duration::from_secs(2);
 const NAME: &str = "run";
+/// Another VM of the image, which runs beside.
+const BESIDE: &str = "beside";
 
 /// All rows of a size, by a `vmmd` that has no image before.
 pub async fn measure(setup: &Setup, size: &Size, count: usize) -> Result<Vec<Metric>, RestoreError> {
@@ -45,13 +47,17 @@ pub async fn measure(setup: &Setup, size: &Size, count: usize) -> Result<Vec<Met
 }
 
 async fn of_daemon(daemon: &Daemon, size: &Size, count: usize) -> Result<Vec<Metric>, RestoreError> {
-    let first_ms = run_ms(daemon, size).await?;
+    let first_ms = run_ms(daemon, NAME, size).await?;
     // It is written after the VM is ready.
     daemon.images(1).await?;
     daemon.remove(&[NAME.to_owned()]).await?;
+    if size.private.is_some() {
+        // Without another VM of the image, what is there once for all of them counts as private.
+        run_ms(daemon, BESIDE, size).await?;
+    }
     let (mut cached_ms, mut private_kib) = (Vec::new(), Vec::new());
     for _ in 0..count {
-        cached_ms.push(run_ms(daemon, size).await?);
+        cached_ms.push(run_ms(daemon, NAME, size).await?);
         if size.private.is_some() {
             tokio::time::sleep(IDLE).await;
         }
@@ -73,9 +79,9 @@ async fn of_daemon(daemon: &Daemon, size: &Size, count: usize) -> Result<Vec<Met
 }
 
 /// From the call for a VM to its ready agent, milliseconds.
-async fn run_ms(daemon: &Daemon, size: &Size) -> Result<f64, RestoreError> {
+async fn run_ms(daemon: &Daemon, name: &str, size: &Size) -> Result<f64, RestoreError> {
     let called = Instant::now();
-    daemon.boot(NAME, size.memory_mib).await?;
+    daemon.boot(name, size.memory_mib).await?;
     let ready_ms = called.elapsed().as_secs_f64() * 1e3;
     patina_daemon::say!("a VM of {} MiB: ready after {ready_ms:.0} ms", size.memory_mib);
     Ok(ready_ms)
