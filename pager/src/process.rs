@@ -47,7 +47,10 @@ const INPUT_OUTPUT: &[libc::c_long] = &[
     libc::SYS_epoll_pwait2,
     libc::SYS_getrandom,
     // What VMs have demanded goes out in a memfd.
+    // What VMs have demanded goes out in a memfd.
     libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    libc::SYS_pwrite64,
     // A thread makes itself less urgent than others.
     libc::SYS_setpriority,
 ];

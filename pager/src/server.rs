@@ -289,7 +289,7 @@ impl Server {
         }
         let digests = read_sealed(&digests, bytes.div_ceil(RUN_BYTES) * 32)
             .map_err(|error| format!("read the digests: {error}"))
-            .and_then(|read| Digests::decode(&read, bytes).map_err(|error| error.to_string()))?;
+            .and_then(|read| Digests::decode(read, bytes).map_err(|error| error.to_string()))?;
         let demand = match &demand {
             None => None,
             Some([demand]) => Some(

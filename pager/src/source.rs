@@ -99,7 +99,7 @@ impl PageSource for Directory {
 
 /// The digests of a layer's runs.
 #[derive(Debug)]
-pub struct Digests(Vec<[u8; 32]>);
+pub struct Digests(Vec<u8>);
 
 /// The digests do not fit the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -114,25 +114,28 @@ impl Digests {
     ///
     /// # Errors
     /// It is not of this length.
-    pub fn decode(bytes: &[u8], layer_bytes: u64) -> Result<Self, DigestsError> {
-        let (digests, rest) = bytes.as_chunks();
-        let runs = layer_bytes.div_ceil(RUN_BYTES) as usize;
-        if !rest.is_empty() || digests.len() != runs {
-            return Err(DigestsError { found: bytes.len(), expected: runs * size_of::<[u8; 32]>() });
+    pub fn decode(bytes: Vec<u8>, layer_bytes: u64) -> Result<Self, DigestsError> {
+        let expected = layer_bytes.div_ceil(RUN_BYTES) as usize * size_of::<[u8; 32]>();
+        if bytes.len() != expected {
+            return Err(DigestsError { found: bytes.len(), expected });
         }
-        Ok(Self(digests.to_vec()))
+        Ok(Self(bytes))
+    }
+
+    fn get(&self, run: usize) -> Option<&[u8; 32]> {
+        self.0.as_chunks().0.get(run)
     }
 
     /// Whether the run is known to be zero.
     #[must_use]
     pub fn is_zero(&self, run: usize) -> bool {
-        self.0.get(run).is_none_or(|digest| *digest == [0; 32])
+        self.get(run).is_none_or(|digest| *digest == [0; 32])
     }
 
     /// Whether these are the run's bytes.
     #[must_use]
     pub fn matches(&self, run: usize, bytes: &[u8]) -> bool {
-        self.0.get(run).is_some_and(|digest| *digest == *blake3::hash(bytes).as_bytes())
+        self.get(run).is_some_and(|digest| *digest == *blake3::hash(bytes).as_bytes())
     }
 }
 

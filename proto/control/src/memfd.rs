@@ -1,29 +1,51 @@
 //! Sealed files in memory.
 
+use crate::PAGE_BYTES;
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
     io::Errno,
 };
 use std::{
     fs::File,
-    io::{self, Write as _},
-    os::fd::AsFd,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt as _},
 };
 
 /// How often sealing is tried. The kernel waits 150 ms and then refuses while a page has an extra
 /// reference. Reclaim, compaction and DAMON hold such references for moments, too. If there is a
 /// writable mapping, the kernel refuses at once.
 const SEAL_TRIES: usize = 4;
+const PAGE: usize = PAGE_BYTES as usize;
 
 /// A sealed file in memory with this content. `name` is what `/proc` shows for it.
 ///
 /// # Errors
 /// There is no memory, or no descriptor, for it; and those of [`seal`].
 pub fn sealed(name: &str, content: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    file.write_all(content)?;
+    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    write_sparse(&file, content)?;
     seal(&file)?;
     Ok(file)
+}
+
+/// Makes `content` the content of an empty file. Pages of zeros become holes: the list of digests
+/// of a large layer has hardly anything else, and to write it would take longer than all else that
+/// a start of a VM needs.
+///
+/// # Errors
+/// The file system's.
+pub fn write_sparse(file: &File, content: &[u8]) -> io::Result<()> {
+    file.set_len(content.len() as u64)?;
+    let page = |number: usize| &content[number * PAGE..content.len().min((number + 1) * PAGE)];
+    let is_data = |number: &usize| page(*number).iter().any(|byte| *byte != 0);
+    let pages = content.len().div_ceil(PAGE);
+    let mut next = 0;
+    while let Some(first) = (next..pages).find(is_data) {
+        next = (first..pages).find(|number| !is_data(number)).unwrap_or(pages);
+        let stretch = first * PAGE..content.len().min(next * PAGE);
+        file.write_all_at(&content[stretch.clone()], stretch.start as u64)?;
+    }
+    Ok(())
 }
 
 /// Seals a file in memory so that neither its content nor its size nor its seals can change any
@@ -51,23 +73,25 @@ fn seal_with(memfd: impl AsFd, mut on_busy: impl FnMut()) -> rustix::io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use rustix::{
         fs::fcntl_get_seals,
         pipe::{PipeFlags, SpliceFlags, pipe_with, splice},
     };
-    use std::{io::Read as _, os::fd::OwnedFd};
-
-    const PAGE_BYTES: usize = crate::PAGE_BYTES as usize;
+    use std::{
+        io::{Read as _, Write as _},
+        os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    };
 
     /// A memfd of a page, and a pipe that holds this page: not a copy of it, but a reference to it.
     fn held() -> (File, File) {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut memfd = File::from(memfd_create("held", flags).unwrap());
-        memfd.write_all(&[7; PAGE_BYTES]).unwrap();
+        memfd.write_all(&[7; PAGE]).unwrap();
         let (reader, writer): (OwnedFd, OwnedFd) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let mut start = 0;
-        let moved = splice(&memfd, Some(&mut start), &writer, None, PAGE_BYTES, SpliceFlags::empty());
-        assert_eq!(moved, Ok(PAGE_BYTES));
+        let moved = splice(&memfd, Some(&mut start), &writer, None, PAGE, SpliceFlags::empty());
+        assert_eq!(moved, Ok(PAGE));
         (memfd, reader.into())
     }
 
@@ -77,11 +101,11 @@ mod tests {
         let mut page = Vec::new();
         let sealed = seal_with(&memfd, || {
             // The one who holds it lets go, after the kernel has refused.
-            page.resize(PAGE_BYTES, 0);
+            page.resize(PAGE, 0);
             pipe.read_exact(&mut page).unwrap();
         });
         assert_eq!(sealed, Ok(()));
-        assert_eq!(page, [7; PAGE_BYTES], "the kernel had refused once");
+        assert_eq!(page, [7; PAGE], "the kernel had refused once");
         let seals = fcntl_get_seals(&memfd).unwrap();
         assert!(seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL));
         assert!((&memfd).write(b"x").is_err());
@@ -95,6 +119,30 @@ mod tests {
         std::io::Seek::rewind(&mut file).unwrap();
         file.read_to_string(&mut read).unwrap();
         assert_eq!(read, "content");
+    }
+
+    proptest! {
+        #[test]
+        fn a_sparse_file_has_its_content_and_memory_for_nothing_else(
+            pages in prop::collection::vec(any::<bool>(), 0..40),
+            cut in 0..PAGE,
+        ) {
+            let page = |has_data: &bool| {
+                let mut page = [0; PAGE];
+                // One byte, at the end: what is cut off may be all that there is.
+                page[PAGE - 1] = u8::from(*has_data);
+                page
+            };
+            let mut content: Vec<u8> = pages.iter().flat_map(page).collect();
+            content.truncate(content.len().saturating_sub(cut));
+            let mut file = sealed("sparse", &content).unwrap();
+            let used = file.metadata().unwrap().blocks() * 512;
+            let data = content.chunks(PAGE).filter(|page| page.iter().any(|byte| *byte != 0)).count();
+            prop_assert_eq!(used, (data * PAGE) as u64);
+            let mut read = Vec::new();
+            file.read_to_end(&mut read).unwrap();
+            prop_assert_eq!(read, content);
+        }
     }
 
     #[test]

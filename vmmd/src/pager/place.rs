@@ -110,7 +110,7 @@ impl Place {
     pub fn save(&self, parts: &Parts) -> Result<(), PagerError> {
         self.make()?;
         let write = |path: PathBuf, bytes: &[u8]| {
-            let written = fs::write(&path, bytes);
+            let written = File::create(&path).and_then(|file| memfd::write_sparse(&file, bytes));
             written.map_err(|source| StoreError::Write { path, source })
         };
         let FileNumber { device, inode } = parts.number;
