@@ -4,8 +4,9 @@
 //! - `process`: from the log (`log`) to the exit code; `oom`: the order in which the kernel's OOM
 //!   killer ends processes; `stop`: the signals that end a daemon.
 //! - `values`: values of options.
-//! - `listen`: the address for clients, `accept`: their connections, `peer`: who they are; `server`:
-//!   the gRPC server, `roles`: who may make which call. `notify`: notifies the service manager.
+//! - `listen`: the address for clients, `accept`: their connections, `peer`: who they are.
+//! - `server`: the gRPC server, `roles`: who may make which call.
+//! - `notify`: notifies the service manager.
 //! - `http`: metrics over HTTP.
 //!
 //! With the feature `tls`: `tls`, certificates for both sides of a TCP connection.

@@ -209,7 +209,7 @@ fn members_of_the_group_use_the_socket_and_others_do_not() {
     let others = group.lines().filter(|line| !line.starts_with("patina:")).map(|line| format!("{line}\n"));
     fs::write(place.path("group"), others.chain(["patina:x:54321:\n".to_owned()]).collect::<String>())
         .unwrap();
-    // The machine's own list of groups stays as it is: this thread and its children see another one.
+    // The machine's own list of groups stays as it is: the scheduler alone sees another one.
     let script = format!("mount --bind {} /etc/group && exec \"$@\"", place.path("group").display());
     place.start_wrapped(&["unshare", "--mount", "--propagation=private", "sh", "-ec", &script, "sh"]);
     let socket = place.path("s.sock");

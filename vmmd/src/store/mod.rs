@@ -108,8 +108,8 @@ impl StateDir {
         self.path.join(SNAPSHOTS)
     }
 
-    /// The number of this host, the same as long as the folder is; made now if there is none: the one
-    /// given, or a new one.
+    /// The number of this host, the same as long as the folder is; made now if there is none: the
+    /// one given, or a new one.
     ///
     /// # Errors
     /// It cannot be read or written.
