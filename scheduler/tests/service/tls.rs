@@ -130,7 +130,9 @@ fn foreign() -> (Code, String) {
 fn tcp_without_tls_is_refused_at_the_start_also_on_loopback() {
     let folder = tempfile::tempdir().unwrap();
     let start = |more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_scheduler"));
+        // One that starts is ended: the test fails and does not wait for ever.
+        let mut command = Command::new("timeout");
+        command.arg("20").arg(env!("CARGO_BIN_EXE_scheduler"));
         command.arg(format!("--listen=tcp:127.0.0.1:{}", free_port()));
         command.arg("--state-dir").arg(folder.path().join("state")).args(more);
         let output = command.output().unwrap();
