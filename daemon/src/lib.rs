@@ -4,9 +4,12 @@
 //! - `process`: from the log (`log`) to the exit code; `oom`: the order in which the kernel's OOM
 //!   killer ends processes; `stop`: the signals that end a daemon.
 //! - `values`: values of options.
-//! - `listen`: the address for clients; `server`: the gRPC server. `notify`: notifies the service
-//!   manager.
+//! - `listen`: the address for clients, `accept`: their connections, `peer`: who they are.
+//! - `server`: the gRPC server, `roles`: who may make which call.
+//! - `notify`: notifies the service manager.
 //! - `http`: metrics over HTTP.
+//!
+//! With the feature `tls`: `tls`, certificates for both sides of a TCP connection.
 //!
 //! With the feature `network`: `network`, settings of the host that break the families' networks.
 //!
@@ -14,6 +17,8 @@
 //! its causes; [`lock()`], a lock that a panic does not poison; [`kernel`], the release of the
 //! host's kernel.
 
+#[cfg(feature = "service")]
+mod accept;
 mod chain;
 #[cfg(feature = "service")]
 pub mod http;
@@ -30,12 +35,18 @@ pub mod notify;
 #[cfg(feature = "service")]
 pub mod oom;
 #[cfg(feature = "service")]
+pub mod peer;
+#[cfg(feature = "service")]
 pub mod process;
+#[cfg(feature = "service")]
+pub mod roles;
 #[cfg(feature = "service")]
 pub mod server;
 pub mod stderr;
 #[cfg(feature = "service")]
 pub mod stop;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(feature = "service")]
 pub mod values;
 

@@ -1,36 +1,30 @@
-//! The address on which a daemon listens: a Unix socket for its own user, or TCP on a loopback
-//! address. Used by the scheduler and by `vmmd`.
+//! The address on which a daemon listens: a Unix socket for its own user and the members of a
+//! group, or TCP with TLS. Used by the scheduler and by `vmmd`.
 
-use crate::chain;
-use futures::{Stream, StreamExt, stream::BoxStream};
+pub use crate::accept::{Connection, Incoming};
+use crate::{
+    accept, chain, peer,
+    tls::{Security, TlsError},
+};
 use rustix::net::sockopt::socket_peercred;
 use std::{
     fmt, fs, io,
     net::SocketAddr,
     os::fd::AsRawFd,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown},
     os::unix::net::UnixStream as StdUnixStream,
     path::{Path, PathBuf},
     str::FromStr,
-    time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    time::sleep,
-};
+use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::server::Connected;
-
-/// How long a daemon rests after a connection could not be accepted.
-const REST: Duration = Duration::from_millis(100);
 
 /// Where a daemon listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// The path of a Unix socket.
     Unix(PathBuf),
-    /// An address and port of the loopback interface.
+    /// An address and port of this machine.
     Tcp(SocketAddr),
 }
 
@@ -43,11 +37,6 @@ pub enum AddressError {
     /// A path that depends on the folder.
     #[error("the path {0:?} is relative: write an absolute path")]
     Relative(String),
-    /// Others could reach it.
-    #[error(
-        "{0} is not a loopback address: there is no TLS and no authentication yet, so everyone who can connect would have full control; use tcp:127.0.0.1:PORT, or unix:/PATH through ssh"
-    )]
-    Open(SocketAddr),
 }
 
 impl FromStr for Address {
@@ -58,12 +47,7 @@ impl FromStr for Address {
             Some(("unix", path)) if path.starts_with('/') => Ok(Self::Unix(path.into())),
             Some(("unix", path)) => Err(AddressError::Relative(path.to_owned())),
             Some(("tcp", address)) => {
-                let address: SocketAddr = address.parse().map_err(|_| AddressError::Form(text.to_owned()))?;
-                if address.ip().is_loopback() {
-                    Ok(Self::Tcp(address))
-                } else {
-                    Err(AddressError::Open(address))
-                }
+                address.parse().map(Self::Tcp).map_err(|_| AddressError::Form(text.to_owned()))
             }
             _ => Err(AddressError::Form(text.to_owned())),
         }
@@ -110,6 +94,17 @@ pub enum ListenError {
         /// The file's path.
         path: PathBuf,
     },
+    /// Others could do everything.
+    #[error(
+        "listen on {address}: everyone who can connect would have full control; name certificates with --tls-dir (`vmctl pki` makes them), use unix:/PATH, or allow it with --insecure"
+    )]
+    Plain {
+        /// The address on which the daemon was to listen.
+        address: Address,
+    },
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The kernel refuses to listen there.
     #[error("listen on {address}{}", rights(.source))]
     Io {
@@ -133,60 +128,45 @@ fn suffix(pid: &Option<i32>) -> String {
     pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 }
 
-/// A connection of either kind.
-pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection for T {}
-
-impl Connected for Box<dyn Connection> {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-/// Clients as they come.
-pub type Incoming = BoxStream<'static, io::Result<Box<dyn Connection>>>;
-
 /// Listens. A socket that nobody listens on any more is replaced.
 ///
 /// # Errors
-/// Somebody listens there, or the kernel refuses.
-pub async fn listen(address: &Address) -> Result<Incoming, ListenError> {
+/// Somebody listens there, the kernel refuses, or it is TCP without protection.
+pub async fn listen(address: &Address, security: &Security) -> Result<Incoming, ListenError> {
     let failed = |source| ListenError::Io { address: address.clone(), source };
     match address {
         Address::Unix(path) => {
             make_folder(path).map_err(failed)?;
             clear(path).map_err(|error| error.unwrap_or_else(failed))?;
-            let listener = bind(path).map_err(failed)?;
-            Ok(rested(UnixListenerStream::new(listener)).map(|c| c.map(|c| Box::new(c) as _)).boxed())
+            let listener = bind(path, peer::group()).map_err(failed)?;
+            Ok(accept::unix(UnixListenerStream::new(listener)))
         }
         Address::Tcp(tcp) => {
-            tracing::warn!(%address, "every user of this host can connect there, and do anything");
+            let tls = match security {
+                Security::UnixOnly => return Err(ListenError::Plain { address: address.clone() }),
+                Security::Insecure => None,
+                Security::Tls(tls) => {
+                    // Clients take no other certificate for a server's.
+                    tls.host_id()?;
+                    Some(tls.clone())
+                }
+            };
             let listener = TcpListener::bind(tcp).await.map_err(failed)?;
-            let streams = rested(TcpListenerStream::new(listener)).map(|stream| {
-                let stream = stream?;
-                stream.set_nodelay(true)?;
-                Ok(Box::new(stream) as _)
-            });
-            Ok(streams.boxed())
+            let accepted = TcpListenerStream::new(listener);
+            Ok(match tls {
+                Some(tls) => accept::secured(accepted, tls),
+                None => {
+                    tracing::warn!(%address, "--insecure: everyone who can connect there can do anything");
+                    accept::open(accepted)
+                }
+            })
         }
     }
 }
 
-/// With a pause after each error. If there are no descriptors, the next try would fail at once, and
-/// whoever serves the stream tries again at once.
-fn rested<T>(accepted: impl Stream<Item = io::Result<T>>) -> impl Stream<Item = io::Result<T>> {
-    accepted.then(|accepted| async move {
-        if let Err(error) = &accepted {
-            tracing::warn!(error = %chain(error), "accept a connection; it is tried again");
-            sleep(REST).await;
-        }
-        accepted
-    })
-}
-
-/// Makes the socket where nobody else can reach it, gives it its mode, and only then its name: the
-/// umask may be anything, and whoever has connected stays connected.
-fn bind(path: &Path) -> io::Result<UnixListener> {
+/// Makes the socket where nobody else can reach it, gives it its group and mode, and only then its
+/// name: the umask may be anything, and whoever has connected stays connected.
+fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let closed = tempfile::Builder::new()
         .prefix(".listen-")
@@ -197,7 +177,15 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     // own name.
     let open = fs::File::open(closed.path())?;
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/s", open.as_raw_fd()))?;
-    fs::set_permissions(&made, fs::Permissions::from_mode(0o600))?;
+    let mode = match group.map(|group| chown(&made, None, Some(group))) {
+        Some(Ok(())) => 0o660,
+        None => 0o600,
+        Some(Err(error)) => {
+            tracing::warn!(error = %chain(&error), "the group {} cannot use the socket; run this as root", peer::GROUP);
+            0o600
+        }
+    };
+    fs::set_permissions(&made, fs::Permissions::from_mode(mode))?;
     fs::rename(&made, path)?;
     Ok(listener)
 }
@@ -247,6 +235,7 @@ fn clear(path: &Path) -> Result<(), Clear> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt as _;
 
     #[test]
     fn addresses_read_back() {
@@ -256,17 +245,27 @@ mod tests {
         assert!(matches!("unix:x".parse::<Address>(), Err(AddressError::Relative(_))));
         assert!(matches!("/run/x".parse::<Address>(), Err(AddressError::Form(_))));
         assert!(matches!("tcp:localhost:1".parse::<Address>(), Err(AddressError::Form(_))));
-        assert!(matches!("tcp:10.0.0.1:1".parse::<Address>(), Err(AddressError::Open(_))));
+        assert!("tcp:10.0.0.1:1".parse::<Address>().is_ok());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_daemon_without_descriptors_does_not_try_again_at_once() {
-        let errors = [Err(io::Error::from_raw_os_error(24)), Err(io::ErrorKind::OutOfMemory.into())];
-        let accepted = futures::stream::iter(errors.into_iter().chain([Ok(1), Ok(2)]));
-        let before = tokio::time::Instant::now();
-        let came: Vec<_> = rested(accepted).map(|came| came.ok()).collect().await;
-        assert_eq!(came, [None, None, Some(1), Some(2)]);
-        assert_eq!(before.elapsed(), REST * 2, "no pause after those that came");
+    #[tokio::test]
+    async fn tcp_without_protection_is_refused_also_on_loopback_unless_somebody_says_so() {
+        for text in ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:0.0.0.0:0"] {
+            let address = text.parse().unwrap();
+            let Err(error) = listen(&address, &Security::UnixOnly).await else { panic!("{text}") };
+            assert!(error.to_string().contains("--tls-dir") && error.to_string().contains("--insecure"));
+        }
+        assert!(listen(&"tcp:127.0.0.1:0".parse().unwrap(), &Security::Insecure).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_group_gets_the_socket_and_others_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.sock");
+        let group = rustix::process::getgid().as_raw();
+        let _listener = bind(&path, Some(group)).unwrap();
+        let facts = fs::metadata(&path).unwrap();
+        assert_eq!((facts.permissions().mode() & 0o777, facts.gid()), (0o660, group));
     }
 
     #[tokio::test]
@@ -274,13 +273,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/d.sock");
         let address = Address::Unix(path.clone());
-        let first = listen(&address).await.unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let Err(error) = listen(&address).await else { panic!("two listen on one path") };
+        let first = listen(&address, &Security::UnixOnly).await.unwrap();
+        let mode = if peer::group().is_some() { 0o660 } else { 0o600 };
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+        let Err(error) = listen(&address, &Security::UnixOnly).await else {
+            panic!("two listen on one path")
+        };
         let text = error.to_string();
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         drop(first);
-        assert!(listen(&address).await.is_ok());
+        assert!(listen(&address, &Security::UnixOnly).await.is_ok());
         address.remove();
         assert!(!path.exists());
     }
@@ -293,7 +295,7 @@ mod tests {
         let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
         inotify::add_watch(&watch, folder.path(), inotify::WatchFlags::ALL_EVENTS).unwrap();
         let path = folder.path().join("d.sock");
-        let _listener = listen(&Address::Unix(path.clone())).await.unwrap();
+        let _listener = listen(&Address::Unix(path.clone()), &Security::UnixOnly).await.unwrap();
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&watch, &mut space);
         let mut told = Vec::new();
@@ -316,7 +318,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_in_the_way_is_not_deleted() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let result = listen(&Address::Unix(file.path().to_owned())).await;
+        let result = listen(&Address::Unix(file.path().to_owned()), &Security::UnixOnly).await;
         assert!(matches!(result, Err(ListenError::NotASocket { .. })));
         assert!(file.path().exists());
     }

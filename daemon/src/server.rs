@@ -1,7 +1,9 @@
 //! A gRPC server with the limits of every daemon, health checks and reflection.
 
+use crate::roles::{Callers, Roles};
 use tonic::transport::{Server, server::Router};
 use tonic_health::ServingStatus;
+use tower::layer::util::{Identity, Stack};
 
 /// Most calls at once on one connection: a host has its guests' waiting calls on it.
 const STREAMS_MAX: u32 = 65_536;
@@ -24,15 +26,17 @@ pub fn builder() -> Server {
 }
 
 /// Adds what every daemon answers besides its own services: `grpc.health.v1`, where those of the
-/// `names` serve from now on, and reflection of `descriptors`, an encoded FileDescriptorSet.
+/// `names` serve from now on, and reflection of `descriptors`, an encoded FileDescriptorSet. Who
+/// may make a call is what `callers` says of its path.
 ///
 /// # Errors
 /// The descriptors are none.
 pub async fn described(
-    mut server: Server,
+    server: Server,
+    callers: fn(&str) -> Callers,
     descriptors: &'static [u8],
     names: &[&str],
-) -> Result<Router, DescribeError> {
+) -> Result<Router<Stack<Roles, Identity>>, DescribeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in names {
         health.set_service_status(name, ServingStatus::Serving).await;
@@ -41,5 +45,5 @@ pub async fn described(
         .register_encoded_file_descriptor_set(descriptors)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
-    Ok(server.add_service(health_service).add_service(reflection))
+    Ok(server.layer(Roles(callers)).add_service(health_service).add_service(reflection))
 }

@@ -11,6 +11,7 @@ NAME is a VM that is ready (`vmctl run --name NAME`). README.md says what it nee
 
 import argparse
 import concurrent.futures
+import os
 import pathlib
 import sys
 
@@ -36,9 +37,14 @@ python3 -c 'print(sum(range({part}, 1000000, {parts})))' | gc join --data -
 
 
 def connect(address):
-    """A channel to unix:PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT."""
-    for prefix in ("tcp:", "http://"):
+    """A channel to unix:PATH, tcp:ADDRESS:PORT or https://ADDRESS:PORT. PATINA_TLS_DIR names the certificates for TCP."""
+    folder = os.environ.get("PATINA_TLS_DIR")
+    is_local = address.startswith("unix:")
+    for prefix in ("tcp:", "http://", "https://"):
         address = address.removeprefix(prefix)
+    if folder and not is_local:
+        authority, certificate, key = (open(f"{folder}/{name}.pem", "rb").read() for name in ("ca", "cert", "key"))
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate))
     # A unix socket's path is no authority for HTTP/2.
     return grpc.insecure_channel(address, options=[("grpc.default_authority", "localhost")])
 

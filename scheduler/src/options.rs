@@ -18,9 +18,18 @@ Environment:
 #[derive(Debug, Clone, Parser)]
 #[command(name = "scheduler", version = REVISION, after_help = ENVIRONMENT, max_term_width = 100)]
 pub struct Options {
-    /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT on a loopback address
+    /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT with --tls-dir
     #[arg(long, default_value = "unix:/run/patina/scheduler.sock", env = "PATINA_SCHEDULER_LISTEN")]
     pub listen: Address,
+
+    /// The folder with this scheduler's certificate, as `vmctl pki host` makes it: ca.pem, cert.pem
+    /// and key.pem. A new certificate there is used at once
+    #[arg(long, value_name = "DIR", env = "PATINA_SCHEDULER_TLS_DIR", conflicts_with = "insecure")]
+    pub tls_dir: Option<PathBuf>,
+
+    /// Serve TCP without TLS: everyone who can connect can do everything
+    #[arg(long)]
+    pub insecure: bool,
 
     /// Where the ledger is kept
     #[arg(
@@ -132,7 +141,7 @@ mod tests {
         let command = Options::command();
         let variables = command.get_arguments().filter_map(clap::Arg::get_env);
         let variables: Vec<_> = variables.map(|name| name.to_str().unwrap().to_owned()).collect();
-        assert_eq!(variables.len(), 10);
+        assert_eq!(variables.len(), 11);
         assert!(variables.iter().all(|name| name.starts_with("PATINA_SCHEDULER_")), "{variables:?}");
         assert!(Options::command().render_help().to_string().contains("PATINA_LOG"));
     }

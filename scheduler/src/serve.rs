@@ -15,6 +15,7 @@ use patina_daemon::{
     notify,
     server::{self, DescribeError},
     stop::{SignalError, Stop},
+    tls::{Security, TlsError},
 };
 use patina_proto::v1::{host_scheduler_server::HostSchedulerServer, scheduler_server::SchedulerServer};
 use std::{thread::JoinHandle, time::Duration};
@@ -38,6 +39,9 @@ pub enum ServeError {
     /// The socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The metrics' socket.
     #[error(transparent)]
     Metrics(#[from] HttpError),
@@ -61,13 +65,14 @@ pub enum ServeError {
 /// It cannot start, or it broke.
 pub async fn run(options: Options) -> Result<(), ServeError> {
     let stop = Stop::at_signals()?;
+    let security = Security::new(options.tls_dir.as_deref(), options.insecure)?;
     // The ledger first: its lock is what keeps two schedulers of one folder apart.
     let store = FileStore::open(&options.state_dir, Lasting::Host)?;
     let metrics = match options.metrics {
         Some(address) => Some(http::listen(address).await?),
         None => None,
     };
-    let incoming = listen::listen(&options.listen).await?;
+    let incoming = listen::listen(&options.listen, &security).await?;
     let (engine, ledger) = engine::start(Box::new(store), options.core())?;
     let served = serve(&options, engine.clone(), incoming, metrics, stop).await;
     options.listen.remove();
@@ -85,7 +90,7 @@ async fn serve(
     let server =
         server::builder().http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE));
     let names = [SchedulerServer::<Service>::NAME, HostSchedulerServer::<HostService>::NAME];
-    let server = server::described(server, patina_proto::DESCRIPTORS, &names)
+    let server = server::described(server, grpc::access::callers, patina_proto::DESCRIPTORS, &names)
         .await?
         .add_service(grpc::server(engine.clone()))
         .add_service(grpc::host_server(engine.clone()))

@@ -2,7 +2,7 @@
 
 use crate::{
     commands::{
-        clone, console, events, exec, host, image, inspect, join, kill, logs, rm, run, snapshot, sync,
+        clone, console, events, exec, host, image, inspect, join, kill, logs, pki, rm, run, snapshot, sync,
         ticket, top, wait,
     },
     error::CtlError,
@@ -14,6 +14,7 @@ use clap_complete::Shell;
 use std::{
     ffi::OsString,
     io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -39,13 +40,20 @@ const GLOBAL: &str = "Global options";
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Arguments {
-    /// Where vmmd listens: unix:PATH or tcp:ADDRESS:PORT.
+    /// Where vmmd listens: unix:PATH, or tcp:ADDRESS:PORT with --tls-dir.
     #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS", value_parser = values::utf8())]
     pub host: String,
-    /// Where the scheduler listens: unix:PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT [default:
-    /// where vmmd says].
+    /// Where the scheduler listens: unix:PATH, or tcp:ADDRESS:PORT with --tls-dir [default: where
+    /// vmmd says].
     #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_SCHEDULER", value_name = "ADDRESS", value_parser = values::utf8())]
     pub scheduler: Option<String>,
+    /// The folder with your certificate, as `vmctl pki operator` makes it: ca.pem, cert.pem and
+    /// key.pem.
+    #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_TLS_DIR", value_name = "DIR", conflicts_with = "insecure")]
+    pub tls_dir: Option<PathBuf>,
+    /// Connect over TCP without TLS.
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    pub insecure: bool,
     /// How to print results.
     #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t = Format::Table)]
     pub output: Format,
@@ -105,6 +113,9 @@ pub enum Command {
     Rm(rm::Arguments),
     /// Wait until a VM is ready or has ended.
     Wait(wait::Arguments),
+    /// Make the certificates with which hosts, schedulers and operators know each other over TCP.
+    #[command(subcommand)]
+    Pki(pki::Command),
     /// Check what this machine has of what Patina needs, and say how to get the rest.
     Doctor,
     /// Print a completion script for a shell.

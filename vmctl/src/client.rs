@@ -1,11 +1,13 @@
 //! The connections to vmmd and to the scheduler.
 
 use crate::error::CtlError;
+use hyper_util::rt::TokioIo;
+use patina_daemon::tls::{Security, Tls, TlsError};
 use patina_proto::v1::{GetHostRequest, scheduler_client::SchedulerClient, vmmd_client::VmmdClient};
 use std::time::Duration;
 use tonic::{
     Code,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
 
 /// Where vmmd listens when nothing else is said.
@@ -20,27 +22,59 @@ pub type Client = VmmdClient<Channel>;
 /// A client of the scheduler of that host.
 pub type Scheduler = SchedulerClient<Channel>;
 
-async fn channel(address: &str) -> Result<Result<Channel, tonic::transport::Error>, CtlError> {
-    Ok(endpoint(address)?.connect_timeout(CONNECT_DEADLINE).connect().await)
+/// Connects to an address. The inner error says that nobody is there.
+async fn channel(
+    address: &str,
+    security: &Security,
+) -> Result<Result<Channel, tonic::transport::Error>, CtlError> {
+    let (endpoint, way) = endpoint(address)?;
+    let endpoint = endpoint.connect_timeout(CONNECT_DEADLINE);
+    let connected = match (way, security) {
+        (Way::Unix, _) | (Way::Tcp | Way::Http, Security::Insecure) => endpoint.connect().await,
+        (Way::Tcp | Way::Https, Security::Tls(tls)) => secured(endpoint, tls.clone()).await,
+        (Way::Http, Security::Tls(_)) => return Err(CtlError::Plain(address.to_owned())),
+        _ => return Err(CtlError::NoCertificate(address.to_owned())),
+    };
+    match connected {
+        Err(error) if !is_unreachable(&error) => Err(CtlError::Tls(error)),
+        connected => Ok(connected),
+    }
+}
+
+/// Whether nobody is there; else the two have met, and one does not take the other.
+fn is_unreachable(error: &tonic::transport::Error) -> bool {
+    matches!(TlsError::among(error), None | Some(TlsError::Connect { .. }))
+}
+
+async fn secured(endpoint: Endpoint, tls: Tls) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |uri: Uri| {
+        let tls = tls.clone();
+        async move {
+            let host = uri.host().unwrap_or_default();
+            let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            tls.connect(host, uri.port_u16().unwrap_or_default()).await.map(TokioIo::new)
+        }
+    });
+    endpoint.connect_with_connector(connector).await
 }
 
 /// Connects to `host`: `unix:PATH` or `tcp:ADDRESS:PORT`.
-pub async fn connect(host: &str) -> Result<Client, CtlError> {
+pub async fn connect(host: &str, security: &Security) -> Result<Client, CtlError> {
     let unreachable = |source| CtlError::Unreachable { host: host.to_owned(), source };
-    Ok(VmmdClient::new(channel(host).await?.map_err(unreachable)?))
+    Ok(VmmdClient::new(channel(host, security).await?.map_err(unreachable)?))
 }
 
 /// Connects to the scheduler: the one named, or where the vmmd at `host` says that it is.
-pub async fn scheduler(host: &str, named: Option<&str>) -> Result<Scheduler, CtlError> {
+pub async fn scheduler(host: &str, named: Option<&str>, security: &Security) -> Result<Scheduler, CtlError> {
     let channel = match named {
-        Some(address) => connect_scheduler(address).await?,
+        Some(address) => connect_scheduler(address, security).await?,
         None => {
             let unreachable = |source| CtlError::Unreachable { host: host.to_owned(), source };
-            let same = channel(host).await?.map_err(unreachable)?;
+            let same = channel(host, security).await?.map_err(unreachable)?;
             match VmmdClient::new(same.clone()).get_host(GetHostRequest {}).await {
                 Ok(host) => match host.into_inner().scheduler {
                     here if here.is_empty() => same,
-                    elsewhere => connect_scheduler(&elsewhere).await?,
+                    elsewhere => connect_scheduler(&elsewhere, security).await?,
                 },
                 // A scheduler of its own, which is no host.
                 Err(status) if status.code() == Code::Unimplemented => same,
@@ -51,21 +85,34 @@ pub async fn scheduler(host: &str, named: Option<&str>) -> Result<Scheduler, Ctl
     Ok(SchedulerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
 }
 
-async fn connect_scheduler(address: &str) -> Result<Channel, CtlError> {
+async fn connect_scheduler(address: &str, security: &Security) -> Result<Channel, CtlError> {
     let unreachable = |source| CtlError::NoScheduler { address: address.to_owned(), source };
-    channel(address).await?.map_err(unreachable)
+    channel(address, security).await?.map_err(unreachable)
 }
 
-fn endpoint(host: &str) -> Result<Endpoint, CtlError> {
+/// How an address is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Unix,
+    /// With TLS if there is a certificate.
+    Tcp,
+    Http,
+    Https,
+}
+
+fn endpoint(host: &str) -> Result<(Endpoint, Way), CtlError> {
     let error = || CtlError::Address(host.to_owned());
-    let uri = match host.split_once(':') {
-        Some(("unix", path)) if path.starts_with('/') => host.to_owned(),
-        Some(("tcp", address)) if address.contains(':') => format!("http://{address}"),
-        // As vmmd names its scheduler.
-        Some(("http", address)) if address.starts_with("//") => host.to_owned(),
+    let (uri, way) = match host.split_once(':') {
+        Some(("unix", path)) if path.starts_with('/') => (host.to_owned(), Way::Unix),
+        Some(("tcp", address)) if address.contains(':') => (format!("http://{address}"), Way::Tcp),
+        // As vmmd names its scheduler. TLS is not the library's, so it need not know.
+        Some(("http", address)) if address.starts_with("//") => (host.to_owned(), Way::Http),
+        Some(("https", address)) if address.starts_with("//") && address[2..].contains(':') => {
+            (format!("http:{address}"), Way::Https)
+        }
         _ => return Err(error()),
     };
-    Endpoint::from_shared(uri).map_err(|_| error())
+    Ok((Endpoint::from_shared(uri).map_err(|_| error())?, way))
 }
 
 #[cfg(test)]
@@ -74,17 +121,17 @@ mod tests {
 
     #[test]
     fn only_sockets_and_http_are_addresses() {
-        for wrong in ["", "vmmd.sock", "unix:", "unix:relative", "https://a:1", "tcp:", "tcp:a", "http:a"] {
+        for wrong in ["", "vmmd.sock", "unix:", "unix:relative", "https://a", "tcp:", "tcp:a", "http:a"] {
             assert!(matches!(endpoint(wrong), Err(CtlError::Address(_))), "{wrong}");
         }
-        for right in [DEFAULT_HOST, "tcp:127.0.0.1:7001", "http://127.0.0.1:7002"] {
+        for right in [DEFAULT_HOST, "tcp:127.0.0.1:7001", "http://127.0.0.1:7002", "https://[::1]:7002"] {
             assert!(endpoint(right).is_ok(), "{right}");
         }
     }
 
     #[tokio::test]
     async fn a_missing_vmmd_says_how_to_start_one() {
-        let error = connect("unix:/nonexistent/vmmd.sock").await.unwrap_err();
+        let error = connect("unix:/nonexistent/vmmd.sock", &Security::UnixOnly).await.unwrap_err();
         assert_eq!(error.exit_code(), 6);
         assert!(error.to_string().contains("cannot reach vmmd at unix:/nonexistent/vmmd.sock"), "{error}");
         assert!(error.to_string().contains("vmmd --standalone"), "{error}");
@@ -92,13 +139,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_scheduler_is_told_from_a_missing_vmmd() {
-        let error = scheduler(DEFAULT_HOST, Some("unix:/nonexistent/s.sock")).await.unwrap_err();
+        let error =
+            scheduler(DEFAULT_HOST, Some("unix:/nonexistent/s.sock"), &Security::UnixOnly).await.unwrap_err();
         assert_eq!(error.exit_code(), 6);
         assert!(
             error.to_string().contains("cannot reach the scheduler at unix:/nonexistent/s.sock"),
             "{error}"
         );
-        let error = scheduler("unix:/nonexistent/vmmd.sock", None).await.unwrap_err();
+        let error = scheduler("unix:/nonexistent/vmmd.sock", None, &Security::UnixOnly).await.unwrap_err();
         assert!(matches!(error, CtlError::Unreachable { .. }), "{error}");
     }
 }

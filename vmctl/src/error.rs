@@ -1,5 +1,7 @@
 //! Errors: a message for people, and an exit code for scripts.
 
+use patina_daemon::{chain, tls::TlsError};
+use patina_pki::PkiError;
 use std::{io, process::ExitCode, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -11,7 +13,7 @@ const CLOSED: u8 = 141;
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
     /// The address of vmmd or of the scheduler cannot be read.
-    #[error("read the address \"{0}\": write unix:/PATH, tcp:ADDRESS:PORT or http://ADDRESS:PORT")]
+    #[error("read the address \"{0}\": write unix:/PATH, tcp:ADDRESS:PORT or https://ADDRESS:PORT")]
     Address(String),
     /// vmmd does not answer.
     #[error("cannot reach vmmd at {host}: is it running? Start it with `vmmd --standalone`")]
@@ -29,6 +31,25 @@ pub enum CtlError {
         /// What the transport said.
         source: tonic::transport::Error,
     },
+    /// TCP, and no certificate.
+    #[error(
+        "connect to {0}: TCP needs a certificate; name its folder with --tls-dir or PATINA_TLS_DIR (`vmctl pki operator` makes one), or go without TLS with --insecure"
+    )]
+    NoCertificate(String),
+    /// HTTP in plain text, while there is a certificate.
+    #[error(
+        "connect to {0}: it is without TLS; write tcp: or https://, or allow it with --insecure instead of --tls-dir"
+    )]
+    Plain(String),
+    /// The operator's certificates cannot be used.
+    #[error("{}", chain(.0))]
+    Certificates(TlsError),
+    /// One side does not take the other's certificate.
+    #[error("{}", tls(.0))]
+    Tls(tonic::transport::Error),
+    /// No certificate was made.
+    #[error("{}", chain(.0))]
+    Pki(#[from] PkiError),
     /// The host has no VM of this family, and the command line does not give the size of the VMs.
     #[error("no VM of family {0} is on this host: give the size of its VMs with --vcpus and --memory")]
     Unsized(String),
@@ -94,8 +115,9 @@ impl CtlError {
     /// The exit code, as `vmctl --help` documents it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Address(_) | Self::Unsized(_) => 2,
-            Self::Unreachable { .. } | Self::NoScheduler { .. } | Self::CutShort(_) => 6,
+            Self::Address(_) | Self::Unsized(_) | Self::NoCertificate(_) | Self::Plain(_) => 2,
+            Self::Pki(PkiError::Exists(_)) => 4,
+            Self::Unreachable { .. } | Self::NoScheduler { .. } | Self::CutShort(_) | Self::Tls(_) => 6,
             Self::EndedEarly { .. } | Self::Unused(_) => 5,
             Self::Call(status) => match status.code() {
                 Code::InvalidArgument | Code::OutOfRange => 2,
@@ -110,7 +132,12 @@ impl CtlError {
             },
             Self::Stream { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => CLOSED,
             Self::Some { code, .. } => *code,
-            Self::Stream { .. } | Self::File { .. } | Self::Terminal(_) | Self::Unhealthy(_) => 1,
+            Self::Stream { .. }
+            | Self::File { .. }
+            | Self::Terminal(_)
+            | Self::Unhealthy(_)
+            | Self::Certificates(_)
+            | Self::Pki(_) => 1,
         }
     }
 
@@ -139,7 +166,7 @@ impl CtlError {
                 std::error::Error::source(source)
             }
             // Its text is the message above.
-            Self::Call(_) => None,
+            Self::Call(_) | Self::Tls(_) => None,
             _ => std::error::Error::source(self),
         };
         // Transports wrap one error several times: the same words once.
@@ -153,6 +180,11 @@ impl CtlError {
             source = cause.source();
         }
     }
+}
+
+/// What TLS says of a connection that failed.
+fn tls(error: &tonic::transport::Error) -> String {
+    TlsError::among(error).map_or_else(|| chain(error), |error| chain(error))
 }
 
 /// A status's message, where it has one: a server says nothing of a call that it does not know.
@@ -215,6 +247,10 @@ fn seconds(delay: Duration) -> String {
 fn what_to_do(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "UNKNOWN_TICKET" | "FOREIGN_TICKET" => "`vmctl ticket ls` lists the tickets",
+        "ROLE" => {
+            "`vmctl pki operator NAME --role` makes a certificate with another role; on a Unix socket, be root or in the group patina"
+        }
+        "FOREIGN_HOST" => "make the host a certificate for its id: `vmctl pki host NAME --id UUID`",
         "UNKNOWN_VM" => "`vmctl ls` lists the VMs",
         "UNKNOWN_HOST" | "IMPOSSIBLE" => "`vmctl host ls` shows which hosts there are, and how large",
         "USED" | "RELEASED" | "EXPIRED" | "FENCED" | "STALE_EPOCH" | "SMALL_TICKET" => {

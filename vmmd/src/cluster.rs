@@ -7,10 +7,13 @@ use crate::{
     store::{StateDir, StoreError},
     vms::tickets::Tickets,
 };
-use patina_daemon::values::{milliseconds, percent};
+use patina_daemon::{
+    tls::{Security, Tls, TlsError},
+    values::{milliseconds, percent},
+};
 use patina_proto::v1::{HostIdentity, HostInfo, scheduler_server::SchedulerServer};
 use scheduler::{
-    client,
+    client::{self, TargetError},
     core::{api, ticket::Policy},
     embedded::Embedded,
     engine::EngineError,
@@ -31,6 +34,22 @@ pub enum ClusterError {
     /// This host has no number.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The scheduler's address.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The certificate is of another host.
+    #[error(
+        "the certificate is for host {certificate}, and this host is {own}; make one for it with `vmctl pki host NAME --id {own}`"
+    )]
+    OtherHost {
+        /// The host that the certificate is for.
+        certificate: Uuid,
+        /// The number in the state folder.
+        own: Uuid,
+    },
     /// The ledger cannot be opened.
     #[error(transparent)]
     Ledger(#[from] store::StoreError),
@@ -50,11 +69,16 @@ impl Cluster {
     /// Connects to the scheduler, or starts it. To be called in a tokio runtime.
     ///
     /// # Errors
-    /// The ledger cannot be read.
-    pub fn open(options: &Options, state: &StateDir) -> Result<Self, ClusterError> {
-        let info = info(options, state.host_id()?, identity(state.path()));
+    /// The ledger cannot be read, or the certificate is not for this host.
+    pub fn open(options: &Options, state: &StateDir, security: &Security) -> Result<Self, ClusterError> {
+        let host_id = match security {
+            Security::Tls(tls) => certified(state, tls, options.scheduler.is_some())?,
+            Security::Insecure | Security::UnixOnly => state.host_id(None)?,
+        };
+        let info = info(options, host_id, identity(state.path()));
         if let Some(target) = &options.scheduler {
-            let tickets = Tickets::new(client::connect(target), info, target.to_string());
+            let target = target.clone().secured(security)?;
+            let tickets = Tickets::new(client::connect(&target, security)?, info, target.to_string());
             return Ok(Self { tickets, embedded: None });
         }
         // What the ledger tells of does not outlive this host, so it need not either.
@@ -88,6 +112,17 @@ impl Cluster {
             embedded.stop().await;
         }
     }
+}
+
+/// The id of this host: a new one takes that of its certificate. A scheduler heeds no host that
+/// has another one.
+fn certified(state: &StateDir, tls: &Tls, is_member: bool) -> Result<Uuid, ClusterError> {
+    let certificate = tls.host_id()?;
+    let own = state.host_id(Some(certificate))?;
+    if is_member && own != certificate {
+        return Err(ClusterError::OtherHost { certificate, own });
+    }
+    Ok(own)
 }
 
 /// How the built-in scheduler grants.

@@ -3,7 +3,7 @@
 use crate::{
     cluster::{Cluster, ClusterError},
     grpc::{
-        MESSAGE_MAX_BYTES,
+        MESSAGE_MAX_BYTES, access,
         facts::{self, Facts},
         limit::CallLimit,
         service::Service,
@@ -23,6 +23,7 @@ use patina_daemon::{
     notify,
     server::{self, DescribeError},
     stop::{SignalError, Stop},
+    tls::{Security, TlsError},
 };
 use patina_proto::v1::vmmd_server::VmmdServer;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -71,6 +72,9 @@ pub enum DaemonError {
     /// The socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Signals.
     #[error(transparent)]
     Signal(#[from] SignalError),
@@ -94,10 +98,11 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     raise_descriptor_limit();
     let settings = settings(&options)?;
     host_check::run(&settings.vmm).await;
+    let security = Security::new(options.tls_dir.as_deref(), options.insecure)?;
     let state = StateDir::open(&options.state_dir)?;
     // Before anything is taken over: one who cannot serve leaves all as it is.
-    let incoming = listen::listen(&options.listen).await?;
-    let served = serve(&options, settings, state, incoming, stop).await;
+    let incoming = listen::listen(&options.listen, &security).await?;
+    let served = serve(&options, settings, state, &security, incoming, stop).await;
     options.listen.remove();
     served
 }
@@ -106,10 +111,11 @@ async fn serve(
     options: &Options,
     settings: Settings,
     state: StateDir,
+    security: &Security,
     incoming: Incoming,
     stop: Stop,
 ) -> Result<(), DaemonError> {
-    let cluster = Cluster::open(options, &state)?;
+    let cluster = Cluster::open(options, &state, security)?;
     let range = options.network;
     tokio::spawn(async move { net::warn_of_conflicts(&range).await });
     let host = Host::new(settings, state, cluster.tickets(), Box::new(Answers))?;
@@ -130,7 +136,7 @@ async fn serve(
     let scheduler = cluster.service();
     let mut names = vec![VmmdServer::<Service>::NAME];
     names.extend(scheduler.iter().map(name_of));
-    let server = server::described(server, patina_proto::DESCRIPTORS, &names)
+    let server = server::described(server, access::callers, patina_proto::DESCRIPTORS, &names)
         .await?
         .add_service(service)
         .add_optional_service(scheduler)

@@ -25,8 +25,8 @@ pub struct Options {
     #[arg(long, required_unless_present = "scheduler", conflicts_with = "scheduler")]
     pub standalone: bool,
 
-    /// The scheduler of the cluster that this host belongs to: unix:PATH, tcp:HOST:PORT or
-    /// http://HOST:PORT
+    /// The scheduler of the cluster that this host belongs to: unix:PATH, or
+    /// tcp:HOST:PORT with --tls-dir
     #[arg(long, value_name = "ADDRESS", env = "PATINA_VMMD_SCHEDULER")]
     pub scheduler: Option<Target>,
 
@@ -34,9 +34,18 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS", env = "PATINA_VMMD_ADVERTISE")]
     pub advertise: Option<String>,
 
-    /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT on a loopback address
+    /// Where to listen: unix:PATH, or tcp:ADDRESS:PORT with --tls-dir
     #[arg(long, default_value = "unix:/run/patina/vmmd.sock", env = "PATINA_VMMD_LISTEN")]
     pub listen: Address,
+
+    /// The folder with this host's certificate, as `vmctl pki host` makes it: ca.pem, cert.pem and
+    /// key.pem. A new certificate there is used at once
+    #[arg(long, value_name = "DIR", env = "PATINA_VMMD_TLS_DIR", conflicts_with = "insecure")]
+    pub tls_dir: Option<PathBuf>,
+
+    /// Serve TCP and call the scheduler without TLS: everyone who can connect can do everything
+    #[arg(long)]
+    pub insecure: bool,
 
     /// Where state is kept: VMs and their logs
     #[arg(long, value_name = "DIR", default_value = "/var/lib/patina", env = "PATINA_VMMD_STATE_DIR")]
@@ -223,7 +232,8 @@ mod tests {
         for (written, read) in [
             ("unix:/s", "unix:/s"),
             ("http://127.0.0.1:7000", "http://127.0.0.1:7000"),
-            ("tcp:127.0.0.1:7000", "http://127.0.0.1:7000"),
+            ("https://127.0.0.1:7000", "https://127.0.0.1:7000"),
+            ("tcp:127.0.0.1:7000", "tcp:127.0.0.1:7000"),
         ] {
             let options = Options::try_parse_from(["vmmd", "--scheduler", written]).unwrap();
             assert_eq!(options.scheduler.unwrap().to_string(), read);
@@ -240,8 +250,7 @@ mod tests {
         assert!(refused("--scheduler unix:/s --ticket-ttl 5m").contains("cannot be used with"));
         let text = refused("--standalone --network 100.64.0.0/24");
         assert!(text.contains("/20"), "{text}");
-        let text = refused("--standalone --listen tcp:0.0.0.0:1");
-        assert!(text.contains("there is no TLS"), "{text}");
+        assert!(refused("--standalone --insecure --tls-dir /t").contains("cannot be used with"));
         for words in [
             "--warm 257",
             "--spare 17",

@@ -1,8 +1,9 @@
 //! A `scheduler` for the benchmark alone, on loopback, with its ledger in a folder.
 
+use patina_daemon::tls::Security;
 use patina_proto::v1::{HostInfo, KillClones};
 use scheduler::{
-    client::{self, Client, Target},
+    client::{self, Client, Connection, Target, TargetError},
     host::{Clones, HostLink, Present, Registration},
 };
 use std::{
@@ -48,6 +49,7 @@ impl Daemon {
         let child = Command::new(program)
             .arg("--listen")
             .arg(format!("tcp:127.0.0.1:{port}"))
+            .arg("--insecure")
             .arg("--state-dir")
             .arg(folder.join("state"))
             .env("NOTIFY_SOCKET", &notify)
@@ -60,8 +62,12 @@ impl Daemon {
     }
 
     /// A client with a connection of its own.
-    pub fn client(&self) -> Client {
-        client::connect(&self.target).client()
+    pub fn client(&self) -> Result<Client, TargetError> {
+        self.connection().map(|connection| connection.client())
+    }
+
+    fn connection(&self) -> Result<Connection, TargetError> {
+        client::connect(&self.target, &Security::Insecure)
     }
 
     /// Registers a host that is large enough for everything.
@@ -74,7 +80,7 @@ impl Daemon {
             memory_mib: 1 << 30,
             ..HostInfo::default()
         };
-        let link = HostLink::start(client::connect(&self.target).host_client(), info, Arc::new(Idle));
+        let link = HostLink::start(self.connection()?.host_client(), info, Arc::new(Idle));
         let mut registration = link.registration();
         let registered = registration.wait_for(|state| matches!(state, Registration::Registered { .. }));
         timeout(PATIENCE, registered).await??;

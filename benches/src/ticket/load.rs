@@ -49,7 +49,7 @@ async fn release(client: &mut Client, id: String, family: &str) -> Result<(), St
 
 /// From request to reply, microseconds; released in between.
 pub async fn one_after_another(daemon: &Daemon, count: usize) -> Result<Vec<f64>, Box<dyn Error>> {
-    let (mut client, family) = (daemon.client(), Uuid::new_v4().to_string());
+    let (mut client, family) = (daemon.client()?, Uuid::new_v4().to_string());
     let mut samples = Vec::with_capacity(count);
     for number in 0..WARM_UP + count {
         let started = Instant::now();
@@ -73,7 +73,7 @@ pub struct Load {
 /// All callers ask and release as fast as they are answered.
 pub async fn many_at_once(daemon: &Daemon, duration: Duration) -> Result<Load, Box<dyn Error>> {
     let done = Arc::new(AtomicU64::new(0));
-    let clients: Vec<_> = (0..CONNECTIONS).map(|_| daemon.client()).collect();
+    let clients = (0..CONNECTIONS).map(|_| daemon.client()).collect::<Result<Vec<_>, _>>()?;
     let until = Instant::now() + duration;
     let mut callers = JoinSet::new();
     for client in clients.iter().cycle().take(CALLERS) {

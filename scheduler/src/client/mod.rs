@@ -17,6 +17,7 @@ mod target;
 pub use target::{Target, TargetError};
 
 use hyper_util::rt::TokioIo;
+use patina_daemon::tls::Security;
 use patina_proto::v1::{host_scheduler_client::HostSchedulerClient, scheduler_client::SchedulerClient};
 use std::{future::Future, io, time::Duration};
 use tokio::{
@@ -59,19 +60,30 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// A connection to the scheduler at `target`.
-#[must_use]
-pub fn connect(target: &Target) -> Connection {
-    match target.clone() {
-        Target::Unix(path) => over(move || UnixStream::connect(path.clone())),
-        Target::Http { host, port } => over(move || {
-            let (host, port) = (host.clone(), port);
-            async move {
-                let stream = TcpStream::connect((host.as_str(), port)).await?;
-                stream.set_nodelay(true)?;
-                Ok(stream)
-            }
-        }),
-    }
+///
+/// # Errors
+/// The security does not allow it; see [`Target::secured`].
+pub fn connect(target: &Target, security: &Security) -> Result<Connection, TargetError> {
+    Ok(match (target.clone().secured(security)?, security) {
+        (Target::Unix(path), _) => over(move || UnixStream::connect(path.clone())),
+        (Target::Https { host, port }, Security::Tls(tls)) => {
+            let tls = tls.clone();
+            over(move || {
+                let (tls, host) = (tls.clone(), host.clone());
+                async move { tls.connect(&host, port).await.map_err(io::Error::other) }
+            })
+        }
+        (Target::Http { host, port } | Target::Tcp { host, port } | Target::Https { host, port }, _) => {
+            over(move || {
+                let (host, port) = (host.clone(), port);
+                async move {
+                    let stream = TcpStream::connect((host.as_str(), port)).await?;
+                    stream.set_nodelay(true)?;
+                    Ok(stream)
+                }
+            })
+        }
+    })
 }
 
 /// A connection over those that `connect` makes, one at a time.

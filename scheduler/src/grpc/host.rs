@@ -1,12 +1,13 @@
 //! A host's stream. The host registers, sends heartbeats and reports ended clones; it receives the
 //! clones that must end. The registration ends with the stream.
 
-use super::{check, status};
+use super::{access, check, status};
 use crate::core::api::CoreError;
 use crate::{
     core::ticket::HostId,
     engine::{Engine, KillOrder, Refusal},
 };
+use patina_daemon::peer::Peer;
 use patina_proto::v1::{
     HostMessage, HostOrder, KillClones, Registered, host_message::Message, host_order::Order,
 };
@@ -20,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) type Out = mpsc::Sender<Result<HostOrder, Status>>;
 
 /// Until the stream, the registration or the scheduler ends.
-pub(super) async fn serve(engine: Engine, messages: Streaming<HostMessage>, out: Out) {
-    let Err(status) = session(&engine, messages, &out).await else { return };
+pub(super) async fn serve(engine: Engine, peer: Option<Peer>, messages: Streaming<HostMessage>, out: Out) {
+    let Err(status) = session(&engine, peer, messages, &out).await else { return };
     tracing::info!(code = ?status.code(), error = status.message(), "a host's connection ends");
     if timeout(PATIENCE, out.send(Err(status))).await.is_err() {
         tracing::debug!("the host does not take the reason");
@@ -41,13 +42,19 @@ impl Drop for Registration<'_> {
     }
 }
 
-async fn session(engine: &Engine, mut messages: Streaming<HostMessage>, out: &Out) -> Result<(), Status> {
+async fn session(
+    engine: &Engine,
+    peer: Option<Peer>,
+    mut messages: Streaming<HostMessage>,
+    out: &Out,
+) -> Result<(), Status> {
     let first = timeout(PATIENCE, messages.message()).await;
     let first = first.map_err(|_| first_message("it did not come in time"))??;
     let Some(HostMessage { message: Some(Message::Register(register)) }) = first else {
         return Err(first_message("it is another one"));
     };
     let (info, present) = check::register(register)?;
+    access::speaks_for(peer.as_ref(), info.id)?;
     let (host, name, clones) = (info.id, info.name.clone(), present.running.len());
     let (epoch, mut orders) = engine.host_up(info, present).await?;
     let registration = Registration { engine, host, epoch };

@@ -1,6 +1,7 @@
 //! The calls of `patina.v1.HostScheduler`.
 
 use super::{
+    access,
     check::{self, Check},
     convert, host,
     service::{Answer, STREAM_BUFFER},
@@ -32,12 +33,14 @@ impl HostScheduler for HostService {
         request: Request<Streaming<v1::HostMessage>>,
     ) -> Answer<Self::RegisterHostStream> {
         let (out, orders) = mpsc::channel(STREAM_BUFFER);
+        let peer = access::peer(&request);
         // A task of its own: it is not dropped with the call, so each registration has its end.
-        tokio::spawn(host::serve(self.engine.clone(), request.into_inner(), out));
+        tokio::spawn(host::serve(self.engine.clone(), peer, request.into_inner(), out));
         Ok(Response::new(ReceiverStream::new(orders)))
     }
 
     async fn use_ticket(&self, request: Request<v1::UseTicketRequest>) -> Answer<v1::Ticket> {
+        let peer = access::peer(&request);
         let request = request.into_inner();
         let mut check = Check::default();
         let ticket = check.named("id", &request.id, &request.family);
@@ -45,25 +48,30 @@ impl HostScheduler for HostService {
         let (epoch, host_epoch) = (check::epoch(request.epoch), check::epoch(request.host_epoch));
         let (parent_vmid, vmids) = (request.parent_vmid, request.vmids);
         let () = check.done(())?;
+        access::speaks_for(peer.as_ref(), host)?;
         let command = |waiter| Command::Use { waiter, ticket, epoch, host, host_epoch, parent_vmid, vmids };
         let seen = self.engine.ticket_command(command).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
 
     async fn unuse_ticket(&self, request: Request<v1::UnuseTicketRequest>) -> Answer<v1::Ticket> {
+        let peer = access::peer(&request);
         let request = request.into_inner();
         let mut check = Check::default();
         let ticket = check.named("id", &request.id, &request.family);
         let host = check.uuid("host_id", &request.host_id);
         let epoch = check::epoch(request.epoch);
         let () = check.done(())?;
+        access::speaks_for(peer.as_ref(), host)?;
         let command = |waiter| Command::Unuse { waiter, ticket, epoch, host };
         let seen = self.engine.ticket_command(command).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
 
     async fn admit_clones(&self, request: Request<v1::AdmitClonesRequest>) -> Answer<v1::Ticket> {
+        let peer = access::peer(&request);
         let demand = check::clones(request.into_inner())?;
+        demand.hosts.iter().try_for_each(|host| access::speaks_for(peer.as_ref(), *host))?;
         let seen = self.engine.request(demand).await?;
         Ok(Response::new(convert::ticket(seen)))
     }

@@ -2,8 +2,10 @@
 //!
 //! - `service`: the calls of operators. `host_service`: those of hosts. `host`: a host's stream.
 //!   `watch`: a watcher's.
+//! - `access`: who may make which call.
 //! - `check`: requests, checked field by field. `convert`: answers. `status`: errors.
 
+pub mod access;
 mod check;
 mod convert;
 mod host;

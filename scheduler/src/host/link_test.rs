@@ -15,8 +15,7 @@ impl Clones for Idle {
 
 /// A scheduler that has no `HostScheduler`, as those of before it.
 async fn serve_without_hosts(stream: DuplexStream) {
-    let names: [&str; 0] = [];
-    let server = server::described(server::builder(), patina_proto::DESCRIPTORS, &names).await.unwrap();
+    let server = server::builder().add_routes(tonic::service::Routes::default());
     let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
     server.serve_with_incoming(incoming).await.unwrap();
 }

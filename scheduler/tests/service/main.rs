@@ -10,4 +10,5 @@ mod lists;
 mod process;
 mod server;
 mod storm;
+mod tls;
 mod together;

@@ -1,9 +1,11 @@
 //! A `scheduler` of one's own.
 
-use scheduler::client::{self, Client, HostClient, Target};
+use patina_daemon::tls::Security;
+use scheduler::client::{self, Client, Connection, HostClient, Target};
 use std::{
     fs::File,
     io::ErrorKind,
+    net::TcpListener,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -16,9 +18,16 @@ use tonic::transport::{Channel, Endpoint};
 /// For whatever should happen soon.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Nobody else is likely to take it in between.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 pub struct Server {
     folder: TempDir,
     options: Vec<String>,
+    /// Where it listens; None: on its socket.
+    port: Option<u16>,
     /// In a mount namespace of its own, with a small disk for its state.
     disk_kib: Option<u32>,
     child: Option<Child>,
@@ -26,18 +35,23 @@ pub struct Server {
 
 impl Server {
     pub fn start(options: &[&str]) -> Self {
-        Self::begin(options, None)
+        Self::begin(options, None, None)
+    }
+
+    /// On a TCP port of the loopback interface.
+    pub fn on_tcp(options: &[&str]) -> Self {
+        Self::begin(options, None, Some(free_port()))
     }
 
     /// With its state on a disk of that size.
     pub fn on_small_disk(disk_kib: u32) -> Self {
-        Self::begin(&[], Some(disk_kib))
+        Self::begin(&[], Some(disk_kib), None)
     }
 
-    fn begin(options: &[&str], disk_kib: Option<u32>) -> Self {
+    fn begin(options: &[&str], disk_kib: Option<u32>, port: Option<u16>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = options.iter().map(|&word| word.to_owned()).collect();
-        let mut server = Self { folder, options, disk_kib, child: None };
+        let mut server = Self { folder, options, port, disk_kib, child: None };
         server.start_again();
         server
     }
@@ -97,19 +111,27 @@ impl Server {
                 command
             }
         };
-        command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
+        let address = match self.port {
+            Some(port) => format!("tcp:127.0.0.1:{port}"),
+            None => format!("unix:{}", self.socket().display()),
+        };
+        command.arg("--listen").arg(address);
         command.arg("--state-dir").arg(self.state()).args(&self.options).arg("--log-json");
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         command.stderr(log).stdin(Stdio::null());
         command
     }
 
+    fn connection(&self) -> Connection {
+        client::connect(&Target::Unix(self.socket()), &Security::UnixOnly).unwrap()
+    }
+
     pub fn client(&self) -> Client {
-        client::connect(&Target::Unix(self.socket())).client()
+        self.connection().client()
     }
 
     pub fn host_client(&self) -> HostClient {
-        client::connect(&Target::Unix(self.socket())).host_client()
+        self.connection().host_client()
     }
 
     /// A channel of one's own: `set_up` says how.
@@ -120,6 +142,11 @@ impl Server {
             async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
         });
         set_up(Endpoint::from_static("http://x")).connect_with_connector(connector).await.unwrap()
+    }
+
+    /// Of [`Server::on_tcp`].
+    pub fn port(&self) -> u16 {
+        self.port.unwrap()
     }
 
     pub fn socket(&self) -> PathBuf {

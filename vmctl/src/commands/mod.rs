@@ -14,6 +14,7 @@ pub mod join;
 pub mod kill;
 pub mod logs;
 pub mod ls;
+pub mod pki;
 pub mod rm;
 pub mod run;
 pub mod snapshot;
@@ -29,9 +30,10 @@ use crate::{
     error::CtlError,
     output::{self, Format},
 };
+use patina_daemon::tls::Security;
 use patina_proto::v1::{GetHostRequest, GetVmRequest, ListVmsRequest, Vm};
 use serde::Serialize;
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 use tokio::task::JoinSet;
 use tonic::Code;
 use uuid::Uuid;
@@ -43,6 +45,10 @@ pub struct Context {
     pub host: String,
     /// The address of the scheduler, where it is not left to vmmd to say.
     pub scheduler: Option<String>,
+    /// The folder of the operator's certificate.
+    pub tls_dir: Option<PathBuf>,
+    /// Whether TCP may be without TLS.
+    pub insecure: bool,
     /// How to print results.
     pub format: Format,
 }
@@ -50,12 +56,17 @@ pub struct Context {
 impl Context {
     /// A connection to vmmd.
     pub async fn client(&self) -> Result<Client, CtlError> {
-        client::connect(&self.host).await
+        client::connect(&self.host, &self.security()?).await
     }
 
     /// A connection to the scheduler of that host.
     pub async fn scheduler(&self) -> Result<Scheduler, CtlError> {
-        client::scheduler(&self.host, self.scheduler.as_deref()).await
+        client::scheduler(&self.host, self.scheduler.as_deref(), &self.security()?).await
+    }
+
+    /// How TCP is protected.
+    fn security(&self) -> Result<Security, CtlError> {
+        Security::new(self.tls_dir.as_deref(), self.insecure).map_err(CtlError::Certificates)
     }
 
     /// The UUID of a family that is named by itself or by any of its VMs.
@@ -98,7 +109,13 @@ pub async fn all_vms(client: &mut Client) -> Result<Vec<Vm>, CtlError> {
 
 /// Runs the command: the exit code of the process.
 pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
-    let context = Context { host: arguments.host, scheduler: arguments.scheduler, format: arguments.output };
+    let context = Context {
+        host: arguments.host,
+        scheduler: arguments.scheduler,
+        tls_dir: arguments.tls_dir,
+        insecure: arguments.insecure,
+        format: arguments.output,
+    };
     let done = match arguments.command {
         Command::Exec(arguments) => return exec::run(&context, arguments).await,
         Command::Run(arguments) => run::run(&context, arguments).await,
@@ -119,6 +136,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         Command::Top(arguments) => top::run(&context, arguments).await,
         Command::Rm(arguments) => rm::run(&context, arguments).await,
         Command::Wait(arguments) => wait::run(&context, arguments).await,
+        Command::Pki(command) => pki::run(context.format, command),
         Command::Doctor => doctor::run(&context).await,
         Command::Completion { shell } => completion::run(shell),
         Command::Version => version::run(&context).await,

@@ -8,6 +8,7 @@
 //! No decision is made here: every call checks its message, calls [`crate::vms`], and returns the
 //! answer.
 
+pub mod access;
 pub mod console;
 pub mod convert;
 pub mod exec;

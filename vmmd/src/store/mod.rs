@@ -108,11 +108,12 @@ impl StateDir {
         self.path.join(SNAPSHOTS)
     }
 
-    /// The number of this host, the same as long as the folder is; made now if there is none.
+    /// The number of this host, the same as long as the folder is; made now if there is none: the
+    /// one given, or a new one.
     ///
     /// # Errors
     /// It cannot be read or written.
-    pub fn host_id(&self) -> Result<Uuid, StoreError> {
+    pub fn host_id(&self, given: Option<Uuid>) -> Result<Uuid, StoreError> {
         let path = self.path.join("host-id");
         match fs::read_to_string(&path) {
             Ok(text) => text.trim().parse().map_err(|_| {
@@ -121,7 +122,7 @@ impl StateDir {
                 StoreError::Read { path, source }
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let id = Uuid::new_v4();
+                let id = given.unwrap_or_else(Uuid::new_v4);
                 let write = write_whole(&path, format!("{id}\n").as_bytes(), Lasting::Host);
                 write.map(|()| id).map_err(|source| StoreError::Write { path, source })
             }

@@ -224,9 +224,15 @@ impl Bench {
 
     /// Starts a scheduler for its vmmd, or starts it again, and waits until it is ready.
     pub async fn start_scheduler(&mut self) {
+        let listen = format!("--listen=unix:{}", self.path("scheduler.sock").display());
+        self.start_scheduler_as(&[&listen]).await;
+    }
+
+    /// The same, with these options.
+    pub async fn start_scheduler_as(&mut self, options: &[&str]) {
         let program = Path::new(env!("CARGO_BIN_EXE_vmmd")).with_file_name("examples/scheduler_process");
         let mut command = Command::new(program);
-        command.arg(format!("--listen=unix:{}", self.path("scheduler.sock").display()));
+        command.args(options);
         command.arg(format!("--state-dir={}", self.path("scheduler").display())).arg("--lease=60s");
         self.scheduler = Some(self.spawn(&mut command).await);
     }
@@ -264,6 +270,11 @@ impl Bench {
         let mut command = self.command("state", "vmmd.sock");
         self.daemon = Some(self.spawn(command.env("PATINA_LOG", "info,vmmd=debug").stderr(log)).await);
         self.connect("vmmd.sock").await
+    }
+
+    /// Starts this vmmd, and waits until it says that it is ready.
+    pub async fn start_as(&mut self, command: &mut Command) {
+        self.daemon = Some(self.spawn(command).await);
     }
 
     /// Starts one more vmmd, with another state.

@@ -14,6 +14,7 @@ mod refusal;
 mod restart;
 mod restores;
 mod scheduler;
+mod secured;
 mod snapshots;
 mod spares;
 mod steps;

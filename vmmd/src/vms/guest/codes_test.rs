@@ -59,7 +59,9 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "NOT_CLONE" | "TOO_MUCH_DATA" => &["leave"],
         "BARRIER_TIMEOUT" => &["sync"],
         "JOIN_TIMEOUT" => &["join"],
-        "TOO_MANY_WATCHERS" | "HOST_UP" | "HOST_ID_IN_USE" => &[],
+        "FOREIGN_HOST" => &["clone"],
+        // A host may make all the calls of its guests.
+        "TOO_MANY_WATCHERS" | "HOST_UP" | "HOST_ID_IN_USE" | "ROLE" => &[],
         other => panic!("{other} is new: say which verbs it comes of, and what `errno` makes of it"),
     }
 }

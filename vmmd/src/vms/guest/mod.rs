@@ -197,7 +197,7 @@ fn errno(status: &Status) -> i32 {
     let info = status.get_details_error_info();
     match (info.as_ref().map_or("", |info| info.reason.as_str()), status.code()) {
         ("UNKNOWN_TICKET" | "DATA_DROPPED", _) => libc::ENOENT,
-        ("FOREIGN_TICKET", _) => libc::EACCES,
+        ("FOREIGN_TICKET" | "FOREIGN_HOST" | "ROLE", _) => libc::EACCES,
         ("UNKNOWN_VM" | "NOT_CLONE", _) => libc::ESRCH,
         ("NOT_USED" | "NOT_PARENT", _) => libc::ECHILD,
         ("USED" | "RELEASED" | "EXPIRED" | "FENCED", _) => libc::ESTALE,

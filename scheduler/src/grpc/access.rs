@@ -1,0 +1,81 @@
+//! Who may make which call.
+
+use patina_daemon::{
+    peer::Peer,
+    roles::{Callers, denied},
+    tls::Role,
+};
+use tonic::{Request, Status};
+use uuid::Uuid;
+
+/// By the path of a call: of the scheduler's services, and of those that each daemon has. What is
+/// not listed is for operators who may do everything.
+#[must_use]
+pub fn callers(path: &str) -> Callers {
+    match path.trim_start_matches('/').split_once('/') {
+        Some(("patina.v1.Scheduler", method)) => scheduler(method),
+        Some(("patina.v1.HostScheduler", _)) => Callers::Hosts,
+        Some(("grpc.health.v1.Health" | "grpc.reflection.v1.ServerReflection", _)) => Callers::All,
+        _ => Callers::Operators(Role::Admin),
+    }
+}
+
+/// Hosts call for their guests.
+fn scheduler(method: &str) -> Callers {
+    match method {
+        "GetTicket" | "ListTickets" | "WatchTickets" | "ListHosts" => Callers::OperatorsAndHosts(Role::View),
+        "RequestTicket" | "ReleaseTicket" | "Sync" | "Join" | "GetJoinData" | "Kill" => {
+            Callers::OperatorsAndHosts(Role::Use)
+        }
+        // SetHostScheduling, FenceHost.
+        _ => Callers::Operators(Role::Admin),
+    }
+}
+
+/// The caller of a request.
+pub(super) fn peer<T>(request: &Request<T>) -> Option<Peer> {
+    request.extensions().get::<Peer>().cloned()
+}
+
+/// Refuses a peer that speaks for a host that it is not. Without a peer the caller is this process.
+pub(super) fn speaks_for(peer: Option<&Peer>, host: Uuid) -> Result<(), Status> {
+    match peer {
+        Some(peer) if !peer.is_host(host) => {
+            tracing::warn!(%peer, %host, "a peer speaks for another host, and is refused");
+            let message = format!(
+                "the certificate is of {peer}, not of host {host}; a host needs the certificate that was made for its id: `vmctl pki host NAME --id {host}`"
+            );
+            Err(denied("FOREIGN_HOST", &message))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use patina_daemon::tls::Identity;
+
+    #[test]
+    fn looking_reserving_and_operating_are_for_different_roles() {
+        let of = |path: &str| callers(path);
+        assert_eq!(of("/patina.v1.Scheduler/ListHosts"), Callers::OperatorsAndHosts(Role::View));
+        assert_eq!(of("/patina.v1.Scheduler/Kill"), Callers::OperatorsAndHosts(Role::Use));
+        for admin in ["/patina.v1.Scheduler/FenceHost", "/patina.v1.Scheduler/New", "/x.Y/Z", "", "/", "x"] {
+            assert_eq!(of(admin), Callers::Operators(Role::Admin), "{admin}");
+        }
+        assert_eq!(of("/patina.v1.HostScheduler/RegisterHost"), Callers::Hosts);
+    }
+
+    #[test]
+    fn a_certificate_speaks_for_its_own_host_alone() {
+        let (own, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let host = Peer::Certified(Identity::Host { id: own });
+        assert!(speaks_for(Some(&host), own).is_ok());
+        let refused = speaks_for(Some(&host), other).unwrap_err();
+        assert!(refused.message().contains(&other.to_string()), "{refused}");
+        let operator = Peer::Certified(Identity::Operator { name: "a".into(), role: Role::Admin });
+        assert!(speaks_for(Some(&operator), own).is_err());
+        assert!(speaks_for(Some(&Peer::Local { uid: 0 }), own).is_ok() && speaks_for(None, own).is_ok());
+    }
+}
