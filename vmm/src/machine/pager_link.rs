@@ -8,18 +8,18 @@
 //!      └─ closed, or another pager is attached ──▶ ends
 //! ```
 
+mod listener;
+
 use crate::memory::layer::Layer;
 use crate::note::note;
 use crate::sys::userfault::Userfault;
-use patina_abi::LINE_MAX_BYTES;
-use patina_abi::lines::LineBuffer;
+use listener::Listener;
 use patina_control::best_effort;
 use patina_control::pager::{Mapping, PagerToVm, VERSION, VmToPager};
 use patina_control::{memfd, rights};
 use patina_daemon::lock;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -194,7 +194,7 @@ impl PagerLink {
                     attached(outcome);
                 }
             };
-            let mut listener = Listener { stream, input: LineBuffer::new(LINE_MAX_BYTES) };
+            let mut listener = Listener::new(stream);
             let mut deadline = Some(Instant::now() + PATIENCE);
             loop {
                 match listener.next(deadline) {
@@ -337,47 +337,6 @@ impl State {
 
     fn waits(&self) -> bool {
         self.layers.iter().any(|layer| layer.is_registered)
-    }
-}
-
-/// The side of the connection from which is read.
-struct Listener {
-    stream: Arc<UnixStream>,
-    input: LineBuffer,
-}
-
-impl Listener {
-    /// The next line. Waits for it, until `deadline` if there is one. The jail does not allow a
-    /// time limit of the socket's own.
-    fn next(&mut self, deadline: Option<Instant>) -> std::io::Result<PagerToVm> {
-        let mut chunk = [0; 4096];
-        loop {
-            if let Some(line) = self.input.next_line().map_err(std::io::Error::other)? {
-                return Ok(serde_json::from_slice(&line)?);
-            }
-            match (&*self.stream).read(&mut chunk) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.input.push(chunk.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(deadline)?,
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn wait(&self, deadline: Option<Instant>) -> std::io::Result<()> {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        let left = left.map(|left| Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], left.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 }
 
