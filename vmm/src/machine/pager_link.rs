@@ -4,6 +4,7 @@
 //! ```text
 //!  attach ──▶ a thread: Attach ──Attached──▶ answers the client, listens on
 //!                          └─ refused, closed, no answer ──▶ answers the client, ends
+//!  either ──AttachAgain──▶ another pager has the socket: Attach once more
 //!  listening ──Complete──▶ the layer waits for the pager no longer; after the last one it ends
 //!      └─ closed, or another pager is attached ──▶ ends
 //! ```
@@ -159,8 +160,23 @@ impl PagerLink {
 
     /// Sends [`VmToPager::Attach`].
     fn introduce(&self, stream: UnixStream) -> Result<(u64, Arc<UnixStream>), LazyError> {
-        let userfault = self.0.userfault.as_ref().ok_or(LazyError::Nothing)?;
         let mut state = lock(&self.0.state);
+        stream.set_nonblocking(true).map_err(LazyError::Pager)?;
+        state.serial += 1;
+        let (serial, stream) = (state.serial, Arc::new(stream));
+        let pager = Pager { serial, stream: Arc::clone(&stream), knows_tracking: state.tracks };
+        self.say_attach(&state, &pager)?;
+        let before = state.pager.replace(pager);
+        drop(state);
+        self.0.changed.notify_all();
+        if let Some(before) = before {
+            best_effort(before.stream.shutdown(Shutdown::Both), "its pager may have closed it");
+        }
+        Ok((serial, stream))
+    }
+
+    fn say_attach(&self, state: &State, pager: &Pager) -> Result<(), LazyError> {
+        let userfault = self.0.userfault.as_ref().ok_or(LazyError::Nothing)?;
         let registered = state.layers.iter().filter(|layer| layer.is_registered);
         let mut mappings: Vec<_> = registered.flat_map(|layer| layer.mappings.iter().copied()).collect();
         if mappings.is_empty() {
@@ -169,19 +185,21 @@ impl PagerLink {
         mappings.sort_by_key(|mapping| mapping.address);
         let list = memfd::sealed("patina-mappings", &Mapping::encode(&mappings));
         let list = list.map_err(LazyError::Pager)?;
-        stream.set_nonblocking(true).map_err(LazyError::Pager)?;
-        state.serial += 1;
-        let (serial, stream, knows_tracking) = (state.serial, Arc::new(stream), state.tracks);
-        let pager = Pager { serial, stream: Arc::clone(&stream), knows_tracking };
-        let attach = VmToPager::Attach { version: VERSION, tracks_writes: knows_tracking };
-        pager.send(&attach, &[userfault.as_fd(), list.as_fd()]).map_err(LazyError::Pager)?;
-        let before = state.pager.replace(pager);
+        let attach = VmToPager::Attach { version: VERSION, tracks_writes: pager.knows_tracking };
+        pager.send(&attach, &[userfault.as_fd(), list.as_fd()]).map_err(LazyError::Pager)
+    }
+
+    /// Another pager has the socket of this one: it may have read nothing of it.
+    fn attach_again(&self, serial: u64) -> Result<(), LazyError> {
+        let mut state = lock(&self.0.state);
+        let tracks = state.tracks;
+        let mut pager = state.pager.take_if(|pager| pager.serial == serial).ok_or(LazyError::Nothing)?;
+        pager.knows_tracking = tracks;
+        self.say_attach(&state, &pager)?;
+        state.pager = Some(pager);
         drop(state);
         self.0.changed.notify_all();
-        if let Some(before) = before {
-            best_effort(before.stream.shutdown(Shutdown::Both), "its pager may have closed it");
-        }
-        Ok((serial, stream))
+        Ok(())
     }
 
     fn listen(&self, serial: u64, stream: Arc<UnixStream>, attached: Attached) {
@@ -202,6 +220,10 @@ impl PagerLink {
                         deadline = None;
                         tell(Ok(()));
                     }
+                    Ok(PagerToVm::AttachAgain) => match link.attach_again(serial) {
+                        Ok(()) => deadline = Some(Instant::now() + PATIENCE),
+                        Err(error) => return tell(Err(error)),
+                    },
                     Ok(PagerToVm::Refused { reason }) => {
                         link.lose(serial, &reason);
                         return tell(Err(LazyError::Refused(reason)));
@@ -240,7 +262,7 @@ impl PagerLink {
                     layer.is_registered &= !is_unregistered;
                 }
             }
-            PagerToVm::Attached | PagerToVm::Refused { .. } => {}
+            PagerToVm::Attached | PagerToVm::AttachAgain | PagerToVm::Refused { .. } => {}
         }
         let is_done = !state.waits();
         if is_done {
