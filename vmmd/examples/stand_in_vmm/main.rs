@@ -20,6 +20,7 @@
 //! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its
 //!   generation, aborts over it, or is killed by its system call filter. `spare-dies`: a spare
 //!   aborts over it.
+//! - `reads-first`: it reads its RAM before it says that it has started, even if that is to arrive.
 //!
 //! `hold-freeze=PATH`, `hold-attach=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it
 //! answers that it is frozen, or asks the pager to serve it, or answers that it has started, or
@@ -390,14 +391,14 @@ impl Vm {
             let mut console = self.console.lock().unwrap();
             write!(console, "ram: {line}\nprefault_list: {list:?}\nticket: {ticket}\n").unwrap();
         };
-        let is_lazy = !filling.is_empty();
-        if !is_lazy {
+        let is_late = !filling.is_empty() && !self.has("reads-first");
+        if !is_late {
             introduce();
         }
         let entered_ns = patina_control::monotonic_ns();
         // Whether anybody hears it or not, it runs.
         try_say(stream, &Opened::Started { entered_ns });
-        if is_lazy {
+        if is_late {
             introduce();
         }
         let states = [Some(State::Booting), (!self.has("slow")).then_some(State::Ready { after_us: 567 })];

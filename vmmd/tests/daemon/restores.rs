@@ -25,19 +25,19 @@ use tonic::Code;
 
 #[path = "../../../pager/tests/host/fuse.rs"]
 #[allow(dead_code, reason = "the pager's tests need more of it")]
-mod fuse;
+pub mod fuse;
 #[path = "../../../pager/tests/host/sys.rs"]
 #[allow(dead_code, reason = "the pager's tests need more of it")]
 mod sys;
 
 use fuse::{Behaviour, Fuse};
 
-fn signal(pid: u32, signal: Signal) {
+pub fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
 /// The layers that a process has open.
-fn open_layers(pid: u32) -> Vec<PathBuf> {
+pub fn open_layers(pid: u32) -> Vec<PathBuf> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let is_layer = |path: &PathBuf| {
         fs::read_link(path).is_ok_and(|name| name.to_string_lossy().contains("memfd:patina-layer"))
@@ -68,7 +68,7 @@ async fn nothing_but_web(bench: &Bench, client: &mut Client, snapshots: &[&str])
 
 /// Where a restore stands still.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Step {
+pub enum Step {
     /// The master has its generation, and does not ask the pager yet.
     Sent,
     /// The pager serves it, and it has not started.
@@ -76,7 +76,7 @@ enum Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Victim {
+pub enum Victim {
     Vmm,
     Pager,
     Vmmd,
@@ -261,7 +261,7 @@ fn a_master_that_is_being_restored_does_not_count_as_ended_when_the_host_registe
 }
 
 /// Puts a file system whose reads the test decides on in the place of a layer's file.
-fn in_place_of(bench: &Bench, file: &Path) -> Fuse {
+pub fn in_place_of(bench: &Bench, file: &Path) -> Fuse {
     fs::create_dir(bench.path("fuse")).unwrap();
     let fuse = Fuse::mount(bench.path("fuse"), fs::read(file).unwrap()).unwrap();
     let [from, to] = [&bench.path("fuse/layer"), file].map(|path| path.to_str().unwrap().to_owned());
