@@ -1,19 +1,23 @@
-//! Images of which memory is lost.
+//! Runs from an image that are disturbed: whoever is killed at whatever step, and an image of which
+//! memory is lost.
 
 use crate::{
-    bench::{Bench, Client, ready, tell, vm},
+    bench::{Bench, Client, ready, runs, tell, vm, wait},
     clones::remove,
     images::{images, is_unused, kept, layer, list, start},
     restores::{
+        Step, Victim,
         fuse::{Behaviour, Fuse},
-        in_place_of, open_layers,
+        in_place_of, open_layers, signal,
     },
-    snapshots::{lost, names},
-    steps::until,
+    snapshots::{lost, names, only},
+    steps::{Hold, until},
     streams::run,
 };
-use patina_proto::v1::CreateVmRequest;
+use patina_proto::v1::{CreateVmRequest, ListVmsRequest, VmState, wait_vm_request::Until};
+use rustix::process::Signal;
 use std::path::PathBuf;
+use tonic::Code;
 
 /// A VM whose memory has six runs that are not zero.
 fn six_runs(name: &str, words: &str) -> CreateVmRequest {
@@ -51,6 +55,78 @@ impl Image {
         let records = names(&bench.path("state/pager"));
         assert!(!records.iter().any(|name| name.ends_with(".json")), "{records:?}");
     }
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn whoever_is_killed_at_whatever_step_of_a_run_from_an_image_nothing_is_left() {
+    tell(|mut bench| async move {
+        bench.small_state();
+        let holds = ["attach", "start"].map(|name| Hold::new(bench.path(name)));
+        let words = ["attach", "start"].map(|name| format!("hold-{name}={}", bench.path(name).display()));
+        let words = words.join(" ");
+        let mut client = start(&mut bench).await;
+        let image = Image::keep(&mut bench, &mut client, &words).await;
+        let web = wait(&mut client, "web", Until::Ready).await.unwrap();
+        for (step, hold) in [(Step::Sent, &holds[0]), (Step::Served, &holds[1])] {
+            for victim in [Victim::Vmm, Victim::Pager, Victim::Vmmd] {
+                let what = format!("{step:?}, {victim:?}");
+                // What is complete needs no pager: this one is never complete.
+                image.fuse.set(4, Behaviour::Fails);
+                hold.lock();
+                let (mut caller, request) = (client.clone(), six_runs("new", &words));
+                let call = tokio::spawn(async move { caller.create_vm(request).await });
+                assert_eq!(hold.reached(1).await, [0], "{what}");
+                match victim {
+                    Victim::Vmm => {
+                        bench.processes().into_iter().filter(|pid| *pid != web.pid).for_each(|pid| {
+                            signal(pid, Signal::KILL);
+                        });
+                    }
+                    Victim::Pager => signal(bench.pager().unwrap(), Signal::KILL),
+                    Victim::Vmmd => {
+                        bench.stop(Signal::KILL);
+                    }
+                }
+                hold.unlock();
+                match (call.await.unwrap(), victim) {
+                    (Ok(_), Victim::Vmm | Victim::Pager) => {
+                        let new = wait(&mut client, "new", Until::Ready).await.unwrap();
+                        // A new vmm boots; another pager serves the same one.
+                        let expected = if victim == Victim::Vmm { "" } else { image.id.as_str() };
+                        assert_eq!(new.image, expected, "{what}");
+                    }
+                    (Err(status), Victim::Vmmd) => {
+                        let is_gone =
+                            matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
+                        assert!(is_gone, "{what}: {status}");
+                        client = bench.start().await;
+                    }
+                    (answer, _) => panic!("{what}: {answer:?}"),
+                }
+                let vms = client.list_vms(ListVmsRequest::default()).await.unwrap().into_inner().vms;
+                for left in vms.iter().filter(|vm| vm.name != "web") {
+                    // It had all that it needs. Nobody may have been told of it, but nothing is
+                    // half-made either.
+                    let left = wait(&mut client, &left.name, Until::Ready).await.unwrap();
+                    assert_eq!((left.name.as_str(), left.state()), ("new", VmState::Ready), "{what}");
+                    remove(&mut client, "new").await;
+                }
+                only(&bench, &mut client, &["web"]).await;
+                image.is_left(&bench).await;
+                assert!(runs(web.pid), "{what}");
+                // The image is not blamed, and the next run is as before. A vmmd that was started
+                // anew reads all of it once.
+                image.fuse.set(4, Behaviour::Good);
+                let next = ready(&mut client, six_runs("next", &words)).await;
+                assert_eq!(next.image, image.id, "{what}");
+                assert_eq!(run(&mut client, "next", &["read", "4"]).await.0, "run 4", "{what}");
+                remove(&mut client, "next").await;
+                image.is_left(&bench).await;
+            }
+        }
+        assert_eq!(list(&mut client).await.len(), 1);
+    });
 }
 
 #[test]
