@@ -39,7 +39,7 @@
 //!
 //! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call),
 //! `drop VERB JSON PATH` (one that the guest does not wait for once there is a file PATH),
-//! `read RUN` (the first line of that run of its RAM's last file), `hang-up` (until the control
+//! `read RUN` (the first line of that run of its RAM's last file; nobody reaches it meanwhile), `hang-up` (until the control
 //! connection is another one) and `hang`; all else is not found.
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
@@ -108,6 +108,8 @@ struct Vm {
     controls: AtomicU32,
     /// Of one that has started from a generation.
     ram: OnceLock<Ram>,
+    /// Its only vCPU: while that reads RAM, nobody reaches the agent.
+    vcpu: Mutex<()>,
     /// Of a spare that has started: who its VM is.
     member: OnceLock<Member>,
 }
@@ -146,6 +148,7 @@ fn main() {
         console: Mutex::new(console),
         words: Mutex::new(words),
         ram: OnceLock::new(),
+        vcpu: Mutex::default(),
         member: OnceLock::new(),
         config,
     });
@@ -256,7 +259,9 @@ impl Vm {
                 self.control(reader, stream);
             }
             Open::Dial { .. } => {
-                say(&mut stream, &Opened::Ok);
+                drop(self.vcpu.lock().unwrap());
+                // Who dialed may be gone.
+                try_say(&mut stream, &Opened::Ok);
                 self.agent(reader, stream);
             }
             Open::Console => {

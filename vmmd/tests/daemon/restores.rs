@@ -7,7 +7,7 @@ use crate::{
     scheduler::asking,
     snapshots::{create, flip, from, layer_file, list, lost, names, only, restore, restore_held},
     steps::{Hold, epoch, known, until},
-    streams::run,
+    streams::{exec, run, start},
 };
 use patina_proto::v1::{RestoreSnapshotRequest, VmState, wait_vm_request::Until};
 use patina_snapshot::manifest::RUN_BYTES;
@@ -302,6 +302,36 @@ fn a_disk_that_stalls_during_a_restore_ends_only_the_vm_that_needs_it() {
         }
         assert!(runs(parent.pid));
         only(&bench, &mut client, &["web"]).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn an_exec_in_a_vm_that_waits_for_memory_is_answered_and_says_why() {
+    tell(|mut bench| async move {
+        bench.small_state();
+        let mut client = bench.start().await;
+        let request = patina_proto::v1::CreateVmRequest { memory_mib: 64, ..vm("web", "ram=6") };
+        ready(&mut client, request).await;
+        let kept = create(&mut client, "web", "base").await.unwrap().snapshot.unwrap();
+        bench.stop(Signal::TERM);
+        let fuse = in_place_of(&bench, &layer_file(&bench.path("state/snapshots/base")));
+        fuse.set(4, Behaviour::Stalls);
+        let mut client = bench.start().await;
+        restore(&mut client, RestoreSnapshotRequest { name: "new".into(), ..from("base") }).await.unwrap();
+        let mut caller = client.clone();
+        let needs = tokio::spawn(async move { exec(&mut caller, vec![start("new", &["read", "4"])]).await });
+        // Its only vCPU waits from some moment on.
+        let refused = loop {
+            if let Err(status) = exec(&mut client, vec![start("new", &["echo"])]).await {
+                break status;
+            }
+        };
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        let names = refused.message().contains("run 4 ") && refused.message().contains(&kept.layers[0].id);
+        assert!(names, "{refused}");
+        needs.await.unwrap().unwrap_err();
+        lost(&mut client, "new", &kept.layers[0].id, 4).await;
     });
 }
 
