@@ -16,7 +16,7 @@ use crate::{
 };
 use patina_proto::v1::{CreateVmRequest, ListVmsRequest, VmState, wait_vm_request::Until};
 use rustix::process::Signal;
-use std::path::PathBuf;
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf};
 use tonic::Code;
 
 /// A VM whose memory has six runs that are not zero.
@@ -68,6 +68,7 @@ fn whoever_is_killed_at_whatever_step_of_a_run_from_an_image_nothing_is_left() {
         let mut client = start(&mut bench).await;
         let image = Image::keep(&mut bench, &mut client, &words).await;
         let web = wait(&mut client, "web", Until::Ready).await.unwrap();
+        let inode = fs::metadata(&image.place).unwrap().ino();
         for (step, hold) in [(Step::Sent, &holds[0]), (Step::Served, &holds[1])] {
             for victim in [Victim::Vmm, Victim::Pager, Victim::Vmmd] {
                 let what = format!("{step:?}, {victim:?}");
@@ -125,7 +126,7 @@ fn whoever_is_killed_at_whatever_step_of_a_run_from_an_image_nothing_is_left() {
                 image.is_left(&bench).await;
             }
         }
-        assert_eq!(list(&mut client).await.len(), 1);
+        assert_eq!(fs::metadata(&image.place).unwrap().ino(), inode, "it is the image that there was");
     });
 }
 
