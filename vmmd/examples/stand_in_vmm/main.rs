@@ -39,8 +39,8 @@
 //!
 //! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call),
 //! `drop VERB JSON PATH` (one that the guest does not wait for once there is a file PATH),
-//! `read RUN` (the first line of that run of its RAM's last file; nobody reaches it meanwhile), `hang-up` (until the control
-//! connection is another one) and `hang`; all else is not found.
+//! `read RUN` (the first line of that run of its RAM's last file; nobody reaches it meanwhile),
+//! `hang-up` (until the control connection is another one) and `hang`; all else is not found.
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
 mod agent;
