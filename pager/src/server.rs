@@ -211,10 +211,12 @@ impl Server {
                 let parts = self.take_parts(layer.clone(), bytes, has_demand, fill, source);
                 self.add_layer(layer, parts)
             }
-            ToPager::AttachVm { vm, layers, age_ms } => match self.connect_vm(vm.clone(), &layers, age_ms) {
-                Ok(()) => return,
-                Err(reason) => FromPager::Error { reason: format!("attach VM {vm}: {reason}") },
-            },
+            ToPager::AttachVm { vm, layers, age_ms, is_again } => {
+                match self.connect_vm(vm.clone(), &layers, (age_ms, is_again)) {
+                    Ok(()) => return,
+                    Err(reason) => FromPager::Error { reason: format!("attach VM {vm}: {reason}") },
+                }
+            }
             ToPager::DropVm { vm } => match self.drop_vm(&vm) {
                 true => FromPager::VmGone { vm, reason: "vmmd has dropped it".into() },
                 false => FromPager::Error { reason: format!("drop VM {vm}: there is none of this name") },

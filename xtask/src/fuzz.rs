@@ -32,8 +32,9 @@ struct Target {
     max_bytes: u32,
 }
 
-const TARGETS: [Target; 2] = [
+const TARGETS: [Target; 3] = [
     Target { name: "container", seeds: &[], max_bytes: 4096 },
+    Target { name: "free_pages", seeds: &[], max_bytes: 4096 },
     Target { name: "manifest", seeds: &["snapshot/src/manifest/golden_v1.txt"], max_bytes: 8192 },
 ];
 
@@ -179,6 +180,9 @@ mod tests {
     #[test]
     fn a_target_that_is_not_there_is_named_with_those_that_are() {
         let error = fuzz(&Steps::new(), Some("other"), 1).expect_err("there is none");
-        assert_eq!(error.to_string(), "fuzz other: there is no such target; there are: container, manifest");
+        assert_eq!(
+            error.to_string(),
+            "fuzz other: there is no such target; there are: container, free_pages, manifest"
+        );
     }
 }

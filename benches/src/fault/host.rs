@@ -139,7 +139,7 @@ impl Pager {
     pub fn attach(&mut self, name: &str, layer: &Layer) -> Result<Vm, Box<dyn Error>> {
         let (ours, theirs) = UnixStream::pair()?;
         let (vm, layers) = (id(name)?, vec![id(LAYER)?]);
-        self.peer.send(&ToPager::AttachVm { vm, layers, age_ms: 0 }, &[theirs.as_fd()])?;
+        self.peer.send(&ToPager::AttachVm { vm, layers, age_ms: 0, is_again: false }, &[theirs.as_fd()])?;
         let (view, userfaultfd) = lazy_view(layer)?;
         let mut peer = Peer { stream: ours, input: Vec::new() };
         let (address, bytes) = (view.address() as u64, view.bytes as u64);

@@ -16,6 +16,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+const FEW: &str = "fewer descriptors came than the line needs";
+
 /// The socket of a VM.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -26,6 +28,8 @@ pub(super) struct Connection {
     /// How long the VM had run when the pager got its socket.
     age: Duration,
     is_attached: bool,
+    /// The vmm may send what it has sent before: it was asked for that.
+    may_repeat: bool,
 }
 
 impl Connection {
@@ -38,7 +42,12 @@ impl Connection {
 
 impl Server {
     /// Takes the socket of a VM over.
-    pub(super) fn connect_vm(&mut self, id: Id, layers: &[Id], age_ms: u64) -> Result<(), String> {
+    pub(super) fn connect_vm(
+        &mut self,
+        id: Id,
+        layers: &[Id],
+        (age_ms, is_again): (u64, bool),
+    ) -> Result<(), String> {
         let control = self.control.as_mut().ok_or("vmmd is gone")?;
         let [socket] = control.take::<1>().ok_or("its socket did not come with the line")?;
         if self.vms.values().any(|vm| vm.id == id) {
@@ -57,7 +66,11 @@ impl Server {
             Lines::new(UnixStream::from(socket)).map_err(|error| format!("use its socket: {error}"))?;
         self.watch(lines.fd(), serial).map_err(|error| format!("watch its socket: {error}"))?;
         let age = Duration::from_millis(age_ms);
-        self.vms.insert(serial, Connection { id, lines, layers, age, is_attached: false });
+        let vm = Connection { id, lines, layers, age, is_attached: false, may_repeat: is_again };
+        let vm = self.vms.entry(serial).insert_entry(vm).into_mut();
+        if is_again && let Err(error) = vm.lines.send(&PagerToVm::AttachAgain, Vec::new()) {
+            self.vm_gone(serial, chain(&error));
+        }
         Ok(())
     }
 
@@ -104,6 +117,10 @@ impl Server {
             let Some(line) = vm.lines.next_line().map_err(words)? else { return Ok(()) };
             let message = serde_json::from_slice(&line).map_err(|error| format!("read a line: {error}"))?;
             let answer = match message {
+                VmToPager::Attach { .. } if vm.is_attached && std::mem::take(&mut vm.may_repeat) => {
+                    drop(vm.lines.take::<2>().ok_or(FEW)?);
+                    continue;
+                }
                 VmToPager::Attach { version, tracks_writes } => {
                     attach(&self.engine, serial, vm, version, tracks_writes)?
                 }
@@ -144,8 +161,7 @@ fn attach(
     if std::mem::replace(&mut vm.is_attached, true) {
         return Err("it attaches a second time".into());
     }
-    let few = "fewer descriptors came than the line needs";
-    let [userfaultfd, mappings] = vm.lines.take::<2>().ok_or(few)?;
+    let [userfaultfd, mappings] = vm.lines.take::<2>().ok_or(FEW)?;
     let mappings = read_sealed(&File::from(mappings), (EXTENTS_MAX * MAPPING_BYTES) as u64)
         .map_err(|error| format!("read its mappings: {error}"))?;
     let name = Named { serial, id: vm.id.clone(), age: vm.age };

@@ -234,9 +234,18 @@ impl Pager {
 
     /// As [`Self::connect_vm`], for a VM that has run so long.
     pub fn connect_vm_of_age(&mut self, name: &str, layers: &[&Layer], age_ms: u64) -> Peer {
+        self.give_socket(name, layers, (age_ms, false))
+    }
+
+    /// As [`Self::connect_vm`], with a socket that another pager has had before.
+    pub fn connect_vm_again(&mut self, name: &str, layers: &[&Layer]) -> Peer {
+        self.give_socket(name, layers, (0, true))
+    }
+
+    fn give_socket(&mut self, name: &str, layers: &[&Layer], (age_ms, is_again): (u64, bool)) -> Peer {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let layers = layers.iter().map(|layer| layer.id.clone()).collect();
-        self.peer.send(&ToPager::AttachVm { vm: id(name), layers, age_ms }, &[theirs.as_fd()]);
+        self.peer.send(&ToPager::AttachVm { vm: id(name), layers, age_ms, is_again }, &[theirs.as_fd()]);
         Peer::new(ours)
     }
 

@@ -2,20 +2,23 @@
 
 use super::Test;
 use super::host::fuse::{Behaviour, Fuse};
-use super::host::{Layer, PATIENCE, Pager, Vm, pattern};
-use patina_control::pager::RUN_BYTES;
+use super::host::sys::View;
+use super::host::{Layer, MODES, PATIENCE, Pager, Vm, attach, pattern, userfaultfd};
+use patina_control::pager::{Mapping, PagerToVm, RUN_BYTES, VmToPager};
 use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-pub const TESTS: [(&str, Test); 4] = named![
+pub const TESTS: [(&str, Test); 5] = named![
     a_killed_pager_is_replaced_and_who_waits_goes_on,
     a_pager_is_killed_again_and_again_and_no_wrong_byte_is_read,
     half_a_run_of_a_dead_pager_is_not_believed,
     what_a_dead_pager_has_fetched_needs_no_source,
+    a_vm_is_asked_again_for_what_a_dead_pager_may_have_read,
 ];
 
 const RUN: usize = RUN_BYTES as usize;
@@ -135,4 +138,29 @@ fn what_a_dead_pager_has_fetched_needs_no_source() {
     let error = other.view.read(6 * RUN, 1).expect_err("without a source");
     assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
     assert_eq!(next.wait_for_failure(&layer, 6).1, [("two".to_owned(), true)]);
+}
+
+fn a_vm_is_asked_again_for_what_a_dead_pager_may_have_read() {
+    let layer = Layer::new("a", pattern(4, |_| false));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    let bytes = layer.content.len() as u64;
+    // The dead one has read it, or has not.
+    for (name, times) in [("read", 1), ("unread", 2)] {
+        let (view, uffd) = (View::map(&layer.read_only(), bytes as usize, 0).expect("a view"), userfaultfd());
+        uffd.register_with_mode(view.address(), view.bytes, MODES).expect("registered");
+        let mappings = Mapping { address: view.address() as u64, bytes, offset: 0, layer: 0 };
+        let mappings = Mapping::encode(&[mappings]);
+        let mut peer = pager.connect_vm_again(name, &[&layer]);
+        assert_eq!(peer.receive::<PagerToVm>().expect("a question"), PagerToVm::AttachAgain);
+        (0..times).for_each(|_| attach(&peer, uffd.as_fd(), &mappings, false));
+        assert_eq!(peer.receive::<PagerToVm>().expect("an answer"), PagerToVm::Attached);
+        // It is served, and is answered only once.
+        peer.send(&VmToPager::TrackWrites, &[]);
+        assert_eq!(peer.receive::<PagerToVm>().expect("an answer"), PagerToVm::TrackingWrites);
+        assert!(view.read(RUN, RUN).expect("the run") == layer.content[RUN..2 * RUN]);
+        // Once is enough.
+        (times..3).for_each(|_| attach(&peer, uffd.as_fd(), &mappings, false));
+        assert!(pager.wait_for_gone(name).contains("a second time"));
+    }
 }

@@ -119,6 +119,10 @@ pub enum ToPager {
         /// How long the VM has run, milliseconds: from its start on, the time of a demand counts.
         #[serde(default)]
         age_ms: u64,
+        /// An earlier pager had this socket, and may have read [`VmToPager::Attach`] from it: the
+        /// vmm is asked for it with [`PagerToVm::AttachAgain`].
+        #[serde(default)]
+        is_again: bool,
     },
     /// Serve a VM no longer. What it waits for stays unanswered, so its process must have ended or
     /// be about to.
@@ -314,6 +318,9 @@ pub enum VmToPager {
 pub enum PagerToVm {
     /// The VM's faults are answered from now on.
     Attached,
+    /// Another pager has the socket: the vmm is to send [`VmToPager::Attach`] again. If the pager
+    /// has read one from the socket when the next one comes, it ignores that one.
+    AttachAgain,
     /// The VM is not served. The pager closes the socket.
     Refused {
         /// What is wrong.

@@ -210,6 +210,18 @@ fn limits_hold_for_what_is_written_and_what_is_read() {
         tags(&mut manifest, order);
         assert!(matches!(manifest.encode(), Err(ManifestError::Order { .. })), "{order:?}");
     }
+    // What is read has no vCPU: its number follows the uuid, the time, the RAM and the agent's ABI.
+    let error =
+        with_section(wire::VM, |bytes, at| bytes[at + wire::SECTION_HEADER_BYTES + 32] = 0).unwrap_err();
+    assert!(matches!(error, ManifestError::Field { field: "number of vCPUs", .. }), "{error}");
+    // A list that is empty is not written, so it is not read either.
+    let error = with_section(wire::PREFAULT_LIST, |bytes, at| {
+        let length = u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap());
+        bytes[at + 8..at + 16].fill(0);
+        let at = at + wire::SECTION_HEADER_BYTES;
+        bytes.drain(at..at + usize::try_from(length).unwrap());
+    });
+    assert!(matches!(error, Err(ManifestError::Cut { part: "prefault list" })), "{error:?}");
 }
 
 #[test]

@@ -183,6 +183,37 @@ fn lists_that_lead_nowhere_end_and_the_others_are_read() {
 }
 
 #[test]
+fn lists_without_end_are_looked_at_up_to_a_limit() {
+    // So many nodes with 32 zones of 24 orders of 32 lists, all of them one empty list, before the
+    // node that has some.
+    let find_behind = |empty: u64| {
+        let guest = Guest::new();
+        guest.free(0, 0, &[50]);
+        let (table, node) = (IMAGE + 0xa000, IMAGE + 0x10_0000);
+        guest.write(node + 8, 32);
+        guest.write(node + 64, kernel_address(node + 64));
+        (0..empty).for_each(|number| guest.write(table + 8 * number, kernel_address(node)));
+        guest.write(table + 8 * empty, kernel_address(NODE));
+        let table =
+            format!("SYMBOL(node_data)={:x}\nLENGTH(node_data)={}\n", kernel_address(table), empty + 1);
+        let mut text = text() + &table;
+        for (said, lie) in [
+            ("SIZE(zone)=1024", "SIZE(zone)=0"),
+            ("LENGTH(zone.free_area)=4", "LENGTH(zone.free_area)=24"),
+            ("SIZE(free_area)=32", "SIZE(free_area)=0"),
+            ("LENGTH(free_area.free_list)=2", "LENGTH(free_area.free_list)=32"),
+            ("SIZE(list_head)=16", "SIZE(list_head)=0"),
+        ] {
+            text = text.replace(said, lie);
+        }
+        guest.write_note(&text);
+        guest.find().unwrap()
+    };
+    assert_eq!(find_behind(1), [pages(50, 1)]);
+    assert_eq!(find_behind(3), [], "too many lists came before");
+}
+
+#[test]
 fn page_structures_that_lie_elsewhere_are_not_taken_for_pages() {
     let guest = Guest::new();
     guest.free(0, 0, &[50]);

@@ -10,6 +10,9 @@ use std::ops::Range;
 const FEW_MAX: u64 = 32;
 /// The most orders: Linux has 11.
 const ORDERS_MAX: u64 = 24;
+/// The most lists that are looked at, which bounds the time where all are empty: Linux has some
+/// hundreds of a node.
+const LISTS_MAX: u64 = 1 << 16;
 /// The most blocks that are looked at, which bounds the time: a list of a guest that lies may go on
 /// for ever.
 const BLOCKS_MAX: u64 = 4 << 20;
@@ -45,6 +48,7 @@ pub struct Lists<'a> {
     sections: HashMap<u64, bool>,
     /// Where the structure of page 0 is, or would be.
     page_structs: u64,
+    lists_left: u64,
     blocks_left: u64,
     found: Vec<Range<u64>>,
 }
@@ -60,6 +64,7 @@ impl<'a> Lists<'a> {
             translated: HashMap::new(),
             sections: HashMap::new(),
             page_structs: 0,
+            lists_left: LISTS_MAX,
             blocks_left: (image.bytes() / PAGE_BYTES).min(BLOCKS_MAX),
             found: Vec::new(),
         }
@@ -99,6 +104,7 @@ impl<'a> Lists<'a> {
             for order in 0..kernel.orders.min(ORDERS_MAX) {
                 let lists = areas.wrapping_add(order * kernel.area_bytes).wrapping_add(kernel.area_lists);
                 for kind in 0..kernel.kinds.min(FEW_MAX) {
+                    self.lists_left = found!(self.lists_left.checked_sub(1));
                     self.list(lists.wrapping_add(kind * kernel.list_bytes), order)?;
                 }
             }

@@ -4,22 +4,23 @@
 //! ```text
 //!  attach ──▶ a thread: Attach ──Attached──▶ answers the client, listens on
 //!                          └─ refused, closed, no answer ──▶ answers the client, ends
+//!  either ──AttachAgain──▶ another pager has the socket: Attach once more
 //!  listening ──Complete──▶ the layer waits for the pager no longer; after the last one it ends
 //!      └─ closed, or another pager is attached ──▶ ends
 //! ```
 
+mod listener;
+
 use crate::memory::layer::Layer;
 use crate::note::note;
 use crate::sys::userfault::Userfault;
-use patina_abi::LINE_MAX_BYTES;
-use patina_abi::lines::LineBuffer;
+use listener::Listener;
 use patina_control::best_effort;
 use patina_control::pager::{Mapping, PagerToVm, VERSION, VmToPager};
 use patina_control::{memfd, rights};
 use patina_daemon::lock;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::io::{ErrorKind, Read as _};
+use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -159,8 +160,23 @@ impl PagerLink {
 
     /// Sends [`VmToPager::Attach`].
     fn introduce(&self, stream: UnixStream) -> Result<(u64, Arc<UnixStream>), LazyError> {
-        let userfault = self.0.userfault.as_ref().ok_or(LazyError::Nothing)?;
         let mut state = lock(&self.0.state);
+        stream.set_nonblocking(true).map_err(LazyError::Pager)?;
+        state.serial += 1;
+        let (serial, stream) = (state.serial, Arc::new(stream));
+        let pager = Pager { serial, stream: Arc::clone(&stream), knows_tracking: state.tracks };
+        self.say_attach(&state, &pager)?;
+        let before = state.pager.replace(pager);
+        drop(state);
+        self.0.changed.notify_all();
+        if let Some(before) = before {
+            best_effort(before.stream.shutdown(Shutdown::Both), "its pager may have closed it");
+        }
+        Ok((serial, stream))
+    }
+
+    fn say_attach(&self, state: &State, pager: &Pager) -> Result<(), LazyError> {
+        let userfault = self.0.userfault.as_ref().ok_or(LazyError::Nothing)?;
         let registered = state.layers.iter().filter(|layer| layer.is_registered);
         let mut mappings: Vec<_> = registered.flat_map(|layer| layer.mappings.iter().copied()).collect();
         if mappings.is_empty() {
@@ -169,19 +185,21 @@ impl PagerLink {
         mappings.sort_by_key(|mapping| mapping.address);
         let list = memfd::sealed("patina-mappings", &Mapping::encode(&mappings));
         let list = list.map_err(LazyError::Pager)?;
-        stream.set_nonblocking(true).map_err(LazyError::Pager)?;
-        state.serial += 1;
-        let (serial, stream, knows_tracking) = (state.serial, Arc::new(stream), state.tracks);
-        let pager = Pager { serial, stream: Arc::clone(&stream), knows_tracking };
-        let attach = VmToPager::Attach { version: VERSION, tracks_writes: knows_tracking };
-        pager.send(&attach, &[userfault.as_fd(), list.as_fd()]).map_err(LazyError::Pager)?;
-        let before = state.pager.replace(pager);
+        let attach = VmToPager::Attach { version: VERSION, tracks_writes: pager.knows_tracking };
+        pager.send(&attach, &[userfault.as_fd(), list.as_fd()]).map_err(LazyError::Pager)
+    }
+
+    /// Another pager has the socket of this one: it may have read nothing of it.
+    fn attach_again(&self, serial: u64) -> Result<(), LazyError> {
+        let mut state = lock(&self.0.state);
+        let tracks = state.tracks;
+        let mut pager = state.pager.take_if(|pager| pager.serial == serial).ok_or(LazyError::Nothing)?;
+        pager.knows_tracking = tracks;
+        self.say_attach(&state, &pager)?;
+        state.pager = Some(pager);
         drop(state);
         self.0.changed.notify_all();
-        if let Some(before) = before {
-            best_effort(before.stream.shutdown(Shutdown::Both), "its pager may have closed it");
-        }
-        Ok((serial, stream))
+        Ok(())
     }
 
     fn listen(&self, serial: u64, stream: Arc<UnixStream>, attached: Attached) {
@@ -194,7 +212,7 @@ impl PagerLink {
                     attached(outcome);
                 }
             };
-            let mut listener = Listener { stream, input: LineBuffer::new(LINE_MAX_BYTES) };
+            let mut listener = Listener::new(stream);
             let mut deadline = Some(Instant::now() + PATIENCE);
             loop {
                 match listener.next(deadline) {
@@ -202,6 +220,10 @@ impl PagerLink {
                         deadline = None;
                         tell(Ok(()));
                     }
+                    Ok(PagerToVm::AttachAgain) => match link.attach_again(serial) {
+                        Ok(()) => deadline = Some(Instant::now() + PATIENCE),
+                        Err(error) => return tell(Err(error)),
+                    },
                     Ok(PagerToVm::Refused { reason }) => {
                         link.lose(serial, &reason);
                         return tell(Err(LazyError::Refused(reason)));
@@ -240,7 +262,7 @@ impl PagerLink {
                     layer.is_registered &= !is_unregistered;
                 }
             }
-            PagerToVm::Attached | PagerToVm::Refused { .. } => {}
+            PagerToVm::Attached | PagerToVm::AttachAgain | PagerToVm::Refused { .. } => {}
         }
         let is_done = !state.waits();
         if is_done {
@@ -337,47 +359,6 @@ impl State {
 
     fn waits(&self) -> bool {
         self.layers.iter().any(|layer| layer.is_registered)
-    }
-}
-
-/// The side of the connection from which is read.
-struct Listener {
-    stream: Arc<UnixStream>,
-    input: LineBuffer,
-}
-
-impl Listener {
-    /// The next line. Waits for it, until `deadline` if there is one. The jail does not allow a
-    /// time limit of the socket's own.
-    fn next(&mut self, deadline: Option<Instant>) -> std::io::Result<PagerToVm> {
-        let mut chunk = [0; 4096];
-        loop {
-            if let Some(line) = self.input.next_line().map_err(std::io::Error::other)? {
-                return Ok(serde_json::from_slice(&line)?);
-            }
-            match (&*self.stream).read(&mut chunk) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.input.push(chunk.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(deadline)?,
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn wait(&self, deadline: Option<Instant>) -> std::io::Result<()> {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        let left = left.map(|left| Timespec {
-            tv_sec: left.as_secs().cast_signed(),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], left.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 }
 

@@ -28,12 +28,18 @@ impl Peer {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let (sender, outcome) = channel();
         link.attach(ours, Box::new(move |attached| drop(sender.send(attached))));
+        let peer = Self(BufReader::new(theirs));
+        let told = peer.told();
+        (peer, told, outcome)
+    }
+
+    /// What comes with a userfaultfd and a list.
+    fn told(&self) -> VmToPager {
         let mut line = [0; 1024];
         let (length, descriptors): (usize, Vec<OwnedFd>) =
-            rights::receive(&theirs, &mut line).expect("a line");
+            rights::receive(self.0.get_ref(), &mut line).expect("a line");
         assert_eq!(descriptors.len(), 2);
-        let told = serde_json::from_slice(&line[..length]).expect("a message");
-        (Self(BufReader::new(theirs)), told, outcome)
+        serde_json::from_slice(&line[..length]).expect("a message")
     }
 
     fn say(&mut self, message: &PagerToVm) {
@@ -109,4 +115,29 @@ fn a_pager_that_refuses_or_goes_is_told_and_the_next_one_serves() {
     let (mut pager, _, outcome) = Peer::attach(&link);
     pager.say(&PagerToVm::Attached);
     assert!(outcome.recv().expect("an outcome").is_ok());
+}
+
+#[test]
+#[ignore = "needs root and Linux 6.7"]
+fn another_pager_with_the_same_socket_is_told_what_the_one_before_was() {
+    let (link, layers) = link();
+    let (mut pager, told, outcome) = Peer::attach(&link);
+    // The one that has read this is gone before it has answered.
+    pager.say(&PagerToVm::AttachAgain);
+    assert_eq!(pager.told(), told);
+    pager.say(&complete(0, true));
+    pager.say(&PagerToVm::Attached);
+    assert!(outcome.recv().expect("an outcome").is_ok());
+    // And this one after it.
+    let waits = link.clone();
+    let waiting = std::thread::spawn(move || waits.expect_tracking());
+    assert_eq!(pager.line(), r#"{"t":"track_writes"}"#);
+    pager.say(&PagerToVm::AttachAgain);
+    assert_eq!(pager.told(), VmToPager::Attach { version: VERSION, tracks_writes: true });
+    assert!(waiting.join().expect("it waits").is_ok(), "that pager knows it");
+    pager.say(&PagerToVm::Attached);
+    // Nothing waits for a pager any longer: the socket ends.
+    pager.say(&complete(1, true));
+    assert_eq!(pager.line(), "");
+    assert!(!link.waits() && layers.iter().all(|layer| !layer.is_filling()));
 }

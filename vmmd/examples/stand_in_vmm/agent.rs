@@ -64,6 +64,18 @@ impl Vm {
         }
     }
 
+    /// Without what it needs the guest, whose vmm cannot go on, waits to be ended.
+    fn read(&self, run: &str) -> String {
+        let _vcpu = self.vcpu.lock().unwrap();
+        loop {
+            match self.ram.get().unwrap().line(run.parse().unwrap()) {
+                Ok(line) => return line,
+                Err(error) => patina_daemon::say!("read RAM: {error}"),
+            }
+            thread::park();
+        }
+    }
+
     pub fn agent(&self, mut reader: BufReader<UnixStream>, mut stream: UnixStream) {
         let (kind, start) = frame(&mut reader).unwrap();
         assert_eq!(kind, FrameType::Start);
@@ -76,13 +88,7 @@ impl Vm {
             ["drop", verb, args, path] => self.cancel(verb, args, path),
             ["hang-up"] => self.hang_up(),
             ["fail", code] => exit.code = Some(code.parse().unwrap()),
-            ["read", run] => match self.ram.get().unwrap().line(run.parse().unwrap()) {
-                Ok(line) => put(&mut stream, FrameType::Stdout, line.as_bytes()),
-                Err(error) => {
-                    patina_daemon::say!("read RAM: {error}");
-                    thread::park();
-                }
-            },
+            ["read", run] => put(&mut stream, FrameType::Stdout, self.read(run).as_bytes()),
             ["cat"] => {
                 while let Some((FrameType::Stdin, bytes)) = frame(&mut reader).filter(|f| !f.1.is_empty()) {
                     put(&mut stream, FrameType::Stdout, &bytes);

@@ -20,6 +20,7 @@
 //! - `refuse=VMID`, `die=VMID`, `forbidden=VMID`: the clone with that vmid says no to its
 //!   generation, aborts over it, or is killed by its system call filter. `spare-dies`: a spare
 //!   aborts over it.
+//! - `reads-first`: it reads its RAM before it says that it has started, even if that is to arrive.
 //!
 //! `hold-freeze=PATH`, `hold-attach=PATH`, `hold-start=PATH` and `hold-hello=PATH`: before it
 //! answers that it is frozen, or asks the pager to serve it, or answers that it has started, or
@@ -38,8 +39,8 @@
 //!
 //! As an agent it runs `echo ARGS`, `cat`, `fail CODE`, `ask VERB JSON` (a guest's call),
 //! `drop VERB JSON PATH` (one that the guest does not wait for once there is a file PATH),
-//! `read RUN` (the first line of that run of its RAM's last file), `hang-up` (until the control
-//! connection is another one) and `hang`; all else is not found.
+//! `read RUN` (the first line of that run of its RAM's last file; nobody reaches it meanwhile),
+//! `hang-up` (until the control connection is another one) and `hang`; all else is not found.
 #![allow(clippy::unwrap_used, reason = "a test's helper: a failure is a failed test")]
 
 mod agent;
@@ -107,6 +108,8 @@ struct Vm {
     controls: AtomicU32,
     /// Of one that has started from a generation.
     ram: OnceLock<Ram>,
+    /// Its only vCPU: while that reads RAM, nobody reaches the agent.
+    vcpu: Mutex<()>,
     /// Of a spare that has started: who its VM is.
     member: OnceLock<Member>,
 }
@@ -145,6 +148,7 @@ fn main() {
         console: Mutex::new(console),
         words: Mutex::new(words),
         ram: OnceLock::new(),
+        vcpu: Mutex::default(),
         member: OnceLock::new(),
         config,
     });
@@ -255,7 +259,9 @@ impl Vm {
                 self.control(reader, stream);
             }
             Open::Dial { .. } => {
-                say(&mut stream, &Opened::Ok);
+                drop(self.vcpu.lock().unwrap());
+                // Who dialed may be gone.
+                try_say(&mut stream, &Opened::Ok);
                 self.agent(reader, stream);
             }
             Open::Console => {
@@ -390,14 +396,14 @@ impl Vm {
             let mut console = self.console.lock().unwrap();
             write!(console, "ram: {line}\nprefault_list: {list:?}\nticket: {ticket}\n").unwrap();
         };
-        let is_lazy = !filling.is_empty();
-        if !is_lazy {
+        let is_late = !filling.is_empty() && !self.has("reads-first");
+        if !is_late {
             introduce();
         }
         let entered_ns = patina_control::monotonic_ns();
         // Whether anybody hears it or not, it runs.
         try_say(stream, &Opened::Started { entered_ns });
-        if is_lazy {
+        if is_late {
             introduce();
         }
         let states = [Some(State::Booting), (!self.has("slow")).then_some(State::Ready { after_us: 567 })];

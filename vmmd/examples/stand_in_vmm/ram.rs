@@ -68,12 +68,16 @@ impl Ram {
         let attach = VmToPager::Attach { version: VERSION, tracks_writes: false };
         let mut line = serde_json::to_vec(&attach).unwrap();
         line.push(b'\n');
-        let sent = rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]);
-        sent.map_err(|error| error.to_string())?;
+        let say_attach = || {
+            let sent = rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]);
+            sent.map_err(|error| error.to_string())
+        };
+        say_attach()?;
         loop {
             let (Some(line), _) = receive(&stream) else { return Err("the pager is gone".into()) };
             match serde_json::from_slice(&line).unwrap() {
                 PagerToVm::Attached => break,
+                PagerToVm::AttachAgain => say_attach()?,
                 PagerToVm::Refused { reason } => return Err(reason),
                 // It may have found all of a layer at once.
                 PagerToVm::Complete { .. } | PagerToVm::TrackingWrites => {}

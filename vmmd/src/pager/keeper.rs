@@ -22,6 +22,7 @@ use patina_control::{
     pager::{FromPager, Id, LayerStatus, ToPager},
 };
 use patina_daemon::chain;
+use starting::Starting;
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -58,7 +59,7 @@ pub struct Keeper {
     waiting: Waiting,
     gone: Gone,
     /// The pager's ends of the sockets of VMs that it does not serve yet.
-    starting: HashMap<Id, OwnedFd>,
+    starting: HashMap<Id, Starting>,
     /// Layers that nobody uses, of which the pager is to tell what was demanded.
     leaving: HashMap<Id, Arc<Parts>>,
     /// When the pager ended that is to be replaced.

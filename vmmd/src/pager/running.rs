@@ -47,7 +47,8 @@ impl Running {
         self.talk.send(&add, &files).await
     }
 
-    /// Has it serve a VM that has run so long. It gets one end of the VM's socket.
+    /// Has it serve a VM that has run so long. It gets one end of the VM's socket, which an earlier
+    /// pager may have had, too.
     ///
     /// # Errors
     /// The connection broke.
@@ -56,11 +57,11 @@ impl Running {
         vm: &Id,
         layers: Vec<Id>,
         age: Duration,
-        socket: &OwnedFd,
+        (socket, is_again): (&OwnedFd, bool),
     ) -> Result<(), PagerError> {
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         self.attached.insert(vm.clone());
-        let attach = ToPager::AttachVm { vm: vm.clone(), layers, age_ms };
+        let attach = ToPager::AttachVm { vm: vm.clone(), layers, age_ms, is_again };
         self.talk.send(&attach, &[socket.as_fd()]).await
     }
 }

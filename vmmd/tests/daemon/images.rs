@@ -20,13 +20,13 @@ use std::{
 };
 use tonic::Status;
 
-async fn start(bench: &mut Bench) -> Client {
+pub async fn start(bench: &mut Bench) -> Client {
     let folder: &'static str = bench.path("images").to_str().unwrap().to_owned().leak();
     bench.more = vec!["--image-cache", folder];
     bench.start().await
 }
 
-async fn list(client: &mut Client) -> Vec<v1::Image> {
+pub async fn list(client: &mut Client) -> Vec<v1::Image> {
     client.list_images(v1::ListImagesRequest::default()).await.unwrap().into_inner().images
 }
 
@@ -35,23 +35,23 @@ async fn prune(client: &mut Client, all: bool) -> v1::PruneImagesResponse {
 }
 
 /// Makes a VM and waits until it is ready and its image, if it is kept as one, is complete.
-async fn kept(bench: &mut Bench, client: &mut Client, request: CreateVmRequest) -> v1::Vm {
+pub async fn kept(bench: &mut Bench, client: &mut Client, request: CreateVmRequest) -> v1::Vm {
     let vm = ready(client, request).await;
     bench.logged("start from an image now").await;
     vm
 }
 
-fn images(bench: &Bench) -> Vec<PathBuf> {
+pub fn images(bench: &Bench) -> Vec<PathBuf> {
     fs::read_dir(bench.path("images")).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-fn layer(place: &Path) -> PathBuf {
+pub fn layer(place: &Path) -> PathBuf {
     let mut files = fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path());
     files.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("layer-")).unwrap()
 }
 
 /// Whether no VM reads its memory from an image. One that is in use cannot be replaced.
-fn is_unused(place: &Path) -> bool {
+pub fn is_unused(place: &Path) -> bool {
     let folder = fs::File::open(place).unwrap();
     flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
 }

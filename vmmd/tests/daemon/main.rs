@@ -7,6 +7,7 @@ mod adopt;
 mod bench;
 mod clones;
 mod ended;
+mod image_faults;
 mod images;
 mod life;
 mod pool;

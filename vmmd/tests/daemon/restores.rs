@@ -7,7 +7,7 @@ use crate::{
     scheduler::asking,
     snapshots::{create, flip, from, layer_file, list, lost, names, only, restore, restore_held},
     steps::{Hold, epoch, known, until},
-    streams::run,
+    streams::{exec, run, start},
 };
 use patina_proto::v1::{RestoreSnapshotRequest, VmState, wait_vm_request::Until};
 use patina_snapshot::manifest::RUN_BYTES;
@@ -25,19 +25,19 @@ use tonic::Code;
 
 #[path = "../../../pager/tests/host/fuse.rs"]
 #[allow(dead_code, reason = "the pager's tests need more of it")]
-mod fuse;
+pub mod fuse;
 #[path = "../../../pager/tests/host/sys.rs"]
 #[allow(dead_code, reason = "the pager's tests need more of it")]
 mod sys;
 
 use fuse::{Behaviour, Fuse};
 
-fn signal(pid: u32, signal: Signal) {
+pub fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
 }
 
 /// The layers that a process has open.
-fn open_layers(pid: u32) -> Vec<PathBuf> {
+pub fn open_layers(pid: u32) -> Vec<PathBuf> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let is_layer = |path: &PathBuf| {
         fs::read_link(path).is_ok_and(|name| name.to_string_lossy().contains("memfd:patina-layer"))
@@ -68,7 +68,7 @@ async fn nothing_but_web(bench: &Bench, client: &mut Client, snapshots: &[&str])
 
 /// Where a restore stands still.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Step {
+pub enum Step {
     /// The master has its generation, and does not ask the pager yet.
     Sent,
     /// The pager serves it, and it has not started.
@@ -76,7 +76,7 @@ enum Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Victim {
+pub enum Victim {
     Vmm,
     Pager,
     Vmmd,
@@ -261,7 +261,7 @@ fn a_master_that_is_being_restored_does_not_count_as_ended_when_the_host_registe
 }
 
 /// Puts a file system whose reads the test decides on in the place of a layer's file.
-fn in_place_of(bench: &Bench, file: &Path) -> Fuse {
+pub fn in_place_of(bench: &Bench, file: &Path) -> Fuse {
     fs::create_dir(bench.path("fuse")).unwrap();
     let fuse = Fuse::mount(bench.path("fuse"), fs::read(file).unwrap()).unwrap();
     let [from, to] = [&bench.path("fuse/layer"), file].map(|path| path.to_str().unwrap().to_owned());
@@ -302,6 +302,36 @@ fn a_disk_that_stalls_during_a_restore_ends_only_the_vm_that_needs_it() {
         }
         assert!(runs(parent.pid));
         only(&bench, &mut client, &["web"]).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn an_exec_in_a_vm_that_waits_for_memory_is_answered_and_says_why() {
+    tell(|mut bench| async move {
+        bench.small_state();
+        let mut client = bench.start().await;
+        let request = patina_proto::v1::CreateVmRequest { memory_mib: 64, ..vm("web", "ram=6") };
+        ready(&mut client, request).await;
+        let kept = create(&mut client, "web", "base").await.unwrap().snapshot.unwrap();
+        bench.stop(Signal::TERM);
+        let fuse = in_place_of(&bench, &layer_file(&bench.path("state/snapshots/base")));
+        fuse.set(4, Behaviour::Stalls);
+        let mut client = bench.start().await;
+        restore(&mut client, RestoreSnapshotRequest { name: "new".into(), ..from("base") }).await.unwrap();
+        let mut caller = client.clone();
+        let needs = tokio::spawn(async move { exec(&mut caller, vec![start("new", &["read", "4"])]).await });
+        // Its only vCPU waits from some moment on.
+        let refused = loop {
+            if let Err(status) = exec(&mut client, vec![start("new", &["echo"])]).await {
+                break status;
+            }
+        };
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        let names = refused.message().contains("run 4 ") && refused.message().contains(&kept.layers[0].id);
+        assert!(names, "{refused}");
+        needs.await.unwrap().unwrap_err();
+        lost(&mut client, "new", &kept.layers[0].id, 4).await;
     });
 }
 

@@ -7,7 +7,7 @@ use patina_proto::v1::{
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Status, Streaming};
 
-fn start(name: &str, argv: &[&str]) -> v1::ExecRequest {
+pub fn start(name: &str, argv: &[&str]) -> v1::ExecRequest {
     let argv = argv.iter().map(|word| (*word).to_owned()).collect();
     let start = v1::ExecStart { name: name.into(), argv, ..Default::default() };
     v1::ExecRequest { message: Some(exec_request::Message::Start(start)) }
@@ -17,7 +17,7 @@ fn stdin(bytes: &[u8]) -> v1::ExecRequest {
     v1::ExecRequest { message: Some(exec_request::Message::Stdin(bytes.into())) }
 }
 
-async fn exec(client: &mut Client, requests: Vec<v1::ExecRequest>) -> Result<(String, i32), Status> {
+pub async fn exec(client: &mut Client, requests: Vec<v1::ExecRequest>) -> Result<(String, i32), Status> {
     let mut answers = client.exec(tokio_stream::iter(requests)).await?.into_inner();
     let (mut output, mut code) = (String::new(), None);
     while let Some(ExecResponse { message: Some(message) }) = answers.message().await? {

@@ -11,12 +11,15 @@ use patina_snapshot::{
     directory::{Snapshot, create, unwatched},
     manifest::{Description, ImageRef},
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    net::{RecvFlags, recv},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open},
+};
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, OwnedFd, RawFd},
         unix::{
             fs::FileExt as _,
             net::{UnixListener, UnixStream},
@@ -102,6 +105,30 @@ impl Host {
             String::from_utf8_lossy(&environment).contains(&mark)
         };
         pids.into_iter().find(is_it).and_then(Pid::from_raw)
+    }
+
+    /// The sockets that the pager has open, by number.
+    pub fn sockets(&self) -> Vec<RawFd> {
+        let entries =
+            std::fs::read_dir(format!("/proc/{}/fd", self.pid().unwrap().as_raw_nonzero())).unwrap();
+        let is_socket = |path: &PathBuf| {
+            std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+        };
+        let sockets = entries.flatten().map(|entry| entry.path()).filter(is_socket);
+        sockets.map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect()
+    }
+
+    /// Reads in the pager's place what a vmm says first. False: none has said anything.
+    pub fn read_attach(&self) -> bool {
+        let pager = pidfd_open(self.pid().unwrap(), PidfdFlags::empty()).unwrap();
+        self.sockets().into_iter().any(|number| {
+            let socket = pidfd_getfd(&pager, number, PidfdGetfdFlags::empty()).unwrap();
+            let mut said = [0; 1024];
+            let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let length = recv(&socket, said.as_mut_slice(), peek).map_or(0, |(length, _)| length);
+            let is_it = matches!(serde_json::from_slice(&said[..length]), Ok(VmToPager::Attach { .. }));
+            is_it && recv(&socket, said.as_mut_slice(), RecvFlags::DONTWAIT).unwrap().0 == length
+        })
     }
 
     /// Sends the pager a signal. Which one it was.
@@ -265,16 +292,21 @@ fn attach(
     let attach = VmToPager::Attach { version: VERSION, tracks_writes: false };
     let mut line = serde_json::to_vec(&attach).unwrap();
     line.push(b'\n');
-    rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]).map_err(|error| error.to_string())?;
-    let mut said = String::new();
-    BufReader::new(&stream).read_line(&mut said).map_err(|error| error.to_string())?;
-    match serde_json::from_str(&said) {
-        Ok(PagerToVm::Attached) => {
-            *pager.lock().unwrap() = Some(stream);
-            Ok(())
+    let say = || rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]);
+    say().map_err(|error| error.to_string())?;
+    let mut reader = BufReader::new(&stream);
+    loop {
+        let mut said = String::new();
+        reader.read_line(&mut said).map_err(|error| error.to_string())?;
+        match serde_json::from_str(&said) {
+            Ok(PagerToVm::Attached) => break,
+            Ok(PagerToVm::AttachAgain) => say().map_err(|error| error.to_string())?,
+            other => return Err(format!("{other:?}")),
         }
-        other => Err(format!("{other:?}")),
     }
+    drop(reader);
+    *pager.lock().unwrap() = Some(stream);
+    Ok(())
 }
 
 /// Waits until something is so.

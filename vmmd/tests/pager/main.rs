@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-use tokio::{runtime::Runtime, time::timeout};
+use tokio::{runtime::Runtime, task::spawn_blocking, time::timeout};
 use uuid::Uuid;
 use vmmd::{
     pager::{Pager, book::LazyMemory, error::PagerError},
@@ -81,6 +81,30 @@ async fn a_vm_starts_although_the_pager_dies_before_the_vmm_has_reached_it() {
     let waits = vmm.read_beside(RUNS - 2);
     host.signal(Signal::KILL);
     assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_vm_starts_although_the_pager_dies_as_it_reads_what_the_vmm_says_first() {
+    let host = Host::new();
+    let pager = host.pager();
+    let generation = pager.generation(host.snapshot()).await.unwrap();
+    let (uuid, dir) = (Uuid::new_v4(), host.vm_dir("web"));
+    let before = host.sockets().len();
+    let (filling, memory) = pager.serve(uuid, &dir, &generation).await.unwrap();
+    let (filling, mut memory) = (filling.unwrap(), memory.unwrap());
+    until("the pager has the VM's socket", || host.sockets().len() > before).await;
+    let first = host.signal(Signal::STOP);
+    let starts = spawn_blocking(move || Vmm::start(dir, uuid, &generation, filling));
+    // It reads the line, and dies before it does anything about it.
+    until("the vmm asks to be served", || host.read_attach()).await;
+    host.signal(Signal::KILL);
+    let vmm = timeout(PATIENCE, starts).await.expect("the vmm is answered").unwrap();
+    assert!(host.pid().is_some_and(|pid| pid != first));
+    assert_eq!(vmm.read(RUNS - 1), word(RUNS - 1));
+    assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
+    drop((vmm, memory));
+    until("nothing of it is left", || host.open_layers() == 0 && host.sockets().len() == before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

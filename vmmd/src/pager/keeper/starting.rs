@@ -21,6 +21,14 @@ use std::{
 };
 use tokio::time::Instant;
 
+/// The pager's end of the socket of a VM that no pager serves yet.
+#[derive(Debug)]
+pub(super) struct Starting {
+    socket: OwnedFd,
+    /// A pager has had it, and may have read from it.
+    was_given: bool,
+}
+
 impl Keeper {
     /// Goes on with the pager that an earlier `vmmd` started, if there is one.
     pub(super) async fn take_over(&mut self) -> Result<(), PagerError> {
@@ -133,7 +141,7 @@ impl Keeper {
             return Ok(());
         }
         let (theirs, socket) = UnixStream::pair()?;
-        pager.attach(&vm, layers, age, &theirs.into()).await?;
+        pager.attach(&vm, layers, age, (&theirs.into(), false)).await?;
         let (book, number) = (Arc::clone(&self.book), self.number);
         tokio::spawn(async move {
             if let Err(error) = control_client::attach_pager(&dir, socket.into(), 2 * PATIENCE).await {
@@ -144,22 +152,23 @@ impl Keeper {
     }
 
     /// The socket for a vmm that is about to start. The pager gets the other end, which is kept
-    /// until the pager serves the VM: if it ends before, another one goes on with the same socket,
-    /// and the vmm notices nothing.
+    /// until the pager serves the VM: if it ends before, another one goes on with the same socket.
+    /// The vmm is asked for what the first one may have read of it.
     pub(super) fn begin_vm(&mut self, vm: &Id) -> Result<OwnedFd, PagerError> {
         let (theirs, socket) = UnixStream::pair()?;
-        self.starting.insert(vm.clone(), theirs.into());
+        self.starting.insert(vm.clone(), Starting { socket: theirs.into(), was_given: false });
         Ok(socket.into())
     }
 
     /// Gives the pager its end of the socket of a VM that is about to start. False: it is none of
     /// those.
     pub(super) async fn attach_starting(&mut self, vm: &Id) -> Result<bool, PagerError> {
-        let Some(socket) = self.starting.get(vm) else { return Ok(false) };
+        let Some(Starting { socket, was_given }) = self.starting.get_mut(vm) else { return Ok(false) };
         if let (Some(pager), Some((layers, _, age))) = (&mut self.pager, self.book.vm(vm))
             && !pager.attached.contains(vm)
         {
-            pager.attach(vm, layers, age, socket).await?;
+            let is_again = std::mem::replace(was_given, true);
+            pager.attach(vm, layers, age, (socket, is_again)).await?;
         }
         Ok(true)
     }

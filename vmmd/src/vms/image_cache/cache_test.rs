@@ -112,7 +112,7 @@ fn an_image_that_is_not_what_it_was_is_removed_as_it_is_looked_for() {
 fn an_image_is_read_whole_once_and_not_after_it_was_made() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path(), 1 << 30);
-    make(&cache, 1, 4096);
+    let place = make(&cache, 1, 4096);
     cache.made(key(1));
     let checked = || lock(&cache.inner).checked.get(&key(1)).cloned();
     let made = checked().unwrap();
@@ -122,6 +122,10 @@ fn an_image_is_read_whole_once_and_not_after_it_was_made() {
     let other = open(folder.path(), 1 << 30);
     assert!(other.find(key(1)).is_some());
     assert_eq!(lock(&other.inner).checked.get(&key(1)), Some(&made));
+    // What looks as it did is not read again: not even what is wrong is found.
+    layer(&place).write_all_at(b"x", 100).unwrap();
+    lock(&other.inner).checked.insert(key(1), super::stamp(&place).unwrap());
+    assert!(other.find(key(1)).is_some());
 }
 
 #[test]

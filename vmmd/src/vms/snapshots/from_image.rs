@@ -148,7 +148,7 @@ impl Host {
             }
             Error::Start { source: ControlError::Died(exit), .. } => !exit.is_kill(),
             Error::Start { source, .. } => {
-                matches!(source, ControlError::Refused(_) | ControlError::Memory(_))
+                matches!(source, ControlError::Refused(_) | ControlError::Memory(_) | ControlError::Lost(_))
             }
             _ => false,
         };
