@@ -52,7 +52,8 @@ impl Cluster {
     /// # Errors
     /// The ledger cannot be read.
     pub fn open(options: &Options, state: &StateDir) -> Result<Self, ClusterError> {
-        let info = info(options, state.host_id()?, identity(state.path()));
+        let identity = identity(state.path());
+        let info = info(options, state.host_id(&identity.machine)?, identity);
         if let Some(target) = &options.scheduler {
             let tickets = Tickets::new(client::connect(target), info, target.to_string());
             return Ok(Self { tickets, embedded: None });
