@@ -5,7 +5,7 @@
 //! answer of that batch is sent. If storing fails, the shell answers UNAVAILABLE and loads the core
 //! from the store again.
 
-pub use super::error::{CoreError, Free};
+pub use super::error::{Closed, CoreError, Free};
 pub use super::limits::*;
 pub use super::present::{HostInfo, Present, Running, UnixMs};
 use super::{

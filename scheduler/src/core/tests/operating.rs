@@ -93,3 +93,30 @@ fn a_silent_host_is_fenced_at_once_and_one_that_is_up_is_not() {
     world.host_with(info(1, 4), vec![running(&used, 1)]);
     assert_eq!((world.state(used.id), world.core.hosts()[0].standing), (State::Used, Standing::Up));
 }
+
+#[test]
+fn a_refusal_counts_the_hosts_that_are_granted_nothing() {
+    let closed = |world: &mut World, demand: Demand| match world.request(demand).unwrap_err() {
+        CoreError::NoCapacity { closed, .. } => (closed.suspect, closed.cordoned, closed.lost),
+        error => panic!("{error}"),
+    };
+    let mut world = World::new();
+    for host in 1..=5 {
+        world.host(host, 1);
+    }
+    world.down(id(4));
+    world.fence(id(4)).unwrap();
+    world.request(demand(4, 4)).unwrap();
+    assert_eq!(closed(&mut world, demand(1, 1)), (0, 0, 1));
+    world.down(id(1));
+    world.schedule(id(2), Scheduling::Cordoned).unwrap();
+    world.schedule(id(3), Scheduling::Cordoned).unwrap();
+    assert_eq!(closed(&mut world, demand(1, 1)), (1, 2, 1));
+    // Of those that are named.
+    let named = Demand { hosts: vec![id(2), id(4), id(5)], ..demand(1, 1) };
+    assert_eq!(closed(&mut world, named), (0, 1, 1));
+    world.restart(options());
+    assert_eq!(closed(&mut world, demand(1, 1)), (4, 0, 1), "they have not come back yet");
+    world.host(2, 0);
+    assert_eq!(closed(&mut world, demand(1, 1)), (3, 1, 1));
+}
