@@ -54,6 +54,8 @@ pub struct Host {
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
     pub tickets: BTreeSet<Uuid>,
+    /// The families whose master lives there, as it has said it last.
+    pub masters: BTreeSet<Uuid>,
     /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's
     /// epoch.
     ghosts: BTreeMap<(Uuid, u32), (Running, u64)>,
@@ -363,10 +365,11 @@ impl Hosts {
         });
     }
 
-    /// A host lives.
-    pub fn see(&mut self, id: HostId, now: UnixMs) {
+    /// A host lives, and may say which masters it has.
+    pub fn see(&mut self, id: HostId, now: UnixMs, masters: Option<BTreeSet<Uuid>>) {
         if let Some(host) = self.hosts.get_mut(&id) {
             host.seen = now;
+            host.masters = masters.unwrap_or_else(|| std::mem::take(&mut host.masters));
         }
     }
 

@@ -273,7 +273,7 @@ impl World {
 
     pub fn beat(&mut self, host: HostId) {
         let epoch = self.hosts[&host];
-        self.apply(Command::HostBeat { host, epoch });
+        self.apply(Command::HostBeat { host, epoch, masters: None });
     }
 
     pub fn down(&mut self, host: HostId) {
