@@ -55,6 +55,14 @@ impl Host {
         Self::start_as(setup, &[], options)
     }
 
+    /// Starts `vmmd` with further options, in a network namespace of its own.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    pub fn start_apart(setup: &Setup, options: &[&str]) -> Result<Self, HostError> {
+        Self::start_as(setup, &["unshare", "--net"], options)
+    }
+
     fn start_as(setup: &Setup, wrapper: &[&str], options: &[&str]) -> Result<Self, HostError> {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let mut options = owned(options);

@@ -3,6 +3,7 @@
 //! - [`setup`]: the binaries and images in use, and what the machine lacks to run guests.
 //! - [`host`]: [`host::Host`], a private `vmmd` with its own socket and state directory.
 //! - [`scheduler`]: a private scheduler for several hosts.
+//! - [`link`]: a network link between them that can be cut.
 //! - [`vm`]: [`vm::Vm`], one VM of it: runs programs in it, examines it, ends it.
 //! - [`process`]: runs a program with a deadline and collects its output.
 //! - [`interrupt`]: cleans up after Ctrl-C; [`keeper`]: cleans up if the harness is killed.
@@ -19,6 +20,7 @@ pub mod interrupt;
 pub mod keeper;
 pub mod l1;
 pub mod leftovers;
+pub mod link;
 pub mod memfds;
 mod place;
 pub mod process;

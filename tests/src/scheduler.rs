@@ -54,7 +54,13 @@ impl Scheduler {
     /// What `vmmd --scheduler` takes.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("unix:{}", self.dir.path().join("scheduler.sock").display())
+        format!("unix:{}", self.socket().display())
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("scheduler.sock")
     }
 
     /// Kills it with SIGKILL, as a crash would.

@@ -71,11 +71,12 @@ impl Cluster {
     /// # Errors
     /// The ledger cannot be read, or the certificate is not for this host.
     pub fn open(options: &Options, state: &StateDir, security: &Security) -> Result<Self, ClusterError> {
+        let identity = identity(state.path());
         let host_id = match security {
-            Security::Tls(tls) => certified(state, tls, options.scheduler.is_some())?,
-            Security::Insecure | Security::UnixOnly => state.host_id(None)?,
+            Security::Tls(tls) => certified(state, tls, &identity.machine, options.scheduler.is_some())?,
+            Security::Insecure | Security::UnixOnly => state.host_id(&identity.machine, None)?,
         };
-        let info = info(options, host_id, identity(state.path()));
+        let info = info(options, host_id, identity);
         if let Some(target) = &options.scheduler {
             let target = target.clone().secured(security)?;
             let tickets = Tickets::new(client::connect(&target, security)?, info, target.to_string());
@@ -116,9 +117,9 @@ impl Cluster {
 
 /// The id of this host: a new one takes that of its certificate. A scheduler heeds no host that
 /// has another one.
-fn certified(state: &StateDir, tls: &Tls, is_member: bool) -> Result<Uuid, ClusterError> {
+fn certified(state: &StateDir, tls: &Tls, machine: &str, is_member: bool) -> Result<Uuid, ClusterError> {
     let certificate = tls.host_id()?;
-    let own = state.host_id(Some(certificate))?;
+    let own = state.host_id(machine, Some(certificate))?;
     if is_member && own != certificate {
         return Err(ClusterError::OtherHost { certificate, own });
     }

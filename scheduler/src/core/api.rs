@@ -5,7 +5,7 @@
 //! answer of that batch is sent. If storing fails, the shell answers UNAVAILABLE and loads the core
 //! from the store again.
 
-pub use super::error::{CoreError, Free};
+pub use super::error::{Closed, CoreError, Free};
 pub use super::limits::*;
 pub use super::present::{HostInfo, Present, Running, UnixMs};
 use super::{
@@ -13,6 +13,7 @@ use super::{
     state::HostState,
     ticket::{HostId, Policy, State, Ticket, VmEnd},
 };
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// A call that waits for its answer; chosen by the shell, never the same twice.
@@ -174,6 +175,8 @@ pub enum Command {
         host: HostId,
         /// The epoch of the host's registration.
         epoch: u64,
+        /// The families whose master lives there; None: the same as before.
+        masters: Option<BTreeSet<Uuid>>,
     },
     /// A host's connection has ended: it is suspect until it is back, or is given up.
     HostDown {
@@ -309,6 +312,8 @@ pub struct HostChange {
     pub clones: Vec<(Uuid, Uuid, u32)>,
     /// How many tickets were taken back.
     pub released: u32,
+    /// The families whose master lives there, as the host has said it last.
+    pub masters: Vec<Uuid>,
 }
 
 /// What the shell has to do.

@@ -14,6 +14,59 @@ pub struct Free {
     pub vms: u64,
 }
 
+/// How many hosts that might have room are granted nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Hosts that are silent.
+    pub suspect: u64,
+    /// Hosts that are up, and cordoned or draining.
+    pub cordoned: u64,
+    /// Hosts that were given up.
+    pub lost: u64,
+}
+
+impl Closed {
+    /// One more, or one less, that is as this says.
+    pub(super) fn add(&mut self, other: Self) {
+        self.suspect = self.suspect.saturating_add(other.suspect);
+        self.cordoned = self.cordoned.saturating_add(other.cordoned);
+        self.lost = self.lost.saturating_add(other.lost);
+    }
+
+    pub(super) fn subtract(&mut self, other: Self) {
+        self.suspect = self.suspect.saturating_sub(other.suspect);
+        self.cordoned = self.cordoned.saturating_sub(other.cordoned);
+        self.lost = self.lost.saturating_sub(other.lost);
+    }
+
+    /// Which hosts these are, as part of a message; empty: none.
+    fn said(&self) -> String {
+        let kinds = [
+            (self.suspect, "suspect (they do not answer)"),
+            (self.cordoned, "cordoned or draining"),
+            (self.lost, "lost"),
+        ];
+        let some = kinds.iter().filter(|(count, _)| *count > 0);
+        let some: Vec<_> = some.map(|(count, what)| format!("{count} {what}")).collect();
+        if some.is_empty() {
+            return String::new();
+        }
+        format!("; hosts that are granted nothing: {}", some.join(", "))
+    }
+
+    /// What to do about them.
+    fn advice(&self) -> &'static str {
+        match (self.cordoned > 0, self.suspect.saturating_add(self.lost) > 0) {
+            (false, false) => "",
+            (true, false) => ", or bring hosts back: `vmctl host uncordon`",
+            (false, true) => ", or bring hosts back: `vmctl host ls` shows which do not answer",
+            (true, true) => {
+                ", or bring hosts back: `vmctl host uncordon`, and `vmctl host ls` shows which do not answer"
+            }
+        }
+    }
+}
+
 /// Why the core refuses a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoreError {
@@ -162,12 +215,14 @@ pub enum CoreError {
         min_cpus_per_vm: u32,
     },
     /// The hosts had no room for the request in time.
-    #[error("request a ticket: there is no capacity for {min_vms} VMs now; free are {} CPUs and {} MiB, enough for {} such VMs; end some VMs, wait longer, or ask for fewer", free.cpus, free.memory_mib, free.vms)]
+    #[error("request a ticket: there is no capacity for {min_vms} VMs now; free are {} CPUs and {} MiB, enough for {} such VMs{}; end some VMs, wait longer, or ask for fewer{}", free.cpus, free.memory_mib, free.vms, closed.said(), closed.advice())]
     NoCapacity {
         /// The fewest VMs that the request takes.
         min_vms: u32,
         /// What was free on all hosts at the end of the wait.
         free: Free,
+        /// The hosts that are granted nothing, of those that may be chosen.
+        closed: Closed,
     },
     /// The hosts that may be chosen are granted nothing, as an operator wants it.
     #[error(

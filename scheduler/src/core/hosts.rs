@@ -10,7 +10,7 @@
 //! as well, until the host reports that it is gone.
 
 use super::{
-    api::{Free, HostInfo, Options, Running, UnixMs},
+    api::{Closed, Free, HostInfo, Options, Running, UnixMs},
     record::{HostRecord, Scheduling},
     room::{ByRoom, Held, Load, Room},
     state::{HostState, Standing},
@@ -54,6 +54,8 @@ pub struct Host {
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
     pub tickets: BTreeSet<Uuid>,
+    /// The families whose master lives there, as it has said it last.
+    pub masters: BTreeSet<Uuid>,
     /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's
     /// epoch.
     ghosts: BTreeMap<(Uuid, u32), (Running, u64)>,
@@ -90,6 +92,12 @@ impl Host {
     /// Whether it may be granted something again.
     fn is_away(&self) -> bool {
         !self.is_usable() && self.link != Link::Lost
+    }
+
+    /// As what it counts where it is granted nothing.
+    pub fn closed(&self) -> Closed {
+        let is = |standing| u64::from(self.standing() == standing && !self.is_usable());
+        Closed { suspect: is(Standing::Suspect), cordoned: is(Standing::Up), lost: is(Standing::Lost) }
     }
 
     /// What is stored of it.
@@ -139,6 +147,8 @@ pub struct Hosts {
     free_memory_mib: u64,
     usable: u64,
     up: u64,
+    /// Of those that are not usable.
+    closed: Closed,
     /// Those that may be usable again: expected, suspect, cordoned or draining.
     away: BTreeSet<HostId>,
     /// What tickets of a family hold where.
@@ -181,6 +191,11 @@ impl Hosts {
         self.usable == 0
     }
 
+    /// Those that are granted nothing.
+    pub fn closed(&self) -> Closed {
+        self.closed
+    }
+
     /// Those that may be usable again.
     pub fn away(&self) -> &BTreeSet<HostId> {
         &self.away
@@ -220,12 +235,15 @@ impl Hosts {
 
     /// Changes a host, known before or not; the indexes follow.
     fn update<T>(&mut self, id: HostId, change: impl FnOnce(&mut Host) -> T) -> T {
+        let closed = self.hosts.get(&id).map(Host::closed).unwrap_or_default();
+        self.closed.subtract(closed);
         let host = self.hosts.entry(id).or_default();
         let (was, was_up, room, size) = (host.is_usable(), host.link == Link::Up, host.room(), host.capacity);
         let result = change(host);
         let (is, is_up, new_room, new_size) =
             (host.is_usable(), host.link == Link::Up, host.room(), host.capacity);
         let is_away = host.is_away();
+        self.closed.add(host.closed());
         if was {
             self.rooms.remove(id, room);
             self.free_cpus = self.free_cpus.saturating_sub(room.cpus.into());
@@ -293,7 +311,7 @@ impl Hosts {
             // Named twice it is one, of the size that was named first.
             if let Entry::Vacant(place) = host.ghosts.entry((ghost.ticket, ghost.vmid)) {
                 place.insert((ghost, epoch));
-                host.held.add(size(&ghost));
+                host.held.add(Held::of(1, ghost.vcpus, ghost.memory_mib));
             }
         });
     }
@@ -305,7 +323,7 @@ impl Hosts {
         }
         self.update(id, |host| {
             if let Some((ghost, _)) = host.ghosts.remove(&clone) {
-                host.held.subtract(size(&ghost));
+                host.held.subtract(Held::of(1, ghost.vcpus, ghost.memory_mib));
             }
         });
         true
@@ -314,14 +332,14 @@ impl Hosts {
     /// A host has registered.
     pub fn come_up(&mut self, info: HostInfo, epoch: u64, now: UnixMs, options: &Options) {
         self.update(info.id, |host| {
-            host.capacity = capacity(&info, options);
+            host.capacity = Room::of(&info, options);
             host.info = Some(info);
             if host.link != Link::Up {
                 (host.link, host.since) = (Link::Up, now);
             }
             (host.epoch, host.seen) = (epoch, now);
             for (ghost, _) in std::mem::take(&mut host.ghosts).into_values() {
-                host.held.subtract(size(&ghost));
+                host.held.subtract(Held::of(1, ghost.vcpus, ghost.memory_mib));
             }
         });
     }
@@ -340,17 +358,18 @@ impl Hosts {
     pub fn recall(&mut self, record: &HostRecord, now: UnixMs, options: &Options) {
         let HostRecord { id, info, scheduling, scheduling_unix_ms, lost_unix_ms } = record.clone();
         self.update(id, |host| {
-            host.capacity = info.as_ref().map(|info| capacity(info, options)).unwrap_or_default();
+            host.capacity = info.as_ref().map(|info| Room::of(info, options)).unwrap_or_default();
             host.info = info;
             (host.scheduling, host.scheduling_since) = (scheduling, scheduling_unix_ms);
             (host.link, host.since) = lost_unix_ms.map_or((Link::Expected, now), |lost| (Link::Lost, lost));
         });
     }
 
-    /// A host lives.
-    pub fn see(&mut self, id: HostId, now: UnixMs) {
+    /// A host lives, and may say which masters it has.
+    pub fn see(&mut self, id: HostId, now: UnixMs, masters: Option<BTreeSet<Uuid>>) {
         if let Some(host) = self.hosts.get_mut(&id) {
             host.seen = now;
+            host.masters = masters.unwrap_or_else(|| std::mem::take(&mut host.masters));
         }
     }
 
@@ -366,20 +385,8 @@ impl Hosts {
         let is_over = |host: &Host| {
             host.link == Link::Lost && host.tickets.is_empty() && host.scheduling == Scheduling::Open
         };
-        self.hosts.get(&id).is_some_and(is_over) && self.hosts.remove(&id).is_some()
-    }
-}
-
-fn size(clone: &Running) -> Held {
-    Held::of(1, clone.vcpus, clone.memory_mib)
-}
-
-fn capacity(info: &HostInfo, options: &Options) -> Room {
-    let percent = |number: u64, percent: u32| number.saturating_mul(percent.into()) / 100;
-    let cpus = percent(info.cpus.into(), info.cpu_percent.unwrap_or(options.cpu_percent));
-    Room {
-        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-        memory_mib: percent(info.memory_mib, info.memory_percent.unwrap_or(options.memory_percent)),
-        vms: info.max_vms.unwrap_or(u32::MAX),
+        let Some(host) = self.hosts.get(&id).filter(|host| is_over(host)) else { return false };
+        self.closed.subtract(host.closed());
+        self.hosts.remove(&id).is_some()
     }
 }

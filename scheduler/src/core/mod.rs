@@ -147,7 +147,7 @@ impl Core {
                 self.answer_ticket(waiter, answer, out);
             }
             Command::HostUp { waiter, info, present } => self.host_up(waiter, info, &present, out),
-            Command::HostBeat { host, epoch } => self.host_beat(host, epoch, out),
+            Command::HostBeat { host, epoch, masters } => self.host_beat(host, epoch, masters, out),
             Command::HostDown { host, epoch } => self.host_down(host, epoch),
             Command::SetScheduling { waiter, host, scheduling } => {
                 let answer = self.set_scheduling(host, scheduling, out);

@@ -66,7 +66,8 @@ impl Core {
             let here = ticket.live().filter(|(_, place)| *place == host);
             here.map(|(vmid, _)| (ticket.id, ticket.family, vmid))
         });
-        Ok(HostChange { clones: clones.collect(), state, released })
+        let masters = self.hosts.get(host).into_iter().flat_map(|host| &host.masters).copied().collect();
+        Ok(HostChange { clones: clones.collect(), state, released, masters })
     }
 
     /// What is to be stored of a host; None: it is not known, or nothing is.

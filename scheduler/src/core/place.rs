@@ -4,7 +4,7 @@
 //! with capacity for one VM, and no more of them than the request needs.
 
 use super::{
-    api::Free,
+    api::{Closed, Free},
     hosts::{Host, Hosts},
     room::{Held, Room},
     ticket::{HostId, Policy},
@@ -108,6 +108,17 @@ pub fn free_for(hosts: &Hosts, want: &Want) -> Free {
         cpus: sum.cpus.saturating_add(room.cpus.into()),
         memory_mib: sum.memory_mib.saturating_add(room.memory_mib),
         vms: sum.vms.saturating_add(vms(room)),
+    })
+}
+
+/// How many of the hosts where it could be placed are granted nothing.
+pub fn closed_for(hosts: &Hosts, want: &Want) -> Closed {
+    if want.only.is_empty() {
+        return hosts.closed();
+    }
+    want.only.iter().filter_map(|id| hosts.get(*id)).fold(Closed::default(), |mut sum, host| {
+        sum.add(host.closed());
+        sum
     })
 }
 

@@ -91,6 +91,7 @@ impl Core {
         if let Some(masters) = masters {
             self.lose_masters(host, |family| !masters.contains(&family), out);
         }
+        self.hosts.see(host, self.now, masters.clone());
         self.answer(waiter, Ok(Reply::Registered(epoch)), out);
         if let Some(epoch) = before {
             out.push(Effect::Cut { host, epoch });
@@ -233,9 +234,15 @@ impl Core {
     }
 
     /// A host lives.
-    pub(super) fn host_beat(&mut self, host: HostId, epoch: u64, out: &mut Vec<Effect>) {
+    pub(super) fn host_beat(
+        &mut self,
+        host: HostId,
+        epoch: u64,
+        masters: Option<BTreeSet<Uuid>>,
+        out: &mut Vec<Effect>,
+    ) {
         if self.hosts.up(host).is_some_and(|host| host.epoch == epoch) {
-            self.hosts.see(host, self.now);
+            self.hosts.see(host, self.now, masters);
             self.renew_lease(host);
             self.say_kills(host, out);
         }

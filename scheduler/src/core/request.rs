@@ -2,9 +2,9 @@
 
 use super::{
     Core,
-    api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, TICKET_VMS_MAX, Waiter},
+    api::{Closed, CoreError, Demand, Effect, FAMILY_TICKETS_MAX, TICKET_VMS_MAX, Waiter},
     error::Free,
-    place::{Want, could, free_for},
+    place::{Want, closed_for, could, free_for},
     state::Standing,
     ticket::HostId,
     waiting::{Kind, Place},
@@ -118,10 +118,18 @@ impl Core {
         let want = self.queue.get(request).map(|request| &request.want);
         let error = want.map(|want| match self.all_closed(want) {
             Some(error) => error,
-            None => CoreError::NoCapacity { min_vms: want.min, free: free_for(&self.hosts, want) },
+            None => CoreError::NoCapacity {
+                min_vms: want.min,
+                free: free_for(&self.hosts, want),
+                closed: closed_for(&self.hosts, want),
+            },
         });
         self.leave_request(request, waiter);
-        error.unwrap_or(CoreError::NoCapacity { min_vms: 0, free: Free::default() })
+        error.unwrap_or(CoreError::NoCapacity {
+            min_vms: 0,
+            free: Free::default(),
+            closed: Closed::default(),
+        })
     }
 
     /// Why none of the hosts that are named may be granted anything; None: one may, or none is

@@ -1,6 +1,9 @@
 //! The free capacity of hosts, and the hosts in its order.
 
-use super::ticket::{HostId, Ticket};
+use super::{
+    api::{HostInfo, Options},
+    ticket::{HostId, Ticket},
+};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -16,6 +19,17 @@ pub struct Room {
 }
 
 impl Room {
+    /// What a host has that may be granted, overcommit included.
+    pub fn of(info: &HostInfo, options: &Options) -> Self {
+        let percent = |number: u64, percent: u32| number.saturating_mul(percent.into()) / 100;
+        let cpus = percent(info.cpus.into(), info.cpu_percent.unwrap_or(options.cpu_percent));
+        Self {
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            memory_mib: percent(info.memory_mib, info.memory_percent.unwrap_or(options.memory_percent)),
+            vms: info.max_vms.unwrap_or(u32::MAX),
+        }
+    }
+
     /// How many VMs of a size fit in.
     pub fn fit(&self, vcpus: u32, memory_mib: u32) -> u32 {
         let by_memory = self.memory_mib / u64::from(memory_mib.max(1));

@@ -276,7 +276,7 @@ async fn hosts_are_heard_however_many_calls_are_under_way() {
     assert!(matches!(refused, Refusal::Busy { most: CALLS_MAX }), "{refused}");
     let (epoch, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
     let host = host(1).id;
-    engine.host_beat(host, epoch).await.unwrap();
+    engine.host_beat(host, epoch, None).await.unwrap();
     engine.ended(host, epoch, vec![(Uuid::nil(), 1, VmEnd::Ended)], vec![Uuid::nil()]).await.unwrap();
 }
 

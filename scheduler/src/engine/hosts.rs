@@ -10,6 +10,7 @@ use crate::core::{
     record::Scheduling,
     ticket::{HostId, VmEnd},
 };
+use std::collections::BTreeSet;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -39,9 +40,14 @@ impl Engine {
         changed(self.call(None, |waiter| Command::FenceHost { waiter, host }).await?)
     }
 
-    /// A host lives.
-    pub async fn host_beat(&self, host: HostId, epoch: u64) -> Result<(), Refusal> {
-        self.send(Message::Beat(host, epoch)).await
+    /// A host lives; it says which masters it has, if that has changed.
+    pub async fn host_beat(
+        &self,
+        host: HostId,
+        epoch: u64,
+        masters: Option<BTreeSet<Uuid>>,
+    ) -> Result<(), Refusal> {
+        self.send(Message::Beat(host, epoch, masters)).await
     }
 
     /// A host's connection has ended.

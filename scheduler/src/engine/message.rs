@@ -8,7 +8,7 @@ use crate::{
     },
     store::{JoinData, StoreError},
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -202,8 +202,8 @@ pub(super) struct Call {
 pub(super) enum Message {
     /// The core, and who waits for it.
     Call(Box<Call>),
-    /// A host lives, with the epoch of its registration.
-    Beat(HostId, u64),
+    /// A host lives: the epoch of its registration, and its masters if they have changed.
+    Beat(HostId, u64, Option<BTreeSet<Uuid>>),
     /// What is in the ledger.
     Ask(Query),
     /// The engine is to stop.

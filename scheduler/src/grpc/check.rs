@@ -8,7 +8,7 @@ use crate::core::{
     ticket::{Policy, VmEnd},
 };
 use patina_proto::v1;
-use std::ops::RangeInclusive;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -86,6 +86,11 @@ impl Check {
         if values.len() > most {
             self.wrong(field, format!("{} are more than {most}", values.len()));
         }
+    }
+
+    fn masters(&mut self, masters: &v1::Masters) -> BTreeSet<Uuid> {
+        self.count("masters.families", &masters.families, CLONES_MAX);
+        masters.families.iter().take(CLONES_MAX).map(|id| self.uuid("masters.families", id)).collect()
     }
 
     fn text(&mut self, field: &str, text: String, most: usize) -> String {
@@ -251,11 +256,15 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
     });
     let running = running.collect();
     let making = register.making.iter().take(CLONES_MAX).map(|id| check.uuid("making", id)).collect();
-    let masters = register.masters.map(|masters| {
-        check.count("masters.families", &masters.families, CLONES_MAX);
-        masters.families.iter().take(CLONES_MAX).map(|id| check.uuid("masters.families", id)).collect()
-    });
+    let masters = register.masters.map(|masters| check.masters(&masters));
     check.done((info, Present { running, making, masters }))
+}
+
+/// What a host says when it beats: the masters that it has, if these have changed.
+pub(super) fn beat(beat: v1::Beat) -> Result<Option<BTreeSet<Uuid>>, Status> {
+    let mut check = Check::default();
+    let masters = beat.masters.map(|masters| check.masters(&masters));
+    check.done(masters)
 }
 
 /// VMs of a host that have ended.

@@ -185,3 +185,17 @@ fn pages_have_bounds_and_tokens_are_ours() {
     assert_eq!(fields(&ticket_token("7").unwrap_err()), ["page_token"]);
     assert_eq!(fields(&host_token("7").unwrap_err()), ["page_token"]);
 }
+
+#[test]
+fn a_beat_names_masters_or_none() {
+    let of = |families: Option<Vec<String>>| {
+        beat(v1::Beat { masters: families.map(|families| v1::Masters { families }) })
+    };
+    let family = Uuid::from_u128(7);
+    assert_eq!(of(None).unwrap(), None);
+    assert_eq!(of(Some(vec![])).unwrap(), Some([].into()));
+    assert_eq!(of(Some(vec![family.to_string()])).unwrap(), Some([family].into()));
+    assert_eq!(fields(&of(Some(vec!["x".into()])).unwrap_err()), ["masters.families"]);
+    let many = vec![family.to_string(); CLONES_MAX + 1];
+    assert_eq!(fields(&of(Some(many)).unwrap_err()), ["masters.families"]);
+}

@@ -73,13 +73,18 @@ fn scheduling(scheduling: Scheduling) -> v1::HostScheduling {
 }
 
 pub(super) fn host_change(change: HostChange) -> v1::HostChange {
-    let HostChange { state, clones, released } = change;
+    let HostChange { state, clones, released, masters } = change;
     let clones = clones.into_iter().map(|(ticket, family, vmid)| v1::HostClone {
         ticket: ticket.to_string(),
         family: family.to_string(),
         vmid,
     });
-    v1::HostChange { clones: clones.collect(), host: Some(host(state)), released_tickets: released }
+    v1::HostChange {
+        clones: clones.collect(),
+        host: Some(host(state)),
+        released_tickets: released,
+        masters: masters.iter().map(ToString::to_string).collect(),
+    }
 }
 
 fn standing(standing: Standing) -> v1::HostState {

@@ -81,7 +81,7 @@ async fn session(
 async fn hear(registration: &Registration<'_>, message: HostMessage, out: &Out) -> Result<(), Status> {
     let Registration { engine, host, epoch } = *registration;
     match message.message {
-        Some(Message::Beat(_)) => Ok(engine.host_beat(host, epoch).await?),
+        Some(Message::Beat(beat)) => Ok(engine.host_beat(host, epoch, check::beat(beat)?).await?),
         Some(Message::Ended(ended)) => {
             let check::Ended { clones, masters } = check::ended(&ended)?;
             engine.ended(host, epoch, clones, masters).await?;

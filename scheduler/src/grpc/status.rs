@@ -71,7 +71,11 @@ impl From<Refusal> for Status {
         let mut details = ErrorDetails::new();
         let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);
         let mut metadata = HashMap::from([("operation".to_owned(), operation.to_owned())]);
-        if let Refusal::Core(CoreError::NoCapacity { free, .. }) = &refusal {
+        if let Refusal::Core(CoreError::NoCapacity { free, closed, .. }) = &refusal {
+            let hosts = [("suspect", closed.suspect), ("cordoned", closed.cordoned), ("lost", closed.lost)];
+            for (what, count) in hosts {
+                metadata.insert(format!("{what}_hosts"), count.to_string());
+            }
             let free = [("cpus", free.cpus), ("memory_mib", free.memory_mib), ("vms", free.vms)];
             for (what, amount) in free {
                 metadata.insert(format!("free_{what}"), amount.to_string());
@@ -216,14 +220,18 @@ fn field(refusal: &Refusal) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{core::api::Free, store::StoreError};
+    use crate::{
+        core::api::{Closed, Free},
+        store::StoreError,
+    };
     use std::sync::Arc;
     use uuid::Uuid;
 
     #[test]
     fn no_capacity_says_what_is_free_and_when_to_ask_again() {
         let free = Free { cpus: 3, memory_mib: 100, vms: 1 };
-        let status = Status::from(Refusal::Core(CoreError::NoCapacity { min_vms: 4, free }));
+        let closed = Closed::default();
+        let status = Status::from(Refusal::Core(CoreError::NoCapacity { min_vms: 4, free, closed }));
         assert_eq!(status.code(), Code::ResourceExhausted);
         let info = status.get_details_error_info().unwrap();
         assert_eq!((info.reason.as_str(), info.metadata["free_vms"].as_str()), ("NO_CAPACITY", "1"));
@@ -234,6 +242,29 @@ mod tests {
         );
         assert_eq!(status.get_details_retry_info().unwrap().retry_delay, Some(RETRY));
         assert!(status.get_details_localized_message().unwrap().message.contains("ask for fewer"));
+        assert!(!status.message().contains("hosts"), "{status}");
+    }
+
+    #[test]
+    fn no_capacity_says_which_hosts_are_granted_nothing_and_what_to_do() {
+        let of = |suspect, cordoned, lost| {
+            let closed = Closed { suspect, cordoned, lost };
+            let free = Free::default();
+            Status::from(Refusal::Core(CoreError::NoCapacity { min_vms: 1, free, closed }))
+        };
+        let all = of(1, 2, 3);
+        for text in [
+            "; hosts that are granted nothing: 1 suspect (they do not answer), 2 cordoned or draining, 3 lost; ",
+            "`vmctl host uncordon`",
+            "`vmctl host ls` shows which do not answer",
+        ] {
+            assert!(all.message().contains(text), "{all}");
+        }
+        let metadata = all.get_details_error_info().unwrap().metadata;
+        let hosts = ["suspect_hosts", "cordoned_hosts", "lost_hosts"].map(|name| metadata[name].as_str());
+        assert_eq!(hosts, ["1", "2", "3"]);
+        assert!(!of(1, 0, 0).message().contains("cordon"));
+        assert!(!of(0, 1, 0).message().contains("answer"));
     }
 
     #[test]

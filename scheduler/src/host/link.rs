@@ -40,11 +40,15 @@ const ENDED_IN_MESSAGE: usize = 256;
 /// registration, but not how they ended.
 const ENDED_MAX: usize = 65_536;
 
-/// The clones of a host, as its [`HostLink`] needs them. Both are called from a tokio task and must
+/// The clones of a host, as its [`HostLink`] needs them. All are called from a tokio task and must
 /// not block.
 pub trait Clones: Send + Sync + 'static {
     /// All clones of this host, for a registration: the ledger counts any other clone as ended.
     fn present(&self) -> Present;
+    /// The families whose master lives here now; None: not known.
+    fn masters(&self) -> Option<Vec<String>> {
+        self.present().masters
+    }
     /// Ends these clones. Their ends are reported with [`HostLink::ended`], like all others.
     fn kill(&self, order: KillClones);
 }
@@ -198,6 +202,8 @@ struct Session {
     beat: Duration,
     /// What was said and is not noted yet.
     said: Option<(u64, Vec<EndedClone>)>,
+    /// The masters that were said last.
+    masters: Option<Masters>,
 }
 
 impl Keeper {
@@ -247,7 +253,9 @@ impl Keeper {
         // A few messages at most wait: beats that find no room are left out, and ended clones are
         // said one message at a time.
         let (messages, outgoing) = mpsc::channel(8);
-        say(&messages, Message::Register(self.present()));
+        let present = self.present();
+        let masters = present.masters.clone();
+        say(&messages, Message::Register(present));
         let mut orders = self.client.register_host(ReceiverStream::new(outgoing)).await?.into_inner();
         let Some(HostOrder { order: Some(Order::Registered(registered)) }) = orders.message().await? else {
             return Err(Status::internal("the scheduler's first order is not `registered`"));
@@ -261,7 +269,7 @@ impl Keeper {
         );
         self.state.send_replace(Registration::Registered { epoch: registered.epoch, lease });
         let beat = lease.map_or(BEAT, |lease| (lease / 3).max(Duration::from_millis(1)));
-        Ok(Session { messages, orders, beat, said: None })
+        Ok(Session { messages, orders, beat, said: None, masters })
     }
 
     /// Clones whose end is not noted yet count as running: so the ledger hears how they ended, not
@@ -283,15 +291,22 @@ impl Keeper {
                 // In this order, so that a simulation goes the same way each time, and no number of
                 // orders keeps a beat back.
                 biased;
-                _ = beats.tick() => {
-                    say(&session.messages, Message::Beat(Beat {}));
-                }
+                _ = beats.tick() => self.beat(session),
                 order = session.orders.message() => match order? {
                     Some(order) => self.obey(session, order),
                     None => return Ok(()),
                 },
                 () = self.ended.more.notified() => {}
             }
+        }
+    }
+
+    /// Says that the host lives, and which masters it has if there are others than it said last.
+    fn beat(&self, session: &mut Session) {
+        let now = self.clones.masters().map(|families| Masters { families });
+        let masters = now.filter(|now| session.masters.as_ref() != Some(now));
+        if say(&session.messages, Message::Beat(Beat { masters: masters.clone() })) && masters.is_some() {
+            session.masters = masters;
         }
     }
 

@@ -135,7 +135,7 @@ async fn hosts_that_say_the_wrong_thing() {
         }
     };
     assert_eq!(why(say(vec![]).await), invalid());
-    assert_eq!(why(say(vec![Message::Beat(patina_proto::v1::Beat {})]).await), invalid());
+    assert_eq!(why(say(vec![Message::Beat(patina_proto::v1::Beat::default())]).await), invalid());
     let nobody = Message::Register(patina_proto::v1::Register::default());
     assert_eq!(why(say(vec![nobody]).await), invalid());
     let unuse = UnuseTicketRequest { id: "x".into(), ..UnuseTicketRequest::default() };

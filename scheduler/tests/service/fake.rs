@@ -24,13 +24,16 @@ pub struct FakeHost {
     client: HostClient,
     link: OnceLock<HostLink>,
     running: Mutex<Vec<RunningClone>>,
+    /// The families whose master it has; None: it does not say.
+    pub masters: Mutex<Option<Vec<String>>>,
     /// Kill orders are obeyed only while this is set.
     obeys: Mutex<bool>,
 }
 
 impl Clones for FakeHost {
     fn present(&self) -> Present {
-        Present { running: self.running.lock().unwrap().clone(), ..Present::default() }
+        let (running, masters) = (self.running.lock().unwrap().clone(), self.masters.lock().unwrap().clone());
+        Present { running, masters, ..Present::default() }
     }
 
     fn kill(&self, order: KillClones) {
@@ -71,6 +74,7 @@ impl FakeHost {
             client: client.clone(),
             link: OnceLock::new(),
             running: Mutex::new(running),
+            masters: Mutex::new(None),
             obeys: Mutex::new(true),
         });
         let link = HostLink::start(client, info, Arc::clone(&host) as Arc<dyn Clones>);

@@ -10,7 +10,7 @@ use patina_proto::v1::{
 };
 use scheduler::client::Client;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 
 async fn sync(client: &Client, ticket: &Ticket, vmid: u32) -> Result<(u64, u32), Status> {
@@ -254,6 +254,23 @@ async fn what_an_operator_wants_of_a_host_outlives_the_scheduler() {
     let opened = set(&client, &host, HostScheduling::Open).await.unwrap();
     assert_eq!(opened.host.unwrap().scheduling(), HostScheduling::Open);
     client.clone().request_ticket(there).await.expect("it is granted again");
+}
+
+#[tokio::test]
+async fn draining_names_the_masters_that_came_and_went_since_the_host_registered() {
+    let server = Server::start(&["--lease", "300ms"]);
+    let host = FakeHost::start(&server, 4).await;
+    let client = server.client();
+    let (one, other) = (family(), family());
+    for masters in [vec![one.clone()], vec![other.clone()], vec![]] {
+        *host.masters.lock().unwrap() = Some(masters.clone());
+        let told = async {
+            while set(&client, &host, HostScheduling::Draining).await.unwrap().masters != masters {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, told).await.expect("the host says it with a beat");
+    }
 }
 
 #[tokio::test]

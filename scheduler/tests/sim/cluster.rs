@@ -1,6 +1,7 @@
-//! A story: a scheduler, three hosts with two families each, and what breaks.
+//! A story: a scheduler, three hosts with two families each, a copy of one of them, and what breaks.
 
 use crate::{
+    copy,
     daemon::Daemon,
     dice::Dice,
     facts::{self, Facts, Machine, Shared, Sums},
@@ -34,7 +35,7 @@ const QUIET: Duration = Duration::from_secs(60);
 const BEGIN_UNIX_MS: u64 = 1_700_000_000_000;
 /// How long a host may be silent before it is suspect, and before it is lost.
 const LEASE_MS: u64 = 1_500;
-const LOST_AFTER_MS: u64 = 4_000;
+pub const LOST_AFTER_MS: u64 = 4_000;
 const MACHINES: [u32; 3] = [4, 6, 8];
 pub const FAMILIES: u64 = 2;
 
@@ -72,7 +73,8 @@ async fn hear(facts: Shared, engine: Engine) {
     loop {
         for host in engine.hosts().await.unwrap_or_default() {
             let mut facts = facts.get();
-            let machine = facts.machines.iter_mut().find(|machine| machine.id == host.info.id);
+            let is_copy = host.info.identity.is_some_and(|identity| identity.machine == copy::MACHINE);
+            let machine = facts.machines.iter_mut().find(|machine| machine.id == host.info.id && !is_copy);
             if let Some(machine) = machine {
                 let heard_ms = host.seen_unix_ms.saturating_sub(BEGIN_UNIX_MS);
                 machine.heard_ms = machine.heard_ms.max(heard_ms);
@@ -137,6 +139,8 @@ pub fn tell(seed: u64) -> Story {
         let facts = facts.clone();
         sim.host("operator", move || operator::work(facts.clone(), Dice::new(seed, 55)));
     }
+    let of_copy = facts.clone();
+    sim.host("copy", move || copy::work(of_copy.clone(), Dice::new(seed, 66)));
     let mut seen = 0;
     let mut faults = Faults::new(seed, &facts, &store, MACHINES.len(), ACTIVE);
     while sim.elapsed() < QUIET && !(sim.elapsed() > ACTIVE && is_quiet(&facts.get(), &store.tickets())) {

@@ -68,10 +68,10 @@ impl Vms for Numbers {
 
 impl Daemon {
     pub fn start(facts: &Shared, machine: usize) -> Arc<Self> {
-        let (id, cpus, found) = {
-            let facts = facts.get();
-            let machine = &facts.machines[machine];
-            (machine.id, machine.cpus, machine.running.clone())
+        let (id, cpus, found, identity) = {
+            let mut facts = facts.get();
+            let machine = &mut facts.machines[machine];
+            (machine.id, machine.cpus, machine.running.clone(), machine.new_identity())
         };
         let info = HostInfo {
             id: id.to_string(),
@@ -79,6 +79,7 @@ impl Daemon {
             address: "nowhere".into(),
             cpus,
             memory_mib: u64::from(cpus) * u64::from(MEMORY_MIB),
+            identity: Some(identity),
             ..HostInfo::default()
         };
         let connection = network::connection();

@@ -6,6 +6,7 @@
 //! - Every call is answered in bounded time.
 //! - No clone that runs is given up before its host was silent for as long as it may be, counted
 //!   from the last sign of life or from the scheduler's start, unless an operator has fenced it.
+//! - A copy of a host registers only when that host was silent for as long, or fenced.
 //! - No clone is ended that its family did not kill, and that had not left: whatever its host was
 //!   away for.
 //! - Nobody leaves a barrier before all have come that live, whatever breaks; each goes from one
@@ -13,7 +14,7 @@
 //! - As long as nothing breaks: no call fails, a join knows all results.
 //! - Once everything is healed and quiet, the ledger is exactly what runs.
 
-use patina_proto::v1::RunningClone;
+use patina_proto::v1::{HostIdentity, RunningClone};
 use scheduler::{host::admission::CloneRequest, store::memory::MemoryStore};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,8 +40,12 @@ pub struct Machine {
     pub busy: u64,
     /// When the scheduler last heard of it, milliseconds of the story.
     pub heard_ms: u64,
-    /// Whether an operator is about to fence it.
+    /// Whether an operator is about to fence it, and when one has.
     pub may_be_fenced: bool,
+    pub fenced_ms: Option<u64>,
+    /// How often its daemon was started, and it itself.
+    starts: u64,
+    boots: u64,
 }
 
 /// What the VMs of a ticket will do.
@@ -77,6 +82,9 @@ pub struct Sums {
     /// What operators have done.
     pub scheduled: u64,
     pub fenced: u64,
+    /// How often the copy of a host was refused, and how often it was taken for the host.
+    pub copies_refused: u64,
+    pub copies_taken: u64,
     pub faults: u64,
     pub running_at_end: u64,
 }
@@ -100,6 +108,8 @@ impl Sums {
         self.kept += other.kept;
         self.scheduled += other.scheduled;
         self.fenced += other.fenced;
+        self.copies_refused += other.copies_refused;
+        self.copies_taken += other.copies_taken;
         self.faults += other.faults;
         self.running_at_end += other.running_at_end;
     }
@@ -120,11 +130,12 @@ impl Sums {
             self.lost,
             self.kept,
             self.scheduled,
+            self.copies_refused,
             self.faults,
             self.running_at_end,
         ];
         let least = self.stories / 4;
-        let some = [self.kill_requested, self.met_later, self.fenced];
+        let some = [self.kill_requested, self.met_later, self.fenced, self.copies_taken];
         let enough = all.iter().all(|sum| *sum > least) && some.iter().all(|sum| *sum > 0);
         assert!(enough, "too little has happened");
     }
@@ -199,7 +210,26 @@ impl Machine {
             busy: 0,
             heard_ms: 0,
             may_be_fenced: false,
+            fenced_ms: None,
+            starts: 0,
+            boots: 0,
         }
+    }
+
+    /// What its daemon says, which is started now.
+    pub fn new_identity(&mut self) -> HostIdentity {
+        self.starts += 1;
+        HostIdentity {
+            instance: format!("{} {}", self.id, self.starts),
+            boot: format!("{} {}", self.id, self.boots),
+            machine: self.id.to_string(),
+            folder: "folder".into(),
+        }
+    }
+
+    /// Whether it may have been given up by now.
+    fn may_be_lost(&self, now_ms: u64, started_ms: u64, lost_after_ms: u64) -> bool {
+        self.may_be_fenced || now_ms.saturating_sub(self.heard_ms.max(started_ms)) >= lost_after_ms
     }
 
     /// Numbers that no clone of the family has had.
@@ -265,12 +295,24 @@ impl Facts {
                     continue;
                 }
                 self.sums.lost += 1;
-                let silent_ms = now_ms.saturating_sub(machine.heard_ms.max(self.started_ms));
-                if silent_ms < lost_after_ms && !machine.may_be_fenced {
-                    let text = format!("{name:?} runs and is lost after {silent_ms} ms of silence");
-                    self.wrong.push(text);
+                if !machine.may_be_lost(now_ms, self.started_ms, lost_after_ms) {
+                    let heard_ms = machine.heard_ms;
+                    self.wrong.push(format!("{name:?} runs and is lost, and was heard of at {heard_ms} ms"));
                 }
             }
+        }
+    }
+
+    /// The copy of a machine is registered. What the scheduler has had as lost stays so until the
+    /// machine is back.
+    pub fn copy_is_taken(&mut self, of: usize, now_ms: u64, lost_after_ms: u64) {
+        let machine = &self.machines[of];
+        let was_fenced = machine.fenced_ms.is_some_and(|fenced_ms| fenced_ms >= machine.heard_ms);
+        let is_known = machine.heard_ms > 0;
+        // It may have been lost before the scheduler's start.
+        if is_known && !was_fenced && !machine.may_be_lost(now_ms, 0, lost_after_ms) {
+            let heard_ms = machine.heard_ms;
+            self.wrong.push(format!("a copy of machine {of} is taken, which was heard of at {heard_ms} ms"));
         }
     }
 
@@ -330,6 +372,7 @@ impl Facts {
     /// A machine ends with all that runs on it.
     pub fn crash(&mut self, machine: usize) {
         self.machines[machine].running.clear();
+        self.machines[machine].boots += 1;
         self.groups.retain(|_, (plan, _)| plan.machine != machine);
         let groups = &self.groups;
         self.arriving.retain(|(ticket, _)| groups.contains_key(ticket));

@@ -9,6 +9,7 @@
 
 mod calls;
 mod cluster;
+mod copy;
 mod daemon;
 mod dice;
 mod facts;

@@ -63,7 +63,9 @@ async fn fence(facts: &Shared, client: &Client, machine: usize) {
             facts.get().sums.fenced += 1;
             // What the ledger says of it is seen a tick later.
             sleep(Duration::from_millis(50)).await;
-            facts.get().machines[machine].may_be_fenced = false;
+            let now_ms = u64::try_from(turmoil::sim_elapsed().unwrap_or_default().as_millis()).unwrap();
+            let machine = &mut facts.get().machines[machine];
+            (machine.may_be_fenced, machine.fenced_ms) = (false, Some(now_ms));
         }
         Outcome::Refused(_) => facts.get().machines[machine].may_be_fenced = false,
         // It may be carried out at any time.

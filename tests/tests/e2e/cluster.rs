@@ -5,15 +5,27 @@ use crate::{
     family::{require, require_eq},
     stage::Stage,
 };
-use patina_tests::{host::Host, scheduler::Scheduler};
-use std::time::{Duration, Instant};
+use patina_tests::{
+    host::{Host, HostError},
+    link::Link,
+    scheduler::Scheduler,
+};
+use serde_json::Value;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 /// A call that needs the scheduler says that it is away, however slow the machine.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a host may take to be suspect, or to be back.
+const SEEN_WITHIN: Duration = Duration::from_secs(60);
+
 pub const STORIES: &[Story] = stories![
     two_hosts_share_a_scheduler_that_is_killed_and_comes_back,
     no_vm_misses_a_barrier_when_the_scheduler_and_vmmd_are_killed,
+    a_host_that_is_cut_off_keeps_all_until_it_is_fenced,
 ];
 
 fn two_hosts_share_a_scheduler_that_is_killed_and_comes_back(stage: &Stage) -> Outcome {
@@ -137,4 +149,135 @@ fn meet_again(host: &mut Host, scheduler: &mut Scheduler) -> Outcome {
     }
     host.vm("levi").call(&["gc", "kill", "--ticket", &ticket])?;
     Ok(())
+}
+
+fn a_host_that_is_cut_off_keeps_all_until_it_is_fenced(stage: &Stage) -> Outcome {
+    let scheduler = Scheduler::start(stage.setup(), &["--lease", "2s", "--overcommit-cpu", "64"])?;
+    let links = [Link::to(&scheduler.socket())?, Link::to(&scheduler.socket())?];
+    let start = |link: &Link| Host::start_apart(stage.setup(), &["--scheduler", &link.address()]);
+    let hosts = [start(&links[0])?, start(&links[1])?];
+    let told = cut_twice(&hosts, &links, &Watcher { host: &hosts[1], scheduler: scheduler.address() });
+    let stopped = hosts.map(Host::stop);
+    told?;
+    stopped.into_iter().collect::<Result<(), _>>()?;
+    Ok(scheduler.stop()?)
+}
+
+/// An operator beside the scheduler: cuts do not reach there.
+struct Watcher<'a> {
+    host: &'a Host,
+    scheduler: String,
+}
+
+impl Watcher<'_> {
+    fn call(&self, arguments: &[&str]) -> Result<String, HostError> {
+        self.host.call(&[&["--scheduler", &self.scheduler], arguments].concat())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value, HostError> {
+        self.host.json(&[&["--scheduler", &self.scheduler], arguments].concat())
+    }
+
+    fn host(&self, id: &str) -> Result<Value, HostError> {
+        let hosts = self.json(&["host", "ls"])?;
+        let hosts = hosts.as_array().into_iter().flatten();
+        Ok(hosts.into_iter().find(|host| host["id"] == id).cloned().unwrap_or_default())
+    }
+
+    fn until(&self, id: &str, state: &str) -> Outcome {
+        let begun = Instant::now();
+        loop {
+            let host = self.host(id)?;
+            if host["state"] == state {
+                return Ok(());
+            }
+            require(begun.elapsed() < SEEN_WITHIN, format!("host {id} is {state}"), &host)?;
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn state(&self, ticket: &str) -> Result<String, HostError> {
+        let ticket = self.json(&["ticket", "inspect", ticket])?;
+        Ok(ticket["state"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn states(&self, tickets: [&str; 3], expected: [&str; 3], when: &str) -> Outcome {
+        for (ticket, expected) in tickets.into_iter().zip(expected) {
+            require_eq(when, self.state(ticket)?, expected)?;
+        }
+        Ok(())
+    }
+}
+
+fn cut_twice(hosts: &[Host; 2], links: &[Link; 2], watcher: &Watcher<'_>) -> Outcome {
+    let ids = [host_id(&hosts[0])?, host_id(&hosts[1])?];
+    for number in 0..2 {
+        links[number].plug(hosts[number].vmmd_pid().ok_or("vmmd does not run")?)?;
+        watcher.until(&ids[number], "up")?;
+    }
+    let id = ids[0].as_str();
+    let parent = hosts[0].run("noah", &[])?;
+    let mut tickets = Vec::new();
+    for clones in [true, true, false] {
+        let ticket = parent.sh("gc rt 1 1 1 20000 | awk '{print $2}'")?;
+        if clones {
+            require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
+        }
+        tickets.push(ticket);
+    }
+    let [first, second, unused] = [0, 1, 2].map(|number: usize| tickets[number].as_str());
+    let clones = ["noah.1", "noah.2"].map(|name| hosts[0].vm(name));
+    for clone in &clones {
+        clone.wait_ready()?;
+        clone.sh("echo here > /tmp/before")?;
+    }
+    let family = parent.field("family")?;
+
+    links[0].cut()?;
+    watcher.until(id, "suspect")?;
+    let size = ["--family", &family, "--vcpus", "1", "--memory", "64M", "--anywhere"];
+    let request = [&["ticket", "request", "--max-cpus", "1", "--min-vms", "1"], &size[..]].concat();
+    let granted = watcher.json(&request)?;
+    require_eq(
+        "the host of a new ticket",
+        granted["placements"][0]["host_id"].as_str().unwrap_or(""),
+        &ids[1],
+    )?;
+    watcher.states([first, second, unused], ["used", "used", "granted"], "a ticket on a suspect host")?;
+    keep(&clones)?;
+
+    links[0].mend()?;
+    watcher.until(id, "up")?;
+    watcher.states([first, second, unused], ["used", "used", "granted"], "a ticket when the host is back")?;
+    keep(&clones)?;
+
+    links[0].cut()?;
+    watcher.until(id, "suspect")?;
+    watcher.call(&["host", "fence", id])?;
+    watcher.states([first, second, unused], ["fenced"; 3], "a ticket on a fenced host")?;
+    let host = watcher.host(id)?;
+    require(host["state"] == "lost" && host["held_vms"] == 0, "a lost host of which nothing is held", &host)?;
+    // The first clone is not wanted any more. It does not know that.
+    watcher.call(&["kill", "--ticket", first])?;
+    keep(&clones)?;
+
+    links[0].mend()?;
+    watcher.until(id, "up")?;
+    hosts[0].call(&["wait", "noah.1", "--until", "ended", "--timeout", "60"])?;
+    require_eq("the file in the clone that is kept", clones[1].sh("cat /tmp/before")?, "here")?;
+    require_eq("the ticket of the clone that is kept", watcher.state(second)?, "used")?;
+    require_eq("the ticket that was not used", watcher.state(unused)?, "fenced")
+}
+
+/// The clones go on.
+fn keep(clones: &[patina_tests::vm::Vm<'_>]) -> Outcome {
+    for clone in clones {
+        require_eq("the file in a clone", clone.sh("cat /tmp/before")?, "here")?;
+    }
+    Ok(())
+}
+
+fn host_id(host: &Host) -> Result<String, libtest_mimic::Failed> {
+    let text = fs::read_to_string(host.state_dir().join("host-id"))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }

@@ -24,11 +24,12 @@ pub enum Command {
         /// The host's name or UUID.
         host: String,
     },
-    /// Cordon a host, release the tickets that were granted there and not used, and print which
-    /// clones still run there.
+    /// Cordon a host, release the tickets that were granted there and not used, and print which VMs
+    /// still run there.
     ///
-    /// Clones run on until they end or are killed. VMs that are no clones are not the scheduler's:
-    /// `vmctl ls` on that host lists them.
+    /// Clones run on until they end or are killed. So do masters, the VMs of `vmctl run` (vmid 0):
+    /// they are not moved, no ticket holds them, and new ones can still be started. `vmctl ls` on
+    /// that host lists them, and `vmctl kill --family` there ends a master and its clones.
     Drain {
         /// The host's name or UUID.
         host: String,
@@ -53,6 +54,8 @@ struct ChangeView {
     host: HostView,
     released_tickets: u32,
     clones: Vec<CloneView>,
+    /// Families whose master lives there.
+    masters: Vec<String>,
 }
 
 /// A clone that runs there.
@@ -109,34 +112,52 @@ fn find(hosts: &[HostView], named: &str) -> Result<String, CtlError> {
 }
 
 fn print(context: &Context, change: HostChange, is: &str) -> Result<(), CtlError> {
-    let HostChange { host, clones, released_tickets } = change;
+    let HostChange { host, clones, released_tickets, masters } = change;
     let clones =
         clones.into_iter().map(|HostClone { ticket, family, vmid }| CloneView { family, vmid, ticket });
-    let view =
-        ChangeView { host: host.unwrap_or_default().into(), released_tickets, clones: clones.collect() };
+    let host = host.unwrap_or_default().into();
+    let view = ChangeView { host, released_tickets, clones: clones.collect(), masters };
     if context.format == Format::Json {
         return output::json(&view);
     }
     output::line(&line(&view, is))?;
-    if is != "draining" || view.clones.is_empty() {
+    if is != "draining" || (view.clones.is_empty() && view.masters.is_empty()) {
         return Ok(());
     }
-    let rows = view.clones.into_iter().map(|clone| vec![clone.family, clone.vmid.to_string(), clone.ticket]);
-    output::table(&["FAMILY", "VMID", "TICKET"], rows)
+    let has_masters = !view.masters.is_empty();
+    output::table(&["FAMILY", "VMID", "TICKET"], rows(view))?;
+    if has_masters { output::line(MASTERS) } else { Ok(()) }
+}
+
+/// What becomes of VMs that are no clones.
+const MASTERS: &str = "masters (vmid 0) are not moved or ended; on that host, `vmctl ls` lists them, and `vmctl kill --family` ends one with its clones";
+
+/// A master has no ticket.
+fn rows(view: ChangeView) -> Vec<Vec<String>> {
+    let masters = view.masters.into_iter().map(|family| vec![family, "0".to_owned(), "-".to_owned()]);
+    let clones =
+        view.clones.into_iter().map(|clone| vec![clone.family, clone.vmid.to_string(), clone.ticket]);
+    masters.chain(clones).collect()
 }
 
 fn line(view: &ChangeView, is: &str) -> String {
-    let clones = match view.clones.len() {
-        0 => "no clone runs there".to_owned(),
-        1 => "1 clone runs there".to_owned(),
-        many => format!("{many} clones run there"),
+    let count = |number: usize, one: &str| match number {
+        0 => format!("no {one}"),
+        1 => format!("1 {one}"),
+        many => format!("{many} {one}s"),
+    };
+    let clones = count(view.clones.len(), "clone");
+    let runs = if view.clones.len() > 1 { "run" } else { "runs" };
+    let vms = match view.masters.len() {
+        0 => format!("{clones} {runs} there"),
+        masters => format!("{clones} and {} run there", count(masters, "master")),
     };
     let released = match view.released_tickets {
         0 => String::new(),
         1 => "1 unused ticket was released; ".to_owned(),
         many => format!("{many} unused tickets were released; "),
     };
-    format!("{} is {is}: {released}{clones}", view.host.name)
+    format!("{} is {is}: {released}{vms}", view.host.name)
 }
 
 #[cfg(test)]
@@ -161,10 +182,15 @@ mod tests {
     #[test]
     fn what_was_done_is_said_in_one_line() {
         let clone = || CloneView { family: "f".into(), vmid: 1, ticket: "t".into() };
-        let mut view = ChangeView { host: host("1", "a"), released_tickets: 0, clones: Vec::new() };
+        let mut view =
+            ChangeView { host: host("1", "a"), released_tickets: 0, clones: Vec::new(), masters: Vec::new() };
         assert_eq!(line(&view, "cordoned"), "a is cordoned: no clone runs there");
         (view.released_tickets, view.clones) = (2, vec![clone(), clone()]);
         let drained = "a is draining: 2 unused tickets were released; 2 clones run there";
         assert_eq!(line(&view, "draining"), drained);
+        (view.released_tickets, view.masters) = (0, vec!["m".into()]);
+        assert_eq!(line(&view, "draining"), "a is draining: 2 clones and 1 master run there");
+        let rows = rows(view);
+        assert_eq!((rows.len(), rows[0].as_slice()), (3, ["m", "0", "-"].map(str::to_owned).as_slice()));
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  STATE/lock                 held (flock) by the vmmd that owns the folder; its pid inside
 //!  STATE/boot                 the host's boot in which the folder was used last
+//!  STATE/host-id              the host's id, and the machine that it is of: see [`host_id`]
 //!  STATE/vms/NAME/vm.json     the record: see [`record`]
 //!                 vmm.sock    the vmm's control socket
 //!                 console.log the guest's serial console
@@ -21,6 +22,7 @@
 
 pub mod error;
 pub mod family;
+mod host_id;
 pub mod prefault;
 pub mod record;
 pub mod vm;
@@ -106,28 +108,6 @@ impl StateDir {
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
         self.path.join(SNAPSHOTS)
-    }
-
-    /// The number of this host, the same as long as the folder is; made now if there is none: the
-    /// one given, or a new one.
-    ///
-    /// # Errors
-    /// It cannot be read or written.
-    pub fn host_id(&self, given: Option<Uuid>) -> Result<Uuid, StoreError> {
-        let path = self.path.join("host-id");
-        match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().map_err(|_| {
-                let source =
-                    io::Error::new(io::ErrorKind::InvalidData, "it is no UUID; delete it for a new one");
-                StoreError::Read { path, source }
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let id = given.unwrap_or_else(Uuid::new_v4);
-                let write = write_whole(&path, format!("{id}\n").as_bytes(), Lasting::Host);
-                write.map(|()| id).map_err(|source| StoreError::Write { path, source })
-            }
-            Err(source) => Err(StoreError::Read { path, source }),
-        }
     }
 
     /// The folder of one VM, made now.

@@ -252,7 +252,7 @@ impl Bench {
     }
 
     /// Starts a program and waits until it says that it is ready.
-    async fn spawn(&self, command: &mut Command) -> Child {
+    pub async fn spawn(&self, command: &mut Command) -> Child {
         let manager_path = self.path("notify");
         if manager_path.exists() {
             fs::remove_file(&manager_path).unwrap();

@@ -6,6 +6,7 @@
 mod adopt;
 mod bench;
 mod clones;
+mod copies;
 mod ended;
 mod image_faults;
 mod images;

@@ -571,7 +571,7 @@ impl Sim {
             Op::Beat(number) => {
                 let host = self.host(*number);
                 if let Some(epoch) = self.world.hosts.get(&host).copied() {
-                    self.apply(Command::HostBeat { host, epoch });
+                    self.apply(Command::HostBeat { host, epoch, masters: None });
                 }
                 if self.hosts[&host].connected {
                     self.check_orders(host);

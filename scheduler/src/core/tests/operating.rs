@@ -2,7 +2,7 @@
 
 use super::world::{World, demand, id, info, options, running};
 use crate::core::{
-    api::{CoreError, Demand},
+    api::{Command, CoreError, Demand, Present},
     record::Scheduling,
     state::Standing,
     ticket::{State, Ticket},
@@ -92,4 +92,53 @@ fn a_silent_host_is_fenced_at_once_and_one_that_is_up_is_not() {
     assert_eq!(world.core.hosts()[0].standing, Standing::Lost);
     world.host_with(info(1, 4), vec![running(&used, 1)]);
     assert_eq!((world.state(used.id), world.core.hosts()[0].standing), (State::Used, Standing::Up));
+}
+
+#[test]
+fn a_refusal_counts_the_hosts_that_are_granted_nothing() {
+    let closed = |world: &mut World, demand: Demand| match world.request(demand).unwrap_err() {
+        CoreError::NoCapacity { closed, .. } => (closed.suspect, closed.cordoned, closed.lost),
+        error => panic!("{error}"),
+    };
+    let mut world = World::new();
+    for host in 1..=5 {
+        world.host(host, 1);
+    }
+    world.down(id(4));
+    world.fence(id(4)).unwrap();
+    world.request(demand(4, 4)).unwrap();
+    assert_eq!(closed(&mut world, demand(1, 1)), (0, 0, 1));
+    world.down(id(1));
+    world.schedule(id(2), Scheduling::Cordoned).unwrap();
+    world.schedule(id(3), Scheduling::Cordoned).unwrap();
+    assert_eq!(closed(&mut world, demand(1, 1)), (1, 2, 1));
+    // Of those that are named.
+    let named = Demand { hosts: vec![id(2), id(4), id(5)], ..demand(1, 1) };
+    assert_eq!(closed(&mut world, named), (0, 1, 1));
+    world.restart(options());
+    assert_eq!(closed(&mut world, demand(1, 1)), (4, 0, 1), "they have not come back yet");
+    world.host(2, 0);
+    assert_eq!(closed(&mut world, demand(1, 1)), (3, 1, 1));
+}
+
+#[test]
+fn draining_names_the_masters_that_a_host_has_said_last() {
+    let (mut world, _, _) = host();
+    let masters = |world: &mut World| world.schedule(id(1), Scheduling::Draining).unwrap().masters;
+    assert!(masters(&mut world).is_empty(), "it has not said");
+    let epoch = world.hosts[&id(1)];
+    let say = |world: &mut World, epoch, masters: Option<&[u128]>| {
+        let masters = masters.map(|all| all.iter().map(|family| id(*family)).collect());
+        world.apply(Command::HostBeat { host: id(1), epoch, masters });
+    };
+    say(&mut world, epoch, Some(&[8, 7]));
+    say(&mut world, epoch, None);
+    say(&mut world, epoch - 1, Some(&[9]));
+    assert_eq!(masters(&mut world), [id(7), id(8)], "not what an older registration says");
+    say(&mut world, epoch, Some(&[]));
+    assert!(masters(&mut world).is_empty());
+    let present = Present { masters: Some([id(7)].into()), ..Present::default() };
+    let info = info(1, 4);
+    world.answer(|waiter| Command::HostUp { waiter, info, present }).unwrap();
+    assert_eq!(masters(&mut world), [id(7)], "as it registers");
 }

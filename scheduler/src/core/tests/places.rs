@@ -2,7 +2,7 @@
 
 use super::world::{World, demand, id, info, options};
 use crate::core::{
-    api::{CoreError, Demand, Free, Options},
+    api::{Closed, CoreError, Demand, Free, Options},
     ticket::{Policy, Ticket},
 };
 
@@ -46,7 +46,10 @@ fn grants_as_many_as_fit_and_nothing_below_the_least() {
     let mut world = world(&[(1, 4), (2, 4)]);
     assert_eq!(world.request(demand(2, 100)).unwrap().vms(), 8);
     let refused = world.request(demand(1, 100)).unwrap_err();
-    assert_eq!(refused, CoreError::NoCapacity { min_vms: 1, free: Free::default() });
+    assert_eq!(
+        refused,
+        CoreError::NoCapacity { min_vms: 1, free: Free::default(), closed: Closed::default() }
+    );
     let large = Demand { max_cpus: 7, vcpus: 3, min_vms: 1, ..demand(1, 7) };
     assert!(matches!(world.request(large).unwrap_err(), CoreError::NoCapacity { .. }));
 }

@@ -4,8 +4,8 @@
 use crate::core::{
     Core,
     api::{
-        Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options, Present, Reply,
-        Running, Targets, UnixMs, Waiter,
+        Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options, Present,
+        Reply, Running, Targets, UnixMs, Waiter,
     },
     epochs::Epochs,
     record::{HostRecord, Scheduling},
@@ -171,6 +171,15 @@ impl World {
         let kept = known.values().flat_map(|ticket| ticket.results.values()).map(|left| left.kept_bytes());
         let kept: u64 = kept.sum();
         assert_eq!((kept, kept), (self.core.counts().data_bytes, self.data.values().sum()), "data");
+        let mut closed = Closed::default();
+        let hosts = self.core.hosts();
+        hosts
+            .iter()
+            .filter_map(|host| self.core.hosts.get(host.info.id))
+            .for_each(|host| closed.add(host.closed()));
+        if self.core.counts().hosts == hosts.len() as u64 {
+            assert_eq!(self.core.hosts.closed(), closed, "hosts that are granted nothing");
+        }
         for ticket in known.values() {
             let before = self.epochs.insert(ticket.id, ticket.epoch).unwrap_or(0);
             assert!(before <= ticket.epoch, "the epoch of {} goes back", ticket.id);
@@ -264,7 +273,7 @@ impl World {
 
     pub fn beat(&mut self, host: HostId) {
         let epoch = self.hosts[&host];
-        self.apply(Command::HostBeat { host, epoch });
+        self.apply(Command::HostBeat { host, epoch, masters: None });
     }
 
     pub fn down(&mut self, host: HostId) {

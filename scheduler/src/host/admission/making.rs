@@ -174,6 +174,10 @@ impl<V: Vms> Clones for HostClones<V> {
         Present { running, making: making.into_iter().collect(), masters: Some(self.vms.masters()) }
     }
 
+    fn masters(&self) -> Option<Vec<String>> {
+        self.shared.upgrade().map(|_| self.vms.masters())
+    }
+
     fn kill(&self, order: KillClones) {
         let Some(shared) = self.shared.upgrade() else { return };
         // In the same order, for the same reason.
