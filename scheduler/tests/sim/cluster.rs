@@ -1,4 +1,5 @@
-//! A story: a scheduler, three hosts with two families each, a copy of one of them, and what breaks.
+//! A story: a scheduler, three hosts with two families each, a copy of one of them, and what
+//! breaks.
 
 use crate::{
     copy,

@@ -6,9 +6,10 @@ use uuid::Uuid;
 
 impl StateDir {
     /// The id of this host, made now if there is none, the one `given` or a new one: the same as
-    /// long as the folder is on this `machine`. In a folder that was copied from another one it is made anew, because that host
-    /// may go on with the old id. A folder that was used in this boot of the host is no such copy,
-    /// whatever has become of the machine's name: VMs may run under the old id.
+    /// long as the folder is on this `machine`. In a folder that was copied from another machine it
+    /// is made anew, because that host may go on with the old id. A folder that was used in this
+    /// boot of the host is no such copy, whatever has become of the machine's name: VMs may run
+    /// under the old id.
     ///
     /// # Errors
     /// It cannot be read or written.
