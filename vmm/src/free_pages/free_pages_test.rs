@@ -143,6 +143,33 @@ fn only_the_largest_ranges_are_told_where_they_are_too_many() {
     guest.free(0, 0, &[1, 5, 9]);
     guest.free(2, 0, &[200, 100]);
     assert_eq!(guest.find_most(2).unwrap(), [pages(100, 4), pages(200, 4)]);
+    let guest = Guest::new();
+    guest.free(0, 0, &[1]);
+    guest.free(1, 0, &[300]);
+    guest.free(2, 0, &[400]);
+    assert_eq!(guest.find_most(2).unwrap(), [pages(300, 2), pages(400, 4)], "in ascending order");
+}
+
+#[test]
+fn a_kernel_with_five_levels_and_one_that_was_moved_are_read() {
+    let free = |changes: &[(&str, String)]| {
+        let guest = Guest::new();
+        guest.free(1, 0, &[10]);
+        let change = |text: String, (said, new): &(&str, String)| {
+            assert!(text.contains(said), "{said}");
+            text.replace(said, new)
+        };
+        guest.write_note(&changes.iter().fold(text(), change));
+        // All of the kernel's addresses have one entry in the highest of five tables.
+        guest.write(TABLES[5] + 8 * 0x1ff, TABLES[0] | 3);
+        guest.find().unwrap()
+    };
+    let top = format!("{:x}", KERNEL_MAP + TABLES[0]);
+    let five = ("l5_enabled)=0", "l5_enabled)=1".to_owned());
+    let higher = format!("{:x}", KERNEL_MAP + TABLES[5]);
+    assert_eq!(free(&[five, (&top, higher)]), [pages(10, 2)]);
+    let moved = format!("{:x}", KERNEL_MAP + TABLES[0] - 0x1000);
+    assert_eq!(free(&[("phys_base)=0", "phys_base)=4096".to_owned()), (&top, moved)]), [pages(10, 2)]);
 }
 
 #[test]
@@ -166,6 +193,19 @@ fn a_block_without_one_of_its_marks_is_left_out() {
     guest.free(3, 0, &[4096 - 8]);
     guest.free(2, 0, &[4096]);
     assert_eq!(guest.find().unwrap(), [pages(4096 - 8, 8)]);
+    // A block that is longer than RAM.
+    let guest = Guest::new();
+    guest.free(13, 0, &[0]);
+    guest.write_note(&text().replace("LENGTH(zone.free_area)=4", "LENGTH(zone.free_area)=24"));
+    assert_eq!(guest.find().unwrap(), []);
+    // What lies between two page structures, with the marks of one.
+    let guest = Guest::new();
+    let between = 64 * 50 + 16;
+    guest.write(LISTS, PAGE_STRUCTS + between + 8);
+    guest.write(STRUCTS + between + 8, kernel_address(LISTS));
+    guest.write(STRUCTS + between + 40, 0);
+    guest.0.write_all_at(&BUDDY.to_le_bytes(), STRUCTS + between + 48).unwrap();
+    assert_eq!(guest.find().unwrap(), []);
 }
 
 #[test]
@@ -220,11 +260,22 @@ fn page_structures_that_lie_elsewhere_are_not_taken_for_pages() {
     // A section has its page structures in a place of its own: without a virtual memory map.
     guest.write_note(&text().replace("NUMBER(SECTION_SIZE_BITS)=27", "NUMBER(SECTION_SIZE_BITS)=12"));
     assert_eq!(guest.find().unwrap(), []);
-    // Programs can write there.
-    let guest = Guest::new();
-    guest.free(0, 0, &[50]);
-    guest.write(TABLES[4], STRUCTS | 0x87);
-    assert_eq!(guest.find().unwrap(), []);
+    // Programs can write there; nothing is there.
+    for flags in [0x87, 0x82] {
+        let guest = Guest::new();
+        guest.free(0, 0, &[50]);
+        guest.write(TABLES[4], STRUCTS | flags);
+        assert_eq!(guest.find().unwrap(), [], "{flags:#x}");
+    }
+    // No kernel has such page structures, or no section.
+    for (said, lie) in
+        [("SIZE(page)=64", "SIZE(page)=1024"), ("LENGTH(mem_section)=1", "LENGTH(mem_section)=0")]
+    {
+        let guest = Guest::new();
+        guest.free(0, 0, &[0]);
+        guest.write_note(&text().replace(said, lie));
+        assert_eq!(guest.find().unwrap(), [], "{lie}");
+    }
 }
 
 #[test]
@@ -252,6 +303,9 @@ fn what_is_no_note_is_refused() {
     ] {
         assert!(find(&image, Vmcoreinfo { address, bytes }, 9).is_err(), "{address:#x} {bytes}");
     }
+    let guest = Guest::new();
+    guest.0.write_all_at(b"VMCOREINFX", NOTE + 12).unwrap();
+    assert!(matches!(guest.find(), Err(FreePagesError::Note(_))), "it has another name");
     // Every line is needed, but for the release and for the count of levels.
     for line in text().lines().filter(|line| !line.contains("OSRELEASE") && !line.contains("l5_enabled")) {
         let guest = Guest::new();
