@@ -161,12 +161,13 @@ impl Lane {
         let deadline = Instant::now() + ANSWER_PATIENCE;
         let run = u32::try_from(run).map_err(|_| RunError::Refused)?;
         loop {
-            let (number, stream, connection) = self.begin(buffer.len(), deadline)?;
+            let (number, stream) = self.begin(buffer.len(), deadline)?;
             let request = Request { number, layer, run }.encode();
             // So little always has room, unless who answers does not read.
             let sent = send(&*stream, &request, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             if sent != Ok(request.len()) {
-                self.end(connection);
+                // Whoever receives sees that, and tells of it.
+                hang_up(&stream);
             }
             match self.answer(number, deadline) {
                 Slot::Answered(bytes) => {
@@ -181,14 +182,14 @@ impl Lane {
     }
 
     /// Waits for a connection, and takes a number for a request on it.
-    fn begin(&self, bytes: usize, deadline: Instant) -> Result<(u32, Arc<File>, u64), RunError> {
+    fn begin(&self, bytes: usize, deadline: Instant) -> Result<(u32, Arc<File>), RunError> {
         let state = lock(&self.state);
         let mut state = self.wait(state, deadline, |state| state.connection.is_none() && !state.is_closed);
         let stream = state.connection.clone().ok_or(RunError::Away)?;
         let number = state.next;
         state.next = number.wrapping_add(1);
         state.waiting.insert(number, Slot::Asked(bytes));
-        Ok((number, stream, state.connections))
+        Ok((number, stream))
     }
 
     /// Waits for the answer to a request; [`Slot::Asked`]: there is none in time.

@@ -70,7 +70,10 @@ fn encode(words: [u32; 4]) -> [u8; HEADER_BYTES] {
 
 fn read_words(stream: &mut impl Read) -> io::Result<[u32; 4]> {
     let mut header = [0; HEADER_BYTES];
-    stream.read_exact(&mut header)?;
+    stream.read_exact(&mut header).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), "it has closed the connection"),
+        _ => error,
+    })?;
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(header.as_chunks().0) {
         *word = u32::from_le_bytes(*bytes);
