@@ -154,7 +154,8 @@ fn meet_again(host: &mut Host, scheduler: &mut Scheduler) -> Outcome {
 fn a_host_that_is_cut_off_keeps_all_until_it_is_fenced(stage: &Stage) -> Outcome {
     let scheduler = Scheduler::start(stage.setup(), &["--lease", "2s", "--overcommit-cpu", "64"])?;
     let links = [Link::to(&scheduler.socket())?, Link::to(&scheduler.socket())?];
-    let start = |link: &Link| Host::start_apart(stage.setup(), &["--scheduler", &link.address()]);
+    let start =
+        |link: &Link| Host::start_apart(stage.setup(), &["--scheduler", &link.address(), "--insecure"]);
     let hosts = [start(&links[0])?, start(&links[1])?];
     let told = cut_twice(&hosts, &links, &Watcher { host: &hosts[1], scheduler: scheduler.address() });
     let stopped = hosts.map(Host::stop);
