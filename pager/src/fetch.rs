@@ -5,9 +5,10 @@
 
 use crate::engine::{Engine, Job};
 use crate::layer::{Layer, RUN_PAGES};
-use crate::source::{Class, RunError, is_zero};
+use crate::source::{Class, RunError};
 use patina_control::PAGE_BYTES;
 use patina_control::pager::RUN_BYTES;
+use patina_control::sparse::is_zero;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 

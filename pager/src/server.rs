@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_millis(200);
 /// Most reports that are kept for a `vmmd` that is not there.
 const KEPT_MAX: usize = 1024;
 
+const FEW: &str = "fewer descriptors came than the line needs";
+
 const LISTENER: u64 = u64::MAX;
 const CONTROL: u64 = u64::MAX - 1;
 const BELL: u64 = u64::MAX - 2;
@@ -281,11 +283,20 @@ impl Server {
         source: Option<PeerLayer>,
     ) -> Result<Parts, String> {
         let control = self.control.as_mut().ok_or("vmmd is gone")?;
-        let few = "fewer descriptors came than the line needs";
-        let [memfd, digests] = control.take::<2>().ok_or(few)?.map(File::from);
-        let file =
-            if source.is_none() { Some(control.take::<1>().ok_or(few)?.map(File::from)) } else { None };
-        let demand = if has_demand { Some(control.take::<1>().ok_or(few)?.map(File::from)) } else { None };
+        let [memfd, digests] = control.take::<2>().ok_or(FEW)?.map(File::from);
+        let source: Result<Arc<dyn PageSource>, String> = match source {
+            None => {
+                let [file] = control.take::<1>().ok_or(FEW)?.map(File::from);
+                Ok(Arc::new(Directory::new(file)))
+            }
+            Some(PeerLayer { peer, number: layer }) => match self.peers.find(&peer) {
+                Some(peer) => Ok(Arc::new(Remote { peer, layer })),
+                None => Err(format!("peer {peer}: {}; connect it first", EngineError::Unknown)),
+            },
+        };
+        let demand = if has_demand { Some(control.take::<1>().ok_or(FEW)?.map(File::from)) } else { None };
+        // Only now: all that came with the line is taken.
+        let source = source?;
         if bytes > LAYER_MAX_BYTES {
             return Err(format!("it has {bytes} bytes; the limit is {LAYER_MAX_BYTES}"));
         }
@@ -299,14 +310,6 @@ impl Server {
                     .map_err(|error| format!("read what was demanded: {error}"))
                     .and_then(|read| DemandBitmap::decode(&read, bytes).map_err(|error| error.to_string()))?,
             ),
-        };
-        let source: Arc<dyn PageSource> = match (file, source) {
-            (Some([file]), _) => Arc::new(Directory::new(file)),
-            (None, Some(PeerLayer { peer, number: layer })) => {
-                let unknown = || format!("peer {peer}: {}; connect it first", EngineError::Unknown);
-                Arc::new(Remote { peer: self.peers.find(&peer).ok_or_else(unknown)?, layer })
-            }
-            (None, None) => return Err(few.into()),
         };
         Ok(Parts { id, bytes, memfd, digests, source, demand, fill })
     }

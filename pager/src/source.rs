@@ -1,6 +1,5 @@
 //! Where the bytes of a layer come from, and what they must be.
 
-use patina_control::PAGE_BYTES;
 use patina_control::pager::RUN_BYTES;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 use std::fs::File;
@@ -137,12 +136,4 @@ impl Digests {
     pub fn matches(&self, run: usize, bytes: &[u8]) -> bool {
         self.get(run).is_some_and(|digest| *digest == *blake3::hash(bytes).as_bytes())
     }
-}
-
-/// Whether all bytes are zero.
-#[must_use]
-pub fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<{ PAGE_BYTES as usize / 8 }>();
-    words.iter().all(|words| words.iter().fold(0, |all, byte| all | byte) == 0)
-        && rest.iter().all(|byte| *byte == 0)
 }

@@ -1,12 +1,12 @@
 //! The side that needs runs: connections to another host's pager, and the layers that it has.
 
+use super::hang_up;
 use super::wire::{Answer, Kind, Request};
 use crate::source::{Class, PageSource, RunError};
 use crate::workers::PATIENCE;
-use patina_control::best_effort;
-use patina_control::pager::{Id, RUN_BYTES};
+use patina_control::pager::Id;
 use patina_daemon::lock;
-use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::net::{SendFlags, send};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
@@ -240,9 +240,3 @@ impl Lane {
         }
     }
 }
-
-fn hang_up(stream: &File) {
-    best_effort(shutdown(stream, Shutdown::Both), "the other side may have hung up");
-}
-
-const _: () = assert!(RUN_BYTES <= u32::MAX as u64);

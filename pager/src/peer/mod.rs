@@ -20,3 +20,11 @@ pub mod wire;
 
 pub use client::{Peer, Remote};
 pub(crate) use service::Service;
+
+use patina_control::best_effort;
+use rustix::net::{Shutdown, shutdown};
+use std::fs::File;
+
+fn hang_up(stream: &File) {
+    best_effort(shutdown(stream, Shutdown::Both), "the other side may have hung up");
+}

@@ -1,14 +1,13 @@
 //! The side that has runs: answers what another host's pager asks over one connection.
 
+use super::hang_up;
 use super::wire::{Answer, HEADER_BYTES, Kind, Request};
 use crate::engine::{Engine, Job};
 use crate::fetch::Scratch;
 use crate::layer::{Layer, State};
 use crate::source::Class;
 use crate::workers::PATIENCE;
-use patina_control::best_effort;
 use patina_control::pager::RUN_BYTES;
-use rustix::net::{Shutdown, shutdown};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, BufReader, Write as _};
@@ -26,7 +25,7 @@ pub(crate) struct Service(Arc<File>);
 
 impl Drop for Service {
     fn drop(&mut self) {
-        best_effort(shutdown(&*self.0, Shutdown::Both), "the other side may have hung up");
+        hang_up(&self.0);
     }
 }
 
@@ -81,16 +80,13 @@ impl Engine {
                 Ok(()) => {
                     // A VM of that host may wait for it.
                     self.fetch_for_nobody(&Job { layer: Arc::clone(layer), run }, scratch, Class::Demand);
+                    if !layer.is_present(run) {
+                        return false;
+                    }
                 }
                 Err(State::Present) => return layer.memfd.read_exact_at(to, run as u64 * RUN_BYTES).is_ok(),
-                Err(State::Asked) if Instant::now() < deadline => {
-                    thread::sleep(LOOK_EVERY);
-                    continue;
-                }
+                Err(State::Asked) if Instant::now() < deadline => thread::sleep(LOOK_EVERY),
                 Err(_) => return false,
-            }
-            if !layer.is_present(run) {
-                return false;
             }
         }
     }

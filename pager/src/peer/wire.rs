@@ -24,6 +24,7 @@ use std::io::{self, Read};
 
 /// Length of a request, and of an answer without its bytes.
 pub const HEADER_BYTES: usize = 16;
+const _: () = assert!(RUN_BYTES <= u32::MAX as u64);
 
 /// A request for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

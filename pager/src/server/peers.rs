@@ -1,6 +1,6 @@
 //! Pagers of other hosts: what `vmmd` wants with them.
 
-use super::Server;
+use super::{FEW, Server};
 use crate::engine::{EngineError, Happened};
 use crate::peer::{Peer, Service};
 use patina_control::best_effort;
@@ -105,7 +105,7 @@ impl Server {
     /// Takes connections that came with a line. Their threads wait on them.
     fn take_streams<const N: usize>(&mut self) -> Result<[File; N], String> {
         let control = self.control.as_mut().ok_or("vmmd is gone")?;
-        let taken: [OwnedFd; N] = control.take().ok_or("fewer descriptors came than the line needs")?;
+        let taken: [OwnedFd; N] = control.take().ok_or(FEW)?;
         for stream in &taken {
             let blocking = fcntl_getfl(stream).map(|flags| flags - OFlags::NONBLOCK);
             best_effort(

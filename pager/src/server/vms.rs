@@ -1,6 +1,6 @@
 //! The sockets of VMs. What comes from a vmm is not trusted: it may be the guest that writes.
 
-use super::{Server, watch_output};
+use super::{FEW, Server, watch_output};
 use crate::engine::{Engine, EngineError};
 use crate::layer::Layer;
 use crate::lines::{Lines, LinesError};
@@ -15,8 +15,6 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
-
-const FEW: &str = "fewer descriptors came than the line needs";
 
 /// The socket of a VM.
 #[derive(Debug)]

@@ -10,6 +10,7 @@
 //! - [`pager`]: what `vmmd`, a `vmm` and the host's `pager` send to each other.
 //! - [`rights`]: descriptors that are sent with a line.
 //! - [`memfd`]: sealed files in memory, which carry large data.
+//! - [`sparse`]: pages of zeros, which files need not have.
 //! - [`monotonic_ns`], [`PAGE_BYTES`]: the clock and the page size that both use.
 //! - [`best_effort`]: for operations that may fail without harm.
 //!
@@ -24,6 +25,7 @@ pub mod memfd;
 pub mod messages;
 pub mod pager;
 pub mod rights;
+pub mod sparse;
 
 pub use clock::monotonic_ns;
 

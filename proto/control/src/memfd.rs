@@ -1,21 +1,16 @@
 //! Sealed files in memory.
 
-use crate::PAGE_BYTES;
+use crate::sparse;
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
     io::Errno,
 };
-use std::{
-    fs::File,
-    io,
-    os::{fd::AsFd, unix::fs::FileExt as _},
-};
+use std::{fs::File, io, os::fd::AsFd};
 
 /// How often sealing is tried. The kernel waits 150 ms and then refuses while a page has an extra
 /// reference. Reclaim, compaction and DAMON hold such references for moments, too. If there is a
 /// writable mapping, the kernel refuses at once.
 const SEAL_TRIES: usize = 4;
-const PAGE: usize = PAGE_BYTES as usize;
 
 /// A sealed file in memory with this content. `name` is what `/proc` shows for it.
 ///
@@ -36,16 +31,7 @@ pub fn sealed(name: &str, content: &[u8]) -> io::Result<File> {
 /// The file system's.
 pub fn write_sparse(file: &File, content: &[u8]) -> io::Result<()> {
     file.set_len(content.len() as u64)?;
-    let page = |number: usize| &content[number * PAGE..content.len().min((number + 1) * PAGE)];
-    let is_data = |number: &usize| page(*number).iter().any(|byte| *byte != 0);
-    let pages = content.len().div_ceil(PAGE);
-    let mut next = 0;
-    while let Some(first) = (next..pages).find(is_data) {
-        next = (first..pages).find(|number| !is_data(number)).unwrap_or(pages);
-        let stretch = first * PAGE..content.len().min(next * PAGE);
-        file.write_all_at(&content[stretch.clone()], stretch.start as u64)?;
-    }
-    Ok(())
+    sparse::write_pages(file, 0, content)
 }
 
 /// Seals a file in memory so that neither its content nor its size nor its seals can change any
@@ -73,6 +59,7 @@ fn seal_with(memfd: impl AsFd, mut on_busy: impl FnMut()) -> rustix::io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PAGE_BYTES;
     use proptest::prelude::*;
     use rustix::{
         fs::fcntl_get_seals,
@@ -82,6 +69,8 @@ mod tests {
         io::{Read as _, Write as _},
         os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     };
+
+    const PAGE: usize = PAGE_BYTES as usize;
 
     /// A memfd of a page, and a pipe that holds this page: not a copy of it, but a reference to it.
     fn held() -> (File, File) {

@@ -1,12 +1,11 @@
 //! Copies runs without their zeros.
 
 use crate::manifest::RUN_BYTES;
-use patina_control::PAGE_BYTES;
 use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
 };
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
+use std::{fs::File, io, ops::Range};
 
 /// How many runs a thread takes at a time: 2 MiB.
 pub(super) const CHUNK_RUNS: u64 = 32;
@@ -47,28 +46,4 @@ pub(super) fn data_runs(file: &File, bytes: u64) -> io::Result<Vec<Range<u64>>> 
         at = last * RUN_BYTES;
     }
     Ok(chunks)
-}
-
-/// A page of zeros: what is compared with it is compared many bytes at a time, in every build.
-static ZEROS: [u8; 4096] = [0; 4096];
-
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(ZEROS.len()).all(|bytes| *bytes == ZEROS[..bytes.len()])
-}
-
-/// Writes a run, or a part of one, without its pages of zeros.
-pub(super) fn write_pages(to: &File, start: u64, bytes: &[u8]) -> io::Result<()> {
-    let page_bytes = usize::try_from(PAGE_BYTES).unwrap_or(usize::MAX);
-    let mut at = 0;
-    // Pages side by side are written with one call.
-    for pages in
-        bytes.chunks(page_bytes).collect::<Vec<_>>().chunk_by(|one, next| is_zero(one) == is_zero(next))
-    {
-        let length = pages.iter().map(|page| page.len()).sum::<usize>();
-        if !is_zero(pages[0]) {
-            to.write_all_at(&bytes[at..at + length], start + at as u64)?;
-        }
-        at += length;
-    }
-    Ok(())
 }

@@ -1,12 +1,12 @@
 //! The file of a layer, whose content is checked run by run as it is read.
 
 use super::{
-    copy::is_zero,
     error::{FileError, OpenError, RunError},
     names,
 };
 use crate::manifest::{Layer, LayerId, RUN_BYTES};
 use blake3::Hash;
+use patina_control::sparse::is_zero;
 use std::{
     fs::File,
     os::unix::fs::{FileExt as _, MetadataExt as _},

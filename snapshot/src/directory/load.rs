@@ -1,13 +1,14 @@
 //! Copies a layer into memory, whole.
 
 use super::{
-    copy::{CHUNK_RUNS, buffer, write_pages},
+    copy::{CHUNK_RUNS, buffer},
     error::LoadError,
     layer::{LayerFile, Run},
     parallel,
     progress::{Meter, Watch},
 };
 use crate::manifest::RUN_BYTES;
+use patina_control::sparse::write_pages;
 use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,

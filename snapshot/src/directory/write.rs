@@ -1,7 +1,7 @@
 //! Writes the files of a snapshot that is being made.
 
 use super::{
-    copy::{buffer, data_runs, is_zero, write_pages},
+    copy::{buffer, data_runs},
     error::{CreateError, FileError},
     names, parallel,
     progress::Meter,
@@ -10,6 +10,7 @@ use super::{
 };
 use crate::manifest::{Layer, RUN_BYTES, Runs};
 use blake3::Hash;
+use patina_control::sparse::{is_zero, write_pages};
 use rustix::{
     fs::{RenameFlags, renameat_with},
     io::Errno,

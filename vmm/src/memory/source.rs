@@ -1,7 +1,7 @@
 //! Copies pages out of a layer and skips holes.
 
-use crate::ranges::union;
 use patina_control::PAGE_BYTES;
+use patina_control::sparse::write_pages;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use std::fs::File;
@@ -33,7 +33,7 @@ impl<'a> Source<'a> {
         if bytes <= LOOK_MIN_BYTES && !self.data.contains(&range.start) {
             buffer.resize(bytes as usize, 0);
             self.file.read_exact_at(buffer, range.start)?;
-            return copy_data(buffer, to, range.start);
+            return write_pages(to, range.start, buffer);
         }
         let mut at = range.start;
         while at < range.end {
@@ -62,14 +62,4 @@ impl<'a> Source<'a> {
         }
         Ok(())
     }
-}
-
-/// Writes the bytes that were read at `at`. Pages of zeros are not written and stay holes.
-fn copy_data(read: &[u8], to: &File, at: u64) -> std::io::Result<()> {
-    let pages = read.chunks(PAGE_BYTES as usize).zip((at..).step_by(PAGE_BYTES as usize));
-    let data = pages.filter(|(page, _)| page.iter().any(|byte| *byte != 0));
-    let runs = union(data.map(|(page, start)| start..start + page.len() as u64).collect());
-    runs.iter().try_for_each(|run| {
-        to.write_all_at(&read[(run.start - at) as usize..(run.end - at) as usize], run.start)
-    })
 }

@@ -148,9 +148,11 @@ impl KillOnDrop {
 
     /// As [`Warm::death`].
     pub(super) async fn death(&mut self, source: ControlError) -> ControlError {
-        match &mut self.process {
-            Some(process) => death(process, source).await,
-            None => source,
+        const DEATH_PATIENCE: Duration = Duration::from_secs(2);
+        let Some(process) = self.process.as_mut().filter(|_| source.may_be_death()) else { return source };
+        match tokio::time::timeout(DEATH_PATIENCE, process.gone()).await {
+            Ok(Ok(())) => ControlError::Died(process.exit()),
+            Ok(Err(_)) | Err(_) => source,
         }
     }
 
@@ -202,18 +204,6 @@ async fn end(process: Option<Process>, dir: VmDir) {
 pub(super) fn delete(dir: &VmDir) {
     if let Err(error) = dir.delete() {
         tracing::error!(folder = %dir.path().display(), error = %chain(&error), "files of a vmm that is gone stay behind");
-    }
-}
-
-/// How a vmm went, in place of an error of a connection to it that may come from that.
-pub(super) async fn death(process: &mut Process, source: ControlError) -> ControlError {
-    const DEATH_PATIENCE: Duration = Duration::from_secs(2);
-    if !source.may_be_death() {
-        return source;
-    }
-    match tokio::time::timeout(DEATH_PATIENCE, process.gone()).await {
-        Ok(Ok(())) => ControlError::Died(process.exit()),
-        Ok(Err(_)) | Err(_) => source,
     }
 }
 

@@ -12,8 +12,11 @@ use std::{
     process::{Child, Command},
 };
 
-/// A copy of the state of vmmd, which does not run.
-fn copy(bench: &Bench) {
+/// Starts a scheduler, has a vmmd register there, stops it and copies its state.
+async fn copy_a_member(bench: &mut Bench) {
+    bench.start_scheduler().await;
+    drop(bench.start().await);
+    bench.stop(rustix::process::Signal::TERM);
     let copied = Command::new("cp").arg("-a").args([bench.path("state"), bench.path("copy")]).status();
     assert!(copied.unwrap().success());
 }
@@ -39,10 +42,7 @@ async fn hosts(bench: &Bench) -> Vec<HostStatus> {
 #[ignore = "needs root and /dev/kvm"]
 fn of_two_daemons_with_one_id_the_second_is_refused_and_the_first_goes_on() {
     tell(|mut bench| async move {
-        bench.start_scheduler().await;
-        drop(bench.start().await);
-        bench.stop(rustix::process::Signal::TERM);
-        copy(&bench);
+        copy_a_member(&mut bench).await;
         let mut client = bench.start().await;
         ready(&mut client, vm("web", "")).await;
         two_clones(&mut client).await;
@@ -66,10 +66,7 @@ fn of_two_daemons_with_one_id_the_second_is_refused_and_the_first_goes_on() {
 #[ignore = "needs root and /dev/kvm"]
 fn a_state_folder_on_another_machine_is_another_host() {
     tell(|mut bench| async move {
-        bench.start_scheduler().await;
-        drop(bench.start().await);
-        bench.stop(rustix::process::Signal::TERM);
-        copy(&bench);
+        copy_a_member(&mut bench).await;
         // As if it had been used on another machine so far.
         let id = fs::read_to_string(bench.path("copy/host-id")).unwrap();
         let id = id.lines().next().unwrap().to_owned();

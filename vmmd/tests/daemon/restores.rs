@@ -9,7 +9,7 @@ use crate::{
     steps::{Hold, epoch, known, until},
     streams::{exec, run, start},
 };
-use patina_proto::v1::{RestoreSnapshotRequest, VmState, wait_vm_request::Until};
+use patina_proto::v1::{RestoreSnapshotRequest, Vm, VmState, wait_vm_request::Until};
 use patina_snapshot::manifest::RUN_BYTES;
 use rustix::{
     fs::SeekFrom,
@@ -269,26 +269,32 @@ pub fn in_place_of(bench: &Bench, file: &Path) -> Fuse {
     fuse
 }
 
+/// Keeps a VM of six runs in the snapshot `base`, and starts vmmd anew on a disk that never reads
+/// run 4 of it: the VM, the layer's id, and that disk.
+async fn keep_with_a_stall(bench: &mut Bench) -> (Client, Vm, String, Fuse) {
+    bench.small_state();
+    let mut client = bench.start().await;
+    let request = patina_proto::v1::CreateVmRequest { memory_mib: 64, ..vm("web", "ram=6") };
+    let parent = ready(&mut client, request).await;
+    let kept = create(&mut client, "web", "base").await.unwrap().snapshot.unwrap();
+    bench.stop(Signal::TERM);
+    let fuse = in_place_of(bench, &layer_file(&bench.path("state/snapshots/base")));
+    fuse.set(4, Behaviour::Stalls);
+    (bench.start().await, parent, kept.layers[0].id.clone(), fuse)
+}
+
 #[test]
 #[ignore = "needs root and /dev/kvm"]
 fn a_disk_that_stalls_during_a_restore_ends_only_the_vm_that_needs_it() {
     tell(|mut bench| async move {
-        bench.small_state();
-        let mut client = bench.start().await;
-        let request = patina_proto::v1::CreateVmRequest { memory_mib: 64, ..vm("web", "ram=6") };
-        let parent = ready(&mut client, request).await;
-        let kept = create(&mut client, "web", "base").await.unwrap().snapshot.unwrap();
-        bench.stop(Signal::TERM);
-        let fuse = in_place_of(&bench, &layer_file(&bench.path("state/snapshots/base")));
-        fuse.set(4, Behaviour::Stalls);
-        let mut client = bench.start().await;
+        let (mut client, parent, layer, fuse) = keep_with_a_stall(&mut bench).await;
         let request = RestoreSnapshotRequest { name: "new".into(), count: 2, ..from("base") };
         restore(&mut client, request).await.unwrap();
         assert_eq!(run(&mut client, "new.1", &["read", "2"]).await.0, "run 2");
         let mut caller = client.clone();
         let needs = tokio::spawn(async move { run(&mut caller, "new", &["read", "4"]).await });
         let begun = std::time::Instant::now();
-        lost(&mut client, "new", &kept.layers[0].id, 4).await;
+        lost(&mut client, "new", &layer, 4).await;
         assert!(begun.elapsed().as_secs() < 6, "{:?}", begun.elapsed());
         needs.await.unwrap_err();
         assert_eq!(run(&mut client, "new.1", &["read", "3"]).await.0, "run 3", "it goes on");
@@ -309,15 +315,7 @@ fn a_disk_that_stalls_during_a_restore_ends_only_the_vm_that_needs_it() {
 #[ignore = "needs root and /dev/kvm"]
 fn an_exec_in_a_vm_that_waits_for_memory_is_answered_and_says_why() {
     tell(|mut bench| async move {
-        bench.small_state();
-        let mut client = bench.start().await;
-        let request = patina_proto::v1::CreateVmRequest { memory_mib: 64, ..vm("web", "ram=6") };
-        ready(&mut client, request).await;
-        let kept = create(&mut client, "web", "base").await.unwrap().snapshot.unwrap();
-        bench.stop(Signal::TERM);
-        let fuse = in_place_of(&bench, &layer_file(&bench.path("state/snapshots/base")));
-        fuse.set(4, Behaviour::Stalls);
-        let mut client = bench.start().await;
+        let (mut client, _, layer, _fuse) = keep_with_a_stall(&mut bench).await;
         restore(&mut client, RestoreSnapshotRequest { name: "new".into(), ..from("base") }).await.unwrap();
         let mut caller = client.clone();
         let needs = tokio::spawn(async move { exec(&mut caller, vec![start("new", &["read", "4"])]).await });
@@ -328,10 +326,10 @@ fn an_exec_in_a_vm_that_waits_for_memory_is_answered_and_says_why() {
             }
         };
         assert_eq!(refused.code(), Code::Unavailable, "{refused}");
-        let names = refused.message().contains("run 4 ") && refused.message().contains(&kept.layers[0].id);
+        let names = refused.message().contains("run 4 ") && refused.message().contains(&layer);
         assert!(names, "{refused}");
         needs.await.unwrap().unwrap_err();
-        lost(&mut client, "new", &kept.layers[0].id, 4).await;
+        lost(&mut client, "new", &layer, 4).await;
     });
 }
 
