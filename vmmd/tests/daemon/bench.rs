@@ -319,12 +319,18 @@ impl Drop for Bench {
         if self.scheduler.is_some() {
             self.signal_scheduler(Signal::KILL);
         }
+        let own = self.folder.path().to_str().unwrap();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
-            let own = self.folder.path().to_str().unwrap();
+            let has = |file: &str, text: &str| {
+                let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).contains(text)
+            };
             let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            // A stand-in that vmmd was just starting as it was killed is still like vmmd, whose
+            // command line has the folder. Its environment is read last: from its start on that has
+            // the folder.
             if let Some(pid) = pid
-                && String::from_utf8_lossy(&environ).contains(&format!("PATINA_VM_DIR={own}/"))
+                && (has("cmdline", own) || has("environ", &format!("PATINA_VM_DIR={own}/")))
             {
                 kill_process(pid, Signal::KILL).ok();
             }
