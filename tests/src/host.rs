@@ -6,12 +6,13 @@ use crate::{
     daemon::{end_of, parse, system},
     interrupt,
     keeper::{Keeper, Orphan},
-    leftovers,
+    leftovers::{self, Interface},
     place::Place,
     process::{self, Output, ProcessError},
     setup::Setup,
 };
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::{Child, Command},
 };
@@ -205,8 +206,9 @@ impl Host {
     pub fn stop(mut self) -> Result<(), HostError> {
         let interfaces = self.clean()?;
         let mut left = leftovers::processes_of(self.dir()).map_err(system("look for processes"))?;
-        let still_there = interfaces.into_iter().filter(|name| leftovers::interface_exists(name));
-        left.extend(still_there.map(|name| format!("network interface {name}")));
+        let still_there: BTreeSet<_> =
+            interfaces.into_iter().filter(Interface::is_there).map(|interface| interface.name).collect();
+        left.extend(still_there.into_iter().map(|name| format!("network interface {name}")));
         if self.socket().exists() {
             left.push(format!("socket {}", self.socket().display()));
         }
@@ -214,7 +216,7 @@ impl Host {
     }
 
     /// Removes all VMs, then ends `vmmd`. Returns the interfaces that its VMs had.
-    fn clean(&mut self) -> Result<Vec<String>, HostError> {
+    fn clean(&mut self) -> Result<Vec<Interface>, HostError> {
         let vmmd = self.vmmd.take();
         self.is_clean = true;
         if interrupt::requested() { self.place.clean_cut_short(vmmd) } else { self.place.clean(vmmd) }

@@ -1,6 +1,20 @@
 //! Processes and network interfaces that did not exist before.
 
-use std::{collections::BTreeSet, fs, io, os::unix::ffi::OsStrExt as _, path::Path};
+use rustix::{
+    net::{AddressFamily, SocketType, netdevice, socket},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    sync::Arc,
+    thread,
+};
 
 /// What is there of Patina at one moment: `vmm`, `vmmd` and `pager` processes, bridges and taps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -73,6 +87,47 @@ pub fn interface_exists(name: &str) -> bool {
     Path::new("/sys/class/net").join(name).exists()
 }
 
+/// A network namespace. It lives on while this does, also without processes.
+#[derive(Debug, Clone)]
+pub(crate) struct Network(Arc<OwnedFd>);
+
+impl Network {
+    /// The namespace of a process.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+        // A socket belongs to the namespace in which it is made. Only a thread of its own enters
+        // that namespace, and ends there.
+        let enter = move || -> io::Result<OwnedFd> {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
+        };
+        let made = thread::spawn(enter).join();
+        made.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))).map(Arc::new).map(Self)
+    }
+
+    /// The interface that has this name now.
+    pub fn interface(&self, name: &str) -> Option<Interface> {
+        let index = netdevice::name_to_index(&self.0, name).ok()?;
+        Some(Interface { name: name.to_owned(), index, network: self.clone() })
+    }
+}
+
+/// A network interface of a namespace. Others may have its name, there later and elsewhere at the
+/// same time, so that the name alone says nothing.
+#[derive(Debug)]
+pub(crate) struct Interface {
+    pub name: String,
+    index: u32,
+    network: Network,
+}
+
+impl Interface {
+    pub fn is_there(&self) -> bool {
+        // The kernel counts indexes up in a namespace, and does not give one again soon.
+        netdevice::index_to_name(&self.network.0, self.index).is_ok()
+    }
+}
+
 fn pids() -> io::Result<Vec<u32>> {
     let entries = fs::read_dir("/proc")?;
     let pid = |entry: io::Result<fs::DirEntry>| {
@@ -137,6 +192,16 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!(processes_of(folder.path()).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_interface_is_found_in_its_own_namespace_only() {
+        let ours = Network::of(std::process::id()).unwrap();
+        let loopback = ours.interface("lo").unwrap();
+        assert!(loopback.is_there() && loopback.name == "lo");
+        assert!(ours.interface("no-such-name").is_none());
+        let gone = Interface { name: "lo".to_owned(), index: i32::MAX as u32, network: ours };
+        assert!(!gone.is_there());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use crate::{
     daemon::{HostError, system},
+    leftovers::interface_exists,
     process,
 };
 use std::{
@@ -99,9 +100,10 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // It is gone if the other end is: with the last process of the host's namespace.
-        if Path::new("/sys/class/net").join(&self.ours).exists()
-            && let Err(error) = ip(&["link", "del", &self.ours])
+        // It goes with the other end, some time after the last process of the host's namespace:
+        // maybe now.
+        if let Err(error) = ip(&["link", "del", &self.ours])
+            && interface_exists(&self.ours)
         {
             patina_daemon::say!("remove {}: {error}", self.ours);
         }

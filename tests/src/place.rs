@@ -3,7 +3,7 @@
 
 use crate::{
     daemon::{CALL_DEADLINE, HostError, parse, start_daemon, stop_daemon, succeeded, system},
-    leftovers,
+    leftovers::{self, Interface, Network},
     process::{self, Output},
     setup::Setup,
 };
@@ -111,7 +111,7 @@ impl Place {
 
     /// Removes all VMs, then ends `vmmd`. One that was killed is started again: only it knows which
     /// bridges and processes are its own. Returns the interfaces that its VMs had.
-    pub fn clean(&self, vmmd: Option<Child>) -> Result<Vec<String>, HostError> {
+    pub fn clean(&self, vmmd: Option<Child>) -> Result<Vec<Interface>, HostError> {
         let mut running = vmmd;
         let ended = match &mut running {
             Some(vmmd) => vmmd.try_wait().map_err(system("look at vmmd"))?.is_some(),
@@ -121,7 +121,8 @@ impl Place {
             Some(vmmd) if !ended => vmmd,
             _ => self.start_vmmd()?,
         };
-        let removed = self.remove_all();
+        let network = Network::of(vmmd.id()).map_err(system("enter vmmd's network namespace"));
+        let removed = network.and_then(|network| self.remove_all(&network));
         stop_daemon("vmmd", vmmd, &self.vmmd_log_path())?;
         removed
     }
@@ -129,7 +130,7 @@ impl Place {
     /// The same after a run that was cut short: what vmmd was making then comes to be after it was
     /// looked for. The next vmmd knows of it, or removes it because it is half-made; so it goes on
     /// until there was nothing more.
-    pub fn clean_cut_short(&self, vmmd: Option<Child>) -> Result<Vec<String>, HostError> {
+    pub fn clean_cut_short(&self, vmmd: Option<Child>) -> Result<Vec<Interface>, HostError> {
         let mut all = self.clean(vmmd)?;
         for _ in 1..ROUNDS {
             let more = self.clean(None)?;
@@ -166,12 +167,12 @@ impl Place {
         Ok(process::run_even_now(&mut self.vmctl_command(arguments), b"", CALL_DEADLINE)?)
     }
 
-    fn remove_all(&self) -> Result<Vec<String>, HostError> {
+    fn remove_all(&self, network: &Network) -> Result<Vec<Interface>, HostError> {
         let arguments = ["-o", "json", "ls"];
         let vms = parse(succeeded(&arguments, &self.vmctl_even_now(&arguments)?)?)?;
         let field = |field| vms.as_array().into_iter().flatten().filter_map(move |vm| vm[field].as_str());
         let interfaces = field("bridge").chain(field("tap")).filter(|name| !name.is_empty());
-        let interfaces = interfaces.map(str::to_owned).collect();
+        let interfaces = interfaces.filter_map(|name| network.interface(name)).collect();
         let names: Vec<&str> = field("name").collect();
         if !names.is_empty() {
             let arguments = [&["rm", "-f"], names.as_slice()].concat();
