@@ -4,8 +4,12 @@
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTOS: [&str; 3] =
-    ["patina/v1/host_scheduler.proto", "patina/v1/scheduler.proto", "patina/v1/vmmd.proto"];
+const PROTOS: [&str; 4] = [
+    "patina/v1/host_peer.proto",
+    "patina/v1/host_scheduler.proto",
+    "patina/v1/scheduler.proto",
+    "patina/v1/vmmd.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);

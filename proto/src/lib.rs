@@ -5,6 +5,8 @@
 //!   - `scheduler.proto`: the service `Scheduler`, with which operators and hosts use tickets.
 //!   - `host_scheduler.proto`: the service `HostScheduler`, which only hosts call: they register
 //!     and use tickets for the clones that they make.
+//!   - `host_peer.proto`: the service `HostPeer`, which the vmmds of other hosts call: they make
+//!     clones of their VMs here, and read layers.
 //! - [`DESCRIPTORS`]: the compiled descriptor set, for gRPC reflection.
 //!
 //! What guests say is in the crate `patina-abi`, and what a vmm and its `vmmd` say to each other is

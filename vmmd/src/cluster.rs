@@ -147,7 +147,7 @@ fn info(options: &Options, host_id: Uuid, identity: HostIdentity) -> HostInfo {
     HostInfo {
         id: host_id.to_string(),
         name: facts.hostname,
-        address: options.advertise.clone().unwrap_or_else(|| options.listen.to_string()),
+        address: options.own_address(),
         cpus: facts.cpus,
         memory_mib: facts.memory_mib,
         max_vms: options.max_vms,

@@ -6,6 +6,7 @@ use crate::{
         MESSAGE_MAX_BYTES, access,
         facts::{self, Facts},
         limit::CallLimit,
+        peer_service::PeerService,
         service::Service,
     },
     metrics::Metrics,
@@ -14,7 +15,10 @@ use crate::{
     plan::spec::DefaultImages,
     process::{host_check, spawn},
     store::{StateDir, StoreError, VmDir},
-    vms::{Host, Settings, error::Error as HostError, gauges::Gauges, guest::Answers, remove},
+    vms::{
+        Host, Settings, error::Error as HostError, gauges::Gauges, guest::Answers, remote::peers::Peers,
+        remove,
+    },
 };
 use patina_daemon::{
     chain,
@@ -25,7 +29,7 @@ use patina_daemon::{
     stop::{SignalError, Stop},
     tls::{Security, TlsError},
 };
-use patina_proto::v1::vmmd_server::VmmdServer;
+use patina_proto::v1::{host_peer_server::HostPeerServer, vmmd_server::VmmdServer};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use scheduler::engine::Refusal;
 use std::{
@@ -96,9 +100,9 @@ pub enum DaemonError {
 pub async fn run(options: Options) -> Result<(), DaemonError> {
     let stop = Stop::at_signals()?;
     raise_descriptor_limit();
-    let settings = settings(&options)?;
-    host_check::run(&settings.vmm).await;
     let security = Security::new(options.tls_dir.as_deref(), options.insecure)?;
+    let settings = settings(&options, &security)?;
+    host_check::run(&settings.vmm).await;
     let state = StateDir::open(&options.state_dir)?;
     // Before anything is taken over: one who cannot serve leaves all as it is.
     let incoming = listen::listen(&options.listen, &security).await?;
@@ -131,14 +135,18 @@ async fn serve(
     let service =
         VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
     let service = CallLimit::new(CALLS_MAX).named_layer(service);
+    let for_hosts =
+        HostPeerServer::new(PeerService::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let for_hosts = CallLimit::new(CALLS_MAX).named_layer(for_hosts);
     let metrics = metrics(options, &host, &cluster).await?;
     let server = server::builder().http2_keepalive_interval(Some(KEEPALIVE));
     let scheduler = cluster.service();
-    let mut names = vec![VmmdServer::<Service>::NAME];
+    let mut names = vec![VmmdServer::<Service>::NAME, HostPeerServer::<PeerService>::NAME];
     names.extend(scheduler.iter().map(name_of));
     let server = server::described(server, access::callers, patina_proto::DESCRIPTORS, &names)
         .await?
         .add_service(service)
+        .add_service(for_hosts)
         .add_optional_service(scheduler)
         .serve_with_incoming_shutdown(incoming, stop.clone().told());
     let mut server = std::pin::pin!(server);
@@ -231,7 +239,7 @@ fn running(host: &Host) -> usize {
     host.table.all().iter().filter(|vm| !matches!(vm.status().phase, Phase::Ended(_))).count()
 }
 
-fn settings(options: &Options) -> Result<Settings, DaemonError> {
+fn settings(options: &Options, security: &Security) -> Result<Settings, DaemonError> {
     let vmm = match &options.vmm {
         Some(path) => path.clone(),
         None => beside_this_program("vmm"),
@@ -258,6 +266,7 @@ fn settings(options: &Options) -> Result<Settings, DaemonError> {
         keep_ended: remove::keep_ended(options),
         image_cache: options.image_cache(),
         host_kind: facts::kind_of_host(),
+        peers: Peers::new(options.own_address(), security.clone()),
     })
 }
 

@@ -149,6 +149,12 @@ pub struct CacheSettings {
 }
 
 impl Options {
+    /// Where other daemons of the cluster reach this one.
+    #[must_use]
+    pub fn own_address(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+
     /// Where images of booted VMs are kept, and how many; None: nowhere.
     #[must_use]
     pub fn image_cache(&self) -> Option<CacheSettings> {

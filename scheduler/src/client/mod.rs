@@ -64,17 +64,25 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// # Errors
 /// The security does not allow it; see [`Target::secured`].
 pub fn connect(target: &Target, security: &Security) -> Result<Connection, TargetError> {
+    channel(target, security).map(Connection)
+}
+
+/// A channel to the daemon at `target`, which connects when it is used.
+///
+/// # Errors
+/// The security does not allow it; see [`Target::secured`].
+pub fn channel(target: &Target, security: &Security) -> Result<Channel, TargetError> {
     Ok(match (target.clone().secured(security)?, security) {
-        (Target::Unix(path), _) => over(move || UnixStream::connect(path.clone())),
+        (Target::Unix(path), _) => channel_over(move || UnixStream::connect(path.clone())),
         (Target::Https { host, port }, Security::Tls(tls)) => {
             let tls = tls.clone();
-            over(move || {
+            channel_over(move || {
                 let (tls, host) = (tls.clone(), host.clone());
                 async move { tls.connect(&host, port).await.map_err(io::Error::other) }
             })
         }
         (Target::Http { host, port } | Target::Tcp { host, port } | Target::Https { host, port }, _) => {
-            over(move || {
+            channel_over(move || {
                 let (host, port) = (host.clone(), port);
                 async move {
                     let stream = TcpStream::connect((host.as_str(), port)).await?;
@@ -92,15 +100,22 @@ where
     F: Future<Output = io::Result<S>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    Connection(channel_over(connect))
+}
+
+fn channel_over<S, F>(connect: impl Fn() -> F + Send + 'static) -> Channel
+where
+    F: Future<Output = io::Result<S>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let connector = service_fn(move |_: Uri| {
         let connecting = connect();
         async move { connecting.await.map(TokioIo::new) }
     });
-    let channel = Endpoint::from_static("http://scheduler")
+    Endpoint::from_static("http://patina")
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)
-        .connect_with_connector_lazy(connector);
-    Connection(channel)
+        .connect_with_connector_lazy(connector)
 }

@@ -21,6 +21,7 @@
 mod copy;
 mod create;
 mod demand;
+mod digest;
 mod error;
 mod folder;
 mod layer;
@@ -37,6 +38,7 @@ mod write;
 
 pub use create::{Created, create};
 pub use demand::{DemandError, load_demand, save_demand};
+pub use digest::{DigestError, digest_layer};
 pub use error::{CreateError, FileError, LoadError, OpenError, RemoveError, RunError, VerifyError};
 pub use layer::{LayerFile, Run};
 pub use load::load_layer;

@@ -6,7 +6,7 @@
 //! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`]: on hosts of their own.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`]: on hosts of their own.
 //!   [`interrupts`]: test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
@@ -34,6 +34,7 @@ mod clones;
 mod cluster;
 mod cpus;
 mod damage;
+mod elsewhere;
 mod endings;
 mod exec;
 mod family;
@@ -105,7 +106,7 @@ fn images() -> Option<PathBuf> {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 22] = [
+    let modules: [&[Story]; 23] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -125,6 +126,7 @@ fn stories() -> impl Iterator<Item = Story> {
         free_pages::STORIES,
         damage::STORIES,
         cluster::STORIES,
+        elsewhere::STORIES,
         refusals::STORIES,
         adoption::STORIES,
         interrupts::STORIES,

@@ -7,6 +7,7 @@ use patina_daemon::{roles::Callers, tls::Role};
 pub fn callers(path: &str) -> Callers {
     match path.strip_prefix("/patina.v1.Vmmd/") {
         Some(method) => Callers::Operators(vmmd(method)),
+        None if path.starts_with("/patina.v1.HostPeer/") => Callers::Hosts,
         None => scheduler::grpc::access::callers(path),
     }
 }
@@ -35,6 +36,7 @@ mod tests {
             assert_eq!(of(admin), Callers::Operators(Role::Admin), "{admin}");
         }
         assert_eq!(callers("/patina.v1.Scheduler/Join"), Callers::OperatorsAndHosts(Role::Use));
+        assert_eq!(callers("/patina.v1.HostPeer/SpawnClones"), Callers::Hosts);
         assert_eq!(callers("/grpc.health.v1.Health/Check"), Callers::All);
     }
 }

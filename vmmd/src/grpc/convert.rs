@@ -4,7 +4,7 @@ use crate::{
     plan::{address::FAMILY_PREFIX, lifecycle::Phase, spec::Port},
     vms::{
         Vm,
-        clone::{Clones, Outcome},
+        clone::{Clones, Made, Outcome},
         table::Entry,
     },
 };
@@ -90,7 +90,8 @@ pub fn clones(clones: Clones) -> v1::CloneVmResponse {
 
 pub(super) fn outcome(Outcome { vmid, made }: Outcome) -> v1::CloneOutcome {
     let (outcome, executing_after_us) = match made {
-        Ok((made, times)) => (clone_outcome::Outcome::Vm(vm(&made)), us(times.executing)),
+        Ok((Made::Here(made), times)) => (clone_outcome::Outcome::Vm(vm(&made)), us(times.executing)),
+        Ok((Made::There(made), times)) => (clone_outcome::Outcome::Vm(*made), us(times.executing)),
         Err(error) => (clone_outcome::Outcome::Error(chain(&error)), 0),
     };
     v1::CloneOutcome { vmid, outcome: Some(outcome), executing_after_us }

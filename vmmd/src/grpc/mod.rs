@@ -1,6 +1,7 @@
 //! The operator's interface: `patina.v1.Vmmd`.
 //!
 //! - [`service`]: the calls; [`exec`], [`console`], [`logs`], [`watch`]: the streaming ones.
+//! - [`peer_service`]: `patina.v1.HostPeer`, for other hosts.
 //! - [`status`]: errors as rich statuses; [`convert`]: VMs as messages; [`snapshots`]: snapshots as
 //!   messages, [`images`]: images as messages; [`facts`]: facts about this host; [`limit`]: the
 //!   number of concurrent calls.
@@ -16,6 +17,7 @@ pub mod facts;
 pub mod images;
 pub mod limit;
 pub mod logs;
+pub mod peer_service;
 pub mod service;
 pub mod snapshots;
 pub mod status;

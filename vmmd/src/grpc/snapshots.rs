@@ -2,7 +2,7 @@
 
 use super::convert::{outcome, us};
 use crate::vms::{
-    clone::Outcome,
+    clone::{Made, Outcome},
     snapshot_data::error::SnapshotError,
     snapshots::{create::Kept, restore::Restored, shelf::Shown},
 };
@@ -39,7 +39,7 @@ pub fn kept(kept: Kept) -> v1::CreateSnapshotResponse {
 #[must_use]
 pub fn restored(restored: Restored) -> v1::RestoreSnapshotResponse {
     let Restored { master, times, clones } = restored;
-    let first = Outcome { vmid: master.record.vmid, made: Ok((master, times)) };
+    let first = Outcome { vmid: master.record.vmid, made: Ok((Made::Here(master), times)) };
     v1::RestoreSnapshotResponse { vms: std::iter::once(first).chain(clones).map(outcome).collect() }
 }
 

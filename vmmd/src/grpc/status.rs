@@ -6,6 +6,7 @@ use crate::{
     process::control_client::ControlError,
     vms::{
         error::{Error, Unprepared},
+        remote::receive::ReceiveError,
         snapshot_data::error::Fault,
     },
 };
@@ -158,7 +159,12 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Scheduler(status) => (status.code(), "SCHEDULER"),
         Error::NoScheduler { .. } => (Code::Unavailable, "NO_SCHEDULER"),
         Error::Registering => (Code::Aborted, "REGISTERING"),
-        Error::OtherHost { .. } => (Code::FailedPrecondition, "OTHER_HOST"),
+        // In the outcomes of clones only.
+        Error::Remote(_) => (Code::Unavailable, "OTHER_HOST"),
+        Error::Receive(ReceiveError::Field { .. } | ReceiveError::Manifest(_) | ReceiveError::State) => {
+            (Code::InvalidArgument, "BAD_GENERATION")
+        }
+        Error::Receive(_) => (Code::FailedPrecondition, "HOST_UNFIT"),
         Error::Unwanted { .. } => (Code::Aborted, "KILLED"),
         Error::TicketCount { .. } => (Code::InvalidArgument, "TICKET_COUNT"),
         Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),

@@ -3,7 +3,7 @@
 
 mod vms;
 
-use super::{error::PagerError, order::Order, parts::Parts, place::Place};
+use super::{error::PagerError, order::Order, parts::Parts, peers::PeerSource, place::Place};
 use crate::{
     process::filling::{FileNumber, FillingLayer, FillingLayers},
     store::VmDir,
@@ -133,6 +133,21 @@ impl Book {
     /// Holds a layer that the book has.
     pub fn hold(self: &Arc<Self>, id: &Id) -> Option<Arc<LazyLayer>> {
         self.tables().layers.get_mut(id).map(|entry| self.handle(entry))
+    }
+
+    /// Holds the layer with this memfd.
+    pub(super) fn find(self: &Arc<Self>, memfd: FileNumber) -> Option<Arc<LazyLayer>> {
+        let id = {
+            let tables = self.tables();
+            tables.layers.values().find(|entry| entry.parts.number == memfd)?.parts.id.clone()
+        };
+        self.hold(&id)
+    }
+
+    /// The pager of another host, if a layer is read there.
+    pub(super) fn peer(&self, id: &Id) -> Option<Arc<PeerSource>> {
+        let sources = self.layers().into_iter().filter_map(|parts| parts.source.peer_source());
+        sources.into_iter().find(|peer| peer.id() == id)
     }
 
     /// Adds a layer, and holds it. If the book has it already, its parts stay.
@@ -270,11 +285,7 @@ pub struct Known<'a>(pub &'a Arc<Book>);
 
 impl FillingLayers for Known<'_> {
     fn find(&self, memfd: FileNumber) -> Option<Arc<dyn FillingLayer>> {
-        let id = {
-            let tables = self.0.tables();
-            tables.layers.values().find(|entry| entry.parts.number == memfd)?.parts.id.clone()
-        };
-        self.0.hold(&id).map(|layer| layer as Arc<dyn FillingLayer>)
+        self.0.find(memfd).map(|layer| layer as Arc<dyn FillingLayer>)
     }
 }
 

@@ -71,6 +71,14 @@ pub enum PagerError {
         /// The pager's reason.
         reason: String,
     },
+    /// It does not serve another host, or is not connected to one.
+    #[error("the pager refuses connection {name}: {reason}")]
+    RefusedPeer {
+        /// The connection's name, or the peer's.
+        name: String,
+        /// The pager's reason.
+        reason: String,
+    },
     /// There are too many layers or VMs.
     #[error(
         "serve memory lazily: this host has {0} already; at most {PAGER_LAYERS_MAX} layers and {PAGER_VMS_MAX} VMs are"

@@ -4,6 +4,7 @@
 //! all of it, and one that runs what changes.
 
 mod demands;
+mod peers;
 mod starting;
 
 use super::{
@@ -62,6 +63,8 @@ pub struct Keeper {
     starting: HashMap<Id, Starting>,
     /// Layers that nobody uses, of which the pager is to tell what was demanded.
     leaving: HashMap<Id, Arc<Parts>>,
+    /// Who waits for the pager to serve a connection of another host.
+    serving: HashMap<Id, oneshot::Sender<Result<(), PagerError>>>,
     /// When the pager ended that is to be replaced.
     gone_since: Option<Instant>,
 }
@@ -83,6 +86,7 @@ impl Keeper {
             gone: Gone::default(),
             starting: HashMap::new(),
             leaving: HashMap::new(),
+            serving: HashMap::new(),
             gone_since: None,
         }
     }
@@ -140,6 +144,8 @@ impl Keeper {
             best_effort(self.take(message, file).await, "there is no pager to ask");
         }
         self.gone.forget_all();
+        // Who waits hears that nothing comes.
+        self.serving.clear();
         self.save_demand_of_leaving();
     }
 
@@ -196,6 +202,9 @@ impl Keeper {
                 self.send(&ToPager::DropVm { vm }).await
             }
             Order::ForgetLayer(parts) => self.forget_layer(parts).await,
+            Order::Serve(serving, answer) => self.serve(serving, answer).await,
+            Order::ConnectPeer(peer) => self.connect_peer(&peer).await,
+            Order::ForgetPeer(peer) => self.forget_peer(peer).await,
         }
     }
 
@@ -228,10 +237,8 @@ impl Keeper {
             // That a VM or a layer is gone already, for example.
             FromPager::Error { reason } => tracing::debug!(reason, "the pager"),
             FromPager::LayerDropped { layer } => tracing::debug!(%layer, "the pager has forgotten a layer"),
-            FromPager::Hello { .. }
-            | FromPager::Memfd { .. }
-            | FromPager::Peers(_)
-            | FromPager::Status(_) => {}
+            FromPager::Peers(message) => self.hear_of_peer(message),
+            FromPager::Hello { .. } | FromPager::Memfd { .. } | FromPager::Status(_) => {}
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 //!
 //! - [`book`]: what the pager must have, by what is held; [`parts`]: what it needs of a layer;
 //!   [`demand`]: what VMs have demanded of it.
+//! - [`peers`]: pagers of other hosts, whose layers are read here.
 //! - [`keeper`]: the task that starts the pager and replaces it; [`order`]: what it is to do;
 //!   [`program`]: its process; [`talk`]: the connection; [`running`]: both; [`restarts`]: how
 //!   often; [`gone`]: VMs that it does not serve any longer.
@@ -26,6 +27,7 @@ pub mod inventory;
 pub mod keeper;
 pub mod order;
 pub mod parts;
+pub mod peers;
 pub mod place;
 pub mod program;
 pub mod restarts;
@@ -34,7 +36,7 @@ pub mod talk;
 
 use crate::{
     process::{
-        filling::{Filling, FillingLayers},
+        filling::{FileNumber, Filling, FillingLayers},
         generation::Generation,
     },
     store::VmDir,
@@ -42,7 +44,7 @@ use crate::{
 use book::{Book, Held, Known, LazyLayer, LazyMemory};
 use error::PagerError;
 use keeper::Keeper;
-use order::Order;
+use order::{Order, Serving};
 use parts::{Parts, id_of};
 use patina_control::{
     end::{End, EndKind},
@@ -50,9 +52,15 @@ use patina_control::{
     pager::Id,
 };
 use patina_daemon::{chain, kernel};
-use patina_snapshot::directory::{LayerFile, Snapshot};
+use patina_snapshot::{
+    directory::{LayerFile, Snapshot},
+    manifest::{Layer, Manifest},
+};
+use peers::{Dial, PeerSource};
 use place::Place;
 use std::{
+    fs::File,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -94,10 +102,19 @@ impl Pager {
     /// # Errors
     /// There is no memory or no pager, or it refuses the layer.
     pub async fn add_layer(&self, layer: &LayerFile) -> Result<Arc<LazyLayer>, PagerError> {
+        self.hold_or_enter(layer.layer(), || Parts::of_snapshot(layer)).await
+    }
+
+    /// Holds the layer, which gets these parts if it is not there.
+    async fn hold_or_enter(
+        &self,
+        layer: &Layer,
+        parts: impl FnOnce() -> Result<Parts, PagerError>,
+    ) -> Result<Arc<LazyLayer>, PagerError> {
         let held = match self.book.hold(&id_of(layer)?) {
             Some(held) => held,
             None => {
-                let parts = Parts::of_snapshot(layer)?;
+                let parts = parts()?;
                 let number = parts.number;
                 let held = self.book.enter(parts)?;
                 // Another call may have been first.
@@ -114,7 +131,59 @@ impl Pager {
     /// Whether a layer with this content is in memory, or is about to be.
     #[must_use]
     pub fn has(&self, layer: &LayerFile) -> bool {
-        id_of(layer).is_ok_and(|id| self.book.hold(&id).is_some())
+        id_of(layer.layer()).is_ok_and(|id| self.book.hold(&id).is_some())
+    }
+
+    /// Makes a generation of a VM of another host, whose memory arrives from there while VMs run on
+    /// it. What is here already is not read again.
+    ///
+    /// # Errors
+    /// There is no memory, or there is no pager.
+    pub async fn generation_of_peer(
+        &self,
+        manifest: &Manifest,
+        state: &[u8],
+        (lease, dial): (Uuid, Box<dyn Dial>),
+    ) -> Result<Generation, PagerError> {
+        let peer = PeerSource::new(name_of(lease)?, dial, &self.book);
+        let state = memfd::sealed("patina-state", state).map_err(PagerError::Memory)?;
+        let (mut files, mut held) = (vec![state.into()], Vec::new());
+        for (number, layer) in (0..).zip(&manifest.layers) {
+            let layer = self.hold_or_enter(layer, || Parts::of_peer(layer, &peer, number)).await?;
+            files.push(layer.parts.memfd.try_clone().map_err(PagerError::Memory)?.into());
+            held.push(layer);
+        }
+        // The generation holds them from then on.
+        Ok(Generation::check(files, manifest.description.memory_mib, &self.known())?)
+    }
+
+    /// Has the pager keep a layer for other hosts, which is complete in a sealed memfd.
+    ///
+    /// # Errors
+    /// There is no memory, or there is no pager.
+    pub async fn publish(&self, layer: &Layer, memfd: File) -> Result<Arc<LazyLayer>, PagerError> {
+        self.hold_or_enter(layer, || Parts::of_sealed(layer, memfd)).await
+    }
+
+    /// A layer that the pager fills or has filled, by its memfd.
+    #[must_use]
+    pub fn find(&self, memfd: FileNumber) -> Option<Arc<LazyLayer>> {
+        self.book.find(memfd)
+    }
+
+    /// Has the pager serve layers to another host over `stream`. The layers must be held as long.
+    ///
+    /// # Errors
+    /// There is no pager, or it refuses.
+    pub async fn serve_peer(
+        &self,
+        connection: Uuid,
+        layers: &[Arc<LazyLayer>],
+        stream: OwnedFd,
+    ) -> Result<(), PagerError> {
+        let layers = layers.iter().map(|layer| layer.parts.id.clone()).collect();
+        let serving = Serving { connection: name_of(connection)?, layers, stream };
+        self.ask(|answer| Order::Serve(serving, answer)).await
     }
 
     /// Makes a generation of a snapshot whose memory arrives while VMs run on it. No memory is

@@ -23,4 +23,21 @@ pub enum Order {
     ForgetVm(Id),
     /// A layer is no longer in the book.
     ForgetLayer(Arc<Parts>),
+    /// Another host reads layers over this connection. The answer tells whether the pager serves it.
+    Serve(Serving, oneshot::Sender<Result<(), PagerError>>),
+    /// The connection to another host's pager broke: it is made anew, if it is still needed.
+    ConnectPeer(Id),
+    /// No layer is read at another host's pager any longer.
+    ForgetPeer(Id),
+}
+
+/// A connection over which another host reads layers.
+#[derive(Debug)]
+pub struct Serving {
+    /// The connection's name.
+    pub connection: Id,
+    /// The layers, by the numbers that the other host has for them.
+    pub layers: Vec<Id>,
+    /// The pager's end.
+    pub stream: OwnedFd,
 }

@@ -1,13 +1,17 @@
 //! What the pager needs of a layer.
 
-use super::{demand::Demand, error::PagerError};
+use super::{demand::Demand, error::PagerError, peers::PeerSource};
 use crate::process::filling::FileNumber;
+use blake3::Hash;
 use patina_control::{
     memfd,
-    pager::{Id, RUN_BYTES, layer_memfd},
+    pager::{Id, LAYER_MAX_BYTES, RUN_BYTES, layer_memfd, read_sealed},
 };
 use patina_daemon::lock;
-use patina_snapshot::directory::LayerFile;
+use patina_snapshot::{
+    directory::LayerFile,
+    manifest::{Layer, Runs},
+};
 use std::{
     fs::File,
     io,
@@ -18,6 +22,8 @@ use std::{
 
 /// The length of a digest, bytes.
 const DIGEST_BYTES: usize = 32;
+/// Longest list of digests, bytes.
+pub(super) const DIGESTS_MAX_BYTES: u64 = LAYER_MAX_BYTES / RUN_BYTES * DIGEST_BYTES as u64;
 
 /// What the pager needs of a layer, and another pager after it.
 #[derive(Debug)]
@@ -32,8 +38,8 @@ pub struct Parts {
     pub number: FileNumber,
     /// The digests of the layer's runs, as [`patina_control::pager::ToPager::AddLayer`] says.
     pub digests: File,
-    /// The layer's file.
-    pub source: SourceFile,
+    /// Where the layer's runs are read.
+    pub source: Source,
     /// Where `source` is, for a `vmmd` after this one. None: nobody knows.
     pub path: Option<PathBuf>,
     /// What VMs have demanded of it.
@@ -46,39 +52,82 @@ impl Parts {
     /// # Errors
     /// There is no memory or no descriptor for it.
     pub fn of_snapshot(layer: &LayerFile) -> Result<Self, PagerError> {
-        let id = id_of(layer)?;
         let source = layer.file().try_clone().map_err(PagerError::Memory)?;
         let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&source)));
         let path = path.ok();
         let demand = Demand::load(path.as_deref(), layer.bytes());
         let memfd = layer_memfd("patina-layer", layer.bytes()).map_err(PagerError::Memory)?;
+        let parts = Self::new(layer.layer(), memfd, Source::file(Some(source)))?;
+        Ok(Self { path, demand, ..parts })
+    }
+
+    /// Those of a layer that another host's pager has, with a memfd that is empty. May block.
+    ///
+    /// # Errors
+    /// There is no memory or no descriptor for it.
+    pub fn of_peer(layer: &Layer, peer: &Arc<PeerSource>, number: u32) -> Result<Self, PagerError> {
+        let memfd = layer_memfd("patina-layer", layer.bytes()).map_err(PagerError::Memory)?;
+        Self::new(layer, memfd, Source::peer(Arc::clone(peer), number))
+    }
+
+    /// Those of a layer that is complete in a sealed memfd. May block.
+    ///
+    /// # Errors
+    /// There is no memory or no descriptor for it.
+    pub fn of_sealed(layer: &Layer, memfd: File) -> Result<Self, PagerError> {
+        Self::new(layer, memfd, Source::file(None))
+    }
+
+    fn new(layer: &Layer, memfd: File, source: Source) -> Result<Self, PagerError> {
         let digests = memfd::sealed("patina-digests", &digests(layer)).map_err(PagerError::Memory)?;
         let number = number_of(&memfd).map_err(PagerError::Memory)?;
-        Ok(Self {
-            id,
-            bytes: layer.bytes(),
-            memfd,
-            number,
-            digests,
-            source: SourceFile::new(Some(source)),
-            path,
-            demand,
-        })
+        let (id, bytes) = (id_of(layer)?, layer.bytes());
+        Ok(Self { id, bytes, memfd, number, digests, source, path: None, demand: Demand::load(None, bytes) })
+    }
+
+    /// What it is, as a manifest describes it.
+    ///
+    /// # Errors
+    /// The digests cannot be read.
+    pub fn layer(&self) -> Result<Layer, PagerError> {
+        let digests = read_sealed(&self.digests, DIGESTS_MAX_BYTES).map_err(PagerError::Memory)?;
+        let runs = (0u64..).zip(digests.as_chunks::<DIGEST_BYTES>().0);
+        let present: Vec<_> = runs
+            .filter(|(_, digest)| **digest != [0; DIGEST_BYTES])
+            .map(|(run, digest)| (run, Hash::from_bytes(*digest)))
+            .collect();
+        let runs = Runs::new(self.bytes.div_ceil(RUN_BYTES), &present);
+        runs.map(Layer::new).map_err(|_| PagerError::NoLayer(self.id.to_string()))
     }
 }
 
-/// The file of a layer, until all of the layer has arrived.
+/// Where the runs of a layer are read, until all of the layer has arrived.
 #[derive(Debug)]
-pub struct SourceFile(Mutex<Option<Arc<File>>>);
+pub struct Source(Mutex<Option<Opened>>);
 
-impl SourceFile {
-    /// None: it is gone. What has not arrived is lost.
+/// A source, for a pager.
+#[derive(Debug, Clone)]
+pub enum Opened {
+    /// The layer's file.
+    File(Arc<File>),
+    /// Another host's pager, and the layer's number there.
+    Peer(Arc<PeerSource>, u32),
+}
+
+impl Source {
+    /// A file. None: it is gone. What has not arrived is lost.
     #[must_use]
-    pub fn new(file: Option<File>) -> Self {
-        Self(Mutex::new(file.map(Arc::new)))
+    pub fn file(file: Option<File>) -> Self {
+        Self(Mutex::new(file.map(Arc::new).map(Opened::File)))
     }
 
-    fn file(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+    /// Another host's pager.
+    #[must_use]
+    pub fn peer(peer: Arc<PeerSource>, number: u32) -> Self {
+        Self(Mutex::new(Some(Opened::Peer(peer, number))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Opened>> {
         // No code panics under this lock.
         lock(&self.0)
     }
@@ -87,14 +136,25 @@ impl SourceFile {
     ///
     /// # Errors
     /// There is no memory or no descriptor.
-    pub fn open(&self) -> io::Result<Arc<File>> {
-        let file = self.file().clone();
-        file.map_or_else(|| memfd::sealed("patina-gone", &[]).map(Arc::new), Ok)
+    pub fn open(&self) -> io::Result<Opened> {
+        let source = self.lock().clone();
+        source.map_or_else(|| memfd::sealed("patina-gone", &[]).map(Arc::new).map(Opened::File), Ok)
+    }
+
+    /// The other host's pager.
+    #[must_use]
+    pub fn peer_source(&self) -> Option<Arc<PeerSource>> {
+        match &*self.lock() {
+            Some(Opened::Peer(peer, _)) => Some(Arc::clone(peer)),
+            Some(Opened::File(_)) | None => None,
+        }
     }
 
     /// Nobody needs it any longer: its snapshot may be deleted, and its disk unmounted.
     pub fn close(&self) {
-        drop(self.file().take());
+        let source = self.lock().take();
+        // Not under the lock: the last user of a peer lets go of it.
+        drop(source);
     }
 }
 
@@ -102,14 +162,14 @@ impl SourceFile {
 ///
 /// # Errors
 /// None: the digits of a digest are such a name.
-pub fn id_of(layer: &LayerFile) -> Result<Id, PagerError> {
+pub fn id_of(layer: &Layer) -> Result<Id, PagerError> {
     let digits: String = layer.id().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     Id::try_from(digits.clone()).map_err(|_| PagerError::NoLayer(digits))
 }
 
-fn digests(layer: &LayerFile) -> Vec<u8> {
+fn digests(layer: &Layer) -> Vec<u8> {
     let runs = layer.bytes().div_ceil(RUN_BYTES);
-    let digest = |run| layer.digest(run).map_or([0; DIGEST_BYTES], |digest| *digest.as_bytes());
+    let digest = |run| layer.runs().digest(run).map_or([0; DIGEST_BYTES], |digest| *digest.as_bytes());
     (0..runs).flat_map(digest).collect()
 }
 

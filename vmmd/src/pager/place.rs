@@ -4,12 +4,12 @@
 use super::{
     demand::Demand,
     error::PagerError,
-    parts::{Parts, SourceFile},
+    parts::{DIGESTS_MAX_BYTES, Parts, Source},
 };
 use crate::{process::filling::FileNumber, store::StoreError};
 use patina_control::{
     best_effort, memfd,
-    pager::{Id, LAYER_MAX_BYTES, RUN_BYTES, read_sealed},
+    pager::{Id, read_sealed},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -21,8 +21,6 @@ use std::{
 
 /// The log begins anew when it is as long as this, bytes.
 const LOG_MAX_BYTES: u64 = 1024 * 1024;
-/// Longest list of digests, bytes.
-const DIGESTS_MAX_BYTES: u64 = LAYER_MAX_BYTES / RUN_BYTES * 32;
 /// Longest description of a layer, bytes.
 const SAVED_MAX_BYTES: u64 = 64 * 1024;
 
@@ -146,7 +144,7 @@ impl Place {
         let digests = digests.map_err(|source| StoreError::Read { path: digests_path, source })?;
         let digests = memfd::sealed("patina-digests", &digests).map_err(PagerError::Memory)?;
         let opened = saved.path.as_ref().map(File::open);
-        let source = SourceFile::new(opened.and_then(Result::ok));
+        let source = Source::file(opened.and_then(Result::ok));
         let number = super::parts::number_of(&memfd).map_err(PagerError::Memory)?;
         let Saved { bytes, path, .. } = saved;
         let demand = Demand::load(path.as_deref(), bytes);

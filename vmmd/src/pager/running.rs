@@ -1,8 +1,13 @@
 //! A pager that runs.
 
-use super::{error::PagerError, parts::Parts, talk::Talk};
+use super::{
+    error::PagerError,
+    parts::{Opened, Parts},
+    peers::PeerSource,
+    talk::Talk,
+};
 use crate::process::Process;
-use patina_control::pager::{FromPager, Id, ToPager};
+use patina_control::pager::{FromPager, Id, PeerLayer, ToPager, ToPeers};
 use std::{
     collections::HashSet,
     os::fd::{AsFd as _, OwnedFd},
@@ -21,13 +26,16 @@ pub struct Running {
     pub asked: HashSet<Id>,
     /// The VMs that it has got.
     pub attached: HashSet<Id>,
+    /// The pagers of other hosts that it is connected to.
+    pub peers: HashSet<Id>,
 }
 
 impl Running {
     /// One that has got nothing yet.
     #[must_use]
     pub fn new(process: Process, talk: Talk) -> Self {
-        Self { process, talk, given: HashSet::new(), asked: HashSet::new(), attached: HashSet::new() }
+        let [given, asked, attached, peers] = Default::default();
+        Self { process, talk, given, asked, attached, peers }
     }
 
     /// Gives it a layer. If it has it, it only tells of it.
@@ -40,11 +48,35 @@ impl Running {
             return self.talk.send(&ToPager::Layer { layer }, &[]).await;
         }
         let demand = parts.demand.memfd();
-        let add = ToPager::AddLayer { layer, bytes, has_demand: demand.is_some(), fill: true, source: None };
-        let source = parts.source.open()?;
-        let mut files = vec![parts.memfd.as_fd(), parts.digests.as_fd(), source.as_fd()];
+        let opened = parts.source.open()?;
+        let mut files = vec![parts.memfd.as_fd(), parts.digests.as_fd()];
+        let source = match &opened {
+            Opened::File(file) => {
+                files.push(file.as_fd());
+                None
+            }
+            Opened::Peer(peer, number) => {
+                self.connect(peer).await?;
+                Some(PeerLayer { peer: peer.id().clone(), number: *number })
+            }
+        };
         files.extend(demand.as_ref().map(|demand| demand.as_fd()));
+        let add = ToPager::AddLayer { layer, bytes, has_demand: demand.is_some(), fill: true, source };
         self.talk.send(&add, &files).await
+    }
+
+    /// Connects it to another host's pager, if it is not.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn connect(&mut self, peer: &PeerSource) -> Result<(), PagerError> {
+        if !self.peers.insert(peer.id().clone()) {
+            return Ok(());
+        }
+        // One for what VMs wait for, and one for what is fetched ahead.
+        let (urgent, bulk) = (peer.dial()?, peer.dial()?);
+        let connect = ToPager::Peers(ToPeers::Connect { peer: peer.id().clone() });
+        self.talk.send(&connect, &[urgent.as_fd(), bulk.as_fd()]).await
     }
 
     /// Has it serve a VM that has run so long. It gets one end of the VM's socket, which an earlier

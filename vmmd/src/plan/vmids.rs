@@ -105,6 +105,19 @@ impl<T> Vmids<T> {
         Some((vmid, what))
     }
 
+    /// How many vmids can be taken with nothing under them.
+    #[must_use]
+    pub fn left_bare(&self) -> u32 {
+        self.left().saturating_sub(u32::try_from(self.kept.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Gives a vmid with nothing kept under it.
+    pub fn take_bare(&mut self) -> Option<u32> {
+        let vmid = self.bind()?;
+        self.mark = self.mark.max(vmid + 1);
+        Some(vmid)
+    }
+
     /// Takes out all that is kept.
     pub fn clear(&mut self) -> Vec<T> {
         std::mem::take(&mut self.kept).into_values().collect()

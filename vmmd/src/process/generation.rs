@@ -179,6 +179,14 @@ impl Generation {
         Ok(())
     }
 
+    /// Reads a state that was checked: the file of [`Opened`].
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read_state(state: File) -> Result<Vec<u8>, GenerationError> {
+        read_list(state.into(), "state", STATE_MAX_BYTES)
+    }
+
     /// Descriptors for one clone.
     ///
     /// # Errors

@@ -19,13 +19,22 @@ mod start;
 
 pub(super) use start::Source;
 
-use super::{error::Error, host::Host, pool::OnTheWay, tickets::Wanted, vm::Vm, warm_up::For};
+use super::{
+    error::Error,
+    host::Host,
+    pool::OnTheWay,
+    remote::send::{Elsewhere, There},
+    tickets::Wanted,
+    vm::Vm,
+    warm_up::For,
+};
 use crate::{metrics::Stage, process::control_client::PATIENCE, store::record::Record};
 use patina_control::{
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
 use report::log;
+use scheduler::host::admission::Admitted;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +78,16 @@ pub struct Outcome {
     /// The clone's vmid.
     pub vmid: u32,
     /// The VM, and how it came to run.
-    pub made: Result<(Arc<Vm>, Times), Error>,
+    pub made: Result<(Made, Times), Error>,
+}
+
+/// A clone that runs.
+#[derive(Debug)]
+pub enum Made {
+    /// On this host.
+    Here(Arc<Vm>),
+    /// On another host, as that one describes it.
+    There(Box<patina_proto::v1::Vm>),
 }
 
 /// When a clone came to run, after the call's arrival.
@@ -79,6 +97,14 @@ pub struct Times {
     pub sent: Duration,
     /// It entered its guest.
     pub executing: Duration,
+}
+
+/// How many clones are wanted.
+struct Size {
+    /// On this host.
+    count: u32,
+    /// On other hosts.
+    elsewhere: Vec<Elsewhere>,
 }
 
 impl Host {
@@ -107,10 +133,14 @@ impl Host {
         // Calls for clones of one VM take turns until it is frozen: it has one freeze at a time.
         // The caller may leave meanwhile.
         let waited = async {
-            let count = self.size(record, wanted).await?;
-            Ok::<_, Error>((count, parent.cloning.lock().await))
+            let size = self.size(record, wanted).await?;
+            Ok::<_, Error>((size, parent.cloning.lock().await))
         };
-        let (count, turn) = abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
+        let (Size { count, elsewhere }, turn) =
+            abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
+        // Other hosts find kernel and root file system by their content.
+        let images = if elsewhere.is_empty() { None } else { Some(self.images_of(record).await?) };
+        let there = self.take_vmids_elsewhere(record, elsewhere)?;
         // The scheduler is asked for these very vmids. Pools make no warm VMs while a clone is on
         // the way.
         let (slots, on_the_way) = (self.take_clone_slots(record, count)?, self.on_the_way(count));
@@ -125,7 +155,14 @@ impl Host {
             }
         };
         let admit = async {
-            let admitted = self.tickets.admit(record, wanted, vmids).await;
+            let admitted = match (count, wanted) {
+                // All of its clones are elsewhere.
+                (0, Wanted::Ticket { id, .. }) => Ok((None, id)),
+                _ => {
+                    let admitted = self.tickets.admit(record, wanted, vmids).await;
+                    admitted.map(|(admitted, ticket)| (Some(admitted), ticket))
+                }
+            };
             (admitted, monotonic_ns())
         };
         // The freeze first: the vmm works from then on, and so does the scheduler.
@@ -159,13 +196,16 @@ impl Host {
             Err(error) => {
                 // The scheduler first: whether it has forgotten the vmids decides whether other
                 // clones may get them.
-                let is_unused = admitted.give_back().await;
+                let is_unused = match admitted {
+                    Some(admitted) => admitted.give_back().await,
+                    None => true,
+                };
                 self.return_clone_slots(record, slots, is_unused).await;
                 return Err(error);
             }
         };
         // From here on each clone reports its own end: a reservation that is dropped does.
-        let reservations = admitted.into_reservations();
+        let reservations = admitted.map(Admitted::into_reservations).unwrap_or_default();
         let prefault_list = self.table.prefault_list(record.net.index, record.family);
         let prefault_list = prefault_list.unwrap_or_else(|| Arc::clone(&self.no_list));
         let source = Source {
@@ -175,7 +215,11 @@ impl Host {
             ticket: Some(ticket),
             arrived_ns,
         };
-        let outcomes = self.make_clones(&source, slots, reservations, on_the_way).await;
+        let here = self.make_clones(&source, slots, reservations, on_the_way);
+        let images = images.map(|images| (images, frozen));
+        let (mut outcomes, made_there) =
+            tokio::join!(here, self.make_clones_elsewhere(&source, &there, images));
+        outcomes.extend(made_there);
         log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
         self.count(freeze, frozen, &outcomes);
         self.tell_cloned(&source, frozen, &outcomes);
@@ -183,17 +227,27 @@ impl Host {
     }
 
     /// How many clones are wanted.
-    async fn size(&self, parent: &Record, wanted: Wanted) -> Result<u32, Error> {
+    async fn size(&self, parent: &Record, wanted: Wanted) -> Result<Size, Error> {
         match wanted {
-            Wanted::Count(count) => Ok(count),
+            Wanted::Count(count) => Ok(Size { count, elsewhere: Vec::new() }),
             Wanted::Ticket { id, count, .. } => {
-                let vms = self.tickets.size(id, parent.family).await?;
+                let (here, elsewhere) = self.tickets.size(id, parent.family).await?;
+                let vms = here + elsewhere.iter().map(|place| place.vms).sum::<u32>();
                 match count {
                     Some(count) if count != vms => Err(Error::TicketCount { ticket: id, count, vms }),
-                    _ => Ok(vms),
+                    _ => Ok(Size { count: here, elsewhere }),
                 }
             }
         }
+    }
+
+    /// Takes vmids for clones on other hosts. Those that are not used stay unused.
+    fn take_vmids_elsewhere(&self, parent: &Record, places: Vec<Elsewhere>) -> Result<Vec<There>, Error> {
+        let take = |place: Elsewhere| {
+            let vmids = self.table.take_vmids(parent, place.vms)?;
+            Ok(There { place, vmids })
+        };
+        places.into_iter().map(take).collect()
     }
 
     pub(super) fn on_the_way(&self, count: u32) -> Vec<OnTheWay> {

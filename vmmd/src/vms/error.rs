@@ -1,6 +1,10 @@
 //! Why a call about VMs fails. [`crate::grpc`] turns these errors into statuses.
 
-use super::{images::ImageError, snapshot_data::error::SnapshotError};
+use super::{
+    images::ImageError,
+    remote::{receive::ReceiveError, send::RemoteError},
+    snapshot_data::error::SnapshotError,
+};
 use crate::{
     net::{NetError, ports::PortError},
     plan::spec::Violation,
@@ -63,6 +67,12 @@ pub enum Error {
     /// Whoever called for a clone has gone, and nothing was frozen yet.
     #[error("clone VM {0:?}: nobody waits for the clones any more; none was made")]
     Abandoned(String),
+    /// Another host does not make a clone.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// A clone of a VM of another host cannot be made here.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] PortError),
@@ -134,7 +144,7 @@ pub enum Error {
     NoFamily(u16),
     /// The family has not so many vmids left.
     #[error(
-        "number {count} clones: the family of {master:?} has {left} vmids left; clone a VM of another family"
+        "number {count} clones: the family of {master:?} has {left} vmids left on this host; clone a VM of another family, or one on the host where {master:?} was started"
     )]
     NoVmid {
         /// The name of the family's master.
@@ -180,16 +190,6 @@ pub enum Error {
     /// The scheduler took what was being made for ended.
     #[error("make clones: the scheduler has not registered this host, or anew meanwhile; try again")]
     Registering,
-    /// A ticket is for clones elsewhere.
-    #[error(
-        "use ticket {ticket}: its VMs are on {hosts}, and clones start on the host of the VM that clones; request one here, or clone a VM there"
-    )]
-    OtherHost {
-        /// The ticket's number.
-        ticket: Uuid,
-        /// The names of the hosts on which its VMs are.
-        hosts: String,
-    },
     /// A clone was killed before it ran.
     #[error("start clone {name:?}: it was killed before it ran: {reason}")]
     Unwanted {

@@ -4,6 +4,7 @@ use super::{
     error::Error,
     image_cache::cache::ImageCache,
     masters::ComingMasters,
+    remote::{lease::Leases, peers::Peers, send::Described},
     snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
     spares::Spares,
     table::Table,
@@ -67,6 +68,8 @@ pub struct Settings {
     /// What a guest adapts itself to when it boots: the CPU, the kind of KVM and the host's kernel,
     /// in words. A VM starts from an image only where it is the same.
     pub host_kind: String,
+    /// How other hosts are called.
+    pub peers: Peers,
 }
 
 /// A call of a guest.
@@ -129,6 +132,12 @@ pub struct Host {
     pub(super) no_list: Arc<PrefaultList>,
     // Of which the scheduler must not hear that they have ended.
     pub(super) coming_masters: ComingMasters,
+    // What other hosts read of this one.
+    pub(super) leases: Leases,
+    // The digests of layers that other hosts were told of.
+    pub(super) described: Described,
+    // Held while a family of another host comes to this one.
+    pub(super) joining: Mutex<()>,
     // Kernels and root file systems by their content.
     pub(super) digests: Digests,
     // What the memory of restores under way will take.
@@ -167,6 +176,9 @@ impl Host {
             turns: Turns::new(),
             no_list: Arc::new(PrefaultList::of(&[])?),
             coming_masters: ComingMasters::default(),
+            leases: Leases::default(),
+            described: Described::default(),
+            joining: Mutex::new(()),
             digests: Digests::default(),
             room: Room::default(),
             known_layers: KnownLayers::default(),

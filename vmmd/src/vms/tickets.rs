@@ -6,11 +6,11 @@ mod convert;
 
 pub(super) use convert::{end, running};
 
-use super::error::Error;
+use super::{error::Error, remote::send::Elsewhere};
 use crate::{plan::lifecycle::Ended, store::record::Record};
 use patina_abi::link::TicketView;
 use patina_daemon::lock;
-use patina_proto::v1::{GetTicketRequest, HostInfo, Ticket, TicketState};
+use patina_proto::v1::{GetTicketRequest, HostInfo, Placement, Ticket, TicketState};
 use scheduler::{
     client::{
         Client, Connection,
@@ -177,24 +177,22 @@ impl Tickets {
         self.ask("look at a ticket", Duration::ZERO, get).await
     }
 
-    /// How many clones a ticket is for on this host.
+    /// How many clones a ticket is for on this host, and on which other hosts it is for how many.
     ///
     /// # Errors
-    /// It is not there, not the family's, for another host, or the scheduler does not answer.
-    pub async fn size(&self, id: Uuid, family: Uuid) -> Result<u32, Error> {
+    /// It is not there, not the family's, or the scheduler does not answer.
+    pub async fn size(&self, id: Uuid, family: Uuid) -> Result<(u32, Vec<Elsewhere>), Error> {
         let ticket = self.get(id, family).await?;
         if ticket.state() != TicketState::Granted {
             // The call that uses the ticket says why it cannot be used.
-            return Ok(ticket.vms.max(1));
+            return Ok((ticket.vms.max(1), Vec::new()));
         }
-        let here = ticket.placements.iter().filter(|place| place.host_id == self.host_id());
-        match here.map(|place| place.vms).sum() {
-            0 => {
-                let hosts: Vec<_> = ticket.placements.iter().map(|place| place.host.as_str()).collect();
-                Err(Error::OtherHost { ticket: id, hosts: hosts.join(", ") })
-            }
-            vms => Ok(vms),
-        }
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            ticket.placements.into_iter().partition(|place| place.host_id == self.host_id());
+        let elsewhere = elsewhere.into_iter().filter(|place| place.vms > 0);
+        let elsewhere =
+            elsewhere.map(|Placement { host_id, host, vms }| Elsewhere { host_id, host, vms }).collect();
+        Ok((here.iter().map(|place| place.vms).sum(), elsewhere))
     }
 
     /// Takes the authorization to make the clones of these vmids.

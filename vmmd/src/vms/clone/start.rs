@@ -1,6 +1,6 @@
 //! Starts clones: warm VMs that get a generation.
 
-use super::{Outcome, Times, memory::started, slots::FilledSlot};
+use super::{Made, Outcome, Times, memory::started, slots::FilledSlot};
 use crate::{
     clock::unix_ms,
     plan::lifecycle::Lifecycle,
@@ -94,7 +94,7 @@ impl Host {
                     vm.ask_to_end(&reason);
                 }
                 on_the_way.until_ready(Arc::clone(&vm), turn);
-                Ok((vm, times))
+                Ok((Made::Here(vm), times))
             }
             Err(error) => {
                 tracing::warn!(family = %parent.family, vmid, error = %chain(&error), "a clone was not made");

@@ -184,7 +184,7 @@ fn refusal(error: Error) -> CallError {
         Error::NotReady { .. } | Error::Stopping | Error::NoScheduler { .. } | Error::Registering => {
             libc::EAGAIN
         }
-        Error::OtherHost { .. } => libc::EXDEV,
+        Error::Remote(_) | Error::Receive(_) => libc::EREMOTEIO,
         Error::TooMany | Error::NoVmid { .. } => libc::ENOSPC,
         _ => libc::EIO,
     };

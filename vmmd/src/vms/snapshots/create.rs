@@ -174,7 +174,7 @@ impl Host {
     }
 
     /// Kernel and root file system of a VM, by their content. To be called where it may block.
-    fn name_images(&self, record: &Record) -> Result<[ImageRef; 2], SnapshotError> {
+    pub(in crate::vms) fn name_images(&self, record: &Record) -> Result<[ImageRef; 2], SnapshotError> {
         let (kernel, kernel_file) = images::open_kernel(&record.kernel)?;
         if record.kernel_file.is_some_and(|was| was != kernel_file) {
             let (name, path) = (record.name.clone(), record.kernel.clone());

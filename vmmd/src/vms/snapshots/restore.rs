@@ -318,16 +318,19 @@ impl Host {
         }
         fit::check(&snapshot, &fit::needs(&snapshot)?)?;
         let images = &self.settings.images;
-        let kernel = self.find_image(spec, ("kernel", &of.kernel), spec.kernel.as_deref(), &images.kernel)?;
-        let rootfs = self.find_image(spec, ("rootfs", &of.rootfs), spec.rootfs.as_deref(), &images.rootfs)?;
+        let find = |field, wanted, given: &Option<PathBuf>, own| {
+            self.find_image_by_content(&spec.place, (field, wanted), given.as_deref(), own)
+        };
+        let kernel = find("kernel", &of.kernel, &spec.kernel, &images.kernel)?;
+        let rootfs = find("rootfs", &of.rootfs, &spec.rootfs, &images.rootfs)?;
         Ok(Opened { snapshot: Arc::new(snapshot), kernel, rootfs })
     }
 
     /// Finds the file with the content that the VM had: the one that the request names, or else the
     /// one that the VM had, or else the host's own.
-    fn find_image(
+    pub(in crate::vms) fn find_image_by_content(
         &self,
-        spec: &RestoreSpec,
+        place: &Path,
         (field, wanted): (&'static str, &ImageRef),
         given: Option<&Path>,
         own: &Path,
@@ -350,7 +353,7 @@ impl Host {
                 Err(error) => tried.push(patina_daemon::chain(&error)),
             }
         }
-        let (place, tried) = (spec.place.clone(), tried.join(", "));
+        let (place, tried) = (place.to_owned(), tried.join(", "));
         Err(SnapshotError::NoImage { place, field, wanted: wanted.digest, tried })
     }
 }

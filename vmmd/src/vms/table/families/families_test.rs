@@ -164,3 +164,44 @@ fn a_family_is_uncloned_until_vmids_are_written_down_for_clones() {
     again.join_family(0, FAMILY, next);
     assert!(!again.is_uncloned(0, FAMILY) && !again.is_uncloned(1, FAMILY));
 }
+
+#[test]
+fn vmids_for_other_hosts_are_given_once_and_leave_what_is_warm_alone() {
+    let (table, parent) = family();
+    assert_eq!(fill(&table, &parent, 2), [1, 2]);
+    assert_eq!(table.take_vmids(&parent, 2).unwrap(), [3, 4]);
+    assert_eq!(table.unwritten(0, FAMILY), Some(5));
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 3).unwrap()), [1, 2, 5]);
+    table.join_family(0, FAMILY, 4091);
+    let error = table.take_vmids(&parent, 3).unwrap_err();
+    assert!(matches!(error, Error::NoVmid { count: 3, left: 2, .. }), "{error}");
+    assert_eq!(table.take_vmids(&parent, 2).unwrap(), [4091, 4092]);
+}
+
+#[test]
+fn a_family_of_another_host_has_the_number_that_it_has_there_and_gives_no_vmids_here() {
+    let table = Table::default();
+    let (own, foreign) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    assert_eq!(table.number_family(&range(), 0, own).map(|net| net.index), Some(0));
+    assert!(matches!(table.join_foreign_family(0, foreign, 2), Joined::Taken(other) if other == own));
+    assert!(matches!(table.join_foreign_family(1, foreign, 2), Joined::First));
+    assert!(matches!(table.join_foreign_family(1, foreign, 1), Joined::Others));
+    let net = range().family(1).unwrap();
+    let clone = Record { net, family: foreign, ..ended_vm("b.7").record.clone() };
+    let slots = table.take_given_slots("b", &[7, 9]).unwrap();
+    let names: Vec<_> = slots.iter().map(|slot| slot.held_name.name().to_owned()).collect();
+    assert_eq!(names, ["b.7", "b.9"]);
+    // A name that is in use is refused, and the others are free again.
+    let error = table.take_given_slots("b", &[8, 9]).unwrap_err();
+    assert!(matches!(error, Error::NameTaken(_)) && table.reserve("b.8").is_ok());
+    assert!(matches!(table.take_clone_slots(&clone, 1), Err(Error::NoVmid { left: 0, .. })));
+    assert!(fill(&table, &clone, 2).is_empty(), "no warm VM has a vmid");
+    for _ in 0..2 {
+        assert!(matches!(table.leave_family(1), Left::Others));
+    }
+    assert!(matches!(table.leave_family(1), Left::Nobody(_)));
+    // Until its bridge is gone.
+    assert!(matches!(table.join_foreign_family(1, foreign, 1), Joined::Taken(_)));
+    table.forget_family(1);
+    assert!(matches!(table.join_foreign_family(1, foreign, 1), Joined::First));
+}

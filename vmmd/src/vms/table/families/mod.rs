@@ -5,7 +5,7 @@ pub(super) mod family;
 use super::{HeldName, Inner, Slot, Table};
 use crate::{
     plan::{
-        address::{FamilyNet, Range},
+        address::{FamilyNet, Range, VMID_MAX},
         names::VmName,
     },
     process::generation::PrefaultList,
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use family::{Family, List};
-use std::sync::Arc;
+use std::{collections::btree_map::Entry, sync::Arc};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -49,6 +49,17 @@ pub struct CloneSlots {
     pub slots: Vec<CloneSlot>,
     /// Warm VMs whose name is another VM's: they cannot be used any more.
     pub passed: Vec<PoolSlot>,
+}
+
+/// What [`Table::join_foreign_family`] found.
+#[derive(Debug)]
+pub enum Joined {
+    /// VMs of the family live here.
+    Others,
+    /// These are its first VMs here.
+    First,
+    /// Another family has its number, or this one is just ending here.
+    Taken(Uuid),
 }
 
 /// What is left when a VM of a family has gone.
@@ -129,6 +140,55 @@ impl Table {
         family.living += 1;
         family.pool.raise(next_vmid);
         family.written = family.written.max(next_vmid);
+    }
+
+    /// So many VMs of a family of another host are made here. This host gives none of its vmids.
+    #[must_use]
+    pub fn join_foreign_family(&self, index: u16, uuid: Uuid, count: u32) -> Joined {
+        match self.lock().families.entry(index) {
+            Entry::Vacant(entry) => {
+                entry.insert(Family::new(uuid, count, VMID_MAX + 1));
+                Joined::First
+            }
+            Entry::Occupied(mut entry) => {
+                let family = entry.get_mut();
+                if family.uuid != uuid || family.living == 0 {
+                    return Joined::Taken(family.uuid);
+                }
+                family.living += count;
+                Joined::Others
+            }
+        }
+    }
+
+    /// Takes vmids for clones on other hosts. [`Self::unwritten`] must be written before they are
+    /// used.
+    ///
+    /// # Errors
+    /// The family has ended or has not so many vmids left.
+    pub fn take_vmids(&self, parent: &Record, count: u32) -> Result<Vec<u32>, Error> {
+        let mut inner = self.lock();
+        let Some(family) = inner.family(parent.net.index, parent.family) else {
+            return Err(Error::NotReady { name: parent.name.clone(), state: "ended" });
+        };
+        let left = family.pool.left_bare();
+        if count > left {
+            return Err(Error::NoVmid { master: parent.master().to_owned(), count, left });
+        }
+        Ok((0..count).map_while(|_| family.pool.take_bare()).collect())
+    }
+
+    /// Takes the names of clones whose vmids another host has given. The caller has joined the
+    /// family for each of them.
+    ///
+    /// # Errors
+    /// A name is in use, or the host keeps too many VMs.
+    pub fn take_given_slots(&self, master: &str, vmids: &[u32]) -> Result<Vec<CloneSlot>, Error> {
+        let slot = |vmid: &u32| {
+            let held_name = self.reserve(&VmName::of_clone(master, *vmid))?;
+            Ok(CloneSlot { vmid: *vmid, held_name, pool_slot: None })
+        };
+        vmids.iter().map(slot).collect()
     }
 
     /// Takes vmids, names and, as far as there are, warm VMs for `count` clones of a VM; so many

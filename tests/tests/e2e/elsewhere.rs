@@ -1,0 +1,106 @@
+//! One call makes clones on several hosts.
+
+use crate::{
+    Outcome, Story,
+    family::{require, require_eq},
+    stage::Stage,
+};
+use patina_tests::{
+    host::{Host, HostError},
+    scheduler::Scheduler,
+    vm::Vm,
+};
+use std::collections::BTreeSet;
+
+pub const STORIES: &[Story] = stories![one_call_makes_clones_on_three_hosts];
+
+/// Three hosts, each in a network namespace of its own, with room for one clone each.
+struct Hosts {
+    scheduler: Scheduler,
+    hosts: [Host; 3],
+}
+
+impl Hosts {
+    fn start(stage: &Stage) -> Result<Self, HostError> {
+        let scheduler = Scheduler::start(stage.setup(), &["--overcommit-cpu", "64"])?;
+        let start = || {
+            let options = ["--scheduler", &scheduler.address(), "--max-vms", "1", "--warm", "0"];
+            Host::start_apart(stage.setup(), &options)
+        };
+        let hosts = [start()?, start()?, start()?];
+        Ok(Self { scheduler, hosts })
+    }
+
+    fn stop(self) -> Outcome {
+        let stopped = self.hosts.map(Host::stop);
+        stopped.into_iter().collect::<Result<(), _>>()?;
+        Ok(self.scheduler.stop()?)
+    }
+
+    /// The clones of a family, host by host.
+    fn clones(&self, master: &str) -> Result<Vec<(&Host, String)>, HostError> {
+        let mut clones = Vec::new();
+        for host in &self.hosts {
+            let listed = host.json(&["ls"])?;
+            let names = listed.as_array().into_iter().flatten().filter_map(|vm| vm["name"].as_str());
+            let names = names.filter(|name| name.starts_with(&format!("{master}.")));
+            clones.extend(names.map(|name| (host, name.to_owned())));
+        }
+        Ok(clones)
+    }
+}
+
+fn one_call_makes_clones_on_three_hosts(stage: &Stage) -> Outcome {
+    let hosts = Hosts::start(stage)?;
+    let told = three_clones(&hosts);
+    let logs: Vec<_> = hosts.hosts.iter().map(Host::vmmd_log).collect();
+    hosts.stop()?;
+    told.map_err(|failed| format!("{}\n{}", failed.message().unwrap_or("failed"), logs.join("\n==\n")).into())
+}
+
+fn three_clones(hosts: &Hosts) -> Outcome {
+    let parent = hosts.hosts[0].run("adam", &[])?;
+    parent.sh("dd if=/dev/urandom of=/tmp/before bs=64k count=16 2> /dev/null")?;
+    let before = parent.sh("md5sum < /tmp/before")?;
+    let ticket = ticket_over_all(&hosts.hosts[0], &parent)?;
+    // The guest waits for its clones, as a program does that starts workers.
+    require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
+
+    let clones = hosts.clones("adam")?;
+    let vms: Vec<Vm<'_>> = clones.iter().map(|(host, name)| host.vm(name)).collect();
+    require(vms.len() == 3, "three clones", format!("{vms:?}"))?;
+    let mut seen = BTreeSet::new();
+    for (number, vm) in vms.iter().enumerate() {
+        vm.wait_ready()?;
+        require_eq("a file of the parent in a clone", vm.sh("md5sum < /tmp/before")?, &before)?;
+        seen.insert((vm.sh("gc vmid")?, vm.sh("gc my-ip")?));
+        vm.sh(&format!("echo {number} > /tmp/own"))?;
+    }
+    let numbers: Vec<_> = seen.iter().map(|(vmid, _)| vmid.as_str()).collect();
+    require_eq("the vmids", numbers.join(" "), "1 2 3")?;
+    let addresses: BTreeSet<_> = seen.iter().map(|(_, ip)| ip).collect();
+    require(addresses.len() == 3, "three addresses", format!("{seen:?}"))?;
+    for (number, vm) in vms.iter().enumerate() {
+        require_eq("a clone's own file", vm.sh("cat /tmp/own")?, number.to_string())?;
+    }
+
+    // They meet, whichever host they are on, and their parent gets what they leave.
+    for vm in &vms {
+        vm.sh("setsid sh -c 'gc sync; echo -n of $(gc vmid) | gc join --status 7 --data -' < /dev/null > /dev/null 2>&1 &")?;
+    }
+    parent.sh(&format!("gc sync {ticket} 120000"))?;
+    parent.sh(&format!("gc join {ticket} --data-dir /tmp/left"))?;
+    let left = parent.sh("cd /tmp/left && for vmid in 1 2 3; do cat $vmid; echo; done")?;
+    require_eq("what the clones left", left, "of 1\nof 2\nof 3")
+}
+
+/// A ticket for one clone on each host.
+fn ticket_over_all(host: &Host, parent: &Vm<'_>) -> Result<String, libtest_mimic::Failed> {
+    let family = parent.field("family")?;
+    let request = ["ticket", "request", "--max-cpus", "3", "--min-vms", "3", "--family", &family];
+    let size = ["--vcpus", "1", "--memory", "256M", "--anywhere"];
+    let granted = host.json(&[&request[..], &size[..]].concat())?;
+    let places = granted["placements"].as_array().map_or(0, Vec::len);
+    require(places == 3, "a ticket on three hosts", &granted)?;
+    Ok(granted["id"].as_str().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,88 @@
+//! The calls of `patina.v1.HostPeer`, which other hosts make.
+
+use super::{Answers, convert};
+use crate::vms::{Host, error::Error, remote::receive::SpawnCall};
+use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
+use patina_proto::v1::{
+    LayerBytes, SpawnClonesRequest, SpawnClonesResponse, host_peer_server::HostPeer,
+    spawn_clones_request::Part,
+};
+use patina_snapshot::manifest::MANIFEST_MAX_BYTES;
+use std::{sync::Arc, time::Duration};
+use tokio::{task::spawn_blocking, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// How long a host may take to send a generation's description.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The service.
+#[derive(Debug)]
+pub struct PeerService {
+    host: Arc<Host>,
+}
+
+impl PeerService {
+    /// Serves a host.
+    #[must_use]
+    pub fn new(host: Arc<Host>) -> Self {
+        Self { host }
+    }
+}
+
+#[tonic::async_trait]
+impl HostPeer for PeerService {
+    async fn spawn_clones(
+        &self,
+        request: Request<Streaming<SpawnClonesRequest>>,
+    ) -> Result<Response<SpawnClonesResponse>, Status> {
+        let arrived_ns = monotonic_ns();
+        let received = timeout(PATIENCE, receive(request.into_inner())).await;
+        let silent = |_| Status::deadline_exceeded(format!("spawn clones: nothing came for {PATIENCE:?}"));
+        let call = received.map_err(silent)??;
+        let outcomes = self.host.spawn_here(call, arrived_ns).await?;
+        Ok(Response::new(SpawnClonesResponse {
+            clones: outcomes.into_iter().map(convert::outcome).collect(),
+        }))
+    }
+
+    type ReadLayersStream = Answers<LayerBytes>;
+
+    async fn read_layers(
+        &self,
+        request: Request<Streaming<LayerBytes>>,
+    ) -> Result<Response<Self::ReadLayersStream>, Status> {
+        let answers = self.host.read_layers(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
+
+/// Puts the parts of a call together. All of it is bounded.
+async fn receive(mut parts: Streaming<SpawnClonesRequest>) -> Result<SpawnCall, Status> {
+    let invalid = |text: &str| Status::invalid_argument(format!("spawn clones: {text}"));
+    let (mut clones, mut manifest, mut state) = (None, Vec::new(), Vec::new());
+    while let Some(SpawnClonesRequest { part }) = parts.message().await? {
+        match part {
+            Some(Part::Clones(part)) if clones.is_none() => clones = Some(part),
+            Some(Part::Clones(_)) => return Err(invalid("they are named twice")),
+            Some(Part::Manifest(part)) => append(&mut manifest, part, MANIFEST_MAX_BYTES, "manifest")?,
+            Some(Part::State(part)) => append(&mut state, part, STATE_MAX_BYTES, "state")?,
+            // Of a newer release.
+            None => {}
+        }
+    }
+    let clones = clones.ok_or_else(|| invalid("the first message names none"))?;
+    // Digests over all of it.
+    let checked = spawn_blocking(move || SpawnCall::check(clones, &manifest, state)).await;
+    let checked = checked.map_err(|_| Status::from(Error::Stopping))?;
+    checked.map_err(|error| Error::from(error).into())
+}
+
+fn append(to: &mut Vec<u8>, part: Vec<u8>, max_bytes: u64, what: &str) -> Result<(), Status> {
+    if (to.len() + part.len()) as u64 > max_bytes {
+        let text = format!("spawn clones: its {what} is longer than {max_bytes} bytes");
+        return Err(Status::invalid_argument(text));
+    }
+    to.extend(part);
+    Ok(())
+}

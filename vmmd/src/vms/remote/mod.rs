@@ -1,0 +1,20 @@
+//! Clones on other hosts. The vmmd of the VM that clones freezes it, and calls the vmmds of the
+//! other hosts of the ticket (`patina.v1.HostPeer`). Their clones run before their memory has
+//! arrived, as those of a snapshot do; it comes from the pager of the calling host.
+//!
+//! ```text
+//!  host of the parent                                   another host of the ticket
+//!  vmids ▶ freeze ▶ publish layers ▶ lease ── SpawnClones ──▶ network ▶ names ▶ UseTicket ▶ start
+//!                        pager ◀──────────── ReadLayers ────────────── pager
+//! ```
+//!
+//! - [`peers`]: connections to the vmmds of other hosts.
+//! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host.
+//! - [`lease`]: the layers that other hosts read here. [`pages`]: the connections over which they
+//!   do.
+
+pub mod lease;
+pub mod pages;
+pub mod peers;
+pub mod receive;
+pub mod send;

@@ -1,0 +1,50 @@
+//! Connections to the vmmds of other hosts.
+
+use patina_daemon::tls::Security;
+use patina_proto::v1::host_peer_client::HostPeerClient;
+use scheduler::client::{self, Target, TargetError};
+use tonic::transport::Channel;
+
+/// Longest answer of another host: 256 clones.
+const ANSWER_MAX_BYTES: usize = 1 << 20;
+
+/// How other hosts are called, and where they find this one.
+#[derive(Debug, Clone)]
+pub struct Peers {
+    own_address: String,
+    security: Security,
+}
+
+impl Peers {
+    /// For the host at `own_address`, as it tells the scheduler.
+    #[must_use]
+    pub fn new(own_address: String, security: Security) -> Self {
+        Self { own_address, security }
+    }
+
+    /// Where other hosts find this one.
+    #[must_use]
+    pub fn own_address(&self) -> &str {
+        &self.own_address
+    }
+
+    /// The vmmd at an address: `unix:PATH` or `tcp:HOST:PORT`. It is connected to when it is called.
+    ///
+    /// # Errors
+    /// It is no address, or the security of this host does not allow it.
+    pub fn client(&self, address: &str) -> Result<HostPeerClient<Channel>, TargetError> {
+        // A vmmd without --advertise tells the address on which it listens.
+        let target: Target = match address.parse() {
+            Err(_) => format!("tcp:{address}").parse()?,
+            Ok(target) => target,
+        };
+        let channel = client::channel(&target, &self.security)?;
+        Ok(HostPeerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
+    }
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self::new(String::new(), Security::UnixOnly)
+    }
+}

@@ -1,0 +1,373 @@
+//! Makes clones of a VM of another host.
+//!
+//! ```text
+//!  fits? ▶ images by content ▶ network ▶ names ▶ ticket used? ▶ memory ▶ for each clone: start ▶ record
+//! ```
+//!
+//! What the other host sends is checked as a snapshot is. From the ticket on, each clone has an
+//! outcome of its own, as in every call for clones.
+
+use super::pages::Lender;
+use crate::{
+    pager::error::PagerError,
+    plan::{
+        address::{FamilyNet, VMID_MAX},
+        names::VmName,
+    },
+    process::{
+        control_client::PATIENCE,
+        generation::{Generation, PrefaultList},
+    },
+    store::record::{Origin, Record},
+    vms::{
+        blocking::blocking,
+        clone::{COUNT, Outcome, Source},
+        create::{Master, record},
+        error::Error,
+        host::Host,
+        snapshot_data::fit,
+        table::families::Joined,
+        tickets::Wanted,
+        warm_up::For,
+    },
+};
+use patina_daemon::chain;
+use patina_proto::v1::SpawnClones;
+use patina_snapshot::manifest::{Manifest, ManifestError};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+/// How often it is looked whether an earlier network of the family is gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Why the clones of a VM of another host cannot be made here.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// A field of the call is wrong.
+    #[error("make clones of a VM of another host: its {field} is {found:?}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+    },
+    /// The description of the generation is wrong.
+    #[error("make clones of a VM of another host: read the description of its memory")]
+    Manifest(#[from] ManifestError),
+    /// The state is not the one that was described.
+    #[error("make clones of a VM of another host: the VM's state is damaged")]
+    State,
+    /// This kernel cannot run VMs whose memory has not arrived.
+    #[error("make clones of a VM of another host: this host's kernel is older than Linux 6.7")]
+    Kernel,
+    /// The memory cannot be served.
+    #[error("make clones of a VM of another host: have its memory served")]
+    Pager(#[from] PagerError),
+    /// Another family has the network.
+    #[error(
+        "make clones of a VM of another host: family {other} has its network {base}/20 here; end that family, or move clones to another host"
+    )]
+    Network {
+        /// The first address.
+        base: std::net::Ipv4Addr,
+        /// The family that has the network.
+        other: Uuid,
+    },
+    /// Another network of the machine has the bridge's name.
+    #[error(
+        "make clones of a VM of another host: another vmmd of this machine has bridge {bridge}; hosts that share a network namespace cannot share a family"
+    )]
+    Bridge {
+        /// The bridge.
+        bridge: String,
+    },
+    /// The network is not one of this host's.
+    #[error(
+        "make clones of a VM of another host: its network {base}/20 is not number {index} of this host's range {range}; give all hosts the same --network"
+    )]
+    Range {
+        /// The first address.
+        base: std::net::Ipv4Addr,
+        /// The number.
+        index: u16,
+        /// This host's range.
+        range: String,
+    },
+}
+
+/// A call of another host, checked.
+#[derive(Debug)]
+pub struct SpawnCall {
+    family: Uuid,
+    net: FamilyNet,
+    master: VmName,
+    parent_vmid: u32,
+    ticket: Uuid,
+    ticket_epoch: u64,
+    vmids: Vec<u32>,
+    address: String,
+    lease: Uuid,
+    manifest: Manifest,
+    state: Vec<u8>,
+}
+
+impl SpawnCall {
+    /// Checks what came. May take long for a large VM.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(call: SpawnClones, manifest: &[u8], state: Vec<u8>) -> Result<Self, ReceiveError> {
+        let field =
+            |field, found: &str| ReceiveError::Field { field, found: found.chars().take(64).collect() };
+        let uuid = |name, text: &str| text.parse().map_err(|_| field(name, text));
+        let mut vmids = call.vmids;
+        vmids.sort_unstable();
+        let ascends = vmids.windows(2).all(|pair| pair[0] < pair[1]);
+        let in_range =
+            vmids.first().is_some_and(|vmid| *vmid > 0) && vmids.last().is_some_and(|vmid| *vmid <= VMID_MAX);
+        let is_right = u32::try_from(vmids.len()).is_ok_and(|count| COUNT.contains(&count));
+        if !(ascends && in_range && is_right) {
+            return Err(field("list of vmids", &format!("{vmids:?}")));
+        }
+        let index = u16::try_from(call.network_index)
+            .map_err(|_| field("network's number", &call.network_index.to_string()))?;
+        let base = call.network.parse().map_err(|_| field("network", &call.network))?;
+        let manifest = Manifest::decode(manifest)?;
+        if blake3::hash(&state) != manifest.state.digest {
+            return Err(ReceiveError::State);
+        }
+        Ok(Self {
+            family: uuid("family", &call.family)?,
+            net: FamilyNet { index, base },
+            master: VmName::parse(&call.master).map_err(|_| field("master's name", &call.master))?,
+            parent_vmid: call.parent_vmid,
+            ticket: uuid("ticket", &call.ticket)?,
+            ticket_epoch: call.ticket_epoch,
+            vmids,
+            address: call.address,
+            lease: uuid("lease", &call.lease)?,
+            manifest,
+            state,
+        })
+    }
+}
+
+impl Host {
+    /// Makes clones of a VM of another host. The call arrived at `arrived_ns`.
+    ///
+    /// # Errors
+    /// This host cannot run them, or the ticket cannot be used. Then nothing is left.
+    pub async fn spawn_here(
+        self: &Arc<Self>,
+        call: SpawnCall,
+        arrived_ns: u64,
+    ) -> Result<Vec<Outcome>, Error> {
+        // In a task of its own: a host that goes away does not cut the steps, or their undoing, in
+        // half.
+        let host = Arc::clone(self);
+        tokio::spawn(host.spawn_whole(call, arrived_ns)).await.map_err(|_| Error::Stopping)?
+    }
+
+    async fn spawn_whole(self: Arc<Self>, call: SpawnCall, arrived_ns: u64) -> Result<Vec<Outcome>, Error> {
+        self.adopted(PATIENCE).await?;
+        if !crate::pager::Pager::is_supported() {
+            return Err(ReceiveError::Kernel.into());
+        }
+        let host = Arc::clone(&self);
+        let look = move || {
+            let parent = host.parent_of(&call)?;
+            Ok((call, parent))
+        };
+        let (call, parent) = blocking(look).await?;
+        let count = u32::try_from(call.vmids.len()).unwrap_or(u32::MAX);
+        self.join_family_of(&parent, count).await?;
+        // From here on each clone that is not made leaves the family.
+        let slots = match self.table.take_given_slots(parent.master(), &call.vmids) {
+            Ok(slots) => slots,
+            Err(error) => {
+                for _ in 0..count {
+                    self.leave_family(parent.net, parent.family).await;
+                }
+                return Err(error);
+            }
+        };
+        let on_the_way = self.on_the_way(count);
+        let wanted = Wanted::Ticket { id: call.ticket, epoch: call.ticket_epoch, count: Some(count) };
+        // The vmids are never this host's to give again.
+        let is_unused = false;
+        let (admitted, ticket) = match self.tickets.admit(&parent, wanted, call.vmids.clone()).await {
+            Ok(admitted) => admitted,
+            Err((error, _)) => {
+                self.refuse_clone_slots(&parent, slots, is_unused).await;
+                return Err(error);
+            }
+        };
+        let slots = self.fill_clone_slots(&parent, slots, For::Clone);
+        let (generation, prefault_list) = match self.receive_generation(&call).await {
+            Ok(received) => received,
+            Err(error) => {
+                admitted.give_back().await;
+                self.return_clone_slots(&parent, slots, is_unused).await;
+                return Err(error);
+            }
+        };
+        let reservations = admitted.into_reservations();
+        let source = Source { parent, generation, prefault_list, ticket: Some(ticket), arrived_ns };
+        let outcomes = self.make_clones(&source, slots, reservations, on_the_way).await;
+        let failed = outcomes.iter().filter(|outcome| outcome.made.is_err()).count();
+        self.metrics.clones((outcomes.len() - failed) as u64, failed as u64);
+        tracing::info!(
+            family = %source.parent.family,
+            master = source.parent.master(),
+            from = call.address,
+            clones = outcomes.len() - failed,
+            failed,
+            "made clones of a VM of another host"
+        );
+        Ok(outcomes)
+    }
+
+    /// The VM that is cloned, as a record of it would be here. May block.
+    fn parent_of(&self, call: &SpawnCall) -> Result<Record, Error> {
+        let of = &call.manifest.description;
+        let place = PathBuf::from(format!("{} of {}", call.master.as_str(), call.address));
+        fit::check_needs(&place, &fit::needs_of(&place, &call.state)?)?;
+        if self.settings.range.family(call.net.index) != Some(call.net) {
+            let (base, index) = (call.net.base, call.net.index);
+            return Err(ReceiveError::Range { base, index, range: self.settings.range.to_string() }.into());
+        }
+        let images = &self.settings.images;
+        let find = |field, wanted, own| self.find_image_by_content(&place, (field, wanted), None, own);
+        let kernel = find("kernel", &of.kernel, &images.kernel)?;
+        let rootfs = find("rootfs", &of.rootfs, &images.rootfs)?;
+        let master = Master {
+            vcpus: of.vcpus,
+            memory_mib: of.memory_mib,
+            cmdline: of.cmdline.clone(),
+            ports: Vec::new(),
+            kernel,
+            rootfs,
+            snapshot: None,
+        };
+        let name = VmName::of_clone(call.master.as_str(), call.parent_vmid);
+        let origin = Origin { parent_vmid: call.parent_vmid, master: call.master.as_str().to_owned() };
+        let parent = record(&name, call.family, call.net, master);
+        Ok(Record { vmid: call.parent_vmid, origin: Some(origin), ..parent })
+    }
+
+    /// So many more VMs of a family of another host live here: its network is made if there is none.
+    async fn join_family_of(self: &Arc<Self>, parent: &Record, count: u32) -> Result<(), Error> {
+        let _turn = self.joining.lock().await;
+        let (net, family) = (parent.net, parent.family);
+        let begun = Instant::now();
+        loop {
+            match self.table.join_foreign_family(net.index, family, count) {
+                Joined::Others => return Ok(()),
+                Joined::First => break,
+                // Its last VM here has just ended, and its bridge is being deleted.
+                Joined::Taken(other) if other == family && begun.elapsed() < PATIENCE => {
+                    sleep(LOOK_AGAIN).await;
+                }
+                Joined::Taken(other) => return Err(ReceiveError::Network { base: net.base, other }.into()),
+            }
+        }
+        // Whoever gives the family's vmids, it is not this host, nor the next vmmd here.
+        let host = Arc::clone(self);
+        let written = blocking(move || Ok(host.state.save_next_vmid(family, VMID_MAX + 1)?)).await;
+        let claimed = match written {
+            Ok(()) => self.net.claim(net, &family.to_string()).await.map_err(|error| {
+                if error.exists() {
+                    ReceiveError::Bridge { bridge: net.bridge() }.into()
+                } else {
+                    error.into()
+                }
+            }),
+            Err(error) => Err(error),
+        };
+        if claimed.is_err() {
+            self.table.forget_family(net.index);
+            if let Err(error) = self.state.forget_family(family) {
+                tracing::error!(%family, error = %chain(&error), "the family's file stays until the next start of vmmd");
+            }
+        }
+        claimed
+    }
+
+    async fn receive_generation(&self, call: &SpawnCall) -> Result<(Generation, Arc<PrefaultList>), Error> {
+        let lender =
+            Lender { peers: self.settings.peers.clone(), address: call.address.clone(), lease: call.lease };
+        let generation =
+            self.pager.generation_of_peer(&call.manifest, &call.state, (call.lease, Box::new(lender)));
+        let generation = generation.await.map_err(ReceiveError::from)?;
+        let list = &call.manifest.description.prefault_list;
+        let list =
+            if list.is_empty() { Arc::clone(&self.no_list) } else { Arc::new(PrefaultList::of(list)?) };
+        Ok((generation, list))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vms::snapshot_data::known::tests::{MEMORY_MIB, description};
+    use blake3::Hash;
+    use patina_snapshot::manifest::{Layer, Runs, StateRef};
+
+    fn manifest(state: &[u8]) -> Vec<u8> {
+        let runs = Runs::new(u64::from(MEMORY_MIB) << 4, &[(3, Hash::from_bytes([7; 32]))]).unwrap();
+        let state = StateRef { bytes: state.len() as u64, digest: blake3::hash(state) };
+        let layers = vec![Arc::new(Layer::new(runs))];
+        Manifest { description: description(), state, layers, optional: Vec::new() }.encode().unwrap()
+    }
+
+    fn call() -> SpawnClones {
+        SpawnClones {
+            family: Uuid::from_u128(1).to_string(),
+            network_index: 3,
+            network: "100.64.48.0".into(),
+            master: "web".into(),
+            parent_vmid: 0,
+            ticket: Uuid::from_u128(2).to_string(),
+            ticket_epoch: 0,
+            vmids: vec![9, 4],
+            address: "unix:/s".into(),
+            lease: Uuid::from_u128(3).to_string(),
+        }
+    }
+
+    #[test]
+    fn a_call_of_another_host_is_checked_whole() {
+        let manifest = manifest(b"state");
+        let check = |call| SpawnCall::check(call, &manifest, b"state".to_vec());
+        let good = check(call()).unwrap();
+        assert_eq!((good.vmids, good.net.index), (vec![4, 9], 3));
+        let wrong: [fn(&mut SpawnClones); 9] = [
+            |call| call.family = "web".into(),
+            |call| call.network = "100.64.48".into(),
+            |call| call.network_index = 1 << 16,
+            |call| call.master = "../web".into(),
+            |call| call.ticket.clear(),
+            |call| call.lease = "1".into(),
+            |call| call.vmids.clear(),
+            // Two VMs with one address; a master's; one without an address.
+            |call| call.vmids = vec![4, 4],
+            |call| call.vmids = vec![0, VMID_MAX + 1],
+        ];
+        for (number, change) in wrong.into_iter().enumerate() {
+            let mut changed = call();
+            change(&mut changed);
+            let error = check(changed).unwrap_err();
+            assert!(matches!(error, ReceiveError::Field { .. }), "{number}: {error}");
+        }
+        for vmids in [vec![0], vec![VMID_MAX + 1], (1..=257).collect()] {
+            assert!(check(SpawnClones { vmids, ..call() }).is_err());
+        }
+        let long = SpawnClones { family: "x".repeat(100_000), ..call() };
+        assert!(check(long).unwrap_err().to_string().len() < 200);
+        let damaged = SpawnCall::check(call(), &manifest, b"State".to_vec()).unwrap_err();
+        assert!(matches!(damaged, ReceiveError::State));
+        let cut = SpawnCall::check(call(), &manifest[..manifest.len() - 1], b"state".to_vec()).unwrap_err();
+        assert!(matches!(cut, ReceiveError::Manifest(_)));
+    }
+}

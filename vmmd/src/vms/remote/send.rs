@@ -1,0 +1,359 @@
+//! Has clones of a VM of this host made on other hosts.
+
+use super::lease::TooManyLeases;
+use crate::{
+    pager::{book::LazyLayer, error::PagerError, parts},
+    process::{
+        filling::FileNumber,
+        generation::{Generation, GenerationError, PrefaultList},
+    },
+    vms::{
+        blocking::blocking,
+        clone::{Made, Outcome, Source, Times},
+        error::Error,
+        host::Host,
+        snapshot_data::describe::describe,
+    },
+};
+use futures::{future::join_all, stream};
+use patina_control::messages::Frozen;
+use patina_daemon::{chain, lock};
+use patina_proto::v1::{
+    self, CloneOutcome, ListHostsRequest, SpawnClonesRequest, clone_outcome, spawn_clones_request::Part,
+};
+use patina_snapshot::{
+    directory::{DigestError, digest_layer},
+    manifest::{ImageRef, Layer, Manifest, ManifestError, StateRef},
+};
+use scheduler::client::TargetError;
+use std::{
+    collections::VecDeque,
+    fs::File,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// How long another host may take to make clones.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes of a message.
+const PART_BYTES: usize = 128 * 1024;
+/// How many layers are known by their digests; of more, the one that was first is forgotten.
+const DESCRIBED_MAX: usize = 1024;
+
+/// What a ticket has on another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// UUID of the host.
+    pub host_id: String,
+    /// Its name.
+    pub host: String,
+    /// How many VMs.
+    pub vms: u32,
+}
+
+/// Clones that another host is to make.
+#[derive(Debug)]
+pub(in crate::vms) struct There {
+    pub place: Elsewhere,
+    pub vmids: Vec<u32>,
+}
+
+/// Why another host does not make clones.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The scheduler does not know where it is.
+    #[error("find host {host}: the scheduler does not list it; see `vmctl host ls`")]
+    NoHost {
+        /// The host's name.
+        host: String,
+    },
+    /// Its address cannot be used.
+    #[error(
+        "call host {host} at {address:?}; give that vmmd an address that this one reaches with --advertise"
+    )]
+    Address {
+        /// The host's name.
+        host: String,
+        /// The address that it tells.
+        address: String,
+        /// Why not.
+        #[source]
+        source: TargetError,
+    },
+    /// It says no, or nothing.
+    #[error("make clones on host {host}: {}", .status.message())]
+    Refused {
+        /// The host's name.
+        host: String,
+        /// What it says.
+        status: Box<tonic::Status>,
+    },
+    /// It does not answer.
+    #[error("make clones on host {host}: it does not answer within {PATIENCE:?}")]
+    Silent {
+        /// The host's name.
+        host: String,
+    },
+    /// One clone was not made there.
+    #[error("on host {host}: {reason}")]
+    Clone {
+        /// The host's name.
+        host: String,
+        /// That host's reason.
+        reason: String,
+    },
+    /// Its answer lacks a clone.
+    #[error("make clones on host {host}: its answer does not tell of this one; see the log of its vmmd")]
+    Untold {
+        /// The host's name.
+        host: String,
+    },
+    /// The generation cannot be described or lent. For all hosts.
+    #[error("prepare the VM's memory for other hosts: {0}")]
+    Prepare(Arc<PrepareError>),
+}
+
+/// Why a generation cannot be described or lent.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A layer cannot be read.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    /// It cannot be described.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Its files cannot be used.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The pager does not keep a layer.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// Too much is lent.
+    #[error(transparent)]
+    Leases(#[from] TooManyLeases),
+}
+
+/// The digests of layers that other hosts were told of: a generation has most of its layers in
+/// common with the one before.
+#[derive(Debug, Default)]
+pub struct Described(Mutex<VecDeque<(FileNumber, Arc<Layer>)>>);
+
+impl Described {
+    fn find(&self, number: FileNumber) -> Option<Arc<Layer>> {
+        let known = lock(&self.0);
+        known.iter().find(|(other, _)| *other == number).map(|(_, layer)| Arc::clone(layer))
+    }
+
+    fn note(&self, number: FileNumber, layer: Arc<Layer>) {
+        let mut known = lock(&self.0);
+        if known.len() >= DESCRIBED_MAX {
+            known.pop_front();
+        }
+        known.push_back((number, layer));
+    }
+}
+
+/// A generation as other hosts get it.
+#[derive(Debug)]
+pub(in crate::vms) struct Sendable {
+    manifest: Vec<u8>,
+    state: Vec<u8>,
+    layers: Vec<Arc<LazyLayer>>,
+}
+
+impl Host {
+    /// Has the clones made on their hosts, side by side. What goes wrong is in their outcomes.
+    pub(in crate::vms) async fn make_clones_elsewhere(
+        self: &Arc<Self>,
+        source: &Source,
+        there: &[There],
+        images: Option<([ImageRef; 2], Frozen)>,
+    ) -> Vec<Outcome> {
+        let Some((images, frozen)) = images else { return Vec::new() };
+        let sendable = match self.sendable(source, images, frozen).await {
+            Ok(sendable) => Arc::new(sendable),
+            Err(error) => {
+                let error = Arc::new(error);
+                let failed = |vmid: &u32| Outcome {
+                    vmid: *vmid,
+                    made: Err(RemoteError::Prepare(Arc::clone(&error)).into()),
+                };
+                return there.iter().flat_map(|there| there.vmids.iter().map(failed)).collect();
+            }
+        };
+        let made = join_all(there.iter().map(|there| self.make_clones_there(source, there, &sendable))).await;
+        made.into_iter().flatten().collect()
+    }
+
+    /// Describes a generation, and has its layers kept for other hosts.
+    async fn sendable(
+        self: &Arc<Self>,
+        source: &Source,
+        images: [ImageRef; 2],
+        frozen: Frozen,
+    ) -> Result<Sendable, PrepareError> {
+        let opened = source.generation.open()?;
+        let list = source.prefault_list.open()?;
+        let (mut layers, mut held) = (Vec::new(), Vec::new());
+        for memfd in opened.layers {
+            let (layer, lazy) = self.publish(memfd).await?;
+            layers.push(layer);
+            held.push(lazy);
+        }
+        let record = source.parent.clone();
+        let state = opened.state;
+        let described = tokio::task::spawn_blocking(move || {
+            let state = Generation::read_state(state)?;
+            let prefault_list = PrefaultList::read(list.into())?;
+            let description = describe(&record, images, frozen, prefault_list);
+            let of_state = StateRef { bytes: state.len() as u64, digest: blake3::hash(&state) };
+            let manifest = Manifest { description, state: of_state, layers, optional: Vec::new() };
+            Ok::<_, PrepareError>((manifest.encode()?, state))
+        });
+        let (manifest, state) = described.await.map_err(|_| PagerError::Stopping)??;
+        Ok(Sendable { manifest, state, layers: held })
+    }
+
+    /// Has the pager keep a layer for other hosts, and describes it.
+    async fn publish(&self, memfd: File) -> Result<(Arc<Layer>, Arc<LazyLayer>), PrepareError> {
+        let number = parts::number_of(&memfd).map_err(PagerError::Memory)?;
+        if let Some(held) = self.pager.find(number) {
+            // Its digests are known, even if its pages have not arrived yet.
+            return Ok((Arc::new(held.parts().layer()?), held));
+        }
+        let layer = match self.described.find(number) {
+            Some(layer) => layer,
+            None => {
+                let memfd = memfd.try_clone().map_err(PagerError::Memory)?;
+                let digested = tokio::task::spawn_blocking(move || {
+                    let bytes = memfd.metadata()?.len();
+                    digest_layer(&memfd, bytes)
+                });
+                let layer = digested.await.map_err(|_| PagerError::Stopping)??;
+                self.described.note(number, Arc::clone(&layer));
+                layer
+            }
+        };
+        let held = self.pager.publish(&layer, memfd).await?;
+        Ok((layer, held))
+    }
+
+    async fn make_clones_there(
+        self: &Arc<Self>,
+        source: &Source,
+        there: &There,
+        sendable: &Sendable,
+    ) -> Vec<Outcome> {
+        let host = || there.place.host.clone();
+        let answer = self.call_for_clones(source, there, sendable).await;
+        let mut answer = match answer {
+            Ok(answer) => answer.into_iter().map(|clone| (clone.vmid, clone)).collect(),
+            Err(error) => {
+                tracing::warn!(host = host(), error = %chain(&error), "another host makes no clones");
+                let text = chain(&error);
+                let mut first = Some(error);
+                // One error cannot be in several outcomes.
+                let mut error = || {
+                    let refused = || RemoteError::Clone { host: host(), reason: text.clone() };
+                    first.take().unwrap_or_else(refused)
+                };
+                let failed = |vmid: &u32| Outcome { vmid: *vmid, made: Err(error().into()) };
+                return there.vmids.iter().map(failed).collect();
+            }
+        };
+        let outcome = |vmid: &u32| Outcome { vmid: *vmid, made: made(&mut answer, *vmid, &host()) };
+        there.vmids.iter().map(outcome).collect()
+    }
+
+    async fn call_for_clones(
+        self: &Arc<Self>,
+        source: &Source,
+        there: &There,
+        sendable: &Sendable,
+    ) -> Result<Vec<CloneOutcome>, RemoteError> {
+        let host = || there.place.host.clone();
+        let address = self.address_of(&there.place).await?;
+        let client = self.settings.peers.client(&address);
+        let mut client = client.map_err(|source| RemoteError::Address { host: host(), address, source })?;
+        let lease = self.lend(sendable.layers.clone());
+        let lease = lease.map_err(|error| RemoteError::Prepare(Arc::new(error.into())))?;
+        let clones = v1::SpawnClones {
+            family: source.parent.family.to_string(),
+            network_index: source.parent.net.index.into(),
+            network: source.parent.net.base.to_string(),
+            master: source.parent.master().to_owned(),
+            parent_vmid: source.parent.vmid,
+            ticket: source.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
+            ticket_epoch: 0,
+            vmids: there.vmids.clone(),
+            address: self.settings.peers.own_address().to_owned(),
+            lease: lease.to_string(),
+        };
+        let parts = std::iter::once(Part::Clones(clones))
+            .chain(sendable.manifest.chunks(PART_BYTES).map(|bytes| Part::Manifest(bytes.to_vec())))
+            .chain(sendable.state.chunks(PART_BYTES).map(|bytes| Part::State(bytes.to_vec())));
+        let parts: Vec<_> = parts.map(|part| SpawnClonesRequest { part: Some(part) }).collect();
+        let answer = timeout(PATIENCE, client.spawn_clones(stream::iter(parts))).await;
+        let answer = match answer {
+            Ok(answer) => {
+                answer.map_err(|status| RemoteError::Refused { host: host(), status: Box::new(status) })
+            }
+            Err(_) => Err(RemoteError::Silent { host: host() }),
+        };
+        if answer.is_err() {
+            self.leases.end(lease);
+        }
+        Ok(answer?.into_inner().clones)
+    }
+
+    async fn address_of(&self, place: &Elsewhere) -> Result<String, RemoteError> {
+        let no_host = || RemoteError::NoHost { host: place.host.clone() };
+        let mut page_token = String::new();
+        loop {
+            let request = ListHostsRequest { page_token, ..ListHostsRequest::default() };
+            let listed = timeout(PATIENCE, self.tickets.client().list_hosts(request)).await;
+            let listed = listed.map_err(|_| no_host())?.map_err(|status| RemoteError::Refused {
+                host: place.host.clone(),
+                status: Box::new(status),
+            })?;
+            let listed = listed.into_inner();
+            let mut infos = listed.hosts.into_iter().filter_map(|host| host.info);
+            if let Some(info) = infos.find(|info| info.id == place.host_id) {
+                return Ok(info.address);
+            }
+            if listed.next_page_token.is_empty() {
+                return Err(no_host());
+            }
+            page_token = listed.next_page_token;
+        }
+    }
+
+    /// The digests of a VM's kernel and root file system.
+    pub(in crate::vms) async fn images_of(
+        self: &Arc<Self>,
+        record: &crate::store::record::Record,
+    ) -> Result<[ImageRef; 2], Error> {
+        let (host, record) = (Arc::clone(self), record.clone());
+        blocking(move || Ok(host.name_images(&record)?)).await
+    }
+}
+
+fn made(
+    answer: &mut std::collections::HashMap<u32, CloneOutcome>,
+    vmid: u32,
+    host: &str,
+) -> Result<(Made, Times), Error> {
+    let host = host.to_owned();
+    let Some(CloneOutcome { outcome: Some(outcome), executing_after_us, .. }) = answer.remove(&vmid) else {
+        return Err(RemoteError::Untold { host }.into());
+    };
+    match outcome {
+        clone_outcome::Outcome::Vm(vm) => {
+            // From the arrival of the call there.
+            let executing = Duration::from_micros(executing_after_us);
+            Ok((Made::There(Box::new(vm)), Times { sent: Duration::ZERO, executing }))
+        }
+        clone_outcome::Outcome::Error(reason) => Err(RemoteError::Clone { host, reason }.into()),
+    }
+}
