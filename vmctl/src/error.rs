@@ -253,7 +253,7 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
         "FOREIGN_HOST" => "make the host a certificate for its id: `vmctl pki host NAME --id UUID`",
         "UNKNOWN_VM" => "`vmctl ls` lists the VMs",
         "UNKNOWN_HOST" | "IMPOSSIBLE" => "`vmctl host ls` shows which hosts there are, and how large",
-        "USED" | "RELEASED" | "EXPIRED" | "FENCED" | "STALE_EPOCH" | "SMALL_TICKET" => {
+        "USED" | "RELEASED" | "EXPIRED" | "FENCED" | "STALE_EPOCH" | "SMALL_TICKET" | "OTHER_PARENT" => {
             "ask for another ticket: `vmctl ticket request`"
         }
         "OTHER_HOST" => {

@@ -8,6 +8,7 @@
 pub use super::error::{Closed, CoreError, Free};
 pub use super::limits::*;
 pub use super::present::{HostInfo, Present, Running, UnixMs};
+pub use super::spend::Usage;
 use super::{
     record::Scheduling,
     state::HostState,
@@ -130,24 +131,8 @@ pub enum Command {
     Gone(Waiter),
     /// Gives a ticket back. [`Reply::Ticket`].
     Release(Waiter, Named),
-    /// A host makes the VMs of a ticket. What it has beyond them is given back. The same again is
-    /// answered the same. [`Reply::Ticket`].
-    Use {
-        /// The call that gets the answer.
-        waiter: Waiter,
-        /// The ticket that is used.
-        ticket: Named,
-        /// The ticket's epoch as the caller knows it; None: any epoch.
-        epoch: Option<u64>,
-        /// The host that makes the clones.
-        host: HostId,
-        /// The epoch of the host's registration; None: any epoch.
-        host_epoch: Option<u64>,
-        /// The vmid of the VM that is cloned.
-        parent_vmid: u32,
-        /// The clones' vmids: at least one, at most as many as the ticket has VMs on this host.
-        vmids: Vec<u32>,
-    },
+    /// A host makes VMs of a ticket. The same again is answered the same. [`Reply::Ticket`].
+    Use(Waiter, Usage),
     /// A host made no VM of a ticket that it had said it uses. [`Reply::Ticket`].
     Unuse {
         /// The call that gets the answer.

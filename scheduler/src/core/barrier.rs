@@ -1,4 +1,6 @@
-//! Barriers: the VM that cloned with a ticket and all its live clones meet, any number of times.
+//! Barriers: the VM that cloned with a ticket and all its live clones meet, any number of times. As
+//! long as a part of the ticket is granted and not used, its clones may come: nobody meets without
+//! them.
 //!
 //! ```text
 //!   arrive ──▶ waits ──all have arrived──▶ Met, all at once, in the next round
@@ -148,10 +150,12 @@ impl Core {
     }
 }
 
-/// How many VMs there are to meet.
+/// How many VMs there are to meet: those that live, and those that may still be made.
 fn wanted(ticket: &Ticket) -> usize {
     let live = if ticket.state == State::Used { ticket.live().count() } else { 0 };
-    live.saturating_add(usize::from(ticket.parent_vmid.is_some() && !ticket.parent_ended))
+    let to_come = usize::try_from(ticket.vms_to_come()).unwrap_or(usize::MAX);
+    live.saturating_add(to_come)
+        .saturating_add(usize::from(ticket.parent_vmid.is_some() && !ticket.parent_ended))
 }
 
 /// Whether a VM is one of those that meet.

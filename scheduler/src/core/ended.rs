@@ -34,7 +34,7 @@ impl Core {
                 changed.insert((id, vmid));
             }
         }
-        self.settle(&changed, State::Released, out);
+        self.settle(&changed, BTreeSet::new(), State::Released, out);
         if !masters.is_empty() {
             let masters: BTreeSet<_> = masters.iter().copied().collect();
             self.lose_masters(host, |family| masters.contains(&family), out);
@@ -68,10 +68,15 @@ impl Core {
         true
     }
 
-    /// Clones of these tickets have ended, all of them at the same moment. A ticket without live
-    /// clones comes to its end, in `state`.
-    pub(super) fn settle(&mut self, clones: &BTreeSet<(Uuid, u32)>, state: State, out: &mut Vec<Effect>) {
-        let mut tickets = BTreeSet::new();
+    /// Clones have ended, all of them at the same moment, and these `tickets` have changed otherwise.
+    /// A ticket without clones that live or may still be made comes to its end, in `state`.
+    pub(super) fn settle(
+        &mut self,
+        clones: &BTreeSet<(Uuid, u32)>,
+        mut tickets: BTreeSet<Uuid>,
+        state: State,
+        out: &mut Vec<Effect>,
+    ) {
         for (id, vmid) in clones {
             let Some(ticket) = self.ledger.get(*id) else { continue };
             let family = ticket.family;
@@ -84,9 +89,7 @@ impl Core {
         // What is stored comes before any answer that tells of it.
         for id in &tickets {
             match self.ledger.get(*id) {
-                Some(ticket) if ticket.state == State::Used && ticket.live().next().is_none() => {
-                    self.finish(*id, state, out);
-                }
+                Some(ticket) if ticket.is_spent() => self.finish(*id, state, out),
                 Some(_) => Self::put(*id, out),
                 None => {}
             }

@@ -101,6 +101,16 @@ pub enum CoreError {
         /// The host that wanted to use the ticket.
         host: HostId,
     },
+    /// Another VM has cloned with another part of the ticket.
+    #[error(
+        "use ticket {ticket}: VM {parent_vmid} has cloned with another part of it; name that VM and its host, or request another ticket"
+    )]
+    OtherParent {
+        /// The ticket.
+        ticket: Uuid,
+        /// The VM that has cloned with it.
+        parent_vmid: u32,
+    },
     /// The caller wants more clones than the ticket has VMs.
     #[error(
         "use ticket {ticket}: it is for {has} VMs on this host, and {wanted} were requested; clone fewer, or request a larger ticket"

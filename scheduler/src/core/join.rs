@@ -81,7 +81,8 @@ impl Core {
 
     /// The answer to somebody whose time for a join is over.
     pub(super) fn join_timed_out(&mut self, id: Uuid, waiter: Waiter) -> CoreError {
-        let live = self.ledger.get(id).map_or(0, |ticket| self.live(ticket));
+        let all = |ticket: &Ticket| self.live(ticket).saturating_add(ticket.vms_to_come());
+        let live = self.ledger.get(id).map_or(0, all);
         self.leave_join(id, waiter);
         CoreError::JoinTimeout { live }
     }

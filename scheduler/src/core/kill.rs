@@ -99,11 +99,13 @@ impl Core {
         };
         self.kill_lost(family, targets, reason, out);
         if live.is_empty() {
+            self.drop_rest(targets, out);
             return self.answer(waiter, Ok(Reply::Killed(all)), out);
         }
         if let Err(error) = self.check_waiting(family, Kind::Kill) {
             return self.answer(waiter, Err(error), out);
         }
+        self.drop_rest(targets, out);
         let mut orders: BTreeMap<(HostId, Uuid), Vec<u32>> = BTreeMap::new();
         for (host, ticket, vmid) in &live {
             self.ledger.request_kill(*ticket, *vmid, reason);
@@ -121,6 +123,13 @@ impl Core {
                 let epoch = self.ledger.get(ticket).map_or(0, |ticket| ticket.epoch);
                 out.push(Effect::Kill { host, family, ticket, epoch, vmids, reason: reason.to_owned() });
             }
+        }
+    }
+
+    /// No more clones are made of a ticket whose clones are all to end.
+    fn drop_rest(&mut self, targets: &Targets, out: &mut Vec<Effect>) {
+        if let Targets::Ticket(id) = targets {
+            self.drop_parts(*id, None, out);
         }
     }
 

@@ -6,6 +6,7 @@ use super::{
     Core,
     api::Effect,
     hosts::Link,
+    parts::forget_part,
     room::Load,
     ticket::{HostId, State, VmEnd},
     timers::Timer,
@@ -57,32 +58,45 @@ impl Core {
         self.hosts.set_link(host, Link::Lost, self.now);
         self.fresh.all |= !self.queue.starved().is_empty();
 
-        let mut lost = BTreeSet::new();
+        let (mut lost, mut changed) = (BTreeSet::new(), BTreeSet::new());
         for id in tickets {
             let Some(ticket) = self.ledger.get(id) else { continue };
-            let here: Vec<u32> =
-                ticket.live().filter(|(_, place)| *place == host).map(|(vmid, _)| vmid).collect();
             if ticket.state == State::Granted {
                 self.finish(id, State::Fenced, out);
                 continue;
             }
-            let load = Load::of(ticket);
+            let here: Vec<u32> =
+                ticket.live().filter(|(_, place)| *place == host).map(|(vmid, _)| vmid).collect();
+            let (load, to_come) = (Load::of(ticket), ticket.to_come().find(|(place, _)| *place == host));
             lost.extend(here.iter().map(|vmid| (id, *vmid)));
             for vmid in here {
                 self.note_end(id, vmid, host, VmEnd::Lost);
             }
+            self.free_on(host, &load, to_come.map_or(0, |(_, vms)| vms), false);
+            self.ledger.change(id, |ticket| {
+                ticket.parts.remove(&host);
+            });
+            changed.insert(id);
             // What it has on other hosts goes on, under a new epoch.
-            if self.ledger.get(id).is_some_and(|ticket| ticket.live().next().is_some()) {
-                self.free_on(host, &load, 0, false);
+            if self.ledger.get(id).is_some_and(|ticket| !ticket.is_spent()) {
                 let epoch = self.next_epoch();
                 self.ledger.change(id, |ticket| {
                     ticket.epoch = epoch;
-                    ticket.places.remove(&host);
+                    forget_part(ticket, host);
                 });
-                Self::put(id, out);
             }
         }
-        self.settle(&lost, State::Fenced, out);
+        // Masters are no clones. Those of this host are as lost, and are not waited for elsewhere.
+        let masters = self
+            .ledger
+            .cloned_on(host)
+            .into_iter()
+            .filter(|ticket| ticket.parent_vmid == Some(0) && !ticket.parent_ended && !ticket.is_spent());
+        for id in masters.map(|ticket| ticket.id).collect::<Vec<_>>() {
+            self.ledger.set_parent_ended(id, true);
+            changed.insert(id);
+        }
+        self.settle(&lost, changed, State::Fenced, out);
 
         self.forget_later(host);
         out.push(Effect::PutHost(host));

@@ -4,7 +4,7 @@ use super::{
     api::{Listing, UnixMs},
     left::{Left, kept_bytes},
     state::Counts,
-    ticket::{Kept, Met, Outcome, State, Ticket},
+    ticket::{HostId, Kept, Met, Outcome, State, Ticket},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -56,6 +56,8 @@ pub struct Ledger {
     /// The ticket of each clone, ended ones included; of a vmid that was given twice, the later
     /// one.
     clones: HashMap<(Uuid, u32), Uuid>,
+    /// Tickets that are used, by the host of who cloned.
+    parent_hosts: HashMap<HostId, BTreeSet<Uuid>>,
     requests: HashMap<Uuid, HashMap<String, Uuid>>,
     left: Left,
     granted: u64,
@@ -117,6 +119,12 @@ impl Ledger {
         parents.into_iter().flatten().copied().collect()
     }
 
+    /// The used tickets with which VMs of a host have cloned, as far as that is known.
+    pub fn cloned_on(&self, host: HostId) -> Vec<&Ticket> {
+        let ids = self.parent_hosts.get(&host).into_iter().flatten();
+        ids.filter_map(|id| self.tickets.get(id)).collect()
+    }
+
     /// How many tickets of a family are granted or used.
     pub fn open(&self, family: Uuid) -> usize {
         self.families
@@ -153,6 +161,9 @@ impl Ledger {
         if let (State::Used, Some(parent)) = (ticket.state, ticket.parent_vmid) {
             family.parents.entry(parent).or_default().insert(ticket.id);
         }
+        if let (State::Used, Some(host)) = (ticket.state, ticket.parent_host) {
+            self.parent_hosts.entry(host).or_default().insert(ticket.id);
+        }
         for vmid in ticket.clones.keys() {
             let known = self.clones.get(&(ticket.family, *vmid)).and_then(|id| self.tickets.get(id));
             if known.is_none_or(|known| known.granted_unix_ms <= ticket.granted_unix_ms) {
@@ -172,6 +183,14 @@ impl Ledger {
         self.count(ticket.state, false);
         self.order.remove(&ticket);
         self.leave_family(&ticket);
+        if let Some(host) = ticket.parent_host
+            && let Some(ids) = self.parent_hosts.get_mut(&host)
+        {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.parent_hosts.remove(&host);
+            }
+        }
         self.left.set(ticket.family, id, 0);
         for vmid in ticket.clones.keys() {
             if self.clones.get(&(ticket.family, *vmid)) == Some(&id) {

@@ -170,11 +170,22 @@ impl Core {
         out: &mut Vec<Effect>,
     ) {
         for family in self.ledger.left().families().into_iter().filter(|family| is_gone(*family)) {
-            let is_here =
-                |id: &Uuid| self.ledger.get(*id).is_some_and(|ticket| ticket.places.contains_key(&host));
-            if self.ledger.left().tickets(family).iter().any(is_here) {
+            if self.is_home(host, family) {
                 self.drop_where(family, |_| true, out);
             }
         }
+    }
+
+    /// Whether a family's master is, or was, on a host, as far as its tickets tell. Clones on other
+    /// hosts do not make these its home.
+    fn is_home(&self, host: HostId, family: Uuid) -> bool {
+        let is_home = |id: &Uuid| {
+            self.ledger.get(*id).is_some_and(|ticket| match ticket.parent_host {
+                Some(place) => ticket.parent_vmid == Some(0) && place == host,
+                None => ticket.places.contains_key(&host),
+            })
+        };
+        let of_master = self.ledger.cloned_by(family, 0);
+        self.ledger.left().tickets(family).iter().chain(&of_master).any(is_home)
     }
 }

@@ -6,7 +6,7 @@
 //!   `room` (their resources and free capacity), `queue` (requests), `waiting` (callers that wait),
 //!   `timers`.
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
-//!   (released, used, unused, over), `ended` (clones end), `register`, `lease` and `returns` (hosts
+//!   (released, used, over), `parts` (unused; each host's part), `ended` (clones end), `register`, `lease` and `returns` (hosts
 //!   come, go, and come back).
 //! - who a host is: `identity`. What operators do with hosts: `operate`. [`record`]: a host in its
 //!   stored form.
@@ -38,6 +38,7 @@ mod ledger;
 mod left;
 mod limits;
 mod operate;
+mod parts;
 mod place;
 pub mod present;
 mod queue;
@@ -137,8 +138,7 @@ impl Core {
                 let answer = self.release(named, out);
                 self.answer_ticket(waiter, answer, out);
             }
-            Command::Use { waiter, ticket, epoch, host, host_epoch, parent_vmid, vmids } => {
-                let usage = spend::Usage { ticket, epoch, host, host_epoch, parent_vmid, vmids };
+            Command::Use(waiter, usage) => {
                 let answer = self.use_ticket(&usage, out);
                 self.answer_ticket(waiter, answer, out);
             }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 impl Core {
     /// An operator wants something else of a host. Draining takes back what was granted there and
     /// is not used: tickets are not moved, because guests' tickets are for their own host.
+    /// Of a ticket that other hosts have used, the part there is taken back.
     pub(super) fn set_scheduling(
         &mut self,
         host: HostId,
@@ -32,6 +33,9 @@ impl Core {
             for id in self.tickets_on(host, State::Granted) {
                 self.finish(id, State::Released, out);
                 released += 1;
+            }
+            for id in self.tickets_on(host, State::Used) {
+                released += u32::from(self.drop_parts(id, Some(host), out));
             }
         }
         self.host_change(host, released)

@@ -71,4 +71,6 @@ pub struct Running {
     pub memory_mib: u32,
     /// The vmid of the VM that it was cloned from, if the host knows.
     pub parent_vmid: Option<u32>,
+    /// The host of that VM, if this host says so.
+    pub parent_host: Option<HostId>,
 }

@@ -52,6 +52,7 @@ impl Core {
         let host = info.id;
         let Present { running, making, masters } = present;
         let before = self.hosts.up(host).map(|host| host.epoch);
+        let was_lost = self.hosts.is_lost(host);
         let stored = self.host_record(host);
         let epoch = self.next_epoch();
         self.hosts.come_up(info, epoch, self.now, &self.options);
@@ -78,7 +79,7 @@ impl Core {
                     revived.insert((clone.ticket, clone.vmid));
                 }
                 Finding::Ghost => {
-                    let epoch = self.epoch_of_ghost(clone.ticket);
+                    let epoch = self.epoch_of_ghost(clone.ticket, host);
                     self.hosts.haunt(host, *clone, epoch);
                 }
             }
@@ -88,7 +89,11 @@ impl Core {
             self.look_for_parent(id);
             self.put_state(id, out);
         }
+        self.look_for_parents_on(host, out);
         if let Some(masters) = masters {
+            if was_lost {
+                self.regain_masters(host, masters, out);
+            }
             self.lose_masters(host, |family| !masters.contains(&family), out);
         }
         self.hosts.see(host, self.now, masters.clone());
@@ -118,12 +123,11 @@ impl Core {
 
     /// The epoch of the ticket for a clone that should not run. If the ticket became unused again
     /// since, it is an earlier epoch. A ticket that is forgotten or over is not used again.
-    fn epoch_of_ghost(&self, ticket: Uuid) -> u64 {
-        match self.ledger.get(ticket) {
-            Some(ticket) if ticket.state == State::Granted => ticket.epoch.saturating_sub(1),
-            Some(ticket) => ticket.epoch,
-            None => u64::MAX,
-        }
+    fn epoch_of_ghost(&self, ticket: Uuid, host: HostId) -> u64 {
+        let Some(ticket) = self.ledger.get(ticket) else { return u64::MAX };
+        let is_granted = ticket.state == State::Granted || ticket.is_to_come(host);
+        let granted = ticket.parts.get(&host).map_or(ticket.epoch, |part| part.epoch);
+        if is_granted { granted.saturating_sub(1) } else { ticket.epoch }
     }
 
     /// Clones that should run there and do not are gone.
@@ -141,11 +145,11 @@ impl Core {
             lost.extend(here.filter(|clone| !listed.contains(clone)));
         }
         lost.retain(|(id, vmid)| self.note_end(*id, *vmid, host, VmEnd::Lost));
-        self.settle(&lost, State::Released, out);
+        self.settle(&lost, BTreeSet::new(), State::Released, out);
     }
 
-    /// Masters that a host has not are gone: the tickets with which they cloned there wait for them
-    /// no more.
+    /// Masters that a host has not are gone: the tickets with which they cloned wait for them no more,
+    /// on whatever hosts these tickets have clones.
     pub(super) fn lose_masters(
         &mut self,
         host: HostId,
@@ -153,10 +157,11 @@ impl Core {
         out: &mut Vec<Effect>,
     ) {
         let tickets = self.hosts.get(host).into_iter().flat_map(|host| &host.tickets);
+        let unsaid = tickets.filter_map(|id| self.ledger.get(*id)).filter(|t| t.parent_host.is_none());
         let waits = |ticket: &&Ticket| {
             ticket.state == State::Used && ticket.parent_vmid == Some(0) && !ticket.parent_ended
         };
-        let orphans = tickets.filter_map(|id| self.ledger.get(*id)).filter(waits);
+        let orphans = unsaid.chain(self.ledger.cloned_on(host)).filter(waits);
         let orphans: Vec<_> =
             orphans.filter(|ticket| is_gone(ticket.family)).map(|ticket| ticket.id).collect();
         self.drop_data_of(host, is_gone, out);
@@ -164,6 +169,17 @@ impl Core {
             self.ledger.set_parent_ended(id, true);
             Self::put(id, out);
             self.settle_barrier(id, out);
+        }
+    }
+
+    /// Masters of a host that was lost live: the tickets with which they cloned on other hosts wait for
+    /// them again.
+    fn regain_masters(&mut self, host: HostId, masters: &BTreeSet<Uuid>, out: &mut Vec<Effect>) {
+        let is_one = |ticket: &&Ticket| ticket.parent_vmid == Some(0) && masters.contains(&ticket.family);
+        let found = self.ledger.cloned_on(host).into_iter().filter(is_one).filter(|t| t.parent_ended);
+        for id in found.map(|ticket| ticket.id).collect::<Vec<_>>() {
+            self.ledger.set_parent_ended(id, false);
+            Self::put(id, out);
         }
     }
 
@@ -176,7 +192,12 @@ impl Core {
             }
             Some(_) if self.has_returned(host, clone, ticket) => Finding::Returned,
             Some(_) => Finding::Ghost,
-            None if ticket.state == State::Used && ticket.family == clone.family => self.new_or_ghost(clone),
+            None if ticket.state == State::Used
+                && ticket.family == clone.family
+                && !ticket.is_to_come(host) =>
+            {
+                self.new_or_ghost(clone)
+            }
             // Its use is under way, or will be refused: until then it does not run.
             None if making => Finding::Fine,
             None => Finding::Ghost,
@@ -205,7 +226,9 @@ impl Core {
                 places: BTreeMap::new(),
                 immediate: true,
                 parent_vmid: clone.parent_vmid,
+                parent_host: clone.parent_host,
                 parent_ended: false,
+                parts: BTreeMap::new(),
                 clones: BTreeMap::new(),
                 results: BTreeMap::new(),
                 kills_requested: BTreeMap::new(),
@@ -224,12 +247,30 @@ impl Core {
         self.hosts.hold(host, &load, 1);
     }
 
-    /// Whether the VM that cloned with a ticket lives, now that all clones are known of the host
-    /// that it is on: clones start where their parent is. Of masters nothing is known here.
+    /// Whether the VM that cloned with a ticket lives, if all clones are known of the host that it is
+    /// on: the one that was named, or else the one that has just registered. Of masters nothing is
+    /// known here.
     pub(super) fn look_for_parent(&mut self, id: Uuid) {
         let Some(ticket) = self.ledger.get(id) else { return };
+        if ticket.parent_host.is_some_and(|host| self.hosts.up(host).is_none()) {
+            return;
+        }
         if ticket.parent_vmid.is_some_and(|vmid| vmid > 0 && !self.ledger.is_live(ticket.family, vmid)) {
             self.ledger.set_parent_ended(id, true);
+        }
+    }
+
+    /// Tickets with clones elsewhere wait for no clone of this host that does not live, now that all
+    /// of them are known: their own hosts may have registered first.
+    fn look_for_parents_on(&mut self, host: HostId, out: &mut Vec<Effect>) {
+        let elsewhere = |ticket: &&Ticket| ticket.places.keys().any(|place| *place != host);
+        let waiting = self.ledger.cloned_on(host).into_iter().filter(|ticket| !ticket.parent_ended);
+        for id in waiting.filter(elsewhere).map(|ticket| ticket.id).collect::<Vec<_>>() {
+            self.look_for_parent(id);
+            if self.ledger.get(id).is_some_and(|ticket| ticket.parent_ended) {
+                Self::put(id, out);
+                self.settle_barrier(id, out);
+            }
         }
     }
 

@@ -195,7 +195,9 @@ impl Core {
             places,
             immediate: false,
             parent_vmid: None,
+            parent_host: None,
             parent_ended: false,
+            parts: BTreeMap::new(),
             clones: BTreeMap::new(),
             results: BTreeMap::new(),
             kills_requested: BTreeMap::new(),
@@ -205,7 +207,8 @@ impl Core {
             over_unix_ms: None,
         };
         if let (Some(by), Some(host)) = (demand.use_by, ticket.places.keys().next().copied()) {
-            (ticket.state, ticket.immediate, ticket.parent_vmid) = (State::Used, true, Some(by.parent_vmid));
+            (ticket.state, ticket.immediate) = (State::Used, true);
+            (ticket.parent_vmid, ticket.parent_host) = (Some(by.parent_vmid), Some(host));
             ticket.parent_ended = self.ledger.has_ended(ticket.family, by.parent_vmid);
             ticket.clones = by.vmids.into_iter().map(|vmid| (vmid, host)).collect();
         } else {

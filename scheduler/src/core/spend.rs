@@ -1,22 +1,20 @@
-//! The life of a granted ticket: released, used, unused, expired, kept for a while, forgotten.
+//! The life of a granted ticket: released, used, expired, kept for a while, forgotten.
 
 use super::{
     Core,
     api::{CoreError, Effect, Named},
-    record::Scheduling,
     request::check_vmids,
     room::Load,
-    ticket::{HostId, State, Ticket},
+    ticket::{HostId, Part, State, Ticket},
     timers::Timer,
 };
-use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Most tickets of a family that are remembered after their end.
 pub const FAMILY_OVER_MAX: usize = 1024;
 
 /// A host's call to make clones with a ticket.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
     /// The ticket that is used.
     pub ticket: Named,
@@ -28,25 +26,34 @@ pub struct Usage {
     pub host_epoch: Option<u64>,
     /// The vmid of the VM that is cloned.
     pub parent_vmid: u32,
-    /// The clones' vmids.
+    /// The host on which that VM is.
+    pub parent_host: HostId,
+    /// The clones' vmids: at least one, at most as many as the ticket has VMs on this host. What it
+    /// has there beyond them is given back.
     pub vmids: Vec<u32>,
+    /// Whether what the ticket has on other hosts is for those; else it is given back.
+    pub keep_others: bool,
 }
 
 impl Core {
-    /// Gives a ticket back.
+    /// Gives a ticket back, or what is not used of it.
     pub(super) fn release(&mut self, named: Named, out: &mut Vec<Effect>) -> Result<Uuid, CoreError> {
         let ticket = self.ticket(named)?;
         match ticket.state {
             State::Granted => self.finish(named.id, State::Released, out),
+            // Said again, there is nothing to release.
+            State::Used if !ticket.parts.is_empty() => {
+                self.drop_parts(named.id, None, out);
+            }
             State::Used => return Err(CoreError::Used(named.id)),
             State::Released | State::Expired | State::Fenced => {}
         }
         Ok(named.id)
     }
 
-    /// A host makes clones with a ticket.
+    /// A host makes clones with a ticket, or with its part of it.
     pub(super) fn use_ticket(&mut self, usage: &Usage, out: &mut Vec<Effect>) -> Result<Uuid, CoreError> {
-        let Usage { host, parent_vmid, ref vmids, .. } = *usage;
+        let Usage { host, parent_vmid, parent_host, ref vmids, keep_others, .. } = *usage;
         let ticket = self.ticket(usage.ticket)?;
         let (id, family, load) = (ticket.id, ticket.family, Load::of(ticket));
         if is_same_use(ticket, usage) {
@@ -54,31 +61,49 @@ impl Core {
         }
         self.check_use(ticket, usage)?;
         let wanted = u32::try_from(vmids.len()).unwrap_or(u32::MAX);
-        let places = ticket.places.clone();
-        self.timers.unset(ticket.expires_unix_ms, Timer::Expire(id));
-        // Clones start where their parent is: what is held elsewhere, or beyond them, is for
-        // others.
-        for (place, vms) in places {
-            let spare = if place == host { vms.saturating_sub(wanted) } else { vms };
-            self.free_on(place, &load, spare, place == host);
+        let (mut places, mut parts) = (ticket.places.clone(), ticket.parts.clone());
+        let (is_first, expires) = (ticket.state == State::Granted, ticket.expires_unix_ms);
+        if parts.is_empty() && keep_others {
+            let epoch = ticket.epoch;
+            parts = places.keys().map(|host| (*host, Part { used: false, epoch })).collect();
         }
-        let clones = vmids.iter().map(|vmid| (*vmid, host)).collect();
-        // One that was given up with its host, and is to end, may still clone.
-        let parent_ended = self.ledger.has_ended(family, parent_vmid);
+        if let Some(part) = parts.get_mut(&host) {
+            part.used = true;
+        }
+        let has = places.insert(host, wanted).unwrap_or(0);
+        self.free_on(host, &load, has.saturating_sub(wanted), true);
+        if !keep_others {
+            let is_used = |other: &HostId| *other == host || parts.get(other).is_some_and(|part| part.used);
+            for (other, vms) in places.extract_if(.., |other, _| !is_used(other)) {
+                self.free_on(other, &load, vms, false);
+            }
+            parts.retain(|other, _| places.contains_key(other));
+        }
+        if parts.values().all(|part| part.used) {
+            self.timers.unset(expires, Timer::Expire(id));
+        }
+        // One that was given up with its host, and is to end, may still clone. A master that was
+        // given up with its host is waited for when that is back.
+        let parent_ended = self.ledger.has_ended(family, parent_vmid)
+            || (parent_vmid == 0 && self.hosts.is_lost(parent_host));
         self.ledger.change(id, |ticket| {
-            ticket.state = State::Used;
-            (ticket.parent_vmid, ticket.parent_ended) = (Some(parent_vmid), parent_ended);
-            ticket.clones = clones;
-            ticket.places = BTreeMap::from([(host, wanted)]);
+            if is_first {
+                (ticket.state, ticket.parent_ended) = (State::Used, parent_ended);
+                (ticket.parent_vmid, ticket.parent_host) = (Some(parent_vmid), Some(parent_host));
+            }
+            ticket.clones.extend(vmids.iter().map(|vmid| (*vmid, host)));
+            (ticket.places, ticket.parts) = (places, parts);
         });
         self.put_state(id, out);
         Ok(id)
     }
 
     fn check_use(&self, ticket: &Ticket, usage: &Usage) -> Result<(), CoreError> {
-        let Usage { host, parent_vmid, ref vmids, .. } = *usage;
-        check_granted(ticket)?;
-        check_epoch(ticket, usage.epoch)?;
+        let Usage { host, parent_vmid, parent_host, ref vmids, .. } = *usage;
+        if !ticket.is_to_come(host) {
+            check_granted(ticket)?;
+        }
+        check_epoch(ticket, host, usage.epoch)?;
         let up = self.hosts.up(host).ok_or(CoreError::UnknownHost(host))?;
         if let Some(given) = usage.host_epoch.filter(|given| *given != up.epoch) {
             return Err(CoreError::StaleHost { host, given });
@@ -90,83 +115,27 @@ impl Core {
         if wanted > has {
             return Err(CoreError::SmallTicket { ticket: ticket.id, wanted, has });
         }
+        self.hosts.get(parent_host).ok_or(CoreError::UnknownHost(parent_host))?;
+        if let Some(known) = ticket.parent_vmid
+            && (known, ticket.parent_host) != (parent_vmid, Some(parent_host))
+        {
+            return Err(CoreError::OtherParent { ticket: ticket.id, parent_vmid: known });
+        }
+        // Those that have ended are remembered under their vmids, too.
+        if let Some(vmid) = vmids.iter().find(|vmid| ticket.clones.contains_key(vmid)) {
+            return Err(CoreError::BadVmid(*vmid));
+        }
         self.check_new(ticket.family, vmids)
     }
 
-    /// Nothing was made with a ticket that was used.
-    pub(super) fn unuse(
-        &mut self,
-        named: Named,
-        epoch: Option<u64>,
-        host: HostId,
-        out: &mut Vec<Effect>,
-    ) -> Result<Uuid, CoreError> {
-        let ticket = self.ticket(named)?;
-        let id = ticket.id;
-        match ticket.state {
-            // Said again, or it never came to be used.
-            State::Granted => return Ok(id),
-            State::Released if ticket.immediate && ticket.clones.is_empty() => return Ok(id),
-            State::Used => {}
-            State::Released | State::Expired | State::Fenced => return check_granted(ticket).map(|()| id),
-        }
-        check_epoch(ticket, epoch)?;
-        if !ticket.places.contains_key(&host) {
-            return Err(CoreError::OtherHost { ticket: id, host });
-        }
-        if !ticket.results.is_empty() {
-            return Err(CoreError::Used(id));
-        }
-        let (immediate, clones) = (ticket.immediate, ticket.clones.clone());
-        self.ledger.change(id, |ticket| {
-            // What it holds is not of those clones any more.
-            ticket.state = State::Granted;
-            (ticket.parent_vmid, ticket.parent_ended) = (None, false);
-            ticket.clones.clear();
-            ticket.kills_requested.clear();
-        });
-        let is_drained = self.hosts.get(host).is_some_and(|host| host.scheduling == Scheduling::Draining);
-        if immediate || is_drained {
-            // Nobody knows of it who could use it, or nobody is to use it there.
-            self.finish(id, State::Released, out);
-        } else {
-            self.grant_again(id, out);
-        }
-        self.nothing_was_made(id, &clones, out);
-        Ok(id)
-    }
-
-    /// A ticket is granted anew, for as long as before.
-    fn grant_again(&mut self, id: Uuid, out: &mut Vec<Effect>) {
-        let (epoch, now) = (self.next_epoch(), self.now);
-        let mut expires = now;
-        self.ledger.change(id, |ticket| {
-            let ttl_ms = ticket.expires_unix_ms.saturating_sub(ticket.granted_unix_ms);
-            expires = now.saturating_add(ttl_ms);
-            ticket.epoch = epoch;
-            (ticket.granted_unix_ms, ticket.expires_unix_ms) = (now, expires);
-        });
-        self.timers.set(expires, Timer::Expire(id));
-        self.put_state(id, out);
-    }
-
-    /// Who waits for clones of a ticket, or at its barrier, does not any more.
-    fn nothing_was_made(&mut self, id: Uuid, clones: &BTreeMap<u32, HostId>, out: &mut Vec<Effect>) {
-        let barrier = self.meetings.remove(&id).into_iter().flat_map(|meeting| meeting.into_waiters());
-        let joins = self.joins.remove(&id).into_iter().flatten();
-        for waiter in barrier.chain(joins).collect::<Vec<_>>() {
-            self.answer(waiter, Err(CoreError::NotUsed(id)), out);
-        }
-        for (vmid, host) in clones {
-            self.kills.spare((*host, id, *vmid));
-            self.killed(id, *vmid, out);
-        }
-    }
-
-    /// A granted ticket was not used in time.
+    /// A granted ticket, or a part, was not used in time.
     pub(super) fn expire(&mut self, id: Uuid, out: &mut Vec<Effect>) {
-        if self.ledger.get(id).is_some_and(|ticket| ticket.state == State::Granted) {
-            self.finish(id, State::Expired, out);
+        match self.ledger.get(id).map(|ticket| ticket.state) {
+            Some(State::Granted) => self.finish(id, State::Expired, out),
+            Some(State::Used) => {
+                self.drop_parts(id, None, out);
+            }
+            Some(State::Released | State::Expired | State::Fenced) | None => {}
         }
     }
 
@@ -182,6 +151,7 @@ impl Core {
         let (now, epoch) = (self.now, if state == State::Fenced { Some(self.next_epoch()) } else { None });
         self.ledger.change(id, |ticket| {
             ticket.state = state;
+            ticket.parts.clear();
             ticket.epoch = epoch.unwrap_or(ticket.epoch);
             ticket.over_unix_ms = Some(now);
         });
@@ -220,7 +190,7 @@ impl Core {
     /// A ticket of before the scheduler's start.
     pub(super) fn recall(&mut self, mut ticket: Ticket) {
         let id = ticket.id;
-        if ticket.state == State::Used && ticket.live().next().is_none() {
+        if ticket.is_spent() {
             // Never stored so: but who edits the store shall not have a ticket that never ends.
             (ticket.state, ticket.over_unix_ms) = (State::Released, Some(self.now));
         }
@@ -234,7 +204,7 @@ impl Core {
                 self.give_up_after(*host, self.options.lost_after_ms);
             }
         }
-        if ticket.state == State::Granted {
+        if ticket.state == State::Granted || ticket.vms_to_come() > 0 {
             self.timers.set(ticket.expires_unix_ms, Timer::Expire(id));
         }
         if ticket.state == State::Used {
@@ -256,8 +226,10 @@ pub(super) fn check_granted(ticket: &Ticket) -> Result<(), CoreError> {
     }
 }
 
-fn check_epoch(ticket: &Ticket, given: Option<u64>) -> Result<(), CoreError> {
-    match given.filter(|given| *given != ticket.epoch) {
+/// Whether a host knows the ticket's epoch, or one that it had since the host's part was granted.
+pub(super) fn check_epoch(ticket: &Ticket, host: HostId, given: Option<u64>) -> Result<(), CoreError> {
+    let least = ticket.parts.get(&host).map_or(ticket.epoch, |part| part.epoch);
+    match given.filter(|given| !(least..=ticket.epoch).contains(given)) {
         Some(given) => Err(CoreError::StaleEpoch { ticket: ticket.id, given, current: ticket.epoch }),
         None => Ok(()),
     }
@@ -268,6 +240,6 @@ fn is_same_use(ticket: &Ticket, usage: &Usage) -> bool {
     let here = |vmid: &u32| ticket.clones.get(vmid) == Some(&usage.host);
     ticket.state == State::Used
         && ticket.parent_vmid == Some(usage.parent_vmid)
-        && ticket.clones.len() == usage.vmids.len()
+        && ticket.clones.values().filter(|host| **host == usage.host).count() == usage.vmids.len()
         && usage.vmids.iter().all(here)
 }

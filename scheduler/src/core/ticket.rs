@@ -47,9 +47,17 @@ pub struct Ticket {
     /// The vmid of the VM that cloned with it; None: it is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_vmid: Option<u32>,
+    /// The host on which that VM is. None: nobody has said it, as in the ledger of an earlier release,
+    /// whose tickets were used where the VM was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_host: Option<HostId>,
     /// Whether that VM has ended: nobody waits for it any more.
     #[serde(default)]
     pub parent_ended: bool,
+    /// If each of its hosts uses its own part: these parts. All hosts are among `places`. Empty: one
+    /// host uses all of it, and what it had elsewhere is given back then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<HostId, Part>,
     /// Its clones, those that have ended included, by vmid: where.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub clones: BTreeMap<u32, HostId>,
@@ -72,13 +80,23 @@ pub struct Ticket {
     pub over_unix_ms: Option<u64>,
 }
 
+/// What one host has of a ticket whose hosts use it each for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Whether the host has used it.
+    pub used: bool,
+    /// The ticket's epoch when this part was granted last. What becomes of other parts changes the
+    /// ticket's epoch, and is no reason to refuse this host.
+    pub epoch: u64,
+}
+
 /// The state of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// VMs are reserved for it, and it is not used yet.
     Granted,
-    /// Clones were made with it.
+    /// Clones were made with it, or are with a part of it. Other parts may still be granted.
     Used,
     /// It was given back, or all its clones have ended.
     Released,
@@ -191,12 +209,36 @@ impl Ticket {
         self.met.map_or(0, |met| met.round)
     }
 
-    /// How many VMs it holds on a host: until it is used those that it was granted, then those that
-    /// live.
+    /// Whether a host has a part that it has not used, of a ticket that others have used.
+    #[must_use]
+    pub fn is_to_come(&self, host: HostId) -> bool {
+        self.state == State::Used && self.parts.get(&host).is_some_and(|part| !part.used)
+    }
+
+    /// The parts that are granted and not used, of a ticket that others have used: how many VMs where.
+    pub fn to_come(&self) -> impl Iterator<Item = (HostId, u32)> + '_ {
+        self.places.iter().filter(|(host, _)| self.is_to_come(**host)).map(|(host, vms)| (*host, *vms))
+    }
+
+    /// How many VMs these are.
+    #[must_use]
+    pub fn vms_to_come(&self) -> u32 {
+        self.to_come().fold(0, |sum, (_, vms)| sum.saturating_add(vms))
+    }
+
+    /// Whether it is used, and none of its clones lives or may still be made.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.state == State::Used && self.live().next().is_none() && self.to_come().next().is_none()
+    }
+
+    /// How many VMs it holds on a host: until it is used there those that it was granted, then those
+    /// that live.
     #[must_use]
     pub fn held(&self, host: HostId) -> u32 {
         match self.state {
             State::Granted => self.places.get(&host).copied().unwrap_or(0),
+            State::Used if self.is_to_come(host) => self.places.get(&host).copied().unwrap_or(0),
             State::Used => {
                 let here = self.live().filter(|(_, place)| *place == host).count();
                 u32::try_from(here).unwrap_or(u32::MAX)

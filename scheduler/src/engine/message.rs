@@ -19,7 +19,7 @@ pub struct Seen {
     pub ticket: Ticket,
     /// Its clones that have not ended.
     pub live: u32,
-    /// How long it may still stay unused; 0: it is used, or over.
+    /// How long it, or what is not used of it, may still stay so; 0: all is used, or over.
     pub expires_in_ms: u64,
     /// The names of the hosts in [`Ticket::places`], in that order; empty where the host has not
     /// come back yet.
@@ -157,6 +157,7 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::Fenced(_) => "FENCED",
         CoreError::NotUsed(_) => "NOT_USED",
         CoreError::OtherHost { .. } => "OTHER_HOST",
+        CoreError::OtherParent { .. } => "OTHER_PARENT",
         CoreError::SmallTicket { .. } => "SMALL_TICKET",
         CoreError::BadVmid(_)
         | CoreError::BadVmids { .. }

@@ -253,6 +253,7 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
         vcpus: check.range("running.vcpus", clone.vcpus, VCPUS),
         memory_mib: check.range("running.memory_mib", clone.memory_mib, MEMORY_MIB),
         parent_vmid: clone.parent_vmid,
+        parent_host: check.optional_uuid("running.parent_host_id", &clone.parent_host_id),
     });
     let running = running.collect();
     let making = register.making.iter().take(CLONES_MAX).map(|id| check.uuid("making", id)).collect();

@@ -32,9 +32,10 @@ pub(super) fn ticket(seen: Seen) -> v1::Ticket {
         live,
         results: results(&ticket),
         granted_unix_ms: ticket.granted_unix_ms,
-        expires_unix_ms: if ticket.state == State::Granted { ticket.expires_unix_ms } else { 0 },
+        expires_unix_ms: if expires_in_ms > 0 { ticket.expires_unix_ms } else { 0 },
         loose: ticket.immediate,
         expires_in_ms,
+        unused_host_ids: ticket.to_come().map(|(host, _)| host.to_string()).collect(),
     }
 }
 

@@ -6,7 +6,10 @@ use super::{
     convert, host,
     service::{Answer, STREAM_BUFFER},
 };
-use crate::{core::api::Command, engine::Engine};
+use crate::{
+    core::api::{Command, Usage},
+    engine::Engine,
+};
 use patina_proto::v1::{self, host_scheduler_server::HostScheduler};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -46,11 +49,12 @@ impl HostScheduler for HostService {
         let ticket = check.named("id", &request.id, &request.family);
         let host = check.uuid("host_id", &request.host_id);
         let (epoch, host_epoch) = (check::epoch(request.epoch), check::epoch(request.host_epoch));
-        let (parent_vmid, vmids) = (request.parent_vmid, request.vmids);
+        let parent_host = check.optional_uuid("parent_host_id", &request.parent_host_id).unwrap_or(host);
+        let v1::UseTicketRequest { parent_vmid, vmids, keep_others, .. } = request;
         let () = check.done(())?;
         access::speaks_for(peer.as_ref(), host)?;
-        let command = |waiter| Command::Use { waiter, ticket, epoch, host, host_epoch, parent_vmid, vmids };
-        let seen = self.engine.ticket_command(command).await?;
+        let usage = Usage { ticket, epoch, host, host_epoch, parent_vmid, parent_host, vmids, keep_others };
+        let seen = self.engine.ticket_command(|waiter| Command::Use(waiter, usage)).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
 

@@ -143,6 +143,7 @@ fn code(refusal: &Refusal) -> Code {
             | CoreError::Fenced(_)
             | CoreError::NotUsed(_)
             | CoreError::OtherHost { .. }
+            | CoreError::OtherParent { .. }
             | CoreError::SmallTicket { .. }
             | CoreError::NotParent { .. }
             | CoreError::NotClone { .. }
@@ -176,6 +177,7 @@ fn subject(refusal: &Refusal) -> String {
         | CoreError::Fenced(ticket)
         | CoreError::NotUsed(ticket)
         | CoreError::OtherHost { ticket, .. }
+        | CoreError::OtherParent { ticket, .. }
         | CoreError::SmallTicket { ticket, .. }
         | CoreError::NotParent { ticket, .. }
         | CoreError::NotClone { ticket, .. } => ticket.to_string(),

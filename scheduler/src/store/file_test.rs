@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     core::{
         record::{HostRecord, Scheduling},
-        ticket::{State, Ticket},
+        ticket::{Part, State, Ticket},
     },
     store::JoinData,
 };
@@ -21,7 +21,9 @@ fn ticket(vms: u32) -> Ticket {
         places: BTreeMap::from([(Uuid::new_v4(), vms)]),
         immediate: false,
         parent_vmid: None,
+        parent_host: None,
         parent_ended: false,
+        parts: BTreeMap::new(),
         clones: BTreeMap::new(),
         results: BTreeMap::new(),
         kills_requested: BTreeMap::new(),
@@ -249,10 +251,19 @@ fn the_room_of_what_is_deleted_is_given_back_in_small_steps() {
 #[test]
 fn the_fields_of_a_stored_ticket_keep_their_names() {
     let kills_requested = BTreeMap::from([(3, "why".to_owned())]);
-    let ticket = Ticket { immediate: true, kills_requested, ..ticket(1) };
+    let host = Uuid::from_u128(1);
+    let parts = BTreeMap::from([(host, Part { used: false, epoch: 7 })]);
+    let parent_host = Some(host);
+    let ticket = Ticket { immediate: true, kills_requested, parts, parent_host, ..ticket(1) };
     let text = serde_json::to_string(&ticket).unwrap();
-    for stored in ["\"loose\":true", "\"doomed\":{\"3\":\"why\"}"] {
+    let part = format!("\"parts\":{{\"{host}\":{{\"used\":false,\"epoch\":7}}}}");
+    let parent = format!("\"parent_host\":\"{host}\"");
+    for stored in ["\"loose\":true", "\"doomed\":{\"3\":\"why\"}", &part, &parent] {
         assert!(text.contains(stored), "{text}");
     }
     assert_eq!(serde_json::from_str::<Ticket>(&text).unwrap(), ticket);
+    // As an earlier release stored it.
+    let earlier = text.replace(&format!(",{part}"), "").replace(&format!("{parent},"), "");
+    let ticket = Ticket { parts: BTreeMap::new(), parent_host: None, ..ticket };
+    assert_eq!(serde_json::from_str::<Ticket>(&earlier).unwrap(), ticket);
 }

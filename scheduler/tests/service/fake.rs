@@ -133,6 +133,7 @@ impl FakeHost {
             parent_vmid,
             vmids: vmids.to_vec(),
             host_epoch: 0,
+            ..UseTicketRequest::default()
         };
         let used = self.client.clone().use_ticket(request).await?.into_inner();
         self.makes(&used, parent_vmid, vmids);
@@ -162,6 +163,7 @@ impl FakeHost {
             vcpus: used.vcpus,
             memory_mib: used.memory_mib,
             parent_vmid: Some(parent_vmid),
+            parent_host_id: String::new(),
         }));
     }
 

@@ -1,8 +1,11 @@
 //! VMs that meet.
 
-use super::world::{World, demand, id, info, named, options, running};
+use super::world::{World, demand, id, info, named, options, running, usage};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, FAMILY_MEETING_MAX, Present, Running, Targets, UseBy, Waiter},
+    api::{
+        Command, CoreError, Demand, Effect, FAMILY_MEETING_MAX, Present, Running, Targets, Usage, UseBy,
+        Waiter,
+    },
     ticket::{State, Ticket, VmEnd},
 };
 use std::collections::BTreeSet;
@@ -181,15 +184,8 @@ fn a_parent_whose_end_was_noted_before_it_cloned_is_not_waited_for() {
     assert!(immediate.parent_ended);
     world.ended(id(1), immediate.id, [2], VmEnd::Ended);
     let granted = world.request(demand(1, 1)).unwrap().id;
-    let used = world.ticket(|waiter| Command::Use {
-        waiter,
-        ticket: named(granted),
-        epoch: None,
-        host: id(1),
-        host_epoch: None,
-        parent_vmid: 1,
-        vmids: vec![3],
-    });
+    let usage = Usage { parent_vmid: 1, ..usage(granted, id(1), [3]) };
+    let used = world.ticket(|waiter| Command::Use(waiter, usage));
     assert!(used.unwrap().parent_ended);
     let alone = world.arrive(granted, 3, None);
     assert_eq!(world.met(alone), (1, 1));
@@ -240,6 +236,7 @@ fn a_parent_that_nobody_knows_is_not_waited_for() {
     let child = |number: u128, vmid, parent| Running {
         ticket: id(number),
         parent_vmid: Some(parent),
+        parent_host: None,
         ..running(&ticket, vmid)
     };
     world.store.clear();

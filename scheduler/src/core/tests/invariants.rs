@@ -6,7 +6,8 @@ use super::{
 };
 use crate::core::{
     api::{Command, CoreError, Demand, Effect, KEPT_MAX_MS, PASSED_OVER_MAX, Reply, Targets, UnixMs, Waiter},
-    state::HostState,
+    record::Scheduling,
+    state::{HostState, Standing},
     ticket::{HostId, State, Ticket},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +32,7 @@ pub struct Watch {
     last_demand: Option<(Waiter, Demand)>,
     /// Tickets before the last command.
     known: BTreeSet<Uuid>,
-    uses: BTreeMap<Uuid, Vec<u32>>,
+    uses: BTreeMap<(Uuid, HostId), Vec<u32>>,
     /// Ticket, vmid, and the last meeting that it knew of.
     arrived: BTreeMap<Waiter, (Uuid, u32, u64)>,
     rounds: BTreeMap<Uuid, u64>,
@@ -88,7 +89,7 @@ fn fits_beside_own(world: &World, hosts: &[HostState], demand: &Demand) -> bool 
     let own = |host: &HostState| {
         let tickets = world.store.values().filter(|ticket| ticket.family == demand.family);
         tickets.fold((0, 0, 0), |sum: (u64, u64, u64), ticket| {
-            let vms = u64::from(ticket.held(host.info.id));
+            let vms = u64::from(held(ticket, host.info.id));
             let (cpus, memory_mib) = (u64::from(ticket.vcpus), u64::from(ticket.memory_mib));
             (sum.0 + vms * cpus, sum.1 + vms * memory_mib, sum.2 + vms)
         })
@@ -169,14 +170,23 @@ impl Watch {
         granted.collect::<BTreeSet<_>>().iter().map(|id| world.get(*id)).collect()
     }
 
-    pub fn used(&mut self, ticket: Uuid, vmids: &[u32]) {
-        let before = self.uses.insert(ticket, vmids.to_vec());
-        assert!(before.is_none(), "{ticket} is used twice");
+    pub fn used(&mut self, ticket: Uuid, host: HostId, vmids: &[u32]) {
+        let before = self.uses.insert((ticket, host), vmids.to_vec());
+        assert!(before.is_none(), "{ticket} is used twice on {host}");
     }
 
-    pub fn unused(&mut self, ticket: Uuid) {
-        self.uses.remove(&ticket);
-        self.rounds.remove(&ticket);
+    pub fn unused(&mut self, world: &World, ticket: Uuid, host: HostId) {
+        self.uses.remove(&(ticket, host));
+        let now = &world.store[&ticket];
+        assert!(now.clones.values().all(|place| *place != host), "{ticket} has clones on {host}");
+        let others: Vec<_> = self.uses.iter().filter(|((id, _), _)| *id == ticket).collect();
+        for ((_, place), vmids) in others {
+            let is_there = |vmid: &u32| now.clones.get(vmid) == Some(place);
+            assert!(vmids.iter().all(is_there), "{ticket} has lost clones of {place} with those of {host}");
+        }
+        if now.state != State::Used {
+            self.rounds.remove(&ticket);
+        }
     }
 
     /// Nobody of those who waited is there any more.
@@ -224,6 +234,7 @@ impl Watch {
         let states = world.core.hosts();
         self.check_refusal(world, &states);
         self.check_queue(world, &states);
+        check_parts(world, &states);
         self.check_barriers(world);
         self.check_waits(world);
     }
@@ -235,7 +246,7 @@ impl Watch {
     }
 
     fn forget(&mut self, world: &World) {
-        self.uses.retain(|id, _| world.store.contains_key(id));
+        self.uses.retain(|(id, _), _| world.store.contains_key(id));
         self.rounds.retain(|id, _| world.store.contains_key(id));
     }
 
@@ -389,6 +400,7 @@ impl Watch {
             let one: Vec<_> = met[ticket].iter().collect();
             assert_eq!(one.len(), 1, "all meet in the same round");
             let round = self.rounds.entry(*ticket).or_default();
+            assert_eq!(to_come(&world.store[ticket]), 0, "{ticket} meets without those that may come");
             // One that arrived last may have been answered at once.
             assert!(one[0].0 > *round && one[0].1 as usize >= vmids.len());
             *round = one[0].0;
@@ -411,7 +423,8 @@ impl Watch {
             let parent = ticket.parent_vmid.filter(|vmid| !is_over(vmid));
             let wanted: BTreeSet<u32> = ticket.live().map(|(vmid, _)| vmid).chain(parent).collect();
             assert!(vmids.is_subset(&wanted), "{vmids:?} wait and are not among {wanted:?}");
-            assert!(!wanted.is_subset(&vmids), "all of {wanted:?} are there and wait");
+            let all_are_there = wanted.is_subset(&vmids) && to_come(ticket) == 0;
+            assert!(!all_are_there, "all of {wanted:?} are there and wait");
         }
     }
 
@@ -422,7 +435,7 @@ impl Watch {
         }
         self.killing.retain(|waiter, (family, targets)| {
             let live = world.store.values().filter(|t| t.family == *family).any(|ticket| match targets {
-                Targets::Ticket(id) => ticket.id == *id && ticket.live().next().is_some(),
+                Targets::Ticket(id) => ticket.id == *id && is_any_live(ticket),
                 Targets::Vmids(vmids) => vmids.iter().any(|vmid| ticket.is_live(*vmid)),
             });
             assert_eq!(world.waits(*waiter), live, "a kill waits as long as one lives");
@@ -431,11 +444,62 @@ impl Watch {
     }
 }
 
+fn is_any_live(ticket: &Ticket) -> bool {
+    ticket.state == State::Used && ticket.live().next().is_some()
+}
+
+/// How many VMs of a ticket that is used may still be made.
+fn to_come(ticket: &Ticket) -> u32 {
+    let is_to_come = |host: &HostId| ticket.parts.get(host).is_some_and(|part| !part.used);
+    let parts = ticket.places.iter().filter(|(host, _)| ticket.state == State::Used && is_to_come(host));
+    parts.map(|(_, vms)| vms).sum()
+}
+
+/// How many VMs a ticket has on a host: what is granted there and not used, and what lives there.
+fn held(ticket: &Ticket, host: HostId) -> u32 {
+    let granted = match (ticket.state, ticket.parts.get(&host)) {
+        (State::Granted, _) => ticket.places.get(&host).copied().unwrap_or(0),
+        (State::Used, Some(part)) if !part.used => ticket.places[&host],
+        _ => 0,
+    };
+    let live = ticket.live().filter(|(_, place)| *place == host && ticket.state == State::Used).count();
+    granted + live as u32
+}
+
+/// A part is granted as long as it may be used and no longer, and a ticket is used as long as it has
+/// one or clones that live.
+fn check_parts(world: &World, states: &[HostState]) {
+    let mut live = BTreeSet::new();
+    for ticket in world.store.values() {
+        let Ticket { id, parts, places, .. } = ticket;
+        assert!(parts.keys().all(|host| places.contains_key(host)), "{id} has parts beside its places");
+        assert!(!ticket.is_over() || parts.is_empty(), "{id} is over and has parts");
+        if ticket.state != State::Used {
+            continue;
+        }
+        for (vmid, _) in ticket.live() {
+            assert!(live.insert((ticket.family, vmid)), "two clones of {} have {vmid}", ticket.family);
+        }
+        assert!(is_any_live(ticket) || to_come(ticket) > 0, "{id} is used by nobody");
+        assert!(to_come(ticket) == 0 || world.now < ticket.expires_unix_ms, "{id} has not expired");
+        for (host, part) in parts {
+            assert!(part.epoch <= ticket.epoch, "the epoch of {id} is older than that of its part");
+            let state = states.iter().find(|state| state.info.id == *host);
+            let may_come = state.is_none_or(|state| {
+                state.standing != Standing::Lost && state.scheduling != Scheduling::Draining
+            });
+            assert!(part.used || may_come, "{id} waits for {host}, which cannot use it");
+            let has_clones = ticket.clones.values().any(|place| place == host);
+            assert!(part.used || !has_clones, "{id} waits for {host}, which has used it");
+        }
+    }
+}
+
 /// What is held is what tickets hold, and never more than there is.
 fn check_room(world: &World, states: &[HostState], hosts: &BTreeMap<HostId, Host>) {
     for state in states {
         let open = world.store.values().filter(|ticket| !ticket.is_over());
-        let held = open.map(|ticket| (ticket, ticket.held(state.info.id)));
+        let held = open.map(|ticket| (ticket, held(ticket, state.info.id)));
         let mut sum = (0, 0, 0);
         for (ticket, vms) in held {
             sum.0 += vms;

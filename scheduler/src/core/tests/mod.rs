@@ -8,6 +8,7 @@ mod joins;
 mod kills;
 mod model;
 mod operating;
+mod parts;
 mod places;
 mod queueing;
 mod spending;

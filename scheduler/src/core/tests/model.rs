@@ -6,7 +6,9 @@ use super::{
     world::{World, id, named, options},
 };
 use crate::core::{
-    api::{Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, UseBy, Waiter},
+    api::{
+        Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, Usage, UseBy, Waiter,
+    },
     record::Scheduling,
     ticket::{HostId, Kept, Policy, State, Ticket, VmEnd},
 };
@@ -40,25 +42,55 @@ enum Op {
     Request(Ask),
     Gone(usize),
     Release(usize),
-    Use { ticket: usize, spare: usize, made: usize, parent: usize, slow: bool },
+    Use(Use),
     Made(usize),
     MasterEnds(usize),
-    UseNothing(usize),
-    End { clone: usize, killed: bool },
+    UseNothing {
+        ticket: usize,
+        place: usize,
+        keep: bool,
+    },
+    End {
+        clone: usize,
+        killed: bool,
+    },
     Report(usize),
     Obey(usize),
     Down(usize),
     Up(usize),
     Beat(usize),
-    Arrive { ticket: usize, who: usize, timeout_ms: u64, lost: bool },
+    Arrive {
+        ticket: usize,
+        who: usize,
+        timeout_ms: u64,
+        lost: bool,
+    },
+    /// All that live go to a meeting.
+    ArriveAll(usize),
     Leave(usize),
     Join(usize),
-    Kill { ticket: usize, all: bool },
+    Kill {
+        ticket: usize,
+        all: bool,
+    },
     Pass(u64),
     ToDeadline,
     Restart,
     Schedule(usize, Scheduling),
     Fence(usize),
+}
+
+/// A host of a ticket uses it, or its part: all but `spare` of its VMs, of which `made` go on.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    ticket: usize,
+    place: usize,
+    spare: usize,
+    made: usize,
+    parent: usize,
+    slow: bool,
+    /// What is on other hosts is for those.
+    keep: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -102,11 +134,11 @@ fn op() -> impl Strategy<Value = Op> {
         12 => ask().prop_map(Op::Request),
         2 => n.clone().prop_map(Op::Gone),
         4 => n.clone().prop_map(Op::Release),
-        6 => (n.clone(), 0..2_usize, n.clone(), n.clone(), prop::bool::weighted(0.3))
-            .prop_map(|(ticket, spare, made, parent, slow)| Op::Use { ticket, spare, made, parent, slow }),
+        9 => use_of().prop_map(Op::Use),
         2 => n.clone().prop_map(Op::Made),
         1 => n.clone().prop_map(Op::MasterEnds),
-        1 => n.clone().prop_map(Op::UseNothing),
+        2 => (n.clone(), n.clone(), any::<bool>())
+            .prop_map(|(ticket, place, keep)| Op::UseNothing { ticket, place, keep }),
         6 => (n.clone(), any::<bool>()).prop_map(|(clone, killed)| Op::End { clone, killed }),
         5 => n.clone().prop_map(Op::Report),
         2 => n.clone().prop_map(Op::Obey),
@@ -115,6 +147,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => n.clone().prop_map(Op::Beat),
         5 => (n.clone(), n.clone(), 1..3_000_u64, prop::bool::weighted(0.3))
             .prop_map(|(ticket, who, timeout_ms, lost)| Op::Arrive { ticket, who, timeout_ms, lost }),
+        3 => n.clone().prop_map(Op::ArriveAll),
         2 => n.clone().prop_map(Op::Leave),
         2 => n.clone().prop_map(Op::Join),
         2 => (n.clone(), any::<bool>()).prop_map(|(ticket, all)| Op::Kill { ticket, all }),
@@ -125,6 +158,22 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (n.clone(), scheduling()).prop_map(|(host, scheduling)| Op::Schedule(host, scheduling)),
         1 => n.clone().prop_map(Op::Fence),
     ]
+}
+
+fn use_of() -> impl Strategy<Value = Use> {
+    let n = 0..64_usize;
+    let how = (prop::bool::weighted(0.3), prop::bool::weighted(0.7));
+    (n.clone(), n.clone(), 0..2_usize, n.clone(), n, how).prop_map(
+        |(ticket, place, spare, made, parent, (slow, keep))| Use {
+            ticket,
+            place,
+            spare,
+            made,
+            parent,
+            slow,
+            keep,
+        },
+    )
 }
 
 fn scheduling() -> impl Strategy<Value = Scheduling> {
@@ -174,6 +223,12 @@ struct Sim {
 fn pick<T: std::clone::Clone>(of: impl IntoIterator<Item = T>, number: usize) -> Option<T> {
     let all: Vec<T> = of.into_iter().collect();
     (!all.is_empty()).then(|| all[number % all.len()].clone())
+}
+
+/// Whether a host has something of a ticket that it has not used.
+fn is_unused(ticket: &Ticket, host: HostId) -> bool {
+    let is_granted = ticket.state == State::Granted && ticket.places.contains_key(&host);
+    is_granted || ticket.to_come().any(|(place, _)| place == host)
 }
 
 impl Sim {
@@ -307,11 +362,13 @@ impl Sim {
 
     /// A clone is being made.
     fn begin(&mut self, ticket: &Ticket, vmid: u32, host: HostId) {
-        let running = Running { parent_vmid: ticket.parent_vmid, ..super::world::running(ticket, vmid) };
-        let host = self.hosts.get_mut(&host).unwrap();
-        host.making.insert((ticket.id, ticket.family, vmid), running);
+        let Ticket { parent_vmid, parent_host, .. } = *ticket;
+        let running = Running { parent_vmid, parent_host, ..super::world::running(ticket, vmid) };
+        let making = &mut self.hosts.get_mut(&host).unwrap().making;
+        making.insert((ticket.id, ticket.family, vmid), running);
         if ticket.parent_vmid == Some(0) {
-            host.masters_gone.remove(&ticket.family);
+            let home = self.hosts.get_mut(&ticket.parent_host.unwrap()).unwrap();
+            home.masters_gone.remove(&ticket.family);
         }
     }
 
@@ -327,7 +384,7 @@ impl Sim {
     }
 
     fn master_ends(&mut self, ticket: &Ticket) {
-        let (host, family) = (*ticket.places.keys().next().unwrap(), ticket.family);
+        let (host, family) = (ticket.parent_host.unwrap(), ticket.family);
         self.hosts.get_mut(&host).unwrap().masters_gone.insert(family);
         if self.hosts[&host].connected {
             let epoch = self.world.hosts[&host];
@@ -340,47 +397,75 @@ impl Sim {
     /// The scheduler knows of the masters that have ended on a host that has just said so.
     fn check_orphans(&self, host: HostId) {
         let used = self.of_state(State::Used).into_iter();
-        let cloned = used.filter(|t| t.parent_vmid == Some(0) && t.places.contains_key(&host));
+        let cloned = used.filter(|t| t.parent_vmid == Some(0) && t.parent_host == Some(host));
         for ticket in cloned {
             let gone = self.hosts[&host].masters_gone.contains(&ticket.family);
             assert!(ticket.parent_ended || !gone, "{} waits for a master that has ended", ticket.id);
         }
     }
 
-    fn spend(&mut self, ticket: &Ticket, count: usize, made: usize, parent: usize, slow: bool) {
-        let host = *ticket.places.keys().next().unwrap();
-        let has = ticket.places[&host] as usize;
-        let vmids = self.new_vmids(ticket.family, has.saturating_sub(count).max(1));
-        let live = self.clones().into_iter().filter(|(place, c)| *place == host && c.1 == ticket.family);
-        let parents = std::iter::once(0).chain(live.map(|(_, clone)| clone.2));
-        let parent_vmid = pick(parents, parent).unwrap();
-        let command = |waiter| Command::Use {
-            waiter,
-            ticket: named(ticket.id),
-            epoch: Some(ticket.epoch),
-            host,
-            host_epoch: None,
-            parent_vmid,
-            vmids: vmids.clone(),
-        };
-        let waiter = self.call(command);
-        if !self.is_ok(waiter) {
-            return;
+    /// Who clones with a ticket: the VM that has cloned with other parts of it, or any.
+    fn parent(&self, ticket: &Ticket, host: HostId, how: Use) -> (u32, HostId) {
+        if let (Some(vmid), Some(place)) = (ticket.parent_vmid, ticket.parent_host) {
+            return (vmid, place);
         }
-        self.watch.used(ticket.id, &vmids);
+        let place = if how.keep { self.host(how.place / 7) } else { host };
+        let live = self.watch.live_on(&self.world, place).into_iter().filter(|c| c.1 == ticket.family);
+        let running = live.filter(|clone| self.hosts[&place].running.contains_key(clone));
+        let parents = std::iter::once(0).chain(running.map(|(_, _, vmid)| vmid));
+        (pick(parents, how.parent).unwrap(), place)
+    }
+
+    /// A host uses a ticket, or its part. Returns the host, and whether it has.
+    fn spend(&mut self, ticket: &Ticket, how: Use) -> (HostId, bool) {
+        let places = ticket.places.keys().copied();
+        let host = pick(places.filter(|host| is_unused(ticket, *host)), how.place).unwrap();
+        let has = ticket.places[&host] as usize;
+        let vmids = self.new_vmids(ticket.family, has.saturating_sub(how.spare).max(1));
+        let (parent_vmid, parent_host) = self.parent(ticket, host, how);
+        let usage = Usage {
+            epoch: Some(ticket.epoch),
+            parent_vmid,
+            parent_host,
+            keep_others: how.keep,
+            ..super::world::usage(ticket.id, host, vmids.clone())
+        };
+        let waiter = self.call(|waiter| Command::Use(waiter, usage));
+        if !self.is_ok(waiter) {
+            return (host, false);
+        }
+        self.watch.used(ticket.id, host, &vmids);
         let used = self.world.get(ticket.id);
-        if made == usize::MAX {
-            return;
+        if how.made == usize::MAX {
+            return (host, true);
         }
         for (place, vmid) in vmids.iter().enumerate() {
-            if slow {
+            if how.slow {
                 self.begin(&used, *vmid, host);
                 continue;
             }
             self.start(&used, *vmid, host);
-            if place >= made {
+            if place >= how.made {
                 self.end((host, (used.id, used.family, *vmid)), VmEnd::Ended);
             }
+        }
+        (host, true)
+    }
+
+    /// Tickets that some host may use.
+    fn usable(&self) -> Vec<Ticket> {
+        let is_one = |ticket: &Ticket| ticket.places.keys().any(|host| is_unused(ticket, *host));
+        self.tickets().into_iter().filter(is_one).collect()
+    }
+
+    fn use_nothing(&mut self, ticket: &Ticket, place: usize, keep: bool) {
+        let how = Use { ticket: 0, place, spare: 0, made: usize::MAX, parent: 0, slow: false, keep };
+        let (host, is_used) = self.spend(ticket, how);
+        let id = ticket.id;
+        let waiter = self.call(|waiter| Command::Unuse { waiter, ticket: named(id), epoch: None, host });
+        if is_used {
+            assert!(self.is_ok(waiter), "{:?}", self.world.answers.get(&waiter));
+            self.watch.unused(&self.world, id, host);
         }
     }
 
@@ -468,6 +553,10 @@ impl Sim {
     fn arrive(&mut self, ticket: &Ticket, who: usize, timeout_ms: u64, lost: bool) {
         let members = ticket.clones.keys().copied().chain([ticket.parent_vmid.unwrap_or(0), 9_999]);
         let vmid = pick(members, who).unwrap();
+        self.arrive_as(ticket, vmid, timeout_ms, lost);
+    }
+
+    fn arrive_as(&mut self, ticket: &Ticket, vmid: u32, timeout_ms: u64, lost: bool) {
         let ticket = named(ticket.id);
         let timeout_ms = Some(timeout_ms);
         let after_round = Some(self.watch.heard(ticket.id, vmid));
@@ -480,8 +569,7 @@ impl Sim {
 
     fn schedule(&mut self, host: HostId, scheduling: Scheduling) {
         self.call(|waiter| Command::SetScheduling { waiter, host, scheduling });
-        let granted = self.of_state(State::Granted);
-        let left = granted.iter().any(|ticket| ticket.places.contains_key(&host));
+        let left = self.usable().iter().any(|ticket| is_unused(ticket, host));
         assert!(!left || scheduling != Scheduling::Draining, "something is left to be used on {host}");
     }
 
@@ -533,9 +621,9 @@ impl Sim {
                     self.call(|waiter| Command::Release(waiter, named(ticket.id)));
                 }
             }
-            Op::Use { ticket, spare, made, parent, slow } => {
-                if let Some(ticket) = pick(self.of_state(State::Granted), *ticket) {
-                    self.spend(&ticket, *spare, *made, *parent, *slow);
+            Op::Use(how) => {
+                if let Some(ticket) = pick(self.usable(), how.ticket) {
+                    self.spend(&ticket, *how);
                 }
             }
             Op::Made(number) => {
@@ -543,14 +631,9 @@ impl Sim {
                     self.made(clone);
                 }
             }
-            Op::UseNothing(number) => {
-                if let Some(ticket) = pick(self.of_state(State::Granted), *number) {
-                    self.spend(&ticket, 0, usize::MAX, 0, false);
-                    let host = *ticket.places.keys().next().unwrap();
-                    let id = ticket.id;
-                    let unuse = |waiter| Command::Unuse { waiter, ticket: named(id), epoch: None, host };
-                    self.call(unuse);
-                    self.watch.unused(id);
+            Op::UseNothing { ticket, place, keep } => {
+                if let Some(ticket) = pick(self.usable(), *ticket) {
+                    self.use_nothing(&ticket, *place, *keep);
                 }
             }
             Op::End { clone, killed } => {
@@ -586,6 +669,14 @@ impl Sim {
             Op::Arrive { ticket, who, timeout_ms, lost } => {
                 if let Some(ticket) = pick(self.tickets(), *ticket) {
                     self.arrive(&ticket, *who, *timeout_ms, *lost);
+                }
+            }
+            Op::ArriveAll(number) => {
+                if let Some(ticket) = pick(self.of_state(State::Used), *number) {
+                    let parent = ticket.parent_vmid.filter(|_| !ticket.parent_ended);
+                    for vmid in ticket.live().map(|(vmid, _)| vmid).chain(parent).collect::<Vec<_>>() {
+                        self.arrive_as(&ticket, vmid, 5_000, false);
+                    }
                 }
             }
             Op::Leave(number) => {

@@ -1,8 +1,8 @@
 //! What becomes of a granted ticket.
 
-use super::world::{World, demand, everything, id, named, options};
+use super::world::{World, demand, everything, id, named, options, usage};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, Listing, Named, Options, UseBy},
+    api::{Command, CoreError, Demand, Effect, Listing, Named, Options, Usage, UseBy},
     ticket::{State, VmEnd},
 };
 
@@ -78,15 +78,9 @@ fn only_its_family_at_its_host_with_its_epoch() {
     let mut world = world();
     let ticket = world.request(Demand { hosts: vec![id(1)], ..demand(2, 2) }).unwrap();
     let mut with = |family, host, epoch, host_epoch| {
-        world.ticket(|waiter| Command::Use {
-            waiter,
-            ticket: Named { id: ticket.id, family },
-            epoch,
-            host,
-            host_epoch,
-            parent_vmid: 0,
-            vmids: vec![1],
-        })
+        let ticket = Named { id: ticket.id, family };
+        let usage = Usage { ticket, epoch, host_epoch, ..usage(ticket.id, host, [1]) };
+        world.ticket(|waiter| Command::Use(waiter, usage))
     };
     assert_eq!(with(Some(id(8)), id(1), None, None), Err(CoreError::Foreign(ticket.id)));
     let other = CoreError::OtherHost { ticket: ticket.id, host: id(2) };
@@ -99,15 +93,10 @@ fn only_its_family_at_its_host_with_its_epoch() {
     let unknown = world.spend_at(id(99), id(1), [1]).unwrap_err();
     assert_eq!(unknown, CoreError::Unknown(id(99)));
     let host_epoch = Some(world.hosts[&id(1)]);
-    let used = world.ticket(|waiter| Command::Use {
-        waiter,
-        ticket: Named { id: ticket.id, family: Some(id(7)) },
-        epoch: Some(ticket.epoch),
-        host: id(1),
-        host_epoch,
-        parent_vmid: 0,
-        vmids: vec![1],
-    });
+    let named = Named { id: ticket.id, family: Some(id(7)) };
+    let epoch = Some(ticket.epoch);
+    let usage = Usage { ticket: named, epoch, host_epoch, ..usage(ticket.id, id(1), [1]) };
+    let used = world.ticket(|waiter| Command::Use(waiter, usage));
     assert_eq!(used.unwrap().state, State::Used);
 }
 

@@ -5,7 +5,7 @@ use crate::core::{
     Core,
     api::{
         Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options, Present,
-        Reply, Running, Targets, UnixMs, Waiter,
+        Reply, Running, Targets, UnixMs, Usage, Waiter,
     },
     epochs::Epochs,
     record::{HostRecord, Scheduling},
@@ -231,21 +231,26 @@ impl World {
         host: HostId,
         vmids: impl IntoIterator<Item = u32>,
     ) -> Result<Ticket, CoreError> {
-        let vmids = vmids.into_iter().collect();
-        self.ticket(|waiter| Command::Use {
-            waiter,
-            ticket: named(ticket),
-            epoch: None,
-            host,
-            host_epoch: None,
-            parent_vmid: 0,
-            vmids,
-        })
+        self.ticket(|waiter| Command::Use(waiter, usage(ticket, host, vmids)))
+    }
+
+    /// A host uses its part of a ticket for VM 0 of host 1.
+    pub fn spend_part(
+        &mut self,
+        ticket: Uuid,
+        host: HostId,
+        vmids: impl IntoIterator<Item = u32>,
+    ) -> Result<Ticket, CoreError> {
+        let usage = Usage { parent_host: id(1), keep_others: true, ..usage(ticket, host, vmids) };
+        self.ticket(|waiter| Command::Use(waiter, usage))
     }
 
     pub fn unuse(&mut self, ticket: &Ticket) -> Result<Ticket, CoreError> {
         let host = *ticket.places.keys().next().unwrap();
-        let id = ticket.id;
+        self.unuse_at(ticket.id, host)
+    }
+
+    pub fn unuse_at(&mut self, id: Uuid, host: HostId) -> Result<Ticket, CoreError> {
         self.ticket(|waiter| Command::Unuse { waiter, ticket: named(id), epoch: None, host })
     }
 
@@ -397,6 +402,20 @@ pub fn named(id: Uuid) -> Named {
     Named { id, family: None }
 }
 
+/// A host uses a ticket for its VM 0.
+pub fn usage(ticket: Uuid, host: HostId, vmids: impl IntoIterator<Item = u32>) -> Usage {
+    Usage {
+        ticket: named(ticket),
+        epoch: None,
+        host,
+        host_epoch: None,
+        parent_vmid: 0,
+        parent_host: host,
+        vmids: vmids.into_iter().collect(),
+        keep_others: false,
+    }
+}
+
 fn change_of(reply: &Reply) -> HostChange {
     match reply {
         Reply::Host(change) => (**change).clone(),
@@ -433,5 +452,6 @@ pub fn running(ticket: &Ticket, vmid: u32) -> Running {
         vcpus: ticket.vcpus,
         memory_mib: ticket.memory_mib,
         parent_vmid: Some(0),
+        parent_host: None,
     }
 }

@@ -17,7 +17,7 @@ impl Worker {
         let live = self.core.as_ref().map_or(0, |core| core.live(&ticket));
         let name = |host| self.host_names.get(host).cloned().unwrap_or_default();
         let host_names = ticket.places.keys().map(name).collect();
-        let is_granted = ticket.state == State::Granted;
+        let is_granted = ticket.state == State::Granted || ticket.vms_to_come() > 0;
         let expires_in_ms = ticket.expires_unix_ms.saturating_sub(self.clock.now());
         Seen { ticket, live, host_names, expires_in_ms: if is_granted { expires_in_ms.max(1) } else { 0 } }
     }

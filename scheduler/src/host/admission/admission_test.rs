@@ -308,7 +308,7 @@ async fn an_order_before_the_answer_to_a_use_is_for_that_use_or_for_an_earlier_o
         making::HostClones { shared: Arc::downgrade(&story.admission.0), vms: Running(Arc::default()) };
     let ticket = Ticket { id: Uuid::from_u128(3).to_string(), epoch: 70, ..Ticket::default() };
     for (epoch, is_requested) in [(69, false), (70, true), (71, true)] {
-        let reservations = story.admission.begin(&clone_request(&[1]), &ticket.id);
+        let reservations = story.admission.begin(&clone_request(&[1]), &ticket.id, "");
         let family = FAMILY.to_string();
         clones.kill(KillClones {
             family,

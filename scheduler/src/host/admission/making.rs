@@ -70,7 +70,12 @@ impl Shared {
 
 impl Admission {
     /// They are in the making from now on.
-    pub(super) fn begin(&self, clone_request: &CloneRequest, ticket: &str) -> Vec<Reservation> {
+    pub(super) fn begin(
+        &self,
+        clone_request: &CloneRequest,
+        ticket: &str,
+        parent_host: &str,
+    ) -> Vec<Reservation> {
         let mut making = self.0.making();
         let reservation = |vmid: &u32| {
             let clone = RunningClone {
@@ -80,6 +85,7 @@ impl Admission {
                 vcpus: clone_request.vcpus,
                 memory_mib: clone_request.memory_mib,
                 parent_vmid: Some(clone_request.parent_vmid),
+                parent_host_id: parent_host.to_owned(),
             };
             making.insert(key(&clone), Making::new(clone.clone()));
             self.reservation(clone)

@@ -88,6 +88,16 @@ pub enum Authorization {
         /// The ticket's epoch as the caller knows it; 0: any epoch.
         epoch: u64,
     },
+    /// This host's part of a ticket that was granted over several hosts: what it has on others stays
+    /// theirs.
+    Part {
+        /// The ticket's UUID.
+        id: String,
+        /// The ticket's epoch as the caller knows it; 0: any epoch.
+        epoch: u64,
+        /// The UUID of the host on which the VM is that is cloned.
+        parent_host: String,
+    },
     /// One that is granted for them and used in one step, if there is room now. The number is the
     /// request's.
     Immediate(Uuid),
@@ -232,7 +242,10 @@ impl Admission {
             return Err(NotAdmitted::Registering { is_unused: true });
         }
         match authorization {
-            Authorization::Ticket { id, epoch } => self.use_ticket(clone_request, id, *epoch).await,
+            Authorization::Ticket { id, epoch } => self.use_ticket(clone_request, id, *epoch, None).await,
+            Authorization::Part { id, epoch, parent_host } => {
+                self.use_ticket(clone_request, id, *epoch, Some(parent_host)).await
+            }
             Authorization::Immediate(request_id) => self.grant(clone_request, *request_id).await,
         }
     }
@@ -242,10 +255,12 @@ impl Admission {
         clone_request: &CloneRequest,
         id: &str,
         epoch: u64,
+        parent_host: Option<&str>,
     ) -> Result<Admitted, NotAdmitted> {
+        let parent_host_id = parent_host.unwrap_or_default();
         // Before the first try: whenever the scheduler asks what there is here, they are part of
         // it.
-        let mut reservations = self.begin(clone_request, id);
+        let mut reservations = self.begin(clone_request, id, parent_host_id);
         let used = answered(Duration::ZERO, |_| async {
             let host_epoch = self.epoch().await;
             let request = UseTicketRequest {
@@ -256,6 +271,8 @@ impl Admission {
                 parent_vmid: clone_request.parent_vmid,
                 vmids: clone_request.vmids.clone(),
                 host_epoch,
+                keep_others: parent_host.is_some(),
+                parent_host_id: parent_host_id.to_owned(),
             };
             let used = self.host_client().use_ticket(request).await;
             used.map(tonic::Response::into_inner)
@@ -295,7 +312,7 @@ impl Admission {
         let (ticket, host_epoch) = asking.over(granted.await)?;
         // Only now, as the ticket had no number before: until here no registration lists these
         // clones.
-        let reservations = self.begin(clone_request, &ticket.id);
+        let reservations = self.begin(clone_request, &ticket.id, "");
         // A registration that began before they were in the making took them for ended.
         let is_whole = self.epoch_now() == Some(host_epoch) && ticket.state() == TicketState::Used;
         let admitted = self.used(ticket, reservations);

@@ -52,7 +52,7 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "HOST_CORDONED" | "HOST_SILENT" => ASKS,
         "TOO_MANY_TICKETS" => ASKS,
         "TOO_MANY_WAITING" => &["rt", "clone", "sync", "join", "kill"],
-        "USED" | "SMALL_TICKET" | "OTHER_HOST" => &["clone"],
+        "USED" | "SMALL_TICKET" | "OTHER_HOST" | "OTHER_PARENT" => &["clone"],
         "RELEASED" | "EXPIRED" | "FENCED" => &["clone", "sync", "join"],
         "NOT_USED" => &["sync", "leave", "join"],
         "NOT_PARENT" => &["join"],

@@ -201,7 +201,7 @@ fn errno(status: &Status) -> i32 {
         ("UNKNOWN_VM" | "NOT_CLONE", _) => libc::ESRCH,
         ("NOT_USED" | "NOT_PARENT", _) => libc::ECHILD,
         ("USED" | "RELEASED" | "EXPIRED" | "FENCED", _) => libc::ESTALE,
-        ("SMALL_TICKET" | "OTHER_HOST", _) => libc::EXDEV,
+        ("SMALL_TICKET" | "OTHER_HOST" | "OTHER_PARENT", _) => libc::EXDEV,
         ("TOO_MUCH_DATA", _) => libc::EFBIG,
         ("TOO_MANY_TICKETS", _) => libc::EDQUOT,
         ("NO_CAPACITY" | "HOST_CORDONED", _) => libc::EBUSY,

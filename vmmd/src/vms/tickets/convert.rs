@@ -23,5 +23,6 @@ pub(in crate::vms) fn running(record: &Record) -> Option<RunningClone> {
         vcpus: record.vcpus.into(),
         memory_mib: record.memory_mib,
         parent_vmid: record.origin.as_ref().map(|origin| origin.parent_vmid),
+        ..RunningClone::default()
     })
 }
