@@ -38,7 +38,10 @@ pub(super) fn peer<T>(request: &Request<T>) -> Option<Peer> {
 }
 
 /// Refuses a peer that speaks for a host that it is not. Without a peer the caller is this process.
-pub(super) fn speaks_for(peer: Option<&Peer>, host: Uuid) -> Result<(), Status> {
+///
+/// # Errors
+/// It is another host, or none.
+pub fn speaks_for(peer: Option<&Peer>, host: Uuid) -> Result<(), Status> {
     match peer {
         Some(peer) if !peer.is_host(host) => {
             tracing::warn!(%peer, %host, "a peer speaks for another host, and is refused");

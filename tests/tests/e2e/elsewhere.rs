@@ -72,7 +72,7 @@ fn three_clones(hosts: &Hosts) -> Outcome {
     let mut seen = BTreeSet::new();
     for (number, vm) in vms.iter().enumerate() {
         vm.wait_ready()?;
-        require_eq("a file of the parent in a clone", vm.sh("md5sum < /tmp/before")?, &before)?;
+        require_eq("a file of the parent in a clone", vm.sh("md5sum < /tmp/before")?, before.clone())?;
         seen.insert((vm.sh("gc vmid")?, vm.sh("gc my-ip")?));
         vm.sh(&format!("echo {number} > /tmp/own"))?;
     }

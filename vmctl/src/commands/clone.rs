@@ -17,7 +17,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 /// The header of the table.
-const HEADER: [&str; 6] = ["VMID", "NAME", "IP", "STATE", "EXECUTING", "READY"];
+const HEADER: [&str; 7] = ["VMID", "NAME", "IP", "STATE", "EXECUTING", "READY", "HOST"];
 /// The state of a clone that was not made.
 const FAILED: &str = "failed";
 
@@ -70,6 +70,8 @@ pub struct CloneView {
     state: String,
     executing_after_us: u64,
     ready_after_us: u64,
+    /// The name of the other host that it is on; none: the one that was asked.
+    host: Option<String>,
     error: Option<String>,
     #[serde(skip)]
     code: u8,
@@ -119,6 +121,10 @@ pub async fn follow(client: &Client, made: Vec<CloneOutcome>, timeout_ms: Option
     let mut clones = Vec::with_capacity(made.len());
     for CloneOutcome { vmid, outcome, executing_after_us } in made {
         match (outcome, timeout_ms) {
+            // Only its own host can tell when it is ready.
+            (Some(Outcome::Vm(vm)), _) if !vm.host.is_empty() => {
+                clones.push(CloneView::made(vm, executing_after_us, None));
+            }
             (Some(Outcome::Vm(vm)), Some(timeout_ms)) => {
                 waits.spawn(wait_ready(client.clone(), vm, executing_after_us, timeout_ms));
             }
@@ -178,6 +184,7 @@ impl ClonesView {
 
 impl CloneView {
     fn made(vm: Vm, executing_after_us: u64, waited: Option<Status>) -> Self {
+        let host = Some(vm.host.clone()).filter(|host| !host.is_empty());
         let view = VmView::from(vm);
         let failed = waited.map(CtlError::from);
         Self {
@@ -187,6 +194,7 @@ impl CloneView {
             state: view.state,
             executing_after_us,
             ready_after_us: view.ready_after_us,
+            host,
             code: failed.as_ref().map_or(0, CtlError::exit_code),
             error: failed.map(|error| error.to_string()),
         }
@@ -195,7 +203,8 @@ impl CloneView {
     fn failed(vmid: u32, error: String) -> Self {
         let (name, ip, state) = (String::new(), String::new(), FAILED.to_owned());
         let (executing_after_us, ready_after_us) = (0, 0);
-        Self { vmid, name, ip, state, executing_after_us, ready_after_us, error: Some(error), code: 1 }
+        let error = Some(error);
+        Self { vmid, name, ip, state, executing_after_us, ready_after_us, host: None, error, code: 1 }
     }
 
     fn row(&self) -> Vec<String> {
@@ -207,6 +216,7 @@ impl CloneView {
             self.state.clone(),
             after(self.executing_after_us),
             after(self.ready_after_us),
+            self.host.clone().unwrap_or_else(|| "-".to_owned()),
         ]
     }
 }

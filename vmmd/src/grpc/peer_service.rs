@@ -3,11 +3,13 @@
 use super::{Answers, convert};
 use crate::vms::{Host, error::Error, remote::receive::SpawnCall};
 use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
+use patina_daemon::peer::Peer;
 use patina_proto::v1::{
     LayerBytes, SpawnClonesRequest, SpawnClonesResponse, host_peer_server::HostPeer,
     spawn_clones_request::Part,
 };
 use patina_snapshot::manifest::MANIFEST_MAX_BYTES;
+use scheduler::grpc::access::speaks_for;
 use std::{sync::Arc, time::Duration};
 use tokio::{task::spawn_blocking, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -37,9 +39,11 @@ impl HostPeer for PeerService {
         request: Request<Streaming<SpawnClonesRequest>>,
     ) -> Result<Response<SpawnClonesResponse>, Status> {
         let arrived_ns = monotonic_ns();
+        let peer = request.extensions().get::<Peer>().cloned();
         let received = timeout(PATIENCE, receive(request.into_inner())).await;
         let silent = |_| Status::deadline_exceeded(format!("spawn clones: nothing came for {PATIENCE:?}"));
         let call = received.map_err(silent)??;
+        speaks_for(peer.as_ref(), call.host())?;
         let outcomes = self.host.spawn_here(call, arrived_ns).await?;
         Ok(Response::new(SpawnClonesResponse {
             clones: outcomes.into_iter().map(convert::outcome).collect(),

@@ -140,6 +140,7 @@ impl Host {
             abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
         // Other hosts find kernel and root file system by their content.
         let images = if elsewhere.is_empty() { None } else { Some(self.images_of(record).await?) };
+        let wanted = self.part_of(wanted, &elsewhere);
         let there = self.take_vmids_elsewhere(record, elsewhere)?;
         // The scheduler is asked for these very vmids. Pools make no warm VMs while a clone is on
         // the way.
@@ -157,7 +158,7 @@ impl Host {
         let admit = async {
             let admitted = match (count, wanted) {
                 // All of its clones are elsewhere.
-                (0, Wanted::Ticket { id, .. }) => Ok((None, id)),
+                (0, Wanted::Part { id, .. }) => Ok((None, id)),
                 _ => {
                     let admitted = self.tickets.admit(record, wanted, vmids).await;
                     admitted.map(|(admitted, ticket)| (Some(admitted), ticket))
@@ -230,6 +231,10 @@ impl Host {
     async fn size(&self, parent: &Record, wanted: Wanted) -> Result<Size, Error> {
         match wanted {
             Wanted::Count(count) => Ok(Size { count, elsewhere: Vec::new() }),
+            // Nobody calls with a part.
+            Wanted::Part { id, .. } => {
+                Ok(Size { count: self.tickets.size(id, parent.family).await?.0, elsewhere: Vec::new() })
+            }
             Wanted::Ticket { id, count, .. } => {
                 let (here, elsewhere) = self.tickets.size(id, parent.family).await?;
                 let vms = here + elsewhere.iter().map(|place| place.vms).sum::<u32>();
@@ -238,6 +243,16 @@ impl Host {
                     _ => Ok(Size { count: here, elsewhere }),
                 }
             }
+        }
+    }
+
+    /// What is wanted of this host, if the rest is made elsewhere.
+    fn part_of(&self, wanted: Wanted, elsewhere: &[Elsewhere]) -> Wanted {
+        match (wanted, self.tickets.host_id().parse()) {
+            (Wanted::Ticket { id, epoch, .. }, Ok(parent_host)) if !elsewhere.is_empty() => {
+                Wanted::Part { id, epoch, parent_host }
+            }
+            _ => wanted,
         }
     }
 

@@ -44,6 +44,15 @@ pub enum Wanted {
         /// How many clones the caller expects the ticket to be for, if it says so.
         count: Option<u32>,
     },
+    /// As many as a ticket has on this host, which has parts on other hosts, too.
+    Part {
+        /// The ticket's number.
+        id: Uuid,
+        /// The ticket's epoch as the caller knows it; 0: any epoch.
+        epoch: u64,
+        /// The host of the VM that is cloned.
+        parent_host: Uuid,
+    },
 }
 
 /// The host's way to its scheduler.
@@ -217,6 +226,10 @@ impl Tickets {
             Wanted::Count(_) => (Authorization::Immediate(Uuid::new_v4()), "make clones"),
             Wanted::Ticket { id, epoch, .. } => {
                 (Authorization::Ticket { id: id.to_string(), epoch }, "use a ticket")
+            }
+            Wanted::Part { id, epoch, parent_host } => {
+                let parent_host = parent_host.to_string();
+                (Authorization::Part { id: id.to_string(), epoch, parent_host }, "use a ticket")
             }
         };
         match self.0.admission.admit(&clone_request, &authorization).await {

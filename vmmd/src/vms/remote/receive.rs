@@ -103,6 +103,7 @@ pub struct SpawnCall {
     net: FamilyNet,
     master: VmName,
     parent_vmid: u32,
+    host: Uuid,
     ticket: Uuid,
     ticket_epoch: u64,
     vmids: Vec<u32>,
@@ -113,6 +114,12 @@ pub struct SpawnCall {
 }
 
 impl SpawnCall {
+    /// The host that calls.
+    #[must_use]
+    pub fn host(&self) -> Uuid {
+        self.host
+    }
+
     /// Checks what came. May take long for a large VM.
     ///
     /// # Errors
@@ -142,6 +149,7 @@ impl SpawnCall {
             net: FamilyNet { index, base },
             master: VmName::parse(&call.master).map_err(|_| field("master's name", &call.master))?,
             parent_vmid: call.parent_vmid,
+            host: uuid("host", &call.host_id)?,
             ticket: uuid("ticket", &call.ticket)?,
             ticket_epoch: call.ticket_epoch,
             vmids,
@@ -193,7 +201,8 @@ impl Host {
             }
         };
         let on_the_way = self.on_the_way(count);
-        let wanted = Wanted::Ticket { id: call.ticket, epoch: call.ticket_epoch, count: Some(count) };
+        let SpawnCall { ticket: id, ticket_epoch: epoch, host: parent_host, .. } = call;
+        let wanted = Wanted::Part { id, epoch, parent_host };
         // The vmids are never this host's to give again.
         let is_unused = false;
         let (admitted, ticket) = match self.tickets.admit(&parent, wanted, call.vmids.clone()).await {
@@ -332,6 +341,7 @@ mod tests {
             ticket_epoch: 0,
             vmids: vec![9, 4],
             address: "unix:/s".into(),
+            host_id: Uuid::from_u128(4).to_string(),
             lease: Uuid::from_u128(3).to_string(),
         }
     }
@@ -342,12 +352,13 @@ mod tests {
         let check = |call| SpawnCall::check(call, &manifest, b"state".to_vec());
         let good = check(call()).unwrap();
         assert_eq!((good.vmids, good.net.index), (vec![4, 9], 3));
-        let wrong: [fn(&mut SpawnClones); 9] = [
+        let wrong: [fn(&mut SpawnClones); 10] = [
             |call| call.family = "web".into(),
             |call| call.network = "100.64.48".into(),
             |call| call.network_index = 1 << 16,
             |call| call.master = "../web".into(),
             |call| call.ticket.clear(),
+            |call| call.host_id.clear(),
             |call| call.lease = "1".into(),
             |call| call.vmids.clear(),
             // Two VMs with one address; a master's; one without an address.

@@ -289,6 +289,7 @@ impl Host {
             vmids: there.vmids.clone(),
             address: self.settings.peers.own_address().to_owned(),
             lease: lease.to_string(),
+            host_id: self.tickets.host_id().to_owned(),
         };
         let parts = std::iter::once(Part::Clones(clones))
             .chain(sendable.manifest.chunks(PART_BYTES).map(|bytes| Part::Manifest(bytes.to_vec())))
@@ -352,6 +353,7 @@ fn made(
         clone_outcome::Outcome::Vm(vm) => {
             // From the arrival of the call there.
             let executing = Duration::from_micros(executing_after_us);
+            let vm = v1::Vm { host, ..vm };
             Ok((Made::There(Box::new(vm)), Times { sent: Duration::ZERO, executing }))
         }
         clone_outcome::Outcome::Error(reason) => Err(RemoteError::Clone { host, reason }.into()),
