@@ -5,14 +5,17 @@ use crate::{
     family::{require, require_eq},
     stage::Stage,
 };
+use libtest_mimic::Failed;
 use patina_tests::{
     host::{Host, HostError},
     scheduler::Scheduler,
     vm::Vm,
 };
+use serde_json::Value;
 use std::collections::BTreeSet;
 
-pub const STORIES: &[Story] = stories![one_call_makes_clones_on_three_hosts];
+pub const STORIES: &[Story] =
+    stories![one_call_makes_clones_on_three_hosts, a_host_that_is_gone_fails_only_its_own_clones,];
 
 /// Three hosts, each in a network namespace of its own, with room for one clone each.
 struct Hosts {
@@ -37,14 +40,15 @@ impl Hosts {
         Ok(self.scheduler.stop()?)
     }
 
-    /// The clones of a family, host by host.
-    fn clones(&self, master: &str) -> Result<Vec<(&Host, String)>, HostError> {
+    /// The clones of a family on some hosts.
+    fn clones_of<'a>(hosts: &'a [Host], master: &str) -> Result<Vec<Vm<'a>>, Failed> {
         let mut clones = Vec::new();
-        for host in &self.hosts {
+        for host in hosts {
             let listed = host.json(&["ls"])?;
             let names = listed.as_array().into_iter().flatten().filter_map(|vm| vm["name"].as_str());
-            let names = names.filter(|name| name.starts_with(&format!("{master}.")));
-            clones.extend(names.map(|name| (host, name.to_owned())));
+            clones.extend(
+                names.filter(|name| name.starts_with(&format!("{master}."))).map(|name| host.vm(name)),
+            );
         }
         Ok(clones)
     }
@@ -66,8 +70,7 @@ fn three_clones(hosts: &Hosts) -> Outcome {
     // The guest waits for its clones, as a program does that starts workers.
     require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
 
-    let clones = hosts.clones("adam")?;
-    let vms: Vec<Vm<'_>> = clones.iter().map(|(host, name)| host.vm(name)).collect();
+    let vms = Hosts::clones_of(&hosts.hosts, "adam")?;
     require(vms.len() == 3, "three clones", format!("{vms:?}"))?;
     let mut seen = BTreeSet::new();
     for (number, vm) in vms.iter().enumerate() {
@@ -94,8 +97,43 @@ fn three_clones(hosts: &Hosts) -> Outcome {
     require_eq("what the clones left", left, "of 1\nof 2\nof 3")
 }
 
+fn a_host_that_is_gone_fails_only_its_own_clones(stage: &Stage) -> Outcome {
+    let mut hosts = Hosts::start(stage)?;
+    let told = two_of_three(&mut hosts);
+    hosts.stop()?;
+    told
+}
+
+fn two_of_three(hosts: &mut Hosts) -> Outcome {
+    hosts.hosts[0].run("adam", &[])?;
+    let ticket = ticket_over_all(&hosts.hosts[0], &hosts.hosts[0].vm("adam"))?;
+    hosts.hosts[2].kill_vmmd()?;
+    let cloned = hosts.hosts[0].vmctl(&["-o", "json", "clone", "adam", "--ticket", &ticket])?;
+    require(cloned.code != 0, "an exit code that is not 0", format!("{cloned:?}"))?;
+    let made: Value = serde_json::from_str(&cloned.text())?;
+    let failed: Vec<_> =
+        made["clones"].as_array().into_iter().flatten().filter(|clone| !clone["error"].is_null()).collect();
+    require(
+        failed.len() == 1 && cloned.errors().contains("on host"),
+        "one clone that failed on its host",
+        &made,
+    )?;
+    let clones = Hosts::clones_of(&hosts.hosts[..2], "adam")?;
+    require(clones.len() == 2, "two clones", format!("{clones:?}"))?;
+    // The ticket is that of the clones that there are: they meet without the third one.
+    for vm in &clones {
+        vm.wait_ready()?;
+        vm.sh("setsid sh -c 'gc sync; gc join --status 3' < /dev/null > /dev/null 2>&1 &")?;
+    }
+    let parent = hosts.hosts[0].vm("adam");
+    parent.sh(&format!("gc sync {ticket} 120000"))?;
+    parent.sh(&format!("gc join {ticket}"))?;
+    hosts.hosts[2].start_vmmd()?;
+    require(hosts.hosts[2].json(&["ls"])? == serde_json::json!([]), "no VM on the host that was gone", "one")
+}
+
 /// A ticket for one clone on each host.
-fn ticket_over_all(host: &Host, parent: &Vm<'_>) -> Result<String, libtest_mimic::Failed> {
+fn ticket_over_all(host: &Host, parent: &Vm<'_>) -> Result<String, Failed> {
     let family = parent.field("family")?;
     let request = ["ticket", "request", "--max-cpus", "3", "--min-vms", "3", "--family", &family];
     let size = ["--vcpus", "1", "--memory", "256M", "--anywhere"];

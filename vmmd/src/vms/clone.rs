@@ -220,6 +220,9 @@ impl Host {
         let images = images.map(|images| (images, frozen));
         let (mut outcomes, made_there) =
             tokio::join!(here, self.make_clones_elsewhere(&source, &there, images));
+        if made_there.iter().any(|outcome| outcome.made.is_err()) {
+            self.tickets.release_rest(ticket, record.family).await;
+        }
         outcomes.extend(made_there);
         log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
         self.count(freeze, frozen, &outcomes);

@@ -249,6 +249,14 @@ impl Tickets {
         }
     }
 
+    /// What other hosts have of a ticket and did not use is not wanted any more.
+    pub(super) async fn release_rest(&self, id: Uuid, family: Uuid) {
+        let released = self.0.admission.release(&id.to_string(), &family.to_string()).await;
+        if let Err(error) = released {
+            tracing::debug!(ticket = %id, error = %patina_daemon::chain(&error), "nothing of the ticket is left to release");
+        }
+    }
+
     /// A clone is in the table from now on. Returns why it is to end at once, if it is.
     #[must_use]
     pub(super) fn started(&self, record: &Record) -> Option<String> {
