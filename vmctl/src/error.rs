@@ -272,6 +272,8 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
         "TOO_MANY_TICKETS" => "give tickets back that are not needed: `vmctl ticket release UUID`",
         "TOO_MANY_WAITING" | "TOO_MANY_CALLS" => "try again when some of them are answered",
         "TOO_MANY_WATCHERS" => "end a `vmctl ticket watch`",
+        "NO_FREE_VMID" => "clone a VM of another family, or start one: `vmctl run`",
+        "TOO_MANY_FAMILIES" => "try again when families that have ended are forgotten, after a day",
         "TOO_MANY_HOSTS" => "start another scheduler for more hosts",
         "DATA_DROPPED" => {
             "read what clones leave soon, while their master lives: `vmctl join UUID --data-dir DIR`"

@@ -9,6 +9,7 @@ pub use super::error::{Closed, CoreError, Free};
 pub use super::limits::*;
 pub use super::present::{HostInfo, Present, Running, UnixMs};
 pub use super::spend::Usage;
+pub use super::vmids::VmidDemand;
 use super::{
     record::Scheduling,
     state::HostState,
@@ -260,6 +261,8 @@ pub enum Command {
         /// Why they are to end, for their records.
         reason: String,
     },
+    /// A host reserves vmids of a family. [`Reply::Vmids`].
+    ReserveVmids(Waiter, VmidDemand),
     /// Time has passed: see [`super::Core::next_deadline`].
     Tick,
 }
@@ -286,6 +289,13 @@ pub enum Reply {
     Killed(Vec<u32>),
     /// A host as it is now.
     Host(Box<HostChange>),
+    /// Vmids that nobody else gets.
+    Vmids {
+        /// The first of them.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
 }
 
 /// What an operator has done with a host.
@@ -312,6 +322,9 @@ pub enum Effect {
     PutHost(HostId),
     /// Forget a host.
     ForgetHost(HostId),
+    /// Store a family's counter of vmids as [`super::Core::vmid_record`] has it at the end of the
+    /// batch, or forget it.
+    PutVmids(Uuid),
     /// For the log: a ticket has come to another state, whatever comes after that in the same
     /// batch.
     Became(Became),

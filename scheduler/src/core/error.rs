@@ -1,6 +1,9 @@
 //! The core's refusals. Each names its subject and what to do.
 
-use super::{limits::FAMILY_TICKETS_MAX, ticket::HostId};
+use super::{
+    limits::{FAMILY_TICKETS_MAX, VMID_FAMILIES_MAX, VMID_MAX},
+    ticket::HostId,
+};
 use uuid::Uuid;
 
 /// What is free of all hosts that live.
@@ -278,6 +281,23 @@ pub enum CoreError {
         "request a ticket: the family has the maximum of {FAMILY_TICKETS_MAX} tickets; release some, or end their clones"
     )]
     TooManyTickets,
+    /// The family has not so many vmids left.
+    #[error(
+        "reserve {count} vmids: family {family} has {left} left of its {VMID_MAX}; clone a VM of another family"
+    )]
+    NoVmids {
+        /// The family.
+        family: Uuid,
+        /// How many are wanted.
+        count: u32,
+        /// How many there are.
+        left: u32,
+    },
+    /// Too many families have a counter of vmids.
+    #[error(
+        "reserve vmids: the scheduler knows the maximum of {VMID_FAMILIES_MAX} families, or this host has its share of them; families that have ended are forgotten after a day"
+    )]
+    TooManyFamilies,
     /// Too many calls of one family.
     #[error("{call}: the family has the maximum of {most} such calls waiting; end some of them")]
     TooManyWaiting {

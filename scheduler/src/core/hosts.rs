@@ -161,14 +161,14 @@ impl Hosts {
         self.hosts.get(&id)
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.values()
+    }
+
     /// A host that is up.
     pub fn up(&self, id: HostId) -> Option<&Host> {
         self.hosts.get(&id).filter(|host| host.link == Link::Up)
-    }
-
-    /// Whether it was given up, and has not come back.
-    pub fn is_lost(&self, id: HostId) -> bool {
-        self.hosts.get(&id).is_some_and(|host| host.link == Link::Lost)
     }
 
     /// A host that may be granted something.

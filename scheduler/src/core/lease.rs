@@ -20,6 +20,11 @@ impl Core {
         self.set_deadline(host, (self.options.lease_ms > 0).then_some((at, Timer::Lease(host))));
     }
 
+    /// Whether a host was given up, and has not come back.
+    pub(super) fn is_lost(&self, host: HostId) -> bool {
+        self.hosts.get(host).is_some_and(|host| host.link == Link::Lost)
+    }
+
     /// A host is given up after this time, unless it says something.
     pub(super) fn give_up_after(&mut self, host: HostId, ms: u64) {
         // Without leases nobody knows who is silent.
@@ -104,7 +109,7 @@ impl Core {
 
     /// A host that is lost need not be remembered for ever.
     pub(super) fn forget_later(&mut self, host: HostId) {
-        if self.hosts.get(host).is_some_and(|host| host.link == Link::Lost) {
+        if self.is_lost(host) {
             let forget_at = self.now.saturating_add(self.options.remember_ms);
             self.set_deadline(host, Some((forget_at, Timer::ForgetHost(host))));
         }

@@ -125,6 +125,13 @@ impl Ledger {
         ids.filter_map(|id| self.tickets.get(id)).collect()
     }
 
+    /// The greatest vmid of all clones of a family that are known, ended ones included; 0: none is.
+    pub fn last_vmid(&self, family: Uuid) -> u32 {
+        let tickets = self.families.get(&family).into_iter().flat_map(|family| &family.order.all);
+        let known = tickets.filter_map(|(_, id)| self.tickets.get(id));
+        known.filter_map(|ticket| ticket.clones.keys().next_back().copied()).max().unwrap_or(0)
+    }
+
     /// How many tickets of a family are granted or used.
     pub fn open(&self, family: Uuid) -> usize {
         self.families

@@ -4,6 +4,12 @@
 pub const TICKET_VMS_MAX: u32 = 256;
 /// Most tickets of a family that are granted or used.
 pub const FAMILY_TICKETS_MAX: usize = 1024;
+/// The greatest vmid: a family's network has no more addresses.
+pub const VMID_MAX: u32 = 4092;
+/// Most vmids that a host reserves at once.
+pub const VMIDS_MAX: u32 = 64;
+/// Most families with a counter of vmids.
+pub const VMID_FAMILIES_MAX: usize = 16_384;
 /// Most requests of a family that wait.
 pub const FAMILY_WAITING_MAX: usize = 16_384;
 /// Most calls of a family that wait at barriers and for joins.

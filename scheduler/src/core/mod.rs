@@ -10,6 +10,7 @@
 //!   come, go, and come back).
 //! - who a host is: `identity`. What operators do with hosts: `operate`. [`record`]: a host in its
 //!   stored form.
+//! - vmids that are unique in a family: `vmids`.
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
 //! ```text
@@ -52,6 +53,7 @@ mod spend;
 pub mod state;
 pub mod ticket;
 mod timers;
+pub mod vmids;
 mod waiting;
 
 #[cfg(test)]
@@ -71,6 +73,7 @@ use std::collections::{BTreeSet, HashMap};
 use ticket::Ticket;
 use timers::{Timer, Timers};
 use uuid::Uuid;
+use vmids::Vmids;
 use waiting::{Place, Waiting};
 
 /// The ledger of tickets and hosts, the queue of requests, and who waits for whom.
@@ -89,6 +92,7 @@ pub struct Core {
     /// Who waits for the end of a ticket's clones.
     joins: HashMap<Uuid, BTreeSet<Waiter>>,
     kills: Kills,
+    vmids: Vmids,
     waiting: Waiting,
     timers: Timers,
 }
@@ -114,6 +118,7 @@ impl Core {
             meetings: HashMap::new(),
             joins: HashMap::new(),
             kills: Kills::default(),
+            vmids: Vmids::default(),
             waiting: Waiting::default(),
             timers: Timers::default(),
         };
@@ -179,6 +184,10 @@ impl Core {
             }
             Command::Kill { waiter, family, targets, reason } => {
                 self.kill(waiter, family, &targets, &reason, out);
+            }
+            Command::ReserveVmids(waiter, demand) => {
+                let answer = self.reserve_vmids(demand, out);
+                self.answer(waiter, answer.map(|(first, count)| Reply::Vmids { first, count }), out);
             }
             Command::Tick => {}
         }
@@ -247,6 +256,7 @@ impl Core {
                 Timer::Forget(id) => self.forget(id, out),
                 Timer::ForgetHost(host) => self.forget_host(host, out),
                 Timer::DropData(id, vmid) => self.drop_data(id, vmid, out),
+                Timer::Vmids(family) => self.look_at_vmids(family, out),
             }
             self.serve(out);
         }

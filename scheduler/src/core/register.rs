@@ -52,7 +52,7 @@ impl Core {
         let host = info.id;
         let Present { running, making, masters } = present;
         let before = self.hosts.up(host).map(|host| host.epoch);
-        let was_lost = self.hosts.is_lost(host);
+        let was_lost = self.is_lost(host);
         let stored = self.host_record(host);
         let epoch = self.next_epoch();
         self.hosts.come_up(info, epoch, self.now, &self.options);
@@ -72,6 +72,7 @@ impl Core {
                 Finding::Fine => {}
                 Finding::New => {
                     self.adopt(host, clone);
+                    self.raise_vmids(clone.family, &[clone.vmid], out);
                     adopted.insert(clone.ticket);
                 }
                 Finding::Returned => {

@@ -219,6 +219,8 @@ impl Core {
         }
         let id = ticket.id;
         self.ledger.insert(ticket.clone());
+        let vmids: Vec<u32> = ticket.clones.keys().copied().collect();
+        self.raise_vmids(ticket.family, &vmids, out);
         self.put_state(id, out);
         for waiter in waiters {
             self.answer(waiter, Ok(Reply::Ticket(Box::new(ticket.clone()))), out);

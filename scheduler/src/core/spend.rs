@@ -84,8 +84,8 @@ impl Core {
         }
         // One that was given up with its host, and is to end, may still clone. A master that was
         // given up with its host is waited for when that is back.
-        let parent_ended = self.ledger.has_ended(family, parent_vmid)
-            || (parent_vmid == 0 && self.hosts.is_lost(parent_host));
+        let parent_ended =
+            self.ledger.has_ended(family, parent_vmid) || (parent_vmid == 0 && self.is_lost(parent_host));
         self.ledger.change(id, |ticket| {
             if is_first {
                 (ticket.state, ticket.parent_ended) = (State::Used, parent_ended);
@@ -94,6 +94,7 @@ impl Core {
             ticket.clones.extend(vmids.iter().map(|vmid| (*vmid, host)));
             (ticket.places, ticket.parts) = (places, parts);
         });
+        self.raise_vmids(family, vmids, out);
         self.put_state(id, out);
         Ok(id)
     }

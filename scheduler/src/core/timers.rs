@@ -26,6 +26,8 @@ pub enum Timer {
     ForgetHost(HostId),
     /// What a clone left was read long enough ago.
     DropData(Uuid, u32),
+    /// Whether anything lives of a family is to be looked at, for its counter of vmids.
+    Vmids(Uuid),
 }
 
 /// All that is due some time.

@@ -6,7 +6,7 @@ use super::{
     noted,
 };
 use crate::core::{
-    api::{Command, HostChange, HostInfo, Present},
+    api::{Command, HostChange, HostInfo, Present, VmidDemand},
     record::Scheduling,
     ticket::{HostId, VmEnd},
 };
@@ -65,6 +65,14 @@ impl Engine {
     ) -> Result<(), Refusal> {
         let command = |waiter| Command::Ended { waiter, host, epoch, clones, masters };
         noted(self.put(None, None, command).await?)
+    }
+
+    /// A host reserves vmids: the first of them, and how many.
+    pub async fn reserve_vmids(&self, demand: VmidDemand) -> Result<(u32, u32), Refusal> {
+        match self.call(None, |waiter| Command::ReserveVmids(waiter, demand)).await? {
+            Answer::Vmids { first, count } => Ok((first, count)),
+            _ => Err(Refusal::Confused),
+        }
     }
 }
 

@@ -88,6 +88,13 @@ pub enum Answer {
     Killed(Vec<u32>),
     /// A host as it is now.
     Host(Box<HostChange>),
+    /// Vmids that nobody else gets.
+    Vmids {
+        /// The first of them.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
 }
 
 /// Why the engine refuses a call.
@@ -176,6 +183,8 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::HostIsUp(_) => "HOST_UP",
         CoreError::HostIdInUse { .. } => "HOST_ID_IN_USE",
         CoreError::TooManyTickets => "TOO_MANY_TICKETS",
+        CoreError::NoVmids { .. } => "NO_FREE_VMID",
+        CoreError::TooManyFamilies => "TOO_MANY_FAMILIES",
         CoreError::TooManyWaiting { .. } => "TOO_MANY_WAITING",
         CoreError::TooMuchData { .. } => "TOO_MUCH_DATA",
         CoreError::BarrierTimeout { .. } => "BARRIER_TIMEOUT",

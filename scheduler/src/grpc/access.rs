@@ -67,7 +67,9 @@ mod tests {
         for admin in ["/patina.v1.Scheduler/FenceHost", "/patina.v1.Scheduler/New", "/x.Y/Z", "", "/", "x"] {
             assert_eq!(of(admin), Callers::Operators(Role::Admin), "{admin}");
         }
-        assert_eq!(of("/patina.v1.HostScheduler/RegisterHost"), Callers::Hosts);
+        for call in ["RegisterHost", "UseTicket", "ReserveVmids"] {
+            assert_eq!(of(&format!("/patina.v1.HostScheduler/{call}")), Callers::Hosts);
+        }
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use super::status;
 use crate::core::{
-    api::{Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy},
+    api::{
+        Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy,
+        VMIDS_MAX, VmidDemand,
+    },
     present::Identity,
     record::Scheduling,
     ticket::{Policy, VmEnd},
@@ -182,6 +185,21 @@ pub(super) fn clones(request: v1::AdmitClonesRequest) -> Result<Demand, Status> 
         policy: None,
         ttl_ms: None,
         use_by: Some(use_by),
+    };
+    check.done(demand)
+}
+
+/// How many vmids of which family a host wants.
+pub(super) fn vmids(request: v1::ReserveVmidsRequest) -> Result<VmidDemand, Status> {
+    let mut check = Check::default();
+    let request_id = check.text("request_id", request.request_id, TEXT_MAX_CHARS);
+    let demand = VmidDemand {
+        family: check.uuid("family", &request.family),
+        host: check.uuid("host_id", &request.host_id),
+        host_epoch: epoch(request.host_epoch),
+        count: check.range("count", request.count, 1..=VMIDS_MAX),
+        request: (!request_id.is_empty()).then_some(request_id),
+        at_least: request.at_least,
     };
     check.done(demand)
 }

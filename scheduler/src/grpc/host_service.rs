@@ -79,4 +79,15 @@ impl HostScheduler for HostService {
         let seen = self.engine.request(demand).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
+
+    async fn reserve_vmids(
+        &self,
+        request: Request<v1::ReserveVmidsRequest>,
+    ) -> Answer<v1::ReserveVmidsResponse> {
+        let peer = access::peer(&request);
+        let demand = check::vmids(request.into_inner())?;
+        access::speaks_for(peer.as_ref(), demand.host)?;
+        let (first, count) = self.engine.reserve_vmids(demand).await?;
+        Ok(Response::new(v1::ReserveVmidsResponse { first, count }))
+    }
 }

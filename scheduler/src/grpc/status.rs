@@ -134,6 +134,8 @@ fn code(refusal: &Refusal) -> Code {
             | CoreError::SmallVms { .. } => Code::InvalidArgument,
             CoreError::NoCapacity { .. }
             | CoreError::TooManyTickets
+            | CoreError::NoVmids { .. }
+            | CoreError::TooManyFamilies
             | CoreError::TooManyWaiting { .. }
             | CoreError::TooMuchData { .. } => Code::ResourceExhausted,
             CoreError::BarrierTimeout { .. } | CoreError::JoinTimeout { .. } => Code::DeadlineExceeded,
@@ -196,6 +198,8 @@ fn subject(refusal: &Refusal) -> String {
 fn quota(reason: &str) -> &'static str {
     match reason {
         "TOO_MANY_TICKETS" => "tickets",
+        "NO_FREE_VMID" => "vmids",
+        "TOO_MANY_FAMILIES" => "families",
         "TOO_MANY_WAITING" => "waiting",
         "TOO_MUCH_DATA" => "data_bytes",
         "TOO_MANY_HOSTS" => "hosts",

@@ -1,4 +1,5 @@
-//! The ledger in one SQLite file, `scheduler.db`: tickets and hosts as JSON by id, data as blobs.
+//! The ledger in one SQLite file, `scheduler.db`: tickets, hosts and families' counters of vmids as
+//! JSON by id, data as blobs.
 //! People can read it while it is in use: `sqlite3 scheduler.db 'select * from tickets'`.
 //!
 //! A batch is one transaction in the write-ahead log, so after a kill at any point the file holds
@@ -25,7 +26,7 @@ const LOCK: &str = "scheduler.lock";
 /// Marks the file as Patina's ("PTNA").
 const APPLICATION: i64 = 0x5054_4e41;
 /// Of the schema below.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// How many pages of the file are given back at once.
 const TIDY_PAGES: i64 = 512;
 /// The log is cut back to this when it has grown beyond it.
@@ -39,7 +40,11 @@ const SCHEMA: &str = "
     create table join_data (ticket text not null, vmid integer not null, data blob not null, primary key (ticket, vmid));
     create table counters (name text primary key not null, value integer not null) without rowid;
     create table hosts (id text primary key not null, host text not null) without rowid;
+    create table vmids (family text primary key not null, counter text not null) without rowid;
 ";
+/// From version 3, whose hosts numbered the clones of their own families.
+const VMIDS: &str =
+    "create table vmids (family text primary key not null, counter text not null) without rowid;";
 /// From version 2, which knew hosts only from their tickets.
 const HOSTS: &str = "create table hosts (id text primary key not null, host text not null) without rowid;";
 /// From version 1, which had no counters: epochs of its life were less than this.
@@ -93,7 +98,7 @@ impl FileStore {
         match (found, version) {
             (0, 0) if things == 0 => store.create().map_err(failed)?,
             (APPLICATION, VERSION) => {}
-            (APPLICATION, found @ (1 | 2)) => store.convert(found).map_err(failed)?,
+            (APPLICATION, found @ 1..VERSION) => store.convert(found).map_err(failed)?,
             (APPLICATION, found) => return Err(StoreError::Version { path, found, supported: VERSION }),
             _ => return Err(StoreError::Foreign { path }),
         }
@@ -114,7 +119,7 @@ impl FileStore {
         transaction.commit()
     }
 
-    /// A ledger of version 1 or 2. A scheduler that is killed here leaves one of that version.
+    /// A ledger of an earlier version. A scheduler that is killed here leaves one of that version.
     fn convert(&mut self, found: i64) -> rusqlite::Result<()> {
         tracing::info!(path = %self.path.display(), "the ledger is converted to version {VERSION}");
         if found == 1 {
@@ -126,7 +131,10 @@ impl FileStore {
         if found == 1 {
             transaction.execute_batch(COUNTERS)?;
         }
-        transaction.execute_batch(HOSTS)?;
+        if found <= 2 {
+            transaction.execute_batch(HOSTS)?;
+        }
+        transaction.execute_batch(VMIDS)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
         transaction.commit()
     }
@@ -168,6 +176,7 @@ impl FileStore {
                 put.execute(params![ticket.id.to_string(), serde_json::to_string(ticket)?])?;
             }
             write_hosts(&transaction, batch)?;
+            write_vmids(&transaction, batch)?;
             let mut leave =
                 transaction.prepare_cached("insert or replace into join_data values (?1, ?2, ?3)")?;
             let mut clear =
@@ -206,6 +215,18 @@ fn write_hosts(transaction: &Connection, batch: &Batch<'_>) -> Result<(), WriteE
     Ok(())
 }
 
+fn write_vmids(transaction: &Connection, batch: &Batch<'_>) -> Result<(), WriteError> {
+    let mut put = transaction.prepare_cached("insert or replace into vmids values (?1, ?2)")?;
+    for counter in &batch.vmids {
+        put.execute(params![counter.family.to_string(), serde_json::to_string(counter)?])?;
+    }
+    let mut forget = transaction.prepare_cached("delete from vmids where family = ?1")?;
+    for family in &batch.forget_vmids {
+        forget.execute([family.to_string()])?;
+    }
+    Ok(())
+}
+
 /// Why a batch was not written, before it is known where.
 enum WriteError {
     Database(rusqlite::Error),
@@ -229,10 +250,12 @@ impl Store for FileStore {
         let failed = |source| failed("read", &self.path, source);
         let tickets = self.rows("select id, ticket from tickets")?;
         let hosts = self.rows("select id, host from hosts")?;
+        let vmids = self.rows("select family, counter from vmids")?;
         let epochs = "select value from counters where name = 'epochs'";
         let epochs: Option<i64> =
             self.database.query_row(epochs, [], |row| row.get(0)).optional().map_err(failed)?;
-        Ok(Stored { tickets, hosts, epochs: u64::try_from(epochs.unwrap_or(0)).unwrap_or(0) })
+        let epochs = u64::try_from(epochs.unwrap_or(0)).unwrap_or(0);
+        Ok(Stored { tickets, hosts, vmids, epochs })
     }
 
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {

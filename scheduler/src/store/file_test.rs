@@ -3,6 +3,7 @@ use crate::{
     core::{
         record::{HostRecord, Scheduling},
         ticket::{Part, State, Ticket},
+        vmids::{Block, VmidRecord},
     },
     store::JoinData,
 };
@@ -37,6 +38,12 @@ fn ticket(vms: u32) -> Ticket {
 fn host(scheduling: Scheduling) -> HostRecord {
     let id = Uuid::from_u128(1);
     HostRecord { id, info: None, scheduling, scheduling_unix_ms: 3, lost_unix_ms: None }
+}
+
+fn counter(next: u32) -> VmidRecord {
+    let host = Uuid::from_u128(1);
+    let given = [Block { host, request: "r".into(), first: 3, count: 2 }].into();
+    VmidRecord { family: Uuid::from_u128(7), host, next, given }
 }
 
 fn open(folder: &Path) -> Result<FileStore, StoreError> {
@@ -137,7 +144,7 @@ fn foreign_newer_and_damaged_files_are_refused_and_left_alone() {
     fs::remove_file(&path).unwrap();
     drop(open(folder.path()).unwrap());
     Connection::open(&path).unwrap().pragma_update(None, "user_version", VERSION + 1).unwrap();
-    refused("version 4, this scheduler knows 3");
+    refused("version 5, this scheduler knows 4");
     Connection::open(&path).unwrap().pragma_update(None, "user_version", VERSION).unwrap();
     Connection::open(&path).unwrap().execute("insert into tickets values ('x', '{}')", []).unwrap();
     refused("row x cannot be parsed");
@@ -204,20 +211,36 @@ fn a_ledger_of_version_1_is_converted_once_with_all_that_it_has() {
 }
 
 #[test]
-fn a_ledger_of_version_2_is_converted_with_its_epochs() {
+fn ledgers_of_versions_2_and_3_are_converted_with_what_they_have() {
+    for (version, without) in [(2, "drop table hosts; drop table vmids"), (3, "drop table vmids")] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path()).unwrap();
+        let kept = ticket(1);
+        store.commit(&Batch { puts: vec![&kept], epochs: Some(9), ..Batch::default() }).unwrap();
+        store.database.execute_batch(without).unwrap();
+        store.database.pragma_update(None, "user_version", version).unwrap();
+        drop(store);
+        for _ in 0..2 {
+            let mut store = open(folder.path()).unwrap();
+            let (hosts, vmids) = (vec![host(Scheduling::Cordoned)], vec![counter(5)]);
+            store.commit(&Batch { hosts: hosts.clone(), vmids: vmids.clone(), ..Batch::default() }).unwrap();
+            let stored = store.load().unwrap();
+            assert_eq!((stored.epochs, stored.hosts, stored.vmids), (9, hosts, vmids));
+            assert_eq!(stored.tickets, std::slice::from_ref(&kept));
+        }
+    }
+}
+
+#[test]
+fn counters_of_vmids_are_replaced_and_forgotten() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = open(folder.path()).unwrap();
-    store.commit(&Batch { epochs: Some(9), ..Batch::default() }).unwrap();
-    store.database.execute_batch("drop table hosts").unwrap();
-    store.database.pragma_update(None, "user_version", 2).unwrap();
-    drop(store);
-    for _ in 0..2 {
-        let mut store = open(folder.path()).unwrap();
-        let hosts = vec![host(Scheduling::Cordoned)];
-        store.commit(&Batch { hosts: hosts.clone(), ..Batch::default() }).unwrap();
-        let stored = store.load().unwrap();
-        assert_eq!((stored.epochs, stored.hosts), (9, hosts));
+    for next in [5, 6] {
+        store.commit(&Batch { vmids: vec![counter(next)], ..Batch::default() }).unwrap();
+        assert_eq!(store.load().unwrap().vmids, [counter(next)]);
     }
+    store.commit(&Batch { forget_vmids: vec![counter(6).family], ..Batch::default() }).unwrap();
+    assert!(store.load().unwrap().vmids.is_empty());
 }
 
 #[test]

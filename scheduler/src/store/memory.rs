@@ -2,7 +2,7 @@
 //! scheduler "crashes", and the next one gets the same handle. It can be told to fail.
 
 use super::{Batch, Store, StoreError, Stored};
-use crate::core::{record::HostRecord, ticket::Ticket};
+use crate::core::{record::HostRecord, ticket::Ticket, vmids::VmidRecord};
 use patina_daemon::lock;
 use std::{
     collections::BTreeMap,
@@ -20,6 +20,7 @@ struct Content {
     hosts: BTreeMap<Uuid, HostRecord>,
     data: BTreeMap<(Uuid, u32), Vec<u8>>,
     failing: bool,
+    vmids: BTreeMap<Uuid, VmidRecord>,
     epochs: u64,
     commits: u64,
     failures: u64,
@@ -58,7 +59,9 @@ impl Store for MemoryStore {
     fn load(&mut self) -> Result<Stored, StoreError> {
         let content = self.content();
         let tickets = content.tickets.values().cloned().collect();
-        Ok(Stored { tickets, hosts: content.hosts.values().cloned().collect(), epochs: content.epochs })
+        let hosts = content.hosts.values().cloned().collect();
+        let vmids = content.vmids.values().cloned().collect();
+        Ok(Stored { tickets, hosts, vmids, epochs: content.epochs })
     }
 
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
@@ -77,6 +80,12 @@ impl Store for MemoryStore {
         }
         for host in &batch.forget_hosts {
             content.hosts.remove(host);
+        }
+        for counter in &batch.vmids {
+            content.vmids.insert(counter.family, counter.clone());
+        }
+        for family in &batch.forget_vmids {
+            content.vmids.remove(family);
         }
         for data in &batch.data {
             let key = (data.ticket, data.vmid);

@@ -12,6 +12,7 @@ pub mod memory;
 use crate::core::{
     record::HostRecord,
     ticket::{HostId, Ticket},
+    vmids::VmidRecord,
 };
 use std::{io, path::PathBuf};
 use uuid::Uuid;
@@ -40,6 +41,10 @@ pub struct Batch<'a> {
     pub forgets: Vec<Uuid>,
     /// Hosts that go.
     pub forget_hosts: Vec<HostId>,
+    /// Families' counters of vmids as they are now.
+    pub vmids: Vec<VmidRecord>,
+    /// Families whose counters go.
+    pub forget_vmids: Vec<Uuid>,
     /// Up to where epochs may be given; None: as before.
     pub epochs: Option<u64>,
 }
@@ -51,6 +56,8 @@ pub struct Stored {
     pub tickets: Vec<Ticket>,
     /// All hosts.
     pub hosts: Vec<HostRecord>,
+    /// All families' counters of vmids.
+    pub vmids: Vec<VmidRecord>,
     /// Epochs up to this one may have been given.
     pub epochs: u64,
 }
@@ -64,6 +71,8 @@ impl Batch<'_> {
             && self.data.is_empty()
             && self.forgets.is_empty()
             && self.forget_hosts.is_empty()
+            && self.vmids.is_empty()
+            && self.forget_vmids.is_empty()
             && self.epochs.is_none()
     }
 }

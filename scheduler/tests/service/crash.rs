@@ -143,6 +143,31 @@ async fn the_same_request_gives_the_same_ticket_across_a_crash() {
 }
 
 #[tokio::test]
+async fn parts_and_vmids_outlive_a_crash() {
+    let mut server = Server::start(&[]);
+    let (home, other) = (FakeHost::start(&server, 2).await, FakeHost::start(&server, 2).await);
+    let client = server.client();
+    let ticket = grant(&client, &family(), 4).await.unwrap();
+    let first = home.reserve(&ticket.family, 2, "a").await.unwrap();
+    let used = home.clone_part(&ticket, home.id, &[first, first + 1]).await.unwrap();
+    assert_eq!(used.unused_host_ids, [other.id.to_string()]);
+    assert!(used.state() == TicketState::Used && used.expires_in_ms > 0 && used.expires_unix_ms > 0);
+    server.kill();
+    home.away().await;
+    other.away().await;
+    server.start_again();
+    home.registered().await;
+    other.registered().await;
+    assert_eq!(still(get(&client, &ticket.id).await.unwrap().into()), still(used.into()));
+    assert_eq!(home.reserve(&ticket.family, 2, "a").await.unwrap(), first);
+    let second = other.reserve(&ticket.family, 2, "a").await.unwrap();
+    assert_eq!(second, first + 2);
+    let all = other.clone_part(&ticket, home.id, &[second, second + 1]).await.unwrap();
+    assert_eq!((all.live, all.unused_host_ids.len(), all.expires_in_ms), (4, 0, 0));
+    assert_eq!(hosts(&client).await.iter().map(|host| host.held_cpus).collect::<Vec<_>>(), [2, 2]);
+}
+
+#[tokio::test]
 async fn ends_that_were_not_noted_are_said_again() {
     let mut server = Server::start(&[]);
     let host = FakeHost::start(&server, 4).await;

@@ -2,8 +2,8 @@
 
 use crate::server::{SOON, Server};
 use patina_proto::v1::{
-    self, AdmitClonesRequest, HostInfo, KillClones, RequestTicketRequest, RunningClone, Ticket,
-    UseTicketRequest, VmEnd,
+    self, AdmitClonesRequest, HostInfo, KillClones, RequestTicketRequest, ReserveVmidsRequest, RunningClone,
+    Ticket, UseTicketRequest, VmEnd,
 };
 use scheduler::{
     client::{Client, HostClient},
@@ -138,6 +138,35 @@ impl FakeHost {
         let used = self.client.clone().use_ticket(request).await?.into_inner();
         self.makes(&used, parent_vmid, vmids);
         Ok(used)
+    }
+
+    /// Uses its part of a ticket for VM 0 of a host, and "makes" the clones.
+    pub async fn clone_part(&self, ticket: &Ticket, home: Uuid, vmids: &[u32]) -> Result<Ticket, Status> {
+        let request = UseTicketRequest {
+            id: ticket.id.clone(),
+            family: ticket.family.clone(),
+            epoch: ticket.epoch,
+            host_id: self.id.to_string(),
+            vmids: vmids.to_vec(),
+            keep_others: true,
+            parent_host_id: home.to_string(),
+            ..UseTicketRequest::default()
+        };
+        let used = self.client.clone().use_ticket(request).await?.into_inner();
+        self.makes(&used, 0, vmids);
+        Ok(used)
+    }
+
+    /// Vmids of a family: the first of them.
+    pub async fn reserve(&self, family: &str, count: u32, request_id: &str) -> Result<u32, Status> {
+        let request = ReserveVmidsRequest {
+            family: family.to_owned(),
+            host_id: self.id.to_string(),
+            count,
+            request_id: request_id.to_owned(),
+            ..ReserveVmidsRequest::default()
+        };
+        Ok(self.client.clone().reserve_vmids(request).await?.into_inner().first)
     }
 
     /// A ticket of a clone that was requested by count.

@@ -8,7 +8,7 @@ use patina_daemon::tls::{AUTHORITY, CERTIFICATE, KEY, Role, Security, Tls};
 use patina_pki::{Authority, Validity};
 use patina_proto::v1::{
     AdmitClonesRequest, FenceHostRequest, HostInfo, KillClones, ListHostsRequest, ListTicketsRequest,
-    SetHostSchedulingRequest, UnuseTicketRequest, UseTicketRequest,
+    ReserveVmidsRequest, SetHostSchedulingRequest, UnuseTicketRequest, UseTicketRequest,
 };
 use scheduler::{
     client::{self, Connection, Target},
@@ -270,6 +270,17 @@ async fn a_host_speaks_for_itself_alone() {
     };
     assert_eq!(why(client.admit_clones(admit(other)).await), foreign());
     assert_ne!(why(client.admit_clones(admit(own)).await).0, Code::PermissionDenied);
+    let vmids = |host: Uuid| ReserveVmidsRequest {
+        family: family(),
+        host_id: host.to_string(),
+        count: 2,
+        ..ReserveVmidsRequest::default()
+    };
+    assert_eq!(why(client.reserve_vmids(vmids(other)).await), foreign());
+    let reserved = client.reserve_vmids(vmids(own)).await;
+    assert!(!matches!(reserved, Err(status) if status.code() == Code::PermissionDenied));
+    let operator = place.operator(Role::Admin);
+    assert_eq!(why(operator.host_client().reserve_vmids(vmids(own)).await), role());
     // For its guests it may ask for tickets; it takes no host out of use.
     assert!(connection.client().list_tickets(ListTicketsRequest::default()).await.is_ok());
     let set = SetHostSchedulingRequest { host_id: own.to_string(), ..SetHostSchedulingRequest::default() };

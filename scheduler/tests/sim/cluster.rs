@@ -91,6 +91,7 @@ async fn host(facts: Shared, machine: usize, mut dice: Dice) -> turmoil::Result 
     let found: Vec<_> = facts.get().machines[machine].running.values().cloned().collect();
     let daemon = Daemon::start(&facts, machine);
     tokio::spawn(Arc::clone(&daemon).watch());
+    tokio::spawn(family::make_parts(Arc::clone(&daemon)));
     let busy = family::go_on(&daemon, &mut dice);
     let idle = found.into_iter().filter(|clone| !busy.contains(&(clone.ticket.clone(), clone.vmid)));
     for clone in idle {
@@ -176,8 +177,8 @@ fn really(machine: &Machine) -> BTreeSet<facts::Clone> {
 fn is_quiet(facts: &Facts, tickets: &[Ticket]) -> bool {
     let same = |machine: &Machine| machine.settled && known(tickets, machine) == really(machine);
     facts.arriving().is_empty()
-        && facts.machines.iter().all(|machine| machine.busy == 0 && same(machine))
-        && tickets.iter().all(|ticket| ticket.state != State::Granted)
+        && facts.machines.iter().all(|machine| machine.busy == 0 && machine.parts.is_empty() && same(machine))
+        && tickets.iter().all(|ticket| ticket.state != State::Granted && ticket.vms_to_come() == 0)
 }
 
 /// What has to be when everything is whole and nobody does anything.
@@ -187,6 +188,9 @@ fn check_quiet(facts: &mut Facts, tickets: &[Ticket]) {
     for ticket in tickets {
         if ticket.state == State::Granted {
             wrong.push(format!("ticket {} is still granted", ticket.id));
+        }
+        if ticket.vms_to_come() > 0 {
+            wrong.push(format!("a part of ticket {} is still granted", ticket.id));
         }
         if let Some(other) = requests.insert(&ticket.request_id, ticket.id) {
             wrong.push(format!("a request was granted both {} and {other}", ticket.id));

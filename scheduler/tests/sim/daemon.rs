@@ -45,6 +45,9 @@ impl Vms for Numbers {
 
     fn masters(&self) -> Vec<String> {
         let Some(daemon) = self.0.upgrade() else { return Vec::new() };
+        if daemon.facts.get().machines[daemon.machine].masters_gone {
+            return Vec::new();
+        }
         (0..crate::cluster::FAMILIES).map(|number| family_id(daemon.machine, number).to_string()).collect()
     }
 
@@ -99,6 +102,8 @@ impl Daemon {
             let is_registered = self.admission.registered(Duration::ZERO).await;
             let settled = is_registered && self.admission.link().unwrap().unnoted() == 0;
             self.facts.get().machines[self.machine].settled = settled;
+            // It has said so: from now on its families have masters again.
+            self.facts.get().machines[self.machine].masters_gone &= !is_registered;
             sleep(Duration::from_millis(100)).await;
         }
     }
@@ -148,7 +153,7 @@ impl Daemon {
             self.facts.get().granted(&request_id.to_string(), &ticket.id);
             self.facts.get().sums.immediate += 1;
         }
-        self.facts.get().used(&ticket.id, &clone_request.vmids);
+        self.facts.get().used(self.machine, &ticket.id, &clone_request.vmids);
         if dice.percent(8) {
             self.give_back(&clone_request, admitted).await;
             return None;
@@ -166,7 +171,7 @@ impl Daemon {
         let ticket = admitted.ticket().id.clone();
         let given = async { Ok::<_, scheduler::client::calls::Failed>(admitted.give_back().await) };
         if let Outcome::Done(true) = finished(&self.facts, "give back", Duration::ZERO, given).await {
-            self.facts.get().unused(&ticket);
+            self.facts.get().unused(self.machine, &ticket);
             self.facts.get().machines[self.machine].free(clone_request);
         }
     }

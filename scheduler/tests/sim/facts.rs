@@ -4,6 +4,7 @@
 //!   for two sets of clones.
 //! - On no machine run more VMs at any moment than it has CPUs.
 //! - Every call is answered in bounded time.
+//! - Nobody meets before all parts of their ticket are used, or cannot be any more.
 //! - No clone that runs is given up before its host was silent for as long as it may be, counted
 //!   from the last sign of life or from the scheduler's start, unless an operator has fenced it.
 //! - A copy of a host registers only when that host was silent for as long, or fenced.
@@ -15,9 +16,13 @@
 //! - Once everything is healed and quiet, the ledger is exactly what runs.
 
 use patina_proto::v1::{HostIdentity, RunningClone};
-use scheduler::{host::admission::CloneRequest, store::memory::MemoryStore};
+use scheduler::{
+    core::ticket::State,
+    host::admission::{Authorization, CloneRequest},
+    store::memory::MemoryStore,
+};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard},
 };
 use uuid::Uuid;
@@ -34,6 +39,10 @@ pub struct Machine {
     /// The next vmid of each family, and those before it that no clone has had.
     vmids: BTreeMap<Uuid, u32>,
     free: BTreeMap<Uuid, BTreeSet<u32>>,
+    /// It has crashed with its masters, and has not said so yet.
+    pub masters_gone: bool,
+    /// What other machines want it to make.
+    pub parts: VecDeque<Part>,
     /// Whether its daemon is registered, and has no ends to say.
     pub settled: bool,
     /// Families that are in the middle of something.
@@ -48,7 +57,17 @@ pub struct Machine {
     boots: u64,
 }
 
-/// What the VMs of a ticket will do.
+/// A part of a ticket that a machine is to make for a VM of another.
+#[derive(Debug)]
+pub struct Part {
+    pub clone_request: CloneRequest,
+    pub authorization: Authorization,
+    pub rounds: u64,
+    pub stays: bool,
+    pub seed: u64,
+}
+
+/// What the VMs of a ticket on one machine will do.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub machine: usize,
@@ -69,6 +88,8 @@ pub struct Sums {
     pub used: u64,
     pub immediate: u64,
     pub unused: u64,
+    /// Parts that were used on other machines than their parent's.
+    pub parts: u64,
     pub met: u64,
     /// Not with the first call.
     pub met_later: u64,
@@ -98,6 +119,7 @@ impl Sums {
         self.used += other.used;
         self.immediate += other.immediate;
         self.unused += other.unused;
+        self.parts += other.parts;
         self.met += other.met;
         self.met_later += other.met_later;
         self.left += other.left;
@@ -123,6 +145,7 @@ impl Sums {
             self.used,
             self.immediate,
             self.unused,
+            self.parts,
             self.met,
             self.left,
             self.joined,
@@ -150,7 +173,8 @@ pub struct Facts {
     pub log: Vec<String>,
     of_request: BTreeMap<String, String>,
     of_ticket: BTreeMap<String, String>,
-    uses: BTreeMap<String, Vec<u32>>,
+    /// By ticket and machine.
+    uses: BTreeMap<(String, usize), Vec<u32>>,
     /// What each VM of a group has in its memory, which outlives the daemon of its machine: how
     /// often it has met the others.
     rounds: BTreeMap<Clone, u64>,
@@ -158,8 +182,8 @@ pub struct Facts {
     arriving: BTreeSet<Clone>,
     /// Clones that were killed, and whoever wanted that knows that they have ended.
     killed: BTreeSet<Clone>,
-    /// Groups, with their members that have not ended and have something to do.
-    groups: BTreeMap<String, (Plan, BTreeSet<u32>)>,
+    /// Groups by ticket and machine, with their members that have not ended and have something to do.
+    groups: BTreeMap<(String, usize), (Plan, BTreeSet<u32>)>,
     /// When the scheduler was started, milliseconds of the story.
     pub started_ms: u64,
     /// Clones that their family does not want any more, or that have left.
@@ -206,6 +230,8 @@ impl Machine {
             running: BTreeMap::new(),
             vmids: BTreeMap::new(),
             free: BTreeMap::new(),
+            masters_gone: false,
+            parts: VecDeque::new(),
             settled: false,
             busy: 0,
             heard_ms: 0,
@@ -265,23 +291,39 @@ impl Facts {
         }
     }
 
-    pub fn used(&mut self, ticket: &str, vmids: &[u32]) {
+    pub fn used(&mut self, machine: usize, ticket: &str, vmids: &[u32]) {
         self.sums.used += 1;
-        let before = self.uses.insert(ticket.to_owned(), vmids.to_vec());
+        let before = self.uses.insert((ticket.to_owned(), machine), vmids.to_vec());
         if before.is_some_and(|before| before != vmids) {
-            self.wrong.push(format!("ticket {ticket} was used twice"));
+            self.wrong.push(format!("ticket {ticket} was used twice on machine {machine}"));
+        }
+        // Those that the ledger has as lost by now are not waited for.
+        let all_wait = !vmids.iter().any(|vmid| self.was_lost(ticket, *vmid));
+        let has_met = self.rounds.iter().any(|((of, _), rounds)| of == ticket && *rounds > 0);
+        if all_wait && has_met {
+            self.wrong.push(format!("VMs of {ticket} have met before machine {machine} used its part"));
         }
     }
 
-    pub fn unused(&mut self, ticket: &str) {
+    pub fn unused(&mut self, machine: usize, ticket: &str) {
         self.sums.unused += 1;
-        self.uses.remove(ticket);
+        self.uses.remove(&(ticket.to_owned(), machine));
+    }
+
+    /// Whether a VM that cloned may meet its clones again: its host was given up, and its ticket goes
+    /// on elsewhere.
+    pub fn may_come_back(&self, ticket: &str) -> bool {
+        let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
+        known.is_some_and(|known| known.state == State::Used && known.parent_ended)
     }
 
     /// The ledger has changed.
     pub fn look(&mut self, now_ms: u64, lost_after_ms: u64) {
         for ticket in self.store.tickets() {
             let id = ticket.id.to_string();
+            if ticket.parent_ended {
+                self.lost.insert((id.clone(), 0));
+            }
             for (vmid, host) in &ticket.clones {
                 let name = (id.clone(), *vmid);
                 if ticket.is_live(*vmid) && self.lost.contains(&name) && self.kept.insert(name.clone()) {
@@ -358,30 +400,36 @@ impl Facts {
 
     /// Those who will meet.
     pub fn meet(&mut self, ticket: &str, plan: &Plan, members: impl IntoIterator<Item = u32>) {
-        self.groups.insert(ticket.to_owned(), (plan.clone(), members.into_iter().collect()));
+        let members = members.into_iter().collect();
+        self.groups.insert((ticket.to_owned(), plan.machine), (plan.clone(), members));
     }
 
     /// One of them does not come any more.
     pub fn leave(&mut self, ticket: &str, vmid: u32) {
         self.comes_back(ticket, vmid);
-        if let Some((_, members)) = self.groups.get_mut(ticket) {
+        let groups = self.groups.iter_mut().filter(|((of, _), _)| of == ticket);
+        groups.for_each(|(_, (_, members))| {
             members.remove(&vmid);
-        }
+        });
     }
 
     /// A machine ends with all that runs on it.
     pub fn crash(&mut self, machine: usize) {
         self.machines[machine].running.clear();
         self.machines[machine].boots += 1;
+        self.machines[machine].masters_gone = true;
+        self.machines[machine].parts.clear();
         self.groups.retain(|_, (plan, _)| plan.machine != machine);
         let groups = &self.groups;
-        self.arriving.retain(|(ticket, _)| groups.contains_key(ticket));
+        self.arriving.retain(|(ticket, vmid)| {
+            groups.iter().any(|((of, _), (_, members))| of == ticket && members.contains(vmid))
+        });
     }
 
     /// The groups of a machine that have something to do, and who of them has.
     pub fn unfinished(&self, machine: usize) -> Vec<(String, Plan, BTreeSet<u32>)> {
         let here = self.groups.iter().filter(|(_, (plan, _))| plan.machine == machine);
-        here.map(|(ticket, (plan, members))| (ticket.clone(), plan.clone(), members.clone())).collect()
+        here.map(|((ticket, _), (plan, members))| (ticket.clone(), plan.clone(), members.clone())).collect()
     }
 
     /// How often a VM has met the others.
@@ -409,13 +457,14 @@ impl Facts {
     pub fn met(&mut self, ticket: &str, vmid: u32, round: u64) {
         self.sums.met += 1;
         self.rounds.insert((ticket.to_owned(), vmid), round);
-        let Some((_, members)) = self.groups.get(ticket) else { return };
+        let groups = self.groups.iter().filter(|((of, _), _)| of == ticket);
+        let members: BTreeSet<u32> = groups.flat_map(|(_, (_, members))| members.iter().copied()).collect();
         // Clones whose host was given up are not waited for, though they may live and come back:
         // what the others do meanwhile they miss.
         let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
         let lost = &self.lost;
         let lives = |vmid: &u32| {
-            *vmid == 0
+            (*vmid == 0 && !lost.contains(&(ticket.to_owned(), 0)))
                 || (known.as_ref().is_some_and(|known| known.is_live(*vmid))
                     && !lost.contains(&(ticket.to_owned(), *vmid)))
         };

@@ -6,15 +6,16 @@ use crate::{
     cluster::ACTIVE,
     daemon::{Daemon, MEMORY_MIB, family_id},
     dice::Dice,
-    facts::{self, Plan},
+    facts::{self, Part, Plan},
 };
 use patina_proto::v1::{
-    JoinLeave, JoinRequest, JoinWait, KillRequest, RequestTicketRequest, RunningClone, SyncRequest, Ticket,
-    VmEnd, join_request::Side,
+    JoinLeave, JoinRequest, JoinWait, KillRequest, PlacementPolicy, RequestTicketRequest, RunningClone,
+    SyncRequest, Ticket, VmEnd, join_request::Side,
 };
 use scheduler::host::admission::{Authorization, CloneRequest};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::sleep};
+use uuid::Uuid;
 
 /// How long a VM waits for the others.
 const SYNC: Duration = Duration::from_secs(8);
@@ -27,6 +28,9 @@ const JOIN: Duration = Duration::from_secs(10);
 pub async fn live(daemon: Arc<Daemon>, number: u64, mut dice: Dice) {
     loop {
         sleep(dice.ms(0, 700)).await;
+        if daemon.facts.get().machines[daemon.machine].masters_gone {
+            continue;
+        }
         if turmoil::sim_elapsed().unwrap_or_default() > ACTIVE {
             return;
         }
@@ -75,8 +79,12 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
             }
             return;
         }
+        // On several machines.
+        4 | 5 => {
+            return spread(daemon, RequestTicketRequest { max_cpus: 6, min_vms: 3, ..request }, dice).await;
+        }
         // The caller goes away; nobody else knows of what it is granted.
-        4 if dice.percent(30) => {
+        6 if dice.percent(30) => {
             let request = RequestTicketRequest { request_id: String::new(), ..request };
             tokio::time::timeout(dice.ms(0, 100), daemon.admission.request(request)).await.ok();
             return;
@@ -88,7 +96,92 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
         }
     };
     if let Some((ticket, made)) = daemon.make(clone_request, authorization, dice).await {
-        together(daemon, &ticket, made, dice).await;
+        let (rounds, stays) = (dice.roll(4), dice.percent(12));
+        together(daemon, &ticket, made, rounds, stays, dice).await;
+    }
+}
+
+/// Clones on all machines on which a ticket has VMs: first here, then on the others, each of which uses
+/// its own part.
+async fn spread(daemon: &Arc<Daemon>, request: RequestTicketRequest, dice: &mut Dice) {
+    let request = RequestTicketRequest {
+        host_ids: Vec::new(),
+        policy: PlacementPolicy::Spread.into(),
+        min_cpus_per_vm: 1,
+        vcpus: 1,
+        ..request
+    };
+    let Some(ticket) = daemon.request(request).await else { return };
+    let family: Uuid = ticket.family.parse().unwrap();
+    let home = daemon.admission.host_id().to_owned();
+    let authorization =
+        Authorization::Part { id: ticket.id.clone(), epoch: ticket.epoch, parent_host: home.clone() };
+    let clone_request = |vms| CloneRequest {
+        family: ticket.family.clone(),
+        parent_vmid: 0,
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        vmids: daemon.facts.get().machines[daemon.machine].new_vmids(family, vms),
+    };
+    let Some(here) = ticket.placements.iter().find(|place| place.host_id == home) else { return };
+    let request = clone_request(here.vms);
+    let Some((used, made)) = daemon.make(request, authorization.clone(), dice).await else { return };
+    let (rounds, stays) = (dice.roll(4), dice.percent(12));
+    for place in ticket.placements.iter().filter(|place| place.host_id != home) {
+        // One that forgets to is as one that cannot.
+        if dice.percent(10) {
+            continue;
+        }
+        let clone_request = clone_request(place.vms);
+        let part = Part {
+            clone_request,
+            authorization: authorization.clone(),
+            rounds,
+            stays,
+            seed: dice.roll(u64::MAX),
+        };
+        let mut facts = daemon.facts.get();
+        let machine = facts.machines.iter_mut().find(|machine| machine.id.to_string() == place.host_id);
+        machine.unwrap().parts.push_back(part);
+    }
+    together(daemon, &used, made, rounds, stays, dice).await;
+}
+
+/// Makes what other machines want made here.
+pub async fn make_parts(daemon: Arc<Daemon>) {
+    loop {
+        let part = {
+            let mut facts = daemon.facts.get();
+            let machine = &mut facts.machines[daemon.machine];
+            let part = machine.parts.pop_front();
+            machine.busy += u64::from(part.is_some());
+            part
+        };
+        if let Some(part) = part {
+            let daemon = Arc::clone(&daemon);
+            tokio::spawn(async move {
+                make_part(&daemon, part).await;
+                daemon.facts.get().machines[daemon.machine].busy -= 1;
+            });
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn make_part(daemon: &Arc<Daemon>, part: Part) {
+    let Part { clone_request, authorization, rounds, stays, seed } = part;
+    let mut dice = Dice::new(seed, 3);
+    sleep(dice.ms(0, 300)).await;
+    let family = clone_request.family.clone();
+    let Some((ticket, made)) = daemon.make(clone_request, authorization, &mut dice).await else { return };
+    daemon.facts.get().sums.parts += 1;
+    let plan = Plan { machine: daemon.machine, family, rounds, stays };
+    daemon.facts.get().meet(&ticket.id, &plan, made.iter().map(|clone| clone.vmid));
+    let group = Arc::new(Group { daemon: Arc::clone(daemon), ticket: ticket.id.clone(), plan });
+    for life in clones_live(&group, &made, &mut dice) {
+        if life.await.is_err() {
+            daemon.facts.wrong("a clone's life has panicked");
+        }
     }
 }
 
@@ -141,6 +234,13 @@ impl Group {
                     return true;
                 }
                 Outcome::Refused(reason) if reason == "BARRIER_TIMEOUT" && !self.is_whole() => {}
+                // The host of the VM that cloned was given up; its clones elsewhere go on.
+                Outcome::Refused(reason) if reason == "UNKNOWN_VM" && vmid == 0 && self.was_left(vmid) => {
+                    if !facts.get().may_come_back(&self.ticket) {
+                        return false;
+                    }
+                    sleep(AGAIN).await;
+                }
                 // Its host was given up, and is not back yet.
                 Outcome::Refused(reason) if reason == "UNKNOWN_VM" && self.is_away(vmid) => {
                     sleep(AGAIN).await;
@@ -157,6 +257,11 @@ impl Group {
             }
         }
         false
+    }
+
+    /// Whether the ledger has ever had a VM as lost.
+    fn was_left(&self, vmid: u32) -> bool {
+        self.daemon.facts.get().was_lost(&self.ticket, vmid)
     }
 
     fn is_running(&self, vmid: u32) -> bool {
@@ -261,13 +366,15 @@ impl Group {
 }
 
 /// A ticket's life, from when its clones run.
-async fn together(daemon: &Arc<Daemon>, ticket: &Ticket, made: Vec<RunningClone>, dice: &mut Dice) {
-    let plan = Plan {
-        machine: daemon.machine,
-        family: ticket.family.clone(),
-        rounds: dice.roll(4),
-        stays: dice.percent(12),
-    };
+async fn together(
+    daemon: &Arc<Daemon>,
+    ticket: &Ticket,
+    made: Vec<RunningClone>,
+    rounds: u64,
+    stays: bool,
+    dice: &mut Dice,
+) {
+    let plan = Plan { machine: daemon.machine, family: ticket.family.clone(), rounds, stays };
     daemon.facts.get().meet(&ticket.id, &plan, made.iter().map(|clone| clone.vmid).chain([0]));
     let group = Arc::new(Group { daemon: Arc::clone(daemon), ticket: ticket.id.clone(), plan });
     let lives = clones_live(&group, &made, dice);

@@ -5,12 +5,18 @@ use super::{
     world::World,
 };
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, KEPT_MAX_MS, PASSED_OVER_MAX, Reply, Targets, UnixMs, Waiter},
+    api::{
+        Command, CoreError, Demand, Effect, KEPT_MAX_MS, PASSED_OVER_MAX, Reply, Targets, UnixMs, VmidDemand,
+        Waiter,
+    },
     record::Scheduling,
     state::{HostState, Standing},
     ticket::{HostId, State, Ticket},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 use uuid::Uuid;
 
 /// A request as its callers see it.
@@ -38,12 +44,16 @@ pub struct Watch {
     rounds: BTreeMap<Uuid, u64>,
     /// The last meeting that each VM has heard of.
     heard: BTreeMap<(Uuid, u32), u64>,
+    /// Clones that the ledger has had as lost.
+    were_lost: BTreeSet<(Uuid, u32)>,
     /// Those whose answers are lost.
     lost: BTreeSet<Waiter>,
     joining: BTreeMap<Waiter, Uuid>,
     /// Of which family.
     killing: BTreeMap<Waiter, (Uuid, Targets)>,
     idle: bool,
+    /// Vmids that were given: by family, host and request.
+    blocks: Vec<(VmidDemand, Range<u32>)>,
 }
 
 fn fit(cpus: u64, memory_mib: u64, vms: u64, demand: &Demand) -> u64 {
@@ -170,6 +180,33 @@ impl Watch {
         granted.collect::<BTreeSet<_>>().iter().map(|id| world.get(*id)).collect()
     }
 
+    /// Vmids are given once, and none that a clone has or has had.
+    pub fn reserved(&mut self, world: &World, demand: &VmidDemand, waiter: Waiter) {
+        let Some(Ok(Reply::Vmids { first, count })) = world.answers.get(&waiter) else {
+            assert!(world.core.hosts().iter().all(|host| host.info.id != demand.host || !host.is_up()));
+            return;
+        };
+        let block = *first..first + count;
+        let is_same = |(other, given): &(VmidDemand, Range<u32>)| {
+            other.request.is_some()
+                && (other.family, other.host, &other.request) == (demand.family, demand.host, &demand.request)
+                && *given == block
+        };
+        if self.blocks.iter().any(is_same) {
+            return;
+        }
+        assert!(*count == demand.count && *first >= demand.at_least.max(1), "{demand:?} gets {block:?}");
+        for (other, given) in self.blocks.iter().filter(|(other, _)| other.family == demand.family) {
+            let overlaps = given.start < block.end && block.start < given.end;
+            assert!(!overlaps, "{block:?} of {demand:?} were given to {other:?}");
+        }
+        for ticket in world.store.values().filter(|ticket| ticket.family == demand.family) {
+            let taken = ticket.clones.keys().find(|vmid| block.contains(vmid));
+            assert_eq!(taken, None, "a clone of {} has a vmid of {block:?}", ticket.id);
+        }
+        self.blocks.push((demand.clone(), block));
+    }
+
     pub fn used(&mut self, ticket: Uuid, host: HostId, vmids: &[u32]) {
         let before = self.uses.insert((ticket, host), vmids.to_vec());
         assert!(before.is_none(), "{ticket} is used twice on {host}");
@@ -248,6 +285,10 @@ impl Watch {
     fn forget(&mut self, world: &World) {
         self.uses.retain(|(id, _), _| world.store.contains_key(id));
         self.rounds.retain(|id, _| world.store.contains_key(id));
+        for ticket in world.store.values() {
+            let lost = ticket.clones.keys().filter(|vmid| ticket.is_lost(**vmid));
+            self.were_lost.extend(lost.map(|vmid| (ticket.id, *vmid)));
+        }
     }
 
     /// What runs on a host that is connected is in the ledger, and the other way round.
@@ -383,7 +424,10 @@ impl Watch {
                     self.rounds.insert(*ticket, *round);
                     continue;
                 }
-                assert_eq!(*round, after + 1, "VM {vmid} of {ticket} goes from meeting to meeting");
+                // One that was lost has missed what the others met at meanwhile.
+                let has_missed = self.were_lost.contains(&(*ticket, *vmid)) && round > after;
+                let is_next = *round == after + 1;
+                assert!(is_next || has_missed, "VM {vmid} of {ticket} goes from {after} to {round}");
                 if !self.lost.remove(waiter) {
                     self.heard.insert((*ticket, *vmid), *round);
                 }

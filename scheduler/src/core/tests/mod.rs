@@ -12,4 +12,5 @@ mod parts;
 mod places;
 mod queueing;
 mod spending;
+mod vmids;
 mod world;

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::core::{
     api::{
-        Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, Usage, UseBy, Waiter,
+        Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, Usage, UseBy,
+        VmidDemand, Waiter,
     },
     record::Scheduling,
     ticket::{HostId, Kept, Policy, State, Ticket, VmEnd},
@@ -73,6 +74,7 @@ enum Op {
         ticket: usize,
         all: bool,
     },
+    Reserve(VmidDemand),
     Pass(u64),
     ToDeadline,
     Restart,
@@ -151,6 +153,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => n.clone().prop_map(Op::Leave),
         2 => n.clone().prop_map(Op::Join),
         2 => (n.clone(), any::<bool>()).prop_map(|(ticket, all)| Op::Kill { ticket, all }),
+        3 => reserve(),
         5 => (1..900_u64).prop_map(Op::Pass),
         1 => (5_000..30_000_u64).prop_map(Op::Pass),
         2 => Just(Op::ToDeadline),
@@ -174,6 +177,16 @@ fn use_of() -> impl Strategy<Value = Use> {
             keep,
         },
     )
+}
+
+fn reserve() -> impl Strategy<Value = Op> {
+    let at_least = prop_oneof![3 => Just(0), 1 => 0..200_u32];
+    let what = (1..20_u32, at_least, prop::option::weighted(0.5, 0..4_u8));
+    (1..4_u128, 1..4_u128, what).prop_map(|(family, host, (count, at_least, request))| {
+        let request = request.map(|number| number.to_string());
+        let (family, host, host_epoch) = (id(family), id(host), None);
+        Op::Reserve(VmidDemand { family, host, host_epoch, count, request, at_least })
+    })
 }
 
 fn scheduling() -> impl Strategy<Value = Scheduling> {
@@ -583,6 +596,11 @@ impl Sim {
         self.call(|waiter| Command::Kill { waiter, family, targets, reason });
     }
 
+    fn reserve(&mut self, demand: &VmidDemand) {
+        let waiter = self.call(|waiter| Command::ReserveVmids(waiter, demand.clone()));
+        self.watch.reserved(&self.world, demand, waiter);
+    }
+
     fn restart(&mut self) {
         let before = self.world.store.clone();
         let all_up = self.hosts.values().all(|host| host.connected && host.ghosts.is_empty());
@@ -711,6 +729,7 @@ impl Sim {
                     self.kill(&ticket, *all);
                 }
             }
+            Op::Reserve(wanted) => self.reserve(wanted),
             Op::Pass(ms) => {
                 self.world.now += ms;
                 self.apply(Command::Tick);

@@ -10,6 +10,7 @@ use crate::core::{
     epochs::Epochs,
     record::{HostRecord, Scheduling},
     ticket::{HostId, Policy, State, Ticket, VmEnd},
+    vmids::{VmidDemand, VmidRecord},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -58,6 +59,8 @@ pub struct World {
     pub store: BTreeMap<Uuid, Ticket>,
     /// The hosts that are stored.
     pub stored_hosts: BTreeMap<HostId, HostRecord>,
+    /// The counters of vmids that are stored.
+    pub vmids: BTreeMap<Uuid, VmidRecord>,
     /// The answers, by waiter.
     pub answers: BTreeMap<Waiter, Result<Reply, CoreError>>,
     /// The waiters.
@@ -87,6 +90,7 @@ impl World {
             now: BEGIN,
             store: BTreeMap::new(),
             stored_hosts: BTreeMap::new(),
+            vmids: BTreeMap::new(),
             answers: BTreeMap::new(),
             open: BTreeSet::new(),
             effects: Vec::new(),
@@ -139,6 +143,12 @@ impl World {
                     None => self.stored_hosts.remove(&id),
                 };
             }
+            Effect::PutVmids(family) => {
+                match self.core.vmid_record(family) {
+                    Some(record) => self.vmids.insert(family, record.clone()),
+                    None => self.vmids.remove(&family),
+                };
+            }
             Effect::DropData { ticket, vmid } => {
                 assert!(self.data.remove(&(ticket, vmid)).is_some(), "it is dropped once");
             }
@@ -168,6 +178,8 @@ impl World {
         for id in self.core.hosts().iter().map(|host| host.info.id) {
             assert_eq!(self.core.host_record(id).as_ref(), self.stored_hosts.get(&id), "host {id}");
         }
+        let counters: Vec<_> = self.core.vmids.records().cloned().collect();
+        assert_eq!(counters, self.vmids.values().cloned().collect::<Vec<_>>());
         let kept = known.values().flat_map(|ticket| ticket.results.values()).map(|left| left.kept_bytes());
         let kept: u64 = kept.sum();
         assert_eq!((kept, kept), (self.core.counts().data_bytes, self.data.values().sum()), "data");
@@ -338,6 +350,22 @@ impl World {
         self.call(|waiter| Command::Kill { waiter, family: id(7), targets, reason: "test".into() })
     }
 
+    /// A host reserves vmids of family 7, for a request of this name if it has one.
+    pub fn reserve(
+        &mut self,
+        host: HostId,
+        count: u32,
+        at_least: u32,
+        request: &str,
+    ) -> Result<(u32, u32), CoreError> {
+        let request = (!request.is_empty()).then(|| request.to_owned());
+        let demand = VmidDemand { family: id(7), host, host_epoch: None, count, request, at_least };
+        match self.answer(|waiter| Command::ReserveVmids(waiter, demand))? {
+            Reply::Vmids { first, count } => Ok((first, count)),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// An operator wants something else of a host.
     pub fn schedule(&mut self, host: HostId, scheduling: Scheduling) -> Result<HostChange, CoreError> {
         let answer = self.answer(|waiter| Command::SetScheduling { waiter, host, scheduling });
@@ -374,6 +402,7 @@ impl World {
         let (stored, epochs) = (self.store.values().cloned().collect(), Epochs::after(self.reserved, 0));
         let hosts: Vec<_> = self.stored_hosts.values().cloned().collect();
         self.core = Core::new(options, stored, &hosts, epochs, self.now);
+        self.core.recall_vmids(self.vmids.values().cloned().collect());
         self.check_store();
     }
 

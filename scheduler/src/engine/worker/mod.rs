@@ -102,15 +102,16 @@ impl Worker {
         clock: Clock,
         ends: Ends,
     ) -> Result<Self, EngineError> {
-        let Stored { tickets, hosts, epochs } = store.load()?;
+        let Stored { tickets, hosts, vmids, epochs } = store.load()?;
         let clock = clock.not_before(latest(&tickets));
         tracing::info!(tickets = tickets.len(), hosts = hosts.len(), "ledger read");
         // By the clock, too: a ledger may be a new one, or an old copy. Fewer than 1024 are given
         // in a millisecond.
         let begin = Epochs::after(epochs, clock.now().saturating_mul(1024));
-        let core = Some(Core::new(options.clone(), tickets, &hosts, begin, clock.now()));
+        let mut core = Core::new(options.clone(), tickets, &hosts, begin, clock.now());
+        core.recall_vmids(vmids);
         Ok(Self {
-            core,
+            core: Some(core),
             store,
             options,
             clock,
@@ -223,11 +224,13 @@ impl Worker {
     }
 
     fn reload(&mut self) -> Result<(), StoreError> {
-        let Stored { tickets, hosts, epochs } = self.store.load()?;
+        let Stored { tickets, hosts, vmids, epochs } = self.store.load()?;
         // What was not stored was not given to anybody, but it is not known what was stored.
         self.stored_epochs = epochs;
         let epochs = self.epochs.stored(epochs);
-        self.core = Some(Core::new(self.options.clone(), tickets, &hosts, epochs, self.clock.now()));
+        let mut core = Core::new(self.options.clone(), tickets, &hosts, epochs, self.clock.now());
+        core.recall_vmids(vmids);
+        self.core = Some(core);
         Ok(())
     }
 

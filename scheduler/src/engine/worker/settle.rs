@@ -22,7 +22,7 @@ impl Worker {
     /// Stores what the effects change, then carries them out.
     pub(super) fn settle(&mut self, effects: Vec<Effect>) {
         let mut changed = BTreeMap::new();
-        let (mut data, mut hosts) = (Vec::new(), BTreeSet::new());
+        let (mut data, mut hosts, mut families) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         for effect in &effects {
             match effect {
                 Effect::Put(id) => {
@@ -37,13 +37,16 @@ impl Worker {
                 Effect::PutHost(host) | Effect::ForgetHost(host) => {
                     hosts.insert(*host);
                 }
+                Effect::PutVmids(family) => {
+                    families.insert(*family);
+                }
                 Effect::Answer(waiter, Ok(Reply::Noted)) => {
                     data.extend(self.pending.get_mut(waiter).and_then(|pending| pending.data.take()));
                 }
                 Effect::Answer(..) | Effect::Became(_) | Effect::Kill { .. } | Effect::Cut { .. } => {}
             }
         }
-        if let Err(error) = self.commit(&changed, &hosts, data) {
+        if let Err(error) = self.commit(&changed, &hosts, &families, data) {
             self.fail(error);
             return;
         }
@@ -58,6 +61,7 @@ impl Worker {
         &mut self,
         changed: &BTreeMap<Uuid, bool>,
         hosts: &BTreeSet<HostId>,
+        families: &BTreeSet<Uuid>,
         data: Vec<JoinData>,
     ) -> Result<(), StoreError> {
         let Some(core) = &self.core else { return Ok(()) };
@@ -75,7 +79,10 @@ impl Worker {
             .partition(|(_, record)| record.is_some());
         let hosts = known.into_iter().filter_map(|(_, record)| record).collect();
         let forget_hosts = unknown.into_iter().map(|(host, _)| host).collect();
-        let batch = Batch { puts, hosts, data, forgets, forget_hosts, epochs };
+        let vmids = families.iter().filter_map(|family| core.vmid_record(*family).cloned()).collect();
+        let is_forgotten = |family: &&Uuid| core.vmid_record(**family).is_none();
+        let forget_vmids = families.iter().filter(is_forgotten).copied().collect();
+        let batch = Batch { puts, hosts, data, forgets, forget_hosts, vmids, forget_vmids, epochs };
         if !batch.is_empty() {
             let started = std::time::Instant::now();
             self.store.commit(&batch)?;
@@ -105,7 +112,8 @@ impl Worker {
             | Effect::Forget(_)
             | Effect::DropData { .. }
             | Effect::PutHost(_)
-            | Effect::ForgetHost(_) => {}
+            | Effect::ForgetHost(_)
+            | Effect::PutVmids(_) => {}
             Effect::Became(became) => log(&became),
             Effect::Answer(waiter, reply) => self.answer(waiter, reply),
             Effect::Kill { host, family, ticket, epoch, vmids, reason } => {
@@ -142,6 +150,7 @@ impl Worker {
             Reply::Met { round, arrived } => Answer::Met { round, arrived },
             Reply::Killed(vmids) => Answer::Killed(vmids),
             Reply::Host(change) => Answer::Host(change),
+            Reply::Vmids { first, count } => Answer::Vmids { first, count },
         });
         if let Err(Ok(answer)) = pending.reply.send(answer)
             && let Some(gone) = pending.takes.unheard(answer)

@@ -1,10 +1,11 @@
 //! Requests for tickets, and what becomes of a grant that nobody wants any more.
 
-use super::Admission;
+use super::{Admission, anew};
 use crate::client::calls::{Failed, answered};
 use patina_daemon::chain;
 use patina_proto::v1::{
-    AdmitClonesRequest, ReleaseTicketRequest, RequestTicketRequest, Ticket, TicketState, UnuseTicketRequest,
+    AdmitClonesRequest, ReleaseTicketRequest, RequestTicketRequest, ReserveVmidsRequest, Ticket, TicketState,
+    UnuseTicketRequest,
 };
 use std::{future::Future, time::Duration};
 use tokio::runtime::Handle;
@@ -108,6 +109,33 @@ impl Admission {
             async move { client.release_ticket(request).await.map(drop) }
         });
         released.await
+    }
+
+    /// Reserves vmids of a family that no other host gets, none below `at_least`: the first of `count`
+    /// that follow each other. The same `request_id` gets the same ones.
+    ///
+    /// # Errors
+    /// The family has not so many left, or the scheduler does not answer.
+    pub async fn reserve_vmids(
+        &self,
+        family: &str,
+        count: u32,
+        at_least: u32,
+        request_id: Uuid,
+    ) -> Result<u32, Failed> {
+        let reserved = answered(Duration::ZERO, |_| async {
+            let request = ReserveVmidsRequest {
+                family: family.to_owned(),
+                host_id: self.host_id().to_owned(),
+                host_epoch: self.epoch().await,
+                count,
+                request_id: request_id.to_string(),
+                at_least,
+            };
+            let reserved = self.host_client().reserve_vmids(request).await;
+            reserved.map(|response| response.into_inner().first).map_err(anew)
+        });
+        reserved.await
     }
 
     /// What a request was granted that nobody waits for any more goes back.

@@ -54,6 +54,7 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "TOO_MANY_WAITING" => &["rt", "clone", "sync", "join", "kill"],
         "USED" | "SMALL_TICKET" | "OTHER_HOST" | "OTHER_PARENT" => &["clone"],
         "RELEASED" | "EXPIRED" | "FENCED" => &["clone", "sync", "join"],
+        "NO_FREE_VMID" | "TOO_MANY_FAMILIES" => &["clone"],
         "NOT_USED" => &["sync", "leave", "join"],
         "NOT_PARENT" => &["join"],
         "NOT_CLONE" | "TOO_MUCH_DATA" => &["leave"],

@@ -204,6 +204,7 @@ fn errno(status: &Status) -> i32 {
         ("SMALL_TICKET" | "OTHER_HOST" | "OTHER_PARENT", _) => libc::EXDEV,
         ("TOO_MUCH_DATA", _) => libc::EFBIG,
         ("TOO_MANY_TICKETS", _) => libc::EDQUOT,
+        ("NO_FREE_VMID", _) => libc::ENOSPC,
         ("NO_CAPACITY" | "HOST_CORDONED", _) => libc::EBUSY,
         ("IMPOSSIBLE" | "HOST_UP" | "HOST_ID_IN_USE", _) | (_, Code::InvalidArgument) => libc::EINVAL,
         (_, Code::DeadlineExceeded) => libc::ETIME,
