@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 pub const STORIES: &[Story] =
     stories![one_call_makes_clones_on_three_hosts, a_host_that_is_gone_fails_only_its_own_clones,];
 
-/// Three hosts, each in a network namespace of its own, with room for one clone each.
+/// Three hosts, each in a network namespace of its own, with room for two clones each.
 struct Hosts {
     scheduler: Scheduler,
     hosts: [Host; 3],
@@ -27,7 +27,7 @@ impl Hosts {
     fn start(stage: &Stage) -> Result<Self, HostError> {
         let scheduler = Scheduler::start(stage.setup(), &["--overcommit-cpu", "64"])?;
         let start = || {
-            let options = ["--scheduler", &scheduler.address(), "--max-vms", "1", "--warm", "0"];
+            let options = ["--scheduler", &scheduler.address(), "--max-vms", "2", "--warm", "0"];
             Host::start_apart(stage.setup(), &options)
         };
         let hosts = [start()?, start()?, start()?];
@@ -87,6 +87,19 @@ fn three_clones(hosts: &Hosts) -> Outcome {
         require_eq("a clone's own file", vm.sh("cat /tmp/own")?, number.to_string())?;
     }
 
+    // A clone clones itself where it is. Its clone has a vmid that no other host gives, and goes.
+    let last = &vms[2];
+    let own = last.sh("gc clone 1 > /tmp/number; cat /tmp/number")?;
+    require_eq("gc clone in a clone", own, "0")?;
+    let again = Hosts::clones_of(&hosts.hosts[2..], "adam")?;
+    let again =
+        again.iter().find(|vm| vm.name() != last.name()).ok_or("the clone of a clone is not there")?;
+    again.wait_ready()?;
+    let vmid: u32 = again.sh("gc vmid")?.parse()?;
+    require(vmid > 3, "a vmid that nobody has", vmid)?;
+    require_eq("the file in the clone of a clone", again.sh("cat /tmp/own")?, "2")?;
+    again.kill()?;
+
     // They meet, whichever host they are on, and their parent gets what they leave.
     for vm in &vms {
         vm.sh("setsid sh -c 'gc sync; echo -n of $(gc vmid) | gc join --status 7 --data -' < /dev/null > /dev/null 2>&1 &")?;
@@ -136,7 +149,7 @@ fn two_of_three(hosts: &mut Hosts) -> Outcome {
 fn ticket_over_all(host: &Host, parent: &Vm<'_>) -> Result<String, Failed> {
     let family = parent.field("family")?;
     let request = ["ticket", "request", "--max-cpus", "3", "--min-vms", "3", "--family", &family];
-    let size = ["--vcpus", "1", "--memory", "256M", "--anywhere"];
+    let size = ["--vcpus", "1", "--memory", "256M", "--anywhere", "--policy", "spread"];
     let granted = host.json(&[&request[..], &size[..]].concat())?;
     let places = granted["placements"].as_array().map_or(0, Vec::len);
     require(places == 3, "a ticket on three hosts", &granted)?;

@@ -105,6 +105,19 @@ impl<T> Vmids<T> {
         Some((vmid, what))
     }
 
+    /// From now on only vmids that are [added](Self::add) are given, and those that something is kept
+    /// under. All below the result may have been given or bound.
+    pub fn close(&mut self) -> u32 {
+        let next = self.next;
+        self.raise(VMID_MAX + 1);
+        next
+    }
+
+    /// These vmids may be given, too: nobody else gives them.
+    pub fn add(&mut self, vmids: std::ops::Range<u32>) {
+        self.free.extend(vmids);
+    }
+
     /// How many vmids can be taken with nothing under them.
     #[must_use]
     pub fn left_bare(&self) -> u32 {

@@ -24,6 +24,7 @@ use super::{
     host::Host,
     pool::OnTheWay,
     remote::send::{Elsewhere, There},
+    table::families::CloneSlot,
     tickets::Wanted,
     vm::Vm,
     warm_up::For,
@@ -141,10 +142,10 @@ impl Host {
         // Other hosts find kernel and root file system by their content.
         let images = if elsewhere.is_empty() { None } else { Some(self.images_of(record).await?) };
         let wanted = self.part_of(wanted, &elsewhere);
-        let there = self.take_vmids_elsewhere(record, elsewhere)?;
+        let (slots, there) = self.take_vmids_for(record, count, elsewhere).await?;
         // The scheduler is asked for these very vmids. Pools make no warm VMs while a clone is on
         // the way.
-        let (slots, on_the_way) = (self.take_clone_slots(record, count)?, self.on_the_way(count));
+        let on_the_way = self.on_the_way(count);
         let vmids = slots.iter().map(|slot| slot.vmid).collect();
         // A VM whose agent is told nothing is frozen at once: the reservation takes as long to be
         // on the disk. An agent goes on after a freeze as one that was cloned, so for it there is
@@ -259,13 +260,27 @@ impl Host {
         }
     }
 
-    /// Takes vmids for clones on other hosts. Those that are not used stay unused.
-    fn take_vmids_elsewhere(&self, parent: &Record, places: Vec<Elsewhere>) -> Result<Vec<There>, Error> {
+    /// Takes clone slots for the clones here, and vmids for those on other hosts. The latter stay
+    /// unused if they are not used.
+    async fn take_vmids_for(
+        self: &Arc<Self>,
+        parent: &Record,
+        count: u32,
+        places: Vec<Elsewhere>,
+    ) -> Result<(Vec<CloneSlot>, Vec<There>), Error> {
+        if !places.is_empty() {
+            self.table.share_family(parent.net.index, parent.family);
+            self.write_vmids(parent).await?;
+        }
+        let all = places.iter().map(|place| place.vms).sum::<u32>() + count;
+        let _turn = self.reserving.lock().await;
+        self.reserve_vmids(parent, all).await?;
         let take = |place: Elsewhere| {
             let vmids = self.table.take_vmids(parent, place.vms)?;
             Ok(There { place, vmids })
         };
-        places.into_iter().map(take).collect()
+        let there = places.into_iter().map(take).collect::<Result<_, Error>>()?;
+        Ok((self.take_clone_slots(parent, count)?, there))
     }
 
     pub(super) fn on_the_way(&self, count: u32) -> Vec<OnTheWay> {

@@ -144,7 +144,7 @@ pub enum Error {
     NoFamily(u16),
     /// The family has not so many vmids left.
     #[error(
-        "number {count} clones: the family of {master:?} has {left} vmids left on this host; clone a VM of another family, or one on the host where {master:?} was started"
+        "number {count} clones: the family of {master:?} has {left} vmids left; clone a VM of another family"
     )]
     NoVmid {
         /// The name of the family's master.

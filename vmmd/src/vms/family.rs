@@ -16,6 +16,9 @@ use uuid::Uuid;
 
 /// How long a warm VM that nobody will use may take to be gone.
 const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
+/// How many vmids are reserved at least, and at most, with one call.
+const RESERVED_MIN: u32 = 16;
+const RESERVED_MAX: u32 = 64;
 
 impl Host {
     /// Writes down the vmids that were taken in a family. Before that none of them may be used.
@@ -30,6 +33,26 @@ impl Host {
         let host = Arc::clone(self);
         blocking(move || Ok(host.state.save_next_vmid(family, next)?)).await?;
         self.table.written(index, family, next);
+        Ok(())
+    }
+
+    /// Reserves vmids at the scheduler, if the family has VMs on other hosts and this host has not
+    /// enough for `count` clones. The caller takes them while it holds [`Self::reserving`].
+    ///
+    /// # Errors
+    /// The family has not so many left, or the scheduler does not answer.
+    pub(super) async fn reserve_vmids(&self, of: &Record, count: u32) -> Result<(), Error> {
+        let (index, family) = (of.net.index, of.family);
+        while let Some((missing, at_least)) = self.table.missing_vmids(index, family, count) {
+            // Some more, for the next calls and for the pool.
+            let wanted = missing.clamp(RESERVED_MIN, RESERVED_MAX);
+            let vmids = self.tickets.reserve_vmids(family, wanted, at_least).await?;
+            if vmids.is_empty() || vmids.start < at_least || vmids.end > VMID_MAX + 1 {
+                let text = format!("reserve vmids: the scheduler gives {vmids:?}");
+                return Err(Error::Scheduler(Box::new(tonic::Status::internal(text))));
+            }
+            self.table.add_vmids(index, family, vmids);
+        }
         Ok(())
     }
 

@@ -136,6 +136,8 @@ pub struct Host {
     pub(super) leases: Leases,
     // The digests of layers that other hosts were told of.
     pub(super) described: Described,
+    // Held while vmids are reserved and taken.
+    pub(super) reserving: Mutex<()>,
     // Held while a family of another host comes to this one.
     pub(super) joining: Mutex<()>,
     // Kernels and root file systems by their content.
@@ -179,6 +181,7 @@ impl Host {
             leases: Leases::default(),
             described: Described::default(),
             joining: Mutex::new(()),
+            reserving: Mutex::new(()),
             digests: Digests::default(),
             room: Room::default(),
             known_layers: KnownLayers::default(),

@@ -20,6 +20,7 @@ use scheduler::{
 };
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -247,6 +248,22 @@ impl Tickets {
                 Err((error, is_unused))
             }
         }
+    }
+
+    /// Reserves vmids of a family, which nobody else gives.
+    ///
+    /// # Errors
+    /// The family has not so many left, or the scheduler does not answer.
+    pub(super) async fn reserve_vmids(
+        &self,
+        family: Uuid,
+        count: u32,
+        at_least: u32,
+    ) -> Result<Range<u32>, Error> {
+        let admission = &self.0.admission;
+        let first = admission.reserve_vmids(&family.to_string(), count, at_least, Uuid::new_v4()).await;
+        let first = first.map_err(|failed| self.failed("reserve vmids", failed.into_status()))?;
+        Ok(first..first.saturating_add(count))
     }
 
     /// What other hosts have of a ticket and did not use is not wanted any more.

@@ -189,7 +189,7 @@ impl Host {
         };
         let (call, parent) = blocking(look).await?;
         let count = u32::try_from(call.vmids.len()).unwrap_or(u32::MAX);
-        self.join_family_of(&parent, count).await?;
+        self.join_family_of(&parent, &call.vmids).await?;
         // From here on each clone that is not made leaves the family.
         let slots = match self.table.take_given_slots(parent.master(), &call.vmids) {
             Ok(slots) => slots,
@@ -266,12 +266,12 @@ impl Host {
     }
 
     /// So many more VMs of a family of another host live here: its network is made if there is none.
-    async fn join_family_of(self: &Arc<Self>, parent: &Record, count: u32) -> Result<(), Error> {
+    async fn join_family_of(self: &Arc<Self>, parent: &Record, vmids: &[u32]) -> Result<(), Error> {
         let _turn = self.joining.lock().await;
         let (net, family) = (parent.net, parent.family);
         let begun = Instant::now();
         loop {
-            match self.table.join_foreign_family(net.index, family, count) {
+            match self.table.join_foreign_family(net.index, family, vmids) {
                 Joined::Others => return Ok(()),
                 Joined::First => break,
                 // Its last VM here has just ended, and its bridge is being deleted.
@@ -281,7 +281,7 @@ impl Host {
                 Joined::Taken(other) => return Err(ReceiveError::Network { base: net.base, other }.into()),
             }
         }
-        // Whoever gives the family's vmids, it is not this host, nor the next vmmd here.
+        // This host gives only such vmids as are reserved, and so does the next vmmd here.
         let host = Arc::clone(self);
         let written = blocking(move || Ok(host.state.save_next_vmid(family, VMID_MAX + 1)?)).await;
         let claimed = match written {

@@ -11,7 +11,7 @@ fn family() -> (Table, Record) {
     (table, record)
 }
 
-fn range() -> Range {
+fn range() -> NetworkRange {
     "10.0.0.0/19".parse().unwrap()
 }
 
@@ -183,9 +183,9 @@ fn a_family_of_another_host_has_the_number_that_it_has_there_and_gives_no_vmids_
     let table = Table::default();
     let (own, foreign) = (Uuid::from_u128(1), Uuid::from_u128(2));
     assert_eq!(table.number_family(&range(), 0, own).map(|net| net.index), Some(0));
-    assert!(matches!(table.join_foreign_family(0, foreign, 2), Joined::Taken(other) if other == own));
-    assert!(matches!(table.join_foreign_family(1, foreign, 2), Joined::First));
-    assert!(matches!(table.join_foreign_family(1, foreign, 1), Joined::Others));
+    assert!(matches!(table.join_foreign_family(0, foreign, &[7, 9]), Joined::Taken(other) if other == own));
+    assert!(matches!(table.join_foreign_family(1, foreign, &[7, 9]), Joined::First));
+    assert!(matches!(table.join_foreign_family(1, foreign, &[8]), Joined::Others));
     let net = range().family(1).unwrap();
     let clone = Record { net, family: foreign, ..ended_vm("b.7").record.clone() };
     let slots = table.take_given_slots("b", &[7, 9]).unwrap();
@@ -196,12 +196,43 @@ fn a_family_of_another_host_has_the_number_that_it_has_there_and_gives_no_vmids_
     assert!(matches!(error, Error::NameTaken(_)) && table.reserve("b.8").is_ok());
     assert!(matches!(table.take_clone_slots(&clone, 1), Err(Error::NoVmid { left: 0, .. })));
     assert!(fill(&table, &clone, 2).is_empty(), "no warm VM has a vmid");
+    // Those that are reserved for it, it gives; none may be below those that it knows of.
+    assert_eq!(table.missing_vmids(1, foreign, 3), Some((3, 10)));
+    table.add_vmids(1, foreign, 64..66);
+    assert_eq!(table.missing_vmids(1, foreign, 3), Some((1, 66)));
+    assert_eq!(table.missing_vmids(1, foreign, 2), None);
+    let taken = table.take_clone_slots(&clone, 2).unwrap();
+    assert_eq!(vmids(&taken), [64, 65]);
+    for _ in 0..2 {
+        assert!(matches!(table.leave_family(1), Left::Others));
+    }
+    // What is written down tells a vmmd that is started again.
+    let again = Table::default();
+    again.join_family(1, foreign, VMID_MAX + 1);
+    assert_eq!(again.missing_vmids(1, foreign, 1), Some((1, 0)));
     for _ in 0..2 {
         assert!(matches!(table.leave_family(1), Left::Others));
     }
     assert!(matches!(table.leave_family(1), Left::Nobody(_)));
     // Until its bridge is gone.
-    assert!(matches!(table.join_foreign_family(1, foreign, 1), Joined::Taken(_)));
+    assert!(matches!(table.join_foreign_family(1, foreign, &[8]), Joined::Taken(_)));
     table.forget_family(1);
-    assert!(matches!(table.join_foreign_family(1, foreign, 1), Joined::First));
+    assert!(matches!(table.join_foreign_family(1, foreign, &[8]), Joined::First));
+}
+
+#[test]
+fn a_family_that_gets_vms_on_other_hosts_gives_only_reserved_vmids_from_then_on() {
+    let (table, parent) = family();
+    assert_eq!(fill(&table, &parent, 2), [1, 2]);
+    assert_eq!(table.missing_vmids(0, FAMILY, 9), None, "it gives its vmids itself");
+    table.share_family(0, FAMILY);
+    assert_eq!(table.unwritten(0, FAMILY), Some(VMID_MAX + 1));
+    assert_eq!(table.missing_vmids(0, FAMILY, 4), Some((4, 3)));
+    table.add_vmids(0, FAMILY, 3..7);
+    table.share_family(0, FAMILY);
+    assert_eq!(table.take_vmids(&parent, 3).unwrap(), [3, 4, 5]);
+    // What is warm is used, too.
+    assert_eq!(vmids(&table.take_clone_slots(&parent, 3).unwrap()), [1, 2, 6]);
+    assert!(matches!(table.take_clone_slots(&parent, 1), Err(Error::NoVmid { left: 0, .. })));
+    assert_eq!(table.missing_vmids(0, FAMILY, 1), Some((1, 7)));
 }

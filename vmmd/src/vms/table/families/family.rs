@@ -1,6 +1,6 @@
 //! A family with running VMs: its vmids, its pool of warm VMs, and its prefault list.
 
-use crate::{process::generation::PrefaultList, vms::warm::Pool};
+use crate::{plan::address::VMID_MAX, process::generation::PrefaultList, vms::warm::Pool};
 use std::sync::Arc;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -16,6 +16,9 @@ pub(in crate::vms::table) struct Family {
     pub(super) clearing: usize,
     /// All vmids below this are written down as given.
     pub(super) written: u32,
+    /// It has VMs on other hosts, so that its vmids are reserved at the scheduler. All below this may
+    /// be some VM's.
+    pub(super) shared_from: Option<u32>,
     /// There is something to be done for the pool, once it is kept.
     pub(super) changed: Option<Arc<Notify>>,
     /// How many warm VMs have died since that was asked last.
@@ -41,6 +44,8 @@ impl Family {
             pool: Pool::from(next_vmid),
             clearing: 0,
             written: next_vmid,
+            // Written down so that a vmmd that follows knows it.
+            shared_from: (next_vmid > VMID_MAX).then_some(0),
             changed: None,
             losses: 0,
             prefault_list: List::Unknown,

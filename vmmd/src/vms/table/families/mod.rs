@@ -5,7 +5,7 @@ pub(super) mod family;
 use super::{HeldName, Inner, Slot, Table};
 use crate::{
     plan::{
-        address::{FamilyNet, Range, VMID_MAX},
+        address::{FamilyNet, Range as NetworkRange, VMID_MAX},
         names::VmName,
     },
     process::generation::PrefaultList,
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use family::{Family, List};
-use std::{collections::btree_map::Entry, sync::Arc};
+use std::{collections::btree_map::Entry, ops::Range, sync::Arc};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -126,7 +126,7 @@ struct Numbered {
 impl Table {
     /// Numbers a new family with one VM: the first free number from `from` on.
     #[must_use]
-    pub fn number_family(&self, range: &Range, from: u16, uuid: Uuid) -> Option<FamilyNet> {
+    pub fn number_family(&self, range: &NetworkRange, from: u16, uuid: Uuid) -> Option<FamilyNet> {
         let mut inner = self.lock();
         let free = (from..range.families()).find(|index| !inner.families.contains_key(index))?;
         inner.families.insert(free, Family::new(uuid, 1, 1));
@@ -139,15 +139,22 @@ impl Table {
         let family = inner.families.entry(index).or_insert_with(|| Family::new(uuid, 0, next_vmid));
         family.living += 1;
         family.pool.raise(next_vmid);
+        if next_vmid > VMID_MAX {
+            family.shared_from.get_or_insert(0);
+        }
         family.written = family.written.max(next_vmid);
     }
 
-    /// So many VMs of a family of another host are made here. This host gives none of its vmids.
+    /// VMs of a family of another host, with these vmids, are made here. This host gives only such
+    /// vmids of it as are reserved.
     #[must_use]
-    pub fn join_foreign_family(&self, index: u16, uuid: Uuid, count: u32) -> Joined {
+    pub fn join_foreign_family(&self, index: u16, uuid: Uuid, vmids: &[u32]) -> Joined {
+        let count = u32::try_from(vmids.len()).unwrap_or(u32::MAX);
+        let above = vmids.iter().max().map_or(0, |vmid| vmid + 1);
         match self.lock().families.entry(index) {
             Entry::Vacant(entry) => {
-                entry.insert(Family::new(uuid, count, VMID_MAX + 1));
+                let family = Family::new(uuid, count, VMID_MAX + 1);
+                entry.insert(Family { shared_from: Some(above), ..family });
                 Joined::First
             }
             Entry::Occupied(mut entry) => {
@@ -156,8 +163,38 @@ impl Table {
                     return Joined::Taken(family.uuid);
                 }
                 family.living += count;
+                family.shared_from = family.shared_from.max(Some(above));
                 Joined::Others
             }
+        }
+    }
+
+    /// The family gets VMs on other hosts: this one gives no vmid any more that is not reserved. The
+    /// result must be [written](Self::unwritten) before.
+    pub fn share_family(&self, index: u16, uuid: Uuid) {
+        let mut inner = self.lock();
+        let Some(family) = inner.family(index, uuid).filter(|family| family.shared_from.is_none()) else {
+            return;
+        };
+        family.shared_from = Some(family.pool.close());
+    }
+
+    /// How many vmids must be reserved before `count` can be taken with nothing under them, and the
+    /// least that they may be. None: there are enough, or the family gives its vmids itself.
+    #[must_use]
+    pub fn missing_vmids(&self, index: u16, uuid: Uuid, count: u32) -> Option<(u32, u32)> {
+        let mut inner = self.lock();
+        let family = inner.family(index, uuid)?;
+        let missing = count.saturating_sub(family.pool.left_bare());
+        family.shared_from.filter(|_| missing > 0).map(|from| (missing, from))
+    }
+
+    /// Vmids were reserved for this host.
+    pub fn add_vmids(&self, index: u16, uuid: Uuid, vmids: Range<u32>) {
+        if let Some(family) = self.lock().family(index, uuid) {
+            family.shared_from = family.shared_from.max(Some(vmids.end));
+            family.pool.add(vmids);
+            family.wake();
         }
     }
 
