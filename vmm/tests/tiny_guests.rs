@@ -21,8 +21,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use tiny::code::{
-    AVX, COUNT, ECHO, FOUR, HIGH, MTRR, PANIC, POWER_OFF, READ, READ_AND_WRITE, READ_PAGES, RESET, ROUNDS,
-    SCATTER, SCATTERED, SPIN, TSC, UD2,
+    AVX, COUNT, DESCRIPTORS, ECHO, FOUR, HIGH, MTRR, PANIC, POWER_OFF, RANDOM, READ, READ_AND_WRITE,
+    READ_PAGES, RESET, ROUNDS, SCATTER, SCATTERED, SPIN, TSC, UD2,
 };
 use tiny::lazy::{Fate, FillingLayer, Pager};
 use tiny::states::{is, rewritten};
@@ -33,7 +33,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 33] = named![
+    let tests: [(&str, Test); 36] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -67,6 +67,9 @@ fn main() -> ExitCode {
         a_vm_is_frozen_again_and_again_while_its_memory_arrives,
         a_freeze_after_one_that_has_failed_copies_what_was_written_and_no_more,
         a_vm_whose_page_is_lost_ends_and_never_reads_another_content,
+        a_device_that_waits_for_a_page_goes_on_when_it_comes,
+        a_vm_whose_device_waits_for_a_page_is_killed_by_word,
+        a_vm_whose_device_needs_a_lost_page_ends_and_its_guest_is_told_nothing,
     ];
     let missing = tiny::missing();
     let trials = tests
@@ -883,4 +886,57 @@ fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), 
         clone.wait_for_loss()?;
     }
     Ok(())
+}
+
+/// A clone whose random number generator meets this fate where it reads what it is to do: its guest
+/// has asked it for bytes, and waits.
+fn clone_whose_device_needs(fate: Fate) -> Result<(Vmm, Typist, FillingLayer, Pager), Failed> {
+    let parent = Guest::code(RANDOM).start()?;
+    Typist::new(&parent)?.expect("a", "1")?;
+    let generation = parent.freeze()?;
+    end_all([parent])?;
+    let layer = FillingLayer::of(&generation)?;
+    let clone = Guest::warm().start()?;
+    let fate = move |offset| if offset == DESCRIPTORS { fate } else { Fate::Served };
+    let pager = clone.give_lazily(&generation, &layer, fate)?;
+    let mut at_clone = Typist::new(&clone)?;
+    at_clone.0.get_mut().write_all(b"b")?;
+    if pager.waited()? != DESCRIPTORS {
+        return Err("the VM waits for another page".into());
+    }
+    Ok((clone, at_clone, layer, pager))
+}
+
+fn a_device_that_waits_for_a_page_goes_on_when_it_comes() -> Result<(), Failed> {
+    let (clone, mut at_clone, layer, pager) = clone_whose_device_needs(Fate::HeldBack)?;
+    let refused = clone.freeze().err().ok_or("it is frozen while a device is at work")?;
+    let words = refused.message().unwrap_or_default();
+    if !words.contains("stop the devices") || !words.contains("memory that has not arrived") {
+        return Err(words.to_owned().into());
+    }
+    drop(pager);
+    let _pager = clone.give_pager(&layer, |_| Fate::Served)?;
+    at_clone.expect("", "2")?;
+    let generation = clone.freeze()?;
+    at_clone.expect("c", "3")?;
+    let grandchild = Guest::warm().start()?;
+    let _its_pager = grandchild.give_lazily(&generation, &layer, |_| Fate::Served)?;
+    Typist::new(&grandchild)?.expect("d", "3")?;
+    end_all([clone, grandchild])
+}
+
+fn a_vm_whose_device_waits_for_a_page_is_killed_by_word() -> Result<(), Failed> {
+    let (clone, _at_clone, _layer, _pager) = clone_whose_device_needs(Fate::HeldBack)?;
+    end_all([clone])
+}
+
+fn a_vm_whose_device_needs_a_lost_page_ends_and_its_guest_is_told_nothing() -> Result<(), Failed> {
+    let (clone, mut at_clone, _layer, _pager) = clone_whose_device_needs(Fate::Lost)?;
+    let mut said = String::new();
+    // The console ends with the VM.
+    at_clone.0.read_to_string(&mut said).ok();
+    if !said.is_empty() {
+        return Err(format!("it goes on, and says {said:?}").into());
+    }
+    clone.wait_for_loss()
 }

@@ -127,8 +127,7 @@ impl Server {
             if answer == PagerToVm::Attached
                 && let Some(report) = vm.report(&self.engine, serial)
             {
-                // Before the vmm: if this process ends in between, `vmmd` must not take a VM that
-                // is served for one that is about to start.
+                // Before the vmm: who knows from the vmm that it is served finds it so here.
                 self.report(report, Vec::new());
             }
             let Some(vm) = self.vms.get_mut(&serial) else { return Ok(()) };

@@ -89,7 +89,7 @@ fn c_string(path: &Path) -> CString {
 pub fn mount_fuse(device: &File, at: &Path) -> io::Result<()> {
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
     let (options, at) = (CString::new(options).expect("options"), c_string(at));
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_RDONLY;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
     // SAFETY: all strings end with a zero and live during the call.
     let result = unsafe {
         libc::mount(c"patina-test".as_ptr(), at.as_ptr(), c"fuse".as_ptr(), flags, options.as_ptr().cast())

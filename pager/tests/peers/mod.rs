@@ -252,7 +252,10 @@ fn a_peer_that_says_nothing_is_reported_with_layer_and_run() {
     assert_eq!(reads(&vm.view, 7).join().expect("a reader"), Err(libc::EFAULT));
     let (reason, _) = pager.wait_for_failure(&layer, 7);
     assert!(reason.contains("no connection"), "{reason}");
-    assert_eq!(peer.join().expect("a peer"), [4, 6, 5], "it was hung up on");
+    let mut asked = peer.join().expect("a peer");
+    // Two readers begin at the same time.
+    asked.sort_unstable();
+    assert_eq!(asked, [4, 5, 6], "it was hung up on");
 }
 
 fn a_peer_that_sends_rubbish_is_cut_off() {

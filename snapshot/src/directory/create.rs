@@ -5,7 +5,7 @@ use super::{
     folder::Folder,
     layer::Stamp,
     names,
-    progress::{Meter, Watch},
+    progress::{Meter, Progress, Watch},
     reuse::Earlier,
     snapshot::KnownLayer,
     unfinished::{Unfinished, sweep},
@@ -96,6 +96,11 @@ pub fn create(
     let manifest = Manifest { description: description.clone(), state, layers, optional: Vec::new() };
     write_file(&to, names::MANIFEST, &manifest.encode()?)?;
     let known = manifest.layers.iter().map(|layer| known(&to, &place, layer)).collect::<Result<_, _>>()?;
+    to.sync()?;
+    // Who left while the disk was busy is left no snapshot.
+    if watch(Progress { done_bytes: read_bytes, total_bytes: read_bytes }).is_break() {
+        return Err(CreateError::Cancelled);
+    }
     to.finish(&name).map_err(|error| match error.source.kind() {
         io::ErrorKind::AlreadyExists => CreateError::Exists(place.clone()),
         _ => error.into(),

@@ -14,7 +14,8 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
-/// Is called every few MiB, by several threads. `Break` cancels what is done.
+/// Is called every few MiB, by several threads, and before what was made gets its name. `Break`
+/// cancels what is done.
 pub type Watch<'a> = &'a (dyn Fn(Progress) -> ControlFlow<()> + Sync);
 
 /// A [`Watch`] for callers that neither show progress nor cancel.

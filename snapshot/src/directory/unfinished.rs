@@ -90,9 +90,13 @@ impl<'a> Unfinished<'a> {
         }
     }
 
-    /// Puts it on the disk and gives it its name, which nothing has yet.
+    /// Puts it on the disk.
+    pub(super) fn sync(&self) -> Result<(), FileError> {
+        change("sync", &self.path(), || self.folder.sync())
+    }
+
+    /// Gives what is on the disk its name, which nothing has yet.
     pub(super) fn finish(mut self, name: &OsStr) -> Result<(), FileError> {
-        change("sync", &self.path(), || self.folder.sync())?;
         let path = self.parent_path.join(name);
         let rename = || renameat_with(self.parent, &self.name, self.parent, name, RenameFlags::NOREPLACE);
         change("make", &path, rename)?;

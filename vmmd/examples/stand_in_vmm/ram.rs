@@ -11,11 +11,13 @@ use patina_jail::userfaultfd::{UFFD_FEATURE_MINOR_SHMEM, UFFD_FEATURE_MISSING_SH
 use std::{
     fs::File,
     io,
+    net::Shutdown,
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
     },
     sync::{Mutex, MutexGuard},
+    thread,
 };
 use userfaultfd::{FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
@@ -68,13 +70,15 @@ impl Ram {
         let attach = VmToPager::Attach { version: VERSION, tracks_writes: false };
         let mut line = serde_json::to_vec(&attach).unwrap();
         line.push(b'\n');
-        let say_attach = || {
+        let uffd = uffd.as_fd().try_clone_to_owned().unwrap();
+        let (heard, kept) = (stream.try_clone().unwrap(), stream.try_clone().unwrap());
+        let say_attach = move || {
             let sent = rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]);
             sent.map_err(|error| error.to_string())
         };
         say_attach()?;
         loop {
-            let (Some(line), _) = receive(&stream) else { return Err("the pager is gone".into()) };
+            let (Some(line), _) = receive(&heard) else { return Err("the pager is gone".into()) };
             match serde_json::from_slice(&line).unwrap() {
                 PagerToVm::Attached => break,
                 PagerToVm::AttachAgain => say_attach()?,
@@ -83,7 +87,19 @@ impl Ram {
                 PagerToVm::Complete { .. } | PagerToVm::TrackingWrites => {}
             }
         }
-        *self.pager() = Some(stream);
+        thread::spawn(move || {
+            // The end: this pager is gone, or another one is attached.
+            while let (Some(line), _) = receive(&heard) {
+                if matches!(serde_json::from_slice(&line), Ok(PagerToVm::AttachAgain))
+                    && let Err(error) = say_attach()
+                {
+                    patina_daemon::say!("attach again: {error}");
+                }
+            }
+        });
+        if let Some(before) = self.pager().replace(kept) {
+            before.shutdown(Shutdown::Both).ok();
+        }
         Ok(())
     }
 

@@ -173,6 +173,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Unavailable { .. } | Error::MuteVmm { .. } => (Code::Unavailable, "VM_DOES_NOT_ANSWER"),
         Error::Silent { .. } => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),
         Error::Stopping => (Code::Unavailable, "VMMD_STOPS"),
+        Error::DisksBusy => (Code::Unavailable, "DISKS_DO_NOT_ANSWER"),
         Error::Unkillable(_) => (Code::Internal, "VM_DOES_NOT_END"),
         Error::Store(_) => (Code::Internal, "STATE_FAILED"),
         Error::Net(_) => (Code::Internal, "NETWORK_FAILED"),

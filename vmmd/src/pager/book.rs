@@ -356,6 +356,12 @@ impl LazyMemory {
         self.book.moved(&self.vm, dir);
     }
 
+    /// The vmm has started the VM: what serves it has told the vmm so. From now on another pager
+    /// gets another socket.
+    pub fn has_started(&self) {
+        self.book.order(Order::Started(self.vm.clone()));
+    }
+
     /// Waits until the VM must end because its memory cannot be served; how.
     pub async fn lost(&mut self) -> End {
         match self.lost.wait_for(Option::is_some).await.map(|end| end.clone()) {

@@ -59,7 +59,7 @@ pub struct Keeper {
     idle: Option<Instant>,
     waiting: Waiting,
     gone: Gone,
-    /// The pager's ends of the sockets of VMs that it does not serve yet.
+    /// The pager's ends of the sockets of VMs whose vmms have not started them yet.
     starting: HashMap<Id, Starting>,
     /// Layers that nobody uses, of which the pager is to tell what was demanded.
     leaving: HashMap<Id, Arc<Parts>>,
@@ -183,6 +183,10 @@ impl Keeper {
                 // A pager that is started now gets it with all others.
                 if is_wanted { self.attach_starting(&vm).await.map(drop) } else { Ok(()) }
             }
+            Order::Started(vm) => {
+                self.starting.remove(&vm);
+                Ok(())
+            }
             // If the pager is started now, it gets the VM with all others.
             Order::Found(vm) if self.pager.is_some() => self.hand_over(vm).await,
             Order::Found(_) => Ok(()),
@@ -231,8 +235,8 @@ impl Keeper {
                 self.book.fill_stopped(&layer, &format!("run {run}: {reason}"));
             }
             FromPager::Vm { vm, mappings } => {
+                // The vmm may not have been told yet: what it needs if this pager ends now stays.
                 tracing::debug!(%vm, mappings, "the pager serves a VM");
-                self.starting.remove(&vm);
             }
             // That a VM or a layer is gone already, for example.
             FromPager::Error { reason } => tracing::debug!(reason, "the pager"),

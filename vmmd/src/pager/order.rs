@@ -12,6 +12,8 @@ pub enum Order {
     Layer(Id, oneshot::Sender<Result<(), PagerError>>),
     /// The book has a new VM. The answer is its socket.
     Vm(Id, oneshot::Sender<Result<OwnedFd, PagerError>>),
+    /// The vmm of a VM has started it, and so the pager serves it.
+    Started(Id),
     /// The book has a VM of an earlier `vmmd`.
     Found(Id),
     /// The socket of a VM did not reach it. The number is that of the pager which has the other

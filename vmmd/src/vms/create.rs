@@ -89,7 +89,7 @@ impl Host {
             let way = host.way(&spec, &files);
             Ok((spec, kvm, files, way))
         };
-        let (spec, kvm, files, way) = blocking(open).await?;
+        let (spec, kvm, files, way) = self.image_disks.blocking(open).await?;
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;

@@ -1,6 +1,7 @@
 //! Why a call about VMs fails. [`crate::grpc`] turns these errors into statuses.
 
 use super::{
+    blocking::{DISK_PATIENCE, DISK_WORK_MAX},
     images::ImageError,
     remote::{receive::ReceiveError, send::RemoteError},
     snapshot_data::error::SnapshotError,
@@ -261,6 +262,11 @@ pub enum Error {
         /// How long vmmd waited for the agent's answer.
         patience: std::time::Duration,
     },
+    /// So many calls wait for disks that this one has no turn.
+    #[error(
+        "use files: {DISK_WORK_MAX} calls have waited for their disks for {DISK_PATIENCE:?}; look after the disks of snapshots, kernels and root file systems, or try again later"
+    )]
+    DisksBusy,
     /// A process got SIGKILL and does not end.
     #[error("kill VM {0:?}: its process does not go away; the host's kernel log may tell why")]
     Unkillable(String),

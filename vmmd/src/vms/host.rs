@@ -1,6 +1,7 @@
 //! A host: its VMs, and what creating and ending them needs.
 
 use super::{
+    blocking::Disks,
     error::Error,
     image_cache::cache::ImageCache,
     masters::ComingMasters,
@@ -146,6 +147,10 @@ pub struct Host {
     pub(super) room: Room,
     // Images of booted VMs.
     pub(super) image_cache: Option<ImageCache>,
+    // Where snapshots are read and written.
+    pub(super) snapshot_disks: Disks,
+    // Where kernels and root file systems are read.
+    pub(super) image_disks: Disks,
     // What of the memory is in snapshots already.
     pub(super) known_layers: KnownLayers,
 }
@@ -184,6 +189,8 @@ impl Host {
             reserving: Mutex::new(()),
             digests: Digests::default(),
             room: Room::default(),
+            snapshot_disks: Disks::default(),
+            image_disks: Disks::default(),
             known_layers: KnownLayers::default(),
             image_cache: settings
                 .image_cache

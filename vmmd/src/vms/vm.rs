@@ -243,6 +243,7 @@ impl Vm {
 pub(crate) mod tests {
     use super::*;
     use crate::store::record::tests::sample;
+    use patina_abi::EXEC_PORT;
     use patina_control::end::{End, EndKind};
 
     /// A VM that has ended, without files.
@@ -263,5 +264,33 @@ pub(crate) mod tests {
         assert!(matches!(error, Error::EndedFirst { reason, .. } if reason == "off"));
         let error = vm.open(Open::Dial { port: 1 }).await.unwrap_err();
         assert!(matches!(error, Error::NotReady { state: "ended", .. }));
+    }
+
+    /// Its vCPU waits for a page, for example: the vmm takes the call and has nothing to say.
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_takes_no_connection_is_given_up_in_time_and_its_vmm_hears_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = VmDir::at(folder.path());
+        let vmm = tokio::net::UnixListener::bind(dir.socket()).unwrap();
+        let status = Status { phase: Phase::Ready, ready_after_us: None, vmm_version: Some(VERSION) };
+        let (_publish, watched) = watch::channel(status);
+        let vm = Vm::new(sample("web"), dir, watched, mpsc::channel(1).0);
+        let begun = tokio::time::Instant::now();
+        let hears = async {
+            let (mut stream, _) = vmm.accept().await.unwrap();
+            let mut said = Vec::new();
+            // Up to the end of the connection.
+            tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut said).await.unwrap();
+            serde_json::from_slice::<Open>(&said).unwrap()
+        };
+        let (opened, said) = tokio::join!(vm.open(Open::Dial { port: EXEC_PORT }), hears);
+        assert_eq!(said, Open::Dial { port: EXEC_PORT });
+        let error = opened.unwrap_err();
+        let given_up = matches!(&error, Error::Unavailable { source: ControlError::Timeout(PATIENCE), .. });
+        assert!(given_up, "{error}");
+        assert_eq!(begun.elapsed().as_secs(), PATIENCE.as_secs());
+        // A client is told.
+        let status = tonic::Status::from(error);
+        assert_eq!(status.code(), tonic::Code::Unavailable);
     }
 }

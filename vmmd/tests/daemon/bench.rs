@@ -304,9 +304,18 @@ impl Bench {
 
     /// Ends vmmd by a signal; how it went.
     pub fn stop(&mut self, signal: Signal) -> ExitStatus {
-        let mut child = self.daemon.take().unwrap();
-        kill_process(Pid::from_child(&child), signal).unwrap();
-        child.wait().unwrap()
+        self.signal(signal);
+        self.ended()
+    }
+
+    /// Sends vmmd a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.daemon.as_ref().unwrap()), signal).unwrap();
+    }
+
+    /// Waits until vmmd is gone; how it went.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.daemon.take().unwrap().wait().unwrap()
     }
 }
 

@@ -28,7 +28,7 @@ use tonic::Code;
 pub mod fuse;
 #[path = "../../../pager/tests/host/sys.rs"]
 #[allow(dead_code, reason = "the pager's tests need more of it")]
-mod sys;
+pub mod sys;
 
 use fuse::{Behaviour, Fuse};
 

@@ -18,6 +18,7 @@ use rustix::{
 use std::{
     fs::File,
     io::{BufRead as _, BufReader},
+    net::Shutdown,
     os::{
         fd::{AsFd as _, OwnedFd, RawFd},
         unix::{
@@ -147,6 +148,15 @@ impl Host {
         paths.filter(|path| std::fs::read_link(path).is_ok_and(|file| file == self.layer)).collect()
     }
 
+    /// How many sockets and userfaultfds the pager has open.
+    pub fn held_by_pager(&self) -> [usize; 2] {
+        let folder = format!("/proc/{}/fd", self.pid().unwrap().as_raw_nonzero());
+        let names = std::fs::read_dir(folder).unwrap().flatten();
+        let names: Vec<_> = names.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect();
+        ["socket:", "anon_inode:[userfaultfd]"]
+            .map(|of| names.iter().filter(|name| name.to_string_lossy().starts_with(of)).count())
+    }
+
     /// How many layers the pager has open.
     pub fn open_layers(&self) -> usize {
         let Some(pid) = self.pid() else { return 0 };
@@ -202,6 +212,18 @@ pub struct Vmm {
 impl Vmm {
     /// Starts from a generation.
     pub fn start(dir: VmDir, uuid: Uuid, generation: &Generation, filling: Filling) -> Self {
+        Self::start_late(dir, uuid, generation, filling, None)
+    }
+
+    /// The same. If there is `instead`, that is called when the pager says first that it serves the
+    /// VM, and the vmm goes on as if that had not come.
+    pub fn start_late(
+        dir: VmDir,
+        uuid: Uuid,
+        generation: &Generation,
+        filling: Filling,
+        instead: Option<Box<dyn FnOnce()>>,
+    ) -> Self {
         assert_eq!(filling.layers, [0]);
         let layer = generation.open().unwrap().layers.remove(0);
         let view = Arc::new(View::map(&layer, BYTES as usize));
@@ -210,7 +232,7 @@ impl Vmm {
         let (uffd, pager) = (Arc::new(uffd), Arc::new(Mutex::new(None)));
         let vmm = Self { uuid, dir, view, _layer: layer, uffd, pager };
         vmm.listen();
-        attach(filling.pager, &vmm.view, &vmm.uffd, &vmm.pager).unwrap();
+        attach(filling.pager, &vmm.view, &vmm.uffd, &vmm.pager, instead).unwrap();
         vmm
     }
 
@@ -223,7 +245,7 @@ impl Vmm {
                 let mut bytes = [0; 64];
                 let (length, mut descriptors) = rights::receive(&stream, &mut bytes).unwrap();
                 assert_eq!(serde_json::from_slice::<Open>(&bytes[..length]).unwrap(), Open::Pager);
-                let answer = match attach(descriptors.remove(0), &view, &uffd, &pager) {
+                let answer = match attach(descriptors.remove(0), &view, &uffd, &pager, None) {
                     Ok(()) => Opened::Ok,
                     Err(reason) => Opened::Error(reason),
                 };
@@ -257,6 +279,12 @@ impl Vmm {
     }
 }
 
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        leave(self.pager.lock().unwrap().take());
+    }
+}
+
 const MODES: RegisterMode = RegisterMode::MISSING.union(RegisterMode::MINOR);
 
 fn userfaultfd() -> Uffd {
@@ -282,6 +310,7 @@ fn attach(
     view: &View,
     uffd: &Uffd,
     pager: &Mutex<Option<UnixStream>>,
+    mut instead: Option<Box<dyn FnOnce()>>,
 ) -> Result<(), String> {
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false).unwrap();
@@ -292,21 +321,42 @@ fn attach(
     let attach = VmToPager::Attach { version: VERSION, tracks_writes: false };
     let mut line = serde_json::to_vec(&attach).unwrap();
     line.push(b'\n');
-    let say = || rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]);
+    let uffd = uffd.as_fd().try_clone_to_owned().unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let kept = stream.try_clone().unwrap();
+    let say = move || rights::send(&stream, &line, &[uffd.as_fd(), mappings.as_fd()]);
     say().map_err(|error| error.to_string())?;
-    let mut reader = BufReader::new(&stream);
     loop {
         let mut said = String::new();
         reader.read_line(&mut said).map_err(|error| error.to_string())?;
         match serde_json::from_str(&said) {
-            Ok(PagerToVm::Attached) => break,
+            Ok(PagerToVm::Attached) => match instead.take() {
+                Some(instead) => instead(),
+                None => break,
+            },
             Ok(PagerToVm::AttachAgain) => say().map_err(|error| error.to_string())?,
             other => return Err(format!("{other:?}")),
         }
     }
-    drop(reader);
-    *pager.lock().unwrap() = Some(stream);
+    kept.set_read_timeout(None).unwrap();
+    std::thread::spawn(move || {
+        // Another pager may get the socket. The end: the vmm has ended, or has another socket.
+        let mut said = String::new();
+        while reader.read_line(&mut said).is_ok_and(|length| length > 0) {
+            if matches!(serde_json::from_str(&said), Ok(PagerToVm::AttachAgain)) {
+                patina_control::best_effort(say(), "this pager may be gone, too");
+            }
+            said.clear();
+        }
+    });
+    leave(pager.lock().unwrap().replace(kept));
     Ok(())
+}
+
+fn leave(pager: Option<UnixStream>) {
+    if let Some(pager) = pager {
+        patina_control::best_effort(pager.shutdown(Shutdown::Both), "the pager may be gone");
+    }
 }
 
 /// Waits until something is so.

@@ -7,14 +7,18 @@ mod sys;
 
 use host::{Host, PATIENCE, RUNS, Vmm, program_path, until, word};
 use patina_control::end::EndKind;
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-use tokio::{runtime::Runtime, task::spawn_blocking, time::timeout};
+use tokio::{
+    runtime::{Handle, Runtime},
+    task::spawn_blocking,
+    time::timeout,
+};
 use uuid::Uuid;
 use vmmd::{
     pager::{Pager, book::LazyMemory, error::PagerError},
@@ -27,7 +31,9 @@ async fn start(host: &Host, pager: &Pager, name: &str) -> (Generation, Vmm, Lazy
     let (uuid, dir) = (Uuid::new_v4(), host.vm_dir(name));
     let (filling, memory) = pager.serve(uuid, &dir, &generation).await.unwrap();
     let vmm = Vmm::start(dir, uuid, &generation, filling.expect("it is not filled yet"));
-    (generation, vmm, memory.unwrap())
+    let memory = memory.unwrap();
+    memory.has_started();
+    (generation, vmm, memory)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,6 +81,7 @@ async fn a_vm_starts_although_the_pager_dies_before_the_vmm_has_reached_it() {
     until("another one is there", || host.pid().is_some_and(|pid| pid != second)).await;
     let vmm = Vmm::start(dir, uuid, &generation, filling);
     assert_eq!(vmm.read(RUNS - 1), word(RUNS - 1));
+    memory.has_started();
     assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
     // From now on it is served as any other.
     host.signal(Signal::STOP);
@@ -105,6 +112,51 @@ async fn a_vm_starts_although_the_pager_dies_as_it_reads_what_the_vmm_says_first
     assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
     drop((vmm, memory));
     until("nothing of it is left", || host.open_layers() == 0 && host.sockets().len() == before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_vm_starts_although_the_pager_dies_between_telling_vmmd_and_the_vmm() {
+    let host = Host::new();
+    let pager = host.pager();
+    let generation = pager.generation(host.snapshot()).await.unwrap();
+    let (uuid, dir) = (Uuid::new_v4(), host.vm_dir("web"));
+    let (filling, memory) = pager.serve(uuid, &dir, &generation).await.unwrap();
+    let (filling, mut memory) = (filling.unwrap(), memory.unwrap());
+    let first = host.pid().unwrap();
+    let (told, runtime, snapshot) = (pager.clone(), Handle::current(), host.snapshot());
+    let instead = move || {
+        // What `vmmd` asks now is answered after what it was told of the VM.
+        runtime.block_on(told.generation(snapshot)).unwrap();
+        kill_process(first, Signal::KILL).unwrap();
+    };
+    let starts =
+        spawn_blocking(move || Vmm::start_late(dir, uuid, &generation, filling, Some(Box::new(instead))));
+    let vmm = timeout(PATIENCE, starts).await.expect("the vmm is answered").unwrap();
+    memory.has_started();
+    assert!(host.pid().is_some_and(|pid| pid != first));
+    assert_eq!(vmm.read(RUNS - 1), word(RUNS - 1));
+    assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
+    // From now on it is served as any other.
+    host.signal(Signal::STOP);
+    let waits = vmm.read_beside(RUNS - 2);
+    host.signal(Signal::KILL);
+    assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and Linux 6.7"]
+async fn a_vm_that_vmmd_lets_go_of_is_forgotten_by_the_pager_though_its_vmm_runs() {
+    let host = Host::new();
+    let pager = host.pager();
+    let (kept, other, _memory) = start(&host, &pager, "kept").await;
+    let before = host.held_by_pager();
+    let (generation, vmm, memory) = start(&host, &pager, "web").await;
+    assert_ne!(host.held_by_pager(), before, "it has its socket and its userfaultfd");
+    drop((generation, memory));
+    until("the pager has nothing of it", || host.held_by_pager() == before).await;
+    assert_eq!(other.read(RUNS - 1), word(RUNS - 1), "the other one is served");
+    drop((vmm, kept));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The pager's end of the socket of a VM that no pager serves yet.
+/// The pager's end of the socket of a VM that its vmm has not started yet.
 #[derive(Debug)]
 pub(super) struct Starting {
     socket: OwnedFd,
@@ -122,7 +122,7 @@ impl Keeper {
             pager.add(layer).await?;
         }
         for vm in &vms {
-            // One whose vmm has not reached the pager yet keeps its socket.
+            // One that has not started yet keeps its socket.
             if !self.attach_starting(vm).await? {
                 self.hand_over(vm.clone()).await?;
             }
@@ -152,8 +152,8 @@ impl Keeper {
     }
 
     /// The socket for a vmm that is about to start. The pager gets the other end, which is kept
-    /// until the pager serves the VM: if it ends before, another one goes on with the same socket.
-    /// The vmm is asked for what the first one may have read of it.
+    /// until the vmm has started the VM: if the pager ends before, another one goes on with the
+    /// same socket. The vmm is asked for what the first one may have read of it.
     pub(super) fn begin_vm(&mut self, vm: &Id) -> Result<OwnedFd, PagerError> {
         let (theirs, socket) = UnixStream::pair()?;
         self.starting.insert(vm.clone(), Starting { socket: theirs.into(), was_given: false });

@@ -38,7 +38,12 @@ pub(in crate::vms) async fn started(
     let started = control_client::started(&warm.start, PATIENCE);
     let Some(memory) = memory else { return started.await };
     tokio::select! {
-        started = started => started,
+        started = started => {
+            if started.is_ok() {
+                memory.has_started();
+            }
+            started
+        }
         End { kind, reason } = memory.lost() => Err(match kind {
             EndKind::DataLoss => ControlError::Lost(reason),
             _ => ControlError::Memory(reason),

@@ -15,7 +15,6 @@ use crate::{
     },
     store::record::{FileId, Record},
     vms::{
-        blocking::blocking,
         error::Error,
         host::Host,
         images,
@@ -84,11 +83,11 @@ impl Host {
         self.adopted(PATIENCE).await?;
         // What can be refused at once is refused before the VM is disturbed.
         let free = place.clone();
-        blocking(move || Ok(check_place(&free)?)).await?;
+        self.snapshot_disks.blocking(move || Ok(check_place(&free)?)).await?;
         let abandon = || Error::Abandoned(vm.record.name.clone());
         abandoned.run_until_cancelled(vm.check_clonable(PATIENCE)).await.ok_or_else(abandon)??;
         let (host, record) = (Arc::clone(&self), vm.record.clone());
-        let images = blocking(move || Ok(host.name_images(&record)?)).await?;
+        let images = self.image_disks.blocking(move || Ok(host.name_images(&record)?)).await?;
 
         let turn = abandoned.run_until_cancelled(vm.cloning.lock()).await.ok_or_else(abandon)?;
         let freezing = self.freeze(&vm, Some(PREPARE), &abandoned).await;
@@ -130,7 +129,7 @@ impl Host {
             let shown = Shown::at(&created.place)?;
             Ok((created, shown))
         };
-        let (created, shown) = blocking(write).await?;
+        let (created, shown) = self.snapshot_disks.blocking(write).await?;
         let text = format!("{}, paused for {} us", created.place.display(), frozen.pause_us);
         self.tell(&vm.record, EventKind::Snapshot, text);
         tracing::info!(

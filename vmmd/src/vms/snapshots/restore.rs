@@ -20,7 +20,6 @@ use crate::{
     },
     store::record::{FileId, Record},
     vms::{
-        blocking::blocking,
         clone::{Outcome, Source, Times},
         create::{MASTER, Master, random, record},
         error::Error,
@@ -112,7 +111,7 @@ impl Host {
             let opened = host.open_snapshot(&spec)?;
             Ok((spec, opened))
         };
-        let (spec, opened) = blocking(open).await?;
+        let (spec, opened) = self.snapshot_disks.blocking(open).await?;
         let bound = Bound::bind(&spec.ports).await?;
         let family = Uuid::new_v4();
         let net = self.claim_family(family).await?;
@@ -270,7 +269,7 @@ impl Host {
         let host = Arc::clone(self);
         let taken = self.take_room(&snapshot)?;
         let begun = begin(&self.pager, &snapshot).await;
-        let loaded = blocking(move || {
+        let loaded = self.snapshot_disks.blocking(move || {
             let generation = match begun {
                 Some(begun) => begun,
                 None => load(&snapshot, &while_wanted(&abandoned))?,

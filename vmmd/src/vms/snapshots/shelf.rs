@@ -3,7 +3,6 @@
 
 use super::while_wanted;
 use crate::vms::{
-    blocking::blocking,
     error::Error,
     host::Host,
     snapshot_data::{error::SnapshotError, fit},
@@ -61,11 +60,12 @@ impl Host {
         most: usize,
     ) -> Result<Vec<Listed>, Error> {
         let directory = directory.unwrap_or_else(|| self.state.snapshots());
-        blocking(move || {
-            let listed = directory::list(&directory, &after, most);
-            Ok(listed.map_err(|source| SnapshotError::List { directory, source })?)
-        })
-        .await
+        self.snapshot_disks
+            .blocking(move || {
+                let listed = directory::list(&directory, &after, most);
+                Ok(listed.map_err(|source| SnapshotError::List { directory, source })?)
+            })
+            .await
     }
 
     /// What a snapshot is of.
@@ -73,7 +73,7 @@ impl Host {
     /// # Errors
     /// It is not there, or is not one that can be used.
     pub async fn snapshot(&self, place: PathBuf) -> Result<Shown, Error> {
-        blocking(move || Ok(Shown::at(&place)?)).await
+        self.snapshot_disks.blocking(move || Ok(Shown::at(&place)?)).await
     }
 
     /// Reads a whole snapshot and compares it with its digests.
@@ -83,13 +83,14 @@ impl Host {
     pub async fn verify_snapshot(&self, place: PathBuf) -> Result<(Shown, Report), Error> {
         let abandoned = CancellationToken::new();
         let _left = abandoned.clone().drop_guard();
-        blocking(move || {
-            let snapshot = Snapshot::open(&place).map_err(SnapshotError::Open)?;
-            let report = snapshot.verify(&while_wanted(&abandoned));
-            let report = report.map_err(|source| SnapshotError::Verify { place, source })?;
-            Ok((Shown::of(&snapshot).map_err(SnapshotError::Open)?, report))
-        })
-        .await
+        self.snapshot_disks
+            .blocking(move || {
+                let snapshot = Snapshot::open(&place).map_err(SnapshotError::Open)?;
+                let report = snapshot.verify(&while_wanted(&abandoned));
+                let report = report.map_err(|source| SnapshotError::Verify { place, source })?;
+                Ok((Shown::of(&snapshot).map_err(SnapshotError::Open)?, report))
+            })
+            .await
     }
 
     /// Deletes a snapshot.
@@ -97,6 +98,8 @@ impl Host {
     /// # Errors
     /// It is not there, in use, or not a snapshot. Then nothing is deleted.
     pub async fn remove_snapshot(&self, place: PathBuf) -> Result<(), Error> {
-        blocking(move || Ok(directory::remove(&place).map_err(SnapshotError::Remove)?)).await
+        self.snapshot_disks
+            .blocking(move || Ok(directory::remove(&place).map_err(SnapshotError::Remove)?))
+            .await
     }
 }
