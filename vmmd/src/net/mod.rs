@@ -9,10 +9,16 @@
 //! Nothing here routes between families, and nothing forbids it: on a host with
 //! `net.ipv4.ip_forward=1`, families can reach each other through the host.
 
+mod error;
 pub mod ports;
+mod remote;
 pub mod sys;
 
-use crate::plan::address::{FAMILY_PREFIX, FamilyNet, Range, VMID_MAX, mac_text};
+pub use error::NetError;
+pub use remote::{Underlay, VXLAN_PORT};
+
+use self::error::{failed, is};
+use crate::plan::address::{FAMILY_PREFIX, FamilyNet, Range, VMID_MAX, VXLAN_SUFFIX, mac_text};
 use futures::TryStreamExt;
 use patina_control::config::Neighbours;
 use patina_daemon::{
@@ -34,63 +40,7 @@ const MTU_BYTES: u32 = 1500;
 /// Taps that are on no bridge yet: the kernel numbers them.
 const SPARE_TAPS: &str = "pts%d";
 
-/// Why a network operation did not work.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// The netlink socket cannot be opened.
-    #[error("open netlink")]
-    Open(#[source] io::Error),
-    /// The kernel refuses a netlink request.
-    #[error("{operation} {link}{}", rights(.source))]
-    Netlink {
-        /// The request: `create bridge`, for example.
-        operation: &'static str,
-        /// The name of the interface.
-        link: String,
-        /// The kernel's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// IPv6 could not be switched off.
-    #[error("switch off IPv6 on {name}")]
-    Ipv6 {
-        /// The name of the interface.
-        name: String,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The tap could not be made.
-    #[error("create tap {name}{}", rights(.source))]
-    Tap {
-        /// The tap's name.
-        name: String,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-}
-
-fn rights(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::PermissionDenied => "; run vmmd as root, or with CAP_NET_ADMIN",
-        io::ErrorKind::NotFound => "; load the modules: modprobe tun; modprobe bridge",
-        _ => "",
-    }
-}
-
-impl NetError {
-    /// The interface existed already.
-    #[must_use]
-    pub fn exists(&self) -> bool {
-        match self {
-            Self::Netlink { source, .. } => source.raw_os_error() == Some(libc::EEXIST),
-            Self::Open(_) | Self::Ipv6 { .. } | Self::Tap { .. } => false,
-        }
-    }
-}
-
-/// Whose bridges: the hash of a state folder's path.
+/// Whose interfaces: the hash of a state folder's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     hash: [u8; 8],
@@ -106,32 +56,44 @@ impl Owner {
         Self { hash }
     }
 
+    /// Of the family's bridge.
     fn mac(&self, index: u16) -> [u8; 6] {
         let [a, b, c, ..] = self.hash;
         let [d, e] = index.to_be_bytes();
         [0x06, a, b, c, d, e]
     }
 
+    /// Of the family's VXLAN device.
+    fn vxlan_mac(&self, index: u16) -> [u8; 6] {
+        let [_, rest @ ..] = self.mac(index);
+        let [a, b, c, d, e] = rest;
+        [0x0a, a, b, c, d, e]
+    }
+
     fn alias(&self, family: &str) -> String {
         format!("patina {:016x} family {family}", u64::from_be_bytes(self.hash))
     }
 
-    /// The number of the family, when a link is a bridge of this owner's.
+    /// The number of the family, when a link is a bridge or a VXLAN device of this owner's.
     fn family_of(&self, link: &LinkMessage) -> Option<u16> {
-        let mut index = None;
+        let (mut index, mut is_vxlan) = (None, false);
         let mut mac: &[u8] = &[];
         let mut alias = None;
         for attribute in &link.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => {
-                    index = name.strip_prefix("pt").and_then(|n| n.parse::<u16>().ok());
+                    let vxlan = name.strip_suffix(VXLAN_SUFFIX);
+                    is_vxlan = vxlan.is_some();
+                    let number = vxlan.unwrap_or(name).strip_prefix("pt");
+                    index = number.and_then(|number| number.parse::<u16>().ok());
                 }
                 LinkAttribute::Address(address) => mac = address,
                 LinkAttribute::IfAlias(text) => alias = Some(text),
                 _ => {}
             }
         }
-        let index = index.filter(|index| mac == self.mac(*index))?;
+        let of = |index| if is_vxlan { self.vxlan_mac(index) } else { self.mac(index) };
+        let index = index.filter(|index| mac == of(*index))?;
         // The alias comes a moment after the bridge: a vmmd that was killed in between leaves none.
         let prefix = self.alias("");
         alias.is_none_or(|alias| alias.starts_with(&prefix)).then_some(index)
@@ -281,19 +243,21 @@ impl Net {
         }
     }
 
-    /// Deletes a family's bridge if it is there and ours.
+    /// Deletes a family's VXLAN device and bridge, those that are there and ours.
     ///
     /// # Errors
     /// Netlink refused.
     pub async fn release(&self, net: FamilyNet) -> Result<(), NetError> {
-        let name = net.bridge();
-        match self.link(&name).await? {
-            Some(link) if self.owner.family_of(&link) == Some(net.index) => self.delete(&link, &name).await,
-            _ => Ok(()),
+        for name in [net.vxlan(), net.bridge()] {
+            if let Some(link) = self.ours(net, &name).await? {
+                self.delete(&link, &name).await?;
+            }
         }
+        Ok(())
     }
 
-    /// Deletes this owner's bridges that are of no living family; the numbers of those deleted.
+    /// Deletes this owner's bridges and VXLAN devices that are of no living family; the numbers of
+    /// the families.
     ///
     /// # Errors
     /// Netlink refused.
@@ -302,8 +266,10 @@ impl Net {
         let mut gone = Vec::new();
         for link in links.map_err(|e| failed("list", "interfaces", e))? {
             if let Some(index) = self.owner.family_of(&link).filter(|index| !living.contains(index)) {
-                self.delete(&link, &format!("pt{index}")).await?;
-                gone.push(index);
+                self.delete(&link, &format!("of pt{index}")).await?;
+                if !gone.contains(&index) {
+                    gone.push(index);
+                }
             }
         }
         Ok(gone)
@@ -311,9 +277,14 @@ impl Net {
 
     async fn delete(&self, link: &LinkMessage, name: &str) -> Result<(), NetError> {
         match self.handle.link().del(link.header.index).execute().await {
-            Err(error) if !is(&error, libc::ENODEV) => Err(failed("delete bridge", name, error)),
+            Err(error) if !is(&error, libc::ENODEV) => Err(failed("delete interface", name, error)),
             _ => Ok(()),
         }
+    }
+
+    /// A family's interface of this name, when it is this owner's.
+    async fn ours(&self, net: FamilyNet, name: &str) -> Result<Option<LinkMessage>, NetError> {
+        Ok(self.link(name).await?.filter(|link| self.owner.family_of(link) == Some(net.index)))
     }
 
     async fn index_of(&self, name: &str) -> Result<Option<u32>, NetError> {
@@ -355,18 +326,6 @@ pub async fn warn_of_conflicts(range: &Range) {
         }
         Err(error) => tracing::debug!(error = %chain(&error), "look for a firewall on the families' bridges"),
     }
-}
-
-fn is(error: &rtnetlink::Error, errno: i32) -> bool {
-    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
-}
-
-fn failed(operation: &'static str, link: &str, error: rtnetlink::Error) -> NetError {
-    let source = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
-    };
-    NetError::Netlink { operation, link: link.to_owned(), source }
 }
 
 #[cfg(test)]

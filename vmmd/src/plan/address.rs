@@ -5,7 +5,9 @@
 //!    vmid 0 (master)          100.64.48.1      tap pt3.0   02:70:00:03:00:00
 //!    vmid 1                   100.64.48.2      tap pt3.1   02:70:00:03:00:01
 //!    the host                 100.64.63.254
+//!    other hosts              VNI 0x64403      device pt3.x
 //! ```
+//! A family has the same network on every host that it has VMs on. `.254` is each host's own.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::Ipv4Addr, str::FromStr};
@@ -14,6 +16,8 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 pub const FAMILY_PREFIX: u8 = 20;
 /// Greatest vmid: the address after it is the host's.
 pub const VMID_MAX: u32 = 4092;
+/// How the name of a family's VXLAN device ends: no tap's does.
+pub const VXLAN_SUFFIX: &str = ".x";
 /// Shortest prefix of a host's range: it still numbers its families in 16 bits.
 const PREFIX_MIN: u8 = 8;
 
@@ -90,6 +94,25 @@ impl Range {
         (index < self.families())
             .then(|| FamilyNet { index, base: Ipv4Addr::from(self.base + u32::from(index) * 4096) })
     }
+
+    /// Takes the network of a family that comes from another host, as that one said it.
+    ///
+    /// # Errors
+    /// It is not one of this range's: the hosts have different ones, or the other one is wrong.
+    pub fn admit(&self, net: FamilyNet) -> Result<(), ForeignNet> {
+        let known = self.family(net.index) == Some(net);
+        known.then_some(()).ok_or(ForeignNet { net, range: *self })
+    }
+}
+
+/// A family's network that has no place in this host's range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the family's network {net} is not number {} of this host's range {range}; start vmmd with the same --network on all hosts", .net.index)]
+pub struct ForeignNet {
+    /// The network.
+    pub net: FamilyNet,
+    /// The range.
+    pub range: Range,
 }
 
 /// The network of one family. Recorded whole, so that it stays when the host's range is changed.
@@ -134,10 +157,36 @@ impl FamilyNet {
         format!("pt{}", self.index)
     }
 
+    /// Name of the VXLAN device to other hosts.
+    #[must_use]
+    pub fn vxlan(&self) -> String {
+        format!("pt{}{VXLAN_SUFFIX}", self.index)
+    }
+
+    /// The identifier of the family's network between hosts (VNI): unique where networks are.
+    #[must_use]
+    pub fn vni(&self) -> u32 {
+        u32::from(self.base) >> (32 - FAMILY_PREFIX)
+    }
+
+    /// The VM that has this MAC.
+    #[must_use]
+    pub fn vmid_of(&self, mac: &[u8]) -> Option<u32> {
+        let [_, _, _, _, a, b] = <[u8; 6]>::try_from(mac).ok()?;
+        let vmid = u32::from(u16::from_be_bytes([a, b]));
+        (vmid <= VMID_MAX && self.mac_bytes(vmid) == mac).then_some(vmid)
+    }
+
     /// Name of a VM's tap.
     #[must_use]
     pub fn tap(&self, vmid: u32) -> String {
         format!("pt{}.{vmid}", self.index)
+    }
+}
+
+impl fmt::Display for FamilyNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{FAMILY_PREFIX}", self.base)
     }
 }
 
@@ -174,12 +223,39 @@ mod tests {
         assert!(error.contains("did you mean 100.64.0.0/10"), "{error}");
     }
 
+    #[test]
+    fn a_family_of_another_range_is_refused() {
+        let (ours, theirs): (Range, Range) =
+            ("100.64.0.0/10".parse().unwrap(), "10.0.0.0/12".parse().unwrap());
+        let error = ours.admit(theirs.family(3).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("10.0.48.0/20") && error.contains("100.64.0.0/10"), "{error}");
+        // The right number, with another's addresses.
+        let crossed = FamilyNet { index: 4, ..ours.family(3).unwrap() };
+        assert!(ours.admit(crossed).is_err());
+    }
+
+    #[test]
+    fn identifiers_between_hosts_have_24_bits_and_differ() {
+        let range: Range = "100.64.0.0/10".parse().unwrap();
+        let of = |index| range.family(index).unwrap().vni();
+        assert_eq!((of(0), of(3)), (0x64400, 0x64403));
+        let all: std::collections::BTreeSet<u32> = (0..range.families()).map(of).collect();
+        assert_eq!(all.len(), 1024);
+        let last: Range = "255.255.240.0/20".parse().unwrap();
+        assert!(last.family(0).unwrap().vni() < 1 << 24);
+        assert!(FamilyNet { index: u16::MAX, base: Ipv4Addr::UNSPECIFIED }.vxlan().len() <= 15);
+        assert_eq!(range.family(3).unwrap().vmid_of(&range.family(4).unwrap().mac_bytes(1)), None);
+    }
+
     proptest! {
         #[test]
         fn addresses_and_names_never_meet(index in 0u16..4096, vmid in 0u32..5000) {
             let range: Range = "10.0.0.0/8".parse().unwrap();
             let family = range.family(index).unwrap();
             prop_assert!(family.tap(VMID_MAX).len() <= 15);
+            prop_assert_ne!(family.tap(vmid), family.vxlan());
+            prop_assert_eq!(range.admit(family), Ok(()));
+            prop_assert_eq!(family.vmid_of(&family.mac_bytes(vmid)), family.ip(vmid).map(|_| vmid));
             match family.ip(vmid) {
                 Some(ip) => {
                     prop_assert!(ip < family.gateway());
