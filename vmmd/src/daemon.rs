@@ -16,7 +16,7 @@ use crate::{
     process::{host_check, spawn},
     store::{StateDir, StoreError, VmDir},
     vms::{
-        Host, Settings, error::Error as HostError, gauges::Gauges, guest::Answers, remote::peers::Peers,
+        Host, Settings, error::Error as HostError, gauges::Gauges, guest::Answers, remote_data::peers::Peers,
         remove,
     },
 };

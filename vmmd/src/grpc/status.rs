@@ -6,7 +6,7 @@ use crate::{
     process::control_client::ControlError,
     vms::{
         error::{Error, Unprepared},
-        remote::receive::ReceiveError,
+        remote_data::error::ReceiveError,
         snapshot_data::error::Fault,
     },
 };

@@ -145,7 +145,13 @@ impl Pager {
         state: &[u8],
         (lease, dial): (Uuid, Box<dyn Dial>),
     ) -> Result<Generation, PagerError> {
-        let peer = PeerSource::new(name_of(lease)?, dial, &self.book);
+        let book = Arc::downgrade(&self.book);
+        let forget = move |id: &Id| {
+            if let Some(book) = book.upgrade() {
+                book.order(Order::ForgetPeer(id.clone()));
+            }
+        };
+        let peer = Arc::new(PeerSource::new(name_of(lease)?, dial, Box::new(forget)));
         let state = memfd::sealed("patina-state", state).map_err(PagerError::Memory)?;
         let (mut files, mut held) = (vec![state.into()], Vec::new());
         for (number, layer) in (0..).zip(&manifest.layers) {

@@ -1,11 +1,9 @@
 //! Pagers of other hosts, whose layers are read here.
 
-use super::{book::Book, order::Order};
 use patina_control::pager::Id;
 use std::{
     fmt, io,
     os::{fd::OwnedFd, unix::net::UnixStream},
-    sync::{Arc, Weak},
 };
 
 /// Makes connections to another host's pager.
@@ -16,16 +14,23 @@ pub trait Dial: fmt::Debug + Send + Sync {
 }
 
 /// Another host's pager, for as long as a layer is read there.
-#[derive(Debug)]
 pub struct PeerSource {
     id: Id,
     dial: Box<dyn Dial>,
-    book: Weak<Book>,
+    forget: Box<dyn Fn(&Id) + Send + Sync>,
+}
+
+impl fmt::Debug for PeerSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerSource").field("id", &self.id).field("dial", &self.dial).finish_non_exhaustive()
+    }
 }
 
 impl PeerSource {
-    pub(super) fn new(id: Id, dial: Box<dyn Dial>, book: &Arc<Book>) -> Arc<Self> {
-        Arc::new(Self { id, dial, book: Arc::downgrade(book) })
+    /// One that is reached with `dial`. `forget` is called when no layer is read there any longer.
+    #[must_use]
+    pub fn new(id: Id, dial: Box<dyn Dial>, forget: Box<dyn Fn(&Id) + Send + Sync>) -> Self {
+        Self { id, dial, forget }
     }
 
     /// Its name.
@@ -47,8 +52,6 @@ impl PeerSource {
 
 impl Drop for PeerSource {
     fn drop(&mut self) {
-        if let Some(book) = self.book.upgrade() {
-            book.order(Order::ForgetPeer(self.id.clone()));
-        }
+        (self.forget)(&self.id);
     }
 }

@@ -23,7 +23,7 @@ use super::{
     error::Error,
     host::Host,
     pool::OnTheWay,
-    remote::send::{Elsewhere, There},
+    remote_data::place::{Elsewhere, There},
     table::families::CloneSlot,
     tickets::Wanted,
     vm::Vm,

@@ -3,7 +3,7 @@
 use super::{
     blocking::{DISK_PATIENCE, DISK_WORK_MAX},
     images::ImageError,
-    remote::{receive::ReceiveError, send::RemoteError},
+    remote_data::error::{ReceiveError, RemoteError},
     snapshot_data::error::SnapshotError,
 };
 use crate::{

@@ -5,7 +5,7 @@ use super::{
     error::Error,
     image_cache::cache::ImageCache,
     masters::ComingMasters,
-    remote::{lease::Leases, peers::Peers, send::Described},
+    remote_data::{described::Described, leases::Leases, peers::Peers},
     snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
     spares::Spares,
     table::Table,

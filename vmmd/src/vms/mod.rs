@@ -5,6 +5,7 @@
 //!   VMs. [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a
 //!   clone will write first. [`remove`](mod@remove): removes ended VMs.
 //! - [`remote`]: clones on other hosts, and clones here of VMs of other hosts.
+//!   [`remote_data`]: what that is made of.
 //! - [`snapshots`]: keeps VMs on the disk, and restores them. [`snapshot_data`]: what that is made
 //!   of.
 //! - [`booted`]: keeps VMs that have just booted as images, for the next ones to start from.
@@ -39,6 +40,7 @@ pub mod pool;
 pub mod prefault;
 mod register;
 pub mod remote;
+pub mod remote_data;
 pub mod remove;
 pub mod snapshot_data;
 pub mod snapshots;

@@ -6,7 +6,7 @@ mod convert;
 
 pub(super) use convert::{end, running};
 
-use super::{error::Error, remote::send::Elsewhere};
+use super::{error::Error, remote_data::place::Elsewhere};
 use crate::{plan::lifecycle::Ended, store::record::Record};
 use patina_abi::link::TicketView;
 use patina_daemon::lock;

@@ -8,13 +8,11 @@
 //!                        pager ◀──────────── ReadLayers ────────────── pager
 //! ```
 //!
-//! - [`peers`]: connections to the vmmds of other hosts.
 //! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host.
 //! - [`lease`]: the layers that other hosts read here. [`pages`]: the connections over which they
 //!   do.
 
 pub mod lease;
 pub mod pages;
-pub mod peers;
 pub mod receive;
 pub mod send;

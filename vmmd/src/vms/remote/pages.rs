@@ -1,8 +1,11 @@
 //! The connections over which another host's pager reads layers of this one. They go through both
 //! vmmds, as calls of `ReadLayers`: so they have the security of all calls.
 
-use super::{lease::Borrowed, peers::Peers};
-use crate::{pager::peers::Dial, vms::host::Host};
+use super::lease::Borrowed;
+use crate::{
+    pager::peers::Dial,
+    vms::{host::Host, remote_data::peers::Peers},
+};
 use patina_control::best_effort;
 use patina_daemon::chain;
 use patina_proto::v1::LayerBytes;

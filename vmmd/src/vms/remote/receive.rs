@@ -9,7 +9,6 @@
 
 use super::pages::Lender;
 use crate::{
-    pager::error::PagerError,
     plan::{
         address::{FamilyNet, VMID_MAX},
         names::VmName,
@@ -25,6 +24,7 @@ use crate::{
         create::{Master, record},
         error::Error,
         host::Host,
+        remote_data::error::ReceiveError,
         snapshot_data::fit,
         table::families::Joined,
         tickets::Wanted,
@@ -33,68 +33,13 @@ use crate::{
 };
 use patina_daemon::chain;
 use patina_proto::v1::SpawnClones;
-use patina_snapshot::manifest::{Manifest, ManifestError};
+use patina_snapshot::manifest::Manifest;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 /// How often it is looked whether an earlier network of the family is gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-
-/// Why the clones of a VM of another host cannot be made here.
-#[derive(Debug, thiserror::Error)]
-pub enum ReceiveError {
-    /// A field of the call is wrong.
-    #[error("make clones of a VM of another host: its {field} is {found:?}")]
-    Field {
-        /// The field.
-        field: &'static str,
-        /// Its value.
-        found: String,
-    },
-    /// The description of the generation is wrong.
-    #[error("make clones of a VM of another host: read the description of its memory")]
-    Manifest(#[from] ManifestError),
-    /// The state is not the one that was described.
-    #[error("make clones of a VM of another host: the VM's state is damaged")]
-    State,
-    /// This kernel cannot run VMs whose memory has not arrived.
-    #[error("make clones of a VM of another host: this host's kernel is older than Linux 6.7")]
-    Kernel,
-    /// The memory cannot be served.
-    #[error("make clones of a VM of another host: have its memory served")]
-    Pager(#[from] PagerError),
-    /// Another family has the network.
-    #[error(
-        "make clones of a VM of another host: family {other} has its network {base}/20 here; end that family, or move clones to another host"
-    )]
-    Network {
-        /// The first address.
-        base: std::net::Ipv4Addr,
-        /// The family that has the network.
-        other: Uuid,
-    },
-    /// Another network of the machine has the bridge's name.
-    #[error(
-        "make clones of a VM of another host: another vmmd of this machine has bridge {bridge}; hosts that share a network namespace cannot share a family"
-    )]
-    Bridge {
-        /// The bridge.
-        bridge: String,
-    },
-    /// The network is not one of this host's.
-    #[error(
-        "make clones of a VM of another host: its network {base}/20 is not number {index} of this host's range {range}; give all hosts the same --network"
-    )]
-    Range {
-        /// The first address.
-        base: std::net::Ipv4Addr,
-        /// The number.
-        index: u16,
-        /// This host's range.
-        range: String,
-    },
-}
 
 /// A call of another host, checked.
 #[derive(Debug)]

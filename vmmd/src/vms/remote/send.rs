@@ -1,158 +1,35 @@
 //! Has clones of a VM of this host made on other hosts.
 
-use super::lease::TooManyLeases;
 use crate::{
     pager::{book::LazyLayer, error::PagerError, parts},
-    process::{
-        filling::FileNumber,
-        generation::{Generation, GenerationError, PrefaultList},
-    },
+    process::generation::{Generation, PrefaultList},
     vms::{
         blocking::blocking,
         clone::{Made, Outcome, Source, Times},
         error::Error,
         host::Host,
+        remote_data::{
+            error::{PATIENCE, PrepareError, RemoteError},
+            place::{Elsewhere, There},
+        },
         snapshot_data::describe::describe,
     },
 };
 use futures::{future::join_all, stream};
 use patina_control::messages::Frozen;
-use patina_daemon::{chain, lock};
+use patina_daemon::chain;
 use patina_proto::v1::{
     self, CloneOutcome, ListHostsRequest, SpawnClonesRequest, clone_outcome, spawn_clones_request::Part,
 };
 use patina_snapshot::{
-    directory::{DigestError, digest_layer},
-    manifest::{ImageRef, Layer, Manifest, ManifestError, StateRef},
+    directory::digest_layer,
+    manifest::{ImageRef, Layer, Manifest, StateRef},
 };
-use scheduler::client::TargetError;
-use std::{
-    collections::VecDeque,
-    fs::File,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{fs::File, sync::Arc, time::Duration};
 use tokio::time::timeout;
 
-/// How long another host may take to make clones.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of a message.
 const PART_BYTES: usize = 128 * 1024;
-/// How many layers are known by their digests; of more, the one that was first is forgotten.
-const DESCRIBED_MAX: usize = 1024;
-
-/// What a ticket has on another host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// UUID of the host.
-    pub host_id: String,
-    /// Its name.
-    pub host: String,
-    /// How many VMs.
-    pub vms: u32,
-}
-
-/// Clones that another host is to make.
-#[derive(Debug)]
-pub(in crate::vms) struct There {
-    pub place: Elsewhere,
-    pub vmids: Vec<u32>,
-}
-
-/// Why another host does not make clones.
-#[derive(Debug, thiserror::Error)]
-pub enum RemoteError {
-    /// The scheduler does not know where it is.
-    #[error("find host {host}: the scheduler does not list it; see `vmctl host ls`")]
-    NoHost {
-        /// The host's name.
-        host: String,
-    },
-    /// Its address cannot be used.
-    #[error(
-        "call host {host} at {address:?}; give that vmmd an address that this one reaches with --advertise"
-    )]
-    Address {
-        /// The host's name.
-        host: String,
-        /// The address that it tells.
-        address: String,
-        /// Why not.
-        #[source]
-        source: TargetError,
-    },
-    /// It says no, or nothing.
-    #[error("make clones on host {host}: {}", .status.message())]
-    Refused {
-        /// The host's name.
-        host: String,
-        /// What it says.
-        status: Box<tonic::Status>,
-    },
-    /// It does not answer.
-    #[error("make clones on host {host}: it does not answer within {PATIENCE:?}")]
-    Silent {
-        /// The host's name.
-        host: String,
-    },
-    /// One clone was not made there.
-    #[error("on host {host}: {reason}")]
-    Clone {
-        /// The host's name.
-        host: String,
-        /// That host's reason.
-        reason: String,
-    },
-    /// Its answer lacks a clone.
-    #[error("make clones on host {host}: its answer does not tell of this one; see the log of its vmmd")]
-    Untold {
-        /// The host's name.
-        host: String,
-    },
-    /// The generation cannot be described or lent. For all hosts.
-    #[error("prepare the VM's memory for other hosts: {0}")]
-    Prepare(Arc<PrepareError>),
-}
-
-/// Why a generation cannot be described or lent.
-#[derive(Debug, thiserror::Error)]
-pub enum PrepareError {
-    /// A layer cannot be read.
-    #[error(transparent)]
-    Digest(#[from] DigestError),
-    /// It cannot be described.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// Its files cannot be used.
-    #[error(transparent)]
-    Generation(#[from] GenerationError),
-    /// The pager does not keep a layer.
-    #[error(transparent)]
-    Pager(#[from] PagerError),
-    /// Too much is lent.
-    #[error(transparent)]
-    Leases(#[from] TooManyLeases),
-}
-
-/// The digests of layers that other hosts were told of: a generation has most of its layers in
-/// common with the one before.
-#[derive(Debug, Default)]
-pub struct Described(Mutex<VecDeque<(FileNumber, Arc<Layer>)>>);
-
-impl Described {
-    fn find(&self, number: FileNumber) -> Option<Arc<Layer>> {
-        let known = lock(&self.0);
-        known.iter().find(|(other, _)| *other == number).map(|(_, layer)| Arc::clone(layer))
-    }
-
-    fn note(&self, number: FileNumber, layer: Arc<Layer>) {
-        let mut known = lock(&self.0);
-        if known.len() >= DESCRIBED_MAX {
-            known.pop_front();
-        }
-        known.push_back((number, layer));
-    }
-}
 
 /// A generation as other hosts get it.
 #[derive(Debug)]

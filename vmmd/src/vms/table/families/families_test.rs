@@ -11,7 +11,7 @@ fn family() -> (Table, Record) {
     (table, record)
 }
 
-fn range() -> NetworkRange {
+fn range() -> Range {
     "10.0.0.0/19".parse().unwrap()
 }
 

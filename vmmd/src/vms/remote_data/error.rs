@@ -1,0 +1,149 @@
+//! Why clones are not made on other hosts, or not for them.
+
+use crate::{pager::error::PagerError, process::generation::GenerationError};
+use patina_snapshot::{directory::DigestError, manifest::ManifestError};
+use scheduler::client::TargetError;
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use uuid::Uuid;
+
+/// How long another host may take to make clones.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Most leases at a time.
+pub const LEASES_MAX: usize = 512;
+
+/// Why another host does not make clones.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The scheduler does not know where it is.
+    #[error("find host {host}: the scheduler does not list it; see `vmctl host ls`")]
+    NoHost {
+        /// The host's name.
+        host: String,
+    },
+    /// Its address cannot be used.
+    #[error(
+        "call host {host} at {address:?}; give that vmmd an address that this one reaches with --advertise"
+    )]
+    Address {
+        /// The host's name.
+        host: String,
+        /// The address that it tells.
+        address: String,
+        /// Why not.
+        #[source]
+        source: TargetError,
+    },
+    /// It says no, or nothing.
+    #[error("make clones on host {host}: {}", .status.message())]
+    Refused {
+        /// The host's name.
+        host: String,
+        /// What it says.
+        status: Box<tonic::Status>,
+    },
+    /// It does not answer.
+    #[error("make clones on host {host}: it does not answer within {PATIENCE:?}")]
+    Silent {
+        /// The host's name.
+        host: String,
+    },
+    /// One clone was not made there.
+    #[error("on host {host}: {reason}")]
+    Clone {
+        /// The host's name.
+        host: String,
+        /// That host's reason.
+        reason: String,
+    },
+    /// Its answer lacks a clone.
+    #[error("make clones on host {host}: its answer does not tell of this one; see the log of its vmmd")]
+    Untold {
+        /// The host's name.
+        host: String,
+    },
+    /// The generation cannot be described or lent. For all hosts.
+    #[error("prepare the VM's memory for other hosts: {0}")]
+    Prepare(Arc<PrepareError>),
+}
+
+/// Why a generation cannot be described or lent.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A layer cannot be read.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    /// It cannot be described.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Its files cannot be used.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    /// The pager does not keep a layer.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// Too much is lent.
+    #[error(transparent)]
+    Leases(#[from] TooManyLeases),
+}
+
+/// Why the clones of a VM of another host cannot be made here.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// A field of the call is wrong.
+    #[error("make clones of a VM of another host: its {field} is {found:?}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+    },
+    /// The description of the generation is wrong.
+    #[error("make clones of a VM of another host: read the description of its memory")]
+    Manifest(#[from] ManifestError),
+    /// The state is not the one that was described.
+    #[error("make clones of a VM of another host: the VM's state is damaged")]
+    State,
+    /// This kernel cannot run VMs whose memory has not arrived.
+    #[error("make clones of a VM of another host: this host's kernel is older than Linux 6.7")]
+    Kernel,
+    /// The memory cannot be served.
+    #[error("make clones of a VM of another host: have its memory served")]
+    Pager(#[from] PagerError),
+    /// Another family has the network.
+    #[error(
+        "make clones of a VM of another host: family {other} has its network {base}/20 here; end that family, or move clones to another host"
+    )]
+    Network {
+        /// The first address.
+        base: Ipv4Addr,
+        /// The family that has the network.
+        other: Uuid,
+    },
+    /// Another network of the machine has the bridge's name.
+    #[error(
+        "make clones of a VM of another host: another vmmd of this machine has bridge {bridge}; hosts that share a network namespace cannot share a family"
+    )]
+    Bridge {
+        /// The bridge.
+        bridge: String,
+    },
+    /// The network is not one of this host's.
+    #[error(
+        "make clones of a VM of another host: its network {base}/20 is not number {index} of this host's range {range}; give all hosts the same --network"
+    )]
+    Range {
+        /// The first address.
+        base: Ipv4Addr,
+        /// The number.
+        index: u16,
+        /// This host's range.
+        range: String,
+    },
+}
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "lend a generation to another host: {LEASES_MAX} are lent, the most; try again when clones elsewhere have their memory"
+)]
+pub struct TooManyLeases;
