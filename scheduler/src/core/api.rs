@@ -63,6 +63,8 @@ pub struct Demand {
     pub timeout_ms: u64,
     /// The hosts that may be chosen; empty: any.
     pub hosts: Vec<HostId>,
+    /// The host that is taken first, as far as it has room; None: as the policy says.
+    pub prefer: Option<HostId>,
     /// Where VMs are placed; None: as [`Options::policy`] says.
     pub policy: Option<Policy>,
     /// How long the ticket may stay unused, milliseconds; None: as [`Options::ttl_ms`] says.

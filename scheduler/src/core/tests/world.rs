@@ -47,6 +47,7 @@ pub fn demand(min: u32, most: u32) -> Demand {
         memory_mib: 64,
         timeout_ms: 0,
         hosts: Vec::new(),
+        prefer: None,
         policy: None,
         ttl_ms: None,
         use_by: None,
