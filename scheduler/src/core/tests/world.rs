@@ -5,12 +5,12 @@ use crate::core::{
     Core,
     api::{
         Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options, Present,
-        Reply, Running, Targets, UnixMs, Usage, Waiter,
+        Reply, Running, Targets, UnixMs, Usage, VmidDemand, Waiter,
     },
     epochs::Epochs,
     record::{HostRecord, Scheduling},
     ticket::{HostId, Policy, State, Ticket, VmEnd},
-    vmids::{VmidDemand, VmidRecord},
+    vmids::VmidRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
