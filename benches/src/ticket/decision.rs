@@ -127,6 +127,7 @@ impl Cluster {
             memory_mib: MEMORY_MIB,
             timeout_ms: 0,
             hosts: Vec::new(),
+            prefer: None,
             policy: Some(policy),
             ttl_ms: None,
             use_by: None,

@@ -5,11 +5,10 @@
 //! answer of that batch is sent. If storing fails, the shell answers UNAVAILABLE and loads the core
 //! from the store again.
 
+pub use super::calls::{Named, Usage, VmidDemand};
 pub use super::error::{Closed, CoreError, Free};
 pub use super::limits::*;
 pub use super::present::{HostInfo, Present, Running, UnixMs};
-pub use super::spend::Usage;
-pub use super::vmids::VmidDemand;
 use super::{
     record::Scheduling,
     state::HostState,
@@ -63,6 +62,8 @@ pub struct Demand {
     pub timeout_ms: u64,
     /// The hosts that may be chosen; empty: any.
     pub hosts: Vec<HostId>,
+    /// The host that is taken first, as far as it has room; None: as the policy says.
+    pub prefer: Option<HostId>,
     /// Where VMs are placed; None: as [`Options::policy`] says.
     pub policy: Option<Policy>,
     /// How long the ticket may stay unused, milliseconds; None: as [`Options::ttl_ms`] says.
@@ -91,15 +92,6 @@ pub enum Targets {
     Vmids(Vec<u32>),
     /// All clones of a ticket.
     Ticket(Uuid),
-}
-
-/// A ticket and who names it: a family that is given must be the ticket's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Named {
-    /// The ticket's number.
-    pub id: Uuid,
-    /// The family of the caller; None: an operator calls.
-    pub family: Option<Uuid>,
 }
 
 /// Which tickets are listed, and how.

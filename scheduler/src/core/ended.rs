@@ -68,8 +68,9 @@ impl Core {
         true
     }
 
-    /// Clones have ended, all of them at the same moment, and these `tickets` have changed otherwise.
-    /// A ticket without clones that live or may still be made comes to its end, in `state`.
+    /// Clones have ended, all of them at the same moment, and these `tickets` have changed
+    /// otherwise. A ticket without clones that live or may still be made comes to its end, in
+    /// `state`.
     pub(super) fn settle(
         &mut self,
         clones: &BTreeSet<(Uuid, u32)>,

@@ -6,8 +6,8 @@
 //!   `room` (their resources and free capacity), `queue` (requests), `waiting` (callers that wait),
 //!   `timers`.
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
-//!   (released, used, over), `parts` (unused; each host's part), `ended` (clones end), `register`, `lease` and `returns` (hosts
-//!   come, go, and come back).
+//!   (released, used, over), `parts` (unused; each host's part), `ended` (clones end), `register`,
+//!   `lease` and `returns` (hosts come, go, and come back).
 //! - who a host is: `identity`. What operators do with hosts: `operate`. [`record`]: a host in its
 //!   stored form.
 //! - vmids that are unique in a family: `vmids`.
@@ -27,6 +27,7 @@
 
 pub mod api;
 mod barrier;
+mod calls;
 mod ended;
 pub mod epochs;
 pub mod error;

@@ -3,13 +3,13 @@
 //! ```text
 //!              UseTicket with keep_others               last clone ended, no part granted
 //!  ticket:  granted ─────────────▶ used ─────────────────────────────────────────────▶ released
-//!  part:    granted ──its host uses it──▶ used ──its host made nothing──▶ granted, until the ticket
-//!              │                                                          would have expired
+//!  part:    granted ──its host uses it──▶ used ──its host made nothing──▶ granted again, until
+//!              │                                                   the ticket would have expired
 //!              └ expired, released, killed, host lost or draining ──▶ gone
 //! ```
 //! A part that is granted keeps its room, and whoever waits at the ticket's barrier or for its end
-//! waits for the clones that may still be made with it. What becomes of one part changes nothing for
-//! the others.
+//! waits for the clones that may still be made with it. What becomes of one part changes nothing
+//! for the others.
 
 use super::{
     Core,

@@ -32,6 +32,8 @@ pub struct Want {
     pub single: bool,
     /// The hosts that may be chosen, in order, each once; empty: any.
     pub only: Vec<HostId>,
+    /// The host that is taken first, as far as it has room, if it may be chosen at all.
+    pub prefer: Option<HostId>,
 }
 
 /// Hosts that are kept for others.
@@ -55,16 +57,21 @@ pub fn place(hosts: &Hosts, want: &Want, kept: &Kept) -> Option<Places> {
     if want.single {
         return search.single();
     }
+    let first = search.preferred();
     let candidates = search.candidates();
-    let sum = candidates.iter().fold(0, |sum: u32, candidate| sum.saturating_add(candidate.fit));
-    let total = sum.min(want.most);
+    let fits = candidates.iter().chain(&first).map(|candidate| candidate.fit);
+    let total = fits.fold(0, u32::saturating_add).min(want.most);
     if total < want.min || total == 0 {
         return None;
     }
-    Some(match want.policy {
-        Policy::Pack => search.pack(candidates, total),
-        Policy::Spread => search.spread(candidates, total),
-    })
+    let here = first.map_or(0, |candidate| candidate.fit.min(total));
+    let mut places = match (total.saturating_sub(here), want.policy) {
+        (0, _) => Places::new(),
+        (rest, Policy::Pack) => search.pack(candidates, rest),
+        (rest, Policy::Spread) => search.spread(candidates, rest),
+    };
+    places.extend(first.filter(|_| here > 0).map(|candidate| (candidate.id, here)));
+    Some(places)
 }
 
 /// Whether it could be placed if all hosts that are usable, and these `others`, held nothing but
@@ -145,9 +152,22 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn candidate(&self, (id, room): (HostId, Room)) -> Option<Candidate> {
+    fn any(&self, (id, room): (HostId, Room)) -> Option<Candidate> {
         let fit = room.fit(self.want.vcpus, self.want.memory_mib);
         (fit > 0 && !self.kept.hosts.contains(&id)).then_some(Candidate { id, room, fit })
+    }
+
+    /// All but the host that is taken before any other.
+    fn candidate(&self, host: (HostId, Room)) -> Option<Candidate> {
+        self.any(host).filter(|candidate| self.want.prefer != Some(candidate.id))
+    }
+
+    /// The host that is taken first, if it has room and may be chosen.
+    fn preferred(&self) -> Option<Candidate> {
+        let id = self.want.prefer?;
+        let may_be = self.want.only.is_empty() || self.want.only.contains(&id);
+        let room = self.hosts.usable(id).filter(|_| may_be)?.room();
+        self.any((id, room))
     }
 
     /// The hosts that were named, the emptiest first.

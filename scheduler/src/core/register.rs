@@ -149,8 +149,8 @@ impl Core {
         self.settle(&lost, BTreeSet::new(), State::Released, out);
     }
 
-    /// Masters that a host has not are gone: the tickets with which they cloned wait for them no more,
-    /// on whatever hosts these tickets have clones.
+    /// Masters that a host has not are gone: the tickets with which they cloned wait for them no
+    /// more, on whatever hosts these tickets have clones.
     pub(super) fn lose_masters(
         &mut self,
         host: HostId,
@@ -173,8 +173,8 @@ impl Core {
         }
     }
 
-    /// Masters of a host that was lost live: the tickets with which they cloned on other hosts wait for
-    /// them again.
+    /// Masters of a host that was lost live: the tickets with which they cloned on other hosts wait
+    /// for them again.
     fn regain_masters(&mut self, host: HostId, masters: &BTreeSet<Uuid>, out: &mut Vec<Effect>) {
         let is_one = |ticket: &&Ticket| ticket.parent_vmid == Some(0) && masters.contains(&ticket.family);
         let found = self.ledger.cloned_on(host).into_iter().filter(is_one).filter(|t| t.parent_ended);
@@ -248,9 +248,9 @@ impl Core {
         self.hosts.hold(host, &load, 1);
     }
 
-    /// Whether the VM that cloned with a ticket lives, if all clones are known of the host that it is
-    /// on: the one that was named, or else the one that has just registered. Of masters nothing is
-    /// known here.
+    /// Whether the VM that cloned with a ticket lives, if all clones are known of the host that it
+    /// is on: the one that was named, or else the one that has just registered. Of masters nothing
+    /// is known here.
     pub(super) fn look_for_parent(&mut self, id: Uuid) {
         let Some(ticket) = self.ledger.get(id) else { return };
         if ticket.parent_host.is_some_and(|host| self.hosts.up(host).is_none()) {
@@ -261,8 +261,8 @@ impl Core {
         }
     }
 
-    /// Tickets with clones elsewhere wait for no clone of this host that does not live, now that all
-    /// of them are known: their own hosts may have registered first.
+    /// Tickets with clones elsewhere wait for no clone of this host that does not live, now that
+    /// all of them are known: their own hosts may have registered first.
     fn look_for_parents_on(&mut self, host: HostId, out: &mut Vec<Effect>) {
         let elsewhere = |ticket: &&Ticket| ticket.places.keys().any(|place| *place != host);
         let waiting = self.ledger.cloned_on(host).into_iter().filter(|ticket| !ticket.parent_ended);

@@ -76,6 +76,8 @@ impl Core {
             memory_mib,
             policy: demand.policy.unwrap_or(self.options.policy),
             single,
+            // Clones by count are for one host, which is named.
+            prefer: demand.prefer.filter(|_| !single),
             only: demand.hosts.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
         };
         if self.is_impossible(&want) {

@@ -2,7 +2,7 @@
 
 use super::{
     Core,
-    api::{CoreError, Effect, Named},
+    api::{CoreError, Effect, Named, Usage},
     request::check_vmids,
     room::Load,
     ticket::{HostId, Part, State, Ticket},
@@ -12,28 +12,6 @@ use uuid::Uuid;
 
 /// Most tickets of a family that are remembered after their end.
 pub const FAMILY_OVER_MAX: usize = 1024;
-
-/// A host's call to make clones with a ticket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Usage {
-    /// The ticket that is used.
-    pub ticket: Named,
-    /// The ticket's epoch as the caller knows it; None: any epoch.
-    pub epoch: Option<u64>,
-    /// The host that makes the clones.
-    pub host: HostId,
-    /// The epoch of the host's registration; None: any epoch.
-    pub host_epoch: Option<u64>,
-    /// The vmid of the VM that is cloned.
-    pub parent_vmid: u32,
-    /// The host on which that VM is.
-    pub parent_host: HostId,
-    /// The clones' vmids: at least one, at most as many as the ticket has VMs on this host. What it
-    /// has there beyond them is given back.
-    pub vmids: Vec<u32>,
-    /// Whether what the ticket has on other hosts is for those; else it is given back.
-    pub keep_others: bool,
-}
 
 impl Core {
     /// Gives a ticket back, or what is not used of it.

@@ -47,15 +47,15 @@ pub struct Ticket {
     /// The vmid of the VM that cloned with it; None: it is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_vmid: Option<u32>,
-    /// The host on which that VM is. None: nobody has said it, as in the ledger of an earlier release,
-    /// whose tickets were used where the VM was.
+    /// The host on which that VM is. None: nobody has said it, as in the ledger of an earlier
+    /// release, whose tickets were used where the VM was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_host: Option<HostId>,
     /// Whether that VM has ended: nobody waits for it any more.
     #[serde(default)]
     pub parent_ended: bool,
-    /// If each of its hosts uses its own part: these parts. All hosts are among `places`. Empty: one
-    /// host uses all of it, and what it had elsewhere is given back then.
+    /// If each of its hosts uses its own part: these parts. All hosts are among `places`. Empty:
+    /// one host uses all of it, and what it had elsewhere is given back then.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parts: BTreeMap<HostId, Part>,
     /// Its clones, those that have ended included, by vmid: where.
@@ -215,7 +215,8 @@ impl Ticket {
         self.state == State::Used && self.parts.get(&host).is_some_and(|part| !part.used)
     }
 
-    /// The parts that are granted and not used, of a ticket that others have used: how many VMs where.
+    /// The parts that are granted and not used, of a ticket that others have used: how many VMs
+    /// where.
     pub fn to_come(&self) -> impl Iterator<Item = (HostId, u32)> + '_ {
         self.places.iter().filter(|(host, _)| self.is_to_come(**host)).map(|(host, vms)| (*host, *vms))
     }
@@ -232,8 +233,8 @@ impl Ticket {
         self.state == State::Used && self.live().next().is_none() && self.to_come().next().is_none()
     }
 
-    /// How many VMs it holds on a host: until it is used there those that it was granted, then those
-    /// that live.
+    /// How many VMs it holds on a host: until it is used there those that it was granted, then
+    /// those that live.
     #[must_use]
     pub fn held(&self, host: HostId) -> u32 {
         match self.state {

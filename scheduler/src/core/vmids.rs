@@ -1,8 +1,8 @@
 //! Vmids that are unique in a family over all hosts: hosts reserve blocks of them.
 //!
 //! A family has one counter, which is in the ledger before a host hears of a block. The vmids that
-//! hosts name when they use tickets, and those of clones that run, raise it: a vmid that a clone has
-//! had is in no later block.
+//! hosts name when they use tickets, and those of clones that run, raise it: a vmid that a clone
+//! has had is in no later block.
 //!
 //! A counter may be forgotten only when its family can have no VM any more, because a family that
 //! lives and whose counter began again would get vmids, and with them addresses, twice. A master is
@@ -14,7 +14,7 @@
 
 use super::{
     Core,
-    api::{CoreError, Effect, UnixMs, VMID_FAMILIES_MAX, VMID_MAX},
+    api::{CoreError, Effect, UnixMs, VMID_FAMILIES_MAX, VMID_MAX, VmidDemand},
     hosts::Host,
     ticket::HostId,
     timers::Timer,
@@ -27,23 +27,6 @@ use uuid::Uuid;
 pub const FORGET_AFTER_MS: UnixMs = 24 * 3600 * 1000;
 /// How many blocks of a family are given again when they are asked for again.
 const GIVEN_MAX: usize = 32;
-
-/// A host wants vmids.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VmidDemand {
-    /// The family that gets clones.
-    pub family: Uuid,
-    /// The host that asks.
-    pub host: HostId,
-    /// The epoch of the host's registration; None: any epoch.
-    pub host_epoch: Option<u64>,
-    /// How many.
-    pub count: u32,
-    /// The same number of the same host gets the same vmids; None: each request is a new one.
-    pub request: Option<String>,
-    /// None below this.
-    pub at_least: u32,
-}
 
 /// The counter of a family, as the ledger has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,8 +162,8 @@ impl Core {
         self.timers.set(look_unix_ms, Timer::Vmids(family));
     }
 
-    /// Clones have vmids that nobody has reserved, or reserved with another scheduler's ledger: they
-    /// are not given any more.
+    /// Clones have vmids that nobody has reserved, or reserved with another scheduler's ledger:
+    /// they are not given any more.
     pub(super) fn raise_vmids(&mut self, family: Uuid, vmids: &[u32], out: &mut Vec<Effect>) {
         let Some(counter) = self.vmids.counters.get_mut(&family) else { return };
         let last = vmids.iter().copied().max().unwrap_or(0).min(VMID_MAX);

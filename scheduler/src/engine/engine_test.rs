@@ -57,6 +57,7 @@ fn demand(vms: u32) -> Demand {
         memory_mib: 256,
         timeout_ms: 0,
         hosts: Vec::new(),
+        prefer: None,
         policy: None,
         ttl_ms: None,
         use_by: None,

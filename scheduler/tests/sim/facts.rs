@@ -182,7 +182,8 @@ pub struct Facts {
     arriving: BTreeSet<Clone>,
     /// Clones that were killed, and whoever wanted that knows that they have ended.
     killed: BTreeSet<Clone>,
-    /// Groups by ticket and machine, with their members that have not ended and have something to do.
+    /// Groups by ticket and machine, with their members that have not ended and have something to
+    /// do.
     groups: BTreeMap<(String, usize), (Plan, BTreeSet<u32>)>,
     /// When the scheduler was started, milliseconds of the story.
     pub started_ms: u64,
@@ -310,8 +311,8 @@ impl Facts {
         self.uses.remove(&(ticket.to_owned(), machine));
     }
 
-    /// Whether a VM that cloned may meet its clones again: its host was given up, and its ticket goes
-    /// on elsewhere.
+    /// Whether a VM that cloned may meet its clones again: its host was given up, and its ticket
+    /// goes on elsewhere.
     pub fn may_come_back(&self, ticket: &str) -> bool {
         let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
         known.is_some_and(|known| known.state == State::Used && known.parent_ended)

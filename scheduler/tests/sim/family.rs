@@ -101,8 +101,8 @@ async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
     }
 }
 
-/// Clones on all machines on which a ticket has VMs: first here, then on the others, each of which uses
-/// its own part.
+/// Clones on all machines on which a ticket has VMs: first here, then on the others, each of which
+/// uses its own part.
 async fn spread(daemon: &Arc<Daemon>, request: RequestTicketRequest, dice: &mut Dice) {
     let request = RequestTicketRequest {
         host_ids: Vec::new(),

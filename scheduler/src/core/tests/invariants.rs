@@ -510,8 +510,8 @@ fn held(ticket: &Ticket, host: HostId) -> u32 {
     granted + live as u32
 }
 
-/// A part is granted as long as it may be used and no longer, and a ticket is used as long as it has
-/// one or clones that live.
+/// A part is granted as long as it may be used and no longer, and a ticket is used as long as it
+/// has one or clones that live.
 fn check_parts(world: &World, states: &[HostState]) {
     let mut live = BTreeSet::new();
     for ticket in world.store.values() {

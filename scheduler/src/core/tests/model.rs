@@ -104,6 +104,8 @@ struct Ask {
     memory: u32,
     timeout_ms: u64,
     hosts: u8,
+    /// 0: none.
+    prefer: u8,
     spread: bool,
     request: Option<u8>,
     by: bool,
@@ -112,10 +114,10 @@ struct Ask {
 fn ask() -> impl Strategy<Value = Ask> {
     let size = (1..4_u32, 0..3_u32, 1..3_u32, 1..4_u32);
     let timeout = prop_oneof![Just(0), Just(300), Just(2_000), Just(9_000)];
-    let how = (timeout, prop_oneof![3 => Just(0), 2 => 1..8_u8], any::<bool>());
+    let how = (timeout, prop_oneof![3 => Just(0), 2 => 1..8_u8], 0..4_u8, any::<bool>());
     let who = (1..4_u128, prop::option::weighted(0.2, 0..3_u8), prop::bool::weighted(0.2));
     (size, how, who).prop_map(
-        |((min, more, vcpus, memory), (timeout_ms, hosts, spread), (family, request, by))| Ask {
+        |((min, more, vcpus, memory), (timeout_ms, hosts, prefer, spread), (family, request, by))| Ask {
             family,
             min,
             more,
@@ -123,6 +125,7 @@ fn ask() -> impl Strategy<Value = Ask> {
             memory,
             timeout_ms,
             hosts,
+            prefer,
             spread,
             request,
             by,
@@ -199,7 +202,8 @@ fn crowd() -> impl Strategy<Value = Op> {
     let large = (1..5_u128, 4..7_u32, 0..3_u8).prop_map(|(family, min, hosts)| (family, min, hosts, 600_000));
     let ask = prop_oneof![12 => small, 1 => large].prop_map(|(family, min, hosts, timeout_ms)| {
         let (more, vcpus, memory, spread, request, by) = (0, 1, 1, false, None, min == 2 && family % 3 == 0);
-        Op::Request(Ask { family, min, more, vcpus, memory, timeout_ms, hosts, spread, request, by })
+        let prefer = 0;
+        Op::Request(Ask { family, min, more, vcpus, memory, timeout_ms, hosts, prefer, spread, request, by })
     });
     let n = 0..64_usize;
     prop_oneof![
@@ -353,6 +357,7 @@ impl Sim {
             timeout_ms: ask.timeout_ms,
             hosts: hosts.collect(),
             policy: ask.spread.then_some(Policy::Spread),
+            prefer: (ask.prefer > 0).then(|| id(ask.prefer.into())),
             ttl_ms: None,
             use_by: by,
         };

@@ -149,3 +149,33 @@ fn clones_by_number_are_all_on_one_host() {
     let free = world.core.free(1, 64);
     assert_eq!((free.cpus, free.memory_mib, free.vms), (2, 128, 2));
 }
+
+#[test]
+fn the_preferred_host_is_taken_first_and_the_policy_is_for_the_rest() {
+    for policy in [Policy::Pack, Policy::Spread] {
+        let mut world = world(&[(1, 8), (2, 4), (3, 2)]);
+        let like = |host, min| Demand { prefer: Some(id(host)), policy: Some(policy), ..demand(min, min) };
+        // Neither the fullest nor the emptiest.
+        assert_eq!(places(&world.request(like(2, 3)).unwrap()), [(2, 3)]);
+        // As far as it has room.
+        let rest = if policy == Policy::Pack { vec![(2, 1), (3, 2)] } else { vec![(1, 2), (2, 1)] };
+        assert_eq!(places(&world.request(like(2, 3)).unwrap()), rest);
+        // It has none, it is not known, or it may not be chosen: as if none was named.
+        let full = world.request(like(2, 1)).unwrap();
+        assert!(!full.places.contains_key(&id(2)));
+        assert_eq!(world.request(like(9, 1)).unwrap().vms(), 1);
+        let elsewhere = Demand { hosts: vec![id(1)], ..like(3, 1) };
+        assert_eq!(places(&world.request(elsewhere).unwrap()), [(1, 1)]);
+        let both = Demand { hosts: vec![id(1), id(3)], ..like(1, 1) };
+        assert_eq!(places(&world.request(both).unwrap()), [(1, 1)]);
+    }
+}
+
+#[test]
+fn a_preferred_host_counts_once_and_not_if_it_is_kept_for_others() {
+    let mut world = world(&[(1, 2), (2, 2)]);
+    let like = |min, most| Demand { prefer: Some(id(1)), ..demand(min, most) };
+    assert!(matches!(world.request(like(5, 5)), Err(CoreError::Impossible { .. })));
+    assert_eq!(places(&world.request(like(1, 9)).unwrap()), [(1, 2), (2, 2)]);
+    assert!(matches!(world.request(like(1, 1)), Err(CoreError::NoCapacity { .. })));
+}

@@ -5,12 +5,12 @@ use crate::core::{
     Core,
     api::{
         Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options, Present,
-        Reply, Running, Targets, UnixMs, Usage, Waiter,
+        Reply, Running, Targets, UnixMs, Usage, VmidDemand, Waiter,
     },
     epochs::Epochs,
     record::{HostRecord, Scheduling},
     ticket::{HostId, Policy, State, Ticket, VmEnd},
-    vmids::{VmidDemand, VmidRecord},
+    vmids::VmidRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -47,6 +47,7 @@ pub fn demand(min: u32, most: u32) -> Demand {
         memory_mib: 64,
         timeout_ms: 0,
         hosts: Vec::new(),
+        prefer: None,
         policy: None,
         ttl_ms: None,
         use_by: None,

@@ -88,8 +88,8 @@ pub enum Authorization {
         /// The ticket's epoch as the caller knows it; 0: any epoch.
         epoch: u64,
     },
-    /// This host's part of a ticket that was granted over several hosts: what it has on others stays
-    /// theirs.
+    /// This host's part of a ticket that was granted over several hosts: what it has on others
+    /// stays theirs.
     Part {
         /// The ticket's UUID.
         id: String,

@@ -111,8 +111,8 @@ impl Admission {
         released.await
     }
 
-    /// Reserves vmids of a family that no other host gets, none below `at_least`: the first of `count`
-    /// that follow each other. The same `request_id` gets the same ones.
+    /// Reserves vmids of a family that no other host gets, none below `at_least`: the first of
+    /// `count` that follow each other. The same `request_id` gets the same ones.
     ///
     /// # Errors
     /// The family has not so many left, or the scheduler does not answer.

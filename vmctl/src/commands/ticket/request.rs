@@ -121,6 +121,7 @@ fn message(arguments: Arguments, size: Size, host_ids: Vec<String>) -> RequestTi
         host_ids,
         policy: policy.into(),
         ttl_ms: arguments.ttl.map_or(0, |seconds| seconds * 1000),
+        ..RequestTicketRequest::default()
     }
 }
 
@@ -162,6 +163,7 @@ mod tests {
             policy: PlacementPolicy::Spread.into(),
             ttl_ms: 60_000,
             host_ids: vec!["h".into()],
+            ..RequestTicketRequest::default()
         };
         assert_eq!(request, wanted);
         let plain =
