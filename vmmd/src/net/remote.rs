@@ -4,11 +4,11 @@
 //!   tap pt3.0 -+                                        +- tap pt3.1
 //!          bridge pt3 - pt3.x ==UDP to port 4789== pt3.x - bridge pt3
 //! ```
-//! Only what is told is sent. The bridge's entry of a VM's MAC leads to the device, and the device's
-//! entry to the VM's host. No entry is for all, the port takes no frame that is for several or for
-//! an unknown MAC, and nothing is learned. The device answers requests for the VMs' addresses (ARP)
-//! and sends none of them on. It takes frames only with its family's identifier, and the bridge
-//! only those from the MACs of VMs that are told to be elsewhere.
+//! Only what is told is sent. The bridge's entry of a VM's MAC leads to the device, and the
+//! device's entry to the VM's host. No entry is for all, the port takes no frame that is for
+//! several or for an unknown MAC, and nothing is learned. The device answers requests for the VMs'
+//! addresses (ARP) and sends none of them on. It takes frames only with its family's identifier,
+//! and the bridge only those from the MACs of VMs that are told to be elsewhere.
 //!
 //! Guests have an MTU of 1500, and VXLAN adds 50 bytes (IPv6: 70). Where the hosts' network carries
 //! less than both, the kernel answers a packet that must not be fragmented with the size that fits

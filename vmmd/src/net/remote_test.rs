@@ -2,7 +2,7 @@
 //! test has its own.
 #![allow(unsafe_code, reason = "entering a network namespace")]
 
-#[path = "remote_test/hosts.rs"]
+#[path = "hosts_test.rs"]
 mod hosts;
 
 use super::*;
@@ -30,6 +30,9 @@ fn tcp(from: &Space, to: &Space, server: Ipv4Addr) {
     let bytes: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
     let listener = to.on(|| TcpListener::bind((server, 0)).unwrap());
     let address = listener.local_addr().unwrap();
+    let mut stream = from.on(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_write_timeout(Some(LIMIT)).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
@@ -38,8 +41,6 @@ fn tcp(from: &Space, to: &Space, server: Ipv4Addr) {
             stream.read_to_end(&mut all).unwrap();
             stream.write_all(&all).unwrap();
         });
-        let mut stream = from.on(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.write_all(&bytes).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut back = Vec::new();
@@ -241,8 +242,8 @@ fn encapsulated(vni: u32, mac: [u8; 6], port: u16, payload: [u8; 4]) -> Vec<u8> 
     frame
 }
 
-/// Whoever can send to a host's port can send as a VM that is on another host: the hosts' network is
-/// trusted.
+/// Whoever can send to a host's port can send as a VM that is on another host: the hosts' network
+/// is trusted.
 #[test]
 #[ignore = "needs root: makes network namespaces"]
 fn frames_of_another_family_or_of_an_unknown_vm_are_dropped() {
@@ -328,7 +329,25 @@ fn what_is_taken_on_a_host_is_said_and_nothing_is_left() {
     hosts[0].net("/ours", async |own| {
         let error = own.reach(family(3), at).await.unwrap_err();
         assert!(matches!(error, NetError::Taken { .. }), "{error}");
+        own.claim(family(4), "g").await.unwrap();
+        own.reach(family(4), Underlay { port: 4790, ..at }).await.unwrap_err();
+        assert_eq!(names(&own).await, ["pt3", "pt3.x", "pt4"], "a device that cannot open is gone");
     });
+}
+
+/// The addresses that family 3's device answers for.
+async fn addresses(net: &Net) -> Vec<NeighbourAddress> {
+    let index = net.index_of("pt3.x").await.unwrap().unwrap();
+    let all = net.handle.neighbours().get().set_address_family(AddressFamily::Inet).execute();
+    let of = |entry: NeighbourMessage| {
+        let address = |attribute| match attribute {
+            NeighbourAttribute::Destination(address) => Some(address),
+            _ => None,
+        };
+        entry.attributes.into_iter().find_map(address)
+    };
+    let all: Vec<NeighbourMessage> = all.try_collect().await.unwrap();
+    all.into_iter().filter(|entry| entry.header.ifindex == index).filter_map(of).collect()
 }
 
 #[test]
@@ -368,6 +387,7 @@ fn where_a_vm_is_can_be_told_again_but_not_of_one_that_is_here() {
         own.remove_remote(net, VMID_MAX).await.unwrap();
         own.remove_remote(net, 0).await.unwrap();
         assert_eq!(own.remotes(net).await.unwrap(), [(1, host(2, false))]);
+        assert_eq!(addresses(&own).await, [NeighbourAddress::Inet(ip(1))], "others are forgotten");
         // A VM that is told to be elsewhere does not come here unnoticed.
         let error = own.tap(net, 1).await.unwrap_err();
         assert!(error.exists(), "{error}");

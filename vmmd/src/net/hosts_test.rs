@@ -1,8 +1,9 @@
 //! Network namespaces that stand for hosts and guests.
 
-use super::super::*;
+use super::{super::*, LIMIT};
 use crate::net::Owner;
 use crate::plan::address::Range;
+use rtnetlink::packet_route::link::{BridgePortState, InfoBridgePort, InfoPortData};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::{
     fs::File,
@@ -57,6 +58,31 @@ impl Space {
     }
 }
 
+/// Waits until a bridge forwards what comes from its port, some time after both ends of a cable are
+/// up.
+async fn forwards(net: &Net, port: &str) {
+    let state = InfoBridgePort::State(BridgePortState::Forwarding);
+    let is_open = |info: &LinkInfo| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(data)) => data.contains(&state),
+        _ => false,
+    };
+    tokio::time::timeout(LIMIT, async {
+        loop {
+            let link = net.link(port).await.unwrap().unwrap();
+            let of = |attribute: &LinkAttribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.iter().any(is_open),
+                _ => false,
+            };
+            if link.attributes.iter().any(of) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
 pub fn sh(script: &str) {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
@@ -98,6 +124,7 @@ pub fn hosts(count: usize, mtu: u32) -> (Space, Vec<Space>) {
             "echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6; ip link set eth0 mtu {mtu} up; \
              ip addr add {v4}/24 dev eth0; ip addr add {v6}/64 dev eth0 nodad"
         ));
+        switch.net("/none", async |net| forwards(&net, &format!("h{number}")).await);
         space
     };
     let hosts = (0..count).map(plug).collect();
@@ -112,9 +139,9 @@ pub fn guest(host: &Space, net: FamilyNet, vmid: u32) -> Space {
         "ip link add v{vmid} type veth peer name eth0g; ip link set eth0g netns {}",
         guest.path()
     ));
-    host.net("/state", async |net_of_host| {
-        let index = net_of_host.index_of(&format!("v{vmid}")).await.unwrap().unwrap();
-        net_of_host.attach(net, vmid, index).await.unwrap();
+    host.net("/state", async |there| {
+        let index = there.index_of(&format!("v{vmid}")).await.unwrap().unwrap();
+        there.attach(net, vmid, index).await.unwrap();
     });
     let address = |vmid| net.ip(vmid).unwrap();
     let mut script = format!(
@@ -127,6 +154,7 @@ pub fn guest(host: &Space, net: FamilyNet, vmid: u32) -> Space {
             &format!("ip neigh add {} lladdr {} dev eth0 nud permanent;", address(other), net.mac(other));
     }
     guest.sh(&script);
+    host.net("/state", async |there| forwards(&there, &net.tap(vmid)).await);
     guest
 }
 
