@@ -1,7 +1,6 @@
 //! Why a call about VMs fails. [`crate::grpc`] turns these errors into statuses.
 
 use super::{
-    blocking::{DISK_PATIENCE, DISK_WORK_MAX},
     images::ImageError,
     remote_data::error::{ReceiveError, RemoteError},
     snapshot_data::error::SnapshotError,
@@ -14,7 +13,7 @@ use crate::{
 };
 use patina_abi::link::CallError;
 use patina_snapshot::directory::FileError;
-use std::io;
+use std::{io, time::Duration};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -23,6 +22,13 @@ pub const VMS_MAX: usize = 1024;
 
 /// Most exec, console and log streams at once.
 pub const STREAMS_MAX: usize = 1024;
+
+/// Most operations of one kind on files of callers at once. The runtime has 512 threads that may
+/// block, and the host's own files need some of them: however many of these operations wait for a
+/// disk that stalls, VMs are killed and written down.
+pub const DISK_WORK_MAX: usize = 128;
+/// How long an operation may wait for its turn.
+pub const DISK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a call about VMs fails.
 #[derive(Debug, thiserror::Error)]
