@@ -25,7 +25,8 @@ pub enum Order {
     ForgetVm(Id),
     /// A layer is no longer in the book.
     ForgetLayer(Arc<Parts>),
-    /// Another host reads layers over this connection. The answer tells whether the pager serves it.
+    /// Another host reads layers over this connection. The answer tells whether the pager serves
+    /// it.
     Serve(Serving, oneshot::Sender<Result<(), PagerError>>),
     /// The connection to another host's pager broke: it is made anew, if it is still needed.
     ConnectPeer(Id),

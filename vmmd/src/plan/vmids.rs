@@ -105,8 +105,8 @@ impl<T> Vmids<T> {
         Some((vmid, what))
     }
 
-    /// From now on only vmids that are [added](Self::add) are given, and those that something is kept
-    /// under. All below the result may have been given or bound.
+    /// From now on only vmids that are [added](Self::add) are given, and those that something is
+    /// kept under. All below the result may have been given or bound.
     pub fn close(&mut self) -> u32 {
         let next = self.next;
         self.raise(VMID_MAX + 1);

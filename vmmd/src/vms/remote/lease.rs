@@ -1,7 +1,7 @@
 //! Lends the layers of generations to other hosts.
 //!
-//! A lease ends some time after the last connection of it: soon ([`DONE_MAX`]) if the other host has
-//! hung up, because it has all of them or needs them no longer; later ([`IDLE_MAX`]) if the
+//! A lease ends some time after the last connection of it: soon ([`DONE_MAX`]) if the other host
+//! has hung up, because it has all of them or needs them no longer; later ([`IDLE_MAX`]) if the
 //! connection broke, or none has come yet. The VM that was cloned may end before.
 
 use crate::{

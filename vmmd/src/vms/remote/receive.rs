@@ -1,7 +1,7 @@
 //! Makes clones of a VM of another host.
 //!
 //! ```text
-//!  fits? ▶ images by content ▶ network ▶ names ▶ ticket used? ▶ memory ▶ for each clone: start ▶ record
+//!  fits? ▶ images by content ▶ network ▶ names ▶ ticket used? ▶ memory ▶ each: start ▶ record
 //! ```
 //!
 //! What the other host sends is checked as a snapshot is. From the ticket on, each clone has an
@@ -210,7 +210,8 @@ impl Host {
         Ok(Record { vmid: call.parent_vmid, origin: Some(origin), ..parent })
     }
 
-    /// So many more VMs of a family of another host live here: its network is made if there is none.
+    /// So many more VMs of a family of another host live here: its network is made if there is
+    /// none.
     async fn join_family_of(self: &Arc<Self>, parent: &Record, vmids: &[u32]) -> Result<(), Error> {
         let _turn = self.joining.lock().await;
         let (net, family) = (parent.net, parent.family);

@@ -17,7 +17,8 @@ const DESCRIBED_MAX: usize = 1024;
 pub struct Described(Mutex<VecDeque<(FileNumber, Arc<Layer>)>>);
 
 impl Described {
-    /// What a memfd holds. It is sealed, and the kernel gives no number twice before it starts anew.
+    /// What a memfd holds. It is sealed, and the kernel gives no number twice before it starts
+    /// anew.
     #[must_use]
     pub fn find(&self, number: FileNumber) -> Option<Arc<Layer>> {
         let known = lock(&self.0);

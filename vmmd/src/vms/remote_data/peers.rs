@@ -28,7 +28,8 @@ impl Peers {
         &self.own_address
     }
 
-    /// The vmmd at an address: `unix:PATH` or `tcp:HOST:PORT`. It is connected to when it is called.
+    /// The vmmd at an address: `unix:PATH` or `tcp:HOST:PORT`. It is connected to when it is
+    /// called.
     ///
     /// # Errors
     /// It is no address, or the security of this host does not allow it.

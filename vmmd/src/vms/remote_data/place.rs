@@ -14,7 +14,7 @@ pub struct Elsewhere {
 /// Clones that another host is to make.
 #[derive(Debug)]
 pub struct There {
-    /// Where.
+    /// What the ticket has there.
     pub place: Elsewhere,
     /// Their vmids.
     pub vmids: Vec<u32>,

@@ -16,8 +16,8 @@ pub(in crate::vms::table) struct Family {
     pub(super) clearing: usize,
     /// All vmids below this are written down as given.
     pub(super) written: u32,
-    /// It has VMs on other hosts, so that its vmids are reserved at the scheduler. All below this may
-    /// be some VM's.
+    /// It has VMs on other hosts, so that its vmids are reserved at the scheduler. All below this
+    /// may be some VM's.
     pub(super) shared_from: Option<u32>,
     /// There is something to be done for the pool, once it is kept.
     pub(super) changed: Option<Arc<Notify>>,

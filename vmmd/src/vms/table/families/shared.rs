@@ -1,5 +1,5 @@
-//! Families that have VMs on several hosts. Their vmids are reserved at the scheduler, so that no two
-//! hosts give the same one.
+//! Families that have VMs on several hosts. Their vmids are reserved at the scheduler, so that no
+//! two hosts give the same one.
 
 use super::{CloneSlot, family::Family};
 use crate::{
@@ -46,8 +46,8 @@ impl Table {
         }
     }
 
-    /// The family gets VMs on other hosts: this one gives no vmid any more that is not reserved. The
-    /// result must be [written](Self::unwritten) before.
+    /// The family gets VMs on other hosts: this one gives no vmid any more that is not reserved.
+    /// The result must be [written](Self::unwritten) before.
     pub fn share_family(&self, index: u16, uuid: Uuid) {
         let mut inner = self.lock();
         let Some(family) = inner.family(index, uuid).filter(|family| family.shared_from.is_none()) else {
