@@ -29,16 +29,22 @@ use super::{
     vm::Vm,
     warm_up::For,
 };
-use crate::{metrics::Stage, process::control_client::PATIENCE, store::record::Record};
+use crate::{
+    metrics::Stage,
+    process::{control_client::PATIENCE, generation::PrefaultList},
+    store::record::Record,
+};
 use patina_control::{
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
+use patina_snapshot::manifest::ImageRef;
 use report::log;
 use scheduler::host::admission::Admitted;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// How many clones one call makes.
 pub const COUNT: RangeInclusive<u32> = 1..=256;
@@ -108,6 +114,14 @@ struct Size {
     elsewhere: Vec<Elsewhere>,
 }
 
+/// Gives back what was not used. Returns whether the vmids can be given to other clones.
+async fn given_back(admitted: Option<Admitted>) -> bool {
+    match admitted {
+        Some(admitted) => admitted.give_back().await,
+        None => true,
+    }
+}
+
 impl Host {
     /// Makes clones of a VM.
     ///
@@ -156,17 +170,7 @@ impl Host {
                 Some(Prepare::Ask { .. }) | None => None,
             }
         };
-        let admit = async {
-            let admitted = match (count, wanted) {
-                // All of its clones are elsewhere.
-                (0, Wanted::Part { id, .. }) => Ok((None, id)),
-                _ => {
-                    let admitted = self.tickets.admit(record, wanted, vmids).await;
-                    admitted.map(|(admitted, ticket)| (Some(admitted), ticket))
-                }
-            };
-            (admitted, monotonic_ns())
-        };
+        let admit = async { (self.admit_here(record, wanted, vmids).await, monotonic_ns()) };
         // The freeze first: the vmm works from then on, and so does the scheduler.
         let (early, (admitted, admitted_ns)) = tokio::join!(early, admit);
         let (admitted, ticket) = match admitted {
@@ -198,37 +202,66 @@ impl Host {
             Err(error) => {
                 // The scheduler first: whether it has forgotten the vmids decides whether other
                 // clones may get them.
-                let is_unused = match admitted {
-                    Some(admitted) => admitted.give_back().await,
-                    None => true,
-                };
+                let is_unused = given_back(admitted).await;
                 self.return_clone_slots(record, slots, is_unused).await;
                 return Err(error);
             }
         };
         // From here on each clone reports its own end: a reservation that is dropped does.
         let reservations = admitted.map(Admitted::into_reservations).unwrap_or_default();
-        let prefault_list = self.table.prefault_list(record.net.index, record.family);
-        let prefault_list = prefault_list.unwrap_or_else(|| Arc::clone(&self.no_list));
         let source = Source {
             parent: parent.record.clone(),
             generation,
-            prefault_list,
+            prefault_list: self.prefault_list_of(record),
             ticket: Some(ticket),
             arrived_ns,
         };
         let here = self.make_clones(&source, slots, reservations, on_the_way);
-        let images = images.map(|images| (images, frozen));
-        let (mut outcomes, made_there) =
-            tokio::join!(here, self.make_clones_elsewhere(&source, &there, images));
-        if made_there.iter().any(|outcome| outcome.made.is_err()) {
-            self.tickets.release_rest(ticket, record.family).await;
-        }
+        let there = self.make_those_elsewhere(&source, &there, images.map(|images| (images, frozen)));
+        let (mut outcomes, made_there) = tokio::join!(here, there);
         outcomes.extend(made_there);
         log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
         self.count(freeze, frozen, &outcomes);
         self.tell_cloned(&source, frozen, &outcomes);
         Ok(Clones { freeze, frozen, outcomes })
+    }
+
+    /// Takes the authorization to make the clones of this host.
+    async fn admit_here(
+        &self,
+        parent: &Record,
+        wanted: Wanted,
+        vmids: Vec<u32>,
+    ) -> Result<(Option<Admitted>, Uuid), (Error, bool)> {
+        match wanted {
+            // All of the ticket's clones are elsewhere.
+            Wanted::Part { id, .. } if vmids.is_empty() => Ok((None, id)),
+            _ => {
+                let (admitted, ticket) = self.tickets.admit(parent, wanted, vmids).await?;
+                Ok((Some(admitted), ticket))
+            }
+        }
+    }
+
+    /// Has clones made on other hosts. What is not used of the ticket there is released.
+    async fn make_those_elsewhere(
+        self: &Arc<Self>,
+        source: &Source,
+        there: &[There],
+        images: Option<([ImageRef; 2], Frozen)>,
+    ) -> Vec<Outcome> {
+        let outcomes = self.make_clones_elsewhere(source, there, images).await;
+        if let Some(ticket) = source.ticket
+            && outcomes.iter().any(|outcome| outcome.made.is_err())
+        {
+            self.tickets.release_rest(ticket, source.parent.family).await;
+        }
+        outcomes
+    }
+
+    fn prefault_list_of(&self, record: &Record) -> Arc<PrefaultList> {
+        let list = self.table.prefault_list(record.net.index, record.family);
+        list.unwrap_or_else(|| Arc::clone(&self.no_list))
     }
 
     /// How many clones are wanted.
