@@ -100,6 +100,9 @@ pub struct Origin {
     pub parent_vmid: u32,
     /// The name of the family's master, which may be gone: clones are named after it.
     pub master: String,
+    /// The host on which the VM was that was frozen. None: this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_host: Option<Uuid>,
 }
 
 impl Record {

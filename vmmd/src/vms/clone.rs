@@ -213,6 +213,7 @@ impl Host {
             parent: parent.record.clone(),
             generation,
             prefault_list: self.prefault_list_of(record),
+            parent_host: None,
             ticket: Some(ticket),
             arrived_ns,
         };

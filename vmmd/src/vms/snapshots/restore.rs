@@ -235,7 +235,8 @@ impl Host {
             return Err(SnapshotError::Abandoned(snapshot.place().to_owned()).into());
         }
         let parent = record.clone();
-        let source = Source { parent, generation, prefault_list, ticket: None, arrived_ns };
+        let (parent_host, ticket) = (None, None);
+        let source = Source { parent, generation, prefault_list, parent_host, ticket, arrived_ns };
         let (started, turn, times) = self.start_clone(&source, warm, record.clone()).await?;
         Ok(Began { started, turn, times, source, way })
     }

@@ -23,6 +23,11 @@ pub(in crate::vms) fn running(record: &Record) -> Option<RunningClone> {
         vcpus: record.vcpus.into(),
         memory_mib: record.memory_mib,
         parent_vmid: record.origin.as_ref().map(|origin| origin.parent_vmid),
-        ..RunningClone::default()
+        // Empty: here. A barrier waits for the VM that cloned, wherever that is.
+        parent_host_id: record
+            .origin
+            .as_ref()
+            .and_then(|origin| origin.parent_host)
+            .map_or_else(String::new, |host| host.to_string()),
     })
 }
