@@ -49,6 +49,7 @@ pub struct SpawnCall {
     master: VmName,
     parent_vmid: u32,
     host: Uuid,
+    to_host: Uuid,
     ticket: Uuid,
     ticket_epoch: u64,
     vmids: Vec<u32>,
@@ -95,6 +96,7 @@ impl SpawnCall {
             master: VmName::parse(&call.master).map_err(|_| field("master's name", &call.master))?,
             parent_vmid: call.parent_vmid,
             host: uuid("host", &call.host_id)?,
+            to_host: uuid("called host", &call.to_host_id)?,
             ticket: uuid("ticket", &call.ticket)?,
             ticket_epoch: call.ticket_epoch,
             vmids,
@@ -124,6 +126,11 @@ impl Host {
 
     async fn spawn_whole(self: Arc<Self>, call: SpawnCall, arrived_ns: u64) -> Result<Vec<Outcome>, Error> {
         self.adopted(PATIENCE).await?;
+        // A host that tells the path of a Unix socket is reached on its own machine only.
+        if self.tickets.host_id() != call.to_host.to_string() {
+            let own = self.tickets.host_id().to_owned();
+            return Err(ReceiveError::OtherHost { wanted: call.to_host, own }.into());
+        }
         if !crate::pager::Pager::is_supported() {
             return Err(ReceiveError::Kernel.into());
         }
@@ -290,6 +297,7 @@ mod tests {
             vmids: vec![9, 4],
             address: "unix:/s".into(),
             host_id: Uuid::from_u128(4).to_string(),
+            to_host_id: Uuid::from_u128(5).to_string(),
             lease: Uuid::from_u128(3).to_string(),
         }
     }
@@ -300,13 +308,14 @@ mod tests {
         let check = |call| SpawnCall::check(call, &manifest, b"state".to_vec());
         let good = check(call()).unwrap();
         assert_eq!((good.vmids, good.net.index), (vec![4, 9], 3));
-        let wrong: [fn(&mut SpawnClones); 10] = [
+        let wrong: [fn(&mut SpawnClones); 11] = [
             |call| call.family = "web".into(),
             |call| call.network = "100.64.48".into(),
             |call| call.network_index = 1 << 16,
             |call| call.master = "../web".into(),
             |call| call.ticket.clear(),
             |call| call.host_id.clear(),
+            |call| call.to_host_id.clear(),
             |call| call.lease = "1".into(),
             |call| call.vmids.clear(),
             // Two VMs with one address; a master's; one without an address.

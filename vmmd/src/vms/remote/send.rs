@@ -167,6 +167,7 @@ impl Host {
             address: self.settings.peers.own_address().to_owned(),
             lease: lease.to_string(),
             host_id: self.tickets.host_id().to_owned(),
+            to_host_id: there.place.host_id.clone(),
         };
         let parts = std::iter::once(Part::Clones(clones))
             .chain(sendable.manifest.chunks(PART_BYTES).map(|bytes| Part::Manifest(bytes.to_vec())))

@@ -103,6 +103,16 @@ pub enum ReceiveError {
     /// The state is not the one that was described.
     #[error("make clones of a VM of another host: the VM's state is damaged")]
     State,
+    /// The call is for another host.
+    #[error(
+        "make clones of a VM of another host: the call is for host {wanted}, and this is host {own}; give that vmmd an address of its own with --listen or --advertise"
+    )]
+    OtherHost {
+        /// The host that was to be called.
+        wanted: Uuid,
+        /// This host.
+        own: String,
+    },
     /// This kernel cannot run VMs whose memory has not arrived.
     #[error("make clones of a VM of another host: this host's kernel is older than Linux 6.7")]
     Kernel,
