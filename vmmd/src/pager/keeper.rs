@@ -65,6 +65,8 @@ pub struct Keeper {
     leaving: HashMap<Id, Arc<Parts>>,
     /// Who waits for the pager to serve a connection of another host.
     serving: HashMap<Id, oneshot::Sender<Result<(), PagerError>>>,
+    /// Connections to other hosts' pagers that broke.
+    losses: peers::Losses,
     /// When the pager ended that is to be replaced.
     gone_since: Option<Instant>,
 }
@@ -87,6 +89,7 @@ impl Keeper {
             starting: HashMap::new(),
             leaving: HashMap::new(),
             serving: HashMap::new(),
+            losses: peers::Losses::new(),
             gone_since: None,
         }
     }

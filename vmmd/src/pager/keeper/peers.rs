@@ -11,11 +11,21 @@ use patina_control::{
     best_effort,
     pager::{FromPeers, Id, ToPager, ToPeers},
 };
-use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
-use tokio::{sync::oneshot, time::sleep};
+use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc, time::Duration};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
-/// How soon a connection to another host's pager that broke is made anew.
+/// How soon a connection to another host's pager that broke is made anew: at first, and at last
+/// when it breaks again and again.
 const RECONNECT: Duration = Duration::from_millis(100);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// One that has lasted so long begins with the shortest time again.
+const LASTING: Duration = Duration::from_secs(30);
+
+/// When a connection to a pager broke last, and how long it was waited then.
+pub(super) type Losses = HashMap<Id, (Instant, Duration)>;
 
 impl Keeper {
     /// Has the pager serve layers to another host.
@@ -45,6 +55,7 @@ impl Keeper {
 
     /// Nothing is read at another host's pager any longer.
     pub(super) async fn forget_peer(&mut self, peer: Id) -> Result<(), PagerError> {
+        self.losses.remove(&peer);
         let is_connected = self.pager.as_mut().is_some_and(|pager| pager.peers.remove(&peer));
         if is_connected { self.send(&ToPager::Peers(ToPeers::Forget { peer })).await } else { Ok(()) }
     }
@@ -61,9 +72,10 @@ impl Keeper {
                 let is_connected = self.pager.as_mut().is_some_and(|pager| pager.peers.remove(&peer));
                 if is_connected {
                     tracing::warn!(%peer, reason, "a connection to another host's pager broke; it is made anew");
+                    let wait = wait(&mut self.losses, &peer, Instant::now());
                     let book = Arc::clone(&self.book);
                     tokio::spawn(async move {
-                        sleep(RECONNECT).await;
+                        sleep(wait).await;
                         book.order(Order::ConnectPeer(peer));
                     });
                 }
@@ -79,5 +91,30 @@ impl Keeper {
         if let Some(waiting) = self.serving.remove(connection) {
             best_effort(waiting.send(answer), "nobody waits for it any longer");
         }
+    }
+}
+
+/// How long to wait before a connection that broke is made anew.
+fn wait(losses: &mut Losses, peer: &Id, now: Instant) -> Duration {
+    let last = losses.get(peer).filter(|(at, wait)| now.duration_since(*at) < *wait + LASTING);
+    let wait = last.map_or(RECONNECT, |(_, wait)| (*wait * 2).min(RECONNECT_MAX));
+    losses.insert(peer.clone(), (now, wait));
+    wait
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_breaks_again_and_again_is_waited_for_ever_longer() {
+        let (mut losses, peer) = (Losses::new(), Id::try_from("peer".to_owned()).unwrap());
+        let mut next = |after: Duration| {
+            let now = Instant::now() + after;
+            wait(&mut losses, &peer, now)
+        };
+        let waits: Vec<_> = (0..8).map(|_| next(Duration::ZERO).as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert_eq!(next(LASTING + RECONNECT_MAX), RECONNECT);
     }
 }

@@ -1,7 +1,6 @@
 //! The connections over which another host's pager reads layers of this one. They go through both
 //! vmmds, as calls of `ReadLayers`: so they have the security of all calls.
 
-use super::lease::Borrowed;
 use crate::{
     pager::peers::Dial,
     vms::{host::Host, remote_data::peers::Peers},
@@ -82,8 +81,10 @@ impl Host {
         served.map_err(|error| Status::unavailable(format!("read layers: {}", chain(&error))))?;
         let (sender, receiver) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
-            borrowed.is_done = join(ours, requests, sender, Ok).await;
-            let Borrowed { .. } = &borrowed;
+            let is_done = join(ours, requests, sender, Ok).await;
+            // The lease has had this connection until here.
+            borrowed.is_done = is_done;
+            drop(borrowed);
         });
         Ok(receiver)
     }
