@@ -244,7 +244,9 @@ mod tests {
         let error = report("clone", &clones).unwrap_err();
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("2 of 3 VMs failed", 124));
         assert!(report("clone", &clones[1..2]).is_ok());
-        assert_eq!(clones[1].row()[4..], ["2.0 ms".to_owned(), "-".to_owned()]);
+        assert_eq!(clones[1].row()[4..], ["2.0 ms".to_owned(), "-".to_owned(), "-".to_owned()]);
+        let elsewhere = CloneView::made(Vm { host: "h2".into(), ..vm(4) }, 3000, None);
+        assert_eq!(elsewhere.row()[4..], ["3.0 ms".to_owned(), "-".to_owned(), "h2".to_owned()]);
         let view = ClonesView {
             freeze_us: 9000,
             pause_us: 950,
