@@ -312,10 +312,10 @@ impl Facts {
     }
 
     /// Whether a VM that cloned may meet its clones again: its host was given up, and its ticket
-    /// goes on elsewhere.
+    /// goes on. By the time that the VM hears so, its host may be back.
     pub fn may_come_back(&self, ticket: &str) -> bool {
         let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
-        known.is_some_and(|known| known.state == State::Used && known.parent_ended)
+        known.is_some_and(|known| known.state == State::Used)
     }
 
     /// The ledger has changed.
