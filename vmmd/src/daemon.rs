@@ -182,6 +182,7 @@ async fn serve(
     for task in [metrics, watchdog].into_iter().flatten() {
         task.abort();
     }
+    host.stop_lending();
     host.pager.end_if_idle().await;
     cluster.stop().await;
     Ok(())

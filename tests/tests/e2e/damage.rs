@@ -108,12 +108,22 @@ fn a_damaged_run_ends_the_vms_that_need_it_and_nothing_is_left(family: &Family<'
     Ok(parent.remove()?)
 }
 
+/// How long a call may take to open a snapshot and to need the pager.
+const OPENED_WITHIN: Duration = Duration::from_secs(60);
+
 /// The pager's process.
 fn pager(host: &Host) -> Option<Pid> {
     let processes = leftovers::processes_of(&host.state_dir()).ok()?;
     processes.iter().find_map(|process| {
         process.strip_prefix("process pager (")?.strip_suffix(')')?.parse().ok().and_then(Pid::from_raw)
     })
+}
+
+/// Whether vmmd has a file of a snapshot open.
+fn is_open(host: &Host, place: &Path) -> Result<bool, Failed> {
+    let pid = host.vmmd_pid().ok_or("vmmd does not run")?;
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    Ok(files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.starts_with(place)))
 }
 
 /// Restores a VM `name`, and does something to the snapshot when it is opened and next to nothing
@@ -138,10 +148,14 @@ fn restore_and(
             {
                 break pid;
             }
-            if begun.elapsed() > Duration::from_secs(60) || restored.is_finished() {
+            if begun.elapsed() > OPENED_WITHIN || restored.is_finished() {
                 return Err("no pager came".into());
             }
         };
+        // One that others need comes at once, maybe before the call has opened the snapshot.
+        while !is_open(host, place)? && !restored.is_finished() && begun.elapsed() < OPENED_WITHIN {
+            thread::yield_now();
+        }
         let changed = change();
         kill_process(pid, Signal::CONT)?;
         changed?;

@@ -47,6 +47,11 @@ impl Host {
         Some(Borrowed { host: Arc::clone(self), id, layers, is_done: false })
     }
 
+    /// `vmmd` stops: nobody can read here any longer.
+    pub fn stop_lending(&self) {
+        self.leases.end_all();
+    }
+
     fn end_later(self: &Arc<Self>, id: Uuid, begun: u64, after: Duration) {
         let host = Arc::downgrade(self);
         tokio::spawn(async move {

@@ -79,6 +79,8 @@ impl Host {
         let ours = UnixStream::from_std(ours).map_err(broken)?;
         let served = self.pager.serve_peer(Uuid::new_v4(), &borrowed.layers, theirs.into()).await;
         served.map_err(|error| Status::unavailable(format!("read layers: {}", chain(&error))))?;
+        // The lease holds them.
+        borrowed.layers.clear();
         let (sender, receiver) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             let is_done = join(ours, requests, sender, Ok).await;

@@ -67,6 +67,12 @@ impl Leases {
         }
     }
 
+    /// Ends all leases.
+    pub fn end_all(&self) {
+        let leases = std::mem::take(&mut *lock(&self.0));
+        drop(leases);
+    }
+
     /// Ends a lease that nobody will use.
     pub fn end(&self, id: Uuid) {
         let lease = lock(&self.0).remove(&id);
@@ -99,5 +105,8 @@ mod tests {
             leases.give(Vec::new()).unwrap();
         }
         assert!(leases.give(Vec::new()).is_err());
+        leases.end_all();
+        let again = leases.give(Vec::new()).unwrap();
+        assert!(leases.begin(again).is_some());
     }
 }
