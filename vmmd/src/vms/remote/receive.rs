@@ -139,7 +139,7 @@ impl Host {
             let parent = host.parent_of(&call)?;
             Ok((call, parent))
         };
-        let (call, parent) = blocking(look).await?;
+        let (call, parent) = self.image_disks.blocking(look).await?;
         let count = u32::try_from(call.vmids.len()).unwrap_or(u32::MAX);
         self.join_family_of(&parent, &call.vmids).await?;
         // From here on each clone that is not made leaves the family.
@@ -195,10 +195,7 @@ impl Host {
         let of = &call.manifest.description;
         let place = PathBuf::from(format!("{} of {}", call.master.as_str(), call.address));
         fit::check_needs(&place, &fit::needs_of(&place, &call.state)?)?;
-        if self.settings.range.family(call.net.index) != Some(call.net) {
-            let (base, index) = (call.net.base, call.net.index);
-            return Err(ReceiveError::Range { base, index, range: self.settings.range.to_string() }.into());
-        }
+        self.settings.range.admit(call.net).map_err(ReceiveError::Range)?;
         let images = &self.settings.images;
         let find = |field, wanted, own| self.find_image_by_content(&place, (field, wanted), None, own);
         let kernel = find("kernel", &of.kernel, &images.kernel)?;

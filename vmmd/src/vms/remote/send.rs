@@ -4,7 +4,6 @@ use crate::{
     pager::{book::LazyLayer, error::PagerError, parts},
     process::generation::{Generation, PrefaultList},
     vms::{
-        blocking::blocking,
         clone::{Made, Outcome, Source, Times},
         error::Error,
         host::Host,
@@ -206,15 +205,6 @@ impl Host {
             }
             page_token = listed.next_page_token;
         }
-    }
-
-    /// The digests of a VM's kernel and root file system.
-    pub(in crate::vms) async fn images_of(
-        self: &Arc<Self>,
-        record: &crate::store::record::Record,
-    ) -> Result<[ImageRef; 2], Error> {
-        let (host, record) = (Arc::clone(self), record.clone());
-        blocking(move || Ok(host.name_images(&record)?)).await
     }
 }
 

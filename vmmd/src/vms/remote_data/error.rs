@@ -1,6 +1,6 @@
 //! Why clones are not made on other hosts, or not for them.
 
-use crate::{pager::error::PagerError, process::generation::GenerationError};
+use crate::{pager::error::PagerError, plan::address::ForeignNet, process::generation::GenerationError};
 use patina_snapshot::{directory::DigestError, manifest::ManifestError};
 use scheduler::client::TargetError;
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
@@ -138,17 +138,8 @@ pub enum ReceiveError {
         bridge: String,
     },
     /// The network is not one of this host's.
-    #[error(
-        "make clones of a VM of another host: its network {base}/20 is not number {index} of this host's range {range}; give all hosts the same --network"
-    )]
-    Range {
-        /// The first address.
-        base: Ipv4Addr,
-        /// The number.
-        index: u16,
-        /// This host's range.
-        range: String,
-    },
+    #[error("make clones of a VM of another host")]
+    Range(#[source] ForeignNet),
 }
 
 /// Why there is no lease.

@@ -86,8 +86,7 @@ impl Host {
         self.snapshot_disks.blocking(move || Ok(check_place(&free)?)).await?;
         let abandon = || Error::Abandoned(vm.record.name.clone());
         abandoned.run_until_cancelled(vm.check_clonable(PATIENCE)).await.ok_or_else(abandon)??;
-        let (host, record) = (Arc::clone(&self), vm.record.clone());
-        let images = self.image_disks.blocking(move || Ok(host.name_images(&record)?)).await?;
+        let images = self.images_of(&vm.record).await?;
 
         let turn = abandoned.run_until_cancelled(vm.cloning.lock()).await.ok_or_else(abandon)?;
         let freezing = self.freeze(&vm, Some(PREPARE), &abandoned).await;
@@ -172,8 +171,17 @@ impl Host {
         Ok(created)
     }
 
-    /// Kernel and root file system of a VM, by their content. To be called where it may block.
-    pub(in crate::vms) fn name_images(&self, record: &Record) -> Result<[ImageRef; 2], SnapshotError> {
+    /// Kernel and root file system of a VM, by their content.
+    ///
+    /// # Errors
+    /// They cannot be read, or were changed since the VM was started.
+    pub(in crate::vms) async fn images_of(self: &Arc<Self>, record: &Record) -> Result<[ImageRef; 2], Error> {
+        let (host, record) = (Arc::clone(self), record.clone());
+        self.image_disks.blocking(move || Ok(host.name_images(&record)?)).await
+    }
+
+    /// To be called where it may block.
+    fn name_images(&self, record: &Record) -> Result<[ImageRef; 2], SnapshotError> {
         let (kernel, kernel_file) = images::open_kernel(&record.kernel)?;
         if record.kernel_file.is_some_and(|was| was != kernel_file) {
             let (name, path) = (record.name.clone(), record.kernel.clone());
