@@ -37,7 +37,18 @@ pub fn digest_layer(file: &File, bytes: u64) -> Result<Arc<Layer>, DigestError> 
         }
         Ok::<_, io::Error>(())
     })?;
-    let mut present: Vec<_> = found.into_iter().flat_map(|(_, present)| present).collect();
+    Ok(layer_of(bytes, found.into_iter().flat_map(|(_, present)| present))?)
+}
+
+/// The layer of `bytes` with these runs, which come in any order.
+///
+/// # Errors
+/// It is too long, or has a run twice.
+pub(super) fn layer_of(
+    bytes: u64,
+    present: impl Iterator<Item = (u64, Hash)>,
+) -> Result<Arc<Layer>, ManifestError> {
+    let mut present: Vec<_> = present.collect();
     present.sort_unstable_by_key(|(run, _)| *run);
     Ok(Arc::new(Layer::new(Runs::new(bytes / RUN_BYTES, &present)?)))
 }

@@ -2,13 +2,14 @@
 
 use super::{
     copy::{buffer, data_runs},
+    digest::layer_of,
     error::{CreateError, FileError},
     names, parallel,
     progress::Meter,
     steps::change,
     unfinished::Unfinished,
 };
-use crate::manifest::{Layer, RUN_BYTES, Runs};
+use crate::manifest::{Layer, RUN_BYTES};
 use blake3::Hash;
 use patina_control::sparse::{is_zero, write_pages};
 use rustix::{
@@ -100,9 +101,7 @@ pub(super) fn write_layer(
     change("sync", &path, || file.sync_all())?;
 
     let free_bytes = written.iter().map(|(_, (_, free_bytes))| free_bytes).sum();
-    let mut present: Vec<_> = written.into_iter().flat_map(|(_, (present, _))| present).collect();
-    present.sort_unstable_by_key(|(run, _)| *run);
-    let layer = Arc::new(Layer::new(Runs::new(source.bytes / RUN_BYTES, &present)?));
+    let layer = layer_of(source.bytes, written.into_iter().flat_map(|(_, (present, _))| present))?;
     let (folder, name) = (to.folder(), names::layer(layer.id()));
     let rename = || {
         match renameat_with(folder, names::LAYER_UNFINISHED, folder, &name, RenameFlags::NOREPLACE) {

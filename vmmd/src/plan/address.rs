@@ -15,7 +15,7 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 /// Prefix length of a family's network.
 pub const FAMILY_PREFIX: u8 = 20;
 /// Greatest vmid: the address after it is the host's.
-pub const VMID_MAX: u32 = 4092;
+pub const VMID_MAX: u32 = scheduler::core::api::VMID_MAX;
 /// How the name of a family's VXLAN device ends: no tap's does.
 pub const VXLAN_SUFFIX: &str = ".x";
 /// Shortest prefix of a host's range: it still numbers its families in 16 bits.

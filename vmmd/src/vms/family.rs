@@ -18,7 +18,7 @@ use uuid::Uuid;
 const DISCARD_PATIENCE: Duration = Duration::from_secs(5);
 /// How many vmids are reserved at least, and at most, with one call.
 const RESERVED_MIN: u32 = 16;
-const RESERVED_MAX: u32 = 64;
+const RESERVED_MAX: u32 = scheduler::core::api::VMIDS_MAX;
 
 impl Host {
     /// Writes down the vmids that were taken in a family. Before that none of them may be used.

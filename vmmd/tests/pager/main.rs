@@ -36,6 +36,14 @@ async fn start(host: &Host, pager: &Pager, name: &str) -> (Generation, Vmm, Lazy
     (generation, vmm, memory)
 }
 
+/// A VM that has started is served as any other when the pager is replaced.
+async fn is_served_by_the_next(host: &Host, vmm: &Vmm) {
+    host.signal(Signal::STOP);
+    let waits = vmm.read_beside(RUNS - 2);
+    host.signal(Signal::KILL);
+    assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and Linux 6.7"]
 async fn a_killed_pager_is_replaced_and_the_vms_go_on_within_a_second() {
@@ -83,11 +91,7 @@ async fn a_vm_starts_although_the_pager_dies_before_the_vmm_has_reached_it() {
     assert_eq!(vmm.read(RUNS - 1), word(RUNS - 1));
     memory.has_started();
     assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
-    // From now on it is served as any other.
-    host.signal(Signal::STOP);
-    let waits = vmm.read_beside(RUNS - 2);
-    host.signal(Signal::KILL);
-    assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
+    is_served_by_the_next(&host, &vmm).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,11 +141,7 @@ async fn a_vm_starts_although_the_pager_dies_between_telling_vmmd_and_the_vmm() 
     assert!(host.pid().is_some_and(|pid| pid != first));
     assert_eq!(vmm.read(RUNS - 1), word(RUNS - 1));
     assert!(timeout(Duration::from_millis(1), memory.lost()).await.is_err());
-    // From now on it is served as any other.
-    host.signal(Signal::STOP);
-    let waits = vmm.read_beside(RUNS - 2);
-    host.signal(Signal::KILL);
-    assert_eq!(waits.done().await.unwrap(), word(RUNS - 2));
+    is_served_by_the_next(&host, &vmm).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
