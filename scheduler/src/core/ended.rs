@@ -37,6 +37,9 @@ impl Core {
         self.settle(&changed, BTreeSet::new(), State::Released, out);
         if !masters.is_empty() {
             let masters: BTreeSet<_> = masters.iter().copied().collect();
+            if let Some(there) = self.hosts.masters_mut(host) {
+                there.retain(|family| !masters.contains(family));
+            }
             self.lose_masters(host, |family| masters.contains(&family), out);
         }
         Ok(())

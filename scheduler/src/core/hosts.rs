@@ -54,8 +54,8 @@ pub struct Host {
     pub deadline: Option<UnixMs>,
     /// Tickets that hold some of it.
     pub tickets: BTreeSet<Uuid>,
-    /// The families whose master lives there, as it has said it last.
-    pub masters: BTreeSet<Uuid>,
+    /// The families whose master lives there, as it has said it last; None: it has not.
+    pub masters: Option<BTreeSet<Uuid>>,
     /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's
     /// epoch.
     ghosts: BTreeMap<(Uuid, u32), (Running, u64)>,
@@ -102,10 +102,8 @@ impl Host {
 
     /// What is stored of it.
     pub fn record(&self, id: HostId) -> Option<HostRecord> {
-        if self.info.is_none() && self.scheduling == Scheduling::Open {
-            return None;
-        }
-        Some(HostRecord {
+        let is_stored = self.info.is_some() || self.scheduling != Scheduling::Open;
+        is_stored.then(|| HostRecord {
             id,
             info: self.info.clone(),
             scheduling: self.scheduling,
@@ -374,8 +372,13 @@ impl Hosts {
     pub fn see(&mut self, id: HostId, now: UnixMs, masters: Option<BTreeSet<Uuid>>) {
         if let Some(host) = self.hosts.get_mut(&id) {
             host.seen = now;
-            host.masters = masters.unwrap_or_else(|| std::mem::take(&mut host.masters));
+            host.masters = masters.or_else(|| host.masters.take());
         }
+    }
+
+    /// The families whose master lives on a host, if it has said them.
+    pub fn masters_mut(&mut self, id: HostId) -> Option<&mut BTreeSet<Uuid>> {
+        self.hosts.get_mut(&id)?.masters.as_mut()
     }
 
     /// When it is suspect, given up or forgotten. Returns when it would have been.

@@ -96,7 +96,7 @@ impl Core {
             .ledger
             .cloned_on(host)
             .into_iter()
-            .filter(|ticket| ticket.parent_vmid == Some(0) && !ticket.parent_ended && !ticket.is_spent());
+            .filter(|ticket| ticket.parent_vmid == Some(0) && !ticket.parent_ended);
         for id in masters.map(|ticket| ticket.id).collect::<Vec<_>>() {
             self.ledger.set_parent_ended(id, true);
             changed.insert(id);

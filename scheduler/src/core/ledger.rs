@@ -113,13 +113,14 @@ impl Ledger {
         self.of_clone(family, vmid).is_some() && !self.is_live(family, vmid)
     }
 
-    /// The used tickets with which a VM has cloned.
+    /// The tickets with which a VM has cloned and that are used, or may be used again because
+    /// clones of theirs come back.
     pub fn cloned_by(&self, family: Uuid, vmid: u32) -> Vec<Uuid> {
         let parents = self.families.get(&family).and_then(|family| family.parents.get(&vmid));
         parents.into_iter().flatten().copied().collect()
     }
 
-    /// The used tickets with which VMs of a host have cloned, as far as that is known.
+    /// Such tickets with which VMs of a host have cloned, as far as that is known.
     pub fn cloned_on(&self, host: HostId) -> Vec<&Ticket> {
         let ids = self.parent_hosts.get(&host).into_iter().flatten();
         ids.filter_map(|id| self.tickets.get(id)).collect()
@@ -165,10 +166,11 @@ impl Ledger {
         if ticket.is_over() {
             family.over.insert((ticket.over_unix_ms.unwrap_or_default(), ticket.id));
         }
-        if let (State::Used, Some(parent)) = (ticket.state, ticket.parent_vmid) {
+        let may_have_vms = ticket.may_have_vms();
+        if let Some(parent) = ticket.parent_vmid.filter(|_| may_have_vms) {
             family.parents.entry(parent).or_default().insert(ticket.id);
         }
-        if let (State::Used, Some(host)) = (ticket.state, ticket.parent_host) {
+        if let Some(host) = ticket.parent_host.filter(|_| may_have_vms) {
             self.parent_hosts.entry(host).or_default().insert(ticket.id);
         }
         for vmid in ticket.clones.keys() {

@@ -70,7 +70,8 @@ impl Core {
             let here = ticket.live().filter(|(_, place)| *place == host);
             here.map(|(vmid, _)| (ticket.id, ticket.family, vmid))
         });
-        let masters = self.hosts.get(host).into_iter().flat_map(|host| &host.masters).copied().collect();
+        let masters = self.hosts.get(host).and_then(|host| host.masters.as_ref());
+        let masters = masters.into_iter().flatten().copied().collect();
         Ok(HostChange { clones: clones.collect(), state, released, masters })
     }
 

@@ -52,13 +52,15 @@ impl Core {
         let host = info.id;
         let Present { running, making, masters } = present;
         let before = self.hosts.up(host).map(|host| host.epoch);
-        let was_lost = self.is_lost(host);
+        // One that was lost for long is forgotten.
+        let was_lost = self.is_lost(host) || self.hosts.state(host).is_none();
         let stored = self.host_record(host);
         let epoch = self.next_epoch();
         self.hosts.come_up(info, epoch, self.now, &self.options);
         if self.host_record(host) != stored {
             out.push(Effect::PutHost(host));
         }
+        self.hosts.see(host, self.now, masters.clone());
         self.renew_lease(host);
         self.fresh.hosts.insert(host);
         // A host that was missing may make possible what is waited for, or show that it is not.
@@ -97,7 +99,6 @@ impl Core {
             }
             self.lose_masters(host, |family| !masters.contains(&family), out);
         }
-        self.hosts.see(host, self.now, masters.clone());
         self.answer(waiter, Ok(Reply::Registered(epoch)), out);
         if let Some(epoch) = before {
             out.push(Effect::Cut { host, epoch });
@@ -159,9 +160,8 @@ impl Core {
     ) {
         let tickets = self.hosts.get(host).into_iter().flat_map(|host| &host.tickets);
         let unsaid = tickets.filter_map(|id| self.ledger.get(*id)).filter(|t| t.parent_host.is_none());
-        let waits = |ticket: &&Ticket| {
-            ticket.state == State::Used && ticket.parent_vmid == Some(0) && !ticket.parent_ended
-        };
+        let unsaid = unsaid.filter(|ticket| ticket.state == State::Used);
+        let waits = |ticket: &&Ticket| ticket.parent_vmid == Some(0) && !ticket.parent_ended;
         let orphans = unsaid.chain(self.ledger.cloned_on(host)).filter(waits);
         let orphans: Vec<_> =
             orphans.filter(|ticket| is_gone(ticket.family)).map(|ticket| ticket.id).collect();
@@ -173,8 +173,8 @@ impl Core {
         }
     }
 
-    /// Masters of a host that was lost live: the tickets with which they cloned on other hosts wait
-    /// for them again.
+    /// Masters of a host live that it was given up with, or that it had not said: the tickets with
+    /// which they cloned on other hosts wait for them again.
     fn regain_masters(&mut self, host: HostId, masters: &BTreeSet<Uuid>, out: &mut Vec<Effect>) {
         let is_one = |ticket: &&Ticket| ticket.parent_vmid == Some(0) && masters.contains(&ticket.family);
         let found = self.ledger.cloned_on(host).into_iter().filter(is_one).filter(|t| t.parent_ended);
@@ -199,8 +199,9 @@ impl Core {
             {
                 self.new_or_ghost(clone)
             }
-            // Its use is under way, or will be refused: until then it does not run.
-            None if making => Finding::Fine,
+            // Its use is under way, or will be refused: until then it does not run. Under a ticket
+            // that is over it may run: an earlier copy of the ticket, which is forgotten, was used.
+            None if making && !ticket.is_over() => Finding::Fine,
             None => Finding::Ghost,
         }
     }
@@ -248,15 +249,20 @@ impl Core {
         self.hosts.hold(host, &load, 1);
     }
 
-    /// Whether the VM that cloned with a ticket lives, if all clones are known of the host that it
-    /// is on: the one that was named, or else the one that has just registered. Of masters nothing
-    /// is known here.
+    /// Whether the VM that cloned with a ticket lives, as far as it is known of the host that it is
+    /// on: the one that was named, or else the one that has just registered. VMs of a host that was
+    /// given up are not waited for until it is back.
     pub(super) fn look_for_parent(&mut self, id: Uuid) {
         let Some(ticket) = self.ledger.get(id) else { return };
-        if ticket.parent_host.is_some_and(|host| self.hosts.up(host).is_none()) {
-            return;
-        }
-        if ticket.parent_vmid.is_some_and(|vmid| vmid > 0 && !self.ledger.is_live(ticket.family, vmid)) {
+        let (Some(vmid), family) = (ticket.parent_vmid, ticket.family) else { return };
+        let place = ticket.parent_host.and_then(|host| self.hosts.get(host));
+        let lives = match ticket.parent_host {
+            Some(host) if self.is_lost(host) => false,
+            Some(host) if self.hosts.up(host).is_none() => return,
+            _ if vmid > 0 => self.ledger.is_live(family, vmid),
+            _ => place.and_then(|host| host.masters.as_ref()).is_none_or(|all| all.contains(&family)),
+        };
+        if !lives {
             self.ledger.set_parent_ended(id, true);
         }
     }
@@ -283,11 +289,17 @@ impl Core {
         masters: Option<BTreeSet<Uuid>>,
         out: &mut Vec<Effect>,
     ) {
-        if self.hosts.up(host).is_some_and(|host| host.epoch == epoch) {
-            self.hosts.see(host, self.now, masters);
-            self.renew_lease(host);
-            self.say_kills(host, out);
+        let Some(up) = self.hosts.up(host).filter(|host| host.epoch == epoch) else { return };
+        // What was said before of the others may be newer than this beat: it stays.
+        if let (Some(before), Some(now)) = (&up.masters, &masters) {
+            let begun: BTreeSet<_> = now.difference(before).copied().collect();
+            let gone: BTreeSet<_> = before.difference(now).copied().collect();
+            self.regain_masters(host, &begun, out);
+            self.lose_masters(host, |family| gone.contains(&family), out);
         }
+        self.hosts.see(host, self.now, masters);
+        self.renew_lease(host);
+        self.say_kills(host, out);
     }
 
     /// A host's connection is over.

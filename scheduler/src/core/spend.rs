@@ -51,7 +51,9 @@ impl Core {
         let has = places.insert(host, wanted).unwrap_or(0);
         self.free_on(host, &load, has.saturating_sub(wanted), true);
         if !keep_others {
-            let is_used = |other: &HostId| *other == host || parts.get(other).is_some_and(|part| part.used);
+            // A host without a part has clones that came back after it was given up.
+            let has_used = |other: &HostId| !is_first && parts.get(other).is_none_or(|part| part.used);
+            let is_used = |other: &HostId| *other == host || has_used(other);
             for (other, vms) in places.extract_if(.., |other, _| !is_used(other)) {
                 self.free_on(other, &load, vms, false);
             }

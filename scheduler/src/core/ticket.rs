@@ -198,6 +198,12 @@ impl Ticket {
         self.results.get(&vmid).is_some_and(|outcome| outcome.end == Some(VmEnd::Lost))
     }
 
+    /// Whether it has clones that live, or may still be made, or may come back with their hosts.
+    #[must_use]
+    pub fn may_have_vms(&self) -> bool {
+        self.state == State::Used || self.results.values().any(|outcome| outcome.end == Some(VmEnd::Lost))
+    }
+
     /// Its clones that have not ended, and where they are.
     pub fn live(&self) -> impl Iterator<Item = (u32, HostId)> + '_ {
         self.clones.iter().filter(|(vmid, _)| self.is_live(**vmid)).map(|(vmid, host)| (*vmid, *host))

@@ -11,6 +11,7 @@ mod operating;
 mod parts;
 mod places;
 mod queueing;
+mod returning;
 mod spending;
 mod vmids;
 mod world;
