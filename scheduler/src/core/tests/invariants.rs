@@ -12,6 +12,7 @@ use crate::core::{
     record::Scheduling,
     state::{HostState, Standing},
     ticket::{HostId, State, Ticket},
+    vmids::FORGET_AFTER_MS,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,16 +45,16 @@ pub struct Watch {
     rounds: BTreeMap<Uuid, u64>,
     /// The last meeting that each VM has heard of.
     heard: BTreeMap<(Uuid, u32), u64>,
-    /// Clones that the ledger has had as lost.
+    /// VMs that the ledger has had as lost: clones of a ticket, and parents that had ended.
     were_lost: BTreeSet<(Uuid, u32)>,
     /// Those whose answers are lost.
     lost: BTreeSet<Waiter>,
     joining: BTreeMap<Waiter, Uuid>,
-    /// Of which family.
-    killing: BTreeMap<Waiter, (Uuid, Targets)>,
+    /// Of which family, and what lived of what is to end: what comes to light later does not count.
+    killing: BTreeMap<Waiter, (Uuid, BTreeSet<u32>)>,
     idle: bool,
-    /// Vmids that were given: by family, host and request.
-    blocks: Vec<(VmidDemand, Range<u32>)>,
+    /// Vmids that were given: by family, host and request; and when.
+    blocks: Vec<(VmidDemand, Range<u32>, UnixMs)>,
 }
 
 fn fit(cpus: u64, memory_mib: u64, vms: u64, demand: &Demand) -> u64 {
@@ -135,7 +136,14 @@ impl Watch {
                 self.joining.insert(*waiter, ticket.id);
             }
             Command::Kill { waiter, targets, family, .. } => {
-                self.killing.insert(*waiter, (*family, targets.clone()));
+                let vmids = match targets {
+                    Targets::Ticket(id) => {
+                        let used = world.store.get(id).filter(|ticket| ticket.state == State::Used);
+                        used.into_iter().flat_map(Ticket::live).map(|(vmid, _)| vmid).collect()
+                    }
+                    Targets::Vmids(vmids) => vmids.iter().copied().collect(),
+                };
+                self.killing.insert(*waiter, (*family, vmids));
             }
             Command::Gone(waiter) => {
                 for asked in self.asked.values_mut() {
@@ -187,7 +195,7 @@ impl Watch {
             return;
         };
         let block = *first..first + count;
-        let is_same = |(other, given): &(VmidDemand, Range<u32>)| {
+        let is_same = |(other, given, _): &(VmidDemand, Range<u32>, UnixMs)| {
             other.request.is_some()
                 && (other.family, other.host, &other.request) == (demand.family, demand.host, &demand.request)
                 && *given == block
@@ -196,7 +204,7 @@ impl Watch {
             return;
         }
         assert!(*count == demand.count && *first >= demand.at_least.max(1), "{demand:?} gets {block:?}");
-        for (other, given) in self.blocks.iter().filter(|(other, _)| other.family == demand.family) {
+        for (other, given, _) in self.blocks.iter().filter(|(other, ..)| other.family == demand.family) {
             let overlaps = given.start < block.end && block.start < given.end;
             assert!(!overlaps, "{block:?} of {demand:?} were given to {other:?}");
         }
@@ -204,7 +212,7 @@ impl Watch {
             let taken = ticket.clones.keys().find(|vmid| block.contains(vmid));
             assert_eq!(taken, None, "a clone of {} has a vmid of {block:?}", ticket.id);
         }
-        self.blocks.push((demand.clone(), block));
+        self.blocks.push((demand.clone(), block, world.now));
     }
 
     pub fn used(&mut self, ticket: Uuid, host: HostId, vmids: &[u32]) {
@@ -245,12 +253,8 @@ impl Watch {
     }
 
     /// Whether somebody waits for a clone's end.
-    pub fn is_killed(&self, world: &World, family: Uuid, vmid: u32) -> bool {
-        self.killing.values().any(|(of, targets)| match targets {
-            _ if *of != family => false,
-            Targets::Ticket(id) => world.store[id].is_live(vmid),
-            Targets::Vmids(vmids) => vmids.contains(&vmid),
-        })
+    pub fn is_killed(&self, family: Uuid, vmid: u32) -> bool {
+        self.killing.values().any(|(of, vmids)| *of == family && vmids.contains(&vmid))
     }
 
     /// Whether nobody waits for the end of what they killed.
@@ -280,14 +284,24 @@ impl Watch {
     pub fn check_hosts(&self, world: &World, hosts: &BTreeMap<HostId, Host>) {
         check_room(world, &world.core.hosts(), hosts);
         self.check_ledger(world, hosts);
+        check_masters(world, hosts);
     }
 
     fn forget(&mut self, world: &World) {
         self.uses.retain(|(id, _), _| world.store.contains_key(id));
         self.rounds.retain(|id, _| world.store.contains_key(id));
+        // A counter is forgotten when nothing has lived of its family for a day. Whoever comes back
+        // later names what was given before; these hosts do not.
+        let may_be_forgotten = |at: UnixMs| world.now >= at + FORGET_AFTER_MS;
+        self.blocks.retain(|(demand, _, at)| {
+            world.core.vmid_record(demand.family).is_some() || !may_be_forgotten(*at)
+        });
         for ticket in world.store.values() {
             let lost = ticket.clones.keys().filter(|vmid| ticket.is_lost(**vmid));
             self.were_lost.extend(lost.map(|vmid| (ticket.id, *vmid)));
+            // A parent that has ended comes back with its host, as a clone does.
+            let parent = ticket.parent_vmid.filter(|_| ticket.parent_ended);
+            self.were_lost.extend(parent.map(|vmid| (ticket.id, vmid)));
         }
     }
 
@@ -477,19 +491,28 @@ impl Watch {
         for ticket in self.joining.values() {
             assert!(world.state(*ticket) == State::Used, "a join waits for a ticket that is over");
         }
-        self.killing.retain(|waiter, (family, targets)| {
-            let live = world.store.values().filter(|t| t.family == *family).any(|ticket| match targets {
-                Targets::Ticket(id) => ticket.id == *id && is_any_live(ticket),
-                Targets::Vmids(vmids) => vmids.iter().any(|vmid| ticket.is_live(*vmid)),
-            });
+        self.killing.retain(|waiter, (family, vmids)| {
+            let mut tickets = world.store.values().filter(|ticket| ticket.family == *family);
+            let live = tickets.any(|ticket| vmids.iter().any(|vmid| ticket.is_live(*vmid)));
             assert_eq!(world.waits(*waiter), live, "a kill waits as long as one lives");
             live
         });
     }
 }
 
-fn is_any_live(ticket: &Ticket) -> bool {
-    ticket.state == State::Used && ticket.live().next().is_some()
+/// A ticket waits for its master as long as that lives, as far as anybody knows: whatever became of
+/// the ticket in between.
+fn check_masters(world: &World, hosts: &BTreeMap<HostId, Host>) {
+    let lost: Vec<_> =
+        world.core.hosts().iter().filter(|h| h.standing == Standing::Lost).map(|h| h.info.id).collect();
+    for ticket in world.store.values().filter(|t| t.state == State::Used && t.parent_vmid == Some(0)) {
+        let Some((id, host)) = ticket.parent_host.and_then(|id| hosts.get_key_value(&id)) else { continue };
+        let has_ended = host.masters_gone.contains(&ticket.family);
+        assert!(ticket.parent_ended || !lost.contains(id), "{} waits for a master of {id}", ticket.id);
+        if host.connected && !host.masters_anew.contains(&ticket.family) {
+            assert_eq!(ticket.parent_ended, has_ended, "{} and its master on {id}", ticket.id);
+        }
+    }
 }
 
 /// How many VMs of a ticket that is used may still be made.
@@ -524,7 +547,7 @@ fn check_parts(world: &World, states: &[HostState]) {
         for (vmid, _) in ticket.live() {
             assert!(live.insert((ticket.family, vmid)), "two clones of {} have {vmid}", ticket.family);
         }
-        assert!(is_any_live(ticket) || to_come(ticket) > 0, "{id} is used by nobody");
+        assert!(ticket.live().next().is_some() || to_come(ticket) > 0, "{id} is used by nobody");
         assert!(to_come(ticket) == 0 || world.now < ticket.expires_unix_ms, "{id} has not expired");
         for (host, part) in parts {
             assert!(part.epoch <= ticket.epoch, "the epoch of {id} is older than that of its part");

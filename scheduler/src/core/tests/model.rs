@@ -31,6 +31,8 @@ pub struct Host {
     pub making: BTreeMap<Clone, Running>,
     /// Families whose master has ended here since it cloned last.
     pub masters_gone: BTreeSet<Uuid>,
+    /// Families whose master has cloned after its end: some tickets wait for it, others do not.
+    pub masters_anew: BTreeSet<Uuid>,
     /// What it was told to end.
     pub orders: BTreeSet<(Uuid, u32)>,
     /// What it has said that runs and that should not.
@@ -259,6 +261,7 @@ impl Sim {
                 unnoted: BTreeMap::new(),
                 making: BTreeMap::new(),
                 masters_gone: BTreeSet::new(),
+                masters_anew: BTreeSet::new(),
                 orders: BTreeSet::new(),
                 ghosts: BTreeSet::new(),
             };
@@ -386,7 +389,9 @@ impl Sim {
         making.insert((ticket.id, ticket.family, vmid), running);
         if ticket.parent_vmid == Some(0) {
             let home = self.hosts.get_mut(&ticket.parent_host.unwrap()).unwrap();
-            home.masters_gone.remove(&ticket.family);
+            if home.masters_gone.remove(&ticket.family) {
+                home.masters_anew.insert(ticket.family);
+            }
         }
     }
 
@@ -553,7 +558,7 @@ impl Sim {
         assert_eq!(missing, None, "it should not run on {host}, and nobody says so");
         for (_, family, vmid) in self.watch.live_on(&self.world, host) {
             let is_told = orders.contains(&(family, vmid));
-            assert!(is_told || !self.watch.is_killed(&self.world, family, vmid), "{vmid} is to end");
+            assert!(is_told || !self.watch.is_killed(family, vmid), "{vmid} is to end");
         }
     }
 
