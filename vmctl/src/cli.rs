@@ -206,6 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_is_named_is_not_the_one_that_is_called() {
+        for verb in ["cordon", "drain", "uncordon", "fence"] {
+            let words = ["vmctl", "--host", "unix:/a", "host", verb, "b"];
+            let arguments = Arguments::try_parse_from(words).unwrap();
+            let Command::Host(command) = arguments.command else { panic!("not host") };
+            assert_eq!(arguments.host, "unix:/a");
+            assert!(format!("{command:?}").contains("host: \"b\""), "{command:?}");
+        }
+    }
+
+    #[test]
     fn vms_are_killed_by_name_by_family_or_by_ticket() {
         let uuid = "0f6d8f3e-6f0b-4b8e-9a53-2d1f3a3c1b11";
         let is_taken = |words: &str| Arguments::try_parse_from(words.split_whitespace()).is_ok();

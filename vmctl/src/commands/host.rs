@@ -22,6 +22,8 @@ pub enum Command {
     /// Grant nothing new on a host. Tickets that were granted may still be used.
     Cordon {
         /// The host's name or UUID.
+        // Under the name `host` it would be the value of --host.
+        #[arg(id = "named", value_name = "HOST")]
         host: String,
     },
     /// Cordon a host, release the tickets that were granted there and not used, and print which VMs
@@ -32,11 +34,15 @@ pub enum Command {
     /// that host lists them, and `vmctl kill --family` there ends a master and its clones.
     Drain {
         /// The host's name or UUID.
+        // Under the name `host` it would be the value of --host.
+        #[arg(id = "named", value_name = "HOST")]
         host: String,
     },
     /// Let a host be granted new tickets again.
     Uncordon {
         /// The host's name or UUID.
+        // Under the name `host` it would be the value of --host.
+        #[arg(id = "named", value_name = "HOST")]
         host: String,
     },
     /// Give up a suspect host now: its tickets are fenced, and its clones count as lost.
@@ -44,6 +50,8 @@ pub enum Command {
     /// If the host comes back, clones that were neither killed nor replaced are kept.
     Fence {
         /// The host's name or UUID.
+        // Under the name `host` it would be the value of --host.
+        #[arg(id = "named", value_name = "HOST")]
         host: String,
     },
 }
