@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        clone, console, events, exec, host, image, inspect, join, kill, logs, pki, rm, run, snapshot, sync,
-        ticket, top, wait,
+        clone, console, events, exec, host, image, inspect, join, kill, logs, ls, pki, rm, run, snapshot,
+        sync, ticket, top, wait,
     },
     error::CtlError,
     output::Format,
@@ -25,8 +25,10 @@ Exit codes:
   2    wrong usage, or a value that vmmd refuses
   3    no VM of that name, no such ticket, no such snapshot
   4    the name, a published port or the place of a snapshot is in use
-  5    the VM or the ticket is not in the state that the command needs, or belongs to another family
-  6    vmmd, the scheduler, the VM's process or its agent does not answer
+  5    the VM or the ticket is not in the state that the command needs, or belongs to another family;
+       with --all-hosts, several hosts have a VM of that name
+  6    vmmd, the scheduler, the VM's process or its agent does not answer; with --all-hosts, some of
+       the hosts do not
   7    there is no room, or a limit is reached
   8    a snapshot is damaged
   124  not within the time given with --timeout
@@ -69,9 +71,9 @@ pub enum Command {
     Run(run::Arguments),
     /// Make clones of a VM that runs: copies of the whole machine at one instant.
     Clone(clone::Arguments),
-    /// List the VMs of the host, clones under the VM that they were made of.
+    /// List the VMs of the host, or of all hosts, clones under the VM that they were made of.
     #[command(visible_alias = "list")]
-    Ls,
+    Ls(ls::Arguments),
     /// Show all about a VM.
     Inspect(inspect::Arguments),
     /// Run a program in a VM: its input, output, signals and exit code are passed on.

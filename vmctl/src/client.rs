@@ -58,31 +58,38 @@ async fn secured(endpoint: Endpoint, tls: Tls) -> Result<Channel, tonic::transpo
     endpoint.connect_with_connector(connector).await
 }
 
-/// Connects to `host`: `unix:PATH` or `tcp:ADDRESS:PORT`.
-pub async fn connect(host: &str, security: &Security) -> Result<Client, CtlError> {
+/// Connects to the vmmd at `host`: `unix:PATH` or `tcp:ADDRESS:PORT`.
+pub async fn connect(host: &str, security: &Security) -> Result<Channel, CtlError> {
     let unreachable = |source| CtlError::Unreachable { host: host.to_owned(), source };
-    Ok(VmmdClient::new(channel(host, security).await?.map_err(unreachable)?))
+    channel(host, security).await?.map_err(unreachable)
 }
 
-/// Connects to the scheduler: the one named, or where the vmmd at `host` says that it is.
-pub async fn scheduler(host: &str, named: Option<&str>, security: &Security) -> Result<Scheduler, CtlError> {
-    let channel = match named {
-        Some(address) => connect_scheduler(address, security).await?,
-        None => {
-            let unreachable = |source| CtlError::Unreachable { host: host.to_owned(), source };
-            let same = channel(host, security).await?.map_err(unreachable)?;
-            match VmmdClient::new(same.clone()).get_host(GetHostRequest {}).await {
-                Ok(host) => match host.into_inner().scheduler {
-                    here if here.is_empty() => same,
-                    elsewhere => connect_scheduler(&elsewhere, security).await?,
-                },
-                // A scheduler of its own, which is no host.
-                Err(status) if status.code() == Code::Unimplemented => same,
-                Err(status) => return Err(status.into()),
-            }
-        }
+/// Connects to a vmmd whose address the scheduler has told.
+pub async fn connect_told(address: &str, security: &Security) -> Result<Client, CtlError> {
+    Ok(VmmdClient::new(connect(address, security).await?))
+}
+
+/// Connects to the scheduler at an address.
+pub async fn scheduler(address: &str, security: &Security) -> Result<Scheduler, CtlError> {
+    Ok(scheduler_on(connect_scheduler(address, security).await?))
+}
+
+/// Connects to the scheduler where the vmmd of this connection says that it is.
+pub async fn scheduler_of(vmmd: Channel, security: &Security) -> Result<Scheduler, CtlError> {
+    let channel = match VmmdClient::new(vmmd.clone()).get_host(GetHostRequest {}).await {
+        Ok(answer) => match answer.into_inner().scheduler {
+            here if here.is_empty() => vmmd,
+            elsewhere => connect_scheduler(&elsewhere, security).await?,
+        },
+        // A scheduler of its own, which is no host.
+        Err(status) if status.code() == Code::Unimplemented => vmmd,
+        Err(status) => return Err(status.into()),
     };
-    Ok(SchedulerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
+    Ok(scheduler_on(channel))
+}
+
+fn scheduler_on(channel: Channel) -> Scheduler {
+    SchedulerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES)
 }
 
 async fn connect_scheduler(address: &str, security: &Security) -> Result<Channel, CtlError> {
@@ -139,14 +146,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_scheduler_is_told_from_a_missing_vmmd() {
-        let error =
-            scheduler(DEFAULT_HOST, Some("unix:/nonexistent/s.sock"), &Security::UnixOnly).await.unwrap_err();
+        let error = scheduler("unix:/nonexistent/s.sock", &Security::UnixOnly).await.unwrap_err();
         assert_eq!(error.exit_code(), 6);
         assert!(
             error.to_string().contains("cannot reach the scheduler at unix:/nonexistent/s.sock"),
             "{error}"
         );
-        let error = scheduler("unix:/nonexistent/vmmd.sock", None, &Security::UnixOnly).await.unwrap_err();
-        assert!(matches!(error, CtlError::Unreachable { .. }), "{error}");
     }
 }

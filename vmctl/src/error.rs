@@ -1,10 +1,13 @@
 //! Errors: a message for people, and an exit code for scripts.
 
 mod advice;
+mod find;
+
+pub use find::FindError;
 
 use patina_daemon::{chain, tls::TlsError};
 use patina_pki::PkiError;
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -103,6 +106,32 @@ pub enum CtlError {
         /// The first failure's exit code.
         code: u8,
     },
+    /// Some hosts did not answer: each was reported on its own.
+    #[error("the list is not complete: {failed} of {all} hosts did not answer")]
+    Incomplete {
+        /// How many did not answer.
+        failed: usize,
+        /// How many were to be asked.
+        all: usize,
+        /// The first failure's exit code.
+        code: u8,
+    },
+    /// A host did not answer in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Slow(Duration),
+    /// Another vmmd listens at a host's address.
+    #[error(
+        "host {is} answers there, not host {wanted}; give each vmmd an address of its own with --listen or --advertise"
+    )]
+    OtherHost {
+        /// The id of the host that was to be asked.
+        wanted: String,
+        /// The id of the host that answers.
+        is: String,
+    },
+    /// The VM was looked for on all hosts.
+    #[error(transparent)]
+    Find(#[from] FindError),
     /// `doctor` found something that keeps guests from running.
     #[error("{0} checks failed: guests cannot run here until they pass")]
     Unhealthy(usize),
@@ -133,7 +162,9 @@ impl CtlError {
                 _ => 1,
             },
             Self::Stream { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => CLOSED,
-            Self::Some { code, .. } => *code,
+            Self::Some { code, .. } | Self::Incomplete { code, .. } => *code,
+            Self::Find(error) => error.exit_code(),
+            Self::Slow(_) | Self::OtherHost { .. } => 6,
             Self::Stream { .. }
             | Self::File { .. }
             | Self::Terminal(_)

@@ -2,7 +2,7 @@
 //!
 //! - [`cli`]: the command line; [`values`]: sizes and ports; [`utc`]: moments.
 //! - [`client`]: the connections; [`error`]: errors and their exit codes.
-//! - [`commands`]: one module per command.
+//! - [`commands`]: one module per command, and all hosts of the scheduler.
 //! - [`view`]: a VM as a table row and as JSON; [`tickets`]: a ticket; [`tree`]: families as trees;
 //!   [`output`]: where results go.
 //! - [`terminal`]: raw mode and window size.

@@ -38,6 +38,8 @@ pub struct VmView {
     ticket: String,
     snapshot: String,
     image: String,
+    /// The host that it is on, where several were asked.
+    pub host: Option<String>,
 }
 
 /// A published port as `-o json` prints it.
@@ -87,6 +89,7 @@ impl From<Vm> for VmView {
             ticket: vm.ticket,
             snapshot: vm.snapshot,
             image: vm.image,
+            host: Some(vm.host).filter(|host| !host.is_empty()),
         }
     }
 }
@@ -115,6 +118,7 @@ impl VmView {
     pub fn details(&self) -> Vec<(&'static str, String)> {
         let rows = [
             ("name", self.name.clone()),
+            ("host", self.host.clone().unwrap_or_default()),
             ("state", self.status()),
             ("reason", self.end_reason.clone()),
             ("vmid", self.vmid.to_string()),

@@ -12,10 +12,13 @@ use patina_tests::{
     vm::Vm,
 };
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-pub const STORIES: &[Story] =
-    stories![one_call_makes_clones_on_three_hosts, a_host_that_is_gone_fails_only_its_own_clones,];
+pub const STORIES: &[Story] = stories![
+    one_call_makes_clones_on_three_hosts,
+    a_host_that_is_gone_fails_only_its_own_clones,
+    vms_are_found_wherever_they_run,
+];
 
 /// Three hosts, each in a network namespace of its own, with room for two clones each.
 struct Hosts {
@@ -143,6 +146,78 @@ fn two_of_three(hosts: &mut Hosts) -> Outcome {
     parent.sh(&format!("gc join {ticket}"))?;
     hosts.hosts[2].start_vmmd()?;
     require(hosts.hosts[2].json(&["ls"])? == serde_json::json!([]), "no VM on the host that was gone", "one")
+}
+
+fn vms_are_found_wherever_they_run(stage: &Stage) -> Outcome {
+    let mut hosts = Hosts::start(stage)?;
+    let told = found_anywhere(&mut hosts);
+    hosts.stop()?;
+    told
+}
+
+fn found_anywhere(hosts: &mut Hosts) -> Outcome {
+    let first = &hosts.hosts[0];
+    let parent = first.run("adam", &[])?;
+    let ticket = ticket_over_all(first, &parent)?;
+    require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
+
+    let listed = first.json(&["ls", "--all-hosts"])?;
+    let places: BTreeMap<_, _> = listed
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|vm| Some((vm["name"].as_str()?.to_owned(), vm["host"].as_str()?.to_owned())))
+        .collect();
+    require_eq(
+        "the VMs of all hosts",
+        places.keys().cloned().collect::<Vec<_>>().join(" "),
+        "adam adam.1 adam.2 adam.3",
+    )?;
+    let apart: BTreeSet<_> = places.values().collect();
+    require(apart.len() == 3, "VMs on three hosts", &listed)?;
+    let table = first.call(&["ls", "--all-hosts"])?;
+    require(table.starts_with("NAME") && table.contains("HOST"), "a column of hosts", &table)?;
+
+    for name in ["adam.1", "adam.2", "adam.3"] {
+        first.call(&["wait", "--all-hosts", name, "--until", "ready"])?;
+        let shown = first.json(&["inspect", "--all-hosts", name])?;
+        require_eq("the host of a clone", shown["host"].as_str().unwrap_or_default(), places[name].as_str())?;
+        let script = "cat > /tmp/given; echo line of $(gc vmid) > /dev/console; cat /tmp/given; exit 5";
+        let run =
+            first.vmctl_with_input(&["exec", "--all-hosts", name, "--", "sh", "-c", script], b"given")?;
+        require_eq("a program in a clone", (run.code, run.text()), (5, "given".to_owned()))?;
+        let console = first.call(&["logs", "--all-hosts", name])?;
+        let line = format!("line of {}", name.trim_start_matches("adam."));
+        require(console.contains(&line), "the console of that clone", &console)?;
+    }
+
+    // One that is elsewhere, and not on the host that is asked.
+    let (name, _) =
+        places.iter().rev().find(|(_, host)| **host != places["adam"]).ok_or("none is elsewhere")?;
+    require_eq("a VM of another host, asked of this one", first.vmctl(&["kill", name])?.code, 3)?;
+    require_eq("kill", first.call(&["kill", "--all-hosts", name])?, name.clone())?;
+    let shown = first.json(&["inspect", "--all-hosts", name])?;
+    require_eq("its end", shown["end_kind"].as_str().unwrap_or_default(), "killed")?;
+
+    // A host that does not answer: the others' VMs are listed, and what is found is looked at.
+    hosts.hosts[2].kill_vmmd()?;
+    let first = &hosts.hosts[0];
+    let listed = first.vmctl(&["-o", "json", "ls", "--all-hosts"])?;
+    require(
+        listed.code == 6 && listed.errors().contains("1 of 3 hosts"),
+        "a list that says it is not complete",
+        format!("{listed:?}"),
+    )?;
+    let left: Value = serde_json::from_str(&listed.text())?;
+    require_eq("the VMs of two hosts", left.as_array().map_or(0, Vec::len), 3)?;
+    require_eq(
+        "a look",
+        first.json(&["inspect", "--all-hosts", "adam"])?["name"].clone(),
+        Value::from("adam"),
+    )?;
+    hosts.hosts[2].start_vmmd()?;
+    let killed = hosts.hosts[0].call(&["kill", "--all-hosts", "--family", "adam"])?;
+    require_eq("kill of a family", killed.lines().count(), 3)
 }
 
 /// A ticket for one clone on each host.

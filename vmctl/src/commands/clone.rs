@@ -1,6 +1,9 @@
 //! `vmctl clone`: clones a running VM.
 
-use super::Context;
+use super::{
+    Context,
+    cluster::{Care, Where},
+};
 use crate::{
     client::Client,
     error::CtlError,
@@ -24,6 +27,8 @@ const FAILED: &str = "failed";
 /// Arguments of `vmctl clone`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    place: Where,
     /// The VM: it must be ready, and goes on.
     name: String,
     /// How many clones, 1 to 256 [default: 1, or as many as the ticket is for].
@@ -79,8 +84,8 @@ pub struct CloneView {
 
 /// Clones the VM, prints the clones.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
-    let mut client = context.client().await?;
     let name = arguments.name.clone();
+    let mut client = context.client_of(arguments.place, &name, Care::Change).await?;
     let mut made = client.clone_vm(request(&arguments)).await?.into_inner();
     let wait = !arguments.no_wait || arguments.wait;
     let timeout_ms = wait.then(|| arguments.timeout.map_or(0, |seconds| seconds * 1000));

@@ -1,6 +1,9 @@
 //! `vmctl console`: the serial console, both ways.
 
-use super::Context;
+use super::{
+    Context,
+    cluster::{Care, Where},
+};
 use crate::{error::CtlError, output, terminal::RawMode};
 use patina_proto::v1::{ConsoleAttach, ConsoleRequest, console_request::Message};
 use std::io::IsTerminal as _;
@@ -15,13 +18,15 @@ const CHUNK_BYTES: usize = 4096;
 /// Arguments of `vmctl console`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    place: Where,
     /// The VM.
     name: String,
 }
 
 /// Attaches until the VM ends, the input ends, or Ctrl-] is pressed.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
-    let mut client = context.client().await?;
+    let mut client = context.client_of(arguments.place, &arguments.name, Care::Change).await?;
     let (requests, outgoing) = mpsc::channel(16);
     // The first message waits in the channel before the call begins: vmmd answers only after it.
     send(&requests, Message::Attach(ConsoleAttach { name: arguments.name.clone() })).await;

@@ -1,6 +1,9 @@
 //! `vmctl exec`: runs a program in a guest. Passes on its input, output, signals and exit code.
 
-use super::Context;
+use super::{
+    Context,
+    cluster::{Care, Where},
+};
 use crate::{
     error::CtlError,
     terminal::{RawMode, window_size},
@@ -43,6 +46,8 @@ pub struct Arguments {
     /// Its working directory.
     #[arg(short, long, value_name = "DIRECTORY", value_parser = values::guest_utf8())]
     workdir: Option<String>,
+    #[command(flatten)]
+    place: Where,
     /// The VM.
     #[arg(value_parser = values::utf8())]
     pub name: String,
@@ -59,7 +64,7 @@ pub struct Arguments {
 
 /// Runs the program: its exit code, 128 + signal when a signal ended it.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CtlError> {
-    let mut client = context.client().await?;
+    let mut client = context.client_of(arguments.place, &arguments.name, Care::Change).await?;
     let (requests, outgoing) = mpsc::channel(16);
     let (tty, no_stdin) = (arguments.tty, arguments.no_stdin);
     send(&requests, Message::Start(start(arguments))).await;

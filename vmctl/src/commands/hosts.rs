@@ -13,14 +13,17 @@ use std::time::Duration;
 /// The header of the table. CPUs, memory and VMs: reserved, of what may be.
 const HEADER: [&str; 9] = ["HOST", "STATE", "SINCE", "CPUS", "MEMORY", "VMS", "SEEN", "ADDRESS", "ID"];
 
+/// The state of a host that is given up.
+pub const LOST: &str = "lost";
+
 /// A host as `-o json` prints it.
 #[derive(Debug, Serialize)]
-pub(super) struct HostView {
-    pub(super) id: String,
-    pub(super) name: String,
-    address: String,
+pub struct HostView {
+    pub id: String,
+    pub name: String,
+    pub address: String,
     alive: bool,
-    state: &'static str,
+    pub state: &'static str,
     state_unix_ms: u64,
     lost_unix_ms: u64,
     scheduling: &'static str,
@@ -78,7 +81,7 @@ fn state(status: &HostStatus) -> &'static str {
     match (status.state(), status.alive) {
         (HostState::Up, _) => "up",
         (HostState::Suspect, _) => "suspect",
-        (HostState::Lost, _) => "lost",
+        (HostState::Lost, _) => LOST,
         (HostState::Unspecified, true) => "alive",
         (HostState::Unspecified, false) => "away",
     }
@@ -121,7 +124,7 @@ pub async fn run(context: &Context) -> Result<(), CtlError> {
 }
 
 /// All hosts that the scheduler knows.
-pub(super) async fn all(context: &Context) -> Result<Vec<HostView>, CtlError> {
+pub async fn all(context: &Context) -> Result<Vec<HostView>, CtlError> {
     let mut scheduler = context.scheduler().await?;
     let mut hosts: Vec<HostView> = Vec::new();
     let mut page_token = String::new();

@@ -1,6 +1,9 @@
 //! `vmctl logs`: the output of a VM's console, or of its vmm process.
 
-use super::Context;
+use super::{
+    Context,
+    cluster::{Care, Where},
+};
 use crate::{error::CtlError, output};
 use patina_proto::v1::{LogsRequest, logs_request::Source};
 use tokio_stream::StreamExt as _;
@@ -14,13 +17,15 @@ pub struct Arguments {
     /// The log of the vmm process instead of the console.
     #[arg(long)]
     vmm: bool,
+    #[command(flatten)]
+    place: Where,
     /// The VM.
     name: String,
 }
 
 /// Prints the log as it comes, bytes unchanged.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
-    let mut client = context.client().await?;
+    let mut client = context.client_of(arguments.place, &arguments.name, Care::Look).await?;
     let source = if arguments.vmm { Source::Vmm } else { Source::Console };
     let request = LogsRequest { name: arguments.name, follow: arguments.follow, source: source.into() };
     let mut stream = client.logs(request).await?.into_inner();

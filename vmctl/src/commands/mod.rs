@@ -1,6 +1,7 @@
 //! One module per command, with its arguments and its function.
 
 pub mod clone;
+pub mod cluster;
 pub mod completion;
 pub mod console;
 pub mod doctor;
@@ -31,11 +32,11 @@ use crate::{
     output::{self, Format},
 };
 use patina_daemon::tls::Security;
-use patina_proto::v1::{GetHostRequest, GetVmRequest, ListVmsRequest, Vm};
+use patina_proto::v1::{GetHostRequest, GetVmRequest, Host, ListVmsRequest, Vm, vmmd_client::VmmdClient};
 use serde::Serialize;
 use std::{path::PathBuf, process::ExitCode};
-use tokio::task::JoinSet;
-use tonic::Code;
+use tokio::{sync::OnceCell, task::JoinSet};
+use tonic::{Code, transport::Channel};
 use uuid::Uuid;
 
 /// What every command gets: where vmmd is, and how to print.
@@ -51,21 +52,32 @@ pub struct Context {
     pub insecure: bool,
     /// How to print results.
     pub format: Format,
+    /// The connection to that vmmd, once there is one.
+    own: OnceCell<Channel>,
 }
 
 impl Context {
     /// A connection to vmmd.
     pub async fn client(&self) -> Result<Client, CtlError> {
-        client::connect(&self.host, &self.security()?).await
+        Ok(VmmdClient::new(self.channel().await?))
+    }
+
+    async fn channel(&self) -> Result<Channel, CtlError> {
+        let connect = async { client::connect(&self.host, &self.security()?).await };
+        self.own.get_or_try_init(|| connect).await.cloned()
     }
 
     /// A connection to the scheduler of that host.
     pub async fn scheduler(&self) -> Result<Scheduler, CtlError> {
-        client::scheduler(&self.host, self.scheduler.as_deref(), &self.security()?).await
+        let security = self.security()?;
+        match &self.scheduler {
+            Some(address) => client::scheduler(address, &security).await,
+            None => client::scheduler_of(self.channel().await?, &security).await,
+        }
     }
 
     /// How TCP is protected.
-    fn security(&self) -> Result<Security, CtlError> {
+    pub fn security(&self) -> Result<Security, CtlError> {
         Security::new(self.tls_dir.as_deref(), self.insecure).map_err(CtlError::Certificates)
     }
 
@@ -80,8 +92,13 @@ impl Context {
 
     /// The number by which the scheduler knows the host; None: only a scheduler answers there.
     pub async fn host_id(&self) -> Result<Option<String>, CtlError> {
+        Ok(self.own_host().await?.map(|host| host.id))
+    }
+
+    /// The host that the command line names; None: only a scheduler answers there.
+    pub async fn own_host(&self) -> Result<Option<Host>, CtlError> {
         match self.client().await?.get_host(GetHostRequest {}).await {
-            Ok(host) => Ok(Some(host.into_inner().id)),
+            Ok(host) => Ok(Some(host.into_inner())),
             Err(status) if status.code() == Code::Unimplemented => Ok(None),
             Err(status) => Err(status.into()),
         }
@@ -115,12 +132,13 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         tls_dir: arguments.tls_dir,
         insecure: arguments.insecure,
         format: arguments.output,
+        own: OnceCell::new(),
     };
     let done = match arguments.command {
         Command::Exec(arguments) => return exec::run(&context, arguments).await,
         Command::Run(arguments) => run::run(&context, arguments).await,
         Command::Clone(arguments) => clone::run(&context, arguments).await,
-        Command::Ls => ls::run(&context).await,
+        Command::Ls(arguments) => ls::run(&context, arguments).await,
         Command::Image(command) => image::run(&context, command).await,
         Command::Inspect(arguments) => inspect::run(&context, arguments).await,
         Command::Console(arguments) => console::run(&context, arguments).await,

@@ -1,6 +1,9 @@
 //! `vmctl rm`: removes ended VMs.
 
-use super::{Context, Several};
+use super::{
+    Context, Several,
+    cluster::{Care, Where},
+};
 use crate::{error::CtlError, view::has_ended};
 use patina_proto::v1::{RemoveVmRequest, Vm, VmState};
 use tonic::Code;
@@ -11,6 +14,9 @@ pub struct Arguments {
     /// Kill a VM that still runs.
     #[arg(short, long, conflicts_with = "ended")]
     force: bool,
+    /// Look for the VMs on all hosts of the scheduler.
+    #[arg(long, requires = "names")]
+    all_hosts: bool,
     /// The VMs.
     #[arg(required_unless_present_any = ["ended", "family", "broken"], conflicts_with_all = ["ended", "family"])]
     names: Vec<String>,
@@ -29,7 +35,7 @@ pub struct Arguments {
 
 /// Removes each VM, prints the names of those that are gone.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
-    let Arguments { force, names, ended, family, broken } = arguments;
+    let Arguments { force, all_hosts, names, ended, family, broken } = arguments;
     let is_chosen_here = names.is_empty();
     let names = if is_chosen_here {
         let family = match family {
@@ -40,11 +46,12 @@ pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError
     } else {
         names
     };
-    let client = context.client().await?;
+    let place = context.place(Where { all_hosts }).await?;
     let mut several = Several::of("VMs", context.format);
-    let remove = |name| {
-        let mut client = client.clone();
+    let remove = |name: String| {
+        let place = place.clone();
         async move {
+            let mut client = place.client(&name, Care::Change).await?;
             match client.remove_vm(RemoveVmRequest { name, force, broken }).await {
                 // vmmd, or somebody else, was faster.
                 Err(status) if is_chosen_here && status.code() == Code::NotFound => Ok(()),

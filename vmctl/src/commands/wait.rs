@@ -1,6 +1,9 @@
 //! `vmctl wait`: waits until a VM is ready or has ended.
 
-use super::Context;
+use super::{
+    Context,
+    cluster::{Care, Where},
+};
 use crate::{
     error::CtlError,
     output::{self, Format},
@@ -11,6 +14,8 @@ use patina_proto::v1::{WaitVmRequest, wait_vm_request};
 /// Arguments of `vmctl wait`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
+    #[command(flatten)]
+    place: Where,
     /// The VM.
     name: String,
     /// For what.
@@ -32,7 +37,7 @@ enum Until {
 
 /// Waits, then prints how the VM stands.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
-    let mut client = context.client().await?;
+    let mut client = context.client_of(arguments.place, &arguments.name, Care::Look).await?;
     let until = match arguments.until {
         Until::Ready => wait_vm_request::Until::Ready,
         Until::Ended => wait_vm_request::Until::Ended,
