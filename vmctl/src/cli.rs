@@ -25,10 +25,10 @@ Exit codes:
   2    wrong usage, or a value that vmmd refuses
   3    no VM of that name, no such ticket, no such snapshot
   4    the name, a published port or the place of a snapshot is in use
-  5    the VM or the ticket is not in the state that the command needs, or belongs to another family;
-       with --all-hosts, several hosts have a VM of that name
-  6    vmmd, the scheduler, the VM's process or its agent does not answer; with --all-hosts, some of
-       the hosts do not
+  5    the VM or the ticket is not in the state that the command needs, or belongs to another
+       family; with --all-hosts, several hosts have a VM of that name
+  6    vmmd, the scheduler, the VM's process or its agent does not answer; with --all-hosts, some
+       of the hosts do not
   7    there is no room, or a limit is reached
   8    a snapshot is damaged
   124  not within the time given with --timeout
@@ -42,11 +42,13 @@ const GLOBAL: &str = "Global options";
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Arguments {
-    /// Where vmmd listens: unix:PATH, or tcp:ADDRESS:PORT with --tls-dir.
+    /// Where vmmd listens: unix:PATH, tcp:ADDRESS:PORT with --tls-dir, or
+    /// ssh://USER@HOST:PORT/PATH, of which only HOST is needed, for the socket on another machine
+    /// that has vmctl, too.
     #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_HOST", default_value = crate::client::DEFAULT_HOST, value_name = "ADDRESS", value_parser = values::utf8())]
     pub host: String,
-    /// Where the scheduler listens: unix:PATH, or tcp:ADDRESS:PORT with --tls-dir [default: where
-    /// vmmd says].
+    /// Where the scheduler listens: unix:PATH, tcp:ADDRESS:PORT with --tls-dir, or an ssh://
+    /// address [default: where vmmd says].
     #[arg(long, global = true, help_heading = GLOBAL, env = "PATINA_SCHEDULER", value_name = "ADDRESS", value_parser = values::utf8())]
     pub scheduler: Option<String>,
     /// The folder with your certificate, as `vmctl pki operator` makes it: ca.pem, cert.pem and
@@ -127,6 +129,12 @@ pub enum Command {
     },
     /// Print the versions of vmctl and of vmmd.
     Version,
+    /// Connect standard input and output to vmmd's Unix socket.
+    ///
+    /// `vmctl --host ssh://HOST` runs it on HOST by way of ssh. It prints one line when it is
+    /// connected; all else is the connection's.
+    #[command(hide = true)]
+    DialStdio,
 }
 
 /// Exit code of wrong usage.

@@ -1,6 +1,9 @@
 //! The connections to vmmd and to the scheduler.
 
-use crate::error::CtlError;
+use crate::{
+    error::CtlError,
+    ssh::{self, SshAddress, SshError},
+};
 use hyper_util::rt::TokioIo;
 use patina_daemon::tls::{Security, Tls, TlsError};
 use patina_proto::v1::{GetHostRequest, scheduler_client::SchedulerClient, vmmd_client::VmmdClient};
@@ -27,6 +30,9 @@ async fn channel(
     address: &str,
     security: &Security,
 ) -> Result<Result<Channel, tonic::transport::Error>, CtlError> {
+    if address.starts_with("ssh:") {
+        return by_ssh(address).await;
+    }
     let (endpoint, way) = endpoint(address)?;
     let endpoint = endpoint.connect_timeout(CONNECT_DEADLINE);
     let connected = match (way, security) {
@@ -58,7 +64,20 @@ async fn secured(endpoint: Endpoint, tls: Tls) -> Result<Channel, tonic::transpo
     endpoint.connect_with_connector(connector).await
 }
 
-/// Connects to the vmmd at `host`: `unix:PATH` or `tcp:ADDRESS:PORT`.
+/// Connects by way of ssh. If the connection breaks, the next call starts another ssh.
+async fn by_ssh(address: &str) -> Result<Result<Channel, tonic::transport::Error>, CtlError> {
+    let address: SshAddress = address.parse().map_err(|_| CtlError::Address(address.to_owned()))?;
+    let connector = tower::service_fn(move |_: Uri| {
+        let address = address.clone();
+        async move { ssh::connect(&address).await.map(TokioIo::new) }
+    });
+    match Endpoint::from_static("http://ssh").connect_with_connector(connector).await {
+        Err(error) if SshError::among(&error).is_some() => Err(CtlError::Ssh(error)),
+        connected => Ok(connected),
+    }
+}
+
+/// Connects to the vmmd at `host`: `unix:PATH`, `tcp:ADDRESS:PORT` or `ssh://HOST`.
 pub async fn connect(host: &str, security: &Security) -> Result<Channel, CtlError> {
     let unreachable = |source| CtlError::Unreachable { host: host.to_owned(), source };
     channel(host, security).await?.map_err(unreachable)
@@ -66,7 +85,13 @@ pub async fn connect(host: &str, security: &Security) -> Result<Channel, CtlErro
 
 /// Connects to a vmmd whose address the scheduler has told.
 pub async fn connect_told(address: &str, security: &Security) -> Result<Client, CtlError> {
+    not_by_ssh(address)?;
     Ok(VmmdClient::new(connect(address, security).await?))
+}
+
+/// What a daemon tells starts no programs.
+fn not_by_ssh(told: &str) -> Result<(), CtlError> {
+    if told.starts_with("ssh:") { Err(CtlError::ToldSsh(told.to_owned())) } else { Ok(()) }
 }
 
 /// Connects to the scheduler at an address.
@@ -74,18 +99,31 @@ pub async fn scheduler(address: &str, security: &Security) -> Result<Scheduler, 
     Ok(scheduler_on(connect_scheduler(address, security).await?))
 }
 
-/// Connects to the scheduler where the vmmd of this connection says that it is.
-pub async fn scheduler_of(vmmd: Channel, security: &Security) -> Result<Scheduler, CtlError> {
+/// Connects to the scheduler where the vmmd at `host` says on this connection that it is.
+pub async fn scheduler_of(host: &str, vmmd: Channel, security: &Security) -> Result<Scheduler, CtlError> {
     let channel = match VmmdClient::new(vmmd.clone()).get_host(GetHostRequest {}).await {
         Ok(answer) => match answer.into_inner().scheduler {
             here if here.is_empty() => vmmd,
-            elsewhere => connect_scheduler(&elsewhere, security).await?,
+            elsewhere => told_scheduler(host, &elsewhere, security).await?,
         },
         // A scheduler of its own, which is no host.
         Err(status) if status.code() == Code::Unimplemented => vmmd,
         Err(status) => return Err(status.into()),
     };
     Ok(scheduler_on(channel))
+}
+
+/// A vmmd on another machine tells a path of that machine.
+async fn told_scheduler(host: &str, told: &str, security: &Security) -> Result<Channel, CtlError> {
+    not_by_ssh(told)?;
+    let there: Option<SshAddress> = host.parse().ok();
+    match (there, told.strip_prefix("unix:")) {
+        (Some(there), Some(path)) => {
+            let address = there.with_path(path).map_err(|_| CtlError::Address(told.to_owned()))?;
+            connect_scheduler(&address.to_string(), security).await
+        }
+        _ => connect_scheduler(told, security).await,
+    }
 }
 
 fn scheduler_on(channel: Channel) -> Scheduler {
@@ -134,6 +172,14 @@ mod tests {
         for right in [DEFAULT_HOST, "tcp:127.0.0.1:7001", "http://127.0.0.1:7002", "https://[::1]:7002"] {
             assert!(endpoint(right).is_ok(), "{right}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_starts_no_ssh_by_the_address_that_it_tells() {
+        let secure = Security::UnixOnly;
+        assert!(matches!(connect_told("ssh://h", &secure).await, Err(CtlError::ToldSsh(_))));
+        assert!(matches!(told_scheduler("ssh://h", "ssh://g", &secure).await, Err(CtlError::ToldSsh(_))));
+        assert!(matches!(told_scheduler("ssh://h", "unix:/a b", &secure).await, Err(CtlError::Address(_))));
     }
 
     #[tokio::test]

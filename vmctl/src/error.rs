@@ -5,6 +5,7 @@ mod find;
 
 pub use find::FindError;
 
+use crate::ssh::SshError;
 use patina_daemon::{chain, tls::TlsError};
 use patina_pki::PkiError;
 use std::{io, process::ExitCode, time::Duration};
@@ -18,7 +19,9 @@ const CLOSED: u8 = 141;
 #[derive(Debug, thiserror::Error)]
 pub enum CtlError {
     /// The address of vmmd or of the scheduler cannot be read.
-    #[error("read the address \"{0}\": write unix:/PATH, tcp:ADDRESS:PORT or https://ADDRESS:PORT")]
+    #[error(
+        "read the address \"{0}\": write unix:/PATH, tcp:ADDRESS:PORT, https://ADDRESS:PORT or ssh://[USER@]HOST[:PORT][/PATH]"
+    )]
     Address(String),
     /// vmmd does not answer.
     #[error("cannot reach vmmd at {host}: is it running? Start it with `vmmd --standalone`")]
@@ -52,6 +55,25 @@ pub enum CtlError {
     /// One side does not take the other's certificate.
     #[error("{}", tls(.0))]
     Tls(tonic::transport::Error),
+    /// There is no connection by way of ssh.
+    #[error("{}", ssh(.0))]
+    Ssh(tonic::transport::Error),
+    /// An address that would start ssh, and that no operator has written.
+    #[error(
+        "connect to {0}: ssh is only started for an address of the command line; name it with --host or --scheduler"
+    )]
+    ToldSsh(String),
+    /// `dial-stdio` connects to Unix sockets only.
+    #[error("connect to {0}: dial-stdio connects to a Unix socket; name it with --host unix:/PATH")]
+    NoSocket(String),
+    /// `dial-stdio` cannot connect.
+    #[error("connect to vmmd at unix:{path}; see whether it runs, and whether you may use its socket")]
+    Socket {
+        /// The socket's path.
+        path: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// No certificate was made.
     #[error("{}", chain(.0))]
     Pki(#[from] PkiError),
@@ -146,9 +168,19 @@ impl CtlError {
     /// The exit code, as `vmctl --help` documents it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Address(_) | Self::Unsized(_) | Self::NoCertificate(_) | Self::Plain(_) => 2,
+            Self::Address(_)
+            | Self::Unsized(_)
+            | Self::NoCertificate(_)
+            | Self::Plain(_)
+            | Self::ToldSsh(_)
+            | Self::NoSocket(_) => 2,
             Self::Pki(PkiError::Exists(_)) => 4,
-            Self::Unreachable { .. } | Self::NoScheduler { .. } | Self::CutShort(_) | Self::Tls(_) => 6,
+            Self::Unreachable { .. }
+            | Self::NoScheduler { .. }
+            | Self::CutShort(_)
+            | Self::Tls(_)
+            | Self::Ssh(_)
+            | Self::Socket { .. } => 6,
             Self::EndedEarly { .. } | Self::Unused(_) => 5,
             Self::Call(status) => match status.code() {
                 Code::InvalidArgument | Code::OutOfRange => 2,
@@ -199,7 +231,7 @@ impl CtlError {
                 std::error::Error::source(source)
             }
             // Its text is the message above.
-            Self::Call(_) | Self::Tls(_) => None,
+            Self::Call(_) | Self::Tls(_) | Self::Ssh(_) => None,
             _ => std::error::Error::source(self),
         };
         // Transports wrap one error several times: the same words once.
@@ -218,6 +250,11 @@ impl CtlError {
 /// What TLS says of a connection that failed.
 fn tls(error: &tonic::transport::Error) -> String {
     TlsError::among(error).map_or_else(|| chain(error), |error| chain(error))
+}
+
+/// What ssh says of a connection that failed.
+fn ssh(error: &tonic::transport::Error) -> String {
+    SshError::among(error).map_or_else(|| chain(error), |error| chain(error))
 }
 
 /// A status's message, where it has one: a server says nothing of a call that it does not know.

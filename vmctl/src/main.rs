@@ -1,7 +1,8 @@
 //! `vmctl`, the operator's command. It calls `vmmd` and its scheduler over gRPC.
 //!
 //! - [`cli`]: the command line; [`values`]: sizes and ports; [`utc`]: moments.
-//! - [`client`]: the connections; [`error`]: errors and their exit codes.
+//! - [`client`]: the connections; [`ssh`]: those by way of ssh; [`error`]: errors and their exit
+//!   codes.
 //! - [`commands`]: one module per command, and all hosts of the scheduler.
 //! - [`view`]: a VM as a table row and as JSON; [`tickets`]: a ticket; [`tree`]: families as trees;
 //!   [`output`]: where results go.
@@ -14,6 +15,7 @@ mod client;
 mod commands;
 mod error;
 mod output;
+mod ssh;
 mod terminal;
 mod tickets;
 mod tree;
@@ -37,7 +39,8 @@ fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(commands::run(arguments));
-    // A read of standard input may still wait in its thread: it must not hold us back.
+    // A read of standard input may still wait in its thread: it must not hold us back. Connections
+    // end here, and each ssh with them.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,

@@ -17,13 +17,14 @@ use patina_tests::{
 use std::{io, process::Command};
 
 /// Debian packages that tests need besides those of the image.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 10] = [
     ("g++", "the fuzz targets"),
     ("busybox-static", "the tests of gc-init"),
     ("util-linux", "the tests of gc-init"),
     ("iptables", "the tests of vmctl doctor's warnings"),
     ("nftables", "the tests of vmctl doctor's warnings"),
     ("iproute2", "the tests of hosts that are cut off"),
+    ("openssh-server", "the tests of vmctl --host ssh://"),
     ("python3-grpcio", "the example in examples/grpc"),
     ("protobuf-compiler", "the example in examples/grpc"),
     ("protobuf-compiler-grpc", "the example in examples/grpc"),

@@ -4,6 +4,7 @@ pub mod clone;
 pub mod cluster;
 pub mod completion;
 pub mod console;
+pub mod dial_stdio;
 pub mod doctor;
 pub mod events;
 pub mod exec;
@@ -72,7 +73,7 @@ impl Context {
         let security = self.security()?;
         match &self.scheduler {
             Some(address) => client::scheduler(address, &security).await,
-            None => client::scheduler_of(self.channel().await?, &security).await,
+            None => client::scheduler_of(&self.host, self.channel().await?, &security).await,
         }
     }
 
@@ -157,6 +158,7 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         Command::Pki(command) => pki::run(context.format, command),
         Command::Doctor => doctor::run(&context).await,
         Command::Completion { shell } => completion::run(shell),
+        Command::DialStdio => dial_stdio::run(&context).await,
         Command::Version => version::run(&context).await,
     };
     done.map(|()| ExitCode::SUCCESS)

@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod all_hosts;
+mod ssh;
 mod stand_in;

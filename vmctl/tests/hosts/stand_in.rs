@@ -102,7 +102,7 @@ vmmd! {
             Ok(Response::new(Box::pin(parts)))
         }
 
-        /// Its input is its output, and its exit code 7.
+        /// Its input is its output, and its exit code 7, or that of a signal.
         async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Answer<Parts<ExecResponse>> {
             let mut input = request.into_inner();
             let first = input.message().await?.and_then(|first| first.message);
@@ -111,6 +111,8 @@ vmmd! {
             let output = input.filter_map(|part| {
                 let message = match part.ok()?.message? {
                     exec_request::Message::Stdin(bytes) => exec_response::Message::Stdout(bytes),
+                    exec_request::Message::Signal(number) =>
+                        exec_response::Message::Exit(ExecExit { code: 128 + number, ..ExecExit::default() }),
                     exec_request::Message::StdinEnd(_) => exec_response::Message::Exit(ExecExit { code: 7, ..ExecExit::default() }),
                     _ => return None,
                 };
