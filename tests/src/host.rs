@@ -64,6 +64,17 @@ impl Host {
         Self::start_as(setup, &["unshare", "--net"], options)
     }
 
+    /// Starts `vmmd` with further options, in the network namespace of a [`Switch`], where it is
+    /// started again, too.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    ///
+    /// [`Switch`]: crate::switch::Switch
+    pub fn start_in(setup: &Setup, wrapper: &[String; 2], options: &[&str]) -> Result<Self, HostError> {
+        Self::start_as(setup, &wrapper.each_ref().map(String::as_str), options)
+    }
+
     fn start_as(setup: &Setup, wrapper: &[&str], options: &[&str]) -> Result<Self, HostError> {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let mut options = owned(options);

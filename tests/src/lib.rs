@@ -4,6 +4,7 @@
 //! - [`host`]: [`host::Host`], a private `vmmd` with its own socket and state directory.
 //! - [`scheduler`]: a private scheduler for several hosts.
 //! - [`link`]: a network link between them that can be cut.
+//! - [`switch`]: network namespaces for several hosts, on one Ethernet.
 //! - [`vm`]: [`vm::Vm`], one VM of it: runs programs in it, examines it, ends it.
 //! - [`process`]: runs a program with a deadline and collects its output.
 //! - [`interrupt`]: cleans up after Ctrl-C; [`keeper`]: cleans up if the harness is killed.
@@ -26,4 +27,5 @@ mod place;
 pub mod process;
 pub mod scheduler;
 pub mod setup;
+pub mod switch;
 pub mod vm;

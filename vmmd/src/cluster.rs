@@ -154,6 +154,7 @@ fn info(options: &Options, host_id: Uuid, identity: HostIdentity) -> HostInfo {
         cpu_percent: percent(options.overcommit_cpu),
         memory_percent: percent(options.overcommit_memory),
         identity: Some(identity),
+        overlay: options.overlay.map(|overlay| overlay.to_string()).unwrap_or_default(),
     }
 }
 

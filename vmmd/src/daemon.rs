@@ -125,6 +125,7 @@ async fn serve(
     let host = Host::new(settings, state, cluster.tickets(), Box::new(Answers))?;
     host.keep_evicting();
     host.keep_spares();
+    host.keep_telling();
     // Whatever ends this: VMs run on with their memory.
     let _left = host.pager.left_when_dropped();
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
@@ -268,6 +269,7 @@ fn settings(options: &Options, security: &Security) -> Result<Settings, DaemonEr
         image_cache: options.image_cache(),
         host_kind: facts::kind_of_host(),
         peers: Peers::new(options.own_address(), security.clone()),
+        overlay: options.overlay,
     })
 }
 

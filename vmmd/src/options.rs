@@ -1,6 +1,6 @@
 //! The command line of `vmmd`.
 
-use crate::plan::address::Range;
+use crate::{net::VXLAN_PORT, plan::address::Range};
 use clap::Parser;
 use patina_daemon::{
     REVISION,
@@ -54,6 +54,12 @@ pub struct Options {
     /// The range that families of VMs take their networks from, a /20 each
     #[arg(long, value_name = "RANGE", default_value = "100.64.0.0/10", env = "PATINA_VMMD_NETWORK")]
     pub network: Range,
+
+    /// Let the VMs of a family that are on several hosts reach each other: the address of this host
+    /// to which the other hosts send what is for its VMs (VXLAN, not encrypted), and the UDP port,
+    /// 4789 if none is given. All hosts have the same port, or none has --overlay
+    #[arg(long, value_name = "ADDRESS[:PORT]", env = "PATINA_VMMD_OVERLAY", value_parser = overlay)]
+    pub overlay: Option<SocketAddr>,
 
     /// Kernel of VMs that name none: a vmlinux or a bzImage [default: /usr/lib/patina/vmlinux, or
     /// else the one that `cargo xtask image` built last, default/vmlinux in the cache]
@@ -148,6 +154,19 @@ pub struct CacheSettings {
     pub age_max: Duration,
 }
 
+/// Reads where a host receives VXLAN.
+fn overlay(text: &str) -> Result<SocketAddr, String> {
+    let bare = || Some(SocketAddr::new(text.parse().ok()?, VXLAN_PORT));
+    let given = text.parse().ok().or_else(bare);
+    let is_one = |given: &SocketAddr| {
+        let ip = given.ip();
+        given.port() > 0 && !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback()
+    };
+    given.filter(is_one).ok_or_else(|| {
+        "write an address that other hosts reach, as 192.0.2.7, 192.0.2.7:4789 or [2001:db8::7]:4789".into()
+    })
+}
+
 impl Options {
     /// Where other daemons of the cluster reach this one.
     #[must_use]
@@ -212,6 +231,24 @@ mod tests {
         let all = cache("--image-cache /i --image-cache-size 512M --image-cache-age 12h").unwrap();
         let age_max = Duration::from_secs(12 * 3600);
         assert_eq!(all, CacheSettings { folder: "/i".into(), bytes_max: 512 << 20, age_max });
+    }
+
+    #[test]
+    fn an_overlay_is_an_address_that_other_hosts_reach() {
+        let overlay = |words: &str| {
+            let line = format!("vmmd --standalone {words}");
+            Options::try_parse_from(line.split_whitespace()).map(|options| options.overlay)
+        };
+        let is = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        assert_eq!(overlay("").unwrap(), None);
+        assert_eq!(overlay("--overlay 192.0.2.7").unwrap(), is("192.0.2.7:4789"));
+        assert_eq!(overlay("--overlay 192.0.2.7:9").unwrap(), is("192.0.2.7:9"));
+        assert_eq!(overlay("--overlay 2001:db8::7").unwrap(), is("[2001:db8::7]:4789"));
+        assert_eq!(overlay("--overlay [2001:db8::7]:9").unwrap(), is("[2001:db8::7]:9"));
+        for wrong in ["host", "0.0.0.0", "127.0.0.1", "224.0.0.1", "192.0.2.7:0", "192.0.2.7:x"] {
+            let error = overlay(&format!("--overlay {wrong}")).unwrap_err().to_string();
+            assert!(error.contains("an address that other hosts reach"), "{error}");
+        }
     }
 
     #[test]

@@ -94,6 +94,7 @@ impl Cluster {
                 cpu_percent: None,
                 memory_percent: None,
                 identity: None,
+                overlay: String::new(),
             };
             let waiter = cluster.waiter();
             cluster.apply(Command::HostUp { waiter, info, present: Present::default() });

@@ -30,6 +30,9 @@ pub struct HostInfo {
     /// What tells it from a copy; None: a daemon of an earlier release does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// Where it receives what VMs of other hosts send to its own; empty: nowhere.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub overlay: String,
 }
 
 /// What tells a host's daemon from a copy of it.

@@ -43,6 +43,7 @@ fn host(cpus: u32) -> HostInfo {
         cpu_percent: None,
         memory_percent: None,
         identity: None,
+        overlay: String::new(),
     }
 }
 

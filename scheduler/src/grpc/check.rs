@@ -263,6 +263,7 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
             machine: check.text("info.identity.machine", of.machine, TEXT_MAX_CHARS),
             folder: check.text("info.identity.folder", of.folder, TEXT_MAX_CHARS),
         }),
+        overlay: check.text("info.overlay", info.overlay, TEXT_MAX_CHARS),
     };
     check.count("running", &register.running, CLONES_MAX);
     check.count("making", &register.making, CLONES_MAX);

@@ -115,6 +115,7 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
                 machine: of.machine,
                 folder: of.folder,
             }),
+            overlay: info.overlay,
         }),
         alive,
         epoch: host.epoch,

@@ -6,8 +6,8 @@
 //! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`]: on hosts of their
-//!   own. [`interrupts`]: test runs that are interrupted.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`], [`overlay`]: on
+//!   hosts of their own. [`interrupts`]: test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.
@@ -46,6 +46,7 @@ mod images;
 mod interrupts;
 mod network;
 mod operator;
+mod overlay;
 mod refusals;
 mod snapshots;
 mod stage;
@@ -106,7 +107,7 @@ fn images() -> Option<PathBuf> {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 23] = [
+    let modules: [&[Story]; 24] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -127,6 +128,7 @@ fn stories() -> impl Iterator<Item = Story> {
         damage::STORIES,
         cluster::STORIES,
         elsewhere::STORIES,
+        overlay::STORIES,
         refusals::STORIES,
         adoption::STORIES,
         interrupts::STORIES,

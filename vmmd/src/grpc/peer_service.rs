@@ -1,12 +1,12 @@
 //! The calls of `patina.v1.HostPeer`, which other hosts make.
 
 use super::{Answers, convert};
-use crate::vms::{Host, error::Error, remote::receive::SpawnCall};
+use crate::vms::{Host, error::Error, members_data::told::Told, remote::receive::SpawnCall};
 use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
 use patina_daemon::peer::Peer;
 use patina_proto::v1::{
-    LayerBytes, SpawnClonesRequest, SpawnClonesResponse, host_peer_server::HostPeer,
-    spawn_clones_request::Part,
+    LayerBytes, SpawnClonesRequest, SpawnClonesResponse, TellFamilyRequest, TellFamilyResponse,
+    host_peer_server::HostPeer, spawn_clones_request::Part,
 };
 use patina_snapshot::manifest::MANIFEST_MAX_BYTES;
 use scheduler::grpc::access::speaks_for;
@@ -44,10 +44,24 @@ impl HostPeer for PeerService {
         let silent = |_| Status::deadline_exceeded(format!("spawn clones: nothing came for {PATIENCE:?}"));
         let call = received.map_err(silent)??;
         speaks_for(peer.as_ref(), call.host())?;
+        let family = call.family();
         let outcomes = self.host.spawn_here(call, arrived_ns).await?;
         Ok(Response::new(SpawnClonesResponse {
             clones: outcomes.into_iter().map(convert::outcome).collect(),
+            members: self.host.members_of(family),
         }))
+    }
+
+    async fn tell_family(
+        &self,
+        request: Request<TellFamilyRequest>,
+    ) -> Result<Response<TellFamilyResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let TellFamilyRequest { members, to_host_id } = request.into_inner();
+        let told = Told::check(members.unwrap_or_default()).map_err(Error::from)?;
+        speaks_for(peer.as_ref(), told.speaker.host)?;
+        let members = self.host.hear(told, &to_host_id).await?;
+        Ok(Response::new(TellFamilyResponse { members: Some(members) }))
     }
 
     type ReadLayersStream = Answers<LayerBytes>;

@@ -6,6 +6,7 @@ use crate::{
     process::control_client::ControlError,
     vms::{
         error::{Error, Unprepared},
+        members_data::error::TellError,
         remote_data::error::ReceiveError,
         snapshot_data::error::Fault,
     },
@@ -164,7 +165,10 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Receive(ReceiveError::Field { .. } | ReceiveError::Manifest(_) | ReceiveError::State) => {
             (Code::InvalidArgument, "BAD_GENERATION")
         }
-        Error::Receive(_) => (Code::FailedPrecondition, "HOST_UNFIT"),
+        Error::Tell(TellError::Field { .. } | TellError::Own(_)) => (Code::InvalidArgument, "BAD_FAMILY"),
+        Error::Tell(TellError::Unknown(_)) => (Code::PermissionDenied, "NOT_A_MEMBER"),
+        Error::Tell(TellError::TooMany(_)) => (Code::ResourceExhausted, "TOO_MANY_HOSTS"),
+        Error::Receive(_) | Error::Tell(_) => (Code::FailedPrecondition, "HOST_UNFIT"),
         Error::Unwanted { .. } => (Code::Aborted, "KILLED"),
         Error::TicketCount { .. } => (Code::InvalidArgument, "TICKET_COUNT"),
         Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),

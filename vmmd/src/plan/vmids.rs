@@ -118,6 +118,12 @@ impl<T> Vmids<T> {
         self.free.extend(vmids);
     }
 
+    /// Whether a vmid is still to be given.
+    #[must_use]
+    pub fn may_give(&self, vmid: u32) -> bool {
+        self.free.contains(&vmid) || self.kept.contains_key(&vmid) || (self.next..=VMID_MAX).contains(&vmid)
+    }
+
     /// How many vmids can be taken with nothing under them.
     #[must_use]
     pub fn left_bare(&self) -> u32 {

@@ -13,6 +13,8 @@
 //!  STATE/warm/UUID/           the folder of a warm VM without an identity; moved to vms/NAME when
 //!                             it starts
 //!  STATE/families/UUID.json   the next vmid of a family that has clones: see [`family`]
+//!  STATE/members/UUID.json    the other hosts of a family that has VMs there: see [`members`]
+//!  STATE/starts               how often a vmmd with --overlay was started here
 //!  STATE/snapshots/NAME/      snapshots that are named without a path
 //!  STATE/images/KEY/          images of booted VMs: see [`crate::vms::image_cache`]
 //!  STATE/pager/               the pager's socket and log, and its layers: see [`crate::pager`]
@@ -23,6 +25,7 @@
 pub mod error;
 pub mod family;
 mod host_id;
+pub mod members;
 pub mod prefault;
 pub mod record;
 pub mod vm;
@@ -83,7 +86,7 @@ impl StateDir {
         let path =
             path.canonicalize().map_err(|source| StoreError::Read { path: path.to_owned(), source })?;
         let lock = lock(&path)?;
-        for folder in ["vms", "warm", "families", "prefault", SNAPSHOTS] {
+        for folder in ["vms", "warm", "families", "prefault", members::MEMBERS, SNAPSHOTS] {
             create_dir(&path.join(folder), true)?;
         }
         prefault::remove_old_lists(&path);

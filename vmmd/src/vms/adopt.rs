@@ -126,6 +126,7 @@ impl Host {
         }
         adopted.reaped += self.clear_up(spared).await;
         self.forget_old_clones().await;
+        self.restore_members().await;
         // Only now: what is made for a VM taken over must not be taken for what was left.
         self.making.add_permits(MAKING_AT_ONCE);
         self.adoption.send_replace(true);

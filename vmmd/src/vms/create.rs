@@ -134,7 +134,7 @@ impl Host {
         let (dir, record, process) = match self.start(record, files).await {
             Ok(started) => started,
             Err(error) => {
-                self.leave_family(net, family).await;
+                self.leave_family(net, family, MASTER).await;
                 return Err(error);
             }
         };

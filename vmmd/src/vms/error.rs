@@ -2,6 +2,7 @@
 
 use super::{
     images::ImageError,
+    members_data::error::TellError,
     remote_data::error::{ReceiveError, RemoteError},
     snapshot_data::error::SnapshotError,
 };
@@ -80,6 +81,9 @@ pub enum Error {
     /// A clone of a VM of another host cannot be made here.
     #[error(transparent)]
     Receive(#[from] ReceiveError),
+    /// What another host says of a family is not used.
+    #[error(transparent)]
+    Tell(#[from] TellError),
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] PortError),

@@ -52,6 +52,8 @@ impl Host {
                 return Err(Error::Scheduler(Box::new(tonic::Status::internal(text))));
             }
             self.table.add_vmids(index, family, vmids);
+            // Another host may have said that it has VMs with these: it has none.
+            self.route(family).await?;
         }
         Ok(())
     }
@@ -63,13 +65,16 @@ impl Host {
             Some(VMID_MAX + 1)
         });
         let next = written.unwrap_or(0).max(record.vmid + 1);
-        self.table.join_family(record.net.index, record.family, next);
+        self.table.join_family(record.net.index, record.family, record.vmid, next);
+        self.members_changed();
     }
 
     /// A VM of the family has ended, or was never made: the last one takes warm VMs, tickets and
     /// the bridge along.
-    pub(super) async fn leave_family(&self, net: FamilyNet, family: Uuid) {
-        let Left::Nobody(pool_slots) = self.table.leave_family(net.index) else { return };
+    pub(super) async fn leave_family(&self, net: FamilyNet, family: Uuid, vmid: u32) {
+        let left = self.table.leave_family(net.index, vmid);
+        self.members_changed();
+        let Left::Nobody(pool_slots) = left else { return };
         // What comes later than that ends as soon as it is there: it finds that nobody wants it.
         join_all(pool_slots.into_iter().map(|pool_slot| timeout(DISCARD_PATIENCE, pool_slot.discard())))
             .await;

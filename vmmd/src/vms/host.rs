@@ -5,6 +5,7 @@ use super::{
     error::Error,
     image_cache::cache::ImageCache,
     masters::ComingMasters,
+    members_data::members::Members,
     remote_data::{described::Described, leases::Leases, peers::Peers},
     snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
     spares::Spares,
@@ -30,6 +31,7 @@ use patina_proto::v1::EventKind;
 use std::{
     collections::HashMap,
     fmt,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, MutexGuard},
     time::Duration,
@@ -71,6 +73,8 @@ pub struct Settings {
     pub host_kind: String,
     /// How other hosts are called.
     pub peers: Peers,
+    /// Where this host receives what VMs of other hosts send to its own. None: nowhere.
+    pub overlay: Option<SocketAddr>,
 }
 
 /// A call of a guest.
@@ -141,6 +145,8 @@ pub struct Host {
     pub(super) reserving: Mutex<()>,
     // Held while a family of another host comes to this one.
     pub(super) joining: Mutex<()>,
+    // Which VMs other hosts have. None: without --overlay.
+    pub(super) members: Option<Members>,
     // Kernels and root file systems by their content.
     pub(super) digests: Digests,
     // What the memory of restores under way will take.
@@ -167,7 +173,6 @@ impl Host {
     ) -> Result<Arc<Self>, Error> {
         Ok(Arc::new(Self {
             table: Table::default(),
-            tickets,
             events: Events::default(),
             metrics: Metrics::default(),
             pager: Pager::new(settings.pager.clone(), state.path()),
@@ -186,6 +191,7 @@ impl Host {
             leases: Leases::default(),
             described: Described::default(),
             joining: Mutex::new(()),
+            members: members(&settings, &state, &tickets)?,
             reserving: Mutex::new(()),
             digests: Digests::default(),
             room: Room::default(),
@@ -199,6 +205,7 @@ impl Host {
                 .transpose()
                 .map_err(Error::ImageCache)?,
             settings,
+            tickets,
             calls,
             state,
         }))
@@ -274,4 +281,11 @@ impl Host {
         let of = Of { family: of.family, vm: Some((&of.name, of.vmid)), ticket: of.ticket };
         self.events.tell(of, kind, text, unix_ms());
     }
+}
+
+fn members(settings: &Settings, state: &StateDir, tickets: &Tickets) -> Result<Option<Members>, Error> {
+    let Some(overlay) = settings.overlay else { return Ok(None) };
+    let own = tickets.host_id().parse().unwrap_or_default();
+    let address = settings.peers.own_address().to_owned();
+    Ok(Some(Members::new(own, address, overlay, state.count_start()?)))
 }

@@ -6,6 +6,8 @@
 //!   clone will write first. [`remove`](mod@remove): removes ended VMs.
 //! - [`remote`]: clones on other hosts, and clones here of VMs of other hosts.
 //!   [`remote_data`]: what that is made of.
+//! - `members`: tells other hosts which VMs of a family run here, and hears which run there.
+//!   [`members_data`]: what that is made of.
 //! - [`snapshots`]: keeps VMs on the disk, and restores them. [`snapshot_data`]: what that is made
 //!   of.
 //! - [`booted`]: keeps VMs that have just booted as images, for the next ones to start from.
@@ -35,6 +37,8 @@ pub mod image_cache;
 pub mod images;
 mod keep_record;
 mod masters;
+mod members;
+pub mod members_data;
 mod parts;
 pub mod pool;
 pub mod prefault;

@@ -291,7 +291,8 @@ impl Supervisor {
         *self.handle.spare.lock().await = None;
         self.forget_calls();
         self.handle.forget_pieces();
-        self.host.leave_family(self.vm.record.net, self.vm.record.family).await;
+        let of = &self.vm.record;
+        self.host.leave_family(of.net, of.family, of.vmid).await;
         if let Phase::Ended(ended) = &self.vm.life.phase {
             tracing::info!(kind = ?ended.end.kind, reason = ended.end.reason, "ended");
             self.host.tell(&self.vm.record, EventKind::Ended, ended.end.reason.clone());

@@ -471,6 +471,7 @@ pub fn info(number: u128, cpus: u32) -> HostInfo {
         cpu_percent: None,
         memory_percent: None,
         identity: None,
+        overlay: String::new(),
     }
 }
 

@@ -72,7 +72,7 @@ impl Host {
                 None => {}
             }
             drop(held_name);
-            self.leave_family(parent.net, parent.family).await;
+            self.leave_family(parent.net, parent.family, vmid).await;
         }
     }
 
@@ -98,7 +98,7 @@ impl Host {
         for FilledSlot { vmid, held_name, pool_slot } in slots {
             self.return_pool_slot(parent, vmid, pool_slot, is_unused).await;
             drop(held_name);
-            self.leave_family(parent.net, parent.family).await;
+            self.leave_family(parent.net, parent.family, vmid).await;
         }
     }
 }

@@ -100,7 +100,7 @@ impl Host {
             }
             Err(error) => {
                 tracing::warn!(family = %parent.family, vmid, error = %chain(&error), "a clone was not made");
-                self.leave_family(parent.net, parent.family).await;
+                self.leave_family(parent.net, parent.family, vmid).await;
                 Err(error)
             }
         };

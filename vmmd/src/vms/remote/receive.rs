@@ -9,6 +9,7 @@
 
 use super::pages::Lender;
 use crate::{
+    net::NetError,
     plan::{
         address::{FamilyNet, VMID_MAX},
         names::VmName,
@@ -24,6 +25,7 @@ use crate::{
         create::{Master, record},
         error::Error,
         host::Host,
+        members_data::told::Told,
         remote_data::error::ReceiveError,
         snapshot_data::fit,
         table::families::Joined,
@@ -57,6 +59,7 @@ pub struct SpawnCall {
     lease: Uuid,
     manifest: Manifest,
     state: Vec<u8>,
+    members: Option<Told>,
 }
 
 impl SpawnCall {
@@ -64,6 +67,12 @@ impl SpawnCall {
     #[must_use]
     pub fn host(&self) -> Uuid {
         self.host
+    }
+
+    /// The family of the clones.
+    #[must_use]
+    pub fn family(&self) -> Uuid {
+        self.family
     }
 
     /// Checks what came. May take long for a large VM.
@@ -90,12 +99,17 @@ impl SpawnCall {
         if blake3::hash(&state) != manifest.state.digest {
             return Err(ReceiveError::State);
         }
+        let (family, host) = (uuid("family", &call.family)?, uuid("host", &call.host_id)?);
+        let members = call.members.map(Told::check).transpose()?;
+        if members.as_ref().is_some_and(|told| told.family != family || told.speaker.host != host) {
+            return Err(field("list of members", "of another family or host"));
+        }
         Ok(Self {
-            family: uuid("family", &call.family)?,
+            family,
             net: FamilyNet { index, base },
             master: VmName::parse(&call.master).map_err(|_| field("master's name", &call.master))?,
             parent_vmid: call.parent_vmid,
-            host: uuid("host", &call.host_id)?,
+            host,
             to_host: uuid("called host", &call.to_host_id)?,
             ticket: uuid("ticket", &call.ticket)?,
             ticket_epoch: call.ticket_epoch,
@@ -104,6 +118,7 @@ impl SpawnCall {
             lease: uuid("lease", &call.lease)?,
             manifest,
             state,
+            members,
         })
     }
 }
@@ -134,6 +149,7 @@ impl Host {
         if !crate::pager::Pager::is_supported() {
             return Err(ReceiveError::Kernel.into());
         }
+        self.fits_overlay(call.members.as_ref())?;
         let host = Arc::clone(&self);
         let look = move || {
             let parent = host.parent_of(&call)?;
@@ -146,8 +162,8 @@ impl Host {
         let slots = match self.table.take_given_slots(parent.master(), &call.vmids) {
             Ok(slots) => slots,
             Err(error) => {
-                for _ in 0..count {
-                    self.leave_family(parent.net, parent.family).await;
+                for vmid in &call.vmids {
+                    self.leave_family(parent.net, parent.family, *vmid).await;
                 }
                 return Err(error);
             }
@@ -164,6 +180,11 @@ impl Host {
                 return Err(error);
             }
         };
+        if let Err(error) = self.hear_with_clones(parent.net, call.members.as_ref()).await {
+            admitted.give_back().await;
+            self.refuse_clone_slots(&parent, slots, is_unused).await;
+            return Err(error);
+        }
         let slots = self.fill_clone_slots(&parent, slots, For::Clone);
         let (generation, prefault_list) = match self.receive_generation(&call).await {
             Ok(received) => received,
@@ -224,8 +245,9 @@ impl Host {
         let begun = Instant::now();
         loop {
             match self.table.join_foreign_family(net.index, family, vmids) {
-                Joined::Others => return Ok(()),
+                Joined::Others => return self.reach_others(net, vmids, family).await,
                 Joined::First => break,
+                Joined::Lives(vmid) => return Err(ReceiveError::Lives(vmid).into()),
                 // Its last VM here has just ended, and its bridge is being deleted.
                 Joined::Taken(other) if other == family && begun.elapsed() < PATIENCE => {
                     sleep(LOOK_AGAIN).await;
@@ -237,7 +259,7 @@ impl Host {
         let host = Arc::clone(self);
         let written = blocking(move || Ok(host.state.save_next_vmid(family, VMID_MAX + 1)?)).await;
         let claimed = match written {
-            Ok(()) => self.net.claim(net, &family.to_string()).await.map_err(|error| {
+            Ok(()) => self.make_net(net, family).await.map_err(|error| {
                 if error.exists() {
                     ReceiveError::Bridge { bridge: net.bridge() }.into()
                 } else {
@@ -253,6 +275,25 @@ impl Host {
             }
         }
         claimed
+    }
+
+    async fn make_net(&self, net: FamilyNet, family: Uuid) -> Result<(), NetError> {
+        match &self.members {
+            Some(members) => self.net.join(net, &family.to_string(), members.underlay).await,
+            None => self.net.claim(net, &family.to_string()).await,
+        }
+    }
+
+    /// VMs of the family live here: other hosts are reached from now on, if they were not.
+    async fn reach_others(&self, net: FamilyNet, vmids: &[u32], family: Uuid) -> Result<(), Error> {
+        let Some(members) = &self.members else { return Ok(()) };
+        let reached = self.net.reach(net, members.underlay).await;
+        if reached.is_err() {
+            for vmid in vmids {
+                self.leave_family(net, family, *vmid).await;
+            }
+        }
+        Ok(reached?)
     }
 
     async fn receive_generation(&self, call: &SpawnCall) -> Result<(Generation, Arc<PrefaultList>), Error> {
@@ -295,6 +336,7 @@ mod tests {
             address: "unix:/s".into(),
             host_id: Uuid::from_u128(4).to_string(),
             to_host_id: Uuid::from_u128(5).to_string(),
+            members: None,
             lease: Uuid::from_u128(3).to_string(),
         }
     }

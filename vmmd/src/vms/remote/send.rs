@@ -9,7 +9,7 @@ use crate::{
         host::Host,
         remote_data::{
             error::{PATIENCE, PrepareError, RemoteError},
-            place::{Elsewhere, There},
+            place::There,
         },
         snapshot_data::describe::describe,
     },
@@ -18,13 +18,14 @@ use futures::{future::join_all, stream};
 use patina_control::messages::Frozen;
 use patina_daemon::chain;
 use patina_proto::v1::{
-    self, CloneOutcome, ListHostsRequest, SpawnClonesRequest, clone_outcome, spawn_clones_request::Part,
+    self, CloneOutcome, FamilyMembers, HostInfo, ListHostsRequest, SpawnClonesRequest, SpawnClonesResponse,
+    clone_outcome, spawn_clones_request::Part,
 };
 use patina_snapshot::{
     directory::digest_layer,
     manifest::{ImageRef, Layer, Manifest, StateRef},
 };
-use std::{fs::File, sync::Arc, time::Duration};
+use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 /// Most bytes of a message.
@@ -36,6 +37,8 @@ pub(in crate::vms) struct Sendable {
     manifest: Vec<u8>,
     state: Vec<u8>,
     layers: Vec<Arc<LazyLayer>>,
+    /// Who has which VMs of the family.
+    members: Option<FamilyMembers>,
 }
 
 impl Host {
@@ -47,19 +50,30 @@ impl Host {
         images: Option<([ImageRef; 2], Frozen)>,
     ) -> Vec<Outcome> {
         let Some((images, frozen)) = images else { return Vec::new() };
-        let sendable = match self.sendable(source, images, frozen).await {
-            Ok(sendable) => Arc::new(sendable),
+        let failed = |error: &dyn Fn() -> RemoteError| {
+            let failed = |vmid: &u32| Outcome { vmid: *vmid, made: Err(error().into()) };
+            there.iter().flat_map(|there| there.vmids.iter().map(failed)).collect()
+        };
+        let infos = async {
+            let infos = self.infos_of(there).await;
+            let announced = self.announce(source, there, &infos).await;
+            (infos, announced)
+        };
+        let (sendable, (infos, announced)) = tokio::join!(self.sendable(source, images, frozen), infos);
+        let members = match announced {
+            Ok(members) => members,
+            Err(error) => return failed(&|| RemoteError::Network(chain(&error))),
+        };
+        let sendable = match sendable {
+            Ok(sendable) => Sendable { members, ..sendable },
             Err(error) => {
+                join_all(there.iter().map(|there| self.answered(source, there, None))).await;
                 let error = Arc::new(error);
-                let failed = |vmid: &u32| Outcome {
-                    vmid: *vmid,
-                    made: Err(RemoteError::Prepare(Arc::clone(&error)).into()),
-                };
-                return there.iter().flat_map(|there| there.vmids.iter().map(failed)).collect();
+                return failed(&|| RemoteError::Prepare(Arc::clone(&error)));
             }
         };
-        let made = join_all(there.iter().map(|there| self.make_clones_there(source, there, &sendable))).await;
-        made.into_iter().flatten().collect()
+        let make = |there| self.make_clones_there(source, there, infos.get(&there.place.host_id), &sendable);
+        join_all(there.iter().map(make)).await.into_iter().flatten().collect()
     }
 
     /// Describes a generation, and has its layers kept for other hosts.
@@ -88,7 +102,7 @@ impl Host {
             Ok::<_, PrepareError>((manifest.encode()?, state))
         });
         let (manifest, state) = described.await.map_err(|_| PagerError::Stopping)??;
-        Ok(Sendable { manifest, state, layers: held })
+        Ok(Sendable { manifest, state, layers: held, members: None })
     }
 
     /// Has the pager keep a layer for other hosts, and describes it.
@@ -119,12 +133,15 @@ impl Host {
         self: &Arc<Self>,
         source: &Source,
         there: &There,
+        info: Option<&HostInfo>,
         sendable: &Sendable,
     ) -> Vec<Outcome> {
         let host = || there.place.host.clone();
-        let answer = self.call_for_clones(source, there, sendable).await;
+        let answer = self.call_for_clones(source, there, info, sendable).await;
+        let said = answer.as_ref().ok().and_then(|answer| answer.members.clone());
+        self.answered(source, there, said).await;
         let mut answer = match answer {
-            Ok(answer) => answer.into_iter().map(|clone| (clone.vmid, clone)).collect(),
+            Ok(answer) => answer.clones.into_iter().map(|clone| (clone.vmid, clone)).collect(),
             Err(error) => {
                 tracing::warn!(host = host(), error = %chain(&error), "another host makes no clones");
                 let text = chain(&error);
@@ -146,10 +163,11 @@ impl Host {
         self: &Arc<Self>,
         source: &Source,
         there: &There,
+        info: Option<&HostInfo>,
         sendable: &Sendable,
-    ) -> Result<Vec<CloneOutcome>, RemoteError> {
+    ) -> Result<SpawnClonesResponse, RemoteError> {
         let host = || there.place.host.clone();
-        let address = self.address_of(&there.place).await?;
+        let address = info.ok_or_else(|| RemoteError::NoHost { host: host() })?.address.clone();
         let client = self.settings.peers.client(&address);
         let mut client = client.map_err(|source| RemoteError::Address { host: host(), address, source })?;
         let lease = self.lend(sendable.layers.clone());
@@ -167,6 +185,7 @@ impl Host {
             lease: lease.to_string(),
             host_id: self.tickets.host_id().to_owned(),
             to_host_id: there.place.host_id.clone(),
+            members: sendable.members.clone(),
         };
         let parts = std::iter::once(Part::Clones(clones))
             .chain(sendable.manifest.chunks(PART_BYTES).map(|bytes| Part::Manifest(bytes.to_vec())))
@@ -182,37 +201,38 @@ impl Host {
         if answer.is_err() {
             self.leases.end(lease);
         }
-        Ok(answer?.into_inner().clones)
+        Ok(answer?.into_inner())
     }
 
-    async fn address_of(&self, place: &Elsewhere) -> Result<String, RemoteError> {
-        let no_host = || RemoteError::NoHost { host: place.host.clone() };
-        let mut page_token = String::new();
+    /// What the scheduler says of these hosts, by their ids.
+    async fn infos_of(&self, there: &[There]) -> HashMap<String, HostInfo> {
+        let (mut infos, mut page_token) = (HashMap::new(), String::new());
         loop {
             let request = ListHostsRequest { page_token, ..ListHostsRequest::default() };
             let listed = timeout(PATIENCE, self.tickets.client().list_hosts(request)).await;
-            let listed = listed.map_err(|_| no_host())?.map_err(|status| RemoteError::Refused {
-                host: place.host.clone(),
-                status: Box::new(status),
-            })?;
-            let listed = listed.into_inner();
-            let mut infos = listed.hosts.into_iter().filter_map(|host| host.info);
-            if let Some(info) = infos.find(|info| info.id == place.host_id) {
-                return Ok(info.address);
-            }
-            if listed.next_page_token.is_empty() {
-                return Err(no_host());
+            let listed = match listed {
+                Ok(Ok(listed)) => listed.into_inner(),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %chain(&error), "list hosts");
+                    return infos;
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "list hosts");
+                    return infos;
+                }
+            };
+            let wanted = |info: &HostInfo| there.iter().any(|there| there.place.host_id == info.id);
+            let found = listed.hosts.into_iter().filter_map(|host| host.info).filter(wanted);
+            infos.extend(found.map(|info| (info.id.clone(), info)));
+            if listed.next_page_token.is_empty() || infos.len() == there.len() {
+                return infos;
             }
             page_token = listed.next_page_token;
         }
     }
 }
 
-fn made(
-    answer: &mut std::collections::HashMap<u32, CloneOutcome>,
-    vmid: u32,
-    host: &str,
-) -> Result<(Made, Times), Error> {
+fn made(answer: &mut HashMap<u32, CloneOutcome>, vmid: u32, host: &str) -> Result<(Made, Times), Error> {
     let host = host.to_owned();
     let Some(CloneOutcome { outcome: Some(outcome), executing_after_us, .. }) = answer.remove(&vmid) else {
         return Err(RemoteError::Untold { host }.into());

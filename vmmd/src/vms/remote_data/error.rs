@@ -1,6 +1,9 @@
 //! Why clones are not made on other hosts, or not for them.
 
-use crate::{pager::error::PagerError, plan::address::ForeignNet, process::generation::GenerationError};
+use crate::{
+    pager::error::PagerError, plan::address::ForeignNet, process::generation::GenerationError,
+    vms::members_data::error::TellError,
+};
 use patina_snapshot::{directory::DigestError, manifest::ManifestError};
 use scheduler::client::TargetError;
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
@@ -61,6 +64,9 @@ pub enum RemoteError {
         /// The host's name.
         host: String,
     },
+    /// The family's network to other hosts cannot be made. For all hosts.
+    #[error("make the family's network to other hosts: {0}")]
+    Network(String),
     /// The generation cannot be described or lent. For all hosts.
     #[error("prepare the VM's memory for other hosts: {0}")]
     Prepare(Arc<PrepareError>),
@@ -137,6 +143,22 @@ pub enum ReceiveError {
         /// The bridge.
         bridge: String,
     },
+    /// The calling host has no network for families over several hosts, and this one has.
+    #[error(
+        "make clones of a VM of another host: its vmmd has no --overlay, and this host's has; start vmmd with --overlay on all hosts, or on none"
+    )]
+    CallerAlone,
+    /// This host has no network for families over several hosts, and the calling one has.
+    #[error(
+        "make clones of a VM of another host: its vmmd has --overlay, and this host's has not; start vmmd with --overlay on all hosts, or on none"
+    )]
+    CalledAlone,
+    /// A VM that lives here has a vmid that the other host gives.
+    #[error("make clones of a VM of another host: VM {0} of the family runs here already")]
+    Lives(u32),
+    /// What the other host says of the family's VMs cannot be.
+    #[error("make clones of a VM of another host")]
+    Members(#[from] TellError),
     /// The network is not one of this host's.
     #[error("make clones of a VM of another host")]
     Range(#[source] ForeignNet),

@@ -119,7 +119,7 @@ impl Host {
         let restored =
             self.restore_family(record, held_name, bound, &opened, (&spec, arrived_ns), &abandoned).await;
         if restored.is_err() {
-            self.leave_family(net, family).await;
+            self.leave_family(net, family, MASTER).await;
         }
         restored
     }

@@ -29,8 +29,8 @@ fn fill(table: &Table, of: &Record, target: usize) -> Vec<u32> {
     vmids
 }
 
-fn leave(table: &Table) -> bool {
-    matches!(table.leave_family(0), Left::Nobody(_))
+fn leave(table: &Table, vmid: u32) -> bool {
+    matches!(table.leave_family(0, vmid), Left::Nobody(_))
 }
 
 #[test]
@@ -38,9 +38,11 @@ fn a_familys_number_is_free_when_its_last_vm_and_its_bridge_are_gone() {
     let table = Table::default();
     let number = |from| table.number_family(&range(), from, FAMILY).map(|net| net.index);
     assert_eq!(number(0), Some(0));
-    table.join_family(0, FAMILY, 0);
-    assert!(!leave(&table));
-    assert!(leave(&table));
+    table.join_family(0, FAMILY, 5, 0);
+    assert_eq!(table.living(0, FAMILY), [0, 5].into());
+    assert!(!leave(&table, 0));
+    assert_eq!(table.living(0, FAMILY), [5].into());
+    assert!(leave(&table, 5));
     assert_eq!(number(0), Some(1));
     assert_eq!(number(0), None);
     table.forget_family(0);
@@ -55,13 +57,13 @@ fn vmids_go_in_order_and_are_given_once() {
     assert_eq!(table.unwritten(0, FAMILY), Some(3));
     table.written(0, FAMILY, 3);
     assert_eq!(table.unwritten(0, FAMILY), None);
-    for _ in 0..2 {
-        assert!(!leave(&table));
+    for vmid in [1, 2] {
+        assert!(!leave(&table, vmid));
     }
     assert_eq!(vmids(&table.take_clone_slots(&parent, 1).unwrap()), [3]);
     // A vmmd that starts finds another VM of the family, and what was written.
-    table.join_family(0, FAMILY, 4000);
-    table.join_family(0, FAMILY, 7);
+    table.join_family(0, FAMILY, 1, 4000);
+    table.join_family(0, FAMILY, 2, 7);
     assert_eq!(vmids(&table.take_clone_slots(&parent, 92).unwrap()).last(), Some(&4091));
     let error = table.take_clone_slots(&parent, 2).unwrap_err();
     assert!(matches!(error, Error::NoVmid { count: 2, left: 1, .. }), "{error}");
@@ -109,7 +111,7 @@ fn the_pool_of_a_family_is_kept_once_and_ends_with_it() {
     table.lost_pool_slot(0, FAMILY, 1);
     assert_eq!((table.take_losses(0, FAMILY), table.take_losses(0, FAMILY)), (1, 0));
     assert_eq!(fill(&table, &parent, 2), [1], "its vmid was never used");
-    let Left::Nobody(pool_slots) = table.leave_family(0) else { panic!("it was the last") };
+    let Left::Nobody(pool_slots) = table.leave_family(0, 0) else { panic!("it was the last") };
     assert_eq!(pool_slots.len(), 2);
     assert!(table.pool_work(&parent, 2, 8).is_none() && table.pool_changed(0, FAMILY).is_none());
     assert!(table.keep_pool_slot(0, FAMILY, 3, PoolSlot::nowhere()).is_err());
@@ -118,7 +120,7 @@ fn the_pool_of_a_family_is_kept_once_and_ends_with_it() {
 #[test]
 fn nothing_joins_a_family_whose_bridge_is_being_deleted() {
     let (table, parent) = family();
-    assert!(leave(&table));
+    assert!(leave(&table, 0));
     assert!(matches!(table.take_clone_slots(&parent, 1), Err(Error::NotReady { state: "ended", .. })));
     table.forget_family(0);
     assert!(matches!(table.take_clone_slots(&parent, 1), Err(Error::NotReady { .. })));
@@ -161,7 +163,7 @@ fn a_family_is_uncloned_until_vmids_are_written_down_for_clones() {
     assert!(!table.is_uncloned(0, FAMILY));
     // A vmmd that was started again knows it from what is written.
     let again = Table::default();
-    again.join_family(0, FAMILY, next);
+    again.join_family(0, FAMILY, 1, next);
     assert!(!again.is_uncloned(0, FAMILY) && !again.is_uncloned(1, FAMILY));
 }
 
@@ -172,7 +174,7 @@ fn vmids_for_other_hosts_are_given_once_and_leave_what_is_warm_alone() {
     assert_eq!(table.take_vmids(&parent, 2).unwrap(), [3, 4]);
     assert_eq!(table.unwritten(0, FAMILY), Some(5));
     assert_eq!(vmids(&table.take_clone_slots(&parent, 3).unwrap()), [1, 2, 5]);
-    table.join_family(0, FAMILY, 4091);
+    table.join_family(0, FAMILY, 1, 4091);
     let error = table.take_vmids(&parent, 3).unwrap_err();
     assert!(matches!(error, Error::NoVmid { count: 3, left: 2, .. }), "{error}");
     assert_eq!(table.take_vmids(&parent, 2).unwrap(), [4091, 4092]);
@@ -203,17 +205,20 @@ fn a_family_of_another_host_has_the_number_that_it_has_there_and_gives_no_vmids_
     assert_eq!(table.missing_vmids(1, foreign, 2), None);
     let taken = table.take_clone_slots(&clone, 2).unwrap();
     assert_eq!(vmids(&taken), [64, 65]);
-    for _ in 0..2 {
-        assert!(matches!(table.leave_family(1), Left::Others));
+    assert_eq!(table.living(1, foreign), [7, 8, 9, 64, 65].into());
+    // One that lives cannot be made.
+    assert!(matches!(table.join_foreign_family(1, foreign, &[10, 64]), Joined::Lives(64)));
+    for vmid in [64, 65] {
+        assert!(matches!(table.leave_family(1, vmid), Left::Others));
     }
     // What is written down tells a vmmd that is started again.
     let again = Table::default();
-    again.join_family(1, foreign, VMID_MAX + 1);
+    again.join_family(1, foreign, 7, VMID_MAX + 1);
     assert_eq!(again.missing_vmids(1, foreign, 1), Some((1, 0)));
-    for _ in 0..2 {
-        assert!(matches!(table.leave_family(1), Left::Others));
+    for vmid in [7, 8] {
+        assert!(matches!(table.leave_family(1, vmid), Left::Others));
     }
-    assert!(matches!(table.leave_family(1), Left::Nobody(_)));
+    assert!(matches!(table.leave_family(1, 9), Left::Nobody(_)));
     // Until its bridge is gone.
     assert!(matches!(table.join_foreign_family(1, foreign, &[8]), Joined::Taken(_)));
     table.forget_family(1);

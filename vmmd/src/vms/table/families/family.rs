@@ -1,5 +1,6 @@
 //! A family with running VMs: its vmids, its pool of warm VMs, and its prefault list.
 
+use super::living::Living;
 use crate::{plan::address::VMID_MAX, process::generation::PrefaultList, vms::warm::Pool};
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -9,8 +10,8 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(in crate::vms::table) struct Family {
     pub(super) uuid: Uuid,
-    /// How many of its VMs live, or are being made. At 0 its bridge is being deleted.
-    pub(super) living: u32,
+    /// Its VMs that live, or are being made. When there is none, its bridge is being deleted.
+    pub(super) living: Living,
     pub(super) pool: Pool,
     /// How many vmids were pulled and are not released yet.
     pub(super) clearing: usize,
@@ -37,10 +38,10 @@ pub(super) enum List {
 }
 
 impl Family {
-    pub(super) fn new(uuid: Uuid, living: u32, next_vmid: u32) -> Self {
+    pub(super) fn new(uuid: Uuid, next_vmid: u32) -> Self {
         Self {
             uuid,
-            living,
+            living: Living::default(),
             pool: Pool::from(next_vmid),
             clearing: 0,
             written: next_vmid,

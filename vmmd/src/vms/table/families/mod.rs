@@ -1,6 +1,7 @@
 //! The families with running VMs: their numbers, their vmids, their pools of warm VMs.
 
 pub(super) mod family;
+mod living;
 mod shared;
 
 pub use shared::Joined;
@@ -65,14 +66,15 @@ pub enum Left {
 
 impl Inner {
     fn family(&mut self, index: u16, uuid: Uuid) -> Option<&mut Family> {
-        self.families.get_mut(&index).filter(|family| family.uuid == uuid && family.living > 0)
+        self.families.get_mut(&index).filter(|family| family.uuid == uuid && !family.living.is_empty())
     }
 
     fn take_clone_slots(&mut self, parent: &Record, count: u32) -> Result<Numbered, Error> {
         let free = VMS_MAX.saturating_sub(self.slots.len());
         let Self { slots, families } = self;
         let family = families.get_mut(&parent.net.index);
-        let Some(family) = family.filter(|family| family.uuid == parent.family && family.living > 0) else {
+        let Some(family) = family.filter(|family| family.uuid == parent.family && !family.living.is_empty())
+        else {
             return Err(Error::NotReady { name: parent.name.clone(), state: "ended" });
         };
         if usize::try_from(count).is_ok_and(|count| count > free) {
@@ -103,7 +105,7 @@ impl Inner {
             slots.insert(name.clone(), Slot::Reserved);
             numbered.slots.push((vmid, name, pool_slot));
         }
-        family.living += count;
+        family.living.add(numbered.slots.iter().map(|(vmid, ..)| *vmid));
         family.wake();
         Ok(numbered)
     }
@@ -116,20 +118,22 @@ struct Numbered {
 }
 
 impl Table {
-    /// Numbers a new family with one VM: the first free number from `from` on.
+    /// Numbers a new family with its master: the first free number from `from` on.
     #[must_use]
     pub fn number_family(&self, range: &Range, from: u16, uuid: Uuid) -> Option<FamilyNet> {
         let mut inner = self.lock();
         let free = (from..range.families()).find(|index| !inner.families.contains_key(index))?;
-        inner.families.insert(free, Family::new(uuid, 1, 1));
+        let mut family = Family::new(uuid, 1);
+        family.living.add([0]);
+        inner.families.insert(free, family);
         range.family(free)
     }
 
     /// One more VM of a family is found alive; vmids below `next_vmid` are taken.
-    pub fn join_family(&self, index: u16, uuid: Uuid, next_vmid: u32) {
+    pub fn join_family(&self, index: u16, uuid: Uuid, vmid: u32, next_vmid: u32) {
         let mut inner = self.lock();
-        let family = inner.families.entry(index).or_insert_with(|| Family::new(uuid, 0, next_vmid));
-        family.living += 1;
+        let family = inner.families.entry(index).or_insert_with(|| Family::new(uuid, next_vmid));
+        family.living.add([vmid]);
         family.pool.raise(next_vmid);
         if next_vmid > VMID_MAX {
             family.shared_from.get_or_insert(0);
@@ -259,7 +263,7 @@ impl Table {
         let mut inner = self.lock();
         let Inner { slots, families } = &mut *inner;
         let family = families.get_mut(&of.net.index);
-        let family = family.filter(|family| family.uuid == of.family && family.living > 0)?;
+        let family = family.filter(|family| family.uuid == of.family && !family.living.is_empty())?;
         if let Some((vmid, pool_slot)) = family.pool.trim(target) {
             family.clearing += 1;
             return Some(Work::Trim(vmid, pool_slot));
@@ -300,13 +304,13 @@ impl Table {
         }
     }
 
-    /// One VM less lives.
+    /// A VM does not live any more.
     #[must_use]
-    pub fn leave_family(&self, index: u16) -> Left {
+    pub fn leave_family(&self, index: u16, vmid: u32) -> Left {
         let mut inner = self.lock();
         let Some(family) = inner.families.get_mut(&index) else { return Left::Others };
-        family.living = family.living.saturating_sub(1);
-        if family.living > 0 {
+        family.living.remove(vmid);
+        if !family.living.is_empty() {
             return Left::Others;
         }
         family.wake();

@@ -7,7 +7,10 @@ use crate::{
     store::record::Record,
     vms::{error::Error, table::Table},
 };
-use std::{collections::btree_map::Entry, ops::Range};
+use std::{
+    collections::{BTreeSet, btree_map::Entry},
+    ops::Range,
+};
 use uuid::Uuid;
 
 /// What [`Table::join_foreign_family`] found.
@@ -19,6 +22,8 @@ pub enum Joined {
     First,
     /// Another family has its number, or this one is just ending here.
     Taken(Uuid),
+    /// A VM that lives here has this one of the vmids.
+    Lives(u32),
 }
 
 impl Table {
@@ -26,24 +31,42 @@ impl Table {
     /// vmids of it as are reserved.
     #[must_use]
     pub fn join_foreign_family(&self, index: u16, uuid: Uuid, vmids: &[u32]) -> Joined {
-        let count = u32::try_from(vmids.len()).unwrap_or(u32::MAX);
         let above = vmids.iter().max().map_or(0, |vmid| vmid + 1);
         match self.lock().families.entry(index) {
             Entry::Vacant(entry) => {
-                let family = Family::new(uuid, count, VMID_MAX + 1);
+                let mut family = Family::new(uuid, VMID_MAX + 1);
+                family.living.add(vmids.iter().copied());
                 entry.insert(Family { shared_from: Some(above), ..family });
                 Joined::First
             }
             Entry::Occupied(mut entry) => {
                 let family = entry.get_mut();
-                if family.uuid != uuid || family.living == 0 {
+                if family.uuid != uuid || family.living.is_empty() {
                     return Joined::Taken(family.uuid);
                 }
-                family.living += count;
+                if let Some(vmid) = family.living.vmids().find(|vmid| vmids.contains(vmid)) {
+                    return Joined::Lives(vmid);
+                }
+                family.living.add(vmids.iter().copied());
                 family.shared_from = family.shared_from.max(Some(above));
                 Joined::Others
             }
         }
+    }
+
+    /// The VMs of a family that live here, or are being made.
+    #[must_use]
+    pub fn living(&self, index: u16, uuid: Uuid) -> BTreeSet<u32> {
+        self.lock().family(index, uuid).map(|family| family.living.vmids().collect()).unwrap_or_default()
+    }
+
+    /// Those of the vmids that no other host's VM has: a VM here has them, or is still to get them.
+    #[must_use]
+    pub fn own_vmids(&self, index: u16, uuid: Uuid, of: impl Iterator<Item = u32>) -> BTreeSet<u32> {
+        let mut inner = self.lock();
+        let Some(family) = inner.family(index, uuid) else { return BTreeSet::new() };
+        let living: BTreeSet<u32> = family.living.vmids().collect();
+        of.filter(|vmid| living.contains(vmid) || family.pool.may_give(*vmid)).collect()
     }
 
     /// The family gets VMs on other hosts: this one gives no vmid any more that is not reserved.
