@@ -36,6 +36,7 @@ impl Host {
         count: u32,
     ) -> Result<Vec<CloneSlot>, Error> {
         let CloneSlots { slots, passed } = self.table.take_clone_slots(parent, count)?;
+        self.members_changed();
         for pool_slot in passed {
             tokio::spawn(pool_slot.discard());
         }

@@ -259,12 +259,10 @@ impl Host {
         let host = Arc::clone(self);
         let written = blocking(move || Ok(host.state.save_next_vmid(family, VMID_MAX + 1)?)).await;
         let claimed = match written {
-            Ok(()) => self.make_net(net, family).await.map_err(|error| {
-                if error.exists() {
-                    ReceiveError::Bridge { bridge: net.bridge() }.into()
-                } else {
-                    error.into()
-                }
+            Ok(()) => self.make_net(net, family).await.map_err(|error| match error {
+                error @ NetError::Identifier { .. } => error.into(),
+                error if error.exists() => ReceiveError::Bridge { bridge: net.bridge() }.into(),
+                error => error.into(),
             }),
             Err(error) => Err(error),
         };

@@ -206,6 +206,9 @@ fn a_family_of_another_host_has_the_number_that_it_has_there_and_gives_no_vmids_
     let taken = table.take_clone_slots(&clone, 2).unwrap();
     assert_eq!(vmids(&taken), [64, 65]);
     assert_eq!(table.living(1, foreign), [7, 8, 9, 64, 65].into());
+    table.add_vmids(1, foreign, 70..72);
+    let own = |vmids: &[u32]| table.own_vmids(1, foreign, vmids.iter().copied());
+    assert_eq!(own(&[6, 7, 64, 66, 71, 72]), [7, 64, 71].into(), "those that live or may be given");
     // One that lives cannot be made.
     assert!(matches!(table.join_foreign_family(1, foreign, &[10, 64]), Joined::Lives(64)));
     for vmid in [64, 65] {
