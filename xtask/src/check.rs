@@ -164,8 +164,8 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Tests that need root and KVM, or sshd, but no image are ignored by themselves, with their reason;
-/// here is root.
+/// Tests that need root and KVM, or sshd, but no image are ignored by themselves, with their
+/// reason; here is root.
 fn root_tests(filters: &[String]) -> Result<(), RunError> {
     let crates = ["-p", "vmm", "-p", "vmmd", "-p", "patina-daemon", "-p", "patina-snapshot", "-p", "vmctl"];
     let mut command = cargo(&["nextest", "run", "--run-ignored", "only"]);
