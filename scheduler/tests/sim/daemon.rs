@@ -45,10 +45,7 @@ impl Vms for Numbers {
 
     fn masters(&self) -> Vec<String> {
         let Some(daemon) = self.0.upgrade() else { return Vec::new() };
-        if daemon.facts.get().machines[daemon.machine].masters_gone {
-            return Vec::new();
-        }
-        (0..crate::cluster::FAMILIES).map(|number| family_id(daemon.machine, number).to_string()).collect()
+        (0..crate::cluster::FAMILIES).map(|number| daemon.family(number).to_string()).collect()
     }
 
     fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str) {
@@ -96,14 +93,19 @@ impl Daemon {
         daemon
     }
 
+    /// A family whose master is here. Masters end when the machine does, and others begin then.
+    pub fn family(&self, number: u64) -> Uuid {
+        let boots = self.facts.get().machines[self.machine].boots;
+        let (machine, boots) = (self.machine as u128, u128::from(boots));
+        Uuid::from_u128(0xfa_0000_0000 + machine * 0x100_0000 + boots * 0x100 + u128::from(number))
+    }
+
     /// Watches whether it is registered and has said all it has to say.
     pub async fn watch(self: Arc<Self>) {
         loop {
             let is_registered = self.admission.registered(Duration::ZERO).await;
             let settled = is_registered && self.admission.link().unwrap().unnoted() == 0;
             self.facts.get().machines[self.machine].settled = settled;
-            // It has said so: from now on its families have masters again.
-            self.facts.get().machines[self.machine].masters_gone &= !is_registered;
             sleep(Duration::from_millis(100)).await;
         }
     }
@@ -217,9 +219,4 @@ impl Daemon {
         }
         made
     }
-}
-
-/// A family's number on a machine.
-pub fn family_id(machine: usize, number: u64) -> Uuid {
-    Uuid::from_u128(0xfa_0000 + (machine as u128) * 0x100 + u128::from(number))
 }

@@ -39,8 +39,6 @@ pub struct Machine {
     /// The next vmid of each family, and those before it that no clone has had.
     vmids: BTreeMap<Uuid, u32>,
     free: BTreeMap<Uuid, BTreeSet<u32>>,
-    /// It has crashed with its masters, and has not said so yet.
-    pub masters_gone: bool,
     /// What other machines want it to make.
     pub parts: VecDeque<Part>,
     /// Whether its daemon is registered, and has no ends to say.
@@ -54,7 +52,7 @@ pub struct Machine {
     pub fenced_ms: Option<u64>,
     /// How often its daemon was started, and it itself.
     starts: u64,
-    boots: u64,
+    pub boots: u64,
 }
 
 /// A part of a ticket that a machine is to make for a VM of another.
@@ -231,7 +229,6 @@ impl Machine {
             running: BTreeMap::new(),
             vmids: BTreeMap::new(),
             free: BTreeMap::new(),
-            masters_gone: false,
             parts: VecDeque::new(),
             settled: false,
             busy: 0,
@@ -312,10 +309,17 @@ impl Facts {
     }
 
     /// Whether a VM that cloned may meet its clones again: its host was given up, and its ticket
-    /// goes on. By the time that the VM hears so, its host may be back.
+    /// goes on, or will when clones come back that were given up and run. By the time that the VM
+    /// hears so, its host may be back.
     pub fn may_come_back(&self, ticket: &str) -> bool {
         let known = self.store.tickets().into_iter().find(|known| known.id.to_string() == ticket);
-        known.is_some_and(|known| known.state == State::Used)
+        let Some(known) = known else { return false };
+        let runs = |(vmid, host): (&u32, &Uuid)| {
+            let machine = self.machines.iter().find(|machine| machine.id == *host);
+            let name = (ticket.to_owned(), *vmid);
+            known.is_lost(*vmid) && machine.is_some_and(|machine| machine.running.contains_key(&name))
+        };
+        known.state == State::Used || known.clones.iter().any(runs)
     }
 
     /// The ledger has changed.
@@ -418,7 +422,6 @@ impl Facts {
     pub fn crash(&mut self, machine: usize) {
         self.machines[machine].running.clear();
         self.machines[machine].boots += 1;
-        self.machines[machine].masters_gone = true;
         self.machines[machine].parts.clear();
         self.groups.retain(|_, (plan, _)| plan.machine != machine);
         let groups = &self.groups;

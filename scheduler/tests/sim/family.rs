@@ -4,7 +4,7 @@
 use crate::{
     calls::{Outcome, call, finished},
     cluster::ACTIVE,
-    daemon::{Daemon, MEMORY_MIB, family_id},
+    daemon::{Daemon, MEMORY_MIB},
     dice::Dice,
     facts::{self, Part, Plan},
 };
@@ -28,9 +28,6 @@ const JOIN: Duration = Duration::from_secs(10);
 pub async fn live(daemon: Arc<Daemon>, number: u64, mut dice: Dice) {
     loop {
         sleep(dice.ms(0, 700)).await;
-        if daemon.facts.get().machines[daemon.machine].masters_gone {
-            continue;
-        }
         if turmoil::sim_elapsed().unwrap_or_default() > ACTIVE {
             return;
         }
@@ -41,7 +38,7 @@ pub async fn live(daemon: Arc<Daemon>, number: u64, mut dice: Dice) {
 }
 
 async fn act(daemon: &Arc<Daemon>, number: u64, dice: &mut Dice) {
-    let family = family_id(daemon.machine, number);
+    let family = daemon.family(number);
     let (vms, vcpus) =
         (u32::try_from(dice.between(1, 4)).unwrap(), u32::try_from(dice.between(1, 2)).unwrap());
     let more = u32::try_from(dice.roll(2)).unwrap();
