@@ -3,7 +3,7 @@
 
 use crate::{
     calls::{Outcome, call, finished},
-    cluster::ACTIVE,
+    cluster::{ACTIVE, LOST_AFTER_MS},
     daemon::{Daemon, MEMORY_MIB},
     dice::Dice,
     facts::{self, Part, Plan},
@@ -217,7 +217,12 @@ impl Group {
         };
         for times in 0.. {
             let mut client = self.daemon.client.clone();
-            match call(facts, "sync", SYNC, client.sync(request.clone())).await {
+            let answer = call(facts, "sync", SYNC, client.sync(request.clone())).await;
+            // What the ledger has is looked at after each turn of all machines: this answer may be
+            // of the same turn.
+            let now_ms = turmoil::sim_elapsed().unwrap_or_default().as_millis();
+            facts.get().look(u64::try_from(now_ms).unwrap(), LOST_AFTER_MS);
+            match answer {
                 Outcome::Done(met) => {
                     let text = format!("{vmid} of {} has met {} in {}", self.ticket, met.arrived, met.round);
                     facts.log(text);
@@ -265,12 +270,11 @@ impl Group {
         self.daemon.facts.get().is_running(self.daemon.machine, &self.ticket, vmid)
     }
 
-    /// Whether a clone runs that the ledger had as lost, and that its family wants.
+    /// Whether a clone runs that the ledger had as lost. One that was killed ends when its host is
+    /// back, if the ledger has heard of that.
     fn is_away(&self, vmid: u32) -> bool {
         let facts = self.daemon.facts.get();
-        facts.is_running(self.daemon.machine, &self.ticket, vmid)
-            && facts.was_lost(&self.ticket, vmid)
-            && !facts.unwanted.contains(&(self.ticket.clone(), vmid))
+        facts.is_running(self.daemon.machine, &self.ticket, vmid) && facts.was_lost(&self.ticket, vmid)
     }
 
     fn has_rounds_left(&self, vmid: u32) -> bool {
