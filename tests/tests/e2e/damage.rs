@@ -9,6 +9,7 @@ use libtest_mimic::Failed;
 use patina_tests::{host::Host, leftovers, process::Output, vm::Vm};
 use rustix::{
     fs::SeekFrom,
+    io::Errno,
     process::{Pid, Signal, kill_process},
 };
 use std::{
@@ -126,6 +127,14 @@ fn is_open(host: &Host, place: &Path) -> Result<bool, Failed> {
     Ok(files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file.starts_with(place)))
 }
 
+/// Signals a process that may have ended: a pager does when nobody needs it any more.
+fn signal(pid: Pid, signal: Signal) -> Outcome {
+    match kill_process(pid, signal) {
+        Err(Errno::SRCH) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 /// Restores a VM `name`, and does something to the snapshot when it is opened and next to nothing
 /// of its memory has been read: with the pager stopped, which has just been started.
 fn restore_and(
@@ -134,16 +143,16 @@ fn restore_and(
     name: &str,
     change: impl FnOnce() -> std::io::Result<()>,
 ) -> Result<Output, Failed> {
-    if let Some(pid) = pager(host) {
-        kill_process(pid, Signal::KILL)?;
+    let before = pager(host);
+    if let Some(pid) = before {
+        signal(pid, Signal::KILL)?;
     }
     let restore = ["snapshot", "restore", text(place)?, "--name", name, "--timeout", "300"];
     thread::scope(|scope| {
         let restored = scope.spawn(|| host.vmctl(&restore).map_err(|error| error.to_string()));
         let begun = Instant::now();
         let pid = loop {
-            // The one that was killed is gone when another one is found.
-            if let Some(pid) = pager(host)
+            if let Some(pid) = pager(host).filter(|pid| before != Some(*pid))
                 && kill_process(pid, Signal::STOP).is_ok()
             {
                 break pid;
@@ -157,7 +166,7 @@ fn restore_and(
             thread::yield_now();
         }
         let changed = change();
-        kill_process(pid, Signal::CONT)?;
+        signal(pid, Signal::CONT)?;
         changed?;
         Ok(restored.join().map_err(|_| "a thread ended")??)
     })
