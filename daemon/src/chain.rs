@@ -1,6 +1,6 @@
-//! An error with its causes, on one line.
+//! An error with its causes: on one line, and searched.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 /// An error and all its causes, as `what failed: why; what to do`.
 ///
@@ -17,6 +17,22 @@ pub fn chain(error: &dyn Error) -> String {
         Some((what, advice)) => format!("{what}: {cause}; {advice}"),
         None => format!("{message}: {cause}"),
     }
+}
+
+/// The first error of a type among an error and its causes. Transports wrap an error several times,
+/// also in an [`io::Error`].
+#[must_use]
+pub fn find_cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let found = cause.downcast_ref().or_else(|| wrapped.and_then(|inner| inner.downcast_ref()));
+        if found.is_some() {
+            return found;
+        }
+        next = cause.source();
+    }
+    None
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub mod tls;
 #[cfg(feature = "service")]
 pub mod values;
 
-pub use chain::chain;
+pub use chain::{chain, find_cause};
 pub use lock::lock;
 
 /// What this daemon was built from.

@@ -5,7 +5,10 @@ use crate::{
     ssh::{self, SshAddress, SshError},
 };
 use hyper_util::rt::TokioIo;
-use patina_daemon::tls::{Security, Tls, TlsError};
+use patina_daemon::{
+    find_cause,
+    tls::{Security, Tls, TlsError},
+};
 use patina_proto::v1::{GetHostRequest, scheduler_client::SchedulerClient, vmmd_client::VmmdClient};
 use std::time::Duration;
 use tonic::{
@@ -49,7 +52,7 @@ async fn channel(
 
 /// Whether nobody is there; else the two have met, and one does not take the other.
 fn is_unreachable(error: &tonic::transport::Error) -> bool {
-    matches!(TlsError::among(error), None | Some(TlsError::Connect { .. }))
+    matches!(find_cause::<TlsError>(error), None | Some(TlsError::Connect { .. }))
 }
 
 async fn secured(endpoint: Endpoint, tls: Tls) -> Result<Channel, tonic::transport::Error> {
@@ -72,7 +75,7 @@ async fn by_ssh(address: &str) -> Result<Result<Channel, tonic::transport::Error
         async move { ssh::connect(&address).await.map(TokioIo::new) }
     });
     match Endpoint::from_static("http://ssh").connect_with_connector(connector).await {
-        Err(error) if SshError::among(&error).is_some() => Err(CtlError::Ssh(error)),
+        Err(error) if find_cause::<SshError>(&error).is_some() => Err(CtlError::Ssh(error)),
         connected => Ok(connected),
     }
 }

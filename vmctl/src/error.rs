@@ -6,7 +6,7 @@ mod find;
 pub use find::FindError;
 
 use crate::ssh::SshError;
-use patina_daemon::{chain, tls::TlsError};
+use patina_daemon::{chain, find_cause, tls::TlsError};
 use patina_pki::PkiError;
 use std::{io, process::ExitCode, time::Duration};
 use tonic::{Code, Status};
@@ -53,10 +53,10 @@ pub enum CtlError {
     #[error("{}", chain(.0))]
     Certificates(TlsError),
     /// One side does not take the other's certificate.
-    #[error("{}", tls(.0))]
+    #[error("{}", cause::<TlsError>(.0))]
     Tls(tonic::transport::Error),
     /// There is no connection by way of ssh.
-    #[error("{}", ssh(.0))]
+    #[error("{}", cause::<SshError>(.0))]
     Ssh(tonic::transport::Error),
     /// An address that would start ssh, and that no operator has written.
     #[error(
@@ -247,14 +247,9 @@ impl CtlError {
     }
 }
 
-/// What TLS says of a connection that failed.
-fn tls(error: &tonic::transport::Error) -> String {
-    TlsError::among(error).map_or_else(|| chain(error), |error| chain(error))
-}
-
-/// What ssh says of a connection that failed.
-fn ssh(error: &tonic::transport::Error) -> String {
-    SshError::among(error).map_or_else(|| chain(error), |error| chain(error))
+/// The error of a type that a transport wraps, with its causes; all of it if there is none.
+fn cause<T: std::error::Error + 'static>(error: &tonic::transport::Error) -> String {
+    find_cause::<T>(error).map_or_else(|| chain(error), |error| chain(error))
 }
 
 /// A status's message, where it has one: a server says nothing of a call that it does not know.

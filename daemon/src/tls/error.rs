@@ -1,7 +1,6 @@
 //! Why there is no TLS with a peer, in words that say whose certificate is at fault.
 
 use std::{
-    error::Error,
     fmt, io,
     path::{Path, PathBuf},
 };
@@ -198,20 +197,5 @@ impl TlsError {
             Some(error @ RustlsError::InvalidCertificate(_)) => Self::Client(error.into()),
             _ => Self::Accept(source),
         }
-    }
-
-    /// The one among the causes of an error of a transport, which wraps it several times.
-    #[must_use]
-    pub fn among<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        let mut next = Some(error);
-        while let Some(cause) = next {
-            let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            let found = cause.downcast_ref().or_else(|| wrapped.and_then(|inner| inner.downcast_ref()));
-            if found.is_some() {
-                return found;
-            }
-            next = cause.source();
-        }
-        None
     }
 }

@@ -10,7 +10,6 @@ mod sys;
 pub use address::SshAddress;
 
 use std::{
-    error::Error,
     io,
     pin::Pin,
     process::{ExitStatus, Stdio},
@@ -83,20 +82,6 @@ pub enum SshError {
     /// The pipe to ssh.
     #[error("read from ssh")]
     Read(#[source] io::Error),
-}
-
-impl SshError {
-    /// The one among the causes of an error of a transport.
-    pub fn among<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        let mut next = Some(error);
-        while let Some(cause) = next {
-            if let Some(found) = cause.downcast_ref() {
-                return Some(found);
-            }
-            next = cause.source();
-        }
-        None
-    }
 }
 
 /// A connection to the socket. Its ssh ends with it.
