@@ -290,7 +290,7 @@ impl Core {
         out: &mut Vec<Effect>,
     ) {
         let Some(up) = self.hosts.up(host).filter(|host| host.epoch == epoch) else { return };
-        // What was said before of the others may be newer than this beat: it stays.
+        // Masters that are in one list only have begun or ended since the last beat.
         if let (Some(before), Some(now)) = (&up.masters, &masters) {
             let begun: BTreeSet<_> = now.difference(before).copied().collect();
             let gone: BTreeSet<_> = before.difference(now).copied().collect();

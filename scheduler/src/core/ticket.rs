@@ -201,7 +201,7 @@ impl Ticket {
     /// Whether it has clones that live, or may still be made, or may come back with their hosts.
     #[must_use]
     pub fn may_have_vms(&self) -> bool {
-        self.state == State::Used || self.results.values().any(|outcome| outcome.end == Some(VmEnd::Lost))
+        self.state == State::Used || self.results.keys().any(|vmid| self.is_lost(*vmid))
     }
 
     /// Its clones that have not ended, and where they are.
