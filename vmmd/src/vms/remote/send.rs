@@ -26,7 +26,8 @@ use patina_snapshot::{
     manifest::{ImageRef, Layer, Manifest, StateRef},
 };
 use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
+use tonic::Status;
 
 /// Most bytes of a message.
 const PART_BYTES: usize = 128 * 1024;
@@ -210,12 +211,9 @@ impl Host {
         loop {
             let request = ListHostsRequest { page_token, ..ListHostsRequest::default() };
             let listed = timeout(PATIENCE, self.tickets.client().list_hosts(request)).await;
-            let listed = match listed {
-                Ok(Ok(listed)) => listed.into_inner(),
-                Ok(Err(error)) => {
-                    tracing::warn!(error = %chain(&error), "list hosts");
-                    return infos;
-                }
+            let late = |late: Elapsed| Err(Status::deadline_exceeded(late.to_string()));
+            let listed = match listed.unwrap_or_else(late) {
+                Ok(listed) => listed.into_inner(),
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "list hosts");
                     return infos;
