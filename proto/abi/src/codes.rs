@@ -27,7 +27,7 @@ pub const COMMON: &[i32] = &[5, 11, 22, 90, 107, 111];
 /// - 10 (ECHILD): nothing was cloned with the ticket, or another VM did it.
 /// - 13 (EACCES): the ticket belongs to another family.
 /// - 16 (EBUSY): there is no room now.
-/// - 18 (EXDEV): the ticket's VMs are on another host.
+/// - 18 (EXDEV): the ticket has no VMs for this host, too few, or is for another VM's clones.
 /// - 27 (EFBIG): there is too much data.
 /// - 28 (ENOSPC): no more VMs or vmids are available.
 /// - 35 (EDEADLK): a hook tried to clone.
@@ -35,6 +35,7 @@ pub const COMMON: &[i32] = &[5, 11, 22, 90, 107, 111];
 /// - 71 (EPROTO): the host's answer is invalid.
 /// - 110 (ETIMEDOUT): a process does not stop.
 /// - 116 (ESTALE): the ticket was used, released, expired or fenced.
+/// - 121 (EREMOTEIO): the other hosts of the ticket did not make the clones.
 /// - 122 (EDQUOT): there are too many tickets.
 /// - 125 (ECANCELED): the pre-clone hook failed, or the program that requested the clone has gone.
 pub const VERBS: &[Verb] = &[
@@ -42,7 +43,7 @@ pub const VERBS: &[Verb] = &[
     Verb { name: "my-ip", codes: &[] },
     Verb { name: "ismaster", codes: &[] },
     Verb { name: "list", codes: &[] },
-    Verb { name: "clone", codes: &[2, 13, 16, 18, 28, 35, 71, 110, 116, 122, 125] },
+    Verb { name: "clone", codes: &[2, 13, 16, 18, 28, 35, 71, 110, 116, 121, 122, 125] },
     Verb { name: "rt", codes: &[16, 122] },
     Verb { name: "lt", codes: &[] },
     Verb { name: "ticket", codes: &[2, 13] },

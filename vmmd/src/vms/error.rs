@@ -14,7 +14,7 @@ use crate::{
 };
 use patina_abi::link::CallError;
 use patina_snapshot::directory::FileError;
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -75,9 +75,9 @@ pub enum Error {
     /// Whoever called for a clone has gone, and nothing was frozen yet.
     #[error("clone VM {0:?}: nobody waits for the clones any more; none was made")]
     Abandoned(String),
-    /// Another host does not make a clone.
+    /// Another host does not make a clone, or several for one reason.
     #[error(transparent)]
-    Remote(#[from] RemoteError),
+    Remote(#[from] Arc<RemoteError>),
     /// A clone of a VM of another host cannot be made here.
     #[error(transparent)]
     Receive(#[from] ReceiveError),

@@ -332,7 +332,7 @@ fn warm_vms_for_a_ticket_that_expires_go() {
 
 #[test]
 #[ignore = "needs root and /dev/kvm"]
-fn a_ticket_for_another_host_says_which() {
+fn clones_for_a_host_that_refuses_them_fail_and_those_here_run() {
     tell(|mut bench| async move {
         bench.start_scheduler().await;
         let mut client = bench.start().await;
@@ -358,14 +358,20 @@ fn a_ticket_for_another_host_says_which() {
         let pack = v1::PlacementPolicy::Pack.into();
         let away = ask_for(vec![there.id.clone()], 2, pack).await;
         let (code, message) = refused(&mut client, "web", "clone", json!({"ticket": away.id})).await;
-        assert_eq!(code, 18, "{message}");
-        assert!(message.contains(&there.hostname) && message.contains("request one here"), "{message}");
+        // Two vmmds of one network namespace cannot share a family, and the other one says so.
+        let why = "hosts that share a network namespace cannot share a family";
+        assert_eq!(code, 121, "{message}");
+        assert!(message.contains(&format!("on host {}: ", there.hostname)), "{message}");
+        assert!(message.contains(why), "{message}");
         // Of one for both hosts as many are made as are for this one.
         let both = ask_for(vec![here.id.clone(), there.id], 4, v1::PlacementPolicy::Spread.into()).await;
         let part = both.placements.iter().find(|place| place.host_id == here.id).unwrap().vms;
         assert!(part < 4, "{both:?}");
         let answer = ask(&mut client, "web", "clone", &json!({"ticket": both.id}).to_string()).await;
         assert_eq!(answer["ok"]["vmids"].as_array().map(Vec::len), Some(part as usize), "{answer}");
+        let failed = answer["ok"]["failed"].as_array().unwrap();
+        assert_eq!(failed.len(), 4 - part as usize, "{answer}");
+        assert!(failed.iter().all(|failed| failed[1].as_str().unwrap().contains(why)), "{answer}");
         other.kill().unwrap();
         other.wait().unwrap();
     });

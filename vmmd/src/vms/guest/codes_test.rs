@@ -2,8 +2,9 @@
 //! [`patina_abi::codes`] promises.
 
 use super::*;
+use crate::vms::remote_data::error::RemoteError;
 use patina_abi::codes::{self, VERBS};
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 use tonic_types::ErrorDetails;
 
 const PROTO: &str = include_str!("../../../../proto/patina/v1/scheduler.proto");
@@ -113,6 +114,7 @@ fn what_stops_a_clone_is_a_number_that_its_verb_promises() {
         (Error::TooMany, libc::ENOSPC),
         (Error::NoVmid { master: name(), count: 2, left: 1 }, libc::ENOSPC),
         (Error::NotFrozen { name: name(), reason: name() }, libc::EIO),
+        (Arc::new(RemoteError::NoHost { host: name() }).into(), libc::EREMOTEIO),
     ];
     for (error, wanted) in errors {
         let number = refusal(error).code;

@@ -51,9 +51,9 @@ impl Host {
         images: Option<([ImageRef; 2], Frozen)>,
     ) -> Vec<Outcome> {
         let Some((images, frozen)) = images else { return Vec::new() };
-        let failed = |error: &dyn Fn() -> RemoteError| {
-            let failed = |vmid: &u32| Outcome { vmid: *vmid, made: Err(error().into()) };
-            there.iter().flat_map(|there| there.vmids.iter().map(failed)).collect()
+        let failed = |error: RemoteError| {
+            let error = Arc::new(error);
+            there.iter().flat_map(|there| all_failed(there, &error)).collect()
         };
         let infos = async {
             let infos = self.infos_of(there).await;
@@ -63,14 +63,13 @@ impl Host {
         let (sendable, (infos, announced)) = tokio::join!(self.sendable(source, images, frozen), infos);
         let members = match announced {
             Ok(members) => members,
-            Err(error) => return failed(&|| RemoteError::Network(chain(&error))),
+            Err(error) => return failed(RemoteError::Network(chain(&error))),
         };
         let sendable = match sendable {
             Ok(sendable) => Sendable { members, ..sendable },
             Err(error) => {
                 join_all(there.iter().map(|there| self.answered(source, there, None))).await;
-                let error = Arc::new(error);
-                return failed(&|| RemoteError::Prepare(Arc::clone(&error)));
+                return failed(RemoteError::Prepare(error));
             }
         };
         let make = |there| self.make_clones_there(source, there, infos.get(&there.place.host_id), &sendable);
@@ -145,15 +144,7 @@ impl Host {
             Ok(answer) => answer.clones.into_iter().map(|clone| (clone.vmid, clone)).collect(),
             Err(error) => {
                 tracing::warn!(host = host(), error = %chain(&error), "another host makes no clones");
-                let text = chain(&error);
-                let mut first = Some(error);
-                // One error cannot be in several outcomes.
-                let mut error = || {
-                    let refused = || RemoteError::Clone { host: host(), reason: text.clone() };
-                    first.take().unwrap_or_else(refused)
-                };
-                let failed = |vmid: &u32| Outcome { vmid: *vmid, made: Err(error().into()) };
-                return there.vmids.iter().map(failed).collect();
+                return all_failed(there, &Arc::new(error)).collect();
             }
         };
         let outcome = |vmid: &u32| Outcome { vmid: *vmid, made: made(&mut answer, *vmid, &host()) };
@@ -172,7 +163,7 @@ impl Host {
         let client = self.settings.peers.client(&address);
         let mut client = client.map_err(|source| RemoteError::Address { host: host(), address, source })?;
         let lease = self.lend(sendable.layers.clone());
-        let lease = lease.map_err(|error| RemoteError::Prepare(Arc::new(error.into())))?;
+        let lease = lease.map_err(|error| RemoteError::Prepare(error.into()))?;
         let clones = v1::SpawnClones {
             family: source.parent.family.to_string(),
             network_index: source.parent.net.index.into(),
@@ -230,10 +221,16 @@ impl Host {
     }
 }
 
+/// The outcomes of clones that are not made on another host, all for one reason.
+fn all_failed(there: &There, error: &Arc<RemoteError>) -> impl Iterator<Item = Outcome> {
+    let failed = |vmid: &u32| Outcome { vmid: *vmid, made: Err(Arc::clone(error).into()) };
+    there.vmids.iter().map(failed)
+}
+
 fn made(answer: &mut HashMap<u32, CloneOutcome>, vmid: u32, host: &str) -> Result<(Made, Times), Error> {
     let host = host.to_owned();
     let Some(CloneOutcome { outcome: Some(outcome), executing_after_us, .. }) = answer.remove(&vmid) else {
-        return Err(RemoteError::Untold { host }.into());
+        return Err(Arc::new(RemoteError::Untold { host }).into());
     };
     match outcome {
         clone_outcome::Outcome::Vm(vm) => {
@@ -242,6 +239,6 @@ fn made(answer: &mut HashMap<u32, CloneOutcome>, vmid: u32, host: &str) -> Resul
             let vm = v1::Vm { host, ..vm };
             Ok((Made::There(Box::new(vm)), Times { sent: Duration::ZERO, executing }))
         }
-        clone_outcome::Outcome::Error(reason) => Err(RemoteError::Clone { host, reason }.into()),
+        clone_outcome::Outcome::Error(reason) => Err(Arc::new(RemoteError::Clone { host, reason }).into()),
     }
 }

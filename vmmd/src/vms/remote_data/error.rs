@@ -6,7 +6,7 @@ use crate::{
 };
 use patina_snapshot::{directory::DigestError, manifest::ManifestError};
 use scheduler::client::TargetError;
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, time::Duration};
 use uuid::Uuid;
 
 /// How long another host may take to make clones.
@@ -69,7 +69,7 @@ pub enum RemoteError {
     Network(String),
     /// The generation cannot be described or lent. For all hosts.
     #[error("prepare the VM's memory for other hosts: {0}")]
-    Prepare(Arc<PrepareError>),
+    Prepare(PrepareError),
 }
 
 /// Why a generation cannot be described or lent.
@@ -96,7 +96,7 @@ pub enum PrepareError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// A field of the call is wrong.
-    #[error("make clones of a VM of another host: its {field} is {found:?}")]
+    #[error("the call's {field} is {found:?}")]
     Field {
         /// The field.
         field: &'static str,
@@ -104,14 +104,14 @@ pub enum ReceiveError {
         found: String,
     },
     /// The description of the generation is wrong.
-    #[error("make clones of a VM of another host: read the description of its memory")]
+    #[error("read the description of the VM's memory")]
     Manifest(#[from] ManifestError),
     /// The state is not the one that was described.
-    #[error("make clones of a VM of another host: the VM's state is damaged")]
+    #[error("the VM's state is damaged")]
     State,
     /// The call is for another host.
     #[error(
-        "make clones of a VM of another host: the call is for host {wanted}, and this is host {own}; give that vmmd an address of its own with --listen or --advertise"
+        "the call is for host {wanted}, and this is host {own}; give that vmmd an address of its own with --listen or --advertise"
     )]
     OtherHost {
         /// The host that was to be called.
@@ -120,15 +120,13 @@ pub enum ReceiveError {
         own: String,
     },
     /// This kernel cannot run VMs whose memory has not arrived.
-    #[error("make clones of a VM of another host: this host's kernel is older than Linux 6.7")]
+    #[error("this host's kernel is older than Linux 6.7")]
     Kernel,
     /// The memory cannot be served.
-    #[error("make clones of a VM of another host: have its memory served")]
+    #[error("have the VM's memory served")]
     Pager(#[from] PagerError),
     /// Another family has the network.
-    #[error(
-        "make clones of a VM of another host: family {other} has its network {base}/20 here; end that family, or move clones to another host"
-    )]
+    #[error("family {other} has its network {base}/20 here; end that family, or move clones to another host")]
     Network {
         /// The first address.
         base: Ipv4Addr,
@@ -137,7 +135,7 @@ pub enum ReceiveError {
     },
     /// Another network of the machine has the bridge's name.
     #[error(
-        "make clones of a VM of another host: another vmmd of this machine has bridge {bridge}; hosts that share a network namespace cannot share a family"
+        "another vmmd of this machine has bridge {bridge}; hosts that share a network namespace cannot share a family"
     )]
     Bridge {
         /// The bridge.
@@ -145,23 +143,23 @@ pub enum ReceiveError {
     },
     /// The calling host has no network for families over several hosts, and this one has.
     #[error(
-        "make clones of a VM of another host: its vmmd has no --overlay, and this host's has; start vmmd with --overlay on all hosts, or on none"
+        "the calling host's vmmd has no --overlay, and this one's has; start vmmd with --overlay on all hosts, or on none"
     )]
     CallerAlone,
     /// This host has no network for families over several hosts, and the calling one has.
     #[error(
-        "make clones of a VM of another host: its vmmd has --overlay, and this host's has not; start vmmd with --overlay on all hosts, or on none"
+        "the calling host's vmmd has --overlay, and this one's has not; start vmmd with --overlay on all hosts, or on none"
     )]
     CalledAlone,
     /// A VM that lives here has a vmid that the other host gives.
-    #[error("make clones of a VM of another host: VM {0} of the family runs here already")]
+    #[error("VM {0} of the family runs here already")]
     Lives(u32),
     /// What the other host says of the family's VMs cannot be.
-    #[error("make clones of a VM of another host")]
+    #[error(transparent)]
     Members(#[from] TellError),
     /// The network is not one of this host's.
-    #[error("make clones of a VM of another host")]
-    Range(#[source] ForeignNet),
+    #[error(transparent)]
+    Range(ForeignNet),
 }
 
 /// Why there is no lease.
