@@ -49,8 +49,9 @@ pub(super) const VERBS: &[Verb] = &[
         long: "",
         uses: &["[--ticket TICKET] [--json]"],
         summary: "print a line for each VM of the family, or each clone of a ticket: vmid, ip, state, host",
-        details: "They are in the order of their vmids. The state is booting, ready or ended. --json has more: of each clone\n\
-            the ticket that it was made under, and the VM that it was cloned from (parent_vmid).",
+        details: "They are in the order of their vmids, on all hosts. The state is booting, ready or ended, or unreachable on\n\
+            another host that does not answer. --json has more: of each clone the ticket that it was made under, and\n\
+            the VM that it was cloned from (parent_vmid).",
         exits: &[],
         example: "gc list | awk '$3 == \"ready\" {print $2}'",
         run: verbs::list,
@@ -112,12 +113,13 @@ pub(super) const VERBS: &[Verb] = &[
             NO_TICKET,
             FOREIGN_TICKET,
             ("16", "there is no room now, or the host clones this VM just now; try again later"),
-            ("18", "the ticket's VMs are on another host"),
+            ("18", "the ticket has no VMs for this host, or too few, or another VM has cloned with it"),
             ("22", "wrong use, or more clones than this host has room for when it is empty"),
             ("28", "the host keeps no more VMs, or the family has had all its vmids"),
             ("35", "the call comes from a pre-clone or post-clone hook, for whose end it would wait"),
             ("110", "a process could not be held; try again, or use --no-hold"),
             ("116", "the ticket was used, released, or expired, or its host went away; request another one"),
+            ("121", "the other hosts of the ticket did not make the clones; the message says why"),
             TOO_MANY_TICKETS,
             ("125", "the pre-clone hook failed; its output is in the message"),
         ],

@@ -319,7 +319,8 @@ pub struct Member {
     pub vmid: u32,
     /// The VM's address.
     pub ip: Ipv4Addr,
-    /// `booting`, `ready` or `ended`.
+    /// `booting`, `ready` or `ended`; `unreachable` on another host that does not answer. VMs of
+    /// other hosts are listed as long as they live.
     pub state: String,
     /// The host it runs on.
     pub host: String,

@@ -31,6 +31,7 @@ mod calls;
 mod ended;
 pub mod epochs;
 pub mod error;
+pub mod family;
 mod hosts;
 mod identity;
 mod join;

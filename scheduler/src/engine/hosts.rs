@@ -2,15 +2,16 @@
 
 use super::{
     Engine, ORDERS_MAX,
-    message::{Answer, Gone, KillOrder, Message, Refusal},
+    message::{Answer, Gone, KillOrder, Message, Query, Refusal},
     noted,
 };
 use crate::core::{
     api::{Command, HostChange, HostInfo, Present, VmidDemand},
+    family::FamilyVm,
     record::Scheduling,
     ticket::{HostId, VmEnd},
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -73,6 +74,11 @@ impl Engine {
             Answer::Vmids { first, count } => Ok((first, count)),
             _ => Err(Refusal::Confused),
         }
+    }
+
+    /// The VMs of a family on all hosts, by vmid.
+    pub async fn family(&self, family: Uuid) -> Result<BTreeMap<u32, FamilyVm>, Refusal> {
+        self.ask(|reply| Query::Family(family, reply)).await
     }
 }
 

@@ -3,12 +3,16 @@
 use crate::{
     core::{
         api::{Command, CoreError, HostChange, Listing, Named, Waiter},
+        family::FamilyVm,
         state::{Counts, HostState},
         ticket::{HostId, Ticket},
     },
     store::{JoinData, StoreError},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -226,6 +230,7 @@ pub(super) enum Query {
     Ticket(Named, Reply<Seen>),
     Tickets(Listing, Reply<Page>),
     Hosts(Reply<Vec<HostState>>),
+    Family(Uuid, Reply<BTreeMap<u32, FamilyVm>>),
     Data { ticket: Named, vmid: u32, reply: Reply<Vec<u8>> },
     Counts(Reply<Counts>),
 }

@@ -3,6 +3,7 @@
 use crate::{
     core::{
         api::HostChange,
+        family::FamilyVm,
         record::Scheduling,
         state::{HostState, Standing},
         ticket::{Outcome, State, Ticket, VmEnd},
@@ -93,6 +94,19 @@ fn standing(standing: Standing) -> v1::HostState {
         Standing::Up => v1::HostState::Up,
         Standing::Suspect => v1::HostState::Suspect,
         Standing::Lost => v1::HostState::Lost,
+    }
+}
+
+pub(super) fn family_vm((vmid, vm): (u32, FamilyVm)) -> v1::FamilyVm {
+    let FamilyVm { host, hostname, address, standing: of_host, ticket, parent_vmid } = vm;
+    v1::FamilyVm {
+        vmid,
+        host_id: host.to_string(),
+        host: hostname,
+        host_state: standing(of_host).into(),
+        ticket: ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
+        parent_vmid,
+        host_address: address,
     }
 }
 

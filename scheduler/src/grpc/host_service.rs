@@ -90,4 +90,15 @@ impl HostScheduler for HostService {
         let (first, count) = self.engine.reserve_vmids(demand).await?;
         Ok(Response::new(v1::ReserveVmidsResponse { first, count }))
     }
+
+    async fn list_family(&self, request: Request<v1::ListFamilyRequest>) -> Answer<v1::ListFamilyResponse> {
+        let peer = access::peer(&request);
+        let v1::ListFamilyRequest { family, host_id } = request.into_inner();
+        let mut check = Check::default();
+        let (family, host) = (check.uuid("family", &family), check.uuid("host_id", &host_id));
+        let () = check.done(())?;
+        access::speaks_for(peer.as_ref(), host)?;
+        let vms = self.engine.family(family).await?.into_iter();
+        Ok(Response::new(v1::ListFamilyResponse { vms: vms.map(convert::family_vm).collect() }))
+    }
 }

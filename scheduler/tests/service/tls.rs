@@ -7,8 +7,8 @@ use crate::{
 use patina_daemon::tls::{AUTHORITY, CERTIFICATE, KEY, Role, Security, Tls};
 use patina_pki::{Authority, Validity};
 use patina_proto::v1::{
-    AdmitClonesRequest, FenceHostRequest, HostInfo, KillClones, ListHostsRequest, ListTicketsRequest,
-    ReserveVmidsRequest, SetHostSchedulingRequest, UnuseTicketRequest, UseTicketRequest,
+    AdmitClonesRequest, FenceHostRequest, HostInfo, KillClones, ListFamilyRequest, ListHostsRequest,
+    ListTicketsRequest, ReserveVmidsRequest, SetHostSchedulingRequest, UnuseTicketRequest, UseTicketRequest,
 };
 use scheduler::{
     client::{self, Connection, Target},
@@ -279,6 +279,9 @@ async fn a_host_speaks_for_itself_alone() {
     assert_eq!(why(client.reserve_vmids(vmids(other)).await), foreign());
     let reserved = client.reserve_vmids(vmids(own)).await;
     assert!(!matches!(reserved, Err(status) if status.code() == Code::PermissionDenied));
+    let list = |host: Uuid| ListFamilyRequest { family: family(), host_id: host.to_string() };
+    assert_eq!(why(client.list_family(list(other)).await), foreign());
+    assert!(client.list_family(list(own)).await.is_ok());
     let operator = place.operator(Role::Admin);
     assert_eq!(why(operator.host_client().reserve_vmids(vmids(own)).await), role());
     // For its guests it may ask for tickets; it takes no host out of use.

@@ -90,6 +90,17 @@ fn three_clones(hosts: &Hosts) -> Outcome {
         require_eq("a clone's own file", vm.sh("cat /tmp/own")?, number.to_string())?;
     }
 
+    // Each of them sees all of the family, wherever it runs.
+    for vm in std::iter::once(&parent).chain(&vms) {
+        let listed = vm.sh("gc list")?;
+        let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+        let states: Vec<_> = rows.iter().filter_map(|row| Some((*row.first()?, *row.get(2)?))).collect();
+        let ready = ["0", "1", "2", "3"].map(|vmid| (vmid, "ready"));
+        require(states == ready, "four VMs that are ready", format!("{}: {listed}", vm.name()))?;
+        let places: BTreeSet<_> = rows.iter().filter_map(|row| row.get(3)).collect();
+        require(places.len() == 3, "three hosts", &listed)?;
+    }
+
     // A clone clones itself where it is. Its clone has a vmid that no other host gives, and goes.
     let last = &vms[2];
     let own = last.sh("gc clone 1 > /tmp/number; cat /tmp/number")?;

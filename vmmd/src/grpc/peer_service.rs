@@ -5,8 +5,9 @@ use crate::vms::{Host, error::Error, members_data::told::Told, remote::receive::
 use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
 use patina_daemon::peer::Peer;
 use patina_proto::v1::{
-    LayerBytes, SpawnClonesRequest, SpawnClonesResponse, TellFamilyRequest, TellFamilyResponse,
-    host_peer_server::HostPeer, spawn_clones_request::Part,
+    FamilyVmState, LayerBytes, ListStatesRequest, ListStatesResponse, SpawnClonesRequest,
+    SpawnClonesResponse, TellFamilyRequest, TellFamilyResponse, host_peer_server::HostPeer,
+    spawn_clones_request::Part,
 };
 use patina_snapshot::manifest::MANIFEST_MAX_BYTES;
 use scheduler::grpc::access::speaks_for;
@@ -62,6 +63,23 @@ impl HostPeer for PeerService {
         speaks_for(peer.as_ref(), told.speaker.host)?;
         let members = self.host.hear(told, &to_host_id).await?;
         Ok(Response::new(TellFamilyResponse { members: Some(members) }))
+    }
+
+    async fn list_states(
+        &self,
+        request: Request<ListStatesRequest>,
+    ) -> Result<Response<ListStatesResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let ListStatesRequest { family, host_id, to_host_id } = request.into_inner();
+        let id = |field: &str, text: &str| {
+            text.parse().map_err(|_| Status::invalid_argument(format!("list states: {field} is not a UUID")))
+        };
+        let (family, host, to) =
+            (id("family", &family)?, id("host_id", &host_id)?, id("to_host_id", &to_host_id)?);
+        speaks_for(peer.as_ref(), host)?;
+        let states = self.host.states_here(family, to).await?.into_iter();
+        let vms = states.map(|(vmid, state)| FamilyVmState { vmid, state: state.into() }).collect();
+        Ok(Response::new(ListStatesResponse { vms }))
     }
 
     type ReadLayersStream = Answers<LayerBytes>;

@@ -10,7 +10,7 @@ use super::{error::Error, remote_data::place::Elsewhere};
 use crate::{plan::lifecycle::Ended, store::record::Record};
 use patina_abi::link::TicketView;
 use patina_daemon::lock;
-use patina_proto::v1::{GetTicketRequest, HostInfo, Placement, Ticket, TicketState};
+use patina_proto::v1::{FamilyVm, GetTicketRequest, HostInfo, Placement, Ticket, TicketState};
 use scheduler::{
     client::{
         Client, Connection,
@@ -264,6 +264,15 @@ impl Tickets {
         let first = admission.reserve_vmids(&family.to_string(), count, at_least, Uuid::new_v4()).await;
         let first = first.map_err(|failed| self.failed("reserve vmids", failed.into_status()))?;
         Ok(first..first.saturating_add(count))
+    }
+
+    /// The VMs of a family that live, on all hosts.
+    ///
+    /// # Errors
+    /// The scheduler does not answer.
+    pub(super) async fn list_family(&self, family: Uuid) -> Result<Vec<FamilyVm>, Error> {
+        let listed = self.0.admission.list_family(&family.to_string()).await;
+        listed.map_err(|failed| self.failed("list the family's VMs", failed.into_status()))
     }
 
     /// What other hosts have of a ticket and did not use is not wanted any more.

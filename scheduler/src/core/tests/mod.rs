@@ -1,6 +1,7 @@
 //! Tests of the core as a whole: stories of each part, and what holds whatever happens.
 
 mod barriers;
+mod families;
 mod hosts;
 mod identities;
 mod invariants;

@@ -33,6 +33,7 @@ impl Worker {
                 send(reply, page);
             }
             Query::Hosts(reply) => send(reply, self.readable().map(Core::hosts)),
+            Query::Family(family, reply) => send(reply, self.readable().map(|core| core.family(family))),
             Query::Counts(reply) => send(reply, self.readable().map(Core::counts)),
             Query::Data { ticket, vmid, reply } => send(reply, self.data(ticket, vmid)),
         }

@@ -4,8 +4,8 @@ use super::{Admission, anew};
 use crate::client::calls::{Failed, answered};
 use patina_daemon::chain;
 use patina_proto::v1::{
-    AdmitClonesRequest, ReleaseTicketRequest, RequestTicketRequest, ReserveVmidsRequest, Ticket, TicketState,
-    UnuseTicketRequest,
+    AdmitClonesRequest, FamilyVm, ListFamilyRequest, ReleaseTicketRequest, RequestTicketRequest,
+    ReserveVmidsRequest, Ticket, TicketState, UnuseTicketRequest,
 };
 use std::{future::Future, time::Duration};
 use tokio::runtime::Handle;
@@ -136,6 +136,19 @@ impl Admission {
             reserved.map(|response| response.into_inner().first).map_err(anew)
         });
         reserved.await
+    }
+
+    /// The VMs of a family that live, on all hosts.
+    ///
+    /// # Errors
+    /// The scheduler does not answer.
+    pub async fn list_family(&self, family: &str) -> Result<Vec<FamilyVm>, Failed> {
+        let request = ListFamilyRequest { family: family.to_owned(), host_id: self.host_id().to_owned() };
+        let listed = answered(Duration::ZERO, |_| {
+            let (mut client, request) = (self.host_client(), request.clone());
+            async move { client.list_family(request).await.map(|response| response.into_inner().vms) }
+        });
+        listed.await
     }
 
     /// What a request was granted that nobody waits for any more goes back.

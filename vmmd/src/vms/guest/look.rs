@@ -5,9 +5,11 @@
 
 use super::{AROUND_BYTES, Answered, optional, refusal, refuse, ticket, together::own_ticket, write};
 use crate::{
+    plan::lifecycle::Phase,
     store::record::Record,
     vms::{
         host::Host,
+        remote::states::Elsewhere,
         tickets::{ticket_of, view},
         vm::Vm,
     },
@@ -17,16 +19,53 @@ use patina_abi::{
     args::Args,
     link::{ListArgs, Member, MembersPage, TicketName, TicketView, TicketsArgs, TicketsPage},
 };
+use patina_proto::v1::VmState;
 use serde::Serialize;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-/// The VMs of a family that this host has.
-pub(super) fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str, args: &Args) -> Answered {
-    let ListArgs { from } = optional(args)?;
+/// The VMs of a family, on all hosts.
+pub(super) async fn list(host: &Host, vm: &Vm, args: &Args) -> Answered {
+    let args: ListArgs = optional(args)?;
+    let here = members_here(&host.table.all(), &vm.record, &host.settings.hostname);
+    let elsewhere = host.family_elsewhere(&vm.record).await.map_err(refusal)?;
+    page(merged(here, members_elsewhere(&vm.record, elsewhere)), args)
+}
+
+/// Those that this host has, ended ones included.
+fn members_here(vms: &[Arc<Vm>], record: &Record, hostname: &str) -> Vec<Member> {
     let of_family = vms.iter().filter(|vm| vm.record.family == record.family);
-    let mut members: Vec<Member> = of_family.filter_map(|vm| member(vm, hostname)).collect();
-    members.sort_by_key(|member| member.vmid);
-    match from {
+    of_family.filter_map(|vm| member(vm, hostname)).collect()
+}
+
+/// Those of other hosts that live.
+fn members_elsewhere(record: &Record, vms: Vec<Elsewhere>) -> Vec<Member> {
+    let member = |Elsewhere { vm, state }: Elsewhere| {
+        let state = match state {
+            Some(VmState::Ready) => Phase::Ready.word(),
+            Some(_) => Phase::Booting.word(),
+            None => "unreachable",
+        };
+        Some(Member {
+            vmid: vm.vmid,
+            ip: record.net.ip(vm.vmid)?,
+            state: state.to_owned(),
+            host: vm.host,
+            ticket: Some(vm.ticket).filter(|ticket| !ticket.is_empty()),
+            parent_vmid: vm.parent_vmid,
+        })
+    };
+    vms.into_iter().filter_map(member).collect()
+}
+
+/// By vmid. What this host says of a VM is newer than what others say.
+fn merged(here: Vec<Member>, elsewhere: Vec<Member>) -> Vec<Member> {
+    let all = elsewhere.into_iter().chain(here).map(|member| (member.vmid, member));
+    all.collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+/// All of the members, or those of a page.
+fn page(mut members: Vec<Member>, args: ListArgs) -> Answered {
+    match args.from {
         None => whole(&members, "list", "{\"from\":0}"),
         Some(from) => {
             members.retain(|member| member.vmid >= from);

@@ -7,6 +7,7 @@ use crate::{
     },
 };
 use patina_control::end::{End, EndKind};
+use patina_proto::v1::FamilyVm;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -22,6 +23,38 @@ fn vm(vmid: u32) -> Arc<Vm> {
 
 fn of_family() -> Record {
     Record { family: FAMILY, ..sample("a") }
+}
+
+/// What a guest is answered whose family has VMs on this host alone.
+fn list(vms: &[Arc<Vm>], record: &Record, hostname: &str, args: &Args) -> Answered {
+    page(merged(members_here(vms, record, hostname), Vec::new()), optional(args)?)
+}
+
+#[test]
+fn vms_of_other_hosts_are_in_their_places() {
+    let there = |vmid, state, ticket: &str, parent_vmid| {
+        let (host, ticket) = ("b".into(), ticket.into());
+        Elsewhere { vm: FamilyVm { vmid, host, ticket, parent_vmid, ..FamilyVm::default() }, state }
+    };
+    let vms = vec![
+        there(0, None, "", None),
+        // This host knows better what becomes of its own.
+        there(1, Some(VmState::Ready), "t", Some(0)),
+        there(2, Some(VmState::Ready), "t", Some(0)),
+        there(5000, Some(VmState::Ready), "no address", Some(0)),
+    ];
+    let record = of_family();
+    let all = merged(members_here(&[vm(1), vm(3)], &record, "a"), members_elsewhere(&record, vms));
+    let seen = all.iter().map(|member| (member.vmid, &*member.host, &*member.state, member.parent_vmid));
+    let wanted = [
+        (0, "b", "unreachable", None),
+        (1, "a", "ended", Some(0)),
+        (2, "b", "ready", Some(0)),
+        (3, "a", "ended", Some(2)),
+    ];
+    assert!(seen.eq(wanted), "{all:?}");
+    assert_eq!(all[2].ip, record.net.ip(2).unwrap());
+    assert_eq!([&all[0].ticket, &all[2].ticket], [&None, &Some("t".to_owned())]);
 }
 
 #[test]

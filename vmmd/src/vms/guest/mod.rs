@@ -60,7 +60,7 @@ async fn answer(host: &Arc<Host>, vm: &Arc<Vm>, call: GuestCall) -> Answer {
         return Answer::Error(refusal(error));
     }
     let answered = match verb.as_str() {
-        "list" => look::list(&host.table.all(), &vm.record, &host.settings.hostname, args),
+        "list" => look::list(host, vm, args).await,
         "clone" => match parse(args) {
             Ok(args) => clone(host, vm, args, arrived_ns, abandoned).await,
             Err(error) => Err(error),

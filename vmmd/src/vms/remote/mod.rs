@@ -11,8 +11,10 @@
 //! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host.
 //! - [`lease`]: the layers that other hosts read here. [`pages`]: the connections over which they
 //!   do.
+//! - [`states`]: the VMs of a family on all hosts, for a guest that lists them.
 
 pub mod lease;
 pub mod pages;
 pub mod receive;
 pub mod send;
+pub mod states;

@@ -79,6 +79,12 @@ impl Table {
         family.shared_from = Some(family.pool.close());
     }
 
+    /// Whether the family may have VMs on other hosts.
+    #[must_use]
+    pub fn is_shared(&self, index: u16, uuid: Uuid) -> bool {
+        self.lock().family(index, uuid).is_some_and(|family| family.shared_from.is_some())
+    }
+
     /// How many vmids must be reserved before `count` can be taken with nothing under them, and the
     /// least that they may be. None: there are enough, or the family gives its vmids itself.
     #[must_use]

@@ -1,0 +1,61 @@
+//! The VMs of a family on all hosts.
+
+use super::{
+    Core,
+    api::Listing,
+    hosts::Host,
+    present::Running,
+    state::Standing,
+    ticket::{HostId, State},
+};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A VM of a family that lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FamilyVm {
+    /// The host that it runs on.
+    pub host: HostId,
+    /// The host's name.
+    pub hostname: String,
+    /// Where that host's vmmd is.
+    pub address: String,
+    /// Whether that host lives, as far as is known.
+    pub standing: Standing,
+    /// The ticket that it was made under; None on the master.
+    pub ticket: Option<Uuid>,
+    /// The vmid of the VM that it was cloned from; None on the master, or not known.
+    pub parent_vmid: Option<u32>,
+}
+
+impl Core {
+    /// The VMs of a family that live, by vmid: its master, and the clones of its tickets. A master
+    /// is known as soon as its host has said that it has it.
+    #[must_use]
+    pub fn family(&self, family: Uuid) -> BTreeMap<u32, FamilyVm> {
+        let mut vms = BTreeMap::new();
+        // A host that has not registered since the scheduler's start has not said where it is.
+        let on = |host: &Host, ticket, parent_vmid| {
+            let info = host.info.as_ref()?;
+            let (hostname, address, standing) = (info.name.clone(), info.address.clone(), host.standing());
+            Some(FamilyVm { host: info.id, hostname, address, standing, ticket, parent_vmid })
+        };
+        for host in self.hosts.all() {
+            let is_there = host.masters.as_ref().is_some_and(|masters| masters.contains(&family));
+            vms.extend(on(host, None, None).filter(|_| is_there).map(|master| (0, master)));
+            // Clones that run, though their ticket is over or not remembered.
+            let of_family = host.ghosts().map(|(ghost, _)| ghost).filter(|ghost| ghost.family == family);
+            let there =
+                |ghost: &Running| Some((ghost.vmid, on(host, Some(ghost.ticket), ghost.parent_vmid)?));
+            vms.extend(of_family.filter_map(there));
+        }
+        let every = Listing { family: Some(family), most: usize::MAX, ..Listing::default() };
+        for ticket in self.ledger.list(&every).into_iter().filter(|ticket| ticket.state == State::Used) {
+            for (vmid, id) in ticket.live() {
+                let vm = self.hosts.get(id).and_then(|host| on(host, Some(ticket.id), ticket.parent_vmid));
+                vms.extend(vm.map(|vm| (vmid, vm)));
+            }
+        }
+        vms
+    }
+}
