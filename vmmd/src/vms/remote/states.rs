@@ -1,5 +1,5 @@
-//! The VMs of a family on all hosts, for a guest that lists them. The scheduler knows which VMs live
-//! where; in which state they are, their hosts say.
+//! The VMs of a family on all hosts, for a guest that lists them. The scheduler knows which VMs
+//! live where; their hosts say in which state they are.
 
 use crate::{
     plan::lifecycle::Phase,
