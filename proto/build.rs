@@ -4,7 +4,8 @@
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
+    "patina/v1/host_facts.proto",
     "patina/v1/host_peer.proto",
     "patina/v1/host_scheduler.proto",
     "patina/v1/scheduler.proto",

@@ -5,12 +5,13 @@
 //! are only described: a VM keeps the values that it has seen.
 
 use crate::layout::Item;
+use serde::{Deserialize, Serialize};
 
 /// Most entries that KVM gives or takes.
 pub const ENTRIES_MAX: usize = 256;
 
 /// What CPUID returns for one leaf and subleaf.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuidEntry {
     /// The leaf: EAX before the instruction.
     pub function: u32,
@@ -127,6 +128,44 @@ pub fn register(entries: &[CpuidEntry], leaf: u32, subleaf: u32, register: Regis
     })
 }
 
+/// Of a CPUID only what [`check`] looks at: the same is the outcome with it, on either side. `xcr0`
+/// has the state components that the host offers.
+#[must_use]
+pub fn compared(entries: &[CpuidEntry], xcr0: u64) -> Vec<CpuidEntry> {
+    let mut compared: Vec<CpuidEntry> = Vec::new();
+    let mut keep = |leaf, subleaf, name, mask| {
+        let value = register(entries, leaf, subleaf, name) & mask;
+        if value == 0 {
+            return;
+        }
+        let at = compared.iter().position(|entry| (entry.function, entry.index) == (leaf, subleaf));
+        let at = at.unwrap_or_else(|| {
+            compared.push(CpuidEntry { function: leaf, index: subleaf, ..CpuidEntry::default() });
+            compared.len() - 1
+        });
+        let Some(entry) = compared.get_mut(at) else { return };
+        *match name {
+            Eax => &mut entry.eax,
+            Ebx => &mut entry.ebx,
+            Ecx => &mut entry.ecx,
+            Edx => &mut entry.edx,
+        } |= value;
+    };
+    for (leaf, subleaf, registers) in FEATURES {
+        registers.iter().for_each(|name| keep(leaf, subleaf, *name, u32::MAX));
+    }
+    for component in components(xcr0) {
+        [Eax, Ebx].iter().for_each(|name| keep(0xd, component, *name, u32::MAX));
+    }
+    keep(0x8000_0008, 0, Eax, 0xff);
+    compared
+}
+
+/// The components of the XSAVE area whose place counts: 0 and 1 are where they always were.
+fn components(xcr0: u64) -> impl Iterator<Item = u32> {
+    (2..63).filter(move |bit| xcr0 >> bit & 1 != 0)
+}
+
 /// Family, model and stepping from EAX of leaf 1, as Linux computes them.
 #[must_use]
 pub fn signature(eax: u32) -> (u16, u16, u16) {
@@ -152,8 +191,7 @@ pub fn check(host: &[CpuidEntry], vm: &[CpuidEntry], xcr0: u64) -> Result<(), Cp
             }
         }
     }
-    // Components 0 and 1 are where they always were.
-    for component in (2..63).filter(|bit| xcr0 >> bit & 1 != 0) {
+    for component in components(xcr0) {
         let of = |entries, name| register(entries, 0xd, component, name);
         let (vm_bytes, vm_offset) = (of(vm, Eax), of(vm, Ebx));
         let (host_bytes, host_offset) = (of(host, Eax), of(host, Ebx));

@@ -17,9 +17,10 @@
 use crate::cpuid::{self, CpuidEntry, CpuidError, Register};
 use crate::layout::{Decoder, Encoder, Layout, LayoutError};
 use patina_control::config::KvmKind;
+use serde::{Deserialize, Serialize};
 
 /// What a VM needs of a host. Of a host: what a VM made on it would need.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// CPUID leaf 0: `GenuineIntel`, for example.
     pub vendor: [u8; 12],

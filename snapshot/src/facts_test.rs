@@ -128,6 +128,37 @@ fn a_host_refuses_what_does_not_fit_it_and_names_both_sides() {
     );
 }
 
+/// What a host says of its CPUID to its scheduler decides as the whole of it does.
+#[test]
+fn what_is_compared_of_cpuid_is_enough_to_decide() {
+    let compared = |mut facts: HostFacts| {
+        facts.cpuid = cpuid::compared(&facts.cpuid, facts.xcr0);
+        facts
+    };
+    let small = compared(host());
+    assert_eq!(small.cpuid.len(), 5, "{:?}", small.cpuid);
+    assert_eq!(small.cpuid[0], entry(1, 0, [0, 0, 0xf6f8_3203, 0x178b_fbff]));
+    assert_eq!(cpuid::compared(&small.cpuid, small.xcr0), small.cpuid);
+    let changes: [&dyn Fn(&mut HostFacts); 7] = [
+        &|_| {},
+        &|vm| vm.cpuid[1].ecx |= 4,
+        &|vm| vm.cpuid[1].ebx |= 1 << 31,
+        &|vm| vm.cpuid[2].ebx &= 8,
+        &|vm| vm.cpuid[4].ebx = 1024,
+        &|vm| vm.cpuid[5].eax = 0x3034,
+        &|vm| vm.cpuid[5].eax = 0x3430,
+    ];
+    let mut refused = 0;
+    for change in changes {
+        let mut vm = host();
+        change(&mut vm);
+        let whole = host().check(&vm);
+        assert_eq!(small.check(&compared(vm)), whole);
+        refused += u32::from(whole.is_err());
+    }
+    assert_eq!(refused, 3);
+}
+
 /// CPUID is not intercepted there: a guest has seen this very CPU.
 #[test]
 fn on_software_kvm_the_cpu_is_the_same() {

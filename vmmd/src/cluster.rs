@@ -4,6 +4,8 @@ use crate::{
     grpc::facts::Facts,
     identity::identity,
     options::Options,
+    pager::Pager,
+    process::host_check,
     store::{StateDir, StoreError},
     vms::tickets::Tickets,
 };
@@ -18,6 +20,7 @@ use scheduler::{
     embedded::Embedded,
     engine::EngineError,
     grpc::Service,
+    host::facts::message,
     store::{
         self,
         file::{FileStore, Lasting},
@@ -155,6 +158,8 @@ fn info(options: &Options, host_id: Uuid, identity: HostIdentity) -> HostInfo {
         memory_percent: percent(options.overcommit_memory),
         identity: Some(identity),
         overlay: options.overlay.map(|overlay| overlay.to_string()).unwrap_or_default(),
+        // As they are in the state of a VM that is made here.
+        facts: host_check::facts().map(|facts| message(facts, Pager::is_supported())),
     }
 }
 

@@ -95,6 +95,7 @@ impl Cluster {
                 memory_percent: None,
                 identity: None,
                 overlay: String::new(),
+                facts: None,
             };
             let waiter = cluster.waiter();
             cluster.apply(Command::HostUp { waiter, info, present: Present::default() });

@@ -8,13 +8,12 @@
 pub use super::calls::{Named, Usage, VmidDemand};
 pub use super::error::{Closed, CoreError, Free};
 pub use super::limits::*;
-pub use super::present::{HostInfo, Present, Running, UnixMs};
+pub use super::present::{Beat, HostInfo, Present, Running, UnixMs};
 use super::{
     record::Scheduling,
     state::HostState,
     ticket::{HostId, Policy, State, Ticket, VmEnd},
 };
-use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// A call that waits for its answer; chosen by the shell, never the same twice.
@@ -153,8 +152,8 @@ pub enum Command {
         host: HostId,
         /// The epoch of the host's registration.
         epoch: u64,
-        /// The families whose master lives there; None: the same as before.
-        masters: Option<BTreeSet<Uuid>>,
+        /// What it says of itself.
+        beat: Beat,
     },
     /// A host's connection has ended: it is suspect until it is back, or is given up.
     HostDown {

@@ -3,7 +3,7 @@
 use super::{
     Core,
     api::Listing,
-    hosts::Host,
+    host::Host,
     present::Running,
     state::Standing,
     ticket::{HostId, State},

@@ -11,126 +11,14 @@
 
 use super::{
     api::{Closed, Free, HostInfo, Options, Running, UnixMs},
+    host::{Host, Link},
     record::{HostRecord, Scheduling},
     room::{ByRoom, Held, Load, Room},
-    state::{HostState, Standing},
+    state::HostState,
     ticket::HostId,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 use uuid::Uuid;
-
-/// Whether a host is connected.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Link {
-    /// It has tickets from before the scheduler's start and has not connected yet.
-    #[default]
-    Expected,
-    /// It is connected.
-    Up,
-    /// It was connected, and is silent: it may come back.
-    Suspect,
-    /// It was given up: its tickets are fenced. It may come back all the same.
-    Lost,
-}
-
-/// A host, with what is held of it.
-#[derive(Debug, Default)]
-pub struct Host {
-    /// The host, as it described itself; None: it has not yet.
-    pub info: Option<HostInfo>,
-    /// Whether it is connected.
-    pub link: Link,
-    /// The epoch of its registration; 0: none yet.
-    pub epoch: u64,
-    /// When it last gave a sign of life.
-    pub seen: UnixMs,
-    /// Since when its link is what it is.
-    pub since: UnixMs,
-    /// What an operator wants of it.
-    pub scheduling: Scheduling,
-    /// Since when.
-    scheduling_since: UnixMs,
-    /// When it is suspect, given up, or forgotten, whichever comes next.
-    pub deadline: Option<UnixMs>,
-    /// Tickets that hold some of it.
-    pub tickets: BTreeSet<Uuid>,
-    /// The families whose master lives there, as it has said it last; None: it has not.
-    pub masters: Option<BTreeSet<Uuid>>,
-    /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's
-    /// epoch.
-    ghosts: BTreeMap<(Uuid, u32), (Running, u64)>,
-    /// What it has; nothing before it registers.
-    pub capacity: Room,
-    held: Held,
-}
-
-impl Host {
-    /// What is free of it.
-    pub fn room(&self) -> Room {
-        self.capacity.without(&self.held)
-    }
-
-    /// Clones that run there without a ticket, and the epoch of the ticket that they had.
-    pub fn ghosts(&self) -> impl Iterator<Item = (&Running, u64)> {
-        self.ghosts.values().map(|(ghost, epoch)| (ghost, *epoch))
-    }
-
-    /// Whether it lives, as far as is known.
-    pub fn standing(&self) -> Standing {
-        match self.link {
-            Link::Up => Standing::Up,
-            Link::Expected | Link::Suspect => Standing::Suspect,
-            Link::Lost => Standing::Lost,
-        }
-    }
-
-    /// Whether it may be granted something.
-    fn is_usable(&self) -> bool {
-        self.link == Link::Up && self.scheduling == Scheduling::Open
-    }
-
-    /// Whether it may be granted something again.
-    fn is_away(&self) -> bool {
-        !self.is_usable() && self.link != Link::Lost
-    }
-
-    /// As what it counts where it is granted nothing.
-    pub fn closed(&self) -> Closed {
-        let is = |standing| u64::from(self.standing() == standing && !self.is_usable());
-        Closed { suspect: is(Standing::Suspect), cordoned: is(Standing::Up), lost: is(Standing::Lost) }
-    }
-
-    /// What is stored of it.
-    pub fn record(&self, id: HostId) -> Option<HostRecord> {
-        let is_stored = self.info.is_some() || self.scheduling != Scheduling::Open;
-        is_stored.then(|| HostRecord {
-            id,
-            info: self.info.clone(),
-            scheduling: self.scheduling,
-            scheduling_unix_ms: self.scheduling_since,
-            lost_unix_ms: (self.link == Link::Lost).then_some(self.since),
-        })
-    }
-
-    fn state(&self) -> Option<HostState> {
-        let u32_of = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        Some(HostState {
-            info: self.info.clone()?,
-            standing: self.standing(),
-            since_unix_ms: self.since,
-            scheduling: self.scheduling,
-            scheduling_unix_ms: self.scheduling_since,
-            lost_unix_ms: self.deadline.filter(|_| self.standing() == Standing::Suspect),
-            epoch: self.epoch,
-            cpus: self.capacity.cpus,
-            memory_mib: self.capacity.memory_mib,
-            held_cpus: u32_of(self.held.cpus),
-            held_memory_mib: self.held.memory_mib,
-            held_vms: u32_of(self.held.vms),
-            seen_unix_ms: self.seen,
-        })
-    }
-}
 
 /// All hosts.
 #[derive(Debug, Default)]
@@ -373,6 +261,13 @@ impl Hosts {
         if let Some(host) = self.hosts.get_mut(&id) {
             host.seen = now;
             host.masters = masters.or_else(|| host.masters.take());
+        }
+    }
+
+    /// The memory that is really free on a host, if it says so.
+    pub fn set_free_memory(&mut self, id: HostId, free_mib: Option<u64>) {
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.free_memory_mib = free_mib;
         }
     }
 

@@ -7,7 +7,7 @@
 use super::{
     Core,
     api::{CoreError, Effect, Named, Reply, Targets, Waiter},
-    hosts::Link,
+    host::Link,
     ticket::{HostId, State, Ticket},
     waiting::{Kind, Place},
 };

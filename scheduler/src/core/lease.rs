@@ -5,7 +5,7 @@
 use super::{
     Core,
     api::Effect,
-    hosts::Link,
+    host::Link,
     parts::forget_part,
     room::Load,
     ticket::{HostId, State, VmEnd},

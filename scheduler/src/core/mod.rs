@@ -2,14 +2,14 @@
 //!
 //! - [`api`], `error`, [`state`]: commands, answers and effects. [`ticket`]: a ticket in its stored
 //!   form.
-//! - knowledge: `ledger` (tickets), `left` (the data that clones left), `epochs`, `hosts` and
-//!   `room` (their resources and free capacity), `queue` (requests), `waiting` (callers that wait),
-//!   `timers`.
+//! - knowledge: `ledger` (tickets), `left` (the data that clones left), `epochs`, `hosts`, `host`
+//!   and `room` (their resources and free capacity), `queue` (requests), `waiting` (callers that
+//!   wait), `timers`.
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
 //!   (released, used, over), `parts` (unused; each host's part), `ended` (clones end), `register`,
 //!   `lease` and `returns` (hosts come, go, and come back).
-//! - who a host is: `identity`. What operators do with hosts: `operate`. [`record`]: a host in its
-//!   stored form.
+//! - who a host is: `identity`; what its VMs rely on: [`facts`]. What operators do with hosts:
+//!   `operate`. [`record`]: a host in its stored form.
 //! - vmids that are unique in a family: `vmids`.
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.
 //!
@@ -31,7 +31,9 @@ mod calls;
 mod ended;
 pub mod epochs;
 pub mod error;
+pub mod facts;
 pub mod family;
+mod host;
 mod hosts;
 mod identity;
 mod join;
@@ -154,7 +156,7 @@ impl Core {
                 self.answer_ticket(waiter, answer, out);
             }
             Command::HostUp { waiter, info, present } => self.host_up(waiter, info, &present, out),
-            Command::HostBeat { host, epoch, masters } => self.host_beat(host, epoch, masters, out),
+            Command::HostBeat { host, epoch, beat } => self.host_beat(host, epoch, beat, out),
             Command::HostDown { host, epoch } => self.host_down(host, epoch),
             Command::SetScheduling { waiter, host, scheduling } => {
                 let answer = self.set_scheduling(host, scheduling, out);

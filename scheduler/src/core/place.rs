@@ -5,7 +5,8 @@
 
 use super::{
     api::{Closed, Free},
-    hosts::{Host, Hosts},
+    host::Host,
+    hosts::Hosts,
     room::{Held, Room},
     ticket::{HostId, Policy},
 };

@@ -1,6 +1,6 @@
 //! A host as it describes itself, and what runs there.
 
-use super::ticket::HostId;
+use super::{facts::Facts, ticket::HostId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -33,6 +33,18 @@ pub struct HostInfo {
     /// Where it receives what VMs of other hosts send to its own; empty: nowhere.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub overlay: String,
+    /// What its VMs rely on; None: a daemon of an earlier release does not say, or nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
+}
+
+/// What a host says when it beats.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// The families whose master lives there; None: the same as before.
+    pub masters: Option<BTreeSet<Uuid>>,
+    /// The memory that is really free there, MiB; None: it is not known.
+    pub free_memory_mib: Option<u64>,
 }
 
 /// What tells a host's daemon from a copy of it.

@@ -14,8 +14,8 @@
 
 use super::{
     Core,
-    api::{Effect, HostInfo, KILLS_A_BEAT_MAX, Present, Reply, Running, Waiter},
-    hosts::{Host, Link},
+    api::{Beat, Effect, HostInfo, KILLS_A_BEAT_MAX, Present, Reply, Running, Waiter},
+    host::{Host, Link},
     room::Load,
     ticket::{HostId, State, Ticket, VmEnd},
 };
@@ -282,13 +282,8 @@ impl Core {
     }
 
     /// A host lives.
-    pub(super) fn host_beat(
-        &mut self,
-        host: HostId,
-        epoch: u64,
-        masters: Option<BTreeSet<Uuid>>,
-        out: &mut Vec<Effect>,
-    ) {
+    pub(super) fn host_beat(&mut self, host: HostId, epoch: u64, beat: Beat, out: &mut Vec<Effect>) {
+        let Beat { masters, free_memory_mib } = beat;
         let Some(up) = self.hosts.up(host).filter(|host| host.epoch == epoch) else { return };
         // Masters that are in one list only have begun or ended since the last beat.
         if let (Some(before), Some(now)) = (&up.masters, &masters) {
@@ -298,6 +293,7 @@ impl Core {
             self.lose_masters(host, |family| gone.contains(&family), out);
         }
         self.hosts.see(host, self.now, masters);
+        self.hosts.set_free_memory(host, free_memory_mib);
         self.renew_lease(host);
         self.say_kills(host, out);
     }

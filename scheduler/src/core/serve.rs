@@ -117,7 +117,7 @@ impl Core {
         }
         let Some(Request { want, .. }) = self.queue.get(request) else { return false };
         let usable = |id: &HostId| {
-            let fits = |host: &super::hosts::Host| host.room().fit(want.vcpus, want.memory_mib) > 0;
+            let fits = |host: &super::host::Host| host.room().fit(want.vcpus, want.memory_mib) > 0;
             (want.only.is_empty() || want.only.binary_search(id).is_ok())
                 && self.hosts.usable(*id).is_some_and(fits)
         };

@@ -60,6 +60,8 @@ pub struct HostState {
     pub held_vms: u32,
     /// When the host last gave a sign of life.
     pub seen_unix_ms: UnixMs,
+    /// The memory that was really free there then, MiB; None: it is not known.
+    pub free_memory_mib: Option<u64>,
 }
 
 /// How many requests, tickets and hosts the core knows.

@@ -15,7 +15,7 @@
 use super::{
     Core,
     api::{CoreError, Effect, UnixMs, VMID_FAMILIES_MAX, VMID_MAX, VmidDemand},
-    hosts::Host,
+    host::Host,
     ticket::HostId,
     timers::Timer,
 };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     core::{
-        api::{CoreError, HostInfo, Present, UseBy},
+        api::{Beat, CoreError, HostInfo, Present, UseBy},
         ticket::{Policy, State, VmEnd},
     },
     store::memory::MemoryStore,
@@ -44,6 +44,7 @@ fn host(cpus: u32) -> HostInfo {
         memory_percent: None,
         identity: None,
         overlay: String::new(),
+        facts: None,
     }
 }
 
@@ -278,7 +279,7 @@ async fn hosts_are_heard_however_many_calls_are_under_way() {
     assert!(matches!(refused, Refusal::Busy { most: CALLS_MAX }), "{refused}");
     let (epoch, _orders) = engine.host_up(host(1), Present::default()).await.unwrap();
     let host = host(1).id;
-    engine.host_beat(host, epoch, None).await.unwrap();
+    engine.host_beat(host, epoch, Beat::default()).await.unwrap();
     engine.ended(host, epoch, vec![(Uuid::nil(), 1, VmEnd::Ended)], vec![Uuid::nil()]).await.unwrap();
 }
 

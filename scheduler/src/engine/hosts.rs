@@ -6,12 +6,12 @@ use super::{
     noted,
 };
 use crate::core::{
-    api::{Command, HostChange, HostInfo, Present, VmidDemand},
+    api::{Beat, Command, HostChange, HostInfo, Present, VmidDemand},
     family::FamilyVm,
     record::Scheduling,
     ticket::{HostId, VmEnd},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -41,14 +41,9 @@ impl Engine {
         changed(self.call(None, |waiter| Command::FenceHost { waiter, host }).await?)
     }
 
-    /// A host lives; it says which masters it has, if that has changed.
-    pub async fn host_beat(
-        &self,
-        host: HostId,
-        epoch: u64,
-        masters: Option<BTreeSet<Uuid>>,
-    ) -> Result<(), Refusal> {
-        self.send(Message::Beat(host, epoch, masters)).await
+    /// A host lives, and says something of itself.
+    pub async fn host_beat(&self, host: HostId, epoch: u64, beat: Beat) -> Result<(), Refusal> {
+        self.send(Message::Beat(host, epoch, beat)).await
     }
 
     /// A host's connection has ended.

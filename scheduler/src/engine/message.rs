@@ -2,17 +2,14 @@
 
 use crate::{
     core::{
-        api::{Command, CoreError, HostChange, Listing, Named, Waiter},
+        api::{Beat, Command, CoreError, HostChange, Listing, Named, Waiter},
         family::FamilyVm,
         state::{Counts, HostState},
         ticket::{HostId, Ticket},
     },
     store::{JoinData, StoreError},
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -216,8 +213,8 @@ pub(super) struct Call {
 pub(super) enum Message {
     /// The core, and who waits for it.
     Call(Box<Call>),
-    /// A host lives: the epoch of its registration, and its masters if they have changed.
-    Beat(HostId, u64, Option<BTreeSet<Uuid>>),
+    /// A host lives: the epoch of its registration, and what it says.
+    Beat(HostId, u64, Beat),
     /// What is in the ledger.
     Ask(Query),
     /// The engine is to stop.

@@ -1,9 +1,11 @@
 //! Checks requests field by field. Everything that passes is within its limits.
 
+mod facts;
+
 use super::status;
 use crate::core::{
     api::{
-        Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy,
+        Beat, Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy,
         VMIDS_MAX, VmidDemand,
     },
     present::Identity,
@@ -264,6 +266,7 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
             folder: check.text("info.identity.folder", of.folder, TEXT_MAX_CHARS),
         }),
         overlay: check.text("info.overlay", info.overlay, TEXT_MAX_CHARS),
+        facts: info.facts.map(|facts| check.facts(facts)),
     };
     check.count("running", &register.running, CLONES_MAX);
     check.count("making", &register.making, CLONES_MAX);
@@ -282,11 +285,13 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
     check.done((info, Present { running, making, masters }))
 }
 
-/// What a host says when it beats: the masters that it has, if these have changed.
-pub(super) fn beat(beat: v1::Beat) -> Result<Option<BTreeSet<Uuid>>, Status> {
+/// What a host says when it beats.
+pub(super) fn beat(beat: v1::Beat) -> Result<Beat, Status> {
     let mut check = Check::default();
     let masters = beat.masters.map(|masters| check.masters(&masters));
-    check.done(masters)
+    let free_memory_mib =
+        beat.free_memory_mib.map(|mib| check.range("free_memory_mib", mib, 0..=*HOST_MEMORY_MIB.end()));
+    check.done(Beat { masters, free_memory_mib })
 }
 
 /// VMs of a host that have ended.

@@ -1,4 +1,6 @@
 use super::*;
+use patina_control::config::KvmKind;
+use patina_snapshot::{cpuid::CpuidEntry, facts::HostFacts};
 use tonic_types::StatusExt as _;
 
 fn good() -> v1::RequestTicketRequest {
@@ -145,6 +147,86 @@ fn a_host_says_who_it_is_and_what_runs() {
 }
 
 #[test]
+fn what_a_host_says_of_its_cpu_is_within_limits_and_is_shown_as_it_was_said() {
+    let leaf = v1::CpuidLeaf { leaf: 7, subleaf: 1, eax: 1, ebx: 2, ecx: 3, edx: u32::MAX };
+    let good = v1::HostFacts {
+        cpu_vendor: b"AuthenticAMD".to_vec(),
+        cpu_family: 25,
+        cpu_model: 17,
+        cpu_stepping: 1,
+        kvm_kind: v1::KvmKind::Svm.into(),
+        page_bytes: 4096,
+        xcr0: 7,
+        tsc_khz: 2_600_000,
+        can_scale_tsc: true,
+        kernel: "6.18.1".into(),
+        cpuid: vec![leaf],
+        lazy_memory: true,
+    };
+    let said = |facts: v1::HostFacts| {
+        let id = Uuid::new_v4().to_string();
+        let info = v1::HostInfo { id, cpus: 2, memory_mib: 9, facts: Some(facts), ..Default::default() };
+        register(v1::Register { info: Some(info), ..v1::Register::default() })
+    };
+    let facts = said(good.clone()).unwrap().0.facts.unwrap();
+    assert_eq!(crate::host::facts::message(&facts.host, facts.lazy_memory), good);
+    let wrong = v1::HostFacts {
+        cpu_vendor: b"short".to_vec(),
+        cpu_family: 65_536,
+        cpu_model: 65_536,
+        cpu_stepping: 65_536,
+        kvm_kind: v1::KvmKind::None.into(),
+        page_bytes: 0,
+        kernel: "x".repeat(65),
+        cpuid: vec![leaf; facts::LEAVES_MAX + 1],
+        ..good.clone()
+    };
+    let fields = fields(&said(wrong).unwrap_err());
+    let fields: Vec<_> = fields.iter().map(|field| field.strip_prefix("info.facts.").unwrap()).collect();
+    let all = [
+        "kvm_kind",
+        "cpu_family",
+        "cpu_model",
+        "cpu_stepping",
+        "cpu_vendor",
+        "cpuid",
+        "page_bytes",
+        "kernel",
+    ];
+    assert_eq!(fields.iter().collect::<BTreeSet<_>>(), all.iter().collect(), "{fields:?}");
+    let escape = v1::HostFacts { kernel: "6\x1b[2J".into(), ..good };
+    assert!(said(escape).is_err());
+}
+
+#[test]
+fn a_host_registers_whatever_its_cpu_and_kernel_say() {
+    let ones = |function, index| CpuidEntry { function, index, eax: !0, ebx: !0, ecx: !0, edx: !0, flags: 0 };
+    let leaves = [1, 6, 7, 0x4000_0001, 0x8000_0001, 0x8000_0007, 0x8000_0008, 0x8000_0021];
+    let leaves = leaves.into_iter().map(|leaf| ones(leaf, 0));
+    let more = [7, 0xd].into_iter().flat_map(|leaf| (0..63).map(move |subleaf| ones(leaf, subleaf)));
+    for cpuid in [Vec::new(), leaves.chain(more).collect()] {
+        let kernel = format!("6.1\x1b[2J\n{}", "ä".repeat(100));
+        let facts = HostFacts::of_cpuid(KvmKind::Software, cpuid);
+        let facts = HostFacts { vendor: [0xff; 12], xcr0: !0, page_bytes: 4096, kernel, ..facts };
+        let id = Uuid::new_v4().to_string();
+        let said = Some(crate::host::facts::message(&facts, true));
+        let info = v1::HostInfo { id, cpus: 2, memory_mib: 9, facts: said, ..Default::default() };
+        let (info, _) = register(v1::Register { info: Some(info), ..v1::Register::default() }).unwrap();
+        let known = info.facts.unwrap().host;
+        assert_eq!((known.vendor, known.kernel.chars().count()), ([0xff; 12], 64));
+        assert_eq!(known.check(&facts), Ok(()));
+    }
+}
+
+#[test]
+fn a_host_says_how_much_memory_is_free() {
+    let of = |free_memory_mib| beat(v1::Beat { free_memory_mib, ..v1::Beat::default() });
+    assert_eq!(of(None).unwrap().free_memory_mib, None);
+    assert_eq!(of(Some(0)).unwrap().free_memory_mib, Some(0));
+    assert_eq!(fields(&of(Some(u64::MAX)).unwrap_err()), ["free_memory_mib"]);
+}
+
+#[test]
 fn a_host_says_which_masters_it_has_and_which_have_ended() {
     let info = v1::HostInfo { id: Uuid::new_v4().to_string(), cpus: 2, memory_mib: 9, ..Default::default() };
     let good = |families: Option<Vec<String>>| v1::Register {
@@ -189,7 +271,8 @@ fn pages_have_bounds_and_tokens_are_ours() {
 #[test]
 fn a_beat_names_masters_or_none() {
     let of = |families: Option<Vec<String>>| {
-        beat(v1::Beat { masters: families.map(|families| v1::Masters { families }) })
+        let masters = families.map(|families| v1::Masters { families });
+        beat(v1::Beat { masters, free_memory_mib: None }).map(|beat| beat.masters)
     };
     let family = Uuid::from_u128(7);
     assert_eq!(of(None).unwrap(), None);

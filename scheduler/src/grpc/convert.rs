@@ -3,12 +3,14 @@
 use crate::{
     core::{
         api::HostChange,
+        facts::Facts,
         family::FamilyVm,
         record::Scheduling,
         state::{HostState, Standing},
         ticket::{Outcome, State, Ticket, VmEnd},
     },
     engine::Seen,
+    host::facts::message,
 };
 use patina_proto::v1;
 
@@ -130,6 +132,7 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
                 folder: of.folder,
             }),
             overlay: info.overlay,
+            facts: info.facts.map(facts),
         }),
         alive,
         epoch: host.epoch,
@@ -144,5 +147,11 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
         scheduling: scheduling(host.scheduling).into(),
         scheduling_unix_ms: host.scheduling_unix_ms,
         lost_unix_ms: host.lost_unix_ms.unwrap_or(0),
+        free_memory_mib: host.free_memory_mib,
     }
+}
+
+fn facts(facts: Facts) -> v1::HostFacts {
+    let Facts { host, lazy_memory } = facts;
+    message(&host, lazy_memory)
 }

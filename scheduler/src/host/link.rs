@@ -49,6 +49,10 @@ pub trait Clones: Send + Sync + 'static {
     fn masters(&self) -> Option<Vec<String>> {
         self.present().masters
     }
+    /// The memory that is really free on this host now, MiB; None: not known.
+    fn free_memory_mib(&self) -> Option<u64> {
+        None
+    }
     /// Ends these clones. Their ends are reported with [`HostLink::ended`], like all others.
     fn kill(&self, order: KillClones);
 }
@@ -301,11 +305,14 @@ impl Keeper {
         }
     }
 
-    /// Says that the host lives, and which masters it has if there are others than it said last.
+    /// Says that the host lives and how much memory is free, and which masters it has if there are
+    /// others than it said last.
     fn beat(&self, session: &mut Session) {
         let now = self.clones.masters().map(|families| Masters { families });
         let masters = now.filter(|now| session.masters.as_ref() != Some(now));
-        if say(&session.messages, Message::Beat(Beat { masters: masters.clone() })) && masters.is_some() {
+        let free_memory_mib = self.clones.free_memory_mib();
+        let beat = Message::Beat(Beat { masters: masters.clone(), free_memory_mib });
+        if say(&session.messages, beat) && masters.is_some() {
             session.masters = masters;
         }
     }

@@ -8,6 +8,7 @@
 //! Both make their calls with a [`crate::client::HostClient`].
 
 pub mod admission;
+pub mod facts;
 mod link;
 
 pub use link::{Clones, HostLink, Present, Registration};

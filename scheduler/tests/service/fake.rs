@@ -2,8 +2,8 @@
 
 use crate::server::{SOON, Server};
 use patina_proto::v1::{
-    self, AdmitClonesRequest, HostInfo, KillClones, RequestTicketRequest, ReserveVmidsRequest, RunningClone,
-    Ticket, UseTicketRequest, VmEnd,
+    self, AdmitClonesRequest, CpuidLeaf, HostFacts, HostInfo, KillClones, KvmKind, RequestTicketRequest,
+    ReserveVmidsRequest, RunningClone, Ticket, UseTicketRequest, VmEnd,
 };
 use scheduler::{
     client::{Client, HostClient},
@@ -16,6 +16,23 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 pub const MEMORY_MIB: u32 = 256;
+
+/// What is really free of each host's memory.
+pub const FREE_MIB: u64 = 77;
+
+/// What each host's VMs rely on.
+pub fn facts() -> HostFacts {
+    HostFacts {
+        cpu_vendor: b"AuthenticAMD".to_vec(),
+        cpu_family: 25,
+        kvm_kind: KvmKind::Svm.into(),
+        page_bytes: 4096,
+        kernel: "6.18.1".into(),
+        cpuid: vec![CpuidLeaf { leaf: 7, ebx: 5, ..CpuidLeaf::default() }],
+        lazy_memory: true,
+        ..HostFacts::default()
+    }
+}
 
 /// Its clones are numbers.
 pub struct FakeHost {
@@ -34,6 +51,10 @@ impl Clones for FakeHost {
     fn present(&self) -> Present {
         let (running, masters) = (self.running.lock().unwrap().clone(), self.masters.lock().unwrap().clone());
         Present { running, masters, ..Present::default() }
+    }
+
+    fn free_memory_mib(&self) -> Option<u64> {
+        Some(FREE_MIB)
     }
 
     fn kill(&self, order: KillClones) {
@@ -66,6 +87,7 @@ impl FakeHost {
             address: "unix:/nowhere".into(),
             cpus,
             memory_mib: u64::from(cpus) * u64::from(MEMORY_MIB),
+            facts: Some(facts()),
             ..HostInfo::default()
         };
         let host = Arc::new(Self {

@@ -1,7 +1,7 @@
 //! Lists, pages and watches.
 
 use crate::{
-    fake::{FakeHost, all_tickets, family, grant, hosts, release, still, why},
+    fake::{FREE_MIB, FakeHost, all_tickets, facts, family, grant, hosts, release, still, why},
     server::{SOON, Server},
 };
 use patina_proto::v1::{
@@ -40,6 +40,25 @@ async fn pages_have_all_tickets_once_in_the_order_of_granting() {
     let request = ListTicketsRequest { family: other, ..ListTicketsRequest::default() };
     let page = client.clone().list_tickets(request).await.unwrap().into_inner();
     assert_eq!((page.tickets.len(), page.next_page_token.as_str()), (5, ""));
+}
+
+#[tokio::test]
+async fn a_host_is_listed_with_what_its_vms_rely_on_and_how_much_memory_is_free() {
+    let server = Server::start(&["--lease", "300ms"]);
+    let _host = FakeHost::start(&server, 1).await;
+    let client = server.client();
+    let listed = async {
+        loop {
+            let host = hosts(&client).await.remove(0);
+            if host.free_memory_mib.is_some() {
+                return host;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let host = timeout(SOON, listed).await.expect("it beats");
+    assert_eq!(host.free_memory_mib, Some(FREE_MIB));
+    assert_eq!(host.info.unwrap().facts, Some(facts()));
 }
 
 #[tokio::test]

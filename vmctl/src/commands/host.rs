@@ -1,4 +1,6 @@
-//! `vmctl host`: takes hosts out of use and brings them back.
+//! `vmctl host`: shows hosts, takes them out of use and brings them back.
+
+mod inspect;
 
 use super::{
     Context,
@@ -9,7 +11,9 @@ use crate::{
     output::{self, Format},
 };
 use clap::Subcommand;
-use patina_proto::v1::{FenceHostRequest, HostChange, HostClone, HostScheduling, SetHostSchedulingRequest};
+use patina_proto::v1::{
+    FenceHostRequest, HostChange, HostClone, HostScheduling, HostStatus, SetHostSchedulingRequest,
+};
 use serde::Serialize;
 use tonic::Status;
 
@@ -19,6 +23,13 @@ pub enum Command {
     /// List the hosts that the scheduler knows, their state, and what of them is reserved.
     #[command(visible_alias = "list")]
     Ls,
+    /// Print everything about a host: its CPU, KVM and kernel, and the memory that is really free.
+    Inspect {
+        /// The host's name or UUID.
+        // Under the name `host` it would be the value of --host.
+        #[arg(id = "named", value_name = "HOST")]
+        host: String,
+    },
     /// Grant nothing new on a host. Tickets that were granted may still be used.
     Cordon {
         /// The host's name or UUID.
@@ -78,6 +89,13 @@ struct CloneView {
 pub async fn run(context: &Context, command: Command) -> Result<(), CtlError> {
     match command {
         Command::Ls => hosts::run(context).await,
+        Command::Inspect { host } => {
+            let statuses = hosts::statuses(context).await?;
+            let views: Vec<HostView> = statuses.iter().cloned().map(HostView::from).collect();
+            let id = find(&views, &host)?;
+            let is_it = |status: &HostStatus| status.info.as_ref().is_some_and(|info| info.id == id);
+            inspect::print(context.format, statuses.into_iter().find(is_it).unwrap_or_default())
+        }
         Command::Cordon { host } => set(context, &host, HostScheduling::Cordoned).await,
         Command::Drain { host } => set(context, &host, HostScheduling::Draining).await,
         Command::Uncordon { host } => set(context, &host, HostScheduling::Open).await,
@@ -171,7 +189,7 @@ fn line(view: &ChangeView, is: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use patina_proto::v1::{HostInfo, HostStatus};
+    use patina_proto::v1::HostInfo;
 
     fn host(id: &str, name: &str) -> HostView {
         let info = HostInfo { id: id.into(), name: name.into(), ..HostInfo::default() };

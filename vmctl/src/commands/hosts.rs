@@ -26,18 +26,18 @@ pub struct HostView {
     pub state: &'static str,
     state_unix_ms: u64,
     lost_unix_ms: u64,
-    scheduling: &'static str,
+    pub scheduling: &'static str,
     scheduling_unix_ms: u64,
     epoch: u64,
-    real_cpus: u32,
-    real_memory_mib: u64,
-    cpus: u32,
-    memory_mib: u64,
-    max_vms: u32,
-    held_cpus: u32,
-    held_memory_mib: u64,
-    held_vms: u32,
-    seen_unix_ms: u64,
+    pub real_cpus: u32,
+    pub real_memory_mib: u64,
+    pub cpus: u32,
+    pub memory_mib: u64,
+    pub max_vms: u32,
+    pub held_cpus: u32,
+    pub held_memory_mib: u64,
+    pub held_vms: u32,
+    pub seen_unix_ms: u64,
 }
 
 impl From<HostStatus> for HostView {
@@ -125,13 +125,18 @@ pub async fn run(context: &Context) -> Result<(), CtlError> {
 
 /// All hosts that the scheduler knows.
 pub async fn all(context: &Context) -> Result<Vec<HostView>, CtlError> {
+    Ok(statuses(context).await?.into_iter().map(HostView::from).collect())
+}
+
+/// All hosts that the scheduler knows, as it says it.
+pub async fn statuses(context: &Context) -> Result<Vec<HostStatus>, CtlError> {
     let mut scheduler = context.scheduler().await?;
-    let mut hosts: Vec<HostView> = Vec::new();
+    let mut hosts = Vec::new();
     let mut page_token = String::new();
     loop {
         let request = ListHostsRequest { page_size: 0, page_token };
         let page = scheduler.list_hosts(request).await?.into_inner();
-        hosts.extend(page.hosts.into_iter().map(HostView::from));
+        hosts.extend(page.hosts);
         if page.next_page_token.is_empty() {
             return Ok(hosts);
         }

@@ -3,10 +3,12 @@
 
 use super::{
     host::Host,
+    snapshot_data::room,
     tickets::{running, ticket_of},
     vm::Vm,
 };
 use crate::{plan::lifecycle::Phase, store::record::Record};
+use patina_daemon::chain;
 use patina_proto::v1::RunningClone;
 use scheduler::host::admission::Vms;
 use std::{
@@ -85,6 +87,16 @@ impl Vms for VmsOf {
         families.sort_unstable();
         families.dedup();
         families.iter().map(Uuid::to_string).collect()
+    }
+
+    fn free_memory_mib(&self) -> Option<u64> {
+        match room::available() {
+            Ok(bytes) => Some(bytes >> 20),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "find out how much memory is free");
+                None
+            }
+        }
     }
 
     fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str) {

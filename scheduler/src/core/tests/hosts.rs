@@ -1,8 +1,11 @@
 //! Hosts come, go, and come back.
 
-use super::world::{World, demand, id, info, options, running};
+use super::world::{World, demand, facts, id, info, options, running};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, HostInfo, Options, Reply, Running, Targets, UseBy, Waiter},
+    api::{
+        Beat, Command, CoreError, Demand, Effect, HostInfo, Options, Reply, Running, Targets, UseBy, Waiter,
+    },
+    record::HostRecord,
     state::Standing,
     ticket::{State, Ticket, VmEnd},
 };
@@ -447,6 +450,28 @@ fn one_that_is_named_twice_with_different_sizes_is_one() {
     world.ended(id(1), ticket.id, [1], VmEnd::Killed);
     let host = &world.core.hosts()[0];
     assert_eq!((host.held_vms, host.held_cpus, host.held_memory_mib), (2, 2, 128));
+}
+
+#[test]
+fn what_a_host_has_is_stored_and_how_much_is_free_is_not() {
+    let mut world = World::new();
+    world.host_with(HostInfo { facts: Some(facts(1)), ..info(1, 4) }, Vec::new());
+    let beat = |world: &mut World, free_memory_mib| {
+        let (host, epoch) = (id(1), world.hosts[&id(1)]);
+        world.apply(Command::HostBeat { host, epoch, beat: Beat { masters: None, free_memory_mib } });
+        assert!(world.effects.is_empty(), "{:?}", world.effects);
+        world.core.hosts()[0].free_memory_mib
+    };
+    assert_eq!(world.core.hosts()[0].free_memory_mib, None);
+    assert_eq!(beat(&mut world, Some(100)), Some(100));
+    assert_eq!(beat(&mut world, None), None);
+    beat(&mut world, Some(100));
+    let text = serde_json::to_string(&world.stored_hosts[&id(1)]).unwrap();
+    let read: HostRecord = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, world.stored_hosts[&id(1)]);
+    world.restart(options());
+    let host = &world.core.hosts()[0];
+    assert_eq!((&host.info.facts, host.free_memory_mib), (&Some(facts(1)), None));
 }
 
 #[test]

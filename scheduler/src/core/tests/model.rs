@@ -7,7 +7,7 @@ use super::{
 };
 use crate::core::{
     api::{
-        Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, Usage, UseBy,
+        Beat, Command, Demand, Effect, HostInfo, Options, Present, Reply, Running, Targets, Usage, UseBy,
         VmidDemand, Waiter,
     },
     record::Scheduling,
@@ -682,7 +682,7 @@ impl Sim {
             Op::Beat(number) => {
                 let host = self.host(*number);
                 if let Some(epoch) = self.world.hosts.get(&host).copied() {
-                    self.apply(Command::HostBeat { host, epoch, masters: None });
+                    self.apply(Command::HostBeat { host, epoch, beat: Beat::default() });
                 }
                 if self.hosts[&host].connected {
                     self.check_orders(host);

@@ -2,7 +2,7 @@
 
 use super::world::{World, demand, id, info, options, running};
 use crate::core::{
-    api::{Command, CoreError, Demand, Present},
+    api::{Beat, Command, CoreError, Demand, Present},
     record::Scheduling,
     state::Standing,
     ticket::{State, Ticket},
@@ -129,7 +129,7 @@ fn draining_names_the_masters_that_a_host_has_said_last() {
     let epoch = world.hosts[&id(1)];
     let say = |world: &mut World, epoch, masters: Option<&[u128]>| {
         let masters = masters.map(|all| all.iter().map(|family| id(*family)).collect());
-        world.apply(Command::HostBeat { host: id(1), epoch, masters });
+        world.apply(Command::HostBeat { host: id(1), epoch, beat: Beat { masters, ..Beat::default() } });
     };
     say(&mut world, epoch, Some(&[8, 7]));
     say(&mut world, epoch, None);

@@ -3,7 +3,7 @@
 
 use super::world::{World, demand, id, info, options, running, usage};
 use crate::core::{
-    api::{Command, Demand, Effect, Present, Running, Usage},
+    api::{Beat, Command, Demand, Effect, Present, Running, Usage},
     ticket::{HostId, State, Ticket, VmEnd},
 };
 use uuid::Uuid;
@@ -143,7 +143,7 @@ fn a_beat_tells_which_masters_have_begun_and_ended() {
     let beat = |scene: &mut Scene, families: &[u128]| {
         let (host, masters) = (id(1), Some(families.iter().map(|family| id(*family)).collect()));
         let epoch = scene.world.hosts[&host];
-        scene.world.apply(Command::HostBeat { host, epoch, masters });
+        scene.world.apply(Command::HostBeat { host, epoch, beat: Beat { masters, ..Beat::default() } });
         scene.alone()[1]
     };
     scene.first_returns(&[7, 8]);

@@ -4,14 +4,17 @@
 use crate::core::{
     Core,
     api::{
-        Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options, Present,
-        Reply, Running, Targets, UnixMs, Usage, VmidDemand, Waiter,
+        Beat, Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options,
+        Present, Reply, Running, Targets, UnixMs, Usage, VmidDemand, Waiter,
     },
     epochs::Epochs,
+    facts::Facts,
     record::{HostRecord, Scheduling},
     ticket::{HostId, Policy, State, Ticket, VmEnd},
     vmids::VmidRecord,
 };
+use patina_control::config::KvmKind;
+use patina_snapshot::{cpuid::CpuidEntry, facts::HostFacts};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -291,7 +294,7 @@ impl World {
 
     pub fn beat(&mut self, host: HostId) {
         let epoch = self.hosts[&host];
-        self.apply(Command::HostBeat { host, epoch, masters: None });
+        self.apply(Command::HostBeat { host, epoch, beat: Beat::default() });
     }
 
     pub fn down(&mut self, host: HostId) {
@@ -472,7 +475,15 @@ pub fn info(number: u128, cpus: u32) -> HostInfo {
         memory_percent: None,
         identity: None,
         overlay: String::new(),
+        facts: None,
     }
+}
+
+/// Of a host with one of the features that this says, and no other.
+pub fn facts(features: u32) -> Facts {
+    let features = CpuidEntry { function: 7, ebx: features, ..CpuidEntry::default() };
+    let host = HostFacts { page_bytes: 4096, ..HostFacts::of_cpuid(KvmKind::Vmx, vec![features]) };
+    Facts { host, lazy_memory: true }
 }
 
 pub fn running(ticket: &Ticket, vmid: u32) -> Running {

@@ -185,11 +185,11 @@ impl Worker {
         for message in messages.drain(..) {
             match message {
                 Message::Call(call) => self.call(now, *call, &mut effects),
-                Message::Beat(host, epoch, masters) => {
+                Message::Beat(host, epoch, beat) => {
                     // The host sent this before its connection ended, but it is read only now. A
                     // registration that has ended does not count as alive.
                     if self.links.get(&host).is_some_and(|link| link.epoch == epoch) {
-                        self.apply(now, Command::HostBeat { host, epoch, masters }, &mut effects);
+                        self.apply(now, Command::HostBeat { host, epoch, beat }, &mut effects);
                     }
                 }
                 Message::Ask(query) => queries.push(query),

@@ -184,6 +184,10 @@ impl<V: Vms> Clones for HostClones<V> {
         self.shared.upgrade().map(|_| self.vms.masters())
     }
 
+    fn free_memory_mib(&self) -> Option<u64> {
+        self.vms.free_memory_mib()
+    }
+
     fn kill(&self, order: KillClones) {
         let Some(shared) = self.shared.upgrade() else { return };
         // In the same order, for the same reason.

@@ -58,6 +58,10 @@ pub trait Vms: Send + Sync + 'static {
     fn running(&self) -> Vec<RunningClone>;
     /// The families whose master lives here.
     fn masters(&self) -> Vec<String>;
+    /// The memory that is really free on this host now, MiB; None: not known.
+    fn free_memory_mib(&self) -> Option<u64> {
+        None
+    }
     /// Those of these clones of a ticket that run here are to end. Others with such a vmid are not
     /// meant.
     fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str);
