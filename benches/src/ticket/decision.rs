@@ -130,6 +130,7 @@ impl Cluster {
             timeout_ms: 0,
             hosts: Vec::new(),
             prefer: None,
+            parent: None,
             policy: Some(policy),
             ttl_ms: None,
             use_by: None,

@@ -7,6 +7,7 @@
 
 pub use super::calls::{Named, Usage, VmidDemand};
 pub use super::error::{Closed, CoreError, Free};
+pub use super::facts::Misfits;
 pub use super::limits::*;
 pub use super::present::{Beat, HostInfo, Present, Running, UnixMs};
 use super::{
@@ -63,6 +64,8 @@ pub struct Demand {
     pub hosts: Vec<HostId>,
     /// The host that is taken first, as far as it has room; None: as the policy says.
     pub prefer: Option<HostId>,
+    /// The host of the VM that is cloned: only hosts that fit its VMs are chosen; None: any.
+    pub parent: Option<HostId>,
     /// Where VMs are placed; None: as [`Options::policy`] says.
     pub policy: Option<Policy>,
     /// How long the ticket may stay unused, milliseconds; None: as [`Options::ttl_ms`] says.

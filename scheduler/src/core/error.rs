@@ -1,6 +1,7 @@
 //! The core's refusals. Each names its subject and what to do.
 
 use super::{
+    facts::Misfits,
     limits::{FAMILY_TICKETS_MAX, VMID_FAMILIES_MAX, VMID_MAX},
     ticket::HostId,
 };
@@ -68,6 +69,11 @@ impl Closed {
             }
         }
     }
+}
+
+/// Hosts that a VM does not fit, after what else is said.
+fn differ(misfits: &Misfits) -> String {
+    if misfits.hosts == 0 { String::new() } else { format!("; {}", misfits.said()) }
 }
 
 /// Why the core refuses a command.
@@ -228,13 +234,25 @@ pub enum CoreError {
         min_cpus_per_vm: u32,
     },
     /// The hosts had no room for the request in time.
-    #[error("request a ticket: there is no capacity for {min_vms} VMs now; free are {} CPUs and {} MiB, enough for {} such VMs{}; end some VMs, wait longer, or ask for fewer{}", free.cpus, free.memory_mib, free.vms, closed.said(), closed.advice())]
+    #[error("request a ticket: there is no capacity for {min_vms} VMs now; free are {} CPUs and {} MiB, enough for {} such VMs{}{}; end some VMs, wait longer, or ask for fewer{}", free.cpus, free.memory_mib, free.vms, closed.said(), differ(misfits), closed.advice())]
     NoCapacity {
         /// The fewest VMs that the request takes.
         min_vms: u32,
         /// What was free on all hosts at the end of the wait.
         free: Free,
         /// The hosts that are granted nothing, of those that may be chosen.
+        closed: Closed,
+        /// The hosts that were not looked at, as the VM that is cloned does not fit them.
+        misfits: Misfits,
+    },
+    /// The hosts that might have had room do not fit the VM that is cloned.
+    #[error("request a ticket: no host fits that could have {min_vms} VMs; {}{}; use hosts like the one of the VM that is cloned: `vmctl host inspect` shows what they have", misfits.said(), closed.said())]
+    NoFit {
+        /// The fewest VMs that the request takes.
+        min_vms: u32,
+        /// The hosts that the VM does not fit.
+        misfits: Misfits,
+        /// The hosts that are granted nothing, of those that it fits.
         closed: Closed,
     },
     /// The hosts that may be chosen are granted nothing, as an operator wants it.

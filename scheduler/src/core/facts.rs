@@ -1,14 +1,95 @@
-//! What decides whether VMs of one host fit another.
+//! Whether VMs of one host fit another.
 
-use patina_snapshot::facts::HostFacts;
-use serde::{Deserialize, Serialize};
+use super::present::HostInfo;
+use patina_snapshot::facts::FactsError;
 
-/// What a host has that its VMs rely on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// What a VM that is made on the host needs of a host. Its CPUID has only what is compared.
-    #[serde(flatten)]
-    pub host: HostFacts,
-    /// Whether VMs can run there while their memory arrives.
-    pub lazy_memory: bool,
+/// Why VMs of a host do not fit another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// The host of the VMs does not say what they rely on.
+    #[error("nobody knows what VMs of their host rely on")]
+    UnknownParent,
+    /// The other host does not say what it has.
+    #[error("nobody knows what it has, as its release does not say")]
+    Unknown,
+    /// The kinds of KVM differ.
+    #[error("it has another kind of KVM")]
+    KvmKind,
+    /// The CPUs differ too much.
+    #[error("it has another kind of CPU")]
+    Cpu,
+    /// The sizes of pages differ.
+    #[error("its memory has pages of another size")]
+    PageSize,
+    /// A state component is missing.
+    #[error("its CPU lacks state that the VMs may use")]
+    Xcr0,
+    /// A feature is missing, or is not the same.
+    #[error("its CPU lacks features that the VMs have seen, or has them otherwise")]
+    Cpuid,
+    /// The TSC has another frequency.
+    #[error("its TSC has another frequency, which it cannot scale")]
+    Tsc,
+    /// A host cannot run VMs whose memory has not arrived, or cannot lend it.
+    #[error("it or their host cannot run VMs before their memory has arrived")]
+    LazyMemory,
+    /// Only one of the hosts has a network for families over several hosts, or their ports differ.
+    #[error("only one of it and their host has --overlay, or the ports differ")]
+    Overlay,
+}
+
+impl From<FactsError> for Misfit {
+    fn from(error: FactsError) -> Self {
+        match error {
+            FactsError::KvmKind { .. } => Self::KvmKind,
+            FactsError::Cpu { .. } => Self::Cpu,
+            FactsError::PageSize { .. } => Self::PageSize,
+            FactsError::Xcr0 { .. } => Self::Xcr0,
+            FactsError::Cpuid(_) => Self::Cpuid,
+            FactsError::Tsc { .. } => Self::Tsc,
+        }
+    }
+}
+
+/// Whether VMs that were made on `parent` can go on on another host. The rule is that by which the
+/// other host judges a VM when it arrives.
+///
+/// # Errors
+/// The first reason why not.
+pub fn fits(parent: &HostInfo, host: &HostInfo) -> Result<(), Misfit> {
+    let needs = parent.facts.as_ref().ok_or(Misfit::UnknownParent)?;
+    let has = host.facts.as_ref().ok_or(Misfit::Unknown)?;
+    has.host.check(&needs.host)?;
+    if !(needs.lazy_memory && has.lazy_memory) {
+        return Err(Misfit::LazyMemory);
+    }
+    let port = |info: &HostInfo| info.overlay.rsplit_once(':').map(|(_, port)| port.to_owned());
+    if port(parent) == port(host) { Ok(()) } else { Err(Misfit::Overlay) }
+}
+
+/// Hosts that VMs do not fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Misfits {
+    /// How many there are.
+    pub hosts: u64,
+    /// The name of the first of them, and why they do not fit it.
+    pub first: Option<(String, Misfit)>,
+}
+
+impl Misfits {
+    /// One more.
+    pub(super) fn add(&mut self, name: &str, why: Misfit) {
+        self.hosts = self.hosts.saturating_add(1);
+        self.first.get_or_insert_with(|| (name.to_owned(), why));
+    }
+
+    /// Which hosts these are, as part of a message; empty: none.
+    pub(super) fn said(&self) -> String {
+        let Some((name, why)) = &self.first else { return String::new() };
+        let (hosts, rest) = match self.hosts {
+            0 | 1 => ("host does", ""),
+            _ => ("hosts do", ", the first"),
+        };
+        format!("{} {hosts} not fit the VM that is cloned{rest}: {name}: {why}", self.hosts)
+    }
 }

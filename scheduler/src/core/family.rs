@@ -40,7 +40,7 @@ impl Core {
             let (hostname, address, standing) = (info.name.clone(), info.address.clone(), host.standing());
             Some(FamilyVm { host: info.id, hostname, address, standing, ticket, parent_vmid })
         };
-        for host in self.hosts.all() {
+        for (_, host) in self.hosts.all() {
             let is_there = host.masters.as_ref().is_some_and(|masters| masters.contains(&family));
             vms.extend(on(host, None, None).filter(|_| is_there).map(|master| (0, master)));
             // Clones that run, though their ticket is over or not remembered.

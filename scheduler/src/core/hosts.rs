@@ -11,6 +11,7 @@
 
 use super::{
     api::{Closed, Free, HostInfo, Options, Running, UnixMs},
+    facts::{Misfit, fits},
     host::{Host, Link},
     record::{HostRecord, Scheduling},
     room::{ByRoom, Held, Load, Room},
@@ -48,8 +49,8 @@ impl Hosts {
     }
 
     /// All of them.
-    pub fn all(&self) -> impl Iterator<Item = &Host> {
-        self.hosts.values()
+    pub fn all(&self) -> impl Iterator<Item = (HostId, &Host)> {
+        self.hosts.iter().map(|(id, host)| (*id, host))
     }
 
     /// A host that is up.
@@ -60,6 +61,21 @@ impl Hosts {
     /// A host that may be granted something.
     pub fn usable(&self, id: HostId) -> Option<&Host> {
         self.hosts.get(&id).filter(|host| host.is_usable())
+    }
+
+    /// All of them that are usable.
+    pub fn all_usable(&self) -> impl Iterator<Item = (HostId, &Host)> {
+        self.all().filter(|(_, host)| host.is_usable())
+    }
+
+    /// Whether a VM of a host can go on on this one; any can where none is named.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub fn fit(&self, parent: Option<HostId>, id: HostId) -> Result<(), Misfit> {
+        let Some(parent) = parent.filter(|parent| *parent != id) else { return Ok(()) };
+        let info = |id| self.hosts.get(&id).and_then(|host| host.info.as_ref());
+        fits(info(parent).ok_or(Misfit::UnknownParent)?, info(id).ok_or(Misfit::Unknown)?)
     }
 
     /// Those that are usable, by what is free.

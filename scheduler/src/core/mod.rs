@@ -8,7 +8,7 @@
 //! - decisions: `request` and `serve` (who gets a ticket next), `place` (on which hosts), `spend`
 //!   (released, used, over), `parts` (unused; each host's part), `ended` (clones end), `register`,
 //!   `lease` and `returns` (hosts come, go, and come back).
-//! - who a host is: `identity`; what its VMs rely on: [`facts`]. What operators do with hosts:
+//! - who a host is: `identity`; whether VMs fit it: [`facts`]. What operators do with hosts:
 //!   `operate`. [`record`]: a host in its stored form.
 //! - vmids that are unique in a family: `vmids`.
 //! - what the VMs of a ticket do together: `barrier`, `join`, `kill`.

@@ -1,16 +1,23 @@
 //! Chooses the hosts for the VMs of a request.
 //!
-//! No decision examines all hosts. They are visited in the order of their free capacity, only those
-//! with capacity for one VM, and no more of them than the request needs.
+//! Only hosts are chosen that fit the VM that is cloned, where its host is named. Among them the
+//! policy decides. Where it sees no difference, hosts are taken that have VMs of the family
+//! already: they hold pages of it.
+//!
+//! No decision examines all hosts, but those that the VM does not fit. They are visited in the
+//! order of their free capacity, only those with capacity for one VM, and no more of them than the
+//! request needs.
 
 use super::{
     api::{Closed, Free},
+    facts::Misfits,
     host::Host,
     hosts::Hosts,
     room::{Held, Room},
     ticket::{HostId, Policy},
 };
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use uuid::Uuid;
 
 /// How many hosts are looked at for the fullest one in which all fits, where some of those with
 /// CPUs and memory enough take no more VMs.
@@ -19,6 +26,8 @@ const LOOKED_AT_MAX: usize = 64;
 /// What is to be placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Want {
+    /// The family that gets the VMs.
+    pub family: Uuid,
     /// The fewest VMs to be placed.
     pub min: u32,
     /// The most VMs to be placed.
@@ -35,6 +44,8 @@ pub struct Want {
     pub only: Vec<HostId>,
     /// The host that is taken first, as far as it has room, if it may be chosen at all.
     pub prefer: Option<HostId>,
+    /// The host of the VM that is cloned: only hosts that fit it may be chosen; None: any.
+    pub parent: Option<HostId>,
 }
 
 /// Hosts that are kept for others.
@@ -54,7 +65,7 @@ pub fn place(hosts: &Hosts, want: &Want, kept: &Kept) -> Option<Places> {
     if kept.all {
         return None;
     }
-    let search = Search { hosts, want, kept };
+    let search = Search { hosts, want, kept, held: hosts.held_by(want.family) };
     if want.single {
         return search.single();
     }
@@ -93,9 +104,11 @@ pub fn could(hosts: &Hosts, want: &Want, others: &[Room], stays: Option<&BTreeMa
     };
     if want.only.is_empty() {
         let (cpus, memory_mib) = want.size_of(least);
-        enough(&mut hosts.sizes().emptiest(cpus, memory_mib).map(fit_beside))
+        let sizes = hosts.sizes().emptiest(cpus, memory_mib);
+        enough(&mut sizes.filter(|(id, _)| want.may(hosts, *id)).map(fit_beside))
     } else {
-        enough(&mut want.only.iter().filter_map(|id| Some((*id, hosts.size(*id)?))).map(fit_beside))
+        let named = want.only.iter().filter(|id| want.may(hosts, **id));
+        enough(&mut named.filter_map(|id| Some((*id, hosts.size(*id)?))).map(fit_beside))
     }
 }
 
@@ -106,31 +119,68 @@ const FREE_HOSTS_MAX: usize = 256;
 /// What is free where it could be placed.
 pub fn free_for(hosts: &Hosts, want: &Want) -> Free {
     let vms = |room: Room| u64::from(room.fit(want.vcpus, want.memory_mib));
-    if want.only.is_empty() {
+    if want.is_any() {
         let (cpus, memory_mib) = want.size_of(1);
         let fitting = hosts.rooms().emptiest(cpus, memory_mib).take(FREE_HOSTS_MAX);
         return Free { vms: fitting.map(|(_, room)| vms(room)).sum(), ..hosts.totals() };
     }
-    let rooms = want.only.iter().filter_map(|id| hosts.usable(*id)).map(Host::room);
-    rooms.fold(Free::default(), |sum, room| Free {
+    let rooms = named(hosts, want).filter(|(id, _)| hosts.usable(*id).is_some() && want.may(hosts, *id));
+    rooms.map(|(_, host)| host.room()).fold(Free::default(), |sum, room| Free {
         cpus: sum.cpus.saturating_add(room.cpus.into()),
         memory_mib: sum.memory_mib.saturating_add(room.memory_mib),
         vms: sum.vms.saturating_add(vms(room)),
     })
 }
 
+/// The hosts that are named, or all.
+fn named<'a>(hosts: &'a Hosts, want: &'a Want) -> impl Iterator<Item = (HostId, &'a Host)> {
+    let all = want.only.is_empty().then(|| hosts.all());
+    let some = want.only.iter().filter_map(|id| Some((*id, hosts.get(*id)?)));
+    all.into_iter().flatten().chain(some)
+}
+
 /// How many of the hosts where it could be placed are granted nothing.
 pub fn closed_for(hosts: &Hosts, want: &Want) -> Closed {
-    if want.only.is_empty() {
+    if want.is_any() {
         return hosts.closed();
     }
-    want.only.iter().filter_map(|id| hosts.get(*id)).fold(Closed::default(), |mut sum, host| {
+    let may_be = named(hosts, want).filter(|(id, _)| want.may(hosts, *id));
+    may_be.fold(Closed::default(), |mut sum, (_, host)| {
         sum.add(host.closed());
         sum
     })
 }
 
+/// The hosts that might be granted something, and that the VM that is cloned does not fit.
+pub fn misfits_for(hosts: &Hosts, want: &Want) -> Misfits {
+    let mut misfits = Misfits::default();
+    if want.parent.is_none() {
+        return misfits;
+    }
+    for (id, host) in named(hosts, want).filter(|(id, _)| hosts.usable(*id).is_some()) {
+        if let (Err(why), Some(info)) = (hosts.fit(want.parent, id), &host.info) {
+            misfits.add(&info.name, why);
+        }
+    }
+    misfits
+}
+
 impl Want {
+    /// Whether no host is left out.
+    fn is_any(&self) -> bool {
+        self.only.is_empty() && self.parent.is_none()
+    }
+
+    /// Whether a host is among those that are named, or none is.
+    pub fn names(&self, id: HostId) -> bool {
+        self.only.is_empty() || self.only.binary_search(&id).is_ok()
+    }
+
+    /// Whether a host may be chosen: it is named, and the VM that is cloned fits it.
+    pub fn may(&self, hosts: &Hosts, id: HostId) -> bool {
+        self.names(id) && hosts.fit(self.parent, id).is_ok()
+    }
+
     /// The CPUs and memory of so many VMs.
     fn size_of(&self, vms: u32) -> (u32, u64) {
         let memory_mib = u64::from(vms).saturating_mul(self.memory_mib.max(1).into());
@@ -144,18 +194,31 @@ struct Candidate {
     id: HostId,
     room: Room,
     fit: u32,
+    /// It has VMs of the family, and pages with them.
+    holds: bool,
+}
+
+impl Candidate {
+    /// How much is free; of hosts with as much free, those are greater that hold pages.
+    fn key(&self) -> (u32, u64, bool, HostId) {
+        (self.room.cpus, self.room.memory_mib, self.holds, self.id)
+    }
 }
 
 struct Search<'a> {
     hosts: &'a Hosts,
     want: &'a Want,
     kept: &'a Kept,
+    /// What the family has where.
+    held: Option<&'a BTreeMap<HostId, Held>>,
 }
 
 impl Search<'_> {
     fn any(&self, (id, room): (HostId, Room)) -> Option<Candidate> {
         let fit = room.fit(self.want.vcpus, self.want.memory_mib);
-        (fit > 0 && !self.kept.hosts.contains(&id)).then_some(Candidate { id, room, fit })
+        let may_be = fit > 0 && !self.kept.hosts.contains(&id) && self.want.may(self.hosts, id);
+        let holds = self.want.parent == Some(id) || self.held.is_some_and(|held| held.contains_key(&id));
+        may_be.then_some(Candidate { id, room, fit, holds })
     }
 
     /// All but the host that is taken before any other.
@@ -166,16 +229,25 @@ impl Search<'_> {
     /// The host that is taken first, if it has room and may be chosen.
     fn preferred(&self) -> Option<Candidate> {
         let id = self.want.prefer?;
-        let may_be = self.want.only.is_empty() || self.want.only.contains(&id);
-        let room = self.hosts.usable(id).filter(|_| may_be)?.room();
-        self.any((id, room))
+        self.any((id, self.hosts.usable(id)?.room()))
+    }
+
+    /// Hosts with as much free as this one that hold pages of the family. There are few: each has
+    /// VMs of it.
+    fn holders_like(&self, like: Candidate) -> impl Iterator<Item = Candidate> {
+        let holders = self.held.into_iter().flat_map(BTreeMap::keys).copied().chain(self.want.parent);
+        let rooms = holders.filter_map(|id| Some((id, self.hosts.usable(id)?.room())));
+        let same = move |(_, room): &(HostId, Room)| {
+            (room.cpus, room.memory_mib) == (like.room.cpus, like.room.memory_mib)
+        };
+        rooms.filter(same).filter_map(|host| self.candidate(host))
     }
 
     /// The hosts that were named, the emptiest first.
     fn named(&self) -> Vec<Candidate> {
         let rooms = self.want.only.iter().filter_map(|id| Some((*id, self.hosts.usable(*id)?.room())));
         let mut named: Vec<_> = rooms.filter_map(|host| self.candidate(host)).collect();
-        named.sort_by_key(|c| std::cmp::Reverse((c.room.cpus, c.room.memory_mib, c.id)));
+        named.sort_by_key(|candidate| std::cmp::Reverse(candidate.key()));
         named
     }
 
@@ -200,18 +272,26 @@ impl Search<'_> {
                 break;
             }
         }
+        if let Some(last) = candidates.last().copied() {
+            let found: BTreeSet<HostId> = candidates.iter().map(|candidate| candidate.id).collect();
+            let more: BTreeMap<_, _> = self.holders_like(last).map(|holder| (holder.id, holder)).collect();
+            candidates.extend(more.into_values().filter(|holder| !found.contains(&holder.id)));
+        }
         candidates
     }
 
     /// The fullest host with room for so many that is not used yet.
     fn fullest(&self, vms: u32, used: &Places) -> Option<HostId> {
         let fits = |c: &Candidate| c.fit >= vms && !used.contains_key(&c.id);
-        if !self.want.only.is_empty() {
-            return self.named().into_iter().rev().find(fits).map(|c| c.id);
-        }
-        let (cpus, memory_mib) = self.want.size_of(vms);
-        let hosts = self.hosts.rooms().fullest(cpus, memory_mib).take(LOOKED_AT_MAX);
-        hosts.filter_map(|host| self.candidate(host)).find(fits).map(|c| c.id)
+        let first = if self.want.only.is_empty() {
+            let (cpus, memory_mib) = self.want.size_of(vms);
+            let hosts = self.hosts.rooms().fullest(cpus, memory_mib);
+            let mut hosts = hosts.filter(|(id, _)| self.want.may(self.hosts, *id)).take(LOOKED_AT_MAX);
+            hosts.find_map(|host| self.candidate(host).filter(fits))?
+        } else {
+            self.named().into_iter().rev().find(fits)?
+        };
+        Some(self.holders_like(first).find(fits).unwrap_or(first).id)
     }
 
     fn single(&self) -> Option<Places> {
@@ -239,7 +319,7 @@ impl Search<'_> {
         if let Some(host) = self.fullest(total, &places) {
             return Places::from([(host, total)]);
         }
-        candidates.sort_by_key(|c| std::cmp::Reverse(c.fit));
+        candidates.sort_by_key(|candidate| std::cmp::Reverse((candidate.fit, candidate.holds)));
         let mut left = total;
         for candidate in candidates {
             if candidate.fit >= left {
@@ -255,17 +335,16 @@ impl Search<'_> {
 
     /// One VM after another, each to the host that then has most left.
     fn spread(&self, candidates: Vec<Candidate>, total: u32) -> Places {
-        let key = |c: &Candidate| (c.room.cpus, c.room.memory_mib, c.id);
         let by_id: BTreeMap<_, _> = candidates.iter().map(|c| (c.id, c.fit)).collect();
-        let mut heap: BinaryHeap<_> = candidates.iter().map(key).collect();
+        let mut heap: BinaryHeap<_> = candidates.iter().map(Candidate::key).collect();
         let mut places = Places::new();
         for _ in 0..total {
-            let Some((cpus, memory_mib, id)) = heap.pop() else { break };
+            let Some((cpus, memory_mib, holds, id)) = heap.pop() else { break };
             let vms = places.entry(id).or_insert(0_u32);
             *vms = vms.saturating_add(1);
             if by_id.get(&id).is_some_and(|fit| *vms < *fit) {
                 let left_mib = memory_mib.saturating_sub(self.want.memory_mib.into());
-                heap.push((cpus.saturating_sub(self.want.vcpus), left_mib, id));
+                heap.push((cpus.saturating_sub(self.want.vcpus), left_mib, holds, id));
             }
         }
         places

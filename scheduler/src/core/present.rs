@@ -1,6 +1,7 @@
 //! A host as it describes itself, and what runs there.
 
-use super::{facts::Facts, ticket::HostId};
+use super::ticket::HostId;
+use patina_snapshot::facts::HostFacts;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -36,6 +37,16 @@ pub struct HostInfo {
     /// What its VMs rely on; None: a daemon of an earlier release does not say, or nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<Facts>,
+}
+
+/// What a host has that its VMs rely on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What a VM that is made on the host needs of a host. Its CPUID has only what is compared.
+    #[serde(flatten)]
+    pub host: HostFacts,
+    /// Whether VMs can run there while their memory arrives.
+    pub lazy_memory: bool,
 }
 
 /// What a host says when it beats.

@@ -55,6 +55,8 @@ impl Core {
         // One that was lost for long is forgotten.
         let was_lost = self.is_lost(host) || self.hosts.state(host).is_none();
         let stored = self.host_record(host);
+        let known = self.hosts.get(host).and_then(|known| known.info.as_ref());
+        let has_changed = known != Some(&info);
         let epoch = self.next_epoch();
         self.hosts.come_up(info, epoch, self.now, &self.options);
         if self.host_record(host) != stored {
@@ -64,7 +66,8 @@ impl Core {
         self.renew_lease(host);
         self.fresh.hosts.insert(host);
         // A host that was missing may make possible what is waited for, or show that it is not.
-        self.fresh.all |= !self.queue.starved().is_empty();
+        // Its VMs may fit other hosts than they did, or than anybody knew.
+        self.fresh.all |= has_changed || !self.queue.starved().is_empty();
 
         let listed: BTreeSet<(Uuid, u32)> = running.iter().map(|clone| (clone.ticket, clone.vmid)).collect();
         self.lose_unlisted(host, &listed, making, out);

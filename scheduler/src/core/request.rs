@@ -4,7 +4,8 @@ use super::{
     Core,
     api::{Closed, CoreError, Demand, Effect, FAMILY_TICKETS_MAX, TICKET_VMS_MAX, Waiter},
     error::Free,
-    place::{Want, closed_for, could, free_for},
+    facts::Misfits,
+    place::{Want, closed_for, could, free_for, misfits_for},
     state::Standing,
     ticket::HostId,
     waiting::{Kind, Place},
@@ -70,6 +71,7 @@ impl Core {
         }
         let single = demand.use_by.is_some();
         let want = Want {
+            family,
             min: min_vms,
             most: if single { min_vms } else { most },
             vcpus,
@@ -78,10 +80,11 @@ impl Core {
             single,
             // Clones by count are for one host, which is named.
             prefer: demand.prefer.filter(|_| !single),
+            parent: demand.parent.filter(|_| !single),
             only: demand.hosts.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
         };
         if self.is_impossible(&want) {
-            return Err(CoreError::Impossible { min_vms, vcpus, memory_mib });
+            return Err(self.no_fit(&want).unwrap_or(CoreError::Impossible { min_vms, vcpus, memory_mib }));
         }
         if self.ledger.open(family) >= FAMILY_TICKETS_MAX {
             return Err(CoreError::TooManyTickets);
@@ -92,19 +95,38 @@ impl Core {
     /// Whether not even empty hosts would do. As long as one is missing of which nothing is known,
     /// nobody knows.
     fn is_impossible(&self, want: &Want) -> bool {
-        let is_meant = |id: &&HostId| want.only.is_empty() || want.only.contains(id);
-        let away = self.hosts.away().iter().filter(is_meant).filter_map(|id| self.hosts.get(*id));
-        let away: Vec<_> = away.collect();
-        let some_usable = if want.only.is_empty() {
-            !self.hosts.none_usable()
-        } else {
-            want.only.iter().any(|id| self.hosts.usable(*id).is_some())
-        };
-        if away.iter().any(|host| host.info.is_none()) || (away.is_empty() && !some_usable) {
+        let is_unknown = |id: &HostId| self.hosts.get(*id).is_some_and(|host| host.info.is_none());
+        let mut meant = self.hosts.away().iter().filter(|id| want.names(**id));
+        if meant.any(is_unknown) || want.parent.as_ref().is_some_and(is_unknown) {
+            return false;
+        }
+        let away = self.hosts.away().iter().filter(|id| want.may(&self.hosts, **id));
+        let away: Vec<_> = away.filter_map(|id| self.hosts.get(*id)).collect();
+        if away.is_empty() && !self.has_usable(want) {
             return false;
         }
         let sizes: Vec<_> = away.iter().map(|host| host.capacity).collect();
         !could(&self.hosts, want, &sizes, None)
+    }
+
+    /// Whether some host that may be chosen may be granted something.
+    fn has_usable(&self, want: &Want) -> bool {
+        match (want.only.is_empty(), want.parent) {
+            (true, None) => !self.hosts.none_usable(),
+            (true, Some(_)) => self.hosts.all_usable().any(|(id, _)| want.may(&self.hosts, id)),
+            (false, _) => {
+                want.only.iter().any(|id| self.hosts.usable(*id).is_some() && want.may(&self.hosts, *id))
+            }
+        }
+    }
+
+    /// Why the hosts that the VM does not fit are what is missing; None: not even with them there
+    /// would be enough.
+    fn no_fit(&self, want: &Want) -> Option<CoreError> {
+        let misfits = misfits_for(&self.hosts, want);
+        let any = Want { parent: None, ..want.clone() };
+        let is_it = misfits.hosts > 0 && could(&self.hosts, &any, &[], None);
+        is_it.then(|| CoreError::NoFit { min_vms: want.min, misfits, closed: closed_for(&self.hosts, want) })
     }
 
     /// None of the vmids is that of a clone that lives.
@@ -120,18 +142,26 @@ impl Core {
         let want = self.queue.get(request).map(|request| &request.want);
         let error = want.map(|want| match self.all_closed(want) {
             Some(error) => error,
-            None => CoreError::NoCapacity {
-                min_vms: want.min,
-                free: free_for(&self.hosts, want),
-                closed: closed_for(&self.hosts, want),
-            },
+            None => self.no_room(want),
         });
         self.leave_request(request, waiter);
         error.unwrap_or(CoreError::NoCapacity {
             min_vms: 0,
             free: Free::default(),
             closed: Closed::default(),
+            misfits: Misfits::default(),
         })
+    }
+
+    /// Why there is no room now.
+    fn no_room(&self, want: &Want) -> CoreError {
+        let (misfits, closed) = (misfits_for(&self.hosts, want), closed_for(&self.hosts, want));
+        // Hosts that it fits and that are away may come back.
+        let is_away = closed.suspect.saturating_add(closed.cordoned) > 0;
+        if misfits.hosts > 0 && !is_away && !self.has_usable(want) {
+            return CoreError::NoFit { min_vms: want.min, misfits, closed };
+        }
+        CoreError::NoCapacity { min_vms: want.min, free: free_for(&self.hosts, want), closed, misfits }
     }
 
     /// Why none of the hosts that are named may be granted anything; None: one may, or none is

@@ -102,8 +102,14 @@ impl Core {
         // else can wait for.
         let own = self.hosts.held_by(request.demand.family);
         if could(&self.hosts, &request.want, &[], own) {
-            kept.all |= request.want.only.is_empty();
-            kept.hosts.extend(&request.want.only);
+            let want = &request.want;
+            if want.only.is_empty() && want.parent.is_none() {
+                kept.all = true;
+            } else {
+                let may_be =
+                    self.hosts.all_usable().map(|(id, _)| id).filter(|id| want.may(&self.hosts, *id));
+                kept.hosts.extend(may_be);
+            }
         }
     }
 
@@ -118,8 +124,7 @@ impl Core {
         let Some(Request { want, .. }) = self.queue.get(request) else { return false };
         let usable = |id: &HostId| {
             let fits = |host: &super::host::Host| host.room().fit(want.vcpus, want.memory_mib) > 0;
-            (want.only.is_empty() || want.only.binary_search(id).is_ok())
-                && self.hosts.usable(*id).is_some_and(fits)
+            self.hosts.usable(*id).is_some_and(fits) && want.may(&self.hosts, *id)
         };
         fresh.hosts.iter().any(usable)
     }
@@ -135,9 +140,8 @@ impl Core {
             return Tried::Refused;
         }
         let Some(places) = place(&self.hosts, &request.want, kept) else { return Tried::Waits };
-        let could_use = |want: &super::place::Want| {
-            want.only.is_empty() || want.only.iter().any(|host| places.contains_key(host))
-        };
+        let hosts = &self.hosts;
+        let could_use = |want: &super::place::Want| places.keys().any(|host| want.may(hosts, *host));
         let keep_until = self.now.saturating_add(KEPT_MAX_MS);
         for starved in self.queue.pass_over(id, keep_until, could_use) {
             self.timers.set(keep_until, Timer::Kept(starved));

@@ -193,7 +193,7 @@ impl Core {
             host.masters.as_ref().is_some_and(|masters| masters.contains(&family))
                 || host.ghosts().any(|(ghost, _)| ghost.family == family)
         };
-        self.ledger.open(family) > 0 || self.hosts.all().any(has)
+        self.ledger.open(family) > 0 || self.hosts.all().any(|(_, host)| has(host))
     }
 
     /// Counters of before the scheduler's start. They have all their time again: hosts have not

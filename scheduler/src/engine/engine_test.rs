@@ -60,6 +60,7 @@ fn demand(vms: u32) -> Demand {
         timeout_ms: 0,
         hosts: Vec::new(),
         prefer: None,
+        parent: None,
         policy: None,
         ttl_ms: None,
         use_by: None,

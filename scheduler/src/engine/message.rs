@@ -180,6 +180,7 @@ fn core_reason(error: &CoreError) -> &'static str {
         CoreError::Impossible { .. } => "IMPOSSIBLE",
         CoreError::NoCapacity { .. } => "NO_CAPACITY",
         CoreError::HostCordoned { .. } => "HOST_CORDONED",
+        CoreError::NoFit { .. } => "HOSTS_DIFFER",
         CoreError::HostSilent { .. } => "HOST_SILENT",
         CoreError::HostIsUp(_) => "HOST_UP",
         CoreError::HostIdInUse { .. } => "HOST_ID_IN_USE",

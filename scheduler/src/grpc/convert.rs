@@ -3,8 +3,8 @@
 use crate::{
     core::{
         api::HostChange,
-        facts::Facts,
         family::FamilyVm,
+        present::Facts,
         record::Scheduling,
         state::{HostState, Standing},
         ticket::{Outcome, State, Ticket, VmEnd},

@@ -71,6 +71,11 @@ impl From<Refusal> for Status {
         let mut details = ErrorDetails::new();
         let operation = message.split_once(": ").map_or(message.as_str(), |(operation, _)| operation);
         let mut metadata = HashMap::from([("operation".to_owned(), operation.to_owned())]);
+        if let Refusal::Core(CoreError::NoCapacity { misfits, .. } | CoreError::NoFit { misfits, .. }) =
+            &refusal
+        {
+            metadata.insert("differing_hosts".to_owned(), misfits.hosts.to_string());
+        }
         if let Refusal::Core(CoreError::NoCapacity { free, closed, .. }) = &refusal {
             let hosts = [("suspect", closed.suspect), ("cordoned", closed.cordoned), ("lost", closed.lost)];
             for (what, count) in hosts {
@@ -151,6 +156,7 @@ fn code(refusal: &Refusal) -> Code {
             | CoreError::NotClone { .. }
             | CoreError::HostCordoned { .. }
             | CoreError::HostIsUp(_)
+            | CoreError::NoFit { .. }
             | CoreError::Impossible { .. } => Code::FailedPrecondition,
             CoreError::HostSilent { .. } => Code::Unavailable,
             CoreError::HostIdInUse { .. } => Code::AlreadyExists,
@@ -227,7 +233,10 @@ fn field(refusal: &Refusal) -> &'static str {
 mod tests {
     use super::*;
     use crate::{
-        core::api::{Closed, Free},
+        core::{
+            api::{Closed, Free},
+            facts::{Misfit, Misfits},
+        },
         store::StoreError,
     };
     use std::sync::Arc;
@@ -237,7 +246,12 @@ mod tests {
     fn no_capacity_says_what_is_free_and_when_to_ask_again() {
         let free = Free { cpus: 3, memory_mib: 100, vms: 1 };
         let closed = Closed::default();
-        let status = Status::from(Refusal::Core(CoreError::NoCapacity { min_vms: 4, free, closed }));
+        let status = Status::from(Refusal::Core(CoreError::NoCapacity {
+            min_vms: 4,
+            free,
+            closed,
+            misfits: Misfits::default(),
+        }));
         assert_eq!(status.code(), Code::ResourceExhausted);
         let info = status.get_details_error_info().unwrap();
         assert_eq!((info.reason.as_str(), info.metadata["free_vms"].as_str()), ("NO_CAPACITY", "1"));
@@ -256,7 +270,12 @@ mod tests {
         let of = |suspect, cordoned, lost| {
             let closed = Closed { suspect, cordoned, lost };
             let free = Free::default();
-            Status::from(Refusal::Core(CoreError::NoCapacity { min_vms: 1, free, closed }))
+            Status::from(Refusal::Core(CoreError::NoCapacity {
+                min_vms: 1,
+                free,
+                closed,
+                misfits: Misfits::default(),
+            }))
         };
         let all = of(1, 2, 3);
         for text in [
@@ -271,6 +290,25 @@ mod tests {
         assert_eq!(hosts, ["1", "2", "3"]);
         assert!(!of(1, 0, 0).message().contains("cordon"));
         assert!(!of(0, 1, 0).message().contains("answer"));
+    }
+
+    #[test]
+    fn hosts_that_do_not_fit_are_counted_and_one_is_named_with_the_reason() {
+        let first = Some(("b".to_owned(), Misfit::KvmKind));
+        let misfits = Misfits { hosts: 2, first };
+        let closed = Closed { cordoned: 1, ..Closed::default() };
+        let none = CoreError::NoFit { min_vms: 1, misfits: misfits.clone(), closed };
+        let none = Status::from(Refusal::Core(none));
+        assert_eq!(none.code(), Code::FailedPrecondition);
+        let info = none.get_details_error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.metadata["differing_hosts"].as_str()), ("HOSTS_DIFFER", "2"));
+        let said = "2 hosts do not fit the VM that is cloned, the first: b: it has another kind of KVM";
+        assert!(none.message().contains(said) && none.message().contains("1 cordoned"), "{none}");
+        assert!(none.message().contains("vmctl host inspect"), "{none}");
+        let full = CoreError::NoCapacity { min_vms: 1, free: Free::default(), closed, misfits };
+        let full = Status::from(Refusal::Core(full));
+        assert_eq!(full.get_details_error_info().unwrap().metadata["differing_hosts"], "2");
+        assert!(full.message().contains(said), "{full}");
     }
 
     #[test]

@@ -70,6 +70,7 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
             "wait for room with --timeout, ask for less, or make room: `vmctl kill`, `vmctl ticket release`"
         }
         "HOST_CORDONED" | "HOST_SILENT" => "`vmctl host ls` shows the state of each host",
+        "HOSTS_DIFFER" => "`vmctl host inspect HOST` shows what a host has",
         "HOST_ID_IN_USE" => "`vmctl host ls` shows which host has the id",
         "HOST_UP" => "`vmctl host drain` makes a host that answers empty",
         "TOO_MANY_TICKETS" => "give tickets back that are not needed: `vmctl ticket release UUID`",

@@ -2,7 +2,7 @@
 
 use super::{
     model::{Clone, Host},
-    world::World,
+    world::{World, id},
 };
 use crate::core::{
     api::{
@@ -80,18 +80,34 @@ fn is_enough(fits: impl Iterator<Item = u64>, demand: &Demand) -> bool {
     best.unwrap_or(0) >= u64::from(demand.min_vms)
 }
 
-fn meant(demand: &Demand, host: &HostState) -> bool {
-    demand.hosts.is_empty() || demand.hosts.contains(&host.info.id)
+/// Whether a VM of the host that is named fits another, as the hosts of the model are.
+fn fits(demand: &Demand, host: HostId) -> bool {
+    let parent = demand.parent.filter(|_| demand.use_by.is_none());
+    parent.is_none_or(|parent| parent == host || (parent, host) == (id(1), id(2)))
+}
+
+/// Whether a host may be chosen. What a host has that is forgotten nobody knows.
+fn meant(demand: &Demand, host: &HostState, hosts: &[HostState]) -> bool {
+    let id = host.info.id;
+    let is_known = |parent| parent == id || hosts.iter().any(|host| host.info.id == parent);
+    (demand.hosts.is_empty() || demand.hosts.contains(&id))
+        && fits(demand, id)
+        && demand.parent.filter(|_| demand.use_by.is_none()).is_none_or(is_known)
 }
 
 /// Whether a demand fits in what is free of hosts that are not kept.
 fn fits_now(hosts: &[HostState], demand: &Demand, kept: &BTreeSet<HostId>) -> bool {
-    let usable = hosts.iter().filter(|h| h.is_usable() && meant(demand, h) && !kept.contains(&h.info.id));
+    let usable =
+        hosts.iter().filter(|h| h.is_usable() && meant(demand, h, hosts) && !kept.contains(&h.info.id));
     is_enough(usable.map(|host| free_fit(host, demand)), demand)
 }
 
-fn fits_if_empty<'a>(hosts: impl Iterator<Item = &'a HostState>, demand: &Demand) -> bool {
-    let sizes = hosts.filter(|host| meant(demand, host));
+fn fits_if_empty<'a>(
+    some: impl Iterator<Item = &'a HostState>,
+    hosts: &[HostState],
+    demand: &Demand,
+) -> bool {
+    let sizes = some.filter(|host| meant(demand, host, hosts));
     is_enough(sizes.map(|h| fit(h.cpus.into(), h.memory_mib, limit(h), demand)), demand)
 }
 
@@ -114,7 +130,7 @@ fn fits_beside_own(world: &World, hosts: &[HostState], demand: &Demand) -> bool 
             demand,
         )
     };
-    is_enough(hosts.iter().filter(|host| host.is_usable() && meant(demand, host)).map(beside), demand)
+    is_enough(hosts.iter().filter(|host| host.is_usable() && meant(demand, host, hosts)).map(beside), demand)
 }
 
 impl Watch {
@@ -323,10 +339,12 @@ impl Watch {
     fn check_refusal(&self, world: &World, states: &[HostState]) {
         let Some((waiter, demand)) = &self.last_demand else { return };
         match world.answers.get(waiter).and_then(|answer| answer.as_ref().err()) {
-            Some(CoreError::Impossible { .. }) => {
+            // A request that was repeated is answered as it was made at first.
+            Some(CoreError::NoFit { .. }) if !self.idle => {}
+            Some(CoreError::Impossible { .. } | CoreError::NoFit { .. }) => {
                 let known =
                     states.iter().filter(|h| h.is_usable() || world.core.hosts.away().contains(&h.info.id));
-                assert!(!fits_if_empty(known, demand), "{demand:?} is possible");
+                assert!(!fits_if_empty(known, states, demand), "{demand:?} is possible");
             }
             Some(CoreError::NoCapacity { .. }) if self.idle && demand.timeout_ms == 0 => {
                 assert!(!fits_now(states, demand, &BTreeSet::new()), "{demand:?} fits");
@@ -356,6 +374,8 @@ impl Watch {
             if let Some(ticket) = asked.waiters.iter().find_map(|waiter| answered.get(waiter))
                 && new.contains(&ticket.id)
             {
+                let misfit = ticket.places.keys().find(|host| !fits(&asked.demand, **host));
+                assert_eq!(misfit, None, "{:?} is granted there", asked.demand);
                 granted.push((*number, asked.demand.family, ticket.clone()));
             }
             asked.waiters.retain(|waiter| world.waits(*waiter));
@@ -365,8 +385,8 @@ impl Watch {
             assert!(!self.asked.contains_key(number), "all who wait for a request are answered");
             for (other, asked) in self.asked.range_mut(..*number) {
                 assert!(asked.demand.family != *family, "{number} passed {other} of its own family");
-                let could_use = asked.demand.hosts.is_empty()
-                    || asked.demand.hosts.iter().any(|h| ticket.places.contains_key(h));
+                let mut places = states.iter().filter(|host| ticket.places.contains_key(&host.info.id));
+                let could_use = places.any(|host| meant(&asked.demand, host, states));
                 let possible = asked.was_possible && fits_beside_own(world, states, &asked.demand);
                 if heads_before.contains(other) && could_use && possible {
                     asked.passed += 1;
@@ -414,7 +434,7 @@ impl Watch {
             let demand = &queue.get(*starved).unwrap().demand;
             assert!(!fits_now(states, demand, &kept), "a starved request waits and fits");
             if fits_beside_own(world, states, demand) {
-                kept.extend(alive().filter(|host| meant(demand, host)).map(|host| host.info.id));
+                kept.extend(alive().filter(|host| meant(demand, host, states)).map(|host| host.info.id));
             }
         }
         for number in self.heads() {

@@ -2,6 +2,7 @@
 
 mod barriers;
 mod families;
+mod fits;
 mod hosts;
 mod identities;
 mod invariants;

@@ -3,7 +3,7 @@
 
 use super::{
     invariants::Watch,
-    world::{World, id, named, options},
+    world::{World, facts, id, named, options},
 };
 use crate::core::{
     api::{
@@ -108,6 +108,8 @@ struct Ask {
     hosts: u8,
     /// 0: none.
     prefer: u8,
+    /// 0: none.
+    parent: u8,
     spread: bool,
     request: Option<u8>,
     by: bool,
@@ -117,20 +119,11 @@ fn ask() -> impl Strategy<Value = Ask> {
     let size = (1..4_u32, 0..3_u32, 1..3_u32, 1..4_u32);
     let timeout = prop_oneof![Just(0), Just(300), Just(2_000), Just(9_000)];
     let how = (timeout, prop_oneof![3 => Just(0), 2 => 1..8_u8], 0..4_u8, any::<bool>());
-    let who = (1..4_u128, prop::option::weighted(0.2, 0..3_u8), prop::bool::weighted(0.2));
+    let parent = prop_oneof![3 => Just(0), 2 => 1..5_u8];
+    let who = (1..4_u128, prop::option::weighted(0.2, 0..3_u8), prop::bool::weighted(0.2), parent);
     (size, how, who).prop_map(
-        |((min, more, vcpus, memory), (timeout_ms, hosts, prefer, spread), (family, request, by))| Ask {
-            family,
-            min,
-            more,
-            vcpus,
-            memory,
-            timeout_ms,
-            hosts,
-            prefer,
-            spread,
-            request,
-            by,
+        |((min, more, vcpus, memory), (timeout_ms, hosts, prefer, spread), (family, request, by, parent))| {
+            Ask { family, min, more, vcpus, memory, timeout_ms, hosts, prefer, parent, spread, request, by }
         },
     )
 }
@@ -204,8 +197,21 @@ fn crowd() -> impl Strategy<Value = Op> {
     let large = (1..5_u128, 4..7_u32, 0..3_u8).prop_map(|(family, min, hosts)| (family, min, hosts, 600_000));
     let ask = prop_oneof![12 => small, 1 => large].prop_map(|(family, min, hosts, timeout_ms)| {
         let (more, vcpus, memory, spread, request, by) = (0, 1, 1, false, None, min == 2 && family % 3 == 0);
-        let prefer = 0;
-        Op::Request(Ask { family, min, more, vcpus, memory, timeout_ms, hosts, prefer, spread, request, by })
+        let (prefer, parent) = (0, if family % 4 == 0 { 1 + (family / 4 % 2) as u8 } else { 0 });
+        Op::Request(Ask {
+            family,
+            min,
+            more,
+            vcpus,
+            memory,
+            timeout_ms,
+            hosts,
+            prefer,
+            parent,
+            spread,
+            request,
+            by,
+        })
     });
     let n = 0..64_usize;
     prop_oneof![
@@ -253,7 +259,9 @@ fn is_unused(ticket: &Ticket, host: HostId) -> bool {
 impl Sim {
     fn new(options: Options) -> Self {
         let hosts = [(1, 4, None), (2, 3, Some(3)), (3, 8, None)].map(|(number, cpus, max_vms)| {
-            let info = HostInfo { memory_mib: 64 * 8, max_vms, ..super::world::info(number, cpus) };
+            // VMs of the first fit the second, and no others fit another: see `invariants::fits`.
+            let facts = [1, 3].get(number as usize - 1).map(|features| facts(*features));
+            let info = HostInfo { memory_mib: 64 * 8, max_vms, facts, ..super::world::info(number, cpus) };
             let host = Host {
                 info,
                 connected: false,
@@ -361,6 +369,7 @@ impl Sim {
             hosts: hosts.collect(),
             policy: ask.spread.then_some(Policy::Spread),
             prefer: (ask.prefer > 0).then(|| id(ask.prefer.into())),
+            parent: (ask.parent > 0).then(|| id(ask.parent.into())),
             ttl_ms: None,
             use_by: by,
         };

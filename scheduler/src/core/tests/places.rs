@@ -2,7 +2,7 @@
 
 use super::world::{World, demand, id, info, options};
 use crate::core::{
-    api::{Closed, CoreError, Demand, Free, Options},
+    api::{Closed, CoreError, Demand, Free, Misfits, Options},
     ticket::{Policy, Ticket},
 };
 
@@ -48,7 +48,12 @@ fn grants_as_many_as_fit_and_nothing_below_the_least() {
     let refused = world.request(demand(1, 100)).unwrap_err();
     assert_eq!(
         refused,
-        CoreError::NoCapacity { min_vms: 1, free: Free::default(), closed: Closed::default() }
+        CoreError::NoCapacity {
+            min_vms: 1,
+            free: Free::default(),
+            closed: Closed::default(),
+            misfits: Misfits::default()
+        }
     );
     let large = Demand { max_cpus: 7, vcpus: 3, min_vms: 1, ..demand(1, 7) };
     assert!(matches!(world.request(large).unwrap_err(), CoreError::NoCapacity { .. }));

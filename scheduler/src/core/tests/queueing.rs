@@ -4,7 +4,7 @@ use super::world::{World, demand, id, options, ticket_of};
 use crate::core::{
     api::{
         Closed, Command, CoreError, Demand, FAMILY_TICKETS_MAX, FAMILY_WAITING_MAX, Free, KEPT_MAX_MS,
-        Options, PASSED_OVER_MAX, Reply, Waiter,
+        Misfits, Options, PASSED_OVER_MAX, Reply, Waiter,
     },
     ticket::VmEnd,
 };
@@ -160,7 +160,15 @@ fn time_runs_out_to_the_millisecond() {
     assert!(world.waits(waiter));
     world.pass(1);
     let error = world.was_answered(waiter).unwrap_err();
-    assert_eq!(error, CoreError::NoCapacity { min_vms: 2, free: Free::default(), closed: Closed::default() });
+    assert_eq!(
+        error,
+        CoreError::NoCapacity {
+            min_vms: 2,
+            free: Free::default(),
+            closed: Closed::default(),
+            misfits: Misfits::default()
+        }
+    );
 }
 
 #[test]

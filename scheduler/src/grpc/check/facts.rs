@@ -1,7 +1,7 @@
 //! Checks what a host says of its CPU, KVM and kernel.
 
 use super::{Check, TEXT_MAX_CHARS};
-use crate::core::facts::Facts;
+use crate::core::present::Facts;
 use patina_control::config::KvmKind;
 use patina_proto::v1;
 use patina_snapshot::{cpuid::CpuidEntry, facts::HostFacts};

@@ -50,7 +50,7 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "DATA_DROPPED" => &["join-data"],
         "UNKNOWN_VM" => &["sync", "join-data", "kill"],
         "UNKNOWN_HOST" | "STALE_EPOCH" | "IMPOSSIBLE" | "NO_CAPACITY" => ASKS,
-        "HOST_CORDONED" | "HOST_SILENT" => ASKS,
+        "HOST_CORDONED" | "HOST_SILENT" | "HOSTS_DIFFER" => ASKS,
         "TOO_MANY_TICKETS" => ASKS,
         "TOO_MANY_WAITING" => &["rt", "clone", "sync", "join", "kill"],
         "USED" | "SMALL_TICKET" | "OTHER_HOST" | "OTHER_PARENT" => &["clone"],

@@ -206,7 +206,9 @@ fn errno(status: &Status) -> i32 {
         ("TOO_MANY_TICKETS", _) => libc::EDQUOT,
         ("NO_FREE_VMID", _) => libc::ENOSPC,
         ("NO_CAPACITY" | "HOST_CORDONED", _) => libc::EBUSY,
-        ("IMPOSSIBLE" | "HOST_UP" | "HOST_ID_IN_USE", _) | (_, Code::InvalidArgument) => libc::EINVAL,
+        ("IMPOSSIBLE" | "HOSTS_DIFFER" | "HOST_UP" | "HOST_ID_IN_USE", _) | (_, Code::InvalidArgument) => {
+            libc::EINVAL
+        }
         (_, Code::DeadlineExceeded) => libc::ETIME,
         // A host that is not registered, or was fenced, registers again at once.
         ("UNKNOWN_HOST", _) | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => {
