@@ -158,6 +158,7 @@ fn info(options: &Options, host_id: Uuid, identity: HostIdentity) -> HostInfo {
         memory_percent: percent(options.overcommit_memory),
         identity: Some(identity),
         overlay: options.overlay.map(|overlay| overlay.to_string()).unwrap_or_default(),
+        network: options.network.to_string(),
         // As they are in the state of a VM that is made here.
         facts: host_check::facts().map(|facts| message(facts, Pager::is_supported())),
     }

@@ -61,6 +61,11 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS[:PORT]", env = "PATINA_VMMD_OVERLAY", value_parser = overlay)]
     pub overlay: Option<SocketAddr>,
 
+    /// On which hosts guests get tickets: `any` that can go on with their VMs, this one first, or
+    /// only this one
+    #[arg(long, value_enum, default_value_t = TicketHosts::Any, env = "PATINA_VMMD_TICKETS")]
+    pub tickets: TicketHosts,
+
     /// Kernel of VMs that name none: a vmlinux or a bzImage [default: /usr/lib/patina/vmlinux, or
     /// else the one that `cargo xtask image` built last, default/vmlinux in the cache]
     #[arg(long, value_name = "FILE", env = "PATINA_KERNEL")]
@@ -143,6 +148,15 @@ pub struct Granting {
     pub ticket_ttl: Duration,
 }
 
+/// On which hosts guests get tickets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TicketHosts {
+    /// On their own host only.
+    Own,
+    /// On all hosts that can go on with their VMs.
+    Any,
+}
+
 /// Where images are kept, and how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheSettings {
@@ -217,6 +231,9 @@ mod tests {
         assert_eq!(images.folder, Path::new("/var/lib/patina/images"));
         assert_eq!((images.bytes_max, images.age_max.as_secs()), (8 << 30, 30 * 86_400));
         assert_eq!(options.granting.ticket_ttl, Duration::from_secs(600));
+        assert_eq!(options.tickets, TicketHosts::Any);
+        let own = Options::try_parse_from(["vmmd", "--standalone", "--tickets", "own"]).unwrap();
+        assert_eq!(own.tickets, TicketHosts::Own);
         assert!(Options::try_parse_from(["vmmd"]).is_err(), "either way must be said");
     }
 

@@ -96,6 +96,7 @@ impl Cluster {
                 identity: None,
                 overlay: String::new(),
                 facts: None,
+                network: String::new(),
             };
             let waiter = cluster.waiter();
             cluster.apply(Command::HostUp { waiter, info, present: Present::default() });

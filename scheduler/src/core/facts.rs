@@ -1,6 +1,6 @@
 //! Whether VMs of one host fit another.
 
-use super::present::HostInfo;
+use super::present::{HostInfo, Identity};
 use patina_snapshot::facts::FactsError;
 
 /// Why VMs of a host do not fit another.
@@ -36,6 +36,12 @@ pub enum Misfit {
     /// Only one of the hosts has a network for families over several hosts, or their ports differ.
     #[error("only one of it and their host has --overlay, or the ports differ")]
     Overlay,
+    /// Families get their networks from other ranges.
+    #[error("it and their host do not have the same --network")]
+    Network,
+    /// One of them is called by way of a Unix socket, and they are on two machines.
+    #[error("it or their host listens on a Unix socket only, and they are on two machines")]
+    Unreachable,
 }
 
 impl From<FactsError> for Misfit {
@@ -63,8 +69,26 @@ pub fn fits(parent: &HostInfo, host: &HostInfo) -> Result<(), Misfit> {
     if !(needs.lazy_memory && has.lazy_memory) {
         return Err(Misfit::LazyMemory);
     }
-    let port = |info: &HostInfo| info.overlay.rsplit_once(':').map(|(_, port)| port.to_owned());
-    if port(parent) == port(host) { Ok(()) } else { Err(Misfit::Overlay) }
+    if overlay_port(parent) != overlay_port(host) {
+        return Err(Misfit::Overlay);
+    }
+    if parent.network != host.network {
+        return Err(Misfit::Network);
+    }
+    // The path of a Unix socket is another one on another machine.
+    let is_local = |info: &HostInfo| info.address.starts_with("unix:");
+    let reach = !(is_local(parent) || is_local(host)) || are_one_machine(parent, host);
+    if reach { Ok(()) } else { Err(Misfit::Unreachable) }
+}
+
+/// The port of a host's overlay; None: it has none.
+fn overlay_port(info: &HostInfo) -> Option<&str> {
+    info.overlay.rsplit_once(':').map(|(_, port)| port)
+}
+
+fn are_one_machine(one: &HostInfo, other: &HostInfo) -> bool {
+    let same = |(one, other): (&Identity, &Identity)| one.machine == other.machine;
+    one.identity.as_ref().zip(other.identity.as_ref()).is_some_and(same)
 }
 
 /// Hosts that VMs do not fit.

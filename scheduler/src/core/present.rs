@@ -36,7 +36,10 @@ pub struct HostInfo {
     pub overlay: String,
     /// What its VMs rely on; None: a daemon of an earlier release does not say, or nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub facts: Option<Facts>,
+    pub facts: Option<Box<Facts>>,
+    /// The range from which it gives families their networks.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub network: String,
 }
 
 /// What a host has that its VMs rely on.

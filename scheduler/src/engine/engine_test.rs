@@ -45,6 +45,7 @@ fn host(cpus: u32) -> HostInfo {
         identity: None,
         overlay: String::new(),
         facts: None,
+        network: String::new(),
     }
 }
 

@@ -268,7 +268,8 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
             folder: check.text("info.identity.folder", of.folder, TEXT_MAX_CHARS),
         }),
         overlay: check.text("info.overlay", info.overlay, TEXT_MAX_CHARS),
-        facts: info.facts.map(|facts| check.facts(facts)),
+        facts: info.facts.map(|facts| Box::new(check.facts(facts))),
+        network: check.text("info.network", info.network, TEXT_MAX_CHARS),
     };
     check.count("running", &register.running, CLONES_MAX);
     check.count("making", &register.making, CLONES_MAX);

@@ -132,7 +132,8 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
                 folder: of.folder,
             }),
             overlay: info.overlay,
-            facts: info.facts.map(facts),
+            facts: info.facts.map(|of| facts(&of)),
+            network: info.network,
         }),
         alive,
         epoch: host.epoch,
@@ -151,7 +152,6 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
     }
 }
 
-fn facts(facts: Facts) -> v1::HostFacts {
-    let Facts { host, lazy_memory } = facts;
-    message(&host, lazy_memory)
+fn facts(of: &Facts) -> v1::HostFacts {
+    message(&of.host, of.lazy_memory)
 }

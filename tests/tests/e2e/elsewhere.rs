@@ -18,6 +18,7 @@ pub const STORIES: &[Story] = stories![
     one_call_makes_clones_on_three_hosts,
     a_host_that_is_gone_fails_only_its_own_clones,
     vms_are_found_wherever_they_run,
+    a_guest_s_ticket_is_for_all_hosts_unless_its_own_keeps_it,
 ];
 
 /// Three hosts, each in a network namespace of its own, with room for two clones each.
@@ -229,6 +230,50 @@ fn found_anywhere(hosts: &mut Hosts) -> Outcome {
     hosts.hosts[2].start_vmmd()?;
     let killed = hosts.hosts[0].call(&["kill", "--all-hosts", "--family", "adam"])?;
     require_eq("kill of a family", killed.lines().count(), 3)
+}
+
+fn a_guest_s_ticket_is_for_all_hosts_unless_its_own_keeps_it(stage: &Stage) -> Outcome {
+    let hosts = Hosts::start(stage)?;
+    let address = hosts.scheduler.address();
+    let options = ["--scheduler", &address, "--max-vms", "2", "--warm", "0", "--tickets", "own"];
+    let keeper = Host::start_apart(stage.setup(), &options)?;
+    let told = own_ticket(&hosts, &keeper);
+    let stopped = keeper.stop();
+    hosts.stop()?;
+    told?;
+    Ok(stopped?)
+}
+
+fn own_ticket(hosts: &Hosts, keeper: &Host) -> Outcome {
+    let all = hosts.hosts[0].json(&["host", "ls"])?;
+    let name = all[0]["id"].as_str().unwrap_or_default();
+    let shown = hosts.hosts[0].json(&["host", "inspect", name])?;
+    require(shown["facts"]["lazy_memory"] == true, "what the host has", &shown)?;
+
+    // As many as there is room for here, and the third one elsewhere.
+    let parent = hosts.hosts[0].run("adam", &[])?;
+    let ticket = parent.sh("gc rt 3 3 1 20000 | awk '{print $2}'")?;
+    require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")?;
+    let here = Hosts::clones_of(&hosts.hosts[..1], "adam")?;
+    require(here.len() == 2, "two clones on the parent's host", format!("{here:?}"))?;
+    let there = Hosts::clones_of(&hosts.hosts[1..], "adam")?;
+    let kept = Hosts::clones_of(std::slice::from_ref(keeper), "adam")?;
+    require(there.len() + kept.len() == 1, "one clone elsewhere", format!("{there:?} {kept:?}"))?;
+    for vm in here.iter().chain(&there).chain(&kept) {
+        vm.wait_ready()?;
+        vm.sh("setsid sh -c 'gc sync; gc join --status 3' < /dev/null > /dev/null 2>&1 &")?;
+    }
+    parent.sh(&format!("gc sync {ticket} 120000"))?;
+    parent.sh(&format!("gc join {ticket}"))?;
+
+    // This host keeps its guests' tickets.
+    let eve = keeper.run("eve", &[])?;
+    let refused = eve.exec(&["gc", "rt", "3", "3", "1", "100"])?;
+    require(refused.code == 22, "exit code 22 for three VMs on a host for two", format!("{refused:?}"))?;
+    let ticket = eve.sh("gc rt 2 2 1 20000 | awk '{print $2}'")?;
+    require_eq("gc clone in a VM of that host", eve.sh(&format!("gc clone {ticket}"))?, "0")?;
+    let kept = Hosts::clones_of(std::slice::from_ref(keeper), "eve")?;
+    require(kept.len() == 2, "two clones on their parent's host", format!("{kept:?}"))
 }
 
 /// A ticket for one clone on each host.

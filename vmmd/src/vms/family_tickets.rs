@@ -6,7 +6,7 @@ use super::{
     tickets::{Granted, number, view},
     vm::Vm,
 };
-use crate::store::record::Record;
+use crate::{options::TicketHosts, process::host_check, store::record::Record};
 use patina_abi::link::{TicketArgs, TicketView};
 use patina_daemon::chain;
 use patina_proto::v1::{ListTicketsRequest, RequestTicketRequest, TicketState};
@@ -17,32 +17,47 @@ use uuid::Uuid;
 /// Most tickets on a page for a guest: so many fit on a line.
 pub(super) const LIST_MAX: u32 = 480;
 
+/// What a VM of this host asks for.
+fn request(of: &Record, args: TicketArgs, own_host: &str, hosts: TicketHosts) -> RequestTicketRequest {
+    let own_host = own_host.to_owned();
+    RequestTicketRequest {
+        family: of.family.to_string(),
+        // A ticket without a request id is released if the guest does not wait for it.
+        request_id: args.request_id.unwrap_or_default(),
+        max_cpus: args.max_cpus,
+        min_vms: args.min_vms,
+        min_cpus_per_vm: args.min_cpus_per_vm,
+        vcpus: of.vcpus.into(),
+        memory_mib: of.memory_mib,
+        timeout_ms: args.timeout_ms,
+        host_ids: match hosts {
+            TicketHosts::Own => vec![own_host.clone()],
+            TicketHosts::Any => Vec::new(),
+        },
+        // Here a clone has all its memory at once.
+        prefer_host_id: own_host.clone(),
+        parent_host_id: own_host,
+        ..RequestTicketRequest::default()
+    }
+}
+
 impl Host {
     /// Requests a ticket for a guest.
     ///
     /// # Errors
     /// It cannot be had, in this time or ever, or the scheduler does not answer.
     pub(super) async fn request_ticket(&self, vm: &Vm, args: TicketArgs) -> Result<TicketView, Error> {
-        let Record { family, vcpus, memory_mib, net, .. } = vm.record;
-        let request = RequestTicketRequest {
-            family: family.to_string(),
-            // A ticket without a request id is released if the guest does not wait for it.
-            request_id: args.request_id.unwrap_or_default(),
-            max_cpus: args.max_cpus,
-            min_vms: args.min_vms,
-            min_cpus_per_vm: args.min_cpus_per_vm,
-            vcpus: vcpus.into(),
-            memory_mib,
-            timeout_ms: args.timeout_ms,
-            // Clones start where their parent is.
-            host_ids: vec![self.tickets.host_id().to_owned()],
-            ..RequestTicketRequest::default()
-        };
+        let Record { family, net, .. } = vm.record;
+        // A host of which nobody knows what its VMs rely on gives them to no other.
+        let hosts = host_check::facts().map_or(TicketHosts::Own, |_| self.settings.ticket_hosts);
+        let request = request(&vm.record, args, self.tickets.host_id(), hosts);
         let ticket = self.tickets.0.admission.request(request).await;
         let ticket =
             ticket.map_err(|failed| self.tickets.failed("request a ticket", failed.into_status()))?;
         if ticket.state() == TicketState::Granted {
-            self.tickets.granted().insert(number(&ticket.id)?, Granted::new(family, &ticket));
+            self.tickets
+                .granted()
+                .insert(number(&ticket.id)?, Granted::new(family, &ticket, self.tickets.host_id()));
             tracing::info!(%family, ticket = ticket.id, vms = ticket.vms, "a ticket is granted");
             self.table.wake_pool(net.index, family);
         }
@@ -86,5 +101,24 @@ impl Host {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::record::tests::sample;
+
+    #[test]
+    fn a_guest_s_ticket_is_for_hosts_that_can_go_on_with_its_vm_and_here_first() {
+        let record = sample("m");
+        let args =
+            || TicketArgs { max_cpus: 8, min_vms: 2, min_cpus_per_vm: 1, timeout_ms: 0, request_id: None };
+        let any = request(&record, args(), "a", TicketHosts::Any);
+        assert_eq!((any.prefer_host_id.as_str(), any.parent_host_id.as_str()), ("a", "a"));
+        assert_eq!((any.host_ids.len(), any.max_cpus, any.min_vms), (0, 8, 2));
+        assert_eq!((any.vcpus, any.memory_mib), (record.vcpus.into(), record.memory_mib));
+        let own = request(&record, args(), "a", TicketHosts::Own);
+        assert_eq!((own.host_ids, own.parent_host_id.as_str()), (vec!["a".to_owned()], "a"));
     }
 }

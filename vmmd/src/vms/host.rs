@@ -18,7 +18,7 @@ use crate::{
     events::{Events, Of},
     metrics::Metrics,
     net::{Net, Owner},
-    options::CacheSettings,
+    options::{CacheSettings, TicketHosts},
     pager::Pager,
     plan::{address::Range, lifecycle::Phase, spec::DefaultImages},
     process::{control_client::PATIENCE, generation::PrefaultList, turns::Turns, usage::Usage},
@@ -75,6 +75,8 @@ pub struct Settings {
     pub peers: Peers,
     /// Where this host receives what VMs of other hosts send to its own. None: nowhere.
     pub overlay: Option<SocketAddr>,
+    /// On which hosts guests get tickets.
+    pub ticket_hosts: TicketHosts,
 }
 
 /// A call of a guest.

@@ -79,9 +79,11 @@ pub(super) struct Granted {
 }
 
 impl Granted {
-    pub(super) fn new(family: Uuid, ticket: &Ticket) -> Self {
+    /// What a ticket has on this host.
+    pub(super) fn new(family: Uuid, ticket: &Ticket, own_host: &str) -> Self {
         let until = Instant::now().checked_add(Duration::from_millis(ticket.expires_in_ms));
-        Self { family, vms: ticket.vms, until }
+        let here = ticket.placements.iter().filter(|place| place.host_id == own_host);
+        Self { family, vms: here.map(|place| place.vms).fold(0, u32::saturating_add), until }
     }
 }
 
@@ -356,8 +358,11 @@ mod tests {
         let (family, other) = (Uuid::from_u128(7), Uuid::from_u128(8));
         let grants = [(family, 5_000, 1), (family, 9_000, u64::MAX), (other, 1_000, 1)];
         for (number, (family, expires_in_ms, expires_unix_ms)) in (0..).zip(grants) {
-            let ticket = Ticket { vms: 2, expires_in_ms, expires_unix_ms, ..Ticket::default() };
-            tickets.granted().insert(Uuid::from_u128(number), Granted::new(family, &ticket));
+            // Warm VMs are for what is granted here.
+            let place = |host: &str, vms| Placement { host_id: host.into(), host: host.into(), vms };
+            let placements = vec![place("a", 2), place("b", 5)];
+            let ticket = Ticket { vms: 7, placements, expires_in_ms, expires_unix_ms, ..Ticket::default() };
+            tickets.granted().insert(Uuid::from_u128(number), Granted::new(family, &ticket, "a"));
         }
         assert_eq!(tickets.reserved(family), (4, Some(Duration::from_secs(5))));
         tokio::time::advance(Duration::from_secs(5)).await;

@@ -1,10 +1,10 @@
 //! Only hosts that fit the VM that is cloned are granted.
 
-use super::world::{World, demand, facts, id, info, options};
+use super::world::{World, demand, facts, id, info, options, ticket_of};
 use crate::core::{
     api::{CoreError, Demand, Free, HostInfo},
     facts::{Misfit, fits},
-    present::Facts,
+    present::{Facts, Identity},
     record::Scheduling,
     ticket::{HostId, Policy, Ticket},
 };
@@ -15,7 +15,7 @@ fn places(ticket: &Ticket) -> Vec<(u128, u32)> {
     ticket.places.iter().map(|(host, vms)| (host.as_u128(), *vms)).collect()
 }
 
-fn host(number: u128, cpus: u32, facts: Option<Facts>) -> HostInfo {
+fn host(number: u128, cpus: u32, facts: Option<Box<Facts>>) -> HostInfo {
     HostInfo { facts, ..info(number, cpus) }
 }
 
@@ -108,6 +108,17 @@ fn who_waits_is_served_when_a_host_fits() {
 }
 
 #[test]
+fn what_a_host_says_when_it_comes_decides_for_others() {
+    let mut world = World::new();
+    world.host_with(host(2, 4, Some(facts(3))), Vec::new());
+    let waiter = world.ask(Demand { vcpus: 2, max_cpus: 2, timeout_ms: 1000, ..of(1, 1, 2) });
+    assert!(world.waits(waiter), "nobody knows host 1");
+    // It has no room itself.
+    world.host_with(host(1, 1, Some(facts(1))), Vec::new());
+    assert_eq!(places(&ticket_of(world.was_answered(waiter).unwrap())), [(2, 1)]);
+}
+
+#[test]
 fn a_host_that_is_not_back_after_a_restart_may_make_it_possible() {
     let mut world = world();
     world.restart(options());
@@ -184,7 +195,8 @@ fn each_fact_that_differs_is_a_reason() {
     assert_eq!(of_rich(2_000_000, 7), None);
     assert_eq!(of_rich(2_000_000, 3), Some(Misfit::Xcr0));
     assert_eq!(of_rich(2_100_000, 7), Some(Misfit::Tsc));
-    let unwilling = Facts { lazy_memory: false, ..facts(1) };
+    let mut unwilling = facts(1);
+    unwilling.lazy_memory = false;
     assert_eq!(fits(&HostInfo { facts: Some(unwilling), ..base.clone() }, &base), Err(Misfit::LazyMemory));
     for overlay in ["", "192.0.2.2:9"] {
         let other = HostInfo { overlay: overlay.into(), ..base.clone() };
@@ -192,4 +204,26 @@ fn each_fact_that_differs_is_a_reason() {
         assert_eq!(fits(&other, &base), Err(Misfit::Overlay), "{overlay}");
         assert_eq!(fits(&other, &other), Ok(()), "{overlay}");
     }
+    let other = HostInfo { network: "10.0.0.0/8".into(), ..base.clone() };
+    assert_eq!(fits(&base, &other), Err(Misfit::Network));
+}
+
+#[test]
+fn hosts_that_cannot_call_each_other_do_not_fit() {
+    let at = |address: &str, machine: &str| {
+        let machine = machine.to_owned();
+        let identity =
+            Identity { instance: String::new(), boot: String::new(), machine, folder: String::new() };
+        let address = address.to_owned();
+        HostInfo { address, identity: Some(identity), ..host(1, 4, Some(facts(1))) }
+    };
+    let (tcp, unix, next) = (at("tcp:192.0.2.1:7", "a"), at("unix:/run/v", "a"), at("unix:/run/w", "a"));
+    let far = at("tcp:192.0.2.2:7", "b");
+    for (one, other) in [(&tcp, &unix), (&unix, &next), (&tcp, &far)] {
+        assert_eq!((fits(one, other), fits(other, one)), (Ok(()), Ok(())));
+    }
+    assert_eq!(fits(&unix, &far), Err(Misfit::Unreachable));
+    assert_eq!(fits(&far, &unix), Err(Misfit::Unreachable));
+    let nobody = HostInfo { identity: None, ..unix.clone() };
+    assert_eq!(fits(&nobody, &nobody), Err(Misfit::Unreachable), "nobody knows whether they are one");
 }

@@ -477,14 +477,15 @@ pub fn info(number: u128, cpus: u32) -> HostInfo {
         identity: None,
         overlay: String::new(),
         facts: None,
+        network: String::new(),
     }
 }
 
 /// Of a host with one of the features that this says, and no other.
-pub fn facts(features: u32) -> Facts {
+pub fn facts(features: u32) -> Box<Facts> {
     let features = CpuidEntry { function: 7, ebx: features, ..CpuidEntry::default() };
     let host = HostFacts { page_bytes: 4096, ..HostFacts::of_cpuid(KvmKind::Vmx, vec![features]) };
-    Facts { host, lazy_memory: true }
+    Box::new(Facts { host, lazy_memory: true })
 }
 
 pub fn running(ticket: &Ticket, vmid: u32) -> Running {
