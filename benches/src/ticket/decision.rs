@@ -1,11 +1,14 @@
 //! The core alone: the cost of a decision with a large cluster.
 
 use super::us;
+use patina_control::config::KvmKind;
+use patina_snapshot::{cpuid::CpuidEntry, facts::HostFacts};
 use scheduler::core::{
     Core,
     api::{Command, Demand, Effect, HostInfo, Named, Options, Present, Reply, UnixMs, Waiter},
     epochs::Epochs,
-    ticket::Policy,
+    present::Facts,
+    ticket::{HostId, Policy},
 };
 use std::time::Instant;
 use uuid::Uuid;
@@ -25,15 +28,17 @@ const MEMORY_MIB: u32 = 512;
 pub struct Decisions {
     pack: Vec<f64>,
     spread: Vec<f64>,
+    parent: Vec<f64>,
     release: Vec<f64>,
 }
 
 impl Decisions {
     /// With the figures' names.
-    pub fn named(self) -> [(&'static str, Vec<f64>); 3] {
+    pub fn named(self) -> [(&'static str, Vec<f64>); 4] {
         [
             ("decision_us", self.pack),
             ("decision_spread_us", self.spread),
+            ("decision_parent_us", self.parent),
             ("decision_release_us", self.release),
         ]
     }
@@ -49,9 +54,10 @@ struct Cluster {
 /// Grants and releases, one after another, in a cluster that stays as full as it is.
 pub fn measure(count: usize) -> Decisions {
     let mut cluster = Cluster::new();
-    let live: Vec<Uuid> = (0..TICKETS).filter_map(|number| cluster.grant(number, Policy::Pack).0).collect();
+    let live: Vec<Uuid> =
+        (0..TICKETS).filter_map(|number| cluster.grant(number, Policy::Pack, None).0).collect();
     assert_eq!(live.len(), TICKETS as usize, "the cluster has room for all");
-    let (mut pack, mut spread, mut release) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut pack, mut spread, mut parent, mut release) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut live = std::collections::VecDeque::from(live);
     for number in 0..u32::try_from(count).unwrap_or(u32::MAX) {
         // The oldest goes, so what is free is all over the cluster.
@@ -59,14 +65,35 @@ pub fn measure(count: usize) -> Decisions {
             release.push(cluster.release(oldest));
         }
         let policy = if number % 2 == 0 { Policy::Pack } else { Policy::Spread };
-        let (ticket, took_us) = cluster.grant(number, policy);
+        // As guests ask: with the host of their VM, which is preferred. Half of the hosts fit it.
+        let of = (number % 4 == 0).then(|| host_id(number % HOSTS));
+        let (ticket, took_us) = cluster.grant(number, policy, of);
         live.extend(ticket);
-        match policy {
-            Policy::Pack => pack.push(took_us),
-            Policy::Spread => spread.push(took_us),
+        match (of, policy) {
+            (Some(_), _) => parent.push(took_us),
+            (None, Policy::Pack) => pack.push(took_us),
+            (None, Policy::Spread) => spread.push(took_us),
         }
     }
-    Decisions { pack, spread, release }
+    Decisions { pack, spread, parent, release }
+}
+
+fn host_id(number: u32) -> HostId {
+    Uuid::from_u128(u128::from(number) + 1)
+}
+
+/// What a host offers: every other one lacks a feature. VMs of those that have it do not fit there.
+fn facts(number: u32) -> Facts {
+    let leaf =
+        |function| CpuidEntry { function, eax: !0, ebx: !0, ecx: !0, edx: !0, ..CpuidEntry::default() };
+    let mut cpuid: Vec<_> = (1..=20).map(leaf).collect();
+    if number % 2 == 1 {
+        cpuid[6].ebx &= !1;
+    }
+    Facts {
+        host: HostFacts { page_bytes: 4096, xcr0: 0x2e7, ..HostFacts::of_cpuid(KvmKind::Vmx, cpuid) },
+        lazy_memory: true,
+    }
 }
 
 impl Cluster {
@@ -85,7 +112,7 @@ impl Cluster {
         let mut cluster = Self { core, now, calls: 0, effects: Vec::new() };
         for number in 0..HOSTS {
             let info = HostInfo {
-                id: Uuid::from_u128(u128::from(number) + 1),
+                id: host_id(number),
                 name: format!("host-{number}"),
                 address: String::new(),
                 cpus: CPUS,
@@ -95,7 +122,7 @@ impl Cluster {
                 memory_percent: None,
                 identity: None,
                 overlay: String::new(),
-                facts: None,
+                facts: Some(Box::new(facts(number))),
                 network: String::new(),
             };
             let waiter = cluster.waiter();
@@ -118,7 +145,7 @@ impl Cluster {
     }
 
     /// The ticket, if there was room, and microseconds.
-    fn grant(&mut self, number: u32, policy: Policy) -> (Option<Uuid>, f64) {
+    fn grant(&mut self, number: u32, policy: Policy, parent: Option<HostId>) -> (Option<Uuid>, f64) {
         let vms = 1 + number % VMS;
         let demand = Demand {
             family: Uuid::from_u128(u128::from(number % FAMILIES)),
@@ -130,8 +157,8 @@ impl Cluster {
             memory_mib: MEMORY_MIB,
             timeout_ms: 0,
             hosts: Vec::new(),
-            prefer: None,
-            parent: None,
+            prefer: parent,
+            parent,
             policy: Some(policy),
             ttl_ms: None,
             use_by: None,
