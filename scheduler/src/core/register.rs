@@ -94,6 +94,7 @@ impl Core {
         for id in adopted {
             self.look_for_parent(id);
             self.put_state(id, out);
+            self.settle_barrier(id, out);
         }
         self.look_for_parents_on(host, out);
         if let Some(masters) = masters {

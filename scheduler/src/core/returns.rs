@@ -60,6 +60,7 @@ impl Core {
         for id in tickets {
             self.look_for_parent(id);
             self.put_state(id, out);
+            self.settle_barrier(id, out);
         }
     }
 }

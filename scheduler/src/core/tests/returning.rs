@@ -3,7 +3,7 @@
 
 use super::world::{World, demand, id, info, options, running, usage};
 use crate::core::{
-    api::{Beat, Command, Demand, Effect, Present, Running, Usage},
+    api::{Beat, Command, CoreError, Demand, Effect, Present, Running, Usage},
     ticket::{HostId, State, Ticket, VmEnd},
 };
 use uuid::Uuid;
@@ -62,6 +62,13 @@ impl Scene {
     fn alone(&self) -> [bool; 2] {
         [&self.of_clone, &self.of_master].map(|ticket| self.world.get(ticket.id).parent_ended)
     }
+}
+
+/// A ticket of a scheduler that has lost its ledger since.
+fn granted() -> Ticket {
+    let mut world = World::new();
+    world.host(1, 4);
+    world.request(at(1)).unwrap()
 }
 
 fn at(number: u128) -> Demand {
@@ -135,6 +142,26 @@ fn a_master_of_a_lost_host_is_not_waited_for_by_clones_whose_ticket_was_forgotte
     assert_eq!(scene.alone(), [true, true]);
     scene.first_returns(&[]);
     assert!(scene.alone()[1]);
+}
+
+#[test]
+fn a_master_that_waits_is_answered_when_its_host_has_clones_of_the_ticket_and_not_the_master() {
+    let mut world = World::new();
+    let granted = Ticket { parent_vmid: Some(0), parent_host: Some(id(1)), ..granted() };
+    let clone = |vmid| Running {
+        parent_vmid: granted.parent_vmid,
+        parent_host: granted.parent_host,
+        ..running(&granted, vmid)
+    };
+    world.host_with(info(2, 4), vec![clone(2)]);
+    let waiter = world.arrive(granted.id, 0, None);
+    assert!(world.waits(waiter), "nobody has said that it is gone");
+    let present = Present { running: vec![clone(1)], masters: Some([].into()), ..Present::default() };
+    world.host_present(info(1, 4), present);
+    assert!(matches!(world.was_answered(waiter), Err(CoreError::UnknownVm { vmid: 0, .. })));
+    world.arrive(granted.id, 1, None);
+    let last = world.arrive(granted.id, 2, None);
+    assert_eq!(world.met(last), (1, 2));
 }
 
 #[test]
