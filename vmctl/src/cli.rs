@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        clone, console, events, exec, host, image, inspect, join, kill, logs, ls, pki, rm, run, snapshot,
-        sync, ticket, top, wait,
+        clone, console, events, exec, host, image, inspect, join, kill, logs, ls, pki, publish, rm, run,
+        snapshot, sync, ticket, top, wait,
     },
     error::CtlError,
     output::Format,
@@ -86,6 +86,10 @@ pub enum Command {
     Logs(logs::Arguments),
     /// End VMs at once.
     Kill(kill::Arguments),
+    /// Publish ports of a VM that runs, on its host.
+    Publish(publish::Publish),
+    /// Stop publishing ports of a VM: their connections are cut.
+    Unpublish(publish::Unpublish),
     /// Keep VMs in snapshots on the host's disk, and start VMs from them.
     #[command(subcommand)]
     Snapshot(snapshot::Command),

@@ -10,6 +10,9 @@ pub enum ValueError {
     /// Not a size of memory.
     #[error("\"{0}\" is not a size: write MiB as a number, or 512M, or 2G")]
     Memory(String),
+    /// Not a port of the host.
+    #[error("\"{0}\" is not a port of the host: write HOST or ADDRESS:HOST, a port from 1 to 65535")]
+    HostPort(String),
     /// Not a published port.
     #[error("\"{0}\" is not a published port: write HOST:GUEST or ADDRESS:HOST:GUEST, ports from 1 to 65535")]
     Port(String),
@@ -62,18 +65,31 @@ pub fn memory_mib(text: &str) -> Result<u32, ValueError> {
 /// `8080:80`, `0.0.0.0:8080:80`, `[::1]:8080:80`.
 pub fn published_port(text: &str) -> Result<PublishedPort, ValueError> {
     let error = || ValueError::Port(text.to_owned());
-    let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port > 0).map(u32::from);
     let (rest, guest) = text.rsplit_once(':').ok_or_else(error)?;
-    let (address, host) = rest.rsplit_once(':').unwrap_or(("", rest));
+    let guest_port = port(guest).ok_or_else(error)?;
+    let place = host_port(rest).map_err(|_| error())?;
+    Ok(PublishedPort { guest_port, ..place })
+}
+
+/// `8080`, `0.0.0.0:8080`, `[::1]:8080`: where on the host a port is published.
+pub fn host_port(text: &str) -> Result<PublishedPort, ValueError> {
+    let error = || ValueError::HostPort(text.to_owned());
+    let (address, host) = text.rsplit_once(':').unwrap_or(("", text));
     let address = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
     if !address.is_empty() && address.parse::<IpAddr>().is_err() {
         return Err(error());
     }
-    Ok(PublishedPort {
-        host_port: port(host).ok_or_else(error)?,
-        guest_port: port(guest).ok_or_else(error)?,
-        host_address: address.to_owned(),
-    })
+    let host_port = port(host).ok_or_else(error)?;
+    Ok(PublishedPort { host_port, guest_port: 0, host_address: address.to_owned() })
+}
+
+fn port(text: &str) -> Option<u32> {
+    text.parse::<u16>().ok().filter(|&port| port > 0).map(u32::from)
+}
+
+/// Where on the host a port is published, as [`host_port`] reads it.
+pub fn place(address: &str, port: u32) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
 /// `KEY=VALUE`, as it is.
@@ -113,6 +129,20 @@ mod tests {
         assert_eq!(published_port("[::1]:8080:80"), Ok(port("::1")));
         for wrong in ["80", "0:80", "8080:65536", "here:8080:80", "8080:", ":80", "a:b"] {
             assert_eq!(published_port(wrong), Err(ValueError::Port(wrong.to_owned())), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn places_of_the_host_read_as_they_are_printed() {
+        for (address, text) in [("", "8080"), ("0.0.0.0", "0.0.0.0:8080"), ("::1", "[::1]:8080")] {
+            let place = host_port(text).unwrap();
+            assert_eq!((place.host_address.as_str(), place.host_port, place.guest_port), (address, 8080, 0));
+            if !address.is_empty() {
+                assert_eq!(super::place(address, 8080), text);
+            }
+        }
+        for wrong in ["", "0", "65536", "here:80", ":80:", "80:"] {
+            assert_eq!(host_port(wrong), Err(ValueError::HostPort(wrong.to_owned())), "{wrong}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! A VM as JSON and as a table row.
 
+use crate::values;
 use patina_proto::v1::{EndKind, PublishedPort, Vm, VmState};
 use serde::Serialize;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -167,6 +168,12 @@ impl VmView {
             Some(kind) => format!("{} ({kind})", self.state),
             None => self.state.clone(),
         }
+    }
+
+    /// A row for each published port: where on the host, and which port of the VM.
+    pub fn port_rows(&self) -> impl Iterator<Item = Vec<String>> + '_ {
+        let place = |port: &PortView| values::place(&port.host_address, port.host_port);
+        self.ports.iter().map(move |port| vec![place(port), port.guest_port.to_string()])
     }
 
     fn ports_text(&self) -> String {

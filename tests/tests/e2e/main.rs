@@ -6,8 +6,8 @@
 //! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`], [`overlay`]: on
-//!   hosts of their own. [`interrupts`]: test runs that are interrupted.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`], [`overlay`],
+//!   [`publishing`]: on hosts of their own. [`interrupts`]: test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.
@@ -47,6 +47,7 @@ mod interrupts;
 mod network;
 mod operator;
 mod overlay;
+mod publishing;
 mod refusals;
 mod snapshots;
 mod stage;
@@ -107,11 +108,12 @@ fn images() -> Option<PathBuf> {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 24] = [
+    let modules: [&[Story]; 25] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
         network::STORIES,
+        publishing::STORIES,
         operator::STORIES,
         floods::STORIES,
         steady::STORIES,

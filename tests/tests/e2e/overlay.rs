@@ -213,6 +213,13 @@ fn reach(hosts: &Hosts) -> Outcome {
     let members = hosts.family("adam")?;
     all_reach_all(hosts, &members)?;
 
+    // A port of a clone is published on the host that the clone runs on.
+    let last = &members[3];
+    hosts.hosts[2].call(&["publish", &last.name, "0.0.0.0:7777:7000"])?;
+    let ask = "import socket, sys; print(socket.create_connection((sys.argv[1], 7777)).recv(99).decode())";
+    let heard = hosts.switch.call(0, &["python3", "-c", ask, &hosts.switch.address(2)])?;
+    require_eq("what answers at the third host", heard.trim(), last.ip.as_str())?;
+
     // Another family on the same hosts has its own network.
     let others = hosts.family("noah")?;
     all_reach_all(hosts, &others)?;

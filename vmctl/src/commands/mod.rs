@@ -17,6 +17,7 @@ pub mod kill;
 pub mod logs;
 pub mod ls;
 pub mod pki;
+pub mod publish;
 pub mod rm;
 pub mod run;
 pub mod snapshot;
@@ -145,6 +146,8 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode, CtlError> {
         Command::Console(arguments) => console::run(&context, arguments).await,
         Command::Logs(arguments) => logs::run(&context, arguments).await,
         Command::Kill(arguments) => kill::run(&context, arguments).await,
+        Command::Publish(arguments) => publish::publish(&context, arguments).await,
+        Command::Unpublish(arguments) => publish::unpublish(&context, arguments).await,
         Command::Ticket(command) => ticket::run(&context, command).await,
         Command::Hosts => hosts::run(&context).await,
         Command::Host(command) => host::run(&context, command).await,

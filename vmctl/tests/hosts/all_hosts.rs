@@ -95,6 +95,24 @@ async fn a_vm_is_found_wherever_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ports_are_published_on_the_host_of_the_vm() {
+    let cluster = three().await;
+    let (code, printed, said) =
+        cluster.vmctl("publish --all-hosts adam.1 127.0.0.1:8080:80 [::1]:8081:81").await;
+    let rows: Vec<_> = printed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!(rows, [["HOST", "GUEST"], ["127.0.0.1:8080", "80"], ["[::1]:8081", "81"]], "{code}: {said}");
+    assert_eq!(cluster.hosts[2].vms.lock().unwrap()[0].ports.len(), 2);
+    let (code, printed, said) = cluster.vmctl("-o json unpublish --all-hosts adam.1 127.0.0.1:8080").await;
+    let vm: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, vm["ports"].as_array().unwrap().len()), (0, 1), "{said}");
+    assert_eq!(vm["ports"][0]["host_port"], 8081);
+    // Only where it is asked for, and of one VM.
+    assert_eq!(cluster.vmctl("publish adam.1 8080:80").await.0, 3);
+    assert_eq!(cluster.vmctl("publish --all-hosts twin 8080:80").await.0, 5);
+    assert_eq!(cluster.vmctl("publish adam").await.0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_on_several_hosts_is_refused_with_their_addresses() {
     let cluster = three().await;
     let (code, _, said) = cluster.vmctl("kill --all-hosts twin").await;

@@ -47,6 +47,14 @@ impl StandIn {
         let found = vms.iter().find(|vm| vm.name == name).cloned();
         found.ok_or_else(|| Status::not_found(format!("find VM {name}: there is none")))
     }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut Vm)) -> Answer<Vm> {
+        self.find(name)?;
+        let mut vms = self.vms.lock().unwrap();
+        let vm = vms.iter_mut().find(|vm| vm.name == name).unwrap();
+        change(vm);
+        Ok(Response::new(vm.clone()))
+    }
 }
 
 /// Implements the service: these calls, and the rest is refused.
@@ -88,6 +96,17 @@ vmmd! {
             let mut vms = self.vms.lock().unwrap();
             vms.iter_mut().filter(|other| other.name == vm.name).for_each(|vm| vm.set_state(VmState::Ended));
             Ok(Response::new(vm))
+        }
+
+        async fn publish_ports(&self, request: Request<v1::PublishPortsRequest>) -> Answer<Vm> {
+            let v1::PublishPortsRequest { name, ports } = request.into_inner();
+            self.change(&name, |vm| vm.ports.extend(ports))
+        }
+
+        async fn unpublish_ports(&self, request: Request<v1::UnpublishPortsRequest>) -> Answer<Vm> {
+            let v1::UnpublishPortsRequest { name, ports } = request.into_inner();
+            let is_closed = |port: &v1::PublishedPort| ports.iter().any(|other| other.host_port == port.host_port);
+            self.change(&name, |vm| vm.ports.retain(|port| !is_closed(port)))
         }
 
         /// One part, and with --follow another one for each call that comes meanwhile.

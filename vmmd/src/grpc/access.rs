@@ -16,7 +16,8 @@ fn vmmd(method: &str) -> Role {
     match method {
         "GetHost" | "GetVm" | "ListVms" | "WaitVm" | "Logs" | "WatchEvents" | "ListUsage"
         | "ListSnapshots" | "GetSnapshot" | "ListImages" => Role::View,
-        "CreateVm" | "CloneVm" | "KillVm" | "RemoveVm" | "Exec" | "Console" => Role::Use,
+        "CreateVm" | "CloneVm" | "KillVm" | "RemoveVm" | "Exec" | "Console" | "PublishPorts"
+        | "UnpublishPorts" => Role::Use,
         // Snapshots are files of the host: CreateSnapshot, RestoreSnapshot, VerifySnapshot,
         // RemoveSnapshot; PruneImages.
         _ => Role::Admin,
@@ -31,7 +32,9 @@ mod tests {
     fn looking_using_and_operating_are_for_different_roles() {
         let of = |method: &str| callers(&format!("/patina.v1.Vmmd/{method}"));
         assert_eq!(of("ListVms"), Callers::Operators(Role::View));
-        assert_eq!(of("Exec"), Callers::Operators(Role::Use));
+        for using in ["Exec", "PublishPorts", "UnpublishPorts"] {
+            assert_eq!(of(using), Callers::Operators(Role::Use), "{using}");
+        }
         for admin in ["PruneImages", "CreateSnapshot", "New", ""] {
             assert_eq!(of(admin), Callers::Operators(Role::Admin), "{admin}");
         }

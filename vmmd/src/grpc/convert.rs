@@ -48,7 +48,7 @@ pub fn vm(vm: &Vm) -> v1::Vm {
         mac: record.net.mac(record.vmid),
         bridge: record.net.bridge(),
         tap: record.net.tap(record.vmid),
-        ports: record.ports.iter().map(port).collect(),
+        ports: status.ports.iter().map(port).collect(),
         kernel: record.kernel.display().to_string(),
         rootfs: record.rootfs.display().to_string(),
         created_unix_ms: record.created_unix_ms,

@@ -4,7 +4,7 @@ use patina_control::end::{End, EndKind};
 use std::{fs, io::Write};
 
 fn status(phase: Phase) -> VmStatus {
-    VmStatus { phase, ready_after_us: None, vmm_version: Some(1) }
+    VmStatus { phase, ready_after_us: None, vmm_version: Some(1), ports: Vec::new() }
 }
 
 fn ended() -> Phase {

@@ -156,6 +156,24 @@ impl Vmmd for Service {
         Ok(Response::new(convert::vm(&vm)))
     }
 
+    async fn publish_ports(
+        &self,
+        request: Request<v1::PublishPortsRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        let v1::PublishPortsRequest { name, ports } = request.into_inner();
+        let vm = self.host.publish_ports(&name, &ports).await?;
+        Ok(Response::new(convert::vm(&vm)))
+    }
+
+    async fn unpublish_ports(
+        &self,
+        request: Request<v1::UnpublishPortsRequest>,
+    ) -> Result<Response<v1::Vm>, Status> {
+        let v1::UnpublishPortsRequest { name, ports } = request.into_inner();
+        let vm = self.host.unpublish_ports(&name, &ports).await?;
+        Ok(Response::new(convert::vm(&vm)))
+    }
+
     async fn remove_vm(
         &self,
         request: Request<v1::RemoveVmRequest>,

@@ -77,6 +77,12 @@ fn details_of(error: &Error, code: Code, reason: &str, message: &str) -> ErrorDe
         Error::Port(port) => {
             details.set_resource_info("port", port.port.host.to_string(), "", message);
         }
+        Error::TooManyPorts { .. } => {
+            details.add_quota_failure_violation("ports", message);
+        }
+        Error::NoSuchPort { place, .. } => {
+            details.set_resource_info("port", place.to_string(), "", message);
+        }
         Error::TooMany => {
             details.add_quota_failure_violation("vms", message);
         }
@@ -133,6 +139,8 @@ fn classify(error: &Error) -> (Code, &'static str) {
             io::ErrorKind::AddrNotAvailable => (Code::InvalidArgument, "NO_SUCH_ADDRESS"),
             _ => (Code::Internal, "PORT_FAILED"),
         },
+        Error::TooManyPorts { .. } => (Code::ResourceExhausted, "TOO_MANY_PORTS"),
+        Error::NoSuchPort { .. } => (Code::NotFound, "NO_SUCH_PORT"),
         Error::Running(_) => (Code::FailedPrecondition, "VM_RUNS"),
         Error::NotReady { .. } => (Code::FailedPrecondition, "VM_NOT_READY"),
         Error::NewerVmm { .. } => (Code::FailedPrecondition, "VMM_NEWER"),

@@ -1,7 +1,8 @@
 //! Published ports: a TCP proxy per port, in user space. It is closed by dropping its
-//! [`Published`].
+//! [`Published`], or by name.
 
 use crate::plan::spec::Port;
+use patina_control::best_effort;
 use patina_daemon::chain;
 use std::{
     io,
@@ -13,7 +14,7 @@ use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    task::{AbortHandle, JoinSet},
+    task::{JoinHandle, JoinSet},
     time::timeout,
 };
 
@@ -44,12 +45,29 @@ pub struct PortError {
 pub struct Bound(Vec<(Port, TcpListener)>);
 
 /// Ports that are served; dropping it closes them and their connections.
-#[derive(Debug)]
-pub struct Published(Vec<AbortHandle>);
+#[derive(Debug, Default)]
+pub struct Published(Vec<(Port, JoinHandle<()>)>);
 
 impl Drop for Published {
     fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
+        self.0.iter().for_each(|(_, served)| served.abort());
+    }
+}
+
+impl Published {
+    /// Serves these, too.
+    pub fn add(&mut self, mut more: Self) {
+        self.0.append(&mut more.0);
+    }
+
+    /// Closes those at these places of the host, with their connections. When this returns, the
+    /// host's ports are free.
+    pub async fn close(&mut self, places: &[SocketAddr]) {
+        let closed: Vec<_> = self.0.extract_if(.., |(port, _)| places.contains(&port.host)).collect();
+        closed.iter().for_each(|(_, served)| served.abort());
+        for (_, served) in closed {
+            best_effort(served.await, "it ends by being aborted");
+        }
     }
 }
 
@@ -68,12 +86,17 @@ impl Bound {
         Ok(Self(bound))
     }
 
+    /// Which ports.
+    pub fn ports(&self) -> impl Iterator<Item = Port> + '_ {
+        self.0.iter().map(|(port, _)| *port)
+    }
+
     /// Serves them: every connection goes to the same port's `guest_port` at `guest`.
     #[must_use]
     pub fn serve(self, guest: Ipv4Addr) -> Published {
         let serve = |(port, listener): (Port, TcpListener)| {
             let target = SocketAddr::from((guest, port.guest_port));
-            tokio::spawn(accept(listener, target, &ALL)).abort_handle()
+            (port, tokio::spawn(accept(listener, target, &ALL)))
         };
         Published(self.0.into_iter().map(serve).collect())
     }
@@ -176,6 +199,24 @@ mod tests {
         assert_eq!(TWO.available_permits(), 0);
         assert!(timeout(Duration::from_millis(200), guest.accept()).await.is_err(), "no third");
         served.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn ports_are_added_and_closed_one_by_one() {
+        let guest = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest_port = guest.local_addr().unwrap().port();
+        let (first, second) = (free_port(guest_port).await, free_port(guest_port).await);
+        let serve = async |port| Bound::bind(&[port]).await.unwrap().serve(Ipv4Addr::LOCALHOST);
+        let mut published = Published::default();
+        published.add(serve(first).await);
+        let mut client = TcpStream::connect(first.host).await.unwrap();
+        let (_held, _) = guest.accept().await.unwrap();
+        published.add(serve(second).await);
+        published.close(&[first.host]).await;
+        let _other = TcpListener::bind(first.host).await.expect("it is free for others at once");
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap_or(0), 0, "its connections are cut");
+        let _client = TcpStream::connect(second.host).await.unwrap();
+        guest.accept().await.unwrap();
     }
 
     #[tokio::test]

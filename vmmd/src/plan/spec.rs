@@ -136,17 +136,32 @@ fn check_path(field: &str, given: String, default: &Path, wrong: &mut Vec<Violat
     path
 }
 
-pub(super) fn check_ports(ports: &[PublishedPort], wrong: &mut Vec<Violation>) -> Vec<Port> {
+/// Ports of a VM that the host is to publish.
+pub fn check_ports(ports: &[PublishedPort], wrong: &mut Vec<Violation>) -> Vec<Port> {
+    check_each(ports, wrong, check_port, |port| port.host)
+}
+
+/// Where on the host ports are published, whatever they are in the VM.
+pub fn check_places(ports: &[PublishedPort], wrong: &mut Vec<Violation>) -> Vec<SocketAddr> {
+    check_each(ports, wrong, check_place, |place| *place)
+}
+
+fn check_each<T>(
+    ports: &[PublishedPort],
+    wrong: &mut Vec<Violation>,
+    check: fn(&PublishedPort) -> Result<T, (&'static str, String)>,
+    place: fn(&T) -> SocketAddr,
+) -> Vec<T> {
     if ports.len() > PORTS_MAX {
         wrong.push(Violation::new("ports", format!("{} are more than the {PORTS_MAX} allowed", ports.len())));
         return Vec::new();
     }
-    let mut checked: Vec<Port> = Vec::with_capacity(ports.len());
+    let mut checked = Vec::with_capacity(ports.len());
     for (index, port) in ports.iter().enumerate() {
-        match check_port(port) {
-            Ok(port) if checked.iter().any(|other| other.host == port.host) => {
+        match check(port) {
+            Ok(port) if checked.iter().any(|other| place(other) == place(&port)) => {
                 let field = format!("ports[{index}].host_port");
-                wrong.push(Violation::new(field, format!("{} is asked for twice", port.host)));
+                wrong.push(Violation::new(field, format!("{} is asked for twice", place(&port))));
             }
             Ok(port) => checked.push(port),
             Err((field, text)) => wrong.push(Violation::new(format!("ports[{index}].{field}"), text)),
@@ -156,18 +171,22 @@ pub(super) fn check_ports(ports: &[PublishedPort], wrong: &mut Vec<Violation>) -
 }
 
 fn check_port(port: &PublishedPort) -> Result<Port, (&'static str, String)> {
-    let number = |field, value: u32| match u16::try_from(value) {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err((field, format!("{value} is not between 1 and 65535"))),
-    };
+    Ok(Port { host: check_place(port)?, guest_port: check_number("guest_port", port.guest_port)? })
+}
+
+fn check_place(port: &PublishedPort) -> Result<SocketAddr, (&'static str, String)> {
     let address = match port.host_address.as_str() {
         "" => IpAddr::V4(Ipv4Addr::LOCALHOST),
         text => text.parse().map_err(|_| ("host_address", format!("{text:?} is not an IP address")))?,
     };
-    Ok(Port {
-        host: SocketAddr::new(address, number("host_port", port.host_port)?),
-        guest_port: number("guest_port", port.guest_port)?,
-    })
+    Ok(SocketAddr::new(address, check_number("host_port", port.host_port)?))
+}
+
+fn check_number(field: &'static str, value: u32) -> Result<u16, (&'static str, String)> {
+    match u16::try_from(value) {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err((field, format!("{value} is not between 1 and 65535"))),
+    }
 }
 
 #[cfg(test)]

@@ -228,14 +228,23 @@ impl Host {
     }
 
     async fn publish_again(&self, record: &Record) -> Option<Published> {
-        match Bound::bind(&record.ports).await {
-            Ok(bound) => record.net.ip(record.vmid).map(|ip| bound.serve(ip)),
-            Err(error) => {
-                // The VM runs on without: ending it over a port would be worse.
-                tracing::error!(vm = record.name, error = %chain(&error), "its ports are not published");
-                None
+        let ip = record.net.ip(record.vmid)?;
+        let mut published = Published::default();
+        for port in &record.ports {
+            match Bound::bind(std::slice::from_ref(port)).await {
+                Ok(bound) => published.add(bound.serve(ip)),
+                Err(error) => {
+                    // The VM runs on without it: ending the VM over a port would be worse.
+                    let (vm, error) = (&record.name, chain(&error));
+                    tracing::error!(
+                        vm,
+                        error,
+                        "a port of it is not published; `vmctl publish` tries it again"
+                    );
+                }
             }
         }
+        Some(published)
     }
 
     /// Ends vmm processes of this state that belong to no VM taken over; how many, and whether one

@@ -8,13 +8,13 @@ use super::{
 };
 use crate::{
     net::{NetError, ports::PortError},
-    plan::spec::Violation,
+    plan::spec::{PORTS_MAX, Violation},
     process::{control_client::ControlError, generation::GenerationError, spawn::SpawnError},
     store::StoreError,
 };
 use patina_abi::link::CallError;
 use patina_snapshot::directory::FileError;
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -87,6 +87,26 @@ pub enum Error {
     /// A port cannot be published.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// A VM may not publish so many ports.
+    #[error(
+        "publish ports of VM {name:?}: it would publish {all}, the most is {PORTS_MAX}; `vmctl unpublish` others"
+    )]
+    TooManyPorts {
+        /// The VM's name.
+        name: String,
+        /// How many ports it would publish.
+        all: usize,
+    },
+    /// A port is not published.
+    #[error(
+        "stop publishing {place} of VM {name:?}: it does not publish that; `vmctl inspect {name}` shows its ports"
+    )]
+    NoSuchPort {
+        /// The VM's name.
+        name: String,
+        /// Where on the host.
+        place: SocketAddr,
+    },
     /// An image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),

@@ -42,6 +42,7 @@ pub mod members_data;
 mod parts;
 pub mod pool;
 pub mod prefault;
+mod publish;
 mod register;
 pub mod remote;
 pub mod remote_data;

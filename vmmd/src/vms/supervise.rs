@@ -2,9 +2,10 @@
 //! end.
 //!
 //! - `talk`: the control connection; `calls`: the guest's calls over it. `states`: what follows
-//!   from where the VM stands, and images.
+//!   from where the VM stands, and images. `ports`: ports that are published as it runs.
 
 mod calls;
+mod ports;
 mod states;
 mod talk;
 
@@ -12,7 +13,7 @@ use super::{
     booted::keep::Keep,
     host::Host,
     tickets,
-    vm::{Status, ToEnd, Vm},
+    vm::{PortsOrder, Status, ToEnd, Vm},
 };
 use crate::{
     clock::unix_ms,
@@ -88,7 +89,8 @@ pub struct Supervised {
 pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
     let (status, watched) = watch::channel(status_of(&vm));
     let (kill, kills) = mpsc::channel(1);
-    let handle = Arc::new(Vm::new(vm.record.clone(), vm.dir.clone(), watched, kill));
+    let (change_ports, port_orders) = mpsc::channel(1);
+    let handle = Arc::new(Vm::new(vm.record.clone(), vm.dir.clone(), watched, kill, change_ports));
     let record = &vm.record;
     let ticket = record.ticket.map(|ticket| ticket.to_string()).unwrap_or_default();
     let span = tracing::info_span!(
@@ -106,6 +108,7 @@ pub fn supervise(host: &Arc<Host>, mut vm: Supervised) -> Arc<Vm> {
         calls: JoinSet::new(),
         cancels: HashMap::new(),
         kills,
+        port_orders,
         orders,
         said,
         talk: talk.abort_handle(),
@@ -128,7 +131,12 @@ async fn lost(memory: &mut Option<LazyMemory>) -> End {
 
 fn status_of(vm: &Supervised) -> Status {
     let life = &vm.life;
-    Status { phase: life.phase.clone(), ready_after_us: life.ready_after_us, vmm_version: vm.vmm_version }
+    Status {
+        phase: life.phase.clone(),
+        ready_after_us: life.ready_after_us,
+        vmm_version: vm.vmm_version,
+        ports: vm.record.ports.clone(),
+    }
 }
 
 struct Supervisor {
@@ -140,6 +148,7 @@ struct Supervisor {
     calls: JoinSet<u64>,
     cancels: HashMap<u64, Cancel>,
     kills: mpsc::Receiver<ToEnd>,
+    port_orders: mpsc::Receiver<PortsOrder>,
     orders: mpsc::Sender<ToVmm>,
     said: mpsc::Receiver<Heard>,
     // It is ready, and is being frozen to be kept as an image; nobody hears that it is ready
@@ -179,6 +188,7 @@ impl Supervisor {
                 Some(bound) = self.keeping.join_next() => self.kept(bound.ok()).await,
                 // An order to end only begins the end: the vmm is asked first, and has a deadline.
                 Some(why) = self.kills.recv() => self.ask_to_end(why),
+                Some(order) = self.port_orders.recv() => self.change_ports(order).await,
                 // The vmm may wait for the page, and then it cannot end by itself.
                 end = lost(&mut self.vm.memory) => {
                     tracing::error!(kind = ?end.kind, reason = end.reason, "its memory is lost");

@@ -1,12 +1,17 @@
 //! A VM of a host, running or ended.
 
 mod pieces;
+mod ports;
 
 pub(super) use pieces::{EndsWhenLeft, Pieces};
+pub(super) use ports::{PortsChange, PortsOrder};
 
 use super::error::Error;
 use crate::{
-    plan::lifecycle::{Ended, Phase},
+    plan::{
+        lifecycle::{Ended, Phase},
+        spec::Port,
+    },
     process::control_client::{self, ControlError, PATIENCE},
     store::{VmDir, record::Record},
 };
@@ -35,6 +40,8 @@ pub struct Status {
     /// The version of the VM's vmm ([`patina_control::VERSION`]); None: it has not said anything
     /// yet.
     pub vmm_version: Option<u32>,
+    /// The ports that the host publishes for it, or published until it ended.
+    pub ports: Vec<Port>,
 }
 
 impl Status {
@@ -70,6 +77,8 @@ pub struct Vm {
     pub dir: VmDir,
     pub(super) status: watch::Receiver<Status>,
     pub(super) kill: mpsc::Sender<ToEnd>,
+    // Changes what is published of it.
+    change_ports: mpsc::Sender<PortsOrder>,
     // Those who clone the VM take turns.
     pub(super) cloning: Mutex<()>,
     // The guest itself has one call for clones at a time.
@@ -104,8 +113,8 @@ impl Vm {
     #[must_use]
     pub fn ended(record: Record, dir: VmDir, ended: Ended) -> Self {
         let (phase, ready_after_us) = (Phase::Ended(ended), record.ready_after_us);
-        let status = Status { phase, ready_after_us, vmm_version: None };
-        Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0)
+        let status = Status { phase, ready_after_us, vmm_version: None, ports: record.ports.clone() };
+        Self::new(record, dir, watch::channel(status).1, mpsc::channel(1).0, mpsc::channel(1).0)
     }
 
     pub(super) fn new(
@@ -113,12 +122,14 @@ impl Vm {
         dir: VmDir,
         status: watch::Receiver<Status>,
         kill: mpsc::Sender<ToEnd>,
+        change_ports: mpsc::Sender<PortsOrder>,
     ) -> Self {
         Self {
             record,
             dir,
             status,
             kill,
+            change_ports,
             cloning: Mutex::new(()),
             asked: Arc::new(Semaphore::new(1)),
             spare: Mutex::new(None),
@@ -272,9 +283,14 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = VmDir::at(folder.path());
         let vmm = tokio::net::UnixListener::bind(dir.socket()).unwrap();
-        let status = Status { phase: Phase::Ready, ready_after_us: None, vmm_version: Some(VERSION) };
+        let status = Status {
+            phase: Phase::Ready,
+            ready_after_us: None,
+            vmm_version: Some(VERSION),
+            ports: Vec::new(),
+        };
         let (_publish, watched) = watch::channel(status);
-        let vm = Vm::new(sample("web"), dir, watched, mpsc::channel(1).0);
+        let vm = Vm::new(sample("web"), dir, watched, mpsc::channel(1).0, mpsc::channel(1).0);
         let begun = tokio::time::Instant::now();
         let hears = async {
             let (mut stream, _) = vmm.accept().await.unwrap();

@@ -201,7 +201,8 @@ fn a_half_made_vm_whose_files_cannot_be_deleted_is_told_and_removed_later() {
     });
 }
 
-fn fill(path: &Path) {
+/// Fills the disk.
+pub fn fill(path: &Path) {
     let mut file = fs::File::create(path).unwrap();
     for bytes in [1 << 16, 1] {
         while file.write_all(&vec![b'x'; bytes]).is_ok() {}

@@ -13,6 +13,7 @@ mod image_faults;
 mod images;
 mod life;
 mod pool;
+mod ports;
 mod refusal;
 mod restart;
 mod restores;

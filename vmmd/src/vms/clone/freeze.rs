@@ -191,9 +191,13 @@ mod tests {
 
     /// A VM that was taken over, whose vmm has said nothing yet.
     fn taken_over() -> (Vm, watch::Sender<Status>) {
-        let status = Status { phase: Phase::Ready, ready_after_us: Some(5), vmm_version: None };
+        let status =
+            Status { phase: Phase::Ready, ready_after_us: Some(5), vmm_version: None, ports: Vec::new() };
         let (sender, status) = watch::channel(status);
-        (Vm::new(sample("web"), VmDir::at("/nowhere"), status, mpsc::channel(1).0), sender)
+        (
+            Vm::new(sample("web"), VmDir::at("/nowhere"), status, mpsc::channel(1).0, mpsc::channel(1).0),
+            sender,
+        )
     }
 
     #[tokio::test]
