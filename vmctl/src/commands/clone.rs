@@ -37,6 +37,10 @@ pub struct Arguments {
     /// Clone with a ticket, as many as it is for.
     #[arg(long, value_name = "UUID")]
     ticket: Option<Uuid>,
+    /// The caller's number for the call: a call that is repeated with it gets the same clones, and
+    /// no more.
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
     /// Let the guest's other processes run in a clone before it has an identity of its own.
     #[arg(long)]
     no_hold: bool,
@@ -109,6 +113,7 @@ fn request(arguments: &Arguments) -> CloneVmRequest {
         prepare: prepare(arguments).into(),
         ticket: arguments.ticket.map(|ticket| ticket.to_string()).unwrap_or_default(),
         ticket_epoch: 0,
+        request_id: arguments.request_id.clone().unwrap_or_default(),
     }
 }
 

@@ -10,6 +10,7 @@
 //! answer.
 
 pub mod access;
+mod clone_calls;
 pub mod console;
 pub mod convert;
 pub mod exec;

@@ -1,7 +1,13 @@
 //! The calls of `patina.v1.Vmmd`.
 
 use super::{
-    Answers, Streams, console, convert, exec, facts::Facts, images, logs, snapshots, status::invalid, watch,
+    Answers, Streams,
+    clone_calls::{CloneCalls, REQUEST_MAX_CHARS},
+    console, convert, exec,
+    facts::Facts,
+    images, logs, snapshots,
+    status::invalid,
+    watch,
 };
 use crate::{
     clock::unix_ms,
@@ -31,13 +37,19 @@ pub struct Service {
     host: Arc<Host>,
     started_unix_ms: u64,
     streams: Streams,
+    clone_calls: CloneCalls,
 }
 
 impl Service {
     /// Serves a host.
     #[must_use]
     pub fn new(host: Arc<Host>) -> Self {
-        Self { host, started_unix_ms: unix_ms(), streams: Streams::default() }
+        Self {
+            host,
+            started_unix_ms: unix_ms(),
+            streams: Streams::default(),
+            clone_calls: CloneCalls::default(),
+        }
     }
 
     /// Where a snapshot is that a request names.
@@ -60,6 +72,15 @@ fn wanted(request: &v1::CloneVmRequest) -> Result<Wanted, Status> {
     let id = request.ticket.parse().map_err(|_| invalid("ticket", "it is written as a UUID"))?;
     let count = (request.count != 0).then_some(count);
     Ok(Wanted::Ticket { id, epoch: request.ticket_epoch, count })
+}
+
+/// The caller's number for the call, if it gave one.
+fn request_id(request: &v1::CloneVmRequest) -> Result<Option<String>, Status> {
+    let id = &request.request_id;
+    if id.chars().count() > REQUEST_MAX_CHARS {
+        return Err(invalid("request_id", &format!("it has more than {REQUEST_MAX_CHARS} characters")));
+    }
+    Ok((!id.is_empty()).then(|| id.clone()))
 }
 
 /// How many VMs a page has; 0: the most.
@@ -116,16 +137,29 @@ impl Vmmd for Service {
         let arrived_ns = monotonic_ns();
         let request = request.into_inner();
         let parent = self.host.find(&request.name).await?;
+        let (family, vmid) = (parent.record.family, parent.record.vmid);
+        let number = request_id(&request)?;
         let call = clone::Call {
             wanted: wanted(&request)?,
             parent,
             prepare: Some(prepare(&request)?),
+            request: number.clone(),
             arrived_ns,
             asked: None,
             abandoned: CancellationToken::new(),
         };
-        let clones = self.host.clone_vm(call).await?;
-        Ok(Response::new(convert::clones(clones)))
+        let Some(number) = number else {
+            return Ok(Response::new(convert::clones(self.host.clone_vm(call).await?)));
+        };
+        let (host, key) = (Arc::clone(&self.host), (family, vmid, number.clone()));
+        let answer = async move {
+            let made = host.clones_of_call(&call.parent.record, &number).await?;
+            if !made.is_empty() {
+                return Ok(convert::clones_made(&made));
+            }
+            Ok(convert::clones(host.clone_vm(call).await?))
+        };
+        self.clone_calls.answer(key, answer).await.map(Response::new)
     }
 
     async fn get_vm(&self, request: Request<v1::GetVmRequest>) -> Result<Response<v1::Vm>, Status> {

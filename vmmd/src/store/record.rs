@@ -103,6 +103,9 @@ pub struct Origin {
     /// The host on which the VM was that was frozen. None: this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_host: Option<Uuid>,
+    /// The caller's number for the call that made it, if it gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
 }
 
 impl Record {

@@ -58,6 +58,8 @@ pub struct Call {
     pub wanted: Wanted,
     /// What the VM's agent does first; None: the guest asked, and has.
     pub prepare: Option<Prepare>,
+    /// The caller's number for the call, if it gave one. It is kept with each clone.
+    pub request: Option<String>,
     /// When the call came: [`monotonic_ns`].
     pub arrived_ns: u64,
     /// The guest's turn to clone, until the clones are made, whether the guest waits for that or
@@ -136,8 +138,27 @@ impl Host {
         tokio::spawn(host.clone_whole(call)).await.map_err(|_| Error::Stopping)?
     }
 
+    /// The clones of a VM that a call with this number made here, by vmid: also one that an earlier
+    /// vmmd answered. What was removed since is not among them.
+    ///
+    /// # Errors
+    /// What an earlier vmmd left is not known in time.
+    pub async fn clones_of_call(&self, parent: &Record, request: &str) -> Result<Vec<Arc<Vm>>, Error> {
+        self.adopted(PATIENCE).await?;
+        let is_of_call = |vm: &Arc<Vm>| {
+            let origin = vm.record.origin.as_ref().filter(|origin| origin.parent_host.is_none());
+            vm.record.family == parent.family
+                && origin.is_some_and(|origin| {
+                    origin.parent_vmid == parent.vmid && origin.request.as_deref() == Some(request)
+                })
+        };
+        let mut clones: Vec<_> = self.table.all().into_iter().filter(is_of_call).collect();
+        clones.sort_by_key(|vm| vm.record.vmid);
+        Ok(clones)
+    }
+
     async fn clone_whole(self: Arc<Self>, call: Call) -> Result<Clones, Error> {
-        let Call { parent, wanted, prepare, arrived_ns, asked: _asked, abandoned } = call;
+        let Call { parent, wanted, prepare, request, arrived_ns, asked: _asked, abandoned } = call;
         // Until all VMs that an earlier vmmd left are known, a vmid or a name may be in use that
         // the table does not have.
         self.adopted(PATIENCE).await?;
@@ -215,6 +236,7 @@ impl Host {
             prefault_list: self.prefault_list_of(record),
             parent_host: None,
             ticket: Some(ticket),
+            request,
             arrived_ns,
         };
         let here = self.make_clones(&source, slots, reservations, on_the_way);

@@ -63,6 +63,44 @@ fn a_call_tells_what_its_freeze_took_and_copied() {
 
 #[test]
 #[ignore = "needs root and /dev/kvm"]
+fn a_call_that_is_repeated_makes_no_more_clones_not_even_after_a_restart() {
+    tell(|mut bench| async move {
+        let mut client = bench.start().await;
+        ready(&mut client, vm("web", "")).await;
+        let call = async |client: &mut Client, request_id: &str| -> Result<Vec<u32>, Status> {
+            let request = v1::CloneVmRequest {
+                name: "web".into(),
+                count: 2,
+                request_id: request_id.into(),
+                ..Default::default()
+            };
+            let made = client.clone_vm(request).await?.into_inner();
+            assert!(
+                made.clones.iter().all(|clone| matches!(clone.outcome, Some(Outcome::Vm(_)))),
+                "{made:?}"
+            );
+            Ok(made.clones.iter().map(|clone| clone.vmid).collect())
+        };
+        assert_eq!(call(&mut client, "job 7").await.unwrap(), [1, 2]);
+        assert_eq!(call(&mut client, "job 7").await.unwrap(), [1, 2]);
+        assert_eq!(call(&mut client, "job 8").await.unwrap(), [3, 4]);
+        let long = call(&mut client, &"x".repeat(65)).await.unwrap_err();
+        assert_eq!(long.code(), Code::InvalidArgument, "{long}");
+        assert!(long.message().contains("request_id"), "{long}");
+
+        bench.stop(Signal::KILL);
+        let mut client = bench.start().await;
+        assert_eq!(call(&mut client, "job 8").await.unwrap(), [3, 4]);
+        // Of one of them nothing is known any more.
+        kill(&mut client, "web.1").await;
+        remove(&mut client, "web.1").await;
+        assert_eq!(call(&mut client, "job 7").await.unwrap(), [2]);
+        assert_eq!(call(&mut client, "job 9").await.unwrap(), [5, 6]);
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
 fn three_clones_run_beside_their_parent() {
     tell(|mut bench| async move {
         let mut client = bench.start().await;

@@ -45,6 +45,8 @@ pub(in crate::vms) struct Source {
     pub parent_host: Option<Uuid>,
     /// The ticket of the clones.
     pub ticket: Option<Uuid>,
+    /// The caller's number for the call, if it gave one.
+    pub request: Option<String>,
     /// When the call came: [`monotonic_ns`].
     pub arrived_ns: u64,
 }
@@ -214,20 +216,18 @@ async fn failed(mut warm: Warm, name: String, source: ControlError) -> Error {
 
 /// A clone's record: of the same kind as its parent, but for what makes it another VM.
 fn record(source: &Source, vmid: u32, name: &str) -> Record {
-    clone_of((&source.parent, source.parent_host), vmid, name, source.ticket)
+    let (parent, request) = (&source.parent, source.request.clone());
+    let (master, parent_host) = (parent.master().to_owned(), source.parent_host);
+    let origin = Origin { parent_vmid: parent.vmid, master, parent_host, request };
+    clone_of(parent, origin, vmid, name, source.ticket)
 }
 
-fn clone_of(
-    (parent, parent_host): (&Record, Option<Uuid>),
-    vmid: u32,
-    name: &str,
-    ticket: Option<Uuid>,
-) -> Record {
+fn clone_of(parent: &Record, origin: Origin, vmid: u32, name: &str, ticket: Option<Uuid>) -> Record {
     Record {
         name: name.to_owned(),
         uuid: Uuid::new_v4(),
         vmid,
-        origin: Some(Origin { parent_vmid: parent.vmid, master: parent.master().to_owned(), parent_host }),
+        origin: Some(origin),
         // A port of the host leads to one VM: it stays with the parent.
         ports: Vec::new(),
         ticket,
@@ -248,15 +248,20 @@ mod tests {
     fn a_clone_is_of_its_family_and_has_what_is_its_own() {
         let master = Record { ready_after_us: Some(5), ..sample("web") };
         let ticket = Some(Uuid::from_u128(7));
-        let first = clone_of((&master, None), 1, "web.1", ticket);
+        let origin = |parent_vmid, parent_host, request: Option<&str>| Origin {
+            parent_vmid,
+            master: "web".into(),
+            parent_host,
+            request: request.map(str::to_owned),
+        };
+        let first = clone_of(&master, origin(0, None, Some("a")), 1, "web.1", ticket);
         assert_eq!((first.name.as_str(), first.vmid, first.family), ("web.1", 1, master.family));
         assert_eq!((first.net, &first.rootfs, first.memory_mib), (master.net, &master.rootfs, 256));
         assert!(first.ports.is_empty() && first.uuid != master.uuid && first.ticket == ticket);
         assert_eq!((&first.process, first.ready_after_us, &first.ended), (&None, None, &None));
         let host = Some(Uuid::from_u128(8));
-        let second = clone_of((&first, host), 2, "web.2", None);
-        let origin = Origin { parent_vmid: 1, master: "web".into(), parent_host: host };
-        assert_eq!(second.origin, Some(origin));
+        let second = clone_of(&first, origin(1, host, None), 2, "web.2", None);
+        assert_eq!(second.origin, Some(origin(1, host, None)));
         assert_eq!((second.master(), second.ticket), ("web", None));
     }
 }

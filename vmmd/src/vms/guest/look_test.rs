@@ -15,7 +15,12 @@ const FAMILY: Uuid = Uuid::from_u128(5);
 
 fn vm(vmid: u32) -> Arc<Vm> {
     let ended = Ended { end: End { kind: EndKind::PoweredOff, reason: "off".into() }, unix_ms: 9 };
-    let origin = (vmid > 0).then(|| Origin { parent_vmid: vmid - 1, master: "a".into(), parent_host: None });
+    let origin = (vmid > 0).then(|| Origin {
+        parent_vmid: vmid - 1,
+        master: "a".into(),
+        parent_host: None,
+        request: None,
+    });
     let ticket = (vmid > 0).then(|| Uuid::from_u128(u128::MAX - u128::from(vmid)));
     let record = Record { vmid, family: FAMILY, origin, ticket, ended: Some(ended.clone()), ..sample("a.1") };
     Arc::new(Vm::ended(record, VmDir::at("/nowhere"), ended))

@@ -133,7 +133,8 @@ async fn clone(
     };
     // The agent has prepared before it asked.
     let parent = Arc::clone(vm);
-    let call = Call { parent, wanted, prepare: None, arrived_ns, asked: Some(asked), abandoned };
+    let call =
+        Call { parent, wanted, prepare: None, request: None, arrived_ns, asked: Some(asked), abandoned };
     let clones = host.clone_vm(call).await.map_err(refusal)?;
     let mut cloned = cloned(clones)?;
     write(&cloned).or_else(|_| {

@@ -196,7 +196,8 @@ impl Host {
         };
         let reservations = admitted.into_reservations();
         let (parent_host, ticket) = (Some(parent_host), Some(ticket));
-        let source = Source { parent, generation, prefault_list, parent_host, ticket, arrived_ns };
+        let source =
+            Source { parent, generation, prefault_list, parent_host, ticket, request: None, arrived_ns };
         let outcomes = self.make_clones(&source, slots, reservations, on_the_way).await;
         let failed = outcomes.iter().filter(|outcome| outcome.made.is_err()).count();
         self.metrics.clones((outcomes.len() - failed) as u64, failed as u64);
@@ -232,7 +233,8 @@ impl Host {
         };
         let name = VmName::of_clone(call.master.as_str(), call.parent_vmid);
         let master_name = call.master.as_str().to_owned();
-        let origin = Origin { parent_vmid: call.parent_vmid, master: master_name, parent_host: None };
+        let parent_vmid = call.parent_vmid;
+        let origin = Origin { parent_vmid, master: master_name, parent_host: None, request: None };
         let parent = record(&name, call.family, call.net, master);
         Ok(Record { vmid: call.parent_vmid, origin: Some(origin), ..parent })
     }

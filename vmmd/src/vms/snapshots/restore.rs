@@ -236,7 +236,8 @@ impl Host {
         }
         let parent = record.clone();
         let (parent_host, ticket) = (None, None);
-        let source = Source { parent, generation, prefault_list, parent_host, ticket, arrived_ns };
+        let source =
+            Source { parent, generation, prefault_list, parent_host, ticket, request: None, arrived_ns };
         let (started, turn, times) = self.start_clone(&source, warm, record.clone()).await?;
         Ok(Began { started, turn, times, source, way })
     }
