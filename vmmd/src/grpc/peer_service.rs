@@ -50,6 +50,7 @@ impl HostPeer for PeerService {
         Ok(Response::new(SpawnClonesResponse {
             clones: outcomes.into_iter().map(convert::outcome).collect(),
             members: self.host.members_of(family),
+            took_us: monotonic_ns().saturating_sub(arrived_ns) / 1000,
         }))
     }
 

@@ -52,7 +52,8 @@ pub(in crate::vms) struct Source {
 }
 
 impl Source {
-    pub(super) fn after(&self, ns: u64) -> Duration {
+    /// How long after the call's arrival.
+    pub(in crate::vms) fn after(&self, ns: u64) -> Duration {
         Duration::from_nanos(ns.saturating_sub(self.arrived_ns))
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 use futures::{future::join_all, stream};
-use patina_control::messages::Frozen;
+use patina_control::{messages::Frozen, monotonic_ns};
 use patina_daemon::chain;
 use patina_proto::v1::{
     self, CloneOutcome, FamilyMembers, HostInfo, ListHostsRequest, SpawnClonesRequest, SpawnClonesResponse,
@@ -138,16 +138,19 @@ impl Host {
     ) -> Vec<Outcome> {
         let host = || there.place.host.clone();
         let answer = self.call_for_clones(source, there, info, sendable).await;
+        let answered = source.after(monotonic_ns());
         let said = answer.as_ref().ok().and_then(|answer| answer.members.clone());
         self.answered(source, there, said).await;
-        let mut answer = match answer {
-            Ok(answer) => answer.clones.into_iter().map(|clone| (clone.vmid, clone)).collect(),
+        let (mut answer, clock) = match answer {
+            Ok(SpawnClonesResponse { clones, took_us, .. }) => {
+                (clones.into_iter().map(|clone| (clone.vmid, clone)).collect(), Clock { answered, took_us })
+            }
             Err(error) => {
                 tracing::warn!(host = host(), error = %chain(&error), "another host makes no clones");
                 return all_failed(there, &Arc::new(error)).collect();
             }
         };
-        let outcome = |vmid: &u32| Outcome { vmid: *vmid, made: made(&mut answer, *vmid, &host()) };
+        let outcome = |vmid: &u32| Outcome { vmid: *vmid, made: made(&mut answer, *vmid, &host(), clock) };
         there.vmids.iter().map(outcome).collect()
     }
 
@@ -227,18 +230,55 @@ fn all_failed(there: &There, error: &Arc<RemoteError>) -> impl Iterator<Item = O
     there.vmids.iter().map(failed)
 }
 
-fn made(answer: &mut HashMap<u32, CloneOutcome>, vmid: u32, host: &str) -> Result<(Made, Times), Error> {
+/// By which the times of another host become those of this one, whose clock differs.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    /// When the other host's answer came, after the arrival of the first call here.
+    answered: Duration,
+    /// How long the other host had its call then, microseconds. 0: unknown.
+    took_us: u64,
+}
+
+impl Clock {
+    /// So long after the arrival of the call there. Nothing there is later than the answer.
+    fn here(self, after_us: u64) -> Duration {
+        self.answered.saturating_sub(Duration::from_micros(self.took_us.saturating_sub(after_us)))
+    }
+}
+
+fn made(
+    answer: &mut HashMap<u32, CloneOutcome>,
+    vmid: u32,
+    host: &str,
+    clock: Clock,
+) -> Result<(Made, Times), Error> {
     let host = host.to_owned();
     let Some(CloneOutcome { outcome: Some(outcome), executing_after_us, .. }) = answer.remove(&vmid) else {
         return Err(Arc::new(RemoteError::Untold { host }).into());
     };
     match outcome {
         clone_outcome::Outcome::Vm(vm) => {
-            // From the arrival of the call there.
-            let executing = Duration::from_micros(executing_after_us);
+            let times = Times { sent: clock.here(0), executing: clock.here(executing_after_us) };
             let vm = v1::Vm { host, ..vm };
-            Ok((Made::There(Box::new(vm)), Times { sent: Duration::ZERO, executing }))
+            Ok((Made::There(Box::new(vm)), times))
         }
         clone_outcome::Outcome::Error(reason) => Err(Arc::new(RemoteError::Clone { host, reason }).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_another_host_count_from_the_first_call_and_end_with_the_answer() {
+        let ms = Duration::from_millis;
+        let clock = |took_us| Clock { answered: ms(30), took_us };
+        assert_eq!(clock(20_000).here(5_000), ms(15));
+        assert_eq!(clock(20_000).here(0), ms(10));
+        // What cannot be, and what a host of an older release leaves out.
+        assert_eq!(clock(20_000).here(u64::MAX), ms(30));
+        assert_eq!(clock(u64::MAX).here(1), ms(0));
+        assert_eq!(clock(0).here(5_000), ms(30));
     }
 }
