@@ -45,7 +45,7 @@ impl Host {
     /// # Errors
     /// As [`Host::start`].
     pub fn start_wrapped(setup: &Setup, wrapper: &[&str]) -> Result<Self, HostError> {
-        Self::start_as(setup, wrapper, &[])
+        Self::start_as(setup, wrapper, &[], None)
     }
 
     /// Starts `vmmd` with further options.
@@ -53,7 +53,7 @@ impl Host {
     /// # Errors
     /// As [`Host::start`].
     pub fn start_with(setup: &Setup, options: &[&str]) -> Result<Self, HostError> {
-        Self::start_as(setup, &[], options)
+        Self::start_as(setup, &[], options, None)
     }
 
     /// Starts `vmmd` with further options, in a network namespace of its own.
@@ -61,7 +61,7 @@ impl Host {
     /// # Errors
     /// As [`Host::start`].
     pub fn start_apart(setup: &Setup, options: &[&str]) -> Result<Self, HostError> {
-        Self::start_as(setup, &["unshare", "--net"], options)
+        Self::start_as(setup, &["unshare", "--net"], options, None)
     }
 
     /// Starts `vmmd` with further options, in the network namespace of a [`Switch`], where it is
@@ -72,10 +72,32 @@ impl Host {
     ///
     /// [`Switch`]: crate::switch::Switch
     pub fn start_in(setup: &Setup, wrapper: &[String; 2], options: &[&str]) -> Result<Self, HostError> {
-        Self::start_as(setup, &wrapper.each_ref().map(String::as_str), options)
+        Self::start_as(setup, &wrapper.each_ref().map(String::as_str), options, None)
     }
 
-    fn start_as(setup: &Setup, wrapper: &[&str], options: &[&str]) -> Result<Self, HostError> {
+    /// Starts `vmmd` in the network namespace of a [`Switch`], with options that have it listen on
+    /// TCP. Whoever calls it is in a namespace of that switch, too, and has this operator's
+    /// certificate.
+    ///
+    /// # Errors
+    /// As [`Host::start`].
+    ///
+    /// [`Switch`]: crate::switch::Switch
+    pub fn start_over_tcp(
+        setup: &Setup,
+        wrapper: &[String; 2],
+        options: &[&str],
+        operator: &Path,
+    ) -> Result<Self, HostError> {
+        Self::start_as(setup, &wrapper.each_ref().map(String::as_str), options, Some(operator))
+    }
+
+    fn start_as(
+        setup: &Setup,
+        wrapper: &[&str],
+        options: &[&str],
+        operator: Option<&Path>,
+    ) -> Result<Self, HostError> {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let mut options = owned(options);
         if !options.iter().any(|option| option == "--image-cache") {
@@ -89,9 +111,14 @@ impl Host {
             .prefix("patina-")
             .tempdir()
             .map_err(system("make a temporary directory"))?;
-        let place =
-            Place { setup: setup.clone(), dir: dir.path().to_owned(), wrapper: owned(wrapper), options };
-        let keeper = Keeper::of(&Orphan::Host(place.clone())).map_err(system("start a keeper"))?;
+        let place = Place {
+            setup: setup.clone(),
+            dir: dir.path().to_owned(),
+            wrapper: owned(wrapper),
+            options,
+            operator: operator.map(Path::to_owned),
+        };
+        let keeper = Keeper::of(&Orphan::Host(Box::new(place.clone()))).map_err(system("start a keeper"))?;
         let mut host = Self { place, _dir: dir, vmmd: None, is_clean: false, _keeper: keeper };
         host.start_vmmd()?;
         Ok(host)

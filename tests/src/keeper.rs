@@ -46,7 +46,7 @@ pub(crate) enum Orphan {
     /// A process, which is killed.
     Process(u32),
     /// A vmmd and all its VMs.
-    Host(Place),
+    Host(Box<Place>),
 }
 
 /// A keeper that runs; dropped by who has cleaned up.
@@ -128,7 +128,7 @@ impl Orphan {
         let group = (value["group"] == true).then_some(Self::Group);
         group
             .or_else(|| pid("process").map(Self::Process))
-            .or_else(|| Place::of_json(&value["host"]).map(Self::Host))
+            .or_else(|| Place::of_json(&value["host"]).map(|place| Self::Host(Box::new(place))))
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn orphans_are_told_whole() {
         let place = sample(std::path::Path::new("/tmp/x"));
-        for orphan in [Orphan::Group, Orphan::Process(8), Orphan::Host(place)] {
+        for orphan in [Orphan::Group, Orphan::Process(8), Orphan::Host(Box::new(place))] {
             assert_eq!(Orphan::of_json(&orphan.to_json()), Some(orphan));
         }
         assert_eq!(Orphan::of_json(&json!({"group": "x"})), None);

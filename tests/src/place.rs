@@ -27,6 +27,8 @@ pub(crate) struct Place {
     pub dir: PathBuf,
     pub wrapper: Vec<String>,
     pub options: Vec<String>,
+    /// The operator's certificate, for a vmmd that listens on TCP.
+    pub operator: Option<PathBuf>,
 }
 
 impl Place {
@@ -36,7 +38,7 @@ impl Place {
         json!({
             "dir": self.dir, "wrapper": self.wrapper, "options": self.options,
             "bin_dir": bin_dir, "kernel": kernel, "rootfs": rootfs, "guest_bin_dir": guest_bin_dir,
-            "image_cache": image_cache,
+            "image_cache": image_cache, "operator": self.operator,
         })
     }
 
@@ -54,11 +56,18 @@ impl Place {
             guest_bin_dir: path("guest_bin_dir")?,
             image_cache: path("image_cache"),
         };
-        Some(Self { setup, dir: path("dir")?, wrapper: words("wrapper")?, options: words("options")? })
+        let (wrapper, options) = (words("wrapper")?, words("options")?);
+        Some(Self { setup, dir: path("dir")?, wrapper, options, operator: path("operator") })
     }
 
     pub fn address(&self) -> String {
-        format!("unix:{}", self.socket().display())
+        self.listens().map_or_else(|| format!("unix:{}", self.socket().display()), str::to_owned)
+    }
+
+    /// Where vmmd listens, if an option says so.
+    fn listens(&self) -> Option<&str> {
+        let mut options = self.options.iter();
+        options.find(|option| *option == "--listen").and_then(|_| options.next()).map(String::as_str)
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -90,9 +99,10 @@ impl Place {
         if !self.options.iter().any(|option| option == "--scheduler") {
             command.arg("--standalone");
         }
+        if self.listens().is_none() {
+            command.arg("--listen").arg(self.address());
+        }
         command
-            .arg("--listen")
-            .arg(self.address())
             .arg("--state-dir")
             .arg(self.state_dir())
             .arg("--kernel")
@@ -106,6 +116,9 @@ impl Place {
     pub fn vmctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.setup.binary("vmctl"));
         command.env("PATINA_HOST", self.address()).args(arguments);
+        if let Some(operator) = &self.operator {
+            command.env("PATINA_TLS_DIR", operator);
+        }
         command
     }
 
@@ -205,7 +218,8 @@ pub(crate) fn sample(dir: &std::path::Path) -> Place {
         image_cache: Some("/i".into()),
     };
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
-    Place { setup, dir: dir.to_owned(), wrapper: words(&["unshare", "-n"]), options: words(&["--warm", "2"]) }
+    let (wrapper, options) = (words(&["unshare", "-n"]), words(&["--warm", "2"]));
+    Place { setup, dir: dir.to_owned(), wrapper, options, operator: Some("/o".into()) }
 }
 
 #[cfg(test)]
@@ -217,5 +231,16 @@ mod tests {
         let place = sample(std::path::Path::new("/tmp/patina-a b"));
         assert_eq!(Place::of_json(&place.to_json()), Some(place));
         assert_eq!(Place::of_json(&json!({"dir": "/tmp"})), None);
+    }
+
+    #[test]
+    fn a_vmmd_listens_where_an_option_says_and_otherwise_on_its_own_socket() {
+        let place = sample(std::path::Path::new("/tmp/p"));
+        assert_eq!(place.address(), "unix:/tmp/p/vmmd.sock");
+        let options = ["--listen", "tcp:192.0.2.1:7001"].map(str::to_owned).to_vec();
+        let over_tcp = Place { options, ..place };
+        assert_eq!(over_tcp.address(), "tcp:192.0.2.1:7001");
+        let command = over_tcp.vmmd_command();
+        assert_eq!(command.get_args().filter(|word| *word == "--listen").count(), 1);
     }
 }

@@ -5,8 +5,12 @@ use crate::{
     daemon::{HostError, system},
     process::{self, Output},
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::{
+    fs::File,
     io,
+    marker::PhantomData,
+    os::fd::AsFd as _,
     process::Command,
     sync::atomic::{AtomicU8, Ordering},
     time::Duration,
@@ -67,6 +71,20 @@ impl Switch {
         ["nsenter".to_owned(), format!("--net=/run/netns/{space}")]
     }
 
+    /// Takes this thread into a host's namespace. Threads and processes that it starts there stay
+    /// there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn enter(&self, host: u8) -> Result<Entered, HostError> {
+        let failed = system("enter a host's network namespace");
+        let space = self.spaces.get(usize::from(host)).map_or("", String::as_str);
+        let before = File::open("/proc/thread-self/ns/net").map_err(&failed)?;
+        let entered = File::open(format!("/run/netns/{space}")).and_then(|space| enter(&space));
+        entered.map_err(&failed)?;
+        Ok(Entered { before, _not_send: PhantomData })
+    }
+
     /// Runs a program in a host's namespace, which must work: what it printed.
     ///
     /// # Errors
@@ -75,6 +93,26 @@ impl Switch {
         let wrapper = self.wrapper(host);
         Ok(run(&[&[wrapper[0].as_str(), wrapper[1].as_str()], words].concat())?.text())
     }
+}
+
+/// A thread is in a host's namespace. It goes back when this is dropped, on that thread.
+#[derive(Debug)]
+pub struct Entered {
+    before: File,
+    /// Threads have namespaces of their own.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let Err(error) = enter(&self.before) {
+            patina_daemon::say!("leave a host's network namespace: {error}");
+        }
+    }
+}
+
+fn enter(namespace: &File) -> io::Result<()> {
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 impl Drop for Switch {
