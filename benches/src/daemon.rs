@@ -177,6 +177,16 @@ impl Daemon {
         Ok(Self { host, client })
     }
 
+    /// One that was started elsewhere, and the way to it.
+    pub fn of(host: Host, channel: Channel) -> Self {
+        Self { host, client: VmmdClient::new(channel) }
+    }
+
+    /// The host that it serves.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Kills `vmmd` and starts it again, with `vms` VMs to take over: milliseconds from its start
     /// until `vmctl ls` has listed them, and how many of them were still being taken over.
     pub async fn list_after_restart(&mut self, vms: usize) -> Result<(f64, usize), DaemonError> {
@@ -264,7 +274,8 @@ impl Daemon {
             .await
     }
 
-    async fn call_clone(&self, request: CloneVmRequest) -> Result<Cloned, DaemonError> {
+    /// Clones a VM as a call says; every clone must come to be.
+    pub async fn call_clone(&self, request: CloneVmRequest) -> Result<Cloned, DaemonError> {
         if interrupt::requested() {
             return Err(DaemonError::Interrupted);
         }

@@ -8,6 +8,7 @@
 //! - [`ticket`]: the cost of a grant, without guests.
 //! - [`restore`]: how soon VMs that are restored from a snapshot run and are ready, what they read
 //!   and what they have to themselves, beside a plain mapping and QEMU; VMs of a booted image.
+//! - [`remote`]: how soon clones on other hosts run and are ready, and what is sent for them.
 //! - [`fault`]: the cost of a page fault that the pager answers, without guests.
 //! - [`cornering`]: 100 clones are killed and 100 others are ready.
 //! - [`floors`]: the kernel's cost of the smallest part of each.
@@ -28,6 +29,7 @@ mod floors;
 mod host;
 mod only;
 mod qemu;
+mod remote;
 mod report;
 mod restore;
 mod smaps;
@@ -64,8 +66,8 @@ struct Arguments {
     /// Measure everything, but less often.
     #[arg(long)]
     quick: bool,
-    /// Of `clone` and `restore`, measure only the parts that have a row whose name begins so. May
-    /// be given several times.
+    /// Of `clone`, `remote` and `restore`, measure only the parts that have a row whose name begins
+    /// so. May be given several times.
     #[arg(long, value_name = "ROW-PREFIX")]
     only: Vec<String>,
     /// Measure the binaries in this directory (vmm, vmmd, vmctl, scheduler), of another revision
@@ -116,6 +118,8 @@ enum Name {
     Cornering,
     /// Page faults that the pager answers: needs no guests.
     Fault,
+    /// Clones on other hosts: how soon they run, what is sent for them.
+    Remote,
     /// VMs from snapshots and from booted images: how soon they run, what they read and keep.
     Restore,
     /// Grants of tickets: needs no guests.
@@ -182,6 +186,11 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             runtime.block_on(unless_interrupted(cornering::measure(&arguments.setup()?, &host, rounds)))?
         }
         Name::Fault => fault::measure(&bin_dir, fault::Plan::new(quick))?,
+        Name::Remote => {
+            let only = only::Only::new("remote", &arguments.only, &remote::PARTS)?;
+            let plan = remote::Plan::new(quick);
+            runtime.block_on(unless_interrupted(remote::measure(&arguments.setup()?, plan, &only)))?
+        }
         Name::Restore => {
             let only = only::Only::new("restore", &arguments.only, &restore::PARTS)?;
             runtime.block_on(unless_interrupted(restore::measure(

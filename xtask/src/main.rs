@@ -67,7 +67,7 @@ enum Command {
     },
     /// Runs a benchmark and prints its figures.
     Bench {
-        /// `boot`, `clone`, `cornering`, `fault`, `restore` or `ticket`.
+        /// `boot`, `clone`, `cornering`, `fault`, `remote`, `restore` or `ticket`.
         name: String,
         /// Write the figures to this file as JSON.
         #[arg(long)]

@@ -166,7 +166,7 @@ impl Master {
     }
 
     /// Has it write to so much of its memory: microseconds a page.
-    async fn touch(&mut self, mib: u32) -> Result<f64, DaemonError> {
+    pub async fn touch(&mut self, mib: u32) -> Result<f64, DaemonError> {
         let answer = self.program.ask(&mib.to_string()).await?;
         let said =
             || DaemonError::Said { what: "guest-bench", name: self.name.clone(), said: answer.clone() };

@@ -15,7 +15,7 @@ mod filling;
 mod images;
 mod peer;
 mod place;
-mod served;
+pub mod served;
 mod sources;
 mod starts;
 

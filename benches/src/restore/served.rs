@@ -1,7 +1,7 @@
 //! The process of a `vmmd`'s pager, seen from outside.
 
 use patina_tests::interrupt;
-use std::{fs, io, time::Duration};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 /// A layer that is not full is mapped to be written, under this name.
 const LAYER: &str = "/memfd:patina-layer";
@@ -70,6 +70,22 @@ impl Served {
     /// after a while.
     pub fn is_filling(self) -> bool {
         read(&format!("/proc/{}/maps", self.0)).is_ok_and(|maps| maps.contains(LAYER))
+    }
+
+    /// The memory of the layers that it has, each by a descriptor's path.
+    pub fn layers(self) -> Result<Vec<PathBuf>, ServedError> {
+        let path = format!("/proc/{}/fd", self.0);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            // It has ended.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(ServedError::Read { path, source }),
+        };
+        let files = entries.flatten().map(|entry| entry.path());
+        let is_layer = |file: &PathBuf| {
+            fs::read_link(file).is_ok_and(|target| target.to_string_lossy().starts_with(LAYER))
+        };
+        Ok(files.filter(is_layer).collect())
     }
 
     /// Waits until the memory of all VMs has arrived.
