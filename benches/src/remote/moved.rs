@@ -31,6 +31,10 @@ pub async fn measure(
     let (mut one, mut many, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     let (mut second, mut second_ratios) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
+        // Both of the same layers: all of a layer is sent, also what has been written since.
+        let (together, _, clones) = moved_by(hosts, parent, CLONES).await?;
+        hosts.remove(clones).await?;
+        hosts.until_empty(HOST).await?;
         let (alone, _, clones) = moved_by(hosts, parent, 1).await?;
         // The second generation, while the host has the first.
         master.touch(written_mib).await?;
@@ -38,9 +42,6 @@ pub async fn measure(
         let written = cloned.copied_kib * KIB;
         hosts.remove(clones).await?;
         hosts.remove(others).await?;
-        hosts.until_empty(HOST).await?;
-        let (together, _, clones) = moved_by(hosts, parent, CLONES).await?;
-        hosts.remove(clones).await?;
         hosts.until_empty(HOST).await?;
         let mib = [alone, together, more, written].map(|bytes| bytes / MIB);
         patina_daemon::say!(
