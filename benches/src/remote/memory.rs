@@ -1,7 +1,7 @@
 //! The memory of a VM that arrives from another host, seen from outside: what has arrived, and how
 //! long an access waits for what has not.
 
-use super::RemoteError;
+use super::{RemoteError, sys::touch};
 use patina_control::pager::RUN_BYTES;
 use rustix::{
     fs::{SeekFrom, seek},
@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::PathBuf,
     time::Instant,
 };
@@ -32,7 +32,7 @@ struct Part {
 /// A process's vmm, and the layers in its memory.
 #[derive(Debug)]
 pub struct Memory {
-    mem: File,
+    pid: u32,
     parts: Vec<Part>,
     layers: HashMap<u64, File>,
 }
@@ -64,8 +64,7 @@ impl Memory {
             let file = path(&format!("map_files/{start:x}-{end:x}"));
             layers.insert(*inode, File::open(&file).map_err(failed(file))?);
         }
-        let mem = File::open(path("mem")).map_err(failed(path("mem")))?;
-        Ok(Self { mem, parts, layers })
+        Ok(Self { pid, parts, layers })
     }
 
     /// Reads a byte of up to `most` runs of which nothing has arrived, the last ones first: what is
@@ -85,7 +84,7 @@ impl Memory {
                 }
                 let address = part.start + run * RUN_BYTES - part.offset;
                 let begun = Instant::now();
-                self.mem.read_exact_at(&mut [0], address).map_err(failed("a VM's memory".into()))?;
+                touch(self.pid, address).map_err(failed("a VM's memory".into()))?;
                 let us = begun.elapsed().as_secs_f64() * 1e6;
                 // A run of zeros is known without asking anybody.
                 if has_arrived(layer, run)? {
@@ -119,6 +118,7 @@ pub fn arrived(layers: &[PathBuf]) -> u64 {
 mod tests {
     use super::*;
     use rustix::fs::{MemfdFlags, memfd_create};
+    use std::os::unix::fs::FileExt as _;
 
     #[test]
     fn parts_of_layers_are_found_among_mappings() {

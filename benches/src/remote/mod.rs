@@ -7,7 +7,8 @@
 //!   arrives.
 //! - [`moved`]: the bytes between the hosts.
 //! - [`many`]: many clones of one call, on one host and on several.
-//! - [`link`]: the link itself. [`memory`]: a VM's memory, seen from outside.
+//! - [`link`]: the link itself. [`memory`]: a VM's memory, seen from outside. [`sys`]: an access
+//!   to it.
 
 mod cold;
 mod faults;
@@ -18,6 +19,7 @@ mod link;
 mod many;
 mod memory;
 mod moved;
+mod sys;
 
 use crate::{
     clone::masters::{Kind, Master},
