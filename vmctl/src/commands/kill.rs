@@ -83,10 +83,7 @@ async fn of_family(
 
 /// As [`of_family`]; an error if some hosts did not answer, which may have more VMs of the family.
 async fn of_family_anywhere(cluster: &Cluster, named: &str, several: &mut Several) -> Result<(), CtlError> {
-    let family = match named.parse::<Uuid>() {
-        Ok(uuid) => uuid.to_string(),
-        Err(_) => cluster.find(named, Care::Change).await?.1.family,
-    };
+    let family = cluster.family(named, Care::Change).await?;
     loop {
         let asked = cluster.vms().await;
         // Names are unique in a family, over all hosts.

@@ -132,6 +132,31 @@ async fn a_family_is_killed_on_all_hosts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_family_and_all_that_has_ended_are_removed_on_all_hosts() {
+    let cluster = three().await;
+    let left = || {
+        let vms = cluster.hosts.iter().flat_map(|host| host.vms.lock().unwrap().clone());
+        let mut left: Vec<_> = vms.map(|vm| vm.name).collect();
+        left.sort();
+        left
+    };
+    // Here is one host of three.
+    let (code, printed, said) = cluster.vmctl("rm --force --family adam").await;
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "adam\n", ""));
+    let (code, printed, said) = cluster.vmctl("rm --force --all-hosts --family adam.1").await;
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "adam.1\nadam.2\nadam.3\n", ""));
+    assert_eq!(left(), ["twin", "twin"]);
+    assert_eq!(cluster.vmctl("rm --all-hosts --ended").await, (0, String::new(), String::new()));
+    for host in &cluster.hosts {
+        host.vms.lock().unwrap().iter_mut().for_each(|vm| vm.set_state(VmState::Ended));
+    }
+    // Two families have a VM of that name.
+    let (code, printed, said) = cluster.vmctl("rm --all-hosts --ended").await;
+    assert_eq!((code, printed.as_str(), said.as_str()), (0, "twin\n", ""));
+    assert_eq!(left(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_that_do_not_answer_are_named_and_the_others_are_asked() {
     let mut cluster = three().await;
     let nobody = format!("unix:{}", cluster.path("nobody").display());

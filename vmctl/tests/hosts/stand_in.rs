@@ -98,6 +98,12 @@ vmmd! {
             Ok(Response::new(vm))
         }
 
+        async fn remove_vm(&self, request: Request<v1::RemoveVmRequest>) -> Answer<v1::RemoveVmResponse> {
+            let vm = self.find(&request.into_inner().name)?;
+            self.vms.lock().unwrap().retain(|other| other.name != vm.name);
+            Ok(Response::new(v1::RemoveVmResponse::default()))
+        }
+
         async fn publish_ports(&self, request: Request<v1::PublishPortsRequest>) -> Answer<Vm> {
             let v1::PublishPortsRequest { name, ports } = request.into_inner();
             self.change(&name, |vm| vm.ports.extend(ports))
@@ -150,7 +156,6 @@ vmmd! {
     }
     create_vm: CreateVmRequest => Vm,
     clone_vm: CloneVmRequest => CloneVmResponse,
-    remove_vm: RemoveVmRequest => RemoveVmResponse,
     wait_vm: WaitVmRequest => Vm,
     list_usage: ListUsageRequest => ListUsageResponse,
     create_snapshot: CreateSnapshotRequest => CreateSnapshotResponse,

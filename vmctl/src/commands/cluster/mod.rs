@@ -13,6 +13,7 @@ use silent::Silent;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tonic::Code;
+use uuid::Uuid;
 
 /// How many hosts are asked at once.
 const AT_ONCE: usize = 32;
@@ -161,6 +162,17 @@ impl Cluster {
         let Some(first) = silent.next() else { return Ok(()) };
         let (failed, all) = (silent.count() + 1, self.members.len() + self.silent.len());
         Err(CtlError::Incomplete { failed, all, code: first.reason.exit_code() })
+    }
+
+    /// The UUID of a family that is named by any of its VMs, or by that UUID.
+    ///
+    /// # Errors
+    /// As [`Cluster::find`].
+    pub async fn family(&self, named: &str, care: Care) -> Result<String, CtlError> {
+        match named.parse::<Uuid>() {
+            Ok(uuid) => Ok(uuid.to_string()),
+            Err(_) => Ok(self.find(named, care).await?.1.family),
+        }
     }
 
     /// The one host that has a VM of this name, and the VM.
