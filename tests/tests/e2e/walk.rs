@@ -1,19 +1,27 @@
-//! The first walk of README.md: its commands work as written, and print the output that it shows.
+//! The walks of README.md: their commands work as written, and print the output that it shows.
 
 use crate::{
     Outcome, Story,
     family::require,
     stage::{Stage, free_port},
 };
-use patina_tests::process;
+use libtest_mimic::Failed;
+use patina_tests::{host::tail, process};
 use std::{env, fs, path::Path, process::Command, time::Duration};
 
-pub const STORIES: &[Story] = stories![the_first_walk_of_the_readme_works_as_written,];
+pub const STORIES: &[Story] =
+    stories![the_first_walk_of_the_readme_works_as_written, the_readme_goes_from_nothing_to_three_hosts,];
 
-/// Stands before a block of commands that are run.
+/// Stands before a block of commands of the first walk.
 const MARK: &str = "<!-- walk";
+/// Stands before a block of commands that make three hosts.
+const HOSTS_MARK: &str = "<!-- hosts";
+/// Stands between what two commands print, before the number of the first one.
+const BETWEEN: &str = "@@ printed by step";
 /// The port that the walk publishes: another one is taken here, in case somebody has it.
 const PORT: &str = "8080";
+/// How much of a daemon's log is shown when the walk fails.
+const LOG_LINES: usize = 30;
 const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A command of the walk, and what the page says that it prints.
@@ -22,9 +30,10 @@ struct Step {
     shown: Vec<String>,
 }
 
-/// The commands of all marked blocks, in order.
-fn steps(page: &str) -> Vec<Step> {
-    let blocks = page.split(MARK).skip(1).filter_map(|rest| rest.split("```").nth(1));
+/// The commands of all blocks with a mark, in order.
+fn steps(mark: &str) -> Result<Vec<Step>, Failed> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))?;
+    let blocks = page.split(mark).skip(1).filter_map(|rest| rest.split("```").nth(1));
     let lines = blocks.flat_map(|block| block.lines().skip(1));
     let mut steps: Vec<Step> = Vec::new();
     for line in lines {
@@ -34,7 +43,8 @@ fn steps(page: &str) -> Vec<Step> {
             (None, None) => {}
         }
     }
-    steps
+    require(steps.len() > 10, "more than 10 commands", steps.len())?;
+    Ok(steps)
 }
 
 /// A line without what differs from one machine and run to the next: words with digits, and units
@@ -54,10 +64,15 @@ fn is_shown(step: &Step, shown: &str, printed: &str) -> bool {
     }
 }
 
+/// What a command prints has each line that the page shows.
+fn prints(step: &Step, text: &str) -> Outcome {
+    let missing = step.shown.iter().find(|shown| !text.lines().any(|line| is_shown(step, shown, line)));
+    let expected = format!("$ {} prints {:?}", step.command, missing.map_or("", |line| line));
+    require(missing.is_none(), expected, text)
+}
+
 fn the_first_walk_of_the_readme_works_as_written(stage: &Stage) -> Outcome {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))?;
-    let steps = steps(&page);
-    require(steps.len() > 10, "more than 10 commands", steps.len())?;
+    let steps = steps(MARK)?;
     let host = stage.host()?;
     let port = free_port()?.to_string();
     let path = format!("{}:{}", stage.setup().bin_dir.display(), env::var("PATH")?);
@@ -67,13 +82,7 @@ fn the_first_walk_of_the_readme_works_as_written(stage: &Stage) -> Outcome {
         command.env("PATINA_HOST", host.address()).env("PATH", &path);
         let output = process::run(&mut command, b"", DEADLINE)?;
         require(output.code == 0, format!("$ {} succeeds", step.command), format!("{output:?}"))?;
-        let text = output.text();
-        let missing = step.shown.iter().find(|shown| !text.lines().any(|line| is_shown(step, shown, line)));
-        require(
-            missing.is_none(),
-            format!("$ {} prints {:?}", step.command, missing.map_or("", |line| line)),
-            text,
-        )
+        prints(step, &output.text())
     });
     // Whatever went wrong: nothing stays.
     let left = host.json(&["ls"])?;
@@ -84,4 +93,55 @@ fn the_first_walk_of_the_readme_works_as_written(stage: &Stage) -> Outcome {
     }
     told?;
     require(left.is_empty(), "the walk leaves no VM", format!("{left:?}"))
+}
+
+/// One shell runs all commands, as a reader's does. Its networks, names and processes are its own:
+/// nothing of them is left when it ends.
+fn the_readme_goes_from_nothing_to_three_hosts(stage: &Stage) -> Outcome {
+    let steps = steps(HOSTS_MARK)?;
+    let dir = tempfile::tempdir()?;
+    let own_names = "mkdir -p /run/netns && mount -t tmpfs netns /run/netns && ip link set lo up".to_owned();
+    let numbered = steps.iter().enumerate();
+    let commands = numbered.map(|(number, step)| format!("{}\necho \"{BETWEEN} $? {number}\"", step.command));
+    let script = std::iter::once(own_names).chain(commands).collect::<Vec<_>>().join("\n");
+    let setup = stage.setup();
+    let mut command = Command::new("unshare");
+    command.args([
+        "--net",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "bash",
+        "-c",
+        &script,
+    ]);
+    command.current_dir(dir.path());
+    command.env("PATH", format!("{}:{}", setup.bin_dir.display(), env::var("PATH")?));
+    command.env("PATINA_KERNEL", &setup.kernel).env("PATINA_ROOTFS", &setup.rootfs);
+    if let Some(cache) = &setup.image_cache {
+        command.env("PATINA_VMMD_IMAGE_CACHE", cache);
+    }
+    let output = process::run(&mut command, b"", DEADLINE)?;
+    let logs = ["s", "h1", "h2", "h3"].map(|name| {
+        let log = fs::read_to_string(dir.path().join(format!("{name}.log")));
+        tail(&log.unwrap_or_else(|error| error.to_string()), LOG_LINES)
+    });
+    let told = || -> Outcome {
+        let text = output.text();
+        let mut rest = text.as_str();
+        for (number, step) in steps.iter().enumerate() {
+            let end = format!("{BETWEEN} 0 {number}");
+            let Some((printed, after)) = rest.split_once(&end) else {
+                let expected = format!("$ {} succeeds", step.command);
+                return require(false, expected, format!("{rest}{}", output.errors()));
+            };
+            prints(step, printed)?;
+            rest = after;
+        }
+        Ok(())
+    };
+    told()
+        .map_err(|failed| format!("{}\n{}", failed.message().unwrap_or("failed"), logs.join("\n==\n")).into())
 }
