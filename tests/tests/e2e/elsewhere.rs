@@ -18,6 +18,7 @@ pub const STORIES: &[Story] = stories![
     one_call_makes_clones_on_three_hosts,
     a_host_that_is_gone_fails_only_its_own_clones,
     vms_are_found_wherever_they_run,
+    the_map_reduce_example_runs_over_three_hosts_unchanged,
     a_guest_s_ticket_is_for_all_hosts_unless_its_own_keeps_it,
 ];
 
@@ -274,6 +275,35 @@ fn own_ticket(hosts: &Hosts, keeper: &Host) -> Outcome {
     require_eq("gc clone in a VM of that host", eve.sh(&format!("gc clone {ticket}"))?, "0")?;
     let kept = Hosts::clones_of(std::slice::from_ref(keeper), "eve")?;
     require(kept.len() == 2, "two clones on their parent's host", format!("{kept:?}"))
+}
+
+/// The job that the man page shows.
+const EXAMPLE: &str = include_str!("../../../examples/guest/map_reduce.sh");
+
+fn the_map_reduce_example_runs_over_three_hosts_unchanged(stage: &Stage) -> Outcome {
+    let hosts = Hosts::start(stage)?;
+    let told = map_reduce(&hosts);
+    hosts.stop()?;
+    told
+}
+
+fn map_reduce(hosts: &Hosts) -> Outcome {
+    let parent = hosts.hosts[0].run("adam", &[])?;
+    parent.put("/tmp/example.sh", EXAMPLE.as_bytes())?;
+    // A host has room for two.
+    let told = parent.call(&["sh", "/tmp/example.sh", "5", "5"])?;
+    require_eq("the number of primes", told, "2262")?;
+    let mut all = 0;
+    for host in &hosts.hosts {
+        let clones = Hosts::clones_of(std::slice::from_ref(host), "adam")?;
+        require(!clones.is_empty(), "clones on each host", format!("{clones:?}"))?;
+        for vm in &clones {
+            let (kind, reason) = vm.wait_ended()?;
+            require(kind == "joined", format!("{} has joined", vm.name()), format!("{kind}, {reason}"))?;
+        }
+        all += clones.len();
+    }
+    require_eq("the clones", all, 5)
 }
 
 /// A ticket for one clone on each host.
