@@ -320,7 +320,8 @@ fn a_python_program_drives_clones_over_grpc(family: &Family<'_>) -> Outcome {
         protoc.arg(format!("{option}={}", stubs.display()));
     }
     protoc.arg("--plugin=protoc-gen-grpc_python=/usr/bin/grpc_python_plugin");
-    protoc.args(["patina/v1/scheduler.proto", "patina/v1/vmmd.proto"]);
+    let interfaces = ["scheduler", "host_facts", "vmmd"];
+    protoc.args(interfaces.map(|name| format!("patina/v1/{name}.proto")));
     let made = process::run(&mut protoc, b"", CALL_DEADLINE)?;
     require(made.code == 0, "protoc succeeds", format!("{made:?}"))?;
     let mut program = std::process::Command::new("/usr/bin/python3");
