@@ -299,7 +299,7 @@ fn refused(hosts: &Hosts, caller_has: bool) -> Outcome {
     let made: Value = serde_json::from_str(&cloned.text())?;
     let errors: Vec<_> =
         made["clones"].as_array().into_iter().flatten().filter_map(|clone| clone["error"].as_str()).collect();
-    let says = if caller_has { "has --overlay, and this host's has not" } else { "has no --overlay, and" };
+    let says = if caller_has { "has --overlay, and this one's has not" } else { "has no --overlay, and" };
     let all_say = errors.iter().all(|error| error.contains(says) && error.contains("on all hosts"));
     require(errors.len() == 2 && all_say, "two clones that are refused for --overlay", &made)?;
     for host in &hosts.hosts[1..] {
