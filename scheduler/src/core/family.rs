@@ -41,8 +41,8 @@ impl Core {
             Some(FamilyVm { host: info.id, hostname, address, standing, ticket, parent_vmid })
         };
         for (_, host) in self.hosts.all() {
-            let is_there = host.masters.as_ref().is_some_and(|masters| masters.contains(&family));
-            vms.extend(on(host, None, None).filter(|_| is_there).map(|master| (0, master)));
+            let master = on(host, None, None).filter(|_| host.has_master(family));
+            vms.extend(master.map(|master| (0, master)));
             // Clones that run, though their ticket is over or not remembered.
             let of_family = host.ghosts().map(|(ghost, _)| ghost).filter(|ghost| ghost.family == family);
             let there =

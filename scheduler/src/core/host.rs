@@ -69,6 +69,11 @@ impl Host {
         self.ghosts.values().map(|(ghost, epoch)| (ghost, *epoch))
     }
 
+    /// Whether the master of a family lives there, as it has said it last.
+    pub fn has_master(&self, family: Uuid) -> bool {
+        self.masters.as_ref().is_some_and(|masters| masters.contains(&family))
+    }
+
     /// Whether it lives, as far as is known.
     pub fn standing(&self) -> Standing {
         match self.link {

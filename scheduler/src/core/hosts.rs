@@ -63,11 +63,6 @@ impl Hosts {
         self.hosts.get(&id).filter(|host| host.is_usable())
     }
 
-    /// All of them that are usable.
-    pub fn all_usable(&self) -> impl Iterator<Item = (HostId, &Host)> {
-        self.all().filter(|(_, host)| host.is_usable())
-    }
-
     /// Whether a VM of a host can go on on this one; any can where none is named.
     ///
     /// # Errors

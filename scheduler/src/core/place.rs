@@ -124,8 +124,7 @@ pub fn free_for(hosts: &Hosts, want: &Want) -> Free {
         let fitting = hosts.rooms().emptiest(cpus, memory_mib).take(FREE_HOSTS_MAX);
         return Free { vms: fitting.map(|(_, room)| vms(room)).sum(), ..hosts.totals() };
     }
-    let rooms = named(hosts, want).filter(|(id, _)| hosts.usable(*id).is_some() && want.may(hosts, *id));
-    rooms.map(|(_, host)| host.room()).fold(Free::default(), |sum, room| Free {
+    usable(hosts, want).map(|(_, host)| host.room()).fold(Free::default(), |sum, room| Free {
         cpus: sum.cpus.saturating_add(room.cpus.into()),
         memory_mib: sum.memory_mib.saturating_add(room.memory_mib),
         vms: sum.vms.saturating_add(vms(room)),
@@ -137,6 +136,11 @@ fn named<'a>(hosts: &'a Hosts, want: &'a Want) -> impl Iterator<Item = (HostId, 
     let all = want.only.is_empty().then(|| hosts.all());
     let some = want.only.iter().filter_map(|id| Some((*id, hosts.get(*id)?)));
     all.into_iter().flatten().chain(some)
+}
+
+/// The hosts where it may be placed and that may be granted something.
+pub fn usable<'a>(hosts: &'a Hosts, want: &'a Want) -> impl Iterator<Item = (HostId, &'a Host)> {
+    named(hosts, want).filter(|(id, host)| host.is_usable() && want.may(hosts, *id))
 }
 
 /// How many of the hosts where it could be placed are granted nothing.
@@ -157,7 +161,7 @@ pub fn misfits_for(hosts: &Hosts, want: &Want) -> Misfits {
     if want.parent.is_none() {
         return misfits;
     }
-    for (id, host) in named(hosts, want).filter(|(id, _)| hosts.usable(*id).is_some()) {
+    for (id, host) in named(hosts, want).filter(|(_, host)| host.is_usable()) {
         if let (Err(why), Some(info)) = (hosts.fit(want.parent, id), &host.info) {
             misfits.add(&info.name, why);
         }
@@ -167,7 +171,7 @@ pub fn misfits_for(hosts: &Hosts, want: &Want) -> Misfits {
 
 impl Want {
     /// Whether no host is left out.
-    fn is_any(&self) -> bool {
+    pub fn is_any(&self) -> bool {
         self.only.is_empty() && self.parent.is_none()
     }
 

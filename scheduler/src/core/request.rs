@@ -5,7 +5,7 @@ use super::{
     api::{Closed, CoreError, Demand, Effect, FAMILY_TICKETS_MAX, TICKET_VMS_MAX, Waiter},
     error::Free,
     facts::Misfits,
-    place::{Want, closed_for, could, free_for, misfits_for},
+    place::{Want, closed_for, could, free_for, misfits_for, usable},
     state::Standing,
     ticket::HostId,
     waiting::{Kind, Place},
@@ -111,13 +111,7 @@ impl Core {
 
     /// Whether some host that may be chosen may be granted something.
     fn has_usable(&self, want: &Want) -> bool {
-        match (want.only.is_empty(), want.parent) {
-            (true, None) => !self.hosts.none_usable(),
-            (true, Some(_)) => self.hosts.all_usable().any(|(id, _)| want.may(&self.hosts, id)),
-            (false, _) => {
-                want.only.iter().any(|id| self.hosts.usable(*id).is_some() && want.may(&self.hosts, *id))
-            }
-        }
+        if want.is_any() { !self.hosts.none_usable() } else { usable(&self.hosts, want).next().is_some() }
     }
 
     /// Why the hosts that the VM does not fit are what is missing; None: not even with them there

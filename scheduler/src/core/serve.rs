@@ -13,7 +13,7 @@
 use super::{
     Core,
     api::{CoreError, Demand, Effect, FAMILY_TICKETS_MAX, KEPT_MAX_MS, Reply},
-    place::{Kept, Places, could, place},
+    place::{Kept, Places, could, place, usable},
     queue::Request,
     room::Load,
     ticket::{HostId, State, Ticket},
@@ -102,13 +102,10 @@ impl Core {
         // else can wait for.
         let own = self.hosts.held_by(request.demand.family);
         if could(&self.hosts, &request.want, &[], own) {
-            let want = &request.want;
-            if want.only.is_empty() && want.parent.is_none() {
+            if request.want.is_any() {
                 kept.all = true;
             } else {
-                let may_be =
-                    self.hosts.all_usable().map(|(id, _)| id).filter(|id| want.may(&self.hosts, *id));
-                kept.hosts.extend(may_be);
+                kept.hosts.extend(usable(&self.hosts, &request.want).map(|(id, _)| id));
             }
         }
     }

@@ -189,10 +189,8 @@ impl Core {
 
     /// Whether a host says that a VM of a family lives, or one may still be made.
     fn family_lives(&self, family: Uuid) -> bool {
-        let has = |host: &Host| {
-            host.masters.as_ref().is_some_and(|masters| masters.contains(&family))
-                || host.ghosts().any(|(ghost, _)| ghost.family == family)
-        };
+        let has =
+            |host: &Host| host.has_master(family) || host.ghosts().any(|(ghost, _)| ghost.family == family);
         self.ledger.open(family) > 0 || self.hosts.all().any(|(_, host)| has(host))
     }
 

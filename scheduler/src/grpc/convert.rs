@@ -4,7 +4,6 @@ use crate::{
     core::{
         api::HostChange,
         family::FamilyVm,
-        present::Facts,
         record::Scheduling,
         state::{HostState, Standing},
         ticket::{Outcome, State, Ticket, VmEnd},
@@ -132,7 +131,7 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
                 folder: of.folder,
             }),
             overlay: info.overlay,
-            facts: info.facts.map(|of| facts(&of)),
+            facts: info.facts.map(|of| message(&of.host, of.lazy_memory)),
             network: info.network,
         }),
         alive,
@@ -150,8 +149,4 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
         lost_unix_ms: host.lost_unix_ms.unwrap_or(0),
         free_memory_mib: host.free_memory_mib,
     }
-}
-
-fn facts(of: &Facts) -> v1::HostFacts {
-    message(&of.host, of.lazy_memory)
 }
