@@ -79,9 +79,11 @@ impl CloneCalls {
 
     fn ended(&self, key: &Key, is_kept: bool) {
         let mut calls = lock(&self.0);
-        calls.retain(|call| is_kept || call.key != *key);
-        for call in calls.iter_mut().filter(|call| call.key == *key) {
-            call.has_ended = true;
+        let Some(at) = calls.iter().position(|call| call.key == *key) else { return };
+        if is_kept {
+            calls[at].has_ended = true;
+        } else {
+            calls.remove(at);
         }
     }
 }

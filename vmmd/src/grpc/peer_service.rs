@@ -1,7 +1,10 @@
 //! The calls of `patina.v1.HostPeer`, which other hosts make.
 
 use super::{Answers, convert};
-use crate::vms::{Host, error::Error, members_data::told::Told, remote::receive::SpawnCall};
+use crate::vms::{
+    Host, error::Error, members_data::told::Told, remote::receive::SpawnCall,
+    remote_data::error::ReceiveError,
+};
 use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
 use patina_daemon::peer::Peer;
 use patina_proto::v1::{
@@ -72,11 +75,9 @@ impl HostPeer for PeerService {
     ) -> Result<Response<ListStatesResponse>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let ListStatesRequest { family, host_id, to_host_id } = request.into_inner();
-        let id = |field: &str, text: &str| {
-            text.parse().map_err(|_| Status::invalid_argument(format!("list states: {field} is not a UUID")))
-        };
+        let id = |field, text: &str| ReceiveError::uuid(field, text).map_err(Error::from);
         let (family, host, to) =
-            (id("family", &family)?, id("host_id", &host_id)?, id("to_host_id", &to_host_id)?);
+            (id("family", &family)?, id("host", &host_id)?, id("called host", &to_host_id)?);
         speaks_for(peer.as_ref(), host)?;
         let states = self.host.states_here(family, to).await?.into_iter();
         let vms = states.map(|(vmid, state)| FamilyVmState { vmid, state: state.into() }).collect();

@@ -80,9 +80,7 @@ impl SpawnCall {
     /// # Errors
     /// What is wrong with it.
     pub fn check(call: SpawnClones, manifest: &[u8], state: Vec<u8>) -> Result<Self, ReceiveError> {
-        let field =
-            |field, found: &str| ReceiveError::Field { field, found: found.chars().take(64).collect() };
-        let uuid = |name, text: &str| text.parse().map_err(|_| field(name, text));
+        let (field, uuid) = (ReceiveError::field, ReceiveError::uuid);
         let mut vmids = call.vmids;
         vmids.sort_unstable();
         let ascends = vmids.windows(2).all(|pair| pair[0] < pair[1]);
@@ -139,13 +137,22 @@ impl Host {
         tokio::spawn(host.spawn_whole(call, arrived_ns)).await.map_err(|_| Error::Stopping)?
     }
 
+    /// Whether another host has called this one. One that tells the path of a Unix socket is
+    /// reached on its own machine only.
+    ///
+    /// # Errors
+    /// The call was for another host.
+    pub(super) fn check_called(&self, wanted: Uuid) -> Result<(), ReceiveError> {
+        let own = self.tickets.host_id();
+        if own == wanted.to_string() {
+            return Ok(());
+        }
+        Err(ReceiveError::OtherHost { wanted, own: own.to_owned() })
+    }
+
     async fn spawn_whole(self: Arc<Self>, call: SpawnCall, arrived_ns: u64) -> Result<Vec<Outcome>, Error> {
         self.adopted(PATIENCE).await?;
-        // A host that tells the path of a Unix socket is reached on its own machine only.
-        if self.tickets.host_id() != call.to_host.to_string() {
-            let own = self.tickets.host_id().to_owned();
-            return Err(ReceiveError::OtherHost { wanted: call.to_host, own }.into());
-        }
+        self.check_called(call.to_host)?;
         if !crate::pager::Pager::is_supported() {
             return Err(ReceiveError::Kernel.into());
         }

@@ -5,7 +5,7 @@ use crate::{
     plan::lifecycle::Phase,
     process::control_client::PATIENCE,
     store::record::Record,
-    vms::{error::Error, host::Host, remote_data::error::ReceiveError},
+    vms::{error::Error, host::Host},
 };
 use futures::future::join_all;
 use patina_daemon::chain;
@@ -82,10 +82,7 @@ impl Host {
     /// The call is for another host; or this one does not know its VMs yet.
     pub(crate) async fn states_here(&self, family: Uuid, to: Uuid) -> Result<Vec<(u32, VmState)>, Error> {
         self.adopted(PATIENCE).await?;
-        if self.tickets.host_id() != to.to_string() {
-            let own = self.tickets.host_id().to_owned();
-            return Err(ReceiveError::OtherHost { wanted: to, own }.into());
-        }
+        self.check_called(to)?;
         let of_family = self.table.all().into_iter().filter(|vm| vm.record.family == family);
         let state = |phase: &Phase| match phase {
             Phase::Booting => Some(VmState::Booting),

@@ -162,6 +162,22 @@ pub enum ReceiveError {
     Range(ForeignNet),
 }
 
+impl ReceiveError {
+    /// A field that is wrong; so much of its value is told as a line has room for.
+    #[must_use]
+    pub fn field(field: &'static str, found: &str) -> Self {
+        Self::Field { field, found: found.chars().take(64).collect() }
+    }
+
+    /// A field that is a UUID.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn uuid(field: &'static str, text: &str) -> Result<Uuid, Self> {
+        text.parse().map_err(|_| Self::field(field, text))
+    }
+}
+
 /// Why there is no lease.
 #[derive(Debug, thiserror::Error)]
 #[error(
