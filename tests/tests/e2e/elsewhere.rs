@@ -4,6 +4,7 @@ use crate::{
     Outcome, Story,
     family::{require, require_eq},
     stage::Stage,
+    tickets::EXAMPLE,
 };
 use libtest_mimic::Failed;
 use patina_tests::{
@@ -276,9 +277,6 @@ fn own_ticket(hosts: &Hosts, keeper: &Host) -> Outcome {
     let kept = Hosts::clones_of(std::slice::from_ref(keeper), "eve")?;
     require(kept.len() == 2, "two clones on their parent's host", format!("{kept:?}"))
 }
-
-/// The job that the man page shows.
-const EXAMPLE: &str = include_str!("../../../examples/guest/map_reduce.sh");
 
 fn the_map_reduce_example_runs_over_three_hosts_unchanged(stage: &Stage) -> Outcome {
     let hosts = Hosts::start(stage)?;

@@ -92,7 +92,7 @@ fn a_map_reduce_job_in_shell_asks_clones_meets_works_and_joins(family: &Family<'
 }
 
 /// The job that the man page shows.
-const EXAMPLE: &str = include_str!("../../../examples/guest/map_reduce.sh");
+pub const EXAMPLE: &str = include_str!("../../../examples/guest/map_reduce.sh");
 
 fn the_example_of_the_man_page_counts_primes_and_ends_where_it_is_refused(family: &Family<'_>) -> Outcome {
     let parent = &family.parent;
