@@ -4,7 +4,7 @@ use crate::layer::{Layer, LayerError, Parts};
 use crate::pool::{Pool, Readers};
 use crate::sys::faults::Faults;
 use crate::vm::{Named, Vm, VmError};
-use crate::waiting::Waiters;
+use crate::waiting::{Arrivals, Waiters};
 use crossbeam_channel::{Receiver, Sender};
 use patina_control::best_effort;
 use patina_control::pager::{FailedVm, LayerStatus, Status};
@@ -104,6 +104,7 @@ pub enum EngineError {
 }
 
 /// A run to read at its source.
+#[derive(Clone)]
 pub(crate) struct Job {
     pub layer: Arc<Layer>,
     pub run: usize,
@@ -118,6 +119,7 @@ pub struct Engine {
     serial: AtomicU64,
     pub(crate) epoll: OwnedFd,
     pub(crate) waiters: Waiters,
+    pub(crate) arrivals: Arrivals,
     pub(crate) jobs: (Sender<Job>, Receiver<Job>),
     happened: Sender<Happened>,
     /// Readable when something has happened: an eventfd.
@@ -149,6 +151,7 @@ impl Engine {
             serial: AtomicU64::new(0),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             waiters: Waiters::default(),
+            arrivals: Arrivals::default(),
             jobs: crossbeam_channel::bounded(DEMANDS_MAX),
             happened,
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,

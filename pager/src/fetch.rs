@@ -10,6 +10,7 @@ use patina_control::PAGE_BYTES;
 use patina_control::pager::RUN_BYTES;
 use patina_control::sparse::is_zero;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// A thread's buffers.
@@ -47,12 +48,12 @@ impl Layer {
     }
 
     /// Reads a run and checks it. May block.
-    pub(crate) fn read(&self, run: usize, scratch: &mut Scratch, class: Class) -> Result<Read, RunError> {
+    pub(crate) fn read(&self, run: usize, scratch: &mut Scratch) -> Result<Read, RunError> {
         if let Some(data) = self.recover(run, scratch) {
             return Ok(Read::Memfd(data));
         }
         let new = &mut scratch.new[..self.run_bytes(run)];
-        self.source().ok_or(RunError::Truncated)?.read(run, new, class)?;
+        self.source().ok_or(RunError::Truncated)?.read(run, new)?;
         self.check(run, new)
     }
 
@@ -78,12 +79,29 @@ impl Layer {
 
     /// Puts a run that was read and checked into the memfd. Its pages that the memfd has.
     pub(crate) fn install(&self, run: usize, scratch: &Scratch, read: Read) -> Result<u16, RunError> {
-        let Read::Buffer = read else {
-            let Read::Memfd(data) = read else { return Ok(0) };
-            return Ok(data);
-        };
-        let bytes = self.run_bytes(run);
-        let (new, old) = (&scratch.new[..bytes], &scratch.old[..bytes]);
+        match read {
+            Read::Memfd(data) => Ok(data),
+            Read::Buffer => {
+                let bytes = self.run_bytes(run);
+                self.write(run, &scratch.new[..bytes], &scratch.old[..bytes])
+            }
+        }
+    }
+
+    /// Checks a run that has come, and puts it into the memfd. Its pages that the memfd has.
+    fn take(&self, run: usize, new: &[u8]) -> Result<u16, RunError> {
+        self.check(run, new)?;
+        let mut old = Vec::new();
+        if self.is_inherited {
+            old.resize(new.len(), 0);
+            self.memfd.read_exact_at(&mut old, run as u64 * RUN_BYTES).map_err(RunError::Read)?;
+        }
+        self.write(run, new, &old)
+    }
+
+    /// `old` is what the memfd has, if it may have something.
+    fn write(&self, run: usize, new: &[u8], old: &[u8]) -> Result<u16, RunError> {
+        let bytes = new.len();
         let mut data = data_pages(new);
         if self.is_inherited {
             // Half a run of an earlier pager: what must become zero is written.
@@ -110,17 +128,42 @@ fn data_pages(run: &[u8]) -> u16 {
     pages.filter(|(_, page)| !is_zero(page)).fold(0, |bits, (at, _)| bits | 1 << at)
 }
 
+/// What becomes of a run that was fetched, or cannot be.
+type Finish = fn(&Engine, &Job, Result<u16, RunError>);
+
 impl Engine {
+    /// Asks for a run where that does not block. False: its source has to be read.
+    pub(crate) fn request(self: &Arc<Self>, job: &Job, class: Class, finish: Finish) -> bool {
+        let Some(source) = job.layer.source() else { return false };
+        let (engine, of) = (Arc::clone(self), job.clone());
+        let done = move |answer: Result<&[u8], RunError>| {
+            finish(&engine, &of, answer.and_then(|bytes| of.layer.take(of.run, bytes)));
+        };
+        source.request(job.run, job.layer.run_bytes(job.run), class, Box::new(done)).is_none()
+    }
+
     /// Gets a run that VMs wait for. May block.
     pub(crate) fn fetch(&self, job: &Job, scratch: &mut Scratch) {
-        let read = job.layer.read(job.run, scratch, Class::Demand);
+        let read = job.layer.read(job.run, scratch);
         self.finish(job, read.and_then(|read| job.layer.install(job.run, scratch, read)));
     }
 
-    /// Gets a run that no VM here waits for; if the source fails, it is absent again. May block.
-    pub(crate) fn fetch_for_nobody(&self, job: &Job, scratch: &mut Scratch, class: Class) {
-        let read = job.layer.read(job.run, scratch, class);
-        match read.and_then(|read| job.layer.install(job.run, scratch, read)) {
+    /// Gets a run that no VM here waits for, or begins to; if the source fails, it is absent again.
+    /// May block.
+    pub(crate) fn fetch_for_nobody(self: &Arc<Self>, job: &Job, scratch: &mut Scratch, class: Class) {
+        if let Some(data) = job.layer.recover(job.run, scratch) {
+            return self.settle(job, data);
+        }
+        if self.request(job, class, Self::finish_for_nobody) {
+            return;
+        }
+        let read = job.layer.read(job.run, scratch);
+        self.finish_for_nobody(job, read.and_then(|read| job.layer.install(job.run, scratch, read)));
+    }
+
+    /// A run that no VM here waited for was fetched, or cannot be.
+    fn finish_for_nobody(&self, job: &Job, fetched: Result<u16, RunError>) {
+        match fetched {
             Ok(data) => self.settle(job, data),
             Err(error) => {
                 let sleepers = self.waiters.release(&job.layer, job.run);
@@ -128,5 +171,7 @@ impl Engine {
                 self.end_waiting(&job.layer, job.run, &error, sleepers);
             }
         }
+        // There may be room for more.
+        self.pool.wake_background();
     }
 }

@@ -304,6 +304,12 @@ impl Layer {
         self.states.get(run).is_some_and(|state| state.load(Ordering::Acquire) == PRESENT)
     }
 
+    /// Whether somebody gets a run.
+    #[must_use]
+    pub fn is_asked(&self, run: usize) -> bool {
+        self.states.get(run).is_some_and(|state| state.load(Ordering::Acquire) == ASKED)
+    }
+
     /// Notes that a VM needs a run, so long after its start.
     pub fn record(&self, run: usize, after: Duration) {
         let Some(cell) = self.demanded.get(run) else { return };

@@ -3,7 +3,7 @@
 use crate::engine::{Engine, Happened, Job, VM_WAITING_MAX};
 use crate::fetch::Scratch;
 use crate::layer::{Layer, Page, RUN_PAGES};
-use crate::source::RunError;
+use crate::source::{Class, RunError};
 use crate::vm::{Vm, VmError};
 use crate::waiting::{Asked, Sleepers};
 use patina_control::PAGE_BYTES;
@@ -19,7 +19,7 @@ impl Engine {
     /// # Errors
     /// The VM cannot be served any longer.
     pub(crate) fn serve(
-        &self,
+        self: &Arc<Self>,
         vm: &Arc<Vm>,
         addresses: &mut Vec<u64>,
         scratch: &mut Scratch,
@@ -36,7 +36,12 @@ impl Engine {
     }
 
     /// Serves one fault. The addresses around it that need no further answer.
-    fn serve_page(&self, vm: &Arc<Vm>, address: u64, scratch: &mut Scratch) -> Result<Range<u64>, VmError> {
+    fn serve_page(
+        self: &Arc<Self>,
+        vm: &Arc<Vm>,
+        address: u64,
+        scratch: &mut Scratch,
+    ) -> Result<Range<u64>, VmError> {
         let (layer, page) = vm.find(address)?;
         let run = (page / RUN_PAGES as u64) as usize;
         layer.record(run, vm.age());
@@ -60,12 +65,14 @@ impl Engine {
         }
     }
 
-    /// Gets a run that somebody waits for: at once, if its source has it at hand, or by a worker.
-    fn fetch_now(&self, layer: &Arc<Layer>, run: usize, scratch: &mut Scratch) {
+    /// Gets a run that somebody waits for: at once, if its source has it at hand; from who has it,
+    /// if that can be asked; or by a worker.
+    fn fetch_now(self: &Arc<Self>, layer: &Arc<Layer>, run: usize, scratch: &mut Scratch) {
         let now = layer.read_now(run, scratch);
         let job = Job { layer: Arc::clone(layer), run };
         match now {
             Some(read) => self.finish(&job, read.and_then(|read| layer.install(run, scratch, read))),
+            None if self.request(&job, Class::Demand, Self::finish) => {}
             // Never waits: with so many demands a run that is one too many fails.
             None => {
                 if let Err(error) = self.jobs.0.try_send(job) {
@@ -86,6 +93,7 @@ impl Engine {
     /// A run is in the memfd: answers those who wait for it.
     pub(crate) fn settle(&self, job: &Job, data: u16) {
         let present = job.layer.set_present(job.run, data);
+        self.arrivals.tell();
         for (vm, addresses) in self.waiters.settle(&job.layer, job.run) {
             let answered = addresses.iter().try_fold(0..0, |done: Range<u64>, address| {
                 if done.contains(address) { Ok(done) } else { vm.answer(*address) }
@@ -102,7 +110,8 @@ impl Engine {
 
     /// A run cannot be had: ends the accesses that wait for it.
     pub(crate) fn fail(&self, layer: &Arc<Layer>, run: usize, error: &RunError) {
-        self.end_waiting(layer, run, error, self.waiters.fail(layer, run));
+        let sleepers = self.waiters.fail(layer, run);
+        self.end_waiting(layer, run, error, sleepers);
     }
 
     pub(crate) fn end_waiting(
@@ -112,6 +121,7 @@ impl Engine {
         error: &RunError,
         sleepers: Option<Sleepers>,
     ) {
+        self.arrivals.tell();
         let Some(sleepers) = sleepers.filter(|sleepers| !sleepers.is_empty()) else { return };
         let reason = patina_daemon::chain(error);
         lock(&layer.failures).add(run, &reason);

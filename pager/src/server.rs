@@ -107,6 +107,7 @@ impl Server {
             }
             if Instant::now() >= next_tick {
                 self.engine.tick();
+                self.peers.tick();
                 if self.is_put_off {
                     self.listen(epoll::EventFlags::IN);
                 }

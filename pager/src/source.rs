@@ -1,10 +1,14 @@
 //! Where the bytes of a layer come from, and what they must be.
 
+use patina_control::best_effort;
 use patina_control::pager::RUN_BYTES;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+/// How much more readily than others a background thread gives its CPU up.
+const NICE: i32 = 10;
 
 /// Why a run cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -47,18 +51,48 @@ pub enum Class {
     Ahead,
 }
 
+impl Class {
+    /// Gives this thread the priority that is right for such runs.
+    pub(crate) fn make_thread_as_urgent(self) {
+        if self == Self::Ahead {
+            best_effort(
+                rustix::process::setpriority_process(None, NICE),
+                "it would take CPU from guests, not more",
+            );
+        }
+    }
+}
+
+/// What is done with a run that was asked for: its bytes, or why it cannot be had.
+pub type Done = Box<dyn FnOnce(Result<&[u8], RunError>) + Send>;
+
 /// A layer's bytes. Its bytes are taken for nothing before they match their digest, so an
-/// implementation need not check them.
+/// implementation need not check them. It is one that is read, and blocks, or one that is asked,
+/// and does not.
 pub trait PageSource: Send + Sync {
-    /// Reads a run into `buffer`, which has the run's length. May block.
+    /// Reads a run into `buffer`, which has the run's length. May block. Not called where
+    /// [`Self::request`] takes all requests.
     ///
     /// # Errors
     /// See [`RunError`].
-    fn read(&self, run: usize, buffer: &mut [u8], class: Class) -> Result<(), RunError>;
+    fn read(&self, _run: usize, _buffer: &mut [u8]) -> Result<(), RunError> {
+        Err(RunError::Refused)
+    }
 
     /// As [`Self::read`], if that takes no longer than a copy. If not: None.
     fn read_now(&self, _run: usize, _buffer: &mut [u8]) -> Option<Result<(), RunError>> {
         None
+    }
+
+    /// Asks for a run of so many bytes, without waiting for it: `done` is called when it is there,
+    /// most often by another thread. Returns `done` if this source is read and cannot be asked.
+    fn request(&self, _run: usize, _bytes: usize, _class: Class, done: Done) -> Option<Done> {
+        Some(done)
+    }
+
+    /// Whether it makes sense to ask now for more that nobody waits for.
+    fn has_room(&self) -> bool {
+        true
     }
 }
 
@@ -79,7 +113,7 @@ const fn start(run: usize) -> u64 {
 }
 
 impl PageSource for Directory {
-    fn read(&self, run: usize, buffer: &mut [u8], _class: Class) -> Result<(), RunError> {
+    fn read(&self, run: usize, buffer: &mut [u8]) -> Result<(), RunError> {
         self.0.read_exact_at(buffer, start(run)).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => RunError::Truncated,
             _ => RunError::Read(error),

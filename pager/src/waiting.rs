@@ -8,8 +8,8 @@ use crate::layer::{Layer, State};
 use crate::vm::Vm;
 use patina_daemon::lock;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 const TABLES: usize = 64;
@@ -137,5 +137,39 @@ impl Waiters {
             table.retain(|_, waiting| !waiting.vms.is_empty());
             self.runs.fetch_sub(before - table.len(), Ordering::Relaxed);
         }
+    }
+}
+
+/// Lets threads wait for a run that somebody else gets.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    /// How many threads wait.
+    threads: AtomicUsize,
+    lock: Mutex<()>,
+    arrived: Condvar,
+}
+
+impl Arrivals {
+    /// The state of a run has changed. Takes a lock only if somebody waits for any run.
+    pub fn tell(&self) {
+        // Ordered against the look at the run in `wait`: one of both sees the other.
+        fence(Ordering::SeqCst);
+        if self.threads.load(Ordering::Relaxed) > 0 {
+            drop(lock(&self.lock));
+            self.arrived.notify_all();
+        }
+    }
+
+    /// Waits until nobody gets the run any longer, or until `deadline`.
+    pub fn wait(&self, layer: &Layer, run: usize, deadline: Instant) {
+        if !layer.is_asked(run) {
+            return;
+        }
+        self.threads.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let is_asked = |(): &mut ()| layer.is_asked(run);
+        drop(self.arrived.wait_timeout_while(lock(&self.lock), left, is_asked));
+        self.threads.fetch_sub(1, Ordering::Relaxed);
     }
 }

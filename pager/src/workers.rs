@@ -29,8 +29,6 @@ pub const PATIENCE: Duration = Duration::from_secs(4);
 const YIELD: Duration = Duration::from_millis(20);
 /// How often a source may fail before nothing is fetched ahead any longer.
 const FAILURES_MAX: usize = 8;
-/// How much more readily than others a background thread gives its CPU up.
-const NICE: i32 = 10;
 
 impl Engine {
     /// Starts its threads.
@@ -87,7 +85,7 @@ impl Engine {
         Ok(())
     }
 
-    fn read_faults(&self, busy: &Busy) {
+    fn read_faults(self: &Arc<Self>, busy: &Busy) {
         let (mut batch, mut scratch) = (Batch::default(), Scratch::default());
         let mut addresses = Vec::new();
         let mut ready = Vec::with_capacity(16);
@@ -115,7 +113,7 @@ impl Engine {
     }
 
     fn read_vm(
-        &self,
+        self: &Arc<Self>,
         vm: &Arc<Vm>,
         busy: &Busy,
         batch: &mut Batch,
@@ -141,11 +139,8 @@ impl Engine {
         }
     }
 
-    fn fetch_all_ahead(&self, busy: &Arc<Busy>) {
-        best_effort(
-            rustix::process::setpriority_process(None, NICE),
-            "it would take CPU from guests, not more",
-        );
+    fn fetch_all_ahead(self: &Arc<Self>, busy: &Arc<Busy>) {
+        Class::Ahead.make_thread_as_urgent();
         let mut scratch = Scratch::default();
         loop {
             let unsealed = std::mem::take(&mut *lock(&self.unsealed));
@@ -170,7 +165,9 @@ impl Engine {
     fn next_ahead(&self) -> Option<Job> {
         let layers = self.layers();
         let wanted = |layer: &&Arc<Layer>| {
-            !layer.is_full() && layer.background.failures.load(Ordering::Relaxed) < FAILURES_MAX
+            !layer.is_full()
+                && layer.background.failures.load(Ordering::Relaxed) < FAILURES_MAX
+                && layer.source().is_some_and(|source| source.has_room())
         };
         let job = |layer: &Arc<Layer>, run| Job { layer: Arc::clone(layer), run };
         let first = || {

@@ -1,58 +1,69 @@
 //! The side that needs runs: connections to another host's pager, and the layers that it has.
+//!
+//! Many requests are on their way at a time. Whoever asks does not wait: the thread that receives
+//! an answer carries on with it.
 
 use super::hang_up;
 use super::wire::{Answer, Kind, Request};
-use crate::source::{Class, PageSource, RunError};
+use crate::source::{Class, Done, PageSource, RunError};
 use crate::workers::PATIENCE;
 use patina_control::pager::Id;
 use patina_daemon::lock;
 use rustix::net::{SendFlags, send};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, BufReader, Read as _};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long one run is waited for, also over connections that break: less than the engine waits, so
 /// that the reason is the one from here.
 const ANSWER_PATIENCE: Duration = PATIENCE.saturating_sub(Duration::from_millis(500));
+/// Most requests that have no answer yet, for what VMs wait for.
+const DEMANDS_MAX: usize = 16_384;
+/// Requests on their way for what is fetched ahead: 2 MiB, which covers a link of 10 Gbit/s with a
+/// round trip of 1 ms.
+const WINDOW: usize = 32;
 
-/// A request that somebody waits for.
-#[derive(Debug)]
-enum Slot {
-    /// Sent: the answer has so many bytes.
-    Asked(usize),
-    Answered(Vec<u8>),
-    Refused,
-    /// The connection broke.
-    Lost,
+/// A request without an answer.
+struct Pending {
+    layer: u32,
+    run: u32,
+    /// How many bytes the answer has.
+    bytes: usize,
+    since: Instant,
+    done: Done,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     connection: Option<Arc<File>>,
     /// How many connections there have been.
     connections: u64,
     next: u32,
-    waiting: HashMap<u32, Slot>,
+    /// By their numbers, so that they are asked again in order.
+    pending: BTreeMap<u32, Pending>,
     is_closed: bool,
 }
 
 /// One connection at a time, for one class of requests.
-#[derive(Debug, Default)]
-struct Lane {
-    state: Mutex<State>,
-    changed: Condvar,
-}
+#[derive(Default)]
+struct Lane(Mutex<State>);
 
 /// Another host's pager.
-#[derive(Debug)]
 pub struct Peer {
     /// Its name.
     pub id: Id,
-    lanes: [Lane; 2],
+    demand: Lane,
+    ahead: Lane,
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Peer({})", self.id)
+    }
 }
 
 /// A layer that another host's pager has.
@@ -65,8 +76,16 @@ pub struct Remote {
 }
 
 impl PageSource for Remote {
-    fn read(&self, run: usize, buffer: &mut [u8], class: Class) -> Result<(), RunError> {
-        self.peer.lane(class).read(self.layer, run, buffer)
+    fn request(&self, run: usize, bytes: usize, class: Class, done: Done) -> Option<Done> {
+        match u32::try_from(run) {
+            Ok(run) => self.peer.lane(class).request(self.layer, run, bytes, (class, done)),
+            Err(_) => done(Err(RunError::Refused)),
+        }
+        None
+    }
+
+    fn has_room(&self) -> bool {
+        lock(&self.peer.ahead.0).pending.len() < WINDOW
     }
 }
 
@@ -74,13 +93,13 @@ impl Peer {
     /// One that is not connected.
     #[must_use]
     pub fn new(id: Id) -> Self {
-        Self { id, lanes: Default::default() }
+        Self { id, demand: Lane::default(), ahead: Lane::default() }
     }
 
     fn lane(&self, class: Class) -> &Lane {
         match class {
-            Class::Demand => &self.lanes[0],
-            Class::Ahead => &self.lanes[1],
+            Class::Demand => &self.demand,
+            Class::Ahead => &self.ahead,
         }
     }
 
@@ -98,8 +117,9 @@ impl Peer {
             let stream = Arc::new(stream);
             let number = self.lane(class).replace(Arc::clone(&stream));
             let (peer, lost) = (Arc::clone(self), lost.clone());
-            let receiver = thread::Builder::new().name("peer".into());
+            let receiver = thread::Builder::new().name(format!("peer-{class:?}").to_lowercase());
             receiver.spawn(move || {
+                class.make_thread_as_urgent();
                 let Err(error) = peer.lane(class).receive(&stream);
                 // One that was replaced, or closed, has not broken.
                 if peer.lane(class).end(number) {
@@ -110,133 +130,136 @@ impl Peer {
         Ok(())
     }
 
+    /// Gives up what has been asked for too long. To be called from time to time.
+    pub fn give_up_late(&self, now: Instant) {
+        for lane in [&self.demand, &self.ahead] {
+            lane.give_up(|pending| now.duration_since(pending.since) >= ANSWER_PATIENCE);
+        }
+    }
+
     /// Ends its connections. Whoever waits for it gets an error.
     pub fn close(&self) {
-        for lane in &self.lanes {
-            let mut state = lock(&lane.state);
+        for lane in [&self.demand, &self.ahead] {
+            let mut state = lock(&lane.0);
             state.is_closed = true;
-            drop(lane.disconnect(state));
+            state.hang_up();
+            drop(state);
+            lane.give_up(|_| true);
+        }
+    }
+}
+
+impl State {
+    fn hang_up(&mut self) {
+        if let Some(stream) = self.connection.take() {
+            hang_up(&stream);
         }
     }
 }
 
 impl Lane {
-    /// Uses this connection. Its number.
-    fn replace(&self, stream: Arc<File>) -> u64 {
-        let mut state = self.disconnect(lock(&self.state));
-        if state.is_closed {
-            hang_up(&stream);
-        } else {
-            state.connection = Some(stream);
-        }
-        state.connections += 1;
-        self.changed.notify_all();
-        state.connections
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
     }
 
-    /// Hangs up, and tells those who wait for an answer.
-    fn disconnect<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        if let Some(stream) = state.connection.take() {
+    /// Uses this connection, and asks again for all that has no answer. Its number.
+    fn replace(&self, stream: Arc<File>) -> u64 {
+        let mut state = self.state();
+        state.hang_up();
+        state.connections += 1;
+        let number = state.connections;
+        if state.is_closed {
             hang_up(&stream);
+            return number;
         }
-        for slot in state.waiting.values_mut().filter(|slot| matches!(slot, Slot::Asked(_))) {
-            *slot = Slot::Lost;
-        }
-        self.changed.notify_all();
-        state
+        state.connection = Some(Arc::clone(&stream));
+        let again = |(number, pending): (&u32, &Pending)| Request {
+            number: *number,
+            layer: pending.layer,
+            run: pending.run,
+        };
+        let requests: Vec<Request> = state.pending.iter().map(again).collect();
+        drop(state);
+        requests.into_iter().for_each(|request| send_request(&stream, request));
+        number
     }
 
     /// The connection of this number has broken. False: it is not in use any longer.
     fn end(&self, number: u64) -> bool {
-        let state = lock(&self.state);
+        let mut state = self.state();
         let is_used = state.connections == number && state.connection.is_some();
         if is_used {
-            drop(self.disconnect(state));
+            state.hang_up();
         }
         is_used
     }
 
-    /// Gets a run, over as many connections as that takes.
-    fn read(&self, layer: u32, run: usize, buffer: &mut [u8]) -> Result<(), RunError> {
-        let deadline = Instant::now() + ANSWER_PATIENCE;
-        let run = u32::try_from(run).map_err(|_| RunError::Refused)?;
-        loop {
-            let (number, stream) = self.begin(buffer.len(), deadline)?;
-            let request = Request { number, layer, run }.encode();
-            // So little always has room, unless who answers does not read.
-            let sent = send(&*stream, &request, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-            if sent != Ok(request.len()) {
-                // Whoever receives sees that, and tells of it.
-                hang_up(&stream);
-            }
-            match self.answer(number, deadline) {
-                Slot::Answered(bytes) => {
-                    buffer.copy_from_slice(&bytes);
-                    return Ok(());
-                }
-                Slot::Refused => return Err(RunError::Refused),
-                Slot::Asked(_) => return Err(RunError::Silent),
-                Slot::Lost => {}
-            }
+    /// Asks for a run, over as many connections as that takes.
+    fn request(&self, layer: u32, run: u32, bytes: usize, (class, done): (Class, Done)) {
+        let mut state = self.state();
+        let error = match class {
+            _ if state.is_closed => Some(RunError::Away),
+            Class::Demand if state.pending.len() >= DEMANDS_MAX => Some(RunError::Crowded),
+            _ => None,
+        };
+        if let Some(error) = error {
+            drop(state);
+            return done(Err(error));
+        }
+        let number = state.next;
+        state.next = number.wrapping_add(1);
+        state.pending.insert(number, Pending { layer, run, bytes, since: Instant::now(), done });
+        let stream = state.connection.clone();
+        // Not under the lock: who receives answers needs it. If the connection is replaced now, the
+        // next one gets the request, too, and this one has been hung up.
+        drop(state);
+        if let Some(stream) = stream {
+            send_request(&stream, Request { number, layer, run });
         }
     }
 
-    /// Waits for a connection, and takes a number for a request on it.
-    fn begin(&self, bytes: usize, deadline: Instant) -> Result<(u32, Arc<File>), RunError> {
-        let state = lock(&self.state);
-        let mut state = self.wait(state, deadline, |state| state.connection.is_none() && !state.is_closed);
-        let stream = state.connection.clone().ok_or(RunError::Away)?;
-        let number = state.next;
-        state.next = number.wrapping_add(1);
-        state.waiting.insert(number, Slot::Asked(bytes));
-        Ok((number, stream))
-    }
-
-    /// Waits for the answer to a request; [`Slot::Asked`]: there is none in time.
-    fn answer(&self, number: u32, deadline: Instant) -> Slot {
-        let is_asked = |state: &State| matches!(state.waiting.get(&number), Some(Slot::Asked(_)));
-        let mut state = self.wait(lock(&self.state), deadline, is_asked);
-        state.waiting.remove(&number).unwrap_or(Slot::Lost)
-    }
-
-    fn wait<'a>(
-        &'a self,
-        state: MutexGuard<'a, State>,
-        deadline: Instant,
-        goes_on: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waited = self.changed.wait_timeout_while(state, left, |state| goes_on(state));
-        waited.unwrap_or_else(PoisonError::into_inner).0
+    /// Gives up some of what was asked.
+    fn give_up(&self, is_given_up: impl Fn(&Pending) -> bool) {
+        let mut state = self.state();
+        let is_away = state.connection.is_none();
+        let given_up: Vec<_> = state.pending.extract_if(.., |_, pending| is_given_up(pending)).collect();
+        drop(state);
+        for (_, pending) in given_up {
+            (pending.done)(Err(if is_away { RunError::Away } else { RunError::Silent }));
+        }
     }
 
     /// Takes answers until the connection breaks.
     fn receive(&self, stream: &File) -> io::Result<Infallible> {
         let mut input = BufReader::new(stream);
+        let mut buffer = Vec::new();
         loop {
             let answer = Answer::read(&mut input)?;
-            let slot = match answer.kind {
-                Kind::Refused => Slot::Refused,
-                Kind::Bytes => {
-                    // At most a run: see `Answer::read`.
-                    let mut bytes = vec![0; answer.bytes as usize];
-                    input.read_exact(&mut bytes)?;
-                    Slot::Answered(bytes)
-                }
-            };
-            let mut state = lock(&self.state);
-            // Whoever asked may have given up.
-            let Some(waiting) = state.waiting.get_mut(&answer.number) else { continue };
-            match (&*waiting, &slot) {
-                (Slot::Asked(bytes), Slot::Answered(found)) if *bytes != found.len() => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a run has another length"));
-                }
-                (Slot::Asked(_), _) => *waiting = slot,
-                // Answered twice.
-                _ => continue,
+            // At most a run: see `Answer::read`.
+            buffer.resize(answer.bytes as usize, 0);
+            input.read_exact(&mut buffer)?;
+            let mut state = self.state();
+            // It may have been given up, or answered over an earlier connection.
+            let Some(pending) = state.pending.get(&answer.number) else { continue };
+            if answer.kind == Kind::Bytes && pending.bytes != buffer.len() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a run has another length"));
             }
+            let pending = state.pending.remove(&answer.number);
             drop(state);
-            self.changed.notify_all();
+            let Some(pending) = pending else { continue };
+            (pending.done)(match answer.kind {
+                Kind::Bytes => Ok(&buffer),
+                Kind::Refused => Err(RunError::Refused),
+            });
         }
+    }
+}
+
+fn send_request(stream: &File, request: Request) {
+    let request = request.encode();
+    // So little always has room, unless who answers does not read.
+    if send(stream, &request, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) != Ok(request.len()) {
+        // Whoever receives sees that, and tells of it.
+        hang_up(stream);
     }
 }

@@ -4,7 +4,7 @@ use super::hang_up;
 use super::wire::{Answer, HEADER_BYTES, Kind, Request};
 use crate::engine::{Engine, Job};
 use crate::fetch::Scratch;
-use crate::layer::{Layer, State};
+use crate::layer::Layer;
 use crate::source::Class;
 use crate::workers::PATIENCE;
 use patina_control::pager::RUN_BYTES;
@@ -14,10 +14,7 @@ use std::io::{self, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
-
-/// How often it is looked whether a run has come that somebody else gets.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+use std::time::Instant;
 
 /// A connection that is answered. Dropped, it ends.
 #[derive(Debug)]
@@ -49,7 +46,7 @@ impl Service {
 }
 
 impl Engine {
-    fn answer_all(&self, stream: &File, layers: &[Arc<Layer>]) -> io::Result<Infallible> {
+    fn answer_all(self: &Arc<Self>, stream: &File, layers: &[Arc<Layer>]) -> io::Result<Infallible> {
         let mut input = BufReader::new(stream);
         let mut scratch = Scratch::default();
         let mut output = vec![0; HEADER_BYTES + RUN_BYTES as usize];
@@ -73,21 +70,19 @@ impl Engine {
 
     /// Copies a run, and gets it before if it is not here: it is wanted here, too. False: it cannot
     /// be had.
-    fn copy_run(&self, layer: &Arc<Layer>, run: usize, scratch: &mut Scratch, to: &mut [u8]) -> bool {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match layer.claim(run) {
-                Ok(()) => {
-                    // A VM of that host may wait for it.
-                    self.fetch_for_nobody(&Job { layer: Arc::clone(layer), run }, scratch, Class::Demand);
-                    if !layer.is_present(run) {
-                        return false;
-                    }
-                }
-                Err(State::Present) => return layer.memfd.read_exact_at(to, run as u64 * RUN_BYTES).is_ok(),
-                Err(State::Asked) if Instant::now() < deadline => thread::sleep(LOOK_EVERY),
-                Err(_) => return false,
-            }
+    fn copy_run(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        run: usize,
+        scratch: &mut Scratch,
+        to: &mut [u8],
+    ) -> bool {
+        if layer.claim(run).is_ok() {
+            // A VM of that host may wait for it.
+            self.fetch_for_nobody(&Job { layer: Arc::clone(layer), run }, scratch, Class::Demand);
         }
+        // Its source answers later, or somebody else was first.
+        self.arrivals.wait(layer, run, Instant::now() + PATIENCE);
+        layer.is_present(run) && layer.memfd.read_exact_at(to, run as u64 * RUN_BYTES).is_ok()
     }
 }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The peers of a pager.
 #[derive(Debug, Default)]
@@ -21,6 +22,12 @@ pub(super) struct Peers {
 }
 
 impl Peers {
+    /// What is to be done from time to time.
+    pub(super) fn tick(&self) {
+        let now = Instant::now();
+        self.connected.values().for_each(|peer| peer.give_up_late(now));
+    }
+
     /// A peer whose layers can be read.
     pub(super) fn find(&self, id: &Id) -> Option<Arc<Peer>> {
         self.connected.get(id).cloned()

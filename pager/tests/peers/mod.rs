@@ -11,10 +11,11 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::thread::{self, JoinHandle};
 
-pub const TESTS: [(&str, Test); 8] = named![
+pub const TESTS: [(&str, Test); 9] = named![
     a_layer_of_another_host_is_served_and_crosses_once,
     a_host_that_fills_serves_others,
     what_two_vms_wait_for_is_asked_for_once,
+    what_is_fetched_ahead_is_asked_for_many_runs_at_a_time,
     a_connection_that_breaks_is_replaced_and_nothing_is_lost,
     a_peer_that_lies_is_never_believed,
     a_peer_that_says_nothing_is_reported_with_layer_and_run,
@@ -155,7 +156,10 @@ fn run_of(content: &[u8], request: Request) -> Vec<u8> {
 /// A pager whose layer a played peer has: the layer, the pager, and the peer's end of the
 /// connection for demands.
 fn played(runs: usize) -> (Layer, Pager, [TcpStream; 2]) {
-    let layer = Layer::new("layer-a", pattern(runs, |run| run == 1));
+    played_with(Layer::new("layer-a", pattern(runs, |run| run == 1)))
+}
+
+fn played_with(layer: Layer) -> (Layer, Pager, [TcpStream; 2]) {
     let mut pager = Pager::start();
     let (demand, ahead) = (connection(), connection());
     connect(&mut pager, [&demand.0, &ahead.0]);
@@ -175,6 +179,34 @@ fn what_two_vms_wait_for_is_asked_for_once() {
     }
     drop((vms, pager, ahead));
     assert_eq!(demand.read(&mut [0; HEADER_BYTES]).unwrap_or(0), 0, "nothing else was asked");
+}
+
+fn what_is_fetched_ahead_is_asked_for_many_runs_at_a_time() {
+    let layer = Layer { fill: true, ..Layer::new("layer-a", pattern(64, |run| run == 1)) };
+    let (layer, mut pager, [mut demand, mut ahead]) = played_with(layer);
+    let mut requests: Vec<Request> = (0..32).map(|_| Request::read(&mut ahead).expect("a request")).collect();
+    let runs: Vec<u32> = requests.iter().map(|request| request.run).collect();
+    assert_eq!(runs, [0].into_iter().chain(2..33).collect::<Vec<_>>());
+    // What a VM waits for does not wait behind them.
+    let vm = Vm::attach(&mut pager, "one", &layer);
+    let reader = reads(&vm.view, 50);
+    let request = Request::read(&mut demand).expect("a request");
+    demand.write_all(&run_of(&layer.content, request)).expect("sent");
+    assert!(reader.join().expect("a reader") == expected(&layer, 50));
+    // It is a window: each answer makes room for one more. They may come in any order.
+    ahead.set_nonblocking(true).expect("non-blocking");
+    assert!(Request::read(&mut ahead).is_err(), "no more than that is on its way");
+    ahead.set_nonblocking(false).expect("blocking");
+    for _ in 33..63 {
+        let request = requests.pop().expect("a request");
+        ahead.write_all(&run_of(&layer.content, request)).expect("sent");
+        requests.push(Request::read(&mut ahead).expect("a request"));
+    }
+    for request in requests {
+        ahead.write_all(&run_of(&layer.content, request)).expect("sent");
+    }
+    pager.wait_for_completion(&layer);
+    assert_eq!(pager.status(&layer).fetched, 63, "each run once");
 }
 
 fn a_connection_that_breaks_is_replaced_and_nothing_is_lost() {
