@@ -1,7 +1,7 @@
 //! The address on which a daemon listens: a Unix socket for its own user and the members of a
 //! group, or TCP with TLS. Used by the scheduler and by `vmmd`.
 
-pub use crate::accept::{Connection, Incoming};
+pub use crate::accept::{Aside, Asides, Connection, Incoming};
 use crate::{
     accept, chain, peer,
     tls::{Security, TlsError},
@@ -128,18 +128,19 @@ fn suffix(pid: &Option<i32>) -> String {
     pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 }
 
-/// Listens. A socket that nobody listens on any more is replaced.
+/// Listens. A socket that nobody listens on any more is replaced. Connections that are not for gRPC
+/// go to `asides`.
 ///
 /// # Errors
 /// Somebody listens there, the kernel refuses, or it is TCP without protection.
-pub async fn listen(address: &Address, security: &Security) -> Result<Incoming, ListenError> {
+pub async fn listen(address: &Address, security: &Security, asides: Asides) -> Result<Incoming, ListenError> {
     let failed = |source| ListenError::Io { address: address.clone(), source };
     match address {
         Address::Unix(path) => {
             make_folder(path).map_err(failed)?;
             clear(path).map_err(|error| error.unwrap_or_else(failed))?;
             let listener = bind(path, peer::group()).map_err(failed)?;
-            Ok(accept::unix(UnixListenerStream::new(listener)))
+            Ok(accept::unix(UnixListenerStream::new(listener), asides))
         }
         Address::Tcp(tcp) => {
             let tls = match security {
@@ -154,10 +155,10 @@ pub async fn listen(address: &Address, security: &Security) -> Result<Incoming, 
             let listener = TcpListener::bind(tcp).await.map_err(failed)?;
             let accepted = TcpListenerStream::new(listener);
             Ok(match tls {
-                Some(tls) => accept::secured(accepted, tls),
+                Some(tls) => accept::secured(accepted, asides, tls),
                 None => {
                     tracing::warn!(%address, "--insecure: everyone who can connect there can do anything");
-                    accept::open(accepted)
+                    accept::open(accepted, asides)
                 }
             })
         }
@@ -252,10 +253,10 @@ mod tests {
     async fn tcp_without_protection_is_refused_also_on_loopback_unless_somebody_says_so() {
         for text in ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:0.0.0.0:0"] {
             let address = text.parse().unwrap();
-            let Err(error) = listen(&address, &Security::UnixOnly).await else { panic!("{text}") };
+            let Err(error) = listen(&address, &Security::UnixOnly, None).await else { panic!("{text}") };
             assert!(error.to_string().contains("--tls-dir") && error.to_string().contains("--insecure"));
         }
-        assert!(listen(&"tcp:127.0.0.1:0".parse().unwrap(), &Security::Insecure).await.is_ok());
+        assert!(listen(&"tcp:127.0.0.1:0".parse().unwrap(), &Security::Insecure, None).await.is_ok());
     }
 
     #[tokio::test]
@@ -273,16 +274,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/d.sock");
         let address = Address::Unix(path.clone());
-        let first = listen(&address, &Security::UnixOnly).await.unwrap();
+        let first = listen(&address, &Security::UnixOnly, None).await.unwrap();
         let mode = if peer::group().is_some() { 0o660 } else { 0o600 };
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
-        let Err(error) = listen(&address, &Security::UnixOnly).await else {
+        let Err(error) = listen(&address, &Security::UnixOnly, None).await else {
             panic!("two listen on one path")
         };
         let text = error.to_string();
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         drop(first);
-        assert!(listen(&address, &Security::UnixOnly).await.is_ok());
+        assert!(listen(&address, &Security::UnixOnly, None).await.is_ok());
         address.remove();
         assert!(!path.exists());
     }
@@ -295,7 +296,7 @@ mod tests {
         let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
         inotify::add_watch(&watch, folder.path(), inotify::WatchFlags::ALL_EVENTS).unwrap();
         let path = folder.path().join("d.sock");
-        let _listener = listen(&Address::Unix(path.clone()), &Security::UnixOnly).await.unwrap();
+        let _listener = listen(&Address::Unix(path.clone()), &Security::UnixOnly, None).await.unwrap();
         let mut space = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&watch, &mut space);
         let mut told = Vec::new();
@@ -318,7 +319,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_in_the_way_is_not_deleted() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let result = listen(&Address::Unix(file.path().to_owned()), &Security::UnixOnly).await;
+        let result = listen(&Address::Unix(file.path().to_owned()), &Security::UnixOnly, None).await;
         assert!(matches!(result, Err(ListenError::NotASocket { .. })));
         assert!(file.path().exists());
     }

@@ -74,6 +74,8 @@ pub enum Happened {
         number: u64,
         /// What ended it.
         reason: String,
+        /// Whether the other side has ended it as one does that needs no more.
+        is_done: bool,
     },
 }
 

@@ -290,10 +290,10 @@ impl Server {
                 let [file] = control.take::<1>().ok_or(FEW)?.map(File::from);
                 Ok(Arc::new(Directory::new(file)))
             }
-            Some(PeerLayer { peer, number: layer }) => match self.peers.find(&peer) {
-                Some(peer) => Ok(Arc::new(Remote { peer, layer })),
-                None => Err(format!("peer {peer}: {}; connect it first", EngineError::Unknown)),
-            },
+            Some(PeerLayer { peer, number: layer }) => {
+                let found = self.peers.find_or_add(&peer);
+                found.map(|peer| Arc::new(Remote { peer, layer }) as Arc<dyn PageSource>)
+            }
         };
         let demand = if has_demand { Some(control.take::<1>().ok_or(FEW)?.map(File::from)) } else { None };
         // Only now: all that came with the line is taken.
@@ -335,8 +335,8 @@ impl Server {
                     patina_daemon::say!("pager: the connection to {peer} has broken: {reason}");
                     self.report(FromPager::Peers(FromPeers::Lost { peer, reason }), Vec::new());
                 }
-                Happened::ServiceEnded { connection, number, reason } => {
-                    if let Some(ended) = self.service_ended(connection, number, reason) {
+                Happened::ServiceEnded { connection, number, reason, is_done } => {
+                    if let Some(ended) = self.service_ended(connection, number, (reason, is_done)) {
                         self.report(FromPager::Peers(ended), Vec::new());
                     }
                 }

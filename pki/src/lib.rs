@@ -2,12 +2,16 @@
 //! are used by `patina_daemon::tls`.
 //!
 //! - [`Authority`]: the folder. [`Validity`]: from when until when. [`Made`]: where the files are.
+//! - [`SharedCertificate`]: one that two programs share for one purpose.
 //! - `names`: names and addresses, checked. `files`: files that nobody else can read, and that
 //!   appear whole.
 
 mod authority;
 mod files;
 mod names;
+mod shared;
 
 pub use authority::{Authority, Made, PkiError, Validity};
 pub use names::{Address, Name, NameError};
+pub use rcgen::Error as KeyError;
+pub use shared::SharedCertificate;

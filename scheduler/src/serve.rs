@@ -72,7 +72,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         Some(address) => Some(http::listen(address).await?),
         None => None,
     };
-    let incoming = listen::listen(&options.listen, &security).await?;
+    let incoming = listen::listen(&options.listen, &security, None).await?;
     let (engine, ledger) = engine::start(Box::new(store), options.core())?;
     let served = serve(&options, engine.clone(), incoming, metrics, stop).await;
     options.listen.remove();

@@ -23,7 +23,7 @@ use crate::{
 use patina_daemon::{
     chain,
     http::{self, HttpError},
-    listen::{self, Incoming, ListenError},
+    listen::{self, Aside, Incoming, ListenError},
     notify,
     server::{self, DescribeError},
     stop::{SignalError, Stop},
@@ -38,13 +38,15 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tonic::{server::NamedService, service::LayerExt as _};
 
 /// Most calls of operators that are being answered; the next ones wait. `WaitVm`, which takes as
 /// long as a VM lives, has a limit of its own. What guests and hosts want of the scheduler that is
 /// built in waits on the same connections, in any number, and has limits of its own.
 const CALLS_MAX: usize = 4096;
+/// Most connections that are not for gRPC and that nobody has looked at yet.
+const ASIDES_MAX: usize = 64;
 /// How long vmmd may take over what runs before it says that it is ready.
 const READY_PATIENCE: Duration = Duration::from_secs(1);
 /// How long calls that run may take to finish once vmmd is to stop; streams are cut then.
@@ -105,8 +107,9 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
     host_check::run(&settings.vmm).await;
     let state = StateDir::open(&options.state_dir)?;
     // Before anything is taken over: one who cannot serve leaves all as it is.
-    let incoming = listen::listen(&options.listen, &security).await?;
-    let served = serve(&options, settings, state, &security, incoming, stop).await;
+    let (asides, for_pages) = mpsc::channel(ASIDES_MAX);
+    let incoming = listen::listen(&options.listen, &security, Some(asides)).await?;
+    let served = serve(&options, settings, state, &security, (incoming, for_pages), stop).await;
     options.listen.remove();
     served
 }
@@ -116,7 +119,7 @@ async fn serve(
     settings: Settings,
     state: StateDir,
     security: &Security,
-    incoming: Incoming,
+    (incoming, for_pages): (Incoming, mpsc::Receiver<Aside>),
     stop: Stop,
 ) -> Result<(), DaemonError> {
     let cluster = Cluster::open(options, &state, security)?;
@@ -126,6 +129,7 @@ async fn serve(
     host.keep_evicting();
     host.keep_spares();
     host.keep_telling();
+    tokio::spawn(Arc::clone(&host).serve_pages(for_pages));
     // Whatever ends this: VMs run on with their memory.
     let _left = host.pager.left_when_dropped();
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));

@@ -3,17 +3,17 @@
 //! Many requests are on their way at a time. Whoever asks does not wait: the thread that receives
 //! an answer carries on with it.
 
-use super::hang_up;
+use super::HANDSHAKE_PATIENCE;
+use super::tls::{self, Receiver, Sender};
 use super::wire::{Answer, Kind, Request};
 use crate::source::{Class, Done, PageSource, RunError};
 use crate::workers::PATIENCE;
-use patina_control::pager::Id;
+use patina_control::pager::{Credential, Id};
 use patina_daemon::lock;
-use rustix::net::{SendFlags, send};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, BufReader, Read as _};
+use std::io::{self, Read as _};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ struct Pending {
 
 #[derive(Default)]
 struct State {
-    connection: Option<Arc<File>>,
+    connection: Option<Arc<Sender>>,
     /// How many connections there have been.
     connections: u64,
     next: u32,
@@ -103,24 +103,30 @@ impl Peer {
         }
     }
 
-    /// Uses these connections from now on, one for each class, in place of earlier ones. What was
-    /// asked over those is asked again. `lost` is called when one of them breaks.
+    /// Uses these connections from now on, one for each class, in place of earlier ones: as soon as
+    /// both sides have agreed on keys. What was asked over those is asked again. `lost` is called
+    /// when one of them breaks.
     ///
     /// # Errors
-    /// A thread cannot be started.
+    /// The credential is none, or a thread cannot be started.
     pub fn connect(
         self: &Arc<Self>,
         connections: [File; 2],
+        credential: &Credential,
         lost: impl Fn(&Self, &io::Error) + Clone + Send + 'static,
     ) -> io::Result<()> {
+        let deadline = Instant::now() + HANDSHAKE_PATIENCE;
         for (class, stream) in [Class::Demand, Class::Ahead].into_iter().zip(connections) {
-            let stream = Arc::new(stream);
-            let number = self.lane(class).replace(Arc::clone(&stream));
+            let (sender, mut receiver) = tls::client(stream, credential)?;
             let (peer, lost) = (Arc::clone(self), lost.clone());
-            let receiver = thread::Builder::new().name(format!("peer-{class:?}").to_lowercase());
-            receiver.spawn(move || {
+            let thread = thread::Builder::new().name(format!("peer-{class:?}").to_lowercase());
+            thread.spawn(move || {
                 class.make_thread_as_urgent();
-                let Err(error) = peer.lane(class).receive(&stream);
+                if let Err(error) = receiver.handshake(deadline) {
+                    return lost(&peer, &error);
+                }
+                let number = peer.lane(class).replace(sender);
+                let Err(error) = peer.lane(class).receive(&mut receiver);
                 // One that was replaced, or closed, has not broken.
                 if peer.lane(class).end(number) {
                     lost(&peer, &error);
@@ -142,8 +148,11 @@ impl Peer {
         for lane in [&self.demand, &self.ahead] {
             let mut state = lock(&lane.0);
             state.is_closed = true;
-            state.hang_up();
+            let sender = state.connection.take();
             drop(state);
+            if let Some(sender) = sender {
+                sender.close();
+            }
             lane.give_up(|_| true);
         }
     }
@@ -151,8 +160,8 @@ impl Peer {
 
 impl State {
     fn hang_up(&mut self) {
-        if let Some(stream) = self.connection.take() {
-            hang_up(&stream);
+        if let Some(sender) = self.connection.take() {
+            sender.hang_up();
         }
     }
 }
@@ -163,16 +172,17 @@ impl Lane {
     }
 
     /// Uses this connection, and asks again for all that has no answer. Its number.
-    fn replace(&self, stream: Arc<File>) -> u64 {
+    fn replace(&self, sender: Arc<Sender>) -> u64 {
         let mut state = self.state();
         state.hang_up();
         state.connections += 1;
         let number = state.connections;
         if state.is_closed {
-            hang_up(&stream);
+            drop(state);
+            sender.close();
             return number;
         }
-        state.connection = Some(Arc::clone(&stream));
+        state.connection = Some(Arc::clone(&sender));
         let again = |(number, pending): (&u32, &Pending)| Request {
             number: *number,
             layer: pending.layer,
@@ -180,7 +190,7 @@ impl Lane {
         };
         let requests: Vec<Request> = state.pending.iter().map(again).collect();
         drop(state);
-        requests.into_iter().for_each(|request| send_request(&stream, request));
+        requests.into_iter().for_each(|request| send_request(&sender, request));
         number
     }
 
@@ -209,12 +219,12 @@ impl Lane {
         let number = state.next;
         state.next = number.wrapping_add(1);
         state.pending.insert(number, Pending { layer, run, bytes, since: Instant::now(), done });
-        let stream = state.connection.clone();
+        let sender = state.connection.clone();
         // Not under the lock: who receives answers needs it. If the connection is replaced now, the
         // next one gets the request, too, and this one has been hung up.
         drop(state);
-        if let Some(stream) = stream {
-            send_request(&stream, Request { number, layer, run });
+        if let Some(sender) = sender {
+            send_request(&sender, Request { number, layer, run });
         }
     }
 
@@ -230,11 +240,10 @@ impl Lane {
     }
 
     /// Takes answers until the connection breaks.
-    fn receive(&self, stream: &File) -> io::Result<Infallible> {
-        let mut input = BufReader::new(stream);
+    fn receive(&self, input: &mut Receiver) -> io::Result<Infallible> {
         let mut buffer = Vec::new();
         loop {
-            let answer = Answer::read(&mut input)?;
+            let answer = Answer::read(input)?;
             // At most a run: see `Answer::read`.
             buffer.resize(answer.bytes as usize, 0);
             input.read_exact(&mut buffer)?;
@@ -255,11 +264,9 @@ impl Lane {
     }
 }
 
-fn send_request(stream: &File, request: Request) {
-    let request = request.encode();
-    // So little always has room, unless who answers does not read.
-    if send(stream, &request, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) != Ok(request.len()) {
+fn send_request(sender: &Sender, request: Request) {
+    if sender.send(&request.encode()).is_err() {
         // Whoever receives sees that, and tells of it.
-        hang_up(stream);
+        sender.hang_up();
     }
 }

@@ -2,20 +2,21 @@
 //!
 //! ```text
 //!  a host that needs runs                               a host that has them
-//!  worker ▶ Remote (PageSource) ▶ Lane ── request ──▶ Service ▶ memfd, or the layer's own source
-//!  worker ◀ buffer ◀ receiver thread  ◀── answer ───
+//!  reader of faults ▶ Remote (PageSource) ▶ Lane ── request ──▶ Service ▶ memfd, or its source
+//!  VMs go on ◀ memfd ◀ digest ◀ receiver thread   ◀── answer ───
 //! ```
 //!
 //! `vmmd` makes the connections and gives them to both pagers: the pager's jail cannot. There are
 //! two for each pair of hosts: what VMs wait for goes over one ([`Class::Demand`]), what is fetched
-//! ahead over the other, so that a demand never waits behind a fill. [`wire`] has what goes over
-//! them. Nothing that comes from a peer is trusted: a run counts only when its digest is right, as
-//! with any other source.
+//! ahead over the other, so that a demand never waits behind a fill. [`tls`] protects them;
+//! [`wire`] has what goes over them. Nothing that comes from a peer is trusted: a run counts only
+//! when its digest is right, as with any other source.
 //!
 //! [`Class::Demand`]: crate::source::Class::Demand
 
 pub mod client;
 mod service;
+pub mod tls;
 pub mod wire;
 
 pub use client::{Peer, Remote};
@@ -24,6 +25,10 @@ pub(crate) use service::Service;
 use patina_control::best_effort;
 use rustix::net::{Shutdown, shutdown};
 use std::fs::File;
+use std::time::Duration;
+
+/// How long two pagers may take to agree on keys.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 
 fn hang_up(stream: &File) {
     best_effort(shutdown(stream, Shutdown::Both), "the other side may have hung up");

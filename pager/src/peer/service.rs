@@ -1,16 +1,17 @@
 //! The side that has runs: answers what another host's pager asks over one connection.
 
-use super::hang_up;
+use super::HANDSHAKE_PATIENCE;
+use super::tls::{self, Receiver, Sender};
 use super::wire::{Answer, HEADER_BYTES, Kind, Request};
 use crate::engine::{Engine, Job};
 use crate::fetch::Scratch;
 use crate::layer::Layer;
 use crate::source::Class;
 use crate::workers::PATIENCE;
-use patina_control::pager::RUN_BYTES;
+use patina_control::pager::{Credential, RUN_BYTES};
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::{self, BufReader, Write as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::thread;
@@ -18,40 +19,52 @@ use std::time::Instant;
 
 /// A connection that is answered. Dropped, it ends.
 #[derive(Debug)]
-pub(crate) struct Service(Arc<File>);
+pub(crate) struct Service(Arc<Sender>);
 
 impl Drop for Service {
     fn drop(&mut self) {
-        hang_up(&self.0);
+        self.0.hang_up();
     }
 }
 
 impl Service {
     /// Answers requests for these layers in a thread of its own. `ended` is called when the
-    /// connection has.
+    /// connection has, and hears whether the other side has ended it.
+    ///
+    /// # Errors
+    /// The credential is none, or the thread cannot be started.
     pub(crate) fn start(
         engine: Arc<Engine>,
-        stream: File,
+        (stream, credential): (File, &Credential),
         layers: Vec<Arc<Layer>>,
-        ended: impl FnOnce(io::Error) + Send + 'static,
+        ended: impl FnOnce(io::Error, bool) + Send + 'static,
     ) -> io::Result<Self> {
-        let stream = Arc::new(stream);
-        let served = Arc::clone(&stream);
+        let deadline = Instant::now() + HANDSHAKE_PATIENCE;
+        let (sender, mut receiver) = tls::server(stream, credential)?;
+        let service = Self(Arc::clone(&sender));
         thread::Builder::new().name("peer-service".into()).spawn(move || {
-            let Err(error) = engine.answer_all(&served, &layers);
-            ended(error);
+            let answered = receiver.handshake(deadline);
+            let answered = answered.and_then(|()| engine.answer_all(&mut receiver, &sender, &layers));
+            let Err(error) = answered.map(|never| match never {});
+            // The other side sees it at once.
+            sender.hang_up();
+            ended(error, receiver.is_ended());
         })?;
-        Ok(Self(stream))
+        Ok(service)
     }
 }
 
 impl Engine {
-    fn answer_all(self: &Arc<Self>, stream: &File, layers: &[Arc<Layer>]) -> io::Result<Infallible> {
-        let mut input = BufReader::new(stream);
+    fn answer_all(
+        self: &Arc<Self>,
+        input: &mut Receiver,
+        sender: &Sender,
+        layers: &[Arc<Layer>],
+    ) -> io::Result<Infallible> {
         let mut scratch = Scratch::default();
         let mut output = vec![0; HEADER_BYTES + RUN_BYTES as usize];
         loop {
-            let Request { number, layer, run } = Request::read(&mut input)?;
+            let Request { number, layer, run } = Request::read(input)?;
             let run = run as usize;
             let layer = layers.get(layer as usize).filter(|layer| run < layer.runs());
             let bytes = layer.and_then(|layer| {
@@ -63,8 +76,7 @@ impl Engine {
             let bytes = bytes.unwrap_or(0);
             let head = Answer { number, kind, bytes: bytes as u32 }.encode();
             output[..HEADER_BYTES].copy_from_slice(&head);
-            let mut stream = stream;
-            stream.write_all(&output[..HEADER_BYTES + bytes])?;
+            sender.send(&output[..HEADER_BYTES + bytes])?;
         }
     }
 

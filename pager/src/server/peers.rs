@@ -4,7 +4,7 @@ use super::{FEW, Server};
 use crate::engine::{EngineError, Happened};
 use crate::peer::{Peer, Service};
 use patina_control::best_effort;
-use patina_control::pager::{FromPeers, Id, PAGER_LAYERS_MAX, PEERS_MAX, SERVED_MAX, ToPeers};
+use patina_control::pager::{Credential, FromPeers, Id, PAGER_LAYERS_MAX, PEERS_MAX, SERVED_MAX, ToPeers};
 use patina_daemon::chain;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::collections::HashMap;
@@ -28,9 +28,17 @@ impl Peers {
         self.connected.values().for_each(|peer| peer.give_up_late(now));
     }
 
-    /// A peer whose layers can be read.
-    pub(super) fn find(&self, id: &Id) -> Option<Arc<Peer>> {
-        self.connected.get(id).cloned()
+    /// A peer whose layers are to be read. It is connected later, or is already.
+    pub(super) fn find_or_add(&mut self, id: &Id) -> Result<Arc<Peer>, String> {
+        if let Some(peer) = self.connected.get(id) {
+            return Ok(Arc::clone(peer));
+        }
+        if self.connected.len() >= PEERS_MAX {
+            return Err(EngineError::Full(PEERS_MAX).to_string());
+        }
+        let peer = Arc::new(Peer::new(id.clone()));
+        self.connected.insert(id.clone(), Arc::clone(&peer));
+        Ok(peer)
     }
 }
 
@@ -40,8 +48,10 @@ impl Server {
             done.unwrap_or_else(|reason| FromPeers::Refused { name, reason })
         };
         match order {
-            ToPeers::Connect { peer } => {
-                let done = self.connect_peer(&peer).map(|()| FromPeers::Connected { peer: peer.clone() });
+            ToPeers::Connect { peer, credential } => {
+                let done = self
+                    .connect_peer(&peer, &credential)
+                    .map(|()| FromPeers::Connected { peer: peer.clone() });
                 refused(peer, done)
             }
             ToPeers::Forget { peer } => {
@@ -50,33 +60,29 @@ impl Server {
                 }
                 FromPeers::Forgotten { peer }
             }
-            ToPeers::Serve { connection, layers } => {
-                let done = self.serve_peer(&connection, &layers);
+            ToPeers::Serve { connection, layers, credential } => {
+                let done = self.serve_peer(&connection, &layers, &credential);
                 let done = done.map(|()| FromPeers::Serving { connection: connection.clone() });
                 refused(connection, done)
             }
             ToPeers::StopServing { connection } => {
                 drop(self.peers.served.remove(&connection));
-                FromPeers::Ended { connection, reason: "vmmd has ended it".into() }
+                FromPeers::Ended { connection, reason: "vmmd has ended it".into(), is_done: false }
             }
         }
     }
 
-    fn connect_peer(&mut self, id: &Id) -> Result<(), String> {
+    fn connect_peer(&mut self, id: &Id, credential: &Credential) -> Result<(), String> {
         let streams = self.take_streams::<2>()?;
-        let connected = &mut self.peers.connected;
-        if connected.len() >= PEERS_MAX && !connected.contains_key(id) {
-            return Err(EngineError::Full(PEERS_MAX).to_string());
-        }
-        let peer = connected.entry(id.clone()).or_insert_with(|| Arc::new(Peer::new(id.clone())));
+        let peer = self.peers.find_or_add(id)?;
         let engine = Arc::clone(&self.engine);
         let lost = move |peer: &Peer, error: &std::io::Error| {
             engine.tell(Happened::PeerLost { peer: peer.id.clone(), reason: error.to_string() });
         };
-        peer.connect(streams, lost).map_err(|error| format!("start a thread: {error}"))
+        peer.connect(streams, credential, lost).map_err(|error| format!("connect: {error}"))
     }
 
-    fn serve_peer(&mut self, id: &Id, layers: &[Id]) -> Result<(), String> {
+    fn serve_peer(&mut self, id: &Id, layers: &[Id], credential: &Credential) -> Result<(), String> {
         let [stream] = self.take_streams::<1>()?;
         if self.peers.served.contains_key(id) {
             return Err(EngineError::Exists.to_string());
@@ -92,21 +98,27 @@ impl Server {
         let layers = layers.iter().map(find).collect::<Result<Vec<_>, _>>()?;
         self.peers.last_service += 1;
         let (number, engine, name) = (self.peers.last_service, Arc::clone(&self.engine), id.clone());
-        let ended = move |error: std::io::Error| {
-            engine.tell(Happened::ServiceEnded { connection: name, number, reason: error.to_string() });
+        let ended = move |error: std::io::Error, is_done| {
+            let reason = error.to_string();
+            engine.tell(Happened::ServiceEnded { connection: name, number, reason, is_done });
         };
-        let service = Service::start(Arc::clone(&self.engine), stream, layers, ended)
-            .map_err(|error| format!("start a thread: {}", chain(&error)))?;
+        let service = Service::start(Arc::clone(&self.engine), (stream, credential), layers, ended)
+            .map_err(|error| format!("serve: {}", chain(&error)))?;
         self.peers.served.insert(id.clone(), (number, service));
         Ok(())
     }
 
     /// A connection has ended. None: it was ended before, and `vmmd` knows.
-    pub(super) fn service_ended(&mut self, connection: Id, number: u64, reason: String) -> Option<FromPeers> {
+    pub(super) fn service_ended(
+        &mut self,
+        connection: Id,
+        number: u64,
+        (reason, is_done): (String, bool),
+    ) -> Option<FromPeers> {
         // One of the same name may have come since.
         self.peers.served.get(&connection).filter(|(current, _)| *current == number)?;
         drop(self.peers.served.remove(&connection));
-        Some(FromPeers::Ended { connection, reason })
+        Some(FromPeers::Ended { connection, reason, is_done })
     }
 
     /// Takes connections that came with a line. Their threads wait on them.

@@ -4,14 +4,19 @@
 use super::Test;
 use super::host::{Layer, Pager, Vm, id, pattern};
 use super::sources::{RUN, expected, reads};
-use patina_control::pager::{FromPager, FromPeers, LayerStatus, PeerLayer, ToPager, ToPeers};
+use patina_control::pager::{Credential, FromPager, FromPeers, LayerStatus, PeerLayer, ToPager, ToPeers};
+use patina_pager::peer::tls::{self, Receiver, Sender};
 use patina_pager::peer::wire::{Answer, HEADER_BYTES, Kind, Request};
+use patina_pki::SharedCertificate;
+use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-pub const TESTS: [(&str, Test); 9] = named![
+pub const TESTS: [(&str, Test); 12] = named![
     a_layer_of_another_host_is_served_and_crosses_once,
     a_host_that_fills_serves_others,
     what_two_vms_wait_for_is_asked_for_once,
@@ -21,6 +26,9 @@ pub const TESTS: [(&str, Test); 9] = named![
     a_peer_that_says_nothing_is_reported_with_layer_and_run,
     a_peer_that_sends_rubbish_is_cut_off,
     who_asks_for_what_it_may_not_have_gets_nothing,
+    who_has_another_credential_gets_nothing,
+    who_answers_with_another_credential_is_not_asked,
+    an_end_and_a_connection_that_is_cut_are_told_apart,
 ];
 
 /// Two ends of a TCP connection.
@@ -32,6 +40,56 @@ fn connection() -> (TcpStream, TcpStream) {
         stream.set_nodelay(true).expect("without delay");
     }
     (ours, theirs)
+}
+
+fn new_credential() -> Credential {
+    let SharedCertificate { certificate, key } = SharedCertificate::new().expect("a certificate");
+    Credential { certificate, key }
+}
+
+/// What both sides know each other by.
+static CREDENTIAL: LazyLock<Credential> = LazyLock::new(new_credential);
+
+/// What the test has of a connection to a pager: it sends and receives as a pager does.
+struct Ends {
+    sender: Arc<Sender>,
+    receiver: Receiver,
+}
+
+impl Ends {
+    /// As a host that answers, or as one that asks.
+    fn new(stream: TcpStream, credential: &Credential, answers: bool) -> Self {
+        let stream = File::from(OwnedFd::from(stream));
+        let make = if answers { tls::server } else { tls::client };
+        let (sender, receiver) = make(stream, credential).expect("a connection");
+        Self { sender, receiver }
+    }
+
+    /// One that has agreed on keys.
+    fn agreed(stream: TcpStream, answers: bool) -> Self {
+        let mut ends = Self::new(stream, &CREDENTIAL, answers);
+        ends.receiver.handshake(soon()).expect("agreed");
+        ends
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        self.sender.send(bytes).expect("sent");
+    }
+
+    /// Whether the other side has hung up, which sends nothing more.
+    fn is_over(&mut self) -> bool {
+        self.receiver.read(&mut [0; 1]).unwrap_or(0) == 0
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.sender.hang_up();
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
 }
 
 /// The layer as it is on another host: no file, and a memory of its own.
@@ -48,7 +106,8 @@ fn hear_about_peers<T>(pager: &mut Pager, select: impl Fn(&FromPeers) -> Option<
 
 /// Gives a pager connections to the peer `far`.
 fn connect(pager: &mut Pager, streams: [&TcpStream; 2]) {
-    let order = ToPager::Peers(ToPeers::Connect { peer: id("far") });
+    let credential = CREDENTIAL.clone();
+    let order = ToPager::Peers(ToPeers::Connect { peer: id("far"), credential });
     pager.peer.send(&order, &streams.map(AsFd::as_fd));
     hear_about_peers(pager, |news| matches!(news, FromPeers::Connected { .. }).then_some(()));
 }
@@ -72,7 +131,8 @@ fn add_remote(pager: &mut Pager, layer: &Layer) -> LayerStatus {
 
 /// Has a pager serve a layer over a connection.
 fn serve(pager: &mut Pager, name: &str, layer: &Layer, stream: &TcpStream) {
-    let order = ToPeers::Serve { connection: id(name), layers: vec![layer.id.clone()] };
+    let (layers, credential) = (vec![layer.id.clone()], CREDENTIAL.clone());
+    let order = ToPeers::Serve { connection: id(name), layers, credential };
     pager.peer.send(&ToPager::Peers(order), &[stream.as_fd()]);
     hear_about_peers(pager, |news| matches!(news, FromPeers::Serving { .. }).then_some(()));
 }
@@ -130,15 +190,15 @@ fn a_host_that_fills_serves_others() {
 /// A peer that the test plays: what it was asked for until the connection ended, run by run. For
 /// each request `answer` says what to send, or that it hangs up.
 fn play(
-    mut stream: TcpStream,
+    mut ends: Ends,
     answer: impl Fn(Request) -> Option<Vec<u8>> + Send + 'static,
 ) -> JoinHandle<Vec<u32>> {
     thread::spawn(move || {
         let mut asked = Vec::new();
-        while let Ok(request) = Request::read(&mut stream) {
+        while let Ok(request) = Request::read(&mut ends.receiver) {
             asked.push(request.run);
             let Some(bytes) = answer(request) else { break };
-            stream.write_all(&bytes).expect("sent");
+            ends.send(&bytes);
         }
         asked
     })
@@ -155,55 +215,53 @@ fn run_of(content: &[u8], request: Request) -> Vec<u8> {
 
 /// A pager whose layer a played peer has: the layer, the pager, and the peer's end of the
 /// connection for demands.
-fn played(runs: usize) -> (Layer, Pager, [TcpStream; 2]) {
+fn played(runs: usize) -> (Layer, Pager, [Ends; 2]) {
     played_with(Layer::new("layer-a", pattern(runs, |run| run == 1)))
 }
 
-fn played_with(layer: Layer) -> (Layer, Pager, [TcpStream; 2]) {
+fn played_with(layer: Layer) -> (Layer, Pager, [Ends; 2]) {
     let mut pager = Pager::start();
     let (demand, ahead) = (connection(), connection());
     connect(&mut pager, [&demand.0, &ahead.0]);
     add_remote(&mut pager, &layer);
-    (layer, pager, [demand.1, ahead.1])
+    (layer, pager, [demand.1, ahead.1].map(|stream| Ends::agreed(stream, true)))
 }
 
 fn what_two_vms_wait_for_is_asked_for_once() {
     let (layer, mut pager, [mut demand, ahead]) = played(8);
     let vms = ["one", "two"].map(|name| Vm::attach(&mut pager, name, &layer));
     let readers = vms.each_ref().map(|vm| reads(&vm.view, 4));
-    let request = Request::read(&mut demand).expect("a request");
+    let request = Request::read(&mut demand.receiver).expect("a request");
     pager.wait_for_waiting(2);
-    demand.write_all(&run_of(&layer.content, request)).expect("sent");
+    demand.send(&run_of(&layer.content, request));
     for reader in readers {
         assert!(reader.join().expect("a reader") == expected(&layer, 4));
     }
     drop((vms, pager, ahead));
-    assert_eq!(demand.read(&mut [0; HEADER_BYTES]).unwrap_or(0), 0, "nothing else was asked");
+    assert!(demand.is_over(), "nothing else was asked");
 }
 
 fn what_is_fetched_ahead_is_asked_for_many_runs_at_a_time() {
     let layer = Layer { fill: true, ..Layer::new("layer-a", pattern(64, |run| run == 1)) };
     let (layer, mut pager, [mut demand, mut ahead]) = played_with(layer);
-    let mut requests: Vec<Request> = (0..32).map(|_| Request::read(&mut ahead).expect("a request")).collect();
+    let mut requests: Vec<Request> =
+        (0..32).map(|_| Request::read(&mut ahead.receiver).expect("a request")).collect();
     let runs: Vec<u32> = requests.iter().map(|request| request.run).collect();
     assert_eq!(runs, [0].into_iter().chain(2..33).collect::<Vec<_>>());
     // What a VM waits for does not wait behind them.
     let vm = Vm::attach(&mut pager, "one", &layer);
     let reader = reads(&vm.view, 50);
-    let request = Request::read(&mut demand).expect("a request");
-    demand.write_all(&run_of(&layer.content, request)).expect("sent");
+    let request = Request::read(&mut demand.receiver).expect("a request");
+    demand.send(&run_of(&layer.content, request));
     assert!(reader.join().expect("a reader") == expected(&layer, 50));
     // It is a window: each answer makes room for one more. They may come in any order.
-    ahead.set_nonblocking(true).expect("non-blocking");
-    assert!(Request::read(&mut ahead).is_err(), "no more than that is on its way");
-    ahead.set_nonblocking(false).expect("blocking");
     for _ in 33..63 {
         let request = requests.pop().expect("a request");
-        ahead.write_all(&run_of(&layer.content, request)).expect("sent");
-        requests.push(Request::read(&mut ahead).expect("a request"));
+        ahead.send(&run_of(&layer.content, request));
+        requests.push(Request::read(&mut ahead.receiver).expect("a request"));
     }
     for request in requests {
-        ahead.write_all(&run_of(&layer.content, request)).expect("sent");
+        ahead.send(&run_of(&layer.content, request));
     }
     pager.wait_for_completion(&layer);
     assert_eq!(pager.status(&layer).fetched, 63, "each run once");
@@ -229,7 +287,7 @@ fn a_connection_that_breaks_is_replaced_and_nothing_is_lost() {
     // The pager's own are the last ones: with the pager the connection ends.
     drop((near_demand, near_ahead));
     let content = layer.content.clone();
-    let second = play(demand, move |request| Some(run_of(&content, request)));
+    let second = play(Ends::agreed(demand, true), move |request| Some(run_of(&content, request)));
     reader.join().expect("a reader");
     drop(pager);
     let asked = [first, second].map(|peer| peer.join().expect("a peer"));
@@ -317,29 +375,93 @@ fn who_asks_for_what_it_may_not_have_gets_nothing() {
     let mut pager = Pager::start();
     pager.add(&secret).expect("a layer");
     pager.add(&layer).expect("a layer");
-    let (mut ours, theirs) = connection();
+    let (ours, theirs) = connection();
     serve(&mut pager, "one", &layer, &theirs);
+    let mut ours = Ends::agreed(ours, false);
     for (number, (of, run)) in (0..).zip([(1, 0), (u32::MAX, 0), (0, 8), (0, u32::MAX)]) {
-        ours.write_all(&Request { number, layer: of, run }.encode()).expect("sent");
-        let answer = Answer::read(&mut ours).expect("an answer");
+        ours.send(&Request { number, layer: of, run }.encode());
+        let answer = Answer::read(&mut ours.receiver).expect("an answer");
         assert_eq!(answer, Answer { number, kind: Kind::Refused, bytes: 0 }, "layer {of}, run {run}");
     }
-    ours.write_all(&Request { number: 9, layer: 0, run: 7 }.encode()).expect("sent");
-    let answer = Answer::read(&mut ours).expect("an answer");
+    ours.send(&Request { number: 9, layer: 0, run: 7 }.encode());
+    let answer = Answer::read(&mut ours.receiver).expect("an answer");
     assert_eq!(answer, Answer { number: 9, kind: Kind::Bytes, bytes: RUN as u32 });
     let mut run = vec![0; RUN];
-    ours.read_exact(&mut run).expect("the run");
+    ours.receiver.read_exact(&mut run).expect("the run");
     assert!(run == layer.content[7 * RUN..]);
     assert_eq!(pager.status(&secret).present, 0);
     // What is no request ends the connection, and only that.
-    ours.write_all(&[0xff; HEADER_BYTES]).expect("sent");
+    ours.send(&[0xff; HEADER_BYTES]);
     let reason = hear_about_peers(&mut pager, |news| match news {
-        FromPeers::Ended { connection, reason } if *connection == id("one") => Some(reason.clone()),
+        FromPeers::Ended { connection, reason, is_done: false } if *connection == id("one") => {
+            Some(reason.clone())
+        }
         _ => None,
     });
     assert!(reason.contains("reserved"), "{reason}");
-    assert_eq!(ours.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed");
+    assert!(ours.is_over(), "it is closed");
     // The name is free again.
     let (_ours, theirs) = connection();
     serve(&mut pager, "one", &layer, &theirs);
+}
+
+fn ended(pager: &mut Pager) -> (String, bool) {
+    hear_about_peers(pager, |news| match news {
+        FromPeers::Ended { reason, is_done, .. } => Some((reason.clone(), *is_done)),
+        _ => None,
+    })
+}
+
+fn who_has_another_credential_gets_nothing() {
+    let layer = Layer::new("a", pattern(8, |_| false));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    let (ours, theirs) = connection();
+    serve(&mut pager, "one", &layer, &theirs);
+    let mut ours = Ends::new(ours, &new_credential(), false);
+    assert!(ours.receiver.handshake(soon()).is_err(), "the certificates of both sides differ");
+    let (reason, is_done) = ended(&mut pager);
+    assert!(!is_done && reason.contains("alert"), "{reason}");
+    let (mut ours, theirs) = connection();
+    serve(&mut pager, "one", &layer, &theirs);
+    // Nor who speaks without TLS.
+    ours.write_all(&Request { number: 1, layer: 0, run: 7 }.encode()).expect("sent");
+    let (reason, is_done) = ended(&mut pager);
+    assert!(!is_done && !reason.is_empty(), "{reason}");
+    assert_eq!(pager.status(&layer).present, 0, "nothing was read for it");
+}
+
+fn who_answers_with_another_credential_is_not_asked() {
+    let layer = Layer::new("layer-a", pattern(8, |_| false));
+    let mut pager = Pager::start();
+    let (demand, ahead) = (connection(), connection());
+    connect(&mut pager, [&demand.0, &ahead.0]);
+    add_remote(&mut pager, &layer);
+    let vm = Vm::attach(&mut pager, "one", &layer);
+    let reader = reads(&vm.view, 4);
+    let mut other = Ends::new(demand.1, &new_credential(), true);
+    assert!(other.receiver.handshake(soon()).is_err(), "it hears that it is not the right one");
+    let reason = hear_about_peers(&mut pager, |news| match news {
+        FromPeers::Lost { reason, .. } => Some(reason.clone()),
+        _ => None,
+    });
+    assert!(reason.contains("certificate"), "{reason}");
+    assert_eq!(reader.join().expect("a reader"), Err(libc::EFAULT));
+}
+
+fn an_end_and_a_connection_that_is_cut_are_told_apart() {
+    let layer = Layer::new("a", pattern(8, |_| false));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    for is_done in [true, false] {
+        let (ours, theirs) = connection();
+        serve(&mut pager, "one", &layer, &theirs);
+        drop(theirs);
+        let ours = Ends::agreed(ours, false);
+        if is_done {
+            ours.sender.close();
+        }
+        drop(ours);
+        assert_eq!(ended(&mut pager).1, is_done);
+    }
 }

@@ -33,7 +33,7 @@ mod peers;
 
 pub use bitmap::{BUCKETS_MS, DemandBitmap, DemandBitmapError};
 pub use mapping::{MAPPING_BYTES, Mapping, MappingsError};
-pub use peers::{FromPeers, PEERS_MAX, PeerLayer, SERVED_MAX, ToPeers};
+pub use peers::{CREDENTIAL_MAX_BYTES, Credential, FromPeers, PEERS_MAX, PeerLayer, SERVED_MAX, ToPeers};
 
 /// The version of this protocol. A peer of another version is refused.
 pub const VERSION: u32 = 1;

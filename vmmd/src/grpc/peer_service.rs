@@ -1,6 +1,6 @@
 //! The calls of `patina.v1.HostPeer`, which other hosts make.
 
-use super::{Answers, convert};
+use super::convert;
 use crate::vms::{
     Host, error::Error, members_data::told::Told, remote::receive::SpawnCall,
     remote_data::error::ReceiveError,
@@ -8,15 +8,13 @@ use crate::vms::{
 use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
 use patina_daemon::peer::Peer;
 use patina_proto::v1::{
-    FamilyVmState, LayerBytes, ListStatesRequest, ListStatesResponse, SpawnClonesRequest,
-    SpawnClonesResponse, TellFamilyRequest, TellFamilyResponse, host_peer_server::HostPeer,
-    spawn_clones_request::Part,
+    FamilyVmState, ListStatesRequest, ListStatesResponse, SpawnClonesRequest, SpawnClonesResponse,
+    TellFamilyRequest, TellFamilyResponse, host_peer_server::HostPeer, spawn_clones_request::Part,
 };
 use patina_snapshot::manifest::MANIFEST_MAX_BYTES;
 use scheduler::grpc::access::speaks_for;
 use std::{sync::Arc, time::Duration};
 use tokio::{task::spawn_blocking, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How long a host may take to send a generation's description.
@@ -82,16 +80,6 @@ impl HostPeer for PeerService {
         let states = self.host.states_here(family, to).await?.into_iter();
         let vms = states.map(|(vmid, state)| FamilyVmState { vmid, state: state.into() }).collect();
         Ok(Response::new(ListStatesResponse { vms }))
-    }
-
-    type ReadLayersStream = Answers<LayerBytes>;
-
-    async fn read_layers(
-        &self,
-        request: Request<Streaming<LayerBytes>>,
-    ) -> Result<Response<Self::ReadLayersStream>, Status> {
-        let answers = self.host.read_layers(request.into_inner()).await?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     error::PagerError,
     gone::Gone,
     inventory::data_loss,
-    order::Order,
+    order::{Order, Served},
     parts::Parts,
     restarts::Restarts,
     running::{Running, hear},
@@ -64,7 +64,9 @@ pub struct Keeper {
     /// Layers that nobody uses, of which the pager is to tell what was demanded.
     leaving: HashMap<Id, Arc<Parts>>,
     /// Who waits for the pager to serve a connection of another host.
-    serving: HashMap<Id, oneshot::Sender<Result<(), PagerError>>>,
+    serving: HashMap<Id, oneshot::Sender<Result<Served, PagerError>>>,
+    /// Who waits for the end of such a connection.
+    served: HashMap<Id, oneshot::Sender<bool>>,
     /// Connections to other hosts' pagers that broke.
     losses: peers::Losses,
     /// When the pager ended that is to be replaced.
@@ -89,6 +91,7 @@ impl Keeper {
             starting: HashMap::new(),
             leaving: HashMap::new(),
             serving: HashMap::new(),
+            served: HashMap::new(),
             losses: peers::Losses::new(),
             gone_since: None,
         }
@@ -149,6 +152,7 @@ impl Keeper {
         self.gone.forget_all();
         // Who waits hears that nothing comes.
         self.serving.clear();
+        self.served.clear();
         self.save_demand_of_leaving();
     }
 
@@ -177,7 +181,7 @@ impl Keeper {
                 self.waiting.entry(id.clone()).or_default().push(answer);
                 // A pager that is started now gets it with all others.
                 match (self.book.parts(&id), &mut self.pager) {
-                    (Some(parts), Some(pager)) => pager.add(&parts).await,
+                    (Some(parts), Some(pager)) => pager.add(&parts, &self.book).await,
                     _ => Ok(()),
                 }
             }
@@ -210,7 +214,11 @@ impl Keeper {
             }
             Order::ForgetLayer(parts) => self.forget_layer(parts).await,
             Order::Serve(serving, answer) => self.serve(serving, answer).await,
-            Order::ConnectPeer(peer) => self.connect_peer(&peer).await,
+            Order::ConnectPeer(peer) => {
+                self.connect_peer(&peer);
+                Ok(())
+            }
+            Order::Dialled(peer, streams) => self.dialled(peer, streams).await,
             Order::ForgetPeer(peer) => self.forget_peer(peer).await,
         }
     }

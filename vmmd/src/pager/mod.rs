@@ -44,12 +44,12 @@ use crate::{
 use book::{Book, Held, Known, LazyLayer, LazyMemory};
 use error::PagerError;
 use keeper::Keeper;
-use order::{Order, Serving};
+use order::{Order, Served, Serving};
 use parts::{Parts, id_of};
 use patina_control::{
     end::{End, EndKind},
     memfd,
-    pager::Id,
+    pager::{Credential, Id},
 };
 use patina_daemon::{chain, kernel};
 use patina_snapshot::{
@@ -177,7 +177,8 @@ impl Pager {
         self.book.find(memfd)
     }
 
-    /// Has the pager serve layers to another host over `stream`. The layers must be held as long.
+    /// Has the pager serve layers to another host over `stream`. The layers must be held as long as
+    /// what is returned says.
     ///
     /// # Errors
     /// There is no pager, or it refuses.
@@ -185,10 +186,10 @@ impl Pager {
         &self,
         connection: Uuid,
         layers: &[Arc<LazyLayer>],
-        stream: OwnedFd,
-    ) -> Result<(), PagerError> {
+        (stream, credential): (OwnedFd, Credential),
+    ) -> Result<Served, PagerError> {
         let layers = layers.iter().map(|layer| layer.parts.id.clone()).collect();
-        let serving = Serving { connection: name_of(connection)?, layers, stream };
+        let serving = Serving { connection: name_of(connection)?, layers, stream, credential };
         self.ask(|answer| Order::Serve(serving, answer)).await
     }
 

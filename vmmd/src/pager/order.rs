@@ -1,8 +1,8 @@
 //! What the keeper is to do when the book changes.
 
 use super::{error::PagerError, parts::Parts};
-use patina_control::pager::Id;
-use std::{os::fd::OwnedFd, sync::Arc};
+use patina_control::pager::{Credential, Id};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 use tokio::sync::oneshot;
 
 /// What the keeper is to do.
@@ -27,9 +27,11 @@ pub enum Order {
     ForgetLayer(Arc<Parts>),
     /// Another host reads layers over this connection. The answer tells whether the pager serves
     /// it.
-    Serve(Serving, oneshot::Sender<Result<(), PagerError>>),
+    Serve(Serving, oneshot::Sender<Result<Served, PagerError>>),
     /// The connection to another host's pager broke: it is made anew, if it is still needed.
     ConnectPeer(Id),
+    /// There are connections to another host's pager, or there can be none.
+    Dialled(Id, io::Result<[OwnedFd; 2]>),
     /// No layer is read at another host's pager any longer.
     ForgetPeer(Id),
 }
@@ -41,6 +43,12 @@ pub struct Serving {
     pub connection: Id,
     /// The layers, by the numbers that the other host has for them.
     pub layers: Vec<Id>,
-    /// The pager's end.
+    /// The connection.
     pub stream: OwnedFd,
+    /// By which both pagers know each other.
+    pub credential: Credential,
 }
+
+/// Tells when a connection over which another host reads has ended: whether that host has ended it
+/// as one does that needs no more. An error: the pager is gone.
+pub type Served = oneshot::Receiver<bool>;

@@ -1,16 +1,16 @@
 //! Pagers of other hosts, whose layers are read here.
 
-use patina_control::pager::Id;
-use std::{
-    fmt, io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-};
+use futures::future::BoxFuture;
+use patina_control::pager::{Credential, Id};
+use std::{fmt, io, os::fd::OwnedFd};
 
 /// Makes connections to another host's pager.
 pub trait Dial: fmt::Debug + Send + Sync {
-    /// Connects `stream` to the other pager, beside the caller, until either side ends. If that
-    /// cannot be done, the stream ends.
-    fn dial(&self, stream: UnixStream);
+    /// Connects to the other pager twice: for what VMs wait for, and for what is fetched ahead.
+    fn dial(&self) -> BoxFuture<'static, io::Result<[OwnedFd; 2]>>;
+
+    /// By which both pagers know each other.
+    fn credential(&self) -> &Credential;
 }
 
 /// Another host's pager, for as long as a layer is read there.
@@ -39,14 +39,10 @@ impl PeerSource {
         &self.id
     }
 
-    /// Begins a connection. Returns the end that the pager gets.
-    ///
-    /// # Errors
-    /// There is no descriptor.
-    pub fn dial(&self) -> io::Result<OwnedFd> {
-        let (theirs, ours) = UnixStream::pair()?;
-        self.dial.dial(ours);
-        Ok(theirs.into())
+    /// How it is reached.
+    #[must_use]
+    pub fn way(&self) -> &dyn Dial {
+        &*self.dial
     }
 }
 

@@ -1,18 +1,23 @@
 //! A pager that runs.
 
 use super::{
+    book::Book,
     error::PagerError,
+    order::Order,
     parts::{Opened, Parts},
     peers::PeerSource,
-    talk::Talk,
+    talk::{PATIENCE, Talk},
 };
 use crate::process::Process;
 use patina_control::pager::{FromPager, Id, PeerLayer, ToPager, ToPeers};
 use std::{
     collections::HashSet,
+    io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
+use tokio::time::timeout;
 
 /// A process, the connection to it, and what it has got.
 pub struct Running {
@@ -42,7 +47,7 @@ impl Running {
     ///
     /// # Errors
     /// The connection broke.
-    pub async fn add(&mut self, parts: &Parts) -> Result<(), PagerError> {
+    pub async fn add(&mut self, parts: &Parts, book: &Arc<Book>) -> Result<(), PagerError> {
         let (layer, bytes) = (parts.id.clone(), parts.bytes);
         if !self.given.insert(layer.clone()) {
             return self.talk.send(&ToPager::Layer { layer }, &[]).await;
@@ -56,7 +61,7 @@ impl Running {
                 None
             }
             Opened::Peer(peer, number) => {
-                self.connect(peer).await?;
+                self.dial(peer, book);
                 Some(PeerLayer { peer: peer.id().clone(), number: *number })
             }
         };
@@ -65,18 +70,28 @@ impl Running {
         self.talk.send(&add, &files).await
     }
 
-    /// Connects it to another host's pager, if it is not.
+    /// Has connections made to another host's pager, if there are none: [`Order::Dialled`] has
+    /// them.
+    pub fn dial(&mut self, peer: &PeerSource, book: &Arc<Book>) {
+        if !self.peers.insert(peer.id().clone()) {
+            return;
+        }
+        let (id, dialled, book) = (peer.id().clone(), peer.way().dial(), Arc::clone(book));
+        tokio::spawn(async move {
+            let dialled = timeout(PATIENCE, dialled).await;
+            let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+            book.order(Order::Dialled(id, dialled.unwrap_or_else(late)));
+        });
+    }
+
+    /// Connects it to another host's pager.
     ///
     /// # Errors
-    /// The connection broke.
-    pub async fn connect(&mut self, peer: &PeerSource) -> Result<(), PagerError> {
-        if !self.peers.insert(peer.id().clone()) {
-            return Ok(());
-        }
-        // One for what VMs wait for, and one for what is fetched ahead.
-        let (urgent, bulk) = (peer.dial()?, peer.dial()?);
-        let connect = ToPager::Peers(ToPeers::Connect { peer: peer.id().clone() });
-        self.talk.send(&connect, &[urgent.as_fd(), bulk.as_fd()]).await
+    /// The connection to the own pager broke.
+    pub async fn connect(&self, peer: &PeerSource, streams: [OwnedFd; 2]) -> Result<(), PagerError> {
+        let credential = peer.way().credential().clone();
+        let connect = ToPager::Peers(ToPeers::Connect { peer: peer.id().clone(), credential });
+        self.talk.send(&connect, &streams.each_ref().map(|stream| stream.as_fd())).await
     }
 
     /// Has it serve a VM that has run so long. It gets one end of the VM's socket, which an earlier

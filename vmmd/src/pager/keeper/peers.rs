@@ -3,7 +3,7 @@
 use super::{
     super::{
         error::PagerError,
-        order::{Order, Serving},
+        order::{Order, Served, Serving},
     },
     Keeper,
 };
@@ -11,7 +11,14 @@ use patina_control::{
     best_effort,
     pager::{FromPeers, Id, ToPager, ToPeers},
 };
-use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc, time::Duration};
+use patina_daemon::chain;
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
@@ -32,25 +39,55 @@ impl Keeper {
     pub(super) async fn serve(
         &mut self,
         serving: Serving,
-        answer: oneshot::Sender<Result<(), PagerError>>,
+        answer: oneshot::Sender<Result<Served, PagerError>>,
     ) -> Result<(), PagerError> {
-        let Serving { connection, layers, stream } = serving;
+        let Serving { connection, layers, stream, credential } = serving;
         let Some(pager) = &self.pager else {
             best_effort(answer.send(Err(PagerError::Closed)), "nobody waits for it any longer");
             return Ok(());
         };
         self.serving.insert(connection.clone(), answer);
-        let serve = ToPager::Peers(ToPeers::Serve { connection, layers });
+        let serve = ToPager::Peers(ToPeers::Serve { connection, layers, credential });
         pager.talk.send(&serve, &[stream.as_fd()]).await
     }
 
     /// A connection to another host's pager broke a moment ago.
-    pub(super) async fn connect_peer(&mut self, id: &Id) -> Result<(), PagerError> {
-        match (self.book.peer(id), &mut self.pager) {
-            (Some(peer), Some(pager)) => pager.connect(&peer).await,
-            // Nothing is read there any longer; or the next pager connects to it.
-            _ => Ok(()),
+    pub(super) fn connect_peer(&mut self, id: &Id) {
+        // If one is missing, nothing is read there any longer, or the next pager connects to it.
+        if let (Some(peer), Some(pager)) = (self.book.peer(id), &mut self.pager) {
+            pager.dial(&peer, &self.book);
         }
+    }
+
+    /// There are connections to another host's pager, or there can be none.
+    pub(super) async fn dialled(
+        &mut self,
+        id: Id,
+        streams: io::Result<[OwnedFd; 2]>,
+    ) -> Result<(), PagerError> {
+        let Some(pager) = self.pager.as_ref().filter(|pager| pager.peers.contains(&id)) else {
+            return Ok(());
+        };
+        match (streams, self.book.peer(&id)) {
+            (Ok(streams), Some(peer)) => return pager.connect(&peer, streams).await,
+            (Err(error), Some(_)) => self.lose_peer(id, &chain(&error)),
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// There is no connection to another host's pager: another one is made in a while.
+    fn lose_peer(&mut self, peer: Id, reason: &str) {
+        if !self.pager.as_mut().is_some_and(|pager| pager.peers.remove(&peer)) {
+            return;
+        }
+        tracing::warn!(%peer, reason, "there is no connection to another host's pager; it is made anew");
+        let wait = wait(&mut self.losses, &peer, Instant::now());
+        let book = Arc::clone(&self.book);
+        tokio::spawn(async move {
+            sleep(wait).await;
+            book.order(Order::ConnectPeer(peer));
+        });
     }
 
     /// Nothing is read at another host's pager any longer.
@@ -62,32 +99,28 @@ impl Keeper {
 
     pub(super) fn hear_of_peer(&mut self, message: FromPeers) {
         match message {
-            FromPeers::Serving { connection } => self.answer_serving(&connection, Ok(())),
+            FromPeers::Serving { connection } => {
+                let (ended, served) = oneshot::channel();
+                self.served.insert(connection.clone(), ended);
+                self.answer_serving(&connection, Ok(served));
+            }
             FromPeers::Refused { name, reason } => {
                 tracing::warn!(%name, reason, "the pager refuses a connection to another host's");
                 let refused = PagerError::RefusedPeer { name: name.to_string(), reason };
                 self.answer_serving(&name, Err(refused));
             }
-            FromPeers::Lost { peer, reason } => {
-                let is_connected = self.pager.as_mut().is_some_and(|pager| pager.peers.remove(&peer));
-                if is_connected {
-                    tracing::warn!(%peer, reason, "a connection to another host's pager broke; it is made anew");
-                    let wait = wait(&mut self.losses, &peer, Instant::now());
-                    let book = Arc::clone(&self.book);
-                    tokio::spawn(async move {
-                        sleep(wait).await;
-                        book.order(Order::ConnectPeer(peer));
-                    });
+            FromPeers::Lost { peer, reason } => self.lose_peer(peer, &reason),
+            FromPeers::Ended { connection, reason, is_done } => {
+                tracing::debug!(%connection, reason, is_done, "a connection of another host's pager has ended");
+                if let Some(ended) = self.served.remove(&connection) {
+                    best_effort(ended.send(is_done), "nobody waits for it any longer");
                 }
-            }
-            FromPeers::Ended { connection, reason } => {
-                tracing::debug!(%connection, reason, "a connection of another host's pager has ended");
             }
             FromPeers::Connected { .. } | FromPeers::Forgotten { .. } => {}
         }
     }
 
-    fn answer_serving(&mut self, connection: &Id, answer: Result<(), PagerError>) {
+    fn answer_serving(&mut self, connection: &Id, answer: Result<Served, PagerError>) {
         if let Some(waiting) = self.serving.remove(connection) {
             best_effort(waiting.send(answer), "nobody waits for it any longer");
         }

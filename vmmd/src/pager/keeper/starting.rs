@@ -119,7 +119,7 @@ impl Keeper {
         let pager = self.pager.insert(pager);
         let (layers, vms) = (self.book.layers(), self.book.vms());
         for layer in &layers {
-            pager.add(layer).await?;
+            pager.add(layer, &self.book).await?;
         }
         for vm in &vms {
             // One that has not started yet keeps its socket.

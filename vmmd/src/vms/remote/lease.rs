@@ -6,8 +6,10 @@
 
 use crate::{
     pager::book::LazyLayer,
-    vms::{host::Host, remote_data::error::TooManyLeases},
+    vms::{host::Host, remote_data::error::PrepareError},
 };
+use patina_control::pager::Credential;
+use patina_pki::SharedCertificate;
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -26,25 +28,32 @@ pub struct Borrowed {
     id: Uuid,
     /// The layers, by the numbers that the other host has for them.
     pub layers: Vec<Arc<LazyLayer>>,
+    /// By which both pagers know each other.
+    pub credential: Credential,
     /// The other host has hung up: probably it needs no more.
     pub is_done: bool,
 }
 
 impl Host {
-    /// Lends the layers of a generation to another host.
+    /// Lends the layers of a generation to another host, which gets the credential.
     ///
     /// # Errors
-    /// Too many are lent.
-    pub(super) fn lend(self: &Arc<Self>, layers: Vec<Arc<LazyLayer>>) -> Result<Uuid, TooManyLeases> {
-        let id = self.leases.give(layers)?;
+    /// Too many are lent, or there is no randomness.
+    pub(super) fn lend(
+        self: &Arc<Self>,
+        layers: Vec<Arc<LazyLayer>>,
+    ) -> Result<(Uuid, Credential), PrepareError> {
+        let SharedCertificate { certificate, key } = SharedCertificate::new()?;
+        let credential = Credential { certificate, key };
+        let id = self.leases.give(layers, credential.clone())?;
         self.end_later(id, 0, IDLE_MAX);
-        Ok(id)
+        Ok((id, credential))
     }
 
     /// Begins a connection of a lease. None: there is no such lease.
     pub(super) fn borrow(self: &Arc<Self>, id: Uuid) -> Option<Borrowed> {
-        let layers = self.leases.begin(id)?;
-        Some(Borrowed { host: Arc::clone(self), id, layers, is_done: false })
+        let (layers, credential) = self.leases.begin(id)?;
+        Some(Borrowed { host: Arc::clone(self), id, layers, credential, is_done: false })
     }
 
     /// `vmmd` stops: nobody can read here any longer.

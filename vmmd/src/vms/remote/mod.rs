@@ -5,12 +5,12 @@
 //! ```text
 //!  host of the parent                                   another host of the ticket
 //!  vmids ▶ freeze ▶ publish layers ▶ lease ── SpawnClones ──▶ network ▶ names ▶ UseTicket ▶ start
-//!                        pager ◀──────────── ReadLayers ────────────── pager
+//!                        pager ◀──── connections of their own ─────── pager
 //! ```
 //!
 //! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host.
-//! - [`lease`]: the layers that other hosts read here. [`pages`]: the connections over which they
-//!   do.
+//! - [`lease`]: the layers that other hosts read here. [`pages`]: how their pagers get connections
+//!   to the one here.
 //! - [`states`]: the VMs of a family on all hosts, for a guest that lists them.
 
 pub mod lease;

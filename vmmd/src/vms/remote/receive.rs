@@ -33,6 +33,7 @@ use crate::{
         warm_up::For,
     },
 };
+use patina_control::pager::{CREDENTIAL_MAX_BYTES, Credential};
 use patina_daemon::chain;
 use patina_proto::v1::SpawnClones;
 use patina_snapshot::manifest::Manifest;
@@ -57,6 +58,7 @@ pub struct SpawnCall {
     vmids: Vec<u32>,
     address: String,
     lease: Uuid,
+    credential: Credential,
     manifest: Manifest,
     state: Vec<u8>,
     members: Option<Told>,
@@ -97,6 +99,11 @@ impl SpawnCall {
         if blake3::hash(&state) != manifest.state.digest {
             return Err(ReceiveError::State);
         }
+        let credential = Credential { certificate: call.lease_certificate, key: call.lease_key };
+        let is_credential = |bytes: &Vec<u8>| (1..=CREDENTIAL_MAX_BYTES).contains(&bytes.len());
+        if ![&credential.certificate, &credential.key].into_iter().all(is_credential) {
+            return Err(field("certificate of the lease", "of a length that none has"));
+        }
         let (family, host) = (uuid("family", &call.family)?, uuid("host", &call.host_id)?);
         let members = call.members.map(Told::check).transpose()?;
         if members.as_ref().is_some_and(|told| told.family != family || told.speaker.host != host) {
@@ -114,6 +121,7 @@ impl SpawnCall {
             vmids,
             address: call.address,
             lease: uuid("lease", &call.lease)?,
+            credential,
             manifest,
             state,
             members,
@@ -304,10 +312,10 @@ impl Host {
     }
 
     async fn receive_generation(&self, call: &SpawnCall) -> Result<(Generation, Arc<PrefaultList>), Error> {
-        let lender =
-            Lender { peers: self.settings.peers.clone(), address: call.address.clone(), lease: call.lease };
+        let (address, lease, credential) = (call.address.clone(), call.lease, call.credential.clone());
+        let lender = Lender { address, lease, credential };
         let generation =
-            self.pager.generation_of_peer(&call.manifest, &call.state, (call.lease, Box::new(lender)));
+            self.pager.generation_of_peer(&call.manifest, &call.state, (lease, Box::new(lender)));
         let generation = generation.await.map_err(ReceiveError::from)?;
         let list = &call.manifest.description.prefault_list;
         let list =
@@ -345,6 +353,8 @@ mod tests {
             to_host_id: Uuid::from_u128(5).to_string(),
             members: None,
             lease: Uuid::from_u128(3).to_string(),
+            lease_certificate: vec![1],
+            lease_key: vec![2],
         }
     }
 
@@ -354,7 +364,7 @@ mod tests {
         let check = |call| SpawnCall::check(call, &manifest, b"state".to_vec());
         let good = check(call()).unwrap();
         assert_eq!((good.vmids, good.net.index), (vec![4, 9], 3));
-        let wrong: [fn(&mut SpawnClones); 11] = [
+        let wrong: [fn(&mut SpawnClones); 13] = [
             |call| call.family = "web".into(),
             |call| call.network = "100.64.48".into(),
             |call| call.network_index = 1 << 16,
@@ -363,6 +373,8 @@ mod tests {
             |call| call.host_id.clear(),
             |call| call.to_host_id.clear(),
             |call| call.lease = "1".into(),
+            |call| call.lease_key.clear(),
+            |call| call.lease_certificate = vec![0; CREDENTIAL_MAX_BYTES + 1],
             |call| call.vmids.clear(),
             // Two VMs with one address; a master's; one without an address.
             |call| call.vmids = vec![4, 4],

@@ -166,7 +166,7 @@ impl Host {
         let client = self.settings.peers.client(&address);
         let mut client = client.map_err(|source| RemoteError::Address { host: host(), address, source })?;
         let lease = self.lend(sendable.layers.clone());
-        let lease = lease.map_err(|error| RemoteError::Prepare(error.into()))?;
+        let (lease, credential) = lease.map_err(RemoteError::Prepare)?;
         let clones = v1::SpawnClones {
             family: source.parent.family.to_string(),
             network_index: source.parent.net.index.into(),
@@ -181,6 +181,8 @@ impl Host {
             host_id: self.tickets.host_id().to_owned(),
             to_host_id: there.place.host_id.clone(),
             members: sendable.members.clone(),
+            lease_certificate: credential.certificate,
+            lease_key: credential.key,
         };
         let parts = std::iter::once(Part::Clones(clones))
             .chain(sendable.manifest.chunks(PART_BYTES).map(|bytes| Part::Manifest(bytes.to_vec())))

@@ -4,9 +4,10 @@ use crate::{
     pager::error::PagerError, plan::address::ForeignNet, process::generation::GenerationError,
     vms::members_data::error::TellError,
 };
+use patina_pki::KeyError;
 use patina_snapshot::{directory::DigestError, manifest::ManifestError};
 use scheduler::client::TargetError;
-use std::{net::Ipv4Addr, time::Duration};
+use std::{io, net::Ipv4Addr, time::Duration};
 use uuid::Uuid;
 
 /// How long another host may take to make clones.
@@ -90,6 +91,29 @@ pub enum PrepareError {
     /// Too much is lent.
     #[error(transparent)]
     Leases(#[from] TooManyLeases),
+    /// There is no certificate for the connections.
+    #[error("make a certificate for the connections of the pagers")]
+    Key(#[from] KeyError),
+}
+
+/// Why another host's pager does not get a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum PagesError {
+    /// It does not say for which lease it has come.
+    #[error("it says nothing for {0:?}")]
+    Silent(Duration),
+    /// It is gone.
+    #[error("it broke")]
+    Broken(#[source] io::Error),
+    /// What it says is of no known form.
+    #[error("it is none of this release; give all hosts the same release of vmmd")]
+    Foreign,
+    /// Nothing is lent under this name.
+    #[error("there is no lease {0}; it has ended, or this vmmd was started anew")]
+    NoLease(Uuid),
+    /// The pager does not serve it.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
 }
 
 /// Why the clones of a VM of another host cannot be made here.

@@ -4,6 +4,7 @@
 
 use super::error::{LEASES_MAX, TooManyLeases};
 use crate::pager::book::LazyLayer;
+use patina_control::pager::Credential;
 use patina_daemon::lock;
 use std::{
     collections::HashMap,
@@ -18,33 +19,34 @@ pub struct Leases(Mutex<HashMap<Uuid, Lease>>);
 #[derive(Debug)]
 struct Lease {
     layers: Vec<Arc<LazyLayer>>,
+    credential: Credential,
     connections: usize,
     /// Counts the connections that there have been: who waited finds out whether one came.
     begun: u64,
 }
 
 impl Leases {
-    /// Lends layers.
+    /// Lends layers to who has the credential.
     ///
     /// # Errors
     /// Too many are lent.
-    pub fn give(&self, layers: Vec<Arc<LazyLayer>>) -> Result<Uuid, TooManyLeases> {
+    pub fn give(&self, layers: Vec<Arc<LazyLayer>>, credential: Credential) -> Result<Uuid, TooManyLeases> {
         let id = Uuid::new_v4();
         let mut leases = lock(&self.0);
         if leases.len() >= LEASES_MAX {
             return Err(TooManyLeases);
         }
-        leases.insert(id, Lease { layers, connections: 0, begun: 0 });
+        leases.insert(id, Lease { layers, credential, connections: 0, begun: 0 });
         Ok(id)
     }
 
-    /// Begins a connection: the layers. None: there is no such lease.
-    pub fn begin(&self, id: Uuid) -> Option<Vec<Arc<LazyLayer>>> {
+    /// Begins a connection: the layers, and who may have them. None: there is no such lease.
+    pub fn begin(&self, id: Uuid) -> Option<(Vec<Arc<LazyLayer>>, Credential)> {
         let mut leases = lock(&self.0);
         let lease = leases.get_mut(&id)?;
         lease.connections += 1;
         lease.begun += 1;
-        Some(lease.layers.clone())
+        Some((lease.layers.clone(), lease.credential.clone()))
     }
 
     /// A connection has ended. Returns how many there have been, for [`Self::end_if_idle`].
@@ -84,10 +86,14 @@ impl Leases {
 mod tests {
     use super::*;
 
+    fn give(leases: &Leases) -> Result<Uuid, TooManyLeases> {
+        leases.give(Vec::new(), Credential { certificate: Vec::new(), key: Vec::new() })
+    }
+
     #[test]
     fn a_lease_lasts_as_long_as_somebody_may_read() {
         let leases = Leases::default();
-        let id = leases.give(Vec::new()).unwrap();
+        let id = give(&leases).unwrap();
         assert!(leases.begin(id).is_some() && leases.begin(id).is_some());
         leases.end_if_idle(id, 2);
         assert_eq!(leases.has_ended(id), Some(2));
@@ -102,11 +108,11 @@ mod tests {
         leases.end_if_idle(id, 4);
         assert!(leases.begin(id).is_none() && leases.has_ended(id).is_none());
         for _ in 0..LEASES_MAX {
-            leases.give(Vec::new()).unwrap();
+            give(&leases).unwrap();
         }
-        assert!(leases.give(Vec::new()).is_err());
+        assert!(give(&leases).is_err());
         leases.end_all();
-        let again = leases.give(Vec::new()).unwrap();
+        let again = give(&leases).unwrap();
         assert!(leases.begin(again).is_some());
     }
 }

@@ -34,14 +34,18 @@ impl Peers {
     /// # Errors
     /// It is no address, or the security of this host does not allow it.
     pub fn client(&self, address: &str) -> Result<HostPeerClient<Channel>, TargetError> {
-        // A vmmd without --advertise tells the address on which it listens.
-        let target: Target = match address.parse() {
-            Err(_) => format!("tcp:{address}").parse()?,
-            Ok(target) => target,
-        };
-        let channel = client::channel(&target, &self.security)?;
+        let channel = client::channel(&target(address)?, &self.security)?;
         Ok(HostPeerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
     }
+}
+
+/// Where a host says that it is.
+///
+/// # Errors
+/// It is no address.
+pub fn target(address: &str) -> Result<Target, TargetError> {
+    // A vmmd without --advertise tells the address on which it listens.
+    address.parse().or_else(|_| format!("tcp:{address}").parse())
 }
 
 impl Default for Peers {
