@@ -5,13 +5,17 @@
 //! What a run finds beyond them stays in the target directory, and the next run begins with it.
 
 use crate::{
-    run::{RunError, cargo, run, target_dir, workspace},
-    steps::Steps,
+    run::{RunError, cargo, run, run_apart, target_dir, workspace},
+    steps::{Steps, with_causes},
 };
 use std::{
     fs, io,
+    num::NonZero,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 /// How long each target runs in `cargo xtask test`, seconds.
@@ -82,7 +86,8 @@ pub fn check(steps: &Steps) -> Result<(), FuzzError> {
     fuzz(steps, None, SECONDS)
 }
 
-/// One target, or all of them, each for so many seconds.
+/// One target, or all of them, each for so many seconds. As many run at the same time as there are
+/// CPUs. What one has printed that found a fault is shown when it has ended; of another its counts.
 pub fn fuzz(steps: &Steps, only: Option<&str>, seconds: u32) -> Result<(), FuzzError> {
     let chosen: Vec<_> =
         TARGETS.iter().filter(|target| only.is_none_or(|name| name == target.name)).collect();
@@ -96,11 +101,37 @@ pub fn fuzz(steps: &Steps, only: Option<&str>, seconds: u32) -> Result<(), FuzzE
         build.arg("--target-dir").arg(&folder);
         run(build.env("RUSTFLAGS", FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS"))
     })?;
-    for target in chosen {
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut faults = side_by_side(&chosen, cpus, |target| {
         let what = format!("fuzz {} for {seconds} s", target.name);
-        steps.step(&what, || run_target(target, &folder, seconds))?;
+        steps.step(&what, || run_target(target, &folder, seconds))
+    })
+    .into_iter();
+    let first = faults.next();
+    // The caller shows the first one.
+    for other in faults {
+        steps.note(&with_causes(&other));
     }
-    Ok(())
+    first.map_or(Ok(()), Err)
+}
+
+/// Does `work` for each item, for at most `at_once` at the same time: its errors. An error keeps
+/// none of the others from their turn.
+fn side_by_side<T: Sync, E: Send>(
+    items: &[T],
+    at_once: usize,
+    work: impl Fn(&T) -> Result<(), E> + Sync,
+) -> Vec<E> {
+    let waiting = Mutex::new(items.iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let in_turn = || std::iter::from_fn(next).filter_map(|item| work(item).err()).collect::<Vec<_>>();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..at_once.min(items.len())).map(|_| scope.spawn(in_turn)).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Vec<E>>| {
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        threads.into_iter().flat_map(join).collect()
+    })
 }
 
 fn run_target(target: &'static Target, folder: &Path, seconds: u32) -> Result<(), FuzzError> {
@@ -115,7 +146,11 @@ fn run_target(target: &'static Target, folder: &Path, seconds: u32) -> Result<()
     command.args(["-verbosity=0", "-print_final_stats=1", "-timeout=10", "-rss_limit_mb=1024"]);
     command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={}", target.max_bytes));
     command.arg(format!("-artifact_prefix={}", found.display())).arg(corpus);
-    run(&mut command).map_err(|source| FuzzError::Found { target: target.name, found, source })
+    let (outcome, printed) = run_apart(&mut command);
+    let is_shown = |line: &&str| outcome.is_err() || line.starts_with("stat::");
+    let shown: Vec<_> = printed.lines().filter(is_shown).collect();
+    patina_daemon::say!("{}:\n{}", target.name, shown.join("\n"));
+    outcome.map_err(|source| FuzzError::Found { target: target.name, found, source })
 }
 
 /// The files with a target's seeds.
@@ -167,6 +202,28 @@ mod tests {
                 assert!((1..=target.max_bytes as usize).contains(&bytes.len()), "{}", seed.display());
             }
         }
+    }
+
+    #[test]
+    fn work_is_done_side_by_side_and_a_fault_stops_no_other() {
+        // Each pair waits for its other: one after the other, nobody would come to an end.
+        let pair = std::sync::Barrier::new(2);
+        let running = Mutex::new((0, 0));
+        let mut faults = side_by_side(&[1, 2, 3, 4, 5, 6], 2, |item| {
+            let count = |by: i32| {
+                let mut counts = running.lock().expect("no panic");
+                counts.0 += by;
+                counts.1 = counts.0.max(counts.1);
+            };
+            count(1);
+            pair.wait();
+            count(-1);
+            if item % 3 == 0 { Err(*item) } else { Ok(()) }
+        });
+        faults.sort_unstable();
+        assert_eq!(faults, [3, 6]);
+        assert_eq!(running.into_inner().expect("no panic").1, 2, "never more than so many");
+        assert_eq!(side_by_side(&[1, 2], 9, |item| Err::<(), _>(*item)).len(), 2);
     }
 
     #[test]

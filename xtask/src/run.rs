@@ -11,7 +11,8 @@ use rustix::{
     process::{Pid, Signal, kill_process_group},
 };
 use std::{
-    env, io,
+    env,
+    io::{self, Read as _, Seek as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{self, Command, ExitStatus, Stdio},
@@ -71,8 +72,31 @@ pub fn run(command: &mut Command) -> Result<(), RunError> {
 
 /// Like [`run`], but ends `command` if it takes longer than `limit`.
 pub fn run_within(command: &mut Command, limit: Duration) -> Result<(), RunError> {
-    let status = run_in_a_group(command.stdin(Stdio::null()).stdout(io::stderr()), limit);
-    match status {
+    run_to_its_end(command.stdout(io::stderr()), limit)
+}
+
+/// Like [`run`], but what `command` prints is returned: others run and print at the same time.
+pub fn run_apart(command: &mut Command) -> (Result<(), RunError>, String) {
+    let began = tempfile::tempfile().and_then(|file| {
+        command.stdout(file.try_clone()?).stderr(file.try_clone()?);
+        Ok(file)
+    });
+    let mut printed = match began {
+        Ok(file) => file,
+        Err(source) => return (Err(RunError::Start { command: shown(command), source }), String::new()),
+    };
+    let outcome = run_to_its_end(command, FOREVER);
+    let mut bytes = Vec::new();
+    let read = printed.rewind().and_then(|()| printed.read_to_end(&mut bytes));
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if let Err(error) = read {
+        text.push_str(&format!("\n(the rest cannot be read: {error})"));
+    }
+    (outcome, text)
+}
+
+fn run_to_its_end(command: &mut Command, limit: Duration) -> Result<(), RunError> {
+    match run_in_a_group(command.stdin(Stdio::null()), limit) {
         Ok(Some(status)) if status.success() => Ok(()),
         Ok(Some(status)) => Err(RunError::Status { command: shown(command), status }),
         Ok(None) => Err(RunError::Late { command: shown(command), limit }),
@@ -212,6 +236,16 @@ pub fn target_dir() -> PathBuf {
 mod tests {
     use super::*;
     use patina_tests::leftovers::processes_of;
+
+    #[test]
+    fn what_a_command_prints_is_returned_however_it_ends() {
+        for (code, is_ok) in [(0, true), (3, false)] {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("echo one; echo two >&2; exit {code}")]);
+            let (outcome, printed) = run_apart(&mut command);
+            assert_eq!((outcome.is_ok(), printed.as_str()), (is_ok, "one\ntwo\n"));
+        }
+    }
 
     #[test]
     fn a_command_that_takes_too_long_is_ended_with_its_children() {
