@@ -173,13 +173,7 @@ async fn serve(
         () = stop.told() => {
             notify::notify(notify::STOPPING);
             tracing::info!(vms = running(&host), "stopping; VMs keep running and are taken over by the next vmmd");
-            // Streams that go on for ever must not hold it up.
-            let (drained, pools) =
-                tokio::join!(timeout(DRAIN, server), timeout(DRAIN, host.end_pools()));
-            if pools.is_err() {
-                tracing::warn!("the next vmmd ends what is warm");
-            }
-            if let Ok(result) = drained {
+            if let Some(result) = drain(&host, server).await {
                 result?;
             }
         }
@@ -191,6 +185,24 @@ async fn serve(
     host.pager.end_if_idle().await;
     cluster.stop().await;
     Ok(())
+}
+
+/// Gives calls some time, and ends the vmms that are no VM's. What came of the server, if it ended
+/// in time: streams that go on for ever must not hold it up.
+async fn drain<T>(host: &Host, server: impl Future<Output = T>) -> Option<T> {
+    let mut pools = std::pin::pin!(host.end_pools());
+    let (drained, ended) = tokio::join!(timeout(DRAIN, server), timeout(DRAIN, pools.as_mut()));
+    // Calls that make clones have had their time: what is still being made is ended.
+    let rest = async {
+        host.end_making().await;
+        if ended.is_err() {
+            pools.await;
+        }
+    };
+    if timeout(DRAIN, rest).await.is_err() {
+        tracing::warn!("the next vmmd ends what is warm");
+    }
+    drained.ok()
 }
 
 /// Takes over what an earlier `vmmd` left, then registers this host.

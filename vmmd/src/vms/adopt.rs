@@ -128,7 +128,7 @@ impl Host {
         self.forget_old_clones().await;
         self.restore_members().await;
         // Only now: what is made for a VM taken over must not be taken for what was left.
-        self.making.add_permits(MAKING_AT_ONCE);
+        self.making.allow(MAKING_AT_ONCE);
         self.adoption.send_replace(true);
         tracing::debug!(took_ms = began.elapsed().as_millis(), "all folders were looked at");
         tokio::spawn(Arc::clone(self).retry());

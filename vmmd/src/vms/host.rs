@@ -4,6 +4,7 @@ use super::{
     blocking::Disks,
     error::Error,
     image_cache::cache::ImageCache,
+    making::Making,
     masters::ComingMasters,
     members_data::members::Members,
     remote_data::{described::Described, leases::Leases, peers::Peers},
@@ -127,7 +128,7 @@ pub struct Host {
     // Records of VMs that have ended and that could not be written, by name.
     pub(super) unwritten: std::sync::Mutex<HashMap<String, Record>>,
     // None are made before all that is there is known: see `adopt`.
-    pub(super) making: Semaphore,
+    pub(super) making: Making,
     pub(super) writing: Semaphore,
     // vmms for the next VMs that begin a family.
     pub(super) spares: Arc<Spares>,
@@ -183,7 +184,7 @@ impl Host {
             adoption: watch::Sender::new(false),
             mending: Mutex::new(()),
             unwritten: std::sync::Mutex::default(),
-            making: Semaphore::new(0),
+            making: Making::default(),
             writing: Semaphore::new(WRITING_AT_ONCE),
             spares: Arc::new(Spares::new(settings.spares, settings.vmm.clone())),
             on_the_way: Arc::new(watch::Sender::new(0)),

@@ -16,7 +16,8 @@
 //! - [`supervise`]: one task per running VM, which serves its vmm and cleans up after its end.
 //! - [`adopt`]: takes over the VMs of an earlier `vmmd`. `register`: tells the scheduler what runs,
 //!   and carries out its kill orders. `masters`: families whose master is about to start.
-//!   `keep_record`: writes how VMs ended.
+//!   `keep_record`: writes how VMs ended. `making`: ends the vmms that are being made when vmmd
+//!   stops.
 //! - [`table`]: names and families in use. [`family`]: numbers, vmids and bridges of families.
 //!   [`images`]: kernels and root file systems. `parts`: the configuration of a vmm.
 //! - [`guest`]: calls of guests. [`tickets`]: calls to the scheduler; `family_tickets`: those of
@@ -36,6 +37,7 @@ pub mod host;
 pub mod image_cache;
 pub mod images;
 mod keep_record;
+mod making;
 mod masters;
 mod members;
 pub mod members_data;

@@ -152,6 +152,11 @@ impl Host {
         (self.settings.warm.max(usize::try_from(reserved).unwrap_or(usize::MAX)), again)
     }
 
+    /// Ends the vmms that are being made and are no VM's yet. None are made any more.
+    pub async fn end_making(&self) {
+        self.making.stop().await;
+    }
+
     /// Ends every warm VM: a vmmd that stops cannot use them, and the next one would not know them.
     pub async fn end_pools(&self) {
         let pool_slots = self.table.clear_pools();

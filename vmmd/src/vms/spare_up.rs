@@ -45,9 +45,8 @@ impl Host {
         }
     }
 
-    /// Makes a spare; on an error nothing of it is left.
+    /// Makes a spare in its turn; on an error nothing of it is left.
     async fn make_spare(&self, kind: &MachineKind) -> Result<Spare, Error> {
-        let _turn = self.making.acquire().await.map_err(|_| Error::Stopping)?;
         let (tap, index) = self.net.spare_tap().await?;
         let (dir, of) = (self.state.create_warm()?, kind.clone());
         let parts = move || {
@@ -80,6 +79,8 @@ impl Host {
 
     /// Makes a spare and has it wait; whether it came to be.
     async fn add_spare(self: &Arc<Self>, kind: &MachineKind) -> bool {
+        // Until it waits, or is gone.
+        let Ok(_turn) = self.making.turn().await else { return false };
         let watched = self.make_spare(kind).await.and_then(|spare| {
             let process = spare.warm.process().ok_or(Error::Stopping)?.watcher();
             Ok((spare, process))

@@ -21,12 +21,7 @@ use patina_control::VERSION;
 use patina_control::messages::{FromVmm, Open, State};
 use patina_daemon::chain;
 use std::{fs::File, sync::Arc};
-use tokio::{
-    io::BufReader,
-    net::UnixStream,
-    sync::{SemaphorePermit, mpsc},
-    task::JoinHandle,
-};
+use tokio::{io::BufReader, net::UnixStream, sync::mpsc, task::JoinHandle};
 
 /// The clone that a warm VM is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +97,7 @@ impl Host {
 
     /// Makes a warm VM; on an error nothing of it is left.
     pub(super) async fn warm_up(&self, identity: &Record, who: For) -> Result<Warm, Error> {
-        let _turn: SemaphorePermit<'_> = self.making.acquire().await.map_err(|_| Error::Stopping)?;
+        let _turn = self.making.turn().await?;
         let dir = self.state.create_warm()?;
         let made = self.warm_up_in(dir.clone(), identity, who).await;
         if made.is_err() {
@@ -129,7 +124,8 @@ impl Host {
         self.spawn_warm(dir, identity.name.clone(), parts).await
     }
 
-    /// Starts a vmm of these parts and waits until it is warm; on an error its folder is left.
+    /// Starts a vmm of these parts and waits until it is warm; on an error its folder is left. If
+    /// vmmd stops meanwhile, it is gone when this returns.
     pub(super) async fn spawn_warm(
         &self,
         dir: VmDir,
@@ -143,13 +139,18 @@ impl Host {
             Ok(KillOnDrop::new(folder, process))
         };
         let mut vmm = blocking(spawn).await?;
-        let greeted = match greet(&dir).await {
-            Ok((control, version)) => {
-                // Until its VM runs: what it has to do for that is short.
-                vmm.set_urgency(Urgency::Urgent);
+        let greeted = self.making.unless_stopping(greet(&dir)).await;
+        // Until its VM runs, or until it is gone: what it has to do for that is short.
+        vmm.set_urgency(Urgency::Urgent);
+        let greeted = match greeted {
+            Ok(Ok((control, version))) => {
                 control_client::connect(&dir).await.map(|start| (control, start, version))
             }
-            Err(error) => Err(error),
+            Ok(Err(error)) => Err(error),
+            Err(stopping) => {
+                vmm.end_process().await;
+                return Err(stopping);
+            }
         };
         match greeted {
             Ok((control, start, version)) => {
