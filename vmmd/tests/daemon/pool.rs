@@ -190,6 +190,8 @@ fn a_vm_that_has_its_record_and_never_got_its_generation_ends_with_the_reason() 
         bench.warm = 1;
         let mut client = bench.start().await;
         ready(&mut client, vm("web", "")).await;
+        // Said once before the clone: what is said after it is about the next warm VM.
+        bench.logged(FULL).await;
         let clone = clones(&mut client, "web", 1).await.remove(0);
         bench.logged(FULL).await;
         let pid = *warm(&bench, &mut client).await.first().unwrap();
