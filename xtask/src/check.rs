@@ -4,8 +4,10 @@ use crate::{
     build::{self, BuildError},
     fuzz::{self, FuzzError},
     l1::{self, HostsError, Wanted},
-    miri, protos,
-    run::{RunError, cargo, has_subcommand, run},
+    miri,
+    programs::{Built, ProgramError},
+    protos,
+    run::{RunError, cargo, has_subcommand, run, workspace},
     steps::{Steps, with_causes},
 };
 use patina_daemon::kernel;
@@ -49,6 +51,9 @@ pub enum TestError {
     /// A check or a test failed: its output is above.
     #[error("a check failed: its output is above")]
     Check(#[from] RunError),
+    /// The stories could not be built.
+    #[error("build the end-to-end tests")]
+    Programs(#[from] ProgramError),
     /// A fuzz target could not be run, or found a fault.
     #[error("run the fuzz targets")]
     Fuzz(#[from] FuzzError),
@@ -79,8 +84,9 @@ pub fn test(filters: &[String]) -> Result<(), TestError> {
         checks(&steps)?;
     }
     let outcome = steps.step("test without guests", || unit_tests(&setup, filters));
+    let program = Built::new(&["--test", "e2e"])?.program("test", "e2e")?;
     // One process runs all end-to-end tests, so that tests share booted guests.
-    let outcome = outcome.and(steps.step("test with real guests", || guest_tests(&setup, filters)));
+    let outcome = outcome.and(steps.step("test with real guests", || guest_tests(&setup, &program, filters)));
     let outcome = outcome.map_err(TestError::from).and_then(|()| emulated_hosts(&steps, &setup, filters));
     let left = Snapshot::take().map_err(TestError::Look)?.since(&before);
     outcome?;
@@ -167,10 +173,11 @@ fn unit_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
 /// Tests that need root and KVM, or sshd, but no image are ignored by themselves, with their
 /// reason; here is root.
 fn root_tests(filters: &[String]) -> Result<(), RunError> {
-    let crates = ["-p", "vmm", "-p", "vmmd", "-p", "patina-daemon", "-p", "patina-snapshot", "-p", "vmctl"];
-    let mut command = cargo(&["nextest", "run", "--run-ignored", "only"]);
-    command.args(crates);
-    let mut chosen = "not binary(tiny_guests)".to_owned();
+    // With `-p` for each of these crates, their dependencies would be built again, with fewer
+    // features.
+    let mut command = cargo(&["nextest", "run", "--workspace", "--run-ignored", "only"]);
+    let mut chosen =
+        "package(/^(vmm|vmmd|patina-daemon|patina-snapshot|vmctl)$/) and not binary(tiny_guests)".to_owned();
     // Where the kernel does not note what is written, tests of that stay ignored.
     let release = kernel::release().unwrap_or_default();
     if !kernel::notes_writes(&release) {
@@ -191,10 +198,11 @@ fn seeded(command: &mut Command) -> &mut Command {
     }
 }
 
-fn guest_tests(setup: &Setup, filters: &[String]) -> Result<(), RunError> {
+fn guest_tests(setup: &Setup, program: &Path, filters: &[String]) -> Result<(), RunError> {
     for filter in each(filters) {
-        let mut command = cargo(&["test", "-p", "patina-tests", "--test", "e2e", "--"]);
-        run(with_setup(command.args(filter), setup))?;
+        let mut command = Command::new(program);
+        command.current_dir(workspace().join("tests")).args(filter);
+        run(with_setup(&mut command, setup))?;
     }
     Ok(())
 }

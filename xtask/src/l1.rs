@@ -3,7 +3,8 @@
 
 use crate::{
     build::BuildError,
-    run::{self, Guarded, RunError, cargo},
+    programs::{Built, ProgramError},
+    run::{self, Guarded},
     steps::{Steps, with_causes},
 };
 use patina_daemon::kernel::notes_writes;
@@ -82,10 +83,7 @@ pub enum HostsError {
     Build(#[from] BuildError),
     /// A program of tests could not be built.
     #[error("build the tests for the emulated hosts")]
-    Tests(#[from] RunError),
-    /// cargo did not say where it put a program.
-    #[error("build the tests for the emulated hosts: cargo names no program of {0}")]
-    Program(&'static str),
+    Tests(#[from] ProgramError),
     /// What hosts are made of cannot be had: QEMU, another package, or a kernel. Of each host the
     /// reason.
     #[error("get QEMU, packages and kernels for the emulated hosts: {}", .0.join("; "))]
@@ -213,28 +211,11 @@ fn show(steps: &Steps, kernel: Kernel, event: &Event) {
 
 /// Builds the programs of tests, and finds out where they are.
 fn test_programs() -> Result<TestPrograms, HostsError> {
-    let arguments = ["test", "--no-run", "--message-format", "json-render-diagnostics"];
-    let tests = ["-p", "vmm", "--lib", "--test", "tiny_guests", "-p", "patina-tests", "--test", "e2e"];
-    let told = run::output(cargo(&arguments).args(tests))?;
-    let program = |kind, name| program(&told, kind, name).ok_or(HostsError::Program(name));
+    let built = Built::new(&["--lib", "--test", "tiny_guests", "--test", "e2e"])?;
     Ok(TestPrograms {
-        tiny: program("test", "tiny_guests")?,
-        e2e: program("test", "e2e")?,
-        vmm: program("lib", "vmm")?,
-    })
-}
-
-/// The program of tests of the target `name` of a kind, in cargo's messages, a JSON document a
-/// line.
-fn program(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
-    messages.lines().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let target = &message["target"];
-        let is_wanted = message["reason"] == "compiler-artifact"
-            && target["name"] == name
-            && target["kind"][0] == kind
-            && message["profile"]["test"] == true;
-        if !is_wanted { None } else { message["executable"].as_str().map(PathBuf::from) }
+        tiny: built.program("test", "tiny_guests")?,
+        e2e: built.program("test", "e2e")?,
+        vmm: built.program("lib", "vmm")?,
     })
 }
 
@@ -248,18 +229,6 @@ mod tests {
         assert_eq!("6.12".parse::<Wanted>().unwrap(), Wanted(vec![KERNELS[1]]));
         let refused = "clones".parse::<Wanted>().unwrap_err();
         assert_eq!(refused, "no emulated host has that kernel; choose one of 6.1, 6.12, or all");
-    }
-
-    #[test]
-    fn programs_are_found_in_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"name":"vmm","kind":["bin"]},"profile":{"test":false},"executable":"/t/vmm"}
-not json
-{"reason":"compiler-artifact","target":{"name":"vmm","kind":["lib"]},"profile":{"test":false},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"vmm","kind":["lib"]},"profile":{"test":true},"executable":"/t/vmm-1"}
-{"reason":"compiler-artifact","target":{"name":"e2e","kind":["test"]},"profile":{"test":true},"executable":"/t/e2e-2"}"#;
-        assert_eq!(program(messages, "test", "e2e"), Some(PathBuf::from("/t/e2e-2")));
-        assert_eq!(program(messages, "lib", "vmm"), Some(PathBuf::from("/t/vmm-1")));
-        assert_eq!(program(messages, "test", "walk"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! - [`protos`]: the checks of the .proto files.
 //! - [`miri`]: Miri, on modules without system calls.
 //! - [`mod@fuzz`]: the fuzz targets.
-//! - [`l1`]: the tests on emulated hosts.
+//! - [`l1`]: the tests on emulated hosts. [`programs`]: the programs of tests.
 //! - [`mod@bench`]: the benchmarks.
 //! - [`steps`], [`run`]: progress and child processes.
 //!
@@ -19,6 +19,7 @@ mod demo;
 mod fuzz;
 mod l1;
 mod miri;
+mod programs;
 mod protos;
 mod run;
 mod steps;
