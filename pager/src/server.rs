@@ -136,6 +136,10 @@ impl Server {
         let served: Vec<_> =
             self.vms.iter().filter_map(|(serial, vm)| vm.report(&self.engine, *serial)).collect();
         served.into_iter().for_each(|vm| self.report(vm, Vec::new()));
+        let connections: Vec<_> = self.peers.served().cloned().collect();
+        for connection in connections {
+            self.report(FromPager::Peers(FromPeers::Serving { connection }), Vec::new());
+        }
         for kept in std::mem::take(&mut self.kept) {
             self.report(kept, Vec::new());
         }

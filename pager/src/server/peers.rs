@@ -28,6 +28,11 @@ impl Peers {
         self.connected.values().for_each(|peer| peer.give_up_late(now));
     }
 
+    /// The connections over which layers are served.
+    pub(super) fn served(&self) -> impl Iterator<Item = &Id> {
+        self.served.keys()
+    }
+
     /// A peer whose layers are to be read. It is connected later, or is already.
     pub(super) fn find_or_add(&mut self, id: &Id) -> Result<Arc<Peer>, String> {
         if let Some(peer) = self.connected.get(id) {

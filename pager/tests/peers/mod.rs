@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-pub const TESTS: [(&str, Test); 12] = named![
+pub const TESTS: [(&str, Test); 13] = named![
     a_layer_of_another_host_is_served_and_crosses_once,
     a_host_that_fills_serves_others,
     what_two_vms_wait_for_is_asked_for_once,
@@ -29,6 +29,7 @@ pub const TESTS: [(&str, Test); 12] = named![
     who_has_another_credential_gets_nothing,
     who_answers_with_another_credential_is_not_asked,
     an_end_and_a_connection_that_is_cut_are_told_apart,
+    a_restarted_vmmd_hears_which_connections_are_served,
 ];
 
 /// Two ends of a TCP connection.
@@ -464,4 +465,26 @@ fn an_end_and_a_connection_that_is_cut_are_told_apart() {
         drop(ours);
         assert_eq!(ended(&mut pager).1, is_done);
     }
+}
+
+fn a_restarted_vmmd_hears_which_connections_are_served() {
+    let layer = Layer::new("a", pattern(8, |_| false));
+    let mut pager = Pager::start();
+    pager.add(&layer).expect("a layer");
+    let (ours, theirs) = connection();
+    serve(&mut pager, "one", &layer, &theirs);
+    let mut ours = Ends::agreed(ours, false);
+    pager.reconnect();
+    let served = hear_about_peers(&mut pager, |news| match news {
+        FromPeers::Serving { connection } => Some(connection.clone()),
+        _ => None,
+    });
+    assert_eq!(served, id("one"));
+    // Nobody holds the layer for it any longer, and it is read all the same.
+    let order = ToPager::DropLayer { layer: layer.id.clone() };
+    pager.peer.send(&order, &[]);
+    pager.wait(|message| matches!(message, FromPager::LayerDropped { .. }).then_some(()));
+    ours.send(&Request { number: 1, layer: 0, run: 7 }.encode());
+    let answer = Answer::read(&mut ours.receiver).expect("an answer");
+    assert_eq!(answer, Answer { number: 1, kind: Kind::Bytes, bytes: RUN as u32 });
 }

@@ -5,7 +5,8 @@
 //! carries JSON lines, [`ToPager`] and [`FromPager`], until either side closes. There is one
 //! connection at a time: a new one replaces the old, so that a restarted `vmmd` takes over. The
 //! pager's first line is a [`FromPager::Hello`]. Then it sends a [`FromPager::Layer`] for each
-//! layer and a [`FromPager::Vm`] for each VM that it has.
+//! layer, a [`FromPager::Vm`] for each VM that it has, and a [`FromPeers::Serving`] for each
+//! connection that it serves.
 //!
 //! Each VM has a Unix stream socket between its vmm and the pager, whose ends `vmmd` gives to both.
 //! It carries [`VmToPager`] and [`PagerToVm`].

@@ -110,7 +110,7 @@ impl Keeper {
                 self.start().await;
             }
             let never = Instant::now() + NEVER;
-            let is_idle = self.pager.is_some() && self.book.is_empty();
+            let is_idle = self.pager.is_some() && self.is_idle();
             self.idle = is_idle.then(|| self.idle.unwrap_or_else(|| Instant::now() + IDLE));
             let (retry, idle) = (self.retry.unwrap_or(never), self.idle.unwrap_or(never));
             let happened = tokio::select! {
@@ -156,7 +156,13 @@ impl Keeper {
         self.save_demand_of_leaving();
     }
 
-    /// Ends a pager that nobody needs.
+    /// Whether nobody needs the pager. Other hosts may read over connections that an earlier `vmmd`
+    /// gave it.
+    fn is_idle(&self) -> bool {
+        self.book.is_empty() && self.served.is_empty()
+    }
+
+    /// Ends a pager that no VM of this host needs.
     async fn end_idle(&mut self) {
         if self.book.is_empty()
             && let Some(mut pager) = self.pager.take()
