@@ -16,7 +16,8 @@ use patina_tests::{
     leftovers::Snapshot,
     setup::{BIN_DIR, GUEST_BIN_DIR, KERNEL, ROOTFS, Setup},
 };
-use std::{io, path::Path, process::Command};
+use rustix::process::setpriority_process;
+use std::{io, panic::resume_unwind, path::Path, process::Command, thread};
 
 /// Debian packages that tests need besides those of the image.
 const PACKAGES: [(&str, &str); 9] = [
@@ -35,6 +36,9 @@ const PACKAGES: [(&str, &str); 9] = [
 const SSHD_PACKAGE: (&str, &str) = ("openssh-server", "the tests of vmctl --host ssh://");
 /// Where it is then.
 const SSHD: &str = "/usr/sbin/sshd";
+
+/// Of a process, as a nice value.
+const LEAST_PRIORITY: i32 = 19;
 
 /// Names the seed of property tests.
 const SEED: &str = "PROPTEST_RNG_SEED";
@@ -85,9 +89,14 @@ pub fn test(filters: &[String]) -> Result<(), TestError> {
     }
     let outcome = steps.step("test without guests", || unit_tests(&setup, filters));
     let program = Built::new(&["--test", "e2e"])?.program("test", "e2e")?;
-    // One process runs all end-to-end tests, so that tests share booted guests.
-    let outcome = outcome.and(steps.step("test with real guests", || guest_tests(&setup, &program, filters)));
-    let outcome = outcome.map_err(TestError::from).and_then(|()| emulated_hosts(&steps, &setup, filters));
+    // A story's guest seldom has work for more than one CPU, and waits at times.
+    let outcome = outcome.map_err(TestError::from).and(beside(
+        &steps,
+        || if filters.is_empty() { patient_checks(&steps) } else { Ok(()) },
+        // One process runs all end-to-end tests, so that tests share booted guests.
+        || Ok(steps.step("test with real guests", || guest_tests(&setup, &program, filters))?),
+    ));
+    let outcome = outcome.and_then(|()| emulated_hosts(&steps, &setup, filters));
     let left = Snapshot::take().map_err(TestError::Look)?.since(&before);
     outcome?;
     if !left.is_empty() {
@@ -121,13 +130,38 @@ pub fn test_l1(wanted: &Wanted, filters: &[String]) -> Result<(), TestError> {
     Ok(())
 }
 
+/// Does `work`, and meanwhile, with the least priority, `patient` work. Both come to their end.
+fn beside(
+    steps: &Steps,
+    patient: impl FnOnce() -> Result<(), TestError> + Send,
+    work: impl FnOnce() -> Result<(), TestError>,
+) -> Result<(), TestError> {
+    thread::scope(|scope| {
+        let patient = scope.spawn(|| {
+            // Of this thread, and of what it starts.
+            if let Err(error) = setpriority_process(None, LEAST_PRIORITY) {
+                steps.note(&format!("what runs beside may slow the tests down: set its priority: {error}"));
+            }
+            patient()
+        });
+        let done = work();
+        let beside = patient.join().unwrap_or_else(|panic| resume_unwind(panic));
+        done.and(beside)
+    })
+}
+
+/// What is soon done.
 fn checks(steps: &Steps) -> Result<(), TestError> {
     steps.step("check the format", || run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    licences(steps)?;
+    Ok(protos::check(steps)?)
+}
+
+/// What keeps CPUs busy for minutes.
+fn patient_checks(steps: &Steps) -> Result<(), TestError> {
     steps.step("lint", || {
         run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     })?;
-    licences(steps)?;
-    protos::check(steps)?;
     steps.step("build the documentation", || {
         run(cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
@@ -219,4 +253,34 @@ pub fn with_setup<'a>(command: &'a mut Command, setup: &Setup) -> &'a mut Comman
         .env(KERNEL, &setup.kernel)
         .env(ROOTFS, &setup.rootfs)
         .env(GUEST_BIN_DIR, &setup.guest_bin_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::getpriority_process;
+    use std::sync::Barrier;
+
+    #[test]
+    fn patient_work_is_done_at_the_same_time_with_the_least_priority() {
+        let both = Barrier::new(2);
+        let nice = || getpriority_process(None).expect("a priority");
+        let own = nice();
+        let failed = |what: &str| Err(TestError::Leftovers(vec![what.to_owned()]));
+        let patient = || {
+            both.wait();
+            assert_eq!(nice(), LEAST_PRIORITY);
+            let child = Command::new("sh").args(["-c", "cut -d' ' -f19 /proc/$$/stat"]).output();
+            assert_eq!(child.expect("a shell").stdout, b"19\n", "what it starts has it, too");
+            failed("patient")
+        };
+        let error = beside(&Steps::new(), patient, || {
+            both.wait();
+            assert_eq!(nice(), own);
+            Ok(())
+        });
+        assert!(matches!(error, Err(TestError::Leftovers(what)) if what == ["patient"]));
+        let error = beside(&Steps::new(), || Ok(()), || failed("work"));
+        assert!(matches!(error, Err(TestError::Leftovers(what)) if what == ["work"]));
+    }
 }
