@@ -1,5 +1,7 @@
 //! `guest-check`, the static program that end-to-end tests and benchmarks run in guests:
 //!
+//! - [`answer`]: `answer PORT FILE`: answers by TCP and UDP with what is in a file. `ask SECONDS
+//!   PORT ADDRESS…`: prints what these answer.
 //! - [`avx`]: `avx ROUNDS [sabotage]`: two processes on one CPU keep values in vector registers
 //!   across context switches and look whether they stay. `avx-until STARTED STOP`: one, between
 //!   words in two fifos.
@@ -21,6 +23,7 @@
     reason = "a program for tests: a print that fails is a failed test"
 )]
 
+mod answer;
 mod avx;
 mod clocks;
 mod cpus;
@@ -38,6 +41,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse::<u32>().ok();
     let result = match words.as_slice() {
+        ["answer", port, file] => port.parse().ok().map(|port| answer::serve(port, file)),
+        ["ask", seconds, port, addresses @ ..] => number(seconds)
+            .zip(port.parse().ok())
+            .map(|(seconds, port)| answer::ask(seconds, port, addresses)),
         ["avx", rounds] => number(rounds).map(|rounds| avx::pair(rounds, false)),
         ["avx", rounds, "sabotage"] => number(rounds).map(|rounds| avx::pair(rounds, true)),
         ["avx-until", started, stop] => Some(avx::until(started, stop)),
@@ -65,7 +72,7 @@ fn main() -> ExitCode {
         }
         None => {
             eprintln!(
-                "usage: guest-check avx ROUNDS [sabotage] | avx-until STARTED STOP | cpus MS | flood PORT COUNT | \
+                "usage: guest-check answer PORT FILE | ask SECONDS PORT ADDRESS… | avx ROUNDS [sabotage] | avx-until STARTED STOP | cpus MS | flood PORT COUNT | \
                  spawn COUNT PROGRAM ARG… | read COUNT FILE | syscalls PROGRAM ARG… | pattern MIB FILLED LOOK | scribble MIB | lock FILE PROGRAM ARG…"
             );
             ExitCode::from(2)

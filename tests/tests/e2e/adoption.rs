@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Story,
-    network::{ECHO, round_trip},
+    network::{ECHO, round_trip, serve},
     stage::{Stage, explain, free_port},
 };
 use patina_tests::host::Host;
@@ -19,10 +19,7 @@ fn a_vm_outlives_a_killed_vmmd_and_is_taken_over(stage: &Stage) -> Outcome {
         let vm = host.vm("survivor");
         // It counts on while nobody listens; `setsid` frees it from the session that exec ends.
         vm.sh("setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /tmp/count; sleep 1; done' >/dev/null 2>&1 </dev/null &")?;
-        vm.put("/tmp/echo.py", ECHO.as_bytes())?;
-        vm.sh("setsid python3 /tmp/echo.py 7000 1 >/dev/null 2>&1 </dev/null &")?;
-        // 0x1b58 is port 7000.
-        vm.sh("until grep -q :1B58 /proc/net/tcp; do sleep 1; done")?;
+        serve(&vm, 7000, ECHO)?;
         vm.sh("until [ -s /tmp/count ]; do sleep 1; done")?;
         (vm.inspect()?, vm.sh("cat /tmp/count")?.parse::<u64>()?)
     };

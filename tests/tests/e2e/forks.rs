@@ -3,6 +3,7 @@
 use crate::{
     Outcome, Story,
     family::{Family, require, require_eq, with_family},
+    network::{end_servers, serve},
 };
 use libtest_mimic::Failed;
 use std::{
@@ -149,39 +150,21 @@ fn a_clone_of_a_clone_of_a_clone_goes_on(family: &Family<'_>) -> Outcome {
     require(vm.call(&["gc", "vmid"])? != "0", "the last clone goes on with a vmid of its own", "vmid 0")
 }
 
-/// Answers one caller after another with who it is.
-const SERVER: &str = "import socket, subprocess
-me = subprocess.check_output(['gc', 'vmid']).strip()
-s = socket.create_server(('', 7000))
-open('/tmp/listens', 'w').write('yes')
-while True:
-    c, peer = s.accept()
-    c.sendall(me)
-    c.close()";
-
 fn clones_talk_tcp_to_the_master_and_to_each_other(family: &Family<'_>) -> Outcome {
     let clones = family.clone(2)?;
     let all = [&family.parent, &clones[0], &clones[1]];
     for vm in all {
-        vm.sh("rm -f /tmp/listens; mkfifo /tmp/listens")?;
-        vm.put("/tmp/server.py", SERVER.as_bytes())?;
-        vm.sh("setsid python3 /tmp/server.py < /dev/null > /dev/null 2>&1 &")?;
-        require_eq(format!("/tmp/listens in {}", vm.name()), vm.sh("cat /tmp/listens")?, "yes")?;
+        serve(vm, 7000, "gc vmid")?;
     }
     for (from, to) in [(1, 0), (1, 2), (2, 1), (0, 2)] {
-        let ask = format!(
-            "import socket; print(socket.create_connection(('{}', 7000), 60).recv(9).decode())",
-            all[to].field("ip")?
-        );
-        let heard = all[from].call(&["python3", "-c", &ask])?;
+        let heard = all[from].call(&["nc", &all[to].field("ip")?, "7000"])?;
         require_eq(
             format!("the answer of {}", all[to].name()),
             heard,
             all[to].field_number("vmid")?.to_string(),
         )?;
     }
-    family.parent.sh("kill $(pidof python3)")?;
-    Ok(())
+    end_servers(&family.parent)
 }
 
 /// Connects to the host, says hello; is cloned; then tells what comes of the connection.

@@ -2,13 +2,13 @@
 
 use crate::{
     Outcome, Story,
-    stage::{GUEST_PORT, SHARED, Stage},
+    stage::{GUEST_PORT, Stage},
 };
 use libtest_mimic::Failed;
+use patina_tests::vm::Vm;
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
-    process::{Child, Stdio},
     time::Duration,
 };
 
@@ -19,29 +19,23 @@ pub const STORIES: &[Story] = stories![
     a_connection_to_a_port_without_a_server_ends,
 ];
 
-/// Says everything back, to one caller after another.
-pub const ECHO: &str = "import socket, sys
-s = socket.create_server(('', int(sys.argv[1])))
-print('listening', flush=True)
-for _ in range(int(sys.argv[2])):
-    c, peer = s.accept()
-    while data := c.recv(65536):
-        c.sendall(data)
-    c.close()";
+/// Says everything back.
+pub const ECHO: &str = "cat";
 
-/// An echo server in the guest, listening.
-fn echo_server(stage: &Stage, port: u16, callers: u32) -> Result<Child, Failed> {
-    stage.guest()?;
-    let (port, callers) = (port.to_string(), callers.to_string());
-    let mut server = stage
-        .host()?
-        .vmctl_command(&["exec", SHARED, "--", "python3", "-c", ECHO, &port, &callers])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().ok_or("no pipe")?).read_line(&mut line)?;
-    if line == "listening\n" { Ok(server) } else { Err(format!("the server printed {line:?}").into()) }
+/// Has a program answer each caller at a port of a guest, each in a process of its own; it listens.
+/// The guest's small programs are enough for that: a start of Python takes many times as long.
+pub fn serve(vm: &Vm<'_>, port: u16, program: &str) -> Outcome {
+    vm.sh(&format!(
+        "setsid nc -ll -p {port} -e {program} < /dev/null > /dev/null 2>&1 & \
+         until cat /proc/net/tcp /proc/net/tcp6 2> /dev/null | grep -q ':{port:04X} 0*:0000 0A'; do sleep 0.1; done"
+    ))?;
+    Ok(())
+}
+
+/// Ends what [`serve`] has started.
+pub fn end_servers(vm: &Vm<'_>) -> Outcome {
+    vm.sh("kill $(pidof nc)")?;
+    Ok(())
 }
 
 /// Sends bytes and hears them back.
@@ -62,18 +56,18 @@ pub fn round_trip(address: &str, port: u16, length: usize) -> Outcome {
 }
 
 fn the_host_reaches_the_guest_through_a_published_port(stage: &Stage) -> Outcome {
-    let mut server = echo_server(stage, GUEST_PORT, 2)?;
+    let guest = stage.guest()?;
+    serve(&guest, GUEST_PORT, ECHO)?;
     round_trip("127.0.0.1", stage.published(), 5)?;
     round_trip("127.0.0.1", stage.published(), 300_000)?;
-    assert!(server.wait()?.success());
-    Ok(())
+    end_servers(&guest)
 }
 
 fn the_host_reaches_the_guest_by_its_address(stage: &Stage) -> Outcome {
-    let mut server = echo_server(stage, 8081, 1)?;
-    round_trip(&stage.guest()?.field("ip")?, 8081, 300_000)?;
-    assert!(server.wait()?.success());
-    Ok(())
+    let guest = stage.guest()?;
+    serve(&guest, 8081, ECHO)?;
+    round_trip(&guest.field("ip")?, 8081, 300_000)?;
+    end_servers(&guest)
 }
 
 fn the_guest_reaches_the_host(stage: &Stage) -> Outcome {
@@ -81,12 +75,9 @@ fn the_guest_reaches_the_host(stage: &Stage) -> Outcome {
     let gateway = guest.field("gateway")?;
     let listener = TcpListener::bind((gateway.as_str(), 0))?;
     let port = listener.local_addr()?.port();
-    let script = format!(
-        "import socket; s = socket.create_connection(('{gateway}', {port})); s.sendall(b'from the guest'); print(s.recv(50).decode())"
-    );
+    let script = format!("printf 'from the guest' | nc {gateway} {port}");
     let (heard, said) = std::thread::scope(|scope| {
-        let guest =
-            scope.spawn(|| guest.call(&["python3", "-c", &script]).map_err(|error| error.to_string()));
+        let guest = scope.spawn(|| guest.sh(&script).map_err(|error| error.to_string()));
         let (mut stream, peer) = listener.accept()?;
         let mut heard = [0; 14];
         stream.read_exact(&mut heard)?;

@@ -27,37 +27,8 @@ pub const STORIES: &[Story] = stories![
 /// How long hosts may take to tell each other what has changed.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
 
-/// Answers with the VM's address, by TCP and by UDP; in a clone, too.
-const SERVE: &str = "import socket, threading
-own = lambda: open('/tmp/own', 'rb').read().strip()
-u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-u.bind(('', 7000))
-def answer():
-    while True:
-        peer = u.recvfrom(2000)[1]
-        u.sendto(own(), peer)
-threading.Thread(target=answer, daemon=True).start()
-t = socket.create_server(('', 7000))
-print('listening', flush=True)
-while True:
-    c, peer = t.accept()
-    c.sendall(own())
-    c.close()
-";
-/// Prints what each of some addresses answers by TCP and by UDP, or nothing.
-const ASK: &str = "import socket, sys
-def ask(kind, ip):
-    s = socket.socket(socket.AF_INET, kind)
-    s.settimeout(float(sys.argv[1]))
-    try:
-        s.connect((ip, 7000))
-        s.send(b'?')
-        return s.recv(2000).decode()
-    except OSError:
-        return '-'
-for ip in sys.argv[2:]:
-    print(ask(socket.SOCK_STREAM, ip), ask(socket.SOCK_DGRAM, ip))
-";
+/// Where VMs answer with their address, by TCP and by UDP; clones, too.
+const PORT: &str = "7000";
 
 /// Three hosts on one Ethernet.
 struct Hosts {
@@ -96,11 +67,11 @@ impl Hosts {
     /// A VM on the first host, and a clone of it on each host.
     fn family(&self, name: &str) -> Result<Vec<Member>, Failed> {
         let parent = self.hosts[0].run(name, &[])?;
-        parent.put("/tmp/serve.py", SERVE.as_bytes())?;
-        parent.put("/tmp/ask.py", ASK.as_bytes())?;
-        let says = parent
-            .sh("mkfifo /tmp/served; setsid python3 /tmp/serve.py < /dev/null > /tmp/served 2>&1 & \
-             read line < /tmp/served; echo $line")?;
+        let check = parent.install("guest-check")?;
+        let says = parent.sh(&format!(
+            "mkfifo /tmp/served; setsid {check} answer {PORT} /tmp/own < /dev/null > /tmp/served 2>&1 & \
+             read line < /tmp/served; echo $line"
+        ))?;
         require_eq("what the server says", says, "listening")?;
         let mut members = vec![Member::of(self, 0, name)?];
         members.extend(self.three_clones(name)?);
@@ -187,7 +158,9 @@ impl Member {
     /// What others answer by TCP and by UDP, within some seconds each.
     fn ask(&self, hosts: &Hosts, others: &[&Self], seconds: &str) -> Result<Vec<String>, HostError> {
         let ips: Vec<_> = others.iter().map(|other| other.ip.as_str()).collect();
-        let answers = self.vm(hosts).call(&[&["python3", "/tmp/ask.py", seconds], &ips[..]].concat())?;
+        let vm = self.vm(hosts);
+        let check = vm.install("guest-check")?;
+        let answers = vm.call(&[&[check.as_str(), "ask", seconds, PORT], &ips[..]].concat())?;
         Ok(answers.lines().map(str::to_owned).collect())
     }
 }

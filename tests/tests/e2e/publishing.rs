@@ -3,6 +3,7 @@
 use crate::{
     Outcome, Story,
     family::{require, require_eq},
+    network::serve,
     stage::{Stage, free_port},
 };
 use libtest_mimic::Failed;
@@ -14,16 +15,6 @@ use std::{
 };
 
 pub const STORIES: &[Story] = stories![ports_of_a_vm_and_of_its_clone_are_published_and_closed_as_they_run,];
-
-/// Answers each caller with what is in a file.
-const SERVE: &str = "import socket
-t = socket.create_server(('', 7000))
-print('listening', flush=True)
-while True:
-    c, peer = t.accept()
-    c.sendall(open('/tmp/own', 'rb').read())
-    c.close()
-";
 
 /// What answers at a port of the host. None: nobody listens.
 fn answer(port: u16) -> Result<Option<String>, Failed> {
@@ -47,10 +38,8 @@ fn ports_of_a_vm_and_of_its_clone_are_published_and_closed_as_they_run(stage: &S
 
 fn change(host: &mut Host) -> Outcome {
     let web = host.run("web", &[])?;
-    web.put("/tmp/serve.py", SERVE.as_bytes())?;
-    let says = web.sh("echo -n web > /tmp/own; mkfifo /tmp/served; \
-         setsid python3 /tmp/serve.py < /dev/null > /tmp/served 2>&1 & read line < /tmp/served; echo $line")?;
-    require_eq("what the server says", says, "listening")?;
+    web.sh("echo -n web > /tmp/own")?;
+    serve(&web, 7000, "cat /tmp/own")?;
     host.call(&["clone", "web"])?;
     let clone = host.vm("web.1");
     clone.wait_ready()?;

@@ -4,7 +4,7 @@
 use crate::{
     Outcome, Story,
     family::{Family, PARENT, require, require_eq, with_family},
-    network::{ECHO, round_trip},
+    network::{ECHO, end_servers, round_trip, serve},
     stage::{Stage, explain, free_port},
 };
 use libtest_mimic::Failed;
@@ -149,12 +149,8 @@ const WHO: [&str; 7] = [
 
 fn restored_vms_are_a_family_of_their_own_and_no_two_are_alike(family: &Family<'_>) -> Outcome {
     let (host, parent, shelf) = (family.host, &family.parent, Shelf::new()?);
-    parent.put("/tmp/echo.py", ECHO.as_bytes())?;
-    parent.sh(
-        "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; rm -f /tmp/listens; mkfifo /tmp/listens",
-    )?;
-    parent.sh("setsid python3 /tmp/echo.py 7100 9 < /dev/null > /tmp/listens 2>&1 &")?;
-    require_eq("the server's first line", parent.sh("head -n 1 /tmp/listens")?, "listening")?;
+    parent.sh("echo 0123456789abcdef0123456789abcdef > /etc/machine-id")?;
+    serve(parent, 7100, ECHO)?;
     parent.sh(
         "mkdir -p /etc/gridcentric; printf '#!/bin/sh\\necho $GC_ROLE $GC_VMID $GC_IP > /tmp/hooked\\n' > \
          /etc/gridcentric/post-clone; chmod 755 /etc/gridcentric/post-clone; rm -f /tmp/hooked; mkfifo /tmp/hooked",
@@ -185,8 +181,8 @@ fn restored_vms_are_a_family_of_their_own_and_no_two_are_alike(family: &Family<'
         round_trip(&restored[2].field("ip")?, 7100, 100)
     })();
     and_remove(host, &restored, told)?;
-    parent.sh("kill $(pidof python3); rm -f /etc/machine-id /tmp/listens /tmp/hooked")?;
-    Ok(())
+    parent.sh("rm -f /etc/machine-id /tmp/hooked")?;
+    end_servers(parent)
 }
 
 fn alike_in_nothing(all: &[&Vm<'_>]) -> Outcome {
