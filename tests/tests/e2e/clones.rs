@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome, Story,
-    family::{Family, PARENT, require, require_eq, with_family},
+    family::{Family, PARENT, in_each, require, require_eq, with_family},
     network,
     stage::Stage,
 };
@@ -59,26 +59,26 @@ fn two_clones_and_their_parent_go_on_each_for_itself(family: &Family<'_>) -> Out
 }
 
 fn who_they_are(all: &[&Vm<'_>]) -> Outcome {
-    for vm in all {
+    in_each(all, |vm| {
         let vmid = vm.field_number("vmid")?.to_string();
         require_eq(format!("gc vmid in {}", vm.name()), vm.call(&["gc", "vmid"])?, vmid)?;
         let ip = vm.call(&["gc", "my-ip"])?;
         require_eq(format!("gc my-ip in {}", vm.name()), ip, vm.field("ip")?)?;
         let (hostname, mac) = (vm.call(&["hostname"])?, vm.call(&["cat", "/sys/class/net/eth0/address"])?);
-        require_eq("hostname and MAC address", (hostname.as_str(), mac), (vm.name(), vm.field("mac")?))?;
-    }
+        require_eq("hostname and MAC address", (hostname.as_str(), mac), (vm.name(), vm.field("mac")?))
+    })?;
     Ok(())
 }
 
 fn each_for_itself(all: &[&Vm<'_>]) -> Outcome {
-    for vm in all {
+    in_each(all, |vm| {
         require_eq(format!("/tmp/before in {}", vm.name()), vm.call(&["cat", "/tmp/before"])?, "before")?;
-        vm.sh(&format!("echo {0} > /tmp/of-{0}; sync", vm.name()))?;
-    }
-    for vm in all {
+        Ok(vm.sh(&format!("echo {0} > /tmp/of-{0}; sync", vm.name()))?)
+    })?;
+    in_each(all, |vm| {
         let files = vm.sh("cd /tmp && echo of-*")?;
-        require_eq(format!("the files of {}", vm.name()), files, format!("of-{}", vm.name()))?;
-    }
+        require_eq(format!("the files of {}", vm.name()), files, format!("of-{}", vm.name()))
+    })?;
     Ok(())
 }
 
@@ -96,9 +96,10 @@ const ALIKE: [&str; 4] = ["prefix=", "gateway=", "family=", "ticket="];
 
 fn no_two_of_32_clones_are_alike(family: &Family<'_>) -> Outcome {
     let clones = family.clone(32)?;
+    let all: Vec<_> = clones.iter().chain([&family.parent]).collect();
+    let told = in_each(&all, |vm| Ok(vm.call(&WHO)?))?;
     let mut seen = BTreeSet::new();
-    for vm in clones.iter().chain([&family.parent]) {
-        let told = vm.call(&WHO)?;
+    for (vm, told) in all.into_iter().zip(told) {
         let own = told.lines().filter(|line| !ALIKE.iter().any(|key| line.starts_with(key)));
         for line in own {
             require(
@@ -120,13 +121,11 @@ fn sixty_one_clones_answer(family: &Family<'_>) -> Outcome {
     let members = family.parent.call(&["gc", "list"])?;
     let ready = members.lines().filter(|line| line.contains(" ready ")).count();
     require(ready == 62, "62 members are ready", &members)?;
-    for vm in clones.iter().step_by(12) {
-        require_eq(
-            format!("gc vmid in {}", vm.name()),
-            vm.call(&["gc", "vmid"])?,
-            vm.field_number("vmid")?.to_string(),
-        )?;
-    }
+    let some: Vec<_> = clones.iter().step_by(12).collect();
+    in_each(&some, |vm| {
+        let vmid = vm.field_number("vmid")?.to_string();
+        require_eq(format!("gc vmid in {}", vm.name()), vm.call(&["gc", "vmid"])?, vmid)
+    })?;
     Ok(())
 }
 

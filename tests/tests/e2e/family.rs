@@ -8,7 +8,12 @@ use crate::{
 use libtest_mimic::Failed;
 use patina_tests::{host::Host, vm::Vm};
 use serde_json::Value;
-use std::fmt;
+use std::{
+    fmt, iter,
+    panic::resume_unwind,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 /// The name of the guest that is cloned.
 pub const PARENT: &str = "adam";
@@ -85,6 +90,26 @@ impl<'a> Family<'a> {
         }
         Ok(())
     }
+}
+
+/// Does this in each VM, in two at a time: a guest seldom has work for more than one CPU. What came
+/// of it, in the order of the VMs; of several failures the first.
+pub fn in_each<T: Send>(
+    vms: &[&Vm<'_>],
+    work: impl Fn(&Vm<'_>) -> Result<T, Failed> + Sync,
+) -> Result<Vec<T>, Failed> {
+    let waiting = Mutex::new(vms.iter().enumerate());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let in_turn = || iter::from_fn(next).map(|(at, vm)| (at, work(vm))).collect::<Vec<_>>();
+    let mut done: Vec<_> = thread::scope(|scope| {
+        let threads = [(); 2].map(|()| scope.spawn(in_turn));
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    });
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 /// Fails with what was expected and what was found instead. The logs of all guests are added to a

@@ -3,7 +3,7 @@
 
 use crate::{
     Outcome, Story,
-    family::{Family, require, require_eq, with_family},
+    family::{Family, in_each, require, require_eq, with_family},
     stage::Stage,
 };
 use libtest_mimic::Failed;
@@ -58,11 +58,11 @@ fn full_guest(host: &Host, small: &Vm<'_>) -> Outcome {
     let clone = host.vm(name);
     require_eq("the clone's vmid", clone.sh("gc vmid; grep vmid /run/gridcentric/identity")?, "1\nvmid=1")?;
     // With the memory that is left for programs used up, a program goes and the agent stays.
-    for vm in [small, &clone] {
+    in_each(&[small, &clone], |vm| {
         let ended = vm.exec(&["awk", "BEGIN { s = \"0123456789\"; while (1) s = s s }"])?;
         require(ended.code != 0, "a program that takes all memory fails", format!("{ended:?}"))?;
-        require_eq("the agent's process", vm.sh("pidof gc-agent")?, agent.as_str())?;
-    }
+        require_eq("the agent's process", vm.sh("pidof gc-agent")?, agent.as_str())
+    })?;
     Ok(())
 }
 
