@@ -283,6 +283,7 @@ fn settings(options: &Options, security: &Security) -> Result<Settings, DaemonEr
         spares: usize::from(options.spare),
         keep_ended: remove::keep_ended(options),
         image_cache: options.image_cache(),
+        fetched_bytes_max: options.fetched_size.saturating_mul(1 << 20),
         host_kind: facts::kind_of_host(),
         peers: Peers::new(options.own_address(), security.clone()),
         overlay: options.overlay,

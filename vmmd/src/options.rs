@@ -98,6 +98,12 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "30days", env = "PATINA_VMMD_IMAGE_CACHE_AGE", value_parser = age)]
     pub image_cache_age: Duration,
 
+    /// Most disk space of kernels and root file systems that come from other hosts, because clones
+    /// of VMs there are made here, MiB, or with a unit 512M or 8G; those that were used least recently
+    /// go, but none that a VM uses
+    #[arg(long, value_name = "SIZE", default_value = "8G", env = "PATINA_VMMD_FETCHED_SIZE", value_parser = mebibytes)]
+    pub fetched_size: u64,
+
     /// How many warm vmm processes each family has ready for its next clones, once a VM of it is
     /// ready
     #[arg(long, value_name = "N", default_value_t = 2, env = "PATINA_VMMD_WARM", value_parser = clap::value_parser!(u16).range(0..=256))]

@@ -1,20 +1,25 @@
 //! The calls of `patina.v1.HostPeer`, which other hosts make.
 
-use super::convert;
+use super::{Answers, convert};
 use crate::vms::{
-    Host, error::Error, members_data::told::Told, remote::receive::SpawnCall,
+    Host,
+    error::Error,
+    members_data::told::Told,
+    remote::{fetch::FetchCall, give::ReadCall, receive::SpawnCall},
     remote_data::error::ReceiveError,
 };
 use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
 use patina_daemon::peer::Peer;
 use patina_proto::v1::{
-    FamilyVmState, ListStatesRequest, ListStatesResponse, SpawnClonesRequest, SpawnClonesResponse,
-    TellFamilyRequest, TellFamilyResponse, host_peer_server::HostPeer, spawn_clones_request::Part,
+    FamilyVmState, FetchImagesRequest, FetchImagesResponse, ListStatesRequest, ListStatesResponse,
+    ReadImageRequest, ReadImageResponse, SpawnClonesRequest, SpawnClonesResponse, TellFamilyRequest,
+    TellFamilyResponse, host_peer_server::HostPeer, spawn_clones_request::Part,
 };
 use patina_snapshot::manifest::MANIFEST_MAX_BYTES;
 use scheduler::grpc::access::speaks_for;
 use std::{sync::Arc, time::Duration};
 use tokio::{task::spawn_blocking, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How long a host may take to send a generation's description.
@@ -80,6 +85,32 @@ impl HostPeer for PeerService {
         let states = self.host.states_here(family, to).await?.into_iter();
         let vms = states.map(|(vmid, state)| FamilyVmState { vmid, state: state.into() }).collect();
         Ok(Response::new(ListStatesResponse { vms }))
+    }
+
+    type FetchImagesStream = Answers<FetchImagesResponse>;
+
+    async fn fetch_images(
+        &self,
+        request: Request<FetchImagesRequest>,
+    ) -> Result<Response<Self::FetchImagesStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let call = FetchCall::check(request.into_inner()).map_err(Error::from)?;
+        speaks_for(peer.as_ref(), call.host())?;
+        let answers = self.host.fetch_images(call).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    type ReadImageStream = Answers<ReadImageResponse>;
+
+    async fn read_image(
+        &self,
+        request: Request<ReadImageRequest>,
+    ) -> Result<Response<Self::ReadImageStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let call = ReadCall::check(request.get_ref()).map_err(Error::from)?;
+        speaks_for(peer.as_ref(), call.host())?;
+        let answers = self.host.read_image(call).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
 }
 

@@ -6,8 +6,9 @@ use crate::{
     process::control_client::ControlError,
     vms::{
         error::{Error, Unprepared},
+        fetched_data::error::FetchFault,
         members_data::error::TellError,
-        remote_data::error::ReceiveError,
+        remote_data::error::{MISSING_IMAGE, ReceiveError},
         snapshot_data::error::Fault,
     },
 };
@@ -173,6 +174,12 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Receive(ReceiveError::Field { .. } | ReceiveError::Manifest(_) | ReceiveError::State) => {
             (Code::InvalidArgument, "BAD_GENERATION")
         }
+        Error::Receive(ReceiveError::NoImage { .. }) => (Code::FailedPrecondition, MISSING_IMAGE),
+        Error::Receive(ReceiveError::NotOffered(_)) => (Code::NotFound, "NO_SUCH_IMAGE"),
+        Error::Receive(ReceiveError::Reading) => (Code::ResourceExhausted, "TOO_MANY_READERS"),
+        Error::Fetch(error) => classify_fetch(&error.why),
+        // Of the start of vmmd.
+        Error::Shelf(_) => (Code::Internal, "STATE_FAILED"),
         Error::Tell(TellError::Field { .. } | TellError::Own(_)) => (Code::InvalidArgument, "BAD_FAMILY"),
         Error::Tell(TellError::Unknown(_)) => (Code::PermissionDenied, "NOT_A_MEMBER"),
         Error::Tell(TellError::TooMany(_)) => (Code::ResourceExhausted, "TOO_MANY_HOSTS"),
@@ -192,6 +199,20 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Spawn(crate::process::spawn::SpawnError::Kvm { .. }) => (Code::Internal, "NO_KVM"),
         Error::Spawn(_) => (Code::Internal, "SPAWN_FAILED"),
         Error::Log { .. } => (Code::Internal, "LOG_FAILED"),
+    }
+}
+
+fn classify_fetch(why: &FetchFault) -> (Code, &'static str) {
+    match why {
+        FetchFault::Busy => (Code::ResourceExhausted, "TOO_MANY_FETCHES"),
+        FetchFault::Shelf(error) if error.is_full() => (Code::ResourceExhausted, "DISK_FULL"),
+        FetchFault::Shelf(error) if error.is_false() => (Code::DataLoss, "OTHER_IMAGE"),
+        FetchFault::Shelf(_) => (Code::Internal, "FETCH_FAILED"),
+        FetchFault::Address(_)
+        | FetchFault::Refused(_)
+        | FetchFault::Silent
+        | FetchFault::Late
+        | FetchFault::Stopping => (Code::Unavailable, "IMAGE_NOT_SENT"),
     }
 }
 

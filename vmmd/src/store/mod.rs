@@ -17,6 +17,8 @@
 //!  STATE/starts               how often a vmmd with --overlay was started here
 //!  STATE/snapshots/NAME/      snapshots that are named without a path
 //!  STATE/images/KEY/          images of booted VMs: see [`crate::vms::image_cache`]
+//!  STATE/fetched/DIGEST       kernels and root file systems that came from other hosts: see
+//!                             [`crate::vms::fetched_data`]
 //!  STATE/pager/               the pager's socket and log, and its layers: see [`crate::pager`]
 //!  STATE/prefault/KEY         the pages that clones of an image write before they are ready: see
 //!                             [`prefault`]
@@ -111,6 +113,12 @@ impl StateDir {
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
         self.path.join(SNAPSHOTS)
+    }
+
+    /// Where kernels and root file systems are that came from other hosts.
+    #[must_use]
+    pub fn fetched(&self) -> PathBuf {
+        self.path.join("fetched")
     }
 
     /// The folder of one VM, made now.

@@ -1,6 +1,7 @@
 //! Why a call about VMs fails. [`crate::grpc`] turns these errors into statuses.
 
 use super::{
+    fetched_data::error::{FetchError, ShelfError},
     images::ImageError,
     members_data::error::TellError,
     remote_data::error::{ReceiveError, RemoteError},
@@ -81,6 +82,12 @@ pub enum Error {
     /// A clone of a VM of another host cannot be made here.
     #[error(transparent)]
     Receive(#[from] ReceiveError),
+    /// A kernel or a root file system does not come from another host.
+    #[error(transparent)]
+    Fetch(#[from] Arc<FetchError>),
+    /// The folder of those cannot be used.
+    #[error(transparent)]
+    Shelf(ShelfError),
     /// What another host says of a family is not used.
     #[error(transparent)]
     Tell(#[from] TellError),

@@ -3,6 +3,7 @@
 use super::{
     blocking::Disks,
     error::Error,
+    fetched_data::{offered::Offered, shelf::Shelf, under_way::UnderWay},
     image_cache::cache::ImageCache,
     making::Making,
     masters::ComingMasters,
@@ -38,7 +39,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex, Semaphore, watch},
+    sync::{Mutex, Notify, Semaphore, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -47,6 +48,8 @@ use tokio_util::sync::CancellationToken;
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 /// How many records of clones are written at the same time.
 const WRITING_AT_ONCE: usize = 2;
+/// How many kernels and root file systems other hosts read at the same time.
+const GIVEN_AT_ONCE: usize = 32;
 
 /// What a host is set up with.
 #[derive(Debug, Clone)]
@@ -69,6 +72,8 @@ pub struct Settings {
     pub keep_ended: usize,
     /// Where images of booted VMs are kept. None: every VM boots.
     pub image_cache: Option<CacheSettings>,
+    /// Most bytes of kernels and root file systems that came from other hosts.
+    pub fetched_bytes_max: u64,
     /// What a guest adapts itself to when it boots: the CPU, the kind of KVM and the host's kernel,
     /// in words. A VM starts from an image only where it is the same.
     pub host_kind: String,
@@ -144,6 +149,16 @@ pub struct Host {
     pub(super) leases: Leases,
     // The digests of layers that other hosts were told of.
     pub(super) described: Described,
+    // Kernels and root file systems that came from other hosts.
+    pub(super) shelf: Shelf,
+    // Those that are coming.
+    pub(super) under_way: UnderWay,
+    // Those that other hosts may read.
+    pub(super) offered: Offered,
+    // So many are read at a time.
+    pub(super) giving: Arc<Semaphore>,
+    // Told when another file has come from another host.
+    pub(super) images_changed: Notify,
     // Held while vmids are reserved and taken.
     pub(super) reserving: Mutex<()>,
     // Held while a family of another host comes to this one.
@@ -193,6 +208,11 @@ impl Host {
             coming_masters: ComingMasters::default(),
             leases: Leases::default(),
             described: Described::default(),
+            shelf: Shelf::open(&state.fetched(), settings.fetched_bytes_max).map_err(Error::Shelf)?,
+            under_way: UnderWay::default(),
+            offered: Offered::default(),
+            giving: Arc::new(Semaphore::new(GIVEN_AT_ONCE)),
+            images_changed: Notify::new(),
             joining: Mutex::new(()),
             members: members(&settings, &state, &tickets)?,
             reserving: Mutex::new(()),

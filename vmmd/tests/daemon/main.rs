@@ -9,6 +9,7 @@ mod clones;
 mod copies;
 mod disk;
 mod ended;
+mod fetches;
 mod image_faults;
 mod images;
 mod life;

@@ -11,9 +11,14 @@
 //! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host.
 //! - [`lease`]: the layers that other hosts read here. [`pages`]: how their pagers get connections
 //!   to the one here.
+//! - [`missing`]: has another host get a kernel or root file system that it lacks. [`fetch`]: gets
+//!   it. [`give`]: gives it.
 //! - [`states`]: the VMs of a family on all hosts, for a guest that lists them.
 
+pub mod fetch;
+pub mod give;
 pub mod lease;
+pub mod missing;
 pub mod pages;
 pub mod receive;
 pub mod send;

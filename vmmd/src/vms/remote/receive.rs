@@ -24,6 +24,7 @@ use crate::{
         clone::{COUNT, Outcome, Source},
         create::{Master, record},
         error::Error,
+        fetched_data::shelf::Held,
         host::Host,
         members_data::told::Told,
         remote_data::error::ReceiveError,
@@ -170,7 +171,8 @@ impl Host {
             let parent = host.parent_of(&call)?;
             Ok((call, parent))
         };
-        let (call, parent) = self.image_disks.blocking(look).await?;
+        // What came from another host stays there until a VM has it.
+        let (call, (parent, _held)) = self.image_disks.blocking(look).await?;
         let count = u32::try_from(call.vmids.len()).unwrap_or(u32::MAX);
         self.join_family_of(&parent, &call.vmids).await?;
         // From here on each clone that is not made leaves the family.
@@ -228,22 +230,20 @@ impl Host {
     }
 
     /// The VM that is cloned, as a record of it would be here. May block.
-    fn parent_of(&self, call: &SpawnCall) -> Result<Record, Error> {
+    fn parent_of(&self, call: &SpawnCall) -> Result<(Record, [Option<Held>; 2]), Error> {
         let of = &call.manifest.description;
         let place = PathBuf::from(format!("{} of {}", call.master.as_str(), call.address));
         fit::check_needs(&place, &fit::needs_of(&place, &call.state)?)?;
         self.settings.range.admit(call.net).map_err(ReceiveError::Range)?;
-        let images = &self.settings.images;
-        let find = |field, wanted, own| self.find_image_by_content(&place, (field, wanted), None, own);
-        let kernel = find("kernel", &of.kernel, &images.kernel)?;
-        let rootfs = find("rootfs", &of.rootfs, &images.rootfs)?;
+        let kernel = self.find_image_of_peer(&place, "kernel", &of.kernel)?;
+        let rootfs = self.find_image_of_peer(&place, "rootfs", &of.rootfs)?;
         let master = Master {
             vcpus: of.vcpus,
             memory_mib: of.memory_mib,
             cmdline: of.cmdline.clone(),
             ports: Vec::new(),
-            kernel,
-            rootfs,
+            kernel: kernel.file,
+            rootfs: rootfs.file,
             snapshot: None,
         };
         let name = VmName::of_clone(call.master.as_str(), call.parent_vmid);
@@ -251,7 +251,8 @@ impl Host {
         let parent_vmid = call.parent_vmid;
         let origin = Origin { parent_vmid, master: master_name, parent_host: None, request: None };
         let parent = record(&name, call.family, call.net, master);
-        Ok(Record { vmid: call.parent_vmid, origin: Some(origin), ..parent })
+        let parent = Record { vmid: call.parent_vmid, origin: Some(origin), ..parent };
+        Ok((parent, [kernel.held, rootfs.held]))
     }
 
     /// So many more VMs of a family of another host live here: its network is made if there is

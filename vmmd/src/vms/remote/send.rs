@@ -1,5 +1,6 @@
 //! Has clones of a VM of this host made on other hosts.
 
+use super::missing::is_missing_image;
 use crate::{
     pager::{book::LazyLayer, error::PagerError, parts},
     process::generation::{Generation, PrefaultList},
@@ -19,7 +20,7 @@ use patina_control::{messages::Frozen, monotonic_ns};
 use patina_daemon::chain;
 use patina_proto::v1::{
     self, CloneOutcome, FamilyMembers, HostInfo, ListHostsRequest, SpawnClonesRequest, SpawnClonesResponse,
-    clone_outcome, spawn_clones_request::Part,
+    clone_outcome, host_peer_client::HostPeerClient, spawn_clones_request::Part,
 };
 use patina_snapshot::{
     directory::digest_layer,
@@ -27,7 +28,7 @@ use patina_snapshot::{
 };
 use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
 use tokio::time::{error::Elapsed, timeout};
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 /// Most bytes of a message.
 const PART_BYTES: usize = 128 * 1024;
@@ -38,6 +39,8 @@ pub(in crate::vms) struct Sendable {
     manifest: Vec<u8>,
     state: Vec<u8>,
     layers: Vec<Arc<LazyLayer>>,
+    /// Its kernel and root file system.
+    images: [ImageRef; 2],
     /// Who has which VMs of the family.
     members: Option<FamilyMembers>,
 }
@@ -51,6 +54,7 @@ impl Host {
         images: Option<([ImageRef; 2], Frozen)>,
     ) -> Vec<Outcome> {
         let Some((images, frozen)) = images else { return Vec::new() };
+        self.offered.note(&images);
         let failed = |error: RemoteError| {
             let error = Arc::new(error);
             there.iter().flat_map(|there| all_failed(there, &error)).collect()
@@ -93,6 +97,7 @@ impl Host {
         }
         let record = source.parent.clone();
         let state = opened.state;
+        let named = images.clone();
         let described = tokio::task::spawn_blocking(move || {
             let state = Generation::read_state(state)?;
             let prefault_list = PrefaultList::read(list.into())?;
@@ -102,7 +107,7 @@ impl Host {
             Ok::<_, PrepareError>((manifest.encode()?, state))
         });
         let (manifest, state) = described.await.map_err(|_| PagerError::Stopping)??;
-        Ok(Sendable { manifest, state, layers: held, members: None })
+        Ok(Sendable { manifest, state, layers: held, images: named, members: None })
     }
 
     /// Has the pager keep a layer for other hosts, and describes it.
@@ -184,21 +189,19 @@ impl Host {
             lease_certificate: credential.certificate,
             lease_key: credential.key,
         };
-        let parts = std::iter::once(Part::Clones(clones))
-            .chain(sendable.manifest.chunks(PART_BYTES).map(|bytes| Part::Manifest(bytes.to_vec())))
-            .chain(sendable.state.chunks(PART_BYTES).map(|bytes| Part::State(bytes.to_vec())));
-        let parts: Vec<_> = parts.map(|part| SpawnClonesRequest { part: Some(part) }).collect();
-        let answer = timeout(PATIENCE, client.spawn_clones(stream::iter(parts))).await;
-        let answer = match answer {
-            Ok(answer) => {
-                answer.map_err(|status| RemoteError::Refused { host: host(), status: Box::new(status) })
-            }
-            Err(_) => Err(RemoteError::Silent { host: host() }),
-        };
+        let mut answer = spawn_clones(&mut client, there, sendable.parts(clones.clone())).await;
+        if let Err(RemoteError::Refused { status, .. }) = &answer
+            && is_missing_image(status)
+        {
+            answer = match self.have_images_fetched(&mut client, there, &sendable.images).await {
+                Ok(()) => spawn_clones(&mut client, there, sendable.parts(clones)).await,
+                Err(error) => Err(error),
+            };
+        }
         if answer.is_err() {
             self.leases.end(lease);
         }
-        Ok(answer?.into_inner())
+        answer
     }
 
     /// What the scheduler says of these hosts, by their ids.
@@ -224,6 +227,28 @@ impl Host {
             page_token = listed.next_page_token;
         }
     }
+}
+
+impl Sendable {
+    /// A call for clones.
+    fn parts(&self, clones: v1::SpawnClones) -> Vec<SpawnClonesRequest> {
+        let parts = std::iter::once(Part::Clones(clones))
+            .chain(self.manifest.chunks(PART_BYTES).map(|bytes| Part::Manifest(bytes.to_vec())))
+            .chain(self.state.chunks(PART_BYTES).map(|bytes| Part::State(bytes.to_vec())));
+        parts.map(|part| SpawnClonesRequest { part: Some(part) }).collect()
+    }
+}
+
+async fn spawn_clones(
+    client: &mut HostPeerClient<Channel>,
+    there: &There,
+    parts: Vec<SpawnClonesRequest>,
+) -> Result<SpawnClonesResponse, RemoteError> {
+    let host = || there.place.host.clone();
+    let answer = timeout(PATIENCE, client.spawn_clones(stream::iter(parts))).await;
+    let answer = answer.map_err(|_| RemoteError::Silent { host: host() })?;
+    let answer = answer.map_err(|status| RemoteError::Refused { host: host(), status: Box::new(status) });
+    Ok(answer?.into_inner())
 }
 
 /// The outcomes of clones that are not made on another host, all for one reason.

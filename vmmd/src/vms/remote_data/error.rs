@@ -4,6 +4,7 @@ use crate::{
     pager::error::PagerError, plan::address::ForeignNet, process::generation::GenerationError,
     vms::members_data::error::TellError,
 };
+use blake3::Hash;
 use patina_pki::KeyError;
 use patina_snapshot::{directory::DigestError, manifest::ManifestError};
 use scheduler::client::TargetError;
@@ -12,6 +13,10 @@ use uuid::Uuid;
 
 /// How long another host may take to make clones.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long another host may take to get the kernels and root file systems that it lacks.
+pub const FETCH_PATIENCE: Duration = Duration::from_secs(1200);
+/// The reason of a host that lacks a kernel or a root file system, for programs.
+pub const MISSING_IMAGE: &str = "MISSING_IMAGE";
 /// Most leases at a time.
 pub const LEASES_MAX: usize = 512;
 
@@ -44,6 +49,23 @@ pub enum RemoteError {
         host: String,
         /// What it says.
         status: Box<tonic::Status>,
+    },
+    /// It lacks a kernel or a root file system, and does not get it.
+    #[error("make clones on host {host}: {}", .status.message())]
+    NotFetched {
+        /// The host's name.
+        host: String,
+        /// What it says.
+        status: Box<tonic::Status>,
+    },
+    /// It lacks a kernel or a root file system, and it takes too long to get it.
+    #[error(
+        "make clones on host {host}: it lacks the VM's kernel or root file system, and has not got it within {FETCH_PATIENCE:?}; copy \
+         the file there, and start its vmmd with it"
+    )]
+    FetchLate {
+        /// The host's name.
+        host: String,
     },
     /// It does not answer.
     #[error("make clones on host {host}: it does not answer within {PATIENCE:?}")]
@@ -143,6 +165,22 @@ pub enum ReceiveError {
         /// This host.
         own: String,
     },
+    /// This host has not the VM's kernel or root file system.
+    #[error("this host has no {field} with the content that the VM has (blake3 {wanted}): {tried}")]
+    NoImage {
+        /// `kernel` or `rootfs`.
+        field: &'static str,
+        /// The digest of the file that is needed.
+        wanted: Hash,
+        /// The files that were looked at, and what is wrong with each.
+        tried: String,
+    },
+    /// No other host may read a file with this content here.
+    #[error("this host gives no file with content blake3 {0}")]
+    NotOffered(Hash),
+    /// Other hosts read many files.
+    #[error("other hosts read many files here, the most; try again")]
+    Reading,
     /// This kernel cannot run VMs whose memory has not arrived.
     #[error("this host's kernel is older than Linux 6.7")]
     Kernel,
