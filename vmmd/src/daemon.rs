@@ -130,6 +130,7 @@ async fn serve(
     host.keep_spares();
     host.keep_telling();
     tokio::spawn(Arc::clone(&host).serve_pages(for_pages));
+    host.keep_looking_at_images();
     // Whatever ends this: VMs run on with their memory.
     let _left = host.pager.left_when_dropped();
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));

@@ -99,8 +99,8 @@ pub struct Options {
     pub image_cache_age: Duration,
 
     /// Most disk space of kernels and root file systems that come from other hosts, because clones
-    /// of VMs there are made here, MiB, or with a unit 512M or 8G; those that were used least recently
-    /// go, but none that a VM uses
+    /// of VMs there are made here, MiB, or with a unit 512M or 8G; those that were used least
+    /// recently go, but none that a VM uses
     #[arg(long, value_name = "SIZE", default_value = "8G", env = "PATINA_VMMD_FETCHED_SIZE", value_parser = mebibytes)]
     pub fetched_size: u64,
 

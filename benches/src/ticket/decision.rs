@@ -10,6 +10,7 @@ use scheduler::core::{
     present::Facts,
     ticket::{HostId, Policy},
 };
+use std::collections::BTreeSet;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -159,6 +160,7 @@ impl Cluster {
             hosts: Vec::new(),
             prefer: parent,
             parent,
+            images: BTreeSet::new(),
             policy: Some(policy),
             ttl_ms: None,
             use_by: None,

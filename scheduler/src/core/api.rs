@@ -9,12 +9,13 @@ pub use super::calls::{Named, Usage, VmidDemand};
 pub use super::error::{Closed, CoreError, Free};
 pub use super::facts::Misfits;
 pub use super::limits::*;
-pub use super::present::{Beat, HostInfo, Present, Running, UnixMs};
+pub use super::present::{Beat, HostInfo, Image, Present, Running, UnixMs};
 use super::{
     record::Scheduling,
     state::HostState,
     ticket::{HostId, Policy, State, Ticket, VmEnd},
 };
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// A call that waits for its answer; chosen by the shell, never the same twice.
@@ -66,6 +67,9 @@ pub struct Demand {
     pub prefer: Option<HostId>,
     /// The host of the VM that is cloned: only hosts that fit its VMs are chosen; None: any.
     pub parent: Option<HostId>,
+    /// The kernel and the root file system of the VM that is cloned: hosts that have them go before
+    /// hosts that are as good otherwise.
+    pub images: BTreeSet<Image>,
     /// Where VMs are placed; None: as [`Options::policy`] says.
     pub policy: Option<Policy>,
     /// How long the ticket may stay unused, milliseconds; None: as [`Options::ttl_ms`] says.

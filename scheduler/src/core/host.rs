@@ -2,6 +2,7 @@
 
 use super::{
     api::{Closed, HostInfo, Running, UnixMs},
+    present::Image,
     record::{HostRecord, Scheduling},
     room::{Held, Room},
     state::{HostState, Standing},
@@ -49,6 +50,8 @@ pub struct Host {
     pub tickets: BTreeSet<Uuid>,
     /// The families whose master lives there, as it has said it last; None: it has not.
     pub masters: Option<BTreeSet<Uuid>>,
+    /// The kernels and root file systems that are there.
+    pub images: BTreeSet<Image>,
     /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's
     /// epoch.
     pub ghosts: BTreeMap<(Uuid, u32), (Running, u64)>,
@@ -129,6 +132,7 @@ impl Host {
             held_vms: u32_of(self.held.vms),
             seen_unix_ms: self.seen,
             free_memory_mib: self.free_memory_mib,
+            images: self.images.clone(),
         })
     }
 }

@@ -13,6 +13,7 @@ use super::{
     api::{Closed, Free, HostInfo, Options, Running, UnixMs},
     facts::{Misfit, fits},
     host::{Host, Link},
+    present::Image,
     record::{HostRecord, Scheduling},
     room::{ByRoom, Held, Load, Room},
     state::HostState,
@@ -40,6 +41,8 @@ pub struct Hosts {
     away: BTreeSet<HostId>,
     /// What tickets of a family hold where.
     families: HashMap<Uuid, BTreeMap<HostId, Held>>,
+    /// Which hosts have a kernel or a root file system.
+    images: HashMap<Image, BTreeSet<HostId>>,
 }
 
 impl Hosts {
@@ -106,6 +109,11 @@ impl Hosts {
     /// What the tickets of a family hold, by host.
     pub fn held_by(&self, family: Uuid) -> Option<&BTreeMap<HostId, Held>> {
         self.families.get(&family)
+    }
+
+    /// Which hosts have a kernel or a root file system.
+    pub fn with_image(&self, image: &Image) -> Option<&BTreeSet<HostId>> {
+        self.images.get(image)
     }
 
     /// For lists: one that has registered.
@@ -282,6 +290,23 @@ impl Hosts {
         }
     }
 
+    /// The kernels and root file systems that are on a host now.
+    pub fn set_images(&mut self, id: HostId, images: BTreeSet<Image>) {
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        for gone in host.images.difference(&images) {
+            if let Some(hosts) = self.images.get_mut(gone) {
+                hosts.remove(&id);
+                if hosts.is_empty() {
+                    self.images.remove(gone);
+                }
+            }
+        }
+        for image in &images {
+            self.images.entry(*image).or_default().insert(id);
+        }
+        host.images = images;
+    }
+
     /// The families whose master lives on a host, if it has said them.
     pub fn masters_mut(&mut self, id: HostId) -> Option<&mut BTreeSet<Uuid>> {
         self.hosts.get_mut(&id)?.masters.as_mut()
@@ -301,6 +326,7 @@ impl Hosts {
         };
         let Some(host) = self.hosts.get(&id).filter(|host| is_over(host)) else { return false };
         self.closed.subtract(host.closed());
+        self.set_images(id, BTreeSet::new());
         self.hosts.remove(&id).is_some()
     }
 }

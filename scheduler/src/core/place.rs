@@ -2,7 +2,8 @@
 //!
 //! Only hosts are chosen that fit the VM that is cloned, where its host is named. Among them the
 //! policy decides. Where it sees no difference, hosts are taken that have VMs of the family
-//! already: they hold pages of it.
+//! already: they hold pages of it. Of the others, those go first that have the VM's kernel and root
+//! file system: one that lacks them must fetch them first.
 //!
 //! No decision examines all hosts, but those that the VM does not fit. They are visited in the
 //! order of their free capacity, only those with capacity for one VM, and no more of them than the
@@ -13,6 +14,7 @@ use super::{
     facts::Misfits,
     host::Host,
     hosts::Hosts,
+    present::Image,
     room::{Held, Room},
     ticket::{HostId, Policy},
 };
@@ -46,6 +48,8 @@ pub struct Want {
     pub prefer: Option<HostId>,
     /// The host of the VM that is cloned: only hosts that fit it may be chosen; None: any.
     pub parent: Option<HostId>,
+    /// The kernel and the root file system of that VM; empty: not known.
+    pub images: BTreeSet<Image>,
 }
 
 /// Hosts that are kept for others.
@@ -198,13 +202,24 @@ struct Candidate {
     id: HostId,
     room: Room,
     fit: u32,
-    /// It has VMs of the family, and pages with them.
-    holds: bool,
+    /// What it has of the family already.
+    holds: Holds,
+}
+
+/// What a host has of a family already. More is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Holds {
+    /// Nothing that is known.
+    Nothing,
+    /// The kernel and the root file system.
+    Images,
+    /// VMs of it, and pages with them.
+    Pages,
 }
 
 impl Candidate {
-    /// How much is free; of hosts with as much free, those are greater that hold pages.
-    fn key(&self) -> (u32, u64, bool, HostId) {
+    /// How much is free; of hosts with as much free, those are greater that hold more.
+    fn key(&self) -> (u32, u64, Holds, HostId) {
         (self.room.cpus, self.room.memory_mib, self.holds, self.id)
     }
 }
@@ -221,8 +236,25 @@ impl Search<'_> {
     fn any(&self, (id, room): (HostId, Room)) -> Option<Candidate> {
         let fit = room.fit(self.want.vcpus, self.want.memory_mib);
         let may_be = fit > 0 && !self.kept.hosts.contains(&id) && self.want.may(self.hosts, id);
-        let holds = self.want.parent == Some(id) || self.held.is_some_and(|held| held.contains_key(&id));
-        may_be.then_some(Candidate { id, room, fit, holds })
+        may_be.then(|| Candidate { id, room, fit, holds: self.holds(id) })
+    }
+
+    fn holds(&self, id: HostId) -> Holds {
+        if self.want.parent == Some(id) || self.held.is_some_and(|held| held.contains_key(&id)) {
+            return Holds::Pages;
+        }
+        let has = |image| self.hosts.with_image(image).is_some_and(|hosts| hosts.contains(&id));
+        let has_all = !self.want.images.is_empty() && self.want.images.iter().all(has);
+        if has_all { Holds::Images } else { Holds::Nothing }
+    }
+
+    /// Hosts that have the image that is on the fewest. They are few, or the hosts that are looked
+    /// at anyway have it, too: so no more are looked at than these.
+    fn with_images(&self) -> impl Iterator<Item = HostId> {
+        let with = self.want.images.iter().map(|image| self.hosts.with_image(image));
+        // None: an image that no host has.
+        let rarest = with.min_by_key(|hosts| hosts.map_or(0, BTreeSet::len)).flatten();
+        rarest.into_iter().flatten().copied().take(LOOKED_AT_MAX)
     }
 
     /// All but the host that is taken before any other.
@@ -236,15 +268,20 @@ impl Search<'_> {
         self.any((id, self.hosts.usable(id)?.room()))
     }
 
-    /// Hosts with as much free as this one that hold pages of the family. There are few: each has
-    /// VMs of it.
-    fn holders_like(&self, like: Candidate) -> impl Iterator<Item = Candidate> {
-        let holders = self.held.into_iter().flat_map(BTreeMap::keys).copied().chain(self.want.parent);
+    /// Hosts with as much free as this one that hold something of the family, those that hold most
+    /// first. There are few: each has VMs of it, or is one of those with its images.
+    fn holders_like(&self, like: Candidate) -> Vec<Candidate> {
+        let with_pages = self.held.into_iter().flat_map(BTreeMap::keys).copied().chain(self.want.parent);
+        let holders: BTreeSet<HostId> = with_pages.chain(self.with_images()).collect();
+        let holders = holders.into_iter();
         let rooms = holders.filter_map(|id| Some((id, self.hosts.usable(id)?.room())));
         let same = move |(_, room): &(HostId, Room)| {
             (room.cpus, room.memory_mib) == (like.room.cpus, like.room.memory_mib)
         };
-        rooms.filter(same).filter_map(|host| self.candidate(host))
+        let alike = rooms.filter(same).filter_map(|host| self.candidate(host));
+        let mut alike: Vec<_> = alike.filter(|candidate| candidate.holds > Holds::Nothing).collect();
+        alike.sort_by_key(|candidate| std::cmp::Reverse(candidate.holds));
+        alike
     }
 
     /// The hosts that were named, the emptiest first.
@@ -278,8 +315,8 @@ impl Search<'_> {
         }
         if let Some(last) = candidates.last().copied() {
             let found: BTreeSet<HostId> = candidates.iter().map(|candidate| candidate.id).collect();
-            let more: BTreeMap<_, _> = self.holders_like(last).map(|holder| (holder.id, holder)).collect();
-            candidates.extend(more.into_values().filter(|holder| !found.contains(&holder.id)));
+            let more = self.holders_like(last).into_iter();
+            candidates.extend(more.filter(|holder| !found.contains(&holder.id)));
         }
         candidates
     }
@@ -295,7 +332,8 @@ impl Search<'_> {
         } else {
             self.named().into_iter().rev().find(fits)?
         };
-        Some(self.holders_like(first).find(fits).unwrap_or(first).id)
+        let holder = self.holders_like(first).into_iter().find(fits);
+        Some(holder.filter(|holder| holder.holds > first.holds).unwrap_or(first).id)
     }
 
     fn single(&self) -> Option<Places> {

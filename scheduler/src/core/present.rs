@@ -59,7 +59,12 @@ pub struct Beat {
     pub masters: Option<BTreeSet<Uuid>>,
     /// The memory that is really free there, MiB; None: it is not known.
     pub free_memory_mib: Option<u64>,
+    /// The kernels and root file systems that are there; None: the same as before.
+    pub images: Option<BTreeSet<Image>>,
 }
+
+/// A kernel or a root file system: BLAKE3 of its content.
+pub type Image = [u8; 32];
 
 /// What tells a host's daemon from a copy of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +88,8 @@ pub struct Present {
     pub making: BTreeSet<Uuid>,
     /// Families whose master lives there; None: it does not say.
     pub masters: Option<BTreeSet<Uuid>>,
+    /// The kernels and root file systems that are there; None: it does not say.
+    pub images: Option<BTreeSet<Image>>,
 }
 
 /// A clone that runs on a host that registers.

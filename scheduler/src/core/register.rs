@@ -50,7 +50,7 @@ impl Core {
             return self.answer(waiter, Err(error), out);
         }
         let host = info.id;
-        let Present { running, making, masters } = present;
+        let Present { running, making, masters, images } = present;
         let before = self.hosts.up(host).map(|host| host.epoch);
         // One that was lost for long is forgotten.
         let was_lost = self.is_lost(host) || self.hosts.state(host).is_none();
@@ -63,6 +63,7 @@ impl Core {
             out.push(Effect::PutHost(host));
         }
         self.hosts.see(host, self.now, masters.clone());
+        self.hosts.set_images(host, images.clone().unwrap_or_default());
         self.renew_lease(host);
         self.fresh.hosts.insert(host);
         // A host that was missing may make possible what is waited for, or show that it is not.
@@ -287,7 +288,7 @@ impl Core {
 
     /// A host lives.
     pub(super) fn host_beat(&mut self, host: HostId, epoch: u64, beat: Beat, out: &mut Vec<Effect>) {
-        let Beat { masters, free_memory_mib } = beat;
+        let Beat { masters, free_memory_mib, images } = beat;
         let Some(up) = self.hosts.up(host).filter(|host| host.epoch == epoch) else { return };
         // Masters that are in one list only have begun or ended since the last beat.
         if let (Some(before), Some(now)) = (&up.masters, &masters) {
@@ -298,6 +299,9 @@ impl Core {
         }
         self.hosts.see(host, self.now, masters);
         self.hosts.set_free_memory(host, free_memory_mib);
+        if let Some(images) = images {
+            self.hosts.set_images(host, images);
+        }
         self.renew_lease(host);
         self.say_kills(host, out);
     }

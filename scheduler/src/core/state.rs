@@ -1,9 +1,10 @@
 //! The core's state, for lists and metrics.
 
 use super::{
-    present::{HostInfo, UnixMs},
+    present::{HostInfo, Image, UnixMs},
     record::Scheduling,
 };
+use std::collections::BTreeSet;
 
 /// Whether a host lives, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub struct HostState {
     pub seen_unix_ms: UnixMs,
     /// The memory that was really free there then, MiB; None: it is not known.
     pub free_memory_mib: Option<u64>,
+    /// The kernels and root file systems that are there.
+    pub images: BTreeSet<Image>,
 }
 
 /// How many requests, tickets and hosts the core knows.

@@ -5,8 +5,8 @@ mod facts;
 use super::status;
 use crate::core::{
     api::{
-        Beat, Demand, HostInfo, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs, UseBy,
-        VMIDS_MAX, VmidDemand,
+        Beat, Demand, HostInfo, Image, Listing, Named, Present, Running, TICKET_VMS_MAX, Targets, UnixMs,
+        UseBy, VMIDS_MAX, VmidDemand,
     },
     present::Identity,
     record::Scheduling,
@@ -47,6 +47,10 @@ const ENDED_MAX: usize = 1024;
 const KILL_MAX: usize = 1024;
 /// The last meeting of a ticket: numbers that every language has.
 const ROUND_MAX: u64 = 1 << 53;
+/// Most kernels and root file systems that a host names.
+const HOST_IMAGES_MAX: usize = 64;
+/// Most of those that a request names.
+const REQUEST_IMAGES_MAX: usize = 8;
 /// Most entries on a page.
 pub(super) const PAGE_MAX: usize = 1000;
 
@@ -96,6 +100,18 @@ impl Check {
     fn masters(&mut self, masters: &v1::Masters) -> BTreeSet<Uuid> {
         self.count("masters.families", &masters.families, CLONES_MAX);
         masters.families.iter().take(CLONES_MAX).map(|id| self.uuid("masters.families", id)).collect()
+    }
+
+    /// Kernels and root file systems by their content.
+    fn images(&mut self, field: &str, digests: &[Vec<u8>], most: usize) -> BTreeSet<Image> {
+        self.count(field, digests, most);
+        let image = |digest: &Vec<u8>| {
+            digest.as_slice().try_into().unwrap_or_else(|_| {
+                self.wrong(field, "write 32 bytes, a BLAKE3 digest");
+                Image::default()
+            })
+        };
+        digests.iter().take(most).map(image).collect()
     }
 
     fn text(&mut self, field: &str, text: String, most: usize) -> String {
@@ -157,6 +173,7 @@ pub(super) fn demand(request: v1::RequestTicketRequest) -> Result<Demand, Status
         hosts: request.host_ids.iter().take(HOSTS_MAX).map(|id| check.uuid("host_ids", id)).collect(),
         prefer: check.optional_uuid("prefer_host_id", &request.prefer_host_id),
         parent: check.optional_uuid("parent_host_id", &request.parent_host_id),
+        images: check.images("image_digests", &request.image_digests, REQUEST_IMAGES_MAX),
         policy,
         ttl_ms: timeout(check.range("ttl_ms", request.ttl_ms, 0..=TTL_MAX_MS)),
         use_by: None,
@@ -188,6 +205,7 @@ pub(super) fn clones(request: v1::AdmitClonesRequest) -> Result<Demand, Status> 
         hosts: vec![check.uuid("host_id", &request.host_id)],
         prefer: None,
         parent: None,
+        images: BTreeSet::new(),
         policy: None,
         ttl_ms: None,
         use_by: Some(use_by),
@@ -285,7 +303,8 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
     let running = running.collect();
     let making = register.making.iter().take(CLONES_MAX).map(|id| check.uuid("making", id)).collect();
     let masters = register.masters.map(|masters| check.masters(&masters));
-    check.done((info, Present { running, making, masters }))
+    let images = register.images.map(|images| check.images("images", &images.digests, HOST_IMAGES_MAX));
+    check.done((info, Present { running, making, masters, images }))
 }
 
 /// What a host says when it beats.
@@ -294,7 +313,8 @@ pub(super) fn beat(beat: v1::Beat) -> Result<Beat, Status> {
     let masters = beat.masters.map(|masters| check.masters(&masters));
     let free_memory_mib =
         beat.free_memory_mib.map(|mib| check.range("free_memory_mib", mib, 0..=*HOST_MEMORY_MIB.end()));
-    check.done(Beat { masters, free_memory_mib })
+    let images = beat.images.map(|images| check.images("images", &images.digests, HOST_IMAGES_MAX));
+    check.done(Beat { masters, free_memory_mib, images })
 }
 
 /// VMs of a host that have ended.

@@ -220,6 +220,14 @@ fn a_host_registers_whatever_its_cpu_and_kernel_say() {
 
 #[test]
 fn a_host_says_how_much_memory_is_free() {
+    let images = |digests: &[&[u8]]| {
+        let digests = digests.iter().map(|digest| digest.to_vec()).collect();
+        beat(v1::Beat { images: Some(v1::Images { digests }), ..v1::Beat::default() })
+    };
+    assert_eq!(images(&[&[7; 32], &[7; 32]]).unwrap().images, Some([[7; 32]].into()));
+    assert_eq!(fields(&images(&[&[7; 31]]).unwrap_err()), ["images"]);
+    assert_eq!(fields(&images(&[[7; 32].as_slice(); 65]).unwrap_err()), ["images"]);
+    assert_eq!(beat(v1::Beat::default()).unwrap().images, None);
     let of = |free_memory_mib| beat(v1::Beat { free_memory_mib, ..v1::Beat::default() });
     assert_eq!(of(None).unwrap().free_memory_mib, None);
     assert_eq!(of(Some(0)).unwrap().free_memory_mib, Some(0));
@@ -272,7 +280,7 @@ fn pages_have_bounds_and_tokens_are_ours() {
 fn a_beat_names_masters_or_none() {
     let of = |families: Option<Vec<String>>| {
         let masters = families.map(|families| v1::Masters { families });
-        beat(v1::Beat { masters, free_memory_mib: None }).map(|beat| beat.masters)
+        beat(v1::Beat { masters, ..v1::Beat::default() }).map(|beat| beat.masters)
     };
     let family = Uuid::from_u128(7);
     assert_eq!(of(None).unwrap(), None);

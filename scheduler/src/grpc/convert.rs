@@ -148,5 +148,6 @@ pub(super) fn host(host: HostState) -> v1::HostStatus {
         scheduling_unix_ms: host.scheduling_unix_ms,
         lost_unix_ms: host.lost_unix_ms.unwrap_or(0),
         free_memory_mib: host.free_memory_mib,
+        images: Some(v1::Images { digests: host.images.iter().map(|image| image.to_vec()).collect() }),
     }
 }

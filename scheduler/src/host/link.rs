@@ -10,7 +10,7 @@
 use crate::client::HostClient;
 use patina_daemon::lock;
 use patina_proto::v1::{
-    Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, KillClones, Masters, Register,
+    Beat, ClonesEnded, EndedClone, HostInfo, HostMessage, HostOrder, Images, KillClones, Masters, Register,
     RunningClone, VmEnd, host_message::Message, host_order::Order,
 };
 use std::{
@@ -51,6 +51,10 @@ pub trait Clones: Send + Sync + 'static {
     }
     /// The memory that is really free on this host now, MiB; None: not known.
     fn free_memory_mib(&self) -> Option<u64> {
+        None
+    }
+    /// The kernels and root file systems that are here now, by their digests; None: not known.
+    fn images(&self) -> Option<Vec<Vec<u8>>> {
         None
     }
     /// Ends these clones. Their ends are reported with [`HostLink::ended`], like all others.
@@ -208,6 +212,8 @@ struct Session {
     said: Option<(u64, Vec<EndedClone>)>,
     /// The masters that were said last.
     masters: Option<Masters>,
+    /// The images that were said last.
+    images: Option<Images>,
 }
 
 impl Keeper {
@@ -258,7 +264,7 @@ impl Keeper {
         // said one message at a time.
         let (messages, outgoing) = mpsc::channel(8);
         let present = self.present();
-        let masters = present.masters.clone();
+        let (masters, images) = (present.masters.clone(), present.images.clone());
         say(&messages, Message::Register(present));
         let mut orders = self.client.register_host(ReceiverStream::new(outgoing)).await?.into_inner();
         let Some(HostOrder { order: Some(Order::Registered(registered)) }) = orders.message().await? else {
@@ -273,7 +279,7 @@ impl Keeper {
         );
         self.state.send_replace(Registration::Registered { epoch: registered.epoch, lease });
         let beat = lease.map_or(BEAT, |lease| (lease / 3).max(Duration::from_millis(1)));
-        Ok(Session { messages, orders, beat, said: None, masters })
+        Ok(Session { messages, orders, beat, said: None, masters, images })
     }
 
     /// Clones whose end is not noted yet count as running: so the ledger hears how they ended, not
@@ -284,7 +290,13 @@ impl Keeper {
         let all = running.into_iter().chain(ended.into_iter().filter(|clone| !clone.ticket.is_empty()));
         let once: BTreeMap<_, _> = all.map(|clone| ((clone.ticket.clone(), clone.vmid), clone)).collect();
         let masters = masters.map(|families| Masters { families });
-        Register { info: Some(self.info.clone()), running: once.into_values().collect(), making, masters }
+        let images = self.images();
+        let (info, running) = (Some(self.info.clone()), once.into_values().collect());
+        Register { info, running, making, masters, images }
+    }
+
+    fn images(&self) -> Option<Images> {
+        self.clones.images().map(|digests| Images { digests })
     }
 
     async fn stay(&mut self, session: &mut Session) -> Result<(), Status> {
@@ -305,15 +317,17 @@ impl Keeper {
         }
     }
 
-    /// Says that the host lives and how much memory is free, and which masters it has if there are
-    /// others than it said last.
+    /// Says that the host lives and how much memory is free, and which masters and images it has if
+    /// there are others than it said last.
     fn beat(&self, session: &mut Session) {
         let now = self.clones.masters().map(|families| Masters { families });
         let masters = now.filter(|now| session.masters.as_ref() != Some(now));
         let free_memory_mib = self.clones.free_memory_mib();
-        let beat = Message::Beat(Beat { masters: masters.clone(), free_memory_mib });
-        if say(&session.messages, beat) && masters.is_some() {
-            session.masters = masters;
+        let images = self.images().filter(|now| session.images.as_ref() != Some(now));
+        let beat = Beat { masters: masters.clone(), free_memory_mib, images: images.clone() };
+        if say(&session.messages, Message::Beat(beat)) {
+            session.masters = masters.or(session.masters.take());
+            session.images = images.or(session.images.take());
         }
     }
 

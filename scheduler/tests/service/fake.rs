@@ -43,6 +43,8 @@ pub struct FakeHost {
     running: Mutex<Vec<RunningClone>>,
     /// The families whose master it has; None: it does not say.
     pub masters: Mutex<Option<Vec<String>>>,
+    /// The kernels and root file systems that it has; None: it does not say.
+    pub images: Mutex<Option<Vec<Vec<u8>>>>,
     /// Kill orders are obeyed only while this is set.
     obeys: Mutex<bool>,
 }
@@ -55,6 +57,10 @@ impl Clones for FakeHost {
 
     fn free_memory_mib(&self) -> Option<u64> {
         Some(FREE_MIB)
+    }
+
+    fn images(&self) -> Option<Vec<Vec<u8>>> {
+        self.images.lock().unwrap().clone()
     }
 
     fn kill(&self, order: KillClones) {
@@ -97,6 +103,7 @@ impl FakeHost {
             link: OnceLock::new(),
             running: Mutex::new(running),
             masters: Mutex::new(None),
+            images: Mutex::new(None),
             obeys: Mutex::new(true),
         });
         let link = HostLink::start(client, info, Arc::clone(&host) as Arc<dyn Clones>);

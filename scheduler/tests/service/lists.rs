@@ -62,6 +62,22 @@ async fn a_host_is_listed_with_what_its_vms_rely_on_and_how_much_memory_is_free(
 }
 
 #[tokio::test]
+async fn a_host_is_listed_with_its_images_and_with_others_when_it_has_others() {
+    let server = Server::start(&["--lease", "300ms"]);
+    let host = FakeHost::start(&server, 1).await;
+    let client = server.client();
+    for images in [vec![vec![1; 32]], vec![vec![1; 32], vec![2; 32]], Vec::new()] {
+        *host.images.lock().unwrap() = Some(images.clone());
+        let listed = async {
+            while hosts(&client).await.remove(0).images.unwrap().digests != images {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(SOON, listed).await.expect("it says so when it beats");
+    }
+}
+
+#[tokio::test]
 async fn pages_may_begin_with_the_newest_and_leave_out_what_nobody_asked_for() {
     let server = Server::start(&[]);
     let host = FakeHost::start(&server, 1000).await;

@@ -11,7 +11,7 @@ use patina_abi::link::{TicketArgs, TicketView};
 use patina_daemon::chain;
 use patina_proto::v1::{ListTicketsRequest, RequestTicketRequest, TicketState};
 use scheduler::client::Client;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 /// Most tickets on a page for a guest: so many fit on a line.
@@ -46,11 +46,17 @@ impl Host {
     ///
     /// # Errors
     /// It cannot be had, in this time or ever, or the scheduler does not answer.
-    pub(super) async fn request_ticket(&self, vm: &Vm, args: TicketArgs) -> Result<TicketView, Error> {
+    pub(super) async fn request_ticket(
+        self: &Arc<Self>,
+        vm: &Vm,
+        args: TicketArgs,
+    ) -> Result<TicketView, Error> {
         let Record { family, net, .. } = vm.record;
         // A host of which nobody knows what its VMs rely on gives them to no other.
         let hosts = host_check::facts().map_or(TicketHosts::Own, |_| self.settings.ticket_hosts);
         let request = request(&vm.record, args, self.tickets.host_id(), hosts);
+        let image_digests = self.digests_for(&vm.record, hosts).await;
+        let request = RequestTicketRequest { image_digests, ..request };
         let ticket = self.tickets.0.admission.request(request).await;
         let ticket =
             ticket.map_err(|failed| self.tickets.failed("request a ticket", failed.into_status()))?;
@@ -62,6 +68,21 @@ impl Host {
             self.table.wake_pool(net.index, family);
         }
         Ok(view(&ticket))
+    }
+
+    /// The VM's kernel and root file system, where it matters which hosts have them.
+    async fn digests_for(self: &Arc<Self>, of: &Record, hosts: TicketHosts) -> Vec<Vec<u8>> {
+        if hosts == TicketHosts::Own || self.tickets.address().is_empty() {
+            return Vec::new();
+        }
+        match self.images_of(of).await {
+            Ok(images) => images.iter().map(|image| image.digest.as_bytes().to_vec()).collect(),
+            Err(error) => {
+                // A host without them is as good then.
+                tracing::warn!(name = of.name, error = %chain(&error), "name the VM's kernel and root file system to the scheduler");
+                Vec::new()
+            }
+        }
     }
 
     /// A page of the tickets of a family that somebody asked for, as the scheduler has them, and

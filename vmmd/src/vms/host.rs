@@ -3,7 +3,7 @@
 use super::{
     blocking::Disks,
     error::Error,
-    fetched_data::{offered::Offered, shelf::Shelf, under_way::UnderWay},
+    fetched_data::{known::KnownImages, offered::Offered, shelf::Shelf, under_way::UnderWay},
     image_cache::cache::ImageCache,
     making::Making,
     masters::ComingMasters,
@@ -39,7 +39,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex, Notify, Semaphore, watch},
+    sync::{Mutex, Semaphore, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -157,8 +157,8 @@ pub struct Host {
     pub(super) offered: Offered,
     // So many are read at a time.
     pub(super) giving: Arc<Semaphore>,
-    // Told when another file has come from another host.
-    pub(super) images_changed: Notify,
+    // What the scheduler is told of them.
+    pub(super) known_images: KnownImages,
     // Held while vmids are reserved and taken.
     pub(super) reserving: Mutex<()>,
     // Held while a family of another host comes to this one.
@@ -212,7 +212,7 @@ impl Host {
             under_way: UnderWay::default(),
             offered: Offered::default(),
             giving: Arc::new(Semaphore::new(GIVEN_AT_ONCE)),
-            images_changed: Notify::new(),
+            known_images: KnownImages::default(),
             joining: Mutex::new(()),
             members: members(&settings, &state, &tickets)?,
             reserving: Mutex::new(()),

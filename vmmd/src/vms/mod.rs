@@ -5,8 +5,8 @@
 //!   VMs. [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a
 //!   clone will write first. [`remove`](mod@remove): removes ended VMs.
 //! - [`remote`]: clones on other hosts, and clones here of VMs of other hosts.
-//!   [`remote_data`]: what that is made of. [`fetched_data`]: kernels and root file systems that come
-//!   from other hosts.
+//!   [`remote_data`]: what that is made of. [`fetched_data`]: kernels and root file systems that
+//!   come from other hosts.
 //! - `members`: tells other hosts which VMs of a family run here, and hears which run there.
 //!   [`members_data`]: what that is made of.
 //! - [`snapshots`]: keeps VMs on the disk, and restores them. [`snapshot_data`]: what that is made

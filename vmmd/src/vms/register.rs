@@ -99,6 +99,11 @@ impl Vms for VmsOf {
         }
     }
 
+    fn images(&self) -> Option<Vec<Vec<u8>>> {
+        let known = self.0.upgrade()?.known_images.get()?;
+        Some(known.iter().map(|digest| digest.as_bytes().to_vec()).collect())
+    }
+
     fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str) {
         match (self.0.upgrade(), family.parse(), ticket.parse()) {
             (Some(host), Ok(family), Ok(ticket)) => host.kill_clones(family, ticket, vmids, reason),

@@ -1,12 +1,16 @@
 //! Kernels and root file systems that a host lacks come from another host.
 
-use crate::bench::{Bench, Client, tell};
+use crate::{
+    bench::{Bench, Client, tell},
+    steps::until,
+};
 use patina_proto::v1::{
-    FetchImagesRequest, FetchImagesResponse, GetHostRequest, ImageKind, ListStatesRequest,
+    FetchImagesRequest, FetchImagesResponse, GetHostRequest, ImageKind, ListHostsRequest, ListStatesRequest,
     ListStatesResponse, ReadImageRequest, ReadImageResponse, SpawnClonesRequest, SpawnClonesResponse,
     TellFamilyRequest, TellFamilyResponse, WantedImage,
     host_peer_client::HostPeerClient,
     host_peer_server::{HostPeer, HostPeerServer},
+    scheduler_client::SchedulerClient,
 };
 use rustix::process::Signal;
 use std::{
@@ -93,6 +97,15 @@ fn a_root_file_system_comes_from_the_host_that_has_it_once_and_is_found_again() 
         let files = shelf(&bench);
         assert_eq!(files, [bench.path("state/fetched").join(blake3::hash(&content).to_hex().as_str())]);
         assert_eq!(fs::read(&files[0]).unwrap(), content);
+
+        // The scheduler hears of it.
+        let scheduler = SchedulerClient::new(bench.channel("vmmd.sock").await);
+        until("the scheduler knows that it is here", async || {
+            let listed = scheduler.clone().list_hosts(ListHostsRequest::default()).await.unwrap();
+            let images = listed.into_inner().hosts.remove(0).images.unwrap().digests;
+            images.contains(&blake3::hash(&content).as_bytes().to_vec()) && images.len() == 3
+        })
+        .await;
 
         // It is here, also after a restart, without the other host.
         assert_eq!(fetched(own.clone(), request.clone()).await.unwrap(), []);

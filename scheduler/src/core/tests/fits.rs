@@ -1,8 +1,8 @@
 //! Only hosts that fit the VM that is cloned are granted.
 
-use super::world::{World, demand, facts, id, info, options, ticket_of};
+use super::world::{World, demand, facts, id, image, info, options, ticket_of};
 use crate::core::{
-    api::{CoreError, Demand, Free, HostInfo},
+    api::{Beat, Command, CoreError, Demand, Free, HostInfo, Present},
     facts::{Misfit, fits},
     present::{Facts, Identity},
     record::Scheduling,
@@ -160,6 +160,88 @@ fn of_hosts_that_are_alike_those_are_taken_that_hold_pages_of_the_family() {
         let many = granted(7, None, &[], 4);
         assert!(many.contains(&(2, if policy == Policy::Pack { 3 } else { 2 })), "{many:?}");
     }
+}
+
+/// Four hosts that are alike; these have kernel 1, and of them host 2 has root file system 2.
+fn with_images(hosts: &[u128]) -> World {
+    let mut world = World::new();
+    for number in 1..=4 {
+        let images = hosts.contains(&number).then(|| image(1));
+        let images = images.into_iter().chain((number == 2).then(|| image(2))).collect();
+        let present = Present { images: Some(images), ..Present::default() };
+        world.host_present(host(number, 4, Some(facts(1))), present);
+    }
+    world
+}
+
+#[test]
+fn of_hosts_that_are_alike_those_are_taken_that_have_the_images() {
+    for policy in [Policy::Pack, Policy::Spread] {
+        let demand = |images: &[u128], vms| {
+            let images = images.iter().copied().map(image).collect();
+            Demand { images, policy: Some(policy), ..demand(vms, vms) }
+        };
+        let granted = |has: &[u128], images: &[u128], hosts: &[u128], vms| {
+            let hosts = hosts.iter().copied().map(id).collect();
+            places(&with_images(has).request(Demand { hosts, ..demand(images, vms) }).unwrap())
+        };
+        for number in [2, 3] {
+            assert_eq!(granted(&[number], &[1], &[], 1), [(number, 1)]);
+            assert_eq!(granted(&[number], &[1], &[1, 2, 3], 1), [(number, 1)]);
+        }
+        // All of them: a host that must fetch one is as good as one that must fetch two.
+        assert_eq!(granted(&[2, 3], &[1, 2], &[], 1), [(2, 1)]);
+        let none = granted(&[], &[], &[], 1);
+        assert_eq!(granted(&[3], &[1, 2], &[], 1), none);
+        assert_eq!(granted(&[3], &[3], &[], 1), none, "nobody has it");
+        // A missing one is fetched: no host is left out.
+        assert_eq!(granted(&[3], &[1], &[], 16).len(), 4);
+        assert_eq!(granted(&[3], &[1], &[1, 2], 1).len(), 1);
+
+        // Pages are more than images, and the policy is more than both.
+        let mut world = with_images(&[3]);
+        world.request(Demand { hosts: vec![id(1)], ..demand(&[], 1) }).unwrap();
+        for number in 2..=4 {
+            world.request(Demand { family: id(8), hosts: vec![id(number)], ..demand(&[], 1) }).unwrap();
+        }
+        assert_eq!(places(&world.request(demand(&[1], 1)).unwrap()), [(1, 1)]);
+        let mut world = with_images(&[3]);
+        let fill = |number, vms| Demand { family: id(8), hosts: vec![id(number)], ..demand(&[], vms) };
+        let by_policy = if policy == Policy::Pack { 2 } else { 1 };
+        world.request(fill(2, 3)).unwrap();
+        world.request(fill(3, 2)).unwrap();
+        world.request(fill(4, 1)).unwrap();
+        assert_eq!(places(&world.request(demand(&[1], 1)).unwrap()), [(by_policy, 1)]);
+    }
+}
+
+#[test]
+fn images_are_as_the_host_has_said_them_last() {
+    let mut world = with_images(&[2]);
+    let taken = |world: &mut World| {
+        let demand = Demand { images: [image(1)].into(), policy: Some(Policy::Spread), ..demand(1, 1) };
+        let ticket = world.request(demand).unwrap();
+        world.release(ticket.id).unwrap();
+        places(&ticket)[0].0
+    };
+    let none = taken(&mut with_images(&[]));
+    assert_eq!(taken(&mut world), 2);
+    let beat = |world: &mut World, number, images: Option<&[u128]>| {
+        let images = images.map(|images| images.iter().copied().map(image).collect());
+        let (host, epoch) = (id(number), world.hosts[&id(number)]);
+        world.apply(Command::HostBeat { host, epoch, beat: Beat { images, ..Beat::default() } });
+        assert!(world.effects.is_empty(), "it is not stored: {:?}", world.effects);
+    };
+    beat(&mut world, 2, None);
+    assert_eq!(taken(&mut world), 2, "the same as before");
+    beat(&mut world, 2, Some(&[5]));
+    assert_eq!(taken(&mut world), none);
+    beat(&mut world, 3, Some(&[1, 5]));
+    assert_eq!(taken(&mut world), 3);
+    assert_eq!(world.core.hosts()[2].images, [image(1), image(5)].into());
+    // One that registers again says them again.
+    world.host_with(host(3, 4, Some(facts(1))), Vec::new());
+    assert_eq!(taken(&mut world), none);
 }
 
 #[test]

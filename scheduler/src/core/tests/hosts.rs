@@ -458,7 +458,7 @@ fn what_a_host_has_is_stored_and_how_much_is_free_is_not() {
     world.host_with(HostInfo { facts: Some(facts(1)), ..info(1, 4) }, Vec::new());
     let beat = |world: &mut World, free_memory_mib| {
         let (host, epoch) = (id(1), world.hosts[&id(1)]);
-        world.apply(Command::HostBeat { host, epoch, beat: Beat { masters: None, free_memory_mib } });
+        world.apply(Command::HostBeat { host, epoch, beat: Beat { free_memory_mib, ..Beat::default() } });
         assert!(world.effects.is_empty(), "{:?}", world.effects);
         world.core.hosts()[0].free_memory_mib
     };

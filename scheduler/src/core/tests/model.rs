@@ -3,7 +3,7 @@
 
 use super::{
     invariants::Watch,
-    world::{World, facts, id, named, options},
+    world::{World, facts, id, image, named, options},
 };
 use crate::core::{
     api::{
@@ -370,6 +370,7 @@ impl Sim {
             policy: ask.spread.then_some(Policy::Spread),
             prefer: (ask.prefer > 0).then(|| id(ask.prefer.into())),
             parent: (ask.parent > 0).then(|| id(ask.parent.into())),
+            images: (ask.parent > 0).then(|| image(ask.parent.into())).into_iter().collect(),
             ttl_ms: None,
             use_by: by,
         };
@@ -534,12 +535,14 @@ impl Sim {
         let families = (1..40).map(id);
         let masters = Some(families.filter(|family| !up.masters_gone.contains(family)).collect());
         let info = up.info.clone();
+        // Those that ask name images that some hosts have, or none.
+        let images = Some((1..=2).filter(|number| info.id == id(*number)).map(image).collect());
         let listed: Vec<Clone> = running.iter().map(|r| (r.ticket, r.family, r.vmid)).collect();
         let lost: Vec<Clone> = listed.iter().filter(|clone| self.was_lost(clone)).copied().collect();
         let waiter = self.call(|waiter| Command::HostUp {
             waiter,
             info,
-            present: Present { running, making, masters },
+            present: Present { running, making, masters, images },
         });
         let Ok(Reply::Registered(epoch)) = self.world.was_answered(waiter) else { panic!() };
         self.world.hosts.insert(host, epoch);

@@ -4,8 +4,8 @@
 use crate::core::{
     Core,
     api::{
-        Beat, Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Listing, Named, Options,
-        Present, Reply, Running, Targets, UnixMs, Usage, VmidDemand, Waiter,
+        Beat, Closed, Command, CoreError, Demand, Effect, HostChange, HostInfo, Image, Listing, Named,
+        Options, Present, Reply, Running, Targets, UnixMs, Usage, VmidDemand, Waiter,
     },
     epochs::Epochs,
     present::Facts,
@@ -38,6 +38,13 @@ pub fn id(number: u128) -> Uuid {
     Uuid::from_u128(number)
 }
 
+/// A kernel or a root file system.
+pub fn image(number: u128) -> Image {
+    let mut image = Image::default();
+    image[..16].copy_from_slice(&number.to_le_bytes());
+    image
+}
+
 /// Family 7 asks for 1-CPU, 64 MiB VMs, as many as `most`, at least `min`.
 pub fn demand(min: u32, most: u32) -> Demand {
     Demand {
@@ -52,6 +59,7 @@ pub fn demand(min: u32, most: u32) -> Demand {
         hosts: Vec::new(),
         prefer: None,
         parent: None,
+        images: BTreeSet::new(),
         policy: None,
         ttl_ms: None,
         use_by: None,
@@ -282,7 +290,7 @@ impl World {
 
     pub fn host_making(&mut self, info: HostInfo, running: Vec<Running>, making: Vec<Uuid>) -> HostId {
         let making = making.into_iter().collect();
-        self.host_present(info, Present { running, making, masters: None })
+        self.host_present(info, Present { running, making, ..Present::default() })
     }
 
     pub fn host_present(&mut self, info: HostInfo, present: Present) -> HostId {

@@ -188,6 +188,10 @@ impl<V: Vms> Clones for HostClones<V> {
         self.vms.free_memory_mib()
     }
 
+    fn images(&self) -> Option<Vec<Vec<u8>>> {
+        self.vms.images()
+    }
+
     fn kill(&self, order: KillClones) {
         let Some(shared) = self.shared.upgrade() else { return };
         // In the same order, for the same reason.

@@ -62,6 +62,10 @@ pub trait Vms: Send + Sync + 'static {
     fn free_memory_mib(&self) -> Option<u64> {
         None
     }
+    /// The kernels and root file systems that are here now, by their digests; None: not known.
+    fn images(&self) -> Option<Vec<Vec<u8>>> {
+        None
+    }
     /// Those of these clones of a ticket that run here are to end. Others with such a vmid are not
     /// meant.
     fn end(&self, family: &str, ticket: &str, vmids: &[u32], reason: &str);

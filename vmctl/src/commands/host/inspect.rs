@@ -6,7 +6,7 @@ use crate::{
     output::{self, Format},
     view::{age, unix_ms},
 };
-use patina_proto::v1::{CpuidLeaf, HostFacts, HostInfo, HostStatus, KvmKind};
+use patina_proto::v1::{CpuidLeaf, HostFacts, HostInfo, HostStatus, Images, KvmKind};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ struct InspectView {
     cpu_percent: u32,
     memory_percent: u32,
     overlay: String,
+    /// BLAKE3 of the kernels and root file systems that are there.
+    images: Vec<String>,
     facts: Option<FactsView>,
 }
 
@@ -60,10 +62,16 @@ impl From<HostStatus> for InspectView {
             cpu_percent: info.cpu_percent,
             memory_percent: info.memory_percent,
             overlay: info.overlay,
+            images: images(status.images.take()),
             facts: info.facts.map(FactsView::from),
             host: status.into(),
         }
     }
+}
+
+fn images(images: Option<Images>) -> Vec<String> {
+    let hex = |digest: Vec<u8>| digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    images.unwrap_or_default().digests.into_iter().map(hex).collect()
 }
 
 impl From<HostFacts> for FactsView {
@@ -136,6 +144,10 @@ impl InspectView {
             ("memory really free", free),
             ("VMs", format!("{}{most} reserved", host.held_vms)),
         ];
+        match self.images.as_slice() {
+            [] => rows.push(("kernels, rootfs", "none that is known".to_owned())),
+            images => rows.extend(images.iter().map(|image| ("kernel or rootfs", image.clone()))),
+        }
         match &self.facts {
             Some(facts) => rows.extend(facts.rows()),
             None => rows.push(("CPU", "not known: its VMs stay there, and others' do not come".to_owned())),
@@ -192,7 +204,14 @@ mod tests {
             facts: Some(facts),
             ..HostInfo::default()
         };
-        HostStatus { info: Some(info), held_vms: 3, free_memory_mib: Some(512), ..HostStatus::default() }
+        let images = Some(Images { digests: vec![vec![0xab; 32]] });
+        HostStatus {
+            info: Some(info),
+            held_vms: 3,
+            free_memory_mib: Some(512),
+            images,
+            ..HostStatus::default()
+        }
     }
 
     #[test]
@@ -204,6 +223,7 @@ mod tests {
         assert_eq!(of("VMs"), Some("3 of 8 reserved"));
         assert_eq!(of("overlay"), Some("192.0.2.7:4789"));
         assert_eq!(of("memory really free"), Some("512 MiB"));
+        assert_eq!(of("kernel or rootfs"), Some("ab".repeat(32).as_str()));
         assert_eq!(of("CPU"), Some("AuthenticAMD family 25 model 17 stepping 1"));
         assert_eq!(of("KVM"), Some("svm"));
         assert_eq!(of("TSC"), Some("2600000 kHz, can be scaled"));
@@ -214,6 +234,7 @@ mod tests {
         );
         assert_eq!(json["facts"]["cpuid"][0]["eax"], 1);
         assert_eq!(json["free_memory_mib"], 512);
+        assert_eq!(json["images"], serde_json::json!(["ab".repeat(32)]));
     }
 
     #[test]

@@ -14,11 +14,13 @@ use crate::{
             under_way::Fetching,
         },
         host::Host,
+        images,
         remote_data::error::ReceiveError,
         snapshot_data::error::SnapshotError,
     },
 };
 use blake3::Hash;
+use patina_control::best_effort;
 use patina_daemon::chain;
 use patina_proto::v1::{FetchImagesRequest, FetchImagesResponse, ImageKind, ReadImageRequest, WantedImage};
 use patina_snapshot::manifest::ImageRef;
@@ -117,7 +119,7 @@ impl Host {
                 if let Err(error) = got {
                     tracing::warn!(host = %call.host, error = %chain(&error), "a file does not come from another host");
                     let answered = told.send(Err(error.into())).await;
-                    patina_control::best_effort(answered, "a caller that is gone wants no answer");
+                    best_effort(answered, "a caller that is gone wants no answer");
                     return;
                 }
             }
@@ -176,7 +178,7 @@ impl Host {
             Ok(bytes) => {
                 let FetchError { field, digest, host, .. } = of;
                 tracing::info!(field, %digest, %host, bytes, "a file has come from another host");
-                self.images_changed.notify_one();
+                self.known_images.look_again();
                 Ok(())
             }
             Err(why) => Err(Arc::new(FetchError { why, ..of })),
@@ -219,6 +221,34 @@ impl Host {
         let broken = self.table.broken();
         used.extend(broken.iter().filter_map(|(_, broken)| broken.record.as_ref()).flat_map(files));
         used
+    }
+
+    /// Looks which kernels and root file systems are here, again and again, for the scheduler.
+    pub fn keep_looking_at_images(self: &Arc<Self>) {
+        let host = Arc::downgrade(self);
+        tokio::spawn(async move {
+            while let Some(host) = host.upgrade() {
+                let looks = Arc::clone(&host);
+                let look = move || {
+                    looks.look_at_images();
+                    Ok(())
+                };
+                // It is looked again.
+                best_effort(host.image_disks.blocking(look).await, "disks that do not answer now may later");
+                host.known_images.stale().await;
+            }
+        });
+    }
+
+    /// May block.
+    fn look_at_images(&self) {
+        let own = [&self.settings.images.kernel, &self.settings.images.rootfs];
+        let digest = |path: &PathBuf| {
+            let (file, _) = images::open_rootfs(path).ok()?;
+            Some(self.digests.of(&file).ok()?.0)
+        };
+        // What came from other hosts is named by its content, which is compared when it is used.
+        self.known_images.set(own.into_iter().filter_map(digest).chain(self.shelf.digests()).collect());
     }
 
     async fn has_image(self: &Arc<Self>, field: &'static str, digest: Hash) -> Result<bool, Error> {
