@@ -10,10 +10,15 @@ use libtest_mimic::Failed;
 use patina_tests::{
     host::{Host, HostError},
     scheduler::Scheduler,
+    setup::Setup,
     vm::Vm,
 };
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+};
 
 pub const STORIES: &[Story] = stories![
     one_call_makes_clones_on_three_hosts,
@@ -21,6 +26,7 @@ pub const STORIES: &[Story] = stories![
     vms_are_found_wherever_they_run,
     the_map_reduce_example_runs_over_three_hosts_unchanged,
     a_guest_s_ticket_is_for_all_hosts_unless_its_own_keeps_it,
+    hosts_without_the_image_fetch_it_once_and_run_the_clones,
 ];
 
 /// Three hosts, each in a network namespace of its own, with room for two clones each.
@@ -276,6 +282,76 @@ fn own_ticket(hosts: &Hosts, keeper: &Host) -> Outcome {
     require_eq("gc clone in a VM of that host", eve.sh(&format!("gc clone {ticket}"))?, "0")?;
     let kept = Hosts::clones_of(std::slice::from_ref(keeper), "eve")?;
     require(kept.len() == 2, "two clones on their parent's host", format!("{kept:?}"))
+}
+
+fn hosts_without_the_image_fetch_it_once_and_run_the_clones(stage: &Stage) -> Outcome {
+    // The parent's host has files that the other two do not see, as if they were on its disk only.
+    let folder = tempfile::Builder::new().prefix("patina-images-").tempdir()?;
+    let images = folder.path().join("images");
+    fs::create_dir(&images)?;
+    let [kernel, rootfs] = ["kernel", "rootfs"].map(|name| images.join(name));
+    fs::copy(&stage.setup().kernel, &kernel)?;
+    fs::copy(&stage.setup().rootfs, &rootfs)?;
+    let setup = Setup { kernel, rootfs, image_cache: None, ..stage.setup().clone() };
+    let script = folder.path().join("without-images");
+    let hide = format!("mount -t tmpfs none {} && exec \"$@\"", images.display());
+    fs::write(&script, format!("exec unshare --net --mount sh -c '{hide}' sh \"$@\"\n"))?;
+    let wrapper = ["sh".to_owned(), script.to_string_lossy().into_owned()];
+
+    let scheduler = Scheduler::start(stage.setup(), &["--overcommit-cpu", "64"])?;
+    let address = scheduler.address();
+    let options = ["--scheduler", &address, "--max-vms", "2", "--warm", "0"];
+    let without = || Host::start_in(&setup, &wrapper, &options);
+    let hosts = [Host::start_apart(&setup, &options)?, without()?, without()?];
+    let hosts = Hosts { scheduler, hosts };
+    let told = fetched_once(&hosts);
+    let logs: Vec<_> = hosts.hosts.iter().map(Host::vmmd_log).collect();
+    hosts.stop()?;
+    told.map_err(|failed| format!("{}\n{}", failed.message().unwrap_or("failed"), logs.join("\n==\n")).into())
+}
+
+fn fetched_once(hosts: &Hosts) -> Outcome {
+    let own = hosts.hosts[1].vmctl(&["run", "--name", "eve"])?;
+    require(own.code != 0, "a host that cannot start a VM itself", format!("{own:?}"))?;
+    let parent = hosts.hosts[0].run("adam", &[])?;
+    let clone = || {
+        let ticket = ticket_over_all(&hosts.hosts[0], &parent)?;
+        require_eq("gc clone in the parent", parent.sh(&format!("gc clone {ticket}"))?, "0")
+    };
+    clone()?;
+    let vms = Hosts::clones_of(&hosts.hosts, "adam")?;
+    require(vms.len() == 3, "three clones", format!("{vms:?}"))?;
+    for vm in &vms {
+        vm.wait_ready()?;
+        // A program that the parent has not run is read from the root file system.
+        require_eq("a program in a clone", vm.sh("echo in-a-clone | md5sum | cut -c -8")?, "750a0337")?;
+    }
+    let first = fetched_files(hosts)?;
+    require(first[0].is_empty(), "no file that the parent's host fetched", format!("{first:?}"))?;
+    for files in &first[1..] {
+        require(files.len() == 2, "a kernel and a root file system", format!("{first:?}"))?;
+    }
+    // The next clones find them there, and so do those of a clone.
+    clone()?;
+    let vms = Hosts::clones_of(&hosts.hosts, "adam")?;
+    require(vms.len() == 6, "six clones", format!("{vms:?}"))?;
+    for vm in &vms {
+        vm.wait_ready()?;
+    }
+    require(fetched_files(hosts)? == first, "the same files", format!("{first:?}"))
+}
+
+/// The files that hosts have fetched: another file under the same name has another number.
+fn fetched_files(hosts: &Hosts) -> Result<Vec<BTreeMap<String, u64>>, Failed> {
+    let of = |host: &Host| {
+        let entries = fs::read_dir(host.state_dir().join("fetched"))?;
+        let number = |entry: std::io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            Ok((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.ino()))
+        };
+        entries.map(number).collect::<std::io::Result<_>>().map_err(Failed::from)
+    };
+    hosts.hosts.iter().map(of).collect()
 }
 
 fn the_map_reduce_example_runs_over_three_hosts_unchanged(stage: &Stage) -> Outcome {
