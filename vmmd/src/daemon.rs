@@ -126,18 +126,10 @@ async fn serve(
     let range = options.network;
     tokio::spawn(async move { net::warn_of_conflicts(&range).await });
     let host = Host::new(settings, state, cluster.tickets(), Box::new(Answers))?;
-    host.keep_evicting();
-    host.keep_spares();
-    host.keep_telling();
-    tokio::spawn(Arc::clone(&host).serve_pages(for_pages));
-    host.keep_looking_at_images();
+    keep_going(&host, for_pages);
     // Whatever ends this: VMs run on with their memory.
     let _left = host.pager.left_when_dropped();
     let mut taking_over = tokio::spawn(take_over(Arc::clone(&host), host.find_folders()?));
-    if let Err(error) = spawn::open_kvm() {
-        // Not the end: what runs is looked after, and `vmctl doctor` can ask.
-        tracing::error!(error = %chain(&error), "no VM can be made on this host");
-    }
     let service =
         VmmdServer::new(Service::new(Arc::clone(&host))).max_decoding_message_size(MESSAGE_MAX_BYTES);
     let service = CallLimit::new(CALLS_MAX).named_layer(service);
@@ -204,6 +196,19 @@ async fn drain<T>(host: &Host, server: impl Future<Output = T>) -> Option<T> {
         tracing::warn!("the next vmmd ends what is warm");
     }
     drained.ok()
+}
+
+/// Begins what a host does as long as it lives.
+fn keep_going(host: &Arc<Host>, for_pages: mpsc::Receiver<Aside>) {
+    host.keep_evicting();
+    host.keep_spares();
+    host.keep_telling();
+    host.keep_looking_at_images();
+    tokio::spawn(Arc::clone(host).serve_pages(for_pages));
+    if let Err(error) = spawn::open_kvm() {
+        // Not the end: what runs is looked after, and `vmctl doctor` can ask.
+        tracing::error!(error = %chain(&error), "no VM can be made on this host");
+    }
 }
 
 /// Takes over what an earlier `vmmd` left, then registers this host.

@@ -171,19 +171,14 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Registering => (Code::Aborted, "REGISTERING"),
         // In the outcomes of clones only.
         Error::Remote(_) => (Code::Unavailable, "OTHER_HOST"),
-        Error::Receive(ReceiveError::Field { .. } | ReceiveError::Manifest(_) | ReceiveError::State) => {
-            (Code::InvalidArgument, "BAD_GENERATION")
-        }
-        Error::Receive(ReceiveError::NoImage { .. }) => (Code::FailedPrecondition, MISSING_IMAGE),
-        Error::Receive(ReceiveError::NotOffered(_)) => (Code::NotFound, "NO_SUCH_IMAGE"),
-        Error::Receive(ReceiveError::Reading) => (Code::ResourceExhausted, "TOO_MANY_READERS"),
+        Error::Receive(error) => classify_receive(error),
         Error::Fetch(error) => classify_fetch(&error.why),
         // Of the start of vmmd.
         Error::Shelf(_) => (Code::Internal, "STATE_FAILED"),
         Error::Tell(TellError::Field { .. } | TellError::Own(_)) => (Code::InvalidArgument, "BAD_FAMILY"),
         Error::Tell(TellError::Unknown(_)) => (Code::PermissionDenied, "NOT_A_MEMBER"),
         Error::Tell(TellError::TooMany(_)) => (Code::ResourceExhausted, "TOO_MANY_HOSTS"),
-        Error::Receive(_) | Error::Tell(_) => (Code::FailedPrecondition, "HOST_UNFIT"),
+        Error::Tell(_) => (Code::FailedPrecondition, "HOST_UNFIT"),
         Error::Unwanted { .. } => (Code::Aborted, "KILLED"),
         Error::TicketCount { .. } => (Code::InvalidArgument, "TICKET_COUNT"),
         Error::Warm { .. } | Error::Start { .. } => (Code::Internal, "CLONE_FAILED"),
@@ -199,6 +194,18 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::Spawn(crate::process::spawn::SpawnError::Kvm { .. }) => (Code::Internal, "NO_KVM"),
         Error::Spawn(_) => (Code::Internal, "SPAWN_FAILED"),
         Error::Log { .. } => (Code::Internal, "LOG_FAILED"),
+    }
+}
+
+fn classify_receive(error: &ReceiveError) -> (Code, &'static str) {
+    match error {
+        ReceiveError::Field { .. } | ReceiveError::Manifest(_) | ReceiveError::State => {
+            (Code::InvalidArgument, "BAD_GENERATION")
+        }
+        ReceiveError::NoImage { .. } => (Code::FailedPrecondition, MISSING_IMAGE),
+        ReceiveError::NotOffered(_) => (Code::NotFound, "NO_SUCH_IMAGE"),
+        ReceiveError::Reading => (Code::ResourceExhausted, "TOO_MANY_READERS"),
+        _ => (Code::FailedPrecondition, "HOST_UNFIT"),
     }
 }
 
