@@ -1,9 +1,10 @@
 //! Which layers and VMs the pager has to have: those that somebody holds ([`LazyLayer`],
 //! [`LazyMemory`]). Whoever changes this tells the keeper.
 
+mod peers;
 mod vms;
 
-use super::{error::PagerError, order::Order, parts::Parts, peers::PeerSource, place::Place};
+use super::{error::PagerError, order::Order, parts::Parts, place::Place};
 use crate::{
     process::filling::{FileNumber, FillingLayer, FillingLayers},
     store::VmDir,
@@ -33,6 +34,10 @@ pub struct Inventory {
     pub vms: HashSet<Id>,
     /// The VMs that lost memory while no `vmmd` was there.
     pub lost: HashMap<Id, End>,
+    /// The connections over which other hosts read.
+    pub connections: HashSet<Id>,
+    /// The pagers of other hosts to which a connection broke meanwhile.
+    pub broken: HashSet<Id>,
 }
 
 /// How long a VM has run of which nobody knows it: longer than what is told apart.
@@ -142,12 +147,6 @@ impl Book {
             tables.layers.values().find(|entry| entry.parts.number == memfd)?.parts.id.clone()
         };
         self.hold(&id)
-    }
-
-    /// The pager of another host, if a layer is read there.
-    pub(super) fn peer(&self, id: &Id) -> Option<Arc<PeerSource>> {
-        let sources = self.layers().into_iter().filter_map(|parts| parts.source.peer_source());
-        sources.into_iter().find(|peer| peer.id() == id)
     }
 
     /// Adds a layer, and holds it. If the book has it already, its parts stay.

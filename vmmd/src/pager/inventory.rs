@@ -7,7 +7,7 @@ use super::{
 };
 use patina_control::{
     end::{End, EndKind},
-    pager::{FromPager, Id, LayerStatus, RUN_BYTES, ToPager},
+    pager::{FromPager, FromPeers, Id, LayerStatus, RUN_BYTES, ToPager},
 };
 use std::{fs::File, sync::Arc};
 use tokio::time::timeout;
@@ -29,6 +29,7 @@ pub async fn read(book: &Arc<Book>, mut talk: Talk) -> Result<(Talk, Inventory),
                     let lost = vms.into_iter().map(|failed| (failed.vm, data_loss(&layer, run, &reason)));
                     inventory.lost.extend(lost);
                 }
+                FromPager::Peers(message) => hear_of_peer(&mut inventory, message),
                 FromPager::Status(_) => break,
                 _ => {}
             }
@@ -40,6 +41,15 @@ pub async fn read(book: &Arc<Book>, mut talk: Talk) -> Result<(Talk, Inventory),
     };
     let inventory = timeout(2 * PATIENCE, reading).await.map_err(|_| PagerError::Timeout(2 * PATIENCE))??;
     Ok((talk, inventory))
+}
+
+fn hear_of_peer(inventory: &mut Inventory, message: FromPeers) {
+    match message {
+        FromPeers::Serving { connection } => drop(inventory.connections.insert(connection)),
+        FromPeers::Ended { connection, .. } => drop(inventory.connections.remove(&connection)),
+        FromPeers::Lost { peer, .. } => drop(inventory.broken.insert(peer)),
+        FromPeers::Connected { .. } | FromPeers::Forgotten { .. } | FromPeers::Refused { .. } => {}
+    }
 }
 
 /// Takes a layer into the book. None: nothing is known of it, so no VM that is known uses it.
@@ -65,7 +75,7 @@ async fn take(
             (other, _) => tracing::debug!(?other, "while the pager is taken over"),
         }
     };
-    let held = book.enter(book.place.parts(&layer, saved, memfd)?)?;
+    let held = book.enter(book.parts_of(&layer, saved, memfd)?)?;
     if status.is_complete {
         book.complete(&layer);
     }

@@ -9,7 +9,8 @@
 //!
 //! - [`book`]: what the pager must have, by what is held; [`parts`]: what it needs of a layer;
 //!   [`demand`]: what VMs have demanded of it.
-//! - [`peers`]: pagers of other hosts, whose layers are read here.
+//! - [`peers`]: pagers of other hosts, whose layers are read here; [`lender`]: how they are
+//!   reached.
 //! - [`keeper`]: the task that starts the pager and replaces it; [`order`]: what it is to do;
 //!   [`program`]: its process; [`talk`]: the connection; [`running`]: both; [`restarts`]: how
 //!   often; [`gone`]: VMs that it does not serve any longer.
@@ -25,6 +26,7 @@ pub mod error;
 pub mod gone;
 pub mod inventory;
 pub mod keeper;
+pub mod lender;
 pub mod order;
 pub mod parts;
 pub mod peers;
@@ -44,6 +46,7 @@ use crate::{
 use book::{Book, Held, Known, LazyLayer, LazyMemory};
 use error::PagerError;
 use keeper::Keeper;
+use lender::Lender;
 use order::{Order, Served, Serving};
 use parts::{Parts, id_of};
 use patina_control::{
@@ -56,7 +59,6 @@ use patina_snapshot::{
     directory::{LayerFile, Snapshot},
     manifest::{Layer, Manifest},
 };
-use peers::{Dial, PeerSource};
 use place::Place;
 use std::{
     fs::File,
@@ -143,15 +145,9 @@ impl Pager {
         &self,
         manifest: &Manifest,
         state: &[u8],
-        (lease, dial): (Uuid, Box<dyn Dial>),
+        lender: Lender,
     ) -> Result<Generation, PagerError> {
-        let book = Arc::downgrade(&self.book);
-        let forget = move |id: &Id| {
-            if let Some(book) = book.upgrade() {
-                book.order(Order::ForgetPeer(id.clone()));
-            }
-        };
-        let peer = Arc::new(PeerSource::new(name_of(lease)?, dial, Box::new(forget)));
+        let peer = self.book.peer_of(name_of(lender.lease)?, lender);
         let state = memfd::sealed("patina-state", state).map_err(PagerError::Memory)?;
         let (mut files, mut held) = (vec![state.into()], Vec::new());
         for (number, layer) in (0..).zip(&manifest.layers) {
@@ -320,7 +316,7 @@ impl Pager {
         let unknown = || PagerError::NoLayer(id.to_string());
         let saved = self.book.place.load(id)?.ok_or_else(unknown)?;
         let memfd = program::memfd_of(pid, saved.number()).ok_or_else(unknown)?;
-        let held = self.book.enter(self.book.place.parts(id, saved, memfd)?)?;
+        let held = self.book.enter(self.book.parts_of(id, saved, memfd)?)?;
         let (answer, _) = oneshot::channel();
         self.book.order(Order::Layer(id.clone(), answer));
         Ok(held)

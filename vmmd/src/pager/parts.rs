@@ -1,6 +1,10 @@
 //! What the pager needs of a layer.
 
-use super::{demand::Demand, error::PagerError, peers::PeerSource};
+use super::{
+    demand::Demand,
+    error::PagerError,
+    peers::{PeerSource, SavedPeer},
+};
 use crate::process::filling::FileNumber;
 use blake3::Hash;
 use patina_control::{
@@ -146,6 +150,17 @@ impl Source {
     pub fn peer_source(&self) -> Option<Arc<PeerSource>> {
         match &*self.lock() {
             Some(Opened::Peer(peer, _)) => Some(Arc::clone(peer)),
+            Some(Opened::File(_)) | None => None,
+        }
+    }
+
+    /// What is written of the other host, if it is one.
+    #[must_use]
+    pub fn saved(&self) -> Option<SavedPeer> {
+        match &*self.lock() {
+            Some(Opened::Peer(peer, number)) => {
+                Some(SavedPeer { id: peer.id().clone(), lender: peer.lender().clone(), number: *number })
+            }
             Some(Opened::File(_)) | None => None,
         }
     }

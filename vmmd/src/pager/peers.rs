@@ -1,36 +1,31 @@
 //! Pagers of other hosts, whose layers are read here.
 
-use futures::future::BoxFuture;
-use patina_control::pager::{Credential, Id};
-use std::{fmt, io, os::fd::OwnedFd};
-
-/// Makes connections to another host's pager.
-pub trait Dial: fmt::Debug + Send + Sync {
-    /// Connects to the other pager twice: for what VMs wait for, and for what is fetched ahead.
-    fn dial(&self) -> BoxFuture<'static, io::Result<[OwnedFd; 2]>>;
-
-    /// By which both pagers know each other.
-    fn credential(&self) -> &Credential;
-}
+use super::lender::Lender;
+use patina_control::pager::Id;
+use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Another host's pager, for as long as a layer is read there.
 pub struct PeerSource {
     id: Id,
-    dial: Box<dyn Dial>,
+    lender: Lender,
     forget: Box<dyn Fn(&Id) + Send + Sync>,
 }
 
 impl fmt::Debug for PeerSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerSource").field("id", &self.id).field("dial", &self.dial).finish_non_exhaustive()
+        f.debug_struct("PeerSource")
+            .field("id", &self.id)
+            .field("lender", &self.lender)
+            .finish_non_exhaustive()
     }
 }
 
 impl PeerSource {
-    /// One that is reached with `dial`. `forget` is called when no layer is read there any longer.
+    /// That of a lender. `forget` is called when no layer is read there any longer.
     #[must_use]
-    pub fn new(id: Id, dial: Box<dyn Dial>, forget: Box<dyn Fn(&Id) + Send + Sync>) -> Self {
-        Self { id, dial, forget }
+    pub fn new(id: Id, lender: Lender, forget: Box<dyn Fn(&Id) + Send + Sync>) -> Self {
+        Self { id, lender, forget }
     }
 
     /// Its name.
@@ -41,9 +36,20 @@ impl PeerSource {
 
     /// How it is reached.
     #[must_use]
-    pub fn way(&self) -> &dyn Dial {
-        &*self.dial
+    pub fn lender(&self) -> &Lender {
+        &self.lender
     }
+}
+
+/// What is written of another host that has a layer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedPeer {
+    /// Its name.
+    pub id: Id,
+    /// How it is reached.
+    pub lender: Lender,
+    /// The layer's number there.
+    pub number: u32,
 }
 
 impl Drop for PeerSource {

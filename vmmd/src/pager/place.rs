@@ -4,7 +4,9 @@
 use super::{
     demand::Demand,
     error::PagerError,
+    lender::Lender,
     parts::{DIGESTS_MAX_BYTES, Parts, Source},
+    peers::{PeerSource, SavedPeer},
 };
 use crate::{process::filling::FileNumber, store::StoreError};
 use patina_control::{
@@ -17,6 +19,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// The log begins anew when it is as long as this, bytes.
@@ -39,6 +42,9 @@ pub struct Saved {
     pub inode: u64,
     /// Where its file is.
     pub path: Option<PathBuf>,
+    /// Or which other host has it. Earlier releases know none.
+    #[serde(default)]
+    pub peer: Option<SavedPeer>,
 }
 
 impl Saved {
@@ -108,11 +114,14 @@ impl Place {
     pub fn save(&self, parts: &Parts) -> Result<(), PagerError> {
         self.make()?;
         let write = |path: PathBuf, bytes: &[u8]| {
-            let written = File::create(&path).and_then(|file| memfd::write_sparse(&file, bytes));
+            // A lender's key may be in it.
+            let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path);
+            let written = file.and_then(|file| memfd::write_sparse(&file, bytes));
             written.map_err(|source| StoreError::Write { path, source })
         };
         let FileNumber { device, inode } = parts.number;
-        let saved = Saved { bytes: parts.bytes, device, inode, path: parts.path.clone() };
+        let saved =
+            Saved { bytes: parts.bytes, device, inode, path: parts.path.clone(), peer: parts.source.saved() };
         let digests = read_sealed(&parts.digests, DIGESTS_MAX_BYTES).map_err(PagerError::Memory)?;
         write(self.digests(&parts.id), &digests)?;
         // The description last: with it, all is there.
@@ -133,18 +142,27 @@ impl Place {
         }
     }
 
-    /// The parts of a layer that an earlier `vmmd` had, with its memfd. If its file is gone, runs
-    /// that are not in the memfd fail when they are needed.
+    /// The parts of a layer that an earlier `vmmd` had, with its memfd. If its file is gone, or the
+    /// host that has it, runs that are not in the memfd fail when they are needed. `peer_of` is the
+    /// pager of such a host.
     ///
     /// # Errors
     /// What is written of it cannot be read.
-    pub fn parts(&self, id: &Id, saved: Saved, memfd: File) -> Result<Parts, PagerError> {
+    pub fn parts(
+        &self,
+        id: &Id,
+        (saved, memfd): (Saved, File),
+        peer_of: impl FnOnce(Id, Lender) -> Arc<PeerSource>,
+    ) -> Result<Parts, PagerError> {
         let digests_path = self.digests(id);
         let digests = read(&digests_path, DIGESTS_MAX_BYTES);
         let digests = digests.map_err(|source| StoreError::Read { path: digests_path, source })?;
         let digests = memfd::sealed("patina-digests", &digests).map_err(PagerError::Memory)?;
         let opened = saved.path.as_ref().map(File::open);
-        let source = Source::file(opened.and_then(Result::ok));
+        let source = match saved.peer {
+            Some(SavedPeer { id, lender, number }) => Source::peer(peer_of(id, lender), number),
+            None => Source::file(opened.and_then(Result::ok)),
+        };
         let number = super::parts::number_of(&memfd).map_err(PagerError::Memory)?;
         let Saved { bytes, path, .. } = saved;
         let demand = Demand::load(path.as_deref(), bytes);

@@ -76,7 +76,7 @@ impl Running {
         if !self.peers.insert(peer.id().clone()) {
             return;
         }
-        let (id, dialled, book) = (peer.id().clone(), peer.way().dial(), Arc::clone(book));
+        let (id, dialled, book) = (peer.id().clone(), peer.lender().dial(), Arc::clone(book));
         tokio::spawn(async move {
             let dialled = timeout(PATIENCE, dialled).await;
             let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
@@ -89,7 +89,7 @@ impl Running {
     /// # Errors
     /// The connection to the own pager broke.
     pub async fn connect(&self, peer: &PeerSource, streams: [OwnedFd; 2]) -> Result<(), PagerError> {
-        let credential = peer.way().credential().clone();
+        let credential = peer.lender().credential.clone();
         let connect = ToPager::Peers(ToPeers::Connect { peer: peer.id().clone(), credential });
         self.talk.send(&connect, &streams.each_ref().map(|stream| stream.as_fd())).await
     }

@@ -3,6 +3,7 @@
 
 mod demand;
 mod host;
+mod peers;
 mod sys;
 
 use host::{Host, PATIENCE, RUNS, Vmm, program_path, until, word};

@@ -19,7 +19,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::Arc,
 };
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 /// The pager's end of the socket of a VM that its vmm has not started yet.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Keeper {
             inventory::read(&self.book, talk).await
         };
         match taken.await {
-            Ok((talk, inventory)) => {
+            Ok((talk, mut inventory)) => {
                 tracing::info!(
                     pid,
                     layers = inventory.layers.len(),
@@ -52,7 +52,17 @@ impl Keeper {
                 let mut pager = Running::new(process, talk);
                 pager.attached.clone_from(&inventory.vms);
                 pager.given.extend(inventory.layers.iter().map(|layer| layer.parts().id.clone()));
+                // To the others there are connections.
+                let peers = inventory.layers.iter().filter_map(|layer| layer.parts().source.peer_source());
+                pager.peers.extend(
+                    peers.map(|peer| peer.id().clone()).filter(|peer| !inventory.broken.contains(peer)),
+                );
                 self.pager = Some(pager);
+                inventory.broken.iter().for_each(|peer| self.connect_peer(peer));
+                // Nobody waits for their end.
+                self.served.extend(
+                    inventory.connections.drain().map(|connection| (connection, oneshot::channel().0)),
+                );
                 let layers: Vec<Id> = inventory.layers.iter().map(|layer| layer.parts().id.clone()).collect();
                 self.book.found(inventory);
                 // Some may have become complete while no `vmmd` was there.

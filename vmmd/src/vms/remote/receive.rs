@@ -7,9 +7,9 @@
 //! What the other host sends is checked as a snapshot is. From the ticket on, each clone has an
 //! outcome of its own, as in every call for clones.
 
-use super::pages::Lender;
 use crate::{
     net::NetError,
+    pager::lender::Lender,
     plan::{
         address::{FamilyNet, VMID_MAX},
         names::VmName,
@@ -315,8 +315,7 @@ impl Host {
     async fn receive_generation(&self, call: &SpawnCall) -> Result<(Generation, Arc<PrefaultList>), Error> {
         let (address, lease, credential) = (call.address.clone(), call.lease, call.credential.clone());
         let lender = Lender { address, lease, credential };
-        let generation =
-            self.pager.generation_of_peer(&call.manifest, &call.state, (lease, Box::new(lender)));
+        let generation = self.pager.generation_of_peer(&call.manifest, &call.state, lender);
         let generation = generation.await.map_err(ReceiveError::from)?;
         let list = &call.manifest.description.prefault_list;
         let list =

@@ -1,8 +1,9 @@
 //! Connections to the vmmds of other hosts.
 
+use crate::pager::lender::target;
 use patina_daemon::{lock, tls::Security};
 use patina_proto::v1::host_peer_client::HostPeerClient;
-use scheduler::client::{self, Target, TargetError};
+use scheduler::client::{self, TargetError};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -59,15 +60,6 @@ impl Peers {
         drop(kept);
         Ok(HostPeerClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
     }
-}
-
-/// Where a host says that it is.
-///
-/// # Errors
-/// It is no address.
-pub fn target(address: &str) -> Result<Target, TargetError> {
-    // A vmmd without --advertise tells the address on which it listens.
-    address.parse().or_else(|_| format!("tcp:{address}").parse())
 }
 
 impl Default for Peers {
