@@ -52,6 +52,11 @@ impl Layer {
         if let Some(data) = self.recover(run, scratch) {
             return Ok(Read::Memfd(data));
         }
+        self.read_source(run, scratch)
+    }
+
+    /// Reads a run that the memfd does not have, and checks it. May block.
+    fn read_source(&self, run: usize, scratch: &mut Scratch) -> Result<Read, RunError> {
         let new = &mut scratch.new[..self.run_bytes(run)];
         self.source().ok_or(RunError::Truncated)?.read(run, new)?;
         self.check(run, new)
@@ -138,6 +143,10 @@ impl Engine {
         let (engine, of) = (Arc::clone(self), job.clone());
         let done = move |answer: Result<&[u8], RunError>| {
             finish(&engine, &of, answer.and_then(|bytes| of.layer.take(of.run, bytes)));
+            if class == Class::Ahead {
+                // There is room for more.
+                engine.pool.wake_background();
+            }
         };
         source.request(job.run, job.layer.run_bytes(job.run), class, Box::new(done)).is_none()
     }
@@ -157,7 +166,7 @@ impl Engine {
         if self.request(job, class, Self::finish_for_nobody) {
             return;
         }
-        let read = job.layer.read(job.run, scratch);
+        let read = job.layer.read_source(job.run, scratch);
         self.finish_for_nobody(job, read.and_then(|read| job.layer.install(job.run, scratch, read)));
     }
 
@@ -171,7 +180,5 @@ impl Engine {
                 self.end_waiting(&job.layer, job.run, &error, sleepers);
             }
         }
-        // There may be room for more.
-        self.pool.wake_background();
     }
 }
