@@ -18,8 +18,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Most runs that wait to be read at a source for VMs.
-const DEMANDS_MAX: usize = 16_384;
+/// Most runs that wait for a source for VMs: to be read there, or for its answer.
+pub(crate) const DEMANDS_MAX: usize = 16_384;
 /// Most faults of a VM that wait for runs. While there are more, its faults are not read.
 pub const VM_WAITING_MAX: usize = 256;
 

@@ -6,6 +6,7 @@
 use super::HANDSHAKE_PATIENCE;
 use super::tls::{self, Receiver, Sender};
 use super::wire::{Answer, Kind, Request};
+use crate::engine::DEMANDS_MAX;
 use crate::source::{Class, Done, PageSource, RunError};
 use crate::workers::PATIENCE;
 use patina_control::pager::{Credential, Id};
@@ -21,8 +22,6 @@ use std::time::{Duration, Instant};
 /// How long one run is waited for, also over connections that break: less than the engine waits, so
 /// that the reason is the one from here.
 const ANSWER_PATIENCE: Duration = PATIENCE.saturating_sub(Duration::from_millis(500));
-/// Most requests that have no answer yet, for what VMs wait for.
-const DEMANDS_MAX: usize = 16_384;
 /// Requests on their way for what is fetched ahead: 2 MiB, which covers a link of 10 Gbit/s with a
 /// round trip of 1 ms.
 const WINDOW: usize = 32;

@@ -22,14 +22,7 @@ pub mod wire;
 pub use client::{Peer, Remote};
 pub(crate) use service::Service;
 
-use patina_control::best_effort;
-use rustix::net::{Shutdown, shutdown};
-use std::fs::File;
 use std::time::Duration;
 
 /// How long two pagers may take to agree on keys.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
-
-fn hang_up(stream: &File) {
-    best_effort(shutdown(stream, Shutdown::Both), "the other side may have hung up");
-}

@@ -6,13 +6,12 @@
 
 mod same;
 
-use super::hang_up;
 use patina_control::best_effort;
 use patina_control::pager::Credential;
 use patina_daemon::lock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sendmsg, shutdown};
 use rustls::client::{ClientConnection, Resumption};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -155,7 +154,7 @@ impl Sender {
 
     /// Hangs up, whoever sends or receives.
     pub fn hang_up(&self) {
-        hang_up(&self.stream);
+        best_effort(shutdown(&self.stream, Shutdown::Both), "the other side may have hung up");
     }
 }
 
