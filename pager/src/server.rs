@@ -106,8 +106,9 @@ impl Server {
                 }
             }
             if Instant::now() >= next_tick {
-                self.engine.tick();
+                // First the peers: they know better why a run does not come.
                 self.peers.tick();
+                self.engine.tick();
                 if self.is_put_off {
                     self.listen(epoll::EventFlags::IN);
                 }
