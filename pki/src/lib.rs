@@ -2,7 +2,7 @@
 //! are used by `patina_daemon::tls`.
 //!
 //! - [`Authority`]: the folder. [`Validity`]: from when until when. [`Made`]: where the files are.
-//! - [`SharedCertificate`]: one that two programs share for one purpose.
+//! - [`credential`]: a certificate that two pagers share, and its key.
 //! - `names`: names and addresses, checked. `files`: files that nobody else can read, and that
 //!   appear whole.
 
@@ -14,4 +14,4 @@ mod shared;
 pub use authority::{Authority, Made, PkiError, Validity};
 pub use names::{Address, Name, NameError};
 pub use rcgen::Error as KeyError;
-pub use shared::SharedCertificate;
+pub use shared::credential;

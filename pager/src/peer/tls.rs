@@ -270,15 +270,13 @@ fn wait_for_input(stream: &File, deadline: Instant) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use patina_pki::SharedCertificate;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::thread;
     use std::time::Duration;
 
     fn credential() -> Credential {
-        let SharedCertificate { certificate, key } = SharedCertificate::new().unwrap();
-        Credential { certificate, key }
+        patina_pki::credential().unwrap()
     }
 
     /// What the side that answers finds of one that shows a certificate, and takes the right one.

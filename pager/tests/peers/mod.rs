@@ -7,7 +7,6 @@ use super::sources::{RUN, expected, reads};
 use patina_control::pager::{Credential, FromPager, FromPeers, LayerStatus, PeerLayer, ToPager, ToPeers};
 use patina_pager::peer::tls::{self, Receiver, Sender};
 use patina_pager::peer::wire::{Answer, HEADER_BYTES, Kind, Request};
-use patina_pki::SharedCertificate;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -44,8 +43,7 @@ fn connection() -> (TcpStream, TcpStream) {
 }
 
 fn new_credential() -> Credential {
-    let SharedCertificate { certificate, key } = SharedCertificate::new().expect("a certificate");
-    Credential { certificate, key }
+    patina_pki::credential().expect("a certificate")
 }
 
 /// What both sides know each other by.

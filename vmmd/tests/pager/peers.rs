@@ -2,8 +2,7 @@
 //! between them when a `vmmd` starts anew. The test plays the vmmd that takes connections.
 
 use crate::host::{Host, RUNS, Vmm, until, word};
-use patina_control::pager::{Credential, Id};
-use patina_pki::SharedCertificate;
+use patina_control::pager::Id;
 use rustix::process::Signal;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
@@ -42,10 +41,9 @@ struct Lease {
 
 impl Lease {
     fn new(host: &Host) -> Self {
-        let SharedCertificate { certificate, key } = SharedCertificate::new().unwrap();
         let socket = host.state().join("vmmd.sock");
         let address = format!("unix:{}", socket.display());
-        let credential = Credential { certificate, key };
+        let credential = patina_pki::credential().unwrap();
         Self { socket, lender: Lender { address, lease: Uuid::new_v4(), credential } }
     }
 

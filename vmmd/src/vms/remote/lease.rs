@@ -9,7 +9,6 @@ use crate::{
     vms::{host::Host, remote_data::error::PrepareError},
 };
 use patina_control::pager::Credential;
-use patina_pki::SharedCertificate;
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -43,8 +42,7 @@ impl Host {
         self: &Arc<Self>,
         layers: Vec<Arc<LazyLayer>>,
     ) -> Result<(Uuid, Credential), PrepareError> {
-        let SharedCertificate { certificate, key } = SharedCertificate::new()?;
-        let credential = Credential { certificate, key };
+        let credential = patina_pki::credential()?;
         let id = self.leases.give(layers, credential.clone())?;
         self.end_later(id, 0, IDLE_MAX);
         Ok((id, credential))
