@@ -865,8 +865,10 @@ fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), 
     for lost in [COUNT, tiny::CODE] {
         let clone = Guest::warm().start()?;
         let fate = move |offset| if offset == lost { Fate::Lost } else { Fate::Served };
-        let pager = clone.give_lazily(&generation, &layer, fate)?;
-        // A VM that has lost its code may end before its console opens. What matters follows.
+        // A VM that has lost its code may end before it answers, and before its console opens. What
+        // matters follows.
+        let (pager, stream) = clone.order_lazily(&generation, &layer, fate)?;
+        tiny::answer(&stream).ok();
         let mut console = clone.connect(&Open::Console).ok();
         if let Some(console) = &mut console {
             console.get_mut().write_all(b"b").ok();

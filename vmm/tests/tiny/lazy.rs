@@ -2,7 +2,7 @@
 //! page, and holds back what it is told to.
 
 use super::sys::{copy, fault, fill, unregister, wake};
-use super::{Generation, Vmm};
+use super::{Generation, Vmm, answer};
 use libtest_mimic::Failed;
 use patina_control::messages::{Open, Opened};
 use patina_control::pager::{Mapping, PagerToVm, VmToPager, layer_memfd, read_sealed};
@@ -234,17 +234,28 @@ impl Vmm {
         layer: &FillingLayer,
         fate: impl Fn(u64) -> Fate + Send + 'static,
     ) -> Result<Pager, Failed> {
+        let (pager, stream) = self.order_lazily(generation, layer, fate)?;
+        match answer(&stream)? {
+            (Opened::Started { .. }, _) => Ok(pager),
+            (other, _) => Err(format!("{other:?}").into()),
+        }
+    }
+
+    /// The same, without waiting until it has started: a VM that has lost its first instruction may
+    /// end before it answers.
+    pub fn order_lazily(
+        &self,
+        generation: &Generation,
+        layer: &FillingLayer,
+        fate: impl Fn(u64) -> Fate + Send + 'static,
+    ) -> Result<(Pager, UnixStream), Failed> {
         let (pager, socket) = Pager::start(layer, fate)?;
         let mut descriptors =
             vec![generation.state.as_fd(), generation.prefault_list.as_fd(), layer.memfd.as_fd()];
         descriptors.extend(generation.layers[1..].iter().map(AsFd::as_fd));
         descriptors.push(socket.as_fd());
-        match self
-            .ask(&Open::Start { ticket: String::new(), filling: vec![0], member: None }, &descriptors)?
-        {
-            (Opened::Started { .. }, _) => Ok(pager),
-            (other, _) => Err(format!("{other:?}").into()),
-        }
+        let order = Open::Start { ticket: String::new(), filling: vec![0], member: None };
+        Ok((pager, self.say(&order, &descriptors)?))
     }
 
     /// Gives it another pager.

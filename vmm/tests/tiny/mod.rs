@@ -265,13 +265,7 @@ impl Vmm {
 
     /// Says one line with descriptors; the answer, with its descriptors.
     pub fn ask(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<(Opened, Vec<OwnedFd>), Failed> {
-        let stream = self.say(open, with)?;
-        let mut line = [0; 1024];
-        let (length, descriptors) = rights::receive(&stream, &mut line)?;
-        match serde_json::from_slice(&line[..length])? {
-            Opened::Error(reason) => Err(reason.into()),
-            opened => Ok((opened, descriptors)),
-        }
+        answer(&self.say(open, with)?)
     }
 
     /// Waits until it ends because memory is lost: with SIGBUS, or with its own word.
@@ -320,6 +314,19 @@ impl Generation {
         let layers = self.layers.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>()?;
         let (state, prefault_list) = (self.state.try_clone()?, self.prefault_list.try_clone()?);
         Ok(Self { state, layers, prefault_list, frozen: self.frozen })
+    }
+}
+
+/// A vmm's answer, with its descriptors.
+pub fn answer(stream: &UnixStream) -> Result<(Opened, Vec<OwnedFd>), Failed> {
+    let mut line = [0; 1024];
+    let (length, descriptors) = rights::receive(stream, &mut line)?;
+    if length == 0 {
+        return Err("the vmm closed the connection before it answered".into());
+    }
+    match serde_json::from_slice(&line[..length])? {
+        Opened::Error(reason) => Err(reason.into()),
+        opened => Ok((opened, descriptors)),
     }
 }
 
