@@ -6,7 +6,6 @@
 //! the memfd need not have.
 
 use crate::source::{Digests, DigestsError, PageSource};
-use crate::sys::window::Window;
 use patina_control::PAGE_BYTES;
 use patina_control::pager::{DemandBitmap, Id, LAYER_MAX_BYTES, LayerStatus, RUN_BYTES};
 use patina_daemon::lock;
@@ -122,7 +121,6 @@ pub struct Layer {
     pub is_complete: AtomicBool,
     /// The memfd is sealed.
     pub is_sealed: AtomicBool,
-    window: Mutex<Option<Arc<Window>>>,
     states: Box<[AtomicU8]>,
     data: Box<[AtomicU16]>,
     demanded: Box<[AtomicU8]>,
@@ -210,8 +208,6 @@ impl Layer {
         }
         // The last thing that a pager does to a memfd, once all of it is there.
         let is_sealed = seals.contains(SealFlags::WRITE);
-        let window = if is_sealed { None } else { Some(Window::new(&memfd, bytes)) };
-        let window = window.transpose().map_err(|error| LayerError::Memfd(error.into()))?;
         let runs = bytes.div_ceil(RUN_BYTES) as usize;
         let layer = Self {
             number,
@@ -231,7 +227,6 @@ impl Layer {
             failures: Mutex::default(),
             is_complete: AtomicBool::new(is_sealed),
             is_sealed: AtomicBool::new(is_sealed),
-            window: Mutex::new(window.map(Arc::new)),
             states: array(runs),
             data: array(runs),
             demanded: array(runs),
@@ -352,26 +347,18 @@ impl Layer {
         })
     }
 
-    /// The memfd, mapped to be written. None: the layer is full.
-    #[must_use]
-    pub fn window(&self) -> Option<Arc<Window>> {
-        lock(&self.window).clone()
-    }
-
     /// Where the runs are read. None: the layer is full.
     #[must_use]
     pub fn source(&self) -> Option<Arc<dyn PageSource>> {
         lock(&self.source).clone()
     }
 
-    /// Unmaps the memfd, to which nobody writes any longer, and lets go of the source, which nobody
-    /// needs.
+    /// Lets go of the source of a layer that is full.
     pub fn close(&self) {
-        drop(lock(&self.window).take());
         drop(lock(&self.source).take());
     }
 
-    /// Seals the memfd, which is full and not mapped to be written.
+    /// Seals the memfd, which is full.
     ///
     /// # Errors
     /// See [`patina_control::memfd::seal`].

@@ -2,7 +2,7 @@
 
 use patina_control::best_effort;
 use patina_control::pager::RUN_BYTES;
-use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
+use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ pub enum RunError {
     Digest,
     /// There is no memory for the run.
     #[error("write the run to the layer's memory")]
-    Memory(#[source] Errno),
+    Memory(#[source] io::Error),
     /// The source did not answer in time.
     #[error("the layer's file does not answer")]
     Stalled,

@@ -264,7 +264,7 @@ impl Vm {
                     at += PAGE_BYTES;
                 }
                 // A hole of a memfd that was complete when the pager got it.
-                Err(Errno::FAULT) if answer == Answer::Continue && place.layer.window().is_none() => {
+                Err(Errno::FAULT) if answer == Answer::Continue && place.layer.is_full() => {
                     self.give_zeros(at)?;
                     must_wake = true;
                     at += PAGE_BYTES;

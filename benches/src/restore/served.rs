@@ -1,9 +1,10 @@
 //! The process of a `vmmd`'s pager, seen from outside.
 
 use patina_tests::interrupt;
-use std::{fs, io, path::PathBuf, time::Duration};
+use rustix::fs::{SealFlags, fcntl_get_seals};
+use std::{fs, fs::File, io, path::PathBuf, time::Duration};
 
-/// A layer that is not full is mapped to be written, under this name.
+/// The memory of a layer has this name. It is sealed when it is full.
 const LAYER: &str = "/memfd:patina-layer";
 
 /// How often it is looked whether all memory has arrived.
@@ -69,7 +70,12 @@ impl Served {
     /// Whether any layer's memory is still arriving. If nobody needs the pager any longer, it ends
     /// after a while.
     pub fn is_filling(self) -> bool {
-        read(&format!("/proc/{}/maps", self.0)).is_ok_and(|maps| maps.contains(LAYER))
+        let is_unsealed = |layer: &PathBuf| {
+            // One that is closed meanwhile does not fill any longer.
+            let seals = File::open(layer).ok().and_then(|layer| fcntl_get_seals(&layer).ok());
+            seals.is_some_and(|seals| !seals.contains(SealFlags::WRITE))
+        };
+        self.layers().is_ok_and(|layers| layers.iter().any(is_unsealed))
     }
 
     /// The memory of the layers that it has, each by a descriptor's path.
