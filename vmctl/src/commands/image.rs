@@ -35,7 +35,8 @@ pub enum Command {
 /// Arguments of `vmctl image prune`.
 #[derive(Debug, clap::Args)]
 pub struct PruneArguments {
-    /// Remove all images.
+    /// Remove all images, and the kernels and root file systems that the host fetched from other
+    /// hosts and no VM uses.
     #[arg(long)]
     all: bool,
 }

@@ -41,10 +41,10 @@ fn image(stored: Stored, vms: &[Arc<Vm>]) -> v1::Image {
 
 /// What became of images.
 #[must_use]
-pub fn pruned(Pruned { removed, in_use }: &Pruned) -> v1::PruneImagesResponse {
+pub fn pruned(Pruned { removed, in_use, fetched_bytes }: &Pruned) -> v1::PruneImagesResponse {
     v1::PruneImagesResponse {
         removed: removed.iter().map(|stored| stored.key.to_string()).collect(),
-        freed_kib: removed.iter().map(Stored::bytes).sum::<u64>() / KIB,
+        freed_kib: (removed.iter().map(Stored::bytes).sum::<u64>() + fetched_bytes) / KIB,
         in_use: in_use.iter().map(ToString::to_string).collect(),
     }
 }

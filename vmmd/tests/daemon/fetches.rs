@@ -6,8 +6,8 @@ use crate::{
 };
 use patina_proto::v1::{
     FetchImagesRequest, FetchImagesResponse, GetHostRequest, ImageKind, ListHostsRequest, ListStatesRequest,
-    ListStatesResponse, ReadImageRequest, ReadImageResponse, SpawnClonesRequest, SpawnClonesResponse,
-    TellFamilyRequest, TellFamilyResponse, WantedImage,
+    ListStatesResponse, PruneImagesRequest, PruneImagesResponse, ReadImageRequest, ReadImageResponse,
+    SpawnClonesRequest, SpawnClonesResponse, TellFamilyRequest, TellFamilyResponse, WantedImage,
     host_peer_client::HostPeerClient,
     host_peer_server::{HostPeer, HostPeerServer},
     scheduler_client::SchedulerClient,
@@ -138,6 +138,39 @@ fn a_root_file_system_comes_from_the_host_that_has_it_once_and_is_found_again() 
         assert_eq!(code(read(&content, &other_id)).await, Code::FailedPrecondition);
         let short = ReadImageRequest { digest: vec![1; 31], ..read(&content, &own_id) };
         assert_eq!(code(short).await, Code::InvalidArgument);
+        of_other.kill().unwrap();
+        of_other.wait().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs root and /dev/kvm"]
+fn what_came_from_other_hosts_goes_with_all_images_and_can_be_fetched_again() {
+    tell(|mut bench| async move {
+        let content = rootfs(ROOTFS_BYTES);
+        fs::write(bench.path("other-rootfs"), &content).unwrap();
+        let mut of_other = bench.spawn(&mut other(&bench)).await;
+        let mut client = bench.start().await;
+        let request = FetchImagesRequest {
+            images: vec![wanted(&content)],
+            address: format!("unix:{}", bench.path("other.sock").display()),
+            host_id: host_id(&mut Client::new(bench.channel("other.sock").await)).await,
+            to_host_id: host_id(&mut client).await,
+        };
+        let own = Peer::new(bench.channel("vmmd.sock").await);
+        fetched(own.clone(), request.clone()).await.unwrap();
+
+        let mut prune =
+            async |all| client.prune_images(PruneImagesRequest { all }).await.unwrap().into_inner();
+        assert_eq!(prune(false).await, PruneImagesResponse::default());
+        assert_eq!(shelf(&bench).len(), 1);
+        let freed_kib = ROOTFS_BYTES as u64 / 1024;
+        assert_eq!(prune(true).await, PruneImagesResponse { freed_kib, ..PruneImagesResponse::default() });
+        assert!(shelf(&bench).is_empty());
+        assert_eq!(prune(true).await, PruneImagesResponse::default());
+
+        assert_ne!(fetched(own, request).await.unwrap(), []);
+        assert_eq!(fs::read(&shelf(&bench)[0]).unwrap(), content);
         of_other.kill().unwrap();
         of_other.wait().unwrap();
     });

@@ -28,6 +28,8 @@ pub struct Pruned {
     pub removed: Vec<Stored>,
     /// Those that stay because VMs still read their memory from them.
     pub in_use: Vec<Key>,
+    /// How long the kernels and root file systems from other hosts were that were removed, bytes.
+    pub fetched_bytes: u64,
 }
 
 impl Host {
@@ -41,7 +43,8 @@ impl Host {
     }
 
     /// Removes images: all, or those from which no VM of this host can start any more, because the
-    /// kernel, the root file system, the vmm program or the host is another one.
+    /// kernel, the root file system, the vmm program or the host is another one. With all images go
+    /// the kernels and root file systems from other hosts that no VM uses.
     ///
     /// # Errors
     /// The folder cannot be read, or an image cannot be removed.
@@ -49,6 +52,10 @@ impl Host {
         let host = Arc::clone(self);
         blocking(move || {
             let mut pruned = Pruned::default();
+            if all {
+                let used = host.used_images();
+                pruned.fetched_bytes = host.shelf.prune(&|path| used.iter().any(|used| used == path));
+            }
             let Some(cache) = &host.image_cache else { return Ok(pruned) };
             for stored in list(cache)? {
                 if !all && !host.is_stale(&stored) {

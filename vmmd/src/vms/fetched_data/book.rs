@@ -26,6 +26,12 @@ struct Kept {
     holders: Arc<()>,
 }
 
+impl Kept {
+    fn is_free(&self) -> bool {
+        Arc::strong_count(&self.holders) == 1
+    }
+}
+
 /// A place on the shelf, for a file that comes.
 #[derive(Debug)]
 pub struct Place {
@@ -105,7 +111,12 @@ impl Book {
 
     /// The files that nobody holds, that which was used least recently first.
     pub fn free(&self) -> Vec<Hash> {
-        self.sorted(|kept| Arc::strong_count(&kept.holders) == 1)
+        self.sorted(Kept::is_free)
+    }
+
+    /// The length of a file that nobody holds.
+    pub fn length_of_free(&self, digest: Hash) -> Option<u64> {
+        self.kept.get(&digest).filter(|kept| kept.is_free()).map(|kept| kept.bytes)
     }
 
     /// All files, that which was used least recently first.

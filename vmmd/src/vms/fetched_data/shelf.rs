@@ -127,7 +127,7 @@ impl Shelf {
             drop(book);
             let oldest = free.into_iter().find(|digest| !is_used(&self.path(*digest)));
             let full = ShelfError::Full { files: FILES_MAX, max: self.bytes_max };
-            if self.remove_free(oldest.ok_or(full)?)? {
+            if self.remove_free(oldest.ok_or(full)?)?.is_some() {
                 tracing::info!(digest = ?oldest, "a file from another host is removed: there is no room for it");
             }
         }
@@ -141,14 +141,17 @@ impl Shelf {
         }
     }
 
-    /// Removes all that no VM uses.
-    pub fn prune(&self, is_used: IsUsed<'_>) {
+    /// Removes all that no VM uses. Returns how many bytes these files had. May block.
+    pub fn prune(&self, is_used: IsUsed<'_>) -> u64 {
         let free = lock(&self.book).free();
+        let mut freed = 0;
         for digest in free.into_iter().filter(|digest| !is_used(&self.path(*digest))) {
-            if let Err(error) = self.remove_free(digest) {
-                tracing::warn!(error = %chain(&error), "a file from another host stays");
+            match self.remove_free(digest) {
+                Ok(bytes) => freed += bytes.unwrap_or_default(),
+                Err(error) => tracing::warn!(error = %chain(&error), "a file from another host stays"),
             }
         }
+        freed
     }
 
     /// The digests of the files, that which was used last first.
@@ -159,14 +162,15 @@ impl Shelf {
         all
     }
 
-    /// Removes a file, unless somebody is about to use it by now. Returns whether it is gone.
-    fn remove_free(&self, digest: Hash) -> Result<bool, ShelfError> {
+    /// Removes a file, unless somebody is about to use it by now. Returns how long it was, if it is
+    /// gone.
+    fn remove_free(&self, digest: Hash) -> Result<Option<u64>, ShelfError> {
         let mut book = lock(&self.book);
-        let is_free = book.free().contains(&digest);
-        if is_free {
+        let bytes = book.length_of_free(digest);
+        if bytes.is_some() {
             self.remove(&mut book, digest)?;
         }
-        Ok(is_free)
+        Ok(bytes)
     }
 
     fn remove(&self, book: &mut Book, digest: Hash) -> Result<(), ShelfError> {

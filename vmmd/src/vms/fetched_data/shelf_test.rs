@@ -94,8 +94,9 @@ fn what_was_used_least_recently_goes_first_and_nothing_that_is_used() {
     let too_large = shelf.begin(fifth, 3 * MIB + 1, &none).unwrap_err();
     assert!(matches!(too_large, ShelfError::TooLarge { .. }) && too_large.is_full(), "{too_large}");
     drop(held);
-    shelf.prune(&is_used);
+    assert_eq!(shelf.prune(&is_used), 2 * MIB);
     assert_eq!(shelf.digests(), [third]);
+    assert_eq!(shelf.prune(&is_used), 0);
 }
 
 #[test]
