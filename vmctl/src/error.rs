@@ -80,6 +80,9 @@ pub enum CtlError {
     /// The host has no VM of this family, and the command line does not give the size of the VMs.
     #[error("no VM of family {0} is on this host: give the size of its VMs with --vcpus and --memory")]
     Unsized(String),
+    /// Only a scheduler answers at the address of the host that is to be preferred.
+    #[error("prefer this host: only a scheduler answers there; name a vmmd with --host")]
+    NoHost,
     /// The ticket has not been used for clones yet.
     #[error("ticket {0} has not been used yet: clone with it first, `vmctl clone NAME --ticket {0}`")]
     Unused(String),
@@ -170,6 +173,7 @@ impl CtlError {
         match self {
             Self::Address(_)
             | Self::Unsized(_)
+            | Self::NoHost
             | Self::NoCertificate(_)
             | Self::Plain(_)
             | Self::ToldSsh(_)

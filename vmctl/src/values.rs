@@ -10,6 +10,9 @@ pub enum ValueError {
     /// Not a size of memory.
     #[error("\"{0}\" is not a size: write MiB as a number, or 512M, or 2G")]
     Memory(String),
+    /// Not a digest.
+    #[error("\"{0}\" is not a BLAKE3 digest: write 64 hex digits, as `vmctl host inspect` prints them")]
+    Digest(String),
     /// Not a port of the host.
     #[error("\"{0}\" is not a port of the host: write HOST or ADDRESS:HOST, a port from 1 to 65535")]
     HostPort(String),
@@ -43,6 +46,21 @@ pub fn guest_utf8() -> impl TypedValueParser<Value = String> {
 
 fn utf8_or(error: ValueError) -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().try_map(move |word: OsString| word.into_string().map_err(|_| error.clone()))
+}
+
+/// A BLAKE3 digest: 64 hex digits.
+pub fn digest(text: &str) -> Result<[u8; 32], ValueError> {
+    let error = || ValueError::Digest(text.to_owned());
+    // `from_str_radix` would take a sign.
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(error());
+    }
+    let mut digest = [0; 32];
+    for (byte, place) in digest.iter_mut().zip((0..).step_by(2)) {
+        let digits = text.get(place..place + 2).ok_or_else(error)?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
+    }
+    Ok(digest)
 }
 
 /// `512`, `512M`, `2G`: MiB.
@@ -114,6 +132,18 @@ mod tests {
         assert_eq!(sizes, [Ok(256), Ok(512), Ok(2048), Ok(2048), Ok(64)]);
         for wrong in ["", "G", "-1", "+5", "1T", "0", "9999999999", "4194304G"] {
             assert_eq!(memory_mib(wrong), Err(ValueError::Memory(wrong.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_digest_is_64_hex_digits() {
+        let mut wanted = [0xab; 32];
+        wanted[31] = 0x01;
+        assert_eq!(digest(&format!("{}01", "aB".repeat(31))), Ok(wanted));
+        let signed = format!("+1{}", "ab".repeat(31));
+        let not_ascii = "ä".repeat(32);
+        for wrong in ["", "ab", &"g".repeat(64), &"a".repeat(65), &signed, &not_ascii] {
+            assert_eq!(digest(wrong), Err(ValueError::Digest(wrong.to_owned())));
         }
     }
 

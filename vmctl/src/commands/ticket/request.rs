@@ -35,6 +35,16 @@ pub struct Arguments {
     /// is that they are made of.
     #[arg(long)]
     anywhere: bool,
+    /// On the host that --host names, as far as it has room, then on other hosts that can go on
+    /// with its VMs: the placement of the tickets that guests request. The VM that will clone is to
+    /// be on that host.
+    #[arg(long, conflicts_with = "anywhere")]
+    prefer_local: bool,
+    /// A kernel or a root file system of the VM that will clone, by its BLAKE3 digest; up to 8
+    /// times. Of hosts that are as good otherwise, those are chosen that have all of them. `vmctl
+    /// host inspect HOST` prints the digests of the files that a host has.
+    #[arg(long = "image-digest", value_name = "DIGEST", value_parser = values::digest)]
+    image_digests: Vec<[u8; 32]>,
     /// How to choose hosts [default: as the scheduler is set up].
     #[arg(long, value_enum)]
     policy: Option<Policy>,
@@ -61,12 +71,15 @@ enum Policy {
 /// Asks for it, and prints the ticket.
 pub async fn run(context: &Context, arguments: Arguments) -> Result<(), CtlError> {
     let size = size(context, &arguments).await?;
-    let host_ids = match arguments.anywhere {
-        true => Vec::new(),
+    let own_host = match arguments.anywhere {
+        true => None,
         // Only the scheduler's own address leaves no host to name.
-        false => context.host_id().await?.into_iter().collect(),
+        false => context.host_id().await?,
     };
-    let request = message(arguments, size, host_ids);
+    if arguments.prefer_local && own_host.is_none() {
+        return Err(CtlError::NoHost);
+    }
+    let request = message(arguments, size, own_host);
     let granted = context.scheduler().await?.request_ticket(request).await?.into_inner();
     match context.format {
         Format::Json => output::json(&TicketView::from(granted)),
@@ -102,7 +115,13 @@ fn member<'a>(vms: &'a [Vm], family: &str) -> Option<&'a Vm> {
     vms.iter().filter(|vm| vm.family == family).min_by_key(|vm| vm.vmid)
 }
 
-fn message(arguments: Arguments, size: Size, host_ids: Vec<String>) -> RequestTicketRequest {
+/// The host is the one that the command line names, if that matters.
+fn message(arguments: Arguments, size: Size, own_host: Option<String>) -> RequestTicketRequest {
+    let own_host_ids: Vec<String> = own_host.into_iter().collect();
+    let (host_ids, local) = match arguments.prefer_local {
+        true => (Vec::new(), own_host_ids.concat()),
+        false => (own_host_ids, String::new()),
+    };
     let policy = match arguments.policy {
         None => PlacementPolicy::Unspecified,
         Some(Policy::Pack) => PlacementPolicy::Pack,
@@ -121,7 +140,9 @@ fn message(arguments: Arguments, size: Size, host_ids: Vec<String>) -> RequestTi
         host_ids,
         policy: policy.into(),
         ttl_ms: arguments.ttl.map_or(0, |seconds| seconds * 1000),
-        ..RequestTicketRequest::default()
+        prefer_host_id: local.clone(),
+        parent_host_id: local,
+        image_digests: arguments.image_digests.iter().map(|digest| digest.to_vec()).collect(),
     }
 }
 
@@ -150,7 +171,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(arguments.memory, Some(1024));
-        let request = message(arguments, size(2, 1024), vec!["h".into()]);
+        let request = message(arguments, size(2, 1024), Some("h".into()));
         let wanted = RequestTicketRequest {
             family: "f".into(),
             request_id: "job-7".into(),
@@ -166,9 +187,29 @@ mod tests {
             ..RequestTicketRequest::default()
         };
         assert_eq!(request, wanted);
-        let plain =
-            message(parsed("--family web --max-cpus 8 --min-vms 2").unwrap(), size(1, 256), Vec::new());
+        let plain = message(parsed("--family web --max-cpus 8 --min-vms 2").unwrap(), size(1, 256), None);
         assert_eq!((plain.timeout_ms, plain.ttl_ms, plain.policy), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_host_may_come_first_and_those_with_the_images_before_others() {
+        let [kernel, rootfs] = [[0xab; 32], [0x1f; 32]];
+        let words = format!(
+            "--family web --max-cpus 8 --min-vms 2 --prefer-local --image-digest {} --image-digest {}",
+            "ab".repeat(32),
+            "1F".repeat(32),
+        );
+        let request = message(parsed(&words).unwrap(), size(1, 256), Some("h".into()));
+        assert_eq!((request.prefer_host_id.as_str(), request.parent_host_id.as_str()), ("h", "h"));
+        assert!(request.host_ids.is_empty());
+        assert_eq!(request.image_digests, [kernel.to_vec(), rootfs.to_vec()]);
+        // Without it the host is the only one, and any other may lack what the VM needs.
+        let own = parsed("--family web --max-cpus 8 --min-vms 2").unwrap();
+        let request = message(own, size(1, 256), Some("h".into()));
+        assert_eq!(
+            (request.host_ids, request.prefer_host_id, request.parent_host_id),
+            (vec!["h".to_owned()], String::new(), String::new())
+        );
     }
 
     #[test]
@@ -183,6 +224,8 @@ mod tests {
             "--family web --max-cpus 8 --min-vms 2 --timeout 86401",
             "--family web --max-cpus 8 --min-vms 2 --memory lots",
             "--family web --max-cpus 8 --min-vms 2 --policy best",
+            "--family web --max-cpus 8 --min-vms 2 --prefer-local --anywhere",
+            "--family web --max-cpus 8 --min-vms 2 --image-digest abcd",
         ] {
             assert!(parsed(wrong).is_err(), "{wrong}");
         }
