@@ -1,6 +1,7 @@
 //! The layers and the VMs of a host, and the threads that serve them.
 
 use crate::layer::{Layer, LayerError, Parts};
+use crate::parked::Parked;
 use crate::pool::{Pool, Readers};
 use crate::sys::faults::Faults;
 use crate::vm::{Named, Vm, VmError};
@@ -66,6 +67,13 @@ pub enum Happened {
         /// What broke it.
         reason: String,
     },
+    /// Another host's pager does not answer, or has other bytes than it should.
+    PeerFailing {
+        /// The peer.
+        peer: Id,
+        /// What is wrong.
+        reason: String,
+    },
     /// A connection over which layers were served has ended.
     ServiceEnded {
         /// The connection.
@@ -122,6 +130,7 @@ pub struct Engine {
     pub(crate) epoll: OwnedFd,
     pub(crate) waiters: Waiters,
     pub(crate) arrivals: Arrivals,
+    pub(crate) parked: Parked,
     pub(crate) jobs: (Sender<Job>, Receiver<Job>),
     happened: Sender<Happened>,
     /// Readable when something has happened: an eventfd.
@@ -154,6 +163,7 @@ impl Engine {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             waiters: Waiters::default(),
             arrivals: Arrivals::default(),
+            parked: Parked::default(),
             jobs: crossbeam_channel::bounded(DEMANDS_MAX),
             happened,
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,

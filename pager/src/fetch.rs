@@ -6,6 +6,7 @@
 use crate::engine::{Engine, Job};
 use crate::layer::{Layer, RUN_PAGES};
 use crate::source::{Class, RunError};
+use crate::switch::Asking;
 use patina_control::PAGE_BYTES;
 use patina_control::pager::RUN_BYTES;
 use patina_control::sparse::is_zero;
@@ -94,7 +95,7 @@ impl Layer {
     }
 
     /// Checks a run that has come, and puts it into the memfd. Its pages that the memfd has.
-    fn take(&self, run: usize, new: &[u8]) -> Result<u16, RunError> {
+    pub(crate) fn take(&self, run: usize, new: &[u8]) -> Result<u16, RunError> {
         self.check(run, new)?;
         let mut old = Vec::new();
         if self.is_inherited {
@@ -140,21 +141,13 @@ fn data_pages(run: &[u8]) -> u16 {
 }
 
 /// What becomes of a run that was fetched, or cannot be.
-type Finish = fn(&Engine, &Job, Result<u16, RunError>);
+pub(crate) type Finish = fn(&Engine, &Job, Result<u16, RunError>);
 
 impl Engine {
     /// Asks for a run where that does not block. False: its source has to be read.
     pub(crate) fn request(self: &Arc<Self>, job: &Job, class: Class, finish: Finish) -> bool {
         let Some(source) = job.layer.source() else { return false };
-        let (engine, of) = (Arc::clone(self), job.clone());
-        let done = move |answer: Result<&[u8], RunError>| {
-            finish(&engine, &of, answer.and_then(|bytes| of.layer.take(of.run, bytes)));
-            if class == Class::Ahead {
-                // There is room for more.
-                engine.pool.wake_background();
-            }
-        };
-        source.request(job.run, job.layer.run_bytes(job.run), class, Box::new(done)).is_none()
+        self.ask(&source, Asking::new(job.clone(), class, finish)).is_none()
     }
 
     /// Gets a run that VMs wait for. May block.

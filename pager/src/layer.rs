@@ -108,7 +108,7 @@ pub struct Layer {
     /// The digests of its runs.
     pub digests: Digests,
     /// Where the runs are read. None: all of it is there.
-    source: Mutex<Option<Arc<dyn PageSource>>>,
+    pub(crate) source: Mutex<Option<Arc<dyn PageSource>>>,
     /// Whether the memfd had something when the layer was taken over.
     pub is_inherited: bool,
     /// What to fetch although nobody demands it, in order: from the demands of others, then all.

@@ -10,6 +10,8 @@
 //! - `fetch`: the run is read at its source ([`source`]), checked, and put into the memfd. Then
 //!   those who wait are answered.
 //!
+//! If the host that has a layer fails, another one takes its place (`switch`).
+//!
 //! [`layer`] has what is present, [`vm`] what a VM's addresses show, [`waiting`] who waits for
 //! what, [`engine`] all of it, [`server`] the sockets, [`process`] the process from its start.
 
@@ -17,12 +19,14 @@ pub mod engine;
 mod fetch;
 pub mod layer;
 mod lines;
+mod parked;
 pub mod peer;
 mod pool;
 pub mod process;
 mod serve;
 pub mod server;
 pub mod source;
+mod switch;
 pub mod sys;
 pub mod vm;
 pub mod waiting;

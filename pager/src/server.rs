@@ -107,7 +107,7 @@ impl Server {
             }
             if Instant::now() >= next_tick {
                 // First the peers: they know better why a run does not come.
-                self.peers.tick();
+                self.peers.tick(&self.engine);
                 self.engine.tick();
                 if self.is_put_off {
                     self.listen(epoll::EventFlags::IN);
@@ -339,6 +339,10 @@ impl Server {
                 Happened::PeerLost { peer, reason } => {
                     patina_daemon::say!("pager: the connection to {peer} has broken: {reason}");
                     self.report(FromPager::Peers(FromPeers::Lost { peer, reason }), Vec::new());
+                }
+                Happened::PeerFailing { peer, reason } => {
+                    patina_daemon::say!("pager: {peer} fails: {reason}");
+                    self.report(FromPager::Peers(FromPeers::Failing { peer, reason }), Vec::new());
                 }
                 Happened::ServiceEnded { connection, number, reason, is_done } => {
                     if let Some(ended) = self.service_ended(connection, number, (reason, is_done)) {

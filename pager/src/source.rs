@@ -1,7 +1,7 @@
 //! Where the bytes of a layer come from, and what they must be.
 
 use patina_control::best_effort;
-use patina_control::pager::RUN_BYTES;
+use patina_control::pager::{Id, RUN_BYTES};
 use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
 use std::fs::File;
 use std::io;
@@ -89,6 +89,15 @@ pub trait PageSource: Send + Sync {
     fn request(&self, _run: usize, _bytes: usize, _class: Class, done: Done) -> Option<Done> {
         Some(done)
     }
+
+    /// The other host's pager, if it is one.
+    fn peer(&self) -> Option<&Id> {
+        None
+    }
+
+    /// The layer is read elsewhere from now on: gives up what it was asked for, each with
+    /// [`RunError::Away`] or [`RunError::Silent`].
+    fn let_go(&self) {}
 
     /// Whether it makes sense to ask now for more that nobody waits for.
     fn has_room(&self) -> bool {

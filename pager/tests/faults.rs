@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     let missing = host::missing();
     let fuse = missing.clone().or_else(host::missing_fuse);
     let served = tests.into_iter().chain(present::TESTS).chain(hostile::TESTS).chain(peers::TESTS);
+    let served = served.chain(peers::another::TESTS);
     let served = served.map(|(name, test)| trial(name, test, missing.as_ref()));
     let stalled = sources::TESTS.into_iter().chain(takeover::TESTS);
     let trials = served.chain(stalled.map(|(name, test)| trial(name, test, fuse.as_ref()))).collect();

@@ -3,6 +3,8 @@
 //! Many requests are on their way at a time. Whoever asks does not wait: the thread that receives
 //! an answer carries on with it.
 
+mod watch;
+
 use super::HANDSHAKE_PATIENCE;
 use super::tls::{self, Receiver, Sender};
 use super::wire::{Answer, Kind, Request};
@@ -42,6 +44,8 @@ struct State {
     /// How many connections there have been.
     connections: u64,
     next: u32,
+    /// When an answer came last.
+    heard: Option<Instant>,
     /// By their numbers, so that they are asked again in order.
     pending: BTreeMap<u32, Pending>,
     is_closed: bool,
@@ -81,6 +85,14 @@ impl PageSource for Remote {
             Err(_) => done(Err(RunError::Refused)),
         }
         None
+    }
+
+    fn peer(&self) -> Option<&Id> {
+        Some(&self.peer.id)
+    }
+
+    fn let_go(&self) {
+        self.peer.let_go(self.layer);
     }
 
     fn has_room(&self) -> bool {
@@ -247,6 +259,7 @@ impl Lane {
             buffer.resize(answer.bytes as usize, 0);
             input.read_exact(&mut buffer)?;
             let mut state = self.state();
+            state.heard = Some(Instant::now());
             // It may have been given up, or answered over an earlier connection.
             let Some(pending) = state.pending.get(&answer.number) else { continue };
             if answer.kind == Kind::Bytes && pending.bytes != buffer.len() {

@@ -1,17 +1,23 @@
 //! Pagers of other hosts: what `vmmd` wants with them.
 
 use super::{FEW, Server};
-use crate::engine::{EngineError, Happened};
-use crate::peer::{Peer, Service};
+use crate::engine::{Engine, EngineError, Happened};
+use crate::peer::{Peer, Remote, Service};
+use crate::source::RunError;
 use patina_control::best_effort;
-use patina_control::pager::{Credential, FromPeers, Id, PAGER_LAYERS_MAX, PEERS_MAX, SERVED_MAX, ToPeers};
+use patina_control::pager::{
+    Credential, FromPeers, Id, PAGER_LAYERS_MAX, PEERS_MAX, PeerLayer, SERVED_MAX, ToPeers,
+};
 use patina_daemon::chain;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often `vmmd` is told that a peer does not answer.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// The peers of a pager.
 #[derive(Debug, Default)]
@@ -19,13 +25,24 @@ pub(super) struct Peers {
     connected: HashMap<Id, Arc<Peer>>,
     served: HashMap<Id, (u64, Service)>,
     last_service: u64,
+    /// When `vmmd` was told last that a peer does not answer.
+    told: HashMap<Id, Instant>,
 }
 
 impl Peers {
     /// What is to be done from time to time.
-    pub(super) fn tick(&self) {
+    pub(super) fn tick(&mut self, engine: &Engine) {
         let now = Instant::now();
-        self.connected.values().for_each(|peer| peer.give_up_late(now));
+        self.told.retain(|_, at| now.duration_since(*at) < TELL_AGAIN);
+        for peer in self.connected.values() {
+            if peer.is_stalled(now) && !self.told.contains_key(&peer.id) {
+                self.told.insert(peer.id.clone(), now);
+                let reason = RunError::Silent.to_string();
+                engine.tell(Happened::PeerFailing { peer: peer.id.clone(), reason });
+            }
+            peer.give_up_late(now);
+        }
+        engine.give_up_late(now);
     }
 
     /// The connections over which layers are served.
@@ -65,6 +82,14 @@ impl Server {
                 }
                 FromPeers::Forgotten { peer }
             }
+            ToPeers::Replace { layer, source } => {
+                let done = self.replace_source(&layer, source);
+                refused(layer.clone(), done.map(|()| FromPeers::Replaced { layer }))
+            }
+            ToPeers::Alone { peer } => {
+                self.engine.give_up_on(&peer);
+                FromPeers::GivenUp { peer }
+            }
             ToPeers::Serve { connection, layers, credential } => {
                 let done = self.serve_peer(&connection, &layers, &credential);
                 let done = done.map(|()| FromPeers::Serving { connection: connection.clone() });
@@ -85,6 +110,13 @@ impl Server {
             engine.tell(Happened::PeerLost { peer: peer.id.clone(), reason: error.to_string() });
         };
         peer.connect(streams, credential, lost).map_err(|error| format!("connect: {error}"))
+    }
+
+    fn replace_source(&mut self, layer: &Id, source: PeerLayer) -> Result<(), String> {
+        let peer = self.peers.find_or_add(&source.peer)?;
+        let source = Arc::new(Remote { peer, layer: source.number });
+        let done = self.engine.replace_source(layer, source);
+        done.map_err(|error| format!("read layer {layer} elsewhere: {error}"))
     }
 
     fn serve_peer(&mut self, id: &Id, layers: &[Id], credential: &Credential) -> Result<(), String> {

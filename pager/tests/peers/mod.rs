@@ -1,6 +1,8 @@
 //! Layers of other hosts: two and three real pagers with TCP between them, and peers that break,
 //! lie and say nothing, which the test plays.
 
+pub mod another;
+
 use super::Test;
 use super::host::{Layer, Pager, Vm, id, pattern};
 use super::sources::{RUN, expected, reads};

@@ -91,6 +91,21 @@ pub enum ToPeers {
         /// The peer's name.
         peer: Id,
     },
+    /// Read a layer at another peer from now on, which need not be connected yet. What was asked
+    /// for and has no answer is asked there. The answer is [`FromPeers::Replaced`], also for a layer
+    /// that is complete, or [`FromPeers::Refused`].
+    Replace {
+        /// The layer's name.
+        layer: Id,
+        /// Who has it.
+        source: PeerLayer,
+    },
+    /// After [`FromPeers::Failing`]: no other peer has what this one fails to give. Who waits for
+    /// that hears that it fails. The answer is [`FromPeers::GivenUp`].
+    Alone {
+        /// The peer's name.
+        peer: Id,
+    },
     /// Answer what another host's pager asks over a connection, which comes with the line. It may
     /// read these layers and no others. A run that is not here yet is read at its source. The
     /// answer is [`FromPeers::Serving`] or [`FromPeers::Refused`].
@@ -126,6 +141,25 @@ pub enum FromPeers {
         /// What broke it.
         reason: String,
     },
+    /// A peer does not answer, says that it cannot read a run, or has sent other bytes than the
+    /// digest says. What it was asked for is not given up yet: [`ToPeers::Replace`] has it read
+    /// elsewhere.
+    Failing {
+        /// The peer's name.
+        peer: Id,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A layer is read at another peer.
+    Replaced {
+        /// The layer's name.
+        layer: Id,
+    },
+    /// What a peer failed to give is given up.
+    GivenUp {
+        /// The peer's name.
+        peer: Id,
+    },
     /// A peer is forgotten.
     Forgotten {
         /// The peer's name.
@@ -147,7 +181,7 @@ pub enum FromPeers {
     },
     /// What was asked is not done.
     Refused {
-        /// The peer's name or the connection's.
+        /// The name of the peer, the connection or the layer.
         name: Id,
         /// Why, and what to do.
         reason: String,
