@@ -203,6 +203,7 @@ fn keep_going(host: &Arc<Host>, for_pages: mpsc::Receiver<Aside>) {
     host.keep_evicting();
     host.keep_spares();
     host.keep_telling();
+    host.find_holders_from_now_on();
     host.keep_looking_at_images();
     tokio::spawn(Arc::clone(host).serve_pages(for_pages));
     if let Err(error) = spawn::open_kvm() {

@@ -30,13 +30,13 @@ pub const STORIES: &[Story] = stories![
 ];
 
 /// Three hosts, each in a network namespace of its own, with room for two clones each.
-struct Hosts {
+pub struct Hosts {
     scheduler: Scheduler,
-    hosts: [Host; 3],
+    pub hosts: [Host; 3],
 }
 
 impl Hosts {
-    fn start(stage: &Stage) -> Result<Self, HostError> {
+    pub fn start(stage: &Stage) -> Result<Self, HostError> {
         let scheduler = Scheduler::start(stage.setup(), &["--overcommit-cpu", "64"])?;
         let start = || {
             let options = ["--scheduler", &scheduler.address(), "--max-vms", "2", "--warm", "0"];
@@ -46,14 +46,14 @@ impl Hosts {
         Ok(Self { scheduler, hosts })
     }
 
-    fn stop(self) -> Outcome {
+    pub fn stop(self) -> Outcome {
         let stopped = self.hosts.map(Host::stop);
         stopped.into_iter().collect::<Result<(), _>>()?;
         Ok(self.scheduler.stop()?)
     }
 
     /// The clones of a family on some hosts.
-    fn clones_of<'a>(hosts: &'a [Host], master: &str) -> Result<Vec<Vm<'a>>, Failed> {
+    pub fn clones_of<'a>(hosts: &'a [Host], master: &str) -> Result<Vec<Vm<'a>>, Failed> {
         let mut clones = Vec::new();
         for host in hosts {
             let listed = host.json(&["ls"])?;
@@ -381,7 +381,7 @@ fn map_reduce(hosts: &Hosts) -> Outcome {
 }
 
 /// A ticket for one clone on each host.
-fn ticket_over_all(host: &Host, parent: &Vm<'_>) -> Result<String, Failed> {
+pub fn ticket_over_all(host: &Host, parent: &Vm<'_>) -> Result<String, Failed> {
     let family = parent.field("family")?;
     let request = ["ticket", "request", "--max-cpus", "3", "--min-vms", "3", "--family", &family];
     let size = ["--vcpus", "1", "--memory", "256M", "--anywhere", "--policy", "spread"];

@@ -6,8 +6,8 @@
 //! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`], [`overlay`],
-//!   [`publishing`]: on hosts of their own. [`interrupts`]: test runs that are interrupted.
+//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`], [`holders`],
+//!   [`overlay`], [`publishing`]: on hosts of their own. [`interrupts`]: test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.
@@ -42,6 +42,7 @@ mod floods;
 mod forks;
 mod free_pages;
 mod generations;
+mod holders;
 mod images;
 mod interrupts;
 mod network;
@@ -108,7 +109,7 @@ fn images() -> Option<PathBuf> {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 25] = [
+    let modules: [&[Story]; 26] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -130,6 +131,7 @@ fn stories() -> impl Iterator<Item = Story> {
         damage::STORIES,
         cluster::STORIES,
         elsewhere::STORIES,
+        holders::STORIES,
         overlay::STORIES,
         refusals::STORIES,
         adoption::STORIES,

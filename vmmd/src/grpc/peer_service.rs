@@ -5,15 +5,16 @@ use crate::vms::{
     Host,
     error::Error,
     members_data::told::Told,
-    remote::{fetch::FetchCall, give::ReadCall, receive::SpawnCall},
+    remote::{fetch::FetchCall, give::ReadCall, lend::LendCall, receive::SpawnCall},
     remote_data::error::ReceiveError,
 };
 use patina_control::{messages::STATE_MAX_BYTES, monotonic_ns};
 use patina_daemon::peer::Peer;
 use patina_proto::v1::{
-    FamilyVmState, FetchImagesRequest, FetchImagesResponse, ListStatesRequest, ListStatesResponse,
-    ReadImageRequest, ReadImageResponse, SpawnClonesRequest, SpawnClonesResponse, TellFamilyRequest,
-    TellFamilyResponse, host_peer_server::HostPeer, spawn_clones_request::Part,
+    FamilyVmState, FetchImagesRequest, FetchImagesResponse, LayerHolder, LendLayersRequest,
+    LendLayersResponse, ListStatesRequest, ListStatesResponse, ReadImageRequest, ReadImageResponse,
+    SpawnClonesRequest, SpawnClonesResponse, TellFamilyRequest, TellFamilyResponse,
+    host_peer_server::HostPeer, spawn_clones_request::Part,
 };
 use patina_snapshot::manifest::MANIFEST_MAX_BYTES;
 use scheduler::grpc::access::speaks_for;
@@ -49,10 +50,18 @@ impl HostPeer for PeerService {
         let peer = request.extensions().get::<Peer>().cloned();
         let received = timeout(PATIENCE, receive(request.into_inner())).await;
         let silent = |_| Status::deadline_exceeded(format!("spawn clones: nothing came for {PATIENCE:?}"));
-        let call = received.map_err(silent)??;
+        let (call, holders) = received.map_err(silent)??;
         speaks_for(peer.as_ref(), call.host())?;
         let family = call.family();
-        let outcomes = self.host.spawn_here(call, arrived_ns).await?;
+        let host = Arc::clone(&self.host);
+        // In a task of its own: if the calling host fails now, the others are needed.
+        let made = tokio::spawn(async move {
+            let outcomes = host.spawn_here(call, arrived_ns).await?;
+            // Only now: the ticket shows that the calling host may speak of the family.
+            host.hear_of_holders(family, holders);
+            Ok::<_, Error>(outcomes)
+        });
+        let outcomes = made.await.map_err(|_| Error::Stopping)??;
         Ok(Response::new(SpawnClonesResponse {
             clones: outcomes.into_iter().map(convert::outcome).collect(),
             members: self.host.members_of(family),
@@ -87,6 +96,16 @@ impl HostPeer for PeerService {
         Ok(Response::new(ListStatesResponse { vms }))
     }
 
+    async fn lend_layers(
+        &self,
+        request: Request<LendLayersRequest>,
+    ) -> Result<Response<LendLayersResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let call = LendCall::check(request.into_inner()).map_err(Error::from)?;
+        speaks_for(peer.as_ref(), call.host())?;
+        Ok(Response::new(self.host.lend_layers(call).await?))
+    }
+
     type FetchImagesStream = Answers<FetchImagesResponse>;
 
     async fn fetch_images(
@@ -115,7 +134,7 @@ impl HostPeer for PeerService {
 }
 
 /// Puts the parts of a call together. All of it is bounded.
-async fn receive(mut parts: Streaming<SpawnClonesRequest>) -> Result<SpawnCall, Status> {
+async fn receive(mut parts: Streaming<SpawnClonesRequest>) -> Result<(SpawnCall, Vec<LayerHolder>), Status> {
     let invalid = |text: &str| Status::invalid_argument(format!("spawn clones: {text}"));
     let (mut clones, mut manifest, mut state) = (None, Vec::new(), Vec::new());
     while let Some(SpawnClonesRequest { part }) = parts.message().await? {
@@ -128,11 +147,12 @@ async fn receive(mut parts: Streaming<SpawnClonesRequest>) -> Result<SpawnCall, 
             None => {}
         }
     }
-    let clones = clones.ok_or_else(|| invalid("the first message names none"))?;
+    let mut clones = clones.ok_or_else(|| invalid("the first message names none"))?;
+    let holders = std::mem::take(&mut clones.holders);
     // Digests over all of it.
     let checked = spawn_blocking(move || SpawnCall::check(clones, &manifest, state)).await;
     let checked = checked.map_err(|_| Status::from(Error::Stopping))?;
-    checked.map_err(|error| Error::from(error).into())
+    Ok((checked.map_err(Error::from)?, holders))
 }
 
 fn append(to: &mut Vec<u8>, part: Vec<u8>, max_bytes: u64, what: &str) -> Result<(), Status> {

@@ -204,6 +204,9 @@ fn classify_receive(error: &ReceiveError) -> (Code, &'static str) {
         }
         ReceiveError::NoImage { .. } => (Code::FailedPrecondition, MISSING_IMAGE),
         ReceiveError::NotOffered(_) => (Code::NotFound, "NO_SUCH_IMAGE"),
+        ReceiveError::NotHeld => (Code::NotFound, "NO_SUCH_LAYER"),
+        ReceiveError::Stranger { .. } => (Code::PermissionDenied, "FOREIGN_FAMILY"),
+        ReceiveError::NotLent(_) => (Code::ResourceExhausted, "TOO_MANY_LEASES"),
         ReceiveError::Reading => (Code::ResourceExhausted, "TOO_MANY_READERS"),
         _ => (Code::FailedPrecondition, "HOST_UNFIT"),
     }

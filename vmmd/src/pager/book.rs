@@ -4,7 +4,7 @@
 mod peers;
 mod vms;
 
-use super::{error::PagerError, order::Order, parts::Parts, place::Place};
+use super::{error::PagerError, holders::Holders, order::Order, parts::Parts, place::Place};
 use crate::{
     process::filling::{FileNumber, FillingLayer, FillingLayers},
     store::VmDir,
@@ -18,7 +18,7 @@ use patina_daemon::lock;
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -58,6 +58,8 @@ pub struct Book {
     is_left: AtomicBool,
     /// What of it a later `vmmd` needs.
     pub(super) place: Place,
+    /// Who finds other hosts that have a layer.
+    pub(super) holders: OnceLock<Arc<dyn Holders>>,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +110,8 @@ impl Book {
         let (orders, ordered) = mpsc::unbounded_channel();
         let (tables, found, looked) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
         let [first_is_over, is_left] = [false; 2].map(AtomicBool::new);
-        (Arc::new(Self { tables, orders, found, looked, first_is_over, is_left, place }), ordered)
+        let holders = OnceLock::new();
+        (Arc::new(Self { tables, orders, found, looked, first_is_over, is_left, place, holders }), ordered)
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -249,7 +252,7 @@ impl Book {
         let lost = self.inventory().lost.remove(&vm);
         match lost {
             Some(end) => drop(self.lose(&vm, end)),
-            None => self.order(Order::Found(vm)),
+            None => self.order(Order::FoundVm(vm)),
         }
     }
 

@@ -48,7 +48,13 @@ fn hear_of_peer(inventory: &mut Inventory, message: FromPeers) {
         FromPeers::Serving { connection } => drop(inventory.connections.insert(connection)),
         FromPeers::Ended { connection, .. } => drop(inventory.connections.remove(&connection)),
         FromPeers::Lost { peer, .. } => drop(inventory.broken.insert(peer)),
-        FromPeers::Connected { .. } | FromPeers::Forgotten { .. } | FromPeers::Refused { .. } => {}
+        // It is told again for as long as that is so.
+        FromPeers::Failing { .. } => {}
+        FromPeers::Connected { .. }
+        | FromPeers::Replaced { .. }
+        | FromPeers::GivenUp { .. }
+        | FromPeers::Forgotten { .. }
+        | FromPeers::Refused { .. } => {}
     }
 }
 

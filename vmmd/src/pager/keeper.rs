@@ -4,6 +4,7 @@
 //! all of it, and one that runs what changes.
 
 mod demands;
+mod holders;
 mod peers;
 mod starting;
 
@@ -24,7 +25,13 @@ use patina_control::{
 };
 use patina_daemon::chain;
 use starting::Starting;
-use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
@@ -69,6 +76,8 @@ pub struct Keeper {
     served: HashMap<Id, oneshot::Sender<bool>>,
     /// Connections to other hosts' pagers that broke.
     losses: peers::Losses,
+    /// Peers for which others are looked for.
+    seeking: HashSet<Id>,
     /// When the pager ended that is to be replaced.
     gone_since: Option<Instant>,
 }
@@ -93,6 +102,7 @@ impl Keeper {
             serving: HashMap::new(),
             served: HashMap::new(),
             losses: peers::Losses::new(),
+            seeking: HashSet::new(),
             gone_since: None,
         }
     }
@@ -201,8 +211,8 @@ impl Keeper {
                 Ok(())
             }
             // If the pager is started now, it gets the VM with all others.
-            Order::Found(vm) if self.pager.is_some() => self.hand_over(vm).await,
-            Order::Found(_) => Ok(()),
+            Order::FoundVm(vm) if self.pager.is_some() => self.hand_over(vm).await,
+            Order::FoundVm(_) => Ok(()),
             Order::Unreached(vm, number, reason) if number == self.number => self.look(vm, &reason).await,
             Order::Unreached(..) => Ok(()),
             Order::Leave(answer) => {
@@ -225,6 +235,8 @@ impl Keeper {
                 Ok(())
             }
             Order::Dialled(peer, streams) => self.dialled(peer, streams).await,
+            Order::Found(peer, found) => self.found(&peer, found).await,
+            Order::Sought(peer) => self.sought(peer).await,
             Order::ForgetPeer(peer) => self.forget_peer(peer).await,
         }
     }

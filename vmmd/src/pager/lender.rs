@@ -39,6 +39,18 @@ pub struct Lender {
     pub lease: Uuid,
     /// By which both pagers know each other.
     pub credential: Credential,
+    /// For whom, and by whom.
+    #[serde(default)]
+    pub of: Of,
+}
+
+/// By which other hosts are found that have the same layers. Earlier releases know nothing of it.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Of {
+    /// The family of the VMs whose memory it is.
+    pub family: Uuid,
+    /// The host that lends.
+    pub host: Uuid,
 }
 
 impl Lender {

@@ -10,7 +10,7 @@
 //! - [`book`]: what the pager must have, by what is held; [`parts`]: what it needs of a layer;
 //!   [`demand`]: what VMs have demanded of it.
 //! - [`peers`]: pagers of other hosts, whose layers are read here; [`lender`]: how they are
-//!   reached.
+//!   reached; [`holders`]: others that have the same layers.
 //! - [`keeper`]: the task that starts the pager and replaces it; [`order`]: what it is to do;
 //!   [`program`]: its process; [`talk`]: the connection; [`running`]: both; [`restarts`]: how
 //!   often; [`gone`]: VMs that it does not serve any longer.
@@ -24,6 +24,7 @@ pub mod book;
 pub mod demand;
 pub mod error;
 pub mod gone;
+pub mod holders;
 pub mod inventory;
 pub mod keeper;
 pub mod lender;
@@ -45,11 +46,13 @@ use crate::{
 };
 use book::{Book, Held, Known, LazyLayer, LazyMemory};
 use error::PagerError;
+use holders::Holders;
 use keeper::Keeper;
 use lender::Lender;
 use order::{Order, Served, Serving};
-use parts::{Parts, id_of};
+use parts::{Parts, id_of, name_of};
 use patina_control::{
+    best_effort,
     end::{End, EndKind},
     memfd,
     pager::{Credential, Id},
@@ -157,6 +160,17 @@ impl Pager {
         }
         // The generation holds them from then on.
         Ok(Generation::check(files, manifest.description.memory_mib, &self.known())?)
+    }
+
+    /// Has other hosts that have a layer found in this way. Only the first call counts.
+    pub fn find_holders_with(&self, holders: Arc<dyn Holders>) {
+        best_effort(self.book.holders.set(holders).map_err(|_| "set"), "it is set once");
+    }
+
+    /// Holds a layer that the pager has all of, for another host.
+    #[must_use]
+    pub fn hold_complete(&self, id: &Id) -> Option<Arc<LazyLayer>> {
+        self.book.hold_complete(id)
     }
 
     /// Has the pager keep a layer for other hosts, which is complete in a sealed memfd.
@@ -331,8 +345,4 @@ impl Drop for Left {
     fn drop(&mut self) {
         self.0.leave();
     }
-}
-
-fn name_of(vm: Uuid) -> Result<Id, PagerError> {
-    Id::try_from(vm.to_string()).map_err(|_| PagerError::NoLayer(vm.to_string()))
 }

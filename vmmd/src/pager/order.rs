@@ -1,6 +1,6 @@
 //! What the keeper is to do when the book changes.
 
-use super::{error::PagerError, parts::Parts};
+use super::{error::PagerError, holders::Found, parts::Parts};
 use patina_control::pager::{Credential, Id};
 use std::{io, os::fd::OwnedFd, sync::Arc};
 use tokio::sync::oneshot;
@@ -15,7 +15,7 @@ pub enum Order {
     /// The vmm of a VM has started it, and so the pager serves it.
     Started(Id),
     /// The book has a VM of an earlier `vmmd`.
-    Found(Id),
+    FoundVm(Id),
     /// The socket of a VM did not reach it. The number is that of the pager which has the other
     /// end.
     Unreached(Id, u64, String),
@@ -32,6 +32,10 @@ pub enum Order {
     ConnectPeer(Id),
     /// There are connections to another host's pager, or there can be none.
     Dialled(Id, io::Result<[OwnedFd; 2]>),
+    /// Another host has layers that are read at a peer which fails.
+    Found(Id, Found),
+    /// All hosts that may have the layers which are read at a peer were asked.
+    Sought(Id),
     /// No layer is read at another host's pager any longer.
     ForgetPeer(Id),
 }

@@ -23,6 +23,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
+use uuid::Uuid;
 
 /// The length of a digest, bytes.
 const DIGEST_BYTES: usize = 32;
@@ -145,6 +146,17 @@ impl Source {
         source.map_or_else(|| memfd::sealed("patina-gone", &[]).map(Arc::new).map(Opened::File), Ok)
     }
 
+    /// Has what is read at another host's pager read at this one. False: it is not read at any.
+    pub fn replace(&self, peer: Arc<PeerSource>, number: u32) -> bool {
+        let mut source = self.lock();
+        let Some(current @ Opened::Peer(..)) = &mut *source else { return false };
+        let before = std::mem::replace(current, Opened::Peer(peer, number));
+        drop(source);
+        // Not under the lock: the last user of a peer lets go of it.
+        drop(before);
+        true
+    }
+
     /// The other host's pager.
     #[must_use]
     pub fn peer_source(&self) -> Option<Arc<PeerSource>> {
@@ -180,6 +192,14 @@ impl Source {
 pub fn id_of(layer: &Layer) -> Result<Id, PagerError> {
     let digits: String = layer.id().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     Id::try_from(digits.clone()).map_err(|_| PagerError::NoLayer(digits))
+}
+
+/// The name of what has this number.
+///
+/// # Errors
+/// None: the digits of a number are such a name.
+pub fn name_of(number: Uuid) -> Result<Id, PagerError> {
+    Id::try_from(number.to_string()).map_err(|_| PagerError::NoLayer(number.to_string()))
 }
 
 fn digests(layer: &Layer) -> Vec<u8> {

@@ -8,7 +8,7 @@ use super::{
     making::Making,
     masters::ComingMasters,
     members_data::members::Members,
-    remote_data::{described::Described, leases::Leases, peers::Peers},
+    remote_data::{described::Described, holders::KnownHolders, leases::Leases, peers::Peers},
     snapshot_data::{digests::Digests, known::KnownLayers, room::Room},
     spares::Spares,
     table::Table,
@@ -147,6 +147,8 @@ pub struct Host {
     pub(super) coming_masters: ComingMasters,
     // What other hosts read of this one.
     pub(super) leases: Leases,
+    // Which hosts may have the memory of families.
+    pub(super) holders: KnownHolders,
     // The digests of layers that other hosts were told of.
     pub(super) described: Described,
     // Kernels and root file systems that came from other hosts.
@@ -207,6 +209,7 @@ impl Host {
             no_list: Arc::new(PrefaultList::of(&[])?),
             coming_masters: ComingMasters::default(),
             leases: Leases::default(),
+            holders: KnownHolders::default(),
             described: Described::default(),
             shelf: Shelf::open(&state.fetched(), settings.fetched_bytes_max).map_err(Error::Shelf)?,
             under_way: UnderWay::default(),

@@ -5,9 +5,10 @@ use crate::{
     steps::until,
 };
 use patina_proto::v1::{
-    FetchImagesRequest, FetchImagesResponse, GetHostRequest, ImageKind, ListHostsRequest, ListStatesRequest,
-    ListStatesResponse, PruneImagesRequest, PruneImagesResponse, ReadImageRequest, ReadImageResponse,
-    SpawnClonesRequest, SpawnClonesResponse, TellFamilyRequest, TellFamilyResponse, WantedImage,
+    FetchImagesRequest, FetchImagesResponse, GetHostRequest, ImageKind, LendLayersRequest,
+    LendLayersResponse, ListHostsRequest, ListStatesRequest, ListStatesResponse, PruneImagesRequest,
+    PruneImagesResponse, ReadImageRequest, ReadImageResponse, SpawnClonesRequest, SpawnClonesResponse,
+    TellFamilyRequest, TellFamilyResponse, WantedImage,
     host_peer_client::HostPeerClient,
     host_peer_server::{HostPeer, HostPeerServer},
     scheduler_client::SchedulerClient,
@@ -228,6 +229,13 @@ impl HostPeer for StandIn {
         &self,
         _request: Request<ListStatesRequest>,
     ) -> Result<Response<ListStatesResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn lend_layers(
+        &self,
+        _request: Request<LendLayersRequest>,
+    ) -> Result<Response<LendLayersResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod demand;
+mod holders;
 mod host;
 mod peers;
 mod sys;

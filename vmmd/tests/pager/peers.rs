@@ -16,7 +16,7 @@ use vmmd::{
     pager::{
         Pager,
         book::{LazyLayer, LazyMemory},
-        lender::{HELLO_BYTES, Lender, lease_of},
+        lender::{HELLO_BYTES, Lender, Of, lease_of},
         parts::number_of,
     },
     process::generation::Generation,
@@ -34,17 +34,17 @@ async fn pass_time() {
 }
 
 /// A lease, and where the connections for it are taken.
-struct Lease {
+pub struct Lease {
     socket: PathBuf,
-    lender: Lender,
+    pub lender: Lender,
 }
 
 impl Lease {
-    fn new(host: &Host) -> Self {
+    pub fn new(host: &Host) -> Self {
         let socket = host.state().join("vmmd.sock");
         let address = format!("unix:{}", socket.display());
         let credential = patina_pki::credential().unwrap();
-        Self { socket, lender: Lender { address, lease: Uuid::new_v4(), credential } }
+        Self { socket, lender: Lender { address, lease: Uuid::new_v4(), credential, of: Of::default() } }
     }
 
     /// Takes connections, and gives them to a pager that has the layers.
@@ -65,9 +65,9 @@ impl Lease {
     }
 }
 
-/// Has a pager lend the layers of the host's snapshot.
-async fn lend(host: &Host, pager: &Pager, lease: &Lease) {
-    let generation = pager.generation(host.snapshot()).await.unwrap();
+/// Has a pager lend the layers of a host's snapshot.
+pub async fn lend(of: &Host, pager: &Pager, lease: &Lease) {
+    let generation = pager.generation(of.snapshot()).await.unwrap();
     generation.completed().await.unwrap();
     let find = |file| pager.find(number_of(&file).unwrap()).unwrap();
     let layers = generation.open().unwrap().layers.into_iter().map(find).collect();
@@ -75,7 +75,7 @@ async fn lend(host: &Host, pager: &Pager, lease: &Lease) {
 }
 
 /// A VM on layers of the other host.
-async fn borrow(from: &Host, host: &Host, pager: &Pager, lease: &Lease) -> (Generation, Vmm, LazyMemory) {
+pub async fn borrow(from: &Host, host: &Host, pager: &Pager, lease: &Lease) -> (Generation, Vmm, LazyMemory) {
     let snapshot = from.snapshot();
     let generation = pager.generation_of_peer(snapshot.manifest(), b"a state", lease.lender.clone());
     let generation = generation.await.unwrap();

@@ -1,9 +1,13 @@
 //! The pagers of other hosts, whose layers are read here.
 
 use super::{
-    super::{error::PagerError, lender::Lender, order::Order, parts::Parts, peers::PeerSource, place::Saved},
-    Book,
+    super::{
+        error::PagerError, holders::Holders, lender::Lender, order::Order, parts::Parts, peers::PeerSource,
+        place::Saved,
+    },
+    Book, LazyLayer,
 };
+use crate::process::filling::FillingLayer as _;
 use patina_control::pager::Id;
 use std::{fs::File, sync::Arc};
 
@@ -23,6 +27,22 @@ impl Book {
             }
         };
         self.peer(&id).unwrap_or_else(|| Arc::new(PeerSource::new(id, lender, Box::new(forget))))
+    }
+
+    /// Who finds other hosts that have a layer.
+    pub(in crate::pager) fn holders(&self) -> Option<Arc<dyn Holders>> {
+        self.holders.get().cloned()
+    }
+
+    /// The layers that are read at the pager of another host, and that are not complete.
+    pub(in crate::pager) fn layers_at(&self, id: &Id) -> Vec<Id> {
+        let is_there = |parts: &Arc<Parts>| parts.source.peer_source().is_some_and(|peer| peer.id() == id);
+        self.layers().into_iter().filter(is_there).map(|parts| parts.id.clone()).collect()
+    }
+
+    /// Holds a layer if all of it is here.
+    pub(in crate::pager) fn hold_complete(self: &Arc<Self>, id: &Id) -> Option<Arc<LazyLayer>> {
+        self.hold(id).filter(|layer| layer.is_complete())
     }
 
     /// The parts of a layer that an earlier `vmmd` had.

@@ -3,6 +3,7 @@
 use super::{
     super::{
         error::PagerError,
+        holders::Fault,
         order::{Order, Served, Serving},
     },
     Keeper,
@@ -83,6 +84,7 @@ impl Keeper {
         }
         tracing::warn!(%peer, reason, "there is no connection to another host's pager; it is made anew");
         let wait = wait(&mut self.losses, &peer, Instant::now());
+        self.seek(&peer, if wait > RECONNECT { Fault::BrokenAgain } else { Fault::Broken });
         let book = Arc::clone(&self.book);
         tokio::spawn(async move {
             sleep(wait).await;
@@ -116,7 +118,14 @@ impl Keeper {
                     best_effort(ended.send(is_done), "nobody waits for it any longer");
                 }
             }
-            FromPeers::Connected { .. } | FromPeers::Forgotten { .. } => {}
+            FromPeers::Failing { peer, reason } => {
+                tracing::warn!(%peer, reason, "another host fails to give what it has lent");
+                self.seek(&peer, Fault::Failing);
+            }
+            FromPeers::Connected { .. }
+            | FromPeers::Replaced { .. }
+            | FromPeers::GivenUp { .. }
+            | FromPeers::Forgotten { .. } => {}
         }
     }
 

@@ -11,13 +11,17 @@
 //! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host.
 //! - [`lease`]: the layers that other hosts read here. [`pages`]: how their pagers get connections
 //!   to the one here.
+//! - [`holders`]: finds another host that has a layer, when the one that lends it fails. [`lend`]:
+//!   lends it.
 //! - [`missing`]: has another host get a kernel or root file system that it lacks. [`fetch`]: gets
 //!   it. [`give`]: gives it.
 //! - [`states`]: the VMs of a family on all hosts, for a guest that lists them.
 
 pub mod fetch;
 pub mod give;
+pub mod holders;
 pub mod lease;
+pub mod lend;
 pub mod missing;
 pub mod pages;
 pub mod receive;

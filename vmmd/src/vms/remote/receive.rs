@@ -9,7 +9,7 @@
 
 use crate::{
     net::NetError,
-    pager::lender::Lender,
+    pager::lender::{Lender, Of},
     plan::{
         address::{FamilyNet, VMID_MAX},
         names::VmName,
@@ -314,7 +314,8 @@ impl Host {
 
     async fn receive_generation(&self, call: &SpawnCall) -> Result<(Generation, Arc<PrefaultList>), Error> {
         let (address, lease, credential) = (call.address.clone(), call.lease, call.credential.clone());
-        let lender = Lender { address, lease, credential };
+        let of = Of { family: call.family, host: call.host };
+        let lender = Lender { address, lease, credential, of };
         let generation = self.pager.generation_of_peer(&call.manifest, &call.state, lender);
         let generation = generation.await.map_err(ReceiveError::from)?;
         let list = &call.manifest.description.prefault_list;
@@ -352,6 +353,7 @@ mod tests {
             host_id: Uuid::from_u128(4).to_string(),
             to_host_id: Uuid::from_u128(5).to_string(),
             members: None,
+            holders: Vec::new(),
             lease: Uuid::from_u128(3).to_string(),
             lease_certificate: vec![1],
             lease_key: vec![2],

@@ -76,6 +76,7 @@ impl Host {
                 return failed(RemoteError::Prepare(error));
             }
         };
+        self.note_holders(source.parent.family, infos.values());
         let make = |there| self.make_clones_there(source, there, infos.get(&there.place.host_id), &sendable);
         join_all(there.iter().map(make)).await.into_iter().flatten().collect()
     }
@@ -188,6 +189,7 @@ impl Host {
             members: sendable.members.clone(),
             lease_certificate: credential.certificate,
             lease_key: credential.key,
+            holders: self.holders_beside(source.parent.family, &there.place.host_id),
         };
         let mut answer = spawn_clones(&mut client, there, sendable.parts(clones.clone())).await;
         if let Err(RemoteError::Refused { status, .. }) = &answer

@@ -178,6 +178,20 @@ pub enum ReceiveError {
     /// No other host may read a file with this content here.
     #[error("this host gives no file with content blake3 {0}")]
     NotOffered(Hash),
+    /// This host has all of none of the layers.
+    #[error("this host has all of none of these layers")]
+    NotHeld,
+    /// The calling host may not have the layers.
+    #[error("family {family} has no VM on host {host}, as far as this host knows, or none here")]
+    Stranger {
+        /// The calling host.
+        host: Uuid,
+        /// The family.
+        family: Uuid,
+    },
+    /// The layers cannot be lent.
+    #[error(transparent)]
+    NotLent(PrepareError),
     /// Other hosts read many files.
     #[error("other hosts read many files here, the most; try again")]
     Reading,
