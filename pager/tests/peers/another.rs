@@ -136,6 +136,13 @@ fn without_another_peer_a_lie_is_a_loss() {
     assert!(failing(&mut pager).contains("digest"));
     pager.peer.send(&ToPager::Peers(ToPeers::Alone { peer: id("far") }), &[]);
     hear_about_peers(&mut pager, |news| matches!(news, FromPeers::GivenUp { .. }).then_some(()));
+    // Not only after the time that a run waits for another peer.
+    pager.peer.send(&ToPager::Status, &[]);
+    let waiting = pager.wait(|message| match message {
+        FromPager::Status(status) => Some(status.waiting),
+        _ => None,
+    });
+    assert_eq!(waiting, 0);
     let (reason, vms) = pager.wait_for_failure(&layer, 4);
     assert!(reason.contains("digest"), "{reason}");
     assert_eq!(vms, [("one".to_owned(), true)]);
