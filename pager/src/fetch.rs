@@ -6,7 +6,7 @@
 use crate::engine::{Engine, Job};
 use crate::layer::{Layer, RUN_PAGES};
 use crate::source::{Class, RunError};
-use crate::switch::Asking;
+use crate::switch::{Asking, Finish};
 use patina_control::PAGE_BYTES;
 use patina_control::pager::RUN_BYTES;
 use patina_control::sparse::is_zero;
@@ -139,9 +139,6 @@ fn data_pages(run: &[u8]) -> u16 {
     let pages = run.chunks(PAGE_BYTES as usize).enumerate();
     pages.filter(|(_, page)| !is_zero(page)).fold(0, |bits, (at, _)| bits | 1 << at)
 }
-
-/// What becomes of a run that was fetched, or cannot be.
-pub(crate) type Finish = fn(&Engine, &Job, Result<u16, RunError>);
 
 impl Engine {
     /// Asks for a run where that does not block. False: its source has to be read.

@@ -11,7 +11,6 @@
 //! Who controls the pager is told that a source fails, and finds another one.
 
 use crate::engine::{Engine, EngineError, Happened, Job};
-use crate::fetch::Finish;
 use crate::layer::Layer;
 use crate::parked::{Kept, Waiting};
 use crate::source::{Class, Done, PageSource, RunError};
@@ -25,6 +24,9 @@ use std::time::{Duration, Instant};
 const AGAIN_MAX: u8 = 4;
 /// How long a run waits for another source.
 const PARKED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What becomes of a run that was fetched, or cannot be.
+pub(crate) type Finish = fn(&Engine, &Job, Result<u16, RunError>);
 
 /// A run that is asked for.
 pub(crate) struct Asking {

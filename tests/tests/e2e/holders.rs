@@ -75,7 +75,7 @@ fn has_clone(host: &Host) -> bool {
 fn takes_over(hosts: &mut Hosts) -> Outcome {
     let [first, second, third] = &hosts.hosts;
     let parent = first.run("adam", &[])?;
-    parent.sh("dd if=/dev/urandom of=/tmp/before bs=1M count=100 2> /dev/null")?;
+    parent.sh("dd if=/dev/urandom of=/tmp/before bs=64k count=64 2> /dev/null")?;
     let before = parent.sh("md5sum < /tmp/before")?;
     let ticket = ticket_over_all(first, &parent)?;
     let vmmd = third.vmmd_pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));

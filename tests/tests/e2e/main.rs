@@ -7,7 +7,8 @@
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
 //! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`], [`holders`],
-//!   [`overlay`], [`publishing`]: on hosts of their own. [`interrupts`]: test runs that are interrupted.
+//!   [`overlay`], [`publishing`]: on hosts of their own. [`interrupts`]: test runs that are
+//!   interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.

@@ -1,5 +1,5 @@
-//! Another host takes the place of one that lends layers and fails: three state folders with a pager
-//! each. The test plays who finds the other host.
+//! Another host takes the place of one that lends layers and fails: three state folders with a
+//! pager each. The test plays who finds the other host.
 
 use crate::{
     host::{Host, RUNS, word},

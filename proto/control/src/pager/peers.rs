@@ -92,8 +92,8 @@ pub enum ToPeers {
         peer: Id,
     },
     /// Read a layer at another peer from now on, which need not be connected yet. What was asked
-    /// for and has no answer is asked there. The answer is [`FromPeers::Replaced`], also for a layer
-    /// that is complete, or [`FromPeers::Refused`].
+    /// for and has no answer is asked there. The answer is [`FromPeers::Replaced`], also for a
+    /// layer that is complete, or [`FromPeers::Refused`].
     Replace {
         /// The layer's name.
         layer: Id,

@@ -77,8 +77,8 @@ impl Host {
         })
     }
 
-    /// Whether a host has VMs of a family that lives here: it got a generation with this one, or the
-    /// scheduler says so.
+    /// Whether a host has VMs of a family that lives here: it got a generation with this one, or
+    /// the scheduler says so.
     async fn takes_part(&self, family: Uuid, host: Uuid) -> Result<(), Error> {
         let lives_here = self.table.all().iter().any(|vm| vm.record.family == family);
         if lives_here && self.holders.names(family, host) {
