@@ -39,10 +39,12 @@ impl Holders for Second {
 
 /// Three hosts: one that lends, one that has all and may lend, one that reads at the first.
 struct Three {
-    hosts: [Host; 3],
     /// The vmmd of the first host.
     first: Option<(Runtime, Pager)>,
     rest: Runtime,
+    /// They end their pagers when they are dropped: after the runtimes, in which pagers are
+    /// replaced.
+    hosts: [Host; 3],
     second: Arc<Second>,
     lease: Lease,
 }
@@ -61,7 +63,7 @@ impl Three {
             std::mem::forget(pager);
         });
         let second = Second { lender: other.lender, asked: Mutex::default() };
-        Self { hosts, first: Some((runtime, lending)), rest, second: Arc::new(second), lease }
+        Self { first: Some((runtime, lending)), rest, hosts, second: Arc::new(second), lease }
     }
 
     /// A VM of the third host reads its last word after `fail` has happened to the first host.
