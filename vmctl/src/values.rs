@@ -1,5 +1,6 @@
 //! Sizes, ports and environment variables in the form that people write.
 
+use blake3::Hash;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use patina_proto::v1::PublishedPort;
 use std::{ffi::OsString, net::IpAddr};
@@ -50,17 +51,7 @@ fn utf8_or(error: ValueError) -> impl TypedValueParser<Value = String> {
 
 /// A BLAKE3 digest: 64 hex digits.
 pub fn digest(text: &str) -> Result<[u8; 32], ValueError> {
-    let error = || ValueError::Digest(text.to_owned());
-    // `from_str_radix` would take a sign.
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(error());
-    }
-    let mut digest = [0; 32];
-    for (byte, place) in digest.iter_mut().zip((0..).step_by(2)) {
-        let digits = text.get(place..place + 2).ok_or_else(error)?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| error())?;
-    }
-    Ok(digest)
+    Hash::from_hex(text).map(Hash::into).map_err(|_| ValueError::Digest(text.to_owned()))
 }
 
 /// `512`, `512M`, `2G`: MiB.
