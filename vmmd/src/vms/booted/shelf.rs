@@ -54,7 +54,7 @@ impl Host {
             let mut pruned = Pruned::default();
             if all {
                 let used = host.used_images();
-                pruned.fetched_bytes = host.shelf.prune(&|path| used.iter().any(|used| used == path));
+                pruned.fetched_bytes = host.shelf.prune(&|path| used.contains(path));
             }
             let Some(cache) = &host.image_cache else { return Ok(pruned) };
             for stored in list(cache)? {

@@ -25,6 +25,7 @@ use patina_daemon::chain;
 use patina_proto::v1::{FetchImagesRequest, FetchImagesResponse, ImageKind, ReadImageRequest, WantedImage};
 use patina_snapshot::manifest::ImageRef;
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -208,15 +209,15 @@ impl Host {
     /// Makes room for a file. May block.
     fn begin_image(&self, digest: Hash, bytes: u64) -> Result<Coming, ShelfError> {
         let used = self.used_images();
-        self.shelf.begin(digest, bytes, &|path| used.iter().any(|used| used == path))
+        self.shelf.begin(digest, bytes, &|path| used.contains(path))
     }
 
     /// The kernels and root file systems of the VMs that run here.
-    pub(in crate::vms) fn used_images(&self) -> Vec<PathBuf> {
+    pub(in crate::vms) fn used_images(&self) -> HashSet<PathBuf> {
         let files = |record: &Record| [record.kernel.clone(), record.rootfs.clone()];
         let vms = self.table.all();
         let runs = vms.iter().filter(|vm| !matches!(vm.status().phase, Phase::Ended(_)));
-        let mut used: Vec<_> = runs.flat_map(|vm| files(&vm.record)).collect();
+        let mut used: HashSet<_> = runs.flat_map(|vm| files(&vm.record)).collect();
         // Of what cannot be looked at nobody knows that it has ended.
         let broken = self.table.broken();
         used.extend(broken.iter().filter_map(|(_, broken)| broken.record.as_ref()).flat_map(files));

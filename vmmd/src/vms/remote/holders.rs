@@ -22,7 +22,7 @@ use futures::{
     future::{BoxFuture, FutureExt as _},
     stream::FuturesUnordered,
 };
-use patina_control::pager::{CREDENTIAL_MAX_BYTES, Credential, Id};
+use patina_control::pager::{Credential, Id};
 use patina_daemon::chain;
 use patina_proto::v1::{HostInfo, LayerHolder, LendLayersRequest, LendLayersResponse};
 use std::{
@@ -155,11 +155,7 @@ impl Host {
 /// Checks what a host says that it lends of these layers.
 fn check(answer: LendLayersResponse, sought: &[Id]) -> Result<(Uuid, Credential, Vec<Id>), ReceiveError> {
     let field = ReceiveError::field;
-    let credential = Credential { certificate: answer.lease_certificate, key: answer.lease_key };
-    let is_credential = |bytes: &Vec<u8>| (1..=CREDENTIAL_MAX_BYTES).contains(&bytes.len());
-    if ![&credential.certificate, &credential.key].into_iter().all(is_credential) {
-        return Err(field("certificate of the lease", "of a length that none has"));
-    }
+    let credential = ReceiveError::credential(answer.lease_certificate, answer.lease_key)?;
     let mut seen = HashSet::new();
     let layer = |place: &u32| sought.get(*place as usize).filter(|layer| seen.insert(*layer)).cloned();
     let layers: Option<Vec<Id>> = answer.held.iter().map(layer).collect();
@@ -172,6 +168,7 @@ fn check(answer: LendLayersResponse, sought: &[Id]) -> Result<(Uuid, Credential,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use patina_control::pager::CREDENTIAL_MAX_BYTES;
 
     #[test]
     fn what_a_host_says_that_it_lends_is_checked() {

@@ -34,7 +34,7 @@ use crate::{
         warm_up::For,
     },
 };
-use patina_control::pager::{CREDENTIAL_MAX_BYTES, Credential};
+use patina_control::pager::Credential;
 use patina_daemon::chain;
 use patina_proto::v1::SpawnClones;
 use patina_snapshot::manifest::Manifest;
@@ -100,11 +100,7 @@ impl SpawnCall {
         if blake3::hash(&state) != manifest.state.digest {
             return Err(ReceiveError::State);
         }
-        let credential = Credential { certificate: call.lease_certificate, key: call.lease_key };
-        let is_credential = |bytes: &Vec<u8>| (1..=CREDENTIAL_MAX_BYTES).contains(&bytes.len());
-        if ![&credential.certificate, &credential.key].into_iter().all(is_credential) {
-            return Err(field("certificate of the lease", "of a length that none has"));
-        }
+        let credential = ReceiveError::credential(call.lease_certificate, call.lease_key)?;
         let (family, host) = (uuid("family", &call.family)?, uuid("host", &call.host_id)?);
         let members = call.members.map(Told::check).transpose()?;
         if members.as_ref().is_some_and(|told| told.family != family || told.speaker.host != host) {
@@ -330,6 +326,7 @@ mod tests {
     use super::*;
     use crate::vms::snapshot_data::known::tests::{MEMORY_MIB, description};
     use blake3::Hash;
+    use patina_control::pager::CREDENTIAL_MAX_BYTES;
     use patina_snapshot::manifest::{Layer, Runs, StateRef};
 
     fn manifest(state: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@ use crate::{
     vms::members_data::error::TellError,
 };
 use blake3::Hash;
+use patina_control::pager::{CREDENTIAL_MAX_BYTES, Credential};
 use patina_pki::KeyError;
 use patina_snapshot::{directory::DigestError, manifest::ManifestError};
 use scheduler::client::TargetError;
@@ -251,6 +252,19 @@ impl ReceiveError {
     /// It is none.
     pub fn uuid(field: &'static str, text: &str) -> Result<Uuid, Self> {
         text.parse().map_err(|_| Self::field(field, text))
+    }
+
+    /// The credential of a lease, as another host has sent it.
+    ///
+    /// # Errors
+    /// One of its parts has a length that none has.
+    pub fn credential(certificate: Vec<u8>, key: Vec<u8>) -> Result<Credential, Self> {
+        let is_part = |bytes: &Vec<u8>| (1..=CREDENTIAL_MAX_BYTES).contains(&bytes.len());
+        if [&certificate, &key].into_iter().all(is_part) {
+            Ok(Credential { certificate, key })
+        } else {
+            Err(Self::field("certificate of the lease", "of a length that none has"))
+        }
     }
 }
 
