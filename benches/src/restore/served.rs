@@ -2,7 +2,12 @@
 
 use patina_tests::interrupt;
 use rustix::fs::{SealFlags, fcntl_get_seals};
-use std::{fs, fs::File, io, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    path::PathBuf,
+    time::Duration,
+};
 
 /// The memory of a layer has this name. It is sealed when it is full.
 const LAYER: &str = "/memfd:patina-layer";

@@ -59,6 +59,16 @@ fn wanted(content: &[u8]) -> WantedImage {
     WantedImage { kind: ImageKind::Rootfs.into(), digest: blake3::hash(content).as_bytes().to_vec() }
 }
 
+/// Has this vmmd fetch a root file system from the other one.
+async fn from_other(bench: &Bench, client: &mut Client, content: &[u8]) -> FetchImagesRequest {
+    FetchImagesRequest {
+        images: vec![wanted(content)],
+        address: format!("unix:{}", bench.path("other.sock").display()),
+        host_id: host_id(&mut Client::new(bench.channel("other.sock").await)).await,
+        to_host_id: host_id(client).await,
+    }
+}
+
 /// All that a host says of files that it fetches.
 async fn fetched(mut peer: Peer, request: FetchImagesRequest) -> Result<Vec<FetchImagesResponse>, Status> {
     let mut answers = peer.fetch_images(request).await?.into_inner();
@@ -83,14 +93,8 @@ fn a_root_file_system_comes_from_the_host_that_has_it_once_and_is_found_again() 
         fs::write(bench.path("other-rootfs"), &content).unwrap();
         let mut of_other = bench.spawn(&mut other(&bench)).await;
         let mut client = bench.start().await;
-        let other_id = host_id(&mut Client::new(bench.channel("other.sock").await)).await;
-        let own_id = host_id(&mut client).await;
-        let request = FetchImagesRequest {
-            images: vec![wanted(&content)],
-            address: format!("unix:{}", bench.path("other.sock").display()),
-            host_id: other_id.clone(),
-            to_host_id: own_id.clone(),
-        };
+        let request = from_other(&bench, &mut client, &content).await;
+        let (other_id, own_id) = (request.host_id.clone(), request.to_host_id.clone());
         let own = Peer::new(bench.channel("vmmd.sock").await);
         let told = fetched(own.clone(), request.clone()).await.unwrap();
         let last = told.last().unwrap();
@@ -152,12 +156,7 @@ fn what_came_from_other_hosts_goes_with_all_images_and_can_be_fetched_again() {
         fs::write(bench.path("other-rootfs"), &content).unwrap();
         let mut of_other = bench.spawn(&mut other(&bench)).await;
         let mut client = bench.start().await;
-        let request = FetchImagesRequest {
-            images: vec![wanted(&content)],
-            address: format!("unix:{}", bench.path("other.sock").display()),
-            host_id: host_id(&mut Client::new(bench.channel("other.sock").await)).await,
-            to_host_id: host_id(&mut client).await,
-        };
+        let request = from_other(&bench, &mut client, &content).await;
         let own = Peer::new(bench.channel("vmmd.sock").await);
         fetched(own.clone(), request.clone()).await.unwrap();
 
