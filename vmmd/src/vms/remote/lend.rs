@@ -1,4 +1,4 @@
-//! Lends layers to another host whose lender fails: those of which this host has all.
+//! Lends layers to another host whose lender fails: those that this host has completely.
 
 use crate::{
     process::control_client::PATIENCE,
@@ -52,7 +52,7 @@ impl Host {
     /// Lends another host those of some layers of which this one has all.
     ///
     /// # Errors
-    /// It has all of none, that host has no VM of the family, or too much is lent.
+    /// It has none of them completely, that host has no VM of the family, or too much is lent.
     pub(crate) async fn lend_layers(self: &Arc<Self>, call: LendCall) -> Result<LendLayersResponse, Error> {
         self.adopted(PATIENCE).await?;
         self.check_called(call.to_host)?;

@@ -179,8 +179,8 @@ pub enum ReceiveError {
     /// No other host may read a file with this content here.
     #[error("this host gives no file with content blake3 {0}")]
     NotOffered(Hash),
-    /// This host has all of none of the layers.
-    #[error("this host has all of none of these layers")]
+    /// This host has none of the layers completely.
+    #[error("this host has none of these layers completely")]
     NotHeld,
     /// The calling host may not have the layers.
     #[error("family {family} has no VM on host {host}, as far as this host knows, or none here")]
