@@ -18,10 +18,11 @@ fn a_vm_outlives_a_killed_vmmd_and_is_taken_over(stage: &Stage) -> Outcome {
     let (before, count_before) = {
         let vm = host.vm("survivor");
         // It counts on while nobody listens; `setsid` frees it from the session that exec ends.
-        vm.sh("setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /tmp/count; sleep 1; done' >/dev/null 2>&1 </dev/null &")?;
+        // Each second adds a line: a file written anew each second is empty for a moment.
+        vm.sh("setsid sh -c 'while :; do echo >> /tmp/count; sleep 1; done' >/dev/null 2>&1 </dev/null &")?;
         serve(&vm, 7000, ECHO)?;
         vm.sh("until [ -s /tmp/count ]; do sleep 1; done")?;
-        (vm.inspect()?, vm.sh("cat /tmp/count")?.parse::<u64>()?)
+        (vm.inspect()?, vm.sh("wc -l < /tmp/count")?.parse::<u64>()?)
     };
 
     host.kill_vmmd()?;
@@ -33,7 +34,7 @@ fn a_vm_outlives_a_killed_vmmd_and_is_taken_over(stage: &Stage) -> Outcome {
     for field in ["pid", "uuid", "ip", "state", "ready_after_us", "ports"] {
         assert_eq!(before[field], after[field], "{field}");
     }
-    vm.sh(&format!("until [ $(cat /tmp/count) -gt {count_before} ]; do sleep 1; done"))?;
+    vm.sh(&format!("until [ $(wc -l < /tmp/count) -gt {count_before} ]; do sleep 1; done"))?;
     assert!(vm.call(&["gc", "list"])?.starts_with("0 "), "the agent's calls reach the new vmmd");
     round_trip("127.0.0.1", port, 1000)?;
     vm.kill()?;
