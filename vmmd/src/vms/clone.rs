@@ -17,12 +17,14 @@ mod report;
 mod slots;
 mod start;
 
+pub(super) use slots::FilledSlot;
 pub(super) use start::Source;
 
 use super::{
     error::Error,
     host::Host,
     pool::OnTheWay,
+    remote::send::Others,
     remote_data::place::{Elsewhere, There},
     table::families::CloneSlot,
     tickets::Wanted,
@@ -38,7 +40,6 @@ use patina_control::{
     messages::{Frozen, Prepare},
     monotonic_ns,
 };
-use patina_snapshot::manifest::ImageRef;
 use report::log;
 use scheduler::host::admission::Admitted;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
@@ -174,8 +175,7 @@ impl Host {
         };
         let (Size { count, elsewhere }, turn) =
             abandoned.run_until_cancelled(waited).await.ok_or_else(abandon)??;
-        // Other hosts find kernel and root file system by their content.
-        let images = if elsewhere.is_empty() { None } else { Some(self.images_of(record).await?) };
+        let others = if elsewhere.is_empty() { None } else { Some(self.look_at(&elsewhere, record).await?) };
         let wanted = self.part_of(wanted, &elsewhere);
         let (slots, there) = self.take_vmids_for(record, count, elsewhere).await?;
         // The scheduler is asked for these very vmids. Pools make no warm VMs while a clone is on
@@ -240,7 +240,7 @@ impl Host {
             arrived_ns,
         };
         let here = self.make_clones(&source, slots, reservations, on_the_way);
-        let there = self.make_those_elsewhere(&source, &there, images.map(|images| (images, frozen)));
+        let there = self.make_those_elsewhere(&source, &there, others.map(|others| (others, frozen)));
         let (mut outcomes, made_there) = tokio::join!(here, there);
         outcomes.extend(made_there);
         log(&source, source.after(asked_ns), freeze, frozen, &outcomes);
@@ -271,9 +271,10 @@ impl Host {
         self: &Arc<Self>,
         source: &Source,
         there: &[There],
-        images: Option<([ImageRef; 2], Frozen)>,
+        others: Option<(Others, Frozen)>,
     ) -> Vec<Outcome> {
-        let outcomes = self.make_clones_elsewhere(source, there, images).await;
+        let Some((others, frozen)) = others else { return Vec::new() };
+        let outcomes = self.make_clones_elsewhere(source, there, others, frozen).await;
         if let Some(ticket) = source.ticket
             && outcomes.iter().any(|outcome| outcome.made.is_err())
         {

@@ -8,7 +8,8 @@
 //!                        pager ◀──── connections of their own ─────── pager
 //! ```
 //!
-//! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host.
+//! - [`send`]: has clones made on another host. [`receive`]: makes clones of a VM of another host,
+//!   whose family lives here from then on: [`join`].
 //! - [`lease`]: the layers that other hosts read here. [`pages`]: how their pagers get connections
 //!   to the one here.
 //! - [`holders`]: finds another host that has a layer, when the one that lends it fails. [`lend`]:
@@ -20,6 +21,7 @@
 pub mod fetch;
 pub mod give;
 pub mod holders;
+pub mod join;
 pub mod lease;
 pub mod lend;
 pub mod missing;

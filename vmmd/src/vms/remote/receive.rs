@@ -1,14 +1,14 @@
 //! Makes clones of a VM of another host.
 //!
 //! ```text
-//!  fits? ▶ images by content ▶ network ▶ names ▶ ticket used? ▶ memory ▶ each: start ▶ record
+//!  fits? ▶ images by content ┬▶ network ▶ names ▶ ticket used? ┬▶ each: start ▶ record
+//!                            └▶ memory described ──────────────┘
 //! ```
 //!
 //! What the other host sends is checked as a snapshot is. From the ticket on, each clone has an
 //! outcome of its own, as in every call for clones.
 
 use crate::{
-    net::NetError,
     pager::lender::{Lender, Of},
     plan::{
         address::{FamilyNet, VMID_MAX},
@@ -20,30 +20,36 @@ use crate::{
     },
     store::record::{Origin, Record},
     vms::{
-        blocking::blocking,
-        clone::{COUNT, Outcome, Source},
+        clone::{COUNT, FilledSlot, Outcome, Source},
         create::{Master, record},
         error::Error,
         fetched_data::shelf::Held,
         host::Host,
         members_data::told::Told,
+        pool::OnTheWay,
         remote_data::error::ReceiveError,
         snapshot_data::fit,
-        table::families::Joined,
         tickets::Wanted,
         warm_up::For,
     },
 };
 use patina_control::pager::Credential;
-use patina_daemon::chain;
 use patina_proto::v1::SpawnClones;
 use patina_snapshot::manifest::Manifest;
-use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep};
+use scheduler::host::admission::Admitted;
+use std::{path::PathBuf, sync::Arc};
 use uuid::Uuid;
 
-/// How often it is looked whether an earlier network of the family is gone.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Whether vmids that were not used can be given again: never by this host.
+const IS_UNUSED: bool = false;
+
+/// Clones of a VM of another host that may be made.
+struct Admissible {
+    slots: Vec<FilledSlot>,
+    admitted: Admitted,
+    ticket: Uuid,
+    on_the_way: Vec<OnTheWay>,
+}
 
 /// A call of another host, checked.
 #[derive(Debug)]
@@ -169,46 +175,21 @@ impl Host {
         };
         // What came from another host stays there until a VM has it.
         let (call, (parent, _held)) = self.image_disks.blocking(look).await?;
-        let count = u32::try_from(call.vmids.len()).unwrap_or(u32::MAX);
-        self.join_family_of(&parent, &call.vmids).await?;
-        // From here on each clone that is not made leaves the family.
-        let slots = match self.table.take_given_slots(parent.master(), &call.vmids) {
-            Ok(slots) => slots,
-            Err(error) => {
-                for vmid in &call.vmids {
-                    self.leave_family(parent.net, parent.family, *vmid).await;
-                }
-                return Err(error);
-            }
-        };
-        let on_the_way = self.on_the_way(count);
-        let SpawnCall { ticket: id, ticket_epoch: epoch, host: parent_host, .. } = call;
-        let wanted = Wanted::Part { id, epoch, parent_host };
-        // The vmids are never this host's to give again.
-        let is_unused = false;
-        let (admitted, ticket) = match self.tickets.admit(&parent, wanted, call.vmids.clone()).await {
-            Ok(admitted) => admitted,
-            Err((error, _)) => {
-                self.refuse_clone_slots(&parent, slots, is_unused).await;
-                return Err(error);
-            }
-        };
-        if let Err(error) = self.hear_with_clones(parent.net, call.members.as_ref()).await {
-            admitted.give_back().await;
-            self.refuse_clone_slots(&parent, slots, is_unused).await;
-            return Err(error);
-        }
-        let slots = self.fill_clone_slots(&parent, slots, For::Clone);
-        let (generation, prefault_list) = match self.receive_generation(&call).await {
+        // What it needs of memory is looked for meanwhile: if the clones are not admitted, it is let
+        // go of.
+        let (admitted, received) =
+            tokio::join!(self.admit_clones_of(&parent, &call), self.receive_generation(&call));
+        let Admissible { slots, admitted, ticket, on_the_way } = admitted?;
+        let (generation, prefault_list) = match received {
             Ok(received) => received,
             Err(error) => {
                 admitted.give_back().await;
-                self.return_clone_slots(&parent, slots, is_unused).await;
+                self.return_clone_slots(&parent, slots, IS_UNUSED).await;
                 return Err(error);
             }
         };
+        let (parent_host, ticket) = (Some(call.host), Some(ticket));
         let reservations = admitted.into_reservations();
-        let (parent_host, ticket) = (Some(parent_host), Some(ticket));
         let source =
             Source { parent, generation, prefault_list, parent_host, ticket, request: None, arrived_ns };
         let outcomes = self.make_clones(&source, slots, reservations, on_the_way).await;
@@ -223,6 +204,46 @@ impl Host {
             "made clones of a VM of another host"
         );
         Ok(outcomes)
+    }
+
+    /// Has the clones' family live here, and uses their part of the ticket.
+    ///
+    /// # Errors
+    /// There is no room, or no such ticket. Then nothing is left.
+    async fn admit_clones_of(
+        self: &Arc<Self>,
+        parent: &Record,
+        call: &SpawnCall,
+    ) -> Result<Admissible, Error> {
+        let count = u32::try_from(call.vmids.len()).unwrap_or(u32::MAX);
+        self.join_family_of(parent, &call.vmids).await?;
+        // From here on each clone that is not made leaves the family.
+        let slots = match self.table.take_given_slots(parent.master(), &call.vmids) {
+            Ok(slots) => slots,
+            Err(error) => {
+                for vmid in &call.vmids {
+                    self.leave_family(parent.net, parent.family, *vmid).await;
+                }
+                return Err(error);
+            }
+        };
+        let on_the_way = self.on_the_way(count);
+        let (id, epoch, parent_host) = (call.ticket, call.ticket_epoch, call.host);
+        let wanted = Wanted::Part { id, epoch, parent_host };
+        let (admitted, ticket) = match self.tickets.admit(parent, wanted, call.vmids.clone()).await {
+            Ok(admitted) => admitted,
+            Err((error, _)) => {
+                self.refuse_clone_slots(parent, slots, IS_UNUSED).await;
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.hear_with_clones(parent.net, call.members.as_ref()).await {
+            admitted.give_back().await;
+            self.refuse_clone_slots(parent, slots, IS_UNUSED).await;
+            return Err(error);
+        }
+        let slots = self.fill_clone_slots(parent, slots, For::NewFamily);
+        Ok(Admissible { slots, admitted, ticket, on_the_way })
     }
 
     /// The VM that is cloned, as a record of it would be here. May block.
@@ -249,63 +270,6 @@ impl Host {
         let parent = record(&name, call.family, call.net, master);
         let parent = Record { vmid: call.parent_vmid, origin: Some(origin), ..parent };
         Ok((parent, [kernel.held, rootfs.held]))
-    }
-
-    /// So many more VMs of a family of another host live here: its network is made if there is
-    /// none.
-    async fn join_family_of(self: &Arc<Self>, parent: &Record, vmids: &[u32]) -> Result<(), Error> {
-        let _turn = self.joining.lock().await;
-        let (net, family) = (parent.net, parent.family);
-        let begun = Instant::now();
-        loop {
-            match self.table.join_foreign_family(net.index, family, vmids) {
-                Joined::Others => return self.reach_others(net, vmids, family).await,
-                Joined::First => break,
-                Joined::Lives(vmid) => return Err(ReceiveError::Lives(vmid).into()),
-                // Its last VM here has just ended, and its bridge is being deleted.
-                Joined::Taken(other) if other == family && begun.elapsed() < PATIENCE => {
-                    sleep(LOOK_AGAIN).await;
-                }
-                Joined::Taken(other) => return Err(ReceiveError::Network { base: net.base, other }.into()),
-            }
-        }
-        // This host gives only such vmids as are reserved, and so does the next vmmd here.
-        let host = Arc::clone(self);
-        let written = blocking(move || Ok(host.state.save_next_vmid(family, VMID_MAX + 1)?)).await;
-        let claimed = match written {
-            Ok(()) => self.make_net(net, family).await.map_err(|error| match error {
-                error @ NetError::Identifier { .. } => error.into(),
-                error if error.exists() => ReceiveError::Bridge { bridge: net.bridge() }.into(),
-                error => error.into(),
-            }),
-            Err(error) => Err(error),
-        };
-        if claimed.is_err() {
-            self.table.forget_family(net.index);
-            if let Err(error) = self.state.forget_family(family) {
-                tracing::error!(%family, error = %chain(&error), "the family's file stays until the next start of vmmd");
-            }
-        }
-        claimed
-    }
-
-    async fn make_net(&self, net: FamilyNet, family: Uuid) -> Result<(), NetError> {
-        match &self.members {
-            Some(members) => self.net.join(net, &family.to_string(), members.underlay).await,
-            None => self.net.claim(net, &family.to_string()).await,
-        }
-    }
-
-    /// VMs of the family live here: other hosts are reached from now on, if they were not.
-    async fn reach_others(&self, net: FamilyNet, vmids: &[u32], family: Uuid) -> Result<(), Error> {
-        let Some(members) = &self.members else { return Ok(()) };
-        let reached = self.net.reach(net, members.underlay).await;
-        if reached.is_err() {
-            for vmid in vmids {
-                self.leave_family(net, family, *vmid).await;
-            }
-        }
-        Ok(reached?)
     }
 
     async fn receive_generation(&self, call: &SpawnCall) -> Result<(Generation, Arc<PrefaultList>), Error> {

@@ -4,13 +4,14 @@ use super::missing::is_missing_image;
 use crate::{
     pager::{book::LazyLayer, error::PagerError, parts},
     process::generation::{Generation, PrefaultList},
+    store::record::Record,
     vms::{
         clone::{Made, Outcome, Source, Times},
         error::Error,
         host::Host,
         remote_data::{
             error::{PATIENCE, PrepareError, RemoteError},
-            place::There,
+            place::{Elsewhere, There},
         },
         snapshot_data::describe::describe,
     },
@@ -26,12 +27,29 @@ use patina_snapshot::{
     directory::digest_layer,
     manifest::{ImageRef, Layer, Manifest, StateRef},
 };
-use std::{collections::HashMap, fs::File, sync::Arc, time::Duration};
-use tokio::time::{error::Elapsed, timeout};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    task::JoinHandle,
+    time::{error::Elapsed, timeout},
+};
 use tonic::{Status, transport::Channel};
 
 /// Most bytes of a message.
 const PART_BYTES: usize = 128 * 1024;
+
+/// What clones on other hosts need that does not depend on the generation.
+#[derive(Debug)]
+pub(in crate::vms) struct Others {
+    /// Kernel and root file system: other hosts find them by their content.
+    images: [ImageRef; 2],
+    /// What the scheduler says of the hosts, by their ids, as soon as it has.
+    infos: JoinHandle<HashMap<String, HostInfo>>,
+}
 
 /// A generation as other hosts get it.
 #[derive(Debug)]
@@ -46,21 +64,38 @@ pub(in crate::vms) struct Sendable {
 }
 
 impl Host {
+    /// Clones of a VM are to be made on these hosts: looks for what they need, while the VM is
+    /// frozen.
+    ///
+    /// # Errors
+    /// Its kernel or root file system cannot be read.
+    pub(in crate::vms) async fn look_at(
+        self: &Arc<Self>,
+        hosts: &[Elsewhere],
+        parent: &Record,
+    ) -> Result<Others, Error> {
+        let ids = hosts.iter().map(|place| place.host_id.clone()).collect();
+        let host = Arc::clone(self);
+        let infos = tokio::spawn(async move { host.infos_of(ids).await });
+        Ok(Others { images: self.images_of(parent).await?, infos })
+    }
+
     /// Has the clones made on their hosts, side by side. What goes wrong is in their outcomes.
     pub(in crate::vms) async fn make_clones_elsewhere(
         self: &Arc<Self>,
         source: &Source,
         there: &[There],
-        images: Option<([ImageRef; 2], Frozen)>,
+        Others { images, infos }: Others,
+        frozen: Frozen,
     ) -> Vec<Outcome> {
-        let Some((images, frozen)) = images else { return Vec::new() };
         self.offered.note(&images);
         let failed = |error: RemoteError| {
             let error = Arc::new(error);
             there.iter().flat_map(|there| all_failed(there, &error)).collect()
         };
         let infos = async {
-            let infos = self.infos_of(there).await;
+            // Of a host that nothing is known of, no clone is made.
+            let infos = infos.await.unwrap_or_default();
             let announced = self.announce(source, there, &infos).await;
             (infos, announced)
         };
@@ -207,7 +242,7 @@ impl Host {
     }
 
     /// What the scheduler says of these hosts, by their ids.
-    async fn infos_of(&self, there: &[There]) -> HashMap<String, HostInfo> {
+    async fn infos_of(&self, ids: HashSet<String>) -> HashMap<String, HostInfo> {
         let (mut infos, mut page_token) = (HashMap::new(), String::new());
         loop {
             let request = ListHostsRequest { page_token, ..ListHostsRequest::default() };
@@ -220,10 +255,10 @@ impl Host {
                     return infos;
                 }
             };
-            let wanted = |info: &HostInfo| there.iter().any(|there| there.place.host_id == info.id);
+            let wanted = |info: &HostInfo| ids.contains(&info.id);
             let found = listed.hosts.into_iter().filter_map(|host| host.info).filter(wanted);
             infos.extend(found.map(|info| (info.id.clone(), info)));
-            if listed.next_page_token.is_empty() || infos.len() == there.len() {
+            if listed.next_page_token.is_empty() || infos.len() == ids.len() {
                 return infos;
             }
             page_token = listed.next_page_token;
