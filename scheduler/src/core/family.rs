@@ -6,7 +6,7 @@ use super::{
     host::Host,
     present::Running,
     state::Standing,
-    ticket::{HostId, State},
+    ticket::{HostId, State, Ticket},
 };
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -29,6 +29,24 @@ pub struct FamilyVm {
 }
 
 impl Core {
+    /// Whether a host may call for a family: VMs of it are or were there, or are to be there, as
+    /// far as is known; or none is known to be on another host. The master of a new family is not
+    /// known before its host's next heartbeat.
+    #[must_use]
+    pub fn may_speak(&self, host: HostId, family: Uuid) -> bool {
+        let has_master = |host: &Host| host.has_master(family);
+        let is_on = |ticket: &Ticket| {
+            ticket.parent_host == Some(host)
+                || ticket.places.contains_key(&host)
+                || ticket.clones.values().any(|place| *place == host)
+        };
+        let is_known = |ticket: &Ticket| ticket.parent_host.is_some() || !ticket.clones.is_empty();
+        self.hosts.get(host).is_some_and(|host| host.is_home_of(family))
+            || self.ledger.of_family(family).any(is_on)
+            || !(self.hosts.all().any(|(_, host)| has_master(host))
+                || self.ledger.of_family(family).any(is_known))
+    }
+
     /// The VMs of a family that live, by vmid: its master, and the clones of its tickets. A master
     /// is known as soon as its host has said that it has it.
     #[must_use]

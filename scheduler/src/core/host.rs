@@ -50,6 +50,9 @@ pub struct Host {
     pub tickets: BTreeSet<Uuid>,
     /// The families whose master lives there, as it has said it last; None: it has not.
     pub masters: Option<BTreeSet<Uuid>>,
+    /// Those of them of which no other host said so before, unless that was given up: a family has
+    /// one master.
+    pub believed_masters: BTreeSet<Uuid>,
     /// The kernels and root file systems that are there.
     pub images: BTreeSet<Image>,
     /// Clones that run without a ticket, by the ticket that they had and vmid; with that ticket's
@@ -75,6 +78,11 @@ impl Host {
     /// Whether the master of a family lives there, as it has said it last.
     pub fn has_master(&self, family: Uuid) -> bool {
         self.masters.as_ref().is_some_and(|masters| masters.contains(&family))
+    }
+
+    /// The same, and no other host has said it before.
+    pub fn is_home_of(&self, family: Uuid) -> bool {
+        self.has_master(family) && self.believed_masters.contains(&family)
     }
 
     /// Whether it lives, as far as is known.

@@ -277,10 +277,25 @@ impl Hosts {
 
     /// A host lives, and may say which masters it has.
     pub fn see(&mut self, id: HostId, now: UnixMs, masters: Option<BTreeSet<Uuid>>) {
+        let believed = masters.as_ref().map(|masters| self.believed(id, masters));
         if let Some(host) = self.hosts.get_mut(&id) {
             host.seen = now;
             host.masters = masters.or_else(|| host.masters.take());
+            host.believed_masters = believed.unwrap_or_else(|| std::mem::take(&mut host.believed_masters));
         }
+    }
+
+    /// The masters of which a host has said first that it has them.
+    fn believed(&self, id: HostId, masters: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
+        let own = self.hosts.get(&id);
+        let is_elsewhere = |family| {
+            let mut others =
+                self.hosts.iter().filter(|(other, host)| **other != id && host.link != Link::Lost);
+            others.any(|(_, host)| host.is_home_of(family))
+        };
+        let is_believed =
+            |family: &&Uuid| own.is_some_and(|own| own.is_home_of(**family)) || !is_elsewhere(**family);
+        masters.iter().filter(is_believed).copied().collect()
     }
 
     /// The memory that is really free on a host, if it says so.

@@ -93,6 +93,12 @@ impl Ledger {
         listed.iter().filter_map(|id| self.tickets.get(id)).collect()
     }
 
+    /// All tickets of a family.
+    pub fn of_family(&self, family: Uuid) -> impl Iterator<Item = &Ticket> {
+        let tickets = self.families.get(&family).into_iter().flat_map(|family| &family.order.all);
+        tickets.filter_map(|(_, id)| self.tickets.get(id))
+    }
+
     /// The ticket that a request was granted.
     pub fn of_request(&self, family: Uuid, request: &str) -> Option<&Ticket> {
         self.tickets.get(self.requests.get(&family)?.get(request)?)
@@ -128,9 +134,8 @@ impl Ledger {
 
     /// The greatest vmid of all clones of a family that are known, ended ones included; 0: none is.
     pub fn last_vmid(&self, family: Uuid) -> u32 {
-        let tickets = self.families.get(&family).into_iter().flat_map(|family| &family.order.all);
-        let known = tickets.filter_map(|(_, id)| self.tickets.get(id));
-        known.filter_map(|ticket| ticket.clones.keys().next_back().copied()).max().unwrap_or(0)
+        let last = |ticket: &Ticket| ticket.clones.keys().next_back().copied();
+        self.of_family(family).filter_map(last).max().unwrap_or(0)
     }
 
     /// How many tickets of a family are granted or used.

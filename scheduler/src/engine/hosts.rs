@@ -71,6 +71,12 @@ impl Engine {
         }
     }
 
+    /// Whether a host may call for a family: VMs of it are there, as far as is known, or none is
+    /// known to be on another host.
+    pub async fn may_speak(&self, host: HostId, family: Uuid) -> Result<bool, Refusal> {
+        self.ask(|reply| Query::Speaks { host, family, reply }).await
+    }
+
     /// The VMs of a family on all hosts, by vmid.
     pub async fn family(&self, family: Uuid) -> Result<BTreeMap<u32, FamilyVm>, Refusal> {
         self.ask(|reply| Query::Family(family, reply)).await

@@ -229,6 +229,7 @@ pub(super) enum Query {
     Tickets(Listing, Reply<Page>),
     Hosts(Reply<Vec<HostState>>),
     Family(Uuid, Reply<BTreeMap<u32, FamilyVm>>),
+    Speaks { host: HostId, family: Uuid, reply: Reply<bool> },
     Data { ticket: Named, vmid: u32, reply: Reply<Vec<u8>> },
     Counts(Reply<Counts>),
 }

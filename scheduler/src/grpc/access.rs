@@ -1,9 +1,10 @@
 //! Who may make which call.
 
+use crate::{core::api::Named, engine::Engine};
 use patina_daemon::{
     peer::Peer,
     roles::{Callers, denied},
-    tls::Role,
+    tls::{Identity, Role},
 };
 use tonic::{Request, Status};
 use uuid::Uuid;
@@ -54,10 +55,67 @@ pub fn speaks_for(peer: Option<&Peer>, host: Uuid) -> Result<(), Status> {
     }
 }
 
+/// Refuses a host that calls for a family whose VMs are on other hosts only. Others are judged by
+/// their role alone.
+///
+/// # Errors
+/// It is such a host, or the scheduler stops.
+pub(super) async fn speaks_for_family(
+    engine: &Engine,
+    peer: Option<&Peer>,
+    family: Uuid,
+) -> Result<(), Status> {
+    let Some(peer @ Peer::Certified(Identity::Host { id })) = peer else { return Ok(()) };
+    if engine.may_speak(*id, family).await? {
+        return Ok(());
+    }
+    tracing::warn!(%peer, %family, "a host calls for a family of other hosts, and is refused");
+    Err(foreign_family(&format!(
+        "the certificate is of {peer}, and family {family} has VMs on other hosts only; a host calls for its own VMs' families"
+    )))
+}
+
+/// The same, for whoever names a ticket. A ticket that is not known is for the call itself to
+/// refuse.
+///
+/// # Errors
+/// As [`speaks_for_family`].
+pub(super) async fn speaks_for_ticket(
+    engine: &Engine,
+    peer: Option<&Peer>,
+    named: Named,
+) -> Result<(), Status> {
+    if !matches!(peer, Some(Peer::Certified(Identity::Host { .. }))) {
+        return Ok(());
+    }
+    let family = match named.family {
+        // The call refuses it if the ticket is of another family.
+        Some(family) => family,
+        None => engine.ticket(named).await?.ticket.family,
+    };
+    speaks_for_family(engine, peer, family).await
+}
+
+/// Refuses a host that asks for what is of all families.
+///
+/// # Errors
+/// It is a host.
+pub(super) fn speaks_for_all(peer: Option<&Peer>) -> Result<(), Status> {
+    match peer {
+        Some(peer @ Peer::Certified(Identity::Host { .. })) => Err(foreign_family(&format!(
+            "the certificate is of {peer}, and the call is for all families; name the family"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn foreign_family(message: &str) -> Status {
+    denied("FOREIGN_FAMILY", message)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use patina_daemon::tls::Identity;
 
     #[test]
     fn looking_reserving_and_operating_are_for_different_roles() {

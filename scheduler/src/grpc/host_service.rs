@@ -76,6 +76,7 @@ impl HostScheduler for HostService {
         let peer = access::peer(&request);
         let demand = check::clones(request.into_inner())?;
         demand.hosts.iter().try_for_each(|host| access::speaks_for(peer.as_ref(), *host))?;
+        access::speaks_for_family(&self.engine, peer.as_ref(), demand.family).await?;
         let seen = self.engine.request(demand).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
@@ -87,6 +88,7 @@ impl HostScheduler for HostService {
         let peer = access::peer(&request);
         let demand = check::vmids(request.into_inner())?;
         access::speaks_for(peer.as_ref(), demand.host)?;
+        access::speaks_for_family(&self.engine, peer.as_ref(), demand.family).await?;
         let (first, count) = self.engine.reserve_vmids(demand).await?;
         Ok(Response::new(v1::ReserveVmidsResponse { first, count }))
     }
@@ -98,6 +100,7 @@ impl HostScheduler for HostService {
         let (family, host) = (check.uuid("family", &family), check.uuid("host_id", &host_id));
         let () = check.done(())?;
         access::speaks_for(peer.as_ref(), host)?;
+        access::speaks_for_family(&self.engine, peer.as_ref(), family).await?;
         let vms = self.engine.family(family).await?.into_iter();
         Ok(Response::new(v1::ListFamilyResponse { vms: vms.map(convert::family_vm).collect() }))
     }

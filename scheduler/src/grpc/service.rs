@@ -1,16 +1,19 @@
 //! The calls of `patina.v1.Scheduler`.
 
 use super::{
+    access,
     check::{self, Check},
     convert, status, watch,
 };
 use crate::{core::api::Targets, engine::Engine};
+use patina_daemon::peer::Peer;
 use patina_proto::v1::{self, join_request::Side, scheduler_server::Scheduler};
 use prost::Message as _;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 /// Most watchers at once.
 const WATCHERS_MAX: usize = 256;
@@ -31,6 +34,14 @@ impl Service {
     pub(super) fn new(engine: Engine) -> Self {
         Self { engine, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) }
     }
+
+    /// Refuses a host that wants to see tickets of families of other hosts.
+    async fn check_reader(&self, peer: Option<&Peer>, family: Option<Uuid>) -> Result<(), Status> {
+        match family {
+            Some(family) => access::speaks_for_family(&self.engine, peer, family).await,
+            None => access::speaks_for_all(peer),
+        }
+    }
 }
 
 pub(super) type Answer<T> = Result<Response<T>, Status>;
@@ -38,16 +49,21 @@ pub(super) type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Scheduler for Service {
     async fn request_ticket(&self, request: Request<v1::RequestTicketRequest>) -> Answer<v1::Ticket> {
+        let peer = access::peer(&request);
         let demand = check::demand(request.into_inner())?;
+        access::speaks_for_family(&self.engine, peer.as_ref(), demand.family).await?;
         let seen = self.engine.request(demand).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
 
     async fn get_ticket(&self, request: Request<v1::GetTicketRequest>) -> Answer<v1::Ticket> {
+        let peer = access::peer(&request);
         let v1::GetTicketRequest { id, family } = request.into_inner();
         let mut check = Check::default();
         let named = check.named("id", &id, &family);
-        let seen = self.engine.ticket(check.done(named)?).await?;
+        let named = check.done(named)?;
+        access::speaks_for_ticket(&self.engine, peer.as_ref(), named).await?;
+        let seen = self.engine.ticket(named).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
 
@@ -55,7 +71,9 @@ impl Scheduler for Service {
         &self,
         request: Request<v1::ListTicketsRequest>,
     ) -> Answer<v1::ListTicketsResponse> {
+        let peer = access::peer(&request);
         let of = check::listing(&request.into_inner())?;
+        self.check_reader(peer.as_ref(), of.family).await?;
         let page = self.engine.tickets(of).await?;
         let (full, mut bytes) = (page.tickets.len() == of.most, 0);
         let all = page.tickets.len();
@@ -74,10 +92,13 @@ impl Scheduler for Service {
     }
 
     async fn release_ticket(&self, request: Request<v1::ReleaseTicketRequest>) -> Answer<v1::Ticket> {
+        let peer = access::peer(&request);
         let v1::ReleaseTicketRequest { id, family } = request.into_inner();
         let mut check = Check::default();
         let named = check.named("id", &id, &family);
-        let seen = self.engine.release(check.done(named)?).await?;
+        let named = check.done(named)?;
+        access::speaks_for_ticket(&self.engine, peer.as_ref(), named).await?;
+        let seen = self.engine.release(named).await?;
         Ok(Response::new(convert::ticket(seen)))
     }
 
@@ -87,9 +108,11 @@ impl Scheduler for Service {
         &self,
         request: Request<v1::WatchTicketsRequest>,
     ) -> Answer<Self::WatchTicketsStream> {
+        let peer = access::peer(&request);
         let mut check = Check::default();
         let family = check.optional_uuid("family", &request.into_inner().family);
         let family = check.done(family)?;
+        self.check_reader(peer.as_ref(), family).await?;
         let place = Arc::clone(&self.watchers).try_acquire_owned();
         let place = place.map_err(|_| status::too_many_watchers(WATCHERS_MAX))?;
         let (out, events) = mpsc::channel(STREAM_BUFFER);
@@ -135,21 +158,25 @@ impl Scheduler for Service {
     }
 
     async fn sync(&self, request: Request<v1::SyncRequest>) -> Answer<v1::SyncResponse> {
+        let peer = access::peer(&request);
         let request = request.into_inner();
         let mut check = Check::default();
         let named = check.named("ticket", &request.ticket, &request.family);
         check.round("after_round", request.after_round);
         let named = check.done(named)?;
+        access::speaks_for_ticket(&self.engine, peer.as_ref(), named).await?;
         let timeout = check::timeout(request.timeout_ms);
         let (round, arrived) = self.engine.arrive(named, request.vmid, request.after_round, timeout).await?;
         Ok(Response::new(v1::SyncResponse { round, arrived }))
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
+        let peer = access::peer(&request);
         let request = request.into_inner();
         let mut check = Check::default();
         let named = check.named("ticket", &request.ticket, &request.family);
         let named = check.done(named)?;
+        access::speaks_for_ticket(&self.engine, peer.as_ref(), named).await?;
         let results = match request.side {
             Some(Side::Leave(leave)) => {
                 let v1::JoinLeave { vmid, status, data, noreport } = leave;
@@ -172,14 +199,18 @@ impl Scheduler for Service {
         &self,
         request: Request<v1::GetJoinDataRequest>,
     ) -> Answer<v1::GetJoinDataResponse> {
+        let peer = access::peer(&request);
         let v1::GetJoinDataRequest { ticket, family, vmid } = request.into_inner();
         let mut check = Check::default();
         let named = check.named("ticket", &ticket, &family);
-        let data = self.engine.join_data(check.done(named)?, vmid).await?;
+        let named = check.done(named)?;
+        access::speaks_for_ticket(&self.engine, peer.as_ref(), named).await?;
+        let data = self.engine.join_data(named, vmid).await?;
         Ok(Response::new(v1::GetJoinDataResponse { data }))
     }
 
     async fn kill(&self, request: Request<v1::KillRequest>) -> Answer<v1::KillResponse> {
+        let peer = access::peer(&request);
         let (family, targets, reason) = check::kill(request.into_inner())?;
         let family = match (family, &targets) {
             (Some(family), _) => family,
@@ -192,6 +223,7 @@ impl Scheduler for Service {
                 return Err(status::invalid(vec![("family".into(), "name it".into())]));
             }
         };
+        access::speaks_for_family(&self.engine, peer.as_ref(), family).await?;
         let ended = self.engine.kill(family, targets, reason).await?;
         Ok(Response::new(v1::KillResponse { ended }))
     }

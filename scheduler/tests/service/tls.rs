@@ -7,7 +7,7 @@ use crate::{
 use patina_daemon::tls::{AUTHORITY, CERTIFICATE, KEY, Role, Security, Tls};
 use patina_pki::{Authority, Validity};
 use patina_proto::v1::{
-    AdmitClonesRequest, FenceHostRequest, HostInfo, KillClones, ListFamilyRequest, ListHostsRequest,
+    self, AdmitClonesRequest, FenceHostRequest, HostInfo, KillClones, ListFamilyRequest, ListHostsRequest,
     ListTicketsRequest, ReserveVmidsRequest, SetHostSchedulingRequest, UnuseTicketRequest, UseTicketRequest,
 };
 use scheduler::{
@@ -34,7 +34,7 @@ use tokio_rustls::{
         pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
     },
 };
-use tonic::Code;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 /// An authority, and a scheduler with a certificate of it.
@@ -215,24 +215,30 @@ async fn operators_may_do_what_their_role_says() {
     assert_eq!(why(admin.host_client().use_ticket(spent).await), role());
 }
 
-/// A host without clones.
-struct Idle;
+/// A host without clones, and with these masters.
+struct Masters(Vec<String>);
 
-impl Clones for Idle {
+impl Clones for Masters {
     fn present(&self) -> Present {
-        Present::default()
+        Present { masters: Some(self.0.clone()), ..Present::default() }
     }
     fn kill(&self, _: KillClones) {}
 }
 
-/// How a registration ends.
-async fn registered(connection: &Connection, id: Uuid) -> Registration {
+/// How a registration ends. It lasts as long as the link.
+async fn link(connection: &Connection, id: Uuid, masters: &[&str]) -> (HostLink, Registration) {
     let info =
-        HostInfo { id: id.to_string(), name: "h".into(), cpus: 1, memory_mib: 1024, ..HostInfo::default() };
-    let link = HostLink::start(connection.host_client(), info, Arc::new(Idle));
+        HostInfo { id: id.to_string(), name: "h".into(), cpus: 8, memory_mib: 1024, ..HostInfo::default() };
+    let masters = masters.iter().map(|family| (*family).to_owned()).collect();
+    let link = HostLink::start(connection.host_client(), info, Arc::new(Masters(masters)));
     let mut state = link.registration();
     let told = state.wait_for(|now| !matches!(now, Registration::Away { why } if why == "not asked yet"));
-    timeout(SOON, told).await.unwrap().unwrap().clone()
+    let told = timeout(SOON, told).await.unwrap().unwrap().clone();
+    (link, told)
+}
+
+async fn registered(connection: &Connection, id: Uuid) -> Registration {
+    link(connection, id, &[]).await.1
 }
 
 #[tokio::test]
@@ -285,9 +291,124 @@ async fn a_host_speaks_for_itself_alone() {
     let operator = place.operator(Role::Admin);
     assert_eq!(why(operator.host_client().reserve_vmids(vmids(own)).await), role());
     // For its guests it may ask for tickets; it takes no host out of use.
-    assert!(connection.client().list_tickets(ListTicketsRequest::default()).await.is_ok());
+    let list = ListTicketsRequest { family: family(), ..ListTicketsRequest::default() };
+    assert!(connection.client().list_tickets(list).await.is_ok());
     let set = SetHostSchedulingRequest { host_id: own.to_string(), ..SetHostSchedulingRequest::default() };
     assert_eq!(why(connection.client().set_host_scheduling(set).await), role());
+}
+
+/// What comes of a call.
+fn said<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String) {
+    if result.is_ok() { (Code::Ok, String::new()) } else { why(result) }
+}
+
+/// Each call that a host can make for a family: what comes of it.
+async fn calls_for(connection: &Connection, host: Uuid, family: &str, ticket: &str) -> Vec<(Code, String)> {
+    let (mut client, mut host_client) = (connection.client(), connection.host_client());
+    let (family, ticket, host_id) = (family.to_owned(), ticket.to_owned(), host.to_string());
+    let wait = v1::JoinWait { vmid: 0, timeout_ms: 1 };
+    let kill = v1::KillRequest { family: family.clone(), vmids: vec![1], ..v1::KillRequest::default() };
+    vec![
+        said(client.request_ticket(request(&family, 1)).await),
+        said(client.get_ticket(v1::GetTicketRequest { id: ticket.clone(), family: String::new() }).await),
+        said(
+            client
+                .list_tickets(ListTicketsRequest { family: family.clone(), ..ListTicketsRequest::default() })
+                .await,
+        ),
+        said(client.watch_tickets(v1::WatchTicketsRequest { family: family.clone() }).await),
+        said(
+            client
+                .sync(v1::SyncRequest {
+                    ticket: ticket.clone(),
+                    family: family.clone(),
+                    timeout_ms: 1,
+                    ..v1::SyncRequest::default()
+                })
+                .await,
+        ),
+        said(
+            client
+                .join(v1::JoinRequest {
+                    ticket: ticket.clone(),
+                    family: family.clone(),
+                    side: Some(v1::join_request::Side::Wait(wait)),
+                })
+                .await,
+        ),
+        said(
+            client
+                .get_join_data(v1::GetJoinDataRequest {
+                    ticket: ticket.clone(),
+                    family: family.clone(),
+                    vmid: 1,
+                })
+                .await,
+        ),
+        said(client.kill(kill).await),
+        said(
+            host_client
+                .admit_clones(AdmitClonesRequest {
+                    family: family.clone(),
+                    host_id: host_id.clone(),
+                    vmids: vec![9],
+                    vcpus: 1,
+                    memory_mib: 1,
+                    ..AdmitClonesRequest::default()
+                })
+                .await,
+        ),
+        said(
+            host_client
+                .reserve_vmids(ReserveVmidsRequest {
+                    family: family.clone(),
+                    host_id: host_id.clone(),
+                    count: 2,
+                    ..ReserveVmidsRequest::default()
+                })
+                .await,
+        ),
+        said(host_client.list_family(ListFamilyRequest { family, host_id }).await),
+        said(client.release_ticket(v1::ReleaseTicketRequest { id: ticket, family: String::new() }).await),
+    ]
+}
+
+#[tokio::test]
+async fn a_host_calls_only_for_families_that_live_on_it() {
+    let place = Place::new();
+    let (own, other) = (Uuid::new_v4(), Uuid::new_v4());
+    let (home, stranger) = (place.host("h", own), place.host("o", other));
+    let (family, refused) = (family(), (Code::PermissionDenied, "FOREIGN_FAMILY".to_owned()));
+    let (_home, registration) = link(&home, own, &[&family]).await;
+    assert!(matches!(registration, Registration::Registered { .. }), "{registration:?}");
+    // One that says that the same master is on it is not believed.
+    let (_stranger, registration) = link(&stranger, other, &[&family]).await;
+    assert!(matches!(registration, Registration::Registered { .. }), "{registration:?}");
+    // The second host's room is not for it: else the family has a place there.
+    let here = v1::RequestTicketRequest { host_ids: vec![own.to_string()], ..request(&family, 1) };
+    let ticket = home.client().request_ticket(here).await.unwrap().into_inner().id;
+    for (number, said) in calls_for(&stranger, other, &family, &ticket).await.into_iter().enumerate() {
+        assert_eq!(said, refused, "call {number}");
+    }
+    // Nor sees it what is of all families.
+    let mut client = stranger.client();
+    assert_eq!(why(client.list_tickets(ListTicketsRequest::default()).await), refused);
+    assert_eq!(why(client.watch_tickets(v1::WatchTicketsRequest::default()).await), refused);
+    // A new family is of the host that calls first.
+    assert_ne!(said(client.request_ticket(request(&Uuid::new_v4().to_string(), 1)).await), refused);
+    // With a place on it, the family lives there, too.
+    let there = v1::RequestTicketRequest { host_ids: vec![other.to_string()], ..request(&family, 1) };
+    home.client().request_ticket(there).await.unwrap();
+    for connection in [(&home, own), (&stranger, other)] {
+        for (number, said) in
+            calls_for(connection.0, connection.1, &family, &ticket).await.into_iter().enumerate()
+        {
+            assert_ne!(said, refused, "call {number}");
+        }
+    }
+    // Operators see all.
+    let mut operator = place.operator(Role::View).client();
+    assert!(operator.list_tickets(ListTicketsRequest::default()).await.is_ok());
 }
 
 #[tokio::test]

@@ -54,6 +54,7 @@ fn what_to_do(reason: &str) -> Option<&'static str> {
             "`vmctl pki operator NAME --role` makes a certificate with another role; on a Unix socket, be root or in the group patina"
         }
         "FOREIGN_HOST" => "make the host a certificate for its id: `vmctl pki host NAME --id UUID`",
+        "FOREIGN_FAMILY" => "call with an operator's certificate: `vmctl pki operator NAME --role use`",
         "UNKNOWN_VM" => "`vmctl ls` lists the VMs",
         "UNKNOWN_HOST" | "IMPOSSIBLE" => "`vmctl host ls` shows which hosts there are, and how large",
         "USED" | "RELEASED" | "EXPIRED" | "FENCED" | "STALE_EPOCH" | "SMALL_TICKET" | "OTHER_PARENT" => {

@@ -34,6 +34,9 @@ impl Worker {
             }
             Query::Hosts(reply) => send(reply, self.readable().map(Core::hosts)),
             Query::Family(family, reply) => send(reply, self.readable().map(|core| core.family(family))),
+            Query::Speaks { host, family, reply } => {
+                send(reply, self.readable().map(|core| core.may_speak(host, family)));
+            }
             Query::Counts(reply) => send(reply, self.readable().map(Core::counts)),
             Query::Data { ticket, vmid, reply } => send(reply, self.data(ticket, vmid)),
         }

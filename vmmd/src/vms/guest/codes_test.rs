@@ -62,6 +62,8 @@ fn verbs_of(reason: &str) -> &'static [&'static str] {
         "BARRIER_TIMEOUT" => &["sync"],
         "JOIN_TIMEOUT" => &["join"],
         "FOREIGN_HOST" => &["clone"],
+        // Its own family: the scheduler does not know yet that it is here.
+        "FOREIGN_FAMILY" => ALL,
         // A host may make all the calls of its guests.
         "TOO_MANY_WATCHERS" | "HOST_UP" | "HOST_ID_IN_USE" | "ROLE" => &[],
         other => panic!("{other} is new: say which verbs it comes of, and what `errno` makes of it"),
@@ -84,6 +86,7 @@ fn every_reason_of_the_scheduler_is_a_number_that_its_verb_promises() {
             "NO_CAPACITY",
             "HOST_CORDONED",
             "HOST_SILENT",
+            "FOREIGN_FAMILY",
             "UNKNOWN_HOST",
             "STALE_EPOCH",
             "STORE",
