@@ -147,6 +147,16 @@ impl Hosts {
         Ok(pids)
     }
 
+    /// The processes of those clones that are on a host.
+    pub async fn pids_there(&self, host: usize, cloned: &Cloned) -> Vec<u32> {
+        let get = |name: &String| {
+            let (mut client, name) = (self.daemons[host].client.clone(), name.clone());
+            async move { client.get_vm(GetVmRequest { name }).await }
+        };
+        let found = futures::future::join_all(cloned.names.iter().map(get)).await;
+        found.into_iter().flatten().map(|vm| vm.into_inner().pid).collect()
+    }
+
     /// Waits until all of these clones are ready, each on one of some hosts.
     pub async fn ready(&self, on: &[usize], cloned: &Cloned) -> Result<Vec<Ready>, DaemonError> {
         let ready = async |name: &String| {

@@ -5,6 +5,7 @@
 //! - [`first`]: one clone on another host. [`cold`]: a VM that boots there instead.
 //! - [`faults`]: an access to memory that is on the other host only. [`fill`]: how fast the rest
 //!   arrives.
+//! - [`takeover`]: an access to memory whose lender dies.
 //! - [`moved`]: the bytes between the hosts.
 //! - [`many`]: many clones of one call, on one host and on several.
 //! - [`link`]: the link itself. [`memory`]: a VM's memory, seen from outside. [`sys`]: an access
@@ -20,6 +21,7 @@ mod many;
 mod memory;
 mod moved;
 mod sys;
+mod takeover;
 
 use crate::{
     clone::masters::{Kind, Master},
@@ -33,7 +35,7 @@ use patina_tests::{host::HostError, setup::Setup};
 use std::{error::Error, io};
 
 /// All rows, by the parts that are measured together.
-pub const PARTS: [&[&str]; 7] = [
+pub const PARTS: [&[&str]; 8] = [
     &first::ROWS,
     &cold::ROWS,
     &moved::ROWS,
@@ -41,6 +43,7 @@ pub const PARTS: [&[&str]; 7] = [
     &many::PLOT_ROWS,
     &faults::ROWS,
     &fill::ROWS,
+    &takeover::ROWS,
 ];
 
 const SMALL: Kind = Kind { memory_mib: 256, pages: "--huge", touched_mib: 64, again_mib: 32 };
@@ -107,6 +110,12 @@ pub enum RemoteError {
         /// The host.
         host: usize,
     },
+    /// A host does not get the memory of a clone.
+    #[error("wait until host {host} has all of a clone's memory: it takes too long")]
+    Slow {
+        /// The host.
+        host: usize,
+    },
 }
 
 /// The figures, and what has to be known to read them.
@@ -134,7 +143,7 @@ async fn all(hosts: &Hosts, plan: Plan, only: &Only) -> Result<(Vec<Metric>, Vec
         metrics.extend(small(hosts, &mut master, plan, only).await?);
         master.remove(daemon).await?;
     }
-    if only.wants(&faults::ROWS) || only.wants(&fill::ROWS) {
+    if [&faults::ROWS[..], &fill::ROWS, &takeover::ROWS].iter().any(|rows| only.wants(rows)) {
         let master = Master::make(daemon, 1, LARGE).await?;
         let parent = hosts.parent(master.name()).await?;
         if only.wants(&faults::ROWS) {
@@ -142,6 +151,9 @@ async fn all(hosts: &Hosts, plan: Plan, only: &Only) -> Result<(Vec<Metric>, Vec
         }
         if only.wants(&fill::ROWS) {
             metrics.extend(fill::measure(hosts, &parent, plan.fills).await?);
+        }
+        if only.wants(&takeover::ROWS) {
+            metrics.extend(takeover::measure(hosts, &parent, plan.fills).await?);
         }
         master.remove(daemon).await?;
     }

@@ -65,6 +65,11 @@ impl Served {
         found.map(Self).ok_or(ServedError::None)
     }
 
+    /// Its process.
+    pub fn pid(self) -> u32 {
+        self.0
+    }
+
     /// What it has read so far.
     pub fn read_bytes(self) -> Result<ReadBytes, ServedError> {
         let path = format!("/proc/{}/io", self.0);

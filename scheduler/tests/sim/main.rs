@@ -26,7 +26,7 @@ use std::{
 };
 
 /// How many stories are told.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 500;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
