@@ -116,6 +116,26 @@ const FEATURES: [(u32, u32, &[Register]); 12] = [
     (0x8000_0021, 0, &[Eax]),
 ];
 
+/// HTT of leaf 1 and CMP_LEGACY of leaf 0x8000_0001: how many CPUs a VM has. Each VM has its own.
+const HTT: u32 = 1 << 28;
+const CMP_LEGACY: u32 = 1 << 1;
+
+/// Calls `each` with leaf, subleaf and register wherever bits are features.
+pub(crate) fn each_feature(mut each: impl FnMut(u32, u32, Register)) {
+    for (leaf, subleaf, registers) in FEATURES {
+        registers.iter().for_each(|name| each(leaf, subleaf, *name));
+    }
+}
+
+/// The bits that are features in a register of [`FEATURES`].
+pub(crate) fn feature_bits(leaf: u32, subleaf: u32, name: Register) -> u32 {
+    match (leaf, subleaf, name) {
+        (0x1, 0, Edx) => !HTT,
+        (0x8000_0001, 0, Ecx) => !CMP_LEGACY,
+        _ => u32::MAX,
+    }
+}
+
 /// A register of an entry; 0 if the CPU does not have the entry.
 #[must_use]
 pub fn register(entries: &[CpuidEntry], leaf: u32, subleaf: u32, register: Register) -> u32 {
@@ -125,6 +145,22 @@ pub fn register(entries: &[CpuidEntry], leaf: u32, subleaf: u32, register: Regis
         Ebx => entry.ebx,
         Ecx => entry.ecx,
         Edx => entry.edx,
+    })
+}
+
+/// A register of an entry, to be changed; None if the CPU does not have the entry.
+pub(crate) fn register_mut(
+    entries: &mut [CpuidEntry],
+    leaf: u32,
+    subleaf: u32,
+    register: Register,
+) -> Option<&mut u32> {
+    let entry = entries.iter_mut().find(|entry| (entry.function, entry.index) == (leaf, subleaf))?;
+    Some(match register {
+        Eax => &mut entry.eax,
+        Ebx => &mut entry.ebx,
+        Ecx => &mut entry.ecx,
+        Edx => &mut entry.edx,
     })
 }
 
@@ -138,21 +174,15 @@ pub fn compared(entries: &[CpuidEntry], xcr0: u64) -> Vec<CpuidEntry> {
         if value == 0 {
             return;
         }
-        let at = compared.iter().position(|entry| (entry.function, entry.index) == (leaf, subleaf));
-        let at = at.unwrap_or_else(|| {
+        if !compared.iter().any(|entry| (entry.function, entry.index) == (leaf, subleaf)) {
             compared.push(CpuidEntry { function: leaf, index: subleaf, ..CpuidEntry::default() });
-            compared.len() - 1
-        });
-        let Some(entry) = compared.get_mut(at) else { return };
-        *match name {
-            Eax => &mut entry.eax,
-            Ebx => &mut entry.ebx,
-            Ecx => &mut entry.ecx,
-            Edx => &mut entry.edx,
-        } |= value;
+        }
+        if let Some(kept) = register_mut(&mut compared, leaf, subleaf, name) {
+            *kept |= value;
+        }
     };
     for (leaf, subleaf, registers) in FEATURES {
-        registers.iter().for_each(|name| keep(leaf, subleaf, *name, u32::MAX));
+        registers.iter().for_each(|name| keep(leaf, subleaf, *name, feature_bits(leaf, subleaf, *name)));
     }
     for component in components(xcr0) {
         [Eax, Ebx].iter().for_each(|name| keep(0xd, component, *name, u32::MAX));
@@ -162,7 +192,7 @@ pub fn compared(entries: &[CpuidEntry], xcr0: u64) -> Vec<CpuidEntry> {
 }
 
 /// The components of the XSAVE area whose place counts: 0 and 1 are where they always were.
-fn components(xcr0: u64) -> impl Iterator<Item = u32> {
+pub(crate) fn components(xcr0: u64) -> impl Iterator<Item = u32> {
     (2..63).filter(move |bit| xcr0 >> bit & 1 != 0)
 }
 
@@ -184,7 +214,8 @@ pub fn signature(eax: u32) -> (u16, u16, u16) {
 pub fn check(host: &[CpuidEntry], vm: &[CpuidEntry], xcr0: u64) -> Result<(), CpuidError> {
     for (leaf, subleaf, registers) in FEATURES {
         for name in registers {
-            let of = |entries| register(entries, leaf, subleaf, *name);
+            let bits = feature_bits(leaf, subleaf, *name);
+            let of = |entries| register(entries, leaf, subleaf, *name) & bits;
             let (vm, host) = (of(vm), of(host));
             if vm & !host != 0 {
                 return Err(CpuidError::Features { leaf, subleaf, register: *name, vm, host });

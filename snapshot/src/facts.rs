@@ -119,8 +119,7 @@ impl HostFacts {
             bytes.copy_from_slice(&register(0, 0, from).to_le_bytes());
         }
         let (family, model, stepping) = cpuid::signature(register(1, 0, Register::Eax));
-        let xcr0 =
-            u64::from(register(0xd, 0, Register::Edx)) << 32 | u64::from(register(0xd, 0, Register::Eax));
+        let xcr0 = xcr0_of(&cpuid);
         Self {
             vendor,
             family,
@@ -164,12 +163,31 @@ impl HostFacts {
         Ok(())
     }
 
+    /// Of the CPUID what is compared, with all state components that it lists, whether a VM has
+    /// enabled them or not.
+    #[must_use]
+    pub fn features(&self) -> Vec<CpuidEntry> {
+        cpuid::compared(&self.cpuid, xcr0_of(&self.cpuid))
+    }
+
+    /// What a VM with these needs was offered: it may come to need all of it.
+    #[must_use]
+    pub fn offered(&self) -> Self {
+        Self { cpuid: self.features(), xcr0: xcr0_of(&self.cpuid), ..self.clone() }
+    }
+
     /// Vendor, family, model and stepping of the CPU, in words.
     #[must_use]
     pub fn cpu(&self) -> String {
         let Self { vendor, family, model, stepping, .. } = self;
         format!("{} family {family} model {model} stepping {stepping}", vendor.escape_ascii())
     }
+}
+
+/// The state components that leaf 0xd lists.
+fn xcr0_of(entries: &[CpuidEntry]) -> u64 {
+    let register = |name| u64::from(cpuid::register(entries, 0xd, 0, name));
+    register(Register::Edx) << 32 | register(Register::Eax)
 }
 
 /// A kind of KVM, in words.
