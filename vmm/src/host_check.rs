@@ -8,7 +8,7 @@ use crate::memory::{MemoryError, reserve};
 use crate::ranges::union;
 use crate::sys::pagemap::{Pagemap, Pages};
 use crate::sys::userfault::Userfault;
-use crate::vcpu::{cpuid, kind};
+use crate::vcpu::{cpuid, kind, offer};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::Kvm;
 use patina_control::PAGE_BYTES;
@@ -59,7 +59,7 @@ fn facts() -> Option<HostFacts> {
     let kind = told.unwrap_or_else(kind::detect);
     let kvm = Kvm::new().ok()?;
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).ok()?;
-    let supported = cpuid::without_half_amx(kind::offered(kind, supported));
+    let supported = offer::offered(kind, supported, None).ok()?;
     let vm = kvm.create_vm().ok()?;
     let vcpu = vm.create_vcpu(0).ok();
     Some(host::gather(&kvm, kind, &cpuid::for_vcpu(&supported, 0, 1), vcpu.as_ref()))

@@ -15,6 +15,8 @@ use patina_control::end::EndKind;
 use patina_control::messages::{Open, ToVmm};
 use patina_daemon::kernel;
 use patina_snapshot::container::Tag;
+use patina_snapshot::cpuid::{Register, register};
+use patina_snapshot::facts::HostFacts;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -22,10 +24,10 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use tiny::code::{
     AVX, COUNT, DESCRIPTORS, ECHO, FOUR, HIGH, MTRR, PANIC, POWER_OFF, RANDOM, READ, READ_AND_WRITE,
-    READ_PAGES, RESET, ROUNDS, SCATTER, SCATTERED, SPIN, TSC, UD2,
+    READ_PAGES, RESET, ROUNDS, SCATTER, SCATTERED, SPIN, TSC, UD2, has_feature,
 };
 use tiny::lazy::{Fate, FillingLayer, Pager};
-use tiny::states::{is, rewritten};
+use tiny::states::{is, needs, rewritten, vcpus_cpuid};
 use tiny::{Guest, Outcome, Vmm, member};
 use vmm::sys::kvm_state;
 use vmm::vcpu::tsc::{TscStart, TscState};
@@ -33,7 +35,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 36] = named![
+    let tests: [(&str, Test); 37] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         an_invalid_generation_ends_a_warm_vm_with_the_reason,
         a_spare_vmm_is_told_who_its_vm_is_as_it_starts,
         a_state_of_another_host_or_release_is_refused_before_a_vcpu_runs,
+        a_guest_is_offered_no_more_than_its_cpu_baseline,
         ram_and_vcpus_out_of_range_are_refused,
         a_vmm_refuses_a_newer_vmmd_and_serves_an_older_one,
         a_vmm_whose_log_takes_nothing_goes_on,
@@ -701,6 +704,48 @@ fn a_state_of_another_host_or_release_is_refused_before_a_vcpu_runs() -> Result<
     Typist::new(&clone)?.expect("b", "b2")?;
     Typist::new(&parent)?.expect("c", "c2")?;
     end_all([clone, parent])
+}
+
+/// Software KVM does not intercept CPUID, and gives each vCPU the host's: what is offered there
+/// shows in the facts only, and in the command line of a Linux kernel.
+fn a_guest_is_offered_no_more_than_its_cpu_baseline() -> Result<(), Failed> {
+    let all = Guest::code(ECHO).start()?;
+    let all = needs(&all.freeze()?.state)?;
+    let ebx = |facts: &HostFacts| register(&facts.cpuid, 7, 0, Register::Ebx);
+    let bit = (0..32).find(|bit| ebx(&all) >> bit & 1 != 0).ok_or("the CPU has no feature of leaf 7")?;
+    let mut baseline = all.clone();
+    let leaf = baseline.cpuid.iter_mut().find(|entry| (entry.function, entry.index) == (7, 0));
+    leaf.ok_or("no leaf 7")?.ebx &= !(1 << bit);
+
+    let parent = Guest::code(ECHO).vcpus(2).cpu_baseline(&baseline).start()?;
+    Typist::new(&parent)?.expect("a", "a1")?;
+    let generation = parent.freeze()?;
+    // The clone's vmm knows no baseline: the state says what its guest was offered.
+    let clone = Guest::generation(&generation)?.vcpus(2).start()?;
+    Typist::new(&clone)?.expect("b", "b2")?;
+    for state in [&generation.state, &clone.freeze()?.state] {
+        let facts = needs(state)?;
+        if ebx(&facts) != ebx(&baseline) || all.check(&facts).is_err() || baseline.check(&facts).is_err() {
+            return Err(format!("{:#x} is offered, not {:#x}", ebx(&facts), ebx(&baseline)).into());
+        }
+        // As KVM has taken it, for each vCPU.
+        let taken = vcpus_cpuid(state)?;
+        let taken: Vec<u32> = taken.iter().map(|cpuid| register(cpuid, 7, 0, Register::Ebx)).collect();
+        if all.kvm_kind != KvmKind::Software && taken != [ebx(&baseline); 2] {
+            return Err(format!("the vCPUs have {taken:#x?}, not {:#x}", ebx(&baseline)).into());
+        }
+    }
+    end_all([clone, parent])?;
+
+    let sees = |guest: Guest| guest.run().map(|outcome| outcome.console);
+    let code = [&has_feature(u8::try_from(bit)?)[..], POWER_OFF].concat();
+    let masked = if all.kvm_kind == KvmKind::Software { "1" } else { "0" };
+    let seen = [sees(Guest::code(&code))?, sees(Guest::code(&code).cpu_baseline(&baseline))?];
+    if seen != ["1", masked] {
+        return Err(format!("guests without and with the baseline see {seen:?}").into());
+    }
+    let unreadable = Guest::code(POWER_OFF).cpu_baseline_bytes(vec![1, 2, 3]).run()?;
+    expect(&unreadable, EndKind::VmmError, "read the CPU baseline: it ends at byte 3")
 }
 
 /// Where [`ECHO`] writes at its third byte.

@@ -75,6 +75,11 @@ pub struct VmConfig {
     /// broadcast.
     #[serde(default)]
     pub neighbours: Option<Neighbours>,
+    /// The guest of a VM that boots is offered only CPU features that are in these facts, of the
+    /// form of [`HostCheck::facts`]. None: all that the host offers. A warm VM is offered what its
+    /// generation says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_baseline: Option<Vec<u8>>,
 }
 
 /// What `vmm --check-host` prints on standard output, as JSON.

@@ -55,7 +55,8 @@ pub use clock::monotonic_ns;
 /// | --- | --- |
 /// | 1 | a vmm and a `vmmd` say their versions |
 /// | 2 | a generation's state is a container with versions (crate `patina-snapshot`); layers that are still being filled, in [`messages::Open::Start`]; [`messages::Open::Pager`] |
-pub const VERSION: u32 = 2;
+/// | 3 | [`config::VmConfig::cpu_baseline`]: an older vmm would offer its guest more |
+pub const VERSION: u32 = 3;
 
 /// The oldest version of a vmm whose generations a vmm of this version can start. A VM with an
 /// older vmm runs on, and is not cloned. From version 2 on a state has versions of its own, so a

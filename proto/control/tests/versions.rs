@@ -87,7 +87,7 @@ fn version_2_says_so_and_a_state_of_version_1_is_not_for_it() {
     );
     let config = CONFIG.replace(r#"{"name""#, r#"{"version":2,"name""#);
     assert_eq!(read::<VmConfig>(&config).version, 2);
-    assert_eq!((VERSION, CLONABLE_OLDEST), (2, 2));
+    assert_eq!((VERSION, CLONABLE_OLDEST), (3, 2));
 }
 
 /// Each is what version 2 added.

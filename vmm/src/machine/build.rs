@@ -33,6 +33,7 @@ use crate::sys::xstate;
 use crate::vcpu::cpuid;
 use crate::vcpu::gate::{Gate, Vcpus};
 use crate::vcpu::kind;
+use crate::vcpu::offer::{self, OfferError};
 use crate::vcpu::persist::msr_indices;
 use crate::vcpu::run::Runner;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -85,6 +86,9 @@ pub enum BuildError {
     /// The family's MAC address is invalid.
     #[error("make the VM")]
     Mac(#[from] MacError),
+    /// The CPU baseline cannot be used.
+    #[error("make the VM")]
+    Cpuid(#[from] OfferError),
     /// A VM that boots has no identity.
     #[error("make the VM: it boots, and the configuration does not say who it is")]
     Nobody,
@@ -179,7 +183,7 @@ pub fn build(config: &VmConfig, inherited: &mut Inherited, started: Instant) -> 
     let kind = config.kvm_kind.unwrap_or_else(kind::detect);
     let supported =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
-    let supported = cpuid::without_half_amx(kind::offered(kind, supported));
+    let supported = offer::offered(kind, supported, config.cpu_baseline.as_deref())?;
     let origin = Origin::open(&config.start, u64::from(config.memory_mib) << 20, inherited)?;
     let memory = Arc::clone(origin.memory());
     let vm = create_vm(&kvm, &memory)?;

@@ -1,5 +1,5 @@
-//! The CPUID of the guest's CPUs: what KVM supports, with each CPU's own number. Nested
-//! virtualization is not offered, because its state is not saved.
+//! The CPUID of the guest's CPUs: what is offered ([`super::offer`]), with each CPU's own number.
+//! Nested virtualization is not offered, because its state is not saved.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 

@@ -47,6 +47,7 @@ pub struct Guest {
     memory_mib: u32,
     hides_auxv: bool,
     log: Option<File>,
+    cpu_baseline: Option<Vec<u8>>,
 }
 
 /// What became of it.
@@ -76,6 +77,7 @@ impl Guest {
             memory_mib: 64,
             hides_auxv: false,
             log: None,
+            cpu_baseline: None,
         }
     }
 
@@ -167,6 +169,7 @@ impl Guest {
             end_fd: inherit(&end)?,
             identity: (!self.spare).then(identity),
             neighbours: None,
+            cpu_baseline: self.cpu_baseline,
         };
         let mut document = tempfile::tempfile()?;
         document.write_all(&serde_json::to_vec(&config)?)?;

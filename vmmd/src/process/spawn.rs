@@ -158,6 +158,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         end_fd: end.as_raw_fd(),
         identity,
         neighbours,
+        cpu_baseline: None,
     };
     let config = write_config(&config).map_err(SpawnError::Config)?;
     kept.extend([
