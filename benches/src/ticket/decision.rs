@@ -160,6 +160,7 @@ impl Cluster {
             hosts: Vec::new(),
             prefer: parent,
             parent,
+            needs: None,
             images: BTreeSet::new(),
             policy: Some(policy),
             ttl_ms: None,

@@ -9,7 +9,7 @@ pub use super::calls::{Named, Usage, VmidDemand};
 pub use super::error::{Closed, CoreError, Free};
 pub use super::facts::Misfits;
 pub use super::limits::*;
-pub use super::present::{Beat, HostInfo, Image, Present, Running, UnixMs};
+pub use super::present::{Beat, HostInfo, Image, Needs, Present, Running, UnixMs};
 use super::{
     record::Scheduling,
     state::HostState,
@@ -67,6 +67,8 @@ pub struct Demand {
     pub prefer: Option<HostId>,
     /// The host of the VM that is cloned: only hosts that fit its VMs are chosen; None: any.
     pub parent: Option<HostId>,
+    /// What that VM needs of a host; None: what its host offers.
+    pub needs: Option<Needs>,
     /// The kernel and the root file system of the VM that is cloned: hosts that have them go before
     /// hosts that are as good otherwise.
     pub images: BTreeSet<Image>,

@@ -1,7 +1,7 @@
 //! Whether VMs of one host fit another.
 
 use super::present::{HostInfo, Identity};
-use patina_snapshot::facts::FactsError;
+use patina_snapshot::facts::{FactsError, HostFacts};
 
 /// Why VMs of a host do not fit another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -57,16 +57,17 @@ impl From<FactsError> for Misfit {
     }
 }
 
-/// Whether VMs that were made on `parent` can go on on another host. The rule is that by which the
-/// other host judges a VM when it arrives.
+/// Whether a VM of `parent` can go on on another host. It needs what `parent` offers, unless
+/// `needs` says otherwise: it may have a CPU baseline. The rule is that by which the other host
+/// judges a VM when it arrives.
 ///
 /// # Errors
 /// The first reason why not.
-pub fn fits(parent: &HostInfo, host: &HostInfo) -> Result<(), Misfit> {
-    let needs = parent.facts.as_ref().ok_or(Misfit::UnknownParent)?;
+pub fn fits(parent: &HostInfo, needs: Option<&HostFacts>, host: &HostInfo) -> Result<(), Misfit> {
+    let lends = parent.facts.as_ref().ok_or(Misfit::UnknownParent)?;
     let has = host.facts.as_ref().ok_or(Misfit::Unknown)?;
-    has.host.check(&needs.host)?;
-    if !(needs.lazy_memory && has.lazy_memory) {
+    has.host.check(needs.unwrap_or(&lends.host))?;
+    if !(lends.lazy_memory && has.lazy_memory) {
         return Err(Misfit::LazyMemory);
     }
     if overlay_port(parent) != overlay_port(host) {

@@ -19,6 +19,7 @@ use super::{
     state::HostState,
     ticket::HostId,
 };
+use patina_snapshot::facts::HostFacts;
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry};
 use uuid::Uuid;
 
@@ -66,14 +67,15 @@ impl Hosts {
         self.hosts.get(&id).filter(|host| host.is_usable())
     }
 
-    /// Whether a VM of a host can go on on this one; any can where none is named.
+    /// Whether a VM of a host can go on on this one; any can where none is named. `needs` is what
+    /// the VM needs, if that is not what its host offers.
     ///
     /// # Errors
     /// The first reason why not.
-    pub fn fit(&self, parent: Option<HostId>, id: HostId) -> Result<(), Misfit> {
+    pub fn fit(&self, parent: Option<HostId>, needs: Option<&HostFacts>, id: HostId) -> Result<(), Misfit> {
         let Some(parent) = parent.filter(|parent| *parent != id) else { return Ok(()) };
         let info = |id| self.hosts.get(&id).and_then(|host| host.info.as_ref());
-        fits(info(parent).ok_or(Misfit::UnknownParent)?, info(id).ok_or(Misfit::Unknown)?)
+        fits(info(parent).ok_or(Misfit::UnknownParent)?, needs, info(id).ok_or(Misfit::Unknown)?)
     }
 
     /// Those that are usable, by what is free.

@@ -11,10 +11,10 @@
 
 use super::{
     api::{Closed, Free},
-    facts::Misfits,
+    facts::{Misfit, Misfits},
     host::Host,
     hosts::Hosts,
-    present::Image,
+    present::{Image, Needs},
     room::{Held, Room},
     ticket::{HostId, Policy},
 };
@@ -48,6 +48,8 @@ pub struct Want {
     pub prefer: Option<HostId>,
     /// The host of the VM that is cloned: only hosts that fit it may be chosen; None: any.
     pub parent: Option<HostId>,
+    /// What that VM needs of a host; None: what its host offers.
+    pub needs: Option<Needs>,
     /// The kernel and the root file system of that VM; empty: not known.
     pub images: BTreeSet<Image>,
 }
@@ -166,7 +168,7 @@ pub fn misfits_for(hosts: &Hosts, want: &Want) -> Misfits {
         return misfits;
     }
     for (id, host) in named(hosts, want).filter(|(_, host)| host.is_usable()) {
-        if let (Err(why), Some(info)) = (hosts.fit(want.parent, id), &host.info) {
+        if let (Err(why), Some(info)) = (want.fit(hosts, id), &host.info) {
             misfits.add(&info.name, why);
         }
     }
@@ -184,9 +186,13 @@ impl Want {
         self.only.is_empty() || self.only.binary_search(&id).is_ok()
     }
 
+    fn fit(&self, hosts: &Hosts, id: HostId) -> Result<(), Misfit> {
+        hosts.fit(self.parent, self.needs.as_deref(), id)
+    }
+
     /// Whether a host may be chosen: it is named, and the VM that is cloned fits it.
     pub fn may(&self, hosts: &Hosts, id: HostId) -> bool {
-        self.names(id) && hosts.fit(self.parent, id).is_ok()
+        self.names(id) && self.fit(hosts, id).is_ok()
     }
 
     /// The CPUs and memory of so many VMs.

@@ -3,7 +3,7 @@
 use super::ticket::HostId;
 use patina_snapshot::facts::HostFacts;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 use uuid::Uuid;
 
 /// Milliseconds since 1970. The shell sees to it that they do not go back.
@@ -51,6 +51,9 @@ pub struct Facts {
     /// Whether VMs can run there while their memory arrives.
     pub lazy_memory: bool,
 }
+
+/// What a VM needs of a host.
+pub type Needs = Arc<HostFacts>;
 
 /// What a host says when it beats.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

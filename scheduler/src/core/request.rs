@@ -81,6 +81,7 @@ impl Core {
             // Clones by count are for one host, which is named.
             prefer: demand.prefer.filter(|_| !single),
             parent: demand.parent.filter(|_| !single),
+            needs: demand.needs.clone(),
             images: demand.images.clone(),
             only: demand.hosts.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
         };

@@ -62,6 +62,7 @@ fn demand(vms: u32) -> Demand {
         hosts: Vec::new(),
         prefer: None,
         parent: None,
+        needs: None,
         images: std::collections::BTreeSet::new(),
         policy: None,
         ttl_ms: None,

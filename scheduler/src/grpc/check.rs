@@ -2,6 +2,8 @@
 
 mod facts;
 
+pub use facts::facts;
+
 use super::status;
 use crate::core::{
     api::{
@@ -13,7 +15,7 @@ use crate::core::{
     ticket::{Policy, VmEnd},
 };
 use patina_proto::v1;
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -173,6 +175,7 @@ pub(super) fn demand(request: v1::RequestTicketRequest) -> Result<Demand, Status
         hosts: request.host_ids.iter().take(HOSTS_MAX).map(|id| check.uuid("host_ids", id)).collect(),
         prefer: check.optional_uuid("prefer_host_id", &request.prefer_host_id),
         parent: check.optional_uuid("parent_host_id", &request.parent_host_id),
+        needs: request.parent_needs.map(|facts| Arc::new(check.facts("parent_needs", facts).host)),
         images: check.images("image_digests", &request.image_digests, REQUEST_IMAGES_MAX),
         policy,
         ttl_ms: timeout(check.range("ttl_ms", request.ttl_ms, 0..=TTL_MAX_MS)),
@@ -205,6 +208,7 @@ pub(super) fn clones(request: v1::AdmitClonesRequest) -> Result<Demand, Status> 
         hosts: vec![check.uuid("host_id", &request.host_id)],
         prefer: None,
         parent: None,
+        needs: None,
         images: BTreeSet::new(),
         policy: None,
         ttl_ms: None,
@@ -286,7 +290,7 @@ pub(super) fn register(register: v1::Register) -> Result<(HostInfo, Present), St
             folder: check.text("info.identity.folder", of.folder, TEXT_MAX_CHARS),
         }),
         overlay: check.text("info.overlay", info.overlay, TEXT_MAX_CHARS),
-        facts: info.facts.map(|facts| Box::new(check.facts(facts))),
+        facts: info.facts.map(|facts| Box::new(check.facts("info.facts", facts))),
         network: check.text("info.network", info.network, TEXT_MAX_CHARS),
     };
     check.count("running", &register.running, CLONES_MAX);

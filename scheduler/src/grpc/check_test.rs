@@ -68,6 +68,19 @@ fn absurd_numbers_are_refused_with_the_bounds() {
     assert!(refused(v1::RequestTicketRequest { host_ids: many, ..good() }).contains("257 are more than 256"));
 }
 
+#[test]
+fn what_the_parent_needs_is_checked_as_what_a_host_has() {
+    let facts = HostFacts { page_bytes: 4096, xcr0: 7, ..HostFacts::of_cpuid(KvmKind::Svm, Vec::new()) };
+    let needs = crate::host::facts::message(&facts, false);
+    let of = |needs| demand(v1::RequestTicketRequest { parent_needs: needs, ..good() });
+    assert_eq!(of(None).unwrap().needs, None);
+    assert_eq!(of(Some(needs.clone())).unwrap().needs.as_deref(), Some(&facts));
+    let wrong = v1::HostFacts { cpu_vendor: Vec::new(), cpu_model: 65_536, ..needs };
+    let fields = fields(&of(Some(wrong.clone())).unwrap_err());
+    assert_eq!(fields, ["parent_needs.cpu_model", "parent_needs.cpu_vendor"]);
+    assert!(super::facts(wrong).is_err());
+}
+
 fn clones_of(vmids: Vec<u32>) -> v1::AdmitClonesRequest {
     v1::AdmitClonesRequest {
         family: Uuid::from_u128(1).to_string(),

@@ -14,6 +14,7 @@ mod service;
 pub mod status;
 mod watch;
 
+pub use check::facts as read_facts;
 pub use host_service::HostService;
 pub use service::Service;
 

@@ -3,13 +3,19 @@
 use super::world::{World, demand, facts, id, image, info, options, ticket_of};
 use crate::core::{
     api::{Beat, Command, CoreError, Demand, Free, HostInfo, Present},
-    facts::{Misfit, fits},
+    facts::{self, Misfit},
     present::{Facts, Identity},
     record::Scheduling,
     ticket::{HostId, Policy, Ticket},
 };
 use patina_control::config::KvmKind;
 use patina_snapshot::{cpuid::CpuidEntry, facts::HostFacts};
+use std::sync::Arc;
+
+/// Of a VM that needs what its host offers.
+fn fits(parent: &HostInfo, host: &HostInfo) -> Result<(), Misfit> {
+    facts::fits(parent, None, host)
+}
 
 fn places(ticket: &Ticket) -> Vec<(u128, u32)> {
     ticket.places.iter().map(|(host, vms)| (host.as_u128(), *vms)).collect()
@@ -50,6 +56,31 @@ fn a_ticket_is_granted_only_where_its_vms_fit() {
         assert!(!world().request(prefers).unwrap().places.contains_key(&id(3)));
     }
     assert_eq!(world().request(demand(30, 30)).unwrap().vms(), 30, "no parent is named");
+}
+
+/// A VM with a CPU baseline needs less than its host offers.
+#[test]
+fn a_family_with_a_baseline_is_granted_on_hosts_that_offer_less_than_its_own() {
+    let needs = |number| Some(Arc::new(facts(number).host));
+    for policy in [Policy::Pack, Policy::Spread] {
+        let granted = |needs, min, hosts: &[u128]| {
+            let hosts = hosts.iter().copied().map(id).collect();
+            let all = Demand { policy: Some(policy), needs, hosts, ..of(2, min, 100) };
+            world().request(all).map(|ticket| places(&ticket))
+        };
+        assert_eq!(granted(None, 4, &[]).unwrap(), [(2, 4)]);
+        assert_eq!(granted(needs(1), 6, &[]).unwrap(), [(1, 2), (2, 4)]);
+        assert_eq!(granted(needs(1), 1, &[1, 3]).unwrap(), [(1, 2)]);
+        let Err(CoreError::NoFit { misfits, .. }) = granted(None, 1, &[1]) else { panic!() };
+        assert_eq!(misfits.first, Some(("host-1".into(), Misfit::Cpuid)));
+        let Err(CoreError::NoFit { misfits, .. }) = granted(needs(3), 1, &[1]) else { panic!() };
+        assert_eq!(misfits.first, Some(("host-1".into(), Misfit::Cpuid)));
+        // Its own host always fits it, whatever is said.
+        assert_eq!(granted(needs(4), 1, &[2]).unwrap(), [(2, 4)]);
+    }
+    // Nobody knows whether the host can lend the VM's memory.
+    let of_unknown = Demand { needs: needs(1), hosts: vec![id(1)], ..of(4, 1, 1) };
+    assert!(matches!(world().request(of_unknown), Err(CoreError::NoFit { .. })));
 }
 
 #[test]

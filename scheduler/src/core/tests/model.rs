@@ -369,6 +369,7 @@ impl Sim {
             hosts: hosts.collect(),
             policy: ask.spread.then_some(Policy::Spread),
             prefer: (ask.prefer > 0).then(|| id(ask.prefer.into())),
+            needs: None,
             parent: (ask.parent > 0).then(|| id(ask.parent.into())),
             images: (ask.parent > 0).then(|| image(ask.parent.into())).into_iter().collect(),
             ttl_ms: None,

@@ -59,6 +59,7 @@ pub fn demand(min: u32, most: u32) -> Demand {
         hosts: Vec::new(),
         prefer: None,
         parent: None,
+        needs: None,
         images: BTreeSet::new(),
         policy: None,
         ttl_ms: None,

@@ -142,6 +142,7 @@ fn message(arguments: Arguments, size: Size, own_host: Option<String>) -> Reques
         ttl_ms: arguments.ttl.map_or(0, |seconds| seconds * 1000),
         prefer_host_id: local.clone(),
         parent_host_id: local,
+        parent_needs: None,
         image_digests: arguments.image_digests.iter().map(|digest| digest.to_vec()).collect(),
     }
 }
