@@ -39,6 +39,9 @@ pub struct VmView {
     ticket: String,
     snapshot: String,
     image: String,
+    cpu_baseline: Vec<String>,
+    /// Whether it needs other CPU features of a host than its host offers.
+    other_features: bool,
     /// The host that it is on, where several were asked.
     pub host: Option<String>,
 }
@@ -90,6 +93,8 @@ impl From<Vm> for VmView {
             ticket: vm.ticket,
             snapshot: vm.snapshot,
             image: vm.image,
+            cpu_baseline: vm.cpu_baseline,
+            other_features: vm.needs.is_some(),
             host: Some(vm.host).filter(|host| !host.is_empty()),
         }
     }
@@ -129,6 +134,7 @@ impl VmView {
             ("family", self.family.clone()),
             ("vcpus", self.vcpus.to_string()),
             ("memory", format!("{} MiB", self.memory_mib)),
+            ("cpu features", self.features()),
             ("address", format!("{}/{}", self.ip, self.prefix)),
             ("gateway", self.gateway.clone()),
             ("mac", self.mac.clone()),
@@ -151,6 +157,15 @@ impl VmView {
             (true, ..) | (_, false, _) => String::new(),
             (_, _, false) => format!("image {}", self.image),
             _ => "a boot".to_owned(),
+        }
+    }
+
+    /// Which CPU features it has, where these are not those of its host.
+    fn features(&self) -> String {
+        match (self.cpu_baseline.is_empty(), self.other_features) {
+            (false, _) => format!("common to {}", self.cpu_baseline.join(", ")),
+            (true, true) => "fewer than its host offers".to_owned(),
+            (true, false) => String::new(),
         }
     }
 

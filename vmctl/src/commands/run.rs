@@ -10,8 +10,8 @@ use crate::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use patina_proto::v1::{
-    CreateVmRequest, GetVmRequest, LogsRequest, PublishedPort, Vm, WaitVmRequest, logs_request::Source,
-    wait_vm_request::Until,
+    CpuBaseline, CreateVmRequest, GetVmRequest, LogsRequest, PublishedPort, Vm, WaitVmRequest,
+    logs_request::Source, wait_vm_request::Until,
 };
 use std::{
     path::{Path, PathBuf},
@@ -50,6 +50,11 @@ pub struct Arguments {
     /// Boot, even if there is an image of such a VM (`vmctl image ls`).
     #[arg(long)]
     cold: bool,
+    /// Offer the VM only CPU features that this host and these others have, by name or id; without
+    /// a HOST, all hosts of the scheduler that are up and not draining. Its clones can then run on
+    /// each of them, even if their processors differ.
+    #[arg(long, value_name = "HOST,...", num_args = 0.., value_delimiter = ',')]
+    cpu_baseline: Option<Vec<String>>,
     /// Do not wait until the agent is ready.
     #[arg(long, alias = "detach")]
     no_wait: bool,
@@ -81,6 +86,7 @@ fn request(arguments: Arguments) -> CreateVmRequest {
         cmdline: arguments.cmdline.unwrap_or_default(),
         ports: arguments.publish,
         cold: arguments.cold,
+        cpu_baseline: arguments.cpu_baseline.map(|hosts| CpuBaseline { hosts }),
     }
 }
 

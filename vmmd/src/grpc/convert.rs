@@ -1,6 +1,7 @@
 //! Converts VMs to messages.
 
 use crate::{
+    pager::Pager,
     plan::{address::FAMILY_PREFIX, lifecycle::Phase, spec::Port},
     vms::{
         Vm,
@@ -11,6 +12,7 @@ use crate::{
 use patina_control::end::EndKind;
 use patina_daemon::chain;
 use patina_proto::v1::{self, PublishedPort, clone_outcome};
+use scheduler::host::facts::message;
 use std::{sync::Arc, time::Duration};
 
 /// A page of RAM.
@@ -56,6 +58,8 @@ pub fn vm(vm: &Vm) -> v1::Vm {
         ready_after_us: status.ready_after_us.unwrap_or(0),
         snapshot: record.snapshot.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         image: record.image.clone().unwrap_or_default(),
+        cpu_baseline: record.cpu_baseline.clone(),
+        needs: record.needs.as_ref().map(|needs| message(needs, Pager::is_supported())),
         ..v1::Vm::default()
     };
     let problem = status.problem();

@@ -156,6 +156,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::NoVmid { .. } => (Code::ResourceExhausted, "NO_FREE_VMID"),
         Error::NotFrozen { .. } => (Code::FailedPrecondition, "VM_NOT_FROZEN"),
         Error::CloneRootfs { .. } => (Code::FailedPrecondition, "ROOTFS_CHANGED"),
+        Error::Baseline(_) => (Code::FailedPrecondition, "NO_CPU_BASELINE"),
         Error::NotPrepared { source, .. } => match Unprepared::of(source) {
             Unprepared::Busy => (Code::Aborted, "CLONE_UNDER_WAY"),
             Unprepared::Silent => (Code::Unavailable, "AGENT_DOES_NOT_ANSWER"),

@@ -14,6 +14,11 @@ pub const MEMORY_DEFAULT_MIB: u32 = 256;
 /// Most published ports of a VM.
 pub const PORTS_MAX: usize = 64;
 
+/// Most hosts of a CPU baseline.
+const HOSTS_MAX: usize = 256;
+/// Longest name of one.
+const HOST_MAX_BYTES: usize = 256;
+
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
@@ -33,6 +38,9 @@ pub struct Spec {
     pub ports: Vec<Port>,
     /// It boots, even if there is an image of its kind.
     pub cold: bool,
+    /// It is offered only CPU features that these hosts have, too; none named: all hosts. None: all
+    /// features of this host.
+    pub cpu_baseline: Option<Vec<String>>,
 }
 
 /// A port of the guest, reachable on the host.
@@ -93,6 +101,8 @@ impl Spec {
         let ports = check_ports(&request.ports, &mut wrong);
         let kernel = check_path("kernel", request.kernel, &images.kernel, &mut wrong);
         let rootfs = check_path("rootfs", request.rootfs, &images.rootfs, &mut wrong);
+        let cpu_baseline = request.cpu_baseline.map(|baseline| baseline.hosts);
+        check_hosts(cpu_baseline.as_deref().unwrap_or_default(), &mut wrong);
         if !wrong.is_empty() {
             return Err(wrong);
         }
@@ -105,6 +115,7 @@ impl Spec {
             rootfs,
             ports,
             cold: request.cold,
+            cpu_baseline,
         })
     }
 }
@@ -121,6 +132,22 @@ fn check_cmdline(cmdline: &str, wrong: &mut Vec<Violation>) {
     // The kernel takes bytes; control characters would end or hide parts of the line.
     if let Some(odd) = cmdline.chars().find(|c| !matches!(c, ' '..='~')) {
         wrong.push(Violation::new("cmdline", format!("{odd:?} is not printable ASCII")));
+    }
+}
+
+/// Hosts by name or number.
+fn check_hosts(hosts: &[String], wrong: &mut Vec<Violation>) {
+    let field = "cpu_baseline.hosts";
+    if hosts.len() > HOSTS_MAX {
+        wrong.push(Violation::new(field, format!("{} are more than the {HOSTS_MAX} allowed", hosts.len())));
+    }
+    let is_name =
+        |host: &&String| !host.is_empty() && host.len() <= HOST_MAX_BYTES && !host.contains(char::is_control);
+    if !hosts.iter().all(|host| is_name(&host)) {
+        wrong.push(Violation::new(
+            field,
+            format!("a host's name or id has 1 to {HOST_MAX_BYTES} bytes, and no control characters"),
+        ));
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use patina_proto::v1::CpuBaseline;
 
 fn images() -> DefaultImages {
     DefaultImages { kernel: "/k".into(), rootfs: "/r".into() }
@@ -30,6 +31,7 @@ fn every_wrong_field_is_named() {
         cmdline: "a\nb".into(),
         ports: vec![port(0, 80, ""), port(80, 65536, ""), port(1, 1, "localhost")],
         cold: false,
+        cpu_baseline: Some(CpuBaseline { hosts: vec!["a".into(), "b\n".into()] }),
     };
     let expected = [
         "name",
@@ -41,6 +43,7 @@ fn every_wrong_field_is_named() {
         "ports[2].host_address",
         "kernel",
         "rootfs",
+        "cpu_baseline.hosts",
     ];
     assert_eq!(fields(request), expected);
 }

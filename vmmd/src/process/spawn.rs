@@ -7,6 +7,7 @@ use super::{
 };
 use crate::store::{StoreError, VmDir};
 use patina_control::config::{self, Member, VmConfig};
+use patina_snapshot::{facts::HostFacts, layout};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::{
     fs::{File, OpenOptions},
@@ -109,6 +110,8 @@ pub enum Start {
         kernel: File,
         /// What is added to the kernel's command line.
         cmdline: String,
+        /// The VM is offered no CPU feature that is not in these facts. None: all that there are.
+        cpu_baseline: Option<Box<HostFacts>>,
     },
     /// The VM has nothing to run yet: it waits for a generation.
     Warm,
@@ -118,11 +121,18 @@ impl Start {
     /// As the vmm is told, and what it must inherit for that.
     fn describe(&self) -> (config::Start, Vec<BorrowedFd<'_>>) {
         match self {
-            Self::Boot { kernel, cmdline } => (
+            Self::Boot { kernel, cmdline, .. } => (
                 config::Start::Boot { kernel_fd: kernel.as_raw_fd(), cmdline: cmdline.clone() },
                 vec![kernel.as_fd()],
             ),
             Self::Warm => (config::Start::Warm, Vec::new()),
+        }
+    }
+
+    fn cpu_baseline(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Boot { cpu_baseline, .. } => cpu_baseline.as_deref().map(layout::to_bytes),
+            Self::Warm => None,
         }
     }
 }
@@ -158,7 +168,7 @@ pub fn spawn(program: &Path, name: &str, dir: &VmDir, parts: Parts) -> Result<Pr
         end_fd: end.as_raw_fd(),
         identity,
         neighbours,
-        cpu_baseline: None,
+        cpu_baseline: parts.start.cpu_baseline(),
     };
     let config = write_config(&config).map_err(SpawnError::Config)?;
     kept.extend([

@@ -4,6 +4,7 @@ use crate::{
     plan::{address::FamilyNet, lifecycle::Ended, spec::Port},
     process_id::ProcessId,
 };
+use patina_snapshot::facts::HostFacts;
 use serde::{Deserialize, Serialize};
 use std::{fs::Metadata, os::unix::fs::MetadataExt, path::PathBuf};
 use uuid::Uuid;
@@ -56,6 +57,13 @@ pub struct Record {
     /// restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The hosts whose CPU features in common its family's master was offered; empty: it has no CPU
+    /// baseline, or came from elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu_baseline: Vec<String>,
+    /// What it needs of a host, its CPUID as it is compared; None: what its host offers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Box<HostFacts>>,
     /// The ticket that it was made under.
     #[serde(default)]
     pub ticket: Option<Uuid>,
@@ -141,6 +149,8 @@ pub(crate) mod tests {
             kernel_file: None,
             snapshot: None,
             image: None,
+            cpu_baseline: Vec::new(),
+            needs: None,
             ticket: None,
             created_unix_ms: 1,
             process: None,

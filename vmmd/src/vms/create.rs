@@ -28,6 +28,7 @@ use crate::{
     net::ports::Bound,
     plan::{
         address::FamilyNet,
+        baseline::Baseline,
         lifecycle::Lifecycle,
         spec::{Port, Spec},
     },
@@ -44,7 +45,7 @@ use crate::{
 };
 use patina_daemon::chain;
 use patina_proto::v1::EventKind;
-use patina_snapshot::manifest::ImageRef;
+use patina_snapshot::{facts::HostFacts, manifest::ImageRef};
 use std::{fs::File, path::PathBuf, sync::Arc};
 use uuid::Uuid;
 
@@ -59,9 +60,9 @@ struct Files {
 }
 
 impl Files {
-    fn to_boot(kvm: File, spec: Spec, files: Opened) -> Self {
+    fn to_boot(kvm: File, spec: Spec, files: Opened, cpu_baseline: Option<Box<HostFacts>>) -> Self {
         let Opened { kernel: (kernel, _), rootfs: (rootfs, _) } = files;
-        Self { kvm, start: Start::Boot { kernel, cmdline: spec.cmdline }, rootfs }
+        Self { kvm, start: Start::Boot { kernel, cmdline: spec.cmdline, cpu_baseline }, rootfs }
     }
 }
 
@@ -83,10 +84,15 @@ impl Host {
             Some(name) => self.table.reserve(name.as_str())?,
             None => self.table.reserve_any(random)?,
         };
-        let host = Arc::clone(&self);
+        let baseline = match &spec.cpu_baseline {
+            Some(hosts) => Some(self.baseline(hosts).await?),
+            None => None,
+        };
+        let (needs, cpu_baseline) = baseline.map(|Baseline { needs, hosts }| (needs, hosts)).unzip();
+        let (host, of) = (Arc::clone(&self), needs.clone());
         let open = move || {
             let (spec, kvm, files) = open_files(spec)?;
-            let way = host.way(&spec, &files);
+            let way = host.way(&spec, of.as_deref(), &files);
             Ok((spec, kvm, files, way))
         };
         let (spec, kvm, files, way) = self.image_disks.blocking(open).await?;
@@ -101,6 +107,8 @@ impl Host {
             kernel: (spec.kernel.clone(), files.kernel.1),
             rootfs: (spec.rootfs.clone(), files.rootfs.1),
             snapshot: None,
+            cpu_baseline: cpu_baseline.unwrap_or_default(),
+            needs: needs.clone(),
         };
         let record = record(held_name.name(), family, net, master);
         self.load_prefault_list(&record).await;
@@ -118,7 +126,7 @@ impl Host {
             Way::Keep(making, images) => Some((making, images)),
             Way::Boot => None,
         };
-        self.boot(record, held_name, bound, Files::to_boot(kvm, spec, files), keep).await
+        self.boot(record, held_name, bound, Files::to_boot(kvm, spec, files, needs), keep).await
     }
 
     /// Boots the master of a new family; on an error nothing of that is left.
@@ -253,6 +261,10 @@ pub(super) struct Master {
     pub(super) rootfs: (PathBuf, FileId),
     /// The snapshot that it is restored from. None: it boots.
     pub(super) snapshot: Option<PathBuf>,
+    /// The hosts of its CPU baseline, if it has one.
+    pub(super) cpu_baseline: Vec<String>,
+    /// What it needs of a host. None: what this one offers.
+    pub(super) needs: Option<Box<HostFacts>>,
 }
 
 /// The record of the master of a new family, before its process is started.
@@ -276,6 +288,8 @@ pub(super) fn record(name: &str, family: Uuid, net: FamilyNet, master: Master) -
         kernel_file: Some(kernel_file),
         snapshot: master.snapshot,
         image: None,
+        cpu_baseline: master.cpu_baseline,
+        needs: master.needs,
         ticket: None,
         created_unix_ms: unix_ms(),
         process: None,

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     net::{NetError, ports::PortError},
-    plan::spec::{PORTS_MAX, Violation},
+    plan::{
+        baseline::BaselineError,
+        spec::{PORTS_MAX, Violation},
+    },
     process::{control_client::ControlError, generation::GenerationError, spawn::SpawnError},
     store::StoreError,
 };
@@ -271,6 +274,9 @@ pub enum Error {
         #[source]
         source: ControlError,
     },
+    /// The VM cannot have a CPU baseline.
+    #[error(transparent)]
+    Baseline(#[from] BaselineError),
     /// The disk that the VM reads cannot be had for a clone.
     #[error("clone VM {name:?}")]
     CloneRootfs {

@@ -10,7 +10,7 @@ use crate::{options::TicketHosts, process::host_check, store::record::Record};
 use patina_abi::link::{TicketArgs, TicketView};
 use patina_daemon::chain;
 use patina_proto::v1::{ListTicketsRequest, RequestTicketRequest, TicketState};
-use scheduler::client::Client;
+use scheduler::{client::Client, host::facts::message};
 use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
@@ -37,6 +37,7 @@ fn request(of: &Record, args: TicketArgs, own_host: &str, hosts: TicketHosts) ->
         // Here a clone has all its memory at once.
         prefer_host_id: own_host.clone(),
         parent_host_id: own_host,
+        parent_needs: of.needs.as_ref().map(|needs| message(needs, true)),
         ..RequestTicketRequest::default()
     }
 }
@@ -129,6 +130,9 @@ impl Host {
 mod tests {
     use super::*;
     use crate::store::record::tests::sample;
+    use patina_control::config::KvmKind;
+    use patina_proto::v1;
+    use patina_snapshot::facts::HostFacts;
 
     #[test]
     fn a_guest_s_ticket_is_for_hosts_that_can_go_on_with_its_vm_and_here_first() {
@@ -141,5 +145,11 @@ mod tests {
         assert_eq!((any.vcpus, any.memory_mib), (record.vcpus.into(), record.memory_mib));
         let own = request(&record, args(), "a", TicketHosts::Own);
         assert_eq!((own.host_ids, own.parent_host_id.as_str()), (vec!["a".to_owned()], "a"));
+        assert_eq!(own.parent_needs, None);
+        // Of a VM with a CPU baseline.
+        let needs = HostFacts { model: 7, ..HostFacts::of_cpuid(KvmKind::Vmx, Vec::new()) };
+        let less = Record { needs: Some(Box::new(needs)), ..sample("m") };
+        let needs = request(&less, args(), "a", TicketHosts::Any).parent_needs.unwrap();
+        assert_eq!((needs.cpu_model, needs.kvm_kind()), (7, v1::KvmKind::Vmx));
     }
 }

@@ -1,9 +1,10 @@
 //! The VMs of a host.
 //!
 //! - [`host`]: the host; [`vm`]: one VM.
-//! - [`create`](mod@create): creates a VM. [`clone`](mod@clone): clones a running VM into [`warm`]
-//!   VMs. [`warm_up`] creates those, and [`pool`] keeps some ready. [`prefault`]: the pages that a
-//!   clone will write first. [`remove`](mod@remove): removes ended VMs.
+//! - [`create`](mod@create): creates a VM; `baseline`: with CPU features that several hosts have.
+//!   [`clone`](mod@clone): clones a running VM into [`warm`] VMs. [`warm_up`] creates those, and
+//!   [`pool`] keeps some ready. [`prefault`]: the pages that a clone will write first.
+//!   [`remove`](mod@remove): removes ended VMs.
 //! - [`remote`]: clones on other hosts, and clones here of VMs of other hosts.
 //!   [`remote_data`]: what that is made of. [`fetched_data`]: kernels and root file systems that
 //!   come from other hosts.
@@ -25,6 +26,7 @@
 //!   one family. [`gauges`]: how many VMs there are, and what they use.
 
 pub mod adopt;
+mod baseline;
 mod blocking;
 pub mod booted;
 pub mod clone;

@@ -7,7 +7,7 @@ use crate::{
     tickets::TicketView,
     values,
 };
-use patina_proto::v1::{PlacementPolicy, RequestTicketRequest, Vm};
+use patina_proto::v1::{HostFacts, PlacementPolicy, RequestTicketRequest, Vm};
 use tonic::Code;
 
 /// Arguments of `vmctl ticket request`.
@@ -92,22 +92,28 @@ struct Size {
     family: String,
     vcpus: u32,
     memory_mib: u32,
+    /// What its VMs need of a host, if that is not what the host offers.
+    needs: Option<HostFacts>,
 }
 
 async fn size(context: &Context, arguments: &Arguments) -> Result<Size, CtlError> {
     let family = context.family(&arguments.family).await?;
-    if let (Some(vcpus), Some(memory_mib)) = (arguments.vcpus, arguments.memory) {
-        return Ok(Size { family, vcpus, memory_mib });
+    if let (Some(vcpus), Some(memory_mib), false) =
+        (arguments.vcpus, arguments.memory, arguments.prefer_local)
+    {
+        return Ok(Size { family, vcpus, memory_mib, needs: None });
     }
     let vms = match context.vms().await {
         // A scheduler of its own has no VMs.
         Err(CtlError::Call(status)) if status.code() == Code::Unimplemented => Vec::new(),
         vms => vms?,
     };
-    let vm = member(&vms, &family).ok_or_else(|| CtlError::Unsized(family.clone()))?;
-    let (vcpus, memory_mib) =
-        (arguments.vcpus.unwrap_or(vm.vcpus), arguments.memory.unwrap_or(vm.memory_mib));
-    Ok(Size { family, vcpus, memory_mib })
+    let vm = member(&vms, &family);
+    let sized = |given: Option<u32>, of: fn(&Vm) -> u32| given.or_else(|| vm.map(of));
+    let unsized_family = || CtlError::Unsized(family.clone());
+    let vcpus = sized(arguments.vcpus, |vm| vm.vcpus).ok_or_else(unsized_family)?;
+    let memory_mib = sized(arguments.memory, |vm| vm.memory_mib).ok_or_else(unsized_family)?;
+    Ok(Size { needs: vm.and_then(|vm| vm.needs.clone()), family, vcpus, memory_mib })
 }
 
 /// The master of a family, or, where that is on another host, one of its clones.
@@ -127,7 +133,7 @@ fn message(arguments: Arguments, size: Size, own_host: Option<String>) -> Reques
         Some(Policy::Pack) => PlacementPolicy::Pack,
         Some(Policy::Spread) => PlacementPolicy::Spread,
     };
-    let Size { family, vcpus, memory_mib } = size;
+    let Size { family, vcpus, memory_mib, needs } = size;
     RequestTicketRequest {
         family,
         request_id: arguments.request_id.unwrap_or_default(),
@@ -142,7 +148,7 @@ fn message(arguments: Arguments, size: Size, own_host: Option<String>) -> Reques
         ttl_ms: arguments.ttl.map_or(0, |seconds| seconds * 1000),
         prefer_host_id: local.clone(),
         parent_host_id: local,
-        parent_needs: None,
+        parent_needs: needs.filter(|_| arguments.prefer_local),
         image_digests: arguments.image_digests.iter().map(|digest| digest.to_vec()).collect(),
     }
 }
@@ -162,7 +168,8 @@ mod tests {
     }
 
     fn size(vcpus: u32, memory_mib: u32) -> Size {
-        Size { family: "f".into(), vcpus, memory_mib }
+        let needs = Some(HostFacts { cpu_model: 7, ..HostFacts::default() });
+        Size { family: "f".into(), vcpus, memory_mib, needs }
     }
 
     #[test]
@@ -204,9 +211,11 @@ mod tests {
         assert_eq!((request.prefer_host_id.as_str(), request.parent_host_id.as_str()), ("h", "h"));
         assert!(request.host_ids.is_empty());
         assert_eq!(request.image_digests, [kernel.to_vec(), rootfs.to_vec()]);
+        assert_eq!(request.parent_needs.unwrap().cpu_model, 7);
         // Without it the host is the only one, and any other may lack what the VM needs.
         let own = parsed("--family web --max-cpus 8 --min-vms 2").unwrap();
         let request = message(own, size(1, 256), Some("h".into()));
+        assert_eq!(request.parent_needs, None);
         assert_eq!(
             (request.host_ids, request.prefer_host_id, request.parent_host_id),
             (vec!["h".to_owned()], String::new(), String::new())

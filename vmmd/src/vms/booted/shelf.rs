@@ -9,11 +9,11 @@ use crate::vms::{
         key::Key,
     },
     images,
-    snapshot_data::error::SnapshotError,
+    snapshot_data::{error::SnapshotError, fit},
 };
 use patina_daemon::chain;
 use patina_snapshot::{
-    directory::RemoveError,
+    directory::{RemoveError, Snapshot},
     manifest::{Description, ImageRef},
 };
 use std::{path::Path, sync::Arc, time::Duration};
@@ -81,12 +81,18 @@ impl Host {
             let file = open(field, &path)?;
             Ok(ImageRef { digest: self.digest_of(field, &path, &file)?.0, path })
         };
-        let key = || {
+        let is_current = || -> Result<bool, SnapshotError> {
             let images = [now("kernel", kernel)?, now("rootfs", rootfs)?];
-            self.key_of(&images, cmdline, *vcpus, *memory_mib)
+            let key_of = |needs| self.key_of(&images, cmdline, (*vcpus, *memory_mib), needs);
+            if key_of(None)? == stored.key {
+                return Ok(true);
+            }
+            // It may be of a VM with a CPU baseline. Its state says what that VM was offered.
+            let needs = fit::needs(&Snapshot::open(&stored.place)?)?;
+            Ok(key_of(Some(&needs))? == stored.key)
         };
-        match key() {
-            Ok(key) => key != stored.key,
+        match is_current() {
+            Ok(is_current) => !is_current,
             Err(error) => {
                 tracing::debug!(image = %stored.key, error = %chain(&error), "no VM can start from it");
                 true

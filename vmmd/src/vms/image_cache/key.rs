@@ -3,7 +3,7 @@
 use blake3::Hash;
 use patina_abi::ABI;
 use patina_control::VERSION;
-use patina_snapshot::{container, manifest};
+use patina_snapshot::{container, facts::HostFacts, layout, manifest};
 use std::fmt;
 
 /// Of an image: two VMs with the same key boot to the same.
@@ -28,6 +28,9 @@ pub struct Kind<'a> {
     pub memory_mib: u32,
     /// What a guest adapts itself to when it boots: see [`crate::vms::Settings::host_kind`].
     pub host: &'a str,
+    /// What a VM with a CPU baseline needs; of the image itself, what its state says. None: it is
+    /// offered all that the host has.
+    pub needs: Option<&'a HostFacts>,
 }
 
 impl Key {
@@ -47,6 +50,9 @@ impl Key {
             [u32::from(kind.vcpus), kind.memory_mib, VERSION, ABI, container::FORMAT, manifest::VERSION]
         {
             field(&number.to_le_bytes());
+        }
+        for entry in kind.needs.map(HostFacts::features).unwrap_or_default() {
+            field(&layout::to_bytes(&entry));
         }
         Self(hasher.finalize())
     }
@@ -69,6 +75,8 @@ impl fmt::Display for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use patina_control::config::KvmKind;
+    use patina_snapshot::cpuid::CpuidEntry;
     use std::collections::HashSet;
 
     fn hash(byte: u8) -> Hash {
@@ -85,7 +93,12 @@ mod tests {
             vcpus: 1,
             memory_mib: 256,
             host: "zen",
+            needs: None,
         };
+        let features = |ebx| {
+            HostFacts::of_cpuid(KvmKind::Vmx, vec![CpuidEntry { function: 7, ebx, ..CpuidEntry::default() }])
+        };
+        let (all, fewer) = (features(3), features(1));
         let others = [
             Kind { kernel: hash(9), ..kind },
             Kind { rootfs: hash(9), ..kind },
@@ -98,10 +111,16 @@ mod tests {
             Kind { vcpus: 2, ..kind },
             Kind { memory_mib: 512, ..kind },
             Kind { host: "zen 5", ..kind },
+            Kind { needs: Some(&all), ..kind },
+            Kind { needs: Some(&fewer), ..kind },
         ];
         let keys: HashSet<Key> = others.iter().chain([&kind]).map(Key::of).collect();
         assert_eq!(keys.len(), others.len() + 1);
         assert_eq!(Key::of(&kind), Key::of(&kind.clone()));
+        // Of a baseline, what else its host is like makes no other kind of VM.
+        let elsewhere = HostFacts { tsc_khz: 9, kernel: "k".into(), ..fewer.clone() };
+        let with = |needs| Key::of(&Kind { needs: Some(needs), ..kind });
+        assert_eq!(with(&elsewhere), with(&fewer));
     }
 
     #[test]

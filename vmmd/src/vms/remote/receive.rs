@@ -250,7 +250,7 @@ impl Host {
     fn parent_of(&self, call: &SpawnCall) -> Result<(Record, [Option<Held>; 2]), Error> {
         let of = &call.manifest.description;
         let place = PathBuf::from(format!("{} of {}", call.master.as_str(), call.address));
-        fit::check_needs(&place, &fit::needs_of(&place, &call.state)?)?;
+        let needs = fit::check_state(&place, &call.state)?;
         self.settings.range.admit(call.net).map_err(ReceiveError::Range)?;
         let kernel = self.find_image_of_peer(&place, "kernel", &of.kernel)?;
         let rootfs = self.find_image_of_peer(&place, "rootfs", &of.rootfs)?;
@@ -262,6 +262,8 @@ impl Host {
             kernel: kernel.file,
             rootfs: rootfs.file,
             snapshot: None,
+            cpu_baseline: Vec::new(),
+            needs: fit::of_record(&needs),
         };
         let name = VmName::of_clone(call.master.as_str(), call.parent_vmid);
         let master_name = call.master.as_str().to_owned();

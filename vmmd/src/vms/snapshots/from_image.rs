@@ -26,16 +26,16 @@ use crate::{
 use patina_control::monotonic_ns;
 use patina_daemon::chain;
 use patina_proto::v1::EventKind;
-use patina_snapshot::{directory::Snapshot, manifest::ImageRef};
+use patina_snapshot::{directory::Snapshot, facts::HostFacts, manifest::ImageRef};
 use std::{fs::File, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
 impl Host {
-    /// How a VM of this kind comes to run. To be called where it may block: files that are not
-    /// known yet are read whole.
-    pub(in crate::vms) fn way(&self, spec: &Spec, files: &Files) -> Way {
+    /// How a VM of this kind comes to run; `needs` is what it needs if it has a CPU baseline. To be
+    /// called where it may block: files that are not known yet are read whole.
+    pub(in crate::vms) fn way(&self, spec: &Spec, needs: Option<&HostFacts>, files: &Files) -> Way {
         let Some(cache) = self.image_cache.as_ref().filter(|_| !spec.cold) else { return Way::Boot };
-        match self.look_for_image(cache, spec, files) {
+        match self.look_for_image(cache, (spec, needs), files) {
             Ok(way) => way,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "whether there is an image is not known; the VM boots");
@@ -44,7 +44,12 @@ impl Host {
         }
     }
 
-    fn look_for_image(&self, cache: &ImageCache, spec: &Spec, files: &Files) -> Result<Way, SnapshotError> {
+    fn look_for_image(
+        &self,
+        cache: &ImageCache,
+        (spec, needs): (&Spec, Option<&HostFacts>),
+        files: &Files,
+    ) -> Result<Way, SnapshotError> {
         let digest = |field, path, (file, id): &(File, FileId)| {
             let (digest, read) = self.digest_of(field, path, file)?;
             // It was opened a moment ago, and written to since.
@@ -54,7 +59,7 @@ impl Host {
             ImageRef { digest: digest("kernel", &spec.kernel, &files.kernel)?, path: spec.kernel.clone() },
             ImageRef { digest: digest("rootfs", &spec.rootfs, &files.rootfs)?, path: spec.rootfs.clone() },
         ];
-        let key = self.key_of(&images, &spec.cmdline, spec.vcpus, spec.memory_mib)?;
+        let key = self.key_of(&images, &spec.cmdline, (spec.vcpus, spec.memory_mib), needs)?;
         let fits = |snapshot: &Snapshot| {
             let of = &snapshot.manifest().description;
             (of.vcpus, of.memory_mib, of.cmdline.as_str()) == (spec.vcpus, spec.memory_mib, &spec.cmdline)
@@ -70,13 +75,14 @@ impl Host {
         Ok(cache.begin(key).map_or(Way::Boot, |making| Way::Keep(making, images)))
     }
 
-    /// The key of VMs with these images, kernel first.
+    /// The key of VMs with these images, kernel first. `needs` is what those with a CPU baseline
+    /// need.
     pub(in crate::vms) fn key_of(
         &self,
         [kernel, rootfs]: &[ImageRef; 2],
         cmdline: &str,
-        vcpus: u8,
-        memory_mib: u32,
+        (vcpus, memory_mib): (u8, u32),
+        needs: Option<&HostFacts>,
     ) -> Result<Key, SnapshotError> {
         let path = &self.settings.vmm;
         let program = File::open(path);
@@ -85,7 +91,7 @@ impl Host {
         let (vmm, _) = self.digest_of("vmm", path, &program)?;
         let host = self.settings.host_kind.as_str();
         let (kernel, rootfs) = (kernel.digest, rootfs.digest);
-        Ok(Key::of(&Kind { kernel, rootfs, vmm, cmdline, vcpus, memory_mib, host }))
+        Ok(Key::of(&Kind { kernel, rootfs, vmm, cmdline, vcpus, memory_mib, host, needs }))
     }
 
     /// Starts a VM from an image.

@@ -43,7 +43,7 @@ use crate::{
 };
 use patina_abi::ABI_SNAPSHOT;
 use patina_proto::v1::EventKind;
-use patina_snapshot::{directory::Snapshot, manifest::ImageRef};
+use patina_snapshot::{directory::Snapshot, facts::HostFacts, manifest::ImageRef};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -77,6 +77,7 @@ struct Opened {
     snapshot: Arc<Snapshot>,
     kernel: (PathBuf, FileId),
     rootfs: (PathBuf, FileId),
+    needs: Option<Box<HostFacts>>,
 }
 
 impl Host {
@@ -317,14 +318,15 @@ impl Host {
             let place = spec.place.clone();
             return Err(SnapshotError::SnapshotOfOldAgent { place, abi: of.agent_abi });
         }
-        fit::check(&snapshot, &fit::needs(&snapshot)?)?;
+        let needs = fit::needs(&snapshot)?;
+        fit::check(&snapshot, &needs)?;
         let images = &self.settings.images;
         let find = |field, wanted, given: &Option<PathBuf>, own| {
             self.find_image_by_content(&spec.place, (field, wanted), given.as_deref(), own)
         };
         let kernel = find("kernel", &of.kernel, &spec.kernel, &images.kernel)?;
         let rootfs = find("rootfs", &of.rootfs, &spec.rootfs, &images.rootfs)?;
-        Ok(Opened { snapshot: Arc::new(snapshot), kernel, rootfs })
+        Ok(Opened { snapshot: Arc::new(snapshot), kernel, rootfs, needs: fit::of_record(&needs) })
     }
 
     /// Finds the file with the content that the VM had: the one that the request names, or else the
@@ -379,5 +381,7 @@ fn master(spec: &RestoreSpec, opened: &Opened) -> Master {
         kernel: opened.kernel.clone(),
         rootfs: opened.rootfs.clone(),
         snapshot: Some(opened.snapshot.place().to_owned()),
+        cpu_baseline: Vec::new(),
+        needs: opened.needs.clone(),
     }
 }
