@@ -6,9 +6,9 @@
 //! - On the shared host, too: [`clones`] from outside, [`forks`] from inside the guest, [`carried`]
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
-//! - [`adoption`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`], [`holders`],
-//!   [`overlay`], [`publishing`]: on hosts of their own. [`interrupts`]: test runs that are
-//!   interrupted.
+//! - [`adoption`], [`baseline`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`],
+//!   [`holders`], [`overlay`], [`publishing`]: on hosts of their own. [`interrupts`]: test runs
+//!   that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.
@@ -29,6 +29,7 @@ macro_rules! stories {
 }
 
 mod adoption;
+mod baseline;
 mod boot;
 mod carried;
 mod clones;
@@ -110,7 +111,7 @@ fn images() -> Option<PathBuf> {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 26] = [
+    let modules: [&[Story]; 27] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,
@@ -132,6 +133,7 @@ fn stories() -> impl Iterator<Item = Story> {
         damage::STORIES,
         cluster::STORIES,
         elsewhere::STORIES,
+        baseline::STORIES,
         holders::STORIES,
         overlay::STORIES,
         refusals::STORIES,
