@@ -49,7 +49,7 @@ pub fn check(snapshot: &Snapshot, needs: &HostFacts) -> Result<(), SnapshotError
 /// The same for the VM of a state from `place`: what it needs.
 ///
 /// # Errors
-/// It cannot, or [`needs_of`] fails.
+/// It cannot; or the state is damaged, or another release wrote it.
 pub fn check_state(place: &Path, state: &[u8]) -> Result<HostFacts, SnapshotError> {
     let needs = needs_of(place, state)?;
     check_needs(place, &needs)?;
