@@ -13,6 +13,7 @@ use crate::{
 };
 use std::{
     collections::BTreeSet,
+    fs,
     path::{Path, PathBuf},
     process::{Child, Command},
 };
@@ -85,11 +86,12 @@ impl Host {
     /// [`Switch`]: crate::switch::Switch
     pub fn start_over_tcp(
         setup: &Setup,
-        wrapper: &[String; 2],
+        wrapper: &[String],
         options: &[&str],
         operator: &Path,
     ) -> Result<Self, HostError> {
-        Self::start_as(setup, &wrapper.each_ref().map(String::as_str), options, Some(operator))
+        let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+        Self::start_as(setup, &wrapper, options, Some(operator))
     }
 
     fn start_as(
@@ -229,6 +231,16 @@ impl Host {
     pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value, HostError> {
         let text = self.call(&[&["-o", "json"], arguments].concat())?;
         parse(text)
+    }
+
+    /// All that `vmmd` has logged from a byte on, and the byte after it.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn logged_since(&self, byte: u64) -> Result<(String, u64), HostError> {
+        let all = fs::read(self.place.vmmd_log_path()).map_err(system("read the log of vmmd"))?;
+        let from = usize::try_from(byte).unwrap_or(usize::MAX).min(all.len());
+        Ok((String::from_utf8_lossy(&all[from..]).into_owned(), all.len() as u64))
     }
 
     /// The end of what `vmmd` has logged.

@@ -5,6 +5,8 @@
 //! - [`scheduler`]: a private scheduler for several hosts.
 //! - [`link`]: a network link between them that can be cut.
 //! - [`switch`]: network namespaces for several hosts, on one Ethernet.
+//! - [`hosts`]: three hosts, a scheduler and an operator there, who trust certificates.
+//! - [`audit`]: whether what hosts have is what they and their scheduler say.
 //! - [`vm`]: [`vm::Vm`], one VM of it: runs programs in it, examines it, ends it.
 //! - [`process`]: runs a program with a deadline and collects its output.
 //! - [`interrupt`]: cleans up after Ctrl-C; [`keeper`]: cleans up if the harness is killed.
@@ -15,8 +17,10 @@
 //! Everything goes through `vmctl`, the users' command, so the tests check what users see. The
 //! `demo` and `bench` programs are built on the same harness.
 
+pub mod audit;
 mod daemon;
 pub mod host;
+pub mod hosts;
 pub mod interrupt;
 pub mod keeper;
 pub mod l1;

@@ -87,15 +87,7 @@ impl Place {
     }
 
     pub fn vmmd_command(&self) -> Command {
-        let vmmd = self.setup.binary("vmmd");
-        let mut command = match self.wrapper.split_first() {
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(vmmd);
-                command
-            }
-            None => Command::new(vmmd),
-        };
+        let mut command = process::wrapped(&self.wrapper, &self.setup.binary("vmmd"));
         if !self.options.iter().any(|option| option == "--scheduler") {
             command.arg("--standalone");
         }

@@ -10,6 +10,7 @@ use std::{
     fmt,
     io::{self, Read, Write},
     os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -73,6 +74,14 @@ impl Output {
     pub fn errors(&self) -> String {
         String::from_utf8_lossy(&self.stderr).trim_end().to_owned()
     }
+}
+
+/// A program that another one runs, whose words come first: `nsenter`, for example.
+pub(crate) fn wrapped(wrapper: &[String], program: &Path) -> Command {
+    let Some((first, rest)) = wrapper.split_first() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(rest).arg(program);
+    command
 }
 
 /// Runs `command` with `input` on its standard input until it ends, at most `deadline`, or until

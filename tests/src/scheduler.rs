@@ -1,14 +1,12 @@
 //! A private scheduler for several hosts.
 
 use crate::{
-    daemon::{HostError, start_daemon, stop_daemon, system},
+    daemon::{HostError, end_of, start_daemon, stop_daemon, system},
     keeper::{Keeper, Orphan},
+    process,
     setup::Setup,
 };
-use std::{
-    path::PathBuf,
-    process::{Child, Command},
-};
+use std::{path::PathBuf, process::Child};
 use tempfile::TempDir;
 
 /// A running `scheduler`.
@@ -16,6 +14,10 @@ use tempfile::TempDir;
 pub struct Scheduler {
     program: PathBuf,
     dir: TempDir,
+    // What runs it in another network namespace, if anything does.
+    wrapper: Vec<String>,
+    // Where it listens instead of its own socket.
+    listen: Option<String>,
     options: Vec<String>,
     child: Option<Child>,
     // Ends it when this process is killed.
@@ -28,11 +30,36 @@ impl Scheduler {
     /// # Errors
     /// It does not get ready; its log is in the error.
     pub fn start(setup: &Setup, options: &[&str]) -> Result<Self, HostError> {
+        Self::start_as(setup, &[], None, options)
+    }
+
+    /// Starts one in the network namespace of a [`Switch`], at a TCP address.
+    ///
+    /// # Errors
+    /// As [`Scheduler::start`].
+    ///
+    /// [`Switch`]: crate::switch::Switch
+    pub fn start_over_tcp(
+        setup: &Setup,
+        wrapper: &[String],
+        address: &str,
+        options: &[&str],
+    ) -> Result<Self, HostError> {
+        Self::start_as(setup, wrapper, Some(address), options)
+    }
+
+    fn start_as(
+        setup: &Setup,
+        wrapper: &[String],
+        listen: Option<&str>,
+        options: &[&str],
+    ) -> Result<Self, HostError> {
         let dir = tempfile::Builder::new().prefix("patina-").tempdir();
         let dir = dir.map_err(system("make a temporary directory"))?;
         let options = options.iter().map(|&word| word.to_owned()).collect();
-        let mut scheduler =
-            Self { program: setup.binary("scheduler"), dir, options, child: None, keeper: None };
+        let (wrapper, listen) = (wrapper.to_vec(), listen.map(str::to_owned));
+        let program = setup.binary("scheduler");
+        let mut scheduler = Self { program, dir, wrapper, listen, options, child: None, keeper: None };
         scheduler.start_again()?;
         Ok(scheduler)
     }
@@ -42,7 +69,7 @@ impl Scheduler {
     /// # Errors
     /// As [`Scheduler::start`].
     pub fn start_again(&mut self) -> Result<(), HostError> {
-        let mut command = Command::new(&self.program);
+        let mut command = process::wrapped(&self.wrapper, &self.program);
         command.arg("--listen").arg(self.address()).arg("--state-dir").arg(self.dir.path().join("state"));
         command.args(&self.options);
         let child = start_daemon("scheduler", command, self.dir.path(), &self.log_path())?;
@@ -54,7 +81,7 @@ impl Scheduler {
     /// What `vmmd --scheduler` takes.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("unix:{}", self.socket().display())
+        self.listen.clone().unwrap_or_else(|| format!("unix:{}", self.socket().display()))
     }
 
     /// The socket's path.
@@ -79,6 +106,12 @@ impl Scheduler {
     /// It does not end.
     pub fn stop(mut self) -> Result<(), HostError> {
         self.child.take().map_or(Ok(()), |child| stop_daemon("scheduler", child, &self.log_path()))
+    }
+
+    /// The end of what it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        end_of(&self.log_path())
     }
 
     fn log_path(&self) -> PathBuf {

@@ -18,6 +18,8 @@ use std::{
 
 /// How long `ip` may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// An Ethernet address that no interface has.
+const NOBODY: &str = "02:00:00:00:00:01";
 /// The switches of this process.
 static SWITCHES: AtomicU8 = AtomicU8::new(0);
 
@@ -56,6 +58,34 @@ impl Switch {
             switch.call(host, &["ip", "addr", "add", &address, "dev", "hosts"])?;
         }
         Ok(switch)
+    }
+
+    /// From now on all that a host sends to another one is lost, and neither is told. What the other
+    /// one sends still arrives.
+    ///
+    /// # Errors
+    /// The kernel does not let us.
+    pub fn cut(&self, from: u8, to: u8) -> Result<(), HostError> {
+        let to = self.address(to);
+        let nobody = ["lladdr", NOBODY, "dev", "hosts", "nud", "permanent"];
+        self.call(from, &[&["ip", "neigh", "replace", &to], &nobody[..]].concat()).map(drop)
+    }
+
+    /// From now on it arrives again.
+    ///
+    /// # Errors
+    /// It was not cut, or the kernel does not let us.
+    pub fn mend(&self, from: u8, to: u8) -> Result<(), HostError> {
+        self.call(from, &["ip", "neigh", "del", &self.address(to), "dev", "hosts"]).map(drop)
+    }
+
+    /// Pulls a host's cable, or plugs it in again. Not the first host's: it has the switch.
+    ///
+    /// # Errors
+    /// The kernel does not let us.
+    pub fn plug(&self, host: u8, is_in: bool) -> Result<(), HostError> {
+        let state = if is_in { "up" } else { "down" };
+        self.call(0, &["ip", "link", "set", &format!("port{host}"), state]).map(drop)
     }
 
     /// A host's address, in a network for documentation.

@@ -7,8 +7,8 @@
 //!   for what continues in a clone, [`tickets`], and the README's [`walk`]. They share [`family`].
 //! - [`damage`], [`snapshots`]: on the shared host and on hosts of their own.
 //! - [`adoption`], [`baseline`], [`refusals`], [`generations`], [`cluster`], [`elsewhere`],
-//!   [`holders`], [`overlay`], [`publishing`]: on hosts of their own. [`interrupts`]: test runs
-//!   that are interrupted.
+//!   [`failures`], [`holders`], [`overlay`], [`publishing`]: on hosts of their own. [`interrupts`]:
+//!   test runs that are interrupted.
 //!
 //! If guests cannot run, every test is ignored, with the reason. No test passes without a guest.
 //! `cargo xtask test NAME` runs the tests whose names contain NAME.
@@ -39,6 +39,7 @@ mod damage;
 mod elsewhere;
 mod endings;
 mod exec;
+mod failures;
 mod family;
 mod floods;
 mod forks;
@@ -136,6 +137,7 @@ fn stories() -> impl Iterator<Item = Story> {
         baseline::STORIES,
         holders::STORIES,
         overlay::STORIES,
+        failures::STORIES,
         refusals::STORIES,
         adoption::STORIES,
         interrupts::STORIES,

@@ -53,6 +53,7 @@ impl HostPeer for PeerService {
         let (call, holders) = received.map_err(silent)??;
         speaks_for(peer.as_ref(), call.host())?;
         let family = call.family();
+        tracing::debug!(%family, from = %call.host(), "another host asks for clones");
         let host = Arc::clone(&self.host);
         // In a task of its own: if the calling host fails now, the others are needed.
         let made = tokio::spawn(async move {

@@ -79,7 +79,9 @@ impl Host {
         };
         let asked_ns = monotonic_ns();
         let (frozen, written) = tokio::join!(freeze, self.write_vmids(&parent.record));
-        Freezing { result: written.and(frozen), asked_ns, ended_ns: monotonic_ns() }
+        let result = written.and(frozen);
+        tracing::debug!(vm = parent.record.name, is_frozen = result.is_ok(), "the freeze has ended");
+        Freezing { result, asked_ns, ended_ns: monotonic_ns() }
     }
 }
 
