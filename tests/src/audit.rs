@@ -71,24 +71,36 @@ impl Live {
     }
 }
 
+/// Which ways to VMs on other hosts a host may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ways {
+    /// Those to VMs that run.
+    Live,
+    /// Also such to clones that were announced and have not come: a host gives up waiting for them
+    /// after half a minute.
+    Announced,
+}
+
 /// All that differs, in words. Nothing: all is as it should be.
 ///
 /// # Errors
 /// A host or the scheduler does not answer, or the kernel does not say what there is.
-pub fn differences(hosts: &Hosts) -> Result<Vec<String>, HostError> {
+pub fn differences(hosts: &Hosts, ways: Ways) -> Result<Vec<String>, HostError> {
     let live = live(hosts)?;
-    let mut found = Differences::default();
+    let mut found = Differences { words: Vec::new(), ways };
     for (number, host) in (0..HOSTS).zip(&hosts.hosts) {
         let own: Vec<_> = live.iter().filter(|vm| vm.host == number).collect();
         found.of_host(number, host, &own)?;
         found.of_network(hosts, number, &live)?;
     }
     found.of_ledger(hosts, &live)?;
-    Ok(found.0)
+    Ok(found.words)
 }
 
-#[derive(Default)]
-struct Differences(Vec<String>);
+struct Differences {
+    words: Vec<String>,
+    ways: Ways,
+}
 
 impl Differences {
     /// Notes what only one of the two has.
@@ -96,7 +108,7 @@ impl Differences {
         let list = |names: Vec<&String>| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
         let (more, less) = (list(is.difference(should_be).collect()), list(should_be.difference(is).collect()));
         if !(more.is_empty() && less.is_empty()) {
-            self.0.push(format!("{what}: too many [{more}], missing [{less}]"));
+            self.words.push(format!("{what}: too many [{more}], missing [{less}]"));
         }
     }
 
@@ -108,7 +120,7 @@ impl Differences {
         let pids = live.iter().map(|vm| vm.pid.to_string()).collect();
         self.compare(&format!("vmm processes of host {number}"), &vmms, &pids);
         if with_name("pager").count() > 1 {
-            self.0.push(format!("host {number} has several pagers: {processes:?}"));
+            self.words.push(format!("host {number} has several pagers: {processes:?}"));
         }
         let [vms, warm] = VM_FOLDERS.map(|name| folders(&host.state_dir().join(name)));
         let listed = host.json(&["ls"])?;
@@ -117,7 +129,7 @@ impl Differences {
         self.compare(&format!("folders of vmms that are no VM on host {number}"), &warm, &BTreeSet::new());
         let problem = |vm: &&Value| vm["problem"].as_str().is_some_and(|problem| !problem.is_empty());
         let problems = listed.as_array().into_iter().flatten().filter(problem);
-        self.0.extend(problems.map(|vm| format!("host {number}: {} has the problem {}", vm["name"], vm["problem"])));
+        self.words.extend(problems.map(|vm| format!("host {number}: {} has the problem {}", vm["name"], vm["problem"])));
         let families = families(&host.state_dir());
         let of_live = live.iter().map(|vm| vm.family.clone()).collect();
         self.compare(&format!("family files of host {number}"), &families, &of_live);
@@ -160,11 +172,12 @@ impl Differences {
             if there.contains(&vxlan) {
                 let entries = hosts.on(number, &["bridge", "fdb", "show", "dev", &vxlan])?;
                 let words = |(mac, to): (&String, &String)| format!("{mac}>{to}");
-                self.compare(
-                    &format!("ways of host {number} to VMs elsewhere"),
-                    &ways(&entries),
-                    &elsewhere.iter().map(words).collect(),
-                );
+                let needed: BTreeSet<_> = elsewhere.iter().map(words).collect();
+                let mut there = ways(&entries);
+                if self.ways == Ways::Announced {
+                    there.retain(|way| needed.contains(way));
+                }
+                self.compare(&format!("ways of host {number} to VMs elsewhere"), &there, &needed);
             }
             // It stays as long as the family is here, also when no VM is elsewhere any more.
             if !elsewhere.is_empty() || there.contains(&vxlan) {
@@ -203,7 +216,7 @@ impl Differences {
             let held = known.and_then(|known| known["held_vms"].as_u64()).unwrap_or_default();
             let should_be = clones().filter(|vm| vm.host == number).count() as u64;
             if state != "up" || held != should_be {
-                self.0.push(format!("host {number} is {state} with {held} clones held, {should_be} live"));
+                self.words.push(format!("host {number} is {state} with {held} clones held, {should_be} live"));
             }
         }
         Ok(())
@@ -294,10 +307,10 @@ mod tests {
     #[test]
     fn what_only_one_side_has_is_a_difference() {
         let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        let mut found = Differences::default();
+        let mut found = Differences { words: Vec::new(), ways: Ways::Live };
         found.compare("taps", &set(&["a", "b"]), &set(&["b", "c"]));
         found.compare("bridges", &set(&["a"]), &set(&["a"]));
-        assert_eq!(found.0, ["taps: too many [a], missing [c]"]);
+        assert_eq!(found.words, ["taps: too many [a], missing [c]"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
 };
 use libtest_mimic::Failed;
 use patina_tests::{
-    audit::{self, Live},
+    audit::{self, Live, Ways},
     host::{Host, HostError},
     hosts::{Hosts, Place},
 };
@@ -261,7 +261,7 @@ fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
     if begins_late {
         end_late(hosts, &call)?;
     }
-    settled("hosts and scheduler agree", SETTLED_WITHIN, || differences(hosts))?;
+    settled("hosts and scheduler agree", SETTLED_WITHIN, || differences(hosts, Ways::Announced))?;
     end(hosts, &call)
 }
 
@@ -487,8 +487,8 @@ fn answers(hosts: &Hosts, call: &Call, told: Option<&Told>) -> Outcome {
     require(half.is_empty(), "no clone runs that the guest was told to have failed", format!("{half:?}"))
 }
 
-fn differences(hosts: &Hosts) -> Result<Vec<String>, Failed> {
-    Ok(audit::differences(hosts)?)
+fn differences(hosts: &Hosts, ways: Ways) -> Result<Vec<String>, Failed> {
+    Ok(audit::differences(hosts, ways)?)
 }
 
 /// Ends what is left of a round, and looks whether only the parent is left.
@@ -500,7 +500,7 @@ fn end(hosts: &Hosts, call: &Call) -> Outcome {
     // What was granted and not used.
     drop(hosts.call(&["ticket", "release", &call.ticket]));
     settled("only the parent is left", SETTLED_WITHIN, || {
-        let mut found = differences(hosts)?;
+        let mut found = differences(hosts, Ways::Live)?;
         found.extend(audit::live(hosts)?.into_iter().map(|vm| vm.name).filter(|name| name != PARENT));
         for (number, host) in hosts.hosts.iter().enumerate().skip(1) {
             let left = audit::layers(host)?;
