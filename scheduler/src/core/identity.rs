@@ -31,6 +31,13 @@ impl Core {
         }
         Ok(())
     }
+
+    /// Whether a daemon takes the place of an earlier one of its host: what that one was doing does
+    /// not go on. After a start of the scheduler nobody knows.
+    pub(super) fn replaces_another(&self, info: &HostInfo) -> bool {
+        let known = self.hosts.get(info.id).and_then(|host| host.info.as_ref()?.identity.as_ref());
+        known.zip(info.identity.as_ref()).is_some_and(|(known, new)| known.instance != new.instance)
+    }
 }
 
 fn is_same_place(known: &Identity, new: &Identity) -> bool {

@@ -57,6 +57,7 @@ impl Core {
         let stored = self.host_record(host);
         let known = self.hosts.get(host).and_then(|known| known.info.as_ref());
         let has_changed = known != Some(&info);
+        let is_new_daemon = self.replaces_another(&info);
         let epoch = self.next_epoch();
         self.hosts.come_up(info, epoch, self.now, &self.options);
         if self.host_record(host) != stored {
@@ -98,6 +99,9 @@ impl Core {
             self.settle_barrier(id, out);
         }
         self.look_for_parents_on(host, out);
+        if is_new_daemon {
+            self.drop_parts_to_come(host, out);
+        }
         if let Some(masters) = masters {
             if was_lost {
                 self.regain_masters(host, masters, out);
@@ -283,6 +287,14 @@ impl Core {
                 Self::put(id, out);
                 self.settle_barrier(id, out);
             }
+        }
+    }
+
+    /// A host's earlier daemon has not called all hosts of its tickets, and nobody else does.
+    fn drop_parts_to_come(&mut self, host: HostId, out: &mut Vec<Effect>) {
+        let begun = self.ledger.cloned_on(host).into_iter().filter(|ticket| ticket.vms_to_come() > 0);
+        for id in begun.map(|ticket| ticket.id).collect::<Vec<_>>() {
+            self.drop_parts(id, None, out);
         }
     }
 

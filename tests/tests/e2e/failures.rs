@@ -236,6 +236,7 @@ struct Call {
 fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
     let begun = Instant::now();
     let call = prepare(hosts, round)?;
+    patina_daemon::say!("{} prepared {:.1?}", round, begun.elapsed());
     let begins_late = matches!(round.1, Step::Sync | Step::Join | Step::Kill);
     start_call(hosts, &call)?;
     if begins_late {
@@ -245,6 +246,7 @@ fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
     } else {
         reach(hosts, &call)?;
     }
+    patina_daemon::say!("{} reached {:.1?}", round, begun.elapsed());
     break_it(hosts, &call)?;
     // What it does while it cannot reach all.
     if round.1 == Step::Kill {
@@ -253,6 +255,7 @@ fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
     if !begins_late {
         drop(answer_of(hosts, &call, CUT_FOR));
     }
+    patina_daemon::say!("{} stays {:.1?}", round, begun.elapsed());
     mend(hosts, round)?;
     let told = if round.0 == Fault::ParentVmm { None } else { Some(told(hosts, &call)?) };
     patina_daemon::say!("{} mended {:.1?}", round, begun.elapsed());

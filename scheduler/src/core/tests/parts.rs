@@ -2,7 +2,8 @@
 
 use super::world::{World, demand, id, info, options, running, usage};
 use crate::core::{
-    api::{Command, CoreError, Demand, Effect, Present, Reply, Running, Targets, Usage},
+    api::{Command, CoreError, Demand, Effect, HostInfo, Present, Reply, Running, Targets, Usage},
+    present::Identity,
     record::Scheduling,
     ticket::{HostId, State, Ticket, VmEnd},
 };
@@ -65,6 +66,39 @@ fn each_host_uses_its_part() {
     // Nothing expires of what is used.
     world.pass(60_000);
     assert_eq!(world.state(ticket), State::Released);
+}
+
+#[test]
+fn a_host_whose_daemon_was_replaced_calls_no_others_any_more() {
+    let daemon = |number, instance: &str| {
+        let identity = Identity {
+            instance: instance.into(),
+            boot: "b".into(),
+            machine: format!("m{number}"),
+            folder: "f".into(),
+        };
+        HostInfo { identity: Some(identity), ..info(number, 2) }
+    };
+    let mut world = World::new();
+    for number in 1..4 {
+        world.host_with(daemon(number, "first"), Vec::new());
+    }
+    let ticket = world.request(demand(6, 6)).unwrap().id;
+    let used = world.spend_part(ticket, id(1), [1, 2]).unwrap();
+    let second = world.spend_part(ticket, id(2), [3, 4]).unwrap();
+    let clones = vec![running(&used, 1), running(&used, 2)];
+    // A connection that is made anew changes nothing, and neither does another host's daemon.
+    world.host_with(daemon(1, "first"), clones.clone());
+    world.host_with(daemon(2, "second"), vec![running(&second, 3), running(&second, 4)]);
+    assert_eq!(to_come(&world.get(ticket)), [(id(3), 2)]);
+    let clones_meet = [1, 2, 3, 4].map(|vmid| world.arrive(ticket, vmid, None));
+    let parent = world.arrive(ticket, 0, None);
+    assert!(clones_meet.iter().chain([&parent]).all(|waiter| world.waits(*waiter)));
+    world.host_with(daemon(1, "second"), clones);
+    assert_eq!((to_come(&world.get(ticket)), world.held(id(3))), (Vec::new(), 0));
+    assert_eq!(world.met(parent), (1, 5));
+    // A call that was on its way comes too late.
+    assert_eq!(world.spend_part(ticket, id(3), [5, 6]).unwrap_err(), CoreError::Used(ticket));
 }
 
 #[test]

@@ -44,6 +44,9 @@ impl Host {
             book.announce(family, net, self.own_vmids(family, net), there);
             book.tell(family)
         };
+        // A vmmd that is killed from now on leaves ways to clones that may never come. The next one
+        // asks the hosts that are written down, and removes what they do not have.
+        self.save_members(family).await;
         self.route(family).await?;
         Ok(Some(told.message()))
     }
