@@ -106,7 +106,8 @@ impl Differences {
     /// Notes what only one of the two has.
     fn compare(&mut self, what: &str, is: &BTreeSet<String>, should_be: &BTreeSet<String>) {
         let list = |names: Vec<&String>| names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" ");
-        let (more, less) = (list(is.difference(should_be).collect()), list(should_be.difference(is).collect()));
+        let (more, less) =
+            (list(is.difference(should_be).collect()), list(should_be.difference(is).collect()));
         if !(more.is_empty() && less.is_empty()) {
             self.words.push(format!("{what}: too many [{more}], missing [{less}]"));
         }
@@ -129,10 +130,13 @@ impl Differences {
         self.compare(&format!("folders of vmms that are no VM on host {number}"), &warm, &BTreeSet::new());
         let problem = |vm: &&Value| vm["problem"].as_str().is_some_and(|problem| !problem.is_empty());
         let problems = listed.as_array().into_iter().flatten().filter(problem);
-        self.words.extend(problems.map(|vm| format!("host {number}: {} has the problem {}", vm["name"], vm["problem"])));
-        let families = families(&host.state_dir());
-        let of_live = live.iter().map(|vm| vm.family.clone()).collect();
-        self.compare(&format!("family files of host {number}"), &families, &of_live);
+        self.words.extend(
+            problems.map(|vm| format!("host {number}: {} has the problem {}", vm["name"], vm["problem"])),
+        );
+        // A family has a file from its first call for clones on.
+        let mut dead = families(&host.state_dir());
+        dead.retain(|family| live.iter().all(|vm| vm.family != *family));
+        self.compare(&format!("families of host {number} without a VM"), &dead, &BTreeSet::new());
         self.of_memory(number, host, &processes).map_err(system("look for memory"))
     }
 
@@ -216,7 +220,8 @@ impl Differences {
             let held = known.and_then(|known| known["held_vms"].as_u64()).unwrap_or_default();
             let should_be = clones().filter(|vm| vm.host == number).count() as u64;
             if state != "up" || held != should_be {
-                self.words.push(format!("host {number} is {state} with {held} clones held, {should_be} live"));
+                self.words
+                    .push(format!("host {number} is {state} with {held} clones held, {should_be} live"));
             }
         }
         Ok(())

@@ -84,13 +84,13 @@ impl Hosts {
         let to_scheduler = format!("tcp:{}:{SCHEDULER_PORT}", switch.address(SCHEDULER));
         let scheduler_tls = tls(SCHEDULER)?;
         let of_scheduler = ["--tls-dir", &scheduler_tls, "--overcommit-cpu", "64"];
-        let scheduler =
-            Scheduler::start_over_tcp(setup, &wrapper(SCHEDULER), &to_scheduler, &of_scheduler)?;
+        let scheduler = Scheduler::start_over_tcp(setup, &wrapper(SCHEDULER), &to_scheduler, &of_scheduler)?;
         let mut hosts = Vec::new();
         for number in (0..HOSTS).map(|host| Place::Host(host).number()) {
             let (ip, tls) = (switch.address(number), tls(number)?);
             let listen = format!("tcp:{ip}:{HOST_PORT}");
-            let own = ["--scheduler", &to_scheduler, "--listen", &listen, "--tls-dir", &tls, "--overlay", &ip];
+            let own =
+                ["--scheduler", &to_scheduler, "--listen", &listen, "--tls-dir", &tls, "--overlay", &ip];
             let options = [&own[..], options].concat();
             hosts.push(Host::start_over_tcp(setup, &wrapper(number), &options, &operator)?);
         }
@@ -145,14 +145,21 @@ impl Hosts {
         self.switch.plug(Place::Host(host).number(), is_in)
     }
 
+    /// A `vmctl` command to the scheduler, not started yet.
+    #[must_use]
+    pub fn vmctl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.setup.binary("vmctl"));
+        command.env("PATINA_TLS_DIR", &self.operator).args(["--scheduler", &self.scheduler.address()]);
+        command.args(arguments);
+        command
+    }
+
     /// Runs `vmctl` with the scheduler, which must work: what it printed.
     ///
     /// # Errors
     /// Its exit code is not 0.
     pub fn call(&self, arguments: &[&str]) -> Result<String, HostError> {
-        let mut command = Command::new(self.setup.binary("vmctl"));
-        command.env("PATINA_TLS_DIR", &self.operator).args(["--scheduler", &self.scheduler.address()]);
-        succeeded(arguments, &process::run(command.args(arguments), b"", CALL_DEADLINE)?)
+        succeeded(arguments, &process::run(&mut self.vmctl_command(arguments), b"", CALL_DEADLINE)?)
     }
 
     /// Runs `vmctl -o json` with the scheduler, which must work: what it printed.
