@@ -510,7 +510,8 @@ fn told(hosts: &Hosts, call: &Call) -> Result<Told, Failed> {
     let list = |field: &str| said[field].as_array().cloned().unwrap_or_default();
     let made = list("clones").iter().filter_map(Value::as_u64).collect();
     let failed = list("failed").iter().filter_map(|failed| failed[0].as_u64()).collect();
-    Ok(Told { made, failed, text: text.clone() })
+    let text = text.lines().skip(1).collect::<Vec<_>>().join("; ");
+    Ok(Told { made, failed, text })
 }
 
 fn clones(hosts: &Hosts) -> Result<Vec<Live>, Failed> {

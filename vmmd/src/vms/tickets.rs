@@ -3,6 +3,7 @@
 //! the scheduler's ledger and the running clones consistent.
 
 mod convert;
+mod rest;
 
 pub(super) use convert::{end, running};
 
@@ -275,14 +276,6 @@ impl Tickets {
     pub(super) async fn list_family(&self, family: Uuid) -> Result<Vec<FamilyVm>, Error> {
         let listed = self.0.admission.list_family(&family.to_string()).await;
         listed.map_err(|failed| self.failed("list the family's VMs", failed.into_status()))
-    }
-
-    /// What other hosts have of a ticket and did not use is not wanted any more.
-    pub(super) async fn release_rest(&self, id: Uuid, family: Uuid) {
-        let released = self.0.admission.release(&id.to_string(), &family.to_string()).await;
-        if let Err(error) = released {
-            tracing::debug!(ticket = %id, error = %patina_daemon::chain(&error), "nothing of the ticket is left to release");
-        }
     }
 
     /// A clone is in the table from now on. Returns why it is to end at once, if it is.
