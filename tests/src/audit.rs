@@ -1,5 +1,5 @@
-//! Whether what hosts have is what they say: processes, network interfaces, memory and files against
-//! the VMs that `vmctl ls` lists, and these against the scheduler's ledger.
+//! Whether what hosts have is what they say: processes, network interfaces, memory and files
+//! against the VMs that `vmctl ls` lists, and these against the scheduler's ledger.
 
 use crate::{
     daemon::{HostError, system},

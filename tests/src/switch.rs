@@ -60,8 +60,8 @@ impl Switch {
         Ok(switch)
     }
 
-    /// From now on all that a host sends to another one is lost, and neither is told. What the other
-    /// one sends still arrives.
+    /// From now on all that a host sends to another one is lost, and neither is told. What the
+    /// other one sends still arrives.
     ///
     /// # Errors
     /// The kernel does not let us.

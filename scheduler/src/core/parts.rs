@@ -5,7 +5,8 @@
 //!  ticket:  granted ─────────────▶ used ─────────────────────────────────────────────▶ released
 //!  part:    granted ──its host uses it──▶ used ──its host made nothing──▶ granted again, until
 //!              │                                                   the ticket would have expired
-//!              └ expired, released, killed, host lost or draining, calling host has another daemon ──▶ gone
+//!              └ expired, released, killed, host lost or draining,
+//!                calling host has another daemon ──▶ gone
 //! ```
 //! A part that is granted keeps its room, and whoever waits at the ticket's barrier or for its end
 //! waits for the clones that may still be made with it. What becomes of one part changes nothing

@@ -2,8 +2,8 @@
 //! each round all of it is as the stores say.
 //!
 //! ```text
-//!  ticket ▶ the parent's guest calls ▶ frozen ▶ SpawnClones ▶ clones run, memory arrives ▶ sync, join or kill
-//!             a fault at one of these steps ▶ mended ▶ settled ▶ audit ▶ the clones go ▶ audit
+//!  ticket ▶ the guest calls ▶ frozen ▶ SpawnClones ▶ memory arrives ▶ sync, join or kill
+//!     a fault at one of these steps ▶ mended ▶ settled ▶ audit ▶ the clones go ▶ audit
 //! ```
 //!
 //! A table says which fault happens at which step. `PATINA_FAILURES=all` takes all pairs, and a
@@ -259,21 +259,18 @@ fn remove(host: &Host, is_wanted: impl Fn(&str) -> bool) -> Outcome {
     Ok(())
 }
 
-/// A round, and the place of its messages.
+/// A round's call. The guest knows it by its ticket.
 struct Call {
     round: Round,
     ticket: String,
-    /// Its number, for the guest.
-    number: String,
     /// The memory of the parent.
     before: String,
+    /// Up to where the first host and the other one had logged before.
     logged: [u64; 2],
 }
 
 fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
-    let begun = Instant::now();
     let call = prepare(hosts, round)?;
-    patina_daemon::say!("{} prepared {:.1?}", round, begun.elapsed());
     let begins_late = matches!(round.1, Step::Sync | Step::Join | Step::Kill);
     start_call(hosts, &call)?;
     if begins_late {
@@ -283,7 +280,6 @@ fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
     } else {
         reach(hosts, &call)?;
     }
-    patina_daemon::say!("{} reached {:.1?}", round, begun.elapsed());
     break_it(hosts, &call)?;
     // It waits for hosts that cannot be reached.
     let kill = ["kill", "--ticket", &call.ticket];
@@ -295,7 +291,6 @@ fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
         // What is lost has no other end.
         thread::sleep(CUT_FOR);
     }
-    patina_daemon::say!("{} stays {:.1?}", round, begun.elapsed());
     mend(hosts, round)?;
     if let Some(mut killing) = killing {
         // What came of it depends on what has failed: it is called again.
@@ -303,9 +298,7 @@ fn one_round(hosts: &mut Hosts, round: Round) -> Outcome {
         require(ended.is_some(), "the call for the clones' end ends", "it does not")?;
     }
     let told = if round.0 == Fault::ParentVmm { None } else { Some(told(hosts, &call)?) };
-    patina_daemon::say!("{} mended {:.1?}", round, begun.elapsed());
     answers(hosts, &call, told.as_ref())?;
-    patina_daemon::say!("{} answers {:.1?}", round, begun.elapsed());
     if begins_late {
         end_late(hosts, &call)?;
     }
@@ -336,7 +329,7 @@ fn prepare(hosts: &Hosts, round: Round) -> Result<Call, Failed> {
     let before = parent.sh(&format!("{slow} /tmp/slow; echo {ticket} > /tmp/round; md5sum < /tmp/before"))?;
     let at = |host: u8| Ok::<_, HostError>(hosts.hosts[usize::from(host)].logged_since(u64::MAX)?.1);
     let logged = [at(FIRST)?, at(OTHER)?];
-    Ok(Call { round, number: ticket.clone(), ticket, before, logged })
+    Ok(Call { round, ticket, before, logged })
 }
 
 fn start_call(hosts: &Hosts, call: &Call) -> Outcome {
@@ -352,7 +345,7 @@ fn reach(hosts: &Hosts, call: &Call) -> Outcome {
         Ok::<_, Failed>(hosts.hosts[usize::from(host)].logged_since(from)?.0.contains(text))
     };
     until(&format!("the step {:?}", call.round.1), PATIENCE, AT_ONCE, || match call.round.1 {
-        Step::Asked => Ok(console(hosts).contains(&format!("asked {}", call.number))),
+        Step::Asked => Ok(console(hosts).contains(&format!("asked {}", call.ticket))),
         Step::Frozen => has(FIRST, "the freeze has ended"),
         Step::Spawning => has(OTHER, "another host asks for clones"),
         Step::Filling => has(OTHER, "made clones of a VM of another host"),
@@ -481,7 +474,7 @@ fn console(hosts: &Hosts) -> String {
 
 /// With which code the guest's call ended.
 fn answer_of(hosts: &Hosts, call: &Call, within: Duration) -> Result<String, Failed> {
-    let text = format!("answered {} ", call.number);
+    let text = format!("answered {} ", call.ticket);
     let code = || {
         let all = console(hosts);
         let (_, rest) = all.rsplit_once(&text)?;
@@ -519,7 +512,8 @@ fn clones(hosts: &Hosts) -> Result<Vec<Live>, Failed> {
     Ok(audit::live(hosts)?.into_iter().filter(is_clone).collect())
 }
 
-/// Every clone that runs answers with its parent's memory, and those run that the guest was told of.
+/// Every clone that runs answers with its parent's memory, and those run that the guest was told
+/// of.
 fn answers(hosts: &Hosts, call: &Call, told: Option<&Told>) -> Outcome {
     let may_end = matches!(call.round.1, Step::Join | Step::Kill);
     let mut live = BTreeSet::new();
@@ -534,7 +528,6 @@ fn answers(hosts: &Hosts, call: &Call, told: Option<&Told>) -> Outcome {
         live.insert(clone.vmid());
     }
     let Some(told) = told else { return Ok(()) };
-    patina_daemon::say!("{}: told {}; live {live:?}", call.round, told.text);
     let is_victim = call.round.0 == Fault::CloneVmm;
     let missing = told.made.difference(&live).count();
     require(
@@ -589,7 +582,6 @@ fn settled(
     mut differs: impl FnMut() -> Result<Vec<String>, Failed>,
 ) -> Outcome {
     let begun = Instant::now();
-    let mut last = String::new();
     loop {
         let found = match differs() {
             Ok(found) => found,
@@ -598,11 +590,6 @@ fn settled(
         };
         if found.is_empty() {
             return Ok(());
-        }
-        let now = found.join("; ");
-        if now != last {
-            patina_daemon::say!("{:.1?} {what}: {now}", begun.elapsed());
-            last = now;
         }
         require(begun.elapsed() < within, what, found.join("; "))?;
         thread::sleep(SOON);

@@ -11,9 +11,9 @@ use uuid::Uuid;
 const REST_PATIENCE: Duration = Duration::from_secs(600);
 
 impl Tickets {
-    /// What other hosts have of a ticket and did not use is not wanted any more. Until the scheduler
-    /// knows, the ticket's clones wait for more to come. So one that is away is called again, and the
-    /// caller does not wait for that.
+    /// What other hosts have of a ticket and did not use is not wanted any more. Until the
+    /// scheduler knows, the ticket's clones wait for more to come. So one that is away is called
+    /// again, and the caller does not wait for that.
     pub(in crate::vms) async fn release_rest(&self, id: Uuid, family: Uuid) {
         let request = ReleaseTicketRequest { id: id.to_string(), family: family.to_string() };
         let Err(failed) = self.0.admission.release(&request.id, &request.family).await else { return };
