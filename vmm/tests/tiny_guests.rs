@@ -35,7 +35,7 @@ use vmm::vcpu::tsc::{TscStart, TscState};
 type Test = fn() -> Result<(), Failed>;
 
 fn main() -> ExitCode {
-    let tests: [(&str, Test); 37] = named![
+    let tests: [(&str, Test); 38] = named![
         power_off_is_recorded,
         a_panic_is_recorded_with_its_words,
         a_reset_is_recorded,
@@ -73,6 +73,7 @@ fn main() -> ExitCode {
         a_device_that_waits_for_a_page_goes_on_when_it_comes,
         a_vm_whose_device_waits_for_a_page_is_killed_by_word,
         a_vm_whose_device_needs_a_lost_page_ends_and_its_guest_is_told_nothing,
+        a_freeze_makes_no_content_of_a_lost_page,
     ];
     let missing = tiny::missing();
     let trials = tests
@@ -933,6 +934,37 @@ fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), 
         clone.wait_for_loss()?;
     }
     Ok(())
+}
+
+fn a_freeze_makes_no_content_of_a_lost_page() -> Result<(), Failed> {
+    /// No program of a guest has to do with it.
+    const UNUSED: u64 = 0x30_0000;
+    let parent = Guest::code(READ).start()?;
+    Typist::new(&parent)?.expect("a", "1")?;
+    let generation = parent.freeze()?;
+    end_all([parent])?;
+    let layer = FillingLayer::of(&generation)?;
+    let clone = Guest::warm().start()?;
+    let fate = |offset| if offset == UNUSED { Fate::Lost } else { Fate::Served };
+    let pager = clone.give_lazily(&generation, &layer, fate)?;
+    let mut at_clone = Typist::new(&clone)?;
+    at_clone.expect("b", "2")?;
+    // Somebody else meets the loss, so that the VM goes on.
+    if let Ok(byte) = clone.look_at("tiny-layer", UNUSED) {
+        return Err(format!("a lost page has content: {byte}").into());
+    }
+    if pager.waited()? != UNUSED {
+        return Err("another page is lost".into());
+    }
+    at_clone.expect("c", "3")?;
+    // What is lost is of this VM alone: it would be in a copy of its memory.
+    let refused = clone.freeze().err().ok_or("a VM whose memory is lost is frozen")?;
+    let words = refused.message().unwrap_or_default();
+    if !words.contains("are lost") {
+        return Err(words.to_owned().into());
+    }
+    at_clone.expect("d", "4")?;
+    end_all([clone])
 }
 
 /// A clone whose random number generator meets this fate where it reads what it is to do: its guest

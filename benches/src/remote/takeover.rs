@@ -1,5 +1,5 @@
-//! How long a VM waits for memory when the host that lends it dies or falls silent, and another host
-//! has it, too.
+//! How long a VM waits for memory when the host that lends it dies or falls silent, and another
+//! host has it, too.
 
 use super::{
     RemoteError,

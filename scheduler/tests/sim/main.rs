@@ -88,9 +88,9 @@ fn whatever_breaks_the_ledger_is_what_runs() {
     sums.check();
 }
 
-/// The HTTP/2 crate forgets a stream that was reset after a second of the machine's clock, not of the
-/// simulation's, and says so if something still comes for it. A machine that was held up in one of
-/// two tellings may have told another story: a third one then decides.
+/// The HTTP/2 crate forgets a stream that was reset after a second of the machine's clock, not of
+/// the simulation's, and says so if something still comes for it. A machine that was held up in one
+/// of two tellings may have told another story: a third one then decides.
 #[test]
 fn a_seed_is_the_same_story_each_time() {
     for seed in 1..=10 {

@@ -26,7 +26,7 @@ const PAGE_TABLE_TESTS: &str = "sys::pagemap::";
 const NO_TRACKING: &str = "needs Linux 6.7, which tracks writes";
 
 /// Tiny guests whose memory arrives while they run.
-const LAZY: [&str; 9] = [
+const LAZY: [&str; 10] = [
     "a_freeze_gives_up_on_a_vcpu_that_waits_for_a_page_and_the_vm_goes_on",
     "a_freeze_after_one_that_has_failed_copies_what_was_written_and_no_more",
     "another_pager_is_attached_during_a_freeze_that_waits_for_a_page",
@@ -36,6 +36,7 @@ const LAZY: [&str; 9] = [
     "a_device_that_waits_for_a_page_goes_on_when_it_comes",
     "a_vm_whose_device_waits_for_a_page_is_killed_by_word",
     "a_vm_whose_device_needs_a_lost_page_ends_and_its_guest_is_told_nothing",
+    "a_freeze_makes_no_content_of_a_lost_page",
 ];
 /// So many of [`LAZY`] need a vCPU that cannot be paused while it waits.
 const UNPAUSED: usize = 2;

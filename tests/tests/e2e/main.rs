@@ -112,7 +112,7 @@ fn images() -> Option<PathBuf> {
 }
 
 fn stories() -> impl Iterator<Item = Story> {
-    let modules: [&[Story]; 27] = [
+    let modules: [&[Story]; 28] = [
         boot::STORIES,
         exec::STORIES,
         cpus::STORIES,

@@ -7,7 +7,7 @@ use patina_control::end::End;
 use patina_control::messages::{Frozen, Open, Opened, Prepare};
 use patina_control::rights;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -269,6 +269,20 @@ impl Vmm {
     /// Says one line with descriptors; the answer, with its descriptors.
     pub fn ask(&self, open: &Open, with: &[BorrowedFd<'_>]) -> Result<(Opened, Vec<OwnedFd>), Failed> {
         answer(&self.say(open, with)?)
+    }
+
+    /// Reads a byte of the guest's memory from outside, as a debugger does: it is served, or not,
+    /// as for the VM itself.
+    pub fn look_at(&self, layer: &str, offset: u64) -> Result<u8, Failed> {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.child.id()))?;
+        let start = maps.lines().filter(|line| line.contains(layer)).find_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let (start, _) = words.next()?.split_once('-')?;
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            (number(words.nth(1)?)? == 0).then_some(number(start)?)
+        });
+        let start = start.ok_or_else(|| format!("no mapping of {layer} among\n{maps}"))?;
+        Ok(sys::read_of(self.child.id(), start + offset)?)
     }
 
     /// Waits until it ends because memory is lost: with SIGBUS, or with its own word.

@@ -84,3 +84,18 @@ pub fn wake(userfault: &OwnedFd, start: u64, bytes: u64) {
     // SAFETY: the ioctl takes a struct of two u64.
     unsafe { libc::ioctl(userfault.as_raw_fd(), UFFDIO_WAKE, range.as_mut_ptr()) };
 }
+
+/// Reads a byte of another process's memory.
+///
+/// # Errors
+/// There is none, or it cannot be had.
+pub fn read_of(pid: u32, address: u64) -> io::Result<u8> {
+    let mut byte = 0u8;
+    let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let there = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: 1 };
+    // SAFETY: one byte is written, to `byte`, which lives on. The other address is of that process.
+    match unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const here, 1, &raw const there, 1, 0) } {
+        1 => Ok(byte),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -28,8 +28,8 @@ use tokio::{io::BufReader, net::UnixStream, sync::mpsc, task::JoinHandle};
 pub enum For {
     /// A clone that is being made.
     Clone,
-    /// A VM of a family that begins here, from a snapshot, an image or a VM of another host: a spare
-    /// vmm becomes it, if there is one.
+    /// A VM of a family that begins here, from a snapshot, an image or a VM of another host: a
+    /// spare vmm becomes it, if there is one.
     NewFamily,
     /// Whoever comes.
     Pool,

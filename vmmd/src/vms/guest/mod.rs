@@ -211,8 +211,8 @@ fn errno(status: &Status) -> i32 {
             libc::EINVAL
         }
         (_, Code::DeadlineExceeded) => libc::ETIME,
-        // A host that is not registered, or was fenced, registers again at once, and says then which
-        // families it has.
+        // A host that is not registered, or was fenced, registers again at once, and says then
+        // which families it has.
         ("UNKNOWN_HOST" | "FOREIGN_FAMILY", _)
         | (_, Code::ResourceExhausted | Code::Unavailable | Code::Aborted) => libc::EAGAIN,
         _ => libc::EIO,

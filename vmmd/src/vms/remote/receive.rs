@@ -175,8 +175,8 @@ impl Host {
         };
         // What came from another host stays there until a VM has it.
         let (call, (parent, _held)) = self.image_disks.blocking(look).await?;
-        // What it needs of memory is looked for meanwhile: if the clones are not admitted, it is let
-        // go of.
+        // Their memory is described to the pager meanwhile: if they are not admitted, it is let go
+        // of.
         let (admitted, received) =
             tokio::join!(self.admit_clones_of(&parent, &call), self.receive_generation(&call));
         let Admissible { slots, admitted, ticket, on_the_way } = admitted?;

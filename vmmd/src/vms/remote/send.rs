@@ -11,7 +11,7 @@ use crate::{
         host::Host,
         remote_data::{
             error::{PATIENCE, PrepareError, RemoteError},
-            place::{Elsewhere, There},
+            place::{Elsewhere, Others, There},
         },
         snapshot_data::describe::describe,
     },
@@ -33,23 +33,11 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    task::JoinHandle,
-    time::{error::Elapsed, timeout},
-};
+use tokio::time::{error::Elapsed, timeout};
 use tonic::{Status, transport::Channel};
 
 /// Most bytes of a message.
 const PART_BYTES: usize = 128 * 1024;
-
-/// What clones on other hosts need that does not depend on the generation.
-#[derive(Debug)]
-pub(in crate::vms) struct Others {
-    /// Kernel and root file system: other hosts find them by their content.
-    images: [ImageRef; 2],
-    /// What the scheduler says of the hosts, by their ids, as soon as it has.
-    infos: JoinHandle<HashMap<String, HostInfo>>,
-}
 
 /// A generation as other hosts get it.
 #[derive(Debug)]
