@@ -294,6 +294,7 @@ fn settings(options: &Options, security: &Security) -> Result<Settings, DaemonEr
         host_kind: facts::kind_of_host(),
         peers: Peers::new(options.own_address(), security.clone()),
         overlay: options.overlay,
+        compress_pages: options.compress_pages,
         ticket_hosts: options.tickets,
     })
 }

@@ -114,6 +114,12 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1, env = "PATINA_VMMD_SPARE", value_parser = clap::value_parser!(u16).range(0..=16))]
     pub spare: u16,
 
+    /// Send the memory of VMs to other hosts compressed (LZ4), where it is shorter then. It pays if
+    /// the network carries less than about 2 Gbit/s; on a faster one it costs more time than it
+    /// saves
+    #[arg(long, env = "PATINA_VMMD_COMPRESS_PAGES")]
+    pub compress_pages: bool,
+
     /// Most clones at once on this host, those that guests have tickets for included
     #[arg(long, value_name = "N", default_value_t = 256, env = "PATINA_VMMD_MAX_VMS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub max_vms: u32,

@@ -6,6 +6,7 @@
 mod watch;
 
 use super::HANDSHAKE_PATIENCE;
+use super::compression::decompress;
 use super::tls::{self, Receiver, Sender};
 use super::wire::{Answer, Kind, Request};
 use crate::engine::DEMANDS_MAX;
@@ -252,26 +253,35 @@ impl Lane {
 
     /// Takes answers until the connection breaks.
     fn receive(&self, input: &mut Receiver) -> io::Result<Infallible> {
-        let mut buffer = Vec::new();
+        let (mut buffer, mut plain) = (Vec::new(), Vec::new());
         loop {
             let answer = Answer::read(input)?;
             // At most a run: see `Answer::read`.
             buffer.resize(answer.bytes as usize, 0);
             input.read_exact(&mut buffer)?;
-            let mut state = self.state();
-            state.heard = Some(Instant::now());
+            let wanted = {
+                let mut state = self.state();
+                state.heard = Some(Instant::now());
+                state.pending.get(&answer.number).map(|pending| pending.bytes)
+            };
             // It may have been given up, or answered over an earlier connection.
-            let Some(pending) = state.pending.get(&answer.number) else { continue };
-            if answer.kind == Kind::Bytes && pending.bytes != buffer.len() {
+            let Some(wanted) = wanted else { continue };
+            let run = match answer.kind {
+                Kind::Refused => None,
+                Kind::Bytes => Some(&buffer),
+                Kind::Lz4 => {
+                    // No more than the run, whatever the block says.
+                    plain.resize(wanted, 0);
+                    let length = decompress(&buffer, &mut plain)?;
+                    plain.truncate(length);
+                    Some(&plain)
+                }
+            };
+            if run.is_some_and(|run| run.len() != wanted) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a run has another length"));
             }
-            let pending = state.pending.remove(&answer.number);
-            drop(state);
-            let Some(pending) = pending else { continue };
-            (pending.done)(match answer.kind {
-                Kind::Bytes => Ok(&buffer),
-                Kind::Refused => Err(RunError::Refused),
-            });
+            let Some(pending) = self.state().pending.remove(&answer.number) else { continue };
+            (pending.done)(run.map(Vec::as_slice).ok_or(RunError::Refused));
         }
     }
 }

@@ -10,11 +10,13 @@
 //! two for each pair of hosts: what VMs wait for goes over one ([`Class::Demand`]), what is fetched
 //! ahead over the other, so that a demand never waits behind a fill. [`tls`] protects them;
 //! [`wire`] has what goes over them. Nothing that comes from a peer is trusted: a run counts only
-//! when its digest is right, as with any other source.
+//! when its digest is right, as with any other source. Over a slow link runs go compressed, if
+//! `vmmd` says so (`compression`).
 //!
 //! [`Class::Demand`]: crate::source::Class::Demand
 
 pub mod client;
+mod compression;
 mod service;
 pub mod tls;
 pub mod wire;

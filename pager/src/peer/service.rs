@@ -1,6 +1,7 @@
 //! The side that has runs: answers what another host's pager asks over one connection.
 
 use super::HANDSHAKE_PATIENCE;
+use super::compression::{self, BLOCK_MAX_BYTES};
 use super::tls::{self, Receiver, Sender};
 use super::wire::{Answer, HEADER_BYTES, Kind, Request};
 use crate::engine::{Engine, Job};
@@ -28,7 +29,8 @@ impl Drop for Service {
 }
 
 impl Service {
-    /// Answers requests for these layers in a thread of its own. `ended` is called when the
+    /// Answers requests for these layers in a thread of its own, if `compress` with what is
+    /// compressed where it is shorter then. `ended` is called when the
     /// connection has, and hears whether the other side has ended it.
     ///
     /// # Errors
@@ -36,7 +38,7 @@ impl Service {
     pub(crate) fn start(
         engine: Arc<Engine>,
         (stream, credential): (File, &Credential),
-        layers: Vec<Arc<Layer>>,
+        (layers, compress): (Vec<Arc<Layer>>, bool),
         ended: impl FnOnce(io::Error, bool) + Send + 'static,
     ) -> io::Result<Self> {
         let deadline = Instant::now() + HANDSHAKE_PATIENCE;
@@ -44,7 +46,8 @@ impl Service {
         let service = Self(Arc::clone(&sender));
         thread::Builder::new().name("peer-service".into()).spawn(move || {
             let answered = receiver.handshake(deadline);
-            let answered = answered.and_then(|()| engine.answer_all(&mut receiver, &sender, &layers));
+            let answered =
+                answered.and_then(|()| engine.answer_all(&mut receiver, &sender, (&layers, compress)));
             let Err(error) = answered.map(|never| match never {});
             // The other side sees it at once.
             sender.hang_up();
@@ -59,10 +62,11 @@ impl Engine {
         self: &Arc<Self>,
         input: &mut Receiver,
         sender: &Sender,
-        layers: &[Arc<Layer>],
+        (layers, compress): (&[Arc<Layer>], bool),
     ) -> io::Result<Infallible> {
         let mut scratch = Scratch::default();
         let mut output = vec![0; HEADER_BYTES + RUN_BYTES as usize];
+        let mut compressed = vec![0; HEADER_BYTES + BLOCK_MAX_BYTES];
         loop {
             let Request { number, layer, run } = Request::read(input)?;
             let run = run as usize;
@@ -72,11 +76,18 @@ impl Engine {
                 let place = output.get_mut(HEADER_BYTES..HEADER_BYTES + bytes)?;
                 self.copy_run(layer, run, &mut scratch, place).then_some(bytes)
             });
-            let kind = if bytes.is_some() { Kind::Bytes } else { Kind::Refused };
-            let bytes = bytes.unwrap_or(0);
+            let shorter = bytes.filter(|_| compress).and_then(|bytes| {
+                let run = &output[HEADER_BYTES..HEADER_BYTES + bytes];
+                compression::compress(run, &mut compressed[HEADER_BYTES..])
+            });
+            let (kind, bytes, message) = match (shorter, bytes) {
+                (Some(bytes), _) => (Kind::Lz4, bytes, &mut compressed),
+                (None, Some(bytes)) => (Kind::Bytes, bytes, &mut output),
+                (None, None) => (Kind::Refused, 0, &mut output),
+            };
             let head = Answer { number, kind, bytes: bytes as u32 }.encode();
-            output[..HEADER_BYTES].copy_from_slice(&head);
-            sender.send(&output[..HEADER_BYTES + bytes])?;
+            message[..HEADER_BYTES].copy_from_slice(&head);
+            sender.send(&message[..HEADER_BYTES + bytes])?;
         }
     }
 

@@ -12,7 +12,7 @@
 //! | answer, 16 bytes and the run | |
 //! | --- | --- |
 //! | 0..4 | the request's number |
-//! | 4..8 | [`Kind`]: 0: the run's bytes follow, 1: the run cannot be had |
+//! | 4..8 | [`Kind`]: 0: the run's bytes follow; 1: the run cannot be had; 2: the run follows as one LZ4 block, which is shorter |
 //! | 8..12 | how many bytes follow |
 //! | 12..16 | zero |
 //!
@@ -44,6 +44,8 @@ pub enum Kind {
     Bytes,
     /// The run cannot be had.
     Refused,
+    /// The run follows as one LZ4 block.
+    Lz4,
 }
 
 /// The head of an answer.
@@ -106,6 +108,7 @@ impl Answer {
         let kind = match self.kind {
             Kind::Bytes => 0,
             Kind::Refused => 1,
+            Kind::Lz4 => 2,
         };
         encode([self.number, kind, self.bytes, 0])
     }
@@ -119,7 +122,8 @@ impl Answer {
         let kind = match (kind, u64::from(bytes)) {
             (0, 1..=RUN_BYTES) => Kind::Bytes,
             (1, 0) => Kind::Refused,
-            (0 | 1, _) => return Err(invalid("an answer has a length that no run has")),
+            (2, 1..RUN_BYTES) => Kind::Lz4,
+            (0..=2, _) => return Err(invalid("an answer has a length that no run has")),
             _ => return Err(invalid("an answer is of no known kind")),
         };
         Ok(Self { number, kind, bytes })
@@ -138,6 +142,8 @@ mod tests {
             prop_assert_eq!(Request::read(&mut &request.encode()[..]).unwrap(), request);
             let answer = Answer { number, kind: Kind::Bytes, bytes };
             prop_assert_eq!(Answer::read(&mut &answer.encode()[..]).unwrap(), answer);
+            let compressed = Answer { number, kind: Kind::Lz4, bytes: bytes.min(RUN_BYTES as u32 - 1) };
+            prop_assert_eq!(Answer::read(&mut &compressed.encode()[..]).unwrap(), compressed);
             let refused = Answer { number, kind: Kind::Refused, bytes: 0 };
             prop_assert_eq!(Answer::read(&mut &refused.encode()[..]).unwrap(), refused);
         }
@@ -161,7 +167,7 @@ mod tests {
             Answer::read(&mut &header[..])
         };
         assert!(with(0, 9).is_ok());
-        for (at, byte) in [(4, 2), (4, 1), (7, 1), (9, 0), (10, 2), (11, 1), (12, 1), (15, 1)] {
+        for (at, byte) in [(4, 3), (4, 1), (7, 1), (9, 0), (10, 2), (11, 1), (12, 1), (15, 1)] {
             assert!(with(at, byte).is_err(), "byte {at} is {byte}");
         }
         assert!(Answer::read(&mut &valid[..15]).is_err(), "it is cut short");

@@ -90,8 +90,8 @@ impl Server {
                 self.engine.give_up_on(&peer);
                 FromPeers::GivenUp { peer }
             }
-            ToPeers::Serve { connection, layers, credential } => {
-                let done = self.serve_peer(&connection, &layers, &credential);
+            ToPeers::Serve { connection, layers, credential, compress } => {
+                let done = self.serve_peer(&connection, &layers, (&credential, compress));
                 let done = done.map(|()| FromPeers::Serving { connection: connection.clone() });
                 refused(connection, done)
             }
@@ -119,7 +119,12 @@ impl Server {
         done.map_err(|error| format!("read layer {layer} elsewhere: {error}"))
     }
 
-    fn serve_peer(&mut self, id: &Id, layers: &[Id], credential: &Credential) -> Result<(), String> {
+    fn serve_peer(
+        &mut self,
+        id: &Id,
+        layers: &[Id],
+        (credential, compress): (&Credential, bool),
+    ) -> Result<(), String> {
         let [stream] = self.take_streams::<1>()?;
         if self.peers.served.contains_key(id) {
             return Err(EngineError::Exists.to_string());
@@ -139,8 +144,9 @@ impl Server {
             let reason = error.to_string();
             engine.tell(Happened::ServiceEnded { connection: name, number, reason, is_done });
         };
-        let service = Service::start(Arc::clone(&self.engine), (stream, credential), layers, ended)
-            .map_err(|error| format!("serve: {}", chain(&error)))?;
+        let service =
+            Service::start(Arc::clone(&self.engine), (stream, credential), (layers, compress), ended)
+                .map_err(|error| format!("serve: {}", chain(&error)))?;
         self.peers.served.insert(id.clone(), (number, service));
         Ok(())
     }

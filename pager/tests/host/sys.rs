@@ -102,3 +102,21 @@ pub fn unmount(at: &Path) {
     // SAFETY: the string ends with a zero and lives during the call.
     unsafe { libc::umount2(c_string(at).as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
 }
+
+/// How many bytes a TCP connection has received: `tcpi_bytes_received` of `struct tcp_info`.
+pub fn received(stream: &std::net::TcpStream) -> io::Result<u64> {
+    let mut info = [0_u64; 17];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, to `info`.
+    let told = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    check(told.into())?;
+    Ok(info[16])
+}

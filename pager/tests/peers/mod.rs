@@ -4,6 +4,7 @@
 pub mod another;
 
 use super::Test;
+use super::host::sys::received;
 use super::host::{Layer, Pager, Vm, id, pattern};
 use super::sources::{RUN, expected, reads};
 use patina_control::pager::{Credential, FromPager, FromPeers, LayerStatus, PeerLayer, ToPager, ToPeers};
@@ -17,9 +18,11 @@ use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-pub const TESTS: [(&str, Test); 13] = named![
+pub const TESTS: [(&str, Test); 15] = named![
     a_layer_of_another_host_is_served_and_crosses_once,
     a_host_that_fills_serves_others,
+    a_layer_arrives_compressed_if_vmmd_says_so,
+    a_peer_that_compresses_what_is_no_run_is_cut_off,
     what_two_vms_wait_for_is_asked_for_once,
     what_is_fetched_ahead_is_asked_for_many_runs_at_a_time,
     a_connection_that_breaks_is_replaced_and_nothing_is_lost,
@@ -132,8 +135,13 @@ fn add_remote(pager: &mut Pager, layer: &Layer) -> LayerStatus {
 
 /// Has a pager serve a layer over a connection.
 fn serve(pager: &mut Pager, name: &str, layer: &Layer, stream: &TcpStream) {
+    serve_as(pager, name, layer, (stream, false));
+}
+
+/// The same, and compress it or not.
+fn serve_as(pager: &mut Pager, name: &str, layer: &Layer, (stream, compress): (&TcpStream, bool)) {
     let (layers, credential) = (vec![layer.id.clone()], CREDENTIAL.clone());
-    let order = ToPeers::Serve { connection: id(name), layers, credential };
+    let order = ToPeers::Serve { connection: id(name), layers, credential, compress };
     pager.peer.send(&ToPager::Peers(order), &[stream.as_fd()]);
     hear_about_peers(pager, |news| matches!(news, FromPeers::Serving { .. }).then_some(()));
 }
@@ -185,6 +193,69 @@ fn a_host_that_fills_serves_others() {
     third.wait_for_completion(&last);
     for (pager, layer) in pagers.iter_mut().zip([&layer, &middle, &last]) {
         assert_eq!(pager.status(layer).fetched, 63, "each run crosses once");
+    }
+}
+
+/// Memory as programs have it: it can be compressed, and each run is another one.
+fn text(runs: usize) -> Vec<u8> {
+    let line = |number: usize| format!("{number}: the quick brown fox jumps over the lazy dog\n");
+    (0..).flat_map(|number| line(number).into_bytes()).take(runs * RUN).collect()
+}
+
+fn a_layer_arrives_compressed_if_vmmd_says_so() {
+    const RUNS: usize = 32;
+    // One run is as short as it can be.
+    let content = [text(RUNS), pattern(1, |_| false)].concat();
+    let layer = Layer::new("a", content);
+    for compress in [true, false] {
+        let (mut far, mut near) = (Pager::start(), Pager::start());
+        far.add(&layer).expect("a layer");
+        let (demand, ahead) = (connection(), connection());
+        for (name, stream) in [("demand", &demand.1), ("ahead", &ahead.1)] {
+            serve_as(&mut far, name, &layer, (stream, compress));
+        }
+        connect(&mut near, [&demand.0, &ahead.0]);
+        let copy = elsewhere(&layer);
+        add_remote(&mut near, &copy);
+        Vm::attach(&mut near, "one", &copy).check(&layer.content);
+        let came = received(&demand.0).expect("bytes") as usize;
+        assert_eq!(came < RUNS * RUN / 2, compress, "{came} bytes of {} came", RUNS * RUN);
+    }
+}
+
+fn a_peer_that_compresses_what_is_no_run_is_cut_off() {
+    let block = |run: &[u8]| {
+        let mut block = vec![0; lz4_flex::block::get_maximum_output_size(run.len())];
+        let length = lz4_flex::block::compress_into(run, &mut block).expect("room");
+        block.truncate(length);
+        block
+    };
+    let right = text(8);
+    let shorter = block(&right[RUN..2 * RUN - 1]);
+    let longer = block(&right[RUN..2 * RUN + 1]);
+    let longest = block(&vec![0; 64 << 20])[..RUN - 1].to_vec();
+    for wrong in [vec![0xff; 100], shorter, longer, longest] {
+        let (layer, mut pager, [mut demand, ahead]) = played_with(Layer::new("layer-a", right.clone()));
+        let vm = Vm::attach(&mut pager, "one", &layer);
+        let reader = reads(&vm.view, 1);
+        let request = Request::read(&mut demand.receiver).expect("a request");
+        let head = Answer { number: request.number, kind: Kind::Lz4, bytes: wrong.len() as u32 };
+        demand.send(&[&head.encode()[..], &wrong].concat());
+        let reason = hear_about_peers(&mut pager, |news| match news {
+            FromPeers::Lost { reason, .. } => Some(reason.clone()),
+            _ => None,
+        });
+        assert!(!reason.is_empty() && demand.is_over(), "{reason}");
+        // Over the next connection it comes as it should, compressed.
+        let [(near_demand, demand), (near_ahead, _ahead)] = [connection(), connection()];
+        connect(&mut pager, [&near_demand, &near_ahead]);
+        let mut demand = Ends::agreed(demand, true);
+        let request = Request::read(&mut demand.receiver).expect("it is asked again");
+        let right_block = block(&right[RUN..2 * RUN]);
+        let head = Answer { number: request.number, kind: Kind::Lz4, bytes: right_block.len() as u32 };
+        demand.send(&[&head.encode()[..], &right_block].concat());
+        assert!(reader.join().expect("a reader") == expected(&layer, 1));
+        drop((vm, pager, ahead));
     }
 }
 

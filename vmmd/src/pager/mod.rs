@@ -187,8 +187,8 @@ impl Pager {
         self.book.find(memfd)
     }
 
-    /// Has the pager serve layers to another host over `stream`. The layers must be held as long as
-    /// what is returned says.
+    /// Has the pager serve layers to another host over `stream`, compressed if `compress` says so.
+    /// The layers must be held as long as what is returned says.
     ///
     /// # Errors
     /// There is no pager, or it refuses.
@@ -196,10 +196,10 @@ impl Pager {
         &self,
         connection: Uuid,
         layers: &[Arc<LazyLayer>],
-        (stream, credential): (OwnedFd, Credential),
+        (stream, credential, compress): (OwnedFd, Credential, bool),
     ) -> Result<Served, PagerError> {
         let layers = layers.iter().map(|layer| layer.parts.id.clone()).collect();
-        let serving = Serving { connection: name_of(connection)?, layers, stream, credential };
+        let serving = Serving { connection: name_of(connection)?, layers, stream, credential, compress };
         self.ask(|answer| Order::Serve(serving, answer)).await
     }
 

@@ -51,6 +51,8 @@ pub struct Serving {
     pub stream: OwnedFd,
     /// By which both pagers know each other.
     pub credential: Credential,
+    /// Whether runs are compressed.
+    pub compress: bool,
 }
 
 /// Tells when a connection over which another host reads has ended: whether that host has ended it

@@ -81,6 +81,8 @@ pub struct Settings {
     pub peers: Peers,
     /// Where this host receives what VMs of other hosts send to its own. None: nowhere.
     pub overlay: Option<SocketAddr>,
+    /// Whether memory is sent to other hosts compressed.
+    pub compress_pages: bool,
     /// On which hosts guests get tickets.
     pub ticket_hosts: TicketHosts,
 }

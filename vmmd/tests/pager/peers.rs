@@ -57,7 +57,7 @@ impl Lease {
                 let mut hello = [0; HELLO_BYTES];
                 stream.read_exact(&mut hello).await.unwrap();
                 assert_eq!(lease_of(&hello), Some(lender.lease));
-                let with = (stream.into_std().unwrap().into(), lender.credential.clone());
+                let with = (stream.into_std().unwrap().into(), lender.credential.clone(), false);
                 // Without a pager it is hung up, and comes again.
                 drop(pager.serve_peer(Uuid::new_v4(), &layers, with).await);
             }

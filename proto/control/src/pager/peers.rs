@@ -116,6 +116,9 @@ pub enum ToPeers {
         layers: Vec<Id>,
         /// By which both sides know each other.
         credential: Credential,
+        /// Send runs compressed where that is shorter. Earlier releases do not say.
+        #[serde(default)]
+        compress: bool,
     },
     /// Hang up. The answer is [`FromPeers::Ended`], also where there is none.
     StopServing {

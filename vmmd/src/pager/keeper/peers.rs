@@ -42,13 +42,13 @@ impl Keeper {
         serving: Serving,
         answer: oneshot::Sender<Result<Served, PagerError>>,
     ) -> Result<(), PagerError> {
-        let Serving { connection, layers, stream, credential } = serving;
+        let Serving { connection, layers, stream, credential, compress } = serving;
         let Some(pager) = &self.pager else {
             best_effort(answer.send(Err(PagerError::Closed)), "nobody waits for it any longer");
             return Ok(());
         };
         self.serving.insert(connection.clone(), answer);
-        let serve = ToPager::Peers(ToPeers::Serve { connection, layers, credential });
+        let serve = ToPager::Peers(ToPeers::Serve { connection, layers, credential, compress });
         pager.talk.send(&serve, &[stream.as_fd()]).await
     }
 

@@ -64,7 +64,7 @@ impl Host {
         };
         let stream = stream.map_err(PagesError::Broken)?;
         let mut borrowed = self.borrow(lease).ok_or(PagesError::NoLease(lease))?;
-        let with = (stream, borrowed.credential.clone());
+        let with = (stream, borrowed.credential.clone(), self.settings.compress_pages);
         let served = self.pager.serve_peer(Uuid::new_v4(), &borrowed.layers, with).await?;
         // The lease holds them.
         borrowed.layers.clear();
