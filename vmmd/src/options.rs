@@ -115,8 +115,7 @@ pub struct Options {
     pub spare: u16,
 
     /// Send the memory of VMs to other hosts compressed (LZ4), where it is shorter then. It pays if
-    /// the network carries less than about 2 Gbit/s; on a faster one it costs more time than it
-    /// saves
+    /// the network is slow (about 2 Gbit/s or less), or if much of the memory is nearly empty
     #[arg(long, env = "PATINA_VMMD_COMPRESS_PAGES")]
     pub compress_pages: bool,
 
