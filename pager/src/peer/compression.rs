@@ -1,4 +1,4 @@
-//! Runs as LZ4 blocks, for links that are slower than that.
+//! Runs as LZ4 blocks: fewer bytes for slow links.
 
 use patina_control::pager::RUN_BYTES;
 use std::io;

@@ -29,9 +29,9 @@ impl Drop for Service {
 }
 
 impl Service {
-    /// Answers requests for these layers in a thread of its own, if `compress` with what is
-    /// compressed where it is shorter then. `ended` is called when the
-    /// connection has, and hears whether the other side has ended it.
+    /// Answers requests for these layers in a thread of its own; with `compress`, by runs that are
+    /// compressed where that makes them shorter. `ended` is called when the connection has, and
+    /// hears whether the other side has ended it.
     ///
     /// # Errors
     /// The credential is none, or the thread cannot be started.
