@@ -838,11 +838,7 @@ fn copied_few(generation: &tiny::Generation) -> Result<(), Failed> {
 
 fn a_vm_is_frozen_again_and_again_while_its_memory_arrives() -> Result<(), Failed> {
     const _: () = assert!(READ_PAGES > 4 * FEW_PAGES);
-    let parent = Guest::code(READ).start()?;
-    Typist::new(&parent)?.expect("a", "1")?;
-    let generation = parent.freeze()?;
-    end_all([parent])?;
-    let layer = FillingLayer::of(&generation)?;
+    let (generation, layer) = frozen_after_one(READ)?;
     let clone = Guest::warm().start()?;
     let pager = clone.give_lazily(&generation, &layer, |_| Fate::Served)?;
     let mut at_clone = Typist::new(&clone)?;
@@ -901,12 +897,19 @@ fn a_freeze_after_one_that_has_failed_copies_what_was_written_and_no_more() -> R
     end_all([clone, grandchild])
 }
 
-fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), Failed> {
-    let parent = Guest::code(READ).start()?;
+/// The generation of a VM that has run this code for one byte and has ended, and its lowest layer,
+/// of which nothing has arrived yet.
+fn frozen_after_one(code: &'static [u8]) -> Result<(tiny::Generation, FillingLayer), Failed> {
+    let parent = Guest::code(code).start()?;
     Typist::new(&parent)?.expect("a", "1")?;
     let generation = parent.freeze()?;
     end_all([parent])?;
     let layer = FillingLayer::of(&generation)?;
+    Ok((generation, layer))
+}
+
+fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), Failed> {
+    let (generation, layer) = frozen_after_one(READ)?;
     // Data that the guest reads, and code that it runs.
     for lost in [COUNT, tiny::CODE] {
         let clone = Guest::warm().start()?;
@@ -939,11 +942,7 @@ fn a_vm_whose_page_is_lost_ends_and_never_reads_another_content() -> Result<(), 
 fn a_freeze_makes_no_content_of_a_lost_page() -> Result<(), Failed> {
     /// No program of a guest has to do with it.
     const UNUSED: u64 = 0x30_0000;
-    let parent = Guest::code(READ).start()?;
-    Typist::new(&parent)?.expect("a", "1")?;
-    let generation = parent.freeze()?;
-    end_all([parent])?;
-    let layer = FillingLayer::of(&generation)?;
+    let (generation, layer) = frozen_after_one(READ)?;
     let clone = Guest::warm().start()?;
     let fate = |offset| if offset == UNUSED { Fate::Lost } else { Fate::Served };
     let pager = clone.give_lazily(&generation, &layer, fate)?;
@@ -970,11 +969,7 @@ fn a_freeze_makes_no_content_of_a_lost_page() -> Result<(), Failed> {
 /// A clone whose random number generator meets this fate where it reads what it is to do: its guest
 /// has asked it for bytes, and waits.
 fn clone_whose_device_needs(fate: Fate) -> Result<(Vmm, Typist, FillingLayer, Pager), Failed> {
-    let parent = Guest::code(RANDOM).start()?;
-    Typist::new(&parent)?.expect("a", "1")?;
-    let generation = parent.freeze()?;
-    end_all([parent])?;
-    let layer = FillingLayer::of(&generation)?;
+    let (generation, layer) = frozen_after_one(RANDOM)?;
     let clone = Guest::warm().start()?;
     let fate = move |offset| if offset == DESCRIPTORS { fate } else { Fate::Served };
     let pager = clone.give_lazily(&generation, &layer, fate)?;
