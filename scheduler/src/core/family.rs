@@ -2,7 +2,6 @@
 
 use super::{
     Core,
-    api::Listing,
     host::Host,
     present::Running,
     state::Standing,
@@ -67,8 +66,7 @@ impl Core {
                 |ghost: &Running| Some((ghost.vmid, on(host, Some(ghost.ticket), ghost.parent_vmid)?));
             vms.extend(of_family.filter_map(there));
         }
-        let every = Listing { family: Some(family), most: usize::MAX, ..Listing::default() };
-        for ticket in self.ledger.list(&every).into_iter().filter(|ticket| ticket.state == State::Used) {
+        for ticket in self.ledger.of_family(family).filter(|ticket| ticket.state == State::Used) {
             for (vmid, id) in ticket.live() {
                 let vm = self.hosts.get(id).and_then(|host| on(host, Some(ticket.id), ticket.parent_vmid));
                 vms.extend(vm.map(|vm| (vmid, vm)));
