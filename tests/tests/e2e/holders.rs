@@ -7,7 +7,7 @@ use crate::{
     stage::Stage,
 };
 use libtest_mimic::Failed;
-use patina_tests::{host::Host, leftovers};
+use patina_tests::{audit, host::Host};
 use rustix::{
     fs::{SealFlags, fcntl_get_seals},
     process::{Pid, Signal, kill_process},
@@ -31,21 +31,11 @@ fn a_clone_goes_on_with_another_host_s_memory_when_its_parent_s_host_dies(stage:
     told.map_err(|failed| format!("{}\n{}", failed.message().unwrap_or("failed"), logs.join("\n==\n")).into())
 }
 
-/// Processes of a host, and their names.
-fn processes(host: &Host) -> Result<Vec<(String, Pid)>, Failed> {
-    let described = leftovers::processes_of(&host.state_dir())?;
-    let parse = |text: &String| {
-        let (name, pid) = text.strip_prefix("process ")?.strip_suffix(')')?.split_once(" (")?;
-        Some((name.to_owned(), pid.parse().ok().and_then(Pid::from_raw)?))
-    };
-    Ok(described.iter().filter_map(parse).collect())
-}
-
 /// Whether a host's pager has layers, and all of each.
 fn has_all(host: &Host) -> Result<bool, Failed> {
-    let processes = processes(host)?;
-    let Some((_, pager)) = processes.iter().find(|(name, _)| name == "pager") else { return Ok(false) };
-    let files = fs::read_dir(format!("/proc/{}/fd", pager.as_raw_nonzero()))?.flatten();
+    let processes = audit::processes(host)?;
+    let Some((pager, _)) = processes.iter().find(|(_, name)| name == "pager") else { return Ok(false) };
+    let files = fs::read_dir(format!("/proc/{pager}/fd"))?.flatten();
     let is_layer = |path: &std::path::PathBuf| {
         fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("memfd:patina-layer"))
     };
@@ -90,9 +80,10 @@ fn takes_over(hosts: &mut Hosts) -> Outcome {
         kill_process(vmmd, Signal::CONT)?;
         filled?;
         // It begins to fetch the memory: its parent's host dies with all that runs there.
-        let doomed = processes(first)?;
+        let doomed = audit::processes(first)?;
         until("a clone on the third host", || Ok(has_clone(third)))?;
-        doomed.iter().try_for_each(|(_, pid)| kill_process(*pid, Signal::KILL))?;
+        let mut pids = doomed.iter().filter_map(|(pid, _)| Pid::from_raw(i32::try_from(*pid).ok()?));
+        pids.try_for_each(|pid| kill_process(pid, Signal::KILL))?;
         // It cannot have worked.
         let cloned = cloned.join().map_err(|_| "a thread ended")??;
         require(cloned.code != 0, "a call that was cut off", format!("{cloned:?}"))
